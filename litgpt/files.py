@@ -1,0 +1,147 @@
+"""Write files and folders so that they exist whole or not at all; join paths that cannot escape."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from litgpt.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+class Damaged(UserError):
+    """A file that is missing, cut short or altered, named in the message."""
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Hand a file's bytes to the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `path` whole or not at all: a temporary file beside it, fsync, one rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync_file(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`.
+
+    Raises:
+        Damaged: if the file is missing or is not JSON in UTF-8.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Damaged(f"{path}: no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise Damaged(f"{path}: not valid JSON ({error})") from None
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Rename a finished folder to its final name, after fsync of all that is in it.
+
+    Raises:
+        UserError: if `final` already exists; nothing is ever written into an existing folder.
+    """
+    for path in sorted(staged.rglob("*")):
+        sync_file(path)
+    sync_file(staged)
+    if final.exists():
+        raise UserError(f"{final} already exists; choose another folder or remove it")
+    staged.rename(final)
+    sync_file(final.parent)
+
+
+@contextmanager
+def staged_folder(final: Path) -> Iterator[Path]:
+    """A fresh folder beside `final` that takes its name when the block ends well and is gone when it does not.
+
+    Raises:
+        UserError: if `final` already exists.
+    """
+    if final.exists():
+        raise UserError(f"{final} already exists; choose another folder or remove it")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    staged = final.with_name(f"{final.name}.{uuid.uuid4().hex[:8]}.partial")
+    staged.mkdir()
+    try:
+        yield staged
+        publish(staged, final)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def seal(folder: Path, known: dict[str, str] | None = None) -> None:
+    """Write the manifest of a folder last: name, bytes and SHA-256 of every file in it.
+
+    Args:
+        known: hashes by file name that were already taken while writing.
+    """
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    entries = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": (known or {}).get(name) or sha256(folder / name)}
+        for name in names
+        if name != MANIFEST
+    }
+    write_json(folder / MANIFEST, {"files": entries})
+
+
+def verify(folder: Path) -> None:
+    """Hold every file of a sealed folder against its manifest.
+
+    Raises:
+        Damaged: naming the first file that is missing, has another size, or other bytes.
+    """
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise Damaged(f"{folder / MANIFEST}: not a manifest")
+    for name, entry in manifest["files"].items():
+        path = inside(folder, name)
+        if not path.is_file():
+            raise Damaged(f"{path}: no such file")
+        if not isinstance(entry, dict) or path.stat().st_size != entry.get("bytes"):
+            raise Damaged(f"{path}: {path.stat().st_size} bytes, but the manifest says otherwise")
+        if sha256(path) != entry.get("sha256"):
+            raise Damaged(f"{path}: its bytes are not those that were written (SHA-256 differs)")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name`, if that stays inside `folder`.
+
+    Raises:
+        UserError: if `name` is absolute, climbs out, holds a NUL, or leads out through a link.
+    """
+    if not name or "\0" in name or len(name) > 1024 or Path(name).is_absolute() or "\\" in name or ":" in name:
+        raise UserError(f"{folder}: refused file name {name[:80]!r}; only names inside the folder are allowed")
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder}: refused file name {name[:80]!r}; it leads out of the folder")
+    return path

@@ -1,0 +1,1 @@
+"""The model: plain PyTorch, no distributed, no lightning."""

@@ -1,0 +1,1 @@
+"""What is kept on disk: training checkpoints, published model folders, downloads."""
