@@ -1,0 +1,59 @@
+"""Number types that carry their own limits, and the check that every group of settings makes of itself."""
+
+from dataclasses import dataclass, fields
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Le
+
+from litgpt.errors import UserError
+
+Count = Annotated[int, Ge(1), Le(10**9)]
+Position = Annotated[int, Ge(0), Le(10**9)]
+Tokens = Annotated[int, Ge(1), Le(10**18)]
+BatchSize = Annotated[int, Ge(1), Le(10**7)]
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # what NumPy and Fabric can be seeded with
+Fraction = Annotated[float, Ge(0.0), Le(1.0)]
+Rate = Annotated[float, Ge(0.0), Le(1e3)]
+Positive = Annotated[float, Ge(1e-30), Le(1e12)]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The smallest and the largest number a field takes."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"a number from {self.low:g} to {self.high:g}"
+
+
+def limits_of(hint: Any) -> Limits | None:
+    """The limits written in a type hint, or in the one member of a union that has some."""
+    if get_origin(hint) is Annotated:
+        low, high = get_args(hint)[1:]
+        return Limits(low.ge, high.le)
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    return next((found for member in members if (found := limits_of(member))), None)
+
+
+@cache
+def field_limits(group: type) -> dict[str, Limits]:
+    """The limits of every field of a dataclass that has some."""
+    hints = get_type_hints(group, include_extras=True)
+    found = {field.name: limits_of(hints[field.name]) for field in fields(group)}
+    return {name: limits for name, limits in found.items() if limits}
+
+
+def check_numbers(group: Any, prefix: str = "") -> None:
+    """Hold every number of a dataclass against the limits in its type.
+
+    Raises:
+        UserError: naming the first key (`prefix` and the field's name), its value and the limits. NaN is outside of any.
+    """
+    for name, limits in field_limits(type(group)).items():
+        value = getattr(group, name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and not limits.low <= value <= limits.high:
+            raise UserError(f"{prefix}{name}: {value} will not do; give {limits}")
