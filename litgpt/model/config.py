@@ -1,0 +1,283 @@
+"""The shape of a model: LitGPT's fields, checked, with named choices."""
+
+import difflib
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from litgpt.errors import UserError
+
+# The largest value of a field that any machine could build; beyond it a number is a slip of the pen.
+LIMITS = {
+    "block_size": 2**31,
+    "n_layer": 10_000,
+    "n_embd": 2**20,
+    "vocab_size": 2**26,
+    "padded_vocab_size": 2**26,
+    "padding_multiple": 2**20,
+    "n_head": 2**16,
+    "n_query_groups": 2**16,
+    "head_size": 2**16,
+    "intermediate_size": 2**24,
+}
+POSITIVE = ("norm_eps", "rope_base", "rope_condense_ratio", "attention_scores_scalar", "rotary_percentage")
+# Fields that LitGPT has and this model does not run yet; only their default is accepted.
+NOT_BUILT = (
+    "norm_qk_type",
+    "post_attention_norm",
+    "post_mlp_norm",
+    "sliding_window_size",
+    "sliding_window_indices",
+    "attention_logit_softcapping",
+    "rope_interleave",
+    "moe_intermediate_size",
+    "n_expert",
+    "n_shared_expert",
+    "n_expert_groups",
+    "n_topk_groups",
+    "n_topk_scores_per_group",
+    "n_expert_per_token",
+    "first_k_dense_replace",
+    "routed_scaling_factor",
+    "norm_topk_prob",
+    "final_logit_softcapping",
+    "norm_1",
+    "norm_2",
+    "latent_attention",
+    "rope_local_base_freq",
+    "rope_indices",
+)
+LINEAR_ROPE = {"factor"}
+LLAMA3_ROPE = {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}
+
+
+@dataclass(init=False)
+class Config:
+    """One decoder's shape; field names, order and defaults are LitGPT's, our own follow at the end.
+
+    Sizes are in elements, `block_size` in tokens. What is left at None is derived: `padded_vocab_size` is `vocab_size`
+    rounded up, `head_size = n_embd / n_head`, `n_query_groups = n_head`, `intermediate_size = 4 n_embd`.
+
+    Raises:
+        UserError: naming the field, its value and one that would do.
+    """
+
+    name: str = ""
+    hf_config: dict[str, Any] = field(default_factory=dict)
+    block_size: int = 4096
+    n_layer: int = 16
+    n_embd: int = 4096
+    vocab_size: int = 50254
+    padding_multiple: int = 512
+    padded_vocab_size: int | None = None
+    norm_class_name: Literal["LayerNorm", "RMSNorm", "OffsetRMSNorm"] = "LayerNorm"
+    norm_eps: float = 1e-5
+    norm_qk: bool = False
+    norm_qk_type: Literal["default", "olmo2"] = "default"
+    post_attention_norm: bool = False
+    post_mlp_norm: bool = False
+    parallel_residual: bool = True
+    shared_attention_norm: bool = False
+    n_head: int = 32
+    head_size: int | None = None
+    n_query_groups: int | None = None
+    attn_bias: bool = False
+    attention_scores_scalar: float | None = None
+    sliding_window_size: int | None = None
+    sliding_window_indices: list[int] | None = None
+    attention_logit_softcapping: float | None = None
+    rope_base: float = 10000
+    rotary_percentage: float = 0.25
+    rope_condense_ratio: float = 1
+    rope_adjustments: dict[str, float] | None = None
+    rope_interleave: bool = False
+    intermediate_size: int | None = None
+    moe_intermediate_size: int | None = None
+    bias: bool = True
+    mlp_class_name: Literal["GptNeoxMLP", "LLaMAMLP", "GemmaMLP", "LLaMAMoE"] = "GptNeoxMLP"
+    gelu_approximate: Literal["none", "tanh"] = "none"
+    n_expert: int = 0
+    n_shared_expert: int | None = None
+    n_expert_groups: int | None = None
+    n_topk_groups: int | None = None
+    n_topk_scores_per_group: int | None = None
+    n_expert_per_token: int = 0
+    first_k_dense_replace: int | None = None
+    routed_scaling_factor: float = 1.0
+    norm_topk_prob: bool = False
+    scale_embeddings: bool = False
+    lm_head_bias: bool = False
+    final_logit_softcapping: float | None = None
+    norm_1: bool = True
+    norm_2: bool = True
+    latent_attention: dict[str, Any] | None = None
+    rope_local_base_freq: float | None = None
+    rope_indices: list[int] | None = None
+    # Not in LitGPT's form.
+    tie_embeddings: bool = False
+    dropout: float = 0.0
+
+    def __init__(self, **values: Any) -> None:
+        known = {entry.name: entry for entry in fields(self)}
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1) or ["n_layer"]
+                raise refusal(key, "no such field", f"did you mean {near[0]}?")
+        types = get_type_hints(type(self))
+        for key, entry in known.items():
+            default = {} if key == "hf_config" else entry.default
+            setattr(self, key, checked(key, values[key], types[key]) if key in values else default)
+        self._check_numbers()
+        self._check_built()
+        self._resolve()
+
+    def _check_numbers(self) -> None:
+        for key, limit in LIMITS.items():
+            value = getattr(self, key)
+            if value is not None and not 1 <= value <= limit:
+                raise refusal(key, f"{value} is out of range", f"give 1 to {limit}")
+        for key in POSITIVE:
+            value = getattr(self, key)
+            if value is not None and not 0 < value < math.inf:
+                raise refusal(key, f"{value} is not above 0", "give e.g. 1")
+        if self.rotary_percentage > 1:
+            raise refusal("rotary_percentage", f"{self.rotary_percentage} is above 1", "give e.g. 1.0")
+        if not 0 <= self.dropout < 1:
+            raise refusal("dropout", f"{self.dropout} is not in [0, 1)", "give e.g. 0.1")
+
+    def _check_built(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name in NOT_BUILT and value != entry.default:
+                raise refusal(entry.name, f"{value!r} is not supported yet", f"use {entry.default!r}")
+        if self.mlp_class_name == "LLaMAMoE":
+            raise refusal("mlp_class_name", "'LLaMAMoE' is not supported yet", "use 'LLaMAMLP'")
+        rope = self.rope_adjustments
+        if rope is None:
+            return
+        if set(rope) not in (LINEAR_ROPE, LLAMA3_ROPE):
+            raise refusal("rope_adjustments", f"{sorted(rope)} not supported", f"give {sorted(LLAMA3_ROPE)}")
+        if not all(0 < value < math.inf for value in rope.values()):
+            raise refusal("rope_adjustments", f"{rope} must hold numbers above 0", "e.g. factor: 8.0")
+        if len(rope) > 1 and rope["high_freq_factor"] <= rope["low_freq_factor"]:
+            raise refusal("rope_adjustments", "high_freq_factor is not above low_freq_factor", "use e.g. 4 and 1")
+
+    def _resolve(self) -> None:
+        """Fill in the sizes that follow from others, and refuse those that do not fit together."""
+        if self.head_size is None:
+            if self.n_embd % self.n_head:
+                near = self.n_head * max(1, round(self.n_embd / self.n_head))
+                raise refusal("n_embd", f"{self.n_embd} is no multiple of n_head {self.n_head}", f"use {near}")
+            self.head_size = self.n_embd // self.n_head
+        self.n_query_groups = self.n_query_groups or self.n_head
+        if self.n_head % self.n_query_groups:
+            raise refusal("n_query_groups", f"{self.n_query_groups} does not divide n_head {self.n_head}", "use 1")
+        if self.rotary_size % 2:
+            turned = f"rotates {self.rotary_size} numbers of a head of {self.head_size}, not an even count"
+            raise refusal("rotary_percentage", f"{self.rotary_percentage} {turned}", "change head_size or use 0.5 or 1")
+        if self.intermediate_size is None:
+            if self.mlp_class_name != "GptNeoxMLP":
+                raise refusal("intermediate_size", f"{self.mlp_class_name} needs it", f"use e.g. {4 * self.n_embd}")
+            self.intermediate_size = 4 * self.n_embd
+        if self.padded_vocab_size is None:
+            self.padded_vocab_size = math.ceil(self.vocab_size / self.padding_multiple) * self.padding_multiple
+        self.vocab_size = min(self.vocab_size, self.padded_vocab_size)
+        if self.shared_attention_norm and not self.parallel_residual:
+            raise refusal("shared_attention_norm", "true needs parallel_residual: true", "use false")
+        if self.tie_embeddings and self.lm_head_bias:
+            raise refusal("lm_head_bias", "true does not go with tie_embeddings: true", "use false")
+
+    @property
+    def rotary_size(self) -> int:
+        """How many of a head's numbers are rotated by position."""
+        assert self.head_size is not None
+        return int(self.rotary_percentage * self.head_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by name, as `Config(**values)` and a `model_config.yaml` take them."""
+        return asdict(self)
+
+    @classmethod
+    def from_name(cls, name: str, **overrides: Any) -> "Config":
+        """The shape of a named model (our name, the hub's, or org/name), with some fields changed."""
+        from litgpt.model.registry import find
+
+        return cls(**{**find(name).to_dict(), **overrides})
+
+    @classmethod
+    def from_file(cls, path: str | Path, **overrides: Any) -> "Config":
+        """The shape in a `model_config.yaml`, with some fields changed.
+
+        Raises:
+            UserError: if the file is missing, is no YAML mapping, or describes no possible model.
+        """
+        return cls(**{**read_mapping(Path(path)), **overrides})
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **overrides: Any) -> "Config":
+        """The shape of the model in a checkpoint folder, with some fields changed."""
+        from litgpt.model.registry import read_shape
+
+        return cls(**{**read_shape(Path(path)).to_dict(), **overrides})
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file (JSON is YAML).
+
+    Raises:
+        UserError: if the file is missing, unreadable, or holds something else.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give an existing file") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds {type(value).__name__}, not a mapping such as 'n_layer: 6'")
+    return value
+
+
+def refusal(key: str, problem: str, cure: str) -> UserError:
+    """The error for a field: what is wrong with it and what would do."""
+    return UserError(f"model_config.{key}: {problem}; {cure}")
+
+
+def checked(key: str, value: Any, kind: Any) -> Any:
+    """`value` if it is of the type that a field declares; whole floats pass as integers, `1e9` as a number.
+
+    Raises:
+        UserError: naming the field and the type it wants.
+    """
+    if get_origin(kind) is UnionType:
+        if value is None:
+            return None
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise refusal(key, f"{value!r} is no choice", f"use one of {', '.join(get_args(kind))}")
+        return value
+    if kind in (int, float):
+        value = number(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    accepted = (int, float) if kind is float else get_origin(kind) or kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise refusal(key, f"{value!r} is the wrong type", f"give a value of type {getattr(kind, '__name__', kind)}")
+    if isinstance(value, dict) and get_args(kind)[-1] is float:
+        return {part: checked(f"{key}.{part}", inner, float) for part, inner in value.items()}
+    return value
+
+
+def number(value: Any) -> Any:
+    """The number in a text such as `1e9` or `6e-5`, which YAML does not read as one; all else stays."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
