@@ -1,0 +1,220 @@
+"""The tensors of a training run under names that do not depend on its layout, and the optimizer's other settings."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from litgpt.errors import UserError
+from litgpt.store.tensors import DTYPE_NAMES, TensorFiles, part_of
+
+Optimizers = Optimizer | Sequence[Optimizer] | None
+WRAPPERS = re.compile(r"(?:^module\.)|(?:^|(?<=\.))(?:_forward_module|_orig_mod|_checkpoint_wrapped_module)\.")
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what DDP, Fabric, `torch.compile` and activation checkpointing put into it."""
+    return WRAPPERS.sub("", name)
+
+
+def listed(optimizer: Optimizers) -> list[Optimizer]:
+    """The optimizers of a run as a list, without Fabric's wrapper."""
+    given = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    return [getattr(one, "optimizer", one) for one in given]
+
+
+def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter (a tied one once) and every persistent buffer of a model, by its plain name."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # after an evaluation the root still holds gathered weights in place of its shards
+    for name, parameter in model.named_parameters():
+        yield plain_name(name), parameter
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield plain_name(f"{prefix}.{name}" if prefix else name), buffer
+
+
+def optimizer_values(model: nn.Module, optimizers: list[Optimizer]) -> Iterator[tuple[str, Any]]:
+    """Every value that the optimizers keep for a parameter, as (`<key>.<parameter>`, tensor or number)."""
+    names = {parameter: plain_name(name) for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    if value is not None:
+                        yield f"{key}.{names[parameter]}", checked_value(key, names[parameter], value, parameter)
+
+
+def checked_value(key: str, name: str, value: Any, parameter: Tensor) -> Any:
+    """`value`, if it is one that can be written and given to any number of ranks."""
+    if not isinstance(value, Tensor | bool | int | float):
+        raise UserError(f"optimizer state {key!r} of {name} is a {type(value).__name__}; only tensors and numbers save")
+    if isinstance(parameter, DTensor) and isinstance(value, Tensor) and not isinstance(value, DTensor) and value.dim():
+        raise UserError(
+            f"optimizer state {key!r} of {name} is not sharded like its parameter, so it cannot be saved; "
+            "use AdamW, or parallel.data_shard: 1"
+        )
+    return value
+
+
+def group_settings(model: nn.Module, optimizers: list[Optimizer]) -> list[dict[str, Any]]:
+    """Every parameter group's settings and parameter names, as JSON holds them."""
+    names = {parameter: plain_name(name) for name, parameter in model.named_parameters()}
+    groups = []
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            settings = {
+                key: value.item() if isinstance(value, Tensor) else value
+                for key, value in group.items()
+                if key != "params" and isinstance(value, Tensor | bool | int | float | str | tuple | list | None)
+            }
+            groups.append(
+                {
+                    "optimizer": type(optimizer).__name__,
+                    "settings": settings,
+                    "parameters": [names[parameter] for parameter in group["params"]],
+                }
+            )
+    return groups
+
+
+def restore_groups(model: nn.Module, optimizers: list[Optimizer], saved: list[dict[str, Any]]) -> None:
+    """Give every parameter group the settings that it was saved with.
+
+    Raises:
+        UserError: if the saved groups are of another optimizer or hold other parameters.
+    """
+    now = group_settings(model, optimizers)
+    kinds, saved_kinds = ([group["optimizer"] for group in groups] for groups in (now, saved))
+    if kinds != saved_kinds:
+        raise UserError(f"optimizer: the checkpoint was saved with {saved_kinds}, this run has {kinds}; use the same")
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for group, have, want in zip(groups, now, saved, strict=True):
+        if have["parameters"] != want["parameters"]:
+            raise UserError("optimizer: the checkpoint groups the parameters in another way; use the same optimizer")
+        for key, value in want["settings"].items():
+            old = group.get(key)
+            if isinstance(old, Tensor):
+                old.fill_(value)
+            else:
+                group[key] = tuple(value) if isinstance(value, list) else value
+
+
+def check_names(what: str, files: TensorFiles, prefix: str, expected: dict[str, Tensor]) -> None:
+    """Hold the names, shapes and types that a checkpoint has under `prefix` against those that are needed."""
+    saved = {name.removeprefix(prefix) for name in files.wholes if name.startswith(prefix)}
+    for kind, names in (("lacks", expected.keys() - saved), ("has unknown", saved - expected.keys())):
+        if names:
+            some = ", ".join(sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
+            raise UserError(f"{what}: the checkpoint {kind} {len(names)} tensor(s): {some}")
+    for name, tensor in expected.items():
+        whole = files.wholes[prefix + name]
+        if (whole.shape, whole.dtype) != (tuple(tensor.shape), tensor.dtype):
+            raise UserError(
+                f"{what}: {name} was saved as {DTYPE_NAMES[whole.dtype]} {list(whole.shape)}, "
+                f"here it is {DTYPE_NAMES[tensor.dtype]} {list(tensor.shape)}; use the same model and precision"
+            )
+
+
+def restore_model(model: nn.Module, files: TensorFiles, what: str) -> None:
+    """Fill every tensor of a model from a checkpoint, each rank its own part.
+
+    Raises:
+        UserError: naming tensors that only one side has, or that differ in shape or type.
+    """
+    tensors = dict(model_tensors(model))
+    check_names(what, files, "model.", tensors)
+    for name, tensor in tensors.items():
+        files.fill(f"model.{name}", part_of(tensor))
+
+
+def restore_optimizer(model: nn.Module, optimizers: list[Optimizer], files: TensorFiles, what: str) -> None:
+    """Build the state of fresh optimizers from a checkpoint, each tensor laid out as its parameter is.
+
+    Raises:
+        UserError: if the checkpoint has state for parameters that the optimizers do not hold.
+    """
+    by_parameter: dict[str, list[str]] = {}
+    parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+    for name in files.wholes:
+        if name.startswith("optimizer."):
+            by_parameter.setdefault(name.split(".", 2)[2], []).append(name)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            held = {id(parameter) for parameter in group["params"]}
+            mine = [name for name, parameter in parameters.items() if id(parameter) in held]
+            for name in mine:
+                optimizer.state[parameters[name]] = {
+                    full.split(".", 2)[1]: restored(files, full, parameters[name], group)
+                    for full in by_parameter.pop(name, [])
+                }
+    if by_parameter:
+        some = ", ".join(sorted(by_parameter)[:5])
+        raise UserError(f"{what}: holds optimizer state of {some}, which this run does not train")
+
+
+def restored(files: TensorFiles, name: str, parameter: Tensor, group: dict[str, Any]) -> Any:
+    """One value of a parameter's optimizer state, on the parameter's device and in its layout."""
+    whole = files.wholes[name]
+    if whole.python:
+        return files.whole(name).item()
+    if whole.shape == tuple(parameter.shape) and whole.shape:
+        tensor = torch.zeros_like(parameter, dtype=whole.dtype, requires_grad=False)
+        files.fill(name, part_of(tensor))
+        return tensor
+    # torch keeps step counters on the CPU unless the step itself runs on the device
+    counter = not whole.shape and not (group.get("capturable") or group.get("fused"))
+    return files.whole(name).to("cpu" if counter else parameter.device)
+
+
+def generator_states() -> dict[str, Tensor]:
+    """The state of torch's random generators on this rank, as byte tensors."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_generators(files: TensorFiles, rank: int) -> None:
+    """Put torch's random generators where this rank's were when the checkpoint was taken."""
+    setters: dict[str, Callable[[Tensor], None]] = {"cpu": torch.set_rng_state, "cuda": torch.cuda.set_rng_state}
+    for kind, setter in setters.items():
+        name = f"rng.{rank:05d}.{kind}"
+        if name in files.wholes and (kind == "cpu" or torch.cuda.is_available()):
+            setter(files.whole(name))
+
+
+def exact_tensor(number: float) -> Tensor:
+    """A Python number as a tensor without dimensions that gives the same number back."""
+    return torch.tensor(number, dtype=torch.float64 if isinstance(number, float) else None)
+
+
+def owned(tensors: Iterable[tuple[str, Any]], rank: int, ranks: int) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+    """What this rank writes: (name, its part, where that lies in the whole tensor).
+
+    Of a sharded tensor every rank of the first replica writes its own part; tensors that all ranks hold alike are
+    dealt out by size.
+    """
+    alike: list[tuple[str, Tensor, dict[str, Any]]] = []
+    for name, value in tensors:
+        part = part_of(value if isinstance(value, Tensor) else exact_tensor(value))
+        place: dict[str, Any] = {"shape": list(part.shape), "offset": list(part.offset)}
+        if not isinstance(value, Tensor):
+            place["python"] = True
+        if not part.sharded:
+            alike.append((name, part.local, place))
+        elif part.first_replica and part.local.numel():
+            yield name, part.local, place
+    total = sum(tensor.nbytes for _, tensor, _ in alike) or 1
+    before = 0
+    for name, local, place in alike:
+        if min(before * ranks // total, ranks - 1) == rank:
+            yield name, local, place
+        before += local.nbytes

@@ -1,0 +1,194 @@
+"""Safetensors files: written in one pass that also hashes them, read in pieces from several files as one tensor."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from litgpt.errors import UserError
+from litgpt.files import Damaged, sync_file
+
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+WRITE_BYTES = 16 << 20  # small enough that hashing and writing find the bytes in cache
+
+
+def byte_blocks(tensor: Tensor) -> Iterator[memoryview]:
+    """The bytes of a CPU tensor in row-major order, in blocks of at most 16 MiB."""
+    if tensor.numel():
+        view = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        for start in range(0, len(view), WRITE_BYTES):
+            yield view[start : start + WRITE_BYTES]
+
+
+def header_of(tensors: Mapping[str, Tensor], order: Iterable[str], metadata: dict[str, str]) -> bytes:
+    """The header of a safetensors file: eight bytes of length, then JSON that names, types and places each tensor."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    start = 0
+    for name in order:
+        tensor = tensors[name]
+        if tensor.dtype not in DTYPE_NAMES:
+            raise UserError(f"{name}: tensors of type {tensor.dtype} cannot be written to a safetensors file")
+        end = start + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> str:
+    """Write CPU tensors to a safetensors file, fsync it, and return its SHA-256 (taken from the bytes as they pass)."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # keeps every tensor aligned
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+
+        def put(block: bytes | memoryview) -> None:
+            digest.update(block)
+            file.write(block)
+
+        put(header_of(tensors, order, metadata))
+        for name in order:
+            for block in byte_blocks(tensors[name]):
+                put(block)
+    sync_file(path)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Part:
+    """What this rank holds of a tensor: its local values, where they start in the whole, and the whole's shape."""
+
+    local: Tensor
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    sharded: bool  # a DTensor; a plain tensor is alike on every rank
+    first_replica: bool
+
+
+def part_of(tensor: Tensor) -> Part:
+    """The part of a plain or distributed tensor that lies on this rank."""
+    if not isinstance(tensor, DTensor):
+        return Part(tensor, tuple(tensor.shape), (0,) * tensor.dim(), sharded=False, first_replica=True)
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    coordinate = tensor.device_mesh.get_coordinate() or ()
+    first = all(
+        place == 0 for place, placement in zip(coordinate, tensor.placements, strict=True) if placement.is_replicate()
+    )
+    return Part(tensor.to_local(), tuple(tensor.shape), tuple(offset), sharded=True, first_replica=first)
+
+
+@dataclass
+class Whole:
+    """A tensor as a set of files holds it: its shape and type, and which file holds which block of it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    blocks: list[tuple[Path, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)  # file, offset, shape
+    python: bool = False  # a Python number, kept as a tensor without dimensions
+
+
+def overlap(
+    have_offset: tuple[int, ...], have_shape: tuple[int, ...], want_offset: tuple[int, ...], want_shape: tuple[int, ...]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
+    """Where two blocks of one tensor meet, as slices of the first and slices of the second; None if nowhere."""
+    source, target = [], []
+    for have, have_size, want, want_size in zip(have_offset, have_shape, want_offset, want_shape, strict=True):
+        start, end = max(have, want), min(have + have_size, want + want_size)
+        if start >= end:
+            return None
+        source.append(slice(start - have, end - have))
+        target.append(slice(start - want, end - want))
+    return tuple(source), tuple(target)
+
+
+class TensorFiles:
+    """A set of safetensors files, read as the whole tensors that they hold blocks of; memory-mapped, on demand."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.wholes: dict[str, Whole] = {}
+        self.metadata: dict[str, str] = {}
+        self._open: dict[Path, Any] = {}
+        for path in paths:
+            try:
+                self._open[path] = safe_open(path, framework="pt")
+                self._read_header(path)
+            except FileNotFoundError:
+                raise Damaged(f"{path}: no such file") from None
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise Damaged(f"{path}: not a whole safetensors file ({error})") from None
+
+    def _read_header(self, path: Path) -> None:
+        file = self._open[path]
+        self.metadata |= file.metadata() or {}
+        placed = json.loads((file.metadata() or {}).get("parts", "{}"))
+        for name in file.keys():  # noqa: SIM118 - not a dict
+            view = file.get_slice(name)
+            size = tuple(view.get_shape())
+            entry = placed.get(name, {})
+            whole = self.wholes.setdefault(
+                name,
+                Whole(tuple(entry.get("shape", size)), DTYPES[view.get_dtype()], python=entry.get("python", False)),
+            )
+            whole.blocks.append((path, tuple(entry.get("offset", [0] * len(size))), size))
+
+    def fill(self, name: str, part: Part) -> None:
+        """Copy into `part.local` its values of tensor `name`, reading no others.
+
+        Raises:
+            Damaged: if the files do not hold every value of the part, or cannot be read.
+        """
+        filled = 0
+        for path, offset, size in self.wholes[name].blocks:
+            meet = overlap(offset, size, part.offset, tuple(part.local.shape))
+            if meet is None:
+                continue
+            source, target = meet
+            values = self._read(path, name, source)
+            part.local.detach()[target].copy_(values)
+            filled += values.numel()
+        if filled != part.local.numel():
+            raise Damaged(f"{name}: {filled} of {part.local.numel()} values found in {self._names(name)}")
+
+    def _read(self, path: Path, name: str, where: tuple[slice, ...]) -> Tensor:
+        try:
+            return self._open[path].get_slice(name)[where] if where else self._open[path].get_tensor(name)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise Damaged(f"{path}: tensor {name} cannot be read ({error})") from None
+
+    def _names(self, name: str) -> str:
+        return ", ".join(path.name for path, _, _ in self.wholes[name].blocks)
+
+    def whole(self, name: str) -> Tensor:
+        """Tensor `name` in full, on the CPU."""
+        have = self.wholes[name]
+        if len(have.blocks) == 1 and have.blocks[0][2] == have.shape:
+            return self._read(have.blocks[0][0], name, ())
+        tensor = torch.empty(have.shape, dtype=have.dtype)
+        self.fill(name, part_of(tensor))
+        return tensor
