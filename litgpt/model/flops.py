@@ -6,10 +6,10 @@ from litgpt.model.config import Config
 def training_flops(config: Config, *, tokens: int, sequence_length: int) -> float:
     """Operations of forward and backward over `tokens` tokens in sequences of `sequence_length`.
 
-    Per token: 6 for every weight that is multiplied (2 forward, 4 backward; the embedding is looked up, not multiplied,
-    the head is multiplied even where it shares the embedding's weight), plus 6 * layers * heads * head size * length for
-    scores and values: 12 without the causal mask (Chowdhery et al. 2022, "PaLM", appendix B), half of it with. Biases,
-    norms, rotation and softmax are left out, as there.
+    Per token: 6 for every weight that is multiplied (2 forward, 4 backward; the embedding is looked up, not
+    multiplied, the head is multiplied even where it shares the embedding's weight), and for scores and values
+    12 * layers * heads * head size * length (Chowdhery et al. 2022, "PaLM", appendix B), halved because the causal mask
+    leaves half of them. Biases, norms, rotation and softmax are left out, as there.
     """
     assert config.head_size is not None
     attention = 6 * config.n_layer * config.n_head * config.head_size * sequence_length
