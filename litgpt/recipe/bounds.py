@@ -1,7 +1,6 @@
 """Number types that carry their own limits, and the check that every group of settings makes of itself."""
 
 from dataclasses import dataclass, fields
-from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -27,7 +26,7 @@ class Limits:
     high: float
 
     def __str__(self) -> str:
-        return f"a number from {self.low:g} to {self.high:g}"
+        return f"from {self.low:.10g} to {self.high:.10g}"
 
 
 def limits_of(hint: Any) -> Limits | None:
@@ -39,8 +38,7 @@ def limits_of(hint: Any) -> Limits | None:
     return next((found for member in members if (found := limits_of(member))), None)
 
 
-@cache
-def field_limits(group: type) -> dict[str, Limits]:
+def field_limits(group: Any) -> dict[str, Limits]:
     """The limits of every field of a dataclass that has some."""
     hints = get_type_hints(group, include_extras=True)
     found = {field.name: limits_of(hints[field.name]) for field in fields(group)}
@@ -51,9 +49,9 @@ def check_numbers(group: Any, prefix: str = "") -> None:
     """Hold every number of a dataclass against the limits in its type.
 
     Raises:
-        UserError: naming the first key (`prefix` and the field's name), its value and the limits. NaN is outside of any.
+        UserError: naming the first key (`prefix` and the field's name), its value and the limits; NaN is never inside.
     """
     for name, limits in field_limits(type(group)).items():
         value = getattr(group, name)
         if isinstance(value, int | float) and not isinstance(value, bool) and not limits.low <= value <= limits.high:
-            raise UserError(f"{prefix}{name}: {value} will not do; give {limits}")
+            raise UserError(f"{prefix}{name}: {value} will not do; give a number {limits}")

@@ -20,8 +20,9 @@ class Optimizer:
     def __post_init__(self) -> None:
         check_numbers(self, "optimizer.")
         for name in ("betas", "adamw_betas"):
-            if any(not 0 <= beta < 1 for beta in getattr(self, name, ())):
-                raise UserError(f"optimizer.{name}: {list(getattr(self, name))} will not do; give two numbers from 0 to 1")
+            betas = getattr(self, name, ())
+            if any(not 0 <= beta < 1 for beta in betas):
+                raise UserError(f"optimizer.{name}: {list(betas)} will not do; give two numbers from 0 to 1")
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,8 @@ class Pretrain:
             )
         if self.train.lr_decay_style != "constant" and self.train.min_lr > self.optimizer.lr:
             raise UserError(
-                f"train.min_lr: {self.train.min_lr} is above the optimizer's lr: {self.optimizer.lr}; set train.min_lr: 0"
+                f"train.min_lr: {self.train.min_lr} is above the optimizer's lr: {self.optimizer.lr}; "
+                "set train.min_lr: 0"
             )
 
     def _check_layout(self) -> None:

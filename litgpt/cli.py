@@ -1,0 +1,129 @@
+"""From a command line to a checked recipe and the command that it is for; whatever is wrong ends in one line."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from litgpt.errors import UserError
+from litgpt.recipe.commands import COMMANDS, Command, find_command, load
+from litgpt.version import __version__
+
+FOOT = "Each command takes --config FILE-or-URL, --key value for every key of its YAML, --print_config and --help."
+
+
+class Line(NamedTuple):
+    """A command line taken apart."""
+
+    words: list[str]
+    flags: list[tuple[str, str]]
+    configs: list[str]
+    help: bool
+    print_config: str | None
+
+
+def overview() -> str:
+    """The text of `litgpt --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: litgpt COMMAND ...", "", *lines, "", FOOT])
+
+
+def take_apart(argv: list[str]) -> Line:
+    """Sort the words of a command line; a flag has one value, after a space or `=`."""
+    line = Line([], [], [], "-h" in argv or "--help" in argv, print_flags(argv))
+    rest = iter(word for word in argv if word not in ("-h", "--help") and not word.startswith("--print_config"))
+    for word in rest:
+        if not word.startswith("--"):
+            line.words.append(word)
+            continue
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            value = next(rest, "" if key.endswith(".help") else "--")
+            if value.startswith("--"):
+                raise UserError(f"--{key}: needs a value")
+        if key == "config":
+            line.configs.append(value)
+        else:
+            line.flags.append((key, value))
+    return line
+
+
+def print_flags(argv: list[str]) -> str | None:
+    """What follows `--print_config=`, nothing being the empty text; None without that flag."""
+    found = [word for word in argv if word.split("=")[0] == "--print_config"]
+    return found[-1].partition("=")[2] if found else None
+
+
+def all_flags(line: Line, command: Command) -> list[tuple[str, str]]:
+    """The flags of a line, and its words as the flags that they stand for."""
+    if len(line.words) > len(command.positionals):
+        extra = line.words[len(command.positionals)]
+        raise UserError(f"{extra!r} is one word too many; a value follows its --key")
+    return [*zip(command.positionals, line.words, strict=False), *line.flags]
+
+
+def read_recipe(name: str, line: Line) -> Any:
+    """The recipe that a line asks for; None if it asked for help, or for the configuration, which is printed."""
+    from litgpt.recipe import build, show
+
+    command = COMMANDS[name]
+    recipe = load(command.recipe)
+    flags = [build.Flag(key, value) for key, value in all_flags(line, command)]
+    if line.help:
+        return build.parser_of(recipe, f"litgpt {name}").print_help()
+    if asked := next((flag for flag in flags if flag.key.endswith(".help")), None):
+        return show.choice_help(recipe, asked.key.removesuffix(".help"), asked.value)
+    tree = build.gather(recipe, line.configs, flags)
+    if line.print_config is not None:
+        return show.print_config(recipe, tree, line.print_config)
+    return build.build(recipe, tree)
+
+
+def place_output(recipe: Any) -> Any:
+    """The recipe with a relative out_dir put under LIGHTNING_ARTIFACTS_DIR, if that is set."""
+    root = os.environ.get("LIGHTNING_ARTIFACTS_DIR")
+    if root and not recipe.out_dir.is_absolute():
+        return replace(recipe, out_dir=type(recipe.out_dir)(root) / recipe.out_dir)
+    return recipe
+
+
+def run_command(name: str, recipe: Any) -> None:
+    """Hand a recipe to its command."""
+    if name == "pretrain":
+        if recipe.model_name == "list":
+            print("\n".join(["Available values:", *load("litgpt.model.registry:names")()]))
+            return
+        recipe = place_output(recipe)
+    load(COMMANDS[name].run)(recipe)
+
+
+def fail(error: UserError, code: int) -> int:
+    """Say what is wrong in one line on stderr."""
+    print(f"litgpt: error: {error}", file=sys.stderr)
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; the exit code is 2 for a line or recipe that is wrong, 1 for a run that cannot go on."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        name, rest = find_command(argv)
+        recipe = read_recipe(name, take_apart(rest))
+    except UserError as error:
+        return fail(error, 2)
+    try:
+        if recipe is not None:
+            run_command(name, recipe)
+    except UserError as error:
+        return fail(error, 1)
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,24 @@
+"""The import path that scripts written for LitGPT have for model shapes."""
+
+from functools import cache
+from typing import Any
+
+from litgpt.model.config import Config
+from litgpt.model.registry import find, names
+
+__all__ = ["Config", "configs", "name_to_config"]  # noqa: F822, built on first use
+
+
+@cache
+def named() -> dict[str, dict[str, Any]]:
+    """The fields of every named shape."""
+    return {name: find(name).to_dict() for name in names()}
+
+
+def __getattr__(name: str) -> Any:
+    """Build the tables when they are first asked for."""
+    if name == "name_to_config":
+        return named()
+    if name == "configs":
+        return list(named().values())
+    raise AttributeError(f"module 'litgpt.config' has no attribute {name!r}")

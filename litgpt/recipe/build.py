@@ -1,0 +1,206 @@
+"""Make a checked recipe out of mappings from YAML files and flags; jsonargparse types the values."""
+
+import re
+from collections.abc import Iterable
+from functools import cache
+from typing import Any, NamedTuple
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+from litgpt.errors import UserError
+from litgpt.recipe.choices import OPTIMIZER_PATHS, canonical, fit_custom, import_class, merge_choice
+from litgpt.recipe.data import DataModule
+from litgpt.recipe.from_yaml import is_url, parse_text, read_mapping
+from litgpt.recipe.keys import (
+    REQUIRED,
+    choice_of,
+    dotted_keys,
+    fit_leaf,
+    group_of,
+    members,
+    settings_of,
+    takes_anything,
+    unknown,
+    wrong_value,
+)
+from litgpt.recipe.optimizer import Optimizer
+
+ALIASES = {"checkpoint.async": "checkpoint.asynchronous"}  # `async` is a word of Python
+DEFAULT_CHOICES = {Optimizer: "AdamW", DataModule: "TinyLlama"}
+Tree = dict[str, Any]
+
+set_parsing_settings(subclasses_enabled=[Optimizer], docstring_parse_attribute_docstrings=True)
+
+
+class Flag(NamedTuple):
+    """One `--key value` of the command line; `key` may be dotted."""
+
+    key: str
+    value: str
+
+
+class Help(DefaultHelpFormatter):
+    """The help of a command, with `int` for a whole number whatever its limits."""
+
+    def _expand_help(self, action: Any) -> str:
+        return re.sub(r"Annotated\[(\w+)(, [GL]e\([^)]*\))*\]", r"\1", super()._expand_help(action))
+
+
+@cache
+def parser_of(recipe: type, program: str) -> ArgumentParser:
+    """The jsonargparse parser of a recipe: what it prints as help, and how it types values."""
+    parser = ArgumentParser(prog=program, exit_on_error=False, formatter_class=Help)
+    parser.add_argument("--config", metavar="FILE-or-URL", help="YAML with any of these keys; may be repeated.")
+    parser.add_argument("--print_config", nargs="?", help="Print the YAML of this line; =skip_default,skip_null.")
+    parser.add_class_arguments(recipe, as_positional=True)
+    return parser
+
+
+def merge(recipe: type, old: Tree, new: Tree, *, trusted: bool, prefix: str = "") -> Tree:
+    """`new` over `old`, group by group."""
+    settings, merged = settings_of(recipe), dict(old)
+    for name, value in new.items():
+        name = ALIASES.get(prefix + name, prefix + name).removeprefix(prefix)
+        hint = settings[name][0] if name in settings else None
+        group = group_of(hint)
+        if base := choice_of(hint):
+            merged[name] = merge_choice(merged.get(name), canonical(base, value, prefix + name, trusted))
+        elif group and isinstance(value, dict):
+            below = merged.get(name) or {}
+            merged[name] = merge(group, below, value, trusted=trusted, prefix=f"{prefix}{name}.")
+        elif isinstance(value, dict) and isinstance(merged.get(name), dict):
+            merged[name] = merged[name] | value
+        else:
+            merged[name] = value
+    return merged
+
+
+def tree_of(recipe: type, flag: Flag) -> Tree:
+    """A flag as the mapping that would say the same in YAML."""
+    name, *below = flag.key.split(".")
+    settings = settings_of(recipe)
+    if name not in settings:
+        raise unknown(flag.key, list(dotted_keys(recipe)))
+    hint = settings[name][0]
+    holds_keys = bool(group_of(hint) or choice_of(hint) or any(str(kind).startswith("dict") for kind in members(hint)))
+    value: Any = flag.value
+    if not below and holds_keys:
+        value = mapping_flag(flag, is_choice=choice_of(hint) is not None)
+    elif below and not holds_keys:
+        raise unknown(flag.key, list(dotted_keys(recipe)))
+    elif below and not group_of(hint):
+        value = parse_text(flag.value, f"--{flag.key}")
+    for part in reversed(below):
+        value = {part: value}
+    return {name: value}
+
+
+def mapping_flag(flag: Flag, *, is_choice: bool) -> Any:
+    """The value of a flag that stands for several keys: JSON, a file, or for a choice a class's name."""
+    if flag.value.lstrip().startswith("{") or flag.value in ("null", ""):
+        return parse_text(flag.value, f"--{flag.key}")
+    if is_choice and not flag.value.endswith((".yaml", ".yml", ".json")):
+        return flag.value
+    return read_mapping(flag.value)
+
+
+def fit(recipe: type, tree: Tree, prefix: str = "", root: type | None = None) -> Tree:
+    """A mapping whose keys all exist and whose values are ready to be typed.
+
+    Raises:
+        UserError: naming the first key that does not exist, is missing, or can have no such value.
+    """
+    settings, fitted, root = settings_of(recipe), {}, root or recipe
+    for name, value in tree.items():
+        if name not in settings:
+            if takes_anything(recipe):
+                fitted[name] = value
+                continue
+            known = [f"{prefix}{other}" for other in settings] if root is recipe and prefix else list(dotted_keys(root))
+            raise unknown(prefix + name, known)
+        hint, default = settings[name]
+        fitted[name] = fit_value(hint, value, prefix + name, default, root)
+    for name, (_, default) in settings.items():
+        if default is REQUIRED and fitted.get(name) is None:
+            raise UserError(f"{prefix}{name}: missing; give it as --{prefix}{name} or in the YAML")
+    return fitted
+
+
+def fit_value(hint: Any, value: Any, key: str, default: Any, root: type) -> Any:
+    """One value of a mapping, made ready to be typed."""
+    optional = type(None) in members(hint)
+    if base := choice_of(hint):
+        return fit_choice(base, value, key) if value is not None or not optional else None
+    if group := group_of(hint):
+        if value is None:
+            return None if optional else {}
+        if not isinstance(value, dict):
+            raise wrong_value(key, value, hint)
+        return fit(group, value, f"{key}.", root)
+    if value is None and not optional and Any not in members(hint) and default is not REQUIRED:
+        raise wrong_value(key, value, hint, default)
+    return fit_leaf(hint, value, key, default)
+
+
+def fit_choice(base: type, value: Any, key: str) -> Tree:
+    """A choice with a class that exists, and arguments that it takes."""
+    choice = value or {"init_args": {}}
+    if "class_path" not in choice:
+        choice = choice | {"class_path": canonical(base, DEFAULT_CHOICES[base], key)["class_path"]}  # type: ignore
+    if base is Optimizer and choice["class_path"] not in OPTIMIZER_PATHS.values():
+        return fit_custom(choice, key)
+    cls = import_class(choice["class_path"], key)
+    if not issubclass(cls, base):
+        raise UserError(f"{key}: {choice['class_path']} is no {base.__name__}")
+    arguments = fit(cls, choice["init_args"], f"{key}.")
+    if base is Optimizer:  # jsonargparse would keep the default optimizer's settings for another one
+        arguments = {name: default for name, (_, default) in settings_of(cls).items()} | arguments
+    return {"class_path": choice["class_path"], "init_args": arguments}
+
+
+def gather(recipe: type, configs: Iterable[str], flags: Iterable[Flag]) -> Tree:
+    """The keys of all YAML files and then of all flags, whole groups before single keys."""
+    tree: Tree = {}
+    for source in configs:
+        tree = merge(recipe, tree, read_mapping(source), trusted=not is_url(source))
+    for flag in sorted(flags, key=lambda flag: "." in flag.key):
+        tree = merge(recipe, tree, tree_of(recipe, flag), trusted=True)
+    return tree
+
+
+def build(recipe: type, tree: Tree) -> Any:
+    """The recipe that a mapping stands for.
+
+    Raises:
+        UserError: in one line, naming the key, its value and what would do.
+    """
+    fitted = fit(recipe, tree)
+    parser = parser_of(recipe, "litgpt")
+    try:
+        values = parser.instantiate(parser.parse_object(fitted))
+        return recipe(**{name: values[name] for name in settings_of(recipe)})
+    except UserError:
+        raise
+    except Exception as error:  # jsonargparse wraps what constructors raise in errors of many kinds
+        raise explain(recipe, fitted, error) from None
+
+
+def explain(recipe: type, fitted: Tree, error: BaseException) -> UserError:
+    """One line out of jsonargparse's many: the key that it stumbled over, its value and what would do."""
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    path = [part for key in re.findall(r'[Pp]arser key "([^"]+)"', str(error)) for part in key.split(".")]
+    settings, value, hint, default = settings_of(recipe), fitted, None, REQUIRED
+    for part in path:
+        value = value.get("init_args", value).get(part) if isinstance(value, dict) else value
+        hint, default = settings.get(part, (None, REQUIRED))
+        if base := choice_of(hint):
+            settings = settings_of(import_class(value["class_path"], part)) if base and value else {}
+        elif group := group_of(hint):
+            settings = settings_of(group)
+    if path and hint is not None:
+        return wrong_value(".".join(path), value, hint, default)
+    return UserError(" ".join(str(error).split()))

@@ -1,0 +1,119 @@
+"""Classes that a recipe picks by name: data modules and optimizers, as {class_path, init_args}."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from litgpt.errors import UserError
+from litgpt.recipe.data import DATA_MODULES, DataModule
+from litgpt.recipe.keys import REQUIRED, settings_of, takes_anything, unknown, whole_number
+from litgpt.recipe.optimizer import ALIASES, OPTIMIZERS, Custom
+
+OPTIMIZER_PATHS = {name: f"{cls.__module__}.{name}" for name, cls in OPTIMIZERS.items()}
+OPTIMIZER_PATHS |= {alias: OPTIMIZER_PATHS[name] for alias, name in ALIASES.items()}
+Choice = dict[str, Any]
+
+
+def table_of(base: type) -> dict[str, str]:
+    """The names that stand for subclasses of `base`, and the dotted path of each."""
+    return DATA_MODULES if base is DataModule else OPTIMIZER_PATHS
+
+
+def full_path(base: type, name: str, key: str, trusted: bool) -> str:
+    """The dotted path that a class name in a recipe stands for.
+
+    Raises:
+        UserError: for a name that is in no table, or, in a recipe that was fetched, any class that is not ours.
+    """
+    table = table_of(base)
+    if name in table or name in table.values():
+        return table.get(name, name)
+    if base is not DataModule and "." not in name:
+        name = f"torch.optim.{name}"
+    if not trusted and name.rpartition(".")[0] != "torch.optim":
+        raise UserError(f"{key}: {name!r} is refused because the recipe comes from a URL; save it and use the file")
+    if "." in name:
+        return name
+    near = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
+    raise UserError(f"{key}: {name!r} is not known; " + (f"did you mean {near[0]}?" if near else say_names(table)))
+
+
+def say_names(table: Mapping[str, str]) -> str:
+    """The short names of a table, or a dotted path, as what would do."""
+    return f"give {', '.join(name for name in table if '.' not in name)}, or the dotted path of a class"
+
+
+def canonical(base: type, value: Any, key: str, trusted: bool = True) -> Choice | None:
+    """A choice as {class_path, init_args} however it was written: a name, or a mapping with or without init_args."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = {"class_path": value}
+    if not isinstance(value, dict):
+        raise UserError(f"{key}: {value!r} will not do; {say_names(table_of(base))}")
+    inner = value.get("init_args") or {}
+    if not isinstance(inner, dict):
+        raise UserError(f"{key}.init_args: {inner!r} will not do; give keys and values")
+    arguments = {name: item for name, item in value.items() if name not in ("class_path", "init_args")} | inner
+    choice: Choice = {"init_args": arguments}
+    if (name := value.get("class_path")) is not None:
+        if not isinstance(name, str):
+            raise UserError(f"{key}.class_path: {name!r} will not do; {say_names(table_of(base))}")
+        choice["class_path"] = full_path(base, name, f"{key}.class_path" if "init_args" in value else key, trusted)
+    return choice
+
+
+def merge_choice(old: Choice | None, new: Choice | None) -> Choice | None:
+    """`new` over `old`; the settings of another class are forgotten."""
+    if not old or not new or new.get("class_path", old.get("class_path")) != old.get("class_path"):
+        return new
+    return old | new | {"init_args": old["init_args"] | new["init_args"]}
+
+
+def import_class(path: str, key: str) -> type:
+    """The class behind a dotted path.
+
+    Raises:
+        UserError: if the module or the class is not there, or is no class.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except (ImportError, ValueError, TypeError) as error:
+        raise UserError(f"{key}: {path!r} cannot be imported ({error})") from None
+    if not inspect.isclass(found):
+        names = [other for other in dir(importlib.import_module(module)) if not other.startswith("_")]
+        near = difflib.get_close_matches(name, [*names, *OPTIMIZERS], n=1)
+        raise UserError(f"{key}: there is no class {path}" + (f"; did you mean {near[0]}?" if near else ""))
+    return found
+
+
+def number(value: Any) -> Any:
+    """Texts that are numbers, such as YAML's 4e-4, as numbers; in lists too."""
+    if isinstance(value, list):
+        return [number(item) for item in value]
+    if not isinstance(value, str) or isinstance(whole_number(value), int):
+        return whole_number(value) if isinstance(value, str) else value
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def fit_custom(choice: Choice, key: str) -> Choice:
+    """The choice of an optimizer that has no settings class of its own, checked against its constructor."""
+    path, arguments = choice["class_path"], {name: number(item) for name, item in choice["init_args"].items()}
+    cls = import_class(path, key)
+    known = settings_of(cls)
+    known.pop(next(iter(known), ""), None)  # the parameters, which the run gives
+    for name in arguments:
+        if name not in known and not takes_anything(cls):
+            raise unknown(f"{key}.{name}", [f"{key}.{other}" for other in known])
+    default = known.get("lr", (None, REQUIRED))[1]
+    rate = arguments.pop("lr", default if isinstance(default, float) else 1e-3)
+    return {
+        "class_path": f"{Custom.__module__}.{Custom.__name__}",
+        "init_args": {"lr": rate, "path": path, "arguments": arguments},
+    }

@@ -1,0 +1,84 @@
+"""The table of commands: what each is called, and where its recipe and its code live."""
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from litgpt.errors import UserError
+
+
+class Command(NamedTuple):
+    """Where a command lives, what it says of itself, and which keys it takes without their names."""
+
+    recipe: str
+    run: str
+    help: str
+    positionals: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "pretrain": Command(
+        "litgpt.recipe.pretrain:Pretrain",
+        "litgpt.commands.pretrain:run",
+        "Pretrain a model on text, from scratch or from the weights of another.",
+        ("model_name",),
+    ),
+    "download": Command(
+        "litgpt.recipe.store_commands:Download",
+        "litgpt.commands.download:run",
+        "Download a model's weights and tokenizer from the Hugging Face hub.",
+        ("repo_id",),
+    ),
+    "convert_pretrained_checkpoint": Command(
+        "litgpt.recipe.store_commands:ConvertPretrainedCheckpoint",
+        "litgpt.commands.convert_pretrained_checkpoint:run",
+        "Turn a training checkpoint into a clean model folder.",
+        ("checkpoint_dir", "output_dir"),
+    ),
+    "data prepare": Command(
+        "litgpt.recipe.data_commands:DataPrepare",
+        "litgpt.commands.data_prepare:run",
+        "Download and tokenize a run's data ahead of it.",
+    ),
+    "data inspect": Command(
+        "litgpt.recipe.data_commands:DataInspect",
+        "litgpt.commands.data_inspect:run",
+        "Show what a run would read: counts, and samples as text.",
+    ),
+    "tokenizer train": Command(
+        "litgpt.recipe.data_commands:TokenizerTrain",
+        "litgpt.commands.tokenizer_train:run",
+        "Train a tokenizer on text.",
+    ),
+    "report": Command(
+        "litgpt.recipe.report:Report",
+        "litgpt.commands.report:run",
+        "Write one HTML page about a run, readable without network.",
+        ("out_dir",),
+    ),
+    "schema": Command(
+        "litgpt.recipe.schema:Schema",
+        "litgpt.commands.schema:run",
+        "Print the JSON Schema of a command's recipe, or of all, for editors.",
+        ("command", "subcommand"),
+    ),
+}
+
+
+def load(place: str) -> Any:
+    """The object at `module:name`."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def find_command(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The command that a line begins with, and the rest of the line."""
+    for words in (2, 1):
+        if (name := " ".join(argv[:words])) in COMMANDS:
+            return name, list(argv[words:])
+    given = " ".join(word for word in argv[:2] if not word.startswith("-"))
+    below = [name for name in COMMANDS if name.startswith(f"{argv[0]} ")]
+    near = below or difflib.get_close_matches(given, COMMANDS, n=1) or difflib.get_close_matches(argv[0], COMMANDS, n=1)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the commands are {', '.join(COMMANDS)}"
+    raise UserError(f"{given or argv[0]!r} is not a command; {hint}")

@@ -1,0 +1,140 @@
+"""The keys of a recipe: their types, the nearest right one to a wrong one, and what a value should have been."""
+
+import difflib
+import inspect
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from litgpt.errors import UserError
+from litgpt.recipe.bounds import limits_of
+from litgpt.recipe.data import DataModule
+from litgpt.recipe.optimizer import Optimizer
+
+REQUIRED = object()
+WORDS: dict[Any, str] = {
+    str: "a text",
+    bool: "true or false",
+    Path: "a path",
+    NoneType: "null",
+    float: "a number",
+    int: "a whole number",
+}
+
+
+def members(hint: Any) -> list[Any]:
+    """The types that a hint allows, without their limits."""
+    if get_origin(hint) is Annotated:
+        return members(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return [kind for member in get_args(hint) for kind in members(member)]
+    return [hint]
+
+
+def group_of(hint: Any) -> type | None:
+    """The dataclass that a hint allows, if its keys are a group of the recipe."""
+    return next((kind for kind in members(hint) if is_dataclass(kind) and not choice_of(kind)), None)  # type: ignore
+
+
+def choice_of(hint: Any) -> type | None:
+    """DataModule or Optimizer, if the hint asks for one of their subclasses."""
+    classes = [kind for kind in members(hint) if inspect.isclass(kind)]
+    return next((base for base in (DataModule, Optimizer) if any(issubclass(kind, base) for kind in classes)), None)
+
+
+def settings_of(cls: type) -> dict[str, tuple[Any, Any]]:
+    """The (type, default) of each setting of a dataclass, or of each argument of another class's constructor."""
+    if is_dataclass(cls):
+        hints = get_type_hints(cls, include_extras=True)
+        return {field.name: (hints[field.name], default_of(field)) for field in fields(cls) if field.init}
+    found = {}
+    for name, parameter in list(inspect.signature(cls).parameters.items()):
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            hint = Any if parameter.annotation is parameter.empty else parameter.annotation
+            found[name] = (hint, REQUIRED if parameter.default is parameter.empty else parameter.default)
+    return found
+
+
+def default_of(field: Any) -> Any:
+    """A field's default, or REQUIRED."""
+    if field.default is not MISSING:
+        return field.default
+    return REQUIRED if field.default_factory is MISSING else field.default_factory()
+
+
+def takes_anything(cls: type) -> bool:
+    """Whether a class's constructor has **kwargs, so that no key is wrong."""
+    kinds = [parameter.kind for parameter in inspect.signature(cls).parameters.values()]
+    return inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def dotted_keys(cls: type, prefix: str = "") -> Iterator[str]:
+    """Every key of a recipe, the groups' own keys included."""
+    for name, (hint, _) in settings_of(cls).items():
+        yield prefix + name
+        if group := group_of(hint):
+            yield from dotted_keys(group, f"{prefix}{name}.")
+
+
+def unknown(key: str, known: list[str]) -> UserError:
+    """The error for a key that does not exist, with the nearest one that does."""
+    last = key.rpartition(".")[2]
+    same_end = [other for other in known if other.rpartition(".")[2] == last]
+    near = same_end or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if near:
+        return UserError(f"{key} is not a key; did you mean {near[0]}?")
+    return UserError(f"{key} is not a key; the keys here are {', '.join(known[:40])}")
+
+
+def expected(hint: Any) -> str:
+    """What a type hint allows, in words."""
+    said = []
+    for kind in members(hint):
+        if get_origin(kind) is Literal:
+            said += [str(choice) for choice in get_args(kind)]
+        elif kind in (int, float) and (limits := limits_of(hint)):
+            said.append(f"{WORDS[kind]} {limits}")
+        elif get_origin(kind) is dict or is_dataclass(kind):
+            said.append("keys and values")
+        elif get_origin(kind) in (list, tuple):
+            said.append("a list such as [0.9, 0.95]" if kind is not list else "a list")
+        elif kind in WORDS:
+            said.append(WORDS[kind])
+    return " or ".join(said) or getattr(hint, "__name__", str(hint))
+
+
+def wrong_value(key: str, value: Any, hint: Any, default: Any = REQUIRED) -> UserError:
+    """The error for a value of the wrong type or size."""
+    shown = f"{value!r}"
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    such_as = f", such as {default}" if isinstance(default, str | int | float | Path) and default != value else ""
+    return UserError(f"{key}: {shown} will not do; give {expected(hint)}{such_as}")
+
+
+def whole_number(value: Any) -> Any:
+    """1_000_000, 1e9, "30e9" and 2.0 as integers; anything else as it is."""
+    try:
+        number = Decimal(str(value).strip().replace("_", ""))
+    except InvalidOperation:
+        return value
+    if not number.is_finite() or number.adjusted() > 30 or number != number.to_integral_value():
+        return value
+    return int(number)
+
+
+def fit_leaf(hint: Any, value: Any, key: str, default: Any) -> Any:
+    """A value as the type parser wants it: whole numbers as integers, no booleans or empty texts where they mislead.
+
+    Raises:
+        UserError: naming the key and what would do.
+    """
+    kinds = members(hint)
+    numeric = int in kinds or float in kinds
+    if (isinstance(value, bool) and numeric and bool not in kinds) or (value == "" and Path in kinds):
+        raise wrong_value(key, value, hint, default)
+    if isinstance(value, str | float) and int in kinds and float not in kinds:
+        return whole_number(value)
+    return value

@@ -1,0 +1,46 @@
+"""What `--print_config` and `--data.help` print."""
+
+from jsonargparse import ArgumentParser
+
+from litgpt.errors import UserError
+from litgpt.recipe.build import Help, Tree, build
+from litgpt.recipe.choices import full_path, import_class, table_of
+from litgpt.recipe.keys import REQUIRED, choice_of, settings_of
+from litgpt.recipe.to_yaml import plain, text, without, without_nulls
+
+
+def fill_required(recipe: type, tree: Tree) -> tuple[Tree, list[str]]:
+    """A mapping with something under every key that must be given, and the keys that were not."""
+    settings = settings_of(recipe)
+    open_keys = [name for name, (_, default) in settings.items() if default is REQUIRED and tree.get(name) is None]
+    return {**dict.fromkeys(open_keys, "?"), **tree}, open_keys
+
+
+def print_config(recipe: type, tree: Tree, flags: str) -> None:
+    """Print the recipe that a line asks for as YAML; `flags` is any of skip_default and skip_null, with commas."""
+    wanted = {flag for flag in flags.split(",") if flag}
+    if strange := wanted - {"skip_default", "skip_null"}:
+        raise UserError(f"--print_config: {sorted(strange)[0]!r} will not do; give skip_default, skip_null or both")
+    filled, open_keys = fill_required(recipe, tree)
+    shown = plain(build(recipe, filled)) | dict.fromkeys(open_keys)
+    if "skip_default" in wanted:
+        required = {name: filled[name] for name, (_, default) in settings_of(recipe).items() if default is REQUIRED}
+        default = plain(build(recipe, required))
+        shown = without(shown, {key: value for key, value in default.items() if key not in required})
+    print(text(without_nulls(shown) if "skip_null" in wanted else shown), end="")
+
+
+def choice_help(recipe: type, key: str, name: str) -> None:
+    """Print the names that a key can choose from, or the settings of one of them."""
+    base = choice_of(settings_of(recipe).get(key, (None, None))[0])
+    if base is None:
+        raise UserError(f"--{key}.help: {key} has no classes to choose from")
+    table = {short: path for short, path in table_of(base).items() if "." not in short}
+    if not name:
+        for short, path in table.items():
+            print(f"  {short:<12}  {(import_class(path, key).__doc__ or '').strip().splitlines()[0]}")
+        return
+    cls = import_class(full_path(base, name, key, trusted=True), key)
+    parser = ArgumentParser(prog=f"litgpt ... --{key} {name}", formatter_class=Help)
+    parser.add_class_arguments(cls, key)
+    parser.print_help()

@@ -1,0 +1,74 @@
+"""Write a recipe as YAML that reads back as the same recipe, without secrets."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from litgpt.recipe.data import DATA_MODULES, DataModule
+from litgpt.recipe.optimizer import Custom, Optimizer
+
+SECRETS = ("access_token", "token", "password", "api_key")
+
+
+def class_name(value: Any) -> str:
+    """What a recipe calls the class of an object: a name of our own tables, or its dotted path."""
+    cls = type(value)
+    ours = cls.__module__.startswith("litgpt.") and (cls.__name__ in DATA_MODULES or isinstance(value, Optimizer))
+    return cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def arguments(value: Any) -> dict[str, Any]:
+    """What an object's constructor was given, read from the attributes of the same names."""
+    if is_dataclass(value):
+        names = [field.name for field in fields(value) if field.init]
+    else:
+        names = [name for name in inspect.signature(type(value)).parameters if hasattr(value, name)]
+    return {name: plain(getattr(value, name)) for name in names if name not in SECRETS}
+
+
+def plain(value: Any) -> Any:
+    """A setting in YAML's own types."""
+    if isinstance(value, Custom):
+        return {"class_path": value.path, "init_args": {"lr": value.lr, **plain(value.arguments)}}
+    if isinstance(value, DataModule | Optimizer):
+        return {"class_path": class_name(value), "init_args": arguments(value)}
+    if is_dataclass(value):
+        return arguments(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items() if key not in SECRETS}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def without(tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """The keys of `tree` that are not as in `default`, group by group; a choice stays whole."""
+    kept = {}
+    for key, value in tree.items():
+        other = default.get(key)
+        if isinstance(value, dict) and isinstance(other, dict) and "class_path" not in value:
+            value, other = without(value, other), {}
+        if value != other:
+            kept[key] = value
+    return kept
+
+
+def without_nulls(value: Any) -> Any:
+    """The same mapping with no null in it."""
+    if not isinstance(value, dict):
+        return value
+    return {key: without_nulls(item) for key, item in value.items() if item is not None}
+
+
+def text(tree: dict[str, Any]) -> str:
+    """A mapping as YAML, in its own order."""
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+
+
+def dump(recipe: Any) -> str:
+    """A recipe as YAML that reads back as an equal recipe; secrets are left out."""
+    return text(plain(recipe))
