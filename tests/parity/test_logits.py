@@ -1,0 +1,188 @@
+"""Our decoder against transformers: same weights through the name tables, same logits, and back to the bit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from litgpt.errors import UserError
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.model.init import initialize
+from litgpt.model.names import to_ours, to_published
+from litgpt.model.registry import Family, families, family_of, find, read_shape
+
+SIZES = {"vocab_size": 96, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80}
+NO_IDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 500000.0,
+}
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+QUARTER = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+WHOLE = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 1.0}
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "neox-parallel": ("GPTNeoX", {"rope_parameters": QUARTER}),
+    "neox-serial": ("GPTNeoX", {"use_parallel_residual": False, "rope_parameters": QUARTER}),
+    "neox-whole-head-rotated-tied": ("GPTNeoX", {"rope_parameters": WHOLE, "tie_word_embeddings": True}),
+    "llama": ("Llama", {"rms_norm_eps": 1e-5}),
+    "llama-grouped-tied": ("Llama", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "llama-one-group": ("Llama", {"num_key_value_heads": 1, "head_dim": 16}),
+    "llama3-rope": ("Llama", {"num_key_value_heads": 2, "rope_parameters": LLAMA3}),
+    "llama-linear-rope": ("Llama", {"rope_parameters": LINEAR}),
+    "mistral": ("Mistral", {"num_key_value_heads": 2, "sliding_window": None}),
+    "qwen2": ("Qwen2", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 16}),
+    "gemma": ("Gemma", {"num_key_value_heads": 1, "head_dim": 16}),
+    "gemma-untied": ("Gemma", {"num_key_value_heads": 4, "head_dim": 12, "tie_word_embeddings": False}),
+}
+
+
+def reference(name: str) -> Any:
+    """A small transformers model with every parameter random, norms and biases included."""
+    kind, changes = MODELS[name]
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **NO_IDS, "max_position_embeddings": 128, **changes})
+    config._attn_implementation = "eager"
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
+def saved(model: Any, folder: Path) -> tuple[Config, dict[str, Tensor]]:
+    """Shape and tensors as they are in the folder that transformers writes."""
+    model.save_pretrained(folder)
+    return read_shape(folder), load_file(folder / "model.safetensors")
+
+
+def opened(folder: Path, family: Family, config: Config, tensors: dict[str, Tensor]) -> Any:
+    """The transformers model of a folder with our config.json and these published tensors."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(family.config_json(config)))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype="float32")
+    assert not any(report.values()), report
+    return model.eval()
+
+
+def our_model(config: Config, tensors: dict[str, Tensor]) -> GPT:
+    with torch.device("meta"):
+        model = GPT(config)
+    missing, unexpected = model.load_state_dict(tensors, strict=True, assign=True)
+    assert not missing and not unexpected
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
+    theirs = reference(name)
+    config, tensors = saved(theirs, tmp_path)
+    family = family_of(config)
+    assert family is not None
+    ours = our_model(config, to_ours(family.tensors, tensors, config))
+    ids = torch.randint(0, 96, (2, 128), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        wanted, got = theirs(ids).logits, ours(ids)
+    assert wanted.abs().max() > 0.5
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_names_round_trip_to_the_bit(name: str, tmp_path: Path) -> None:
+    theirs = reference(name)
+    config, tensors = saved(theirs, tmp_path)
+    family = families()[theirs.config.model_type]
+    back = to_published(family.tensors, to_ours(family.tensors, tensors, config), config)
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[key], tensors[key]) for key in tensors)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_written_config_json_loads_in_transformers(name: str, tmp_path: Path) -> None:
+    theirs = reference(name)
+    config, tensors = saved(theirs, tmp_path)
+    family = families()[theirs.config.model_type]
+    loaded = opened(tmp_path / "ours", family, config, tensors)
+    assert type(loaded) is type(theirs)
+    ids = torch.arange(100)[None] % 96
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, theirs(ids).logits, atol=1e-5, rtol=1e-5)
+    assert read_shape(tmp_path / "ours").to_dict() == {**config.to_dict(), "name": "ours"}
+
+
+@pytest.mark.parametrize("name", ["neox-parallel", "llama", "gemma"])
+def test_gradients_equal_transformers(name: str, tmp_path: Path) -> None:
+    theirs = reference(name)
+    config, tensors = saved(theirs, tmp_path)
+    family = families()[theirs.config.model_type]
+    ours = our_model(config, to_ours(family.tensors, tensors, config))
+    ids = torch.randint(0, 96, (2, 40), generator=torch.Generator().manual_seed(2))
+    for model, logits in ((theirs, theirs(ids).logits), (ours, ours(ids))):
+        model.requires_grad_(True)
+        logits.logsumexp(-1).sum().backward()
+    wanted = to_ours(family.tensors, {key: p.grad for key, p in theirs.named_parameters()}, config)
+    for key, parameter in ours.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, wanted[key], atol=1e-4, rtol=1e-4, msg=lambda text, key=key: key + text
+        )
+
+
+def test_bfloat16_stays_close_to_transformers(tmp_path: Path) -> None:
+    theirs = reference("gemma")
+    config, tensors = saved(theirs, tmp_path)
+    ours = our_model(config, to_ours(families()["gemma"].tensors, tensors, config)).bfloat16()
+    ids = torch.randint(0, 96, (2, 64), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        exact, got, wanted = theirs(ids).logits, ours(ids), theirs.bfloat16()(ids).logits
+    assert got.dtype == torch.bfloat16
+    assert (got - exact).abs().mean() <= 1.2 * (wanted - exact).abs().mean()
+
+
+def test_named_shape_writes_the_published_config(tmp_path: Path) -> None:
+    config = find("Llama-3.2-1B")
+    family = family_of(config)
+    assert family is not None
+    (tmp_path / "config.json").write_text(json.dumps(family.config_json(config)))
+    loaded = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert loaded.rope_parameters["rope_type"] == "llama3" and loaded.rope_parameters["rope_theta"] == 500000.0
+    assert loaded.tie_word_embeddings and loaded.num_key_value_heads == 8 and loaded.head_dim == 64
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(loaded)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 1_235_814_400
+
+
+def test_untied_head_in_a_tied_model_is_refused(tmp_path: Path) -> None:
+    theirs = reference("llama-grouped-tied")
+    config, tensors = saved(theirs, tmp_path)
+    same = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    table = families()["llama"].tensors
+    assert to_ours(table, same, config).keys() == to_ours(table, tensors, config).keys()
+    with pytest.raises(UserError, match="tie_embeddings"):
+        to_ours(table, {**same, "lm_head.weight": torch.zeros(96, 48)}, config)
+
+
+def test_initialised_model_runs_in_transformers(tmp_path: Path) -> None:
+    config = Config(
+        n_layer=2, n_embd=32, n_head=4, n_query_groups=2, padded_vocab_size=64, bias=False, parallel_residual=False,
+        rotary_percentage=1.0, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP", intermediate_size=48, block_size=64,
+    )  # fmt: skip
+    ours = GPT(config).eval()
+    initialize(ours, 7)
+    family = family_of(config)
+    assert family is not None and family.name == "llama"
+    theirs = opened(tmp_path / "ours", family, config, to_published(family.tensors, ours.state_dict(), config))
+    ids = torch.arange(50)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
