@@ -1,0 +1,282 @@
+"""Endless, exactly resumable micro batches: sample number i is a function of (seed, i) and of nothing else."""
+
+import atexit
+import hashlib
+import itertools
+import signal
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from litgpt.data.batch import IGNORE, Batch
+from litgpt.data.order import Permutation
+from litgpt.errors import UserError
+from litgpt.recipe.data import BatchShape
+
+Row = tuple[np.ndarray, np.ndarray | None]
+"""One sample: (T+1,) tokens, and (T,) document numbers or None."""
+
+
+class Tokens(Protocol):
+    """One long text as tokens, on disk. Readers are picklable without their data."""
+
+    total: int
+    fingerprint: str
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start .. stop-1."""
+
+    def documents_between(self, start: int, stop: int) -> np.ndarray:
+        """Where documents begin, of those that begin in start .. stop-1."""
+
+
+class Rows(Protocol):
+    """Numbered samples without end: number `count` is the first of the second epoch."""
+
+    count: int
+    fingerprint: str
+
+    def row(self, index: int) -> Row:
+        """Sample number `index`."""
+
+
+class Windows:
+    """Samples of T+1 tokens cut from one text at a stride of T, in another order every epoch.
+
+    Every token but the first is a label exactly once an epoch, except for the `tail` tokens at the end that fill no
+    window.
+
+    Args:
+        tokens: the text.
+        length: T, the tokens that the model reads.
+        seed: fixes the order.
+        document_mask: number the documents in each row.
+
+    Raises:
+        UserError: if the text is shorter than one window.
+    """
+
+    def __init__(self, tokens: Tokens, length: int, seed: int, document_mask: bool = False) -> None:
+        self.count = (tokens.total - 1) // length
+        if self.count < 1:
+            raise UserError(
+                f"train.max_seq_length: {length} needs {length + 1} tokens of text, but there are only {tokens.total}; "
+                f"give more text or set train.max_seq_length to {max(1, tokens.total - 1)} or less"
+            )
+        self.tail = tokens.total - 1 - self.count * length
+        self.fingerprint = _digest(tokens.fingerprint, length, seed)
+        self._tokens, self._length, self._seed, self._document_mask = tokens, length, seed, document_mask
+        self._permutation = (0, Permutation(self.count, seed, 0))
+
+    def row(self, index: int) -> Row:
+        """Sample number `index` over all epochs."""
+        epoch, within = divmod(index, self.count)
+        if self._permutation[0] != epoch:
+            self._permutation = (epoch, Permutation(self.count, self._seed, epoch))
+        start = self._permutation[1](within) * self._length
+        window = self._tokens.read(start, start + self._length + 1)
+        return window, self._documents(start) if self._document_mask else None
+
+    def _documents(self, start: int) -> np.ndarray:
+        begins = np.zeros(self._length, dtype=np.int32)
+        # the first token's document is number 0, whether it begins here or earlier
+        begins[self._tokens.documents_between(start + 1, start + self._length) - start] = 1
+        return begins.cumsum(dtype=np.int32)
+
+
+class Mix:
+    """Two sources of samples, interleaved so evenly that after n samples the first has given floor(n * share).
+
+    Args:
+        share: of samples from `first`, between 0 and 1.
+    """
+
+    def __init__(self, first: Rows, second: Rows, share: float) -> None:
+        self.count = first.count + second.count
+        self.fingerprint = _digest(first.fingerprint, second.fingerprint, share)
+        self._first, self._second = first, second
+        self._millionths = round(share * 1_000_000)  # whole numbers, so that no position is too large to be exact
+
+    def row(self, index: int) -> Row:
+        """Sample number `index`."""
+        taken = index * self._millionths // 1_000_000
+        if (index + 1) * self._millionths // 1_000_000 > taken:
+            return self._first.row(taken)
+        return self._second.row(index - taken)
+
+
+class MicroBatches(Dataset[tuple[np.ndarray, np.ndarray | None]]):
+    """The micro batch of one rank at any position: (B, T+1) tokens and (B, T) document numbers or None."""
+
+    def __init__(self, rows: Rows, shape: BatchShape) -> None:
+        self.rows, self.shape = rows, shape
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray | None]:
+        first = position + self.shape.rank * self.shape.micro_batch_size
+        rows = [self.rows.row(first + i) for i in range(self.shape.micro_batch_size)]
+        documents = [numbers for _, numbers in rows if numbers is not None]
+        return np.stack([tokens for tokens, _ in rows]), np.stack(documents) if documents else None
+
+
+class TrainStream:
+    """Endless micro batches; `position` counts the samples handed out over all ranks.
+
+    The micro batch of rank r at position p holds samples p + r*B .. p + (r+1)*B - 1, then p grows by B * ranks. A
+    global batch is therefore the same set of samples for every number of ranks and every micro batch size, and a run
+    may go on with other ones.
+
+    Args:
+        rows: the samples.
+        shape: this rank's share of them.
+        workers: processes that read ahead; 0 reads in this one. The batches do not depend on it.
+    """
+
+    def __init__(self, rows: Rows, shape: BatchShape, *, workers: int = 0) -> None:
+        self.position = 0
+        self._rows, self._shape, self._workers = rows, shape, workers
+        self._running: Iterator[Any] | None = None
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples in one pass over the data, over all ranks."""
+        return self._rows.count
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data so far."""
+        return self.position / self._rows.count
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.close()
+        self._running = self._read_ahead()
+        while self._running is not None:  # read through the attribute: `close` must drop the last reference
+            tokens, documents = next(self._running)
+            self.position += self._shape.samples_per_round
+            yield to_batch(tokens, documents)
+
+    def _read_ahead(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        positions = itertools.count(self.position, self._shape.samples_per_round)
+        batches = MicroBatches(self._rows, self._shape)
+        if self._workers == 0:
+            return map(batches.__getitem__, positions)
+        # the workers ignore SIGTERM, by which multiprocessing would end them at exit, so they must be gone before
+        atexit.register(self.close)
+        return iter(
+            DataLoader(
+                batches,
+                batch_size=None,
+                sampler=positions,
+                num_workers=self._workers,
+                collate_fn=_unchanged,
+                worker_init_fn=_leave_signals_to_parent,
+                # without a generator of its own the loader would draw from the run's, and dropout would depend on it
+                generator=torch.Generator(),
+            )
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last batch handed out and the fingerprint of the data; under 100 bytes of JSON."""
+        return {"position": self.position, "fingerprint": self._rows.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken.
+
+        Raises:
+            UserError: if the state belongs to other data, another tokenizer, sequence length or seed.
+        """
+        self.position = checked_position(state, self._rows.fingerprint)
+
+    def close(self) -> None:
+        """Stop the workers, if any; iterating again starts them at `position`."""
+        self._running = None
+        atexit.unregister(self.close)
+
+
+class ValStream:
+    """One pass over validation samples each time it is iterated, in a fixed order, equally long on every rank.
+
+    It is read in this process: the text is mapped into memory, and starting workers for every validation would take
+    longer than reading. Rows past the end repeat the last sample with all labels ignored.
+    """
+
+    def __init__(self, rows: Rows, shape: BatchShape) -> None:
+        self.position = 0
+        self._rows, self._shape = rows, shape
+
+    def __len__(self) -> int:
+        """Batches in a pass, on every rank."""
+        return -(-self._rows.count // self._shape.samples_per_round)
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples in one pass, over all ranks."""
+        return self._rows.count
+
+    @property
+    def epoch(self) -> float:
+        """How much of the pass has been handed out."""
+        return self.position / self._rows.count
+
+    def __iter__(self) -> Iterator[Batch]:
+        size = self._shape.micro_batch_size
+        for start in range(0, len(self) * self._shape.samples_per_round, self._shape.samples_per_round):
+            first = start + self._shape.rank * size
+            rows = [self._rows.row(min(index, self._rows.count - 1)) for index in range(first, first + size)]
+            documents = [numbers for _, numbers in rows if numbers is not None]
+            batch = to_batch(np.stack([tokens for tokens, _ in rows]), np.stack(documents) if documents else None)
+            batch.labels[max(0, self._rows.count - first) :] = IGNORE
+            self.position = start + self._shape.samples_per_round
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: every pass starts at the start."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Every pass starts at the start, so there is nothing to go on from."""
+
+    def close(self) -> None:
+        """There are no workers to stop."""
+
+
+def to_batch(tokens: np.ndarray, documents: np.ndarray | None = None) -> Batch:
+    """(B, T+1) tokens as ids and labels of (B, T) each."""
+    ids = torch.from_numpy(tokens.astype(np.int64))
+    numbers = None if documents is None else torch.from_numpy(documents)
+    return Batch(ids=ids[:, :-1].contiguous(), labels=ids[:, 1:].contiguous(), documents=numbers)
+
+
+def checked_position(state: dict[str, Any], fingerprint: str) -> int:
+    """The position in a stream's state, if it was taken from the data with this fingerprint.
+
+    Raises:
+        UserError: if it was not, or is no state.
+    """
+    position = state.get("position")
+    if not isinstance(position, int) or isinstance(position, bool) or position < 0:
+        raise UserError(f"data: {str(state)[:80]} is no position in a data stream")
+    if state.get("fingerprint") != fingerprint:
+        raise UserError(
+            f"data: the checkpoint was at sample {position} of another data set ({state.get('fingerprint')}, now "
+            f"{fingerprint}): the text, the tokenizer, train.max_seq_length or data.seed changed; put it back, or "
+            "start a new run with initial_checkpoint_dir"
+        )
+    return position
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the parent decides, and needs its workers until
+    # then. A worker whose parent is gone notices that by itself.
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
