@@ -69,34 +69,50 @@ def publish(staged: Path, final: Path) -> None:
     """Rename a finished folder to its final name, after fsync of all that is in it.
 
     Raises:
-        UserError: if `final` already exists; nothing is ever written into an existing folder.
+        UserError: if `final` already holds something; nothing is ever written into an existing folder.
     """
     for path in sorted(staged.rglob("*")):
         sync_file(path)
     sync_file(staged)
-    if final.exists():
-        raise UserError(f"{final} already exists; choose another folder or remove it")
-    staged.rename(final)
+    refuse_used(final)
+    staged.rename(final)  # takes the place of an empty folder in the same single act
     sync_file(final.parent)
 
 
+def refuse_used(folder: Path) -> None:
+    """Raise a UserError if there is anything at `folder` but an empty folder."""
+    if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
+        raise UserError(f"{folder} already exists and is not empty; choose another folder or remove it")
+
+
 @contextmanager
-def staged_folder(final: Path) -> Iterator[Path]:
+def staged_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
     """A fresh folder beside `final` that takes its name when the block ends well and is gone when it does not.
 
+    Args:
+        replace: move a folder of that name out of the way, and delete it once the new one is in place.
+
     Raises:
-        UserError: if `final` already exists.
+        UserError: if `final` already holds something and is not to be replaced.
     """
-    if final.exists():
-        raise UserError(f"{final} already exists; choose another folder or remove it")
+    if not replace:
+        refuse_used(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    staged = final.with_name(f"{final.name}.{uuid.uuid4().hex[:8]}.partial")
+    mark = uuid.uuid4().hex[:8]
+    staged, replaced = (final.with_name(f"{final.name}.{mark}.{kind}") for kind in ("partial", "replaced"))
     staged.mkdir()
     try:
         yield staged
+        if replace and final.is_dir():
+            final.rename(replaced)
         publish(staged, final)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+        if replaced.exists():
+            if final.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                replaced.rename(final)
 
 
 def seal(folder: Path, known: dict[str, str] | None = None) -> None:

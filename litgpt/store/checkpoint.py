@@ -190,7 +190,7 @@ class Checkpoints:
         progress: Mapping[str, Any],
         files: Mapping[str, str | Path] | None = None,
     ) -> None:
-        """Begin a checkpoint; commits the one before, if that is still open. A step that is saved already is left alone.
+        """Begin a checkpoint, after committing one that is still open; a step that is saved already is left alone.
 
         Args:
             progress: what else the run must know to go on; JSON.

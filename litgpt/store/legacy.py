@@ -1,0 +1,48 @@
+"""Read `.pth` and `.bin` files: torch's own format, as data only, so that nothing stored in one can run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from litgpt.errors import UserError
+from litgpt.store.state import plain_name
+
+
+def torch_load(path: Path) -> Any:
+    """What a file of `torch.save` holds, its tensors memory-mapped where the format allows.
+
+    Raises:
+        UserError: if the file is missing, damaged, or holds more than numbers, texts, containers and tensors.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:  # damaged files raise nearly anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: refused, it is damaged or holds more than tensors ({reason[:200]})") from None
+
+
+def is_zip(path: Path) -> bool:
+    """Whether the file has the layout that `torch.save` has written since torch 1.6, which can be memory-mapped."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def state_dict(path: Path) -> dict[str, Tensor]:
+    """The weights in a file, bare or under the key `model` of a training state, without prefixes of `torch.compile`.
+
+    Raises:
+        UserError: if the file holds no weights, or something else among them.
+    """
+    content = torch_load(path)
+    inner = content.get("model", content) if isinstance(content, Mapping) else content
+    if not isinstance(inner, Mapping) or not inner:
+        raise UserError(f"{path}: holds no weights; a mapping of names to tensors was expected")
+    for name, value in inner.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
+    return {plain_name(name): value for name, value in inner.items()}
