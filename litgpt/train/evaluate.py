@@ -1,0 +1,77 @@
+"""Look at a model in training: its validation loss, and a text that it writes."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from litgpt.data.batch import Batch
+from litgpt.parallel.reduce import total
+from litgpt.train.objective import Objective
+from litgpt.train.step import Trainee
+
+
+@contextmanager
+def looking(trainee: Trainee) -> Iterator[None]:
+    """Dropout off, no gradients, the run's number format."""
+    trainee.core.eval()
+    try:
+        with torch.no_grad(), trainee.precision.autocast(trainee.device, sharded=trainee.sharded):
+            yield
+    finally:
+        trainee.core.train()
+
+
+def validation_loss(trainee: Trainee, batches: Iterable[Batch], objective: Objective, *, max_iters: int) -> float:
+    """Mean loss in nats over the targets of the first `max_iters` micro-batches of every data rank.
+
+    NaN if they hold no target.
+    """
+    loss, targets = torch.zeros((), dtype=torch.float64), 0
+    with looking(trainee):
+        for batch in itertools.islice(batches, max_iters):
+            summed, _ = objective(trainee.core, batch.to(trainee.device))
+            loss = loss + summed.double().to(loss.device)
+            targets += batch.targets
+    summed_loss, counted = total([loss.item(), targets], trainee.device)
+    return summed_loss / counted if counted else float("nan")
+
+
+def continuation(
+    trainee: Trainee,
+    prompt: list[int],
+    *,
+    tokens: int,
+    window: int,
+    seed: int,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    pause: Callable[[int], bool] = lambda token: False,
+) -> list[int]:
+    """Token numbers that the model writes after `prompt`, sampled from its `top_k` likeliest next tokens.
+
+    The run's own random state is not touched. Every rank must call this, since a sharded model runs on all of them.
+
+    Args:
+        window: how many of the last tokens the model reads.
+        pause: ends the text at a token for which it is true.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids = list(prompt)
+    with looking(trainee):
+        for _ in range(tokens):
+            read = torch.tensor([ids[-window:]], device=trainee.device)
+            logits = trainee.core(read, head=_last_logits).float().cpu()
+            likeliest, numbers = logits.topk(min(top_k, logits.shape[-1]))
+            chosen = torch.multinomial((likeliest / temperature).softmax(-1), 1, generator=generator)
+            ids.append(int(numbers[chosen]))
+            if pause(ids[-1]):
+                break
+    return ids[len(prompt) :]
+
+
+def _last_logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    return F.linear(hidden_BTD[0, -1], weight_VD, bias_V)

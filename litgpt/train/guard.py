@@ -1,0 +1,121 @@
+"""When not to step, what to report, and when to stop."""
+
+import math
+import signal
+import statistics
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from litgpt.errors import UserError
+from litgpt.recipe.train import GuardArgs
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Interrupts:
+    """Remembers a signal that asks the run to save and leave; a second SIGINT ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Catch the signals inside the block, and put the earlier handlers back after it."""
+        earlier = {number: signal.signal(number, self._note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+
+
+class LossScale:
+    """A factor on the loss that keeps small fp16 gradients from vanishing (Micikevicius et al. 2018, section 3.2).
+
+    Halved when a gradient overflows, doubled after `patience` steps without one; 1 and constant if not `active`.
+    """
+
+    def __init__(self, *, active: bool, patience: int = 2000) -> None:
+        self.active, self.patience = active, patience
+        self.factor = 2.0**16 if active else 1.0
+        self.good = 0
+
+    def update(self, *, finite: bool) -> bool:
+        """Take a step's outcome into account; returns whether an overflow is explained by the factor."""
+        if not self.active:
+            return False
+        self.good = self.good + 1 if finite else 0
+        explained = not finite and self.factor > 1
+        if not finite:
+            self.factor = max(1.0, self.factor / 2)
+        elif self.good == self.patience:
+            self.factor, self.good = self.factor * 2, 0
+        return explained
+
+    def state_dict(self) -> dict[str, float]:
+        """For a checkpoint."""
+        return {"factor": self.factor, "good": self.good}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from `state_dict`."""
+        self.factor, self.good = state["factor"], int(state["good"])
+
+
+class Guard:
+    """Counts steps that were skipped for not being finite and reports losses far above those before."""
+
+    def __init__(self, settings: GuardArgs) -> None:
+        self.settings = settings
+        self.skipped = 0
+        self.in_a_row = 0
+        self.losses: deque[float] = deque(maxlen=settings.spike_window)
+
+    def skip(self, step: int, *, loss: float, gradient_norm: float) -> str:
+        """Count a step that was not taken; returns what to say.
+
+        Raises:
+            UserError: on the last of `guard.max_skipped` such steps in a row.
+        """
+        self.skipped += 1
+        self.in_a_row += 1
+        report = f"step {step} skipped: loss {loss:.4g}, gradient norm {gradient_norm:.4g}; weights and moments unchanged"
+        if self.in_a_row >= self.settings.max_skipped:
+            raise UserError(
+                f"{report}; guard.max_skipped: {self.in_a_row} such steps in a row end the run; "
+                "try a lower optimizer.lr, or resume from an older checkpoint"
+            )
+        return report
+
+    def take(self, step: int, loss: float) -> str | None:
+        """Take a step's loss into account; returns what to say if it is a spike."""
+        self.in_a_row = 0
+        spike = None
+        if len(self.losses) >= max(2, self.settings.spike_window // 2):
+            mean, deviation = statistics.fmean(self.losses), statistics.stdev(self.losses)
+            if deviation > 0 and loss > mean + self.settings.spike_sigma * deviation:
+                sigmas = (loss - mean) / deviation
+                spike = f"step {step}: loss {loss:.4f} is a spike, {sigmas:.1f} standard deviations above the last {len(self.losses)} steps"
+        self.losses.append(loss)
+        return spike
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "losses": list(self.losses)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        self.losses = deque(state["losses"], maxlen=self.settings.spike_window)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf

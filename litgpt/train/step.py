@@ -1,0 +1,106 @@
+"""The one training step: count before you divide, agree before you step."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from litgpt.data.batch import Batch
+from litgpt.parallel.apply import backward_of, unwrapped
+from litgpt.parallel.precision import Precision
+from litgpt.parallel.reduce import gradient_norm, scale_gradients, total
+from litgpt.train.guard import LossScale
+from litgpt.train.objective import Objective
+
+
+@dataclass
+class Trainee:
+    """A model laid out over its ranks, with what steps it."""
+
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    device: torch.device
+    precision: Precision
+    sharded: bool
+    scale: LossScale = field(default_factory=lambda: LossScale(active=False))
+
+    @property
+    def core(self) -> nn.Module:
+        """The model without the wrapper that sums gradients."""
+        return unwrapped(self.model)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [parameter for parameter in self.core.parameters() if parameter.requires_grad]
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did; the same on every rank.
+
+    Attributes:
+        loss: mean over the targets of the global batch, in nats.
+        targets: labels that counted, over all data ranks.
+        taken: False if loss or gradient was not finite, and so nothing was changed.
+        asked: how many ranks raised each of the caller's flags.
+    """
+
+    loss: float
+    gradient_norm: float
+    targets: int
+    taken: bool
+    asked: tuple[int, ...]
+
+
+def train_step(
+    trainee: Trainee,
+    batches: Sequence[Batch],
+    objective: Objective,
+    *,
+    max_norm: float | None = None,
+    flags: Sequence[bool] = (),
+) -> Step:
+    """One optimizer step over this rank's micro-batches of a global batch.
+
+    The loss of every micro-batch is a share of one mean over the whole global batch, so the gradient depends neither on
+    how the batch was cut nor on how many ranks it was spread over.
+
+    Args:
+        max_norm: clip the gradient to this L2 norm.
+        flags: what this rank wishes to tell the others; travels with the count.
+    """
+    counted, *asked = total([sum(batch.targets for batch in batches), *flags], trainee.device)
+    loss, norm = gradients(trainee, batches, objective, targets=counted)
+    loss, bad = total([loss, not math.isfinite(norm)], trainee.device)
+    finite = math.isfinite(loss) and not bad
+    if finite:
+        if max_norm is not None and norm > max_norm:
+            scale_gradients(trainee.parameters(), max_norm / norm)
+        for optimizer in trainee.optimizers:
+            optimizer.step()
+    trainee.zero_grad()
+    return Step(loss, norm, int(counted), finite, tuple(int(ranks) for ranks in asked))
+
+
+def gradients(
+    trainee: Trainee, batches: Sequence[Batch], objective: Objective, *, targets: float
+) -> tuple[float, float]:
+    """Leave the global batch's gradient on the parameters; returns this rank's share of the loss and the global norm."""
+    shares = torch.zeros((), dtype=torch.float64)
+    for number, batch in enumerate(batches, start=1):
+        with backward_of(trainee.model, last=number == len(batches)):
+            with trainee.precision.autocast(trainee.device, sharded=trainee.sharded):
+                summed, _ = objective(trainee.model, batch.to(trainee.device))
+            share = summed / max(targets, 1)  # a share of one mean over the whole global batch
+            (share * trainee.scale.factor).backward()
+        shares = shares + share.detach().double().to(shares.device, non_blocking=True)
+    if trainee.scale.active:
+        scale_gradients(trainee.parameters(), 1 / trainee.scale.factor)
+    return shares.item(), gradient_norm(trainee.parameters()).item()
