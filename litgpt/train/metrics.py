@@ -1,0 +1,190 @@
+"""What is measured in a training run, and the column names it goes under.
+
+Names are LitGPT's. One process: `device/...` only; several: the whole run's figure under the bare name and one device's
+share under `device/...`.
+
+    column                        unit
+    time                          s since the first start of the run, evaluation and saving included
+    batches, samples, lengths     micro-batches, samples, tokens of this process since the first start of the run
+    device/batches_per_sec, device/samples_per_sec, device/items_per_sec    1/s over the window (items are tokens)
+    device/flops_per_sec          FLOP/s over the window
+    device/mfu                    the former as a share (0 to 1) of the device's peak; absent where no peak is known
+"""
+
+import re
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+# Peak dense matmul TFLOP/s by a pattern in the device's name: bfloat16/float16, TF32, float32. Makers print tensor core
+# figures "with sparsity" as well, which is twice these. First match wins, so longer names come first.
+#   NVIDIA data sheets: HGX B200, H200, H100, A100, A10, L40S, L40, L4; RTX: the Ada (AD102) and Ampere (GA102) white
+#   papers, tensor cores with float32 accumulation. AMD data sheets: MI300X, MI325X (float32 through the matrix cores).
+PEAK_TFLOPS: tuple[tuple[str, float, float, float], ...] = (
+    ("B200", 2250.0, 1125.0, 75.0),
+    ("H200 NVL", 835.5, 417.5, 60.0),
+    ("H200", 989.4, 494.7, 66.9),
+    ("H100 NVL", 835.5, 417.5, 60.0),
+    ("H100 PCIe", 756.0, 378.0, 51.2),
+    ("H100", 989.4, 494.7, 66.9),
+    ("H800", 989.4, 494.7, 66.9),
+    ("A100", 312.0, 156.0, 19.5),
+    ("A800", 312.0, 156.0, 19.5),
+    ("A10G", 70.0, 35.0, 35.0),
+    ("A10", 125.0, 62.5, 31.2),
+    ("L40S", 362.0, 183.0, 91.6),
+    ("L40", 181.0, 90.5, 90.5),
+    ("L4", 121.0, 60.0, 30.3),
+    ("RTX 4090$", 165.2, 82.6, 82.6),
+    ("RTX 3090$", 71.0, 35.6, 35.6),
+    ("MI325X", 1307.4, 653.7, 163.4),
+    ("MI300X", 1307.4, 653.7, 163.4),
+)
+
+
+def peak_flops(device_name: str, precision: str, *, tf32: bool = False) -> float | None:
+    """The most FLOP/s a device can do in the matmuls of a precision, or None if the table does not know it.
+
+    Args:
+        device_name: as `torch.cuda.get_device_name` gives it.
+        precision: Fabric's name, such as `bf16-mixed`.
+        tf32: whether float32 matmuls may use TF32 (`torch.get_float32_matmul_precision() != "highest"`).
+    """
+    rows = [row for row in PEAK_TFLOPS if re.search(rf"\b{row[0]}(?!\w)", device_name)]
+    if not rows or "MIG" in device_name:  # an instance of MIG is a slice of the device
+        return None
+    _, half, tensor32, single = rows[0]
+    if precision.startswith(("bf16", "16")):
+        return half * 1e12
+    if precision.startswith("32"):
+        return (tensor32 if tf32 else single) * 1e12
+    return None
+
+
+def device_peak(device: "torch.device", precision: str) -> float | None:
+    """`peak_flops` of a torch device; None on a CPU, whose peak nobody can look up."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    return peak_flops(torch.cuda.get_device_name(device), precision, tf32=tf32)
+
+
+def memory_gb(device: "torch.device | None" = None) -> float:
+    """The most memory used so far, in 1e9 bytes: the device's on CUDA, otherwise the resident set of this process."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+class Meter:
+    """Counts what a run has done, and how fast over its last few steps.
+
+    Time spent in `with meter.apart("evaluation")` is booked under that name and belongs to no rate.
+    """
+
+    def __init__(
+        self,
+        *,
+        ranks: int = 1,
+        peak: float | None = None,
+        window: int = 20,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """
+        Args:
+            ranks: processes that train; each is taken to do the same amount of work.
+            peak: FLOP/s of one device, from `device_peak`.
+            window: updates that the rates look back over.
+            clock: seconds, never going back.
+        """
+        self.ranks, self.peak, self.clock = ranks, peak, clock
+        self.began = clock()
+        self.apart_seconds: dict[str, float] = {}
+        self.done = {"batches": 0, "samples": 0, "tokens": 0, "flops": 0.0}  # of this process, in this run
+        self.earlier = {"time": 0.0, "batches": 0, "samples": 0, "lengths": 0}  # in the runs that this one continues
+        self.window: deque[tuple[float, dict[str, float]]] = deque(maxlen=window + 1)
+        self.first_fraction: tuple[float, float] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since this run began, evaluation and saving included."""
+        return self.clock() - self.began
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of this run less those booked apart."""
+        return self.seconds - sum(self.apart_seconds.values())
+
+    def update(self, *, samples: int, tokens: int, flops: float = 0.0, batches: int = 1) -> None:
+        """Book one optimizer step of this process: its samples, tokens, FLOPs and micro-batches."""
+        for name, count in (("batches", batches), ("samples", samples), ("tokens", tokens), ("flops", flops)):
+            self.done[name] += count
+        self.window.append((self.training_seconds, dict(self.done)))
+
+    @contextmanager
+    def apart(self, name: str) -> Iterator[None]:
+        """Book the seconds of this block under `name`, outside of training."""
+        began = self.clock()
+        try:
+            yield
+        finally:
+            self.apart_seconds[name] = self.apart_seconds.get(name, 0.0) + self.clock() - began
+
+    def totals(self) -> dict[str, float]:
+        """The columns `time`, `batches`, `samples` and `lengths`, counted from the first start of the run."""
+        now = {"time": self.seconds, "lengths": self.done["tokens"]}
+        now |= {name: self.done[name] for name in ("batches", "samples")}
+        return {name: self.earlier[name] + value for name, value in now.items()}
+
+    def rates(self) -> dict[str, float]:
+        """The columns of throughput over the window; empty before the second update, which ends the first interval."""
+        if len(self.window) < 2:
+            return {}
+        (start, before), (end, after) = self.window[0], self.window[-1]
+        if end <= start:
+            return {}
+        columns = {"batches": "batches", "samples": "samples", "tokens": "items", "flops": "flops"}
+        rates = {f"{column}_per_sec": (after[name] - before[name]) / (end - start) for name, column in columns.items()}
+        if after["flops"] == before["flops"]:
+            del rates["flops_per_sec"]  # nobody counted them
+        metrics = {f"device/{name}": rate for name, rate in rates.items()}
+        if self.ranks > 1:
+            metrics |= {name: rate * self.ranks for name, rate in rates.items()}
+        if self.peak and "flops_per_sec" in rates:
+            metrics["device/mfu"] = rates["flops_per_sec"] / self.peak
+        return metrics
+
+    def remaining(self, fraction: float | None) -> float | None:
+        """Seconds to the end of the run at the pace since the first call, or None as long as there is no telling.
+
+        Args:
+            fraction: the share of the whole run that is done, 0 to 1; starts above 0 in a run that was resumed.
+        """
+        if fraction is None:
+            return None
+        if self.first_fraction is None:
+            self.first_fraction = (self.seconds, fraction)  # after the first step, so that compiling is not projected
+        since, start = self.first_fraction
+        if fraction <= start:
+            return None
+        return max(0.0, (1 - fraction) * (self.seconds - since) / (fraction - start))
+
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint keeps, so that a continued run counts on."""
+        return self.totals()
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Count on from an earlier run's `state_dict`."""
+        self.earlier = {name: state[name] for name in self.earlier}

@@ -1,0 +1,188 @@
+"""One unbroken history, whatever kills the run; loggers by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from litgpt.errors import UserError
+from litgpt.recipe.train import LogArgs
+from litgpt.train import history, loggers
+
+
+def steps(path: Path) -> list[float]:
+    """The step column of a metrics file."""
+    return [row["step"] for row in history.read(path)[1]]
+
+
+def logged(out_dir: Path, numbers: range, resumed_step: int | None = None) -> loggers.CSVLogger:
+    """A CSV logger that has logged a loss and, every second step, a validation loss."""
+    logger = loggers.build("csv", out_dir, LogArgs(), resumed_step)
+    assert isinstance(logger, loggers.CSVLogger)
+    for number in numbers:
+        logger.log_metrics({"loss": torch.tensor(1.5) / number}, step=number)
+        if number % 2 == 0:
+            logger.log_metrics({"val_loss": 2.0 / number}, step=number)
+    return logger
+
+
+def test_rows_are_there_as_soon_as_they_are_logged(tmp_path: Path) -> None:
+    logger = logged(tmp_path, range(1, 4))
+    assert logger.path == tmp_path / "logs" / "csv" / "version_0" / "metrics.csv"
+    columns, rows = history.read(logger.path)
+    assert columns == ["step", "loss", "val_loss"]
+    assert rows == [
+        {"step": 1, "loss": 1.5},
+        {"step": 2, "loss": 0.75},
+        {"step": 2, "val_loss": 1.0},
+        {"step": 3, "loss": 0.5},
+    ]
+
+
+def test_numbers_come_back_to_the_bit(tmp_path: Path) -> None:
+    file = history.History(tmp_path / "metrics.csv")
+    values = {"step": 1, "loss": 0.1 + 0.2, "tiny": 5e-324, "huge": 1.7976931348623157e308}
+    file.append(values)
+    assert history.read(file.path)[1] == [values]
+
+
+def test_a_fresh_run_gets_a_version_of_its_own(tmp_path: Path) -> None:
+    logged(tmp_path, range(1, 3))
+    (tmp_path / "logs" / "csv" / "version_12").mkdir()
+    logger = logged(tmp_path, range(1, 2))
+    assert logger.version == 13
+    assert steps(tmp_path / "logs" / "csv" / "version_0" / "metrics.csv") == [1, 2, 2]
+
+
+def test_a_resumed_run_goes_on_in_the_same_file_without_the_steps_it_repeats(tmp_path: Path) -> None:
+    logged(tmp_path, range(1, 8))
+    resumed = logged(tmp_path, range(5, 9), resumed_step=4)
+    assert resumed.version == 0
+    assert steps(resumed.path) == [1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 8, 8]
+    unbroken = logged(tmp_path / "other", range(1, 9))
+    assert resumed.path.read_bytes() == unbroken.path.read_bytes()
+
+
+def test_a_resumed_run_without_a_file_begins_one(tmp_path: Path) -> None:
+    assert steps(logged(tmp_path, range(5, 7), resumed_step=4).path) == [5, 6, 6]
+
+
+def test_building_a_logger_touches_nothing(tmp_path: Path) -> None:
+    logged(tmp_path, range(1, 8))
+    path = tmp_path / "logs" / "csv" / "version_0" / "metrics.csv"
+    before = path.read_bytes()
+    loggers.build("csv", tmp_path, LogArgs(), 2)
+    loggers.build("csv", tmp_path, LogArgs())
+    assert path.read_bytes() == before
+    assert history.versions(path.parent.parent) == [0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=st.integers(min_value=0, max_value=10_000), resumed_step=st.integers(min_value=0, max_value=7))
+def test_a_kill_in_the_middle_of_a_line_costs_that_line_only(
+    cut: int, resumed_step: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    path = logged(folder, range(1, 8)).path
+    whole = path.read_bytes()
+    header = whole.index(b"\n") + 1  # rewritten whole by a rename, so it cannot be cut
+    path.write_bytes(whole[: max(header, cut % (len(whole) + 1))])
+    kept = [number for number in steps(path) if number <= resumed_step]
+    resumed = logged(folder, range(resumed_step + 1, 9), resumed_step=resumed_step)
+    found = steps(resumed.path)
+    assert found[: len(kept)] == kept
+    assert sorted(found) == found
+    assert set(found) >= set(range(resumed_step + 1, 9))
+
+
+def test_a_new_column_leaves_earlier_rows_as_they_are(tmp_path: Path) -> None:
+    file = history.History(tmp_path / "metrics.csv")
+    file.append({"step": 1, "loss": 3.0})
+    file.append({"step": 2, "grad_norm": 0.5, "loss": 2.0})
+    assert history.read(file.path) == (
+        ["step", "loss", "grad_norm"],
+        [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0, "grad_norm": 0.5}],
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "line 1"),
+        ("loss,val_loss\n1,2\n", "line 1"),
+        ("step,loss,loss\n1,2,3\n", "line 1"),
+        ("step,loss\n1,2,3\n", "line 2 has 3 fields"),
+        ("step,loss\n1,2\n2,many\n", "line 3"),
+        ("step,loss\n,2\n", "line 2 has no step"),
+        ("step,loss\nnan,2\n", "line 2 has no step"),
+    ],
+)
+def test_a_file_that_is_no_history_is_refused_by_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=says) as error:
+        history.read(path)
+    assert str(path) in str(error.value)
+
+
+def test_tensorboard_goes_on_where_the_run_was_cut(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for numbers, resumed_step in ((range(1, 8), None), (range(5, 9), 4)):
+        logger = loggers.build("tensorboard", tmp_path, LogArgs(), resumed_step)
+        for number in numbers:
+            logger.log_metrics({"loss": float(number)}, step=number)
+        logger.finalize("success")
+    folder = tmp_path / "logs" / "tensorboard" / "version_0"
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_missing_package_is_named_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    with pytest.raises(UserError, match=f"pip install {name}") as error:
+        loggers.build(name, tmp_path, LogArgs())
+    assert "\n" not in str(error.value)
+
+
+def test_litlogger_is_refused_with_the_names_that_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="csv, tensorboard, wandb, mlflow"):
+        loggers.build("litlogger", tmp_path, LogArgs())
+
+
+@pytest.mark.parametrize(
+    ("log", "environment", "expected"),
+    [
+        (LogArgs(), {}, ("pretrain-pythia-14m", None, None)),
+        (
+            LogArgs(),
+            {"WANDB_PROJECT": "p", "WANDB_RUN_NAME": "r", "WANDB_RUN_GROUP": "g"},
+            ("p", "r", "g"),
+        ),
+        (
+            LogArgs(project="mine", run="one", group="all"),
+            {"WANDB_PROJECT": "p", "WANDB_RUN_NAME": "r"},
+            ("mine", "one", "all"),
+        ),
+    ],
+)
+def test_wandb_names_come_from_the_recipe_then_the_environment_then_the_model(
+    log: LogArgs,
+    environment: dict[str, str],
+    expected: tuple[Any, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(loggers, "require", lambda package: None)
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb.WandbLogger", lambda **arguments: given.update(arguments))
+    for resumed_step in (None, 4):
+        earlier = given.get("id")
+        loggers.build("wandb", tmp_path, log, resumed_step, project="pretrain-pythia-14m", environment=environment)
+        assert (given["project"], given["name"], given["group"]) == expected
+        assert resumed_step is None or given["id"] == earlier
