@@ -38,10 +38,16 @@ def limits_of(hint: Any) -> Limits | None:
     return next((found for member in members if (found := limits_of(member))), None)
 
 
+def types_of(group: Any) -> dict[str, Any]:
+    """The type of every field of a dataclass, limits included."""
+    if any(isinstance(field.type, str) for field in fields(group)):
+        return get_type_hints(group, include_extras=True)
+    return {field.name: field.type for field in fields(group)}
+
+
 def field_limits(group: Any) -> dict[str, Limits]:
     """The limits of every field of a dataclass that has some."""
-    hints = get_type_hints(group, include_extras=True)
-    found = {field.name: limits_of(hints[field.name]) for field in fields(group)}
+    found = {name: limits_of(hint) for name, hint in types_of(group).items()}
     return {name: limits for name, limits in found.items() if limits}
 
 

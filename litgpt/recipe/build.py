@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader, set_parsing_settings
 
 from litgpt.errors import UserError
 from litgpt.recipe.choices import OPTIMIZER_PATHS, canonical, fit_custom, import_class, merge_choice
@@ -29,6 +30,14 @@ ALIASES = {"checkpoint.async": "checkpoint.asynchronous"}  # `async` is a word o
 DEFAULT_CHOICES = {Optimizer: "AdamW", DataModule: "TinyLlama"}
 Tree = dict[str, Any]
 
+
+def load_text(text: str) -> Any:
+    """What a text stands for, as jsonargparse reads it, save that `# Title` is a text and only `null` is null."""
+    value = get_loader("yaml")(text)
+    return text if value is None and text != "null" else value
+
+
+set_loader("litgpt", load_text, exceptions=(yaml.YAMLError,))
 set_parsing_settings(subclasses_enabled=[Optimizer], docstring_parse_attribute_docstrings=True)
 
 
@@ -49,7 +58,7 @@ class Help(DefaultHelpFormatter):
 @cache
 def parser_of(recipe: type, program: str) -> ArgumentParser:
     """The jsonargparse parser of a recipe: what it prints as help, and how it types values."""
-    parser = ArgumentParser(prog=program, exit_on_error=False, formatter_class=Help)
+    parser = ArgumentParser(prog=program, exit_on_error=False, formatter_class=Help, parser_mode="litgpt")
     parser.add_argument("--config", metavar="FILE-or-URL", help="YAML with any of these keys; may be repeated.")
     parser.add_argument("--print_config", nargs="?", help="Print the YAML of this line; =skip_default,skip_null.")
     parser.add_class_arguments(recipe, as_positional=True)

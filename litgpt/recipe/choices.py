@@ -1,6 +1,5 @@
 """Classes that a recipe picks by name: data modules and optimizers, as {class_path, init_args}."""
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Mapping
@@ -8,7 +7,7 @@ from typing import Any
 
 from litgpt.errors import UserError
 from litgpt.recipe.data import DATA_MODULES, DataModule
-from litgpt.recipe.keys import REQUIRED, settings_of, takes_anything, unknown, whole_number
+from litgpt.recipe.keys import REQUIRED, nearest, settings_of, takes_anything, unknown, whole_number
 from litgpt.recipe.optimizer import ALIASES, OPTIMIZERS, Custom
 
 OPTIMIZER_PATHS = {name: f"{cls.__module__}.{name}" for name, cls in OPTIMIZERS.items()}
@@ -36,8 +35,8 @@ def full_path(base: type, name: str, key: str, trusted: bool) -> str:
         raise UserError(f"{key}: {name!r} is refused because the recipe comes from a URL; save it and use the file")
     if "." in name:
         return name
-    near = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
-    raise UserError(f"{key}: {name!r} is not known; " + (f"did you mean {near[0]}?" if near else say_names(table)))
+    near = nearest(name, table)
+    raise UserError(f"{key}: {name!r} is not known; " + (f"did you mean {near}?" if near else say_names(table)))
 
 
 def say_names(table: Mapping[str, str]) -> str:
@@ -49,6 +48,7 @@ def canonical(base: type, value: Any, key: str, trusted: bool = True) -> Choice 
     """A choice as {class_path, init_args} however it was written: a name, or a mapping with or without init_args."""
     if value is None:
         return None
+    named = key if isinstance(value, str) else f"{key}.class_path"
     if isinstance(value, str):
         value = {"class_path": value}
     if not isinstance(value, dict):
@@ -60,8 +60,8 @@ def canonical(base: type, value: Any, key: str, trusted: bool = True) -> Choice 
     choice: Choice = {"init_args": arguments}
     if (name := value.get("class_path")) is not None:
         if not isinstance(name, str):
-            raise UserError(f"{key}.class_path: {name!r} will not do; {say_names(table_of(base))}")
-        choice["class_path"] = full_path(base, name, f"{key}.class_path" if "init_args" in value else key, trusted)
+            raise UserError(f"{named}: {name!r} will not do; {say_names(table_of(base))}")
+        choice["class_path"] = full_path(base, name, named, trusted)
     return choice
 
 
@@ -85,8 +85,8 @@ def import_class(path: str, key: str) -> type:
         raise UserError(f"{key}: {path!r} cannot be imported ({error})") from None
     if not inspect.isclass(found):
         names = [other for other in dir(importlib.import_module(module)) if not other.startswith("_")]
-        near = difflib.get_close_matches(name, [*names, *OPTIMIZERS], n=1)
-        raise UserError(f"{key}: there is no class {path}" + (f"; did you mean {near[0]}?" if near else ""))
+        near = nearest(name, [*names, *OPTIMIZERS])
+        raise UserError(f"{key}: there is no class {path}" + (f"; did you mean {near}?" if near else ""))
     return found
 
 
@@ -106,6 +106,8 @@ def fit_custom(choice: Choice, key: str) -> Choice:
     """The choice of an optimizer that has no settings class of its own, checked against its constructor."""
     path, arguments = choice["class_path"], {name: number(item) for name, item in choice["init_args"].items()}
     cls = import_class(path, key)
+    if not callable(getattr(cls, "step", None)):
+        raise UserError(f"{key}: {path} is no optimizer; it has no step()")
     known = settings_of(cls)
     known.pop(next(iter(known), ""), None)  # the parameters, which the run gives
     for name in arguments:

@@ -2,15 +2,15 @@
 
 import difflib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from litgpt.errors import UserError
-from litgpt.recipe.bounds import limits_of
+from litgpt.recipe.bounds import limits_of, types_of
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.optimizer import Optimizer
 
@@ -48,7 +48,7 @@ def choice_of(hint: Any) -> type | None:
 def settings_of(cls: type) -> dict[str, tuple[Any, Any]]:
     """The (type, default) of each setting of a dataclass, or of each argument of another class's constructor."""
     if is_dataclass(cls):
-        hints = get_type_hints(cls, include_extras=True)
+        hints = types_of(cls)
         return {field.name: (hints[field.name], default_of(field)) for field in fields(cls) if field.init}
     found = {}
     for name, parameter in list(inspect.signature(cls).parameters.items()):
@@ -79,13 +79,19 @@ def dotted_keys(cls: type, prefix: str = "") -> Iterator[str]:
             yield from dotted_keys(group, f"{prefix}{name}.")
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like `word`, whatever the case; None if none is."""
+    lower = {other.lower(): other for other in known}
+    found = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
+    return lower[found[0]] if found else None
+
+
 def unknown(key: str, known: list[str]) -> UserError:
     """The error for a key that does not exist, with the nearest one that does."""
     last = key.rpartition(".")[2]
     same_end = [other for other in known if other.rpartition(".")[2] == last]
-    near = same_end or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if near:
-        return UserError(f"{key} is not a key; did you mean {near[0]}?")
+    if near := next(iter(same_end), None) or nearest(key, known):
+        return UserError(f"{key} is not a key; did you mean {near}?")
     return UserError(f"{key} is not a key; the keys here are {', '.join(known[:40])}")
 
 
