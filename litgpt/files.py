@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from litgpt.errors import UserError
 
 MANIFEST = "manifest.json"
+HASHING_THREADS = 8
 
 
 class Damaged(UserError):
@@ -127,7 +129,12 @@ def seal(folder: Path, known: dict[str, str] | None = None) -> None:
         for name in names
         if name != MANIFEST
     }
-    write_json(folder / MANIFEST, {"files": entries})
+    write_json(folder / MANIFEST, {"files": entries, "sha256": digest_of(entries)})
+
+
+def digest_of(entries: Any) -> str:
+    """The SHA-256 of a manifest's entries, by which it notices damage to itself."""
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def verify(folder: Path) -> None:
@@ -137,16 +144,22 @@ def verify(folder: Path) -> None:
         Damaged: naming the first file that is missing, has another size, or other bytes.
     """
     manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise Damaged(f"{folder / MANIFEST}: not a manifest")
-    for name, entry in manifest["files"].items():
-        path = inside(folder, name)
-        if not path.is_file():
-            raise Damaged(f"{path}: no such file")
-        if not isinstance(entry, dict) or path.stat().st_size != entry.get("bytes"):
-            raise Damaged(f"{path}: {path.stat().st_size} bytes, but the manifest says otherwise")
-        if sha256(path) != entry.get("sha256"):
-            raise Damaged(f"{path}: its bytes are not those that were written (SHA-256 differs)")
+    entries = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(entries, dict) or manifest.get("sha256") != digest_of(entries):
+        raise Damaged(f"{folder / MANIFEST}: not the manifest that was written")
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:  # hashing lets other threads run
+        for _ in pool.map(lambda name: verify_file(inside(folder, name), entries[name]), entries):
+            pass
+
+
+def verify_file(path: Path, entry: Any) -> None:
+    """Hold one file against its entry in a manifest."""
+    if not path.is_file():
+        raise Damaged(f"{path}: no such file")
+    if path.stat().st_size != entry["bytes"]:
+        raise Damaged(f"{path}: {path.stat().st_size} bytes, but {entry['bytes']} were written")
+    if sha256(path) != entry["sha256"]:
+        raise Damaged(f"{path}: its bytes are not those that were written (SHA-256 differs)")
 
 
 def inside(folder: Path, name: str) -> Path:

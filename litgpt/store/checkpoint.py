@@ -368,7 +368,7 @@ def find(resume: bool | str | Path, out_dir: Path | str, warn: Warn = say, *, gr
     rank, _ = place_of(group)
     reason = None
     if rank == 0:
-        reason = refusal(folder) if (folder / MANIFEST).is_file() else f"{folder}: not a training checkpoint"
+        reason = refusal(folder) if folder.is_dir() else f"{folder}: no such folder"
     error = agree(reason or "", group)
     if error:
         raise UserError(f"resume: {error}; name a step folder of a run, or use resume: auto")

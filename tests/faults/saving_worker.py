@@ -1,0 +1,34 @@
+"""A process that changes a small model and saves after every step, until it is killed."""
+
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from litgpt.store.checkpoint import Checkpoints, latest, load
+
+WIDTH = 200
+
+
+def save_for_ever(folder: Path, rank: int, ranks: int, rendezvous: Path, told: Connection) -> None:
+    """Fill the model with 1, 2, 3 ... and save it each time, going on from the latest; tell each step that is there."""
+    torch.set_num_threads(1)
+    model = nn.Linear(WIDTH, WIDTH)
+    if ranks > 1:
+        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
+        fully_shard(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    checkpoints = Checkpoints(folder, keep=2, warn=lambda line: None)
+    start = latest(folder, warn=lambda line: None)
+    step = load(start, model, optimizer, warn=lambda line: None)["value"] if start else 0
+    while True:
+        step += 1
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(step)
+        checkpoints.save(step, model, optimizer, {"value": step})
+        checkpoints.finish()
+        told.send(step)

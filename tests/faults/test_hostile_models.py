@@ -1,0 +1,144 @@
+"""Hostile model folders: a pickle that would run code runs nothing, an index cannot lead out, damage has a name."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from litgpt.errors import UserError
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.store import published
+from litgpt.store.legacy import torch_load
+
+CONFIG = Config(
+    name="tiny",
+    n_layer=1,
+    n_embd=16,
+    n_head=2,
+    block_size=8,
+    padded_vocab_size=32,
+    intermediate_size=24,
+    mlp_class_name="LLaMAMLP",
+    norm_class_name="RMSNorm",
+    bias=False,
+    parallel_residual=False,
+    rotary_percentage=1.0,
+)
+
+
+class Hostile:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.proof}",)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = GPT(CONFIG)
+    published.save(
+        tmp_path / "model", config=CONFIG, tensors=dict(model.named_parameters()), shard_bytes=3000, tokenizer_dir=None
+    )
+    return tmp_path / "model"
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        published.load(GPT(CONFIG), folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def drop_safetensors(folder: Path) -> None:
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", ["lit_model.pth", "pytorch_model.bin"])
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("form", ["alone", "among", "model"])
+def test_a_hostile_pickle_runs_nothing(folder: Path, tmp_path: Path, name: str, zipped: bool, form: str) -> None:
+    drop_safetensors(folder)
+    proof = tmp_path / "proof"
+    trap = Hostile(proof)
+    content = {"alone": trap, "among": {"a": torch.ones(2), "b": trap}, "model": {"model": {"a": trap}}}[form]
+    torch.save(content, folder / name, _use_new_zipfile_serialization=zipped)
+    assert name in refusal(folder)
+    assert not proof.exists()
+    torch.load(folder / name, weights_only=False)
+    assert proof.exists(), "the trap does not work, so the test shows nothing"
+
+
+def test_a_hostile_file_beside_safetensors_is_never_opened(folder: Path, tmp_path: Path) -> None:
+    torch.save(Hostile(tmp_path / "proof"), folder / "lit_model.pth")
+    published.load(GPT(CONFIG), folder)
+    assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"PK\x03\x04" + b"x" * 50, b"\x80\x02}q\x00."])
+def test_a_file_that_is_no_torch_file_has_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "lit_model.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"lit_model\.pth"):
+        published.from_torch([tmp_path / "lit_model.pth"])
+
+
+def test_a_missing_file_has_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.pth: no such file"):
+        torch_load(tmp_path / "none.pth")
+    with pytest.raises(UserError, match="no weights in it"):
+        published.load(GPT(CONFIG), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../outside.safetensors", "/etc/passwd", "a/../../outside.safetensors", "", "x" * 4096, "C:\\x", "a\0b", "link"],
+)
+def test_an_index_cannot_lead_out_of_its_folder(folder: Path, tmp_path: Path, name: str) -> None:
+    save_file({"secret": torch.ones(1)}, tmp_path / "outside.safetensors")
+    (folder / "link").symlink_to(tmp_path / "outside.safetensors")
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.norm.weight"] = name
+    index.write_text(json.dumps(content))
+    assert "refused file name" in refusal(folder) or "leads out" in refusal(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "\ufeff{}"])
+def test_a_malformed_index_has_one_line(folder: Path, content: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(content)
+    assert "model.safetensors.index.json" in refusal(folder)
+
+
+def test_an_index_that_lies_is_refused(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    shards = sorted(set(content["weight_map"].values()))
+    content["weight_map"]["model.norm.weight"] = next(
+        shard for shard in shards if shard != content["weight_map"]["model.norm.weight"]
+    )
+    index.write_text(json.dumps(content))
+    assert "model.norm.weight is not in" in refusal(folder)
+    content["weight_map"] = {"lm_head.weight": "gone.safetensors"}
+    index.write_text(json.dumps(content))
+    assert "gone.safetensors" in refusal(folder)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999])
+def test_a_cut_shard_is_named(folder: Path, keep: float) -> None:
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[: int(shard.stat().st_size * keep)])
+    assert shard.name in refusal(folder)
+
+
+def test_a_tensor_in_two_shards_is_refused(folder: Path) -> None:
+    first, second = sorted(folder.glob("model-*.safetensors"))[:2]
+    state = load_file(first)
+    save_file(load_file(second) | {next(iter(state)): next(iter(state.values()))}, second)
+    assert first.name in refusal(folder) and second.name in refusal(folder)

@@ -1,0 +1,65 @@
+"""SIGKILL at random instants of a run that saves at every step: there is always a loadable latest checkpoint."""
+
+import multiprocessing
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from saving_worker import WIDTH, save_for_ever
+from torch import nn
+
+from litgpt.store.checkpoint import latest, load
+
+FORKING = multiprocessing.get_context("forkserver")  # children start with torch imported
+FORKING.set_forkserver_preload(["saving_worker"])
+
+
+def run_and_kill(folder: Path, ranks: int, attempt: int, seconds: float) -> int:
+    """Start a run, kill one rank after a while and then the rest; returns the last step it told of, 0 if none."""
+    here, there = FORKING.Pipe(duplex=False)
+    rendezvous = folder.parent / f"rendezvous-{attempt}"
+    workers = [
+        FORKING.Process(target=save_for_ever, args=(folder, rank, ranks, rendezvous, there)) for rank in range(ranks)
+    ]
+    for worker in workers:
+        worker.start()
+    there.close()
+    if attempt % 2 == 0:
+        here.poll(100)  # else it may be killed before its first save
+    time.sleep(seconds)
+    workers[attempt % ranks].kill()
+    for worker in workers:
+        worker.kill()  # the others wait for the dead one for ever
+        worker.join()
+    told = 0
+    try:
+        while here.poll():
+            told = here.recv()
+    except EOFError:
+        return told
+    return told
+
+
+@pytest.mark.parametrize(
+    ("ranks", "kills"),
+    [(1, 10), (2, 4), pytest.param(1, 200, marks=pytest.mark.slow), pytest.param(2, 50, marks=pytest.mark.slow)],
+)
+def test_there_is_always_a_loadable_latest(tmp_path: Path, ranks: int, kills: int) -> None:
+    folder = tmp_path / "out"
+    half_done = last = 0
+    for attempt in range(kills):
+        last = run_and_kill(folder, ranks, attempt, random.uniform(0, 0.1) * ranks) or last
+        half_done += len(list(folder.glob("step-*.partial")))
+        said: list[str] = []
+        found = latest(folder, said.append)
+        assert not said, said
+        assert found is not None
+        model = nn.Linear(WIDTH, WIDTH)
+        step = load(found, model, warn=lambda line: None)["value"]
+        assert step in (last, last + 1), "what was said to be saved is there"
+        assert all(torch.all(parameter == step) for parameter in model.parameters())
+        assert len(list(folder.glob("step-*[0-9]"))) <= 3
+        last = step
+    print(f"{kills} kills, {half_done} of them inside a save, {last} steps")
