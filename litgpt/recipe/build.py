@@ -74,7 +74,9 @@ def merge(recipe: type, old: Tree, new: Tree, *, trusted: bool, prefix: str = ""
         group = group_of(hint)
         if base := choice_of(hint):
             merged[name] = merge_choice(merged.get(name), canonical(base, value, prefix + name, trusted))
-        elif group and isinstance(value, dict):
+        elif group and value is not None:
+            if not isinstance(value, dict):
+                raise wrong_value(prefix + name, value, hint)
             below = merged.get(name) or {}
             merged[name] = merge(group, below, value, trusted=trusted, prefix=f"{prefix}{name}.")
         elif isinstance(value, dict) and isinstance(merged.get(name), dict):
@@ -143,8 +145,6 @@ def fit_value(hint: Any, value: Any, key: str, default: Any, root: type) -> Any:
     if group := group_of(hint):
         if value is None:
             return None if optional else {}
-        if not isinstance(value, dict):
-            raise wrong_value(key, value, hint)
         return fit(group, value, f"{key}.", root)
     if value is None and not optional and Any not in members(hint) and default is not REQUIRED:
         raise wrong_value(key, value, hint, default)

@@ -53,7 +53,7 @@ def canonical(base: type, value: Any, key: str, trusted: bool = True) -> Choice 
         value = {"class_path": value}
     if not isinstance(value, dict):
         raise UserError(f"{key}: {value!r} will not do; {say_names(table_of(base))}")
-    inner = value.get("init_args") or {}
+    inner = {} if value.get("init_args") is None else value["init_args"]
     if not isinstance(inner, dict):
         raise UserError(f"{key}.init_args: {inner!r} will not do; give keys and values")
     arguments = {name: item for name, item in value.items() if name not in ("class_path", "init_args")} | inner

@@ -139,7 +139,8 @@ def fit_leaf(hint: Any, value: Any, key: str, default: Any) -> Any:
     """
     kinds = members(hint)
     numeric = int in kinds or float in kinds
-    if (isinstance(value, bool) and numeric and bool not in kinds) or (value == "" and Path in kinds):
+    nothing = isinstance(value, str) and str not in kinds and value.lstrip()[:1] in ("#", "&")  # YAML reads null
+    if nothing or (isinstance(value, bool) and numeric and bool not in kinds) or (value == "" and Path in kinds):
         raise wrong_value(key, value, hint, default)
     if isinstance(value, str | float) and int in kinds and float not in kinds:
         return whole_number(value)

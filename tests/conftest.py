@@ -1,0 +1,59 @@
+"""What tests of several rooms share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from litgpt import cli
+
+
+class Outcome(NamedTuple):
+    """What a command line came to."""
+
+    code: int
+    recipe: Any
+    out: str
+    err: str
+
+
+OWN_MODULE = '''
+from dataclasses import dataclass
+from litgpt.recipe.data import DataModule
+
+
+@dataclass
+class Letters(DataModule):
+    """Letters in a row."""
+
+    path: str
+    copies: int = 3
+    share: float | None = None
+
+    def connect(self, tokenizer=None, batch_size=1, max_seq_length=None): ...
+    def train_stream(self, shape): ...
+    def val_stream(self, shape): ...
+'''
+
+
+@pytest.fixture
+def litgpt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run a command line up to its command, which is not run: the recipe that it would get is handed back."""
+    real = cli.load
+
+    def run(*argv: str) -> Outcome:
+        recipes: list[Any] = []
+        monkeypatch.setattr(cli, "load", lambda place: recipes.append if place.endswith(":run") else real(place))
+        code = cli.main([str(word) for word in argv])
+        return Outcome(code, recipes[0] if recipes else None, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file of the user's with a data module, and the dotted path of that module."""
+    (tmp_path / "own_letters.py").write_text(OWN_MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "own_letters.Letters"

@@ -1,0 +1,88 @@
+"""Groups of settings that check themselves."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from litgpt.errors import UserError
+from litgpt.recipe.optimizer import OPTIMIZERS, AdamW, Muon
+from litgpt.recipe.parallel import ParallelArgs
+from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
+from litgpt.recipe.train import CheckpointArgs, EvalArgs, GuardArgs, LogArgs, LossArgs, TrainArgs
+
+GROUPS = [TrainArgs, EvalArgs, CheckpointArgs, GuardArgs, LossArgs, ParallelArgs, TokenizerArgs, *OPTIMIZERS.values()]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("absurd", [-1, float("nan"), float("inf"), 10**30])
+def test_no_number_may_be_absurd(group, absurd):
+    for name, value in dataclasses.asdict(group()).items():
+        if type(value) in (int, float):
+            with pytest.raises(UserError, match=rf"{name}: .* will not do; give a number from"):
+                group(**{name: absurd})
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: TrainArgs(lr_warmup_steps=3, lr_warmup_fraction=0.5), "exclude each other"),
+        (lambda: TrainArgs(lr_warmup_fraction=1.5, lr_warmup_steps=None), "from 0 to 1"),
+        (lambda: TrainArgs(micro_batch_size=65), "give at most 64"),
+        (lambda: TrainArgs(wsd_decay_steps=3), "set train.lr_decay_style: wsd"),
+        (lambda: LogArgs(teamspace="a"), "log.teamspace: 'a' is a setting of litlogger"),
+        (lambda: LogArgs(save_logs=False), "log.save_logs: False is a setting of litlogger"),
+        (lambda: TokenizerArgs(vocab_size=100), "tokenizer.vocab_size: 100 is too few for bpe"),
+        (lambda: AdamW(betas=(0.9, 1.0)), r"optimizer.betas: \[0.9, 1.0\] will not do"),
+        (lambda: Muon(adamw_betas=(-0.1, 0.9)), "optimizer.adamw_betas"),
+        (lambda: Pretrain("x", resume="auto", initial_checkpoint_dir=Path("a")), "resume: auto and initial"),
+        (lambda: Pretrain("x", eval=EvalArgs(evaluate_example="random")), "eval.evaluate_example: random is not for"),
+        (lambda: Pretrain("x", devices=-2), "devices: -2 will not do"),
+        (lambda: Pretrain("x", num_nodes=0), "num_nodes: 0 will not do"),
+    ],
+)
+def test_contradictions_are_refused(make, said):
+    with pytest.raises(UserError, match=said):
+        make()
+
+
+@pytest.mark.parametrize("world", [1, 2, 6, 8])
+def test_shards_take_what_copies_leave(world):
+    assert ParallelArgs().degrees(world) == (1, world)
+    assert ParallelArgs(data_replicate=world).degrees(world) == (world, 1)
+    assert ParallelArgs(data_replicate=world, data_shard=1).degrees(world) == (world, 1)
+
+
+def test_a_layout_that_does_not_fit_says_what_would():
+    with pytest.raises(
+        UserError, match=r"1 x 8 = 8 .* but devices x num_nodes is 4; set data_shard: auto or devices: 8"
+    ):
+        ParallelArgs(data_shard=8).degrees(4)
+    with pytest.raises(UserError, match=r"parallel\.data_replicate: 3 does not divide devices x num_nodes = 4"):
+        ParallelArgs(data_replicate=3).degrees(4)
+    with pytest.raises(UserError, match="parallel: 2 x 2 = 4"):
+        Pretrain("x", devices=1, parallel=ParallelArgs(data_replicate=2, data_shard=2))
+    assert Pretrain("x", devices=2, num_nodes=2, parallel=ParallelArgs(data_replicate=2)).parallel.degrees(4) == (2, 2)
+
+
+@pytest.mark.parametrize(("ranks", "steps"), [(1, 16), (2, 8), (4, 4), (16, 1)])
+def test_accumulation_covers_the_whole_batch(ranks, steps):
+    assert TrainArgs(global_batch_size=64, micro_batch_size=4).accumulation(ranks) == steps
+
+
+def test_a_batch_with_a_remainder_names_batches_that_would_do():
+    with pytest.raises(UserError, match=r"125 is no multiple of .* 5 x 2 = 10; 120 or 130 would do"):
+        TrainArgs(global_batch_size=125, micro_batch_size=5).accumulation(2)
+    with pytest.raises(UserError, match="; 32 would do"):
+        TrainArgs(global_batch_size=8, micro_batch_size=8).accumulation(4)
+
+
+def test_a_run_without_an_end_gets_litgpts_tokens():
+    assert Pretrain("x").train.max_tokens == 3 * 10**12
+    assert Pretrain("x", train=TrainArgs(max_time=1.0)).train.max_tokens is None
+
+
+def test_a_constant_rate_needs_no_floor():
+    assert Pretrain("x", optimizer=AdamW(lr=1e-6), train=TrainArgs(lr_decay_style="constant")).train.min_lr == 6e-5
+    with pytest.raises(UserError, match=r"train\.min_lr: 6e-05 is above the optimizer's lr: 1e-06"):
+        Pretrain("x", optimizer=AdamW(lr=1e-6), train=TrainArgs())

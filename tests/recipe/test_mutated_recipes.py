@@ -1,0 +1,126 @@
+"""Thousands of recipes with one thing wrong: each ends in one line that names the key, none in a traceback."""
+
+import copy
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from litgpt.recipe.optimizer import AdamW
+from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
+from litgpt.recipe.schema import schema_of
+from litgpt.recipe.to_yaml import dump, plain
+
+WRONG = [{"a": 1}, [1, 2, 3], "wörd", 1.5, True, -7, 10**25, float("nan"), [], {}, [{}], "1.5.1", "# a"]
+ABSURD = [10**19, -5, float("nan"), float("inf"), -float("inf"), 10**400]
+FREE = ("model_config", "metadata")  # mappings whose keys are checked by whoever they are for
+
+
+def whole_recipe(own_module: str) -> dict[str, Any]:
+    """A recipe that sets every key, with a data module of the user's own."""
+    recipe = Pretrain("x", model_config={"n_layer": 2}, optimizer=AdamW(lr=1e-3), tokenizer=TokenizerArgs(), devices=1)
+    return plain(recipe) | {"data": {"class_path": own_module, "init_args": {"path": "a", "copies": 2, "share": 0.5}}}
+
+
+def places(tree: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every key of a recipe as the path to it."""
+    for key, value in tree.items():
+        yield (*above, key)
+        if isinstance(value, dict) and key not in FREE:
+            yield from places(value, (*above, key))
+
+
+def group_at(tree: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
+    """The mapping that holds the key at a place."""
+    for key in place[:-1]:
+        tree = tree[key]
+    return tree
+
+
+def misspell(rng: random.Random, word: str) -> str:
+    """A word with one letter dropped, doubled, changed or added."""
+    at = rng.randrange(len(word))
+    return rng.choice([word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:], word[:at] + "x" + word[at + 1 :]])
+
+
+def mutate(rng: random.Random, tree: dict[str, Any]) -> tuple[str, tuple[str, ...], bool]:
+    """Do one thing to a recipe; what it was, where, and whether it must be refused."""
+    kind = rng.choice(["typo", "type", "missing", "null", "absurd"])
+    place = rng.choice(list(places(tree)))
+    group, key = group_at(tree, place), place[-1]
+    if kind == "typo":
+        wrong = misspell(rng, key)
+        group[wrong] = group.pop(key)
+        return kind, (*place[:-1], wrong), wrong != key and len(wrong) > 0
+    if kind == "missing":
+        del group[key]
+        return kind, place, place in [("model_name",), ("data", "init_args", "path"), ("data", "init_args")]
+    if kind == "null":
+        group[key] = None
+        return kind, place, place in [("model_name",), ("data", "init_args", "path"), ("data", "init_args")]
+    number = type(group[key]) in (int, float)
+    group[key] = rng.choice(ABSURD if kind == "absurd" and number else WRONG)
+    return kind, place, kind == "absurd" and number and place[:2] != ("data", "init_args")
+
+
+def campaign(count: int, seed: int, litgpt, own_module: str, folder) -> None:
+    """Mutate `count` recipes and hold each outcome against what it must be."""
+    rng, path = random.Random(seed), folder / "mutated.yaml"
+    schema = Draft202012Validator(schema_of(Pretrain))
+    whole = whole_recipe(own_module)
+    assert litgpt("pretrain", "--config", save(path, whole)).code == 0
+    assert schema.is_valid(whole)
+    refused = 0
+    for number in range(count):
+        tree = copy.deepcopy(whole)
+        kind, place, must_fail = mutate(rng, tree)
+        outcome = litgpt("pretrain", "--config", save(path, tree))
+        value = group_at(tree, place).get(place[-1])
+        story = f"{number}: {kind} at {'.'.join(place)}: {value!r}\n{outcome.err}"
+        if outcome.code == 0:
+            assert not must_fail and (kind == "null" or schema.is_valid(tree)), story
+            path.write_text(dump(outcome.recipe))
+            assert litgpt("pretrain", "--config", str(path)).recipe == outcome.recipe, story
+            continue
+        refused += 1
+        assert outcome.code == 2 and outcome.recipe is None and "Traceback" not in outcome.err, story
+        assert outcome.err.count("\n") == 1 and outcome.err.startswith("litgpt: error: "), story
+        named = ".".join(part for part in place if part not in ("init_args", "class_path"))
+        assert named in outcome.err or place[-1] in outcome.err, story
+    assert refused > count // 2
+
+
+def save(path, tree: dict[str, Any]) -> str:
+    """Write a recipe as YAML; its path."""
+    path.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    return str(path)
+
+
+def scramble(count: int, seed: int, litgpt, own_module: str, folder) -> None:
+    """Change single bytes of a recipe's text."""
+    rng, path = random.Random(seed), folder / "scrambled.yaml"
+    text = save(path, whole_recipe(own_module)) and path.read_bytes()
+    for _ in range(count):
+        at = rng.randrange(len(text))
+        path.write_bytes(text[:at] + bytes([rng.choice(b"\n:#- {}[]'\"&*!|>%@`x0\xff\x00\t")]) + text[at + 1 :])
+        outcome = litgpt("pretrain", "--config", str(path))
+        if outcome.code:
+            assert outcome.err.count("\n") == 1 and outcome.err.startswith("litgpt: error: "), path.read_bytes()
+
+
+def test_mutated_recipes(litgpt, own_module, tmp_path):
+    campaign(300, 1, litgpt, own_module, tmp_path)
+
+
+def test_scrambled_recipes(litgpt, own_module, tmp_path):
+    scramble(100, 2, litgpt, own_module, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_five_thousand_mutated_recipes(litgpt, own_module, tmp_path):
+    campaign(5000, 3, litgpt, own_module, tmp_path)
+    scramble(1000, 4, litgpt, own_module, tmp_path)

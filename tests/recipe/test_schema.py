@@ -1,0 +1,88 @@
+"""The JSON Schema accepts what the command line accepts, and says no where it does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from litgpt.recipe.commands import COMMANDS, load
+from litgpt.recipe.schema import schema_of
+
+CONFIG_HUB = sorted((Path(__file__).parents[2] / "config_hub").rglob("*.yaml"))
+
+
+class Yaml12(yaml.SafeLoader):
+    """YAML as editors read it, where 6e-5 is a number."""
+
+
+Yaml12.add_implicit_resolver(
+    "tag:yaml.org,2002:float", __import__("re").compile(r"^\d+(\.\d*)?e[+-]?\d+$"), list("0123456789")
+)
+
+
+@pytest.fixture(scope="module")
+def validator() -> Draft202012Validator:
+    return Draft202012Validator(schema_of(load(COMMANDS["pretrain"].recipe)))
+
+
+def errors(validator: Draft202012Validator, text: str) -> list[Any]:
+    return [error.message for error in validator.iter_errors(Yaml12(text).get_single_data())]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_schema_is_valid(name):
+    schema = schema_of(load(COMMANDS[name].recipe))
+    Draft202012Validator.check_schema(schema)
+    assert schema["additionalProperties"] is False
+    assert all("description" in keys or "$ref" in keys for keys in schema["properties"].values())
+
+
+@pytest.mark.parametrize("path", CONFIG_HUB, ids=lambda path: path.stem)
+def test_recipes_of_the_hub_are_valid(validator, path):
+    assert errors(validator, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model_name: x",
+        "{model_name: x, data: TextFiles}",
+        "{model_name: x, data: my.own.Data}",
+        "{model_name: x, data: {class_path: litgpt.data.TextFiles, init_args: {train_data_path: a}}}",
+        "{model_name: x, optimizer: SGD}",
+        "{model_name: x, optimizer: {class_path: torch.optim.Adagrad, init_args: {anything: 1}}}",
+        "{model_name: x, checkpoint: {async: false}, parallel: {data_shard: auto}}",
+        "{model_name: x, train: {max_tokens: 3e12}, resume: out/step-1, tokenizer: {kind: bytes}}",
+    ],
+)
+def test_right_recipes_are_valid(validator, text):
+    assert errors(validator, text) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed: 1",
+        "{model_name: x, sed: 1}",
+        "{model_name: x, train: {max_step: 1}}",
+        "{model_name: x, train: {max_steps: 1.5}}",
+        "{model_name: x, train: {micro_batch_size: 0}}",
+        "{model_name: x, precision: bf16}",
+        "{model_name: x, data: TextFile}",
+        "{model_name: x, data: {class_path: TextFiles}}",
+        "{model_name: x, data: {class_path: TextFiles, init_args: {train_data_path: a, sed: 1}}}",
+        "{model_name: x, optimizer: {class_path: AdamW, init_args: {lrr: 1}}}",
+        "{model_name: x, optimizer: {class_path: AdamW, init_args: {lr: -1}}}",
+    ],
+)
+def test_wrong_recipes_are_not(validator, text):
+    assert errors(validator, text)
+
+
+def test_descriptions_and_choices_are_there(validator):
+    group = validator.schema["$defs"]["TrainArgs"]["properties"]
+    assert group["micro_batch_size"]["description"] == "Samples in one forward pass of one device."
+    assert "wsd" in group["lr_decay_style"]["enum"]
+    assert "AdamW" in str(validator.schema["$defs"]["Optimizer"])

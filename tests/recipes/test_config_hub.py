@@ -1,0 +1,54 @@
+"""Every recipe of the hub parses, says what it is, and holds the values that LitGPT's recipe of that name has."""
+
+from pathlib import Path
+
+import pytest
+
+HUB = Path(__file__).parents[2] / "config_hub"
+PRETRAIN = sorted((HUB / "pretrain").glob("*.yaml"))
+
+# out_dir, data, global batch, micro batch, warm-up steps, tokens, length, lr, min_lr, tokenizer, logger
+LITGPT = {
+    "debug": ("debug", "TinyStories", 125, 5, 100, 10**8, None, 6e-4, 6e-5, "EleutherAI/pythia-14m", "tensorboard"),
+    "microllama": (
+        *("micro-llama", "MicroLlama", 48, 12, 2000, 3 * 10**12, 2048),
+        *(4e-4, 4e-5, "meta-llama/Llama-2-7b-hf", "tensorboard"),
+    ),
+    "tinyllama": (
+        *("tiny-llama", "TinyLlama", 512, 4, 2000, 3 * 10**12, 2048),
+        *(4e-4, 4e-5, "meta-llama/Llama-2-7b-hf", "tensorboard"),
+    ),
+    "tinystories": (
+        *("stories15M", "TinyStories", 512, 128, 1000, 9_700_000_000, 256),
+        *(5e-4, 0.0, "meta-llama/Llama-2-7b-hf", "csv"),
+    ),
+}
+
+
+@pytest.mark.parametrize("path", PRETRAIN, ids=lambda path: path.stem)
+def test_each_recipe_parses(litgpt, path):
+    outcome = litgpt("pretrain", "--config", path)
+    assert outcome.code == 0, outcome.err
+    assert outcome.recipe.data is not None
+    assert path.read_text().startswith("# ") and path.read_text().splitlines()[1].startswith("# ")
+
+
+@pytest.mark.parametrize("name", LITGPT)
+def test_values_are_those_of_litgpt(litgpt, name):
+    recipe = litgpt("pretrain", "--config", HUB / f"pretrain/{name}.yaml").recipe
+    train = recipe.train
+    assert LITGPT[name] == (
+        *(recipe.out_dir.name, type(recipe.data).__name__, train.global_batch_size, train.micro_batch_size),
+        *(train.lr_warmup_steps, train.max_tokens, train.max_seq_length, recipe.optimizer.lr, train.min_lr),
+        *(recipe.tokenizer_dir.relative_to("checkpoints").as_posix(), recipe.logger_name),
+    )
+    assert (recipe.optimizer.weight_decay, recipe.optimizer.betas) == (0.1, (0.9, 0.95))
+    assert (recipe.precision, recipe.devices, recipe.num_nodes, recipe.seed) == ("bf16-mixed", "auto", 1, 42)
+    assert (recipe.initial_checkpoint_dir, recipe.resume, train.max_norm) == (None, False, 1.0)
+
+
+def test_there_is_a_recipe_that_needs_nothing(litgpt):
+    recipe = litgpt("pretrain", "--config", HUB / "pretrain/quickstart.yaml").recipe
+    assert recipe.tokenizer_dir is None and recipe.tokenizer.kind == "bpe"
+    assert recipe.model_config["padded_vocab_size"] == recipe.tokenizer.vocab_size
+    assert recipe.eval.sample_prompt and recipe.train.max_time and recipe.devices == 1
