@@ -85,7 +85,7 @@ def read_documents(
             except _Fault as fault:
                 message = f"{path}:{number + fault.lines}: {fault}"
                 if bad_rows == "stop":
-                    raise UserError(f"{message}; mend it, or set data.bad_rows: skip") from None
+                    raise UserError(f"{message}; mend it, or set bad_rows: skip") from None
                 skipped.add(message)
 
 

@@ -147,7 +147,7 @@ class PythonDocs(TokenizedText):
     """English text that every machine has: the documentation in Python's own standard library, about 2 MB.
 
     On disk: python-<version>/train.jsonl and val.jsonl in `data_path`, written from the installed source files, and
-    token shards. A document is the docstrings of one module, or one help topic; one in twenty, picked by its hash, is
+    token shards. A document is the docstrings of one module, or one help topic; one in thirteen, picked by its hash, is
     for validation. Nothing is imported and no network is needed.
     """
 

@@ -42,6 +42,9 @@ class Rows(Protocol):
     def row(self, index: int) -> Row:
         """Sample number `index`."""
 
+    def document_numbers(self, index: int) -> np.ndarray:
+        """(T,) int32: which document of sample number `index` each token belongs to, from 0."""
+
 
 class Windows:
     """Samples of T+1 tokens cut from one text at a stride of T, in another order every epoch.
@@ -68,22 +71,30 @@ class Windows:
             )
         self.tail = tokens.total - 1 - self.count * length
         self.fingerprint = _digest(tokens.fingerprint, length, seed)
-        self._tokens, self._length, self._seed, self._document_mask = tokens, length, seed, document_mask
+        self.tokens = tokens
+        self._length, self._seed, self._document_mask = length, seed, document_mask
         self._permutation = (0, Permutation(self.count, seed, 0))
 
     def row(self, index: int) -> Row:
         """Sample number `index` over all epochs."""
+        start = self._start(index)
+        window = self.tokens.read(start, start + self._length + 1)
+        return window, self._documents(start) if self._document_mask else None
+
+    def document_numbers(self, index: int) -> np.ndarray:
+        """(T,) int32: which document of sample number `index` each token belongs to, from 0."""
+        return self._documents(self._start(index))
+
+    def _start(self, index: int) -> int:
         epoch, within = divmod(index, self.count)
         if self._permutation[0] != epoch:
             self._permutation = (epoch, Permutation(self.count, self._seed, epoch))
-        start = self._permutation[1](within) * self._length
-        window = self._tokens.read(start, start + self._length + 1)
-        return window, self._documents(start) if self._document_mask else None
+        return self._permutation[1](within) * self._length
 
     def _documents(self, start: int) -> np.ndarray:
         begins = np.zeros(self._length, dtype=np.int32)
         # the first token's document is number 0, whether it begins here or earlier
-        begins[self._tokens.documents_between(start + 1, start + self._length) - start] = 1
+        begins[self.tokens.documents_between(start + 1, start + self._length) - start] = 1
         return begins.cumsum(dtype=np.int32)
 
 
@@ -97,15 +108,24 @@ class Mix:
     def __init__(self, first: Rows, second: Rows, share: float) -> None:
         self.count = first.count + second.count
         self.fingerprint = _digest(first.fingerprint, second.fingerprint, share)
-        self._first, self._second = first, second
+        self.first, self.second = first, second
         self._millionths = round(share * 1_000_000)  # whole numbers, so that no position is too large to be exact
 
     def row(self, index: int) -> Row:
         """Sample number `index`."""
+        rows, place = self._place(index)
+        return rows.row(place)
+
+    def document_numbers(self, index: int) -> np.ndarray:
+        """(T,) int32: which document of sample number `index` each token belongs to, from 0."""
+        rows, place = self._place(index)
+        return rows.document_numbers(place)
+
+    def _place(self, index: int) -> tuple[Rows, int]:
         taken = index * self._millionths // 1_000_000
         if (index + 1) * self._millionths // 1_000_000 > taken:
-            return self._first.row(taken)
-        return self._second.row(index - taken)
+            return self.first, taken
+        return self.second, index - taken
 
 
 class MicroBatches(Dataset[tuple[np.ndarray, np.ndarray | None]]):
@@ -136,18 +156,18 @@ class TrainStream:
 
     def __init__(self, rows: Rows, shape: BatchShape, *, workers: int = 0) -> None:
         self.position = 0
-        self._rows, self._shape, self._workers = rows, shape, workers
+        self.rows, self._shape, self._workers = rows, shape, workers
         self._running: Iterator[Any] | None = None
 
     @property
     def samples_per_epoch(self) -> int:
         """Samples in one pass over the data, over all ranks."""
-        return self._rows.count
+        return self.rows.count
 
     @property
     def epoch(self) -> float:
         """Passes over the data so far."""
-        return self.position / self._rows.count
+        return self.position / self.rows.count
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
@@ -159,7 +179,7 @@ class TrainStream:
 
     def _read_ahead(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         positions = itertools.count(self.position, self._shape.samples_per_round)
-        batches = MicroBatches(self._rows, self._shape)
+        batches = MicroBatches(self.rows, self._shape)
         if self._workers == 0:
             return map(batches.__getitem__, positions)
         # the workers ignore SIGTERM, by which multiprocessing would end them at exit, so they must be gone before
@@ -179,7 +199,7 @@ class TrainStream:
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch handed out and the fingerprint of the data; under 100 bytes of JSON."""
-        return {"position": self.position, "fingerprint": self._rows.fingerprint}
+        return {"position": self.position, "fingerprint": self.rows.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken.
@@ -187,7 +207,7 @@ class TrainStream:
         Raises:
             UserError: if the state belongs to other data, another tokenizer, sequence length or seed.
         """
-        self.position = checked_position(state, self._rows.fingerprint)
+        self.position = checked_position(state, self.rows.fingerprint)
 
     def close(self) -> None:
         """Stop the workers, if any; iterating again starts them at `position`."""
@@ -204,30 +224,30 @@ class ValStream:
 
     def __init__(self, rows: Rows, shape: BatchShape) -> None:
         self.position = 0
-        self._rows, self._shape = rows, shape
+        self.rows, self._shape = rows, shape
 
     def __len__(self) -> int:
         """Batches in a pass, on every rank."""
-        return -(-self._rows.count // self._shape.samples_per_round)
+        return -(-self.rows.count // self._shape.samples_per_round)
 
     @property
     def samples_per_epoch(self) -> int:
         """Samples in one pass, over all ranks."""
-        return self._rows.count
+        return self.rows.count
 
     @property
     def epoch(self) -> float:
         """How much of the pass has been handed out."""
-        return self.position / self._rows.count
+        return self.position / self.rows.count
 
     def __iter__(self) -> Iterator[Batch]:
         size = self._shape.micro_batch_size
         for start in range(0, len(self) * self._shape.samples_per_round, self._shape.samples_per_round):
             first = start + self._shape.rank * size
-            rows = [self._rows.row(min(index, self._rows.count - 1)) for index in range(first, first + size)]
+            rows = [self.rows.row(min(index, self.rows.count - 1)) for index in range(first, first + size)]
             documents = [numbers for _, numbers in rows if numbers is not None]
             batch = to_batch(np.stack([tokens for tokens, _ in rows]), np.stack(documents) if documents else None)
-            batch.labels[max(0, self._rows.count - first) :] = IGNORE
+            batch.labels[max(0, self.rows.count - first) :] = IGNORE
             self.position = start + self._shape.samples_per_round
             yield batch
 

@@ -1,0 +1,56 @@
+"""`litgpt data inspect`: show what a run would read."""
+
+import random
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from litgpt.commands.data_prepare import open_data, print_counts
+from litgpt.data.stream import TrainStream, ValStream
+from litgpt.data.tokenizer import Tokenizer
+from litgpt.errors import UserError
+from litgpt.recipe.data import Stream
+from litgpt.recipe.data_commands import DataInspect
+
+
+def some_samples(stream: Stream, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Samples as (T,) tokens and (T,) document numbers; the first ones, where a stream cannot be entered anywhere."""
+    if isinstance(stream, TrainStream | ValStream):
+        rows = stream.rows
+        chosen = random.Random(seed).sample(range(rows.count), min(number, rows.count))
+        return [(rows.row(index)[0][:-1], rows.document_numbers(index)) for index in chosen]
+    found = [batch.ids[0].numpy() for batch, _ in zip(stream, range(number), strict=False)]
+    return [(ids, np.zeros(len(ids), np.int32)) for ids in found]
+
+
+def shown(ids: np.ndarray, documents: np.ndarray, tokenizer: Tokenizer | None) -> Text:
+    """A sample's text with a line between documents."""
+    text = Text()
+    for number in np.unique(documents):
+        part = ids[documents == number].tolist()
+        if number:
+            text.append(f"\n──── document {number + 1} ────\n", style="bold yellow")
+        text.append(" ".join(map(str, part)) if tokenizer is None else tokenizer.decode(part))
+    return text
+
+
+def run(recipe: DataInspect) -> None:
+    """Print counts, and some samples with their documents apart.
+
+    Raises:
+        UserError: if there is no such data.
+    """
+    tokenizer = Tokenizer(recipe.tokenizer_dir) if recipe.tokenizer_dir else None
+    train, val = open_data(recipe.data, tokenizer, recipe.max_seq_length)
+    stream = train if recipe.split == "train" else val
+    if stream is None:
+        raise UserError(f"split: val: data: {type(recipe.data).__name__} has no validation data here; split: train has")
+    print_counts(train, val, recipe.max_seq_length)
+    table = Table("sample", "tokens", "documents", "different tokens", "text", show_lines=True)
+    for number, (ids, documents) in enumerate(some_samples(stream, recipe.samples, recipe.seed), 1):
+        lengths = ", ".join(map(str, np.bincount(documents)))
+        table.add_row(str(number), str(len(ids)), lengths, str(len(np.unique(ids))), shown(ids, documents, tokenizer))
+    Console().print(table)
+    stream.close()

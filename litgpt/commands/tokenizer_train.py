@@ -1,0 +1,36 @@
+"""`litgpt tokenizer train`: make a tokenizer's folder from text."""
+
+from rich.console import Console
+from rich.table import Table
+
+from litgpt.data.documents import Skipped, read_documents, text_files
+from litgpt.data.shards import progress_bar
+from litgpt.data.tokenizer import train_tokenizer
+from litgpt.recipe.data_commands import TokenizerTrain
+
+
+def run(recipe: TokenizerTrain) -> None:
+    """Train the tokenizer and print what it makes of the first document.
+
+    Raises:
+        UserError: if the text cannot be read, or the folder exists.
+    """
+    files, skipped = text_files(recipe.input, "input"), Skipped()
+    with progress_bar("reading", sum(file.stat().st_size for file in files)) as watch:
+        documents = (
+            text
+            for file in files
+            for text in read_documents(file, bad_rows=recipe.bad_rows, skipped=skipped, watch=watch)
+        )
+        tokenizer = train_tokenizer(documents, recipe.kind, recipe.vocab_size, recipe.output_dir)
+    sample = next(read_documents(files[0], bad_rows=recipe.bad_rows))[:100_000]
+    tokens = len(tokenizer.encode_batch([sample])[0])
+    table = Table("folder", "kind", "tokens", "skipped rows", "characters a token, in the first document")
+    table.add_row(
+        str(recipe.output_dir),
+        recipe.kind,
+        f"{tokenizer.vocab_size:,}",
+        str(skipped.count),
+        f"{len(sample) / tokens:.2f}",
+    )
+    Console(soft_wrap=True).print(table)
