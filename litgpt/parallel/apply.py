@@ -60,7 +60,7 @@ def replicate(model: nn.Module, mesh: DeviceMesh | None) -> nn.Module:
     return wrapped
 
 
-def _sum_over_replicas(group: dist.ProcessGroup, bucket: dist.GradBucket) -> "torch.futures.Future[torch.Tensor]":
+def _sum_over_replicas(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
     return work.get_future().then(lambda done: done.value()[0])
 
@@ -77,7 +77,7 @@ def backward_of(model: nn.Module, *, last: bool) -> Iterator[None]:
     """
     for module in _sharded(model):
         module.set_is_last_backward(last)
-    with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():  # type: ignore
+    with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
         yield
 
 

@@ -7,7 +7,6 @@ from datetime import timedelta
 import torch.distributed as dist
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from lightning.fabric.strategies.parallel import ParallelStrategy
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 AXES = ("data_replicate", "data_shard")  # slowest rank first; tensor, context, pipeline and expert axes join here
@@ -59,4 +58,4 @@ def leave(code: int) -> None:
 
 def is_first() -> bool:
     """Whether this process is the one that speaks to the user."""
-    return rank_zero_only.rank in (None, 0)
+    return not dist.is_initialized() or dist.get_rank() == 0

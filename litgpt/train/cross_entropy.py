@@ -37,7 +37,7 @@ def chunked_cross_entropy(
         hidden_BTD, weight_VD = hidden_BTD.to(compute), weight_VD.to(compute)
         bias_V = None if bias_V is None else bias_V.to(compute)
     with torch.autocast(device, enabled=False):
-        return _Chunked.apply(hidden_BTD.flatten(0, 1), weight_VD, bias_V, labels_BT.flatten(), chunk_rows)  # type: ignore[no-untyped-call]
+        return _Chunked.apply(hidden_BTD.flatten(0, 1), weight_VD, bias_V, labels_BT.flatten(), chunk_rows)
 
 
 class _Chunked(torch.autograd.Function):
@@ -71,7 +71,7 @@ class _Chunked(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         # the saved gradients belong to this node alone and it runs once, so they are scaled in place
         return (*(None if saved is None else saved.mul_(scale) for saved in ctx.saved_tensors), None, None)
 

@@ -86,7 +86,8 @@ class Guard:
         """
         self.skipped += 1
         self.in_a_row += 1
-        report = f"step {step} skipped: loss {loss:.4g}, gradient norm {gradient_norm:.4g}; weights and moments unchanged"
+        measured = f"loss {loss:.4g}, gradient norm {gradient_norm:.4g}"
+        report = f"step {step} skipped: {measured}; weights and moments unchanged"
         if self.in_a_row >= self.settings.max_skipped:
             raise UserError(
                 f"{report}; guard.max_skipped: {self.in_a_row} such steps in a row end the run; "
@@ -102,7 +103,7 @@ class Guard:
             mean, deviation = statistics.fmean(self.losses), statistics.stdev(self.losses)
             if deviation > 0 and loss > mean + self.settings.spike_sigma * deviation:
                 sigmas = (loss - mean) / deviation
-                spike = f"step {step}: loss {loss:.4f} is a spike, {sigmas:.1f} standard deviations above the last {len(self.losses)} steps"
+                spike = f"step {step}: loss {loss:.4f} is a spike, {sigmas:.1f} standard deviations above the mean"
         self.losses.append(loss)
         return spike
 

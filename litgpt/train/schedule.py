@@ -2,17 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
-
-class ScheduleSettings(Protocol):
-    """The settings of a schedule, as they stand in a recipe's `train` group."""
-
-    lr_decay_style: str
-    lr_decay_steps: int | None
-    wsd_decay_steps: int | None
-    wsd_decay_style: str
-    min_lr: float
+from litgpt.recipe.train import TrainArgs
 
 
 @dataclass(frozen=True)
@@ -35,7 +26,7 @@ class Schedule:
     wsd_style: str
 
     @classmethod
-    def of(cls, train: ScheduleSettings, *, peak: float, warmup: int, steps: int) -> "Schedule":
+    def of(cls, train: TrainArgs, *, peak: float, warmup: int, steps: int) -> "Schedule":
         """The schedule of a run of `steps` optimizer steps."""
         end = train.lr_decay_steps or steps
         wsd = train.wsd_decay_steps or max(1, end // 10)
@@ -61,7 +52,8 @@ class Schedule:
         return self.floor + DECAYS[style](gone) * (self.peak - self.floor)
 
 
-# what is left of peak - floor after a share x of the decay; exponential and minus-sqrt: Hu et al. 2024 (MiniCPM), Hägele et al. 2024
+# What is left of peak - floor after a share x of the decay. Exponential: Hu et al. 2024 (MiniCPM); minus-sqrt: Hägele
+# et al. 2024.
 DECAYS = {
     "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
     "linear": lambda x: 1 - x,

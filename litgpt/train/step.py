@@ -92,7 +92,7 @@ def train_step(
 def gradients(
     trainee: Trainee, batches: Sequence[Batch], objective: Objective, *, targets: float
 ) -> tuple[float, float]:
-    """Leave the global batch's gradient on the parameters; returns this rank's share of the loss and the global norm."""
+    """Leave the global batch's gradient on the parameters; returns this rank's share of the loss, and the norm."""
     shares = torch.zeros((), dtype=torch.float64)
     for number, batch in enumerate(batches, start=1):
         with backward_of(trainee.model, last=number == len(batches)):

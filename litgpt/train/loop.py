@@ -1,0 +1,259 @@
+"""The one loop: step, log, look, save, and leave when it is time."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from litgpt.files import write_text
+from litgpt.model.flops import training_flops
+from litgpt.parallel.strategy import is_first
+from litgpt.recipe.to_yaml import dump
+from litgpt.train.evaluate import continuation, validation_loss
+from litgpt.train.guard import Guard, Interrupts, perplexity
+from litgpt.train.live import Live, Outcome
+from litgpt.train.metrics import Meter, device_peak, memory_gb
+from litgpt.train.optimizer import set_learning_rate
+from litgpt.train.setup import Run
+from litgpt.train.step import Step, train_step
+
+
+def drop_samples_after(path: Path, step: int) -> None:
+    """Forget texts that the model wrote after `step`, in a run that goes on from there or starts anew."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and step and json.loads(line)["step"] <= step]
+        write_text(path, "".join(kept))
+
+
+class Loop:
+    """The state of a run in progress, as far as a checkpoint must know it."""
+
+    def __init__(self, run: Run, live: Live) -> None:
+        recipe = run.recipe
+        self.run, self.live, self.train = run, live, recipe.train
+        self.interrupts = Interrupts()
+        self.guard = Guard(recipe.guard)
+        device = run.trainee.device
+        self.meter = Meter(ranks=run.data_ranks, peak=device_peak(device, recipe.precision or "bf16-mixed"))
+        self.step = self.first_step = 0
+        self.tokens = self.first_tokens = 0
+        self.spikes = 0
+        self.last_loss: float | None = None
+        self.val_losses: dict[int, float] = {}
+        self.reason = ""
+        self.complete = False  # ended by itself, so that the model can be published
+        self._restore(run.progress)
+        if is_first():
+            drop_samples_after(recipe.out_dir / "samples.jsonl", self.step)
+
+    def _restore(self, progress: dict[str, Any]) -> None:
+        if not progress:
+            return
+        self.step = self.first_step = progress["step"]
+        self.tokens = self.first_tokens = progress["tokens"]
+        self.spikes = progress["spikes"]
+        self.val_losses = {int(step): loss for step, loss in progress["val_losses"].items()}
+        self.guard.load_state_dict(progress["guard"])
+        self.meter.load_state_dict(progress["meter"])
+        self.run.trainee.scale.load_state_dict(progress["scale"])
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides weights, moments and random generators."""
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "spikes": self.spikes,
+            "val_losses": self.val_losses,
+            "guard": self.guard.state_dict(),
+            "meter": self.meter.state_dict(),
+            "scale": self.run.trainee.scale.state_dict(),
+            "stream": self.run.stream.state_dict(),
+        }
+
+    def fit(self) -> None:
+        """Train until a limit is reached or someone asks to leave; the last step is always saved."""
+        run, recipe = self.run, self.run.recipe
+        with self.interrupts.watched(), self.live:
+            if recipe.eval.initial_validation and not self.step:
+                self.look()
+            batches = iter(run.stream)
+            while not self.finished():
+                self.advance(batches)
+            run.stream.close()
+            if self.complete and recipe.eval.final_validation and self.step not in self.val_losses:
+                self.look()
+            with self.meter.apart("saving"):
+                self.save()
+                run.checkpoints.finish()
+        for logger in run.loggers:
+            logger.finalize("success")
+
+    def advance(self, batches: Iterator[Any]) -> None:
+        """One optimizer step and what is due after it."""
+        run = self.run
+        rate = run.schedule.at(self.step)
+        set_learning_rate(run.trainee.optimizers, rate / run.schedule.peak if run.schedule.peak else 0.0)
+        outcome = train_step(
+            run.trainee,
+            list(itertools.islice(batches, run.micro_batches)),
+            run.objective,
+            max_norm=self.train.max_norm,
+            flags=(self.interrupts.received is not None, self.late(), run.checkpoints.poll()),
+        )
+        self.step += 1
+        self.tokens += self.train.global_batch_size * run.sequence_length
+        self.count(outcome)
+        interrupted, late, written = outcome.asked
+        if run.checkpoints.pending and written == run.data_ranks:
+            run.checkpoints.commit()
+        if self.step % self.train.log_interval == 0:
+            self.log(outcome, rate)
+        if self.step % run.recipe.eval.interval == 0:
+            self.look()
+        if interrupted or late:
+            self.reason, self.complete = self.why_left(late=bool(late)), not interrupted
+        elif self.train.save_interval and self.step % self.train.save_interval == 0:
+            with self.meter.apart("saving"):
+                self.save()
+
+    def late(self) -> bool:
+        """Whether the time that the recipe allows has passed."""
+        return self.train.max_time is not None and self.meter.seconds >= self.train.max_time
+
+    def why_left(self, *, late: bool) -> str:
+        """The reason for leaving before the last step."""
+        if late and not self.interrupts.received:
+            return f"train.max_time: {self.train.max_time:g} s have passed"
+        received = self.interrupts.received
+        return f"{received.name} received; set resume: auto to go on" if received else "another rank was asked to stop"
+
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        if not self.reason and self.step >= self.run.steps:
+            self.reason, self.complete = f"all {self.run.steps:,} steps are done", True
+        return bool(self.reason)
+
+    def count(self, outcome: Step) -> None:
+        """Book a step with the guard and the meter."""
+        run = self.run
+        if outcome.taken:
+            self.last_loss = outcome.loss
+            run.trainee.scale.update(finite=True)
+            if spike := self.guard.take(self.step, outcome.loss):
+                self.spikes += 1
+                self.live.say(spike)
+        elif run.trainee.scale.update(finite=False):
+            self.live.say(f"step {self.step} skipped: fp16 overflow; loss scale now {run.trainee.scale.factor:g}")
+        else:
+            self.live.say(self.guard.skip(self.step, loss=outcome.loss, gradient_norm=outcome.gradient_norm))
+        samples = self.train.global_batch_size // run.data_ranks
+        tokens = samples * run.sequence_length
+        self.meter.update(
+            samples=samples,
+            tokens=tokens,
+            batches=run.micro_batches,
+            flops=training_flops(run.config, tokens=tokens, sequence_length=run.sequence_length),
+        )
+
+    def log(self, outcome: Step, rate: float) -> None:
+        """Send a step's figures to the loggers and the live line."""
+        rates = self.meter.rates()
+        fraction = self.fraction()
+        metrics: dict[str, float] = {
+            "loss": outcome.loss,
+            "iter": self.step * self.run.micro_batches,
+            "step": self.step,
+            "epoch": self.run.stream.epoch,
+            "learning_rate": rate,
+            "tokens": self.tokens // self.run.data_ranks,
+            "total_tokens": self.tokens,
+            "grad_norm": outcome.gradient_norm,
+            "skipped_steps": self.guard.skipped,
+            "memory_gb": memory_gb(self.run.trainee.device),
+            **self.meter.totals(),
+            **rates,
+        }
+        if per_second := rates.get("device/batches_per_sec"):
+            metrics["iter_time"] = 1 / per_second
+        if (left := self.meter.remaining(fraction)) is not None:
+            metrics["remaining_time"] = left
+        self.send(metrics)
+        self.live.update(metrics, fraction)
+
+    def send(self, metrics: dict[str, float]) -> None:
+        """Hand a row of figures to every logger."""
+        for logger in self.run.loggers:
+            logger.log_metrics(metrics, step=self.step)
+
+    def fraction(self) -> float | None:
+        """The share of the run that is done, by steps or by time, whichever is further."""
+        shares = [self.step / self.run.steps] if self.run.steps < 2**62 else []
+        if self.train.max_time:
+            shares.append(self.meter.seconds / self.train.max_time)
+        return min(1.0, max(shares)) if shares else None
+
+    def look(self) -> None:
+        """Measure the validation loss and let the model write."""
+        run, settings = self.run, self.run.recipe.eval
+        with self.meter.apart("evaluation"):
+            if run.validation is not None:
+                loss = validation_loss(run.trainee, run.validation, run.objective, max_iters=settings.max_iters)
+                self.val_losses[self.step] = loss
+                self.send({"val_loss": loss, "val_ppl": perplexity(loss), "step": self.step})
+                self.live.say(f"step {self.step}: val loss {loss:.4f}, val ppl {perplexity(loss):.1f}")
+                self.live.metrics["val_loss"] = loss
+            if settings.sample_prompt is not None and run.tokenizer is not None:
+                self.write_sample(settings.sample_prompt)
+
+    def write_sample(self, prompt: str) -> None:
+        """Let the model continue `prompt`, show the text and keep it in `samples.jsonl`."""
+        run = self.run
+        assert run.tokenizer is not None
+        start = run.tokenizer.encode(prompt).tolist()
+        if not start:
+            start = [run.tokenizer.bos_id or run.tokenizer.eos_id or 0]
+        stops = {run.tokenizer.eos_id}
+        new = continuation(
+            run.trainee,
+            start,
+            tokens=run.recipe.eval.sample_tokens,
+            window=run.sequence_length,
+            seed=run.recipe.seed,
+            pause=stops.__contains__,
+        )
+        if is_first():
+            text = run.tokenizer.decode(start + new)
+            self.live.say(f"step {self.step}: {text}")
+            with (run.recipe.out_dir / "samples.jsonl").open("a", encoding="utf-8") as file:
+                print(json.dumps({"step": self.step, "prompt": prompt, "text": text}), file=file)
+
+    def save(self) -> None:
+        """Begin a checkpoint of this step."""
+        run = self.run
+        files: dict[str, str | Path] = {"recipe.yaml": dump(run.recipe)}
+        run.checkpoints.save(self.step, run.trainee.core, run.trainee.optimizers, self.state(), files)
+
+    def outcome(self, final: Path | None) -> Outcome:
+        """What the run came to."""
+        best = min(self.val_losses, key=lambda step: self.val_losses[step], default=None)
+        last = max(self.val_losses, default=None)
+        return Outcome(
+            reason=self.reason,
+            steps=self.step,
+            steps_run=self.step - self.first_step,
+            tokens=self.tokens,
+            tokens_run=self.tokens - self.first_tokens,
+            training_seconds=self.meter.training_seconds,
+            apart_seconds=self.meter.apart_seconds,
+            last_loss=self.last_loss,
+            last_val_loss=None if last is None else self.val_losses[last],
+            best_val_loss=None if best is None else self.val_losses[best],
+            best_val_step=best,
+            skipped_steps=self.guard.skipped,
+            spikes=self.spikes,
+            memory_gb=memory_gb(self.run.trainee.device),
+            checkpoints=self.run.recipe.out_dir / f"step-{self.step:08d}",
+            final=final,
+        )

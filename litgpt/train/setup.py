@@ -1,0 +1,309 @@
+"""Build a run in the one right order: processes, data, model on meta, layout, weights, optimizer, checkpoint."""
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers.logger import Logger
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+from litgpt.data.modules import TinyLlama
+from litgpt.data.tokenizer import Tokenizer, train_tokenizer
+from litgpt.errors import UserError
+from litgpt.files import write_text
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.model.init import initialize
+from litgpt.model.registry import names
+from litgpt.parallel.apply import parallelize, place, replicate
+from litgpt.parallel.precision import PRECISIONS, default_precision
+from litgpt.parallel.strategy import MeshStrategy
+from litgpt.recipe.data import BatchShape, DataModule, Stream
+from litgpt.recipe.pretrain import Pretrain
+from litgpt.recipe.to_yaml import dump
+from litgpt.store import checkpoint, published
+from litgpt.store.checkpoint import Checkpoints
+from litgpt.train import loggers, optimizer
+from litgpt.train.guard import LossScale
+from litgpt.train.objective import Objective
+from litgpt.train.schedule import Schedule
+from litgpt.train.step import Trainee
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Run:
+    """Everything that the loop works with."""
+
+    recipe: Pretrain
+    fabric: Fabric
+    config: Config
+    trainee: Trainee
+    objective: Objective
+    schedule: Schedule
+    steps: int
+    micro_batches: int
+    sequence_length: int
+    stream: Stream
+    validation: Stream | None
+    tokenizer: Tokenizer | None
+    tokenizer_dir: Path | None
+    checkpoints: Checkpoints
+    loggers: list[Logger]
+    progress: dict[str, Any]
+
+    @property
+    def data_ranks(self) -> int:
+        """Ranks that read data of their own."""
+        return int(self.fabric.world_size)
+
+
+def shape_of(recipe: Pretrain) -> Config:
+    """The model's shape: the named one, with the fields of `model_config` on top, or a whole `model_config`.
+
+    Raises:
+        UserError: if the name is unknown and there is no `model_config`, or a field is wrong.
+    """
+    overrides = {key: value for key, value in (recipe.model_config or {}).items() if value is not None}
+    if recipe.train.tie_embeddings is not None:
+        overrides["tie_embeddings"] = recipe.train.tie_embeddings
+    if overrides.get("n_layer") and recipe.model_name not in names():
+        return Config(**{"name": recipe.model_name} | overrides)
+    return Config.from_name(recipe.model_name, **overrides)
+
+
+def sequence_length(recipe: Pretrain, config: Config) -> int:
+    """Tokens in a sample.
+
+    Raises:
+        UserError: if the model cannot read so many.
+    """
+    length = recipe.train.max_seq_length or config.block_size
+    if length > config.block_size:
+        raise UserError(
+            f"train.max_seq_length: {length} is more than the model's block_size; give at most {config.block_size}"
+        )
+    return length
+
+
+def processes(recipe: Pretrain) -> int:
+    """Processes of the run: those that torchrun or SLURM started, or `devices` on each of `num_nodes`."""
+    for environment in (TorchElasticEnvironment, SLURMEnvironment):
+        if environment.detect():
+            world = environment().world_size()
+            asked = recipe.devices if isinstance(recipe.devices, int) else -1
+            if asked > 0 and asked * recipe.num_nodes != world:
+                raise UserError(
+                    f"devices x num_nodes: {asked} x {recipe.num_nodes} is not {world}, the number of processes that "
+                    "were started; set devices: auto"
+                )
+            return world
+    if recipe.devices in ("auto", -1):
+        return max(1, torch.cuda.device_count()) * recipe.num_nodes
+    return int(recipe.devices) * recipe.num_nodes
+
+
+def launch(recipe: Pretrain) -> Fabric:
+    """Start the processes of a run and give each its seed.
+
+    Raises:
+        UserError: if the layout does not fit the number of processes.
+    """
+    world = processes(recipe)
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    degrees = recipe.parallel.degrees(world)
+    recipe.train.accumulation(world)
+    per_node, rest = divmod(world, recipe.num_nodes)
+    if rest:
+        raise UserError(f"num_nodes: {recipe.num_nodes} does not divide the {world} processes that were started")
+    if accelerator == "cuda" and per_node > torch.cuda.device_count():
+        raise UserError(f"devices: {per_node} is more than there are; give at most {torch.cuda.device_count()}")
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=per_node,
+        num_nodes=recipe.num_nodes,
+        strategy=MeshStrategy(degrees),
+        precision="32-true",  # number formats are ours: FSDP2 and autocast apply them
+    )
+    fabric.launch()
+    # each rank draws its own dropout; first weights and data order have generators of their own
+    fabric.seed_everything(recipe.seed + fabric.global_rank, verbose=False)
+    if accelerator == "cuda":
+        torch.set_float32_matmul_precision("high")
+    return fabric
+
+
+def connect_data(
+    recipe: Pretrain, fabric: Fabric, length: int, *, resumed: bool
+) -> tuple[DataModule, Tokenizer | None, Path | None]:
+    """The run's data, prepared by the first rank and opened by all, and its tokenizer."""
+    data = recipe.data or TinyLlama()
+    folder = recipe.tokenizer_dir
+    if made := recipe.tokenizer:
+        folder = recipe.out_dir / "tokenizer"
+        with fabric.rank_zero_first():
+            if fabric.global_rank == 0 and not (resumed and folder.exists()):
+                shutil.rmtree(folder, ignore_errors=True)  # of a run that left no checkpoint, maybe of other text
+                train_tokenizer(data.training_documents(), made.kind, made.vocab_size, folder)
+    tokenizer = Tokenizer(folder) if folder else None
+    data.connect(tokenizer, batch_size=recipe.train.micro_batch_size, max_seq_length=length)
+    with fabric.rank_zero_first():
+        data.prepare_data()
+    data.setup()
+    return data, tokenizer, folder
+
+
+def build_model(recipe: Pretrain, fabric: Fabric, config: Config, *, weights_follow: bool) -> Trainee:
+    """The model, laid out and with its first weights, and its optimizers.
+
+    Args:
+        weights_follow: a checkpoint will be loaded, so first weights would be thrown away.
+    """
+    strategy = fabric.strategy
+    assert isinstance(strategy, MeshStrategy)
+    precision = PRECISIONS[recipe.precision or default_precision()]
+    with torch.device("meta"):
+        model = GPT(config).to(precision.storage)
+    parallelize(
+        model,
+        strategy.mesh,
+        precision=precision,
+        compile_blocks=fabric.device.type == "cuda" if recipe.compile is None else recipe.compile,
+        reshard_after_forward=recipe.parallel.reshard_after_forward,
+    )
+    model.to_empty(device=fabric.device)
+    if recipe.initial_checkpoint_dir:
+        published.load(model, recipe.initial_checkpoint_dir)
+    elif not weights_follow:
+        initialize(model, recipe.seed, write=place)
+    sharded = strategy.mesh is not None and strategy.mesh["data_shard"].size() > 1
+    return Trainee(
+        model=replicate(model, strategy.mesh),
+        optimizers=optimizer.build(recipe.optimizer, model),
+        device=fabric.device,
+        precision=precision,
+        sharded=sharded,
+        scale=LossScale(active=precision.scaled),
+    )
+
+
+def steps_of(recipe: Pretrain, length: int, samples_per_epoch: int | None) -> int:
+    """The optimizer steps after which a run ends, by whichever limit on steps, tokens or epochs comes first.
+
+    Raises:
+        UserError: if an epoch's length is needed and the data cannot tell it, or the limits leave no step.
+    """
+    train = recipe.train
+    limits = [train.max_steps] if train.max_steps else []
+    if train.max_tokens:
+        limits.append(train.max_tokens // (train.global_batch_size * length))
+        if not limits[-1]:
+            raise UserError(
+                f"train.max_tokens: {train.max_tokens} is less than one step of global_batch_size x max_seq_length = "
+                f"{train.global_batch_size * length} tokens"
+            )
+    if train.epochs:
+        if samples_per_epoch is None:
+            raise UserError(f"train.epochs: {train.epochs}, but this data cannot tell its length; set train.max_steps")
+        limits.append(math.ceil(train.epochs * samples_per_epoch / train.global_batch_size))
+    return min(limits, default=2**62)
+
+
+def warmup_of(recipe: Pretrain, samples_per_epoch: int | None, steps: int) -> int:
+    """Optimizer steps of warm-up, at most all of them."""
+    train = recipe.train
+    if train.lr_warmup_fraction is None:
+        return min(train.lr_warmup_steps or 0, steps)
+    if samples_per_epoch is None:
+        raise UserError("train.lr_warmup_fraction: this data cannot tell its length; set train.lr_warmup_steps")
+    return min(math.ceil(train.lr_warmup_fraction * samples_per_epoch / train.global_batch_size), steps)
+
+
+def refuse_second_run(recipe: Pretrain) -> None:
+    """Refuse a folder that holds another run's checkpoints, which a fresh run would mix with its own."""
+    steps = [folder for _, folder in checkpoint.steps_in(recipe.out_dir)]
+    if recipe.resume is False and steps:
+        raise UserError(
+            f"out_dir: {recipe.out_dir} holds a run already ({steps[0].name}); set resume: auto to go on with it, or "
+            "another out_dir"
+        )
+
+
+def build(recipe: Pretrain, objective: Objective, say: Say) -> Run:
+    """Build a run, up to the point where the first step can be made.
+
+    Raises:
+        UserError: for whatever the user can mend; on all ranks alike.
+    """
+    config = shape_of(recipe)
+    length = sequence_length(recipe, config)
+    refuse_second_run(recipe)
+    if recipe.initial_checkpoint_dir and not recipe.initial_checkpoint_dir.is_dir():
+        raise UserError(f"initial_checkpoint_dir: {recipe.initial_checkpoint_dir} is not a folder")
+    fabric = launch(recipe)
+    resumed = checkpoint.find(recipe.resume, recipe.out_dir, say)
+    data, tokenizer, tokenizer_dir = connect_data(recipe, fabric, length, resumed=resumed is not None)
+    if tokenizer and tokenizer.vocab_size > (config.padded_vocab_size or 0):
+        raise UserError(
+            f"tokenizer_dir: {tokenizer.vocab_size} tokens, but the model has {config.padded_vocab_size} rows; "
+            f"set model_config.padded_vocab_size: {-(-tokenizer.vocab_size // 64) * 64}"
+        )
+    trainee = build_model(recipe, fabric, config, weights_follow=resumed is not None)
+    shape = BatchShape(
+        micro_batch_size=recipe.train.micro_batch_size,
+        global_batch_size=recipe.train.global_batch_size,
+        max_seq_length=length,
+        rank=fabric.global_rank,
+        ranks=fabric.world_size,
+        seed=recipe.seed,
+    )
+    stream = data.train_stream(shape)
+    steps = steps_of(recipe, length, stream.samples_per_epoch)
+    warmup = warmup_of(recipe, stream.samples_per_epoch, steps)
+    progress: dict[str, Any] = {}
+    if resumed is not None:
+        progress = checkpoint.load(
+            resumed, trainee.core, trainee.optimizers, restore_rng=recipe.checkpoint.save_rng, warn=say
+        )
+        stream.load_state_dict(progress["stream"])
+        say(f"Resuming training from {resumed}")
+    if fabric.global_rank == 0:
+        write_text(recipe.out_dir / "recipe.yaml", dump(recipe))
+    return Run(
+        recipe=recipe,
+        fabric=fabric,
+        config=config,
+        trainee=trainee,
+        objective=objective,
+        schedule=Schedule.of(recipe.train, peak=recipe.optimizer.lr, warmup=warmup, steps=steps),
+        steps=steps,
+        micro_batches=recipe.train.accumulation(fabric.world_size),
+        sequence_length=length,
+        stream=stream,
+        validation=data.val_stream(shape),
+        tokenizer=tokenizer,
+        tokenizer_dir=tokenizer_dir,
+        checkpoints=Checkpoints(
+            recipe.out_dir,
+            keep=recipe.checkpoint.keep,
+            asynchronous=recipe.checkpoint.asynchronous,
+            on_error=recipe.checkpoint.on_error,
+            save_rng=recipe.checkpoint.save_rng,
+            resumed_step=progress.get("step"),
+            warn=say,
+        ),
+        loggers=build_loggers(recipe, progress.get("step")),
+        progress=progress,
+    )
+
+
+def build_loggers(recipe: Pretrain, resumed_step: int | None) -> list[Logger]:
+    """CSV, which the report reads, and what the recipe names."""
+    chosen = dict.fromkeys(("csv", recipe.logger_name))
+    return [loggers.build(name, recipe.out_dir, recipe.log, resumed_step) for name in chosen]

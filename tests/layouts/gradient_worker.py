@@ -1,0 +1,100 @@
+"""The gradient of one global batch under every cut and layout, held against a single process and one micro-batch."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from litgpt.data.batch import IGNORE, Batch
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.model.init import initialize
+from litgpt.parallel.apply import full, parallelize, place, replicate
+from litgpt.parallel.precision import PRECISIONS
+from litgpt.parallel.reduce import total
+from litgpt.parallel.strategy import AXES
+from litgpt.recipe.train import LossArgs
+from litgpt.train.objective import next_token
+from litgpt.train.step import Trainee, gradients
+
+ROWS, LENGTH = 8, 12
+SHAPE = Config(
+    name="toy",
+    block_size=LENGTH,
+    padded_vocab_size=50,
+    n_layer=2,
+    n_head=2,
+    n_embd=12,
+    intermediate_size=20,
+    mlp_class_name="LLaMAMLP",
+    norm_class_name="RMSNorm",
+    parallel_residual=False,
+    bias=True,
+    rotary_percentage=1.0,
+)
+LAYOUTS = {1: {"plain": (1, 1)}, 2: {"ddp": (2, 1), "fsdp": (1, 2)}, 4: {"ddp": (4, 1), "fsdp": (1, 4), "hsdp": (2, 2)}}
+
+
+def global_batch() -> Batch:
+    """Rows with 1 to 12 targets, and one with none."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 50, (ROWS, LENGTH + 1), generator=generator)
+    labels = ids[:, 1:].clone()
+    for row in range(ROWS):
+        labels[row, max(0, LENGTH - row * row) :] = IGNORE
+    return Batch(ids[:, :-1].contiguous(), labels)
+
+
+def part_of(batch: Batch, rank: int, ranks: int, micro: int) -> list[Batch]:
+    """The micro-batches of one rank, dealt out as the data stream does."""
+    starts = range(rank * micro, ROWS, ranks * micro)
+    return [Batch(batch.ids[start : start + micro], batch.labels[start : start + micro]) for start in starts]
+
+
+def gradient(degrees: tuple[int, int], rank: int, ranks: int, micro: int) -> tuple[dict[str, torch.Tensor], float]:
+    """Every parameter's full gradient, and the loss."""
+    mesh = init_device_mesh("cpu", degrees, mesh_dim_names=AXES) if ranks > 1 else None
+    with torch.device("meta"):
+        model = GPT(SHAPE).to(torch.float64)
+    parallelize(model, mesh, precision=PRECISIONS["64-true"], compile_blocks=False)
+    model.to_empty(device="cpu")
+    initialize(model, 3, write=place)
+    device = torch.device("cpu")
+    trainee = Trainee(replicate(model, mesh), [], device, PRECISIONS["64-true"], sharded=degrees[1] > 1)
+    batches = part_of(global_batch(), rank, ranks, micro)
+    (targets,) = total([sum(batch.targets for batch in batches)], device)
+    loss, _ = gradients(trainee, batches, next_token(LossArgs(chunk_rows=7)), targets=targets)
+    return {name: full(p.grad) for name, p in model.named_parameters() if p.grad is not None}, total([loss], device)[0]
+
+
+def compare(folder: Path, rank: int, ranks: int) -> dict[str, float]:
+    """The largest relative difference from the reference, by layout and micro-batch size."""
+    reference = torch.load(folder / "reference.pt", weights_only=True)
+    worst = {}
+    for layout, degrees in LAYOUTS[ranks].items():
+        for micro in (1, 2, 4, 8):
+            if ROWS % (micro * ranks) == 0:
+                got, loss = gradient(degrees, rank, ranks, micro)
+                assert got.keys() == reference["gradients"].keys()
+                pairs = ((got[name], value) for name, value in reference["gradients"].items())
+                differences = [((a - b).norm() / b.norm()).item() for a, b in pairs]
+                worst[f"{ranks} ranks {layout} micro {micro}"] = max([*differences, abs(loss - reference["loss"])])
+    return worst
+
+
+def reference(folder: Path) -> None:
+    """Save what one process makes of the batch in one piece."""
+    wanted, loss = gradient((1, 1), 0, 1, ROWS)
+    torch.save({"gradients": wanted, "loss": loss}, folder / "reference.pt")
+
+
+def worker(folder: Path) -> None:
+    """One rank: compare, and the first writes down the result."""
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    worst = compare(folder, rank, ranks)
+    if rank == 0:
+        (folder / f"{ranks}.json").write_text(json.dumps(worst))
+    dist.barrier()
