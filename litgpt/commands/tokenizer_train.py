@@ -25,12 +25,7 @@ def run(recipe: TokenizerTrain) -> None:
         tokenizer = train_tokenizer(documents, recipe.kind, recipe.vocab_size, recipe.output_dir)
     sample = next(read_documents(files[0], bad_rows=recipe.bad_rows))[:100_000]
     tokens = len(tokenizer.encode_batch([sample])[0])
-    table = Table("folder", "kind", "tokens", "skipped rows", "characters a token, in the first document")
-    table.add_row(
-        str(recipe.output_dir),
-        recipe.kind,
-        f"{tokenizer.vocab_size:,}",
-        str(skipped.count),
-        f"{len(sample) / tokens:.2f}",
-    )
-    Console(soft_wrap=True).print(table)
+    table = Table("folder", "kind", "tokens", "skipped rows", "characters a token")
+    numbers = (f"{tokenizer.vocab_size:,}", f"{skipped.count:,}", f"{len(sample) / tokens:.2f}")
+    table.add_row(str(recipe.output_dir), recipe.kind, *numbers)
+    Console().print(table)
