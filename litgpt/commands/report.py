@@ -83,13 +83,14 @@ def read_text(path: Path) -> str | None:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The texts that the model wrote as it learned, oldest first: rows of step, prompt and text."""
+    """The texts that the model wrote as it learned, oldest first: rows of step, prompt and what followed it."""
     samples = []
     for number, line in enumerate((read_text(path) or "").splitlines(), start=1):
         try:
             row = json.loads(line)
-            samples.append({name: row[name] for name in ("step", "prompt", "text")})
-        except (ValueError, KeyError, TypeError):
+            written = row["text"].removeprefix(row["prompt"])
+            samples.append({"step": int(row["step"]), "prompt": row["prompt"], "text": written})
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{path}: line {number} is no JSON with step, prompt and text; remove the line") from None
     return samples
 

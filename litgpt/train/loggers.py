@@ -4,7 +4,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -26,7 +26,7 @@ def build(
     project: str = "litgpt",
     environment: Mapping[str, str] = os.environ,
 ) -> Logger:
-    """The logger of that name, not yet in touch with anything.
+    """The logger of that name; files change only when it is first used, except for the id of a W&B or MLflow run.
 
     Args:
         resumed_step: the optimizer step that a resumed run goes on from: it logs into the same version or run, without
@@ -44,7 +44,7 @@ def build(
     if name == "wandb":
         return wandb(out_dir, log, resumed_step is not None, project, environment)
     if name == "mlflow":
-        return mlflow(log, project, environment)
+        return mlflow(out_dir, log, resumed_step is not None, project, environment)
     raise UserError(f"logger_name: {name!r} is no logger here; one of {', '.join(NAMES)} would do")
 
 
@@ -97,36 +97,49 @@ def tensorboard(out_dir: Path, resumed_step: int | None) -> Logger:
 
 
 def wandb(out_dir: Path, log: LogArgs, resumed: bool, project: str, environment: Mapping[str, str]) -> Logger:
-    """A run of Weights & Biases; its id lies in `<out_dir>/logs/wandb/run_id`, so that a resumed run goes on in it."""
+    """A run of Weights & Biases; its id stays in `<out_dir>/logs/wandb/run_id`, so that a resumed run goes on in it."""
     require("wandb")
     from lightning.pytorch.loggers.wandb import WandbLogger
 
     id_file = out_dir / "logs" / "wandb" / "run_id"
-    run_id = id_file.read_text(encoding="utf-8").strip() if resumed and id_file.exists() else uuid.uuid4().hex[:8]
-    rank_zero_only(write_text)(id_file, run_id + "\n")
-    logger: Logger = WandbLogger(
+    run_id = earlier_run(id_file, resumed) or uuid.uuid4().hex[:8]
+    keep_run(id_file, run_id)
+    logger = WandbLogger(
         project=log.project or environment.get("WANDB_PROJECT") or project,
         name=log.run or environment.get("WANDB_RUN_NAME"),
         group=log.group or environment.get("WANDB_RUN_GROUP"),
         save_dir=environment.get("WANDB_DIR", "."),
         id=run_id,
     )
-    return logger
+    return cast(Logger, logger)
 
 
-def mlflow(log: LogArgs, project: str, environment: Mapping[str, str]) -> Logger:
-    """A run of MLflow, in `./mlruns` or where MLFLOW_TRACKING_URI points."""
+def mlflow(out_dir: Path, log: LogArgs, resumed: bool, project: str, environment: Mapping[str, str]) -> Logger:
+    """A run of MLflow, in `./mlflow.db` or where MLFLOW_TRACKING_URI points; a resumed run goes on in the same one."""
     require("mlflow")
     from lightning.pytorch.loggers.mlflow import MLFlowLogger
 
-    logger: Logger = MLFlowLogger(
+    id_file = out_dir / "logs" / "mlflow" / "run_id"
+    logger = MLFlowLogger(
         experiment_name=log.project or environment.get("MLFLOW_EXPERIMENT_NAME") or project,
         run_name=log.run or environment.get("MLFLOW_RUN_NAME"),
-        tracking_uri=environment.get("MLFLOW_TRACKING_URI"),
+        tracking_uri=environment.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"),  # MLflow 3 refuses ./mlruns
         tags={"group": log.group} if log.group else None,
-        run_id=environment.get("MLFLOW_RUN_ID"),
+        run_id=earlier_run(id_file, resumed) or environment.get("MLFLOW_RUN_ID"),
     )
-    return logger
+    keep_run(id_file, logger)
+    return cast(Logger, logger)
+
+
+def earlier_run(id_file: Path, resumed: bool) -> str | None:
+    """The id of the run that a resumed run goes on in, if one was kept."""
+    return id_file.read_text(encoding="utf-8").strip() if resumed and id_file.exists() else None
+
+
+@rank_zero_only
+def keep_run(id_file: Path, run: Any) -> None:
+    """Keep the id of a run, or of the run that a logger begins by being asked for it."""
+    write_text(id_file, (run if isinstance(run, str) else run.run_id) + "\n")
 
 
 def require(package: str) -> None:

@@ -78,7 +78,7 @@ def test_every_chart_is_sound_and_takes_the_colour_of_the_page(out_dir: Path) ->
 def test_text_of_the_run_cannot_become_markup(out_dir: Path) -> None:
     attack = "<script>alert(1)</script>"
     (out_dir / "recipe.yaml").write_text(f"model_name: {attack!r}\n")
-    (out_dir / "samples.jsonl").write_text(json.dumps({"step": 5, "prompt": attack, "text": attack}) + "\n")
+    (out_dir / "samples.jsonl").write_text(json.dumps({"step": 5, "prompt": attack, "text": attack * 2}) + "\n")
     page = Page(write_report(out_dir).read_text())
     assert "script" not in [tag for tag, _ in page.tags]
     assert page.text.count(attack) == 3
@@ -118,6 +118,7 @@ def test_the_same_run_gives_the_same_page(out_dir: Path) -> None:
     [
         ("samples.jsonl", '{"step": 1}\n', "samples.jsonl: line 1"),
         ("samples.jsonl", "3\n", "samples.jsonl: line 1"),
+        ("samples.jsonl", '{"step": 1, "prompt": 2, "text": 3}\n', "samples.jsonl: line 1"),
         ("recipe.yaml", "guard: {no_such: 1}\n", "recipe.yaml"),
         ("recipe.yaml", "a: [\n", "recipe.yaml"),
         ("recipe.yaml", "- 1\n", "recipe.yaml"),

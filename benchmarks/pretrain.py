@@ -1,0 +1,312 @@
+"""Pretrain the same model on the same text with LitGPT, with transformers' Trainer and with this package, in turn.
+
+    python benchmarks/pretrain.py --work /tmp/pretrain-benchmark --rounds 3
+
+Run it with the interpreter that this package is installed in; the peers get environments of their own in the work
+folder, with the same torch. One process, the same cores, one tokenizer, no validation, a finished model saved at the
+end. Prints, for each side and precision, the median over the rounds of: tokens/s without the first steps (compiling,
+warming up); its share of the machine's matmul rate, measured on a 2048-cube; wall and CPU seconds and peak resident
+memory (largest process) of the whole run from text files to saved model; and the ratios. Needs nothing but the
+standard library, pip, and a machine that does nothing else meanwhile.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+LITGPT = ("litgpt==0.5.13", "litdata==0.2.59")
+TRANSFORMERS = ("transformers==5.23.0", "accelerate")
+PRECISIONS = ("32-true", "bf16-mixed")
+SIDES = ("ours", "litgpt", "transformers")
+LAYERS, WIDTH, HEADS, INNER, ROWS, LENGTH, BATCH = 6, 128, 4, 512, 50_304, 512, 4  # pythia-14m at micro batch 4
+TOKENS = LENGTH * BATCH  # of one step
+WARM = 8  # steps that count for no rate
+
+
+class Result(NamedTuple):
+    """What one run came to."""
+
+    tokens_per_second: float
+    wall_seconds: float
+    cpu_seconds: float
+    peak_gb: float
+
+
+def main() -> None:
+    """Set the work folder up, run every side in turn, print the figures."""
+    if len(sys.argv) > 1 and sys.argv[1] in WORKERS:
+        WORKERS[sys.argv[1]](*sys.argv[2:])
+        return
+    options = read_options()
+    work = options.work.resolve()
+    pythons = environments(work, options.sides)
+    make_text(work / "text")
+    if not (work / "tokenizer").exists():
+        call(sys.executable, __file__, "make_tokenizer", work / "text", work / "tokenizer")
+    results: dict[str, dict[str, list[Result]]] = {
+        name: {side: [] for side in options.sides} for name in options.precisions
+    }
+    for turn in range(options.rounds):
+        for precision in options.precisions:
+            for side in options.sides:
+                found = run_side(side, pythons[side], precision, work, turn, options)
+                results[precision][side].append(found)
+                print(f"round {turn + 1} {precision} {side}: {found}", flush=True)
+    (work / "results.json").write_text(json.dumps(results, indent=1))
+    for precision in options.precisions:
+        show(precision, results[precision], matmul_flops(precision, options.threads))
+
+
+def read_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for environments, text and results")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=24, help="optimizer steps of each run")
+    parser.add_argument("--threads", type=int, default=2, help="cores that each run may use")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
+    options = parser.parse_args()
+    if options.steps <= WARM + 1:
+        parser.error(f"--steps: {options.steps} leaves none to measure; give more than {WARM + 1}")
+    return options
+
+
+def call(*command: object) -> str:
+    """Run a command to its end and return what it printed."""
+    return subprocess.run([str(word) for word in command], check=True, text=True, stdout=subprocess.PIPE).stdout
+
+
+def environments(work: Path, sides: list[str]) -> dict[str, Path]:
+    """The Python interpreter of each side; a peer's environment is made if it is not there."""
+    same = [f"torch=={version('torch').partition('+')[0]}", f"torchvision=={version('torchvision').partition('+')[0]}"]
+    pythons = {"ours": Path(sys.executable)}
+    for side, packages in (("litgpt", LITGPT), ("transformers", TRANSFORMERS)):
+        folder = work / f"venv-{side}"
+        pythons[side] = folder / "bin" / "python"
+        if side in sides and not (folder / "ready").exists():
+            print(f"Installing {packages[0]} into {folder}", flush=True)
+            venv.create(folder, with_pip=True, clear=True)
+            call(pythons[side], "-m", "pip", "install", "-q", *packages, *same)
+            (folder / "ready").touch()
+    return pythons
+
+
+def make_text(folder: Path, files: int = 9) -> None:
+    """About 11 MB of real text: the sources and documentation of Python's standard library, in a few files."""
+    if folder.exists():
+        return
+    library = Path(sysconfig.get_path("stdlib"))
+    left_out = {"site-packages", "test", "tests", "idlelib"}
+    sources = sorted(path for path in library.rglob("*.py") if not left_out & set(path.parts))
+    folder.mkdir(parents=True)
+    for number in range(files):
+        parts = (path.read_text(encoding="utf-8", errors="ignore") for path in sources[number::files])
+        (folder / f"part-{number}.txt").write_text("\n\n".join(parts), encoding="utf-8")
+
+
+def make_tokenizer(text: str, folder: str) -> None:
+    """Train a byte-level BPE of as many tokens as the model has use for."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet, end = pre_tokenizers.ByteLevel.alphabet(), "<|endoftext|>"
+    trainer = trainers.BpeTrainer(vocab_size=50_254, special_tokens=[end], initial_alphabet=alphabet)
+    tokenizer.train([str(path) for path in sorted(Path(text).iterdir())], trainer)
+    Path(folder).mkdir()
+    tokenizer.save(f"{folder}/tokenizer.json")
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end, "unk_token": end}
+    Path(folder, "tokenizer_config.json").write_text(json.dumps(names))
+
+
+def run_side(side: str, python: Path, precision: str, work: Path, turn: int, options: argparse.Namespace) -> Result:
+    """One whole run of one side, from fresh text files."""
+    name = f"{side}-{precision}-{turn}"
+    text, out = work / "runs" / name / "text", work / "runs" / name / "out"
+    shutil.rmtree(text.parent, ignore_errors=True)
+    shutil.copytree(work / "text", text)
+    if side == "transformers":
+        command = [python, __file__, "train_transformers", text, work / "tokenizer", out, precision, options.steps]
+    else:
+        command = [python.with_name("litgpt"), *flags(text, work / "tokenizer", out, precision, options.steps)]
+    wall, cpu, peak = measured([str(word) for word in command], text.parent / "log.txt", options.threads)
+    rate = rate_of_times(out / "times.json") if side == "transformers" else rate_of_metrics(out)
+    shutil.rmtree(text)
+    return Result(round(rate, 1), round(wall, 1), round(cpu, 1), round(peak, 3))
+
+
+def flags(text: Path, tokenizer: Path, out: Path, precision: str, steps: int) -> list[str]:
+    """The command line of `litgpt pretrain`, the same for LitGPT and for this package."""
+    keys = {
+        "data": "TextFiles",
+        "data.train_data_path": text,
+        "data.num_workers": 2,
+        "tokenizer_dir": tokenizer,
+        "out_dir": out,
+        "precision": precision,
+        "devices": 1,
+        "train.max_tokens": steps * TOKENS,
+        "train.global_batch_size": BATCH,
+        "train.micro_batch_size": BATCH,
+        "train.max_seq_length": LENGTH,
+        "train.lr_warmup_steps": 2,
+        "train.save_interval": 1_000_000,
+        "eval.interval": 1_000_000,
+        "eval.max_iters": 1,  # LitGPT validates on two batches before training whatever one asks
+        "eval.final_validation": "false",
+        "logger_name": "csv",
+    }
+    return ["pretrain", "pythia-14m", *(word for key, value in keys.items() for word in (f"--{key}", str(value)))]
+
+
+def measured(command: list[str], log: Path, threads: int) -> tuple[float, float, float]:
+    """Run a command on some cores: its wall seconds, CPU seconds, and peak resident memory in GB."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    cores = sorted(os.sched_getaffinity(0))[:threads] if hasattr(os, "sched_getaffinity") else None
+    began = time.perf_counter()
+    with log.open("w") as file:
+        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        if cores:
+            os.sched_setaffinity(child.pid, cores)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    wall = time.perf_counter() - began
+    if child.returncode:
+        sys.exit(f"{' '.join(command)}\nended with {child.returncode}; the end of {log}:\n{log.read_text()[-2000:]}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e9
+
+
+def rate_of_metrics(out: Path) -> float:
+    """Tokens/s after the warm steps, by the columns `time` (s) and `lengths` (tokens) of a metrics.csv."""
+    with next(out.glob("logs/csv/version_*/metrics.csv")).open() as file:
+        rows = [(float(row["time"]), float(row["lengths"])) for row in csv.DictReader(file) if row.get("lengths")]
+    (start, before), (end, after) = next(row for row in rows if row[1] >= WARM * TOKENS), rows[-1]
+    return (after - before) / (end - start)
+
+
+def rate_of_times(path: Path) -> float:
+    """Tokens/s after the warm steps, by the moment at which each step ended."""
+    ends = json.loads(path.read_text())
+    return (len(ends) - WARM) * TOKENS / (ends[-1] - ends[WARM - 1])
+
+
+def train_transformers(text: str, tokenizer_dir: str, out: str, precision: str, steps: str) -> None:
+    """The same run by transformers' Trainer, as its documentation has it; notes when each step ended."""
+    import torch
+    from transformers import (
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
+        PreTrainedTokenizerFast,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *arguments: object, **more: object) -> None:
+            ends.append(time.perf_counter())
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{tokenizer_dir}/tokenizer.json", eos_token="<|endoftext|>")
+    documents = [path.read_text(encoding="utf-8") for path in sorted(Path(text).iterdir())[1:]]
+    ids = torch.tensor([number for document in tokenizer(documents)["input_ids"] for number in document])
+    samples = [
+        {"input_ids": sample, "labels": sample} for sample in ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+    ]
+    shape = GPTNeoXConfig(
+        vocab_size=ROWS,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=INNER,
+        max_position_embeddings=LENGTH,
+        use_cache=False,
+    )
+    settings = TrainingArguments(
+        output_dir=out,
+        max_steps=int(steps),
+        per_device_train_batch_size=BATCH,
+        bf16=precision == "bf16-mixed",
+        use_cpu=True,
+        learning_rate=1e-3,
+        warmup_steps=2,
+        lr_scheduler_type="cosine",
+        dataloader_num_workers=2,
+        save_strategy="no",
+        report_to="none",
+    )
+    trainer = Trainer(GPTNeoXForCausalLM(shape), settings, train_dataset=samples, callbacks=[Clock()])
+    trainer.train()
+    trainer.save_model(out)
+    Path(out, "times.json").write_text(json.dumps(ends))
+
+
+def measure_matmul(precision: str) -> None:
+    """Print the best FLOP/s of a 2048-cube matmul."""
+    import torch
+
+    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+    left, right = torch.randn(2, 2048, 2048).to(dtype)
+    times = []
+    for _ in range(20):
+        began = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - began)
+    print(2 * 2048**3 / min(times))
+
+
+def matmul_flops(precision: str, threads: int) -> float:
+    """The machine's FLOP/s in a large matmul, on as many threads as the runs had."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    return float(call(sys.executable, __file__, "measure_matmul", precision))
+
+
+def flops_per_token() -> float:
+    """Forward and backward: 6 per weight of a matmul, and causal attention (PaLM, appendix B, halved by the mask)."""
+    weights = LAYERS * (4 * WIDTH * WIDTH + 2 * WIDTH * INNER) + ROWS * WIDTH
+    return 6 * weights + LAYERS * 12 * WIDTH * LENGTH / 2
+
+
+def show(precision: str, results: dict[str, list[Result]], peak: float) -> None:
+    """Print the medians of one precision, and how often better ours is than each peer."""
+    medians = {side: Result(*map(statistics.median, zip(*rows, strict=True))) for side, rows in results.items()}
+    print(f"\n{precision}; a 2048-cube matmul runs at {peak / 1e9:,.0f} GFLOP/s")
+    print(f"{'':14}{'tokens/s':>10}{'of matmul':>11}{'run, s':>9}{'CPU, s':>9}{'peak, GB':>10}")
+    for side, row in medians.items():
+        share = row.tokens_per_second * flops_per_token() / peak
+        figures = f"{row.tokens_per_second:>10,.0f}{share:>11.1%}{row.wall_seconds:>9.1f}{row.cpu_seconds:>9.1f}"
+        print(f"{side:14}{figures}{row.peak_gb:>10.2f}")
+    if "ours" not in medians:
+        return
+    ours = medians.pop("ours")
+    for side, peer in medians.items():
+        print(
+            f"ours against {side}: {ours.tokens_per_second / peer.tokens_per_second:.2f}x tokens/s, whole run "
+            f"{peer.wall_seconds / ours.wall_seconds:.2f}x faster, {ours.peak_gb / peer.peak_gb:.2f} of its memory"
+        )
+
+
+WORKERS: dict[str, Callable[..., None]] = {
+    "make_tokenizer": make_tokenizer,
+    "train_transformers": train_transformers,
+    "measure_matmul": measure_matmul,
+}
+
+if __name__ == "__main__":
+    main()
