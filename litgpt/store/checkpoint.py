@@ -415,3 +415,23 @@ def load(
     elif restore_rng and rank == 0:
         warn(f"{folder.name}: saved by {progress['ranks']} ranks, loaded by {ranks}; random generators start afresh")
     return progress
+
+
+def step_folder(folder: Path) -> Path | None:
+    """The training checkpoint that a folder is, or the newest good one in it; None if it is of another kind.
+
+    Raises:
+        UserError: naming a damaged file, if `folder` itself is a checkpoint that does not verify.
+    """
+    if (folder / MANIFEST).is_file() or (folder / PROGRESS).is_file():
+        verify(folder)
+        return folder
+    return latest(folder)
+
+
+def model_tensors_of(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The weights in a training checkpoint, whole, one at a time."""
+    files = open_shards(folder)
+    for name in files.wholes:
+        if name.startswith("model."):
+            yield name.removeprefix("model."), files.whole(name)
