@@ -3,6 +3,7 @@
 import difflib
 import math
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -127,7 +128,7 @@ class Config:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, 1) or ["n_layer"]
                 raise refusal(key, "no such field", f"did you mean {near[0]}?")
-        types = get_type_hints(type(self))
+        types = field_types()
         for key, entry in known.items():
             default = {} if key == "hf_config" else entry.default
             setattr(self, key, checked(key, values[key], types[key]) if key in values else default)
@@ -223,6 +224,12 @@ class Config:
         from litgpt.model.registry import read_shape
 
         return cls(**{**read_shape(Path(path)).to_dict(), **overrides})
+
+
+@cache
+def field_types() -> dict[str, Any]:
+    """The type that each field declares."""
+    return get_type_hints(Config)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

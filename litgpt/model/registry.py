@@ -197,7 +197,10 @@ def read_shape(folder: Path) -> Config:
         return read_model_config(folder / "model_config.yaml")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model_config.yaml or config.json in it; give the folder of a model")
-    values = read_json(folder / "config.json")
+    try:
+        values = read_json(folder / "config.json")
+    except RecursionError:
+        raise UserError(f"{folder / 'config.json'}: nested too deeply to be the config of a model") from None
     if not isinstance(values, dict):
         raise UserError(f"{folder / 'config.json'}: holds {type(values).__name__}, not a mapping")
     for family in families().values():

@@ -30,23 +30,26 @@ def llama3_frequencies(plain: Tensor, rope: dict[str, float]) -> Tensor:
 
 
 def angles(config: Config, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position's angles.
+    """Cosine and sine of every position's angles, laid out for `rotate`.
 
     Args:
         positions: (T,), or (B, T) where rows differ.
 
     Returns:
-        two float32 tensors (..., 1, T, rotary_size / 2), the 1 standing for heads.
+        two float32 tensors (..., 1, T, rotary_size), the 1 standing for heads; the sine of the first half is negative.
     """
-    radians = positions.float()[..., None] * frequencies(config, positions.device)
-    radians = radians.unsqueeze(-3)
-    return radians.cos(), radians.sin()
+    radians = (positions.float()[..., None] * frequencies(config, positions.device)).unsqueeze(-3)
+    cos, sin = radians.cos(), radians.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x_BHTS: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first `2 * cos.shape[-1]` numbers of each head by its position; halves are the pairs."""
-    half = cos.shape[-1]
-    cos, sin = cos.to(x_BHTS.dtype), sin.to(x_BHTS.dtype)
-    first, second, rest = x_BHTS.split([half, half, x_BHTS.shape[-1] - 2 * half], dim=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return torch.cat(turned + [rest] * bool(rest.shape[-1]), dim=-1)
+    """Rotate the first numbers of each head, as many as `cos` has, by position; number i pairs with i + half of them.
+
+    Computed in float32 at least: in bfloat16 the angle between two tokens would depend on where they stand.
+    """
+    size = cos.shape[-1]
+    turning, rest = x_BHTS.split([size, x_BHTS.shape[-1] - size], dim=-1)
+    turning = turning.to(torch.promote_types(turning.dtype, cos.dtype))
+    turned = torch.addcmul(turning * cos, turning.roll(size // 2, dims=-1), sin).to(x_BHTS.dtype)
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned

@@ -176,7 +176,7 @@ def test_untied_head_in_a_tied_model_is_refused(tmp_path: Path) -> None:
 def test_initialised_model_runs_in_transformers(tmp_path: Path) -> None:
     config = Config(
         n_layer=2, n_embd=32, n_head=4, n_query_groups=2, padded_vocab_size=64, bias=False, parallel_residual=False,
-        rotary_percentage=1.0, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP", intermediate_size=48, block_size=64,
+        rotary_percentage=1.0, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP", intermediate_size=48,
     )  # fmt: skip
     ours = GPT(config).eval()
     initialize(ours, 7)

@@ -1,0 +1,123 @@
+"""The shape of a model: defaults, what is refused and how it says so."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from litgpt.errors import UserError
+from litgpt.model.config import Config
+
+
+def test_derived_sizes_follow_from_the_others() -> None:
+    config = Config(n_embd=64, n_head=4, vocab_size=1000)
+    assert (config.head_size, config.n_query_groups, config.intermediate_size) == (16, 4, 256)
+    assert config.padded_vocab_size == 1024
+    assert Config(n_embd=64, n_head=4, padded_vocab_size=512).vocab_size == 512
+
+
+def test_numbers_written_as_yaml_text_are_read() -> None:
+    config = Config(n_layer="1e1", norm_eps="1e-6", rope_base=500000.0)
+    assert (config.n_layer, config.norm_eps, config.rope_base) == (10, 1e-6, 500000)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"n_lyer": 3}, ["n_lyer", "n_layer"]),
+        ({"n_layer": "six"}, ["n_layer", "six", "int"]),
+        ({"n_layer": True}, ["n_layer", "True"]),
+        ({"n_layer": 0}, ["n_layer", "0", "1 to"]),
+        ({"n_layer": -1}, ["n_layer", "-1"]),
+        ({"n_embd": 10**12}, ["n_embd", str(10**12)]),
+        ({"n_layer": None}, ["n_layer", "None"]),
+        ({"norm_eps": float("nan")}, ["norm_eps", "nan"]),
+        ({"rope_base": float("inf")}, ["rope_base", "inf"]),
+        ({"n_embd": 65, "n_head": 4}, ["n_embd", "65", "n_head 4", "64"]),
+        ({"n_head": 4, "n_query_groups": 3}, ["n_query_groups", "3"]),
+        ({"n_embd": 20, "n_head": 4, "rotary_percentage": 1.0}, ["rotary_percentage", "5"]),
+        ({"rotary_percentage": 1.5}, ["rotary_percentage", "1.5"]),
+        ({"norm_class_name": "BatchNorm"}, ["norm_class_name", "BatchNorm", "RMSNorm"]),
+        ({"mlp_class_name": "LLaMAMLP"}, ["intermediate_size", "LLaMAMLP"]),
+        ({"mlp_class_name": "LLaMAMoE", "intermediate_size": 8}, ["mlp_class_name", "LLaMAMoE"]),
+        ({"rope_adjustments": {"factor": 2.0, "beta_fast": 32}}, ["rope_adjustments", "beta_fast"]),
+        ({"rope_adjustments": {"factor": "much"}}, ["rope_adjustments.factor", "much"]),
+        ({"rope_adjustments": [8.0]}, ["rope_adjustments", "8.0"]),
+        ({"shared_attention_norm": True, "parallel_residual": False}, ["shared_attention_norm"]),
+        ({"tie_embeddings": True, "lm_head_bias": True}, ["lm_head_bias"]),
+        ({"dropout": 1.0}, ["dropout", "1.0"]),
+        ({"hf_config": "meta"}, ["hf_config", "meta"]),
+    ],
+)
+def test_impossible_shapes_answer_in_one_line(values: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        Config(**values)
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"sliding_window_size": 4096},
+        {"attention_logit_softcapping": 50.0},
+        {"final_logit_softcapping": 30.0},
+        {"post_attention_norm": True},
+        {"norm_1": False},
+        {"n_expert": 8},
+        {"norm_qk_type": "olmo2"},
+        {"latent_attention": {"q_lora_rank": 8}},
+        {"rope_local_base_freq": 10000},
+        {"rope_interleave": True},
+    ],
+)
+def test_features_not_built_are_refused_by_field(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(values))}.*not supported"):
+        Config(**values)
+
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.floats(), max_size=2),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from([entry.name for entry in fields(Config)]), JUNK, max_size=4))
+def test_any_junk_is_a_shape_or_a_user_error(values: dict[str, Any]) -> None:
+    try:
+        assert Config(**Config(**values).to_dict()) == Config(**values)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+def test_file_round_trip_and_overrides(tmp_path: Path) -> None:
+    config = Config(name="mine", n_embd=64, n_head=4, tie_embeddings=True)
+    (tmp_path / "model_config.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    assert Config.from_file(tmp_path / "model_config.yaml") == config
+    assert Config.from_checkpoint(tmp_path, n_layer=2).n_layer == 2
+
+
+@pytest.mark.parametrize("text", ["n_layer: [", "- 1", "", "\x00", "n_layer: 1e400", "[" * 1200])
+def test_malformed_files_answer_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "model_config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        Config.from_file(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_binary_files_answer_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x81")
+    for name in ("nothing", "binary", "."):
+        with pytest.raises(UserError):
+            Config.from_file(tmp_path / name)

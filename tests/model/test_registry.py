@@ -1,0 +1,223 @@
+"""Named shapes and the folders they are read from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from litgpt.errors import UserError
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.model.names import to_ours, to_published
+from litgpt.model.registry import families, family_of, find, litgpt_names, names, read_shape
+
+PARAMETERS = {
+    "pythia-14m": 14_067_712,
+    "pythia-160m": 162_322_944,
+    "pythia-6.9b": 6_857_302_016,
+    "tiny-llama-1.1b": 1_100_048_384,
+    "Llama-2-7b-hf": 6_738_415_616,
+    "Llama-3-8B": 8_030_261_248,
+    "Llama-3.2-1B": 1_235_814_400,
+    "Mistral-7B-v0.3": 7_248_023_552,
+    "Qwen2.5-0.5B": 494_032_768,
+    "Qwen2.5-7B": 7_615_616_512,
+    "Qwen3-0.6B": 596_049_920,
+    "Qwen3-8B": 8_190_735_360,
+    "Gemma-2b": 2_506_172_416,
+    "Gemma-7b": 8_537_680_896,
+    "SmolLM2-135M": 134_515_008,
+    "stories15M": 15_191_712,
+}
+
+
+def meta(config: Config) -> GPT:
+    with torch.device("meta"):
+        return GPT(config)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts_are_the_published_ones(name: str) -> None:
+    assert sum(parameter.numel() for parameter in meta(find(name)).parameters()) == PARAMETERS[name]
+
+
+def test_every_named_shape_builds_and_its_family_expresses_it() -> None:
+    assert len(names()) == len(set(names())) > 150
+    built = set()
+    for name in names():
+        config = find(name)
+        family = family_of(config)
+        assert family is not None and name in family.shapes, name
+        assert Config(**config.to_dict()) == config
+        shape = json.dumps({**config.to_dict(), "name": "", "hf_config": {}, "n_layer": 1})
+        if shape not in built:
+            meta(Config(**json.loads(shape)))
+        built.add(shape)
+
+
+def test_names_of_the_hub_find_the_same_shape() -> None:
+    for name in ("Llama-3-8B", "Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B"):
+        assert find(name).name == "Llama-3-8B"
+    assert find("pythia-160m").hf_config == {"org": "EleutherAI", "name": "pythia-160m"}
+    with pytest.raises(UserError, match="pythia-14m"):
+        find("EleutherAI/pythia-14")
+    with pytest.raises(UserError, match="not known"):
+        find("")
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("pythia-14m", {"block_size": 512, "n_layer": 6, "n_embd": 128, "n_head": 4, "padded_vocab_size": 50304}),
+        ("pythia-14m", {"vocab_size": 50254, "rotary_percentage": 0.25, "parallel_residual": True, "bias": True}),
+        ("tiny-llama-1.1b", {"n_query_groups": 4, "intermediate_size": 5632, "norm_eps": 1e-5, "bias": False}),
+        (
+            "Llama-3.1-8B",
+            {"rope_base": 500000, "block_size": 131072, "vocab_size": 128000, "padded_vocab_size": 128256},
+        ),
+        ("LLaMA-2-7B-32K", {"rope_condense_ratio": 8}),
+        ("Qwen2.5-7B", {"attn_bias": True, "n_query_groups": 4, "tie_embeddings": False, "norm_eps": 1e-6}),
+        ("Qwen3-0.6B", {"norm_qk": True, "head_size": 128, "tie_embeddings": True, "block_size": 40960}),
+        ("Gemma-7b", {"head_size": 256, "norm_eps": 1e-6, "norm_class_name": "OffsetRMSNorm", "vocab_size": 256000}),
+        ("stories15M", {"n_layer": 6, "n_embd": 288, "n_head": 6, "intermediate_size": 768, "block_size": 256}),
+    ],
+)
+def test_facts_of_named_shapes(name: str, facts: dict[str, Any]) -> None:
+    shape = find(name).to_dict()
+    assert {key: shape[key] for key in facts} == facts
+
+
+def test_changes_decide_the_family_not_the_name() -> None:
+    assert family_of(Config.from_name("pythia-14m", n_query_groups=2)) is None
+    assert family_of(Config.from_name("pythia-14m", shared_attention_norm=True)) is None
+    assert family_of(Config.from_name("Qwen3-0.6B", norm_qk=False)).name == "llama"
+    renamed = Config(**{**find("Gemma-2b").to_dict(), "name": "anything"})
+    assert family_of(renamed).name == "gemma"
+    assert family_of(Config.from_name("pythia-14m", dropout=0.1)).name == "gpt_neox"
+    both: dict[str, Any] = {"rope_adjustments": find("Llama-3.1-8B").rope_adjustments, "rope_condense_ratio": 2}
+    assert family_of(Config.from_name("Llama-3.1-8B", **both)) is None
+
+
+def write_litgpt_form(folder: Path, model: str, **changes: Any) -> None:
+    """A `model_config.yaml` with LitGPT's fields only."""
+    values = {**find(model).to_dict(), **changes}
+    del values["tie_embeddings"], values["dropout"]
+    (folder / "model_config.yaml").write_text(yaml.dump(values))
+
+
+def test_litgpt_form_of_a_named_model_gets_what_it_cannot_say(tmp_path: Path) -> None:
+    write_litgpt_form(tmp_path, "Gemma-2b", norm_class_name="RMSNorm", norm_eps=1e-5)
+    assert read_shape(tmp_path) == find("Gemma-2b")
+    write_litgpt_form(tmp_path, "Gemma-2b", norm_class_name="RMSNorm", norm_eps=1e-5, name="my-Gemma")
+    assert read_shape(tmp_path).norm_class_name == "RMSNorm"
+    write_litgpt_form(tmp_path, "Llama-3.2-1B", n_layer=2)
+    assert (read_shape(tmp_path).tie_embeddings, read_shape(tmp_path).n_layer) == (True, 2)
+    write_litgpt_form(tmp_path, "pythia-14m")
+    assert read_shape(tmp_path) == find("pythia-14m")
+
+
+def test_our_own_form_is_taken_at_its_word(tmp_path: Path) -> None:
+    untied = Config.from_name("Gemma-2b", tie_embeddings=False, norm_eps=1e-5)
+    (tmp_path / "model_config.yaml").write_text(yaml.dump(untied.to_dict()))
+    assert read_shape(tmp_path) == untied
+
+
+def test_both_forms_of_rope_in_config_json(tmp_path: Path) -> None:
+    wanted = find("Llama-3.2-1B")
+    written = families()["llama"].config_json(wanted)
+    for left_out in (["rope_parameters"], ["rope_theta", "rope_scaling"]):
+        values = {key: value for key, value in written.items() if key not in left_out}
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        shape = read_shape(tmp_path)
+        assert (shape.rope_base, shape.rope_adjustments) == (500000, wanted.rope_adjustments)
+
+
+def test_absent_keys_mean_what_transformers_assumes(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neox", "hidden_size": 512}))
+    shape = read_shape(tmp_path)
+    assert (shape.n_layer, shape.n_head, shape.rotary_percentage, shape.padded_vocab_size) == (44, 64, 0.25, 50432)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model_type": "mamba"}, ["mamba", "llama", "gpt_neox"]),
+        ({}, ["model_type", "llama"]),
+        ({"model_type": ["llama"]}, ["model_type"]),
+        ({"model_type": "llama", "hidden_act": "relu"}, ["hidden_act", "relu", "silu"]),
+        ({"model_type": "llama", "hidden_size": -4}, ["n_embd", "-4"]),
+        ({"model_type": "llama", "hidden_size": "many"}, ["n_embd", "many"]),
+        ({"model_type": "llama", "num_hidden_layers": 10**9}, ["n_layer"]),
+        ({"model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 2.0}}, ["rope_type", "yarn"]),
+        ({"model_type": "llama", "rope_parameters": "long"}, ["rope_parameters", "long"]),
+        ({"model_type": "llama", "rope_scaling": {"type": "linear"}}, ["factor"]),
+        ({"model_type": "mistral"}, ["sliding_window", "4096"]),
+        ({"model_type": "qwen2", "use_sliding_window": True}, ["use_sliding_window"]),
+    ],
+)
+def test_config_json_that_cannot_run_answers_in_one_line(tmp_path: Path, values: Any, words: list[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError) as caught:
+        read_shape(tmp_path)
+    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\x00", "[" * 100_000])
+def test_malformed_config_json_answers_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_shape(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+NAMED = ["pythia-14m", "Llama-3-8B", "Qwen2.5-7B", "Qwen3-8B", "Gemma-7b"]
+
+
+def tiny(name: str) -> tuple[Config, dict[str, torch.Tensor]]:
+    """A named architecture at toy size with random tensors."""
+    size = {"n_layer": 2, "n_embd": 32, "n_head": 4, "head_size": 8, "intermediate_size": 40, "padded_vocab_size": 32}
+    groups = 4 if name == "pythia-14m" else 2
+    config = Config.from_name(name, **size, n_query_groups=groups, tie_embeddings=False)
+    return config, {key: torch.randn(value.shape) for key, value in meta(config).state_dict().items()}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_litgpt_names_round_trip_to_the_bit(name: str) -> None:
+    config, ours = tiny(name)
+    theirs = to_published(litgpt_names(), ours, config)
+    width = (4 + 2 * config.n_query_groups) * 8
+    assert theirs["transformer.h.1.attn.qkv.weight"].shape == (width, 32)
+    assert torch.equal(theirs["transformer.h.1.attn.qkv.weight"][:32], ours["blocks.1.attention.q.weight"])
+    back = to_ours(litgpt_names(), theirs, config)
+    assert back.keys() == ours.keys() and all(torch.equal(back[key], ours[key]) for key in ours)
+
+
+def test_litgpt_interleaved_rows_are_read() -> None:
+    config, ours = tiny("Llama-3-8B")
+    theirs = to_published(litgpt_names(), ours, config)
+    for layer in range(2):
+        q, k, v = theirs.pop(f"transformer.h.{layer}.attn.qkv.weight").split([32, 16, 16])
+        groups = [torch.cat([q[16 * g : 16 * g + 16], k[8 * g : 8 * g + 8], v[8 * g : 8 * g + 8]]) for g in range(2)]
+        theirs[f"transformer.h.{layer}.attn.attn.weight"] = torch.cat(groups)
+    back = to_ours(litgpt_names(), theirs, config)
+    assert all(torch.equal(back[key], ours[key]) for key in ours)
+
+
+def test_unnamed_missing_and_misshaped_tensors_are_refused_by_name() -> None:
+    config, ours = tiny("pythia-14m")
+    table = families()["gpt_neox"].tensors
+    theirs = to_published(table, ours, config)
+    with pytest.raises(UserError, match=r"model\.extra\.weight"):
+        to_ours(table, {**theirs, "model.extra.weight": torch.zeros(1)}, config)
+    with pytest.raises(UserError, match=r"blocks\.0\.extra\.weight"):
+        to_published(table, {**ours, "blocks.0.extra.weight": torch.zeros(1)}, config)
+    with pytest.raises(UserError, match=r"blocks\.1\.attention\.k\.bias"):
+        to_published(table, {key: ours[key] for key in ours if key != "blocks.1.attention.k.bias"}, config)
+    fused = "gpt_neox.layers.0.attention.query_key_value.weight"
+    with pytest.raises(UserError, match=fused):
+        to_ours(table, {**theirs, fused: torch.zeros(90, 32)}, config)
+    kept = to_ours(table, {**theirs, "gpt_neox.layers.0.attention.masked_bias": torch.zeros(1)}, config)
+    assert kept.keys() == ours.keys()
