@@ -13,12 +13,11 @@ from litgpt.store.checkpoint import Checkpoints, latest, load
 WIDTH = 200
 
 
-def save_for_ever(folder: Path, rank: int, ranks: int, rendezvous: Path, told: Connection) -> None:
+def save_for_ever(folder: Path, ranks: int, told: Connection) -> None:
     """Fill the model with 1, 2, 3 ... and save it each time, going on from the latest; tell each step that is there."""
-    torch.set_num_threads(1)
     model = nn.Linear(WIDTH, WIDTH)
     if ranks > 1:
-        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
+        dist.init_process_group("gloo")
         fully_shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     checkpoints = Checkpoints(folder, keep=2, warn=lambda line: None)

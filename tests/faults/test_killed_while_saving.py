@@ -1,30 +1,22 @@
 """SIGKILL at random instants of a run that saves at every step: there is always a loadable latest checkpoint."""
 
-import multiprocessing
 import random
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from saving_worker import WIDTH, save_for_ever
 from torch import nn
 
 from litgpt.store.checkpoint import latest, load
-
-FORKING = multiprocessing.get_context("forkserver")  # children start with torch imported
-FORKING.set_forkserver_preload(["saving_worker"])
+from tests.faults.saving_worker import WIDTH, save_for_ever
+from tests.processes import CONTEXT, start
 
 
 def run_and_kill(folder: Path, ranks: int, attempt: int, seconds: float) -> int:
     """Start a run, kill one rank after a while and then the rest; returns the last step it told of, 0 if none."""
-    here, there = FORKING.Pipe(duplex=False)
-    rendezvous = folder.parent / f"rendezvous-{attempt}"
-    workers = [
-        FORKING.Process(target=save_for_ever, args=(folder, rank, ranks, rendezvous, there)) for rank in range(ranks)
-    ]
-    for worker in workers:
-        worker.start()
+    here, there = CONTEXT.Pipe(duplex=False)
+    workers = start(save_for_ever, folder, ranks, there, folder=folder.parent, ranks=ranks)
     there.close()
     if attempt % 2 == 0:
         here.poll(100)  # else it may be killed before its first save

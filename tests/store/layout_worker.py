@@ -1,10 +1,5 @@
-"""One rank of the layout test: saves under every layout of these ranks, loads each under every other, compares bits.
+"""One rank of the layout test: saves under every layout of these ranks, loads each under every other, compares bits."""
 
-Run as `layout_worker.py <rank> <ranks> <folder>`; `<folder>/one` holds a checkpoint taken by a single process.
-"""
-
-import os
-import sys
 from pathlib import Path
 
 import torch
@@ -93,8 +88,10 @@ def check_loads(folder: Path, expected: dict[str, Tensor], layouts: list[str], o
             assert fresh.param_groups[0]["lr"] == 0.01
 
 
-def main(rank: int, ranks: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
+def check_layouts(folder: Path) -> None:
+    """What a rank does; `<folder>/one` holds a checkpoint taken by a single process."""
+    dist.init_process_group("gloo")
+    ranks = dist.get_world_size()
     layouts = LAYOUTS[ranks]
     model, optimizer = build("plain", 1)
     load(folder / "one" / "step-00000001", model, optimizer, warn=lambda line: None)
@@ -114,10 +111,3 @@ def main(rank: int, ranks: int, folder: Path) -> None:
             check_loads(saved, saved_state, layouts, kind)
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads can abort the interpreter's own exit

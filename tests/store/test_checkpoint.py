@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from layout_worker import assert_same, build, train, whole_state
 from torch import nn
 
 from litgpt.errors import UserError
 from litgpt.files import verify
 from litgpt.store import checkpoint
 from litgpt.store.checkpoint import Checkpoints, find, latest, load
+from tests.store.layout_worker import assert_same, build, train, whole_state
 
 
 def two_layers(seed: int = 0) -> nn.Module:

@@ -1,28 +1,13 @@
 """Checkpoints taken under one layout load under every other, equal to the bit."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from layout_worker import LAYOUTS, OPTIMIZERS, assert_same, build, train, whole_state
 
 from litgpt.store.checkpoint import Checkpoints, load
-
-WORKER = Path(__file__).with_name("layout_worker.py")
-
-
-def run_ranks(ranks: int, folder: Path) -> None:
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(ranks), str(folder)], stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(ranks)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors
+from tests.processes import finish, start
+from tests.store.layout_worker import LAYOUTS, OPTIMIZERS, assert_same, build, check_layouts, train, whole_state
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -33,7 +18,8 @@ def test_every_layout_loads_under_every_other(tmp_path: Path, ranks: int) -> Non
     alone.save(1, model, optimizer, {"tokens": 12345678901})
     alone.finish()
 
-    run_ranks(ranks, tmp_path)
+    codes = finish(start(check_layouts, tmp_path, folder=tmp_path, ranks=ranks))
+    assert codes == [0] * ranks, [(tmp_path / f"rank-{rank}.log").read_text() for rank in range(ranks)]
 
     saved = sorted(tmp_path.glob("*-*/step-00000008"))
     assert len(saved) == len(LAYOUTS[ranks]) * len(OPTIMIZERS[ranks])

@@ -6,70 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.names import to_published
-from litgpt.model.registry import families, family_of, litgpt_names, read_shape
+from litgpt.model.registry import families, family_of, read_shape
 from litgpt.store import published
-
-SMALL = {
-    "n_layer": 2,
-    "n_embd": 32,
-    "n_head": 4,
-    "block_size": 32,
-    "vocab_size": 50,
-    "padded_vocab_size": 64,
-    "intermediate_size": 48,
-}
-MODELS = {
-    "gpt_neox": "pythia-14m",
-    "llama": "Llama-2-7b-hf",
-    "llama3": "Llama-3.2-1B",
-    "qwen2": "Qwen2.5-0.5B",
-    "qwen3": "Qwen3-0.6B",
-    "gemma": "Gemma-2b",
-}
-
-
-def small(name: str, **changes: object) -> Config:
-    grouped = {} if name == "pythia-14m" else {"n_query_groups": 2}
-    head = {"head_size": 8}
-    return Config.from_name(name, **{**SMALL, **head, "n_query_groups": None, **grouped, **changes})
-
-
-def random_model(config: Config, seed: int = 0) -> GPT:
-    torch.manual_seed(seed)
-    model = GPT(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
-    return model
-
-
-def weights(model: GPT) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+from tests.store.models import MODELS, assert_loads, lit_state, random_model, small, weights
 
 
 def write(folder: Path, model: GPT, **settings: object) -> Path:
     published.save(folder, config=model.config, tensors=weights(model), **settings)  # type: ignore[arg-type]
     return folder
-
-
-def assert_loads(folder: Path, model: GPT) -> None:
-    loaded = random_model(read_shape(folder), seed=1)
-    published.load(loaded, folder)
-    expected = weights(model)
-    assert weights(loaded).keys() == expected.keys()
-    for name, tensor in weights(loaded).items():
-        assert torch.equal(tensor, expected[name]), name
-
-
-def lit_state(model: GPT) -> dict[str, Tensor]:
-    state = to_published(litgpt_names(), weights(model), model.config)
-    return state | {"lm_head.weight": model.output_weight.detach()}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,0 +1,168 @@
+"""`litgpt download` against a small server that answers as the hub does."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from hashlib import sha1
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from litgpt.store import published
+from litgpt.store.hub import wanted
+from tests.store.models import assert_loads, random_model, small, weights
+
+COMMIT = "c" * 40
+# Runs downloads given as JSON, and prints what a user would read.
+CLIENT = """
+import json, sys
+from pathlib import Path
+from litgpt.commands.download import run
+from litgpt.errors import UserError
+from litgpt.recipe.store_commands import Download
+for settings in json.loads(sys.argv[1]):
+    recipe = Download(**{**settings, "checkpoint_dir": Path(settings["checkpoint_dir"])})
+    assert "hf_secret" not in repr(recipe)
+    try:
+        run(recipe)
+    except UserError as error:
+        print("error:", error)
+"""
+
+
+class Hub(ThreadingHTTPServer):
+    """A hub with one open repository of given files, and one that is gated."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files = files
+        self.fetched: list[str] = []
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+    def do_GET(self) -> None:
+        path, files = self.path.split("?")[0], self.server.files
+        if path.startswith("/api/models/org/tiny/tree/"):
+            self.send_json([{"type": "file", "path": name, "size": len(files[name]), "oid": "0"} for name in files])
+        elif path == "/api/models/org/tiny":
+            self.send_json({"id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]})
+        elif path.startswith(f"/org/tiny/resolve/{COMMIT}/"):
+            name = path.split("/", 5)[5]
+            if self.command == "GET":
+                self.server.fetched.append(name)
+            self.send_bytes(files[name], {"ETag": f'"{sha1(files[name]).hexdigest()}"', "X-Repo-Commit": COMMIT})
+        else:
+            gated = "gated" in path
+            self.send_response(403 if gated else 404)
+            self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    def send_json(self, value: Any) -> None:
+        self.send_bytes(json.dumps(value).encode(), {})
+
+    def send_bytes(self, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(200)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    model = random_model(small("Llama-2-7b-hf"))
+    published.save(tmp_path / "source", config=model.config, tensors=weights(model))
+    (tmp_path / "source" / "model_config.yaml").unlink()
+    files = {path.name: path.read_bytes() for path in (tmp_path / "source").iterdir()}
+    trap = {
+        "modeling_evil.py": b"1/0",
+        "tokenizer.py": b"1/0",
+        "pytorch_model.bin": b"no",
+        "onnx/model.safetensors": b"",
+    }
+    server = Hub(files | trap | {"tokenizer.json": b"{}", "../outside.json": b"{}"})
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def run_client(hub: Hub, *downloads: dict[str, Any]) -> list[str]:
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, json.dumps(downloads)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hf_secret" not in done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_model_is_fetched_checked_and_ready_to_load(hub: Hub, tmp_path: Path) -> None:
+    place = {"repo_id": "org/tiny", "checkpoint_dir": str(tmp_path / "a"), "access_token": "hf_secret"}
+    said = run_client(
+        hub,
+        place,
+        place,
+        {**place, "checkpoint_dir": str(tmp_path / "b"), "tokenizer_only": True},
+        {**place, "checkpoint_dir": str(tmp_path / "c"), "dtype": "bfloat16"},
+        {**place, "repo_id": "org/gated"},
+        {**place, "repo_id": "org/absent"},
+        {**place, "repo_id": "../../etc/passwd"},
+        {**place, "repo_id": "pythia-14"},
+    )
+    folder = tmp_path / "a" / "org" / "tiny"
+    assert said[:4] == [f"{folder}: ready"] * 2 + [f"{tmp_path / name / 'org' / 'tiny'}: ready" for name in "bc"]
+    for line, reason in zip(said[4:], ["licence", "not on the hub", "not org/name", "did you mean"], strict=True):
+        assert line.startswith("error: ") and reason in line
+    names = ["config.json", "generation_config.json", "model.safetensors", "model_config.yaml", "tokenizer.json"]
+    assert sorted(path.name for path in folder.iterdir() if path.name != ".cache") == names
+    assert hub.fetched.count("model.safetensors") == 2, "the second download went on where the first had ended"
+    assert_loads(folder, random_model(small("Llama-2-7b-hf")))
+    assert not list((tmp_path / "b").rglob("*.safetensors"))
+    cast = load_file(tmp_path / "c" / "org" / "tiny" / "model.safetensors")
+    assert {tensor.dtype for tensor in cast.values()} == {torch.bfloat16}
+
+
+def test_a_hub_that_does_not_answer_has_one_line(hub: Hub, tmp_path: Path) -> None:
+    hub.shutdown()
+    hub.server_close()
+    (line,) = run_client(hub, {"repo_id": "org/tiny", "checkpoint_dir": str(tmp_path), "access_token": "hf_secret"})
+    assert "could not be downloaded" in line
+
+
+@pytest.mark.parametrize(
+    ("held", "taken"),
+    [
+        (["a.py", "tokenizer.py", "README.md", "training_args.bin", "optimizer.bin"], []),
+        (["pytorch_model.bin", "model.safetensors", "x/model.safetensors"], ["model.safetensors"]),
+        (["pytorch_model-00001-of-00001.bin"], ["pytorch_model-00001-of-00001.bin"]),
+        (["model-1.safetensors", "model.safetensors.index.json", "consolidated.safetensors"], None),
+        (["weights.safetensors", "tokenizer.model", "../up.safetensors"], ["tokenizer.model", "weights.safetensors"]),
+        (["chat_template.jinja", "vocab.json", "tokenizer_config.json", "config.json"], None),
+    ],
+)
+def test_only_what_is_needed_is_taken(held: list[str], taken: list[str] | None) -> None:
+    expected = [name for name in held if "consolidated" not in name] if taken is None else taken
+    assert sorted(wanted(held, tokenizer_only=False)) == sorted(expected)
