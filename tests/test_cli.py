@@ -219,6 +219,7 @@ def test_another_optimizer_forgets_the_settings_of_the_first(litgpt, config, tmp
         (["--devices", "3"], "is no multiple of micro_batch_size x data ranks = 4 x 3 = 12; 504 or 516 would do"),
         (["--devices", "4", "--parallel.data_replicate", "2", "--parallel.data_shard", "4"], "2 x 4 = 8"),
         (["--tokenizer.kind", "bpe", "--tokenizer_dir", "x"], "tokenizer: bpe and tokenizer_dir: x exclude"),
+        (["--tokenizer.vocab_size", "100"], "tokenizer.vocab_size: 100 is too few for bpe; give 512 or more"),
         (["--tokenizer.kind", "words"], "tokenizer.kind: 'words' will not do; give bpe or bytes"),
         (["--train", "no.yaml"], "no.yaml: no such file"),
         (["--train.max_steps"], "--train.max_steps: needs a value"),
@@ -478,3 +479,18 @@ def test_a_wrong_group_is_not_hidden_by_a_later_right_one(litgpt, tmp_path):
     assert "train: 7 will not do" in one_line(
         litgpt("pretrain", "x", "--config", tmp_path / "a.yaml", "--train.max_steps", "3")
     )
+
+
+def test_words_in_their_order(litgpt):
+    recipe = litgpt("tokenizer", "train", "texts", "tokens", "--vocab_size", "1e3").recipe
+    assert (recipe.input, recipe.output_dir, recipe.vocab_size) == (Path("texts"), Path("tokens"), 1000)
+    recipe = litgpt("data", "prepare", "TextFiles", "--data.train_data_path", "texts").recipe
+    assert recipe.data.train_data_path == Path("texts")
+    assert "data: missing" in one_line(litgpt("data", "inspect", "--print_config"))
+    recipe = litgpt("convert_pretrained_checkpoint", "out/x", "clean").recipe
+    assert (recipe.checkpoint_dir, recipe.output_dir) == (Path("out/x"), Path("clean"))
+
+
+def test_a_token_is_not_printed(litgpt):
+    outcome = litgpt("download", "a/b", "--access_token", "hf_secret", "--print_config")
+    assert outcome.code == 0 and "hf_secret" not in outcome.out

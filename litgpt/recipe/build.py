@@ -1,6 +1,7 @@
 """Make a checked recipe out of mappings from YAML files and flags; jsonargparse types the values."""
 
 import re
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable
 from functools import cache
 from typing import Any, NamedTuple
@@ -59,8 +60,16 @@ class Help(DefaultHelpFormatter):
 def parser_of(recipe: type, program: str) -> ArgumentParser:
     """The jsonargparse parser of a recipe: what it prints as help, and how it types values."""
     parser = ArgumentParser(prog=program, exit_on_error=False, formatter_class=Help, parser_mode="litgpt")
-    parser.add_argument("--config", metavar="FILE-or-URL", help="YAML with any of these keys; may be repeated.")
-    parser.add_argument("--print_config", nargs="?", help="Print the YAML of this line; =skip_default,skip_null.")
+    parser.add_argument(
+        "--config", metavar="FILE-or-URL", default=SUPPRESS, help="YAML with any of these keys; may be repeated."
+    )
+    parser.add_argument(
+        "--print_config",
+        nargs="?",
+        metavar="=FLAGS",
+        default=SUPPRESS,
+        help="Print the YAML of this line; =skip_default,skip_null.",
+    )
     parser.add_class_arguments(recipe, as_positional=True)
     return parser
 
@@ -186,21 +195,29 @@ def build(recipe: type, tree: Tree) -> Any:
     fitted = fit(recipe, tree)
     parser = parser_of(recipe, "litgpt")
     try:
-        values = parser.instantiate(parser.parse_object(fitted))
-        return recipe(**{name: values[name] for name in settings_of(recipe)})
-    except UserError:
-        raise
-    except Exception as error:  # jsonargparse wraps what constructors raise in errors of many kinds
+        typed = parser.parse_object(fitted)
+    except ArgumentError as error:
         raise explain(recipe, fitted, error) from None
+    try:
+        values = parser.instantiate(typed)
+    except Exception as error:  # jsonargparse wraps what a group says of itself
+        raise said_by_group(error) or error from None
+    return recipe(**{name: values[name] for name in settings_of(recipe)})
+
+
+def said_by_group(error: BaseException | None) -> UserError | None:
+    """The error for the user inside another error, if there is one."""
+    while error:
+        if isinstance(error, UserError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def explain(recipe: type, fitted: Tree, error: BaseException) -> UserError:
     """One line out of jsonargparse's many: the key that it stumbled over, its value and what would do."""
-    cause: BaseException | None = error
-    while cause:
-        if isinstance(cause, UserError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
+    if said := said_by_group(error):
+        return said
     path = [part for key in re.findall(r'[Pp]arser key "([^"]+)"', str(error)) for part in key.split(".")]
     settings, value, hint, default = settings_of(recipe), fitted, None, REQUIRED
     for part in path:

@@ -40,16 +40,19 @@ COMMANDS = {
         "litgpt.recipe.data_commands:DataPrepare",
         "litgpt.commands.data_prepare:run",
         "Download and tokenize a run's data ahead of it.",
+        ("data",),
     ),
     "data inspect": Command(
         "litgpt.recipe.data_commands:DataInspect",
         "litgpt.commands.data_inspect:run",
         "Show what a run would read: counts, and samples as text.",
+        ("data",),
     ),
     "tokenizer train": Command(
         "litgpt.recipe.data_commands:TokenizerTrain",
         "litgpt.commands.tokenizer_train:run",
         "Train a tokenizer on text.",
+        ("input", "output_dir"),
     ),
     "report": Command(
         "litgpt.recipe.report:Report",

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, with_config
 from pydantic.json_schema import GenerateJsonSchema
 
-from litgpt.recipe.build import ALIASES
+from litgpt.recipe.build import ALIASES, DEFAULT_CHOICES
 from litgpt.recipe.choices import import_class, table_of
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.keys import group_of, settings_of
@@ -53,7 +53,10 @@ def choice_schema(base: type) -> dict[str, Any]:
         others["pattern"] = r"\."
     kinds: list[dict[str, Any]] = [{"enum": known}, others, choice({"type": "string", **others}, {"type": "object"})]
     for path, ours in names.items():
-        kinds.append(choice({"enum": ours}, arguments_schema(import_class(path, path))))
+        kind = choice({"enum": ours}, arguments_schema(import_class(path, path)))
+        if DEFAULT_CHOICES[base] in ours:
+            kind["required"].remove("class_path")
+        kinds.append(kind)
     return {"oneOf": kinds}
 
 

@@ -11,8 +11,10 @@ from litgpt.recipe.to_yaml import plain, text, without, without_nulls
 
 def fill_required(recipe: type, tree: Tree) -> tuple[Tree, list[str]]:
     """A mapping with something under every key that must be given, and the keys that were not."""
-    settings = settings_of(recipe)
-    open_keys = [name for name, (_, default) in settings.items() if default is REQUIRED and tree.get(name) is None]
+    needed = [
+        name for name, (hint, default) in settings_of(recipe).items() if default is REQUIRED and not choice_of(hint)
+    ]
+    open_keys = [name for name in needed if tree.get(name) is None]
     return {**dict.fromkeys(open_keys, "?"), **tree}, open_keys
 
 
