@@ -4,10 +4,10 @@ import gzip
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 from litgpt.errors import UserError
 from litgpt.files import Damaged, read_json, sha256, write_json
@@ -124,20 +124,34 @@ def _json_text(row: bytes) -> str:
     return text
 
 
-def _unpacked(path: Path, raw: BinaryIO) -> Any:
+def _unpacked(path: Path, raw: BinaryIO) -> Iterable[bytes]:
+    """The lines of a file, whatever it is packed in."""
     if path.suffix == ".gz":
         return gzip.open(raw)
-    if path.suffix == ".zst":
-        import io
-
-        import zstandard
-
-        # several frames in a row are one file, as `cat a.zst b.zst` makes them
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
-    return raw
+    return _zstandard_lines(raw) if path.suffix == ".zst" else raw
 
 
-def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def _zstandard_lines(raw: BinaryIO) -> Iterator[bytes]:
+    """The lines of one or more zstandard frames; the library's own reader takes a frame cut short for its end."""
+    from zstandard import ZstdDecompressor
+
+    frame, rest = ZstdDecompressor().decompressobj(), list[bytes]()
+    while packed := raw.read(1 << 18):
+        while packed:
+            frame = ZstdDecompressor().decompressobj() if frame.eof else frame
+            first, *others = frame.decompress(packed).split(b"\n")
+            rest.append(first)
+            for other in others:
+                yield b"".join([*rest, b"\n"])
+                rest = [other]
+            packed = frame.unused_data
+    if not frame.eof:
+        raise EOFError("it ends within a frame")
+    if any(rest):
+        yield b"".join(rest)
+
+
+def _numbered(path: Path, file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     """The lines of a file from number 1; a UserError if it cannot be unpacked to its end."""
     number = 0
     try:

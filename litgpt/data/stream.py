@@ -3,6 +3,7 @@
 import atexit
 import hashlib
 import itertools
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -151,12 +152,13 @@ class TrainStream:
     Args:
         rows: the samples.
         shape: this rank's share of them.
-        workers: processes that read ahead; 0 reads in this one. The batches do not depend on it.
+        workers: processes that read ahead, at most one for each core; 0 reads in this one. The batches do not depend
+            on it.
     """
 
     def __init__(self, rows: Rows, shape: BatchShape, *, workers: int = 0) -> None:
         self.position = 0
-        self.rows, self._shape, self._workers = rows, shape, workers
+        self.rows, self._shape, self._workers = rows, shape, min(workers, _cores())
         self._running: Iterator[Any] | None = None
 
     @property
@@ -289,6 +291,10 @@ def checked_position(state: dict[str, Any], fingerprint: str) -> int:
 
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _unchanged(batch: Any) -> Any:

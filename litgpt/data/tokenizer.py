@@ -131,19 +131,18 @@ class Tokenizer:
 
     def decode_stream(self, tokens: Iterable[int]) -> Iterator[str]:
         """The text piece by piece, each as soon as its tokens make whole characters."""
-        if self.backend == "huggingface":
-            from tokenizers.decoders import DecodeStream
-
-            stream = DecodeStream(skip_special_tokens=True)
-            yield from (piece for token in tokens if (piece := stream.step(self.processor, int(token))))
-            return
-        seen, shown = [], ""
+        recent: list[int] = []
+        shown = ""
         for token in tokens:
-            seen.append(int(token))
-            text = self.processor.decode(seen)
-            if not text.endswith("\ufffd"):  # half a character: more bytes follow
+            recent.append(int(token))
+            text = self.decode(recent)
+            if not text.endswith("\ufffd"):  # part of a character, of which more bytes follow
                 yield text[len(shown) :]
-                shown = text
+                # the few tokens kept tell whether the next one begins with a space
+                recent = recent[-8:]
+                shown = self.decode(recent)
+        if recent and (rest := self.decode(recent)[len(shown) :]):
+            yield rest
 
     def fingerprint(self) -> str:
         """A hash of all that decides how text becomes tokens, in hexadecimal."""

@@ -84,7 +84,7 @@ def test_bad_text_file(tmp_path: Path, content: bytes, place: str) -> None:
 
 def test_no_files(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(UserError, match="^input: "):
+        with pytest.raises(UserError, match=r"^input: "):
             text_files(path, "input")
 
 
