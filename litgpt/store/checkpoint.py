@@ -172,8 +172,8 @@ class Checkpoints:
 
     def _remove_stale(self) -> None:
         if self.rank == 0:
-            for path in sorted(self.out_dir.glob("step-*.partial")):
-                self._warn(f"{path}: left half written by a run that died; removed")
+            for path in sorted([*self.out_dir.glob("step-*.partial"), *self.out_dir.glob("step-*.discarded")]):
+                self._warn(f"{path}: left by a run that died while writing or deleting it; removed")
                 shutil.rmtree(path, ignore_errors=True)
         agree("", self.group)  # nobody stages before the old is gone
 
@@ -306,7 +306,8 @@ class Checkpoints:
         good = 0
         for _, path in steps_in(self.out_dir):
             if good >= self.keep:
-                shutil.rmtree(path, ignore_errors=True)
+                discarded = path.rename(path.with_name(f"{path.name}.discarded"))  # never half a checkpoint by its name
+                shutil.rmtree(discarded, ignore_errors=True)
             elif path in self._sealed or refusal(path) is None:
                 self._sealed.add(path)
                 good += 1

@@ -316,11 +316,15 @@ def joined(
         )
 
 
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """The files of the tokenizer in a folder, by name."""
+    return {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+
+
 def copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
     """Copy a tokenizer's files; returns what config.json says of it: the numbers of its special tokens."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    for name, path in tokenizer_files(source).items():
+        shutil.copyfile(path, target / name)
     special: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
         if (source / name).is_file():
