@@ -1,8 +1,10 @@
 """Data modules and streams around any dataloader that yields (B, T+1) token tensors, such as LitGPT users' own."""
 
 import itertools
+import signal
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -152,6 +154,9 @@ class LoaderStream:
                 )
         self.position, self._passes, self._batches = state["position"], state["passes"], state["batches"]
         self._restored = state.get("loader")
+        if self._restored and isinstance(counts := self._restored.get("num_samples_yielded"), dict):
+            # litdata counts by the numbers of its workers, of which JSON makes texts
+            self._restored = self._restored | {"num_samples_yielded": {int(key): counts[key] for key in counts}}
 
     def close(self) -> None:
         """Let the loader go, and its workers with it."""
@@ -183,11 +188,19 @@ def _dealt(loader: DataLoader, shape: BatchShape) -> DataLoader:
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
         drop_last=loader.drop_last,
-        worker_init_fn=loader.worker_init_fn,
+        worker_init_fn=partial(start_worker, loader.worker_init_fn),
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers,
         generator=torch.Generator(),
     )
+
+
+def start_worker(own: Callable[[int], None] | None, worker: int) -> None:
+    """Begin a worker: Ctrl-C and SIGUSR1 reach the whole process group, but it is the parent that answers them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if own is not None:
+        own(worker)
 
 
 def _without_targets(batch: Batch) -> Batch:

@@ -7,6 +7,7 @@ import hashlib
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -423,7 +424,7 @@ def _litdata_stream(folders: list[tuple[str, float]], module: Any, shape: BatchS
         )
     from litdata.streaming import CombinedStreamingDataset, StreamingDataLoader, StreamingDataset, TokensLoader
 
-    from litgpt.data.loader import LoaderStream
+    from litgpt.data.loader import LoaderStream, start_worker
 
     datasets = [
         StreamingDataset(
@@ -440,7 +441,11 @@ def _litdata_stream(folders: list[tuple[str, float]], module: Any, shape: BatchS
     if len(datasets) > 1:
         dataset = CombinedStreamingDataset(datasets, seed=module.seed, weights=weights, iterate_over_all=False)
     loader = StreamingDataLoader(
-        dataset, batch_size=shape.micro_batch_size, num_workers=module.num_workers, pin_memory=True, drop_last=True
+        dataset,
+        batch_size=shape.micro_batch_size,
+        num_workers=module.num_workers,
+        drop_last=True,
+        worker_init_fn=partial(start_worker, None),
     )
     return LoaderStream(lambda: loader, shape, repeat=repeat)
 
