@@ -1,4 +1,4 @@
-"""One rank of the layout test: saves under every layout of these ranks, loads each under every other, compares bits."""
+"""What a rank does in the tests of layouts: saves under every one, loads under every other, compares bits."""
 
 from pathlib import Path
 
@@ -10,8 +10,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from litgpt.errors import UserError
+from litgpt.model.registry import read_shape
+from litgpt.store import published
 from litgpt.store.checkpoint import Checkpoints, load
 from litgpt.store.state import model_tensors, optimizer_values
+from tests.store.models import random_model
 
 LAYOUTS = {2: ["plain", "ddp", "fsdp"], 4: ["ddp", "fsdp", "hsdp"]}
 OPTIMIZERS = {2: ["fused"], 4: ["fused", "sgd"]}
@@ -111,3 +115,20 @@ def check_layouts(folder: Path) -> None:
             check_loads(saved, saved_state, layouts, kind)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def check_model_folders(folder: Path) -> None:
+    """What a rank does with `<folder>/model`: load it into a sharded model, write that again, be refused as one."""
+    dist.init_process_group("gloo")
+    model = random_model(read_shape(folder / "model"), seed=1)
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model)
+    published.load(model, folder / "model")
+    published.save_model(folder / "again", model, config=model.config)
+    try:
+        published.save_model(folder / "again", model, config=model.config)
+    except UserError as error:
+        assert "not empty" in str(error)
+        return dist.destroy_process_group()
+    raise AssertionError("a used folder was written into")

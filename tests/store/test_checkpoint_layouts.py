@@ -5,9 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from litgpt.store import published
 from litgpt.store.checkpoint import Checkpoints, load
 from tests.processes import finish, start
-from tests.store.layout_worker import LAYOUTS, OPTIMIZERS, assert_same, build, check_layouts, train, whole_state
+from tests.store.layout_worker import (
+    LAYOUTS,
+    OPTIMIZERS,
+    assert_same,
+    build,
+    check_layouts,
+    check_model_folders,
+    train,
+    whole_state,
+)
+from tests.store.models import assert_loads, random_model, small, weights
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -36,3 +47,12 @@ def test_every_layout_loads_under_every_other(tmp_path: Path, ranks: int) -> Non
         for name, tensor in whole_state(expected, trained).items():
             # the ranks averaged equal gradients, which may round otherwise
             assert torch.allclose(tensor.float(), states[0][name].float(), atol=1e-6), name
+
+
+@pytest.mark.parametrize("name", ["pythia-14m", "Gemma-2b"])
+def test_a_model_folder_fills_a_sharded_model_and_is_written_from_one(tmp_path: Path, name: str) -> None:
+    model = random_model(small(name))
+    published.save(tmp_path / "model", config=model.config, tensors=weights(model))
+    codes = finish(start(check_model_folders, tmp_path, folder=tmp_path, ranks=2))
+    assert codes == [0, 0], [(tmp_path / f"rank-{rank}.log").read_text() for rank in range(2)]
+    assert_loads(tmp_path / "again", model)
