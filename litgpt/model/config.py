@@ -26,34 +26,13 @@ LIMITS = {
     "intermediate_size": 2**24,
 }
 POSITIVE = ("norm_eps", "rope_base", "rope_condense_ratio", "attention_scores_scalar", "rotary_percentage")
-# Fields that LitGPT has and this model does not run yet; only their default is accepted.
-NOT_BUILT = (
-    "norm_qk_type",
-    "post_attention_norm",
-    "post_mlp_norm",
-    "sliding_window_size",
-    "sliding_window_indices",
-    "attention_logit_softcapping",
-    "rope_interleave",
-    "moe_intermediate_size",
-    "n_expert",
-    "n_shared_expert",
-    "n_expert_groups",
-    "n_topk_groups",
-    "n_topk_scores_per_group",
-    "n_expert_per_token",
-    "first_k_dense_replace",
-    "routed_scaling_factor",
-    "norm_topk_prob",
-    "final_logit_softcapping",
-    "norm_1",
-    "norm_2",
-    "latent_attention",
-    "rope_local_base_freq",
-    "rope_indices",
-)
 LINEAR_ROPE = {"factor"}
 LLAMA3_ROPE = {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}
+
+
+def later(default: Any) -> Any:
+    """A field of LitGPT whose feature this model does not run yet; only the default is accepted."""
+    return field(default=default, metadata={"later": True})
 
 
 @dataclass(init=False)
@@ -78,9 +57,9 @@ class Config:
     norm_class_name: Literal["LayerNorm", "RMSNorm", "OffsetRMSNorm"] = "LayerNorm"
     norm_eps: float = 1e-5
     norm_qk: bool = False
-    norm_qk_type: Literal["default", "olmo2"] = "default"
-    post_attention_norm: bool = False
-    post_mlp_norm: bool = False
+    norm_qk_type: Literal["default", "olmo2"] = later("default")
+    post_attention_norm: bool = later(False)
+    post_mlp_norm: bool = later(False)
     parallel_residual: bool = True
     shared_attention_norm: bool = False
     n_head: int = 32
@@ -88,36 +67,36 @@ class Config:
     n_query_groups: int | None = None
     attn_bias: bool = False
     attention_scores_scalar: float | None = None
-    sliding_window_size: int | None = None
-    sliding_window_indices: list[int] | None = None
-    attention_logit_softcapping: float | None = None
+    sliding_window_size: int | None = later(None)
+    sliding_window_indices: list[int] | None = later(None)
+    attention_logit_softcapping: float | None = later(None)
     rope_base: float = 10000
     rotary_percentage: float = 0.25
     rope_condense_ratio: float = 1
     rope_adjustments: dict[str, float] | None = None
-    rope_interleave: bool = False
+    rope_interleave: bool = later(False)
     intermediate_size: int | None = None
-    moe_intermediate_size: int | None = None
+    moe_intermediate_size: int | None = later(None)
     bias: bool = True
     mlp_class_name: Literal["GptNeoxMLP", "LLaMAMLP", "GemmaMLP", "LLaMAMoE"] = "GptNeoxMLP"
     gelu_approximate: Literal["none", "tanh"] = "none"
-    n_expert: int = 0
-    n_shared_expert: int | None = None
-    n_expert_groups: int | None = None
-    n_topk_groups: int | None = None
-    n_topk_scores_per_group: int | None = None
-    n_expert_per_token: int = 0
-    first_k_dense_replace: int | None = None
-    routed_scaling_factor: float = 1.0
-    norm_topk_prob: bool = False
+    n_expert: int = later(0)
+    n_shared_expert: int | None = later(None)
+    n_expert_groups: int | None = later(None)
+    n_topk_groups: int | None = later(None)
+    n_topk_scores_per_group: int | None = later(None)
+    n_expert_per_token: int = later(0)
+    first_k_dense_replace: int | None = later(None)
+    routed_scaling_factor: float = later(1.0)
+    norm_topk_prob: bool = later(False)
     scale_embeddings: bool = False
     lm_head_bias: bool = False
-    final_logit_softcapping: float | None = None
-    norm_1: bool = True
-    norm_2: bool = True
-    latent_attention: dict[str, Any] | None = None
-    rope_local_base_freq: float | None = None
-    rope_indices: list[int] | None = None
+    final_logit_softcapping: float | None = later(None)
+    norm_1: bool = later(True)
+    norm_2: bool = later(True)
+    latent_attention: dict[str, Any] | None = later(None)
+    rope_local_base_freq: float | None = later(None)
+    rope_indices: list[int] | None = later(None)
     # Not in LitGPT's form.
     tie_embeddings: bool = False
     dropout: float = 0.0
@@ -153,7 +132,7 @@ class Config:
     def _check_built(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if entry.name in NOT_BUILT and value != entry.default:
+            if entry.metadata.get("later") and value != entry.default:
                 raise refusal(entry.name, f"{value!r} is not supported yet", f"use {entry.default!r}")
         if self.mlp_class_name == "LLaMAMoE":
             raise refusal("mlp_class_name", "'LLaMAMoE' is not supported yet", "use 'LLaMAMLP'")

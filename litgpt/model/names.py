@@ -8,13 +8,13 @@ A rule stands for a module's weight and bias alike, and for every block by `<i>`
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
+
+if TYPE_CHECKING:  # names alone need no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Step:
     ours: tuple[str, ...]
     kind: str
 
-    def split(self, tensor: Tensor, config: Config) -> list[Tensor]:
+    def split(self, tensor: "Tensor", config: Config) -> "list[Tensor]":
         """Our tensors out of the published one: views where the layout allows it.
 
         Raises:
@@ -41,8 +41,10 @@ class Step:
         groups, each = group_sizes(config)
         return [part.flatten(0, 1) for part in tensor.unflatten(0, (groups, -1)).split(each, dim=1)]
 
-    def join(self, tensors: list[Tensor], config: Config) -> Tensor:
+    def join(self, tensors: "list[Tensor]", config: Config) -> "Tensor":
         """The published tensor out of ours, which are given in the order of `ours`."""
+        import torch
+
         if self.kind == "rename":
             return tensors[0]
         if self.kind == "concat":
@@ -148,7 +150,7 @@ def table(name: str, lines: Mapping[str, Any], ignored: Iterable[str] = ()) -> T
     return Table(name, tuple(rules), tuple(ignored))
 
 
-def to_ours(names: Table, published: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+def to_ours(names: Table, published: "Mapping[str, Tensor]", config: Config) -> "dict[str, Tensor]":
     """A published state dict under our names; exact, and views where the layout allows it.
 
     Raises:
@@ -159,12 +161,12 @@ def to_ours(names: Table, published: Mapping[str, Tensor], config: Config) -> di
     for step in names.reading(published, config):
         ours.update(zip(step.ours, step.split(published[step.theirs], config), strict=True))
     head = ours.pop("head.weight", None) if config.tie_embeddings else None
-    if head is not None and not torch.equal(head, ours["embedding.weight"]):
+    if head is not None and not head.equal(ours["embedding.weight"]):
         raise UserError("tie_embeddings: true, but the head's weight is not the embedding's; set it to false")
     return ours
 
 
-def to_published(names: Table, ours: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+def to_published(names: Table, ours: "Mapping[str, Tensor]", config: Config) -> "dict[str, Tensor]":
     """Our state dict under published names; exact.
 
     Raises:

@@ -96,7 +96,7 @@ class Family:
 
     def _read_rope(self, values: Mapping[str, Any]) -> dict[str, Any]:
         rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-        if not isinstance(rope, dict):
+        if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
             raise UserError(f"config.json: rope_parameters: {rope!r} is no mapping like {{rope_type: default}}")
         found = {"rope_base": rope.get("rope_theta", values.get(self.rope["theta"]))}
         if "partial" in self.rope:

@@ -1,6 +1,8 @@
 """Named shapes and the folders they are read from."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,7 @@ def test_absent_keys_mean_what_transformers_assumes(tmp_path: Path) -> None:
         ({"model_type": "llama", "num_hidden_layers": 10**9}, ["n_layer"]),
         ({"model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 2.0}}, ["rope_type", "yarn"]),
         ({"model_type": "llama", "rope_parameters": "long"}, ["rope_parameters", "long"]),
+        ({"model_type": "qwen3", "rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, ["rope_parameters"]),
         ({"model_type": "llama", "rope_scaling": {"type": "linear"}}, ["factor"]),
         ({"model_type": "mistral"}, ["sliding_window", "4096"]),
         ({"model_type": "qwen2", "use_sliding_window": True}, ["use_sliding_window"]),
@@ -171,6 +174,11 @@ def test_malformed_config_json_answers_in_one_line(tmp_path: Path, text: str) ->
     with pytest.raises(UserError) as caught:
         read_shape(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_names_and_shapes_need_no_torch() -> None:
+    code = "import sys, litgpt.model.registry as r; r.find(r.names()[0]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 NAMED = ["pythia-14m", "Llama-3-8B", "Qwen2.5-7B", "Qwen3-8B", "Gemma-7b"]
