@@ -26,13 +26,11 @@ LIMITS = {
     "intermediate_size": 2**24,
 }
 POSITIVE = ("norm_eps", "rope_base", "rope_condense_ratio", "attention_scores_scalar", "rotary_percentage")
+LATER = {
+    "later": True
+}  # marks LitGPT's fields whose features this model does not run yet: only the default is accepted
 LINEAR_ROPE = {"factor"}
 LLAMA3_ROPE = {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}
-
-
-def later(default: Any) -> Any:
-    """A field of LitGPT whose feature this model does not run yet; only the default is accepted."""
-    return field(default=default, metadata={"later": True})
 
 
 @dataclass(init=False)
@@ -57,9 +55,9 @@ class Config:
     norm_class_name: Literal["LayerNorm", "RMSNorm", "OffsetRMSNorm"] = "LayerNorm"
     norm_eps: float = 1e-5
     norm_qk: bool = False
-    norm_qk_type: Literal["default", "olmo2"] = later("default")
-    post_attention_norm: bool = later(False)
-    post_mlp_norm: bool = later(False)
+    norm_qk_type: Literal["default", "olmo2"] = field(default="default", metadata=LATER)
+    post_attention_norm: bool = field(default=False, metadata=LATER)
+    post_mlp_norm: bool = field(default=False, metadata=LATER)
     parallel_residual: bool = True
     shared_attention_norm: bool = False
     n_head: int = 32
@@ -67,36 +65,36 @@ class Config:
     n_query_groups: int | None = None
     attn_bias: bool = False
     attention_scores_scalar: float | None = None
-    sliding_window_size: int | None = later(None)
-    sliding_window_indices: list[int] | None = later(None)
-    attention_logit_softcapping: float | None = later(None)
+    sliding_window_size: int | None = field(default=None, metadata=LATER)
+    sliding_window_indices: list[int] | None = field(default=None, metadata=LATER)
+    attention_logit_softcapping: float | None = field(default=None, metadata=LATER)
     rope_base: float = 10000
     rotary_percentage: float = 0.25
     rope_condense_ratio: float = 1
     rope_adjustments: dict[str, float] | None = None
-    rope_interleave: bool = later(False)
+    rope_interleave: bool = field(default=False, metadata=LATER)
     intermediate_size: int | None = None
-    moe_intermediate_size: int | None = later(None)
+    moe_intermediate_size: int | None = field(default=None, metadata=LATER)
     bias: bool = True
     mlp_class_name: Literal["GptNeoxMLP", "LLaMAMLP", "GemmaMLP", "LLaMAMoE"] = "GptNeoxMLP"
     gelu_approximate: Literal["none", "tanh"] = "none"
-    n_expert: int = later(0)
-    n_shared_expert: int | None = later(None)
-    n_expert_groups: int | None = later(None)
-    n_topk_groups: int | None = later(None)
-    n_topk_scores_per_group: int | None = later(None)
-    n_expert_per_token: int = later(0)
-    first_k_dense_replace: int | None = later(None)
-    routed_scaling_factor: float = later(1.0)
-    norm_topk_prob: bool = later(False)
+    n_expert: int = field(default=0, metadata=LATER)
+    n_shared_expert: int | None = field(default=None, metadata=LATER)
+    n_expert_groups: int | None = field(default=None, metadata=LATER)
+    n_topk_groups: int | None = field(default=None, metadata=LATER)
+    n_topk_scores_per_group: int | None = field(default=None, metadata=LATER)
+    n_expert_per_token: int = field(default=0, metadata=LATER)
+    first_k_dense_replace: int | None = field(default=None, metadata=LATER)
+    routed_scaling_factor: float = field(default=1.0, metadata=LATER)
+    norm_topk_prob: bool = field(default=False, metadata=LATER)
     scale_embeddings: bool = False
     lm_head_bias: bool = False
-    final_logit_softcapping: float | None = later(None)
-    norm_1: bool = later(True)
-    norm_2: bool = later(True)
-    latent_attention: dict[str, Any] | None = later(None)
-    rope_local_base_freq: float | None = later(None)
-    rope_indices: list[int] | None = later(None)
+    final_logit_softcapping: float | None = field(default=None, metadata=LATER)
+    norm_1: bool = field(default=True, metadata=LATER)
+    norm_2: bool = field(default=True, metadata=LATER)
+    latent_attention: dict[str, Any] | None = field(default=None, metadata=LATER)
+    rope_local_base_freq: float | None = field(default=None, metadata=LATER)
+    rope_indices: list[int] | None = field(default=None, metadata=LATER)
     # Not in LitGPT's form.
     tie_embeddings: bool = False
     dropout: float = 0.0
@@ -105,8 +103,8 @@ class Config:
         known = {entry.name: entry for entry in fields(self)}
         for key in values:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1) or ["n_layer"]
-                raise refusal(key, "no such field", f"did you mean {near[0]}?")
+                near = difflib.get_close_matches(str(key), known, 1)
+                raise refusal(key, "no such field", f"did you mean {near[0]}?" if near else "remove it")
         types = field_types()
         for key, entry in known.items():
             default = {} if key == "hf_config" else entry.default
