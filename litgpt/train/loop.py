@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from litgpt.files import write_text
 from litgpt.model.flops import training_flops
 from litgpt.parallel.strategy import is_first
 from litgpt.recipe.to_yaml import dump
+from litgpt.store.published import tokenizer_files
 from litgpt.train.evaluate import continuation, validation_loss
 from litgpt.train.guard import Guard, Interrupts, perplexity
 from litgpt.train.live import Live, Outcome
@@ -232,7 +235,12 @@ class Loop:
     def save(self) -> None:
         """Begin a checkpoint of this step."""
         run = self.run
-        files: dict[str, str | Path] = {"recipe.yaml": dump(run.recipe)}
+        files: dict[str, str | Path] = {
+            "recipe.yaml": dump(run.recipe),
+            "model_config.yaml": yaml.safe_dump(run.config.to_dict()),
+        }
+        if run.tokenizer_dir:
+            files |= tokenizer_files(run.tokenizer_dir)
         run.checkpoints.save(self.step, run.trainee.core, run.trainee.optimizers, self.state(), files)
 
     def outcome(self, final: Path | None) -> Outcome:

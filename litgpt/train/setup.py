@@ -295,7 +295,7 @@ def build(recipe: Pretrain, objective: Objective, say: Say) -> Run:
             asynchronous=recipe.checkpoint.asynchronous,
             on_error=recipe.checkpoint.on_error,
             save_rng=recipe.checkpoint.save_rng,
-            resumed_step=progress.get("step"),
+            resumed_step=progress.get("step", 0),
             warn=say,
         ),
         loggers=build_loggers(recipe, progress.get("step")),

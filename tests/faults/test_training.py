@@ -1,0 +1,100 @@
+"""A run that is killed, stopped or resumed elsewhere ends where an unbroken one does."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from litgpt.store.checkpoint import latest
+from tests.processes import finish, litgpt, start
+from tests.runs import losses, write_recipe, write_text
+
+DROPOUT = {"model_config__dropout": 0.1, "data__init_args__num_workers": 2}
+
+
+def train(folder: Path, *flags: str, ranks: int = 1) -> list[int | None]:
+    return finish(start(litgpt, "pretrain", "--config", "recipe.yaml", *flags, folder=folder, ranks=ranks))
+
+
+def prepare(folder: Path, ranks: int = 1, **changes: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder)
+    write_recipe(folder, devices=ranks, **changes)
+    return folder
+
+
+def log_of(folder: Path) -> str:
+    return "".join(path.read_text() for path in sorted(folder.glob("rank-*.log")))
+
+
+def unbroken(folder: Path, ranks: int = 1, **changes: object) -> dict[int, float]:
+    assert train(prepare(folder, ranks, **changes), ranks=ranks) == [0] * ranks, log_of(folder)
+    return losses(folder)
+
+
+def kill_and_resume(folder: Path, *, kills: int, ranks: int, seconds: float, seed: int) -> None:
+    """Kill a run at random instants, each time check its newest checkpoint, then let it finish."""
+    chance = random.Random(seed)
+    flags = ("pretrain", "--config", "recipe.yaml", "--resume", "auto")
+    for _ in range(kills):
+        processes = start(litgpt, *flags, folder=folder, ranks=ranks)
+        time.sleep(chance.uniform(0, seconds))
+        processes[chance.randrange(ranks)].kill()
+        finish(processes, timeout=10)  # as torchrun does, end the others soon after one is gone
+        refused: list[str] = []
+        latest(folder / "out", refused.append)
+        assert not refused
+    assert train(folder, "--resume", "auto", ranks=ranks) == [0] * ranks, log_of(folder)
+
+
+def campaign(tmp_path: Path, *, kills: int, rounds: int, ranks: int, seconds: float) -> None:
+    expected = unbroken(tmp_path / "unbroken", ranks, **DROPOUT)
+    assert len(expected) == 12
+    for number in range(rounds):
+        folder = prepare(tmp_path / f"killed-{number}", ranks, **DROPOUT)
+        kill_and_resume(folder, kills=kills, ranks=ranks, seconds=seconds, seed=number)
+        assert losses(folder) == expected
+
+
+def test_a_killed_run_ends_with_the_same_losses_to_the_bit(tmp_path: Path) -> None:
+    campaign(tmp_path, kills=5, rounds=1, ranks=1, seconds=3)
+
+
+def test_a_run_of_two_ranks_survives_the_death_of_one(tmp_path: Path) -> None:
+    campaign(tmp_path, kills=2, rounds=1, ranks=2, seconds=5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_fifty_kills(tmp_path: Path, ranks: int) -> None:
+    campaign(tmp_path, kills=5, rounds=10, ranks=ranks, seconds=4)
+
+
+def test_two_ranks_then_one(tmp_path: Path) -> None:
+    expected = unbroken(tmp_path / "unbroken", ranks=2)
+    folder = prepare(tmp_path / "elastic", ranks=2)
+    assert train(folder, "--train.max_steps", "6", "--train.lr_decay_steps", "12", ranks=2) == [0, 0], log_of(folder)
+    assert train(folder, "--resume", "auto", "--devices", "1", ranks=1) == [0], log_of(folder)
+    assert losses(folder) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_leaves_with_zero_and_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    expected = unbroken(tmp_path / "unbroken", **DROPOUT)
+    folder = prepare(tmp_path / "stopped", **DROPOUT, train__save_interval=None)
+    (process,) = start(litgpt, "pretrain", "--config", "recipe.yaml", folder=folder)
+    while "step 2/12" not in log_of(folder) and process.is_alive():
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    assert finish([process]) == [0], log_of(folder)
+    assert f"{number.name} received" in log_of(folder)
+    saved = latest(folder / "out")
+    assert saved is not None
+    assert not (folder / "out" / "final").exists()
+    assert train(folder, "--resume", "true") == [0], log_of(folder)
+    assert losses(folder) == expected
+    assert (folder / "out" / "final" / "model.safetensors").is_file()

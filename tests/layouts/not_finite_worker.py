@@ -1,0 +1,59 @@
+"""A NaN in the gradient of one rank, after gradients were summed, changes nothing on any rank."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from litgpt.model.gpt import GPT
+from litgpt.model.init import initialize
+from litgpt.parallel import apply
+from litgpt.parallel.precision import PRECISIONS
+from litgpt.parallel.strategy import AXES
+from litgpt.recipe.optimizer import AdamW
+from litgpt.recipe.train import LossArgs
+from litgpt.train import optimizer, step
+from litgpt.train.objective import next_token
+from tests.layouts.gradient_worker import SHAPE, global_batch, part_of
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def state_of(trainee: step.Trainee) -> list[torch.Tensor]:
+    """Copies of this rank's weights and moments."""
+    moments = (value for state in trainee.optimizers[0].state.values() for value in state.values())
+    return [local(tensor).clone() for tensor in (*trainee.parameters(), *moments)]
+
+
+def worker(folder: Path, degrees: tuple[int, int]) -> None:
+    """Step, step with a NaN on rank 1 only, step again."""
+    dist.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", degrees, mesh_dim_names=AXES)
+    model = GPT(SHAPE)
+    apply.parallelize(model, mesh, precision=PRECISIONS["32-true"], compile_blocks=False)
+    initialize(model, 3, write=apply.place)
+    optimizers = optimizer.build(AdamW(lr=1e-3), model)
+    device, precision = torch.device("cpu"), PRECISIONS["32-true"]
+    trainee = step.Trainee(apply.replicate(model, mesh), optimizers, device, precision, sharded=degrees[1] > 1)
+    batches, objective = part_of(global_batch(), dist.get_rank(), 2, 2), next_token(LossArgs())
+    assert step.train_step(trainee, batches, objective).taken
+    before = state_of(trainee)
+    measured = step.gradient_norm
+
+    def poisoned(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+        if dist.get_rank() == 1:
+            local(next(p.grad for p in parameters if p.grad is not None)).view(-1)[0] = float("nan")
+        return measured(parameters)
+
+    step.gradient_norm = poisoned
+    assert not step.train_step(trainee, batches, objective).taken
+    step.gradient_norm = measured
+    assert all(torch.equal(now, then) for now, then in zip(state_of(trainee), before, strict=True))
+    assert step.train_step(trainee, batches, objective).taken
+    assert any(not torch.equal(now, then) for now, then in zip(state_of(trainee), before, strict=True))
+    (folder / f"done-{degrees}-{dist.get_rank()}").touch()
+    dist.barrier()
