@@ -5,6 +5,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -189,5 +190,6 @@ def identify(files: list[Path], memory: Path) -> list[Source]:
             fresh[str(path.resolve())] = [*stamp, digest]
         sources.append(Source(path.name, status.st_size, digest))
     if any(known.get(name) != entry for name, entry in fresh.items()):
-        write_json(memory, known | fresh)
+        with suppress(OSError):  # on a read-only disk hashes are taken every time
+            write_json(memory, known | fresh)
     return sources

@@ -4,6 +4,7 @@ Their settings, and what they read from disk, are in each class. Nothing heavy i
 """
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -58,7 +59,10 @@ class TokenizedText(DataModule):
                 f"tokenizer_dir: missing, but data: {type(self).__name__} is text; give a tokenizer's folder, or set "
                 "tokenizer.kind: bpe"
             )
-        train, val = self.corpora()
+        try:
+            train, val = self.corpora()
+        except OSError as error:
+            raise UserError(f"data: {error.filename}: {error.strerror}; mend that, or give another path") from None
         self.train_tokens = prepare(train, self.tokenizer, self.cache())
         self.val_tokens = prepare(val, self.tokenizer, self.cache())
 
@@ -267,13 +271,13 @@ class OpenWebText(TokenizedText):
         """Endless micro batches of the training text."""
         if not _is_remote(self.data_path):
             return super().train_stream(shape)
-        return _chunk_stream([(f"{self.data_path}/train", 1.0)], self, shape)
+        return _chunk_stream([(_folder(self.data_path, "train"), 1.0)], self, shape)
 
     def val_stream(self, shape: BatchShape) -> Stream | None:
         """One pass over the validation text."""
         if not _is_remote(self.data_path):
             return super().val_stream(shape)
-        return _chunk_stream([(f"{self.data_path}/val", 1.0)], self, shape, repeat=False)
+        return _chunk_stream([(_folder(self.data_path, "val"), 1.0)], self, shape, repeat=False)
 
 
 class ChunkFolders(DataModule):
@@ -341,11 +345,11 @@ class LitData(ChunkFolders):
 
     def train_folders(self) -> list[tuple[str, float]]:
         """The one folder of the training tokens."""
-        return [(f"{self.data_path}/{self.split_names[0]}" if self.split_names else str(self.data_path), 1.0)]
+        return [(_folder(self.data_path, self.split_names[0] if self.split_names else ""), 1.0)]
 
     def val_folder(self) -> str | None:
         """The folder of the validation tokens."""
-        return f"{self.data_path}/{self.split_names[1]}" if self.split_names else None
+        return _folder(self.data_path, self.split_names[1]) if self.split_names else None
 
 
 @dataclass
@@ -368,14 +372,14 @@ class TinyLlama(ChunkFolders):
 
     def train_folders(self) -> list[tuple[str, float]]:
         """SlimPajama and StarCoder in the shares that TinyLlama gave them."""
-        root = str(self.data_path).rstrip("/")
+        web = _folder(self.data_path, "slimpajama/train")
         if not self.use_starcoder:
-            return [(f"{root}/slimpajama/train", 1.0)]
-        return [(f"{root}/slimpajama/train", 0.693584), (f"{root}/starcoder", 0.306416)]
+            return [(web, 1.0)]
+        return [(web, 0.693584), (_folder(self.data_path, "starcoder"), 0.306416)]
 
     def val_folder(self) -> str | None:
         """SlimPajama's validation tokens."""
-        return f"{str(self.data_path).rstrip('/')}/slimpajama/val"
+        return _folder(self.data_path, "slimpajama/val")
 
 
 @dataclass
@@ -426,16 +430,17 @@ def _litdata_stream(folders: list[tuple[str, float]], module: Any, shape: BatchS
 
     from litgpt.data.loader import LoaderStream, start_worker
 
-    datasets = [
-        StreamingDataset(
-            folder,
-            item_loader=TokensLoader(block_size=shape.max_seq_length + 1),
-            shuffle=repeat,
-            drop_last=True,
-            seed=module.seed,
-        )
-        for folder, _ in folders
-    ]
+    def open_folder(folder: str) -> StreamingDataset:
+        loader = TokensLoader(block_size=shape.max_seq_length + 1)
+        try:
+            return StreamingDataset(folder, item_loader=loader, shuffle=repeat, drop_last=True, seed=module.seed)
+        except Exception as error:  # the clients of each kind of store raise errors of their own
+            reason = str(error)[:200] or type(error).__name__
+            raise UserError(
+                f"data.data_path: {folder} cannot be streamed ({reason}); check the path and access"
+            ) from None
+
+    datasets = [open_folder(folder) for folder, _ in folders]
     weights = [weight for _, weight in folders]
     dataset: Any = datasets[0]
     if len(datasets) > 1:
@@ -450,8 +455,13 @@ def _litdata_stream(folders: list[tuple[str, float]], module: Any, shape: BatchS
     return LoaderStream(lambda: loader, shape, repeat=repeat)
 
 
+def _folder(path: str | Path, name: str) -> str:
+    """A folder below a path, which may be a URL; a Path has made one slash of a URL's two."""
+    return re.sub(r"^(\w{2,}):/+", r"\1://", f"{path}/{name}").rstrip("/")
+
+
 def _is_remote(path: str | Path) -> bool:
-    return "://" in str(path) or str(path).startswith("s3:/")
+    return "://" in _folder(path, "")
 
 
 def _notice(text: str) -> None:

@@ -115,7 +115,8 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenFile:
                 with staged_folder(folder) as staged:
                     _build(corpus, tokenizer, staged)
     except OSError as error:
-        raise UserError(f"{cache}: cannot be written ({error}); free space or set data.cache_dir") from None
+        where = error.filename or cache
+        raise UserError(f"data: {where}: {error.strerror or error}; mend that, or set data.cache_dir") from None
     return TokenFile(folder)
 
 

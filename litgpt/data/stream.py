@@ -221,7 +221,7 @@ class ValStream:
     """One pass over validation samples each time it is iterated, in a fixed order, equally long on every rank.
 
     It is read in this process: the text is mapped into memory, and starting workers for every validation would take
-    longer than reading. Rows past the end repeat the last sample with all labels ignored.
+    longer than reading. Rows past the end have all labels ignored.
     """
 
     def __init__(self, rows: Rows, shape: BatchShape) -> None:
@@ -243,14 +243,12 @@ class ValStream:
         return self.position / self.rows.count
 
     def __iter__(self) -> Iterator[Batch]:
-        size = self._shape.micro_batch_size
-        for start in range(0, len(self) * self._shape.samples_per_round, self._shape.samples_per_round):
-            first = start + self._shape.rank * size
-            rows = [self.rows.row(min(index, self.rows.count - 1)) for index in range(first, first + size)]
-            documents = [numbers for _, numbers in rows if numbers is not None]
-            batch = to_batch(np.stack([tokens for tokens, _ in rows]), np.stack(documents) if documents else None)
-            batch.labels[max(0, self.rows.count - first) :] = IGNORE
-            self.position = start + self._shape.samples_per_round
+        micro_batches, step = MicroBatches(self.rows, self._shape), self._shape.samples_per_round
+        for start in range(0, len(self) * step, step):
+            batch = to_batch(*micro_batches[start])
+            missing_from = self.rows.count - start - self._shape.rank * self._shape.micro_batch_size
+            batch.labels[max(0, missing_from) :] = IGNORE
+            self.position = start + step
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

@@ -281,3 +281,20 @@ def test_commands(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         tokens.write_bytes(content)
     with pytest.raises(UserError, match=r"tokens\.bin: its bytes are not those"):
         data_prepare.run(DataPrepare(TextFiles(texts), folder, 16))
+
+
+def test_paths_that_are_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = TinyLlama(Path("s3://bucket/tokens/"))  # a Path makes one slash of two
+    assert [folder for folder, _ in module.train_folders()] == [
+        "s3://bucket/tokens/slimpajama/train",
+        "s3://bucket/tokens/starcoder",
+    ]
+    assert LitData("s3://bucket").train_folders() == [("s3://bucket", 1.0)]
+    assert LitData(tmp_path, ("a", "b")).val_folder() == str(tmp_path / "b")
+
+    def refuse(*arguments: object, **settings: object) -> None:
+        raise RuntimeError("no\ncredentials")
+
+    monkeypatch.setattr("litdata.streaming.StreamingDataset", refuse)
+    with pytest.raises(UserError, match=r"data\.data_path: s3://bucket cannot be streamed \(no credentials\)"):
+        opened(LitData("s3://bucket"), None).train_stream(SHAPE)
