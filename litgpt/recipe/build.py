@@ -50,10 +50,12 @@ class Flag(NamedTuple):
 
 
 class Help(DefaultHelpFormatter):
-    """The help of a command, with `int` for a whole number whatever its limits."""
+    """The help of a command: `int` for a whole number whatever its limits, and a class by its name."""
 
     def _expand_help(self, action: Any) -> str:
-        return re.sub(r"Annotated\[(\w+)(, [GL]e\([^)]*\))*\]", r"\1", super()._expand_help(action))
+        text = re.sub(r"Annotated\[(\w+)(, [GL]e\([^)]*\))*\]", r"\1", super()._expand_help(action))
+        text = re.sub(r"default: \{'class_path': '[\w.]*?(\w+)',.*\}\}", r"default: \1", text)
+        return re.sub(r", known subclasses: .*(?=\))", "", text)
 
 
 @cache
@@ -201,7 +203,9 @@ def build(recipe: type, tree: Tree) -> Any:
     try:
         values = parser.instantiate(typed)
     except Exception as error:  # jsonargparse wraps what a group says of itself
-        raise said_by_group(error) or error from None
+        if said := said_by_group(error):
+            raise said from None
+        raise
     return recipe(**{name: values[name] for name in settings_of(recipe)})
 
 
