@@ -112,11 +112,11 @@ def scramble(count: int, seed: int, litgpt, own_module: str, folder) -> None:
 
 
 def test_mutated_recipes(litgpt, own_module, tmp_path):
-    campaign(300, 1, litgpt, own_module, tmp_path)
+    campaign(150, 1, litgpt, own_module, tmp_path)
 
 
 def test_scrambled_recipes(litgpt, own_module, tmp_path):
-    scramble(100, 2, litgpt, own_module, tmp_path)
+    scramble(50, 2, litgpt, own_module, tmp_path)
 
 
 @pytest.mark.slow
