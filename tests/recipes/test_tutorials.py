@@ -1,0 +1,100 @@
+"""The commands of every tutorial run, in order, as a reader would type them; only the models are shrunk.
+
+Blocks fenced as bash run in a folder of their own, with toy text and a toy base model where the pages name such;
+blocks fenced as console (downloads, clusters) do not.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zstandard
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "tutorials").glob("*.md"))
+SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 4, "head_size": 8, "intermediate_size": 48, "block_size": 32}
+SHAPE |= {"padded_vocab_size": 1024}
+SHRINK = [f"--model_config.{key}={value}" for key, value in SHAPE.items()] + [
+    *("--train.max_seq_length=32", "--train.global_batch_size=2", "--train.micro_batch_size=2"),
+    *("--precision=32-true", "--devices=1", "--eval.max_iters=1", "--eval.sample_tokens=4"),
+]
+WORDS = "the first letter of a book is where its reader begins and whoever comes later finds less of it there"
+
+
+def text(seed: int) -> str:
+    """A document of 400 words."""
+    words = WORDS.split()
+    return " ".join(words[(seed + place * place) % len(words)] for place in range(400))
+
+
+def blocks(page: Path) -> list[str]:
+    """The shell blocks of a page."""
+    return re.findall(r"^```bash\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def write_model(folder: Path) -> None:
+    """A toy base model with its tokenizer, which also lies beside it."""
+    from litgpt.data.tokenizer import train_tokenizer
+    from litgpt.model.config import Config
+    from litgpt.model.gpt import GPT
+    from litgpt.model.init import initialize
+    from litgpt.store.published import save
+
+    train_tokenizer((text(seed) for seed in range(3)), "bpe", 512, folder.parent / "tokenizer")
+    model = GPT(Config.from_name("pythia-14m", **SHAPE))
+    initialize(model, 1)
+    save(folder, config=model.config, tensors=model.named_parameters(), tokenizer_dir=folder.parent / "tokenizer")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working folder with what the pages take for granted, and a `litgpt` that trains small."""
+    for name in ("books", "letters"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            (tmp_path / name / f"{number}.txt").write_text(text(number + len(name)))
+    models = tmp_path / "checkpoints"
+    write_model(models / "EleutherAI" / "pythia-14m")
+    shutil.copytree(models / "EleutherAI" / "tokenizer", models / "meta-llama" / "Llama-2-7b-hf")
+    for split in ("train", "validation"):
+        (tmp_path / "slimpajama-raw" / split).mkdir(parents=True)
+        with zstandard.open(tmp_path / "slimpajama-raw" / split / "0.jsonl.zst", "wt") as file:
+            file.writelines(json.dumps({"text": text(seed)}) + "\n" for seed in range(20))
+    (tmp_path / "config_hub").symlink_to(ROOT / "config_hub")
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "litgpt"
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = pretrain ] && set -- "$@" {" ".join(SHRINK)}\nexec {sys.executable} -m litgpt "$@"\n'
+    )
+    program.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_of_the_page_run(page: Path, folder: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment["PATH"] = os.pathsep.join((str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
+    found = blocks(page)
+    assert found
+    for block in found:
+        run = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert run.returncode == 0, f"{block}\n{run.stdout[-3000:]}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
+def test_links_of_the_page_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
