@@ -3,9 +3,11 @@
 import atexit
 import hashlib
 import itertools
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -160,6 +162,7 @@ class TrainStream:
         self.position = 0
         self.rows, self._shape, self._workers = rows, shape, min(workers, _cores())
         self._running: Iterator[Any] | None = None
+        self._processes: list[Any] = []
 
     @property
     def samples_per_epoch(self) -> int:
@@ -184,20 +187,22 @@ class TrainStream:
         batches = MicroBatches(self.rows, self._shape)
         if self._workers == 0:
             return map(batches.__getitem__, positions)
-        # the workers ignore SIGTERM, by which multiprocessing would end them at exit, so they must be gone before
+        # multiprocessing would end them at exit by SIGTERM, which does not reach them, so they must be gone before
         atexit.register(self.close)
-        return iter(
-            DataLoader(
-                batches,
-                batch_size=None,
-                sampler=positions,
-                num_workers=self._workers,
-                collate_fn=_unchanged,
-                worker_init_fn=_leave_signals_to_parent,
-                # without a generator of its own the loader would draw from the run's, and dropout would depend on it
-                generator=torch.Generator(),
-            )
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=positions,
+            num_workers=self._workers,
+            collate_fn=_unchanged,
+            # without a generator of its own the loader would draw from the run's, and dropout would depend on it
+            generator=torch.Generator(),
         )
+        others = multiprocessing.active_children()
+        with _signals_left_to_parent():
+            running = iter(loader)
+        self._processes = [process for process in multiprocessing.active_children() if process not in others]
+        return running
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch handed out and the fingerprint of the data; under 100 bytes of JSON."""
@@ -213,7 +218,11 @@ class TrainStream:
 
     def close(self) -> None:
         """Stop the workers, if any; iterating again starts them at `position`."""
-        self._running = None
+        self._running = None  # tells them to end, and waits a few seconds
+        for process in self._processes:
+            if process.is_alive():
+                process.kill()
+        self._processes = []
         atexit.unregister(self.close)
 
 
@@ -299,8 +308,15 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_parent(worker: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the parent decides, and needs its workers until
-    # then. A worker whose parent is gone notices that by itself.
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+@contextmanager
+def _signals_left_to_parent() -> Iterator[None]:
+    """Processes started here never get SIGINT, SIGTERM or SIGUSR1.
+
+    Ctrl-C and a scheduler's SIGTERM reach the whole process group; the parent decides, and needs its workers until
+    then. A worker whose parent is gone notices that by itself. The mask is inherited, so there is no moment without it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
