@@ -16,7 +16,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        wide = torch.promote_types(x.dtype, self.weight.dtype)  # under autocast x may be narrower than the weight
+        return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps).to(x.dtype)
 
 
 class OffsetRMSNorm(nn.Module):

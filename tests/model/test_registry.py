@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
@@ -166,6 +168,25 @@ def test_config_json_that_cannot_run_answers_in_one_line(tmp_path: Path, values:
     with pytest.raises(UserError) as caught:
         read_shape(tmp_path)
     assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(caught.value)
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["rope_type", "factor"]), inner),
+    max_leaves=3,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(families())), st.data())
+def test_any_junk_in_config_json_is_a_shape_or_a_user_error(name: str, data: st.DataObject) -> None:
+    family = families()[name]
+    keys = [*family.missing, *family.expect, *family.config.values(), "rope_scaling", "rope_parameters"]
+    values = data.draw(st.dictionaries(st.sampled_from(sorted(set(keys))), JUNK, max_size=3))
+    try:
+        family.read(values)
+    except UserError as error:
+        assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\x00", "[" * 100_000])
