@@ -29,19 +29,22 @@ def windows_of(stream: Stream | None) -> list[Windows]:
     return [part for part in parts if isinstance(part, Windows)]
 
 
-def counts(train: Stream, val: Stream | None, length: int) -> Table:
-    """Documents, tokens, windows and left-over tokens of each text."""
-    table = Table("split", "documents", "tokens", f"windows of {length:,}", "tail tokens", "skipped rows", "folder")
+def print_counts(train: Stream, val: Stream | None, length: int) -> None:
+    """Print documents, tokens, windows and left-over tokens of each text, and where it lies."""
+    table = Table("split", "documents", "tokens", f"windows of {length:,}", "tail tokens", "skipped rows")
+    folders = []
     for name, stream in (("train", train), ("val", val)):
         for windows in windows_of(stream):
             tokens: Any = windows.tokens
             numbers = [tokens.documents, tokens.total, windows.count, windows.tail]
             skipped = getattr(tokens, "about", {}).get("skipped", 0)
-            table.add_row(name, *(f"{number:,}" for number in [*numbers, skipped]), str(tokens.folder))
+            table.add_row(name, *(f"{number:,}" for number in [*numbers, skipped]))
+            folders.append(f"{name}: {tokens.folder}")
         if stream is not None and not windows_of(stream):
             samples = stream.samples_per_epoch
-            table.add_row(name, "?", "?", "?" if samples is None else f"{samples:,}", "?", "?", type(stream).__name__)
-    return table
+            table.add_row(name, "?", "?", "?" if samples is None else f"{samples:,}", "?", "?")
+    Console().print(table)
+    print(*folders, sep="\n")
 
 
 def run(recipe: DataPrepare) -> None:
@@ -56,4 +59,4 @@ def run(recipe: DataPrepare) -> None:
         folder: Path = getattr(windows.tokens, "folder", Path())
         if (folder / "manifest.json").is_file():
             verify(folder)
-    Console(width=None, soft_wrap=True).print(counts(train, val, recipe.max_seq_length))
+    print_counts(train, val, recipe.max_seq_length)
