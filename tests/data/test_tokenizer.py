@@ -193,3 +193,23 @@ def test_hostile_folder_runs_nothing(folders: dict[str, Path], tmp_path: Path, m
     assert not witness.exists()
     pickle.loads(bomb)
     assert witness.exists()  # the bomb was live
+
+
+def test_sentencepiece_folder(tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "text").write_text("\n".join(TEXT * 10))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "tokenizer"), vocab_size=40, minloglevel=2
+    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    tokenizer = Tokenizer(tmp_path)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size, tokenizer.use_bos) == (1, 2, 40, True)
+    tokens = tokenizer.encode("the quick brown fox", eos=True)
+    assert (tokens[0], tokens[-1]) == (1, 2) and tokenizer.decode(tokens) == "the quick brown fox"
+    assert "".join(tokenizer.decode_stream(tokens.tolist())) == "the quick brown fox"
+    assert tokenizer.token_to_id("</s>") == 2
+    with pytest.raises(UserError, match="no token"):
+        tokenizer.token_to_id("<nothing>")
+    (tmp_path / "tokenizer.model").write_bytes(b"not a model")
+    with pytest.raises(UserError, match=r"tokenizer\.model: not a sentencepiece model"):
+        Tokenizer(tmp_path)
