@@ -249,10 +249,10 @@ def build(recipe: Pretrain, objective: Objective, say: Say) -> Run:
     fabric = launch(recipe)
     resumed = checkpoint.find(recipe.resume, recipe.out_dir, say)
     data, tokenizer, tokenizer_dir = connect_data(recipe, fabric, length, resumed=resumed is not None)
-    if tokenizer and tokenizer.vocab_size > (config.padded_vocab_size or 0):
+    if tokenizer and tokenizer.id_limit > (config.padded_vocab_size or 0):
         raise UserError(
-            f"tokenizer_dir: {tokenizer.vocab_size} tokens, but the model has {config.padded_vocab_size} rows; "
-            f"set model_config.padded_vocab_size: {-(-tokenizer.vocab_size // 64) * 64}"
+            f"tokenizer_dir: {tokenizer.id_limit} tokens, but the model has {config.padded_vocab_size} rows; "
+            f"set model_config.padded_vocab_size: {-(-tokenizer.id_limit // 64) * 64}"
         )
     trainee = build_model(recipe, fabric, config, weights_follow=resumed is not None)
     shape = BatchShape(
