@@ -25,7 +25,7 @@ from litgpt.errors import UserError
 from litgpt.files import Damaged, read_json, seal, staged_folder, write_json
 
 FORMAT = 1
-BATCH_CHARACTERS = 4_000_000
+BATCH_CHARACTERS = 1_000_000
 PIECE_CHARACTERS = 100_000
 Watch = Callable[[BinaryIO], BinaryIO]
 

@@ -143,7 +143,7 @@ class LossArgs:
 
     impl: Literal["chunked", "plain"] = "chunked"
     """chunked never holds the scores of all tokens at once; plain does."""
-    chunk_rows: Count = 1024
+    chunk_rows: Count = 512
     """Tokens whose scores are held at once by chunked."""
 
     def __post_init__(self) -> None:
