@@ -26,8 +26,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-LITGPT = ("litgpt==0.5.13", "litdata==0.2.59")
-TRANSFORMERS = ("transformers==5.23.0", "accelerate")
+PACKAGES = {
+    "ours": ("--editable", str(Path(__file__).parents[1])),
+    "litgpt": ("litgpt==0.5.13", "litdata==0.2.59"),
+    "transformers": ("transformers==5.23.0", "accelerate"),
+}
 PRECISIONS = ("32-true", "bf16-mixed")
 SIDES = ("ours", "litgpt", "transformers")
 LAYERS, WIDTH, HEADS, INNER, ROWS, LENGTH, BATCH = 6, 128, 4, 512, 50_304, 512, 4  # pythia-14m at micro batch 4
@@ -90,14 +93,14 @@ def call(*command: object) -> str:
 
 
 def environments(work: Path, sides: list[str]) -> dict[str, Path]:
-    """The Python interpreter of each side; a peer's environment is made if it is not there."""
+    """The Python interpreter of each side, in an environment of its own that is made if it is not there."""
     same = [f"torch=={version('torch').partition('+')[0]}", f"torchvision=={version('torchvision').partition('+')[0]}"]
-    pythons = {"ours": Path(sys.executable)}
-    for side, packages in (("litgpt", LITGPT), ("transformers", TRANSFORMERS)):
+    pythons = {}
+    for side, packages in PACKAGES.items():
         folder = work / f"venv-{side}"
         pythons[side] = folder / "bin" / "python"
         if side in sides and not (folder / "ready").exists():
-            print(f"Installing {packages[0]} into {folder}", flush=True)
+            print(f"Installing {packages[-1] if side == 'ours' else packages[0]} into {folder}", flush=True)
             venv.create(folder, with_pip=True, clear=True)
             call(pythons[side], "-m", "pip", "install", "-q", *packages, *same)
             (folder / "ready").touch()

@@ -181,10 +181,21 @@ class Config:
 
     @classmethod
     def from_name(cls, name: str, **overrides: Any) -> "Config":
-        """The shape of a named model (our name, the hub's, or org/name), with some fields changed."""
+        """The shape of a named model (our name, the hub's, or org/name), with some fields changed.
+
+        Sizes that the named model derives from others (a head's from the width, key-value heads from heads, the plain
+        MLP's from the width) follow when those are changed.
+        """
         from litgpt.model.registry import find
 
-        return cls(**{**find(name).to_dict(), **overrides})
+        named = find(name).to_dict()
+        if named["head_size"] == named["n_embd"] // named["n_head"]:
+            named["head_size"] = None
+        if named["n_query_groups"] == named["n_head"]:
+            named["n_query_groups"] = None
+        if named["mlp_class_name"] == "GptNeoxMLP" and named["intermediate_size"] == 4 * named["n_embd"]:
+            named["intermediate_size"] = None
+        return cls(**{**named, **overrides})
 
     @classmethod
     def from_file(cls, path: str | Path, **overrides: Any) -> "Config":

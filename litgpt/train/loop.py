@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from litgpt.errors import UserError
 from litgpt.files import write_text
 from litgpt.model.flops import training_flops
 from litgpt.parallel.strategy import is_first
@@ -79,17 +80,22 @@ class Loop:
         """Train until a limit is reached or someone asks to leave; the last step is always saved."""
         run, recipe = self.run, self.run.recipe
         with self.interrupts.watched(), self.live:
-            if recipe.eval.initial_validation and not self.step:
-                self.look()
-            batches = iter(run.stream)
-            while not self.finished():
-                self.advance(batches)
-            run.stream.close()
-            if self.complete and recipe.eval.final_validation and self.step not in self.val_losses:
-                self.look()
-            with self.meter.apart("saving"):
-                self.save()
+            try:
+                if recipe.eval.initial_validation and not self.step:
+                    self.look()
+                batches = iter(run.stream)
+                while not self.finished():
+                    self.advance(batches)
+                if self.complete and recipe.eval.final_validation and self.step not in self.val_losses:
+                    self.look()
+                with self.meter.apart("saving"):
+                    self.save()
+                    run.checkpoints.finish()
+            except UserError:  # raised on all ranks alike, so that all can bring an open checkpoint to its end
                 run.checkpoints.finish()
+                raise
+            finally:
+                run.stream.close()
         for logger in run.loggers:
             logger.finalize("success")
 

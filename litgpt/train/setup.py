@@ -298,12 +298,13 @@ def build(recipe: Pretrain, objective: Objective, say: Say) -> Run:
             resumed_step=progress.get("step", 0),
             warn=say,
         ),
-        loggers=build_loggers(recipe, progress.get("step")),
+        loggers=build_loggers(recipe, config, progress.get("step")),
         progress=progress,
     )
 
 
-def build_loggers(recipe: Pretrain, resumed_step: int | None) -> list[Logger]:
+def build_loggers(recipe: Pretrain, config: Config, resumed_step: int | None) -> list[Logger]:
     """CSV, which the report reads, and what the recipe names."""
     chosen = dict.fromkeys(("csv", recipe.logger_name))
-    return [loggers.build(name, recipe.out_dir, recipe.log, resumed_step) for name in chosen]
+    project = f"pretrain-{config.name}"
+    return [loggers.build(name, recipe.out_dir, recipe.log, resumed_step, project=project) for name in chosen]

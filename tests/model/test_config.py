@@ -121,3 +121,9 @@ def test_missing_and_binary_files_answer_in_one_line(tmp_path: Path) -> None:
     for name in ("nothing", "binary", "."):
         with pytest.raises(UserError):
             Config.from_file(tmp_path / name)
+
+
+def test_derived_sizes_follow_when_a_named_shape_is_changed() -> None:
+    shrunk = Config.from_name("pythia-14m", n_embd=32)
+    assert (shrunk.head_size, shrunk.n_query_groups, shrunk.intermediate_size) == (8, 4, 128)
+    assert Config.from_name("Llama-3.2-1B", n_layer=2).n_query_groups == 8  # not derived, so it stays

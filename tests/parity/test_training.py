@@ -1,4 +1,4 @@
-"""Twenty steps of ours against a plain PyTorch loop over transformers' model: same weights, same batches, same losses."""
+"""Twenty steps against a plain PyTorch loop over transformers' model: same weights, same batches, same losses."""
 
 import math
 from pathlib import Path
@@ -78,7 +78,9 @@ def our_losses(folder: Path) -> list[float]:
     model = GPT(read_shape(folder))
     load(model, folder)
     settings = AdamW(lr=PEAK, weight_decay=0.1, betas=(0.9, 0.95))
-    trainee = Trainee(model, optimizer.build(settings, model), torch.device("cpu"), PRECISIONS["32-true"], sharded=False)
+    trainee = Trainee(
+        model, optimizer.build(settings, model), torch.device("cpu"), PRECISIONS["32-true"], sharded=False
+    )
     schedule = Schedule.of(TrainArgs(min_lr=FLOOR), peak=PEAK, warmup=WARMUP, steps=STEPS)
     losses = []
     for step, rows in enumerate(batches()):
