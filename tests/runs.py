@@ -22,8 +22,9 @@ SHAPE = {
 
 def write_text(folder: Path, documents: int = 4) -> Path:
     """A folder with a few text files, the first of which is for validation."""
+    folder.mkdir(parents=True, exist_ok=True)
     text = folder / "text"
-    text.mkdir(parents=True, exist_ok=True)
+    text.mkdir(exist_ok=True)
     for number in range(documents):
         words = (f"word{(number * 7 + position * position) % 97}" for position in range(600))
         (text / f"{number}.txt").write_text(" ".join(words), encoding="utf-8")

@@ -494,3 +494,12 @@ def test_words_in_their_order(litgpt):
 def test_a_token_is_not_printed(litgpt):
     outcome = litgpt("download", "a/b", "--access_token", "hf_secret", "--print_config")
     assert outcome.code == 0 and "hf_secret" not in outcome.out
+
+
+def test_a_reader_that_has_had_enough_is_no_error(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "litgpt", "schema"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from litgpt.data.batch import Batch
 from litgpt.errors import UserError
 from litgpt.files import write_text
 from litgpt.model.flops import training_flops
@@ -29,6 +30,20 @@ def drop_samples_after(path: Path, step: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and step and json.loads(line)["step"] <= step]
         write_text(path, "".join(kept))
+
+
+def refuse_unknown_tokens(batches: list[Batch], rows: int) -> None:
+    """Refuse tokens that the embedding has no row for, as another tokenizer's data may hold.
+
+    Raises:
+        UserError: naming the largest token.
+    """
+    largest = max(int(max(batch.ids.max(), batch.labels.max())) for batch in batches)
+    if largest >= rows:
+        raise UserError(
+            f"data: holds token {largest}, but the model has {rows} rows; use the tokenizer that the data was made "
+            f"with, or set model_config.padded_vocab_size: {largest + 1} or more"
+        )
 
 
 class Loop:
@@ -104,9 +119,11 @@ class Loop:
         run = self.run
         rate = run.schedule.at(self.step)
         set_learning_rate(run.trainee.optimizers, rate / run.schedule.peak if run.schedule.peak else 0.0)
+        taken = list(itertools.islice(batches, run.micro_batches))
+        refuse_unknown_tokens(taken, run.config.padded_vocab_size or 0)
         outcome = train_step(
             run.trainee,
-            list(itertools.islice(batches, run.micro_batches)),
+            taken,
             run.objective,
             max_norm=self.train.max_norm,
             flags=(self.interrupts.received is not None, self.late(), run.checkpoints.poll()),

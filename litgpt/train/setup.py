@@ -254,6 +254,8 @@ def build(recipe: Pretrain, objective: Objective, say: Say) -> Run:
             f"tokenizer_dir: {tokenizer.id_limit} tokens, but the model has {config.padded_vocab_size} rows; "
             f"set model_config.padded_vocab_size: {-(-tokenizer.id_limit // 64) * 64}"
         )
+    if recipe.eval.sample_prompt is not None and tokenizer is None:
+        raise UserError("eval.sample_prompt: needs a tokenizer to be read; set tokenizer_dir, or sample_prompt: null")
     trainee = build_model(recipe, fabric, config, weights_follow=resumed is not None)
     shape = BatchShape(
         micro_batch_size=recipe.train.micro_batch_size,
