@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -195,6 +196,8 @@ class TrainStream:
             sampler=positions,
             num_workers=self._workers,
             collate_fn=_unchanged,
+            # forked, so that the run is a worker's parent: one that loses its parent to SIGKILL ends by itself
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
             # without a generator of its own the loader would draw from the run's, and dropout would depend on it
             generator=torch.Generator(),
         )

@@ -50,6 +50,23 @@ def kill_and_resume(folder: Path, *, kills: int, ranks: int, seconds: float, see
     assert train(folder, "--resume", "auto", ranks=ranks) == [0] * ranks, log_of(folder)
 
 
+def left_alive(folder: Path, seconds: float = 20) -> list[str]:
+    """The processes that still work in a folder after so many seconds at most."""
+    until = time.monotonic() + seconds
+    while True:
+        alive = [link.parent.name for link in Path("/proc").glob("[0-9]*/cwd") if works_in(link, folder)]
+        if not alive or time.monotonic() > until:
+            return alive
+        time.sleep(0.2)
+
+
+def works_in(link: Path, folder: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(folder)
+    except OSError:  # it has just ended, or is not ours to look at
+        return False
+
+
 def campaign(tmp_path: Path, *, kills: int, rounds: int, ranks: int, seconds: float) -> None:
     expected = unbroken(tmp_path / "unbroken", ranks, **DROPOUT)
     assert len(expected) == 12
@@ -57,6 +74,7 @@ def campaign(tmp_path: Path, *, kills: int, rounds: int, ranks: int, seconds: fl
         folder = prepare(tmp_path / f"killed-{number}", ranks, **DROPOUT)
         kill_and_resume(folder, kills=kills, ranks=ranks, seconds=seconds, seed=number)
         assert losses(folder) == expected
+        assert not left_alive(folder)
 
 
 def test_a_killed_run_ends_with_the_same_losses_to_the_bit(tmp_path: Path) -> None:
