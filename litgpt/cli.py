@@ -1,5 +1,6 @@
 """From a command line to a checked recipe and the command that it is for; whatever is wrong ends in one line."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -124,6 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_command(name, recipe)
     except UserError as error:
         return fail(error, 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or "writing"
+        return fail(UserError(f"{where}: {error.strerror}; free space first; checkpoints written before are intact"), 1)
     except KeyboardInterrupt:
         return 130
     return 0

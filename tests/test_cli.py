@@ -1,5 +1,6 @@
 """Command lines: what they come to, and how they say what is wrong."""
 
+import errno
 import http.server
 import json
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from litgpt import cli
 from litgpt.recipe.commands import COMMANDS
 from litgpt.recipe.data import DATA_MODULES
 from litgpt.recipe.optimizer import SGD, AdamW, AdamW8bit, Custom, Muon
@@ -503,3 +505,12 @@ def test_a_reader_that_has_had_enough_is_no_error(tmp_path: Path) -> None:
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait() == 0
+
+
+def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fill(name: str, recipe: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "out/metrics.csv")
+
+    monkeypatch.setattr(cli, "run_command", fill)
+    assert cli.main(["report", "out"]) == 1
+    assert capsys.readouterr().err.startswith("litgpt: error: out/metrics.csv: No space left on device; free space")

@@ -145,7 +145,24 @@ class MicroBatches(Dataset[tuple[np.ndarray, np.ndarray | None]]):
         return np.stack([tokens for tokens, _ in rows]), np.stack(documents) if documents else None
 
 
-class TrainStream:
+class Counted:
+    """How far a stream has come through its samples."""
+
+    rows: Rows
+    position: int
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples in one pass over the data, over all ranks."""
+        return self.rows.count
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data so far."""
+        return self.position / self.rows.count
+
+
+class TrainStream(Counted):
     """Endless micro batches; `position` counts the samples handed out over all ranks.
 
     The micro batch of rank r at position p holds samples p + r*B .. p + (r+1)*B - 1, then p grows by B * ranks. A
@@ -164,16 +181,6 @@ class TrainStream:
         self.rows, self._shape, self._workers = rows, shape, min(workers, _cores())
         self._running: Iterator[Any] | None = None
         self._processes: list[Any] = []
-
-    @property
-    def samples_per_epoch(self) -> int:
-        """Samples in one pass over the data, over all ranks."""
-        return self.rows.count
-
-    @property
-    def epoch(self) -> float:
-        """Passes over the data so far."""
-        return self.position / self.rows.count
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
@@ -229,7 +236,7 @@ class TrainStream:
         atexit.unregister(self.close)
 
 
-class ValStream:
+class ValStream(Counted):
     """One pass over validation samples each time it is iterated, in a fixed order, equally long on every rank.
 
     It is read in this process: the text is mapped into memory, and starting workers for every validation would take
@@ -243,16 +250,6 @@ class ValStream:
     def __len__(self) -> int:
         """Batches in a pass, on every rank."""
         return -(-self.rows.count // self._shape.samples_per_round)
-
-    @property
-    def samples_per_epoch(self) -> int:
-        """Samples in one pass, over all ranks."""
-        return self.rows.count
-
-    @property
-    def epoch(self) -> float:
-        """How much of the pass has been handed out."""
-        return self.position / self.rows.count
 
     def __iter__(self) -> Iterator[Batch]:
         micro_batches, step = MicroBatches(self.rows, self._shape), self._shape.samples_per_round

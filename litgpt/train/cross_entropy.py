@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100
+from litgpt.data.batch import IGNORE
 
 
 def plain_cross_entropy(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, *, labels_BT: Tensor) -> Tensor:
