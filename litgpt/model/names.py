@@ -1,13 +1,17 @@
 """Tensor names as tables that are read both ways: published name on the left, ours on the right.
 
-A rule stands for a module's weight and bias alike, and for every block by `<i>`. Three kinds: a plain string renames;
-`concat` lays several of our tensors one below the other; `grouped` lays q, k and v of each key-value group together:
-`[q_1 .. q_r, k, v]` times the number of groups.
+A rule stands for a module's weight and bias alike, and for every block by `<i>`; names without `.weight` or `.bias` are
+written out in full. A plain string renames. `concat` lays several of our tensors one below the other, `interleaved`
+row by row in turn, `grouped` lays q, k and v of each key-value group together: `[q_1 .. q_r, k, v]` times the number of
+groups; `row` is a vector published as a matrix of one row. `transposed: true` says that matrices are published as
+(in, out). `<e>` in the published name stands for every expert, whose tensors ours holds stacked.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from litgpt.errors import UserError
@@ -16,41 +20,81 @@ from litgpt.model.config import Config
 if TYPE_CHECKING:  # names alone need no torch
     from torch import Tensor
 
+KINDS = ("rename", "concat", "grouped", "interleaved", "row")
+
 
 @dataclass(frozen=True)
 class Step:
-    """One published tensor and the tensors of ours that it holds, in order."""
+    """One published tensor and the tensors of ours that it holds, in order; with `expert`, that slice of each."""
 
     theirs: str
     ours: tuple[str, ...]
     kind: str
+    expert: int | None = None
+    transposed: bool = False
 
     def split(self, tensor: "Tensor", config: Config) -> "list[Tensor]":
-        """Our tensors out of the published one: views where the layout allows it.
+        """Our tensors (with `expert`, that slice of each) out of the published one: views where the layout allows it.
 
         Raises:
-            UserError: if the tensor has not the number of rows that the shape asks for.
+            UserError: if the tensor has not the number of dims or rows that the shape asks for.
         """
+        if tensor.dim() < self._least_dims:
+            raise UserError(f"{self.theirs}: {list(tensor.shape)}, but {self._least_dims} dims are needed")
+        if self._turned:
+            tensor = tensor.mT
         if self.kind == "rename":
             return [tensor]
-        rows = [rows_of(config, name) for name in self.ours]
-        if tensor.shape[0] != sum(rows):
-            raise UserError(f"{self.theirs}: {tensor.shape[0]} rows, but the model's shape asks for {sum(rows)}")
+        rows = [1] if self.kind == "row" else [rows_of(config, name) for name in self.ours]
+        if tensor.shape[self._dim] != sum(rows):
+            found = tensor.shape[self._dim]
+            raise UserError(f"{self.theirs}: {found} rows, but the model's shape asks for {sum(rows)}")
+        if self.kind == "row":
+            return [tensor[0]]
         if self.kind == "concat":
-            return list(tensor.split(rows))
+            return list(tensor.split(rows, dim=self._dim))
+        if self.kind == "interleaved":
+            return list(tensor.unflatten(self._dim, (-1, len(self.ours))).unbind(self._dim + 1))
         groups, each = group_sizes(config)
         return [part.flatten(0, 1) for part in tensor.unflatten(0, (groups, -1)).split(each, dim=1)]
 
     def join(self, tensors: "list[Tensor]", config: Config) -> "Tensor":
-        """The published tensor out of ours, which are given in the order of `ours`."""
+        """The published tensor out of ours, which are given whole and in the order of `ours`."""
+        parts = tensors if self.expert is None else [tensor[self.expert] for tensor in tensors]
+        joined = self._joined(parts, config)
+        return joined.mT.contiguous() if self._turned else joined
+
+    def _joined(self, parts: "list[Tensor]", config: Config) -> "Tensor":
         import torch
 
         if self.kind == "rename":
-            return tensors[0]
+            return parts[0]
+        if self.kind == "row":
+            return parts[0][None]
         if self.kind == "concat":
-            return torch.cat(tensors)
+            return torch.cat(parts, dim=self._dim)
+        if self.kind == "interleaved":
+            return torch.stack(parts, dim=self._dim + 1).flatten(self._dim, self._dim + 1)
         groups, _ = group_sizes(config)
-        return torch.cat([tensor.unflatten(0, (groups, -1)) for tensor in tensors], dim=1).flatten(0, 1)
+        return torch.cat([part.unflatten(0, (groups, -1)) for part in parts], dim=1).flatten(0, 1)
+
+    @property
+    def _turned(self) -> bool:
+        return self.transposed and not self.ours[0].endswith("bias")
+
+    @property
+    def _dim(self) -> int:
+        """The dim of rows: experts that are published stacked come before it."""
+        return int(is_stacked(self.ours[0]) and self.expert is None)
+
+    @property
+    def _least_dims(self) -> int:
+        return max(2 * self._turned, 0 if self.kind == "rename" else self._dim + 1)
+
+
+def is_stacked(ours: str) -> bool:
+    """Whether one of our tensors holds one slice for every expert, as its name says."""
+    return ".experts." in ours
 
 
 def group_sizes(config: Config) -> tuple[int, list[int]]:
@@ -63,9 +107,20 @@ def group_sizes(config: Config) -> tuple[int, list[int]]:
 def rows_of(config: Config, name: str) -> int:
     """The rows of one of our tensors that a published tensor may hold with others."""
     assert config.intermediate_size is not None
+    if is_stacked(name):
+        return config.expert_size
+    if ".shared." in name:
+        return config.shared_size
     groups, (queries, keys, values) = group_sizes(config)
     part = name.split(".")[-2]
     return {"q": groups * queries, "k": groups * keys, "v": groups * values}.get(part, config.intermediate_size)
+
+
+@cache
+def expression(pattern: str) -> re.Pattern[str]:
+    """What fits a pattern of a table: numbers for `<i>` and `<e>`, then the ending of a weight, a bias or nothing."""
+    numbered = re.escape(pattern).replace("<i>", r"(?P<i>\d+)").replace("<e>", r"(?P<e>\d+)")
+    return re.compile(numbered + r"(?P<ending>\.weight|\.bias|)")
 
 
 @dataclass(frozen=True)
@@ -76,39 +131,64 @@ class Rule:
     ours: tuple[str, ...]
     kind: str
     when: Mapping[str, Any] = field(default_factory=dict)
+    transposed: bool = False
 
     def holds(self, config: Config) -> bool:
         return all(getattr(config, key) in values for key, values in self.when.items())
 
-    def step(self, pattern: str, name: str) -> Step | None:
-        """The step for a tensor named `name` if `pattern` fits it."""
-        found = re.fullmatch(re.escape(pattern).replace("<i>", r"(\d+)") + r"\.(weight|bias)", name)
-        if found is None:
-            return None
-        *layer, kind = found.groups()
+    def reading(self, name: str) -> Step | None:
+        """The step for the published tensor of this name if the rule knows it."""
+        found = expression(self.theirs).fullmatch(name)
+        return None if found is None else self._step(found.groupdict())
+
+    def writing(self, name: str, config: Config) -> list[Step]:
+        """The steps that publish our tensor of this name: one, one for every expert, or none if it is no such name."""
+        for pattern in self.ours:
+            if found := expression(pattern).fullmatch(name):
+                experts = range(config.n_expert) if "<e>" in self.theirs else [None]
+                return [self._step({**found.groupdict(), "e": expert}) for expert in experts]
+        return []
+
+    def _step(self, values: Mapping[str, Any]) -> Step:
+        layer, expert, ending = values.get("i"), values.get("e"), values["ending"]
 
         def fill(text: str) -> str:
-            return f"{text.replace('<i>', layer[0] if layer else '')}.{kind}"
+            return text.replace("<i>", layer or "").replace("<e>", str(expert)) + ending
 
-        return Step(fill(self.theirs), tuple(fill(ours) for ours in self.ours), self.kind)
+        number = None if expert is None else int(expert)
+        return Step(fill(self.theirs), tuple(map(fill, self.ours)), self.kind, number, self.transposed)
 
 
 @dataclass(frozen=True)
 class Table:
-    """All rules of one naming; where two hold for a tensor of ours, the first is the one that is written."""
+    """All rules of one naming; where two hold for a tensor of ours, the first is the one that is written.
+
+    `ignored` are patterns of buffers that say nothing, `unread` those of parts that the model has not, `<beyond>` in
+    them the number of a layer after the last. `starts` maps what a published name may start with to what rules call it.
+    """
 
     name: str
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    starts: Mapping[str, str] = field(default_factory=dict)
 
     def reading(self, published: Iterable[str], config: Config) -> list[Step]:
-        """How to turn tensors of these published names into ours; buffers that only the publisher keeps are left out.
+        """How to turn tensors of these published names into ours, without those that are `ignored` or `unread`.
 
         Raises:
-            UserError: naming a tensor that no rule knows.
+            UserError: naming a tensor that no rule knows, or an expert that is missing or too many.
         """
-        wanted = [name for name in published if not any(re.fullmatch(pattern, name) for pattern in self.ignored)]
-        return [self._find_theirs(name, config) for name in wanted]
+        names = list(published)
+        left_out = {name for name in names if self._fits(name, self.ignored, config)}
+        left_out.update(self.left_unread(names, config))
+        steps = [self._find_theirs(name, config) for name in names if name not in left_out]
+        check_experts(steps, config)
+        return steps
+
+    def left_unread(self, published: Iterable[str], config: Config) -> list[str]:
+        """The published tensors that hold weights which the model has no place for."""
+        return [name for name in published if self._fits(name, self.unread, config)]
 
     def writing(self, ours: Iterable[str], config: Config) -> list[Step]:
         """How to make the published tensors out of those of ours that have these names.
@@ -117,37 +197,79 @@ class Table:
             UserError: naming a tensor that no rule knows, or one that is missing beside another.
         """
         names = list(ours)
-        steps = {step.theirs: step for name in names for step in [self._find_ours(name, config)]}
+        steps = {step.theirs: step for name in names for step in self._find_ours(name, config)}
         missing = {name for step in steps.values() for name in step.ours} - set(names)
         if missing:
             raise UserError(f"{min(missing)}: missing, but {self.name} stores it in one tensor with others")
         return list(steps.values())
 
-    def _find_ours(self, name: str, config: Config) -> Step:
+    def _find_ours(self, name: str, config: Config) -> list[Step]:
         for rule in self.rules:
-            for pattern in rule.ours:
-                step = rule.step(pattern, name)
-                if step and rule.holds(config):
-                    return step
+            if rule.holds(config) and (steps := rule.writing(name, config)):
+                return steps
         raise UserError(f"{name}: {self.name} has no name for this tensor; keep it under its own name")
 
     def _find_theirs(self, name: str, config: Config) -> Step:
-        for rule in self.rules:
-            step = rule.step(rule.theirs, name)
-            if step and rule.holds(config):
-                return step
+        for called in self._callings(name):
+            for rule in self.rules:
+                step = rule.reading(called)
+                if step and rule.holds(config):
+                    return replace(step, theirs=name)
         raise UserError(f"{name}: no tensor of this name in the {self.name} family; is it of another architecture?")
 
+    def _callings(self, name: str) -> list[str]:
+        """The name itself, then the names that the rules may know it by."""
+        return [name, *(ours + name[len(start) :] for start, ours in self.starts.items() if name.startswith(start))]
 
-def table(name: str, lines: Mapping[str, Any], ignored: Iterable[str] = ()) -> Table:
-    """A table out of its YAML form: `theirs: ours`, or `theirs: {concat: [ours, ...], when: {field: [value]}}`."""
+    def _fits(self, name: str, patterns: Iterable[str], config: Config) -> bool:
+        for pattern in patterns:
+            for called in self._callings(name):
+                found = re.fullmatch(pattern.replace("<beyond>", r"(?P<beyond>\d+)"), called)
+                if found and int(found.groupdict().get("beyond", config.n_layer)) >= config.n_layer:
+                    return True
+        return False
+
+
+def check_experts(steps: Iterable[Step], config: Config) -> None:
+    """Refuse a set of tensors in which an expert is missing, or has a number that the shape has not."""
+    found: dict[tuple[str, ...], dict[int | None, str]] = defaultdict(dict)
+    for step in steps:
+        if is_stacked(step.ours[0]):
+            found[step.ours][step.expert] = step.theirs
+    whole = set(range(config.n_expert))
+    for experts in found.values():
+        if experts.keys() == {None} or experts.keys() == whole:
+            continue
+        if extra := experts.keys() - whole:
+            number = next(iter(extra))
+            raise UserError(f"{experts[number]}: beside the experts of a model of {config.n_expert}; check n_expert")
+        first = min(whole - experts.keys())
+        raise UserError(f"{next(iter(experts.values()))}: there, but not that of expert {first} of {config.n_expert}")
+
+
+def table(
+    name: str,
+    lines: Mapping[str, Any],
+    ignored: Iterable[str] = (),
+    *,
+    unread: Iterable[str] = (),
+    prefix: str = "",
+    starts: Mapping[str, str] | None = None,
+) -> Table:
+    """A table out of its YAML form: `theirs: ours`, or `theirs: {concat: [ours, ...], when: {field: [value]}}`.
+
+    Args:
+        prefix: what names lack in the file of a model without head; short for `starts: {'': prefix}`.
+    """
     rules = []
     for theirs, line in lines.items():
         entry: dict[str, Any] = {"rename": [line]} if isinstance(line, str) else dict(line)
-        when: dict[str, Any] = entry.pop("when", {})
+        when, transposed = entry.pop("when", {}), entry.pop("transposed", False)
         ((kind, ours),) = entry.items()
-        rules.append(Rule(theirs, tuple(ours), kind, when))
-    return Table(name, tuple(rules), tuple(ignored))
+        assert kind in KINDS, f"{name}: {theirs}: {kind}"
+        rules.append(Rule(theirs, tuple(ours), kind, when, transposed))
+    known = {**({"": prefix} if prefix else {}), **(starts or {})}
+    return Table(name, tuple(rules), tuple(ignored), tuple(unread), known)
 
 
 def to_ours(names: Table, published: "Mapping[str, Tensor]", config: Config) -> "dict[str, Tensor]":
@@ -157,9 +279,18 @@ def to_ours(names: Table, published: "Mapping[str, Tensor]", config: Config) -> 
         UserError: naming a tensor without a rule, of the wrong size, or a head that differs from the embedding it is
             tied to.
     """
+    import torch
+
     ours: dict[str, Tensor] = {}
+    stacks: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for step in names.reading(published, config):
-        ours.update(zip(step.ours, step.split(published[step.theirs], config), strict=True))
+        for name, part in zip(step.ours, step.split(published[step.theirs], config), strict=True):
+            if step.expert is None:
+                ours[name] = part
+            else:
+                stacks[name][step.expert] = part
+    for name, parts in stacks.items():
+        ours[name] = torch.stack([parts[expert] for expert in range(config.n_expert)])
     head = ours.pop("head.weight", None) if config.tie_embeddings else None
     if head is not None and not head.equal(ours["embedding.weight"]):
         raise UserError("tie_embeddings: true, but the head's weight is not the embedding's; set it to false")
