@@ -1,60 +1,211 @@
-"""Causal self-attention with grouped keys and values.
+"""Causal self-attention with grouped keys and values, and what all layers of a forward pass share.
 
-Axes: B batch, H heads, T tokens (query), U tokens (key), S numbers of a head, D model width.
+Axes: B batch, H heads, K key-value heads, T tokens (query), U tokens (key), S numbers of a head, D model width.
 """
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.model.config import Config
-from litgpt.model.layers import norm
-from litgpt.model.rotary import rotate
+from litgpt.model.layers import norm, scale_norm
+from litgpt.model.rotary import angles, rotate
+
+
+class LayerCache(Protocol):
+    """The keys and values that one layer has made so far."""
+
+    def append(self, k_BKTS: Tensor, v_BKTS: Tensor) -> tuple[Tensor, Tensor]:
+        """Add those of the next tokens; all keys (B, K, U, S) and values, the new ones last."""
+
+
+class Cache(Protocol):
+    """The keys and values of all layers, for `length` tokens."""
+
+    length: int
+    layers: Sequence[LayerCache]
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that every layer has appended."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all blocks of one forward pass share.
+
+    angles: cosine and sine for `global` and, where the shape has a second rotary embedding, `local`.
+    masks: for `global` and `local` layers (B or 1, 1, T, U), True where a query may see a key; None: as `causal` says.
+    causal: what no mask means: a query sees no later key, or (one query, cached keys) every key.
+    temperature: a factor on queries by position, (1 or B, 1, T, 1), or None.
+    """
+
+    angles: Mapping[str, tuple[Tensor, Tensor]]
+    masks: Mapping[str, Tensor | None]
+    causal: bool = True
+    temperature: Tensor | None = None
+
+
+def share(config: Config, positions: Tensor, *, documents_BT: Tensor | None, cached: int) -> Shared:
+    """Angles and masks for every kind of layer that the shape has.
+
+    Args:
+        positions: (B, T), or (T,) where all rows have the same.
+        documents_BT: each token's document; attention stays inside equal numbers.
+        cached: how many tokens came before.
+    """
+    ropes = {which for which in map(config.rope_of, range(config.n_layer)) if which}
+    kinds = {"local" if config.is_local(layer) else "global" for layer in range(config.n_layer)}
+    return Shared(
+        angles={which: angles(config, positions, which=which) for which in sorted(ropes)},
+        masks={kind: mask_of(config, kind, positions, documents_BT, cached) for kind in sorted(kinds)},
+        causal=cached == 0,
+        temperature=temperatures(config, positions),
+    )
+
+
+def mask_of(config: Config, kind: str, positions: Tensor, documents_BT: Tensor | None, cached: int) -> Tensor | None:
+    """(B or 1, 1, T, U), True where the query's token may see the key's; None where torch needs no mask to know."""
+    queries = positions.shape[-1]
+    window = config.sliding_window_size if kind == "local" else None
+    bounded = window is not None and cached + queries > window
+    if documents_BT is None and not bounded and (cached == 0 or queries == 1):
+        return None
+    place = torch.arange(cached + queries, device=positions.device)
+    behind = place[cached:, None] - place[None, :]
+    seen = (behind >= 0)[None, None]
+    if window is not None and bounded:
+        if config.window_type == "sliding":
+            seen = seen & (behind < window)
+        else:  # equal chunks of positions, which restart with every document
+            chunk = (place if cached else positions) // window
+            seen = seen & (chunk[..., -queries:, None] == chunk[..., None, :]).unsqueeze(-3)
+    if documents_BT is not None:
+        seen = seen & (documents_BT[:, None, :, None] == documents_BT[:, None, None, :])
+    return seen
+
+
+def temperatures(config: Config, positions: Tensor) -> Tensor | None:
+    """1 + scale ln(1 + floor(position / floor_scale)), a factor on queries (Nakanishi 2025; Llama 4)."""
+    settings = config.query_temperature
+    if settings is None:
+        return None
+    steps = torch.floor((positions.float() + settings["first_position"]) / settings["floor_scale"])
+    factor = 1 + settings["scale"] * torch.log1p(steps)
+    return factor[..., None, :, None] if factor.dim() > 1 else factor[None, None, :, None]
 
 
 class Attention(nn.Module):
     """Self-attention over (B, T, D); its number of heads is read off its tensors, so that a part of it runs alone."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         assert config.head_size is not None and config.n_query_groups is not None
         self.head_size = config.head_size
         self.scale = (config.attention_scores_scalar or config.head_size) ** -0.5
+        self.softcap = config.attention_logit_softcapping
+        self.window = "local" if config.is_local(layer) else "global"
+        self.rope = config.rope_of(layer)
+        self.interleave = config.rope_interleave
+        self.tempered = config.query_temperature is not None and (config.rope_layers is None or self.rope is None)
         bias = config.bias or config.attn_bias
-        kv_width = config.n_query_groups * config.head_size
+        out_bias = config.bias if config.attn_out_bias is None else config.attn_out_bias
         self.q = nn.Linear(config.n_embd, config.n_head * config.head_size, bias=bias)
-        self.k = nn.Linear(config.n_embd, kv_width, bias=bias)
-        self.v = nn.Linear(config.n_embd, kv_width, bias=bias)
-        self.out = nn.Linear(config.n_head * config.head_size, config.n_embd, bias=config.bias)
-        self.norm_q = norm(config, config.head_size) if config.norm_qk else None
-        self.norm_k = norm(config, config.head_size) if config.norm_qk else None
+        self.k = nn.Linear(config.n_embd, config.n_query_groups * config.head_size, bias=bias)
+        self.v = nn.Linear(config.n_embd, config.n_query_groups * config.head_size, bias=bias)
+        self.out = nn.Linear(config.n_head * config.head_size, config.n_embd, bias=out_bias)
+        self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
+        self.norm_kind = config.norm_qk_type if config.norm_qk else None
+        self.norm_q = qk_norm(config, config.n_head, self.norm_kind)
+        self.norm_k = qk_norm(config, config.n_query_groups, self.norm_kind)
+        self.eps = config.norm_eps
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, mask_B1TU: Tensor | None) -> Tensor:
-        """Attend; without a mask every token sees itself and all before it.
-
-        Args:
-            cos, sin: of `rotary.angles`.
-            mask_B1TU: True where a query may see a key.
-        """
-        q, k, v = (project(x_BTD).unflatten(-1, (-1, self.head_size)) for project in (self.q, self.k, self.v))
-        if self.norm_q is not None and self.norm_k is not None:
+    def forward(self, x_BTD: Tensor, shared: Shared, cache: LayerCache | None = None) -> Tensor:
+        """Attend to the tokens that `shared` lets each see, those in the cache included."""
+        q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        if self.norm_kind == "olmo2":
+            q, k = self.norm_q(q), self.norm_k(k)
+        q, k, v = (part.unflatten(-1, (-1, self.head_size)) for part in (q, k, v))
+        if self.norm_kind in ("default", "per_head"):
             q, k = self.norm_q(q), self.norm_k(k)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y_BHTS = F.scaled_dot_product_attention(
+        q, k = self._place(q, k, shared)
+        if self.tempered and shared.temperature is not None:
+            q = (q * shared.temperature).to(q.dtype)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        y_BHTS = attend(
             q,
             k,
             v,
-            attn_mask=mask_B1TU,
-            is_causal=mask_B1TU is None,
+            mask=shared.masks[self.window],
+            causal=shared.causal,
             scale=self.scale,
-            enable_gqa=q.shape[1] != k.shape[1],
+            softcap=self.softcap,
+            sinks=self.sinks,
         )
         return self.out(y_BHTS.transpose(1, 2).flatten(2))
 
+    def _place(self, q: Tensor, k: Tensor, shared: Shared) -> tuple[Tensor, Tensor]:
+        """Tell queries and keys their positions, with the norms of those shapes that norm them afterwards."""
+        if self.rope is not None:
+            cos, sin = shared.angles[self.rope]
+            q, k = (rotate(part, cos, sin, interleave=self.interleave) for part in (q, k))
+            if self.norm_kind == "l2_after_rope":
+                q, k = (F.rms_norm(part.float(), part.shape[-1:], eps=self.eps).to(part.dtype) for part in (q, k))
+        return (self.norm_q(q), self.norm_k(k)) if self.norm_kind == "after_rope" else (q, k)
 
-def document_mask(documents_BT: Tensor) -> Tensor:
-    """(B, 1, T, T), True where the query's token may see the key's: not later, and in the same document."""
-    same = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
-    tokens = documents_BT.shape[1]
-    return same & torch.ones(tokens, tokens, dtype=torch.bool, device=documents_BT.device).tril()
+
+def qk_norm(config: Config, heads: int, kind: str | None) -> nn.Module:
+    """The norm of queries or keys: over each head, over all heads together, or with a weight for each head."""
+    assert config.head_size is not None
+    if kind in ("default", "after_rope"):
+        return norm(config, config.head_size)
+    if kind == "olmo2":
+        return norm(config, heads * config.head_size)
+    if kind == "per_head":
+        return scale_norm(config, (heads, config.head_size))
+    return nn.Identity()
+
+
+def attend(
+    q_BHTS: Tensor,
+    k_BKUS: Tensor,
+    v_BKUS: Tensor,
+    *,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Softmax attention, (B, H, T, S of the values); query head h reads key-value head h K / H.
+
+    Args:
+        mask: True where a query may see a key; None: no later one if `causal`, else all.
+        softcap: scores go through softcap tanh(score / softcap) (Gemma 2).
+        sinks: (H,), a score of each head for seeing nothing (gpt-oss).
+    """
+    grouped = q_BHTS.shape[1] != k_BKUS.shape[1]
+    if softcap is None and sinks is None:
+        return F.scaled_dot_product_attention(
+            q_BHTS, k_BKUS, v_BKUS, mask, is_causal=mask is None and causal, scale=scale, enable_gqa=grouped
+        )
+    q_BKGTS = q_BHTS.unflatten(1, (k_BKUS.shape[1], -1))
+    scores = (q_BKGTS @ k_BKUS.unsqueeze(2).mT).flatten(1, 2) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None and causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    if sinks is not None:
+        column = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, column], dim=-1)
+    shares = torch.softmax(scores, dim=-1, dtype=exact).to(v_BKUS.dtype)
+    shares = shares if sinks is None else shares[..., :-1]
+    return (shares.unflatten(1, (k_BKUS.shape[1], -1)) @ v_BKUS.unsqueeze(2)).flatten(1, 2)

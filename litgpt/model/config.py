@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -54,6 +54,7 @@ ROPE_KINDS = {
     "longrope": ({"short_factor", "long_factor", "original_max_seq_len"}, {"factor", "attention_factor"}),
 }
 LATENT_SIZES = {"q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"}
+TEMPERATURE = {"floor_scale", "scale", "first_position"}
 PER_LAYER = ("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers")
 
 
@@ -206,8 +207,8 @@ class Config:
             raise refusal("sliding_window_indices", "needs sliding_window_size", "give e.g. 4096")
         if self.rope_indices is not None and self.rope_local_base_freq is None:
             raise refusal("rope_indices", "needs rope_local_base_freq", "give e.g. 10000")
-        if self.query_temperature is not None and set(self.query_temperature) != {"floor_scale", "scale"}:
-            raise refusal("query_temperature", f"{self.query_temperature}", "give floor_scale and scale")
+        if self.query_temperature is not None and set(self.query_temperature) != TEMPERATURE:
+            raise refusal("query_temperature", f"{self.query_temperature}", f"give {sorted(TEMPERATURE)}")
 
     def _check_latent(self) -> None:
         sizes = self.latent_attention
@@ -282,6 +283,17 @@ class Config:
         given = set(self.rope_adjustments or ())
         fits = (kind for kind, (needed, more) in ROPE_KINDS.items() if needed <= given <= needed | more)
         return next(fits, None)
+
+    @property
+    def expert_size(self) -> int:
+        """The inner width of each expert."""
+        assert self.intermediate_size is not None
+        return self.moe_intermediate_size or self.intermediate_size
+
+    @property
+    def shared_size(self) -> int:
+        """The inner width of the experts that every token goes to, taken together; 0 if there are none."""
+        return self.shared_expert_size or (self.n_shared_expert or 0) * self.expert_size
 
     def is_local(self, layer: int) -> bool:
         """Whether the layer sees no further than `sliding_window_size` tokens."""
@@ -374,7 +386,7 @@ def checked(key: str, value: Any, kind: Any) -> Any:
     Raises:
         UserError: naming the field and the type it wants.
     """
-    if get_origin(kind) is UnionType:
+    if get_origin(kind) in (UnionType, Union):
         if value is None:
             return None
         kind = get_args(kind)[0]

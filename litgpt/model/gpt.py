@@ -10,38 +10,65 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litgpt.model.attention import Attention, document_mask
+from litgpt.errors import UserError
+from litgpt.model.attention import Attention, Cache, LayerCache, Shared, share
 from litgpt.model.config import Config
-from litgpt.model.layers import MLPS, norm
-from litgpt.model.rotary import angles
+from litgpt.model.layers import GatedMLP, PlainMLP, norm
 
-Head = Callable[[Tensor, Tensor, Tensor | None], Any]
+Head = Callable[[Tensor, Tensor, Tensor | None, float | None], Any]
+
+
+def logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
+    """(B, T, V) scores of the next token, through softcap tanh(score / softcap) where the shape caps them."""
+    scores = F.linear(hidden_BTD, weight_VD, bias_V)
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def attention(config: Config, layer: int) -> nn.Module:
+    """The attention of a layer."""
+    if config.latent_attention:
+        from litgpt.model.latent import LatentAttention
+
+        return LatentAttention(config, layer)
+    return Attention(config, layer)
+
+
+def feed_forward(config: Config, layer: int) -> nn.Module:
+    """The feed-forward part of a layer."""
+    if config.has_experts(layer):
+        from litgpt.model.moe import MoE
+
+        return MoE(config)
+    return PlainMLP(config) if config.mlp_class_name == "GptNeoxMLP" else GatedMLP(config)
 
 
 class Block(nn.Module):
-    """One layer: attention and feed-forward, each normed before and added after, in turn or side by side."""
+    """One layer: attention and feed-forward, in turn or side by side, each normed before, after, or both."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        self.norm_1 = norm(config)
-        self.attention = Attention(config)
-        self.norm_2 = None if config.shared_attention_norm else norm(config)
-        self.mlp = MLPS[config.mlp_class_name](config)
-        self.parallel_residual = config.parallel_residual
-        self.dropout = config.dropout
+        self.norm_1 = norm(config) if config.norm_1 else nn.Identity()
+        self.attention = attention(config, layer)
+        self.norm_1_post = norm(config) if config.post_attention_norm else nn.Identity()
+        self.norm_2 = norm(config) if config.norm_2 and not config.shared_attention_norm else nn.Identity()
+        self.mlp = feed_forward(config, layer)
+        self.norm_2_post = norm(config) if config.post_mlp_norm else nn.Identity()
+        self.parallel, self.shared_norm = config.parallel_residual, config.shared_attention_norm
+        self.dropout, self.residual_scale = config.dropout, config.residual_scale
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, mask_B1TU: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, shared: Shared, cache: LayerCache | None = None) -> Tensor:
         normed = self.norm_1(x_BTD)
-        attended = self._drop(self.attention(normed, cos, sin, mask_B1TU))
-        if self.parallel_residual:
-            mlp_input = normed if self.norm_2 is None else self.norm_2(x_BTD)
-            return x_BTD + attended + self._drop(self.mlp(mlp_input))
+        attended = self._added(self.norm_1_post(self.attention(normed, shared, cache)))
+        if self.parallel:
+            mlp_input = normed if self.shared_norm else self.norm_2(x_BTD)
+            return x_BTD + attended + self._added(self.norm_2_post(self.mlp(mlp_input)))
         x_BTD = x_BTD + attended
-        assert self.norm_2 is not None
-        return x_BTD + self._drop(self.mlp(self.norm_2(x_BTD)))
+        return x_BTD + self._added(self.norm_2_post(self.mlp(self.norm_2(x_BTD))))
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+    def _added(self, x: Tensor) -> Tensor:
+        """A part's output as it is added to the residual stream."""
+        x = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return x if self.residual_scale == 1 else x * self.residual_scale
 
 
 class GPT(nn.Module):
@@ -56,7 +83,9 @@ class GPT(nn.Module):
         assert config.padded_vocab_size is not None
         self.config = config
         self.embedding = nn.Embedding(config.padded_vocab_size, config.n_embd)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        learned = config.position_embedding == "learned"
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd) if learned else None
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = norm(config)
         tied = config.tie_embeddings
         self.head = None if tied else nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
@@ -83,27 +112,45 @@ class GPT(nn.Module):
         positions_BT: Tensor | None = None,
         documents_BT: Tensor | None = None,
         head: Head | None = None,
+        cache: Cache | None = None,
     ) -> Any:
         """The logits (B, T, V), or what `head` makes of the hidden states.
 
         Args:
             ids_BT: token numbers.
-            positions_BT: each token's position; 0, 1, ... if None.
+            positions_BT: each token's position; 0, 1, ... if None, counted on from the cached tokens.
             documents_BT: each token's document; attention stays inside equal numbers. None: one document a row.
-            head: called with hidden states (B, T, D), weight (V, D) and bias (V,) or None, so that a loss can be had
-                without the whole logits.
-        """
-        positions = torch.arange(ids_BT.shape[1], device=ids_BT.device) if positions_BT is None else positions_BT
-        cos, sin = angles(self.config, positions)
-        mask_B1TU = None if documents_BT is None else document_mask(documents_BT)
-        x_BTD = self._embed(ids_BT)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, cos, sin, mask_B1TU)
-        return (head or F.linear)(self.norm(x_BTD), self.output_weight, self.output_bias)
+            head: called with hidden states (B, T, D), weight (V, D), bias (V,) or None, and the cap on logits or None,
+                so that a loss can be had without the whole logits.
+            cache: keys and values of the tokens before these; takes in those of these.
 
-    def _embed(self, ids_BT: Tensor) -> Tensor:
+        Raises:
+            UserError: if positions or documents are given beside a cache that holds tokens.
+        """
+        cached = 0 if cache is None else cache.length
+        if cached and (positions_BT is not None or documents_BT is not None):
+            raise UserError("positions_BT, documents_BT: not beside a cache that holds tokens; give None")
+        positions = positions_BT
+        if positions is None:
+            positions = torch.arange(cached, cached + ids_BT.shape[1], device=ids_BT.device)
+        shared = share(self.config, positions, documents_BT=documents_BT, cached=cached)
+        x_BTD = self._embed(ids_BT, positions)
+        for layer, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, shared, None if cache is None else cache.layers[layer])
+        if cache is not None:
+            cache.advance(ids_BT.shape[1])
+        hidden = self.norm(x_BTD)
+        if self.config.logit_scale != 1:
+            hidden = hidden * self.config.logit_scale
+        return (head or logits)(hidden, self.output_weight, self.output_bias, self.config.final_logit_softcapping)
+
+    def _embed(self, ids_BT: Tensor, positions: Tensor) -> Tensor:
         x_BTD = self.embedding(ids_BT)
         if self.config.scale_embeddings:
             # The published models round the factor to the weights' type before they multiply.
             x_BTD = x_BTD * torch.full((), self.config.n_embd**0.5, dtype=x_BTD.dtype, device=x_BTD.device)
+        if self.config.embedding_scale != 1:
+            x_BTD = x_BTD * self.config.embedding_scale
+        if self.position_embedding is not None:
+            x_BTD = x_BTD + self.position_embedding(positions)
         return F.dropout(x_BTD, self.config.dropout, self.training) if self.config.dropout else x_BTD

@@ -1,5 +1,8 @@
 """The parts of a block without attention: norms and feed-forward layers."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,7 +36,42 @@ class OffsetRMSNorm(nn.Module):
         return F.rms_norm(x.to(wide), self.weight.shape, 1 + self.weight.to(wide), self.eps).to(x.dtype)
 
 
-NORMS = {"LayerNorm": nn.LayerNorm, "RMSNorm": RMSNorm, "OffsetRMSNorm": OffsetRMSNorm}
+class OffsetLayerNorm(nn.Module):
+    """LayerNorm whose stored weight is the distance from one; (..., size)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = 1 + self.weight.to(wide), self.bias.to(wide)
+        return F.layer_norm(x.to(wide), self.weight.shape, weight, bias, self.eps).to(x.dtype)
+
+
+class ScaleLayerNorm(nn.Module):
+    """LayerNorm over the last dim without bias; the weight may differ along more dims than that, e.g. heads."""
+
+    def __init__(self, size: int | tuple[int, ...], eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return (F.layer_norm(x.to(wide), x.shape[-1:], eps=self.eps) * self.weight.to(wide)).to(x.dtype)
+
+
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "LayerNorm": nn.LayerNorm,
+    "ScaleLayerNorm": ScaleLayerNorm,
+    "BareLayerNorm": partial(nn.LayerNorm, elementwise_affine=False),
+    "OffsetLayerNorm": OffsetLayerNorm,
+    "RMSNorm": RMSNorm,
+    "OffsetRMSNorm": OffsetRMSNorm,
+}
 
 
 def norm(config: Config, size: int | None = None) -> nn.Module:
@@ -41,43 +79,72 @@ def norm(config: Config, size: int | None = None) -> nn.Module:
     return NORMS[config.norm_class_name](size or config.n_embd, eps=config.norm_eps)
 
 
+def scale_norm(config: Config, size: tuple[int, ...]) -> nn.Module:
+    """A LayerNorm over the last of `size`, with a weight of that whole shape."""
+    return ScaleLayerNorm(size, config.norm_eps)
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """max(x, 0) squared (So et al. 2021)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu_squared": relu_squared, "silu": F.silu}
+
+
+def activation(config: Config) -> Callable[[Tensor], Tensor]:
+    """The function inside a feed-forward layer: the config's own, else that of its `mlp_class_name`."""
+    if config.activation in ACTIVATIONS:
+        return ACTIVATIONS[config.activation]
+    if config.mlp_class_name in ("GptNeoxMLP", "GemmaMLP"):
+        return partial(F.gelu, approximate=config.gelu_approximate)
+    return F.silu
+
+
+def clamped_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """gate sigmoid(1.702 gate) (up + 1), both clamped at 7 (gpt-oss)."""
+    gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+    return gate * torch.sigmoid(1.702 * gate) * (up + 1)
+
+
+def gating(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
+    """What a gated feed-forward makes of gate and up: act(gate) * up (Shazeer 2020), or a clamped form of it."""
+    if config.activation == "clamped_swiglu":
+        return clamped_swiglu
+    act = activation(config)
+    return lambda gate, up: act(gate) * up
+
+
+def has_mlp_bias(config: Config) -> bool:
+    """Whether feed-forward layers have biases."""
+    return config.bias if config.mlp_bias is None else config.mlp_bias
+
+
 class PlainMLP(nn.Module):
-    """Feed-forward without gate: down(gelu(up(x))), (B, T, n_embd) -> (B, T, n_embd)."""
+    """Feed-forward without gate: down(act(up(x))), (B, T, n_embd) -> (B, T, n_embd)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         assert config.intermediate_size is not None
-        self.up = nn.Linear(config.n_embd, config.intermediate_size, bias=config.bias)
-        self.down = nn.Linear(config.intermediate_size, config.n_embd, bias=config.bias)
-        self.gelu = config.gelu_approximate
+        self.up = nn.Linear(config.n_embd, config.intermediate_size, bias=has_mlp_bias(config))
+        self.down = nn.Linear(config.intermediate_size, config.n_embd, bias=has_mlp_bias(config))
+        self.activation = activation(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate=self.gelu))
+        return self.down(self.activation(self.up(x)))
 
 
 class GatedMLP(nn.Module):
     """Feed-forward with gate: down(act(gate(x)) * up(x)) (Shazeer 2020), (B, T, n_embd) -> (B, T, n_embd)."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, size: int | None = None) -> None:
         super().__init__()
-        assert config.intermediate_size is not None
-        self.gate = nn.Linear(config.n_embd, config.intermediate_size, bias=config.bias)
-        self.up = nn.Linear(config.n_embd, config.intermediate_size, bias=config.bias)
-        self.down = nn.Linear(config.intermediate_size, config.n_embd, bias=config.bias)
+        width = size or config.intermediate_size
+        assert width is not None
+        self.gate = nn.Linear(config.n_embd, width, bias=has_mlp_bias(config))
+        self.up = nn.Linear(config.n_embd, width, bias=has_mlp_bias(config))
+        self.down = nn.Linear(width, config.n_embd, bias=has_mlp_bias(config))
+        self.gating = gating(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
-
-
-class GeluGatedMLP(GatedMLP):
-    """The gated feed-forward with GELU in place of SiLU."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.gelu = config.gelu_approximate
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.gate(x), approximate=self.gelu) * self.up(x))
-
-
-MLPS: dict[str, type[nn.Module]] = {"GptNeoxMLP": PlainMLP, "LLaMAMLP": GatedMLP, "GemmaMLP": GeluGatedMLP}
+        return self.down(self.gating(self.gate(x), self.up(x)))

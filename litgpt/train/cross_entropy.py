@@ -10,17 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt.data.batch import IGNORE
+from litgpt.model.gpt import logits
 
 
-def plain_cross_entropy(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, *, labels_BT: Tensor) -> Tensor:
+def plain_cross_entropy(
+    hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None = None, *, labels_BT: Tensor
+) -> Tensor:
     """The summed negative log-likelihood of the labels in nats, through the whole (B, T, V) logits."""
-    logits = F.linear(hidden_BTD, weight_VD, bias_V)
-    upcast = logits if logits.dtype == torch.float64 else logits.float()
+    scores = logits(hidden_BTD, weight_VD, bias_V, softcap)
+    upcast = scores if scores.dtype == torch.float64 else scores.float()
     return F.cross_entropy(upcast.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
 def chunked_cross_entropy(
-    hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, *, labels_BT: Tensor, chunk_rows: int
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    softcap: float | None = None,
+    *,
+    labels_BT: Tensor,
+    chunk_rows: int,
 ) -> Tensor:
     """The same sum, `chunk_rows` tokens at a time.
 
@@ -29,6 +38,7 @@ def chunked_cross_entropy(
 
     Args:
         hidden_BTD: what the head is applied to.
+        softcap: logits go through softcap tanh(logit / softcap).
         labels_BT: the token that each position should give, `IGNORE` where there is none.
     """
     device = hidden_BTD.device.type
@@ -37,7 +47,7 @@ def chunked_cross_entropy(
         hidden_BTD, weight_VD = hidden_BTD.to(compute), weight_VD.to(compute)
         bias_V = None if bias_V is None else bias_V.to(compute)
     with torch.autocast(device, enabled=False):
-        return _Chunked.apply(hidden_BTD.flatten(0, 1), weight_VD, bias_V, labels_BT.flatten(), chunk_rows)
+        return _Chunked.apply(hidden_BTD.flatten(0, 1), weight_VD, bias_V, labels_BT.flatten(), chunk_rows, softcap)
 
 
 class _Chunked(torch.autograd.Function):
@@ -45,7 +55,13 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, chunk_rows: int
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        labels_N: Tensor,
+        chunk_rows: int,
+        softcap: float | None,
     ) -> Tensor:
         kept = labels_N.ne(IGNORE).nonzero().squeeze(1)
         labels, inputs = labels_N[kept], hidden_ND[kept]
@@ -58,13 +74,14 @@ class _Chunked(torch.autograd.Function):
             scores = torch.mm(inputs[part], weight_VD.T, out=buffer[: part.stop - start])
             if bias_V is not None:
                 scores += bias_V
+            slopes = None if softcap is None else _cap(scores, softcap)
             picked = scores.gather(1, labels[part, None])
             highest, total = _exponentials(scores, exact)
             loss += (highest + total.log() - picked).sum()
             if gradients is not None:
-                gradients.add(part, scores, total)
+                gradients.add(part, scores if slopes is None else scores.mul_(slopes), total)
+                gradients.take_labels(part, labels[part], slopes)
         if gradients is not None:
-            gradients.take_labels(labels)
             hidden = torch.zeros_like(hidden_ND).index_copy_(0, kept, gradients.hidden)
             bias = None if bias_V is None else gradients.bias.to(bias_V.dtype)
             ctx.save_for_backward(hidden, gradients.weight.to(weight_VD.dtype), bias)
@@ -73,7 +90,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         # the saved gradients belong to this node alone and it runs once, so they are scaled in place
-        return (*(None if saved is None else saved.mul_(scale) for saved in ctx.saved_tensors), None, None)
+        return (*(None if saved is None else saved.mul_(scale) for saved in ctx.saved_tensors), None, None, None)
 
 
 class _Gradients:
@@ -96,12 +113,25 @@ class _Gradients:
         if len(self.bias):
             self.bias += (exponentials / total).sum(0)
 
-    def take_labels(self, labels: Tensor) -> None:
-        """Subtract what the labels themselves contribute."""
-        self.hidden -= self.weight_VD[labels]
-        self.weight.index_add_(0, labels, self.inputs.to(self.weight.dtype), alpha=-1)
+    def take_labels(self, part: slice, labels: Tensor, slopes: Tensor | None) -> None:
+        """Subtract what a chunk's labels themselves contribute, each times the slope of its cap."""
+        inputs, rows = self.inputs[part], self.weight_VD[labels]
+        ones = torch.ones_like(labels, dtype=self.bias.dtype)
+        if slopes is not None:
+            slope = slopes.gather(1, labels[:, None])
+            inputs, rows, ones = inputs * slope, rows * slope, slope[:, 0].to(ones.dtype)
+        self.hidden[part] -= rows
+        self.weight.index_add_(0, labels, inputs.to(self.weight.dtype), alpha=-1)
         if len(self.bias):
-            self.bias.index_add_(0, labels, torch.ones_like(labels, dtype=self.bias.dtype), alpha=-1)
+            self.bias.index_add_(0, labels, ones, alpha=-1)
+
+
+def _cap(scores: Tensor, softcap: float) -> Tensor:
+    """Replace scores by softcap tanh(score / softcap); the slope of that at each, of the same shape."""
+    scores.div_(softcap).tanh_()
+    slopes = 1 - scores.square()
+    scores.mul_(softcap)
+    return slopes
 
 
 def _exponentials(scores: Tensor, exact: torch.dtype) -> tuple[Tensor, Tensor]:

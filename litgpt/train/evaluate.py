@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt.data.batch import Batch
 from litgpt.parallel.reduce import total
 from litgpt.train.objective import Objective
+from litgpt.model.gpt import logits
 from litgpt.train.step import Trainee
 
 
@@ -64,8 +64,8 @@ def continuation(
     with looking(trainee):
         for _ in range(tokens):
             read = torch.tensor([ids[-window:]], device=trainee.device)
-            logits = trainee.core(read, head=_last_logits).float().cpu()
-            likeliest, numbers = logits.topk(min(top_k, logits.shape[-1]))
+            scores = trainee.core(read, head=_last_logits).float().cpu()
+            likeliest, numbers = scores.topk(min(top_k, scores.shape[-1]))
             chosen = torch.multinomial((likeliest / temperature).softmax(-1), 1, generator=generator)
             ids.append(int(numbers[chosen]))
             if pause(ids[-1]):
@@ -73,5 +73,5 @@ def continuation(
     return ids[len(prompt) :]
 
 
-def _last_logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
-    return F.linear(hidden_BTD[0, -1], weight_VD, bias_V)
+def _last_logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
+    return logits(hidden_BTD[0, -1], weight_VD, bias_V, softcap)

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 
+LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+EXPERTS: dict[str, Any] = {"mlp_class_name": "LLaMAMoE", "intermediate_size": 8, "n_expert": 8, "n_expert_per_token": 2}
+
 
 def test_derived_sizes_follow_from_the_others() -> None:
     config = Config(n_embd=64, n_head=4, vocab_size=1000)
@@ -43,9 +46,8 @@ def test_numbers_written_as_yaml_text_are_read() -> None:
         ({"rotary_percentage": 1.5}, ["rotary_percentage", "1.5"]),
         ({"norm_class_name": "BatchNorm"}, ["norm_class_name", "BatchNorm", "RMSNorm"]),
         ({"mlp_class_name": "LLaMAMLP"}, ["intermediate_size", "LLaMAMLP"]),
-        ({"mlp_class_name": "LLaMAMoE", "intermediate_size": 8}, ["mlp_class_name", "LLaMAMoE"]),
         ({"rope_adjustments": {"factor": 2.0, "beta_fast": 32}}, ["rope_adjustments", "beta_fast"]),
-        ({"rope_adjustments": {"factor": "much"}}, ["rope_adjustments.factor", "much"]),
+        ({"rope_adjustments": {"factor": "much"}}, ["rope_adjustments: factor", "much"]),
         ({"rope_adjustments": [8.0]}, ["rope_adjustments", "8.0"]),
         ({"shared_attention_norm": True, "parallel_residual": False}, ["shared_attention_norm"]),
         ({"tie_embeddings": True, "lm_head_bias": True}, ["lm_head_bias"]),
@@ -61,23 +63,41 @@ def test_impossible_shapes_answer_in_one_line(values: dict[str, Any], words: lis
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("values", "words"),
     [
-        {"sliding_window_size": 4096},
-        {"attention_logit_softcapping": 50.0},
-        {"final_logit_softcapping": 30.0},
-        {"post_attention_norm": True},
-        {"norm_1": False},
-        {"n_expert": 8},
-        {"norm_qk_type": "olmo2"},
-        {"latent_attention": {"q_lora_rank": 8}},
-        {"rope_local_base_freq": 10000},
-        {"rope_interleave": True},
+        ({"sliding_window_indices": [1] * 16}, ["sliding_window_indices", "sliding_window_size"]),
+        ({"sliding_window_size": 8, "sliding_window_indices": [1, 0]}, ["one 0 or 1 for each of 16 layers"]),
+        ({"rope_layers": [2] * 16}, ["rope_layers", "one 0 or 1"]),
+        ({"rope_indices": [1] * 16}, ["rope_indices", "rope_local_base_freq"]),
+        ({"attention_logit_softcapping": -1.0}, ["attention_logit_softcapping", "above 0"]),
+        ({"query_temperature": {"scale": 1.0}}, ["query_temperature", "floor_scale"]),
+        ({"latent_attention": {"q_lora_rank": 8}}, ["latent_attention", "kv_lora_rank"]),
+        ({"latent_attention": {**LATENT, "v_head_dim": 0}}, ["v_head_dim: 0", "whole number"]),
+        ({"latent_attention": LATENT, "n_query_groups": 8}, ["n_query_groups", "use 32"]),
+        ({"n_expert": 8}, ["n_expert", "LLaMAMoE"]),
+        ({"mlp_class_name": "LLaMAMoE", "intermediate_size": 8}, ["n_expert", "e.g. 8"]),
+        ({**EXPERTS, "n_expert_per_token": 9}, ["n_expert_per_token", "9 of 8"]),
+        ({**EXPERTS, "n_expert_groups": 3}, ["n_expert_groups", "3 does not divide"]),
+        ({**EXPERTS, "n_expert_groups": 4, "n_topk_groups": 5}, ["n_topk_groups", "5 of 4"]),
+        ({**EXPERTS, "n_expert_groups": 8, "n_topk_groups": 1}, ["n_expert_per_token", "out of 1 of 8 groups"]),
+        ({"rope_adjustments": {"factor": 2.0, "short_factor": [1.0]}}, ["rope_adjustments", "longrope"]),
+        ({"rope_adjustments": {"factor": [-1.0]}}, ["rope_adjustments", "factor"]),
     ],
 )
-def test_features_not_built_are_refused_by_field(values: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=f"{next(iter(values))}.*not supported"):
+def test_what_does_not_fit_together_is_refused_by_field(values: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
         Config(**values)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_layers_are_told_apart_by_lists_of_marks() -> None:
+    marks = {"sliding_window_indices": [1, 0, 1], "rope_indices": [1, 0, 1, 1], "rope_layers": [1, 1, 0]}
+    config = Config(n_layer=3, sliding_window_size=8, rope_local_base_freq=100.0, **marks)
+    assert [config.is_local(layer) for layer in range(3)] == [True, False, True]
+    assert [config.rope_of(layer) for layer in range(3)] == ["local", "global", None]
+    assert config.rope_indices == [1, 0, 1]  # longer lists are cut, as LitGPT does
+    mixed = Config(n_layer=3, **EXPERTS, first_k_dense_replace=1, moe_layers=[1, 1, 0])
+    assert [mixed.has_experts(layer) for layer in range(3)] == [False, True, False]
 
 
 JUNK = st.one_of(

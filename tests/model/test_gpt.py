@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from litgpt.model.attention import share
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import full_tensor_for, initialize
-from litgpt.model.rotary import angles
 
 LLAMA = {"norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "intermediate_size": 48, "bias": False}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -113,7 +113,7 @@ def test_dropout_acts_in_training_only() -> None:
 @pytest.mark.parametrize("name", ["neox", "tied", "head-bias"])
 def test_head_gets_what_makes_the_logits(name: str) -> None:
     model = small(**SHAPES[name])
-    hidden, weight, bias = model(ids(), head=lambda *parts: parts)
+    hidden, weight, bias, _ = model(ids(), head=lambda *parts: parts)
     assert hidden.shape == (2, 24, 32) and weight.shape == (64, 32)
     torch.testing.assert_close(torch.nn.functional.linear(hidden, weight, bias), model(ids()))
 
@@ -129,15 +129,15 @@ def test_tied_head_is_one_parameter_that_both_ends_train() -> None:
 def test_a_part_of_the_heads_runs_alone() -> None:
     model = small(**SHAPES["llama"])
     attention = model.blocks[0].attention
-    x, cos_sin = torch.randn(1, 8, 32), angles(model.config, torch.arange(8))
-    whole = attention(x, *cos_sin, None)
+    x, shared = torch.randn(1, 8, 32), share(model.config, torch.arange(8), documents_BT=None, cached=0)
+    whole = attention(x, shared)
     parts = []
     for half in range(2):  # one of the two groups: half the queries, keys and values, and the columns they feed
         part = copy.deepcopy(attention)
         for layer in (part.q, part.k, part.v):
             layer.weight = torch.nn.Parameter(layer.weight.chunk(2)[half])
         part.out.weight = torch.nn.Parameter(part.out.weight.chunk(2, dim=1)[half])
-        parts.append(part(x, *cos_sin, None))
+        parts.append(part(x, shared))
     torch.testing.assert_close(sum(parts), whole)
 
 

@@ -16,12 +16,14 @@ def problem(dtype: torch.dtype, biased: bool) -> tuple[list[torch.Tensor], torch
     return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes], labels
 
 
-@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("biased", "softcap"), [(False, None), (True, None), (False, 2.0), (True, 2.0)])
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
-def test_loss_and_gradients_equal_the_plain_ones(dtype: torch.dtype, tolerance: float, rows: int, biased: bool) -> None:
+def test_loss_and_gradients_equal_the_plain_ones(
+    dtype: torch.dtype, tolerance: float, rows: int, biased: bool, softcap: float | None
+) -> None:
     tensors, labels = problem(dtype, biased)
-    arguments = [*tensors, *([] if biased else [None])]
+    arguments = [*tensors, *([] if biased else [None]), softcap]
     plain = plain_cross_entropy(*arguments, labels_BT=labels)
     chunked = chunked_cross_entropy(*arguments, labels_BT=labels, chunk_rows=rows)
     torch.testing.assert_close(chunked, plain, rtol=tolerance, atol=0)
