@@ -68,7 +68,7 @@ def llama3_frequencies(plain: Tensor, rope: dict[str, Any]) -> Tensor:
 
 
 def dynamic_frequencies(config: Config, rope: dict[str, Any], positions: Tensor) -> Tensor:
-    """A base that grows with the sequence beyond the first context ("NTK-aware" scaling; Peng et al. 2023, app. A.1)."""
+    """A base that grows with the sequence beyond the first context (dynamic NTK; Peng et al. 2023, app. A.1)."""
     size, factor, first = config.rotary_size, rope["factor"], rope["original_max_seq_len"]
     length = (positions.max() + 1).clamp(min=first).float()
     growth = (factor * length / first - (factor - 1)) ** (size / (size - 2))
@@ -90,7 +90,7 @@ def longrope_strength(config: Config, rope: dict[str, Any]) -> float:
 
 
 def yarn_frequencies(config: Config, plain: Tensor, rope: dict[str, Any]) -> Tensor:
-    """Pairs that turn often in the first context stay, those that turn seldom slow down (YaRN, Peng et al. 2023, eq. 23)."""
+    """Pairs that turn often in the first context stay, those that seldom do slow down (Peng et al. 2023, eq. 23)."""
     size = config.rotary_size
 
     def pair_turning(times: float) -> float:
@@ -123,15 +123,13 @@ def yarn_magnitude(factor: float, scale: float) -> float:
 def rotate(x_BHTS: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool = False) -> Tensor:
     """Rotate the first numbers of each head, as many as `cos` has, by position.
 
-    Number i pairs with i + half of them, or with its neighbour if interleaved. Computed in float32 at least: in bfloat16
-    the angle between two tokens would depend on where they stand.
+    Number i pairs with i + half of them, or with its neighbour if interleaved. Computed in float32 at least: in
+    bfloat16 the angle between two tokens would depend on where they stand.
     """
     size = cos.shape[-1]
     turning, rest = x_BHTS.split([size, x_BHTS.shape[-1] - size], dim=-1)
     turning = turning.to(torch.promote_types(turning.dtype, cos.dtype))
-    if interleave:
-        partner = turning.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    else:
-        partner = turning.roll(size // 2, dims=-1)
+    pairs = turning.unflatten(-1, (-1, 2) if interleave else (2, -1))
+    partner = pairs.flip(-1 if interleave else -2).flatten(-2)
     turned = torch.addcmul(turning * cos, partner, sin).to(x_BHTS.dtype)
     return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned

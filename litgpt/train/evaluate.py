@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from litgpt.data.batch import Batch
+from litgpt.model.gpt import logits
 from litgpt.parallel.reduce import total
 from litgpt.train.objective import Objective
-from litgpt.model.gpt import logits
 from litgpt.train.step import Trainee
 
 

@@ -1,0 +1,150 @@
+"""Who sees whom: masks against their definitions, scores against plain arithmetic, cached keys against a whole pass."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from litgpt.errors import UserError
+from litgpt.model.attention import attend, share
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.model.init import initialize
+
+SHAPE: dict[str, Any] = {
+    "block_size": 64,
+    "n_layer": 4,
+    "n_embd": 32,
+    "n_head": 4,
+    "n_query_groups": 2,
+    "padded_vocab_size": 64,
+    "norm_class_name": "RMSNorm",
+    "mlp_class_name": "LLaMAMLP",
+    "intermediate_size": 48,
+    "parallel_residual": False,
+    "bias": False,
+    "rotary_percentage": 1.0,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "interleaved": {"rope_interleave": True, "rotary_percentage": 0.5},
+    "sliding": {"sliding_window_size": 5},
+    "alternating": {"sliding_window_size": 5, "sliding_window_indices": [1, 0, 1, 0]},
+    "chunked": {"sliding_window_size": 6, "window_type": "chunked", "rope_layers": [1, 1, 1, 0]},
+    "two ropes": {"sliding_window_size": 5, "rope_local_base_freq": 50.0, "rope_indices": [1, 0, 1, 0]},
+    "capped": {"attention_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "sliding_window_size": 7},
+    "sinks": {"attention_sinks": True, "sliding_window_indices": [0, 1, 0, 1], "sliding_window_size": 5},
+    "learned": {"position_embedding": "learned"},
+    "tempered": {"query_temperature": {"floor_scale": 4, "scale": 0.5, "first_position": 1}},
+    "yarn": {"rope_adjustments": {"factor": 4.0, "beta_fast": 32, "beta_slow": 1, "original_max_seq_len": 8}},
+}
+
+
+@dataclass
+class ListedKeys:
+    """The keys and values of one layer, joined token by token."""
+
+    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        self.kept.append((k, v))
+        keys, values = zip(*self.kept, strict=True)
+        return torch.cat(keys, dim=2), torch.cat(values, dim=2)
+
+
+@dataclass
+class Listed:
+    """The simplest cache that keeps its promise."""
+
+    layers: list[ListedKeys]
+    length: int = 0
+
+    def advance(self, tokens: int) -> None:
+        self.length += tokens
+
+
+def small(**values: Any) -> GPT:
+    model = GPT(Config(**{**SHAPE, **values}))
+    initialize(model, 0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return model.eval()
+
+
+def ids(rows: int, tokens: int) -> Tensor:
+    return torch.randint(0, 64, (rows, tokens), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_tokens_in_pieces_over_a_cache_equal_all_at_once(kind: str) -> None:
+    model, text = small(**KINDS[kind]), ids(2, 23)
+    cache = Listed([ListedKeys() for _ in model.blocks])
+    parts = [model(piece, cache=cache) for piece in text.split([9, 1, 4, 1, 1, 7], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(text), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_documents_in_one_row_equal_documents_alone(kind: str) -> None:
+    model, text = small(**KINDS[kind]), ids(1, 21)
+    lengths = [8, 2, 11]
+    documents = torch.tensor([[number for number, length in enumerate(lengths) for _ in range(length)]])
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    packed = model(text, documents_BT=documents, positions_BT=positions)
+    alone = torch.cat([model(part) for part in text.split(lengths, dim=1)], dim=1)
+    torch.testing.assert_close(packed, alone, atol=2e-5, rtol=1e-5)
+    assert not torch.allclose(packed, model(text, positions_BT=positions), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["sliding", "chunked"])
+def test_a_window_lets_through_what_its_definition_says(kind: str) -> None:
+    config = Config(**{**SHAPE, **KINDS[kind]})
+    seen = share(config, torch.arange(20), documents_BT=None, cached=0).masks["local"]
+    window = config.sliding_window_size
+    assert seen is not None and window is not None
+    for query in range(20):
+        near = query - window + 1 if kind == "sliding" else query // window * window
+        assert seen[0, 0, query].nonzero().flatten().tolist() == list(range(max(0, near), query + 1))
+
+
+def test_no_mask_is_made_where_none_is_needed() -> None:
+    config = Config(**{**SHAPE, **KINDS["alternating"]})
+    short = share(config, torch.arange(5), documents_BT=None, cached=0)
+    assert short.masks == {"global": None, "local": None} and short.causal
+    step = share(config, torch.tensor([4]), documents_BT=None, cached=4)
+    assert step.masks == {"global": None, "local": None} and not step.causal
+    later = share(config, torch.tensor([9]), documents_BT=None, cached=9)
+    assert later.masks["global"] is None and later.masks["local"] is not None
+
+
+@pytest.mark.parametrize(("softcap", "sunk"), [(None, False), (1.5, False), (None, True), (1.5, True)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_the_softmax_of_its_scores(softcap: float | None, sunk: bool, masked: bool) -> None:
+    draw = torch.Generator().manual_seed(3)
+    q = torch.randn(2, 4, 6, 8, generator=draw, dtype=torch.float64)
+    k, v = (torch.randn(2, 2, 6, 8, generator=draw, dtype=torch.float64) for _ in range(2))
+    sinks = torch.randn(4, generator=draw, dtype=torch.float64) if sunk else None
+    allowed = torch.ones(6, 6, dtype=torch.bool).tril()
+    if masked:
+        allowed &= torch.ones(6, 6, dtype=torch.bool).triu(-2)
+    mask = allowed[None, None] if masked else None
+    got = attend(q, k, v, mask=mask, causal=True, scale=0.3, softcap=softcap, sinks=sinks)
+    for head in range(4):
+        scores = q[:, head] @ k[:, head // 2].mT * 0.3
+        if softcap:
+            scores = softcap * (scores / softcap).tanh()
+        weights = scores.exp() * allowed
+        total = weights.sum(-1, keepdim=True) + (0 if sinks is None else sinks[head].exp())
+        torch.testing.assert_close(got[:, head], weights / total @ v[:, head // 2], atol=1e-12, rtol=1e-10)
+
+
+def test_positions_beside_a_cache_that_holds_tokens_are_refused() -> None:
+    model = small()
+    cache = Listed([ListedKeys() for _ in model.blocks])
+    model(ids(1, 4), cache=cache)
+    with pytest.raises(UserError, match="positions_BT"):
+        model(ids(1, 1), cache=cache, positions_BT=torch.zeros(1, 1, dtype=torch.long))
