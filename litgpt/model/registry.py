@@ -1,13 +1,13 @@
 """Find a model's shape: by name among `families/*.yaml`, or from the files of a folder.
 
-A family file is data: the published architecture (`architectures`, `model_type`), our fields that all members share
-(`fixed`), our fields beside the keys of a `config.json` (`config`, `rope`), keys that must have one of some values
-(`expect`, the first is written), what transformers assumes for an absent key (`missing`), tensor names (`tensors`,
-`ignored`) and the members (`defaults`, `shapes`).
+A family file is data: how a `config.json` of the architecture tells a shape (see `config_json.ConfigKeys`), the names
+of tensors (`tensors`, `ignored`, ...; see `names.table`) and the members (`defaults`, `shapes`). A family `like` another has the
+entries of that one too, but for those that it sets to null.
 """
 
 import difflib
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,33 +20,26 @@ import yaml
 from litgpt.errors import UserError
 from litgpt.files import read_json
 from litgpt.model.config import Config, read_mapping
+from litgpt.model.config_json import ConfigKeys, has_bias
 from litgpt.model.names import Table, table
 
 # Facts about a run or a label, not about what the model computes.
 LABELS = ("name", "hf_config", "dropout", "padding_multiple", "vocab_size")
-ROPE_FIELDS = ("rope_base", "rope_adjustments", "rope_condense_ratio")
-# Our name of a rope setting, and the one in a config.json.
-ROPE_SETTINGS = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_seq_len": "original_max_position_embeddings",
-}
-ROPE_TYPES = {"linear": ["factor"], "llama3": list(ROPE_SETTINGS)}
+# What a family takes over from one that it is like.
+SHARED = ("fixed", "config", "translated", "expect", "missing", "tensors")
 
 
-@dataclass(frozen=True)
-class Family:
-    """A published architecture: what it can express, how its config.json says it, how its tensors are called."""
+@dataclass(frozen=True, kw_only=True)
+class Family(ConfigKeys):
+    """A published architecture: what it can express, how its config.json says it, how its tensors are called.
+
+    Attributes:
+        unused: our fields that make no difference to what it computes.
+        divisible: two of our fields of which transformers wants the first to be a multiple of the second.
+        differs_in_litgpt: our fields that LitGPT's form of a shape gives another value, or cannot say.
+    """
 
     name: str
-    architectures: list[str]
-    model_type: str
-    fixed: Mapping[str, Any]
-    config: Mapping[str, str]
-    rope: Mapping[str, str]
-    expect: Mapping[str, list[Any]]
-    missing: Mapping[str, Any]
     tensors: Table
     shapes: Mapping[str, Mapping[str, Any]]
     unused: list[str] = field(default_factory=list)
@@ -55,73 +48,53 @@ class Family:
     hub_names: Mapping[str, str] = field(default_factory=dict)
 
     def expresses(self, config: Config) -> bool:
-        """Whether this architecture computes exactly what the config says."""
-        kept = (*self.config, *ROPE_FIELDS, *LABELS, *self.unused, *(["rotary_percentage"] * ("partial" in self.rope)))
+        """Whether this architecture computes exactly what the config says: written and read back, it says the same."""
+        if self.nested or (self.divisible and getattr(config, self.divisible[0]) % getattr(config, self.divisible[1])):
+            return False
         try:
-            echo = Config(**{**{key: getattr(config, key) for key in kept}, **self.fixed})
+            echo = self.read(self.config_json(config))
         except UserError:
             return False
-        whole = not self.divisible or getattr(config, self.divisible[0]) % getattr(config, self.divisible[1]) == 0
-        one_scaling = config.rope_condense_ratio == 1 or config.rope_adjustments is None
-        return echo == config and whole and one_scaling
+        return same(meaning(echo, self.unused), meaning(config, self.unused))
 
-    def config_json(self, config: Config) -> dict[str, Any]:
-        """The `config.json` of a model of this shape, rope in the form before transformers 5 and in that since."""
-        return {
-            "architectures": list(self.architectures),
-            "model_type": self.model_type,
-            **{key: accepted[0] for key, accepted in self.expect.items()},
-            **{key: getattr(config, ours) for ours, key in self.config.items()},
-            **self._write_rope(config),
-        }
 
-    def read(self, values: Mapping[str, Any], *, name: str = "") -> Config:
-        """The shape that a `config.json` of this architecture tells.
+def meaning(config: Config, unused: list[str]) -> dict[str, Any]:
+    """What a shape computes: its fields without labels, and those that follow from others spelled out."""
+    values = {key: value for key, value in config.to_dict().items() if key not in (*LABELS, *unused)}
+    if config.rope_condense_ratio != 1 and config.rope_adjustments is None:
+        values |= {"rope_adjustments": {"factor": config.rope_condense_ratio}, "rope_condense_ratio": 1}
+    layers = range(config.n_layer)
+    return {
+        **values,
+        **{key: has_bias(config, key) for key in ("attn_bias", "attn_out_bias", "mlp_bias")},
+        "attention_scores_scalar": config.attention_scores_scalar or config.head_size,
+        "sliding_window_indices": [config.is_local(layer) for layer in layers],
+        "rope_layers": [config.rope_of(layer) for layer in layers],
+        "rope_indices": None,
+    }
 
-        Raises:
-            UserError: naming a key whose value this model does not run.
-        """
-        values = {**self.missing, **values}
-        for key, accepted in self.expect.items():
-            if values.get(key) not in accepted:
-                raise UserError(f"config.json: {key}: {values.get(key)!r} is not supported; use {accepted[0]!r}")
-        known = {ours: values.get(key) for ours, key in self.config.items()}
-        return Config(
-            **{key: value for key, value in known.items() if value is not None},
-            **self._read_rope(values),
-            **self.fixed,
-            name=name,
-            vocab_size=known["padded_vocab_size"],
-        )
 
-    def _read_rope(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-        if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
-            raise UserError(f"config.json: rope_parameters: {rope!r} is no mapping like {{rope_type: default}}")
-        found = {"rope_base": rope.get("rope_theta", values.get(self.rope["theta"]))}
-        if "partial" in self.rope:
-            found["rotary_percentage"] = rope.get("partial_rotary_factor", values.get(self.rope["partial"]))
-        kind = str(rope.get("rope_type", rope.get("type", "default")))
-        if kind in ROPE_TYPES:
-            found["rope_adjustments"] = {key: rope.get(ROPE_SETTINGS[key]) for key in ROPE_TYPES[kind]}
-        elif kind != "default":
-            raise UserError(f"config.json: rope_type: {kind!r} is not supported; use default or {sorted(ROPE_TYPES)}")
-        return found
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are equal, numbers but for the rounding of a reciprocal."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-9)
+    return bool(one == other)
 
-    def _write_rope(self, config: Config) -> dict[str, Any]:
-        adjustments = config.rope_adjustments or {}
-        if config.rope_condense_ratio != 1:
-            adjustments = {"factor": config.rope_condense_ratio}
-        kind = next((kind for kind, keys in ROPE_TYPES.items() if set(keys) == set(adjustments)), "default")
-        scaling = {"rope_type": kind, **{ROPE_SETTINGS[key]: value for key, value in adjustments.items()}}
-        theta = float(config.rope_base)
-        partial = {"partial_rotary_factor": config.rotary_percentage} if "partial" in self.rope else {}
-        return {
-            self.rope["theta"]: theta,
-            **({self.rope["partial"]: config.rotary_percentage} if partial else {}),
-            "rope_scaling": scaling if adjustments else None,
-            "rope_parameters": {**scaling, "rope_theta": theta, **partial},
-        }
+
+def whole_data(name: str) -> dict[str, Any]:
+    """A family's mapping, with the entries of the one that it is like."""
+    data = dict(data_files()[name])
+    base = whole_data(data.pop("like")) if "like" in data else {}
+    for key in SHARED:
+        own = data.get(key, {})
+        inherited = {one: value for one, value in base.get(key, {}).items() if one not in own}
+        data[key] = {one: value for one, value in {**own, **inherited}.items() if value is not None}
+    for key in ("ignored", "prefix", "unused", "divisible"):
+        if key in base:
+            data.setdefault(key, base[key])
+    return data
 
 
 def load_family(data: dict[str, Any]) -> Family:
@@ -134,7 +107,8 @@ def load_family(data: dict[str, Any]) -> Family:
             ((name, hub),) = entry.items() if isinstance(entry, dict) else ((entry.split("/")[-1], entry),)
             shapes[name] = shape
             hub_names[name] = hub
-    tensors = table(data["name"], data.pop("tensors"), data.pop("ignored", ()))
+    for_table = {key: data.pop(key) for key in ("ignored", "unread", "prefix", "starts") if key in data}
+    tensors = table(data["name"], data.pop("tensors"), **for_table)
     return Family(**data, tensors=tensors, shapes=shapes, hub_names=hub_names)
 
 
@@ -150,7 +124,7 @@ def data_files() -> dict[str, dict[str, Any]]:
 @cache
 def families() -> dict[str, Family]:
     """Every published architecture that the model runs, by name."""
-    return {name: load_family(dict(data)) for name, data in data_files().items() if "model_type" in data}
+    return {name: load_family(whole_data(name)) for name, data in data_files().items() if "model_type" in data}
 
 
 @cache

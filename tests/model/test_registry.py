@@ -155,12 +155,13 @@ def test_absent_keys_mean_what_transformers_assumes(tmp_path: Path) -> None:
         ({"model_type": "llama", "hidden_size": -4}, ["n_embd", "-4"]),
         ({"model_type": "llama", "hidden_size": "many"}, ["n_embd", "many"]),
         ({"model_type": "llama", "num_hidden_layers": 10**9}, ["n_layer"]),
-        ({"model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 2.0}}, ["rope_type", "yarn"]),
+        ({"model_type": "llama", "rope_scaling": {"type": "axial", "factor": 2.0}}, ["rope_type", "axial", "yarn"]),
         ({"model_type": "llama", "rope_parameters": "long"}, ["rope_parameters", "long"]),
         ({"model_type": "qwen3", "rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, ["rope_parameters"]),
         ({"model_type": "llama", "rope_scaling": {"type": "linear"}}, ["factor"]),
-        ({"model_type": "mistral"}, ["sliding_window", "4096"]),
-        ({"model_type": "qwen2", "use_sliding_window": True}, ["use_sliding_window"]),
+        ({"model_type": "mistral", "sliding_window": 0}, ["sliding_window_size", "0"]),
+        ({"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["mamba"]}, ["layer_types", "mamba"]),
+        ({"model_type": "qwen2", "use_sliding_window": True, "num_hidden_layers": 10**9}, ["n_layer"]),
     ],
 )
 def test_config_json_that_cannot_run_answers_in_one_line(tmp_path: Path, values: Any, words: list[str]) -> None:
@@ -181,7 +182,7 @@ JUNK = st.recursive(
 @given(st.sampled_from(sorted(families())), st.data())
 def test_any_junk_in_config_json_is_a_shape_or_a_user_error(name: str, data: st.DataObject) -> None:
     family = families()[name]
-    keys = [*family.missing, *family.expect, *family.config.values(), "rope_scaling", "rope_parameters"]
+    keys = [*family.missing, *family.expect, *family.config.values(), "rope_scaling", "rope_parameters", "layer_types"]
     values = data.draw(st.dictionaries(st.sampled_from(sorted(set(keys))), JUNK, max_size=3))
     try:
         family.read(values)
