@@ -171,7 +171,7 @@ def restored(files: TensorFiles, name: str, parameter: Tensor, group: dict[str, 
         return tensor
     # torch keeps step counters on the CPU unless the step itself runs on the device
     counter = not whole.shape and not (group.get("capturable") or group.get("fused"))
-    return files.whole(name).to("cpu" if counter else parameter.device)
+    return files.whole(name).to("cpu" if counter else parameter.device, copy=True)
 
 
 def generator_states() -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ DTYPE_NAMES = {
     torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e8m0fnu: "F8_E8M0",
     torch.int64: "I64",
     torch.int32: "I32",
     torch.int16: "I16",
@@ -127,16 +129,55 @@ def overlap(
     return tuple(source), tuple(target)
 
 
+class MappedFile:
+    """The tensors of one safetensors file as views of its memory map, whose pages are given back when asked to."""
+
+    def __init__(self, path: Path) -> None:
+        """Map the file.
+
+        Raises:
+            SafetensorError, OSError, ValueError: if it is not a whole safetensors file.
+        """
+        with safe_open(path, framework="pt") as file:  # holds sizes, offsets and the file's length against each other
+            self.metadata: dict[str, str] = file.metadata() or {}
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+            entries = json.loads(file.read(header))
+            # a private map is writable, as torch wants memory to be, and never changes the file
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        entries.pop("__metadata__", None)
+        self.entries = {
+            name: (DTYPES[entry["dtype"]], tuple(entry["shape"]), *(8 + header + at for at in entry["data_offsets"]))
+            for name, entry in entries.items()
+        }
+
+    def view(self, name: str) -> Tensor:
+        """A tensor whose values are read from the disk where they are looked at."""
+        dtype, shape, start, end = self.entries[name]
+        if start == end:
+            return torch.empty(shape, dtype=dtype)
+        raw = torch.frombuffer(self._bytes, dtype=torch.uint8, count=end - start, offset=start)
+        return raw.view(dtype).view(shape)
+
+    def release(self, name: str) -> None:
+        """Take a tensor's pages out of this process's memory; looking at it again reads them again."""
+        _, _, start, end = self.entries[name]
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # pages that are shared with its neighbours stay
+        length = end // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self._bytes.madvise(mmap.MADV_DONTNEED, first, length)
+
+
 class TensorFiles:
     """A set of safetensors files, read as the whole tensors that they hold blocks of; memory-mapped, on demand."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self.wholes: dict[str, Whole] = {}
         self.metadata: dict[str, str] = {}
-        self._open: dict[Path, Any] = {}
+        self._open: dict[Path, MappedFile] = {}
         for path in paths:
             try:
-                self._open[path] = safe_open(path, framework="pt")
+                self._open[path] = MappedFile(path)
                 self._read_header(path)
             except FileNotFoundError:
                 raise Damaged(f"{path}: no such file") from None
@@ -145,15 +186,12 @@ class TensorFiles:
 
     def _read_header(self, path: Path) -> None:
         file = self._open[path]
-        self.metadata |= file.metadata() or {}
-        placed = json.loads((file.metadata() or {}).get("parts", "{}"))
-        for name in file.keys():  # noqa: SIM118 - not a dict
-            view = file.get_slice(name)
-            size = tuple(view.get_shape())
+        self.metadata |= file.metadata
+        placed = json.loads(file.metadata.get("parts", "{}"))
+        for name, (dtype, size, _, _) in file.entries.items():
             entry = placed.get(name, {})
             whole = self.wholes.setdefault(
-                name,
-                Whole(tuple(entry.get("shape", size)), DTYPES[view.get_dtype()], python=entry.get("python", False)),
+                name, Whole(tuple(entry.get("shape", size)), dtype, python=entry.get("python", False))
             )
             whole.blocks.append((path, tuple(entry.get("offset", [0] * len(size))), size))
 
@@ -169,26 +207,30 @@ class TensorFiles:
             if meet is None:
                 continue
             source, target = meet
-            values = self._read(path, name, source)
+            values = self._open[path].view(name)[source]
             part.local.detach()[target].copy_(values)
+            self._open[path].release(name)
             filled += values.numel()
         if filled != part.local.numel():
             raise Damaged(f"{name}: {filled} of {part.local.numel()} values found in {self._names(name)}")
-
-    def _read(self, path: Path, name: str, where: tuple[slice, ...]) -> Tensor:
-        try:
-            return self._open[path].get_slice(name)[where] if where else self._open[path].get_tensor(name)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise Damaged(f"{path}: tensor {name} cannot be read ({error})") from None
 
     def _names(self, name: str) -> str:
         return ", ".join(path.name for path, _, _ in self.wholes[name].blocks)
 
     def whole(self, name: str) -> Tensor:
-        """Tensor `name` in full, on the CPU."""
+        """Tensor `name` in full, on the CPU; if it lies in one block a view of the file, not to be written to."""
         have = self.wholes[name]
         if len(have.blocks) == 1 and have.blocks[0][2] == have.shape:
-            return self._read(have.blocks[0][0], name, ())
+            return self._open[have.blocks[0][0]].view(name)
         tensor = torch.empty(have.shape, dtype=have.dtype)
         self.fill(name, part_of(tensor))
         return tensor
+
+    def like(self, name: str) -> Tensor:
+        """Shape and type of tensor `name`, on the meta device."""
+        return torch.empty(self.wholes[name].shape, dtype=self.wholes[name].dtype, device="meta")
+
+    def release(self, name: str) -> None:
+        """Take the mapped pages of a tensor out of this process's memory."""
+        for path, _, _ in self.wholes[name].blocks:
+            self._open[path].release(name)

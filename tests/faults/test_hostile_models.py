@@ -13,6 +13,7 @@ from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.store import published
 from litgpt.store.legacy import torch_load
+from litgpt.store.sources import from_torch
 
 CONFIG = Config(
     name="tiny",
@@ -86,7 +87,7 @@ def test_a_hostile_file_beside_safetensors_is_never_opened(folder: Path, tmp_pat
 def test_a_file_that_is_no_torch_file_has_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "lit_model.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"lit_model\.pth"):
-        published.from_torch([tmp_path / "lit_model.pth"])
+        from_torch([tmp_path / "lit_model.pth"])
 
 
 def test_a_missing_file_has_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,171 @@
+"""Read GGUF files (llama.cpp): their weights dequantized, their settings as a config.json has them."""
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from litgpt.errors import UserError
+from litgpt.files import Damaged
+from litgpt.model.names import Table, table
+from litgpt.model.registry import data_files
+
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def gguf_in(folder: Path) -> Path | None:
+    """The GGUF file that `folder` is, or the only one in it; None without one.
+
+    Raises:
+        UserError: if there are several.
+    """
+    if folder.suffix == ".gguf" and folder.is_file():
+        return folder
+    found = sorted(folder.glob("*.gguf"))
+    if len(found) > 1:
+        raise UserError(f"{folder}: holds {len(found)} .gguf files; name one, such as {found[0].name}")
+    return found[0] if found else None
+
+
+class GGUFFile:
+    """A GGUF file: settings, tensors, tokenizer. Quantized weights are read as float32, exactly what they stand for."""
+
+    def __init__(self, path: Path) -> None:
+        """Map the file.
+
+        Raises:
+            UserError: if the package `gguf` is missing, or the file is damaged or of an architecture not known here.
+        """
+        try:
+            from gguf import GGUFReader
+        except ImportError:
+            raise UserError(f"{path}: to read it, pip install 'litgpt[gguf]'") from None
+        self.path = path
+        try:
+            reader = GGUFReader(path)
+        except (OSError, ValueError, IndexError, KeyError, AttributeError, OverflowError, MemoryError) as error:
+            raise Damaged(f"{path}: not a whole GGUF file ({error})") from None
+        self._fields = reader.fields
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        kind = self.setting("general.architecture")
+        known = data_files()["gguf"]["architectures"]
+        if kind not in known:
+            raise UserError(f"{path}: general.architecture: {kind!r} is not one of {', '.join(known)}")
+        self.kind = str(kind)
+        self.entry: dict[str, Any] = known[self.kind]
+        for key, values in self.entry.get("unlike", {}).items():
+            if self.of_kind(key) in values:
+                raise UserError(
+                    f"{path}: {self.kind}.{key}: {self.of_kind(key)}; llama.cpp scales its attention by a rule that "
+                    "the file does not tell; use the safetensors of this model"
+                )
+
+    def setting(self, key: str) -> Any:
+        """The value of a key; None if the file has it not. Numbers of 32 bits as they were written in decimals."""
+        if key not in self._fields:
+            return None
+        value = self._fields[key].contents()
+        return float(str(np.float32(value))) if isinstance(value, float) else value
+
+    def of_kind(self, key: str) -> Any:
+        """The value of a key of this architecture."""
+        return self.setting(f"{self.kind}.{key}")
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    @property
+    def table(self) -> Table:
+        """The table from the file's names to ours."""
+        data = data_files()["gguf"]
+        return table("gguf", data["tensors"], data["ignored"])
+
+    @cached_property
+    def config_json(self) -> dict[str, Any]:
+        """The settings as the config.json of the published architecture has them."""
+        settings: Mapping[str, str] = self.entry["settings"]
+        values = {theirs: self.of_kind(key) for key, theirs in settings.items()}
+        values = {key: value for key, value in values.items() if value is not None}
+        lists = [key for key, value in values.items() if isinstance(value, list)]
+        if lists:
+            raise UserError(f"{self.path}: {lists[0]}: differs from layer to layer, which no model here does")
+        values.setdefault("head_dim", values.get("hidden_size", 0) // max(1, values.get("num_attention_heads", 1)))
+        if "token_embd.weight" in self._tensors:
+            values["vocab_size"] = int(self._tensors["token_embd.weight"].shape[1])
+        if self.kind.startswith("gemma") and self.kind != "gemma":
+            values["query_pre_attn_scalar"] = values["head_dim"]
+        return {
+            "model_type": self.entry["model_type"],
+            **values,
+            "tie_word_embeddings": "output.weight" not in self._tensors,
+            "attention_bias": "blk.0.attn_q.bias" in self._tensors,
+            "rope_scaling": self._rope_scaling(),
+        }
+
+    def _rope_scaling(self) -> dict[str, Any] | None:
+        kind = self.of_kind("rope.scaling.type")
+        if "rope_freqs.weight" in self._tensors:
+            return self._llama3_scaling()
+        if kind in (None, "none"):
+            return None
+        scaling = {"rope_type": kind, "factor": self.of_kind("rope.scaling.factor")}
+        first = self.of_kind("rope.scaling.original_context_length")
+        return scaling | ({} if first is None else {"original_max_position_embeddings": first})
+
+    def _llama3_scaling(self) -> dict[str, Any]:
+        """Llama 3's scaling, found by its divisors of the frequencies, which are all that the file keeps of it.
+
+        Raises:
+            UserError: if the divisors are those of no released Llama.
+        """
+        divisors = self.read("rope_freqs.weight").double()
+        base = self.of_kind("rope.freq_base") or 10000.0
+        plain = base ** (-torch.arange(len(divisors), dtype=torch.float64) / len(divisors))
+        turns = LLAMA3["original_max_position_embeddings"] * plain / (2 * math.pi)
+        low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
+        share = ((turns - low) / (high - low)).clamp(0, 1)
+        factor = round(float(divisors.max()), 3)
+        if not torch.allclose(1 / ((1 - share) / factor + share), divisors, rtol=1e-4):
+            raise UserError(f"{self.path}: rope_freqs.weight: a scaling of frequencies that no released Llama has")
+        return {"rope_type": "llama3", "factor": factor, **LLAMA3}
+
+    def like(self, name: str) -> Tensor:
+        """A tensor's shape, and the type it is read in, on the meta device."""
+        tensor = self._tensors[name]
+        shape = [int(size) for size in reversed(tensor.shape)]
+        return torch.empty(shape, dtype=PLAIN.get(tensor.tensor_type.name, torch.float32), device="meta")
+
+    def read(self, name: str) -> Tensor:
+        """A tensor as the published architecture has it.
+
+        Raises:
+            UserError: if it is quantized in a way that the package `gguf` does not know.
+        """
+        from gguf import dequantize
+
+        tensor, like = self._tensors[name], self.like(name)
+        if tensor.tensor_type.name in PLAIN:
+            raw = torch.from_numpy(np.ascontiguousarray(tensor.data).view(np.uint8).reshape(-1).copy())
+            values = raw.view(like.dtype).view(like.shape)
+        else:
+            try:
+                values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)).view(like.shape)
+            except (NotImplementedError, ValueError) as error:
+                raise UserError(f"{self.path}: {name}: {tensor.tensor_type.name} cannot be read ({error})") from None
+        return self._as_published(name, values)
+
+    def _as_published(self, name: str, values: Tensor) -> Tensor:
+        """Undo what llama.cpp does to weights: rows of q and k in pairs, norms with their offset added."""
+        part = name.split(".")[-2]
+        if self.entry.get("paired") and part in ("attn_q", "attn_k"):
+            heads = self.of_kind("attention.head_count" + ("_kv" * (part == "attn_k")))
+            heads = heads or self.of_kind("attention.head_count")
+            return values.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+        return values - 1 if self.entry.get("norm_offset") and part.endswith("norm") else values

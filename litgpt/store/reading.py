@@ -1,0 +1,254 @@
+"""Read model folders, those of Hugging Face, of LitGPT and ours, under our names: memory-mapped, piece by piece."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from litgpt.errors import UserError
+from litgpt.files import read_json
+from litgpt.model import registry
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.model.names import Step, Table
+from litgpt.store.checkpoint import Warn, place_of, say
+from litgpt.store.gguf_files import GGUFFile, gguf_in
+from litgpt.store.sources import Source, source_in
+from litgpt.store.state import model_tensors
+from litgpt.store.tensors import Part, overlap, part_of
+
+BLOCK_BYTES = 32 << 20  # what is read of a file at once, and so what stays in memory beside the model
+
+
+def shape_in(folder: Path) -> Config:
+    """The shape of the model in a folder or a GGUF file; as `registry.read_shape` where there are settings beside it."""
+    if not any((folder / name).is_file() for name in ("model_config.yaml", "config.json")) and (
+        path := gguf_in(folder)
+    ):
+        values = GGUFFile(path).config_json
+        family = next(one for one in registry.families().values() if one.model_type == values["model_type"])
+        return family.read(values, name=path.stem)
+    return registry.read_shape(folder)
+
+
+def table_for(source: Source, folder: Path, config: Config) -> Table | None:
+    """The table that the source's names follow; None for our own names."""
+    if source.table or "embedding.weight" in source.names:
+        return source.table
+    if any(name.startswith("transformer.wte.") for name in source.names) and source.where.suffix == ".pth":
+        return registry.litgpt_names()
+    published = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    kind = published.get("model_type") if isinstance(published, dict) else None
+    family = next((one for one in registry.families().values() if one.model_type == kind), None)
+    family = family or registry.family_of(config)
+    if family is None:
+        raise UserError(
+            f"{folder}: no known architecture has this shape and these tensor names; is config.json missing?"
+        )
+    return family.tensors
+
+
+def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
+    """Every parameter of a model of this shape, by name."""
+    with torch.device("meta"):
+        return {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published tensor, not read yet, and what it becomes of ours."""
+
+    source: Source
+    step: Step
+    config: Config
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def parts(self) -> dict[str, Tensor]:
+        """Our tensors (or one expert's slice of each) in full: views of the file where the layout allows it."""
+        return self._split(self.source.read(self.step.theirs))
+
+    def _split(self, tensor: Tensor) -> dict[str, Tensor]:
+        try:
+            return dict(zip(self.step.ours, self.step.split(tensor, self.config), strict=True))
+        except UserError as error:
+            raise UserError(f"{self.source.where}: {error}") from None
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape that the model asks of one of the parts."""
+        return self.shapes[name] if self.step.expert is None else self.shapes[name][1:]
+
+    def check(self) -> None:
+        """Hold type and shape against the model's; looks at no values.
+
+        Raises:
+            UserError: naming the published tensor.
+        """
+        like = self.source.like(self.step.theirs)
+        where, theirs = self.source.where, self.step.theirs
+        if not like.is_floating_point():
+            raise UserError(f"{where}: {theirs} is of type {like.dtype}; weights are floating-point numbers")
+        for name, part in self._split(like).items():
+            here, there = tuple(part.shape), self.shape_of(name)
+            if here != there:
+                hint = "the shape in its model_config.yaml or config.json"
+                if name in ("embedding.weight", "head.weight") and here[1:] == there[1:]:
+                    hint = f"model_config.padded_vocab_size: {here[0]}"
+                raise UserError(f"{where}: {theirs} is {list(here)}, the model's {name} {list(there)}; use {hint}")
+
+    def copy_to(self, ranks_parts: Mapping[str, Part]) -> None:
+        """Copy what lies in a rank's parts of our tensors, a block of rows at a time; looks at no other values.
+
+        The values are cast to the type of the parts, and sent to their device.
+        """
+        meets = {name: found for name in self.step.ours if (found := self._meet(name, ranks_parts[name]))}
+        if not meets:
+            return
+        tensor = self.source.read(self.step.theirs)
+        if self.step.kind == "grouped":  # to part the rows would copy all of them, so only their numbers are parted
+            numbers = self._split(torch.arange(tensor.shape[0])[:, None])
+            for name, (target, where) in meets.items():
+                rows = numbers[name][where[0], 0]
+                self._copy(target, rows, tensor, lambda some: tensor[some][:, *where[1:]])  # noqa: B023 - used at once
+        else:
+            parts = self._split(tensor)
+            for name, (target, where) in meets.items():
+                self._copy(target, parts[name][where], tensor, lambda some: some)
+
+    def _copy(self, target: Tensor, rows: Tensor, tensor: Tensor, values: Callable[[Tensor], Tensor]) -> None:
+        for mine, theirs in zip(blocks(target, tensor), blocks(rows, tensor), strict=True):
+            mine.copy_(values(theirs))
+            self.source.release(self.step.theirs)
+
+    def _meet(self, name: str, part: Part) -> tuple[Tensor, tuple[slice, ...]] | None:
+        """The values of a rank that a part fills, and where in the part they lie; None if it fills none."""
+        local, offset, shape = part.local.detach(), part.offset, self.shape_of(name)
+        if self.step.expert is not None:
+            here = self.step.expert - offset[0]
+            if not 0 <= here < local.shape[0]:
+                return None
+            local, offset = local[here], offset[1:]
+        meet = overlap((0,) * len(shape), shape, offset, tuple(local.shape))
+        return (local[meet[1]], meet[0]) if meet else None
+
+
+def blocks(tensor: Tensor, like: Tensor) -> list[Tensor]:
+    """A tensor in runs of rows, as many in each as come to `BLOCK_BYTES` in `like`."""
+    if not tensor.dim():
+        return [tensor]
+    row_bytes = max(1, like.nbytes // max(1, like.shape[0]))
+    return list(tensor.split(max(1, BLOCK_BYTES // row_bytes)))
+
+
+def published_in(folder: Path, config: Config, *, warn: Warn = say) -> list[Published]:
+    """Every tensor of a model in a folder, each checked by name, type and shape; no values are read.
+
+    Args:
+        folder: a model folder, or a `.gguf` file.
+        warn: told in one line how many published tensors the model has no place for.
+
+    Raises:
+        UserError: naming a tensor that only the folder or only the shape has, or of another shape or type.
+    """
+    source = source_in(folder)
+    table = table_for(source, folder, config)
+    steps = steps_for(source, table, config)
+    unread = table.left_unread(source.names, config) if table else []
+    if unread:
+        warn(f"{source.where}: {len(unread)} tensors of parts that the model has not are left out, first {unread[0]}")
+    shapes = shapes_of(config)
+    kept = [step for step in steps if not (config.tie_embeddings and step.ours == ("head.weight",))]
+    check_names(source.where, kept, shapes)
+    for step in steps:
+        if step not in kept:
+            check_tied(source, step, next(one for one in kept if "embedding.weight" in one.ours))
+    tensors = [Published(source, step, config, shapes) for step in kept]
+    for tensor in tensors:
+        tensor.check()
+    return tensors
+
+
+def steps_for(source: Source, table: Table | None, config: Config) -> list[Step]:
+    """How each published tensor becomes ours."""
+    if table is None:
+        return [Step(name, (name,), "rename") for name in source.names]
+    try:
+        return table.reading(source.names, config)
+    except UserError as error:
+        raise UserError(f"{source.where}: {error}") from None
+
+
+def check_names(where: Path, steps: list[Step], shapes: Mapping[str, Any]) -> None:
+    """Refuse a folder that lacks tensors, holds unknown ones, or holds one twice."""
+    found = Counter((name, step.expert) for step in steps for name in step.ours)
+    names = {name for name, _ in found}
+    missing, unknown = sorted(shapes.keys() - names), sorted(names - shapes.keys())
+    twice = sorted({name for (name, _), times in found.items() if times > 1})
+    for kind, wrong in (("lacks", missing), ("has tensors that the model has not:", unknown), ("holds twice", twice)):
+        if wrong:
+            some = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+            raise UserError(f"{where}: {kind} {some}; use the model_config of this folder")
+
+
+def check_tied(source: Source, head: Step, embedding: Step) -> None:
+    """Refuse a head that is published beside the embedding it is tied to, and differs from it."""
+    one, other = source.read(head.theirs), source.read(embedding.theirs)
+    same = one.shape == other.shape and all(
+        torch.equal(*pair) for pair in zip(blocks(one, one), blocks(other, one), strict=True)
+    )
+    source.release(head.theirs)
+    source.release(embedding.theirs)
+    if not same:
+        raise UserError(
+            f"{source.where}: {head.theirs} differs from {embedding.theirs}, but the model ties "
+            "them; set model_config.tie_embeddings: false"
+        )
+
+
+def tensors_in(folder: Path, config: Config, *, warn: Warn = say) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a model folder under our names, whole, one at a time; memory-mapped where a rename suffices.
+
+    Raises:
+        UserError: as `published_in`.
+    """
+    stacks: dict[str, Tensor] = {}
+    waiting: Counter[str] = Counter()
+    for published in published_in(folder, config, warn=warn):
+        expert = published.step.expert
+        if expert is None:
+            yield from published.parts().items()
+            continue
+        for name, values in published.parts().items():
+            if name not in stacks:
+                stacks[name] = values.new_empty((config.n_expert, *values.shape))
+                waiting[name] = config.n_expert
+            stacks[name][expert] = values
+            waiting[name] -= 1
+        published.source.release(published.step.theirs)
+        for name in published.step.ours:
+            if not waiting[name]:
+                yield name, stacks.pop(name)
+
+
+@torch.no_grad()
+def load(model: nn.Module, folder: Path | str, *, config: Config | None = None, warn: Warn = say) -> None:
+    """Fill a model from a model folder; each rank copies only its part of a sharded parameter, cast to its type.
+
+    Beside the model, no more than a block of the files is in memory at a time.
+
+    Args:
+        folder: a model folder, or a `.gguf` file.
+        config: the model's shape; `model.config` if None.
+        warn: told, on the first rank, how many published tensors the model has no place for.
+
+    Raises:
+        UserError: as `published_in`. The model is then as it was.
+    """
+    shape: Config = config or model.config  # type: ignore[assignment]
+    rank, _ = place_of()
+    parts = {name: part_of(tensor) for name, tensor in model_tensors(model)}
+    for published in published_in(Path(folder), shape, warn=warn if rank == 0 else lambda line: None):
+        published.copy_to(parts)

@@ -1,0 +1,139 @@
+"""The weights that a folder publishes, whatever files they are in: names, and one tensor at a time."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from litgpt.errors import UserError
+from litgpt.files import Damaged, inside, read_json
+from litgpt.model.names import Table
+from litgpt.store.gguf_files import GGUFFile, gguf_in
+from litgpt.store.legacy import state_dict
+from litgpt.store.quantized import FP8_SCALE, MXFP4_BLOCKS, MXFP4_SCALES, block_of, from_fp8, from_mxfp4
+from litgpt.store.tensors import TensorFiles
+
+SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
+BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+LIT_MODEL = "lit_model.pth"
+
+Dequantize = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tensors that a folder publishes.
+
+    Attributes:
+        like: a tensor's shape and type, on the meta device.
+        read: its values; a view of a file where that is possible, not to be written to.
+        release: take what was read of it out of memory again.
+        table: what the names mean, if the kind of file settles that.
+    """
+
+    where: Path
+    names: list[str]
+    like: Callable[[str], Tensor]
+    read: Callable[[str], Tensor]
+    release: Callable[[str], None] = lambda name: None
+    table: Table | None = None
+
+
+def source_in(folder: Path) -> Source:
+    """The weights in a model folder: safetensors first, then LitGPT's file, then `.bin` files, then GGUF.
+
+    Args:
+        folder: a model folder, or a `.gguf` file.
+
+    Raises:
+        UserError: if there are none, a shard is missing or damaged, or an index names a file outside the folder.
+    """
+    if (folder / SAFETENSORS_INDEX).is_file():
+        return from_safetensors(folder / SAFETENSORS_INDEX, *indexed(folder / SAFETENSORS_INDEX, ".safetensors"))
+    if (folder / SAFETENSORS).is_file():
+        return from_safetensors(folder / SAFETENSORS, [folder / SAFETENSORS])
+    if loose := sorted(folder.glob("*.safetensors")):
+        return from_safetensors(folder, loose)
+    if (folder / LIT_MODEL).is_file():
+        return from_torch([folder / LIT_MODEL])
+    if (folder / BIN_INDEX).is_file():
+        return from_torch(indexed(folder / BIN_INDEX, ".bin")[0])
+    if (folder / BIN).is_file():
+        return from_torch([folder / BIN])
+    if path := gguf_in(folder):
+        file = GGUFFile(path)
+        return Source(path, file.names, file.like, file.read, table=file.table)
+    raise UserError(f"{folder}: no weights in it; a model folder holds {SAFETENSORS}, {LIT_MODEL}, {BIN} or one .gguf")
+
+
+def indexed(index: Path, suffix: str) -> tuple[list[Path], dict[str, str]]:
+    """The shards that an index lists, and which tensor it promises in which; only files inside its folder."""
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise Damaged(f"{index}: weight_map is not a mapping of tensor names to file names")
+    shards = [inside(index.parent, name) for name in sorted(set(places.values()))]
+    for shard in shards:
+        if shard.suffix != suffix or not shard.is_file():
+            raise Damaged(f"{index}: lists {shard.name}, which is not a {suffix} file in this folder")
+    return shards, places
+
+
+def from_safetensors(where: Path, shards: list[Path], places: Mapping[str, str] | None = None) -> Source:
+    """A set of safetensors files as a source; weights that are stored in 4 or 8 bits are read as what they stand for."""
+    files = TensorFiles(shards)
+    for name, shard in (places or {}).items():
+        if name not in files.wholes or files.wholes[name].blocks[0][0].name != Path(shard).name:
+            raise Damaged(f"{where}: {name} is not in {shard}, where the index says it is")
+    for name, whole in files.wholes.items():
+        if len(whole.blocks) > 1:
+            raise Damaged(f"{where}: {name} is in {whole.blocks[0][0].name} and in {whole.blocks[1][0].name}")
+    return dequantized(Source(where, list(files.wholes), files.like, files.whole, files.release))
+
+
+def from_torch(paths: Iterable[Path]) -> Source:
+    """A set of `.pth` or `.bin` files as a source."""
+    tensors: dict[str, Tensor] = {}
+    paths = list(paths)
+    for path in paths:
+        tensors |= state_dict(path)
+    return Source(paths[0], list(tensors), lambda name: tensors[name].to("meta"), tensors.__getitem__)
+
+
+def dequantized(source: Source) -> Source:
+    """A source in which weights that are stored in 8 or 4 bits appear as what they stand for."""
+    known = set(source.names)
+    packed: dict[str, tuple[Dequantize, str, str]] = {}
+    for name in source.names:
+        weight, blocks = name.removesuffix(FP8_SCALE), name.removesuffix(MXFP4_BLOCKS)
+        if weight != name and weight in known:
+            packed[weight] = (partial(from_fp8, block=block_of(source.where.parent)), weight, name)
+        elif blocks != name and blocks + MXFP4_SCALES in known:
+            packed[blocks] = (from_mxfp4, name, blocks + MXFP4_SCALES)
+    if not packed:
+        return source
+
+    def unpack(name: str, get: Callable[[str], Tensor]) -> Tensor:
+        if name not in packed:
+            return get(name)
+        dequantize, values, scales = packed[name]
+        try:
+            return dequantize(get(values), get(scales))
+        except UserError as error:
+            raise UserError(f"{source.where}: {name}: {error}") from None
+
+    def read(name: str) -> Tensor:
+        found = unpack(name, source.read)
+        if name in packed:
+            release(name)
+        return found
+
+    def release(name: str) -> None:
+        for part in packed[name][1:] if name in packed else (name,):
+            source.release(part)
+
+    inner = {part for _, *parts in packed.values() for part in parts}
+    names = [name for name in source.names if name not in inner] + list(packed)
+    return Source(source.where, names, lambda name: unpack(name, source.like), read, release)

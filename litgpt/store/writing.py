@@ -1,0 +1,163 @@
+"""Write model folders that transformers loads as they stand, whole or not at all."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from litgpt.errors import UserError
+from litgpt.files import staged_folder, write_json
+from litgpt.model.config import Config
+from litgpt.model.names import Step
+from litgpt.model.registry import family_of
+from litgpt.store.checkpoint import Group, Warn, agree, place_of, say
+from litgpt.store.reading import shapes_of
+from litgpt.store.sources import SAFETENSORS, SAFETENSORS_INDEX
+from litgpt.store.state import model_tensors
+from litgpt.store.tensors import write_tensors
+from litgpt.store.tokenizer_copy import copy_tokenizer
+
+
+class ShardWriter:
+    """Published tensors gathered into files of at most so many bytes, and the index over them."""
+
+    def __init__(self, folder: Path, shard_bytes: float) -> None:
+        self.folder = folder
+        self.shard_bytes = shard_bytes
+        self.waiting: dict[str, Tensor] = {}
+        self.shards: list[list[str]] = []
+        self.total = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        held = sum(one.nbytes for one in self.waiting.values())
+        if self.waiting and held + tensor.nbytes > self.shard_bytes:
+            self._flush()
+        self.waiting[name] = tensor
+        self.total += tensor.nbytes
+
+    def _flush(self) -> None:
+        write_tensors(self.folder / f"{len(self.shards)}.safetensors", self.waiting, {"format": "pt"})
+        self.shards.append(list(self.waiting))
+        self.waiting = {}
+
+    def close(self) -> None:
+        """Write what waits, and give the files their names now that their number is known."""
+        self._flush()
+        if len(self.shards) == 1:
+            (self.folder / "0.safetensors").rename(self.folder / SAFETENSORS)
+            return
+        places: dict[str, str] = {}
+        for number, names in enumerate(self.shards):
+            shard = f"model-{number + 1:05d}-of-{len(self.shards):05d}.safetensors"
+            (self.folder / f"{number}.safetensors").rename(self.folder / shard)
+            places |= dict.fromkeys(names, shard)
+        write_json(self.folder / SAFETENSORS_INDEX, {"metadata": {"total_size": self.total}, "weight_map": places})
+
+
+def save(
+    folder: Path | str,
+    *,
+    config: Config,
+    tensors: Iterable[tuple[str, Tensor]] | Mapping[str, Tensor],
+    tokenizer_dir: Path | str | None = None,
+    dtype: torch.dtype | None = None,
+    shard_bytes: float = 5e9,
+    replace: bool = False,
+    warn: Warn = say,
+) -> None:
+    """Write a model folder whole or not at all, as its published architecture has it, so that transformers loads it.
+
+    Args:
+        tensors: every parameter once, under our names.
+        tokenizer_dir: a folder whose tokenizer files are copied.
+        dtype: cast to this type; None keeps each tensor's own.
+        shard_bytes: the size above which the weights are split over files.
+        replace: take the place of a folder that exists.
+        warn: told if no published architecture has this shape; the folder then keeps our tensor names.
+
+    Raises:
+        UserError: if the folder holds something already, or a tensor is missing, unknown or of another shape.
+    """
+    family = family_of(config)
+    shapes = shapes_of(config)
+    own = [Step(name, (name,), "rename") for name in shapes]
+    steps = own if family is None else family.tensors.writing(shapes, config)
+    with staged_folder(Path(folder), replace=replace) as staged:
+        writer = ShardWriter(staged, shard_bytes)
+        types = set()
+        for name, tensor in joined(steps, tensors, shapes, config):
+            cast = tensor.detach().to("cpu", dtype or tensor.dtype)
+            types.add(cast.dtype)
+            writer.add(name, cast)
+        writer.close()
+        (staged / "model_config.yaml").write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
+        special = copy_tokenizer(Path(tokenizer_dir), staged) if tokenizer_dir else {}
+        if family is None:
+            warn(
+                f"{folder}: no published architecture has this shape; its tensors keep our names, only litgpt loads it"
+            )
+            return
+        kept = str(types.pop() if len(types) == 1 else torch.float32).removeprefix("torch.")
+        write_json(staged / "config.json", {**family.config_json(config), "torch_dtype": kept, **special})
+        if not (staged / "generation_config.json").exists():
+            write_json(staged / "generation_config.json", {"_from_model_config": True, **special})
+
+
+def joined(
+    steps: list[Step],
+    tensors: Iterable[tuple[str, Tensor]] | Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    config: Config,
+) -> Iterator[tuple[str, Tensor]]:
+    """Published tensors, each as soon as all of ours that it is made of have come by."""
+    step_of = {name: step for step in steps for name in step.ours}
+    waiting: dict[str, Tensor] = {}
+    missing = set(shapes)
+    for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
+        if name not in missing:
+            raise UserError(f"{name}: not a tensor of this model, or given twice; check model_config.yaml")
+        if tuple(tensor.shape) != shapes[name]:
+            raise UserError(f"{name}: {list(tensor.shape)} here, {list(shapes[name])} in the model's shape")
+        missing.remove(name)
+        waiting[name] = tensor
+        step = step_of[name]
+        if all(part in waiting for part in step.ours):
+            yield step.theirs, step.join([waiting.pop(part) for part in step.ours], config)
+    if missing:
+        raise UserError(
+            f"{', '.join(sorted(missing)[:5])}: missing, but the model's shape has it; check model_config.yaml"
+        )
+
+
+def whole_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter of a model in full, one at a time; all ranks must iterate together, as shards are gathered."""
+    for name, tensor in model_tensors(model):
+        yield name, (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def save_model(folder: Path | str, model: nn.Module, *, config: Config, group: Group = None, **settings: Any) -> None:
+    """Write a model folder from a model that may be spread over ranks; all ranks call it, the first one writes.
+
+    Args:
+        settings: as in `save`.
+
+    Raises:
+        UserError: on every rank, if the first could not write.
+    """
+    rank, _ = place_of(group)
+    tensors = whole_tensors(model)
+    error = ""
+    if rank == 0:
+        try:
+            save(folder, config=config, tensors=tensors, **settings)
+        except (UserError, OSError) as problem:
+            error = str(problem)
+    for _ in tensors:
+        pass  # the other ranks, and a first one that failed, take part in every gathering
+    error = agree(error, group)
+    if error:
+        raise UserError(f"{folder}: not written ({error})")
