@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from types import NoneType, UnionType
@@ -45,11 +45,16 @@ def choice_of(hint: Any) -> type | None:
     return next((base for base in (DataModule, Optimizer) if any(issubclass(kind, base) for kind in classes)), None)
 
 
+def settable(cls: Any) -> list[Field[Any]]:
+    """The fields that the constructor of a dataclass takes, in its order: those by name alone come last."""
+    return sorted((field for field in fields(cls) if field.init), key=lambda field: field.kw_only)
+
+
 def settings_of(cls: type) -> dict[str, tuple[Any, Any]]:
     """The (type, default) of each setting of a dataclass, or of each argument of another class's constructor."""
     if is_dataclass(cls):
         hints = types_of(cls)
-        return {field.name: (hints[field.name], default_of(field)) for field in fields(cls) if field.init}
+        return {field.name: (hints[field.name], default_of(field)) for field in settable(cls)}
     found = {}
     for name, parameter in list(inspect.signature(cls).parameters.items()):
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):

@@ -83,6 +83,9 @@ def schema_of(recipe: type) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a recipe's YAML."""
     make_strict(recipe)
     schema = TypeAdapter(recipe).json_schema(schema_generator=Generator)
+    for base in filter(is_dataclass, recipe.__mro__[1:]):  # pydantic reads the comments of the class itself alone
+        for name, keys in schema_of(base)["properties"].items():
+            schema["properties"][name] = keys | schema["properties"][name]
     for alias, key in ALIASES.items():
         group, name = key.split(".")
         if group in schema["properties"]:

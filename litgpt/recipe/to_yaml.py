@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from litgpt.recipe.data import DATA_MODULES, DataModule
+from litgpt.recipe.keys import settable
 from litgpt.recipe.optimizer import Custom, Optimizer
 
 SECRETS = ("access_token", "token", "password", "api_key")
@@ -24,7 +25,7 @@ def class_name(value: Any) -> str:
 def arguments(value: Any) -> dict[str, Any]:
     """What an object's constructor was given, read from the attributes of the same names."""
     if is_dataclass(value):
-        names = [field.name for field in fields(value) if field.init]
+        names = [field.name for field in settable(value)]
     else:
         names = [name for name in inspect.signature(type(value)).parameters if hasattr(value, name)]
     return {name: plain(getattr(value, name)) for name in names if name not in SECRETS}
