@@ -25,10 +25,9 @@ BLOCK_BYTES = 32 << 20  # what is read of a file at once, and so what stays in m
 
 
 def shape_in(folder: Path) -> Config:
-    """The shape of the model in a folder or a GGUF file; as `registry.read_shape` where there are settings beside it."""
-    if not any((folder / name).is_file() for name in ("model_config.yaml", "config.json")) and (
-        path := gguf_in(folder)
-    ):
+    """The shape of the model in a folder or a GGUF file, the latter's if no model_config.yaml or config.json tells it."""
+    told = any((folder / name).is_file() for name in ("model_config.yaml", "config.json"))
+    if not told and (path := gguf_in(folder)):
         values = GGUFFile(path).config_json
         family = next(one for one in registry.families().values() if one.model_type == values["model_type"])
         return family.read(values, name=path.stem)

@@ -82,7 +82,7 @@ def indexed(index: Path, suffix: str) -> tuple[list[Path], dict[str, str]]:
 
 
 def from_safetensors(where: Path, shards: list[Path], places: Mapping[str, str] | None = None) -> Source:
-    """A set of safetensors files as a source; weights that are stored in 4 or 8 bits are read as what they stand for."""
+    """A set of safetensors files as a source; weights stored in 4 or 8 bits are read as what they stand for."""
     files = TensorFiles(shards)
     for name, shard in (places or {}).items():
         if name not in files.wholes or files.wholes[name].blocks[0][0].name != Path(shard).name:

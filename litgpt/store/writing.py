@@ -114,7 +114,10 @@ def joined(
     config: Config,
 ) -> Iterator[tuple[str, Tensor]]:
     """Published tensors, each as soon as all of ours that it is made of have come by."""
-    step_of = {name: step for step in steps for name in step.ours}
+    steps_of: dict[str, list[Step]] = {}
+    for step in steps:
+        for name in step.ours:
+            steps_of.setdefault(name, []).append(step)
     waiting: dict[str, Tensor] = {}
     missing = set(shapes)
     for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
@@ -124,9 +127,11 @@ def joined(
             raise UserError(f"{name}: {list(tensor.shape)} here, {list(shapes[name])} in the model's shape")
         missing.remove(name)
         waiting[name] = tensor
-        step = step_of[name]
-        if all(part in waiting for part in step.ours):
-            yield step.theirs, step.join([waiting.pop(part) for part in step.ours], config)
+        if all(part in waiting for part in steps_of[name][0].ours):
+            for step in steps_of[name]:  # one, or one for every expert of a stack
+                yield step.theirs, step.join([waiting[part] for part in step.ours], config)
+            for part in steps_of[name][0].ours:
+                del waiting[part]
     if missing:
         raise UserError(
             f"{', '.join(sorted(missing)[:5])}: missing, but the model's shape has it; check model_config.yaml"
