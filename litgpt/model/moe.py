@@ -1,0 +1,186 @@
+"""Mixture of experts: a router sends each token to a few of many feed-forward layers.
+
+Axes: N tokens, D model width, E experts, K experts of a token, R = N K rows (a token once for each of its experts,
+sorted by expert), I inner width of an expert.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litgpt.model.config import Config
+from litgpt.model.layers import GatedMLP, gating, has_mlp_bias
+
+
+class MoE(nn.Module):
+    """The weighted sum of each token's experts, plus the experts that all tokens share; (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.router = Router(config)
+        self.experts = Experts(config)
+        self.shared = GatedMLP(config, config.shared_size) if config.shared_size else None
+        gated = self.shared is not None and config.shared_expert_gate
+        self.shared_gate = nn.Linear(config.n_embd, 1, bias=False) if gated else None
+        self.weigh_input = config.router_weights == "input"
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_ND = x_BTD.flatten(0, 1)
+        weights_NK, experts_NK = self.router(x_ND)
+        rows = Rows(experts_NK, self.router.weight.shape[0])
+        x_RD = rows.gather(x_ND)
+        if self.weigh_input:
+            x_RD = x_RD * rows.sort(weights_NK)[:, None].to(x_RD.dtype)
+        y_NKD = rows.scatter(self.experts(x_RD, rows.ends_E))
+        y_ND = y_NKD.sum(1) if self.weigh_input else (y_NKD * weights_NK[..., None].to(y_NKD.dtype)).sum(1)
+        y_BTD = y_ND.view_as(x_BTD)
+        return y_BTD if self.shared is None else y_BTD + self._shared(x_BTD)
+
+    def _shared(self, x_BTD: Tensor) -> Tensor:
+        assert self.shared is not None
+        y_BTD = self.shared(x_BTD)
+        return y_BTD if self.shared_gate is None else y_BTD * torch.sigmoid(self.shared_gate(x_BTD))
+
+
+class Rows:
+    """The order of tokens by expert, and back; `ends_E` says where the rows of each expert end (int32)."""
+
+    def __init__(self, experts_NK: Tensor, experts: int) -> None:
+        self.shape = experts_NK.shape
+        expert_R, self.order_R = experts_NK.flatten().sort(stable=True)
+        numbers_E = torch.arange(experts, device=experts_NK.device, dtype=expert_R.dtype)
+        self.ends_E = torch.searchsorted(expert_R, numbers_E, right=True, out_int32=True)
+        self.place_R = torch.empty_like(self.order_R)
+        self.place_R[self.order_R] = torch.arange(len(self.order_R), device=experts_NK.device)
+
+    def gather(self, x_ND: Tensor) -> Tensor:
+        """(N, D) -> (R, D)."""
+        return x_ND.index_select(0, self.order_R // self.shape[1])
+
+    def sort(self, weights_NK: Tensor) -> Tensor:
+        """(N, K) -> (R,)."""
+        return weights_NK.flatten().index_select(0, self.order_R)
+
+    def scatter(self, y_RD: Tensor) -> Tensor:
+        """(R, D) -> (N, K, D)."""
+        return y_RD.index_select(0, self.place_R).unflatten(0, self.shape)
+
+
+class Router(nn.Module):
+    """The experts of each token and their weights, computed in float32 at least.
+
+    `weight` (E, D) and `bias` (E,) score every expert; `correction` (E,) is added for choosing alone, keeps float32 and
+    is not trained by gradients (DeepSeek-V3, section 2.1.2: "auxiliary-loss-free load balancing").
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = uniform(config.n_expert, config.n_embd)
+        self.bias = nn.Parameter(torch.zeros(config.n_expert)) if config.router_bias else None
+        corrected = config.router_correction
+        frozen = nn.Parameter(torch.zeros(config.n_expert, dtype=torch.float32), requires_grad=False)
+        self.correction = frozen if corrected else None
+
+    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and numbers of the chosen experts, both (N, K)."""
+        config = self.config
+        logits_NE = self._logits(x_ND)
+        early = config.router_softmax == "before_top_k"
+        if config.router_score == "sigmoid":
+            scores_NE = logits_NE.sigmoid()
+        else:
+            scores_NE = logits_NE.softmax(-1) if early else logits_NE
+        experts_NK = self._chosen(scores_NE.detach())
+        weights_NK = scores_NE.gather(1, experts_NK)
+        if config.router_score == "softmax" and not early:
+            weights_NK = weights_NK.softmax(-1)
+        elif config.norm_topk_prob:
+            weights_NK = weights_NK / (weights_NK.sum(-1, keepdim=True) + 1e-20)
+        return weights_NK * config.routed_scaling_factor, experts_NK
+
+    def _logits(self, x_ND: Tensor) -> Tensor:
+        exact = torch.promote_types(torch.promote_types(x_ND.dtype, self.weight.dtype), torch.float32)
+        with torch.autocast(x_ND.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.to(exact)
+            return F.linear(x_ND.to(exact), self.weight.to(exact), bias)
+
+    def _chosen(self, scores_NE: Tensor) -> Tensor:
+        """The K best experts, out of the best groups where the shape limits them."""
+        if self.correction is not None:
+            scores_NE = scores_NE + self.correction
+        if (self.config.n_expert_groups or 1) > 1:
+            scores_NE = scores_NE.masked_fill(~self._allowed(scores_NE), float("-inf"))
+        return scores_NE.topk(self.config.n_expert_per_token, dim=-1).indices
+
+    def _allowed(self, scores_NE: Tensor) -> Tensor:
+        """True for experts of the groups whose best one or two scores sum up highest (DeepSeek-V2, section 2.2.2)."""
+        groups, kept, best = (
+            self.config.n_expert_groups,
+            self.config.n_topk_groups,
+            self.config.n_topk_scores_per_group,
+        )
+        assert groups is not None and kept is not None and best is not None
+        scores_NGe = scores_NE.unflatten(1, (groups, -1))
+        chosen_Ng = scores_NGe.topk(best, dim=-1).values.sum(-1).topk(kept, dim=-1).indices
+        allowed_NG = torch.zeros(scores_NGe.shape[:2], dtype=torch.bool, device=scores_NE.device)
+        return allowed_NG.scatter(1, chosen_Ng, True).repeat_interleave(scores_NGe.shape[2], dim=1)
+
+
+class Experts(nn.Module):
+    """All gated feed-forward layers of one MoE block, stacked; (R, D) -> (R, D)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        experts, width, inner = config.n_expert, config.n_embd, config.expert_size
+        self.gate, self.up = uniform(experts, inner, width), uniform(experts, inner, width)
+        self.down = uniform(experts, width, inner)
+        biased = config.expert_bias or has_mlp_bias(config)
+        self.gate_bias = nn.Parameter(torch.zeros(experts, inner)) if biased else None
+        self.up_bias = nn.Parameter(torch.zeros(experts, inner)) if biased else None
+        self.down_bias = nn.Parameter(torch.zeros(experts, width)) if biased else None
+        self.gating = gating(config)
+
+    def forward(self, x_RD: Tensor, ends_E: Tensor) -> Tensor:
+        """Each row through its expert.
+
+        Args:
+            x_RD: rows sorted by expert.
+            ends_E: where each expert's rows end, int32.
+        """
+        gate_RI = grouped_linear(x_RD, self.gate, self.gate_bias, ends_E)
+        up_RI = grouped_linear(x_RD, self.up, self.up_bias, ends_E)
+        return grouped_linear(self.gating(gate_RI, up_RI), self.down, self.down_bias, ends_E)
+
+
+def uniform(*shape: int) -> nn.Parameter:
+    """A parameter with the first values of an `nn.Linear`: uniform within 1 / sqrt(inputs)."""
+    bound = shape[-1] ** -0.5
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+
+def grouped_linear(x_RD: Tensor, weight_EOD: Tensor, bias_EO: Tensor | None, ends_E: Tensor) -> Tensor:
+    """x W^T + b with each expert's own W and b for its rows, (R, O); in autocast's type where that is on."""
+    kind = x_RD.device.type
+    if torch.is_autocast_enabled(kind):
+        x_RD, weight_EOD = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (x_RD, weight_EOD))
+    aligned = all(size * x_RD.element_size() % 16 == 0 for size in weight_EOD.shape[1:])  # what its kernels ask for
+    multiply = F.grouped_mm if aligned and x_RD.dtype != torch.float64 else padded_mm
+    y_RO = multiply(x_RD, weight_EOD.mT, offs=ends_E)
+    if bias_EO is None:
+        return y_RO
+    return y_RO + bias_EO.to(y_RO.dtype).index_select(0, owners(ends_E, len(y_RO)))
+
+
+def padded_mm(x_RD: Tensor, weight_EDO: Tensor, *, offs: Tensor) -> Tensor:
+    """What `F.grouped_mm` computes, for types and sizes that it refuses: every group padded to the longest."""
+    owner_R = owners(offs, len(x_RD))
+    starts_E = F.pad(offs, (1, 0))[:-1]
+    place_R = torch.arange(len(x_RD), device=x_RD.device) - starts_E[owner_R]
+    padded = x_RD.new_zeros(len(offs), int((offs - starts_E).max()), x_RD.shape[1])
+    return (padded.index_put((owner_R, place_R), x_RD) @ weight_EDO)[owner_R, place_R]
+
+
+def owners(ends_E: Tensor, rows: int) -> Tensor:
+    """The expert of each row, (R,)."""
+    return torch.searchsorted(ends_E, torch.arange(rows, device=ends_E.device, dtype=ends_E.dtype), right=True)
