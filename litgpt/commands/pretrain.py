@@ -10,13 +10,14 @@ from litgpt.store.published import save_model
 from litgpt.train.live import Live, end_report
 from litgpt.train.loop import Loop
 from litgpt.train.objective import next_token
+from litgpt.train.origin import of_pretraining
 from litgpt.train.setup import Run, build
 
 
 def run(recipe: Pretrain) -> None:
     """Build the run, train, publish the finished model, and say how it went."""
     live = Live()
-    trained = build(recipe, next_token(recipe.loss), live.say)
+    trained = build(recipe, of_pretraining(recipe), next_token(recipe.loss), live.say)
     live.enabled = is_first()
     live.total_steps = trained.steps if trained.steps < 2**62 else None
     loop = Loop(trained, live)

@@ -47,7 +47,7 @@ def choice_of(hint: Any) -> type | None:
 
 def settable(cls: Any) -> list[Field[Any]]:
     """The fields that the constructor of a dataclass takes, in its order: those by name alone come last."""
-    return sorted((field for field in fields(cls) if field.init), key=lambda field: field.kw_only)
+    return sorted((field for field in fields(cls) if field.init), key=lambda field: field.kw_only is True)
 
 
 def settings_of(cls: type) -> dict[str, tuple[Any, Any]]:

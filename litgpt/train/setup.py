@@ -12,25 +12,24 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
-from litgpt.data.modules import TinyLlama
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_text
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
-from litgpt.model.registry import names
 from litgpt.parallel.apply import parallelize, place, replicate
 from litgpt.parallel.precision import PRECISIONS, default_precision
 from litgpt.parallel.strategy import MeshStrategy
-from litgpt.recipe.data import BatchShape, DataModule, Stream
-from litgpt.recipe.pretrain import Pretrain
+from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.to_yaml import dump
+from litgpt.recipe.training import Training
 from litgpt.store import checkpoint, published
 from litgpt.store.checkpoint import Checkpoints
 from litgpt.train import loggers, optimizer
 from litgpt.train.guard import LossScale
 from litgpt.train.objective import Objective
+from litgpt.train.origin import Origin
 from litgpt.train.schedule import Schedule
 from litgpt.train.step import Trainee
 
@@ -41,7 +40,7 @@ Say = Callable[[str], None]
 class Run:
     """Everything that the loop works with."""
 
-    recipe: Pretrain
+    recipe: Training
     fabric: Fabric
     config: Config
     trainee: Trainee
@@ -64,21 +63,7 @@ class Run:
         return int(self.fabric.world_size)
 
 
-def shape_of(recipe: Pretrain) -> Config:
-    """The model's shape: the named one, with the fields of `model_config` on top, or a whole `model_config`.
-
-    Raises:
-        UserError: if the name is unknown and there is no `model_config`, or a field is wrong.
-    """
-    overrides = {key: value for key, value in (recipe.model_config or {}).items() if value is not None}
-    if recipe.train.tie_embeddings is not None:
-        overrides["tie_embeddings"] = recipe.train.tie_embeddings
-    if overrides.get("n_layer") and recipe.model_name not in names():
-        return Config(**{"name": recipe.model_name} | overrides)
-    return Config.from_name(recipe.model_name, **overrides)
-
-
-def sequence_length(recipe: Pretrain, config: Config) -> int:
+def sequence_length(recipe: Training, config: Config) -> int:
     """Tokens in a sample.
 
     Raises:
@@ -92,7 +77,7 @@ def sequence_length(recipe: Pretrain, config: Config) -> int:
     return length
 
 
-def processes(recipe: Pretrain) -> int:
+def processes(recipe: Training) -> int:
     """Processes of the run: those that torchrun or SLURM started, or `devices` on each of `num_nodes`."""
     for environment in (TorchElasticEnvironment, SLURMEnvironment):
         if environment.detect():
@@ -109,7 +94,7 @@ def processes(recipe: Pretrain) -> int:
     return int(recipe.devices) * recipe.num_nodes
 
 
-def launch(recipe: Pretrain) -> Fabric:
+def launch(recipe: Training) -> Fabric:
     """Start the processes of a run and give each its seed.
 
     Raises:
@@ -140,12 +125,12 @@ def launch(recipe: Pretrain) -> Fabric:
 
 
 def connect_data(
-    recipe: Pretrain, fabric: Fabric, length: int, *, resumed: bool
-) -> tuple[DataModule, Tokenizer | None, Path | None]:
-    """The run's data, prepared by the first rank and opened by all, and its tokenizer."""
-    data = recipe.data or TinyLlama()
-    folder = recipe.tokenizer_dir
-    if made := recipe.tokenizer:
+    recipe: Training, origin: Origin, fabric: Fabric, length: int, *, resumed: bool
+) -> tuple[Tokenizer | None, Path | None]:
+    """Prepare the run's data by the first rank and open it on all; the tokenizer, and its folder."""
+    data = origin.data
+    folder = origin.tokenizer_dir
+    if made := origin.tokenizer:
         folder = recipe.out_dir / "tokenizer"
         with fabric.rank_zero_first():
             if fabric.global_rank == 0 and not (resumed and folder.exists()):
@@ -156,10 +141,10 @@ def connect_data(
     with fabric.rank_zero_first():
         data.prepare_data()
     data.setup()
-    return data, tokenizer, folder
+    return tokenizer, folder
 
 
-def build_model(recipe: Pretrain, fabric: Fabric, config: Config, *, weights_follow: bool) -> Trainee:
+def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_follow: bool) -> Trainee:
     """The model, laid out and with its first weights, and its optimizers.
 
     Args:
@@ -169,7 +154,7 @@ def build_model(recipe: Pretrain, fabric: Fabric, config: Config, *, weights_fol
     assert isinstance(strategy, MeshStrategy)
     precision = PRECISIONS[recipe.precision or default_precision()]
     with torch.device("meta"):
-        model = GPT(config).to(precision.storage)
+        model = GPT(origin.config).to(precision.storage)
     parallelize(
         model,
         strategy.mesh,
@@ -178,8 +163,8 @@ def build_model(recipe: Pretrain, fabric: Fabric, config: Config, *, weights_fol
         reshard_after_forward=recipe.parallel.reshard_after_forward,
     )
     model.to_empty(device=fabric.device)
-    if recipe.initial_checkpoint_dir:
-        published.load(model, recipe.initial_checkpoint_dir)
+    if origin.weights:
+        published.load(model, origin.weights)
     elif not weights_follow:
         initialize(model, recipe.seed, write=place)
     sharded = strategy.mesh is not None and strategy.mesh["data_shard"].size() > 1
@@ -193,7 +178,7 @@ def build_model(recipe: Pretrain, fabric: Fabric, config: Config, *, weights_fol
     )
 
 
-def steps_of(recipe: Pretrain, length: int, samples_per_epoch: int | None) -> int:
+def steps_of(recipe: Training, length: int, samples_per_epoch: int | None) -> int:
     """The optimizer steps after which a run ends, by whichever limit on steps, tokens or epochs comes first.
 
     Raises:
@@ -215,7 +200,7 @@ def steps_of(recipe: Pretrain, length: int, samples_per_epoch: int | None) -> in
     return min(limits, default=2**62)
 
 
-def warmup_of(recipe: Pretrain, samples_per_epoch: int | None, steps: int) -> int:
+def warmup_of(recipe: Training, samples_per_epoch: int | None, steps: int) -> int:
     """Optimizer steps of warm-up, at most all of them."""
     train = recipe.train
     if train.lr_warmup_fraction is None:
@@ -225,7 +210,7 @@ def warmup_of(recipe: Pretrain, samples_per_epoch: int | None, steps: int) -> in
     return min(math.ceil(train.lr_warmup_fraction * samples_per_epoch / train.global_batch_size), steps)
 
 
-def refuse_second_run(recipe: Pretrain) -> None:
+def refuse_second_run(recipe: Training) -> None:
     """Refuse a folder that holds another run's checkpoints, which a fresh run would mix with its own."""
     steps = [folder for _, folder in checkpoint.steps_in(recipe.out_dir)]
     if recipe.resume is False and steps:
@@ -235,20 +220,18 @@ def refuse_second_run(recipe: Pretrain) -> None:
         )
 
 
-def build(recipe: Pretrain, objective: Objective, say: Say) -> Run:
+def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> Run:
     """Build a run, up to the point where the first step can be made.
 
     Raises:
         UserError: for whatever the user can mend; on all ranks alike.
     """
-    config = shape_of(recipe)
+    config, data = origin.config, origin.data
     length = sequence_length(recipe, config)
     refuse_second_run(recipe)
-    if recipe.initial_checkpoint_dir and not recipe.initial_checkpoint_dir.is_dir():
-        raise UserError(f"initial_checkpoint_dir: {recipe.initial_checkpoint_dir} is not a folder")
     fabric = launch(recipe)
     resumed = checkpoint.find(recipe.resume, recipe.out_dir, say)
-    data, tokenizer, tokenizer_dir = connect_data(recipe, fabric, length, resumed=resumed is not None)
+    tokenizer, tokenizer_dir = connect_data(recipe, origin, fabric, length, resumed=resumed is not None)
     if tokenizer and tokenizer.id_limit > (config.padded_vocab_size or 0):
         raise UserError(
             f"tokenizer_dir: {tokenizer.id_limit} tokens, but the model has {config.padded_vocab_size} rows; "
@@ -256,7 +239,7 @@ def build(recipe: Pretrain, objective: Objective, say: Say) -> Run:
         )
     if recipe.eval.sample_prompt is not None and tokenizer is None:
         raise UserError("eval.sample_prompt: needs a tokenizer to be read; set tokenizer_dir, or sample_prompt: null")
-    trainee = build_model(recipe, fabric, config, weights_follow=resumed is not None)
+    trainee = build_model(recipe, origin, fabric, weights_follow=resumed is not None)
     shape = BatchShape(
         micro_batch_size=recipe.train.micro_batch_size,
         global_batch_size=recipe.train.global_batch_size,
@@ -300,13 +283,12 @@ def build(recipe: Pretrain, objective: Objective, say: Say) -> Run:
             resumed_step=progress.get("step", 0),
             warn=say,
         ),
-        loggers=build_loggers(recipe, config, progress.get("step")),
+        loggers=build_loggers(recipe, f"{origin.task}-{config.name}", progress.get("step")),
         progress=progress,
     )
 
 
-def build_loggers(recipe: Pretrain, config: Config, resumed_step: int | None) -> list[Logger]:
+def build_loggers(recipe: Training, project: str, resumed_step: int | None) -> list[Logger]:
     """CSV, which the report reads, and what the recipe names."""
     chosen = dict.fromkeys(("csv", recipe.logger_name))
-    project = f"pretrain-{config.name}"
     return [loggers.build(name, recipe.out_dir, recipe.log, resumed_step, project=project) for name in chosen]

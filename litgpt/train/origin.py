@@ -1,0 +1,61 @@
+"""What a run starts from: a shape, weights, data and a tokenizer, as each task finds them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from litgpt.data.modules import TinyLlama
+from litgpt.errors import UserError
+from litgpt.model.config import Config
+from litgpt.model.registry import names
+from litgpt.recipe.data import DataModule
+from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run starts from.
+
+    Attributes:
+        task: what it is called where it is logged.
+        weights: a model folder to take the first weights from; None draws them.
+        tokenizer: made from the run's own text, instead of the one in `tokenizer_dir`.
+    """
+
+    task: str
+    config: Config
+    data: DataModule
+    weights: Path | None
+    tokenizer_dir: Path | None
+    tokenizer: TokenizerArgs | None = None
+
+
+def of_pretraining(recipe: Pretrain) -> Origin:
+    """A named shape, from scratch or with the weights of `initial_checkpoint_dir`.
+
+    Raises:
+        UserError: if the shape is not known or that is not a folder.
+    """
+    if recipe.initial_checkpoint_dir and not recipe.initial_checkpoint_dir.is_dir():
+        raise UserError(f"initial_checkpoint_dir: {recipe.initial_checkpoint_dir} is not a folder")
+    return Origin(
+        task="pretrain",
+        config=shape_of(recipe),
+        data=recipe.data or TinyLlama(),
+        weights=recipe.initial_checkpoint_dir,
+        tokenizer_dir=recipe.tokenizer_dir,
+        tokenizer=recipe.tokenizer,
+    )
+
+
+def shape_of(recipe: Pretrain) -> Config:
+    """The model's shape: the named one, with the fields of `model_config` on top, or a whole `model_config`.
+
+    Raises:
+        UserError: if the name is unknown and there is no `model_config`, or a field is wrong.
+    """
+    overrides = {key: value for key, value in (recipe.model_config or {}).items() if value is not None}
+    if recipe.train.tie_embeddings is not None:
+        overrides["tie_embeddings"] = recipe.train.tie_embeddings
+    if overrides.get("n_layer") and recipe.model_name not in names():
+        return Config(**{"name": recipe.model_name} | overrides)
+    return Config.from_name(recipe.model_name, **overrides)
