@@ -5,9 +5,14 @@ from typing import Any
 
 from litgpt.version import __version__
 
-__all__ = ["GPT", "Config", "Tokenizer", "__version__"]
+__all__ = ["GPT", "LLM", "Config", "Tokenizer", "__version__"]
 
-HOMES = {"GPT": "litgpt.model.gpt", "Config": "litgpt.model.config", "Tokenizer": "litgpt.data.tokenizer"}
+HOMES = {
+    "LLM": "litgpt.api",
+    "GPT": "litgpt.model.gpt",
+    "Config": "litgpt.model.config",
+    "Tokenizer": "litgpt.data.tokenizer",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,290 @@
+"""A model in Python: load it from a folder or by name, write text with it, call it."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litgpt.data.chat import ChatTemplate, read_template
+from litgpt.data.tokenizer import Tokenizer
+from litgpt.errors import UserError
+from litgpt.infer.generate import check_room, generate, until
+from litgpt.infer.load import (
+    COMPUTE,
+    TYPES,
+    best_device,
+    best_type,
+    device_named,
+    find_folder,
+    inside_run,
+    open_model,
+    random_model,
+    retype,
+)
+from litgpt.infer.sampling import Sampling
+from litgpt.model.gpt import GPT
+from litgpt.store import published
+
+BENCHMARK_KEYS = (
+    "Seconds total",
+    "Seconds to first token",
+    "Tokens generated",
+    "Inference speed in tokens/sec",
+    "Total GPU memory allocated in GB",
+)
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class LLM(nn.Module):
+    """A language model with its tokenizer; made by `LLM.load`.
+
+    Attributes:
+        model: the decoder, `model(ids (B, T)) -> logits (B, T, V)`.
+        tokenizer: text to token numbers and back.
+        chat: the folder's chat template, or None.
+        config: the model's shape.
+        checkpoint_dir: the folder that it is from; None for random weights.
+    """
+
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, chat: ChatTemplate | None, checkpoint_dir: Path | None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.chat = chat
+        self.config = model.config
+        self.checkpoint_dir = checkpoint_dir
+        self.cache_size: int | None = None
+
+    @classmethod
+    def load(
+        cls,
+        model: Path | str,
+        init: Literal["pretrained", "random"] = "pretrained",
+        tokenizer_dir: Path | str | None = None,
+        access_token: str | None = None,
+        distribute: Literal["auto"] | None = "auto",
+    ) -> "LLM":
+        """A model from a folder (of Hugging Face, LitGPT, a run or one of its steps) or by name.
+
+        Args:
+            model: a folder, or the hub's org/name: downloaded into `checkpoints/` if it is not there.
+            init: `random` gives a known model's shape first weights of its own.
+            tokenizer_dir: a folder with another tokenizer; `random` needs one.
+            access_token: for models that ask for a licence to be accepted; None takes HF_TOKEN.
+            distribute: `auto` puts the model on the accelerator in bfloat16, or on the CPU if there is none; None on
+                the CPU. On the CPU it keeps the type of the files.
+
+        Raises:
+            UserError: if there is no such model, or its files are damaged.
+        """
+        if init not in ("pretrained", "random"):
+            raise UserError(f"init: {init!r} is not known; give pretrained or random")
+        if distribute not in ("auto", None):
+            raise UserError(f"distribute: {distribute!r} is not known; give 'auto' or None")
+        device = best_device() if distribute else torch.device("cpu")
+        if init == "random":
+            if tokenizer_dir is None:
+                raise UserError("tokenizer_dir: None, but random weights have no tokenizer; give a folder with one")
+            decoder = random_model(str(model), device=device, dtype=best_type(device))
+            return cls(decoder, Tokenizer(tokenizer_dir), read_template(Path(tokenizer_dir)), None)
+        folder = inside_run(find_folder(model, access_token=access_token))
+        texts = Path(tokenizer_dir) if tokenizer_dir else folder if folder.is_dir() else folder.parent
+        tokenizer, chat = Tokenizer(texts), read_template(texts)
+        return cls(open_model(folder, device=device, dtype=best_type(device)), tokenizer, chat, folder)
+
+    def distribute(
+        self,
+        accelerator: str = "auto",
+        devices: int | Literal["auto"] = 1,
+        precision: str | None = None,
+        fixed_kv_cache_size: int | Literal["max_model_supported"] | None = None,
+    ) -> None:
+        """Move the model to another device or type of numbers.
+
+        Args:
+            accelerator: auto, cpu, cuda, gpu or mps.
+            devices: 1; `auto` is 1 too.
+            precision: 32-true, 16-true, bf16-true, 64-true, bf16-mixed or 16-mixed; None for bfloat16 on an accelerator
+                and the model's own type on a CPU.
+            fixed_kv_cache_size: tokens that the cache makes room for at once; None: it grows as it is needed.
+
+        Raises:
+            UserError: if there is no such device, or it takes more than one.
+        """
+        if devices not in (1, "auto"):
+            raise UserError(f"devices: {devices} will not do; a model is on one device here, give 1")
+        if precision is not None and precision not in TYPES:
+            raise UserError(f"precision: {precision!r} is not known; give {', '.join(TYPES)}")
+        most = self.config.block_size
+        size = most if fixed_kv_cache_size == "max_model_supported" else fixed_kv_cache_size
+        if size is not None and not 1 <= size <= most:
+            raise UserError(f"fixed_kv_cache_size: {size} will not do; the model reads {most} tokens, give 1 to {most}")
+        device = device_named(accelerator)
+        retype(self.model, device, TYPES[precision] if precision else best_type(device))
+        self.model.__dict__.pop("forward", None)  # of an earlier mixed precision
+        if precision in COMPUTE:
+            self.model.forward = torch.autocast(device.type, COMPUTE[precision])(self.model.forward)  # type: ignore
+        self.cache_size = size
+
+    def forward(
+        self, input_ids: Tensor, target_ids: Tensor | None = None, loss_fn: Loss | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits (B, T, V), or (logits, loss) if targets are given.
+
+        Args:
+            input_ids: (B, T).
+            target_ids: (B, T), usually `input_ids` again: the loss holds each token's scores against the next target;
+                -100 is left out.
+            loss_fn: of logits (N, V) and targets (N,); None for mean cross-entropy in nats.
+        """
+        logits = self.model(input_ids)
+        if target_ids is None:
+            return logits
+        flat, targets = logits[:, :-1].flatten(0, 1), target_ids[:, 1:].flatten()
+        return logits, (loss_fn or F.cross_entropy)(flat, targets)
+
+    def state_dict(self, *arguments: Any, **settings: Any) -> Any:
+        """The decoder's own, without a prefix."""
+        return self.model.state_dict(*arguments, **settings)
+
+    def load_state_dict(self, *arguments: Any, **settings: Any) -> Any:
+        """The decoder's own."""
+        return self.model.load_state_dict(*arguments, **settings)
+
+    def save(self, out_dir: Path | str) -> None:
+        """Write the model as a folder that transformers loads, tokenizer included; `out_dir` is new or empty."""
+        tokenizer_dir = self.tokenizer.folder
+        published.save(out_dir, config=self.config, tensors=self.model.named_parameters(), tokenizer_dir=tokenizer_dir)
+
+    def prompt_tokens(self, prompt: str, sys_prompt: str | None = None, chat_template: bool | None = None) -> list[int]:
+        """The tokens that the model reads for a prompt.
+
+        Args:
+            prompt: a text to go on with, or with a chat template what the user says.
+            sys_prompt: what the system says; needs a chat template.
+            chat_template: whether the folder's template is put around the prompt; None if there is one.
+
+        Raises:
+            UserError: if a template is asked for and the folder has none, or it refuses the prompt.
+        """
+        if not self.uses_template(chat_template):
+            if sys_prompt is not None:
+                raise UserError(
+                    f"sys_prompt: {sys_prompt[:40]!r} needs a chat template, and none of {self.tokenizer.folder} is in "
+                    "use; put it into the prompt"
+                )
+            return self.tokenizer.encode(prompt).tolist()
+        assert self.chat is not None
+        system = [] if sys_prompt is None else [{"role": "system", "content": sys_prompt}]
+        messages = [*system, {"role": "user", "content": prompt}]
+        return self.tokenizer.encode(self.chat.render(messages, self.tokenizer.special_tokens()), bos=False).tolist()
+
+    def uses_template(self, chat_template: bool | None = None) -> bool:
+        """Whether prompts go through the folder's chat template.
+
+        Raises:
+            UserError: if that is asked for and the folder has none, or the folder has a prompt style of LitGPT's.
+        """
+        if chat_template is False:
+            return False
+        folder = self.tokenizer.folder
+        if chat_template and self.chat is None:
+            raise UserError(
+                f"chat_template: true, but {folder} has none; give false and a prompt in the model's format"
+            )
+        if self.chat is None and (folder / "prompt_style.yaml").is_file():
+            raise UserError(
+                f"{folder / 'prompt_style.yaml'}: prompt styles are not read; give chat_template: false and a prompt "
+                "as the model knows it"
+            )
+        return self.chat is not None
+
+    def generate(
+        self,
+        prompt: str,
+        sys_prompt: str | None = None,
+        max_new_tokens: int = 50,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        return_as_token_ids: bool = False,
+        stream: bool = False,
+        *,
+        stop: str | list[str] | None = None,
+        seed: int | None = None,
+        chat_template: bool | None = None,
+    ) -> str | Tensor | Iterator[str] | Iterator[int]:
+        """What the model writes after a prompt, without the prompt.
+
+        Args:
+            prompt, sys_prompt, chat_template: as in `prompt_tokens`.
+            max_new_tokens: the most tokens to write; the model may end before that.
+            temperature, top_k, top_p: as in `Sampling`.
+            return_as_token_ids: give int64 token numbers (T,), with those of a stop string, in place of a text.
+            stream: give an iterator over pieces of the text, or over token numbers, as they come.
+            stop: texts that end it; not part of the result.
+            seed: the same one gives the same text; None draws from torch's own generator.
+
+        Raises:
+            UserError: if a setting will not do or the text would be longer than the model reads.
+        """
+        stops = [stop] if isinstance(stop, str) else list(stop or [])
+        if "" in stops:
+            raise UserError("stop: '' ends every text; give texts of one character or more")
+        read = self.prompt_tokens(prompt, sys_prompt, chat_template)
+        sampling = Sampling(temperature, top_k, top_p)
+        check_room(self.model, read, max_new_tokens)
+        device = self.model.embedding.weight.device
+        tokens = generate(
+            self.model,
+            read,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop_tokens=self.tokenizer.stop_ids,
+            generator=None if seed is None else torch.Generator(device).manual_seed(seed),
+            cache_size=self.cache_size,
+        )
+        # a reply is a text of its own, what follows a bare prompt begins with the space that belongs there
+        behind = [] if self.uses_template(chat_template) else read
+        if return_as_token_ids:
+            numbers = self._tokens_until(tokens, stops, behind) if stops else tokens
+            return numbers if stream else torch.tensor(list(numbers), dtype=torch.int64)
+        text = until(self.tokenizer.decode_stream(tokens, behind=behind), stops)
+        return text if stream else "".join(text)
+
+    def _tokens_until(self, tokens: Iterator[int], stops: list[str], behind: list[int]) -> Iterator[int]:
+        """The tokens up to the one that completes a stop string."""
+        seen: list[int] = []
+        noted = (seen.append(token) or token for token in tokens)  # type: ignore[func-returns-value]
+        given = 0
+        for _ in until(self.tokenizer.decode_stream(noted, behind=behind), stops):
+            yield from seen[given:]
+            given = len(seen)
+        yield from seen[given:]
+
+    def benchmark(self, num_iterations: int = 1, **settings: Any) -> tuple[str, dict[str, list[float]]]:
+        """The last text that `generate(**settings)` writes, and how fast each of `num_iterations` was.
+
+        The keys are LitGPT's: seconds in all and to the first piece, tokens, tokens a second, and GPU memory in GB.
+        """
+        told: dict[str, list[float]] = {}
+        text = ""
+        for _ in range(num_iterations):
+            start, first = time.perf_counter(), None
+            numbers = []
+            for number in self.generate(**{**settings, "stream": True, "return_as_token_ids": True}):
+                first = first or time.perf_counter() - start
+                numbers.append(int(number))
+            seconds = time.perf_counter() - start
+            text = self.tokenizer.decode(numbers)
+            memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+            values = (seconds, first or seconds, len(numbers), len(numbers) / seconds, memory)
+            for key, value in zip(BENCHMARK_KEYS, values, strict=True):
+                told.setdefault(key, []).append(value)
+        return text, told

@@ -1,0 +1,175 @@
+"""Open a model to write with: find its folder, take it as it is published or as a run saved it, onto one device."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from litgpt.errors import UserError
+from litgpt.model import registry
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.model.init import initialize
+from litgpt.store import hub, published
+from litgpt.store.checkpoint import PROGRESS, model_tensors_of, step_folder
+from litgpt.store.reading import published_in
+
+CHECKPOINTS = Path("checkpoints")
+TYPES = {
+    "64-true": torch.float64,
+    "32-true": torch.float32,
+    "16-true": torch.float16,
+    "bf16-true": torch.bfloat16,
+    "bf16-mixed": torch.float32,
+    "16-mixed": torch.float32,
+}
+"""What weights are kept in, by `precision`."""
+COMPUTE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""What matrix products are computed in where that is another type."""
+
+
+def find_folder(name: Path | str, *, access_token: str | None = None) -> Path:
+    """The folder that a path or name means; a model that is not here yet is downloaded into `checkpoints/`.
+
+    Args:
+        name: a folder, a file in one, a folder under `checkpoints/`, the hub's org/name, or a known model's name.
+
+    Raises:
+        UserError: if it is none of these, or the hub cannot be reached.
+    """
+    path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    if path.is_file():
+        return path.parent
+    if path.is_dir():
+        return path
+    if not path.is_absolute() and (CHECKPOINTS / path).is_dir():
+        return CHECKPOINTS / path
+    repository = str(name) if hub.REPOSITORY.fullmatch(str(name)) else published_as(str(name))
+    if repository is None or path.is_absolute() or path.parts[0] == CHECKPOINTS.name:
+        raise UserError(f"checkpoint_dir: {name} is no folder; give a model's folder or its org/name on the hub")
+    if (CHECKPOINTS / repository).is_dir():
+        return CHECKPOINTS / repository
+    try:
+        return hub.download(repository, CHECKPOINTS, access_token=access_token)
+    except UserError as error:
+        raise UserError(f"checkpoint_dir: {name} is no folder here, and {error}") from None
+
+
+def published_as(name: str) -> str | None:
+    """The org/name of a known model; None for other names."""
+    if name not in registry.names():
+        return None
+    hub_name = registry.find(name).hf_config
+    return f"{hub_name['org']}/{hub_name['name']}" if "org" in hub_name else None
+
+
+def inside_run(folder: Path) -> Path:
+    """The folder with the weights: the newest checkpoint if `folder` is of a run, else its finished model, or itself.
+
+    Raises:
+        UserError: naming a file of a checkpoint that is damaged.
+    """
+    step = step_folder(folder) if folder.is_dir() else None
+    if step is None and not (folder / "config.json").is_file() and (folder / "final").is_dir():
+        return folder / "final"
+    return step or folder
+
+
+def kept_in(folder: Path, config: Config) -> torch.dtype:
+    """The type that most of the weights in a model folder have."""
+    numbers: Counter[torch.dtype] = Counter()
+    for tensor in published_in(folder, config, warn=lambda line: None):
+        like = tensor.source.like(tensor.step.theirs)
+        numbers[like.dtype] += like.numel()
+    return numbers.most_common(1)[0][0]
+
+
+def empty_model(config: Config, dtype: torch.dtype, device: torch.device) -> GPT:
+    """A model whose weights hold nothing yet; what a shape needs in float32 is in float32 whatever `dtype` says."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            model = GPT(config)
+    finally:
+        torch.set_default_dtype(before)
+    return model.to_empty(device=device).eval()
+
+
+def open_model(folder: Path, *, device: torch.device, dtype: torch.dtype | None = None) -> GPT:
+    """The model in a folder, as `inside_run` names it.
+
+    Args:
+        dtype: of the weights; None keeps that of the files.
+
+    Raises:
+        UserError: if the folder holds no model, or one that is damaged.
+    """
+    config = published.shape_in(folder)
+    if not (folder / PROGRESS).is_file():
+        model = empty_model(config, dtype or kept_in(folder, config), device)
+        published.load(model, folder)
+        return model
+    model = empty_model(config, dtype or next(model_tensors_of(folder))[1].dtype, device)
+    fill(model, model_tensors_of(folder))
+    return model
+
+
+@torch.no_grad()
+def fill(model: nn.Module, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    """Copy every tensor into the parameter of its name."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors:
+        parameters[name].copy_(tensor)
+
+
+@torch.no_grad()
+def retype(model: GPT, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Move a model's weights, and where `dtype` is not None cast those that need not stay in float32."""
+    kept = dict(model.named_parameters())
+    types = {name: parameter.dtype for name, parameter in kept.items()}
+    if dtype is not None:
+        asked = empty_model(model.config, dtype, torch.device("meta"))
+        types = {name: parameter.dtype for name, parameter in asked.named_parameters()}
+    for name, parameter in kept.items():
+        parameter.data = parameter.data.to(device, types[name])
+
+
+def random_model(name: str, *, device: torch.device, dtype: torch.dtype | None) -> GPT:
+    """A model of a known shape, or that of a folder, with first weights drawn from torch's generator."""
+    config = published.shape_in(Path(name)) if Path(name).is_dir() else Config.from_name(name)
+    model = empty_model(config, dtype or torch.float32, device)
+    initialize(model, int(torch.randint(2**31, ())))
+    return model
+
+
+def device_named(accelerator: str) -> torch.device:
+    """The device that an `accelerator` of Lightning's names.
+
+    Raises:
+        UserError: if this machine has none of that kind.
+    """
+    if accelerator == "auto":
+        return best_device()
+    kind = "cuda" if accelerator == "gpu" else accelerator
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not here.get(kind):
+        able = ", ".join(name for name, there in here.items() if there)
+        raise UserError(f"accelerator: {accelerator!r} is not here; give auto or {able}")
+    return torch.device(kind)
+
+
+def best_device() -> torch.device:
+    """The accelerator of this machine, or the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def best_type(device: torch.device) -> torch.dtype | None:
+    """bfloat16 on an accelerator, float16 where it has none of that; on a CPU None, which is the type of the files."""
+    if device.type == "cpu":
+        return None
+    return torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
