@@ -25,7 +25,7 @@ BLOCK_BYTES = 32 << 20  # what is read of a file at once, and so what stays in m
 
 
 def shape_in(folder: Path) -> Config:
-    """The shape of the model in a folder or a GGUF file, the latter's if no model_config.yaml or config.json tells it."""
+    """The shape of the model in a folder or a GGUF file: by model_config.yaml, config.json, or the GGUF file itself."""
     told = any((folder / name).is_file() for name in ("model_config.yaml", "config.json"))
     if not told and (path := gguf_in(folder)):
         values = GGUFFile(path).config_json

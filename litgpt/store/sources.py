@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.files import Damaged, inside, read_json
+from litgpt.files import MANIFEST, Damaged, inside, read_json
 from litgpt.model.names import Table
+from litgpt.store.checkpoint import PROGRESS, open_shards
 from litgpt.store.gguf_files import GGUFFile, gguf_in
 from litgpt.store.legacy import state_dict
 from litgpt.store.quantized import FP8_SCALE, MXFP4_BLOCKS, MXFP4_SCALES, block_of, from_fp8, from_mxfp4
@@ -30,7 +32,7 @@ class Source:
         like: a tensor's shape and type, on the meta device.
         read: its values; a view of a file where that is possible, not to be written to.
         release: take what was read of it out of memory again.
-        table: what the names mean, if the kind of file settles that.
+        table: what the names mean, if the kind of file settles that; None leaves it to the folder.
     """
 
     where: Path
@@ -42,7 +44,7 @@ class Source:
 
 
 def source_in(folder: Path) -> Source:
-    """The weights in a model folder: safetensors first, then LitGPT's file, then `.bin` files, then GGUF.
+    """The weights in a model folder: safetensors first, then a training checkpoint, LitGPT's file, `.bin`, GGUF.
 
     Args:
         folder: a model folder, or a `.gguf` file.
@@ -54,6 +56,8 @@ def source_in(folder: Path) -> Source:
         return from_safetensors(folder / SAFETENSORS_INDEX, *indexed(folder / SAFETENSORS_INDEX, ".safetensors"))
     if (folder / SAFETENSORS).is_file():
         return from_safetensors(folder / SAFETENSORS, [folder / SAFETENSORS])
+    if (folder / PROGRESS).is_file() and (folder / MANIFEST).is_file():
+        return from_checkpoint(folder)
     if loose := sorted(folder.glob("*.safetensors")):
         return from_safetensors(folder, loose)
     if (folder / LIT_MODEL).is_file():
@@ -66,6 +70,15 @@ def source_in(folder: Path) -> Source:
         file = GGUFFile(path)
         return Source(path, file.names, file.like, file.read, table=file.table)
     raise UserError(f"{folder}: no weights in it; a model folder holds {SAFETENSORS}, {LIT_MODEL}, {BIN} or one .gguf")
+
+
+def safetensors_in(folder: Path) -> list[Path]:
+    """The safetensors files that `source_in` reads the weights in a folder from, and their index."""
+    if (folder / SAFETENSORS_INDEX).is_file():
+        return [folder / SAFETENSORS_INDEX, *indexed(folder / SAFETENSORS_INDEX, ".safetensors")[0]]
+    if (folder / SAFETENSORS).is_file():
+        return [folder / SAFETENSORS]
+    return [] if (folder / PROGRESS).is_file() else sorted(folder.glob("*.safetensors"))
 
 
 def indexed(index: Path, suffix: str) -> tuple[list[Path], dict[str, str]]:
@@ -91,6 +104,17 @@ def from_safetensors(where: Path, shards: list[Path], places: Mapping[str, str] 
         if len(whole.blocks) > 1:
             raise Damaged(f"{where}: {name} is in {whole.blocks[0][0].name} and in {whole.blocks[1][0].name}")
     return dequantized(Source(where, list(files.wholes), files.like, files.whole, files.release))
+
+
+def from_checkpoint(folder: Path) -> Source:
+    """The weights of a training checkpoint as a source, under our own names."""
+    files = open_shards(folder)
+    names = [name.removeprefix("model.") for name in files.wholes if name.startswith("model.")]
+
+    def named(get: Callable[[str], Any]) -> Callable[[str], Any]:
+        return lambda name: get(f"model.{name}")
+
+    return Source(folder, names, named(files.like), named(files.whole), named(files.release))
 
 
 def from_torch(paths: Iterable[Path]) -> Source:

@@ -29,7 +29,8 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
 def copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
     """Copy a tokenizer's files; returns what config.json says of it: the numbers of its special tokens."""
     for name, path in tokenizer_files(source).items():
-        shutil.copyfile(path, target / name)
+        if source != target:
+            shutil.copyfile(path, target / name)
     special: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
         if (source / name).is_file():

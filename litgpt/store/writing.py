@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from litgpt.errors import UserError
 from litgpt.files import staged_folder, write_json
 from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 from litgpt.model.names import Step
 from litgpt.model.registry import family_of
 from litgpt.store.checkpoint import Group, Warn, agree, place_of, say
@@ -20,6 +21,9 @@ from litgpt.store.sources import SAFETENSORS, SAFETENSORS_INDEX
 from litgpt.store.state import model_tensors
 from litgpt.store.tensors import write_tensors
 from litgpt.store.tokenizer_copy import copy_tokenizer
+
+Tensors = Iterable[tuple[str, Tensor]] | Mapping[str, Tensor]
+SHARD_BYTES = 5e9
 
 
 class ShardWriter:
@@ -62,10 +66,10 @@ def save(
     folder: Path | str,
     *,
     config: Config,
-    tensors: Iterable[tuple[str, Tensor]] | Mapping[str, Tensor],
+    tensors: Tensors,
     tokenizer_dir: Path | str | None = None,
     dtype: torch.dtype | None = None,
-    shard_bytes: float = 5e9,
+    shard_bytes: float = SHARD_BYTES,
     replace: bool = False,
     warn: Warn = say,
 ) -> None:
@@ -82,34 +86,77 @@ def save(
     Raises:
         UserError: if the folder holds something already, or a tensor is missing, unknown or of another shape.
     """
+    with staged_folder(Path(folder), replace=replace) as staged:
+        kept = write_weights(staged, config, tensors, dtype=dtype, shard_bytes=shard_bytes)
+        special = copy_tokenizer(Path(tokenizer_dir), staged) if tokenizer_dir else {}
+        write_settings(staged, config, {"torch_dtype": kept, **special})
+        if family_of(config) is None:
+            warn(
+                f"{folder}: no published architecture has this shape; its tensors keep our names, only litgpt loads it"
+            )
+        elif not (staged / "generation_config.json").exists():
+            write_json(staged / "generation_config.json", {"_from_model_config": True, **special})
+
+
+def write_weights(
+    folder: Path,
+    config: Config,
+    tensors: Tensors,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: float = SHARD_BYTES,
+) -> str:
+    """Write safetensors files into a folder, under published names if there are any; returns their type's name.
+
+    Args as in `save`. What a shape keeps in float32 whatever the type of the others is not cast.
+
+    Raises:
+        UserError: if a tensor is missing, unknown or of another shape.
+    """
     family = family_of(config)
     shapes = shapes_of(config)
     own = [Step(name, (name,), "rename") for name in shapes]
     steps = own if family is None else family.tensors.writing(shapes, config)
-    with staged_folder(Path(folder), replace=replace) as staged:
-        writer = ShardWriter(staged, shard_bytes)
-        types = set()
-        for name, tensor in joined(steps, tensors, shapes, config):
-            cast = tensor.detach().to("cpu", dtype or tensor.dtype)
-            types.add(cast.dtype)
-            writer.add(name, cast)
-        writer.close()
-        (staged / "model_config.yaml").write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
-        special = copy_tokenizer(Path(tokenizer_dir), staged) if tokenizer_dir else {}
-        if family is None:
-            warn(
-                f"{folder}: no published architecture has this shape; its tensors keep our names, only litgpt loads it"
-            )
-            return
-        kept = str(types.pop() if len(types) == 1 else torch.float32).removeprefix("torch.")
-        write_json(staged / "config.json", {**family.config_json(config), "torch_dtype": kept, **special})
-        if not (staged / "generation_config.json").exists():
-            write_json(staged / "generation_config.json", {"_from_model_config": True, **special})
+    pinned = pinned_in(config)
+    writer = ShardWriter(folder, shard_bytes)
+    types = set()
+    given = tensors.items() if isinstance(tensors, Mapping) else tensors
+    cast = ((name, tensor.detach().to("cpu", type_of(name, tensor, dtype, pinned))) for name, tensor in given)
+    for name, tensor in joined(steps, cast, shapes, config):
+        types.add(tensor.dtype)
+        writer.add(name, tensor)
+    writer.close()
+    most = dtype or (types.pop() if len(types) == 1 else torch.float32)
+    return str(most).removeprefix("torch.")
+
+
+def pinned_in(config: Config) -> set[str]:
+    """The parameters of a shape that stay in float32 in a model of any type, such as a router's correction."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            return {name for name, one in GPT(config).named_parameters() if one.dtype == torch.float32}
+    finally:
+        torch.set_default_dtype(before)
+
+
+def type_of(name: str, tensor: Tensor, dtype: torch.dtype | None, pinned: set[str]) -> torch.dtype:
+    """The type that a tensor is written in."""
+    return tensor.dtype if dtype is None or name in pinned else dtype
+
+
+def write_settings(folder: Path, config: Config, more: Mapping[str, Any]) -> None:
+    """Write model_config.yaml, and config.json if a published architecture has this shape: what it says, and `more`."""
+    (folder / "model_config.yaml").write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
+    family = family_of(config)
+    if family is not None:
+        write_json(folder / "config.json", {**family.config_json(config), **more})
 
 
 def joined(
     steps: list[Step],
-    tensors: Iterable[tuple[str, Tensor]] | Mapping[str, Tensor],
+    tensors: Iterable[tuple[str, Tensor]],
     shapes: Mapping[str, tuple[int, ...]],
     config: Config,
 ) -> Iterator[tuple[str, Tensor]]:
@@ -120,7 +167,7 @@ def joined(
             steps_of.setdefault(name, []).append(step)
     waiting: dict[str, Tensor] = {}
     missing = set(shapes)
-    for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
+    for name, tensor in tensors:
         if name not in missing:
             raise UserError(f"{name}: not a tensor of this model, or given twice; check model_config.yaml")
         if tuple(tensor.shape) != shapes[name]:
