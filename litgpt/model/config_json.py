@@ -4,6 +4,7 @@ Most keys are plain copies of one of our fields. What is said otherwise goes thr
 in `TRANSLATIONS`, one from their keys to our fields, one back. A family's file names those it needs, with settings.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ Values = Mapping[str, Any]
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 # Settings of rotary scaling that a config.json calls otherwise than we do.
 ROPE_SETTINGS = {"original_max_seq_len": "original_max_position_embeddings"}
+# What a config.json says elsewhere already.
+LEFT_UNSAID = {"dynamic": ("original_max_seq_len",), "longrope": ("factor",)}
 
 
 class Translation(NamedTuple):
@@ -62,7 +65,7 @@ class ConfigKeys:
                 raise unsupported(key, values.get(key), repr(accepted[0]))
         ours = {ours: values[key] for ours, key in self.config.items() if values.get(key) is not None}
         for kind, settings in self.translated.items():
-            ours |= TRANSLATIONS[kind].read(values, ours, **settings)
+            ours |= translation(kind).read(values, ours, **settings)
         return Config(**{**ours, "vocab_size": ours.get("padded_vocab_size"), **self.fixed, "name": name})
 
     def _stated(self, values: Values) -> Values:
@@ -81,8 +84,15 @@ class ConfigKeys:
         written |= {key: accepted[0] for key, accepted in self.expect.items()}
         written |= {key: getattr(config, ours) for ours, key in self.config.items()}
         for kind, settings in self.translated.items():
-            written |= TRANSLATIONS[kind].write(config, **settings)
+            written |= translation(kind).write(config, **settings)
         return written
+
+
+def translation(kind: str) -> Translation:
+    """The translation of a name; those of experts and latent attention have a file of their own."""
+    from litgpt.model.config_experts import EXPERT_TRANSLATIONS
+
+    return TRANSLATIONS.get(kind) or EXPERT_TRANSLATIONS[kind]
 
 
 def unsupported(key: str, value: Any, use: str) -> UserError:
@@ -144,24 +154,31 @@ def read_rope(
     partial: str | None = None,
     original: str | None = None,
     temperature: str | None = None,
+    stretch: str | None = None,
 ) -> dict[str, Any]:
     """One rotary embedding for all layers.
 
     Args:
         theta, partial, original: the keys, beside the mapping, of base, share of a head and length before scaling.
         temperature: the key, in the mapping, of the factor on the logarithm of a query's position.
+        stretch: the key, in the mapping, of a growth of the base that holds for every length.
     """
     rope = rope_mapping(values)
     if any(isinstance(value, dict) for value in rope.values()):
         raise UserError(f"config.json: rope_parameters: {rope!r} is no mapping like {{rope_type: default}}")
     beside = {ROPE_SETTINGS["original_max_seq_len"]: values[original]} if original and values.get(original) else {}
+    base = rope.get("rope_theta", values.get(theta))
+    if stretch and rope.get(stretch):
+        size = real("head_dim", ours.get("head_size"))
+        base = real(theta, base) * real(stretch, rope[stretch]) ** (size / (size - 2))
+        rope = {}
     settings = read_scaling({**rope, **beside}, ours)
-    found = {"rope_base": rope.get("rope_theta", values.get(theta)), "rope_adjustments": settings}
+    found = {"rope_base": base, "rope_adjustments": settings}
     if partial:
         found["rotary_percentage"] = rope.get("partial_rotary_factor", values.get(partial))
     if temperature and rope.get(temperature) is not None:
-        scale = {"floor_scale": (settings or {}).get("original_max_seq_len"), "scale": rope[temperature]}
-        found["query_temperature"] = scale
+        length = (settings or {}).get("original_max_seq_len")
+        found["query_temperature"] = {"first_position": 0, "floor_scale": length, "scale": rope[temperature]}
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -172,8 +189,9 @@ def write_rope(
     partial: str | None = None,
     original: str | None = None,
     temperature: str | None = None,
+    stretch: str | None = None,
 ) -> dict[str, Any]:
-    """The keys of `read_rope`, in the old form and in the new."""
+    """The keys of `read_rope`, in the old form and in the new; a stretched base as it is."""
     scaling = write_scaling(config)
     share = {"partial_rotary_factor": config.rotary_percentage} if partial else {}
     if temperature and config.query_temperature is not None:
@@ -184,7 +202,7 @@ def write_rope(
         theta: base,
         **({partial: config.rotary_percentage} if partial else {}),
         **beside,
-        "rope_scaling": {**scaling, **share, "rope_theta": base} if len(scaling) > 1 else None,
+        "rope_scaling": scaling if len(scaling) > 1 else None,
         "rope_parameters": {**scaling, **share, "rope_theta": base},
     }
 
@@ -216,9 +234,15 @@ def write_scaling(config: Config) -> dict[str, Any]:
     kind = config.rope_kind or "default"
     if config.rope_condense_ratio != 1:
         kind, adjustments = "linear", {"factor": config.rope_condense_ratio}
-    if kind == "dynamic":
-        adjustments = {"factor": adjustments["factor"]}
+    if kind == "dynamic" or (kind == "longrope" and follows_length(config)):
+        adjustments = {key: value for key, value in adjustments.items() if key not in LEFT_UNSAID[kind]}
     return {"rope_type": kind, **{ROPE_SETTINGS.get(key, key): value for key, value in adjustments.items()}}
+
+
+def follows_length(config: Config) -> bool:
+    """Whether the factor of the scaling is just how much longer than at first a context may be."""
+    rope = config.rope_adjustments or {}
+    return rope.get("factor") == config.block_size / rope["original_max_seq_len"]
 
 
 def read_rope_by_layer(values: Values, ours: Values, *, theta: str, local: str) -> dict[str, Any]:
@@ -379,17 +403,73 @@ def write_inverse(config: Config, **keys: str) -> dict[str, Any]:
     return {key: 1 / getattr(config, ours) for ours, key in keys.items()}
 
 
-def read_attention_multiplier(values: Values, ours: Values, *, key: str) -> dict[str, Any]:
-    """The factor on attention's scores, of which we keep the inverse square."""
-    multiplier = real(key, values.get(key))
-    return {"attention_scores_scalar": float(f"{multiplier**-2:.12g}")}
+def read_attention_scalar(values: Values, ours: Values, *, key: str, multiplier: bool = False) -> dict[str, Any]:
+    """The number whose inverse square root multiplies attention's scores; with `multiplier`, they say that root."""
+    said = real(key, values.get(key))
+    return {"attention_scores_scalar": float(f"{said**-2:.12g}") if multiplier else said}
 
 
-def write_attention_multiplier(config: Config, *, key: str) -> dict[str, Any]:
-    """The key of `read_attention_multiplier`."""
+def write_attention_scalar(config: Config, *, key: str, multiplier: bool = False) -> dict[str, Any]:
+    """The key of `read_attention_scalar`."""
     scalar = config.attention_scores_scalar or config.head_size
     assert scalar is not None
-    return {key: scalar**-0.5}
+    return {key: scalar**-0.5 if multiplier else scalar}
+
+
+# Heads
+
+
+def read_rotary_dim(values: Values, ours: Values, *, key: str) -> dict[str, Any]:
+    """How many numbers of a head are rotated, of which we keep the share."""
+    size = head_size(ours)
+    rotated = whole(key, values.get(key))
+    share = rotated / size
+    return {"rotary_percentage": share if int(share * size) == rotated else math.nextafter(share, 2)}
+
+
+def write_rotary_dim(config: Config, *, key: str) -> dict[str, Any]:
+    """The key of `read_rotary_dim`."""
+    return {key: config.rotary_size}
+
+
+def head_size(ours: Values) -> int:
+    """The size of a head where the file gives width and heads only."""
+    return whole("width of a head", whole("width", ours.get("n_embd")) // whole("heads", ours.get("n_head")))
+
+
+def read_multi_query(values: Values, ours: Values, *, key: str) -> dict[str, Any]:
+    """Whether all heads share one key-value head, or have one each."""
+    return {"n_query_groups": 1 if values.get(key) else ours.get("n_head")}
+
+
+def write_multi_query(config: Config, *, key: str) -> dict[str, Any]:
+    """The key of `read_multi_query`."""
+    return {key: config.n_query_groups == 1}
+
+
+def read_decoder_architecture(values: Values, ours: Values) -> dict[str, Any]:
+    """Falcon's two decoders: the new one shares key-value heads and may norm twice, the old one does neither."""
+    parallel = bool(values.get("parallel_attn"))
+    if not values.get("new_decoder_architecture"):
+        heads = 1 if values.get("multi_query") else ours.get("n_head")
+        return {"n_query_groups": heads, "parallel_residual": parallel, "shared_attention_norm": parallel}
+    if not parallel:
+        raise unsupported("parallel_attn", False, "true beside new_decoder_architecture: true")
+    norms, heads = values.get("num_ln_in_parallel_attn"), values.get("num_kv_heads") or ours.get("n_head")
+    return {"n_query_groups": heads, "parallel_residual": True, "shared_attention_norm": norms == 1}
+
+
+def write_decoder_architecture(config: Config) -> dict[str, Any]:
+    """The keys of `read_decoder_architecture`."""
+    plain_heads = config.n_query_groups in (1, config.n_head)
+    old = plain_heads and config.shared_attention_norm == config.parallel_residual
+    return {
+        "new_decoder_architecture": not old,
+        "multi_query": config.n_query_groups == 1,
+        "num_kv_heads": config.n_query_groups,
+        "parallel_attn": config.parallel_residual,
+        "num_ln_in_parallel_attn": None if old else 2 - config.shared_attention_norm,
+    }
 
 
 TRANSLATIONS: dict[str, Translation] = {
@@ -399,5 +479,8 @@ TRANSLATIONS: dict[str, Translation] = {
     "rope_layers": Translation(read_rope_layers, write_rope_layers),
     "biases": Translation(read_biases, write_biases),
     "inverse": Translation(read_inverse, write_inverse),
-    "attention_multiplier": Translation(read_attention_multiplier, write_attention_multiplier),
+    "attention_scalar": Translation(read_attention_scalar, write_attention_scalar),
+    "rotary_dim": Translation(read_rotary_dim, write_rotary_dim),
+    "multi_query": Translation(read_multi_query, write_multi_query),
+    "decoder_architecture": Translation(read_decoder_architecture, write_decoder_architecture),
 }

@@ -1,15 +1,16 @@
 """Find a model's shape: by name among `families/*.yaml`, or from the files of a folder.
 
 A family file is data: how a `config.json` of the architecture tells a shape (see `config_json.ConfigKeys`), the names
-of tensors (`tensors`, `ignored`, ...; see `names.table`) and the members (`defaults`, `shapes`). A family `like` another has the
-entries of that one too, but for those that it sets to null.
+of tensors (`tensors`, `ignored`, ...; see `names.table`) and the members (`shapes`, in our words or in those of their
+`config.json`; `defaults` hold for those in ours). A family `like` another has its entries too, but for those that it sets
+to null.
 """
 
 import difflib
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +21,7 @@ import yaml
 from litgpt.errors import UserError
 from litgpt.files import read_json
 from litgpt.model.config import Config, read_mapping
+from litgpt.model.config_experts import meaning_of_experts
 from litgpt.model.config_json import ConfigKeys, has_bias
 from litgpt.model.names import Table, table
 
@@ -71,6 +73,8 @@ def meaning(config: Config, unused: list[str]) -> dict[str, Any]:
         "sliding_window_indices": [config.is_local(layer) for layer in layers],
         "rope_layers": [config.rope_of(layer) for layer in layers],
         "rope_indices": None,
+        "norm_qk_type": config.norm_qk_type if config.norm_qk else None,
+        **meaning_of_experts(config),
     }
 
 
@@ -99,17 +103,27 @@ def whole_data(name: str) -> dict[str, Any]:
 
 def load_family(data: dict[str, Any]) -> Family:
     """A family out of its file's mapping."""
-    defaults, shapes, hub_names = data.pop("defaults", {}), {}, {}
-    for row in data.pop("shapes", []):
-        padded = {"vocab_size": row["shape"]["padded_vocab_size"]} if "padded_vocab_size" in row["shape"] else {}
-        shape = {"vocab_size": defaults["padded_vocab_size"], **defaults, **padded, **row["shape"]}
+    defaults, rows = data.pop("defaults", {}), data.pop("shapes", [])
+    for_table = {key: data.pop(key) for key in ("ignored", "unread", "prefix", "starts") if key in data}
+    tensors = table(data["name"], data.pop("tensors"), **for_table)
+    family = Family(**data, tensors=tensors, shapes={})
+    shapes, hub_names = {}, {}
+    for row in rows:
+        shape = shape_of(family, row, defaults)
         for entry in row["names"]:
             ((name, hub),) = entry.items() if isinstance(entry, dict) else ((entry.split("/")[-1], entry),)
             shapes[name] = shape
             hub_names[name] = hub
-    for_table = {key: data.pop(key) for key in ("ignored", "unread", "prefix", "starts") if key in data}
-    tensors = table(data["name"], data.pop("tensors"), **for_table)
-    return Family(**data, tensors=tensors, shapes=shapes, hub_names=hub_names)
+    return replace(family, shapes=shapes, hub_names=hub_names)
+
+
+def shape_of(family: Family, row: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Our fields of a member: in our words (`shape`) or in those of its `config.json` (`published`)."""
+    if "published" in row:
+        return {**family.read(row["published"]).to_dict(), **row.get("shape", {})}
+    ours = row["shape"]
+    padded = {"vocab_size": ours["padded_vocab_size"]} if "padded_vocab_size" in ours else {}
+    return {"vocab_size": defaults.get("padded_vocab_size"), **defaults, **padded, **ours}
 
 
 @cache
