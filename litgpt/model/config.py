@@ -191,8 +191,8 @@ class Config:
                     raise refusal("rope_adjustments", f"{key}: {one!r} is no number above 0", "e.g. factor: 8.0")
         if rope.get("factor", 1) <= 0:
             raise refusal("rope_adjustments", f"factor: {rope['factor']} is not above 0", "e.g. factor: 8.0")
-        if "low_freq_factor" in rope and rope["high_freq_factor"] <= rope["low_freq_factor"]:
-            raise refusal("rope_adjustments", "high_freq_factor is not above low_freq_factor", "use e.g. 4 and 1")
+        if "low_freq_factor" in rope and rope["high_freq_factor"] < rope["low_freq_factor"]:
+            raise refusal("rope_adjustments", "high_freq_factor is below low_freq_factor", "use e.g. 4 and 1")
 
     def _check_layers(self) -> None:
         """One 0 or 1 for every layer in the lists that tell layers apart; longer lists are cut, as LitGPT does."""
@@ -211,12 +211,16 @@ class Config:
             raise refusal("query_temperature", f"{self.query_temperature}", f"give {sorted(TEMPERATURE)}")
 
     def _check_latent(self) -> None:
-        sizes = self.latent_attention
-        if sizes is None:
+        if self.latent_attention is None:
             return
-        if set(sizes) != LATENT_SIZES:
+        self.latent_attention = sizes = dict(self.latent_attention)
+        if set(sizes) - {"norm_eps"} != LATENT_SIZES:
             raise refusal("latent_attention", f"{sorted(sizes)} are not its sizes", f"give {sorted(LATENT_SIZES)}")
-        for key, size in sizes.items():
+        sizes["norm_eps"] = eps = number(sizes.get("norm_eps", self.norm_eps))
+        if not isinstance(eps, int | float) or not 0 < eps < 1:
+            raise refusal("latent_attention", f"norm_eps: {eps!r} is no epsilon", "give e.g. 1e-6")
+        for key in LATENT_SIZES:
+            size = sizes[key]
             if not (size is None and key == "q_lora_rank") and not (isinstance(size, int) and 0 < size <= 2**20):
                 raise refusal("latent_attention", f"{key}: {size!r} is no size", "give a whole number above 0")
         if self.n_query_groups not in (None, self.n_head):

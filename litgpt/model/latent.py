@@ -29,16 +29,16 @@ class LatentAttention(nn.Module):
         self.scale = (config.attention_scores_scalar or self.plain + self.turned) ** -0.5 * score_factor(config)
         self.window = "local" if config.is_local(layer) else "global"
         self.rope, self.interleave = config.rope_of(layer), config.rope_interleave
-        bias = config.bias or config.attn_bias
+        bias, eps = config.attn_bias, sizes["norm_eps"]
         q_width, rank = config.n_head * (self.plain + self.turned), sizes["q_lora_rank"]
         if rank is None:
             self.q = nn.Linear(config.n_embd, q_width, bias=config.bias)
         else:
             self.q_down = nn.Linear(config.n_embd, rank, bias=bias)
-            self.norm_q = norm(config, rank)
+            self.norm_q = norm(config, rank, eps=eps)
             self.q_up = nn.Linear(rank, q_width, bias=config.bias)
         self.kv_down = nn.Linear(config.n_embd, self.latent + self.turned, bias=bias)
-        self.norm_kv = norm(config, self.latent)
+        self.norm_kv = norm(config, self.latent, eps=eps)
         self.kv_up = nn.Linear(self.latent, config.n_head * (self.plain + self.value), bias=config.bias)
         out_bias = config.bias if config.attn_out_bias is None else config.attn_out_bias
         self.out = nn.Linear(config.n_head * self.value, config.n_embd, bias=out_bias)
