@@ -1,7 +1,7 @@
 """A model in Python: load it from a folder or by name, write text with it, call it."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from litgpt.infer.load import (
     random_model,
     retype,
 )
+from litgpt.infer.quantize import quantize as quantize_blocks
 from litgpt.infer.sampling import Sampling
 from litgpt.model.gpt import GPT
 from litgpt.store import published
@@ -37,6 +38,13 @@ BENCHMARK_KEYS = (
     "Total GPU memory allocated in GB",
 )
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def told(tokens: Iterable[int], listener: Callable[[int], object]) -> Iterator[int]:
+    """The same tokens; `listener` is called with each."""
+    for token in tokens:
+        listener(token)
+        yield token
 
 
 class LLM(nn.Module):
@@ -103,6 +111,7 @@ class LLM(nn.Module):
         accelerator: str = "auto",
         devices: int | Literal["auto"] = 1,
         precision: str | None = None,
+        quantize: str | None = None,
         fixed_kv_cache_size: int | Literal["max_model_supported"] | None = None,
     ) -> None:
         """Move the model to another device or type of numbers.
@@ -112,6 +121,7 @@ class LLM(nn.Module):
             devices: 1; `auto` is 1 too.
             precision: 32-true, 16-true, bf16-true, 64-true, bf16-mixed or 16-mixed; None for bfloat16 on an accelerator
                 and the model's own type on a CPU.
+            quantize: bnb.nf4, bnb.nf4-dq, bnb.fp4, bnb.fp4-dq or bnb.int8: keep the blocks' matrices in 4 or 8 bits.
             fixed_kv_cache_size: tokens that the cache makes room for at once; None: it grows as it is needed.
 
         Raises:
@@ -125,8 +135,14 @@ class LLM(nn.Module):
         size = most if fixed_kv_cache_size == "max_model_supported" else fixed_kv_cache_size
         if size is not None and not 1 <= size <= most:
             raise UserError(f"fixed_kv_cache_size: {size} will not do; the model reads {most} tokens, give 1 to {most}")
+        if quantize and precision in COMPUTE:
+            raise UserError(f"quantize: {quantize} needs numbers of one type; give precision: bf16-true, or null")
         device = device_named(accelerator)
-        retype(self.model, device, TYPES[precision] if precision else best_type(device))
+        dtype = TYPES[precision] if precision else best_type(device)
+        if quantize:  # matrices go to the device one by one, in their few bits
+            retype(self.model, torch.device("cpu"), dtype)
+            quantize_blocks(self.model, quantize, device)
+        retype(self.model, device, dtype)
         self.model.__dict__.pop("forward", None)  # of an earlier mixed precision
         if precision in COMPUTE:
             self.model.forward = torch.autocast(device.type, COMPUTE[precision])(self.model.forward)  # type: ignore
@@ -219,7 +235,8 @@ class LLM(nn.Module):
         stop: str | list[str] | None = None,
         seed: int | None = None,
         chat_template: bool | None = None,
-    ) -> str | Tensor | Iterator[str] | Iterator[int]:
+        on_token: Callable[[int], object] = lambda token: None,
+    ) -> Any:
         """What the model writes after a prompt, without the prompt.
 
         Args:
@@ -230,6 +247,10 @@ class LLM(nn.Module):
             stream: give an iterator over pieces of the text, or over token numbers, as they come.
             stop: texts that end it; not part of the result.
             seed: the same one gives the same text; None draws from torch's own generator.
+            on_token: called with every token as it is chosen.
+
+        Returns:
+            A text; a tensor with `return_as_token_ids`; an iterator over pieces of either with `stream`.
 
         Raises:
             UserError: if a setting will not do or the text would be longer than the model reads.
@@ -250,6 +271,7 @@ class LLM(nn.Module):
             generator=None if seed is None else torch.Generator(device).manual_seed(seed),
             cache_size=self.cache_size,
         )
+        tokens = told(tokens, on_token)
         # a reply is a text of its own, what follows a bare prompt begins with the space that belongs there
         behind = [] if self.uses_template(chat_template) else read
         if return_as_token_ids:
@@ -261,9 +283,8 @@ class LLM(nn.Module):
     def _tokens_until(self, tokens: Iterator[int], stops: list[str], behind: list[int]) -> Iterator[int]:
         """The tokens up to the one that completes a stop string."""
         seen: list[int] = []
-        noted = (seen.append(token) or token for token in tokens)  # type: ignore[func-returns-value]
         given = 0
-        for _ in until(self.tokenizer.decode_stream(noted, behind=behind), stops):
+        for _ in until(self.tokenizer.decode_stream(told(tokens, seen.append), behind=behind), stops):
             yield from seen[given:]
             given = len(seen)
         yield from seen[given:]

@@ -130,13 +130,10 @@ def fill(model: nn.Module, tensors: Iterator[tuple[str, Tensor]]) -> None:
 @torch.no_grad()
 def retype(model: GPT, device: torch.device, dtype: torch.dtype | None) -> None:
     """Move a model's weights, and where `dtype` is not None cast those that need not stay in float32."""
-    kept = dict(model.named_parameters())
-    types = {name: parameter.dtype for name, parameter in kept.items()}
-    if dtype is not None:
-        asked = empty_model(model.config, dtype, torch.device("meta"))
-        types = {name: parameter.dtype for name, parameter in asked.named_parameters()}
-    for name, parameter in kept.items():
-        parameter.data = parameter.data.to(device, types[name])
+    asked = {} if dtype is None else dict(empty_model(model.config, dtype, torch.device("meta")).named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():  # not one that was quantized
+            parameter.data = parameter.data.to(device, asked.get(name, parameter).dtype)
 
 
 def random_model(name: str, *, device: torch.device, dtype: torch.dtype | None) -> GPT:

@@ -24,6 +24,12 @@ COMMANDS = {
         "Pretrain a model on text, from scratch or from the weights of another.",
         ("model_name",),
     ),
+    "generate": Command(
+        "litgpt.recipe.generate:Generate",
+        "litgpt.commands.generate:run",
+        "Write text with a model.",
+        ("checkpoint_dir",),
+    ),
     "download": Command(
         "litgpt.recipe.store_commands:Download",
         "litgpt.commands.download:run",

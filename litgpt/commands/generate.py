@@ -1,0 +1,62 @@
+"""`litgpt generate`: the text goes to stdout, how long it took to stderr."""
+
+import sys
+import time
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+from litgpt.recipe.generate import Generate
+
+
+def run(recipe: Generate) -> None:
+    """Load the model, write the texts, say how long each took."""
+    import torch
+
+    from litgpt.api import LLM
+
+    start = time.perf_counter()
+    llm = LLM.load(recipe.checkpoint_dir, distribute=None)
+    llm.distribute(precision=recipe.precision, quantize=recipe.quantize)
+    if recipe.compile:
+        llm.model.compile(dynamic=True)
+    say(f"Time to load the model: {time.perf_counter() - start:.2f} seconds.")
+    torch.manual_seed(recipe.seed)
+    for number in range(1, recipe.num_samples + 1):
+        write_sample(llm, recipe, number)
+    if llm.model.embedding.weight.device.type == "cuda":
+        say(f"Memory used: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
+
+
+def write_sample(llm: Any, recipe: Generate, number: int) -> None:
+    """Print one text and its time."""
+    start = time.perf_counter()
+    tokens: list[int] = []
+    pieces = llm.generate(
+        recipe.prompt,
+        recipe.sys_prompt,
+        max_new_tokens=recipe.max_new_tokens,
+        temperature=recipe.temperature,
+        top_k=recipe.top_k,
+        top_p=recipe.top_p,
+        stream=True,
+        stop=recipe.stop,
+        chat_template=recipe.chat_template,
+        on_token=tokens.append,
+    )
+    begun = [] if llm.uses_template(recipe.chat_template) else [recipe.prompt]
+    show(chain(begun, pieces), stream=recipe.stream)
+    seconds = time.perf_counter() - start
+    say(f"Time for inference {number}: {seconds:.2f} sec total, {len(tokens) / seconds:.2f} tokens/sec")
+
+
+def show(pieces: Iterable[str], *, stream: bool) -> None:
+    """Print a text, piece by piece or when it is whole."""
+    for piece in pieces if stream else ["".join(pieces)]:
+        print(piece, end="", flush=True)
+    print(flush=True)
+
+
+def say(line: str) -> None:
+    """Print a line on standard error."""
+    print(line, file=sys.stderr, flush=True)
