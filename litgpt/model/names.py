@@ -186,6 +186,17 @@ class Table:
         check_experts(steps, config)
         return steps
 
+    def step(self, published: str, config: Config) -> Step | None:
+        """What one published tensor becomes; None if no rule knows it."""
+        try:
+            return self._find_theirs(published, config)
+        except UserError:
+            return None
+
+    def ignores(self, published: str, config: Config) -> bool:
+        """Whether a published tensor is a buffer that says nothing."""
+        return self._fits(published, self.ignored, config)
+
     def left_unread(self, published: Iterable[str], config: Config) -> list[str]:
         """The published tensors that hold weights which the model has no place for."""
         return [name for name in published if self._fits(name, self.unread, config)]
