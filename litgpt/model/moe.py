@@ -166,7 +166,7 @@ def grouped_linear(x_RD: Tensor, weight_EOD: Tensor, bias_EO: Tensor | None, end
         x_RD, weight_EOD = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (x_RD, weight_EOD))
     aligned = all(size * x_RD.element_size() % 16 == 0 for size in weight_EOD.shape[1:])  # what its kernels ask for
     multiply = F.grouped_mm if aligned and x_RD.dtype != torch.float64 else padded_mm
-    y_RO = multiply(x_RD, weight_EOD.mT, offs=ends_E)
+    y_RO = multiply(x_RD.contiguous(), weight_EOD.contiguous().mT, offs=ends_E)
     if bias_EO is None:
         return y_RO
     return y_RO + bias_EO.to(y_RO.dtype).index_select(0, owners(ends_E, len(y_RO)))

@@ -1,0 +1,216 @@
+"""Families with experts and latent attention against transformers: logits, left padding, and folders both ways."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.model.names import to_ours, to_published
+from litgpt.model.registry import Family, families, family_of, read_shape
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 40, "max_position_embeddings": 128, "pad_token_id": None, "bos_token_id": None,
+    "eos_token_id": None,
+}  # fmt: skip
+YARN = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 32, "beta_slow": 1, "mscale": 0.707,
+    "mscale_all_dim": 0.8, "original_max_position_embeddings": 32,
+}  # fmt: skip
+LATENT = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 20, "num_key_value_heads": 4}
+ROUTED = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "n_shared_experts": 2}
+GROUPS = {"n_group": 4, "topk_group": 2}
+QWEN = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+GRANITE = {"num_local_experts": 6, "num_experts_per_tok": 2, "attention_multiplier": 0.11, "residual_multiplier": 0.7,
+           "embedding_multiplier": 3.0, "logits_scaling": 2.0}  # fmt: skip
+LLAMA4 = {"num_local_experts": 4, "head_dim": 8, "intermediate_size_mlp": 44}
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("Mixtral", {"num_local_experts": 6}),
+    "mixtral-window": ("Mixtral", {"num_local_experts": 4, "sliding_window": 20}),
+    "qwen2-moe": ("Qwen2Moe", {**QWEN, "norm_topk_prob": False, "shared_expert_intermediate_size": 28}),
+    "qwen2-moe-sparse": ("Qwen2Moe", {**QWEN, "shared_expert_intermediate_size": 28, "decoder_sparse_step": 2,
+                                      "mlp_only_layers": [1], "qkv_bias": False}),
+    "qwen3-moe": ("Qwen3Moe", {**QWEN, "head_dim": 16}),
+    "qwen3-moe-unnormed": ("Qwen3Moe", {**QWEN, "norm_topk_prob": False, "mlp_only_layers": [0],
+                                        "attention_bias": True}),
+    "olmoe": ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 2}),
+    "deepseek-v2": ("DeepseekV2", {**LATENT, **ROUTED, **GROUPS, "q_lora_rank": 20, "first_k_dense_replace": 1,
+                                   "topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5,
+                                   "rope_parameters": YARN}),
+    "deepseek-v2-lite": ("DeepseekV2", {**LATENT, **ROUTED, "q_lora_rank": None, "first_k_dense_replace": 1}),
+    "deepseek-v3": ("DeepseekV3", {**LATENT, **ROUTED, **GROUPS, "q_lora_rank": 20, "first_k_dense_replace": 1,
+                                   "rope_parameters": YARN, "rms_norm_eps": 1e-5}),
+    "deepseek-v3-plain": ("DeepseekV3", {**LATENT, **ROUTED, "q_lora_rank": None, "n_group": 1, "topk_group": 1,
+                                         "first_k_dense_replace": 0, "norm_topk_prob": False, "attention_bias": True,
+                                         "rope_interleave": False}),
+    "glm4-moe": ("Glm4Moe", {**ROUTED, **GROUPS, "head_dim": 16, "use_qk_norm": True, "attention_bias": True,
+                             "first_k_dense_replace": 1, "routed_scaling_factor": 2.5}),
+    "glm4-moe-air": ("Glm4Moe", {**ROUTED, "head_dim": 16, "first_k_dense_replace": 2}),
+    "gpt-oss": ("GptOss", {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 20}),
+    "llama4": ("Llama4", {**LLAMA4, "attention_chunk_size": 24, "floor_scale": 16}),
+    "llama4-sparse": ("Llama4", {**LLAMA4, "use_qk_norm": False, "interleave_moe_layer_step": 2,
+                                 "attn_temperature_tuning": False, "num_experts_per_tok": 2}),
+    "granite-moe": ("GraniteMoe", GRANITE),
+    "granite-moe-shared": ("GraniteMoeShared", {**GRANITE, "shared_intermediate_size": 20}),
+    "ernie-moe": ("Ernie4_5_Moe", {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 24, "head_dim": 8,
+                                   "moe_num_shared_experts": 2, "moe_layer_start_index": 1, "moe_layer_end_index": 2}),
+    "dots1": ("Dots1", {**ROUTED, **GROUPS, "first_k_dense_replace": 1, "norm_topk_prob": True, "sliding_window": 20,
+                        "max_window_layers": 2}),
+}  # fmt: skip
+
+
+def reference(name: str) -> Any:
+    """A small transformers model with every parameter random, router corrections included."""
+    kind, changes = MODELS[name]
+    shape = getattr(transformers, "Llama4TextConfig" if kind == "Llama4" else f"{kind}Config")
+    config = shape(**{**SIZES, **changes})
+    config._attn_implementation, config._experts_implementation = "eager", "eager"
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    held = [*model.parameters(), *(one for key, one in model.named_buffers() if "correction" in key)]
+    with torch.no_grad():
+        for tensor in held:
+            tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.1)
+    return model
+
+
+def saved(model: Any, folder: Path) -> tuple[Config, dict[str, Tensor]]:
+    """Shape and tensors as they are in the folder that transformers writes."""
+    model.save_pretrained(folder)
+    return read_shape(folder), load_file(folder / "model.safetensors")
+
+
+def our_model(config: Config, tensors: dict[str, Tensor]) -> GPT:
+    with torch.device("meta"):
+        model = GPT(config)
+    model.load_state_dict(tensors, strict=True, assign=True)
+    return model.eval()
+
+
+def both(name: str, folder: Path) -> tuple[Any, GPT]:
+    theirs = reference(name)
+    config, tensors = saved(theirs, folder)
+    return theirs, our_model(config, to_ours(families()[theirs.config.model_type].tensors, tensors, config))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
+    theirs, ours = both(name, tmp_path)
+    ids = torch.randint(0, 96, (2, 100), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        wanted, got = theirs(ids).logits, ours(ids)
+    assert wanted.abs().max() > 0.2
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_padded_on_the_left_equal_transformers(name: str, tmp_path: Path) -> None:
+    theirs, ours = both(name, tmp_path)
+    ids = torch.randint(0, 96, (2, 40), generator=torch.Generator().manual_seed(3))
+    seen = torch.ones_like(ids)
+    seen[0, :9] = 0
+    positions = (seen.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        if name.startswith("llama4"):  # which counts padding in chunks and temperatures: compare without any
+            wanted = torch.cat([theirs(row[None, mask == 1]).logits[0] for row, mask in zip(ids, seen, strict=True)])
+        else:
+            wanted = theirs(ids, attention_mask=seen, position_ids=positions).logits[seen == 1]
+        got = ours(ids, positions_BT=positions, documents_BT=seen)
+    torch.testing.assert_close(got[seen == 1], wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_export_is_exact_and_loads_in_transformers(name: str, tmp_path: Path) -> None:
+    theirs = reference(name)
+    config, tensors = saved(theirs, tmp_path)
+    family = families()[theirs.config.model_type]
+    assert family_of(config) is not None
+    back = to_published(family.tensors, to_ours(family.tensors, tensors, config), config)
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[key], tensors[key]) for key in tensors)
+    loaded = opened(tmp_path / "ours", family, config, back)
+    assert type(loaded) is type(theirs)
+    ids = torch.arange(100)[None] % 96
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, theirs(ids).logits, atol=1e-5, rtol=1e-5)
+    assert read_shape(tmp_path / "ours").to_dict() == {**config.to_dict(), "name": "ours"}
+
+
+def opened(folder: Path, family: Family, config: Config, tensors: dict[str, Tensor]) -> Any:
+    """The transformers model of a folder with our config.json and these published tensors."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(family.config_json(config)))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, dtype="float32", experts_implementation="eager", attn_implementation="eager"
+    )
+    assert not any(report.values()), report
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe-sparse", "deepseek-v2", "deepseek-v3", "gpt-oss", "llama4"])
+def test_gradients_equal_transformers(name: str, tmp_path: Path) -> None:
+    theirs, ours = both(name, tmp_path)
+    ids = torch.randint(0, 96, (2, 40), generator=torch.Generator().manual_seed(2))
+    theirs.train()(ids).logits.logsumexp(-1).sum().backward()
+    ours.train()(ids).logsumexp(-1).sum().backward()
+    for parameter in theirs.parameters():  # saved as published names, like the weights themselves
+        parameter.data = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+    _, gradients = saved(theirs, tmp_path / "gradients")
+    wanted = to_ours(families()[theirs.config.model_type].tensors, gradients, ours.config)
+    for key, parameter in ours.named_parameters():
+        if not key.endswith("correction"):
+            assert parameter.grad is not None, key
+            torch.testing.assert_close(
+                parameter.grad, wanted[key], atol=1e-4, rtol=1e-4, msg=lambda m, key=key: key + m
+            )
+
+
+def test_a_shifted_router_correction_changes_the_logits(tmp_path: Path) -> None:
+    _, ours = both("deepseek-v3", tmp_path)
+    ids = torch.randint(0, 96, (2, 40), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        before = ours(ids)
+        for name, parameter in ours.named_parameters():
+            if name.endswith("correction"):
+                parameter.copy_(parameter.roll(1))
+        assert not torch.allclose(ours(ids), before, atol=1e-3)
+
+
+def test_layers_that_predict_further_tokens_are_left_unread(tmp_path: Path) -> None:
+    config, tensors = saved(reference("deepseek-v3"), tmp_path)
+    more = {key.replace("layers.3.", "layers.4."): tensor for key, tensor in tensors.items() if "layers.3." in key}
+    more |= {"model.layers.4.eh_proj.weight": torch.zeros(32, 64), "model.layers.4.enorm.weight": torch.zeros(32)}
+    table = families()["deepseek_v3"].tensors
+    assert sorted(table.left_unread({**tensors, **more}, config)) == sorted(more)
+    assert to_ours(table, {**tensors, **more}, config).keys() == to_ours(table, tensors, config).keys()
+
+
+def test_the_language_model_of_a_folder_with_a_vision_tower(tmp_path: Path) -> None:
+    text = {**SIZES, **MODELS["llama4"][1]}
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
+              "image_size": 28, "patch_size": 14, "vision_output_dim": 16, "projector_input_dim": 16,
+              "projector_output_dim": 16}  # fmt: skip
+    shape = transformers.Llama4Config(text_config=text, vision_config=vision)
+    shape._attn_implementation = shape.text_config._attn_implementation = "eager"
+    theirs = transformers.Llama4ForConditionalGeneration(shape).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(0, 0.1)
+    config, tensors = saved(theirs, tmp_path)
+    table = families()["llama4"].tensors
+    assert len(table.left_unread(tensors, config)) == sum("vision" in key or "multi_modal" in key for key in tensors)
+    ours = our_model(config, to_ours(table, tensors, config))
+    ids = torch.arange(60)[None] % 96
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
+    family = family_of(config)
+    assert family is not None and family.name == "llama4_text"
