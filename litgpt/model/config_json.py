@@ -66,7 +66,8 @@ class ConfigKeys:
         ours = {ours: values[key] for ours, key in self.config.items() if values.get(key) is not None}
         for kind, settings in self.translated.items():
             ours |= translation(kind).read(values, ours, **settings)
-        return Config(**{**ours, "vocab_size": ours.get("padded_vocab_size"), **self.fixed, "name": name})
+        labels = {"name": name, "hf_config": {"model_type": self.model_type}}
+        return Config(**{**ours, "vocab_size": ours.get("padded_vocab_size"), **self.fixed, **labels})
 
     def _stated(self, values: Values) -> Values:
         """The keys of the language model, and those around it that hold for it too."""
@@ -81,6 +82,7 @@ class ConfigKeys:
     def config_json(self, config: Config) -> dict[str, Any]:
         """The `config.json` of a model of this shape, rope in the form before transformers 5 and in that since."""
         written: dict[str, Any] = {"architectures": list(self.architectures), "model_type": self.model_type}
+        written["pad_token_id"] = None  # the default of an architecture may lie outside the vocabulary
         written |= {key: accepted[0] for key, accepted in self.expect.items()}
         written |= {key: getattr(config, ours) for ours, key in self.config.items()}
         for kind, settings in self.translated.items():
@@ -350,14 +352,21 @@ def write_layer_types(
     return written
 
 
-def read_rope_layers(values: Values, ours: Values, *, every: str | None = None) -> dict[str, Any]:
-    """Which layers rotate by position: `no_rope_layers` (0 = none), or all but one in `every`.
+def read_windowed_rope(values: Values, ours: Values, *, without_window: bool) -> dict[str, Any]:
+    """Only layers that see a window rotate by position; `without_window`, whether all do where the model has none."""
+    windowed = window_marks(ours)
+    if all(windowed) or (without_window and values.get("sliding_window") is None):
+        return {}
+    return {"rope_layers": windowed}
 
-    With `every` null, the layers that see a window rotate and the others do not.
-    """
-    if every is None:
-        windowed = window_marks(ours)
-        return {} if all(windowed) else {"rope_layers": windowed}
+
+def write_windowed_rope(config: Config, *, without_window: bool) -> dict[str, Any]:
+    """Nothing: `read_windowed_rope` goes by the keys of the windows."""
+    return {}
+
+
+def read_rope_layers(values: Values, ours: Values, *, every: str) -> dict[str, Any]:
+    """Which layers rotate by position: `no_rope_layers` (0 = not), or all but one in `every`."""
     given = values.get("no_rope_layers")
     if given:
         found = marks("no_rope_layers", given, ours, {0: 0, 1: 1})
@@ -367,10 +376,8 @@ def read_rope_layers(values: Values, ours: Values, *, every: str | None = None) 
     return {} if all(found) else {"rope_layers": found}
 
 
-def write_rope_layers(config: Config, *, every: str | None = None) -> dict[str, Any]:
+def write_rope_layers(config: Config, *, every: str) -> dict[str, Any]:
     """The keys of `read_rope_layers`."""
-    if every is None:
-        return {}
     return {"no_rope_layers": [int(config.rope_of(layer) is not None) for layer in range(config.n_layer)]}
 
 
@@ -476,6 +483,7 @@ TRANSLATIONS: dict[str, Translation] = {
     "rope": Translation(read_rope, write_rope),
     "rope_by_layer": Translation(read_rope_by_layer, write_rope_by_layer),
     "layer_types": Translation(read_layer_types, write_layer_types),
+    "windowed_rope": Translation(read_windowed_rope, write_windowed_rope),
     "rope_layers": Translation(read_rope_layers, write_rope_layers),
     "biases": Translation(read_biases, write_biases),
     "inverse": Translation(read_inverse, write_inverse),

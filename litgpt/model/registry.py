@@ -2,8 +2,8 @@
 
 A family file is data: how a `config.json` of the architecture tells a shape (see `config_json.ConfigKeys`), the names
 of tensors (`tensors`, `ignored`, ...; see `names.table`) and the members (`shapes`, in our words or in those of their
-`config.json`; `defaults` hold for those in ours). A family `like` another has its entries too, but for those that it sets
-to null.
+`config.json`; `defaults` hold for those in ours). A family `like` another has the entries of that other too, but for
+those that it sets to null.
 """
 
 import difflib
@@ -38,6 +38,7 @@ class Family(ConfigKeys):
     Attributes:
         unused: our fields that make no difference to what it computes.
         divisible: two of our fields of which transformers wants the first to be a multiple of the second.
+        order: of the families that express a shape, those with the lowest number are the plainest.
         differs_in_litgpt: our fields that LitGPT's form of a shape gives another value, or cannot say.
     """
 
@@ -46,6 +47,7 @@ class Family(ConfigKeys):
     shapes: Mapping[str, Mapping[str, Any]]
     unused: list[str] = field(default_factory=list)
     divisible: list[str] = field(default_factory=list)
+    order: int = 1
     differs_in_litgpt: list[str] = field(default_factory=list)
     hub_names: Mapping[str, str] = field(default_factory=dict)
 
@@ -170,9 +172,17 @@ def find(name: str) -> Config:
 
 
 def family_of(config: Config) -> Family | None:
-    """The published architecture that computes exactly this shape: the one that lists it, else the first, else None."""
-    able = [family for family in families().values() if family.expresses(config)]
-    return next((family for family in able if config.name in family.shapes), able[0] if able else None)
+    """The published architecture that computes exactly this shape, None if there is none.
+
+    Of several it is the one that lists the shape, else the one it was read from, else the plainest.
+    """
+
+    def preference(family: Family) -> tuple[bool, bool, int]:
+        read_from = config.hf_config.get("model_type") == family.model_type
+        return config.name not in family.shapes, not read_from, family.order
+
+    ranked = sorted(families().values(), key=preference)
+    return next((family for family in ranked if family.expresses(config)), None)
 
 
 def read_shape(folder: Path) -> Config:
