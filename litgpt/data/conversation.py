@@ -56,7 +56,7 @@ COLUMNS = {
 """Our columns, and the names that each goes by; the first name is ours."""
 
 LITERAL_LIMIT = 1_000_000
-"""Characters of a list written as Python that are still parsed; Python's parser takes a hundred times as much memory."""
+"""Characters of a list written as Python that are still parsed: Python's parser takes a hundred times the memory."""
 
 
 class BadRow(Exception):
