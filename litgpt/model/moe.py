@@ -164,12 +164,23 @@ def grouped_linear(x_RD: Tensor, weight_EOD: Tensor, bias_EO: Tensor | None, end
     kind = x_RD.device.type
     if torch.is_autocast_enabled(kind):
         x_RD, weight_EOD = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (x_RD, weight_EOD))
-    aligned = all(size * x_RD.element_size() % 16 == 0 for size in weight_EOD.shape[1:])  # what its kernels ask for
-    multiply = F.grouped_mm if aligned and x_RD.dtype != torch.float64 else padded_mm
+    multiply = F.grouped_mm if x_RD.dtype == torch.bfloat16 and aligned(x_RD, weight_EOD) else any_mm
     y_RO = multiply(x_RD.contiguous(), weight_EOD.contiguous().mT, offs=ends_E)
     if bias_EO is None:
         return y_RO
     return y_RO + bias_EO.to(y_RO.dtype).index_select(0, owners(ends_E, len(y_RO)))
+
+
+def aligned(x_RD: Tensor, weight_EOD: Tensor) -> bool:
+    """Whether rows are of multiples of 16 bytes, as the kernels of `F.grouped_mm` ask for."""
+    return all(size * x_RD.element_size() % 16 == 0 for size in weight_EOD.shape[1:])
+
+
+@torch.compiler.disable  # torch 2.14 compiles grouped products of bfloat16 only
+def any_mm(x_RD: Tensor, weight_EDO: Tensor, *, offs: Tensor) -> Tensor:
+    """`F.grouped_mm` of any floating-point type and size."""
+    taken = x_RD.dtype != torch.float64 and aligned(x_RD, weight_EDO)
+    return (F.grouped_mm if taken else padded_mm)(x_RD, weight_EDO, offs=offs)
 
 
 def padded_mm(x_RD: Tensor, weight_EDO: Tensor, *, offs: Tensor) -> Tensor:
