@@ -1,10 +1,9 @@
 """Every family against transformers: a small random model read as it is published, and written so that it loads there.
 
-A new family is one line in `ROWS`: the transformers class and the settings of a small model, chosen so that every branch
+A new family is one line in `ROWS`: the transformers class and the settings of a small model, such that every branch
 of the architecture is taken (both kinds of layers, windows and first contexts shorter than the rows).
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.registry import families, family_of, read_shape
+from litgpt.model.registry import read_shape
 from litgpt.store import published
 
 TOKENS, PADDED = 48, (0, 5, 17)
