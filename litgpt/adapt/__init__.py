@@ -1,0 +1,78 @@
+"""Tuners: what a run trains of a model, and what it adds to that end; layers are changed in place, on any device."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from litgpt.adapt import full, lora
+from litgpt.adapt.layers import adapted_layers, disabled, stored, whole
+from litgpt.model.gpt import GPT
+from litgpt.model.init import copy_into
+from litgpt.recipe.tuner import Full, LoRA, Tuner
+
+__all__ = ["adapter_tensors", "attach", "disabled", "initialize", "learning_rate_factor", "merged"]
+
+ATTACH: dict[type[Tuner], Callable[[GPT, Any], None]] = {Full: full.attach, LoRA: lora.attach}
+
+
+def attach(model: GPT, settings: Tuner) -> None:
+    """Make a model, which may be on the meta device, one that is trained as the settings say; the rest is frozen.
+
+    The base's parameters keep their names. What is added has no values before `initialize`.
+
+    Raises:
+        UserError: if the settings name what the model has not.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    ATTACH[type(settings)](model, settings)
+
+
+@torch.no_grad()
+def initialize(
+    model: nn.Module, settings: Tuner, seed: int, *, write: Callable[[nn.Parameter, Tensor], None] = copy_into
+) -> None:
+    """Give what a tuner added its first values, each a function of the seed, its name and the base's weights.
+
+    All ranks call it together, after the base's weights are there.
+
+    Args:
+        write: stores a whole value into a parameter, which may be a shard.
+    """
+    for name, layer in adapted_layers(model):
+        for key, value in layer.first_values(settings, f"{seed}/{name}"):
+            write(stored(layer, key), value)
+
+
+def adapter_tensors(model: GPT) -> dict[str, nn.Parameter]:
+    """What the tuner added, or trains, by name."""
+    base = base_names(model)
+    named = model.named_parameters()
+    return {name: parameter for name, parameter in named if parameter.requires_grad or name not in base}
+
+
+def base_names(model: GPT) -> set[str]:
+    """The names of the parameters that a model of this shape has without a tuner."""
+    with torch.device("meta"):
+        return {name for name, _ in GPT(model.config).named_parameters()}
+
+
+@torch.no_grad()
+def merged(model: GPT) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter of the base in full, with what the adapters change folded in: summed in float32, then cast back.
+
+    All ranks iterate together.
+    """
+    base, adapted = base_names(model), dict(adapted_layers(model))
+    for name, parameter in model.named_parameters():
+        owner, _, key = name.rpartition(".")
+        if name in base:
+            layer = adapted.get(owner)
+            yield name, whole(parameter) if layer is None else layer.merged(key).to(parameter.dtype)
+
+
+def learning_rate_factor(settings: Tuner, name: str) -> float:
+    """What the learning rate of a parameter is multiplied by (LoRA+: the B of every pair)."""
+    return settings.lora_plus if isinstance(settings, LoRA) and name.endswith("lora_b") else 1.0

@@ -1,0 +1,138 @@
+"""What adapted layers have in common: they are the layers that they were, with parameters added.
+
+A layer's class becomes a subclass of what it was, so that it keeps its name, its parameters and theirs. A subclass may
+answer for a parameter with other numbers than those it holds: `module.weight` is then a property, while
+`module.named_parameters()` goes on to list the stored weight under its name.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+COPY = "_trained"
+First = Iterator[tuple[str, Tensor]]
+
+
+def stored(module: nn.Module, name: str) -> nn.Parameter:
+    """A module's own parameter, whatever the module answers for it."""
+    parameter = module._parameters[name]
+    assert parameter is not None, name
+    return parameter
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over ranks: a DTensor, whose package is not for this room to import."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor in full, gathered if it is spread over ranks, without gradient."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """A tensor in float32, or wider if it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+class Adapted(nn.Module):
+    """A layer with an adapter, which can be switched off; by itself one that adds trained copies of parameters."""
+
+    adapter_on = True
+
+    def frozen(self, name: str) -> Tensor:
+        """A parameter of the base as this rank has it."""
+        return stored(self, name)
+
+    def base(self, name: str) -> Tensor:
+        """A parameter of the base in full, in float32 at least."""
+        return widened(whole(stored(self, name)))
+
+    def merged(self, name: str) -> Tensor:
+        """A parameter of the base in full with the adapter folded in, in float32 at least."""
+        copy = self._parameters.get(name + COPY)
+        return self.base(name) if copy is None else widened(whole(copy))
+
+    def first_values(self, settings: Any, seed: str) -> First:
+        """The name and the whole first value of each parameter that the adapter added.
+
+        Args:
+            seed: text that no other layer has.
+        """
+        for name in self._parameters:
+            if name.endswith(COPY):
+                yield name, whole(stored(self, name.removesuffix(COPY)))
+
+
+def generator(seed: str) -> torch.Generator:
+    """A generator on the CPU that is a function of a text."""
+    digest = hashlib.sha256(seed.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+
+
+def add(module: nn.Module, name: str, shape: Iterable[int], like: Tensor, *, trained: bool = True) -> None:
+    """Give a module one more parameter, of the type and on the device of `like`."""
+    dtype = like.dtype if like.is_floating_point() else torch.float32
+    values = torch.empty(tuple(shape), dtype=dtype, device=like.device)
+    module.register_parameter(name, nn.Parameter(values, requires_grad=trained))
+
+
+def become(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Make a layer one of this kind too."""
+    base = type(module)
+    if not isinstance(module, kind):
+        module.__class__ = made(f"{kind.__name__}{base.__name__}", (kind, base))
+
+
+def answer_for(module: nn.Module, name: str, answer: Callable[[Any, str], Tensor]) -> None:
+    """Let a layer compute with what `answer(module, name)` gives for its parameter of this name.
+
+    FSDP2 asks a layer for its shard by the same name, and gets it: nothing computes with a shard.
+    """
+
+    def answered(module: nn.Module) -> Tensor:
+        parameter = stored(module, name)
+        return parameter if is_spread(parameter) else answer(module, name)
+
+    module.__class__ = made(type(module).__name__, (type(module),), **{name: property(answered)})
+
+
+def made(name: str, bases: tuple[type, ...], **attributes: Any) -> type[nn.Module]:
+    """A new class of layers."""
+    return type(name, bases, attributes)
+
+
+def trained_copy(module: Adapted, name: str) -> Tensor:
+    """The trained copy of a parameter, or the parameter itself while the adapter is off."""
+    return stored(module, name + COPY if module.adapter_on else name)
+
+
+def train_copy(module: nn.Module, name: str) -> None:
+    """Let a layer compute with a trained copy of its parameter of this name, which itself stays as it is."""
+    if name + COPY not in module._parameters:
+        add(module, name + COPY, stored(module, name).shape, stored(module, name))
+        become(module, Adapted)
+        answer_for(module, name, trained_copy)
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
+    """Every layer that has an adapter, by name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, Adapted))
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """The base model, without what its adapters do."""
+    layers = [layer for _, layer in adapted_layers(model) if layer.adapter_on]
+    for layer in layers:
+        layer.adapter_on = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.adapter_on = True

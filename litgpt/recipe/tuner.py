@@ -1,0 +1,87 @@
+"""The settings of tuners: which numbers of a model a run trains, and what it adds to the model to that end."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
+
+from litgpt.errors import UserError
+from litgpt.recipe.bounds import Count, Fraction, Positive, check_numbers
+
+Ratio = Annotated[float, Ge(1e-3), Le(1e6)]
+
+
+def all_linear() -> list[str]:
+    """The targets of a tuner that is told of none."""
+    return ["all-linear"]
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """What every tuner has: nothing."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "tuner.")
+        for name in ("freeze_parameters_regex", "trainable_parameters_regex", "target_regex"):
+            check_regex(f"tuner.{name}", getattr(self, name, None))
+
+
+def check_regex(key: str, text: str | None) -> None:
+    """Refuse a text that is no regular expression."""
+    try:
+        re.compile(text or "")
+    except re.error as error:
+        raise UserError(f"{key}: {text!r} is no regular expression ({error}); such as 'blocks\\.[0-3]\\..*'") from None
+
+
+@dataclass(frozen=True)
+class Full(Tuner):
+    """Train the weights themselves, all or some; the order of the parts is embedding, blocks, norm, head."""
+
+    freeze_parameters: list[str] = field(default_factory=list)
+    """Parts that stay as they are, by the start of their names: ours (blocks.0) or published (model.layers.0)."""
+    freeze_parameters_regex: str | None = None
+    """Names with a match of this stay as they are too."""
+    freeze_parameters_ratio: Fraction = 0.0
+    """This share of all numbers stays as it is, from the embedding upwards; whole tensors only."""
+    trainable_parameters: list[str] = field(default_factory=list)
+    """Parts that are trained though the settings above freeze them."""
+    trainable_parameters_regex: str | None = None
+    """Names with a match of this are trained too."""
+
+
+@dataclass(frozen=True)
+class LoRA(Tuner):
+    """Low-rank updates beside frozen matrices, y = W x + s B A x (Hu et al. 2021)."""
+
+    r: Count = 8
+    """Rank of the updates."""
+    alpha: Positive = 32.0
+    """Scale s = alpha / r, or alpha / sqrt(r) with rslora."""
+    dropout: Fraction = 0.05
+    """Share of the inputs of A that are left out at random while training."""
+    target_modules: list[str] = field(default_factory=all_linear)
+    """Layers by the end of their names, ours (q, attention.out) or published (q_proj); all-linear, all-router."""
+    target_regex: str | None = None
+    """Layers whose whole name, ours or published, is this; takes the place of target_modules."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules of which a copy is trained in full, such as embedding or norm."""
+    bias: Literal["none", "all"] = "none"
+    """Whether copies of all biases are trained."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(r) (Kalajdzievski 2023)."""
+    dora: bool = False
+    """Train the length of each row of a matrix apart from its direction (Liu et al. 2024)."""
+    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
+    """First values: random A and zero B, or principal parts of W (Meng et al. 2024) or of its QR (Büyükakyüz 2024)."""
+    lora_plus: Ratio = 1.0
+    """Learning rate of B over that of A (Hayou et al. 2024)."""
+
+    @property
+    def scale(self) -> float:
+        """The factor on B A."""
+        return self.alpha / (self.r**0.5 if self.rslora else self.r)
+
+
+TUNERS: dict[str, type[Tuner]] = {cls.__name__: cls for cls in (Full, LoRA)}

@@ -1,0 +1,80 @@
+"""Adapters over two ranks: gradients, steps, merging and switching off, held against one process."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+from litgpt import adapt
+from litgpt.model.gpt import GPT
+from litgpt.model.init import initialize
+from litgpt.parallel.apply import full, parallelize, place
+from litgpt.parallel.precision import PRECISIONS
+from litgpt.parallel.strategy import AXES
+from litgpt.recipe.tuner import LoRA, Tuner
+from tests.adapt.models import IDS, loss_of
+from tests.store.models import small
+
+SETTINGS: dict[str, Tuner] = {
+    "default": LoRA(r=3, dropout=0.0, bias="all", modules_to_save=["embedding", "norm"]),
+    "pissa": LoRA(r=4, dropout=0.0, init="pissa", dora=True, target_modules=["all-linear", "head"]),
+}
+
+
+def build(settings: Tuner, ranks: int, precision: str = "64-true") -> GPT:
+    """A model with an adapter, built as a run builds it."""
+    mesh = init_device_mesh("cpu", (1, ranks), mesh_dim_names=AXES) if ranks > 1 else None
+    with torch.device("meta"):
+        model = GPT(small("Qwen2.5-0.5B", tie_embeddings=False)).to(PRECISIONS[precision].storage)
+    adapt.attach(model, settings)
+    parallelize(model, mesh, precision=PRECISIONS[precision], compile_blocks=False)
+    model.to_empty(device="cpu")
+    initialize(model, 3, write=place)
+    adapt.initialize(model, settings, 3, write=place)
+    return model
+
+
+def facts(settings: Tuner, ranks: int) -> dict[str, Tensor]:
+    """Gradients of a first step, parameters after two, logits with and without the adapter, and the merged model.
+
+    Both ranks see the same rows, so that summed gradients are twice those of one.
+    """
+    model = build(settings, ranks)
+    base = {name: full(value).detach().clone() for name, value in model.named_parameters() if not value.requires_grad}
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-2)
+    found: dict[str, Tensor] = {}
+    for number in range(2):
+        optimizer.zero_grad()
+        (loss_of(model(IDS)) / ranks).backward()
+        if number == 1:
+            named = model.named_parameters()
+            found |= {f"gradient {name}": full(value.grad) for name, value in named if value.grad is not None}
+        optimizer.step()
+    with torch.no_grad():
+        found["adapted"] = model(IDS)
+        with adapt.disabled(model):
+            found["base"] = model(IDS)
+    found |= {f"tensor {name}": full(value).detach().clone() for name, value in adapt.adapter_tensors(model).items()}
+    found |= {f"merged {name}": value.clone() for name, value in adapt.merged(model)}
+    now = dict(model.named_parameters())
+    changed = [name for name, value in base.items() if not torch.equal(full(now[name]), value)]
+    assert not changed, changed
+    return found
+
+
+def compare(folder: Path) -> None:
+    """One rank: compute the same as one process, and near it in bfloat16."""
+    dist.init_process_group("gloo")
+    for name, settings in SETTINGS.items():
+        expected = torch.load(folder / f"{name}.pt", weights_only=True)
+        found = facts(settings, dist.get_world_size())
+        assert found.keys() == expected.keys()
+        far: dict[str, Any] = {key: (found[key] - value).abs().max().item() for key, value in expected.items()}
+        assert max(far.values()) < 1e-10, far
+        scores = build(settings, dist.get_world_size(), "bf16-mixed")(IDS)
+        loss_of(scores.float()).backward()
+        assert scores.dtype == torch.bfloat16 and scores.isfinite().all()
+    dist.barrier()

@@ -1,0 +1,82 @@
+"""A small model with an adapter, the same in PEFT, and what is asked of both."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+
+from litgpt import adapt
+from litgpt.model.gpt import GPT
+from litgpt.model.registry import family_of
+from litgpt.recipe.tuner import Tuner
+from litgpt.store import published
+from tests.store.models import random_model, small
+
+IDS = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+def adapted(settings: Tuner, name: str = "Qwen2.5-0.5B", **changes: Any) -> GPT:
+    """A random model with a tuner attached and initialized in float32, as PEFT does, then made float64."""
+    model = random_model(small(name, **changes))
+    adapt.attach(model, settings)
+    adapt.initialize(model, settings, 0)
+    return model.double()
+
+
+@torch.no_grad()
+def move(model: GPT, seed: int = 3) -> None:
+    """Move what is trained away from its first values."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in adapt.adapter_tensors(model).values():
+        if parameter.requires_grad:
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+
+
+def base_of(model: GPT) -> dict[str, Tensor]:
+    """A copy of the base's parameters."""
+    names = adapt.base_names(model)
+    return {name: value.detach().clone() for name, value in model.named_parameters() if name in names}
+
+
+def plain(model: GPT) -> GPT:
+    """A model without adapter that holds what merging gives."""
+    merged = random_model(model.config, seed=9).to(next(model.parameters()).dtype)
+    merged.load_state_dict(dict(adapt.merged(model)))
+    return merged
+
+
+def transformers_model(model: GPT, folder: Path) -> Any:
+    """The base in transformers, in float32."""
+    published.save(folder, config=model.config, tensors=base_of(model), dtype=torch.float32)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def published_modules(model: GPT) -> dict[str, str]:
+    """The published name of each of our modules that has one to itself."""
+    family = family_of(model.config)
+    assert family is not None
+    steps = family.tensors.writing(sorted(adapt.base_names(model)), model.config)
+    return {step.ours[0].rpartition(".")[0]: step.theirs.rpartition(".")[0] for step in steps if len(step.ours) == 1}
+
+
+def loss_of(scores: Tensor) -> Tensor:
+    """Mean loss of the next token."""
+    return F.cross_entropy(scores[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+
+
+def steps(model: nn.Module, scores: Callable[[], Tensor], count: int, **settings: Any) -> list[float]:
+    """Losses of AdamW steps over what is trained; eps is such that gradients of rounding errors move nothing."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, **{"lr": 1e-2, "eps": 1e-5, **settings})
+    losses = []
+    for _ in range(count):
+        optimizer.zero_grad()
+        loss = loss_of(scores())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses

@@ -1,0 +1,95 @@
+"""Full training freezes what it is told to, and says so when a name stands for nothing."""
+
+import pytest
+import torch
+
+from litgpt import adapt
+from litgpt.errors import UserError
+from litgpt.model.gpt import GPT
+from litgpt.recipe.tuner import Full
+from tests.adapt.models import IDS, base_of, loss_of, steps
+from tests.store.models import random_model, small
+
+
+def trained(settings: Full, **changes: object) -> tuple[GPT, set[str]]:
+    model = random_model(small("Llama-3.2-1B", n_layer=4, tie_embeddings=False, **changes))
+    adapt.attach(model, settings)
+    return model, {name for name, value in model.named_parameters() if value.requires_grad}
+
+
+def names(*starts: str) -> set[str]:
+    model = GPT(small("Llama-3.2-1B", n_layer=4, tie_embeddings=False))
+    return {name for name, _ in model.named_parameters() if name.startswith(starts)}
+
+
+EVERYTHING = ("embedding", "blocks", "norm", "head")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (Full(), names(*EVERYTHING)),
+        (Full(freeze_parameters=["blocks.1", "head"]), names("embedding", "blocks.0", "blocks.2", "blocks.3", "norm")),
+        (
+            Full(freeze_parameters=["model.layers.1", "lm_head"]),
+            names("embedding", "blocks.0", "blocks.2", "blocks.3", "norm"),
+        ),
+        (
+            Full(freeze_parameters_regex=r"attention\.[qkv]\.|embed_tokens"),
+            names(*EVERYTHING)
+            - {"embedding.weight"}
+            - {f"blocks.{i}.attention.{part}.weight" for i in range(4) for part in "qkv"},
+        ),
+        (Full(freeze_parameters_ratio=1.0, trainable_parameters=["norm"]), {"norm.weight"}),
+        (
+            Full(freeze_parameters_ratio=1.0, trainable_parameters_regex="self_attn.o_proj"),
+            {f"blocks.{i}.attention.out.weight" for i in range(4)},
+        ),
+        (
+            Full(freeze_parameters=["blocks"], trainable_parameters=["blocks.3"]),
+            names("embedding", "blocks.3", "norm", "head"),
+        ),
+        (Full(freeze_parameters_ratio=0.05), names(*EVERYTHING)),
+        (Full(freeze_parameters_ratio=0.0585), names("blocks", "norm", "head")),
+        (Full(freeze_parameters_ratio=0.941), {"norm.weight", "head.weight"}),
+    ],
+)
+def test_freezing(settings: Full, expected: set[str]) -> None:
+    assert trained(settings)[1] == expected
+
+
+def test_tied_embedding_counts_once_at_the_bottom() -> None:
+    model = random_model(small("Llama-3.2-1B", n_layer=4, tie_embeddings=True))
+    share = model.embedding.weight.numel() / sum(value.numel() for value in model.parameters())
+    adapt.attach(model, Full(freeze_parameters_ratio=share + 1e-4))
+    assert {name for name, value in model.named_parameters() if not value.requires_grad} == {"embedding.weight"}
+
+
+def test_three_steps_change_what_is_trained_and_no_bit_of_the_rest() -> None:
+    model, expected = trained(Full(freeze_parameters=["embedding", "blocks.0"]))
+    before = base_of(model)
+    steps(model, lambda: model(IDS), 3)
+    after = base_of(model)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == expected
+    loss_of(model(IDS)).backward()
+    assert {name for name, value in model.named_parameters() if value.grad is not None} == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"freeze_parameters": ["blocks.9"]},
+            "tuner.freeze_parameters: 'blocks.9' is nothing in this model; .* blocks",
+        ),
+        ({"trainable_parameters": ["model.layer.1"]}, "nearest are .*model.layers.1"),
+        ({"freeze_parameters_regex": "qqq"}, "tuner.freeze_parameters_regex: 'qqq' is nothing in this model"),
+        ({"freeze_parameters_regex": "(blocks"}, "tuner.freeze_parameters_regex: .* is no regular expression"),
+        ({"freeze_parameters_ratio": 1.5}, "tuner.freeze_parameters_ratio: 1.5 will not do"),
+        ({"freeze_parameters_ratio": 1.0}, "every parameter is frozen"),
+    ],
+)
+def test_wrong_settings_are_one_line(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        trained(Full(**settings))  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)

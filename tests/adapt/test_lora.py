@@ -1,0 +1,174 @@
+"""LoRA and its variants compute and train as PEFT's do."""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from litgpt import adapt
+from litgpt.model.gpt import GPT
+from litgpt.recipe.tuner import LoRA
+from tests.adapt.models import IDS, adapted, base_of, loss_of, move, plain, published_modules, steps, transformers_model
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+KEYS = {"lora_a": "lora_A.default.weight", "lora_b": "lora_B.default.weight"}
+KEYS["lora_magnitude"] = "lora_magnitude_vector.default.weight"
+# our settings, and what PEFT is told in addition
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "default": ({}, {}),
+    "gaussian": ({"init": "gaussian"}, {"init_lora_weights": "gaussian"}),
+    "rslora": ({"rslora": True}, {"use_rslora": True}),
+    "dora": ({"dora": True}, {"use_dora": True}),
+    "pissa": ({"init": "pissa"}, {"init_lora_weights": "pissa"}),
+    "olora": ({"init": "olora"}, {"init_lora_weights": "olora"}),
+    "bias": ({"bias": "all"}, {"bias": "all"}),
+    "saved": ({"modules_to_save": ["norm", "embed_tokens"]}, {"modules_to_save": ["model.norm", "embed_tokens"]}),
+    "some": ({"target_modules": ["q", "attention.v"]}, {"target_modules": ["q_proj", "v_proj"]}),
+    "head": ({"target_modules": ["head", "down_proj"]}, {"target_modules": ["lm_head", "down_proj"]}),
+    "regex": (
+        {"target_regex": r"blocks\.1\.mlp\..*"},
+        {"target_modules": r"model\.layers\.1\.mlp\.(gate|up|down)_proj"},
+    ),
+}
+
+
+def in_peft(name: str, modules: dict[str, str]) -> str:
+    """What PEFT calls one of our adapter's parameters."""
+    owner, _, key = name.rpartition(".")
+    if key in KEYS:
+        return f"base_model.model.{modules[owner]}.{KEYS[key]}"
+    if key == "bias_trained":
+        layer = "" if owner.endswith(("norm_1", "norm_2")) or owner == "norm" else "base_layer."
+        return f"base_model.model.{modules[owner]}.{layer}bias"
+    return f"base_model.model.{modules[owner]}.modules_to_save.default.weight"
+
+
+def pair(case: str, folder: Path) -> tuple[GPT, Any, dict[str, str]]:
+    """Our model, PEFT's with the same numbers, and the names of our adapter's parameters there."""
+    ours, theirs = CASES[case]
+    model = adapted(LoRA(r=4, alpha=12, dropout=0.0, **ours), tie_embeddings=False)
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 12, "target_modules": ALL, **theirs})
+    reference = peft.get_peft_model(transformers_model(model, folder / "base"), config).double()
+    names = {
+        name: in_peft(name, published_modules(model))
+        for name, value in adapt.adapter_tensors(model).items()
+        if value.requires_grad
+    }
+    trained = {name: value for name, value in reference.named_parameters() if value.requires_grad}
+    assert sorted(names.values()) == sorted(trained)
+    if "init" not in ours:
+        move(model)
+        with torch.no_grad():
+            for name, theirs_name in names.items():
+                trained[theirs_name].copy_(dict(model.named_parameters())[name])
+    return model, reference, names
+
+
+def worst(model: GPT, reference: Any, names: dict[str, str], what: str) -> float:
+    """The largest difference of values or gradients, relative to the largest of each tensor."""
+    ours, theirs = dict(model.named_parameters()), dict(reference.named_parameters())
+
+    def difference(name: str) -> float:
+        one, other = (t.grad if what == "grad" else t.detach() for t in (ours[name], theirs[names[name]]))
+        return float((one - other).abs().max() / other.abs().max().clamp(min=1e-9))
+
+    return max(map(difference, names))
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name not in ("default", "gaussian")])
+def test_forward_gradients_and_steps_are_those_of_peft(case: str, tmp_path: Path) -> None:
+    model, reference, names = pair(case, tmp_path)
+    base = base_of(model)
+    assert (model(IDS) - reference(IDS).logits).abs().max() < 1e-5
+    loss_of(model(IDS)).backward()
+    loss_of(reference(IDS).logits).backward()
+    assert worst(model, reference, names, "grad") < 1e-5
+    ours = steps(model, lambda: model(IDS), 5)
+    theirs = steps(reference, lambda: reference(IDS).logits, 5)
+    assert ours[-1] < ours[0]
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    assert worst(model, reference, names, "value") < 1e-4
+    assert all(torch.equal(value, base[name]) for name, value in base_of(model).items())
+
+
+@pytest.mark.parametrize("case", ["default", "gaussian", "pissa", "olora"])
+def test_first_values_leave_the_model_as_it_was_and_are_drawn_as_in_peft(case: str, tmp_path: Path) -> None:
+    settings = LoRA(r=4, alpha=12, **CASES[case][0])
+    model = adapted(settings)
+    with adapt.disabled(model):
+        before = model(IDS)
+    assert torch.equal(model.eval()(IDS), before)
+    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=ALL, **CASES[case][1])
+    reference = dict(peft.get_peft_model(transformers_model(model, tmp_path / "base"), config).named_parameters())
+    for name, value in adapt.adapter_tensors(model).items():
+        if value.requires_grad:
+            other = reference[in_peft(name, published_modules(model))]
+            if case in ("pissa", "olora"):
+                assert torch.allclose(value, other.double(), atol=1e-5), name
+            else:
+                assert value.std().item() == pytest.approx(other.std().item(), rel=0.25), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_merged_is_the_adapter_and_disabled_the_base(case: str) -> None:
+    settings = LoRA(r=4, alpha=12, dropout=0.3, **CASES[case][0])
+    model = adapted(settings, tie_embeddings=False).float()
+    with adapt.disabled(model):
+        base = model(IDS)
+    move(model)
+    adapter = model(IDS)
+    assert (adapter - base).abs().max() > 1e-2
+    assert (plain(model)(IDS) - adapter).abs().max() < 1e-6 * max(1.0, adapter.abs().max().item())
+    with adapt.disabled(model):
+        assert torch.equal(model(IDS), base)
+    assert not torch.equal(model.train()(IDS), adapter)  # dropout
+
+
+def test_tied_embedding_stays_tied_when_its_copy_or_the_head_is_adapted() -> None:
+    for settings in (LoRA(modules_to_save=["embedding"]), LoRA(target_modules=["lm_head"])):
+        model = adapted(settings, tie_embeddings=True)
+        move(model)
+        merged: dict[str, Tensor] = dict(adapt.merged(model))
+        assert "head.weight" not in merged
+        assert torch.equal(merged["embedding.weight"], model.output_weight)
+        assert not torch.equal(merged["embedding.weight"], dict(model.named_parameters())["embedding.weight"])
+        assert (plain(model)(IDS) - model(IDS)).abs().max() < 1e-9
+
+
+def test_only_what_is_added_is_trained_and_held_by_the_optimizer() -> None:
+    model = adapted(LoRA(target_modules=["q"], dropout=0.0))
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert trained == {f"blocks.{layer}.attention.q.lora_{part}" for layer in range(2) for part in "ab"}
+    loss_of(model(IDS)).backward()
+    assert {name for name, value in model.named_parameters() if value.grad is not None} == trained
+
+
+def test_first_values_depend_on_seed_and_name_alone() -> None:
+    one, again, other_targets = (adapted(LoRA(target_modules=targets)) for targets in (["q"], ["q"], ["q", "k"]))
+    name = "blocks.1.attention.q.lora_a"
+    values = [adapt.adapter_tensors(model)[name] for model in (one, again, other_targets)]
+    assert torch.equal(values[0], values[1]) and torch.equal(values[0], values[2])
+    adapt.initialize(again, LoRA(), 1)
+    assert not torch.equal(values[0], adapt.adapter_tensors(again)[name])
+    assert not torch.equal(values[0], adapt.adapter_tensors(one)["blocks.0.attention.q.lora_a"])
+
+
+def test_lora_plus_is_the_factor_of_b_alone() -> None:
+    settings = LoRA(lora_plus=16)
+    factors = {name: adapt.learning_rate_factor(settings, name) for name in adapt.adapter_tensors(adapted(settings))}
+    assert {name.rpartition(".")[2]: factor for name, factor in factors.items()} == {"lora_a": 1.0, "lora_b": 16.0}
+
+
+def test_autocast_computes_in_bfloat16_near_the_exact_result() -> None:
+    model = adapted(LoRA(dropout=0.0, dora=True)).float()
+    move(model)
+    expected = model(IDS)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = model(IDS)
+    loss_of(scores.float()).backward()
+    assert 0 < (scores - expected).abs().max() < 0.1 * expected.abs().max()
+    gradients = [value.grad for value in adapt.adapter_tensors(model).values()]
+    assert all(gradient is not None and gradient.isfinite().all() and gradient.any() for gradient in gradients)

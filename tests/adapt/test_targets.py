@@ -1,0 +1,69 @@
+"""The layers that settings name, by our names and by published ones."""
+
+import pytest
+
+from litgpt.adapt.targets import modules_known_as, targets_of
+from litgpt.errors import UserError
+from litgpt.model.gpt import GPT
+from litgpt.recipe.tuner import LoRA
+from tests.adapt.models import adapted
+from tests.store.models import small
+
+LAYERS = range(2)
+
+
+def targets(name: str, *endings: str, pattern: str | None = None, **changes: object) -> list[str]:
+    model = GPT(small(name, **changes))
+    return targets_of(model, modules_known_as(model), endings, pattern)
+
+
+def in_blocks(*names: str) -> list[str]:
+    return [f"blocks.{layer}.{name}" for layer in LAYERS for name in names]
+
+
+GATED = ["attention.q", "attention.k", "attention.v", "attention.out", "mlp.gate", "mlp.up", "mlp.down"]
+
+
+@pytest.mark.parametrize(
+    ("name", "endings", "expected"),
+    [
+        ("Llama-2-7b-hf", ["all-linear"], in_blocks(*GATED)),
+        ("Llama-2-7b-hf", ["q", "v_proj"], in_blocks("attention.q", "attention.v")),
+        ("Llama-2-7b-hf", ["self_attn.o_proj"], in_blocks("attention.out")),
+        ("Llama-2-7b-hf", ["blocks.1.mlp.up"], ["blocks.1.mlp.up"]),
+        ("Llama-2-7b-hf", ["lm_head", "attention.q"], [*in_blocks("attention.q"), "head"]),
+        ("pythia-14m", ["query_key_value"], in_blocks("attention.q", "attention.k", "attention.v")),
+        ("pythia-14m", ["dense_h_to_4h"], in_blocks("mlp.up")),
+        ("pythia-14m", ["all-linear"], in_blocks(*GATED[:4], "mlp.up", "mlp.down")),
+    ],
+)
+def test_endings(name: str, endings: list[str], expected: list[str]) -> None:
+    assert targets(name, *endings) == expected
+
+
+def test_regex_is_of_whole_names_and_takes_the_place_of_endings() -> None:
+    name = "Llama-2-7b-hf"
+    assert targets(name, "q", pattern=r".*\.mlp\.up") == in_blocks("mlp.up")
+    assert targets(name, pattern=r"model\.layers\.1\..*_proj") == [f"blocks.1.{part}" for part in GATED]
+    with pytest.raises(UserError, match=r"tuner.target_regex: 'mlp' is nothing in this model"):
+        targets(name, pattern="mlp")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"target_modules": ["q_porj"]}, "tuner.target_modules: 'q_porj' is nothing in this model; .* q_proj"),
+        ({"target_modules": ["all-router"]}, "all-router, but this model has no experts; all-linear would do"),
+        ({"target_modules": ["norm_1"]}, "norm_1 is no matrix; name it in modules_to_save"),
+        ({"target_regex": "[", "target_modules": []}, "tuner.target_regex: .* is no regular expression"),
+        ({"modules_to_save": ["q"]}, "is one of the target_modules too"),
+        ({"modules_to_save": ["norms"]}, "tuner.modules_to_save: 'norms' is nothing in this model"),
+        ({"r": 33, "init": "pissa"}, "tuner.r: 33 is more than the 32"),
+        ({"r": 0}, "tuner.r: 0 will not do"),
+        ({"alpha": 0}, "tuner.alpha: 0 will not do"),
+    ],
+)
+def test_wrong_settings_are_one_line(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        adapted(LoRA(**settings))  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
