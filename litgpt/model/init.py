@@ -30,20 +30,20 @@ def initialize(model: GPT, seed: int, *, write: Callable[[nn.Parameter, Tensor],
 def full_tensor_for(config: Config, name: str, shape: Sequence[int], seed: int) -> Tensor:
     """The first value of the named parameter, whole, in float32 on the CPU."""
     owner, kind = name.split(".")[-2:]
-    if owner.startswith("norm"):
-        starts_at_one = kind == "weight" and config.norm_class_name != "OffsetRMSNorm"
-        return torch.full(tuple(shape), float(starts_at_one))
-    if kind == "bias":
+    if kind in ("correction", "sinks") or kind.endswith("bias"):
         return torch.zeros(tuple(shape))
+    if owner.startswith("norm"):
+        return torch.full(tuple(shape), float(not config.norm_class_name.startswith("Offset")))
     key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big", signed=True))
-    return torch.empty(tuple(shape)).normal_(0, deviation(config, owner), generator=generator)
+    part = owner if kind == "weight" else kind  # experts.down is a tensor, shared.down a module
+    return torch.empty(tuple(shape)).normal_(0, deviation(config, part), generator=generator)
 
 
-def deviation(config: Config, owner: str) -> float:
+def deviation(config: Config, part: str) -> float:
     """Standard deviation of a weight: sqrt(2 / (5 width)) (Nguyen and Salazar 2019), and 1 / (sqrt(width) layers) for
     the layers whose outputs add up along the residual stream."""
-    adds_up = owner == "out" or (owner == "down" and config.mlp_class_name != "GptNeoxMLP")
+    adds_up = part == "out" or (part == "down" and config.mlp_class_name != "GptNeoxMLP")
     if adds_up:
         return 1 / (math.sqrt(config.n_embd) * config.n_layer)
     return math.sqrt(2 / (5 * config.n_embd))

@@ -8,20 +8,33 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from litgpt.model.config import Config
-from litgpt.model.flops import training_flops
+from litgpt.model.flops import head_sizes, keys_seen, training_flops
 from litgpt.model.gpt import GPT
 
 LLAMA = {"norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "intermediate_size": 96, "bias": False}
+EXPERTS = {**LLAMA, "mlp_class_name": "LLaMAMoE", "n_expert": 8, "n_expert_per_token": 2, "moe_intermediate_size": 32}
+SIZES = {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 20}
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"tie_embeddings": True},
+    {**LLAMA, "n_query_groups": 2, "head_size": 24},
+    {**LLAMA, "latent_attention": {**SIZES, "q_lora_rank": 40}},
+    {**LLAMA, "latent_attention": {**SIZES, "q_lora_rank": None}},
+    {**EXPERTS, "n_shared_expert": 2},
+    {**EXPERTS, "first_k_dense_replace": 1, "shared_expert_size": 40, "shared_expert_gate": True},
+]
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True}, {**LLAMA, "n_query_groups": 2, "head_size": 24}])
+@pytest.mark.parametrize("changes", SHAPES)
 def test_formula_equals_the_count(changes: dict[str, Any]) -> None:
     config = Config(**{"n_layer": 2, "n_embd": 64, "n_head": 4, "padded_vocab_size": 128, **changes})
     model = GPT(config)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    grouped = {torch.ops.aten._grouped_mm: lambda x, y, *_, **__: 2 * x[0] * x[1] * y[-1]}
+    counter = FlopCounterMode(display=False, custom_mapping=grouped)
+    with counter, sdpa_kernel(SDPBackend.MATH):
         model(torch.zeros(2, 32, dtype=torch.int64)).sum().backward()
     # The counter sees the whole score matrix; the formula counts the half that the causal mask leaves.
-    unmasked = 6 * config.n_layer * config.n_head * config.head_size * 32 * 64
+    unmasked = 3 * config.n_layer * config.n_head * sum(head_sizes(config)) * 32 * 64
     assert counter.get_total_flops() == training_flops(config, tokens=64, sequence_length=32) + unmasked
 
 
@@ -30,3 +43,21 @@ def test_published_size_of_a_known_model() -> None:
     per_token = training_flops(config, tokens=1, sequence_length=2048)
     weights = 1_100_048_384 - 32000 * 2048 - 45 * 2048  # without the looked-up embedding and the norms
     assert per_token == 6 * weights + 6 * 22 * 2048 * 2048
+
+
+@pytest.mark.parametrize("kind", ["sliding", "chunked"])
+def test_keys_that_a_window_leaves(kind: Any) -> None:
+    config = Config(
+        n_layer=2, n_embd=64, n_head=4, sliding_window_size=8, window_type=kind, sliding_window_indices=[1, 0]
+    )
+    query, key = torch.arange(64)[:, None], torch.arange(64)[None]
+    seen = (key <= query) & ((query - key < 8) if kind == "sliding" else (query // 8 == key // 8))
+    # the formula takes positions for a continuum, where of its own key a query sees up to a half less
+    assert 0 <= seen.sum().item() / 64 - keys_seen(config, 0, 64) <= 0.5
+    assert keys_seen(config, 1, 64) == 32 and keys_seen(config, 0, 4) == 2
+
+
+def test_only_the_experts_that_a_token_goes_to_are_counted() -> None:
+    config = Config.from_name("Qwen3-30B-A3B")
+    active = training_flops(config, tokens=1, sequence_length=1) / 6
+    assert 2.8e9 < active < 3.4e9  # 3.3 billion with the embedding, as published
