@@ -1,0 +1,88 @@
+"""Sampling: the tokens that are kept, against brute force and against transformers; frequencies; wrong settings."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from litgpt.errors import UserError
+from litgpt.infer.sampling import Sampling, candidates, choose
+
+SCORES = st.lists(st.one_of(st.integers(-4, 4).map(float), st.floats(-30, 30, width=32)), min_size=1, max_size=12)
+SETTINGS = st.builds(
+    Sampling, st.floats(0.05, 5), st.one_of(st.none(), st.integers(2, 15)), st.one_of(st.just(1.0), st.floats(0.01, 1))
+)
+
+
+def kept(scores: Tensor) -> list[bool]:
+    return (scores > -math.inf).squeeze(0).tolist()
+
+
+@settings(max_examples=400, deadline=None)
+@given(SCORES, SETTINGS)
+def test_kept_tokens_equal_those_of_transformers(values: list[float], sampling: Sampling) -> None:
+    scores = torch.tensor([values])
+    wanted = scores - scores.max()  # they round otherwise where scores are large
+    steps = [TemperatureLogitsWarper(float(sampling.temperature))]
+    steps += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
+    steps += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
+    for step in steps:
+        wanted = step(torch.zeros(1, 1, dtype=torch.long), wanted)
+    got = candidates(scores, sampling)
+    assert kept(got) == kept(wanted)
+    torch.testing.assert_close(got, wanted)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(-40, 40), min_size=2, max_size=9, unique=True), SETTINGS)
+def test_kept_tokens_by_brute_force(values: list[int], sampling: Sampling) -> None:
+    """Distinct scores: take the likeliest, one by one, while the number and the probability before them are too few."""
+    order = sorted(range(len(values)), key=lambda place: -values[place])[: sampling.top_k]
+    shares = [math.exp((values[place] - max(values)) / sampling.temperature) for place in order]
+    wanted, before = set(), 0.0
+    for place, share in zip(order, shares, strict=True):
+        if before and abs(before / sum(shares) - sampling.top_p) < 1e-5:
+            return  # too close to say
+        if sampling.top_p < 1 and before / sum(shares) >= sampling.top_p:
+            break
+        wanted.add(place)
+        before += share
+    got = kept(candidates(torch.tensor([values], dtype=torch.float32), sampling))
+    if sampling.top_p == 1:
+        wanted = set(order)
+    assert {place for place, stays in enumerate(got) if stays} == wanted
+
+
+def test_tokens_come_as_often_as_they_are_likely() -> None:
+    scores = torch.tensor([[1.0, 0.0, 2.0, -1.0, 3.0]])
+    sampling = Sampling(temperature=2.0, top_k=4)
+    numbers = torch.Generator().manual_seed(3)
+    drawn = choose(scores.expand(20_000, 5), sampling, numbers).flatten().bincount(minlength=5) / 20_000
+    shares = torch.tensor([0.5, 0.0, 1.0, -math.inf, 1.5]).softmax(0)
+    torch.testing.assert_close(drawn, shares, atol=0.015, rtol=0)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0), Sampling(top_p=0.0), Sampling(top_k=1), Sampling(1e-30)])
+def test_the_likeliest_is_taken(sampling: Sampling) -> None:
+    scores = torch.randn(50, 30, generator=torch.Generator().manual_seed(0)) * 1e4
+    assert torch.equal(choose(scores, sampling).flatten(), scores.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"temperature": -0.1}, "temperature: -0.1"),
+        ({"temperature": math.nan}, "temperature: nan"),
+        ({"temperature": math.inf}, "temperature: inf"),
+        ({"top_k": 0}, "top_k: 0"),
+        ({"top_p": 1.5}, "top_p: 1.5"),
+        ({"top_p": math.nan}, "top_p: nan"),
+    ],
+)
+def test_wrong_settings_are_refused(values: dict[str, float], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Sampling(**values)  # type: ignore[arg-type]
