@@ -1,0 +1,25 @@
+"""The import path that scripts written for LitGPT have for prompt styles."""
+
+from typing import Any
+
+from litgpt.data.prompts import (
+    ChatML,
+    PromptStyle,
+    classes,
+    has_prompt_style,
+    load_prompt_style,
+    rows,
+    save_prompt_style,
+    style_class,
+)
+
+__all__ = ["ChatML", "PromptStyle", "has_prompt_style", "load_prompt_style", "prompt_styles", "save_prompt_style"]  # noqa: F822
+
+
+def __getattr__(name: str) -> Any:
+    """The class of a style, such as `Alpaca`; `prompt_styles` is all of them by the name that a recipe gives."""
+    if name == "prompt_styles":
+        return {style: style_class(style) for style in rows()}
+    if name in classes():
+        return classes()[name]
+    raise AttributeError(f"module 'litgpt.prompts' has no attribute {name!r}")
