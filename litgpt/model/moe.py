@@ -4,6 +4,8 @@ Axes: N tokens, D model width, E experts, K experts of a token, R = N K rows (a 
 sorted by expert), I inner width of an expert.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -81,6 +83,13 @@ class Router(nn.Module):
         corrected = config.router_correction
         frozen = nn.Parameter(torch.zeros(config.n_expert, dtype=torch.float32), requires_grad=False)
         self.correction = frozen if corrected else None
+
+    def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> "Router":
+        """What `to()` does: a change of type leaves the correction as it is, whose small steps bfloat16 would lose."""
+        super()._apply(change, recurse)
+        if self.correction is not None:
+            self.correction.data = self.correction.data.float()
+        return self
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and numbers of the chosen experts, both (N, K)."""

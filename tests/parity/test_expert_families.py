@@ -1,19 +1,19 @@
 """Families with experts and latent attention against transformers: logits, left padding, and folders both ways."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.names import to_ours, to_published
-from litgpt.model.registry import Family, families, family_of, read_shape
+from litgpt.model.names import to_ours
+from litgpt.model.registry import families, family_of, read_shape
+from litgpt.store import published
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -88,17 +88,17 @@ def saved(model: Any, folder: Path) -> tuple[Config, dict[str, Tensor]]:
     return read_shape(folder), load_file(folder / "model.safetensors")
 
 
-def our_model(config: Config, tensors: dict[str, Tensor]) -> GPT:
-    with torch.device("meta"):
-        model = GPT(config)
-    model.load_state_dict(tensors, strict=True, assign=True)
-    return model.eval()
+def our_model(folder: Path) -> GPT:
+    """Our model of the folder that transformers wrote."""
+    model = GPT(read_shape(folder)).eval()
+    published.load(model, folder)
+    return model
 
 
 def both(name: str, folder: Path) -> tuple[Any, GPT]:
     theirs = reference(name)
-    config, tensors = saved(theirs, folder)
-    return theirs, our_model(config, to_ours(families()[theirs.config.model_type].tensors, tensors, config))
+    theirs.save_pretrained(folder)
+    return theirs, our_model(folder)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -129,31 +129,21 @@ def test_rows_padded_on_the_left_equal_transformers(name: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", MODELS)
 def test_export_is_exact_and_loads_in_transformers(name: str, tmp_path: Path) -> None:
-    theirs = reference(name)
-    config, tensors = saved(theirs, tmp_path)
-    family = families()[theirs.config.model_type]
-    assert family_of(config) is not None
-    back = to_published(family.tensors, to_ours(family.tensors, tensors, config), config)
+    theirs, ours = both(name, tmp_path / "theirs")
+    published.save(tmp_path / "ours", config=ours.config, tensors=((k, v.detach()) for k, v in ours.named_parameters()))
+    tensors, back = (load_file(tmp_path / folder / "model.safetensors") for folder in ("theirs", "ours"))
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[key], tensors[key]) for key in tensors)
-    loaded = opened(tmp_path / "ours", family, config, back)
-    assert type(loaded) is type(theirs)
+    loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", output_loading_info=True, dtype="float32", experts_implementation="eager",
+        attn_implementation="eager",
+    )  # fmt: skip
+    assert type(loaded) is type(theirs) and not any(report.values()), report
     ids = torch.arange(100)[None] % 96
     with torch.no_grad():
-        torch.testing.assert_close(loaded(ids).logits, theirs(ids).logits, atol=1e-5, rtol=1e-5)
-    assert read_shape(tmp_path / "ours").to_dict() == {**config.to_dict(), "name": "ours"}
-
-
-def opened(folder: Path, family: Family, config: Config, tensors: dict[str, Tensor]) -> Any:
-    """The transformers model of a folder with our config.json and these published tensors."""
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(family.config_json(config)))
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, dtype="float32", experts_implementation="eager", attn_implementation="eager"
-    )
-    assert not any(report.values()), report
-    return model.eval()
+        assert torch.equal(loaded.eval()(ids).logits, theirs(ids).logits)
+    (tmp_path / "ours" / "model_config.yaml").unlink()
+    assert read_shape(tmp_path / "ours").to_dict() == {**ours.config.to_dict(), "name": "ours"}
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2-moe-sparse", "deepseek-v2", "deepseek-v3", "gpt-oss", "llama4"])
@@ -206,9 +196,9 @@ def test_the_language_model_of_a_folder_with_a_vision_tower(tmp_path: Path) -> N
         for parameter in theirs.parameters():
             parameter.normal_(0, 0.1)
     config, tensors = saved(theirs, tmp_path)
-    table = families()["llama4"].tensors
-    assert len(table.left_unread(tensors, config)) == sum("vision" in key or "multi_modal" in key for key in tensors)
-    ours = our_model(config, to_ours(table, tensors, config))
+    unread = families()["llama4"].tensors.left_unread(tensors, config)
+    assert len(unread) == sum("vision" in key or "multi_modal" in key for key in tensors)
+    ours = our_model(tmp_path)
     ids = torch.arange(60)[None] % 96
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
