@@ -5,13 +5,25 @@ from typing import Any
 
 from litgpt.version import __version__
 
-__all__ = ["GPT", "LLM", "Config", "Tokenizer", "__version__"]
+__all__ = [
+    "GPT",
+    "LLM",
+    "CheckpointValidationResult",
+    "Config",
+    "Tokenizer",
+    "__version__",
+    "estimate_model_memory",
+    "validate_checkpoint",
+]
 
 HOMES = {
     "LLM": "litgpt.api",
     "GPT": "litgpt.model.gpt",
     "Config": "litgpt.model.config",
     "Tokenizer": "litgpt.data.tokenizer",
+    "CheckpointValidationResult": "litgpt.commands.validate",
+    "estimate_model_memory": "litgpt.commands.validate",
+    "validate_checkpoint": "litgpt.commands.validate",
 }
 
 

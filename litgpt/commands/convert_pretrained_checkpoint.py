@@ -6,15 +6,12 @@ from litgpt.recipe.store_commands import ConvertPretrainedCheckpoint
 
 def run(recipe: ConvertPretrainedCheckpoint) -> None:
     """Write the weights of a training checkpoint as a model folder; print where it lies."""
-    from litgpt.model.registry import read_shape
-    from litgpt.store import published
-    from litgpt.store.checkpoint import model_tensors_of, step_folder
+    from litgpt.store.checkpoint import step_folder
+    from litgpt.store.convert import export
+    from litgpt.store.published import shape_in
 
     refuse_used(recipe.output_dir)
     folder = recipe.checkpoint_dir.parent if recipe.checkpoint_dir.is_file() else recipe.checkpoint_dir
-    step = step_folder(folder)
-    source = step or folder
-    config = read_shape(source)
-    tensors = model_tensors_of(step) if step else published.tensors_in(source, config)
-    published.save(recipe.output_dir, config=config, tensors=tensors, tokenizer_dir=source)
+    source = step_folder(folder) or folder
+    export(recipe.output_dir, source, shape_in(source))
     print(f"{recipe.output_dir}: a model folder made of {source}")

@@ -1,12 +1,8 @@
 """litgpt download: fetch a model from the Hugging Face hub, check it, and write its shape beside it."""
 
-from pathlib import Path
-
-import yaml
-
+from litgpt.commands.convert_to_litgpt import convert
 from litgpt.errors import UserError
 from litgpt.model import registry
-from litgpt.model.config import Config
 from litgpt.recipe.store_commands import Download
 
 
@@ -25,7 +21,7 @@ def run(recipe: Download) -> None:
         revision=recipe.revision,
     )
     if recipe.convert_checkpoint and not recipe.tokenizer_only:
-        prepare(folder, recipe.model_name, recipe.dtype)
+        convert(folder, recipe.model_name, recipe.dtype)
     print(f"{folder}: ready")
 
 
@@ -37,19 +33,3 @@ def repository_of(name: str) -> str:
     if "org" not in found:
         raise UserError(f"repo_id: {name} has no repository of its own; give one as org/name")
     return f"{found['org']}/{found['name']}"
-
-
-def prepare(folder: Path, model_name: str | None, dtype: str | None) -> None:
-    """Hold the weights against the model's shape, write that to model_config.yaml, and cast them if asked to."""
-    import torch
-
-    from litgpt.store import published
-
-    config = Config.from_name(model_name) if model_name else registry.read_shape(folder)
-    for _ in published.tensors_in(folder, config):
-        pass  # each is checked as it comes by
-    if dtype:
-        cast = getattr(torch, dtype)
-        tensors = published.tensors_in(folder, config)
-        published.save(folder, config=config, tensors=tensors, tokenizer_dir=folder, dtype=cast, replace=True)
-    (folder / "model_config.yaml").write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")

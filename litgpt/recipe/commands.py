@@ -36,11 +36,35 @@ COMMANDS = {
         "Download a model's weights and tokenizer from the Hugging Face hub.",
         ("repo_id",),
     ),
+    "convert_to_litgpt": Command(
+        "litgpt.recipe.store_commands:ConvertToLitgpt",
+        "litgpt.commands.convert_to_litgpt:run",
+        "Make a model folder of .bin, lit_model.pth, GGUF files or a training checkpoint.",
+        ("checkpoint_dir",),
+    ),
+    "convert_from_litgpt": Command(
+        "litgpt.recipe.store_commands:ConvertFromLitgpt",
+        "litgpt.commands.convert_from_litgpt:run",
+        "Write a model for other programs: a Hugging Face folder, or LitGPT's files.",
+        ("checkpoint_dir", "output_dir"),
+    ),
     "convert_pretrained_checkpoint": Command(
         "litgpt.recipe.store_commands:ConvertPretrainedCheckpoint",
         "litgpt.commands.convert_pretrained_checkpoint:run",
         "Turn a training checkpoint into a clean model folder.",
         ("checkpoint_dir", "output_dir"),
+    ),
+    "validate": Command(
+        "litgpt.recipe.store_commands:Validate",
+        "litgpt.commands.validate:run",
+        "Check that a model folder can be used: files, shape, tokenizer, tensors, memory.",
+        ("checkpoint_dir",),
+    ),
+    "verify": Command(
+        "litgpt.recipe.store_commands:Verify",
+        "litgpt.commands.verify:run",
+        "Hold a model folder against transformers: tensors, logits, tokenizer.",
+        ("checkpoint_dir",),
     ),
     "data prepare": Command(
         "litgpt.recipe.data_commands:DataPrepare",

@@ -68,7 +68,7 @@ def shell(model: dict[str, Any], **parts: Any) -> dict[str, Any]:
 
 
 def byte_pairs(tokens: list[str], merges: list[str], cuts: list[Any]) -> dict[str, Any]:
-    """A byte-level BPE as GPT-2's, cut by a list of expressions or steps, by GPT-2's own expression where there is none."""
+    """A byte-level BPE; texts are cut by these expressions or steps, by GPT-2's own expression where there is none."""
     steps = [
         cut if isinstance(cut, dict) else {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated"}
         for cut in cuts

@@ -1,13 +1,16 @@
-"""Download model folders from the Hugging Face hub: weights, settings and tokenizer, nothing that could run."""
+"""Model folders from and to the Hugging Face hub: weights, settings and tokenizer, nothing that could run."""
 
 import fnmatch
 import glob
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from hashlib import sha1
 from pathlib import Path
+from typing import Any
 
 from litgpt.errors import UserError
-from litgpt.files import inside
+from litgpt.files import inside, sha256
 
 SETTINGS = ("config.json", "generation_config.json")
 TOKENIZER = (
@@ -59,17 +62,18 @@ def download(
         The model's folder.
 
     Raises:
-        UserError: if the repository is not there, asks for a licence, holds no weights, or cannot be reached.
+        UserError: if the repository is not there, asks for a licence, holds no weights, or cannot be reached; or if a
+            file is not what the hub lists.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if not REPOSITORY.fullmatch(repo_id) or ".." in repo_id:
         raise UserError(f"repo_id: {repo_id!r} is not org/name, such as EleutherAI/pythia-14m")
     target = checkpoint_dir / repo_id
-    try:
-        repository = HfApi().model_info(repo_id, revision=revision, token=access_token)
-        names = wanted((file.rfilename for file in repository.siblings or ()), tokenizer_only=tokenizer_only)
+    with one_line(f"repo_id: {repo_id}", access_token, hint=f"or put the model's files into {target}"):
+        repository = HfApi().model_info(repo_id, revision=revision, token=access_token, files_metadata=True)
+        files = {file.rfilename: file for file in repository.siblings or ()}
+        names = wanted(files, tokenizer_only=tokenizer_only)
         if not tokenizer_only and not any(name.endswith((".safetensors", ".bin")) for name in names):
             raise UserError(f"repo_id: {repo_id} holds no weights; give one with .safetensors files, or tokenizer_only")
         for name in names:
@@ -79,21 +83,77 @@ def download(
         snapshot_download(
             repo_id, revision=repository.sha, token=access_token, local_dir=target, allow_patterns=patterns
         )
+        for name in names:
+            check_hash(target / name, files[name])
+    return target
+
+
+def check_hash(path: Path, published: Any) -> None:
+    """Hold a file against the hash that the hub lists: SHA-256 for large files, that of git for others.
+
+    Args:
+        published: the hub's entry of the file; without a hash in it, nothing is checked.
+
+    Raises:
+        UserError: if the bytes are others; the file is deleted, so that the next download fetches it again.
+    """
+    if published.lfs is not None:
+        expected, found = published.lfs.sha256, sha256(path)
+    elif published.blob_id is not None:
+        digest = sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+        digest.update(path.read_bytes())
+        expected, found = published.blob_id, digest.hexdigest()
+    else:
+        return
+    if found != expected:
+        path.unlink()
+        raise UserError(f"{path}: its bytes are not those that the hub lists; deleted, download again")
+
+
+def upload(folder: Path, repo_id: str, *, access_token: str | None = None) -> str:
+    """Upload a folder to a repository of the hub, made private if it is not there; returns its address.
+
+    Raises:
+        UserError: if it cannot be reached, or this account may not write to it.
+    """
+    from huggingface_hub import HfApi
+
+    with one_line(f"push_to_hub: {repo_id}", access_token, hint=f"the folder {folder} is whole"):
+        api = HfApi(token=access_token)
+        api.create_repo(repo_id, private=True, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
+
+
+@contextmanager
+def one_line(what: str, access_token: str | None, *, hint: str) -> Iterator[None]:
+    """Turn whatever the hub's client raises into one line that begins with `what`, without the token."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
     except UserError:
         raise
+    except OfflineModeIsEnabled:
+        raise UserError(f"{what}: HF_HUB_OFFLINE is set, so nothing is fetched; unset it, {hint}") from None
     except GatedRepoError:
+        name = what.split()[-1]
         raise UserError(
-            f"repo_id: {repo_id} asks for its licence to be accepted; do so at https://huggingface.co/{repo_id}, "
+            f"{what} asks for its licence to be accepted; do so at https://huggingface.co/{name}, "
             "then set HF_TOKEN or give --access_token"
         ) from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"repo_id: {repo_id} is not on the hub, or is private; check the name or set HF_TOKEN"
-        ) from None
     except RevisionNotFoundError:
-        raise UserError(f"revision: {revision!r} is not in {repo_id}; use main or leave it out") from None
+        raise UserError(f"{what} has no such revision; use main or leave it out") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{what} is not on the hub, or is private; check the name or set HF_TOKEN") from None
     except Exception as error:  # the client raises its HTTP library's own errors, which differ between versions
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         reason = reason.replace(access_token, "***") if access_token else reason
-        raise UserError(f"repo_id: {repo_id} could not be downloaded ({reason[:200]}); try again to go on") from None
-    return target
+        unreachable = isinstance(error, ConnectionError | TimeoutError) or "Connect" in type(error).__name__
+        if unreachable:
+            raise UserError(f"{what}: the hub cannot be reached ({reason[:200]}); check the network, {hint}") from None
+        raise UserError(f"{what} could not be transferred ({reason[:200]}); try again to go on, {hint}") from None

@@ -40,6 +40,7 @@ def table_for(source: Source, folder: Path, config: Config) -> Table | None:
         return source.table
     if any(name.startswith("transformer.wte.") for name in source.names) and source.where.suffix == ".pth":
         return registry.litgpt_names()
+    folder = folder.parent if folder.is_file() else folder
     published = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     kind = published.get("model_type") if isinstance(published, dict) else None
     family = next((one for one in registry.families().values() if one.model_type == kind), None)

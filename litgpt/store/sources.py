@@ -47,11 +47,15 @@ def source_in(folder: Path) -> Source:
     """The weights in a model folder: safetensors first, then a training checkpoint, LitGPT's file, `.bin`, GGUF.
 
     Args:
-        folder: a model folder, or a `.gguf` file.
+        folder: a model folder, or a file with weights.
 
     Raises:
         UserError: if there are none, a shard is missing or damaged, or an index names a file outside the folder.
     """
+    if folder.is_file() and folder.suffix in (".pth", ".bin"):
+        return from_torch([folder])
+    if folder.is_file() and folder.suffix == ".safetensors":
+        return from_safetensors(folder, [folder])
     if (folder / SAFETENSORS_INDEX).is_file():
         return from_safetensors(folder / SAFETENSORS_INDEX, *indexed(folder / SAFETENSORS_INDEX, ".safetensors"))
     if (folder / SAFETENSORS).is_file():

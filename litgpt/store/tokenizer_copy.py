@@ -27,9 +27,9 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
 
 
 def copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
-    """Copy a tokenizer's files; returns what config.json says of it: the numbers of its special tokens."""
+    """Copy what is not there yet of a tokenizer's files; returns its special tokens' numbers, as config.json has."""
     for name, path in tokenizer_files(source).items():
-        if source != target:
+        if not (target / name).exists():
             shutil.copyfile(path, target / name)
     special: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from hashlib import sha1
+from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,17 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.files = files
         self.fetched: list[str] = []
+        self.altered: set[str] = set()
+
+
+def listed(name: str, content: bytes) -> dict[str, Any]:
+    """What the hub says of a file's bytes: their SHA-256 if they are weights, else git's hash."""
+    if name.endswith(".safetensors"):
+        return {
+            "size": len(content),
+            "lfs": {"sha256": sha256(content).hexdigest(), "size": len(content), "pointerSize": 1},
+        }
+    return {"size": len(content), "blobId": sha1(b"blob %d\0" % len(content) + content).hexdigest()}
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -60,12 +71,14 @@ class Answer(BaseHTTPRequestHandler):
         if path.startswith("/api/models/org/tiny/tree/"):
             self.send_json([{"type": "file", "path": name, "size": len(files[name]), "oid": "0"} for name in files])
         elif path == "/api/models/org/tiny":
-            self.send_json({"id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]})
+            siblings = [{"rfilename": name, **listed(name, content)} for name, content in files.items()]
+            self.send_json({"id": "org/tiny", "sha": COMMIT, "siblings": siblings})
         elif path.startswith(f"/org/tiny/resolve/{COMMIT}/"):
             name = path.split("/", 5)[5]
             if self.command == "GET":
                 self.server.fetched.append(name)
-            self.send_bytes(files[name], {"ETag": f'"{sha1(files[name]).hexdigest()}"', "X-Repo-Commit": COMMIT})
+            sent = files[name][:-1] + b"?" if name in self.server.altered else files[name]
+            self.send_bytes(sent, {"ETag": f'"{sha1(files[name]).hexdigest()}"', "X-Repo-Commit": COMMIT})
         else:
             gated = "gated" in path
             self.send_response(403 if gated else 404)
@@ -104,9 +117,11 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     server.server_close()
 
 
-def run_client(hub: Hub, *downloads: dict[str, Any]) -> list[str]:
+def run_client(hub: Hub, *downloads: dict[str, Any], **more: str) -> list[str]:
     environment = {
         **os.environ,
+        "HF_HUB_OFFLINE": "0",
+        **more,
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_XET": "1",
@@ -149,7 +164,23 @@ def test_a_hub_that_does_not_answer_has_one_line(hub: Hub, tmp_path: Path) -> No
     hub.shutdown()
     hub.server_close()
     (line,) = run_client(hub, {"repo_id": "org/tiny", "checkpoint_dir": str(tmp_path), "access_token": "hf_secret"})
-    assert "could not be downloaded" in line
+    assert "cannot be reached" in line and "put the model's files into" in line
+
+
+def test_a_client_that_is_to_stay_offline_says_so(hub: Hub, tmp_path: Path) -> None:
+    (line,) = run_client(hub, {"repo_id": "org/tiny", "checkpoint_dir": str(tmp_path)}, HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE is set" in line and not list(tmp_path.glob("org/*"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_bytes_that_the_hub_does_not_list_are_not_kept(hub: Hub, tmp_path: Path, name: str) -> None:
+    hub.altered = {name}
+    place = {"repo_id": "org/tiny", "checkpoint_dir": str(tmp_path / "new")}
+    (line,) = run_client(hub, place)
+    assert line.startswith("error: ") and name in line and "not those that the hub lists" in line
+    assert not (tmp_path / "new" / "org" / "tiny" / name).exists()
+    hub.altered = set()
+    assert run_client(hub, place) == [f"{tmp_path / 'new' / 'org' / 'tiny'}: ready"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,35 @@
+"""litgpt convert_from_litgpt: a model as other programs take it, in a new folder or on the Hugging Face hub."""
+
+from litgpt.errors import UserError
+from litgpt.files import refuse_used
+from litgpt.recipe.store_commands import ConvertFromLitgpt
+
+
+def run(recipe: ConvertFromLitgpt) -> None:
+    """Write the model that the recipe names; print where it lies.
+
+    Raises:
+        UserError: if the output folder holds something, or the format cannot say the model's shape.
+    """
+    import torch
+
+    from litgpt.store import hub, litgpt_files
+    from litgpt.store.checkpoint import step_folder
+    from litgpt.store.convert import export
+    from litgpt.store.published import shape_in
+
+    refuse_used(recipe.output_dir)
+    if recipe.push_to_hub and not hub.REPOSITORY.fullmatch(recipe.push_to_hub):
+        raise UserError(f"push_to_hub: {recipe.push_to_hub!r} is not org/name, such as me/my-model")
+    source = step_folder(recipe.checkpoint_dir) or recipe.checkpoint_dir
+    config = shape_in(source)
+    dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
+    if recipe.format == "lit_model.pth":
+        litgpt_files.write_litgpt(recipe.output_dir, source, config, dtype=dtype)
+    elif recipe.format == "model.pth":
+        litgpt_files.write_model_pth(recipe.output_dir, source, config, dtype=dtype)
+    else:
+        export(recipe.output_dir, source, config, dtype=dtype, shard_bytes=recipe.max_shard_size * 1e9)
+    print(f"{recipe.output_dir}: written")
+    if recipe.push_to_hub:
+        print(hub.upload(recipe.output_dir, recipe.push_to_hub, access_token=recipe.access_token))

@@ -1,0 +1,137 @@
+"""Make model folders out of others: staged, read back and held against the source, then put in place by one rename."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from litgpt.errors import UserError
+from litgpt.files import read_json, staged_folder, write_json
+from litgpt.model.config import Config
+from litgpt.model.registry import family_of
+from litgpt.store.checkpoint import Warn, say
+from litgpt.store.gguf_files import gguf_in
+from litgpt.store.gguf_tokenizer import write_tokenizer
+from litgpt.store.reading import tensors_in
+from litgpt.store.sources import SAFETENSORS, SAFETENSORS_INDEX, safetensors_in
+from litgpt.store.tensors import byte_blocks
+from litgpt.store.tokenizer_copy import copy_tokenizer
+from litgpt.store.writing import SHARD_BYTES, pinned_in, type_of, write_settings, write_weights
+
+Digests = dict[str, tuple[torch.dtype, str]]
+STALE_KEYS = ("quantization_config", "dtype")  # of a config.json whose weights are written anew
+
+
+def digest(tensor: Tensor) -> str:
+    """The SHA-256 of a tensor's values."""
+    running = hashlib.sha256()
+    for block in byte_blocks(tensor):
+        running.update(block)
+    return running.hexdigest()
+
+
+def noted(
+    tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, pinned: set[str], digests: Digests
+) -> Iterator[tuple[str, Tensor]]:
+    """The same tensors, cast, after their digests were put down."""
+    for name, tensor in tensors:
+        cast = tensor.detach().to("cpu", type_of(name, tensor, dtype, pinned))
+        digests[name] = (cast.dtype, digest(cast))
+        yield name, cast
+
+
+def check_written(folder: Path, config: Config, digests: Digests) -> None:
+    """Read a folder just written and hold every tensor against what was to be written, to the bit.
+
+    Raises:
+        UserError: naming a tensor that came out otherwise, or is missing or too many.
+    """
+    for name, tensor in tensors_in(folder, config):
+        if digests.pop(name, None) != (tensor.dtype, digest(tensor)):
+            raise UserError(f"{name}: read back, it is not what was to be written; the disk or the table of names errs")
+    if digests:
+        raise UserError(f"{min(digests)}: not among what was written; the table of names errs")
+
+
+def rewrite(folder: Path, source: Path, config: Config, *, dtype: torch.dtype | None = None) -> None:
+    """Make `folder` a model folder with safetensors, whatever files the weights are in now; its other files stay.
+
+    Args:
+        source: the folder or file that holds the weights.
+        dtype: cast to this type; None keeps each tensor's own.
+
+    Raises:
+        UserError: if the weights are not those of this shape, or read back other than written. Nothing is changed then.
+    """
+    replaced = {path.name for path in safetensors_in(source)} if source == folder else set()
+    with staged_folder(folder, replace=True) as staged:
+        if folder.is_dir():
+            ignore = shutil.ignore_patterns(*replaced, SAFETENSORS, SAFETENSORS_INDEX)
+            shutil.copytree(folder, staged, symlinks=True, dirs_exist_ok=True, copy_function=link, ignore=ignore)
+        write_copy(staged, source, config, dtype=dtype)
+
+
+def export(
+    folder: Path, source: Path, config: Config, *, dtype: torch.dtype | None = None, shard_bytes: float = SHARD_BYTES
+) -> None:
+    """Make a new model folder of the weights and the tokenizer in another.
+
+    Args as in `rewrite`.
+
+    Raises:
+        UserError: as `rewrite`, and if `folder` holds something already.
+    """
+    with staged_folder(folder) as staged:
+        write_copy(staged, source, config, dtype=dtype, shard_bytes=shard_bytes)
+
+
+def write_copy(
+    staged: Path,
+    source: Path,
+    config: Config,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: float = SHARD_BYTES,
+    warn: Warn = say,
+) -> None:
+    """Write weights, settings and tokenizer of `source` into a staged folder, and read the weights back."""
+    digests: Digests = {}
+    tensors = noted(tensors_in(source, config, warn=warn), dtype, pinned_in(config), digests)
+    kept = write_weights(staged, config, tensors, shard_bytes=shard_bytes)
+    special = bring_tokenizer(source, staged)
+    before = read_json(source / "config.json") if (source / "config.json").is_file() else {}
+    for name in ("model_config.yaml", "config.json"):
+        (staged / name).unlink(missing_ok=True)  # it may be another name of the old file, which stays as it is
+    write_settings(staged, config, {"torch_dtype": kept, **special})
+    family = family_of(config)
+    if family is None:
+        warn(f"{source}: no published architecture has this shape; its tensors keep our names, only litgpt loads it")
+    elif isinstance(before, dict) and before.get("model_type") == family.model_type:
+        told = {key: value for key, value in before.items() if key not in STALE_KEYS}
+        write_json(staged / "config.json", {**told, "torch_dtype": kept})
+    check_written(staged, config, digests)
+
+
+def bring_tokenizer(source: Path, staged: Path) -> dict[str, Any]:
+    """Bring a tokenizer to a staged folder, out of a folder or a GGUF file; the numbers of its special tokens."""
+    there = any(
+        (folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file() for folder in (source, staged)
+    )
+    path = None if there else gguf_in(source)
+    if path is not None:
+        write_tokenizer(path, staged)
+        return copy_tokenizer(staged, staged)
+    return copy_tokenizer(source, staged)
+
+
+def link(source: str, target: str) -> None:
+    """A second name for a file, or a copy where the disk has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,131 @@
+"""An account of a folder's tensors: which rule reads each, what is left over, and whether they write back alike."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from litgpt.errors import UserError
+from litgpt.model.config import Config
+from litgpt.model.names import Step, Table
+from litgpt.store.reading import Published, shapes_of, table_for
+from litgpt.store.sources import Source, source_in
+
+
+@dataclass
+class Ledger:
+    """Every published tensor of a folder, and what became of it.
+
+    Attributes:
+        read: each published tensor that becomes ours.
+        left_out: those without weights, or of parts that the model has not; by name, with the reason.
+        unknown: those that no rule knows.
+        missing: our tensors that nothing in the folder becomes.
+        misshapen: one line for each tensor of another shape or type than the model's.
+    """
+
+    source: Source
+    table: Table | None
+    read: list[Step] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+
+    @property
+    def balanced(self) -> bool:
+        return not (self.unknown or self.missing or self.misshapen)
+
+    def kinds(self) -> dict[str, int]:
+        """How many tensors each kind of rule reads."""
+        return dict(Counter(step.kind for step in self.read))
+
+
+def account(folder: Path, config: Config) -> Ledger:
+    """Account for every tensor in a folder; looks at no values.
+
+    Raises:
+        UserError: if there are no weights, or their files are damaged.
+    """
+    source = source_in(folder)
+    ledger = Ledger(source, table_for(source, folder, config))
+    shapes = shapes_of(config)
+    if ledger.table is None:
+        ledger.read = [Step(name, (name,), "rename") for name in source.names if name in shapes]
+        ledger.unknown = [name for name in source.names if name not in shapes]
+    else:
+        sort_names(ledger, ledger.table, config)
+    found: dict[str, set[int | None]] = {}
+    for step in ledger.read:
+        for name in step.ours:
+            found.setdefault(name, set()).add(step.expert)
+        if len(step.ours) == 1 and step.ours[0] == "head.weight" and config.tie_embeddings:
+            continue
+        if not set(step.ours) <= shapes.keys():
+            ledger.unknown.append(step.theirs)
+            continue
+        try:
+            Published(source, step, config, shapes).check()
+        except UserError as error:
+            ledger.misshapen.append(str(error))
+    everyone = set(range(config.n_expert))
+    ledger.missing = [
+        name for name in shapes if name not in found or not (None in found[name] or found[name] >= everyone)
+    ]
+    return ledger
+
+
+def sort_names(ledger: Ledger, table: Table, config: Config) -> None:
+    """Put every published name where it belongs."""
+    names = ledger.source.names
+    ledger.left_out |= dict.fromkeys(table.left_unread(names, config), "the model has no such part")
+    for name in names:
+        step = table.step(name, config)
+        if name in ledger.left_out:
+            continue
+        if step is not None:
+            ledger.read.append(step)
+        elif table.ignores(name, config):
+            ledger.left_out[name] = "holds no weights"
+        else:
+            ledger.unknown.append(name)
+
+
+def differing(ledger: Ledger, config: Config) -> list[str]:
+    """The published tensors that do not come out to the bit when ours are written back by the same table.
+
+    A folder whose head repeats the embedding it is tied to, or that uses an older layout of the same tensors, is
+    compared by what it becomes of ours.
+    """
+    shapes = shapes_of(config)
+    read = {step.theirs: step for step in ledger.read if step.ours != ("head.weight",) or "head.weight" in shapes}
+    wrong = []
+    written: set[str] = set()
+    steps = ledger.table.writing(shapes, config) if ledger.table else ledger.read
+    by_ours = {(step.ours, step.expert): step for step in read.values()}
+    for step in steps:
+        reading = by_ours.get((step.ours, step.expert))
+        if reading is None:
+            wrong.append(step.theirs)
+            continue
+        published = ledger.source.read(reading.theirs)
+        parts = reading.split(published, config)
+        back = step if step.theirs == reading.theirs else reading  # an older layout, or another start of the name
+        given = [part if step.expert is None else Expert(part) for part in parts]
+        again = back.join(given, config)  # type: ignore[arg-type]
+        if again.shape != published.shape or not torch.equal(again, published):
+            wrong.append(reading.theirs)
+        written.add(reading.theirs)
+        ledger.source.release(reading.theirs)
+    return wrong + [name for name in read if name not in written]
+
+
+class Expert:
+    """One expert's slice standing in for the whole stack, to be asked for by its number."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+    def __getitem__(self, expert: int) -> torch.Tensor:
+        return self.values
