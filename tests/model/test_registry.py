@@ -35,6 +35,32 @@ PARAMETERS = {
     "Gemma-7b": 8_537_680_896,
     "SmolLM2-135M": 134_515_008,
     "stories15M": 15_191_712,
+    "Mistral-7B-v0.1": 7_241_732_096,
+    "Mistral-Nemo-Base-2407": 12_247_782_400,
+    "Gemma-2-2b": 2_614_341_888,
+    "Gemma-2-27b": 27_227_128_320,
+    "Gemma-3-270m": 268_098_176,
+    "Gemma-3-1b-it": 999_885_952,
+    "gpt2": 124_439_808,
+    "gpt2-xl": 1_557_611_200,
+    "phi-2": 2_779_683_840,
+    "Phi-3-mini-4k-instruct": 3_821_079_552,
+    "phi-4": 14_659_507_200,
+    "Phi-4-mini-instruct": 3_836_021_760,
+    "OLMo-1B-hf": 1_176_764_416,
+    "OLMo-7B-hf": 6_888_095_744,
+    "OLMo-2-0425-1B": 1_484_916_736,
+    "OLMo-2-1124-7B": 7_298_617_344,
+    "Olmo-3-1025-7B": 7_298_011_136,
+    "SmolLM3-3B": 3_075_098_624,
+    "granite-3.1-2b-base": 2_533_531_648,
+    "aya-expanse-8b": 8_028_033_024,
+    "glm-4-9b-hf": 9_399_951_360,
+    "starcoder2-3b": 3_030_371_328,
+    "starcoder2-7b": 7_173_923_840,
+    "stablelm-3b-4e1t": 2_795_443_200,
+    "Seed-OSS-36B-Base": 36_151_104_512,
+    "ERNIE-4.5-0.3B-PT": 360_748_032,
 }
 
 
@@ -92,6 +118,119 @@ def test_names_of_the_hub_find_the_same_shape() -> None:
 def test_facts_of_named_shapes(name: str, facts: dict[str, Any]) -> None:
     shape = find(name).to_dict()
     assert {key: shape[key] for key in facts} == facts
+
+
+LITGPT_SHAPES = (Path(__file__).parent / "litgpt_shapes.txt").read_text().splitlines()
+LITGPT_FIELDS = LITGPT_SHAPES[0].split(": ")[1].split("; ")[0].split(", ")
+# Where LitGPT's form and the published config.json differ, the latter is right.
+AS_PUBLISHED = {
+    "block_size": {"Phi-3.5-mini-instruct", *(f"{kind}emma-{size}" for kind in ("G", "CodeG") for size in ("2b", "7b"))}
+    | {"Gemma-2b-it", "Gemma-7b-it", "CodeGemma-7b-it"},
+    "padded_vocab_size": {"Gemma-3-4b-it", "Gemma-3-12b-it", "Gemma-3-27b-it"},
+    "n_query_groups": {"Platypus2-70B"},
+}
+
+
+def test_every_name_of_litgpt_has_its_shape() -> None:
+    seen = 0
+    for line in LITGPT_SHAPES[1:]:
+        values, listed = line.split("; ")
+        for name in listed.split():
+            shape, seen = find(name).to_dict(), seen + 1
+            for field, value in zip(LITGPT_FIELDS, values.split(), strict=True):
+                assert shape[field] == float(value) or name in AS_PUBLISHED.get(field, ()), (name, field)
+    assert seen == 210
+
+
+@pytest.mark.parametrize(
+    ("name", "litgpt", "ours"),
+    [
+        ("Gemma-2-2b", {"norm_class_name": "RMSNorm", "norm_eps": 1e-5}, {"norm_class_name": "OffsetRMSNorm"}),
+        ("Gemma-3-4b-it", {"norm_class_name": "RMSNorm", "norm_eps": 1e-5}, {"norm_eps": 1e-6, "tie_embeddings": True}),
+        ("OLMo-7B-hf", {"norm_class_name": "LayerNorm"}, {"norm_class_name": "BareLayerNorm"}),
+        ("OLMo-2-1124-7B", {}, {"tie_embeddings": False}),
+        ("Phi-3-mini-4k-instruct", {"sliding_window_size": 2048}, {"sliding_window_size": 2047}),
+        ("Phi-4-mini-instruct", {"rope_adjustments": None, "sliding_window_size": 262145}, {"tie_embeddings": True}),
+        ("falcon-40b", {}, {"tie_embeddings": True}),
+        ("phi-2", {}, {"lm_head_bias": True}),
+    ],
+)
+def test_litgpt_folder_of_a_named_model_is_that_model(
+    name: str, litgpt: dict[str, Any], ours: dict[str, Any], tmp_path: Path
+) -> None:
+    write_litgpt_form(tmp_path, name, **litgpt)
+    shape = read_shape(tmp_path)
+    assert shape == find(name) and family_of(shape) == family_of(find(name))
+    assert {key: getattr(shape, key) for key in ours} == ours
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        (
+            "gemma3_text",
+            {"rope_theta": 5e5, "rope_local_base_freq": 2e3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+            | {"num_hidden_layers": 5, "sliding_window_pattern": 3},
+            {
+                "num_hidden_layers": 5,
+                "layer_types": [*["sliding_attention"] * 2, "full_attention", *["sliding_attention"] * 2],
+                "rope_parameters": {
+                    "sliding_attention": {"rope_theta": 2e3},
+                    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+                },
+            },
+        ),
+        (
+            "qwen2",
+            {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
+            {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 9}
+            | {"layer_types": ["full_attention", "full_attention", "sliding_attention"]},
+        ),
+        (
+            "smollm3",
+            {"num_hidden_layers": 4, "no_rope_layer_interval": 2},
+            {"num_hidden_layers": 4, "no_rope_layers": [1, 0, 1, 0]},
+        ),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "su", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}, "rope_theta": 9e3}
+            | {"max_position_embeddings": 8192, "original_max_position_embeddings": 2048},
+            {"max_position_embeddings": 8192}
+            | {
+                "rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+                | {"factor": 4.0, "original_max_position_embeddings": 2048, "rope_theta": 9e3}
+            }
+            | {"original_max_position_embeddings": 2048},
+        ),
+        (
+            "llama",
+            {"rope_scaling": {"type": "yarn", "factor": 2.0}, "max_position_embeddings": 512},
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 32, "beta_slow": 1}}
+            | {"max_position_embeddings": 512},
+        ),
+    ],
+)
+def test_older_files_say_the_same(kind: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    family = families()[kind]
+    assert family.read(old) == family.read(new)
+
+
+DENSE = [name for name, family in families().items() if family.fixed.get("mlp_class_name") != "LLaMAMoE"]
+
+
+@pytest.mark.parametrize("kind", sorted(name for name in DENSE if not families()[name].nested))
+def test_what_is_written_reads_back_and_no_key_is_lost(kind: str) -> None:
+    family = families()[kind]
+    shape = family.read({})
+    assert family.expresses(shape) and family_of(shape) is not None
+    assert json.loads(json.dumps(family.config_json(shape))) == family.config_json(shape)
+
+
+def test_plainest_family_for_a_shape_of_several() -> None:
+    for kind in ("llama", "gpt_neox", "mistral", "qwen2", "qwen3"):
+        shape = families()[kind].read({})
+        assert family_of(Config(**{**shape.to_dict(), "hf_config": {}})).name == kind
+    assert family_of(families()["seed_oss"].read({})).name == "seed_oss"
 
 
 def test_changes_decide_the_family_not_the_name() -> None:
@@ -156,6 +295,13 @@ def test_absent_keys_mean_what_transformers_assumes(tmp_path: Path) -> None:
         ({"model_type": "llama", "hidden_size": "many"}, ["n_embd", "many"]),
         ({"model_type": "llama", "num_hidden_layers": 10**9}, ["n_layer"]),
         ({"model_type": "llama", "rope_scaling": {"type": "axial", "factor": 2.0}}, ["rope_type", "axial", "yarn"]),
+        ({"model_type": "falcon", "alibi": True}, ["alibi", "True"]),
+        ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, ["scale_attn_by_inverse_layer_idx"]),
+        ({"model_type": "gemma3", "text_config": None}, ["text_config"]),
+        ({"model_type": "olmo", "clip_qkv": 8.0}, ["clip_qkv", "8.0"]),
+        ({"model_type": "granite", "logits_scaling": 0}, ["logits_scaling", "0"]),
+        ({"model_type": "smollm3", "no_rope_layers": [2] * 36}, ["no_rope_layers"]),
+        ({"model_type": "gptj", "rotary_dim": None}, ["rotary_dim"]),
         ({"model_type": "llama", "rope_parameters": "long"}, ["rope_parameters", "long"]),
         ({"model_type": "qwen3", "rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, ["rope_parameters"]),
         ({"model_type": "llama", "rope_scaling": {"type": "linear"}}, ["factor"]),

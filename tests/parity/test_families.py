@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.registry import read_shape
+from litgpt.model.registry import families, family_of, read_shape
 from litgpt.store import published
 
 TOKENS, PADDED = 48, (0, 5, 17)
@@ -219,3 +219,45 @@ def test_family_as_published(name: str, tmp_path: Path) -> None:
     assert read_shape(export) == config
     (export / "model_config.yaml").unlink()
     assert read_shape(export) == Config(**{**config.to_dict(), "name": "export"})
+
+
+def test_language_model_in_a_folder_with_a_vision_tower(tmp_path: Path) -> None:
+    row = ROWS["gemma3"]
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    settings = transformers.Gemma3Config(
+        text_config={**SIZES, **IDS, **row.settings},
+        vision_config={"model_type": "siglip_vision_model", **vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    torch.manual_seed(0)
+    theirs = transformers.Gemma3ForConditionalGeneration._from_config(settings, attn_implementation="eager").eval()
+    theirs.save_pretrained(tmp_path)
+    warnings: list[str] = []
+    model = GPT(read_shape(tmp_path)).eval()
+    published.load(model, tmp_path, warn=warnings.append)
+    assert len(warnings) == 1 and "34 tensors" in warnings[0]
+    ids, _, _ = rows_of_tokens()
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
+    family = family_of(model.config)
+    assert family is not None and family.name == "gemma3_text"
+
+
+def test_file_of_a_model_without_head_and_with_buffers(tmp_path: Path) -> None:
+    theirs = reference(ROWS["gpt2"])
+    theirs.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    mask = {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64).tril() for layer in range(3)}
+    save_file({**bare, **mask}, tmp_path / "model.safetensors")
+    model = GPT(read_shape(tmp_path)).eval()
+    published.load(model, tmp_path)
+    ids, _, _ = rows_of_tokens()
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_every_family_without_experts_has_a_row() -> None:
+    tested = {getattr(transformers, f"{row.kind}Config").model_type for row in ROWS.values()}
+    dense = {one.model_type for one in families().values() if one.fixed.get("mlp_class_name") != "LLaMAMoE"}
+    assert tested | {"gemma3"} == dense and len(tested) >= 37
