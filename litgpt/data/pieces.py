@@ -34,13 +34,14 @@ class Pieces:
         processor: of `read_sentencepiece`.
         added: tokens added after training, by text.
         hidden: those of them that `decode` leaves out.
-        legacy: whether every part of the text gets a space before it, as the first does (older Llama tokenizers).
+        legacy: whether a space is put before every part of the text, as before the first (older Llama tokenizers).
     """
 
     def __init__(self, processor: Any, added: Mapping[str, int], hidden: set[int], *, legacy: bool) -> None:
         self.processor = processor
         self.legacy = legacy
-        control = [number for number in range(processor.vocab_size()) if processor.is_control(number)]
+        numbers = range(processor.vocab_size())
+        control = [number for number in numbers if processor.is_control(number) or processor.is_unknown(number)]
         self.special = {processor.id_to_piece(number): number for number in control} | dict(added)
         self.texts = {number: text for text, number in added.items() if number >= processor.vocab_size()}
         self.hidden = hidden | set(control)
@@ -65,10 +66,15 @@ class Pieces:
         return tokens + self._encode_part(string[place:], first=place == 0)
 
     def _encode_part(self, text: str, *, first: bool) -> list[int]:
-        if not text or first or self.legacy:
+        if not text or first or (self.legacy and not text.startswith(" ")):
             return self.processor.encode(text) if text else []
         # a few known pieces before the text take the space that sentencepiece would put before it
         return self.processor.encode(self.before + text)[len(self.processor.encode(self.before)) :]
+
+    def _decode_part(self, tokens: list[int], *, first: bool) -> str:
+        if first or not tokens:
+            return self.processor.decode(tokens)
+        return self.processor.decode(self.processor.encode(self.before) + tokens)[len(self.before) :]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some tokens, without special ones and numbers that are no token."""
@@ -81,7 +87,10 @@ class Pieces:
                 parts[-1].append(number)
             elif number in self.texts:
                 parts += [self.texts[number], []]
-        return "".join(part if isinstance(part, str) else self.processor.decode(part) for part in parts)
+        return "".join(
+            part if isinstance(part, str) else self._decode_part(part, first=place == 0)
+            for place, part in enumerate(parts)
+        )
 
     def token_to_id(self, token: str) -> int | None:
         """The number of a token, or None."""
