@@ -1,18 +1,19 @@
 """Tuners: what a run trains of a model, and what it adds to that end; layers are changed in place, on any device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from litgpt.adapt import full, lora
-from litgpt.adapt.layers import adapted_layers, disabled, stored, whole
+from litgpt.adapt.layers import COPY, adapted_layers, disabled, stored, whole
+from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.init import copy_into
 from litgpt.recipe.tuner import Full, LoRA, Tuner
 
-__all__ = ["adapter_tensors", "attach", "disabled", "initialize", "learning_rate_factor", "merged"]
+__all__ = ["adapter_tensors", "attach", "disabled", "fill", "initialize", "learning_rate_factor", "merged"]
 
 ATTACH: dict[type[Tuner], Callable[[GPT, Any], None]] = {Full: full.attach, LoRA: lora.attach}
 
@@ -44,6 +45,35 @@ def initialize(
     for name, layer in adapted_layers(model):
         for key, value in layer.first_values(settings, f"{seed}/{name}"):
             write(stored(layer, key), value)
+
+
+@torch.no_grad()
+def fill(
+    model: GPT,
+    tensors: Mapping[str, Tensor],
+    *,
+    write: Callable[[nn.Parameter, Tensor], None] = copy_into,
+) -> None:
+    """Give what a tuner added the values of an adapter that was saved; copies that it lacks stay as they are.
+
+    Args:
+        tensors: whole, by the names of `adapter_tensors`.
+
+    Raises:
+        UserError: naming a tensor that only the adapter or only the model has, or of another shape.
+    """
+    parameters = adapter_tensors(model)
+    missing = {name for name in parameters.keys() - tensors.keys() if not name.endswith(COPY)}
+    for what, names in (("lacks", missing), ("has", tensors.keys() - parameters.keys())):
+        if names:
+            raise UserError(
+                f"the adapter {what} {min(names)}, against the tuner's settings; use those it was made with"
+            )
+    for name, tensor in tensors.items():
+        if tensor.shape != parameters[name].shape:
+            here, there = list(tensor.shape), list(parameters[name].shape)
+            raise UserError(f"the adapter's {name} is {here}, the model's {there}; use the settings it was made with")
+        write(parameters[name], tensor)
 
 
 def adapter_tensors(model: GPT) -> dict[str, nn.Parameter]:

@@ -48,6 +48,11 @@ def starts_with(name: str, start: str) -> bool:
     return name == start or name.startswith(start.rstrip(".") + ".")
 
 
+def is_inside(name: str, module: str) -> bool:
+    """Whether a dotted name is that of something within a module of this name."""
+    return f".{module}." in f".{name}".removesuffix(name.rpartition(".")[2])
+
+
 def nothing_found(key: str, value: str, known: Iterable[str]) -> UserError:
     """The error for a name that stands for nothing in the model, with those nearest to it."""
     names = sorted(set(known))
@@ -110,7 +115,8 @@ def targets_of(model: GPT, known: dict[str, set[str]], endings: Iterable[str], p
 
     Args:
         known: as `modules_known_as` gives it.
-        endings: ends of names; all-linear for every linear layer inside the model, all-router for every router.
+        endings: ends of names, or names of modules for every linear layer within (mlp); all-linear for every linear
+            layer inside the model, all-router for every router.
         pattern: a regular expression of whole names, which takes the place of `endings`.
 
     Raises:
@@ -129,5 +135,6 @@ def targets_of(model: GPT, known: dict[str, set[str]], endings: Iterable[str], p
                 raise UserError("tuner.target_modules: all-router, but this model has no experts; all-linear would do")
             found |= routers
         else:
-            found |= found_by_ending("tuner.target_modules", [ending], known)
+            inside = {name for name in known if is_inside(name, ending) and is_linear(model, name)}
+            found |= inside or found_by_ending("tuner.target_modules", [ending], known)
     return [name for name in known if name in found]

@@ -62,7 +62,7 @@ class LoRA(Tuner):
     dropout: Fraction = 0.05
     """Share of the inputs of A that are left out at random while training."""
     target_modules: list[str] = field(default_factory=all_linear)
-    """Layers by the end of their names, ours (q, attention.out) or published (q_proj); all-linear, all-router."""
+    """Layers by the end of their names, ours (q, attention.out) or published (q_proj); mlp; all-linear, all-router."""
     target_regex: str | None = None
     """Layers whose whole name, ours or published, is this; takes the place of target_modules."""
     modules_to_save: list[str] = field(default_factory=list)

@@ -1,17 +1,11 @@
-"""Adapters on disk: PEFT's folders, read and written, whatever parts of ours a published layer holds in one.
-
-A published layer that is several of ours (phi-3's `qkv_proj` is our q, k and v) has one pair A, B: the parts' A stand
-one below the other, and their B side by side, each in its own rows and columns. A part's pair of first values (see
-`adapt.lora`) is one more part, with B turned to its negative. Which rows and columns are whose is in the file's
-metadata; in a folder by others, the parts of a layer share its A.
-"""
+"""Adapters on disk: LoRA as PEFT's folders, which PEFT loads and ours load there; see `pairs` for fused layers."""
 
 import json
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +15,24 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.files import read_json, staged_folder, write_json
 from litgpt.model.config import Config
-from litgpt.model.names import Step
-from litgpt.model.registry import family_of
 from litgpt.recipe.tuner import LoRA
+from litgpt.store.pairs import Part, added_to, shared, split
+from litgpt.store.peft_tensors import (
+    COPY,
+    START,
+    Taken,
+    Tensors,
+    add_rest,
+    layer_of,
+    sort,
+    steps_of,
+    to_peft,
+    weight_step,
+)
 from litgpt.store.reading import shapes_of
 from litgpt.store.tensors import TensorFiles, write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-START = "base_model.model."
-COPY = "_trained"
-FIRST = "_first"
-Tensors = Mapping[str, Tensor]
-Pair = tuple[str, str, int]  # our tensor, "" or FIRST, and the rank
 
 
 @dataclass(frozen=True)
@@ -44,24 +44,14 @@ class Adapter:
     base: str
 
 
-def steps_of(config: Config) -> list[Step]:
-    """How each published tensor is made of ours; under our own names where no published architecture has the shape."""
-    family, names = family_of(config), list(shapes_of(config))
-    return family.tensors.writing(names, config) if family else [Step(name, (name,), "rename") for name in names]
-
-
-def added_to(ours: str, key: str) -> str:
-    """The name of a parameter that a tuner adds beside one of ours."""
-    return ours.removesuffix("weight") + key if ours.endswith(".weight") else f"{ours}_{key}"
-
-
-def layer_of(theirs: str) -> str:
-    """The published layer that holds a weight or a bias."""
-    return theirs.removesuffix(".weight").removesuffix(".bias")
-
-
 def save(
-    folder: Path | str, tensors: Tensors, *, config: Config, settings: LoRA, base: str = "", replace: bool = False
+    folder: Path | str,
+    tensors: Tensors,
+    *,
+    config: Config,
+    settings: LoRA,
+    base: str = "",
+    replace: bool = False,
 ) -> None:
     """Write an adapter as a PEFT folder, whole or not at all.
 
@@ -73,34 +63,158 @@ def save(
     Raises:
         UserError: if the folder holds something already, or PEFT has no form for a tensor.
     """
-    published, pairs, left = to_peft(tensors, config)
+    published, parts, left = to_peft(tensors, config)
     if left:
-        raise UserError(f"{min(left)}: a PEFT folder has no place for it alone; train its whole layer or leave it out")
-    notes = {"settings": asdict(settings), "pairs": pairs}
+        raise UserError(f"{min(left)}: PEFT's folders have no form for it; merge the adapter into its base instead")
+    notes = {
+        "settings": asdict(settings),
+        "parts": {layer: [asdict(part) for part in some] for layer, some in parts.items()},
+    }
     with staged_folder(Path(folder), replace=replace) as staged:
         whole = {name: tensor.detach().contiguous() for name, tensor in published.items()}
         write_tensors(staged / WEIGHTS, whole, {"format": "pt", "litgpt": json.dumps(notes)})
-        write_json(staged / CONFIG, peft_config(published, pairs, settings, config, base))
+        write_json(staged / CONFIG, peft_config(published, parts, settings, config, base))
 
 
-def to_peft(tensors: Tensors, config: Config) -> tuple[dict[str, Tensor], dict[str, list[Pair]], set[str]]:
-    """PEFT's tensors, the parts of each layer's pair, and those of our tensors that it has no form for."""
-    published: dict[str, Tensor] = {}
-    pairs: dict[str, list[Pair]] = {}
-    left, shapes, steps = set(tensors), shapes_of(config), steps_of(config)
-    for step in with_tied_head(steps, config):
-        layer = layer_of(step.theirs)
-        if parts := parts_of(step, tensors):
-            a, b = joined_pair(step, parts, tensors, shapes, config)
-            pairs[layer] = parts
-            embedding = step.ours == ("embedding.weight",) and layer != "lm_head"
-            published |= in_embedding(layer, a, b) if embedding else in_linear(layer, a, b)
-            left -= {added_to(ours, f"lora_{half}{first}") for ours, first, _ in parts for half in "ab"}
-        for key, name in (("lora_magnitude", "lora_magnitude_vector.weight"), (COPY, step.theirs[len(layer) + 1 :])):
-            names = [ours + COPY if key == COPY else added_to(ours, key) for ours in step.ours]
-            if all(name in tensors for name in names):
-                plain = step if key == COPY else replace(step, transposed=False)
-                inner = "base_layer." if key == COPY and name == "bias" and was_adapted(step, tensors) else ""
-                published[f"{START}{layer}.{inner}{name}"] = plain.join([tensors[name] for name in names], config)
-                left -= set(names)
-    return published, pairs, left
+def peft_config(
+    published: Tensors, layers: Mapping[str, list[Part]], settings: LoRA, config: Config, base: str
+) -> dict[str, Any]:
+    """What `adapter_config.json` says: PEFT's keys, with ranks and scales of those layers that differ."""
+    ranks = {layer: sum(part.rank for part in parts) for layer, parts in layers.items()}
+    rank = Counter(ranks.values()).most_common(1)[0][0] if ranks else settings.r
+    others = {layer: other for layer, other in ranks.items() if other != rank}
+    copied = sorted(name.removeprefix(START) for name in published if ".lora_" not in name)
+    saved = {layer_of(name) for name in copied if settings.bias == "none" or not name.endswith(".bias")}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": alpha_for(rank, settings),
+        "lora_dropout": settings.dropout,
+        "target_modules": sorted(layers),
+        "modules_to_save": sorted(saved) or None,
+        "bias": settings.bias,
+        "use_rslora": settings.rslora,
+        "use_dora": settings.dora,
+        "rank_pattern": others,
+        "alpha_pattern": {layer: alpha_for(other, settings) for layer, other in others.items()},
+        "fan_in_fan_out": any(
+            step.transposed for theirs, step in steps_of(config).items() if layer_of(theirs) in layers
+        ),
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def alpha_for(rank: int, settings: LoRA) -> float:
+    """The alpha by which a pair of this rank has the scale of the settings."""
+    return settings.scale * (math.sqrt(rank) if settings.rslora else rank)
+
+
+def load(folder: Path | str, config: Config) -> Adapter:
+    """Read a PEFT folder of LoRA for a model of this shape.
+
+    Raises:
+        UserError: in one line, if a file is missing or damaged, or the adapter is of another kind or for another base.
+    """
+    folder = Path(folder)
+    values = read_json(folder / CONFIG)
+    if not isinstance(values, dict) or values.get("peft_type") != "LORA":
+        kind = values.get("peft_type") if isinstance(values, dict) else values
+        raise UserError(f"{folder / CONFIG}: peft_type: {kind!r} will not do; LORA would")
+    base = str(values.get("base_model_name_or_path") or "")
+    files = TensorFiles([folder / WEIGHTS])
+    published = {name.removeprefix(START): files.whole(name) for name in files.wholes}
+    try:
+        notes = json.loads(files.metadata["litgpt"]) if "litgpt" in files.metadata else None
+        settings, tensors = from_ours(published, notes, config) if notes else from_others(published, values, config)
+        check_shapes(tensors, config)
+    except UserError as error:
+        made_for = f" (it was made for {base})" if base else ""
+        raise UserError(f"{folder / WEIGHTS}{made_for}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder}: not an adapter that can be read ({type(error).__name__}: {error})") from None
+    return Adapter(settings, tensors, base)
+
+
+def from_ours(published: Tensors, notes: Any, config: Config) -> tuple[LoRA, dict[str, Tensor]]:
+    """Settings and tensors of an adapter that we wrote."""
+    steps, found = steps_of(config), sort(published)
+    taken = Taken(config)
+    for layer, pair in found.pairs.items():
+        step = weight_step(layer, steps)
+        parts = [Part(**part) for part in notes["parts"][layer]]
+        taken.add(step, split(step, parts, pair["a"], pair["b"], config))
+    add_rest(taken, found, steps, config)
+    return LoRA(**notes["settings"]), taken.whole()
+
+
+def from_others(published: Tensors, values: Mapping[str, Any], config: Config) -> tuple[LoRA, dict[str, Tensor]]:
+    """Settings and tensors of an adapter by PEFT; pairs of other ranks and scales are made those of the settings."""
+    steps, found = steps_of(config), sort(published)
+    rslora = bool(values.get("use_rslora"))
+    rank = max((pair["a"].shape[0] for pair in found.pairs.values()), default=int(values["r"]))
+    scales = {layer: scale_of(layer, values) for layer in found.pairs}
+    scale = Counter(scales.values()).most_common(1)[0][0] if scales else 1.0
+    taken = Taken(config)
+    for layer, pair in found.pairs.items():
+        step, more = weight_step(layer, steps), rank - pair["a"].shape[0]
+        b = pair["b"] if scales[layer] == scale else pair["b"] * (scales[layer] / scale)
+        a, b = (torch.nn.functional.pad(pair["a"], (0, 0, 0, more)), torch.nn.functional.pad(b, (0, more)))
+        taken.add(step, shared(step, a, b, config))
+    add_rest(taken, found, steps, config)
+    tensors = taken.whole()
+    return LoRA(
+        r=rank,
+        alpha=scale * (math.sqrt(rank) if rslora else rank),
+        dropout=float(values.get("lora_dropout") or 0.0),
+        target_modules=owners(tensors, "lora_a"),
+        modules_to_save=sorted(
+            {name.removesuffix(COPY).rpartition(".")[0] for name in tensors if is_saved(name, values)}
+        ),
+        bias="none" if values.get("bias", "none") == "none" else "all",
+        rslora=rslora,
+        dora=bool(values.get("use_dora")),
+    ), tensors
+
+
+def owners(tensors: Tensors, key: str) -> list[str]:
+    """The layers, or stacks of experts, that have a parameter of this kind."""
+    return sorted({re.sub(rf"[._]{key}$", "", name) for name in tensors if name.endswith(key)})
+
+
+def is_saved(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a copy is one of modules_to_save, not of a bias alone."""
+    return name.endswith(COPY) and (values.get("bias", "none") == "none" or not name.endswith(f"bias{COPY}"))
+
+
+def scale_of(layer: str, values: Mapping[str, Any]) -> float:
+    """The factor on B A of a layer, by PEFT's config."""
+
+    def setting(pattern: str, default: str) -> float:
+        patterns = values.get(pattern) or {}
+        return float(
+            next((patterns[key] for key in patterns if re.fullmatch(rf"(.*\.)?({key})", layer)), values[default])
+        )
+
+    rank = setting("rank_pattern", "r")
+    return setting("alpha_pattern", "lora_alpha") / (math.sqrt(rank) if values.get("use_rslora") else rank)
+
+
+def check_shapes(tensors: Tensors, config: Config) -> None:
+    """Hold every tensor's shape against that of the parameter it belongs to.
+
+    Raises:
+        UserError: naming the first that does not fit.
+    """
+    for ours, shape in shapes_of(config).items():
+        *stack, rows, columns = shape if len(shape) > 1 else (*shape, 0)
+        sizes = {"lora_a": (-1, columns), "lora_b": (rows, -1), "lora_magnitude": (rows,)}
+        expected = {
+            added_to(ours, key + first): (*stack, *size) for key, size in sizes.items() for first in ("", "_first")
+        }
+        for name, wanted in {**expected, ours + COPY: shape}.items():
+            have = tuple(tensors[name].shape) if name in tensors else wanted
+            if len(have) != len(wanted) or any(a != b for a, b in zip(have, wanted, strict=True) if b != -1):
+                raise UserError(f"{name} is {list(have)}, but the model's {ours} is {list(shape)}; load its own base")

@@ -32,6 +32,8 @@ GATED = ["attention.q", "attention.k", "attention.v", "attention.out", "mlp.gate
         ("Llama-2-7b-hf", ["self_attn.o_proj"], in_blocks("attention.out")),
         ("Llama-2-7b-hf", ["blocks.1.mlp.up"], ["blocks.1.mlp.up"]),
         ("Llama-2-7b-hf", ["lm_head", "attention.q"], [*in_blocks("attention.q"), "head"]),
+        ("Llama-2-7b-hf", ["mlp", "blocks.1.attention"], [*in_blocks(*GATED[4:])[:3], *in_blocks(*GATED)[7:]]),
+        ("pythia-14m", ["mlp"], in_blocks("mlp.up", "mlp.down")),
         ("pythia-14m", ["query_key_value"], in_blocks("attention.q", "attention.k", "attention.v")),
         ("pythia-14m", ["dense_h_to_4h"], in_blocks("mlp.up")),
         ("pythia-14m", ["all-linear"], in_blocks(*GATED[:4], "mlp.up", "mlp.down")),

@@ -1,0 +1,98 @@
+"""Pairs A, B of published layers, made of those of our layers and taken apart again.
+
+A published layer that is several of ours (phi-3's `qkv_proj` is our q, k and v) has one pair: the parts' A stand one
+below the other, and their B each in its own rows and columns of an otherwise empty B. The pair of first values that
+some updates are counted from is one more part, with B turned to its negative.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, cat
+
+from litgpt.errors import UserError
+from litgpt.model.config import Config
+from litgpt.model.names import Step
+
+FIRST = "_first"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The pair of one of our matrices inside a published one: whose, whether of first values, and its rank."""
+
+    ours: str
+    first: bool
+    rank: int
+
+    def name(self, half: str) -> str:
+        """What the half `a` or `b` is called."""
+        return added_to(self.ours, f"lora_{half}" + FIRST * self.first)
+
+
+def added_to(ours: str, key: str) -> str:
+    """The name of a parameter that a tuner adds beside one of ours."""
+    return ours.removesuffix("weight") + key if ours.endswith(".weight") else f"{ours}_{key}"
+
+
+def parts_of(step: Step, tensors: Mapping[str, Tensor]) -> list[Part]:
+    """The parts of a published matrix that have a pair, in order."""
+    candidates = [Part(ours, first, 0) for ours in step.ours for first in (False, True)]
+    found = [(part, tensors[part.name("a")]) for part in candidates if part.name("a") in tensors]
+    return [replace(part, rank=a.shape[-2]) for part, a in found]
+
+
+def joined(
+    step: Step, parts: list[Part], tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], config: Config
+) -> tuple[Tensor, Tensor]:
+    """A (rank, in) and B (out, rank) of a published matrix, its rank the sum of its parts' ranks."""
+
+    def half(part: Part, which: str) -> Tensor:
+        tensor = tensors[part.name(which)]
+        return tensor if step.expert is None else tensor[step.expert]
+
+    a = cat([half(part, "a") for part in parts])
+    rows = {ours: a.new_zeros(shapes[ours][-2], a.shape[0]) for ours in step.ours}
+    at = 0
+    for part in parts:
+        rows[part.ours][:, at : at + part.rank] = -half(part, "b") if part.first else half(part, "b")
+        at += part.rank
+    return a, rows_joined(step, list(rows.values()), config)
+
+
+def rows_joined(step: Step, rows: list[Tensor], config: Config) -> Tensor:
+    """Rows of our matrices in the order of the published one's rows."""
+    return rows[0] if step.kind == "rename" else replace(step, transposed=False).join(rows, config)
+
+
+def rows_split(step: Step, rows: Tensor, config: Config) -> dict[str, Tensor]:
+    """The rows of each of our matrices out of those of the published one."""
+    parts = [rows] if step.kind == "rename" else replace(step, transposed=False).split(rows, config)
+    return dict(zip(step.ours, parts, strict=True))
+
+
+def split(step: Step, parts: list[Part], a: Tensor, b: Tensor, config: Config) -> dict[str, Tensor]:
+    """Our A and B, by name, out of those of a published matrix.
+
+    Raises:
+        UserError: if the parts' ranks are not those of A and B.
+    """
+    if not a.dim() == b.dim() == 2 or not a.shape[0] == b.shape[1] == sum(part.rank for part in parts):
+        raise UserError(f"{step.theirs}: A {list(a.shape)} and B {list(b.shape)} are no pair of the rank that is noted")
+    found: dict[str, Tensor] = {}
+    rows, at = rows_split(step, b, config), 0
+    for part in parts:
+        here = slice(at, at + part.rank)
+        columns = rows[part.ours][:, here]
+        found |= {part.name("a"): a[here], part.name("b"): -columns if part.first else columns}
+        at += part.rank
+    return found
+
+
+def shared(step: Step, a: Tensor, b: Tensor, config: Config) -> dict[str, Tensor]:
+    """Our A and B, by name, out of a pair that knows of no parts: each of ours has the whole A and its rows of B."""
+    found: dict[str, Tensor] = {}
+    for ours, rows in rows_split(step, b, config).items():
+        part = Part(ours, False, a.shape[0])
+        found |= {part.name("a"): a, part.name("b"): rows}
+    return found

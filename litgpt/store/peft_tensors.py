@@ -1,0 +1,167 @@
+"""The tensors of PEFT's LoRA under their published names, made of ours and sorted back."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from litgpt.errors import UserError
+from litgpt.model.config import Config
+from litgpt.model.names import Step, is_stacked
+from litgpt.model.registry import family_of
+from litgpt.recipe.keys import nearest
+from litgpt.store.pairs import Part, added_to, joined, parts_of, rows_joined, rows_split
+from litgpt.store.reading import shapes_of
+
+START = "base_model.model."
+COPY = "_trained"
+PAIR = re.compile(r"(?P<layer>.+)\.(?P<half>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\.default)?(\.weight)?")
+MAGNITUDE = re.compile(r"(?P<layer>.+)\.lora_magnitude_vector(\.default)?(\.weight)?")
+Tensors = Mapping[str, Tensor]
+
+
+def steps_of(config: Config) -> dict[str, Step]:
+    """How each published tensor is made of ours, by its name; a head tied to the embedding is one more of it."""
+    family, names = family_of(config), list(shapes_of(config))
+    if family is None:
+        return {name: Step(name, (name,), "rename") for name in names}
+    steps = family.tensors.writing(names, config)
+    if config.tie_embeddings:
+        (head,) = family.tensors.writing(["head.weight"], config)
+        steps.append(Step(head.theirs, ("embedding.weight",), "rename"))
+    return {step.theirs: step for step in steps}
+
+
+def layer_of(theirs: str) -> str:
+    """The published layer that holds a weight or a bias."""
+    return theirs.removesuffix(".weight").removesuffix(".bias")
+
+
+def to_peft(tensors: Tensors, config: Config) -> tuple[dict[str, Tensor], dict[str, list[Part]], set[str]]:
+    """PEFT's tensors, the parts of each layer's pair, and the names of ours that it has no form for."""
+    published: dict[str, Tensor] = {}
+    layers: dict[str, list[Part]] = {}
+    left, shapes = set(tensors), shapes_of(config)
+    for theirs, step in steps_of(config).items():
+        layer = layer_of(theirs)
+        if parts := [] if is_whole_stack(step) else parts_of(step, tensors):
+            layers[layer] = parts
+            published |= named_pair(layer, step, *joined(step, parts, tensors, shapes, config))
+            left -= {part.name(half) for part in parts for half in "ab"}
+        lengths = [added_to(ours, "lora_magnitude") for ours in step.ours]
+        if parts and not is_embedding(layer, step) and all(name in tensors for name in lengths):
+            rows = [tensors[name] if step.expert is None else tensors[name][step.expert] for name in lengths]
+            published[f"{START}{layer}.lora_magnitude_vector"] = rows_joined(step, rows, config)
+            left -= set(lengths)
+        copies = [ours + COPY for ours in step.ours]
+        if all(name in tensors for name in copies):
+            adapted = theirs.endswith(".bias") and f"{layer}" in layers
+            inner = f"{layer}.base_layer.bias" if adapted else theirs
+            published[START + inner] = step.join([tensors[name] for name in copies], config)
+            left -= set(copies)
+    return published, layers, left
+
+
+def is_whole_stack(step: Step) -> bool:
+    """Whether a published tensor holds all experts, of which PEFT's pairs of layers know nothing."""
+    return is_stacked(step.ours[0]) and step.expert is None
+
+
+def is_embedding(layer: str, step: Step) -> bool:
+    """Whether a published layer is the embedding itself, not a head tied to it."""
+    return step.ours == ("embedding.weight",) and not layer.endswith("head")
+
+
+def named_pair(layer: str, step: Step, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """A pair under PEFT's names; that of an embedding is of its transposed matrix."""
+    if is_embedding(layer, step):
+        return {f"{START}{layer}.lora_embedding_A": b.mT, f"{START}{layer}.lora_embedding_B": a.mT}
+    return {f"{START}{layer}.lora_A.weight": a, f"{START}{layer}.lora_B.weight": b}
+
+
+@dataclass
+class Sorted:
+    """The tensors of a PEFT file by what they are: pairs and lengths of rows by layer, copies by published name."""
+
+    pairs: dict[str, dict[str, Tensor]]
+    lengths: dict[str, Tensor]
+    copies: dict[str, Tensor]
+
+
+def sort(published: Tensors) -> Sorted:
+    """Sort the tensors of a PEFT file."""
+    found = Sorted(defaultdict(dict), {}, {})
+    for name, tensor in published.items():
+        if pair := PAIR.fullmatch(name):
+            half, embedding = pair["half"][-1], "embedding" in pair["half"]
+            key = {"A": "b", "B": "a"}[half] if embedding else half.lower()
+            found.pairs[pair["layer"]][key] = tensor.mT if embedding else tensor
+        elif length := MAGNITUDE.fullmatch(name):
+            found.lengths[length["layer"]] = tensor
+        else:
+            found.copies[re.sub(r"\.(base_layer|modules_to_save\.default|modules_to_save)\.", ".", name)] = tensor
+    for layer, pair_of in found.pairs.items():
+        if pair_of.keys() != {"a", "b"}:
+            raise UserError(f"{layer}: only one of lora_A and lora_B is there")
+    return found
+
+
+def step_for(name: str, steps: Mapping[str, Step]) -> Step:
+    """The step of a published tensor.
+
+    Raises:
+        UserError: if the model has no such tensor.
+    """
+    if name not in steps:
+        near = nearest(name, steps)
+        raise UserError(f"{name}: nothing in this model is called so" + (f"; it has {near}" if near else ""))
+    return steps[name]
+
+
+def weight_step(layer: str, steps: Mapping[str, Step]) -> Step:
+    """The step of a published layer's matrix."""
+    return steps[layer] if layer in steps else step_for(f"{layer}.weight", steps)
+
+
+class Taken:
+    """Our tensors as they come out of a file: those of experts one by one, the embedding's maybe from the head too."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.tensors: dict[str, Tensor] = {}
+        self.experts: dict[str, dict[int, Tensor]] = defaultdict(dict)
+
+    def add(self, step: Step, tensors: Tensors) -> None:
+        """Take in what a published tensor holds.
+
+        Raises:
+            UserError: if a head that is tied to the embedding has another update than the embedding.
+        """
+        for name, tensor in tensors.items():
+            if step.expert is not None:
+                self.experts[name][step.expert] = tensor
+            elif not torch.equal(self.tensors.setdefault(name, tensor), tensor):
+                raise UserError(f"{step.theirs}: differs from the embedding's, but the model ties them")
+
+    def whole(self) -> dict[str, Tensor]:
+        """All tensors, experts stacked; an expert without an update has one of zeros."""
+        for name, experts in self.experts.items():
+            like = next(iter(experts.values()))
+            self.tensors[name] = torch.stack(
+                [experts.get(e, torch.zeros_like(like)) for e in range(self.config.n_expert)]
+            )
+        return self.tensors
+
+
+def add_rest(taken: Taken, found: Sorted, steps: Mapping[str, Step], config: Config) -> None:
+    """Take in the lengths of rows that DoRA trains, and copies."""
+    for layer, rows in found.lengths.items():
+        step = weight_step(layer, steps)
+        parts = rows_split(step, rows.flatten(), config)
+        taken.add(step, {added_to(ours, "lora_magnitude"): part for ours, part in parts.items()})
+    for name, tensor in found.copies.items():
+        step = step_for(name, steps)
+        taken.add(step, {ours + COPY: part for ours, part in zip(step.ours, step.split(tensor, config), strict=True)})

@@ -1,0 +1,153 @@
+"""Adapters go to PEFT and come from there, and those that do not fit are one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from litgpt import adapt
+from litgpt.errors import UserError
+from litgpt.model.gpt import GPT
+from litgpt.recipe.tuner import LoRA
+from litgpt.store import adapters
+from tests.adapt.models import IDS, adapted, base_of, move, transformers_model
+from tests.store.models import random_model
+
+FUSED = {"name": "Phi-3-mini-4k-instruct", "sliding_window_size": None}
+GPT2 = {"name": "gpt2", "n_query_groups": 4, "head_size": 8}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "default": ({}, {}),
+    "bias": ({"bias": "all"}, {}),
+    "pissa, rslora": ({"init": "pissa", "rslora": True}, {}),
+    "dora": ({"dora": True}, {}),
+    "saved": ({"modules_to_save": ["norm", "head", "norm_1"]}, {"tie_embeddings": False}),
+    "saved, tied": ({"modules_to_save": ["embedding"]}, {"tie_embeddings": True}),
+    "embedding": ({"target_modules": ["embedding", "head", "q"]}, {"tie_embeddings": False}),
+    "embedding, tied": ({"target_modules": ["embedding", "q"]}, {"tie_embeddings": True}),
+    "fused in part": ({"target_modules": ["q", "v", "up", "down"]}, FUSED),
+    "fused, pissa": ({"target_modules": ["all-linear"], "init": "pissa"}, FUSED),
+    "grouped, dora, bias": ({"dora": True, "bias": "all"}, {"name": "pythia-14m"}),
+    "transposed": ({"target_modules": ["q", "k", "v", "down"]}, GPT2),
+}
+
+
+def whole(model: GPT) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in adapt.adapter_tensors(model).items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ours_load_in_peft_and_back(case: str, tmp_path: Path) -> None:
+    settings = LoRA(**{"r": 4, "alpha": 12, "dropout": 0.1, **CASES[case][0]})
+    model = adapted(settings, **CASES[case][1]).float()
+    move(model)
+    adapters.save(tmp_path / "adapter", whole(model), config=model.config, settings=settings, base="some/base")
+    reference = peft.PeftModel.from_pretrained(transformers_model(model, tmp_path / "base"), tmp_path / "adapter")
+    assert (reference.eval()(IDS).logits - model(IDS)).abs().max() < 1e-5
+    back = adapters.load(tmp_path / "adapter", model.config)
+    assert back.settings == settings and back.base == "some/base"
+    assert back.tensors.keys() == whole(model).keys()
+    assert all(torch.equal(back.tensors[name], value) for name, value in whole(model).items())
+
+
+THEIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "default": ({"target_modules": "all-linear"}, {}),
+    "some": ({"target_modules": ["q_proj", "down_proj"], "use_rslora": True, "use_dora": True}, {}),
+    "bias": ({"target_modules": ["v_proj"], "bias": "all"}, {}),
+    "saved": ({"target_modules": ["v_proj"], "modules_to_save": ["lm_head", "model.norm"]}, {"tie_embeddings": False}),
+    "patterns": (
+        {
+            "target_modules": ["q_proj", "v_proj", "up_proj"],
+            "rank_pattern": {"q_proj": 7, "layers.1.mlp.up_proj": 2},
+            "alpha_pattern": {"v_proj": 3},
+        },
+        {},
+    ),
+    "embedding": ({"target_modules": ["embed_tokens", "v_proj"]}, {"tie_embeddings": False}),
+    "fused": ({"target_modules": ["qkv_proj", "gate_up_proj"]}, FUSED),
+    "grouped": ({"target_modules": "all-linear", "use_dora": True}, {"name": "pythia-14m"}),
+    "transposed": ({"target_modules": ["c_attn", "mlp.c_proj"], "fan_in_fan_out": True}, GPT2),
+}
+
+
+@pytest.mark.parametrize("case", THEIRS)
+def test_theirs_load_in_ours(case: str, tmp_path: Path) -> None:
+    settings, changes = THEIRS[case]
+    from tests.store.models import small
+
+    changes = dict(changes)
+    base = random_model(small(changes.pop("name", "Qwen2.5-0.5B"), **changes))
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 12, **settings})
+    reference = peft.get_peft_model(transformers_model(base, tmp_path / "base"), config)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    reference.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    theirs = adapters.load(tmp_path / "adapter", base.config)
+    assert not torch.allclose(base(IDS), reference.eval()(IDS).logits, atol=1e-3)
+    adapt.attach(base, theirs.settings)
+    adapt.initialize(base, theirs.settings, 0)
+    adapt.fill(base, theirs.tensors)
+    assert (reference(IDS).logits - base(IDS)).abs().max() < 1e-5
+
+
+def saved(folder: Path, **changes: Any) -> GPT:
+    settings = LoRA(r=4)
+    model = adapted(settings).float()
+    adapters.save(folder, whole(model), config=model.config, settings=settings, base="some/base")
+    if changes:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+    return model
+
+
+def test_an_adapter_of_another_base_is_refused_in_one_line(tmp_path: Path) -> None:
+    config = saved(tmp_path / "adapter").config
+    for changes, said in (
+        ({"n_embd": 64}, r"made for some/base\): .* is \[4, 32\], but the model's .* is \[.*64\]; load its own base"),
+        ({"n_layer": 1}, r"model.layers.1.*: nothing in this model is called so; it has model.layers.0"),
+        ({"intermediate_size": 40}, "the model's blocks.0.mlp"),
+    ):
+        with pytest.raises(UserError, match=said) as error:
+            adapters.load(tmp_path / "adapter", type(config)(**{**config.to_dict(), **changes}))
+        assert "\n" not in str(error.value)
+
+
+def test_damaged_and_foreign_folders_are_refused_in_one_line(tmp_path: Path) -> None:
+    model = saved(tmp_path / "kind", peft_type="IA3")
+    with pytest.raises(UserError, match="peft_type: 'IA3' will not do; LORA would"):
+        adapters.load(tmp_path / "kind", model.config)
+    with pytest.raises(UserError, match="no such file"):
+        adapters.load(tmp_path / "nowhere", model.config)
+    with pytest.raises(UserError, match="already exists"):
+        saved(tmp_path / "kind")
+    saved(tmp_path / "cut")
+    data = (tmp_path / "cut" / adapters.WEIGHTS).read_bytes()
+    (tmp_path / "cut" / adapters.WEIGHTS).write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        adapters.load(tmp_path / "cut", model.config)
+
+
+def test_fill_holds_names_and_shapes_against_the_settings() -> None:
+    model = adapted(LoRA(r=4))
+    for tensors, said in (
+        ({}, "the adapter lacks blocks.0.attention.k.lora_a"),
+        (whole(model) | {"head.lora_a": torch.zeros(1)}, "the adapter has head.lora_a"),
+        (whole(adapted(LoRA(r=5))), r"lora_a is \[5, 32\], the model's \[4, 32\]"),
+    ):
+        with pytest.raises(UserError, match=said):
+            adapt.fill(model, tensors)
+
+
+def test_half_a_fused_layer_of_dora_has_no_form_in_peft(tmp_path: Path) -> None:
+    settings = LoRA(target_modules=["q"], dora=True)
+    model = adapted(settings, **FUSED)
+    with pytest.raises(UserError, match="lora_magnitude: PEFT's folders have no form for it"):
+        adapters.save(tmp_path / "adapter", whole(model), config=model.config, settings=settings)
+    assert not (tmp_path / "adapter").exists()
+    assert base_of(model)
