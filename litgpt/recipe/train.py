@@ -139,8 +139,12 @@ class LogArgs:
 
 @dataclass(frozen=True)
 class LossArgs:
-    """How the loss over the vocabulary is computed; the result is the same."""
+    """What the loss over the vocabulary is, and how it is computed."""
 
+    type: Literal["ce", "dft"] = "ce"
+    """ce is cross-entropy; dft multiplies each token's by its probability, so that unlikely tokens move less."""
+    normalize: Literal["token", "microbatch", "sample"] = "token"
+    """What counts alike in a global batch: every target token, every micro-batch, or every sample."""
     impl: Literal["chunked", "plain"] = "chunked"
     """chunked never holds the scores of all tokens at once; plain does."""
     chunk_rows: Count = 512

@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -144,6 +144,7 @@ class Checkpoints:
         on_error: Literal["stop", "continue"] = "stop",
         save_rng: bool = True,
         resumed_step: int | None = None,
+        kept: Collection[str] | None = None,
         group: Group = None,
         warn: Warn = say,
     ) -> None:
@@ -154,6 +155,7 @@ class Checkpoints:
             asynchronous: write in a thread, from a copy in host memory (as large as the weights and moments of a rank).
             on_error: what a failed save does: end the run with a `UserError`, or say so and go on.
             resumed_step: the step this run begins at, if known: later steps are of an abandoned run.
+            kept: names of the model's tensors that are written, where the others never change; None for all.
             warn: called on rank 0 with one line.
         """
         self.out_dir = Path(out_dir)
@@ -162,6 +164,7 @@ class Checkpoints:
         self.on_error = on_error
         self.save_rng = save_rng
         self.resumed_step = resumed_step
+        self.kept = kept
         self.group = group
         self.rank, self.ranks = place_of(group)
         self._warn = warn
@@ -223,7 +226,7 @@ class Checkpoints:
         """What this rank writes: its tensors in host memory, and their places in the whole ones."""
 
         def everything() -> Iterator[tuple[str, Any]]:
-            yield from ((f"model.{name}", tensor) for name, tensor in model_tensors(model))
+            yield from ((f"model.{name}", tensor) for name, tensor in model_tensors(model, self.kept))
             yield from ((f"optimizer.{name}", value) for name, value in optimizer_values(model, optimizers))
 
         tensors, places = {}, {}
@@ -392,6 +395,7 @@ def load(
     optimizer: Optimizers = None,
     *,
     restore_rng: bool = True,
+    kept: Collection[str] | None = None,
     group: Group = None,
     warn: Warn = say,
 ) -> dict[str, Any]:
@@ -399,13 +403,16 @@ def load(
 
     The folder is taken to be verified (`latest` and `find` do that). Every rank reads only the values that it holds.
 
+    Args:
+        kept: as `Checkpoints` was given; the model's other tensors stay as they are.
+
     Raises:
         UserError: if the checkpoint is of another model, precision or optimizer.
     """
     folder = Path(folder)
     progress: dict[str, Any] = read_json(folder / PROGRESS)
     files = open_shards(folder)
-    restore_model(model, files, folder.name)
+    restore_model(model, files, folder.name, kept)
     optimizers = listed(optimizer)
     if optimizers:
         restore_groups(model, optimizers, progress["groups"])

@@ -1,7 +1,7 @@
 """The tensors of a training run under names that do not depend on its layout, and the optimizer's other settings."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,14 @@ def listed(optimizer: Optimizers) -> list[Optimizer]:
     return [getattr(one, "optimizer", one) for one in given]
 
 
-def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def model_tensors(model: nn.Module, kept: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of `all_tensors`, or those of them in `kept`."""
+    for name, tensor in all_tensors(model):
+        if kept is None or name in kept:
+            yield name, tensor
+
+
+def all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter (a tied one once) and every persistent buffer of a model, by its plain name."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -123,13 +130,13 @@ def check_names(what: str, files: TensorFiles, prefix: str, expected: dict[str, 
             )
 
 
-def restore_model(model: nn.Module, files: TensorFiles, what: str) -> None:
-    """Fill every tensor of a model from a checkpoint, each rank its own part.
+def restore_model(model: nn.Module, files: TensorFiles, what: str, kept: Collection[str] | None = None) -> None:
+    """Fill every tensor of a model, or those in `kept`, from a checkpoint, each rank its own part.
 
     Raises:
         UserError: naming tensors that only one side has, or that differ in shape or type.
     """
-    tensors = dict(model_tensors(model))
+    tensors = dict(model_tensors(model, kept))
     check_names(what, files, "model.", tensors)
     for name, tensor in tensors.items():
         files.fill(f"model.{name}", part_of(tensor))

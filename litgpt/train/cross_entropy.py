@@ -3,6 +3,7 @@
 Axes: N tokens, D model width, V vocabulary.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,13 +14,33 @@ from litgpt.data.batch import IGNORE
 from litgpt.model.gpt import logits
 
 
+@dataclass(frozen=True)
+class Labels:
+    """What each position should give, and how much its loss counts.
+
+    Attributes:
+        labels_BT: token numbers, `IGNORE` where there is none.
+        weights_BT: factors of the losses; None for 1.
+        dft: multiply each loss by its own probability, which is taken as a constant: a token that the model finds
+            unlikely moves it less ("dynamic fine-tuning", Wu et al. 2025, eq. 9).
+    """
+
+    labels_BT: Tensor
+    weights_BT: Tensor | None = None
+    dft: bool = False
+
+
 def plain_cross_entropy(
-    hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None = None, *, labels_BT: Tensor
+    hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None = None, *, target: Labels
 ) -> Tensor:
     """The summed negative log-likelihood of the labels in nats, through the whole (B, T, V) logits."""
     scores = logits(hidden_BTD, weight_VD, bias_V, softcap)
     upcast = scores if scores.dtype == torch.float64 else scores.float()
-    return F.cross_entropy(upcast.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum")
+    labels_N = target.labels_BT.flatten()
+    losses_N = F.cross_entropy(upcast.flatten(0, 1), labels_N, ignore_index=IGNORE, reduction="none")
+    if target.dft:
+        losses_N = losses_N * torch.exp(-losses_N.detach())
+    return (losses_N if target.weights_BT is None else losses_N * target.weights_BT.flatten()).sum()
 
 
 def chunked_cross_entropy(
@@ -28,7 +49,7 @@ def chunked_cross_entropy(
     bias_V: Tensor | None,
     softcap: float | None = None,
     *,
-    labels_BT: Tensor,
+    target: Labels,
     chunk_rows: int,
 ) -> Tensor:
     """The same sum, `chunk_rows` tokens at a time.
@@ -39,7 +60,6 @@ def chunked_cross_entropy(
     Args:
         hidden_BTD: what the head is applied to.
         softcap: logits go through softcap tanh(logit / softcap).
-        labels_BT: the token that each position should give, `IGNORE` where there is none.
     """
     device = hidden_BTD.device.type
     if torch.is_autocast_enabled(device):
@@ -47,7 +67,7 @@ def chunked_cross_entropy(
         hidden_BTD, weight_VD = hidden_BTD.to(compute), weight_VD.to(compute)
         bias_V = None if bias_V is None else bias_V.to(compute)
     with torch.autocast(device, enabled=False):
-        return _Chunked.apply(hidden_BTD.flatten(0, 1), weight_VD, bias_V, labels_BT.flatten(), chunk_rows, softcap)
+        return _Chunked.apply(hidden_BTD.flatten(0, 1), weight_VD, bias_V, target, chunk_rows, softcap)
 
 
 class _Chunked(torch.autograd.Function):
@@ -59,15 +79,18 @@ class _Chunked(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         bias_V: Tensor | None,
-        labels_N: Tensor,
+        target: Labels,
         chunk_rows: int,
         softcap: float | None,
     ) -> Tensor:
+        labels_N = target.labels_BT.flatten()
         kept = labels_N.ne(IGNORE).nonzero().squeeze(1)
         labels, inputs = labels_N[kept], hidden_ND[kept]
         exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
         loss = torch.zeros((), dtype=exact, device=hidden_ND.device)
-        gradients = _Gradients(inputs, weight_VD, bias_V, exact) if any(ctx.needs_input_grad[:3]) else None
+        weights = None if target.weights_BT is None else target.weights_BT.flatten()[kept, None].to(exact)
+        wanted = ctx.needs_input_grad[:3]
+        gradients = _Gradients(inputs, weight_VD, bias_V, exact, head=any(wanted[1:])) if any(wanted) else None
         buffer = torch.empty(min(chunk_rows, len(labels)), len(weight_VD), dtype=inputs.dtype, device=inputs.device)
         for start in range(0, len(labels), chunk_rows):
             part = slice(start, min(start + chunk_rows, len(labels)))
@@ -77,14 +100,17 @@ class _Chunked(torch.autograd.Function):
             slopes = None if softcap is None else _cap(scores, softcap)
             picked = scores.gather(1, labels[part, None])
             highest, total = _exponentials(scores, exact)
-            loss += (highest + total.log() - picked).sum()
+            losses = highest + total.log() - picked
+            factors = _factors(losses, None if weights is None else weights[part], dft=target.dft)
+            loss += (losses if factors is None else losses * factors).sum()
             if gradients is not None:
-                gradients.add(part, scores if slopes is None else scores.mul_(slopes), total)
-                gradients.take_labels(part, labels[part], slopes)
+                gradients.add(part, _times(scores, slopes, factors), total)
+                gradients.take_labels(part, labels[part], slopes, factors)
         if gradients is not None:
             hidden = torch.zeros_like(hidden_ND).index_copy_(0, kept, gradients.hidden)
-            bias = None if bias_V is None else gradients.bias.to(bias_V.dtype)
-            ctx.save_for_backward(hidden, gradients.weight.to(weight_VD.dtype), bias)
+            weight = gradients.weight.to(weight_VD.dtype) if wanted[1] else None
+            bias = gradients.bias.to(bias_V.dtype) if bias_V is not None and wanted[2] else None
+            ctx.save_for_backward(hidden, weight, bias)
         return loss
 
     @staticmethod
@@ -96,16 +122,20 @@ class _Chunked(torch.autograd.Function):
 class _Gradients:
     """Sums over chunks of the loss's gradients: probabilities minus one at the label, times the other factor."""
 
-    def __init__(self, inputs_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, exact: torch.dtype) -> None:
-        self.inputs, self.weight_VD = inputs_ND, weight_VD
+    def __init__(
+        self, inputs_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, exact: torch.dtype, *, head: bool
+    ) -> None:
+        self.inputs, self.weight_VD, self.head = inputs_ND, weight_VD, head
         self.hidden = torch.empty_like(inputs_ND)
-        self.weight = torch.zeros(weight_VD.shape, dtype=exact, device=weight_VD.device)
+        self.weight = torch.zeros(weight_VD.shape if head else (0,), dtype=exact, device=weight_VD.device)
         self.bias = torch.zeros(len(weight_VD) if bias_V is not None else 0, dtype=exact, device=weight_VD.device)
 
     def add(self, part: slice, exponentials: Tensor, total: Tensor) -> None:
         """Add a chunk. Its exponentials are not divided by their total (n, 1): the smaller factor is."""
-        share = (self.inputs[part] / total).to(exponentials.dtype)
         self.hidden[part] = (exponentials @ self.weight_VD) / total
+        if not self.head:
+            return
+        share = (self.inputs[part] / total).to(exponentials.dtype)
         if self.weight.dtype == exponentials.dtype:
             self.weight.addmm_(exponentials.T, share)
         else:
@@ -113,17 +143,33 @@ class _Gradients:
         if len(self.bias):
             self.bias += (exponentials / total).sum(0)
 
-    def take_labels(self, part: slice, labels: Tensor, slopes: Tensor | None) -> None:
-        """Subtract what a chunk's labels themselves contribute, each times the slope of its cap."""
-        inputs, rows = self.inputs[part], self.weight_VD[labels]
-        ones = torch.ones_like(labels, dtype=self.bias.dtype)
-        if slopes is not None:
-            slope = slopes.gather(1, labels[:, None])
-            inputs, rows, ones = inputs * slope, rows * slope, slope[:, 0].to(ones.dtype)
-        self.hidden[part] -= rows
+    def take_labels(self, part: slice, labels: Tensor, slopes: Tensor | None, factors: Tensor | None) -> None:
+        """Subtract what a chunk's labels themselves contribute, times the slope of the cap and the loss's factor."""
+        slope = None if slopes is None else slopes.gather(1, labels[:, None])
+        ones = torch.ones_like(labels, dtype=self.bias.dtype)[:, None]
+        self.hidden[part] -= _times(self.weight_VD[labels], slope, factors)
+        if not self.head:
+            return
+        inputs = _times(self.inputs[part].clone(), slope, factors)
         self.weight.index_add_(0, labels, inputs.to(self.weight.dtype), alpha=-1)
         if len(self.bias):
-            self.bias.index_add_(0, labels, ones, alpha=-1)
+            self.bias.index_add_(0, labels, _times(ones, slope, factors)[:, 0], alpha=-1)
+
+
+def _times(values: Tensor, *factors: Tensor | None) -> Tensor:
+    """`values`, multiplied in place by those factors that there are."""
+    for factor in factors:
+        if factor is not None:
+            values.mul_(factor.to(values.dtype))
+    return values
+
+
+def _factors(losses: Tensor, weights: Tensor | None, *, dft: bool) -> Tensor | None:
+    """What each loss (n, 1) and its gradient are multiplied by."""
+    if not dft:
+        return weights
+    likelihoods = torch.exp(-losses)
+    return likelihoods if weights is None else likelihoods * weights
 
 
 def _cap(scores: Tensor, softcap: float) -> Tensor:

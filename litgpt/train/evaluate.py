@@ -26,17 +26,17 @@ def looking(trainee: Trainee) -> Iterator[None]:
 
 
 def validation_loss(trainee: Trainee, batches: Iterable[Batch], objective: Objective, *, max_iters: int) -> float:
-    """Mean loss in nats over the targets of the first `max_iters` micro-batches of every data rank.
+    """Mean loss in nats over what the objective counts in the first `max_iters` micro-batches of every data rank.
 
     NaN if they hold no target.
     """
-    loss, targets = torch.zeros((), dtype=torch.float64), 0
+    loss, count = torch.zeros((), dtype=torch.float64), 0.0
     with looking(trainee):
         for batch in itertools.islice(batches, max_iters):
             summed, _ = objective(trainee.core, batch.to(trainee.device))
             loss = loss + summed.double().to(loss.device)
-            targets += batch.targets
-    summed_loss, counted = total([loss.item(), targets], trainee.device)
+            count += objective.count(batch)
+    summed_loss, counted = total([loss.item(), count], trainee.device)
     return summed_loss / counted if counted else float("nan")
 
 

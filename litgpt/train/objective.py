@@ -1,16 +1,32 @@
-"""What a run minimises: functions `(model, batch) -> (summed loss, metrics)`; the step divides by the global count."""
+"""What a run minimises: a summed loss for each micro-batch, and the count that the sums are divided by."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from litgpt.data.batch import Batch
+from litgpt.data.batch import IGNORE, Batch
 from litgpt.recipe.train import LossArgs
-from litgpt.train.cross_entropy import chunked_cross_entropy, plain_cross_entropy
+from litgpt.train.cross_entropy import Labels, chunked_cross_entropy, plain_cross_entropy
 
-Objective = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Any]]]
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss, and what it is a mean over.
+
+    Attributes:
+        loss: of a model and a micro-batch: the sum of its losses in nats, and figures to log.
+        count: how many losses a micro-batch holds; sums are divided by the count of the whole global batch.
+    """
+
+    loss: Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Any]]]
+    count: Callable[[Batch], float]
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        return self.loss(model, batch)
 
 
 def next_token(settings: LossArgs) -> Objective:
@@ -21,9 +37,57 @@ def next_token(settings: LossArgs) -> Objective:
         else plain_cross_entropy
     )
 
-    def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        head = partial(cross_entropy, labels_BT=batch.labels)
-        loss = model(batch.ids, positions_BT=batch.positions, documents_BT=batch.documents, head=head)
-        return loss, {}
+    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        weights = SHARES[settings.normalize](batch)
+        head = partial(cross_entropy, target=Labels(batch.labels, weights, settings.type == "dft"))
+        return model(batch.ids, positions_BT=batch.positions, documents_BT=batch.documents, head=head), {}
 
-    return objective
+    return Objective(loss, COUNTS[settings.normalize])
+
+
+def by_token(batch: Batch) -> Tensor | None:
+    """Every target counts alike: the factors (B, T) are the batch's own."""
+    return batch.weights
+
+
+def by_micro_batch(batch: Batch) -> Tensor:
+    """Every micro-batch counts alike: factors (B, T) of one over its targets."""
+    return own_weights(batch) / max(batch.targets, 1)
+
+
+def by_sample(batch: Batch) -> Tensor:
+    """Every sample counts alike: factors (B, T) of one over the targets of the sample that a label is in."""
+    sample, targets = samples_of(batch), batch.labels.ne(IGNORE)
+    return own_weights(batch) / targets_of(sample, targets).clamp(min=1)[sample].view_as(batch.labels)
+
+
+def own_weights(batch: Batch) -> Tensor:
+    """The batch's factors (B, T), 1 if it has none."""
+    return torch.ones_like(batch.labels, dtype=torch.float32) if batch.weights is None else batch.weights
+
+
+def samples_of(batch: Batch) -> Tensor:
+    """A number for the sample of each token, (B T,): its row, or the document in its row."""
+    rows = torch.arange(len(batch.labels), device=batch.labels.device)[:, None].expand_as(batch.labels)
+    if batch.documents is None:
+        return rows.flatten()
+    documents = batch.documents.long() + 1  # padding is document -1
+    return (rows * (documents.max() + 1) + documents).flatten()
+
+
+def targets_of(sample: Tensor, targets: Tensor) -> Tensor:
+    """How many targets each sample has, by its number."""
+    return torch.bincount(sample, weights=targets.flatten().float())
+
+
+def samples_with_targets(batch: Batch) -> float:
+    """How many samples hold a target."""
+    return float(targets_of(samples_of(batch), batch.labels.ne(IGNORE)).gt(0).sum())
+
+
+SHARES = {"token": by_token, "microbatch": by_micro_batch, "sample": by_sample}
+COUNTS: dict[str, Callable[[Batch], float]] = {
+    "token": lambda batch: batch.targets,
+    "microbatch": lambda batch: float(batch.targets > 0),
+    "sample": samples_with_targets,
+}

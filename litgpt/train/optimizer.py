@@ -1,6 +1,6 @@
 """Build the optimizer that a recipe names, over the parameters that decay and those that do not."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from importlib import import_module
 from typing import Any
@@ -14,20 +14,27 @@ from litgpt.recipe.optimizer import SGD, AdamW, AdamW8bit, Custom, Muon, Optimiz
 Named = list[tuple[str, nn.Parameter]]
 
 
-def build(settings: Optimizer, model: nn.Module) -> list[torch.optim.Optimizer]:
-    """The optimizers of a run; more than one where a rule suits a part of the parameters only.
+def build(
+    settings: Optimizer, model: nn.Module, *, factor: Callable[[str], float] = lambda name: 1.0
+) -> list[torch.optim.Optimizer]:
+    """The optimizers of a run; more than one where a rule or a learning rate suits a part of the parameters only.
 
     Every parameter group has its peak learning rate under `peak_lr`.
+
+    Args:
+        factor: what the learning rate of a parameter, given by name, is multiplied by.
 
     Raises:
         UserError: if the class cannot be found, built, or used on this model.
     """
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    optimizers = BUILDERS[type(settings)](settings, trained)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
-    return optimizers
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    built = []
+    for share in sorted({factor(name) for name, _ in named}):
+        for optimizer in BUILDERS[type(settings)](settings, [pair for pair in named if factor(pair[0]) == share]):
+            for group in optimizer.param_groups:
+                group["peak_lr"] = group["lr"] * share
+            built.append(optimizer)
+    return built
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], share: float) -> None:
@@ -39,10 +46,15 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], share: float)
 
 def decay_groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices, which decay, and biases, norms and other vectors, which do not."""
-    matrices = [parameter for _, parameter in named if parameter.dim() > 1]
-    vectors = [parameter for _, parameter in named if parameter.dim() <= 1]
+    matrices = [parameter for name, parameter in named if is_matrix(name, parameter)]
+    vectors = [parameter for name, parameter in named if not is_matrix(name, parameter)]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix or a stack of them, and no stack of biases or norms."""
+    return parameter.dim() > 1 and not name.endswith("bias") and ".norm" not in name
 
 
 def _adamw(settings: AdamW, named: Named) -> list[torch.optim.Optimizer]:
@@ -57,7 +69,11 @@ def _sgd(settings: SGD, named: Named) -> list[torch.optim.Optimizer]:
 
 def _muon(settings: Muon, named: Named) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside blocks (Jordan et al. 2024), AdamW for embedding, head and vectors."""
-    inner = [(name, parameter) for name, parameter in named if name.startswith("blocks.") and parameter.dim() == 2]
+    inner = [
+        (name, parameter)
+        for name, parameter in named
+        if name.startswith("blocks.") and parameter.dim() == 2 and is_matrix(name, parameter)
+    ]
     outer = [pair for pair in named if pair not in inner]
     muon = torch.optim.Muon(
         [parameter for _, parameter in inner],

@@ -46,7 +46,7 @@ class Step:
     """What one optimizer step did; the same on every rank.
 
     Attributes:
-        loss: mean over the targets of the global batch, in nats.
+        loss: mean over what the objective counts in the global batch, in nats.
         targets: labels that counted, over all data ranks.
         taken: False if loss or gradient was not finite, and so nothing was changed.
         asked: how many ranks raised each of the caller's flags.
@@ -76,8 +76,10 @@ def train_step(
         max_norm: clip the gradient to this L2 norm.
         flags: what this rank wishes to tell the others; travels with the count.
     """
-    counted, *asked = total([sum(batch.targets for batch in batches), *flags], trainee.device)
-    loss, norm = gradients(trainee, batches, objective, targets=counted)
+    counted, targets, *asked = total(
+        [sum(map(objective.count, batches)), sum(batch.targets for batch in batches), *flags], trainee.device
+    )
+    loss, norm = gradients(trainee, batches, objective, count=counted)
     loss, bad = total([loss, not math.isfinite(norm)], trainee.device)
     finite = math.isfinite(loss) and not bad
     if finite:
@@ -86,19 +88,21 @@ def train_step(
         for optimizer in trainee.optimizers:
             optimizer.step()
     trainee.zero_grad()
-    return Step(loss, norm, int(counted), finite, tuple(int(ranks) for ranks in asked))
+    return Step(loss, norm, int(targets), finite, tuple(int(ranks) for ranks in asked))
 
 
-def gradients(
-    trainee: Trainee, batches: Sequence[Batch], objective: Objective, *, targets: float
-) -> tuple[float, float]:
-    """Leave the global batch's gradient on the parameters; returns this rank's share of the loss, and the norm."""
+def gradients(trainee: Trainee, batches: Sequence[Batch], objective: Objective, *, count: float) -> tuple[float, float]:
+    """Leave the global batch's gradient on the parameters; returns this rank's share of the loss, and the norm.
+
+    Args:
+        count: the objective's count of the whole global batch.
+    """
     shares = torch.zeros((), dtype=torch.float64)
     for number, batch in enumerate(batches, start=1):
         with backward_of(trainee.model, last=number == len(batches)):
             with trainee.precision.autocast(trainee.device, sharded=trainee.sharded):
                 summed, _ = objective(trainee.model, batch.to(trainee.device))
-            share = summed / max(targets, 1)  # a share of one mean over the whole global batch
+            share = summed / max(count, 1)  # a share of one mean over the whole global batch
             (share * trainee.scale.factor).backward()
         shares = shares + share.detach().double().to(shares.device, non_blocking=True)
     if trainee.scale.active:

@@ -65,7 +65,7 @@ def gradient(degrees: tuple[int, int], rank: int, ranks: int, micro: int) -> tup
     trainee = Trainee(replicate(model, mesh), [], device, PRECISIONS["64-true"], sharded=degrees[1] > 1)
     batches = part_of(global_batch(), rank, ranks, micro)
     (targets,) = total([sum(batch.targets for batch in batches)], device)
-    loss, _ = gradients(trainee, batches, next_token(LossArgs(chunk_rows=7)), targets=targets)
+    loss, _ = gradients(trainee, batches, next_token(LossArgs(chunk_rows=7)), count=targets)
     return {name: full(p.grad) for name, p in model.named_parameters() if p.grad is not None}, total([loss], device)[0]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from litgpt.data.batch import IGNORE
-from litgpt.train.cross_entropy import chunked_cross_entropy, plain_cross_entropy
+from litgpt.train.cross_entropy import Labels, chunked_cross_entropy, plain_cross_entropy
 
 
 def problem(dtype: torch.dtype, biased: bool) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -16,25 +16,46 @@ def problem(dtype: torch.dtype, biased: bool) -> tuple[list[torch.Tensor], torch
     return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes], labels
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dft", [False, True])
 @pytest.mark.parametrize(("biased", "softcap"), [(False, None), (True, None), (False, 2.0), (True, 2.0)])
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 def test_loss_and_gradients_equal_the_plain_ones(
-    dtype: torch.dtype, tolerance: float, rows: int, biased: bool, softcap: float | None
+    dtype: torch.dtype, tolerance: float, rows: int, biased: bool, softcap: float | None, dft: bool, weighted: bool
 ) -> None:
     tensors, labels = problem(dtype, biased)
     arguments = [*tensors, *([] if biased else [None]), softcap]
-    plain = plain_cross_entropy(*arguments, labels_BT=labels)
-    chunked = chunked_cross_entropy(*arguments, labels_BT=labels, chunk_rows=rows)
+    target = Labels(labels, torch.rand(labels.shape) if weighted else None, dft)
+    plain = plain_cross_entropy(*arguments, target=target)
+    chunked = chunked_cross_entropy(*arguments, target=target, chunk_rows=rows)
     torch.testing.assert_close(chunked, plain, rtol=tolerance, atol=0)
     wanted = torch.autograd.grad(plain * 0.37, tensors)
     for gradient, reference in zip(torch.autograd.grad(chunked * 0.37, tensors), wanted, strict=True):
         torch.testing.assert_close(gradient, reference, rtol=tolerance, atol=tolerance)
 
 
+def test_dft_moves_the_model_as_the_sum_of_its_probabilities_would() -> None:
+    tensors, labels = problem(torch.float64, biased=False)
+    kept = labels != IGNORE
+    chosen = torch.nn.functional.linear(*tensors).softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0][kept]
+    wanted = torch.autograd.grad(-chosen.sum(), tensors)
+    loss = chunked_cross_entropy(*tensors, None, target=Labels(labels, dft=True), chunk_rows=16)
+    for gradient, reference in zip(torch.autograd.grad(loss, tensors), wanted, strict=True):
+        torch.testing.assert_close(gradient, reference)
+
+
+def test_a_frozen_head_gets_no_gradient_and_changes_none() -> None:
+    (hidden, weight), labels = problem(torch.float64, biased=False)
+    both = chunked_cross_entropy(hidden, weight, None, target=Labels(labels), chunk_rows=16)
+    alone = chunked_cross_entropy(hidden, weight.detach(), None, target=Labels(labels), chunk_rows=16)
+    wanted, got = torch.autograd.grad(both, hidden)[0], torch.autograd.grad(alone, hidden)[0]
+    assert torch.equal(got, wanted)
+
+
 def test_all_labels_ignored_gives_zero_loss_and_zero_gradients() -> None:
     tensors, labels = problem(torch.float32, biased=True)
-    loss = chunked_cross_entropy(*tensors, labels_BT=torch.full_like(labels, IGNORE), chunk_rows=8)
+    loss = chunked_cross_entropy(*tensors, target=Labels(torch.full_like(labels, IGNORE)), chunk_rows=8)
     loss.backward()
     assert loss.item() == 0
     assert all(tensor.grad is not None and not tensor.grad.any() for tensor in tensors)
@@ -43,19 +64,19 @@ def test_all_labels_ignored_gives_zero_loss_and_zero_gradients() -> None:
 def test_no_gradients_are_made_where_none_are_wanted() -> None:
     tensors, labels = problem(torch.float32, biased=False)
     with torch.no_grad():
-        loss = chunked_cross_entropy(*tensors, None, labels_BT=labels, chunk_rows=8)
+        loss = chunked_cross_entropy(*tensors, None, target=Labels(labels), chunk_rows=8)
     assert loss.grad_fn is None
-    torch.testing.assert_close(loss, plain_cross_entropy(*tensors, None, labels_BT=labels))
+    torch.testing.assert_close(loss, plain_cross_entropy(*tensors, None, target=Labels(labels)))
 
 
 def test_bf16_autocast_is_as_close_to_float64_as_the_plain_loss() -> None:
     (hidden, weight), labels = problem(torch.float32, biased=False)
-    exact = plain_cross_entropy(hidden.double(), weight.double(), None, labels_BT=labels)
+    exact = plain_cross_entropy(hidden.double(), weight.double(), None, target=Labels(labels))
     exact_gradient = torch.autograd.grad(exact, weight)[0]
     errors = []
     for loss_of in (plain_cross_entropy, lambda *a, **k: chunked_cross_entropy(*a, chunk_rows=16, **k)):
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(hidden, weight, None, labels_BT=labels)
+            loss = loss_of(hidden, weight, None, target=Labels(labels))
         gradient = torch.autograd.grad(loss, weight)[0]
         errors.append((abs(loss.item() - exact.item()), (gradient - exact_gradient).norm().item()))
     (plain_loss, plain_gradient), (chunked_loss, chunked_gradient) = errors

@@ -1,0 +1,94 @@
+"""What a loss is a mean over: tokens, micro-batches or samples, however the global batch is cut."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from litgpt.data.batch import IGNORE, Batch
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.model.init import initialize
+from litgpt.parallel.precision import PRECISIONS
+from litgpt.recipe.train import LossArgs
+from litgpt.train.objective import Objective, next_token
+from litgpt.train.step import Trainee, gradients
+
+LENGTHS = (6, 1, 4, 3)
+
+
+def model() -> GPT:
+    shape = Config(n_layer=1, n_embd=16, n_head=2, padded_vocab_size=32, block_size=8)
+    made = GPT(shape).double()
+    initialize(made, 0)
+    return made
+
+
+def samples() -> list[tuple[Tensor, Tensor, Tensor]]:
+    draw = torch.Generator().manual_seed(4)
+    found = []
+    for number, length in enumerate(LENGTHS):
+        text = torch.randint(0, 32, (length + 2,), generator=draw)
+        labels = text[1:].clone()
+        labels[: number % 2] = IGNORE
+        found.append((text[:-1], labels, torch.rand(length + 1, generator=draw)))
+    return found
+
+
+def alone(weighted: bool) -> list[Batch]:
+    return [
+        Batch(ids[None], labels[None], weights=weights[None] if weighted else None)
+        for ids, labels, weights in samples()
+    ]
+
+
+def in_one_row(weighted: bool) -> list[Batch]:
+    ids, labels, weights = (torch.cat(parts)[None] for parts in zip(*samples(), strict=True))
+    sizes = [length + 1 for length in LENGTHS]
+    documents = torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(torch.tensor(sizes))[None]
+    positions = torch.cat([torch.arange(size) for size in sizes])[None]
+    return [Batch(ids, labels, documents, positions, weights if weighted else None)]
+
+
+def gradient(batches: list[Batch], objective: Objective) -> tuple[Tensor, float]:
+    trainee = Trainee(model(), [], torch.device("cpu"), PRECISIONS["64-true"], sharded=False)
+    loss, _ = gradients(trainee, batches, objective, count=sum(map(objective.count, batches)))
+    return torch.cat([parameter.grad.flatten() for parameter in trainee.parameters()]), loss
+
+
+def expected(normalize: str, weighted: bool) -> float:
+    """The mean as its definition says, sample by sample."""
+    means, sums, targets = [], [], []
+    for batch in alone(weighted):
+        scores = model()(batch.ids)[0]
+        losses = torch.nn.functional.cross_entropy(scores, batch.labels[0], ignore_index=IGNORE, reduction="none")
+        losses = losses if batch.weights is None else losses * batch.weights[0]
+        sums.append(losses.sum().item())
+        targets.append(batch.targets)
+        means.append(sums[-1] / targets[-1])
+    return sum(sums) / sum(targets) if normalize == "token" else sum(means) / len(means)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("normalize", ["token", "sample"])
+def test_a_mean_over_tokens_or_samples_does_not_depend_on_the_cut(normalize: str, weighted: bool) -> None:
+    objective = next_token(LossArgs(normalize=normalize, chunk_rows=3))
+    apart, apart_loss = gradient(alone(weighted), objective)
+    packed, packed_loss = gradient(in_one_row(weighted), objective)
+    torch.testing.assert_close(packed, apart, rtol=1e-6, atol=1e-9)
+    assert packed_loss == pytest.approx(apart_loss, rel=1e-6)
+    assert apart_loss == pytest.approx(expected(normalize, weighted), rel=1e-6)
+
+
+def test_a_mean_over_micro_batches_weighs_them_alike() -> None:
+    objective = next_token(LossArgs(normalize="microbatch"))
+    _, apart = gradient(alone(False), objective)
+    assert apart == pytest.approx(expected("sample", False), rel=1e-6)  # one sample in each
+    _, packed = gradient(in_one_row(False), objective)
+    assert packed == pytest.approx(expected("token", False), rel=1e-6)  # all in one
+
+
+def test_samples_without_targets_are_not_counted() -> None:
+    objective = next_token(LossArgs(normalize="sample"))
+    batch = in_one_row(False)[0]
+    batch.labels[batch.documents == 2] = IGNORE
+    assert objective.count(batch) == 3
