@@ -14,6 +14,7 @@ from litgpt.adapt.layers import Adapted, First, add, answer_for, become, generat
 from litgpt.adapt.targets import for_tied, found_by_ending, modules_known_as, owner_of, targets_of
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
+from litgpt.model.moe import Experts, grouped_linear
 from litgpt.recipe.tuner import LoRA
 
 Part = Callable[[str, str], Tensor | None]
@@ -108,6 +109,35 @@ class LowRankLinear(LowRank):
         return None if key == "lora_magnitude" else self.part(name, key)
 
 
+class LowRankExperts(LowRank):
+    """Stacked experts, each with updates of low rank of its own."""
+
+    gating: Callable[[Tensor, Tensor], Tensor]
+
+    def forward(self, x_RD: Tensor, ends_E: Tensor) -> Tensor:
+        gate_RI, up_RI = (self.linear(name, x_RD, ends_E) for name in ("gate", "up"))
+        return self.linear("down", self.gating(gate_RI, up_RI), ends_E)
+
+    def linear(self, name: str, x_RD: Tensor, ends_E: Tensor) -> Tensor:
+        """Each row through the matrix of its expert and its update, (R, out)."""
+        a, b, bias_EO = self.part(name, "lora_a"), self.part(name, "lora_b"), getattr(self, f"{name}_bias")
+        if not self.adapter_on or a is None or b is None:
+            return grouped_linear(x_RD, self.frozen(name), bias_EO, ends_E)
+        if self.part(name, "lora_magnitude") is not None:
+            return grouped_linear(x_RD, self.answer(name), bias_EO, ends_E)
+        y_RO = grouped_linear(x_RD, self.frozen(name), bias_EO, ends_E)
+        update = grouped_through(F.dropout(x_RD, self.lora_dropout, self.training), a, b, ends_E)
+        a_first, b_first = (self.part(name, key) for key in ("lora_a_first", "lora_b_first"))
+        if a_first is not None and b_first is not None:
+            update = update - grouped_through(x_RD, a_first, b_first, ends_E)
+        return y_RO + (self.lora_scale * update).to(y_RO.dtype)
+
+
+def grouped_through(x_RD: Tensor, a: Tensor, b: Tensor, ends_E: Tensor) -> Tensor:
+    """B A x with each expert's own pair for its rows, (R, out)."""
+    return grouped_linear(grouped_linear(x_RD, a, None, ends_E), b, None, ends_E)
+
+
 def through(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """B A x, (..., out), in the type of A or autocast's."""
     x = x if torch.is_autocast_enabled(x.device.type) else x.to(a.dtype)
@@ -188,7 +218,8 @@ def is_bias(key: str) -> bool:
 
 def add_update(model: GPT, name: str, settings: LoRA) -> None:
     """Add the update of one matrix, named as `modules_known_as` does."""
-    layer, key = owner_of(model, name), "weight"
+    layer = owner_of(model, name)
+    key = name.rpartition(".")[2] if isinstance(layer, Experts) else "weight"
     weight = stored(layer, key) if key in layer._parameters else None
     if weight is None or weight.dim() < 2:
         raise UserError(f"tuner.target_modules: {name} is no matrix; name it in modules_to_save to train it")
@@ -207,6 +238,8 @@ def add_update(model: GPT, name: str, settings: LoRA) -> None:
     layer.lora_scale, layer.lora_dropout = settings.scale, settings.dropout  # type: ignore[assignment]
     if isinstance(layer, nn.Linear) and name != "head":
         become(layer, LowRankLinear)
+    elif isinstance(layer, Experts):
+        become(layer, LowRankExperts)
     else:
         become(layer, LowRank)
         answer_for(layer, key, LowRank.answer)

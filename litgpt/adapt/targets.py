@@ -9,6 +9,7 @@ from torch import nn
 
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
+from litgpt.model.moe import Experts
 from litgpt.model.registry import family_of
 
 PARTS = ("embedding", "position_embedding", "blocks", "norm", "head")
@@ -100,8 +101,10 @@ def owner_of(model: GPT, name: str) -> nn.Module:
 
 
 def is_linear(model: GPT, name: str) -> bool:
-    """Whether a name is that of a linear layer inside the model; not of the head or a router."""
-    return name != "head" and isinstance(owner_of(model, name), nn.Linear)
+    """Whether a name is that of a linear layer inside the model, experts' stacks included; not of the head or a router."""
+    owner = owner_of(model, name)
+    stack = isinstance(owner, Experts) and not name.endswith("_bias")
+    return name != "head" and (stack or isinstance(owner, nn.Linear))
 
 
 def for_tied(model: GPT, names: Iterable[str]) -> list[str]:

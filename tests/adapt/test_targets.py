@@ -21,6 +21,7 @@ def in_blocks(*names: str) -> list[str]:
     return [f"blocks.{layer}.{name}" for layer in LAYERS for name in names]
 
 
+EXPERTS = ["mlp.experts.gate", "mlp.experts.up", "mlp.experts.down"]
 GATED = ["attention.q", "attention.k", "attention.v", "attention.out", "mlp.gate", "mlp.up", "mlp.down"]
 
 
@@ -33,6 +34,11 @@ GATED = ["attention.q", "attention.k", "attention.v", "attention.out", "mlp.gate
         ("Llama-2-7b-hf", ["blocks.1.mlp.up"], ["blocks.1.mlp.up"]),
         ("Llama-2-7b-hf", ["lm_head", "attention.q"], [*in_blocks("attention.q"), "head"]),
         ("Llama-2-7b-hf", ["mlp", "blocks.1.attention"], [*in_blocks(*GATED[4:])[:3], *in_blocks(*GATED)[7:]]),
+        ("Mixtral-8x7B-v0.1", ["all-linear"], in_blocks(*GATED[:4], *EXPERTS)),
+        ("Mixtral-8x7B-v0.1", ["all-router"], in_blocks("mlp.router")),
+        ("Mixtral-8x7B-v0.1", ["w2", "block_sparse_moe.gate"], in_blocks("mlp.router", "mlp.experts.down")),
+        ("Mixtral-8x7B-v0.1", ["gate"], in_blocks("mlp.experts.gate")),
+        ("Mixtral-8x7B-v0.1", ["mlp"], in_blocks(*EXPERTS)),
         ("pythia-14m", ["mlp"], in_blocks("mlp.up", "mlp.down")),
         ("pythia-14m", ["query_key_value"], in_blocks("attention.q", "attention.k", "attention.v")),
         ("pythia-14m", ["dense_h_to_4h"], in_blocks("mlp.up")),

@@ -1,0 +1,81 @@
+"""LoRA on stacked experts and routers: each expert has an update of its own, as if it were a layer of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import torch.nn.functional as F
+
+from litgpt import adapt
+from litgpt.recipe.tuner import LoRA
+from litgpt.store import adapters
+from tests.adapt.models import IDS, adapted, base_of, loss_of, move, plain, steps, transformers_model
+
+MIXTRAL: dict[str, Any] = {"name": "Mixtral-8x7B-v0.1", "n_expert": 4, "sliding_window_size": None}
+TARGETS = ["all-linear", "all-router"]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"init": "pissa", "rslora": True}, {"dora": True}, {"init": "olora", "dora": True}], ids=str
+)
+def test_merged_is_the_adapter_and_disabled_the_base(settings: dict[str, Any]) -> None:
+    model = adapted(LoRA(r=4, dropout=0.0, target_modules=TARGETS, **settings), **MIXTRAL)
+    base = base_of(model)
+    with adapt.disabled(model):
+        before = model(IDS)
+    assert torch.allclose(model(IDS), before, atol=1e-5)
+    move(model)
+    assert (model(IDS) - before).abs().max() > 1e-2
+    assert (plain(model)(IDS) - model(IDS)).abs().max() < 1e-9
+    with adapt.disabled(model):
+        assert torch.equal(model(IDS), before)
+    steps(model, lambda: model(IDS), 1)
+    assert all(torch.equal(value, base[name]) for name, value in base_of(model).items())
+
+
+def test_gradients_are_those_of_weights_with_the_update_folded_in() -> None:
+    model = adapted(LoRA(r=4, dropout=0.0, target_modules=TARGETS), **MIXTRAL)
+    move(model)
+    loss_of(model(IDS)).backward()
+    whole = plain(model).requires_grad_(True)
+    loss_of(whole(IDS)).backward()
+    weights, added = dict(whole.named_parameters()), adapt.adapter_tensors(model)
+    for name in ("gate", "up", "down"):
+        weight = weights[f"blocks.0.mlp.experts.{name}"].grad
+        a, b = (added[f"blocks.0.mlp.experts.{name}_lora_{half}"] for half in "ab")
+        assert weight is not None and a.grad is not None and b.grad is not None
+        assert torch.allclose(b.grad, 8 * weight @ a.mT, atol=1e-12)
+        assert torch.allclose(a.grad, 8 * b.mT @ weight, atol=1e-12)
+
+
+def test_dropout_leaves_out_inputs_of_experts_while_training_only() -> None:
+    model = adapted(LoRA(r=4, dropout=0.5, target_modules=["mlp.experts.gate"]), **MIXTRAL)
+    move(model)
+    assert torch.equal(model(IDS), model(IDS))
+    model.train()
+    assert not torch.equal(model(IDS), model(IDS))
+
+
+def test_autocast_takes_experts_along() -> None:
+    model = adapted(LoRA(r=4, dropout=0.0, target_modules=TARGETS), **MIXTRAL).float()
+    move(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = model(IDS)
+    loss_of(scores.float()).backward()
+    assert F.cosine_similarity(scores.flatten().float(), model(IDS).flatten(), dim=0) > 0.99
+    assert all(value.grad is not None and value.grad.any() for value in adapt.adapter_tensors(model).values())
+
+
+def test_experts_load_in_peft_and_back(tmp_path: Path) -> None:
+    settings = LoRA(r=4, dropout=0.0)
+    model = adapted(settings, **MIXTRAL).float()
+    move(model)
+    tensors = {name: value.detach() for name, value in adapt.adapter_tensors(model).items()}
+    adapters.save(tmp_path / "adapter", tensors, config=model.config, settings=settings)
+    back = adapters.load(tmp_path / "adapter", model.config)
+    assert back.tensors.keys() == tensors.keys()
+    assert all(torch.equal(back.tensors[name], value) for name, value in tensors.items())
+    reference = peft.PeftModel.from_pretrained(transformers_model(model, tmp_path / "base"), tmp_path / "adapter")
+    assert (reference.eval()(IDS).logits - model(IDS)).abs().max() < 1e-5
