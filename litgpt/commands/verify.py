@@ -115,14 +115,14 @@ def check_settings(recipe: Verify, config: "Config") -> Check:
     """Whether the config.json that we would write says what transformers reads in the folder's own."""
     from transformers import AutoConfig
 
-    from litgpt.model.registry import family_of
+    from litgpt.model.registry import family_of, meaning
 
     family = family_of(config)
     if family is None or not (recipe.checkpoint_dir / "config.json").is_file():
         return Check("settings", None, "no published architecture has this shape", {})
-    again = family.read(family.config_json(config), name=config.name)
+    again = meaning(family.read(family.config_json(config)), family.unused)
     kind = AutoConfig.from_pretrained(recipe.checkpoint_dir).model_type
-    wrong = [key for key, value in config.to_dict().items() if again.to_dict()[key] != value and key not in UNTOLD]
+    wrong = [key for key, value in meaning(config, family.unused).items() if again[key] != value]
     found = f"{', '.join(wrong)} read back otherwise" if wrong else f"config.json of {family.model_type} says the same"
     return Check("settings", not wrong, found, {"model_type": kind, "differing": wrong})
 
@@ -255,4 +255,3 @@ def texts(number: int, seed: int) -> list[str]:
 
 
 CHECKS = (check_tensors, check_round_trip, check_settings, check_logits, check_tokenizer)
-UNTOLD = ("name", "hf_config", "vocab_size", "padding_multiple", "dropout")

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from litgpt.model.gpt import GPT
 from litgpt.model.names import Step, Table
 from litgpt.store.checkpoint import Warn, place_of, say
 from litgpt.store.gguf_files import GGUFFile, gguf_in
-from litgpt.store.sources import Source, source_in
+from litgpt.store.sources import LIT_MODEL, Source, source_in
 from litgpt.store.state import model_tensors
 from litgpt.store.tensors import Part, overlap, part_of
 
@@ -31,7 +31,17 @@ def shape_in(folder: Path) -> Config:
         values = GGUFFile(path).config_json
         family = next(one for one in registry.families().values() if one.model_type == values["model_type"])
         return family.read(values, name=path.stem)
-    return registry.read_shape(folder)
+    config = registry.read_shape(folder)
+    return untied(folder, config) if config.tie_embeddings and (folder / LIT_MODEL).is_file() else config
+
+
+def untied(folder: Path, config: Config) -> Config:
+    """The shape with a head of its own if LitGPT's file has one: it trains the two matrices of a tied model apart."""
+    source = source_in(folder)
+    head, embedding = "lm_head.weight", "transformer.wte.weight"
+    if not {head, embedding} <= set(source.names) or torch.equal(source.read(head), source.read(embedding)):
+        return config
+    return replace(config, tie_embeddings=False)
 
 
 def table_for(source: Source, folder: Path, config: Config) -> Table | None:
