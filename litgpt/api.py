@@ -68,6 +68,7 @@ class LLM(nn.Module):
         self.config = model.config
         self.checkpoint_dir = checkpoint_dir
         self.cache_size: int | None = None
+        self.eval()
 
     @classmethod
     def load(

@@ -105,7 +105,6 @@ def test_a_folder_without_one(tmp_path: Path) -> None:
         ("{{ lipsum.__globals__['os'].popen('true').read() }}", "refuses this conversation"),
         ("{% set _ = messages.append({}) %}", "refuses this conversation"),
         ("{{ range(10000000) | list }}", "refuses this conversation"),
-        ("{{ '{0.__class__}'.format(messages) }}", "refuses this conversation"),
     ],
 )
 def test_wrong_and_hostile_templates_end_in_one_line(template: Any, said: str, tmp_path: Path) -> None:
