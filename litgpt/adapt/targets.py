@@ -101,7 +101,7 @@ def owner_of(model: GPT, name: str) -> nn.Module:
 
 
 def is_linear(model: GPT, name: str) -> bool:
-    """Whether a name is that of a linear layer inside the model, experts' stacks included; not of the head or a router."""
+    """Whether a name is that of a linear layer of a block, stacked experts included; not of the head or a router."""
     owner = owner_of(model, name)
     stack = isinstance(owner, Experts) and not name.endswith("_bias")
     return name != "head" and (stack or isinstance(owner, nn.Linear))

@@ -137,17 +137,20 @@ class Attention(nn.Module):
             q = (q * shared.temperature).to(q.dtype)
         if cache is not None:
             k, v = cache.append(k, v)
-        y_BHTS = attend(
-            q,
-            k,
-            v,
+        return self.out(self.attended(q, k, v, shared).transpose(1, 2).flatten(2))
+
+    def attended(self, q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor, shared: Shared) -> Tensor:
+        """(B, H, T, S), what each query finds."""
+        return attend(
+            q_BHTS,
+            k_BKUS,
+            v_BKUS,
             mask=shared.masks[self.window],
             causal=shared.causal,
             scale=self.scale,
             softcap=self.softcap,
             sinks=self.sinks,
         )
-        return self.out(y_BHTS.transpose(1, 2).flatten(2))
 
     def _place(self, q: Tensor, k: Tensor, shared: Shared) -> tuple[Tensor, Tensor]:
         """Tell queries and keys their positions, with the norms of those shapes that norm them afterwards."""
