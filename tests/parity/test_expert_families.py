@@ -1,5 +1,6 @@
 """Families with experts and latent attention against transformers: logits, left padding, and folders both ways."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.names import to_ours
-from litgpt.model.registry import families, family_of, read_shape
+from litgpt.model.registry import families, family_of, find, read_shape
 from litgpt.store import published
 
 SIZES: dict[str, Any] = {
@@ -204,3 +205,34 @@ def test_the_language_model_of_a_folder_with_a_vision_tower(tmp_path: Path) -> N
         torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
     family = family_of(config)
     assert family is not None and family.name == "llama4_text"
+
+
+NAMED = [name for family in families().values() for name in family.shapes if find(name).n_expert]
+PARAMETERS = {
+    "Mixtral-8x7B-v0.1": 46_702_792_704,
+    "Mixtral-8x22B-v0.1": 140_630_071_296,
+    "Qwen1.5-MoE-A2.7B": 14_315_784_192,
+    "Qwen3-30B-A3B": 30_532_122_624,
+    "Qwen3-235B-A22B": 235_093_634_560,
+    "OLMoE-1B-7B-0924": 6_919_161_856,
+    "DeepSeek-V2-Lite": 15_706_484_224,
+    "DeepSeek-V2": 235_741_434_880,
+    "DeepSeek-V3": 671_026_419_200,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_named_shape_is_what_transformers_builds_of_its_config(name: str, tmp_path: Path) -> None:
+    config = find(name)
+    family = family_of(config)
+    assert family is not None and name in family.shapes
+    (tmp_path / "config.json").write_text(json.dumps(family.config_json(config)))
+    with torch.device("meta"):
+        theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(tmp_path))
+        ours = GPT(config)
+    numbers = sum(one.numel() for one in ours.parameters())
+    corrections = sum(one.numel() for key, one in theirs.named_buffers() if "correction" in key)
+    assert numbers == sum(one.numel() for one in theirs.parameters()) + corrections
+    assert numbers == PARAMETERS.get(name, numbers)
