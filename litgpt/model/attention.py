@@ -5,7 +5,7 @@ Axes: B batch, H heads, K key-value heads, T tokens (query), U tokens (key), S n
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,14 @@ class Cache(Protocol):
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of several documents that lie end to end in a row: its tokens, and its masks as `Shared` has them."""
+
+    tokens: int
+    masks: Mapping[str, Tensor | None]
+
+
+@dataclass(frozen=True)
 class Shared:
     """What all blocks of one forward pass share.
 
@@ -41,12 +49,14 @@ class Shared:
     masks: for `global` and `local` layers (B or 1, 1, T, U), True where a query may see a key; None: as `causal` says.
     causal: what no mask means: a query sees no later key, or (one query, cached keys) every key.
     temperature: a factor on queries by position, (1 or B, 1, T, 1), or None.
+    parts: the documents in the one row that there is, to attend to one by one; None: all at once, by the masks.
     """
 
     angles: Mapping[str, tuple[Tensor, Tensor]]
     masks: Mapping[str, Tensor | None]
     causal: bool = True
     temperature: Tensor | None = None
+    parts: tuple[Part, ...] | None = None
 
 
 def share(config: Config, positions: Tensor, *, documents_BT: Tensor | None, cached: int) -> Shared:
@@ -58,12 +68,33 @@ def share(config: Config, positions: Tensor, *, documents_BT: Tensor | None, cac
         cached: how many tokens came before.
     """
     ropes = {which for which in map(config.rope_of, range(config.n_layer)) if which}
-    kinds = {"local" if config.is_local(layer) else "global" for layer in range(config.n_layer)}
+    kinds = sorted({"local" if config.is_local(layer) else "global" for layer in range(config.n_layer)})
+    parts = None if documents_BT is None else parts_of(config, kinds, positions, documents_BT)
+    masks = {} if parts else {kind: mask_of(config, kind, positions, documents_BT, cached) for kind in kinds}
     return Shared(
         angles={which: angles(config, positions, which=which) for which in sorted(ropes)},
-        masks={kind: mask_of(config, kind, positions, documents_BT, cached) for kind in sorted(kinds)},
+        masks=masks,
         causal=cached == 0,
         temperature=temperatures(config, positions),
+        parts=parts,
+    )
+
+
+def parts_of(config: Config, kinds: Sequence[str], positions: Tensor, documents_BT: Tensor) -> tuple[Part, ...] | None:
+    """The documents in a row, each with its masks; None if there are several rows, or a document is in pieces.
+
+    Attention to one after the other costs the sum of their squared lengths, not the square of the sum. On accelerators
+    the lengths would have to be waited for, and small kernels would follow one another, so there it is None too.
+    """
+    if len(documents_BT) > 1 or documents_BT.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    numbers, lengths = documents_BT[0].unique_consecutive(return_counts=True)
+    if len(numbers.unique()) < len(numbers):
+        return None
+    sizes = lengths.tolist()
+    return tuple(
+        Part(size, {kind: mask_of(config, kind, places, None, 0) for kind in kinds})
+        for size, places in zip(sizes, positions.split(sizes, dim=-1), strict=True)
     )
 
 
@@ -141,12 +172,12 @@ class Attention(nn.Module):
 
     def attended(self, q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor, shared: Shared) -> Tensor:
         """(B, H, T, S), what each query finds."""
-        return attend(
+        return attend_as(
+            shared,
             q_BHTS,
             k_BKUS,
             v_BKUS,
-            mask=shared.masks[self.window],
-            causal=shared.causal,
+            window=self.window,
             scale=self.scale,
             softcap=self.softcap,
             sinks=self.sinks,
@@ -172,6 +203,23 @@ def qk_norm(config: Config, heads: int, kind: str | None) -> nn.Module:
     if kind == "per_head":
         return scale_norm(config, (heads, config.head_size))
     return nn.Identity()
+
+
+def attend_as(
+    shared: Shared, q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor, *, window: str, **settings: Any
+) -> Tensor:
+    """What each query finds in the layers of this kind of window, (B, H, T, S of the values); settings of `attend`."""
+    if shared.parts is None:
+        return attend(q_BHTS, k_BKUS, v_BKUS, mask=shared.masks[window], causal=shared.causal, **settings)
+    sizes = [part.tokens for part in shared.parts]
+    pieces = zip(*(whole.split(sizes, dim=2) for whole in (q_BHTS, k_BKUS, v_BKUS)), strict=True)
+    return torch.cat(
+        [
+            attend(q, k, v, mask=part.masks[window], causal=True, **settings)
+            for part, (q, k, v) in zip(shared.parts, pieces, strict=True)
+        ],
+        dim=2,
+    )
 
 
 def attend(

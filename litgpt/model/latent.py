@@ -6,7 +6,7 @@ Axes: B batch, H heads, T tokens, S numbers of a head, D model width, L numbers 
 import torch
 from torch import Tensor, nn
 
-from litgpt.model.attention import LayerCache, Shared, attend
+from litgpt.model.attention import LayerCache, Shared, attend_as
 from litgpt.model.config import Config
 from litgpt.model.layers import norm
 from litgpt.model.rotary import rotate, yarn_magnitude
@@ -55,7 +55,7 @@ class LatentAttention(nn.Module):
         v = v_BHTS
         if cache is not None:
             k, v = cache.append(k, v)
-        y_BHTS = attend(q, k, v, mask=shared.masks[self.window], causal=shared.causal, scale=self.scale)
+        y_BHTS = attend_as(shared, q, k, v, window=self.window, scale=self.scale)
         return self.out(y_BHTS.transpose(1, 2).flatten(2))
 
     def _place(self, q: Tensor, k: Tensor, shared: Shared) -> tuple[Tensor, Tensor]:
