@@ -191,17 +191,25 @@ def whole_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name, (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
-def save_model(folder: Path | str, model: nn.Module, *, config: Config, group: Group = None, **settings: Any) -> None:
+def save_model(
+    folder: Path | str,
+    model: nn.Module | Iterator[tuple[str, Tensor]],
+    *,
+    config: Config,
+    group: Group = None,
+    **settings: Any,
+) -> None:
     """Write a model folder from a model that may be spread over ranks; all ranks call it, the first one writes.
 
     Args:
+        model: or its whole tensors by name, which all ranks gather together one by one.
         settings: as in `save`.
 
     Raises:
         UserError: on every rank, if the first could not write.
     """
     rank, _ = place_of(group)
-    tensors = whole_tensors(model)
+    tensors = whole_tensors(model) if isinstance(model, nn.Module) else model
     error = ""
     if rank == 0:
         try:
