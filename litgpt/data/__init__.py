@@ -15,6 +15,16 @@ _HOMES = {
     "TinyLlama": "modules",
     "MicroLlama": "modules",
     "OpenWebText": "modules",
+    "Conversations": "instruct",
+    "JSON": "instruction_sets",
+    "Alpaca": "instruction_sets",
+    "Alpaca2k": "instruction_sets",
+    "AlpacaGPT4": "instruction_sets",
+    "Deita": "instruction_sets",
+    "Dolly": "instruction_sets",
+    "FLAN": "instruction_sets",
+    "LIMA": "instruction_sets",
+    "LongForm": "instruction_sets",
 }
 
 __all__ = list(_HOMES)

@@ -1,6 +1,6 @@
 """One micro batch: tokens, their labels, and where documents begin."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -17,14 +17,18 @@ class Batch:
         ids: (B, T) int64 tokens that the model reads.
         labels: (B, T) int64, the token after each, already shifted; `IGNORE` where there is no target.
         documents: (B, T) int32 number of the document within the row that each token belongs to, where attention is
-            to stay inside documents; otherwise None.
-        positions: (B, T) int64 positions for rotary embeddings; None means 0 .. T-1.
+            to stay inside documents; otherwise None. -1 is padding.
+        positions: (B, T) int64 position of each token in its document; None means 0 .. T-1.
+        weights: (B, T) float32 factor of each label's loss, 0 where it is ignored; None means 1.
+        channels: (B, T) int32 number of the channel that each label's loss is reported in; None means one channel.
     """
 
     ids: Tensor
     labels: Tensor
     documents: Tensor | None = None
     positions: Tensor | None = None
+    weights: Tensor | None = None
+    channels: Tensor | None = None
 
     @property
     def targets(self) -> int:
@@ -33,9 +37,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(
-            ids=self.ids.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            documents=None if self.documents is None else self.documents.to(device, non_blocking=True),
-            positions=None if self.positions is None else self.positions.to(device, non_blocking=True),
-        )
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not None
+        }
+        return Batch(**moved)

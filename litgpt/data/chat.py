@@ -37,7 +37,7 @@ class ChatTemplate:
     ) -> None:
         import jinja2
 
-        self.where, self.sources = where, (source, with_tools)
+        self.where, self.sources = where, (source, with_tools, date and date.isoformat())
         self.marks_answers = re.search(r"\{%[-+]?\s*generation\b", source + (with_tools or "")) is not None
         jinja = environment(date)
         try:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-Format = Literal["auto", "messages", "alpaca", "query-response", "text"]
+Format = Literal["auto", "messages", "alpaca", "query-response", "text", "instruction"]
 Row = Mapping[str, Any]
 
 ROLES = {
@@ -82,6 +82,7 @@ class Message:
         loss: whether it is trained; None: as the run's settings say.
         weight: multiplies the loss of its tokens.
         reasoning: what an assistant thought before its answer, where the row keeps that apart.
+        context: what an instruction is about, where the row keeps that apart and it is to stay so.
     """
 
     role: str
@@ -89,6 +90,7 @@ class Message:
     loss: bool | None = None
     weight: float = 1.0
     reasoning: str = ""
+    context: str = ""
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,24 @@ def read_text(row: Row) -> Conversation:
     return Conversation((Message("assistant", text),), system_of(row))
 
 
-READERS = {"messages": read_messages, "alpaca": read_alpaca, "query-response": read_query, "text": read_text}
+def read_instruction(row: Row) -> Conversation:
+    """LitGPT's rows: `instruction`, `output`, and perhaps `input`, which is left to the prompt style."""
+    for name in ("instruction", "output"):
+        if name not in row:
+            raise BadRow(f"no {name}", f"columns {', '.join(row)}"[:120])
+    question = Message(
+        "user", text_of(row["instruction"], "instruction"), context=text_of(row.get("input", ""), "input")
+    )
+    return Conversation((question, Message("assistant", text_of(row["output"], "output"))), system_of(row))
+
+
+READERS = {
+    "messages": read_messages,
+    "alpaca": read_alpaca,
+    "query-response": read_query,
+    "text": read_text,
+    "instruction": read_instruction,
+}
 
 
 def exchange(row: Row, query: str, answer: Any) -> Conversation:

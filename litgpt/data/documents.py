@@ -74,7 +74,7 @@ def read_documents(
     """
     skipped = skipped or Skipped()
     with path.open("rb") as raw:
-        lines = _numbered(path, _unpacked(path, watch(raw)))
+        lines = numbered(path, unpacked(path, watch(raw)))
         if ".jsonl" in path.suffixes[-2:]:
             rows: Iterator[tuple[int, bytes]] = ((number, line) for number, line in lines if line.strip())
             read: Callable[[bytes], str] = _json_text
@@ -125,7 +125,7 @@ def _json_text(row: bytes) -> str:
     return text
 
 
-def _unpacked(path: Path, raw: BinaryIO) -> Iterable[bytes]:
+def unpacked(path: Path, raw: BinaryIO) -> Iterable[bytes]:
     """The lines of a file, whatever it is packed in."""
     if path.suffix == ".gz":
         return gzip.open(raw)
@@ -152,7 +152,7 @@ def _zstandard_lines(raw: BinaryIO) -> Iterator[bytes]:
         yield b"".join(rest)
 
 
-def _numbered(path: Path, file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+def numbered(path: Path, file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     """The lines of a file from number 1; a UserError if it cannot be unpacked to its end."""
     number = 0
     try:

@@ -96,10 +96,13 @@ def turns_of(conversation: Conversation) -> list[Turn]:
 
 def plain_turn(message: Message) -> Turn:
     """A message without tool calls as templates read it."""
-    content = {"role": message.role, "content": message.content}
+    content = {
+        "role": message.role,
+        "content": f"{message.content}\n{message.context}" if message.context else message.content,
+    }
     if message.reasoning:
         content["reasoning_content"] = message.reasoning
-    return Turn(content, message.loss, message.weight, message.content)
+    return Turn(content, message.loss, message.weight, content["content"])
 
 
 class Renderer:

@@ -13,6 +13,7 @@ from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_text
 from litgpt.model.config import Config
+from litgpt.recipe.choices import import_class
 from litgpt.recipe.keys import nearest
 
 FILE = "prompt_style.yaml"
@@ -132,6 +133,34 @@ def classes() -> dict[str, type[PromptStyle]]:
     """Every class of styles by its name in litgpt.prompts."""
     found: dict[str, type[PromptStyle]] = {row["class"]: style_class(name) for name, row in rows().items()}
     return found | {"ChatML": ChatML}
+
+
+def style_of(value: "str | PromptStyle | dict[str, Any]") -> PromptStyle:
+    """The style that a recipe asks for: by name, by class, or by class_path and init_args.
+
+    Raises:
+        UserError: if it is none of ours and no subclass of PromptStyle.
+    """
+    if isinstance(value, PromptStyle):
+        return value
+    path, arguments = (
+        (value.get("class_path"), value.get("init_args") or {}) if isinstance(value, dict) else (value, {})
+    )
+    if not isinstance(path, str):
+        raise UserError(f"prompt_style: {value!r} will not do; give a name such as alpaca")
+    module, _, last = path.rpartition(".")
+    if last in classes() and module in ("", MODULE):
+        made = classes()[last]
+    elif module and path not in rows():
+        made = import_class(path, "prompt_style")
+        if not issubclass(made, PromptStyle):
+            raise UserError(f"prompt_style: {path} is no PromptStyle; give a name such as alpaca")
+    else:
+        return PromptStyle.from_name(path)
+    try:
+        return made(**arguments)
+    except TypeError as error:
+        raise UserError(f"prompt_style: {path} cannot be made of {arguments} ({error})") from None
 
 
 def save_prompt_style(style: str | PromptStyle, checkpoint_dir: Path) -> None:

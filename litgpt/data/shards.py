@@ -111,7 +111,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenFile:
     try:
         with only_one(cache):
             if not folder.is_dir():
-                _remove_leftovers(cache)
+                remove_leftovers(cache)
                 with staged_folder(folder) as staged:
                     _build(corpus, tokenizer, staged)
     except OSError as error:
@@ -135,7 +135,8 @@ def only_one(cache: Path) -> Iterator[None]:
         yield
 
 
-def _remove_leftovers(cache: Path) -> None:
+def remove_leftovers(cache: Path) -> None:
+    """Remove what interrupted runs left in a cache whose lock is held."""
     import shutil
 
     for leftover in cache.glob("*.partial"):  # whoever holds the lock is the only one at work

@@ -22,6 +22,8 @@ from litgpt.recipe.data import BatchShape
 
 Row = tuple[np.ndarray, np.ndarray | None]
 """One sample: (T+1,) tokens, and (T,) document numbers or None."""
+Arrays = dict[str, np.ndarray]
+"""A micro batch as workers hand it over: what `to_batch` makes a Batch of."""
 
 
 class Tokens(Protocol):
@@ -43,6 +45,13 @@ class Rows(Protocol):
     count: int
     fingerprint: str
 
+    def micro_batch(self, first: int, number: int) -> Arrays:
+        """Samples `first` .. `first + number - 1`."""
+
+
+class TextRows(Rows, Protocol):
+    """Samples of one length, cut from texts."""
+
     def row(self, index: int) -> Row:
         """Sample number `index`."""
 
@@ -50,7 +59,18 @@ class Rows(Protocol):
         """(T,) int32: which document of sample number `index` each token belongs to, from 0."""
 
 
-class Windows:
+class Stacked:
+    """What rows of one length share."""
+
+    def micro_batch(self: TextRows, first: int, number: int) -> Arrays:
+        """Samples as (B, T+1) `tokens`, and (B, T) `documents` if they are numbered."""
+        rows = [self.row(first + place) for place in range(number)]
+        documents = [numbers for _, numbers in rows if numbers is not None]
+        arrays = {"tokens": np.stack([tokens for tokens, _ in rows])}
+        return arrays | ({"documents": np.stack(documents)} if documents else {})
+
+
+class Windows(Stacked):
     """Samples of T+1 tokens cut from one text at a stride of T, in another order every epoch.
 
     Every token but the first is a label exactly once an epoch, except for the `tail` tokens at the end that fill no
@@ -102,14 +122,14 @@ class Windows:
         return begins.cumsum(dtype=np.int32)
 
 
-class Mix:
+class Mix(Stacked):
     """Two sources of samples, interleaved so evenly that after n samples the first has given floor(n * share).
 
     Args:
         share: of samples from `first`, between 0 and 1.
     """
 
-    def __init__(self, first: Rows, second: Rows, share: float) -> None:
+    def __init__(self, first: TextRows, second: TextRows, share: float) -> None:
         self.count = first.count + second.count
         self.fingerprint = _digest(first.fingerprint, second.fingerprint, share)
         self.first, self.second = first, second
@@ -125,24 +145,22 @@ class Mix:
         rows, place = self._place(index)
         return rows.document_numbers(place)
 
-    def _place(self, index: int) -> tuple[Rows, int]:
+    def _place(self, index: int) -> tuple[TextRows, int]:
         taken = index * self._millionths // 1_000_000
         if (index + 1) * self._millionths // 1_000_000 > taken:
             return self.first, taken
         return self.second, index - taken
 
 
-class MicroBatches(Dataset[tuple[np.ndarray, np.ndarray | None]]):
-    """The micro batch of one rank at any position: (B, T+1) tokens and (B, T) document numbers or None."""
+class MicroBatches(Dataset[Arrays]):
+    """The micro batch of one rank at any position."""
 
     def __init__(self, rows: Rows, shape: BatchShape) -> None:
         self.rows, self.shape = rows, shape
 
-    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def __getitem__(self, position: int) -> Arrays:
         first = position + self.shape.rank * self.shape.micro_batch_size
-        rows = [self.rows.row(first + i) for i in range(self.shape.micro_batch_size)]
-        documents = [numbers for _, numbers in rows if numbers is not None]
-        return np.stack([tokens for tokens, _ in rows]), np.stack(documents) if documents else None
+        return self.rows.micro_batch(first, self.shape.micro_batch_size)
 
 
 class Counted:
@@ -186,11 +204,11 @@ class TrainStream(Counted):
         self.close()
         self._running = self._read_ahead()
         while self._running is not None:  # read through the attribute: `close` must drop the last reference
-            tokens, documents = next(self._running)
+            arrays = next(self._running)
             self.position += self._shape.samples_per_round
-            yield to_batch(tokens, documents)
+            yield to_batch(arrays)
 
-    def _read_ahead(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    def _read_ahead(self) -> Iterator[Arrays]:
         positions = itertools.count(self.position, self._shape.samples_per_round)
         batches = MicroBatches(self.rows, self._shape)
         if self._workers == 0:
@@ -254,9 +272,8 @@ class ValStream(Counted):
     def __iter__(self) -> Iterator[Batch]:
         micro_batches, step = MicroBatches(self.rows, self._shape), self._shape.samples_per_round
         for start in range(0, len(self) * step, step):
-            batch = to_batch(*micro_batches[start])
-            missing_from = self.rows.count - start - self._shape.rank * self._shape.micro_batch_size
-            batch.labels[max(0, missing_from) :] = IGNORE
+            there = self.rows.count - start - self._shape.rank * self._shape.micro_batch_size
+            batch = to_batch(micro_batches[start], trained=max(0, there))
             self.position = start + step
             yield batch
 
@@ -271,11 +288,28 @@ class ValStream(Counted):
         """There are no workers to stop."""
 
 
-def to_batch(tokens: np.ndarray, documents: np.ndarray | None = None) -> Batch:
-    """(B, T+1) tokens as ids and labels of (B, T) each."""
-    ids = torch.from_numpy(tokens.astype(np.int64))
-    numbers = None if documents is None else torch.from_numpy(documents)
-    return Batch(ids=ids[:, :-1].contiguous(), labels=ids[:, 1:].contiguous(), documents=numbers)
+def to_batch(arrays: Arrays, *, trained: int | None = None) -> Batch:
+    """The tensors of a micro batch; `tokens` (B, T+1) become ids and labels of (B, T) each.
+
+    Args:
+        trained: how many of the samples count, the first ones; the labels of the others are ignored.
+    """
+    found = dict(arrays)
+    stops = found.pop("stops", None)
+    if "tokens" in found:
+        ids = torch.from_numpy(found.pop("tokens").astype(np.int64))
+        batch = Batch(ids=ids[:, :-1].contiguous(), labels=ids[:, 1:].contiguous(), **_tensors(found))
+    else:
+        batch = Batch(**_tensors(found))
+    if trained is not None and stops is None:
+        batch.labels[trained:] = IGNORE
+    elif trained is not None and stops is not None and trained < len(stops):
+        batch.labels[:, int(stops[trained - 1]) if trained else 0 :] = IGNORE  # the samples lie in one row
+    return batch
+
+
+def _tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def checked_position(state: dict[str, Any], fingerprint: str) -> int:

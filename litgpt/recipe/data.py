@@ -9,7 +9,10 @@ from litgpt.errors import UserError
 
 DATA_MODULES = {
     name: f"litgpt.data.{name}"
-    for name in ("TextFiles", "PythonDocs", "LitData", "TinyStories", "TinyLlama", "MicroLlama", "OpenWebText")
+    for name in (
+        *("TextFiles", "PythonDocs", "LitData", "TinyStories", "TinyLlama", "MicroLlama", "OpenWebText"),
+        *("JSON", "Alpaca", "Alpaca2k", "AlpacaGPT4", "Deita", "Dolly", "FLAN", "LIMA", "LongForm", "Conversations"),
+    )
 }
 """Short names that `data` accepts, and the class each stands for; a dotted path names a user's own class."""
 

@@ -1,0 +1,391 @@
+"""Data modules of conversations and instructions: what they share, and `Conversations`, which reads any of them."""
+
+import hashlib
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from litgpt.data.chat import ChatTemplate, read_template
+from litgpt.data.conversation import BadRow, Conversation, texts_of, to_conversation
+from litgpt.data.documents import identify
+from litgpt.data.order import Permutation
+from litgpt.data.packing import Strategy, filling, pack
+from litgpt.data.prompts import style_of
+from litgpt.data.sources import DataSource, Found, files_of, read_rows, source_of
+from litgpt.data.weights import WeightRule
+from litgpt.errors import UserError
+from litgpt.recipe.bounds import Count, Fraction, Position, Seed, check_numbers
+from litgpt.recipe.data import BatchShape, DataModule, Stream
+
+if TYPE_CHECKING:
+    from litgpt.data.examples import ExampleFile, Renders, Rows
+    from litgpt.data.samples import Pieces
+
+OnError = Literal["raise", "drop", "warn"]
+OnOverlong = Literal["drop", "truncate_left", "truncate_right", "split", "raise"]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Rows that hold as many samples as fit; attention stays inside each."""
+
+    enabled: bool = False
+    """Fill rows ahead; a row counts as one sample of the batch."""
+    length: Count | None = None
+    """Tokens of a row; null for train.max_seq_length."""
+    strategy: Strategy = "best_fit"
+    """best_fit fills rows best; sequential keeps the order of the data."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "data.packing.")
+
+
+@dataclass(frozen=True)
+class Set:
+    """One set of rows of a run.
+
+    Attributes:
+        rows: what is in it.
+        part: which part of the run it is for; both splits it.
+        source: how much of it is taken.
+    """
+
+    rows: "Rows"
+    source: DataSource
+    part: Literal["both", "train", "val"] = "both"
+
+
+@dataclass(kw_only=True)
+class Finetuning(DataModule):
+    """What the modules of conversations share: make or find the samples, share them out, and lay them in rows."""
+
+    seed: Seed = 42
+    """Fixes the order of the samples, and which are for validation."""
+    num_workers: Position = 4
+    """Processes that read ahead; the batches do not depend on it."""
+    on_error: OnError = "raise"
+    """At a row that is no conversation: raise, drop it and count it, or warn, which also shows the first few."""
+    on_overlong: OnOverlong = "truncate_right"
+    """At a sample longer than train.max_seq_length: drop, truncate_left, truncate_right, split or raise."""
+    packing: Packing = field(default_factory=Packing)
+    """Fill rows with several samples."""
+    padding: bool = False
+    """Lay samples under one another, padded to the longest, and not end to end."""
+
+    # what a run adds later; untyped, because the types of settings are looked up and these need torch
+    tokenizer: Any = field(default=None, init=False, repr=False)
+    made: Any = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "data.")
+
+    def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
+        """Keep the tokenizer; batch size and length come with the shape of a stream."""
+        self.tokenizer = tokenizer
+
+    def sets(self) -> "list[Set]":
+        """The rows that it reads."""
+        raise UserError(f"data: {type(self).__name__} names no rows")
+
+    def renders(self) -> "Renders":
+        """What makes samples of conversations."""
+        raise UserError(f"data: {type(self).__name__} does not say how conversations are written")
+
+    def cache(self) -> Path:
+        """The folder that the samples go to."""
+        raise UserError(f"data: {type(self).__name__} names no folder for its samples")
+
+    def default_fraction(self) -> float:
+        """The share of the rows for validation, where their source does not say."""
+        return 0.0
+
+    def sizes_of(self, files: "list[tuple[Set, ExampleFile]]", counts: list[int]) -> list[int]:
+        """How many samples an epoch has of each training set; `counts` are there."""
+        return [wanted(entry.source, count) for (entry, _), count in zip(files, counts, strict=True)]
+
+    def prepare_data(self) -> None:
+        """Download and tokenize, or find that it is done."""
+        from litgpt.data.examples import prepare
+
+        if self.tokenizer is None:
+            raise UserError(
+                f"tokenizer_dir: missing, but data: {type(self).__name__} is text; give a tokenizer's folder"
+            )
+        renders = self.renders()
+        self.made = [(entry, prepare(entry.rows, renders, self.cache(), self.on_error)) for entry in self.sets()]
+
+    def setup(self, stage: str = "") -> None:
+        """Open the samples."""
+        if self.made is None:
+            self.prepare_data()
+
+    def training_documents(self) -> Iterable[str]:
+        """What is said in the training rows, message by message."""
+        for entry in self.sets():
+            if entry.part != "val":
+                yield from texts_of(_conversations(entry.rows))
+
+    def report(self) -> dict[str, Any]:
+        """The rows that were left out, by the name of their set; JSON values."""
+        return {
+            entry.rows.name: {**asdict(file.report), "reasons": dict(file.report.reasons)} for entry, file in self.made
+        }
+
+    def longest(self) -> int:
+        """The tokens of the longest sample."""
+        return max(int(file.lengths().max(initial=0)) for _, file in self.made)
+
+    def train_stream(self, shape: BatchShape) -> Stream:
+        """Endless micro batches of the training samples."""
+        from litgpt.data.samples import SampleRows
+        from litgpt.data.stream import TrainStream
+
+        pieces = self._pieces(shape, "train")
+        assert pieces is not None
+        rows = SampleRows(pieces, self._packed(pieces, shape), self.seed, padding=self.padding)
+        return TrainStream(rows, shape, workers=self.num_workers)
+
+    def val_stream(self, shape: BatchShape) -> Stream | None:
+        """One pass over the validation samples; None if there are none."""
+        from litgpt.data.samples import SampleRows
+        from litgpt.data.stream import ValStream
+
+        pieces = self._pieces(shape, "val")
+        return None if pieces is None else ValStream(SampleRows(pieces, None, None, padding=self.padding), shape)
+
+    def _packed(self, pieces: "Pieces", shape: BatchShape) -> list[np.ndarray] | None:
+        if not self.packing.enabled:
+            return None
+        length = self.packing.length or shape.max_seq_length
+        rows = pack(pieces.lengths, length, self.packing.strategy)
+        if shape.rank == 0:
+            share = filling(pieces.lengths, rows, length)
+            each = len(pieces.lengths) / len(rows)
+            print(
+                f"packed {len(pieces.lengths):,} samples in {len(rows):,} rows of {length:,} tokens: {share:.1%} full, "
+                f"{each:.1f} samples a row",
+                file=sys.stderr,
+            )
+        return rows
+
+    def _pieces(self, shape: BatchShape, part: Literal["train", "val"]) -> "Pieces | None":
+        """The samples for training or validation, none longer than the model reads."""
+        from litgpt.data.samples import Pieces
+
+        assert self.made is not None, "setup comes first"
+        files = [(entry, file) for entry, file in self.made if entry.part in ("both", part)]
+        split = [self._split(entry, file.count) for entry, file in files]
+        parts = [held if part == "val" else trained for trained, held in split]
+        if part == "train":
+            counts = self.sizes_of(files, [len(numbers) for numbers in parts])
+            seeds = [self._seed_of(entry) for entry, _ in files]
+            parts = [taken(*one) for one in zip(parts, counts, seeds, strict=True)]
+            if shape.rank == 0:
+                _say_mix([entry for entry, _ in files], parts, [len(trained) for trained, _ in split])
+        chosen = [np.column_stack([np.full(len(numbers), place), numbers]) for place, numbers in enumerate(parts)]
+        if not sum(map(len, chosen)):
+            if part == "train":
+                raise UserError("data: no row is left to train on; lower val_fraction, or give more rows")
+            return None
+        pieces = Pieces([file for _, file in files], np.concatenate(chosen), shape.max_seq_length, self.on_overlong)
+        if shape.rank == 0 and (pieces.overlong or pieces.left_out):
+            print(
+                f"{part}: {pieces.overlong:,} samples are longer than {shape.max_seq_length:,} tokens "
+                f"({self.on_overlong}); {pieces.left_out:,} left out",
+                file=sys.stderr,
+            )
+        return pieces
+
+    def _split(self, entry: Set, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of a set's samples for training and for validation."""
+        if entry.part != "both":
+            whole, none = np.arange(count), np.zeros(0, np.int64)
+            return (whole, none) if entry.part == "train" else (none, whole)
+        fraction = entry.source.val_fraction
+        fraction = self.default_fraction() if fraction is None else fraction
+        held = min(max(int(count * fraction), 1), count - 1) if fraction > 0 else 0
+        order = np.fromiter(map(Permutation(count, self._seed_of(entry), 0), range(count)), np.int64, count)
+        return np.sort(order[held:]), np.sort(order[:held])
+
+    def _seed_of(self, entry: Set) -> int:
+        """A seed of a set's own, so that other sets do not change what is drawn from it."""
+        name = f"{self.seed}:{entry.rows.name}"
+        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+
+
+def _conversations(rows: "Rows") -> Iterator[Conversation]:
+    for _, row in rows.read():
+        try:
+            if not isinstance(row, BadRow):
+                yield from rows.convert(row)
+        except BadRow:
+            continue  # counted when the rows are made samples
+
+
+def wanted(source: DataSource, count: int) -> int:
+    """How many samples of `count` an epoch has: a number, or a share where it is a fraction up to 1.0."""
+    if source.sample is None:
+        return count
+    share = isinstance(source.sample, float) and source.sample <= 1
+    return round(count * source.sample) if share else int(source.sample)
+
+
+def taken(numbers: np.ndarray, wanted: int, seed: int) -> np.ndarray:
+    """So many of some numbers: every one as often as it takes, and the rest in an order fixed by the seed."""
+    if wanted == len(numbers) or not len(numbers):
+        return numbers
+    whole, rest = divmod(wanted, len(numbers))
+    order = Permutation(len(numbers), seed, 1)
+    drawn = np.fromiter((numbers[order(place)] for place in range(rest)), np.int64, rest)
+    return np.sort(np.concatenate([np.tile(numbers, whole), drawn]))
+
+
+def _say_mix(sets: list[Set], parts: list[np.ndarray], there: list[int]) -> None:
+    """Print the share that each of several sets has of an epoch, and how often its rows are in it."""
+    total = sum(map(len, parts))
+    for entry, part, count in zip(sets, parts, there, strict=True) if len(sets) > 1 else ():
+        print(
+            f"{entry.rows.name}: {len(part):,} samples, {len(part) / max(total, 1):.1%} of an epoch, "
+            f"{len(part) / max(count, 1):.2f} times each",
+            file=sys.stderr,
+        )
+
+
+@dataclass
+class Conversations(Finetuning):
+    """Conversations of any usual format, written by the model's own chat template.
+
+    On disk: files of rows (.jsonl, .json, .csv, .parquet, .txt; also .gz and .zst), folders of them, or data sets of
+    the hub. Rows are messages, ShareGPT, Alpaca, question and answer, or plain text; samples are kept in `cache_dir`.
+    """
+
+    sources: list[Any]
+    """Paths (`rows.jsonl`, or `rows.jsonl#500` for 500 of them), or mappings of path, split, format, columns, sample,
+    weight, channel and val_fraction."""
+    val_sources: list[Any] = field(default_factory=list)
+    """The same for validation; empty splits `val_fraction` off `sources`."""
+    val_fraction: Fraction = 0.05
+    """Share of each source that is kept for validation."""
+    mix: Literal["concat", "interleave"] = "concat"
+    """concat takes all rows of all sources; interleave takes them in the proportion of their weights."""
+    stopping: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
+    """An interleaved epoch ends when the rows of the first source are used up, or when those of all are."""
+    train_on: Literal["answers", "last_answer", "everything"] = "answers"
+    """What is trained, where messages do not say `loss` themselves."""
+    end_of_turn: Literal["turn", "last", "none"] = "turn"
+    """After which answers the token that ends them is trained."""
+    weights: list[WeightRule] = field(default_factory=list)
+    """Factors of the loss for parts of answers that match a pattern or follow a keyword."""
+    system: str | None = None
+    """What the assistant is told of itself in conversations that do not say."""
+    prompt_style: str | None = None
+    """A prompt style in place of the chat template, such as alpaca."""
+    chat_template: Path | None = None
+    """A file in place of the model's own template."""
+    template_args: dict[str, Any] = field(default_factory=dict)
+    """More that the template is told, such as enable_thinking: false."""
+    date: str = "2026-01-01"
+    """The day that templates are told which ask for it; fixed, so that a run can be repeated."""
+    cache_dir: Path = Path("data/conversations")
+    """Where samples and downloads are kept."""
+    on_overlong: OnOverlong = field(default="drop", kw_only=True)
+    """At a sample longer than train.max_seq_length: drop, truncate_left, truncate_right, split or raise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sources:
+            raise UserError("data.sources: empty; give at least one path")
+        self._sources, self._val_sources = (
+            [source_of(one) for one in group] for group in (self.sources, self.val_sources)
+        )
+        if self.prompt_style is not None:
+            style_of(self.prompt_style)
+        try:
+            self._date = datetime.fromisoformat(self.date)
+        except ValueError:
+            raise UserError(f"data.date: {self.date!r} is no day; give one such as 2026-01-01") from None
+
+    def cache(self) -> Path:
+        """The folder that the samples go to."""
+        return self.cache_dir
+
+    def default_fraction(self) -> float:
+        """The share of the rows for validation, where their source does not say."""
+        return 0.0 if self.val_sources else self.val_fraction
+
+    def sets(self) -> list[Set]:
+        """The rows of all sources."""
+        part: Literal["both", "train"] = "train" if self.val_sources else "both"
+        return [Set(self._rows(source), source, part) for source in self._sources] + [
+            Set(self._rows(source), source, "val") for source in self._val_sources
+        ]
+
+    def _rows(self, source: DataSource) -> "Rows":
+        from litgpt.data.examples import Rows
+
+        files = files_of(source, self.cache_dir)
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+
+        def convert(row: Any) -> list[Conversation]:
+            said = to_conversation(row, source.columns, source.format)
+            needs = said.system is None and self.system is not None and not said.is_text
+            return [replace(said, system=self.system) if needs else said]
+
+        def read() -> Iterator[Found]:
+            for file in files:
+                yield from read_rows(file)
+
+        settings = [source.format, source.columns, self.system]
+        known = identify(files, self.cache_dir / "hashes.json")
+        return Rows(source.path, known, read, convert, settings, source.channel)
+
+    def renders(self) -> "Renders":
+        """The chat template, or the prompt style in its place."""
+        from litgpt.data.labels import Renderer, Trained
+        from litgpt.data.styled import StyledRenderer
+
+        if self.prompt_style is not None:
+            given = [self.train_on == "last_answer", self.weights, self.template_args, self.chat_template]
+            if any(given) or self.end_of_turn != "turn":
+                raise UserError(
+                    "data.prompt_style: goes without chat_template, template_args, weights, end_of_turn and "
+                    "train_on: last_answer; leave it out to use the chat template"
+                )
+            mask = self.train_on == "answers"
+            return StyledRenderer(self.tokenizer, style_of(self.prompt_style), mask_prompt=mask)
+        trained = Trained(self.train_on, self.end_of_turn, tuple(self.weights))
+        return Renderer(self.tokenizer, self._template(), trained, self.template_args)
+
+    def _template(self) -> ChatTemplate:
+        if self.chat_template is not None:
+            try:
+                source = self.chat_template.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"data.chat_template: {self.chat_template} cannot be read ({error})") from None
+            return ChatTemplate(source, self.chat_template, date=self._date)
+        found = read_template(self.tokenizer.folder, self._date)
+        if found is None:
+            raise UserError(
+                f"data: {self.tokenizer.folder} holds no chat template; set data.prompt_style: alpaca, or "
+                "data.chat_template: a file"
+            )
+        return found
+
+    def sizes_of(self, files: "list[tuple[Set, ExampleFile]]", counts: list[int]) -> list[int]:
+        """How many samples an epoch has of each source."""
+        sizes = super().sizes_of(files, counts)
+        if self.mix == "concat":
+            return sizes
+        weights = [entry.source.weight for entry, _ in files]
+        if not sum(weights):
+            raise UserError("data.sources: weight: all are 0; give one that is more")
+        shares = [weight / sum(weights) for weight in weights]
+        epochs = [size / share for size, share in zip(sizes, shares, strict=True) if share]
+        total = min(epochs) if self.stopping == "first_exhausted" else max(epochs)
+        return [math.floor(total * share + 1e-9) for share in shares]

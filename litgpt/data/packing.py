@@ -1,0 +1,68 @@
+"""Put samples of different lengths into rows of one length: best fit decreasing in O(n log n)."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+Strategy = Literal["best_fit", "sequential"]
+
+
+def pack(lengths: Sequence[int] | np.ndarray, capacity: int, strategy: Strategy = "best_fit") -> list[np.ndarray]:
+    """Which samples share a row; each is in exactly one, and the same lengths give the same rows.
+
+    `best_fit` takes the longest first, and puts each into the fullest row that has room (Johnson et al. 1974, at most
+    11/9 of the fewest rows). `sequential` fills one row after the other in the order of the data.
+
+    Args:
+        lengths: tokens of each sample.
+        capacity: tokens of a row; a longer sample gets a row of its own.
+
+    Returns:
+        The numbers of the samples in each row, int64.
+    """
+    sizes = np.asarray(lengths, dtype=np.int64)
+    rows = _best_fit(sizes, capacity) if strategy == "best_fit" else _sequential(sizes, capacity)
+    return [np.array(row, dtype=np.int64) for row in rows]
+
+
+def filling(lengths: Sequence[int] | np.ndarray, rows: Sequence[np.ndarray], capacity: int) -> float:
+    """The share of all rows' places that holds a token."""
+    return float(np.sum(lengths)) / (len(rows) * capacity) if rows else 0.0
+
+
+def _best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
+    rows: list[list[int]] = []
+    rooms: list[int] = []  # the sizes of room that some row has, ascending, each once
+    rows_with: dict[int, list[int]] = {}  # the rows that have this much room
+    for sample in np.argsort(-sizes, kind="stable").tolist():
+        size = int(sizes[sample])
+        place = bisect_left(rooms, size)
+        if place == len(rooms):
+            row, room = len(rows), capacity
+            rows.append([])
+        else:
+            room = rooms[place]
+            row = rows_with[room].pop()
+            if not rows_with[room]:
+                del rows_with[room], rooms[place]
+        rows[row].append(sample)
+        if (left := room - size) > 0:
+            if left not in rows_with:
+                rooms.insert(bisect_left(rooms, left), left)
+                rows_with[left] = []
+            rows_with[left].append(row)
+    return rows
+
+
+def _sequential(sizes: np.ndarray, capacity: int) -> list[list[int]]:
+    rows: list[list[int]] = []
+    room = 0
+    for sample, size in enumerate(sizes.tolist()):
+        if size > room or not rows:
+            rows.append([])
+            room = capacity
+        rows[-1].append(sample)
+        room -= size
+    return rows

@@ -1,0 +1,164 @@
+"""Rows of a stream out of samples of different lengths: laid end to end, packed, or padded, in a fixed order."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from litgpt.data.batch import IGNORE
+from litgpt.data.examples import ExampleFile
+from litgpt.data.labels import Example
+from litgpt.data.order import Permutation
+from litgpt.data.stream import Arrays
+from litgpt.errors import UserError
+
+OnOverlong = Literal["drop", "truncate_left", "truncate_right", "split", "raise"]
+
+
+class Pieces:
+    """The samples of a run, none longer than the model reads.
+
+    Args:
+        files: where they are.
+        chosen: (P, 2) file and sample number of each; a sample may be there several times.
+        length: the most tokens of a sample.
+        on_overlong: what becomes of longer ones: left out, cut at the left or the right, cut in several, or an error.
+
+    Attributes:
+        table: (N, 4) file, sample number, first token and the one behind the last.
+        lengths: (N,) tokens of each.
+        overlong: how many of `chosen` were longer.
+        left_out: how many were left out, since they were longer or what was left of them has nothing to train.
+
+    Raises:
+        UserError: at the first one that is longer, if that is an error; or if none is left.
+    """
+
+    def __init__(
+        self, files: Sequence[ExampleFile], chosen: np.ndarray, length: int, on_overlong: OnOverlong = "drop"
+    ) -> None:
+        self.files = list(files)
+        sizes, targets = np.zeros(len(chosen), np.int64), np.zeros(len(chosen), np.int64)
+        for number, file in enumerate(self.files):
+            mine = chosen[:, 0] == number
+            sizes[mine] = file.lengths()[chosen[mine, 1]]
+            targets[mine] = file.array("targets")[chosen[mine, 1]]
+        longer = sizes > length
+        self.overlong = int(longer.sum())
+        if self.overlong and on_overlong == "raise":
+            raise UserError(
+                f"data: a sample has {int(sizes.max())} tokens and {self.overlong} have more than "
+                f"train.max_seq_length: {length}; raise that, or set data.on_overlong: truncate_right"
+            )
+        fitting = np.column_stack([chosen, np.zeros_like(sizes), sizes])[~longer & (targets > 0)]
+        cut = [
+            self._cut(row, int(size), length, on_overlong)
+            for row, size in zip(chosen[longer], sizes[longer], strict=True)
+        ]
+        kept = np.array([piece for pieces in cut for piece in pieces], np.int64).reshape(-1, 4)
+        self.table = np.concatenate([fitting, kept]).astype(np.int64)
+        self.left_out = len(chosen) - len(fitting) - sum(map(bool, cut))
+        self.lengths = self.table[:, 3] - self.table[:, 2]
+        if not len(self.table):
+            raise UserError(
+                f"data: none of {len(chosen)} samples has an answer within train.max_seq_length: {length} tokens; the "
+                f"longest has {int(sizes.max(initial=0))}: raise that"
+            )
+
+    def _cut(self, row: np.ndarray, size: int, length: int, how: OnOverlong) -> list[tuple[int, int, int, int]]:
+        """The pieces of a sample that is too long which have anything to train."""
+        starts: dict[str, Sequence[int]] = {
+            "drop": [],
+            "truncate_right": [0],
+            "truncate_left": [size - length],
+            "split": range(0, size, length),
+        }
+        file, number = int(row[0]), int(row[1])
+        pieces = [(file, number, start, min(start + length, size)) for start in starts[how]]
+        return [piece for piece in pieces if self.files[file].read(*piece[1:]).weights[1:].any()]
+
+    def read(self, piece: int) -> Example:
+        """Sample `piece`."""
+        file, number, start, stop = self.table[piece].tolist()
+        return self.files[file].read(number, start, stop)
+
+
+class SampleRows:
+    """Samples in rows, another order of rows every epoch.
+
+    Args:
+        pieces: the samples.
+        rows: numbers of the samples that share a row; None for one sample a row.
+        seed: fixes the order; None keeps it.
+        padding: lay the rows of a micro batch under one another, padded at the right, and not end to end in one.
+
+    Attributes:
+        channels: the names of the numbers in `channels` of a batch; empty where there is but one without a name.
+    """
+
+    def __init__(
+        self, pieces: Pieces, rows: Sequence[np.ndarray] | None, seed: int | None, *, padding: bool = False
+    ) -> None:
+        members = [np.array([number]) for number in range(len(pieces.table))] if rows is None else rows
+        self.pieces, self.padding, self._seed = pieces, padding, seed
+        self._members = np.concatenate(members)
+        self._begins = np.concatenate([[0], np.cumsum([len(row) for row in members])])
+        self.count = len(members)
+        self.weighted = any(file.weighted for file in pieces.files)
+        names = sorted({name or "default" for file in pieces.files for name in file.channels})
+        self.channels = [] if names == ["default"] else names
+        about = [file.fingerprint for file in pieces.files], seed, padding
+        content = pieces.table.tobytes() + self._members.tobytes() + self._begins.tobytes()
+        self.fingerprint = hashlib.sha256(repr(about).encode() + content).hexdigest()[:16]
+        self._permutation = (0, Permutation(self.count, seed or 0, 0))
+
+    def members(self, index: int) -> list[int]:
+        """The samples in row number `index` over all epochs."""
+        epoch, within = divmod(index, self.count)
+        if self._seed is not None:
+            if self._permutation[0] != epoch:
+                self._permutation = (epoch, Permutation(self.count, self._seed, epoch))
+            within = self._permutation[1](within)
+        return self._members[self._begins[within] : self._begins[within + 1]].tolist()
+
+    def micro_batch(self, first: int, number: int) -> Arrays:
+        """Rows `first` .. `first + number - 1`: end to end in one row with the `stops` of each, or padded."""
+        rows = [[self.pieces.read(piece) for piece in self.members(first + place)] for place in range(number)]
+        if self.padding:
+            longest = max(sum(len(example.ids) for example in row) for row in rows)
+            laid = [self._laid(row, longest) for row in rows]
+            return {name: np.concatenate([one[name] for one in laid]) for name in laid[0]}
+        arrays = self._laid([example for row in rows for example in row])
+        if sum(map(len, rows)) == 1:  # one sample needs no mask
+            del arrays["documents"], arrays["positions"]
+        return arrays | {"stops": np.cumsum([sum(len(example.ids) for example in row) for row in rows])}
+
+    def _laid(self, examples: Sequence[Example], length: int | None = None) -> Arrays:
+        """Samples end to end in one row (1, T), which may be padded to a length."""
+        sizes = [len(example.ids) for example in examples]
+        total = sum(sizes) if length is None else length
+        arrays: Arrays = {
+            "ids": np.zeros((1, total), np.int64),
+            "labels": np.full((1, total), IGNORE, np.int64),
+            "documents": np.full((1, total), -1, np.int32),
+            "positions": np.zeros((1, total), np.int64),
+        }
+        if self.weighted:
+            arrays["weights"] = np.zeros((1, total), np.float32)
+        if self.channels:
+            arrays["channels"] = np.zeros((1, total), np.int32)
+        start = 0
+        for number, example in enumerate(examples):
+            place = np.s_[0, start : start + sizes[number]]
+            before = np.s_[0, start : start + sizes[number] - 1]  # the last token has no next one
+            arrays["ids"][place] = example.ids
+            arrays["labels"][before] = np.where(example.weights[1:] > 0, example.ids[1:], IGNORE)
+            arrays["documents"][place] = number
+            arrays["positions"][place] = np.arange(sizes[number])
+            if self.weighted:
+                arrays["weights"][before] = example.weights[1:]
+            if self.channels:
+                arrays["channels"][place] = self.channels.index(example.channel or "default")
+            start += sizes[number]
+        return arrays
