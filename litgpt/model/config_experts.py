@@ -3,7 +3,7 @@
 from typing import Any
 
 from litgpt.model.config import LATENT_SIZES, Config
-from litgpt.model.config_json import Translation, Values, layers_in, marks, unsupported, whole
+from litgpt.model.config_values import Translation, Values, layers_in, marks, unsupported, whole
 
 CHUNKED, GLOBAL = "chunked_attention", "full_attention"
 

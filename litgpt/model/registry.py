@@ -22,7 +22,8 @@ from litgpt.errors import UserError
 from litgpt.files import read_json
 from litgpt.model.config import Config, read_mapping
 from litgpt.model.config_experts import litgpt_router, meaning_of_experts
-from litgpt.model.config_json import ConfigKeys, has_bias
+from litgpt.model.config_json import ConfigKeys
+from litgpt.model.config_layers import has_bias
 from litgpt.model.names import Table, table
 
 # Facts about a run or a label, not about what the model computes.
