@@ -6,16 +6,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litgpt.adapt import full, lora
+from litgpt.adapt import boft, full, lora, prompts, scaled, vera
 from litgpt.adapt.layers import COPY, adapted_layers, disabled, stored, whole
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.init import copy_into
-from litgpt.recipe.tuner import Full, LoRA, Tuner
+from litgpt.recipe.tuner import BOFT, IA3, Adapter, AdapterV2, Full, LoRA, Tuner, VeRA
 
 __all__ = ["adapter_tensors", "attach", "disabled", "fill", "initialize", "learning_rate_factor", "merged"]
 
-ATTACH: dict[type[Tuner], Callable[[GPT, Any], None]] = {Full: full.attach, LoRA: lora.attach}
+ATTACH: dict[type[Tuner], Callable[[GPT, Any], None]] = {
+    Full: full.attach,
+    LoRA: lora.attach,
+    IA3: scaled.attach_ia3,
+    VeRA: vera.attach,
+    BOFT: boft.attach,
+    Adapter: prompts.attach,
+    AdapterV2: prompts.attach,
+}
 
 
 def attach(model: GPT, settings: Tuner) -> None:
@@ -94,13 +102,19 @@ def merged(model: GPT) -> Iterator[tuple[str, Tensor]]:
     """Every parameter of the base in full, with what the adapters change folded in: summed in float32, then cast back.
 
     All ranks iterate together.
+
+    Raises:
+        UserError: before the first, if the base has no place for what an adapter does.
     """
+    for name, layer in adapted_layers(model):
+        if why := layer.refusal():
+            raise UserError(f"{name} cannot be merged: {why}; keep base and adapter apart")
     base, adapted = base_names(model), dict(adapted_layers(model))
     for name, parameter in model.named_parameters():
         owner, _, key = name.rpartition(".")
         if name in base:
-            layer = adapted.get(owner)
-            yield name, whole(parameter) if layer is None else layer.merged(key).to(parameter.dtype)
+            value = adapted[owner].merged(key) if owner in adapted else whole(parameter)
+            yield name, value.to(parameter.dtype)
 
 
 def learning_rate_factor(settings: Tuner, name: str) -> float:

@@ -58,6 +58,10 @@ class Adapted(nn.Module):
         copy = self._parameters.get(name + COPY)
         return self.base(name) if copy is None else widened(whole(copy))
 
+    def refusal(self) -> str:
+        """Why the adapter cannot be folded into the base, if it cannot."""
+        return ""
+
     def first_values(self, settings: Any, seed: str) -> First:
         """The name and the whole first value of each parameter that the adapter added.
 
@@ -89,15 +93,15 @@ def become(module: nn.Module, kind: type[nn.Module]) -> None:
         module.__class__ = made(f"{kind.__name__}{base.__name__}", (kind, base))
 
 
-def answer_for(module: nn.Module, name: str, answer: Callable[[Any, str], Tensor]) -> None:
+def answer_for(module: nn.Module, name: str, answer: Callable[[Any, str], Tensor | None]) -> None:
     """Let a layer compute with what `answer(module, name)` gives for its parameter of this name.
 
     FSDP2 asks a layer for its shard by the same name, and gets it: nothing computes with a shard.
     """
 
-    def answered(module: nn.Module) -> Tensor:
-        parameter = stored(module, name)
-        return parameter if is_spread(parameter) else answer(module, name)
+    def answered(module: nn.Module) -> Tensor | None:
+        parameter = module._parameters[name]
+        return parameter if parameter is not None and is_spread(parameter) else answer(module, name)
 
     module.__class__ = made(type(module).__name__, (type(module),), **{name: property(answered)})
 

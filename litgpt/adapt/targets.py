@@ -141,3 +141,18 @@ def targets_of(model: GPT, known: dict[str, set[str]], endings: Iterable[str], p
             inside = {name for name in known if is_inside(name, ending) and is_linear(model, name)}
             found |= inside or found_by_ending("tuner.target_modules", [ending], known)
     return [name for name in known if name in found]
+
+
+def linears_of(model: GPT, known: dict[str, set[str]], endings: Iterable[str]) -> list[tuple[str, nn.Linear]]:
+    """The linear layers of blocks that a tuner is to change, by name, in the model's order.
+
+    Raises:
+        UserError: as `targets_of`, and for what is no such layer.
+    """
+    found = []
+    for name in targets_of(model, known, endings, None):
+        layer = owner_of(model, name)
+        if name == "head" or not isinstance(layer, nn.Linear):
+            raise UserError(f"tuner.target_modules: {name} is no linear layer of a block; only LoRA changes it")
+        found.append((name, layer))
+    return found

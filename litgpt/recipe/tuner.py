@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 
 from litgpt.errors import UserError
-from litgpt.recipe.bounds import Count, Fraction, Positive, check_numbers
+from litgpt.recipe.bounds import Count, Fraction, Position, Positive, Seed, check_numbers
 
 Ratio = Annotated[float, Ge(1e-3), Le(1e6)]
 
@@ -84,4 +84,57 @@ class LoRA(Tuner):
         return self.alpha / (self.r**0.5 if self.rslora else self.r)
 
 
-TUNERS: dict[str, type[Tuner]] = {cls.__name__: cls for cls in (Full, LoRA)}
+@dataclass(frozen=True)
+class IA3(Tuner):
+    """Trained scales of the outputs of some layers and the inputs of others (Liu et al. 2022)."""
+
+    target_modules: list[str] = field(default_factory=lambda: ["k", "v", "down"])
+    """Linear layers, named as for LoRA."""
+    feedforward_modules: list[str] = field(default_factory=lambda: ["down"])
+    """Those of them whose inputs are scaled, not their outputs."""
+
+
+@dataclass(frozen=True)
+class VeRA(Tuner):
+    """Trained scales of one pair of random matrices that all layers share (Kopiczko et al. 2024)."""
+
+    r: Count = 256
+    """Rank of the pair."""
+    target_modules: list[str] = field(default_factory=all_linear)
+    """Linear layers, named as for LoRA."""
+    dropout: Fraction = 0.0
+    """Share of the inputs of the pair that are left out at random while training."""
+    d_initial: Fraction = 0.1
+    """First value of the scales between the two matrices."""
+    projection_seed: Seed = 0
+    """Seed of the pair."""
+
+
+@dataclass(frozen=True)
+class BOFT(Tuner):
+    """Inputs turned by trained orthogonal matrices in blocks (Liu et al. 2024)."""
+
+    block_size: Count = 4
+    """Inputs that are turned among themselves."""
+    butterfly_factors: Annotated[int, Ge(1), Le(16)] = 1
+    """Sparse matrices whose product is the rotation; each one more doubles what is mixed."""
+    target_modules: list[str] = field(default_factory=all_linear)
+    """Linear layers, named as for LoRA."""
+
+
+@dataclass(frozen=True)
+class Adapter(Tuner):
+    """LLaMA-Adapter: trained prompts that attention sees through a gate (Zhang et al. 2023)."""
+
+    prompt_length: Count = 10
+    """Rows of each block's prompt."""
+    start_layer: Position = 2
+    """The first block that has one."""
+
+
+@dataclass(frozen=True)
+class AdapterV2(Adapter):
+    """LLaMA-Adapter v2: also scales and shifts of all linear layers, and the norms (Gao et al. 2023)."""
+
+
+TUNERS: dict[str, type[Tuner]] = {cls.__name__: cls for cls in (Full, LoRA, IA3, VeRA, BOFT, Adapter, AdapterV2)}

@@ -1,4 +1,4 @@
-"""Adapters on disk: LoRA as PEFT's folders, which PEFT loads and ours load there; see `pairs` for fused layers."""
+"""Adapters on disk: LoRA in folders that go to PEFT and come from there, other tuners under our own names."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.files import read_json, staged_folder, write_json
 from litgpt.model.config import Config
-from litgpt.recipe.tuner import LoRA
+from litgpt.recipe.tuner import TUNERS, Full, LoRA, Tuner
 from litgpt.store.pairs import Part, added_to, shared, split
 from litgpt.store.peft_tensors import (
     COPY,
@@ -32,6 +32,7 @@ from litgpt.store.peft_tensors import (
 from litgpt.store.reading import shapes_of
 from litgpt.store.tensors import TensorFiles, write_tensors
 
+OWN = "litgpt"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -39,7 +40,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 class Adapter:
     """What a folder says of an adapter: its settings, its tensors under our names, and the base it was made for."""
 
-    settings: LoRA
+    settings: Tuner
     tensors: dict[str, Tensor]
     base: str
 
@@ -49,11 +50,11 @@ def save(
     tensors: Tensors,
     *,
     config: Config,
-    settings: LoRA,
+    settings: Tuner,
     base: str = "",
     replace: bool = False,
 ) -> None:
-    """Write an adapter as a PEFT folder, whole or not at all.
+    """Write an adapter as a folder, whole or not at all: LoRA as PEFT has it, other tuners under our own names.
 
     Args:
         tensors: what the tuner added or trains, whole, on the CPU, under our names.
@@ -63,17 +64,23 @@ def save(
     Raises:
         UserError: if the folder holds something already, or PEFT has no form for a tensor.
     """
-    published, parts, left = to_peft(tensors, config)
-    if left:
-        raise UserError(f"{min(left)}: PEFT's folders have no form for it; merge the adapter into its base instead")
-    notes = {
-        "settings": asdict(settings),
-        "parts": {layer: [asdict(part) for part in some] for layer, some in parts.items()},
-    }
+    if isinstance(settings, LoRA):
+        published, parts, left = to_peft(tensors, config)
+        if left:
+            raise UserError(f"{min(left)}: PEFT's folders have no form for it; merge the adapter into its base instead")
+        listed = {layer: [asdict(part) for part in some] for layer, some in parts.items()}
+        metadata = {"format": "pt", "litgpt": json.dumps({"settings": asdict(settings), "parts": listed})}
+        values = peft_config(published, parts, settings, config, base)
+    elif isinstance(settings, Full):
+        raise UserError("tuner: Full adds no adapter; save the model itself")
+    else:
+        published, metadata = dict(tensors), {"format": "pt"}
+        choice = {"class_path": type(settings).__name__, "init_args": asdict(settings)}
+        values = {OWN: choice, "base_model_name_or_path": base}
     with staged_folder(Path(folder), replace=replace) as staged:
         whole = {name: tensor.detach().contiguous() for name, tensor in published.items()}
-        write_tensors(staged / WEIGHTS, whole, {"format": "pt", "litgpt": json.dumps(notes)})
-        write_json(staged / CONFIG, peft_config(published, parts, settings, config, base))
+        write_tensors(staged / WEIGHTS, whole, metadata)
+        write_json(staged / CONFIG, values)
 
 
 def peft_config(
@@ -113,18 +120,20 @@ def alpha_for(rank: int, settings: LoRA) -> float:
 
 
 def load(folder: Path | str, config: Config) -> Adapter:
-    """Read a PEFT folder of LoRA for a model of this shape.
+    """Read an adapter's folder, for a model of this shape: LoRA as PEFT has it, other tuners as `save` writes them.
 
     Raises:
         UserError: in one line, if a file is missing or damaged, or the adapter is of another kind or for another base.
     """
     folder = Path(folder)
     values = read_json(folder / CONFIG)
-    if not isinstance(values, dict) or values.get("peft_type") != "LORA":
-        kind = values.get("peft_type") if isinstance(values, dict) else values
-        raise UserError(f"{folder / CONFIG}: peft_type: {kind!r} will not do; LORA would")
+    values = values if isinstance(values, dict) else {}
+    if OWN not in values and values.get("peft_type") != "LORA":
+        raise UserError(f"{folder / CONFIG}: peft_type: {values.get('peft_type')!r} will not do; LORA would")
     base = str(values.get("base_model_name_or_path") or "")
     files = TensorFiles([folder / WEIGHTS])
+    if OWN in values:
+        return Adapter(own_settings(folder, values[OWN]), {name: files.whole(name) for name in files.wholes}, base)
     published = {name.removeprefix(START): files.whole(name) for name in files.wholes}
     try:
         notes = json.loads(files.metadata["litgpt"]) if "litgpt" in files.metadata else None
@@ -136,6 +145,14 @@ def load(folder: Path | str, config: Config) -> Adapter:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder}: not an adapter that can be read ({type(error).__name__}: {error})") from None
     return Adapter(settings, tensors, base)
+
+
+def own_settings(folder: Path, choice: Any) -> Tuner:
+    """The settings of a tuner that PEFT does not know in this form."""
+    try:
+        return TUNERS[choice["class_path"]](**choice["init_args"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG}: {OWN}: not the settings of a tuner ({error})") from None
 
 
 def from_ours(published: Tensors, notes: Any, config: Config) -> tuple[LoRA, dict[str, Tensor]]:

@@ -12,10 +12,10 @@ from torch import Tensor
 from litgpt import adapt
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
-from litgpt.recipe.tuner import LoRA
+from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, Full, LoRA, Tuner, VeRA
 from litgpt.store import adapters
 from tests.adapt.models import IDS, adapted, base_of, move, transformers_model
-from tests.store.models import random_model
+from tests.store.models import random_model, small
 
 FUSED = {"name": "Phi-3-mini-4k-instruct", "sliding_window_size": None}
 GPT2 = {"name": "gpt2", "n_query_groups": 4, "head_size": 8}
@@ -76,8 +76,6 @@ THEIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("case", THEIRS)
 def test_theirs_load_in_ours(case: str, tmp_path: Path) -> None:
     settings, changes = THEIRS[case]
-    from tests.store.models import small
-
     changes = dict(changes)
     base = random_model(small(changes.pop("name", "Qwen2.5-0.5B"), **changes))
     config = peft.LoraConfig(**{"r": 4, "lora_alpha": 12, **settings})
@@ -94,6 +92,27 @@ def test_theirs_load_in_ours(case: str, tmp_path: Path) -> None:
     adapt.initialize(base, theirs.settings, 0)
     adapt.fill(base, theirs.tensors)
     assert (reference(IDS).logits - base(IDS)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "settings", [IA3(), VeRA(r=3), BOFT(), AdapterV2(start_layer=1)], ids=lambda one: type(one).__name__
+)
+def test_other_tuners_come_back_to_the_bit(settings: Tuner, tmp_path: Path) -> None:
+    model = adapted(settings).float()
+    move(model)
+    adapters.save(tmp_path / "adapter", whole(model), config=model.config, settings=settings, base="some/base")
+    back = adapters.load(tmp_path / "adapter", model.config)
+    assert back.settings == settings and back.base == "some/base"
+    other = adapted(back.settings).float()
+    assert not torch.equal(other(IDS), model(IDS))
+    adapt.fill(other, back.tensors)
+    assert torch.equal(other(IDS), model(IDS))
+
+
+def test_full_training_has_no_adapter(tmp_path: Path) -> None:
+    model = adapted(Full())
+    with pytest.raises(UserError, match="Full adds no adapter; save the model itself"):
+        adapters.save(tmp_path / "adapter", whole(model), config=model.config, settings=Full())
 
 
 def saved(folder: Path, **changes: Any) -> GPT:

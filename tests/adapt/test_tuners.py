@@ -1,0 +1,180 @@
+"""Every tuner starts as the base, trains all that it adds and no bit of the base, and merges or says why not."""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import torch.nn.functional as F
+
+from litgpt import adapt
+from litgpt.adapt.boft import rotation, shuffle
+from litgpt.errors import UserError
+from litgpt.model.gpt import GPT
+from litgpt.model.layers import RMSNorm
+from litgpt.recipe.tuner import BOFT, IA3, Adapter, AdapterV2, LoRA, Tuner, VeRA
+from tests.adapt.models import IDS, adapted, base_of, loss_of, move, plain, published_modules, steps, transformers_model
+
+BIASED: dict[str, Any] = {"name": "pythia-14m"}  # every linear layer but the head has a bias
+TUNERS: dict[str, tuple[Tuner, dict[str, Any]]] = {
+    "LoRA": (LoRA(dropout=0.0), {}),
+    "IA3": (IA3(), {}),
+    "IA3, biases": (IA3(target_modules=["q", "up", "down"]), BIASED),
+    "VeRA": (VeRA(r=8), {}),
+    "BOFT": (BOFT(), {}),
+    "BOFT, 3 factors": (BOFT(butterfly_factors=3, target_modules=["q", "up"]), {}),
+    "Adapter": (Adapter(start_layer=1), {}),
+    "AdapterV2": (AdapterV2(start_layer=0), {"tie_embeddings": False}),
+}
+SHIFTED = ("Adapter", "AdapterV2")
+
+
+def build(case: str) -> GPT:
+    settings, changes = TUNERS[case]
+    return adapted(settings, **changes)
+
+
+@pytest.mark.parametrize("case", TUNERS)
+def test_starts_as_the_base_and_trains_all_that_it_adds_and_no_bit_of_the_base(case: str) -> None:
+    model = build(case)
+    with adapt.disabled(model):
+        before = model(IDS)
+    assert torch.allclose(model(IDS), before, atol=1e-12)
+    base, added = base_of(model), adapt.adapter_tensors(model)
+    trained = {name for name, value in added.items() if value.requires_grad}
+    first = {name: value.detach().clone() for name, value in added.items()}
+    losses = steps(model, lambda: model(IDS), 3)
+    assert losses[-1] < losses[0]
+    assert {name for name, value in added.items() if not torch.equal(value, first[name])} == trained
+    assert all(torch.equal(value, base[name]) for name, value in base_of(model).items())
+    assert {name for name, value in model.named_parameters() if value.grad is not None} == trained
+    with adapt.disabled(model):
+        assert torch.equal(model(IDS), before)
+
+
+@pytest.mark.parametrize("case", [case for case in TUNERS if case not in SHIFTED])
+def test_merged_is_the_adapter(case: str) -> None:
+    model = build(case)
+    before = model(IDS)
+    move(model)
+    assert (model(IDS) - before).abs().max() > 1e-3
+    assert (plain(model)(IDS) - model(IDS)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("case", SHIFTED)
+def test_what_the_base_has_no_place_for_is_not_merged(case: str) -> None:
+    with pytest.raises(UserError, match=r"blocks.* cannot be merged: .* no place in .*; keep base and adapter apart"):
+        next(adapt.merged(build(case)))
+
+
+@pytest.mark.parametrize("case", TUNERS)
+def test_autocast_computes_in_bfloat16(case: str) -> None:
+    model = build(case).float()
+    move(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = model(IDS)
+    loss_of(scores.float()).backward()
+    assert scores.dtype == torch.bfloat16
+    assert F.cosine_similarity(scores.flatten().float(), model(IDS).flatten(), dim=0) > 0.99
+    gradients = [value.grad for value in adapt.adapter_tensors(model).values() if value.requires_grad]
+    assert all(gradient is not None and gradient.isfinite().all() and gradient.any() for gradient in gradients)
+
+
+IN_PEFT = {
+    "scale_in": "ia3_l.default",
+    "scale_out": "ia3_l.default",
+    "boft_r": "boft_R.default",
+    "boft_scale": "boft_s.default",
+}
+IN_PEFT |= {"vera_scale_d": "vera_lambda_d.default", "vera_scale_b": "vera_lambda_b.default"}
+PEFTS = {
+    "IA3": peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "VeRA": peft.VeraConfig(r=8, target_modules="all-linear"),
+    "BOFT": peft.BOFTConfig(boft_block_size=4, boft_block_num=0, target_modules="all-linear"),
+}
+
+
+@pytest.mark.parametrize("case", PEFTS)
+def test_forward_gradients_and_steps_are_those_of_peft(case: str, tmp_path: Path) -> None:
+    model = build(case)
+    reference = peft.get_peft_model(transformers_model(model, tmp_path / "base"), PEFTS[case]).double()
+    modules, theirs = published_modules(model), dict(reference.named_parameters())
+    move(model)
+    pairs = []
+    for name, value in adapt.adapter_tensors(model).items():
+        owner, _, key = name.rpartition(".")
+        if value.requires_grad:
+            pairs.append((value, theirs.pop(f"base_model.model.{modules[owner]}.{IN_PEFT[key]}")))
+    assert not [name for name, value in theirs.items() if value.requires_grad]
+    with torch.no_grad():
+        for ours, other in pairs:
+            other.copy_(ours.view_as(other))
+    assert (model(IDS) - reference(IDS).logits).abs().max() < 1e-5
+    assert steps(model, lambda: model(IDS), 5) == pytest.approx(
+        steps(reference, lambda: reference(IDS).logits, 5), abs=1e-5
+    )
+    for ours, other in pairs:
+        assert torch.allclose(ours.grad, other.grad.view_as(ours), atol=1e-5)  # type: ignore[arg-type]
+        assert torch.allclose(ours, other.view_as(ours), atol=1e-4)
+
+
+def test_rotation_is_orthogonal_and_each_factor_doubles_what_is_mixed() -> None:
+    for factors, reach in ((1, 4), (2, 8), (3, 16)):
+        turn = rotation(torch.randn(factors, 8, 4, 4, dtype=torch.float64))
+        assert torch.allclose(turn @ turn.mT, torch.eye(32, dtype=torch.float64), atol=1e-10)
+        assert ((turn.abs() > 1e-12).sum(1) == reach).all()
+
+
+def test_shuffle_is_that_of_peft() -> None:
+    from peft.tuners.boft.layer import BOFTLayer
+
+    for number in range(3):
+        theirs = BOFTLayer.block_butterfly_perm(None, 32, 8 >> number, 2, 3)  # type: ignore[arg-type]
+        assert torch.equal(shuffle(8, 4, number), theirs)
+
+
+def test_prompt_is_seen_by_a_softmax_of_its_own_through_the_gate() -> None:
+    model = adapted(Adapter(start_layer=1, prompt_length=3), norm_qk=False)
+    move(model)
+    attention = model.blocks[1].attention
+    x = torch.randn(2, 5, 32, dtype=torch.float64)
+    from litgpt.model.attention import share
+
+    shared = share(model.config, torch.arange(5), documents_BT=None, cached=0)
+    with adapt.disabled(model):
+        plain_result = attention(x, shared)
+    q = attention.q(x).unflatten(-1, (4, 8)).transpose(1, 2)
+    q, _ = attention._place(q, q, shared)
+    keys, values = (
+        layer(attention.prompt).unflatten(-1, (2, 8)).repeat_interleave(2, dim=1)
+        for layer in (attention.k, attention.v)
+    )
+    scores = torch.einsum("bhts,lhs->bhtl", q, keys) * 8**-0.5
+    seen = torch.einsum("bhtl,lhs->bths", scores.softmax(-1), values)
+    extra = (seen * attention.prompt_gate[:, None]).flatten(2) @ attention.out.weight.mT
+    assert torch.allclose(attention(x, shared), plain_result + extra, atol=1e-9)
+
+
+def test_second_adapter_trains_norms_scales_and_shifts() -> None:
+    model = build("AdapterV2")
+    names = {name for name, value in adapt.adapter_tensors(model).items() if value.requires_grad}
+    norms = {f"{name}.weight_trained" for name, layer in model.named_modules() if isinstance(layer, RMSNorm)}
+    assert norms == {name for name in names if name.endswith("_trained")} and len(norms) == 5
+    assert {"head.scale_out", "head.shift", "blocks.0.mlp.up.shift", "blocks.0.attention.prompt"} <= names
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (Adapter(), "tuner.start_layer: 2 leaves none of 2 blocks; give at most 1"),
+        (IA3(target_modules=["k"], feedforward_modules=["down"]), "down is not among the target_modules"),
+        (IA3(target_modules=["norm"], feedforward_modules=[]), "is no linear layer of a block; only LoRA changes it"),
+        (VeRA(target_modules=["qq"]), "tuner.target_modules: 'qq' is nothing in this model"),
+        (BOFT(block_size=5), "tuner.block_size: 5 with 1 factors does not tile the 32 inputs of blocks.0.attention.q"),
+    ],
+)
+def test_wrong_settings_are_one_line(settings: Tuner, said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        adapted(settings)
+    assert "\n" not in str(error.value)
