@@ -44,6 +44,7 @@ class Row(NamedTuple):
 
 ROWS = {
     "llama": Row("Llama", {"head_dim": 16, "attention_bias": True, "mlp_bias": True}),
+    "llama-one-group": Row("Llama", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
     "llama-llama3": Row(
         "Llama", {"rope_parameters": {**LLAMA3, "original_max_position_embeddings": 32, "rope_theta": 1e4}}
     ),
@@ -66,6 +67,7 @@ ROWS = {
         "Qwen3", {"attention_bias": True, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
     ),
     "gemma": Row("Gemma", {"head_dim": 16, "num_key_value_heads": 1}),
+    "gemma-untied": Row("Gemma", {"head_dim": 12, "num_key_value_heads": 4, "tie_word_embeddings": False}),
     "gemma2": Row("Gemma2", {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 10}),
     "gemma3": Row(
         "Gemma3Text", {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 10, "rope_parameters": BOTH}
@@ -73,6 +75,7 @@ ROWS = {
     "vaultgemma": Row("VaultGemma", {"head_dim": 16, "sliding_window": 8}),
     "gpt_neox": Row("GPTNeoX", {"rope_parameters": {**of("default"), "partial_rotary_factor": 0.5}}),
     "gpt_neox-serial": Row("GPTNeoX", {"use_parallel_residual": False, "tie_word_embeddings": True}),
+    "gpt_neox-whole-heads": Row("GPTNeoX", {"rope_parameters": {**of("default"), "partial_rotary_factor": 1.0}}),
     "gpt2": Row("GPT2", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}),
     "gpt_bigcode": Row("GPTBigCode", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
     "gpt_bigcode-heads": Row(

@@ -1,4 +1,4 @@
-"""Our decoder against transformers: same weights through the name tables, same logits, and back to the bit."""
+"""Our decoder against transformers where logits do not tell: gradients, bfloat16, tied heads, our own models there."""
 
 import json
 from pathlib import Path
@@ -19,32 +19,18 @@ from litgpt.model.registry import Family, families, family_of, find, read_shape
 
 SIZES = {"vocab_size": 96, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80}
 NO_IDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-    "rope_theta": 500000.0,
-}
-LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 QUARTER = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-WHOLE = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 1.0}
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "neox-parallel": ("GPTNeoX", {"rope_parameters": QUARTER}),
-    "neox-serial": ("GPTNeoX", {"use_parallel_residual": False, "rope_parameters": QUARTER}),
-    "neox-whole-head-rotated-tied": ("GPTNeoX", {"rope_parameters": WHOLE, "tie_word_embeddings": True}),
+    "neox": ("GPTNeoX", {"rope_parameters": QUARTER}),
     "llama": ("Llama", {"rms_norm_eps": 1e-5}),
     "llama-grouped-tied": ("Llama", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
-    "llama-one-group": ("Llama", {"num_key_value_heads": 1, "head_dim": 16}),
-    "llama3-rope": ("Llama", {"num_key_value_heads": 2, "rope_parameters": LLAMA3}),
-    "llama-linear-rope": ("Llama", {"rope_parameters": LINEAR}),
-    "mistral": ("Mistral", {"num_key_value_heads": 2, "sliding_window": None}),
-    "qwen2": ("Qwen2", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
-    "qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 16}),
     "gemma": ("Gemma", {"num_key_value_heads": 1, "head_dim": 16}),
-    "gemma-untied": ("Gemma", {"num_key_value_heads": 4, "head_dim": 12, "tie_word_embeddings": False}),
+    "gemma2": ("Gemma2", {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8}),
+    "olmo2": ("Olmo2", {"num_key_value_heads": 2}),
+    "cohere": ("Cohere", {"use_qk_norm": True, "logit_scale": 0.5}),
+    "nemotron": ("Nemotron", {"num_key_value_heads": 2, "rope_parameters": QUARTER}),
+    "falcon": ("Falcon", {"multi_query": True}),
 }
 
 
@@ -85,44 +71,7 @@ def our_model(config: Config, tensors: dict[str, Tensor]) -> GPT:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
-    theirs = reference(name)
-    config, tensors = saved(theirs, tmp_path)
-    family = family_of(config)
-    assert family is not None
-    ours = our_model(config, to_ours(family.tensors, tensors, config))
-    ids = torch.randint(0, 96, (2, 128), generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        wanted, got = theirs(ids).logits, ours(ids)
-    assert wanted.abs().max() > 0.5
-    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_names_round_trip_to_the_bit(name: str, tmp_path: Path) -> None:
-    theirs = reference(name)
-    config, tensors = saved(theirs, tmp_path)
-    family = families()[theirs.config.model_type]
-    back = to_published(family.tensors, to_ours(family.tensors, tensors, config), config)
-    assert back.keys() == tensors.keys()
-    assert all(torch.equal(back[key], tensors[key]) for key in tensors)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_written_config_json_loads_in_transformers(name: str, tmp_path: Path) -> None:
-    theirs = reference(name)
-    config, tensors = saved(theirs, tmp_path)
-    family = families()[theirs.config.model_type]
-    loaded = opened(tmp_path / "ours", family, config, tensors)
-    assert type(loaded) is type(theirs)
-    ids = torch.arange(100)[None] % 96
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(ids).logits, theirs(ids).logits, atol=1e-5, rtol=1e-5)
-    assert read_shape(tmp_path / "ours").to_dict() == {**config.to_dict(), "name": "ours"}
-
-
-@pytest.mark.parametrize("name", ["neox-parallel", "llama", "gemma"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "llama-grouped-tied"])
 def test_gradients_equal_transformers(name: str, tmp_path: Path) -> None:
     theirs = reference(name)
     config, tensors = saved(theirs, tmp_path)
