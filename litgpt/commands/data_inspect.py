@@ -1,6 +1,7 @@
 """`litgpt data inspect`: show what a run would read."""
 
 import random
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -8,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from litgpt.commands.data_prepare import open_data, print_counts
+from litgpt.commands.samples import print_rows
+from litgpt.data.samples import SampleRows
 from litgpt.data.stream import TrainStream, ValStream
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
@@ -18,7 +21,7 @@ from litgpt.recipe.data_commands import DataInspect
 def some_samples(stream: Stream, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Samples as (T,) tokens and (T,) document numbers; the first ones, where a stream cannot be entered anywhere."""
     if isinstance(stream, TrainStream | ValStream):
-        rows = stream.rows
+        rows: Any = stream.rows
         chosen = random.Random(seed).sample(range(rows.count), min(number, rows.count))
         return [(rows.row(index)[0][:-1], rows.document_numbers(index)) for index in chosen]
     found = [batch.ids[0].numpy() for batch, _ in zip(stream, range(number), strict=False)]
@@ -47,7 +50,11 @@ def run(recipe: DataInspect) -> None:
     stream = train if recipe.split == "train" else val
     if stream is None:
         raise UserError(f"split: val: data: {type(recipe.data).__name__} has no validation data here; split: train has")
-    print_counts(train, val, recipe.max_seq_length)
+    print_counts(recipe.data, train, val, recipe.max_seq_length)
+    if tokenizer is not None and isinstance(rows := getattr(stream, "rows", None), SampleRows):
+        print_rows(rows, tokenizer, recipe.samples, recipe.seed)
+        stream.close()
+        return
     table = Table("sample", "tokens", "documents", "different tokens", "text", show_lines=True)
     for number, (ids, documents) in enumerate(some_samples(stream, recipe.samples, recipe.seed), 1):
         lengths = ", ".join(map(str, np.bincount(documents)))

@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from litgpt.commands.samples import print_sets
+from litgpt.data.examples import ExampleFile
 from litgpt.data.stream import Mix, TrainStream, ValStream, Windows
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.files import verify
@@ -29,8 +31,19 @@ def windows_of(stream: Stream | None) -> list[Windows]:
     return [part for part in parts if isinstance(part, Windows)]
 
 
-def print_counts(train: Stream, val: Stream | None, length: int) -> None:
-    """Print documents, tokens, windows and left-over tokens of each text, and where it lies."""
+def example_files(data: DataModule) -> list[ExampleFile]:
+    """The samples on disk that a module of conversations reads; none of another module."""
+    return [file for _, file in getattr(data, "made", None) or ()]
+
+
+def print_counts(data: DataModule, train: Stream, val: Stream | None, length: int) -> None:
+    """Print documents, tokens, windows and left-over tokens of each text, and where it lies; or sets of samples."""
+    if files := example_files(data):
+        print_sets(data)
+        streams = [(name, stream) for name, stream in (("train", train), ("val", val)) if stream is not None]
+        counts = [f"{name}: {stream.samples_per_epoch:,} rows" for name, stream in streams]
+        print(*counts, *dict.fromkeys(f"in {file.folder}" for file in files), sep="\n")
+        return
     table = Table("split", "documents", "tokens", f"windows of {length:,}", "tail tokens", "skipped rows")
     folders = []
     for name, stream in (("train", train), ("val", val)):
@@ -55,8 +68,8 @@ def run(recipe: DataPrepare) -> None:
     """
     tokenizer = Tokenizer(recipe.tokenizer_dir) if recipe.tokenizer_dir else None
     train, val = open_data(recipe.data, tokenizer, recipe.max_seq_length)
-    for windows in [*windows_of(train), *windows_of(val)]:
-        folder: Path = getattr(windows.tokens, "folder", Path())
+    folders = [getattr(windows.tokens, "folder", Path()) for windows in [*windows_of(train), *windows_of(val)]]
+    for folder in [*folders, *(file.folder for file in example_files(recipe.data))]:
         if (folder / "manifest.json").is_file():
             verify(folder)
-    print_counts(train, val, recipe.max_seq_length)
+    print_counts(recipe.data, train, val, recipe.max_seq_length)

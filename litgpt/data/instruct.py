@@ -133,9 +133,10 @@ class Finetuning(DataModule):
 
     def report(self) -> dict[str, Any]:
         """The rows that were left out, by the name of their set; JSON values."""
-        return {
-            entry.rows.name: {**asdict(file.report), "reasons": dict(file.report.reasons)} for entry, file in self.made
-        }
+        found: dict[str, Any] = {}
+        for entry, file in self.made:
+            found[entry.rows.name] = {**asdict(file.report), "reasons": dict(file.report.reasons)}
+        return found
 
     def longest(self) -> int:
         """The tokens of the longest sample."""
@@ -265,10 +266,10 @@ class Conversations(Finetuning):
     the hub. Rows are messages, ShareGPT, Alpaca, question and answer, or plain text; samples are kept in `cache_dir`.
     """
 
-    sources: list[Any]
+    sources: str | list[Any]
     """Paths (`rows.jsonl`, or `rows.jsonl#500` for 500 of them), or mappings of path, split, format, columns, sample,
     weight, channel and val_fraction."""
-    val_sources: list[Any] = field(default_factory=list)
+    val_sources: str | list[Any] = field(default_factory=list)
     """The same for validation; empty splits `val_fraction` off `sources`."""
     val_fraction: Fraction = 0.05
     """Share of each source that is kept for validation."""
@@ -302,7 +303,8 @@ class Conversations(Finetuning):
         if not self.sources:
             raise UserError("data.sources: empty; give at least one path")
         self._sources, self._val_sources = (
-            [source_of(one) for one in group] for group in (self.sources, self.val_sources)
+            [source_of(one) for one in ([group] if isinstance(group, str) else group)]
+            for group in (self.sources, self.val_sources)
         )
         if self.prompt_style is not None:
             style_of(self.prompt_style)

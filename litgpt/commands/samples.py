@@ -1,0 +1,73 @@
+"""Show samples of conversations: their text with what is trained marked, their lengths, and what was left out."""
+
+import itertools
+import random
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from litgpt.data.examples import ExampleFile, Report
+from litgpt.data.labels import Example
+from litgpt.data.samples import SampleRows
+from litgpt.data.tokenizer import Tokenizer
+from litgpt.recipe.data import DataModule
+
+TRAINED = ("⟦", "⟧")
+"""What stands around a run of tokens that are trained, since a file of the output has no colours."""
+
+
+def shown(example: Example, tokenizer: Tokenizer) -> Text:
+    """A sample's text; runs of tokens that are trained stand in brackets, with their weight if it is not 1."""
+    text = Text()
+    for weight, run in itertools.groupby(zip(example.ids, example.weights, strict=True), key=lambda pair: pair[1]):
+        part = written([int(token) for token, _ in run], tokenizer)
+        if weight == 0:
+            text.append(part, style="dim")
+        else:
+            times = "" if weight == 1 else f"×{weight:g}"
+            text.append(f"{TRAINED[0]}{part}{TRAINED[1]}{times}", style="bold green")
+    return text
+
+
+def written(ids: list[int], tokenizer: Tokenizer) -> str:
+    """The text of some tokens, special ones included where the tokenizer can tell."""
+    if tokenizer.backend == "huggingface":
+        return tokenizer.processor.decode(ids, skip_special_tokens=False)
+    return tokenizer.decode(ids)
+
+
+def print_sets(data: DataModule) -> None:
+    """Print of every set of rows how many were read and left out, and the samples and tokens that they became."""
+    table = Table("rows of", "read", "left out", "samples", "tokens", "trained", "length: median", "99 %", "longest")
+    reports: list[tuple[str, Report]] = []
+    for entry, file in getattr(data, "made", None) or ():
+        assert isinstance(file, ExampleFile)
+        lengths = file.lengths()
+        trained = int(file.array("targets").sum())
+        middle, high = np.percentile(lengths, [50, 99]) if len(lengths) else (0, 0)
+        numbers = [file.report.rows, file.report.left_out, file.count, file.tokens, trained]
+        numbers += [int(middle), int(high), int(lengths.max(initial=0))]
+        table.add_row(entry.rows.name, *(f"{number:,}" for number in numbers))
+        reports.append((entry.rows.name, file.report))
+    Console().print(table)
+    for name, report in reports:
+        if report.left_out:
+            print(f"{name}: {report}", *(f"  {line}" for line in report.first), sep="\n")
+
+
+def print_rows(rows: SampleRows, tokenizer: Tokenizer, number: int, seed: int) -> None:
+    """Print some rows, each with the samples in it."""
+    table = Table(
+        "row", "tokens", "trained", "lengths", f"text (trained: {TRAINED[0]}...{TRAINED[1]})", show_lines=True
+    )
+    for index in random.Random(seed).sample(range(rows.count), min(number, rows.count)):
+        examples = [rows.pieces.read(piece) for piece in rows.members(index)]
+        text = Text("\n──── next sample ────\n", style="bold yellow").join(shown(one, tokenizer) for one in examples)
+        lengths = [len(example.ids) for example in examples]
+        trained = sum(int(np.count_nonzero(example.weights[1:])) for example in examples)
+        channels = sorted({example.channel for example in examples if example.channel is not None})
+        name = f"{index}" + (f" ({', '.join(channels)})" if channels else "")
+        table.add_row(name, str(sum(lengths)), str(trained), ", ".join(map(str, lengths)), text)
+    Console().print(table)

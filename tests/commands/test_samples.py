@@ -1,0 +1,69 @@
+"""`litgpt data inspect` and `data prepare` on conversations: what is trained is marked, and what was left out counted."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from litgpt.commands import data_inspect, data_prepare
+from litgpt.commands.samples import shown
+from litgpt.data import JSON, Conversations
+from litgpt.data.instruct import Packing
+from litgpt.data.weights import WeightRule
+from litgpt.errors import UserError
+from litgpt.recipe.data_commands import DataInspect, DataPrepare
+from tests.data.templates import write_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    write_tokenizer(tmp_path / "tokenizer", "chatml")
+    rows = [{"query": f"question {n}", "response": "the quick fox", "channel": "c"} for n in range(20)]
+    lines = [*rows, {"query": "alone"}, {"messages": []}, {"messages": 3}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path
+
+
+def test_inspect(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Conversations(
+        sources="rows.jsonl", on_error="drop", weights=[WeightRule(2, keyword="quick")], packing=Packing(True, 60)
+    )
+    data_inspect.run(DataInspect(data, folder / "tokenizer", 60, samples=1))
+    said = capsys.readouterr().out
+    assert "⟦the⟧⟦ quick⟧×2⟦ fox<|im_end|>⟧" in said and "<|im_start|>user" in said and "next sample" in said
+    assert "rows.jsonl: 3 of 23 rows left out" in said and "rows.jsonl:21: no answer" in said and "(c)" in said
+    assert "train: 10 rows" in said and "val: 1 rows" in said
+    data = Conversations(sources="rows.jsonl", on_error="drop")
+    data_inspect.run(DataInspect(data, folder / "tokenizer", 60, split="val", samples=5))
+    assert capsys.readouterr().out.count("⟦the quick fox<|im_end|>⟧") == 1
+
+
+def test_prepare_holds_samples_against_their_hashes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> None:
+        data = Conversations(sources="rows.jsonl", on_error="drop")
+        data_prepare.run(DataPrepare(data, folder / "tokenizer", 60))
+
+    run()
+    assert "rows.jsonl" in capsys.readouterr().out
+    (path,) = (folder / "data" / "conversations").glob("*/tokens.npy")
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=r"tokens\.npy"):
+        run()
+
+
+def test_instructions_with_the_prompt_trained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"instruction": f"question {n}", "output": "fox"} for n in range(20)]
+    (folder / "data.json").write_text(json.dumps(rows))
+    data = JSON(folder / "data.json", prompt_style="phi-2")
+    data_inspect.run(DataInspect(data, folder / "tokenizer", 60, samples=1))
+    assert "⟦Instruct: question" in capsys.readouterr().out
+    (_, file), *_ = data.made
+    masked = JSON(folder / "data.json", prompt_style="phi-2", mask_prompt=True)
+    data_inspect.run(DataInspect(masked, folder / "tokenizer", 60, samples=1))
+    (_, other), *_ = masked.made
+    assert shown(file.read(0), data.tokenizer).plain == "⟦Instruct: question 0\nOutput:fox<|im_end|>⟧"
+    assert shown(other.read(0), data.tokenizer).plain == "Instruct: question 0\nOutput:⟦fox<|im_end|>⟧"
