@@ -1,4 +1,4 @@
-"""`litgpt data inspect` and `data prepare` on conversations: what is trained is marked, and what was left out counted."""
+"""`litgpt data inspect` and `data prepare` on conversations: what is trained is marked, what was left out counted."""
 
 import json
 from pathlib import Path
