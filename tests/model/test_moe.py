@@ -272,3 +272,12 @@ def test_float64_gradients_of_rows_add_up_to_the_batch() -> None:
     parts = [torch.autograd.grad(model(row[None]).logsumexp(-1).sum(), trained) for row in ids()]
     for wanted, *got in zip(whole, *parts, strict=True):
         torch.testing.assert_close(sum(got), wanted, atol=1e-12, rtol=1e-12)
+
+
+def test_a_change_of_type_leaves_the_correction_exact() -> None:
+    router = drawn(Router(Config(**{**SHAPE, **CORRECTED})))
+    before = router.correction.clone()
+    for dtype in (torch.bfloat16, torch.float64):
+        router.to(dtype)
+        assert router.weight.dtype == dtype and torch.equal(router.correction, before)
+        assert not router.correction.requires_grad

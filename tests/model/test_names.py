@@ -8,7 +8,9 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 from litgpt.model.names import Table, table, to_ours, to_published
+from litgpt.model.registry import litgpt_names
 
 SHAPE: dict[str, Any] = {
     "n_layer": 2, "n_embd": 6, "n_head": 4, "n_query_groups": 2, "head_size": 2, "intermediate_size": 5,
@@ -171,3 +173,19 @@ def test_names_may_start_otherwise() -> None:
         f"{x}.weight" for x in ("blocks.1.attention.q", "head", "blocks.0.attention.q")
     ]
     assert names.writing(["head.weight"], config())[0].theirs == "lm_head.weight"
+
+
+def test_litgpt_names_of_every_part_of_a_model_with_experts() -> None:
+    latent = {"q_lora_rank": 4, "kv_lora_rank": 4, "qk_rope_head_dim": 2, "qk_nope_head_dim": 2, "v_head_dim": 2}
+    for more in (
+        {},
+        {"latent_attention": latent, "n_query_groups": 4, "first_k_dense_replace": 1, "router_correction": True},
+        {"bias": True},
+    ):
+        shape = config(**more, norm_class_name="RMSNorm", padded_vocab_size=16)
+        ours = {key: torch.randn_like(one) for key, one in GPT(shape).named_parameters()}
+        published = to_published(litgpt_names(), ours, shape)
+        assert all(key.startswith(("transformer.", "lm_head.")) for key in published)
+        assert f"transformer.h.1.mlp.experts.2.fc_1.{'bias' if 'bias' in more else 'weight'}" in published
+        back = to_ours(litgpt_names(), published, shape)
+        assert back.keys() == ours.keys() and all(torch.equal(back[key], ours[key]) for key in ours)
