@@ -101,6 +101,8 @@ class Published:
         where, theirs = self.source.where, self.step.theirs
         if not like.is_floating_point():
             raise UserError(f"{where}: {theirs} is of type {like.dtype}; weights are floating-point numbers")
+        if like.dtype.itemsize == 1:
+            raise UserError(f"{where}: {theirs} is of type {like.dtype} without scales; use weights that are whole")
         for name, part in self._split(like).items():
             here, there = tuple(part.shape), self.shape_of(name)
             if here != there:

@@ -1,0 +1,71 @@
+"""What a rank does in the test of slices: load a sharded model, and count which values of the file are looked at."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from litgpt.model.registry import read_shape
+from litgpt.store import published
+from litgpt.store.tensors import MappedFile
+from tests.store.models import random_model
+
+mapped: dict[int, int] = {}  # where in memory the views of files begin, and their bytes
+
+
+class Reads(TorchDispatchMode):
+    """Counts the bytes that every operation takes from a mapped file; one that only makes a view takes none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for one in args:
+            if isinstance(one, Tensor) and one.device.type == "cpu" and one.untyped_storage().data_ptr() in mapped:
+                made = out if isinstance(out, Tensor) else out[0] if out else one
+                is_view = made.untyped_storage().data_ptr() == one.untyped_storage().data_ptr()
+                chosen = made if "index" in str(func) else one  # of what is indexed, only the outcome is looked at
+                self.bytes += 0 if is_view else chosen.nbytes
+        return out
+
+
+def watch() -> None:
+    """Note where the views of every mapped file lie."""
+    view = MappedFile.view
+
+    def noted(self: MappedFile, name: str) -> Tensor:
+        found = view(self, name)
+        mapped[found.untyped_storage().data_ptr()] = found.nbytes
+        return found
+
+    MappedFile.view = noted  # type: ignore[method-assign]
+
+
+def check_slices(folder: Path) -> None:
+    """Load `<folder>/model` into a model sharded over two ranks; half of the file is looked at by each."""
+    watch()
+    dist.init_process_group("gloo")
+    model = random_model(read_shape(folder / "model"), seed=1)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    with Reads() as reads:
+        published.load(model, folder / "model")
+    whole = sum(mapped.values())
+    assert 0.49 < reads.bytes / whole < 0.51, (reads.bytes, whole)
+    expected = random_model(read_shape(folder / "model"))
+    for (name, mine), (_, wanted) in zip(model.named_parameters(), expected.named_parameters(), strict=True):
+        assert isinstance(mine, DTensor) and torch.equal(mine.full_tensor(), wanted), name
+    dist.destroy_process_group()
