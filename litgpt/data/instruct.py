@@ -18,6 +18,7 @@ from litgpt.data.order import Permutation
 from litgpt.data.packing import Strategy, filling, pack
 from litgpt.data.prompts import style_of
 from litgpt.data.sources import DataSource, Found, files_of, read_rows, source_of
+from litgpt.data.tools import in_text
 from litgpt.data.weights import WeightRule
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Position, Seed, check_numbers
@@ -283,6 +284,8 @@ class Conversations(Finetuning):
     """After which answers the token that ends them is trained."""
     weights: list[WeightRule] = field(default_factory=list)
     """Factors of the loss for parts of answers that match a pattern or follow a keyword."""
+    tool_format: Literal["template", "hermes", "json", "react"] = "template"
+    """How tools and calls are written: as the chat template does, or as text in one of three protocols."""
     system: str | None = None
     """What the assistant is told of itself in conversations that do not say."""
     prompt_style: str | None = None
@@ -336,14 +339,15 @@ class Conversations(Finetuning):
 
         def convert(row: Any) -> list[Conversation]:
             said = to_conversation(row, source.columns, source.format)
-            needs = said.system is None and self.system is not None and not said.is_text
-            return [replace(said, system=self.system) if needs else said]
+            if said.system is None and self.system is not None and not said.is_text:
+                said = replace(said, system=self.system)
+            return [said if self.tool_format == "template" else in_text(said, self.tool_format)]
 
         def read() -> Iterator[Found]:
             for file in files:
                 yield from read_rows(file)
 
-        settings = [source.format, source.columns, self.system]
+        settings = [source.format, source.columns, self.system, self.tool_format]
         known = identify(files, self.cache_dir / "hashes.json")
         return Rows(source.path, known, read, convert, settings, source.channel)
 
