@@ -81,13 +81,16 @@ def write_rope(
     share = {"partial_rotary_factor": config.rotary_percentage} if partial else {}
     if temperature and config.query_temperature is not None:
         scaling[temperature] = config.query_temperature["scale"]
-    beside = {original: scaling.get(ROPE_SETTINGS["original_max_seq_len"], config.block_size)} if original else {}
+    old, beside = scaling, {}
+    if original:  # where it is beside, older transformers wants it nowhere else, and the kind as `type`
+        old = {"type" if key == "rope_type" else key: value for key, value in scaling.items()}
+        beside = {original: old.pop(ROPE_SETTINGS["original_max_seq_len"], config.block_size)}
     base = float(config.rope_base)
     return {
         theta: base,
         **({partial: config.rotary_percentage} if partial else {}),
         **beside,
-        "rope_scaling": scaling if len(scaling) > 1 else None,
+        "rope_scaling": old if len(scaling) > 1 else None,
         "rope_parameters": {**scaling, **share, "rope_theta": base},
     }
 

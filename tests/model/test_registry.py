@@ -226,6 +226,12 @@ def test_what_is_written_reads_back_and_no_key_is_lost(kind: str) -> None:
     assert json.loads(json.dumps(family.config_json(shape))) == family.config_json(shape)
 
 
+def test_longrope_is_written_as_older_transformers_wants_it() -> None:
+    written = families()["phi3"].config_json(find("Phi-3-mini-128k-instruct"))
+    assert written["rope_scaling"].keys() == {"type", "short_factor", "long_factor"}
+    assert written["original_max_position_embeddings"] == 4096 and written["max_position_embeddings"] == 131072
+
+
 def test_plainest_family_for_a_shape_of_several() -> None:
     for kind in ("llama", "gpt_neox", "mistral", "qwen2", "qwen3"):
         shape = families()[kind].read({})
