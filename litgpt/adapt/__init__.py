@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from litgpt.adapt import boft, full, lora, prompts, scaled, vera
-from litgpt.adapt.layers import COPY, adapted_layers, disabled, stored, whole
+from litgpt.adapt.layers import COPY, Adapted, adapted_layers, base_value, disabled, stored, type_of
+from litgpt.adapt.targets import base_names
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.init import copy_into
@@ -87,14 +88,10 @@ def fill(
 def adapter_tensors(model: GPT) -> dict[str, nn.Parameter]:
     """What the tuner added, or trains, by name."""
     base = base_names(model)
+    for name, layer in model.named_modules():
+        base.update(f"{name}.{piece}" for piece in getattr(layer, "pieces", ()))
     named = model.named_parameters()
     return {name: parameter for name, parameter in named if parameter.requires_grad or name not in base}
-
-
-def base_names(model: GPT) -> set[str]:
-    """The names of the parameters that a model of this shape has without a tuner."""
-    with torch.device("meta"):
-        return {name for name, _ in GPT(model.config).named_parameters()}
 
 
 @torch.no_grad()
@@ -109,12 +106,13 @@ def merged(model: GPT) -> Iterator[tuple[str, Tensor]]:
     for name, layer in adapted_layers(model):
         if why := layer.refusal():
             raise UserError(f"{name} cannot be merged: {why}; keep base and adapter apart")
-    base, adapted = base_names(model), dict(adapted_layers(model))
-    for name, parameter in model.named_parameters():
-        owner, _, key = name.rpartition(".")
+    base = base_names(model)
+    for name, _ in model.named_parameters():
         if name in base:
-            value = adapted[owner].merged(key) if owner in adapted else whole(parameter)
-            yield name, value.to(parameter.dtype)
+            owner, _, key = name.rpartition(".")
+            holder = model.get_submodule(owner)
+            value = holder.merged(key) if isinstance(holder, Adapted) else base_value(holder, key)
+            yield name, value.to(type_of(holder, key))
 
 
 def learning_rate_factor(settings: Tuner, name: str) -> float:

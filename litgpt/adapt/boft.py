@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from litgpt.adapt.layers import Adapted, First, add, become, stored, whole, widened
+from litgpt.adapt.layers import Adapted, First, add, become, shape_of, stored, whole, widened
 from litgpt.adapt.targets import linears_of, modules_known_as
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
@@ -74,7 +74,7 @@ def attach(model: GPT, settings: BOFT) -> None:
     """
     for name, layer in linears_of(model, modules_known_as(model), settings.target_modules):
         weight = stored(layer, "weight")
-        rows, columns = weight.shape
+        rows, columns = shape_of(layer, "weight")
         factors = settings.butterfly_factors
         tiles = settings.block_size * 2 ** (factors - 1)
         if columns % tiles or (factors > 1 and settings.block_size % 2):

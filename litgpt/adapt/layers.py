@@ -40,18 +40,42 @@ def widened(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def is_packed(module: nn.Module, name: str) -> bool:
+    """Whether a parameter is the main piece of a packed weight."""
+    return name == "weight" and hasattr(module, "unpacked")
+
+
+def base_value(module: nn.Module, name: str) -> Tensor:
+    """A parameter of the base in full, in float32 at least."""
+    if is_packed(module, name):
+        return module.unpacked(whole, torch.float32)  # type: ignore[operator]
+    return widened(whole(stored(module, name)))
+
+
+def type_of(module: nn.Module, name: str) -> torch.dtype:
+    """The type of a parameter of the base, before it was packed."""
+    return module.unpacked_dtype if is_packed(module, name) else stored(module, name).dtype  # type: ignore[return-value]
+
+
+def shape_of(layer: nn.Module, name: str) -> tuple[int, ...]:
+    """The shape of a parameter of the base, before it was packed."""
+    if name == "weight" and isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return tuple(stored(layer, name).shape)
+
+
 class Adapted(nn.Module):
     """A layer with an adapter, which can be switched off; by itself one that adds trained copies of parameters."""
 
     adapter_on = True
 
     def frozen(self, name: str) -> Tensor:
-        """A parameter of the base as this rank has it."""
-        return stored(self, name)
+        """A parameter of the base to compute with."""
+        return self.unpacked() if is_packed(self, name) else stored(self, name)  # type: ignore[operator]
 
     def base(self, name: str) -> Tensor:
         """A parameter of the base in full, in float32 at least."""
-        return widened(whole(stored(self, name)))
+        return base_value(self, name)
 
     def merged(self, name: str) -> Tensor:
         """A parameter of the base in full with the adapter folded in, in float32 at least."""

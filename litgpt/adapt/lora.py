@@ -10,7 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litgpt.adapt.layers import Adapted, First, add, answer_for, become, generator, stored, train_copy, whole, widened
+from litgpt.adapt.layers import (
+    Adapted,
+    First,
+    add,
+    answer_for,
+    become,
+    generator,
+    shape_of,
+    stored,
+    train_copy,
+    whole,
+    widened,
+)
 from litgpt.adapt.targets import for_tied, found_by_ending, modules_known_as, owner_of, targets_of
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
@@ -220,10 +232,11 @@ def add_update(model: GPT, name: str, settings: LoRA) -> None:
     """Add the update of one matrix, named as `modules_known_as` does."""
     layer = owner_of(model, name)
     key = name.rpartition(".")[2] if isinstance(layer, Experts) else "weight"
-    weight = stored(layer, key) if key in layer._parameters else None
-    if weight is None or weight.dim() < 2:
+    shape = shape_of(layer, key) if key in layer._parameters else ()
+    if len(shape) < 2:
         raise UserError(f"tuner.target_modules: {name} is no matrix; name it in modules_to_save to train it")
-    *experts, rows, columns = weight.shape
+    weight = stored(layer, key)
+    *experts, rows, columns = shape
     if settings.init in ("pissa", "olora") and settings.r > min(rows, columns):
         raise UserError(
             f"tuner.r: {settings.r} is more than the {min(rows, columns)} that {name} has for {settings.init}"

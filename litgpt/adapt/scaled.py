@@ -79,7 +79,7 @@ def attach_ia3(model: GPT, settings: IA3) -> None:
         raise UserError(f"tuner.feedforward_modules: {stray[0]} is not among the target_modules; name it there too")
     for name, layer in targets:
         weight = stored(layer, "weight")
-        key, size = ("scale_in", weight.shape[1]) if name in inward else ("scale_out", weight.shape[0])
+        key, size = ("scale_in", layer.in_features) if name in inward else ("scale_out", layer.out_features)
         add(layer, key, (size,), weight)
         become(layer, ScaledLinear)
 
@@ -94,7 +94,7 @@ def attach_scales_and_shifts(model: GPT) -> None:
         if isinstance(layer, nn.Linear):
             weight = stored(layer, "weight")
             for key in ("scale_out", "shift"):
-                add(layer, key, (weight.shape[0],), weight)
+                add(layer, key, (layer.out_features,), weight)
             if name == "head":
                 become(layer, Scaled)
                 answer_for(layer, "weight", Scaled.answer)

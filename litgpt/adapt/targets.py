@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 from litgpt.errors import UserError
@@ -15,9 +16,17 @@ from litgpt.model.registry import family_of
 PARTS = ("embedding", "position_embedding", "blocks", "norm", "head")
 
 
+def base_names(model: GPT) -> set[str]:
+    """The names of the parameters that a model of this shape has without a tuner."""
+    with torch.device("meta"):
+        return {name for name, _ in GPT(model.config).named_parameters()}
+
+
 def known_as(model: GPT) -> dict[str, set[str]]:
     """Every parameter of the model's shape, in the order of `PARTS`, and all names that it goes by."""
-    names = sorted((name for name, _ in model.named_parameters()), key=lambda name: PARTS.index(name.split(".")[0]))
+    base = base_names(model)
+    names = [name for name, _ in model.named_parameters() if name in base]
+    names.sort(key=lambda name: PARTS.index(name.split(".")[0]))
     known = {name: {name} for name in names}
     family = family_of(model.config)
     for step in family.tensors.writing(names, model.config) if family else []:

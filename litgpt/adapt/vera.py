@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.adapt.layers import Adapted, First, add, become, stored, whole, widened
+from litgpt.adapt.layers import Adapted, First, add, become, shape_of, stored, whole, widened
 from litgpt.adapt.targets import linears_of, modules_known_as
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import VeRA
@@ -71,7 +71,7 @@ def attach(model: GPT, settings: VeRA) -> None:
         UserError: for a name that stands for nothing, or for something that is no linear layer.
     """
     targets = linears_of(model, modules_known_as(model), settings.target_modules)
-    shapes = [stored(layer, "weight").shape for _, layer in targets]
+    shapes = [shape_of(layer, "weight") for _, layer in targets]
     like = stored(targets[0][1], "weight")
     pair = Projections()
     add(pair, "a", (settings.r, max(shape[1] for shape in shapes)), like, trained=False)

@@ -1,0 +1,210 @@
+"""A packed base computes as the weights that it stands for, trains adapters, and is never whole in memory."""
+
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import pytest
+import torch
+from torch import Tensor
+
+from litgpt import adapt
+from litgpt.adapt import layers, quantized
+from litgpt.adapt.quantized import PACKINGS, Packed, Packing
+from litgpt.errors import UserError
+from litgpt.model.gpt import GPT
+from litgpt.recipe.tuner import BOFT, IA3, LoRA, Tuner, VeRA
+from litgpt.store import published
+from tests.adapt.models import IDS, base_of, loss_of, move, plain, steps
+from tests.store.models import random_model, small
+
+SHAPE: dict[str, Any] = {"n_embd": 64, "intermediate_size": 96, "head_size": 16, "padded_vocab_size": 80}
+BYTES = {
+    "bnb.nf4": 0.57,
+    "bnb.nf4-dq": 0.516,
+    "bnb.fp4": 0.57,
+    "bnb.fp4-dq": 0.516,
+    "bnb.int8-training": 1.02,
+    "torchao.nf4": 0.516,
+}
+
+
+def packed(kind: str, settings: Tuner, folder: Path, dtype: torch.dtype = torch.float32) -> GPT:
+    """A random model in a folder, read as a run reads it: built on meta, packed as it comes from the disk."""
+    config = small("Qwen2.5-0.5B", tie_embeddings=False, **SHAPE)
+    if not folder.exists():
+        published.save(folder, config=config, tensors=dict(random_model(config).named_parameters()))
+    with torch.device("meta"):
+        model = GPT(config).to(dtype)
+    quantized.quantize(model, kind)
+    adapt.attach(model, settings)
+    model.to_empty(device="cpu")
+    quantized.fill(model, published.tensors_in(folder, config))
+    adapt.initialize(model, settings, 0)
+    return model
+
+
+def as_it_stands(model: GPT, settings: Tuner) -> GPT:
+    """The same with plain weights: those that the packed ones stand for."""
+    other = GPT(model.config).to(next(model.parameters()).dtype)
+    with torch.no_grad():
+        for name, value in other.named_parameters():
+            owner, _, key = name.rpartition(".")
+            value.copy_(layers.base_value(model.get_submodule(owner), key))
+    adapt.attach(other, settings)
+    adapt.initialize(other, settings, 0)
+    return other
+
+
+@pytest.mark.parametrize("kind", PACKINGS)
+def test_a_packed_matrix_is_near_and_small(kind: str) -> None:
+    packing: Packing = PACKINGS[kind]
+    weight = torch.randn(512, 384, generator=torch.Generator().manual_seed(0))
+    pieces = packing.pack(weight)
+    assert {name: piece.numel() for name, piece in pieces.items()} == packing.sizes((512, 384))
+    assert all(piece.dtype == torch.uint8 and piece.dim() == 1 for piece in pieces.values())
+    back = packing.unpack(pieces, (512, 384), torch.float32)
+    error = (back - weight).norm() / weight.norm()
+    assert 1e-4 < error < (0.01 if "int8" in kind else 0.14 if "fp4" in kind else 0.1)
+    assert sum(piece.numel() for piece in pieces.values()) / weight.numel() < BYTES[kind]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PACKINGS if kind.startswith("bnb") and "int8" not in kind])
+@pytest.mark.parametrize("shape", [(48, 64), (5, 30)])
+def test_four_bits_are_those_of_bitsandbytes_to_the_bit(kind: str, shape: tuple[int, int]) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    layer = bitsandbytes.nn.Linear4bit(
+        shape[1],
+        shape[0],
+        bias=False,
+        quant_type=kind[4:7],
+        compress_statistics=kind.endswith("dq"),
+        compute_dtype=torch.float32,
+    )
+    layer.weight.data.copy_(weight)
+    layer.to("cpu")
+    expected = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    ours = PACKINGS[kind].unpack(PACKINGS[kind].pack(weight), shape, torch.float32)
+    assert torch.equal(ours, expected)
+    assert torch.equal(
+        PACKINGS[kind].unpack(PACKINGS[kind].pack(weight), shape, torch.bfloat16), expected.bfloat16()
+    ) or kind.endswith("dq")
+
+
+def test_torchao_is_read_back_to_the_bit() -> None:
+    from torchao.quantization import to_nf4
+
+    weight = torch.randn(256, 128)
+    packing = PACKINGS["torchao.nf4"]
+    assert torch.equal(
+        packing.unpack(packing.pack(weight), (256, 128), torch.float32), to_nf4(weight).get_original_weight()
+    )
+
+
+@pytest.mark.parametrize("kind", PACKINGS)
+def test_lora_trains_as_over_the_weights_that_the_packed_ones_stand_for(kind: str, tmp_path: Path) -> None:
+    settings = LoRA(r=4, dropout=0.0)
+    model = packed(kind, settings, tmp_path / "base")
+    other = as_it_stands(model, settings)
+    base = {name: value.clone() for name, value in model.named_parameters() if not value.requires_grad}
+    assert sum(isinstance(layer, Packed) for layer in model.modules()) == 14
+    for one in (model, other):
+        move(one)
+    assert (model(IDS) - other(IDS)).abs().max() < 1e-5
+    ours, theirs = (steps(one, lambda one=one: one(IDS), 3) for one in (model, other))
+    assert ours == pytest.approx(theirs, abs=1e-6) and ours[-1] < ours[0]
+    for (name, value), expected in zip(
+        adapt.adapter_tensors(model).items(), adapt.adapter_tensors(other).values(), strict=True
+    ):
+        assert torch.allclose(value, expected, atol=1e-5), name
+    now = dict(model.named_parameters())
+    assert all(torch.equal(now[name], value) for name, value in base.items())
+    assert (plain(other)(IDS) - merged_plain(model)(IDS)).abs().max() < 1e-4
+
+
+def merged_plain(model: GPT) -> GPT:
+    merged = GPT(model.config)
+    merged.load_state_dict(dict(adapt.merged(model)))
+    return merged
+
+
+@pytest.mark.parametrize(
+    "settings", [LoRA(dora=True, dropout=0.0), LoRA(init="pissa", dropout=0.0), IA3(), VeRA(r=4), BOFT()], ids=str
+)
+def test_other_tuners_go_over_a_packed_base(settings: Tuner, tmp_path: Path) -> None:
+    model = packed("bnb.nf4", settings, tmp_path / "base")
+    other = as_it_stands(model, settings)
+    for one in (model, other):
+        move(one)
+    assert (model(IDS) - other(IDS)).abs().max() < 1e-4
+    assert (merged_plain(model)(IDS) - model(IDS)).abs().max() < 1e-4
+    with adapt.disabled(model), adapt.disabled(other):
+        assert (model(IDS) - other(IDS)).abs().max() < 1e-4
+
+
+def test_no_whole_weight_is_kept_for_the_backward_pass(tmp_path: Path) -> None:
+    model = packed("bnb.nf4", LoRA(r=4, dropout=0.0), tmp_path / "base")
+    kept: list[tuple[int, ...]] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss_of(model(IDS)).backward()
+    shapes = {(layer.out_features, layer.in_features) for layer in model.modules() if isinstance(layer, Packed)}
+    assert kept and not {shape for shape in kept if shape in shapes or shape[::-1] in shapes}
+
+
+def test_filling_holds_one_weight_at_a_time(tmp_path: Path) -> None:
+    held: list[int] = []
+    model = packed("bnb.nf4", LoRA(), tmp_path / "base")
+    before = base_of(model)
+
+    def write(parameter: torch.nn.Parameter, value: Tensor) -> None:
+        held.append(value.numel() * value.element_size())
+        parameter.copy_(value)
+
+    quantized.fill(model, published.tensors_in(tmp_path / "base", model.config), write=write)
+    assert max(held) == 80 * 64 * 4  # the embedding; every packed piece is smaller
+    assert all(torch.equal(value, before[name]) for name, value in base_of(model).items())
+
+
+def test_bfloat16_and_autocast(tmp_path: Path) -> None:
+    settings = LoRA(r=4, dropout=0.0)
+    exact = packed("bnb.nf4", settings, tmp_path / "base")(IDS)
+    true = packed("bnb.nf4", settings, tmp_path / "base", torch.bfloat16)
+    assert {value.dtype for value in adapt.adapter_tensors(true).values()} == {torch.float32}
+    scores = true(IDS)
+    loss_of(scores.float()).backward()
+    assert scores.dtype == torch.bfloat16 and (scores - exact).abs().max() < 0.1 * exact.abs().max()
+    mixed = packed("bnb.nf4", settings, tmp_path / "base")
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = mixed(IDS)
+    assert scores.dtype == torch.bfloat16 and (scores - exact).abs().max() < 0.1 * exact.abs().max()
+    loss_of(scores.float()).backward()
+    assert all(
+        value.grad is not None and value.grad.any()
+        for name, value in adapt.adapter_tensors(mixed).items()
+        if name.endswith("b")
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("nf4", "Qwen2.5-0.5B", "quantize: 'nf4' is not known; give bnb.nf4, bnb.nf4-dq"),
+        ("bnb.nf4", "Mixtral-8x7B-v0.1", "quantize: bnb.nf4 does not pack experts, .*; give null"),
+    ],
+)
+def test_what_cannot_be_packed_is_one_line(kind: str, name: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        quantized.quantize(GPT(small(name)), kind)
+
+
+def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package bitsandbytes; `pip install bitsandbytes`"):
+        quantized.packing_of("bnb.nf4")
+    assert quantized.packing_of("bnb.int8-training")
