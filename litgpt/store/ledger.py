@@ -81,13 +81,12 @@ def sort_names(ledger: Ledger, table: Table, config: Config) -> None:
     names = ledger.source.names
     ledger.left_out |= dict.fromkeys(table.left_unread(names, config), "the model has no such part")
     for name in names:
-        step = table.step(name, config)
         if name in ledger.left_out:
             continue
-        if step is not None:
-            ledger.read.append(step)
-        elif table.ignores(name, config):
+        if table.ignores(name, config):
             ledger.left_out[name] = "holds no weights"
+        elif step := table.step(name, config):
+            ledger.read.append(step)
         else:
             ledger.unknown.append(name)
 

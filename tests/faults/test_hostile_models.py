@@ -143,3 +143,91 @@ def test_a_tensor_in_two_shards_is_refused(folder: Path) -> None:
     state = load_file(first)
     save_file(load_file(second) | {next(iter(state)): next(iter(state.values()))}, second)
     assert first.name in refusal(folder) and second.name in refusal(folder)
+
+
+COMMANDS = (["convert_to_litgpt"], ["convert_to_litgpt", "--dtype", "bfloat16"], ["validate"], ["verify"])
+
+
+def hostile_bin(folder: Path, proof: Path) -> None:
+    drop_safetensors(folder)
+    torch.save({"model.norm.weight": Hostile(proof)}, folder / "pytorch_model.bin")
+
+
+def index_outside(folder: Path, proof: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.norm.weight"] = "../outside.safetensors"
+    save_file({"model.norm.weight": torch.ones(16)}, folder.parent / "outside.safetensors")
+    index.write_text(json.dumps(content))
+
+
+def cut_shard(folder: Path, proof: Path) -> None:
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-7])
+
+
+def wrong_type(folder: Path, proof: Path) -> None:
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    save_file({name: tensor.to(torch.int32) for name, tensor in load_file(shard).items()}, shard)
+
+
+def rewrite_header(folder: Path, change: object) -> None:
+    """Change what the header of a shard says of its first tensor; the bytes after it stay."""
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    content = shard.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    entry = next(value for name, value in header.items() if name != "__metadata__")
+    change(entry)  # type: ignore[operator]
+    text = json.dumps(header).encode()
+    shard.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+def lie_of_shape(folder: Path, proof: Path) -> None:
+    rewrite_header(folder, lambda entry: entry.update(shape=[10**6, 10**6]))
+
+
+def lie_of_place(folder: Path, proof: Path) -> None:
+    rewrite_header(folder, lambda entry: entry.update(data_offsets=[0, 10**12]))
+
+
+def lie_of_type(folder: Path, proof: Path) -> None:
+    rewrite_header(folder, lambda entry: entry.update(dtype="F64"))
+
+
+def unknown_type(folder: Path, proof: Path) -> None:
+    rewrite_header(folder, lambda entry: entry.update(dtype="F3"))
+
+
+def lie_of_length(folder: Path, proof: Path) -> None:
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    shard.write_bytes((2**63 - 1).to_bytes(8, "little") + shard.read_bytes()[8:])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        hostile_bin,
+        index_outside,
+        cut_shard,
+        wrong_type,
+        lie_of_shape,
+        lie_of_place,
+        lie_of_type,
+        unknown_type,
+        lie_of_length,
+    ],
+)
+def test_every_command_says_one_line_runs_nothing_and_writes_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], spoil: object
+) -> None:
+    from litgpt.cli import main
+
+    spoil(folder, tmp_path / "proof")  # type: ignore[operator]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main([command[0], str(folder), *command[1:]]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("litgpt: error: ")] == said[-1:] and "Traceback" not in said[-1]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "proof").exists()
