@@ -236,7 +236,7 @@ def test_quantized_weights_are_smaller_and_close(llm: LLM, kind: str) -> None:
 def test_missing_bitsandbytes_is_one_line(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(
-        UserError, match=r"quantize: bnb.nf4 needs the package bitsandbytes; `pip install litgpt\[gpu\]`"
+        UserError, match=r"quantize: bnb.nf4 needs the package bitsandbytes; `pip install litgpt\[quantize\]`"
     ):
         llm.distribute(quantize="bnb.nf4")
 

@@ -30,7 +30,7 @@ def quantize(model: GPT, kind: str, device: torch.device) -> None:
         import bitsandbytes
     except ImportError:
         raise UserError(
-            f"quantize: {kind} needs the package bitsandbytes; `pip install litgpt[gpu]`, or null"
+            f"quantize: {kind} needs the package bitsandbytes; `pip install litgpt[quantize]`, or null"
         ) from None
     if model.config.n_expert:
         raise UserError(f"quantize: {kind} has no place for experts; give null and precision: bf16-true")
