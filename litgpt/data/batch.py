@@ -35,6 +35,11 @@ class Batch:
         """How many labels count."""
         return int((self.labels != IGNORE).sum())
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens are no padding."""
+        return self.ids.numel() if self.documents is None else int((self.documents >= 0).sum())
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         moved = {

@@ -3,7 +3,7 @@
 from litgpt.model.config import Config
 
 
-def training_flops(config: Config, *, tokens: int, sequence_length: int) -> float:
+def training_flops(config: Config, *, tokens: int, sequence_length: int, frozen: bool = False) -> float:
     """Operations of forward and backward over `tokens` tokens in sequences of `sequence_length`.
 
     Per token: 6 for every weight that is multiplied (2 forward, 4 backward; the embedding is looked up, not
@@ -11,6 +11,9 @@ def training_flops(config: Config, *, tokens: int, sequence_length: int) -> floa
     to), and for scores and values 12 * heads * head size * keys in each layer (Chowdhery et al. 2022, "PaLM", appendix
     B), with the keys that a query sees on average: half of the sequence, less where the layer has a window. Biases,
     norms, rotation and softmax are left out, as there.
+
+    Args:
+        frozen: the weights get no gradients, as beside an adapter: 4 for each; the adapter itself is left out.
     """
     attention = (
         6
@@ -18,7 +21,7 @@ def training_flops(config: Config, *, tokens: int, sequence_length: int) -> floa
         * sum(head_sizes(config))
         * sum(keys_seen(config, layer, sequence_length) for layer in range(config.n_layer))
     )
-    return float(tokens) * (6 * multiplied_weights(config) + attention)
+    return float(tokens) * ((4 if frozen else 6) * multiplied_weights(config) + attention)
 
 
 def head_sizes(config: Config) -> tuple[int, int]:

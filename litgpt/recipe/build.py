@@ -26,9 +26,10 @@ from litgpt.recipe.keys import (
     wrong_value,
 )
 from litgpt.recipe.optimizer import Optimizer
+from litgpt.recipe.tuner import Tuner
 
 ALIASES = {"checkpoint.async": "checkpoint.asynchronous"}  # `async` is a word of Python
-DEFAULT_CHOICES = {Optimizer: "AdamW", DataModule: "TinyLlama"}
+DEFAULT_CHOICES = {Optimizer: "AdamW", DataModule: "TinyLlama", Tuner: "LoRA"}
 Tree = dict[str, Any]
 
 
@@ -39,7 +40,7 @@ def load_text(text: str) -> Any:
 
 
 set_loader("litgpt", load_text, exceptions=(yaml.YAMLError,))
-set_parsing_settings(subclasses_enabled=[Optimizer], docstring_parse_attribute_docstrings=True)
+set_parsing_settings(subclasses_enabled=[Optimizer, Tuner], docstring_parse_attribute_docstrings=True)
 
 
 class Flag(NamedTuple):
@@ -173,7 +174,7 @@ def fit_choice(base: type, value: Any, key: str) -> Tree:
     if not issubclass(cls, base):
         raise UserError(f"{key}: {choice['class_path']} is no {base.__name__}")
     arguments = fit(cls, choice["init_args"], f"{key}.")
-    if base is Optimizer:  # jsonargparse would keep the default optimizer's settings for another one
+    if base is not DataModule:  # jsonargparse would keep the settings of the default class for another one
         arguments = {name: default for name, (_, default) in settings_of(cls).items()} | arguments
     return {"class_path": choice["class_path"], "init_args": arguments}
 

@@ -1,4 +1,4 @@
-"""Classes that a recipe picks by name: data modules and optimizers, as {class_path, init_args}."""
+"""Classes that a recipe picks by name: data modules, optimizers and tuners, as {class_path, init_args}."""
 
 import importlib
 import inspect
@@ -8,16 +8,19 @@ from typing import Any
 from litgpt.errors import UserError
 from litgpt.recipe.data import DATA_MODULES, DataModule
 from litgpt.recipe.keys import REQUIRED, nearest, settings_of, takes_anything, unknown, whole_number
-from litgpt.recipe.optimizer import ALIASES, OPTIMIZERS, Custom
+from litgpt.recipe.optimizer import ALIASES, OPTIMIZERS, Custom, Optimizer
+from litgpt.recipe.tuner import TUNERS, Tuner
 
 OPTIMIZER_PATHS = {name: f"{cls.__module__}.{name}" for name, cls in OPTIMIZERS.items()}
 OPTIMIZER_PATHS |= {alias: OPTIMIZER_PATHS[name] for alias, name in ALIASES.items()}
+TUNER_PATHS = {name: f"{cls.__module__}.{name}" for name, cls in TUNERS.items()}
+TABLES: dict[type, dict[str, str]] = {DataModule: DATA_MODULES, Optimizer: OPTIMIZER_PATHS, Tuner: TUNER_PATHS}
 Choice = dict[str, Any]
 
 
 def table_of(base: type) -> dict[str, str]:
     """The names that stand for subclasses of `base`, and the dotted path of each."""
-    return DATA_MODULES if base is DataModule else OPTIMIZER_PATHS
+    return TABLES[base]
 
 
 def full_path(base: type, name: str, key: str, trusted: bool) -> str:
@@ -29,11 +32,11 @@ def full_path(base: type, name: str, key: str, trusted: bool) -> str:
     table = table_of(base)
     if name in table or name in table.values():
         return table.get(name, name)
-    if base is not DataModule and "." not in name:
+    if base is Optimizer and "." not in name:
         name = f"torch.optim.{name}"
     if not trusted and name.rpartition(".")[0] != "torch.optim":
         raise UserError(f"{key}: {name!r} is refused because the recipe comes from a URL; save it and use the file")
-    if "." in name:
+    if "." in name and base is not Tuner:
         return name
     near = nearest(name, table)
     raise UserError(f"{key}: {name!r} is not known; " + (f"did you mean {near}?" if near else say_names(table)))
@@ -41,7 +44,8 @@ def full_path(base: type, name: str, key: str, trusted: bool) -> str:
 
 def say_names(table: Mapping[str, str]) -> str:
     """The short names of a table, or a dotted path, as what would do."""
-    return f"give {', '.join(name for name in table if '.' not in name)}, or the dotted path of a class"
+    names = ", ".join(name for name in table if "." not in name)
+    return f"give {names}" if table is TUNER_PATHS else f"give {names}, or the dotted path of a class"
 
 
 def canonical(base: type, value: Any, key: str, trusted: bool = True) -> Choice | None:

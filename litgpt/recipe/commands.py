@@ -24,6 +24,24 @@ COMMANDS = {
         "Pretrain a model on text, from scratch or from the weights of another.",
         ("model_name",),
     ),
+    "finetune": Command(
+        "litgpt.recipe.finetune:FinetuneLora",
+        "litgpt.commands.finetune:run",
+        "Finetune a model on conversations, with LoRA or another tuner.",
+        ("checkpoint_dir",),
+    ),
+    "finetune_lora": Command(
+        "litgpt.recipe.finetune:FinetuneLora",
+        "litgpt.commands.finetune:run",
+        "The same as finetune.",
+        ("checkpoint_dir",),
+    ),
+    "finetune_full": Command(
+        "litgpt.recipe.finetune:FinetuneFull",
+        "litgpt.commands.finetune:run",
+        "Finetune the weights of a model, all or some of them.",
+        ("checkpoint_dir",),
+    ),
     "generate": Command(
         "litgpt.recipe.generate:Generate",
         "litgpt.commands.generate:run",

@@ -13,6 +13,7 @@ from litgpt.errors import UserError
 from litgpt.recipe.bounds import limits_of, types_of
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.optimizer import Optimizer
+from litgpt.recipe.tuner import Tuner
 
 REQUIRED = object()
 WORDS: dict[Any, str] = {
@@ -23,6 +24,9 @@ WORDS: dict[Any, str] = {
     float: "a number",
     int: "a whole number",
 }
+
+
+CHOICES = (DataModule, Optimizer, Tuner)
 
 
 def members(hint: Any) -> list[Any]:
@@ -40,9 +44,9 @@ def group_of(hint: Any) -> type | None:
 
 
 def choice_of(hint: Any) -> type | None:
-    """DataModule or Optimizer, if the hint asks for one of their subclasses."""
+    """DataModule, Optimizer or Tuner, if the hint asks for one of their subclasses."""
     classes = [kind for kind in members(hint) if inspect.isclass(kind)]
-    return next((base for base in (DataModule, Optimizer) if any(issubclass(kind, base) for kind in classes)), None)
+    return next((base for base in CHOICES if any(issubclass(kind, base) for kind in classes)), None)
 
 
 def settable(cls: Any) -> list[Field[Any]]:

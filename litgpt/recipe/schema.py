@@ -11,6 +11,7 @@ from litgpt.recipe.choices import import_class, table_of
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.keys import group_of, settings_of
 from litgpt.recipe.optimizer import Optimizer
+from litgpt.recipe.tuner import Tuner
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
@@ -39,7 +40,19 @@ def arguments_schema(cls: type) -> dict[str, Any]:
     if not is_dataclass(cls):
         return {"type": "object"}
     make_strict(cls)
-    return TypeAdapter(cls).json_schema()
+    schema = TypeAdapter(cls).json_schema()
+    return inlined(schema, schema.pop("$defs", {}))
+
+
+def inlined(schema: Any, groups: dict[str, Any]) -> Any:
+    """A schema with the groups that it refers to written out, so that it may stand inside another."""
+    if isinstance(schema, list):
+        return [inlined(part, groups) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if name := schema.get("$ref"):
+        return inlined(groups[name.removeprefix("#/$defs/")], groups)
+    return {key: inlined(part, groups) for key, part in schema.items()}
 
 
 def choice_schema(base: type) -> dict[str, Any]:
@@ -51,7 +64,9 @@ def choice_schema(base: type) -> dict[str, Any]:
     others = {"type": "string", "not": {"enum": known}}
     if base is DataModule:
         others["pattern"] = r"\."
-    kinds: list[dict[str, Any]] = [{"enum": known}, others, choice({"type": "string", **others}, {"type": "object"})]
+    kinds: list[dict[str, Any]] = [{"enum": known}]
+    if base is not Tuner:
+        kinds += [others, choice({"type": "string", **others}, {"type": "object"})]
     for path, ours in names.items():
         kind = choice({"enum": ours}, arguments_schema(import_class(path, path)))
         if DEFAULT_CHOICES[base] in ours:
@@ -75,8 +90,9 @@ class Generator(GenerateJsonSchema):
         return choice_schema(DataModule) if schema["cls"] is DataModule else super().is_instance_schema(schema)
 
     def dataclass_schema(self, schema: Any) -> dict[str, Any]:
-        """The schema of a group of keys, or of the choice of an optimizer."""
-        return choice_schema(Optimizer) if schema["cls"] is Optimizer else super().dataclass_schema(schema)
+        """The schema of a group of keys, or of the choice of an optimizer or tuner."""
+        chosen = schema["cls"] in (Optimizer, Tuner)
+        return choice_schema(schema["cls"]) if chosen else super().dataclass_schema(schema)
 
 
 def schema_of(recipe: type) -> dict[str, Any]:

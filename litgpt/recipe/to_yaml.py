@@ -11,6 +11,7 @@ import yaml
 from litgpt.recipe.data import DATA_MODULES, DataModule
 from litgpt.recipe.keys import settable
 from litgpt.recipe.optimizer import Custom, Optimizer
+from litgpt.recipe.tuner import Tuner
 
 SECRETS = ("access_token", "token", "password", "api_key")
 
@@ -18,8 +19,8 @@ SECRETS = ("access_token", "token", "password", "api_key")
 def class_name(value: Any) -> str:
     """What a recipe calls the class of an object: a name of our own tables, or its dotted path."""
     cls = type(value)
-    ours = cls.__module__.startswith("litgpt.") and (cls.__name__ in DATA_MODULES or isinstance(value, Optimizer))
-    return cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}"
+    short = cls.__name__ in DATA_MODULES or isinstance(value, Optimizer | Tuner)
+    return cls.__name__ if short and cls.__module__.startswith("litgpt.") else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def arguments(value: Any) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def plain(value: Any) -> Any:
     """A setting in YAML's own types."""
     if isinstance(value, Custom):
         return {"class_path": value.path, "init_args": {"lr": value.lr, **plain(value.arguments)}}
-    if isinstance(value, DataModule | Optimizer):
+    if isinstance(value, DataModule | Optimizer | Tuner):
         return {"class_path": class_name(value), "init_args": arguments(value)}
     if is_dataclass(value):
         return arguments(value)

@@ -129,7 +129,7 @@ class Loop:
             flags=(self.interrupts.received is not None, self.late(), run.checkpoints.poll()),
         )
         self.step += 1
-        self.tokens += self.train.global_batch_size * run.sequence_length
+        self.tokens += outcome.tokens
         self.count(outcome)
         interrupted, late, written = outcome.asked
         if run.checkpoints.pending and written == run.data_ranks:
@@ -174,13 +174,13 @@ class Loop:
             self.live.say(f"step {self.step} skipped: fp16 overflow; loss scale now {run.trainee.scale.factor:g}")
         else:
             self.live.say(self.guard.skip(self.step, loss=outcome.loss, gradient_norm=outcome.gradient_norm))
-        samples = self.train.global_batch_size // run.data_ranks
-        tokens = samples * run.sequence_length
+        samples, tokens = self.train.global_batch_size // run.data_ranks, outcome.tokens // run.data_ranks
+        length = outcome.tokens // self.train.global_batch_size
         self.meter.update(
             samples=samples,
             tokens=tokens,
             batches=run.micro_batches,
-            flops=training_flops(run.config, tokens=tokens, sequence_length=run.sequence_length),
+            flops=training_flops(run.config, tokens=tokens, sequence_length=length, frozen=run.adapted),
         )
 
     def log(self, outcome: Step, rate: float) -> None:

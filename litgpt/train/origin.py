@@ -3,12 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from litgpt import adapt
+from litgpt.data.instruction_sets import Alpaca
 from litgpt.data.modules import TinyLlama
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.registry import names
 from litgpt.recipe.data import DataModule
+from litgpt.recipe.finetune import Finetune
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
+from litgpt.recipe.tuner import Full, Tuner
+from litgpt.store import published
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,7 @@ class Origin:
         task: what it is called where it is logged.
         weights: a model folder to take the first weights from; None draws them.
         tokenizer: made from the run's own text, instead of the one in `tokenizer_dir`.
+        tuner: what is trained, and added to that end; None trains everything.
     """
 
     task: str
@@ -27,6 +33,16 @@ class Origin:
     weights: Path | None
     tokenizer_dir: Path | None
     tokenizer: TokenizerArgs | None = None
+    tuner: Tuner | None = None
+
+    @property
+    def adapted(self) -> bool:
+        """Whether the run trains something beside the model's own weights."""
+        return self.tuner is not None and not isinstance(self.tuner, Full)
+
+    def learning_rate_factor(self, name: str) -> float:
+        """What the learning rate of a parameter is multiplied by."""
+        return adapt.learning_rate_factor(self.tuner, name) if self.tuner else 1.0
 
 
 def of_pretraining(recipe: Pretrain) -> Origin:
@@ -59,3 +75,15 @@ def shape_of(recipe: Pretrain) -> Config:
     if overrides.get("n_layer") and recipe.model_name not in names():
         return Config(**{"name": recipe.model_name} | overrides)
     return Config.from_name(recipe.model_name, **overrides)
+
+
+def of_finetuning(recipe: Finetune, folder: Path) -> Origin:
+    """The model in a folder, with its own tokenizer."""
+    return Origin(
+        task="finetune",
+        config=published.shape_in(folder),
+        data=recipe.data or Alpaca(),
+        weights=folder,
+        tokenizer_dir=folder,
+        tuner=recipe.tuned,
+    )

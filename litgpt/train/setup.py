@@ -12,6 +12,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
+from litgpt import adapt
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_text
@@ -53,6 +54,7 @@ class Run:
     validation: Stream | None
     tokenizer: Tokenizer | None
     tokenizer_dir: Path | None
+    adapted: bool
     checkpoints: Checkpoints
     loggers: list[Logger]
     progress: dict[str, Any]
@@ -155,6 +157,8 @@ def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_fol
     precision = PRECISIONS[recipe.precision or default_precision()]
     with torch.device("meta"):
         model = GPT(origin.config).to(precision.storage)
+    if origin.tuner:
+        adapt.attach(model, origin.tuner)
     parallelize(
         model,
         strategy.mesh,
@@ -163,14 +167,16 @@ def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_fol
         reshard_after_forward=recipe.parallel.reshard_after_forward,
     )
     model.to_empty(device=fabric.device)
-    if origin.weights:
+    if origin.weights and (origin.adapted or not weights_follow):
         published.load(model, origin.weights)
     elif not weights_follow:
         initialize(model, recipe.seed, write=place)
+    if origin.tuner and not weights_follow:
+        adapt.initialize(model, origin.tuner, recipe.seed, write=place)
     sharded = strategy.mesh is not None and strategy.mesh["data_shard"].size() > 1
     return Trainee(
         model=replicate(model, strategy.mesh),
-        optimizers=optimizer.build(recipe.optimizer, model),
+        optimizers=optimizer.build(recipe.optimizer, model, factor=origin.learning_rate_factor),
         device=fabric.device,
         precision=precision,
         sharded=sharded,
@@ -240,6 +246,8 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
     if recipe.eval.sample_prompt is not None and tokenizer is None:
         raise UserError("eval.sample_prompt: needs a tokenizer to be read; set tokenizer_dir, or sample_prompt: null")
     trainee = build_model(recipe, origin, fabric, weights_follow=resumed is not None)
+    assert isinstance(trainee.core, GPT)
+    kept = set(adapt.adapter_tensors(trainee.core)) if origin.adapted else None  # the rest is the origin's
     shape = BatchShape(
         micro_batch_size=recipe.train.micro_batch_size,
         global_batch_size=recipe.train.global_batch_size,
@@ -254,7 +262,7 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
     progress: dict[str, Any] = {}
     if resumed is not None:
         progress = checkpoint.load(
-            resumed, trainee.core, trainee.optimizers, restore_rng=recipe.checkpoint.save_rng, warn=say
+            resumed, trainee.core, trainee.optimizers, restore_rng=recipe.checkpoint.save_rng, kept=kept, warn=say
         )
         stream.load_state_dict(progress["stream"])
         say(f"Resuming training from {resumed}")
@@ -274,6 +282,7 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
         validation=data.val_stream(shape),
         tokenizer=tokenizer,
         tokenizer_dir=tokenizer_dir,
+        adapted=origin.adapted,
         checkpoints=Checkpoints(
             recipe.out_dir,
             keep=recipe.checkpoint.keep,
@@ -281,6 +290,7 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
             on_error=recipe.checkpoint.on_error,
             save_rng=recipe.checkpoint.save_rng,
             resumed_step=progress.get("step", 0),
+            kept=kept,
             warn=say,
         ),
         loggers=build_loggers(recipe, f"{origin.task}-{config.name}", progress.get("step")),

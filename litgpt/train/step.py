@@ -48,6 +48,7 @@ class Step:
     Attributes:
         loss: mean over what the objective counts in the global batch, in nats.
         targets: labels that counted, over all data ranks.
+        tokens: all that were read, padding apart, over all data ranks.
         taken: False if loss or gradient was not finite, and so nothing was changed.
         asked: how many ranks raised each of the caller's flags.
     """
@@ -55,6 +56,7 @@ class Step:
     loss: float
     gradient_norm: float
     targets: int
+    tokens: int
     taken: bool
     asked: tuple[int, ...]
 
@@ -76,10 +78,9 @@ def train_step(
         max_norm: clip the gradient to this L2 norm.
         flags: what this rank wishes to tell the others; travels with the count.
     """
-    counted, targets, *asked = total(
-        [sum(map(objective.count, batches)), sum(batch.targets for batch in batches), *flags], trainee.device
-    )
-    loss, norm = gradients(trainee, batches, objective, count=counted)
+    mine = [sum(map(objective.count, batches)), sum(b.targets for b in batches), sum(b.tokens for b in batches)]
+    count, targets, tokens, *asked = total([*mine, *flags], trainee.device)
+    loss, norm = gradients(trainee, batches, objective, count=count)
     loss, bad = total([loss, not math.isfinite(norm)], trainee.device)
     finite = math.isfinite(loss) and not bad
     if finite:
@@ -88,7 +89,7 @@ def train_step(
         for optimizer in trainee.optimizers:
             optimizer.step()
     trainee.zero_grad()
-    return Step(loss, norm, int(targets), finite, tuple(int(ranks) for ranks in asked))
+    return Step(loss, norm, int(targets), int(tokens), finite, tuple(int(ranks) for ranks in asked))
 
 
 def gradients(trainee: Trainee, batches: Sequence[Batch], objective: Objective, *, count: float) -> tuple[float, float]:
