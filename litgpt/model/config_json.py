@@ -63,7 +63,7 @@ class ConfigKeys:
         if not isinstance(inner, dict):
             raise unsupported(self.nested, inner, "a mapping of the language model's keys")
         tied = {key: values[key] for key in ("tie_word_embeddings",) if key in values}
-        return {**tied, **inner}
+        return {**inner, **tied}
 
     def config_json(self, config: Config) -> dict[str, Any]:
         """The `config.json` of a model of this shape, rope in the form before transformers 5 and in that since."""
