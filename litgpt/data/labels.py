@@ -184,7 +184,27 @@ class Renderer:
             return conversation.messages[0].content, []
         turns, tools = turns_of(conversation), json.loads(conversation.tools) if conversation.tools else None
         text = self._render(turns, tools)
+        self._check_complete(text, turns, tools)
         return text, self._parts(text, turns, self.spans(text, turns, tools))
+
+    def _check_complete(self, text: str, turns: list[Turn], tools: Any) -> None:
+        """Refuse a text that lacks the system's text, tools or calls: templates that cannot write them say nothing."""
+        if tools and self._same_without(text, turns, None):
+            raise BadRow("the chat template leaves tools out", "set data.tool_format: hermes")
+        for number, turn in enumerate(turns):
+            if "tool_calls" in turn.message:
+                rest = {key: value for key, value in turn.message.items() if key != "tool_calls"}
+                other = [*turns[:number], replace(turn, message=rest), *turns[number + 1 :]]
+                if self._same_without(text, other, tools):
+                    raise BadRow("the chat template leaves tool calls out", "set data.tool_format: hermes")
+            if turn.message["role"] == "system" and turn.message["content"].strip() not in text:
+                raise BadRow("the chat template leaves the system text out", turn.message["content"][:40])
+
+    def _same_without(self, text: str, turns: Sequence[Turn], tools: Any) -> bool:
+        try:
+            return self._render(turns, tools) == text
+        except BadRow:
+            return False
 
     def _render(self, turns: Sequence[Turn], tools: Any, *, marked: bool = False, prompt: bool = False) -> str:
         try:
@@ -206,8 +226,12 @@ class Renderer:
             plain, blocks = unmarked(self._render(turns, tools, marked=True))
             if plain == text and len(blocks) == len(wanted):
                 return dict(zip(wanted, blocks, strict=True))
-        found = self._all_at_once(text, turns, wanted, tools)
-        return found or {number: self._one(text, turns, number, tools) for number in wanted}
+        if (found := self._all_at_once(text, turns, wanted, tools)) is None:
+            found, behind = {}, 0
+            for number in wanted:
+                found[number] = self._one(text, turns, number, tools, behind)
+                behind = found[number][1]
+        return found
 
     def _all_at_once(
         self, text: str, turns: Sequence[Turn], wanted: list[int], tools: Any
@@ -221,7 +245,7 @@ class Renderer:
             before, mark, rest = rest.partition(STAND_IN.format(number))
             if not mark or not text.startswith(before, place):
                 return None
-            start, place = self._start(before, turns[number]) + place, place + len(before)
+            start, place = self._start(before, turns, number) + place, place + len(before)
             behind = rest.partition(STAND_IN[:4])[0]
             said = next((one for one in ways(turns[number]) if text.startswith(one + behind, place)), None)
             if said is None:
@@ -230,22 +254,29 @@ class Renderer:
             found[number] = (start, place)
         return found if text[place:] == rest else None
 
-    def _one(self, text: str, turns: Sequence[Turn], number: int, tools: Any) -> tuple[int, int]:
+    def _one(self, text: str, turns: Sequence[Turn], number: int, tools: Any, behind_last: int) -> tuple[int, int]:
         """The span of one turn: what is not the same when another text stands in its place."""
         other = self._render([*turns[:number], stand_in(turns[number], number), *turns[number + 1 :]], tools)
         before, mark, behind = other.partition(STAND_IN.format(number))
         if not mark:
             raise BadRow("the chat template leaves an answer out", f"message {number + 1}")
-        start = self._start(before, turns[number])
+        start = self._start(before, turns, number, behind_last)
         if not text.startswith(before[:start]):
             start = same(text, before)
         return start, max(start, len(text) - same(text[::-1], behind[::-1]))
 
-    def _start(self, before: str, turn: Turn) -> int:
-        """Where the model begins to write, in a text that ends where the answer itself begins."""
-        if not turn.answers:
+    def _start(self, before: str, turns: Sequence[Turn], number: int, behind_last: int = 0) -> int:
+        """Where the model begins to write, in a text that ends where the answer itself begins.
+
+        Args:
+            behind_last: where in the text the answer before ends.
+        """
+        if not turns[number].answers:
             return len(before)
-        if self.header and (place := before.rfind(self.header)) >= 0:
+        place = before.rfind(self.header, behind_last) if self.header else -1
+        said = turns[number - 1].said.strip() if number else ""
+        # a reply may go on after a tool's result without another header
+        if place >= 0 and not (said and said in before[place + len(self.header) :]):
             return place + len(self.header)
         return len(before) - (len(self.lead) if self.lead and before.endswith(self.lead) else 0)
 
@@ -345,6 +376,9 @@ def untrimmed(processor: Any) -> Any:
     """The same tokenizer, which counts the blanks that a token begins with as part of it."""
     from tokenizers import processors
 
+    offsets = np.array(processor.encode("a b", add_special_tokens=False).offsets)
+    if np.array_equal(offsets[1:, 0], offsets[:-1, 1]) and processor.truncation is None and processor.padding is None:
+        return processor  # a copy of a large vocabulary takes a second
     processor = copy.deepcopy(processor)
     processor.post_processor = processors.Sequence([])  # it trims offsets, and adds tokens that templates write
     processor.no_truncation()

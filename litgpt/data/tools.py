@@ -28,8 +28,8 @@ ABOUT = {
     ),
     "react": (
         "You can use these tools:\n{tools}\nAnswer in these steps, as often as you need them:\nThought: what to do next"
-        "\nAction: one of {names}\nAction Input: the tool's arguments as a JSON object\nObservation: what the tool gave "
-        "back\nWhen you know the answer, write:\nThought: why you are done\nFinal Answer: the answer"
+        "\nAction: one of {names}\nAction Input: the tool's arguments as a JSON object\nObservation: what the tool "
+        "gave back\nWhen you know the answer, write:\nThought: why you are done\nFinal Answer: the answer"
     ),
 }
 HERMES_CALL = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)

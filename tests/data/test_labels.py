@@ -17,6 +17,8 @@ from litgpt.errors import UserError
 from tests.data.templates import KINDS, write_tokenizer
 
 SIX = ["chatml", "llama3", "mistral", "gemma", "phi3", "qwen3"]
+# Mistral's writes the system's text into the last message, if that is a question
+NO_SYSTEM = {"gemma": "the chat template refuses it", "mistral": "the chat template leaves the system text out"}
 ANSWERS = ["Hello! How are you?", "forty two\n\nGood.", " é 日本 😀", "42"]
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "é": [1, None]}}}]
 
@@ -80,10 +82,10 @@ def test_text_and_tokens_are_transformers_own(
     folders: dict[str, Folder], kind: str, system: str | None, turns: int
 ) -> None:
     folder, conversation = folders[kind], talk(turns, system)
-    if kind == "gemma" and system:
+    if kind in NO_SYSTEM and system:
         (refused,) = folder.renderer().examples([conversation])
-        assert isinstance(refused, BadRow) and refused.reason == "the chat template refuses it"
-        assert "System role not supported" in refused.detail
+        assert isinstance(refused, BadRow) and refused.reason == NO_SYSTEM[kind]
+        assert ("System role not supported" if kind == "gemma" else system) in refused.detail
         return
     text, _ = folder.renderer().write(conversation)
     messages = messages_of(conversation)
@@ -93,7 +95,7 @@ def test_text_and_tokens_are_transformers_own(
     assert example.ids.tolist() == folder.theirs(text, add_special_tokens=False)["input_ids"]
     # what the model reads before it answers is how the sample begins
     prompt = folder.theirs.apply_chat_template(messages[:-1], add_generation_prompt=True)["input_ids"]
-    if not (kind == "qwen3" and turns > 1) and not (kind == "mistral" and system):  # they write earlier turns otherwise
+    if kind != "qwen3" or turns == 1:  # it writes earlier turns otherwise
         assert example.ids[: len(prompt)].tolist() == prompt
         assert not example.weights[: len(prompt)][-1] and example.weights[len(prompt)]
 
@@ -236,6 +238,42 @@ def test_template_that_leaves_answers_out(folders: dict[str, Folder], tmp_path: 
     assert template is not None
     (found,) = Renderer(tokenizer, template).examples([talk(2)])
     assert isinstance(found, BadRow) and found.reason == "the chat template leaves an answer out"
+
+
+SILENT = {
+    "tools out": "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}",
+    "tool calls out": "{{ tools }}{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}",
+    "the system text out": "{% for m in messages if m.role != 'system' %}{{ m.content + eos_token }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("what", SILENT)
+def test_templates_that_leave_out_what_they_cannot_write(tmp_path: Path, what: str) -> None:
+    tokenizer = write_tokenizer(tmp_path, "chatml")
+    (tmp_path / "chat_template.jinja").write_text(SILENT[what])
+    template = read_template(tmp_path)
+    assert template is not None
+    tools = [] if "system" in what else TOOLS
+    messages = [CALLS[0], CALLS[1], CALLS[5]] if "system" in what else CALLS
+    (found,) = Renderer(tokenizer, template).examples([to_conversation({"messages": messages, "tools": tools})])
+    assert isinstance(found, BadRow) and found.reason == f"the chat template leaves {what}"
+
+
+def test_replies_that_go_on_behind_a_result(tmp_path: Path) -> None:
+    """Where a reply has no header of its own after a tool's result, the result is not taken for a part of it."""
+    tokenizer = write_tokenizer(tmp_path, "chatml")
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}<|assistant|>"
+        "{% elif m.role == 'tool' %}<|system|>{{ m.content }}<|end|>{% elif m.tool_calls %}"
+        "{{ m.tool_calls[0].function.name }}<|im_end|>{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    template = read_template(tmp_path)
+    assert template is not None
+    conversation = to_conversation({"messages": [CALLS[1], {**CALLS[2], "content": ""}, CALLS[3], CALLS[5]]})
+    renderer = Renderer(tokenizer, template)
+    text, parts = renderer.write(conversation)
+    trained = [text[part.start : part.stop] for part in parts if part.weight]
+    assert trained == ["add<|im_end|>", "the answer<|im_end|>"]
 
 
 @pytest.mark.parametrize(
