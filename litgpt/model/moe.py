@@ -5,6 +5,7 @@ sorted by expert), I inner width of an expert.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +31,13 @@ class MoE(nn.Module):
         x_ND = x_BTD.flatten(0, 1)
         weights_NK, experts_NK = self.router(x_ND)
         rows = Rows(experts_NK, self.router.weight.shape[0])
-        x_RD = rows.gather(x_ND)
+        weights_R = weights_NK.flatten().index_select(0, rows.order_R)[:, None].to(x_ND.dtype)
+        x_RD = Spread.apply(x_ND, rows.token_R, rows.row_NK)
         if self.weigh_input:
-            x_RD = x_RD * rows.sort(weights_NK)[:, None].to(x_RD.dtype)
-        y_NKD = rows.scatter(self.experts(x_RD, rows.ends_E))
-        y_ND = y_NKD.sum(1) if self.weigh_input else (y_NKD * weights_NK[..., None].to(y_NKD.dtype)).sum(1)
+            y_RD = self.experts(x_RD * weights_R, rows.ends_E)
+        else:
+            y_RD = self.experts(x_RD, rows.ends_E, weights_R)
+        y_ND = Gathered.apply(y_RD, rows.token_R, rows.row_NK)
         y_BTD = y_ND.view_as(x_BTD)
         return y_BTD if self.shared is None else y_BTD + self._shared(x_BTD)
 
@@ -45,27 +48,45 @@ class MoE(nn.Module):
 
 
 class Rows:
-    """The order of tokens by expert, and back; `ends_E` says where the rows of each expert end (int32)."""
+    """The order of tokens by expert, and back.
+
+    `token_R` is each row's token, `row_NK` where a token's rows are, `ends_E` where each expert's rows end (int32).
+    """
 
     def __init__(self, experts_NK: Tensor, experts: int) -> None:
-        self.shape = experts_NK.shape
         expert_R, self.order_R = experts_NK.flatten().sort(stable=True)
         numbers_E = torch.arange(experts, device=experts_NK.device, dtype=expert_R.dtype)
         self.ends_E = torch.searchsorted(expert_R, numbers_E, right=True, out_int32=True)
-        self.place_R = torch.empty_like(self.order_R)
-        self.place_R[self.order_R] = torch.arange(len(self.order_R), device=experts_NK.device)
+        self.token_R = self.order_R // experts_NK.shape[1]
+        row_R = torch.empty_like(self.order_R)
+        row_R[self.order_R] = torch.arange(len(row_R), device=row_R.device)
+        self.row_NK = row_R.view_as(experts_NK)
 
-    def gather(self, x_ND: Tensor) -> Tensor:
-        """(N, D) -> (R, D)."""
-        return x_ND.index_select(0, self.order_R // self.shape[1])
 
-    def sort(self, weights_NK: Tensor) -> Tensor:
-        """(N, K) -> (R,)."""
-        return weights_NK.flatten().index_select(0, self.order_R)
+class Spread(torch.autograd.Function):
+    """Each token once for each of its experts, (N, D) -> (R, D); its gradients add up in a fixed order."""
 
-    def scatter(self, y_RD: Tensor) -> Tensor:
-        """(R, D) -> (N, K, D)."""
-        return y_RD.index_select(0, self.place_R).unflatten(0, self.shape)
+    @staticmethod
+    def forward(context: Any, x_ND: Tensor, token_R: Tensor, row_NK: Tensor) -> Tensor:
+        context.save_for_backward(token_R, row_NK)
+        return x_ND.index_select(0, token_R)
+
+    @staticmethod
+    def backward(context: Any, slope_RD: Tensor) -> tuple[Tensor, None, None]:
+        return Gathered.apply(slope_RD, *context.saved_tensors), None, None
+
+
+class Gathered(torch.autograd.Function):
+    """The sum of each token's rows, (R, D) -> (N, D); the reverse of `Spread`."""
+
+    @staticmethod
+    def forward(context: Any, y_RD: Tensor, token_R: Tensor, row_NK: Tensor) -> Tensor:
+        context.save_for_backward(token_R, row_NK)
+        return y_RD.index_select(0, row_NK.flatten()).unflatten(0, row_NK.shape).sum(1)
+
+    @staticmethod
+    def backward(context: Any, slope_ND: Tensor) -> tuple[Tensor, None, None]:
+        return Spread.apply(slope_ND, *context.saved_tensors), None, None
 
 
 class Router(nn.Module):
@@ -86,9 +107,10 @@ class Router(nn.Module):
 
     def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> "Router":
         """What `to()` does: a change of type leaves the correction as it is, whose small steps bfloat16 would lose."""
+        exact = None if self.correction is None else self.correction.detach()
         super()._apply(change, recurse)
-        if self.correction is not None:
-            self.correction.data = self.correction.data.float()
+        if exact is not None and self.correction is not None and self.correction.dtype != exact.dtype:
+            self.correction.data = exact.to(self.correction.device)
         return self
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,16 +172,21 @@ class Experts(nn.Module):
         self.down_bias = nn.Parameter(torch.zeros(experts, width)) if biased else None
         self.gating = gating(config)
 
-    def forward(self, x_RD: Tensor, ends_E: Tensor) -> Tensor:
+    def forward(self, x_RD: Tensor, ends_E: Tensor, weights_R: Tensor | None = None) -> Tensor:
         """Each row through its expert.
 
         Args:
             x_RD: rows sorted by expert.
             ends_E: where each expert's rows end, int32.
+            weights_R: what each row's result is multiplied by, (R, 1); done before `down`, where rows are narrower.
         """
         gate_RI = grouped_linear(x_RD, self.gate, self.gate_bias, ends_E)
         up_RI = grouped_linear(x_RD, self.up, self.up_bias, ends_E)
-        return grouped_linear(self.gating(gate_RI, up_RI), self.down, self.down_bias, ends_E)
+        inner_RI = self.gating(gate_RI, up_RI)
+        if weights_R is None:
+            return grouped_linear(inner_RI, self.down, self.down_bias, ends_E)
+        y_RD = grouped_linear(inner_RI * weights_R.to(inner_RI.dtype), self.down, None, ends_E)
+        return y_RD if self.down_bias is None else y_RD + own(self.down_bias, y_RD, ends_E) * weights_R.to(y_RD.dtype)
 
 
 def uniform(*shape: int) -> nn.Parameter:
@@ -175,9 +202,12 @@ def grouped_linear(x_RD: Tensor, weight_EOD: Tensor, bias_EO: Tensor | None, end
         x_RD, weight_EOD = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (x_RD, weight_EOD))
     multiply = F.grouped_mm if x_RD.dtype == torch.bfloat16 and aligned(x_RD, weight_EOD) else any_mm
     y_RO = multiply(x_RD.contiguous(), weight_EOD.contiguous().mT, offs=ends_E)
-    if bias_EO is None:
-        return y_RO
-    return y_RO + bias_EO.to(y_RO.dtype).index_select(0, owners(ends_E, len(y_RO)))
+    return y_RO if bias_EO is None else y_RO + own(bias_EO, y_RO, ends_E)
+
+
+def own(bias_EO: Tensor, y_RO: Tensor, ends_E: Tensor) -> Tensor:
+    """The bias of each row's expert, (R, O)."""
+    return bias_EO.to(y_RO.dtype).index_select(0, owners(ends_E, len(y_RO)))
 
 
 def aligned(x_RD: Tensor, weight_EOD: Tensor) -> bool:
