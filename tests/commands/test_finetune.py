@@ -1,0 +1,165 @@
+"""Finetuning from the command line: adapters and whole models, packed or not, on one rank or two, broken off or not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from litgpt.data.tokenizer import train_tokenizer
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.model.init import initialize
+from litgpt.store import published
+from tests.processes import finish, litgpt, start
+from tests.runs import SHAPE, losses
+
+LORA = {"lora_r": 4, "lora_dropout": 0.0, "lora_mlp": True}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with a tokenizer of bytes."""
+    folder = tmp_path_factory.mktemp("base")
+    train_tokenizer(["a"], "bytes", 0, folder / "tokenizer")
+    shape = Config(**{**SHAPE, "name": "toy", "block_size": 256, "n_embd": 32, "intermediate_size": 48})
+    model = GPT(shape)
+    initialize(model, 0)
+    tensors = dict(model.named_parameters())
+    published.save(folder / "model", config=shape, tensors=tensors, tokenizer_dir=folder / "tokenizer")
+    return folder / "model"
+
+
+def write_rows(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"instruction": f"How many are {number} things?", "output": "There are many. " * (number % 5)}
+        for number in range(1, 41)
+        if number % 5
+    ]
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def recipe_of(folder: Path, base: Path, **changes: Any) -> Path:
+    data = {"json_path": "rows.json", "val_split_fraction": 0.1, "num_workers": 0, "mask_prompt": True}
+    recipe: dict[str, Any] = {
+        "checkpoint_dir": str(base),
+        "out_dir": "out",
+        "precision": "32-true",
+        "data": {"class_path": "JSON", "init_args": data},
+        "train": {
+            "global_batch_size": 8,
+            "micro_batch_size": 2,
+            "max_steps": 10,
+            "epochs": None,
+            "lr_warmup_steps": 2,
+            "save_interval": 5,
+            "min_lr": 0,
+        },
+        "eval": {"interval": 100},
+        "optimizer": {"class_path": "AdamW", "init_args": {"lr": 2e-2, "weight_decay": 0.0}},
+    }
+    for key, value in changes.items():
+        group = recipe
+        *parents, last = key.split("__")
+        for parent in parents:
+            group = group[parent]
+        group[last] = value
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe), encoding="utf-8")
+    return path
+
+
+def run(folder: Path, base: Path, command: str = "finetune_lora", ranks: int = 1, **changes: Any) -> dict[int, float]:
+    """The losses of a run that must end well."""
+    write_rows(folder)
+    recipe_of(folder, base, devices=ranks, **changes)
+    codes = finish(start(litgpt, command, "--config", "recipe.yaml", folder=folder, ranks=ranks))
+    assert codes == [0] * ranks, "".join(path.read_text() for path in sorted(folder.glob("rank-*.log")))
+    return losses(folder)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_an_adapter_is_trained_and_folded_into_the_final_model(base: Path, tmp_path: Path) -> None:
+    before = weights(base)
+    got = run(tmp_path, base, **LORA)
+    assert got[10] < got[1] - 0.3
+    after, adapter = weights(tmp_path / "out" / "final"), load_file(tmp_path / "out/adapter/adapter_model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    targets = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
+    assert changed == {name for name in before if any(target in name for target in targets)}
+    layer = "model.layers.1.self_attn.q_proj"
+    a, b = (adapter[f"base_model.model.{layer}.lora_{half}.weight"] for half in "AB")
+    folded = before[f"{layer}.weight"] + 16 / 4 * b @ a
+    torch.testing.assert_close(after[f"{layer}.weight"], folded, atol=1e-6, rtol=1e-5)
+
+
+def test_full_finetuning_leaves_alone_what_it_is_told_to(base: Path, tmp_path: Path) -> None:
+    tuner = {"class_path": "Full", "init_args": {"freeze_parameters": ["embedding", "blocks.0"]}}
+    got = run(tmp_path, base, "finetune_full", tuner=tuner, optimizer__init_args__lr=1e-2)
+    assert got[10] < got[1] - 0.3
+    before, after = weights(base), weights(tmp_path / "out" / "final")
+    frozen = {name for name in before if torch.equal(before[name], after[name])}
+    assert frozen == {name for name in before if "layers.0." in name or "embed_tokens" in name}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "data"),
+    [(1, {}), (2, {}), (1, {"packing": {"enabled": True, "length": 256}}), (2, {"packing": {"enabled": True}})],
+    ids=["1 rank", "2 ranks", "packed", "packed on 2 ranks"],
+)
+def test_a_run_that_is_broken_off_and_resumed_ends_as_if_it_had_not_been(
+    base: Path, tmp_path: Path, ranks: int, data: dict[str, Any]
+) -> None:
+    settings = {**LORA, "lora_dropout": 0.1, "train__micro_batch_size": 1, "train__global_batch_size": 4}
+    settings |= {f"data__init_args__{key}": value for key, value in data.items()}
+    whole = run(tmp_path / "whole", base, ranks=ranks, **settings)
+    folder = tmp_path / "broken"
+    first = run(folder, base, ranks=ranks, **settings, train__max_steps=5, train__lr_decay_steps=10)
+    second = run(folder, base, ranks=ranks, **settings, resume=True, train__lr_decay_steps=10)
+    assert first == {step: whole[step] for step in range(1, 6)}
+    assert {step: loss for step, loss in second.items() if step > 5} == {step: whole[step] for step in range(6, 11)}
+    for name in ("final/model.safetensors", "adapter/adapter_model.safetensors"):
+        ours, theirs = load_file(folder / "out" / name), load_file(tmp_path / "whole" / "out" / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+
+
+def test_two_ranks_have_the_losses_of_one(base: Path, tmp_path: Path) -> None:
+    alone = run(tmp_path / "alone", base, **LORA)
+    shared = run(tmp_path / "shared", base, ranks=2, **LORA)
+    replicated = run(tmp_path / "replicated", base, ranks=2, parallel={"data_replicate": 2, "data_shard": 1}, **LORA)
+    assert shared == pytest.approx(alone, abs=1e-5) and replicated == pytest.approx(alone, abs=1e-5)
+
+
+def test_checkpoints_of_an_adapter_hold_no_base(base: Path, tmp_path: Path) -> None:
+    run(tmp_path, base, **LORA)
+    (shard,) = (tmp_path / "out" / "step-00000010").glob("shard-*.safetensors")
+    names = [name for name in load_file(shard) if name.startswith("model.")]
+    assert names and all("lora_" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "words"),
+    [
+        ("finetune_lora", {"lora_query": False, "lora_value": False}, "lora_query"),
+        ("finetune_lora", {"tuner": "IA3", "lora_r": 2}, "lora_r: not beside tuner"),
+        ("finetune_full", {"tuner": "LoRA"}, "tuner: LoRA"),
+        ("finetune_lora", {"train__epochs": None, "train__max_steps": None}, "train.epochs"),
+        ("finetune_lora", {"checkpoint_dir": "nowhere/at/all"}, "checkpoint_dir: nowhere/at/all"),
+        ("finetune_lora", {"data__init_args__json_path": "gone.json"}, "gone.json"),
+        ("finetune_lora", {"tuner": {"class_path": "LoRA", "init_args": {"target_modules": ["kuh"]}}}, "kuh"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    base: Path, tmp_path: Path, command: str, changes: dict[str, Any], words: str
+) -> None:
+    write_rows(tmp_path)
+    recipe_of(tmp_path, base, **changes)
+    assert finish(start(litgpt, command, "--config", "recipe.yaml", folder=tmp_path)) != [0]
+    said = (tmp_path / "rank-0.log").read_text().strip().splitlines()
+    assert words in said[-1] and not any("Traceback" in line for line in said)
