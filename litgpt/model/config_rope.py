@@ -79,8 +79,8 @@ def write_rope(
     """The keys of `read_rope`, in the old form and in the new; a stretched base as it is."""
     scaling = write_scaling(config)
     share = {"partial_rotary_factor": config.rotary_percentage} if partial else {}
-    if temperature and config.query_temperature is not None:
-        scaling[temperature] = config.query_temperature["scale"]
+    if temperature:  # without a number there transformers fails
+        scaling[temperature] = (config.query_temperature or {"scale": 0.0})["scale"]
     old, beside = scaling, {}
     if original:  # where it is beside, older transformers wants it nowhere else, and the kind as `type`
         old = {"type" if key == "rope_type" else key: value for key, value in scaling.items()}

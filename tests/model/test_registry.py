@@ -237,6 +237,9 @@ def test_plainest_family_for_a_shape_of_several() -> None:
         shape = families()[kind].read({})
         assert family_of(Config(**{**shape.to_dict(), "hf_config": {}})).name == kind
     assert family_of(families()["seed_oss"].read({})).name == "seed_oss"
+    sharpened = families()["ministral3"].read({})
+    assert family_of(sharpened).name == "ministral3"
+    assert family_of(Config(**{**sharpened.to_dict(), "query_temperature": None})).name == "llama"
 
 
 def test_changes_decide_the_family_not_the_name() -> None:

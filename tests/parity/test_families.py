@@ -66,15 +66,25 @@ ROWS = {
     "qwen3-bias-window": Row(
         "Qwen3", {"attention_bias": True, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
     ),
-    "gemma": Row("Gemma", {"head_dim": 16, "num_key_value_heads": 1}),
+    "gemma": Row("Gemma", {"head_dim": 16, "num_key_value_heads": 1, "rms_norm_eps": 1e-3}),
     "gemma-untied": Row("Gemma", {"head_dim": 12, "num_key_value_heads": 4, "tie_word_embeddings": False}),
     "gemma2": Row("Gemma2", {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 10}),
     "gemma3": Row(
-        "Gemma3Text", {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 10, "rope_parameters": BOTH}
+        "Gemma3Text",
+        {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 10, "rope_parameters": BOTH}
+        | {"layer_types": ["sliding_attention", "full_attention"] * 2},
     ),
-    "vaultgemma": Row("VaultGemma", {"head_dim": 16, "sliding_window": 8}),
+    "vaultgemma": Row(
+        "VaultGemma",
+        {"head_dim": 16, "sliding_window": 8, "attn_logit_softcapping": 3.0, "query_pre_attn_scalar": 10}
+        | {"rms_norm_eps": 1e-3},
+    ),
     "gpt_neox": Row("GPTNeoX", {"rope_parameters": {**of("default"), "partial_rotary_factor": 0.5}}),
-    "gpt_neox-serial": Row("GPTNeoX", {"use_parallel_residual": False, "tie_word_embeddings": True}),
+    "gpt_neox-serial": Row(
+        "GPTNeoX",
+        {"use_parallel_residual": False, "tie_word_embeddings": True, "num_attention_heads": 2}
+        | {"rope_parameters": {**of("default"), "partial_rotary_factor": 0.25}},
+    ),
     "gpt_neox-whole-heads": Row("GPTNeoX", {"rope_parameters": {**of("default"), "partial_rotary_factor": 1.0}}),
     "gpt2": Row("GPT2", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}),
     "gpt_bigcode": Row("GPTBigCode", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
@@ -101,7 +111,7 @@ ROWS = {
         {"rope_parameters": {**LONG, "rope_theta": 1e4, "partial_rotary_factor": 1.0, "attention_factor": 1.2}}
         | {"original_max_position_embeddings": 56},
     ),
-    "stablelm": Row("StableLm", {"rope_parameters": {**of("default"), "partial_rotary_factor": 0.25}}),
+    "stablelm": Row("StableLm", {"rope_parameters": {**of("default"), "partial_rotary_factor": 0.5}}),
     "stablelm-parallel": Row("StableLm", {"use_qkv_bias": True, "use_parallel_residual": True}),
     "olmo": Row("Olmo", {"attention_bias": True}),
     "olmo2": Row("Olmo2", {}),
@@ -115,17 +125,18 @@ ROWS = {
     "smollm3-listed": Row("SmolLM3", {"no_rope_layers": [0, 1, 1, 0], "tie_word_embeddings": False}),
     "granite": Row(
         "Granite",
-        {"embedding_multiplier": 3.0, "residual_multiplier": 0.3, "logits_scaling": 4.0, "attention_multiplier": 0.2},
+        {"embedding_multiplier": 3.0, "residual_multiplier": 0.3, "logits_scaling": 4.0, "attention_multiplier": 0.2}
+        | {"rms_norm_eps": 1e-3},
     ),
     "cohere": Row("Cohere", {"logit_scale": 0.5}),
     "cohere-normed-heads": Row("Cohere", {"use_qk_norm": True, "attention_bias": True, "logit_scale": 0.5}),
     "cohere2": Row("Cohere2", {"sliding_window": 8, "num_hidden_layers": 5, "logit_scale": 0.5}),
-    "glm": Row("Glm", {"head_dim": 16, "num_key_value_heads": 2}),
+    "glm": Row("Glm", {"head_dim": 16, "num_key_value_heads": 2, "rms_norm_eps": 1e-3}),
     "glm4": Row("Glm4", {"head_dim": 16, "attention_bias": False}),
     "starcoder2": Row("Starcoder2", {"sliding_window": 8}),
     "starcoder2-bare": Row("Starcoder2", {"use_bias": False}),
     "nemotron": Row("Nemotron", {"head_dim": 16, "attention_bias": True}),
-    "helium": Row("Helium", {"head_dim": 8, "attention_bias": True}),
+    "helium": Row("Helium", {"head_dim": 8, "attention_bias": True, "rms_norm_eps": 1e-3}),
     "seed_oss": Row("SeedOss", {"head_dim": 16}),
     "arcee": Row("Arcee", {"mlp_bias": True}),
     "ernie4_5": Row("Ernie4_5", {"head_dim": 16, "use_bias": True}),
