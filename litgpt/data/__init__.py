@@ -15,7 +15,7 @@ _HOMES = {
     "TinyLlama": "modules",
     "MicroLlama": "modules",
     "OpenWebText": "modules",
-    "Conversations": "instruct",
+    "Conversations": "conversation_sets",
     "JSON": "instruction_sets",
     "Alpaca": "instruction_sets",
     "Alpaca2k": "instruction_sets",

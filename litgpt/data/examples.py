@@ -17,7 +17,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from litgpt.data.conversation import BadRow, Conversation
+from litgpt.data.cells import BadRow
+from litgpt.data.conversation import Conversation
 from litgpt.data.documents import Source
 from litgpt.data.labels import Example
 from litgpt.data.shards import only_one, remove_leftovers

@@ -1,27 +1,21 @@
 """Data modules of conversations and instructions: what they share, and `Conversations`, which reads any of them."""
 
 import hashlib
-import math
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from litgpt.data.chat import ChatTemplate, read_template
-from litgpt.data.conversation import BadRow, Conversation, texts_of, to_conversation
-from litgpt.data.documents import identify
+from litgpt.data.cells import BadRow
+from litgpt.data.conversation import Conversation, texts_of
 from litgpt.data.order import Permutation
 from litgpt.data.packing import Strategy, filling, pack
-from litgpt.data.prompts import style_of
-from litgpt.data.sources import DataSource, Found, files_of, read_rows, source_of
-from litgpt.data.tools import in_text
-from litgpt.data.weights import WeightRule
+from litgpt.data.sources import DataSource
 from litgpt.errors import UserError
-from litgpt.recipe.bounds import Count, Fraction, Position, Seed, check_numbers
+from litgpt.recipe.bounds import Count, Position, Seed, check_numbers
 from litgpt.recipe.data import BatchShape, DataModule, Stream
 
 if TYPE_CHECKING:
@@ -212,8 +206,9 @@ class Finetuning(DataModule):
         fraction = entry.source.val_fraction
         fraction = self.default_fraction() if fraction is None else fraction
         held = min(max(int(count * fraction), 1), count - 1) if fraction > 0 else 0
-        order = np.fromiter(map(Permutation(count, self._seed_of(entry), 0), range(count)), np.int64, count)
-        return np.sort(order[held:]), np.sort(order[:held])
+        kept = np.ones(count, bool)
+        kept[list(map(Permutation(count, self._seed_of(entry), 0), range(held)))] = False
+        return np.flatnonzero(kept), np.flatnonzero(~kept)
 
     def _seed_of(self, entry: Set) -> int:
         """A seed of a set's own, so that other sets do not change what is drawn from it."""
@@ -257,141 +252,3 @@ def _say_mix(sets: list[Set], parts: list[np.ndarray], there: list[int]) -> None
             f"{len(part) / max(count, 1):.2f} times each",
             file=sys.stderr,
         )
-
-
-@dataclass
-class Conversations(Finetuning):
-    """Conversations of any usual format, written by the model's own chat template.
-
-    On disk: files of rows (.jsonl, .json, .csv, .parquet, .txt; also .gz and .zst), folders of them, or data sets of
-    the hub. Rows are messages, ShareGPT, Alpaca, question and answer, or plain text; samples are kept in `cache_dir`.
-    """
-
-    sources: str | list[Any]
-    """Paths (`rows.jsonl`, or `rows.jsonl#500` for 500 of them), or mappings of path, split, format, columns, sample,
-    weight, channel and val_fraction."""
-    val_sources: str | list[Any] = field(default_factory=list)
-    """The same for validation; empty splits `val_fraction` off `sources`."""
-    val_fraction: Fraction = 0.05
-    """Share of each source that is kept for validation."""
-    mix: Literal["concat", "interleave"] = "concat"
-    """concat takes all rows of all sources; interleave takes them in the proportion of their weights."""
-    stopping: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
-    """An interleaved epoch ends when the rows of the first source are used up, or when those of all are."""
-    train_on: Literal["answers", "last_answer", "everything"] = "answers"
-    """What is trained, where messages do not say `loss` themselves."""
-    end_of_turn: Literal["turn", "last", "none"] = "turn"
-    """After which answers the token that ends them is trained."""
-    weights: list[WeightRule] = field(default_factory=list)
-    """Factors of the loss for parts of answers that match a pattern or follow a keyword."""
-    tool_format: Literal["template", "hermes", "json", "react"] = "template"
-    """How tools and calls are written: as the chat template does, or as text in one of three protocols."""
-    system: str | None = None
-    """What the assistant is told of itself in conversations that do not say."""
-    prompt_style: str | None = None
-    """A prompt style in place of the chat template, such as alpaca."""
-    chat_template: Path | None = None
-    """A file in place of the model's own template."""
-    template_args: dict[str, Any] = field(default_factory=dict)
-    """More that the template is told, such as enable_thinking: false."""
-    date: str = "2026-01-01"
-    """The day that templates are told which ask for it; fixed, so that a run can be repeated."""
-    cache_dir: Path = Path("data/conversations")
-    """Where samples and downloads are kept."""
-    on_overlong: OnOverlong = field(default="drop", kw_only=True)
-    """At a sample longer than train.max_seq_length: drop, truncate_left, truncate_right, split or raise."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.sources:
-            raise UserError("data.sources: empty; give at least one path")
-        self._sources, self._val_sources = (
-            [source_of(one) for one in ([group] if isinstance(group, str) else group)]
-            for group in (self.sources, self.val_sources)
-        )
-        if self.prompt_style is not None:
-            style_of(self.prompt_style)
-        try:
-            self._date = datetime.fromisoformat(self.date)
-        except ValueError:
-            raise UserError(f"data.date: {self.date!r} is no day; give one such as 2026-01-01") from None
-
-    def cache(self) -> Path:
-        """The folder that the samples go to."""
-        return self.cache_dir
-
-    def default_fraction(self) -> float:
-        """The share of the rows for validation, where their source does not say."""
-        return 0.0 if self.val_sources else self.val_fraction
-
-    def sets(self) -> list[Set]:
-        """The rows of all sources."""
-        part: Literal["both", "train"] = "train" if self.val_sources else "both"
-        return [Set(self._rows(source), source, part) for source in self._sources] + [
-            Set(self._rows(source), source, "val") for source in self._val_sources
-        ]
-
-    def _rows(self, source: DataSource) -> "Rows":
-        from litgpt.data.examples import Rows
-
-        files = files_of(source, self.cache_dir)
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
-
-        def convert(row: Any) -> list[Conversation]:
-            said = to_conversation(row, source.columns, source.format)
-            if said.system is None and self.system is not None and not said.is_text:
-                said = replace(said, system=self.system)
-            return [said if self.tool_format == "template" else in_text(said, self.tool_format)]
-
-        def read() -> Iterator[Found]:
-            for file in files:
-                yield from read_rows(file)
-
-        settings = [source.format, source.columns, self.system, self.tool_format]
-        known = identify(files, self.cache_dir / "hashes.json")
-        return Rows(source.path, known, read, convert, settings, source.channel)
-
-    def renders(self) -> "Renders":
-        """The chat template, or the prompt style in its place."""
-        from litgpt.data.labels import Renderer, Trained
-        from litgpt.data.styled import StyledRenderer
-
-        if self.prompt_style is not None:
-            given = [self.train_on == "last_answer", self.weights, self.template_args, self.chat_template]
-            if any(given) or self.end_of_turn != "turn":
-                raise UserError(
-                    "data.prompt_style: goes without chat_template, template_args, weights, end_of_turn and "
-                    "train_on: last_answer; leave it out to use the chat template"
-                )
-            mask = self.train_on == "answers"
-            return StyledRenderer(self.tokenizer, style_of(self.prompt_style), mask_prompt=mask)
-        trained = Trained(self.train_on, self.end_of_turn, tuple(self.weights))
-        return Renderer(self.tokenizer, self._template(), trained, self.template_args)
-
-    def _template(self) -> ChatTemplate:
-        if self.chat_template is not None:
-            try:
-                source = self.chat_template.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"data.chat_template: {self.chat_template} cannot be read ({error})") from None
-            return ChatTemplate(source, self.chat_template, date=self._date)
-        found = read_template(self.tokenizer.folder, self._date)
-        if found is None:
-            raise UserError(
-                f"data: {self.tokenizer.folder} holds no chat template; set data.prompt_style: alpaca, or "
-                "data.chat_template: a file"
-            )
-        return found
-
-    def sizes_of(self, files: "list[tuple[Set, ExampleFile]]", counts: list[int]) -> list[int]:
-        """How many samples an epoch has of each source."""
-        sizes = super().sizes_of(files, counts)
-        if self.mix == "concat":
-            return sizes
-        weights = [entry.source.weight for entry, _ in files]
-        if not sum(weights):
-            raise UserError("data.sources: weight: all are 0; give one that is more")
-        shares = [weight / sum(weights) for weight in weights]
-        epochs = [size / share for size, share in zip(sizes, shares, strict=True) if share]
-        total = min(epochs) if self.stopping == "first_exhausted" else max(epochs)
-        return [math.floor(total * share + 1e-9) for share in shares]

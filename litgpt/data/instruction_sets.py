@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from litgpt.data.conversation import BadRow, Conversation, Message, to_conversation
+from litgpt.data.cells import BadRow
+from litgpt.data.conversation import Conversation, Message, to_conversation
 from litgpt.data.documents import identify
 from litgpt.data.downloads import fetch
 from litgpt.data.instruct import Finetuning, Set

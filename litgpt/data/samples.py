@@ -100,11 +100,11 @@ class SampleRows:
     def __init__(
         self, pieces: Pieces, rows: Sequence[np.ndarray] | None, seed: int | None, *, padding: bool = False
     ) -> None:
-        members = [np.array([number]) for number in range(len(pieces.table))] if rows is None else rows
         self.pieces, self.padding, self._seed = pieces, padding, seed
-        self._members = np.concatenate(members)
-        self._begins = np.concatenate([[0], np.cumsum([len(row) for row in members])])
-        self.count = len(members)
+        self._members = np.arange(len(pieces.table)) if rows is None else np.concatenate(rows)
+        sizes = np.ones(len(pieces.table), np.int64) if rows is None else np.array([len(row) for row in rows])
+        self._begins = np.concatenate([[0], np.cumsum(sizes)])
+        self.count = len(sizes)
         self.weighted = any(file.weighted for file in pieces.files)
         names = sorted({name or "default" for file in pieces.files for name in file.channels})
         self.channels = [] if names == ["default"] else names

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from litgpt.data.conversation import BadRow, Format
+from litgpt.data.cells import BadRow
+from litgpt.data.conversation import Format
 from litgpt.data.documents import numbered, unpacked
 from litgpt.errors import UserError
 from litgpt.files import inside

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from litgpt.data.conversation import BadRow, Conversation
+from litgpt.data.cells import BadRow
+from litgpt.data.conversation import Conversation
 from litgpt.data.labels import Example
 from litgpt.data.prompts import PromptStyle
 from litgpt.data.tokenizer import Tokenizer

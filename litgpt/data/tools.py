@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
-from litgpt.data.conversation import Conversation, Message, json_text
+from litgpt.data.cells import json_text
+from litgpt.data.conversation import Conversation, Message
 
 Protocol = Literal["hermes", "json", "react"]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from litgpt.data.conversation import BadRow, Conversation, Message, to_conversation
+from litgpt.data.cells import BadRow
+from litgpt.data.conversation import Conversation, Message, to_conversation
 
 U, A, C, T, S = "user", "assistant", "tool_call", "tool", "system"
 CALL = '{"name": "add", "arguments": {"a": 1}}'

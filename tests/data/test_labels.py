@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from litgpt.data.cells import BadRow
 from litgpt.data.chat import read_template
-from litgpt.data.conversation import BadRow, Conversation, Message, to_conversation
+from litgpt.data.conversation import Conversation, Message, to_conversation
 from litgpt.data.labels import Example, Renderer, Trained, turns_of
 from litgpt.data.weights import WeightRule, weighted_parts
 from litgpt.errors import UserError

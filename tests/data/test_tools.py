@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from litgpt.data.cells import json_text
 from litgpt.data.chat import read_template
-from litgpt.data.conversation import Conversation, Message, json_text, to_conversation
+from litgpt.data.conversation import Conversation, Message, to_conversation
 from litgpt.data.labels import Example, Renderer
 from litgpt.data.tools import Protocol, calls_in, calls_text, in_text
 from tests.data.templates import write_tokenizer

@@ -1,0 +1,115 @@
+"""Values in the cells of rows: texts, numbers, JSON and calls of tools, each checked; what is wrong has one reason."""
+
+import ast
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+LITERAL_LIMIT = 1_000_000
+"""Characters of a list written as Python that are still parsed: Python's parser takes a hundred times the memory."""
+
+
+class BadRow(Exception):
+    """A row that is no conversation.
+
+    Attributes:
+        reason: a few words, the same for all rows with this fault, to count by.
+        detail: what was found in this row.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason} ({detail})" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
+def parsed(value: Any, name: str) -> Any:
+    """A value, or what its text says as JSON, or else as a Python literal."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        reason = str(error)[:80]
+    try:
+        if len(value) > LITERAL_LIMIT:
+            raise ValueError
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        raise BadRow(f"{name}: not JSON", reason) from None
+
+
+def text_of(value: Any, name: str) -> str:
+    """A text that can be written as UTF-8."""
+    if not isinstance(value, str):
+        raise BadRow(f"{name} is no text", type(value).__name__)
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise BadRow("half a surrogate pair", name) from None
+    return value
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON, the one way that we write it: keys in their order, letters as they are."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadRow("value cannot be written as JSON", str(error)[:80]) from None
+    return text_of(text, "JSON")
+
+
+def loss_of(value: Any) -> bool | None:
+    """Whether a message says that it is trained."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    raise BadRow("loss is not true or false", repr(value)[:80])
+
+
+def weight_of(value: Any, name: str) -> float:
+    """A weight: a number from 0."""
+    if value is None:
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6 or math.isnan(value):
+        raise BadRow(f"{name} is no number from 0 to 1000000", repr(value)[:80])
+    return float(value)
+
+
+def name_of(value: Any) -> str | None:
+    """A channel's name."""
+    return None if value is None else text_of(str(value) if isinstance(value, int) else value, "channel")
+
+
+def call_text(value: Any) -> str:
+    """A call of a tool as JSON with `name` and `arguments`; a text that is that already stays as it is."""
+    call = parsed(value, "tool call")
+    if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping):
+        value = call = call["function"]
+    if not isinstance(call, Mapping):
+        raise BadRow("tool call is no object", type(call).__name__)
+    if not isinstance(call.get("name"), str) or not call["name"]:
+        raise BadRow("tool call without a name", repr(call.get("name"))[:80])
+    arguments = call.get("arguments", call.get("parameters", {}))
+    arguments = parsed(arguments, "tool call's arguments") if isinstance(arguments, str) and arguments else arguments
+    if not isinstance(arguments or {}, Mapping):
+        raise BadRow("tool call's arguments are no object", type(arguments).__name__)
+    if isinstance(value, str) and isinstance(call.get("arguments"), Mapping):
+        return value
+    return json_text({"name": call["name"], "arguments": arguments or {}})
+
+
+def tools_of(value: Any) -> str | None:
+    """The tools of a row as JSON; a text that is JSON already stays as it is."""
+    if value is None or value == "" or value == []:
+        return None
+    tools = parsed(value, "tools")
+    if not isinstance(tools, list | tuple):
+        raise BadRow("tools is no list", type(tools).__name__)
+    for tool in tools:
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise BadRow("tool without a name", repr(tool)[:80])
+    return value if isinstance(value, str) else json_text(tools)
