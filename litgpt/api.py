@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.data.chat import ChatTemplate, read_template
+from litgpt.data.prompts import PromptStyle, has_prompt_style, load_prompt_style, save_prompt_style
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.infer.generate import check_room, generate, until
@@ -25,6 +26,7 @@ from litgpt.infer.load import (
     random_model,
     retype,
 )
+from litgpt.infer.prompts import Prompts
 from litgpt.infer.quantize import quantize as quantize_blocks
 from litgpt.infer.sampling import Sampling
 from litgpt.model.gpt import GPT
@@ -54,6 +56,7 @@ class LLM(nn.Module):
         model: the decoder, `model(ids (B, T)) -> logits (B, T, V)`.
         tokenizer: text to token numbers and back.
         chat: the folder's chat template, or None.
+        prompt_style: the style that the folder's prompt_style.yaml names, or None; one may be set.
         config: the model's shape.
         checkpoint_dir: the folder that it is from; None for random weights.
     """
@@ -67,6 +70,8 @@ class LLM(nn.Module):
         self.chat = chat
         self.config = model.config
         self.checkpoint_dir = checkpoint_dir
+        texts = tokenizer.folder
+        self.prompt_style: PromptStyle | None = load_prompt_style(texts) if has_prompt_style(texts) else None
         self.cache_size: int | None = None
         self.eval()
 
@@ -174,53 +179,38 @@ class LLM(nn.Module):
         """The decoder's own."""
         return self.model.load_state_dict(*arguments, **settings)
 
-    def save(self, out_dir: Path | str) -> None:
-        """Write the model as a folder that transformers loads, tokenizer included; `out_dir` is new or empty."""
+    def save(self, out_dir: Path | str, prompt_style: PromptStyle | str | None = None) -> None:
+        """Write the model as a folder that transformers loads, tokenizer included.
+
+        Args:
+            out_dir: new or empty.
+            prompt_style: named in the folder; None for the model's own, if it has one.
+        """
         tokenizer_dir = self.tokenizer.folder
         published.save(out_dir, config=self.config, tensors=self.model.named_parameters(), tokenizer_dir=tokenizer_dir)
+        if style := prompt_style or self.prompt_style:
+            save_prompt_style(style, Path(out_dir))
 
     def prompt_tokens(self, prompt: str, sys_prompt: str | None = None, chat_template: bool | None = None) -> list[int]:
         """The tokens that the model reads for a prompt.
 
         Args:
-            prompt: a text to go on with, or with a chat template what the user says.
-            sys_prompt: what the system says; needs a chat template.
-            chat_template: whether the folder's template is put around the prompt; None if there is one.
+            prompt: a text to go on with or, in the form that the model was trained with, what the user says.
+            sys_prompt: what the system says; needs such a form.
+            chat_template: False for the prompt as it is; True for the folder's chat template; None for the prompt style
+                that the folder names, else its chat template, else the prompt as it is.
 
         Raises:
-            UserError: if a template is asked for and the folder has none, or it refuses the prompt.
+            UserError: if a template is asked for and the folder has none, or `sys_prompt` has no place.
         """
-        if not self.uses_template(chat_template):
-            if sys_prompt is not None:
-                raise UserError(
-                    f"sys_prompt: {sys_prompt[:40]!r} needs a chat template, and none of {self.tokenizer.folder} is in "
-                    "use; put it into the prompt"
-                )
-            return self.tokenizer.encode(prompt).tolist()
-        assert self.chat is not None
-        system = [] if sys_prompt is None else [{"role": "system", "content": sys_prompt}]
-        messages = [*system, {"role": "user", "content": prompt}]
-        return self.tokenizer.encode(self.chat.render(messages, self.tokenizer.special_tokens()), bos=False).tolist()
+        return self._prompts().tokens(prompt, sys_prompt, chat_template)
 
-    def uses_template(self, chat_template: bool | None = None) -> bool:
-        """Whether prompts go through the folder's chat template.
+    def replies(self, chat_template: bool | None = None) -> bool:
+        """Whether a prompt is what a user says, and what is written a reply; else the text goes on from the prompt."""
+        return self._prompts().wraps(chat_template)
 
-        Raises:
-            UserError: if that is asked for and the folder has none, or the folder has a prompt style of LitGPT's.
-        """
-        if chat_template is False:
-            return False
-        folder = self.tokenizer.folder
-        if chat_template and self.chat is None:
-            raise UserError(
-                f"chat_template: true, but {folder} has none; give false and a prompt in the model's format"
-            )
-        if self.chat is None and (folder / "prompt_style.yaml").is_file():
-            raise UserError(
-                f"{folder / 'prompt_style.yaml'}: prompt styles are not read; give chat_template: false and a prompt "
-                "as the model knows it"
-            )
-        return self.chat is not None
+    def _prompts(self) -> Prompts:
+        return Prompts(self.tokenizer, self.chat, self.prompt_style)
 
     def generate(
         self,
@@ -260,6 +250,8 @@ class LLM(nn.Module):
         if "" in stops:
             raise UserError("stop: '' ends every text; give texts of one character or more")
         read = self.prompt_tokens(prompt, sys_prompt, chat_template)
+        stop_tokens, own_stops = self._prompts().stops(chat_template)
+        stops += own_stops
         sampling = Sampling(temperature, top_k, top_p)
         check_room(self.model, read, max_new_tokens)
         device = self.model.embedding.weight.device
@@ -268,13 +260,13 @@ class LLM(nn.Module):
             read,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
-            stop_tokens=self.tokenizer.stop_ids,
+            stop_tokens=stop_tokens,
             generator=None if seed is None else torch.Generator(device).manual_seed(seed),
             cache_size=self.cache_size,
         )
         tokens = told(tokens, on_token)
         # a reply is a text of its own, what follows a bare prompt begins with the space that belongs there
-        behind = [] if self.uses_template(chat_template) else read
+        behind = [] if self.replies(chat_template) else read
         if return_as_token_ids:
             numbers = self._tokens_until(tokens, stops, behind) if stops else tokens
             return numbers if stream else torch.tensor(list(numbers), dtype=torch.int64)

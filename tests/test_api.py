@@ -16,6 +16,7 @@ import yaml
 
 from litgpt import GPT, LLM, Config
 from litgpt.cli import main
+from litgpt.data.prompts import PromptStyle
 from litgpt.data.tokenizer import train_tokenizer
 from litgpt.errors import UserError
 from litgpt.infer import load
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with random weights in bfloat16, and a tokenizer whose texts begin with a token of their own."""
     root = tmp_path_factory.mktemp("models")
     train_tokenizer([WORDS], "bpe", 300, root / "tokenizer")
-    config = Config(**{**runs.SHAPE, "block_size": 128, "name": "tiny"})
+    config = Config(**{**runs.SHAPE, "block_size": 256, "name": "tiny"})
     torch.manual_seed(0)
     model = GPT(config).bfloat16()
     with torch.no_grad():
@@ -146,17 +147,45 @@ def test_a_prompt_goes_through_the_chat_template(chatty: Path) -> None:
     assert with_template != llm.generate("the fox", chat_template=False, **settings).tolist()
 
 
-def test_prompts_that_the_folder_cannot_take_are_refused(llm: LLM, chatty: Path) -> None:
-    with pytest.raises(UserError, match="sys_prompt: 'you' needs a chat template"):
+def test_prompts_that_the_folder_cannot_take_are_refused(llm: LLM) -> None:
+    with pytest.raises(UserError, match=r"sys_prompt: 'you' has no place, for .* has no chat template in use"):
         llm.generate("a", sys_prompt="you")
     with pytest.raises(UserError, match="chat_template: true, but"):
         llm.generate("a", chat_template=True)
-    (chatty / "chat_template.jinja").unlink()
+
+
+def test_the_prompt_style_of_the_folder_goes_before_its_template(chatty: Path, tmp_path: Path) -> None:
     (chatty / "prompt_style.yaml").write_text("class_path: litgpt.prompts.Alpaca\n")
-    styled = LLM.load(chatty, distribute=None)
-    with pytest.raises(UserError, match=r"prompt_style\.yaml: prompt styles are not read"):
-        styled.generate("a")
-    assert styled.generate("the", chat_template=False, max_new_tokens=3)
+    llm = LLM.load(chatty, distribute=None)
+    styled = llm.tokenizer.decode(llm.prompt_tokens("the fox"))
+    assert styled == PromptStyle.from_name("alpaca").apply("the fox") and "### Instruction:" in styled
+    assert llm.prompt_tokens("the fox", chat_template=True) != llm.prompt_tokens("the fox")
+    assert llm.tokenizer.decode(llm.prompt_tokens("the fox", chat_template=False)) == "the fox"
+    llm.prompt_style = PromptStyle.from_name("stablelm-zephyr")
+    with pytest.raises(UserError, match="sys_prompt: 'you' has no place, for the prompt style StableLMZephyr"):
+        llm.prompt_tokens("a", "you")
+    llm.save(tmp_path / "saved", prompt_style="llama3")
+    again = LLM.load(tmp_path / "saved", distribute=None)
+    assert "<|start_header_id|>" in again.tokenizer.decode(again.prompt_tokens("a", "you"))
+    again.prompt_style = PromptStyle.from_name("default")
+    again.chat = None
+    assert again.prompt_tokens("the fox") == again.prompt_tokens("the fox", chat_template=False)
+    assert not again.replies()
+
+
+def test_stops_of_several_tokens_that_a_prompt_style_has(chatty: Path) -> None:
+    class Ends(PromptStyle):
+        def apply(self, prompt: Any, *, sys_prompt: str | None = None, **kwargs: str) -> str:
+            return f"{prompt}:"
+
+        def stop_tokens(self, tokenizer: Any) -> tuple[list[int], ...]:
+            return ([], [7], tokenizer.encode("dog over", bos=False).tolist())
+
+    llm = LLM.load(chatty, distribute=None)
+    assert llm._prompts().stops(None) == ([1], [])
+    llm.prompt_style = Ends()
+    assert llm._prompts().stops(None) == ([1, 7], ["dog over"])
+    assert llm._prompts().stops(False) == ([1], [])
 
 
 def test_saved_it_loads_again(llm: LLM, tmp_path: Path) -> None:
@@ -187,7 +216,7 @@ def test_random_weights_of_a_known_shape(folder: Path, monkeypatch: pytest.Monke
         ({"devices": 2}, "devices: 2"),
         ({"precision": "8-true"}, "precision: '8-true' is not known; give 64-true, 32-true"),
         ({"accelerator": "tpu"}, "accelerator: 'tpu' is not here; give auto or cpu"),
-        ({"fixed_kv_cache_size": 129}, "fixed_kv_cache_size: 129"),
+        ({"fixed_kv_cache_size": 257}, "fixed_kv_cache_size: 257"),
         ({"quantize": "bnb.nf5"}, "quantize: 'bnb.nf5' is not known; give bnb.nf4"),
         ({"quantize": "bnb.nf4", "precision": "bf16-mixed"}, "quantize: bnb.nf4 needs numbers of one type"),
     ],
@@ -275,9 +304,7 @@ def test_a_name_without_network_is_one_line(tmp_path: Path, monkeypatch: pytest.
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", offline)
-    with pytest.raises(
-        UserError, match="checkpoint_dir: org/other is no folder here, and repo_id: org/other"
-    ):
+    with pytest.raises(UserError, match="checkpoint_dir: org/other is no folder here, and repo_id: org/other"):
         LLM.load("org/other")
 
 
@@ -353,7 +380,7 @@ def test_command_prints_a_reply_alone(generate: Run, chatty: Path) -> None:
         (("--quantize", "gptq"), 2, "quantize: 'gptq' will not do; give bnb.nf4"),
         (("--precision", "transformer-engine"), 2, "precision"),
         (("--max_new_tokens", "500"), 1, "max_new_tokens: 500 after a prompt of"),
-        (("--sys_prompt", "x"), 1, "sys_prompt: 'x' needs a chat template"),
+        (("--sys_prompt", "x"), 1, "sys_prompt: 'x' has no place"),
     ],
 )
 def test_command_refuses_in_one_line(generate: Run, flags: tuple[str, ...], code: int, said: str) -> None:

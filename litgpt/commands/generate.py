@@ -44,7 +44,7 @@ def write_sample(llm: Any, recipe: Generate, number: int) -> None:
         chat_template=recipe.chat_template,
         on_token=tokens.append,
     )
-    begun = [] if llm.uses_template(recipe.chat_template) else [recipe.prompt]
+    begun = [] if llm.replies(recipe.chat_template) else [recipe.prompt]
     show(chain(begun, pieces), stream=recipe.stream)
     seconds = time.perf_counter() - start
     say(f"Time for inference {number}: {seconds:.2f} sec total, {len(tokens) / seconds:.2f} tokens/sec")

@@ -112,7 +112,7 @@ def open_model(folder: Path, *, device: torch.device, dtype: torch.dtype | None 
     config = published.shape_in(folder)
     if not (folder / PROGRESS).is_file():
         model = empty_model(config, dtype or kept_in(folder, config), device)
-        published.load(model, folder)
+        published.load(model, folder, lend=True)
         return model
     model = empty_model(config, dtype or next(model_tensors_of(folder))[1].dtype, device)
     fill(model, model_tensors_of(folder))

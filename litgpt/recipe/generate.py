@@ -46,7 +46,7 @@ class Generate:
     stream: bool = True
     """Print the text as it comes; false prints it when it is whole."""
     chat_template: bool | None = None
-    """Put the prompt into the folder's chat template: null if it has one, true always, false never."""
+    """Put the prompt into the folder's chat template: false for never, null for its prompt style or template if any."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
