@@ -26,7 +26,7 @@ from litgpt.adapt.layers import (
 from litgpt.adapt.targets import for_tied, found_by_ending, modules_known_as, owner_of, targets_of
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
-from litgpt.model.moe import Experts, grouped_linear
+from litgpt.model.moe import Experts, grouped_linear, owners
 from litgpt.recipe.tuner import LoRA
 
 Part = Callable[[str, str], Tensor | None]
@@ -126,13 +126,22 @@ class LowRankExperts(LowRank):
 
     gating: Callable[[Tensor, Tensor], Tensor]
 
-    def forward(self, x_RD: Tensor, ends_E: Tensor) -> Tensor:
+    def forward(self, x_RD: Tensor, ends_E: Tensor, weights_R: Tensor | None = None) -> Tensor:
+        """What `Experts.forward` computes, of the updated matrices."""
         gate_RI, up_RI = (self.linear(name, x_RD, ends_E) for name in ("gate", "up"))
-        return self.linear("down", self.gating(gate_RI, up_RI), ends_E)
+        inner_RI = self.gating(gate_RI, up_RI)
+        if weights_R is None:
+            return self.linear("down", inner_RI, ends_E)
+        y_RD = self.linear("down", inner_RI * weights_R.to(inner_RI.dtype), ends_E, biased=False)
+        bias_ED = getattr(self, "down_bias", None)
+        if bias_ED is None:
+            return y_RD
+        return y_RD + (bias_ED.index_select(0, owners(ends_E, len(y_RD))) * weights_R).to(y_RD.dtype)
 
-    def linear(self, name: str, x_RD: Tensor, ends_E: Tensor) -> Tensor:
+    def linear(self, name: str, x_RD: Tensor, ends_E: Tensor, *, biased: bool = True) -> Tensor:
         """Each row through the matrix of its expert and its update, (R, out)."""
-        a, b, bias_EO = self.part(name, "lora_a"), self.part(name, "lora_b"), getattr(self, f"{name}_bias")
+        a, b = self.part(name, "lora_a"), self.part(name, "lora_b")
+        bias_EO = getattr(self, f"{name}_bias") if biased else None
         if not self.adapter_on or a is None or b is None:
             return grouped_linear(x_RD, self.frozen(name), bias_EO, ends_E)
         if self.part(name, "lora_magnitude") is not None:

@@ -58,7 +58,7 @@ class Packed(nn.Linear):
         kind = x.device.type
         x = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
         unpack = partial(self._unpack, dtype=x.dtype)
-        y = Product.apply(x, unpack, *(stored(self, name) for name in self.pieces))
+        y = product(x, unpack, *(stored(self, name) for name in self.pieces))
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _unpack(self, *pieces: Tensor, dtype: torch.dtype) -> Tensor:
@@ -78,6 +78,10 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         return gradient @ ctx.unpack(*ctx.saved_tensors), *[None] * (1 + len(ctx.saved_tensors))
+
+
+product = torch.compiler.disable(Product.apply)  # the libraries' unpacking is not for its tracer
+"""`Product` of a compiled block, which is compiled up to it and from it on."""
 
 
 def quantize(model: GPT, kind: str) -> None:

@@ -50,6 +50,14 @@ def test_gradients_are_those_of_weights_with_the_update_folded_in() -> None:
         assert torch.allclose(a.grad, 8 * b.mT @ weight, atol=1e-12)
 
 
+def test_experts_with_biases() -> None:
+    model = adapted(LoRA(r=4, dropout=0.0, target_modules=TARGETS), name="gpt-oss-20b", n_expert=4, n_layer=2)
+    before = model(IDS)
+    move(model)
+    assert (model(IDS) - before).abs().max() > 1e-3
+    assert (plain(model)(IDS) - model(IDS)).abs().max() < 1e-9
+
+
 def test_dropout_leaves_out_inputs_of_experts_while_training_only() -> None:
     model = adapted(LoRA(r=4, dropout=0.5, target_modules=["mlp.experts.gate"]), **MIXTRAL)
     move(model)
