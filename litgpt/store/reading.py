@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from litgpt.errors import UserError
 from litgpt.files import read_json
@@ -110,6 +111,18 @@ class Published:
                 if name in ("embedding.weight", "head.weight") and here[1:] == there[1:]:
                     hint = f"model_config.padded_vocab_size: {here[0]}"
                 raise UserError(f"{where}: {theirs} is {list(here)}, the model's {name} {list(there)}; use {hint}")
+
+    def lend_to(self, parameters: Mapping[str, Tensor]) -> bool:
+        """Let a parameter be a view of the file, if it has the file's type and layout and is whole, on the CPU."""
+        if not self.source.lends or self.step.kind != "rename" or self.step.expert is not None:
+            return False
+        ((name, view),) = self.parts().items()
+        parameter = parameters[name]
+        fits = not isinstance(parameter, DTensor) and parameter.device.type == "cpu" and parameter.dtype == view.dtype
+        if not fits or not view.is_contiguous() or view.data_ptr() % view.element_size():
+            return False
+        parameter.data = view
+        return True
 
     def copy_to(self, ranks_parts: Mapping[str, Part]) -> None:
         """Copy what lies in a rank's parts of our tensors, a block of rows at a time; looks at no other values.
@@ -246,7 +259,9 @@ def tensors_in(folder: Path, config: Config, *, warn: Warn = say) -> Iterator[tu
 
 
 @torch.no_grad()
-def load(model: nn.Module, folder: Path | str, *, config: Config | None = None, warn: Warn = say) -> None:
+def load(
+    model: nn.Module, folder: Path | str, *, config: Config | None = None, lend: bool = False, warn: Warn = say
+) -> None:
     """Fill a model from a model folder; each rank copies only its part of a sharded parameter, cast to its type.
 
     Beside the model, no more than a block of the files is in memory at a time.
@@ -254,6 +269,8 @@ def load(model: nn.Module, folder: Path | str, *, config: Config | None = None, 
     Args:
         folder: a model folder, or a `.gguf` file.
         config: the model's shape; `model.config` if None.
+        lend: let parameters that have the type of the files stay in them, memory-mapped: read when they are first
+            looked at, copied when they are first written to. The files may be replaced meanwhile, but not changed.
         warn: told, on the first rank, how many published tensors the model has no place for.
 
     Raises:
@@ -261,6 +278,8 @@ def load(model: nn.Module, folder: Path | str, *, config: Config | None = None, 
     """
     shape: Config = config or model.config  # type: ignore[assignment]
     rank, _ = place_of()
-    parts = {name: part_of(tensor) for name, tensor in model_tensors(model)}
+    tensors = dict(model_tensors(model))
+    parts = {name: part_of(tensor) for name, tensor in tensors.items()}
     for published in published_in(Path(folder), shape, warn=warn if rank == 0 else lambda line: None):
-        published.copy_to(parts)
+        if not (lend and published.lend_to(tensors)):
+            published.copy_to(parts)

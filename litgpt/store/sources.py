@@ -32,6 +32,7 @@ class Source:
         like: a tensor's shape and type, on the meta device.
         read: its values; a view of a file where that is possible, not to be written to.
         release: take what was read of it out of memory again.
+        lends: whether what is read is memory-mapped, and nothing else shares it.
         table: what the names mean, if the kind of file settles that; None leaves it to the folder.
     """
 
@@ -40,6 +41,7 @@ class Source:
     like: Callable[[str], Tensor]
     read: Callable[[str], Tensor]
     release: Callable[[str], None] = lambda name: None
+    lends: bool = False
     table: Table | None = None
 
 
@@ -107,7 +109,7 @@ def from_safetensors(where: Path, shards: list[Path], places: Mapping[str, str] 
     for name, whole in files.wholes.items():
         if len(whole.blocks) > 1:
             raise Damaged(f"{where}: {name} is in {whole.blocks[0][0].name} and in {whole.blocks[1][0].name}")
-    return dequantized(Source(where, list(files.wholes), files.like, files.whole, files.release))
+    return dequantized(Source(where, list(files.wholes), files.like, files.whole, files.release, lends=True))
 
 
 def from_checkpoint(folder: Path) -> Source:

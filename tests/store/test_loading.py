@@ -180,3 +180,30 @@ def test_a_view_of_a_file_never_changes_it(tmp_path: Path) -> None:
     file.release("a")
     assert file.view("b").tolist() == [2, 2, 2], "the pages of a neighbour stay"
     assert (tmp_path / "x.safetensors").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the maps of a process are read on Linux only")
+def test_lent_parameters_are_the_files_own_and_writing_to_them_changes_no_file(tmp_path: Path) -> None:
+    model = written(tmp_path / "model", "pythia-14m")
+    path = tmp_path / "model" / "model.safetensors"
+    before = path.read_bytes()
+    lent = random_model(model.config, seed=1)
+    published.load(lent, tmp_path / "model", lend=True)
+    for name, tensor in weights(model).items():
+        assert torch.equal(lent.get_parameter(name), tensor), name
+    maps = [
+        line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line
+    ]
+    within = {
+        name: any(int(start, 16) <= parameter.data_ptr() < int(end, 16) for start, end in maps)
+        for name, parameter in lent.named_parameters()
+    }
+    apart = {name for name in within if name.split(".")[-2] in ("q", "k", "v")}  # published in one matrix
+    assert apart and {name for name, inside in within.items() if not inside} == apart
+    optimizer = torch.optim.SGD(lent.parameters(), lr=1.0)
+    lent(torch.arange(5)[None]).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(lent.embedding.weight, model.embedding.weight) and path.read_bytes() == before
+    cast = random_model(model.config, seed=1).bfloat16()
+    published.load(cast, tmp_path / "model", lend=True)
+    assert torch.equal(cast.embedding.weight, model.embedding.weight.bfloat16())
