@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litgpt.adapt import boft, full, lora, prompts, scaled, vera
+from litgpt.adapt import boft, full, lora, prompts, reft, scaled, vera
 from litgpt.adapt.layers import COPY, Adapted, adapted_layers, base_value, disabled, stored, type_of
 from litgpt.adapt.targets import base_names
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.init import copy_into
-from litgpt.recipe.tuner import BOFT, IA3, Adapter, AdapterV2, Full, LoRA, Tuner, VeRA
+from litgpt.recipe.tuner import BOFT, IA3, Adapter, AdapterV2, Full, LoRA, ReFT, Tuner, VeRA
 
 __all__ = ["adapter_tensors", "attach", "disabled", "fill", "initialize", "learning_rate_factor", "merged"]
 
@@ -24,6 +24,7 @@ ATTACH: dict[type[Tuner], Callable[[GPT, Any], None]] = {
     BOFT: boft.attach,
     Adapter: prompts.attach,
     AdapterV2: prompts.attach,
+    ReFT: reft.attach,
 }
 
 

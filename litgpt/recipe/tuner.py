@@ -137,4 +137,17 @@ class AdapterV2(Adapter):
     """LLaMA-Adapter v2: also scales and shifts of all linear layers, and the norms (Gao et al. 2023)."""
 
 
-TUNERS: dict[str, type[Tuner]] = {cls.__name__: cls for cls in (Full, LoRA, IA3, VeRA, BOFT, Adapter, AdapterV2)}
+@dataclass(frozen=True)
+class ReFT(Tuner):
+    """LoReFT: hidden states edited in a subspace of low rank after each block, at every position (Wu et al. 2024)."""
+
+    r: Count = 4
+    """Rank of the subspace."""
+    layers: list[Position] | None = None
+    """Numbers of the blocks, from 0; null for all."""
+    dropout: Fraction = 0.0
+    """Share of an edit that is left out at random while training."""
+
+
+KINDS: tuple[type[Tuner], ...] = (Full, LoRA, IA3, VeRA, BOFT, Adapter, AdapterV2, ReFT)
+TUNERS = {cls.__name__: cls for cls in KINDS}

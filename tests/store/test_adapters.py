@@ -12,7 +12,7 @@ from torch import Tensor
 from litgpt import adapt
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
-from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, Full, LoRA, Tuner, VeRA
+from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, Full, LoRA, ReFT, Tuner, VeRA
 from litgpt.store import adapters
 from tests.adapt.models import IDS, adapted, base_of, move, transformers_model
 from tests.store.models import random_model, small
@@ -95,7 +95,9 @@ def test_theirs_load_in_ours(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [IA3(), VeRA(r=3), BOFT(), AdapterV2(start_layer=1)], ids=lambda one: type(one).__name__
+    "settings",
+    [IA3(), VeRA(r=3), BOFT(), AdapterV2(start_layer=1), ReFT(layers=[1])],
+    ids=lambda one: type(one).__name__,
 )
 def test_other_tuners_come_back_to_the_bit(settings: Tuner, tmp_path: Path) -> None:
     model = adapted(settings).float()
