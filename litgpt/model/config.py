@@ -156,6 +156,8 @@ class Config:
         for key, entry in known.items():
             default = {} if key == "hf_config" else entry.default
             setattr(self, key, checked(key, values[key], types[key]) if key in values else default)
+        if self.n_expert_groups and "router_score" not in values:  # LitGPT's form has one router with groups
+            self.router_score, self.router_correction = "sigmoid", True
         self._check_numbers()
         self._check_rope()
         self._check_layers()
@@ -245,8 +247,9 @@ class Config:
         if self.n_expert_per_token > self.n_topk_groups * self.n_expert // groups:
             chosen = f"{self.n_expert_per_token} experts out of {self.n_topk_groups} of {groups} groups"
             raise refusal("n_expert_per_token", f"{chosen} of {self.n_expert}", "give fewer, or more n_topk_groups")
-        if self.n_topk_scores_per_group not in (1, 2):
-            raise refusal("n_topk_scores_per_group", f"{self.n_topk_scores_per_group}", "give 1 or 2")
+        best = self.n_topk_scores_per_group
+        if best not in (1, 2) or best > self.n_expert // groups:
+            raise refusal("n_topk_scores_per_group", f"{best} of {self.n_expert // groups} in a group", "give 1 or 2")
 
     def _resolve(self) -> None:
         """Fill in the sizes that follow from others, and refuse those that do not fit together."""

@@ -187,10 +187,3 @@ EXPERT_TRANSLATIONS = {
     "chunks": Translation(read_chunks, write_chunks),
     "temperature": Translation(read_temperature, write_temperature),
 }
-
-
-def litgpt_router(values: Values) -> dict[str, Any]:
-    """What a shape in LitGPT's form does not say: with groups of experts its router is that of DeepSeek V3."""
-    if not values.get("n_expert_groups") or "router_score" in values:
-        return {}
-    return {"router_score": "sigmoid", "router_correction": True}

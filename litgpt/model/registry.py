@@ -21,7 +21,7 @@ import yaml
 from litgpt.errors import UserError
 from litgpt.files import read_json
 from litgpt.model.config import Config, read_mapping
-from litgpt.model.config_experts import litgpt_router, meaning_of_experts
+from litgpt.model.config_experts import meaning_of_experts
 from litgpt.model.config_json import ConfigKeys
 from litgpt.model.config_layers import has_bias
 from litgpt.model.names import Table, table
@@ -212,7 +212,6 @@ def read_shape(folder: Path) -> Config:
 def read_model_config(path: Path) -> Config:
     """The shape in a `model_config.yaml`; what LitGPT's form of it cannot say comes from the model that it names."""
     values = read_mapping(path)
-    values |= litgpt_router(values)
     if "tie_embeddings" not in values:
         for family in families().values():
             shape = family.shapes.get(str(values.get("name")))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
@@ -29,7 +30,12 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "biased": {"router_bias": True},
     "corrected": CORRECTED,
     "corrected-groups": {**CORRECTED, **GROUPED},
-    "best-of-group": {**GROUPED, "router_softmax": "before_top_k", "n_topk_scores_per_group": 1},
+    "best-of-group": {
+        **GROUPED,
+        "router_score": "softmax",
+        "router_softmax": "before_top_k",
+        "n_topk_scores_per_group": 1,
+    },
     "softmax-corrected": {"router_softmax": "before_top_k", "router_correction": True, "norm_topk_prob": True},
 }
 BLOCKS: dict[str, dict[str, Any]] = {
@@ -281,3 +287,11 @@ def test_a_change_of_type_leaves_the_correction_exact() -> None:
         router.to(dtype)
         assert router.weight.dtype == dtype and torch.equal(router.correction, before)
         assert not router.correction.requires_grad
+
+
+def test_groups_alone_mean_the_router_that_litgpt_has_for_them() -> None:
+    config = Config(**{**SHAPE, **GROUPED})
+    assert config.router_score == "sigmoid" and config.router_correction
+    assert Config(**{**SHAPE, **GROUPED, "router_score": "softmax"}).router_correction is False
+    with pytest.raises(UserError, match="n_topk_scores_per_group: 2 of 1 in a group"):
+        Config(**{**SHAPE, **GROUPED, "n_expert_groups": 8, "n_topk_groups": 4})
