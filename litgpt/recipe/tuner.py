@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
@@ -19,7 +19,9 @@ def all_linear() -> list[str]:
 
 @dataclass(frozen=True)
 class Tuner:
-    """What every tuner has: nothing."""
+    """What a run trains, and whether the result can be folded into the weights of the model that it started from."""
+
+    merges: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_numbers(self, "tuner.")
@@ -126,6 +128,8 @@ class BOFT(Tuner):
 class Adapter(Tuner):
     """LLaMA-Adapter: trained prompts that attention sees through a gate (Zhang et al. 2023)."""
 
+    merges: ClassVar[bool] = False
+
     prompt_length: Count = 10
     """Rows of each block's prompt."""
     start_layer: Position = 2
@@ -140,6 +144,8 @@ class AdapterV2(Adapter):
 @dataclass(frozen=True)
 class ReFT(Tuner):
     """LoReFT: hidden states edited in a subspace of low rank after each block, at every position (Wu et al. 2024)."""
+
+    merges: ClassVar[bool] = False
 
     r: Count = 4
     """Rank of the subspace."""

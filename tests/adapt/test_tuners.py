@@ -56,6 +56,7 @@ def test_starts_as_the_base_and_trains_all_that_it_adds_and_no_bit_of_the_base(c
 
 @pytest.mark.parametrize("case", [case for case in TUNERS if case not in SHIFTED])
 def test_merged_is_the_adapter(case: str) -> None:
+    assert TUNERS[case][0].merges
     model = build(case)
     before = model(IDS)
     move(model)
@@ -65,6 +66,7 @@ def test_merged_is_the_adapter(case: str) -> None:
 
 @pytest.mark.parametrize("case", SHIFTED)
 def test_what_the_base_has_no_place_for_is_not_merged(case: str) -> None:
+    assert not TUNERS[case][0].merges
     with pytest.raises(UserError, match=r"blocks.* cannot be merged: .* no place in .*; keep base and adapter apart"):
         next(adapt.merged(build(case)))
 
