@@ -8,6 +8,7 @@ from rich.table import Table
 
 from litgpt.commands.samples import print_sets
 from litgpt.data.examples import ExampleFile
+from litgpt.data.instruct import Finetuning
 from litgpt.data.stream import Mix, TrainStream, ValStream, Windows
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.files import verify
@@ -33,16 +34,16 @@ def windows_of(stream: Stream | None) -> list[Windows]:
 
 def example_files(data: DataModule) -> list[ExampleFile]:
     """The samples on disk that a module of conversations reads; none of another module."""
-    return [file for _, file in getattr(data, "made", None) or ()]
+    return [file for _, file in data.made] if isinstance(data, Finetuning) else []
 
 
 def print_counts(data: DataModule, train: Stream, val: Stream | None, length: int) -> None:
     """Print documents, tokens, windows and left-over tokens of each text, and where it lies; or sets of samples."""
-    if files := example_files(data):
+    if isinstance(data, Finetuning):
         print_sets(data)
         streams = [(name, stream) for name, stream in (("train", train), ("val", val)) if stream is not None]
         counts = [f"{name}: {stream.samples_per_epoch:,} rows" for name, stream in streams]
-        print(*counts, *dict.fromkeys(f"in {file.folder}" for file in files), sep="\n")
+        print(*counts, *dict.fromkeys(f"in {file.folder}" for _, file in data.made), sep="\n")
         return
     table = Table("split", "documents", "tokens", f"windows of {length:,}", "tail tokens", "skipped rows")
     folders = []

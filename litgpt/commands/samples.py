@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from litgpt.data.examples import ExampleFile, Report
+from litgpt.data.instruct import Finetuning
 from litgpt.data.labels import Example
 from litgpt.data.samples import SampleRows
 from litgpt.data.tokenizer import Tokenizer
-from litgpt.recipe.data import DataModule
 
 TRAINED = ("⟦", "⟧")
 """What stands around a run of tokens that are trained, since a file of the output has no colours."""
@@ -38,18 +38,21 @@ def written(ids: list[int], tokenizer: Tokenizer) -> str:
     return tokenizer.decode(ids)
 
 
-def print_sets(data: DataModule) -> None:
+def print_sets(data: Finetuning) -> None:
     """Print of every set of rows how many were read and left out, and the samples and tokens that they became."""
     table = Table("rows of", "read", "left out", "samples", "tokens", "trained", "length: median", "99 %", "longest")
     reports: list[tuple[str, Report]] = []
-    for entry, file in getattr(data, "made", None) or ():
+    for entry, file in data.made:
         assert isinstance(file, ExampleFile)
         lengths = file.lengths()
-        trained = int(file.array("targets").sum())
+        trained = int(file.targets().sum())
         middle, high = np.percentile(lengths, [50, 99]) if len(lengths) else (0, 0)
         numbers = [file.report.rows, file.report.left_out, file.count, file.tokens, trained]
         numbers += [int(middle), int(high), int(lengths.max(initial=0))]
-        table.add_row(entry.rows.name, *(f"{number:,}" for number in numbers))
+        shown_numbers = [f"{number:,}" for number in numbers]
+        if data.tokenize == "lazy":
+            shown_numbers[3:] = ["?"] * 5
+        table.add_row(entry.rows.name, *shown_numbers)
         reports.append((entry.rows.name, file.report))
     Console().print(table)
     for name, report in reports:

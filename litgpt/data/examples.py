@@ -32,6 +32,7 @@ GROUP = 512
 SHOWN = 10
 """Rows that a report tells of in full."""
 OnError = Literal["raise", "drop", "warn"]
+Tokenize = Literal["ahead", "lazy"]
 
 
 class Renders(Protocol):
@@ -42,6 +43,10 @@ class Renders(Protocol):
 
     def fingerprint_parts(self) -> list[Any]:
         """All that decides what becomes of a conversation, as JSON values."""
+
+    @property
+    def weighs(self) -> bool:
+        """Whether it gives parts of an answer weights of their own."""
 
 
 @dataclass
@@ -102,6 +107,9 @@ class ExampleFile:
         Damaged: if a file is missing or cut short.
     """
 
+    sizes: tuple[str, ...] = ("tokens", "weights", "offsets", "targets", "channels")
+    """The arrays in the folder."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.about: dict[str, Any] = read_json(folder / "examples.json")
@@ -115,9 +123,9 @@ class ExampleFile:
             raise Damaged(f"{folder / 'examples.json'}: does not describe samples; remove {folder}") from None
         sizes = {"tokens": self.tokens, "weights": self.tokens, "offsets": self.count + 1}
         sizes |= {"targets": self.count, "channels": self.count}
-        for name, size in sizes.items():
-            if len(self._open(name)) != size:
-                raise Damaged(f"{folder / name}.npy: not {size} numbers; remove {folder} and it is made again")
+        for name in self.sizes:
+            if len(self._open(name)) != sizes[name]:
+                raise Damaged(f"{folder / name}.npy: not {sizes[name]} numbers; remove {folder} and it is made again")
         self.fingerprint = folder.name
         self._maps: dict[str, np.ndarray] = {}
 
@@ -141,6 +149,10 @@ class ExampleFile:
         """(count,) tokens of each sample."""
         return np.diff(self.array("offsets"))
 
+    def targets(self) -> np.ndarray:
+        """(count,) labels of each sample."""
+        return self.array("targets")
+
     def read(self, number: int, start: int = 0, stop: int | None = None) -> Example:
         """Sample `number`, or tokens `start` .. `stop`-1 of it."""
         offsets = self.array("offsets")
@@ -151,19 +163,23 @@ class ExampleFile:
         return Example(self.array("tokens")[part].astype(np.int32), weights, channel)
 
 
-def prepare(rows: Rows, renders: Renders, cache: Path, on_error: OnError) -> ExampleFile:
+def prepare(rows: Rows, renders: Renders, cache: Path, on_error: OnError, tokenize: Tokenize = "ahead") -> ExampleFile:
     """The samples that rows become: those in `cache` if they are there, else made now.
 
     Two processes may ask at once; the second waits for the first.
 
     Args:
         on_error: at a row that is no conversation: stop, or leave it out and count it, or also name the first few.
+        tokenize: now, or when samples are read.
 
     Raises:
         UserError: naming the first bad row, if they are to stop the run; if no row is left; or for a cache that cannot
             be written.
     """
-    parts = [FORMAT, [asdict(source) for source in rows.sources], rows.settings, renders.fingerprint_parts()]
+    from litgpt.data.lazy import LazyFile, build_lazily
+
+    build = _build if tokenize == "ahead" else build_lazily
+    parts = [FORMAT, tokenize, [asdict(source) for source in rows.sources], rows.settings, renders.fingerprint_parts()]
     key = hashlib.sha256(json.dumps([*parts, rows.channel], default=str).encode()).hexdigest()[:20]
     folder = cache / key
     try:
@@ -172,11 +188,11 @@ def prepare(rows: Rows, renders: Renders, cache: Path, on_error: OnError) -> Exa
                 if not folder.is_dir():
                     remove_leftovers(cache)
                     with staged_folder(folder) as staged:
-                        _build(rows, renders, staged, on_error)
+                        build(rows, renders, staged, on_error)
     except OSError as error:
         where = error.filename or cache
         raise UserError(f"data: {where}: {error.strerror or error}; mend that, or set data.cache_dir") from None
-    made = ExampleFile(folder)
+    made = ExampleFile(folder) if tokenize == "ahead" else LazyFile(folder, renders, on_error)
     if made.report.left_out:
         if on_error == "raise":
             raise stopped_by(made.report.first[0])
@@ -193,7 +209,8 @@ def stopped_by(fault: str) -> UserError:
     return UserError(f"{fault}; mend it, or set data.on_error: drop")
 
 
-def _converted(rows: Rows, report: Report) -> Iterator[tuple[str, Conversation]]:
+def converted(rows: Rows, report: Report) -> Iterator[tuple[str, Conversation]]:
+    """The conversations in rows, each with where it stands; the rows that are none are counted."""
     for where, row in rows.read():
         report.rows += 1
         try:
@@ -243,7 +260,7 @@ class _Columns:
 
 def _build(rows: Rows, renders: Renders, folder: Path, on_error: OnError) -> None:
     report, columns = Report(), _Columns(folder)
-    found = _converted(rows, report)
+    found = converted(rows, report)
     while group := list(itertools.islice(found, GROUP)):
         made = renders.examples([said for _, said in group])
         for (where, _), example in zip(group, made, strict=True):
@@ -256,16 +273,18 @@ def _build(rows: Rows, renders: Renders, folder: Path, on_error: OnError) -> Non
     if on_error == "raise" and report.first:
         raise stopped_by(report.first[0])
     total = columns.finish()
+    counts = {"examples": len(columns.lengths), "tokens": total, "weighted": columns.weighted}
+    seal_about(folder, rows, report, counts | {"channels": list(columns.channels)})
+    print(f"tokenized {rows.name}: {len(columns.lengths):,} samples, {total:,} tokens", file=sys.stderr)
+
+
+def seal_about(folder: Path, rows: Rows, report: Report, counts: dict[str, Any]) -> None:
+    """Write what samples were made from, and the hashes of all files."""
     about = {
         "format": FORMAT,
         "name": rows.name,
-        "examples": len(columns.lengths),
-        "tokens": total,
-        "weighted": columns.weighted,
-        "channels": list(columns.channels),
         "report": {"rows": report.rows, "reasons": dict(report.reasons), "first": report.first},
         "sources": [asdict(source) for source in rows.sources],
     }
-    write_json(folder / "examples.json", about)
+    write_json(folder / "examples.json", about | counts)
     seal(folder)
-    print(f"tokenized {rows.name}: {len(columns.lengths):,} samples, {total:,} tokens", file=sys.stderr)

@@ -70,6 +70,8 @@ class Finetuning(DataModule):
     """At a sample longer than train.max_seq_length: drop, truncate_left, truncate_right, split or raise."""
     packing: Packing = field(default_factory=Packing)
     """Fill rows with several samples."""
+    tokenize: Literal["ahead", "lazy"] = "ahead"
+    """ahead makes all samples once and keeps them on disk; lazy makes each when it is read, for very large sets."""
     padding: bool = False
     """Lay samples under one another, padded to the longest, and not end to end."""
 
@@ -79,6 +81,10 @@ class Finetuning(DataModule):
 
     def __post_init__(self) -> None:
         check_numbers(self, "data.")
+        if self.tokenize == "lazy":
+            from litgpt.data.lazy import refuse
+
+            refuse(self.packing.enabled, self.on_overlong)
 
     def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
         """Keep the tokenizer; batch size and length come with the shape of a stream."""
@@ -113,7 +119,9 @@ class Finetuning(DataModule):
                 f"tokenizer_dir: missing, but data: {type(self).__name__} is text; give a tokenizer's folder"
             )
         renders = self.renders()
-        self.made = [(entry, prepare(entry.rows, renders, self.cache(), self.on_error)) for entry in self.sets()]
+        self.made = [
+            (entry, prepare(entry.rows, renders, self.cache(), self.on_error, self.tokenize)) for entry in self.sets()
+        ]
 
     def setup(self, stage: str = "") -> None:
         """Open the samples."""

@@ -133,6 +133,11 @@ class Renderer:
         found = sorted({*ends, *self._stop_tokens()}, key=len, reverse=True)
         self.end = re.compile(rf"\s*(?:{'|'.join(map(re.escape, found)) or '(?!)'})")
 
+    @property
+    def weighs(self) -> bool:
+        """Whether it gives parts of an answer weights of their own."""
+        return bool(self.trained.weights)
+
     def fingerprint_parts(self) -> list[Any]:
         """All that decides what becomes of a conversation."""
         return [self.tokenizer.fingerprint(), self.special, self.template.sources, self.variables, repr(self.trained)]

@@ -38,12 +38,12 @@ class Pieces:
     def __init__(
         self, files: Sequence[ExampleFile], chosen: np.ndarray, length: int, on_overlong: OnOverlong = "drop"
     ) -> None:
-        self.files = list(files)
+        self.files, self.length, self.on_overlong = list(files), length, on_overlong
         sizes, targets = np.zeros(len(chosen), np.int64), np.zeros(len(chosen), np.int64)
         for number, file in enumerate(self.files):
             mine = chosen[:, 0] == number
             sizes[mine] = file.lengths()[chosen[mine, 1]]
-            targets[mine] = file.array("targets")[chosen[mine, 1]]
+            targets[mine] = file.targets()[chosen[mine, 1]]
         longer = sizes > length
         self.overlong = int(longer.sum())
         if self.overlong and on_overlong == "raise":
@@ -81,7 +81,14 @@ class Pieces:
     def read(self, piece: int) -> Example:
         """Sample `piece`."""
         file, number, start, stop = self.table[piece].tolist()
-        return self.files[file].read(number, start, stop)
+        example = self.files[file].read(number, start, stop)
+        return example if len(example.ids) <= self.length else self._cut_late(example)
+
+    def _cut_late(self, example: Example) -> Example:
+        """A sample that is found to be too long when it is read; one that is to be left out trains nothing."""
+        kept = slice(-self.length, None) if self.on_overlong == "truncate_left" else slice(self.length)
+        weights = example.weights[kept] * np.float32(self.on_overlong != "drop")
+        return Example(example.ids[kept], weights, example.channel)
 
 
 class SampleRows:

@@ -160,7 +160,10 @@ class MicroBatches(Dataset[Arrays]):
 
     def __getitem__(self, position: int) -> Arrays:
         first = position + self.shape.rank * self.shape.micro_batch_size
-        return self.rows.micro_batch(first, self.shape.micro_batch_size)
+        try:
+            return self.rows.micro_batch(first, self.shape.micro_batch_size)
+        except UserError as error:  # a worker's errors would reach the run with a traceback in their text
+            return {"error": np.array(str(error))}
 
 
 class Counted:
@@ -293,8 +296,13 @@ def to_batch(arrays: Arrays, *, trained: int | None = None) -> Batch:
 
     Args:
         trained: how many of the samples count, the first ones; the labels of the others are ignored.
+
+    Raises:
+        UserError: the one that reading them ended with.
     """
     found = dict(arrays)
+    if "error" in found:
+        raise UserError(str(found["error"]))
     stops = found.pop("stops", None)
     if "tokens" in found:
         ids = torch.from_numpy(found.pop("tokens").astype(np.int64))

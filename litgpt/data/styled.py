@@ -27,6 +27,11 @@ class StyledRenderer:
     def __init__(self, tokenizer: Tokenizer, style: PromptStyle, *, mask_prompt: bool = False) -> None:
         self.tokenizer, self.style, self.mask_prompt = tokenizer, style, mask_prompt
 
+    @property
+    def weighs(self) -> bool:
+        """It gives no part of an answer a weight of its own."""
+        return False
+
     def fingerprint_parts(self) -> list[Any]:
         """All that decides what becomes of a conversation."""
         written = [self.style.apply("a", sys_prompt=system, input=more) for system in (None, "b") for more in ("", "c")]

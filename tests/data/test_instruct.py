@@ -16,6 +16,7 @@ from litgpt.data.batch import IGNORE, Batch
 from litgpt.data.instruct import Packing
 from litgpt.data.sources import cut_sample, read_rows, source_of
 from litgpt.data.tokenizer import Tokenizer
+from litgpt.data.weights import WeightRule
 from litgpt.errors import UserError
 from litgpt.recipe.data import BatchShape
 from tests.data.templates import write_tokenizer
@@ -83,6 +84,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "packed": {"packing": Packing(True, 150)},
     "in order": {"packing": Packing(True, 100, "sequential")},
     "padded": {"padding": True},
+    "lazy": {"tokenize": "lazy"},
     "packed and padded": {"padding": True, "packing": Packing(True, 150)},
 }
 
@@ -461,3 +463,47 @@ def test_lengths_of_hundred_thousand(tmp_path: Path) -> None:
 
     lengths = np.clip(np.random.default_rng(0).lognormal(5.5, 0.9, 100_000), 4, 4096).astype(int)
     assert filling(lengths, pack(lengths, 4096), 4096) > 0.97
+
+
+def test_lazy_batches_are_those_made_ahead(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    lines = [*rows(30, channel="a"), *rows(10, seed=1, weight=0.5), {"text": "the quick brown fox " * 20}]
+    sources = [str(write(tmp_path / "rows.jsonl", lines))]
+    for settings in (
+        {},
+        {"padding": True},
+        {"weights": [WeightRule(2, keyword="fox")]},
+        {"on_overlong": "truncate_left"},
+    ):
+        settings = {"on_overlong": "truncate_right"} | settings
+        ahead, lazy = (module(tmp_path, tokenizer, sources, tokenize=how, **settings) for how in ("ahead", "lazy"))
+        pairs = zip(take(ahead.train_stream(SHAPE), 12), take(lazy.train_stream(SHAPE), 12), strict=True)
+        assert all(equal(one, other) for one, other in pairs)
+        val, other_val = ahead.val_stream(SHAPE), lazy.val_stream(SHAPE)
+        assert val is not None and other_val is not None and all(map(equal, val, other_val))
+
+
+def test_lazy_samples_that_cannot_be(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    refused = {"messages": [{"role": "user", "content": "refuse"}, {"role": "assistant", "content": "a"}]}
+    sources = [str(write(tmp_path / "rows.jsonl", [*rows(3), refused, {"query": "q", "response": "fox " * 99}]))]
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if m.content == 'refuse' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
+    )
+    settings = {"tokenize": "lazy", "chat_template": template, "val_fraction": 0.0}
+    for workers in (0, 1):
+        data = module(tmp_path, tokenizer, sources, **settings)
+        data.num_workers = workers
+        stream = data.train_stream(BatchShape(5, 5, 70))
+        with pytest.raises(UserError, match="conversation 4: the chat template refuses it") as raised:
+            take(stream, 1)
+        assert "\n" not in str(raised.value)
+        stream.close()
+    (batch,) = take(
+        module(tmp_path, tokenizer, sources, on_error="drop", **settings).train_stream(BatchShape(5, 5, 70)), 1
+    )
+    trained = [any(label != IGNORE for label in labels) for _, labels in samples_of(batch)]
+    assert sorted(trained) == [False, False, True, True, True] and "conversation 4" in capsys.readouterr().err
+    for other in ({"packing": Packing(True)}, {"on_overlong": "split"}, {"on_overlong": "raise"}):
+        with pytest.raises(UserError, match=r"data\.tokenize: ahead"):
+            module(tmp_path, tokenizer, sources, **(settings | other))
