@@ -4,10 +4,10 @@
 
 Run it with the interpreter that this package is installed in; LitGPT gets an environment of its own in the work folder,
 with the same torch. The model is a Llama of random weights in bfloat16, about 2 GB in one safetensors file, written
-once. Prints for each side the median over the rounds of wall and CPU seconds and of the peak resident memory of
-its processes, from the folder to the logits of a first token, in the type of the files (so that every weight was looked
-at); what was written to the disk; and the ratios. For this package also: how much resident memory was added, beside the size of the model. Needs nothing but the
-standard library, pip, and a machine that does nothing else meanwhile.
+once. Prints for each side the median over the rounds of wall and CPU seconds and of the peak resident memory of its
+processes, from the folder to the logits of a first token, in the type of the files (so that every weight was looked
+at); what was written to the disk; and the ratios. For this package also: how much resident memory was added, beside
+the size of the model. Needs nothing but the standard library, pip, and a machine that does nothing else meanwhile.
 """
 
 import argparse
