@@ -8,7 +8,7 @@ from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Positive, Seed
 from litgpt.recipe.train import EvalArgs, TrainArgs
 from litgpt.recipe.training import Training
-from litgpt.recipe.tuner import Full, LoRA, Tuner
+from litgpt.recipe.tuner import Adapter, Full, LoRA, Tuner
 
 # LitGPT's switches, and the layers of ours that each stands for.
 LORA_SWITCHES = {
@@ -40,6 +40,11 @@ class Finetune(Training):
     """Processes on this node, one a device; auto or -1 for as many as there are GPUs, or 1."""
     seed: Seed = field(default=1337, kw_only=True)
     """Of what the tuner adds and of the order of the data."""
+
+    @property
+    def packing(self) -> str | None:
+        """How the frozen matrices of the blocks are kept; None for as they are."""
+        return None
 
     @property
     def tuned(self) -> Tuner:
@@ -102,6 +107,10 @@ class FinetuneLora(Finetune):
     """Adapt the feed-forward layers."""
     lora_head: bool = False
     """Adapt the output layer."""
+    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training", "torchao.nf4"] | None = (
+        field(default=None, kw_only=True)
+    )
+    """Keep the frozen matrices of the blocks in 4 or 8 bits."""
     tuner: Tuner | None = field(default=None, kw_only=True)
     """A tuner of any kind, instead of the lora_ keys."""
 
@@ -110,8 +119,20 @@ class FinetuneLora(Finetune):
         given = [one.name for one in fields(self) if one.name.startswith("lora_") and self._was_set(one.name)]
         if self.tuner is not None and given:
             raise UserError(f"{given[0]}: not beside tuner; give tuner.init_args, or leave tuner out")
+        if isinstance(self.tuner, Full) and self.quantize:
+            raise UserError(f"quantize: {self.quantize} leaves nothing to train with tuner: Full; use LoRA, or null")
+        if isinstance(self.tuner, Adapter):
+            raise UserError(
+                f"tuner: {type(self.tuner).__name__} cannot be folded into the finished model, and nothing else here "
+                "could use it; use LoRA"
+            )
         if self.tuner is None and not any(getattr(self, name) for name in LORA_SWITCHES):
             raise UserError("lora_query: false, and no other layer is adapted; set lora_query: true or another")
+
+    @property
+    def packing(self) -> str | None:
+        """How the frozen matrices of the blocks are kept; None for as they are."""
+        return self.quantize
 
     def _was_set(self, name: str) -> bool:
         default = next(one.default for one in fields(self) if one.name == name)

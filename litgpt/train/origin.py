@@ -25,6 +25,7 @@ class Origin:
         weights: a model folder to take the first weights from; None draws them.
         tokenizer: made from the run's own text, instead of the one in `tokenizer_dir`.
         tuner: what is trained, and added to that end; None trains everything.
+        quantize: how the frozen matrices of the blocks are packed; None for not.
     """
 
     task: str
@@ -34,6 +35,7 @@ class Origin:
     tokenizer_dir: Path | None
     tokenizer: TokenizerArgs | None = None
     tuner: Tuner | None = None
+    quantize: str | None = None
 
     @property
     def adapted(self) -> bool:
@@ -86,4 +88,5 @@ def of_finetuning(recipe: Finetune, folder: Path) -> Origin:
         weights=folder,
         tokenizer_dir=folder,
         tuner=recipe.tuned,
+        quantize=recipe.packing,
     )

@@ -13,6 +13,7 @@ from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from litgpt import adapt
+from litgpt.adapt import quantized
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_text
@@ -157,6 +158,8 @@ def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_fol
     precision = PRECISIONS[recipe.precision or default_precision()]
     with torch.device("meta"):
         model = GPT(origin.config).to(precision.storage)
+    if origin.quantize:
+        quantized.quantize(model, origin.quantize)
     if origin.tuner:
         adapt.attach(model, origin.tuner)
     parallelize(
@@ -168,7 +171,7 @@ def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_fol
     )
     model.to_empty(device=fabric.device)
     if origin.weights and (origin.adapted or not weights_follow):
-        published.load(model, origin.weights)
+        load_weights(model, origin, fabric.device)
     elif not weights_follow:
         initialize(model, recipe.seed, write=place)
     if origin.tuner and not weights_follow:
@@ -182,6 +185,16 @@ def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_fol
         sharded=sharded,
         scale=LossScale(active=precision.scaled),
     )
+
+
+def load_weights(model: GPT, origin: Origin, device: torch.device) -> None:
+    """Fill a model, which may be quantized, with the weights that the run starts from."""
+    assert origin.weights is not None
+    if origin.quantize:
+        tensors = published.tensors_in(origin.weights, origin.config)
+        quantized.fill(model, tensors, device=device, write=place)
+    else:
+        published.load(model, origin.weights)
 
 
 def steps_of(recipe: Training, length: int, samples_per_epoch: int | None) -> int:

@@ -136,6 +136,18 @@ def test_two_ranks_have_the_losses_of_one(base: Path, tmp_path: Path) -> None:
     assert shared == pytest.approx(alone, abs=1e-5) and replicated == pytest.approx(alone, abs=1e-5)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_packed_base_is_trained_beside_and_resumed(base: Path, tmp_path: Path, ranks: int) -> None:
+    settings = {**LORA, "quantize": "bnb.int8-training"}
+    plain = run(tmp_path / "plain", base, **LORA)
+    whole = run(tmp_path / "whole", base, ranks=ranks, **settings)
+    assert whole[10] < whole[1] - 0.3 and whole == pytest.approx(plain, abs=0.05) and whole != plain
+    folder = tmp_path / "broken"
+    run(folder, base, ranks=ranks, **settings, train__max_steps=5, train__lr_decay_steps=10)
+    second = run(folder, base, ranks=ranks, **settings, resume=True, train__lr_decay_steps=10)
+    assert {step: second[step] for step in range(6, 11)} == {step: whole[step] for step in range(6, 11)}
+
+
 def test_checkpoints_of_an_adapter_hold_no_base(base: Path, tmp_path: Path) -> None:
     run(tmp_path, base, **LORA)
     (shard,) = (tmp_path / "out" / "step-00000010").glob("shard-*.safetensors")
@@ -149,6 +161,9 @@ def test_checkpoints_of_an_adapter_hold_no_base(base: Path, tmp_path: Path) -> N
         ("finetune_lora", {"lora_query": False, "lora_value": False}, "lora_query"),
         ("finetune_lora", {"tuner": "IA3", "lora_r": 2}, "lora_r: not beside tuner"),
         ("finetune_full", {"tuner": "LoRA"}, "tuner: LoRA"),
+        ("finetune_lora", {"tuner": "AdapterV2"}, "tuner: AdapterV2"),
+        ("finetune_lora", {"tuner": "Full", "quantize": "bnb.nf4"}, "quantize: bnb.nf4"),
+        ("finetune_full", {"quantize": "bnb.nf4"}, "quantize"),
         ("finetune_lora", {"train__epochs": None, "train__max_steps": None}, "train.epochs"),
         ("finetune_lora", {"checkpoint_dir": "nowhere/at/all"}, "checkpoint_dir: nowhere/at/all"),
         ("finetune_lora", {"data__init_args__json_path": "gone.json"}, "gone.json"),
