@@ -207,6 +207,23 @@ def test_messages_that_say_loss(folders: dict[str, Folder]) -> None:
     assert "question 1" in "".join(folder.trained_text(folder.example(Conversation(tuple(messages)))))
 
 
+def test_every_format_is_written_alike(folders: dict[str, Folder]) -> None:
+    said = [{"role": "user", "content": "q\nr"}, {"role": "assistant", "content": "a"}]
+    forms: list[dict[str, Any]] = [
+        {"system": "s", "messages": said},
+        {"messages": [{"role": "system", "content": "s"}, *said]},
+        {"system": "s", "conversations": [{"from": "human", "value": "q\nr"}, {"from": "gpt", "value": "a"}]},
+        {"system": "s", "conversation": [{"human": "q\nr", "assistant": "a"}]},
+        {"system": "s", "messages": json.dumps(said)},
+        {"system": "s", "messages": [{"role": one["role"], "content": [one["content"]]} for one in said]},
+        {"system": "s", "instruction": "q", "input": "r", "output": "a"},
+        {"system_prompt": "s", "question": "q\nr", "answers": ["a"]},
+    ]
+    texts = {folders["chatml"].renderer().write(to_conversation(row))[0] for row in forms}
+    kept = to_conversation(forms[6], format="instruction")
+    assert texts == {folders["chatml"].renderer().write(kept)[0]} and "q\nr" in texts.pop()
+
+
 def test_plain_text_stands_between_begin_and_end(folders: dict[str, Folder]) -> None:
     folder = folders["llama3"]
     example = folder.example(to_conversation({"text": "the quick brown fox"}))
