@@ -3,9 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
+
+from litgpt.adapt import attach
+from litgpt.adapt.quantized import quantize
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 
 HUB = Path(__file__).parents[2] / "config_hub"
 PRETRAIN = sorted((HUB / "pretrain").glob("*.yaml"))
+FINETUNE = sorted((HUB / "finetune").glob("*/*.yaml"))
 
 # out_dir, data, global batch, micro batch, warm-up steps, tokens, length, lr, min_lr, tokenizer, logger
 LITGPT = {
@@ -52,3 +59,22 @@ def test_there_is_a_recipe_that_needs_nothing(litgpt):
     assert recipe.tokenizer_dir is None and recipe.tokenizer.kind == "bpe"
     assert recipe.model_config["padded_vocab_size"] == recipe.tokenizer.vocab_size
     assert recipe.eval.sample_prompt and recipe.train.max_time and recipe.devices == 1
+
+
+@pytest.mark.parametrize("path", FINETUNE, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_each_finetuning_recipe_fits_the_model_that_it_names(litgpt, path):
+    outcome = litgpt("finetune_full" if path.stem == "full" else "finetune", "--config", path)
+    assert outcome.code == 0, outcome.err
+    recipe = outcome.recipe
+    shape = Config.from_name(recipe.checkpoint_dir.relative_to("checkpoints").as_posix(), n_layer=1)
+    with torch.device("meta"):
+        model = GPT(shape)
+    if recipe.packing:
+        quantize(model, recipe.packing)
+    attach(model, recipe.tuned)
+    trained = {name for name, one in model.named_parameters() if one.requires_grad}
+    assert trained and (path.stem == "full" or all("lora_" in name for name in trained))
+    assert (recipe.packing is not None) == (path.stem == "qlora")
+    train = recipe.train
+    assert train.global_batch_size % (train.micro_batch_size * recipe.devices) == 0 and train.max_seq_length == 512
+    assert type(recipe.data).__name__ == "Alpaca2k" and recipe.optimizer.lr == 2e-4
