@@ -182,7 +182,7 @@ def unpack_four_bits(pieces: Pieces, shape: tuple[int, int], dtype: torch.dtype,
     if twice:
         scales = functional.QuantState(
             absmax=numbers(pieces["weight_scale_scale"]),
-            code=dynamic_code().to(codes.device),
+            code=code_of("dynamic", codes.device),
             blocksize=SCALE_BLOCK,
             dtype=torch.float32,
         )
@@ -190,7 +190,7 @@ def unpack_four_bits(pieces: Pieces, shape: tuple[int, int], dtype: torch.dtype,
     state = functional.QuantState(
         absmax=scale if twice else numbers(scale),
         shape=torch.Size(shape),
-        code=functional.get_4bit_type(kind, device=codes.device),
+        code=code_of(kind, codes.device),
         blocksize=BLOCK,
         quant_type=kind,
         dtype=supported(dtype),
@@ -200,11 +200,11 @@ def unpack_four_bits(pieces: Pieces, shape: tuple[int, int], dtype: torch.dtype,
 
 
 @cache
-def dynamic_code() -> Tensor:
-    """The 256 numbers that bitsandbytes' scales in 8 bits stand for."""
+def code_of(kind: str, device: torch.device) -> Tensor:
+    """The numbers that bitsandbytes' codes stand for: 16 of nf4 or fp4, 256 of dynamic, which scales are kept in."""
     from bitsandbytes import functional
 
-    return functional.create_dynamic_map()
+    return functional.create_dynamic_map().to(device) if kind == "dynamic" else functional.get_4bit_type(kind, device)
 
 
 def eight_bit_sizes(shape: tuple[int, int]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Adapters on disk: LoRA in folders that go to PEFT and come from there, other tuners under our own names."""
+"""Adapters on disk: folders that go to PEFT and come from there, or under our own names where PEFT has no form."""
 
 import json
 import math
@@ -16,6 +16,7 @@ from litgpt.errors import UserError
 from litgpt.files import read_json, staged_folder, write_json
 from litgpt.model.config import Config
 from litgpt.recipe.tuner import TUNERS, Full, LoRA, Tuner
+from litgpt.store import peft_forms
 from litgpt.store.pairs import Part, added_to, shared, split
 from litgpt.store.peft_tensors import (
     COPY,
@@ -54,7 +55,7 @@ def save(
     base: str = "",
     replace: bool = False,
 ) -> None:
-    """Write an adapter as a folder, whole or not at all: LoRA as PEFT has it, other tuners under our own names.
+    """Write an adapter as a folder, whole or not at all: in PEFT's form where it has one, else under our own names.
 
     Args:
         tensors: what the tuner added or trains, whole, on the CPU, under our names.
@@ -69,10 +70,13 @@ def save(
         if left:
             raise UserError(f"{min(left)}: PEFT's folders have no form for it; merge the adapter into its base instead")
         listed = {layer: [asdict(part) for part in some] for layer, some in parts.items()}
-        metadata = {"format": "pt", "litgpt": json.dumps({"settings": asdict(settings), "parts": listed})}
+        metadata = {"format": "pt", OWN: json.dumps({"settings": asdict(settings), "parts": listed})}
         values = peft_config(published, parts, settings, config, base)
     elif isinstance(settings, Full):
         raise UserError("tuner: Full adds no adapter; save the model itself")
+    elif formed := peft_forms.to_peft(tensors, settings, config):
+        published, metadata = formed[0], {"format": "pt", OWN: json.dumps({"settings": asdict(settings)})}
+        values = {**formed[1], "base_model_name_or_path": base}
     else:
         published, metadata = dict(tensors), {"format": "pt"}
         choice = {"class_path": type(settings).__name__, "init_args": asdict(settings)}
@@ -120,7 +124,7 @@ def alpha_for(rank: int, settings: LoRA) -> float:
 
 
 def load(folder: Path | str, config: Config) -> Adapter:
-    """Read an adapter's folder, for a model of this shape: LoRA as PEFT has it, other tuners as `save` writes them.
+    """Read an adapter's folder, for a model of this shape: in PEFT's form, or in ours.
 
     Raises:
         UserError: in one line, if a file is missing or damaged, or the adapter is of another kind or for another base.
@@ -128,23 +132,34 @@ def load(folder: Path | str, config: Config) -> Adapter:
     folder = Path(folder)
     values = read_json(folder / CONFIG)
     values = values if isinstance(values, dict) else {}
-    if OWN not in values and values.get("peft_type") != "LORA":
-        raise UserError(f"{folder / CONFIG}: peft_type: {values.get('peft_type')!r} will not do; LORA would")
+    kinds = ["LORA", *(form.kind for form in peft_forms.FORMS)]
+    if OWN not in values and values.get("peft_type") not in kinds:
+        raise UserError(
+            f"{folder / CONFIG}: peft_type: {values.get('peft_type')!r} will not do; {', '.join(kinds)} would"
+        )
     base = str(values.get("base_model_name_or_path") or "")
     files = TensorFiles([folder / WEIGHTS])
     if OWN in values:
         return Adapter(own_settings(folder, values[OWN]), {name: files.whole(name) for name in files.wholes}, base)
     published = {name.removeprefix(START): files.whole(name) for name in files.wholes}
     try:
-        notes = json.loads(files.metadata["litgpt"]) if "litgpt" in files.metadata else None
-        settings, tensors = from_ours(published, notes, config) if notes else from_others(published, values, config)
-        check_shapes(tensors, config)
+        settings, tensors = read(published, values, json.loads(files.metadata.get(OWN, "null")), config)
     except UserError as error:
         made_for = f" (it was made for {base})" if base else ""
         raise UserError(f"{folder / WEIGHTS}{made_for}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder}: not an adapter that can be read ({type(error).__name__}: {error})") from None
     return Adapter(settings, tensors, base)
+
+
+def read(published: Tensors, values: Mapping[str, Any], notes: Any, config: Config) -> tuple[Tuner, dict[str, Tensor]]:
+    """Settings and tensors of an adapter in PEFT's form, with the notes that we leave in such a file."""
+    if formed := peft_forms.from_peft(published, values, config):
+        settings, tensors = formed
+        return type(settings)(**notes["settings"]) if notes else settings, tensors
+    settings, tensors = from_ours(published, notes, config) if notes else from_others(published, values, config)
+    check_shapes(tensors, config)
+    return settings, tensors
 
 
 def own_settings(folder: Path, choice: Any) -> Tuner:

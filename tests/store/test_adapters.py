@@ -111,6 +111,55 @@ def test_other_tuners_come_back_to_the_bit(settings: Tuner, tmp_path: Path) -> N
     assert torch.equal(other(IDS), model(IDS))
 
 
+FORMS: dict[str, tuple[Tuner, peft.PeftConfig]] = {
+    "IA3": (
+        IA3(target_modules=["k", "q", "down"]),
+        peft.IA3Config(target_modules=["k_proj", "q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    ),
+    "VeRA": (VeRA(r=5, projection_seed=3), peft.VeraConfig(r=5, target_modules=["q_proj", "up_proj"], d_initial=0.2)),
+    "BOFT": (BOFT(), peft.BOFTConfig(boft_block_size=4, boft_block_num=0, target_modules=["q_proj", "down_proj"])),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_tuners_load_in_peft(form: str, tmp_path: Path) -> None:
+    settings, _ = FORMS[form]
+    model = adapted(settings).float()
+    move(model)
+    adapters.save(tmp_path / "adapter", whole(model), config=model.config, settings=settings)
+    reference = peft.PeftModel.from_pretrained(transformers_model(model, tmp_path / "base"), tmp_path / "adapter")
+    assert (reference.eval()(IDS).logits - model(IDS)).abs().max() < 1e-5
+    with adapt.disabled(model):
+        assert (reference(IDS).logits - model(IDS)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_tuners_of_peft_load_in_ours(form: str, tmp_path: Path) -> None:
+    base = random_model(small("Qwen2.5-0.5B"))
+    reference = peft.get_peft_model(transformers_model(base, tmp_path / "base"), FORMS[form][1])
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    reference.save_pretrained(tmp_path / "adapter")
+    theirs = adapters.load(tmp_path / "adapter", base.config)
+    adapt.attach(base, theirs.settings)
+    adapt.initialize(base, theirs.settings, 0)
+    adapt.fill(base, theirs.tensors)
+    assert (reference.eval()(IDS).logits - base(IDS)).abs().max() < 1e-5
+
+
+def test_other_tuners_in_fused_layers_keep_our_names(tmp_path: Path) -> None:
+    settings = IA3()
+    model = adapted(settings, **FUSED).float()
+    move(model)
+    adapters.save(tmp_path / "adapter", whole(model), config=model.config, settings=settings)
+    back = adapters.load(tmp_path / "adapter", model.config)
+    assert back.settings == settings
+    assert all(torch.equal(back.tensors[name], value) for name, value in whole(model).items())
+
+
 def test_full_training_has_no_adapter(tmp_path: Path) -> None:
     model = adapted(Full())
     with pytest.raises(UserError, match="Full adds no adapter; save the model itself"):
@@ -140,8 +189,8 @@ def test_an_adapter_of_another_base_is_refused_in_one_line(tmp_path: Path) -> No
 
 
 def test_damaged_and_foreign_folders_are_refused_in_one_line(tmp_path: Path) -> None:
-    model = saved(tmp_path / "kind", peft_type="IA3")
-    with pytest.raises(UserError, match="peft_type: 'IA3' will not do; LORA would"):
+    model = saved(tmp_path / "kind", peft_type="LOHA")
+    with pytest.raises(UserError, match="peft_type: 'LOHA' will not do; LORA, IA3, VERA, BOFT would"):
         adapters.load(tmp_path / "kind", model.config)
     with pytest.raises(UserError, match="no such file"):
         adapters.load(tmp_path / "nowhere", model.config)
