@@ -41,6 +41,9 @@ class Renders(Protocol):
     def examples(self, conversations: Sequence[Conversation]) -> list[Example | BadRow]:
         """Each conversation as tokens, or what is wrong with it."""
 
+    def question(self, conversation: Conversation) -> list[int]:
+        """What the model reads before it gives the conversation's first answer; empty if that begins it."""
+
     def fingerprint_parts(self) -> list[Any]:
         """All that decides what becomes of a conversation, as JSON values."""
 

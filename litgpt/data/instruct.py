@@ -1,9 +1,11 @@
-"""Data modules of conversations and instructions: what they share, and `Conversations`, which reads any of them."""
+"""What data modules of conversations and instructions share: samples made once, shared out, and laid in rows."""
 
 import hashlib
+import random
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -140,6 +142,19 @@ class Finetuning(DataModule):
         for entry, file in self.made:
             found[entry.rows.name] = {**asdict(file.report), "reasons": dict(file.report.reasons)}
         return found
+
+    def question(self, which: Literal["first", "random"] | int, seed: int) -> list[int]:
+        """What the model reads before the first answer of one of the conversations, by its number among all."""
+        count = sum(file.count for _, file in self.made)
+        number = {"first": 0, "random": random.Random(seed).randrange(count)}.get(str(which), which)
+        if not 0 <= int(number) < count:
+            raise UserError(f"eval.evaluate_example: {which} of {count} conversations; give 0 to {count - 1}")
+        every = chain.from_iterable(_conversations(entry.rows) for entry in self.sets())
+        found = next(islice(every, int(number), None), None)
+        try:
+            return [] if found is None else self.renders().question(found)
+        except BadRow:
+            return []  # one of those that were left out and counted
 
     def longest(self) -> int:
         """The tokens of the longest sample."""

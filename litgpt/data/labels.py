@@ -152,6 +152,16 @@ class Renderer:
             for one, conversation in zip(written, conversations, strict=True)
         ]
 
+    def question(self, conversation: Conversation) -> list[int]:
+        """The tokens of what comes before the first answer, with the header that asks for it; none of a text."""
+        if conversation.is_text:
+            return []
+        turns = turns_of(conversation)
+        first = next((number for number, turn in enumerate(turns) if turn.answers), len(turns))
+        tools = json.loads(conversation.tools) if conversation.tools else None
+        text = self._render(turns[:first], tools, prompt=True) if first else ""
+        return list(self.processor.encode(text, add_special_tokens=False).ids)
+
     def _example(self, parts: list[Part], encoding: Any, conversation: Conversation) -> Example:
         weights = token_weights(parts, np.array(encoding.offsets, np.int64).reshape(-1, 2))
         ids = np.array(encoding.ids, np.int32)

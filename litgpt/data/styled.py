@@ -49,6 +49,11 @@ class StyledRenderer:
             for one, conversation in zip(written, conversations, strict=True)
         ]
 
+    def question(self, conversation: Conversation) -> list[int]:
+        """The tokens of the first prompt; none of a text without one."""
+        prompt = self.write(conversation)[0][0]
+        return self.tokenizer.encode(prompt).tolist() if prompt else []
+
     def _try(self, conversation: Conversation) -> list[tuple[str, str, float]] | BadRow:
         try:
             return self.write(conversation)

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from litgpt.errors import UserError
 
@@ -109,6 +109,14 @@ class DataModule(ABC):
             UserError: if this data is not text.
         """
         raise UserError(f"data: {type(self).__name__} does not hold text to train a tokenizer on; set tokenizer_dir")
+
+    def question(self, which: Literal["first", "random"] | int, seed: int) -> list[int]:
+        """Tokens that ask for one of the answers in the data, to show what a model has learned; empty if none do.
+
+        Args:
+            which: the first, one by the seed, or one by its number.
+        """
+        return []
 
     @abstractmethod
     def train_stream(self, shape: BatchShape) -> Stream:

@@ -231,29 +231,29 @@ class Loop:
                 self.live.say(f"step {self.step}: val loss {loss:.4f}, val ppl {perplexity(loss):.1f}")
                 self.live.metrics["val_loss"] = loss
             if settings.sample_prompt is not None and run.tokenizer is not None:
-                self.write_sample(settings.sample_prompt)
+                self.write_sample(run.tokenizer.encode(settings.sample_prompt).tolist(), settings.sample_tokens)
+            if run.question and settings.max_new_tokens:
+                self.write_sample(run.question, settings.max_new_tokens)
 
-    def write_sample(self, prompt: str) -> None:
-        """Let the model continue `prompt`, show the text and keep it in `samples.jsonl`."""
+    def write_sample(self, prompt: list[int], tokens: int) -> None:
+        """Let the model go on after a prompt, show the text and keep it in `samples.jsonl`."""
         run = self.run
         assert run.tokenizer is not None
-        start = run.tokenizer.encode(prompt).tolist()
-        if not start:
-            start = [run.tokenizer.bos_id or run.tokenizer.eos_id or 0]
-        stops = {run.tokenizer.eos_id}
+        start = prompt or [run.tokenizer.bos_id or run.tokenizer.eos_id or 0]
         new = continuation(
             run.trainee,
             start,
-            tokens=run.recipe.eval.sample_tokens,
+            tokens=tokens,
             window=run.sequence_length,
             seed=run.recipe.seed,
-            pause=stops.__contains__,
+            pause=run.tokenizer.stop_ids.__contains__,
         )
         if is_first():
             text = run.tokenizer.decode(start + new)
             self.live.say(f"step {self.step}: {text}")
+            line = {"step": self.step, "prompt": run.tokenizer.decode(prompt), "text": text}
             with (run.recipe.out_dir / "samples.jsonl").open("a", encoding="utf-8") as file:
-                print(json.dumps({"step": self.step, "prompt": prompt, "text": text}), file=file)
+                print(json.dumps(line), file=file)
 
     def save(self) -> None:
         """Begin a checkpoint of this step."""

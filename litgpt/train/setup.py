@@ -56,6 +56,7 @@ class Run:
     tokenizer: Tokenizer | None
     tokenizer_dir: Path | None
     adapted: bool
+    question: list[int]
     checkpoints: Checkpoints
     loggers: list[Logger]
     progress: dict[str, Any]
@@ -296,6 +297,7 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
         tokenizer=tokenizer,
         tokenizer_dir=tokenizer_dir,
         adapted=origin.adapted,
+        question=data.question(recipe.eval.evaluate_example, recipe.seed) if recipe.eval.max_new_tokens else [],
         checkpoints=Checkpoints(
             recipe.out_dir,
             keep=recipe.checkpoint.keep,

@@ -99,6 +99,14 @@ def test_an_adapter_is_trained_and_folded_into_the_final_model(base: Path, tmp_p
     torch.testing.assert_close(after[f"{layer}.weight"], folded, atol=1e-6, rtol=1e-5)
 
 
+def test_an_example_is_answered_at_each_validation(base: Path, tmp_path: Path) -> None:
+    run(tmp_path, base, **LORA, eval={"interval": 5, "max_new_tokens": 6, "evaluate_example": 2})
+    lines = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, 10]
+    asked = "How many are 3 things?"
+    assert all(asked in line["prompt"] and len(line["prompt"]) <= len(line["text"]) for line in lines)
+
+
 def test_full_finetuning_leaves_alone_what_it_is_told_to(base: Path, tmp_path: Path) -> None:
     tuner = {"class_path": "Full", "init_args": {"freeze_parameters": ["embedding", "blocks.0"]}}
     got = run(tmp_path, base, "finetune_full", tuner=tuner, optimizer__init_args__lr=1e-2)
@@ -164,6 +172,7 @@ def test_checkpoints_of_an_adapter_hold_no_base(base: Path, tmp_path: Path) -> N
         ("finetune_lora", {"tuner": "AdapterV2"}, "tuner: AdapterV2"),
         ("finetune_lora", {"tuner": "Full", "quantize": "bnb.nf4"}, "quantize: bnb.nf4"),
         ("finetune_full", {"quantize": "bnb.nf4"}, "quantize"),
+        ("finetune_lora", {"eval": {"max_new_tokens": 4, "evaluate_example": 99}}, "eval.evaluate_example: 99 of 32"),
         ("finetune_lora", {"train__epochs": None, "train__max_steps": None}, "train.epochs"),
         ("finetune_lora", {"checkpoint_dir": "nowhere/at/all"}, "checkpoint_dir: nowhere/at/all"),
         ("finetune_lora", {"data__init_args__json_path": "gone.json"}, "gone.json"),

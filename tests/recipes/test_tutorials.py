@@ -17,7 +17,7 @@ import zstandard
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "tutorials").glob("*.md"))
-SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 4, "head_size": 8, "intermediate_size": 48, "block_size": 32}
+SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 4, "head_size": 8, "intermediate_size": 48, "block_size": 512}
 SHAPE |= {"padded_vocab_size": 1024}
 SHRINK = [f"--model_config.{key}={value}" for key, value in SHAPE.items()] + [
     *("--train.max_seq_length=32", "--train.global_batch_size=2", "--train.micro_batch_size=2"),
