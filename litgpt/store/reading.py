@@ -245,6 +245,7 @@ def tensors_in(folder: Path, config: Config, *, warn: Warn = say) -> Iterator[tu
         expert = published.step.expert
         if expert is None:
             yield from published.parts().items()
+            published.source.release(published.step.theirs)
             continue
         for name, values in published.parts().items():
             if name not in stacks:
