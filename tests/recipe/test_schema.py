@@ -1,5 +1,6 @@
 """The JSON Schema accepts what the command line accepts, and says no where it does."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ Yaml12.add_implicit_resolver(
 
 @pytest.fixture(scope="module")
 def validator() -> Draft202012Validator:
-    return Draft202012Validator(schema_of(load(COMMANDS["pretrain"].recipe)))
+    return validator_of("pretrain")
 
 
 def errors(validator: Draft202012Validator, text: str) -> list[Any]:
@@ -39,9 +40,16 @@ def test_each_schema_is_valid(name):
     assert all("description" in keys or "$ref" in keys for keys in schema["properties"].values())
 
 
-@pytest.mark.parametrize("path", CONFIG_HUB, ids=lambda path: path.stem)
-def test_recipes_of_the_hub_are_valid(validator, path):
-    assert errors(validator, path.read_text()) == []
+@cache
+def validator_of(command: str) -> Draft202012Validator:
+    return Draft202012Validator(schema_of(load(COMMANDS[command].recipe)))
+
+
+@pytest.mark.parametrize("path", CONFIG_HUB, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_recipes_of_the_hub_are_valid(path):
+    finetuning = "finetune_full" if path.stem == "full" else "finetune"
+    command = "pretrain" if path.parent.name == "pretrain" else finetuning
+    assert errors(validator_of(command), path.read_text()) == []
 
 
 @pytest.mark.parametrize(
