@@ -1,5 +1,6 @@
 """`litgpt finetune` and its relatives: train a model on conversations, all of its weights or an adapter beside them."""
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -7,30 +8,30 @@ import torch
 
 from litgpt import adapt
 from litgpt.commands.pretrain import train
-from litgpt.infer.load import find_folder
+from litgpt.errors import UserError
+from litgpt.infer.load import find_folder, inside_run
 from litgpt.model.gpt import GPT
 from litgpt.parallel.apply import full
 from litgpt.parallel.strategy import is_first
 from litgpt.recipe.finetune import Finetune
-from litgpt.recipe.tuner import LoRA, Tuner
+from litgpt.recipe.tuner import Tuner
 from litgpt.store import adapters
 from litgpt.store.published import save_model
-from litgpt.train.origin import of_finetuning
+from litgpt.train.origin import Origin, of_finetuning
 from litgpt.train.setup import Run
 
 
 def run(recipe: Finetune) -> None:
     """Find the model, train, publish the finished one and its adapter, and say how it went."""
-    folder = find_folder(recipe.checkpoint_dir, access_token=recipe.access_token)
-    train(recipe, of_finetuning(recipe, folder), partial(publish, tuner=recipe.tuned, base=recipe.checkpoint_dir))
+    folder = inside_run(find_folder(recipe.checkpoint_dir, access_token=recipe.access_token))
+    origin = of_finetuning(recipe, folder)
+    train(recipe, origin, partial(publish, origin=origin, base=recipe.checkpoint_dir))
 
 
-def publish(trained: Run, *, tuner: Tuner, base: Path) -> Path:
-    """Write the finished model, with what was adapted folded in, and LoRA's own numbers; every rank takes part."""
+def publish(trained: Run, *, origin: Origin, base: Path) -> Path:
+    """Write the finished model, with what was adapted folded in, and the adapter alone; every rank takes part."""
     out_dir, core = trained.recipe.out_dir, trained.trainee.core
     assert isinstance(core, GPT)
-    if isinstance(tuner, LoRA):
-        save_adapter(out_dir / "adapter", trained, tuner, str(base))
     save_model(
         out_dir / "final",
         adapt.merged(core),
@@ -38,14 +39,22 @@ def publish(trained: Run, *, tuner: Tuner, base: Path) -> Path:
         tokenizer_dir=trained.tokenizer_dir,
         replace=True,
     )
+    if is_first():
+        origin.data.mark(out_dir / "final")
+    if origin.adapted and origin.tuner:
+        save_adapter(out_dir / "adapter", trained, origin.tuner, str(base))
     return out_dir / "final"
 
 
 @torch.no_grad()
-def save_adapter(folder: Path, trained: Run, settings: LoRA, base: str) -> None:
-    """Write the adapter as a folder that PEFT loads."""
+def save_adapter(folder: Path, trained: Run, settings: Tuner, base: str) -> None:
+    """Write the adapter as a folder that PEFT loads; where PEFT has no form for it, say so: it is in the model too."""
     core = trained.trainee.core
     assert isinstance(core, GPT)
     tensors = {name: full(one.detach()).to("cpu") for name, one in adapt.adapter_tensors(core).items()}
-    if is_first():
+    if not is_first():
+        return
+    try:
         adapters.save(folder, tensors, config=trained.config, settings=settings, base=base, replace=True)
+    except UserError as error:
+        print(f"{folder}: no adapter written ({error}); the finished model has it folded in", file=sys.stderr)

@@ -11,7 +11,7 @@ from litgpt.data.chat import ChatTemplate, read_template
 from litgpt.data.conversation import Conversation, to_conversation
 from litgpt.data.documents import identify
 from litgpt.data.instruct import Finetuning, OnOverlong, Set
-from litgpt.data.prompts import style_of
+from litgpt.data.prompts import save_prompt_style, style_of
 from litgpt.data.sources import DataSource, Found, files_of, read_rows, source_of
 from litgpt.data.tools import in_text
 from litgpt.data.weights import WeightRule
@@ -78,6 +78,11 @@ class Conversations(Finetuning):
             self._date = datetime.fromisoformat(self.date)
         except ValueError:
             raise UserError(f"data.date: {self.date!r} is no day; give one such as 2026-01-01") from None
+
+    def mark(self, folder: Path) -> None:
+        """Name the prompt style, if there is one in place of the chat template."""
+        if self.prompt_style is not None:
+            save_prompt_style(style_of(self.prompt_style), folder)
 
     def cache(self) -> Path:
         """The folder that the samples go to."""

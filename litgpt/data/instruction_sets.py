@@ -13,7 +13,7 @@ from litgpt.data.conversation import Conversation, Message, to_conversation
 from litgpt.data.documents import identify
 from litgpt.data.downloads import fetch
 from litgpt.data.instruct import Finetuning, Set
-from litgpt.data.prompts import style_of
+from litgpt.data.prompts import save_prompt_style, style_of
 from litgpt.data.sources import DataSource, Found, fetched, read_rows
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Fraction
@@ -86,6 +86,10 @@ class Instructions(Finetuning):
         from litgpt.data.styled import StyledRenderer
 
         return StyledRenderer(self.tokenizer, self.style, mask_prompt=self.mask_prompt)
+
+    def mark(self, folder: Path) -> None:
+        """Name the prompt style."""
+        save_prompt_style(self.style, folder)
 
     def set_of(self, name: str, files: list[Path], convert: Convert, about: Any, part: Part = "both") -> Set:
         """Files as a set of rows; `about` is what `convert` depends on."""

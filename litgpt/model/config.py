@@ -261,9 +261,15 @@ class Config:
         self.n_query_groups = self.n_query_groups or self.n_head
         if self.n_head % self.n_query_groups:
             raise refusal("n_query_groups", f"{self.n_query_groups} does not divide n_head {self.n_head}", "use 1")
-        if self.rotary_size % 2:
+        if self.position_embedding == "rotary" and self.rotary_size % 2:
             turned = f"rotates {self.rotary_size} numbers of a head of {self.head_size}, not an even count"
             raise refusal("rotary_percentage", f"{self.rotary_percentage} {turned}", "change head_size or use 0.5 or 1")
+        for key in ("short_factor", "long_factor"):
+            factors = (self.rope_adjustments or {}).get(key)
+            if factors is not None and (not isinstance(factors, list) or len(factors) != self.rotary_size // 2):
+                count = len(factors) if isinstance(factors, list) else 1
+                said = f"{key} has {count} numbers for {self.rotary_size // 2} pairs"
+                raise refusal("rope_adjustments", said, "give one for each")
         if self.intermediate_size is None:
             if self.mlp_class_name != "GptNeoxMLP":
                 raise refusal("intermediate_size", f"{self.mlp_class_name} needs it", f"use e.g. {4 * self.n_embd}")

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ OPTIMIZER_PATHS = {name: f"{cls.__module__}.{name}" for name, cls in OPTIMIZERS.
 OPTIMIZER_PATHS |= {alias: OPTIMIZER_PATHS[name] for alias, name in ALIASES.items()}
 TUNER_PATHS = {name: f"{cls.__module__}.{name}" for name, cls in TUNERS.items()}
 TABLES: dict[type, dict[str, str]] = {DataModule: DATA_MODULES, Optimizer: OPTIMIZER_PATHS, Tuner: TUNER_PATHS}
+DOTTED = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]")
 Choice = dict[str, Any]
 
 
@@ -61,6 +63,8 @@ def canonical(base: type, value: Any, key: str, trusted: bool = True) -> Choice 
     if not isinstance(inner, dict):
         raise UserError(f"{key}.init_args: {inner!r} will not do; give keys and values")
     arguments = {name: item for name, item in value.items() if name not in ("class_path", "init_args")} | inner
+    if not trusted and DOTTED.search(str(arguments.get("prompt_style", "")).replace("litgpt.prompts.", "")):
+        raise UserError(f"{key}.prompt_style: a class is refused because the recipe comes from a URL; give a name")
     choice: Choice = {"init_args": arguments}
     if (name := value.get("class_path")) is not None:
         if not isinstance(name, str):

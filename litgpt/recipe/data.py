@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from litgpt.errors import UserError
@@ -117,6 +118,13 @@ class DataModule(ABC):
             which: the first, one by the seed, or one by its number.
         """
         return []
+
+    def report(self) -> dict[str, Any]:
+        """The rows that were left out, and why; JSON values. Empty where none are told apart."""
+        return {}
+
+    def mark(self, folder: Path) -> None:  # noqa: B027
+        """Leave in a finished model's folder what asks it as this data does, if the tokenizer's files do not say."""
 
     @abstractmethod
     def train_stream(self, shape: BatchShape) -> Stream:

@@ -8,7 +8,7 @@ from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Positive, Seed
 from litgpt.recipe.train import EvalArgs, TrainArgs
 from litgpt.recipe.training import Training
-from litgpt.recipe.tuner import Adapter, Full, LoRA, Tuner
+from litgpt.recipe.tuner import Full, LoRA, Tuner
 
 # LitGPT's switches, and the layers of ours that each stands for.
 LORA_SWITCHES = {
@@ -16,7 +16,7 @@ LORA_SWITCHES = {
     "lora_key": ("k",),
     "lora_value": ("v",),
     "lora_projection": ("attention.out",),
-    "lora_mlp": ("gate", "up", "down"),
+    "lora_mlp": ("mlp",),
     "lora_head": ("head",),
 }
 
@@ -121,7 +121,7 @@ class FinetuneLora(Finetune):
             raise UserError(f"{given[0]}: not beside tuner; give tuner.init_args, or leave tuner out")
         if isinstance(self.tuner, Full) and self.quantize:
             raise UserError(f"quantize: {self.quantize} leaves nothing to train with tuner: Full; use LoRA, or null")
-        if isinstance(self.tuner, Adapter):
+        if self.tuner is not None and not self.tuner.merges:
             raise UserError(
                 f"tuner: {type(self.tuner).__name__} cannot be folded into the finished model, and nothing else here "
                 "could use it; use LoRA"

@@ -16,7 +16,7 @@ from litgpt import adapt
 from litgpt.adapt import quantized
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
-from litgpt.files import write_text
+from litgpt.files import write_json, write_text
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
@@ -282,6 +282,8 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
         say(f"Resuming training from {resumed}")
     if fabric.global_rank == 0:
         write_text(recipe.out_dir / "recipe.yaml", dump(recipe))
+        if report := data.report():
+            write_json(recipe.out_dir / "data_report.json", report)
     return Run(
         recipe=recipe,
         fabric=fabric,

@@ -97,6 +97,9 @@ def test_an_adapter_is_trained_and_folded_into_the_final_model(base: Path, tmp_p
     a, b = (adapter[f"base_model.model.{layer}.lora_{half}.weight"] for half in "AB")
     folded = before[f"{layer}.weight"] + 16 / 4 * b @ a
     torch.testing.assert_close(after[f"{layer}.weight"], folded, atol=1e-6, rtol=1e-5)
+    assert "prompts.Alpaca" in (tmp_path / "out" / "final" / "prompt_style.yaml").read_text()
+    (told,) = json.loads((tmp_path / "out" / "data_report.json").read_text()).values()
+    assert told["rows"] == 32 and told["reasons"] == {}
 
 
 def test_an_example_is_answered_at_each_validation(base: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+LONG = {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16, "original_max_seq_len": 64}
 EXPERTS: dict[str, Any] = {"mlp_class_name": "LLaMAMoE", "intermediate_size": 8, "n_expert": 8, "n_expert_per_token": 2}
 
 
@@ -82,6 +83,8 @@ def test_impossible_shapes_answer_in_one_line(values: dict[str, Any], words: lis
         ({**EXPERTS, "n_expert_groups": 8, "n_topk_groups": 1}, ["n_expert_per_token", "out of 1 of 8 groups"]),
         ({"rope_adjustments": {"factor": 2.0, "short_factor": [1.0]}}, ["rope_adjustments", "longrope"]),
         ({"rope_adjustments": {"factor": [-1.0]}}, ["rope_adjustments", "factor"]),
+        ({"rope_adjustments": {**LONG, "short_factor": [1.0]}}, ["short_factor has 1 numbers for 16 pairs"]),
+        ({"rope_adjustments": {**LONG, "short_factor": 1.0}}, ["short_factor"]),
     ],
 )
 def test_what_does_not_fit_together_is_refused_by_field(values: dict[str, Any], words: list[str]) -> None:
