@@ -57,3 +57,8 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "own_letters.py").write_text(OWN_MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     return "own_letters.Letters"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no process waits for them at the end."""
+    items.sort(key=lambda item: "test_tutorials" not in item.nodeid)
