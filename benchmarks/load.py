@@ -6,8 +6,9 @@ Run it with the interpreter that this package is installed in; LitGPT gets an en
 with the same torch. The model is a Llama of random weights in bfloat16, about 2 GB in one safetensors file, written
 once. Prints for each side the median over the rounds of wall and CPU seconds and of the peak resident memory of its
 processes, from the folder to the logits of a first token, in the type of the files (so that every weight was looked
-at); what was written to the disk; and the ratios. For this package also: how much resident memory was added, beside
-the size of the model. Needs nothing but the standard library, pip, and a machine that does nothing else meanwhile.
+at; with `--until loaded`, to the loaded model, which here is mapped into memory and read when it is used); what was
+written to the disk; and the ratios. For this package also: how much resident memory was added, beside the size of the
+model. Needs nothing but the standard library, pip, and a machine that does nothing else meanwhile.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def main() -> None:
     results: dict[str, list[Result]] = {side: [] for side in options.sides}
     for turn in range(options.rounds):
         for side in options.sides:
-            results[side].append(run_side(side, pythons[side], source, work, options.threads))
+            results[side].append(run_side(side, pythons[side], source, work, options.threads, options.until))
             print(f"round {turn + 1} {side}: {results[side][-1]}", flush=True)
     (work / "results.json").write_text(json.dumps(results, indent=1))
     show(results, size, added(pythons["ours"], source, work, options.threads))
@@ -65,6 +66,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="cores that each run may use")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
+    parser.add_argument("--until", choices=("loaded", "logits"), default="logits", help="where a run ends")
     return parser.parse_args()
 
 
@@ -73,13 +75,13 @@ def run(command: list[object], work: Path, threads: int) -> tuple[float, float, 
     return measured([str(word) for word in command], work / "log.txt", threads)
 
 
-def run_side(side: str, python: Path, source: Path, work: Path, threads: int) -> Result:
+def run_side(side: str, python: Path, source: Path, work: Path, threads: int, until: str) -> Result:
     """One way from a fresh copy of the folder to a model in memory; the copy is not counted."""
     folder = work / "runs" / side / NAME
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder)
     before = bytes_in(folder)
-    steps: list[list[object]] = [[python, __file__, f"load_{side}", folder]]
+    steps: list[list[object]] = [[python, __file__, f"load_{side}", folder, until]]
     if side == "litgpt":
         steps.insert(0, [python.with_name("litgpt"), "convert_to_litgpt", folder])
     walls, cpus, peaks = zip(*(run(step, work, threads) for step in steps), strict=True)
@@ -114,9 +116,11 @@ def write_model(folder: str) -> None:
     Path(folder, "tokenizer_config.json").write_text("{}")
 
 
-def load_ours(folder: str) -> None:
+def load_ours(folder: str, until: str) -> None:
     """Load a published folder as it stands."""
-    first_logits(open_ours(folder))
+    model = open_ours(folder)
+    if until == "logits":
+        first_logits(model)
 
 
 def first_logits(model: Callable[..., object]) -> None:
@@ -136,7 +140,7 @@ def open_ours(folder: str) -> Callable[..., object]:
     return open_model(Path(folder), device=torch.device("cpu"))
 
 
-def load_litgpt(folder: str) -> None:
+def load_litgpt(folder: str, until: str) -> None:
     """Load a converted folder as LitGPT's commands do on a CPU: a model, then its file."""
     import torch
 
@@ -147,7 +151,8 @@ def load_litgpt(folder: str) -> None:
     model = GPT(Config.from_file(Path(folder) / "model_config.yaml"))
     state = torch.load(Path(folder) / "lit_model.pth", weights_only=True, mmap=True)
     model.load_state_dict(state.get("model", state))
-    first_logits(model)
+    if until == "logits":
+        first_logits(model)
 
 
 def measure_added(folder: str) -> None:
@@ -194,7 +199,7 @@ def show(results: dict[str, list[Result]], size: float, more: float) -> None:
         )
 
 
-WORKERS: dict[str, Callable[[str], None]] = {
+WORKERS: dict[str, Callable[..., None]] = {
     "write_model": write_model,
     "load_ours": load_ours,
     "load_litgpt": load_litgpt,
