@@ -114,7 +114,7 @@ class SampleRows:
         self.count = len(sizes)
         self.weighted = any(file.weighted for file in pieces.files)
         names = sorted({name or "default" for file in pieces.files for name in file.channels})
-        self.channels = [] if names == ["default"] else names
+        self.channels: Sequence[str] = [] if names == ["default"] else names
         about = [file.fingerprint for file in pieces.files], seed, padding
         content = pieces.table.tobytes() + self._members.tobytes() + self._begins.tobytes()
         self.fingerprint = hashlib.sha256(repr(about).encode() + content).hexdigest()[:16]

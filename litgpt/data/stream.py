@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -44,6 +44,7 @@ class Rows(Protocol):
 
     count: int
     fingerprint: str
+    channels: Sequence[str]
 
     def micro_batch(self, first: int, number: int) -> Arrays:
         """Samples `first` .. `first + number - 1`."""
@@ -61,6 +62,8 @@ class TextRows(Rows, Protocol):
 
 class Stacked:
     """What rows of one length share."""
+
+    channels: Sequence[str] = ()
 
     def micro_batch(self: TextRows, first: int, number: int) -> Arrays:
         """Samples as (B, T+1) `tokens`, and (B, T) `documents` if they are numbered."""
@@ -181,6 +184,11 @@ class Counted:
     def epoch(self) -> float:
         """Passes over the data so far."""
         return self.position / self.rows.count
+
+    @property
+    def channels(self) -> list[str]:
+        """The names of the numbers in `Batch.channels`."""
+        return list(self.rows.channels)
 
 
 class TrainStream(Counted):

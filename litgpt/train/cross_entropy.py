@@ -23,11 +23,13 @@ class Labels:
         weights_BT: factors of the losses; None for 1.
         dft: multiply each loss by its own probability, which is taken as a constant: a token that the model finds
             unlikely moves it less ("dynamic fine-tuning", Wu et al. 2025, eq. 9).
+        losses_N: takes in the loss of every label in nats, without factors, if it is there; zeros before.
     """
 
     labels_BT: Tensor
     weights_BT: Tensor | None = None
     dft: bool = False
+    losses_N: Tensor | None = None
 
 
 def plain_cross_entropy(
@@ -38,6 +40,8 @@ def plain_cross_entropy(
     upcast = scores if scores.dtype == torch.float64 else scores.float()
     labels_N = target.labels_BT.flatten()
     losses_N = F.cross_entropy(upcast.flatten(0, 1), labels_N, ignore_index=IGNORE, reduction="none")
+    if target.losses_N is not None:
+        target.losses_N.copy_(losses_N.detach())
     if target.dft:
         losses_N = losses_N * torch.exp(-losses_N.detach())
     return (losses_N if target.weights_BT is None else losses_N * target.weights_BT.flatten()).sum()
@@ -101,6 +105,8 @@ class _Chunked(torch.autograd.Function):
             picked = scores.gather(1, labels[part, None])
             highest, total = _exponentials(scores, exact)
             losses = highest + total.log() - picked
+            if target.losses_N is not None:
+                target.losses_N[kept[part]] = losses[:, 0].to(target.losses_N.dtype)
             factors = _factors(losses, None if weights is None else weights[part], dft=target.dft)
             loss += (losses if factors is None else losses * factors).sum()
             if gradients is not None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,7 @@ class Loop:
             run.objective,
             max_norm=self.train.max_norm,
             flags=(self.interrupts.received is not None, self.late(), run.checkpoints.poll()),
+            channels=len(run.channels),
         )
         self.step += 1
         self.tokens += outcome.tokens
@@ -201,6 +203,9 @@ class Loop:
             **self.meter.totals(),
             **rates,
         }
+        for name, loss in zip(self.run.channels, outcome.channels, strict=True):
+            if not math.isnan(loss):
+                metrics[f"loss_{name}"] = loss
         if per_second := rates.get("device/batches_per_sec"):
             metrics["iter_time"] = 1 / per_second
         if (left := self.meter.remaining(fraction)) is not None:

@@ -18,7 +18,8 @@ class Objective:
     """A loss, and what it is a mean over.
 
     Attributes:
-        loss: of a model and a micro-batch: the sum of its losses in nats, and figures to log.
+        loss: of a model and a micro-batch: the sum of its losses in nats, and figures to log: `channels` (2, C), sum
+            and number of the losses of each channel, where the batch has such.
         count: how many losses a micro-batch holds; sums are divided by the count of the whole global batch.
     """
 
@@ -39,10 +40,20 @@ def next_token(settings: LossArgs) -> Objective:
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         weights = SHARES[settings.normalize](batch)
-        head = partial(cross_entropy, target=Labels(batch.labels, weights, settings.type == "dft"))
-        return model(batch.ids, positions_BT=batch.positions, documents_BT=batch.documents, head=head), {}
+        losses_N = None if batch.channels is None else torch.zeros(batch.labels.numel(), device=batch.labels.device)
+        head = partial(cross_entropy, target=Labels(batch.labels, weights, settings.type == "dft", losses_N))
+        summed = model(batch.ids, positions_BT=batch.positions, documents_BT=batch.documents, head=head)
+        return summed, {} if losses_N is None else {"channels": by_channel(batch, losses_N)}
 
     return Objective(loss, COUNTS[settings.normalize])
+
+
+def by_channel(batch: Batch, losses_N: Tensor) -> Tensor:
+    """(2, C): the sum of the losses of each channel's labels, and how many there are; C is the highest number seen."""
+    assert batch.channels is not None
+    kept = batch.labels.flatten() != IGNORE
+    channels = batch.channels.flatten()[kept].long()
+    return torch.stack([torch.bincount(channels, weights=losses_N[kept].double()), torch.bincount(channels).double()])
 
 
 def by_token(batch: Batch) -> Tensor | None:

@@ -57,6 +57,7 @@ class Run:
     tokenizer_dir: Path | None
     adapted: bool
     question: list[int]
+    channels: list[str]
     checkpoints: Checkpoints
     loggers: list[Logger]
     progress: dict[str, Any]
@@ -300,6 +301,7 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
         tokenizer_dir=tokenizer_dir,
         adapted=origin.adapted,
         question=data.question(recipe.eval.evaluate_example, recipe.seed) if recipe.eval.max_new_tokens else [],
+        channels=list(getattr(stream, "channels", ())),  # which streams of a user's own data need not have
         checkpoints=Checkpoints(
             recipe.out_dir,
             keep=recipe.checkpoint.keep,

@@ -51,6 +51,7 @@ class Step:
         tokens: all that were read, padding apart, over all data ranks.
         taken: False if loss or gradient was not finite, and so nothing was changed.
         asked: how many ranks raised each of the caller's flags.
+        channels: mean loss of each channel, without factors; NaN where the global batch had none of it.
     """
 
     loss: float
@@ -59,6 +60,7 @@ class Step:
     tokens: int
     taken: bool
     asked: tuple[int, ...]
+    channels: tuple[float, ...] = ()
 
 
 def train_step(
@@ -68,6 +70,7 @@ def train_step(
     *,
     max_norm: float | None = None,
     flags: Sequence[bool] = (),
+    channels: int = 0,
 ) -> Step:
     """One optimizer step over this rank's micro-batches of a global batch.
 
@@ -77,11 +80,13 @@ def train_step(
     Args:
         max_norm: clip the gradient to this L2 norm.
         flags: what this rank wishes to tell the others; travels with the count.
+        channels: how many the data has.
     """
     mine = [sum(map(objective.count, batches)), sum(b.targets for b in batches), sum(b.tokens for b in batches)]
     count, targets, tokens, *asked = total([*mine, *flags], trainee.device)
-    loss, norm = gradients(trainee, batches, objective, count=count)
-    loss, bad = total([loss, not math.isfinite(norm)], trainee.device)
+    tally = torch.zeros(2, channels, dtype=torch.float64)
+    loss, norm = gradients(trainee, batches, objective, count=count, tally=tally)
+    loss, bad, *told = total([loss, not math.isfinite(norm), *tally.flatten().tolist()], trainee.device)
     finite = math.isfinite(loss) and not bad
     if finite:
         if max_norm is not None and norm > max_norm:
@@ -89,22 +94,33 @@ def train_step(
         for optimizer in trainee.optimizers:
             optimizer.step()
     trainee.zero_grad()
-    return Step(loss, norm, int(targets), int(tokens), finite, tuple(int(ranks) for ranks in asked))
+    means = [told[one] / told[channels + one] if told[channels + one] else math.nan for one in range(channels)]
+    return Step(loss, norm, int(targets), int(tokens), finite, tuple(int(ranks) for ranks in asked), tuple(means))
 
 
-def gradients(trainee: Trainee, batches: Sequence[Batch], objective: Objective, *, count: float) -> tuple[float, float]:
+def gradients(
+    trainee: Trainee,
+    batches: Sequence[Batch],
+    objective: Objective,
+    *,
+    count: float,
+    tally: torch.Tensor | None = None,
+) -> tuple[float, float]:
     """Leave the global batch's gradient on the parameters; returns this rank's share of the loss, and the norm.
 
     Args:
         count: the objective's count of the whole global batch.
+        tally: (2, C), takes in the sum and the number of the losses of each channel.
     """
     shares = torch.zeros((), dtype=torch.float64)
     for number, batch in enumerate(batches, start=1):
         with backward_of(trainee.model, last=number == len(batches)):
             with trainee.precision.autocast(trainee.device, sharded=trainee.sharded):
-                summed, _ = objective(trainee.model, batch.to(trainee.device))
+                summed, told = objective(trainee.model, batch.to(trainee.device))
             share = summed / max(count, 1)  # a share of one mean over the whole global batch
             (share * trainee.scale.factor).backward()
+        if tally is not None and "channels" in told:
+            tally[:, : told["channels"].shape[1]] += told["channels"].to(tally.device)
         shares = shares + share.detach().double().to(shares.device, non_blocking=True)
     if trainee.scale.active:
         scale_gradients(trainee.parameters(), 1 / trainee.scale.factor)

@@ -1,5 +1,6 @@
 """Finetuning from the command line: adapters and whole models, packed or not, on one rank or two, broken off or not."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,34 @@ def test_an_example_is_answered_at_each_validation(base: Path, tmp_path: Path) -
     assert [line["step"] for line in lines] == [5, 10]
     asked = "How many are 3 things?"
     assert all(asked in line["prompt"] and len(line["prompt"]) <= len(line["text"]) for line in lines)
+
+
+def test_losses_are_logged_by_channel(base: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [{"path": f"{name}.jsonl", "channel": name} for name in ("a", "b")]
+    data = {"sources": sources, "prompt_style": "alpaca", "num_workers": 0, "on_overlong": "truncate_right"}
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        run(
+            folder,
+            base,
+            ranks=ranks,
+            **LORA,
+            data={
+                "class_path": "Conversations",
+                "init_args": {**data, "sources": [{**one, "path": str(tmp_path / one["path"])} for one in sources]},
+            },
+        )
+    told = [list(csv.DictReader((tmp_path / ranks / "out/logs/csv/version_0/metrics.csv").open())) for ranks in "12"]
+    for alone, shared in zip(*told, strict=True):
+        for column in ("loss_a", "loss_b"):
+            assert bool(alone[column]) == bool(shared[column])
+            if alone[column]:
+                assert float(alone[column]) == pytest.approx(float(shared[column]), abs=1e-5)
+    assert any(row["loss_a"] for row in told[0]) and any(row["loss_b"] for row in told[0])
 
 
 def test_full_finetuning_leaves_alone_what_it_is_told_to(base: Path, tmp_path: Path) -> None:

@@ -92,3 +92,22 @@ def test_samples_without_targets_are_not_counted() -> None:
     batch = in_one_row(False)[0]
     batch.labels[batch.documents == 2] = IGNORE
     assert objective.count(batch) == 3
+
+
+@pytest.mark.parametrize("impl", ["chunked", "plain"])
+@pytest.mark.parametrize("normalize", ["token", "sample"])
+def test_losses_are_told_by_channel_without_factors(impl: str, normalize: str) -> None:
+    objective = next_token(LossArgs(normalize=normalize, impl=impl, chunk_rows=3))
+    batch = in_one_row(True)[0]
+    assert batch.documents is not None
+    batch.channels = batch.documents % 2
+    tally = torch.zeros(2, 3, dtype=torch.float64)
+    trainee = Trainee(model(), [], torch.device("cpu"), PRECISIONS["64-true"], sharded=False)
+    gradients(trainee, [batch, batch], objective, count=1, tally=tally)
+    scores = model()(batch.ids, positions_BT=batch.positions, documents_BT=batch.documents)[0]
+    losses = torch.nn.functional.cross_entropy(scores, batch.labels[0], ignore_index=IGNORE, reduction="none")
+    for channel in range(2):
+        mine = batch.channels[0] == channel
+        assert tally[0, channel].item() == pytest.approx(2 * losses[mine].sum().item(), rel=1e-5)
+        assert tally[1, channel] == 2 * (batch.labels[0][mine] != IGNORE).sum()
+    assert not tally[:, 2].any()
