@@ -40,6 +40,8 @@ class Finetune(Training):
     """Processes on this node, one a device; auto or -1 for as many as there are GPUs, or 1."""
     seed: Seed = field(default=1337, kw_only=True)
     """Of what the tuner adds and of the order of the data."""
+    neftune_alpha: Positive | None = field(default=None, kw_only=True)
+    """Noise on the embeddings while training, up to this over the root of a sample's length x the model's width."""
 
     @property
     def packing(self) -> str | None:

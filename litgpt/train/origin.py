@@ -26,6 +26,7 @@ class Origin:
         tokenizer: made from the run's own text, instead of the one in `tokenizer_dir`.
         tuner: what is trained, and added to that end; None trains everything.
         quantize: how the frozen matrices of the blocks are packed; None for not.
+        noise: alpha of the noise on embeddings while training; None for none.
     """
 
     task: str
@@ -36,6 +37,7 @@ class Origin:
     tokenizer: TokenizerArgs | None = None
     tuner: Tuner | None = None
     quantize: str | None = None
+    noise: float | None = None
 
     @property
     def adapted(self) -> bool:
@@ -89,4 +91,5 @@ def of_finetuning(recipe: Finetune, folder: Path) -> Origin:
         tokenizer_dir=folder,
         tuner=recipe.tuned,
         quantize=recipe.packing,
+        noise=recipe.neftune_alpha,
     )

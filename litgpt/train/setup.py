@@ -14,6 +14,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 
 from litgpt import adapt
 from litgpt.adapt import quantized
+from litgpt.adapt.noise import add_noise
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
@@ -164,6 +165,8 @@ def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_fol
         quantized.quantize(model, origin.quantize)
     if origin.tuner:
         adapt.attach(model, origin.tuner)
+    if origin.noise:
+        add_noise(model, origin.noise)
     parallelize(
         model,
         strategy.mesh,

@@ -1,0 +1,46 @@
+"""NEFTune: noise on the embeddings while a model is being finetuned (Jain et al. 2023, arXiv 2310.05914)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from litgpt.model.gpt import GPT
+
+
+def add_noise(model: GPT, alpha: float) -> None:
+    """Add to every number of an embedding one drawn evenly from -m to m; only while the model is in training mode.
+
+    m = alpha / sqrt(L D) for a document of L tokens and a width of D: the sum of squares over a document is alpha^2 / 3
+    on average, however long it is. Padding counts for nothing. What the model adds or multiplies after the lookup
+    (positions, Gemma's scale) comes after the noise. The numbers come from torch's generator of the device, which
+    checkpoints hold.
+    """
+    sizes: list[Tensor | int] = []
+
+    def note(model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        ids_BT = arguments[0] if arguments else named["ids_BT"]
+        sizes[:] = [lengths(named.get("documents_BT"), ids_BT.shape[1])]
+
+    def disturb(embedding: nn.Module, arguments: tuple[Any, ...], x_BTD: Tensor) -> Tensor:
+        return noisy(x_BTD, alpha, sizes.pop()) if model.training else x_BTD
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    model.embedding.register_forward_hook(disturb)
+
+
+def lengths(documents_BT: Tensor | None, tokens: int) -> Tensor | int:
+    """How many tokens the document of each token has, (B, T); padding (-1) is a document too. None: a row is one."""
+    if documents_BT is None:
+        return tokens
+    numbers = documents_BT.long() + 1
+    counts = torch.zeros(len(numbers), tokens + 1, dtype=torch.long, device=numbers.device)
+    return counts.scatter_add_(1, numbers, torch.ones_like(numbers)).gather(1, numbers)
+
+
+def noisy(x_BTD: Tensor, alpha: float, length: Tensor | int) -> Tensor:
+    """Embeddings with noise, drawn in float32 at least; `length` is that of each token's document, (B, T) or one."""
+    wide = torch.promote_types(x_BTD.dtype, torch.float32)
+    noise = torch.empty(x_BTD.shape, dtype=wide, device=x_BTD.device).uniform_(-1, 1)
+    spread = alpha * (torch.as_tensor(length, device=x_BTD.device) * x_BTD.shape[-1]).to(wide) ** -0.5
+    return x_BTD + (noise * spread[..., None]).to(x_BTD.dtype)

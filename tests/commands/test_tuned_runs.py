@@ -1,0 +1,49 @@
+"""Finetuning runs with noise on embeddings, and by other ways of training: broken off or not, on one rank or two."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.commands.test_finetune import LORA, base, run, weights
+
+__all__ = ["base"]
+SHORT = {
+    "train__max_steps": 6,
+    "train__save_interval": None,
+    "train__global_batch_size": 4,
+    "eval__final_validation": False,
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "noise": ("finetune_lora", {**LORA, "neftune_alpha": 5.0}),
+}
+
+
+def validation_losses(folder: Path) -> list[float]:
+    with (folder / "out/logs/csv/version_0/metrics.csv").open() as file:
+        return [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_broken_off_and_resumed_ends_as_if_it_had_not_been(
+    base: Path, tmp_path: Path, case: str, ranks: int
+) -> None:
+    command, settings = CASES[case]
+    settings = {**settings, **SHORT, "train__lr_decay_steps": 6}
+    whole = run(tmp_path / "whole", base, command, ranks, **settings)
+    run(tmp_path / "broken", base, command, ranks, **{**settings, "train__max_steps": 3})
+    second = run(tmp_path / "broken", base, command, ranks, **settings, resume=True)
+    assert {step: second[step] for step in (4, 5, 6)} == {step: whole[step] for step in (4, 5, 6)}
+    ours, theirs = (weights(tmp_path / name / "out" / "final") for name in ("broken", "whole"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_noise_changes_training_and_not_validation(base: Path, tmp_path: Path) -> None:
+    settings = {**LORA, **SHORT, "train__max_steps": 2, "eval": {"initial_validation": True, "final_validation": False}}
+    quiet = run(tmp_path / "quiet", base, **settings)
+    noisy = run(tmp_path / "noisy", base, **settings, neftune_alpha=30)
+    assert abs(quiet[1] - noisy[1]) > 1e-3
+    assert validation_losses(tmp_path / "quiet") == validation_losses(tmp_path / "noisy") != []
