@@ -13,7 +13,7 @@ import numpy as np
 
 from litgpt.data.cells import BadRow
 from litgpt.data.conversation import Conversation, texts_of
-from litgpt.data.order import Permutation
+from litgpt.data.order import Grouping, Permutation
 from litgpt.data.packing import Strategy, filling, pack
 from litgpt.data.sources import DataSource
 from litgpt.errors import UserError
@@ -22,7 +22,7 @@ from litgpt.recipe.data import BatchShape, DataModule, Stream
 
 if TYPE_CHECKING:
     from litgpt.data.examples import ExampleFile, Renders, Rows
-    from litgpt.data.samples import Pieces
+    from litgpt.data.samples import Pieces, SampleRows
 
 OnError = Literal["raise", "drop", "warn"]
 OnOverlong = Literal["drop", "truncate_left", "truncate_right", "split", "raise"]
@@ -76,17 +76,26 @@ class Finetuning(DataModule):
     """ahead makes all samples once and keeps them on disk; lazy makes each when it is read, for very large sets."""
     padding: bool = False
     """Lay samples under one another, padded to the longest, and not end to end."""
+    group_by_length: Position = 0
+    """Sort the samples of so many global batches by length together, so that those of a micro-batch are about as long;
+    0 does not, 50 is usual."""
 
     # what a run adds later; untyped, because the types of settings are looked up and these need torch
     tokenizer: Any = field(default=None, init=False, repr=False)
     made: Any = field(default=None, init=False, repr=False)
+    padded: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_numbers(self, "data.")
+        if self.group_by_length and self.packing.enabled:
+            raise UserError(
+                f"data.group_by_length: {self.group_by_length}, but rows that are filled are equally long; set "
+                "data.group_by_length: 0, or data.packing.enabled: false"
+            )
         if self.tokenize == "lazy":
             from litgpt.data.lazy import refuse
 
-            refuse(self.packing.enabled, self.on_overlong)
+            refuse(self.packing.enabled, self.on_overlong, self.group_by_length)
 
     def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
         """Keep the tokenizer; batch size and length come with the shape of a stream."""
@@ -141,7 +150,7 @@ class Finetuning(DataModule):
         found: dict[str, Any] = {}
         for entry, file in self.made:
             found[entry.rows.name] = {**asdict(file.report), "reasons": dict(file.report.reasons)}
-        return found
+        return found | ({"padding": self.padded} if self.padded else {})
 
     def question(self, which: Literal["first", "random"] | int, seed: int) -> list[int]:
         """What the model reads before the first answer of one of the conversations, by its number among all."""
@@ -167,7 +176,10 @@ class Finetuning(DataModule):
 
         pieces = self._pieces(shape, "train")
         assert pieces is not None
-        rows = SampleRows(pieces, self._packed(pieces, shape), self.seed, padding=self.padding)
+        grouping = Grouping(shape.global_batch_size, self.group_by_length) if self.group_by_length else None
+        rows = SampleRows(pieces, self._packed(pieces, shape), self.seed, padding=self.padding, grouping=grouping)
+        if self.padding and self.tokenize == "ahead" and shape.rank == 0:
+            self._count_padding(rows, shape)
         return TrainStream(rows, shape, workers=self.num_workers)
 
     def val_stream(self, shape: BatchShape) -> Stream | None:
@@ -177,6 +189,12 @@ class Finetuning(DataModule):
 
         pieces = self._pieces(shape, "val")
         return None if pieces is None else ValStream(SampleRows(pieces, None, None, padding=self.padding), shape)
+
+    def _count_padding(self, rows: "SampleRows", shape: BatchShape) -> None:
+        """Keep and print how much of the first micro-batches is padding."""
+        places, padding = rows.padded(shape.micro_batch_size)
+        self.padded = {"places": places, "padding": padding, "group_by_length": self.group_by_length}
+        print(f"padding: {padding / places:.1%} of {places:,} places", file=sys.stderr)
 
     def _packed(self, pieces: "Pieces", shape: BatchShape) -> list[np.ndarray] | None:
         if not self.packing.enabled:

@@ -86,7 +86,7 @@ def build_lazily(rows: Rows, renders: Renders, folder: Path, on_error: OnError) 
     seal_about(folder, rows, report, counts | {"channels": list(channels) or [None]})
 
 
-def refuse(packed: bool, on_overlong: str) -> None:
+def refuse(packed: bool, on_overlong: str, group_by_length: int = 0) -> None:
     """Refuse what needs to know lengths ahead.
 
     Raises:
@@ -94,5 +94,9 @@ def refuse(packed: bool, on_overlong: str) -> None:
     """
     if packed:
         raise UserError("data.packing: true needs the lengths of all samples; set data.tokenize: ahead")
+    if group_by_length:
+        raise UserError(
+            f"data.group_by_length: {group_by_length} needs the lengths of all samples; set data.tokenize: ahead"
+        )
     if on_overlong in ("split", "raise"):
         raise UserError(f"data.on_overlong: {on_overlong} needs the lengths of all samples; set data.tokenize: ahead")

@@ -1,6 +1,10 @@
 """The order of samples in an epoch: a keyed permutation that takes no memory and starts anywhere at once."""
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
 
 _MASK = (1 << 64) - 1
 _ROUNDS = 6
@@ -14,7 +18,7 @@ class Permutation:
     2002), which takes fewer than four rounds on average.
     """
 
-    def __init__(self, count: int, seed: int, epoch: int) -> None:
+    def __init__(self, count: int, seed: int, epoch: int | str) -> None:
         self.count = count
         self._half_bits = max(1, ((count - 1).bit_length() + 1) // 2)
         digest = hashlib.shake_128(f"order:{seed}:{epoch}".encode()).digest(8 * _ROUNDS)
@@ -35,6 +39,61 @@ class Permutation:
         for key in self._keys:
             left, right = right, left ^ (_mix(right ^ key) & low_bits)
         return left << bits | right
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Which samples are sorted by length together.
+
+    Attributes:
+        group: samples of a group, which lie side by side; a global batch.
+        groups: how many groups are sorted together.
+    """
+
+    group: int
+    groups: int
+
+
+class GroupedOrder:
+    """A bijection of 0 .. count-1 that lays samples of near lengths side by side.
+
+    A shuffled order is cut in blocks of `groups` x `group` samples; each block is sorted by length, the longest first,
+    and cut in groups, whose order is shuffled; what fills no group comes last.
+
+    Args:
+        lengths: (count,) of the samples.
+    """
+
+    def __init__(self, lengths: np.ndarray, seed: int, epoch: int, grouping: Grouping) -> None:
+        self._lengths, self._grouping, self._seed, self._epoch = lengths, grouping, seed, epoch
+        self._shuffled = Permutation(len(lengths), seed, epoch)
+        self._block = (-1, np.zeros(0, np.int64))
+
+    def __call__(self, index: int) -> int:
+        """Where sample number `index` of the epoch lies in the data."""
+        block, within = divmod(index, self._grouping.group * self._grouping.groups)
+        if self._block[0] != block:
+            self._block = (block, self._sorted(block))
+        return int(self._block[1][within])
+
+    def _sorted(self, block: int) -> np.ndarray:
+        group, size = self._grouping.group, self._grouping.group * self._grouping.groups
+        places = range(block * size, min((block + 1) * size, len(self._lengths)))
+        members = np.fromiter(map(self._shuffled, places), np.int64, len(places))
+        members = members[np.argsort(-self._lengths[members], kind="stable")]
+        whole = len(members) // group
+        shuffled = Permutation(whole, self._seed, f"{self._epoch}:{block}") if whole else None
+        parts = (
+            [members[start * group : (start + 1) * group] for start in map(shuffled, range(whole))] if shuffled else []
+        )
+        return np.concatenate([*parts, members[whole * group :]])
+
+
+def order_of(lengths: np.ndarray, seed: int, epoch: int, grouping: Grouping | None) -> Callable[[int], int]:
+    """The order of an epoch."""
+    if grouping is None:
+        return Permutation(len(lengths), seed, epoch)
+    return GroupedOrder(lengths, seed, epoch, grouping)
 
 
 def _mix(value: int) -> int:

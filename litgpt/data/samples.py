@@ -1,7 +1,7 @@
 """Rows of a stream out of samples of different lengths: laid end to end, packed, or padded, in a fixed order."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from litgpt.data.batch import IGNORE
 from litgpt.data.examples import ExampleFile
 from litgpt.data.labels import Example
-from litgpt.data.order import Permutation
+from litgpt.data.order import Grouping, order_of
 from litgpt.data.stream import Arrays
 from litgpt.errors import UserError
 
@@ -99,13 +99,20 @@ class SampleRows:
         rows: numbers of the samples that share a row; None for one sample a row.
         seed: fixes the order; None keeps it.
         padding: lay the rows of a micro batch under one another, padded at the right, and not end to end in one.
+        grouping: lay samples of near lengths side by side.
 
     Attributes:
         channels: the names of the numbers in `channels` of a batch; empty where there is but one without a name.
     """
 
     def __init__(
-        self, pieces: Pieces, rows: Sequence[np.ndarray] | None, seed: int | None, *, padding: bool = False
+        self,
+        pieces: Pieces,
+        rows: Sequence[np.ndarray] | None,
+        seed: int | None,
+        *,
+        padding: bool = False,
+        grouping: Grouping | None = None,
     ) -> None:
         self.pieces, self.padding, self._seed = pieces, padding, seed
         self._members = np.arange(len(pieces.table)) if rows is None else np.concatenate(rows)
@@ -115,19 +122,36 @@ class SampleRows:
         self.weighted = any(file.weighted for file in pieces.files)
         names = sorted({name or "default" for file in pieces.files for name in file.channels})
         self.channels: Sequence[str] = [] if names == ["default"] else names
-        about = [file.fingerprint for file in pieces.files], seed, padding
+        about = ([file.fingerprint for file in pieces.files], seed, padding, *([grouping] if grouping else []))
         content = pieces.table.tobytes() + self._members.tobytes() + self._begins.tobytes()
         self.fingerprint = hashlib.sha256(repr(about).encode() + content).hexdigest()[:16]
-        self._permutation = (0, Permutation(self.count, seed or 0, 0))
+        self._grouping = grouping
+        self._order = (0, self._order_of(0))
+
+    def _order_of(self, epoch: int) -> Callable[[int], int]:
+        lengths = np.add.reduceat(self.pieces.lengths[self._members], self._begins[:-1])
+        return order_of(lengths, self._seed or 0, epoch, self._grouping)
 
     def members(self, index: int) -> list[int]:
         """The samples in row number `index` over all epochs."""
         epoch, within = divmod(index, self.count)
         if self._seed is not None:
-            if self._permutation[0] != epoch:
-                self._permutation = (epoch, Permutation(self.count, self._seed, epoch))
-            within = self._permutation[1](within)
+            if self._order[0] != epoch:
+                self._order = (epoch, self._order_of(epoch))
+            within = self._order[1](within)
         return self._members[self._begins[within] : self._begins[within + 1]].tolist()
+
+    def padded(self, number: int, most: int = 10_000) -> tuple[int, int]:
+        """The places of the first epoch's micro batches of `number` rows, and how many of them are padding.
+
+        Args:
+            most: rows that are looked at.
+        """
+        counted = min(self.count, most)
+        sizes = np.array([int(self.pieces.lengths[self.members(index)].sum()) for index in range(counted)])
+        batches = np.split(sizes, range(number, counted, number))
+        places = sum(int(batch.max()) * len(batch) for batch in batches)
+        return places, places - int(sizes.sum())
 
     def micro_batch(self, first: int, number: int) -> Arrays:
         """Rows `first` .. `first + number - 1`: end to end in one row with the `stops` of each, or padded."""

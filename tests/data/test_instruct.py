@@ -86,6 +86,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "padded": {"padding": True},
     "lazy": {"tokenize": "lazy"},
     "packed and padded": {"padding": True, "packing": Packing(True, 150)},
+    "by length": {"padding": True, "group_by_length": 3},
 }
 
 
@@ -159,6 +160,43 @@ def test_goes_on_exactly(tmp_path: Path, tokenizer: Tokenizer, layout: str, rank
         rounds = -(-first.samples_per_epoch // (2 * ranks)) if first.samples_per_epoch else 0
         everything += questions(whole[: rounds - 1], tokenizer)
     assert len(set(everything)) == len(everything)
+
+
+def test_samples_of_near_lengths_share_a_micro_batch(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Less padding, the longest of a group first, and the same global batches however they are cut."""
+    sources = [str(write(tmp_path / "rows.jsonl", rows(100)))]
+    padding: dict[int, list[int]] = {}
+    for groups in (0, 1, 4):
+        data = module(tmp_path, tokenizer, sources, val_fraction=0.0, padding=True, group_by_length=groups)
+        stream = data.train_stream(BatchShape(4, 16, 200))
+        assert f"padding: {data.report()['padding']['padding'] / data.report()['padding']['places']:.1%}" in (
+            capsys.readouterr().err
+        )
+        batches = take(stream, 25)
+        padding[groups] = [int((batch.documents < 0).sum()) for batch in batches if batch.documents is not None]
+        assert sum(padding[groups]) == data.report()["padding"]["padding"]
+        assert sum(batch.ids.numel() for batch in batches) == data.report()["padding"]["places"]
+        halves = [take(data.train_stream(BatchShape(2, 16, 200, rank, 2)), 8) for rank in range(2)]
+        for start in (0, 4):
+            cut = [batch for half in halves for batch in half[start : start + 4]]
+            whole = questions(batches[start : start + 4], tokenizer)
+            assert sorted(questions(cut, tokenizer)) == sorted(whole)
+        lengths = [len(ids) for batch in batches[:4] for ids, _ in samples_of(batch)]
+        assert (lengths == sorted(lengths, reverse=True)) == bool(groups)
+    assert sum(padding[4]) < sum(padding[1]) < sum(padding[0]) and sum(padding[4]) < sum(padding[0]) / 3
+    plain, sorted_ = (
+        module(tmp_path, tokenizer, sources, val_fraction=0.0, group_by_length=groups).train_stream(
+            BatchShape(4, 16, 200)
+        )
+        for groups in (0, 1)
+    )
+    for _ in range(6):  # one group alone is the same step, in another order
+        assert sorted(questions(take(plain, 4), tokenizer)) == sorted(questions(take(sorted_, 4), tokenizer))
+    for other in ({"packing": Packing(True)}, {"tokenize": "lazy"}):
+        with pytest.raises(UserError, match=r"data\.group_by_length: 2"):
+            module(tmp_path, tokenizer, sources, group_by_length=2, **other)
 
 
 def test_batches_do_not_depend_on_workers_or_ranks(tmp_path: Path, tokenizer: Tokenizer) -> None:
