@@ -14,6 +14,7 @@ from litgpt.errors import UserError
 from litgpt.model.attention import Attention, Cache, LayerCache, Shared, share
 from litgpt.model.config import Config
 from litgpt.model.layers import GatedMLP, PlainMLP, norm
+from litgpt.model.portion import Portion
 
 Head = Callable[[Tensor, Tensor, Tensor | None, float | None], Any]
 
@@ -22,6 +23,13 @@ def logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap
     """(B, T, V) scores of the next token, through softcap tanh(score / softcap) where the shape caps them."""
     scores = F.linear(hidden_BTD, weight_VD, bias_V)
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def whole_logits(portion: Portion, scores_BPV: Tensor) -> Tensor:
+    """(B, T, V), lengthening included, out of every process's tokens and rows of the vocabulary."""
+    if portion.vocabulary is not None:
+        scores_BPV = portion.vocabulary.gathered(scores_BPV)
+    return portion.together(scores_BPV)
 
 
 def attention(config: Config, layer: int) -> nn.Module:
@@ -76,7 +84,13 @@ class GPT(nn.Module):
 
     Holds no buffers, so it may be built on the meta device and given memory by `to_empty`. With tied embeddings there
     is no `head` module: `output_weight` is the embedding's weight, one parameter under one name.
+
+    Attributes:
+        portion: what this process works on of a batch, if others work on the rest. The model is given whole batches all
+            the same, and gives whole logits; only `head` sees hidden states of its own tokens alone.
     """
+
+    portion: Portion | None = None
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -120,8 +134,8 @@ class GPT(nn.Module):
             ids_BT: token numbers.
             positions_BT: each token's position; 0, 1, ... if None, counted on from the cached tokens.
             documents_BT: each token's document; attention stays inside equal numbers. None: one document a row.
-            head: called with hidden states (B, T, D), weight (V, D), bias (V,) or None, and the cap on logits or None,
-                so that a loss can be had without the whole logits.
+            head: called with hidden states (B, T, D; of own tokens), weight (V, D), bias (V,) or None, and the cap on
+                logits or None, so that a loss can be had without the whole logits.
             cache: keys and values of the tokens before these; takes in those of these.
 
         Raises:
@@ -133,8 +147,12 @@ class GPT(nn.Module):
         positions = positions_BT
         if positions is None:
             positions = torch.arange(cached, cached + ids_BT.shape[1], device=ids_BT.device)
+        tokens = ids_BT.shape[1]
+        if self.portion is not None:
+            ids_BT, positions = self.portion.own(ids_BT, 0), self.portion.padded(positions, 0)
+            documents_BT = None if documents_BT is None else self.portion.padded(documents_BT, -1)
         shared = share(self.config, positions, documents_BT=documents_BT, cached=cached)
-        x_BTD = self._embed(ids_BT, positions)
+        x_BTD = self._embed(ids_BT, positions if self.portion is None else self.portion.own(positions, 0))
         for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, shared, None if cache is None else cache.layers[layer])
         if cache is not None:
@@ -142,7 +160,11 @@ class GPT(nn.Module):
         hidden = self.norm(x_BTD)
         if self.config.logit_scale != 1:
             hidden = hidden * self.config.logit_scale
-        return (head or logits)(hidden, self.output_weight, self.output_bias, self.config.final_logit_softcapping)
+        output = (self.output_weight, self.output_bias, self.config.final_logit_softcapping)
+        if head is not None:
+            return head(hidden, *output)
+        scores = logits(hidden, *output)
+        return scores if self.portion is None else whole_logits(self.portion, scores)[:, :tokens]
 
     def _embed(self, ids_BT: Tensor, positions: Tensor) -> Tensor:
         x_BTD = self.embedding(ids_BT)

@@ -1,60 +1,75 @@
-"""Make a model parallel in one fixed order: compile per block, then replicate or shard."""
+"""Make a model parallel in one fixed order: split, compile per block, then replicate or shard."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
 
+from litgpt.errors import UserError
+from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import Precision
+from litgpt.recipe.parallel import ParallelArgs
 
 
 def parallelize(
-    model: nn.Module,
-    mesh: DeviceMesh | None,
-    *,
-    precision: Precision,
-    compile_blocks: bool,
-    reshard_after_forward: bool | Literal["auto"] = "auto",
+    model: nn.Module, mesh: Mesh | None, settings: ParallelArgs, *, precision: Precision, compile_blocks: bool
 ) -> nn.Module:
-    """Compile and shard a model that may still be on the meta device.
+    """Split, compile and shard a model that may still be on the meta device.
 
-    Parameters sharded here become DTensors. A model that is only replicated stays as it is until `replicate`.
+    Parameters that are split or sharded become DTensors. A model that is only replicated stays as it is until
+    `replicate`.
 
     Args:
         model: has `blocks`, the units that are compiled and sharded one by one.
-        mesh: of `strategy.AXES`, or None for one process.
-        reshard_after_forward: True frees gathered parameters after the forward pass (ZeRO-3), False keeps them
-            until the backward pass has used them (ZeRO-2); auto is True for blocks.
+        mesh: None for one process.
     """
+    if mesh is not None:
+        refuse_unready(mesh)
     if compile_blocks:
         for block in model.blocks:  # type: ignore[union-attr]
             block.compile()
-    if mesh is not None and mesh["data_shard"].size() > 1:
-        policy = MixedPrecisionPolicy(param_dtype=precision.compute, reduce_dtype=precision.reduce)
-        axes = mesh if mesh["data_replicate"].size() > 1 else mesh["data_shard"]
-        reshard = reshard_after_forward is not False
-        for block in model.blocks:  # type: ignore[union-attr]
-            fully_shard(block, mesh=axes, mp_policy=policy, reshard_after_forward=reshard)
-        fully_shard(model, mesh=axes, mp_policy=policy, reshard_after_forward=False)
-        for module in _sharded(model):
-            # a share of one mean over the whole global batch is summed, not averaged; gloo cannot scale while it sums
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+    if mesh is not None and is_sharded(mesh):
+        shard(model, mesh, settings, precision)
     return model
 
 
-def replicate(model: nn.Module, mesh: DeviceMesh | None) -> nn.Module:
+def refuse_unready(mesh: Mesh) -> None:
+    """Refuse axes along which nothing is split yet."""
+    for axis in ("pipeline", "context", "tensor", "expert", "expert_tensor"):
+        if (degree := getattr(mesh.degrees, axis)) > 1:
+            raise UserError(f"parallel.{axis}: {degree} is not supported; set parallel.{axis}: 1")
+
+
+def shard(model: nn.Module, mesh: Mesh, settings: ParallelArgs, precision: Precision) -> None:
+    """Shard every block's parameters, and the rest's, over `mesh.shards`: those of experts over their own ranks."""
+    policy = MixedPrecisionPolicy(param_dtype=precision.compute, reduce_dtype=precision.reduce)
+    reshard = settings.reshard_after_forward is not False
+    for block in model.blocks:  # type: ignore[union-attr]
+        fully_shard(block, mesh=mesh.shards, mp_policy=policy, reshard_after_forward=reshard)
+    fully_shard(model, mesh=mesh.shards, mp_policy=policy, reshard_after_forward=False)
+    for module in _sharded(model):
+        # a share of one mean over the whole global batch is summed, not averaged; gloo cannot scale while it sums
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def is_sharded(mesh: Mesh | None) -> bool:
+    """Whether `parallelize` shards: FSDP2 then also casts what is computed with."""
+    return mesh is not None and not mesh.replicated_only
+
+
+def replicate(model: nn.Module, mesh: Mesh | None) -> nn.Module:
     """Wrap a materialized model so that its gradients are summed over the replicas, if that is how it is laid out."""
-    if mesh is None or mesh["data_shard"].size() > 1 or mesh.size() == 1:
+    if mesh is None or not mesh.replicated_only:
         return model
-    group = mesh["data_replicate"].get_group()
+    group = mesh.group("data")
     wrapped = DistributedDataParallel(model, process_group=group, gradient_as_bucket_view=True)
     wrapped.register_comm_hook(group, _sum_over_replicas)
     return wrapped
@@ -84,11 +99,12 @@ def backward_of(model: nn.Module, *, last: bool) -> Iterator[None]:
 def place(parameter: torch.Tensor, value: torch.Tensor) -> None:
     """Copy a full tensor into a parameter, of which this rank may hold a shard only."""
     with torch.no_grad():
-        if isinstance(parameter, DTensor):
-            value = distribute_tensor(
-                value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-            )
-        parameter.copy_(value)
+        if not isinstance(parameter, DTensor):
+            parameter.copy_(value)
+            return
+        local, spread = parameter.to_local(), (parameter.device_mesh, parameter.placements)
+        _, starts = compute_local_shape_and_global_offset(parameter.shape, *spread)
+        local.copy_(value[tuple(slice(at, at + size) for at, size in zip(starts, local.shape, strict=True))])
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 
 def total(values: Iterable[float], device: torch.device) -> list[float]:
-    """The sum of each value over all data ranks, in float64."""
+    """The sum of each value over all ranks, in float64."""
     summed = torch.tensor(list(values), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     if dist.is_initialized():
         dist.all_reduce(summed)

@@ -7,29 +7,25 @@ from datetime import timedelta
 import torch.distributed as dist
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from lightning.fabric.strategies.parallel import ParallelStrategy
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-AXES = ("data_replicate", "data_shard")  # slowest rank first; tensor, context, pipeline and expert axes join here
+from litgpt.parallel.mesh import Mesh
+from litgpt.recipe.parallel import Degrees
 
 
 class MeshStrategy(ModelParallelStrategy):
-    """Starts the processes of a run and arranges them in a mesh named by `AXES`.
+    """Starts the processes of a run and arranges them in a mesh.
 
     One process alone needs no process group and has no mesh.
 
     Args:
-        degrees: ranks along each of `AXES`; their product is the number of processes.
+        degrees: ranks along each axis; their product is the number of processes.
         timeout: how long a rank waits for the others before the run is given up.
     """
 
-    def __init__(self, degrees: tuple[int, ...], *, timeout: timedelta = timedelta(minutes=30)) -> None:
+    def __init__(self, degrees: Degrees, *, timeout: timedelta = timedelta(minutes=30)) -> None:
         super().__init__(parallelize_fn=lambda module, _: module, timeout=timeout)
         self.degrees = degrees
-
-    @property
-    def mesh(self) -> DeviceMesh | None:
-        """The mesh of all processes, or None for one process alone."""
-        return self._device_mesh
+        self.mesh: Mesh | None = None  # of all processes; one alone has none
 
     def setup_environment(self) -> None:
         """Join the other processes, then lay them out."""
@@ -39,7 +35,8 @@ class MeshStrategy(ModelParallelStrategy):
             return
         ParallelStrategy.setup_environment(self)
         self._setup_distributed()
-        self._device_mesh = init_device_mesh(self.root_device.type, self.degrees, mesh_dim_names=AXES)
+        self.mesh = Mesh(self.degrees, self.root_device.type)
+        self._device_mesh = self.mesh.storage
 
 
 def leave(code: int) -> None:

@@ -1,6 +1,7 @@
 """How a run is laid out over devices."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 from litgpt.errors import UserError
@@ -8,8 +9,50 @@ from litgpt.recipe.bounds import Count, check_numbers
 
 
 @dataclass(frozen=True)
+class Degrees:
+    """Ranks along each axis, for a number of processes that is known.
+
+    Experts borrow the ranks of data_shard, context and tensor: there the same processes are expert_shard x expert x
+    expert_tensor.
+    """
+
+    pipeline: int = 1
+    data_replicate: int = 1
+    data_shard: int = 1
+    context: int = 1
+    tensor: int = 1
+    expert: int = 1
+    expert_tensor: int = 1
+
+    @property
+    def world(self) -> int:
+        """All processes."""
+        return self.pipeline * self.data_replicate * self.borrowed
+
+    @property
+    def borrowed(self) -> int:
+        """The processes of one copy of one stage, which experts lay out in their own way."""
+        return self.data_shard * self.context * self.tensor
+
+    @property
+    def data_ranks(self) -> int:
+        """Groups of processes that read data of their own."""
+        return self.data_replicate * self.data_shard
+
+    @property
+    def shard(self) -> int:
+        """Processes that parameters outside of experts are sharded over."""
+        return self.data_shard * self.context
+
+    @property
+    def expert_shard(self) -> int:
+        """Processes that the parameters of one expert are sharded over."""
+        return self.borrowed // (self.expert * self.expert_tensor)
+
+
+@dataclass(frozen=True)
 class ParallelArgs:
-    """The degree of each axis; their product is devices x num_nodes."""
+    """The degree of each axis; the product of all but expert and expert_tensor is devices x num_nodes."""
 
     data_replicate: Count = 1
     """Copies of the model, each on other data (DDP; with data_shard: HSDP)."""
@@ -17,28 +60,77 @@ class ParallelArgs:
     """Devices that one copy's parameters are spread over (FSDP2); auto takes what is left."""
     reshard_after_forward: bool | Literal["auto"] = "auto"
     """Free gathered parameters between forward and backward: true is ZeRO-3, false is ZeRO-2."""
+    tensor: Count = 1
+    """Devices that every matrix is split over (tensor parallelism); keep them within a node."""
+    sequence: bool = True
+    """Between split layers each device of the tensor axis holds a part of the tokens, and not all of them."""
+    context: Count = 1
+    """Devices that every sample's tokens are split over (context parallelism), for long samples."""
+    context_method: Literal["all-gather", "ulysses"] = "all-gather"
+    """What attention exchanges: keys and values (all-gather), or tokens for heads (ulysses)."""
+    pipeline: Count = 1
+    """Stages of consecutive layers that the model is cut into (pipeline parallelism)."""
+    pipeline_schedule: Literal["1f1b", "gpipe", "interleaved", "zbv"] = "1f1b"
+    """The order in which stages work on micro-batches; interleaved and zbv give each device two stages."""
+    pipeline_layers: Literal["auto"] | list[Count] = "auto"
+    """Layers of each stage, in order; auto evens out layers, embedding and head."""
+    expert: Count = 1
+    """Devices that experts are dealt out over (expert parallelism), out of data_shard x context x tensor."""
+    expert_tensor: Count = 1
+    """Devices that every expert's matrices are split over, out of the same."""
+    expert_dispatch: Literal["all-to-all", "all-gather"] = "all-to-all"
+    """How tokens reach their experts: each only those that it has, or all of them everywhere."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "parallel.")
+        if isinstance(self.pipeline_layers, list) and len(self.pipeline_layers) % self.pipeline:
+            raise UserError(
+                f"parallel.pipeline_layers: {len(self.pipeline_layers)} stages do not go round {self.pipeline} devices "
+                f"(parallel.pipeline); give {self.pipeline} numbers"
+            )
 
-    def degrees(self, world: int) -> tuple[int, int]:
-        """The degrees of (data_replicate, data_shard) over `world` = devices x num_nodes processes.
+    def degrees(self, world: int) -> Degrees:
+        """The degrees over `world` = devices x num_nodes processes.
 
         Raises:
-            UserError: if their product is not `world`, naming what would do.
+            UserError: if their product is not `world` or experts do not fit, naming what would do.
         """
+        others = {
+            name: getattr(self, name)
+            for name in ("pipeline", "data_replicate", "context", "tensor")
+            if getattr(self, name) > 1 or name == "data_replicate"
+        }
+        taken = prod(others.values())
         if self.data_shard == "auto":
-            shard, rest = divmod(world, self.data_replicate)
+            shard, rest = divmod(world, taken)
             if rest:
+                what = " x ".join(others)
                 raise UserError(
-                    f"parallel.data_replicate: {self.data_replicate} does not divide devices x num_nodes = {world}; "
-                    f"set data_replicate: 1 or devices: {self.data_replicate}"
+                    f"parallel.{what}: {taken} does not divide devices x num_nodes = {world}; "
+                    f"set {what}: 1 or devices: {taken}"
                 )
-            return self.data_replicate, shard
-        product = self.data_replicate * self.data_shard
-        if product != world:
+        else:
+            shard = self.data_shard
+            degrees = others | {"data_shard": shard}
+            if (product := taken * shard) != world:
+                numbers, names = " x ".join(map(str, degrees.values())), " x ".join(degrees)
+                raise UserError(
+                    f"parallel: {numbers} = {product} ({names}), "
+                    f"but devices x num_nodes is {world}; set data_shard: auto or devices: {product}"
+                )
+        found = Degrees(
+            pipeline=self.pipeline,
+            data_replicate=self.data_replicate,
+            data_shard=shard,
+            context=self.context,
+            tensor=self.tensor,
+            expert=self.expert,
+            expert_tensor=self.expert_tensor,
+        )
+        if found.borrowed % (self.expert * self.expert_tensor):
             raise UserError(
-                f"parallel: {self.data_replicate} x {self.data_shard} = {product} (data_replicate x data_shard), "
-                f"but devices x num_nodes is {world}; set data_shard: auto or devices: {product}"
+                f"parallel.expert x expert_tensor: {self.expert} x {self.expert_tensor} does not divide data_shard x "
+                f"context x tensor = {shard} x {self.context} x {self.tensor} = {found.borrowed}; set parallel.expert: "
+                f"{found.borrowed // self.expert_tensor or 1}"
             )
-        return self.data_replicate, self.data_shard
+        return found

@@ -36,7 +36,7 @@ def validation_loss(trainee: Trainee, batches: Iterable[Batch], objective: Objec
             summed, _ = objective(trainee.core, batch.to(trainee.device))
             loss = loss + summed.double().to(loss.device)
             count += objective.count(batch)
-    summed_loss, counted = total([loss.item(), count], trainee.device)
+    summed_loss, counted = total([loss.item() * trainee.counts_loss, count * trainee.counts_batch], trainee.device)
     return summed_loss / counted if counted else float("nan")
 
 

@@ -120,6 +120,7 @@ class Loop:
         run = self.run
         rate = run.schedule.at(self.step)
         set_learning_rate(run.trainee.optimizers, rate / run.schedule.peak if run.schedule.peak else 0.0)
+        run.trainee.turn_to(self.step)
         taken = list(itertools.islice(batches, run.micro_batches))
         refuse_unknown_tokens(taken, run.config.padded_vocab_size or 0)
         outcome = train_step(
@@ -134,7 +135,7 @@ class Loop:
         self.tokens += outcome.tokens
         self.count(outcome)
         interrupted, late, written = outcome.asked
-        if run.checkpoints.pending and written == run.data_ranks:
+        if run.checkpoints.pending and written == run.ranks:
             run.checkpoints.commit()
         if self.step % self.train.log_interval == 0:
             self.log(outcome, rate)
@@ -182,7 +183,9 @@ class Loop:
             samples=samples,
             tokens=tokens,
             batches=run.micro_batches,
-            flops=training_flops(run.config, tokens=tokens, sequence_length=length, frozen=run.adapted),
+            flops=training_flops(
+                run.config, tokens=outcome.tokens // run.ranks, sequence_length=length, frozen=run.adapted
+            ),
         )
 
     def log(self, outcome: Step, rate: float) -> None:

@@ -4,6 +4,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from litgpt.train.objective import Objective
 from litgpt.train.origin import Origin
 from litgpt.train.schedule import Schedule
 from litgpt.train.step import Trainee
+from litgpt.train.turns import turns_of
 
 Say = Callable[[str], None]
 
@@ -64,9 +66,15 @@ class Run:
     progress: dict[str, Any]
 
     @property
+    def ranks(self) -> int:
+        """All processes of the run."""
+        return int(self.fabric.world_size)
+
+    @property
     def data_ranks(self) -> int:
         """Ranks that read data of their own."""
-        return int(self.fabric.world_size)
+        mesh = self.trainee.mesh
+        return 1 if mesh is None else mesh.degrees.data_ranks
 
 
 def sequence_length(recipe: Training, config: Config) -> int:
@@ -109,7 +117,7 @@ def launch(recipe: Training) -> Fabric:
     world = processes(recipe)
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     degrees = recipe.parallel.degrees(world)
-    recipe.train.accumulation(world)
+    recipe.train.accumulation(degrees.data_ranks)
     per_node, rest = divmod(world, recipe.num_nodes)
     if rest:
         raise UserError(f"num_nodes: {recipe.num_nodes} does not divide the {world} processes that were started")
@@ -123,8 +131,10 @@ def launch(recipe: Training) -> Fabric:
         precision="32-true",  # number formats are ours: FSDP2 and autocast apply them
     )
     fabric.launch()
-    # each rank draws its own dropout; first weights and data order have generators of their own
-    fabric.seed_everything(recipe.seed + fabric.global_rank, verbose=False)
+    # each rank draws its own dropout, but those that hold the same tokens; first weights and data order have
+    # generators of their own
+    alike = 1 if recipe.parallel.sequence else degrees.tensor
+    fabric.seed_everything(recipe.seed + fabric.global_rank // alike, verbose=False)
     if accelerator == "cuda":
         torch.set_float32_matmul_precision("high")
     return fabric
@@ -170,9 +180,9 @@ def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_fol
     parallelize(
         model,
         strategy.mesh,
+        recipe.parallel,
         precision=precision,
         compile_blocks=fabric.device.type == "cuda" if recipe.compile is None else recipe.compile,
-        reshard_after_forward=recipe.parallel.reshard_after_forward,
     )
     model.to_empty(device=fabric.device)
     if origin.weights and (origin.adapted or not weights_follow):
@@ -181,14 +191,16 @@ def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_fol
         initialize(model, recipe.seed, write=place)
     if origin.tuner and not weights_follow:
         adapt.initialize(model, origin.tuner, recipe.seed, write=place)
-    sharded = strategy.mesh is not None and strategy.mesh["data_shard"].size() > 1
+    optimizers = optimizer.build(recipe.optimizer, model, factor=origin.learning_rate_factor)
+    turns = turns_of(origin.tuner, model, recipe.seed, partial(replicate, mesh=strategy.mesh))
     return Trainee(
         model=replicate(model, strategy.mesh),
-        optimizers=optimizer.build(recipe.optimizer, model, factor=origin.learning_rate_factor),
+        optimizers=optimizers,
         device=fabric.device,
         precision=precision,
-        sharded=sharded,
+        mesh=strategy.mesh,
         scale=LossScale(active=precision.scaled),
+        turns=turns,
     )
 
 
@@ -266,12 +278,13 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
     trainee = build_model(recipe, origin, fabric, weights_follow=resumed is not None)
     assert isinstance(trainee.core, GPT)
     kept = set(adapt.adapter_tensors(trainee.core)) if origin.adapted else None  # the rest is the origin's
+    mesh = trainee.mesh
     shape = BatchShape(
         micro_batch_size=recipe.train.micro_batch_size,
         global_batch_size=recipe.train.global_batch_size,
         max_seq_length=length,
-        rank=fabric.global_rank,
-        ranks=fabric.world_size,
+        rank=0 if mesh is None else mesh.place("data"),
+        ranks=1 if mesh is None else mesh.degrees.data_ranks,
         seed=recipe.seed,
     )
     stream = data.train_stream(shape)
@@ -296,7 +309,7 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
         objective=objective,
         schedule=Schedule.of(recipe.train, peak=recipe.optimizer.lr, warmup=warmup, steps=steps),
         steps=steps,
-        micro_batches=recipe.train.accumulation(fabric.world_size),
+        micro_batches=recipe.train.accumulation(shape.ranks),
         sequence_length=length,
         stream=stream,
         validation=data.val_stream(shape),

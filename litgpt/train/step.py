@@ -8,23 +8,41 @@ import torch
 from torch import nn
 
 from litgpt.data.batch import Batch
-from litgpt.parallel.apply import backward_of, unwrapped
+from litgpt.parallel.apply import backward_of, is_sharded, unwrapped
+from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import Precision
 from litgpt.parallel.reduce import gradient_norm, scale_gradients, total
 from litgpt.train.guard import LossScale
 from litgpt.train.objective import Objective
+from litgpt.train.turns import Turns
 
 
 @dataclass
 class Trainee:
-    """A model laid out over its ranks, with what steps it."""
+    """A model laid out over its ranks, with what steps it; without a mesh it is alone."""
 
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
     device: torch.device
     precision: Precision
-    sharded: bool
+    mesh: Mesh | None = None
     scale: LossScale = field(default_factory=lambda: LossScale(active=False))
+    turns: Turns | None = None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP2 has the model, and casts its weights."""
+        return is_sharded(self.mesh)
+
+    @property
+    def counts_batch(self) -> bool:
+        """Whether this rank is the one that tells of its batch, on which several may work."""
+        return self.mesh is None or self.mesh.counts_batch
+
+    @property
+    def counts_loss(self) -> bool:
+        """Whether this rank's loss is to be added to that of the others."""
+        return self.mesh is None or self.mesh.counts_loss
 
     @property
     def core(self) -> nn.Module:
@@ -34,6 +52,11 @@ class Trainee:
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
         return [parameter for parameter in self.core.parameters() if parameter.requires_grad]
+
+    def turn_to(self, step: int) -> None:
+        """Train the parts of the model that are due at a step, if they take turns."""
+        if self.turns is not None:
+            self.model = self.turns.turn_to(step, self.model, self.optimizers)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -82,11 +105,13 @@ def train_step(
         flags: what this rank wishes to tell the others; travels with the count.
         channels: how many the data has.
     """
-    mine = [sum(map(objective.count, batches)), sum(b.targets for b in batches), sum(b.tokens for b in batches)]
+    told = batches if trainee.counts_batch else []
+    mine = [sum(map(objective.count, told)), sum(b.targets for b in told), sum(b.tokens for b in told)]
     count, targets, tokens, *asked = total([*mine, *flags], trainee.device)
     tally = torch.zeros(2, channels, dtype=torch.float64)
     loss, norm = gradients(trainee, batches, objective, count=count, tally=tally)
-    loss, bad, *told = total([loss, not math.isfinite(norm), *tally.flatten().tolist()], trainee.device)
+    losses_here = [loss, *tally.flatten().tolist()] if trainee.counts_loss else [0.0] * (1 + tally.numel())
+    loss, *by_channel, bad = total([*losses_here, not math.isfinite(norm)], trainee.device)
     finite = math.isfinite(loss) and not bad
     if finite:
         if max_norm is not None and norm > max_norm:
@@ -94,7 +119,8 @@ def train_step(
         for optimizer in trainee.optimizers:
             optimizer.step()
     trainee.zero_grad()
-    means = [told[one] / told[channels + one] if told[channels + one] else math.nan for one in range(channels)]
+    sums, numbers = by_channel[:channels], by_channel[channels:]
+    means = [one / number if number else math.nan for one, number in zip(sums, numbers, strict=True)]
     return Step(loss, norm, int(targets), int(tokens), finite, tuple(int(ranks) for ranks in asked), tuple(means))
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 
 from litgpt import adapt
 from litgpt.adapt import quantized
@@ -14,8 +13,9 @@ from litgpt.adapt.quantized import PACKINGS
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.parallel.apply import full, parallelize, place
+from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
-from litgpt.parallel.strategy import AXES
+from litgpt.recipe.parallel import Degrees, ParallelArgs
 from litgpt.recipe.tuner import AdapterV2, LoRA, Tuner, VeRA
 from tests.adapt.models import IDS, loss_of
 from tests.store.models import small
@@ -34,7 +34,7 @@ EXPERTS = {"n_expert": 4, "sliding_window_size": None}
 
 def build(case: str, ranks: int, precision: str = "64-true") -> GPT:
     """A model with an adapter, maybe over a packed base, built as a run builds it."""
-    mesh = init_device_mesh("cpu", (1, ranks), mesh_dim_names=AXES) if ranks > 1 else None
+    mesh = Mesh(Degrees(data_shard=ranks), "cpu") if ranks > 1 else None
     settings = SETTINGS[case]
     shape = small("Mixtral-8x7B-v0.1", **EXPERTS) if case == "experts" else small("Qwen2.5-0.5B", tie_embeddings=False)
     with torch.device("meta"):
@@ -42,7 +42,7 @@ def build(case: str, ranks: int, precision: str = "64-true") -> GPT:
     if case in PACKINGS:
         quantized.quantize(model, case)
     adapt.attach(model, settings)
-    parallelize(model, mesh, precision=PRECISIONS[precision], compile_blocks=False)
+    parallelize(model, mesh, ParallelArgs(), precision=PRECISIONS[precision], compile_blocks=False)
     model.to_empty(device="cpu")
     if case in PACKINGS:
         base = GPT(shape)

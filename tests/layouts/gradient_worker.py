@@ -5,16 +5,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from litgpt.data.batch import IGNORE, Batch
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.parallel.apply import full, parallelize, place, replicate
+from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.parallel.reduce import total
-from litgpt.parallel.strategy import AXES
+from litgpt.recipe.parallel import Degrees, ParallelArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.train.objective import next_token
 from litgpt.train.step import Trainee, gradients
@@ -55,14 +55,14 @@ def part_of(batch: Batch, rank: int, ranks: int, micro: int) -> list[Batch]:
 
 def gradient(degrees: tuple[int, int], rank: int, ranks: int, micro: int) -> tuple[dict[str, torch.Tensor], float]:
     """Every parameter's full gradient, and the loss."""
-    mesh = init_device_mesh("cpu", degrees, mesh_dim_names=AXES) if ranks > 1 else None
+    mesh = Mesh(Degrees(data_replicate=degrees[0], data_shard=degrees[1]), "cpu") if ranks > 1 else None
     with torch.device("meta"):
         model = GPT(SHAPE).to(torch.float64)
-    parallelize(model, mesh, precision=PRECISIONS["64-true"], compile_blocks=False)
+    parallelize(model, mesh, ParallelArgs(), precision=PRECISIONS["64-true"], compile_blocks=False)
     model.to_empty(device="cpu")
     initialize(model, 3, write=place)
     device = torch.device("cpu")
-    trainee = Trainee(replicate(model, mesh), [], device, PRECISIONS["64-true"], sharded=degrees[1] > 1)
+    trainee = Trainee(replicate(model, mesh), [], device, PRECISIONS["64-true"], mesh)
     batches = part_of(global_batch(), rank, ranks, micro)
     (targets,) = total([sum(batch.targets for batch in batches)], device)
     loss, _ = gradients(trainee, batches, next_token(LossArgs(chunk_rows=7)), count=targets)

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.parallel import apply
+from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
-from litgpt.parallel.strategy import AXES
 from litgpt.recipe.optimizer import AdamW
+from litgpt.recipe.parallel import Degrees, ParallelArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.train import optimizer, step
 from litgpt.train.objective import next_token
@@ -32,13 +32,13 @@ def state_of(trainee: step.Trainee) -> list[torch.Tensor]:
 def worker(folder: Path, degrees: tuple[int, int]) -> None:
     """Step, step with a NaN on rank 1 only, step again."""
     dist.init_process_group("gloo")
-    mesh = init_device_mesh("cpu", degrees, mesh_dim_names=AXES)
+    mesh = Mesh(Degrees(data_replicate=degrees[0], data_shard=degrees[1]), "cpu")
     model = GPT(SHAPE)
-    apply.parallelize(model, mesh, precision=PRECISIONS["32-true"], compile_blocks=False)
+    apply.parallelize(model, mesh, ParallelArgs(), precision=PRECISIONS["32-true"], compile_blocks=False)
     initialize(model, 3, write=apply.place)
     optimizers = optimizer.build(AdamW(lr=1e-3), model)
     device, precision = torch.device("cpu"), PRECISIONS["32-true"]
-    trainee = step.Trainee(apply.replicate(model, mesh), optimizers, device, precision, sharded=degrees[1] > 1)
+    trainee = step.Trainee(apply.replicate(model, mesh), optimizers, device, precision, mesh)
     batches, objective = part_of(global_batch(), dist.get_rank(), 2, 2), next_token(LossArgs())
     assert step.train_step(trainee, batches, objective).taken
     before = state_of(trainee)

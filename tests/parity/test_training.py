@@ -79,7 +79,7 @@ def our_losses(folder: Path) -> list[float]:
     load(model, folder)
     settings = AdamW(lr=PEAK, weight_decay=0.1, betas=(0.9, 0.95))
     trainee = Trainee(
-        model, optimizer.build(settings, model), torch.device("cpu"), PRECISIONS["32-true"], sharded=False
+        model, optimizer.build(settings, model), torch.device("cpu"), PRECISIONS["32-true"]
     )
     schedule = Schedule.of(TrainArgs(min_lr=FLOOR), peak=PEAK, warmup=WARMUP, steps=STEPS)
     losses = []

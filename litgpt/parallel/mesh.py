@@ -1,0 +1,79 @@
+"""The processes of a run, seen along each axis along which they share work."""
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from litgpt.recipe.parallel import Degrees
+
+STORAGE = ("pipeline", "data_replicate", "shard", "tensor")
+BATCH = ("pipeline", "data", "context", "tensor")
+EXPERT = ("pipeline", "data_replicate", "expert_shard", "expert", "expert_tensor")
+
+
+class Mesh:
+    """Three views of the same ranks, the slowest axis first.
+
+        storage   (pipeline, data_replicate, shard, tensor)                         where parameters lie
+        batch     (pipeline, data, context, tensor)                                 who reads which tokens
+        experts   (pipeline, data_replicate, expert_shard, expert, expert_tensor)   where parameters of experts lie
+
+    where shard = data_shard x context, data = data_replicate x data_shard, and
+    expert_shard x expert x expert_tensor = shard x tensor. Parameters are kept as DTensors over parts of `storage` and
+    `experts`. So neighbours in rank, which are the nearest devices, share a layer's matrices; the farthest are stages.
+    """
+
+    def __init__(self, degrees: Degrees, device: str) -> None:
+        self.degrees = degrees
+        one = degrees
+        self.storage = init_device_mesh(
+            device, (one.pipeline, one.data_replicate, one.shard, one.tensor), mesh_dim_names=STORAGE
+        )
+        self.batch = init_device_mesh(
+            device, (one.pipeline, one.data_ranks, one.context, one.tensor), mesh_dim_names=BATCH
+        )
+        self.experts = self.storage
+        if self.spreads_experts:
+            shape = (one.pipeline, one.data_replicate, one.expert_shard, one.expert, one.expert_tensor)
+            self.experts = init_device_mesh(device, shape, mesh_dim_names=EXPERT)
+
+    @property
+    def spreads_experts(self) -> bool:
+        """Whether experts lie otherwise than the rest: tokens of all tensor ranks differ, so theirs are shards too."""
+        return self.degrees.expert * self.degrees.expert_tensor * self.degrees.tensor > 1
+
+    @property
+    def replicated_only(self) -> bool:
+        """Whether every rank has all parameters and a whole model, so that only gradients have to be summed."""
+        return self.degrees.world == self.degrees.data_replicate
+
+    @property
+    def shards(self) -> DeviceMesh:
+        """What FSDP2 shards parameters over: one axis, or two whose first replicates."""
+        if self.degrees.data_replicate > 1:
+            return self.storage["data_replicate", "shard"]
+        return self.storage["shard"]
+
+    @property
+    def expert_shards(self) -> DeviceMesh:
+        """What FSDP2 shards the parameters of experts over."""
+        if self.degrees.data_replicate > 1:
+            return self.experts["data_replicate", "expert_shard"]
+        return self.experts["expert_shard"]
+
+    def place(self, axis: str) -> int:
+        """This rank's number along an axis of `batch`."""
+        return self.batch.get_local_rank(axis)
+
+    def group(self, axis: str) -> dist.ProcessGroup:
+        """The ranks that differ from this one along an axis of `batch` only."""
+        return self.batch.get_group(axis)
+
+    @property
+    def counts_batch(self) -> bool:
+        """Whether this is the one rank that tells of a batch that several ranks work on."""
+        return not any(self.place(axis) for axis in ("pipeline", "context", "tensor"))
+
+    @property
+    def counts_loss(self) -> bool:
+        """Whether the loss that this rank has is to be added: all ranks of the tensor axis have the same."""
+        return not self.place("tensor")
