@@ -1,0 +1,72 @@
+"""What a rank works on of a batch: its tokens along the context axis, its rows of the vocabulary along the tensor axis."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from litgpt.parallel.collectives import Group, collected, reduce
+from litgpt.parallel.mesh import Mesh
+from litgpt.recipe.parallel import ParallelArgs
+
+
+class VocabularyRows:
+    """The rows of the output matrix that lie on this rank of the tensor axis."""
+
+    def __init__(self, group: Group, rows: int) -> None:
+        self.group = group
+        self.first = rows * dist.get_rank(group)
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum over all parts of the vocabulary, without gradient."""
+        return reduce(values, self.group)
+
+    def highest(self, values: Tensor) -> Tensor:
+        """The highest over all parts of the vocabulary, without gradient."""
+        return reduce(values, self.group, dist.ReduceOp.MAX)
+
+    def gathered(self, scores: Tensor) -> Tensor:
+        """(..., V) out of the (..., rows) scores of every part."""
+        return collected(scores, self.group, -1)
+
+
+class Tokens:
+    """The tokens of a batch that lie on this rank of the context axis.
+
+    A row is lengthened until it goes round, and cut into two pieces a rank. With attention by all-gather rank r of c has
+    pieces r and 2 c - 1 - r, so that all ranks have as many keys to look back on; else its pieces are neighbours.
+    """
+
+    def __init__(self, mesh: Mesh, settings: ParallelArgs, vocabulary: VocabularyRows | None) -> None:
+        self.vocabulary = vocabulary
+        self.ranks, self.rank = mesh.degrees.context, mesh.place("context")
+        self.group = mesh.group("context")
+        together = mesh.degrees.tensor if settings.sequence else 1
+        self.multiple = together * (2 * self.ranks if self.ranks > 1 else 1)
+        self.head_tail = settings.context_method == "all-gather"
+
+    def padded(self, whole_BT: Tensor, fill: float) -> Tensor:
+        """A batch lengthened at the right so that its tokens go round the ranks."""
+        return F.pad(whole_BT, (0, -whole_BT.shape[-1] % self.multiple), value=fill)
+
+    def own(self, whole_BT: Tensor, fill: float) -> Tensor:
+        """(B, P), this rank's tokens of a batch."""
+        lengthened = self.padded(whole_BT, fill)
+        if self.ranks == 1:
+            return lengthened
+        return lengthened.index_select(-1, self.places(lengthened.shape[-1], self.rank).to(whole_BT.device))
+
+    def places(self, tokens: int, rank: int) -> Tensor:
+        """(P,), where a rank's tokens are in a row of this length, which goes round."""
+        pieces = torch.arange(tokens).chunk(2 * self.ranks)
+        if self.head_tail:
+            return torch.cat([pieces[rank], pieces[2 * self.ranks - 1 - rank]])
+        return torch.cat([pieces[2 * rank], pieces[2 * rank + 1]])
+
+    def together(self, own_BPD: Tensor) -> Tensor:
+        """(B, T, D) in order, lengthening included, out of every rank's tokens."""
+        if self.ranks == 1:
+            return own_BPD
+        everything = collected(own_BPD, self.group, 1)
+        order = torch.cat([self.places(everything.shape[1], rank) for rank in range(self.ranks)])
+        return everything.index_select(1, order.argsort().to(everything.device))
