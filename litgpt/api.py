@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from litgpt import adapt
 from litgpt.data.chat import ChatTemplate, read_template
 from litgpt.data.prompts import PromptStyle, has_prompt_style, load_prompt_style, save_prompt_style
 from litgpt.data.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ from litgpt.infer.load import (
     open_model,
     random_model,
     retype,
+    texts_in,
 )
 from litgpt.infer.prompts import Prompts
 from litgpt.infer.quantize import quantize as quantize_blocks
@@ -84,7 +86,7 @@ class LLM(nn.Module):
         access_token: str | None = None,
         distribute: Literal["auto"] | None = "auto",
     ) -> "LLM":
-        """A model from a folder (of Hugging Face, LitGPT, a run or one of its steps) or by name.
+        """A model from a folder (of Hugging Face, LitGPT, a run or one of its steps, an adapter) or by name.
 
         Args:
             model: a folder, or the hub's org/name: downloaded into `checkpoints/` if it is not there.
@@ -108,7 +110,7 @@ class LLM(nn.Module):
             decoder = random_model(str(model), device=device, dtype=best_type(device))
             return cls(decoder, Tokenizer(tokenizer_dir), read_template(Path(tokenizer_dir)), None)
         folder = inside_run(find_folder(model, access_token=access_token))
-        texts = Path(tokenizer_dir) if tokenizer_dir else folder if folder.is_dir() else folder.parent
+        texts = Path(tokenizer_dir) if tokenizer_dir else texts_in(folder)
         tokenizer, chat = Tokenizer(texts), read_template(texts)
         return cls(open_model(folder, device=device, dtype=best_type(device)), tokenizer, chat, folder)
 
@@ -143,6 +145,10 @@ class LLM(nn.Module):
             raise UserError(f"fixed_kv_cache_size: {size} will not do; the model reads {most} tokens, give 1 to {most}")
         if quantize and precision in COMPUTE:
             raise UserError(f"quantize: {quantize} needs numbers of one type; give precision: bf16-true, or null")
+        if quantize and self.adapted:
+            raise UserError(
+                f"quantize: {quantize} has no place under an adapter; litgpt merge_lora first, or give null"
+            )
         device = device_named(accelerator)
         dtype = TYPES[precision] if precision else best_type(device)
         if quantize:  # matrices go to the device one by one, in their few bits
@@ -180,16 +186,22 @@ class LLM(nn.Module):
         return self.model.load_state_dict(*arguments, **settings)
 
     def save(self, out_dir: Path | str, prompt_style: PromptStyle | str | None = None) -> None:
-        """Write the model as a folder that transformers loads, tokenizer included.
+        """Write the model as a folder that transformers loads, tokenizer included, with an adapter folded in.
 
         Args:
             out_dir: new or empty.
             prompt_style: named in the folder; None for the model's own, if it has one.
         """
         tokenizer_dir = self.tokenizer.folder
-        published.save(out_dir, config=self.config, tensors=self.model.named_parameters(), tokenizer_dir=tokenizer_dir)
+        tensors = adapt.merged(self.model) if self.adapted else self.model.named_parameters()
+        published.save(out_dir, config=self.config, tensors=tensors, tokenizer_dir=tokenizer_dir)
         if style := prompt_style or self.prompt_style:
             save_prompt_style(style, Path(out_dir))
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter lies beside the model's weights."""
+        return any(adapt.adapted_layers(self.model))
 
     def prompt_tokens(self, prompt: str, sys_prompt: str | None = None, chat_template: bool | None = None) -> list[int]:
         """The tokens that the model reads for a prompt.

@@ -14,7 +14,16 @@ from litgpt.model.gpt import GPT
 from litgpt.model.init import copy_into
 from litgpt.recipe.tuner import BOFT, IA3, Adapter, AdapterV2, Full, LoRA, ReFT, Tuner, VeRA
 
-__all__ = ["adapter_tensors", "attach", "disabled", "fill", "initialize", "learning_rate_factor", "merged"]
+__all__ = [
+    "adapted_layers",
+    "adapter_tensors",
+    "attach",
+    "disabled",
+    "fill",
+    "initialize",
+    "learning_rate_factor",
+    "merged",
+]
 
 ATTACH: dict[type[Tuner], Callable[[GPT, Any], None]] = {
     Full: full.attach,
@@ -64,7 +73,7 @@ def fill(
     *,
     write: Callable[[nn.Parameter, Tensor], None] = copy_into,
 ) -> None:
-    """Give what a tuner added the values of an adapter that was saved; copies that it lacks stay as they are.
+    """Give what a tuner added the values of an adapter that was saved; copies that it lacks are those of the base.
 
     Args:
         tensors: whole, by the names of `adapter_tensors`.
@@ -79,6 +88,10 @@ def fill(
             raise UserError(
                 f"the adapter {what} {min(names)}, against the tuner's settings; use those it was made with"
             )
+    for owner, layer in adapted_layers(model):
+        for key, value in Adapted.first_values(layer, None, owner):
+            if f"{owner}.{key}" not in tensors:
+                write(stored(layer, key), value)
     for name, tensor in tensors.items():
         if tensor.shape != parameters[name].shape:
             here, there = list(tensor.shape), list(parameters[name].shape)
@@ -96,10 +109,13 @@ def adapter_tensors(model: GPT) -> dict[str, nn.Parameter]:
 
 
 @torch.no_grad()
-def merged(model: GPT) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter of the base in full, with what the adapters change folded in: summed in float32, then cast back.
+def merged(model: GPT, types: Mapping[str, torch.dtype] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter of the base in full, with what the adapters change folded in: summed in float32, then cast.
 
     All ranks iterate together.
+
+    Args:
+        types: what each is cast to; None for the type that it has in the model.
 
     Raises:
         UserError: before the first, if the base has no place for what an adapter does.
@@ -113,7 +129,7 @@ def merged(model: GPT) -> Iterator[tuple[str, Tensor]]:
             owner, _, key = name.rpartition(".")
             holder = model.get_submodule(owner)
             value = holder.merged(key) if isinstance(holder, Adapted) else base_value(holder, key)
-            yield name, value.to(type_of(holder, key))
+            yield name, value.to(type_of(holder, key) if types is None else types[name])
 
 
 def learning_rate_factor(settings: Tuner, name: str) -> float:

@@ -3,18 +3,23 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from litgpt import adapt
+from litgpt.adapt import quantized
 from litgpt.errors import UserError
 from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
-from litgpt.store import hub, published
+from litgpt.store import adapters, hub, published
+from litgpt.store.adapters import Adapter
 from litgpt.store.checkpoint import PROGRESS, model_tensors_of, step_folder
 from litgpt.store.reading import published_in
+from litgpt.store.tokenizer_copy import tokenizer_files
 
 CHECKPOINTS = Path("checkpoints")
 TYPES = {
@@ -100,8 +105,34 @@ def empty_model(config: Config, dtype: torch.dtype, device: torch.device) -> GPT
     return model.to_empty(device=device).eval()
 
 
+def base_of(folder: Path, given: Path | None = None) -> Path:
+    """The folder of the model that an adapter is for: the one given, or else the one that the adapter names.
+
+    Raises:
+        UserError: if it is not found, or is an adapter itself.
+    """
+    named = str(given or adapters.base_named(folder))
+    where = "pretrained_checkpoint_dir" if given else f"{folder / adapters.CONFIG}: base_model_name_or_path"
+    if not named:
+        raise UserError(f"{where}: empty; name the folder of the model there that the adapter is for")
+    try:
+        base = inside_run(find_folder(named))
+    except UserError as error:
+        raise UserError(f"{where}: {str(error).removeprefix('checkpoint_dir: ')}") from None
+    if adapters.is_adapter(base):
+        raise UserError(f"{where}: {named} is an adapter too; merge it into its base first (litgpt merge_lora)")
+    return base
+
+
+def texts_in(folder: Path) -> Path:
+    """The folder with the tokenizer of the model in a folder, or in a file: an adapter's may be that of its base."""
+    if not folder.is_dir():
+        return folder.parent
+    return base_of(folder) if adapters.is_adapter(folder) and not tokenizer_files(folder) else folder
+
+
 def open_model(folder: Path, *, device: torch.device, dtype: torch.dtype | None = None) -> GPT:
-    """The model in a folder, as `inside_run` names it.
+    """The model in a folder, as `inside_run` names it; if that is an adapter, the base that it names and the adapter.
 
     Args:
         dtype: of the weights; None keeps that of the files.
@@ -109,6 +140,9 @@ def open_model(folder: Path, *, device: torch.device, dtype: torch.dtype | None 
     Raises:
         UserError: if the folder holds no model, or one that is damaged.
     """
+    if adapters.is_adapter(folder):
+        base = base_of(folder)
+        return open_adapted(adapters.load(folder, published.shape_in(base)), base, device=device, dtype=dtype)
     config = published.shape_in(folder)
     if not (folder / PROGRESS).is_file():
         model = empty_model(config, dtype or kept_in(folder, config), device)
@@ -116,6 +150,53 @@ def open_model(folder: Path, *, device: torch.device, dtype: torch.dtype | None 
         return model
     model = empty_model(config, dtype or next(model_tensors_of(folder))[1].dtype, device)
     fill(model, model_tensors_of(folder))
+    return model
+
+
+def open_adapted(
+    adapter: Adapter,
+    base: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    quantize: str | Literal["as_trained"] | None = "as_trained",
+    exact: bool = False,
+) -> GPT:
+    """The model in a folder with an adapter attached.
+
+    Args:
+        dtype: of the weights; None for what the adapter was trained in.
+        exact: keep the adapter's own numbers in float32 at least, which not every layer computes with in other types.
+        quantize: how the frozen matrices of the blocks are packed; None for not.
+
+    Raises:
+        UserError: if one of them is missing or damaged, or they do not fit together.
+    """
+    packing = adapter.run.quantize if quantize == "as_trained" else quantize
+    dtype = dtype or adapter.dtype
+    model = (
+        packed_model(base, packing, device=device, dtype=dtype)
+        if packing
+        else open_model(base, device=device, dtype=dtype)
+    )
+    try:
+        adapt.attach(model, adapter.settings)
+        for parameter in adapt.adapter_tensors(model).values():
+            if exact:
+                parameter.data = parameter.data.to(torch.promote_types(adapter.dtype, torch.float32))
+        adapt.fill(model, adapter.tensors)
+    except UserError as error:
+        raise UserError(f"{base} is not the base of this adapter: {error}") from None
+    return model.eval()
+
+
+def packed_model(base: Path, kind: str, *, device: torch.device, dtype: torch.dtype) -> GPT:
+    """The model in a folder with the matrices of its blocks packed, as training packs them."""
+    config = published.shape_in(base)
+    model = empty_model(config, dtype, torch.device("meta"))
+    quantized.quantize(model, kind)
+    model.to_empty(device=device)
+    quantized.fill(model, published.tensors_in(base, config), device=device)
     return model
 
 
@@ -133,7 +214,10 @@ def retype(model: GPT, device: torch.device, dtype: torch.dtype | None) -> None:
     asked = {} if dtype is None else dict(empty_model(model.config, dtype, torch.device("meta")).named_parameters())
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():  # not one that was quantized
-            parameter.data = parameter.data.to(device, asked.get(name, parameter).dtype)
+            kept = asked[name].dtype if name in asked else dtype or parameter.dtype
+            parameter.data = parameter.data.to(device, kept)
+        elif parameter.device != device:
+            parameter.data = parameter.data.to(device)
 
 
 def random_model(name: str, *, device: torch.device, dtype: torch.dtype | None) -> GPT:

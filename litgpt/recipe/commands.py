@@ -72,6 +72,12 @@ COMMANDS = {
         "Turn a training checkpoint into a clean model folder.",
         ("checkpoint_dir", "output_dir"),
     ),
+    "merge_lora": Command(
+        "litgpt.recipe.merge_lora:MergeLora",
+        "litgpt.commands.merge_lora:run",
+        "Fold an adapter into the model that it was trained beside.",
+        ("checkpoint_dir",),
+    ),
     "validate": Command(
         "litgpt.recipe.store_commands:Validate",
         "litgpt.commands.validate:run",

@@ -15,8 +15,9 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.files import read_json, staged_folder, write_json
 from litgpt.model.config import Config
-from litgpt.recipe.tuner import TUNERS, Full, LoRA, Tuner
+from litgpt.recipe.tuner import TUNERS, LoRA, Tuner
 from litgpt.store import peft_forms
+from litgpt.store.checkpoint import PROGRESS, model_tensors_of
 from litgpt.store.pairs import Part, added_to, shared, split
 from litgpt.store.peft_tensors import (
     COPY,
@@ -31,19 +32,60 @@ from litgpt.store.peft_tensors import (
     weight_step,
 )
 from litgpt.store.reading import shapes_of
+from litgpt.store.sources import BIN, BIN_INDEX, LIT_MODEL, SAFETENSORS, SAFETENSORS_INDEX
 from litgpt.store.tensors import TensorFiles, write_tensors
+from litgpt.store.tokenizer_copy import copy_tokenizer
 
 OWN = "litgpt"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WHOLE = (SAFETENSORS, SAFETENSORS_INDEX, LIT_MODEL, BIN, BIN_INDEX)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the base was kept while an adapter was trained beside it.
+
+    Attributes:
+        dtype: the type of its numbers, as torch names it (float32); None if that is not known.
+        quantize: how its matrices were packed (bnb.nf4); None for not.
+    """
+
+    dtype: str | None = None
+    quantize: str | None = None
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a folder says of an adapter: its settings, its tensors under our names, and the base it was made for."""
+    """What a folder says of an adapter: its settings, its tensors under our names, the base and how that was kept."""
 
     settings: Tuner
     tensors: dict[str, Tensor]
     base: str
+    run: Run = Run()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of numbers that it was trained in."""
+        if self.run.dtype:
+            return getattr(torch, self.run.dtype)
+        return Counter(tensor.dtype for tensor in self.tensors.values()).most_common(1)[0][0]
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is that of an adapter, or of a training checkpoint of one, without a whole model beside it."""
+    return (folder / CONFIG).is_file() and not any((folder / name).is_file() for name in WHOLE)
+
+
+def base_named(folder: Path) -> str:
+    """The name or path of the model that an adapter says it was made for; empty if it does not say."""
+    values = read_json(folder / CONFIG)
+    return str((values.get("base_model_name_or_path") if isinstance(values, dict) else None) or "")
+
+
+def own_config(settings: Tuner, base: str, run: Run) -> dict[str, Any]:
+    """What `adapter_config.json` says in our own form."""
+    choice = {"class_path": type(settings).__name__, "init_args": asdict(settings)}
+    return {OWN: {**choice, "run": asdict(run)}, "base_model_name_or_path": base}
 
 
 def save(
@@ -53,6 +95,8 @@ def save(
     config: Config,
     settings: Tuner,
     base: str = "",
+    run: Run = Run(),
+    tokenizer_dir: Path | str | None = None,
     replace: bool = False,
 ) -> None:
     """Write an adapter as a folder, whole or not at all: in PEFT's form where it has one, else under our own names.
@@ -60,31 +104,35 @@ def save(
     Args:
         tensors: what the tuner added or trains, whole, on the CPU, under our names.
         base: the name or path of the model that it was made for.
+        run: how that was kept while it was trained.
+        tokenizer_dir: a folder whose tokenizer files are copied.
         replace: take the place of a folder that exists.
 
     Raises:
         UserError: if the folder holds something already, or PEFT has no form for a tensor.
     """
+    told = {"settings": asdict(settings), "run": asdict(run)}
     if isinstance(settings, LoRA):
         published, parts, left = to_peft(tensors, config)
         if left:
             raise UserError(f"{min(left)}: PEFT's folders have no form for it; merge the adapter into its base instead")
         listed = {layer: [asdict(part) for part in some] for layer, some in parts.items()}
-        metadata = {"format": "pt", OWN: json.dumps({"settings": asdict(settings), "parts": listed})}
+        metadata = {"format": "pt", OWN: json.dumps({**told, "parts": listed})}
         values = peft_config(published, parts, settings, config, base)
-    elif isinstance(settings, Full):
-        raise UserError("tuner: Full adds no adapter; save the model itself")
+    elif not settings.adds:
+        raise UserError(f"tuner: {type(settings).__name__} adds no adapter; save the model itself")
     elif formed := peft_forms.to_peft(tensors, settings, config):
-        published, metadata = formed[0], {"format": "pt", OWN: json.dumps({"settings": asdict(settings)})}
+        published, metadata = formed[0], {"format": "pt", OWN: json.dumps(told)}
         values = {**formed[1], "base_model_name_or_path": base}
     else:
         published, metadata = dict(tensors), {"format": "pt"}
-        choice = {"class_path": type(settings).__name__, "init_args": asdict(settings)}
-        values = {OWN: choice, "base_model_name_or_path": base}
+        values = own_config(settings, base, run)
     with staged_folder(Path(folder), replace=replace) as staged:
         whole = {name: tensor.detach().contiguous() for name, tensor in published.items()}
         write_tensors(staged / WEIGHTS, whole, metadata)
         write_json(staged / CONFIG, values)
+        if tokenizer_dir:
+            copy_tokenizer(Path(tokenizer_dir), staged)
 
 
 def peft_config(
@@ -124,7 +172,7 @@ def alpha_for(rank: int, settings: LoRA) -> float:
 
 
 def load(folder: Path | str, config: Config) -> Adapter:
-    """Read an adapter's folder, for a model of this shape: in PEFT's form, or in ours.
+    """Read an adapter's folder, in PEFT's form or in ours, or a training checkpoint of one, for a model of this shape.
 
     Raises:
         UserError: in one line, if a file is missing or damaged, or the adapter is of another kind or for another base.
@@ -138,18 +186,21 @@ def load(folder: Path | str, config: Config) -> Adapter:
             f"{folder / CONFIG}: peft_type: {values.get('peft_type')!r} will not do; {', '.join(kinds)} would"
         )
     base = str(values.get("base_model_name_or_path") or "")
-    files = TensorFiles([folder / WEIGHTS])
     if OWN in values:
-        return Adapter(own_settings(folder, values[OWN]), {name: files.whole(name) for name in files.wholes}, base)
+        settings, run = own_settings(folder, values[OWN])
+        return Adapter(settings, own_tensors(folder), base, run)
+    files = TensorFiles([folder / WEIGHTS])
     published = {name.removeprefix(START): files.whole(name) for name in files.wholes}
     try:
-        settings, tensors = read(published, values, json.loads(files.metadata.get(OWN, "null")), config)
+        notes = json.loads(files.metadata.get(OWN, "null"))
+        settings, tensors = read(published, values, notes, config)
+        run = Run(**(notes or {}).get("run", {}))
     except UserError as error:
         made_for = f" (it was made for {base})" if base else ""
         raise UserError(f"{folder / WEIGHTS}{made_for}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder}: not an adapter that can be read ({type(error).__name__}: {error})") from None
-    return Adapter(settings, tensors, base)
+    return Adapter(settings, tensors, base, run)
 
 
 def read(published: Tensors, values: Mapping[str, Any], notes: Any, config: Config) -> tuple[Tuner, dict[str, Tensor]]:
@@ -162,10 +213,18 @@ def read(published: Tensors, values: Mapping[str, Any], notes: Any, config: Conf
     return settings, tensors
 
 
-def own_settings(folder: Path, choice: Any) -> Tuner:
-    """The settings of a tuner that PEFT does not know in this form."""
+def own_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter under our own names, out of its file or its training checkpoint."""
+    if (folder / PROGRESS).is_file():
+        return dict(model_tensors_of(folder))
+    files = TensorFiles([folder / WEIGHTS])
+    return {name: files.whole(name) for name in files.wholes}
+
+
+def own_settings(folder: Path, choice: Any) -> tuple[Tuner, Run]:
+    """The settings of a tuner that PEFT does not know in this form, and how its base was kept."""
     try:
-        return TUNERS[choice["class_path"]](**choice["init_args"])
+        return TUNERS[choice["class_path"]](**choice["init_args"]), Run(**choice.get("run", {}))
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / CONFIG}: {OWN}: not the settings of a tuner ({error})") from None
 

@@ -233,6 +233,15 @@ def check_tied(source: Source, head: Step, embedding: Step) -> None:
         )
 
 
+def types_in(folder: Path, config: Config) -> dict[str, torch.dtype]:
+    """The type that the files of a model folder have for each of our parameters."""
+    return {
+        name: published.source.like(published.step.theirs).dtype
+        for published in published_in(folder, config, warn=lambda line: None)
+        for name in published.step.ours
+    }
+
+
 def tensors_in(folder: Path, config: Config, *, warn: Warn = say) -> Iterator[tuple[str, Tensor]]:
     """The weights of a model folder under our names, whole, one at a time; memory-mapped where a rename suffices.
 

@@ -87,15 +87,28 @@ def save(
         UserError: if the folder holds something already, or a tensor is missing, unknown or of another shape.
     """
     with staged_folder(Path(folder), replace=replace) as staged:
-        kept = write_weights(staged, config, tensors, dtype=dtype, shard_bytes=shard_bytes)
-        special = copy_tokenizer(Path(tokenizer_dir), staged) if tokenizer_dir else {}
-        write_settings(staged, config, {"torch_dtype": kept, **special})
+        write_folder(staged, config, tensors, tokenizer_dir=tokenizer_dir, dtype=dtype, shard_bytes=shard_bytes)
         if family_of(config) is None:
             warn(
                 f"{folder}: no published architecture has this shape; its tensors keep our names, only litgpt loads it"
             )
-        elif not (staged / "generation_config.json").exists():
-            write_json(staged / "generation_config.json", {"_from_model_config": True, **special})
+
+
+def write_folder(
+    staged: Path,
+    config: Config,
+    tensors: Tensors,
+    *,
+    tokenizer_dir: Path | str | None = None,
+    dtype: torch.dtype | None = None,
+    shard_bytes: float = SHARD_BYTES,
+) -> None:
+    """Write weights, tokenizer and settings of a model into a staged folder; args and errors as `save` has them."""
+    kept = write_weights(staged, config, tensors, dtype=dtype, shard_bytes=shard_bytes)
+    special = copy_tokenizer(Path(tokenizer_dir), staged) if tokenizer_dir else {}
+    write_settings(staged, config, {"torch_dtype": kept, **special})
+    if family_of(config) is not None and not (staged / "generation_config.json").exists():
+        write_json(staged / "generation_config.json", {"_from_model_config": True, **special})
 
 
 def write_weights(

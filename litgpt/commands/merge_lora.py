@@ -1,0 +1,128 @@
+"""`litgpt merge_lora`: fold an adapter into its base; the merged model appears whole or not at all."""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from litgpt import adapt
+from litgpt.errors import UserError
+from litgpt.files import staged_folder
+from litgpt.infer.load import TYPES, base_of, inside_run, kept_in, open_adapted, open_model
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.recipe.merge_lora import MergeLora
+from litgpt.store import adapters, published
+from litgpt.store.adapters import Adapter
+from litgpt.store.checkpoint import PROGRESS
+from litgpt.store.convert import link
+from litgpt.store.tokenizer_copy import copy_tokenizer
+
+LENGTH = 64  # tokens in a row of the comparison
+STYLE = "prompt_style.yaml"
+CPU = torch.device("cpu")
+
+
+def run(recipe: MergeLora) -> None:
+    """Merge, say how far the merged model is from base and adapter, and where it lies."""
+    folder = inside_run(recipe.checkpoint_dir)
+    whole = any((folder / name).is_file() for name in adapters.WHOLE)
+    if whole and not (folder / adapters.CONFIG).is_file():
+        print(f"{folder}: holds a whole model and no adapter, so there is nothing left to merge", file=sys.stderr)
+        return
+    if not (folder / adapters.CONFIG).is_file():
+        raise UserError(f"checkpoint_dir: {folder} holds no adapter; give the folder with its {adapters.CONFIG}")
+    output = recipe.output_dir or place_for(folder, whole=whole)
+    base = base_of(folder, recipe.pretrained_checkpoint_dir)
+    with staged_output(output, folder) as staged:
+        told = merge(recipe, folder, base, staged)
+    print("\n".join([*told, f"{output}: {base} with {folder} folded in"]))
+
+
+def place_for(folder: Path, *, whole: bool) -> Path:
+    """Where a merged model goes unless told: into the adapter's folder, or beside a training checkpoint, which a run
+    may delete.
+
+    Raises:
+        UserError: if there is a merged model already.
+    """
+    if whole:
+        raise UserError(f"{folder} holds a merged model already; give an output_dir, or remove that model")
+    return folder.with_name(f"{folder.name}-merged") if (folder / PROGRESS).is_file() else folder
+
+
+@contextmanager
+def staged_output(output: Path, adapter: Path) -> Iterator[Path]:
+    """A folder that becomes `output` when the block ends well; with the adapter's files in it if that is its folder."""
+    inside = output.resolve() == adapter.resolve()
+    with staged_folder(output, replace=inside) as staged:
+        if inside:
+            shutil.copytree(adapter, staged, symlinks=True, dirs_exist_ok=True, copy_function=link)
+            for name in ("model_config.yaml", "config.json"):
+                (staged / name).unlink(missing_ok=True)  # another name of the old file, which stays as it is
+        yield staged
+
+
+def merge(recipe: MergeLora, folder: Path, base: Path, staged: Path) -> list[str]:
+    """Write the merged model into a staged folder; what is to be said of it.
+
+    Raises:
+        UserError: if base and adapter do not fit together, or cannot be merged, or give no numbers.
+    """
+    config = published.shape_in(base)
+    adapter = adapters.load(folder, config)
+    dtype = torch.float32 if recipe.rows else kept_in(base, config)
+    ids = rows_of(config, recipe.rows, recipe.seed)
+    model = open_adapted(adapter, base, device=CPU, dtype=dtype, exact=True)
+    apart = scores(model, ids)
+    if recipe.quantize != "as_trained":
+        model = open_adapted(adapter, base, device=CPU, dtype=dtype, exact=True, quantize=recipe.quantize)
+    asked = asked_type(recipe, adapter)
+    types = {name: asked or kept for name, kept in published.types_in(base, config).items()}
+    add_texts(staged, folder)
+    published.write_folder(staged, config, adapt.merged(model, types), tokenizer_dir=base)
+    del model
+    return [gap(apart, scores(open_model(staged, device=CPU, dtype=torch.float32), ids))] if recipe.rows else []
+
+
+def asked_type(recipe: MergeLora, adapter: Adapter) -> torch.dtype | None:
+    """The type of the merged model's numbers, where it is not that of the base's."""
+    if recipe.precision:
+        return TYPES[recipe.precision]
+    return adapter.dtype if adapter.run.dtype else None
+
+
+def add_texts(staged: Path, adapter: Path) -> None:
+    """Copy the tokenizer and the prompt style of an adapter's folder, where it has such."""
+    copy_tokenizer(adapter, staged)
+    if (adapter / STYLE).is_file() and not (staged / STYLE).exists():
+        shutil.copyfile(adapter / STYLE, staged / STYLE)
+
+
+def rows_of(config: Config, rows: int, seed: int) -> Tensor:
+    """Random tokens (rows, T)."""
+    length = min(LENGTH, config.block_size)
+    return torch.randint(config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def scores(model: GPT, ids: Tensor) -> Tensor:
+    """The logits (rows, T, V) of tokens, in float32; none for no rows."""
+    return model(ids).float() if len(ids) else torch.empty(0)
+
+
+def gap(apart: Tensor, merged: Tensor) -> str:
+    """How far the logits of the merged model are from those of base and adapter.
+
+    Raises:
+        UserError: if they are not numbers.
+    """
+    if not bool(merged.isfinite().all()):
+        raise UserError("the merged model's logits are not numbers; check the adapter, or give precision: 32-true")
+    difference = float((merged - apart).abs().max() / apart.abs().max())
+    same = float((merged.argmax(-1) == apart.argmax(-1)).float().mean())
+    return f"logit gap: {difference:.1e} of the largest logit; {same:.1%} of the likeliest tokens are the same"

@@ -1,0 +1,197 @@
+"""`litgpt merge_lora`: what comes out computes what base and adapter do, appears whole, and replaces nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor
+
+from litgpt import adapt
+from litgpt.adapt import quantized
+from litgpt.cli import main
+from litgpt.commands import merge_lora
+from litgpt.infer.load import open_model
+from litgpt.model.gpt import GPT
+from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, LoRA, ReFT, Tuner, VeRA
+from litgpt.store import adapters, published
+from tests.adapt.models import IDS, adapted, base_of, move
+from tests.store.models import random_model, small
+
+CPU = torch.device("cpu")
+FUSED = {"name": "Phi-3-mini-4k-instruct", "sliding_window_size": None}
+EXPERTS = {"name": "Mixtral-8x7B-v0.1", "n_expert": 4, "sliding_window_size": None}
+KINDS: dict[str, tuple[Tuner, dict[str, Any]]] = {
+    "LoRA": (LoRA(), {}),
+    "rsLoRA and DoRA": (LoRA(rslora=True, dora=True), {}),
+    "PiSSA": (LoRA(init="pissa", r=4), {}),
+    "biases": (LoRA(bias="all"), {"name": "pythia-14m"}),
+    "fused layers": (LoRA(target_modules=["q", "v", "up"]), FUSED),
+    "tied embedding": (LoRA(target_modules=["embedding", "q"]), {"tie_embeddings": True}),
+    "saved modules": (LoRA(modules_to_save=["norm", "head", "norm_1"]), {"tie_embeddings": False}),
+    "experts and routers": (LoRA(target_modules=["all-linear", "all-router"]), EXPERTS),
+    "VeRA": (VeRA(r=8), {}),
+    "IA3": (IA3(), {}),
+    "BOFT": (BOFT(), {}),
+}
+
+
+def write(folder: Path, settings: Tuner, dtype: torch.dtype = torch.float32, **changes: Any) -> GPT:
+    """A base and an adapter that is not at its first values, on disk as `base` and `adapter`."""
+    model = adapted(settings, **changes).float()
+    move(model)
+    base = base_of(model)
+    published.save(folder / "base", config=model.config, tensors=base, dtype=dtype)
+    save(folder, model, settings)
+    return model.eval()
+
+
+def save(folder: Path, model: GPT, settings: Tuner, **run: Any) -> None:
+    tensors = {name: value.detach().clone() for name, value in adapt.adapter_tensors(model).items()}
+    told = adapters.Run(**run)
+    adapters.save(
+        folder / "adapter", tensors, config=model.config, settings=settings, base=str(folder / "base"), run=told
+    )
+
+
+def merge(folder: Path, *flags: str) -> Path:
+    assert main(["merge_lora", str(folder / "adapter"), "--output_dir", str(folder / "merged"), *flags]) == 0
+    return folder / "merged"
+
+
+@torch.no_grad()
+def logits(folder: Path) -> Tensor:
+    return open_model(folder, device=CPU, dtype=torch.float32)(IDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_merged_computes_what_base_and_adapter_do(kind: str, tmp_path: Path) -> None:
+    settings, changes = KINDS[kind]
+    model = write(tmp_path, settings, **changes)
+    wanted = model(IDS)
+    with adapt.disabled(model):
+        assert (model(IDS) - wanted).abs().max() > 2e-3 * wanted.abs().max()
+    assert (logits(tmp_path / "adapter") - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    merged = merge(tmp_path)
+    assert (logits(merged) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    assert (theirs(IDS).logits - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def test_it_is_summed_in_float32_and_cast_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, LoRA(target_modules=["q"]), torch.bfloat16)
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    pair = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    start = "base_model.model.model.layers.0.self_attn.q_proj.lora"
+    name = "model.layers.0.self_attn.q_proj.weight"
+    exact = base[name].float() + 4 * pair[f"{start}_B.weight"] @ pair[f"{start}_A.weight"]
+    got = load_file(merge(tmp_path) / "model.safetensors")
+    assert torch.equal(got[name], exact.bfloat16())
+    assert all(torch.equal(got[other], base[other]) for other in base if "q_proj" not in other)
+    said = capsys.readouterr().out
+    assert 5e-6 < float(said.split("logit gap: ")[1].split()[0]) < 1e-1  # what bfloat16 rounds off
+    for number, (flags, wanted) in enumerate(
+        [(["--precision", "32-true"], exact), (["--rows", "0"], exact.bfloat16())]
+    ):
+        output = str(tmp_path / str(number))
+        assert main(["merge_lora", str(tmp_path / "adapter"), "--output_dir", output, *flags]) == 0
+        torch.testing.assert_close(load_file(Path(output) / "model.safetensors")[name], wanted, atol=0, rtol=1e-6)
+
+
+@torch.no_grad()
+def test_into_a_packed_base_as_training_saw_it_or_into_the_original(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = LoRA(dropout=0.0)
+    model = random_model(small("Qwen2.5-0.5B"))
+    published.save(tmp_path / "base", config=model.config, tensors=base_of(model))
+    packed = GPT(model.config)
+    quantized.quantize(packed, "bnb.int8-training")
+    adapt.attach(packed, settings)
+    quantized.fill(packed, list(model.named_parameters()))
+    adapt.initialize(packed, settings, 0)
+    move(packed)
+    save(tmp_path, packed, settings, dtype="float32", quantize="bnb.int8-training")
+    wanted = packed.eval()(IDS)
+    assert torch.equal(logits(tmp_path / "adapter"), wanted)
+    assert (logits(merge(tmp_path)) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    assert float(capsys.readouterr().out.split("logit gap: ")[1].split()[0]) < 1e-5
+    original = tmp_path / "original"
+    flags = ["--quantize", "null", "--output_dir", str(original)]
+    assert main(["merge_lora", str(tmp_path / "adapter"), *flags]) == 0
+    assert float(capsys.readouterr().out.split("logit gap: ")[1].split()[0]) > 1e-4
+    bias = "model.norm.weight"
+    assert torch.equal(load_file(original / "model.safetensors")[bias], model.norm.weight)
+
+
+def test_beside_the_adapter_unless_told_and_nothing_is_lost(tmp_path: Path) -> None:
+    write(tmp_path, LoRA())
+    adapter = tmp_path / "adapter"
+    (adapter / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    wanted = logits(adapter)
+    assert main(["merge_lora", str(adapter)]) == 0
+    assert (logits(adapter) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    after = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    assert {name: after[name] for name in before} == before
+    assert {"model.safetensors", "config.json"} <= after.keys() - before.keys()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+def test_an_output_that_exists_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, LoRA())
+    merged = merge(tmp_path)
+    (merged / "model.safetensors").write_bytes(b"mine")
+    for flags in (["--output_dir", str(merged)], []):
+        main(["merge_lora", str(tmp_path / "adapter"), *flags])
+        capsys.readouterr()
+        assert main(["merge_lora", str(tmp_path / "adapter"), *flags]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "already" in line
+    assert (merged / "model.safetensors").read_bytes() == b"mine"
+    assert main(["merge_lora", str(tmp_path / "base")]) == 0
+    assert "nothing left to merge" in capsys.readouterr().err
+
+
+def test_nothing_is_there_before_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, LoRA())
+    before = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
+
+    def broken(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(merge_lora, "gap", broken)  # the last that is done, when all files are written
+    for flags in ([], ["--output_dir", str(tmp_path / "merged")]):
+        assert main(["merge_lora", str(tmp_path / "adapter"), *flags]) == 130
+    assert {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+def test_what_cannot_be_merged_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, LoRA())
+    other = random_model(small("Qwen2.5-0.5B", n_embd=48, head_size=12))
+    published.save(tmp_path / "wider", config=other.config, tensors=base_of(other))
+    write(tmp_path / "shifted", AdapterV2(start_layer=1))
+    write(tmp_path / "edited", ReFT())
+    config = tmp_path / "lost" / "adapter_config.json"
+    config.parent.mkdir()
+    config.write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "gone")}))
+    cases = {
+        ("adapter", "--pretrained_checkpoint_dir", str(tmp_path / "wider")): "load its own base",
+        ("adapter", "--pretrained_checkpoint_dir", str(tmp_path / "gone")): "pretrained_checkpoint_dir: ",
+        ("adapter", "--pretrained_checkpoint_dir", str(tmp_path / "edited/adapter")): "is an adapter too",
+        ("shifted/adapter",): "cannot be merged: its shift has no place",
+        ("edited/adapter",): "cannot be merged: its edits",
+        ("lost",): "base_model_name_or_path: ",
+        ("nothing",): "holds no adapter",
+    }
+    for (folder, *flags), said in cases.items():
+        output = ["--output_dir", str(tmp_path / "merged")]
+        assert main(["merge_lora", str(tmp_path / folder), *flags, *output]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line, line
+    assert not (tmp_path / "merged").exists()
