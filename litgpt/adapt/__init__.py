@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litgpt.adapt import boft, full, lora, prompts, reft, scaled, vera
+from litgpt.adapt import boft, full, lisa, lora, prompts, reft, scaled, vera
 from litgpt.adapt.layers import COPY, Adapted, adapted_layers, base_value, disabled, stored, type_of
 from litgpt.adapt.targets import base_names
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.init import copy_into
-from litgpt.recipe.tuner import BOFT, IA3, Adapter, AdapterV2, Full, LoRA, ReFT, Tuner, VeRA
+from litgpt.recipe.tuner import BOFT, IA3, LISA, Adapter, AdapterV2, Full, LoRA, ReFT, Tuner, VeRA
 
 __all__ = [
     "adapted_layers",
@@ -27,6 +27,7 @@ __all__ = [
 
 ATTACH: dict[type[Tuner], Callable[[GPT, Any], None]] = {
     Full: full.attach,
+    LISA: lisa.attach,
     LoRA: lora.attach,
     IA3: scaled.attach_ia3,
     VeRA: vera.attach,

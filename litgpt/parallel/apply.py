@@ -84,6 +84,16 @@ def _sharded(model: nn.Module) -> Iterator[FSDPModule]:
     return (module for module in model.modules() if isinstance(module, FSDPModule))
 
 
+def note_formats(model: nn.Module) -> None:
+    """Let FSDP2 note number formats while all is trained that ever will be; it would do so at the first forward pass.
+
+    What a group of tensors is reduced in follows from those that are trained then.
+    """
+    for module in _sharded(model):
+        module.unshard()
+        module.reshard()
+
+
 @contextmanager
 def backward_of(model: nn.Module, *, last: bool) -> Iterator[None]:
     """Forward and backward of one micro-batch; gradients meet those of the other ranks in the last one of a step.

@@ -72,11 +72,11 @@ class FinetuneFull(Finetune):
     """Folder for checkpoints, logs and the finished model."""
     eval: EvalArgs = field(default_factory=lambda: EvalArgs(interval=600, max_new_tokens=100), kw_only=True)
     tuner: Tuner = field(default_factory=Full, kw_only=True)
-    """Which weights are trained: the settings of Full."""
+    """Which weights are trained: the settings of Full or LISA."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.tuner, Full):
+        if self.tuner.adds:
             raise UserError(f"tuner: {type(self.tuner).__name__} adds to the model; use litgpt finetune, or Full")
 
     @property
@@ -121,8 +121,11 @@ class FinetuneLora(Finetune):
         given = [one.name for one in fields(self) if one.name.startswith("lora_") and self._was_set(one.name)]
         if self.tuner is not None and given:
             raise UserError(f"{given[0]}: not beside tuner; give tuner.init_args, or leave tuner out")
-        if isinstance(self.tuner, Full) and self.quantize:
-            raise UserError(f"quantize: {self.quantize} leaves nothing to train with tuner: Full; use LoRA, or null")
+        if self.tuner is not None and not self.tuner.adds and self.quantize:
+            raise UserError(
+                f"quantize: {self.quantize} keeps the blocks as they are, which tuner: {type(self.tuner).__name__} "
+                "trains; use LoRA, or null"
+            )
         if self.tuner is not None and not self.tuner.merges:
             raise UserError(
                 f"tuner: {type(self.tuner).__name__} cannot be folded into the finished model, and nothing else here "

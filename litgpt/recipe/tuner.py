@@ -19,8 +19,9 @@ def all_linear() -> list[str]:
 
 @dataclass(frozen=True)
 class Tuner:
-    """What a run trains, and whether the result can be folded into the weights of the model that it started from."""
+    """What a run trains: whether it adds to the model, and whether that can be folded into the model's own weights."""
 
+    adds: ClassVar[bool] = True
     merges: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -41,6 +42,8 @@ def check_regex(key: str, text: str | None) -> None:
 class Full(Tuner):
     """Train the weights themselves, all or some; the order of the parts is embedding, blocks, norm, head."""
 
+    adds: ClassVar[bool] = False
+
     freeze_parameters: list[str] = field(default_factory=list)
     """Parts that stay as they are, by the start of their names: ours (blocks.0) or published (model.layers.0)."""
     freeze_parameters_regex: str | None = None
@@ -51,6 +54,18 @@ class Full(Tuner):
     """Parts that are trained though the settings above freeze them."""
     trainable_parameters_regex: str | None = None
     """Names with a match of this are trained too."""
+
+
+@dataclass(frozen=True)
+class LISA(Tuner):
+    """Train the weights themselves, but of the blocks only a few at a time, drawn anew now and then (Pan et al. 2024)."""
+
+    adds: ClassVar[bool] = False
+
+    activated_layers: Count = 2
+    """Blocks that are trained at a time; embedding, last norm and head always are."""
+    step_interval: Count = 20
+    """Optimizer steps after which they are drawn anew."""
 
 
 @dataclass(frozen=True)
@@ -155,5 +170,5 @@ class ReFT(Tuner):
     """Share of an edit that is left out at random while training."""
 
 
-KINDS: tuple[type[Tuner], ...] = (Full, LoRA, IA3, VeRA, BOFT, Adapter, AdapterV2, ReFT)
+KINDS: tuple[type[Tuner], ...] = (Full, LISA, LoRA, IA3, VeRA, BOFT, Adapter, AdapterV2, ReFT)
 TUNERS = {cls.__name__: cls for cls in KINDS}

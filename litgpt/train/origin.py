@@ -12,7 +12,7 @@ from litgpt.model.registry import names
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.finetune import Finetune
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
-from litgpt.recipe.tuner import Full, Tuner
+from litgpt.recipe.tuner import Tuner
 from litgpt.store import published
 
 
@@ -42,7 +42,7 @@ class Origin:
     @property
     def adapted(self) -> bool:
         """Whether the run trains something beside the model's own weights."""
-        return self.tuner is not None and not isinstance(self.tuner, Full)
+        return self.tuner is not None and self.tuner.adds
 
     def learning_rate_factor(self, name: str) -> float:
         """What the learning rate of a parameter is multiplied by."""

@@ -16,8 +16,10 @@ SHORT = {
     "train__global_batch_size": 4,
     "eval__final_validation": False,
 }
+LISA = {"activated_layers": 1, "step_interval": 2}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "noise": ("finetune_lora", {**LORA, "neftune_alpha": 5.0}),
+    "LISA": ("finetune_full", {"tuner": {"class_path": "LISA", "init_args": LISA}}),
 }
 
 
@@ -47,3 +49,12 @@ def test_noise_changes_training_and_not_validation(base: Path, tmp_path: Path) -
     noisy = run(tmp_path / "noisy", base, **settings, neftune_alpha=30)
     assert abs(quiet[1] - noisy[1]) > 1e-3
     assert validation_losses(tmp_path / "quiet") == validation_losses(tmp_path / "noisy") != []
+
+
+def test_blocks_take_turns_alike_on_any_layout(base: Path, tmp_path: Path) -> None:
+    command, settings = CASES["LISA"]
+    alone = run(tmp_path / "alone", base, command, **settings, **SHORT)
+    for name, layout in {"shared": {}, "replicated": {"parallel": {"data_replicate": 2, "data_shard": 1}}}.items():
+        assert run(tmp_path / name, base, command, 2, **settings, **SHORT, **layout) == pytest.approx(alone, abs=1e-5)
+    before, after = weights(base), weights(tmp_path / "alone" / "out" / "final")
+    assert not [name for name in before if torch.equal(before[name], after[name])]
