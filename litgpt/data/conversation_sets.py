@@ -1,25 +1,27 @@
 """The data module `Conversations`: rows of any usual format, written by the model's own chat template."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from litgpt.data.chat import ChatTemplate, read_template
-from litgpt.data.conversation import Conversation, to_conversation
-from litgpt.data.documents import identify
-from litgpt.data.instruct import Finetuning, OnOverlong, Set
+from litgpt.data.conversation import Conversation, texts_of, to_conversation
+from litgpt.data.documents import Source, identify
+from litgpt.data.instruct import Finetuning, OnOverlong, Set, conversations_in
 from litgpt.data.prompts import save_prompt_style, style_of
 from litgpt.data.sources import DataSource, Found, files_of, read_rows, source_of
 from litgpt.data.tools import in_text
 from litgpt.data.weights import WeightRule
 from litgpt.errors import UserError
-from litgpt.recipe.bounds import Fraction
+from litgpt.recipe.bounds import Count, Fraction, Position
+from litgpt.recipe.data import BatchShape, Stream
 
 if TYPE_CHECKING:
     from litgpt.data.examples import ExampleFile, Renders, Rows
+    from litgpt.data.streamed_sources import Streamed
 
 
 @dataclass
@@ -35,8 +37,16 @@ class Conversations(Finetuning):
     weight, channel and val_fraction."""
     val_sources: str | list[Any] = field(default_factory=list)
     """The same for validation; empty splits `val_fraction` off `sources`."""
-    val_fraction: Fraction = 0.05
-    """Share of each source that is kept for validation."""
+    val_fraction: Fraction | None = None
+    """Share of each source that is kept for validation; null for 0.05, or for none where rows are streamed."""
+    streaming: bool = False
+    """Read rows as they are needed, for data larger than memory or on the hub: each rank a share of its own, pass after
+    pass. The length of an epoch is not known, so set train.max_steps. Sources take turns with mix: interleave; with
+    concat, file follows file."""
+    shuffle_buffer: Count = 2000
+    """With streaming: rows that are shuffled, and packed, together; files change their order every pass."""
+    val_rows: Position = 0
+    """With streaming: the first so many rows of each source are kept for validation."""
     mix: Literal["concat", "interleave"] = "concat"
     """concat takes all rows of all sources; interleave takes them in the proportion of their weights."""
     stopping: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
@@ -68,10 +78,17 @@ class Conversations(Finetuning):
         super().__post_init__()
         if not self.sources:
             raise UserError("data.sources: empty; give at least one path")
+        if not self.streaming and self.val_rows:
+            raise UserError(f"data.val_rows: {self.val_rows} is for data.streaming: true; set data.val_fraction: 0.05")
         self._sources, self._val_sources = (
             [source_of(one) for one in ([group] if isinstance(group, str) else group)]
             for group in (self.sources, self.val_sources)
         )
+        self._open: list[Streamed] | None = None
+        if self.streaming:
+            from litgpt.data.streamed_sources import refuse
+
+            refuse(self, self._sources, self._val_sources)
         if self.prompt_style is not None:
             style_of(self.prompt_style)
         try:
@@ -90,20 +107,30 @@ class Conversations(Finetuning):
 
     def default_fraction(self) -> float:
         """The share of the rows for validation, where their source does not say."""
-        return 0.0 if self.val_sources else self.val_fraction
+        return 0.0 if self.val_sources else 0.05 if self.val_fraction is None else self.val_fraction
 
     def sets(self) -> list[Set]:
-        """The rows of all sources."""
+        """The rows of all sources; where they are streamed, only those for validation."""
+        if self.streaming:
+            held = [self._held_rows(one) for one in self._streamed()] if self.val_rows else []
+            return held + [Set(self._rows(source), source, "val") for source in self._val_sources]
         part: Literal["both", "train"] = "train" if self.val_sources else "both"
         return [Set(self._rows(source), source, part) for source in self._sources] + [
             Set(self._rows(source), source, "val") for source in self._val_sources
         ]
 
     def _rows(self, source: DataSource) -> "Rows":
-        from litgpt.data.examples import Rows
-
         files = files_of(source, self.cache_dir)
         self.cache_dir.mkdir(parents=True, exist_ok=True)
+
+        def read() -> Iterator[Found]:
+            for file in files:
+                yield from read_rows(file)
+
+        return self._rows_of(source, identify(files, self.cache_dir / "hashes.json"), read)
+
+    def _rows_of(self, source: DataSource, known: list[Source], read: Callable[[], Iterable[Found]]) -> "Rows":
+        from litgpt.data.examples import Rows
 
         def convert(row: Any) -> list[Conversation]:
             said = to_conversation(row, source.columns, source.format)
@@ -111,12 +138,7 @@ class Conversations(Finetuning):
                 said = replace(said, system=self.system)
             return [said if self.tool_format == "template" else in_text(said, self.tool_format)]
 
-        def read() -> Iterator[Found]:
-            for file in files:
-                yield from read_rows(file)
-
         settings = [source.format, source.columns, self.system, self.tool_format]
-        known = identify(files, self.cache_dir / "hashes.json")
         return Rows(source.path, known, read, convert, settings, source.channel)
 
     def renders(self) -> "Renders":
@@ -163,3 +185,45 @@ class Conversations(Finetuning):
         epochs = [size / share for size, share in zip(sizes, shares, strict=True) if share]
         total = min(epochs) if self.stopping == "first_exhausted" else max(epochs)
         return [math.floor(total * share + 1e-9) for share in shares]
+
+    def _streamed(self) -> "list[Streamed]":
+        """The sources, opened to be streamed."""
+        from litgpt.data.streamed_sources import opened
+
+        if self._open is None:
+            self._open = [opened(source, self.cache_dir, self.val_rows) for source in self._sources]
+        return self._open
+
+    def _held_rows(self, streamed: "Streamed") -> Set:
+        """The rows of a source that are kept for validation."""
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        rows = self._rows_of(streamed.source, streamed.known, streamed.held_rows)
+        settings = [*rows.settings, self.val_rows]
+        return Set(replace(rows, name=f"{rows.name} (val_rows)", settings=settings), streamed.source, "val")
+
+    def conversations(self) -> Iterator[Conversation]:
+        """All that can be read, from the start."""
+        if not self.streaming:
+            yield from super().conversations()
+        for one in self._streamed() if self.streaming else ():
+            yield from conversations_in(self._rows_of(one.source, one.known, one.rows))
+
+    def place_of(self, which: Literal["first", "random"] | int, seed: int) -> int:
+        """The number of one of the conversations."""
+        if not self.streaming:
+            return super().place_of(which, seed)
+        if which == "random":
+            raise UserError("eval.evaluate_example: random needs the number of rows; with data.streaming set first")
+        return 0 if which == "first" else int(which)
+
+    def training_documents(self) -> Iterable[str]:
+        """What is said in the training rows, message by message."""
+        return texts_of(self.conversations()) if self.streaming else super().training_documents()
+
+    def train_stream(self, shape: BatchShape) -> Stream:
+        """Endless micro batches of the training samples."""
+        if not self.streaming:
+            return super().train_stream(shape)
+        from litgpt.data.streamed_sources import batches
+
+        return batches(self, self._streamed(), self._rows_of, shape)

@@ -60,11 +60,15 @@ class Report:
         rows: all that were read.
         reasons: how many were left out for each reason.
         first: where the first few stand, and what is wrong with them.
+        overlong: samples longer than the model reads, whatever became of them.
+        untrained: samples that were left out because nothing in them, or in what was left of them, is trained.
     """
 
     rows: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     first: list[str] = field(default_factory=list)
+    overlong: int = 0
+    untrained: int = 0
 
     @property
     def left_out(self) -> int:

@@ -143,7 +143,7 @@ class Finetuning(DataModule):
         """What is said in the training rows, message by message."""
         for entry in self.sets():
             if entry.part != "val":
-                yield from texts_of(_conversations(entry.rows))
+                yield from texts_of(conversations_in(entry.rows))
 
     def report(self) -> dict[str, Any]:
         """The rows that were left out, by the name of their set; JSON values."""
@@ -154,16 +154,27 @@ class Finetuning(DataModule):
 
     def question(self, which: Literal["first", "random"] | int, seed: int) -> list[int]:
         """What the model reads before the first answer of one of the conversations, by its number among all."""
-        count = sum(file.count for _, file in self.made)
-        number = {"first": 0, "random": random.Random(seed).randrange(count)}.get(str(which), which)
-        if not 0 <= int(number) < count:
-            raise UserError(f"eval.evaluate_example: {which} of {count} conversations; give 0 to {count - 1}")
-        every = chain.from_iterable(_conversations(entry.rows) for entry in self.sets())
-        found = next(islice(every, int(number), None), None)
+        found = next(islice(self.conversations(), self.place_of(which, seed), None), None)
         try:
             return [] if found is None else self.renders().question(found)
         except BadRow:
             return []  # one of those that were left out and counted
+
+    def conversations(self) -> Iterator[Conversation]:
+        """All that can be read, from the start."""
+        return chain.from_iterable(conversations_in(entry.rows) for entry in self.sets())
+
+    def place_of(self, which: Literal["first", "random"] | int, seed: int) -> int:
+        """The number of one of the conversations.
+
+        Raises:
+            UserError: if there are not so many.
+        """
+        count = sum(file.count for _, file in self.made)
+        number = {"first": 0, "random": random.Random(seed).randrange(count)}.get(str(which), which)
+        if not 0 <= int(number) < count:
+            raise UserError(f"eval.evaluate_example: {which} of {count} conversations; give 0 to {count - 1}")
+        return int(number)
 
     def longest(self) -> int:
         """The tokens of the longest sample."""
@@ -257,7 +268,8 @@ class Finetuning(DataModule):
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
-def _conversations(rows: "Rows") -> Iterator[Conversation]:
+def conversations_in(rows: "Rows") -> Iterator[Conversation]:
+    """The conversations in rows, without those that are none."""
     for _, row in rows.read():
         try:
             if not isinstance(row, BadRow):

@@ -6,9 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from litgpt.data.batch import IGNORE
 from litgpt.data.examples import ExampleFile
 from litgpt.data.labels import Example
+from litgpt.data.laying import laid
 from litgpt.data.order import Grouping, order_of
 from litgpt.data.stream import Arrays
 from litgpt.errors import UserError
@@ -156,40 +156,4 @@ class SampleRows:
     def micro_batch(self, first: int, number: int) -> Arrays:
         """Rows `first` .. `first + number - 1`: end to end in one row with the `stops` of each, or padded."""
         rows = [[self.pieces.read(piece) for piece in self.members(first + place)] for place in range(number)]
-        if self.padding:
-            longest = max(sum(len(example.ids) for example in row) for row in rows)
-            laid = [self._laid(row, longest) for row in rows]
-            return {name: np.concatenate([one[name] for one in laid]) for name in laid[0]}
-        arrays = self._laid([example for row in rows for example in row])
-        if sum(map(len, rows)) == 1:  # one sample needs no mask
-            del arrays["documents"], arrays["positions"]
-        return arrays | {"stops": np.cumsum([sum(len(example.ids) for example in row) for row in rows])}
-
-    def _laid(self, examples: Sequence[Example], length: int | None = None) -> Arrays:
-        """Samples end to end in one row (1, T), which may be padded to a length."""
-        sizes = [len(example.ids) for example in examples]
-        total = sum(sizes) if length is None else length
-        arrays: Arrays = {
-            "ids": np.zeros((1, total), np.int64),
-            "labels": np.full((1, total), IGNORE, np.int64),
-            "documents": np.full((1, total), -1, np.int32),
-            "positions": np.zeros((1, total), np.int64),
-        }
-        if self.weighted:
-            arrays["weights"] = np.zeros((1, total), np.float32)
-        if self.channels:
-            arrays["channels"] = np.zeros((1, total), np.int32)
-        start = 0
-        for number, example in enumerate(examples):
-            place = np.s_[0, start : start + sizes[number]]
-            before = np.s_[0, start : start + sizes[number] - 1]  # the last token has no next one
-            arrays["ids"][place] = example.ids
-            arrays["labels"][before] = np.where(example.weights[1:] > 0, example.ids[1:], IGNORE)
-            arrays["documents"][place] = number
-            arrays["positions"][place] = np.arange(sizes[number])
-            if self.weighted:
-                arrays["weights"][before] = example.weights[1:]
-            if self.channels:
-                arrays["channels"][place] = self.channels.index(example.channel or "default")
-            start += sizes[number]
-        return arrays
+        return laid(rows, padding=self.padding, weighted=self.weighted, channels=self.channels)

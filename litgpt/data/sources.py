@@ -178,12 +178,12 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _read_jsonl(path: Path) -> Iterator[Found]:
-    return ((f"{path}:{number}", _json(line)) for number, line in _lines(path) if line.strip())
+    return ((f"{path}:{number}", as_json(line)) for number, line in _lines(path) if line.strip())
 
 
 def _read_json(path: Path) -> Iterator[Found]:
     text = b"".join(line for _, line in _lines(path))
-    rows = _json(text)
+    rows = as_json(text)
     if isinstance(rows, BadRow):
         first = text.lstrip()[:1]
         if first != b"{":
@@ -220,6 +220,19 @@ def _read_csv(path: Path) -> Iterator[Found]:
 
 
 def _read_parquet(path: Path) -> Iterator[Found]:
+    return ((f"{path}[{number - 1}]", row) for number, row in parquet_groups(path, 0, lambda number: True))
+
+
+def parquet_groups(path: Path, behind: int, mine: Callable[[int], bool]) -> Iterator[tuple[int, Any]]:
+    """The rows of a parquet file with their numbers from 1; groups of rows that lie behind are not read.
+
+    Args:
+        behind: how many rows to pass over.
+        mine: which of the others are wanted, by their numbers.
+
+    Raises:
+        UserError: if pyarrow is not installed, or the file is damaged.
+    """
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -227,10 +240,16 @@ def _read_parquet(path: Path) -> Iterator[Found]:
         raise UserError(f"{path}: needs the package pyarrow; `pip install litgpt[data]`") from None
     number = 0
     try:
-        for batch in ParquetFile(path).iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                yield f"{path}[{number}]", row
-                number += 1
+        file = ParquetFile(path)
+        for group in range(file.num_row_groups):
+            if (size := file.metadata.row_group(group).num_rows) + number <= behind:
+                number += size
+                continue
+            for batch in file.iter_batches(batch_size=1024, row_groups=[group]):
+                numbers = range(number + 1, number + 1 + batch.num_rows)
+                if wanted := [one for one in numbers if one > behind and mine(one)]:
+                    yield from zip(wanted, batch.take([one - number - 1 for one in wanted]).to_pylist(), strict=True)
+                number += batch.num_rows
     except (ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged, or no parquet file ({str(error)[:160]})") from None
 
@@ -255,7 +274,8 @@ def _decoded(raw: bytes) -> str | BadRow:
         return BadRow("not UTF-8", f"byte 0x{raw[error.start]:02x}")
 
 
-def _json(raw: bytes) -> Any:
+def as_json(raw: bytes) -> Any:
+    """What a text says as JSON; a BadRow if it does not."""
     text = _decoded(raw)
     if isinstance(text, BadRow):
         return text

@@ -1,20 +1,15 @@
 """Endless, exactly resumable micro batches: sample number i is a function of (seed, i) and of nothing else."""
 
-import atexit
 import hashlib
 import itertools
-import multiprocessing
-import os
-import signal
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from litgpt.data.ahead import ReadAhead, cores
 from litgpt.data.batch import IGNORE, Batch
 from litgpt.data.order import Permutation
 from litgpt.errors import UserError
@@ -191,7 +186,7 @@ class Counted:
         return list(self.rows.channels)
 
 
-class TrainStream(Counted):
+class TrainStream(Counted, ReadAhead):
     """Endless micro batches; `position` counts the samples handed out over all ranks.
 
     The micro batch of rank r at position p holds samples p + r*B .. p + (r+1)*B - 1, then p grows by B * ranks. A
@@ -206,42 +201,22 @@ class TrainStream(Counted):
     """
 
     def __init__(self, rows: Rows, shape: BatchShape, *, workers: int = 0) -> None:
+        super().__init__()
         self.position = 0
-        self.rows, self._shape, self._workers = rows, shape, min(workers, _cores())
-        self._running: Iterator[Any] | None = None
-        self._processes: list[Any] = []
+        self.rows, self._shape, self._workers = rows, shape, min(workers, cores())
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
-        self._running = self._read_ahead()
-        while self._running is not None:  # read through the attribute: `close` must drop the last reference
-            arrays = next(self._running)
-            self.position += self._shape.samples_per_round
-            yield to_batch(arrays)
-
-    def _read_ahead(self) -> Iterator[Arrays]:
         positions = itertools.count(self.position, self._shape.samples_per_round)
         batches = MicroBatches(self.rows, self._shape)
-        if self._workers == 0:
-            return map(batches.__getitem__, positions)
-        # multiprocessing would end them at exit by SIGTERM, which does not reach them, so they must be gone before
-        atexit.register(self.close)
-        loader = DataLoader(
-            batches,
-            batch_size=None,
-            sampler=positions,
-            num_workers=self._workers,
-            collate_fn=_unchanged,
-            # forked, so that the run is a worker's parent: one that loses its parent to SIGKILL ends by itself
-            multiprocessing_context="fork" if sys.platform == "linux" else None,
-            # without a generator of its own the loader would draw from the run's, and dropout would depend on it
-            generator=torch.Generator(),
-        )
-        others = multiprocessing.active_children()
-        with _signals_left_to_parent():
-            running = iter(loader)
-        self._processes = [process for process in multiprocessing.active_children() if process not in others]
-        return running
+        if self._workers:
+            self.start(batches, self._workers, positions)
+        else:
+            self.running = map(batches.__getitem__, positions)
+        while self.running is not None:  # read through the attribute: `close` must drop the last reference
+            arrays = next(self.running)
+            self.position += self._shape.samples_per_round
+            yield to_batch(arrays)
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch handed out and the fingerprint of the data; under 100 bytes of JSON."""
@@ -254,15 +229,6 @@ class TrainStream(Counted):
             UserError: if the state belongs to other data, another tokenizer, sequence length or seed.
         """
         self.position = checked_position(state, self.rows.fingerprint)
-
-    def close(self) -> None:
-        """Stop the workers, if any; iterating again starts them at `position`."""
-        self._running = None  # tells them to end, and waits a few seconds
-        for process in self._processes:
-            if process.is_alive():
-                process.kill()
-        self._processes = []
-        atexit.unregister(self.close)
 
 
 class ValStream(Counted):
@@ -348,25 +314,3 @@ def checked_position(state: dict[str, Any], fingerprint: str) -> int:
 
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
-
-
-@contextmanager
-def _signals_left_to_parent() -> Iterator[None]:
-    """Processes started here never get SIGINT, SIGTERM or SIGUSR1.
-
-    Ctrl-C and a scheduler's SIGTERM reach the whole process group; the parent decides, and needs its workers until
-    then. A worker whose parent is gone notices that by itself. The mask is inherited, so there is no moment without it.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

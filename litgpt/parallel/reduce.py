@@ -16,6 +16,15 @@ def total(values: Iterable[float], device: torch.device) -> list[float]:
     return summed.tolist()
 
 
+def everyone(value: Any) -> list[Any]:
+    """A value of every process, in the order of their ranks."""
+    if not dist.is_initialized():
+        return [value]
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
     """The L2 norm of all gradients as one vector, a scalar equal on every rank."""
     by_mesh: dict[Any, list[torch.Tensor]] = {}

@@ -1,8 +1,8 @@
 """The settings that name a run's data: what every data module answers, and the shape of the batches asked of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,6 +18,11 @@ DATA_MODULES = {
 """Short names that `data` accepts, and the class each stands for; a dotted path names a user's own class."""
 
 
+def alone(value: Any) -> list[Any]:
+    """What every process has, where there is but one."""
+    return [value]
+
+
 @dataclass(frozen=True)
 class BatchShape:
     """How a run cuts its data into batches, seen from one data rank.
@@ -29,6 +34,7 @@ class BatchShape:
         rank: this data rank, from 0.
         ranks: number of data ranks.
         seed: seed of the sample order; data modules that have a `seed` of their own use theirs.
+        gather: what every process has, for streams whose ranks stand at different places; all must call it.
 
     Raises:
         UserError: if a size is below 1 or the micro batches of all ranks do not tile the global batch.
@@ -40,6 +46,7 @@ class BatchShape:
     rank: int = 0
     ranks: int = 1
     seed: int = 42
+    gather: Callable[[Any], list[Any]] = field(default=alone, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("micro_batch_size", "global_batch_size", "max_seq_length"):

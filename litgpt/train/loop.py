@@ -11,7 +11,7 @@ import yaml
 
 from litgpt.data.batch import Batch
 from litgpt.errors import UserError
-from litgpt.files import write_text
+from litgpt.files import write_json, write_text
 from litgpt.model.flops import training_flops
 from litgpt.parallel.strategy import is_first
 from litgpt.recipe.to_yaml import dump
@@ -273,6 +273,10 @@ class Loop:
         if run.tokenizer_dir:
             files |= tokenizer_files(run.tokenizer_dir)
         run.checkpoints.save(self.step, run.trainee.core, run.trainee.optimizers, self.state(), files)
+        # of rows that are read on the way, if they are; every rank takes part
+        report: dict[str, Any] = getattr(run.stream, "report", dict)()
+        if report and is_first():
+            write_json(run.recipe.out_dir / "data_report.json", report)
 
     def outcome(self, final: Path | None) -> Outcome:
         """What the run came to."""

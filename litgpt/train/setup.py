@@ -24,6 +24,7 @@ from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.parallel.apply import parallelize, place, replicate
 from litgpt.parallel.precision import PRECISIONS, default_precision
+from litgpt.parallel.reduce import everyone
 from litgpt.parallel.strategy import MeshStrategy
 from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.to_yaml import dump
@@ -286,6 +287,7 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
         rank=0 if mesh is None else mesh.place("data"),
         ranks=1 if mesh is None else mesh.degrees.data_ranks,
         seed=recipe.seed,
+        gather=everyone,
     )
     stream = data.train_stream(shape)
     steps = steps_of(recipe, length, stream.samples_per_epoch)
