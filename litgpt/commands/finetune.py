@@ -14,7 +14,6 @@ from litgpt.model.gpt import GPT
 from litgpt.parallel.apply import full
 from litgpt.parallel.strategy import is_first
 from litgpt.recipe.finetune import Finetune
-from litgpt.recipe.tuner import Tuner
 from litgpt.store import adapters
 from litgpt.store.published import save_model
 from litgpt.train.origin import Origin, of_finetuning
@@ -23,38 +22,42 @@ from litgpt.train.setup import Run
 
 def run(recipe: Finetune) -> None:
     """Find the model, train, publish the finished one and its adapter, and say how it went."""
-    folder = inside_run(find_folder(recipe.checkpoint_dir, access_token=recipe.access_token))
-    origin = of_finetuning(recipe, folder)
-    train(recipe, origin, partial(publish, origin=origin, base=recipe.checkpoint_dir))
+    found = find_folder(recipe.checkpoint_dir, access_token=recipe.access_token)
+    folder = inside_run(found)
+    origin = of_finetuning(recipe, folder, str(recipe.checkpoint_dir if folder == found else folder))
+    train(recipe, origin, partial(publish, origin=origin))
 
 
-def publish(trained: Run, *, origin: Origin, base: Path) -> Path:
-    """Write the finished model, with what was adapted folded in, and the adapter alone; every rank takes part."""
-    out_dir, core = trained.recipe.out_dir, trained.trainee.core
+def publish(trained: Run, *, origin: Origin) -> Path:
+    """Write the finished model, with what was adapted folded in, and the adapter alone; every rank takes part.
+
+    What cannot be folded in is the finished model by itself: an adapter's folder, which names its base.
+    """
+    final, core = trained.recipe.out_dir / "final", trained.trainee.core
     assert isinstance(core, GPT)
-    save_model(
-        out_dir / "final",
-        adapt.merged(core),
-        config=trained.config,
-        tokenizer_dir=trained.tokenizer_dir,
-        replace=True,
-    )
-    if is_first():
-        origin.data.mark(out_dir / "final")
-    if origin.adapted and origin.tuner:
-        save_adapter(out_dir / "adapter", trained, origin.tuner, str(base))
-    return out_dir / "final"
+    if origin.tuner is None or origin.tuner.merges:
+        tensors, texts = adapt.merged(core), trained.tokenizer_dir
+        save_model(final, tensors, config=trained.config, tokenizer_dir=texts, replace=True)
+        if is_first():
+            origin.data.mark(final)
+    if origin.tuner is not None and origin.adapted:
+        save_adapter(trained.recipe.out_dir / "adapter" if origin.tuner.merges else final, trained, origin)
+    return final
 
 
 @torch.no_grad()
-def save_adapter(folder: Path, trained: Run, settings: Tuner, base: str) -> None:
+def save_adapter(folder: Path, trained: Run, origin: Origin) -> None:
     """Write the adapter as a folder that PEFT loads; where PEFT has no form for it, say so: it is in the model too."""
     core = trained.trainee.core
-    assert isinstance(core, GPT)
+    assert isinstance(core, GPT) and origin.tuner is not None
     tensors = {name: full(one.detach()).to("cpu") for name, one in adapt.adapter_tensors(core).items()}
     if not is_first():
         return
+    about = {"config": trained.config, "settings": origin.tuner, "base": origin.base, "run": origin.run}
     try:
-        adapters.save(folder, tensors, config=trained.config, settings=settings, base=base, replace=True)
+        adapters.save(folder, tensors, **about, tokenizer_dir=trained.tokenizer_dir, replace=True)  # type: ignore
+        origin.data.mark(folder)
     except UserError as error:
+        if not origin.tuner.merges:
+            raise
         print(f"{folder}: no adapter written ({error}); the finished model has it folded in", file=sys.stderr)

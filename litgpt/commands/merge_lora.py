@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from litgpt import adapt
+from litgpt.data.prompts import FILE as STYLE
 from litgpt.errors import UserError
 from litgpt.files import staged_folder
 from litgpt.infer.load import TYPES, base_of, inside_run, kept_in, open_adapted, open_model
@@ -23,7 +24,6 @@ from litgpt.store.convert import link
 from litgpt.store.tokenizer_copy import copy_tokenizer
 
 LENGTH = 64  # tokens in a row of the comparison
-STYLE = "prompt_style.yaml"
 CPU = torch.device("cpu")
 
 

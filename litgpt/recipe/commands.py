@@ -42,6 +42,18 @@ COMMANDS = {
         "Finetune the weights of a model, all or some of them.",
         ("checkpoint_dir",),
     ),
+    "finetune_adapter": Command(
+        "litgpt.recipe.finetune:FinetuneAdapter",
+        "litgpt.commands.finetune:run",
+        "Finetune a model through trained prompts (LLaMA-Adapter).",
+        ("checkpoint_dir",),
+    ),
+    "finetune_adapter_v2": Command(
+        "litgpt.recipe.finetune:FinetuneAdapterV2",
+        "litgpt.commands.finetune:run",
+        "The same, with scales and shifts of all linear layers.",
+        ("checkpoint_dir",),
+    ),
     "generate": Command(
         "litgpt.recipe.generate:Generate",
         "litgpt.commands.generate:run",

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Positive, Seed
 from litgpt.recipe.train import EvalArgs, TrainArgs
 from litgpt.recipe.training import Training
-from litgpt.recipe.tuner import Full, LoRA, Tuner
+from litgpt.recipe.tuner import LISA, Adapter, AdapterV2, Full, LoRA, Tuner
+
+Packing = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training", "torchao.nf4"]
 
 # LitGPT's switches, and the layers of ours that each stands for.
 LORA_SWITCHES = {
@@ -62,6 +64,22 @@ class Finetune(Training):
                 f"train.tie_embeddings: {train.tie_embeddings} is not for finetuning; the model's own stays; set null"
             )
         super().__post_init__()
+        self._check_splits()
+
+    def _check_splits(self) -> None:
+        """Refuse models split over devices where something needs whole samples or all blocks."""
+        for axis in ("tensor", "context", "pipeline"):
+            degree = getattr(self.parallel, axis)
+            if self.neftune_alpha and degree > 1:
+                raise UserError(
+                    f"neftune_alpha: {self.neftune_alpha:g} is for whole samples, not with parallel.{axis}: {degree}; "
+                    f"set parallel.{axis}: 1, or neftune_alpha: null"
+                )
+        if isinstance(self.tuned, LISA) and self.parallel.pipeline > 1:
+            raise UserError(
+                f"tuner: LISA draws among all blocks, not with parallel.pipeline: {self.parallel.pipeline}; "
+                "set parallel.pipeline: 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -109,9 +127,7 @@ class FinetuneLora(Finetune):
     """Adapt the feed-forward layers."""
     lora_head: bool = False
     """Adapt the output layer."""
-    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training", "torchao.nf4"] | None = (
-        field(default=None, kw_only=True)
-    )
+    quantize: Packing | None = field(default=None, kw_only=True)
     """Keep the frozen matrices of the blocks in 4 or 8 bits."""
     tuner: Tuner | None = field(default=None, kw_only=True)
     """A tuner of any kind, instead of the lora_ keys."""
@@ -125,11 +141,6 @@ class FinetuneLora(Finetune):
             raise UserError(
                 f"quantize: {self.quantize} keeps the blocks as they are, which tuner: {type(self.tuner).__name__} "
                 "trains; use LoRA, or null"
-            )
-        if self.tuner is not None and not self.tuner.merges:
-            raise UserError(
-                f"tuner: {type(self.tuner).__name__} cannot be folded into the finished model, and nothing else here "
-                "could use it; use LoRA"
             )
         if self.tuner is None and not any(getattr(self, name) for name in LORA_SWITCHES):
             raise UserError("lora_query: false, and no other layer is adapted; set lora_query: true or another")
@@ -150,3 +161,47 @@ class FinetuneLora(Finetune):
             return self.tuner
         targets = [layer for name, layers in LORA_SWITCHES.items() if getattr(self, name) for layer in layers]
         return LoRA(r=self.lora_r, alpha=self.lora_alpha, dropout=self.lora_dropout, target_modules=targets)
+
+
+@dataclass(frozen=True)
+class FinetuneAdapter(Finetune):
+    """Finetune a model through trained prompts that its attention sees, beside its frozen weights (LLaMA-Adapter)."""
+
+    kind: ClassVar[type[Tuner]] = Adapter
+
+    out_dir: Path = field(default=Path("out/finetune/adapter"), kw_only=True)
+    """Folder for checkpoints, logs and the finished adapter."""
+    quantize: Packing | None = field(default=None, kw_only=True)
+    """Keep the frozen matrices of the blocks in 4 or 8 bits."""
+    tuner: Tuner = field(default_factory=Adapter, kw_only=True)
+    """The settings of Adapter."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.tuner) is not self.kind:
+            raise UserError(
+                f"tuner: {type(self.tuner).__name__} is not for this command; use litgpt finetune, or "
+                f"tuner: {self.kind.__name__}"
+            )
+
+    @property
+    def packing(self) -> str | None:
+        """How the frozen matrices of the blocks are kept; None for as they are."""
+        return self.quantize
+
+    @property
+    def tuned(self) -> Tuner:
+        """What is trained, and added to the model to that end."""
+        return self.tuner
+
+
+@dataclass(frozen=True)
+class FinetuneAdapterV2(FinetuneAdapter):
+    """Finetune a model through prompts, and scales and shifts of its linear layers (LLaMA-Adapter v2)."""
+
+    kind: ClassVar[type[Tuner]] = AdapterV2
+
+    out_dir: Path = field(default=Path("out/finetune/adapter-v2"), kw_only=True)
+    """Folder for checkpoints, logs and the finished adapter."""
+    tuner: Tuner = field(default_factory=AdapterV2, kw_only=True)
+    """The settings of AdapterV2."""

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from litgpt.data.batch import Batch
+from litgpt.data.prompts import FILE as STYLE
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
 from litgpt.model.flops import training_flops
@@ -272,6 +273,9 @@ class Loop:
         }
         if run.tokenizer_dir:
             files |= tokenizer_files(run.tokenizer_dir)
+        if (style := run.recipe.out_dir / STYLE).is_file():
+            files[STYLE] = style
+        files |= run.notes
         run.checkpoints.save(self.step, run.trainee.core, run.trainee.optimizers, self.state(), files)
         # of rows that are read on the way, if they are; every rank takes part
         report: dict[str, Any] = getattr(run.stream, "report", dict)()

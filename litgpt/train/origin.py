@@ -1,5 +1,6 @@
 """What a run starts from: a shape, weights, data and a tokenizer, as each task finds them."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,12 @@ from litgpt.data.modules import TinyLlama
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.registry import names
+from litgpt.parallel.precision import PRECISIONS, default_precision
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.finetune import Finetune
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
 from litgpt.recipe.tuner import Tuner
-from litgpt.store import published
+from litgpt.store import adapters, published
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Origin:
         tuner: what is trained, and added to that end; None trains everything.
         quantize: how the frozen matrices of the blocks are packed; None for not.
         noise: alpha of the noise on embeddings while training; None for none.
+        dtype: what the weights are kept in, as torch names it.
+        base: the name or the path by which an adapter is to know the model.
     """
 
     task: str
@@ -38,11 +42,24 @@ class Origin:
     tuner: Tuner | None = None
     quantize: str | None = None
     noise: float | None = None
+    dtype: str | None = None
+    base: str = ""
 
     @property
     def adapted(self) -> bool:
         """Whether the run trains something beside the model's own weights."""
         return self.tuner is not None and self.tuner.adds
+
+    @property
+    def run(self) -> adapters.Run:
+        """How the model is kept while an adapter is trained."""
+        return adapters.Run(self.dtype, self.quantize)
+
+    def notes(self) -> dict[str, str]:
+        """Files by which a training checkpoint of an adapter is known as one."""
+        if self.tuner is None or not self.adapted:
+            return {}
+        return {adapters.CONFIG: json.dumps(adapters.own_config(self.tuner, self.base, self.run), indent=1)}
 
     def learning_rate_factor(self, name: str) -> float:
         """What the learning rate of a parameter is multiplied by."""
@@ -81,8 +98,17 @@ def shape_of(recipe: Pretrain) -> Config:
     return Config.from_name(recipe.model_name, **overrides)
 
 
-def of_finetuning(recipe: Finetune, folder: Path) -> Origin:
-    """The model in a folder, with its own tokenizer."""
+def of_finetuning(recipe: Finetune, folder: Path, base: str) -> Origin:
+    """The model in a folder, with its own tokenizer.
+
+    Args:
+        base: the name or the path by which an adapter is to know it.
+
+    Raises:
+        UserError: if the folder holds an adapter alone.
+    """
+    if adapters.is_adapter(folder):
+        raise UserError(f"checkpoint_dir: {folder} is an adapter; fold it into its base first (litgpt merge_lora)")
     return Origin(
         task="finetune",
         config=published.shape_in(folder),
@@ -91,5 +117,7 @@ def of_finetuning(recipe: Finetune, folder: Path) -> Origin:
         tokenizer_dir=folder,
         tuner=recipe.tuned,
         quantize=recipe.packing,
+        dtype=str(PRECISIONS[recipe.precision or default_precision()].storage).removeprefix("torch."),
+        base=base,
         noise=recipe.neftune_alpha,
     )

@@ -60,6 +60,7 @@ class Run:
     tokenizer: Tokenizer | None
     tokenizer_dir: Path | None
     adapted: bool
+    notes: dict[str, str]
     question: list[int]
     channels: list[str]
     checkpoints: Checkpoints
@@ -301,6 +302,7 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
         say(f"Resuming training from {resumed}")
     if fabric.global_rank == 0:
         write_text(recipe.out_dir / "recipe.yaml", dump(recipe))
+        data.mark(recipe.out_dir)
         if report := data.report():
             write_json(recipe.out_dir / "data_report.json", report)
     return Run(
@@ -318,6 +320,7 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
         tokenizer=tokenizer,
         tokenizer_dir=tokenizer_dir,
         adapted=origin.adapted,
+        notes=origin.notes(),
         question=data.question(recipe.eval.evaluate_example, recipe.seed) if recipe.eval.max_new_tokens else [],
         channels=list(getattr(stream, "channels", ())),  # which streams of a user's own data need not have
         checkpoints=Checkpoints(
