@@ -1,12 +1,12 @@
 """Exchanges between ranks that gradients flow through, each with its opposite.
 
-    forward                                   backward
-    gathered    all-gather along a dim        reduce-scatter
-    scattered   reduce-scatter along a dim    all-gather
-    copied      nothing                       all-reduce
-    summed      all-reduce                    nothing
-    collected   all-gather along a dim        own part: what follows is the same on every rank
-    exchanged   all-to-all of rows            all-to-all back
+forward                                   backward
+gathered    all-gather along a dim        reduce-scatter
+scattered   reduce-scatter along a dim    all-gather
+copied      nothing                       all-reduce
+summed      all-reduce                    nothing
+collected   all-gather along a dim        own part: what follows is the same on every rank
+exchanged   all-to-all of rows            all-to-all back
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def gather(x: Tensor, group: Group, dim: int) -> Tensor:
     """Every rank's tensor, all of one shape, one after the other along a dim; no gradient."""
     dim %= x.dim()
     parts = x.new_empty(dist.get_world_size(group), *x.shape)
-    dist.all_gather_into_tensor(parts, x.contiguous(), group=group)
+    dist.all_gather_into_tensor(parts.flatten(0, 1), x.contiguous(), group=group)  # gloo knows no other shape
     return parts.movedim(0, dim).flatten(dim, dim + 1)
 
 
@@ -32,7 +32,7 @@ def scatter(x: Tensor, group: Group, dim: int) -> Tensor:
     dim %= x.dim()
     parts = x.unflatten(dim, (dist.get_world_size(group), -1)).movedim(dim, 0).contiguous()
     part = torch.empty_like(parts[0])
-    dist.reduce_scatter_tensor(part, parts, group=group)
+    dist.reduce_scatter_tensor(part, parts.flatten(0, 1), group=group)
     return part
 
 

@@ -1,0 +1,215 @@
+"""Expert parallelism: experts are dealt out over ranks, and tokens travel to theirs and back.
+
+Every rank of the axes `expert` and `expert_tensor` has tokens of its own. Neighbours along `expert_tensor` hold parts
+of the inner width of the same experts, so each row goes to all of them, and what comes back is added up.
+
+Axes: D model width, E experts, P ranks that rows travel between, R rows of this rank's tokens, sorted by expert, S rows
+of this rank's experts, sorted by expert.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from math import gcd
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+from litgpt.errors import UserError
+from litgpt.model.config import Config
+from litgpt.model.moe import Gathered, Rows, Spread
+from litgpt.parallel.collectives import Group, exchange, exchanged, gather, gathered, scattered
+from litgpt.parallel.mesh import Mesh
+from litgpt.parallel.tensor import Local, localize, spread
+from litgpt.recipe.parallel import ParallelArgs
+
+OUTWARD, INWARD = ("", "_bias", "_lora_b", "_lora_b_first", "_lora_magnitude"), ("", "_lora_a", "_lora_a_first")
+INNER_DIM = {
+    **{name + part: 1 for name in ("gate", "up") for part in OUTWARD},
+    **{"down" + part: 2 for part in INWARD},
+}
+"""The dim of the inner width, along which a parameter is split over `expert_tensor`."""
+ALIKE = {
+    *(name + part for name in ("gate", "up") for part in INWARD[1:]),
+    *("down" + part for part in ("_bias", "_lora_b", "_lora_b_first")),
+}
+"""Parameters without it, which all ranks of `expert_tensor` have."""
+
+
+class Trip(Protocol):
+    """The way of one rank's rows to their experts and back.
+
+    Attributes:
+        ends_E: where the rows of each expert that lies here end, int32.
+    """
+
+    ends_E: Tensor
+
+    def there(self, rows_RD: Tensor) -> Tensor:
+        """(S, D), the rows of every rank for the experts that lie here."""
+
+    def back(self, rows_SD: Tensor) -> Tensor:
+        """(R, D), what all ranks made of this rank's rows, added up."""
+
+
+class AllToAll:
+    """Each row goes to the ranks that hold its expert, and to no other.
+
+    Args:
+        ends_E: where the rows of each of all experts end.
+        group: ranks in order of their experts, those of the same experts side by side.
+        holders: how many ranks hold parts of the same expert.
+    """
+
+    def __init__(self, ends_E: Tensor, group: Group, holders: int) -> None:
+        self.group, ranks = group, dist.get_world_size(group)
+        counts_Ge = counts_of(ends_E).view(ranks // holders, -1)
+        sent_Pe = counts_Ge.repeat_interleave(holders, dim=0)
+        received_Pe = exchange(sent_Pe, group, [1] * ranks, [1] * ranks)
+        self.sent, self.received = torch.stack([sent_Pe.sum(1), received_Pe.sum(1)]).tolist()
+        experts = received_Pe.shape[1]
+        numbers_Pe = torch.arange(experts, device=ends_E.device).expand_as(received_Pe)
+        arrived_S = numbers_Pe.flatten().repeat_interleave(received_Pe.flatten(), output_size=sum(self.received))
+        self.sorted = Rows(arrived_S[:, None], experts)
+        self.ends_E = self.sorted.ends_E
+        self.copied = copies_of(counts_Ge.sum(1), holders) if holders > 1 else None
+
+    def there(self, rows_RD: Tensor) -> Tensor:
+        """(S, D), the rows of every rank for the experts that lie here."""
+        if self.copied is not None:
+            rows_RD = Spread.apply(rows_RD, self.copied.token_R, self.copied.row_NK)
+        arrived = exchanged(rows_RD, self.group, self.sent, self.received)
+        return Spread.apply(arrived, self.sorted.token_R, self.sorted.row_NK)
+
+    def back(self, rows_SD: Tensor) -> Tensor:
+        """(R, D), what all ranks made of this rank's rows, added up."""
+        arrived = Gathered.apply(rows_SD, self.sorted.token_R, self.sorted.row_NK)
+        rows = exchanged(arrived, self.group, self.received, self.sent)
+        return rows if self.copied is None else Gathered.apply(rows, self.copied.token_R, self.copied.row_NK)
+
+
+class AllGather:
+    """All rows go to all ranks, each of which picks those of its experts; the arguments are those of `AllToAll`."""
+
+    def __init__(self, ends_E: Tensor, group: Group, holders: int) -> None:
+        self.group, ranks = group, dist.get_world_size(group)
+        ends_PE = gather(ends_E[None], group, 0)
+        self.rows, self.longest = torch.stack([ends_E[-1], ends_PE[:, -1].max()]).tolist()
+        experts = len(ends_E) * holders // ranks
+        place_PL = torch.arange(self.longest, device=ends_E.device, dtype=ends_E.dtype).repeat(ranks, 1)
+        owner = torch.searchsorted(ends_PE, place_PL, right=True).flatten()
+        owner = owner - dist.get_rank(group) // holders * experts
+        elsewhere = (owner < 0) | (owner >= experts)
+        self.sorted = Rows(owner.masked_fill(elsewhere, experts)[:, None], experts)
+        self.ends_E = self.sorted.ends_E
+        self.mine_S = self.sorted.order_R[: int(self.ends_E[-1])]
+
+    def there(self, rows_RD: Tensor) -> Tensor:
+        """(S, D), the rows of every rank for the experts that lie here."""
+        padded = F.pad(rows_RD, (0, 0, 0, self.longest - self.rows))
+        return gathered(padded, self.group, 0).index_select(0, self.mine_S)
+
+    def back(self, rows_SD: Tensor) -> Tensor:
+        """(R, D), what all ranks made of this rank's rows, added up."""
+        everywhere = rows_SD.new_zeros(self.longest * dist.get_world_size(self.group), rows_SD.shape[1])
+        return scattered(everywhere.index_copy(0, self.mine_S, rows_SD), self.group, 0)[: self.rows]
+
+
+TRIPS: dict[str, Callable[..., Trip]] = {"all-to-all": AllToAll, "all-gather": AllGather}
+
+
+def counts_of(ends_E: Tensor) -> Tensor:
+    """The number of rows of each expert, int64."""
+    return ends_E.diff(prepend=ends_E.new_zeros(1)).long()
+
+
+def copies_of(counts_G: Tensor, holders: int) -> Rows:
+    """The order in which rows leave if `holders` neighbours get each of them: first for the first, and so on."""
+    group_R = torch.arange(len(counts_G), device=counts_G.device).repeat_interleave(counts_G)
+    rank_RH = group_R[:, None] * holders + torch.arange(holders, device=counts_G.device)
+    return Rows(rank_RH, len(counts_G) * holders)
+
+
+def deal_out(model: nn.Module, config: Config, mesh: Mesh, settings: ParallelArgs) -> None:
+    """Split the experts of every block over the axes `expert` and `expert_tensor`, and let rows travel.
+
+    Raises:
+        UserError: if there are no experts, their number or width does not go round, or a tuner has no split.
+    """
+    degrees = mesh.degrees
+    if degrees.expert * degrees.expert_tensor == 1:
+        return
+    refuse_remainders(config, degrees.expert, degrees.expert_tensor)
+    axes = mesh.experts["expert", "expert_tensor"]
+    group = axes._flatten("dispatch").get_group()
+    travel = partial(TRIPS[settings.expert_dispatch], group=group, holders=degrees.expert_tensor)
+    for experts in experts_of(model):
+        keys = [key for key, parameter in experts._parameters.items() if parameter is not None]
+        locals_of = {key: local_of(key, axes) for key in keys}
+        for key, local in locals_of.items():
+            spread(experts, key, axes, local)
+        localize(experts, {experts: locals_of})
+        dispatch(experts, travel)
+
+
+def experts_of(model: nn.Module) -> list[nn.Module]:
+    """The stacked experts of every block that has any."""
+    return [block.mlp.experts for block in model.blocks if hasattr(block.mlp, "experts")]  # type: ignore[union-attr]
+
+
+def refuse_remainders(config: Config, expert: int, expert_tensor: int) -> None:
+    """Refuse numbers of ranks that do not divide experts or their inner width."""
+    sizes = {"expert": (expert, "n_expert", config.n_expert)}
+    if config.n_expert:
+        sizes["expert_tensor"] = (expert_tensor, "width of experts", config.expert_size)
+    for axis, (ranks, name, size) in sizes.items():
+        if ranks > 1 and (not size or size % ranks):
+            would_do = gcd(size, ranks) if size else 1
+            raise UserError(f"parallel.{axis}: {ranks} does not divide the model's {name}: {size}; set {would_do}")
+
+
+def local_of(key: str, axes: DeviceMesh) -> Local:
+    """How a parameter of stacked experts lies along `expert` and `expert_tensor`."""
+    key = key.removesuffix("_trained")
+    if axes.size(1) == 1:
+        return Local((Shard(0), Replicate()))
+    if dim := INNER_DIM.get(key):
+        return Local((Shard(0), Shard(dim)))
+    if key not in ALIKE:
+        raise UserError(f"tuner: experts.{key} has no split for parallel.expert_tensor; set parallel.expert_tensor: 1")
+    once = key == "down_bias" and axes.get_local_rank(1) > 0
+    return Local((Shard(0), Replicate()), (Shard(0), Partial()), partial(torch.mul, other=0) if once else None)
+
+
+def dispatch(experts: nn.Module, travel: Callable[[Tensor], Trip]) -> None:
+    """Let rows travel to the experts that lie here, and their results back."""
+    inner = experts.forward
+
+    def forward(x_RD: Tensor, ends_E: Tensor, weights_R: Tensor | None = None) -> Tensor:
+        trip = travel(ends_E)
+        weights_S = None if weights_R is None else trip.there(weights_R)
+        return trip.back(inner(trip.there(x_RD), trip.ends_E, weights_S))
+
+    experts.forward = forward
+
+
+def shard_experts(experts: nn.Module, mesh: Mesh, policy: MixedPrecisionPolicy, *, reshard: bool) -> None:
+    """Shard experts over the ranks that hold the same of them: experts, or rows of each where experts are too few."""
+    ranks = mesh.degrees.expert_shard
+
+    def placement(parameter: nn.Parameter) -> Shard:
+        here = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        return Shard(int(here.shape[0] < ranks and here.shape[1] % ranks == 0))
+
+    fully_shard(
+        experts,
+        mesh=mesh.expert_shards,
+        mp_policy=policy,
+        reshard_after_forward=reshard,
+        shard_placement_fn=placement,
+    )
