@@ -1,4 +1,4 @@
-"""LISA: of the blocks a few at a time are trained, drawn anew every so many steps (Pan et al. 2024, arXiv 2403.17919)."""
+"""LISA: of the blocks a few at a time are trained, drawn anew now and then (Pan et al. 2024, arXiv 2403.17919)."""
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ def attach(model: GPT, settings: LISA) -> None:
 
 
 class TurningBlocks:
-    """The blocks of a model of which some are trained at a time, all alike likely; which, is a function of seed and step."""
+    """The blocks of a model, of which some are trained at a time: all alike likely, by the seed and the step alone."""
 
     def __init__(self, model: GPT, settings: LISA, seed: int) -> None:
         """Note what can be trained of each block of a model that `attach` prepared and that has its layout."""

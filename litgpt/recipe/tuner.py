@@ -58,7 +58,7 @@ class Full(Tuner):
 
 @dataclass(frozen=True)
 class LISA(Tuner):
-    """Train the weights themselves, but of the blocks only a few at a time, drawn anew now and then (Pan et al. 2024)."""
+    """Train the weights themselves, but of the blocks a few at a time, drawn anew now and then (Pan et al. 2024)."""
 
     adds: ClassVar[bool] = False
 

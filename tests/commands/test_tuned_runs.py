@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from litgpt.errors import UserError
+from litgpt.recipe.finetune import FinetuneFull, FinetuneLora
+from litgpt.recipe.parallel import ParallelArgs
+from litgpt.recipe.tuner import LISA as Lisa
 from tests.commands.test_finetune import LORA, base, run, weights
 
 __all__ = ["base"]
@@ -58,3 +62,13 @@ def test_blocks_take_turns_alike_on_any_layout(base: Path, tmp_path: Path) -> No
         assert run(tmp_path / name, base, command, 2, **settings, **SHORT, **layout) == pytest.approx(alone, abs=1e-5)
     before, after = weights(base), weights(tmp_path / "alone" / "out" / "final")
     assert not [name for name in before if torch.equal(before[name], after[name])]
+
+
+def test_splits_that_would_be_wrong_are_refused() -> None:
+    for axis in ("tensor", "context", "pipeline"):
+        with pytest.raises(UserError, match=f"neftune_alpha: 5 is for whole samples, not with parallel.{axis}: 2; set"):
+            FinetuneLora(Path("x"), neftune_alpha=5, devices=2, parallel=ParallelArgs(**{axis: 2}))
+    with pytest.raises(UserError, match=r"tuner: LISA draws among all blocks, not with parallel.pipeline: 2; set"):
+        FinetuneFull(Path("x"), tuner=Lisa(), devices=2, parallel=ParallelArgs(pipeline=2))
+    with pytest.raises(UserError, match=r"quantize: bnb.nf4 keeps the blocks as they are, which tuner: LISA trains"):
+        FinetuneLora(Path("x"), tuner=Lisa(), quantize="bnb.nf4")
