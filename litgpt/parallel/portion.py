@@ -1,4 +1,4 @@
-"""What a rank works on of a batch: its tokens along the context axis, its rows of the vocabulary along the tensor axis."""
+"""What a rank works on of a batch: its tokens (context axis), and its rows of the vocabulary (tensor axis)."""
 
 import torch
 import torch.distributed as dist
@@ -33,16 +33,16 @@ class VocabularyRows:
 class Tokens:
     """The tokens of a batch that lie on this rank of the context axis.
 
-    A row is lengthened until it goes round, and cut into two pieces a rank. With attention by all-gather rank r of c has
-    pieces r and 2 c - 1 - r, so that all ranks have as many keys to look back on; else its pieces are neighbours.
+    A row is lengthened until it goes round, and cut into two pieces a rank. With attention by all-gather rank r of c
+    has pieces r and 2 c - 1 - r, so that all ranks have as many keys to look back on; else its pieces are neighbours.
     """
 
     def __init__(self, mesh: Mesh, settings: ParallelArgs, vocabulary: VocabularyRows | None) -> None:
         self.vocabulary = vocabulary
         self.ranks, self.rank = mesh.degrees.context, mesh.place("context")
         self.group = mesh.group("context")
-        together = mesh.degrees.tensor if settings.sequence else 1
-        self.multiple = together * (2 * self.ranks if self.ranks > 1 else 1)
+        self.sequence_ranks = mesh.degrees.tensor if settings.sequence else 1
+        self.multiple = self.sequence_ranks * (2 * self.ranks if self.ranks > 1 else 1)
         self.head_tail = settings.context_method == "all-gather"
 
     def padded(self, whole_BT: Tensor, fill: float) -> Tensor:
@@ -62,6 +62,10 @@ class Tokens:
         if self.head_tail:
             return torch.cat([pieces[rank], pieces[2 * self.ranks - 1 - rank]])
         return torch.cat([pieces[2 * rank], pieces[2 * rank + 1]])
+
+    def between_blocks(self, tokens: int) -> int:
+        """Tokens of a row of so many that this rank has between blocks."""
+        return -(-tokens // self.multiple) * self.multiple // (self.ranks * self.sequence_ranks)
 
     def together(self, own_BPD: Tensor) -> Tensor:
         """(B, T, D) in order, lengthening included, out of every rank's tokens."""

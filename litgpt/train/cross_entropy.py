@@ -12,6 +12,7 @@ from torch import Tensor
 
 from litgpt.data.batch import IGNORE
 from litgpt.model.gpt import logits
+from litgpt.model.portion import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,21 @@ class Labels:
 
 
 def plain_cross_entropy(
-    hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None = None, *, target: Labels
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    softcap: float | None = None,
+    *,
+    target: Labels,
+    vocabulary: Vocabulary | None = None,
 ) -> Tensor:
-    """The summed negative log-likelihood of the labels in nats, through the whole (B, T, V) logits."""
+    """The summed negative log-likelihood of the labels in nats, through the whole (B, T, V) logits.
+
+    Args:
+        vocabulary: whose rows weight and bias are, if the other rows lie elsewhere.
+    """
     scores = logits(hidden_BTD, weight_VD, bias_V, softcap)
+    scores = scores if vocabulary is None else vocabulary.gathered(scores)
     upcast = scores if scores.dtype == torch.float64 else scores.float()
     labels_N = target.labels_BT.flatten()
     losses_N = F.cross_entropy(upcast.flatten(0, 1), labels_N, ignore_index=IGNORE, reduction="none")
@@ -55,6 +67,7 @@ def chunked_cross_entropy(
     *,
     target: Labels,
     chunk_rows: int,
+    vocabulary: Vocabulary | None = None,
 ) -> Tensor:
     """The same sum, `chunk_rows` tokens at a time.
 
@@ -64,6 +77,8 @@ def chunked_cross_entropy(
     Args:
         hidden_BTD: what the head is applied to.
         softcap: logits go through softcap tanh(logit / softcap).
+        vocabulary: whose rows weight and bias are, if the other rows lie elsewhere; the gradient of the hidden states
+            is then this rank's part of a sum over all of them.
     """
     device = hidden_BTD.device.type
     if torch.is_autocast_enabled(device):
@@ -71,7 +86,7 @@ def chunked_cross_entropy(
         hidden_BTD, weight_VD = hidden_BTD.to(compute), weight_VD.to(compute)
         bias_V = None if bias_V is None else bias_V.to(compute)
     with torch.autocast(device, enabled=False):
-        return _Chunked.apply(hidden_BTD.flatten(0, 1), weight_VD, bias_V, target, chunk_rows, softcap)
+        return _Chunked.apply(hidden_BTD.flatten(0, 1), weight_VD, bias_V, target, chunk_rows, softcap, vocabulary)
 
 
 class _Chunked(torch.autograd.Function):
@@ -86,6 +101,7 @@ class _Chunked(torch.autograd.Function):
         target: Labels,
         chunk_rows: int,
         softcap: float | None,
+        vocabulary: Vocabulary | None,
     ) -> Tensor:
         labels_N = target.labels_BT.flatten()
         kept = labels_N.ne(IGNORE).nonzero().squeeze(1)
@@ -102,16 +118,20 @@ class _Chunked(torch.autograd.Function):
             if bias_V is not None:
                 scores += bias_V
             slopes = None if softcap is None else _cap(scores, softcap)
-            picked = scores.gather(1, labels[part, None])
+            here, rows = _rows_of(labels[part], len(weight_VD), vocabulary)
+            picked = scores.gather(1, rows[:, None])
             highest, total = _exponentials(scores, exact)
-            losses = highest + total.log() - picked
+            if vocabulary is None or here is None:
+                losses = highest + total.log() - picked
+            else:
+                losses, total = _over_ranks(vocabulary, picked * here, highest, total)
             if target.losses_N is not None:
                 target.losses_N[kept[part]] = losses[:, 0].to(target.losses_N.dtype)
             factors = _factors(losses, None if weights is None else weights[part], dft=target.dft)
             loss += (losses if factors is None else losses * factors).sum()
             if gradients is not None:
                 gradients.add(part, _times(scores, slopes, factors), total)
-                gradients.take_labels(part, labels[part], slopes, factors)
+                gradients.take_labels(part, rows, slopes, _product(factors, here))
         if gradients is not None:
             hidden = torch.zeros_like(hidden_ND).index_copy_(0, kept, gradients.hidden)
             weight = gradients.weight.to(weight_VD.dtype) if wanted[1] else None
@@ -122,7 +142,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         # the saved gradients belong to this node alone and it runs once, so they are scaled in place
-        return (*(None if saved is None else saved.mul_(scale) for saved in ctx.saved_tensors), None, None, None)
+        return (*(None if saved is None else saved.mul_(scale) for saved in ctx.saved_tensors), None, None, None, None)
 
 
 class _Gradients:
@@ -168,6 +188,28 @@ def _times(values: Tensor, *factors: Tensor | None) -> Tensor:
         if factor is not None:
             values.mul_(factor.to(values.dtype))
     return values
+
+
+def _rows_of(labels: Tensor, rows: int, vocabulary: Vocabulary | None) -> tuple[Tensor | None, Tensor]:
+    """Whether each label's row is among ours (n, 1), None if all are, and its number (n,), any where it is not."""
+    if vocabulary is None:
+        return None, labels
+    numbers = labels - vocabulary.first
+    return ((numbers >= 0) & (numbers < rows))[:, None], numbers.clamp(0, rows - 1)
+
+
+def _over_ranks(vocabulary: Vocabulary, picked: Tensor, highest: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses (n, 1), and what the exponentials here are to be divided by, out of all parts of the rows."""
+    everywhere = vocabulary.highest(highest)
+    whole = vocabulary.summed(total * torch.exp(highest - everywhere))
+    return everywhere + whole.log() - vocabulary.summed(picked), whole * torch.exp(everywhere - highest)
+
+
+def _product(factors: Tensor | None, here: Tensor | None) -> Tensor | None:
+    """Factors of the labels whose rows are here, and none for the others; None for 1."""
+    if here is None:
+        return factors
+    return here.float() if factors is None else factors * here
 
 
 def _factors(losses: Tensor, weights: Tensor | None, *, dft: bool) -> Tensor | None:

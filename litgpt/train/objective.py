@@ -1,7 +1,7 @@
 """What a run minimises: a summed loss for each micro-batch, and the count that the sums are divided by."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from litgpt.data.batch import IGNORE, Batch
+from litgpt.model.portion import Portion
 from litgpt.recipe.train import LossArgs
 from litgpt.train.cross_entropy import Labels, chunked_cross_entropy, plain_cross_entropy
 
@@ -39,13 +40,27 @@ def next_token(settings: LossArgs) -> Objective:
     )
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        weights = SHARES[settings.normalize](batch)
-        losses_N = None if batch.channels is None else torch.zeros(batch.labels.numel(), device=batch.labels.device)
-        head = partial(cross_entropy, target=Labels(batch.labels, weights, settings.type == "dft", losses_N))
+        portion = getattr(model, "portion", None)
+        mine = own_labels(replace(batch, weights=SHARES[settings.normalize](batch)), portion)
+        losses_N = None if mine.channels is None else torch.zeros(mine.labels.numel(), device=mine.labels.device)
+        target = Labels(mine.labels, mine.weights, settings.type == "dft", losses_N)
+        head = partial(cross_entropy, target=target, vocabulary=None if portion is None else portion.vocabulary)
         summed = model(batch.ids, positions_BT=batch.positions, documents_BT=batch.documents, head=head)
-        return summed, {} if losses_N is None else {"channels": by_channel(batch, losses_N)}
+        return summed, {} if losses_N is None else {"channels": by_channel(mine, losses_N)}
 
     return Objective(loss, COUNTS[settings.normalize])
+
+
+def own_labels(batch: Batch, portion: Portion | None) -> Batch:
+    """The batch with the labels, weights and channels of a process's own tokens alone."""
+    if portion is None:
+        return batch
+    return replace(
+        batch,
+        labels=portion.own(batch.labels, IGNORE),
+        weights=None if batch.weights is None else portion.own(batch.weights, 0.0),
+        channels=None if batch.channels is None else portion.own(batch.channels, 0),
+    )
 
 
 def by_channel(batch: Batch, losses_N: Tensor) -> Tensor:

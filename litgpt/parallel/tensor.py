@@ -1,0 +1,244 @@
+"""Tensor parallelism: every matrix of a layer is split over ranks, and between layers so are the tokens.
+
+Parameters are DTensors; what computes is their local part, which `localize` puts in their place while a module runs.
+A block's layers run as they are, on the heads and inner widths that lie here (Shoeybi et al. 2019, section 3); around
+attention and feed-forward tokens are gathered, and sums over ranks scattered again (Korthikanti et al. 2022, section
+4.2.2), or, without `sequence`, only summed.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+
+from litgpt.errors import UserError
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.parallel.collectives import Group, copied, gathered, scattered, summed
+from litgpt.parallel.mesh import Mesh
+from litgpt.parallel.portion import VocabularyRows
+from litgpt.recipe.parallel import ParallelArgs
+
+Change = Callable[[Tensor], Tensor]
+
+LAYERS = {
+    **dict.fromkeys(("embedding", "head", "attention.q", "attention.q_up", "attention.kv_up"), "columns"),
+    **dict.fromkeys(("attention.k", "attention.v"), "groups"),
+    **dict.fromkeys(("mlp.gate", "mlp.up", "shared.gate", "shared.up"), "columns"),
+    **dict.fromkeys(("attention.out", "mlp.down", "shared.down"), "rows"),
+    "attention": "columns",
+}
+"""How each layer is split: its outputs (columns; groups are those of key-value heads) or its inputs (rows).
+
+Others have all of their parameters on every rank, and see a part of the tokens or of the heads.
+"""
+
+COLUMNS = dict.fromkeys(
+    ("weight", "bias", "sinks", "lora_b", "lora_b_first", "lora_magnitude", "scale_out", "shift"), 0
+)
+DIMS: dict[str, dict[str, int]] = {
+    "columns": COLUMNS,
+    "groups": COLUMNS,
+    "rows": {"weight": 1, "lora_a": 1, "lora_a_first": 1, "scale_in": 0},
+}
+"""The dim along which a parameter of such a layer is split."""
+ALIKE = {
+    "columns": ("lora_a", "lora_a_first", "scale_in"),
+    "groups": ("lora_a", "lora_a_first", "scale_in"),
+    "rows": ("lora_b", "lora_b_first", "scale_out"),
+}
+"""Parameters of such a layer that are whole on every rank."""
+ONCE = ("bias", "shift")
+"""Parameters of a layer split by rows that one rank alone adds."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """How a parameter lies on the ranks of an axis, and what computes of it.
+
+    Attributes:
+        placements: of its DTensor.
+        slopes: how its gradient comes out of a rank's own tokens or heads; None for as it lies.
+        cut: what a rank takes of what lies here.
+    """
+
+    placements: tuple[Placement, ...]
+    slopes: tuple[Placement, ...] | None = None
+    cut: Change | None = None
+
+    def of(self, parameter: Tensor) -> Tensor:
+        """What computes of a parameter."""
+        assert isinstance(parameter, DTensor)
+        local = parameter.to_local(grad_placements=self.slopes)
+        return local if self.cut is None else self.cut(local)
+
+
+def localize(module: nn.Module, locals_of: dict[Any, dict[str, Local]]) -> None:
+    """Let modules compute with their local parameters whenever `module` runs."""
+    inner = module.forward
+
+    def forward(*arguments: Any, **named: Any) -> Any:
+        kept = [(owner, key, owner._parameters[key]) for owner, keys in locals_of.items() for key in keys]
+        for owner, key, parameter in kept:
+            if isinstance(parameter, DTensor):
+                owner._parameters[key] = locals_of[owner][key].of(parameter)
+        try:
+            return inner(*arguments, **named)
+        finally:
+            for owner, key, parameter in kept:
+                owner._parameters[key] = parameter
+
+    module.forward = forward
+
+
+def enclose(module: Any, *, before: Change | None = None, after: Change | None = None) -> None:
+    """Let a module's first input or its output pass through something."""
+    inner = module.forward
+
+    def forward(x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        y = inner(x if before is None else before(x), *arguments, **named)
+        return y if after is None else after(y)
+
+    module.forward = forward
+
+
+def spread(module: nn.Module, key: str, mesh: DeviceMesh, local: Local) -> None:
+    """Make a parameter, which may be on the meta device, a DTensor that lies as told."""
+    parameter = module._parameters[key]
+    assert parameter is not None
+    whole = distribute_tensor(parameter.detach(), mesh, local.placements, src_data_rank=None)
+    module._parameters[key] = nn.Parameter(whole, requires_grad=parameter.requires_grad)
+
+
+def split(model: GPT, config: Config, mesh: Mesh, settings: ParallelArgs) -> VocabularyRows:
+    """Split a model over the tensor axis; experts apart, which are split by themselves.
+
+    Returns:
+        what this rank has of the vocabulary.
+
+    Raises:
+        UserError: if heads or widths do not go round, or a tuner has no split.
+    """
+    axis, ranks = mesh.storage["tensor"], mesh.degrees.tensor
+    refuse_remainders(config, ranks)
+    if not settings.sequence and config.n_expert:
+        raise UserError("parallel.sequence: false would send every token to its experts several times; set true")
+    group = mesh.group("tensor")
+    plan = dict(planned(model, config, axis, sequence=settings.sequence))
+    for module, keys in plan.items():
+        for key, local in keys.items():
+            spread(module, key, axis, local)
+    ends = {owner: plan.pop(owner) for owner in (model.embedding, model.head) if owner in plan}
+    for module, keys in plan.items():
+        localize(module, {module: keys})
+    enclose_regions(model, group, sequence=settings.sequence)
+    localize(model, ends)  # the model itself reads the matrix of the output
+    return VocabularyRows(group, (config.padded_vocab_size or 0) // ranks)
+
+
+def refuse_remainders(config: Config, ranks: int) -> None:
+    """Refuse a number of ranks that does not divide what is split."""
+    sizes = {
+        "n_head": config.n_head,
+        "padded_vocab_size": config.padded_vocab_size,
+        "intermediate_size": config.intermediate_size,
+        "shared expert width": config.shared_size or 0,
+    }
+    for name, size in sizes.items():
+        if size is not None and size % ranks:
+            would_do = max(degree for degree in range(1, ranks + 1) if size % degree == 0)
+            raise UserError(f"parallel.tensor: {ranks} does not divide the model's {name}: {size}; set {would_do}")
+    groups = config.n_query_groups or config.n_head
+    if not config.latent_attention and groups % ranks and ranks % groups:
+        raise UserError(
+            f"parallel.tensor: {ranks} and the model's n_query_groups: {groups} do not divide each other; "
+            f"set parallel.tensor: {groups}"
+        )
+
+
+def planned(
+    model: GPT, config: Config, axis: DeviceMesh, *, sequence: bool
+) -> Iterator[tuple[nn.Module, dict[str, Local]]]:
+    """Every module with parameters of its own, save experts, and how each of these lies."""
+    for name, module in model.named_modules():
+        keys = [key for key, parameter in module._parameters.items() if parameter is not None]
+        if keys and not name.endswith(".experts"):
+            yield module, {key: local_of(name, key, module, config, axis, sequence=sequence) for key in keys}
+
+
+def local_of(name: str, key: str, module: nn.Module, config: Config, axis: DeviceMesh, *, sequence: bool) -> Local:
+    """How a parameter of the module of this name lies."""
+    kind = next((LAYERS[end] for end in LAYERS if f".{name}".endswith(f".{end}")), None)
+    key = key.removesuffix("_trained")
+    if name.endswith((".norm_q", ".norm_k")) and config.norm_qk_type == "per_head" and config.norm_qk:
+        kind = "columns" if name.endswith(".norm_q") else "groups"
+    if kind is None:
+        outside = not sequence and ".attention." not in name and ".mlp." not in name
+        return Local((Replicate(),), None if outside else (Partial(),))
+    if key in getattr(module, "pieces", ()):
+        return Local((Replicate(),))
+    if key == "lora_magnitude" and kind == "rows":
+        raise UserError("tuner.dora: true has no split for parallel.tensor: it norms whole rows; set dora: false")
+    dim = DIMS[kind].get(key)
+    if dim is None and key not in ALIKE[kind] and not (kind == "rows" and key in ONCE):
+        raise UserError(f"tuner: {name}.{key} has no split for parallel.tensor; LoRA has, or set parallel.tensor: 1")
+    if dim is None:
+        once = kind == "rows" and key in ONCE and axis.get_local_rank() > 0
+        return Local((Replicate(),), (Partial(),), partial(torch.mul, other=0) if once else None)
+    groups, ranks = config.n_query_groups or config.n_head, axis.size()
+    if kind == "groups" and groups % ranks:
+        return Local(
+            (Replicate(),), (Partial(),), partial(own_group, rank=axis.get_local_rank(), ranks=ranks, groups=groups)
+        )
+    return Local((Shard(dim),))
+
+
+def own_group(whole: Tensor, *, rank: int, ranks: int, groups: int) -> Tensor:
+    """The rows of the one key-value head that this rank's queries read; several ranks have the same."""
+    rows = whole.shape[0] // groups
+    return whole.narrow(0, rank * groups // ranks * rows, rows)
+
+
+def enclose_regions(model: GPT, group: Group, *, sequence: bool) -> None:
+    """Exchange tokens before and after what is split."""
+    join = partial(gathered, group=group, dim=1) if sequence else partial(copied, group=group)
+    part = partial(scattered, group=group, dim=1) if sequence else partial(summed, group=group)
+    blocks: list[Any] = model.own_blocks
+    for block in blocks:
+        enclose(block.attention, before=join, after=part)
+        dense = block.mlp.shared if hasattr(block.mlp, "experts") else block.mlp
+        if dense is not None:
+            enclose(dense, before=join, after=part)
+        if getattr(block.attention, "norm_kind", None) == "olmo2":
+            for one in (block.attention.norm_q, block.attention.norm_k):
+                enclose(
+                    one, before=partial(gathered, group=group, dim=-1), after=partial(own_part, group=group, dim=-1)
+                )
+    look_up_rows(model.embedding, group, part)
+    if model.position_embedding is not None and sequence:
+        enclose(model.position_embedding, after=partial(own_part, group=group, dim=-2))
+    enclose(model.norm, after=join)
+
+
+def own_part(whole: Tensor, group: Group, dim: int) -> Tensor:
+    """This rank's part along a dim."""
+    return whole.chunk(dist.get_world_size(group), dim)[dist.get_rank(group)]
+
+
+def look_up_rows(embedding: Any, group: Group, part: Change) -> None:
+    """Let an embedding, of which some rows lie here, look up those and add up with the others."""
+    inner = embedding.forward
+
+    def forward(ids_BT: Tensor) -> Tensor:
+        rows = len(embedding.weight)
+        numbers = ids_BT - rows * dist.get_rank(group)
+        here = (numbers >= 0) & (numbers < rows)
+        return part(inner(numbers.clamp(0, rows - 1)) * here.unsqueeze(-1))
+
+    embedding.forward = forward

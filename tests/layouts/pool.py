@@ -1,0 +1,87 @@
+"""Processes that stay for the whole test session and form a process group of any size, a piece of work at a time."""
+
+import atexit
+import contextlib
+import os
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from tests.processes import CONTEXT, environment, free_port
+
+SIZE = 8
+
+
+class Pool:
+    """Up to `SIZE` processes, started when first needed; all are started anew after one of them failed."""
+
+    def __init__(self) -> None:
+        self.members: list[tuple[Any, Connection]] = []
+        atexit.register(self.close)
+
+    def run(self, work: Callable[..., Any], *arguments: Any, ranks: int, timeout: float = 120) -> list[Any]:
+        """What `work(*arguments)` returns on each of `ranks` ranks of a gloo process group.
+
+        Raises:
+            AssertionError: with the traceback of the first rank that raised.
+        """
+        while len(self.members) < ranks:
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            self.members.append((process, ours))
+        port = free_port()
+        pipes = [pipe for _, pipe in self.members[:ranks]]
+        for rank, pipe in enumerate(pipes):
+            pipe.send((work, arguments, environment(rank, max(ranks, 2), port) | {"WORLD_SIZE": str(ranks)}))
+        answers: dict[Connection, Any] = {}
+        while len(answers) < ranks:
+            ready = wait([pipe for pipe in pipes if pipe not in answers], timeout)
+            for pipe in ready:
+                with contextlib.suppress(EOFError):
+                    answers[pipe] = pipe.recv()  # type: ignore[union-attr, index]
+                failed = answers.get(pipe, (False, "the process died"))  # type: ignore[call-overload]
+                if not failed[0]:
+                    self.close()
+                    raise AssertionError(failed[1])
+            if not ready:
+                self.close()
+                raise AssertionError(f"{ranks - len(answers)} of {ranks} ranks gave no answer in {timeout:g} s")
+        return [answers[pipe][1] for pipe in pipes]
+
+    def close(self) -> None:
+        """End the processes."""
+        for process, pipe in self.members:
+            process.kill()
+            process.join()
+            pipe.close()
+        self.members = []
+
+
+def _serve(pipe: Connection) -> None:
+    """Do what comes in, one process group after the other."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            work, arguments, names = pipe.recv()
+        except EOFError:
+            os._exit(0)
+        os.environ.update(names)
+        try:
+            dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+            answer = (True, work(*arguments))
+            dist.barrier()
+            dist.destroy_process_group()
+        except BaseException:
+            answer = (False, traceback.format_exc())
+        pipe.send(answer)
+
+
+POOL = Pool()
