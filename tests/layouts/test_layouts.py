@@ -1,0 +1,81 @@
+"""Every layout trains as one process does, to the last digits of float64; and the test would know if it did not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import Replicate
+
+from litgpt.parallel import apply, collectives, tensor
+from tests.layouts.layouts import Case, Facts, differences, facts
+from tests.layouts.pool import POOL
+
+LIMITS = {"first": 0.0, "gradient": 1e-8, "after": 1e-8, "model": 1e-10}
+
+CASES = [
+    # data
+    Case("dense", 2, {"data_replicate": 2}, packed=True),
+    Case("tied", 2, {"data_shard": 2}),
+    Case("deep", 4, {"data_replicate": 2, "reshard_after_forward": False}),
+    # tensor
+    Case("dense", 2, {"tensor": 2}, packed=True),
+    Case("dense", 2, {"tensor": 2, "sequence": False}),
+    Case("tied", 4, {"tensor": 2, "data_shard": 2}),
+    Case("tied", 4, {"tensor": 2, "data_replicate": 2}),
+    Case("gemma", 2, {"tensor": 2}),
+    Case("neox", 2, {"tensor": 2}),
+    Case("learned", 2, {"tensor": 2}),
+    Case("olmo2", 2, {"tensor": 2}),
+    Case("one head", 4, {"tensor": 4}),
+    Case("one head", 2, {"tensor": 2, "sequence": False}, tuner="lora"),
+    Case("dense", 2, {"tensor": 2}, tuner="lora"),
+    Case("dense", 4, {"tensor": 2}, tuner="lora and head"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_layout_trains_as_one_process(case: Case) -> None:
+    found = differences(case, POOL.run(facts, case, ranks=case.ranks))
+    assert {kind: far for kind, far in found.items() if far > LIMITS[kind]} == {}
+
+
+def without_partial_sums(case: Case) -> Facts:
+    """Gradients of norms that see a part of the tokens stay this rank's."""
+    tensor.Partial = Replicate  # type: ignore[assignment, misc]
+    return facts(case)
+
+
+def without_scattered_sums(case: Case) -> Facts:
+    """Of what ranks add up each takes its own share only."""
+    collectives.scatter = lambda x, group, dim: tensor.own_part(x, group, dim)
+    return facts(case)
+
+
+def without_replica_sums(case: Case) -> Facts:
+    """Gradients of replicas stay apart."""
+
+    def own(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    apply._sum_over_replicas = own
+    return facts(case)
+
+
+MUTATIONS = {
+    without_partial_sums: Case("dense", 2, {"tensor": 2}),
+    without_scattered_sums: Case("dense", 2, {"tensor": 2}),
+    without_replica_sums: Case("dense", 2, {"data_replicate": 2}),
+}
+
+
+@pytest.mark.parametrize("broken", MUTATIONS, ids=lambda broken: broken.__name__)
+def test_a_sum_that_is_left_out_shows(broken: Callable[[Case], Facts]) -> None:
+    case = MUTATIONS[broken]
+    try:
+        told = POOL.run(broken, case, ranks=case.ranks)
+    finally:
+        POOL.close()  # its processes are spoilt
+    assert differences(case, told)["gradient"] > 1e-3
