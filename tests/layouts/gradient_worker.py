@@ -55,17 +55,25 @@ def part_of(batch: Batch, rank: int, ranks: int, micro: int) -> list[Batch]:
 
 def gradient(degrees: tuple[int, int], rank: int, ranks: int, micro: int) -> tuple[dict[str, torch.Tensor], float]:
     """Every parameter's full gradient, and the loss."""
+    return gradient_of(part_of(global_batch(), rank, ranks, micro), degrees, SHAPE, LossArgs(chunk_rows=7))
+
+
+def gradient_of(
+    batches: list[Batch], degrees: tuple[int, int], shape: Config, settings: LossArgs
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Every parameter's full gradient, and the loss, of this rank's micro-batches."""
+    ranks = degrees[0] * degrees[1]
+    objective = next_token(settings)
     mesh = Mesh(Degrees(data_replicate=degrees[0], data_shard=degrees[1]), "cpu") if ranks > 1 else None
     with torch.device("meta"):
-        model = GPT(SHAPE).to(torch.float64)
+        model = GPT(shape).to(torch.float64)
     parallelize(model, mesh, ParallelArgs(), precision=PRECISIONS["64-true"], compile_blocks=False)
     model.to_empty(device="cpu")
     initialize(model, 3, write=place)
     device = torch.device("cpu")
     trainee = Trainee(replicate(model, mesh), [], device, PRECISIONS["64-true"], mesh)
-    batches = part_of(global_batch(), rank, ranks, micro)
-    (targets,) = total([sum(batch.targets for batch in batches)], device)
-    loss, _ = gradients(trainee, batches, next_token(LossArgs(chunk_rows=7)), count=targets)
+    (count,) = total([sum(map(objective.count, batches))], device)
+    loss, _ = gradients(trainee, batches, objective, count=count)
     return {name: full(p.grad) for name, p in model.named_parameters() if p.grad is not None}, total([loss], device)[0]
 
 
