@@ -153,8 +153,7 @@ class GPT(nn.Module):
             documents_BT = None if documents_BT is None else self.portion.padded(documents_BT, -1)
         shared = share(self.config, positions, documents_BT=documents_BT, cached=cached)
         x_BTD = self._embed(ids_BT, positions if self.portion is None else self.portion.own(positions, 0))
-        for layer, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, shared, None if cache is None else cache.layers[layer])
+        x_BTD = self.through(range(len(self.blocks)), x_BTD, shared, cache)
         if cache is not None:
             cache.advance(ids_BT.shape[1])
         hidden = self.norm(x_BTD)
@@ -165,6 +164,12 @@ class GPT(nn.Module):
             return head(hidden, *output)
         scores = logits(hidden, *output)
         return scores if self.portion is None else whole_logits(self.portion, scores)[:, :tokens]
+
+    def through(self, layers: range, x_BTD: Tensor, shared: Shared, cache: Cache | None = None) -> Tensor:
+        """What comes out of the last of these blocks, (B, T, D), for what goes into the first."""
+        for layer in layers:
+            x_BTD = self.blocks[layer](x_BTD, shared, None if cache is None else cache.layers[layer])
+        return x_BTD
 
     def _embed(self, ids_BT: Tensor, positions: Tensor) -> Tensor:
         x_BTD = self.embedding(ids_BT)

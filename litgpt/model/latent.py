@@ -45,18 +45,27 @@ class LatentAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, shared: Shared, cache: LayerCache | None = None) -> Tensor:
         """Attend to the tokens that `shared` lets each see, those in the cache included."""
-        q_BTD = self.q(x_BTD) if hasattr(self, "q") else self.q_up(self.norm_q(self.q_down(x_BTD)))
+        q_BTD = self.q_down(x_BTD) if hasattr(self, "q_down") else x_BTD
         latent_BTL, place_BTS = self.kv_down(x_BTD).split([self.latent, self.turned], dim=-1)
+        q, k, v = self.raised(q_BTD, latent_BTL, place_BTS, shared)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        return self.out(self.attended(q, k, v, shared).transpose(1, 2).flatten(2))
+
+    def raised(
+        self, q_BTD: Tensor, latent_BTL: Tensor, place_BTS: Tensor, shared: Shared
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of all heads out of the latent vectors, each (B, H, T, S)."""
+        q_BTD = self.q_up(self.norm_q(q_BTD)) if hasattr(self, "q_up") else self.q(q_BTD)
         k_BHTS, v_BHTS = heads(self.kv_up(self.norm_kv(latent_BTL)), [self.plain, self.value])
         q_plain, q_turned = heads(q_BTD, [self.plain, self.turned])
         q_turned, k_turned = self._place(q_turned, place_BTS.unsqueeze(1), shared)
         q = torch.cat([q_plain, q_turned], dim=-1)
-        k = torch.cat([k_BHTS, k_turned.expand(-1, k_BHTS.shape[1], -1, -1)], dim=-1)
-        v = v_BHTS
-        if cache is not None:
-            k, v = cache.append(k, v)
-        y_BHTS = attend_as(shared, q, k, v, window=self.window, scale=self.scale)
-        return self.out(y_BHTS.transpose(1, 2).flatten(2))
+        return q, torch.cat([k_BHTS, k_turned.expand(-1, k_BHTS.shape[1], -1, -1)], dim=-1), v_BHTS
+
+    def attended(self, q_BHTS: Tensor, k_BHUS: Tensor, v_BHUS: Tensor, shared: Shared) -> Tensor:
+        """(B, H, T, S of the values), what each query finds."""
+        return attend_as(shared, q_BHTS, k_BHUS, v_BHUS, window=self.window, scale=self.scale)
 
     def _place(self, q: Tensor, k: Tensor, shared: Shared) -> tuple[Tensor, Tensor]:
         if self.rope is None:

@@ -15,11 +15,19 @@ from torch.nn.parallel import DistributedDataParallel
 from litgpt.errors import UserError
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import Precision
+from litgpt.parallel.recompute import recompute
 from litgpt.recipe.parallel import ParallelArgs
+from litgpt.recipe.recompute import RecomputeArgs
 
 
 def parallelize(
-    model: nn.Module, mesh: Mesh | None, settings: ParallelArgs, *, precision: Precision, compile_blocks: bool
+    model: nn.Module,
+    mesh: Mesh | None,
+    settings: ParallelArgs,
+    *,
+    precision: Precision,
+    compile_blocks: bool,
+    again: RecomputeArgs | None = None,
 ) -> nn.Module:
     """Split, compile and shard a model that may still be on the meta device.
 
@@ -29,9 +37,11 @@ def parallelize(
     Args:
         model: has `blocks`, the units that are compiled and sharded one by one.
         mesh: None for one process.
+        again: what is computed again in the backward pass; None for nothing.
     """
     if mesh is not None:
         refuse_unready(mesh)
+    recompute(model, again or RecomputeArgs(), compiled=compile_blocks)
     if compile_blocks:
         for block in model.blocks:  # type: ignore[union-attr]
             block.compile()

@@ -9,6 +9,7 @@ from litgpt.recipe.bounds import Count, Seed, check_numbers
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.optimizer import AdamW, Optimizer
 from litgpt.recipe.parallel import ParallelArgs
+from litgpt.recipe.recompute import RecomputeArgs
 from litgpt.recipe.train import CheckpointArgs, EvalArgs, GuardArgs, LogArgs, LossArgs, TrainArgs
 
 
@@ -40,6 +41,7 @@ class Training:
     compile: bool | None = None
     """Compile the model with torch.compile; null where it pays."""
     parallel: ParallelArgs = field(default_factory=ParallelArgs)
+    recompute: RecomputeArgs = field(default_factory=RecomputeArgs)
     loss: LossArgs = field(default_factory=LossArgs)
     checkpoint: CheckpointArgs = field(default_factory=CheckpointArgs)
     guard: GuardArgs = field(default_factory=GuardArgs)
@@ -51,6 +53,8 @@ class Training:
                 f"train.min_lr: {self.train.min_lr} is above the optimizer's lr: {self.optimizer.lr}; "
                 "set train.min_lr: 0"
             )
+        if self.compile and self.recompute.offload:
+            raise UserError("recompute.offload: true and compile: true exclude each other; set compile: false")
         self._check_layout()
 
     def _check_layout(self) -> None:

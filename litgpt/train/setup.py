@@ -184,7 +184,8 @@ def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_fol
         strategy.mesh,
         recipe.parallel,
         precision=precision,
-        compile_blocks=fabric.device.type == "cuda" if recipe.compile is None else recipe.compile,
+        compile_blocks=compiles(recipe, fabric.device),
+        again=recipe.recompute,
     )
     model.to_empty(device=fabric.device)
     if origin.weights and (origin.adapted or not weights_follow):
@@ -204,6 +205,11 @@ def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_fol
         scale=LossScale(active=precision.scaled),
         turns=turns,
     )
+
+
+def compiles(recipe: Training, device: torch.device) -> bool:
+    """Whether blocks are compiled: if the recipe says so, else where it pays and what they keep stays on the device."""
+    return (device.type == "cuda" and not recipe.recompute.offload) if recipe.compile is None else recipe.compile
 
 
 def load_weights(model: GPT, origin: Origin, device: torch.device) -> None:

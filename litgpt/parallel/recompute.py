@@ -1,0 +1,247 @@
+"""Parts of a model that backward computes again, or finds in host memory, instead of on the device."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial, wraps
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.checkpoint import checkpoint
+
+from litgpt.errors import UserError
+from litgpt.model.recomputing import recomputing
+from litgpt.parallel.offload import Host, keeping
+from litgpt.recipe.recompute import RecomputeArgs
+
+Function = Callable[..., Any]
+# where each part is: the attribute paths in a block that it may have
+RECOMPUTED = {"core_attention": ["attention.attended"], "mlp": ["mlp.forward"], "moe": ["mlp.forward"]}
+DISCARDED = {
+    "norms": [f"{norm}.forward" for norm in ("norm_1", "norm_2", "norm_1_post", "norm_2_post")],
+    "activation": ["mlp.gating", "mlp.activation", "mlp.shared.gating", "mlp.experts.gating"],
+    "expert_activation": ["mlp.experts.gating"],
+    "up_projection": ["attention.raised"],
+}
+
+
+def recompute(model: nn.Module, settings: RecomputeArgs, *, compiled: bool) -> None:
+    """Let a model compute again what the settings say; before it is compiled and sharded, after it is split.
+
+    Args:
+        model: has `blocks` and `through`.
+        compiled: blocks will be; what to keep of small operations is then the compiler's choice.
+
+    Raises:
+        UserError: if the model has no part of a kind that is named.
+    """
+    stages = stages_of(model)
+    blocks = [block for stage in stages for block in stage]
+    again = partial(computed_again, compiled=compiled)
+    if settings.granularity == "full" and settings.method == "uniform" and settings.num_layers > 1:
+        recompute_units(model, settings.num_layers, again)
+    elif settings.granularity == "full":
+        first = settings.num_layers if settings.method == "block" else len(blocks)
+        for block in (block for stage in stages for block in stage[:first]):
+            compose(block, "forward", again)
+    elif settings.granularity == "selective":
+        check_parts(model, settings.parts)
+        for block in blocks:
+            recompute_parts(block, settings, again, compiled=compiled)
+    if settings.offload and settings.granularity != "selective":
+        for block in blocks:
+            compose(block, "forward", partial(keeping, Host(block)))
+
+
+def stages_of(model: nn.Module) -> list[list[nn.Module]]:
+    """The blocks that lie here, those of each run of neighbours by themselves."""
+    stages: list[list[nn.Module]] = [[]]
+    for block in model.blocks:  # type: ignore[union-attr]
+        if hasattr(block, "attention"):
+            stages[-1].append(block)
+        else:  # it lies in another process
+            stages.append([])
+    return stages
+
+
+def compose(owner: nn.Module, name: str, around: Callable[[Function], Function]) -> None:
+    """Put a function around a method of a module."""
+    setattr(owner, name, around(getattr(owner, name)))
+
+
+def computed_again(function: Function, *, compiled: bool) -> Function:
+    """A function of which only the arguments are kept for backward; random numbers are drawn as they were."""
+    told: dict[str, Any] = {} if compiled else {"context_fn": lambda: (nullcontext(), recomputing())}
+    return wraps(function)(partial(checkpoint, function, use_reentrant=False, **told))
+
+
+def as_of_now(owner: nn.Module, around: Callable[[Function], Function], function: Function) -> Function:
+    """A method that also the second time sees the parameters that its module computes with the first time.
+
+    What splits a module lends it local parameters while its whole forward runs, and the second time that is over.
+    """
+
+    @wraps(function)
+    def called(*arguments: Any, **named: Any) -> Any:
+        parameters = dict(owner._parameters)
+
+        def lent(*arguments: Any, **named: Any) -> Any:
+            own, owner._parameters = owner._parameters, parameters
+            try:
+                return function(*arguments, **named)
+            finally:
+                owner._parameters = own
+
+        return around(lent)(*arguments, **named)
+
+    return called
+
+
+def recompute_units(model: nn.Module, size: int, again: Callable[[Function], Function]) -> None:
+    """Compute `size` blocks again in one go, so that only what enters the first of them is kept."""
+    through: Function = model.through  # type: ignore[assignment]
+    unit = again(through)
+
+    def by_units(layers: range, x_BTD: Tensor, *rest: Any) -> Tensor:
+        for first in range(0, len(layers), size):
+            x_BTD = unit(layers[first : first + size], x_BTD, *rest)
+        return x_BTD
+
+    model.through = by_units  # type: ignore[assignment]
+
+
+def check_parts(model: nn.Module, parts: set[str]) -> None:
+    """Refuse parts that the whole model has not; a stage of it alone may lack some."""
+    config: Any = model.config
+    experts = [config.has_experts(layer) for layer in range(config.n_layer)]
+    lacking = {
+        "mlp": (all(experts), "moe"),
+        "moe": (not any(experts), "mlp"),
+        "expert_activation": (not any(experts), "activation"),
+        "up_projection": (not config.latent_attention, "core_attention"),
+    }
+    for part in sorted(parts & lacking.keys()):
+        lacks, other = lacking[part]
+        if lacks:
+            raise UserError(f"recompute.modules: {part}: this model has none; {other} would do")
+
+
+def recompute_parts(
+    block: nn.Module, settings: RecomputeArgs, again: Callable[[Function], Function], *, compiled: bool
+) -> None:
+    """Let a block compute the parts again that the settings name."""
+    host = Host(block) if settings.offload else None
+    results = Results(host)
+    dense = not hasattr(block.mlp, "experts")
+    for part in sorted(settings.parts):
+        if part not in ("mlp", "moe") or (part == "mlp") == dense:
+            for owner, name in found(block, RECOMPUTED.get(part, [])):
+                compose(owner, name, partial(as_of_now, owner, again) if name != "forward" else again)
+            for owner, name in found(block, DISCARDED.get(part, [])):
+                compose(owner, name, again if compiled else partial(results.discarded, again=again))
+    if not compiled and (settings.parts & DISCARDED.keys() or host is not None):
+        compose(block, "forward", partial(keeping, results))
+
+
+def found(block: nn.Module, paths: list[str]) -> Iterator[tuple[nn.Module, str]]:
+    """The modules and names of those attributes that a block has."""
+    for path in paths:
+        *owners, name = path.split(".")
+        owner: Any = block
+        for step in owners:
+            owner = getattr(owner, step, None)
+        if owner is not None and not isinstance(owner, nn.Identity) and hasattr(owner, name):
+            yield owner, name
+
+
+class Passed(torch.autograd.Function):
+    """Identity that keeps what passes for backward: in what is computed again, that is then made once more."""
+
+    @staticmethod
+    def forward(context: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        context.save_for_backward(*tensors)
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(context: Any, *slopes: Tensor) -> tuple[Tensor, ...]:
+        return slopes
+
+
+class Result:
+    """The results of one part; made again for the first that asks, and kept until all that saved one have asked."""
+
+    def __init__(self, node: Any) -> None:
+        self.node = node
+        self.saved = self.left = 0
+        self.values: tuple[Tensor, ...] | None = None
+
+    def made(self, number: int) -> Tensor:
+        """The result of this number."""
+        if self.values is None:
+            self.values, self.left = self.node.saved_tensors, self.saved
+        value = self.values[number]
+        self.left -= 1
+        if not self.left:
+            self.values = None
+        return value
+
+
+class View(NamedTuple):
+    """A tensor that shares its memory with a result."""
+
+    result: Result
+    number: int
+    layout: tuple[Any, ...]
+
+
+class Results:
+    """Keeps a block's activations, but not those that some of its parts can make again."""
+
+    def __init__(self, rest: Host | None) -> None:
+        self.rest = rest
+        self.known: dict[int, tuple[StorageWeakRef, Result, int]] = {}
+
+    def begin(self) -> None:
+        """Forget the results of the last forward pass."""
+        self.known = {}
+        if self.rest is not None:
+            self.rest.begin()
+
+    def discarded(self, function: Function, *, again: Callable[[Function], Function]) -> Function:
+        """A function that is computed again, and whose results are made again for those that keep them."""
+
+        def passed(*arguments: Any) -> tuple[Tensor, ...]:
+            results = function(*arguments)
+            return Passed.apply(*(results if isinstance(results, tuple) else (results,)))
+
+        repeated = again(passed)
+
+        @wraps(function)
+        def noted(*arguments: Any) -> Any:
+            results = repeated(*arguments)
+            if results[0].grad_fn is not None:
+                self._note(results)
+            return results if len(results) > 1 else results[0]
+
+        return noted
+
+    def _note(self, results: tuple[Tensor, ...]) -> None:
+        result = Result(results[0].grad_fn)
+        for index, tensor in enumerate(results):
+            memory = StorageWeakRef(tensor.untyped_storage())
+            self.known[memory.cdata] = (memory, result, index)
+
+    def pack(self, tensor: Tensor) -> Any:
+        """What to keep for a tensor."""
+        memory, result, index = self.known.get(tensor.untyped_storage()._cdata, (None, None, 0))
+        if memory is None or result is None or memory.expired():
+            return tensor if self.rest is None else self.rest.pack(tensor)
+        result.saved += 1
+        return View(result, index, (tensor.shape, tensor.stride(), tensor.storage_offset()))
+
+    def unpack(self, kept: Any) -> Tensor:
+        """The tensor for what was kept."""
+        if isinstance(kept, View):
+            return kept.result.made(kept.number).as_strided(*kept.layout)
+        return kept if self.rest is None else self.rest.unpack(kept)

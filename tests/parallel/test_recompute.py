@@ -1,0 +1,198 @@
+"""What is computed again gives the same gradients to the bit, keeps less, and is counted once."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from litgpt import adapt
+from litgpt.errors import UserError
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.model.init import initialize
+from litgpt.model.recomputing import is_recomputing
+from litgpt.parallel.apply import parallelize
+from litgpt.parallel.precision import PRECISIONS
+from litgpt.recipe.parallel import ParallelArgs
+from litgpt.recipe.recompute import RecomputeArgs
+from litgpt.recipe.tuner import LoRA
+
+SHAPE: dict[str, Any] = {
+    "name": "toy",
+    "block_size": 32,
+    "padded_vocab_size": 48,
+    "n_layer": 4,
+    "n_head": 4,
+    "n_embd": 32,
+    "intermediate_size": 88,
+    "mlp_class_name": "LLaMAMLP",
+    "norm_class_name": "RMSNorm",
+    "parallel_residual": False,
+    "bias": False,
+    "rotary_percentage": 1.0,
+    "dropout": 0.1,
+}
+EXPERTS = {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2, "moe_intermediate_size": 24}
+LATENT = {
+    "latent_attention": {
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+        "norm_eps": 1e-6,
+    },
+    "attention_sinks": False,
+}
+SHAPES = {
+    "dense": SHAPE,
+    "capped": {**SHAPE, "attention_logit_softcapping": 20.0, "parallel_residual": True, "shared_attention_norm": True},
+    "experts": SHAPE | EXPERTS,
+    "latent": SHAPE | LATENT | EXPERTS,
+}
+
+
+class Live(TorchDispatchMode):
+    """Knows which of the memory that was taken inside has not been given back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for one in torch.utils._pytree.tree_leaves(out):
+            if isinstance(one, Tensor):
+                memory = one.untyped_storage()
+                self.taken[memory._cdata] = (StorageWeakRef(memory), memory.nbytes())
+        return out
+
+    @property
+    def bytes(self) -> int:
+        """What is still in use."""
+        return sum(size for memory, size in self.taken.values() if not memory.expired())
+
+
+def build(shape: str, again: RecomputeArgs | None, tuner: LoRA | None = None) -> GPT:
+    with torch.device("meta"):
+        model = GPT(Config(**SHAPES[shape]))
+    if tuner:
+        adapt.attach(model, tuner)
+    layout = {"precision": PRECISIONS["32-true"], "compile_blocks": False}
+    parallelize(model, None, ParallelArgs(), again=again, **layout)  # type: ignore[arg-type]
+    model.to_empty(device="cpu")
+    initialize(model, 1)
+    if tuner:
+        adapt.initialize(model, tuner, 1)
+        for name, one in adapt.adapter_tensors(model).items():
+            one.data.normal_(generator=torch.Generator().manual_seed(len(name)))
+    return model
+
+
+def measure(model: nn.Module) -> tuple[dict[str, Tensor], int, int]:
+    """Every gradient, the bytes that blocks keep for backward, and the multiplications of both passes."""
+    torch.manual_seed(3)
+    ids = torch.arange(64).view(2, 32) % 47
+    with FlopCounterMode(display=False) as flops:
+        with Live() as live:
+            hidden = model(ids, head=lambda hidden, *_: hidden)
+            kept = live.bytes
+        hidden.square().sum().backward()
+    gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    return gradients, kept, flops.get_total_flops()
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+FULL = RecomputeArgs(granularity="full")
+SELECTIVE = RecomputeArgs(granularity="selective")
+# what is kept at most, and what is computed, as shares of those without; torch does not count grouped products
+CASES = {
+    "dense full": (FULL, 0.28, 1.333),
+    "dense units of 2": (replace(FULL, num_layers=2), 0.265, 1.333),
+    "dense units of 3": (replace(FULL, num_layers=3), 0.265, 1.333),
+    "dense first 1": (replace(FULL, method="block"), 0.83, 1.083),
+    "dense first 2": (replace(FULL, method="block", num_layers=2), 0.65, 1.167),
+    "dense first of fewer": (replace(FULL, method="block", num_layers=9), 0.28, 1.333),
+    "dense mlp": (replace(SELECTIVE, modules=["mlp"]), 0.65, 1.15),
+    "dense layernorm": (replace(SELECTIVE, modules=["layernorm"]), 0.88, 1.0),
+    "dense activation": (replace(SELECTIVE, modules=["activation"]), 0.83, 1.0),
+    "dense norms in units of mlp": (replace(SELECTIVE, modules=["mlp", "norms", "activation"]), 0.52, 1.15),
+    "dense offload": (RecomputeArgs(offload=True), 1.25, 1.0),
+    "capped core_attn": (replace(SELECTIVE, modules=["core_attn"]), 0.78, 1.023),
+    "capped all": (replace(SELECTIVE, modules=["core_attention", "mlp", "norms"], offload=True), 0.43, 1.152),
+    "experts full": (FULL, 0.3, 1.333),
+    "experts moe": (replace(SELECTIVE, modules=["moe"]), 0.67, 1.01),
+    "experts moe_act": (replace(SELECTIVE, modules=["moe_act"]), 0.91, 1.0),
+    "latent mla_up_proj": (replace(SELECTIVE, modules=["mla_up_proj"]), 0.955, 1.09),
+    "latent all": (replace(SELECTIVE, modules=["core_attention", "moe", "norms", "up_projection"]), 0.37, 1.186),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_the_same_to_the_bit_and_less_is_kept(case: str) -> None:
+    settings, most_kept, computed = CASES[case]
+    shape = case.split()[0]
+    expected, all_bytes, once = measure(build(shape, None))
+    gradients, kept, flops = measure(build(shape, settings))
+    assert_equal(gradients, expected)
+    assert kept <= most_kept * all_bytes
+    assert flops / once == pytest.approx(computed, abs=2e-3)
+
+
+@pytest.mark.parametrize("settings", [FULL, replace(SELECTIVE, modules=["mlp", "norms", "activation"])])
+def test_dropout_inside_adapters_is_drawn_the_same_a_second_time(settings: RecomputeArgs) -> None:
+    tuner = LoRA(r=4, dropout=0.3)
+    expected, *_ = measure(build("dense", None, tuner))
+    gradients, *_ = measure(build("dense", settings, tuner))
+    assert any("lora_a" in name for name in gradients)
+    assert_equal(gradients, expected)
+
+
+def test_what_counts_can_tell_the_second_time_from_the_first() -> None:
+    model = build("dense", FULL)
+    counted: list[bool] = []
+    for block in model.blocks:
+        block.mlp.register_forward_hook(lambda *_: counted.append(is_recomputing()))
+    measure(model)
+    assert counted == [False] * 4 + [True] * 4
+    assert not is_recomputing()
+
+
+def test_nothing_is_computed_again_without_gradients() -> None:
+    model = build("dense", replace(SELECTIVE, modules=["mlp", "norms"]))
+    expected = build("dense", None).eval()
+    with torch.no_grad():
+        assert torch.equal(model.eval()(torch.arange(8)[None]), expected(torch.arange(8)[None]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "part", "hint"),
+    [("dense", "moe", "mlp"), ("experts", "mlp", "moe"), ("dense", "mla_up_proj", "core_attention")],
+)
+def test_parts_that_the_model_has_not_are_refused(shape: str, part: Any, hint: str) -> None:
+    with pytest.raises(UserError, match=f"this model has none; {hint} would do"):
+        build(shape, replace(SELECTIVE, modules=[part]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_layers": 2}, "recompute.num_layers: 2 has no effect with recompute.granularity: none"),
+        ({"method": "block"}, "set recompute.granularity: full"),
+        ({"modules": ["mlp"], "granularity": "full"}, "set recompute.granularity: selective"),
+        ({"modules": [], "granularity": "selective"}, "names nothing"),
+    ],
+)
+def test_settings_without_effect_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        RecomputeArgs(**settings)
