@@ -12,6 +12,7 @@ from litgpt.commands.data_prepare import open_data, print_counts
 from litgpt.commands.samples import print_rows
 from litgpt.data.samples import SampleRows
 from litgpt.data.stream import TrainStream, ValStream
+from litgpt.data.streaming import StreamedRows
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.recipe.data import Stream
@@ -51,7 +52,7 @@ def run(recipe: DataInspect) -> None:
     if stream is None:
         raise UserError(f"split: val: data: {type(recipe.data).__name__} has no validation data here; split: train has")
     print_counts(recipe.data, train, val, recipe.max_seq_length)
-    if tokenizer is not None and isinstance(rows := getattr(stream, "rows", None), SampleRows):
+    if tokenizer is not None and isinstance(rows := getattr(stream, "rows", None), SampleRows | StreamedRows):
         print_rows(rows, tokenizer, recipe.samples, recipe.seed)
         stream.close()
         return

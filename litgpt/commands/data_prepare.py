@@ -42,7 +42,8 @@ def print_counts(data: DataModule, train: Stream, val: Stream | None, length: in
     if isinstance(data, Finetuning):
         print_sets(data)
         streams = [(name, stream) for name, stream in (("train", train), ("val", val)) if stream is not None]
-        counts = [f"{name}: {stream.samples_per_epoch:,} rows" for name, stream in streams]
+        sizes = [(name, stream.samples_per_epoch) for name, stream in streams]
+        counts = [f"{name}: " + ("read as needed" if size is None else f"{size:,} rows") for name, size in sizes]
         print(*counts, *dict.fromkeys(f"in {file.folder}" for _, file in data.made), sep="\n")
         return
     table = Table("split", "documents", "tokens", f"windows of {length:,}", "tail tokens", "skipped rows")

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections import Counter
 
 import numpy as np
 from rich.console import Console
@@ -12,6 +13,7 @@ from litgpt.data.examples import ExampleFile, Report
 from litgpt.data.instruct import Finetuning
 from litgpt.data.labels import Example
 from litgpt.data.samples import SampleRows
+from litgpt.data.streaming import StreamedRows
 from litgpt.data.tokenizer import Tokenizer
 
 TRAINED = ("⟦", "⟧")
@@ -55,18 +57,28 @@ def print_sets(data: Finetuning) -> None:
         table.add_row(entry.rows.name, *shown_numbers)
         reports.append((entry.rows.name, file.report))
     Console().print(table)
+    print_reports(reports)
+
+
+def print_reports(reports: list[tuple[str, Report]]) -> None:
+    """Print how many rows of each set were left out, and the first of them."""
     for name, report in reports:
         if report.left_out:
             print(f"{name}: {report}", *(f"  {line}" for line in report.first), sep="\n")
 
 
-def print_rows(rows: SampleRows, tokenizer: Tokenizer, number: int, seed: int) -> None:
-    """Print some rows, each with the samples in it."""
+def print_rows(rows: SampleRows | StreamedRows, tokenizer: Tokenizer, number: int, seed: int) -> None:
+    """Print some rows, each with the samples in it; of streamed ones, some of those that come first."""
     table = Table(
         "row", "tokens", "trained", "lengths", f"text (trained: {TRAINED[0]}...{TRAINED[1]})", show_lines=True
     )
-    for index in random.Random(seed).sample(range(rows.count), min(number, rows.count)):
-        examples = [rows.pieces.read(piece) for piece in rows.members(index)]
+    chosen = rows.some(number, random.Random(seed))
+    print_reports(
+        [(name, Report(**one | {"reasons": Counter(one["reasons"])})) for name, one in rows.told().items()]
+        if isinstance(rows, StreamedRows)
+        else []
+    )
+    for index, examples in chosen:
         text = Text("\n──── next sample ────\n", style="bold yellow").join(shown(one, tokenizer) for one in examples)
         lengths = [len(example.ids) for example in examples]
         trained = sum(int(np.count_nonzero(example.weights[1:])) for example in examples)

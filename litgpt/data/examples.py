@@ -83,7 +83,13 @@ class Report:
 
     def __str__(self) -> str:
         said = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())
-        return f"{self.left_out:,} of {self.rows:,} rows left out" + (f": {said}" if said else "")
+        more = {"samples longer than the model reads": self.overlong, "samples with nothing to train": self.untrained}
+        return "; ".join(
+            [
+                f"{self.left_out:,} of {self.rows:,} rows left out" + (f": {said}" if said else ""),
+                *(f"{count:,} {what}" for what, count in more.items() if count),
+            ]
+        )
 
 
 @dataclass(frozen=True)

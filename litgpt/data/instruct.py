@@ -84,6 +84,7 @@ class Finetuning(DataModule):
     tokenizer: Any = field(default=None, init=False, repr=False)
     made: Any = field(default=None, init=False, repr=False)
     padded: Any = field(default=None, init=False, repr=False)
+    cut: Any = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_numbers(self, "data.")
@@ -149,7 +150,10 @@ class Finetuning(DataModule):
         """The rows that were left out, by the name of their set; JSON values."""
         found: dict[str, Any] = {}
         for entry, file in self.made:
-            found[entry.rows.name] = {**asdict(file.report), "reasons": dict(file.report.reasons)}
+            name, report = entry.rows.name, {**asdict(file.report), "reasons": dict(file.report.reasons)}
+            for number, key in enumerate(("overlong", "untrained")):
+                report[key] = sum(part[name][number] for part in self.cut.values() if name in part)
+            found[name] = report
         return found | ({"padding": self.padded} if self.padded else {})
 
     def question(self, which: Literal["first", "random"] | int, seed: int) -> list[int]:
@@ -242,9 +246,13 @@ class Finetuning(DataModule):
                 raise UserError("data: no row is left to train on; lower val_fraction, or give more rows")
             return None
         pieces = Pieces([file for _, file in files], np.concatenate(chosen), shape.max_seq_length, self.on_overlong)
-        if shape.rank == 0 and (pieces.overlong or pieces.left_out):
+        names = [entry.rows.name for entry, _ in files]
+        self.cut[part] = dict(
+            zip(names, zip(pieces.overlong.tolist(), pieces.untrained.tolist(), strict=True), strict=True)
+        )
+        if shape.rank == 0 and (pieces.overlong.any() or pieces.left_out):
             print(
-                f"{part}: {pieces.overlong:,} samples are longer than {shape.max_seq_length:,} tokens "
+                f"{part}: {pieces.overlong.sum():,} samples are longer than {shape.max_seq_length:,} tokens "
                 f"({self.on_overlong}); {pieces.left_out:,} left out",
                 file=sys.stderr,
             )

@@ -1,6 +1,7 @@
 """Rows of a stream out of samples of different lengths: laid end to end, packed, or padded, in a fixed order."""
 
 import hashlib
+import random
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -28,8 +29,9 @@ class Pieces:
     Attributes:
         table: (N, 4) file, sample number, first token and the one behind the last.
         lengths: (N,) tokens of each.
-        overlong: how many of `chosen` were longer.
-        left_out: how many were left out, since they were longer or what was left of them has nothing to train.
+        overlong: (F,) how many of `chosen` were longer, by file.
+        untrained: (F,) how many were left out because nothing in them, or in what was left of them, is trained.
+        left_out: how many were left out in all.
 
     Raises:
         UserError: at the first one that is longer, if that is an error; or if none is left.
@@ -45,10 +47,10 @@ class Pieces:
             sizes[mine] = file.lengths()[chosen[mine, 1]]
             targets[mine] = file.targets()[chosen[mine, 1]]
         longer = sizes > length
-        self.overlong = int(longer.sum())
-        if self.overlong and on_overlong == "raise":
+        self.overlong = np.bincount(chosen[longer, 0], minlength=len(self.files))
+        if longer.any() and on_overlong == "raise":
             raise UserError(
-                f"data: a sample has {int(sizes.max())} tokens and {self.overlong} have more than "
+                f"data: a sample has {int(sizes.max())} tokens and {longer.sum()} have more than "
                 f"train.max_seq_length: {length}; raise that, or set data.on_overlong: truncate_right"
             )
         fitting = np.column_stack([chosen, np.zeros_like(sizes), sizes])[~longer & (targets > 0)]
@@ -58,6 +60,9 @@ class Pieces:
         ]
         kept = np.array([piece for pieces in cut for piece in pieces], np.int64).reshape(-1, 4)
         self.table = np.concatenate([fitting, kept]).astype(np.int64)
+        untrained = ~longer & (targets == 0)
+        untrained[longer] = [not pieces and on_overlong != "drop" for pieces in cut]
+        self.untrained = np.bincount(chosen[untrained, 0], minlength=len(self.files))
         self.left_out = len(chosen) - len(fitting) - sum(map(bool, cut))
         self.lengths = self.table[:, 3] - self.table[:, 2]
         if not len(self.table):
@@ -140,6 +145,11 @@ class SampleRows:
                 self._order = (epoch, self._order_of(epoch))
             within = self._order[1](within)
         return self._members[self._begins[within] : self._begins[within + 1]].tolist()
+
+    def some(self, number: int, order: random.Random) -> list[tuple[int, list[Example]]]:
+        """So many rows, drawn at random, with their numbers."""
+        chosen = order.sample(range(self.count), min(number, self.count))
+        return [(index, [self.pieces.read(piece) for piece in self.members(index)]) for index in chosen]
 
     def padded(self, number: int, most: int = 10_000) -> tuple[int, int]:
         """The places of the first epoch's micro batches of `number` rows, and how many of them are padding.

@@ -6,6 +6,7 @@ few numbers a rank are all that a checkpoint holds.
 """
 
 import hashlib
+import random
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -154,6 +155,11 @@ class StreamedRows(IterableDataset[Any]):
     def told(self) -> Told:
         """The reports so far."""
         return {rows.name: told(report) for rows, report in zip(self.sets, self.reports, strict=True)}
+
+    def some(self, number: int, order: random.Random) -> list[tuple[int, list[Example]]]:
+        """So many rows of the next window, drawn at random, with their numbers."""
+        window = self._window()
+        return [(index, window[index]) for index in order.sample(range(len(window)), min(number, len(window)))]
 
     def _window(self) -> list[list[Example]]:
         """The next window's rows of samples in their order, not empty."""

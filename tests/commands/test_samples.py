@@ -40,6 +40,15 @@ def test_inspect(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.count("⟦the quick fox<|im_end|>⟧") == 1
 
 
+def test_inspect_rows_that_are_read_as_needed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Conversations(sources="rows.jsonl", on_error="drop", streaming=True, val_rows=2, shuffle_buffer=21)
+    data_inspect.run(DataInspect(data, folder / "tokenizer", 60, samples=30))
+    said = capsys.readouterr().out
+    assert "train: read as needed" in said and "val: 2 rows" in said and "rows.jsonl (val_rows)" in said
+    assert said.count("⟦the quick fox<|im_end|>⟧") == 18 and "question 2" in said and "question 1<" not in said
+    assert "rows.jsonl: 3 of 21 rows left out" in said and "rows.jsonl:21: no answer" in said
+
+
 def test_prepare_holds_samples_against_their_hashes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run() -> None:
         data = Conversations(sources="rows.jsonl", on_error="drop")

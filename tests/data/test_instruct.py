@@ -368,6 +368,9 @@ def test_overlong_samples(tmp_path: Path, tokenizer: Tokenizer) -> None:
         assert max(batch.ids.shape[1] for batch in batches) <= 70
         assert all(batch.targets for batch in batches)
         counts[how] = len(batches)
+        report = data.report()[sources[0]]
+        assert (report["overlong"], report["untrained"]) == (2, how == "truncate_right")
+        assert report["rows"] == 6 and not report["reasons"]
     assert counts["drop"] == 4 and counts["truncate_right"] == 5 and counts["truncate_left"] == 6
     assert counts["split"] > 8
     with pytest.raises(UserError, match=r"train\.max_seq_length: 70"):
