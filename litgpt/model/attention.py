@@ -3,8 +3,9 @@
 Axes: B batch, H heads, K key-value heads, T tokens (query), U tokens (key), S numbers of a head, D model width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -33,12 +34,33 @@ class Cache(Protocol):
         """Count tokens that every layer has appended."""
 
 
+class Exchange(Protocol):
+    """How processes that have different tokens of every row attend to one another's."""
+
+    def own(self, whole: Tensor, dim: int) -> Tensor:
+        """What there is for this process's tokens, out of what there is for all tokens along a dim."""
+
+    def queries(self, tokens: int) -> Sequence[range] | None:
+        """Where in a row of so many tokens the queries are that this process attends with; None: everywhere."""
+
+    def __call__(
+        self, attend: Callable[..., Tensor], q_BHTS: Tensor, k_BKTS: Tensor, v_BKTS: Tensor, sinks: Tensor | None
+    ) -> Tensor:
+        """What the queries of this process's tokens find in all keys, by `attend(q, k, v, sinks=)` at those places."""
+
+
 @dataclass(frozen=True)
 class Part:
-    """One of several documents that lie end to end in a row: its tokens, and its masks as `Shared` has them."""
+    """Queries that are attended with by themselves, and their masks as `Shared` has them.
+
+    Attributes:
+        tokens: how many queries; they follow those of the part before.
+        keys: they may see no more than so many of the first keys; None: the keys are those of the same tokens.
+    """
 
     tokens: int
     masks: Mapping[str, Tensor | None]
+    keys: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +71,8 @@ class Shared:
     masks: for `global` and `local` layers (B or 1, 1, T, U), True where a query may see a key; None: as `causal` says.
     causal: what no mask means: a query sees no later key, or (one query, cached keys) every key.
     temperature: a factor on queries by position, (1 or B, 1, T, 1), or None.
-    parts: the documents in the one row that there is, to attend to one by one; None: all at once, by the masks.
+    parts: queries to attend with one after the other, such as each document of a row; None: all at once, by the masks.
+    exchange: how to attend to tokens of other processes; None: all are here.
     """
 
     angles: Mapping[str, tuple[Tensor, Tensor]]
@@ -57,27 +80,53 @@ class Shared:
     causal: bool = True
     temperature: Tensor | None = None
     parts: tuple[Part, ...] | None = None
+    exchange: Exchange | None = None
 
 
-def share(config: Config, positions: Tensor, *, documents_BT: Tensor | None, cached: int) -> Shared:
+def share(
+    config: Config, positions: Tensor, *, documents_BT: Tensor | None, cached: int, exchange: Exchange | None = None
+) -> Shared:
     """Angles and masks for every kind of layer that the shape has.
 
     Args:
-        positions: (B, T), or (T,) where all rows have the same.
+        positions: (B, T), or (T,) where all rows have the same; of whole rows whatever this process has of them.
         documents_BT: each token's document; attention stays inside equal numbers.
         cached: how many tokens came before.
+        exchange: how to attend to tokens of other processes.
     """
     ropes = {which for which in map(config.rope_of, range(config.n_layer)) if which}
     kinds = sorted({"local" if config.is_local(layer) else "global" for layer in range(config.n_layer)})
-    parts = None if documents_BT is None else parts_of(config, kinds, positions, documents_BT)
-    masks = {} if parts else {kind: mask_of(config, kind, positions, documents_BT, cached) for kind in kinds}
+    places = None if exchange is None else exchange.queries(positions.shape[-1])
+    parts: tuple[Part, ...] | None = None
+    if places is not None:
+        parts = tuple(part_at(config, kinds, positions, documents_BT, queries) for queries in places)
+    elif documents_BT is not None:
+        parts = parts_of(config, kinds, positions, documents_BT)
+    everything = torch.arange(cached + positions.shape[-1], device=positions.device) if cached else positions
+    queries = range(cached, everything.shape[-1])
+    own = (lambda whole, dim: whole) if exchange is None else exchange.own
+    factor = temperatures(config, positions)
     return Shared(
-        angles={which: angles(config, positions, which=which) for which in sorted(ropes)},
-        masks=masks,
+        angles={which: own_angles(angles(config, positions, which=which), own) for which in sorted(ropes)},
+        masks={} if parts else {kind: mask_of(config, kind, everything, documents_BT, queries) for kind in kinds},
         causal=cached == 0,
-        temperature=temperatures(config, positions),
+        temperature=None if factor is None else own(factor, -2),
         parts=parts,
+        exchange=exchange,
     )
+
+
+def own_angles(pair: tuple[Tensor, Tensor], own: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of this process's tokens."""
+    return own(pair[0], -2), own(pair[1], -2)
+
+
+def part_at(
+    config: Config, kinds: Sequence[str], positions: Tensor, documents_BT: Tensor | None, queries: range
+) -> Part:
+    """Queries at these places of a row, which see keys up to the last of them."""
+    masks = {kind: mask_of(config, kind, positions, documents_BT, queries) for kind in kinds}
+    return Part(len(queries), masks, keys=queries.stop)
 
 
 def parts_of(config: Config, kinds: Sequence[str], positions: Tensor, documents_BT: Tensor) -> tuple[Part, ...] | None:
@@ -93,29 +142,34 @@ def parts_of(config: Config, kinds: Sequence[str], positions: Tensor, documents_
         return None
     sizes = lengths.tolist()
     return tuple(
-        Part(size, {kind: mask_of(config, kind, places, None, 0) for kind in kinds})
+        Part(size, {kind: mask_of(config, kind, places, None, range(size)) for kind in kinds})
         for size, places in zip(sizes, positions.split(sizes, dim=-1), strict=True)
     )
 
 
-def mask_of(config: Config, kind: str, positions: Tensor, documents_BT: Tensor | None, cached: int) -> Tensor | None:
-    """(B or 1, 1, T, U), True where the query's token may see the key's; None where torch needs no mask to know."""
-    queries = positions.shape[-1]
+def mask_of(config: Config, kind: str, positions: Tensor, documents_BT: Tensor | None, queries: range) -> Tensor | None:
+    """(B or 1, 1, T, U), True where the query's token may see the key's; None where torch needs no mask to know.
+
+    Args:
+        positions: of all tokens, (U,) or (B, U) and maybe more that are not looked at.
+        queries: the places of the T queries; keys are those up to the last of them, U.
+    """
     window = config.sliding_window_size if kind == "local" else None
-    bounded = window is not None and cached + queries > window
-    if documents_BT is None and not bounded and (cached == 0 or queries == 1):
+    bounded = window is not None and queries.stop > window
+    if documents_BT is None and not bounded and (queries.start == 0 or len(queries) == 1):
         return None
-    place = torch.arange(cached + queries, device=positions.device)
-    behind = place[cached:, None] - place[None, :]
+    place = torch.arange(queries.stop, device=positions.device)
+    behind = place[queries.start :, None] - place[None, :]
     seen = (behind >= 0)[None, None]
     if window is not None and bounded:
         if config.window_type == "sliding":
             seen = seen & (behind < window)
         else:  # equal chunks of positions, which restart with every document
-            chunk = (place if cached else positions) // window
-            seen = seen & (chunk[..., -queries:, None] == chunk[..., None, :]).unsqueeze(-3)
+            chunk = positions[..., : queries.stop] // window
+            seen = seen & (chunk[..., queries.start :, None] == chunk[..., None, :]).unsqueeze(-3)
     if documents_BT is not None:
-        seen = seen & (documents_BT[:, None, :, None] == documents_BT[:, None, None, :])
+        document = documents_BT[:, None, : queries.stop]
+        seen = seen & (document[..., queries.start :, None] == document[..., None, :])
     return seen
 
 
@@ -206,20 +260,43 @@ def qk_norm(config: Config, heads: int, kind: str | None) -> nn.Module:
 
 
 def attend_as(
-    shared: Shared, q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor, *, window: str, **settings: Any
+    shared: Shared,
+    q_BHTS: Tensor,
+    k_BKUS: Tensor,
+    v_BKUS: Tensor,
+    *,
+    window: str,
+    sinks: Tensor | None = None,
+    **settings: Any,
 ) -> Tensor:
     """What each query finds in the layers of this kind of window, (B, H, T, S of the values); settings of `attend`."""
+    find: Callable[..., Tensor] = partial(attend_in_parts, shared, window=window, **settings)
+    if shared.exchange is None:
+        return find(q_BHTS, k_BKUS, v_BKUS, sinks=sinks)
+    return shared.exchange(find, q_BHTS, k_BKUS, v_BKUS, sinks)
+
+
+def attend_in_parts(
+    shared: Shared, q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor, *, window: str, **settings: Any
+) -> Tensor:
+    """What each query finds among keys that are all here, (B, H, T, S of the values)."""
     if shared.parts is None:
         return attend(q_BHTS, k_BKUS, v_BKUS, mask=shared.masks[window], causal=shared.causal, **settings)
-    sizes = [part.tokens for part in shared.parts]
-    pieces = zip(*(whole.split(sizes, dim=2) for whole in (q_BHTS, k_BKUS, v_BKUS)), strict=True)
+    pieces = (q_BHTS.split([part.tokens for part in shared.parts], dim=2), seen(shared.parts, k_BKUS))
     return torch.cat(
         [
             attend(q, k, v, mask=part.masks[window], causal=True, **settings)
-            for part, (q, k, v) in zip(shared.parts, pieces, strict=True)
+            for part, q, k, v in zip(shared.parts, *pieces, seen(shared.parts, v_BKUS), strict=True)
         ],
         dim=2,
     )
+
+
+def seen(parts: Sequence[Part], whole_BKUS: Tensor) -> Sequence[Tensor]:
+    """The keys or values for the queries of each part."""
+    if all(part.keys is None for part in parts):
+        return whole_BKUS.split([part.tokens for part in parts], dim=2)
+    return [whole_BKUS[:, :, : part.keys] for part in parts]
 
 
 def attend(

@@ -13,9 +13,12 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.nn.parallel import DistributedDataParallel
 
 from litgpt.errors import UserError
+from litgpt.parallel import expert
 from litgpt.parallel.mesh import Mesh
+from litgpt.parallel.portion import Tokens
 from litgpt.parallel.precision import Precision
 from litgpt.parallel.recompute import recompute
+from litgpt.parallel.tensor import split
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.recompute import RecomputeArgs
 
@@ -41,6 +44,8 @@ def parallelize(
     """
     if mesh is not None:
         refuse_unready(mesh)
+    if mesh is not None and is_sharded(mesh):
+        share_work(model, mesh, settings)
     recompute(model, again or RecomputeArgs(), compiled=compile_blocks)
     if compile_blocks:
         for block in model.blocks:  # type: ignore[union-attr]
@@ -50,9 +55,17 @@ def parallelize(
     return model
 
 
+def share_work(model: nn.Module, mesh: Mesh, settings: ParallelArgs) -> None:
+    """Split what every batch is worked on with: matrices, experts and tokens, each over axes of their own."""
+    vocabulary = split(model, model.config, mesh, settings) if mesh.degrees.tensor > 1 else None  # type: ignore[arg-type]
+    expert.deal_out(model, model.config, mesh, settings)  # type: ignore[arg-type]
+    if mesh.degrees.tensor * mesh.degrees.context > 1:
+        model.portion = Tokens(mesh, settings, vocabulary)  # type: ignore[assignment]
+
+
 def refuse_unready(mesh: Mesh) -> None:
     """Refuse axes along which nothing is split yet."""
-    for axis in ("pipeline", "context", "tensor", "expert", "expert_tensor"):
+    for axis in ("pipeline",):
         if (degree := getattr(mesh.degrees, axis)) > 1:
             raise UserError(f"parallel.{axis}: {degree} is not supported; set parallel.{axis}: 1")
 
@@ -62,6 +75,8 @@ def shard(model: nn.Module, mesh: Mesh, settings: ParallelArgs, precision: Preci
     policy = MixedPrecisionPolicy(param_dtype=precision.compute, reduce_dtype=precision.reduce)
     reshard = settings.reshard_after_forward is not False
     for block in model.blocks:  # type: ignore[union-attr]
+        if mesh.spreads_experts and hasattr(block.mlp, "experts"):
+            expert.shard_experts(block.mlp.experts, mesh, policy, reshard=reshard)
         fully_shard(block, mesh=mesh.shards, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh.shards, mp_policy=policy, reshard_after_forward=False)
     for module in _sharded(model):

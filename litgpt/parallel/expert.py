@@ -145,8 +145,7 @@ def deal_out(model: nn.Module, config: Config, mesh: Mesh, settings: ParallelArg
     if degrees.expert * degrees.expert_tensor == 1:
         return
     refuse_remainders(config, degrees.expert, degrees.expert_tensor)
-    axes = mesh.experts["expert", "expert_tensor"]
-    group = axes._flatten("dispatch").get_group()
+    axes, group = dealt_over(mesh)
     travel = partial(TRIPS[settings.expert_dispatch], group=group, holders=degrees.expert_tensor)
     for experts in experts_of(model):
         keys = [key for key, parameter in experts._parameters.items() if parameter is not None]
@@ -155,6 +154,19 @@ def deal_out(model: nn.Module, config: Config, mesh: Mesh, settings: ParallelArg
             spread(experts, key, axes, local)
         localize(experts, {experts: locals_of})
         dispatch(experts, travel)
+
+
+def dealt_over(mesh: Mesh) -> tuple[DeviceMesh, Group]:
+    """Those of the two axes that have several ranks, and the group of all their ranks.
+
+    torch tries placements for every axis of a DTensor, so that each axis more costs ten times as long.
+    """
+    degrees = mesh.degrees
+    if min(degrees.expert, degrees.expert_tensor) == 1:
+        axis = "expert" if degrees.expert > 1 else "expert_tensor"
+        return mesh.experts[axis], mesh.experts.get_group(axis)
+    axes = mesh.experts["expert", "expert_tensor"]
+    return axes, axes._flatten("dispatch").get_group()
 
 
 def experts_of(model: nn.Module) -> list[nn.Module]:
@@ -174,16 +186,18 @@ def refuse_remainders(config: Config, expert: int, expert_tensor: int) -> None:
 
 
 def local_of(key: str, axes: DeviceMesh) -> Local:
-    """How a parameter of stacked experts lies along `expert` and `expert_tensor`."""
+    """How a parameter of stacked experts lies along those of `expert` and `expert_tensor` that there are."""
+    assert axes.mesh_dim_names is not None
+    dealt = (Shard(0),) if "expert" in axes.mesh_dim_names else ()
+    if "expert_tensor" not in axes.mesh_dim_names:
+        return Local(dealt)
     key = key.removesuffix("_trained")
-    if axes.size(1) == 1:
-        return Local((Shard(0), Replicate()))
     if dim := INNER_DIM.get(key):
-        return Local((Shard(0), Shard(dim)))
+        return Local((*dealt, Shard(dim)))
     if key not in ALIKE:
         raise UserError(f"tuner: experts.{key} has no split for parallel.expert_tensor; set parallel.expert_tensor: 1")
-    once = key == "down_bias" and axes.get_local_rank(1) > 0
-    return Local((Shard(0), Replicate()), (Shard(0), Partial()), partial(torch.mul, other=0) if once else None)
+    once = key == "down_bias" and axes.get_local_rank("expert_tensor") > 0
+    return Local((*dealt, Replicate()), (*dealt, Partial()), partial(torch.mul, other=0) if once else None)
 
 
 def dispatch(experts: nn.Module, travel: Callable[[Tensor], Trip]) -> None:

@@ -1,11 +1,11 @@
 """What a rank works on of a batch: its tokens (context axis), and its rows of the vocabulary (tensor axis)."""
 
-import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt.parallel.collectives import Group, collected, reduce
+from litgpt.parallel.context import EXCHANGES, Pieces
 from litgpt.parallel.mesh import Mesh
 from litgpt.recipe.parallel import ParallelArgs
 
@@ -31,19 +31,15 @@ class VocabularyRows:
 
 
 class Tokens:
-    """The tokens of a batch that lie on this rank of the context axis.
-
-    A row is lengthened until it goes round, and cut into two pieces a rank. With attention by all-gather rank r of c
-    has pieces r and 2 c - 1 - r, so that all ranks have as many keys to look back on; else its pieces are neighbours.
-    """
+    """The tokens of a batch that lie on this rank of the context axis; a row is lengthened until it goes round."""
 
     def __init__(self, mesh: Mesh, settings: ParallelArgs, vocabulary: VocabularyRows | None) -> None:
         self.vocabulary = vocabulary
-        self.ranks, self.rank = mesh.degrees.context, mesh.place("context")
-        self.group = mesh.group("context")
+        self.group, self.ranks = mesh.group("context"), mesh.degrees.context
+        self.pieces = Pieces(self.group, head_tail=settings.context_method == "all-gather")
+        self.exchange = EXCHANGES[settings.context_method](self.group, self.pieces) if self.ranks > 1 else None
         self.sequence_ranks = mesh.degrees.tensor if settings.sequence else 1
         self.multiple = self.sequence_ranks * (2 * self.ranks if self.ranks > 1 else 1)
-        self.head_tail = settings.context_method == "all-gather"
 
     def padded(self, whole_BT: Tensor, fill: float) -> Tensor:
         """A batch lengthened at the right so that its tokens go round the ranks."""
@@ -51,17 +47,7 @@ class Tokens:
 
     def own(self, whole_BT: Tensor, fill: float) -> Tensor:
         """(B, P), this rank's tokens of a batch."""
-        lengthened = self.padded(whole_BT, fill)
-        if self.ranks == 1:
-            return lengthened
-        return lengthened.index_select(-1, self.places(lengthened.shape[-1], self.rank).to(whole_BT.device))
-
-    def places(self, tokens: int, rank: int) -> Tensor:
-        """(P,), where a rank's tokens are in a row of this length, which goes round."""
-        pieces = torch.arange(tokens).chunk(2 * self.ranks)
-        if self.head_tail:
-            return torch.cat([pieces[rank], pieces[2 * self.ranks - 1 - rank]])
-        return torch.cat([pieces[2 * rank], pieces[2 * rank + 1]])
+        return self.pieces.own(self.padded(whole_BT, fill), -1)
 
     def between_blocks(self, tokens: int) -> int:
         """Tokens of a row of so many that this rank has between blocks."""
@@ -69,8 +55,4 @@ class Tokens:
 
     def together(self, own_BPD: Tensor) -> Tensor:
         """(B, T, D) in order, lengthening included, out of every rank's tokens."""
-        if self.ranks == 1:
-            return own_BPD
-        everything = collected(own_BPD, self.group, 1)
-        order = torch.cat([self.places(everything.shape[1], rank) for rank in range(self.ranks)])
-        return everything.index_select(1, order.argsort().to(everything.device))
+        return self.pieces.in_order(collected(own_BPD, self.group, 1), 1) if self.ranks > 1 else own_BPD
