@@ -90,6 +90,26 @@ class Muon(Optimizer):
 
 
 @dataclass(frozen=True)
+class GaLore(Optimizer):
+    """AdamW with moments of low rank for the matrices inside blocks (Zhao et al. 2024), AdamW for all else."""
+
+    betas: Betas = (0.9, 0.999)
+    """Decay of the first and of the second moment."""
+    eps: Rate = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Rate = 1e-2
+    """Share of a weight taken off per unit of learning rate; matrices only."""
+    rank: Count = 128
+    """Rank that a gradient is brought down to; matrices with no side longer are left to AdamW."""
+    update_proj_gap: Count = 50
+    """Steps after which the subspace is found anew."""
+    scale: Positive = 1.0
+    """What steps within the subspace are multiplied by."""
+    proj_type: Literal["std", "reverse_std", "left", "right", "full"] = "std"
+    """What is shortened of a matrix: its shorter side, its longer, its rows, its columns, or both sides."""
+
+
+@dataclass(frozen=True)
 class Custom(Optimizer):
     """Any other optimizer class, by its dotted path; `arguments` are those of its constructor, lr among them."""
 
@@ -99,7 +119,7 @@ class Custom(Optimizer):
     """Its constructor's arguments, without the parameters."""
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {cls.__name__: cls for cls in (AdamW, AdamW8bit, SGD, Muon)}
+OPTIMIZERS: dict[str, type[Optimizer]] = {cls.__name__: cls for cls in (AdamW, AdamW8bit, SGD, Muon, GaLore)}
 ALIASES = {
     "torch.optim.AdamW": "AdamW",
     "torch.optim.SGD": "SGD",

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from litgpt.errors import UserError
-from litgpt.recipe.optimizer import SGD, AdamW, AdamW8bit, Custom, Muon, Optimizer
+from litgpt.parallel.subspace import check_layout
+from litgpt.recipe.optimizer import SGD, AdamW, AdamW8bit, Custom, GaLore, Muon, Optimizer
+from litgpt.train.galore import LowRankAdamW
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -94,6 +96,25 @@ def _muon(settings: Muon, named: Named) -> list[torch.optim.Optimizer]:
     return [muon, adamw]
 
 
+def _galore(settings: GaLore, named: Named) -> list[torch.optim.Optimizer]:
+    """GaLore for the matrices inside blocks that are longer on both sides than the rank, AdamW for the rest."""
+    matrices = [pair for pair in named if pair[0].startswith("blocks.") and is_matrix(*pair)]
+    inner = [pair for pair in matrices if min(pair[1].shape[-2:]) > settings.rank]
+    if not inner:
+        most = max((min(one.shape[-2:]) for _, one in matrices), default=1) - 1
+        raise UserError(
+            f"optimizer.rank: {settings.rank} shortens no matrix that is trained; "
+            + (f"give at most {most}" if most else "use AdamW")
+        )
+    for _, matrix in inner:
+        check_layout(matrix)
+    arguments = asdict(settings)
+    galore = LowRankAdamW([parameter for _, parameter in inner], **arguments)
+    shared = {key: arguments[key] for key in ("lr", "betas", "eps")}
+    outer = [pair for pair in named if pair not in inner]
+    return [galore, torch.optim.AdamW(decay_groups(outer, settings.weight_decay), fused=True, **shared)]
+
+
 def _adamw_8bit(settings: AdamW8bit, named: Named) -> list[torch.optim.Optimizer]:
     arguments = asdict(settings)
     arguments["betas"] = tuple(arguments["betas"])
@@ -123,4 +144,11 @@ def dotted_class(path: str) -> Any:
         raise UserError(f"optimizer: {path} cannot be imported ({error}); AdamW would do") from None
 
 
-BUILDERS: dict[type, Any] = {AdamW: _adamw, SGD: _sgd, Muon: _muon, AdamW8bit: _adamw_8bit, Custom: _custom}
+BUILDERS: dict[type, Any] = {
+    AdamW: _adamw,
+    SGD: _sgd,
+    Muon: _muon,
+    AdamW8bit: _adamw_8bit,
+    GaLore: _galore,
+    Custom: _custom,
+}

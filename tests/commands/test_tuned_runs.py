@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from litgpt.errors import UserError
 from litgpt.recipe.finetune import FinetuneFull, FinetuneLora
@@ -21,9 +22,11 @@ SHORT = {
     "eval__final_validation": False,
 }
 LISA = {"activated_layers": 1, "step_interval": 2}
+GALORE = {"lr": 1e-2, "rank": 4, "update_proj_gap": 2, "scale": 0.25, "weight_decay": 0.0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "noise": ("finetune_lora", {**LORA, "neftune_alpha": 5.0}),
     "LISA": ("finetune_full", {"tuner": {"class_path": "LISA", "init_args": LISA}}),
+    "GaLore": ("finetune_full", {"optimizer": {"class_path": "GaLore", "init_args": GALORE}}),
 }
 
 
@@ -62,6 +65,19 @@ def test_blocks_take_turns_alike_on_any_layout(base: Path, tmp_path: Path) -> No
         assert run(tmp_path / name, base, command, 2, **settings, **SHORT, **layout) == pytest.approx(alone, abs=1e-5)
     before, after = weights(base), weights(tmp_path / "alone" / "out" / "final")
     assert not [name for name in before if torch.equal(before[name], after[name])]
+
+
+def test_moments_of_low_rank_are_alike_on_any_layout_and_small(base: Path, tmp_path: Path) -> None:
+    command, settings = CASES["GaLore"]
+    alone = run(tmp_path / "alone", base, command, **settings, **SHORT)
+    assert alone[6] < alone[1] - 0.3
+    assert run(tmp_path / "shared", base, command, 2, **settings, **SHORT) == pytest.approx(alone, abs=1e-5)
+    kept = load_file(next((tmp_path / "alone/out/step-00000006").glob("shard-*.safetensors")))
+    # gate is (48, 32) in the blocks of this model: brought down to (48, 4)
+    shapes = {
+        key: list(kept[f"optimizer.{key}.blocks.1.mlp.gate.weight"].shape) for key in ("right", "exp_avg", "exp_avg_sq")
+    }
+    assert shapes == {"right": [32, 4], "exp_avg": [48, 4], "exp_avg_sq": [48, 4]}
 
 
 def test_splits_that_would_be_wrong_are_refused() -> None:
