@@ -7,80 +7,55 @@ the caller adds, and `manifest.json` (bytes and SHA-256 of every other file), wr
 """
 
 import json
-import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from litgpt.errors import UserError
-from litgpt.files import MANIFEST, Damaged, publish, read_json, seal, sync_file, verify
+from litgpt.files import publish, seal, sync_file
+from litgpt.store.peers import Group, Peers, Warn, agree, exchange, place_of, say
+from litgpt.store.resuming import (
+    PROGRESS,
+    find,
+    latest,
+    load,
+    model_tensors_of,
+    open_shards,
+    refusal,
+    step_folder,
+    steps_in,
+)
 from litgpt.store.state import (
     Optimizers,
     generator_states,
     group_settings,
     listed,
+    merged_groups,
     model_tensors,
     optimizer_values,
     owned,
-    restore_generators,
-    restore_groups,
-    restore_model,
-    restore_optimizer,
 )
-from litgpt.store.tensors import TensorFiles, write_tensors
+from litgpt.store.tensors import write_tensors
 
-STEP = re.compile(r"step-(\d+)")
-PROGRESS = "progress.json"
+__all__ = [
+    "PROGRESS",
+    "Checkpoints",
+    "find",
+    "latest",
+    "load",
+    "model_tensors_of",
+    "open_shards",
+    "step_folder",
+    "steps_in",
+]
+
 LIBRARIES = ("litgpt", "torch", "lightning", "safetensors")
-MESSAGE_BYTES = 400  # of a rank's error, so that every rank can say it
-
-Warn = Callable[[str], None]
-Group = dist.ProcessGroup | None
-
-
-def say(message: str) -> None:
-    """Print one line on standard error."""
-    print(message, file=sys.stderr, flush=True)
-
-
-def place_of(group: Group = None) -> tuple[int, int]:
-    """This process's rank and the number of ranks; 0 of 1 without a process group."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return 0, 1
-    return dist.get_rank(group), dist.get_world_size(group)
-
-
-def exchange(record: bytes, group: Group) -> list[bytes]:
-    """Every rank's `record`, all of one length, in rank order."""
-    _, ranks = place_of(group)
-    if ranks == 1:
-        return [record]
-    device = "cuda" if "nccl" in dist.get_backend(group) else "cpu"
-    mine = torch.frombuffer(bytearray(record), dtype=torch.uint8).to(device)
-    all_of_them = [torch.empty_like(mine) for _ in range(ranks)]
-    dist.all_gather(all_of_them, mine, group=group)
-    return [bytes(one.cpu().numpy()) for one in all_of_them]
-
-
-def agree(message: str, group: Group) -> str:
-    """The first message that any rank has, the same on every rank; empty if none has one."""
-    record = message.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0")
-    messages = (one.rstrip(b"\0").decode(errors="replace") for one in exchange(record, group))
-    return next((one for one in messages if one), "")
-
-
-def steps_in(out_dir: Path) -> list[tuple[int, Path]]:
-    """The finished checkpoint folders of a run with their steps, newest first."""
-    found = [(STEP.fullmatch(path.name), path) for path in out_dir.glob("step-*") if path.is_dir()]
-    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
 def shard_name(rank: int, ranks: int) -> str:
@@ -145,6 +120,7 @@ class Checkpoints:
         save_rng: bool = True,
         resumed_step: int | None = None,
         kept: Collection[str] | None = None,
+        layout: Mapping[str, int] | None = None,
         group: Group = None,
         warn: Warn = say,
     ) -> None:
@@ -156,6 +132,7 @@ class Checkpoints:
             on_error: what a failed save does: end the run with a `UserError`, or say so and go on.
             resumed_step: the step this run begins at, if known: later steps are of an abandoned run.
             kept: names of the model's tensors that are written, where the others never change; None for all.
+            layout: how ranks share work, for the record: random generators are restored under the same alone.
             warn: called on rank 0 with one line.
         """
         self.out_dir = Path(out_dir)
@@ -165,6 +142,7 @@ class Checkpoints:
         self.save_rng = save_rng
         self.resumed_step = resumed_step
         self.kept = kept
+        self.layout = None if layout is None else dict(layout)
         self.group = group
         self.rank, self.ranks = place_of(group)
         self._warn = warn
@@ -204,13 +182,14 @@ class Checkpoints:
         if step in (self._committed_step, self.resumed_step) and final.exists():
             return  # the same state is there already
         staged = final.with_name(f"{final.name}.partial")
-        tensors, places = self._snapshot(model, listed(optimizer))
+        tensors, places, groups = self._snapshot(model, listed(optimizer))
         record: dict[str, Any] = {
             **progress,
             "step": step,
             "ranks": self.ranks,
+            "layout": self.layout,
             "libraries": library_versions(),
-            "groups": group_settings(model, listed(optimizer)),
+            "groups": groups,
         }
 
         def work() -> dict[str, str]:
@@ -222,21 +201,24 @@ class Checkpoints:
 
         self._writing = Write(step, staged, work, background=self.asynchronous)
 
-    def _snapshot(self, model: nn.Module, optimizers: list[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What this rank writes: its tensors in host memory, and their places in the whole ones."""
-
-        def everything() -> Iterator[tuple[str, Any]]:
-            yield from ((f"model.{name}", tensor) for name, tensor in model_tensors(model, self.kept))
-            yield from ((f"optimizer.{name}", value) for name, value in optimizer_values(model, optimizers))
-
+    def _snapshot(
+        self, model: nn.Module, optimizers: list[Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
+        """What this rank writes: its tensors in host memory, and their places in the whole ones; and all groups."""
+        held: dict[str, Any] = {f"model.{name}": tensor for name, tensor in model_tensors(model, self.kept)}
+        held |= {f"optimizer.{name}": value for name, value in optimizer_values(model, optimizers)}
+        peers = Peers(held, self.group)
+        stages = peers.told((list(held), group_settings(model, optimizers)))
+        earlier = {name for names, _ in stages[: peers.stage] for name in names}  # a tied embedding lies on two
+        mine = ((name, value) for name, value in held.items() if name not in earlier)
         tensors, places = {}, {}
-        for name, local, place in owned(everything(), self.rank, self.ranks):
+        for name, local, place in owned(mine, peers.place, peers.number):
             # the optimizer changes its tensors in place, so a thread needs a copy of its own
             tensors[name] = local.detach().to("cpu", copy=self.asynchronous)
             places[name] = place
         if self.save_rng:
             tensors |= {f"rng.{self.rank:05d}.{kind}": state for kind, state in generator_states().items()}
-        return tensors, places
+        return tensors, places, merged_groups(groups for _, groups in stages)
 
     def poll(self) -> bool:
         """Whether this rank has nothing left to write."""
@@ -326,120 +308,3 @@ def write_small_files(folder: Path, record: Mapping[str, Any], files: Mapping[st
             (folder / name).write_text(content, encoding="utf-8")
     for name in (PROGRESS, *files):
         sync_file(folder / name)
-
-
-def refusal(folder: Path) -> str | None:
-    """Why a checkpoint folder cannot be trusted, naming the file; None if it can."""
-    try:
-        verify(folder)
-    except (UserError, OSError) as error:
-        return str(error)
-    return None
-
-
-def newest_that_verifies(out_dir: Path, warn: Warn) -> int:
-    """The step of the newest checkpoint whose every file is as it was written; -1 if there is none."""
-    for step, path in steps_in(out_dir):
-        reason = refusal(path)
-        if reason is None:
-            return step
-        warn(f"{path.name} refused: {reason}; looking for an older checkpoint")
-    return -1
-
-
-def latest(out_dir: Path | str, warn: Warn = say, *, group: Group = None) -> Path | None:
-    """The newest checkpoint of a run that verifies, None without one; every rank calls it, the first one hashes."""
-    rank, _ = place_of(group)
-    mine = newest_that_verifies(Path(out_dir), warn) if rank == 0 else -1
-    step = int(agree(str(mine) if rank == 0 else "", group))
-    return dict(steps_in(Path(out_dir)))[step] if step >= 0 else None
-
-
-def find(resume: bool | str | Path, out_dir: Path | str, warn: Warn = say, *, group: Group = None) -> Path | None:
-    """The checkpoint that a recipe's `resume` asks for: false, true, "auto", or a folder. None: start afresh.
-
-    Raises:
-        UserError: if `resume` is true and there is none, or the folder is not a checkpoint or is damaged.
-    """
-    if resume is False or resume is None:
-        return None
-    if resume is True or resume == "auto":
-        folder = latest(out_dir, warn, group=group)
-        if folder is None and resume is True:
-            raise UserError(f"resume: true, but {out_dir} holds no checkpoint; use resume: auto to start without one")
-        return folder
-    folder = Path(resume)
-    rank, _ = place_of(group)
-    reason = None
-    if rank == 0:
-        reason = refusal(folder) if folder.is_dir() else f"{folder}: no such folder"
-    error = agree(reason or "", group)
-    if error:
-        raise UserError(f"resume: {error}; name a step folder of a run, or use resume: auto")
-    return folder
-
-
-def open_shards(folder: Path) -> TensorFiles:
-    """The tensors of a checkpoint, read from the files that its manifest names."""
-    names = read_json(folder / MANIFEST)["files"]
-    shards = sorted(name for name in names if re.fullmatch(r"shard-\d{5}-of-\d{5}\.safetensors", name))
-    if not shards:
-        raise Damaged(f"{folder}: holds no shard-*.safetensors")
-    return TensorFiles(folder / name for name in shards)
-
-
-@torch.no_grad()
-def load(
-    folder: Path | str,
-    model: nn.Module,
-    optimizer: Optimizers = None,
-    *,
-    restore_rng: bool = True,
-    kept: Collection[str] | None = None,
-    group: Group = None,
-    warn: Warn = say,
-) -> dict[str, Any]:
-    """Bring a model and its optimizers to where a checkpoint was taken, under any layout; returns its progress.
-
-    The folder is taken to be verified (`latest` and `find` do that). Every rank reads only the values that it holds.
-
-    Args:
-        kept: as `Checkpoints` was given; the model's other tensors stay as they are.
-
-    Raises:
-        UserError: if the checkpoint is of another model, precision or optimizer.
-    """
-    folder = Path(folder)
-    progress: dict[str, Any] = read_json(folder / PROGRESS)
-    files = open_shards(folder)
-    restore_model(model, files, folder.name, kept)
-    optimizers = listed(optimizer)
-    if optimizers:
-        restore_groups(model, optimizers, progress["groups"])
-        restore_optimizer(model, optimizers, files, folder.name)
-    rank, ranks = place_of(group)
-    if restore_rng and ranks == progress["ranks"]:
-        restore_generators(files, rank)
-    elif restore_rng and rank == 0:
-        warn(f"{folder.name}: saved by {progress['ranks']} ranks, loaded by {ranks}; random generators start afresh")
-    return progress
-
-
-def step_folder(folder: Path) -> Path | None:
-    """The training checkpoint that a folder is, or the newest good one in it; None if it is of another kind.
-
-    Raises:
-        UserError: naming a damaged file, if `folder` itself is a checkpoint that does not verify.
-    """
-    if (folder / MANIFEST).is_file() or (folder / PROGRESS).is_file():
-        verify(folder)
-        return folder
-    return latest(folder)
-
-
-def model_tensors_of(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The weights in a training checkpoint, whole, one at a time."""
-    files = open_shards(folder)
-    for name in files.wholes:
-        if name.startswith("model."):
-            yield name.removeprefix("model."), files.whole(name)

@@ -14,9 +14,9 @@ from litgpt.errors import UserError
 from litgpt.files import read_json, staged_folder, write_json
 from litgpt.model.config import Config
 from litgpt.model.registry import family_of
-from litgpt.store.checkpoint import Warn, say
 from litgpt.store.gguf_files import gguf_in
 from litgpt.store.gguf_tokenizer import write_tokenizer
+from litgpt.store.peers import Warn, say
 from litgpt.store.reading import tensors_in
 from litgpt.store.sources import SAFETENSORS, SAFETENSORS_INDEX, safetensors_in
 from litgpt.store.tensors import byte_blocks

@@ -16,8 +16,8 @@ from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.names import Step, Table
-from litgpt.store.checkpoint import Warn, place_of, say
 from litgpt.store.gguf_files import GGUFFile, gguf_in
+from litgpt.store.peers import Warn, place_of, say
 from litgpt.store.sources import LIT_MODEL, Source, source_in
 from litgpt.store.state import model_tensors
 from litgpt.store.tensors import Part, overlap, part_of

@@ -1,5 +1,6 @@
 """The tensors of a training run under names that do not depend on its layout, and the optimizer's other settings."""
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -92,21 +93,43 @@ def group_settings(model: nn.Module, optimizers: list[Optimizer]) -> list[dict[s
     return groups
 
 
-def restore_groups(model: nn.Module, optimizers: list[Optimizer], saved: list[dict[str, Any]]) -> None:
-    """Give every parameter group the settings that it was saved with.
+def merged_groups(of_stages: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The parameter groups of a whole model out of those of its stages: groups of one kind and settings are one."""
+    merged: dict[str, dict[str, Any]] = {}
+    for group in (group for groups in of_stages for group in groups):
+        key = json.dumps([group["optimizer"], group["settings"]], sort_keys=True)
+        one = merged.setdefault(key, {**group, "parameters": []})
+        one["parameters"] = list(dict.fromkeys([*one["parameters"], *group["parameters"]]))
+    return list(merged.values())
+
+
+def restore_groups(
+    model: nn.Module, optimizers: list[Optimizer], saved: list[dict[str, Any]], elsewhere: Collection[str] = ()
+) -> None:
+    """Give every parameter group the settings that its parameters were saved with.
+
+    Args:
+        elsewhere: parameters that only other ranks have.
 
     Raises:
         UserError: if the saved groups are of another optimizer or hold other parameters.
     """
     now = group_settings(model, optimizers)
-    kinds, saved_kinds = ([group["optimizer"] for group in groups] for groups in (now, saved))
-    if kinds != saved_kinds:
-        raise UserError(f"optimizer: the checkpoint was saved with {saved_kinds}, this run has {kinds}; use the same")
+    of = {name: number for number, group in enumerate(saved) for name in group["parameters"]}
+    here = {name for group in now for name in group["parameters"]}
+    kinds, saved_kinds = ({group["optimizer"] for group in groups} for groups in (now, saved))
+    if kinds - saved_kinds or (not elsewhere and saved_kinds - kinds):
+        raise UserError(
+            f"optimizer: the checkpoint was saved with {sorted(saved_kinds)}, this run has {sorted(kinds)}; "
+            "use the same"
+        )
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    for group, have, want in zip(groups, now, saved, strict=True):
-        if have["parameters"] != want["parameters"]:
+    for group, have in zip(groups, now, strict=True):
+        numbers = {of.get(name, -1) for name in have["parameters"]}
+        number = numbers.pop() if len(numbers) == 1 else -1
+        if number < 0 or saved[number]["optimizer"] != have["optimizer"] or of.keys() - here - set(elsewhere):
             raise UserError("optimizer: the checkpoint groups the parameters in another way; use the same optimizer")
-        for key, value in want["settings"].items():
+        for key, value in saved[number]["settings"].items():
             old = group.get(key)
             if isinstance(old, Tensor):
                 old.fill_(value)
@@ -114,10 +137,12 @@ def restore_groups(model: nn.Module, optimizers: list[Optimizer], saved: list[di
                 group[key] = tuple(value) if isinstance(value, list) else value
 
 
-def check_names(what: str, files: TensorFiles, prefix: str, expected: dict[str, Tensor]) -> None:
+def check_names(
+    what: str, files: TensorFiles, prefix: str, expected: dict[str, Tensor], everyones: Collection[str]
+) -> None:
     """Hold the names, shapes and types that a checkpoint has under `prefix` against those that are needed."""
     saved = {name.removeprefix(prefix) for name in files.wholes if name.startswith(prefix)}
-    for kind, names in (("lacks", expected.keys() - saved), ("has unknown", saved - expected.keys())):
+    for kind, names in (("lacks", set(everyones) - saved), ("has unknown", saved - set(everyones))):
         if names:
             some = ", ".join(sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
             raise UserError(f"{what}: the checkpoint {kind} {len(names)} tensor(s): {some}")
@@ -130,20 +155,27 @@ def check_names(what: str, files: TensorFiles, prefix: str, expected: dict[str, 
             )
 
 
-def restore_model(model: nn.Module, files: TensorFiles, what: str, kept: Collection[str] | None = None) -> None:
-    """Fill every tensor of a model, or those in `kept`, from a checkpoint, each rank its own part.
+def restore_model(tensors: dict[str, Tensor], files: TensorFiles, what: str, everyones: Collection[str]) -> None:
+    """Fill this rank's tensors of a model from a checkpoint, each with its own part.
+
+    Args:
+        everyones: the names of all ranks' tensors.
 
     Raises:
         UserError: naming tensors that only one side has, or that differ in shape or type.
     """
-    tensors = dict(model_tensors(model, kept))
-    check_names(what, files, "model.", tensors)
+    check_names(what, files, "model.", tensors, everyones)
     for name, tensor in tensors.items():
         files.fill(f"model.{name}", part_of(tensor))
 
 
-def restore_optimizer(model: nn.Module, optimizers: list[Optimizer], files: TensorFiles, what: str) -> None:
+def restore_optimizer(
+    model: nn.Module, optimizers: list[Optimizer], files: TensorFiles, what: str, elsewhere: Collection[str] = ()
+) -> None:
     """Build the state of fresh optimizers from a checkpoint, each tensor laid out as its parameter is.
+
+    Args:
+        elsewhere: parameters that only other ranks have.
 
     Raises:
         UserError: if the checkpoint has state for parameters that the optimizers do not hold.
@@ -162,9 +194,10 @@ def restore_optimizer(model: nn.Module, optimizers: list[Optimizer], files: Tens
                     full.split(".", 2)[1]: restored(files, full, parameters[name], group)
                     for full in by_parameter.pop(name, [])
                 }
-    if by_parameter:
-        some = ", ".join(sorted(by_parameter)[:5])
-        raise UserError(f"{what}: holds optimizer state of {some}, which this run does not train")
+    if unused := by_parameter.keys() - set(elsewhere):
+        raise UserError(
+            f"{what}: holds optimizer state of {', '.join(sorted(unused)[:5])}, which this run does not train"
+        )
 
 
 def restored(files: TensorFiles, name: str, parameter: Tensor, group: dict[str, Any]) -> Any:
@@ -206,7 +239,7 @@ def exact_tensor(number: float) -> Tensor:
 def owned(tensors: Iterable[tuple[str, Any]], rank: int, ranks: int) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
     """What this rank writes: (name, its part, where that lies in the whole tensor).
 
-    Of a sharded tensor every rank of the first replica writes its own part; tensors that all ranks hold alike are
+    Of a sharded tensor every rank of the first replica writes its own part; tensors that `ranks` ranks hold alike are
     dealt out by size.
     """
     alike: list[tuple[str, Tensor, dict[str, Any]]] = []

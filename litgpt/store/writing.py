@@ -15,7 +15,7 @@ from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.names import Step
 from litgpt.model.registry import family_of
-from litgpt.store.checkpoint import Group, Warn, agree, place_of, say
+from litgpt.store.peers import Group, Warn, agree, place_of, say
 from litgpt.store.reading import shapes_of
 from litgpt.store.sources import SAFETENSORS, SAFETENSORS_INDEX
 from litgpt.store.state import model_tensors

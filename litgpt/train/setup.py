@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -287,6 +287,7 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
     assert isinstance(trainee.core, GPT)
     kept = set(adapt.adapter_tensors(trainee.core)) if origin.adapted else None  # the rest is the origin's
     mesh = trainee.mesh
+    layout = {} if mesh is None else asdict(mesh.degrees)
     shape = BatchShape(
         micro_batch_size=recipe.train.micro_batch_size,
         global_batch_size=recipe.train.global_batch_size,
@@ -302,7 +303,13 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
     progress: dict[str, Any] = {}
     if resumed is not None:
         progress = checkpoint.load(
-            resumed, trainee.core, trainee.optimizers, restore_rng=recipe.checkpoint.save_rng, kept=kept, warn=say
+            resumed,
+            trainee.core,
+            trainee.optimizers,
+            restore_rng=recipe.checkpoint.save_rng,
+            kept=kept,
+            layout=layout,
+            warn=say,
         )
         stream.load_state_dict(progress["stream"])
         say(f"Resuming training from {resumed}")
@@ -337,6 +344,7 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
             save_rng=recipe.checkpoint.save_rng,
             resumed_step=progress.get("step", 0),
             kept=kept,
+            layout=layout,
             warn=say,
         ),
         loggers=build_loggers(recipe, f"{origin.task}-{config.name}", progress.get("step")),

@@ -1,0 +1,94 @@
+"""What the ranks of a run tell one another about tensors: who has which of them, and what went wrong."""
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from litgpt.errors import UserError
+
+MESSAGE_BYTES = 400  # of a rank's error, so that every rank can say it
+
+Warn = Callable[[str], None]
+Group = dist.ProcessGroup | None
+
+
+def say(message: str) -> None:
+    """Print one line on standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def place_of(group: Group = None) -> tuple[int, int]:
+    """This process's rank and the number of ranks; 0 of 1 without a process group."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
+def exchange(record: bytes, group: Group) -> list[bytes]:
+    """Every rank's `record`, all of one length, in rank order."""
+    _, ranks = place_of(group)
+    if ranks == 1:
+        return [record]
+    device = "cuda" if "nccl" in dist.get_backend(group) else "cpu"
+    mine = torch.frombuffer(bytearray(record), dtype=torch.uint8).to(device)
+    all_of_them = [torch.empty_like(mine) for _ in range(ranks)]
+    dist.all_gather(all_of_them, mine, group=group)
+    return [bytes(one.cpu().numpy()) for one in all_of_them]
+
+
+def agree(message: str, group: Group) -> str:
+    """The first message that any rank has, the same on every rank; empty if none has one."""
+    record = message.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0")
+    messages = (one.rstrip(b"\0").decode(errors="replace") for one in exchange(record, group))
+    return next((one for one in messages if one), "")
+
+
+@contextmanager
+def in_agreement(group: Group) -> Iterator[None]:
+    """Raise on every rank what any rank raises inside, where none may wait for another.
+
+    Raises:
+        UserError: that of the first rank that has one.
+    """
+    error: UserError | None = None
+    try:
+        yield
+    except UserError as raised:
+        error = raised
+    message = agree(str(error or ""), group)
+    if message:
+        raise error or UserError(message)
+
+
+class Peers:
+    """The ranks that hold parts of the same tensors as this one: all of them, or those of one stage of a pipeline.
+
+    Attributes:
+        place: this rank's number among them.
+        number: how many they are.
+        stages: sets of ranks with the same tensors.
+    """
+
+    def __init__(self, names: Iterable[str], group: Group) -> None:
+        """Find them; every rank calls it with the names of the tensors that it holds parts of."""
+        self.group = group
+        rank, _ = place_of(group)
+        digests = exchange(hashlib.sha256("\n".join(sorted(names)).encode()).digest(), group)
+        alike = [other for other, digest in enumerate(digests) if digest == digests[rank]]
+        self.place, self.number = alike.index(rank), len(alike)
+        self.stages = len(set(digests))
+        self.stage = list(dict.fromkeys(digests)).index(digests[rank])
+
+    def told(self, value: Any) -> list[Any]:
+        """The value that each stage's first rank gives, in their order; every rank calls it."""
+        if self.stages == 1:
+            return [value]
+        _, ranks = place_of(self.group)
+        values: list[Any] = [None] * ranks
+        dist.all_gather_object(values, None if self.place else [value], self.group)
+        return [one[0] for one in values if one is not None]
