@@ -79,6 +79,10 @@ class Block(nn.Module):
         return x if self.residual_scale == 1 else x * self.residual_scale
 
 
+class Elsewhere(nn.Module):
+    """Stands in for a part of a model that lies in another process; is not run."""
+
+
 class GPT(nn.Module):
     """A causal language model of the shape that a `Config` tells.
 
@@ -110,6 +114,11 @@ class GPT(nn.Module):
         return cls(Config.from_name(name, **overrides))
 
     @property
+    def own_blocks(self) -> list[nn.Module]:
+        """The blocks that lie in this process."""
+        return [block for block in self.blocks if not isinstance(block, Elsewhere)]
+
+    @property
     def output_weight(self) -> Tensor:
         """The (V, D) matrix that turns hidden states into logits."""
         return self.embedding.weight if self.head is None else self.head.weight
@@ -127,6 +136,8 @@ class GPT(nn.Module):
         documents_BT: Tensor | None = None,
         head: Head | None = None,
         cache: Cache | None = None,
+        layers: range | None = None,
+        hidden_BTD: Tensor | None = None,
     ) -> Any:
         """The logits (B, T, V), or what `head` makes of the hidden states.
 
@@ -137,6 +148,9 @@ class GPT(nn.Module):
             head: called with hidden states (B, T, D; of own tokens), weight (V, D), bias (V,) or None, and the cap on
                 logits or None, so that a loss can be had without the whole logits.
             cache: keys and values of the tokens before these; takes in those of these.
+            layers: the blocks that are run, all if None. Without the last, their hidden states (B, T, D; of own tokens)
+                are what comes out.
+            hidden_BTD: what came out of the blocks before `layers`; None if the first is among them.
 
         Raises:
             UserError: if positions or documents are given beside a cache that holds tokens.
@@ -153,10 +167,15 @@ class GPT(nn.Module):
             documents_BT = None if documents_BT is None else self.portion.padded(documents_BT, -1)
         exchange = None if self.portion is None else self.portion.exchange
         shared = share(self.config, positions, documents_BT=documents_BT, cached=cached, exchange=exchange)
-        x_BTD = self._embed(ids_BT, positions if self.portion is None else self.portion.own(positions, 0))
-        x_BTD = self.through(range(len(self.blocks)), x_BTD, shared, cache)
+        x_BTD = hidden_BTD
+        if x_BTD is None:
+            x_BTD = self._embed(ids_BT, positions if self.portion is None else self.portion.own(positions, 0))
+        layers = range(len(self.blocks)) if layers is None else layers
+        x_BTD = self.through(layers, x_BTD, shared, cache)
         if cache is not None:
             cache.advance(ids_BT.shape[1])
+        if layers.stop < len(self.blocks):
+            return x_BTD
         hidden = self.norm(x_BTD)
         if self.config.logit_scale != 1:
             hidden = hidden * self.config.logit_scale

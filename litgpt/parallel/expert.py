@@ -171,7 +171,7 @@ def dealt_over(mesh: Mesh) -> tuple[DeviceMesh, Group]:
 
 def experts_of(model: nn.Module) -> list[nn.Module]:
     """The stacked experts of every block that has any."""
-    return [block.mlp.experts for block in model.blocks if hasattr(block.mlp, "experts")]  # type: ignore[union-attr]
+    return [block.mlp.experts for block in model.own_blocks if hasattr(block.mlp, "experts")]  # type: ignore[union-attr]
 
 
 def refuse_remainders(config: Config, expert: int, expert_tensor: int) -> None:
