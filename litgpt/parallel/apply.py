@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from litgpt.errors import UserError
 from litgpt.parallel import expert
 from litgpt.parallel.mesh import Mesh
+from litgpt.parallel.pipeline import Pipeline
 from litgpt.parallel.portion import Tokens
 from litgpt.parallel.precision import Precision
 from litgpt.parallel.recompute import recompute
@@ -45,18 +46,20 @@ def parallelize(
     if mesh is not None:
         refuse_unready(mesh)
     if mesh is not None and is_sharded(mesh):
-        share_work(model, mesh, settings)
+        share_work(model, mesh, settings, precision)
     recompute(model, again or RecomputeArgs(), compiled=compile_blocks)
     if compile_blocks:
-        for block in model.blocks:  # type: ignore[union-attr]
+        for block in model.own_blocks:  # type: ignore[union-attr]
             block.compile()
     if mesh is not None and is_sharded(mesh):
         shard(model, mesh, settings, precision)
     return model
 
 
-def share_work(model: nn.Module, mesh: Mesh, settings: ParallelArgs) -> None:
-    """Split what every batch is worked on with: matrices, experts and tokens, each over axes of their own."""
+def share_work(model: nn.Module, mesh: Mesh, settings: ParallelArgs, precision: Precision) -> None:
+    """Split what every batch is worked on with: layers, matrices, experts and tokens, each over axes of their own."""
+    if mesh.degrees.pipeline > 1:
+        model.pipeline = Pipeline(model, mesh, settings, precision.compute or precision.storage)  # type: ignore
     vocabulary = split(model, model.config, mesh, settings) if mesh.degrees.tensor > 1 else None  # type: ignore[arg-type]
     expert.deal_out(model, model.config, mesh, settings)  # type: ignore[arg-type]
     if mesh.degrees.tensor * mesh.degrees.context > 1:
@@ -65,7 +68,7 @@ def share_work(model: nn.Module, mesh: Mesh, settings: ParallelArgs) -> None:
 
 def refuse_unready(mesh: Mesh) -> None:
     """Refuse axes along which nothing is split yet."""
-    for axis in ("pipeline",):
+    for axis in ("context",):
         if (degree := getattr(mesh.degrees, axis)) > 1:
             raise UserError(f"parallel.{axis}: {degree} is not supported; set parallel.{axis}: 1")
 
@@ -73,8 +76,8 @@ def refuse_unready(mesh: Mesh) -> None:
 def shard(model: nn.Module, mesh: Mesh, settings: ParallelArgs, precision: Precision) -> None:
     """Shard every block's parameters, and the rest's, over `mesh.shards`: those of experts over their own ranks."""
     policy = MixedPrecisionPolicy(param_dtype=precision.compute, reduce_dtype=precision.reduce)
-    reshard = settings.reshard_after_forward is not False
-    for block in model.blocks:  # type: ignore[union-attr]
+    reshard = gathers_often(settings, mesh)
+    for block in model.own_blocks:  # type: ignore[union-attr]
         if mesh.spreads_experts and hasattr(block.mlp, "experts"):
             expert.shard_experts(block.mlp.experts, mesh, policy, reshard=reshard)
         fully_shard(block, mesh=mesh.shards, mp_policy=policy, reshard_after_forward=reshard)
@@ -83,6 +86,19 @@ def shard(model: nn.Module, mesh: Mesh, settings: ParallelArgs, precision: Preci
         # a share of one mean over the whole global batch is summed, not averaged; gloo cannot scale while it sums
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+
+
+def gathers_often(settings: ParallelArgs, mesh: Mesh) -> bool:
+    """Whether parameters are freed between forward and backward; a pipeline gathers them once a step unless told.
+
+    Raises:
+        UserError: if they may not, since gradients of weights come after the next forward pass.
+    """
+    if mesh.degrees.pipeline == 1:
+        return settings.reshard_after_forward is not False
+    if settings.reshard_after_forward is True and settings.pipeline_schedule == "zbv":
+        raise UserError("parallel.reshard_after_forward: true is not for pipeline_schedule: zbv; set false, or 1f1b")
+    return settings.reshard_after_forward is True
 
 
 def is_sharded(mesh: Mesh | None) -> bool:
@@ -129,6 +145,29 @@ def backward_of(model: nn.Module, *, last: bool) -> Iterator[None]:
         module.set_is_last_backward(last)
     with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
         yield
+
+
+@contextmanager
+def backwards_of(model: nn.Module, *, often: bool) -> Iterator[None]:
+    """Forwards and backwards of all micro-batches of a step in any order; gradients meet those of others at the end.
+
+    Args:
+        often: parameters are gathered for every micro-batch, and gradients reduced at once; else both stay whole until
+            the end.
+    """
+    for module in _sharded(model):
+        module.set_is_last_backward(False)
+        module.set_reshard_after_backward(often, recurse=False)
+        module.set_requires_gradient_sync(often, recurse=False)
+    yield
+    for module in _sharded(model):
+        module.set_is_last_backward(True)
+        module.set_reshard_after_backward(True, recurse=False)
+        module.set_requires_gradient_sync(True, recurse=False)
+    state = fully_shard.state(model)  # type: ignore[attr-defined]
+    for group in (group for one in state._state_ctx.all_states for group in one._fsdp_param_groups):
+        group.post_backward()
+    state._root_post_backward_final_callback()
 
 
 def place(parameter: torch.Tensor, value: torch.Tensor) -> None:

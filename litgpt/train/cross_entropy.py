@@ -137,12 +137,19 @@ class _Chunked(torch.autograd.Function):
             weight = gradients.weight.to(weight_VD.dtype) if wanted[1] else None
             bias = gradients.bias.to(bias_V.dtype) if bias_V is not None and wanted[2] else None
             ctx.save_for_backward(hidden, weight, bias)
+            ctx.scaled = False
         return loss
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        # the saved gradients belong to this node alone and it runs once, so they are scaled in place
-        return (*(None if saved is None else saved.mul_(scale) for saved in ctx.saved_tensors), None, None, None, None)
+        # The saved gradients belong to this node alone, so they are scaled in place. A backward pass that is split into
+        # halves comes here twice with the same scale; the second time they are ready.
+        if not ctx.scaled:
+            for saved in ctx.saved_tensors:
+                if saved is not None:
+                    saved.data.mul_(scale)  # as itself it could not be looked at again
+            ctx.scaled = True
+        return (*ctx.saved_tensors, None, None, None, None)
 
 
 class _Gradients:

@@ -3,6 +3,8 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from operator import methodcaller
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from litgpt.data.batch import Batch
 from litgpt.model.gpt import logits
 from litgpt.parallel.reduce import total
 from litgpt.train.objective import Objective
-from litgpt.train.step import Trainee
+from litgpt.train.step import Trainee, look
 
 
 @contextmanager
@@ -33,8 +35,9 @@ def validation_loss(trainee: Trainee, batches: Iterable[Batch], objective: Objec
     loss, count = torch.zeros((), dtype=torch.float64), 0.0
     with looking(trainee):
         for batch in itertools.islice(batches, max_iters):
-            summed, _ = objective(trainee.core, batch.to(trainee.device))
-            loss = loss + summed.double().to(loss.device)
+            moved = batch.to(trainee.device)
+            found = look(trainee, moved, partial(objective, batch=moved))
+            loss = loss if found is None else loss + found[0].double().to(loss.device)
             count += objective.count(batch)
     summed_loss, counted = total([loss.item() * trainee.counts_loss, count * trainee.counts_batch], trainee.device)
     return summed_loss / counted if counted else float("nan")
@@ -64,10 +67,13 @@ def continuation(
     with looking(trainee):
         for _ in range(tokens):
             read = torch.tensor([ids[-window:]], device=trainee.device)
-            scores = trainee.core(read, head=_last_logits).float().cpu()
-            likeliest, numbers = scores.topk(min(top_k, scores.shape[-1]))
-            chosen = torch.multinomial((likeliest / temperature).softmax(-1), 1, generator=generator)
-            ids.append(int(numbers[chosen]))
+            scores = look(trainee, Batch(read, read), methodcaller("__call__", read, head=_last_logits))
+            token = 0
+            if scores is not None:
+                likeliest, numbers = scores.float().cpu().topk(min(top_k, scores.shape[-1]))
+                chosen = torch.multinomial((likeliest / temperature).softmax(-1), 1, generator=generator)
+                token = int(numbers[chosen])
+            ids.append(token if trainee.pipeline is None else trainee.pipeline.agreed(token))
             if pause(ids[-1]):
                 break
     return ids[len(prompt) :]

@@ -1,15 +1,17 @@
 """The one training step: count before you divide, agree before you step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from litgpt.data.batch import Batch
-from litgpt.parallel.apply import backward_of, is_sharded, unwrapped
+from litgpt.parallel.apply import backward_of, backwards_of, is_sharded, unwrapped
 from litgpt.parallel.mesh import Mesh
+from litgpt.parallel.pipeline import Pipeline, Stage
 from litgpt.parallel.precision import Precision
 from litgpt.parallel.reduce import gradient_norm, scale_gradients, total
 from litgpt.train.guard import LossScale
@@ -42,7 +44,13 @@ class Trainee:
     @property
     def counts_loss(self) -> bool:
         """Whether this rank's loss is to be added to that of the others."""
-        return self.mesh is None or self.mesh.counts_loss
+        here = self.pipeline is None or self.pipeline.has_last
+        return here and (self.mesh is None or self.mesh.counts_loss)
+
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """What the model's layers are spread over, if they are."""
+        return getattr(self.core, "pipeline", None)
 
     @property
     def core(self) -> nn.Module:
@@ -139,15 +147,57 @@ def gradients(
         tally: (2, C), takes in the sum and the number of the losses of each channel.
     """
     shares = torch.zeros((), dtype=torch.float64)
-    for number, batch in enumerate(batches, start=1):
-        with backward_of(trainee.model, last=number == len(batches)):
-            with trainee.precision.autocast(trainee.device, sharded=trainee.sharded):
-                summed, told = objective(trainee.model, batch.to(trainee.device))
-            share = summed / max(count, 1)  # a share of one mean over the whole global batch
-            (share * trainee.scale.factor).backward()
+
+    def scaled_loss(model: Any, batch: Batch) -> torch.Tensor:
+        nonlocal shares
+        with trainee.precision.autocast(trainee.device, sharded=trainee.sharded):
+            summed, told = objective(model, batch)
+        share = summed / max(count, 1)  # a share of one mean over the whole global batch
         if tally is not None and "channels" in told:
             tally[:, : told["channels"].shape[1]] += told["channels"].to(tally.device)
         shares = shares + share.detach().double().to(shares.device, non_blocking=True)
+        return share * trainee.scale.factor
+
+    if trainee.pipeline is not None:
+        through_stages(trainee.pipeline, [batch.to(trainee.device) for batch in batches], scaled_loss)
+    else:
+        for number, batch in enumerate(batches, start=1):
+            with backward_of(trainee.model, last=number == len(batches)):
+                scaled_loss(trainee.model, batch.to(trainee.device)).backward()
     if trainee.scale.active:
         scale_gradients(trainee.parameters(), 1 / trainee.scale.factor)
-    return shares.item(), gradient_norm(trainee.parameters()).item()
+    return shares.item(), norm_of(trainee)
+
+
+def through_stages(pipeline: Pipeline, batches: Sequence[Batch], loss: Callable[[Any, Batch], torch.Tensor]) -> None:
+    """Leave the gradients of all micro-batches of a step on the parameters of the stages that lie here."""
+
+    def run(stage: Stage, number: int) -> torch.Tensor:
+        return loss(stage, batches[number]) if stage.last else hidden_after(stage, batches[number])
+
+    with backwards_of(pipeline.model, often=pipeline.gathers_often):
+        pipeline.step([batch.ids.shape for batch in batches], run)
+    pipeline.add_copies()
+
+
+def hidden_after(stage: Stage, batch: Batch) -> torch.Tensor:
+    """What a stage hands to the next."""
+    return stage(batch.ids, positions_BT=batch.positions, documents_BT=batch.documents)
+
+
+def norm_of(trainee: Trainee) -> float:
+    """The L2 norm of the whole model's gradient."""
+    pipeline = trainee.pipeline
+    if pipeline is None:
+        return gradient_norm(trainee.parameters()).item()
+    named = trainee.core.named_parameters()
+    return pipeline.joined_norm(gradient_norm(one for name, one in named if name not in pipeline.copies)).item()
+
+
+def look(trainee: Trainee, batch: Batch, run: Callable[[Any], Any]) -> Any:
+    """What `run` makes of the model for a micro-batch, without gradients; None where the last layers do not lie."""
+    if trainee.pipeline is None:
+        return run(trainee.core)
+    return trainee.pipeline.look(
+        batch.ids.shape, lambda stage: run(stage) if stage.last else hidden_after(stage, batch)
+    )

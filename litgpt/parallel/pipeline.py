@@ -1,0 +1,359 @@
+"""Pipeline parallelism: every device has some layers, and micro-batches pass through all devices one after the other.
+
+Axes: B batch, P tokens of this process, D model width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
+
+from litgpt.model.gpt import GPT, Elsewhere
+from litgpt.model.portion import Portion
+from litgpt.parallel.mesh import Mesh
+from litgpt.parallel.timetable import (
+    BACKWARD,
+    FORWARD,
+    INPUT,
+    RECEIVE,
+    RECEIVE_SLOPE,
+    SEND,
+    SEND_SLOPE,
+    WEIGHT,
+    Task,
+    layers_of_stages,
+    programs,
+    stages_of,
+)
+from litgpt.recipe.parallel import ParallelArgs
+
+programs_of = cache(programs)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some layers of a model and what came out of those before; is called as the whole model would be.
+
+    Attributes:
+        layers: gives the hidden states (B, P, D) after these, or, if they are the `last`, what the model gives.
+        hidden_BPD: of the layers before, if there are such.
+    """
+
+    model: GPT
+    layers: range
+    last: bool
+    hidden_BPD: Tensor | None = None
+
+    @property
+    def portion(self) -> Portion | None:
+        """What this process works on of a batch."""
+        return self.model.portion
+
+    def __call__(self, ids_BT: Tensor, **named: Any) -> Any:
+        return self.model(ids_BT, layers=self.layers, hidden_BTD=self.hidden_BPD, **named)
+
+
+Run = Callable[[Stage, int], Tensor]
+
+
+class Pipeline:
+    """The stages of a model that lie here, and how micro-batches pass through all of them.
+
+    Attributes:
+        own: numbers of the stages that lie here.
+        gathers_often: whether parameters are gathered for every micro-batch anew.
+        copies: names of the parameters that another device has too, and keeps: the embedding's beside the last layers,
+            if it is tied to the head.
+    """
+
+    def __init__(self, model: GPT, mesh: Mesh, settings: ParallelArgs, dtype: torch.dtype) -> None:
+        """Take out of a model what lies elsewhere.
+
+        Args:
+            model: whole, on the meta device.
+            dtype: of hidden states.
+
+        Raises:
+            UserError: if the layers do not go round.
+        """
+        self.model, self.dtype = model, dtype
+        self.schedule, self.devices = settings.pipeline_schedule, mesh.degrees.pipeline
+        self.gathers_often = settings.reshard_after_forward is True
+        self.layers = layers_of_stages(settings, model.config.n_layer)
+        self.stages = len(self.layers)
+        self.group, self.device = mesh.group("pipeline"), mesh.place("pipeline")
+        self.own = stages_of(self.schedule, self.device, self.devices, self.stages)
+        self.owners = {
+            stage: device
+            for device in range(self.devices)
+            for stage in stages_of(self.schedule, device, self.devices, self.stages)
+        }
+        self.moving: list[tuple[dist.Work, Tensor]] = []
+        self._take_out()
+        shared = model.config.tie_embeddings and self.owners[0] != self.owners[self.stages - 1]
+        self.shares_embedding = shared and self.device in (self.owners[0], self.owners[self.stages - 1])
+        copied = self.shares_embedding and self.has_last
+        self.copies = frozenset(self._embedding() if copied else ())
+
+    @property
+    def has_last(self) -> bool:
+        """Whether losses and scores are computed here."""
+        return self.stages - 1 in self.own
+
+    def _take_out(self) -> None:
+        model, first, last = self.model, 0 in self.own, self.has_last
+        here = {layer for stage in self.own for layer in self.layers[stage]}
+        for layer in range(len(model.blocks)):
+            if layer not in here:
+                model.blocks[layer] = Elsewhere()
+        needed = {
+            "embedding": first or (last and model.config.tie_embeddings),
+            "position_embedding": first,
+            "norm": last,
+            "head": last,
+        }
+        for name, kept in needed.items():
+            if getattr(model, name) is not None and not kept:
+                setattr(model, name, Elsewhere())
+
+    def _embedding(self) -> dict[str, nn.Parameter]:
+        return {f"embedding.{name}": parameter for name, parameter in self.model.embedding.named_parameters()}
+
+    def step(self, shapes: Sequence[torch.Size], run: Run) -> None:
+        """Forward and backward of micro-batches; leaves gradients on the parameters.
+
+        All ranks of the pipeline have the same batches and call it together.
+
+        Args:
+            shapes: (B, T) of each micro-batch; they may differ.
+            run: what a stage makes of the micro-batch of a number: hidden states, or the loss.
+        """
+        passage = Passage(self, shapes, run, self.first_trained())
+        for task in programs_of(self.schedule, self.devices, self.stages, len(shapes))[self.device]:
+            passage.do(task)
+        self.settle()
+
+    def look(self, shape: torch.Size, run: Callable[[Stage], Any]) -> Any:
+        """One micro-batch forward; what the last stage makes of it, None where that does not lie.
+
+        A device does not wait for those after it, so that several of these overlap.
+        """
+        made = None
+        for stage in self.own:
+            if stage and self.owners[stage - 1] != self.device:
+                made, work = self.receive(shape, stage - 1, 0)
+                work.wait()
+            made = run(self.stage(stage, made))
+            if stage + 1 < self.stages and self.owners[stage + 1] != self.device:
+                self.send(made, stage + 1, 0)
+                made = None
+        return made
+
+    def stage(self, number: int, hidden_BPD: Tensor | None) -> Stage:
+        """A stage with what comes in."""
+        return Stage(self.model, self.layers[number], number == self.stages - 1, hidden_BPD)
+
+    def send(self, tensor: Tensor, stage: int, tag: int) -> None:
+        """Begin to send something to a stage; what was sent long ago is then known to have arrived."""
+        if len(self.moving) >= 2 * self.stages:
+            self.moving.pop(0)[0].wait()
+        sent = tensor.detach().to(self.dtype).contiguous()
+        work = dist.isend(sent, group=self.group, group_dst=self.owners[stage], tag=tag)
+        assert work is not None
+        self.moving.append((work, sent))
+
+    def receive(self, shape: torch.Size, stage: int, tag: int) -> tuple[Tensor, dist.Work]:
+        """Begin to receive hidden states, or their gradient, of a micro-batch of this shape from a stage."""
+        rows, tokens = self.tokens(shape)
+        device = next(self.model.parameters()).device
+        buffer = torch.empty(rows, tokens, self.model.config.n_embd, dtype=self.dtype, device=device)
+        work = dist.irecv(buffer, group=self.group, group_src=self.owners[stage], tag=tag)
+        assert work is not None
+        return buffer, work
+
+    def tokens(self, shape: torch.Size) -> tuple[int, int]:
+        """Rows and tokens of the hidden states between blocks for a micro-batch of this shape."""
+        portion = self.model.portion
+        if portion is None:
+            return shape[0], shape[1]
+        return shape[0], portion.between_blocks(shape[1])
+
+    def settle(self) -> None:
+        """Wait until what was sent has arrived."""
+        while self.moving:
+            self.moving.pop(0)[0].wait()
+
+    def first_trained(self) -> int:
+        """The first stage that trains anything; those before need no backward. As many as there are, if none does."""
+        trains = [stage for stage in self.own if any(one.requires_grad for one in self.parameters_of(stage))]
+        device = next(self.model.parameters()).device
+        first = torch.tensor(min(trains, default=self.stages), device=device)
+        dist.all_reduce(first, op=dist.ReduceOp.MIN, group=self.group)
+        return int(first)
+
+    def parameters_of(self, stage: int) -> list[nn.Parameter]:
+        """What a stage computes with."""
+        model = self.model
+        parts: list[nn.Module | None] = [model.blocks[layer] for layer in self.layers[stage]]
+        if stage == 0:
+            parts += [model.embedding, model.position_embedding]
+        if stage == self.stages - 1:
+            parts += [model.norm, model.embedding if model.config.tie_embeddings else model.head]
+        return [parameter for part in parts if part is not None for parameter in part.parameters()]
+
+    def add_copies(self) -> None:
+        """Add up the gradients of parameters that lie on two devices."""
+        if not self.shares_embedding:
+            return
+        other = self.owners[0] if self.has_last else self.owners[self.stages - 1]
+        for parameter in self._embedding().values():
+            if parameter.requires_grad:
+                here = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                local = getattr(here, "_local_tensor", here)
+                there = torch.empty_like(local)
+                moves = [
+                    dist.P2POp(dist.isend, local, group=self.group, group_peer=other),
+                    dist.P2POp(dist.irecv, there, group=self.group, group_peer=other),
+                ]
+                for work in dist.batch_isend_irecv(moves):
+                    work.wait()
+                local += there
+                parameter.grad = here
+
+    def joined_norm(self, norm: Tensor) -> Tensor:
+        """The norm over all stages, of norms over what each has."""
+        square = norm.to(next(self.model.parameters()).device).square()
+        dist.all_reduce(square, group=self.group)
+        return square.sqrt()
+
+    def agreed(self, number: int) -> int:
+        """A number that those who have the last stage know, on all."""
+        told = torch.tensor(number, device=next(self.model.parameters()).device)
+        dist.broadcast(told, group=self.group, group_src=self.owners[self.stages - 1])
+        return int(told)
+
+
+class Passage:
+    """The way of one step's micro-batches through the stages of a device.
+
+    What is known of a micro-batch at a stage lies under (stage, number) until it is no longer needed.
+    """
+
+    def __init__(self, pipeline: Pipeline, shapes: Sequence[torch.Size], run: Run, first: int) -> None:
+        self.pipeline, self.shapes, self.run, self.first = pipeline, shapes, run, first
+        self.arriving: dict[Task, tuple[Tensor, dist.Work | None]] = {}
+        self.graphs: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}
+        self.slopes: dict[tuple[int, int], Tensor] = {}
+        self.split: dict[tuple[int, int], Any] = {}
+        self.actions: dict[str, Callable[[int, int], None]] = {
+            FORWARD: self.forward,
+            BACKWARD: self.backward,
+            INPUT: self.backward_input,
+            WEIGHT: self.backward_weight,
+            SEND: self.send,
+            RECEIVE: self.receive,
+            SEND_SLOPE: self.send_slope,
+            RECEIVE_SLOPE: self.receive_slope,
+        }
+
+    def do(self, task: Task) -> None:
+        """Do one task."""
+        self.actions[task.kind](task.stage, task.micro)
+
+    def tag(self, kind: str, stage: int, number: int) -> int:
+        """A number that no other move of the step has."""
+        return 1 + (number * self.pipeline.stages + stage) * 2 + (kind == RECEIVE_SLOPE)
+
+    def arrived(self, kind: str, stage: int, number: int) -> Tensor:
+        """What was received, once it is there."""
+        tensor, work = self.arriving.pop(Task(kind, stage, number))
+        if work is not None:
+            work.wait()
+        return tensor
+
+    def hand_over(self, kind: str, stage: int, number: int, tensor: Tensor) -> None:
+        """Give something to a stage if that lies here; what lies elsewhere is sent when it is time."""
+        if stage in self.pipeline.own:
+            self.arriving[Task(kind, stage, number)] = (tensor, None)
+
+    def forward(self, stage: int, number: int) -> None:
+        """Let a stage run; what enters it is a leaf of its own graph."""
+        hidden = None
+        if stage:
+            hidden = self.arrived(RECEIVE, stage, number).requires_grad_(stage > self.first)
+        made = self.run(self.pipeline.stage(stage, hidden), number)
+        self.graphs[stage, number] = (hidden, made)
+        if stage < self.pipeline.stages - 1:
+            self.hand_over(RECEIVE, stage + 1, number, made.detach())
+
+    def backward(self, stage: int, number: int) -> None:
+        """Gradients of a stage's weights and of what entered it."""
+        if stage < self.first:
+            del self.graphs[stage, number]
+            return
+        hidden, made = self.graphs.pop((stage, number))
+        made.backward(self.slope(stage, number))
+        if hidden is not None and hidden.requires_grad:
+            self._back(stage, number, hidden)
+
+    def backward_input(self, stage: int, number: int) -> None:
+        """The gradient of what entered a stage; where that has none, all is left for `backward_weight`."""
+        if stage <= self.first:
+            return
+        hidden, made = self.graphs.pop((stage, number))
+        assert hidden is not None
+        slope = self.slope(stage, number)
+        weights = self.weights(stage)
+        _, groups = stage_backward_input([made], None if slope is None else [slope], [hidden], iter(weights))
+        self.split[stage, number] = groups
+        self._back(stage, number, hidden)
+
+    def backward_weight(self, stage: int, number: int) -> None:
+        """The gradients of a stage's weights."""
+        if stage <= self.first:
+            self.backward(stage, number)
+        else:
+            stage_backward_weight(iter(self.weights(stage)), self.split.pop((stage, number)))
+
+    def weights(self, stage: int) -> list[nn.Parameter]:
+        """What is trained of a stage."""
+        return [parameter for parameter in self.pipeline.parameters_of(stage) if parameter.requires_grad]
+
+    def slope(self, stage: int, number: int) -> Tensor | None:
+        """The gradient of what a stage gave; none for the loss."""
+        return None if stage == self.pipeline.stages - 1 else self.arrived(RECEIVE_SLOPE, stage, number)
+
+    def _back(self, stage: int, number: int, hidden: Tensor) -> None:
+        slope = torch.zeros_like(hidden) if hidden.grad is None else hidden.grad
+        if stage - 1 not in self.pipeline.own:
+            self.slopes[stage, number] = slope
+        self.hand_over(RECEIVE_SLOPE, stage - 1, number, slope)
+
+    def send(self, stage: int, number: int) -> None:
+        """Begin to send what a stage gave."""
+        _, made = self.graphs[stage, number]
+        self.pipeline.send(made, stage + 1, self.tag(RECEIVE, stage + 1, number))
+
+    def receive(self, stage: int, number: int) -> None:
+        """Begin to receive what the stage before gave."""
+        tag = self.tag(RECEIVE, stage, number)
+        self.arriving[Task(RECEIVE, stage, number)] = self.pipeline.receive(self.shapes[number], stage - 1, tag)
+
+    def send_slope(self, stage: int, number: int) -> None:
+        """Begin to send the gradient of what entered a stage."""
+        if stage > self.first:
+            slope = self.slopes.pop((stage, number))
+            self.pipeline.send(slope, stage - 1, self.tag(RECEIVE_SLOPE, stage - 1, number))
+
+    def receive_slope(self, stage: int, number: int) -> None:
+        """Begin to receive the gradient of what a stage gave."""
+        if stage >= self.first:
+            tag = self.tag(RECEIVE_SLOPE, stage, number)
+            self.arriving[Task(RECEIVE_SLOPE, stage, number)] = self.pipeline.receive(
+                self.shapes[number], stage + 1, tag
+            )
