@@ -165,7 +165,8 @@ class GPT(nn.Module):
         if self.portion is not None:
             ids_BT, positions = self.portion.own(ids_BT, 0), self.portion.padded(positions, 0)
             documents_BT = None if documents_BT is None else self.portion.padded(documents_BT, -1)
-        shared = share(self.config, positions, documents_BT=documents_BT, cached=cached)
+        exchange = None if self.portion is None else self.portion.exchange
+        shared = share(self.config, positions, documents_BT=documents_BT, cached=cached, exchange=exchange)
         x_BTD = hidden_BTD
         if x_BTD is None:
             x_BTD = self._embed(ids_BT, positions if self.portion is None else self.portion.own(positions, 0))

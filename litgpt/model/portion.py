@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from litgpt.model.attention import Exchange
+
 
 class Vocabulary(Protocol):
     """Rows of the output matrix that lie here, and how to put together what all rows give.
@@ -32,9 +34,11 @@ class Portion(Protocol):
 
     Attributes:
         vocabulary: None where all rows lie here.
+        exchange: how attention sees tokens of other processes; None where they are here by then.
     """
 
     vocabulary: Vocabulary | None
+    exchange: Exchange | None
 
     def padded(self, whole_BT: Tensor, fill: float) -> Tensor:
         """A batch lengthened at the right so that its tokens go round the processes."""

@@ -68,7 +68,7 @@ def share_work(model: nn.Module, mesh: Mesh, settings: ParallelArgs, precision: 
 
 def refuse_unready(mesh: Mesh) -> None:
     """Refuse axes along which nothing is split yet."""
-    for axis in ("context",):
+    for axis in ():
         if (degree := getattr(mesh.degrees, axis)) > 1:
             raise UserError(f"parallel.{axis}: {degree} is not supported; set parallel.{axis}: 1")
 
