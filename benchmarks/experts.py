@@ -22,7 +22,7 @@ from typing import Any
 from pretrain import SIDES, environments
 
 EXPERTS, CHOSEN, TOKENS = 32, 4, 4096
-SIZES = ((256, 128), (512, 256), (1024, 512))  # model width and inner width of an expert
+SIZES = ((64, 32), (128, 32), (256, 64), (512, 256), (1024, 512))  # model width and inner width of an expert
 
 
 def main() -> None:

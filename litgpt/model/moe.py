@@ -4,7 +4,7 @@ Axes: N tokens, D model width, E experts, K experts of a token, R = N K rows (a 
 sorted by expert), I inner width of an expert.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -180,13 +180,23 @@ class Experts(nn.Module):
             ends_E: where each expert's rows end, int32.
             weights_R: what each row's result is multiplied by, (R, 1); done before `down`, where rows are narrower.
         """
-        gate_RI = grouped_linear(x_RD, self.gate, self.gate_bias, ends_E)
-        up_RI = grouped_linear(x_RD, self.up, self.up_bias, ends_E)
-        inner_RI = self.gating(gate_RI, up_RI)
+        inner_RI = self.gating(*self._gate_and_up(x_RD, ends_E))
         if weights_R is None:
             return grouped_linear(inner_RI, self.down, self.down_bias, ends_E)
         y_RD = grouped_linear(inner_RI * weights_R.to(inner_RI.dtype), self.down, None, ends_E)
         return y_RD if self.down_bias is None else y_RD + own(self.down_bias, y_RD, ends_E) * weights_R.to(y_RD.dtype)
+
+    def _gate_and_up(self, x_RD: Tensor, ends_E: Tensor) -> Sequence[Tensor]:
+        """What `gating` takes, both (R, I).
+
+        On a CPU, narrow experts of many rows take one product for both: copies of the weights are smaller than x then.
+        """
+        weights, biases = (self.gate, self.up), (self.gate_bias, self.up_bias)
+        if x_RD.device.type != "cpu" or sum(weight[..., 0].numel() for weight in weights) >= len(x_RD):
+            return [grouped_linear(x_RD, *layer, ends_E) for layer in zip(weights, biases, strict=True)]
+        there: list[Tensor] = [bias_EI for bias_EI in biases if bias_EI is not None]
+        bias_EO = torch.cat(there, 1) if there else None
+        return grouped_linear(x_RD, torch.cat(weights, 1), bias_EO, ends_E).chunk(2, -1)
 
 
 def uniform(*shape: int) -> nn.Parameter:

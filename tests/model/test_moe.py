@@ -93,12 +93,12 @@ def one_expert(experts: Experts, config: Config, number: int, x: Tensor) -> Tens
     return F.linear(inner, experts.down[number], down_bias)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("dtype", "rows"), [(torch.float32, 2), (torch.float64, 2), (torch.float32, 8)])
 @pytest.mark.parametrize("name", BLOCKS)
-def test_grouped_experts_equal_one_at_a_time(name: str, dtype: torch.dtype) -> None:
+def test_grouped_experts_equal_one_at_a_time(name: str, dtype: torch.dtype, rows: int) -> None:
     config = Config(**{**SHAPE, **BLOCKS[name]})
     moe = drawn(MoE(config)).to(dtype)
-    x = tokens(config.n_embd).to(dtype).requires_grad_()
+    x = tokens(config.n_embd, rows).to(dtype).requires_grad_()
     wanted, got = one_by_one(moe, config, x), moe(x)
     exact = {"atol": 1e-12, "rtol": 1e-12} if dtype == torch.float64 else {"atol": 2e-5, "rtol": 2e-5}
     torch.testing.assert_close(got, wanted, **exact)
