@@ -157,6 +157,11 @@ def fit_value(hint: Any, value: Any, key: str, default: Any, root: type) -> Any:
     if group := group_of(hint):
         if value is None:
             return None if optional else {}
+        if not isinstance(value, dict):
+            first = next(iter(settings_of(group)))
+            raise UserError(
+                f"{key}: {value!r} is one value for a group of settings; give {key}.{first}, or others of it"
+            )
         return fit(group, value, f"{key}.", root)
     if value is None and not optional and Any not in members(hint) and default is not REQUIRED:
         raise wrong_value(key, value, hint, default)

@@ -14,7 +14,7 @@ from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from litgpt import adapt
-from litgpt.adapt import quantized
+from litgpt.adapt import llama_pro, quantized
 from litgpt.adapt.noise import add_noise
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
@@ -23,12 +23,14 @@ from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.parallel.apply import parallelize, place, replicate
+from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS, default_precision
 from litgpt.parallel.reduce import everyone
 from litgpt.parallel.strategy import MeshStrategy
 from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.to_yaml import dump
 from litgpt.recipe.training import Training
+from litgpt.recipe.tuner import LLaMAPro
 from litgpt.store import checkpoint, published
 from litgpt.store.checkpoint import Checkpoints
 from litgpt.train import loggers, optimizer
@@ -162,14 +164,8 @@ def connect_data(
     return tokenizer, folder
 
 
-def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_follow: bool) -> Trainee:
-    """The model, laid out and with its first weights, and its optimizers.
-
-    Args:
-        weights_follow: a checkpoint will be loaded, so first weights would be thrown away.
-    """
-    strategy = fabric.strategy
-    assert isinstance(strategy, MeshStrategy)
+def on_meta(recipe: Training, origin: Origin, mesh: Mesh | None, device: torch.device) -> GPT:
+    """The model as it will lie on this rank's device: adapted, split and sharded, without memory yet."""
     precision = PRECISIONS[recipe.precision or default_precision()]
     with torch.device("meta"):
         model = GPT(origin.config).to(precision.storage)
@@ -181,12 +177,25 @@ def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_fol
         add_noise(model, origin.noise)
     parallelize(
         model,
-        strategy.mesh,
+        mesh,
         recipe.parallel,
         precision=precision,
-        compile_blocks=compiles(recipe, fabric.device),
+        compile_blocks=compiles(recipe, device),
         again=recipe.recompute,
     )
+    return model
+
+
+def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_follow: bool) -> Trainee:
+    """The model, laid out and with its first weights, and its optimizers.
+
+    Args:
+        weights_follow: a checkpoint will be loaded, so first weights would be thrown away.
+    """
+    strategy = fabric.strategy
+    assert isinstance(strategy, MeshStrategy)
+    precision = PRECISIONS[recipe.precision or default_precision()]
+    model = on_meta(recipe, origin, strategy.mesh, fabric.device)
     model.to_empty(device=fabric.device)
     if origin.weights and (origin.adapted or not weights_follow):
         load_weights(model, origin, fabric.device)
@@ -218,6 +227,9 @@ def load_weights(model: GPT, origin: Origin, device: torch.device) -> None:
     if origin.quantize:
         tensors = published.tensors_in(origin.weights, origin.config)
         quantized.fill(model, tensors, device=device, write=place)
+    elif isinstance(origin.tuner, LLaMAPro):
+        tensors = published.tensors_in(origin.weights, published.shape_in(origin.weights))
+        llama_pro.fill(model, tensors, origin.tuner, write=place)
     else:
         published.load(model, origin.weights)
 

@@ -47,8 +47,9 @@ def validator_of(command: str) -> Draft202012Validator:
 
 @pytest.mark.parametrize("path", CONFIG_HUB, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_recipes_of_the_hub_are_valid(path):
-    finetuning = "finetune_full" if path.stem == "full" else "finetune"
-    command = "pretrain" if path.parent.name == "pretrain" else finetuning
+    full = path.stem == "full" or path.parent.name == "scale"
+    finetuning = "finetune_full" if full else "finetune"
+    command = "pretrain" if "model_name:" in path.read_text() else finetuning
     assert errors(validator_of(command), path.read_text()) == []
 
 

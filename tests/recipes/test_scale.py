@@ -1,0 +1,80 @@
+"""Every recipe for many devices lays its model out over them, and each device holds what arithmetic says."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from litgpt.model.config import Config
+from tests.processes import finish, start
+from tests.recipes import scale_worker
+
+SCALE = sorted((Path(__file__).parents[2] / "config_hub/scale").glob("*.yaml"))
+
+
+def read(litgpt: Callable[..., Any], path: Path) -> tuple[Any, Config]:
+    """A recipe, and the shape of the model that it names."""
+    outcome = litgpt("pretrain" if "model_name:" in path.read_text() else "finetune_full", "--config", path)
+    assert outcome.code == 0, outcome.err
+    recipe = outcome.recipe
+    return recipe, Config.from_name(getattr(recipe, "model_name", None) or recipe.checkpoint_dir.name)
+
+
+def qwen_14b(rank: int) -> float:
+    """Matrices and their biases over 4 x 2 ranks, norms over the 2 that share; 48 layers of width 5,120."""
+    layer = 2 * 5120 * 5120 + 2 * 5120 * 1024 + 5120 + 2 * 1024 + 3 * 5120 * 13824
+    return (48 * layer + 2 * 152064 * 5120) / 8 + (2 * 48 + 1) * 5120 / 2
+
+
+def qwen_30b(rank: int, *, stages: int, shard: int, expert_shard: int) -> float:
+    """128 experts over 8 x expert_shard ranks, the rest over `shard`; embedding and head on the outer stages."""
+    dense = 2 * 2048 * 4096 + 2 * 2048 * 512 + 2 * 128 + 128 * 2048 + 2 * 2048
+    blocks = 48 // stages * (dense / shard + 128 * 3 * 2048 * 768 / (8 * expert_shard))
+    ends = [151936 * 2048, 151936 * 2048 + 2048]  # embedding; head and its norm
+    here = ends if stages == 1 else [ends[rank // 8]]
+    return blocks + sum(here) / shard
+
+
+def llama_70b(rank: int) -> float:
+    """Matrices over 8 x 8 ranks, norms over 8; 80 layers of width 8,192."""
+    layer = 2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28672
+    return (80 * layer + 2 * 128256 * 8192) / 64 + (2 * 80 + 1) * 8192 / 8
+
+
+def tiny_llama(rank: int) -> float:
+    """Everything over the 8 ranks of a node; 22 layers of width 2,048."""
+    layer = 2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 5632 + 2 * 2048
+    return (22 * layer + 2 * 32000 * 2048 + 2048) / 8
+
+
+HELD: dict[str, Callable[[int], float]] = {
+    "qwen2.5-14b-8-gpus": qwen_14b,
+    "qwen3-30b-a3b-16-gpus": lambda rank: qwen_30b(rank, stages=1, shard=16, expert_shard=2),
+    "qwen3-30b-a3b-16-gpus-pipeline": lambda rank: qwen_30b(rank, stages=2, shard=8, expert_shard=1),
+    "llama-3.1-70b-64-gpus": llama_70b,
+    "tinyllama-64-gpus": tiny_llama,
+}
+
+
+def check(litgpt: Callable[..., Any], folder: Path, path: Path, *, every: bool) -> None:
+    recipe, config = read(litgpt, path)
+    world = recipe.devices * recipe.num_nodes
+    ranks = range(world) if every else sorted({0, world - 1})
+    work = start(scale_worker.worker, folder, recipe, config, ranks, folder=folder)
+    assert finish(work, timeout=900) == [0], (folder / "rank-0.log").read_text()[-2000:]
+    held = {int(rank): count for rank, count in json.loads((folder / "held.json").read_text()).items()}
+    assert held == {rank: HELD[path.stem](rank) for rank in ranks}
+
+
+@pytest.mark.parametrize("path", SCALE, ids=lambda path: path.stem)
+def test_the_first_and_the_last_rank_hold_what_they_should(litgpt: Any, tmp_path: Path, path: Path) -> None:
+    check(litgpt, tmp_path, path, every=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("path", SCALE, ids=lambda path: path.stem)
+def test_every_rank_holds_what_it_should(litgpt: Any, tmp_path: Path, path: Path) -> None:
+    check(litgpt, tmp_path, path, every=True)
