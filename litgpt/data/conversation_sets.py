@@ -43,8 +43,8 @@ class Conversations(Finetuning):
     """Read rows as they are needed, for data larger than memory or on the hub: each rank a share of its own, pass after
     pass. The length of an epoch is not known, so set train.max_steps. Sources take turns with mix: interleave; with
     concat, file follows file."""
-    shuffle_buffer: Count = 2000
-    """With streaming: rows that are shuffled, and packed, together; files change their order every pass."""
+    shuffle_buffer: Count | None = None
+    """With streaming: rows that are shuffled, and packed, together, null for 2000; files change their order too."""
     val_rows: Position = 0
     """With streaming: the first so many rows of each source are kept for validation."""
     mix: Literal["concat", "interleave"] = "concat"
@@ -80,6 +80,11 @@ class Conversations(Finetuning):
             raise UserError("data.sources: empty; give at least one path")
         if not self.streaming and self.val_rows:
             raise UserError(f"data.val_rows: {self.val_rows} is for data.streaming: true; set data.val_fraction: 0.05")
+        if not self.streaming and self.shuffle_buffer:
+            raise UserError(
+                f"data.shuffle_buffer: {self.shuffle_buffer} is for data.streaming: true; without it all rows "
+                "are shuffled, so leave it out"
+            )
         self._sources, self._val_sources = (
             [source_of(one) for one in ([group] if isinstance(group, str) else group)]
             for group in (self.sources, self.val_sources)

@@ -3,14 +3,17 @@
 import csv
 import json
 import sys
+from codecs import BOM_UTF8, iterdecode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from litgpt.data.cells import BadRow
 from litgpt.data.conversation import Format
 from litgpt.data.documents import numbered, unpacked
+from litgpt.data.json_list import members
 from litgpt.errors import UserError
 from litgpt.files import inside
 from litgpt.recipe.keys import nearest
@@ -182,20 +185,39 @@ def _read_jsonl(path: Path) -> Iterator[Found]:
 
 
 def _read_json(path: Path) -> Iterator[Found]:
-    text = b"".join(line for _, line in _lines(path))
-    rows = as_json(text)
-    if isinstance(rows, BadRow):
-        first = text.lstrip()[:1]
-        if first != b"{":
-            raise UserError(f"{path}: {rows}; give a list of objects, or one object a line")
+    first = next((kept[:1] for piece in _blocks(path) if (kept := piece.removeprefix(BOM_UTF8).lstrip())), b"")
+    if first == b"[":
+        yield from _read_list(path)
+        return
+    rows = as_json(b"".join(_blocks(path)))
+    if isinstance(rows, BadRow) and first == b"{":
         yield from _read_jsonl(path)  # many call JSON lines .json
         return
-    if isinstance(rows, Mapping):  # a list under a name of its own, or one row on a line of its own
-        lists = [value for value in rows.values() if isinstance(value, list)]
-        rows = lists[0] if len(rows) == 1 and lists and all(isinstance(row, dict) for row in lists[0]) else [rows]
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: holds {type(rows).__name__}; give a list of objects")
-    yield from ((f"{path}[{number}]", row) for number, row in enumerate(rows))
+    if not isinstance(rows, Mapping):
+        fault = rows if isinstance(rows, BadRow) else f"holds {type(rows).__name__}"
+        raise UserError(f"{path}: {fault}; give a list of objects, or one object a line")
+    lists = [value for value in rows.values() if isinstance(value, list)]  # under a name of its own
+    named = lists[0] if len(rows) == 1 and lists and all(isinstance(row, dict) for row in lists[0]) else [rows]
+    yield from ((f"{path}[{number}]", row) for number, row in enumerate(named))
+
+
+def _read_list(path: Path) -> Iterator[Found]:
+    try:
+        for number, row in enumerate(members(iterdecode(_blocks(path), "utf-8-sig"))):
+            yield f"{path}[{number}]", row
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x}); write it as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({str(error)[:80]}); give a list of objects, or one object a line") from None
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, a megabyte or a line at a time."""
+    with path.open("rb") as raw:
+        if path.suffix in (".gz", ".zst"):
+            yield from (line for _, line in numbered(path, unpacked(path, raw)))
+        else:
+            yield from iter(partial(raw.read, 1 << 20), b"")
 
 
 def _read_text(path: Path) -> Iterator[Found]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 ENDS = 1 << 16
 """Bytes at both ends of a file by which it is known again: reading all of it would take as long as training."""
 
+WINDOW = 2000
+"""Rows that are shuffled together, unless told: enough to fill packed rows, tokenized in about a second."""
+
 
 @dataclass(frozen=True)
 class Streamed:
@@ -83,7 +86,7 @@ def batches(
         length=shape.max_seq_length,
         packing=(data.packing.length or shape.max_seq_length, data.packing.strategy) if data.packing.enabled else None,
         padding=data.padding,
-        window=data.shuffle_buffer,
+        window=data.shuffle_buffer or WINDOW,
         seed=_seed(data.seed, shape.rank, shape.ranks),
     )
     names = sorted({one.source.channel or "default" for one in streamed})

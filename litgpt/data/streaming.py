@@ -45,7 +45,7 @@ class Making:
         packing: tokens of a row and how rows are filled; None for one sample a row.
         padding: lay the rows of a micro batch under one another, and not end to end in one.
         window: rows of the data that are shuffled, and packed, together.
-        seed: fixes the order.
+        seed: fixes the order; another one on every rank.
     """
 
     renders: Renders
@@ -58,8 +58,8 @@ class Making:
     seed: int
 
     def fingerprint_parts(self) -> list[Any]:
-        """All that decides what becomes of rows."""
-        rest = [getattr(self, name) for name in self.__dataclass_fields__ if name not in ("renders", "on_error")]
+        """All that decides what becomes of rows, on whichever rank."""
+        rest = [self.on_overlong, self.length, self.packing, self.padding, self.window]
         return [self.renders.fingerprint_parts(), rest]
 
 

@@ -401,6 +401,14 @@ def test_same_rows_from_every_kind_of_file(tmp_path: Path, tokenizer: Tokenizer)
     (tmp_path / "g.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
     for path in sorted(tmp_path.iterdir()):
         assert [row for _, row in read_rows(path)] == lines, path
+    for broken in ("[{", '[{"a": 1} {"b": 2}]', '[{"a": 1}', '[{"a": 1}] x', "3", "[" * 3000, '[{"a": "\udcff"}]'):
+        (tmp_path / "broken.json").write_bytes(broken.encode(errors="surrogateescape"))
+        with pytest.raises(UserError, match=r"broken\.json: [^\n]*$"):
+            list(read_rows(tmp_path / "broken.json"))
+    long = [{"query": "q" * 3_000_000, "response": "é" * 10}, 12, 3.5, None, {"a": []}, {"query": "r", "response": "s"}]
+    for text in (json.dumps(long, ensure_ascii=False), json.dumps(long, indent=2), "\ufeff [ ]\n", "[1, 2]"):
+        (tmp_path / "long.json").write_text(text)
+        assert [row for _, row in read_rows(tmp_path / "long.json")] == json.loads(text.lstrip("\ufeff"))
     with pytest.raises(UserError, match=r"broken\.json"):
         (tmp_path / "broken.json").write_text("[{")
         list(read_rows(tmp_path / "broken.json"))

@@ -92,30 +92,21 @@ def test_goes_on_exactly(tmp_path: Path, tokenizer: Tokenizer, layout: str, rank
     sources = [str(tmp_path / "kinds"), str(write(tmp_path / "more.jsonl", rows(9, seed=1)))]
     assert len(kinds) == 5
     data = streamed(tmp_path, tokenizer, sources, **LAYOUTS[layout])
-    for rank in range(ranks):
-        shape = BatchShape(2, 4 * ranks, 200, rank, ranks, gather=lambda mine: [mine, *others(mine, ranks)])
-        whole = take(data.train_stream(shape), 20)
-        for middle in (1, 12):
-            first = data.train_stream(shape)
-            halves = take(first, middle)
-            state = json.loads(json.dumps(first.state_dict()))
-            assert state["position"] == middle * 2 * ranks and len(json.dumps(state)) < 2000
-            second = streamed(tmp_path, tokenizer, sources, **LAYOUTS[layout]).train_stream(shape)
+    shapes = [BatchShape(2, 4 * ranks, 200, rank, ranks) for rank in range(ranks)]
+    whole = [data.train_stream(shape) for shape in shapes]
+    batches = [take(stream, 20) for stream in whole]
+    for middle in (1, 12):
+        first = [data.train_stream(shape) for shape in shapes]
+        halves = [take(stream, middle) for stream in first]
+        states = [json.loads(json.dumps(stream.state_dict())) for stream in first]
+        state = states[0] | {"ranks": {rank: place for one in states for rank, place in one["ranks"].items()}}
+        assert state["position"] == middle * 2 * ranks and len(json.dumps(state)) < 1500 * ranks
+        for rank, shape in enumerate(shapes):
+            second: Any = streamed(tmp_path, tokenizer, sources, **LAYOUTS[layout]).train_stream(shape)
             second.load_state_dict(state)
-            halves += take(second, 20 - middle)
-            assert len(halves) == 20 and all(map(equal, whole, halves)), middle
-            assert second.report() == first_pass(data, shape)  # type: ignore[attr-defined]
-
-
-def others(mine: dict[str, Any], ranks: int) -> list[dict[str, Any]]:
-    """What the other ranks would say: that they stand where this one does."""
-    return [{str(rank): one for one in mine.values()} for rank in range(ranks) if str(rank) not in map(str, mine)]
-
-
-def first_pass(data: Conversations, shape: BatchShape) -> dict[str, Any]:
-    stream: Any = data.train_stream(shape)
-    take(stream, 20)
-    return stream.report()
+            halves[rank] += take(second, 20 - middle)
+            assert len(halves[rank]) == 20 and all(map(equal, batches[rank], halves[rank])), (middle, rank)
+            assert second.report() == whole[rank].report()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -244,7 +235,8 @@ def test_what_cannot_be_streamed(tmp_path: Path, tokenizer: Tokenizer, monkeypat
         ({"sources": ["nowhere.jsonl"]}, "no such file"),
         ({"sources": [{"path": path, "weight": 0}], "mix": "interleave"}, "weight: all are 0"),
         ({"val_rows": 20}, "holds no row to train on"),
-        ({"streaming": False, "val_rows": 3}, r"data\.val_rows: 3"),
+        ({"streaming": False, "val_rows": 3, "shuffle_buffer": None}, r"data\.val_rows: 3"),
+        ({"streaming": False}, r"data\.shuffle_buffer: 16"),
     ):
         with pytest.raises(UserError, match=words) as raised:
             given = {"sources": [path]} | settings
