@@ -1,18 +1,17 @@
 """Make a model parallel in one fixed order: split, compile per block, then replicate or shard."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
 
-from litgpt.errors import UserError
 from litgpt.parallel import expert
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.pipeline import Pipeline
@@ -43,8 +42,6 @@ def parallelize(
         mesh: None for one process.
         again: what is computed again in the backward pass; None for nothing.
     """
-    if mesh is not None:
-        refuse_unready(mesh)
     if mesh is not None and is_sharded(mesh):
         share_work(model, mesh, settings, precision)
     recompute(model, again or RecomputeArgs(), compiled=compile_blocks)
@@ -66,39 +63,35 @@ def share_work(model: nn.Module, mesh: Mesh, settings: ParallelArgs, precision: 
         model.portion = Tokens(mesh, settings, vocabulary)  # type: ignore[assignment]
 
 
-def refuse_unready(mesh: Mesh) -> None:
-    """Refuse axes along which nothing is split yet."""
-    for axis in ():
-        if (degree := getattr(mesh.degrees, axis)) > 1:
-            raise UserError(f"parallel.{axis}: {degree} is not supported; set parallel.{axis}: 1")
-
-
 def shard(model: nn.Module, mesh: Mesh, settings: ParallelArgs, precision: Precision) -> None:
     """Shard every block's parameters, and the rest's, over `mesh.shards`: those of experts over their own ranks."""
     policy = MixedPrecisionPolicy(param_dtype=precision.compute, reduce_dtype=precision.reduce)
-    reshard = gathers_often(settings, mesh)
+    how: dict[str, Any] = {"mp_policy": policy}
+    if settings.cpu_offload:
+        how["offload_policy"] = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+    reshard = settings.level == 3
     for block in model.own_blocks:  # type: ignore[union-attr]
         if mesh.spreads_experts and hasattr(block.mlp, "experts"):
-            expert.shard_experts(block.mlp.experts, mesh, policy, reshard=reshard)
-        fully_shard(block, mesh=mesh.shards, mp_policy=policy, reshard_after_forward=reshard)
-    fully_shard(model, mesh=mesh.shards, mp_policy=policy, reshard_after_forward=False)
+            expert.shard_experts(block.mlp.experts, mesh, reshard_after_forward=reshard, **how)
+        fully_shard(block, mesh=mesh.shards, reshard_after_forward=reshard, **how)
+    fully_shard(model, mesh=mesh.shards, reshard_after_forward=False, **how)
+    model.zero = settings.level  # type: ignore[assignment]
+    if settings.prefetch:
+        gather_ahead(model.own_blocks, settings.prefetch)  # type: ignore[arg-type]
     for module in _sharded(model):
         # a share of one mean over the whole global batch is summed, not averaged; gloo cannot scale while it sums
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
 
 
-def gathers_often(settings: ParallelArgs, mesh: Mesh) -> bool:
-    """Whether parameters are freed between forward and backward; a pipeline gathers them once a step unless told.
-
-    Raises:
-        UserError: if they may not, since gradients of weights come after the next forward pass.
-    """
-    if mesh.degrees.pipeline == 1:
-        return settings.reshard_after_forward is not False
-    if settings.reshard_after_forward is True and settings.pipeline_schedule == "zbv":
-        raise UserError("parallel.reshard_after_forward: true is not for pipeline_schedule: zbv; set false, or 1f1b")
-    return settings.reshard_after_forward is True
+def gather_ahead(blocks: Sequence[nn.Module], number: int) -> None:
+    """Let each block gather the parameters of so many after it, or in backward before it, while it computes."""
+    parts = [list(_sharded(block)) for block in blocks]
+    for at, block in enumerate(blocks):
+        assert isinstance(block, FSDPModule)
+        after, before = parts[at + 1 : at + 1 + number], parts[max(0, at - number) : at]
+        block.set_modules_to_forward_prefetch([module for part in after for module in part])
+        block.set_modules_to_backward_prefetch([module for part in reversed(before) for module in part])
 
 
 def is_sharded(mesh: Mesh | None) -> bool:
@@ -139,10 +132,15 @@ def note_formats(model: nn.Module) -> None:
 def backward_of(model: nn.Module, *, last: bool) -> Iterator[None]:
     """Forward and backward of one micro-batch; gradients meet those of the other ranks in the last one of a step.
 
-    Under ZeRO-3 each micro-batch's gradients are reduced at once, since keeping them whole would undo the sharding.
+    From level 2 of ZeRO on each micro-batch's gradients are reduced at once, since keeping them whole would undo the
+    sharding; at level 1 they, and gathered parameters, stay whole until the end of the step.
     """
+    once = getattr(unwrapped(model), "zero", None) == 1
     for module in _sharded(model):
         module.set_is_last_backward(last)
+        if once:
+            module.set_reshard_after_backward(last, recurse=False)
+            module.set_requires_gradient_sync(last, recurse=False)
     with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
         yield
 
