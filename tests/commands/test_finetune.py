@@ -14,6 +14,7 @@ from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.store import published
+from tests.commands import resume_worker
 from tests.processes import finish, litgpt, start
 from tests.runs import SHAPE, losses
 
@@ -148,25 +149,42 @@ def test_full_finetuning_leaves_alone_what_it_is_told_to(base: Path, tmp_path: P
     assert frozen == {name for name in before if "layers.0." in name or "embed_tokens" in name}
 
 
-@pytest.mark.parametrize(
-    ("ranks", "data"),
-    [(1, {}), (2, {}), (1, {"packing": {"enabled": True, "length": 256}}), (2, {"packing": {"enabled": True}})],
-    ids=["1 rank", "2 ranks", "packed", "packed on 2 ranks"],
-)
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "map": {},
+    "packed": {"packing": {"enabled": True, "length": 256}},
+    "lazy": {"tokenize": "lazy"},
+    "streaming": {"streaming": True, "shuffle_buffer": 8, "val_rows": 2, "num_workers": 1},
+    "streaming packed": {"streaming": True, "shuffle_buffer": 8, "packing": {"enabled": True}},
+}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_that_is_broken_off_and_resumed_ends_as_if_it_had_not_been(
-    base: Path, tmp_path: Path, ranks: int, data: dict[str, Any]
+    base: Path, tmp_path: Path, ranks: int
 ) -> None:
-    settings = {**LORA, "lora_dropout": 0.1, "train__micro_batch_size": 1, "train__global_batch_size": 4}
-    settings |= {f"data__init_args__{key}": value for key, value in data.items()}
-    whole = run(tmp_path / "whole", base, ranks=ranks, **settings)
-    folder = tmp_path / "broken"
-    first = run(folder, base, ranks=ranks, **settings, train__max_steps=5, train__lr_decay_steps=10)
-    second = run(folder, base, ranks=ranks, **settings, resume=True, train__lr_decay_steps=10)
-    assert first == {step: whole[step] for step in range(1, 6)}
-    assert {step: loss for step, loss in second.items() if step > 5} == {step: whole[step] for step in range(6, 11)}
-    for name in ("final/model.safetensors", "adapter/adapter_model.safetensors"):
-        ours, theirs = load_file(folder / "out" / name), load_file(tmp_path / "whole" / "out" / name)
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+    """20 steps are 10, and 10 more from the checkpoint there: every loss and weight to the bit."""
+    settings: dict[str, Any] = {**LORA, "lora_dropout": 0.1, "eval": {"interval": 100, "final_validation": False}}
+    settings |= {"train__micro_batch_size": 1, "train__global_batch_size": 2, "train__max_steps": 20}
+    data = {"sources": ["rows.json"], "prompt_style": "default", "num_workers": 0}
+    for layout, changes in LAYOUTS.items():
+        for name in (layout, f"{layout}-resumed"):
+            write_rows(tmp_path / name)
+            chosen = {"class_path": "Conversations", "init_args": {**data, **changes}}
+            recipe_of(tmp_path / name, base, devices=ranks, **settings, data=chosen, train__save_interval=10)
+    folders = [tmp_path / layout for layout in LAYOUTS]
+    codes = finish(start(resume_worker.worker, folders, folder=tmp_path, ranks=ranks), timeout=500)
+    assert codes == [0] * ranks, "".join(path.read_text() for path in sorted(tmp_path.glob("rank-*.log")))
+    for folder in folders:
+        resumed = folder.with_name(f"{folder.name}-resumed")
+        whole, rest = losses(folder), losses(resumed)
+        assert len(whole) == 20 and len(set(whole.values())) == 20
+        assert {step: loss for step, loss in rest.items() if step > 10} == {s: whole[s] for s in range(11, 21)}, folder
+        for name in ("final/model.safetensors", "adapter/adapter_model.safetensors"):
+            ours, theirs = load_file(resumed / "out" / name), load_file(folder / "out" / name)
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs), (folder, name)
+        if "streaming" in folder.name:
+            assert (resumed / "out/data_report.json").read_text() == (folder / "out/data_report.json").read_text()
 
 
 def test_two_ranks_have_the_losses_of_one(base: Path, tmp_path: Path) -> None:

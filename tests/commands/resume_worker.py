@@ -1,0 +1,27 @@
+"""Runs of finetuning one after the other in one process, since most of a short run's time is its start."""
+
+import os
+from pathlib import Path
+
+from litgpt.cli import main
+from litgpt.commands import pretrain
+from litgpt.parallel.reduce import everyone
+from litgpt.parallel.strategy import is_first
+
+
+def worker(folders: list[Path]) -> int:
+    """Run the recipe in each folder, then go on from its checkpoint of the middle in a folder beside it."""
+    pretrain.leave = lambda code: None  # this process has more to do
+    for folder in folders:
+        os.chdir(folder)
+        if code := main(["finetune_lora", "--config", "recipe.yaml"]):
+            return code
+        broken = folder.with_name(f"{folder.name}-resumed")
+        if is_first():
+            (broken / "out").mkdir()
+            (folder / "out" / "step-00000010").rename(broken / "out" / "step-00000010")
+        everyone(None)  # sees it
+        os.chdir(broken)
+        if code := main(["finetune_lora", "--config", "recipe.yaml", "--resume", "true"]):
+            return code
+    return 0
