@@ -10,14 +10,14 @@ of this rank's experts, sorted by expert.
 from collections.abc import Callable
 from functools import partial
 from math import gcd
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from litgpt.errors import UserError
@@ -212,18 +212,16 @@ def dispatch(experts: nn.Module, travel: Callable[[Tensor], Trip]) -> None:
     experts.forward = forward
 
 
-def shard_experts(experts: nn.Module, mesh: Mesh, policy: MixedPrecisionPolicy, *, reshard: bool) -> None:
-    """Shard experts over the ranks that hold the same of them: experts, or rows of each where experts are too few."""
+def shard_experts(experts: nn.Module, mesh: Mesh, **how: Any) -> None:
+    """Shard experts over the ranks that hold the same of them: experts, or rows of each where experts are too few.
+
+    Args:
+        how: as for `fully_shard`.
+    """
     ranks = mesh.degrees.expert_shard
 
     def placement(parameter: nn.Parameter) -> Shard:
         here = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         return Shard(int(here.shape[0] < ranks and here.shape[1] % ranks == 0))
 
-    fully_shard(
-        experts,
-        mesh=mesh.expert_shards,
-        mp_policy=policy,
-        reshard_after_forward=reshard,
-        shard_placement_fn=placement,
-    )
+    fully_shard(experts, mesh=mesh.expert_shards, shard_placement_fn=placement, **how)

@@ -83,7 +83,7 @@ class Pipeline:
         """
         self.model, self.dtype = model, dtype
         self.schedule, self.devices = settings.pipeline_schedule, mesh.degrees.pipeline
-        self.gathers_often = settings.reshard_after_forward is True
+        self.gathers_often = settings.level == 3
         self.layers = layers_of_stages(settings, model.config.n_layer)
         self.stages = len(self.layers)
         self.group, self.device = mesh.group("pipeline"), mesh.place("pipeline")

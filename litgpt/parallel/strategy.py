@@ -20,10 +20,13 @@ class MeshStrategy(ModelParallelStrategy):
     Args:
         degrees: ranks along each axis; their product is the number of processes.
         timeout: how long a rank waits for the others before the run is given up.
+        backend: of the process group; None for the one of the device.
     """
 
-    def __init__(self, degrees: Degrees, *, timeout: timedelta = timedelta(minutes=30)) -> None:
-        super().__init__(parallelize_fn=lambda module, _: module, timeout=timeout)
+    def __init__(
+        self, degrees: Degrees, *, timeout: timedelta = timedelta(minutes=30), backend: str | None = None
+    ) -> None:
+        super().__init__(parallelize_fn=lambda module, _: module, timeout=timeout, process_group_backend=backend)
         self.degrees = degrees
         self.mesh: Mesh | None = None  # of all processes; one alone has none
 

@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, check_numbers
+
+Prefetch = Annotated[int, Ge(0), Le(64)]
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,16 @@ class ParallelArgs:
     """Devices that one copy's parameters are spread over (FSDP2); auto takes what is left."""
     reshard_after_forward: bool | Literal["auto"] = "auto"
     """Free gathered parameters between forward and backward: true is ZeRO-3, false is ZeRO-2."""
+    zero: Literal[1, 2, 3] | None = None
+    """Spread over data_shard: optimizer states (1), gradients too (2), parameters too (3, the same as null).
+
+    With 1 parameters are gathered and gradients reduced once a step, however many micro-batches it has (Rajbhandari et
+    al. 2020). In a pipeline null is 1, and 2 cannot be had.
+    """
+    cpu_offload: bool = False
+    """Keep parameters, gradients and moments in host memory, and step there; the device has a few layers at a time."""
+    prefetch: Prefetch = 0
+    """Layers whose parameters are gathered ahead of their turn; 0 leaves it to FSDP2, which gathers one."""
     tensor: Count = 1
     """Devices that every matrix is split over (tensor parallelism); keep them within a node."""
     sequence: bool = True
@@ -83,11 +97,29 @@ class ParallelArgs:
 
     def __post_init__(self) -> None:
         check_numbers(self, "parallel.")
+        self._check_zero()
         if isinstance(self.pipeline_layers, list) and len(self.pipeline_layers) % self.pipeline:
             raise UserError(
                 f"parallel.pipeline_layers: {len(self.pipeline_layers)} stages do not go round {self.pipeline} devices "
                 f"(parallel.pipeline); give {self.pipeline} numbers"
             )
+
+    def _check_zero(self) -> None:
+        freed, key = self.reshard_after_forward, f"parallel.zero: {self.zero}"
+        if self.zero and freed != "auto" and freed != (self.zero == 3):
+            raise UserError(f"{key} contradicts reshard_after_forward: {str(freed).lower()}; leave one of them out")
+        if self.zero == 2 and self.pipeline > 1:
+            raise UserError(f"{key} is not for a pipeline, which reduces gradients once a step or at once; set 1 or 3")
+        if self.level == 3 and self.pipeline > 1 and self.pipeline_schedule == "zbv":
+            key = key if self.zero else "parallel.reshard_after_forward: true"
+            raise UserError(f"{key} is not for pipeline_schedule: zbv; set zero: 1, or pipeline_schedule: 1f1b")
+
+    @property
+    def level(self) -> int:
+        """The level of ZeRO that the settings stand for."""
+        whole = 1 if self.pipeline > 1 else 2
+        usual = whole if self.pipeline > 1 else 3
+        return self.zero or {True: 3, False: whole, "auto": usual}[self.reshard_after_forward]
 
     def degrees(self, world: int) -> Degrees:
         """The degrees over `world` = devices x num_nodes processes.
@@ -127,6 +159,12 @@ class ParallelArgs:
             expert=self.expert,
             expert_tensor=self.expert_tensor,
         )
+        if found.data_replicate == found.world and (self.cpu_offload or (self.zero and world > 1)):
+            what = "cpu_offload: true" if self.cpu_offload else f"zero: {self.zero}"
+            raise UserError(
+                f"parallel.{what} needs devices to shard over, and here each has a whole model; "
+                + ("set data_replicate: 1" if world > 1 else "set cpu_offload: false, or devices: 2")
+            )
         if found.borrowed % (self.expert * self.expert_tensor):
             raise UserError(
                 f"parallel.expert x expert_tensor: {self.expert} x {self.expert_tensor} does not divide data_shard x "

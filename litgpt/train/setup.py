@@ -127,11 +127,13 @@ def launch(recipe: Training) -> Fabric:
         raise UserError(f"num_nodes: {recipe.num_nodes} does not divide the {world} processes that were started")
     if accelerator == "cuda" and per_node > torch.cuda.device_count():
         raise UserError(f"devices: {per_node} is more than there are; give at most {torch.cuda.device_count()}")
+    both = accelerator == "cuda" and recipe.parallel.cpu_offload  # norms are summed where gradients are
+    backend = "cpu:gloo,cuda:nccl" if both else None
     fabric = Fabric(
         accelerator=accelerator,
         devices=per_node,
         num_nodes=recipe.num_nodes,
-        strategy=MeshStrategy(degrees),
+        strategy=MeshStrategy(degrees, backend=backend),
         precision="32-true",  # number formats are ours: FSDP2 and autocast apply them
     )
     fabric.launch()
@@ -196,7 +198,7 @@ def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_fol
     assert isinstance(strategy, MeshStrategy)
     precision = PRECISIONS[recipe.precision or default_precision()]
     model = on_meta(recipe, origin, strategy.mesh, fabric.device)
-    model.to_empty(device=fabric.device)
+    model.to_empty(device="cpu" if recipe.parallel.cpu_offload else fabric.device)
     if origin.weights and (origin.adapted or not weights_follow):
         load_weights(model, origin, fabric.device)
     elif not weights_follow:

@@ -1,0 +1,105 @@
+"""The levels of ZeRO: how often ranks exchange what, and the same training whatever the level."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.tensor.debug import CommDebugMode
+
+from litgpt.errors import UserError
+from litgpt.model.gpt import GPT
+from litgpt.model.init import initialize
+from litgpt.parallel.apply import full, parallelize, place
+from litgpt.parallel.mesh import Mesh
+from litgpt.parallel.precision import PRECISIONS
+from litgpt.recipe.optimizer import AdamW
+from litgpt.recipe.parallel import ParallelArgs
+from litgpt.recipe.train import LossArgs
+from litgpt.train import optimizer
+from litgpt.train.objective import next_token
+from litgpt.train.step import Trainee, gradients, train_step
+from tests.layouts.layouts import global_batch, part_of
+from tests.layouts.pool import POOL
+from tests.store.models import small
+
+SHAPE = small("Llama-3.2-1B", n_layer=4, tie_embeddings=False)
+Found = tuple[dict[str, Tensor], dict[str, int]]
+
+
+def train(settings: ParallelArgs) -> Found:
+    """Weights after two steps of four micro-batches, and how often ranks exchanged what in one more."""
+    mesh, precision = Mesh(settings.degrees(2), "cpu"), PRECISIONS["64-true"]
+    with torch.device("meta"):
+        model = GPT(SHAPE).to(precision.storage)
+    parallelize(model, mesh, settings, precision=precision, compile_blocks=False)
+    model.to_empty(device="cpu")
+    initialize(model, 1, write=place)
+    steppers = optimizer.build(AdamW(lr=1e-2), model)
+    trainee = Trainee(model, steppers, torch.device("cpu"), precision, mesh)
+    batches = part_of(global_batch(packed=False), mesh.place("data"), 2, 1)
+    objective = next_token(LossArgs())
+    for _ in range(2):
+        train_step(trainee, batches, objective, max_norm=1.0)
+    weights = {name: full(parameter).detach().clone() for name, parameter in model.named_parameters()}
+    with CommDebugMode() as exchanges:
+        gradients(trainee, batches, objective, count=1.0)
+    counts = {str(kind).removeprefix("c10d."): number for kind, number in exchanges.get_comm_counts().items()}
+    return weights, counts
+
+
+def trained(**settings: Any) -> Found:
+    return POOL.run(train, ParallelArgs(**settings), ranks=2)[0]
+
+
+@pytest.fixture(scope="module")
+def freed() -> Found:
+    """What parameters that are freed after every use come to."""
+    return trained()
+
+
+# (4 blocks + embedding, norm and head) x 4 micro-batches; the latter are not freed between forward and backward
+COUNTS: dict[str, tuple[dict[str, Any], int, int]] = {
+    "3": ({"zero": 3}, 32 + 4, 16 + 4),
+    "2": ({"zero": 2}, 16 + 4, 16 + 4),
+    "2 by its other name": ({"reshard_after_forward": False}, 16 + 4, 16 + 4),
+    "1": ({"zero": 1}, 4 + 1, 4 + 1),
+    "3 gathered ahead": ({"prefetch": 2}, 32 + 4, 16 + 4),
+    "3 in host memory": ({"cpu_offload": True}, 32 + 4, 16 + 4),
+    "1 in host memory": ({"cpu_offload": True, "zero": 1}, 4 + 1, 4 + 1),
+}
+
+
+@pytest.mark.parametrize("level", COUNTS)
+def test_each_level_exchanges_as_often_as_it_must_and_trains_the_same(level: str, freed: Found) -> None:
+    settings, gathers, reductions = COUNTS[level]
+    weights, counts = trained(**settings)
+    assert counts["_allgather_base_"] == gathers
+    assert counts["_reduce_scatter_base_"] == reductions
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, freed[0][name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ranks", "said"),
+    [
+        ({"zero": 3, "reshard_after_forward": False}, 2, "parallel.zero: 3 contradicts reshard_after_forward: false"),
+        ({"zero": 1, "reshard_after_forward": True}, 2, "parallel.zero: 1 contradicts reshard_after_forward: true"),
+        ({"zero": 2, "pipeline": 2}, 2, "set 1 or 3"),
+        ({"zero": 3, "pipeline": 2, "pipeline_schedule": "zbv"}, 2, "parallel.zero: 3 is not for pipeline_schedule"),
+        (
+            {"reshard_after_forward": True, "pipeline": 2, "pipeline_schedule": "zbv"},
+            2,
+            "parallel.reshard_after_forward: true is not for pipeline_schedule: zbv",
+        ),
+        ({"zero": 1, "data_replicate": 2}, 2, "parallel.zero: 1 needs devices to shard over.*set data_replicate: 1"),
+        ({"cpu_offload": True}, 1, "parallel.cpu_offload: true needs devices to shard over.*devices: 2"),
+    ],
+)
+def test_levels_that_cannot_be_are_refused(settings: dict[str, Any], ranks: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        ParallelArgs(**settings).degrees(ranks)
+
+
+def test_a_recipe_with_a_level_runs_on_one_device_too() -> None:
+    assert ParallelArgs(zero=1).degrees(1).world == 1

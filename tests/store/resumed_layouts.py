@@ -1,0 +1,108 @@
+"""What a rank does in the test of checkpoints of laid out models: train, save, load what other layouts saved."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from litgpt.model.gpt import GPT
+from litgpt.model.init import initialize
+from litgpt.parallel.apply import parallelize, place, replicate
+from litgpt.parallel.mesh import Mesh
+from litgpt.parallel.precision import PRECISIONS
+from litgpt.recipe.optimizer import AdamW
+from litgpt.recipe.parallel import ParallelArgs
+from litgpt.recipe.train import LossArgs
+from litgpt.store.checkpoint import Checkpoints, load, open_shards
+from litgpt.store.state import all_tensors, optimizer_values
+from litgpt.train import optimizer
+from litgpt.train.objective import next_token
+from litgpt.train.step import Trainee, train_step
+from tests.layouts.layouts import global_batch, part_of
+from tests.store.models import small
+
+# experts, some of them shared, a tied embedding, and more rows than go round
+SHAPE = small(
+    "Qwen3-30B-A3B",
+    n_layer=2,
+    n_expert=6,
+    n_expert_per_token=2,
+    moe_intermediate_size=16,
+    shared_expert_size=16,
+    tie_embeddings=True,
+    padded_vocab_size=62,
+)
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "one": (1, {}),
+    "ddp": (2, {"data_replicate": 2}),
+    "hsdp": (4, {"data_replicate": 2, "data_shard": 2}),
+    "tensor": (4, {"tensor": 2, "data_shard": 2}),
+    "stages": (4, {"pipeline": 2, "data_shard": 2}),
+    "experts": (4, {"tensor": 2, "context": 2, "expert": 2, "expert_tensor": 2}),
+}
+
+
+def trainee(layout: str, seed: int) -> Trainee:
+    """A model that is laid out, and its optimizer."""
+    ranks, parallel = LAYOUTS[layout]
+    settings = ParallelArgs(**parallel)
+    mesh = Mesh(settings.degrees(ranks), "cpu") if ranks > 1 else None
+    with torch.device("meta"):
+        model = GPT(SHAPE).to(torch.float64)
+    parallelize(model, mesh, settings, precision=PRECISIONS["64-true"], compile_blocks=False)
+    model.to_empty(device="cpu")
+    initialize(model, seed, write=place)
+    steppers = optimizer.build(AdamW(lr=1e-2 * seed, weight_decay=0.1), model)
+    return Trainee(replicate(model, mesh), steppers, torch.device("cpu"), PRECISIONS["64-true"], mesh)
+
+
+def train(trained: Trainee, steps: int) -> list[float]:
+    """The losses of some steps on the same batch."""
+    mesh = trained.mesh
+    rank, ranks = (mesh.place("data"), mesh.degrees.data_ranks) if mesh else (0, 1)
+    batches = part_of(global_batch(packed=False), rank, ranks, 2)
+    return [train_step(trained, batches, next_token(LossArgs())).loss for _ in range(steps)]
+
+
+def degrees(trained: Trainee) -> dict[str, int]:
+    """What a checkpoint records of the layout."""
+    return {} if trained.mesh is None else asdict(trained.mesh.degrees)
+
+
+def save(layout: str, folder: Path) -> list[float]:
+    """Train two steps and save; the losses of the next three."""
+    trained = trainee(layout, 1)
+    train(trained, 2)
+    checkpoints = Checkpoints(folder / layout, layout=degrees(trained))
+    checkpoints.save(2, trained.core, trained.optimizers, {})
+    saved = checkpoints.finish()
+    assert saved is not None
+    compare(trained, saved)
+    return train(trained, 3)
+
+
+def resume(layout: str, folder: Path, losses: dict[str, list[float]]) -> list[str]:
+    """Load what every layout saved, to the bit, and train on as it did; what was said."""
+    said: list[str] = []
+    for other in LAYOUTS:
+        saved = folder / other / "step-00000002"
+        trained = trainee(layout, 2)
+        load(saved, trained.core, trained.optimizers, layout=degrees(trained), warn=said.append)
+        compare(trained, saved)
+        torch.testing.assert_close(train(trained, 3), losses[other], rtol=1e-9, atol=0)
+    return said
+
+
+def compare(trained: Trainee, saved: Path) -> None:
+    """Hold all values, gathered by torch, against those in the files, and learning rates against the first."""
+    files = open_shards(saved)
+    values: dict[str, Any] = {f"model.{name}": tensor for name, tensor in all_tensors(trained.core)}
+    values |= {f"optimizer.{name}": one for name, one in optimizer_values(trained.core, trained.optimizers)}
+    assert len(values) > len(list(trained.core.parameters())) * 3
+    for name, value in values.items():
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        assert isinstance(whole, Tensor) and torch.equal(whole, files.whole(name)), (saved, name)
+    assert {group["lr"] for one in trained.optimizers for group in one.param_groups} == {1e-2}

@@ -1,0 +1,53 @@
+"""What any layout saved, any other loads to the bit and trains on from; it is written once, by all ranks."""
+
+import json
+from math import prod
+from pathlib import Path
+
+import pytest
+
+from litgpt.store.checkpoint import open_shards
+from litgpt.store.reading import shapes_of
+from tests.layouts.pool import POOL
+from tests.store.resumed_layouts import LAYOUTS, SHAPE, resume, save
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
+    """A folder with a checkpoint of every layout, and the losses that followed."""
+    folder = tmp_path_factory.mktemp("saved")
+    losses = {}
+    for layout, (ranks, _) in LAYOUTS.items():
+        told = POOL.run(save, layout, folder, ranks=ranks)
+        assert all(one == told[0] for one in told)
+        losses[layout] = told[0]
+    return folder, losses
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_goes_on_from_every_other(layout: str, saved: tuple[Path, dict[str, list[float]]]) -> None:
+    ranks, _ = LAYOUTS[layout]
+    said = [line for told in POOL.run(resume, layout, *saved, ranks=ranks) for line in told]
+    others = [name for name in LAYOUTS if name != layout]
+    assert [line for line in said if "random generators start afresh" not in line] == []
+    assert len(said) == len(others)
+    alike = [name for name in others if LAYOUTS[name][0] == ranks]
+    assert sum("in another layout" in line for line in said) == len(alike)
+
+
+def test_every_value_is_written_once_and_by_all_ranks(saved: tuple[Path, dict[str, list[float]]]) -> None:
+    folder, _ = saved
+    names = shapes_of(SHAPE)
+    assert SHAPE.tie_embeddings
+    for layout, (ranks, _) in LAYOUTS.items():
+        step = folder / layout / "step-00000002"
+        files = open_shards(step)
+        assert {name.removeprefix("model.") for name in files.wholes if name.startswith("model.")} == set(names)
+        sizes = [path.stat().st_size for path in step.glob("shard-*")]
+        assert len(sizes) == ranks
+        assert max(sizes) < 1.4 * sum(sizes) / ranks + 20_000
+        for name, whole in files.wholes.items():
+            assert sum(prod(size) for _, _, size in whole.blocks) == prod(whole.shape), name
+        groups = json.loads((step / "progress.json").read_text())["groups"]
+        assert [group["settings"]["weight_decay"] for group in groups] == [0.1, 0.0]
+        assert sorted(name for group in groups for name in group["parameters"]) == sorted(names)
