@@ -30,6 +30,7 @@ PACKAGES = {
     "ours": ("--editable", str(Path(__file__).parents[1])),
     "litgpt": ("litgpt==0.5.13", "litdata==0.2.59"),
     "transformers": ("transformers==5.23.0", "accelerate"),
+    "trl": ("trl==1.16.0", "peft==0.21.2", "transformers==5.23.0", "accelerate"),
 }
 PRECISIONS = ("32-true", "bf16-mixed")
 SIDES = ("ours", "litgpt", "transformers")

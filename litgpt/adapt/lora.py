@@ -5,6 +5,7 @@ Axes: in and out, the widths of a layer; r, the rank. Of stacked experts every m
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,11 +105,11 @@ class LowRankLinear(LowRank):
             return y
         a, b, magnitude = (self.part("weight", key) for key in ("lora_a", "lora_b", "lora_magnitude"))
         assert a is not None and b is not None
-        update = through(F.dropout(x, self.lora_dropout, self.training), a, b)
+        update = self.lora_scale * F.linear(thinned(x, a, self.lora_dropout if self.training else 0.0), b)
         a_first, b_first = (self.part("weight", key) for key in ("lora_a_first", "lora_b_first"))
         if a_first is not None and b_first is not None:
-            update = update - through(x, a_first, b_first)
-        update = (self.lora_scale * update).to(y.dtype)
+            update = update - self.lora_scale * F.linear(thinned(x, a_first), b_first)
+        update = update.to(y.dtype)
         if magnitude is None:
             return y + update
         with torch.no_grad():
@@ -159,10 +160,34 @@ def grouped_through(x_RD: Tensor, a: Tensor, b: Tensor, ends_E: Tensor) -> Tenso
     return grouped_linear(grouped_linear(x_RD, a, None, ends_E), b, None, ends_E)
 
 
-def through(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """B A x, (..., out), in the type of A or autocast's."""
-    x = x if torch.is_autocast_enabled(x.device.type) else x.to(a.dtype)
-    return F.linear(F.linear(x, a), b)
+def thinned(x: Tensor, a: Tensor, dropout: float = 0.0) -> Tensor:
+    """A x, (..., r), in the type of A or autocast's, with some numbers of x left out at random."""
+    device = x.device.type
+    compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else a.dtype
+    x, a = x.to(compute), a.to(compute)
+    return _Thinned.apply(x, a, dropout) if dropout else F.linear(x, a)
+
+
+class _Thinned(torch.autograd.Function):
+    """A x with dropout: keeps x, which the layers beside share, and which numbers stay; not their products."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, dropout: float) -> Tensor:
+        thin, kept = torch.native_dropout(x, dropout, True)
+        ctx.save_for_backward(x, kept, a)
+        ctx.growth = 1 / (1 - dropout) if dropout < 1 else 0.0
+        return F.linear(thin, a)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        x, kept, a = ctx.saved_tensors
+        slope_x, slope_a = None, None
+        if ctx.needs_input_grad[0]:
+            slope_x = torch.ops.aten.native_dropout_backward(slope @ a, kept, ctx.growth)
+        if ctx.needs_input_grad[1]:
+            thin = torch.ops.aten.native_dropout_backward(x, kept, ctx.growth)
+            slope_a = slope.flatten(0, -2).T @ thin.flatten(0, -2)
+        return slope_x, slope_a, None
 
 
 def row_lengths(weight: Tensor) -> Tensor:

