@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litgpt.adapt import boft, full, lisa, lora, prompts, reft, scaled, vera
+from litgpt.adapt import boft, full, lisa, llama_pro, lora, prompts, reft, scaled, vera
 from litgpt.adapt.layers import COPY, Adapted, adapted_layers, base_value, disabled, stored, type_of
 from litgpt.adapt.targets import base_names
 from litgpt.errors import UserError
+from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import copy_into
-from litgpt.recipe.tuner import BOFT, IA3, LISA, Adapter, AdapterV2, Full, LoRA, ReFT, Tuner, VeRA
+from litgpt.recipe.tuner import BOFT, IA3, LISA, Adapter, AdapterV2, Full, LLaMAPro, LoRA, ReFT, Tuner, VeRA
 
 __all__ = [
     "adapted_layers",
@@ -28,6 +29,7 @@ __all__ = [
 ATTACH: dict[type[Tuner], Callable[[GPT, Any], None]] = {
     Full: full.attach,
     LISA: lisa.attach,
+    LLaMAPro: llama_pro.attach,
     LoRA: lora.attach,
     IA3: scaled.attach_ia3,
     VeRA: vera.attach,
@@ -49,6 +51,15 @@ def attach(model: GPT, settings: Tuner) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     ATTACH[type(settings)](model, settings)
+
+
+def shape_for(settings: Tuner, config: Config) -> Config:
+    """The shape of the model that is trained, out of its base's.
+
+    Raises:
+        UserError: if what the settings add to it cannot be.
+    """
+    return llama_pro.grown(config, settings) if isinstance(settings, LLaMAPro) else config
 
 
 @torch.no_grad()

@@ -90,7 +90,7 @@ class FinetuneFull(Finetune):
     """Folder for checkpoints, logs and the finished model."""
     eval: EvalArgs = field(default_factory=lambda: EvalArgs(interval=600, max_new_tokens=100), kw_only=True)
     tuner: Tuner = field(default_factory=Full, kw_only=True)
-    """Which weights are trained: the settings of Full or LISA."""
+    """Which weights are trained: the settings of Full, LISA or LLaMAPro."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

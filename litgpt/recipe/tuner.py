@@ -69,6 +69,18 @@ class LISA(Tuner):
 
 
 @dataclass(frozen=True)
+class LLaMAPro(Tuner):
+    """Add blocks between the model's own, copies that at first have no effect, and train them alone (Wu et al. 2024)."""
+
+    adds: ClassVar[bool] = False
+
+    new_blocks: Count = 4
+    """Blocks that are added; the finished model has so many more."""
+    groups: Count | None = None
+    """Equal groups of blocks after each of which as many are added; null for one block in each place."""
+
+
+@dataclass(frozen=True)
 class LoRA(Tuner):
     """Low-rank updates beside frozen matrices, y = W x + s B A x (Hu et al. 2021)."""
 
@@ -170,5 +182,5 @@ class ReFT(Tuner):
     """Share of an edit that is left out at random while training."""
 
 
-KINDS: tuple[type[Tuner], ...] = (Full, LISA, LoRA, IA3, VeRA, BOFT, Adapter, AdapterV2, ReFT)
+KINDS: tuple[type[Tuner], ...] = (Full, LISA, LLaMAPro, LoRA, IA3, VeRA, BOFT, Adapter, AdapterV2, ReFT)
 TUNERS = {cls.__name__: cls for cls in KINDS}

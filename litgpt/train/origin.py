@@ -111,7 +111,7 @@ def of_finetuning(recipe: Finetune, folder: Path, base: str) -> Origin:
         raise UserError(f"checkpoint_dir: {folder} is an adapter; fold it into its base first (litgpt merge_lora)")
     return Origin(
         task="finetune",
-        config=published.shape_in(folder),
+        config=adapt.shape_for(recipe.tuned, published.shape_in(folder)),
         data=recipe.data or Alpaca(),
         weights=folder,
         tokenizer_dir=folder,

@@ -1,6 +1,7 @@
 """Finetuning runs with noise on embeddings, and by other ways of training: broken off or not, on one rank or two."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ GALORE = {"lr": 1e-2, "rank": 4, "update_proj_gap": 2, "scale": 0.25, "weight_de
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "noise": ("finetune_lora", {**LORA, "neftune_alpha": 5.0}),
     "LISA": ("finetune_full", {"tuner": {"class_path": "LISA", "init_args": LISA}}),
+    "LLaMAPro": ("finetune_full", {"tuner": {"class_path": "LLaMAPro", "init_args": {"new_blocks": 2}}}),
     "GaLore": ("finetune_full", {"optimizer": {"class_path": "GaLore", "init_args": GALORE}}),
 }
 
@@ -78,6 +80,27 @@ def test_moments_of_low_rank_are_alike_on_any_layout_and_small(base: Path, tmp_p
         key: list(kept[f"optimizer.{key}.blocks.1.mlp.gate.weight"].shape) for key in ("right", "exp_avg", "exp_avg_sq")
     }
     assert shapes == {"right": [32, 4], "exp_avg": [48, 4], "exp_avg_sq": [48, 4]}
+
+
+def test_added_blocks_are_trained_alone_and_alike_on_any_layout(base: Path, tmp_path: Path) -> None:
+    command, settings = CASES["LLaMAPro"]
+    settings = {**settings, **SHORT, "optimizer__init_args__lr": 1e-2}
+    plain = run(tmp_path / "plain", base, command, **{**settings, "train__max_steps": 1, "tuner": "Full"})
+    alone = run(tmp_path / "alone", base, command, **settings)
+    assert alone[1] == plain[1] and alone[6] < alone[1] - 0.1
+    assert run(tmp_path / "shared", base, command, 2, **settings) == pytest.approx(alone, abs=1e-5)
+    before, after = weights(base), weights(tmp_path / "alone" / "out" / "final")
+    assert json.loads((tmp_path / "alone/out/final/config.json").read_text())["num_hidden_layers"] == 4
+    own = {name: name.replace("layers.1.", "layers.2.") for name in before}  # 0, its copy, 1, its copy
+    assert all(torch.equal(before[name], after[moved]) for name, moved in own.items())
+    copies = {
+        name: name.replace(f"layers.{number}.", f"layers.{2 * number + 1}.")
+        for number in (0, 1)
+        for name in before
+        if f"layers.{number}." in name
+    }
+    assert not [name for name, copy in copies.items() if torch.equal(before[name], after[copy])]
+    assert after.keys() == {*own.values(), *copies.values()}
 
 
 def test_splits_that_would_be_wrong_are_refused() -> None:

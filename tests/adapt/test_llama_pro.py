@@ -1,0 +1,118 @@
+"""Added blocks change nothing at first, are trained alone, and stay in a model that transformers loads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from litgpt import adapt
+from litgpt.adapt import llama_pro
+from litgpt.errors import UserError
+from litgpt.model.gpt import GPT
+from litgpt.recipe.tuner import LLaMAPro
+from litgpt.store import published
+from tests.adapt.models import IDS, base_of, steps
+from tests.store.models import random_model, small, weights
+
+EXPERTS = {"n_expert": 4, "n_expert_per_token": 2, "moe_intermediate_size": 16}
+LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama-3.2-1B", {}),
+    "biases, side by side": ("pythia-14m", {}),
+    "norms after": ("Gemma-2-2b", {"sliding_window_indices": [1, 0, 1, 0], "sliding_window_size": 4}),
+    "norms after alone": ("OLMo-2-0425-1B", {}),
+    "windows": (
+        "Gemma-3-1b-pt",
+        {"sliding_window_indices": [1, 1, 0, 1], "sliding_window_size": 4, "rope_indices": [1, 1, 0, 1]},
+    ),
+    "experts with biases": ("gpt-oss-20b", {"n_expert": 4, "sliding_window_size": 4, "rope_adjustments": None}),
+    "dense at first": (
+        "DeepSeek-V3",
+        {**EXPERTS, "first_k_dense_replace": 1, "n_expert_groups": 2, "n_topk_groups": 1, "latent_attention": LATENT}
+        | {"n_query_groups": 4, "rope_adjustments": None},
+    ),
+}  # fmt: skip
+
+
+def base(case: str) -> GPT:
+    name, changes = CASES[case]
+    return random_model(small(name, **{"n_layer": 4, **changes})).double()
+
+
+def expanded(model: GPT, settings: LLaMAPro) -> GPT:
+    """What a run trains: the grown model, filled from the tensors of its base."""
+    config = adapt.shape_for(settings, model.config)
+    found = GPT(config).double().eval()
+    with torch.no_grad():
+        for parameter in found.parameters():
+            parameter.fill_(float("nan"))
+    adapt.attach(found, settings)
+    llama_pro.fill(found, model.named_parameters(), settings)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_first_scores_are_the_base_s_and_three_steps_change_the_added_alone(case: str) -> None:
+    model = base(case)
+    found = expanded(model, LLaMAPro(new_blocks=2))
+    assert found.config.n_layer == 6 and not any(value.isnan().any() for value in found.parameters())
+    assert torch.equal(found(IDS), model(IDS))
+    own = {0: 0, 1: 1, 3: 2, 4: 3}
+    first = base_of(found)
+    for name, value in weights(model).items():
+        moved = name
+        for place, layer in own.items():
+            moved = f"blocks.{place}.{name.split('.', 2)[2]}" if name.startswith(f"blocks.{layer}.") else moved
+        assert torch.equal(first[moved], value), name
+    losses = steps(found, lambda: found(IDS), 3)
+    assert losses[-1] < losses[0]
+    now = base_of(found)
+    changed = {name for name in now if not torch.equal(now[name], first[name])}
+    trained = {name for name, value in found.named_parameters() if value.requires_grad}
+    assert (
+        changed
+        == trained
+        == {name for name in now if name.startswith(("blocks.2.", "blocks.5.")) and "correction" not in name}
+    )
+
+
+def test_blocks_are_added_on_top_of_each_group() -> None:
+    assert llama_pro.order(4, LLaMAPro(new_blocks=2)) == [
+        (0, False), (1, False), (1, True), (2, False), (3, False), (3, True)
+    ]  # fmt: skip
+    assert llama_pro.order(4, LLaMAPro(new_blocks=4, groups=2)) == [
+        (0, False), (1, False), (0, True), (1, True), (2, False), (3, False), (2, True), (3, True)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ["llama", "biases, side by side", "norms after", "windows"])
+def test_grown_model_is_loaded_by_transformers(case: str, tmp_path: Path) -> None:
+    model = base(case)
+    found = expanded(model, LLaMAPro(new_blocks=2))
+    steps(found, lambda: found(IDS), 2)
+    published.save(tmp_path / "grown", config=found.config, tensors=dict(adapt.merged(found)), dtype=torch.float32)
+    assert json.loads((tmp_path / "grown" / "config.json").read_text())["num_hidden_layers"] == 6
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "grown", dtype=torch.float32)
+    scores: Tensor = loaded(IDS).logits
+    assert (scores - found.float()(IDS)).abs().max() < 1e-4
+    assert (scores - model.float()(IDS)).abs().max() > 1e-2
+    again = GPT(published.shape_in(tmp_path / "grown")).eval()
+    published.load(again, tmp_path / "grown")
+    assert torch.equal(again(IDS), found(IDS))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"new_blocks": 3}, r"tuner.groups: 3 divides not both 4 blocks and 3 new ones; give 1"),
+        ({"new_blocks": 4, "groups": 3}, r"tuner.groups: 3 divides not both 4 blocks and 4 new ones; give 1 or 2 or 4"),
+        ({"new_blocks": 5}, r"tuner.new_blocks: 5 are more than the model's own blocks; give at most 4"),
+    ],
+)
+def test_groups_that_do_not_come_out_even_are_refused(settings: dict[str, int], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        adapt.shape_for(LLaMAPro(**settings), small("Llama-3.2-1B", n_layer=4))
