@@ -121,9 +121,12 @@ def fill(
         device: where to pack; None for where each tensor is.
         write: stores a whole value into a parameter, which may be a shard.
     """
+    layers = dict(model.named_modules())
     for name, tensor in tensors:
         owner, _, key = name.rpartition(".")
-        layer = model.get_submodule(owner)
+        layer = layers.get(owner)
+        if layer is None or key not in layer._parameters:
+            continue  # it lies in another process
         if isinstance(layer, Packed) and key == "weight":
             pieces = layer.packing.pack(tensor.to(device or tensor.device, torch.float32))
             for piece, value in pieces.items():

@@ -15,7 +15,7 @@ from litgpt.parallel.apply import full
 from litgpt.parallel.strategy import is_first
 from litgpt.recipe.finetune import Finetune
 from litgpt.store import adapters
-from litgpt.store.published import save_model
+from litgpt.store.published import of_all_stages, save_model
 from litgpt.train.origin import Origin, of_finetuning
 from litgpt.train.setup import Run
 
@@ -37,7 +37,7 @@ def publish(trained: Run, *, origin: Origin) -> Path:
     assert isinstance(core, GPT)
     if origin.tuner is None or origin.tuner.merges:
         tensors, texts = adapt.merged(core), trained.tokenizer_dir
-        save_model(final, tensors, config=trained.config, tokenizer_dir=texts, replace=True)
+        save_model(final, core, tensors=tensors, config=trained.config, tokenizer_dir=texts, replace=True)
         if is_first():
             origin.data.mark(final)
     if origin.tuner is not None and origin.adapted:
@@ -50,7 +50,8 @@ def save_adapter(folder: Path, trained: Run, origin: Origin) -> None:
     """Write the adapter as a folder that PEFT loads; where PEFT has no form for it, say so: it is in the model too."""
     core = trained.trainee.core
     assert isinstance(core, GPT) and origin.tuner is not None
-    tensors = {name: full(one.detach()).to("cpu") for name, one in adapt.adapter_tensors(core).items()}
+    own = ((name, full(one.detach())) for name, one in adapt.adapter_tensors(core).items())
+    tensors = {name: one.to("cpu") for name, one in of_all_stages(core, own)}
     if not is_first():
         return
     about = {"config": trained.config, "settings": origin.tuner, "base": origin.base, "run": origin.run}

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from litgpt.errors import UserError
 
@@ -72,6 +73,8 @@ class Peers:
         place: this rank's number among them.
         number: how many they are.
         stages: sets of ranks with the same tensors.
+        stage: the number of this rank's.
+        firsts: the first rank of each.
     """
 
     def __init__(self, names: Iterable[str], group: Group) -> None:
@@ -81,7 +84,8 @@ class Peers:
         digests = exchange(hashlib.sha256("\n".join(sorted(names)).encode()).digest(), group)
         alike = [other for other, digest in enumerate(digests) if digest == digests[rank]]
         self.place, self.number = alike.index(rank), len(alike)
-        self.stages = len(set(digests))
+        self.firsts = [digests.index(digest) for digest in dict.fromkeys(digests)]
+        self.stages = len(self.firsts)
         self.stage = list(dict.fromkeys(digests)).index(digests[rank])
 
     def told(self, value: Any) -> list[Any]:
@@ -92,3 +96,42 @@ class Peers:
         values: list[Any] = [None] * ranks
         dist.all_gather_object(values, None if self.place else [value], self.group)
         return [one[0] for one in values if one is not None]
+
+    def of_all_stages(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of all stages on the first rank, one at a time, each name once; on others those of their own.
+
+        All ranks iterate to the end together.
+
+        Args:
+            tensors: of this rank's stage, whole, on every rank of the stage alike.
+        """
+        rank, _ = place_of(self.group)
+        seen: set[str] = set()
+        for stage, sender in enumerate(self.firsts):
+            if stage == self.stage:
+                mine = self._sent(tensors) if stage and not self.place else tensors
+            else:
+                mine = self._received(sender) if not rank else ()
+            for name, tensor in mine:
+                if name not in seen:
+                    seen.add(name)
+                    yield name, tensor
+
+    def _sent(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors:
+            whole = tensor.detach().contiguous()
+            dist.send_object_list([(name, tuple(whole.shape), whole.dtype, whole.device.type)], 0, self.group)
+            dist.send(whole, 0, self.group)
+            yield name, tensor
+        dist.send_object_list([None], 0, self.group)
+
+    def _received(self, sender: int) -> Iterator[tuple[str, Tensor]]:
+        told: list[Any] = [None]
+        while True:
+            dist.recv_object_list(told, sender, self.group)
+            if told[0] is None:
+                return
+            name, shape, dtype, device = told[0]
+            tensor = torch.empty(shape, dtype=dtype, device=device)
+            dist.recv(tensor, sender, self.group)
+            yield name, tensor

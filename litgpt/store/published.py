@@ -2,6 +2,16 @@
 
 from litgpt.store.reading import load, shape_in, tensors_in, types_in
 from litgpt.store.tokenizer_copy import tokenizer_files
-from litgpt.store.writing import save, save_model, write_folder
+from litgpt.store.writing import of_all_stages, save, save_model, write_folder
 
-__all__ = ["load", "save", "save_model", "shape_in", "tensors_in", "tokenizer_files", "types_in", "write_folder"]
+__all__ = [
+    "load",
+    "of_all_stages",
+    "save",
+    "save_model",
+    "shape_in",
+    "tensors_in",
+    "tokenizer_files",
+    "types_in",
+    "write_folder",
+]

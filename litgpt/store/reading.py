@@ -117,7 +117,9 @@ class Published:
         if not self.source.lends or self.step.kind != "rename" or self.step.expert is not None:
             return False
         ((name, view),) = self.parts().items()
-        parameter = parameters[name]
+        parameter = parameters.get(name)
+        if parameter is None:
+            return False
         fits = not isinstance(parameter, DTensor) and parameter.device.type == "cpu" and parameter.dtype == view.dtype
         if not fits or not view.is_contiguous() or view.data_ptr() % view.element_size():
             return False
@@ -129,7 +131,8 @@ class Published:
 
         The values are cast to the type of the parts, and sent to their device.
         """
-        meets = {name: found for name in self.step.ours if (found := self._meet(name, ranks_parts[name]))}
+        here = (name for name in self.step.ours if name in ranks_parts)  # the others lie on other stages
+        meets = {name: found for name in here if (found := self._meet(name, ranks_parts[name]))}
         if not meets:
             return
         tensor = self.source.read(self.step.theirs)

@@ -15,7 +15,7 @@ from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.names import Step
 from litgpt.model.registry import family_of
-from litgpt.store.peers import Group, Warn, agree, place_of, say
+from litgpt.store.peers import Group, Peers, Warn, agree, place_of, say
 from litgpt.store.reading import shapes_of
 from litgpt.store.sources import SAFETENSORS, SAFETENSORS_INDEX
 from litgpt.store.state import model_tensors
@@ -204,32 +204,48 @@ def whole_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name, (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
+def of_all_stages(
+    model: nn.Module, tensors: Iterable[tuple[str, Tensor]], *, group: Group = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a whole model on the first rank, one at a time; all ranks iterate to the end together.
+
+    Args:
+        model: of which each rank may have parts, or a stage.
+        tensors: of this rank's stage, in full, which the ranks of a stage gather together one by one.
+    """
+    return Peers((name for name, _ in model_tensors(model)), group).of_all_stages(tensors)
+
+
 def save_model(
     folder: Path | str,
-    model: nn.Module | Iterator[tuple[str, Tensor]],
+    model: nn.Module,
     *,
     config: Config,
+    tensors: Iterator[tuple[str, Tensor]] | None = None,
     group: Group = None,
     **settings: Any,
 ) -> None:
     """Write a model folder from a model that may be spread over ranks; all ranks call it, the first one writes.
 
+    No rank holds more at a time than one tensor in full, and the first one file of weights.
+
     Args:
-        model: or its whole tensors by name, which all ranks gather together one by one.
+        model: of which each rank may have parts, or a stage.
+        tensors: what is written in place of the model's own, as `of_all_stages` takes them.
         settings: as in `save`.
 
     Raises:
         UserError: on every rank, if the first could not write.
     """
     rank, _ = place_of(group)
-    tensors = whole_tensors(model) if isinstance(model, nn.Module) else model
+    gathered = of_all_stages(model, whole_tensors(model) if tensors is None else tensors, group=group)
     error = ""
     if rank == 0:
         try:
-            save(folder, config=config, tensors=tensors, **settings)
+            save(folder, config=config, tensors=gathered, **settings)
         except (UserError, OSError) as problem:
             error = str(problem)
-    for _ in tensors:
+    for _ in gathered:
         pass  # the other ranks, and a first one that failed, take part in every gathering
     error = agree(error, group)
     if error:

@@ -5,17 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from litgpt import adapt
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
-from litgpt.parallel.apply import parallelize, place, replicate
+from litgpt.parallel.apply import full, parallelize, place, replicate
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.optimizer import AdamW
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
+from litgpt.recipe.tuner import LoRA
+from litgpt.store import published
 from litgpt.store.checkpoint import Checkpoints, load, open_shards
 from litgpt.store.state import all_tensors, optimizer_values
 from litgpt.train import optimizer
@@ -106,3 +110,28 @@ def compare(trained: Trainee, saved: Path) -> None:
         whole = value.full_tensor() if isinstance(value, DTensor) else value
         assert isinstance(whole, Tensor) and torch.equal(whole, files.whole(name)), (saved, name)
     assert {group["lr"] for one in trained.optimizers for group in one.param_groups} == {1e-2}
+
+
+def fill_and_write(layout: str, folder: Path) -> None:
+    """Fill a model that is laid out from `<folder>/model`, each rank its part; write the whole of it again."""
+    ranks, parallel = LAYOUTS[layout]
+    mesh = Mesh(ParallelArgs(**parallel).degrees(ranks), "cpu") if ranks > 1 else None
+    tuner = LoRA(r=2, dropout=0.0, target_modules=["q", "down"])
+    with torch.device("meta"):
+        model = GPT(SHAPE)
+    adapt.attach(model, tuner)
+    parallelize(model, mesh, ParallelArgs(**parallel), precision=PRECISIONS["32-true"], compile_blocks=False)
+    model.to_empty(device="cpu")
+    initialize(model, 1, write=place)
+    published.load(model, folder / "model")
+    adapt.initialize(model, tuner, 1, write=place)
+    base = dict(adapt.merged(model))
+    published.save_model(folder / layout, model, tensors=iter(base.items()), config=SHAPE)
+    for name, parameter in adapt.adapter_tensors(model).items():
+        place(parameter, torch.arange(parameter.numel()).view(parameter.shape) / 1e3 + len(name))
+    added = ((name, full(one.detach())) for name, one in adapt.adapter_tensors(model).items())
+    whole = dict(published.of_all_stages(model, added))
+    if mesh is None or dist.get_rank() == 0:
+        torch.save(whole, folder / f"{layout}.pt")
+    merged = adapt.merged(model)
+    published.save_model(folder / f"{layout} merged", model, tensors=merged, config=SHAPE)
