@@ -1,8 +1,7 @@
 """Whether a forward pass is the first of its kind, or computes again what backward needs."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
 
 _again: ContextVar[bool] = ContextVar("again", default=False)
 
@@ -12,11 +11,11 @@ def is_recomputing() -> bool:
     return _again.get()
 
 
-@contextmanager
-def recomputing() -> Iterator[None]:
-    """The time of a second run."""
-    token = _again.set(True)
-    try:
-        yield
-    finally:
-        _again.reset(token)
+class Recomputing(AbstractContextManager[None]):
+    """The time of a second run; may be entered again, since a backward pass in halves computes again for each."""
+
+    def __enter__(self) -> None:
+        self.token: Token[bool] = _again.set(True)
+
+    def __exit__(self, *exception: object) -> None:
+        _again.reset(self.token)

@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from litgpt.errors import UserError
-from litgpt.model.recomputing import recomputing
+from litgpt.model.recomputing import Recomputing
 from litgpt.parallel.offload import Host, keeping
 from litgpt.recipe.recompute import RecomputeArgs
 
@@ -72,7 +72,7 @@ def compose(owner: nn.Module, name: str, around: Callable[[Function], Function])
 
 def computed_again(function: Function, *, compiled: bool) -> Function:
     """A function of which only the arguments are kept for backward; random numbers are drawn as they were."""
-    told: dict[str, Any] = {} if compiled else {"context_fn": lambda: (nullcontext(), recomputing())}
+    told: dict[str, Any] = {} if compiled else {"context_fn": lambda: (nullcontext(), Recomputing())}
     return wraps(function)(partial(checkpoint, function, use_reentrant=False, **told))
 
 
