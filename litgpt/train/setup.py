@@ -253,7 +253,10 @@ def steps_of(recipe: Training, length: int, samples_per_epoch: int | None) -> in
             )
     if train.epochs:
         if samples_per_epoch is None:
-            raise UserError(f"train.epochs: {train.epochs}, but this data cannot tell its length; set train.max_steps")
+            raise UserError(
+                f"train.epochs: {train.epochs}, but this data cannot tell its length; set train.epochs: null, and "
+                "train.max_steps"
+            )
         limits.append(math.ceil(train.epochs * samples_per_epoch / train.global_batch_size))
     return min(limits, default=2**62)
 
