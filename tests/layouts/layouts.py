@@ -47,6 +47,17 @@ SHAPES: dict[str, Config] = {
     "shared experts": small(
         "Qwen3-30B-A3B", n_expert=8, n_expert_per_token=2, moe_intermediate_size=16, shared_expert_size=16
     ),
+    "sinks": small(
+        "gpt-oss-20b", n_expert=4, n_expert_per_token=2, moe_intermediate_size=16, sliding_window_size=7
+    ),
+    "chunked": small(
+        "Llama-4-Scout-17B-16E",
+        n_expert=2,
+        n_layer=4,
+        moe_intermediate_size=16,
+        sliding_window_size=7,
+        query_temperature={"floor_scale": 5, "scale": 0.1, "first_position": 1},
+    ),
     "latent": small(
         "DeepSeek-V2-Lite",
         n_expert=4,

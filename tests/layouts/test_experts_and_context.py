@@ -1,0 +1,166 @@
+"""Experts dealt out over ranks and rows of tokens split over them: every gradient is that of one process."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import Replicate
+
+from litgpt.errors import UserError
+from litgpt.model.gpt import GPT
+from litgpt.model.moe import Experts
+from litgpt.parallel import collectives, context, expert
+from litgpt.parallel.apply import full, parallelize
+from litgpt.parallel.mesh import Mesh
+from litgpt.parallel.precision import PRECISIONS
+from litgpt.recipe.parallel import ParallelArgs
+from tests.layouts.layouts import SHAPES, Case, Facts, differences, facts
+from tests.layouts.pool import POOL
+
+GATHER, HEADS = {"context_method": "all-gather"}, {"context_method": "ulysses"}
+CASES = [
+    # experts
+    Case("shared experts", 2, {"expert": 2}, packed=True),
+    Case("shared experts", 4, {"expert": 4, "expert_dispatch": "all-gather"}),
+    Case("shared experts", 4, {"expert": 2, "data_replicate": 2}),
+    Case("shared experts", 4, {"expert": 2, "tensor": 2}, tuner="lora"),
+    Case("sinks", 2, {"expert_tensor": 2}, tuner="lora"),
+    Case("sinks", 4, {"expert": 2, "expert_tensor": 2}),
+    Case("chunked", 4, {"expert": 2}),  # an expert's rows are sharded
+    Case("latent", 4, {"tensor": 2, "expert": 4}),
+    # context
+    Case("dense", 2, {"context": 2}, packed=True),
+    Case("chunked", 2, {"context": 2} | GATHER, packed=True),
+    Case("chunked", 2, {"context": 2} | HEADS),
+    Case("sinks", 4, {"context": 4, "expert": 2} | GATHER),
+    Case("sinks", 2, {"context": 2} | HEADS, packed=True),
+    Case("gemma", 4, {"context": 2, "data_shard": 2}, packed=True),
+    Case("one head", 4, {"context": 4} | HEADS, packed=True, micro=1),
+    Case("learned", 4, {"context": 2, "tensor": 2} | HEADS),
+    Case("latent", 4, {"context": 2, "tensor": 2}, packed=True),
+    Case("dense", 4, {"context": 2, "data_replicate": 2}),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_layout_trains_as_one_process(case: Case) -> None:
+    found = differences(case, POOL.run(facts, case, ranks=case.ranks))
+    assert found["first"] == 0 and max(found["gradient"], found["after"]) < 1e-8 and found["model"] < 1e-10, found
+
+
+def without_slopes_of_others(case: Case) -> Facts:
+    """Keys and values get the gradient of this rank's queries only."""
+    context.gathered = collectives.collected
+    return facts(case)
+
+
+def without_sums_over_widths(case: Case) -> Facts:
+    """What all ranks of `expert_tensor` have alike gets the gradient of one's part."""
+    expert.Partial = Replicate  # type: ignore[assignment, misc]
+    return facts(case)
+
+
+def without_rows_of_others(case: Case) -> Facts:
+    """The gradient of a row that was on another rank is lost on the way back."""
+
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
+        got = collectives.exchange(slope, ctx.group, ctx.received, ctx.sent)
+        parts = list(got.split(ctx.sent))
+        kept = dist.get_rank(ctx.group)
+        return torch.cat([part * (rank == kept) for rank, part in enumerate(parts)]), None, None, None
+
+    collectives._Exchanged.backward = staticmethod(backward)
+    return facts(case)
+
+
+MUTATIONS = {
+    without_slopes_of_others: Case("dense", 2, {"context": 2}),
+    without_sums_over_widths: Case("sinks", 2, {"expert_tensor": 2}),
+    without_rows_of_others: Case("shared experts", 2, {"expert": 2}),
+}
+
+
+@pytest.mark.parametrize("broken", MUTATIONS, ids=lambda broken: broken.__name__)
+def test_an_exchange_that_is_left_out_shows(broken: Callable[[Case], Facts]) -> None:
+    case = MUTATIONS[broken]
+    try:
+        told = POOL.run(broken, case, ranks=case.ranks)
+    finally:
+        POOL.close()  # its processes are spoilt
+    assert differences(case, told)["gradient"] > 1e-3
+
+
+ROWS = [[0, 5, 0, 2], [0, 0, 0, 0], [1, 0, 0, 0], [0, 4, 0, 0]]
+"""How many rows each rank has for each of four experts: one rank has none, and one expert gets none."""
+
+
+def uneven(settings: dict[str, Any]) -> None:
+    """Rows that are dealt out unevenly give what all experts give in one place, and the same gradients."""
+    mesh = Mesh(ParallelArgs(**settings).degrees(4), "cpu")
+    config = SHAPES["sinks"]
+    torch.manual_seed(1)
+    alone = Experts(config).double()
+    spread = torch.nn.Module()
+    block = torch.nn.Module()
+    block.mlp = torch.nn.Module()
+    block.mlp.experts = Experts(config).double()
+    block.mlp.experts.load_state_dict(alone.state_dict())
+    spread.own_blocks = [block]
+    expert.deal_out(spread, config, mesh, ParallelArgs(**settings))
+    everyone = torch.tensor(ROWS)
+    x, weights = torch.randn(int(everyone.sum()), 32).double(), torch.rand(int(everyone.sum()), 1).double()
+    owner = torch.arange(4).repeat(4).repeat_interleave(everyone.flatten())
+    order = owner.sort(stable=True).indices
+    wanted = torch.empty_like(x)
+    wanted[order] = alone(x[order], everyone.sum(0).cumsum(0).int(), weights[order])
+    wanted.square().sum().backward()
+    mine = range(int(everyone[: dist.get_rank()].sum()), int(everyone[: dist.get_rank() + 1].sum()))
+    own_x = x[mine.start : mine.stop].requires_grad_()
+    ends = everyone[dist.get_rank()].cumsum(0).int()
+    got = block.mlp.experts(own_x, ends, weights[mine.start : mine.stop])
+    torch.testing.assert_close(got, wanted[mine.start : mine.stop])
+    got.square().sum().backward()
+    for name, parameter in block.mlp.experts.named_parameters():
+        expected = alone.get_parameter(name).grad
+        assert parameter.grad is not None and expected is not None
+        summed = full(parameter.grad)
+        torch.testing.assert_close(summed, expected, msg=name)
+        assert summed[2].eq(0).all(), name
+
+
+@pytest.mark.parametrize("dispatch", ["all-to-all", "all-gather"])
+@pytest.mark.parametrize("degrees", [{"expert": 4}, {"expert": 2, "expert_tensor": 2}], ids=str)
+def test_ranks_without_rows_and_experts_without_tokens(dispatch: str, degrees: dict[str, int]) -> None:
+    POOL.run(uneven, {**degrees, "expert_dispatch": dispatch}, ranks=4)
+
+
+REFUSED = {
+    "n_expert": ("moe", {"expert": 3}, 3),
+    "set 1": ("dense", {"expert": 2}, 2),
+    "width of experts": ("sinks", {"expert_tensor": 3}, 3),
+    "context_method: all-gather": ("learned", {"context": 3, "context_method": "ulysses"}, 3),
+}
+
+
+def refused(shape: str, settings: dict[str, Any], ranks: int) -> str:
+    """What a layout is refused with."""
+    mesh = Mesh(ParallelArgs(**settings).degrees(ranks), "cpu")
+    with torch.device("meta"):
+        model = GPT(SHAPES[shape])
+    try:
+        parallelize(model, mesh, ParallelArgs(**settings), precision=PRECISIONS["64-true"], compile_blocks=False)
+        model.to_empty(device="cpu")
+        model(torch.zeros(1, 12, dtype=torch.long))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("told", REFUSED)
+def test_what_does_not_go_round_is_refused_in_one_line(told: str) -> None:
+    shape, settings, ranks = REFUSED[told]
+    lines = POOL.run(refused, shape, settings, ranks, ranks=ranks)
+    assert all(told in line and "\n" not in line for line in lines), lines
