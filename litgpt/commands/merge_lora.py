@@ -31,10 +31,10 @@ def run(recipe: MergeLora) -> None:
     """Merge, say how far the merged model is from base and adapter, and where it lies."""
     folder = inside_run(recipe.checkpoint_dir)
     whole = any((folder / name).is_file() for name in adapters.WHOLE)
-    if whole and not (folder / adapters.CONFIG).is_file():
+    if whole and not adapters.has_adapter(folder):
         print(f"{folder}: holds a whole model and no adapter, so there is nothing left to merge", file=sys.stderr)
         return
-    if not (folder / adapters.CONFIG).is_file():
+    if not adapters.has_adapter(folder):
         raise UserError(f"checkpoint_dir: {folder} holds no adapter; give the folder with its {adapters.CONFIG}")
     output = recipe.output_dir or place_for(folder, whole=whole)
     base = base_of(folder, recipe.pretrained_checkpoint_dir)

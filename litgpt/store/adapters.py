@@ -16,7 +16,7 @@ from litgpt.errors import UserError
 from litgpt.files import read_json, staged_folder, write_json
 from litgpt.model.config import Config
 from litgpt.recipe.tuner import TUNERS, LoRA, Tuner
-from litgpt.store import peft_forms
+from litgpt.store import litgpt_lora, peft_forms
 from litgpt.store.checkpoint import PROGRESS, model_tensors_of
 from litgpt.store.pairs import Part, added_to, shared, split
 from litgpt.store.peft_tensors import (
@@ -71,13 +71,20 @@ class Adapter:
         return Counter(tensor.dtype for tensor in self.tensors.values()).most_common(1)[0][0]
 
 
+def has_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, or a training checkpoint of one, in a form that is read here."""
+    return (folder / CONFIG).is_file() or (folder / litgpt_lora.WEIGHTS).is_file()
+
+
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder is that of an adapter, or of a training checkpoint of one, without a whole model beside it."""
-    return (folder / CONFIG).is_file() and not any((folder / name).is_file() for name in WHOLE)
+    """Whether a folder holds an adapter, and no whole model beside it."""
+    return has_adapter(folder) and not any((folder / name).is_file() for name in WHOLE)
 
 
 def base_named(folder: Path) -> str:
     """The name or path of the model that an adapter says it was made for; empty if it does not say."""
+    if not (folder / CONFIG).is_file():
+        return str(litgpt_lora.settings_in(folder).get("checkpoint_dir") or "")
     values = read_json(folder / CONFIG)
     return str((values.get("base_model_name_or_path") if isinstance(values, dict) else None) or "")
 
@@ -172,12 +179,17 @@ def alpha_for(rank: int, settings: LoRA) -> float:
 
 
 def load(folder: Path | str, config: Config) -> Adapter:
-    """Read an adapter's folder, in PEFT's form or in ours, or a training checkpoint of one, for a model of this shape.
+    """Read an adapter for a model of this shape: PEFT's folder, ours or LitGPT's, or a training checkpoint of ours.
 
     Raises:
         UserError: in one line, if a file is missing or damaged, or the adapter is of another kind or for another base.
     """
     folder = Path(folder)
+    if not (folder / CONFIG).is_file() and (folder / litgpt_lora.WEIGHTS).is_file():
+        settings, tensors = litgpt_lora.load(folder, config)
+        check_shapes(tensors, config)
+        dtype = next(iter(tensors.values())).dtype
+        return Adapter(settings, tensors, base_named(folder), Run(str(dtype).removeprefix("torch.")))
     values = read_json(folder / CONFIG)
     values = values if isinstance(values, dict) else {}
     kinds = ["LORA", *(form.kind for form in peft_forms.FORMS)]

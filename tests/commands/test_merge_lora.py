@@ -142,6 +142,52 @@ def test_beside_the_adapter_unless_told_and_nothing_is_lost(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
 
+LAYERS = {"gate": "mlp.fc_1", "up": "mlp.fc_2", "down": "mlp.proj", "out": "attn.proj"}
+
+
+def write_litgpt(folder: Path, model: GPT) -> None:
+    """The adapter of a model (q, v and the layers above) as LitGPT's finetune_lora leaves it; its base stays ours."""
+    added, pairs = adapt.adapter_tensors(model), {}
+    for number in range(model.config.n_layer):
+        for half in "ab":
+            both = [added[f"blocks.{number}.attention.{part}.lora_{half}"].detach() for part in "qv"]
+            pairs[f"transformer.h.{number}.attn.qkv.lora_{half.upper()}"] = torch.cat(both)
+            for ours, theirs in LAYERS.items():
+                owner = "attention" if ours == "out" else "mlp"
+                name = f"transformer.h.{number}.{theirs}.lora_{half.upper()}"
+                pairs[name] = added[f"blocks.{number}.{owner}.{ours}.lora_{half}"].detach()
+    folder.mkdir()
+    torch.save({"model": pairs}, folder / "lit_model.pth.lora")
+    switches = {"lora_query": True, "lora_key": False, "lora_value": True, "lora_projection": True, "lora_mlp": True}
+    values = {"lora_r": 8, "lora_alpha": 32, **switches, "checkpoint_dir": str(folder.parent / "base")}
+    (folder / "hyperparameters.yaml").write_text(json.dumps(values))
+
+
+@torch.no_grad()
+def test_a_folder_of_litgpt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write(tmp_path, LoRA(target_modules=["q", "v", "attention.out", "mlp"]))
+    write_litgpt(tmp_path / "lora", model)
+    wanted = model(IDS)
+    assert (logits(tmp_path / "lora") - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    assert main(["merge_lora", str(tmp_path / "lora")]) == 0
+    assert (tmp_path / "lora" / "lit_model.pth.lora").is_file()
+    assert (logits(tmp_path / "lora") - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    other = tmp_path / "other"
+    write_litgpt(other, model)
+    settings = other / "hyperparameters.yaml"
+    for wrong, said in {
+        '"lora_key": true': "do not fit hyperparameters.yaml",
+        '"nothing": 1': "lora_r is missing",
+    }.items():
+        text = settings.read_text()
+        settings.write_text(text.replace('"lora_key": false' if "key" in wrong else '"lora_r": 8', wrong))
+        capsys.readouterr()
+        assert main(["merge_lora", str(other), "--output_dir", str(tmp_path / "merged")]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+        settings.write_text(text)
+
+
 def test_an_output_that_exists_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, LoRA())
     merged = merge(tmp_path)

@@ -1,5 +1,6 @@
 """Every recipe of the hub parses, says what it is, and holds the values that LitGPT's recipe of that name has."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,12 @@ def test_each_finetuning_recipe_fits_the_model_that_it_names(litgpt, path):
     attach(model, recipe.tuned)
     trained = {name for name, one in model.named_parameters() if one.requires_grad}
     assert trained and (path.stem == "full" or all("lora_" in name for name in trained))
-    assert (recipe.packing is not None) == (path.stem == "qlora")
+    assert (recipe.packing is not None) == path.stem.endswith("qlora")
     train = recipe.train
     assert train.global_batch_size % (train.micro_batch_size * recipe.devices) == 0 and train.max_seq_length == 512
-    assert type(recipe.data).__name__ == "Alpaca2k" and recipe.optimizer.lr == 2e-4
+    if path.stem.startswith("self-cognition"):
+        mine, others = recipe.data.sources
+        rows = [json.loads(line) for line in (HUB.parent / mine).read_text().splitlines()]
+        assert len(rows) > 20 and all(row["query"] and "Aster" in row["response"] for row in rows) and "#" in others
+    else:
+        assert type(recipe.data).__name__ == "Alpaca2k" and recipe.optimizer.lr == 2e-4
