@@ -186,10 +186,7 @@ def load(folder: Path | str, config: Config) -> Adapter:
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file() and (folder / litgpt_lora.WEIGHTS).is_file():
-        settings, tensors = litgpt_lora.load(folder, config)
-        check_shapes(tensors, config)
-        dtype = next(iter(tensors.values())).dtype
-        return Adapter(settings, tensors, base_named(folder), Run(str(dtype).removeprefix("torch.")))
+        return of_litgpt(folder, config)
     values = read_json(folder / CONFIG)
     values = values if isinstance(values, dict) else {}
     kinds = ["LORA", *(form.kind for form in peft_forms.FORMS)]
@@ -213,6 +210,14 @@ def load(folder: Path | str, config: Config) -> Adapter:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder}: not an adapter that can be read ({type(error).__name__}: {error})") from None
     return Adapter(settings, tensors, base, run)
+
+
+def of_litgpt(folder: Path, config: Config) -> Adapter:
+    """The adapter of a run of LitGPT."""
+    settings, tensors = litgpt_lora.load(folder, config)
+    check_shapes(tensors, config)
+    dtype = next(iter(tensors.values())).dtype
+    return Adapter(settings, tensors, base_named(folder), Run(str(dtype).removeprefix("torch.")))
 
 
 def read(published: Tensors, values: Mapping[str, Any], notes: Any, config: Config) -> tuple[Tuner, dict[str, Tensor]]:

@@ -84,7 +84,7 @@ def split(step: Step, a: Tensor, b: Tensor, enabled: list[str], config: Config) 
     """Our pairs of a layer: of queries, keys and values those that were enabled, one below the other in A and in B."""
     ours = [name for name in step.ours if len(step.ours) == 1 or name.split(".")[-2] in enabled]
     rows = [b.shape[0]] if len(step.ours) == 1 else [rows_of(config, name) for name in ours]
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, one, other in zip(ours, a.chunk(len(ours)), b.split(rows), strict=True):
         part = Part(name, first=False, rank=one.shape[0])
         found |= {part.name("a"): one, part.name("b"): other}

@@ -175,17 +175,14 @@ def test_a_folder_of_litgpt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     other = tmp_path / "other"
     write_litgpt(other, model)
     settings = other / "hyperparameters.yaml"
-    for wrong, said in {
-        '"lora_key": true': "do not fit hyperparameters.yaml",
-        '"nothing": 1': "lora_r is missing",
-    }.items():
-        text = settings.read_text()
-        settings.write_text(text.replace('"lora_key": false' if "key" in wrong else '"lora_r": 8', wrong))
+    text = settings.read_text()
+    changes = {('"lora_key": false', '"lora_key": true'): "do not fit", ('"lora_r"', '"nothing"'): "lora_r is missing"}
+    for change, said in changes.items():
+        settings.write_text(text.replace(*change))
         capsys.readouterr()
         assert main(["merge_lora", str(other), "--output_dir", str(tmp_path / "merged")]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line
-        settings.write_text(text)
 
 
 def test_an_output_that_exists_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """A real instruction model learns a name of its own among real instructions, by the hub's recipes, LoRA and QLoRA.
 
-`LITGPT_TEST_ASSETS` names a folder with `SmolLM2`, a model folder of Hugging Face's, and `dl/llamafactory-0.9.5.tar.gz`,
-whose sample of Alpaca is read; each test takes minutes.
+`LITGPT_TEST_ASSETS` names a folder with `SmolLM2`, a model folder of Hugging Face's, and
+`dl/llamafactory-0.9.5.tar.gz`, whose sample of Alpaca is read; each test takes minutes.
 """
 
 import csv
