@@ -6,6 +6,7 @@ from pathlib import Path
 
 from litgpt.commands.report import write_report
 from litgpt.parallel.strategy import is_first, leave
+from litgpt.parallel.watch import naming_the_lost
 from litgpt.recipe.pretrain import Pretrain
 from litgpt.recipe.training import Training
 from litgpt.store.published import save_model
@@ -24,12 +25,13 @@ def run(recipe: Pretrain) -> None:
 def train(recipe: Training, origin: Origin, publish: Callable[[Run], Path]) -> None:
     """Train from an origin by next tokens; `publish` writes the finished model and names its folder."""
     live = Live()
-    trained = build(recipe, origin, next_token(recipe.loss), live.say)
-    live.enabled = is_first()
-    live.total_steps = trained.steps if trained.steps < 2**62 else None
-    loop = Loop(trained, live)
-    loop.fit()
-    final = publish(trained) if loop.complete else None
+    with naming_the_lost():
+        trained = build(recipe, origin, next_token(recipe.loss), live.say)
+        live.enabled = is_first()
+        live.total_steps = trained.steps if trained.steps < 2**62 else None
+        loop = Loop(trained, live)
+        loop.fit()
+        final = publish(trained) if loop.complete else None
     if is_first():
         report = write_report(recipe.out_dir)
         live.say(end_report(replace(loop.outcome(final), report=report)))

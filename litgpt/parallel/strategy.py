@@ -8,8 +8,11 @@ import torch.distributed as dist
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from lightning.fabric.strategies.parallel import ParallelStrategy
 
+from litgpt.parallel import watch
 from litgpt.parallel.mesh import Mesh
 from litgpt.recipe.parallel import Degrees
+
+SILENCE = 60.0  # seconds; a process that lives gives a sign of it every second
 
 
 class MeshStrategy(ModelParallelStrategy):
@@ -19,7 +22,8 @@ class MeshStrategy(ModelParallelStrategy):
 
     Args:
         degrees: ranks along each axis; their product is the number of processes.
-        timeout: how long a rank waits for the others before the run is given up.
+        timeout: how long a rank waits for the others before the run is given up; for a rank that shows no life, a
+            minute at most.
         backend: of the process group; None for the one of the device.
     """
 
@@ -27,7 +31,7 @@ class MeshStrategy(ModelParallelStrategy):
         self, degrees: Degrees, *, timeout: timedelta = timedelta(minutes=30), backend: str | None = None
     ) -> None:
         super().__init__(parallelize_fn=lambda module, _: module, timeout=timeout, process_group_backend=backend)
-        self.degrees = degrees
+        self.degrees, self.timeout = degrees, timeout
         self.mesh: Mesh | None = None  # of all processes; one alone has none
 
     def setup_environment(self) -> None:
@@ -38,6 +42,7 @@ class MeshStrategy(ModelParallelStrategy):
             return
         ParallelStrategy.setup_environment(self)
         self._setup_distributed()
+        watch.begin(silence=min(self.timeout.total_seconds(), SILENCE))
         self.mesh = Mesh(self.degrees, self.root_device.type)
         self._device_mesh = self.mesh.storage
 
@@ -50,6 +55,7 @@ def leave(code: int) -> None:
     """
     if not dist.is_initialized():
         return
+    watch.end()
     dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()

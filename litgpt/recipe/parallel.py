@@ -10,6 +10,7 @@ from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, check_numbers
 
 Prefetch = Annotated[int, Ge(0), Le(64)]
+Minutes = Annotated[float, Ge(0.05), Le(1e5)]
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,9 @@ class ParallelArgs:
     """Devices that every expert's matrices are split over, out of the same."""
     expert_dispatch: Literal["all-to-all", "all-gather"] = "all-to-all"
     """How tokens reach their experts: each only those that it has, or all of them everywhere."""
+
+    timeout_minutes: Minutes = 30.0
+    """How long a device waits for the others; for a process that is gone or shows no life, a minute at most."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "parallel.")

@@ -4,6 +4,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def launch(recipe: Training) -> Fabric:
         accelerator=accelerator,
         devices=per_node,
         num_nodes=recipe.num_nodes,
-        strategy=MeshStrategy(degrees, backend=backend),
+        strategy=MeshStrategy(degrees, timeout=timedelta(minutes=recipe.parallel.timeout_minutes), backend=backend),
         precision="32-true",  # number formats are ours: FSDP2 and autocast apply them
     )
     fabric.launch()
