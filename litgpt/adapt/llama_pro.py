@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,9 @@ def grown(config: Config, settings: LLaMAPro) -> Config:
     """
     sources = [layer for layer, _ in order(config.n_layer, settings)]
     lists = {key: getattr(config, key) for key in PER_LAYER}
-    changes = {key: [marks[layer] for layer in sources] for key, marks in lists.items() if marks is not None}
+    changes: dict[str, Any] = {
+        key: [marks[layer] for layer in sources] for key, marks in lists.items() if marks is not None
+    }
     if config.first_k_dense_replace:
         changes["first_k_dense_replace"] = sum(layer < config.first_k_dense_replace for layer in sources)
     return replace(config, n_layer=len(sources), **changes)

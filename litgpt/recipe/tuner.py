@@ -70,7 +70,7 @@ class LISA(Tuner):
 
 @dataclass(frozen=True)
 class LLaMAPro(Tuner):
-    """Add blocks between the model's own, copies that at first have no effect, and train them alone (Wu et al. 2024)."""
+    """Add blocks between the model's own, copies without effect at first, and train them alone (Wu et al. 2024)."""
 
     adds: ClassVar[bool] = False
 
