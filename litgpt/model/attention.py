@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from litgpt.model.config import Config
 from litgpt.model.layers import norm, scale_norm
+from litgpt.model.narrow_attention import is_narrow, narrow_attention
 from litgpt.model.rotary import angles, rotate
 
 
@@ -319,6 +320,8 @@ def attend(
     """
     grouped = q_BHTS.shape[1] != k_BKUS.shape[1]
     if softcap is None and sinks is None:
+        if mask is None and causal and is_narrow(q_BHTS, k_BKUS, v_BKUS):
+            return narrow_attention(q_BHTS, k_BKUS, v_BKUS, scale)
         return F.scaled_dot_product_attention(
             q_BHTS, k_BKUS, v_BKUS, mask, is_causal=mask is None and causal, scale=scale, enable_gqa=grouped
         )
