@@ -43,11 +43,16 @@ class Packing:
 
 
 class Packed(nn.Linear):
-    """A linear layer whose frozen weight is packed."""
+    """A linear layer whose frozen weight is packed.
+
+    Attributes:
+        cut: what is computed with of the unpacked weight, if other processes compute with the rest; None for all.
+    """
 
     packing: Packing
     pieces: tuple[str, ...]
     unpacked_dtype: torch.dtype
+    cut: Callable[[Tensor], Tensor] | None = None
 
     def unpacked(self, change: Callable[[Tensor], Tensor] = lambda piece: piece, dtype: Any = None) -> Tensor:
         """The weight (out, in), its pieces first put through `change`."""
@@ -63,7 +68,8 @@ class Packed(nn.Linear):
 
     def _unpack(self, *pieces: Tensor, dtype: torch.dtype) -> Tensor:
         shape = (self.out_features, self.in_features)
-        return self.packing.unpack(dict(zip(self.pieces, pieces, strict=True)), shape, dtype)
+        weight = self.packing.unpack(dict(zip(self.pieces, pieces, strict=True)), shape, dtype)
+        return weight if self.cut is None else self.cut(weight).contiguous()
 
 
 class Product(torch.autograd.Function):

@@ -1,5 +1,7 @@
 """The processes of a run, seen along each axis along which they share work."""
 
+import logging
+
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -23,6 +25,8 @@ class Mesh:
     """
 
     def __init__(self, degrees: Degrees, device: str) -> None:
+        # a whole tensor is put together along one axis after the other, of which torch warns at every tensor
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         self.degrees = degrees
         one = degrees
         self.storage = init_device_mesh(

@@ -134,6 +134,7 @@ def split(model: GPT, config: Config, mesh: Mesh, settings: ParallelArgs) -> Voc
     for module, keys in plan.items():
         for key, local in keys.items():
             spread(module, key, axis, local)
+    cut_packed(model, config, axis)
     ends = {owner: plan.pop(owner) for owner in (model.embedding, model.head) if owner in plan}
     for module, keys in plan.items():
         localize(module, {module: keys})
@@ -174,7 +175,7 @@ def planned(
 
 def local_of(name: str, key: str, module: nn.Module, config: Config, axis: DeviceMesh, *, sequence: bool) -> Local:
     """How a parameter of the module of this name lies."""
-    kind = next((LAYERS[end] for end in LAYERS if f".{name}".endswith(f".{end}")), None)
+    kind = kind_of(name)
     key = key.removesuffix("_trained")
     if name.endswith((".norm_q", ".norm_k")) and config.norm_qk_type == "per_head" and config.norm_qk:
         kind = "columns" if name.endswith(".norm_q") else "groups"
@@ -197,6 +198,25 @@ def local_of(name: str, key: str, module: nn.Module, config: Config, axis: Devic
             (Replicate(),), (Partial(),), partial(own_group, rank=axis.get_local_rank(), ranks=ranks, groups=groups)
         )
     return Local((Shard(dim),))
+
+
+def cut_packed(model: GPT, config: Config, axis: DeviceMesh) -> None:
+    """Let layers with packed weights, which lie whole on every rank, compute with this rank's part of them."""
+    rank, ranks = axis.get_local_rank(), axis.size()
+    groups = config.n_query_groups or config.n_head
+    for name, module in model.named_modules():
+        if hasattr(module, "pieces") and (kind := kind_of(name)):
+            if hasattr(module, "lora_magnitude"):
+                raise UserError("tuner.dora: true is not for a packed base with parallel.tensor; set dora: false")
+            if kind == "groups" and groups % ranks:
+                module.cut = partial(own_group, rank=rank, ranks=ranks, groups=groups)
+            else:
+                module.cut = partial(own_part, group=axis.get_group(), dim=DIMS[kind]["weight"])
+
+
+def kind_of(name: str) -> str | None:
+    """How the layer of this name is split."""
+    return next((LAYERS[end] for end in LAYERS if f".{name}".endswith(f".{end}")), None)
 
 
 def own_group(whole: Tensor, *, rank: int, ranks: int, groups: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from litgpt import adapt
+from litgpt.adapt import quantized
 from litgpt.data.batch import IGNORE, Batch
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
@@ -47,9 +48,7 @@ SHAPES: dict[str, Config] = {
     "shared experts": small(
         "Qwen3-30B-A3B", n_expert=8, n_expert_per_token=2, moe_intermediate_size=16, shared_expert_size=16
     ),
-    "sinks": small(
-        "gpt-oss-20b", n_expert=4, n_expert_per_token=2, moe_intermediate_size=16, sliding_window_size=7
-    ),
+    "sinks": small("gpt-oss-20b", n_expert=4, n_expert_per_token=2, moe_intermediate_size=16, sliding_window_size=7),
     "chunked": small(
         "Llama-4-Scout-17B-16E",
         n_expert=2,
@@ -92,6 +91,7 @@ class Case:
         micro: rows of a micro-batch.
         packed: rows hold several documents.
         tuner: of `TUNERS`.
+        quantize: how the base is packed.
         more: further arguments of `parallelize`.
     """
 
@@ -101,11 +101,20 @@ class Case:
     micro: int = 2
     packed: bool = False
     tuner: str | None = None
+    quantize: str | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         layout = " ".join(f"{key} {value}" for key, value in self.parallel.items()) or "auto"
-        marks = [self.shape, f"x{self.ranks}", layout, "packed" * self.packed, self.tuner or "", *map(str, self.more)]
+        marks = [
+            self.shape,
+            f"x{self.ranks}",
+            layout,
+            "packed" * self.packed,
+            self.tuner or "",
+            self.quantize or "",
+            *map(str, self.more),
+        ]
         return ", ".join(mark for mark in marks if mark)
 
     @property
@@ -142,13 +151,20 @@ def built(case: Case, mesh: Mesh | None) -> GPT:
     """The model, laid out as a run does it, with its first weights."""
     with torch.device("meta"):
         model = GPT(SHAPES[case.shape]).to(torch.float64)
+    if case.quantize:
+        quantized.quantize(model, case.quantize)
     if case.tuner:
         adapt.attach(model, TUNERS[case.tuner])
     precision = PRECISIONS["64-true"]
     settings = ParallelArgs(**case.parallel)
     parallelize(model, mesh, settings, precision=precision, compile_blocks=False, **case.more)
     model.to_empty(device="cpu")
-    initialize(model, 3, write=place)
+    if case.quantize:
+        base = GPT(SHAPES[case.shape])
+        initialize(base, 3)
+        quantized.fill(model, base.named_parameters(), write=place)
+    else:
+        initialize(model, 3, write=place)
     if case.tuner:
         adapt.initialize(model, TUNERS[case.tuner], 3, write=place)
     return model
@@ -168,7 +184,8 @@ def facts(case: Case) -> Facts:
     mesh = Mesh(settings.degrees(case.ranks), "cpu") if case.ranks > 1 else None
     model = built(case, mesh)
     found: Facts = {"first": everything(model, lambda parameter: parameter)}
-    for name, parameter in model.named_parameters():
+    numbers = ((name, one) for name, one in model.named_parameters() if one.is_floating_point())
+    for name, parameter in numbers:
         place(parameter, noise(model.config, name, parameter.shape))
     trainee = Trainee(
         replicate(model, mesh),
@@ -221,10 +238,10 @@ def differences(case: Case, told: list[Facts]) -> dict[str, float]:
             said = [facts[kind][name] for facts in told if name in facts[kind]]
             if not said:
                 raise AssertionError(f"{case}: no rank has the {kind} of {name}")
-            scale = value.norm().item() if kind != "gradient" else max(value.norm().item(), 1e-8)
+            scale = value.double().norm().item() if kind != "gradient" else max(value.double().norm().item(), 1e-8)
             for one in said:
                 assert one.shape == value.shape, (name, one.shape, value.shape)
-                worst[kind] = max(worst[kind], (one - value).norm().item() / (scale or 1.0))
+                worst[kind] = max(worst[kind], (one.double() - value.double()).norm().item() / (scale or 1.0))
         extra = {name for facts in told for name in facts[kind]} - values.keys()
         assert not extra, (kind, extra)
     return worst

@@ -2,6 +2,8 @@
 
 import atexit
 import contextlib
+import functools
+import gc
 import os
 import traceback
 from collections.abc import Callable
@@ -81,7 +83,19 @@ def _serve(pipe: Connection) -> None:
             dist.destroy_process_group()
         except BaseException:
             answer = (False, traceback.format_exc())
+        forget_meshes()
         pipe.send(answer)
+
+
+def forget_meshes() -> None:
+    """Empty what torch remembers by mesh: a mesh of the next process group can equal one of the last."""
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+    _clear_sharding_prop_cache()
+    caches = (one for one in gc.get_objects() if isinstance(one, functools._lru_cache_wrapper))
+    for cache in caches:
+        if (cache.__module__ or "").startswith("torch.distributed"):
+            cache.cache_clear()
 
 
 POOL = Pool()

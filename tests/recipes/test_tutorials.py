@@ -21,7 +21,7 @@ SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 4, "head_size": 8, "intermediate_
 SHAPE |= {"padded_vocab_size": 1024}
 SHRINK = [f"--model_config.{key}={value}" for key, value in SHAPE.items()] + [
     *("--train.max_seq_length=32", "--train.global_batch_size=2", "--train.micro_batch_size=2"),
-    *("--precision=32-true", "--devices=1", "--eval.max_iters=1", "--eval.sample_tokens=4"),
+    *("--precision=32-true", "--eval.max_iters=1", "--eval.sample_tokens=4"),
 ]
 WORDS = "the first letter of a book is where its reader begins and whoever comes later finds less of it there"
 
@@ -69,7 +69,11 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "litgpt"
     program.write_text(
-        f'#!/bin/sh\n[ "$1" = pretrain ] && set -- "$@" {" ".join(SHRINK)}\nexec {sys.executable} -m litgpt "$@"\n'
+        f"""#!/bin/sh
+case "$*" in *--devices*) ;; pretrain*) set -- "$@" --devices=1 ;; esac
+[ "$1" = pretrain ] && set -- "$@" {" ".join(SHRINK)}
+exec {sys.executable} -m litgpt "$@"
+"""
     )
     program.chmod(0o755)
     return tmp_path
