@@ -92,7 +92,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 def test_goes_on_exactly(tmp_path: Path, tokenizer: Tokenizer, layout: str, ranks: int) -> None:
     """20 batches are some, a saved state, and the rest, wherever it is saved; ranks read different rows."""
     kinds = write_kinds(tmp_path / "kinds", rows(23))
-    sources = [str(tmp_path / "kinds"), str(write(tmp_path / "more.jsonl", rows(9, seed=1)))]
+    more = write(tmp_path / "more.jsonl", rows(9, seed=1))
+    sources = [{"path": str(tmp_path / "kinds"), "weight": 5}, {"path": str(more), "weight": 2}]
     assert len(kinds) == 5
     data = streamed(tmp_path, tokenizer, sources, **LAYOUTS[layout])
     shapes = [BatchShape(2, 4 * ranks, 200, rank, ranks) for rank in range(ranks)]
