@@ -92,7 +92,7 @@ def forget_meshes() -> None:
     from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
     _clear_sharding_prop_cache()
-    caches = (one for one in gc.get_objects() if isinstance(one, functools._lru_cache_wrapper))
+    caches = [one for one in gc.get_objects() if type(one) is functools._lru_cache_wrapper]
     for cache in caches:
         if (cache.__module__ or "").startswith("torch.distributed"):
             cache.cache_clear()
