@@ -21,6 +21,8 @@ from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.recompute import RecomputeArgs
 from litgpt.recipe.tuner import LoRA
+from tests.layouts.layouts import Case, differences, facts
+from tests.layouts.pool import POOL
 
 SHAPE: dict[str, Any] = {
     "name": "toy",
@@ -196,3 +198,22 @@ def test_parts_that_the_model_has_not_are_refused(shape: str, part: Any, hint: s
 def test_settings_without_effect_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         RecomputeArgs(**settings)
+
+
+LAYOUTS = [
+    (Case("gemma", 2, {"tensor": 2}), replace(SELECTIVE, modules=["core_attention", "norms", "activation"])),
+    (Case("tied", 4, {"tensor": 2, "pipeline": 2}), FULL),
+    (Case("deep", 2, {"pipeline": 2, "pipeline_schedule": "zbv"}), replace(FULL, num_layers=2)),
+    (Case("deep", 2, {"pipeline": 2, "zero": 3}), replace(SELECTIVE, modules=["mlp", "norms"], offload=True)),
+    (Case("moe", 2, {"expert": 2}), replace(SELECTIVE, modules=["moe", "norms"])),
+    (Case("latent", 2, {"context": 2}), replace(SELECTIVE, modules=["core_attention", "up_projection"])),
+    (Case("dense", 2, {"data_shard": 2}, tuner="lora"), replace(FULL, num_layers=2, offload=True)),
+    (Case("dense", 2, {"data_replicate": 2}), FULL),
+]
+
+
+@pytest.mark.parametrize(("case", "settings"), LAYOUTS, ids=lambda one: str(one)[:60])
+def test_every_axis_trains_the_same_with_recomputing(case: Case, settings: RecomputeArgs) -> None:
+    case = replace(case, more={"again": settings})
+    found = differences(case, POOL.run(facts, case, ranks=case.ranks))
+    assert {kind: far for kind, far in found.items() if far > 1e-8} == {}
