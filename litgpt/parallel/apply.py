@@ -145,6 +145,12 @@ def backward_of(model: nn.Module, *, last: bool) -> Iterator[None]:
         yield
 
 
+def release(model: nn.Module) -> None:
+    """Free what was gathered to look at a model, so that its parameters are shards again."""
+    for module in _sharded(model):
+        module.reshard()
+
+
 @contextmanager
 def backwards_of(model: nn.Module, *, often: bool) -> Iterator[None]:
     """Forwards and backwards of all micro-batches of a step in any order; gradients meet those of others at the end.

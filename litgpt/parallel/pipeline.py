@@ -227,7 +227,7 @@ class Pipeline:
 
     def joined_norm(self, norm: Tensor) -> Tensor:
         """The norm over all stages, of norms over what each has."""
-        square = norm.to(next(self.model.parameters()).device).square()
+        square = norm.to(next(self.model.parameters()).device).double().square()  # not all stages have gradients
         dist.all_reduce(square, group=self.group)
         return square.sqrt()
 

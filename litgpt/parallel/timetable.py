@@ -44,9 +44,11 @@ def layers_of_stages(settings: ParallelArgs, layers: int) -> list[range]:
                 f"devices has {stages} stages; give {stages} numbers"
             )
         if sum(given) != layers:
+            last = given[-1] + layers - sum(given)
+            would_do = f"change the last to {last}" if last > 0 else f"give {len(given)} numbers of sum {layers}"
             raise UserError(
                 f"parallel.pipeline_layers: {' + '.join(map(str, given))} = {sum(given)}, but the model has {layers} "
-                f"layers; change the last to {given[-1] + layers - sum(given)}, or set auto"
+                f"layers; {would_do}, or set auto"
             )
         sizes = given
     else:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from litgpt.data.batch import Batch
 from litgpt.model.gpt import logits
+from litgpt.model.portion import Portion
+from litgpt.parallel.apply import release
 from litgpt.parallel.reduce import total
 from litgpt.train.objective import Objective
 from litgpt.train.step import Trainee, look
@@ -24,6 +26,7 @@ def looking(trainee: Trainee) -> Iterator[None]:
         with torch.no_grad(), trainee.precision.autocast(trainee.device, sharded=trainee.sharded):
             yield
     finally:
+        release(trainee.core)
         trainee.core.train()
 
 
@@ -67,7 +70,8 @@ def continuation(
     with looking(trainee):
         for _ in range(tokens):
             read = torch.tensor([ids[-window:]], device=trainee.device)
-            scores = look(trainee, Batch(read, read), methodcaller("__call__", read, head=_last_logits))
+            head = partial(_last_logits, tokens=read.shape[1], portion=getattr(trainee.core, "portion", None))
+            scores = look(trainee, Batch(read, read), methodcaller("__call__", read, head=head))
             token = 0
             if scores is not None:
                 likeliest, numbers = scores.float().cpu().topk(min(top_k, scores.shape[-1]))
@@ -79,5 +83,16 @@ def continuation(
     return ids[len(prompt) :]
 
 
-def _last_logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
-    return logits(hidden_BTD[0, -1], weight_VD, bias_V, softcap)
+def _last_logits(
+    hidden_BPD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    softcap: float | None,
+    *,
+    tokens: int,
+    portion: Portion | None,
+) -> Tensor:
+    """(V,) scores of what follows so many tokens, the same in all processes that share them."""
+    hidden_BTD = hidden_BPD if portion is None else portion.together(hidden_BPD)
+    scores = logits(hidden_BTD[0, tokens - 1], weight_VD, bias_V, softcap)
+    return scores if portion is None or portion.vocabulary is None else portion.vocabulary.gathered(scores)

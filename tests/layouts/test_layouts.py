@@ -32,6 +32,20 @@ CASES = [
     Case("one head", 2, {"tensor": 2, "sequence": False}, tuner="lora"),
     Case("dense", 2, {"tensor": 2}, tuner="lora"),
     Case("dense", 4, {"tensor": 2}, tuner="lora and head"),
+    # pipeline
+    Case("deep", 2, {"pipeline": 2, "pipeline_schedule": "gpipe"}),
+    Case("tied", 2, {"pipeline": 2}),
+    Case("tied", 2, {"pipeline": 2, "pipeline_schedule": "zbv"}, tuner="lora"),
+    Case("latent", 2, {"pipeline": 2}),
+    Case("gemma", 2, {"pipeline": 2, "pipeline_layers": [1, 3]}, packed=True),
+    Case("dense", 2, {"pipeline": 2}, tuner="lora and head"),
+    Case("deep", 4, {"pipeline": 4, "pipeline_layers": [1, 3, 3, 1]}, micro=1),
+    Case("deep", 4, {"pipeline": 4, "pipeline_schedule": "zbv"}, micro=1),
+    Case(
+        "deep", 4, {"pipeline": 2, "data_shard": 2, "pipeline_schedule": "interleaved", "reshard_after_forward": True}
+    ),
+    Case("moe", 4, {"pipeline": 2, "data_shard": 2, "pipeline_schedule": "zbv"}, micro=1),
+    Case("deep", 4, {"pipeline": 2, "tensor": 2, "pipeline_schedule": "zbv"}),
     Case("one head", 4, {"tensor": 4}, tuner="lora", quantize="bnb.nf4-dq"),
     # two of pipeline, data, context, tensor and expert
     Case("tied", 4, {"tensor": 2, "context": 2}, packed=True),

@@ -1,0 +1,148 @@
+"""Layers of stages, and orders of work: complete, possible, without waiting in circles, and with few gaps."""
+
+from collections import Counter
+from itertools import product
+from typing import Any
+
+import pytest
+
+from litgpt.errors import UserError
+from litgpt.parallel.timetable import (
+    BACKWARD,
+    FORWARD,
+    INPUT,
+    RECEIVE,
+    RECEIVE_SLOPE,
+    SEND,
+    SEND_SLOPE,
+    WEIGHT,
+    Task,
+    even,
+    layers_of_stages,
+    programs,
+    ready,
+    stages_of,
+    ticks,
+)
+from litgpt.recipe.parallel import ParallelArgs
+
+KINDS = [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("interleaved", 3), ("zbv", 2)]
+SIZES = list(product((2, 3, 4, 7), (1, 2, 3, 4, 5, 8, 11)))
+
+
+def sizes(layers: int, **settings: Any) -> list[int]:
+    return [len(one) for one in layers_of_stages(ParallelArgs(**settings), layers)]
+
+
+def test_layers_are_evened_out_with_embedding_and_head() -> None:
+    assert even(8, 2) == [4, 4]
+    assert even(7, 2) == [4, 3]
+    assert even(10, 4) == [2, 3, 3, 2]
+    assert even(48, 4) == [11, 13, 13, 11]
+    assert even(4, 4) == [1, 1, 1, 1]
+    assert all(sum(even(layers, stages)) == layers for stages in range(2, 9) for layers in range(stages, 40))
+
+
+def test_stages_are_runs_of_layers_in_order() -> None:
+    assert layers_of_stages(ParallelArgs(pipeline=2, pipeline_layers=[1, 3]), 4) == [range(1), range(1, 4)]
+    assert sizes(8, pipeline=2, pipeline_schedule="zbv") == [1, 3, 3, 1]
+    assert sizes(9, pipeline=3, pipeline_schedule="interleaved", pipeline_layers=[1] * 9) == [1] * 9
+    assert stages_of("zbv", 1, 4, 8) == (1, 6)
+    assert stages_of("interleaved", 1, 4, 12) == (1, 5, 9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers", "said"),
+    [
+        ({"pipeline": 4, "pipeline_schedule": "zbv"}, 6, "parallel.pipeline: 4 makes 8 stages, but the model has 6 "
+         "layers; set parallel.pipeline: 3"),
+        ({"pipeline": 2, "pipeline_layers": [3, 4]}, 8, "parallel.pipeline_layers: 3 + 4 = 7, but the model has 8 "
+         "layers; change the last to 5, or set auto"),
+        ({"pipeline": 2, "pipeline_layers": [6, 4]}, 5, "parallel.pipeline_layers: 6 + 4 = 10, but the model has 5 "
+         "layers; give 2 numbers of sum 5, or set auto"),
+        ({"pipeline": 2, "pipeline_schedule": "zbv", "pipeline_layers": [4, 4]}, 8, "parallel.pipeline_layers: "
+         "2 numbers, but zbv on 2 devices has 4 stages; give 4 numbers"),
+        ({"pipeline": 2, "pipeline_layers": [2, 2, 2, 2]}, 8, "parallel.pipeline_layers: 4 numbers, but 1f1b on 2 "
+         "devices has 2 stages; give 2 numbers"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_round_is_refused(settings: dict[str, Any], layers: int, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        sizes(layers, **settings)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(("schedule", "stages_each"), KINDS)
+def test_every_task_is_done_once_and_when_it_can_be(schedule: str, stages_each: int) -> None:
+    for devices, micro_batches in SIZES:
+        stages = devices * stages_each
+        halves = (INPUT, WEIGHT) if schedule == "zbv" else (BACKWARD,)
+        wanted = Counter(
+            Task(kind, stage, number)
+            for kind in (FORWARD, *halves)
+            for stage in range(stages)
+            for number in range(micro_batches)
+        )
+        done: list[Task] = []
+        for tick in ticks(schedule, devices, stages, micro_batches):
+            before = set(done)
+            for device, task in tick.items():
+                assert task.stage in stages_of(schedule, device, devices, stages)
+                assert ready(task, before, stages), task
+            done += tick.values()
+        assert Counter(done) == wanted
+
+
+@pytest.mark.parametrize(("schedule", "stages_each"), KINDS)
+def test_devices_never_wait_in_a_circle(schedule: str, stages_each: int) -> None:
+    """Also where a sender waits until its partner receives just that."""
+    partner = {SEND: (RECEIVE, 1), SEND_SLOPE: (RECEIVE_SLOPE, -1)}
+    for devices, micro_batches in SIZES:
+        left = [list(reversed(one)) for one in programs(schedule, devices, devices * stages_each, micro_batches)]
+        while any(left):
+            moved = False
+            for device in left:
+                while device and device[-1].kind in (FORWARD, BACKWARD, INPUT, WEIGHT):
+                    device.pop()
+                    moved = True
+            waiting = {device[-1]: device for device in left if device}
+            for task, device in waiting.items():
+                if task.kind in partner:
+                    kind, step = partner[task.kind]
+                    if (other := waiting.get(Task(kind, task.stage + step, task.micro))) is not None:
+                        device.pop()
+                        other.pop()
+                        moved = True
+            assert moved, (schedule, devices, micro_batches, [device[-3:] for device in left])
+
+
+def idle(schedule: str, devices: int, stages: int, micro_batches: int) -> int:
+    """Ticks that a device has nothing to do in."""
+    work = stages // devices * micro_batches * (3 if schedule == "zbv" else 2)
+    return sum(1 for _ in ticks(schedule, devices, stages, micro_batches)) - work
+
+
+@pytest.mark.parametrize(("schedule", "stages_each"), KINDS)
+def test_gaps_are_as_short_as_published(schedule: str, stages_each: int) -> None:
+    for devices, micro_batches in SIZES:
+        if micro_batches >= devices:
+            gap = idle(schedule, devices, devices * stages_each, micro_batches)
+            assert gap <= 1.5 * devices if schedule == "zbv" else gap == 2 * (devices - 1)
+
+
+def held(schedule: str, devices: int, stages: int, micro_batches: int) -> int:
+    """The most forwards whose backward is not over, of all devices."""
+    most, now = 0, [0] * devices
+    ends = WEIGHT if schedule == "zbv" else BACKWARD
+    for tick in ticks(schedule, devices, stages, micro_batches):
+        for device, task in tick.items():
+            now[device] += (task.kind == FORWARD) - (task.kind == ends)
+        most = max(most, *now)
+    return most
+
+
+def test_memory_does_not_grow_with_micro_batches() -> None:
+    assert held("gpipe", 4, 4, 32) == 32
+    assert held("1f1b", 4, 4, 32) == 4
+    assert held("interleaved", 4, 8, 32) == 11
+    assert held("zbv", 4, 8, 32) <= 12
