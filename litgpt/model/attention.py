@@ -286,7 +286,7 @@ def attend_in_parts(
     pieces = (q_BHTS.split([part.tokens for part in shared.parts], dim=2), seen(shared.parts, k_BKUS))
     return torch.cat(
         [
-            attend(q, k, v, mask=part.masks[window], causal=True, **settings)
+            attend(q, k, v, mask=part.masks[window], causal=q.shape[2] == k.shape[2], **settings)
             for part, q, k, v in zip(shared.parts, *pieces, seen(shared.parts, v_BKUS), strict=True)
         ],
         dim=2,

@@ -13,11 +13,15 @@ from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.moe import Experts
 from litgpt.parallel import collectives, context, expert
-from litgpt.parallel.apply import full, parallelize
+from litgpt.parallel.apply import full, parallelize, place
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.parallel import ParallelArgs
-from tests.layouts.layouts import SHAPES, Case, Facts, differences, facts
+from litgpt.recipe.train import LossArgs
+from litgpt.train.evaluate import continuation, validation_loss
+from litgpt.train.objective import next_token
+from litgpt.train.step import Trainee
+from tests.layouts.layouts import SHAPES, Case, Facts, built, differences, facts, global_batch, noise, part_of
 from tests.layouts.pool import POOL
 
 GATHER, HEADS = {"context_method": "all-gather"}, {"context_method": "ulysses"}
@@ -91,6 +95,26 @@ def test_an_exchange_that_is_left_out_shows(broken: Callable[[Case], Facts]) -> 
     finally:
         POOL.close()  # its processes are spoilt
     assert differences(case, told)["gradient"] > 1e-3
+
+
+def looked_at(case: Case) -> tuple[float, list[int]]:
+    """The validation loss of a model, and what it writes."""
+    mesh = Mesh(ParallelArgs(**case.parallel).degrees(case.ranks), "cpu") if case.ranks > 1 else None
+    model = built(case, mesh)
+    for name, parameter in model.named_parameters():
+        place(parameter, noise(model.config, name, parameter.shape))
+    trainee = Trainee(model, [], torch.device("cpu"), PRECISIONS["64-true"], mesh)
+    rank, ranks = (mesh.place("data"), mesh.degrees.data_ranks) if mesh else (0, 1)
+    batches = part_of(global_batch(packed=case.packed), rank, ranks, 2)
+    loss = validation_loss(trainee, batches, next_token(LossArgs(chunk_rows=7)), max_iters=4)
+    return loss, continuation(trainee, [3, 1, 4, 1, 5], tokens=7, window=9, seed=2, temperature=2.0)
+
+
+@pytest.mark.parametrize("case", [CASES[9], CASES[11], CASES[15], Case("dense", 2, {"tensor": 2})], ids=str)
+def test_validation_and_samples_are_those_of_one_process(case: Case) -> None:
+    wanted, written = looked_at(case.alone)
+    for loss, text in POOL.run(looked_at, case, ranks=case.ranks):
+        assert abs(loss - wanted) < 1e-9 and text == written
 
 
 ROWS = [[0, 5, 0, 2], [0, 0, 0, 0], [1, 0, 0, 0], [0, 4, 0, 0]]
