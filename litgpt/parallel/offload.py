@@ -48,10 +48,24 @@ class Host:
     def __init__(self, block: nn.Module) -> None:
         self.block = block
         self.parameters: set[int] = set()
+        experts: Any = getattr(getattr(block, "mlp", None), "experts", None)
+        if experts is not None:  # sharded by themselves, they are gathered after the rest of the block
+            inner = experts.forward
+
+            def forward(*arguments: Any) -> Tensor:
+                self.note(experts)
+                return inner(*arguments)
+
+            experts.forward = forward
 
     def begin(self) -> None:
-        """Note where the block's parameters are, which stay on the device."""
-        self.parameters = {storage_of(parameter) for parameter in self.block.parameters()}
+        """A forward pass begins: note where the block's parameters are, which stay on the device."""
+        self.parameters = set()
+        self.note(self.block)
+
+    def note(self, module: nn.Module) -> None:
+        """Add where a module's parameters are."""
+        self.parameters.update(storage_of(parameter) for parameter in module.parameters())
 
     def pack(self, tensor: Tensor) -> Any:
         """Send a tensor to the host, unless it is a parameter or a number."""
@@ -59,7 +73,7 @@ class Host:
             return tensor
         if tensor.device.type != "cuda":
             return Away(tensor.to("cpu", copy=True), tensor.device, None)
-        values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        values = torch.empty_like(tensor, device="cpu", pin_memory=True)
         stream = copying(tensor.device)
         stream.wait_stream(torch.cuda.current_stream(tensor.device))
         with torch.cuda.stream(stream):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,11 +18,13 @@ from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.model.recomputing import is_recomputing
 from litgpt.parallel.apply import parallelize
+from litgpt.parallel.mesh import Mesh
+from litgpt.parallel.offload import Away, Host
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.recompute import RecomputeArgs
 from litgpt.recipe.tuner import LoRA
-from tests.layouts.layouts import Case, differences, facts
+from tests.layouts.layouts import Case, built, differences, facts, global_batch, part_of
 from tests.layouts.pool import POOL
 
 SHAPE: dict[str, Any] = {
@@ -217,3 +220,41 @@ def test_every_axis_trains_the_same_with_recomputing(case: Case, settings: Recom
     case = replace(case, more={"again": settings})
     found = differences(case, POOL.run(facts, case, ranks=case.ranks))
     assert {kind: far for kind, far in found.items() if far > 1e-8} == {}
+
+
+def sent_away(case: Case) -> tuple[set[tuple[int, ...]], set[tuple[int, ...]]]:
+    """The shapes of what a rank keeps in host memory, and of its parameters while they are gathered."""
+    sent: set[tuple[int, ...]] = set()
+    shapes: set[tuple[int, ...]] = set()
+    pack = Host.pack
+
+    def noted(host: Host, tensor: Tensor) -> Any:
+        kept = pack(host, tensor)
+        if isinstance(kept, Away):
+            sent.add(tuple(tensor.shape))
+        return kept
+
+    Host.pack = noted  # type: ignore[method-assign]
+    try:
+        mesh = Mesh(ParallelArgs(**case.parallel).degrees(case.ranks), "cpu")
+        model = built(case, mesh)
+        batches = part_of(global_batch(packed=False), mesh.place("data"), 2, 1)
+        model(batches[0].ids).sum().backward()
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()
+        for block in model.blocks:
+            locals_of = (getattr(one, "_local_tensor", one) for one in block.parameters())
+            shapes |= {tuple(one.shape) for one in locals_of if one.dim() > 1}
+    finally:
+        Host.pack = pack  # type: ignore[method-assign]
+    return sent, shapes
+
+
+def test_parameters_stay_on_the_device_when_activations_leave_it() -> None:
+    case = Case("shared experts", 4, {"expert": 2}, more={"again": RecomputeArgs(offload=True)})
+    for sent, shapes in POOL.run(sent_away, case, ranks=4):
+        assert len(sent) > 10
+        stacks = {shape for shape in shapes if len(shape) == 3}
+        assert stacks
+        assert not sent & (stacks | {(experts, inner, outer) for experts, outer, inner in stacks})
