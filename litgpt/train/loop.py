@@ -122,8 +122,7 @@ class Loop:
         rate = run.schedule.at(self.step)
         set_learning_rate(run.trainee.optimizers, rate / run.schedule.peak if run.schedule.peak else 0.0)
         run.trainee.turn_to(self.step)
-        taken = list(itertools.islice(batches, run.micro_batches))
-        refuse_unknown_tokens(taken, run.config.padded_vocab_size or 0)
+        taken, fault = self.next_batches(batches)
         outcome = train_step(
             run.trainee,
             taken,
@@ -131,6 +130,7 @@ class Loop:
             max_norm=self.train.max_norm,
             flags=(self.interrupts.received is not None, self.late(), run.checkpoints.poll()),
             channels=len(run.channels),
+            fault=fault,
         )
         self.step += 1
         self.tokens += outcome.tokens
@@ -147,6 +147,15 @@ class Loop:
         elif self.train.save_interval and self.step % self.train.save_interval == 0:
             with self.meter.apart("saving"):
                 self.save()
+
+    def next_batches(self, batches: Iterator[Any]) -> tuple[list[Batch], UserError | None]:
+        """The micro-batches of a step; none, and why, if the data cannot give them."""
+        try:
+            taken = list(itertools.islice(batches, self.run.micro_batches))
+            refuse_unknown_tokens(taken, self.run.config.padded_vocab_size or 0)
+        except UserError as error:  # the other ranks may have theirs, and must hear of it before they compute
+            return [], error
+        return taken, None
 
     def late(self) -> bool:
         """Whether the time that the recipe allows has passed."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from litgpt.data.batch import Batch
+from litgpt.errors import UserError
 from litgpt.parallel.apply import backward_of, backwards_of, is_sharded, unwrapped
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.pipeline import Pipeline, Stage
@@ -102,6 +103,7 @@ def train_step(
     max_norm: float | None = None,
     flags: Sequence[bool] = (),
     channels: int = 0,
+    fault: UserError | None = None,
 ) -> Step:
     """One optimizer step over this rank's micro-batches of a global batch.
 
@@ -112,10 +114,16 @@ def train_step(
         max_norm: clip the gradient to this L2 norm.
         flags: what this rank wishes to tell the others; travels with the count.
         channels: how many the data has.
+        fault: why this rank has no batches.
+
+    Raises:
+        UserError: on all ranks, before anything is computed, if any has a fault.
     """
     told = batches if trainee.counts_batch else []
     mine = [sum(map(objective.count, told)), sum(b.targets for b in told), sum(b.tokens for b in told)]
-    count, targets, tokens, *asked = total([*mine, *flags], trainee.device)
+    count, targets, tokens, *asked, faults = total([*mine, *flags, fault is not None], trainee.device)
+    if faults:
+        raise fault or UserError("data: another rank cannot go on, for the reason that it gives")
     tally = torch.zeros(2, channels, dtype=torch.float64)
     loss, norm = gradients(trainee, batches, objective, count=count, tally=tally)
     losses_here = [loss, *tally.flatten().tolist()] if trainee.counts_loss else [0.0] * (1 + tally.numel())

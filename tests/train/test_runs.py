@@ -1,9 +1,13 @@
 """Whole runs from the command line, each with another setting: they end well and learn."""
 
+import csv
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.processes import finish, litgpt, start
 from tests.runs import losses, write_recipe, write_text
@@ -95,3 +99,99 @@ def test_tokens_that_the_model_has_no_row_for_are_refused_in_one_line(tmp_path: 
 def test_a_compiled_run_has_the_losses_of_an_eager_one(tmp_path: Path) -> None:
     eager = trained(tmp_path / "eager")
     assert trained(tmp_path / "compiled", compile=True) == pytest.approx(eager, abs=1e-4)
+
+
+SPLIT: dict[str, tuple[int, dict[str, Any]]] = {
+    "tensor and pipeline": (4, {"parallel": {"tensor": 2, "pipeline": 2}}),
+    "context and recompute": (2, {"parallel": {"context": 2}, "recompute": {"granularity": "full"}}),
+}
+
+
+@pytest.fixture(scope="module")
+def real_text(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A run of one process on Python's own documentation, and what it came to."""
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, outcome(folder)
+
+
+def outcome(folder: Path, ranks: int = 1, **changes: Any) -> tuple[dict[int, float], list[float], str]:
+    """Training losses, validation losses and the text that the model wrote, on real text."""
+    got = trained(folder, ranks, data={"class_path": "PythonDocs"}, eval__interval=6, **changes)
+    logs = (folder / "out" / "logs" / "csv" / "version_0" / "metrics.csv").open()
+    validation = [float(row["val_loss"]) for row in csv.DictReader(logs) if row["val_loss"]]
+    return got, validation, (folder / "out" / "samples.jsonl").read_text()
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_split_models_end_where_one_process_does(name: str, tmp_path: Path, real_text: tuple[Path, Any]) -> None:
+    folder, (training, validation, samples) = real_text
+    ranks, changes = SPLIT[name]
+    got = outcome(tmp_path, ranks, **changes)
+    assert got[0] == pytest.approx(training, abs=1e-4)
+    assert len(validation) == 2 and got[1] == pytest.approx(validation, abs=1e-4)
+    assert got[2] == samples
+    finals = (load_file(one / "out" / "final" / "model.safetensors") for one in (folder, tmp_path))
+    for name, (alone, split) in paired(*finals).items():
+        assert torch.allclose(alone, split, atol=1e-4), name
+
+
+def paired(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What two mappings have under the same names, which must be all of both."""
+    assert one.keys() == other.keys()
+    return {name: (one[name], other[name]) for name in one}
+
+
+def test_a_row_that_one_rank_alone_finds_bad_stops_all_in_one_line(tmp_path: Path) -> None:
+    folder = tmp_path
+    write_text(folder)
+    (folder / "own_letters.py").write_text(ONE_BAD_RANK)
+    write_recipe(folder, devices=2, data="own_letters.Letters", tokenizer=None, train__save_interval=1)
+    codes = finish(start(with_own_module, folder=folder, ranks=2), timeout=60)
+    assert codes == [1, 1]
+    assert "letter 4 is no letter" in (folder / "rank-1.log").read_text()
+    assert (folder / "out" / "step-00000003").is_dir()
+
+
+def with_own_module() -> int:
+    """Run the recipe, with the modules that lie beside it."""
+    sys.path.insert(0, ".")
+    return litgpt("pretrain", "--config", "recipe.yaml")
+
+
+ONE_BAD_RANK = """
+from collections.abc import Iterator
+
+import torch
+
+from litgpt.data.batch import Batch
+from litgpt.data.loader import DataModule
+from litgpt.errors import UserError
+
+
+class Stream:
+    position, epoch, samples_per_epoch = 0, 0.0, None
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in range(100):
+            if self.rank == 1 and number // 2 == 3:
+                raise UserError("data: letter 4 is no letter")
+            rows = torch.randint(0, 256, (2, 33), generator=torch.Generator().manual_seed(number))
+            yield Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+
+    def state_dict(self):
+        return {}
+
+    def close(self):
+        pass
+
+
+class Letters(DataModule):
+    def train_dataloader(self):
+        return None
+
+    def train_stream(self, shape):
+        return Stream(shape.rank)
+"""
