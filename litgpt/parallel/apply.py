@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._functorch import config as functorch
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -46,6 +47,8 @@ def parallelize(
         share_work(model, mesh, settings, precision)
     recompute(model, again or RecomputeArgs(), compiled=compile_blocks)
     if compile_blocks:
+        if settings.pipeline_schedule == "zbv":
+            functorch.donated_buffer = False  # each half of a backward pass looks at what is kept
         for block in model.own_blocks:  # type: ignore[union-attr]
             block.compile()
     if mesh is not None and is_sharded(mesh):

@@ -33,6 +33,15 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
         2,
         {"precision": "16-mixed", "optimizer": {"class_path": "Muon", "init_args": {"lr": 1e-2}}},
     ),
+    "stages without bubble in bf16": (
+        2,
+        {
+            "parallel": {"pipeline": 2, "pipeline_schedule": "zbv"},
+            "precision": "bf16-mixed",
+            "model_config__n_layer": 4,
+            "train__tie_embeddings": True,
+        },
+    ),
     "hsdp": (4, {"parallel": {"data_replicate": 2, "data_shard": 2}}),
 }
 
