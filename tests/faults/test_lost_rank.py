@@ -64,9 +64,9 @@ def test_torchrun_starts_all_ranks_again_and_the_run_goes_on(tmp_path: Path) -> 
         agent = subprocess.Popen(
             [*command, "--resume", "auto"], cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
-        wait_for("step 4/12", folder / "log")
-        os.kill(children(agent.pid)[1], signal.SIGKILL)
         try:
+            wait_for("step 4/12", folder / "log")
+            os.kill(children(agent.pid)[1], signal.SIGKILL)
             assert agent.wait(200) == 0, (folder / "log").read_text()
         finally:
             for process in [*children(agent.pid), agent.pid]:
