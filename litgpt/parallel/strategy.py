@@ -41,10 +41,21 @@ class MeshStrategy(ModelParallelStrategy):
             ParallelStrategy.setup_environment(self)
             return
         ParallelStrategy.setup_environment(self)
+        self._meet_again()
         self._setup_distributed()
         watch.begin(silence=min(self.timeout.total_seconds(), SILENCE))
         self.mesh = Mesh(self.degrees, self.root_device.type)
         self._device_mesh = self.mesh.storage
+
+    def _meet_again(self) -> None:
+        """Join the others after a restart by torchrun, in whose store the addresses of the dead still stand."""
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        if attempt == "0":
+            return
+        store, rank, ranks = next(dist.rendezvous("env://", timeout=self.timeout))
+        apart = dist.PrefixStore(f"attempt-{attempt}", store)
+        backend = self._get_process_group_backend()
+        dist.init_process_group(backend, store=apart, rank=rank, world_size=ranks, timeout=self.timeout)
 
 
 def leave(code: int) -> None:
