@@ -78,9 +78,7 @@ def our_losses(folder: Path) -> list[float]:
     model = GPT(read_shape(folder))
     load(model, folder)
     settings = AdamW(lr=PEAK, weight_decay=0.1, betas=(0.9, 0.95))
-    trainee = Trainee(
-        model, optimizer.build(settings, model), torch.device("cpu"), PRECISIONS["32-true"]
-    )
+    trainee = Trainee(model, optimizer.build(settings, model), torch.device("cpu"), PRECISIONS["32-true"])
     schedule = Schedule.of(TrainArgs(min_lr=FLOOR), peak=PEAK, warmup=WARMUP, steps=STEPS)
     losses = []
     for step, rows in enumerate(batches()):
