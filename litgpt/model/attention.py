@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from litgpt.model.block_attention import BlockMask, attend_in_blocks, blocks_of
 from litgpt.model.config import Config
 from litgpt.model.layers import norm, scale_norm
 from litgpt.model.narrow_attention import is_narrow, narrow_attention
@@ -23,6 +24,9 @@ class LayerCache(Protocol):
 
     def append(self, k_BKTS: Tensor, v_BKTS: Tensor) -> tuple[Tensor, Tensor]:
         """Add those of the next tokens; all keys (B, K, U, S) and values, the new ones last."""
+
+
+Mask = Tensor | BlockMask
 
 
 class Cache(Protocol):
@@ -60,7 +64,7 @@ class Part:
     """
 
     tokens: int
-    masks: Mapping[str, Tensor | None]
+    masks: Mapping[str, Mask | None]
     keys: int | None = None
 
 
@@ -69,7 +73,8 @@ class Shared:
     """What all blocks of one forward pass share.
 
     angles: cosine and sine for `global` and, where the shape has a second rotary embedding, `local`.
-    masks: for `global` and `local` layers (B or 1, 1, T, U), True where a query may see a key; None: as `causal` says.
+    masks: for `global` and `local` layers (B or 1, 1, T, U), True where a query may see a key; or, on an accelerator,
+        the blocks of it; None: as `causal` says.
     causal: what no mask means: a query sees no later key, or (one query, cached keys) every key.
     temperature: a factor on queries by position, (1 or B, 1, T, 1), or None.
     parts: queries to attend with one after the other, such as each document of a row; None: all at once, by the masks.
@@ -77,7 +82,7 @@ class Shared:
     """
 
     angles: Mapping[str, tuple[Tensor, Tensor]]
-    masks: Mapping[str, Tensor | None]
+    masks: Mapping[str, Mask | None]
     causal: bool = True
     temperature: Tensor | None = None
     parts: tuple[Part, ...] | None = None
@@ -148,8 +153,10 @@ def parts_of(config: Config, kinds: Sequence[str], positions: Tensor, documents_
     )
 
 
-def mask_of(config: Config, kind: str, positions: Tensor, documents_BT: Tensor | None, queries: range) -> Tensor | None:
+def mask_of(config: Config, kind: str, positions: Tensor, documents_BT: Tensor | None, queries: range) -> Mask | None:
     """(B or 1, 1, T, U), True where the query's token may see the key's; None where torch needs no mask to know.
+
+    On an accelerator, where there are several queries, the blocks of such a mask.
 
     Args:
         positions: of all tokens, (U,) or (B, U) and maybe more that are not looked at.
@@ -159,10 +166,19 @@ def mask_of(config: Config, kind: str, positions: Tensor, documents_BT: Tensor |
     bounded = window is not None and queries.stop > window
     if documents_BT is None and not bounded and (queries.start == 0 or len(queries) == 1):
         return None
+    if positions.device.type == "cuda" and len(queries) > 1:
+        return blocks_of(config, positions, documents_BT, queries, window=window if bounded else None)
+    return dense_mask(config, positions, documents_BT, queries, window=window if bounded else None)
+
+
+def dense_mask(
+    config: Config, positions: Tensor, documents_BT: Tensor | None, queries: range, *, window: int | None
+) -> Tensor:
+    """(B or 1, 1, T, U), True where the query's token may see the key's, for layers of this window if there is one."""
     place = torch.arange(queries.stop, device=positions.device)
     behind = place[queries.start :, None] - place[None, :]
     seen = (behind >= 0)[None, None]
-    if window is not None and bounded:
+    if window is not None:
         if config.window_type == "sliding":
             seen = seen & (behind < window)
         else:  # equal chunks of positions, which restart with every document
@@ -305,7 +321,7 @@ def attend(
     k_BKUS: Tensor,
     v_BKUS: Tensor,
     *,
-    mask: Tensor | None,
+    mask: Mask | None,
     causal: bool,
     scale: float,
     softcap: float | None = None,
@@ -314,10 +330,12 @@ def attend(
     """Softmax attention, (B, H, T, S of the values); query head h reads key-value head h K / H.
 
     Args:
-        mask: True where a query may see a key; None: no later one if `causal`, else all.
+        mask: True where a query may see a key, or blocks of such; None: no later one if `causal`, else all.
         softcap: scores go through softcap tanh(score / softcap) (Gemma 2).
         sinks: (H,), a score of each head for seeing nothing (gpt-oss).
     """
+    if isinstance(mask, BlockMask):
+        return attend_in_blocks(q_BHTS, k_BKUS, v_BKUS, blocks=mask, scale=scale, softcap=softcap, sinks=sinks)
     grouped = q_BHTS.shape[1] != k_BKUS.shape[1]
     if softcap is None and sinks is None:
         if mask is None and causal and is_narrow(q_BHTS, k_BKUS, v_BKUS):

@@ -1,0 +1,36 @@
+"""Attention by blocks of a mask finds what attention by the whole mask does."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from litgpt.model.attention import attend, dense_mask
+from litgpt.model.block_attention import blocks_of
+from litgpt.model.config import Config
+from tests.store.models import small
+
+WINDOWS = [(None, "sliding"), (40, "sliding"), (40, "chunked")]
+CASES = [(*case[:1], *case[1], case[2]) for case in product((False, True), WINDOWS, (range(200), range(50, 170)))]
+
+
+def shape(window_type: str) -> Config:
+    return small("Mistral-7B-v0.1", window_type=window_type, sliding_window_size=40)
+
+
+@pytest.mark.parametrize(("softcap", "sinks"), [(None, False), (3.0, True)])
+@pytest.mark.parametrize(("packed", "window", "kind", "queries"), CASES, ids=str)
+def test_blocks_see_what_the_mask_shows(
+    packed: bool, window: int | None, kind: str, queries: range, sinks: bool, softcap: float | None
+) -> None:
+    draw = torch.Generator().manual_seed(1)
+    q = torch.randn(2, 4, len(queries), 16, generator=draw)
+    k, v = torch.randn(2, 2, 2, queries.stop, 16, generator=draw)
+    documents = (torch.arange(200) // torch.tensor([[70], [33]])).int() if packed else None
+    places = torch.arange(200) % torch.tensor([[70], [33]]) if packed else torch.arange(200)
+    settings = {"scale": 0.3, "softcap": softcap, "sinks": torch.randn(4, generator=draw) if sinks else None}
+    config = shape(kind)
+    mask = dense_mask(config, places, documents, queries, window=window)
+    blocks = blocks_of(config, places, documents, queries, window=window)
+    wanted = attend(q, k, v, mask=mask, causal=False, **settings)
+    assert torch.allclose(attend(q, k, v, mask=blocks, causal=False, **settings), wanted, atol=1e-6)
