@@ -6,7 +6,7 @@ held against one process that has the whole batch.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from litgpt.recipe.tuner import LoRA, Tuner
 from litgpt.train import optimizer
 from litgpt.train.objective import next_token
 from litgpt.train.step import Trainee, gradients, train_step
+from tests.layouts.pool import POOL
 from tests.store.models import small
 
 ROWS, LENGTH = 8, 22  # no multiple of what tokens are cut into
@@ -245,3 +246,23 @@ def differences(case: Case, told: list[Facts]) -> dict[str, float]:
         extra = {name for facts in told for name in facts[kind]} - values.keys()
         assert not extra, (kind, extra)
     return worst
+
+
+LIMITS = {"first": 0.0, "gradient": 1e-8, "after": 1e-8, "model": 1e-10}
+PACKED_LIMITS = LIMITS | {"gradient": 1e-5, "after": 1e-5, "model": 1e-5}  # packed weights are unpacked in float32
+
+
+def astray(case: Case) -> dict[str, float]:
+    """What several ranks say that is farther from one process than rounding."""
+    limits = PACKED_LIMITS if case.quantize else LIMITS
+    found = differences(case, POOL.run(facts, case, ranks=case.ranks))
+    return {kind: far for kind, far in found.items() if far > limits[kind]}
+
+
+def spoilt(broken: Callable[[Case], Facts], case: Case) -> dict[str, float]:
+    """How far what ranks say is from one process if `broken` leaves something out before it asks for the facts."""
+    try:
+        told = POOL.run(broken, case, ranks=case.ranks)
+    finally:
+        POOL.close()  # its processes stay broken
+    return differences(case, told)
