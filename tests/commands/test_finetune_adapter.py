@@ -10,6 +10,7 @@ from torch import Tensor
 
 from litgpt import LLM
 from litgpt.cli import main
+from litgpt.parallel.apply import release
 from litgpt.parallel.strategy import is_first
 from tests.commands.test_finetune import LORA, base, recipe_of, write_rows
 from tests.processes import finish, start
@@ -39,6 +40,7 @@ def trained(*argv: str) -> int:
     def noted(run: Any, **settings: Any) -> Path:
         with torch.no_grad():
             logits = run.trainee.core.eval()(IDS)
+        release(run.trainee.core)  # as a run does when it has looked at its model
         if is_first():
             save_file({"logits": logits}, "logits.safetensors")
         return publish(run, **settings)
