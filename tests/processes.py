@@ -1,7 +1,9 @@
 """Start processes that need not import torch and lightning: one server has done so, and each is a fork of it."""
 
+import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -67,6 +69,76 @@ def litgpt(*argv: str) -> int:
     from litgpt.cli import main
 
     return main(argv)
+
+
+CLIENT = """#!{python} -ES
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    asked = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+    socket.send_fds(server, [len(asked).to_bytes(8, "big")], [0, 1, 2])
+    server.sendall(asked)
+    code = server.recv(1)
+sys.exit(code[0] if code else 1)
+"""
+
+
+def serve(program: Path) -> BaseProcess:
+    """Write `program`, which does what `litgpt` does without waiting for its imports: its runs are forks of one process."""
+    address = str(program.with_suffix(".socket"))
+    program.write_text(CLIENT.format(python=sys.executable, address=address))
+    program.chmod(0o755)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        process = CONTEXT.Process(target=_serve, args=(listener, str(program)))
+        process.start()
+    return process
+
+
+def _serve(listener: socket.socket, program: str) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
+    while True:
+        client, _ = listener.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            run = os.fork()
+            if run == 0:
+                _run_as(program, client)
+            _, status = os.waitpid(run, 0)
+            client.sendall(bytes([os.waitstatus_to_exitcode(status) % 256]))
+            os._exit(0)
+        client.close()
+
+
+def _run_as(program: str, client: socket.socket) -> None:
+    """Run the command line that a client sends as `program` would, and end this process."""
+    head, streams, _, _ = socket.recv_fds(client, 8, 3)
+    argv, folder, names = json.loads(client.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL))
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.environ.clear()
+    os.environ.update(names)
+    os.chdir(folder)
+    sys.stdin = os.fdopen(0)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    sys.argv = [program, *argv]
+    import __main__
+
+    __main__.__spec__ = None  # else further ranks would be started as the test runner is
+    from litgpt.__main__ import main
+
+    code: Any = 1
+    try:
+        main()
+    except SystemExit as leaving:
+        code = leaving.code or 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def _child(

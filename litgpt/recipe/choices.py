@@ -2,8 +2,11 @@
 
 import importlib
 import inspect
+import os
 import re
+import sys
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from litgpt.errors import UserError
@@ -80,6 +83,17 @@ def merge_choice(old: Choice | None, new: Choice | None) -> Choice | None:
     return old | new | {"init_args": old["init_args"] | new["init_args"]}
 
 
+def import_module(name: str) -> ModuleType:
+    """The module of that name, which may also be a file where the user is."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        if os.getcwd() in sys.path:
+            raise
+        sys.path.append(os.getcwd())  # for good: the processes that load data look there too
+        return importlib.import_module(name)
+
+
 def import_class(path: str, key: str) -> type:
     """The class behind a dotted path.
 
@@ -88,11 +102,11 @@ def import_class(path: str, key: str) -> type:
     """
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        found = getattr(import_module(module), name, None)
     except (ImportError, ValueError, TypeError) as error:
         raise UserError(f"{key}: {path!r} cannot be imported ({error})") from None
     if not inspect.isclass(found):
-        names = [other for other in dir(importlib.import_module(module)) if not other.startswith("_")]
+        names = [other for other in dir(import_module(module)) if not other.startswith("_")]
         near = nearest(name, [*names, *OPTIMIZERS])
         raise UserError(f"{key}: there is no class {path}" + (f"; did you mean {near}?" if near else ""))
     return found

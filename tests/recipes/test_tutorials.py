@@ -10,10 +10,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zstandard
+
+from tests.processes import serve
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "tutorials").glob("*.md"))
@@ -52,7 +55,7 @@ def write_model(folder: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Iterator[Path]:
     """A working folder with what the pages take for granted, and a `litgpt` that trains small."""
     for name in ("books", "letters"):
         (tmp_path / name).mkdir()
@@ -72,11 +75,13 @@ def folder(tmp_path: Path) -> Path:
         f"""#!/bin/sh
 case "$*" in *--devices*) ;; pretrain*) set -- "$@" --devices=1 ;; esac
 [ "$1" = pretrain ] && set -- "$@" {" ".join(SHRINK)}
-exec {sys.executable} -m litgpt "$@"
+exec "${{LITGPT:-{tmp_path}/bin/fork}}" "$@"
 """
     )
     program.chmod(0o755)
-    return tmp_path
+    server = serve(tmp_path / "bin" / "fork")
+    yield tmp_path
+    server.kill()
 
 
 @pytest.mark.timeout(900)
@@ -84,6 +89,8 @@ exec {sys.executable} -m litgpt "$@"
 def test_commands_of_the_page_run(page: Path, folder: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["PATH"] = os.pathsep.join((str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
+    if page.stem == "launch":
+        environment["LITGPT"] = str(Path(sys.executable).with_name("litgpt"))  # the program itself, and how it starts ranks
     found = blocks(page)
     assert found
     for block in found:
