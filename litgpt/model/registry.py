@@ -41,6 +41,8 @@ class Family(ConfigKeys):
         divisible: two of our fields of which transformers wants the first to be a multiple of the second.
         order: of the families that express a shape, those with the lowest number are the plainest.
         differs_in_litgpt: our fields that LitGPT's form of a shape gives another value, or cannot say.
+        module_names: ends of tensors' names in files, and what transformers' modules call these tensors.
+        turned_in_peft: whether PEFT takes stacks of (in, out) matrices for (out, in), as the module does not tell.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Family(ConfigKeys):
     order: int = 1
     differs_in_litgpt: list[str] = field(default_factory=list)
     hub_names: Mapping[str, str] = field(default_factory=dict)
+    module_names: Mapping[str, str] = field(default_factory=dict)
+    turned_in_peft: bool = False
 
     def expresses(self, config: Config) -> bool:
         """Whether this architecture computes exactly what the config says: written and read back, it says the same."""
@@ -98,7 +102,7 @@ def whole_data(name: str) -> dict[str, Any]:
         own = data.get(key, {})
         inherited = {one: value for one, value in base.get(key, {}).items() if one not in own}
         data[key] = {one: value for one, value in {**own, **inherited}.items() if value is not None}
-    for key in ("ignored", "prefix", "unused", "divisible"):
+    for key in ("ignored", "prefix", "unused", "divisible", "module_names"):
         if key in base:
             data.setdefault(key, base[key])
     return data

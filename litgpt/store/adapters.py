@@ -15,13 +15,16 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.files import read_json, staged_folder, write_json
 from litgpt.model.config import Config
+from litgpt.model.names import Step, is_stacked
 from litgpt.recipe.tuner import TUNERS, LoRA, Tuner
 from litgpt.store import litgpt_lora, peft_forms
 from litgpt.store.checkpoint import PROGRESS, model_tensors_of
 from litgpt.store.pairs import Part, added_to, shared, split
+from litgpt.store.peft_stacks import held_stacked, is_router, parameters_in
 from litgpt.store.peft_tensors import (
     COPY,
     START,
+    Sorted,
     Taken,
     Tensors,
     add_rest,
@@ -146,36 +149,41 @@ def peft_config(
     published: Tensors, layers: Mapping[str, list[Part]], settings: LoRA, config: Config, base: str
 ) -> dict[str, Any]:
     """What `adapter_config.json` says: PEFT's keys, with ranks and scales of those layers that differ."""
-    ranks = {layer: sum(part.rank for part in parts) for layer, parts in layers.items()}
+    known = steps_of(config)
+    steps = {layer: weight_step(layer, known) for layer in layers}
+    among = parameters_in(known)
+    parameters = {layer: step.theirs for layer, step in steps.items() if step.theirs in among}
+    ranks = {parameters.get(layer, layer): sum(part.rank for part in parts) for layer, parts in layers.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0] if ranks else settings.r
     others = {layer: other for layer, other in ranks.items() if other != rank}
     copied = sorted(name.removeprefix(START) for name in published if ".lora_" not in name)
-    saved = {layer_of(name) for name in copied if settings.bias == "none" or not name.endswith(".bias")}
+    experts = any(is_stacked(step.ours[0]) or is_router(step) for step in steps.values())
+    rslora = settings.rslora and not experts  # fusing pairs of experts, PEFT would scale them as without
+    saved = {layer_of(name) for name in copied if settings.bias == "none" or not name.endswith("bias")}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": rank,
-        "lora_alpha": alpha_for(rank, settings),
-        "lora_dropout": settings.dropout,
-        "target_modules": sorted(layers),
+        "lora_alpha": alpha_for(rank, settings, rslora=rslora),
+        "lora_dropout": 0.0 if experts else settings.dropout,  # PEFT has none on parameters
+        "target_modules": sorted(layers.keys() - parameters.keys()),
+        "target_parameters": sorted(parameters.values()) or None,
         "modules_to_save": sorted(saved) or None,
         "bias": settings.bias,
-        "use_rslora": settings.rslora,
+        "use_rslora": rslora,
         "use_dora": settings.dora,
         "rank_pattern": others,
-        "alpha_pattern": {layer: alpha_for(other, settings) for layer, other in others.items()},
-        "fan_in_fan_out": any(
-            step.transposed for theirs, step in steps_of(config).items() if layer_of(theirs) in layers
-        ),
+        "alpha_pattern": {layer: alpha_for(other, settings, rslora=rslora) for layer, other in others.items()},
+        "fan_in_fan_out": any(step.transposed for layer, step in steps.items() if layer not in parameters),
         "init_lora_weights": True,
         "inference_mode": True,
     }
 
 
-def alpha_for(rank: int, settings: LoRA) -> float:
+def alpha_for(rank: int, settings: LoRA, *, rslora: bool) -> float:
     """The alpha by which a pair of this rank has the scale of the settings."""
-    return settings.scale * (math.sqrt(rank) if settings.rslora else rank)
+    return settings.scale * (math.sqrt(rank) if rslora else rank)
 
 
 def load(folder: Path | str, config: Config) -> Adapter:
@@ -225,7 +233,10 @@ def read(published: Tensors, values: Mapping[str, Any], notes: Any, config: Conf
     if formed := peft_forms.from_peft(published, values, config):
         settings, tensors = formed
         return type(settings)(**notes["settings"]) if notes else settings, tensors
-    settings, tensors = from_ours(published, notes, config) if notes else from_others(published, values, config)
+    published_steps = steps_of(config)
+    steps = {**published_steps, **held_stacked(published_steps)}
+    found = sort(published, steps, values.get("target_parameters") or [], config)
+    settings, tensors = from_ours(found, notes, steps, config) if notes else from_others(found, values, steps, config)
     check_shapes(tensors, config)
     return settings, tensors
 
@@ -246,9 +257,8 @@ def own_settings(folder: Path, choice: Any) -> tuple[Tuner, Run]:
         raise UserError(f"{folder / CONFIG}: {OWN}: not the settings of a tuner ({error})") from None
 
 
-def from_ours(published: Tensors, notes: Any, config: Config) -> tuple[LoRA, dict[str, Tensor]]:
+def from_ours(found: Sorted, notes: Any, steps: Mapping[str, Step], config: Config) -> tuple[LoRA, dict[str, Tensor]]:
     """Settings and tensors of an adapter that we wrote."""
-    steps, found = steps_of(config), sort(published)
     taken = Taken(config)
     for layer, pair in found.pairs.items():
         step = weight_step(layer, steps)
@@ -258,16 +268,17 @@ def from_ours(published: Tensors, notes: Any, config: Config) -> tuple[LoRA, dic
     return LoRA(**notes["settings"]), taken.whole()
 
 
-def from_others(published: Tensors, values: Mapping[str, Any], config: Config) -> tuple[LoRA, dict[str, Tensor]]:
+def from_others(
+    found: Sorted, values: Mapping[str, Any], steps: Mapping[str, Step], config: Config
+) -> tuple[LoRA, dict[str, Tensor]]:
     """Settings and tensors of an adapter by PEFT; pairs of other ranks and scales are made those of the settings."""
-    steps, found = steps_of(config), sort(published)
     rslora = bool(values.get("use_rslora"))
-    rank = max((pair["a"].shape[0] for pair in found.pairs.values()), default=int(values["r"]))
+    rank = max((pair["a"].shape[-2] for pair in found.pairs.values()), default=int(values["r"]))
     scales = {layer: scale_of(layer, values) for layer in found.pairs}
     scale = Counter(scales.values()).most_common(1)[0][0] if scales else 1.0
     taken = Taken(config)
     for layer, pair in found.pairs.items():
-        step, more = weight_step(layer, steps), rank - pair["a"].shape[0]
+        step, more = weight_step(layer, steps), rank - pair["a"].shape[-2]
         b = pair["b"] if scales[layer] == scale else pair["b"] * (scales[layer] / scale)
         a, b = (torch.nn.functional.pad(pair["a"], (0, 0, 0, more)), torch.nn.functional.pad(b, (0, more)))
         taken.add(step, shared(step, a, b, config))
@@ -302,10 +313,10 @@ def scale_of(layer: str, values: Mapping[str, Any]) -> float:
 
     def setting(pattern: str, default: str) -> float:
         patterns = values.get(pattern) or {}
-        return float(
-            next((patterns[key] for key in patterns if re.fullmatch(rf"(.*\.)?({key})", layer)), values[default])
-        )
+        found = [patterns[key] for key in patterns if any(re.fullmatch(rf"(.*\.)?({key})", name) for name in names)]
+        return float(found[0] if found else values[default])
 
+    names = (layer, f"{layer}.weight")  # a router's pattern may be that of its parameter
     rank = setting("rank_pattern", "r")
     return setting("alpha_pattern", "lora_alpha") / (math.sqrt(rank) if values.get("use_rslora") else rank)
 

@@ -45,17 +45,18 @@ def parts_of(step: Step, tensors: Mapping[str, Tensor]) -> list[Part]:
 def joined(
     step: Step, parts: list[Part], tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], config: Config
 ) -> tuple[Tensor, Tensor]:
-    """A (rank, in) and B (out, rank) of a published matrix, its rank the sum of its parts' ranks."""
+    """A (rank, in) and B (out, rank) of a published matrix, or stacks of them; the parts' ranks add up."""
 
     def half(part: Part, which: str) -> Tensor:
         tensor = tensors[part.name(which)]
         return tensor if step.expert is None else tensor[step.expert]
 
-    a = cat([half(part, "a") for part in parts])
-    rows = {ours: a.new_zeros(shapes[ours][-2], a.shape[0]) for ours in step.ours}
+    a = cat([half(part, "a") for part in parts], dim=-2)
+    *experts, rank, _ = a.shape
+    rows = {ours: a.new_zeros(*experts, shapes[ours][-2], rank) for ours in step.ours}
     at = 0
     for part in parts:
-        rows[part.ours][:, at : at + part.rank] = -half(part, "b") if part.first else half(part, "b")
+        rows[part.ours][..., at : at + part.rank] = -half(part, "b") if part.first else half(part, "b")
         at += part.rank
     return a, rows_joined(step, list(rows.values()), config)
 
@@ -77,14 +78,14 @@ def split(step: Step, parts: list[Part], a: Tensor, b: Tensor, config: Config) -
     Raises:
         UserError: if the parts' ranks are not those of A and B.
     """
-    if not a.dim() == b.dim() == 2 or not a.shape[0] == b.shape[1] == sum(part.rank for part in parts):
+    if not a.dim() == b.dim() > 1 or not a.shape[-2] == b.shape[-1] == sum(part.rank for part in parts):
         raise UserError(f"{step.theirs}: A {list(a.shape)} and B {list(b.shape)} are no pair of the rank that is noted")
     found: dict[str, Tensor] = {}
     rows, at = rows_split(step, b, config), 0
     for part in parts:
         here = slice(at, at + part.rank)
-        columns = rows[part.ours][:, here]
-        found |= {part.name("a"): a[here], part.name("b"): -columns if part.first else columns}
+        columns = rows[part.ours][..., here]
+        found |= {part.name("a"): a[..., here, :], part.name("b"): -columns if part.first else columns}
         at += part.rank
     return found
 
@@ -93,6 +94,6 @@ def shared(step: Step, a: Tensor, b: Tensor, config: Config) -> dict[str, Tensor
     """Our A and B, by name, out of a pair that knows of no parts: each of ours has the whole A and its rows of B."""
     found: dict[str, Tensor] = {}
     for ours, rows in rows_split(step, b, config).items():
-        part = Part(ours, False, a.shape[0])
+        part = Part(ours, False, a.shape[-2])
         found |= {part.name("a"): a, part.name("b"): rows}
     return found

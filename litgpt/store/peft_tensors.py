@@ -1,19 +1,20 @@
 """The tensors of PEFT's LoRA under their published names, made of ours and sorted back."""
 
 import re
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
-from litgpt.model.names import Step, is_stacked
+from litgpt.model.names import Step
 from litgpt.model.registry import family_of
 from litgpt.recipe.keys import nearest
 from litgpt.store.pairs import Part, added_to, joined, parts_of, rows_joined, rows_split
+from litgpt.store.peft_stacks import INNER, flat, is_whole_stack, parameters_in, stacked, targeted, wrapped
 from litgpt.store.reading import shapes_of
 
 START = "base_model.model."
@@ -24,7 +25,10 @@ Tensors = Mapping[str, Tensor]
 
 
 def steps_of(config: Config) -> dict[str, Step]:
-    """How each published tensor is made of ours, by its name; a head tied to the embedding is one more of it."""
+    """How each published tensor is made of ours, by its name; a head tied to the embedding is one more of it.
+
+    What transformers' modules call otherwise than files do is there under both names, and called as in modules.
+    """
     family, names = family_of(config), list(shapes_of(config))
     if family is None:
         return {name: Step(name, (name,), "rename") for name in names}
@@ -32,7 +36,12 @@ def steps_of(config: Config) -> dict[str, Step]:
     if config.tie_embeddings:
         (head,) = family.tensors.writing(["head.weight"], config)
         steps.append(Step(head.theirs, ("embedding.weight",), "rename"))
-    return {step.theirs: step for step in steps}
+    found: dict[str, Step] = {}
+    for step in steps:
+        ends = [end for end in family.module_names if step.theirs.endswith(f".{end}")]
+        module = step.theirs.removesuffix(ends[0]) + family.module_names[ends[0]] if ends else step.theirs
+        found |= dict.fromkeys((step.theirs, module), replace(step, theirs=module))
+    return found
 
 
 def layer_of(theirs: str) -> str:
@@ -44,30 +53,31 @@ def to_peft(tensors: Tensors, config: Config) -> tuple[dict[str, Tensor], dict[s
     """PEFT's tensors, the parts of each layer's pair, and the names of ours that it has no form for."""
     published: dict[str, Tensor] = {}
     layers: dict[str, list[Part]] = {}
-    left, shapes = set(tensors), shapes_of(config)
-    for theirs, step in steps_of(config).items():
+    left, shapes, steps = set(tensors), shapes_of(config), steps_of(config)
+    parameters = parameters_in(steps)
+    ours = {step.theirs: (step, parts_of(step, tensors)) for step in steps.values()}
+    called = wrapped([theirs for theirs, (_, parts) in ours.items() if parts])
+    wrappings = Counter(name.split(INNER)[0] for name in called.values())
+    for theirs, (step, parts) in ours.items():
         layer = layer_of(theirs)
-        if parts := [] if is_whole_stack(step) else parts_of(step, tensors):
+        if parts:
             layers[layer] = parts
-            published |= named_pair(layer, step, *joined(step, parts, tensors, shapes, config))
+            pair = joined(step, parts, tensors, shapes, config)
+            published |= named_pair(called[theirs], step, *(flat(*pair, config) if is_whole_stack(step) else pair))
             left -= {part.name(half) for part in parts for half in "ab"}
         lengths = [added_to(ours, "lora_magnitude") for ours in step.ours]
-        if parts and not is_embedding(layer, step) and all(name in tensors for name in lengths):
+        has_lengths = bool(parts) and theirs not in parameters and not is_embedding(layer, step)
+        if has_lengths and all(name in tensors for name in lengths):
             rows = [tensors[name] if step.expert is None else tensors[name][step.expert] for name in lengths]
             published[f"{START}{layer}.lora_magnitude_vector"] = rows_joined(step, rows, config)
             left -= set(lengths)
         copies = [ours + COPY for ours in step.ours]
-        if all(name in tensors for name in copies):
-            adapted = theirs.endswith(".bias") and f"{layer}" in layers
-            inner = f"{layer}.base_layer.bias" if adapted else theirs
+        if all(name in tensors for name in copies) and not (is_whole_stack(step) and theirs in parameters):
+            module, _, key = theirs.rpartition(".")
+            inner = f"{module}{INNER * wrappings[module]}.{key}" if key.endswith("bias") else theirs
             published[START + inner] = step.join([tensors[name] for name in copies], config)
             left -= set(copies)
     return published, layers, left
-
-
-def is_whole_stack(step: Step) -> bool:
-    """Whether a published tensor holds all experts, of which PEFT's pairs of layers know nothing."""
-    return is_stacked(step.ours[0]) and step.expert is None
 
 
 def is_embedding(layer: str, step: Step) -> bool:
@@ -91,21 +101,25 @@ class Sorted:
     copies: dict[str, Tensor]
 
 
-def sort(published: Tensors) -> Sorted:
-    """Sort the tensors of a PEFT file."""
+def sort(published: Tensors, steps: Mapping[str, Step], endings: Iterable[str], config: Config) -> Sorted:
+    """Sort the tensors of a PEFT file, whose `target_parameters` are these endings."""
     found = Sorted(defaultdict(dict), {}, {})
+    layers = {name: layer_of(theirs) for theirs, name in wrapped(targeted(endings, steps)).items()}
     for name, tensor in published.items():
         if pair := PAIR.fullmatch(name):
             half, embedding = pair["half"][-1], "embedding" in pair["half"]
             key = {"A": "b", "B": "a"}[half] if embedding else half.lower()
-            found.pairs[pair["layer"]][key] = tensor.mT if embedding else tensor
+            found.pairs[layers.get(pair["layer"], pair["layer"])][key] = tensor.mT if embedding else tensor
         elif length := MAGNITUDE.fullmatch(name):
             found.lengths[length["layer"]] = tensor
         else:
-            found.copies[re.sub(r"\.(base_layer|modules_to_save\.default|modules_to_save)\.", ".", name)] = tensor
+            found.copies[re.sub(r"(\.base_layer|\.modules_to_save\.default|\.modules_to_save)+\.", ".", name)] = tensor
     for layer, pair_of in found.pairs.items():
         if pair_of.keys() != {"a", "b"}:
             raise UserError(f"{layer}: only one of lora_A and lora_B is there")
+        if is_whole_stack(step := weight_step(layer, steps)):
+            columns = shapes_of(config)[step.ours[0]][-1]
+            pair_of["a"], pair_of["b"] = stacked(step, pair_of["a"], pair_of["b"], columns, config)
     return found
 
 

@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[Tuner, dict[str, Any]]] = {
     "tied embedding": (LoRA(target_modules=["embedding", "q"]), {"tie_embeddings": True}),
     "saved modules": (LoRA(modules_to_save=["norm", "head", "norm_1"]), {"tie_embeddings": False}),
     "experts and routers": (LoRA(target_modules=["all-linear", "all-router"]), EXPERTS),
+    "stacked experts": (LoRA(), {"name": "gpt-oss-20b", "n_expert": 4}),
     "VeRA": (VeRA(r=8), {}),
     "IA3": (IA3(), {}),
     "BOFT": (BOFT(), {}),

@@ -7,6 +7,8 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from litgpt import adapt
@@ -18,6 +20,17 @@ from tests.adapt.models import IDS, adapted, base_of, move, transformers_model
 from tests.store.models import random_model, small
 
 FUSED = {"name": "Phi-3-mini-4k-instruct", "sliding_window_size": None}
+STACKED = {"name": "gpt-oss-20b", "n_expert": 4}
+TURNED = {"name": "Llama-4-Scout-17B-16E", "n_expert": 4, "moe_intermediate_size": 20}
+RENAMED = {
+    "name": "granite-3.0-1b-a400m-base",
+    "n_expert": 4,
+    "n_expert_per_token": 2,
+    "residual_scale": 1.0,
+    "logit_scale": 1.0,
+}
+ONE_BY_ONE = {"name": "Mixtral-8x7B-v0.1", "n_expert": 4, "sliding_window_size": None}
+EXPERTS = [f"mlp.experts.{name}" for name in ("gate", "up", "down")]
 GPT2 = {"name": "gpt2", "n_query_groups": 4, "head_size": 8}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": ({}, {}),
@@ -32,6 +45,16 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fused, pissa": ({"target_modules": ["all-linear"], "init": "pissa"}, FUSED),
     "grouped, dora, bias": ({"dora": True, "bias": "all"}, {"name": "pythia-14m"}),
     "transposed": ({"target_modules": ["q", "k", "v", "down"]}, GPT2),
+    "stacks": ({}, STACKED),
+    "stacks, routers, bias": ({"target_modules": ["all-linear", "all-router"], "bias": "all"}, STACKED),
+    "stacks alone": ({"target_modules": EXPERTS, "init": "pissa", "rslora": True}, STACKED),
+    "stacks of squares": ({"target_modules": EXPERTS[2:]}, {**STACKED, "intermediate_size": 32}),
+    "turned stacks": ({}, TURNED),
+    "turned stacks alone": ({"target_modules": EXPERTS}, TURNED),
+    "turned stacks of squares": ({"target_modules": EXPERTS}, {**TURNED, "moe_intermediate_size": 32}),
+    "half a stack, routers": ({"target_modules": ["experts.up", "all-router"]}, TURNED),
+    "stacks, renamed": ({"target_modules": ["all-linear", "all-router"]}, RENAMED),
+    "experts, pissa, rslora": ({"init": "pissa", "rslora": True}, ONE_BY_ONE),
 }
 
 
@@ -53,6 +76,7 @@ def test_ours_load_in_peft_and_back(case: str, tmp_path: Path) -> None:
     assert all(torch.equal(back.tensors[name], value) for name, value in whole(model).items())
 
 
+STACKS = ["experts.gate_up_proj", "experts.down_proj"]
 THEIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": ({"target_modules": "all-linear"}, {}),
     "some": ({"target_modules": ["q_proj", "down_proj"], "use_rslora": True, "use_dora": True}, {}),
@@ -70,6 +94,25 @@ THEIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fused": ({"target_modules": ["qkv_proj", "gate_up_proj"]}, FUSED),
     "grouped": ({"target_modules": "all-linear", "use_dora": True}, {"name": "pythia-14m"}),
     "transposed": ({"target_modules": ["c_attn", "mlp.c_proj"], "fan_in_fan_out": True}, GPT2),
+    "stacks": ({"target_modules": "all-linear", "target_parameters": STACKS}, STACKED),
+    "stacks, bias": ({"target_modules": [], "target_parameters": STACKS, "bias": "all"}, STACKED),
+    "stacks, patterns": (
+        {
+            "target_modules": ["q_proj"],
+            "target_parameters": [*STACKS, "router.weight"],
+            "rank_pattern": {"router.weight": 2, "layers.0.mlp.experts.gate_up_proj": 7},
+            "alpha_pattern": {"experts.down_proj": 3},
+        },
+        STACKED,
+    ),
+    "turned stacks": ({"target_modules": ["v_proj"], "target_parameters": STACKS, "use_rslora": True}, TURNED),
+    "turned stacks of squares": (
+        {"target_modules": [], "target_parameters": STACKS},
+        {**TURNED, "moe_intermediate_size": 32},
+    ),
+    "one stack": ({"target_modules": [], "target_parameters": ["layers.1.feed_forward.experts.down_proj"]}, TURNED),
+    "stacks, renamed": ({"target_modules": ["v_proj"], "target_parameters": [*STACKS, "router.weight"]}, RENAMED),
+    "experts": ({"target_modules": ["v_proj"], "target_parameters": [*STACKS, "gate.weight"]}, ONE_BY_ONE),
 }
 
 
@@ -176,6 +219,47 @@ def saved(folder: Path, **changes: Any) -> GPT:
     return model
 
 
+def saved_stacks(folder: Path, **changes: Any) -> GPT:
+    settings = LoRA(r=4, dropout=0.0, target_modules=EXPERTS)
+    model = adapted(settings, **TURNED).float()
+    move(model)
+    adapters.save(folder, whole(model), config=model.config, settings=settings)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+    return model
+
+
+def test_stacks_that_are_not_turned_are_known_by_their_shapes(tmp_path: Path) -> None:
+    model = saved_stacks(tmp_path / "adapter")
+    file = tmp_path / "adapter" / adapters.WEIGHTS
+    tensors = load_file(file)
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    for name in [name for name in tensors if "lora_A" in name]:
+        other = name.replace("lora_A", "lora_B")
+        a, b = tensors[name].unflatten(0, (4, -1)), tensors[other].unflatten(1, (-1, 4))
+        tensors[name], tensors[other] = b.permute(2, 1, 0).flatten(0, 1), a.permute(2, 1, 0).flatten(1)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, file, metadata)
+    back = adapters.load(tmp_path / "adapter", model.config)
+    assert all(torch.equal(back.tensors[name], value) for name, value in whole(model).items())
+
+
+def test_stacks_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
+    for number, (names, said) in enumerate(
+        {
+            ("experts.gate_up_proj_bias",): "experts.gate_up_proj_bias will not do; .*experts.gate_up_proj would",
+            ("experts.down_proj",): r"base_layer.weight: nothing in this model is called so",
+        }.items()
+    ):
+        saved_stacks(tmp_path / str(number), target_parameters=names)
+        with pytest.raises(UserError, match=said) as error:
+            adapters.load(tmp_path / str(number), small(**STACKED if number == 0 else TURNED))
+        assert "\n" not in str(error.value)
+    model = saved_stacks(tmp_path / "other")
+    with pytest.raises(UserError, match=r"A \[32, 40\] and B \[32, 32\] are no pairs of 3 experts"):
+        adapters.load(tmp_path / "other", type(model.config)(**{**model.config.to_dict(), "n_expert": 3}))
+
+
 def test_an_adapter_of_another_base_is_refused_in_one_line(tmp_path: Path) -> None:
     config = saved(tmp_path / "adapter").config
     for changes, said in (
@@ -214,9 +298,10 @@ def test_fill_holds_names_and_shapes_against_the_settings() -> None:
             adapt.fill(model, tensors)
 
 
-def test_half_a_fused_layer_of_dora_has_no_form_in_peft(tmp_path: Path) -> None:
-    settings = LoRA(target_modules=["q"], dora=True)
-    model = adapted(settings, **FUSED)
+@pytest.mark.parametrize(("target", "changes"), [("q", FUSED), ("experts.down", STACKED), ("router", TURNED)])
+def test_what_of_dora_has_no_form_in_peft(target: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    settings = LoRA(target_modules=[target], dora=True)
+    model = adapted(settings, **changes)
     with pytest.raises(UserError, match="lora_magnitude: PEFT's folders have no form for it"):
         adapters.save(tmp_path / "adapter", whole(model), config=model.config, settings=settings)
     assert not (tmp_path / "adapter").exists()
