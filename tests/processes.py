@@ -84,7 +84,7 @@ sys.exit(code[0] if code else 1)
 
 
 def serve(program: Path) -> BaseProcess:
-    """Write `program`, which does what `litgpt` does without waiting for its imports: its runs are forks of one process."""
+    """Write `program`, which does what `litgpt` does and waits for no imports: its runs are forks of one process."""
     address = str(program.with_suffix(".socket"))
     program.write_text(CLIENT.format(python=sys.executable, address=address))
     program.chmod(0o755)

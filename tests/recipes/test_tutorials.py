@@ -90,7 +90,7 @@ def test_commands_of_the_page_run(page: Path, folder: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["PATH"] = os.pathsep.join((str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
     if page.stem == "launch":
-        environment["LITGPT"] = str(Path(sys.executable).with_name("litgpt"))  # the program itself, and how it starts ranks
+        environment["LITGPT"] = str(Path(sys.executable).with_name("litgpt"))  # the program that starts ranks itself
     found = blocks(page)
     assert found
     for block in found:
