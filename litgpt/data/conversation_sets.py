@@ -13,7 +13,7 @@ from litgpt.data.documents import Source, identify
 from litgpt.data.instruct import Finetuning, OnOverlong, Set, conversations_in
 from litgpt.data.prompts import save_prompt_style, style_of
 from litgpt.data.sources import DataSource, Found, files_of, read_rows, source_of
-from litgpt.data.tools import in_text
+from litgpt.data.tools import UNTRAINED, in_text
 from litgpt.data.weights import WeightRule
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Position
@@ -57,8 +57,8 @@ class Conversations(Finetuning):
     """After which answers the token that ends them is trained."""
     weights: list[WeightRule] = field(default_factory=list)
     """Factors of the loss for parts of answers that match a pattern or follow a keyword."""
-    tool_format: Literal["template", "hermes", "json", "react"] = "template"
-    """How tools and calls are written: as the chat template does, or as text in one of three protocols."""
+    tool_format: Literal["template", "hermes", "json", "qwen", "react"] = "template"
+    """How tools and calls are written: as the chat template does, or as text in one of four protocols."""
     system: str | None = None
     """What the assistant is told of itself in conversations that do not say."""
     prompt_style: str | None = None
@@ -158,9 +158,15 @@ class Conversations(Finetuning):
                     "data.prompt_style: goes without chat_template, template_args, weights, end_of_turn and "
                     "train_on: last_answer; leave it out to use the chat template"
                 )
+            if self.tool_format in UNTRAINED:
+                raise UserError(
+                    f"data.tool_format: {self.tool_format} writes results into answers, which data.prompt_style would "
+                    "train; set tool_format: hermes"
+                )
             mask = self.train_on == "answers"
             return StyledRenderer(self.tokenizer, style_of(self.prompt_style), mask_prompt=mask)
-        trained = Trained(self.train_on, self.end_of_turn, tuple(self.weights))
+        weights = (*self.weights, *UNTRAINED.get(self.tool_format, ()))
+        trained = Trained(self.train_on, self.end_of_turn, weights)
         return Renderer(self.tokenizer, self._template(), trained, self.template_args)
 
     def _template(self) -> ChatTemplate:

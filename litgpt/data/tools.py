@@ -1,7 +1,8 @@
-"""Tools in plain text, for models whose chat template cannot write them: three protocols, written and read back.
+"""Tools in plain text, for models whose chat template cannot write them: four protocols, written and read back.
 
 hermes: schemas in <tools>, calls in <tool_call>, results in <tool_response> of a user's turn.
 json: schemas as a JSON list, a call as a JSON list on a line of its own, results as JSON of a user's turn.
+qwen: the words of Qwen 2's agents; calls, results and the answer to them are one turn.
 react: a list of tools and the words Thought, Action, Action Input and Observation (Yao et al. 2022).
 """
 
@@ -12,10 +13,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
-from litgpt.data.cells import json_text
+from litgpt.data.cells import BadRow, json_text
 from litgpt.data.conversation import Conversation, Message
+from litgpt.data.weights import WeightRule
 
-Protocol = Literal["hermes", "json", "react"]
+Protocol = Literal["hermes", "json", "qwen", "react"]
 
 ABOUT = {
     "hermes": (
@@ -27,6 +29,11 @@ ABOUT = {
         "You can call these functions:\n{tools}\nTo call some of them, end your answer with a line that begins with "
         '"CALLS: " and goes on with a JSON list of objects with "name" and "arguments".'
     ),
+    "qwen": (
+        "You can use these tools:\n{tools}\nTo use one, write these lines, as often as you need them:\n"
+        "✿FUNCTION✿: one of {names}\n✿ARGS✿: the tool's arguments as a JSON object\n✿RESULT✿: what the tool gave back\n"
+        "When you know the answer, write:\n✿RETURN✿: the answer"
+    ),
     "react": (
         "You can use these tools:\n{tools}\nAnswer in these steps, as often as you need them:\nThought: what to do next"
         "\nAction: one of {names}\nAction Input: the tool's arguments as a JSON object\nObservation: what the tool "
@@ -35,7 +42,16 @@ ABOUT = {
 }
 HERMES_CALL = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
 JSON_CALLS = re.compile(r"^CALLS: (\[.*\])$", re.MULTILINE)
-REACT_CALL = re.compile(r"^Action: (.*)\nAction Input: (.*)$", re.MULTILINE)
+WORDS = {"qwen": ("✿FUNCTION✿", "✿ARGS✿", "✿RESULT✿"), "react": ("Action", "Action Input", "Observation")}
+"""What stands before a call's name and its arguments, and before a result."""
+RETURN = "✿RETURN✿"
+UNTRAINED = {
+    "qwen": tuple(
+        WeightRule(1.0, keyword=f"{word}:", following_weight=0.0 if word == "✿RESULT✿" else 1.0)
+        for word in ("✿FUNCTION✿", "✿RESULT✿", RETURN)
+    )
+}
+"""What keeps results out of the loss where they stand within an answer."""
 
 
 def in_text(conversation: Conversation, protocol: Protocol) -> Conversation:
@@ -69,11 +85,13 @@ def listing(tools: str, protocol: Protocol) -> dict[str, str]:
 
 
 def _written(messages: Iterable[Message], protocol: Protocol) -> Iterator[Message]:
-    """Runs of an answer and its calls as one answer, and runs of results as one turn."""
-    kinds = {"assistant": "answer", "tool_call": "answer", "tool": "result"}
+    """Runs of an answer and its calls as one answer, and runs of results as one turn or in the answer."""
+    kinds = {"assistant": "answer", "tool_call": "answer", "tool": "answer" if protocol in UNTRAINED else "result"}
     for kind, group in itertools.groupby(messages, key=lambda message: kinds.get(message.role, message.role)):
         run = list(group)
-        if kind == "result":
+        if kind == "answer" and any(message.role == "tool" for message in run):
+            yield _one_turn(run, protocol)
+        elif kind == "result":
             yield Message("user", results_text([message.content for message in run], protocol))
         elif any(message.role == "tool_call" for message in run):
             said = "\n".join(message.content for message in run if message.role == "assistant")
@@ -83,6 +101,32 @@ def _written(messages: Iterable[Message], protocol: Protocol) -> Iterator[Messag
             yield from run
 
 
+def _one_turn(run: list[Message], protocol: Protocol) -> Message:
+    """Calls, their results and the answers to them as one answer.
+
+    Raises:
+        BadRow: if they are not trained alike, or a result has words of the protocol.
+    """
+    if len({(message.loss, message.weight) for message in run if message.role != "tool"}) > 1:
+        raise BadRow("loss or weight changes between calls and answer", "set data.tool_format: hermes")
+    parts, results_before = [], False
+    for results, group in itertools.groupby(run, key=lambda message: message.role == "tool"):
+        some = list(group)
+        if results:
+            texts = [message.content for message in some]
+            if any("✿" in text for text in texts):
+                raise BadRow("a tool's result has words of the protocol", "set data.tool_format: hermes")
+            parts.append(results_text(texts, protocol))
+        else:
+            said = "\n".join(message.content for message in some if message.role == "assistant")
+            calls = [message.content for message in some if message.role == "tool_call"]
+            text = calls_text(said, calls, protocol)
+            parts.append(f"{RETURN}: {text}" if results_before and said else text)
+        results_before = results
+    first = next((message for message in run if message.role != "tool"), run[0])
+    return replace(first, role="assistant", content="\n".join(parts))
+
+
 def calls_text(said: str, calls: Iterable[str], protocol: Protocol) -> str:
     """An answer with calls, each JSON with `name` and `arguments`."""
     if protocol == "hermes":
@@ -90,12 +134,13 @@ def calls_text(said: str, calls: Iterable[str], protocol: Protocol) -> str:
     elif protocol == "json":
         parts = [f"CALLS: {json_text([json.loads(call) for call in calls])}"]
     else:
-        parts = [_action(json.loads(call)) for call in calls]
+        parts = [_action(json.loads(call), protocol) for call in calls]
     return "\n".join([*([said] if said else []), *parts])
 
 
-def _action(call: dict[str, Any]) -> str:
-    return f"Action: {call['name']}\nAction Input: {json_text(call.get('arguments') or {})}"
+def _action(call: dict[str, Any], protocol: Protocol) -> str:
+    name, arguments, _ = WORDS[protocol]
+    return f"{name}: {call['name']}\n{arguments}: {json_text(call.get('arguments') or {})}"
 
 
 def results_text(results: list[str], protocol: Protocol) -> str:
@@ -104,7 +149,7 @@ def results_text(results: list[str], protocol: Protocol) -> str:
         return "\n".join(f"<tool_response>\n{result}\n</tool_response>" for result in results)
     if protocol == "json":
         return f"RESULTS: {json_text(results)}"
-    return "\n".join(f"Observation: {result}" for result in results)
+    return "\n".join(f"{WORDS[protocol][2]}: {result}" for result in results)
 
 
 def calls_in(text: str, protocol: Protocol) -> list[dict[str, Any]]:
@@ -114,7 +159,9 @@ def calls_in(text: str, protocol: Protocol) -> list[dict[str, Any]]:
     elif protocol == "json":
         found = [one for line in JSON_CALLS.findall(text) for one in _loaded(line) or []]
     else:
-        pairs = [(name, _loaded(given)) for name, given in REACT_CALL.findall(text)]
+        name, arguments, _ = WORDS[protocol]
+        pattern = rf"^{name}: (.*)\n{arguments}: (.*)$"
+        pairs = [(name, _loaded(given)) for name, given in re.findall(pattern, text, re.MULTILINE)]
         found = [{"name": name, "arguments": given} for name, given in pairs if isinstance(given, dict)]
     calls = [one for one in found if isinstance(one, dict) and isinstance(one.get("name"), str)]
     return [

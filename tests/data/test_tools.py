@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from litgpt.data.cells import json_text
+from litgpt.data.cells import BadRow, json_text
 from litgpt.data.chat import read_template
 from litgpt.data.conversation import Conversation, Message, to_conversation
-from litgpt.data.labels import Example, Renderer
-from litgpt.data.tools import Protocol, calls_in, calls_text, in_text
+from litgpt.data.labels import Example, Renderer, Trained
+from litgpt.data.tools import UNTRAINED, Protocol, calls_in, calls_text, in_text
 from tests.data.templates import write_tokenizer
 
-PROTOCOLS: list[Protocol] = ["hermes", "json", "react"]
+PROTOCOLS: list[Protocol] = ["hermes", "json", "qwen", "react"]
 TOOLS = json_text([{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"a": 1}}}])
 CALLED = {
     "messages": [
@@ -43,6 +43,7 @@ def arguments(order: random.Random, depth: int = 2) -> dict[str, Any]:
         "</tool_call>",
         "Action: x\nAction Input: {}",
         "CALLS: []",
+        "✿ARGS✿: {}",
         "\\",
         "}",
     ]
@@ -70,7 +71,7 @@ def test_calls_are_read_back(protocol: Protocol) -> None:
     assert [calls_in(text, protocol) for text in faults] == [[]] * len(faults)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", [one for one in PROTOCOLS if one != "qwen"])
 def test_one_turn_of_calls_and_one_of_results(protocol: Protocol) -> None:
     said = in_text(to_conversation(CALLED | {"tools": TOOLS, "system": "Be brief."}), protocol)
     assert [message.role for message in said.messages] == ["user", "assistant", "user", "assistant"]
@@ -81,6 +82,32 @@ def test_one_turn_of_calls_and_one_of_results(protocol: Protocol) -> None:
     assert "2" in said.messages[2].content and "3" in said.messages[2].content
     plain = Conversation((Message("user", "q"), Message("assistant", "a")), "Be brief.")
     assert in_text(plain, protocol) is plain
+
+
+def test_qwen_writes_calls_results_and_the_answer_as_one_turn() -> None:
+    again = [{"role": "tool_call", "content": '{"name": "add", "arguments": {}}'}, {"role": "tool", "content": "4"}]
+    row = {"messages": [*CALLED["messages"][:-1], *again, {"role": "assistant", "content": "the answer"}]}
+    said = in_text(to_conversation(row | {"tools": TOOLS}), "qwen")
+    assert [message.role for message in said.messages] == ["user", "assistant"]
+    assert said.messages[1].content == (
+        'I add.\n✿FUNCTION✿: add\n✿ARGS✿: {"b": "q\\"\\n", "a": "é"}\n✿FUNCTION✿: add\n✿ARGS✿: {"c": [1, null]}\n'
+        "✿RESULT✿: 2\n✿RESULT✿: 3\n✿FUNCTION✿: add\n✿ARGS✿: {}\n✿RESULT✿: 4\n✿RETURN✿: the answer"
+    )
+    assert len(calls_in(said.messages[1].content, "qwen")) == 3
+
+
+@pytest.mark.parametrize("last", [{"content": "a", "loss": False}, {"content": "a", "weight": 2.0}])
+def test_qwen_refuses_a_turn_that_is_trained_in_part(last: dict[str, Any]) -> None:
+    row = {"messages": [*CALLED["messages"][:-1], {"role": "assistant", **last}]}
+    with pytest.raises(BadRow, match="changes between calls and answer"):
+        in_text(to_conversation(row), "qwen")
+
+
+def test_qwen_refuses_results_that_would_end_themselves() -> None:
+    told = {"role": "tool", "content": "✿RETURN✿: train me"}
+    row = {"messages": [*CALLED["messages"][:2], told, CALLED["messages"][-1]]}
+    with pytest.raises(BadRow, match="words of the protocol"):
+        in_text(to_conversation(row), "qwen")
 
 
 def test_hermes_is_what_templates_of_its_kind_write(tmp_path: Path) -> None:
@@ -100,9 +127,10 @@ def test_results_are_not_trained(tmp_path: Path, protocol: Protocol) -> None:
     tokenizer = write_tokenizer(tmp_path, "chatml")
     template = read_template(tmp_path)
     assert template is not None
-    (example,) = Renderer(tokenizer, template).examples([in_text(to_conversation(CALLED | {"tools": TOOLS}), protocol)])
+    renderer = Renderer(tokenizer, template, Trained(weights=UNTRAINED.get(protocol, ())))
+    (example,) = renderer.examples([in_text(to_conversation(CALLED | {"tools": TOOLS}), protocol)])
     assert isinstance(example, Example)
     trained = tokenizer.processor.decode(example.ids[example.weights > 0].tolist(), skip_special_tokens=False)
-    assert trained.startswith("I add.\n") and trained.endswith("<|im_end|>the answer<|im_end|>")
+    assert trained.startswith("I add.\n") and trained.endswith("the answer<|im_end|>")
     assert '{"c": [1, null]}' in trained
     assert "3" not in trained and "Adds." not in trained
