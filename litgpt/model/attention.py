@@ -48,10 +48,16 @@ class Exchange(Protocol):
     def queries(self, tokens: int) -> Sequence[range] | None:
         """Where in a row of so many tokens the queries are that this process attends with; None: everywhere."""
 
+    def check(self, shared: "Shared") -> None:
+        """Refuse masks and parts that cannot be heeded."""
+
     def __call__(
-        self, attend: Callable[..., Tensor], q_BHTS: Tensor, k_BKTS: Tensor, v_BKTS: Tensor, sinks: Tensor | None
+        self, attend: partial[Tensor], q_BHTS: Tensor, k_BKTS: Tensor, v_BKTS: Tensor, sinks: Tensor | None
     ) -> Tensor:
-        """What the queries of this process's tokens find in all keys, by `attend(q, k, v, sinks=)` at those places."""
+        """What the queries of this process's tokens find in all keys, by `attend(q, k, v, sinks=)` at those places.
+
+        The `scale` that queries are multiplied by is among the keywords of `attend`.
+        """
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ def share(
     queries = range(cached, everything.shape[-1])
     own = (lambda whole, dim: whole) if exchange is None else exchange.own
     factor = temperatures(config, positions)
-    return Shared(
+    shared = Shared(
         angles={which: own_angles(angles(config, positions, which=which), own) for which in sorted(ropes)},
         masks={} if parts else {kind: mask_of(config, kind, everything, documents_BT, queries) for kind in kinds},
         causal=cached == 0,
@@ -120,6 +126,9 @@ def share(
         parts=parts,
         exchange=exchange,
     )
+    if exchange is not None:
+        exchange.check(shared)
+    return shared
 
 
 def own_angles(pair: tuple[Tensor, Tensor], own: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, Tensor]:
@@ -287,7 +296,7 @@ def attend_as(
     **settings: Any,
 ) -> Tensor:
     """What each query finds in the layers of this kind of window, (B, H, T, S of the values); settings of `attend`."""
-    find: Callable[..., Tensor] = partial(attend_in_parts, shared, window=window, **settings)
+    find: partial[Tensor] = partial(attend_in_parts, shared, window=window, **settings)
     if shared.exchange is None:
         return find(q_BHTS, k_BKUS, v_BKUS, sinks=sinks)
     return shared.exchange(find, q_BHTS, k_BKUS, v_BKUS, sinks)

@@ -19,6 +19,7 @@ from litgpt.parallel.pipeline import Pipeline
 from litgpt.parallel.portion import Tokens
 from litgpt.parallel.precision import Precision
 from litgpt.parallel.recompute import recompute
+from litgpt.parallel.ring import refuse_shapes
 from litgpt.parallel.tensor import split
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.recompute import RecomputeArgs
@@ -62,6 +63,8 @@ def share_work(model: nn.Module, mesh: Mesh, settings: ParallelArgs, precision: 
         model.pipeline = Pipeline(model, mesh, settings, precision.compute or precision.storage)  # type: ignore
     vocabulary = split(model, model.config, mesh, settings) if mesh.degrees.tensor > 1 else None  # type: ignore[arg-type]
     expert.deal_out(model, model.config, mesh, settings)  # type: ignore[arg-type]
+    if mesh.degrees.context > 1 and settings.context_method == "ring":
+        refuse_shapes(model.config, precision.compute or precision.storage, mesh.storage.device_type)  # type: ignore
     if mesh.degrees.tensor * mesh.degrees.context > 1:
         model.portion = Tokens(mesh, settings, vocabulary)  # type: ignore[assignment]
 

@@ -4,6 +4,7 @@ Axes: B batch, H heads, K key-value heads, T tokens of a row, P tokens of this r
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import gcd
 
 import torch
@@ -11,7 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from litgpt.errors import UserError
+from litgpt.model.attention import Shared
 from litgpt.parallel.collectives import Group, exchanged, gathered
+from litgpt.parallel.ring import INSTEAD, around
 
 Attend = Callable[..., Tensor]
 
@@ -50,7 +53,14 @@ class Pieces:
         return [range(number * size, (number + 1) * size) for number in self.of_rank[self.rank]]
 
 
-class KeysGathered:
+class AnyMask:
+    """Exchanges after which a rank attends by masks, whatever they say."""
+
+    def check(self, shared: Shared) -> None:
+        """All will do."""
+
+
+class KeysGathered(AnyMask):
     """Each rank has all keys and values for the time of attention, and queries of its own tokens."""
 
     def __init__(self, group: Group, pieces: Pieces) -> None:
@@ -62,7 +72,7 @@ class KeysGathered:
         return attend(q_BHPS, k_BKTS, v_BKTS, sinks=sinks)
 
 
-class HeadsForTokens:
+class HeadsForTokens(AnyMask):
     """Each rank has all tokens of some heads for the time of attention (Jacobs et al. 2023, DeepSpeed Ulysses)."""
 
     def __init__(self, group: Group, pieces: Pieces) -> None:
@@ -97,4 +107,36 @@ class HeadsForTokens:
         return exchanged(parts, self.group, ones, ones).movedim(0, joined).flatten(joined, joined + 1)
 
 
-EXCHANGES = {"all-gather": KeysGathered, "ulysses": HeadsForTokens}
+class KeysInARing:
+    """Each rank has the keys and values of one rank after the other, and queries of its own tokens.
+
+    No rank ever holds those of a whole row. A query must see all that comes before it, and be one of a plain softmax.
+    """
+
+    def __init__(self, group: Group, pieces: Pieces) -> None:
+        self.group, self.own = group, pieces.own
+
+    def queries(self, tokens: int) -> None:
+        """Everywhere: what `check` looks at is that of whole rows."""
+
+    def check(self, shared: Shared) -> None:
+        """Refuse all but rows that are attended to as a whole.
+
+        Raises:
+            UserError: if rows hold several documents, or more tokens than a window.
+        """
+        parts = shared.parts or ()
+        if len(parts) > 1 or any(mask is not None for one in (shared, *parts) for mask in one.masks.values()):
+            raise UserError(
+                "parallel.context_method: ring attends to whole rows, and here some hold several documents, or more "
+                f"tokens than a window; {INSTEAD}"
+            )
+
+    def __call__(
+        self, attend: partial[Tensor], q_BHPS: Tensor, k_BKPS: Tensor, v_BKPS: Tensor, sinks: Tensor | None
+    ) -> Tensor:
+        """(B, H, P, S), what this rank's queries find."""
+        return around(q_BHPS, k_BKPS, v_BKPS, self.group, attend.keywords["scale"])
+
+
+EXCHANGES = {"all-gather": KeysGathered, "ulysses": HeadsForTokens, "ring": KeysInARing}

@@ -36,7 +36,7 @@ class Tokens:
     def __init__(self, mesh: Mesh, settings: ParallelArgs, vocabulary: VocabularyRows | None) -> None:
         self.vocabulary = vocabulary
         self.group, self.ranks = mesh.group("context"), mesh.degrees.context
-        self.pieces = Pieces(self.group, head_tail=settings.context_method == "all-gather")
+        self.pieces = Pieces(self.group, head_tail=settings.context_method != "ulysses")
         self.exchange = EXCHANGES[settings.context_method](self.group, self.pieces) if self.ranks > 1 else None
         self.sequence_ranks = mesh.degrees.tensor if settings.sequence else 1
         self.multiple = self.sequence_ranks * (2 * self.ranks if self.ranks > 1 else 1)

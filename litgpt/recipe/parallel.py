@@ -81,8 +81,9 @@ class ParallelArgs:
     """Between split layers each device of the tensor axis holds a part of the tokens, and not all of them."""
     context: Count = 1
     """Devices that every sample's tokens are split over (context parallelism), for long samples."""
-    context_method: Literal["all-gather", "ulysses"] = "all-gather"
-    """What attention exchanges: keys and values (all-gather), or tokens for heads (ulysses)."""
+    context_method: Literal["all-gather", "ulysses", "ring"] = "all-gather"
+    """What attention exchanges: keys and values, all at once (all-gather) or one rank's after another's (ring, which
+    knows no masks); or tokens for heads (ulysses)."""
     pipeline: Count = 1
     """Stages of consecutive layers that the model is cut into (pipeline parallelism)."""
     pipeline_schedule: Literal["1f1b", "gpipe", "interleaved", "zbv"] = "1f1b"

@@ -12,7 +12,7 @@ from torch.distributed.tensor import Replicate
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.moe import Experts
-from litgpt.parallel import collectives, context, expert
+from litgpt.parallel import collectives, context, expert, ring
 from litgpt.parallel.apply import full, parallelize, place
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
@@ -24,7 +24,7 @@ from litgpt.train.step import Trainee
 from tests.layouts.layouts import SHAPES, Case, Facts, astray, built, facts, global_batch, noise, part_of, spoilt
 from tests.layouts.pool import POOL
 
-GATHER, HEADS = {"context_method": "all-gather"}, {"context_method": "ulysses"}
+GATHER, HEADS, RING = ({"context_method": method} for method in ("all-gather", "ulysses", "ring"))
 CASES = [
     # experts
     Case("shared experts", 2, {"expert": 2}, packed=True),
@@ -46,6 +46,10 @@ CASES = [
     Case("learned", 4, {"context": 2, "tensor": 2} | HEADS),
     Case("latent", 4, {"context": 2, "tensor": 2}, packed=True),
     Case("dense", 4, {"context": 2, "data_replicate": 2}),
+    Case("dense", 2, {"context": 2} | RING),
+    Case("one head", 4, {"context": 4} | RING, micro=1),
+    Case("learned", 4, {"context": 2, "tensor": 2} | RING),
+    Case("tied", 4, {"context": 2, "pipeline": 2} | RING, tuner="lora"),
 ]
 
 
@@ -79,7 +83,25 @@ def without_rows_of_others(case: Case) -> Facts:
     return facts(case)
 
 
+def without_slopes_that_travelled(case: Case) -> Facts:
+    """The gradients of keys and values that were on other ranks are lost on the way home."""
+    whole = ring._templated_ring_attention_backward
+
+    def lost(**given: Any) -> tuple[Tensor, ...]:
+        kernel = given["op"]
+
+        def first_only(**more: Any) -> tuple[Tensor, ...]:
+            of_query, *others = kernel(**more)
+            return of_query, *(one if more["is_causal"] else torch.zeros_like(one) for one in others)
+
+        return whole(**{**given, "op": first_only})
+
+    ring._templated_ring_attention_backward = lost
+    return facts(case)
+
+
 MUTATIONS = {
+    without_slopes_that_travelled: Case("dense", 2, {"context": 2} | RING),
     without_slopes_of_others: Case("dense", 2, {"context": 2}),
     without_sums_over_widths: Case("sinks", 2, {"expert_tensor": 2}),
     without_rows_of_others: Case("shared experts", 2, {"expert": 2}),
@@ -105,7 +127,7 @@ def looked_at(case: Case) -> tuple[float, list[int]]:
     return loss, continuation(trainee, [3, 1, 4, 1, 5], tokens=7, window=9, seed=2, temperature=2.0)
 
 
-@pytest.mark.parametrize("case", [CASES[9], CASES[11], CASES[15], Case("dense", 2, {"tensor": 2})], ids=str)
+@pytest.mark.parametrize("case", [CASES[9], CASES[11], CASES[15], CASES[18], Case("dense", 2, {"tensor": 2})], ids=str)
 def test_validation_and_samples_are_those_of_one_process(case: Case) -> None:
     wanted, written = looked_at(case.alone)
     for loss, text in POOL.run(looked_at, case, ranks=case.ranks):
@@ -164,7 +186,16 @@ REFUSED = {
 }
 
 
-def refused(shape: str, settings: dict[str, Any], ranks: int) -> str:
+RING_REFUSES = {
+    "caps scores": [("gemma", 0)],
+    "has attention sinks": [("sinks", 0)],
+    "has latent attention": [("latent", 0)],
+    "several documents": [("dense", 2)],
+    "more tokens than a window": [("chunked", 0), ("chunked", 1)],
+}
+
+
+def refused(shape: str, settings: dict[str, Any], ranks: int, documents: int = 0) -> str:
     """What a layout is refused with."""
     mesh = Mesh(ParallelArgs(**settings).degrees(ranks), "cpu")
     with torch.device("meta"):
@@ -172,7 +203,8 @@ def refused(shape: str, settings: dict[str, Any], ranks: int) -> str:
     try:
         parallelize(model, mesh, ParallelArgs(**settings), precision=PRECISIONS["64-true"], compile_blocks=False)
         model.to_empty(device="cpu")
-        model(torch.zeros(1, 12, dtype=torch.long))
+        ids = torch.zeros(1, 12, dtype=torch.long)
+        model(ids, documents_BT=torch.arange(12)[None] * documents // 12 if documents else None)
     except UserError as error:
         return str(error)
     return ""
@@ -183,3 +215,10 @@ def test_what_does_not_go_round_is_refused_in_one_line(told: str) -> None:
     shape, settings, ranks = REFUSED[told]
     lines = POOL.run(refused, shape, settings, ranks, ranks=ranks)
     assert all(told in line and "\n" not in line for line in lines), lines
+
+
+@pytest.mark.parametrize("told", RING_REFUSES)
+def test_a_ring_refuses_what_it_cannot_attend_to(told: str) -> None:
+    for shape, documents in RING_REFUSES[told]:
+        lines = POOL.run(refused, shape, {"context": 2} | RING, 2, documents, ranks=2)
+        assert all(told in line and line.endswith("set context_method: all-gather") for line in lines), lines
