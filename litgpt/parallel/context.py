@@ -126,7 +126,8 @@ class KeysInARing:
             UserError: if rows hold several documents, or more tokens than a window.
         """
         parts = shared.parts or ()
-        if len(parts) > 1 or any(mask is not None for one in (shared, *parts) for mask in one.masks.values()):
+        masks = [mask for of_kinds in (shared.masks, *(part.masks for part in parts)) for mask in of_kinds.values()]
+        if len(parts) > 1 or any(mask is not None for mask in masks):
             raise UserError(
                 "parallel.context_method: ring attends to whole rows, and here some hold several documents, or more "
                 f"tokens than a window; {INSTEAD}"
