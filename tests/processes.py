@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torch.distributed.fsdp", "lightning", "litgpt.commands.pretrain"])
+CONTEXT.set_forkserver_preload(
+    [
+        "torch",
+        "torch.distributed.fsdp",
+        "lightning",
+        "jsonargparse",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_svg",
+        "litgpt.recipe.build",
+        "litgpt.commands.finetune",
+    ]
+)
 
 
 def free_port() -> int:

@@ -138,7 +138,8 @@ def data_files() -> dict[str, dict[str, Any]]:
     """The mapping in every file of `families/`, by name."""
     folder = files("litgpt.model") / "families"
     paths = sorted((path for path in folder.iterdir() if path.name.endswith(".yaml")), key=str)
-    mappings = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths]
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with libyaml
+    mappings = [yaml.load(path.read_text(encoding="utf-8"), loader) for path in paths]  # noqa: TID251, a safe one
     return {mapping["name"]: mapping for mapping in mappings}
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement
 
 
 def total(values: Iterable[float], device: torch.device) -> list[float]:
@@ -27,13 +28,27 @@ def everyone(value: Any) -> list[Any]:
 
 def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
     """The L2 norm of all gradients as one vector, a scalar equal on every rank."""
-    by_mesh: dict[Any, list[torch.Tensor]] = {}
+    alike: dict[tuple[DeviceMesh | None, tuple[Placement, ...]], list[torch.Tensor]] = {}
     for parameter in parameters:
-        if (gradient := parameter.grad) is not None:
-            by_mesh.setdefault(gradient.device_mesh if isinstance(gradient, DTensor) else None, []).append(gradient)
-    norms = [torch.nn.utils.get_total_norm(gradients) for gradients in by_mesh.values()]
-    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    return torch.linalg.vector_norm(torch.stack(whole)) if whole else torch.zeros(())
+        if isinstance(gradient := parameter.grad, DTensor):
+            alike.setdefault((gradient.device_mesh, gradient.placements), []).append(gradient.to_local())
+        elif gradient is not None:
+            alike.setdefault((None, ()), []).append(gradient)
+    norms = [_norm_over(mesh, placements, parts) for (mesh, placements), parts in alike.items()]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+
+def _norm_over(mesh: DeviceMesh | None, placements: tuple[Placement, ...], parts: list[torch.Tensor]) -> torch.Tensor:
+    """The L2 norm of tensors that lie alike. DTensor would plan this for seconds on a mesh of many axes."""
+    norm = torch.nn.utils.get_total_norm(parts)
+    if mesh is None:
+        return norm
+    square = norm.to(mesh.device_type, torch.float64).square()
+    for axis, placement in enumerate(placements):
+        assert not placement.is_partial(), placement
+        if not placement.is_replicate() and mesh.size(axis) > 1:
+            dist.all_reduce(square, group=mesh.get_group(axis))
+    return square.sqrt().to(norm.dtype)
 
 
 def scale_gradients(parameters: Iterable[torch.nn.Parameter], factor: torch.Tensor | float) -> None:

@@ -1,6 +1,8 @@
 """The JSON Schema of recipes, so that editors complete and check YAML."""
 
+from copy import deepcopy
 from dataclasses import dataclass, is_dataclass
+from functools import cache
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, with_config
@@ -55,6 +57,7 @@ def inlined(schema: Any, groups: dict[str, Any]) -> Any:
     return {key: inlined(part, groups) for key, part in schema.items()}
 
 
+@cache
 def choice_schema(base: type) -> dict[str, Any]:
     """The schema of a class chosen by name: one of ours with its settings, or anyone's by its dotted path."""
     names: dict[str, list[str]] = {}
@@ -87,12 +90,13 @@ class Generator(GenerateJsonSchema):
 
     def is_instance_schema(self, schema: Any) -> dict[str, Any]:
         """The schema of a field that asks for an object: the choice of its class."""
-        return choice_schema(DataModule) if schema["cls"] is DataModule else super().is_instance_schema(schema)
+        chosen = schema["cls"] is DataModule
+        return deepcopy(choice_schema(DataModule)) if chosen else super().is_instance_schema(schema)
 
     def dataclass_schema(self, schema: Any) -> dict[str, Any]:
         """The schema of a group of keys, or of the choice of an optimizer or tuner."""
         chosen = schema["cls"] in (Optimizer, Tuner)
-        return choice_schema(schema["cls"]) if chosen else super().dataclass_schema(schema)
+        return deepcopy(choice_schema(schema["cls"])) if chosen else super().dataclass_schema(schema)
 
 
 def schema_of(recipe: type) -> dict[str, Any]:

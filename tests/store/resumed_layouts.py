@@ -25,7 +25,7 @@ from litgpt.store.state import all_tensors, optimizer_values
 from litgpt.train import optimizer
 from litgpt.train.objective import next_token
 from litgpt.train.step import Trainee, train_step
-from tests.layouts.layouts import global_batch, part_of
+from tests.layouts.layouts import ROWS, global_batch, part_of
 from tests.store.models import small
 
 # experts, some of them shared, a tied embedding, and more rows than go round
@@ -67,7 +67,7 @@ def train(trained: Trainee, steps: int) -> list[float]:
     """The losses of some steps on the same batch."""
     mesh = trained.mesh
     rank, ranks = (mesh.place("data"), mesh.degrees.data_ranks) if mesh else (0, 1)
-    batches = part_of(global_batch(packed=False), rank, ranks, 2)
+    batches = part_of(global_batch(packed=False), rank, ranks, ROWS // (2 * ranks))
     return [train_step(trained, batches, next_token(LossArgs())).loss for _ in range(steps)]
 
 
