@@ -19,6 +19,7 @@ __all__ = [
     "adapted_layers",
     "adapter_tensors",
     "attach",
+    "check",
     "disabled",
     "fill",
     "initialize",
@@ -78,17 +79,11 @@ def initialize(
             write(stored(layer, key), value)
 
 
-@torch.no_grad()
-def fill(
-    model: GPT,
-    tensors: Mapping[str, Tensor],
-    *,
-    write: Callable[[nn.Parameter, Tensor], None] = copy_into,
-) -> None:
-    """Give what a tuner added the values of an adapter that was saved; copies that it lacks are those of the base.
+def check(model: GPT, tensors: Mapping[str, Tensor]) -> None:
+    """Hold an adapter that was saved against what a tuner added to a whole model, which may be on the meta device.
 
     Args:
-        tensors: whole, by the names of `adapter_tensors`.
+        tensors: whole, by the names of `adapter_tensors`; copies may be missing.
 
     Raises:
         UserError: naming a tensor that only the adapter or only the model has, or of another shape.
@@ -100,15 +95,34 @@ def fill(
             raise UserError(
                 f"the adapter {what} {min(names)}, against the tuner's settings; use those it was made with"
             )
-    for owner, layer in adapted_layers(model):
-        for key, value in Adapted.first_values(layer, None, owner):
-            if f"{owner}.{key}" not in tensors:
-                write(stored(layer, key), value)
     for name, tensor in tensors.items():
         if tensor.shape != parameters[name].shape:
             here, there = list(tensor.shape), list(parameters[name].shape)
             raise UserError(f"the adapter's {name} is {here}, the model's {there}; use the settings it was made with")
-        write(parameters[name], tensor)
+
+
+@torch.no_grad()
+def fill(
+    model: GPT,
+    tensors: Mapping[str, Tensor],
+    *,
+    write: Callable[[nn.Parameter, Tensor], None] = copy_into,
+) -> None:
+    """Give what a tuner added the values of an adapter that `check` found to fit; copies that it lacks are the base's.
+
+    All ranks call it together, after the base's weights are there.
+
+    Args:
+        tensors: those of `check`; the ones that lie in another process are passed over.
+        write: stores a whole value into a parameter, which may be a shard.
+    """
+    for owner, layer in adapted_layers(model):
+        for key, value in Adapted.first_values(layer, None, owner):
+            if f"{owner}.{key}" not in tensors:
+                write(stored(layer, key), value)
+    for name, parameter in adapter_tensors(model).items():
+        if name in tensors:
+            write(parameter, tensors[name])
 
 
 def adapter_tensors(model: GPT) -> dict[str, nn.Parameter]:

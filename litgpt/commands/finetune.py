@@ -24,8 +24,19 @@ def run(recipe: Finetune) -> None:
     """Find the model, train, publish the finished one and its adapter, and say how it went."""
     found = find_folder(recipe.checkpoint_dir, access_token=recipe.access_token)
     folder = inside_run(found)
-    origin = of_finetuning(recipe, folder, str(recipe.checkpoint_dir if folder == found else folder))
+    base = str(recipe.checkpoint_dir if folder == found else folder)
+    origin = of_finetuning(recipe, folder, base, adapter=adapter_for(recipe))
     train(recipe, origin, partial(publish, origin=origin))
+
+
+def adapter_for(recipe: Finetune) -> Path | None:
+    """The folder of the adapter whose training goes on: of a run, its newest one."""
+    if recipe.first_adapter is None:
+        return None
+    try:
+        return inside_run(find_folder(recipe.first_adapter, access_token=recipe.access_token))
+    except UserError as error:
+        raise UserError(f"initial_adapter_dir: {str(error).removeprefix('checkpoint_dir: ')}") from None
 
 
 def publish(trained: Run, *, origin: Origin) -> Path:

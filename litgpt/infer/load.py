@@ -184,9 +184,10 @@ def open_adapted(
         for parameter in adapt.adapter_tensors(model).values():
             if exact:
                 parameter.data = parameter.data.to(torch.promote_types(adapter.dtype, torch.float32))
-        adapt.fill(model, adapter.tensors)
+        adapt.check(model, adapter.tensors)
     except UserError as error:
         raise UserError(f"{base} is not the base of this adapter: {error}") from None
+    adapt.fill(model, adapter.tensors)
     return model.eval()
 
 

@@ -51,6 +51,11 @@ class Finetune(Training):
         return None
 
     @property
+    def first_adapter(self) -> Path | None:
+        """The adapter whose training goes on; None to begin one."""
+        return None
+
+    @property
     def tuned(self) -> Tuner:
         """What is trained, and added to the model to that end."""
         return Full()
@@ -131,12 +136,19 @@ class FinetuneLora(Finetune):
     """Keep the frozen matrices of the blocks in 4 or 8 bits."""
     tuner: Tuner | None = field(default=None, kw_only=True)
     """A tuner of any kind, instead of the lora_ keys."""
+    initial_adapter_dir: Path | None = field(default=None, kw_only=True)
+    """An adapter for this model to train further, by the settings that it has; the optimizer begins anew."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         given = [one.name for one in fields(self) if one.name.startswith("lora_") and self._was_set(one.name)]
         if self.tuner is not None and given:
             raise UserError(f"{given[0]}: not beside tuner; give tuner.init_args, or leave tuner out")
+        if self.initial_adapter_dir and (self.tuner is not None or given):
+            key = given[0] if given else "tuner"
+            raise UserError(
+                f"{key}: not beside initial_adapter_dir, whose adapter has settings of its own; leave it out"
+            )
         if self.tuner is not None and not self.tuner.adds and self.quantize:
             raise UserError(
                 f"quantize: {self.quantize} keeps the blocks as they are, which tuner: {type(self.tuner).__name__} "
@@ -149,6 +161,11 @@ class FinetuneLora(Finetune):
     def packing(self) -> str | None:
         """How the frozen matrices of the blocks are kept; None for as they are."""
         return self.quantize
+
+    @property
+    def first_adapter(self) -> Path | None:
+        """The adapter whose training goes on; None to begin one."""
+        return self.initial_adapter_dir
 
     def _was_set(self, name: str) -> bool:
         default = next(one.default for one in fields(self) if one.name == name)

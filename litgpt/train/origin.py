@@ -4,11 +4,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from litgpt import adapt
 from litgpt.data.instruction_sets import Alpaca
 from litgpt.data.modules import TinyLlama
 from litgpt.errors import UserError
 from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 from litgpt.model.registry import names
 from litgpt.parallel.precision import PRECISIONS, default_precision
 from litgpt.recipe.data import DataModule
@@ -31,6 +34,7 @@ class Origin:
         noise: alpha of the noise on embeddings while training; None for none.
         dtype: what the weights are kept in, as torch names it.
         base: the name or the path by which an adapter is to know the model.
+        adapter: the folder of one whose training goes on; None to begin one.
     """
 
     task: str
@@ -44,6 +48,7 @@ class Origin:
     noise: float | None = None
     dtype: str | None = None
     base: str = ""
+    adapter: Path | None = None
 
     @property
     def adapted(self) -> bool:
@@ -98,26 +103,52 @@ def shape_of(recipe: Pretrain) -> Config:
     return Config.from_name(recipe.model_name, **overrides)
 
 
-def of_finetuning(recipe: Finetune, folder: Path, base: str) -> Origin:
+def of_finetuning(recipe: Finetune, folder: Path, base: str, adapter: Path | None = None) -> Origin:
     """The model in a folder, with its own tokenizer.
 
     Args:
         base: the name or the path by which an adapter is to know it.
+        adapter: the folder of one for this model whose training goes on.
 
     Raises:
-        UserError: if the folder holds an adapter alone.
+        UserError: if the folder holds an adapter alone, or the adapter is not for this model.
     """
     if adapters.is_adapter(folder):
-        raise UserError(f"checkpoint_dir: {folder} is an adapter; fold it into its base first (litgpt merge_lora)")
+        raise UserError(
+            f"checkpoint_dir: {folder} is an adapter; give its base here, and it as initial_adapter_dir to train it "
+            "further, or fold it in first (litgpt merge_lora)"
+        )
+    config = published.shape_in(folder)
+    tuner = settings_of(adapter, config) if adapter else recipe.tuned
     return Origin(
         task="finetune",
-        config=adapt.shape_for(recipe.tuned, published.shape_in(folder)),
+        config=adapt.shape_for(tuner, config),
         data=recipe.data or Alpaca(),
         weights=folder,
         tokenizer_dir=folder,
-        tuner=recipe.tuned,
+        tuner=tuner,
         quantize=recipe.packing,
         dtype=str(PRECISIONS[recipe.precision or default_precision()].storage).removeprefix("torch."),
         base=base,
         noise=recipe.neftune_alpha,
+        adapter=adapter,
     )
+
+
+def settings_of(adapter: Path, config: Config) -> Tuner:
+    """The settings of the adapter in a folder, once it is known to be one for a model of this shape.
+
+    Raises:
+        UserError: if it is none.
+    """
+    if not adapters.has_adapter(adapter):
+        raise UserError(f"initial_adapter_dir: {adapter} holds no adapter; give a folder with {adapters.CONFIG}")
+    with torch.device("meta"):
+        model = GPT(config)
+    try:
+        found = adapters.load(adapter, config)
+        adapt.attach(model, found.settings)
+        adapt.check(model, found.tensors)
+    except UserError as error:
+        raise UserError(f"initial_adapter_dir: {error}") from None
+    return found.settings

@@ -32,7 +32,7 @@ from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.to_yaml import dump
 from litgpt.recipe.training import Training
 from litgpt.recipe.tuner import LLaMAPro
-from litgpt.store import checkpoint, published
+from litgpt.store import adapters, checkpoint, published
 from litgpt.store.checkpoint import Checkpoints
 from litgpt.train import loggers, optimizer
 from litgpt.train.guard import LossScale
@@ -204,7 +204,9 @@ def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_fol
         load_weights(model, origin, fabric.device)
     elif not weights_follow:
         initialize(model, recipe.seed, write=place)
-    if origin.tuner and not weights_follow:
+    if origin.adapter and not weights_follow:
+        adapt.fill(model, adapters.load(origin.adapter, origin.config).tensors, write=place)
+    elif origin.tuner and not weights_follow:
         adapt.initialize(model, origin.tuner, recipe.seed, write=place)
     optimizers = optimizer.build(recipe.optimizer, model, factor=origin.learning_rate_factor)
     turns = turns_of(origin.tuner, model, recipe.seed, partial(replicate, mesh=strategy.mesh))

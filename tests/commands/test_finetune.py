@@ -24,9 +24,12 @@ LORA = {"lora_r": 4, "lora_dropout": 0.0, "lora_mlp": True}
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model with a tokenizer of bytes."""
-    folder = tmp_path_factory.mktemp("base")
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+def write_base(folder: Path, **changes: Any) -> Path:
     train_tokenizer(["a"], "bytes", 0, folder / "tokenizer")
-    shape = Config(**{**SHAPE, "name": "toy", "block_size": 256, "n_embd": 32, "intermediate_size": 48})
+    shape = Config(**{**SHAPE, "name": "toy", "block_size": 256, "n_embd": 32, "intermediate_size": 48, **changes})
     model = GPT(shape)
     initialize(model, 0)
     tensors = dict(model.named_parameters())

@@ -287,7 +287,7 @@ def test_damaged_and_foreign_folders_are_refused_in_one_line(tmp_path: Path) -> 
         adapters.load(tmp_path / "cut", model.config)
 
 
-def test_fill_holds_names_and_shapes_against_the_settings() -> None:
+def test_names_and_shapes_are_held_against_the_settings() -> None:
     model = adapted(LoRA(r=4))
     for tensors, said in (
         ({}, "the adapter lacks blocks.0.attention.k.lora_a"),
@@ -295,7 +295,7 @@ def test_fill_holds_names_and_shapes_against_the_settings() -> None:
         (whole(adapted(LoRA(r=5))), r"lora_a is \[5, 32\], the model's \[4, 32\]"),
     ):
         with pytest.raises(UserError, match=said):
-            adapt.fill(model, tensors)
+            adapt.check(model, tensors)
 
 
 @pytest.mark.parametrize(("target", "changes"), [("q", FUSED), ("experts.down", STACKED), ("router", TURNED)])
