@@ -1,0 +1,34 @@
+"""What the user has to mend is said in one line, by whichever ranks find it, and all ranks of the run stop."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.test_training import prepare
+from tests.processes import finish, litgpt, start
+
+ONE = {"data__init_args__val_data_path": "nothing"}  # the first rank prepares the data, the other waits for it
+ALL = {"train__max_tokens": 3}  # found by every rank
+
+
+@pytest.mark.parametrize(("changes", "words"), [(ONE, "nothing"), (ALL, "train.max_tokens: 3 ")], ids=["one", "all"])
+def test_what_one_rank_finds_ends_all(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    folder = prepare(tmp_path, 2, **changes)
+    assert finish(start(litgpt, "pretrain", "--config", "recipe.yaml", folder=folder, ranks=2), timeout=30) == [1, 1]
+    for rank in range(2):  # which write into files of their own
+        text = (folder / f"rank-{rank}.log").read_text()
+        said = [line for line in text.splitlines() if line.startswith("litgpt: error: ")]
+        assert len(said) == 1 and words in said[0] and "Traceback" not in text, text
+
+
+def test_ranks_that_share_a_terminal_say_it_once(tmp_path: Path) -> None:
+    folder = prepare(tmp_path, 2, **ALL)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "litgpt", "pretrain", "--config", "recipe.yaml"]
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    said = [line for line in ended.stderr.splitlines() if "litgpt: error: " in line]
+    assert ended.returncode == 1 and len(said) == 1 and "train.max_tokens: 3 " in said[0], ended.stderr
+    assert "Traceback" not in ended.stderr and "recvValue" not in ended.stderr
