@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litgpt.adapt import boft, full, lisa, llama_pro, lora, prompts, reft, scaled, vera
+from litgpt.adapt import boft, freezing, ia3, lisa, llama_adapter, llama_pro, lora, reft, vera
 from litgpt.adapt.layers import COPY, Adapted, adapted_layers, base_value, disabled, stored, type_of
 from litgpt.adapt.targets import base_names
 from litgpt.errors import UserError
@@ -28,15 +28,15 @@ __all__ = [
 ]
 
 ATTACH: dict[type[Tuner], Callable[[GPT, Any], None]] = {
-    Full: full.attach,
+    Full: freezing.attach,
     LISA: lisa.attach,
     LLaMAPro: llama_pro.attach,
     LoRA: lora.attach,
-    IA3: scaled.attach_ia3,
+    IA3: ia3.attach_ia3,
     VeRA: vera.attach,
     BOFT: boft.attach,
-    Adapter: prompts.attach,
-    AdapterV2: prompts.attach,
+    Adapter: llama_adapter.attach,
+    AdapterV2: llama_adapter.attach,
     ReFT: reft.attach,
 }
 
@@ -75,7 +75,7 @@ def initialize(
         write: stores a whole value into a parameter, which may be a shard.
     """
     for name, layer in adapted_layers(model):
-        for key, value in layer.first_values(settings, f"{seed}/{name}"):
+        for key, value in layer.init_values(settings, f"{seed}/{name}"):
             write(stored(layer, key), value)
 
 
@@ -117,7 +117,7 @@ def fill(
         write: stores a whole value into a parameter, which may be a shard.
     """
     for owner, layer in adapted_layers(model):
-        for key, value in Adapted.first_values(layer, None, owner):
+        for key, value in Adapted.init_values(layer, None, owner):
             if f"{owner}.{key}" not in tensors:
                 write(stored(layer, key), value)
     for name, parameter in adapter_tensors(model).items():
@@ -129,14 +129,14 @@ def adapter_tensors(model: GPT) -> dict[str, nn.Parameter]:
     """What the tuner added, or trains, by name."""
     base = base_names(model)
     for name, layer in model.named_modules():
-        base.update(f"{name}.{piece}" for piece in getattr(layer, "pieces", ()))
+        base.update(f"{name}.{piece}" for piece in getattr(layer, "quant_tensors", ()))
     named = model.named_parameters()
     return {name: parameter for name, parameter in named if parameter.requires_grad or name not in base}
 
 
 @torch.no_grad()
 def merged(model: GPT, types: Mapping[str, torch.dtype] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter of the base in full, with what the adapters change folded in: summed in float32, then cast.
+    """Every parameter of the base in full, with what the adapters change merge_update in: summed in float32, then cast.
 
     All ranks iterate together.
 

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from litgpt.adapt.layers import Adapted, First, add, become, shape_of, stored, whole, widened
+from litgpt.adapt.layers import Adapted, InitValues, add, become, shape_of, stored, whole, widened
 from litgpt.adapt.targets import linears_of, modules_known_as
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import BOFT
 
 
-class Turned(Adapted):
+class BOFTLinear(Adapted):
     """A linear layer that is scale * (W Q x) + b, Q a product of rotations in blocks.
 
     Its added parameters are `boft_r` (factors, blocks, size, size), of which the skew-symmetric part makes the
@@ -31,8 +31,8 @@ class Turned(Adapted):
         turn, scale = (widened(whole(stored(self, key))) for key in ("boft_r", "boft_scale"))
         return (value @ rotation(turn).to(value.dtype).mT) * scale[:, None]
 
-    def first_values(self, settings: BOFT, seed: str) -> First:
-        yield from super().first_values(settings, seed)
+    def init_values(self, settings: BOFT, seed: str) -> InitValues:
+        yield from super().init_values(settings, seed)
         yield "boft_r", torch.zeros(stored(self, "boft_r").shape)
         yield "boft_scale", torch.ones(stored(self, "boft_scale").shape)
 
@@ -84,4 +84,4 @@ def attach(model: GPT, settings: BOFT) -> None:
             )
         add(layer, "boft_r", (factors, columns // settings.block_size, *[settings.block_size] * 2), weight)
         add(layer, "boft_scale", (rows,), weight)
-        become(layer, Turned)
+        become(layer, BOFTLinear)

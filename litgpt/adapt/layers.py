@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 COPY = "_trained"
-First = Iterator[tuple[str, Tensor]]
+InitValues = Iterator[tuple[str, Tensor]]
 
 
 def stored(module: nn.Module, name: str) -> nn.Parameter:
@@ -40,21 +40,21 @@ def widened(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def is_packed(module: nn.Module, name: str) -> bool:
+def is_quantized(module: nn.Module, name: str) -> bool:
     """Whether a parameter is the main piece of a packed weight."""
-    return name == "weight" and hasattr(module, "unpacked")
+    return name == "weight" and hasattr(module, "dequantize_weight")
 
 
 def base_value(module: nn.Module, name: str) -> Tensor:
     """A parameter of the base in full, in float32 at least."""
-    if is_packed(module, name):
-        return module.unpacked(whole, torch.float32)  # type: ignore[operator]
+    if is_quantized(module, name):
+        return module.dequantize_weight(whole, torch.float32)  # type: ignore[operator]
     return widened(whole(stored(module, name)))
 
 
 def type_of(module: nn.Module, name: str) -> torch.dtype:
     """The type of a parameter of the base, before it was packed."""
-    return module.unpacked_dtype if is_packed(module, name) else stored(module, name).dtype  # type: ignore[return-value]
+    return module.original_dtype if is_quantized(module, name) else stored(module, name).dtype  # type: ignore[return-value]
 
 
 def shape_of(layer: nn.Module, name: str) -> tuple[int, ...]:
@@ -71,22 +71,22 @@ class Adapted(nn.Module):
 
     def frozen(self, name: str) -> Tensor:
         """A parameter of the base to compute with."""
-        return self.unpacked() if is_packed(self, name) else stored(self, name)  # type: ignore[operator]
+        return self.dequantize_weight() if is_quantized(self, name) else stored(self, name)  # type: ignore[operator]
 
     def base(self, name: str) -> Tensor:
         """A parameter of the base in full, in float32 at least."""
         return base_value(self, name)
 
     def merged(self, name: str) -> Tensor:
-        """A parameter of the base in full with the adapter folded in, in float32 at least."""
+        """A parameter of the base in full with the adapter merged in, in float32 at least."""
         copy = self._parameters.get(name + COPY)
         return self.base(name) if copy is None else widened(whole(copy))
 
     def refusal(self) -> str:
-        """Why the adapter cannot be folded into the base, if it cannot."""
+        """Why the adapter cannot be merged into the base, if it cannot."""
         return ""
 
-    def first_values(self, settings: Any, seed: str) -> First:
+    def init_values(self, settings: Any, seed: str) -> InitValues:
         """The name and the whole first value of each parameter that the adapter added.
 
         Args:

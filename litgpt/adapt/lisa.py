@@ -24,7 +24,7 @@ def attach(model: GPT, settings: LISA) -> None:
         parameter.requires_grad_(not name.endswith(".router.correction"))
 
 
-class TurningBlocks:
+class LISASchedule:
     """The blocks of a model, of which some are trained at a time: all alike likely, by the seed and the step alone."""
 
     def __init__(self, model: GPT, settings: LISA, seed: int) -> None:

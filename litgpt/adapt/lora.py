@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from litgpt.adapt.layers import (
     Adapted,
-    First,
+    InitValues,
     add,
     answer_for,
     become,
@@ -33,7 +33,7 @@ from litgpt.recipe.tuner import LoRA
 Part = Callable[[str, str], Tensor | None]
 
 
-class LowRank(Adapted):
+class LoRALayer(Adapted):
     """A layer that computes with W + s (B A - first B first A) in place of some of its matrices.
 
     The parameters of the update of `weight` are `lora_a` (r, in) and `lora_b` (out, r). Where their first values are
@@ -54,9 +54,9 @@ class LowRank(Adapted):
             return None if part is None else widened(whole(part))
 
         weight = super().merged(name)
-        return weight if self.part(name, "lora_a") is None else self.folded(name, weight, gathered)
+        return weight if self.part(name, "lora_a") is None else self.merge_update(name, weight, gathered)
 
-    def folded(self, name: str, weight: Tensor, part: Part, *, dropout: float = 0.0) -> Tensor:
+    def merge_update(self, name: str, weight: Tensor, part: Part, *, dropout: float = 0.0) -> Tensor:
         """(out, in), the matrix `name` with its update, and rows of the lengths that DoRA trains.
 
         Args:
@@ -80,10 +80,12 @@ class LowRank(Adapted):
         """The matrix `name` to compute with."""
         if not self.adapter_on:
             return self.frozen(name)
-        return self.folded(name, self.frozen(name), self.part, dropout=self.lora_dropout if self.training else 0.0)
+        return self.merge_update(
+            name, self.frozen(name), self.part, dropout=self.lora_dropout if self.training else 0.0
+        )
 
-    def first_values(self, settings: LoRA, seed: str) -> First:
-        yield from super().first_values(settings, seed)
+    def init_values(self, settings: LoRA, seed: str) -> InitValues:
+        yield from super().init_values(settings, seed)
         for name in [name for name in list(self._parameters) if self.part(name, "lora_a") is not None]:
             weight = self.base(name)
             a, b = FACTORS[settings.init](weight, settings, generator(f"{seed}/{part_name(name, 'lora_a')}"))
@@ -96,7 +98,7 @@ class LowRank(Adapted):
                 yield part_name(name, "lora_magnitude"), row_lengths(weight)
 
 
-class LowRankLinear(LowRank):
+class LoRALinear(LoRALayer):
     """A linear layer with an update of low rank, whose whole matrix is never made: W x + s B (A x)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,15 +107,15 @@ class LowRankLinear(LowRank):
             return y
         a, b, magnitude = (self.part("weight", key) for key in ("lora_a", "lora_b", "lora_magnitude"))
         assert a is not None and b is not None
-        update = self.lora_scale * F.linear(thinned(x, a, self.lora_dropout if self.training else 0.0), b)
+        update = self.lora_scale * F.linear(lora_down(x, a, self.lora_dropout if self.training else 0.0), b)
         a_first, b_first = (self.part("weight", key) for key in ("lora_a_first", "lora_b_first"))
         if a_first is not None and b_first is not None:
-            update = update - self.lora_scale * F.linear(thinned(x, a_first), b_first)
+            update = update - self.lora_scale * F.linear(lora_down(x, a_first), b_first)
         update = update.to(y.dtype)
         if magnitude is None:
             return y + update
         with torch.no_grad():
-            lengths = row_lengths(self.folded("weight", self.frozen("weight"), self._without_magnitude))
+            lengths = row_lengths(self.merge_update("weight", self.frozen("weight"), self._without_magnitude))
         turned = (y if self.bias is None else y - self.bias) + update
         y = turned * (magnitude / lengths).to(y.dtype)
         return y if self.bias is None else y + self.bias
@@ -122,7 +124,7 @@ class LowRankLinear(LowRank):
         return None if key == "lora_magnitude" else self.part(name, key)
 
 
-class LowRankExperts(LowRank):
+class LoRAExperts(LoRALayer):
     """Stacked experts, each with updates of low rank of its own."""
 
     gating: Callable[[Tensor, Tensor], Tensor]
@@ -160,15 +162,15 @@ def grouped_through(x_RD: Tensor, a: Tensor, b: Tensor, ends_E: Tensor) -> Tenso
     return grouped_linear(grouped_linear(x_RD, a, None, ends_E), b, None, ends_E)
 
 
-def thinned(x: Tensor, a: Tensor, dropout: float = 0.0) -> Tensor:
+def lora_down(x: Tensor, a: Tensor, dropout: float = 0.0) -> Tensor:
     """A x, (..., r), in the type of A or autocast's, with some numbers of x left out at random."""
     device = x.device.type
     compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else a.dtype
     x, a = x.to(compute), a.to(compute)
-    return _Thinned.apply(x, a, dropout) if dropout else F.linear(x, a)
+    return LoRADown.apply(x, a, dropout) if dropout else F.linear(x, a)
 
 
-class _Thinned(torch.autograd.Function):
+class LoRADown(torch.autograd.Function):
     """A x with dropout: keeps x, which the layers beside share, and which numbers stay; not their products."""
 
     @staticmethod
@@ -284,9 +286,9 @@ def add_update(model: GPT, name: str, settings: LoRA) -> None:
         add(layer, part_name(key, "lora_magnitude"), (*experts, rows), weight)
     layer.lora_scale, layer.lora_dropout = settings.scale, settings.dropout  # type: ignore[assignment]
     if isinstance(layer, nn.Linear) and name != "head":
-        become(layer, LowRankLinear)
+        become(layer, LoRALinear)
     elif isinstance(layer, Experts):
-        become(layer, LowRankExperts)
+        become(layer, LoRAExperts)
     else:
-        become(layer, LowRank)
-        answer_for(layer, key, LowRank.answer)
+        become(layer, LoRALayer)
+        answer_for(layer, key, LoRALayer.answer)

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.adapt.layers import Adapted, First, add, become, generator, stored, widened
+from litgpt.adapt.layers import Adapted, InitValues, add, become, generator, stored, widened
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import ReFT
 
 
-class Edited(Adapted):
+class ReFTBlock(Adapted):
     """A block whose output h becomes h + R^T (W h + b - R h) at every position.
 
     Its added parameters are `reft_basis` (r, D), whose rows made orthonormal are R, `reft_weight` (r, D) and
@@ -36,9 +36,9 @@ class Edited(Adapted):
         """What it does to hidden states is no part of any weight."""
         return "its edits of hidden states have no place in the base's shape"
 
-    def first_values(self, settings: ReFT, seed: str) -> First:
+    def init_values(self, settings: ReFT, seed: str) -> InitValues:
         """W starts as R, so that nothing is edited."""
-        yield from super().first_values(settings, seed)
+        yield from super().init_values(settings, seed)
         basis = torch.empty(stored(self, "reft_basis").shape).normal_(generator=generator(f"{seed}/reft_basis"))
         yield "reft_basis", basis
         yield "reft_weight", orthonormal(basis)
@@ -69,4 +69,4 @@ def attach(model: GPT, settings: ReFT) -> None:
             add(block, key, shape, model.embedding.weight)
         add(block, "reft_bias", (settings.r,), model.embedding.weight)
         block.reft_dropout = settings.dropout  # type: ignore[assignment]
-        become(block, Edited)
+        become(block, ReFTBlock)

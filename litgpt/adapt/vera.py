@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.adapt.layers import Adapted, First, add, become, shape_of, stored, whole, widened
+from litgpt.adapt.layers import Adapted, InitValues, add, become, shape_of, stored, whole, widened
 from litgpt.adapt.targets import linears_of, modules_known_as
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import VeRA
 
 
-class Projections(Adapted):
+class VeRAProjections(Adapted):
     """What all layers share: `a` (r, in) and `b` (out, r), as wide as the widest layer needs them."""
 
-    def first_values(self, settings: VeRA, seed: str) -> First:
+    def init_values(self, settings: VeRA, seed: str) -> InitValues:
         """Uniform within sqrt(6 / inputs), drawn as PEFT draws them."""
         draw = torch.Generator().manual_seed(settings.projection_seed)
         for key in ("a", "b"):
@@ -24,14 +24,14 @@ class Projections(Adapted):
             yield key, torch.empty(shape).uniform_(-bound, bound, generator=draw)
 
 
-class Vector(Adapted):
+class VeRALinear(Adapted):
     """A linear layer that is W x + b + scale_b * (B (scale_d * (A x))), where A and B are the projections.
 
     Its added parameters are `vera_scale_d` (r,) and `vera_scale_b` (out,).
     """
 
     vera_dropout: float
-    vera_pair: list[Projections]  # in a list, so that they are no part of each layer
+    vera_pair: list[VeRAProjections]  # in a list, so that they are no part of each layer
     in_features: int
     out_features: int
 
@@ -58,8 +58,8 @@ class Vector(Adapted):
         scale_d, scale_b = (widened(whole(stored(self, key))) for key in ("vera_scale_d", "vera_scale_b"))
         return value + (scale_b[:, None] * b[: self.out_features]) @ (scale_d[:, None] * a[:, : self.in_features])
 
-    def first_values(self, settings: VeRA, seed: str) -> First:
-        yield from super().first_values(settings, seed)
+    def init_values(self, settings: VeRA, seed: str) -> InitValues:
+        yield from super().init_values(settings, seed)
         yield "vera_scale_d", torch.full(stored(self, "vera_scale_d").shape, settings.d_initial)
         yield "vera_scale_b", torch.zeros(stored(self, "vera_scale_b").shape)
 
@@ -73,7 +73,7 @@ def attach(model: GPT, settings: VeRA) -> None:
     targets = linears_of(model, modules_known_as(model), settings.target_modules)
     shapes = [shape_of(layer, "weight") for _, layer in targets]
     like = stored(targets[0][1], "weight")
-    pair = Projections()
+    pair = VeRAProjections()
     add(pair, "a", (settings.r, max(shape[1] for shape in shapes)), like, trained=False)
     add(pair, "b", (max(shape[0] for shape in shapes), settings.r), like, trained=False)
     model.add_module("projections", pair)
@@ -81,4 +81,4 @@ def attach(model: GPT, settings: VeRA) -> None:
         add(layer, "vera_scale_d", (settings.r,), like)
         add(layer, "vera_scale_b", (layer.out_features,), like)
         layer.vera_dropout, layer.vera_pair = settings.dropout, [pair]  # type: ignore[assignment]
-        become(layer, Vector)
+        become(layer, VeRALinear)

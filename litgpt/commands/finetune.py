@@ -31,10 +31,10 @@ def run(recipe: Finetune) -> None:
 
 def adapter_for(recipe: Finetune) -> Path | None:
     """The folder of the adapter whose training goes on: of a run, its newest one."""
-    if recipe.first_adapter is None:
+    if recipe.initial_adapter is None:
         return None
     try:
-        return inside_run(find_folder(recipe.first_adapter, access_token=recipe.access_token))
+        return inside_run(find_folder(recipe.initial_adapter, access_token=recipe.access_token))
     except UserError as error:
         raise UserError(f"initial_adapter_dir: {str(error).removeprefix('checkpoint_dir: ')}") from None
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from litgpt import adapt
-from litgpt.adapt import quantized
+from litgpt.adapt import quantization
 from litgpt.errors import UserError
 from litgpt.model import registry
 from litgpt.model.config import Config
@@ -175,7 +175,7 @@ def open_adapted(
     packing = adapter.run.quantize if quantize == "as_trained" else quantize
     dtype = dtype or adapter.dtype
     model = (
-        packed_model(base, packing, device=device, dtype=dtype)
+        open_quantized(base, packing, device=device, dtype=dtype)
         if packing
         else open_model(base, device=device, dtype=dtype)
     )
@@ -191,13 +191,13 @@ def open_adapted(
     return model.eval()
 
 
-def packed_model(base: Path, kind: str, *, device: torch.device, dtype: torch.dtype) -> GPT:
+def open_quantized(base: Path, kind: str, *, device: torch.device, dtype: torch.dtype) -> GPT:
     """The model in a folder with the matrices of its blocks packed, as training packs them."""
     config = published.shape_in(base)
     model = empty_model(config, dtype, torch.device("meta"))
-    quantized.quantize(model, kind)
+    quantization.quantize(model, kind)
     model.to_empty(device=device)
-    quantized.fill(model, published.tensors_in(base, config), device=device)
+    quantization.load_quantized(model, published.tensors_in(base, config), device=device)
     return model
 
 

@@ -182,7 +182,7 @@ def local_of(name: str, key: str, module: nn.Module, config: Config, axis: Devic
     if kind is None:
         outside = not sequence and ".attention." not in name and ".mlp." not in name
         return Local((Replicate(),), None if outside else (Partial(),))
-    if key in getattr(module, "pieces", ()):
+    if key in getattr(module, "quant_tensors", ()):
         return Local((Replicate(),))
     if key == "lora_magnitude" and kind == "rows":
         raise UserError("tuner.dora: true has no split for parallel.tensor: it norms whole rows; set dora: false")
@@ -205,13 +205,13 @@ def cut_packed(model: GPT, config: Config, axis: DeviceMesh) -> None:
     rank, ranks = axis.get_local_rank(), axis.size()
     groups = config.n_query_groups or config.n_head
     for name, module in model.named_modules():
-        if hasattr(module, "pieces") and (kind := kind_of(name)):
+        if hasattr(module, "quant_tensors") and (kind := kind_of(name)):
             if hasattr(module, "lora_magnitude"):
                 raise UserError("tuner.dora: true is not for a packed base with parallel.tensor; set dora: false")
             if kind == "groups" and groups % ranks:
-                module.cut = partial(own_group, rank=rank, ranks=ranks, groups=groups)
+                module.slice_weight = partial(own_group, rank=rank, ranks=ranks, groups=groups)
             else:
-                module.cut = partial(own_part, group=axis.get_group(), dim=DIMS[kind]["weight"])
+                module.slice_weight = partial(own_part, group=axis.get_group(), dim=DIMS[kind]["weight"])
 
 
 def kind_of(name: str) -> str | None:

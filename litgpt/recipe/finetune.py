@@ -10,7 +10,7 @@ from litgpt.recipe.train import EvalArgs, TrainArgs
 from litgpt.recipe.training import Training
 from litgpt.recipe.tuner import LISA, Adapter, AdapterV2, Full, LoRA, Tuner
 
-Packing = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training", "torchao.nf4"]
+TrainingQuantFormat = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training", "torchao.nf4"]
 
 # LitGPT's switches, and the layers of ours that each stands for.
 LORA_SWITCHES = {
@@ -46,17 +46,17 @@ class Finetune(Training):
     """Noise on the embeddings while training, up to this over the root of a sample's length x the model's width."""
 
     @property
-    def packing(self) -> str | None:
+    def quantization(self) -> str | None:
         """How the frozen matrices of the blocks are kept; None for as they are."""
         return None
 
     @property
-    def first_adapter(self) -> Path | None:
+    def initial_adapter(self) -> Path | None:
         """The adapter whose training goes on; None to begin one."""
         return None
 
     @property
-    def tuned(self) -> Tuner:
+    def resolved_tuner(self) -> Tuner:
         """What is trained, and added to the model to that end."""
         return Full()
 
@@ -80,7 +80,7 @@ class Finetune(Training):
                     f"neftune_alpha: {self.neftune_alpha:g} is for whole samples, not with parallel.{axis}: {degree}; "
                     f"set parallel.{axis}: 1, or neftune_alpha: null"
                 )
-        if isinstance(self.tuned, LISA) and self.parallel.pipeline > 1:
+        if isinstance(self.resolved_tuner, LISA) and self.parallel.pipeline > 1:
             raise UserError(
                 f"tuner: LISA draws among all blocks, not with parallel.pipeline: {self.parallel.pipeline}; "
                 "set parallel.pipeline: 1"
@@ -103,7 +103,7 @@ class FinetuneFull(Finetune):
             raise UserError(f"tuner: {type(self.tuner).__name__} adds to the model; use litgpt finetune, or Full")
 
     @property
-    def tuned(self) -> Tuner:
+    def resolved_tuner(self) -> Tuner:
         """Which weights are trained."""
         return self.tuner
 
@@ -132,7 +132,7 @@ class FinetuneLora(Finetune):
     """Adapt the feed-forward layers."""
     lora_head: bool = False
     """Adapt the output layer."""
-    quantize: Packing | None = field(default=None, kw_only=True)
+    quantize: TrainingQuantFormat | None = field(default=None, kw_only=True)
     """Keep the frozen matrices of the blocks in 4 or 8 bits."""
     tuner: Tuner | None = field(default=None, kw_only=True)
     """A tuner of any kind, instead of the lora_ keys."""
@@ -158,12 +158,12 @@ class FinetuneLora(Finetune):
             raise UserError("lora_query: false, and no other layer is adapted; set lora_query: true or another")
 
     @property
-    def packing(self) -> str | None:
+    def quantization(self) -> str | None:
         """How the frozen matrices of the blocks are kept; None for as they are."""
         return self.quantize
 
     @property
-    def first_adapter(self) -> Path | None:
+    def initial_adapter(self) -> Path | None:
         """The adapter whose training goes on; None to begin one."""
         return self.initial_adapter_dir
 
@@ -172,7 +172,7 @@ class FinetuneLora(Finetune):
         return getattr(self, name) != default
 
     @property
-    def tuned(self) -> Tuner:
+    def resolved_tuner(self) -> Tuner:
         """The tuner that the settings stand for."""
         if self.tuner is not None:
             return self.tuner
@@ -188,7 +188,7 @@ class FinetuneAdapter(Finetune):
 
     out_dir: Path = field(default=Path("out/finetune/adapter"), kw_only=True)
     """Folder for checkpoints, logs and the finished adapter."""
-    quantize: Packing | None = field(default=None, kw_only=True)
+    quantize: TrainingQuantFormat | None = field(default=None, kw_only=True)
     """Keep the frozen matrices of the blocks in 4 or 8 bits."""
     tuner: Tuner = field(default_factory=Adapter, kw_only=True)
     """The settings of Adapter."""
@@ -202,12 +202,12 @@ class FinetuneAdapter(Finetune):
             )
 
     @property
-    def packing(self) -> str | None:
+    def quantization(self) -> str | None:
         """How the frozen matrices of the blocks are kept; None for as they are."""
         return self.quantize
 
     @property
-    def tuned(self) -> Tuner:
+    def resolved_tuner(self) -> Tuner:
         """What is trained, and added to the model to that end."""
         return self.tuner
 

@@ -119,7 +119,7 @@ def of_finetuning(recipe: Finetune, folder: Path, base: str, adapter: Path | Non
             "further, or fold it in first (litgpt merge_lora)"
         )
     config = published.shape_in(folder)
-    tuner = settings_of(adapter, config) if adapter else recipe.tuned
+    tuner = settings_of(adapter, config) if adapter else recipe.resolved_tuner
     return Origin(
         task="finetune",
         config=adapt.shape_for(tuner, config),
@@ -127,7 +127,7 @@ def of_finetuning(recipe: Finetune, folder: Path, base: str, adapter: Path | Non
         weights=folder,
         tokenizer_dir=folder,
         tuner=tuner,
-        quantize=recipe.packing,
+        quantize=recipe.quantization,
         dtype=str(PRECISIONS[recipe.precision or default_precision()].storage).removeprefix("torch."),
         base=base,
         noise=recipe.neftune_alpha,

@@ -15,8 +15,8 @@ from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from litgpt import adapt
-from litgpt.adapt import llama_pro, quantized
-from litgpt.adapt.noise import add_noise
+from litgpt.adapt import llama_pro, quantization
+from litgpt.adapt.neftune import add_noise
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
@@ -173,7 +173,7 @@ def on_meta(recipe: Training, origin: Origin, mesh: Mesh | None, device: torch.d
     with torch.device("meta"):
         model = GPT(origin.config).to(precision.storage)
     if origin.quantize:
-        quantized.quantize(model, origin.quantize)
+        quantization.quantize(model, origin.quantize)
     if origin.tuner:
         adapt.attach(model, origin.tuner)
     if origin.noise:
@@ -231,7 +231,7 @@ def load_weights(model: GPT, origin: Origin, device: torch.device) -> None:
     assert origin.weights is not None
     if origin.quantize:
         tensors = published.tensors_in(origin.weights, origin.config)
-        quantized.fill(model, tensors, device=device, write=place)
+        quantization.load_quantized(model, tensors, device=device, write=place)
     elif isinstance(origin.tuner, LLaMAPro):
         tensors = published.tensors_in(origin.weights, published.shape_in(origin.weights))
         llama_pro.fill(model, tensors, origin.tuner, write=place)

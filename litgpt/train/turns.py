@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from litgpt.adapt.lisa import TurningBlocks
+from litgpt.adapt.lisa import LISASchedule
 from litgpt.model.gpt import GPT
 from litgpt.parallel.apply import note_formats, unwrapped
 from litgpt.recipe.tuner import LISA, Tuner
@@ -16,7 +16,7 @@ from litgpt.recipe.tuner import LISA, Tuner
 class Turns:
     """The blocks that take turns, and how a model is laid out again once others of its parameters are trained."""
 
-    blocks: TurningBlocks
+    blocks: LISASchedule
     wrap: Callable[[nn.Module], nn.Module]
 
     def turn_to(self, step: int, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> nn.Module:
@@ -33,6 +33,6 @@ def turns_of(tuner: Tuner | None, model: GPT, seed: int, wrap: Callable[[nn.Modu
     if not isinstance(tuner, LISA):
         return None
     note_formats(model)
-    blocks = TurningBlocks(model, tuner, seed)
+    blocks = LISASchedule(model, tuner, seed)
     blocks.turn_to(0)
     return Turns(blocks, wrap)

@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from litgpt import adapt
-from litgpt.adapt import quantized
-from litgpt.adapt.quantized import PACKINGS
+from litgpt.adapt import quantization
+from litgpt.adapt.quantization import QUANT_FORMATS
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.parallel.apply import full, parallelize, place
@@ -39,15 +39,15 @@ def build(case: str, ranks: int, precision: str = "64-true") -> GPT:
     shape = small("Mixtral-8x7B-v0.1", **EXPERTS) if case == "experts" else small("Qwen2.5-0.5B", tie_embeddings=False)
     with torch.device("meta"):
         model = GPT(shape).to(PRECISIONS[precision].storage)
-    if case in PACKINGS:
-        quantized.quantize(model, case)
+    if case in QUANT_FORMATS:
+        quantization.quantize(model, case)
     adapt.attach(model, settings)
     parallelize(model, mesh, ParallelArgs(), precision=PRECISIONS[precision], compile_blocks=False)
     model.to_empty(device="cpu")
-    if case in PACKINGS:
+    if case in QUANT_FORMATS:
         base = GPT(shape)
         initialize(base, 3)
-        quantized.fill(model, base.named_parameters(), write=place)
+        quantization.load_quantized(model, base.named_parameters(), write=place)
     else:
         initialize(model, 3, write=place)
     adapt.initialize(model, settings, 3, write=place)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from litgpt import adapt
-from litgpt.adapt.lisa import TurningBlocks
+from litgpt.adapt.lisa import LISASchedule
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.recipe.optimizer import SGD, AdamW, Muon, Optimizer
@@ -27,11 +27,11 @@ def prepared(name: str = "Llama-3.2-1B", settings: LISA = SETTINGS) -> GPT:
 
 def test_every_block_is_drawn_alike_often_and_stays_for_its_turn() -> None:
     model = prepared()
-    turns = [TurningBlocks(model, SETTINGS, seed=1).drawn(step) for step in range(1200)]
+    turns = [LISASchedule(model, SETTINGS, seed=1).drawn(step) for step in range(1200)]
     assert all(len(drawn) == 2 and drawn == turns[step // 3 * 3] for step, drawn in enumerate(turns))
     often = Counter(number for drawn in turns[::3] for number in drawn)
     assert all(count == pytest.approx(160, abs=35) for count in often.values()) and len(often) == 5
-    assert turns[:60] != [TurningBlocks(model, SETTINGS, seed=2).drawn(step) for step in range(60)]
+    assert turns[:60] != [LISASchedule(model, SETTINGS, seed=2).drawn(step) for step in range(60)]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_router_s_correction_is_never_trained() -> None:
     assert [name for name, one in model.named_parameters() if not one.requires_grad] == [
         f"blocks.{layer}.mlp.router.correction" for layer in range(2)
     ]
-    blocks = TurningBlocks(model, LISA(activated_layers=1), 0)
+    blocks = LISASchedule(model, LISA(activated_layers=1), 0)
     blocks.turn_to(0)
     (drawn,) = blocks.drawn(0)
     assert not any("correction" in name and one.requires_grad for name, one in model.named_parameters())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt import adapt
-from litgpt.adapt.lora import thinned
+from litgpt.adapt.lora import lora_down
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import LoRA
 from tests.adapt.models import IDS, adapted, base_of, loss_of, move, plain, published_modules, steps, transformers_model
@@ -180,7 +180,7 @@ def test_autocast_computes_in_bfloat16_near_the_exact_result() -> None:
 def test_dropout_is_torchs_and_keeps_one_byte_an_input(wanted: bool) -> None:
     x, a, slope = (torch.randn(size, dtype=torch.float64) for size in ((2, 5, 16), (4, 16), (2, 5, 4)))
     found = []
-    for way in (lambda: F.linear(F.dropout(x, 0.3), a), lambda: thinned(x, a, 0.3)):
+    for way in (lambda: F.linear(F.dropout(x, 0.3), a), lambda: lora_down(x, a, 0.3)):
         kept: list[Tensor] = []
         x.requires_grad_(wanted).grad, a.requires_grad_().grad = None, None
         torch.manual_seed(1)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from litgpt import adapt
-from litgpt.adapt import quantized
+from litgpt.adapt import quantization
 from litgpt.cli import main
 from litgpt.commands import merge_lora
 from litgpt.infer.load import open_model
@@ -111,9 +111,9 @@ def test_into_a_packed_base_as_training_saw_it_or_into_the_original(
     model = random_model(small("Qwen2.5-0.5B"))
     published.save(tmp_path / "base", config=model.config, tensors=base_of(model))
     packed = GPT(model.config)
-    quantized.quantize(packed, "bnb.int8-training")
+    quantization.quantize(packed, "bnb.int8-training")
     adapt.attach(packed, settings)
-    quantized.fill(packed, list(model.named_parameters()))
+    quantization.load_quantized(packed, list(model.named_parameters()))
     adapt.initialize(packed, settings, 0)
     move(packed)
     save(tmp_path, packed, settings, dtype="float32", quantize="bnb.int8-training")

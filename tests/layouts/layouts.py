@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from litgpt import adapt
-from litgpt.adapt import quantized
+from litgpt.adapt import quantization
 from litgpt.data.batch import IGNORE, Batch
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
@@ -153,7 +153,7 @@ def built(case: Case, mesh: Mesh | None) -> GPT:
     with torch.device("meta"):
         model = GPT(SHAPES[case.shape]).to(torch.float64)
     if case.quantize:
-        quantized.quantize(model, case.quantize)
+        quantization.quantize(model, case.quantize)
     if case.tuner:
         adapt.attach(model, TUNERS[case.tuner])
     precision = PRECISIONS["64-true"]
@@ -163,7 +163,7 @@ def built(case: Case, mesh: Mesh | None) -> GPT:
     if case.quantize:
         base = GPT(SHAPES[case.shape])
         initialize(base, 3)
-        quantized.fill(model, base.named_parameters(), write=place)
+        quantization.load_quantized(model, base.named_parameters(), write=place)
     else:
         initialize(model, 3, write=place)
     if case.tuner:

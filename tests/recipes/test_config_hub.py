@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from litgpt.adapt import attach
-from litgpt.adapt.quantized import quantize
+from litgpt.adapt.quantization import quantize
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 
@@ -70,12 +70,12 @@ def test_each_finetuning_recipe_fits_the_model_that_it_names(litgpt, path):
     shape = Config.from_name(recipe.checkpoint_dir.relative_to("checkpoints").as_posix(), n_layer=1)
     with torch.device("meta"):
         model = GPT(shape)
-    if recipe.packing:
-        quantize(model, recipe.packing)
-    attach(model, recipe.tuned)
+    if recipe.quantization:
+        quantize(model, recipe.quantization)
+    attach(model, recipe.resolved_tuner)
     trained = {name for name, one in model.named_parameters() if one.requires_grad}
     assert trained and (path.stem == "full" or all("lora_" in name for name in trained))
-    assert (recipe.packing is not None) == path.stem.endswith("qlora")
+    assert (recipe.quantization is not None) == path.stem.endswith("qlora")
     train = recipe.train
     assert train.global_batch_size % (train.micro_batch_size * recipe.devices) == 0 and train.max_seq_length == 512
     if path.stem.startswith("self-cognition"):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from litgpt.adapt.layers import Adapted, First, add, answer_for, become, stored, train_copy, whole, widened
+from litgpt.adapt.layers import Adapted, InitValues, add, answer_for, become, stored, train_copy, whole, widened
 from litgpt.adapt.targets import found_by_ending, linears_of, modules_known_as
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
@@ -41,8 +41,8 @@ class Scaled(Adapted):
         value = value if shift is None else value + shift
         return value if scale_out is None else value * scale_out
 
-    def first_values(self, settings: Tuner, seed: str) -> First:
-        yield from super().first_values(settings, seed)
+    def init_values(self, settings: Tuner, seed: str) -> InitValues:
+        yield from super().init_values(settings, seed)
         for key, start in (("scale_in", torch.ones), ("scale_out", torch.ones), ("shift", torch.zeros)):
             if self._parameters.get(key) is not None:
                 yield key, start(stored(self, key).shape)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from litgpt import adapt
-from litgpt.adapt import layers, quantized
-from litgpt.adapt.quantized import PACKINGS, Packed, Packing
+from litgpt.adapt import layers, quantization
+from litgpt.adapt.quantization import QUANT_FORMATS, QuantFormat, QuantizedLinear
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import BOFT, IA3, LoRA, Tuner, VeRA
@@ -36,10 +36,10 @@ def packed(kind: str, settings: Tuner, folder: Path, dtype: torch.dtype = torch.
         published.save(folder, config=config, tensors=dict(random_model(config).named_parameters()))
     with torch.device("meta"):
         model = GPT(config).to(dtype)
-    quantized.quantize(model, kind)
+    quantization.quantize(model, kind)
     adapt.attach(model, settings)
     model.to_empty(device="cpu")
-    quantized.fill(model, published.tensors_in(folder, config))
+    quantization.load_quantized(model, published.tensors_in(folder, config))
     adapt.initialize(model, settings, 0)
     return model
 
@@ -56,20 +56,20 @@ def as_it_stands(model: GPT, settings: Tuner) -> GPT:
     return other
 
 
-@pytest.mark.parametrize("kind", PACKINGS)
+@pytest.mark.parametrize("kind", QUANT_FORMATS)
 def test_a_packed_matrix_is_near_and_small(kind: str) -> None:
-    packing: Packing = PACKINGS[kind]
+    quant_format: QuantFormat = QUANT_FORMATS[kind]
     weight = torch.randn(512, 384, generator=torch.Generator().manual_seed(0))
-    pieces = packing.pack(weight)
-    assert {name: piece.numel() for name, piece in pieces.items()} == packing.sizes((512, 384))
-    assert all(piece.dtype == torch.uint8 and piece.dim() == 1 for piece in pieces.values())
-    back = packing.unpack(pieces, (512, 384), torch.float32)
+    quant_tensors = quant_format.quantize(weight)
+    assert {name: tensor.numel() for name, tensor in quant_tensors.items()} == quant_format.sizes((512, 384))
+    assert all(tensor.dtype == torch.uint8 and tensor.dim() == 1 for tensor in quant_tensors.values())
+    back = quant_format.dequantize(quant_tensors, (512, 384), torch.float32)
     error = (back - weight).norm() / weight.norm()
     assert 1e-4 < error < (0.01 if "int8" in kind else 0.14 if "fp4" in kind else 0.1)
-    assert sum(piece.numel() for piece in pieces.values()) / weight.numel() < BYTES[kind]
+    assert sum(tensor.numel() for tensor in quant_tensors.values()) / weight.numel() < BYTES[kind]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in PACKINGS if kind.startswith("bnb") and "int8" not in kind])
+@pytest.mark.parametrize("kind", [kind for kind in QUANT_FORMATS if kind.startswith("bnb") and "int8" not in kind])
 @pytest.mark.parametrize("shape", [(48, 64), (5, 30)])
 def test_four_bits_are_those_of_bitsandbytes_to_the_bit(kind: str, shape: tuple[int, int]) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -84,10 +84,10 @@ def test_four_bits_are_those_of_bitsandbytes_to_the_bit(kind: str, shape: tuple[
     layer.weight.data.copy_(weight)
     layer.to("cpu")
     expected = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    ours = PACKINGS[kind].unpack(PACKINGS[kind].pack(weight), shape, torch.float32)
+    ours = QUANT_FORMATS[kind].dequantize(QUANT_FORMATS[kind].quantize(weight), shape, torch.float32)
     assert torch.equal(ours, expected)
     assert torch.equal(
-        PACKINGS[kind].unpack(PACKINGS[kind].pack(weight), shape, torch.bfloat16), expected.bfloat16()
+        QUANT_FORMATS[kind].dequantize(QUANT_FORMATS[kind].quantize(weight), shape, torch.bfloat16), expected.bfloat16()
     ) or kind.endswith("dq")
 
 
@@ -95,19 +95,20 @@ def test_torchao_is_read_back_to_the_bit() -> None:
     from torchao.quantization import to_nf4
 
     weight = torch.randn(256, 128)
-    packing = PACKINGS["torchao.nf4"]
+    quant_format = QUANT_FORMATS["torchao.nf4"]
     assert torch.equal(
-        packing.unpack(packing.pack(weight), (256, 128), torch.float32), to_nf4(weight).get_original_weight()
+        quant_format.dequantize(quant_format.quantize(weight), (256, 128), torch.float32),
+        to_nf4(weight).get_original_weight(),
     )
 
 
-@pytest.mark.parametrize("kind", PACKINGS)
+@pytest.mark.parametrize("kind", QUANT_FORMATS)
 def test_lora_trains_as_over_the_weights_that_the_packed_ones_stand_for(kind: str, tmp_path: Path) -> None:
     settings = LoRA(r=4, dropout=0.0)
     model = packed(kind, settings, tmp_path / "base")
     other = as_it_stands(model, settings)
     base = {name: value.clone() for name, value in model.named_parameters() if not value.requires_grad}
-    assert sum(isinstance(layer, Packed) for layer in model.modules()) == 14
+    assert sum(isinstance(layer, QuantizedLinear) for layer in model.modules()) == 14
     for one in (model, other):
         move(one)
     assert (model(IDS) - other(IDS)).abs().max() < 1e-5
@@ -153,7 +154,9 @@ def test_no_whole_weight_is_kept_for_the_backward_pass(tmp_path: Path) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss_of(model(IDS)).backward()
-    shapes = {(layer.out_features, layer.in_features) for layer in model.modules() if isinstance(layer, Packed)}
+    shapes = {
+        (layer.out_features, layer.in_features) for layer in model.modules() if isinstance(layer, QuantizedLinear)
+    }
     assert kept and not {shape for shape in kept if shape in shapes or shape[::-1] in shapes}
 
 
@@ -166,7 +169,7 @@ def test_filling_holds_one_weight_at_a_time(tmp_path: Path) -> None:
         held.append(value.numel() * value.element_size())
         parameter.copy_(value)
 
-    quantized.fill(model, published.tensors_in(tmp_path / "base", model.config), write=write)
+    quantization.load_quantized(model, published.tensors_in(tmp_path / "base", model.config), write=write)
     assert max(held) == 80 * 64 * 4  # the embedding; every packed piece is smaller
     assert all(torch.equal(value, before[name]) for name, value in base_of(model).items())
 
@@ -200,11 +203,11 @@ def test_bfloat16_and_autocast(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_packed_is_one_line(kind: str, name: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        quantized.quantize(GPT(small(name)), kind)
+        quantization.quantize(GPT(small(name)), kind)
 
 
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantized, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package bitsandbytes; `pip install bitsandbytes`"):
-        quantized.packing_of("bnb.nf4")
-    assert quantized.packing_of("bnb.int8-training")
+        quantization.find_quant_format("bnb.nf4")
+    assert quantization.find_quant_format("bnb.int8-training")

@@ -6,15 +6,15 @@ Axes: B batch, H query heads, K key-value heads, T tokens, L prompt length, S he
 import torch
 from torch import Tensor
 
-from litgpt.adapt.layers import Adapted, First, add, become, generator, stored
-from litgpt.adapt.scaled import attach_scales_and_shifts
+from litgpt.adapt.ia3 import attach_scales_and_shifts
+from litgpt.adapt.layers import Adapted, InitValues, add, become, generator, stored
 from litgpt.errors import UserError
 from litgpt.model.attention import Attention, Shared, attend
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import Adapter, AdapterV2
 
 
-class Prompted(Adapted):
+class PrefixAttention(Adapted):
     """An attention whose heads also attend to `prompt` (L, D), each as much as its `prompt_gate` (H,) lets it.
 
     Keys and values of the prompt are those of the layer, without positions.
@@ -39,8 +39,8 @@ class Prompted(Adapted):
         """Its prompt is no part of any weight."""
         return "its prompt has no place in the base's shape"
 
-    def first_values(self, settings: Adapter, seed: str) -> First:
-        yield from super().first_values(settings, seed)
+    def init_values(self, settings: Adapter, seed: str) -> InitValues:
+        yield from super().init_values(settings, seed)
         yield "prompt", torch.empty(stored(self, "prompt").shape).normal_(generator=generator(f"{seed}/prompt"))
         yield "prompt_gate", torch.zeros(stored(self, "prompt_gate").shape)
 
@@ -64,6 +64,6 @@ def attach(model: GPT, settings: Adapter) -> None:
         weight = stored(attention.q, "weight")
         add(attention, "prompt", (settings.prompt_length, config.n_embd), weight)
         add(attention, "prompt_gate", (config.n_head,), weight)
-        become(attention, Prompted)
+        become(attention, PrefixAttention)
     if isinstance(settings, AdapterV2):
         attach_scales_and_shifts(model)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.integrations.neftune import neftune_post_forward_hook
 
-from litgpt.adapt.noise import add_noise, noisy
+from litgpt.adapt.neftune import add_noise, noisy
 from litgpt.model.gpt import GPT
 from tests.store.models import random_model, small
 
