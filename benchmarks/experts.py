@@ -143,10 +143,10 @@ def ours(model: int, hidden: int, router: Any, gate: Any, up: Any, down: Any) ->
 
 def litgpt(model: int, hidden: int, router: Any, gate: Any, up: Any, down: Any) -> tuple[Any, list[Any]]:
     """LitGPT's block."""
+    import litgpt.model as peer
     from litgpt.config import Config
-    from litgpt.model import LLaMAMoE
 
-    block = LLaMAMoE(Config(**shape(model, hidden))).to(router)
+    block = peer.LLaMAMoE(Config(**shape(model, hidden))).to(router)
     given = {"gate.weight": router}
     for name, stack in (("fc_1", gate), ("fc_2", up), ("proj", down)):
         given |= {f"experts.{number}.{name}.weight": one for number, one in enumerate(stack)}

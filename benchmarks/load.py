@@ -144,8 +144,7 @@ def load_litgpt(folder: str, until: str) -> None:
     """Load a converted folder as LitGPT's commands do on a CPU: a model, then its file."""
     import torch
 
-    from litgpt.config import Config
-    from litgpt.model import GPT
+    from litgpt import GPT, Config
 
     torch.set_default_dtype(torch.bfloat16)
     model = GPT(Config.from_file(Path(folder) / "model_config.yaml"))
