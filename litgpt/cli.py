@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from litgpt.errors import UserError
-from litgpt.recipe.commands import COMMANDS, Command, find_command, load
+from litgpt.recipe.commands import COMMANDS, Command, find_command, import_object
 from litgpt.version import __version__
 
 FOOT = "Each command takes --config FILE-or-URL, --key value for every key of its YAML, --print_config and --help."
 
 
-class Line(NamedTuple):
+class CommandLine(NamedTuple):
     """A command line taken apart."""
 
     words: list[str]
@@ -24,16 +24,16 @@ class Line(NamedTuple):
     print_config: str | None
 
 
-def overview() -> str:
+def format_overview() -> str:
     """The text of `litgpt --help`."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: litgpt COMMAND ...", "", *lines, "", FOOT])
 
 
-def take_apart(argv: list[str]) -> Line:
+def split_arguments(argv: list[str]) -> CommandLine:
     """Sort the words of a command line; a flag has one value, after a space or `=`."""
-    line = Line([], [], [], "-h" in argv or "--help" in argv, print_flags(argv))
+    line = CommandLine([], [], [], "-h" in argv or "--help" in argv, find_print_flags(argv))
     rest = iter(word for word in argv if word not in ("-h", "--help") and not word.startswith("--print_config"))
     for word in rest:
         if not word.startswith("--"):
@@ -51,13 +51,13 @@ def take_apart(argv: list[str]) -> Line:
     return line
 
 
-def print_flags(argv: list[str]) -> str | None:
+def find_print_flags(argv: list[str]) -> str | None:
     """What follows `--print_config=`, nothing being the empty text; None without that flag."""
     found = [word for word in argv if word.split("=")[0] == "--print_config"]
     return found[-1].partition("=")[2] if found else None
 
 
-def all_flags(line: Line, command: Command) -> list[tuple[str, str]]:
+def collect_flags(line: CommandLine, command: Command) -> list[tuple[str, str]]:
     """The flags of a line, and its words as the flags that they stand for."""
     if len(line.words) > len(command.positionals):
         extra = line.words[len(command.positionals)]
@@ -65,24 +65,24 @@ def all_flags(line: Line, command: Command) -> list[tuple[str, str]]:
     return [*zip(command.positionals, line.words, strict=False), *line.flags]
 
 
-def read_recipe(name: str, line: Line) -> Any:
+def read_recipe(name: str, line: CommandLine) -> Any:
     """The recipe that a line asks for; None if it asked for help, or for the configuration, which is printed."""
     from litgpt.recipe import build, show
 
     command = COMMANDS[name]
-    recipe = load(command.recipe)
-    flags = [build.Flag(key, value) for key, value in all_flags(line, command)]
+    recipe = import_object(command.recipe)
+    flags = [build.Flag(key, value) for key, value in collect_flags(line, command)]
     if line.help:
-        return build.parser_of(recipe, f"litgpt {name}").print_help()
+        return build.build_parser(recipe, f"litgpt {name}").print_help()
     if asked := next((flag for flag in flags if flag.key.endswith(".help")), None):
-        return show.choice_help(recipe, asked.key.removesuffix(".help"), asked.value)
-    tree = build.gather(recipe, line.configs, flags)
+        return show.print_choice_help(recipe, asked.key.removesuffix(".help"), asked.value)
+    tree = build.collect_settings(recipe, line.configs, flags)
     if line.print_config is not None:
         return show.print_config(recipe, tree, line.print_config)
-    return build.build(recipe, tree)
+    return build.build_recipe(recipe, tree)
 
 
-def place_output(recipe: Any) -> Any:
+def resolve_out_dir(recipe: Any) -> Any:
     """The recipe with a relative out_dir put under LIGHTNING_ARTIFACTS_DIR, if that is set."""
     root = os.environ.get("LIGHTNING_ARTIFACTS_DIR")
     if root and not recipe.out_dir.is_absolute():
@@ -94,13 +94,13 @@ def run_command(name: str, recipe: Any) -> None:
     """Hand a recipe to its command."""
     if name == "pretrain":
         if recipe.model_name == "list":
-            print("\n".join(["Available values:", *load("litgpt.model.registry:names")()]))
+            print("\n".join(["Available values:", *import_object("litgpt.model.registry:names")()]))
             return
-        recipe = place_output(recipe)
-    load(COMMANDS[name].run)(recipe)
+        recipe = resolve_out_dir(recipe)
+    import_object(COMMANDS[name].run)(recipe)
 
 
-def fail(error: UserError, code: int) -> int:
+def print_error(error: UserError, code: int) -> int:
     """Say what is wrong in one line on stderr."""
     print(f"litgpt: error: {error}", file=sys.stderr)
     return code
@@ -110,26 +110,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code is 2 for a line or recipe that is wrong, 1 for a run that cannot go on."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(overview())
+        print(format_overview())
         return 0
     if argv[0] == "--version":
         print(__version__)
         return 0
     try:
         name, rest = find_command(argv)
-        recipe = read_recipe(name, take_apart(rest))
+        recipe = read_recipe(name, split_arguments(rest))
     except UserError as error:
-        return fail(error, 2)
+        return print_error(error, 2)
     try:
         if recipe is not None:
             run_command(name, recipe)
     except UserError as error:
-        return fail(error, 1)
+        return print_error(error, 1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = error.filename or "writing"
-        return fail(UserError(f"{where}: {error.strerror}; free space first; checkpoints written before are intact"), 1)
+        return print_error(
+            UserError(f"{where}: {error.strerror}; free space first; checkpoints written before are intact"), 1
+        )
     except KeyboardInterrupt:
         return 130
     return 0

@@ -1,8 +1,22 @@
-"""The one error that users see: a single line about something they can mend."""
+"""The exception for errors that the user can fix."""
+
+import re
+
+RECIPE_KEY = re.compile(r"\w+(\.\w+)*")
 
 
 class UserError(Exception):
-    """Something the user can mend, said in one line: the key or file, its value, and one that would do."""
+    """An error that the user can fix, in one line: ``key: value is wrong; use another``, or a file in place of the key.
+
+    Attributes:
+        key: the recipe key that the message begins with; empty if it begins with anything else.
+        detail: the message without that key.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        key, separator, rest = message.partition(": ")
+        self.key, self.detail = (key, rest) if separator and RECIPE_KEY.fullmatch(key) else ("", message)
 
     def __str__(self) -> str:
         return " ".join(super().__str__().split())

@@ -17,7 +17,7 @@ MANIFEST = "manifest.json"
 HASHING_THREADS = 8
 
 
-class Damaged(UserError):
+class DamagedFileError(UserError):
     """A file that is missing, cut short or altered, named in the message."""
 
 
@@ -62,12 +62,12 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise Damaged(f"{path}: no such file") from None
+        raise DamagedFileError(f"{path}: no such file") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise Damaged(f"{path}: not valid JSON ({error})") from None
+        raise DamagedFileError(f"{path}: not valid JSON ({error})") from None
 
 
-def publish(staged: Path, final: Path) -> None:
+def publish_folder(staged: Path, final: Path) -> None:
     """Rename a finished folder to its final name, after fsync of all that is in it.
 
     Raises:
@@ -76,12 +76,12 @@ def publish(staged: Path, final: Path) -> None:
     for path in sorted(staged.rglob("*")):
         sync_file(path)
     sync_file(staged)
-    refuse_used(final)
+    check_unused(final)
     staged.rename(final)  # takes the place of an empty folder in the same single act
     sync_file(final.parent)
 
 
-def refuse_used(folder: Path) -> None:
+def check_unused(folder: Path) -> None:
     """Raise a UserError if there is anything at `folder` but an empty folder."""
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         raise UserError(f"{folder} already exists and is not empty; choose another folder or remove it")
@@ -98,7 +98,7 @@ def staged_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         UserError: if `final` already holds something and is not to be replaced.
     """
     if not replace:
-        refuse_used(final)
+        check_unused(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     staged, replaced = (final.with_name(f"{final.name}.{mark}.{kind}") for kind in ("partial", "replaced"))
@@ -107,7 +107,7 @@ def staged_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         yield staged
         if replace and final.is_dir():
             final.rename(replaced)
-        publish(staged, final)
+        publish_folder(staged, final)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
         if replaced.exists():
@@ -117,7 +117,7 @@ def staged_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
                 replaced.rename(final)
 
 
-def seal(folder: Path, known: dict[str, str] | None = None) -> None:
+def write_manifest(folder: Path, known: dict[str, str] | None = None) -> None:
     """Write the manifest of a folder last: name, bytes and SHA-256 of every file in it.
 
     Args:
@@ -129,15 +129,15 @@ def seal(folder: Path, known: dict[str, str] | None = None) -> None:
         for name in names
         if name != MANIFEST
     }
-    write_json(folder / MANIFEST, {"files": entries, "sha256": digest_of(entries)})
+    write_json(folder / MANIFEST, {"files": entries, "sha256": hash_entries(entries)})
 
 
-def digest_of(entries: Any) -> str:
+def hash_entries(entries: Any) -> str:
     """The SHA-256 of a manifest's entries, by which it notices damage to itself."""
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
-def verify(folder: Path) -> None:
+def verify_manifest(folder: Path) -> None:
     """Hold every file of a sealed folder against its manifest.
 
     Raises:
@@ -145,24 +145,24 @@ def verify(folder: Path) -> None:
     """
     manifest = read_json(folder / MANIFEST)
     entries = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(entries, dict) or manifest.get("sha256") != digest_of(entries):
-        raise Damaged(f"{folder / MANIFEST}: not the manifest that was written")
+    if not isinstance(entries, dict) or manifest.get("sha256") != hash_entries(entries):
+        raise DamagedFileError(f"{folder / MANIFEST}: not the manifest that was written")
     with ThreadPoolExecutor(HASHING_THREADS) as pool:  # hashing lets other threads run
-        for _ in pool.map(lambda name: verify_file(inside(folder, name), entries[name]), entries):
+        for _ in pool.map(lambda name: verify_file(join_inside(folder, name), entries[name]), entries):
             pass
 
 
 def verify_file(path: Path, entry: Any) -> None:
     """Hold one file against its entry in a manifest."""
     if not path.is_file():
-        raise Damaged(f"{path}: no such file")
+        raise DamagedFileError(f"{path}: no such file")
     if path.stat().st_size != entry["bytes"]:
-        raise Damaged(f"{path}: {path.stat().st_size} bytes, but {entry['bytes']} were written")
+        raise DamagedFileError(f"{path}: {path.stat().st_size} bytes, but {entry['bytes']} were written")
     if sha256(path) != entry["sha256"]:
-        raise Damaged(f"{path}: its bytes are not those that were written (SHA-256 differs)")
+        raise DamagedFileError(f"{path}: its bytes are not those that were written (SHA-256 differs)")
 
 
-def inside(folder: Path, name: str) -> Path:
+def join_inside(folder: Path, name: str) -> Path:
     """`folder / name`, if that stays inside `folder`.
 
     Raises:

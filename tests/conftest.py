@@ -40,11 +40,11 @@ class Letters(DataModule):
 @pytest.fixture
 def litgpt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run a command line up to its command, which is not run: the recipe that it would get is handed back."""
-    real = cli.load
+    real = cli.import_object
 
     def run(*argv: str) -> Outcome:
         recipes: list[Any] = []
-        monkeypatch.setattr(cli, "load", lambda place: recipes.append if place.endswith(":run") else real(place))
+        monkeypatch.setattr(cli, "import_object", lambda path: recipes.append if path.endswith(":run") else real(path))
         code = cli.main([str(word) for word in argv])
         return Outcome(code, recipes[0] if recipes else None, *capsys.readouterr())
 

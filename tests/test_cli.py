@@ -399,22 +399,22 @@ def test_an_error_while_running_is_one_line_with_another_code(monkeypatch, capsy
     def fail(recipe):
         raise UserError("checkpoints/x: no such\nfolder")
 
-    real = cli.load
-    monkeypatch.setattr(cli, "load", lambda place: fail if place.endswith(":run") else real(place))
+    real = cli.import_object
+    monkeypatch.setattr(cli, "import_object", lambda path: fail if path.endswith(":run") else real(path))
     assert cli.main(["report", "out/x"]) == 1
     assert capsys.readouterr().err == "litgpt: error: checkpoints/x: no such folder\n"
 
     def interrupted(recipe):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load", lambda place: interrupted if place.endswith(":run") else real(place))
+    monkeypatch.setattr(cli, "import_object", lambda path: interrupted if path.endswith(":run") else real(path))
     assert cli.main(["report", "out/x"]) == 130
     assert capsys.readouterr().err == ""
 
     def bug(recipe):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "load", lambda place: bug if place.endswith(":run") else real(place))
+    monkeypatch.setattr(cli, "import_object", lambda path: bug if path.endswith(":run") else real(path))
     with pytest.raises(ZeroDivisionError):
         cli.main(["report", "out/x"])
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from litgpt.errors import UserError
-from litgpt.files import inside, seal, staged_folder, verify, write_text
+from litgpt.files import join_inside, staged_folder, verify_manifest, write_manifest, write_text
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -35,11 +35,11 @@ def test_a_replaced_folder_is_there_until_the_new_one_is(tmp_path: Path) -> None
 
 def test_a_seal_covers_files_in_subfolders(tmp_path: Path) -> None:
     write_text(tmp_path / "deep" / "a", "text")
-    seal(tmp_path)
-    verify(tmp_path)
+    write_manifest(tmp_path)
+    verify_manifest(tmp_path)
     (tmp_path / "deep" / "a").write_text("next")
     with pytest.raises(UserError, match="deep/a"):
-        verify(tmp_path)
+        verify_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "..", "../a", "/a", "a/../../b", "a\0", "a" * 2000, "C:a", "a\\b", "out/a"])
@@ -48,5 +48,5 @@ def test_a_name_cannot_lead_out(tmp_path: Path, name: str) -> None:
     folder.mkdir()
     (folder / "out").symlink_to(tmp_path)
     with pytest.raises(UserError, match="refused file name"):
-        inside(folder, name)
-    assert inside(folder, "a/b.txt") == folder / "a" / "b.txt"
+        join_inside(folder, name)
+    assert join_inside(folder, "a/b.txt") == folder / "a" / "b.txt"

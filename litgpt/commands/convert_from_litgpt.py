@@ -1,7 +1,7 @@
 """litgpt convert_from_litgpt: a model as other programs take it, in a new folder or on the Hugging Face hub."""
 
 from litgpt.errors import UserError
-from litgpt.files import refuse_used
+from litgpt.files import check_unused
 from litgpt.recipe.store_commands import ConvertFromLitgpt
 
 
@@ -18,7 +18,7 @@ def run(recipe: ConvertFromLitgpt) -> None:
     from litgpt.store.convert import export
     from litgpt.store.published import shape_in
 
-    refuse_used(recipe.output_dir)
+    check_unused(recipe.output_dir)
     if recipe.push_to_hub and not hub.REPOSITORY.fullmatch(recipe.push_to_hub):
         raise UserError(f"push_to_hub: {recipe.push_to_hub!r} is not org/name, such as me/my-model")
     source = step_folder(recipe.checkpoint_dir) or recipe.checkpoint_dir

@@ -1,6 +1,6 @@
 """litgpt convert_pretrained_checkpoint: a training checkpoint in, a clean model folder out."""
 
-from litgpt.files import refuse_used
+from litgpt.files import check_unused
 from litgpt.recipe.store_commands import ConvertPretrainedCheckpoint
 
 
@@ -10,7 +10,7 @@ def run(recipe: ConvertPretrainedCheckpoint) -> None:
     from litgpt.store.convert import export
     from litgpt.store.published import shape_in
 
-    refuse_used(recipe.output_dir)
+    check_unused(recipe.output_dir)
     folder = recipe.checkpoint_dir.parent if recipe.checkpoint_dir.is_file() else recipe.checkpoint_dir
     source = step_folder(folder) or folder
     export(recipe.output_dir, source, shape_in(source))

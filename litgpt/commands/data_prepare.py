@@ -11,7 +11,7 @@ from litgpt.data.examples import ExampleFile
 from litgpt.data.instruct import Finetuning
 from litgpt.data.stream import Mix, TrainStream, ValStream, Windows
 from litgpt.data.tokenizer import Tokenizer
-from litgpt.files import verify
+from litgpt.files import verify_manifest
 from litgpt.recipe.data import BatchShape, DataModule, Stream
 from litgpt.recipe.data_commands import DataPrepare
 
@@ -73,5 +73,5 @@ def run(recipe: DataPrepare) -> None:
     folders = [getattr(windows.tokens, "folder", Path()) for windows in [*windows_of(train), *windows_of(val)]]
     for folder in [*folders, *(file.folder for file in example_files(recipe.data))]:
         if (folder / "manifest.json").is_file():
-            verify(folder)
+            verify_manifest(folder)
     print_counts(recipe.data, train, val, recipe.max_seq_length)

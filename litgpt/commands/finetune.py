@@ -36,7 +36,7 @@ def adapter_for(recipe: Finetune) -> Path | None:
     try:
         return inside_run(find_folder(recipe.initial_adapter, access_token=recipe.access_token))
     except UserError as error:
-        raise UserError(f"initial_adapter_dir: {str(error).removeprefix('checkpoint_dir: ')}") from None
+        raise UserError(f"initial_adapter_dir: {error.detail}") from None
 
 
 def publish(trained: Run, *, origin: Origin) -> Path:

@@ -2,18 +2,18 @@
 
 import json
 
-from litgpt.recipe.commands import COMMANDS, find_command, load
-from litgpt.recipe.schema import DRAFT, Schema, schema_of
+from litgpt.recipe.commands import COMMANDS, find_command, import_object
+from litgpt.recipe.schema import DRAFT, Schema, build_schema
 
 
 def run(recipe: Schema) -> None:
     """Print the schema of one command's recipe, or of every recipe under `$defs`."""
     if recipe.command:
         name, _ = find_command([word for word in (recipe.command, recipe.subcommand) if word])
-        schema = schema_of(load(COMMANDS[name].recipe))
+        schema = build_schema(import_object(COMMANDS[name].recipe))
     else:
         schema = {
             "$schema": DRAFT,
-            "$defs": {name: schema_of(load(command.recipe)) for name, command in COMMANDS.items()},
+            "$defs": {name: build_schema(import_object(command.recipe)) for name, command in COMMANDS.items()},
         }
     print(json.dumps(schema, indent=1))

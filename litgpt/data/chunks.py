@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from litgpt.files import Damaged, inside, read_json
+from litgpt.files import DamagedFileError, join_inside, read_json
 
 # the places of integer types in litdata's two tables
 _TENSOR_TYPES = {11: "u1", 13: "<i2", 14: "<i2", 15: "<i4", 16: "<i4", 17: "<i8", 18: "<i8", 20: "<u2"}
@@ -30,13 +30,15 @@ class ChunkFolder:
         try:
             self._dtype = _token_type(index["config"])
             self._chunks = [
-                (inside(folder, c["filename"]), int(c["dim"]), int(c["chunk_size"])) for c in index["chunks"]
+                (join_inside(folder, c["filename"]), int(c["dim"]), int(c["chunk_size"])) for c in index["chunks"]
             ]
         except (KeyError, TypeError, ValueError):
-            raise Damaged(f"{folder / 'index.json'}: not an index of uncompressed tokens (TokensLoader)") from None
+            raise DamagedFileError(
+                f"{folder / 'index.json'}: not an index of uncompressed tokens (TokensLoader)"
+            ) from None
         for path, tokens, items in self._chunks:
             if not path.is_file() or path.stat().st_size != (items + 2) * 4 + tokens * self._dtype.itemsize:
-                raise Damaged(f"{path}: missing, or of another size than index.json says")
+                raise DamagedFileError(f"{path}: missing, or of another size than index.json says")
         self._ends = np.cumsum([tokens for _, tokens, _ in self._chunks], dtype=np.int64)
         self.total = int(self._ends[-1]) if self._chunks else 0
         self.documents = sum(items for _, _, items in self._chunks)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from litgpt.errors import UserError
-from litgpt.files import Damaged, read_json, sha256, write_json
+from litgpt.files import DamagedFileError, read_json, sha256, write_json
 
 SUFFIXES = tuple(kind + packing for kind in (".txt", ".jsonl") for packing in ("", ".gz", ".zst"))
 BadRows = Literal["stop", "skip"]
@@ -177,7 +177,7 @@ def identify(files: list[Path], memory: Path) -> list[Source]:
     """
     try:
         known = read_json(memory) if memory.is_file() else {}
-    except Damaged:
+    except DamagedFileError:
         known = {}
     sources, fresh = [], {}
     for path in files:

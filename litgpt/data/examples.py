@@ -24,7 +24,7 @@ from litgpt.data.labels import Example
 from litgpt.data.shards import only_one, remove_leftovers
 from litgpt.data.sources import Found
 from litgpt.errors import UserError
-from litgpt.files import Damaged, read_json, seal, staged_folder, write_json
+from litgpt.files import DamagedFileError, read_json, staged_folder, write_json, write_manifest
 
 FORMAT = 1
 GROUP = 512
@@ -133,12 +133,14 @@ class ExampleFile:
             self.report = Report(int(said["rows"]), Counter(said["reasons"]), list(said["first"]))
             self.weighted = bool(self.about["weighted"])
         except (KeyError, TypeError, ValueError):
-            raise Damaged(f"{folder / 'examples.json'}: does not describe samples; remove {folder}") from None
+            raise DamagedFileError(f"{folder / 'examples.json'}: does not describe samples; remove {folder}") from None
         sizes = {"tokens": self.tokens, "weights": self.tokens, "offsets": self.count + 1}
         sizes |= {"targets": self.count, "channels": self.count}
         for name in self.sizes:
             if len(self._open(name)) != sizes[name]:
-                raise Damaged(f"{folder / name}.npy: not {sizes[name]} numbers; remove {folder} and it is made again")
+                raise DamagedFileError(
+                    f"{folder / name}.npy: not {sizes[name]} numbers; remove {folder} and it is made again"
+                )
         self.fingerprint = folder.name
         self._maps: dict[str, np.ndarray] = {}
 
@@ -150,7 +152,7 @@ class ExampleFile:
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
-            raise Damaged(f"{path}: missing or damaged; remove {self.folder} and it is made again") from None
+            raise DamagedFileError(f"{path}: missing or damaged; remove {self.folder} and it is made again") from None
 
     def array(self, name: str) -> np.ndarray:
         """One of the arrays."""
@@ -300,4 +302,4 @@ def seal_about(folder: Path, rows: Rows, report: Report, counts: dict[str, Any])
         "sources": [asdict(source) for source in rows.sources],
     }
     write_json(folder / "examples.json", about | counts)
-    seal(folder)
+    write_manifest(folder)

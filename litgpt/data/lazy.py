@@ -17,7 +17,7 @@ from litgpt.data.conversation import Conversation, Message
 from litgpt.data.examples import SHOWN, ExampleFile, OnError, Renders, Report, Rows, converted, seal_about, stopped_by
 from litgpt.data.labels import Example
 from litgpt.errors import UserError
-from litgpt.files import Damaged
+from litgpt.files import DamagedFileError
 
 
 class LazyFile(ExampleFile):
@@ -38,7 +38,7 @@ class LazyFile(ExampleFile):
         self._faults = 0
         end, size = int(self.array("offsets")[-1]), (folder / "conversations.jsonl").stat().st_size
         if end != size:
-            raise Damaged(f"{folder / 'conversations.jsonl'}: {size} bytes, not {end}; remove {folder}")
+            raise DamagedFileError(f"{folder / 'conversations.jsonl'}: {size} bytes, not {end}; remove {folder}")
 
     def lengths(self) -> np.ndarray:
         """(count,) zeros: no length is known."""

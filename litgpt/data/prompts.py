@@ -14,7 +14,7 @@ from litgpt.errors import UserError
 from litgpt.files import write_text
 from litgpt.model.config import Config
 from litgpt.recipe.choices import import_class
-from litgpt.recipe.keys import nearest
+from litgpt.recipe.keys import find_nearest
 
 FILE = "prompt_style.yaml"
 MODULE = "litgpt.prompts"
@@ -46,7 +46,7 @@ class PromptStyle(ABC):
             UserError: naming the nearest, if there is none.
         """
         if name not in rows():
-            near = nearest(name, rows())
+            near = find_nearest(name, rows())
             what = f"did you mean {near}?" if near else f"give {', '.join(rows())}"
             raise UserError(f"prompt_style: {name!r} is not known; {what}")
         return style_class(name)()

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from litgpt.data.documents import BadRows, Skipped, Source
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
-from litgpt.files import Damaged, read_json, seal, staged_folder, write_json
+from litgpt.files import DamagedFileError, read_json, staged_folder, write_json, write_manifest
 
 FORMAT = 1
 BATCH_CHARACTERS = 1_000_000
@@ -71,11 +71,13 @@ class TokenFile:
             self.total, self.documents = int(self.about["tokens"]), int(self.about["documents"])
             self._dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[self.about["dtype"]])
         except (KeyError, TypeError, ValueError):
-            raise Damaged(f"{folder / 'tokens.json'}: does not describe tokens; remove {folder}") from None
+            raise DamagedFileError(f"{folder / 'tokens.json'}: does not describe tokens; remove {folder}") from None
         self.fingerprint = folder.name
         for name, size in (("tokens.bin", self.total * self._dtype.itemsize), ("documents.bin", self.documents * 8)):
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-                raise Damaged(f"{folder / name}: missing or not {size} bytes; remove {folder} and it is made again")
+                raise DamagedFileError(
+                    f"{folder / name}: missing or not {size} bytes; remove {folder} and it is made again"
+                )
         self._tokens: np.ndarray | None = None
         self._starts: np.ndarray | None = None
 
@@ -173,7 +175,7 @@ def _build(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
             "sources": [asdict(source) for source in corpus.sources],
         },
     )
-    seal(folder, known={"tokens.bin": digest.hexdigest()})
+    write_manifest(folder, known={"tokens.bin": digest.hexdigest()})
     left_out = f", {skipped.count:,} rows skipped (first: {skipped.first})" if skipped.count else ""
     print(f"tokenized {corpus.name}: {len(starts):,} documents, {total:,} tokens{left_out}", file=sys.stderr)
 

@@ -15,8 +15,8 @@ from litgpt.data.conversation import Format
 from litgpt.data.documents import numbered, unpacked
 from litgpt.data.json_list import members
 from litgpt.errors import UserError
-from litgpt.files import inside
-from litgpt.recipe.keys import nearest
+from litgpt.files import join_inside
+from litgpt.recipe.keys import find_nearest
 
 PACKINGS = ("", ".gz", ".zst")
 SUFFIXES = (
@@ -104,7 +104,7 @@ def source_of(value: Any) -> DataSource:
     known = [field.name for field in fields(DataSource)]
     for key in given:
         if key not in known:
-            near = nearest(str(key), known)
+            near = find_nearest(str(key), known)
             raise UserError(f"data.sources: {key} is not a key; " + (f"did you mean {near}?" if near else f"{known}"))
     path, sample = cut_sample(str(given["path"]))
     if sample is not None and given.get("sample") is not None:
@@ -147,7 +147,7 @@ def fetched(name: str, downloads: Path, token: str | None = None) -> Path:
     """The folder of a data set of the hub, downloaded if it is not there."""
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"data.sources: {name}: no such file or folder, nor a name on the hub such as org/name")
-    folder = inside(downloads, name.replace("/", "--"))
+    folder = join_inside(downloads, name.replace("/", "--"))
     done = folder / ".complete"
     if not done.is_file():
         from huggingface_hub import snapshot_download

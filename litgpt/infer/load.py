@@ -61,7 +61,7 @@ def find_folder(name: Path | str, *, access_token: str | None = None) -> Path:
     try:
         return hub.download(repository, CHECKPOINTS, access_token=access_token)
     except UserError as error:
-        raise UserError(f"checkpoint_dir: {name} is no folder here, and {error}") from None
+        raise UserError(f"checkpoint_dir: {name} is no folder here, and {error.detail}") from None
 
 
 def published_as(name: str) -> str | None:
@@ -118,7 +118,7 @@ def base_of(folder: Path, given: Path | None = None) -> Path:
     try:
         base = inside_run(find_folder(named))
     except UserError as error:
-        raise UserError(f"{where}: {str(error).removeprefix('checkpoint_dir: ')}") from None
+        raise UserError(f"{where}: {error.detail}") from None
     if adapters.is_adapter(base):
         raise UserError(f"{where}: {named} is an adapter too; merge it into its base first (litgpt merge_lora)")
     return base

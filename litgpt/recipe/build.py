@@ -10,36 +10,36 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader, set_parsing_settings
 
 from litgpt.errors import UserError
-from litgpt.recipe.choices import OPTIMIZER_PATHS, canonical, fit_custom, import_class, merge_choice
+from litgpt.recipe.choices import OPTIMIZER_PATHS, import_class, merge_choice, normalize_custom_optimizer, parse_choice
 from litgpt.recipe.data import DataModule
-from litgpt.recipe.from_yaml import is_url, parse_text, read_mapping
+from litgpt.recipe.from_yaml import is_url, parse_text, read_yaml
 from litgpt.recipe.keys import (
     REQUIRED,
-    choice_of,
-    dotted_keys,
-    fit_leaf,
-    group_of,
-    members,
-    settings_of,
-    takes_anything,
-    unknown,
-    wrong_value,
+    find_choice_base,
+    find_group,
+    has_var_keywords,
+    list_keys,
+    list_settings,
+    list_types,
+    normalize_leaf,
+    unknown_key_error,
+    wrong_value_error,
 )
 from litgpt.recipe.optimizer import Optimizer
 from litgpt.recipe.tuner import Tuner
 
-ALIASES = {"checkpoint.async": "checkpoint.asynchronous"}  # `async` is a word of Python
+KEY_ALIASES = {"checkpoint.async": "checkpoint.asynchronous"}  # `async` is a word of Python
 DEFAULT_CHOICES = {Optimizer: "AdamW", DataModule: "TinyLlama", Tuner: "LoRA"}
 Tree = dict[str, Any]
 
 
-def load_text(text: str) -> Any:
+def parse_scalar(text: str) -> Any:
     """What a text stands for, as jsonargparse reads it, save that `# Title` is a text and only `null` is null."""
     value = get_loader("yaml")(text)
     return text if value is None and text != "null" else value
 
 
-set_loader("litgpt", load_text, exceptions=(yaml.YAMLError,))
+set_loader("litgpt", parse_scalar, exceptions=(yaml.YAMLError,))
 set_parsing_settings(subclasses_enabled=[Optimizer, Tuner], docstring_parse_attribute_docstrings=True)
 
 
@@ -50,7 +50,7 @@ class Flag(NamedTuple):
     value: str
 
 
-class Help(DefaultHelpFormatter):
+class RecipeHelpFormatter(DefaultHelpFormatter):
     """The help of a command: `int` for a whole number whatever its limits, and a class by its name."""
 
     def _expand_help(self, action: Any) -> str:
@@ -60,9 +60,11 @@ class Help(DefaultHelpFormatter):
 
 
 @cache
-def parser_of(recipe: type, program: str) -> ArgumentParser:
+def build_parser(recipe: type, program: str) -> ArgumentParser:
     """The jsonargparse parser of a recipe: what it prints as help, and how it types values."""
-    parser = ArgumentParser(prog=program, exit_on_error=False, formatter_class=Help, parser_mode="litgpt")
+    parser = ArgumentParser(
+        prog=program, exit_on_error=False, formatter_class=RecipeHelpFormatter, parser_mode="litgpt"
+    )
     parser.add_argument(
         "--config", metavar="FILE-or-URL", default=SUPPRESS, help="YAML with any of these keys; may be repeated."
     )
@@ -77,20 +79,20 @@ def parser_of(recipe: type, program: str) -> ArgumentParser:
     return parser
 
 
-def merge(recipe: type, old: Tree, new: Tree, *, trusted: bool, prefix: str = "") -> Tree:
+def merge_settings(recipe: type, old: Tree, new: Tree, *, trusted: bool, prefix: str = "") -> Tree:
     """`new` over `old`, group by group."""
-    settings, merged = settings_of(recipe), dict(old)
+    settings, merged = list_settings(recipe), dict(old)
     for name, value in new.items():
-        name = ALIASES.get(prefix + name, prefix + name).removeprefix(prefix)
+        name = KEY_ALIASES.get(prefix + name, prefix + name).removeprefix(prefix)
         hint = settings[name][0] if name in settings else None
-        group = group_of(hint)
-        if base := choice_of(hint):
-            merged[name] = merge_choice(merged.get(name), canonical(base, value, prefix + name, trusted))
+        group = find_group(hint)
+        if base := find_choice_base(hint):
+            merged[name] = merge_choice(merged.get(name), parse_choice(base, value, prefix + name, trusted))
         elif group and value is not None:
             if not isinstance(value, dict):
-                raise wrong_value(prefix + name, value, hint)
+                raise wrong_value_error(prefix + name, value, hint)
             below = merged.get(name) or {}
-            merged[name] = merge(group, below, value, trusted=trusted, prefix=f"{prefix}{name}.")
+            merged[name] = merge_settings(group, below, value, trusted=trusted, prefix=f"{prefix}{name}.")
         elif isinstance(value, dict) and isinstance(merged.get(name), dict):
             merged[name] = merged[name] | value
         else:
@@ -98,124 +100,126 @@ def merge(recipe: type, old: Tree, new: Tree, *, trusted: bool, prefix: str = ""
     return merged
 
 
-def tree_of(recipe: type, flag: Flag) -> Tree:
+def flag_to_tree(recipe: type, flag: Flag) -> Tree:
     """A flag as the mapping that would say the same in YAML."""
     name, *below = flag.key.split(".")
-    settings = settings_of(recipe)
+    settings = list_settings(recipe)
     if name not in settings:
-        raise unknown(flag.key, list(dotted_keys(recipe)))
+        raise unknown_key_error(flag.key, list(list_keys(recipe)))
     hint = settings[name][0]
-    holds_keys = bool(group_of(hint) or choice_of(hint) or any(str(kind).startswith("dict") for kind in members(hint)))
+    holds_keys = bool(
+        find_group(hint) or find_choice_base(hint) or any(str(kind).startswith("dict") for kind in list_types(hint))
+    )
     value: Any = flag.value
     if not below and holds_keys:
-        value = mapping_flag(flag, is_choice=choice_of(hint) is not None)
+        value = parse_mapping_flag(flag, is_choice=find_choice_base(hint) is not None)
     elif below and not holds_keys:
-        raise unknown(flag.key, list(dotted_keys(recipe)))
-    elif below and not group_of(hint):
+        raise unknown_key_error(flag.key, list(list_keys(recipe)))
+    elif below and not find_group(hint):
         value = parse_text(flag.value, f"--{flag.key}")
     for part in reversed(below):
         value = {part: value}
     return {name: value}
 
 
-def mapping_flag(flag: Flag, *, is_choice: bool) -> Any:
+def parse_mapping_flag(flag: Flag, *, is_choice: bool) -> Any:
     """The value of a flag that stands for several keys: JSON, a file, or for a choice a class's name."""
     if flag.value.lstrip().startswith("{") or flag.value in ("null", ""):
         return parse_text(flag.value, f"--{flag.key}")
     if is_choice and not flag.value.endswith((".yaml", ".yml", ".json")):
         return flag.value
-    return read_mapping(flag.value)
+    return read_yaml(flag.value)
 
 
-def fit(recipe: type, tree: Tree, prefix: str = "", root: type | None = None) -> Tree:
+def normalize_settings(recipe: type, tree: Tree, prefix: str = "", root: type | None = None) -> Tree:
     """A mapping whose keys all exist and whose values are ready to be typed.
 
     Raises:
         UserError: naming the first key that does not exist, is missing, or can have no such value.
     """
-    settings, fitted, root = settings_of(recipe), {}, root or recipe
+    settings, fitted, root = list_settings(recipe), {}, root or recipe
     for name, value in tree.items():
         if name not in settings:
-            if takes_anything(recipe):
+            if has_var_keywords(recipe):
                 fitted[name] = value
                 continue
-            known = [f"{prefix}{other}" for other in settings] if root is recipe and prefix else list(dotted_keys(root))
-            raise unknown(prefix + name, known)
+            known = [f"{prefix}{other}" for other in settings] if root is recipe and prefix else list(list_keys(root))
+            raise unknown_key_error(prefix + name, known)
         hint, default = settings[name]
-        fitted[name] = fit_value(hint, value, prefix + name, default, root)
+        fitted[name] = normalize_value(hint, value, prefix + name, default, root)
     for name, (_, default) in settings.items():
         if default is REQUIRED and fitted.get(name) is None:
             raise UserError(f"{prefix}{name}: missing; give it as --{prefix}{name} or in the YAML")
     return fitted
 
 
-def fit_value(hint: Any, value: Any, key: str, default: Any, root: type) -> Any:
+def normalize_value(hint: Any, value: Any, key: str, default: Any, root: type) -> Any:
     """One value of a mapping, made ready to be typed."""
-    optional = type(None) in members(hint)
-    if base := choice_of(hint):
-        return fit_choice(base, value, key) if value is not None or not optional else None
-    if group := group_of(hint):
+    optional = type(None) in list_types(hint)
+    if base := find_choice_base(hint):
+        return normalize_choice(base, value, key) if value is not None or not optional else None
+    if group := find_group(hint):
         if value is None:
             return None if optional else {}
         if not isinstance(value, dict):
-            first = next(iter(settings_of(group)))
+            first = next(iter(list_settings(group)))
             raise UserError(
                 f"{key}: {value!r} is one value for a group of settings; give {key}.{first}, or others of it"
             )
-        return fit(group, value, f"{key}.", root)
-    if value is None and not optional and Any not in members(hint) and default is not REQUIRED:
-        raise wrong_value(key, value, hint, default)
-    return fit_leaf(hint, value, key, default)
+        return normalize_settings(group, value, f"{key}.", root)
+    if value is None and not optional and Any not in list_types(hint) and default is not REQUIRED:
+        raise wrong_value_error(key, value, hint, default)
+    return normalize_leaf(hint, value, key, default)
 
 
-def fit_choice(base: type, value: Any, key: str) -> Tree:
+def normalize_choice(base: type, value: Any, key: str) -> Tree:
     """A choice with a class that exists, and arguments that it takes."""
     choice = value or {"init_args": {}}
     if "class_path" not in choice:
-        choice = choice | {"class_path": canonical(base, DEFAULT_CHOICES[base], key)["class_path"]}  # type: ignore
+        choice = choice | {"class_path": parse_choice(base, DEFAULT_CHOICES[base], key)["class_path"]}  # type: ignore
     if base is Optimizer and choice["class_path"] not in OPTIMIZER_PATHS.values():
-        return fit_custom(choice, key)
+        return normalize_custom_optimizer(choice, key)
     cls = import_class(choice["class_path"], key)
     if not issubclass(cls, base):
         raise UserError(f"{key}: {choice['class_path']} is no {base.__name__}")
-    arguments = fit(cls, choice["init_args"], f"{key}.")
+    arguments = normalize_settings(cls, choice["init_args"], f"{key}.")
     if base is not DataModule:  # jsonargparse would keep the settings of the default class for another one
-        arguments = {name: default for name, (_, default) in settings_of(cls).items()} | arguments
+        arguments = {name: default for name, (_, default) in list_settings(cls).items()} | arguments
     return {"class_path": choice["class_path"], "init_args": arguments}
 
 
-def gather(recipe: type, configs: Iterable[str], flags: Iterable[Flag]) -> Tree:
+def collect_settings(recipe: type, configs: Iterable[str], flags: Iterable[Flag]) -> Tree:
     """The keys of all YAML files and then of all flags, whole groups before single keys."""
     tree: Tree = {}
     for source in configs:
-        tree = merge(recipe, tree, read_mapping(source), trusted=not is_url(source))
+        tree = merge_settings(recipe, tree, read_yaml(source), trusted=not is_url(source))
     for flag in sorted(flags, key=lambda flag: "." in flag.key):
-        tree = merge(recipe, tree, tree_of(recipe, flag), trusted=True)
+        tree = merge_settings(recipe, tree, flag_to_tree(recipe, flag), trusted=True)
     return tree
 
 
-def build(recipe: type, tree: Tree) -> Any:
+def build_recipe(recipe: type, tree: Tree) -> Any:
     """The recipe that a mapping stands for.
 
     Raises:
         UserError: in one line, naming the key, its value and what would do.
     """
-    fitted = fit(recipe, tree)
-    parser = parser_of(recipe, "litgpt")
+    fitted = normalize_settings(recipe, tree)
+    parser = build_parser(recipe, "litgpt")
     try:
         typed = parser.parse_object(fitted)
     except ArgumentError as error:
-        raise explain(recipe, fitted, error) from None
+        raise explain_error(recipe, fitted, error) from None
     try:
         values = parser.instantiate(typed)
     except Exception as error:  # jsonargparse wraps what a group says of itself
-        if said := said_by_group(error):
+        if said := find_user_error(error):
             raise said from None
         raise
-    return recipe(**{name: values[name] for name in settings_of(recipe)})
+    return recipe(**{name: values[name] for name in list_settings(recipe)})
 
 
-def said_by_group(error: BaseException | None) -> UserError | None:
+def find_user_error(error: BaseException | None) -> UserError | None:
     """The error for the user inside another error, if there is one."""
     while error:
         if isinstance(error, UserError):
@@ -224,19 +228,19 @@ def said_by_group(error: BaseException | None) -> UserError | None:
     return None
 
 
-def explain(recipe: type, fitted: Tree, error: BaseException) -> UserError:
+def explain_error(recipe: type, fitted: Tree, error: BaseException) -> UserError:
     """One line out of jsonargparse's many: the key that it stumbled over, its value and what would do."""
-    if said := said_by_group(error):
+    if said := find_user_error(error):
         return said
     path = [part for key in re.findall(r'[Pp]arser key "([^"]+)"', str(error)) for part in key.split(".")]
-    settings, value, hint, default = settings_of(recipe), fitted, None, REQUIRED
+    settings, value, hint, default = list_settings(recipe), fitted, None, REQUIRED
     for part in path:
         value = value.get("init_args", value).get(part) if isinstance(value, dict) else value
         hint, default = settings.get(part, (None, REQUIRED))
-        if base := choice_of(hint):
-            settings = settings_of(import_class(value["class_path"], part)) if base and value else {}
-        elif group := group_of(hint):
-            settings = settings_of(group)
+        if base := find_choice_base(hint):
+            settings = list_settings(import_class(value["class_path"], part)) if base and value else {}
+        elif group := find_group(hint):
+            settings = list_settings(group)
     if path and hint is not None:
-        return wrong_value(".".join(path), value, hint, default)
+        return wrong_value_error(".".join(path), value, hint, default)
     return UserError(" ".join(str(error).split()))

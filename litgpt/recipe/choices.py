@@ -11,30 +11,32 @@ from typing import Any
 
 from litgpt.errors import UserError
 from litgpt.recipe.data import DATA_MODULES, DataModule
-from litgpt.recipe.keys import REQUIRED, nearest, settings_of, takes_anything, unknown, whole_number
-from litgpt.recipe.optimizer import ALIASES, OPTIMIZERS, Custom, Optimizer
+from litgpt.recipe.keys import (
+    REQUIRED,
+    find_nearest,
+    has_var_keywords,
+    list_settings,
+    parse_whole_number,
+    unknown_key_error,
+)
+from litgpt.recipe.optimizer import OPTIMIZER_ALIASES, OPTIMIZERS, Custom, Optimizer
 from litgpt.recipe.tuner import TUNERS, Tuner
 
 OPTIMIZER_PATHS = {name: f"{cls.__module__}.{name}" for name, cls in OPTIMIZERS.items()}
-OPTIMIZER_PATHS |= {alias: OPTIMIZER_PATHS[name] for alias, name in ALIASES.items()}
+OPTIMIZER_PATHS |= {alias: OPTIMIZER_PATHS[name] for alias, name in OPTIMIZER_ALIASES.items()}
 TUNER_PATHS = {name: f"{cls.__module__}.{name}" for name, cls in TUNERS.items()}
-TABLES: dict[type, dict[str, str]] = {DataModule: DATA_MODULES, Optimizer: OPTIMIZER_PATHS, Tuner: TUNER_PATHS}
+CLASS_PATHS: dict[type, dict[str, str]] = {DataModule: DATA_MODULES, Optimizer: OPTIMIZER_PATHS, Tuner: TUNER_PATHS}
 DOTTED = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]")
-Choice = dict[str, Any]
+ClassChoice = dict[str, Any]
 
 
-def table_of(base: type) -> dict[str, str]:
-    """The names that stand for subclasses of `base`, and the dotted path of each."""
-    return TABLES[base]
-
-
-def full_path(base: type, name: str, key: str, trusted: bool) -> str:
+def resolve_class_path(base: type, name: str, key: str, trusted: bool) -> str:
     """The dotted path that a class name in a recipe stands for.
 
     Raises:
         UserError: for a name that is in no table, or, in a recipe that was fetched, any class that is not ours.
     """
-    table = table_of(base)
+    table = CLASS_PATHS[base]
     if name in table or name in table.values():
         return table.get(name, name)
     if base is Optimizer and "." not in name:
@@ -43,17 +45,17 @@ def full_path(base: type, name: str, key: str, trusted: bool) -> str:
         raise UserError(f"{key}: {name!r} is refused because the recipe comes from a URL; save it and use the file")
     if "." in name and base is not Tuner:
         return name
-    near = nearest(name, table)
-    raise UserError(f"{key}: {name!r} is not known; " + (f"did you mean {near}?" if near else say_names(table)))
+    near = find_nearest(name, table)
+    raise UserError(f"{key}: {name!r} is not known; " + (f"did you mean {near}?" if near else suggest_names(table)))
 
 
-def say_names(table: Mapping[str, str]) -> str:
+def suggest_names(table: Mapping[str, str]) -> str:
     """The short names of a table, or a dotted path, as what would do."""
     names = ", ".join(name for name in table if "." not in name)
     return f"give {names}" if table is TUNER_PATHS else f"give {names}, or the dotted path of a class"
 
 
-def canonical(base: type, value: Any, key: str, trusted: bool = True) -> Choice | None:
+def parse_choice(base: type, value: Any, key: str, trusted: bool = True) -> ClassChoice | None:
     """A choice as {class_path, init_args} however it was written: a name, or a mapping with or without init_args."""
     if value is None:
         return None
@@ -61,29 +63,29 @@ def canonical(base: type, value: Any, key: str, trusted: bool = True) -> Choice 
     if isinstance(value, str):
         value = {"class_path": value}
     if not isinstance(value, dict):
-        raise UserError(f"{key}: {value!r} will not do; {say_names(table_of(base))}")
+        raise UserError(f"{key}: {value!r} will not do; {suggest_names(CLASS_PATHS[base])}")
     inner = {} if value.get("init_args") is None else value["init_args"]
     if not isinstance(inner, dict):
         raise UserError(f"{key}.init_args: {inner!r} will not do; give keys and values")
     arguments = {name: item for name, item in value.items() if name not in ("class_path", "init_args")} | inner
     if not trusted and DOTTED.search(str(arguments.get("prompt_style", "")).replace("litgpt.prompts.", "")):
         raise UserError(f"{key}.prompt_style: a class is refused because the recipe comes from a URL; give a name")
-    choice: Choice = {"init_args": arguments}
+    choice: ClassChoice = {"init_args": arguments}
     if (name := value.get("class_path")) is not None:
         if not isinstance(name, str):
-            raise UserError(f"{named}: {name!r} will not do; {say_names(table_of(base))}")
-        choice["class_path"] = full_path(base, name, named, trusted)
+            raise UserError(f"{named}: {name!r} will not do; {suggest_names(CLASS_PATHS[base])}")
+        choice["class_path"] = resolve_class_path(base, name, named, trusted)
     return choice
 
 
-def merge_choice(old: Choice | None, new: Choice | None) -> Choice | None:
+def merge_choice(old: ClassChoice | None, new: ClassChoice | None) -> ClassChoice | None:
     """`new` over `old`; the settings of another class are forgotten."""
     if not old or not new or new.get("class_path", old.get("class_path")) != old.get("class_path"):
         return new
     return old | new | {"init_args": old["init_args"] | new["init_args"]}
 
 
-def import_module(name: str) -> ModuleType:
+def import_user_module(name: str) -> ModuleType:
     """The module of that name, which may also be a file where the user is."""
     try:
         return importlib.import_module(name)
@@ -102,39 +104,39 @@ def import_class(path: str, key: str) -> type:
     """
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(import_module(module), name, None)
+        found = getattr(import_user_module(module), name, None)
     except (ImportError, ValueError, TypeError) as error:
         raise UserError(f"{key}: {path!r} cannot be imported ({error})") from None
     if not inspect.isclass(found):
-        names = [other for other in dir(import_module(module)) if not other.startswith("_")]
-        near = nearest(name, [*names, *OPTIMIZERS])
+        names = [other for other in dir(import_user_module(module)) if not other.startswith("_")]
+        near = find_nearest(name, [*names, *OPTIMIZERS])
         raise UserError(f"{key}: there is no class {path}" + (f"; did you mean {near}?" if near else ""))
     return found
 
 
-def number(value: Any) -> Any:
+def parse_number(value: Any) -> Any:
     """Texts that are numbers, such as YAML's 4e-4, as numbers; in lists too."""
     if isinstance(value, list):
-        return [number(item) for item in value]
-    if not isinstance(value, str) or isinstance(whole_number(value), int):
-        return whole_number(value) if isinstance(value, str) else value
+        return [parse_number(item) for item in value]
+    if not isinstance(value, str) or isinstance(parse_whole_number(value), int):
+        return parse_whole_number(value) if isinstance(value, str) else value
     try:
         return float(value)
     except ValueError:
         return value
 
 
-def fit_custom(choice: Choice, key: str) -> Choice:
+def normalize_custom_optimizer(choice: ClassChoice, key: str) -> ClassChoice:
     """The choice of an optimizer that has no settings class of its own, checked against its constructor."""
-    path, arguments = choice["class_path"], {name: number(item) for name, item in choice["init_args"].items()}
+    path, arguments = choice["class_path"], {name: parse_number(item) for name, item in choice["init_args"].items()}
     cls = import_class(path, key)
     if not callable(getattr(cls, "step", None)):
         raise UserError(f"{key}: {path} is no optimizer; it has no step()")
-    known = settings_of(cls)
+    known = list_settings(cls)
     known.pop(next(iter(known), ""), None)  # the parameters, which the run gives
     for name in arguments:
-        if name not in known and not takes_anything(cls):
-            raise unknown(f"{key}.{name}", [f"{key}.{other}" for other in known])
+        if name not in known and not has_var_keywords(cls):
+            raise unknown_key_error(f"{key}.{name}", [f"{key}.{other}" for other in known])
     default = known.get("lr", (None, REQUIRED))[1]
     rate = arguments.pop("lr", default if isinstance(default, float) else 1e-3)
     return {

@@ -135,9 +135,9 @@ COMMANDS = {
 }
 
 
-def load(place: str) -> Any:
+def import_object(path: str) -> Any:
     """The object at `module:name`."""
-    module, _, name = place.partition(":")
+    module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
 
 

@@ -18,7 +18,7 @@ DATA_MODULES = {
 """Short names that `data` accepts, and the class each stands for; a dotted path names a user's own class."""
 
 
-def alone(value: Any) -> list[Any]:
+def gather_alone(value: Any) -> list[Any]:
     """What every process has, where there is but one."""
     return [value]
 
@@ -46,7 +46,7 @@ class BatchShape:
     rank: int = 0
     ranks: int = 1
     seed: int = 42
-    gather: Callable[[Any], list[Any]] = field(default=alone, compare=False)
+    gather: Callable[[Any], list[Any]] = field(default=gather_alone, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("micro_batch_size", "global_batch_size", "max_seq_length"):

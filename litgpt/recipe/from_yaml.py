@@ -12,7 +12,7 @@ TIMEOUT_SECONDS = 30
 LARGEST_BYTES = 4 * 2**20  # of a recipe; YAML is slow to read, and a recipe is a page
 
 
-class OneOfEachKey(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """PyYAML's safe loader, except that a key given twice in one mapping is an error and an alias is not followed."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -37,7 +37,7 @@ def is_url(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-def fetch(url: str) -> bytes:
+def fetch_url(url: str) -> bytes:
     """The bytes behind a URL."""
     import requests
 
@@ -52,7 +52,7 @@ def fetch(url: str) -> bytes:
 def read_bytes(source: str) -> bytes:
     """The bytes of a file or behind a URL."""
     if is_url(source):
-        return fetch(source)
+        return fetch_url(source)
     try:
         return Path(source).read_bytes()
     except FileNotFoundError:
@@ -65,7 +65,7 @@ def read_bytes(source: str) -> bytes:
 def parse_text(text: str, source: str) -> Any:
     """The value that a YAML text stands for; `source` is what it is called in errors."""
     try:
-        return OneOfEachKey(text).get_single_data()
+        return StrictLoader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{source}{line}: not valid YAML ({error.problem})") from None
@@ -75,7 +75,7 @@ def parse_text(text: str, source: str) -> Any:
         raise UserError(f"{source}: nested too deeply") from None
 
 
-def read_mapping(source: str) -> dict[str, Any]:
+def read_yaml(source: str) -> dict[str, Any]:
     """The mapping in a YAML file or behind a URL; an empty file is an empty one.
 
     Raises:

@@ -10,13 +10,13 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from litgpt.errors import UserError
-from litgpt.recipe.bounds import limits_of, types_of
+from litgpt.recipe.bounds import find_limits, resolve_types
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.optimizer import Optimizer
 from litgpt.recipe.tuner import Tuner
 
 REQUIRED = object()
-WORDS: dict[Any, str] = {
+TYPE_WORDS: dict[Any, str] = {
     str: "a text",
     bool: "true or false",
     Path: "a path",
@@ -26,39 +26,39 @@ WORDS: dict[Any, str] = {
 }
 
 
-CHOICES = (DataModule, Optimizer, Tuner)
+CHOICE_BASES = (DataModule, Optimizer, Tuner)
 
 
-def members(hint: Any) -> list[Any]:
+def list_types(hint: Any) -> list[Any]:
     """The types that a hint allows, without their limits."""
     if get_origin(hint) is Annotated:
-        return members(get_args(hint)[0])
+        return list_types(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
-        return [kind for member in get_args(hint) for kind in members(member)]
+        return [kind for member in get_args(hint) for kind in list_types(member)]
     return [hint]
 
 
-def group_of(hint: Any) -> type | None:
+def find_group(hint: Any) -> type | None:
     """The dataclass that a hint allows, if its keys are a group of the recipe."""
-    return next((kind for kind in members(hint) if is_dataclass(kind) and not choice_of(kind)), None)  # type: ignore
+    return next((kind for kind in list_types(hint) if is_dataclass(kind) and not find_choice_base(kind)), None)  # type: ignore
 
 
-def choice_of(hint: Any) -> type | None:
+def find_choice_base(hint: Any) -> type | None:
     """DataModule, Optimizer or Tuner, if the hint asks for one of their subclasses."""
-    classes = [kind for kind in members(hint) if inspect.isclass(kind)]
-    return next((base for base in CHOICES if any(issubclass(kind, base) for kind in classes)), None)
+    classes = [kind for kind in list_types(hint) if inspect.isclass(kind)]
+    return next((base for base in CHOICE_BASES if any(issubclass(kind, base) for kind in classes)), None)
 
 
-def settable(cls: Any) -> list[Field[Any]]:
+def list_init_fields(cls: Any) -> list[Field[Any]]:
     """The fields that the constructor of a dataclass takes, in its order: those by name alone come last."""
     return sorted((field for field in fields(cls) if field.init), key=lambda field: field.kw_only is True)
 
 
-def settings_of(cls: type) -> dict[str, tuple[Any, Any]]:
+def list_settings(cls: type) -> dict[str, tuple[Any, Any]]:
     """The (type, default) of each setting of a dataclass, or of each argument of another class's constructor."""
     if is_dataclass(cls):
-        hints = types_of(cls)
-        return {field.name: (hints[field.name], default_of(field)) for field in settable(cls)}
+        hints = resolve_types(cls)
+        return {field.name: (hints[field.name], get_default(field)) for field in list_init_fields(cls)}
     found = {}
     for name, parameter in list(inspect.signature(cls).parameters.items()):
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -67,69 +67,69 @@ def settings_of(cls: type) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def default_of(field: Any) -> Any:
+def get_default(field: Any) -> Any:
     """A field's default, or REQUIRED."""
     if field.default is not MISSING:
         return field.default
     return REQUIRED if field.default_factory is MISSING else field.default_factory()
 
 
-def takes_anything(cls: type) -> bool:
+def has_var_keywords(cls: type) -> bool:
     """Whether a class's constructor has **kwargs, so that no key is wrong."""
     kinds = [parameter.kind for parameter in inspect.signature(cls).parameters.values()]
     return inspect.Parameter.VAR_KEYWORD in kinds
 
 
-def dotted_keys(cls: type, prefix: str = "") -> Iterator[str]:
+def list_keys(cls: type, prefix: str = "") -> Iterator[str]:
     """Every key of a recipe, the groups' own keys included."""
-    for name, (hint, _) in settings_of(cls).items():
+    for name, (hint, _) in list_settings(cls).items():
         yield prefix + name
-        if group := group_of(hint):
-            yield from dotted_keys(group, f"{prefix}{name}.")
+        if group := find_group(hint):
+            yield from list_keys(group, f"{prefix}{name}.")
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
+def find_nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is most like `word`, whatever the case; None if none is."""
     lower = {other.lower(): other for other in known}
     found = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
     return lower[found[0]] if found else None
 
 
-def unknown(key: str, known: list[str]) -> UserError:
+def unknown_key_error(key: str, known: list[str]) -> UserError:
     """The error for a key that does not exist, with the nearest one that does."""
     last = key.rpartition(".")[2]
     same_end = [other for other in known if other.rpartition(".")[2] == last]
-    if near := next(iter(same_end), None) or nearest(key, known):
+    if near := next(iter(same_end), None) or find_nearest(key, known):
         return UserError(f"{key} is not a key; did you mean {near}?")
     return UserError(f"{key} is not a key; the keys here are {', '.join(known[:40])}")
 
 
-def expected(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
     """What a type hint allows, in words."""
     said = []
-    for kind in members(hint):
+    for kind in list_types(hint):
         if get_origin(kind) is Literal:
             said += [str(choice) for choice in get_args(kind)]
-        elif kind in (int, float) and (limits := limits_of(hint)):
-            said.append(f"{WORDS[kind]} {limits}")
+        elif kind in (int, float) and (limits := find_limits(hint)):
+            said.append(f"{TYPE_WORDS[kind]} {limits}")
         elif get_origin(kind) is dict or is_dataclass(kind):
             said.append("keys and values")
         elif get_origin(kind) in (list, tuple):
             said.append("a list such as [0.9, 0.95]" if kind is not list else "a list")
-        elif kind in WORDS:
-            said.append(WORDS[kind])
+        elif kind in TYPE_WORDS:
+            said.append(TYPE_WORDS[kind])
     return " or ".join(said) or getattr(hint, "__name__", str(hint))
 
 
-def wrong_value(key: str, value: Any, hint: Any, default: Any = REQUIRED) -> UserError:
+def wrong_value_error(key: str, value: Any, hint: Any, default: Any = REQUIRED) -> UserError:
     """The error for a value of the wrong type or size."""
     shown = f"{value!r}"
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     such_as = f", such as {default}" if isinstance(default, str | int | float | Path) and default != value else ""
-    return UserError(f"{key}: {shown} will not do; give {expected(hint)}{such_as}")
+    return UserError(f"{key}: {shown} will not do; give {describe_type(hint)}{such_as}")
 
 
-def whole_number(value: Any) -> Any:
+def parse_whole_number(value: Any) -> Any:
     """1_000_000, 1e9, "30e9" and 2.0 as integers; anything else as it is."""
     try:
         number = Decimal(str(value).strip().replace("_", ""))
@@ -140,17 +140,17 @@ def whole_number(value: Any) -> Any:
     return int(number)
 
 
-def fit_leaf(hint: Any, value: Any, key: str, default: Any) -> Any:
+def normalize_leaf(hint: Any, value: Any, key: str, default: Any) -> Any:
     """A value as the type parser wants it: whole numbers as integers, no booleans or empty texts where they mislead.
 
     Raises:
         UserError: naming the key and what would do.
     """
-    kinds = members(hint)
+    kinds = list_types(hint)
     numeric = int in kinds or float in kinds
     nothing = isinstance(value, str) and str not in kinds and value.lstrip()[:1] in ("#", "&")  # YAML reads null
     if nothing or (isinstance(value, bool) and numeric and bool not in kinds) or (value == "" and Path in kinds):
-        raise wrong_value(key, value, hint, default)
+        raise wrong_value_error(key, value, hint, default)
     if isinstance(value, str | float) and int in kinds and float not in kinds:
-        return whole_number(value)
+        return parse_whole_number(value)
     return value

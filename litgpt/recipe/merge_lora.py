@@ -9,7 +9,7 @@ from annotated_types import Ge, Le
 from litgpt.recipe.bounds import Seed, check_numbers
 from litgpt.recipe.generate import InferencePrecision
 
-Rows = Annotated[int, Ge(0), Le(1000)]
+RowCount = Annotated[int, Ge(0), Le(1000)]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class MergeLora:
         | None
     ) = "as_trained"
     """The packing of the model that the adapter is added to; as_trained for what training saw, null for none."""
-    rows: Rows = 2
+    rows: RowCount = 2
     """Rows of random tokens on which the merged model is held against the two apart; 0 for none, and less memory."""
     seed: Seed = 42
     """Which tokens."""

@@ -120,7 +120,7 @@ class Custom(Optimizer):
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {cls.__name__: cls for cls in (AdamW, AdamW8bit, SGD, Muon, GaLore)}
-ALIASES = {
+OPTIMIZER_ALIASES = {
     "torch.optim.AdamW": "AdamW",
     "torch.optim.SGD": "SGD",
     "torch.optim.Muon": "Muon",

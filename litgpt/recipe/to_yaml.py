@@ -9,68 +9,68 @@ from typing import Any
 import yaml
 
 from litgpt.recipe.data import DATA_MODULES, DataModule
-from litgpt.recipe.keys import settable
+from litgpt.recipe.keys import list_init_fields
 from litgpt.recipe.optimizer import Custom, Optimizer
 from litgpt.recipe.tuner import Tuner
 
 SECRETS = ("access_token", "token", "password", "api_key")
 
 
-def class_name(value: Any) -> str:
+def get_class_name(value: Any) -> str:
     """What a recipe calls the class of an object: a name of our own tables, or its dotted path."""
     cls = type(value)
     short = cls.__name__ in DATA_MODULES or isinstance(value, Optimizer | Tuner)
     return cls.__name__ if short and cls.__module__.startswith("litgpt.") else f"{cls.__module__}.{cls.__qualname__}"
 
 
-def arguments(value: Any) -> dict[str, Any]:
+def read_arguments(value: Any) -> dict[str, Any]:
     """What an object's constructor was given, read from the attributes of the same names."""
     if is_dataclass(value):
-        names = [field.name for field in settable(value)]
+        names = [field.name for field in list_init_fields(value)]
     else:
         names = [name for name in inspect.signature(type(value)).parameters if hasattr(value, name)]
-    return {name: plain(getattr(value, name)) for name in names if name not in SECRETS}
+    return {name: to_plain(getattr(value, name)) for name in names if name not in SECRETS}
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """A setting in YAML's own types."""
     if isinstance(value, Custom):
-        return {"class_path": value.path, "init_args": {"lr": value.lr, **plain(value.arguments)}}
+        return {"class_path": value.path, "init_args": {"lr": value.lr, **to_plain(value.arguments)}}
     if isinstance(value, DataModule | Optimizer | Tuner):
-        return {"class_path": class_name(value), "init_args": arguments(value)}
+        return {"class_path": get_class_name(value), "init_args": read_arguments(value)}
     if is_dataclass(value):
-        return arguments(value)
+        return read_arguments(value)
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items() if key not in SECRETS}
+        return {str(key): to_plain(item) for key, item in value.items() if key not in SECRETS}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
-def without(tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+def drop_defaults(tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
     """The keys of `tree` that are not as in `default`, group by group; a choice stays whole."""
     kept = {}
     for key, value in tree.items():
         other = default.get(key)
         if isinstance(value, dict) and isinstance(other, dict) and "class_path" not in value:
-            value, other = without(value, other), {}
+            value, other = drop_defaults(value, other), {}
         if value != other:
             kept[key] = value
     return kept
 
 
-def without_nulls(value: Any) -> Any:
+def drop_nulls(value: Any) -> Any:
     """The same mapping with no null in it."""
     if not isinstance(value, dict):
         return value
-    return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return {key: drop_nulls(item) for key, item in value.items() if item is not None}
 
 
-def text(tree: dict[str, Any]) -> str:
+def format_yaml(tree: dict[str, Any]) -> str:
     """A mapping as YAML, in its own order."""
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
 
 
-def dump(recipe: Any) -> str:
+def dump_recipe(recipe: Any) -> str:
     """A recipe as YAML that reads back as an equal recipe; secrets are left out."""
-    return text(plain(recipe))
+    return format_yaml(to_plain(recipe))

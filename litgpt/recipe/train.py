@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from litgpt.errors import UserError
-from litgpt.recipe.bounds import BatchSize, Count, Fraction, Position, Positive, Rate, Tokens, check_numbers
+from litgpt.recipe.bounds import BatchSize, Count, Fraction, Position, Positive, Rate, TokenCount, check_numbers
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class TrainArgs:
     """Share of one epoch over which the learning rate rises, instead of lr_warmup_steps."""
     epochs: Count | None = None
     """End after this many passes over the data."""
-    max_tokens: Tokens | None = None
+    max_tokens: TokenCount | None = None
     """End after this many tokens, counted over all devices."""
     max_steps: Count | None = None
     """End after this many optimizer steps."""

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from litgpt.errors import UserError
-from litgpt.files import publish, seal, sync_file
+from litgpt.files import publish_folder, sync_file, write_manifest
 from litgpt.store.peers import Group, Peers, Warn, agree, exchange, place_of, say
 from litgpt.store.resuming import (
     PROGRESS,
@@ -264,9 +264,9 @@ class Checkpoints:
             missing = [name for name in known if not (writing.staged / name).is_file()]
             if missing:
                 return f"{missing[0]} is not there; out_dir must be a folder that all nodes share"
-            seal(writing.staged, known)
+            write_manifest(writing.staged, known)
             self._abandon(writing.step)
-            publish(writing.staged, final)
+            publish_folder(writing.staged, final)
         except (OSError, UserError) as error:
             return f"{type(error).__name__}: {error}"
         self._sealed.add(final)

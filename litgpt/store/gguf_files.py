@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.files import Damaged
+from litgpt.files import DamagedFileError
 from litgpt.model.names import Table, table
 from litgpt.model.registry import data_files
 
@@ -50,7 +50,7 @@ class GGUFFile:
         try:
             reader = GGUFReader(path)
         except (OSError, ValueError, IndexError, KeyError, AttributeError, OverflowError, MemoryError) as error:
-            raise Damaged(f"{path}: not a whole GGUF file ({error})") from None
+            raise DamagedFileError(f"{path}: not a whole GGUF file ({error})") from None
         self._fields = reader.fields
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         kind = self.setting("general.architecture")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.errors import UserError
-from litgpt.files import inside, sha256
+from litgpt.files import join_inside, sha256
 
 SETTINGS = ("config.json", "generation_config.json")
 TOKENIZER = (
@@ -77,7 +77,7 @@ def download(
         if not tokenizer_only and not any(name.endswith((".safetensors", ".bin")) for name in names):
             raise UserError(f"repo_id: {repo_id} holds no weights; give one with .safetensors files, or tokenizer_only")
         for name in names:
-            inside(target, name)
+            join_inside(target, name)
         patterns = [glob.escape(name) for name in names]
         # by commit, so that files of two versions never mix
         snapshot_download(

@@ -12,7 +12,7 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.names import Step
 from litgpt.model.registry import family_of
-from litgpt.recipe.keys import nearest
+from litgpt.recipe.keys import find_nearest
 from litgpt.store.pairs import Part, added_to, joined, parts_of, rows_joined, rows_split
 from litgpt.store.peft_stacks import INNER, flat, is_whole_stack, parameters_in, stacked, targeted, wrapped
 from litgpt.store.reading import shapes_of
@@ -130,7 +130,7 @@ def step_for(name: str, steps: Mapping[str, Step]) -> Step:
         UserError: if the model has no such tensor.
     """
     if name not in steps:
-        near = nearest(name, steps)
+        near = find_nearest(name, steps)
         raise UserError(f"{name}: nothing in this model is called so" + (f"; it has {near}" if near else ""))
     return steps[name]
 

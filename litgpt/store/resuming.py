@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from litgpt.errors import UserError
-from litgpt.files import MANIFEST, Damaged, read_json, verify
+from litgpt.files import MANIFEST, DamagedFileError, read_json, verify_manifest
 from litgpt.store.peers import Group, Peers, Warn, agree, in_agreement, place_of, say
 from litgpt.store.state import (
     Optimizers,
@@ -35,7 +35,7 @@ def steps_in(out_dir: Path) -> list[tuple[int, Path]]:
 def refusal(folder: Path) -> str | None:
     """Why a checkpoint folder cannot be trusted, naming the file; None if it can."""
     try:
-        verify(folder)
+        verify_manifest(folder)
     except (UserError, OSError) as error:
         return str(error)
     return None
@@ -88,7 +88,7 @@ def open_shards(folder: Path) -> TensorFiles:
     names = read_json(folder / MANIFEST)["files"]
     shards = sorted(name for name in names if re.fullmatch(r"shard-\d{5}-of-\d{5}\.safetensors", name))
     if not shards:
-        raise Damaged(f"{folder}: holds no shard-*.safetensors")
+        raise DamagedFileError(f"{folder}: holds no shard-*.safetensors")
     return TensorFiles(folder / name for name in shards)
 
 
@@ -147,7 +147,7 @@ def step_folder(folder: Path) -> Path | None:
         UserError: naming a damaged file, if `folder` itself is a checkpoint that does not verify.
     """
     if (folder / MANIFEST).is_file() or (folder / PROGRESS).is_file():
-        verify(folder)
+        verify_manifest(folder)
         return folder
     return latest(folder)
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.files import MANIFEST, Damaged, inside, read_json
+from litgpt.files import MANIFEST, DamagedFileError, join_inside, read_json
 from litgpt.model.names import Table
 from litgpt.store.checkpoint import PROGRESS, open_shards
 from litgpt.store.gguf_files import GGUFFile, gguf_in
@@ -92,11 +92,11 @@ def indexed(index: Path, suffix: str) -> tuple[list[Path], dict[str, str]]:
     content = read_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise Damaged(f"{index}: weight_map is not a mapping of tensor names to file names")
-    shards = [inside(index.parent, name) for name in sorted(set(places.values()))]
+        raise DamagedFileError(f"{index}: weight_map is not a mapping of tensor names to file names")
+    shards = [join_inside(index.parent, name) for name in sorted(set(places.values()))]
     for shard in shards:
         if shard.suffix != suffix or not shard.is_file():
-            raise Damaged(f"{index}: lists {shard.name}, which is not a {suffix} file in this folder")
+            raise DamagedFileError(f"{index}: lists {shard.name}, which is not a {suffix} file in this folder")
     return shards, places
 
 
@@ -105,10 +105,10 @@ def from_safetensors(where: Path, shards: list[Path], places: Mapping[str, str] 
     files = TensorFiles(shards)
     for name, shard in (places or {}).items():
         if name not in files.wholes or files.wholes[name].blocks[0][0].name != Path(shard).name:
-            raise Damaged(f"{where}: {name} is not in {shard}, where the index says it is")
+            raise DamagedFileError(f"{where}: {name} is not in {shard}, where the index says it is")
     for name, whole in files.wholes.items():
         if len(whole.blocks) > 1:
-            raise Damaged(f"{where}: {name} is in {whole.blocks[0][0].name} and in {whole.blocks[1][0].name}")
+            raise DamagedFileError(f"{where}: {name} is in {whole.blocks[0][0].name} and in {whole.blocks[1][0].name}")
     return dequantized(Source(where, list(files.wholes), files.like, files.whole, files.release, lends=True))
 
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from litgpt.errors import UserError
-from litgpt.files import Damaged, sync_file
+from litgpt.files import DamagedFileError, sync_file
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -180,9 +180,9 @@ class TensorFiles:
                 self._open[path] = MappedFile(path)
                 self._read_header(path)
             except FileNotFoundError:
-                raise Damaged(f"{path}: no such file") from None
+                raise DamagedFileError(f"{path}: no such file") from None
             except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise Damaged(f"{path}: not a whole safetensors file ({error})") from None
+                raise DamagedFileError(f"{path}: not a whole safetensors file ({error})") from None
 
     def _read_header(self, path: Path) -> None:
         file = self._open[path]
@@ -212,7 +212,7 @@ class TensorFiles:
             self._open[path].release(name)
             filled += values.numel()
         if filled != part.local.numel():
-            raise Damaged(f"{name}: {filled} of {part.local.numel()} values found in {self._names(name)}")
+            raise DamagedFileError(f"{name}: {filled} of {part.local.numel()} values found in {self._names(name)}")
 
     def _names(self, name: str) -> str:
         return ", ".join(path.name for path, _, _ in self.wholes[name].blocks)

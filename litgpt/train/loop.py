@@ -15,7 +15,7 @@ from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
 from litgpt.model.flops import training_flops
 from litgpt.parallel.strategy import is_first
-from litgpt.recipe.to_yaml import dump
+from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.store.published import tokenizer_files
 from litgpt.train.evaluate import continuation, validation_loss
 from litgpt.train.guard import Guard, Interrupts, perplexity
@@ -277,7 +277,7 @@ class Loop:
         """Begin a checkpoint of this step."""
         run = self.run
         files: dict[str, str | Path] = {
-            "recipe.yaml": dump(run.recipe),
+            "recipe.yaml": dump_recipe(run.recipe),
             "model_config.yaml": yaml.safe_dump(run.config.to_dict()),
         }
         if run.tokenizer_dir:

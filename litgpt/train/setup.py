@@ -29,7 +29,7 @@ from litgpt.parallel.precision import PRECISIONS, default_precision
 from litgpt.parallel.reduce import everyone
 from litgpt.parallel.strategy import MeshStrategy
 from litgpt.recipe.data import BatchShape, Stream
-from litgpt.recipe.to_yaml import dump
+from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.recipe.training import Training
 from litgpt.recipe.tuner import LLaMAPro
 from litgpt.store import adapters, checkpoint, published
@@ -334,7 +334,7 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
         stream.load_state_dict(progress["stream"])
         say(f"Resuming training from {resumed}")
     if fabric.global_rank == 0:
-        write_text(recipe.out_dir / "recipe.yaml", dump(recipe))
+        write_text(recipe.out_dir / "recipe.yaml", dump_recipe(recipe))
         data.mark(recipe.out_dir)
         if report := data.report():
             write_json(recipe.out_dir / "data_report.json", report)

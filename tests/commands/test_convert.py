@@ -65,9 +65,9 @@ def test_every_form_becomes_a_model_folder_in_place(tmp_path: Path, form: str) -
     with torch.no_grad():
         assert (theirs(ids).logits - model(ids)).abs().max() < 1e-4
     if form == "checkpoint":
-        from litgpt.files import verify
+        from litgpt.files import verify_manifest
 
-        verify(folder)  # it can still be resumed from
+        verify_manifest(folder)  # it can still be resumed from
 
 
 def test_a_safetensors_folder_needs_no_new_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,7 +170,7 @@ def test_chunk_folder_is_the_text_that_was_written(chunks: Path) -> None:
 def test_chunk_folder_that_is_damaged(chunks: Path, tmp_path: Path) -> None:
     import shutil
 
-    from litgpt.files import Damaged
+    from litgpt.files import DamagedFileError
 
     for number, (name, change) in enumerate(
         [
@@ -183,7 +183,7 @@ def test_chunk_folder_that_is_damaged(chunks: Path, tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         shutil.copytree(chunks, folder)
         change(folder / name)
-        with pytest.raises(Damaged, match=name):
+        with pytest.raises(DamagedFileError, match=name):
             ChunkFolder(folder)
     index = json.loads((chunks / "index.json").read_text())
     index["chunks"][0]["filename"] = "../" + index["chunks"][0]["filename"]

@@ -15,7 +15,7 @@ from litgpt.data.documents import Skipped, identify, read_documents
 from litgpt.data.shards import Corpus, TokenFile, pieces, prepare
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
-from litgpt.files import Damaged, verify
+from litgpt.files import DamagedFileError, verify_manifest
 
 TEXTS = ["the fox", "a dog\nand a fox", "wörter", "the end of it"]
 
@@ -52,7 +52,7 @@ def test_tokens_are_those_of_each_document(folder: Path, tokenizer: Tokenizer) -
     assert tokens.documents_between(starts[1], starts[2]).tolist() == [starts[1]]
     assert tokens.documents_between(starts[1] + 1, starts[2]).tolist() == []
     assert (tokens.documents, tokens.about["skipped"], tokens.about["dtype"]) == (4, 0, "uint16")
-    verify(tokens.folder)
+    verify_manifest(tokens.folder)
 
 
 def test_second_time_reads_nothing(folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,11 +147,11 @@ def test_damage_is_refused_by_name(folder: Path, tokenizer: Tokenizer, name: str
     path = tokens.folder / name
     whole = path.read_bytes()
     path.write_bytes(whole[:-3])
-    with pytest.raises(Damaged, match=str(path)):
+    with pytest.raises(DamagedFileError, match=str(path)):
         TokenFile(tokens.folder)
     path.write_bytes(whole[:3] + bytes([whole[3] ^ 1]) + whole[4:])
-    with pytest.raises(Damaged, match=str(path)):
-        verify(tokens.folder)
+    with pytest.raises(DamagedFileError, match=str(path)):
+        verify_manifest(tokens.folder)
 
 
 def test_no_text_and_no_room(folder: Path, tokenizer: Tokenizer) -> None:

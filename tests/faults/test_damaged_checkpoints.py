@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from litgpt.errors import UserError
-from litgpt.files import Damaged, verify
+from litgpt.files import DamagedFileError, verify_manifest
 from litgpt.store.checkpoint import Checkpoints, find, latest, load
 
 FILES = [
@@ -77,8 +77,8 @@ def test_every_single_byte_of_a_manifest_counts(run: Path) -> None:
         content = bytearray(manifest)
         content[position] ^= 0x04
         (folder / "manifest.json").write_bytes(bytes(content))
-        with pytest.raises(Damaged):
-            verify(folder)
+        with pytest.raises(DamagedFileError):
+            verify_manifest(folder)
 
 
 def test_without_one_that_verifies_there_is_none(run: Path) -> None:

@@ -11,8 +11,8 @@ from jsonschema import Draft202012Validator
 
 from litgpt.recipe.optimizer import AdamW
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
-from litgpt.recipe.schema import schema_of
-from litgpt.recipe.to_yaml import dump, plain
+from litgpt.recipe.schema import build_schema
+from litgpt.recipe.to_yaml import dump_recipe, to_plain
 
 WRONG = [{"a": 1}, [1, 2, 3], "wörd", 1.5, True, -7, 10**25, float("nan"), [], {}, [{}], "1.5.1", "# a"]
 ABSURD = [10**19, -5, float("nan"), float("inf"), -float("inf"), 10**400]
@@ -22,7 +22,9 @@ FREE = ("model_config", "metadata")  # mappings whose keys are checked by whoeve
 def whole_recipe(own_module: str) -> dict[str, Any]:
     """A recipe that sets every key, with a data module of the user's own."""
     recipe = Pretrain("x", model_config={"n_layer": 2}, optimizer=AdamW(lr=1e-3), tokenizer=TokenizerArgs(), devices=1)
-    return plain(recipe) | {"data": {"class_path": own_module, "init_args": {"path": "a", "copies": 2, "share": 0.5}}}
+    return to_plain(recipe) | {
+        "data": {"class_path": own_module, "init_args": {"path": "a", "copies": 2, "share": 0.5}}
+    }
 
 
 def places(tree: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -69,7 +71,7 @@ def mutate(rng: random.Random, tree: dict[str, Any]) -> tuple[str, tuple[str, ..
 def campaign(count: int, seed: int, litgpt, own_module: str, folder) -> None:
     """Mutate `count` recipes and hold each outcome against what it must be."""
     rng, path = random.Random(seed), folder / "mutated.yaml"
-    schema = Draft202012Validator(schema_of(Pretrain))
+    schema = Draft202012Validator(build_schema(Pretrain))
     whole = whole_recipe(own_module)
     assert litgpt("pretrain", "--config", save(path, whole)).code == 0
     assert schema.is_valid(whole)
@@ -82,8 +84,8 @@ def campaign(count: int, seed: int, litgpt, own_module: str, folder) -> None:
         story = f"{number}: {kind} at {'.'.join(place)}: {value!r}\n{outcome.err}"
         if outcome.code == 0:
             assert not must_fail and (kind == "null" or schema.is_valid(tree)), story
-            path.write_text(dump(outcome.recipe))
-            assert dump(litgpt("pretrain", "--config", str(path)).recipe) == dump(outcome.recipe), story
+            path.write_text(dump_recipe(outcome.recipe))
+            assert dump_recipe(litgpt("pretrain", "--config", str(path)).recipe) == dump_recipe(outcome.recipe), story
             continue
         refused += 1
         assert outcome.code == 2 and outcome.recipe is None and "Traceback" not in outcome.err, story

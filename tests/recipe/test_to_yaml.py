@@ -9,17 +9,19 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from litgpt.recipe.build import build, merge
+from litgpt.recipe.build import build_recipe, merge_settings
 from litgpt.recipe.from_yaml import parse_text
 from litgpt.recipe.optimizer import Custom, Muon
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
-from litgpt.recipe.to_yaml import dump
+from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.recipe.train import CheckpointArgs, EvalArgs, LogArgs, TrainArgs
 
 
-def again(recipe: Any) -> Any:
+def reload(recipe: Any) -> Any:
     """The recipe that a recipe's YAML stands for."""
-    return build(type(recipe), merge(type(recipe), {}, parse_text(dump(recipe), "dump"), trusted=True))
+    return build_recipe(
+        type(recipe), merge_settings(type(recipe), {}, parse_text(dump_recipe(recipe), "dump"), trusted=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def again(recipe: Any) -> Any:
     ],
 )
 def test_a_recipe_reads_back_equal(recipe):
-    assert again(recipe) == recipe
+    assert reload(recipe) == recipe
 
 
 @settings(max_examples=40, deadline=None)
@@ -46,13 +48,13 @@ def test_a_recipe_reads_back_equal(recipe):
 def test_any_text_and_number_reads_back_equal(text, number):
     train = TrainArgs(min_lr=number * 1e-3, max_norm=number)
     recipe = Pretrain("x", eval=EvalArgs(sample_prompt=text), train=train)
-    assert again(recipe) == recipe
+    assert reload(recipe) == recipe
 
 
 @pytest.mark.parametrize("text", ["true", "1e5", "[1]", "{a: 1}", "007", "", " ", "'", "a: b", "a\nb"])
 def test_texts_that_look_like_something_else(text):
     recipe = Pretrain("x", eval=EvalArgs(sample_prompt=text))
-    assert again(recipe) == recipe
+    assert reload(recipe) == recipe
 
 
 def test_secrets_are_left_out():
@@ -61,4 +63,4 @@ def test_secrets_are_left_out():
         repo: str
         access_token: str | None = None
 
-    assert yaml.safe_load(dump(Fetch("a", access_token="hf_secret"))) == {"repo": "a"}
+    assert yaml.safe_load(dump_recipe(Fetch("a", access_token="hf_secret"))) == {"repo": "a"}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from litgpt.errors import UserError
-from litgpt.files import verify
+from litgpt.files import verify_manifest
 from litgpt.store import checkpoint
 from litgpt.store.checkpoint import Checkpoints, find, latest, load
 from tests.store.layout_worker import assert_same, build, train, whole_state
@@ -152,7 +152,7 @@ def test_a_folder_says_what_it_holds_and_carries_the_callers_files(tmp_path: Pat
     names = ["manifest.json", "progress.json", "recipe.yaml", "shard-00000-of-00001.safetensors", "tokenizer.json"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert list(json.loads((folder / "manifest.json").read_text())["files"]) == names[1:]
-    verify(folder)
+    verify_manifest(folder)
 
 
 def test_the_newest_that_verify_are_kept(tmp_path: Path) -> None:
