@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from litgpt.commands.data_prepare import open_data, print_counts
-from litgpt.commands.samples import print_rows
+from litgpt.data.preview import open_data, print_counts, print_rows
 from litgpt.data.samples import SampleRows
 from litgpt.data.stream import TrainStream, ValStream
 from litgpt.data.streaming import StreamedRows

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from litgpt import adapt
-from litgpt.commands.pretrain import train
 from litgpt.errors import UserError
 from litgpt.infer.load import find_folder, inside_run
 from litgpt.model.gpt import GPT
@@ -16,7 +15,8 @@ from litgpt.parallel.strategy import is_first
 from litgpt.recipe.finetune import Finetune
 from litgpt.store import adapters
 from litgpt.store.published import of_all_stages, save_model
-from litgpt.train.origin import Origin, of_finetuning
+from litgpt.train.run import train
+from litgpt.train.run_spec import RunSpec, build_finetune_spec
 from litgpt.train.setup import Run
 
 
@@ -25,8 +25,8 @@ def run(recipe: Finetune) -> None:
     found = find_folder(recipe.checkpoint_dir, access_token=recipe.access_token)
     folder = inside_run(found)
     base = str(recipe.checkpoint_dir if folder == found else folder)
-    origin = of_finetuning(recipe, folder, base, adapter=adapter_for(recipe))
-    train(recipe, origin, partial(publish, origin=origin))
+    spec = build_finetune_spec(recipe, folder, base, adapter=adapter_for(recipe))
+    train(recipe, spec, partial(publish, spec=spec))
 
 
 def adapter_for(recipe: Finetune) -> Path | None:
@@ -39,37 +39,37 @@ def adapter_for(recipe: Finetune) -> Path | None:
         raise UserError(f"initial_adapter_dir: {error.detail}") from None
 
 
-def publish(trained: Run, *, origin: Origin) -> Path:
+def publish(trained: Run, *, spec: RunSpec) -> Path:
     """Write the finished model, with what was adapted folded in, and the adapter alone; every rank takes part.
 
     What cannot be folded in is the finished model by itself: an adapter's folder, which names its base.
     """
-    final, core = trained.recipe.out_dir / "final", trained.trainee.core
+    final, core = trained.recipe.out_dir / "final", trained.train_state.core
     assert isinstance(core, GPT)
-    if origin.tuner is None or origin.tuner.merges:
+    if spec.tuner is None or spec.tuner.merges:
         tensors, texts = adapt.merged(core), trained.tokenizer_dir
         save_model(final, core, tensors=tensors, config=trained.config, tokenizer_dir=texts, replace=True)
         if is_first():
-            origin.data.mark(final)
-    if origin.tuner is not None and origin.adapted:
-        save_adapter(trained.recipe.out_dir / "adapter" if origin.tuner.merges else final, trained, origin)
+            spec.data.mark(final)
+    if spec.tuner is not None and spec.adapted:
+        save_adapter(trained.recipe.out_dir / "adapter" if spec.tuner.merges else final, trained, spec)
     return final
 
 
 @torch.no_grad()
-def save_adapter(folder: Path, trained: Run, origin: Origin) -> None:
+def save_adapter(folder: Path, trained: Run, spec: RunSpec) -> None:
     """Write the adapter as a folder that PEFT loads; where PEFT has no form for it, say so: it is in the model too."""
-    core = trained.trainee.core
-    assert isinstance(core, GPT) and origin.tuner is not None
+    core = trained.train_state.core
+    assert isinstance(core, GPT) and spec.tuner is not None
     own = ((name, full(one.detach())) for name, one in adapt.adapter_tensors(core).items())
     tensors = {name: one.to("cpu") for name, one in of_all_stages(core, own)}
     if not is_first():
         return
-    about = {"config": trained.config, "settings": origin.tuner, "base": origin.base, "run": origin.run}
+    about = {"config": trained.config, "settings": spec.tuner, "base": spec.base, "run": spec.run}
     try:
         adapters.save(folder, tensors, **about, tokenizer_dir=trained.tokenizer_dir, replace=True)  # type: ignore
-        origin.data.mark(folder)
+        spec.data.mark(folder)
     except UserError as error:
-        if not origin.tuner.merges:
+        if not spec.tuner.merges:
             raise
         print(f"{folder}: no adapter written ({error}); the finished model has it folded in", file=sys.stderr)

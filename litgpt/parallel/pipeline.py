@@ -138,7 +138,7 @@ class Pipeline:
             passage.do(task)
         self.settle()
 
-    def look(self, shape: torch.Size, run: Callable[[Stage], Any]) -> Any:
+    def evaluate(self, shape: torch.Size, run: Callable[[Stage], Any]) -> Any:
         """One micro-batch forward; what the last stage makes of it, None where that does not lie.
 
         A device does not wait for those after it, so that several of these overlap.

@@ -15,39 +15,43 @@ from litgpt.model.portion import Portion
 from litgpt.parallel.apply import release
 from litgpt.parallel.reduce import total
 from litgpt.train.objective import Objective
-from litgpt.train.step import Trainee, look
+from litgpt.train.step import TrainState, evaluate
 
 
 @contextmanager
-def looking(trainee: Trainee) -> Iterator[None]:
+def eval_mode(train_state: TrainState) -> Iterator[None]:
     """Dropout off, no gradients, the run's number format."""
-    trainee.core.eval()
+    train_state.core.eval()
     try:
-        with torch.no_grad(), trainee.precision.autocast(trainee.device, sharded=trainee.sharded):
+        with torch.no_grad(), train_state.precision.autocast(train_state.device, sharded=train_state.sharded):
             yield
     finally:
-        release(trainee.core)
-        trainee.core.train()
+        release(train_state.core)
+        train_state.core.train()
 
 
-def validation_loss(trainee: Trainee, batches: Iterable[Batch], objective: Objective, *, max_iters: int) -> float:
+def validation_loss(
+    train_state: TrainState, batches: Iterable[Batch], objective: Objective, *, max_iters: int
+) -> float:
     """Mean loss in nats over what the objective counts in the first `max_iters` micro-batches of every data rank.
 
     NaN if they hold no target.
     """
     loss, count = torch.zeros((), dtype=torch.float64), 0.0
-    with looking(trainee):
+    with eval_mode(train_state):
         for batch in itertools.islice(batches, max_iters):
-            moved = batch.to(trainee.device)
-            found = look(trainee, moved, partial(objective, batch=moved))
+            moved = batch.to(train_state.device)
+            found = evaluate(train_state, moved, partial(objective, batch=moved))
             loss = loss if found is None else loss + found[0].double().to(loss.device)
             count += objective.count(batch)
-    summed_loss, counted = total([loss.item() * trainee.counts_loss, count * trainee.counts_batch], trainee.device)
+    summed_loss, counted = total(
+        [loss.item() * train_state.counts_loss, count * train_state.counts_batch], train_state.device
+    )
     return summed_loss / counted if counted else float("nan")
 
 
 def continuation(
-    trainee: Trainee,
+    train_state: TrainState,
     prompt: list[int],
     *,
     tokens: int,
@@ -67,17 +71,17 @@ def continuation(
     """
     generator = torch.Generator().manual_seed(seed)
     ids = list(prompt)
-    with looking(trainee):
+    with eval_mode(train_state):
         for _ in range(tokens):
-            read = torch.tensor([ids[-window:]], device=trainee.device)
-            head = partial(_last_logits, tokens=read.shape[1], portion=getattr(trainee.core, "portion", None))
-            scores = look(trainee, Batch(read, read), methodcaller("__call__", read, head=head))
+            read = torch.tensor([ids[-window:]], device=train_state.device)
+            head = partial(_last_logits, tokens=read.shape[1], portion=getattr(train_state.core, "portion", None))
+            scores = evaluate(train_state, Batch(read, read), methodcaller("__call__", read, head=head))
             token = 0
             if scores is not None:
                 likeliest, numbers = scores.float().cpu().topk(min(top_k, scores.shape[-1]))
                 chosen = torch.multinomial((likeliest / temperature).softmax(-1), 1, generator=generator)
                 token = int(numbers[chosen])
-            ids.append(token if trainee.pipeline is None else trainee.pipeline.agreed(token))
+            ids.append(token if train_state.pipeline is None else train_state.pipeline.agreed(token))
             if pause(ids[-1]):
                 break
     return ids[len(prompt) :]

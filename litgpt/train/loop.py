@@ -1,4 +1,4 @@
-"""The one loop: step, log, look, save, and leave when it is time."""
+"""The one loop: step, log, evaluate, save, and leave when it is time."""
 
 import itertools
 import json
@@ -17,13 +17,13 @@ from litgpt.model.flops import training_flops
 from litgpt.parallel.strategy import is_first
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.store.published import tokenizer_files
+from litgpt.train.console import RunConsole, RunSummary
 from litgpt.train.evaluate import continuation, validation_loss
 from litgpt.train.guard import Guard, Interrupts, perplexity
-from litgpt.train.live import Live, Outcome
 from litgpt.train.metrics import Meter, device_peak, memory_gb
 from litgpt.train.optimizer import set_learning_rate
 from litgpt.train.setup import Run
-from litgpt.train.step import Step, train_step
+from litgpt.train.step import StepResult, train_step
 
 
 def drop_samples_after(path: Path, step: int) -> None:
@@ -51,12 +51,12 @@ def refuse_unknown_tokens(batches: list[Batch], rows: int) -> None:
 class Loop:
     """The state of a run in progress, as far as a checkpoint must know it."""
 
-    def __init__(self, run: Run, live: Live) -> None:
+    def __init__(self, run: Run, console: RunConsole) -> None:
         recipe = run.recipe
-        self.run, self.live, self.train = run, live, recipe.train
+        self.run, self.console, self.train = run, console, recipe.train
         self.interrupts = Interrupts()
         self.guard = Guard(recipe.guard)
-        device = run.trainee.device
+        device = run.train_state.device
         self.meter = Meter(ranks=run.data_ranks, peak=device_peak(device, recipe.precision or "bf16-mixed"))
         self.step = self.first_step = 0
         self.tokens = self.first_tokens = 0
@@ -78,7 +78,7 @@ class Loop:
         self.val_losses = {int(step): loss for step, loss in progress["val_losses"].items()}
         self.guard.load_state_dict(progress["guard"])
         self.meter.load_state_dict(progress["meter"])
-        self.run.trainee.scale.load_state_dict(progress["scale"])
+        self.run.train_state.scale.load_state_dict(progress["scale"])
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides weights, moments and random generators."""
@@ -89,22 +89,22 @@ class Loop:
             "val_losses": self.val_losses,
             "guard": self.guard.state_dict(),
             "meter": self.meter.state_dict(),
-            "scale": self.run.trainee.scale.state_dict(),
+            "scale": self.run.train_state.scale.state_dict(),
             "stream": self.run.stream.state_dict(),
         }
 
     def fit(self) -> None:
         """Train until a limit is reached or someone asks to leave; the last step is always saved."""
         run, recipe = self.run, self.run.recipe
-        with self.interrupts.watched(), self.live:
+        with self.interrupts.watched(), self.console:
             try:
                 if recipe.eval.initial_validation and not self.step:
-                    self.look()
+                    self.evaluate()
                 batches = iter(run.stream)
                 while not self.finished():
                     self.advance(batches)
                 if self.complete and recipe.eval.final_validation and self.step not in self.val_losses:
-                    self.look()
+                    self.evaluate()
                 with self.meter.apart("saving"):
                     self.save()
                     run.checkpoints.finish()
@@ -120,11 +120,11 @@ class Loop:
         """One optimizer step and what is due after it."""
         run = self.run
         rate = run.schedule.at(self.step)
-        set_learning_rate(run.trainee.optimizers, rate / run.schedule.peak if run.schedule.peak else 0.0)
-        run.trainee.turn_to(self.step)
+        set_learning_rate(run.train_state.optimizers, rate / run.schedule.peak if run.schedule.peak else 0.0)
+        run.train_state.turn_to(self.step)
         taken, fault = self.next_batches(batches)
-        outcome = train_step(
-            run.trainee,
+        result = train_step(
+            run.train_state,
             taken,
             run.objective,
             max_norm=self.train.max_norm,
@@ -133,15 +133,15 @@ class Loop:
             fault=fault,
         )
         self.step += 1
-        self.tokens += outcome.tokens
-        self.count(outcome)
-        interrupted, late, written = outcome.asked
+        self.tokens += result.tokens
+        self.count(result)
+        interrupted, late, written = result.asked
         if run.checkpoints.pending and written == run.ranks:
             run.checkpoints.commit()
         if self.step % self.train.log_interval == 0:
-            self.log(outcome, rate)
+            self.log(result, rate)
         if self.step % run.recipe.eval.interval == 0:
-            self.look()
+            self.evaluate()
         if interrupted or late:
             self.reason, self.complete = self.why_left(late=bool(late)), not interrupted
         elif self.train.save_interval and self.step % self.train.save_interval == 0:
@@ -174,49 +174,51 @@ class Loop:
             self.reason, self.complete = f"all {self.run.steps:,} steps are done", True
         return bool(self.reason)
 
-    def count(self, outcome: Step) -> None:
+    def count(self, result: StepResult) -> None:
         """Book a step with the guard and the meter."""
         run = self.run
-        if outcome.taken:
-            self.last_loss = outcome.loss
-            run.trainee.scale.update(finite=True)
-            if spike := self.guard.take(self.step, outcome.loss):
+        if result.taken:
+            self.last_loss = result.loss
+            run.train_state.scale.update(finite=True)
+            if spike := self.guard.take(self.step, result.loss):
                 self.spikes += 1
-                self.live.say(spike)
-        elif run.trainee.scale.update(finite=False):
-            self.live.say(f"step {self.step} skipped: fp16 overflow; loss scale now {run.trainee.scale.factor:g}")
+                self.console.print(spike)
+        elif run.train_state.scale.update(finite=False):
+            self.console.print(
+                f"step {self.step} skipped: fp16 overflow; loss scale now {run.train_state.scale.factor:g}"
+            )
         else:
-            self.live.say(self.guard.skip(self.step, loss=outcome.loss, gradient_norm=outcome.gradient_norm))
-        samples, tokens = self.train.global_batch_size // run.data_ranks, outcome.tokens // run.data_ranks
-        length = outcome.tokens // self.train.global_batch_size
+            self.console.print(self.guard.skip(self.step, loss=result.loss, gradient_norm=result.gradient_norm))
+        samples, tokens = self.train.global_batch_size // run.data_ranks, result.tokens // run.data_ranks
+        length = result.tokens // self.train.global_batch_size
         self.meter.update(
             samples=samples,
             tokens=tokens,
             batches=run.micro_batches,
             flops=training_flops(
-                run.config, tokens=outcome.tokens // run.ranks, sequence_length=length, frozen=run.adapted
+                run.config, tokens=result.tokens // run.ranks, sequence_length=length, frozen=run.adapted
             ),
         )
 
-    def log(self, outcome: Step, rate: float) -> None:
-        """Send a step's figures to the loggers and the live line."""
+    def log(self, result: StepResult, rate: float) -> None:
+        """Send a step's figures to the loggers and the progress line."""
         rates = self.meter.rates()
         fraction = self.fraction()
         metrics: dict[str, float] = {
-            "loss": outcome.loss,
+            "loss": result.loss,
             "iter": self.step * self.run.micro_batches,
             "step": self.step,
             "epoch": self.run.stream.epoch,
             "learning_rate": rate,
             "tokens": self.tokens // self.run.data_ranks,
             "total_tokens": self.tokens,
-            "grad_norm": outcome.gradient_norm,
+            "grad_norm": result.gradient_norm,
             "skipped_steps": self.guard.skipped,
-            "memory_gb": memory_gb(self.run.trainee.device),
+            "memory_gb": memory_gb(self.run.train_state.device),
             **self.meter.totals(),
             **rates,
         }
-        for name, loss in zip(self.run.channels, outcome.channels, strict=True):
+        for name, loss in zip(self.run.channels, result.channels, strict=True):
             if not math.isnan(loss):
                 metrics[f"loss_{name}"] = loss
         if per_second := rates.get("device/batches_per_sec"):
@@ -224,7 +226,7 @@ class Loop:
         if (left := self.meter.remaining(fraction)) is not None:
             metrics["remaining_time"] = left
         self.send(metrics)
-        self.live.update(metrics, fraction)
+        self.console.update(metrics, fraction)
 
     def send(self, metrics: dict[str, float]) -> None:
         """Hand a row of figures to every logger."""
@@ -238,16 +240,16 @@ class Loop:
             shares.append(self.meter.seconds / self.train.max_time)
         return min(1.0, max(shares)) if shares else None
 
-    def look(self) -> None:
+    def evaluate(self) -> None:
         """Measure the validation loss and let the model write."""
         run, settings = self.run, self.run.recipe.eval
         with self.meter.apart("evaluation"):
             if run.validation is not None:
-                loss = validation_loss(run.trainee, run.validation, run.objective, max_iters=settings.max_iters)
+                loss = validation_loss(run.train_state, run.validation, run.objective, max_iters=settings.max_iters)
                 self.val_losses[self.step] = loss
                 self.send({"val_loss": loss, "val_ppl": perplexity(loss), "step": self.step})
-                self.live.say(f"step {self.step}: val loss {loss:.4f}, val ppl {perplexity(loss):.1f}")
-                self.live.metrics["val_loss"] = loss
+                self.console.print(f"step {self.step}: val loss {loss:.4f}, val ppl {perplexity(loss):.1f}")
+                self.console.metrics["val_loss"] = loss
             if settings.sample_prompt is not None and run.tokenizer is not None:
                 self.write_sample(run.tokenizer.encode(settings.sample_prompt).tolist(), settings.sample_tokens)
             if run.question and settings.max_new_tokens:
@@ -259,7 +261,7 @@ class Loop:
         assert run.tokenizer is not None
         start = prompt or [run.tokenizer.bos_id or run.tokenizer.eos_id or 0]
         new = continuation(
-            run.trainee,
+            run.train_state,
             start,
             tokens=tokens,
             window=run.sequence_length,
@@ -268,7 +270,7 @@ class Loop:
         )
         if is_first():
             text = run.tokenizer.decode(start + new)
-            self.live.say(f"step {self.step}: {text}")
+            self.console.print(f"step {self.step}: {text}")
             line = {"step": self.step, "prompt": run.tokenizer.decode(prompt), "text": text}
             with (run.recipe.out_dir / "samples.jsonl").open("a", encoding="utf-8") as file:
                 print(json.dumps(line), file=file)
@@ -285,17 +287,17 @@ class Loop:
         if (style := run.recipe.out_dir / STYLE).is_file():
             files[STYLE] = style
         files |= run.notes
-        run.checkpoints.save(self.step, run.trainee.core, run.trainee.optimizers, self.state(), files)
+        run.checkpoints.save(self.step, run.train_state.core, run.train_state.optimizers, self.state(), files)
         # of rows that are read on the way, if they are; every rank takes part
         report: dict[str, Any] = getattr(run.stream, "report", dict)()
         if report and is_first():
             write_json(run.recipe.out_dir / "data_report.json", report)
 
-    def outcome(self, final: Path | None) -> Outcome:
-        """What the run came to."""
+    def summary(self, final: Path | None) -> RunSummary:
+        """The results of the run."""
         best = min(self.val_losses, key=lambda step: self.val_losses[step], default=None)
         last = max(self.val_losses, default=None)
-        return Outcome(
+        return RunSummary(
             reason=self.reason,
             steps=self.step,
             steps_run=self.step - self.first_step,
@@ -309,7 +311,7 @@ class Loop:
             best_val_step=best,
             skipped_steps=self.guard.skipped,
             spikes=self.spikes,
-            memory_gb=memory_gb(self.run.trainee.device),
+            memory_gb=memory_gb(self.run.train_state.device),
             checkpoints=self.run.recipe.out_dir / f"step-{self.step:08d}",
             final=final,
         )

@@ -36,11 +36,11 @@ from litgpt.store import adapters, checkpoint, published
 from litgpt.store.checkpoint import Checkpoints
 from litgpt.train import loggers, optimizer
 from litgpt.train.guard import LossScale
+from litgpt.train.lisa_schedule import turns_of
 from litgpt.train.objective import Objective
-from litgpt.train.origin import Origin
+from litgpt.train.run_spec import RunSpec
 from litgpt.train.schedule import Schedule
-from litgpt.train.step import Trainee
-from litgpt.train.turns import turns_of
+from litgpt.train.step import TrainState
 
 Say = Callable[[str], None]
 
@@ -52,7 +52,7 @@ class Run:
     recipe: Training
     fabric: Fabric
     config: Config
-    trainee: Trainee
+    train_state: TrainState
     objective: Objective
     schedule: Schedule
     steps: int
@@ -78,7 +78,7 @@ class Run:
     @property
     def data_ranks(self) -> int:
         """Ranks that read data of their own."""
-        mesh = self.trainee.mesh
+        mesh = self.train_state.mesh
         return 1 if mesh is None else mesh.degrees.data_ranks
 
 
@@ -148,12 +148,12 @@ def launch(recipe: Training) -> Fabric:
 
 
 def connect_data(
-    recipe: Training, origin: Origin, fabric: Fabric, length: int, *, resumed: bool
+    recipe: Training, spec: RunSpec, fabric: Fabric, length: int, *, resumed: bool
 ) -> tuple[Tokenizer | None, Path | None]:
     """Prepare the run's data by the first rank and open it on all; the tokenizer, and its folder."""
-    data = origin.data
-    folder = origin.tokenizer_dir
-    if made := origin.tokenizer:
+    data = spec.data
+    folder = spec.tokenizer_dir
+    if made := spec.tokenizer:
         folder = recipe.out_dir / "tokenizer"
         with fabric.rank_zero_first():
             if fabric.global_rank == 0 and not (resumed and folder.exists()):
@@ -167,17 +167,17 @@ def connect_data(
     return tokenizer, folder
 
 
-def on_meta(recipe: Training, origin: Origin, mesh: Mesh | None, device: torch.device) -> GPT:
+def on_meta(recipe: Training, spec: RunSpec, mesh: Mesh | None, device: torch.device) -> GPT:
     """The model as it will lie on this rank's device: adapted, split and sharded, without memory yet."""
     precision = PRECISIONS[recipe.precision or default_precision()]
     with torch.device("meta"):
-        model = GPT(origin.config).to(precision.storage)
-    if origin.quantize:
-        quantization.quantize(model, origin.quantize)
-    if origin.tuner:
-        adapt.attach(model, origin.tuner)
-    if origin.noise:
-        add_noise(model, origin.noise)
+        model = GPT(spec.config).to(precision.storage)
+    if spec.quantize:
+        quantization.quantize(model, spec.quantize)
+    if spec.tuner:
+        adapt.attach(model, spec.tuner)
+    if spec.noise:
+        add_noise(model, spec.noise)
     parallelize(
         model,
         mesh,
@@ -189,7 +189,7 @@ def on_meta(recipe: Training, origin: Origin, mesh: Mesh | None, device: torch.d
     return model
 
 
-def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_follow: bool) -> Trainee:
+def build_model(recipe: Training, spec: RunSpec, fabric: Fabric, *, weights_follow: bool) -> TrainState:
     """The model, laid out and with its first weights, and its optimizers.
 
     Args:
@@ -198,19 +198,19 @@ def build_model(recipe: Training, origin: Origin, fabric: Fabric, *, weights_fol
     strategy = fabric.strategy
     assert isinstance(strategy, MeshStrategy)
     precision = PRECISIONS[recipe.precision or default_precision()]
-    model = on_meta(recipe, origin, strategy.mesh, fabric.device)
+    model = on_meta(recipe, spec, strategy.mesh, fabric.device)
     model.to_empty(device="cpu" if recipe.parallel.cpu_offload else fabric.device)
-    if origin.weights and (origin.adapted or not weights_follow):
-        load_weights(model, origin, fabric.device)
+    if spec.weights and (spec.adapted or not weights_follow):
+        load_weights(model, spec, fabric.device)
     elif not weights_follow:
         initialize(model, recipe.seed, write=place)
-    if origin.adapter and not weights_follow:
-        adapt.fill(model, adapters.load(origin.adapter, origin.config).tensors, write=place)
-    elif origin.tuner and not weights_follow:
-        adapt.initialize(model, origin.tuner, recipe.seed, write=place)
-    optimizers = optimizer.build(recipe.optimizer, model, factor=origin.learning_rate_factor)
-    turns = turns_of(origin.tuner, model, recipe.seed, partial(replicate, mesh=strategy.mesh))
-    return Trainee(
+    if spec.adapter and not weights_follow:
+        adapt.fill(model, adapters.load(spec.adapter, spec.config).tensors, write=place)
+    elif spec.tuner and not weights_follow:
+        adapt.initialize(model, spec.tuner, recipe.seed, write=place)
+    optimizers = optimizer.build(recipe.optimizer, model, factor=spec.learning_rate_factor)
+    turns = turns_of(spec.tuner, model, recipe.seed, partial(replicate, mesh=strategy.mesh))
+    return TrainState(
         model=replicate(model, strategy.mesh),
         optimizers=optimizers,
         device=fabric.device,
@@ -226,17 +226,17 @@ def compiles(recipe: Training, device: torch.device) -> bool:
     return (device.type == "cuda" and not recipe.recompute.offload) if recipe.compile is None else recipe.compile
 
 
-def load_weights(model: GPT, origin: Origin, device: torch.device) -> None:
+def load_weights(model: GPT, spec: RunSpec, device: torch.device) -> None:
     """Fill a model, which may be quantized, with the weights that the run starts from."""
-    assert origin.weights is not None
-    if origin.quantize:
-        tensors = published.tensors_in(origin.weights, origin.config)
+    assert spec.weights is not None
+    if spec.quantize:
+        tensors = published.tensors_in(spec.weights, spec.config)
         quantization.load_quantized(model, tensors, device=device, write=place)
-    elif isinstance(origin.tuner, LLaMAPro):
-        tensors = published.tensors_in(origin.weights, published.shape_in(origin.weights))
-        llama_pro.fill(model, tensors, origin.tuner, write=place)
+    elif isinstance(spec.tuner, LLaMAPro):
+        tensors = published.tensors_in(spec.weights, published.shape_in(spec.weights))
+        llama_pro.fill(model, tensors, spec.tuner, write=place)
     else:
-        published.load(model, origin.weights)
+        published.load(model, spec.weights)
 
 
 def steps_of(recipe: Training, length: int, samples_per_epoch: int | None) -> int:
@@ -284,18 +284,18 @@ def refuse_second_run(recipe: Training) -> None:
         )
 
 
-def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> Run:
+def build(recipe: Training, spec: RunSpec, objective: Objective, say: Say) -> Run:
     """Build a run, up to the point where the first step can be made.
 
     Raises:
         UserError: for whatever the user can mend; on all ranks alike.
     """
-    config, data = origin.config, origin.data
+    config, data = spec.config, spec.data
     length = sequence_length(recipe, config)
     refuse_second_run(recipe)
     fabric = launch(recipe)
     resumed = checkpoint.find(recipe.resume, recipe.out_dir, say)
-    tokenizer, tokenizer_dir = connect_data(recipe, origin, fabric, length, resumed=resumed is not None)
+    tokenizer, tokenizer_dir = connect_data(recipe, spec, fabric, length, resumed=resumed is not None)
     if tokenizer and tokenizer.id_limit > (config.padded_vocab_size or 0):
         raise UserError(
             f"tokenizer_dir: {tokenizer.id_limit} tokens, but the model has {config.padded_vocab_size} rows; "
@@ -303,10 +303,10 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
         )
     if recipe.eval.sample_prompt is not None and tokenizer is None:
         raise UserError("eval.sample_prompt: needs a tokenizer to be read; set tokenizer_dir, or sample_prompt: null")
-    trainee = build_model(recipe, origin, fabric, weights_follow=resumed is not None)
-    assert isinstance(trainee.core, GPT)
-    kept = set(adapt.adapter_tensors(trainee.core)) if origin.adapted else None  # the rest is the origin's
-    mesh = trainee.mesh
+    train_state = build_model(recipe, spec, fabric, weights_follow=resumed is not None)
+    assert isinstance(train_state.core, GPT)
+    kept = set(adapt.adapter_tensors(train_state.core)) if spec.adapted else None  # the rest is the spec's
+    mesh = train_state.mesh
     layout = {} if mesh is None else asdict(mesh.degrees)
     shape = BatchShape(
         micro_batch_size=recipe.train.micro_batch_size,
@@ -324,8 +324,8 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
     if resumed is not None:
         progress = checkpoint.load(
             resumed,
-            trainee.core,
-            trainee.optimizers,
+            train_state.core,
+            train_state.optimizers,
             restore_rng=recipe.checkpoint.save_rng,
             kept=kept,
             layout=layout,
@@ -342,7 +342,7 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
         recipe=recipe,
         fabric=fabric,
         config=config,
-        trainee=trainee,
+        train_state=train_state,
         objective=objective,
         schedule=Schedule.of(recipe.train, peak=recipe.optimizer.lr, warmup=warmup, steps=steps),
         steps=steps,
@@ -352,8 +352,8 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
         validation=data.val_stream(shape),
         tokenizer=tokenizer,
         tokenizer_dir=tokenizer_dir,
-        adapted=origin.adapted,
-        notes=origin.notes(),
+        adapted=spec.adapted,
+        notes=spec.notes(),
         question=data.question(recipe.eval.evaluate_example, recipe.seed) if recipe.eval.max_new_tokens else [],
         channels=list(getattr(stream, "channels", ())),  # which streams of a user's own data need not have
         checkpoints=Checkpoints(
@@ -367,7 +367,7 @@ def build(recipe: Training, origin: Origin, objective: Objective, say: Say) -> R
             layout=layout,
             warn=say,
         ),
-        loggers=build_loggers(recipe, f"{origin.task}-{config.name}", progress.get("step")),
+        loggers=build_loggers(recipe, f"{spec.task}-{config.name}", progress.get("step")),
         progress=progress,
     )
 

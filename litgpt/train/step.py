@@ -16,12 +16,12 @@ from litgpt.parallel.pipeline import Pipeline, Stage
 from litgpt.parallel.precision import Precision
 from litgpt.parallel.reduce import gradient_norm, scale_gradients, total
 from litgpt.train.guard import LossScale
+from litgpt.train.lisa_schedule import Turns
 from litgpt.train.objective import Objective
-from litgpt.train.turns import Turns
 
 
 @dataclass
-class Trainee:
+class TrainState:
     """A model laid out over its ranks, with what steps it; without a mesh it is alone."""
 
     model: nn.Module
@@ -74,7 +74,7 @@ class Trainee:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepResult:
     """What one optimizer step did; the same on every rank.
 
     Attributes:
@@ -96,7 +96,7 @@ class Step:
 
 
 def train_step(
-    trainee: Trainee,
+    train_state: TrainState,
     batches: Sequence[Batch],
     objective: Objective,
     *,
@@ -104,7 +104,7 @@ def train_step(
     flags: Sequence[bool] = (),
     channels: int = 0,
     fault: UserError | None = None,
-) -> Step:
+) -> StepResult:
     """One optimizer step over this rank's micro-batches of a global batch.
 
     The loss of every micro-batch is a share of one mean over the whole global batch, so the gradient depends neither on
@@ -119,29 +119,29 @@ def train_step(
     Raises:
         UserError: on all ranks, before anything is computed, if any has a fault.
     """
-    told = batches if trainee.counts_batch else []
+    told = batches if train_state.counts_batch else []
     mine = [sum(map(objective.count, told)), sum(b.targets for b in told), sum(b.tokens for b in told)]
-    count, targets, tokens, *asked, faults = total([*mine, *flags, fault is not None], trainee.device)
+    count, targets, tokens, *asked, faults = total([*mine, *flags, fault is not None], train_state.device)
     if faults:
         raise fault or UserError("data: another rank cannot go on, for the reason that it gives")
     tally = torch.zeros(2, channels, dtype=torch.float64)
-    loss, norm = gradients(trainee, batches, objective, count=count, tally=tally)
-    losses_here = [loss, *tally.flatten().tolist()] if trainee.counts_loss else [0.0] * (1 + tally.numel())
-    loss, *by_channel, bad = total([*losses_here, not math.isfinite(norm)], trainee.device)
+    loss, norm = gradients(train_state, batches, objective, count=count, tally=tally)
+    losses_here = [loss, *tally.flatten().tolist()] if train_state.counts_loss else [0.0] * (1 + tally.numel())
+    loss, *by_channel, bad = total([*losses_here, not math.isfinite(norm)], train_state.device)
     finite = math.isfinite(loss) and not bad
     if finite:
         if max_norm is not None and norm > max_norm:
-            scale_gradients(trainee.parameters(), max_norm / norm)
-        for optimizer in trainee.optimizers:
+            scale_gradients(train_state.parameters(), max_norm / norm)
+        for optimizer in train_state.optimizers:
             optimizer.step()
-    trainee.zero_grad()
+    train_state.zero_grad()
     sums, numbers = by_channel[:channels], by_channel[channels:]
     means = [one / number if number else math.nan for one, number in zip(sums, numbers, strict=True)]
-    return Step(loss, norm, int(targets), int(tokens), finite, tuple(int(ranks) for ranks in asked), tuple(means))
+    return StepResult(loss, norm, int(targets), int(tokens), finite, tuple(int(ranks) for ranks in asked), tuple(means))
 
 
 def gradients(
-    trainee: Trainee,
+    train_state: TrainState,
     batches: Sequence[Batch],
     objective: Objective,
     *,
@@ -158,23 +158,23 @@ def gradients(
 
     def scaled_loss(model: Any, batch: Batch) -> torch.Tensor:
         nonlocal shares
-        with trainee.precision.autocast(trainee.device, sharded=trainee.sharded):
+        with train_state.precision.autocast(train_state.device, sharded=train_state.sharded):
             summed, told = objective(model, batch)
         share = summed / max(count, 1)  # a share of one mean over the whole global batch
         if tally is not None and "channels" in told:
             tally[:, : told["channels"].shape[1]] += told["channels"].to(tally.device)
         shares = shares + share.detach().double().to(shares.device, non_blocking=True)
-        return share * trainee.scale.factor
+        return share * train_state.scale.factor
 
-    if trainee.pipeline is not None:
-        through_stages(trainee.pipeline, [batch.to(trainee.device) for batch in batches], scaled_loss)
+    if train_state.pipeline is not None:
+        through_stages(train_state.pipeline, [batch.to(train_state.device) for batch in batches], scaled_loss)
     else:
         for number, batch in enumerate(batches, start=1):
-            with backward_of(trainee.model, last=number == len(batches)):
-                scaled_loss(trainee.model, batch.to(trainee.device)).backward()
-    if trainee.scale.active:
-        scale_gradients(trainee.parameters(), 1 / trainee.scale.factor)
-    return shares.item(), norm_of(trainee)
+            with backward_of(train_state.model, last=number == len(batches)):
+                scaled_loss(train_state.model, batch.to(train_state.device)).backward()
+    if train_state.scale.active:
+        scale_gradients(train_state.parameters(), 1 / train_state.scale.factor)
+    return shares.item(), norm_of(train_state)
 
 
 def through_stages(pipeline: Pipeline, batches: Sequence[Batch], loss: Callable[[Any, Batch], torch.Tensor]) -> None:
@@ -193,19 +193,19 @@ def hidden_after(stage: Stage, batch: Batch) -> torch.Tensor:
     return stage(batch.ids, positions_BT=batch.positions, documents_BT=batch.documents)
 
 
-def norm_of(trainee: Trainee) -> float:
+def norm_of(train_state: TrainState) -> float:
     """The L2 norm of the whole model's gradient."""
-    pipeline = trainee.pipeline
+    pipeline = train_state.pipeline
     if pipeline is None:
-        return gradient_norm(trainee.parameters()).item()
-    named = trainee.core.named_parameters()
+        return gradient_norm(train_state.parameters()).item()
+    named = train_state.core.named_parameters()
     return pipeline.joined_norm(gradient_norm(one for name, one in named if name not in pipeline.copies)).item()
 
 
-def look(trainee: Trainee, batch: Batch, run: Callable[[Any], Any]) -> Any:
+def evaluate(train_state: TrainState, batch: Batch, run: Callable[[Any], Any]) -> Any:
     """What `run` makes of the model for a micro-batch, without gradients; None where the last layers do not lie."""
-    if trainee.pipeline is None:
-        return run(trainee.core)
-    return trainee.pipeline.look(
+    if train_state.pipeline is None:
+        return run(train_state.core)
+    return train_state.pipeline.evaluate(
         batch.ids.shape, lambda stage: run(stage) if stage.last else hidden_after(stage, batch)
     )

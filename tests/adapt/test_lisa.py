@@ -11,8 +11,8 @@ from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.recipe.optimizer import SGD, AdamW, Muon, Optimizer
 from litgpt.recipe.tuner import LISA
+from litgpt.train.lisa_schedule import turns_of
 from litgpt.train.optimizer import build
-from litgpt.train.turns import turns_of
 from tests.adapt.models import IDS, base_of, loss_of
 from tests.store.models import random_model, small
 

@@ -39,8 +39,8 @@ def trained(*argv: str) -> int:
 
     def noted(run: Any, **settings: Any) -> Path:
         with torch.no_grad():
-            logits = run.trainee.core.eval()(IDS)
-        release(run.trainee.core)  # as a run does when it has looked at its model
+            logits = run.train_state.core.eval()(IDS)
+        release(run.train_state.core)  # as a run does when it has looked at its model
         if is_first():
             save_file({"logits": logits}, "logits.safetensors")
         return publish(run, **settings)

@@ -17,7 +17,7 @@ from litgpt.parallel.reduce import total
 from litgpt.recipe.parallel import Degrees, ParallelArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.train.objective import next_token
-from litgpt.train.step import Trainee, gradients
+from litgpt.train.step import TrainState, gradients
 
 ROWS, LENGTH = 8, 12
 SHAPE = Config(
@@ -71,9 +71,9 @@ def gradient_of(
     model.to_empty(device="cpu")
     initialize(model, 3, write=place)
     device = torch.device("cpu")
-    trainee = Trainee(replicate(model, mesh), [], device, PRECISIONS["64-true"], mesh)
+    train_state = TrainState(replicate(model, mesh), [], device, PRECISIONS["64-true"], mesh)
     (count,) = total([sum(map(objective.count, batches))], device)
-    loss, _ = gradients(trainee, batches, objective, count=count)
+    loss, _ = gradients(train_state, batches, objective, count=count)
     return {name: full(p.grad) for name, p in model.named_parameters() if p.grad is not None}, total([loss], device)[0]
 
 

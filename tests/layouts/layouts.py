@@ -29,7 +29,7 @@ from litgpt.recipe.train import LossArgs
 from litgpt.recipe.tuner import LoRA, Tuner
 from litgpt.train import optimizer
 from litgpt.train.objective import next_token
-from litgpt.train.step import Trainee, gradients, train_step
+from litgpt.train.step import TrainState, gradients, train_step
 from tests.layouts.pool import POOL
 from tests.store.models import small
 
@@ -188,7 +188,7 @@ def facts(case: Case) -> Facts:
     numbers = ((name, one) for name, one in model.named_parameters() if one.is_floating_point())
     for name, parameter in numbers:
         place(parameter, noise(model.config, name, parameter.shape))
-    trainee = Trainee(
+    train_state = TrainState(
         replicate(model, mesh),
         optimizer.build(AdamW(lr=1e-2, weight_decay=0.1), model),
         torch.device("cpu"),
@@ -198,12 +198,12 @@ def facts(case: Case) -> Facts:
     rank, ranks = (mesh.place("data"), mesh.degrees.data_ranks) if mesh else (0, 1)
     batches = part_of(global_batch(packed=case.packed), rank, ranks, case.micro)
     objective = next_token(LossArgs(chunk_rows=7))
-    (targets,) = total([sum(batch.targets for batch in batches) * trainee.counts_batch], trainee.device)
-    loss, norm = gradients(trainee, batches, objective, count=targets)
-    (loss,) = total([loss * trainee.counts_loss], trainee.device)
+    (targets,) = total([sum(batch.targets for batch in batches) * train_state.counts_batch], train_state.device)
+    loss, norm = gradients(train_state, batches, objective, count=targets)
+    (loss,) = total([loss * train_state.counts_loss], train_state.device)
     found["gradient"] = everything(model, lambda parameter: parameter.grad)
-    trainee.zero_grad()
-    losses = [train_step(trainee, batches, objective, max_norm=1.0).loss for _ in range(3)]
+    train_state.zero_grad()
+    losses = [train_step(train_state, batches, objective, max_norm=1.0).loss for _ in range(3)]
     found["after"] = everything(model, lambda parameter: parameter)
     found["model"] = {"loss": exact([loss, *losses]), "gradient norm": exact([norm])}
     return found

@@ -23,10 +23,10 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def state_of(trainee: step.Trainee) -> list[torch.Tensor]:
+def state_of(train_state: step.TrainState) -> list[torch.Tensor]:
     """Copies of this rank's weights and moments."""
-    moments = (value for state in trainee.optimizers[0].state.values() for value in state.values())
-    return [local(tensor).clone() for tensor in (*trainee.parameters(), *moments)]
+    moments = (value for state in train_state.optimizers[0].state.values() for value in state.values())
+    return [local(tensor).clone() for tensor in (*train_state.parameters(), *moments)]
 
 
 def worker(folder: Path, degrees: tuple[int, int]) -> None:
@@ -38,10 +38,10 @@ def worker(folder: Path, degrees: tuple[int, int]) -> None:
     initialize(model, 3, write=apply.place)
     optimizers = optimizer.build(AdamW(lr=1e-3), model)
     device, precision = torch.device("cpu"), PRECISIONS["32-true"]
-    trainee = step.Trainee(apply.replicate(model, mesh), optimizers, device, precision, mesh)
+    train_state = step.TrainState(apply.replicate(model, mesh), optimizers, device, precision, mesh)
     batches, objective = part_of(global_batch(), dist.get_rank(), 2, 2), next_token(LossArgs())
-    assert step.train_step(trainee, batches, objective).taken
-    before = state_of(trainee)
+    assert step.train_step(train_state, batches, objective).taken
+    before = state_of(train_state)
     measured = step.gradient_norm
 
     def poisoned(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
@@ -50,10 +50,10 @@ def worker(folder: Path, degrees: tuple[int, int]) -> None:
         return measured(parameters)
 
     step.gradient_norm = poisoned
-    assert not step.train_step(trainee, batches, objective).taken
+    assert not step.train_step(train_state, batches, objective).taken
     step.gradient_norm = measured
-    assert all(torch.equal(now, then) for now, then in zip(state_of(trainee), before, strict=True))
-    assert step.train_step(trainee, batches, objective).taken
-    assert any(not torch.equal(now, then) for now, then in zip(state_of(trainee), before, strict=True))
+    assert all(torch.equal(now, then) for now, then in zip(state_of(train_state), before, strict=True))
+    assert step.train_step(train_state, batches, objective).taken
+    assert any(not torch.equal(now, then) for now, then in zip(state_of(train_state), before, strict=True))
     (folder / f"done-{degrees}-{dist.get_rank()}").touch()
     dist.barrier()

@@ -20,7 +20,7 @@ from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.train.evaluate import continuation, validation_loss
 from litgpt.train.objective import next_token
-from litgpt.train.step import Trainee
+from litgpt.train.step import TrainState
 from tests.layouts.layouts import SHAPES, Case, Facts, astray, built, facts, global_batch, noise, part_of, spoilt
 from tests.layouts.pool import POOL
 
@@ -120,11 +120,11 @@ def looked_at(case: Case) -> tuple[float, list[int]]:
     model = built(case, mesh)
     for name, parameter in model.named_parameters():
         place(parameter, noise(model.config, name, parameter.shape))
-    trainee = Trainee(model, [], torch.device("cpu"), PRECISIONS["64-true"], mesh)
+    train_state = TrainState(model, [], torch.device("cpu"), PRECISIONS["64-true"], mesh)
     rank, ranks = (mesh.place("data"), mesh.degrees.data_ranks) if mesh else (0, 1)
     batches = part_of(global_batch(packed=case.packed), rank, ranks, 2)
-    loss = validation_loss(trainee, batches, next_token(LossArgs(chunk_rows=7)), max_iters=4)
-    return loss, continuation(trainee, [3, 1, 4, 1, 5], tokens=7, window=9, seed=2, temperature=2.0)
+    loss = validation_loss(train_state, batches, next_token(LossArgs(chunk_rows=7)), max_iters=4)
+    return loss, continuation(train_state, [3, 1, 4, 1, 5], tokens=7, window=9, seed=2, temperature=2.0)
 
 
 @pytest.mark.parametrize("case", [CASES[9], CASES[11], CASES[15], CASES[18], Case("dense", 2, {"tensor": 2})], ids=str)

@@ -17,7 +17,7 @@ from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.train.evaluate import continuation, validation_loss
 from litgpt.train.objective import next_token
-from litgpt.train.step import Trainee, gradients
+from litgpt.train.step import TrainState, gradients
 from tests.layouts.layouts import Case, Facts, built, everything, facts, global_batch, noise, part_of, spoilt
 from tests.layouts.pool import POOL
 
@@ -36,41 +36,43 @@ def pipelines(shape: str = "deep", ranks: int = 2, **more: Any) -> dict[str, Cas
     return {name: Case(shape, ranks, {"pipeline": 2, "pipeline_schedule": name, **more}) for name in SCHEDULES}
 
 
-def trainee_of(case: Case) -> Trainee:
+def build_train_state(case: Case) -> TrainState:
     """A model of some weights, laid out as the case says."""
     mesh = Mesh(ParallelArgs(**case.parallel).degrees(case.ranks), "cpu") if case.ranks > 1 else None
     model = built(case, mesh)
     for name, parameter in model.named_parameters():
         place(parameter, noise(model.config, name, parameter.shape))
-    return Trainee(replicate(model, mesh), [], torch.device("cpu"), PRECISIONS["64-true"], mesh)
+    return TrainState(replicate(model, mesh), [], torch.device("cpu"), PRECISIONS["64-true"], mesh)
 
 
-def gradient(trainee: Trainee, batches: list[Batch]) -> tuple[dict[str, Tensor], float]:
+def gradient(train_state: TrainState, batches: list[Batch]) -> tuple[dict[str, Tensor], float]:
     """Every gradient in full, and their norm."""
-    (count,) = total([sum(batch.targets for batch in batches) * trainee.counts_batch], trainee.device)
-    _, norm = gradients(trainee, batches, OBJECTIVE, count=count)
-    found = everything(trainee.core, lambda parameter: parameter.grad)  # type: ignore[arg-type]
-    trainee.zero_grad()
+    (count,) = total([sum(batch.targets for batch in batches) * train_state.counts_batch], train_state.device)
+    _, norm = gradients(train_state, batches, OBJECTIVE, count=count)
+    found = everything(train_state.core, lambda parameter: parameter.grad)  # type: ignore[arg-type]
+    train_state.zero_grad()
     return found, norm
 
 
 def frozen(case: Case) -> dict[str, tuple[dict[str, Tensor], float]]:
     """Gradients where only some parts are trained, by which these are."""
-    trainee, found = trainee_of(case), {}
+    train_state, found = build_train_state(case), {}
     batches = part_of(global_batch(packed=False), 0, 1, case.micro)
     for which, trained in TRAINED.items():
-        for name, parameter in trainee.core.named_parameters():
+        for name, parameter in train_state.core.named_parameters():
             parameter.requires_grad_(name.startswith(trained))
-        found[which] = gradient(trainee, batches)
+        found[which] = gradient(train_state, batches)
     return found
 
 
 def ragged(case: Case) -> dict[str, tuple[dict[str, Tensor], float]]:
     """Gradients of micro-batches of unequal sizes, and of others after them."""
-    trainee, whole = trainee_of(case), global_batch(packed=False)
+    train_state, whole = build_train_state(case), global_batch(packed=False)
     cuts = {"first": [(0, 1, 22), (1, 4, 9), (4, 5, 3)], "second": [(0, 2, 5), (2, 8, 17)]}
     return {
-        name: gradient(trainee, [Batch(whole.ids[a:b, :length], whole.labels[a:b, :length]) for a, b, length in pieces])
+        name: gradient(
+            train_state, [Batch(whole.ids[a:b, :length], whole.labels[a:b, :length]) for a, b, length in pieces]
+        )
         for name, pieces in cuts.items()
     }
 
@@ -96,15 +98,15 @@ def test_gradients_are_those_of_one_process(work: Callable[[Case], Any], schedul
 
 def looked(case: Case) -> tuple[float, list[int], bool]:
     """Validation loss and a text, before and after training; and whether parameters are shards again at the end."""
-    trainee = trainee_of(case)
+    train_state = build_train_state(case)
     whole = global_batch(packed=True)
-    batches = part_of(whole, trainee.mesh.place("data") if trainee.mesh else 0, case.ranks // 2 or 1, 1)
-    gradient(trainee, batches)
-    loss = validation_loss(trainee, batches, OBJECTIVE, max_iters=7)
-    text = continuation(trainee, [3, 1, 4], tokens=6, window=5, seed=2)
-    kept = {id(parameter) for parameter in trainee.core.parameters()}
-    gradient(trainee, batches)
-    return loss, text, kept == {id(parameter) for parameter in trainee.core.parameters()}
+    batches = part_of(whole, train_state.mesh.place("data") if train_state.mesh else 0, case.ranks // 2 or 1, 1)
+    gradient(train_state, batches)
+    loss = validation_loss(train_state, batches, OBJECTIVE, max_iters=7)
+    text = continuation(train_state, [3, 1, 4], tokens=6, window=5, seed=2)
+    kept = {id(parameter) for parameter in train_state.core.parameters()}
+    gradient(train_state, batches)
+    return loss, text, kept == {id(parameter) for parameter in train_state.core.parameters()}
 
 
 @pytest.mark.parametrize("case", [*pipelines("tied").values(), pipelines(ranks=4, data_shard=2)["zbv"]], ids=str)

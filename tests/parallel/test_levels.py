@@ -18,7 +18,7 @@ from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.train import optimizer
 from litgpt.train.objective import next_token
-from litgpt.train.step import Trainee, gradients, train_step
+from litgpt.train.step import TrainState, gradients, train_step
 from tests.layouts.layouts import global_batch, part_of
 from tests.layouts.pool import POOL
 from tests.store.models import small
@@ -36,14 +36,14 @@ def train(settings: ParallelArgs) -> Found:
     model.to_empty(device="cpu")
     initialize(model, 1, write=place)
     steppers = optimizer.build(AdamW(lr=1e-2), model)
-    trainee = Trainee(model, steppers, torch.device("cpu"), precision, mesh)
+    train_state = TrainState(model, steppers, torch.device("cpu"), precision, mesh)
     batches = part_of(global_batch(packed=False), mesh.place("data"), 2, 1)
     objective = next_token(LossArgs())
     for _ in range(2):
-        train_step(trainee, batches, objective, max_norm=1.0)
+        train_step(train_state, batches, objective, max_norm=1.0)
     weights = {name: full(parameter).detach().clone() for name, parameter in model.named_parameters()}
     with CommDebugMode() as exchanges:
-        gradients(trainee, batches, objective, count=1.0)
+        gradients(train_state, batches, objective, count=1.0)
     counts = {str(kind).removeprefix("c10d."): number for kind, number in exchanges.get_comm_counts().items()}
     return weights, counts
 

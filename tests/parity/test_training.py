@@ -18,7 +18,7 @@ from litgpt.store.published import load
 from litgpt.train import optimizer
 from litgpt.train.objective import next_token
 from litgpt.train.schedule import Schedule
-from litgpt.train.step import Trainee, train_step
+from litgpt.train.step import TrainState, train_step
 
 STEPS, PEAK, FLOOR, WARMUP = 20, 3e-3, 1e-4, 4
 REFERENCES = {
@@ -78,13 +78,13 @@ def our_losses(folder: Path) -> list[float]:
     model = GPT(read_shape(folder))
     load(model, folder)
     settings = AdamW(lr=PEAK, weight_decay=0.1, betas=(0.9, 0.95))
-    trainee = Trainee(model, optimizer.build(settings, model), torch.device("cpu"), PRECISIONS["32-true"])
+    train_state = TrainState(model, optimizer.build(settings, model), torch.device("cpu"), PRECISIONS["32-true"])
     schedule = Schedule.of(TrainArgs(min_lr=FLOOR), peak=PEAK, warmup=WARMUP, steps=STEPS)
     losses = []
     for step, rows in enumerate(batches()):
-        optimizer.set_learning_rate(trainee.optimizers, schedule.at(step) / PEAK)
+        optimizer.set_learning_rate(train_state.optimizers, schedule.at(step) / PEAK)
         micro = [Batch(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in rows.split(2)]
-        losses.append(train_step(trainee, micro, next_token(LossArgs(chunk_rows=16)), max_norm=1.0).loss)
+        losses.append(train_step(train_state, micro, next_token(LossArgs(chunk_rows=16)), max_norm=1.0).loss)
     return losses
 
 

@@ -12,7 +12,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from litgpt.model.config import Config
 from litgpt.parallel.mesh import Mesh
-from litgpt.train.origin import Origin
+from litgpt.train.run_spec import RunSpec
 from litgpt.train.setup import on_meta
 
 
@@ -24,12 +24,12 @@ def numbers_of(model: torch.nn.Module) -> int:
 
 def worker(folder: Path, recipe: Any, config: Config, ranks: Iterable[int]) -> None:
     """Write down, by rank, how many numbers its part of the model has."""
-    origin = Origin("test", config, None, None, None)  # type: ignore[arg-type]
+    spec = RunSpec("test", config, None, None, None)  # type: ignore[arg-type]
     world = recipe.devices * recipe.num_nodes
     held = {}
     for rank in ranks:
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
         mesh = Mesh(recipe.parallel.degrees(world), "cpu")
-        held[rank] = numbers_of(on_meta(recipe, origin, mesh, torch.device("cpu")))
+        held[rank] = numbers_of(on_meta(recipe, spec, mesh, torch.device("cpu")))
         dist.destroy_process_group()
     (folder / "held.json").write_text(json.dumps(held))

@@ -24,7 +24,7 @@ from litgpt.store.checkpoint import Checkpoints, load, open_shards
 from litgpt.store.state import all_tensors, optimizer_values
 from litgpt.train import optimizer
 from litgpt.train.objective import next_token
-from litgpt.train.step import Trainee, train_step
+from litgpt.train.step import TrainState, train_step
 from tests.layouts.layouts import ROWS, global_batch, part_of
 from tests.store.models import small
 
@@ -49,7 +49,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-def trainee(layout: str, seed: int) -> Trainee:
+def train_state(layout: str, seed: int) -> TrainState:
     """A model that is laid out, and its optimizer."""
     ranks, parallel = LAYOUTS[layout]
     settings = ParallelArgs(**parallel)
@@ -60,10 +60,10 @@ def trainee(layout: str, seed: int) -> Trainee:
     model.to_empty(device="cpu")
     initialize(model, seed, write=place)
     steppers = optimizer.build(AdamW(lr=1e-2 * seed, weight_decay=0.1), model)
-    return Trainee(replicate(model, mesh), steppers, torch.device("cpu"), PRECISIONS["64-true"], mesh)
+    return TrainState(replicate(model, mesh), steppers, torch.device("cpu"), PRECISIONS["64-true"], mesh)
 
 
-def train(trained: Trainee, steps: int) -> list[float]:
+def train(trained: TrainState, steps: int) -> list[float]:
     """The losses of some steps on the same batch."""
     mesh = trained.mesh
     rank, ranks = (mesh.place("data"), mesh.degrees.data_ranks) if mesh else (0, 1)
@@ -71,14 +71,14 @@ def train(trained: Trainee, steps: int) -> list[float]:
     return [train_step(trained, batches, next_token(LossArgs())).loss for _ in range(steps)]
 
 
-def degrees(trained: Trainee) -> dict[str, int]:
+def degrees(trained: TrainState) -> dict[str, int]:
     """What a checkpoint records of the layout."""
     return {} if trained.mesh is None else asdict(trained.mesh.degrees)
 
 
 def save(layout: str, folder: Path) -> list[float]:
     """Train two steps and save; the losses of the next three."""
-    trained = trainee(layout, 1)
+    trained = train_state(layout, 1)
     train(trained, 2)
     checkpoints = Checkpoints(folder / layout, layout=degrees(trained))
     checkpoints.save(2, trained.core, trained.optimizers, {})
@@ -93,14 +93,14 @@ def resume(layout: str, folder: Path, losses: dict[str, list[float]]) -> list[st
     said: list[str] = []
     for other in LAYOUTS:
         saved = folder / other / "step-00000002"
-        trained = trainee(layout, 2)
+        trained = train_state(layout, 2)
         load(saved, trained.core, trained.optimizers, layout=degrees(trained), warn=said.append)
         compare(trained, saved)
         torch.testing.assert_close(train(trained, 3), losses[other], rtol=1e-9, atol=0)
     return said
 
 
-def compare(trained: Trainee, saved: Path) -> None:
+def compare(trained: TrainState, saved: Path) -> None:
     """Hold all values, gathered by torch, against those in the files, and learning rates against the first."""
     files = open_shards(saved)
     values: dict[str, Any] = {f"model.{name}": tensor for name, tensor in all_tensors(trained.core)}

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from litgpt.train.live import Live, Outcome, duration, end_report
+from litgpt.train.console import RunConsole, RunSummary, format_duration, render_summary
 from litgpt.train.metrics import Meter, memory_gb, peak_flops
 
 
@@ -156,13 +156,13 @@ METRICS = {
 
 
 def shown(*updates: dict[str, float], terminal: bool, enabled: bool = True, fraction: float | None = None) -> str:
-    """What the live line writes for these updates."""
+    """What the progress line shows for these updates."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=200, soft_wrap=True)
-    with Live(total_steps=100, enabled=enabled, console=console) as live:
+    with RunConsole(total_steps=100, enabled=enabled, console=console) as progress:
         for metrics in updates:
-            live.update(metrics, fraction)
-        live.say("Saved step-00000012 [as it is]")
+            progress.update(metrics, fraction)
+        progress.print("Saved step-00000012 [as it is]")
     return file.getvalue()
 
 
@@ -192,16 +192,16 @@ def test_skipped_steps_show_only_if_there_are_any() -> None:
     assert "skipped 2" in shown(METRICS | {"skipped_steps": 2}, terminal=False)
 
 
-def as_text(outcome: Outcome) -> str:
+def as_text(summary: RunSummary) -> str:
     """The end report as it is printed."""
     file = io.StringIO()
-    Console(file=file, width=120).print(end_report(outcome))
+    Console(file=file, width=120).print(render_summary(summary))
     return file.getvalue()
 
 
 def test_end_report_of_a_resumed_run_tells_its_own_speed() -> None:
     text = as_text(
-        Outcome(
+        RunSummary(
             reason="max_steps: 100 reached",
             steps=100,
             steps_run=20,
@@ -221,11 +221,11 @@ def test_end_report_of_a_resumed_run_tells_its_own_speed() -> None:
 
 
 def test_end_report_leaves_out_what_is_not_known() -> None:
-    text = as_text(Outcome(reason="SIGTERM", steps=0, steps_run=0, tokens=0, tokens_run=0, training_seconds=0.0))
+    text = as_text(RunSummary(reason="SIGTERM", steps=0, steps_run=0, tokens=0, tokens_run=0, training_seconds=0.0))
     assert "SIGTERM" in text
     assert not any(word in text for word in ("Tokens/s", "Validation", "Skipped", "None", "in this run"))
 
 
 def test_durations_of_days_stay_in_hours() -> None:
-    assert duration(59.6) == "0:01:00"
-    assert duration(100 * 3600) == "100:00:00"
+    assert format_duration(59.6) == "0:01:00"
+    assert format_duration(100 * 3600) == "100:00:00"

@@ -11,7 +11,7 @@ from litgpt.model.init import initialize
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.train import LossArgs
 from litgpt.train.objective import Objective, next_token
-from litgpt.train.step import Trainee, gradients
+from litgpt.train.step import TrainState, gradients
 
 LENGTHS = (6, 1, 4, 3)
 
@@ -50,9 +50,9 @@ def in_one_row(weighted: bool) -> list[Batch]:
 
 
 def gradient(batches: list[Batch], objective: Objective) -> tuple[Tensor, float]:
-    trainee = Trainee(model(), [], torch.device("cpu"), PRECISIONS["64-true"])
-    loss, _ = gradients(trainee, batches, objective, count=sum(map(objective.count, batches)))
-    return torch.cat([parameter.grad.flatten() for parameter in trainee.parameters()]), loss
+    train_state = TrainState(model(), [], torch.device("cpu"), PRECISIONS["64-true"])
+    loss, _ = gradients(train_state, batches, objective, count=sum(map(objective.count, batches)))
+    return torch.cat([parameter.grad.flatten() for parameter in train_state.parameters()]), loss
 
 
 def expected(normalize: str, weighted: bool) -> float:
@@ -102,8 +102,8 @@ def test_losses_are_told_by_channel_without_factors(impl: str, normalize: str) -
     assert batch.documents is not None
     batch.channels = batch.documents % 2
     tally = torch.zeros(2, 3, dtype=torch.float64)
-    trainee = Trainee(model(), [], torch.device("cpu"), PRECISIONS["64-true"])
-    gradients(trainee, [batch, batch], objective, count=1, tally=tally)
+    train_state = TrainState(model(), [], torch.device("cpu"), PRECISIONS["64-true"])
+    gradients(train_state, [batch, batch], objective, count=1, tally=tally)
     scores = model()(batch.ids, positions_BT=batch.positions, documents_BT=batch.documents)[0]
     losses = torch.nn.functional.cross_entropy(scores, batch.labels[0], ignore_index=IGNORE, reduction="none")
     for channel in range(2):

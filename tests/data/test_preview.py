@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from litgpt.commands import data_inspect, data_prepare
-from litgpt.commands.samples import shown
 from litgpt.data import JSON, Conversations
 from litgpt.data.instruct import Packing
+from litgpt.data.preview import shown
 from litgpt.data.weights import WeightRule
 from litgpt.errors import UserError
 from litgpt.recipe.data_commands import DataInspect, DataPrepare

@@ -22,7 +22,7 @@ from litgpt.store import adapters, published
 
 
 @dataclass(frozen=True)
-class Origin:
+class RunSpec:
     """What a run starts from.
 
     Attributes:
@@ -71,7 +71,7 @@ class Origin:
         return adapt.learning_rate_factor(self.tuner, name) if self.tuner else 1.0
 
 
-def of_pretraining(recipe: Pretrain) -> Origin:
+def build_pretrain_spec(recipe: Pretrain) -> RunSpec:
     """A named shape, from scratch or with the weights of `initial_checkpoint_dir`.
 
     Raises:
@@ -79,9 +79,9 @@ def of_pretraining(recipe: Pretrain) -> Origin:
     """
     if recipe.initial_checkpoint_dir and not recipe.initial_checkpoint_dir.is_dir():
         raise UserError(f"initial_checkpoint_dir: {recipe.initial_checkpoint_dir} is not a folder")
-    return Origin(
+    return RunSpec(
         task="pretrain",
-        config=shape_of(recipe),
+        config=resolve_config(recipe),
         data=recipe.data or TinyLlama(),
         weights=recipe.initial_checkpoint_dir,
         tokenizer_dir=recipe.tokenizer_dir,
@@ -89,7 +89,7 @@ def of_pretraining(recipe: Pretrain) -> Origin:
     )
 
 
-def shape_of(recipe: Pretrain) -> Config:
+def resolve_config(recipe: Pretrain) -> Config:
     """The model's shape: the named one, with the fields of `model_config` on top, or a whole `model_config`.
 
     Raises:
@@ -103,7 +103,7 @@ def shape_of(recipe: Pretrain) -> Config:
     return Config.from_name(recipe.model_name, **overrides)
 
 
-def of_finetuning(recipe: Finetune, folder: Path, base: str, adapter: Path | None = None) -> Origin:
+def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path | None = None) -> RunSpec:
     """The model in a folder, with its own tokenizer.
 
     Args:
@@ -119,8 +119,8 @@ def of_finetuning(recipe: Finetune, folder: Path, base: str, adapter: Path | Non
             "further, or fold it in first (litgpt merge_lora)"
         )
     config = published.shape_in(folder)
-    tuner = settings_of(adapter, config) if adapter else recipe.resolved_tuner
-    return Origin(
+    tuner = load_tuner_settings(adapter, config) if adapter else recipe.resolved_tuner
+    return RunSpec(
         task="finetune",
         config=adapt.shape_for(tuner, config),
         data=recipe.data or Alpaca(),
@@ -135,7 +135,7 @@ def of_finetuning(recipe: Finetune, folder: Path, base: str, adapter: Path | Non
     )
 
 
-def settings_of(adapter: Path, config: Config) -> Tuner:
+def load_tuner_settings(adapter: Path, config: Config) -> Tuner:
     """The settings of the adapter in a folder, once it is known to be one for a model of this shape.
 
     Raises:

@@ -1,8 +1,9 @@
-"""Show samples of conversations: their text with what is trained marked, their lengths, and what was left out."""
+"""Show what a run would read: counts, and samples of conversations with the trained tokens marked."""
 
 import itertools
 import random
 from collections import Counter
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -13,8 +14,10 @@ from litgpt.data.examples import ExampleFile, Report
 from litgpt.data.instruct import Finetuning
 from litgpt.data.labels import Example
 from litgpt.data.samples import SampleRows
+from litgpt.data.stream import Mix, TrainStream, ValStream, Windows
 from litgpt.data.streaming import StreamedRows
 from litgpt.data.tokenizer import Tokenizer
+from litgpt.recipe.data import BatchShape, DataModule, Stream
 
 TRAINED = ("⟦", "⟧")
 """What stands around a run of tokens that are trained, since a file of the output has no colours."""
@@ -38,6 +41,47 @@ def written(ids: list[int], tokenizer: Tokenizer) -> str:
     if tokenizer.backend == "huggingface":
         return tokenizer.processor.decode(ids, skip_special_tokens=False)
     return tokenizer.decode(ids)
+
+
+def open_data(data: DataModule, tokenizer: Tokenizer | None, length: int) -> tuple[Stream, Stream | None]:
+    """The training and validation streams of a run with one process, one sample at a time."""
+    data.connect(tokenizer, 1, length)
+    data.prepare_data()
+    data.setup()
+    shape = BatchShape(micro_batch_size=1, global_batch_size=1, max_seq_length=length)
+    return data.train_stream(shape), data.val_stream(shape)
+
+
+def windows_of(stream: Stream | None) -> list[Windows]:
+    """The texts that a stream reads, cut into windows; none if another library reads them."""
+    rows: Any = stream.rows if isinstance(stream, TrainStream | ValStream) else None
+    parts = [rows.first, rows.second] if isinstance(rows, Mix) else [rows]
+    return [part for part in parts if isinstance(part, Windows)]
+
+
+def print_counts(data: DataModule, train: Stream, val: Stream | None, length: int) -> None:
+    """Print documents, tokens, windows and left-over tokens of each text, and where it lies; or sets of samples."""
+    if isinstance(data, Finetuning):
+        print_sets(data)
+        streams = [(name, stream) for name, stream in (("train", train), ("val", val)) if stream is not None]
+        sizes = [(name, stream.samples_per_epoch) for name, stream in streams]
+        counts = [f"{name}: " + ("read as needed" if size is None else f"{size:,} rows") for name, size in sizes]
+        print(*counts, *dict.fromkeys(f"in {file.folder}" for _, file in data.made), sep="\n")
+        return
+    table = Table("split", "documents", "tokens", f"windows of {length:,}", "tail tokens", "skipped rows")
+    folders = []
+    for name, stream in (("train", train), ("val", val)):
+        for windows in windows_of(stream):
+            tokens: Any = windows.tokens
+            numbers = [tokens.documents, tokens.total, windows.count, windows.tail]
+            skipped = getattr(tokens, "about", {}).get("skipped", 0)
+            table.add_row(name, *(f"{number:,}" for number in [*numbers, skipped]))
+            folders.append(f"{name}: {tokens.folder}")
+        if stream is not None and not windows_of(stream):
+            samples = stream.samples_per_epoch
+            table.add_row(name, "?", "?", "?" if samples is None else f"{samples:,}", "?", "?")
+    Console().print(table)
+    print(*folders, sep="\n")
 
 
 def print_sets(data: Finetuning) -> None:

@@ -8,10 +8,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from litgpt.commands.report import run, write_report
+from litgpt.commands.report import run
 from litgpt.errors import UserError
 from litgpt.recipe.report import Report
 from litgpt.train.history import History
+from litgpt.train.report import write_report
 
 
 @pytest.fixture

@@ -1,0 +1,166 @@
+"""Terminal output of a run: a progress line that is updated in place, and a summary at the end."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+
+def format_duration(seconds: float) -> str:
+    """Format seconds as h:mm:ss; days are counted as hours."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
+
+
+def format_progress(metrics: Mapping[str, float], total_steps: int | None = None, fraction: float | None = None) -> str:
+    """Format the state of a run as one line; metrics that were not measured are left out."""
+    speed = metrics.get("items_per_sec", metrics.get("device/items_per_sec"))
+    step = f"step {metrics.get('step', 0):,.0f}" + (f"/{total_steps:,}" if total_steps else "")
+    shown = (
+        ("{:.0%}", fraction),
+        ("loss {:.3f}", metrics.get("loss")),
+        ("val {:.3f}", metrics.get("val_loss")),
+        ("{:,.0f} tokens/s", speed),
+        ("MFU {:.1%}", metrics.get("device/mfu")),
+        ("{:.1f} GB", metrics.get("memory_gb")),
+        ("lr {:.2e}", metrics.get("learning_rate")),
+        ("epoch {:.2f}", metrics.get("epoch")),
+        ("skipped {:.0f}", metrics.get("skipped_steps") or None),
+    )
+    parts = [step, *(form.format(value) for form, value in shown if value is not None)]
+    if (left := metrics.get("remaining_time")) is not None:
+        parts.append(f"{format_duration(left)} left")
+    return " | ".join(parts)
+
+
+class RunConsole:
+    """A progress line at the bottom of the terminal; without a terminal, every update prints a line."""
+
+    def __init__(self, *, total_steps: int | None = None, enabled: bool = True, console: Console | None = None) -> None:
+        """
+        Args:
+            total_steps: optimizer steps of the whole run; None if it has no limit on steps.
+            enabled: only the first rank prints; False on all others.
+        """
+        self.console = console or Console(soft_wrap=True)
+        self.total_steps, self.enabled = total_steps, enabled
+        self.metrics: dict[str, float] = {}
+        self.display = Live(console=self.console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> "RunConsole":
+        if self.enabled and self.console.is_terminal:
+            self.display.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.display.stop()
+
+    def update(self, metrics: Mapping[str, float], fraction: float | None = None) -> None:
+        """Show new values; metrics missing from this update keep their last value, such as the validation loss.
+
+        Args:
+            fraction: share of the run that is done, 0 to 1.
+        """
+        self.metrics |= metrics
+        if not self.enabled:
+            return
+        text = Text(format_progress(self.metrics, self.total_steps, fraction), no_wrap=True, overflow="ellipsis")
+        if self.console.is_terminal:
+            self.display.update(text, refresh=True)
+        else:
+            self.console.print(text, highlight=False, no_wrap=True, crop=False, overflow="ignore")
+
+    def print(self, text: RenderableType) -> None:
+        """Print text that stays, above the progress line."""
+        if self.enabled:
+            self.console.print(text, highlight=False, markup=False)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Results of a run, for the summary at its end."""
+
+    reason: str
+    """Why the run ended, such as `all 100 steps are done`."""
+    steps: int
+    """Optimizer steps since the first start."""
+    steps_run: int
+    """Optimizer steps of this run; fewer than `steps` if it was resumed."""
+    tokens: int
+    """Tokens trained on since the first start, over all ranks."""
+    tokens_run: int
+    """Tokens trained on in this run."""
+    training_seconds: float
+    """Seconds of this run spent training."""
+    apart_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Other seconds of this run, by activity, such as `evaluation` and `saving`."""
+    last_loss: float | None = None
+    last_val_loss: float | None = None
+    best_val_loss: float | None = None
+    best_val_step: int | None = None
+    skipped_steps: int = 0
+    spikes: int = 0
+    memory_gb: float | None = None
+    checkpoints: Path | None = None
+    """The newest checkpoint to resume from."""
+    final: Path | None = None
+    """The finished model folder."""
+    report: Path | None = None
+    """The HTML page."""
+
+
+def render_summary(summary: RunSummary) -> RenderableType:
+    """Render the summary as a box."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in summary_rows(summary):
+        table.add_row(name, Text(value))
+    return Panel(table, title="Training ended", title_align="left", expand=False)
+
+
+def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
+    """List the name and value of each line of the summary."""
+    resumed = summary.steps_run != summary.steps
+    of_run = f" ({summary.steps_run:,} in this run)" if resumed else ""
+    tokens_of_run = f" ({summary.tokens_run:,} in this run)" if resumed else ""
+    seconds = summary.training_seconds
+    speed = f"{summary.tokens_run / seconds:,.0f} of this run's training time" if seconds > 0 else None
+    rows: list[tuple[str, str | None]] = [
+        ("Why", summary.reason),
+        ("Steps", f"{summary.steps:,}{of_run}"),
+        ("Tokens", f"{summary.tokens:,}{tokens_of_run}"),
+        ("Time", format_times(summary)),
+        ("Tokens/s", speed),
+        ("Loss", None if summary.last_loss is None else f"{summary.last_loss:.4f}"),
+        ("Validation loss", format_validation(summary)),
+        ("Skipped steps", f"{summary.skipped_steps:,} (gradient not finite)" if summary.skipped_steps else None),
+        ("Loss spikes", f"{summary.spikes:,}" if summary.spikes else None),
+        ("Memory", None if summary.memory_gb is None else f"{summary.memory_gb:.2f} GB at most"),
+        ("Checkpoint", None if summary.checkpoints is None else str(summary.checkpoints)),
+        ("Model", None if summary.final is None else str(summary.final)),
+        ("Report", None if summary.report is None else str(summary.report)),
+    ]
+    return [(name, value) for name, value in rows if value is not None]
+
+
+def format_times(summary: RunSummary) -> str:
+    """Format the seconds of a run, by activity."""
+    others = (f"{name} {seconds:.1f} s" for name, seconds in summary.apart_seconds.items())
+    return ", ".join([f"training {summary.training_seconds:.1f} s", *others])
+
+
+def format_validation(summary: RunSummary) -> str | None:
+    """Format the last validation loss, and the best one if it differs."""
+    if summary.last_val_loss is None:
+        return None
+    best = summary.best_val_loss
+    if best is None or best >= summary.last_val_loss:
+        return f"{summary.last_val_loss:.4f}"
+    where = "" if summary.best_val_step is None else f" at step {summary.best_val_step:,}"
+    return f"{summary.last_val_loss:.4f}, best {best:.4f}{where}"

@@ -1,0 +1,35 @@
+"""One training run from its spec to the finished model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from litgpt.parallel.strategy import is_first, leave
+from litgpt.parallel.watch import naming_the_lost
+from litgpt.recipe.training import Training
+from litgpt.train.console import RunConsole, render_summary
+from litgpt.train.loop import Loop
+from litgpt.train.objective import next_token
+from litgpt.train.report import write_report
+from litgpt.train.run_spec import RunSpec
+from litgpt.train.setup import Run, build
+
+
+def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> None:
+    """Train with the next-token objective and print a summary; on failure all processes of the run stop.
+
+    Args:
+        publish: writes the finished model and returns its folder; called on every rank.
+    """
+    console = RunConsole()
+    with naming_the_lost():
+        trained = build(recipe, spec, next_token(recipe.loss), console.print)
+        console.enabled = is_first()
+        console.total_steps = trained.steps if trained.steps < 2**62 else None
+        loop = Loop(trained, console)
+        loop.fit()
+        final = publish(trained) if loop.complete else None
+    if is_first():
+        report = write_report(recipe.out_dir)
+        console.print(render_summary(replace(loop.summary(final), report=report)))
+    leave(0)
