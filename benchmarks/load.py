@@ -107,11 +107,11 @@ def write_model(folder: str) -> None:
 
     from litgpt.model.config import Config
     from litgpt.model.gpt import GPT
-    from litgpt.store.published import save
+    from litgpt.store.save_model import save_model_folder
 
     torch.set_default_dtype(torch.bfloat16)
     model = GPT(Config.from_name(NAME))
-    save(folder, config=model.config, tensors=model.named_parameters())
+    save_model_folder(folder, config=model.config, tensors=model.named_parameters())
     Path(folder, "model_config.yaml").unlink()
     Path(folder, "tokenizer_config.json").write_text("{}")
 

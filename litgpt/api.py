@@ -32,7 +32,7 @@ from litgpt.infer.prompts import Prompts
 from litgpt.infer.quantize import quantize as quantize_blocks
 from litgpt.infer.sampling import Sampling
 from litgpt.model.gpt import GPT
-from litgpt.store import published
+from litgpt.store.save_model import save_model_folder
 
 BENCHMARK_KEYS = (
     "Seconds total",
@@ -194,7 +194,7 @@ class LLM(nn.Module):
         """
         tokenizer_dir = self.tokenizer.folder
         tensors = adapt.merged(self.model) if self.adapted else self.model.named_parameters()
-        published.save(out_dir, config=self.config, tensors=tensors, tokenizer_dir=tokenizer_dir)
+        save_model_folder(out_dir, config=self.config, tensors=tensors, tokenizer_dir=tokenizer_dir)
         if style := prompt_style or self.prompt_style:
             save_prompt_style(style, Path(out_dir))
 

@@ -20,7 +20,7 @@ from litgpt.data.prompts import PromptStyle
 from litgpt.data.tokenizer import train_tokenizer
 from litgpt.errors import UserError
 from litgpt.infer import load
-from litgpt.store import published
+from litgpt.store.save_model import save_model_folder
 from tests import runs
 from tests.data.test_chat import CHATML
 from tests.processes import finish, litgpt, start
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
-    published.save(root / "tiny", config=config, tensors=model.named_parameters(), tokenizer_dir=root / "tokenizer")
+    save_model_folder(root / "tiny", config=config, tensors=model.named_parameters(), tokenizer_dir=root / "tokenizer")
     return root / "tiny"
 
 

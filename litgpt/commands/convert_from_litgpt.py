@@ -14,22 +14,22 @@ def run(recipe: ConvertFromLitgpt) -> None:
     import torch
 
     from litgpt.store import hub, litgpt_files
-    from litgpt.store.checkpoint import step_folder
-    from litgpt.store.convert import export
-    from litgpt.store.published import shape_in
+    from litgpt.store.checkpoint_load import resolve_checkpoint
+    from litgpt.store.convert import export_folder
+    from litgpt.store.load_model import load_config
 
     check_unused(recipe.output_dir)
     if recipe.push_to_hub and not hub.REPOSITORY.fullmatch(recipe.push_to_hub):
         raise UserError(f"push_to_hub: {recipe.push_to_hub!r} is not org/name, such as me/my-model")
-    source = step_folder(recipe.checkpoint_dir) or recipe.checkpoint_dir
-    config = shape_in(source)
+    source = resolve_checkpoint(recipe.checkpoint_dir) or recipe.checkpoint_dir
+    config = load_config(source)
     dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
     if recipe.format == "lit_model.pth":
-        litgpt_files.write_litgpt(recipe.output_dir, source, config, dtype=dtype)
+        litgpt_files.write_litgpt_folder(recipe.output_dir, source, config, dtype=dtype)
     elif recipe.format == "model.pth":
         litgpt_files.write_model_pth(recipe.output_dir, source, config, dtype=dtype)
     else:
-        export(recipe.output_dir, source, config, dtype=dtype, shard_bytes=recipe.max_shard_size * 1e9)
+        export_folder(recipe.output_dir, source, config, dtype=dtype, shard_bytes=recipe.max_shard_size * 1e9)
     print(f"{recipe.output_dir}: written")
     if recipe.push_to_hub:
         print(hub.upload(recipe.output_dir, recipe.push_to_hub, access_token=recipe.access_token))

@@ -6,12 +6,12 @@ from litgpt.recipe.store_commands import ConvertPretrainedCheckpoint
 
 def run(recipe: ConvertPretrainedCheckpoint) -> None:
     """Write the weights of a training checkpoint as a model folder; print where it lies."""
-    from litgpt.store.checkpoint import step_folder
-    from litgpt.store.convert import export
-    from litgpt.store.published import shape_in
+    from litgpt.store.checkpoint_load import resolve_checkpoint
+    from litgpt.store.convert import export_folder
+    from litgpt.store.load_model import load_config
 
     check_unused(recipe.output_dir)
     folder = recipe.checkpoint_dir.parent if recipe.checkpoint_dir.is_file() else recipe.checkpoint_dir
-    source = step_folder(folder) or folder
-    export(recipe.output_dir, source, shape_in(source))
+    source = resolve_checkpoint(folder) or folder
+    export_folder(recipe.output_dir, source, load_config(source))
     print(f"{recipe.output_dir}: a model folder made of {source}")

@@ -28,18 +28,18 @@ def convert(path: Path, model_name: str | None, dtype: str | None, *, per_tensor
     import torch
 
     from litgpt.store import convert as conversion
-    from litgpt.store.checkpoint import PROGRESS, step_folder
-    from litgpt.store.reading import published_in
-    from litgpt.store.sources import safetensors_in
+    from litgpt.store.checkpoint_load import PROGRESS, resolve_checkpoint
+    from litgpt.store.load_model import list_published
+    from litgpt.store.weight_files import list_safetensors
 
-    source = path if path.is_file() else step_folder(path) or path
+    source = path if path.is_file() else resolve_checkpoint(path) or path
     folder = path.with_suffix("") if path.suffix == ".gguf" and path.is_file() else source
     config = shape_of(source, model_name)
-    tensors = published_in(source, config)
+    tensors = list_published(source, config)
     for tensor in tensors if per_tensor else ():
         print(f"{tensor.step.theirs} -> {', '.join(tensor.step.ours)} ({tensor.step.kind})")
-    if dtype or folder != source or (folder / PROGRESS).is_file() or not safetensors_in(source):
-        conversion.rewrite(folder, source, config, dtype=getattr(torch, dtype) if dtype else None)
+    if dtype or folder != source or (folder / PROGRESS).is_file() or not list_safetensors(source):
+        conversion.rewrite_folder(folder, source, config, dtype=getattr(torch, dtype) if dtype else None)
     else:
         write_text(folder / "model_config.yaml", yaml.safe_dump(config.to_dict()))
     return folder
@@ -51,10 +51,10 @@ def shape_of(source: Path, model_name: str | None) -> Config:
     Raises:
         UserError: if none of them is there.
     """
-    from litgpt.store.gguf_files import gguf_in
-    from litgpt.store.published import shape_in
+    from litgpt.store.gguf_files import find_gguf
+    from litgpt.store.load_model import load_config
 
     if model_name:
         return Config.from_name(model_name)
-    told = any((source / name).is_file() for name in ("model_config.yaml", "config.json")) or gguf_in(source)
-    return Config.from_name(source.name) if not told and source.name in registry.names() else shape_in(source)
+    told = any((source / name).is_file() for name in ("model_config.yaml", "config.json")) or find_gguf(source)
+    return Config.from_name(source.name) if not told and source.name in registry.names() else load_config(source)

@@ -13,8 +13,8 @@ from litgpt.model.gpt import GPT
 from litgpt.parallel.apply import full
 from litgpt.parallel.strategy import is_first
 from litgpt.recipe.finetune import Finetune
-from litgpt.store import adapters
-from litgpt.store.published import of_all_stages, save_model
+from litgpt.store.adapters.folder import save_adapter_folder
+from litgpt.store.save_model import gather_stages, save_model
 from litgpt.train.run import train
 from litgpt.train.run_spec import RunSpec, build_finetune_spec
 from litgpt.train.setup import Run
@@ -62,12 +62,12 @@ def save_adapter(folder: Path, trained: Run, spec: RunSpec) -> None:
     core = trained.train_state.core
     assert isinstance(core, GPT) and spec.tuner is not None
     own = ((name, full(one.detach())) for name, one in adapt.adapter_tensors(core).items())
-    tensors = {name: one.to("cpu") for name, one in of_all_stages(core, own)}
+    tensors = {name: one.to("cpu") for name, one in gather_stages(core, own)}
     if not is_first():
         return
     about = {"config": trained.config, "settings": spec.tuner, "base": spec.base, "run": spec.run}
     try:
-        adapters.save(folder, tensors, **about, tokenizer_dir=trained.tokenizer_dir, replace=True)  # type: ignore
+        save_adapter_folder(folder, tensors, **about, tokenizer_dir=trained.tokenizer_dir, replace=True)  # type: ignore
         spec.data.mark(folder)
     except UserError as error:
         if not spec.tuner.merges:

@@ -17,11 +17,12 @@ from litgpt.infer.load import TYPES, base_of, inside_run, kept_in, open_adapted,
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.recipe.merge_lora import MergeLora
-from litgpt.store import adapters, published
-from litgpt.store.adapters import Adapter
-from litgpt.store.checkpoint import PROGRESS
-from litgpt.store.convert import link
-from litgpt.store.tokenizer_copy import copy_tokenizer
+from litgpt.store.adapters.folder import ADAPTER_CONFIG, MODEL_FILES, SavedAdapter, has_adapter, load_adapter_folder
+from litgpt.store.checkpoint_load import PROGRESS
+from litgpt.store.convert import link_or_copy
+from litgpt.store.load_model import load_config, read_dtypes
+from litgpt.store.save_model import write_model_folder
+from litgpt.store.tokenizer_files import copy_tokenizer
 
 LENGTH = 64  # tokens in a row of the comparison
 CPU = torch.device("cpu")
@@ -30,12 +31,12 @@ CPU = torch.device("cpu")
 def run(recipe: MergeLora) -> None:
     """Merge, say how far the merged model is from base and adapter, and where it lies."""
     folder = inside_run(recipe.checkpoint_dir)
-    whole = any((folder / name).is_file() for name in adapters.WHOLE)
-    if whole and not adapters.has_adapter(folder):
+    whole = any((folder / name).is_file() for name in MODEL_FILES)
+    if whole and not has_adapter(folder):
         print(f"{folder}: holds a whole model and no adapter, so there is nothing left to merge", file=sys.stderr)
         return
-    if not adapters.has_adapter(folder):
-        raise UserError(f"checkpoint_dir: {folder} holds no adapter; give the folder with its {adapters.CONFIG}")
+    if not has_adapter(folder):
+        raise UserError(f"checkpoint_dir: {folder} holds no adapter; give the folder with its {ADAPTER_CONFIG}")
     output = recipe.output_dir or place_for(folder, whole=whole)
     base = base_of(folder, recipe.pretrained_checkpoint_dir)
     with staged_output(output, folder) as staged:
@@ -61,7 +62,7 @@ def staged_output(output: Path, adapter: Path) -> Iterator[Path]:
     inside = output.resolve() == adapter.resolve()
     with staged_folder(output, replace=inside) as staged:
         if inside:
-            shutil.copytree(adapter, staged, symlinks=True, dirs_exist_ok=True, copy_function=link)
+            shutil.copytree(adapter, staged, symlinks=True, dirs_exist_ok=True, copy_function=link_or_copy)
             for name in ("model_config.yaml", "config.json"):
                 (staged / name).unlink(missing_ok=True)  # another name of the old file, which stays as it is
         yield staged
@@ -73,8 +74,8 @@ def merge(recipe: MergeLora, folder: Path, base: Path, staged: Path) -> list[str
     Raises:
         UserError: if base and adapter do not fit together, or cannot be merged, or give no numbers.
     """
-    config = published.shape_in(base)
-    adapter = adapters.load(folder, config)
+    config = load_config(base)
+    adapter = load_adapter_folder(folder, config)
     dtype = torch.float32 if recipe.rows else kept_in(base, config)
     ids = rows_of(config, recipe.rows, recipe.seed)
     model = open_adapted(adapter, base, device=CPU, dtype=dtype, exact=True)
@@ -82,14 +83,14 @@ def merge(recipe: MergeLora, folder: Path, base: Path, staged: Path) -> list[str
     if recipe.quantize != "as_trained":
         model = open_adapted(adapter, base, device=CPU, dtype=dtype, exact=True, quantize=recipe.quantize)
     asked = asked_type(recipe, adapter)
-    types = {name: asked or kept for name, kept in published.types_in(base, config).items()}
+    types = {name: asked or kept for name, kept in read_dtypes(base, config).items()}
     add_texts(staged, folder)
-    published.write_folder(staged, config, adapt.merged(model, types), tokenizer_dir=base)
+    write_model_folder(staged, config, adapt.merged(model, types), tokenizer_dir=base)
     del model
     return [gap(apart, scores(open_model(staged, device=CPU, dtype=torch.float32), ids))] if recipe.rows else []
 
 
-def asked_type(recipe: MergeLora, adapter: Adapter) -> torch.dtype | None:
+def asked_type(recipe: MergeLora, adapter: SavedAdapter) -> torch.dtype | None:
     """The type of the merged model's numbers, where it is not that of the base's."""
     if recipe.precision:
         return TYPES[recipe.precision]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from litgpt.recipe.pretrain import Pretrain
-from litgpt.store.published import save_model
+from litgpt.store.save_model import save_model
 from litgpt.train.run import train
 from litgpt.train.run_spec import build_pretrain_spec
 from litgpt.train.setup import Run

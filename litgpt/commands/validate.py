@@ -63,11 +63,11 @@ def validate_checkpoint(
         model: with the shape as `model.config`; may be on the meta device.
         verbose: print the summary.
     """
-    from litgpt.store.ledger import account
+    from litgpt.store.tensor_audit import audit_folder
 
     config: Any = model.config
     try:
-        ledger = account(Path(checkpoint_path), config)
+        ledger = audit_folder(Path(checkpoint_path), config)
     except UserError as error:
         result = CheckpointValidationResult(False, errors=[str(error)])
     else:
@@ -130,7 +130,7 @@ def weights_of(recipe: Validate) -> Path:
 
 def check_files(recipe: Validate) -> str:
     """Whether weights, shape and tokenizer are there."""
-    from litgpt.store.sources import source_in
+    from litgpt.store.weight_files import open_weights
 
     folder = recipe.checkpoint_dir
     if not folder.is_dir():
@@ -138,15 +138,15 @@ def check_files(recipe: Validate) -> str:
     for one_of in (("model_config.yaml", "config.json"), ("tokenizer.json", "tokenizer.model")):
         if not any((folder / name).is_file() for name in one_of):
             raise UserError(f"{folder}: no {' or '.join(one_of)} in it")
-    source = source_in(weights_of(recipe))
+    source = open_weights(weights_of(recipe))
     return f"{len(source.names)} tensors in {source.where.name}"
 
 
 def check_shape(recipe: Validate) -> str:
     """Whether the shape of the model can be read."""
-    from litgpt.store.published import shape_in
+    from litgpt.store.load_model import load_config
 
-    config = shape_in(recipe.checkpoint_dir)
+    config = load_config(recipe.checkpoint_dir)
     sizes = ("n_layer", "n_embd", "n_head", "padded_vocab_size")
     return f"{config.name or 'unnamed'}, " + ", ".join(f"{size} {getattr(config, size)}" for size in sizes)
 
@@ -154,13 +154,13 @@ def check_shape(recipe: Validate) -> str:
 def check_tokenizer(recipe: Validate) -> str:
     """Whether a text comes back from its tokens, and every token has a row in the embedding."""
     from litgpt.data.tokenizer import Tokenizer
-    from litgpt.store.published import shape_in
+    from litgpt.store.load_model import load_config
 
     tokenizer = Tokenizer(recipe.checkpoint_dir)
     tokens = tokenizer.encode(TEXT, bos=False)
     if tokenizer.decode(tokens).strip() != TEXT:
         raise UserError(f"{TEXT!r} becomes {tokens.tolist()} and comes back as {tokenizer.decode(tokens)!r}")
-    rows = shape_in(recipe.checkpoint_dir).padded_vocab_size
+    rows = load_config(recipe.checkpoint_dir).padded_vocab_size
     assert rows is not None
     if tokenizer.id_limit > rows:
         raise UserError(f"it has tokens up to {tokenizer.id_limit - 1}, but the embedding {rows} rows")
@@ -169,10 +169,10 @@ def check_tokenizer(recipe: Validate) -> str:
 
 def check_tensors(recipe: Validate) -> str:
     """Whether the weights have the names, shapes and types of the model."""
-    from litgpt.store.ledger import account
-    from litgpt.store.published import shape_in
+    from litgpt.store.load_model import load_config
+    from litgpt.store.tensor_audit import audit_folder
 
-    ledger = account(weights_of(recipe), shape_in(recipe.checkpoint_dir))
+    ledger = audit_folder(weights_of(recipe), load_config(recipe.checkpoint_dir))
     if not ledger.balanced:
         wrong = [f"lacks {name}" for name in ledger.missing] + [f"{name}: no such tensor" for name in ledger.unknown]
         wrong += ledger.misshapen
@@ -182,9 +182,9 @@ def check_tensors(recipe: Validate) -> str:
 
 def check_memory(recipe: Validate) -> str:
     """Whether the model fits into the GPU, if there is one."""
-    from litgpt.store.published import shape_in
+    from litgpt.store.load_model import load_config
 
-    found = estimate_model_memory(shape_in(recipe.checkpoint_dir), recipe.dtype, recipe.training)
+    found = estimate_model_memory(load_config(recipe.checkpoint_dir), recipe.dtype, recipe.training)
     needs = f"{found['param_count']:,} parameters, {found['estimated_total_gb']:.2f} GiB in {recipe.dtype}"
     needs += " with gradients and moments" if recipe.training else ""
     if found["available_gpu_memory_gb"] is None:

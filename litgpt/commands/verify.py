@@ -41,11 +41,11 @@ def run(recipe: Verify) -> None:
     Raises:
         UserError: if a check failed, or transformers is not there to compare with.
     """
-    from litgpt.store.published import shape_in
+    from litgpt.store.load_model import load_config
 
     require_transformers()
     folder = recipe.checkpoint_dir
-    config = shape_in(folder)
+    config = load_config(folder)
     checks = []
     for check in CHECKS:
         checks.append(made(check, recipe, config))
@@ -84,9 +84,9 @@ def made(check: "Callable[[Verify, Config], Check]", recipe: Verify, config: "Co
 
 def check_tensors(recipe: Verify, config: "Config") -> Check:
     """Whether every published tensor is read by a rule, and every one of ours is there in its shape."""
-    from litgpt.store.ledger import account
+    from litgpt.store.tensor_audit import audit_folder
 
-    ledger = account(recipe.checkpoint_dir, config)
+    ledger = audit_folder(recipe.checkpoint_dir, config)
     wrong = [f"{name} has no rule" for name in ledger.unknown] + [f"{name} is not there" for name in ledger.missing]
     wrong += ledger.misshapen
     rules = ", ".join(f"{number} by {kind}" for kind, number in ledger.kinds().items())
@@ -101,12 +101,12 @@ def check_tensors(recipe: Verify, config: "Config") -> Check:
 
 def check_round_trip(recipe: Verify, config: "Config") -> Check:
     """Whether our tensors, written back, are the published ones to the bit."""
-    from litgpt.store.ledger import account, differing
+    from litgpt.store.tensor_audit import audit_folder, find_differing
 
-    ledger = account(recipe.checkpoint_dir, config)
+    ledger = audit_folder(recipe.checkpoint_dir, config)
     if not ledger.balanced:
         return Check("round trip", False, "the tensors do not fit, so they cannot be written back", {})
-    wrong = differing(ledger, config)
+    wrong = find_differing(ledger, config)
     found = f"{', '.join(wrong[:3])} differ" if wrong else f"{len(ledger.read)} tensors come out to the bit"
     return Check("round trip", not wrong, found, {"differing": wrong})
 
@@ -169,10 +169,10 @@ def reference_model(folder: Path) -> Any:
 def our_model(folder: Path, config: "Config") -> "GPT":
     """Our model of a folder, in float32."""
     from litgpt.model.gpt import GPT
-    from litgpt.store.published import load
+    from litgpt.store.load_model import load_model
 
     model = GPT(config).eval()
-    load(model, folder)
+    load_model(model, folder)
     return model
 
 

@@ -15,11 +15,11 @@ from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
-from litgpt.store import adapters, hub, published
-from litgpt.store.adapters import Adapter
-from litgpt.store.checkpoint import PROGRESS, model_tensors_of, step_folder
-from litgpt.store.reading import published_in
-from litgpt.store.tokenizer_copy import tokenizer_files
+from litgpt.store import hub
+from litgpt.store.adapters.folder import ADAPTER_CONFIG, SavedAdapter, is_adapter, load_adapter_folder, read_base_name
+from litgpt.store.checkpoint_load import PROGRESS, iter_checkpoint_weights, resolve_checkpoint
+from litgpt.store.load_model import iter_tensors, list_published, load_config, load_model
+from litgpt.store.tokenizer_files import find_tokenizer_files
 
 CHECKPOINTS = Path("checkpoints")
 TYPES = {
@@ -78,7 +78,7 @@ def inside_run(folder: Path) -> Path:
     Raises:
         UserError: naming a file of a checkpoint that is damaged.
     """
-    step = step_folder(folder) if folder.is_dir() else None
+    step = resolve_checkpoint(folder) if folder.is_dir() else None
     if step is None and not (folder / "config.json").is_file() and (folder / "final").is_dir():
         return folder / "final"
     return step or folder
@@ -87,7 +87,7 @@ def inside_run(folder: Path) -> Path:
 def kept_in(folder: Path, config: Config) -> torch.dtype:
     """The type that most of the weights in a model folder have."""
     numbers: Counter[torch.dtype] = Counter()
-    for tensor in published_in(folder, config, warn=lambda line: None):
+    for tensor in list_published(folder, config, warn=lambda line: None):
         like = tensor.source.like(tensor.step.theirs)
         numbers[like.dtype] += like.numel()
     return numbers.most_common(1)[0][0]
@@ -111,15 +111,15 @@ def base_of(folder: Path, given: Path | None = None) -> Path:
     Raises:
         UserError: if it is not found, or is an adapter itself.
     """
-    named = str(given or adapters.base_named(folder))
-    where = "pretrained_checkpoint_dir" if given else f"{folder / adapters.CONFIG}: base_model_name_or_path"
+    named = str(given or read_base_name(folder))
+    where = "pretrained_checkpoint_dir" if given else f"{folder / ADAPTER_CONFIG}: base_model_name_or_path"
     if not named:
         raise UserError(f"{where}: empty; name the folder of the model there that the adapter is for")
     try:
         base = inside_run(find_folder(named))
     except UserError as error:
         raise UserError(f"{where}: {error.detail}") from None
-    if adapters.is_adapter(base):
+    if is_adapter(base):
         raise UserError(f"{where}: {named} is an adapter too; merge it into its base first (litgpt merge_lora)")
     return base
 
@@ -128,7 +128,7 @@ def texts_in(folder: Path) -> Path:
     """The folder with the tokenizer of the model in a folder, or in a file: an adapter's may be that of its base."""
     if not folder.is_dir():
         return folder.parent
-    return base_of(folder) if adapters.is_adapter(folder) and not tokenizer_files(folder) else folder
+    return base_of(folder) if is_adapter(folder) and not find_tokenizer_files(folder) else folder
 
 
 def open_model(folder: Path, *, device: torch.device, dtype: torch.dtype | None = None) -> GPT:
@@ -140,21 +140,21 @@ def open_model(folder: Path, *, device: torch.device, dtype: torch.dtype | None 
     Raises:
         UserError: if the folder holds no model, or one that is damaged.
     """
-    if adapters.is_adapter(folder):
+    if is_adapter(folder):
         base = base_of(folder)
-        return open_adapted(adapters.load(folder, published.shape_in(base)), base, device=device, dtype=dtype)
-    config = published.shape_in(folder)
+        return open_adapted(load_adapter_folder(folder, load_config(base)), base, device=device, dtype=dtype)
+    config = load_config(folder)
     if not (folder / PROGRESS).is_file():
         model = empty_model(config, dtype or kept_in(folder, config), device)
-        published.load(model, folder, lend=True)
+        load_model(model, folder, mmap=True)
         return model
-    model = empty_model(config, dtype or next(model_tensors_of(folder))[1].dtype, device)
-    fill(model, model_tensors_of(folder))
+    model = empty_model(config, dtype or next(iter_checkpoint_weights(folder))[1].dtype, device)
+    fill(model, iter_checkpoint_weights(folder))
     return model
 
 
 def open_adapted(
-    adapter: Adapter,
+    adapter: SavedAdapter,
     base: Path,
     *,
     device: torch.device,
@@ -193,11 +193,11 @@ def open_adapted(
 
 def open_quantized(base: Path, kind: str, *, device: torch.device, dtype: torch.dtype) -> GPT:
     """The model in a folder with the matrices of its blocks packed, as training packs them."""
-    config = published.shape_in(base)
+    config = load_config(base)
     model = empty_model(config, dtype, torch.device("meta"))
     quantization.quantize(model, kind)
     model.to_empty(device=device)
-    quantization.load_quantized(model, published.tensors_in(base, config), device=device)
+    quantization.load_quantized(model, iter_tensors(base, config), device=device)
     return model
 
 
@@ -223,7 +223,7 @@ def retype(model: GPT, device: torch.device, dtype: torch.dtype | None) -> None:
 
 def random_model(name: str, *, device: torch.device, dtype: torch.dtype | None) -> GPT:
     """A model of a known shape, or that of a folder, with first weights drawn from torch's generator."""
-    config = published.shape_in(Path(name)) if Path(name).is_dir() else Config.from_name(name)
+    config = load_config(Path(name)) if Path(name).is_dir() else Config.from_name(name)
     model = empty_model(config, dtype or torch.float32, device)
     initialize(model, int(torch.randint(2**31, ())))
     return model

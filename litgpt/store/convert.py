@@ -14,34 +14,34 @@ from litgpt.errors import UserError
 from litgpt.files import read_json, staged_folder, write_json
 from litgpt.model.config import Config
 from litgpt.model.registry import family_of
-from litgpt.store.gguf_files import gguf_in
+from litgpt.store.collectives_io import Warn, print_to_stderr
+from litgpt.store.gguf_files import find_gguf
 from litgpt.store.gguf_tokenizer import write_tokenizer
-from litgpt.store.peers import Warn, say
-from litgpt.store.reading import tensors_in
-from litgpt.store.sources import SAFETENSORS, SAFETENSORS_INDEX, safetensors_in
-from litgpt.store.tensors import byte_blocks
-from litgpt.store.tokenizer_copy import copy_tokenizer
-from litgpt.store.writing import SHARD_BYTES, pinned_in, type_of, write_settings, write_weights
+from litgpt.store.load_model import iter_tensors
+from litgpt.store.safetensors_files import iter_byte_blocks
+from litgpt.store.save_model import SHARD_BYTES, choose_dtype, list_float32_parameters, write_settings, write_weights
+from litgpt.store.tokenizer_files import copy_tokenizer
+from litgpt.store.weight_files import SAFETENSORS, SAFETENSORS_INDEX, list_safetensors
 
 Digests = dict[str, tuple[torch.dtype, str]]
 STALE_KEYS = ("quantization_config", "dtype")  # of a config.json whose weights are written anew
 
 
-def digest(tensor: Tensor) -> str:
+def hash_tensor(tensor: Tensor) -> str:
     """The SHA-256 of a tensor's values."""
     running = hashlib.sha256()
-    for block in byte_blocks(tensor):
+    for block in iter_byte_blocks(tensor):
         running.update(block)
     return running.hexdigest()
 
 
-def noted(
+def record_digests(
     tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, pinned: set[str], digests: Digests
 ) -> Iterator[tuple[str, Tensor]]:
     """The same tensors, cast, after their digests were put down."""
     for name, tensor in tensors:
-        cast = tensor.detach().to("cpu", type_of(name, tensor, dtype, pinned))
-        digests[name] = (cast.dtype, digest(cast))
+        cast = tensor.detach().to("cpu", choose_dtype(name, tensor, dtype, pinned))
+        digests[name] = (cast.dtype, hash_tensor(cast))
         yield name, cast
 
 
@@ -51,14 +51,14 @@ def check_written(folder: Path, config: Config, digests: Digests) -> None:
     Raises:
         UserError: naming a tensor that came out otherwise, or is missing or too many.
     """
-    for name, tensor in tensors_in(folder, config):
-        if digests.pop(name, None) != (tensor.dtype, digest(tensor)):
+    for name, tensor in iter_tensors(folder, config):
+        if digests.pop(name, None) != (tensor.dtype, hash_tensor(tensor)):
             raise UserError(f"{name}: read back, it is not what was to be written; the disk or the table of names errs")
     if digests:
         raise UserError(f"{min(digests)}: not among what was written; the table of names errs")
 
 
-def rewrite(folder: Path, source: Path, config: Config, *, dtype: torch.dtype | None = None) -> None:
+def rewrite_folder(folder: Path, source: Path, config: Config, *, dtype: torch.dtype | None = None) -> None:
     """Make `folder` a model folder with safetensors, whatever files the weights are in now; its other files stay.
 
     Args:
@@ -68,15 +68,17 @@ def rewrite(folder: Path, source: Path, config: Config, *, dtype: torch.dtype | 
     Raises:
         UserError: if the weights are not those of this shape, or read back other than written. Nothing is changed then.
     """
-    replaced = {path.name for path in safetensors_in(source)} if source == folder else set()
+    replaced = {path.name for path in list_safetensors(source)} if source == folder else set()
     with staged_folder(folder, replace=True) as staged:
         if folder.is_dir():
             ignore = shutil.ignore_patterns(*replaced, SAFETENSORS, SAFETENSORS_INDEX)
-            shutil.copytree(folder, staged, symlinks=True, dirs_exist_ok=True, copy_function=link, ignore=ignore)
+            shutil.copytree(
+                folder, staged, symlinks=True, dirs_exist_ok=True, copy_function=link_or_copy, ignore=ignore
+            )
         write_copy(staged, source, config, dtype=dtype)
 
 
-def export(
+def export_folder(
     folder: Path, source: Path, config: Config, *, dtype: torch.dtype | None = None, shard_bytes: float = SHARD_BYTES
 ) -> None:
     """Make a new model folder of the weights and the tokenizer in another.
@@ -97,13 +99,13 @@ def write_copy(
     *,
     dtype: torch.dtype | None = None,
     shard_bytes: float = SHARD_BYTES,
-    warn: Warn = say,
+    warn: Warn = print_to_stderr,
 ) -> None:
     """Write weights, settings and tokenizer of `source` into a staged folder, and read the weights back."""
     digests: Digests = {}
-    tensors = noted(tensors_in(source, config, warn=warn), dtype, pinned_in(config), digests)
+    tensors = record_digests(iter_tensors(source, config, warn=warn), dtype, list_float32_parameters(config), digests)
     kept = write_weights(staged, config, tensors, shard_bytes=shard_bytes)
-    special = bring_tokenizer(source, staged)
+    special = copy_or_build_tokenizer(source, staged)
     before = read_json(source / "config.json") if (source / "config.json").is_file() else {}
     for name in ("model_config.yaml", "config.json"):
         (staged / name).unlink(missing_ok=True)  # it may be another name of the old file, which stays as it is
@@ -117,19 +119,19 @@ def write_copy(
     check_written(staged, config, digests)
 
 
-def bring_tokenizer(source: Path, staged: Path) -> dict[str, Any]:
+def copy_or_build_tokenizer(source: Path, staged: Path) -> dict[str, Any]:
     """Bring a tokenizer to a staged folder, out of a folder or a GGUF file; the numbers of its special tokens."""
     there = any(
         (folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file() for folder in (source, staged)
     )
-    path = None if there else gguf_in(source)
+    path = None if there else find_gguf(source)
     if path is not None:
         write_tokenizer(path, staged)
         return copy_tokenizer(staged, staged)
     return copy_tokenizer(source, staged)
 
 
-def link(source: str, target: str) -> None:
+def link_or_copy(source: str, target: str) -> None:
     """A second name for a file, or a copy where the disk has no such thing."""
     try:
         os.link(source, target)

@@ -19,7 +19,7 @@ PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
-def gguf_in(folder: Path) -> Path | None:
+def find_gguf(folder: Path) -> Path | None:
     """The GGUF file that `folder` is, or the only one in it; None without one.
 
     Raises:

@@ -26,9 +26,9 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     tokens = file.setting("tokenizer.ggml.tokens")
     cuts = data_files()["gguf"]["cuts"]
     if kind == "gpt2" and cut in cuts:
-        content = byte_pairs(tokens, file.setting("tokenizer.ggml.merges"), cuts[cut])
+        content = build_byte_bpe(tokens, file.setting("tokenizer.ggml.merges"), cuts[cut])
     elif kind == "llama":
-        content = sentence_pieces(
+        content = build_sentencepiece_bpe(
             tokens, file.setting("tokenizer.ggml.scores"), spaced=file.setting("tokenizer.ggml.add_space_prefix")
         )
     else:
@@ -38,7 +38,7 @@ def write_tokenizer(path: Path, folder: Path) -> None:
         )
     kinds = file.setting("tokenizer.ggml.token_type")
     content["added_tokens"] = [
-        added(number, token, special=kinds[number] != USER_DEFINED)
+        build_added_token(number, token, special=kinds[number] != USER_DEFINED)
         for number, token in enumerate(tokens)
         if kinds[number] in (CONTROL, USER_DEFINED) or (kinds[number] == UNKNOWN and kind == "llama")
     ]
@@ -47,7 +47,7 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     begins = file.setting("tokenizer.ggml.add_bos_token")
     begins = kind == "llama" if begins is None else begins
     if begins and "bos_token" in named:
-        content["post_processor"] = begin_with(named["bos_token"], numbers["bos"])
+        content["post_processor"] = build_bos_processor(named["bos_token"], numbers["bos"])
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     template = file.setting("tokenizer.chat_template")
     settings = {
@@ -61,13 +61,13 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     write_json(folder / "tokenizer_config.json", settings)
 
 
-def shell(model: dict[str, Any], **parts: Any) -> dict[str, Any]:
+def build_tokenizer_json(model: dict[str, Any], **parts: Any) -> dict[str, Any]:
     """A tokenizer.json around a model; parts that are not given are left empty."""
     empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
     return {"version": "1.0", **empty, **parts, "model": model}
 
 
-def byte_pairs(tokens: list[str], merges: list[str], cuts: list[Any]) -> dict[str, Any]:
+def build_byte_bpe(tokens: list[str], merges: list[str], cuts: list[Any]) -> dict[str, Any]:
     """A byte-level BPE; texts are cut by these expressions or steps, by GPT-2's own expression where there is none."""
     steps = [
         cut if isinstance(cut, dict) else {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated"}
@@ -83,10 +83,10 @@ def byte_pairs(tokens: list[str], merges: list[str], cuts: list[Any]) -> dict[st
         "merges": [merge.split(" ") for merge in merges],
     }
     before = {"type": "Sequence", "pretokenizers": steps}
-    return shell(model, pre_tokenizer=before, decoder={**BYTE_LEVEL, "use_regex": True})
+    return build_tokenizer_json(model, pre_tokenizer=before, decoder={**BYTE_LEVEL, "use_regex": True})
 
 
-def sentence_pieces(tokens: list[str], scores: list[float], *, spaced: bool | None) -> dict[str, Any]:
+def build_sentencepiece_bpe(tokens: list[str], scores: list[float], *, spaced: bool | None) -> dict[str, Any]:
     """A sentencepiece BPE with bytes to fall back on; pairs are merged in the order of their pieces' scores.
 
     Args:
@@ -111,7 +111,7 @@ def sentence_pieces(tokens: list[str], scores: list[float], *, spaced: bool | No
     space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
     prefix = spaced is not False
-    return shell(
+    return build_tokenizer_json(
         model,
         normalizer={"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}] * prefix + [space]},
         decoder={
@@ -122,13 +122,13 @@ def sentence_pieces(tokens: list[str], scores: list[float], *, spaced: bool | No
     )
 
 
-def added(number: int, token: str, *, special: bool) -> dict[str, Any]:
+def build_added_token(number: int, token: str, *, special: bool) -> dict[str, Any]:
     """An entry of tokenizer.json for a token that is found in a text before it is cut."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": number, "content": token, **flags, "special": special}
 
 
-def begin_with(token: str, number: int) -> dict[str, Any]:
+def build_bos_processor(token: str, number: int) -> dict[str, Any]:
     """A post-processor that puts one token before every text."""
     first, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
     second = {"Sequence": {"id": "B", "type_id": 1}}

@@ -33,18 +33,18 @@ WEIGHTS = (
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def fitting(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+def match_patterns(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     """The names, of files at the top of a repository only, that fit any of the patterns."""
     patterns = tuple(patterns)
     return [name for name in names if "/" not in name and any(fnmatch.fnmatchcase(name, one) for one in patterns)]
 
 
-def wanted(names: Iterable[str], *, tokenizer_only: bool) -> list[str]:
+def select_files(names: Iterable[str], *, tokenizer_only: bool) -> list[str]:
     """The files to download out of those that a repository holds: by an allow list, weights in one form only."""
     names = sorted(names)
-    chosen = fitting(names, SETTINGS + TOKENIZER)
+    chosen = match_patterns(names, SETTINGS + TOKENIZER)
     if not tokenizer_only:
-        chosen += next(filter(None, (fitting(names, patterns) for patterns in WEIGHTS)), [])
+        chosen += next(filter(None, (match_patterns(names, patterns) for patterns in WEIGHTS)), [])
     return chosen
 
 
@@ -70,10 +70,10 @@ def download(
     if not REPOSITORY.fullmatch(repo_id) or ".." in repo_id:
         raise UserError(f"repo_id: {repo_id!r} is not org/name, such as EleutherAI/pythia-14m")
     target = checkpoint_dir / repo_id
-    with one_line(f"repo_id: {repo_id}", access_token, hint=f"or put the model's files into {target}"):
+    with raise_one_line(f"repo_id: {repo_id}", access_token, hint=f"or put the model's files into {target}"):
         repository = HfApi().model_info(repo_id, revision=revision, token=access_token, files_metadata=True)
         files = {file.rfilename: file for file in repository.siblings or ()}
-        names = wanted(files, tokenizer_only=tokenizer_only)
+        names = select_files(files, tokenizer_only=tokenizer_only)
         if not tokenizer_only and not any(name.endswith((".safetensors", ".bin")) for name in names):
             raise UserError(f"repo_id: {repo_id} holds no weights; give one with .safetensors files, or tokenizer_only")
         for name in names:
@@ -118,14 +118,14 @@ def upload(folder: Path, repo_id: str, *, access_token: str | None = None) -> st
     """
     from huggingface_hub import HfApi
 
-    with one_line(f"push_to_hub: {repo_id}", access_token, hint=f"the folder {folder} is whole"):
+    with raise_one_line(f"push_to_hub: {repo_id}", access_token, hint=f"the folder {folder} is whole"):
         api = HfApi(token=access_token)
         api.create_repo(repo_id, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
 
 
 @contextmanager
-def one_line(what: str, access_token: str | None, *, hint: str) -> Iterator[None]:
+def raise_one_line(what: str, access_token: str | None, *, hint: str) -> Iterator[None]:
     """Turn whatever the hub's client raises into one line that begins with `what`, without the token."""
     from huggingface_hub.errors import (
         GatedRepoError,

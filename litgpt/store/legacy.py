@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.store.state import plain_name
+from litgpt.store.state_dict import canonical_name
 
 
 def torch_load(path: Path) -> Any:
@@ -45,4 +45,4 @@ def state_dict(path: Path) -> dict[str, Tensor]:
     for name, value in inner.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
-    return {plain_name(name): value for name, value in inner.items()}
+    return {canonical_name(name): value for name, value in inner.items()}

@@ -13,10 +13,10 @@ from litgpt.files import staged_folder
 from litgpt.model.config import Config
 from litgpt.model.names import to_published
 from litgpt.model.registry import family_of, litgpt_names, meaning, read_model_config
-from litgpt.store.reading import tensors_in
-from litgpt.store.sources import LIT_MODEL
-from litgpt.store.tokenizer_copy import copy_tokenizer
-from litgpt.store.writing import pinned_in, type_of
+from litgpt.store.load_model import iter_tensors
+from litgpt.store.save_model import choose_dtype, list_float32_parameters
+from litgpt.store.tokenizer_files import copy_tokenizer
+from litgpt.store.weight_files import LIT_MODEL
 
 # LitGPT's word for a norm; which of the two it means it reads off the model's name.
 NORMS = {"OffsetRMSNorm": "RMSNorm", "BareLayerNorm": "LayerNorm"}
@@ -24,26 +24,26 @@ FIRST_OF_OURS = "tie_embeddings"  # the fields of a shape before it are LitGPT's
 UNTOLD = ("tie_embeddings", "norm_class_name")
 
 
-def litgpt_fields() -> list[str]:
+def list_litgpt_fields() -> list[str]:
     """The fields of a shape that LitGPT has too."""
     names = [field.name for field in fields(Config)]
     return names[: names.index(FIRST_OF_OURS)]
 
 
-def litgpt_form(config: Config) -> dict[str, Any]:
+def to_litgpt_config(config: Config) -> dict[str, Any]:
     """The mapping of LitGPT's model_config.yaml."""
     values = config.to_dict()
-    form = {name: values[name] for name in litgpt_fields()}
+    form = {name: values[name] for name in list_litgpt_fields()}
     return {**form, "norm_class_name": NORMS.get(config.norm_class_name, config.norm_class_name)}
 
 
-def write_form(path: Path, config: Config) -> None:
+def write_litgpt_config(path: Path, config: Config) -> None:
     """Write LitGPT's form of a shape, if it says all of it.
 
     Raises:
         UserError: naming the field that LitGPT cannot say.
     """
-    path.write_text(yaml.safe_dump(litgpt_form(config)), encoding="utf-8")
+    path.write_text(yaml.safe_dump(to_litgpt_config(config)), encoding="utf-8")
     told, meant = meaning(read_model_config(path), []), meaning(config, [])
     told["tie_embeddings"] = meant["tie_embeddings"]  # LitGPT keeps the two matrices apart, which computes the same
     wrong = [key for key in meant if told[key] != meant[key]]
@@ -58,18 +58,18 @@ def write_form(path: Path, config: Config) -> None:
 
 def all_tensors(source: Path, config: Config, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Every weight under our names, cast."""
-    pinned = pinned_in(config)
-    return {name: one.to(type_of(name, one, dtype, pinned)) for name, one in tensors_in(source, config)}
+    pinned = list_float32_parameters(config)
+    return {name: one.to(choose_dtype(name, one, dtype, pinned)) for name, one in iter_tensors(source, config)}
 
 
-def write_litgpt(folder: Path, source: Path, config: Config, *, dtype: torch.dtype | None = None) -> None:
+def write_litgpt_folder(folder: Path, source: Path, config: Config, *, dtype: torch.dtype | None = None) -> None:
     """Make a new folder that LitGPT loads; a tied head is in the file twice by name and once by bytes.
 
     Raises:
         UserError: if LitGPT cannot say this shape, or `folder` holds something already.
     """
     with staged_folder(folder) as staged:
-        write_form(staged / "model_config.yaml", config)
+        write_litgpt_config(staged / "model_config.yaml", config)
         tensors = to_published(litgpt_names(), all_tensors(source, config, dtype), config)
         tensors.setdefault("lm_head.weight", tensors["transformer.wte.weight"])
         torch.save(tensors, staged / LIT_MODEL)

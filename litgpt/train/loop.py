@@ -16,7 +16,7 @@ from litgpt.files import write_json, write_text
 from litgpt.model.flops import training_flops
 from litgpt.parallel.strategy import is_first
 from litgpt.recipe.to_yaml import dump_recipe
-from litgpt.store.published import tokenizer_files
+from litgpt.store.tokenizer_files import find_tokenizer_files
 from litgpt.train.console import RunConsole, RunSummary
 from litgpt.train.evaluate import continuation, validation_loss
 from litgpt.train.guard import Guard, Interrupts, perplexity
@@ -283,7 +283,7 @@ class Loop:
             "model_config.yaml": yaml.safe_dump(run.config.to_dict()),
         }
         if run.tokenizer_dir:
-            files |= tokenizer_files(run.tokenizer_dir)
+            files |= find_tokenizer_files(run.tokenizer_dir)
         if (style := run.recipe.out_dir / STYLE).is_file():
             files[STYLE] = style
         files |= run.notes

@@ -18,7 +18,15 @@ from litgpt.recipe.data import DataModule
 from litgpt.recipe.finetune import Finetune
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
 from litgpt.recipe.tuner import Tuner
-from litgpt.store import adapters, published
+from litgpt.store.adapters.folder import (
+    ADAPTER_CONFIG,
+    BasePrecision,
+    build_own_config,
+    has_adapter,
+    is_adapter,
+    load_adapter_folder,
+)
+from litgpt.store.load_model import load_config
 
 
 @dataclass(frozen=True)
@@ -56,15 +64,15 @@ class RunSpec:
         return self.tuner is not None and self.tuner.adds
 
     @property
-    def run(self) -> adapters.Run:
+    def run(self) -> BasePrecision:
         """How the model is kept while an adapter is trained."""
-        return adapters.Run(self.dtype, self.quantize)
+        return BasePrecision(self.dtype, self.quantize)
 
     def notes(self) -> dict[str, str]:
         """Files by which a training checkpoint of an adapter is known as one."""
         if self.tuner is None or not self.adapted:
             return {}
-        return {adapters.CONFIG: json.dumps(adapters.own_config(self.tuner, self.base, self.run), indent=1)}
+        return {ADAPTER_CONFIG: json.dumps(build_own_config(self.tuner, self.base, self.run), indent=1)}
 
     def learning_rate_factor(self, name: str) -> float:
         """What the learning rate of a parameter is multiplied by."""
@@ -113,12 +121,12 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
     Raises:
         UserError: if the folder holds an adapter alone, or the adapter is not for this model.
     """
-    if adapters.is_adapter(folder):
+    if is_adapter(folder):
         raise UserError(
             f"checkpoint_dir: {folder} is an adapter; give its base here, and it as initial_adapter_dir to train it "
             "further, or fold it in first (litgpt merge_lora)"
         )
-    config = published.shape_in(folder)
+    config = load_config(folder)
     tuner = load_tuner_settings(adapter, config) if adapter else recipe.resolved_tuner
     return RunSpec(
         task="finetune",
@@ -141,12 +149,12 @@ def load_tuner_settings(adapter: Path, config: Config) -> Tuner:
     Raises:
         UserError: if it is none.
     """
-    if not adapters.has_adapter(adapter):
-        raise UserError(f"initial_adapter_dir: {adapter} holds no adapter; give a folder with {adapters.CONFIG}")
+    if not has_adapter(adapter):
+        raise UserError(f"initial_adapter_dir: {adapter} holds no adapter; give a folder with {ADAPTER_CONFIG}")
     with torch.device("meta"):
         model = GPT(config)
     try:
-        found = adapters.load(adapter, config)
+        found = load_adapter_folder(adapter, config)
         adapt.attach(model, found.settings)
         adapt.check(model, found.tensors)
     except UserError as error:

@@ -32,8 +32,10 @@ from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.recipe.training import Training
 from litgpt.recipe.tuner import LLaMAPro
-from litgpt.store import adapters, checkpoint, published
-from litgpt.store.checkpoint import Checkpoints
+from litgpt.store.adapters.folder import load_adapter_folder
+from litgpt.store.checkpoint_load import find_checkpoint, list_checkpoints, load_checkpoint
+from litgpt.store.checkpoint_save import Checkpoints
+from litgpt.store.load_model import iter_tensors, load_config, load_model
 from litgpt.train import loggers, optimizer
 from litgpt.train.guard import LossScale
 from litgpt.train.lisa_schedule import turns_of
@@ -205,7 +207,7 @@ def build_model(recipe: Training, spec: RunSpec, fabric: Fabric, *, weights_foll
     elif not weights_follow:
         initialize(model, recipe.seed, write=place)
     if spec.adapter and not weights_follow:
-        adapt.fill(model, adapters.load(spec.adapter, spec.config).tensors, write=place)
+        adapt.fill(model, load_adapter_folder(spec.adapter, spec.config).tensors, write=place)
     elif spec.tuner and not weights_follow:
         adapt.initialize(model, spec.tuner, recipe.seed, write=place)
     optimizers = optimizer.build(recipe.optimizer, model, factor=spec.learning_rate_factor)
@@ -230,13 +232,13 @@ def load_weights(model: GPT, spec: RunSpec, device: torch.device) -> None:
     """Fill a model, which may be quantized, with the weights that the run starts from."""
     assert spec.weights is not None
     if spec.quantize:
-        tensors = published.tensors_in(spec.weights, spec.config)
+        tensors = iter_tensors(spec.weights, spec.config)
         quantization.load_quantized(model, tensors, device=device, write=place)
     elif isinstance(spec.tuner, LLaMAPro):
-        tensors = published.tensors_in(spec.weights, published.shape_in(spec.weights))
+        tensors = iter_tensors(spec.weights, load_config(spec.weights))
         llama_pro.fill(model, tensors, spec.tuner, write=place)
     else:
-        published.load(model, spec.weights)
+        load_model(model, spec.weights)
 
 
 def steps_of(recipe: Training, length: int, samples_per_epoch: int | None) -> int:
@@ -276,7 +278,7 @@ def warmup_of(recipe: Training, samples_per_epoch: int | None, steps: int) -> in
 
 def refuse_second_run(recipe: Training) -> None:
     """Refuse a folder that holds another run's checkpoints, which a fresh run would mix with its own."""
-    steps = [folder for _, folder in checkpoint.steps_in(recipe.out_dir)]
+    steps = [folder for _, folder in list_checkpoints(recipe.out_dir)]
     if recipe.resume is False and steps:
         raise UserError(
             f"out_dir: {recipe.out_dir} holds a run already ({steps[0].name}); set resume: auto to go on with it, or "
@@ -294,7 +296,7 @@ def build(recipe: Training, spec: RunSpec, objective: Objective, say: Say) -> Ru
     length = sequence_length(recipe, config)
     refuse_second_run(recipe)
     fabric = launch(recipe)
-    resumed = checkpoint.find(recipe.resume, recipe.out_dir, say)
+    resumed = find_checkpoint(recipe.resume, recipe.out_dir, say)
     tokenizer, tokenizer_dir = connect_data(recipe, spec, fabric, length, resumed=resumed is not None)
     if tokenizer and tokenizer.id_limit > (config.padded_vocab_size or 0):
         raise UserError(
@@ -322,7 +324,7 @@ def build(recipe: Training, spec: RunSpec, objective: Objective, say: Say) -> Ru
     warmup = warmup_of(recipe, stream.samples_per_epoch, steps)
     progress: dict[str, Any] = {}
     if resumed is not None:
-        progress = checkpoint.load(
+        progress = load_checkpoint(
             resumed,
             train_state.core,
             train_state.optimizers,

@@ -13,7 +13,7 @@ from litgpt import adapt
 from litgpt.model.gpt import GPT
 from litgpt.model.registry import family_of
 from litgpt.recipe.tuner import Tuner
-from litgpt.store import published
+from litgpt.store.save_model import save_model_folder
 from tests.store.models import random_model, small
 
 IDS = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -51,7 +51,7 @@ def plain(model: GPT) -> GPT:
 
 def transformers_model(model: GPT, folder: Path) -> Any:
     """The base in transformers, in float32."""
-    published.save(folder, config=model.config, tensors=base_of(model), dtype=torch.float32)
+    save_model_folder(folder, config=model.config, tensors=base_of(model), dtype=torch.float32)
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 

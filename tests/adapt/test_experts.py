@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from litgpt import adapt
 from litgpt.recipe.tuner import LoRA
-from litgpt.store import adapters
+from litgpt.store.adapters.folder import load_adapter_folder, save_adapter_folder
 from tests.adapt.models import IDS, adapted, base_of, loss_of, move, plain, steps, transformers_model
 
 MIXTRAL: dict[str, Any] = {"name": "Mixtral-8x7B-v0.1", "n_expert": 4, "sliding_window_size": None}
@@ -81,8 +81,8 @@ def test_experts_load_in_peft_and_back(tmp_path: Path) -> None:
     model = adapted(settings, **MIXTRAL).float()
     move(model)
     tensors = {name: value.detach() for name, value in adapt.adapter_tensors(model).items()}
-    adapters.save(tmp_path / "adapter", tensors, config=model.config, settings=settings)
-    back = adapters.load(tmp_path / "adapter", model.config)
+    save_adapter_folder(tmp_path / "adapter", tensors, config=model.config, settings=settings)
+    back = load_adapter_folder(tmp_path / "adapter", model.config)
     assert back.tensors.keys() == tensors.keys()
     assert all(torch.equal(back.tensors[name], value) for name, value in tensors.items())
     reference = peft.PeftModel.from_pretrained(transformers_model(model, tmp_path / "base"), tmp_path / "adapter")

@@ -14,7 +14,8 @@ from litgpt.adapt import llama_pro
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import LLaMAPro
-from litgpt.store import published
+from litgpt.store.load_model import load_config, load_model
+from litgpt.store.save_model import save_model_folder
 from tests.adapt.models import IDS, base_of, steps
 from tests.store.models import random_model, small, weights
 
@@ -94,14 +95,14 @@ def test_grown_model_is_loaded_by_transformers(case: str, tmp_path: Path) -> Non
     model = base(case)
     found = expanded(model, LLaMAPro(new_blocks=2))
     steps(found, lambda: found(IDS), 2)
-    published.save(tmp_path / "grown", config=found.config, tensors=dict(adapt.merged(found)), dtype=torch.float32)
+    save_model_folder(tmp_path / "grown", config=found.config, tensors=dict(adapt.merged(found)), dtype=torch.float32)
     assert json.loads((tmp_path / "grown" / "config.json").read_text())["num_hidden_layers"] == 6
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "grown", dtype=torch.float32)
     scores: Tensor = loaded(IDS).logits
     assert (scores - found.float()(IDS)).abs().max() < 1e-4
     assert (scores - model.float()(IDS)).abs().max() > 1e-2
-    again = GPT(published.shape_in(tmp_path / "grown")).eval()
-    published.load(again, tmp_path / "grown")
+    again = GPT(load_config(tmp_path / "grown")).eval()
+    load_model(again, tmp_path / "grown")
     assert torch.equal(again(IDS), found(IDS))
 
 

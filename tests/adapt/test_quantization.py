@@ -14,7 +14,8 @@ from litgpt.adapt.quantization import QUANT_FORMATS, QuantFormat, QuantizedLinea
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import BOFT, IA3, LoRA, Tuner, VeRA
-from litgpt.store import published
+from litgpt.store.load_model import iter_tensors
+from litgpt.store.save_model import save_model_folder
 from tests.adapt.models import IDS, base_of, loss_of, move, plain, steps
 from tests.store.models import random_model, small
 
@@ -33,13 +34,13 @@ def packed(kind: str, settings: Tuner, folder: Path, dtype: torch.dtype = torch.
     """A random model in a folder, read as a run reads it: built on meta, packed as it comes from the disk."""
     config = small("Qwen2.5-0.5B", tie_embeddings=False, **SHAPE)
     if not folder.exists():
-        published.save(folder, config=config, tensors=dict(random_model(config).named_parameters()))
+        save_model_folder(folder, config=config, tensors=dict(random_model(config).named_parameters()))
     with torch.device("meta"):
         model = GPT(config).to(dtype)
     quantization.quantize(model, kind)
     adapt.attach(model, settings)
     model.to_empty(device="cpu")
-    quantization.load_quantized(model, published.tensors_in(folder, config))
+    quantization.load_quantized(model, iter_tensors(folder, config))
     adapt.initialize(model, settings, 0)
     return model
 
@@ -169,7 +170,7 @@ def test_filling_holds_one_weight_at_a_time(tmp_path: Path) -> None:
         held.append(value.numel() * value.element_size())
         parameter.copy_(value)
 
-    quantization.load_quantized(model, published.tensors_in(tmp_path / "base", model.config), write=write)
+    quantization.load_quantized(model, iter_tensors(tmp_path / "base", model.config), write=write)
     assert max(held) == 80 * 64 * 4  # the embedding; every packed piece is smaller
     assert all(torch.equal(value, before[name]) for name, value in base_of(model).items())
 

@@ -15,8 +15,10 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.recipe.store_commands import ConvertFromLitgpt, ConvertToLitgpt
-from litgpt.store import convert, hub, published
-from litgpt.store.checkpoint import Checkpoints
+from litgpt.store import convert, hub
+from litgpt.store.checkpoint_save import Checkpoints
+from litgpt.store.load_model import iter_tensors
+from litgpt.store.save_model import save_model_folder
 from tests.store.models import assert_loads, lit_state, random_model, small, weights
 
 
@@ -25,7 +27,7 @@ def to_litgpt(folder: Path, **settings: Any) -> None:
 
 
 def hugging_face(folder: Path, model: GPT) -> Path:
-    published.save(folder, config=model.config, tensors=weights(model))
+    save_model_folder(folder, config=model.config, tensors=weights(model))
     (folder / "model_config.yaml").unlink()
     return folder
 
@@ -86,7 +88,7 @@ def test_a_safetensors_folder_needs_no_new_weights(tmp_path: Path, capsys: pytes
 def test_a_cast_takes_the_place_of_the_shards_and_keeps_the_rest(tmp_path: Path) -> None:
     model = random_model(small("Llama-2-7b-hf"))
     folder = tmp_path / "m"
-    published.save(folder, config=model.config, tensors=weights(model), shard_bytes=20_000)
+    save_model_folder(folder, config=model.config, tensors=weights(model), shard_bytes=20_000)
     told = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**told, "_name_or_path": "kept"}))
     (folder / "README.md").write_text("mine")
@@ -145,7 +147,7 @@ def test_a_hugging_face_folder_is_written_cast_and_in_shards(tmp_path: Path) -> 
     theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert theirs.dtype == torch.bfloat16
-    for name, tensor in published.tensors_in(tmp_path / "out", model.config):
+    for name, tensor in iter_tensors(tmp_path / "out", model.config):
         assert torch.equal(tensor, weights(model)[name].bfloat16())
     with pytest.raises(UserError, match="not empty"):
         convert_from_litgpt.run(recipe)

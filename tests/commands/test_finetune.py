@@ -13,7 +13,7 @@ from litgpt.data.tokenizer import train_tokenizer
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
-from litgpt.store import published
+from litgpt.store.save_model import save_model_folder
 from tests.commands import resume_worker
 from tests.processes import finish, litgpt, start
 from tests.runs import SHAPE, losses
@@ -33,7 +33,7 @@ def write_base(folder: Path, **changes: Any) -> Path:
     model = GPT(shape)
     initialize(model, 0)
     tensors = dict(model.named_parameters())
-    published.save(folder / "model", config=shape, tensors=tensors, tokenizer_dir=folder / "tokenizer")
+    save_model_folder(folder / "model", config=shape, tensors=tensors, tokenizer_dir=folder / "tokenizer")
     return folder / "model"
 
 

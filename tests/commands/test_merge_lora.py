@@ -17,7 +17,8 @@ from litgpt.commands import merge_lora
 from litgpt.infer.load import open_model
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, LoRA, ReFT, Tuner, VeRA
-from litgpt.store import adapters, published
+from litgpt.store.adapters.folder import BasePrecision, save_adapter_folder
+from litgpt.store.save_model import save_model_folder
 from tests.adapt.models import IDS, adapted, base_of, move
 from tests.store.models import random_model, small
 
@@ -45,15 +46,15 @@ def write(folder: Path, settings: Tuner, dtype: torch.dtype = torch.float32, **c
     model = adapted(settings, **changes).float()
     move(model)
     base = base_of(model)
-    published.save(folder / "base", config=model.config, tensors=base, dtype=dtype)
+    save_model_folder(folder / "base", config=model.config, tensors=base, dtype=dtype)
     save(folder, model, settings)
     return model.eval()
 
 
 def save(folder: Path, model: GPT, settings: Tuner, **run: Any) -> None:
     tensors = {name: value.detach().clone() for name, value in adapt.adapter_tensors(model).items()}
-    told = adapters.Run(**run)
-    adapters.save(
+    told = BasePrecision(**run)
+    save_adapter_folder(
         folder / "adapter", tensors, config=model.config, settings=settings, base=str(folder / "base"), run=told
     )
 
@@ -109,7 +110,7 @@ def test_into_a_packed_base_as_training_saw_it_or_into_the_original(
 ) -> None:
     settings = LoRA(dropout=0.0)
     model = random_model(small("Qwen2.5-0.5B"))
-    published.save(tmp_path / "base", config=model.config, tensors=base_of(model))
+    save_model_folder(tmp_path / "base", config=model.config, tensors=base_of(model))
     packed = GPT(model.config)
     quantization.quantize(packed, "bnb.int8-training")
     adapt.attach(packed, settings)
@@ -218,7 +219,7 @@ def test_nothing_is_there_before_it_is_whole(tmp_path: Path, monkeypatch: pytest
 def test_what_cannot_be_merged_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, LoRA())
     other = random_model(small("Qwen2.5-0.5B", n_embd=48, head_size=12))
-    published.save(tmp_path / "wider", config=other.config, tensors=base_of(other))
+    save_model_folder(tmp_path / "wider", config=other.config, tensors=base_of(other))
     write(tmp_path / "shifted", AdapterV2(start_layer=1))
     write(tmp_path / "edited", ReFT())
     config = tmp_path / "lost" / "adapter_config.json"

@@ -14,7 +14,7 @@ from litgpt.cli import main
 from litgpt.data.tokenizer import train_tokenizer
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.store import published
+from litgpt.store.save_model import save_model_folder
 from tests.store.models import lit_state, random_model, small, weights
 
 SHAPE = small("Llama-2-7b-hf", padded_vocab_size=300)
@@ -24,7 +24,7 @@ SHAPE = small("Llama-2-7b-hf", padded_vocab_size=300)
 def folder(tmp_path: Path) -> Path:
     train_tokenizer(iter(["Hello llama, hello alpaca"] * 30), "bpe", 290, tmp_path / "tokenizer")
     model = random_model(SHAPE)
-    published.save(tmp_path / "m", config=SHAPE, tensors=weights(model), tokenizer_dir=tmp_path / "tokenizer")
+    save_model_folder(tmp_path / "m", config=SHAPE, tensors=weights(model), tokenizer_dir=tmp_path / "tokenizer")
     return tmp_path / "m"
 
 

@@ -19,7 +19,8 @@ from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.names import Rule
-from litgpt.store import published, reading
+from litgpt.store import load_model
+from litgpt.store.save_model import save_model_folder
 from tests.store.models import random_model, small, weights
 
 SQUARE = {"n_query_groups": 4, "intermediate_size": 32, "padded_vocab_size": 300}  # so that k, v and out are square
@@ -28,7 +29,7 @@ LINES = ("tensors", "round trip", "settings", "logits", "tokenizer")
 
 def folder_of(place: Path, config: Config, tokenizer: Path | None = None) -> Path:
     """A model folder as transformers writes it: no model_config.yaml."""
-    published.save(place, config=config, tensors=weights(random_model(config)), tokenizer_dir=tokenizer)
+    save_model_folder(place, config=config, tensors=weights(random_model(config)), tokenizer_dir=tokenizer)
     (place / "model_config.yaml").unlink()
     return place
 
@@ -137,14 +138,14 @@ def test_a_shifted_router_is_found(
     theirs.save_pretrained(tmp_path / "m")
     code, said = outcome(tmp_path / "m", capsys)
     assert code == 0, said
-    load = reading.load
+    load = load_model.load_model
 
     def shifted(model: GPT, folder: Path) -> None:
         load(model, folder)
         with torch.no_grad():
             model.get_parameter("blocks.1.mlp.router.correction")[3] += 1.0
 
-    monkeypatch.setattr(published, "load", shifted)
+    monkeypatch.setattr(load_model, "load_model", shifted)
     code, said = outcome(tmp_path / "m", capsys)
     assert code == 1 and said["logits"] == "FAILED", said
 

@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from litgpt.store.checkpoint import Checkpoints, latest, load
+from litgpt.store.checkpoint_load import find_latest, load_checkpoint
+from litgpt.store.checkpoint_save import Checkpoints
 
 WIDTH = 200
 
@@ -21,8 +22,8 @@ def save_for_ever(folder: Path, ranks: int, told: Connection) -> None:
         fully_shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     checkpoints = Checkpoints(folder, keep=2, warn=lambda line: None)
-    start = latest(folder, warn=lambda line: None)
-    step = load(start, model, optimizer, warn=lambda line: None)["value"] if start else 0
+    start = find_latest(folder, warn=lambda line: None)
+    step = load_checkpoint(start, model, optimizer, warn=lambda line: None)["value"] if start else 0
     while True:
         step += 1
         with torch.no_grad():

@@ -9,7 +9,8 @@ from torch import nn
 
 from litgpt.errors import UserError
 from litgpt.files import DamagedFileError, verify_manifest
-from litgpt.store.checkpoint import Checkpoints, find, latest, load
+from litgpt.store.checkpoint_load import find_checkpoint, find_latest, load_checkpoint
+from litgpt.store.checkpoint_save import Checkpoints
 
 FILES = [
     "manifest.json",
@@ -62,12 +63,12 @@ def test_damage_to_any_file_is_refused_by_its_name_and_the_older_checkpoint_used
 ) -> None:
     damage(run / "step-00000002" / name)  # type: ignore[operator]
     said: list[str] = []
-    found = latest(run, said.append)
+    found = find_latest(run, said.append)
     assert found == run / "step-00000001"
     assert len(said) == 1 and name in said[0] and "step-00000002" in said[0] and "\n" not in said[0]
-    assert load(found, nn.Linear(5, 6))["tokens"] == 1
+    assert load_checkpoint(found, nn.Linear(5, 6))["tokens"] == 1
     with pytest.raises(UserError, match=name):
-        find(run / "step-00000002", run)
+        find_checkpoint(run / "step-00000002", run)
 
 
 def test_every_single_byte_of_a_manifest_counts(run: Path) -> None:
@@ -85,5 +86,5 @@ def test_without_one_that_verifies_there_is_none(run: Path) -> None:
     for step in (1, 2):
         flip(run / f"step-0000000{step}" / "progress.json")
     said: list[str] = []
-    assert latest(run, said.append) is None
+    assert find_latest(run, said.append) is None
     assert len(said) == 2

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from litgpt.errors import UserError
-from litgpt.store.checkpoint import Checkpoints, latest, load
+from litgpt.store.checkpoint_load import find_latest, load_checkpoint
+from litgpt.store.checkpoint_save import Checkpoints
 
 
 def save(out_dir: Path, step: int, width: int, **settings: Any) -> Path | None:
@@ -44,7 +45,7 @@ def test_a_full_disk_ends_the_run_or_not_as_asked(small_disk: Path, asynchronous
     assert save(small_disk, 3, 600, on_error="continue", warn=said.append, asynchronous=asynchronous) is None
     assert len(said) == 1 and "No space left" in said[0]
     assert [path.name for path in small_disk.iterdir()] == ["step-00000001"]
-    assert latest(small_disk) == older
+    assert find_latest(small_disk) == older
     assert save(small_disk, 4, 300, keep=1) == small_disk / "step-00000004", "the space of a failed save is free again"
 
 
@@ -93,8 +94,8 @@ def test_a_failure_at_any_single_write_leaves_the_older_checkpoint(
             break
         assert len(said) == 1 and "No space left" in said[0]
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-        assert latest(tmp_path) == older
+        assert find_latest(tmp_path) == older
         failures += 1
     assert 5 <= failures < 100, "progress, recipe, header, two tensors and the manifest are written one by one"
-    assert latest(tmp_path) == done
-    assert done is not None and torch.is_tensor(load(done, nn.Linear(4, 4)) and torch.zeros(1))
+    assert find_latest(tmp_path) == done
+    assert done is not None and torch.is_tensor(load_checkpoint(done, nn.Linear(4, 4)) and torch.zeros(1))

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.store import published
 from litgpt.store.legacy import torch_load
-from litgpt.store.sources import from_torch
+from litgpt.store.load_model import load_model
+from litgpt.store.save_model import save_model_folder
+from litgpt.store.weight_files import open_torch_files
 
 CONFIG = Config(
     name="tiny",
@@ -44,7 +45,7 @@ class Hostile:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     model = GPT(CONFIG)
-    published.save(
+    save_model_folder(
         tmp_path / "model", config=CONFIG, tensors=dict(model.named_parameters()), shard_bytes=3000, tokenizer_dir=None
     )
     return tmp_path / "model"
@@ -52,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 def refusal(folder: Path) -> str:
     with pytest.raises(UserError) as caught:
-        published.load(GPT(CONFIG), folder)
+        load_model(GPT(CONFIG), folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -79,7 +80,7 @@ def test_a_hostile_pickle_runs_nothing(folder: Path, tmp_path: Path, name: str, 
 
 def test_a_hostile_file_beside_safetensors_is_never_opened(folder: Path, tmp_path: Path) -> None:
     torch.save(Hostile(tmp_path / "proof"), folder / "lit_model.pth")
-    published.load(GPT(CONFIG), folder)
+    load_model(GPT(CONFIG), folder)
     assert not (tmp_path / "proof").exists()
 
 
@@ -87,14 +88,14 @@ def test_a_hostile_file_beside_safetensors_is_never_opened(folder: Path, tmp_pat
 def test_a_file_that_is_no_torch_file_has_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "lit_model.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"lit_model\.pth"):
-        from_torch([tmp_path / "lit_model.pth"])
+        open_torch_files([tmp_path / "lit_model.pth"])
 
 
 def test_a_missing_file_has_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.pth: no such file"):
         torch_load(tmp_path / "none.pth")
     with pytest.raises(UserError, match="no weights in it"):
-        published.load(GPT(CONFIG), tmp_path)
+        load_model(GPT(CONFIG), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from litgpt.store.checkpoint import Checkpoints, latest, load
+from litgpt.store.checkpoint_load import find_latest, load_checkpoint
+from litgpt.store.checkpoint_save import Checkpoints
 from tests.faults.saving_worker import WIDTH, save_for_ever
 from tests.processes import CONTEXT, start
 
@@ -45,11 +46,11 @@ def test_there_is_always_a_loadable_latest(tmp_path: Path, ranks: int, kills: in
         last = run_and_kill(folder, ranks, attempt, random.uniform(0, 0.1) * ranks) or last
         half_done += len(list(folder.glob("step-*.partial")))
         said: list[str] = []
-        found = latest(folder, said.append)
+        found = find_latest(folder, said.append)
         assert not said, said
         assert found is not None
         model = nn.Linear(WIDTH, WIDTH)
-        step = load(found, model, warn=lambda line: None)["value"]
+        step = load_checkpoint(found, model, warn=lambda line: None)["value"]
         assert step in (last, last + 1), "what was said to be saved is there"
         assert all(torch.all(parameter == step) for parameter in model.parameters())
         last = step

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from litgpt.store.checkpoint import latest
+from litgpt.store.checkpoint_load import find_latest
 from tests.processes import finish, litgpt, start
 from tests.runs import losses, write_recipe, write_text
 
@@ -45,7 +45,7 @@ def kill_and_resume(folder: Path, *, kills: int, ranks: int, seconds: float, see
         processes[chance.randrange(ranks)].kill()
         finish(processes, timeout=10)  # as torchrun does, end the others soon after one is gone
         refused: list[str] = []
-        latest(folder / "out", refused.append)
+        find_latest(folder / "out", refused.append)
         assert not refused
     assert train(folder, "--resume", "auto", ranks=ranks) == [0] * ranks, log_of(folder)
 
@@ -110,7 +110,7 @@ def test_a_signal_saves_leaves_with_zero_and_loses_nothing(tmp_path: Path, numbe
     os.kill(process.pid, number)
     assert finish([process]) == [0], log_of(folder)
     assert f"{number.name} received" in log_of(folder)
-    saved = latest(folder / "out")
+    saved = find_latest(folder / "out")
     assert saved is not None
     assert not (folder / "out" / "final").exists()
     assert train(folder, "--resume", "true") == [0], log_of(folder)

@@ -14,7 +14,8 @@ from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.names import to_ours
 from litgpt.model.registry import families, family_of, find, read_shape
-from litgpt.store import published
+from litgpt.store.load_model import load_model
+from litgpt.store.save_model import save_model_folder
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -92,7 +93,7 @@ def saved(model: Any, folder: Path) -> tuple[Config, dict[str, Tensor]]:
 def our_model(folder: Path) -> GPT:
     """Our model of the folder that transformers wrote."""
     model = GPT(read_shape(folder)).eval()
-    published.load(model, folder)
+    load_model(model, folder)
     return model
 
 
@@ -131,7 +132,9 @@ def test_rows_padded_on_the_left_equal_transformers(name: str, tmp_path: Path) -
 @pytest.mark.parametrize("name", MODELS)
 def test_export_is_exact_and_loads_in_transformers(name: str, tmp_path: Path) -> None:
     theirs, ours = both(name, tmp_path / "theirs")
-    published.save(tmp_path / "ours", config=ours.config, tensors=((k, v.detach()) for k, v in ours.named_parameters()))
+    save_model_folder(
+        tmp_path / "ours", config=ours.config, tensors=((k, v.detach()) for k, v in ours.named_parameters())
+    )
     tensors, back = (load_file(tmp_path / folder / "model.safetensors") for folder in ("theirs", "ours"))
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[key], tensors[key]) for key in tensors)

@@ -16,7 +16,8 @@ from torch import Tensor
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.registry import families, family_of, read_shape
-from litgpt.store import published
+from litgpt.store.load_model import load_model
+from litgpt.store.save_model import save_model_folder
 
 TOKENS, PADDED = 48, (0, 5, 17)
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -216,13 +217,13 @@ def test_family_as_published(name: str, tmp_path: Path) -> None:
     config = read_shape(source)
 
     model = GPT(config).eval()
-    published.load(model, source)
+    load_model(model, source)
     wanted = their_logits(theirs)
     for got, expected in zip(our_logits(model), wanted, strict=True):
         assert expected.std() > 0.1
         torch.testing.assert_close(got, expected, atol=row.tolerance, rtol=row.tolerance)
 
-    published.save(export, config=config, tensors=((key, value.detach()) for key, value in model.named_parameters()))
+    save_model_folder(export, config=config, tensors=((key, value.detach()) for key, value in model.named_parameters()))
     back, original = load_file(export / "model.safetensors"), load_file(source / "model.safetensors")
     assert back.keys() == original.keys()
     assert all(torch.equal(back[key], original[key]) for key in original)
@@ -254,7 +255,7 @@ def test_language_model_in_a_folder_with_a_vision_tower(name: str, tmp_path: Pat
     theirs.save_pretrained(tmp_path)
     warnings: list[str] = []
     model = GPT(read_shape(tmp_path)).eval()
-    published.load(model, tmp_path, warn=warnings.append)
+    load_model(model, tmp_path, warn=warnings.append)
     assert len(warnings) == 1 and "multi_modal_projector" in warnings[0]
     ids, _, _ = rows_of_tokens()
     with torch.no_grad():
@@ -271,7 +272,7 @@ def test_file_of_a_model_without_head_and_with_buffers(tmp_path: Path) -> None:
     mask = {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64).tril() for layer in range(3)}
     save_file({**bare, **mask}, tmp_path / "model.safetensors")
     model = GPT(read_shape(tmp_path)).eval()
-    published.load(model, tmp_path)
+    load_model(model, tmp_path)
     ids, _, _ = rows_of_tokens()
     with torch.no_grad():
         torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)

@@ -14,7 +14,7 @@ from litgpt.model.registry import read_shape
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.optimizer import AdamW
 from litgpt.recipe.train import LossArgs, TrainArgs
-from litgpt.store.published import load
+from litgpt.store.load_model import load_model
 from litgpt.train import optimizer
 from litgpt.train.objective import next_token
 from litgpt.train.schedule import Schedule
@@ -76,7 +76,7 @@ def reference_losses(model: PreTrainedModel) -> list[float]:
 
 def our_losses(folder: Path) -> list[float]:
     model = GPT(read_shape(folder))
-    load(model, folder)
+    load_model(model, folder)
     settings = AdamW(lr=PEAK, weight_decay=0.1, betas=(0.9, 0.95))
     train_state = TrainState(model, optimizer.build(settings, model), torch.device("cpu"), PRECISIONS["32-true"])
     schedule = Schedule.of(TrainArgs(min_lr=FLOOR), peak=PEAK, warmup=WARMUP, steps=STEPS)

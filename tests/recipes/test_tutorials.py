@@ -46,12 +46,14 @@ def write_model(folder: Path) -> None:
     from litgpt.model.config import Config
     from litgpt.model.gpt import GPT
     from litgpt.model.init import initialize
-    from litgpt.store.published import save
+    from litgpt.store.save_model import save_model_folder
 
     train_tokenizer((text(seed) for seed in range(3)), "bpe", 512, folder.parent / "tokenizer")
     model = GPT(Config.from_name("pythia-14m", **SHAPE))
     initialize(model, 1)
-    save(folder, config=model.config, tensors=model.named_parameters(), tokenizer_dir=folder.parent / "tokenizer")
+    save_model_folder(
+        folder, config=model.config, tensors=model.named_parameters(), tokenizer_dir=folder.parent / "tokenizer"
+    )
 
 
 @pytest.fixture

@@ -12,9 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from litgpt.errors import UserError
 from litgpt.model.registry import read_shape
-from litgpt.store import published
-from litgpt.store.checkpoint import Checkpoints, load
-from litgpt.store.state import model_tensors, optimizer_values
+from litgpt.store.checkpoint_load import load_checkpoint
+from litgpt.store.checkpoint_save import Checkpoints
+from litgpt.store.load_model import load_model
+from litgpt.store.save_model import save_model
+from litgpt.store.state_dict import iter_model_tensors, iter_optimizer_state
 from tests.store.models import random_model
 
 LAYOUTS = {2: ["plain", "ddp", "fsdp"], 4: ["ddp", "fsdp", "hsdp"]}
@@ -68,7 +70,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2) ->
 
 
 def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    values = [*model_tensors(model), *optimizer_values(model, [optimizer])]
+    values = [*iter_model_tensors(model), *iter_optimizer_state(model, [optimizer])]
     return {
         name: (value.full_tensor() if isinstance(value, DTensor) else torch.as_tensor(value)).detach().clone()
         for name, value in values
@@ -85,7 +87,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], what: str) -> 
 def check_loads(folder: Path, expected: dict[str, Tensor], layouts: list[str], optimizer: str) -> None:
     for layout in layouts:
         model, fresh = build(layout, 2, optimizer)
-        progress = load(folder, model, fresh, warn=lambda line: None)
+        progress = load_checkpoint(folder, model, fresh, warn=lambda line: None)
         assert progress["tokens"] == 12345678901
         assert_same(expected, whole_state(model, fresh), f"{folder} -> {layout}")
         if optimizer != "sgd":
@@ -98,7 +100,7 @@ def check_layouts(folder: Path) -> None:
     ranks = dist.get_world_size()
     layouts = LAYOUTS[ranks]
     model, optimizer = build("plain", 1)
-    load(folder / "one" / "step-00000001", model, optimizer, warn=lambda line: None)
+    load_checkpoint(folder / "one" / "step-00000001", model, optimizer, warn=lambda line: None)
     check_loads(folder / "one" / "step-00000001", whole_state(model, optimizer), layouts, "adamw")
     for kind in OPTIMIZERS[ranks]:
         for layout in layouts:
@@ -124,10 +126,10 @@ def check_model_folders(folder: Path) -> None:
     for block in model.blocks:
         fully_shard(block)
     fully_shard(model)
-    published.load(model, folder / "model")
-    published.save_model(folder / "again", model, config=model.config)
+    load_model(model, folder / "model")
+    save_model(folder / "again", model, config=model.config)
     try:
-        published.save_model(folder / "again", model, config=model.config)
+        save_model(folder / "again", model, config=model.config)
     except UserError as error:
         assert "not empty" in str(error)
         return dist.destroy_process_group()

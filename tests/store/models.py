@@ -9,7 +9,7 @@ from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.names import to_published
 from litgpt.model.registry import litgpt_names, read_shape
-from litgpt.store import published
+from litgpt.store.load_model import load_model
 
 SMALL = {
     "n_layer": 2,
@@ -51,7 +51,7 @@ def weights(model: GPT) -> dict[str, Tensor]:
 
 def assert_loads(folder: Path, model: GPT) -> None:
     loaded = random_model(read_shape(folder), seed=1)
-    published.load(loaded, folder)
+    load_model(loaded, folder)
     expected = weights(model)
     assert weights(loaded).keys() == expected.keys()
     for name, tensor in weights(loaded).items():

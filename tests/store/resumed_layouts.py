@@ -19,9 +19,11 @@ from litgpt.recipe.optimizer import AdamW
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.recipe.tuner import LoRA
-from litgpt.store import published
-from litgpt.store.checkpoint import Checkpoints, load, open_shards
-from litgpt.store.state import all_tensors, optimizer_values
+from litgpt.store.checkpoint_load import load_checkpoint, open_checkpoint
+from litgpt.store.checkpoint_save import Checkpoints
+from litgpt.store.load_model import load_model
+from litgpt.store.save_model import gather_stages, save_model
+from litgpt.store.state_dict import iter_all_tensors, iter_optimizer_state
 from litgpt.train import optimizer
 from litgpt.train.objective import next_token
 from litgpt.train.step import TrainState, train_step
@@ -94,7 +96,7 @@ def resume(layout: str, folder: Path, losses: dict[str, list[float]]) -> list[st
     for other in LAYOUTS:
         saved = folder / other / "step-00000002"
         trained = train_state(layout, 2)
-        load(saved, trained.core, trained.optimizers, layout=degrees(trained), warn=said.append)
+        load_checkpoint(saved, trained.core, trained.optimizers, layout=degrees(trained), warn=said.append)
         compare(trained, saved)
         torch.testing.assert_close(train(trained, 3), losses[other], rtol=1e-9, atol=0)
     return said
@@ -102,9 +104,9 @@ def resume(layout: str, folder: Path, losses: dict[str, list[float]]) -> list[st
 
 def compare(trained: TrainState, saved: Path) -> None:
     """Hold all values, gathered by torch, against those in the files, and learning rates against the first."""
-    files = open_shards(saved)
-    values: dict[str, Any] = {f"model.{name}": tensor for name, tensor in all_tensors(trained.core)}
-    values |= {f"optimizer.{name}": one for name, one in optimizer_values(trained.core, trained.optimizers)}
+    files = open_checkpoint(saved)
+    values: dict[str, Any] = {f"model.{name}": tensor for name, tensor in iter_all_tensors(trained.core)}
+    values |= {f"optimizer.{name}": one for name, one in iter_optimizer_state(trained.core, trained.optimizers)}
     assert len(values) > len(list(trained.core.parameters())) * 3
     for name, value in values.items():
         whole = value.full_tensor() if isinstance(value, DTensor) else value
@@ -123,15 +125,15 @@ def fill_and_write(layout: str, folder: Path) -> None:
     parallelize(model, mesh, ParallelArgs(**parallel), precision=PRECISIONS["32-true"], compile_blocks=False)
     model.to_empty(device="cpu")
     initialize(model, 1, write=place)
-    published.load(model, folder / "model")
+    load_model(model, folder / "model")
     adapt.initialize(model, tuner, 1, write=place)
     base = dict(adapt.merged(model))
-    published.save_model(folder / layout, model, tensors=iter(base.items()), config=SHAPE)
+    save_model(folder / layout, model, tensors=iter(base.items()), config=SHAPE)
     for name, parameter in adapt.adapter_tensors(model).items():
         place(parameter, torch.arange(parameter.numel()).view(parameter.shape) / 1e3 + len(name))
     added = ((name, full(one.detach())) for name, one in adapt.adapter_tensors(model).items())
-    whole = dict(published.of_all_stages(model, added))
+    whole = dict(gather_stages(model, added))
     if mesh is None or dist.get_rank() == 0:
         torch.save(whole, folder / f"{layout}.pt")
     merged = adapt.merged(model)
-    published.save_model(folder / f"{layout} merged", model, tensors=merged, config=SHAPE)
+    save_model(folder / f"{layout} merged", model, tensors=merged, config=SHAPE)

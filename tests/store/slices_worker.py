@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from litgpt.model.registry import read_shape
-from litgpt.store import published
-from litgpt.store.tensors import MappedFile
+from litgpt.store.load_model import load_model
+from litgpt.store.safetensors_files import MappedFile
 from tests.store.models import random_model
 
 mapped: dict[int, int] = {}  # where in memory the views of files begin, and their bytes
@@ -62,7 +62,7 @@ def check_slices(folder: Path) -> None:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     with Reads() as reads:
-        published.load(model, folder / "model")
+        load_model(model, folder / "model")
     whole = sum(mapped.values())
     assert 0.49 < reads.bytes / whole < 0.51, (reads.bytes, whole)
     expected = random_model(read_shape(folder / "model"))

@@ -15,7 +15,7 @@ from litgpt import adapt
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, Full, LoRA, ReFT, Tuner, VeRA
-from litgpt.store import adapters
+from litgpt.store.adapters.folder import ADAPTER_WEIGHTS, load_adapter_folder, save_adapter_folder
 from tests.adapt.models import IDS, adapted, base_of, move, transformers_model
 from tests.store.models import random_model, small
 
@@ -67,10 +67,10 @@ def test_ours_load_in_peft_and_back(case: str, tmp_path: Path) -> None:
     settings = LoRA(**{"r": 4, "alpha": 12, "dropout": 0.1, **CASES[case][0]})
     model = adapted(settings, **CASES[case][1]).float()
     move(model)
-    adapters.save(tmp_path / "adapter", whole(model), config=model.config, settings=settings, base="some/base")
+    save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=settings, base="some/base")
     reference = peft.PeftModel.from_pretrained(transformers_model(model, tmp_path / "base"), tmp_path / "adapter")
     assert (reference.eval()(IDS).logits - model(IDS)).abs().max() < 1e-5
-    back = adapters.load(tmp_path / "adapter", model.config)
+    back = load_adapter_folder(tmp_path / "adapter", model.config)
     assert back.settings == settings and back.base == "some/base"
     assert back.tensors.keys() == whole(model).keys()
     assert all(torch.equal(back.tensors[name], value) for name, value in whole(model).items())
@@ -129,7 +129,7 @@ def test_theirs_load_in_ours(case: str, tmp_path: Path) -> None:
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     reference.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    theirs = adapters.load(tmp_path / "adapter", base.config)
+    theirs = load_adapter_folder(tmp_path / "adapter", base.config)
     assert not torch.allclose(base(IDS), reference.eval()(IDS).logits, atol=1e-3)
     adapt.attach(base, theirs.settings)
     adapt.initialize(base, theirs.settings, 0)
@@ -145,8 +145,8 @@ def test_theirs_load_in_ours(case: str, tmp_path: Path) -> None:
 def test_other_tuners_come_back_to_the_bit(settings: Tuner, tmp_path: Path) -> None:
     model = adapted(settings).float()
     move(model)
-    adapters.save(tmp_path / "adapter", whole(model), config=model.config, settings=settings, base="some/base")
-    back = adapters.load(tmp_path / "adapter", model.config)
+    save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=settings, base="some/base")
+    back = load_adapter_folder(tmp_path / "adapter", model.config)
     assert back.settings == settings and back.base == "some/base"
     other = adapted(back.settings).float()
     assert not torch.equal(other(IDS), model(IDS))
@@ -169,7 +169,7 @@ def test_other_tuners_load_in_peft(form: str, tmp_path: Path) -> None:
     settings, _ = FORMS[form]
     model = adapted(settings).float()
     move(model)
-    adapters.save(tmp_path / "adapter", whole(model), config=model.config, settings=settings)
+    save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=settings)
     reference = peft.PeftModel.from_pretrained(transformers_model(model, tmp_path / "base"), tmp_path / "adapter")
     assert (reference.eval()(IDS).logits - model(IDS)).abs().max() < 1e-5
     with adapt.disabled(model):
@@ -186,7 +186,7 @@ def test_other_tuners_of_peft_load_in_ours(form: str, tmp_path: Path) -> None:
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     reference.save_pretrained(tmp_path / "adapter")
-    theirs = adapters.load(tmp_path / "adapter", base.config)
+    theirs = load_adapter_folder(tmp_path / "adapter", base.config)
     adapt.attach(base, theirs.settings)
     adapt.initialize(base, theirs.settings, 0)
     adapt.fill(base, theirs.tensors)
@@ -197,8 +197,8 @@ def test_other_tuners_in_fused_layers_keep_our_names(tmp_path: Path) -> None:
     settings = IA3()
     model = adapted(settings, **FUSED).float()
     move(model)
-    adapters.save(tmp_path / "adapter", whole(model), config=model.config, settings=settings)
-    back = adapters.load(tmp_path / "adapter", model.config)
+    save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=settings)
+    back = load_adapter_folder(tmp_path / "adapter", model.config)
     assert back.settings == settings
     assert all(torch.equal(back.tensors[name], value) for name, value in whole(model).items())
 
@@ -206,13 +206,13 @@ def test_other_tuners_in_fused_layers_keep_our_names(tmp_path: Path) -> None:
 def test_full_training_has_no_adapter(tmp_path: Path) -> None:
     model = adapted(Full())
     with pytest.raises(UserError, match="Full adds no adapter; save the model itself"):
-        adapters.save(tmp_path / "adapter", whole(model), config=model.config, settings=Full())
+        save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=Full())
 
 
 def saved(folder: Path, **changes: Any) -> GPT:
     settings = LoRA(r=4)
     model = adapted(settings).float()
-    adapters.save(folder, whole(model), config=model.config, settings=settings, base="some/base")
+    save_adapter_folder(folder, whole(model), config=model.config, settings=settings, base="some/base")
     if changes:
         config = json.loads((folder / "adapter_config.json").read_text())
         (folder / "adapter_config.json").write_text(json.dumps(config | changes))
@@ -223,7 +223,7 @@ def saved_stacks(folder: Path, **changes: Any) -> GPT:
     settings = LoRA(r=4, dropout=0.0, target_modules=EXPERTS)
     model = adapted(settings, **TURNED).float()
     move(model)
-    adapters.save(folder, whole(model), config=model.config, settings=settings)
+    save_adapter_folder(folder, whole(model), config=model.config, settings=settings)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | changes))
     return model
@@ -231,7 +231,7 @@ def saved_stacks(folder: Path, **changes: Any) -> GPT:
 
 def test_stacks_that_are_not_turned_are_known_by_their_shapes(tmp_path: Path) -> None:
     model = saved_stacks(tmp_path / "adapter")
-    file = tmp_path / "adapter" / adapters.WEIGHTS
+    file = tmp_path / "adapter" / ADAPTER_WEIGHTS
     tensors = load_file(file)
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
@@ -240,7 +240,7 @@ def test_stacks_that_are_not_turned_are_known_by_their_shapes(tmp_path: Path) ->
         a, b = tensors[name].unflatten(0, (4, -1)), tensors[other].unflatten(1, (-1, 4))
         tensors[name], tensors[other] = b.permute(2, 1, 0).flatten(0, 1), a.permute(2, 1, 0).flatten(1)
     save_file({name: value.contiguous() for name, value in tensors.items()}, file, metadata)
-    back = adapters.load(tmp_path / "adapter", model.config)
+    back = load_adapter_folder(tmp_path / "adapter", model.config)
     assert all(torch.equal(back.tensors[name], value) for name, value in whole(model).items())
 
 
@@ -253,11 +253,11 @@ def test_stacks_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     ):
         saved_stacks(tmp_path / str(number), target_parameters=names)
         with pytest.raises(UserError, match=said) as error:
-            adapters.load(tmp_path / str(number), small(**STACKED if number == 0 else TURNED))
+            load_adapter_folder(tmp_path / str(number), small(**STACKED if number == 0 else TURNED))
         assert "\n" not in str(error.value)
     model = saved_stacks(tmp_path / "other")
     with pytest.raises(UserError, match=r"A \[32, 40\] and B \[32, 32\] are no pairs of 3 experts"):
-        adapters.load(tmp_path / "other", type(model.config)(**{**model.config.to_dict(), "n_expert": 3}))
+        load_adapter_folder(tmp_path / "other", type(model.config)(**{**model.config.to_dict(), "n_expert": 3}))
 
 
 def test_an_adapter_of_another_base_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -268,23 +268,23 @@ def test_an_adapter_of_another_base_is_refused_in_one_line(tmp_path: Path) -> No
         ({"intermediate_size": 40}, "the model's blocks.0.mlp"),
     ):
         with pytest.raises(UserError, match=said) as error:
-            adapters.load(tmp_path / "adapter", type(config)(**{**config.to_dict(), **changes}))
+            load_adapter_folder(tmp_path / "adapter", type(config)(**{**config.to_dict(), **changes}))
         assert "\n" not in str(error.value)
 
 
 def test_damaged_and_foreign_folders_are_refused_in_one_line(tmp_path: Path) -> None:
     model = saved(tmp_path / "kind", peft_type="LOHA")
     with pytest.raises(UserError, match="peft_type: 'LOHA' will not do; LORA, IA3, VERA, BOFT would"):
-        adapters.load(tmp_path / "kind", model.config)
+        load_adapter_folder(tmp_path / "kind", model.config)
     with pytest.raises(UserError, match="no such file"):
-        adapters.load(tmp_path / "nowhere", model.config)
+        load_adapter_folder(tmp_path / "nowhere", model.config)
     with pytest.raises(UserError, match="already exists"):
         saved(tmp_path / "kind")
     saved(tmp_path / "cut")
-    data = (tmp_path / "cut" / adapters.WEIGHTS).read_bytes()
-    (tmp_path / "cut" / adapters.WEIGHTS).write_bytes(data[: len(data) // 2])
+    data = (tmp_path / "cut" / ADAPTER_WEIGHTS).read_bytes()
+    (tmp_path / "cut" / ADAPTER_WEIGHTS).write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="not a whole safetensors file"):
-        adapters.load(tmp_path / "cut", model.config)
+        load_adapter_folder(tmp_path / "cut", model.config)
 
 
 def test_names_and_shapes_are_held_against_the_settings() -> None:
@@ -303,6 +303,6 @@ def test_what_of_dora_has_no_form_in_peft(target: str, changes: dict[str, Any], 
     settings = LoRA(target_modules=[target], dora=True)
     model = adapted(settings, **changes)
     with pytest.raises(UserError, match="lora_magnitude: PEFT's folders have no form for it"):
-        adapters.save(tmp_path / "adapter", whole(model), config=model.config, settings=settings)
+        save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=settings)
     assert not (tmp_path / "adapter").exists()
     assert base_of(model)

@@ -11,8 +11,9 @@ from torch import nn
 
 from litgpt.errors import UserError
 from litgpt.files import verify_manifest
-from litgpt.store import checkpoint
-from litgpt.store.checkpoint import Checkpoints, find, latest, load
+from litgpt.store import checkpoint_save
+from litgpt.store.checkpoint_load import find_checkpoint, find_latest, load_checkpoint, open_checkpoint
+from litgpt.store.checkpoint_save import Checkpoints
 from tests.store.layout_worker import assert_same, build, train, whole_state
 
 
@@ -82,7 +83,7 @@ def test_a_continued_run_equals_an_unbroken_one(tmp_path: Path, kind: str) -> No
 
     other = two_layers(seed=1)
     fresh = optimizers_of(kind, other)
-    progress = load(tmp_path / "step-00000003", other, fresh)
+    progress = load_checkpoint(tmp_path / "step-00000003", other, fresh)
     assert (progress["step"], progress["tokens"], progress["guard"]["window"]) == (3, 7, [0.1, 1e-300])
     for _ in range(3):
         step(other, *fresh)  # draws its inputs from the restored generator
@@ -105,11 +106,11 @@ def test_tied_frozen_and_buffers_are_kept_and_names_do_not_depend_on_wrappers(tm
     checkpoints.save(1, torch.compile(model), optimizer, {})
     folder = checkpoints.finish()
     assert folder is not None
-    files = checkpoint.open_shards(folder)
+    files = open_checkpoint(folder)
     assert "model.embedding.weight" in files.wholes and "model.head.weight" not in files.wholes
     assert "model.seen" in files.wholes and "model.scratch" not in files.wholes
     other, fresh = build("plain", 2)
-    load(folder, other, fresh)
+    load_checkpoint(folder, other, fresh)
     assert_same(whole_state(model, optimizer), whole_state(other, fresh), "tied")
     assert other.head.weight is other.embedding.weight
 
@@ -123,22 +124,22 @@ def test_later_steps_do_not_change_what_is_saved(
     step(model, optimizer)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     go = threading.Event()
-    original = checkpoint.write_tensors
+    original = checkpoint_save.write_tensors
 
     def late_write(*given: Any) -> str:
         go.wait(10 * background)
         return original(*given)
 
-    monkeypatch.setattr(checkpoint, "write_tensors", late_write)
+    monkeypatch.setattr(checkpoint_save, "write_tensors", late_write)
     checkpoints = Checkpoints(tmp_path, asynchronous=background)
     checkpoints.save(1, model, optimizer, {})
     assert checkpoints.pending and checkpoints.poll() == (not background)
-    assert latest(tmp_path) is None
+    assert find_latest(tmp_path) is None
     step(model, optimizer)
     go.set()
     folder = checkpoints.commit()
     assert folder is not None and checkpoints.commit() is None
-    load(folder, model)
+    load_checkpoint(folder, model)
     assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
 
 
@@ -181,7 +182,7 @@ def test_after_a_rollback_newer_steps_are_set_aside(tmp_path: Path) -> None:
         "step-00000006.abandoned",
     ]
     assert len(said) == 3 and all("renamed" in line for line in said)
-    assert latest(tmp_path) == tmp_path / "step-00000005"
+    assert find_latest(tmp_path) == tmp_path / "step-00000005"
 
 
 def test_a_step_that_is_saved_already_is_left_alone(tmp_path: Path) -> None:
@@ -217,7 +218,7 @@ def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
     }
     for message, model in cases.items():
         with pytest.raises(UserError, match=message):
-            load(folder, model)
+            load_checkpoint(folder, model)
 
 
 def test_another_optimizer_is_refused(tmp_path: Path) -> None:
@@ -229,9 +230,9 @@ def test_another_optimizer_is_refused(tmp_path: Path) -> None:
     folder = checkpoints.finish()
     assert folder is not None
     with pytest.raises(UserError, match=r"saved with \['SGD'\], this run has \['AdamW'\]"):
-        load(folder, model, torch.optim.AdamW(model.parameters()))
+        load_checkpoint(folder, model, torch.optim.AdamW(model.parameters()))
     with pytest.raises(UserError, match="groups the parameters in another way"):
-        load(folder, model, torch.optim.SGD(list(model.parameters())[:2], lr=0.1))
+        load_checkpoint(folder, model, torch.optim.SGD(list(model.parameters())[:2], lr=0.1))
 
 
 def test_random_numbers_go_on_only_where_the_layout_is_the_same(tmp_path: Path) -> None:
@@ -240,28 +241,28 @@ def test_random_numbers_go_on_only_where_the_layout_is_the_same(tmp_path: Path) 
     torch.manual_seed(1)
     model = two_layers(1)
     expected = torch.rand(3)
-    load(folder, model)
+    load_checkpoint(folder, model)
     assert torch.equal(torch.rand(3), expected)
     progress = json.loads((folder / "progress.json").read_text())
     (folder / "progress.json").write_text(json.dumps({**progress, "ranks": 2}))
     said: list[str] = []
     state = torch.get_rng_state()
-    load(folder, model, warn=said.append)
+    load_checkpoint(folder, model, warn=said.append)
     assert torch.equal(torch.get_rng_state(), state)
     assert len(said) == 1 and "saved by 2 ranks" in said[0]
 
 
 def test_resume_finds_what_it_is_asked_for(tmp_path: Path) -> None:
-    assert find(False, tmp_path) is None and find("auto", tmp_path / "none") is None
+    assert find_checkpoint(False, tmp_path) is None and find_checkpoint("auto", tmp_path / "none") is None
     with pytest.raises(UserError, match="holds no checkpoint"):
-        find(True, tmp_path)
+        find_checkpoint(True, tmp_path)
     first, second = save(tmp_path, 1), save(tmp_path, 2)
-    assert find(True, tmp_path) == find("auto", tmp_path) == second
-    assert find(first, tmp_path) == find(str(first), "elsewhere") == first
+    assert find_checkpoint(True, tmp_path) == find_checkpoint("auto", tmp_path) == second
+    assert find_checkpoint(first, tmp_path) == find_checkpoint(str(first), "elsewhere") == first
     with pytest.raises(UserError, match=r"manifest\.json: no such file; name a step folder"):
-        find(tmp_path, tmp_path)
+        find_checkpoint(tmp_path, tmp_path)
     with pytest.raises(UserError, match="no such folder"):
-        find(first / "lit_model.pth", tmp_path)
+        find_checkpoint(first / "lit_model.pth", tmp_path)
     (first / "progress.json").unlink()
     with pytest.raises(UserError, match=r"resume: .*progress\.json: no such file"):
-        find(first, tmp_path)
+        find_checkpoint(first, tmp_path)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from litgpt.store import published
-from litgpt.store.checkpoint import Checkpoints, load
+from litgpt.store.checkpoint_load import load_checkpoint
+from litgpt.store.checkpoint_save import Checkpoints
+from litgpt.store.save_model import save_model_folder
 from tests.processes import finish, start
 from tests.store.layout_worker import (
     LAYOUTS,
@@ -39,7 +40,7 @@ def test_every_layout_loads_under_every_other(tmp_path: Path, ranks: int) -> Non
         states = []
         for seed in (2, 3):
             model, optimizer = build("plain", seed, kind)
-            load(folder, model, optimizer, warn=lambda line: None)
+            load_checkpoint(folder, model, optimizer, warn=lambda line: None)
             states.append(whole_state(model, optimizer))
         assert_same(*states, what=str(folder))
         expected, trained = build("plain", 1, kind)
@@ -52,7 +53,7 @@ def test_every_layout_loads_under_every_other(tmp_path: Path, ranks: int) -> Non
 @pytest.mark.parametrize("name", ["pythia-14m", "Gemma-2b"])
 def test_a_model_folder_fills_a_sharded_model_and_is_written_from_one(tmp_path: Path, name: str) -> None:
     model = random_model(small(name))
-    published.save(tmp_path / "model", config=model.config, tensors=weights(model))
+    save_model_folder(tmp_path / "model", config=model.config, tensors=weights(model))
     codes = finish(start(check_model_folders, tmp_path, folder=tmp_path, ranks=2))
     assert codes == [0, 0], [(tmp_path / f"rank-{rank}.log").read_text() for rank in range(2)]
     assert_loads(tmp_path / "again", model)

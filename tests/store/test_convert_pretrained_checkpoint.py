@@ -10,7 +10,7 @@ from litgpt.commands.convert_pretrained_checkpoint import run
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.recipe.store_commands import ConvertPretrainedCheckpoint
-from litgpt.store.checkpoint import Checkpoints
+from litgpt.store.checkpoint_save import Checkpoints
 from tests.store.models import assert_loads, lit_state, random_model, small
 
 

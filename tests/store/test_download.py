@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from litgpt.store import published
-from litgpt.store.hub import wanted
+from litgpt.store.hub import select_files
+from litgpt.store.save_model import save_model_folder
 from tests.store.models import assert_loads, random_model, small, weights
 
 COMMIT = "c" * 40
@@ -101,7 +101,7 @@ class Answer(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
     model = random_model(small("Llama-2-7b-hf"))
-    published.save(tmp_path / "source", config=model.config, tensors=weights(model))
+    save_model_folder(tmp_path / "source", config=model.config, tensors=weights(model))
     (tmp_path / "source" / "model_config.yaml").unlink()
     files = {path.name: path.read_bytes() for path in (tmp_path / "source").iterdir()}
     trap = {
@@ -196,4 +196,4 @@ def test_bytes_that_the_hub_does_not_list_are_not_kept(hub: Hub, tmp_path: Path,
 )
 def test_only_what_is_needed_is_taken(held: list[str], taken: list[str] | None) -> None:
     expected = [name for name in held if "consolidated" not in name] if taken is None else taken
-    assert sorted(wanted(held, tokenizer_only=False)) == sorted(expected)
+    assert sorted(select_files(held, tokenizer_only=False)) == sorted(expected)

@@ -14,9 +14,9 @@ from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.names import table
 from litgpt.model.registry import data_files, read_shape
-from litgpt.store import published
 from litgpt.store.gguf_files import GGUFFile
 from litgpt.store.gguf_tokenizer import write_tokenizer
+from litgpt.store.load_model import iter_tensors, load_config, load_model
 from tests.store.models import random_model, small, weights
 
 SIZES = {"n_embd": 256, "head_size": 64, "intermediate_size": 256, "padded_vocab_size": 64}  # blocks of 256 numbers
@@ -85,8 +85,8 @@ def test_a_file_loads_as_transformers_loads_it(tmp_path: Path, kind: str) -> Non
 
     model = tiny(kind)
     write_gguf(tmp_path / "m.gguf", model, kind)
-    loaded = GPT(published.shape_in(tmp_path)).eval()
-    published.load(loaded, tmp_path)
+    loaded = GPT(load_config(tmp_path)).eval()
+    load_model(loaded, tmp_path)
     assert all(torch.allclose(weights(loaded)[name], tensor, atol=1e-6) for name, tensor in weights(model).items())
     theirs = AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file="m.gguf", dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
@@ -101,7 +101,7 @@ def test_a_file_loads_as_transformers_loads_it(tmp_path: Path, kind: str) -> Non
 def test_every_quantization_is_read_as_what_it_stands_for(tmp_path: Path, quantization: str) -> None:
     model = tiny("llama")
     write_gguf(tmp_path / "m.gguf", model, "llama", quantization)
-    loaded = dict(published.tensors_in(tmp_path / "m.gguf", published.shape_in(tmp_path / "m.gguf")))
+    loaded = dict(iter_tensors(tmp_path / "m.gguf", load_config(tmp_path / "m.gguf")))
     code = GGMLQuantizationType[quantization]
     for name, tensor in weights(model).items():
         if tensor.dim() == 1:
@@ -162,12 +162,12 @@ def test_the_scaling_of_llama_3_is_found_by_its_divisors(tmp_path: Path) -> None
     position = torch.tensor([1])
     divisors = (frequencies(plain, position)[0] / frequencies(model.config, position)[0]).numpy()
     write_gguf(tmp_path / "m.gguf", model, "llama", **{"rope_freqs.weight": divisors})
-    assert published.shape_in(tmp_path).rope_adjustments == model.config.rope_adjustments
-    loaded = GPT(published.shape_in(tmp_path))
-    published.load(loaded, tmp_path)
+    assert load_config(tmp_path).rope_adjustments == model.config.rope_adjustments
+    loaded = GPT(load_config(tmp_path))
+    load_model(loaded, tmp_path)
     write_gguf(tmp_path / "m.gguf", model, "llama", **{"rope_freqs.weight": divisors * 1.01})
     with pytest.raises(UserError, match=r"rope_freqs\.weight"):
-        published.shape_in(tmp_path)
+        load_config(tmp_path)
 
 
 def test_what_cannot_be_read_has_one_line(tmp_path: Path) -> None:
@@ -178,14 +178,14 @@ def test_what_cannot_be_read_has_one_line(tmp_path: Path) -> None:
     for content in (b"", b"GGUF", b"GGUF" + b"\xff" * 40, whole[:300], whole[: len(whole) // 2]):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"m\.gguf") as caught:
-            published.load(GPT(model.config), path)
+            load_model(GPT(model.config), path)
         assert "\n" not in str(caught.value)
     write_gguf(path, model, "mamba")
     with pytest.raises(UserError, match="'mamba' is not one of llama"):
-        published.shape_in(path)
+        load_config(path)
     write_gguf(tmp_path / "n.gguf", model, "llama")
     with pytest.raises(UserError, match=r"2 \.gguf files"):
-        published.shape_in(tmp_path)
+        load_config(tmp_path)
 
 
 def test_a_byte_level_tokenizer_is_written_as_it_was(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.registry import read_shape
-from litgpt.store import published, reading
-from litgpt.store.checkpoint import Checkpoints
-from litgpt.store.sources import source_in
-from litgpt.store.tensors import MappedFile, Part, TensorFiles
+from litgpt.store import load_model
+from litgpt.store.checkpoint_save import Checkpoints
+from litgpt.store.safetensors_files import MappedFile, SafetensorsFiles, TensorShard
+from litgpt.store.save_model import save_model_folder
+from litgpt.store.weight_files import open_weights
 from tests.processes import finish, start
 from tests.store.models import assert_loads, random_model, small, weights
 from tests.store.slices_worker import check_slices
@@ -34,7 +35,7 @@ def resident(path: Path) -> int:
 
 def written(folder: Path, name: str, **changes: Any) -> GPT:
     model = random_model(small(name, **changes))
-    published.save(folder, config=model.config, tensors=weights(model))
+    save_model_folder(folder, config=model.config, tensors=weights(model))
     return model
 
 
@@ -51,14 +52,14 @@ def test_what_was_copied_is_out_of_memory_again(tmp_path: Path, name: str, monke
     model = written(tmp_path / "model", name, n_embd=512, head_size=128, intermediate_size=2048, padded_vocab_size=2048)
     path, seen = tmp_path / "model" / "model.safetensors", []
     release, block = MappedFile.release, 1 << 18
-    monkeypatch.setattr(reading, "BLOCK_BYTES", block)
+    monkeypatch.setattr(load_model, "BLOCK_BYTES", block)
 
     def watched(self: MappedFile, tensor: str) -> None:
         seen.append(resident(path))
         release(self, tensor)
 
     monkeypatch.setattr(MappedFile, "release", watched)
-    published.load(model, tmp_path / "model")
+    load_model.load_model(model, tmp_path / "model")
     largest = max(tensor.nbytes for tensor in weights(model).values())
     # the kernel may bring in more than is looked at, up to what the page cache holds in one piece
     assert block / 2 < max(seen) < 2 * largest < path.stat().st_size / 2
@@ -74,7 +75,7 @@ def test_stacked_experts_are_published_apart_and_come_back(tmp_path: Path, famil
     state = load_file(tmp_path / "model" / "model.safetensors")
     assert sum(".experts." in key for key in state) == 3 * 4 * 2
     assert_loads(tmp_path / "model", model)
-    for name, tensor in published.tensors_in(tmp_path / "model", model.config):
+    for name, tensor in load_model.iter_tensors(tmp_path / "model", model.config):
         assert torch.equal(tensor, weights(model)[name]), name
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     ids = torch.arange(12)[None]
@@ -84,33 +85,33 @@ def test_stacked_experts_are_published_apart_and_come_back(tmp_path: Path, famil
 
 def test_no_stack_of_experts_is_held_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = written(tmp_path / "model", "Mixtral-8x7B-v0.1", **EXPERTS)
-    published_names, whole = [], TensorFiles.whole
+    published_names, whole = [], SafetensorsFiles.whole
 
-    def read(self: TensorFiles, name: str) -> Tensor:
+    def read(self: SafetensorsFiles, name: str) -> Tensor:
         published_names.append(name)
         return whole(self, name)
 
     def forbidden(*_: Any, **__: Any) -> Tensor:
         raise AssertionError("a stack was made")
 
-    monkeypatch.setattr(TensorFiles, "whole", read)
+    monkeypatch.setattr(SafetensorsFiles, "whole", read)
     monkeypatch.setattr(torch, "stack", forbidden)
     monkeypatch.setattr(Tensor, "new_empty", forbidden)
     monkeypatch.setattr(torch, "cat", forbidden)
-    published.load(model, tmp_path / "model")
+    load_model.load_model(model, tmp_path / "model")
     assert len(published_names) == len(set(published_names)) == len(load_file(tmp_path / "model/model.safetensors"))
 
 
 def test_a_rank_with_some_experts_reads_only_those(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = written(tmp_path / "model", "Mixtral-8x7B-v0.1", **EXPERTS)
     read: list[str] = []
-    source = source_in(tmp_path / "model")
-    whole = TensorFiles.whole
-    monkeypatch.setattr(TensorFiles, "whole", lambda self, name: [read.append(name), whole(self, name)][1])
+    source = open_weights(tmp_path / "model")
+    whole = SafetensorsFiles.whole
+    monkeypatch.setattr(SafetensorsFiles, "whole", lambda self, name: [read.append(name), whole(self, name)][1])
     name = "blocks.1.mlp.experts.down"
     local = torch.zeros(2, 32, 16)
-    part = Part(local, (4, 32, 16), (1, 0, 0), sharded=True, first_replica=True)  # experts 1 and 2
-    for tensor in reading.published_in(tmp_path / "model", model.config):
+    part = TensorShard(local, (4, 32, 16), (1, 0, 0), sharded=True, first_replica=True)  # experts 1 and 2
+    for tensor in load_model.list_published(tmp_path / "model", model.config):
         if name in tensor.step.ours:
             tensor.copy_to({name: part})
     assert torch.equal(local, weights(model)[name][1:3])
@@ -133,7 +134,7 @@ def test_the_experts_are_counted(tmp_path: Path, change: str) -> None:
     if change != "twice":
         save_file(state, path)
     with pytest.raises(UserError, match="expert") as caught:
-        published.load(model, tmp_path / "model")
+        load_model.load_model(model, tmp_path / "model")
     assert "\n" not in str(caught.value)
 
 
@@ -147,7 +148,7 @@ def test_parts_that_the_model_has_not_are_counted_in_one_line(tmp_path: Path, mo
     extra = {f"model.layers.{layer}.extra.weight": torch.ones(3) for layer in (2, 3)}
     save_file({**load_file(path), **extra}, path)
     with pytest.raises(UserError, match="no tensor of this name"):
-        published.load(model, tmp_path / "model")
+        load_model.load_model(model, tmp_path / "model")
     llama = registry.families()["llama"]
     tables = {
         **registry.families(),
@@ -155,7 +156,7 @@ def test_parts_that_the_model_has_not_are_counted_in_one_line(tmp_path: Path, mo
     }
     monkeypatch.setattr(registry, "families", lambda: tables)
     said: list[str] = []
-    published.load(model, tmp_path / "model", warn=said.append)
+    load_model.load_model(model, tmp_path / "model", warn=said.append)
     assert len(said) == 1 and "2 tensors" in said[0] and "model.layers.2.extra.weight" in said[0]
 
 
@@ -188,7 +189,7 @@ def test_lent_parameters_are_the_files_own_and_writing_to_them_changes_no_file(t
     path = tmp_path / "model" / "model.safetensors"
     before = path.read_bytes()
     lent = random_model(model.config, seed=1)
-    published.load(lent, tmp_path / "model", lend=True)
+    load_model.load_model(lent, tmp_path / "model", mmap=True)
     for name, tensor in weights(model).items():
         assert torch.equal(lent.get_parameter(name), tensor), name
     maps = [
@@ -205,5 +206,5 @@ def test_lent_parameters_are_the_files_own_and_writing_to_them_changes_no_file(t
     optimizer.step()
     assert not torch.equal(lent.embedding.weight, model.embedding.weight) and path.read_bytes() == before
     cast = random_model(model.config, seed=1).bfloat16()
-    published.load(cast, tmp_path / "model", lend=True)
+    load_model.load_model(cast, tmp_path / "model", mmap=True)
     assert torch.equal(cast.embedding.weight, model.embedding.weight.bfloat16())

@@ -10,12 +10,13 @@ from safetensors.torch import load_file, save_file
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.registry import family_of, read_shape
-from litgpt.store import published
+from litgpt.store.load_model import load_model
+from litgpt.store.save_model import save_model_folder
 from tests.store.models import MODELS, assert_loads, lit_state, random_model, small, weights
 
 
 def write(folder: Path, model: GPT, **settings: object) -> Path:
-    published.save(folder, config=model.config, tensors=weights(model), **settings)  # type: ignore[arg-type]
+    save_model_folder(folder, config=model.config, tensors=weights(model), **settings)  # type: ignore[arg-type]
     return folder
 
 
@@ -42,7 +43,7 @@ def test_a_folder_that_transformers_wrote_loads(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path, max_shard_size="20KB")
     assert (tmp_path / "model.safetensors.index.json").exists()
     model = GPT(read_shape(tmp_path)).eval()
-    published.load(model, tmp_path)
+    load_model(model, tmp_path)
     ids = torch.arange(10)[None]
     with torch.no_grad():
         assert (theirs(ids).logits - model(ids)).abs().max() < 1e-5
@@ -120,7 +121,7 @@ def test_a_cast_is_written_as_its_type_and_the_folder_is_never_half_there(tmp_pa
     assert_loads(folder, model)
     with pytest.raises(UserError, match=r"norm\.weight: missing"):
         lacking = {name: tensor for name, tensor in weights(model).items() if name != "norm.weight"}
-        published.save(tmp_path / "other", config=model.config, tensors=lacking)
+        save_model_folder(tmp_path / "other", config=model.config, tensors=lacking)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -148,7 +149,7 @@ def broken(tmp_path: Path, change: object) -> str:
     change(state)  # type: ignore[operator]
     save_file(state, folder / "model.safetensors")
     with pytest.raises(UserError) as caught:
-        published.load(GPT(read_shape(folder)), folder)
+        load_model(GPT(read_shape(folder)), folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -180,4 +181,4 @@ def test_a_tied_head_in_the_file_must_be_the_embedding(tmp_path: Path) -> None:
     head[3, 4] += 1
     save_file(state | {"lm_head.weight": head}, folder / "model.safetensors")
     with pytest.raises(UserError, match="tie_embeddings: false"):
-        published.load(GPT(model.config), folder)
+        load_model(GPT(model.config), folder)

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
-from litgpt.store import published
-from litgpt.store.quantized import from_fp8, from_mxfp4
+from litgpt.store.dequantize import dequantize_fp8, dequantize_mxfp4
+from litgpt.store.load_model import load_model
+from litgpt.store.save_model import save_model_folder
 from tests.store.models import random_model, small, weights
 
 
@@ -31,16 +32,16 @@ def test_fp8_is_what_transformers_makes_of_it() -> None:
 
     numbers, scale = fp8(torch.randn(256, 384), 128)
     theirs = Fp8Dequantize(None)._dequantize_one(numbers, scale, torch.bfloat16)
-    assert torch.equal(from_fp8(numbers, scale), theirs)
+    assert torch.equal(dequantize_fp8(numbers, scale), theirs)
 
 
 def test_the_last_blocks_of_fp8_may_be_smaller() -> None:
     weight = torch.randn(20, 13)
     numbers, scale = fp8(weight, 8)
     assert scale.shape == (3, 2)
-    assert (from_fp8(numbers, scale, (8, 8)).float() - weight).abs().max() < 0.1
+    assert (dequantize_fp8(numbers, scale, (8, 8)).float() - weight).abs().max() < 0.1
     with pytest.raises(UserError, match="scales for"):
-        from_fp8(numbers, scale[:2], (8, 8))
+        dequantize_fp8(numbers, scale[:2], (8, 8))
 
 
 def test_mxfp4_is_what_transformers_makes_of_it() -> None:
@@ -50,18 +51,18 @@ def test_mxfp4_is_what_transformers_makes_of_it() -> None:
     scales = torch.randint(100, 140, (3, 10, 4), dtype=torch.uint8)
     theirs = convert_moe_packed_tensors(blocks, scales)
     assert theirs.shape == (3, 128, 10)
-    assert torch.equal(from_mxfp4(blocks, scales), theirs)
+    assert torch.equal(dequantize_mxfp4(blocks, scales), theirs)
     with pytest.raises(UserError, match="scales for"):
-        from_mxfp4(blocks, scales[:, :5])
+        dequantize_mxfp4(blocks, scales[:, :5])
     with pytest.raises(UserError, match="uint8"):
-        from_mxfp4(blocks.float(), scales)
+        dequantize_mxfp4(blocks.float(), scales)
 
 
 @pytest.fixture
 def fp8_folder(tmp_path: Path) -> tuple[Path, GPT]:
     """A Llama whose matrices in blocks are FP8, in blocks of 16 x 16."""
     model = random_model(small("Llama-2-7b-hf"))
-    published.save(tmp_path / "model", config=model.config, tensors=weights(model))
+    save_model_folder(tmp_path / "model", config=model.config, tensors=weights(model))
     state = load_file(tmp_path / "model" / "model.safetensors")
     for name in [name for name in state if "_proj" in name]:
         state[name], state[f"{name}_scale_inv"] = fp8(state[name], 16)
@@ -75,7 +76,7 @@ def fp8_folder(tmp_path: Path) -> tuple[Path, GPT]:
 def test_a_folder_of_fp8_loads_as_what_it_stands_for(fp8_folder: tuple[Path, GPT]) -> None:
     folder, model = fp8_folder
     loaded = GPT(model.config)
-    published.load(loaded, folder)
+    load_model(loaded, folder)
     for (name, mine), (_, was) in zip(loaded.named_parameters(), model.named_parameters(), strict=True):
         error = (mine - was).abs().max() / was.abs().max()
         assert error < 0.05 and (error > 0) == (".attention." in name or ".mlp." in name), name
@@ -86,11 +87,11 @@ def test_converted_it_is_a_plain_folder(fp8_folder: tuple[Path, GPT]) -> None:
 
     folder, model = fp8_folder
     loaded, again = GPT(model.config), GPT(model.config)
-    published.load(loaded, folder)
+    load_model(loaded, folder)
     convert(folder, None, "float32")
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
     assert {one.dtype for one in load_file(folder / "model.safetensors").values()} == {torch.float32}
-    published.load(again, folder)
+    load_model(again, folder)
     assert all(torch.equal(one, other) for one, other in zip(loaded.parameters(), again.parameters(), strict=True))
 
 
@@ -107,6 +108,6 @@ def test_damaged_fp8_has_one_line(fp8_folder: tuple[Path, GPT], change: str) -> 
         taken = state.pop(scale)
         save_file(state if change == "no scale" else {**state, scale: taken[:1].clone()}, folder / "model.safetensors")
     with pytest.raises(UserError) as caught:
-        published.load(GPT(model.config), folder)
+        load_model(GPT(model.config), folder)
     word = {"no scale": "up_proj.weight", "few scales": "scales for", "odd block": "weight_block_size"}[change]
     assert word in str(caught.value) and "\n" not in str(caught.value)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from litgpt.store import published
-from litgpt.store.checkpoint import open_shards
-from litgpt.store.reading import shapes_of
+from litgpt.store.checkpoint_load import open_checkpoint
+from litgpt.store.load_model import get_parameter_shapes, iter_tensors
+from litgpt.store.save_model import save_model_folder
 from tests.layouts.pool import POOL
 from tests.store.models import assert_loads, random_model, weights
 from tests.store.resumed_layouts import LAYOUTS, SHAPE, fill_and_write, resume, save
@@ -40,11 +40,11 @@ def test_every_layout_goes_on_from_every_other(layout: str, saved: tuple[Path, d
 
 def test_every_value_is_written_once_and_by_all_ranks(saved: tuple[Path, dict[str, list[float]]]) -> None:
     folder, _ = saved
-    names = shapes_of(SHAPE)
+    names = get_parameter_shapes(SHAPE)
     assert SHAPE.tie_embeddings
     for layout, (ranks, _) in LAYOUTS.items():
         step = folder / layout / "step-00000002"
-        files = open_shards(step)
+        files = open_checkpoint(step)
         assert {name.removeprefix("model.") for name in files.wholes if name.startswith("model.")} == set(names)
         sizes = [path.stat().st_size for path in step.glob("shard-*")]
         assert len(sizes) == ranks
@@ -58,13 +58,13 @@ def test_every_value_is_written_once_and_by_all_ranks(saved: tuple[Path, dict[st
 
 def test_a_model_folder_fills_every_layout_and_is_written_whole_by_it(tmp_path: Path) -> None:
     model = random_model(SHAPE)
-    published.save(tmp_path / "model", config=SHAPE, tensors=weights(model))
+    save_model_folder(tmp_path / "model", config=SHAPE, tensors=weights(model))
     folders = {}
     for layout, (ranks, _) in LAYOUTS.items():
         POOL.run(fill_and_write, layout, tmp_path, ranks=ranks)
         assert_loads(tmp_path / layout, model)
         added = torch.load(tmp_path / f"{layout}.pt", weights_only=True)
-        merged = dict(published.tensors_in(tmp_path / f"{layout} merged", SHAPE))
+        merged = dict(iter_tensors(tmp_path / f"{layout} merged", SHAPE))
         folders[layout] = {**added, **merged}
     for layout, tensors in folders.items():
         assert tensors.keys() == folders["one"].keys()

@@ -15,12 +15,12 @@ from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.names import Step
 from litgpt.model.registry import family_of
-from litgpt.store.peers import Group, Peers, Warn, agree, place_of, say
-from litgpt.store.reading import shapes_of
-from litgpt.store.sources import SAFETENSORS, SAFETENSORS_INDEX
-from litgpt.store.state import model_tensors
-from litgpt.store.tensors import write_tensors
-from litgpt.store.tokenizer_copy import copy_tokenizer
+from litgpt.store.collectives_io import Group, StageRanks, Warn, get_rank_and_size, print_to_stderr, share_first_message
+from litgpt.store.load_model import get_parameter_shapes
+from litgpt.store.safetensors_files import write_tensors
+from litgpt.store.state_dict import iter_model_tensors
+from litgpt.store.tokenizer_files import copy_tokenizer
+from litgpt.store.weight_files import SAFETENSORS, SAFETENSORS_INDEX
 
 Tensors = Iterable[tuple[str, Tensor]] | Mapping[str, Tensor]
 SHARD_BYTES = 5e9
@@ -62,7 +62,7 @@ class ShardWriter:
         write_json(self.folder / SAFETENSORS_INDEX, {"metadata": {"total_size": self.total}, "weight_map": places})
 
 
-def save(
+def save_model_folder(
     folder: Path | str,
     *,
     config: Config,
@@ -71,7 +71,7 @@ def save(
     dtype: torch.dtype | None = None,
     shard_bytes: float = SHARD_BYTES,
     replace: bool = False,
-    warn: Warn = say,
+    warn: Warn = print_to_stderr,
 ) -> None:
     """Write a model folder whole or not at all, as its published architecture has it, so that transformers loads it.
 
@@ -87,14 +87,14 @@ def save(
         UserError: if the folder holds something already, or a tensor is missing, unknown or of another shape.
     """
     with staged_folder(Path(folder), replace=replace) as staged:
-        write_folder(staged, config, tensors, tokenizer_dir=tokenizer_dir, dtype=dtype, shard_bytes=shard_bytes)
+        write_model_folder(staged, config, tensors, tokenizer_dir=tokenizer_dir, dtype=dtype, shard_bytes=shard_bytes)
         if family_of(config) is None:
             warn(
                 f"{folder}: no published architecture has this shape; its tensors keep our names, only litgpt loads it"
             )
 
 
-def write_folder(
+def write_model_folder(
     staged: Path,
     config: Config,
     tensors: Tensors,
@@ -103,7 +103,7 @@ def write_folder(
     dtype: torch.dtype | None = None,
     shard_bytes: float = SHARD_BYTES,
 ) -> None:
-    """Write weights, tokenizer and settings of a model into a staged folder; args and errors as `save` has them."""
+    """Write weights, tokenizer and settings of a model into a staged folder; args and errors as in `save_model_folder`."""
     kept = write_weights(staged, config, tensors, dtype=dtype, shard_bytes=shard_bytes)
     special = copy_tokenizer(Path(tokenizer_dir), staged) if tokenizer_dir else {}
     write_settings(staged, config, {"torch_dtype": kept, **special})
@@ -121,20 +121,20 @@ def write_weights(
 ) -> str:
     """Write safetensors files into a folder, under published names if there are any; returns their type's name.
 
-    Args as in `save`. What a shape keeps in float32 whatever the type of the others is not cast.
+    Args as in `save_model_folder`. What a shape keeps in float32 whatever the type of the others is not cast.
 
     Raises:
         UserError: if a tensor is missing, unknown or of another shape.
     """
     family = family_of(config)
-    shapes = shapes_of(config)
+    shapes = get_parameter_shapes(config)
     own = [Step(name, (name,), "rename") for name in shapes]
     steps = own if family is None else family.tensors.writing(shapes, config)
-    pinned = pinned_in(config)
+    pinned = list_float32_parameters(config)
     writer = ShardWriter(folder, shard_bytes)
     types = set()
     given = tensors.items() if isinstance(tensors, Mapping) else tensors
-    cast = ((name, tensor.detach().to("cpu", type_of(name, tensor, dtype, pinned))) for name, tensor in given)
+    cast = ((name, tensor.detach().to("cpu", choose_dtype(name, tensor, dtype, pinned))) for name, tensor in given)
     for name, tensor in joined(steps, cast, shapes, config):
         types.add(tensor.dtype)
         writer.add(name, tensor)
@@ -143,7 +143,7 @@ def write_weights(
     return str(most).removeprefix("torch.")
 
 
-def pinned_in(config: Config) -> set[str]:
+def list_float32_parameters(config: Config) -> set[str]:
     """The parameters of a shape that stay in float32 in a model of any type, such as a router's correction."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
@@ -154,7 +154,7 @@ def pinned_in(config: Config) -> set[str]:
         torch.set_default_dtype(before)
 
 
-def type_of(name: str, tensor: Tensor, dtype: torch.dtype | None, pinned: set[str]) -> torch.dtype:
+def choose_dtype(name: str, tensor: Tensor, dtype: torch.dtype | None, pinned: set[str]) -> torch.dtype:
     """The type that a tensor is written in."""
     return tensor.dtype if dtype is None or name in pinned else dtype
 
@@ -198,13 +198,13 @@ def joined(
         )
 
 
-def whole_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def iter_full_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter of a model in full, one at a time; all ranks must iterate together, as shards are gathered."""
-    for name, tensor in model_tensors(model):
+    for name, tensor in iter_model_tensors(model):
         yield name, (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
-def of_all_stages(
+def gather_stages(
     model: nn.Module, tensors: Iterable[tuple[str, Tensor]], *, group: Group = None
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a whole model on the first rank, one at a time; all ranks iterate to the end together.
@@ -213,7 +213,7 @@ def of_all_stages(
         model: of which each rank may have parts, or a stage.
         tensors: of this rank's stage, in full, which the ranks of a stage gather together one by one.
     """
-    return Peers((name for name, _ in model_tensors(model)), group).of_all_stages(tensors)
+    return StageRanks((name for name, _ in iter_model_tensors(model)), group).of_all_stages(tensors)
 
 
 def save_model(
@@ -231,22 +231,22 @@ def save_model(
 
     Args:
         model: of which each rank may have parts, or a stage.
-        tensors: what is written in place of the model's own, as `of_all_stages` takes them.
-        settings: as in `save`.
+        tensors: what is written in place of the model's own, as `gather_stages` takes them.
+        settings: as in `save_model_folder`.
 
     Raises:
         UserError: on every rank, if the first could not write.
     """
-    rank, _ = place_of(group)
-    gathered = of_all_stages(model, whole_tensors(model) if tensors is None else tensors, group=group)
+    rank, _ = get_rank_and_size(group)
+    gathered = gather_stages(model, iter_full_tensors(model) if tensors is None else tensors, group=group)
     error = ""
     if rank == 0:
         try:
-            save(folder, config=config, tensors=gathered, **settings)
+            save_model_folder(folder, config=config, tensors=gathered, **settings)
         except (UserError, OSError) as problem:
             error = str(problem)
     for _ in gathered:
         pass  # the other ranks, and a first one that failed, take part in every gathering
-    error = agree(error, group)
+    error = share_first_message(error, group)
     if error:
         raise UserError(f"{folder}: not written ({error})")

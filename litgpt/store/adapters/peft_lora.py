@@ -13,9 +13,16 @@ from litgpt.model.config import Config
 from litgpt.model.names import Step
 from litgpt.model.registry import family_of
 from litgpt.recipe.keys import find_nearest
-from litgpt.store.pairs import Part, added_to, joined, parts_of, rows_joined, rows_split
-from litgpt.store.peft_stacks import INNER, flat, is_whole_stack, parameters_in, stacked, targeted, wrapped
-from litgpt.store.reading import shapes_of
+from litgpt.store.adapters.lora_pairs import (
+    LoRAPart,
+    find_parts,
+    join_pair,
+    join_rows,
+    split_rows_of,
+    tuner_parameter_name,
+)
+from litgpt.store.adapters.peft_experts import INNER, flat, is_whole_stack, parameters_in, stacked, targeted, wrapped
+from litgpt.store.load_model import get_parameter_shapes
 
 START = "base_model.model."
 COPY = "_trained"
@@ -29,7 +36,7 @@ def steps_of(config: Config) -> dict[str, Step]:
 
     What transformers' modules call otherwise than files do is there under both names, and called as in modules.
     """
-    family, names = family_of(config), list(shapes_of(config))
+    family, names = family_of(config), list(get_parameter_shapes(config))
     if family is None:
         return {name: Step(name, (name,), "rename") for name in names}
     steps = family.tensors.writing(names, config)
@@ -49,27 +56,27 @@ def layer_of(theirs: str) -> str:
     return theirs.removesuffix(".weight").removesuffix(".bias")
 
 
-def to_peft(tensors: Tensors, config: Config) -> tuple[dict[str, Tensor], dict[str, list[Part]], set[str]]:
+def to_peft(tensors: Tensors, config: Config) -> tuple[dict[str, Tensor], dict[str, list[LoRAPart]], set[str]]:
     """PEFT's tensors, the parts of each layer's pair, and the names of ours that it has no form for."""
     published: dict[str, Tensor] = {}
-    layers: dict[str, list[Part]] = {}
-    left, shapes, steps = set(tensors), shapes_of(config), steps_of(config)
+    layers: dict[str, list[LoRAPart]] = {}
+    left, shapes, steps = set(tensors), get_parameter_shapes(config), steps_of(config)
     parameters = parameters_in(steps)
-    ours = {step.theirs: (step, parts_of(step, tensors)) for step in steps.values()}
+    ours = {step.theirs: (step, find_parts(step, tensors)) for step in steps.values()}
     called = wrapped([theirs for theirs, (_, parts) in ours.items() if parts])
     wrappings = Counter(name.split(INNER)[0] for name in called.values())
     for theirs, (step, parts) in ours.items():
         layer = layer_of(theirs)
         if parts:
             layers[layer] = parts
-            pair = joined(step, parts, tensors, shapes, config)
+            pair = join_pair(step, parts, tensors, shapes, config)
             published |= named_pair(called[theirs], step, *(flat(*pair, config) if is_whole_stack(step) else pair))
             left -= {part.name(half) for part in parts for half in "ab"}
-        lengths = [added_to(ours, "lora_magnitude") for ours in step.ours]
+        lengths = [tuner_parameter_name(ours, "lora_magnitude") for ours in step.ours]
         has_lengths = bool(parts) and theirs not in parameters and not is_embedding(layer, step)
         if has_lengths and all(name in tensors for name in lengths):
             rows = [tensors[name] if step.expert is None else tensors[name][step.expert] for name in lengths]
-            published[f"{START}{layer}.lora_magnitude_vector"] = rows_joined(step, rows, config)
+            published[f"{START}{layer}.lora_magnitude_vector"] = join_rows(step, rows, config)
             left -= set(lengths)
         copies = [ours + COPY for ours in step.ours]
         if all(name in tensors for name in copies) and not (is_whole_stack(step) and theirs in parameters):
@@ -118,7 +125,7 @@ def sort(published: Tensors, steps: Mapping[str, Step], endings: Iterable[str], 
         if pair_of.keys() != {"a", "b"}:
             raise UserError(f"{layer}: only one of lora_A and lora_B is there")
         if is_whole_stack(step := weight_step(layer, steps)):
-            columns = shapes_of(config)[step.ours[0]][-1]
+            columns = get_parameter_shapes(config)[step.ours[0]][-1]
             pair_of["a"], pair_of["b"] = stacked(step, pair_of["a"], pair_of["b"], columns, config)
     return found
 
@@ -174,8 +181,8 @@ def add_rest(taken: Taken, found: Sorted, steps: Mapping[str, Step], config: Con
     """Take in the lengths of rows that DoRA trains, and copies."""
     for layer, rows in found.lengths.items():
         step = weight_step(layer, steps)
-        parts = rows_split(step, rows.flatten(), config)
-        taken.add(step, {added_to(ours, "lora_magnitude"): part for ours, part in parts.items()})
+        parts = split_rows_of(step, rows.flatten(), config)
+        taken.add(step, {tuner_parameter_name(ours, "lora_magnitude"): part for ours, part in parts.items()})
     for name, tensor in found.copies.items():
         step = step_for(name, steps)
         taken.add(step, {ours + COPY: part for ours, part in zip(step.ours, step.split(tensor, config), strict=True)})

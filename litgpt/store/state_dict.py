@@ -12,55 +12,55 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from litgpt.errors import UserError
-from litgpt.store.tensors import DTYPE_NAMES, TensorFiles, part_of
+from litgpt.store.safetensors_files import DTYPE_NAMES, SafetensorsFiles, get_shard
 
 Optimizers = Optimizer | Sequence[Optimizer] | None
 WRAPPERS = re.compile(r"(?:^module\.)|(?:^|(?<=\.))(?:_forward_module|_orig_mod|_checkpoint_wrapped_module)\.")
 
 
-def plain_name(name: str) -> str:
+def canonical_name(name: str) -> str:
     """A parameter's name without what DDP, Fabric, `torch.compile` and activation checkpointing put into it."""
     return WRAPPERS.sub("", name)
 
 
-def listed(optimizer: Optimizers) -> list[Optimizer]:
+def list_optimizers(optimizer: Optimizers) -> list[Optimizer]:
     """The optimizers of a run as a list, without Fabric's wrapper."""
     given = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     return [getattr(one, "optimizer", one) for one in given]
 
 
-def model_tensors(model: nn.Module, kept: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of `all_tensors`, or those of them in `kept`."""
-    for name, tensor in all_tensors(model):
+def iter_model_tensors(model: nn.Module, kept: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of `iter_all_tensors`, or those of them in `kept`."""
+    for name, tensor in iter_all_tensors(model):
         if kept is None or name in kept:
             yield name, tensor
 
 
-def all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def iter_all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter (a tied one once) and every persistent buffer of a model, by its plain name."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # after an evaluation the root still holds gathered weights in place of its shards
     for name, parameter in model.named_parameters():
-        yield plain_name(name), parameter
+        yield canonical_name(name), parameter
     for prefix, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
-                yield plain_name(f"{prefix}.{name}" if prefix else name), buffer
+                yield canonical_name(f"{prefix}.{name}" if prefix else name), buffer
 
 
-def optimizer_values(model: nn.Module, optimizers: list[Optimizer]) -> Iterator[tuple[str, Any]]:
+def iter_optimizer_state(model: nn.Module, optimizers: list[Optimizer]) -> Iterator[tuple[str, Any]]:
     """Every value that the optimizers keep for a parameter, as (`<key>.<parameter>`, tensor or number)."""
-    names = {parameter: plain_name(name) for name, parameter in model.named_parameters()}
+    names = {parameter: canonical_name(name) for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 for key, value in optimizer.state.get(parameter, {}).items():
                     if value is not None:
-                        yield f"{key}.{names[parameter]}", checked_value(key, names[parameter], value, parameter)
+                        yield f"{key}.{names[parameter]}", check_state_value(key, names[parameter], value, parameter)
 
 
-def checked_value(key: str, name: str, value: Any, parameter: Tensor) -> Any:
+def check_state_value(key: str, name: str, value: Any, parameter: Tensor) -> Any:
     """`value`, if it is one that can be written and given to any number of ranks."""
     if not isinstance(value, Tensor | bool | int | float):
         raise UserError(f"optimizer state {key!r} of {name} is a {type(value).__name__}; only tensors and numbers save")
@@ -72,9 +72,9 @@ def checked_value(key: str, name: str, value: Any, parameter: Tensor) -> Any:
     return value
 
 
-def group_settings(model: nn.Module, optimizers: list[Optimizer]) -> list[dict[str, Any]]:
+def read_param_groups(model: nn.Module, optimizers: list[Optimizer]) -> list[dict[str, Any]]:
     """Every parameter group's settings and parameter names, as JSON holds them."""
-    names = {parameter: plain_name(name) for name, parameter in model.named_parameters()}
+    names = {parameter: canonical_name(name) for name, parameter in model.named_parameters()}
     groups = []
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -93,7 +93,7 @@ def group_settings(model: nn.Module, optimizers: list[Optimizer]) -> list[dict[s
     return groups
 
 
-def merged_groups(of_stages: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def merge_param_groups(of_stages: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The parameter groups of a whole model out of those of its stages: groups of one kind and settings are one."""
     merged: dict[str, dict[str, Any]] = {}
     for group in (group for groups in of_stages for group in groups):
@@ -103,7 +103,7 @@ def merged_groups(of_stages: Iterable[list[dict[str, Any]]]) -> list[dict[str, A
     return list(merged.values())
 
 
-def restore_groups(
+def restore_param_groups(
     model: nn.Module, optimizers: list[Optimizer], saved: list[dict[str, Any]], elsewhere: Collection[str] = ()
 ) -> None:
     """Give every parameter group the settings that its parameters were saved with.
@@ -114,7 +114,7 @@ def restore_groups(
     Raises:
         UserError: if the saved groups are of another optimizer or hold other parameters.
     """
-    now = group_settings(model, optimizers)
+    now = read_param_groups(model, optimizers)
     of = {name: number for number, group in enumerate(saved) for name in group["parameters"]}
     here = {name for group in now for name in group["parameters"]}
     kinds, saved_kinds = ({group["optimizer"] for group in groups} for groups in (now, saved))
@@ -138,7 +138,7 @@ def restore_groups(
 
 
 def check_names(
-    what: str, files: TensorFiles, prefix: str, expected: dict[str, Tensor], everyones: Collection[str]
+    what: str, files: SafetensorsFiles, prefix: str, expected: dict[str, Tensor], everyones: Collection[str]
 ) -> None:
     """Hold the names, shapes and types that a checkpoint has under `prefix` against those that are needed."""
     saved = {name.removeprefix(prefix) for name in files.wholes if name.startswith(prefix)}
@@ -155,7 +155,7 @@ def check_names(
             )
 
 
-def restore_model(tensors: dict[str, Tensor], files: TensorFiles, what: str, everyones: Collection[str]) -> None:
+def restore_model(tensors: dict[str, Tensor], files: SafetensorsFiles, what: str, everyones: Collection[str]) -> None:
     """Fill this rank's tensors of a model from a checkpoint, each with its own part.
 
     Args:
@@ -166,11 +166,11 @@ def restore_model(tensors: dict[str, Tensor], files: TensorFiles, what: str, eve
     """
     check_names(what, files, "model.", tensors, everyones)
     for name, tensor in tensors.items():
-        files.fill(f"model.{name}", part_of(tensor))
+        files.fill(f"model.{name}", get_shard(tensor))
 
 
 def restore_optimizer(
-    model: nn.Module, optimizers: list[Optimizer], files: TensorFiles, what: str, elsewhere: Collection[str] = ()
+    model: nn.Module, optimizers: list[Optimizer], files: SafetensorsFiles, what: str, elsewhere: Collection[str] = ()
 ) -> None:
     """Build the state of fresh optimizers from a checkpoint, each tensor laid out as its parameter is.
 
@@ -181,7 +181,7 @@ def restore_optimizer(
         UserError: if the checkpoint has state for parameters that the optimizers do not hold.
     """
     by_parameter: dict[str, list[str]] = {}
-    parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+    parameters = {canonical_name(name): parameter for name, parameter in model.named_parameters()}
     for name in files.wholes:
         if name.startswith("optimizer."):
             by_parameter.setdefault(name.split(".", 2)[2], []).append(name)
@@ -191,7 +191,7 @@ def restore_optimizer(
             mine = [name for name, parameter in parameters.items() if id(parameter) in held]
             for name in mine:
                 optimizer.state[parameters[name]] = {
-                    full.split(".", 2)[1]: restored(files, full, parameters[name], group)
+                    full.split(".", 2)[1]: restore_state_value(files, full, parameters[name], group)
                     for full in by_parameter.pop(name, [])
                 }
     if unused := by_parameter.keys() - set(elsewhere):
@@ -200,21 +200,21 @@ def restore_optimizer(
         )
 
 
-def restored(files: TensorFiles, name: str, parameter: Tensor, group: dict[str, Any]) -> Any:
+def restore_state_value(files: SafetensorsFiles, name: str, parameter: Tensor, group: dict[str, Any]) -> Any:
     """One value of a parameter's optimizer state, on the parameter's device and in its layout."""
     whole = files.wholes[name]
     if whole.python:
         return files.whole(name).item()
     if whole.shape == tuple(parameter.shape) and whole.shape:
         tensor = torch.zeros_like(parameter, dtype=whole.dtype, requires_grad=False)
-        files.fill(name, part_of(tensor))
+        files.fill(name, get_shard(tensor))
         return tensor
     # torch keeps step counters on the CPU unless the step itself runs on the device
     counter = not whole.shape and not (group.get("capturable") or group.get("fused"))
     return files.whole(name).to("cpu" if counter else parameter.device, copy=True)
 
 
-def generator_states() -> dict[str, Tensor]:
+def get_rng_states() -> dict[str, Tensor]:
     """The state of torch's random generators on this rank, as byte tensors."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -222,7 +222,7 @@ def generator_states() -> dict[str, Tensor]:
     return states
 
 
-def restore_generators(files: TensorFiles, rank: int) -> None:
+def restore_rng_states(files: SafetensorsFiles, rank: int) -> None:
     """Put torch's random generators where this rank's were when the checkpoint was taken."""
     setters: dict[str, Callable[[Tensor], None]] = {"cpu": torch.set_rng_state, "cuda": torch.cuda.set_rng_state}
     for kind, setter in setters.items():
@@ -231,12 +231,14 @@ def restore_generators(files: TensorFiles, rank: int) -> None:
             setter(files.whole(name))
 
 
-def exact_tensor(number: float) -> Tensor:
+def to_scalar_tensor(number: float) -> Tensor:
     """A Python number as a tensor without dimensions that gives the same number back."""
     return torch.tensor(number, dtype=torch.float64 if isinstance(number, float) else None)
 
 
-def owned(tensors: Iterable[tuple[str, Any]], rank: int, ranks: int) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+def select_owned(
+    tensors: Iterable[tuple[str, Any]], rank: int, ranks: int
+) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
     """What this rank writes: (name, its part, where that lies in the whole tensor).
 
     Of a sharded tensor every rank of the first replica writes its own part; tensors that `ranks` ranks hold alike are
@@ -244,7 +246,7 @@ def owned(tensors: Iterable[tuple[str, Any]], rank: int, ranks: int) -> Iterator
     """
     alike: list[tuple[str, Tensor, dict[str, Any]]] = []
     for name, value in tensors:
-        part = part_of(value if isinstance(value, Tensor) else exact_tensor(value))
+        part = get_shard(value if isinstance(value, Tensor) else to_scalar_tensor(value))
         place: dict[str, Any] = {"shape": list(part.shape), "offset": list(part.offset)}
         if not isinstance(value, Tensor):
             place["python"] = True

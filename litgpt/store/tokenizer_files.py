@@ -21,14 +21,14 @@ TOKENIZER_FILES = (
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
 
 
-def tokenizer_files(folder: Path) -> dict[str, Path]:
+def find_tokenizer_files(folder: Path) -> dict[str, Path]:
     """The files of the tokenizer in a folder, by name."""
     return {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
 
 
 def copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
     """Copy what is not there yet of a tokenizer's files; returns its special tokens' numbers, as config.json has."""
-    for name, path in tokenizer_files(source).items():
+    for name, path in find_tokenizer_files(source).items():
         if not (target / name).exists():
             shutil.copyfile(path, target / name)
     special: dict[str, Any] = {}
@@ -37,10 +37,10 @@ def copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
             values = read_json(source / name)
             known = {f"{token}_id": values.get(f"{token}_id") for token in SPECIAL_TOKENS}
             special |= {key: value for key, value in known.items() if value is not None}
-    return special or named_tokens(source)
+    return special or read_special_tokens(source)
 
 
-def named_tokens(source: Path) -> dict[str, int]:
+def read_special_tokens(source: Path) -> dict[str, int]:
     """The numbers of the special tokens that tokenizer_config.json names."""
     if not ((source / "tokenizer_config.json").is_file() and (source / "tokenizer.json").is_file()):
         return {}

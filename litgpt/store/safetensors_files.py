@@ -36,7 +36,7 @@ DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 WRITE_BYTES = 16 << 20  # small enough that hashing and writing find the bytes in cache
 
 
-def byte_blocks(tensor: Tensor) -> Iterator[memoryview]:
+def iter_byte_blocks(tensor: Tensor) -> Iterator[memoryview]:
     """The bytes of a CPU tensor in row-major order, in blocks of at most 16 MiB."""
     if tensor.numel():
         view = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
@@ -44,7 +44,7 @@ def byte_blocks(tensor: Tensor) -> Iterator[memoryview]:
             yield view[start : start + WRITE_BYTES]
 
 
-def header_of(tensors: Mapping[str, Tensor], order: Iterable[str], metadata: dict[str, str]) -> bytes:
+def build_header(tensors: Mapping[str, Tensor], order: Iterable[str], metadata: dict[str, str]) -> bytes:
     """The header of a safetensors file: eight bytes of length, then JSON that names, types and places each tensor."""
     header: dict[str, Any] = {"__metadata__": metadata}
     start = 0
@@ -74,16 +74,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
             digest.update(block)
             file.write(block)
 
-        put(header_of(tensors, order, metadata))
+        put(build_header(tensors, order, metadata))
         for name in order:
-            for block in byte_blocks(tensors[name]):
+            for block in iter_byte_blocks(tensors[name]):
                 put(block)
     sync_file(path)
     return digest.hexdigest()
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorShard:
     """What this rank holds of a tensor: its local values, where they start in the whole, and the whole's shape."""
 
     local: Tensor
@@ -93,20 +93,20 @@ class Part:
     first_replica: bool
 
 
-def part_of(tensor: Tensor) -> Part:
+def get_shard(tensor: Tensor) -> TensorShard:
     """The part of a plain or distributed tensor that lies on this rank."""
     if not isinstance(tensor, DTensor):
-        return Part(tensor, tuple(tensor.shape), (0,) * tensor.dim(), sharded=False, first_replica=True)
+        return TensorShard(tensor, tuple(tensor.shape), (0,) * tensor.dim(), sharded=False, first_replica=True)
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     coordinate = tensor.device_mesh.get_coordinate() or ()
     first = all(
         place == 0 for place, placement in zip(coordinate, tensor.placements, strict=True) if placement.is_replicate()
     )
-    return Part(tensor.to_local(), tuple(tensor.shape), tuple(offset), sharded=True, first_replica=first)
+    return TensorShard(tensor.to_local(), tuple(tensor.shape), tuple(offset), sharded=True, first_replica=first)
 
 
 @dataclass
-class Whole:
+class SavedTensor:
     """A tensor as a set of files holds it: its shape and type, and which file holds which block of it."""
 
     shape: tuple[int, ...]
@@ -115,7 +115,7 @@ class Whole:
     python: bool = False  # a Python number, kept as a tensor without dimensions
 
 
-def overlap(
+def intersect_blocks(
     have_offset: tuple[int, ...], have_shape: tuple[int, ...], want_offset: tuple[int, ...], want_shape: tuple[int, ...]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
     """Where two blocks of one tensor meet, as slices of the first and slices of the second; None if nowhere."""
@@ -168,11 +168,11 @@ class MappedFile:
             self._bytes.madvise(mmap.MADV_DONTNEED, first, length)
 
 
-class TensorFiles:
+class SafetensorsFiles:
     """A set of safetensors files, read as the whole tensors that they hold blocks of; memory-mapped, on demand."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self.wholes: dict[str, Whole] = {}
+        self.wholes: dict[str, SavedTensor] = {}
         self.metadata: dict[str, str] = {}
         self._open: dict[Path, MappedFile] = {}
         for path in paths:
@@ -191,11 +191,11 @@ class TensorFiles:
         for name, (dtype, size, _, _) in file.entries.items():
             entry = placed.get(name, {})
             whole = self.wholes.setdefault(
-                name, Whole(tuple(entry.get("shape", size)), dtype, python=entry.get("python", False))
+                name, SavedTensor(tuple(entry.get("shape", size)), dtype, python=entry.get("python", False))
             )
             whole.blocks.append((path, tuple(entry.get("offset", [0] * len(size))), size))
 
-    def fill(self, name: str, part: Part) -> None:
+    def fill(self, name: str, part: TensorShard) -> None:
         """Copy into `part.local` its values of tensor `name`, reading no others.
 
         Raises:
@@ -203,7 +203,7 @@ class TensorFiles:
         """
         filled = 0
         for path, offset, size in self.wholes[name].blocks:
-            meet = overlap(offset, size, part.offset, tuple(part.local.shape))
+            meet = intersect_blocks(offset, size, part.offset, tuple(part.local.shape))
             if meet is None:
                 continue
             source, target = meet
@@ -223,7 +223,7 @@ class TensorFiles:
         if len(have.blocks) == 1 and have.blocks[0][2] == have.shape:
             return self._open[have.blocks[0][0]].view(name)
         tensor = torch.empty(have.shape, dtype=have.dtype)
-        self.fill(name, part_of(tensor))
+        self.fill(name, get_shard(tensor))
         return tensor
 
     def like(self, name: str) -> Tensor:

@@ -17,11 +17,10 @@ from litgpt.files import read_json, staged_folder, write_json
 from litgpt.model.config import Config
 from litgpt.model.names import Step, is_stacked
 from litgpt.recipe.tuner import TUNERS, LoRA, Tuner
-from litgpt.store import litgpt_lora, peft_forms
-from litgpt.store.checkpoint import PROGRESS, model_tensors_of
-from litgpt.store.pairs import Part, added_to, shared, split
-from litgpt.store.peft_stacks import held_stacked, is_router, parameters_in
-from litgpt.store.peft_tensors import (
+from litgpt.store.adapters import litgpt_lora, peft_tuners
+from litgpt.store.adapters.lora_pairs import LoRAPart, share_pair, split, tuner_parameter_name
+from litgpt.store.adapters.peft_experts import held_stacked, is_router, parameters_in
+from litgpt.store.adapters.peft_lora import (
     COPY,
     START,
     Sorted,
@@ -34,18 +33,19 @@ from litgpt.store.peft_tensors import (
     to_peft,
     weight_step,
 )
-from litgpt.store.reading import shapes_of
-from litgpt.store.sources import BIN, BIN_INDEX, LIT_MODEL, SAFETENSORS, SAFETENSORS_INDEX
-from litgpt.store.tensors import TensorFiles, write_tensors
-from litgpt.store.tokenizer_copy import copy_tokenizer
+from litgpt.store.checkpoint_load import PROGRESS, iter_checkpoint_weights
+from litgpt.store.load_model import get_parameter_shapes
+from litgpt.store.safetensors_files import SafetensorsFiles, write_tensors
+from litgpt.store.tokenizer_files import copy_tokenizer
+from litgpt.store.weight_files import BIN, BIN_INDEX, LIT_MODEL, SAFETENSORS, SAFETENSORS_INDEX
 
 OWN = "litgpt"
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-WHOLE = (SAFETENSORS, SAFETENSORS_INDEX, LIT_MODEL, BIN, BIN_INDEX)
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MODEL_FILES = (SAFETENSORS, SAFETENSORS_INDEX, LIT_MODEL, BIN, BIN_INDEX)
 
 
 @dataclass(frozen=True)
-class Run:
+class BasePrecision:
     """How the base was kept while an adapter was trained beside it.
 
     Attributes:
@@ -58,13 +58,13 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class SavedAdapter:
     """What a folder says of an adapter: its settings, its tensors under our names, the base and how that was kept."""
 
     settings: Tuner
     tensors: dict[str, Tensor]
     base: str
-    run: Run = Run()
+    run: BasePrecision = BasePrecision()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,36 +76,36 @@ class Adapter:
 
 def has_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter, or a training checkpoint of one, in a form that is read here."""
-    return (folder / CONFIG).is_file() or (folder / litgpt_lora.WEIGHTS).is_file()
+    return (folder / ADAPTER_CONFIG).is_file() or (folder / litgpt_lora.WEIGHTS).is_file()
 
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter, and no whole model beside it."""
-    return has_adapter(folder) and not any((folder / name).is_file() for name in WHOLE)
+    return has_adapter(folder) and not any((folder / name).is_file() for name in MODEL_FILES)
 
 
-def base_named(folder: Path) -> str:
+def read_base_name(folder: Path) -> str:
     """The name or path of the model that an adapter says it was made for; empty if it does not say."""
-    if not (folder / CONFIG).is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         return str(litgpt_lora.settings_in(folder).get("checkpoint_dir") or "")
-    values = read_json(folder / CONFIG)
+    values = read_json(folder / ADAPTER_CONFIG)
     return str((values.get("base_model_name_or_path") if isinstance(values, dict) else None) or "")
 
 
-def own_config(settings: Tuner, base: str, run: Run) -> dict[str, Any]:
+def build_own_config(settings: Tuner, base: str, run: BasePrecision) -> dict[str, Any]:
     """What `adapter_config.json` says in our own form."""
     choice = {"class_path": type(settings).__name__, "init_args": asdict(settings)}
     return {OWN: {**choice, "run": asdict(run)}, "base_model_name_or_path": base}
 
 
-def save(
+def save_adapter_folder(
     folder: Path | str,
     tensors: Tensors,
     *,
     config: Config,
     settings: Tuner,
     base: str = "",
-    run: Run = Run(),
+    run: BasePrecision = BasePrecision(),
     tokenizer_dir: Path | str | None = None,
     replace: bool = False,
 ) -> None:
@@ -131,22 +131,22 @@ def save(
         values = peft_config(published, parts, settings, config, base)
     elif not settings.adds:
         raise UserError(f"tuner: {type(settings).__name__} adds no adapter; save the model itself")
-    elif formed := peft_forms.to_peft(tensors, settings, config):
+    elif formed := peft_tuners.to_peft(tensors, settings, config):
         published, metadata = formed[0], {"format": "pt", OWN: json.dumps(told)}
         values = {**formed[1], "base_model_name_or_path": base}
     else:
         published, metadata = dict(tensors), {"format": "pt"}
-        values = own_config(settings, base, run)
+        values = build_own_config(settings, base, run)
     with staged_folder(Path(folder), replace=replace) as staged:
         whole = {name: tensor.detach().contiguous() for name, tensor in published.items()}
-        write_tensors(staged / WEIGHTS, whole, metadata)
-        write_json(staged / CONFIG, values)
+        write_tensors(staged / ADAPTER_WEIGHTS, whole, metadata)
+        write_json(staged / ADAPTER_CONFIG, values)
         if tokenizer_dir:
             copy_tokenizer(Path(tokenizer_dir), staged)
 
 
 def peft_config(
-    published: Tensors, layers: Mapping[str, list[Part]], settings: LoRA, config: Config, base: str
+    published: Tensors, layers: Mapping[str, list[LoRAPart]], settings: LoRA, config: Config, base: str
 ) -> dict[str, Any]:
     """What `adapter_config.json` says: PEFT's keys, with ranks and scales of those layers that differ."""
     known = steps_of(config)
@@ -186,51 +186,51 @@ def alpha_for(rank: int, settings: LoRA, *, rslora: bool) -> float:
     return settings.scale * (math.sqrt(rank) if rslora else rank)
 
 
-def load(folder: Path | str, config: Config) -> Adapter:
+def load_adapter_folder(folder: Path | str, config: Config) -> SavedAdapter:
     """Read an adapter for a model of this shape: PEFT's folder, ours or LitGPT's, or a training checkpoint of ours.
 
     Raises:
         UserError: in one line, if a file is missing or damaged, or the adapter is of another kind or for another base.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file() and (folder / litgpt_lora.WEIGHTS).is_file():
+    if not (folder / ADAPTER_CONFIG).is_file() and (folder / litgpt_lora.WEIGHTS).is_file():
         return of_litgpt(folder, config)
-    values = read_json(folder / CONFIG)
+    values = read_json(folder / ADAPTER_CONFIG)
     values = values if isinstance(values, dict) else {}
-    kinds = ["LORA", *(form.kind for form in peft_forms.FORMS)]
+    kinds = ["LORA", *(form.kind for form in peft_tuners.FORMS)]
     if OWN not in values and values.get("peft_type") not in kinds:
         raise UserError(
-            f"{folder / CONFIG}: peft_type: {values.get('peft_type')!r} will not do; {', '.join(kinds)} would"
+            f"{folder / ADAPTER_CONFIG}: peft_type: {values.get('peft_type')!r} will not do; {', '.join(kinds)} would"
         )
     base = str(values.get("base_model_name_or_path") or "")
     if OWN in values:
         settings, run = own_settings(folder, values[OWN])
-        return Adapter(settings, own_tensors(folder), base, run)
-    files = TensorFiles([folder / WEIGHTS])
+        return SavedAdapter(settings, own_tensors(folder), base, run)
+    files = SafetensorsFiles([folder / ADAPTER_WEIGHTS])
     published = {name.removeprefix(START): files.whole(name) for name in files.wholes}
     try:
         notes = json.loads(files.metadata.get(OWN, "null"))
         settings, tensors = read(published, values, notes, config)
-        run = Run(**(notes or {}).get("run", {}))
+        run = BasePrecision(**(notes or {}).get("run", {}))
     except UserError as error:
         made_for = f" (it was made for {base})" if base else ""
-        raise UserError(f"{folder / WEIGHTS}{made_for}: {error}") from None
+        raise UserError(f"{folder / ADAPTER_WEIGHTS}{made_for}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder}: not an adapter that can be read ({type(error).__name__}: {error})") from None
-    return Adapter(settings, tensors, base, run)
+    return SavedAdapter(settings, tensors, base, run)
 
 
-def of_litgpt(folder: Path, config: Config) -> Adapter:
+def of_litgpt(folder: Path, config: Config) -> SavedAdapter:
     """The adapter of a run of LitGPT."""
     settings, tensors = litgpt_lora.load(folder, config)
     check_shapes(tensors, config)
     dtype = next(iter(tensors.values())).dtype
-    return Adapter(settings, tensors, base_named(folder), Run(str(dtype).removeprefix("torch.")))
+    return SavedAdapter(settings, tensors, read_base_name(folder), BasePrecision(str(dtype).removeprefix("torch.")))
 
 
 def read(published: Tensors, values: Mapping[str, Any], notes: Any, config: Config) -> tuple[Tuner, dict[str, Tensor]]:
     """Settings and tensors of an adapter in PEFT's form, with the notes that we leave in such a file."""
-    if formed := peft_forms.from_peft(published, values, config):
+    if formed := peft_tuners.from_peft(published, values, config):
         settings, tensors = formed
         return type(settings)(**notes["settings"]) if notes else settings, tensors
     published_steps = steps_of(config)
@@ -244,17 +244,17 @@ def read(published: Tensors, values: Mapping[str, Any], notes: Any, config: Conf
 def own_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of an adapter under our own names, out of its file or its training checkpoint."""
     if (folder / PROGRESS).is_file():
-        return dict(model_tensors_of(folder))
-    files = TensorFiles([folder / WEIGHTS])
+        return dict(iter_checkpoint_weights(folder))
+    files = SafetensorsFiles([folder / ADAPTER_WEIGHTS])
     return {name: files.whole(name) for name in files.wholes}
 
 
-def own_settings(folder: Path, choice: Any) -> tuple[Tuner, Run]:
+def own_settings(folder: Path, choice: Any) -> tuple[Tuner, BasePrecision]:
     """The settings of a tuner that PEFT does not know in this form, and how its base was kept."""
     try:
-        return TUNERS[choice["class_path"]](**choice["init_args"]), Run(**choice.get("run", {}))
+        return TUNERS[choice["class_path"]](**choice["init_args"]), BasePrecision(**choice.get("run", {}))
     except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG}: {OWN}: not the settings of a tuner ({error})") from None
+        raise UserError(f"{folder / ADAPTER_CONFIG}: {OWN}: not the settings of a tuner ({error})") from None
 
 
 def from_ours(found: Sorted, notes: Any, steps: Mapping[str, Step], config: Config) -> tuple[LoRA, dict[str, Tensor]]:
@@ -262,7 +262,7 @@ def from_ours(found: Sorted, notes: Any, steps: Mapping[str, Step], config: Conf
     taken = Taken(config)
     for layer, pair in found.pairs.items():
         step = weight_step(layer, steps)
-        parts = [Part(**part) for part in notes["parts"][layer]]
+        parts = [LoRAPart(**part) for part in notes["parts"][layer]]
         taken.add(step, split(step, parts, pair["a"], pair["b"], config))
     add_rest(taken, found, steps, config)
     return LoRA(**notes["settings"]), taken.whole()
@@ -281,7 +281,7 @@ def from_others(
         step, more = weight_step(layer, steps), rank - pair["a"].shape[-2]
         b = pair["b"] if scales[layer] == scale else pair["b"] * (scales[layer] / scale)
         a, b = (torch.nn.functional.pad(pair["a"], (0, 0, 0, more)), torch.nn.functional.pad(b, (0, more)))
-        taken.add(step, shared(step, a, b, config))
+        taken.add(step, share_pair(step, a, b, config))
     add_rest(taken, found, steps, config)
     tensors = taken.whole()
     return LoRA(
@@ -327,11 +327,13 @@ def check_shapes(tensors: Tensors, config: Config) -> None:
     Raises:
         UserError: naming the first that does not fit.
     """
-    for ours, shape in shapes_of(config).items():
+    for ours, shape in get_parameter_shapes(config).items():
         *stack, rows, columns = shape if len(shape) > 1 else (*shape, 0)
         sizes = {"lora_a": (-1, columns), "lora_b": (rows, -1), "lora_magnitude": (rows,)}
         expected = {
-            added_to(ours, key + first): (*stack, *size) for key, size in sizes.items() for first in ("", "_first")
+            tuner_parameter_name(ours, key + first): (*stack, *size)
+            for key, size in sizes.items()
+            for first in ("", "_first")
         }
         for name, wanted in {**expected, ours + COPY: shape}.items():
             have = tuple(tensors[name].shape) if name in tensors else wanted

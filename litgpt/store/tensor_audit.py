@@ -9,12 +9,12 @@ import torch
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.names import Step, Table
-from litgpt.store.reading import Published, shapes_of, table_for
-from litgpt.store.sources import Source, source_in
+from litgpt.store.load_model import PublishedTensor, find_name_table, get_parameter_shapes
+from litgpt.store.weight_files import WeightSource, open_weights
 
 
 @dataclass
-class Ledger:
+class TensorAudit:
     """Every published tensor of a folder, and what became of it.
 
     Attributes:
@@ -25,7 +25,7 @@ class Ledger:
         misshapen: one line for each tensor of another shape or type than the model's.
     """
 
-    source: Source
+    source: WeightSource
     table: Table | None
     read: list[Step] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -42,15 +42,15 @@ class Ledger:
         return dict(Counter(step.kind for step in self.read))
 
 
-def account(folder: Path, config: Config) -> Ledger:
+def audit_folder(folder: Path, config: Config) -> TensorAudit:
     """Account for every tensor in a folder; looks at no values.
 
     Raises:
         UserError: if there are no weights, or their files are damaged.
     """
-    source = source_in(folder)
-    ledger = Ledger(source, table_for(source, folder, config))
-    shapes = shapes_of(config)
+    source = open_weights(folder)
+    ledger = TensorAudit(source, find_name_table(source, folder, config))
+    shapes = get_parameter_shapes(config)
     if ledger.table is None:
         ledger.read = [Step(name, (name,), "rename") for name in source.names if name in shapes]
         ledger.unknown = [name for name in source.names if name not in shapes]
@@ -66,7 +66,7 @@ def account(folder: Path, config: Config) -> Ledger:
             ledger.unknown.append(step.theirs)
             continue
         try:
-            Published(source, step, config, shapes).check()
+            PublishedTensor(source, step, config, shapes).check()
         except UserError as error:
             ledger.misshapen.append(str(error))
     everyone = set(range(config.n_expert))
@@ -76,7 +76,7 @@ def account(folder: Path, config: Config) -> Ledger:
     return ledger
 
 
-def sort_names(ledger: Ledger, table: Table, config: Config) -> None:
+def sort_names(ledger: TensorAudit, table: Table, config: Config) -> None:
     """Put every published name where it belongs."""
     names = ledger.source.names
     ledger.left_out |= dict.fromkeys(table.left_unread(names, config), "the model has no such part")
@@ -91,13 +91,13 @@ def sort_names(ledger: Ledger, table: Table, config: Config) -> None:
             ledger.unknown.append(name)
 
 
-def differing(ledger: Ledger, config: Config) -> list[str]:
+def find_differing(ledger: TensorAudit, config: Config) -> list[str]:
     """The published tensors that do not come out to the bit when ours are written back by the same table.
 
     A folder whose head repeats the embedding it is tied to, or that uses an older layout of the same tensors, is
     compared by what it becomes of ours.
     """
-    shapes = shapes_of(config)
+    shapes = get_parameter_shapes(config)
     read = {step.theirs: step for step in ledger.read if step.ours != ("head.weight",) or "head.weight" in shapes}
     wrong = []
     written: set[str] = set()

@@ -18,21 +18,21 @@ Warn = Callable[[str], None]
 Group = dist.ProcessGroup | None
 
 
-def say(message: str) -> None:
+def print_to_stderr(message: str) -> None:
     """Print one line on standard error."""
     print(message, file=sys.stderr, flush=True)
 
 
-def place_of(group: Group = None) -> tuple[int, int]:
+def get_rank_and_size(group: Group = None) -> tuple[int, int]:
     """This process's rank and the number of ranks; 0 of 1 without a process group."""
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(group), dist.get_world_size(group)
 
 
-def exchange(record: bytes, group: Group) -> list[bytes]:
+def all_gather_bytes(record: bytes, group: Group) -> list[bytes]:
     """Every rank's `record`, all of one length, in rank order."""
-    _, ranks = place_of(group)
+    _, ranks = get_rank_and_size(group)
     if ranks == 1:
         return [record]
     device = "cuda" if "nccl" in dist.get_backend(group) else "cpu"
@@ -42,15 +42,15 @@ def exchange(record: bytes, group: Group) -> list[bytes]:
     return [bytes(one.cpu().numpy()) for one in all_of_them]
 
 
-def agree(message: str, group: Group) -> str:
+def share_first_message(message: str, group: Group) -> str:
     """The first message that any rank has, the same on every rank; empty if none has one."""
     record = message.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0")
-    messages = (one.rstrip(b"\0").decode(errors="replace") for one in exchange(record, group))
+    messages = (one.rstrip(b"\0").decode(errors="replace") for one in all_gather_bytes(record, group))
     return next((one for one in messages if one), "")
 
 
 @contextmanager
-def in_agreement(group: Group) -> Iterator[None]:
+def raise_on_all_ranks(group: Group) -> Iterator[None]:
     """Raise on every rank what any rank raises inside, where none may wait for another.
 
     Raises:
@@ -61,12 +61,12 @@ def in_agreement(group: Group) -> Iterator[None]:
         yield
     except UserError as raised:
         error = raised
-    message = agree(str(error or ""), group)
+    message = share_first_message(str(error or ""), group)
     if message:
         raise error or UserError(message)
 
 
-class Peers:
+class StageRanks:
     """The ranks that hold parts of the same tensors as this one: all of them, or those of one stage of a pipeline.
 
     Attributes:
@@ -80,8 +80,8 @@ class Peers:
     def __init__(self, names: Iterable[str], group: Group) -> None:
         """Find them; every rank calls it with the names of the tensors that it holds parts of."""
         self.group = group
-        rank, _ = place_of(group)
-        digests = exchange(hashlib.sha256("\n".join(sorted(names)).encode()).digest(), group)
+        rank, _ = get_rank_and_size(group)
+        digests = all_gather_bytes(hashlib.sha256("\n".join(sorted(names)).encode()).digest(), group)
         alike = [other for other, digest in enumerate(digests) if digest == digests[rank]]
         self.place, self.number = alike.index(rank), len(alike)
         self.firsts = [digests.index(digest) for digest in dict.fromkeys(digests)]
@@ -92,7 +92,7 @@ class Peers:
         """The value that each stage's first rank gives, in their order; every rank calls it."""
         if self.stages == 1:
             return [value]
-        _, ranks = place_of(self.group)
+        _, ranks = get_rank_and_size(self.group)
         values: list[Any] = [None] * ranks
         dist.all_gather_object(values, None if self.place else [value], self.group)
         return [one[0] for one in values if one is not None]
@@ -105,7 +105,7 @@ class Peers:
         Args:
             tensors: of this rank's stage, whole, on every rank of the stage alike.
         """
-        rank, _ = place_of(self.group)
+        rank, _ = get_rank_and_size(self.group)
         seen: set[str] = set()
         for stage, sender in enumerate(self.firsts):
             if stage == self.stage:

@@ -17,7 +17,7 @@ E8M0_BIAS = 127
 CHUNK = 1 << 22  # values that are held in float32 at once
 
 
-def from_fp8(weight: Tensor, scale: Tensor, block: tuple[int, int] = DEFAULT_BLOCK) -> Tensor:
+def dequantize_fp8(weight: Tensor, scale: Tensor, block: tuple[int, int] = DEFAULT_BLOCK) -> Tensor:
     """The weights (out, in) in bfloat16 that FP8 numbers times their block's scale stand for (DeepSeek-V3, sec. 3.3).
 
     Args:
@@ -38,7 +38,7 @@ def from_fp8(weight: Tensor, scale: Tensor, block: tuple[int, int] = DEFAULT_BLO
     return values
 
 
-def from_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
+def dequantize_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
     """The weights (experts, in, out) in bfloat16 that packed MXFP4 stands for, in the layout that gpt-oss computes in.
 
     Args:
@@ -67,7 +67,7 @@ def from_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
     return values.mT
 
 
-def block_of(folder: Path) -> tuple[int, int]:
+def read_block_size(folder: Path) -> tuple[int, int]:
     """The size of the blocks that share a scale, as the folder's config.json tells it; 128 x 128 where it does not."""
     values = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     settings = values.get("quantization_config") if isinstance(values, dict) else None

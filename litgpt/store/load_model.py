@@ -16,36 +16,36 @@ from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.names import Step, Table
-from litgpt.store.gguf_files import GGUFFile, gguf_in
-from litgpt.store.peers import Warn, place_of, say
-from litgpt.store.sources import LIT_MODEL, Source, source_in
-from litgpt.store.state import model_tensors
-from litgpt.store.tensors import Part, overlap, part_of
+from litgpt.store.collectives_io import Warn, get_rank_and_size, print_to_stderr
+from litgpt.store.gguf_files import GGUFFile, find_gguf
+from litgpt.store.safetensors_files import TensorShard, get_shard, intersect_blocks
+from litgpt.store.state_dict import iter_model_tensors
+from litgpt.store.weight_files import LIT_MODEL, WeightSource, open_weights
 
 BLOCK_BYTES = 32 << 20  # what is read of a file at once, and so what stays in memory beside the model
 
 
-def shape_in(folder: Path) -> Config:
+def load_config(folder: Path) -> Config:
     """The shape of the model in a folder or a GGUF file: by model_config.yaml, config.json, or the GGUF file itself."""
     told = any((folder / name).is_file() for name in ("model_config.yaml", "config.json"))
-    if not told and (path := gguf_in(folder)):
+    if not told and (path := find_gguf(folder)):
         values = GGUFFile(path).config_json
         family = next(one for one in registry.families().values() if one.model_type == values["model_type"])
         return family.read(values, name=path.stem)
     config = registry.read_shape(folder)
-    return untied(folder, config) if config.tie_embeddings and (folder / LIT_MODEL).is_file() else config
+    return untie_if_saved_apart(folder, config) if config.tie_embeddings and (folder / LIT_MODEL).is_file() else config
 
 
-def untied(folder: Path, config: Config) -> Config:
+def untie_if_saved_apart(folder: Path, config: Config) -> Config:
     """The shape with a head of its own if LitGPT's file has one: it trains the two matrices of a tied model apart."""
-    source = source_in(folder)
+    source = open_weights(folder)
     head, embedding = "lm_head.weight", "transformer.wte.weight"
     if not {head, embedding} <= set(source.names) or torch.equal(source.read(head), source.read(embedding)):
         return config
     return replace(config, tie_embeddings=False)
 
 
-def table_for(source: Source, folder: Path, config: Config) -> Table | None:
+def find_name_table(source: WeightSource, folder: Path, config: Config) -> Table | None:
     """The table that the source's names follow; None for our own names."""
     if source.table or "embedding.weight" in source.names:
         return source.table
@@ -63,17 +63,17 @@ def table_for(source: Source, folder: Path, config: Config) -> Table | None:
     return family.tensors
 
 
-def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
+def get_parameter_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Every parameter of a model of this shape, by name."""
     with torch.device("meta"):
         return {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedTensor:
     """A published tensor, not read yet, and what it becomes of ours."""
 
-    source: Source
+    source: WeightSource
     step: Step
     config: Config
     shapes: Mapping[str, tuple[int, ...]]
@@ -112,7 +112,7 @@ class Published:
                     hint = f"model_config.padded_vocab_size: {here[0]}"
                 raise UserError(f"{where}: {theirs} is {list(here)}, the model's {name} {list(there)}; use {hint}")
 
-    def lend_to(self, parameters: Mapping[str, Tensor]) -> bool:
+    def map_into(self, parameters: Mapping[str, Tensor]) -> bool:
         """Let a parameter be a view of the file, if it has the file's type and layout and is whole, on the CPU."""
         if not self.source.lends or self.step.kind != "rename" or self.step.expert is not None:
             return False
@@ -126,7 +126,7 @@ class Published:
         parameter.data = view
         return True
 
-    def copy_to(self, ranks_parts: Mapping[str, Part]) -> None:
+    def copy_to(self, ranks_parts: Mapping[str, TensorShard]) -> None:
         """Copy what lies in a rank's parts of our tensors, a block of rows at a time; looks at no other values.
 
         The values are cast to the type of the parts, and sent to their device.
@@ -147,11 +147,11 @@ class Published:
                 self._copy(target, parts[name][where], tensor, lambda some: some)
 
     def _copy(self, target: Tensor, rows: Tensor, tensor: Tensor, values: Callable[[Tensor], Tensor]) -> None:
-        for mine, theirs in zip(blocks(target, tensor), blocks(rows, tensor), strict=True):
+        for mine, theirs in zip(split_rows(target, tensor), split_rows(rows, tensor), strict=True):
             mine.copy_(values(theirs))
             self.source.release(self.step.theirs)
 
-    def _meet(self, name: str, part: Part) -> tuple[Tensor, tuple[slice, ...]] | None:
+    def _meet(self, name: str, part: TensorShard) -> tuple[Tensor, tuple[slice, ...]] | None:
         """The values of a rank that a part fills, and where in the part they lie; None if it fills none."""
         local, offset, shape = part.local.detach(), part.offset, self.shape_of(name)
         if self.step.expert is not None:
@@ -159,11 +159,11 @@ class Published:
             if not 0 <= here < local.shape[0]:
                 return None
             local, offset = local[here], offset[1:]
-        meet = overlap((0,) * len(shape), shape, offset, tuple(local.shape))
+        meet = intersect_blocks((0,) * len(shape), shape, offset, tuple(local.shape))
         return (local[meet[1]], meet[0]) if meet else None
 
 
-def blocks(tensor: Tensor, like: Tensor) -> list[Tensor]:
+def split_rows(tensor: Tensor, like: Tensor) -> list[Tensor]:
     """A tensor in runs of rows, as many in each as come to `BLOCK_BYTES` in `like`."""
     if not tensor.dim():
         return [tensor]
@@ -171,7 +171,7 @@ def blocks(tensor: Tensor, like: Tensor) -> list[Tensor]:
     return list(tensor.split(max(1, BLOCK_BYTES // row_bytes)))
 
 
-def published_in(folder: Path, config: Config, *, warn: Warn = say) -> list[Published]:
+def list_published(folder: Path, config: Config, *, warn: Warn = print_to_stderr) -> list[PublishedTensor]:
     """Every tensor of a model in a folder, each checked by name, type and shape; no values are read.
 
     Args:
@@ -181,25 +181,25 @@ def published_in(folder: Path, config: Config, *, warn: Warn = say) -> list[Publ
     Raises:
         UserError: naming a tensor that only the folder or only the shape has, or of another shape or type.
     """
-    source = source_in(folder)
-    table = table_for(source, folder, config)
+    source = open_weights(folder)
+    table = find_name_table(source, folder, config)
     steps = steps_for(source, table, config)
     unread = table.left_unread(source.names, config) if table else []
     if unread:
         warn(f"{source.where}: {len(unread)} tensors of parts that the model has not are left out, first {unread[0]}")
-    shapes = shapes_of(config)
+    shapes = get_parameter_shapes(config)
     kept = [step for step in steps if not (config.tie_embeddings and step.ours == ("head.weight",))]
     check_names(source.where, kept, shapes)
     for step in steps:
         if step not in kept:
             check_tied(source, step, next(one for one in kept if "embedding.weight" in one.ours))
-    tensors = [Published(source, step, config, shapes) for step in kept]
+    tensors = [PublishedTensor(source, step, config, shapes) for step in kept]
     for tensor in tensors:
         tensor.check()
     return tensors
 
 
-def steps_for(source: Source, table: Table | None, config: Config) -> list[Step]:
+def steps_for(source: WeightSource, table: Table | None, config: Config) -> list[Step]:
     """How each published tensor becomes ours."""
     if table is None:
         return [Step(name, (name,), "rename") for name in source.names]
@@ -221,11 +221,11 @@ def check_names(where: Path, steps: list[Step], shapes: Mapping[str, Any]) -> No
             raise UserError(f"{where}: {kind} {some}; use the model_config of this folder")
 
 
-def check_tied(source: Source, head: Step, embedding: Step) -> None:
+def check_tied(source: WeightSource, head: Step, embedding: Step) -> None:
     """Refuse a head that is published beside the embedding it is tied to, and differs from it."""
     one, other = source.read(head.theirs), source.read(embedding.theirs)
     same = one.shape == other.shape and all(
-        torch.equal(*pair) for pair in zip(blocks(one, one), blocks(other, one), strict=True)
+        torch.equal(*pair) for pair in zip(split_rows(one, one), split_rows(other, one), strict=True)
     )
     source.release(head.theirs)
     source.release(embedding.theirs)
@@ -236,24 +236,24 @@ def check_tied(source: Source, head: Step, embedding: Step) -> None:
         )
 
 
-def types_in(folder: Path, config: Config) -> dict[str, torch.dtype]:
+def read_dtypes(folder: Path, config: Config) -> dict[str, torch.dtype]:
     """The type that the files of a model folder have for each of our parameters."""
     return {
         name: published.source.like(published.step.theirs).dtype
-        for published in published_in(folder, config, warn=lambda line: None)
+        for published in list_published(folder, config, warn=lambda line: None)
         for name in published.step.ours
     }
 
 
-def tensors_in(folder: Path, config: Config, *, warn: Warn = say) -> Iterator[tuple[str, Tensor]]:
+def iter_tensors(folder: Path, config: Config, *, warn: Warn = print_to_stderr) -> Iterator[tuple[str, Tensor]]:
     """The weights of a model folder under our names, whole, one at a time; memory-mapped where a rename suffices.
 
     Raises:
-        UserError: as `published_in`.
+        UserError: as `list_published`.
     """
     stacks: dict[str, Tensor] = {}
     waiting: Counter[str] = Counter()
-    for published in published_in(folder, config, warn=warn):
+    for published in list_published(folder, config, warn=warn):
         expert = published.step.expert
         if expert is None:
             yield from published.parts().items()
@@ -272,8 +272,13 @@ def tensors_in(folder: Path, config: Config, *, warn: Warn = say) -> Iterator[tu
 
 
 @torch.no_grad()
-def load(
-    model: nn.Module, folder: Path | str, *, config: Config | None = None, lend: bool = False, warn: Warn = say
+def load_model(
+    model: nn.Module,
+    folder: Path | str,
+    *,
+    config: Config | None = None,
+    mmap: bool = False,
+    warn: Warn = print_to_stderr,
 ) -> None:
     """Fill a model from a model folder; each rank copies only its part of a sharded parameter, cast to its type.
 
@@ -282,17 +287,17 @@ def load(
     Args:
         folder: a model folder, or a `.gguf` file.
         config: the model's shape; `model.config` if None.
-        lend: let parameters that have the type of the files stay in them, memory-mapped: read when they are first
+        mmap: let parameters that have the type of the files stay in them, memory-mapped: read when they are first
             looked at, copied when they are first written to. The files may be replaced meanwhile, but not changed.
         warn: told, on the first rank, how many published tensors the model has no place for.
 
     Raises:
-        UserError: as `published_in`. The model is then as it was.
+        UserError: as `list_published`. The model is then as it was.
     """
     shape: Config = config or model.config  # type: ignore[assignment]
-    rank, _ = place_of()
-    tensors = dict(model_tensors(model))
-    parts = {name: part_of(tensor) for name, tensor in tensors.items()}
-    for published in published_in(Path(folder), shape, warn=warn if rank == 0 else lambda line: None):
-        if not (lend and published.lend_to(tensors)):
+    rank, _ = get_rank_and_size()
+    tensors = dict(iter_model_tensors(model))
+    parts = {name: get_shard(tensor) for name, tensor in tensors.items()}
+    for published in list_published(Path(folder), shape, warn=warn if rank == 0 else lambda line: None):
+        if not (mmap and published.map_into(tensors)):
             published.copy_to(parts)

@@ -19,41 +19,27 @@ from torch import Tensor, nn
 
 from litgpt.errors import UserError
 from litgpt.files import publish_folder, sync_file, write_manifest
-from litgpt.store.peers import Group, Peers, Warn, agree, exchange, place_of, say
-from litgpt.store.resuming import (
-    PROGRESS,
-    find,
-    latest,
-    load,
-    model_tensors_of,
-    open_shards,
-    refusal,
-    step_folder,
-    steps_in,
+from litgpt.store.checkpoint_load import PROGRESS, list_checkpoints, refusal
+from litgpt.store.collectives_io import (
+    Group,
+    StageRanks,
+    Warn,
+    all_gather_bytes,
+    get_rank_and_size,
+    print_to_stderr,
+    share_first_message,
 )
-from litgpt.store.state import (
+from litgpt.store.safetensors_files import write_tensors
+from litgpt.store.state_dict import (
     Optimizers,
-    generator_states,
-    group_settings,
-    listed,
-    merged_groups,
-    model_tensors,
-    optimizer_values,
-    owned,
+    get_rng_states,
+    iter_model_tensors,
+    iter_optimizer_state,
+    list_optimizers,
+    merge_param_groups,
+    read_param_groups,
+    select_owned,
 )
-from litgpt.store.tensors import write_tensors
-
-__all__ = [
-    "PROGRESS",
-    "Checkpoints",
-    "find",
-    "latest",
-    "load",
-    "model_tensors_of",
-    "open_shards",
-    "step_folder",
-    "steps_in",
-]
 
 LIBRARIES = ("litgpt", "torch", "lightning", "safetensors")
 
@@ -122,7 +108,7 @@ class Checkpoints:
         kept: Collection[str] | None = None,
         layout: Mapping[str, int] | None = None,
         group: Group = None,
-        warn: Warn = say,
+        warn: Warn = print_to_stderr,
     ) -> None:
         """Clear away what a dead run left half written.
 
@@ -144,7 +130,7 @@ class Checkpoints:
         self.kept = kept
         self.layout = None if layout is None else dict(layout)
         self.group = group
-        self.rank, self.ranks = place_of(group)
+        self.rank, self.ranks = get_rank_and_size(group)
         self._warn = warn
         self._writing: Write | None = None
         self._committed_step: int | None = None
@@ -156,7 +142,7 @@ class Checkpoints:
             for path in sorted([*self.out_dir.glob("step-*.partial"), *self.out_dir.glob("step-*.discarded")]):
                 self._warn(f"{path}: left by a run that died while writing or deleting it; removed")
                 shutil.rmtree(path, ignore_errors=True)
-        agree("", self.group)  # nobody stages before the old is gone
+        share_first_message("", self.group)  # nobody stages before the old is gone
 
     @property
     def pending(self) -> bool:
@@ -182,7 +168,7 @@ class Checkpoints:
         if step in (self._committed_step, self.resumed_step) and final.exists():
             return  # the same state is there already
         staged = final.with_name(f"{final.name}.partial")
-        tensors, places, groups = self._snapshot(model, listed(optimizer))
+        tensors, places, groups = self._snapshot(model, list_optimizers(optimizer))
         record: dict[str, Any] = {
             **progress,
             "step": step,
@@ -205,20 +191,20 @@ class Checkpoints:
         self, model: nn.Module, optimizers: list[Any]
     ) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
         """What this rank writes: its tensors in host memory, and their places in the whole ones; and all groups."""
-        held: dict[str, Any] = {f"model.{name}": tensor for name, tensor in model_tensors(model, self.kept)}
-        held |= {f"optimizer.{name}": value for name, value in optimizer_values(model, optimizers)}
-        peers = Peers(held, self.group)
-        stages = peers.told((list(held), group_settings(model, optimizers)))
+        held: dict[str, Any] = {f"model.{name}": tensor for name, tensor in iter_model_tensors(model, self.kept)}
+        held |= {f"optimizer.{name}": value for name, value in iter_optimizer_state(model, optimizers)}
+        peers = StageRanks(held, self.group)
+        stages = peers.told((list(held), read_param_groups(model, optimizers)))
         earlier = {name for names, _ in stages[: peers.stage] for name in names}  # a tied embedding lies on two
         mine = ((name, value) for name, value in held.items() if name not in earlier)
         tensors, places = {}, {}
-        for name, local, place in owned(mine, peers.place, peers.number):
+        for name, local, place in select_owned(mine, peers.place, peers.number):
             # the optimizer changes its tensors in place, so a thread needs a copy of its own
             tensors[name] = local.detach().to("cpu", copy=self.asynchronous)
             places[name] = place
         if self.save_rng:
-            tensors |= {f"rng.{self.rank:05d}.{kind}": state for kind, state in generator_states().items()}
-        return tensors, places, merged_groups(groups for _, groups in stages)
+            tensors |= {f"rng.{self.rank:05d}.{kind}": state for kind, state in get_rng_states().items()}
+        return tensors, places, merge_param_groups(groups for _, groups in stages)
 
     def poll(self) -> bool:
         """Whether this rank has nothing left to write."""
@@ -234,12 +220,12 @@ class Checkpoints:
         if writing is None:
             return None
         writing.join()
-        error = agree(f"rank {self.rank}: {writing.error}" if writing.error else "", self.group)
-        hashes = exchange("".join(writing.hashes.values()).encode().ljust(64), self.group)
+        error = share_first_message(f"rank {self.rank}: {writing.error}" if writing.error else "", self.group)
+        hashes = all_gather_bytes("".join(writing.hashes.values()).encode().ljust(64), self.group)
         final = writing.staged.with_suffix("")
         if self.rank == 0 and not error:
             error = self._publish(writing, [one.decode() for one in hashes])
-        error = agree(error, self.group)
+        error = share_first_message(error, self.group)
         if not error:
             self._committed_step = writing.step
             return final
@@ -274,8 +260,8 @@ class Checkpoints:
         return ""
 
     def _abandon(self, step: int) -> None:
-        """Rename what an abandoned continuation of this run left at later steps, so that `latest` passes over it."""
-        for number, path in steps_in(self.out_dir):
+        """Rename later steps of an abandoned continuation of this run, so that `find_latest` skips them."""
+        for number, path in list_checkpoints(self.out_dir):
             foreign = self.resumed_step is not None and number > self.resumed_step and path not in self._sealed
             if number >= step or foreign:
                 name = path.with_name(f"{path.name}.abandoned")
@@ -289,7 +275,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Delete the checkpoints older than the newest `keep` that verify."""
         good = 0
-        for _, path in steps_in(self.out_dir):
+        for _, path in list_checkpoints(self.out_dir):
             if good >= self.keep:
                 discarded = path.rename(path.with_name(f"{path.name}.discarded"))  # never half a checkpoint by its name
                 shutil.rmtree(discarded, ignore_errors=True)

@@ -14,10 +14,10 @@ from litgpt.model.names import Step, rows_of
 from litgpt.model.registry import litgpt_names
 from litgpt.recipe.finetune import LORA_SWITCHES
 from litgpt.recipe.tuner import LoRA
+from litgpt.store.adapters.lora_pairs import LoRAPart
+from litgpt.store.adapters.peft_lora import Taken
 from litgpt.store.legacy import state_dict
-from litgpt.store.pairs import Part
-from litgpt.store.peft_tensors import Taken
-from litgpt.store.reading import shapes_of
+from litgpt.store.load_model import get_parameter_shapes
 
 WEIGHTS, SETTINGS = "lit_model.pth.lora", "hyperparameters.yaml"
 
@@ -47,7 +47,7 @@ def load(folder: Path, config: Config) -> tuple[LoRA, dict[str, Tensor]]:
         UserError: if a file is missing or damaged, or the adapter is for a model of another shape.
     """
     values, pairs = settings_in(folder), pairs_in(folder / WEIGHTS)
-    steps = {step.theirs: step for step in litgpt_names().writing(list(shapes_of(config)), config)}
+    steps = {step.theirs: step for step in litgpt_names().writing(list(get_parameter_shapes(config)), config)}
     enabled = [LORA_SWITCHES[f"lora_{name}"][0] for name in ("query", "key", "value") if values.get(f"lora_{name}")]
     taken = Taken(config)
     for layer, pair in pairs.items():
@@ -86,6 +86,6 @@ def split(step: Step, a: Tensor, b: Tensor, enabled: list[str], config: Config) 
     rows = [b.shape[0]] if len(step.ours) == 1 else [rows_of(config, name) for name in ours]
     found: dict[str, Tensor] = {}
     for name, one, other in zip(ours, a.chunk(len(ours)), b.split(rows), strict=True):
-        part = Part(name, first=False, rank=one.shape[0])
+        part = LoRAPart(name, first=False, rank=one.shape[0])
         found |= {part.name("a"): one, part.name("b"): other}
     return found

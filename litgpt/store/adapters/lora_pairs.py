@@ -18,7 +18,7 @@ FIRST = "_first"
 
 
 @dataclass(frozen=True)
-class Part:
+class LoRAPart:
     """The pair of one of our matrices inside a published one: whose, whether of first values, and its rank."""
 
     ours: str
@@ -27,27 +27,31 @@ class Part:
 
     def name(self, half: str) -> str:
         """What the half `a` or `b` is called."""
-        return added_to(self.ours, f"lora_{half}" + FIRST * self.first)
+        return tuner_parameter_name(self.ours, f"lora_{half}" + FIRST * self.first)
 
 
-def added_to(ours: str, key: str) -> str:
+def tuner_parameter_name(ours: str, key: str) -> str:
     """The name of a parameter that a tuner adds beside one of ours."""
     return ours.removesuffix("weight") + key if ours.endswith(".weight") else f"{ours}_{key}"
 
 
-def parts_of(step: Step, tensors: Mapping[str, Tensor]) -> list[Part]:
+def find_parts(step: Step, tensors: Mapping[str, Tensor]) -> list[LoRAPart]:
     """The parts of a published matrix that have a pair, in order."""
-    candidates = [Part(ours, first, 0) for ours in step.ours for first in (False, True)]
+    candidates = [LoRAPart(ours, first, 0) for ours in step.ours for first in (False, True)]
     found = [(part, tensors[part.name("a")]) for part in candidates if part.name("a") in tensors]
     return [replace(part, rank=a.shape[-2]) for part, a in found]
 
 
-def joined(
-    step: Step, parts: list[Part], tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], config: Config
+def join_pair(
+    step: Step,
+    parts: list[LoRAPart],
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    config: Config,
 ) -> tuple[Tensor, Tensor]:
     """A (rank, in) and B (out, rank) of a published matrix, or stacks of them; the parts' ranks add up."""
 
-    def half(part: Part, which: str) -> Tensor:
+    def half(part: LoRAPart, which: str) -> Tensor:
         tensor = tensors[part.name(which)]
         return tensor if step.expert is None else tensor[step.expert]
 
@@ -58,21 +62,21 @@ def joined(
     for part in parts:
         rows[part.ours][..., at : at + part.rank] = -half(part, "b") if part.first else half(part, "b")
         at += part.rank
-    return a, rows_joined(step, list(rows.values()), config)
+    return a, join_rows(step, list(rows.values()), config)
 
 
-def rows_joined(step: Step, rows: list[Tensor], config: Config) -> Tensor:
+def join_rows(step: Step, rows: list[Tensor], config: Config) -> Tensor:
     """Rows of our matrices in the order of the published one's rows."""
     return rows[0] if step.kind == "rename" else replace(step, transposed=False).join(rows, config)
 
 
-def rows_split(step: Step, rows: Tensor, config: Config) -> dict[str, Tensor]:
+def split_rows_of(step: Step, rows: Tensor, config: Config) -> dict[str, Tensor]:
     """The rows of each of our matrices out of those of the published one."""
     parts = [rows] if step.kind == "rename" else replace(step, transposed=False).split(rows, config)
     return dict(zip(step.ours, parts, strict=True))
 
 
-def split(step: Step, parts: list[Part], a: Tensor, b: Tensor, config: Config) -> dict[str, Tensor]:
+def split(step: Step, parts: list[LoRAPart], a: Tensor, b: Tensor, config: Config) -> dict[str, Tensor]:
     """Our A and B, by name, out of those of a published matrix.
 
     Raises:
@@ -81,7 +85,7 @@ def split(step: Step, parts: list[Part], a: Tensor, b: Tensor, config: Config) -
     if not a.dim() == b.dim() > 1 or not a.shape[-2] == b.shape[-1] == sum(part.rank for part in parts):
         raise UserError(f"{step.theirs}: A {list(a.shape)} and B {list(b.shape)} are no pair of the rank that is noted")
     found: dict[str, Tensor] = {}
-    rows, at = rows_split(step, b, config), 0
+    rows, at = split_rows_of(step, b, config), 0
     for part in parts:
         here = slice(at, at + part.rank)
         columns = rows[part.ours][..., here]
@@ -90,10 +94,10 @@ def split(step: Step, parts: list[Part], a: Tensor, b: Tensor, config: Config) -
     return found
 
 
-def shared(step: Step, a: Tensor, b: Tensor, config: Config) -> dict[str, Tensor]:
+def share_pair(step: Step, a: Tensor, b: Tensor, config: Config) -> dict[str, Tensor]:
     """Our A and B, by name, out of a pair that knows of no parts: each of ours has the whole A and its rows of B."""
     found: dict[str, Tensor] = {}
-    for ours, rows in rows_split(step, b, config).items():
-        part = Part(ours, False, a.shape[-2])
+    for ours, rows in split_rows_of(step, b, config).items():
+        part = LoRAPart(ours, False, a.shape[-2])
         found |= {part.name("a"): a, part.name("b"): rows}
     return found

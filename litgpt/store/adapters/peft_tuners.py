@@ -9,7 +9,7 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.recipe.tuner import BOFT, IA3, Tuner, VeRA
-from litgpt.store.peft_tensors import START, layer_of, steps_of
+from litgpt.store.adapters.peft_lora import START, layer_of, steps_of
 
 Reshape = Callable[[Tensor], Tensor]
 

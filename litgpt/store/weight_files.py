@@ -11,11 +11,18 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.files import MANIFEST, DamagedFileError, join_inside, read_json
 from litgpt.model.names import Table
-from litgpt.store.checkpoint import PROGRESS, open_shards
-from litgpt.store.gguf_files import GGUFFile, gguf_in
+from litgpt.store.checkpoint_load import PROGRESS, open_checkpoint
+from litgpt.store.dequantize import (
+    FP8_SCALE,
+    MXFP4_BLOCKS,
+    MXFP4_SCALES,
+    dequantize_fp8,
+    dequantize_mxfp4,
+    read_block_size,
+)
+from litgpt.store.gguf_files import GGUFFile, find_gguf
 from litgpt.store.legacy import state_dict
-from litgpt.store.quantized import FP8_SCALE, MXFP4_BLOCKS, MXFP4_SCALES, block_of, from_fp8, from_mxfp4
-from litgpt.store.tensors import TensorFiles
+from litgpt.store.safetensors_files import SafetensorsFiles
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -25,7 +32,7 @@ Dequantize = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """The tensors that a folder publishes.
 
     Attributes:
@@ -45,7 +52,7 @@ class Source:
     table: Table | None = None
 
 
-def source_in(folder: Path) -> Source:
+def open_weights(folder: Path) -> WeightSource:
     """The weights in a model folder: safetensors first, then a training checkpoint, LitGPT's file, `.bin`, GGUF.
 
     Args:
@@ -55,39 +62,39 @@ def source_in(folder: Path) -> Source:
         UserError: if there are none, a shard is missing or damaged, or an index names a file outside the folder.
     """
     if folder.is_file() and folder.suffix in (".pth", ".bin"):
-        return from_torch([folder])
+        return open_torch_files([folder])
     if folder.is_file() and folder.suffix == ".safetensors":
-        return from_safetensors(folder, [folder])
+        return open_safetensors(folder, [folder])
     if (folder / SAFETENSORS_INDEX).is_file():
-        return from_safetensors(folder / SAFETENSORS_INDEX, *indexed(folder / SAFETENSORS_INDEX, ".safetensors"))
+        return open_safetensors(folder / SAFETENSORS_INDEX, *read_index(folder / SAFETENSORS_INDEX, ".safetensors"))
     if (folder / SAFETENSORS).is_file():
-        return from_safetensors(folder / SAFETENSORS, [folder / SAFETENSORS])
+        return open_safetensors(folder / SAFETENSORS, [folder / SAFETENSORS])
     if (folder / PROGRESS).is_file() and (folder / MANIFEST).is_file():
-        return from_checkpoint(folder)
+        return open_training_checkpoint(folder)
     if loose := sorted(folder.glob("*.safetensors")):
-        return from_safetensors(folder, loose)
+        return open_safetensors(folder, loose)
     if (folder / LIT_MODEL).is_file():
-        return from_torch([folder / LIT_MODEL])
+        return open_torch_files([folder / LIT_MODEL])
     if (folder / BIN_INDEX).is_file():
-        return from_torch(indexed(folder / BIN_INDEX, ".bin")[0])
+        return open_torch_files(read_index(folder / BIN_INDEX, ".bin")[0])
     if (folder / BIN).is_file():
-        return from_torch([folder / BIN])
-    if path := gguf_in(folder):
+        return open_torch_files([folder / BIN])
+    if path := find_gguf(folder):
         file = GGUFFile(path)
-        return Source(path, file.names, file.like, file.read, table=file.table)
+        return WeightSource(path, file.names, file.like, file.read, table=file.table)
     raise UserError(f"{folder}: no weights in it; a model folder holds {SAFETENSORS}, {LIT_MODEL}, {BIN} or one .gguf")
 
 
-def safetensors_in(folder: Path) -> list[Path]:
-    """The safetensors files that `source_in` reads the weights in a folder from, and their index."""
+def list_safetensors(folder: Path) -> list[Path]:
+    """The safetensors files that `open_weights` reads the weights in a folder from, and their index."""
     if (folder / SAFETENSORS_INDEX).is_file():
-        return [folder / SAFETENSORS_INDEX, *indexed(folder / SAFETENSORS_INDEX, ".safetensors")[0]]
+        return [folder / SAFETENSORS_INDEX, *read_index(folder / SAFETENSORS_INDEX, ".safetensors")[0]]
     if (folder / SAFETENSORS).is_file():
         return [folder / SAFETENSORS]
     return [] if (folder / PROGRESS).is_file() else sorted(folder.glob("*.safetensors"))
 
 
-def indexed(index: Path, suffix: str) -> tuple[list[Path], dict[str, str]]:
+def read_index(index: Path, suffix: str) -> tuple[list[Path], dict[str, str]]:
     """The shards that an index lists, and which tensor it promises in which; only files inside its folder."""
     content = read_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
@@ -100,48 +107,48 @@ def indexed(index: Path, suffix: str) -> tuple[list[Path], dict[str, str]]:
     return shards, places
 
 
-def from_safetensors(where: Path, shards: list[Path], places: Mapping[str, str] | None = None) -> Source:
+def open_safetensors(where: Path, shards: list[Path], places: Mapping[str, str] | None = None) -> WeightSource:
     """A set of safetensors files as a source; weights stored in 4 or 8 bits are read as what they stand for."""
-    files = TensorFiles(shards)
+    files = SafetensorsFiles(shards)
     for name, shard in (places or {}).items():
         if name not in files.wholes or files.wholes[name].blocks[0][0].name != Path(shard).name:
             raise DamagedFileError(f"{where}: {name} is not in {shard}, where the index says it is")
     for name, whole in files.wholes.items():
         if len(whole.blocks) > 1:
             raise DamagedFileError(f"{where}: {name} is in {whole.blocks[0][0].name} and in {whole.blocks[1][0].name}")
-    return dequantized(Source(where, list(files.wholes), files.like, files.whole, files.release, lends=True))
+    return wrap_dequantized(WeightSource(where, list(files.wholes), files.like, files.whole, files.release, lends=True))
 
 
-def from_checkpoint(folder: Path) -> Source:
+def open_training_checkpoint(folder: Path) -> WeightSource:
     """The weights of a training checkpoint as a source, under our own names."""
-    files = open_shards(folder)
+    files = open_checkpoint(folder)
     names = [name.removeprefix("model.") for name in files.wholes if name.startswith("model.")]
 
     def named(get: Callable[[str], Any]) -> Callable[[str], Any]:
         return lambda name: get(f"model.{name}")
 
-    return Source(folder, names, named(files.like), named(files.whole), named(files.release))
+    return WeightSource(folder, names, named(files.like), named(files.whole), named(files.release))
 
 
-def from_torch(paths: Iterable[Path]) -> Source:
+def open_torch_files(paths: Iterable[Path]) -> WeightSource:
     """A set of `.pth` or `.bin` files as a source."""
     tensors: dict[str, Tensor] = {}
     paths = list(paths)
     for path in paths:
         tensors |= state_dict(path)
-    return Source(paths[0], list(tensors), lambda name: tensors[name].to("meta"), tensors.__getitem__)
+    return WeightSource(paths[0], list(tensors), lambda name: tensors[name].to("meta"), tensors.__getitem__)
 
 
-def dequantized(source: Source) -> Source:
+def wrap_dequantized(source: WeightSource) -> WeightSource:
     """A source in which weights that are stored in 8 or 4 bits appear as what they stand for."""
     known = set(source.names)
     packed: dict[str, tuple[Dequantize, str, str]] = {}
     for name in source.names:
         weight, blocks = name.removesuffix(FP8_SCALE), name.removesuffix(MXFP4_BLOCKS)
         if weight != name and weight in known:
-            packed[weight] = (partial(from_fp8, block=block_of(source.where.parent)), weight, name)
+            packed[weight] = (partial(dequantize_fp8, block=read_block_size(source.where.parent)), weight, name)
         elif blocks != name and blocks + MXFP4_SCALES in known:
-            packed[blocks] = (from_mxfp4, name, blocks + MXFP4_SCALES)
+            packed[blocks] = (dequantize_mxfp4, name, blocks + MXFP4_SCALES)
     if not packed:
         return source
 
@@ -166,4 +173,4 @@ def dequantized(source: Source) -> Source:
 
     inner = {part for _, *parts in packed.values() for part in parts}
     names = [name for name in source.names if name not in inner] + list(packed)
-    return Source(source.where, names, lambda name: unpack(name, source.like), read, release)
+    return WeightSource(source.where, names, lambda name: unpack(name, source.like), read, release)
