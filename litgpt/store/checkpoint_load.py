@@ -116,7 +116,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Bring a model and its optimizers to where a checkpoint was taken, under any layout; returns its progress.
 
-    The folder must be verified already (`find_latest` and `find_checkpoint` do that). Every rank reads only its own values.
+    The folder must be verified (`find_latest` and `find_checkpoint` do that). Every rank reads its own values only.
 
     Args:
         kept: as `Checkpoints` was given; the model's other tensors stay as they are.

@@ -103,7 +103,7 @@ def write_model_folder(
     dtype: torch.dtype | None = None,
     shard_bytes: float = SHARD_BYTES,
 ) -> None:
-    """Write weights, tokenizer and settings of a model into a staged folder; args and errors as in `save_model_folder`."""
+    """Write weights, tokenizer and settings into a staged folder; arguments and errors as in `save_model_folder`."""
     kept = write_weights(staged, config, tensors, dtype=dtype, shard_bytes=shard_bytes)
     special = copy_tokenizer(Path(tokenizer_dir), staged) if tokenizer_dir else {}
     write_settings(staged, config, {"torch_dtype": kept, **special})
