@@ -1,6 +1,6 @@
-"""Tiny runs of 20 steps, and what each logs: its losses, its gradient norms, a hash of the weights that it ends with.
+"""Tiny runs of 20 steps, and what each logs: losses, gradient norms, and a hash of the final weights.
 
-`python -m tests.golden.golden_runs` writes `losses.json` anew, which only a change that is meant to alter numbers needs.
+`python -m tests.golden.golden_runs` regenerates `losses.json`. Do that only in a change that is meant to alter numbers.
 """
 
 import csv
@@ -19,8 +19,7 @@ from tests.processes import finish, litgpt, start
 from tests.runs import write_recipe, write_text
 
 GOLDEN = Path(__file__).with_name("losses.json")
-BASE = "dense"
-"""The run whose finished model the finetuning runs start from."""
+BASE = "dense"  # the finetuning runs start from its finished model
 EXPERTS = {
     "model_config__mlp_class_name": "LLaMAMoE",
     "model_config__n_expert": 4,

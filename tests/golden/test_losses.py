@@ -1,11 +1,12 @@
-"""Twenty steps of each kind of run give the losses in `losses.json`.
+"""Twenty steps of each kind of run give the losses, gradient norms and final weights in `losses.json`.
 
-To the bit where that file was written (its CPU model, vector instructions and torch release are in it); to 1e-6
-relative on other machines, whose kernels sum in another order.
+Results are equal to the bit where that file was written; it records the CPU model, the vector instructions and the
+torch release. Kernels of other machines sum in another order: there, losses agree to 1e-6 relative, gradient norms to
+1e-5, and both to 1e-2 in bfloat16, whose rounding amplifies a last bit (measured between AVX512 and AVX2: 2e-7, 2e-6
+and 3e-3).
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,5 +28,6 @@ def test_losses_are_the_golden_ones(name: str, results: dict[str, dict[str, Any]
     if golden["machine"] == describe_machine():
         assert results[name] == expected
     else:
-        for key in ("loss", "grad_norm"):
-            assert results[name][key] == pytest.approx(expected[key], rel=1e-6)
+        for key, tolerance in {"loss": 1e-6, "grad_norm": 1e-5}.items():
+            relative = 1e-2 if "bf16" in name else tolerance
+            assert results[name][key] == pytest.approx(expected[key], rel=relative)
