@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt import adapt
-from litgpt.data.chat import ChatTemplate, read_template
-from litgpt.data.prompts import PromptStyle, has_prompt_style, load_prompt_style, save_prompt_style
+from litgpt.data.render.chat_template import ChatTemplate, read_template
+from litgpt.data.render.prompt_styles import PromptStyle, has_prompt_style, load_prompt_style, save_prompt_style
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.infer.generate import check_room, generate, until

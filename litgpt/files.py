@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -115,6 +116,28 @@ def staged_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
                 shutil.rmtree(replaced, ignore_errors=True)
             else:
                 replaced.rename(final)
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder`; the system releases it when the process ends, however it ends."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that prepares {folder}", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what interrupted runs left in a folder whose lock is held."""
+    for leftover in folder.glob("*.partial"):  # no other process writes while the lock is held
+        print(f"removing {leftover}, left by a run that was interrupted", file=sys.stderr)
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def write_manifest(folder: Path, known: dict[str, str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from litgpt.data.prompts import (
+from litgpt.data.render.prompt_styles import (
     ChatML,
     PromptStyle,
     classes,

@@ -16,13 +16,13 @@ import yaml
 
 from litgpt import GPT, LLM, Config
 from litgpt.cli import main
-from litgpt.data.prompts import PromptStyle
+from litgpt.data.render.prompt_styles import PromptStyle
 from litgpt.data.tokenizer import train_tokenizer
 from litgpt.errors import UserError
 from litgpt.infer import load
 from litgpt.store.save_model import save_model_folder
 from tests import runs
-from tests.data.test_chat import CHATML
+from tests.data.render.test_chat_template import CHATML
 from tests.processes import finish, litgpt, start
 
 WORDS = "the fox and the dog jump over a lazy cat while it rains on the green hill " * 30

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from litgpt.data.preview import open_data, print_counts, print_rows
-from litgpt.data.samples import SampleRows
-from litgpt.data.stream import TrainStream, ValStream
-from litgpt.data.streaming import StreamedRows
+from litgpt.data.stream.batches import TrainStream, ValStream
+from litgpt.data.stream.samples import SampleRows
+from litgpt.data.stream.streaming import StreamedRows
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.recipe.data import Stream

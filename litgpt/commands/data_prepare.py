@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from litgpt.data.examples import ExampleFile
-from litgpt.data.instruct import Finetuning
+from litgpt.data.cache.examples import ExampleFile
+from litgpt.data.modules.finetuning import Finetuning
 from litgpt.data.preview import open_data, print_counts, windows_of
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.files import verify_manifest

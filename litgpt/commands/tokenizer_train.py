@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
-from litgpt.data.documents import Skipped, read_documents, text_files
-from litgpt.data.shards import progress_bar
+from litgpt.data.read.documents import Skipped, read_documents, text_files
+from litgpt.data.read.progress import progress_bar
 from litgpt.data.tokenizer import train_tokenizer
 from litgpt.recipe.data_commands import TokenizerTrain
 

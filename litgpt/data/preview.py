@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from litgpt.data.examples import ExampleFile, Report
-from litgpt.data.instruct import Finetuning
-from litgpt.data.labels import Example
-from litgpt.data.samples import SampleRows
-from litgpt.data.stream import Mix, TrainStream, ValStream, Windows
-from litgpt.data.streaming import StreamedRows
+from litgpt.data.cache.examples import ExampleFile, Report
+from litgpt.data.modules.finetuning import Finetuning
+from litgpt.data.render.labels import Example
+from litgpt.data.stream.batches import Mix, TrainStream, ValStream, Windows
+from litgpt.data.stream.samples import SampleRows
+from litgpt.data.stream.streaming import StreamedRows
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.recipe.data import BatchShape, DataModule, Stream
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from litgpt.data.pieces import Pieces, read_sentencepiece
+from litgpt.data.sentencepiece import Pieces, read_sentencepiece
 from litgpt.errors import UserError
 from litgpt.files import read_json, staged_folder, write_json
 

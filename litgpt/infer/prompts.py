@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from litgpt.data.chat import ChatTemplate
-from litgpt.data.prompts import PromptStyle
+from litgpt.data.render.chat_template import ChatTemplate
+from litgpt.data.render.prompt_styles import PromptStyle
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 

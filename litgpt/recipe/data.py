@@ -84,7 +84,7 @@ class Stream(Protocol):
         """Passes over the data so far."""
 
     def __iter__(self) -> Iterator[Any]:
-        """`litgpt.data.batch.Batch`es from `position` on: endless for training; for validation one pass from the
+        """`litgpt.data.stream.batch.Batch`es from `position` on: endless for training; for validation one pass from the
         start, with equally many batches on every rank (rows that are missing have only ignored labels)."""
 
     def state_dict(self) -> dict[str, Any]:

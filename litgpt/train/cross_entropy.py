@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.data.batch import IGNORE
+from litgpt.data.stream.batch import IGNORE
 from litgpt.model.gpt import logits
 from litgpt.model.portion import Vocabulary
 

@@ -9,7 +9,7 @@ from operator import methodcaller
 import torch
 from torch import Tensor
 
-from litgpt.data.batch import Batch
+from litgpt.data.stream.batch import Batch
 from litgpt.model.gpt import logits
 from litgpt.model.portion import Portion
 from litgpt.parallel.apply import release

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from litgpt.data.batch import Batch
-from litgpt.data.prompts import FILE as STYLE
+from litgpt.data.render.prompt_styles import FILE as STYLE
+from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
 from litgpt.model.flops import training_flops

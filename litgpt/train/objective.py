@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litgpt.data.batch import IGNORE, Batch
+from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.model.portion import Portion
 from litgpt.recipe.train import LossArgs
 from litgpt.train.cross_entropy import Labels, chunked_cross_entropy, plain_cross_entropy

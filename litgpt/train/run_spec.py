@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from litgpt import adapt
-from litgpt.data.instruction_sets import Alpaca
-from litgpt.data.modules import TinyLlama
+from litgpt.data.modules.instruction_sets import Alpaca
+from litgpt.data.modules.text import TinyLlama
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT

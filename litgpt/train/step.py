@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from litgpt.data.batch import Batch
+from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
 from litgpt.parallel.apply import backward_of, backwards_of, is_sharded, unwrapped
 from litgpt.parallel.mesh import Mesh

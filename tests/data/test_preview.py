@@ -7,9 +7,9 @@ import pytest
 
 from litgpt.commands import data_inspect, data_prepare
 from litgpt.data import JSON, Conversations
-from litgpt.data.instruct import Packing
+from litgpt.data.modules.finetuning import Packing
 from litgpt.data.preview import shown
-from litgpt.data.weights import WeightRule
+from litgpt.data.render.loss_weights import WeightRule
 from litgpt.errors import UserError
 from litgpt.recipe.data_commands import DataInspect, DataPrepare
 from tests.data.templates import write_tokenizer

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from litgpt.data.batch import IGNORE, Batch
+from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize

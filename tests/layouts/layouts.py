@@ -15,7 +15,7 @@ from torch import Tensor
 
 from litgpt import adapt
 from litgpt.adapt import quantization
-from litgpt.data.batch import IGNORE, Batch
+from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from litgpt.data.batch import Batch
+from litgpt.data.stream.batch import Batch
 from litgpt.parallel.apply import place, replicate
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.pipeline import Pipeline

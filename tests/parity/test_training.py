@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from litgpt.data.batch import Batch
+from litgpt.data.stream.batch import Batch
 from litgpt.model.gpt import GPT
 from litgpt.model.registry import read_shape
 from litgpt.parallel.precision import PRECISIONS

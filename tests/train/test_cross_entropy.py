@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from litgpt.data.batch import IGNORE
+from litgpt.data.stream.batch import IGNORE
 from litgpt.train.cross_entropy import Labels, chunked_cross_entropy, plain_cross_entropy
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from litgpt.data.batch import IGNORE, Batch
+from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize

@@ -172,8 +172,8 @@ from collections.abc import Iterator
 
 import torch
 
-from litgpt.data.batch import Batch
-from litgpt.data.loader import DataModule
+from litgpt.data.stream.batch import Batch
+from litgpt.data.stream.loader import DataModule
 from litgpt.errors import UserError
 
 

@@ -1,0 +1,1 @@
+"""Tokenized text and samples on disk, mapped into memory."""

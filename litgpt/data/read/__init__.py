@@ -1,0 +1,1 @@
+"""Read documents and rows: text files, tables, JSON, archives and the hub."""

@@ -1,0 +1,1 @@
+"""Batches in a reproducible order: sampling, packing, collating, worker processes."""

@@ -1,0 +1,558 @@
+"""Modules of conversations and instructions: what is read, split, sampled, laid in rows, and gone on with exactly."""
+
+import itertools
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from litgpt.data import JSON, Conversations
+from litgpt.data.modules.finetuning import Packing
+from litgpt.data.read.row_sources import cut_sample, read_rows, source_of
+from litgpt.data.render.loss_weights import WeightRule
+from litgpt.data.stream.batch import IGNORE, Batch
+from litgpt.data.tokenizer import Tokenizer
+from litgpt.errors import UserError
+from litgpt.recipe.data import BatchShape
+from tests.data.templates import write_tokenizer
+
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "forty", "two", "more"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"), "chatml")
+
+
+def rows(count: int, seed: int = 0, **rest: Any) -> list[dict[str, Any]]:
+    """Questions with their own number in them, and answers of many lengths."""
+    order = random.Random(seed)
+    return [
+        {"query": f"number {seed}-{number}", "response": " ".join(order.choices(WORDS, k=order.randint(1, 30)))} | rest
+        for number in range(count)
+    ]
+
+
+def write(path: Path, lines: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def module(tmp_path: Path, tokenizer: Tokenizer, sources: list[Any] | None = None, **settings: Any) -> Conversations:
+    if sources is None:
+        sources = [str(write(tmp_path / "rows.jsonl", rows(60)))]
+    made = Conversations(sources=sources, cache_dir=tmp_path / "cache", num_workers=0, **settings)
+    made.connect(tokenizer)
+    made.prepare_data()
+    made.setup()
+    return made
+
+
+def samples_of(batch: Batch) -> list[tuple[list[int], list[int]]]:
+    """The ids and labels of each sample in a batch, without padding."""
+    found = []
+    for row in range(batch.ids.shape[0]):
+        numbers = torch.zeros_like(batch.ids[row]) if batch.documents is None else batch.documents[row]
+        for number in range(int(numbers.max()) + 1):
+            found.append((batch.ids[row][numbers == number].tolist(), batch.labels[row][numbers == number].tolist()))
+    return found
+
+
+def questions(batches: list[Batch], tokenizer: Tokenizer) -> list[str]:
+    texts = [tokenizer.decode(ids) for batch in batches for ids, _ in samples_of(batch)]
+    return [text.split("number ")[1].split("\n")[0] for text in texts]
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    names = ("ids", "labels", "documents", "positions", "weights", "channels")
+    pairs = [(getattr(one, name), getattr(other, name)) for name in names]
+    return all((a is None and b is None) or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
+
+
+def take(stream: Any, count: int) -> list[Batch]:
+    return list(itertools.islice(stream, count))
+
+
+SHAPE = BatchShape(4, 8, 64)
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "end to end": {},
+    "packed": {"packing": Packing(True, 150)},
+    "in order": {"packing": Packing(True, 100, "sequential")},
+    "padded": {"padding": True},
+    "lazy": {"tokenize": "lazy"},
+    "packed and padded": {"padding": True, "packing": Packing(True, 150)},
+    "by length": {"padding": True, "group_by_length": 3},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_sample_once_an_epoch(tmp_path: Path, tokenizer: Tokenizer, layout: str) -> None:
+    data = module(tmp_path, tokenizer, val_fraction=0.0, **LAYOUTS[layout])
+    stream = data.train_stream(BatchShape(1, 1, 64))
+    rounds = stream.samples_per_epoch
+    assert rounds is not None and (rounds < 40 if "packing" in LAYOUTS[layout] else rounds == 60)
+    first, second = (questions(take(stream, rounds), tokenizer) for _ in range(2))
+    assert sorted(first) == sorted(second) == sorted(f"0-{number}" for number in range(60))
+    assert first != second and stream.epoch == 2
+    assert data.val_stream(SHAPE) is None
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_hold_samples_apart(tmp_path: Path, tokenizer: Tokenizer, layout: str) -> None:
+    """Every sample in a row is what it is alone: its tokens, its own next tokens as labels, positions from 0."""
+    alone = module(tmp_path, tokenizer, val_fraction=0.0)
+    single = {
+        tuple(ids): labels for b in take(alone.train_stream(BatchShape(1, 1, 64)), 60) for ids, labels in samples_of(b)
+    }
+    data = module(tmp_path, tokenizer, val_fraction=0.0, **LAYOUTS[layout])
+    for batch in take(data.train_stream(SHAPE), 12):
+        assert batch.ids.shape == batch.labels.shape and batch.weights is None and batch.channels is None
+        assert batch.ids.shape[0] == (4 if LAYOUTS[layout].get("padding") else 1)
+        assert batch.documents is not None and batch.positions is not None
+        for ids, labels in samples_of(batch):
+            assert single[tuple(ids)] == labels
+            assert labels[-1] == IGNORE
+            assert [label for label in labels if label != IGNORE]
+        for row in range(batch.ids.shape[0]):
+            numbers, positions = batch.documents[row].tolist(), batch.positions[row].tolist()
+            seen: Counter[int] = Counter()
+            for number, position in zip(numbers, positions, strict=True):
+                assert position == (seen[number] if number >= 0 else 0)
+                seen[number] += 1
+        padding = batch.documents < 0
+        assert (batch.labels[padding] == IGNORE).all() and bool(padding.any()) <= bool(LAYOUTS[layout].get("padding"))
+
+
+def test_labels_are_the_next_tokens(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    data = module(tmp_path, tokenizer, [str(write(tmp_path / "one.jsonl", rows(1)))], val_fraction=0.0)
+    (batch,) = take(data.train_stream(BatchShape(1, 1, 64)), 1)
+    assert batch.documents is None and batch.positions is None  # one sample needs no mask
+    text = tokenizer.processor.decode(batch.ids[0].tolist(), skip_special_tokens=False)
+    assert text.startswith("<|im_start|>user\nnumber 0-0<|im_end|>\n<|im_start|>assistant\n")
+    kept = batch.labels[0] != IGNORE
+    assert torch.equal(batch.labels[0][kept], batch.ids[0][1:][kept[:-1]])
+    assert tokenizer.processor.decode(batch.labels[0][kept].tolist(), skip_special_tokens=False) == (
+        rows(1)[0]["response"] + "<|im_end|>"
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_goes_on_exactly(tmp_path: Path, tokenizer: Tokenizer, layout: str, ranks: int) -> None:
+    """20 batches are 10, a saved state, and 10 more; ranks read different samples and together all of them."""
+    everything: list[str] = []
+    for rank in range(ranks):
+        shape = BatchShape(2, 8, 64, rank, ranks)
+        whole = take(module(tmp_path, tokenizer, **LAYOUTS[layout]).train_stream(shape), 20)
+        first = module(tmp_path, tokenizer, **LAYOUTS[layout]).train_stream(shape)
+        halves = take(first, 10)
+        state = json.loads(json.dumps(first.state_dict()))
+        assert len(json.dumps(state)) < 100
+        second = module(tmp_path, tokenizer, **LAYOUTS[layout]).train_stream(shape)
+        second.load_state_dict(state)
+        halves += take(second, 10)
+        assert all(map(equal, whole, halves)) and len(halves) == 20
+        rounds = -(-first.samples_per_epoch // (2 * ranks)) if first.samples_per_epoch else 0
+        everything += questions(whole[: rounds - 1], tokenizer)
+    assert len(set(everything)) == len(everything)
+
+
+def test_samples_of_near_lengths_share_a_micro_batch(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Less padding, the longest of a group first, and the same global batches however they are cut."""
+    sources = [str(write(tmp_path / "rows.jsonl", rows(100)))]
+    padding: dict[int, list[int]] = {}
+    for groups in (0, 1, 4):
+        data = module(tmp_path, tokenizer, sources, val_fraction=0.0, padding=True, group_by_length=groups)
+        stream = data.train_stream(BatchShape(4, 16, 200))
+        assert f"padding: {data.report()['padding']['padding'] / data.report()['padding']['places']:.1%}" in (
+            capsys.readouterr().err
+        )
+        batches = take(stream, 25)
+        padding[groups] = [int((batch.documents < 0).sum()) for batch in batches if batch.documents is not None]
+        assert sum(padding[groups]) == data.report()["padding"]["padding"]
+        assert sum(batch.ids.numel() for batch in batches) == data.report()["padding"]["places"]
+        halves = [take(data.train_stream(BatchShape(2, 16, 200, rank, 2)), 8) for rank in range(2)]
+        for start in (0, 4):
+            cut = [batch for half in halves for batch in half[start : start + 4]]
+            whole = questions(batches[start : start + 4], tokenizer)
+            assert sorted(questions(cut, tokenizer)) == sorted(whole)
+        lengths = [len(ids) for batch in batches[:4] for ids, _ in samples_of(batch)]
+        assert (lengths == sorted(lengths, reverse=True)) == bool(groups)
+    assert sum(padding[4]) < sum(padding[1]) < sum(padding[0]) and sum(padding[4]) < sum(padding[0]) / 3
+    plain, sorted_ = (
+        module(tmp_path, tokenizer, sources, val_fraction=0.0, group_by_length=groups).train_stream(
+            BatchShape(4, 16, 200)
+        )
+        for groups in (0, 1)
+    )
+    for _ in range(6):  # one group alone is the same step, in another order
+        assert sorted(questions(take(plain, 4), tokenizer)) == sorted(questions(take(sorted_, 4), tokenizer))
+    for other in ({"packing": Packing(True)}, {"tokenize": "lazy"}):
+        with pytest.raises(UserError, match=r"data\.group_by_length: 2"):
+            module(tmp_path, tokenizer, sources, group_by_length=2, **other)
+
+
+def test_batches_do_not_depend_on_workers_or_ranks(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    data = module(tmp_path, tokenizer, packing=Packing(True))
+    plain = take(data.train_stream(SHAPE), 8)
+    data.num_workers = 1
+    stream = data.train_stream(SHAPE)
+    assert all(map(equal, plain, take(stream, 8)))
+    stream.close()
+    data.num_workers = 0
+    parts = [take(data.train_stream(BatchShape(2, 8, 64, rank, 2)), 8) for rank in range(2)]
+    assert sorted(questions(plain, tokenizer)) == sorted(questions(parts[0] + parts[1], tokenizer))
+
+
+def test_state_of_other_data_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    state = module(tmp_path, tokenizer).train_stream(SHAPE).state_dict()
+    same = module(tmp_path, tokenizer).train_stream(SHAPE)
+    same.load_state_dict(state)
+    others: list[dict[str, Any]] = [{"seed": 1}, {"padding": True}, {"packing": Packing(True)}, {"val_fraction": 0.2}]
+    others += [{"train_on": "everything"}, {"end_of_turn": "none"}, {"system": "Be brief."}]
+    for other in others:
+        with pytest.raises(UserError, match="of another data set"):
+            module(tmp_path, tokenizer, **other).train_stream(SHAPE).load_state_dict(state)
+    with pytest.raises(UserError, match="of another data set"):
+        module(tmp_path, tokenizer).train_stream(BatchShape(4, 8, 40)).load_state_dict(state)
+
+
+def test_validation_is_one_pass_of_other_rows(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    data = module(tmp_path, tokenizer, val_fraction=0.25)
+    training = data.train_stream(BatchShape(1, 1, 64))
+    trained = set(questions(take(training, training.samples_per_epoch or 0), tokenizer))
+    held: list[str] = []
+    counts = []
+    for rank in range(2):
+        stream = data.val_stream(BatchShape(2, 4, 64, rank, 2))
+        assert stream is not None
+        for _ in range(2):  # again gives the same
+            batches = list(stream)
+        counts.append(len(batches))
+        for batch in batches:
+            with_targets = [any(label != IGNORE for label in labels) for _, labels in samples_of(batch)]
+            said = questions([batch], tokenizer)
+            held += [question for question, counts_ in zip(said, with_targets, strict=True) if counts_]
+    assert counts == [4, 4] and len(held) == len(set(held)) == 15
+    assert not trained & set(held) and len(trained) == 45
+    given = module(tmp_path, tokenizer, val_sources=[str(write(tmp_path / "val.jsonl", rows(3, seed=9)))])
+    stream = given.val_stream(BatchShape(4, 4, 64))
+    assert stream is not None and questions(list(stream)[:1], tokenizer)[:3] == ["9-0", "9-1", "9-2"]
+    assert given.train_stream(SHAPE).samples_per_epoch == 60
+
+
+@pytest.mark.parametrize("number", [1, 9, 10, 11, 20, 21])
+def test_sample_of_a_source(tmp_path: Path, tokenizer: Tokenizer, number: int) -> None:
+    path = write(tmp_path / "ten.jsonl", rows(10))
+    stream = module(tmp_path, tokenizer, [f"{path}#{number}"], val_fraction=0.0).train_stream(BatchShape(1, 1, 64))
+    assert stream.samples_per_epoch == number
+    found = Counter(questions(take(stream, number), tokenizer))
+    assert sorted(found.values()) == sorted(
+        [number // 10 + 1] * (number % 10) + [number // 10] * (10 - number % 10 if number >= 10 else 0)
+    )
+
+
+def test_a_name_with_a_hash(tmp_path: Path) -> None:
+    path = write(tmp_path / "a#3.jsonl", rows(2))
+    assert cut_sample(str(path)) == (str(path), None)
+    assert cut_sample(f"{path}#7") == (str(path), 7)
+    assert source_of({"path": f"{path}#7", "channel": "x"}).sample == 7
+    with pytest.raises(UserError, match="names a sample"):
+        source_of({"path": f"{path}#7", "sample": 3})
+
+
+def test_one_source_does_not_change_what_is_drawn_from_another(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    first = write(tmp_path / "first.jsonl", rows(20, seed=1))
+    drawn = []
+    for count in (5, 30):
+        second = write(tmp_path / f"second-{count}.jsonl", rows(count, seed=2))
+        stream = module(tmp_path, tokenizer, [f"{first}#7", str(second)]).train_stream(BatchShape(1, 1, 64))
+        said = questions(take(stream, stream.samples_per_epoch or 0), tokenizer)
+        drawn.append(sorted(question for question in said if question.startswith("1-")))
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 7
+
+
+@pytest.mark.parametrize(("stopping", "expected"), [("first_exhausted", [30, 10]), ("all_exhausted", [120, 40])])
+def test_interleaved_in_proportion(
+    tmp_path: Path, tokenizer: Tokenizer, stopping: Any, expected: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [
+        {"path": str(write(tmp_path / "a.jsonl", rows(30, seed=1))), "weight": 3},
+        {"path": str(write(tmp_path / "b.jsonl", rows(40, seed=2))), "weight": 1},
+    ]
+    data = module(tmp_path, tokenizer, sources, mix="interleave", stopping=stopping, val_fraction=0.0)
+    stream = data.train_stream(BatchShape(1, 1, 200))
+    said = questions(take(stream, stream.samples_per_epoch or 0), tokenizer)
+    assert [sum(question.startswith(f"{seed}-") for question in said) for seed in (1, 2)] == expected
+    assert "a.jsonl: " in capsys.readouterr().err.replace(f"{tmp_path}/", "")
+
+
+def test_channels_and_weights_reach_the_batch(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    sources = [
+        {"path": str(write(tmp_path / "a.jsonl", rows(6, seed=1, weight=0.5))), "channel": "math"},
+        {"path": str(write(tmp_path / "b.jsonl", rows(6, seed=2, channel="code")))},
+    ]
+    data = module(tmp_path, tokenizer, sources, val_fraction=0.0)
+    stream: Any = data.train_stream(BatchShape(12, 12, 64))
+    (batch,) = take(stream, 1)
+    assert stream.rows.channels == ["code", "math"] and batch.channels is not None and batch.weights is not None
+    for number, question in enumerate(questions([batch], tokenizer)):
+        mine = batch.documents == number
+        trained = mine & (batch.labels != IGNORE)
+        assert set(batch.channels[mine].tolist()) == {question.startswith("1-")}
+        assert set(batch.weights[trained].tolist()) == {0.5 if question.startswith("1-") else 1.0}
+        assert not batch.weights[mine & (batch.labels == IGNORE)].any()
+
+
+BAD = [
+    ("not json", "not JSON"),
+    (json.dumps([1]), "not an object"),
+    (json.dumps({"query": "q"}), "no answer"),
+    (json.dumps({"query": "q", "response": 5}), "answer is no text"),
+    (json.dumps({"messages": [{"role": "x", "content": "q"}]}), "unknown role"),
+    ('{"query": "q", "response": "\\ud800"}', "half a surrogate pair"),
+    (b'{"query": "q", "response": "\xff"}', "not UTF-8"),
+    (json.dumps({"query": "q", "response": "a", "tools": "{"}), "tools: not JSON"),
+    ("[" * 3000, "not JSON"),
+    ("{}", "empty row"),
+]
+
+
+def test_two_thousand_bad_rows_are_counted(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order = random.Random(5)
+    chosen = [order.choice(BAD) for _ in range(2000)]
+    good = [json.dumps(row) for row in rows(50)]
+    lines: list[tuple[Any, str]] = [*chosen, *((line, "") for line in good)]
+    order.shuffle(lines)
+    path = tmp_path / "mixed.jsonl"
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line, _ in lines) + b"\n\n")
+    data = module(tmp_path, tokenizer, [str(path)], on_error="drop")
+    report = data.report()[str(path)]
+    assert report["rows"] == 2050 and report["reasons"] == dict(
+        Counter(reason for reason in (r for _, r in lines) if reason)
+    )
+    assert len(report["first"]) == 10
+    where = next(number for number, (_, reason) in enumerate(lines, 1) if reason)
+    assert report["first"][0].startswith(f"{path}:{where}: {lines[where - 1][1]}")
+    said = capsys.readouterr().err
+    assert "2,000 of 2,050 rows left out" in said and f":{where}:" not in said
+    module(tmp_path, tokenizer, [str(path)], on_error="warn")
+    assert report["first"][9] in capsys.readouterr().err
+    for _ in range(2):  # with samples made by now, too
+        with pytest.raises(UserError) as raised:
+            module(tmp_path, tokenizer, [str(path)], on_error="raise")
+        assert str(raised.value).startswith(report["first"][0]) and str(raised.value).endswith("data.on_error: drop")
+
+
+def test_overlong_samples(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    lines = [
+        *rows(4),
+        {"query": "number 9-9", "response": "fox " * 200},
+        {"query": "fox " * 100 + "number 8-8\n", "response": "a"},
+    ]
+    sources = [str(write(tmp_path / "long.jsonl", lines))]
+    counts = {}
+    for how in ("drop", "truncate_right", "truncate_left", "split"):
+        data = module(tmp_path, tokenizer, sources, val_fraction=0.0, on_overlong=how)
+        stream = data.train_stream(BatchShape(1, 1, 70))
+        batches = take(stream, stream.samples_per_epoch or 0)
+        assert max(batch.ids.shape[1] for batch in batches) <= 70
+        assert all(batch.targets for batch in batches)
+        counts[how] = len(batches)
+        report = data.report()[sources[0]]
+        assert (report["overlong"], report["untrained"]) == (2, how == "truncate_right")
+        assert report["rows"] == 6 and not report["reasons"]
+    assert counts["drop"] == 4 and counts["truncate_right"] == 5 and counts["truncate_left"] == 6
+    assert counts["split"] > 8
+    with pytest.raises(UserError, match=r"train\.max_seq_length: 70"):
+        module(tmp_path, tokenizer, sources, on_overlong="raise").train_stream(BatchShape(1, 1, 70))
+    with pytest.raises(UserError, match="none of"):
+        module(tmp_path, tokenizer, sources, on_overlong="drop").train_stream(BatchShape(1, 1, 4))
+
+
+def test_same_rows_from_every_kind_of_file(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    import csv
+    import gzip
+
+    import pyarrow
+    import pyarrow.parquet
+
+    lines = [
+        {"query": f"number 0-{n}", "response": text} for n, text in enumerate(["NA", "null", "é😀", 'a,"b"\nc', "1"])
+    ]
+    write(tmp_path / "a.jsonl", lines)
+    (tmp_path / "b.json").write_text(json.dumps(lines))
+    write(tmp_path / "c.json", lines)
+    (tmp_path / "d.json").write_text(json.dumps({"rows": lines}))
+    with (tmp_path / "e.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ["query", "response"])
+        table.writeheader()
+        table.writerows(lines)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines), tmp_path / "f.parquet")
+    (tmp_path / "g.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    for path in sorted(tmp_path.iterdir()):
+        assert [row for _, row in read_rows(path)] == lines, path
+    for broken in ("[{", '[{"a": 1} {"b": 2}]', '[{"a": 1}', '[{"a": 1}] x', "3", "[" * 3000, '[{"a": "\udcff"}]'):
+        (tmp_path / "broken.json").write_bytes(broken.encode(errors="surrogateescape"))
+        with pytest.raises(UserError, match=r"broken\.json: [^\n]*$"):
+            list(read_rows(tmp_path / "broken.json"))
+    long = [{"query": "q" * 3_000_000, "response": "é" * 10}, 12, 3.5, None, {"a": []}, {"query": "r", "response": "s"}]
+    for text in (json.dumps(long, ensure_ascii=False), json.dumps(long, indent=2), "\ufeff [ ]\n", "[1, 2]"):
+        (tmp_path / "long.json").write_text(text)
+        assert [row for _, row in read_rows(tmp_path / "long.json")] == json.loads(text.lstrip("\ufeff"))
+    with pytest.raises(UserError, match=r"broken\.json"):
+        (tmp_path / "broken.json").write_text("[{")
+        list(read_rows(tmp_path / "broken.json"))
+
+
+def test_tools_of_other_shapes_survive_parquet(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    from litgpt.data.read.conversation import to_conversation
+
+    tools = [[{"name": "f", "parameters": {"city": {"type": "string"}}}], [{"name": "g", "parameters": {"x": 1}}]]
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    lines = [{"messages": said, "tools": json.dumps(one)} for one in tools]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines), tmp_path / "t.parquet")
+    found = [to_conversation(row).tools for _, row in read_rows(tmp_path / "t.parquet")]
+    assert [json.loads(one or "") for one in found] == tools
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ([], "at least one"),
+        (["nowhere.jsonl"], "no such file"),
+        ([{"path": "x", "colums": {}}], "did you mean columns"),
+        ([{"format": "auto"}], "give a path"),
+        ([{"path": "x", "format": "chat"}], "give auto, messages"),
+        ([{"path": "x", "sample": -1}], "sample: -1"),
+        ([{"path": "x", "weight": "2"}], "weight: '2'"),
+        ([3], "give a path"),
+    ],
+)
+def test_sources_that_cannot_be(tmp_path: Path, tokenizer: Tokenizer, sources: list[Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        module(tmp_path, tokenizer, sources)
+    assert "\n" not in str(raised.value) and "data" in str(raised.value)
+
+
+def instructions(count: int) -> list[dict[str, str]]:
+    return [{"instruction": f"number 0-{n}\n", "input": "i" * (n % 2), "output": "the fox"} for n in range(count)]
+
+
+def test_litgpt_json(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Prompt by the style, tokenized by itself; answer and end of text behind it; all of it trained unless masked."""
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(instructions(40)))
+    for mask in (False, True):
+        data = JSON(path, mask_prompt=mask, num_workers=0)
+        data.connect(tokenizer)
+        data.prepare_data()
+        stream = data.train_stream(BatchShape(1, 1, 200))
+        assert stream.samples_per_epoch == 38 and data.val_stream(BatchShape(1, 1, 200)) is not None
+        (batch,) = take(stream, 1)
+        text = tokenizer.processor.decode(batch.ids[0].tolist(), skip_special_tokens=False)
+        prompt, answer = text.split("### Response:\n")
+        number = int(prompt.split("number 0-")[1].split("\n")[0])
+        row = instructions(40)[number]
+        assert answer == "the fox<|im_end|>" and ("### Input:\ni\n" in prompt) == bool(row["input"])
+        written = data.style.apply(row["instruction"], input=row["input"])
+        ids = [*tokenizer.encode(written).tolist(), *tokenizer.encode("the fox", bos=False, eos=True).tolist()]
+        assert batch.ids[0].tolist() == ids
+        size = len(tokenizer.encode(written))
+        assert int((batch.labels == IGNORE).sum()) == 1 + (size - 1 if mask else 0)
+
+
+def test_litgpt_json_folder(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    write(tmp_path / "train.jsonl", instructions(5))
+    (tmp_path / "val.json").write_text(json.dumps(instructions(3)))
+    data = JSON(tmp_path, num_workers=0, prompt_style="phi-2")
+    data.connect(tokenizer)
+    data.prepare_data()
+    val = data.val_stream(BatchShape(1, 1, 200))
+    assert data.train_stream(SHAPE).samples_per_epoch == 5 and val is not None and val.samples_per_epoch == 3
+    with pytest.raises(UserError, match="val_split_fraction"):
+        JSON(tmp_path, val_split_fraction=0.1)
+    with pytest.raises(UserError, match="ignore_index"):
+        JSON(tmp_path, ignore_index=0)
+    with pytest.raises(UserError, match="did you mean alpaca"):
+        JSON(tmp_path, prompt_style="alpac")
+
+
+def test_samples_are_made_once_and_again_for_another_tokenizer(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module(tmp_path, tokenizer)
+    assert "tokenized" in capsys.readouterr().err
+    module(tmp_path, tokenizer)
+    assert "tokenized" not in capsys.readouterr().err
+    other = write_tokenizer(tmp_path / "other", "marked")
+    module(tmp_path, other)
+    assert "tokenized" in capsys.readouterr().err
+    (damaged,) = list((tmp_path / "cache").glob("*/tokens.npy"))[:1]
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"tokens.npy"):
+        module(tmp_path, tokenizer)
+        module(tmp_path, other)
+
+
+def test_lengths_of_hundred_thousand(tmp_path: Path) -> None:
+    from litgpt.data.stream.packing import filling, pack
+
+    lengths = np.clip(np.random.default_rng(0).lognormal(5.5, 0.9, 100_000), 4, 4096).astype(int)
+    assert filling(lengths, pack(lengths, 4096), 4096) > 0.97
+
+
+def test_lazy_batches_are_those_made_ahead(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    lines = [*rows(30, channel="a"), *rows(10, seed=1, weight=0.5), {"text": "the quick brown fox " * 20}]
+    sources = [str(write(tmp_path / "rows.jsonl", lines))]
+    for settings in (
+        {},
+        {"padding": True},
+        {"weights": [WeightRule(2, keyword="fox")]},
+        {"on_overlong": "truncate_left"},
+    ):
+        settings = {"on_overlong": "truncate_right"} | settings
+        ahead, lazy = (module(tmp_path, tokenizer, sources, tokenize=how, **settings) for how in ("ahead", "lazy"))
+        pairs = zip(take(ahead.train_stream(SHAPE), 12), take(lazy.train_stream(SHAPE), 12), strict=True)
+        assert all(equal(one, other) for one, other in pairs)
+        val, other_val = ahead.val_stream(SHAPE), lazy.val_stream(SHAPE)
+        assert val is not None and other_val is not None and all(map(equal, val, other_val))
+
+
+def test_lazy_samples_that_cannot_be(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    refused = {"messages": [{"role": "user", "content": "refuse"}, {"role": "assistant", "content": "a"}]}
+    sources = [str(write(tmp_path / "rows.jsonl", [*rows(3), refused, {"query": "q", "response": "fox " * 99}]))]
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if m.content == 'refuse' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
+    )
+    settings = {"tokenize": "lazy", "chat_template": template, "val_fraction": 0.0}
+    for workers in (0, 1):
+        data = module(tmp_path, tokenizer, sources, **settings)
+        data.num_workers = workers
+        stream = data.train_stream(BatchShape(5, 5, 70))
+        with pytest.raises(UserError, match="conversation 4: the chat template refuses it") as raised:
+            take(stream, 1)
+        assert "\n" not in str(raised.value)
+        stream.close()
+    (batch,) = take(
+        module(tmp_path, tokenizer, sources, on_error="drop", **settings).train_stream(BatchShape(5, 5, 70)), 1
+    )
+    trained = [any(label != IGNORE for label in labels) for _, labels in samples_of(batch)]
+    assert sorted(trained) == [False, False, True, True, True] and "conversation 4" in capsys.readouterr().err
+    for other in ({"packing": Packing(True)}, {"on_overlong": "split"}, {"on_overlong": "raise"}):
+        with pytest.raises(UserError, match=r"data\.tokenize: ahead"):
+            module(tmp_path, tokenizer, sources, **(settings | other))

@@ -1,0 +1,105 @@
+"""Text files of every kind, sound and damaged."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from litgpt.data.read.documents import SUFFIXES, Skipped, identify, read_documents, text_files
+from litgpt.errors import UserError
+
+ROWS = [{"text": "first"}, {"text": "zweiter – Text", "id": 3}, {"id": 4, "text": "third\nline"}]
+
+
+def write(path: Path, content: bytes) -> Path:
+    packed = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)(content)
+    path.write_bytes(packed)
+    return path
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_kind(tmp_path: Path, suffix: str) -> None:
+    rows = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n"
+    if ".jsonl" in suffix:
+        path, expected = write(tmp_path / f"a{suffix}", rows.encode()), [row["text"] for row in ROWS]
+    else:
+        path, expected = write(tmp_path / f"a.b{suffix}", b"ein\r\nText"), ["ein\nText"]
+    assert list(read_documents(path)) == expected
+    (tmp_path / "notes.md").write_text("not text for training")
+    (tmp_path / "sub").mkdir()
+    assert text_files(tmp_path, "input") == [path]
+    assert text_files(path, "input") == [path]
+
+
+def test_several_zstandard_frames(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(zstandard.compress(b"one ") + zstandard.compress(b"two"))
+    assert list(read_documents(path)) == ["one two"]
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.zst", "a.jsonl.gz", "a.txt.zst"])
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_archive_cut_short(tmp_path: Path, name: str, policy: str) -> None:
+    content = "".join(json.dumps({"text": f"row {i} {i * 7919 % 10007}"}) + "\n" for i in range(20000)).encode()
+    path = write(tmp_path / name, content)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(UserError, match=r"a\.\w+\.\w+:\d+: cannot be unpacked"):
+        list(read_documents(path, bad_rows=policy))  # type: ignore[arg-type]
+
+
+BAD_ROWS = {
+    b'{"text": "x"': "not JSON",
+    b'{"txt": "x"}': 'no "text"',
+    b'{"text": ""}': 'no "text"',
+    b'{"text": 3}': 'no "text"',
+    b'["text"]': 'no "text"',
+    b'{"text": "\xff"}': "not UTF-8",
+    b'{"text": "\\ud800"}': "surrogate",
+    b"[" * 100_000: "not JSON",
+}
+
+
+@pytest.mark.parametrize("row", BAD_ROWS, ids=range(len(BAD_ROWS)))
+def test_bad_row(tmp_path: Path, row: bytes) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"text": "good"}\n' + row + b'\n\n{"text": "also good"}\n' + row)
+    with pytest.raises(UserError) as caught:
+        list(read_documents(path))
+    assert f"{path}:2: " in str(caught.value) and BAD_ROWS[row] in str(caught.value)
+    skipped = Skipped()
+    assert list(read_documents(path, bad_rows="skip", skipped=skipped)) == ["good", "also good"]
+    assert skipped.count == 2 and skipped.first.startswith(f"{path}:2: ")
+
+
+@pytest.mark.parametrize("content, place", [(b"", "1: empty"), (b"one\ntwo\nthr\xe9e\n", "3: not UTF-8 (byte 0xe9)")])
+def test_bad_text_file(tmp_path: Path, content: bytes, place: str) -> None:
+    path = write(tmp_path / "a.txt", content)
+    with pytest.raises(UserError) as caught:
+        list(read_documents(path))
+    assert f"{path}:{place}" in str(caught.value)
+    skipped = Skipped()
+    assert not list(read_documents(path, bad_rows="skip", skipped=skipped)) and skipped.count == 1
+
+
+def test_no_files(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match=r"^input: "):
+            text_files(path, "input")
+
+
+def test_hashes_are_remembered_but_not_of_files_just_written(tmp_path: Path) -> None:
+    import os
+
+    path, memory = write(tmp_path / "a.txt", b"aaaa"), tmp_path / "hashes.json"
+    first = identify([path], memory)
+    assert not memory.exists()
+    write(path, b"bbbb")  # same size, perhaps the same tick of the clock
+    assert identify([path], memory) != first
+    os.utime(path, (1, 1))
+    second = identify([path], memory)
+    assert memory.exists() and identify([path], memory) == second
+    write(path, b"cccc")
+    assert identify([path], memory)[0].sha256 != second[0].sha256
+    memory.write_text("{")  # damaged: hashed again
+    assert identify([path], memory)[0].bytes == 4
