@@ -16,7 +16,7 @@ from torch.distributed.pipelining._backward import stage_backward_input, stage_b
 from litgpt.model.gpt import GPT, Elsewhere
 from litgpt.model.portion import Portion
 from litgpt.parallel.mesh import Mesh
-from litgpt.parallel.timetable import (
+from litgpt.parallel.schedules import (
     BACKWARD,
     FORWARD,
     INPUT,

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from lightning.fabric.strategies.parallel import ParallelStrategy
 
-from litgpt.parallel import watch
+from litgpt.parallel import heartbeat
 from litgpt.parallel.mesh import Mesh
 from litgpt.recipe.parallel import Degrees
 

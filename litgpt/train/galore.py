@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from litgpt.parallel.apply import full
-from litgpt.parallel.subspace import beside, like, summed
+from litgpt.parallel.galore_layout import beside, like, summed
 
 BASES = ("left", "right")
 

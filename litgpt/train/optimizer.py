@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from litgpt.errors import UserError
-from litgpt.parallel.subspace import check_layout
+from litgpt.parallel.galore_layout import check_layout
 from litgpt.recipe.optimizer import SGD, AdamW, AdamW8bit, Custom, GaLore, Muon, Optimizer
 from litgpt.train.galore import LowRankAdamW
 

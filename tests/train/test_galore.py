@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from litgpt.errors import UserError
-from litgpt.parallel.subspace import check_layout
+from litgpt.parallel.galore_layout import check_layout
 from litgpt.recipe.optimizer import GaLore
 from litgpt.train.galore import LowRankAdamW
 from litgpt.train.optimizer import build

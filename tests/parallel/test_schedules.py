@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from litgpt.errors import UserError
-from litgpt.parallel.timetable import (
+from litgpt.parallel.schedules import (
     BACKWARD,
     FORWARD,
     INPUT,
