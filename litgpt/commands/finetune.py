@@ -10,8 +10,8 @@ from litgpt import adapt
 from litgpt.errors import UserError
 from litgpt.infer.load import find_folder, inside_run
 from litgpt.model.gpt import GPT
-from litgpt.parallel.apply import full
-from litgpt.parallel.strategy import is_first
+from litgpt.parallel.apply import full_tensor
+from litgpt.parallel.strategy import is_rank_zero
 from litgpt.recipe.finetune import Finetune
 from litgpt.store.adapters.folder import save_adapter_folder
 from litgpt.store.save_model import gather_stages, save_model
@@ -49,7 +49,7 @@ def publish(trained: Run, *, spec: RunSpec) -> Path:
     if spec.tuner is None or spec.tuner.merges:
         tensors, texts = adapt.merged(core), trained.tokenizer_dir
         save_model(final, core, tensors=tensors, config=trained.config, tokenizer_dir=texts, replace=True)
-        if is_first():
+        if is_rank_zero():
             spec.data.mark(final)
     if spec.tuner is not None and spec.adapted:
         save_adapter(trained.recipe.out_dir / "adapter" if spec.tuner.merges else final, trained, spec)
@@ -61,9 +61,9 @@ def save_adapter(folder: Path, trained: Run, spec: RunSpec) -> None:
     """Write the adapter as a folder that PEFT loads; where PEFT has no form for it, say so: it is in the model too."""
     core = trained.train_state.core
     assert isinstance(core, GPT) and spec.tuner is not None
-    own = ((name, full(one.detach())) for name, one in adapt.adapter_tensors(core).items())
+    own = ((name, full_tensor(one.detach())) for name, one in adapt.adapter_tensors(core).items())
     tensors = {name: one.to("cpu") for name, one in gather_stages(core, own)}
-    if not is_first():
+    if not is_rank_zero():
         return
     about = {"config": trained.config, "settings": spec.tuner, "base": spec.base, "run": spec.run}
     try:

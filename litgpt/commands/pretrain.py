@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-from litgpt.commands.report import write_report
-from litgpt.parallel.strategy import is_first, leave
-from litgpt.parallel.heartbeat import naming_the_lost
 from litgpt.recipe.pretrain import Pretrain
 from litgpt.store.save_model import save_model
 from litgpt.train.run import train

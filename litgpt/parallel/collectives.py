@@ -19,7 +19,7 @@ from torch import Tensor
 Group = dist.ProcessGroup
 
 
-def gather(x: Tensor, group: Group, dim: int) -> Tensor:
+def all_gather_no_grad(x: Tensor, group: Group, dim: int) -> Tensor:
     """Every rank's tensor, all of one shape, one after the other along a dim; no gradient."""
     dim %= x.dim()
     parts = x.new_empty(dist.get_world_size(group), *x.shape)
@@ -27,7 +27,7 @@ def gather(x: Tensor, group: Group, dim: int) -> Tensor:
     return parts.movedim(0, dim).flatten(dim, dim + 1)
 
 
-def scatter(x: Tensor, group: Group, dim: int) -> Tensor:
+def reduce_scatter_no_grad(x: Tensor, group: Group, dim: int) -> Tensor:
     """This rank's part along a dim of the sum of every rank's tensor; no gradient."""
     dim %= x.dim()
     parts = x.unflatten(dim, (dist.get_world_size(group), -1)).movedim(dim, 0).contiguous()
@@ -36,116 +36,116 @@ def scatter(x: Tensor, group: Group, dim: int) -> Tensor:
     return part
 
 
-def reduce(x: Tensor, group: Group, kind: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+def all_reduce_no_grad(x: Tensor, group: Group, kind: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
     """The sum, or the highest, of every rank's tensor; no gradient."""
     total = x.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, kind, group=group)
     return total
 
 
-class _Gathered(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group, dim: int) -> Tensor:
         ctx.group, ctx.dim = group, dim
-        return gather(x, group, dim)
+        return all_gather_no_grad(x, group, dim)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
-        return scatter(slope, ctx.group, ctx.dim), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return reduce_scatter_no_grad(grad, ctx.group, ctx.dim), None, None
 
 
-class _Scattered(torch.autograd.Function):
+class _ReduceScatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group, dim: int) -> Tensor:
         ctx.group, ctx.dim = group, dim
-        return scatter(x, group, dim)
+        return reduce_scatter_no_grad(x, group, dim)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
-        return gather(slope, ctx.group, ctx.dim), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return all_gather_no_grad(grad, ctx.group, ctx.dim), None, None
 
 
-class _Copied(torch.autograd.Function):
+class _CopyToGroup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        return reduce(slope, ctx.group), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return all_reduce_no_grad(grad, ctx.group), None
 
 
-class _Summed(torch.autograd.Function):
+class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        return reduce(x, group)
+        return all_reduce_no_grad(x, group)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        return slope, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
-class _Collected(torch.autograd.Function):
+class _AllGatherReplicated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group, dim: int) -> Tensor:
         ctx.group, ctx.dim = group, dim
-        return gather(x, group, dim)
+        return all_gather_no_grad(x, group, dim)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
-        parts = slope.chunk(dist.get_world_size(ctx.group), ctx.dim)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        parts = grad.chunk(dist.get_world_size(ctx.group), ctx.dim)
         return parts[dist.get_rank(ctx.group)], None, None
 
 
-class _Exchanged(torch.autograd.Function):
+class _AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, group: Group, sent: list[int], received: list[int]) -> Tensor:
         ctx.group, ctx.sent, ctx.received = group, sent, received
-        return exchange(rows, group, sent, received)
+        return all_to_all_no_grad(rows, group, sent, received)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
-        return exchange(slope, ctx.group, ctx.received, ctx.sent), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return all_to_all_no_grad(grad, ctx.group, ctx.received, ctx.sent), None, None, None
 
 
-def exchange(rows: Tensor, group: Group, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+def all_to_all_no_grad(rows: Tensor, group: Group, sent: Sequence[int], received: Sequence[int]) -> Tensor:
     """The rows that other ranks have for this one, in rank order; no gradient."""
     got = rows.new_empty(sum(received), *rows.shape[1:])
     dist.all_to_all_single(got, rows.contiguous(), list(received), list(sent), group=group)
     return got
 
 
-def gathered(x: Tensor, group: Group, dim: int) -> Tensor:
+def all_gather(x: Tensor, group: Group, dim: int) -> Tensor:
     """Every rank's part along a dim; each rank goes on to do something else with the whole."""
-    return _Gathered.apply(x, group, dim)
+    return _AllGather.apply(x, group, dim)
 
 
-def scattered(x: Tensor, group: Group, dim: int) -> Tensor:
+def reduce_scatter(x: Tensor, group: Group, dim: int) -> Tensor:
     """This rank's part along a dim of the sum over ranks."""
-    return _Scattered.apply(x, group, dim)
+    return _ReduceScatter.apply(x, group, dim)
 
 
-def copied(x: Tensor, group: Group) -> Tensor:
+def copy_to_group(x: Tensor, group: Group) -> Tensor:
     """What all ranks have alike, and each does something else with."""
-    return _Copied.apply(x, group)
+    return _CopyToGroup.apply(x, group)
 
 
-def summed(x: Tensor, group: Group) -> Tensor:
+def all_reduce(x: Tensor, group: Group) -> Tensor:
     """The sum over ranks, with which each goes on to do the same."""
-    return _Summed.apply(x, group)
+    return _AllReduce.apply(x, group)
 
 
-def collected(x: Tensor, group: Group, dim: int) -> Tensor:
+def all_gather_replicated(x: Tensor, group: Group, dim: int) -> Tensor:
     """Every rank's part along a dim; all ranks go on to do the same with the whole."""
-    return _Collected.apply(x, group, dim)
+    return _AllGatherReplicated.apply(x, group, dim)
 
 
-def exchanged(rows: Tensor, group: Group, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+def all_to_all(rows: Tensor, group: Group, sent: Sequence[int], received: Sequence[int]) -> Tensor:
     """Rows for other ranks, in rank order, for the rows that they have for this one.
 
     Args:
         sent: how many rows go to each rank.
         received: how many come from each.
     """
-    return _Exchanged.apply(rows, group, list(sent), list(received))
+    return _AllToAll.apply(rows, group, list(sent), list(received))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.model.attention import Shared
-from litgpt.parallel.collectives import Group, exchanged, gathered
+from litgpt.parallel.collectives import Group, all_gather, all_to_all
 from litgpt.parallel.ring import INSTEAD, around
 
 Attend = Callable[..., Tensor]
@@ -68,7 +68,7 @@ class KeysGathered(AnyMask):
 
     def __call__(self, attend: Attend, q_BHPS: Tensor, k_BKPS: Tensor, v_BKPS: Tensor, sinks: Tensor | None) -> Tensor:
         """(B, H, P, S), what this rank's queries find."""
-        k_BKTS, v_BKTS = (self.pieces.in_order(gathered(own, self.group, 2), 2) for own in (k_BKPS, v_BKPS))
+        k_BKTS, v_BKTS = (self.pieces.in_order(all_gather(own, self.group, 2), 2) for own in (k_BKPS, v_BKPS))
         return attend(q_BHPS, k_BKTS, v_BKTS, sinks=sinks)
 
 
@@ -104,7 +104,7 @@ class HeadsForTokens(AnyMask):
         """A tensor of which every rank has a part along `joined`; afterwards it has one along `cut`."""
         ones = [1] * self.ranks
         parts = x.unflatten(cut, (self.ranks, -1)).movedim(cut, 0)
-        return exchanged(parts, self.group, ones, ones).movedim(0, joined).flatten(joined, joined + 1)
+        return all_to_all(parts, self.group, ones, ones).movedim(0, joined).flatten(joined, joined + 1)
 
 
 class KeysInARing:

@@ -7,7 +7,7 @@ from torch.distributed.tensor.placement_types import Placement
 from litgpt.errors import UserError
 
 
-def check_layout(matrix: Tensor) -> None:
+def check_galore_layout(matrix: Tensor) -> None:
     """Refuse matrices that are spread otherwise than whole, or along one of their dims.
 
     Raises:
@@ -19,7 +19,7 @@ def check_layout(matrix: Tensor) -> None:
             raise UserError("optimizer: GaLore does not know matrices split by parallel.tensor; set parallel.tensor: 1")
 
 
-def beside(matrix: Tensor, basis: Tensor, *, left: bool) -> Tensor:
+def distribute_basis(matrix: Tensor, basis: Tensor, *, left: bool) -> Tensor:
     """A basis, whole and alike on all ranks, laid out to be multiplied with the matrices that it belongs to.
 
     Args:
@@ -39,14 +39,14 @@ def beside(matrix: Tensor, basis: Tensor, *, left: bool) -> Tensor:
     return distribute_tensor(basis, matrix.device_mesh, spread, src_data_rank=None)
 
 
-def summed(product: Tensor) -> Tensor:
+def reduce_partial(product: Tensor) -> Tensor:
     """A product with what ranks have each a part of added up."""
     if not isinstance(product, DTensor):
         return product
     return product.redistribute(placements=[Replicate() if one.is_partial() else one for one in product.placements])
 
 
-def like(value: Tensor, laid_out: Tensor) -> Tensor:
+def distribute_like(value: Tensor, laid_out: Tensor) -> Tensor:
     """A whole tensor, alike on all ranks, laid out as another."""
     if not isinstance(laid_out, DTensor) or isinstance(value, DTensor):
         return value

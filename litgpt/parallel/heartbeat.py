@@ -19,7 +19,7 @@ GLANCE = 0.05  # seconds between two looks at whether they have
 ADVICE = "the others stop; start again with resume: auto"
 
 
-class Watch:
+class Heartbeat:
     """Signs of life of all ranks in the store through which they found each other.
 
     Every rank gives some, and looks after the next one. Whoever finds a rank gone, or cannot go on, tells all others,
@@ -33,7 +33,7 @@ class Watch:
         self.store, self.rank, self.ranks, self.silence = store, rank, ranks, silence
         self.ended, self.ending = threading.Event(), threading.Lock()
         store.set(f"who/{rank}", f"rank {rank} of {ranks} (process {os.getpid()} on {socket.gethostname()})")
-        threading.Thread(target=self._look, name="watch", daemon=True).start()
+        threading.Thread(target=self._look, name="heartbeat", daemon=True).start()
 
     def end(self) -> None:
         """Leave without being missed."""
@@ -57,7 +57,7 @@ class Watch:
                     self.stop(told)
             except RuntimeError:
                 if not self.ended.wait(PATIENCE):
-                    self.stop(gone(self.without_store()))
+                    self.stop(lost_message(self.without_store()))
 
     def sign(self, rank: int) -> int:
         """How many signs of life a rank has given."""
@@ -78,7 +78,7 @@ class Watch:
 
     def tell_gone(self, ranks: list[int]) -> None:
         """Let all ranks know that some are gone; the first to tell is believed."""
-        self.tell(gone(" and ".join(map(self.name, ranks))))
+        self.tell(lost_message(" and ".join(map(self.name, ranks))))
         for rank in ranks:
             self.store.add(f"left/{rank}", 1)  # nobody need wait for them
             self.store.add("leaving", 1)
@@ -107,7 +107,7 @@ class Watch:
                 self.tell_gone(silent)
             return self.told()
         except RuntimeError:
-            return gone(self.without_store())
+            return lost_message(self.without_store())
 
     def stop(self, why: str) -> None:
         """End this process, with all others: they may never come to what it waits for, nor it to what they do."""
@@ -144,30 +144,30 @@ class Watch:
             time.sleep(GLANCE)  # by when the others have ended
 
 
-def gone(who: str) -> str:
+def lost_message(who: str) -> str:
     """What is said of ranks that are gone."""
     return f"{who} is gone; {ADVICE}"
 
 
-watching: list[Watch] = []  # at most one
+watching: list[Heartbeat] = []  # at most one
 
 
-def begin(silence: float) -> None:
+def start_heartbeat(silence: float) -> None:
     """Watch the ranks of the default process group."""
     store = dist.distributed_c10d._get_default_store()
     # of its own connection: another thread may wait on that of the group
-    apart = dist.PrefixStore("watch", store.clone())
-    watching.append(Watch(apart, dist.get_rank(), dist.get_world_size(), silence))
+    apart = dist.PrefixStore("heartbeat", store.clone())
+    watching.append(Heartbeat(apart, dist.get_rank(), dist.get_world_size(), silence))
 
 
-def end() -> None:
+def stop_heartbeat() -> None:
     """Watch no more, and be watched no more."""
     while watching:
         watching.pop().end()
 
 
 @contextmanager
-def naming_the_lost() -> Iterator[None]:
+def report_lost_ranks() -> Iterator[None]:
     """If what runs inside fails, end all processes of the run with one line that says why.
 
     That is the error, if it is the user's; or who is gone, if that is why an exchange failed; else the error passes.

@@ -5,7 +5,7 @@ import logging
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from litgpt.recipe.parallel import Degrees
+from litgpt.recipe.parallel import ParallelDims
 
 STORAGE = ("pipeline", "data_replicate", "shard", "tensor")
 BATCH = ("pipeline", "data", "context", "tensor")
@@ -24,47 +24,46 @@ class Mesh:
     `experts`. So neighbours in rank, which are the nearest devices, share a layer's matrices; the farthest are stages.
     """
 
-    def __init__(self, degrees: Degrees, device: str) -> None:
+    def __init__(self, dims: ParallelDims, device: str) -> None:
         # a whole tensor is put together along one axis after the other, of which torch warns at every tensor
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-        self.degrees = degrees
-        one = degrees
+        self.dims = dims
         self.storage = init_device_mesh(
-            device, (one.pipeline, one.data_replicate, one.shard, one.tensor), mesh_dim_names=STORAGE
+            device, (dims.pipeline, dims.data_replicate, dims.shard, dims.tensor), mesh_dim_names=STORAGE
         )
         self.batch = init_device_mesh(
-            device, (one.pipeline, one.data_ranks, one.context, one.tensor), mesh_dim_names=BATCH
+            device, (dims.pipeline, dims.data_ranks, dims.context, dims.tensor), mesh_dim_names=BATCH
         )
         self.experts = self.storage
-        if self.spreads_experts:
-            shape = (one.pipeline, one.data_replicate, one.expert_shard, one.expert, one.expert_tensor)
+        if self.has_expert_mesh:
+            shape = (dims.pipeline, dims.data_replicate, dims.expert_shard, dims.expert, dims.expert_tensor)
             self.experts = init_device_mesh(device, shape, mesh_dim_names=EXPERT)
 
     @property
-    def spreads_experts(self) -> bool:
+    def has_expert_mesh(self) -> bool:
         """Whether experts lie otherwise than the rest: tokens of all tensor ranks differ, so theirs are shards too."""
-        return self.degrees.expert * self.degrees.expert_tensor * self.degrees.tensor > 1
+        return self.dims.expert * self.dims.expert_tensor * self.dims.tensor > 1
 
     @property
-    def replicated_only(self) -> bool:
+    def is_replicated_only(self) -> bool:
         """Whether every rank has all parameters and a whole model, so that only gradients have to be summed."""
-        return self.degrees.world == self.degrees.data_replicate
+        return self.dims.world == self.dims.data_replicate
 
     @property
-    def shards(self) -> DeviceMesh:
+    def fsdp_mesh(self) -> DeviceMesh:
         """What FSDP2 shards parameters over: one axis, or two whose first replicates."""
-        if self.degrees.data_replicate > 1:
+        if self.dims.data_replicate > 1:
             return self.storage["data_replicate", "shard"]
         return self.storage["shard"]
 
     @property
-    def expert_shards(self) -> DeviceMesh:
+    def expert_fsdp_mesh(self) -> DeviceMesh:
         """What FSDP2 shards the parameters of experts over."""
-        if self.degrees.data_replicate > 1:
+        if self.dims.data_replicate > 1:
             return self.experts["data_replicate", "expert_shard"]
         return self.experts["expert_shard"]
 
-    def place(self, axis: str) -> int:
+    def rank(self, axis: str) -> int:
         """This rank's number along an axis of `batch`."""
         return self.batch.get_local_rank(axis)
 
@@ -73,11 +72,11 @@ class Mesh:
         return self.batch.get_group(axis)
 
     @property
-    def counts_batch(self) -> bool:
+    def is_batch_leader(self) -> bool:
         """Whether this is the one rank that tells of a batch that several ranks work on."""
-        return not any(self.place(axis) for axis in ("pipeline", "context", "tensor"))
+        return not any(self.rank(axis) for axis in ("pipeline", "context", "tensor"))
 
     @property
-    def counts_loss(self) -> bool:
+    def is_loss_leader(self) -> bool:
         """Whether the loss that this rank has is to be added: all ranks of the tensor axis have the same."""
-        return not self.place("tensor")
+        return not self.rank("tensor")

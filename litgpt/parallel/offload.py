@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 
-class Keeper(Protocol):
+class SavedTensorHooks(Protocol):
     """Decides what is kept for backward in place of each tensor that a function saves."""
 
     def begin(self) -> None:
@@ -22,7 +22,7 @@ class Keeper(Protocol):
         """The tensor for what was kept."""
 
 
-def keeping(keeper: Keeper, function: Callable[..., Any]) -> Callable[..., Any]:
+def use_saved_tensor_hooks(keeper: SavedTensorHooks, function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that hands what it keeps for backward to a keeper."""
 
     @wraps(function)
@@ -34,7 +34,7 @@ def keeping(keeper: Keeper, function: Callable[..., Any]) -> Callable[..., Any]:
     return kept
 
 
-class Away(NamedTuple):
+class OffloadedTensor(NamedTuple):
     """A tensor in host memory, the device that it was on, and when it has arrived."""
 
     values: Tensor
@@ -42,7 +42,7 @@ class Away(NamedTuple):
     arrived: Any
 
 
-class Host:
+class HostOffload:
     """Keeps a block's activations in host memory; copies run beside the computation on accelerators."""
 
     def __init__(self, block: nn.Module) -> None:
@@ -65,21 +65,21 @@ class Host:
 
     def note(self, module: nn.Module) -> None:
         """Add where a module's parameters are."""
-        self.parameters.update(storage_of(parameter) for parameter in module.parameters())
+        self.parameters.update(storage_pointer(parameter) for parameter in module.parameters())
 
     def pack(self, tensor: Tensor) -> Any:
         """Send a tensor to the host, unless it is a parameter or a number."""
-        if not tensor.dim() or storage_of(tensor) in self.parameters:
+        if not tensor.dim() or storage_pointer(tensor) in self.parameters:
             return tensor
         if tensor.device.type != "cuda":
-            return Away(tensor.to("cpu", copy=True), tensor.device, None)
+            return OffloadedTensor(tensor.to("cpu", copy=True), tensor.device, None)
         values = torch.empty_like(tensor, device="cpu", pin_memory=True)
-        stream = copying(tensor.device)
+        stream = get_copy_stream(tensor.device)
         stream.wait_stream(torch.cuda.current_stream(tensor.device))
         with torch.cuda.stream(stream):
             values.copy_(tensor, non_blocking=True)
             tensor.record_stream(stream)
-        return Away(values, tensor.device, stream.record_event())
+        return OffloadedTensor(values, tensor.device, stream.record_event())
 
     def unpack(self, kept: Any) -> Tensor:
         """Bring a tensor back."""
@@ -93,14 +93,14 @@ class Host:
 STREAMS: dict[torch.device, torch.cuda.Stream] = {}
 
 
-def copying(device: torch.device) -> torch.cuda.Stream:
+def get_copy_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream of a device that copies to the host."""
     if device not in STREAMS:
         STREAMS[device] = torch.cuda.Stream(device)
     return STREAMS[device]
 
 
-def storage_of(tensor: Tensor) -> int:
+def storage_pointer(tensor: Tensor) -> int:
     """Where a tensor's memory begins, or that of this rank's part of it."""
     local = getattr(tensor, "_local_tensor", tensor)
     return local.untyped_storage().data_ptr()

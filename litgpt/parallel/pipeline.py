@@ -21,18 +21,18 @@ from litgpt.parallel.schedules import (
     FORWARD,
     INPUT,
     RECEIVE,
-    RECEIVE_SLOPE,
+    RECEIVE_GRAD,
     SEND,
-    SEND_SLOPE,
+    SEND_GRAD,
     WEIGHT,
     Task,
-    layers_of_stages,
-    programs,
-    stages_of,
+    assign_stages,
+    build_schedule,
+    split_layers,
 )
 from litgpt.recipe.parallel import ParallelArgs
 
-programs_of = cache(programs)
+build_schedule_cached = cache(build_schedule)
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,17 @@ class Stage:
         return self.model(ids_BT, layers=self.layers, hidden_BTD=self.hidden_BPD, **named)
 
 
-Run = Callable[[Stage, int], Tensor]
+StageFunction = Callable[[Stage, int], Tensor]
 
 
 class Pipeline:
     """The stages of a model that lie here, and how micro-batches pass through all of them.
 
     Attributes:
-        own: numbers of the stages that lie here.
-        gathers_often: whether parameters are gathered for every micro-batch anew.
-        copies: names of the parameters that another device has too, and keeps: the embedding's beside the last layers,
-            if it is tied to the head.
+        local_stages: numbers of the stages that lie here.
+        needs_sync_each: whether parameters are gathered for every micro-batch anew.
+        tied_copies: names of the parameters that another device has too, and keeps: those of the embedding beside the
+            last layers, if it is tied to the head.
     """
 
     def __init__(self, model: GPT, mesh: Mesh, settings: ParallelArgs, dtype: torch.dtype) -> None:
@@ -82,32 +82,32 @@ class Pipeline:
             UserError: if the layers do not go round.
         """
         self.model, self.dtype = model, dtype
-        self.schedule, self.devices = settings.pipeline_schedule, mesh.degrees.pipeline
-        self.gathers_often = settings.level == 3
-        self.layers = layers_of_stages(settings, model.config.n_layer)
+        self.schedule, self.devices = settings.pipeline_schedule, mesh.dims.pipeline
+        self.needs_sync_each = settings.level == 3
+        self.layers = split_layers(settings, model.config.n_layer)
         self.stages = len(self.layers)
-        self.group, self.device = mesh.group("pipeline"), mesh.place("pipeline")
-        self.own = stages_of(self.schedule, self.device, self.devices, self.stages)
+        self.group, self.device = mesh.group("pipeline"), mesh.rank("pipeline")
+        self.local_stages = assign_stages(self.schedule, self.device, self.devices, self.stages)
         self.owners = {
             stage: device
             for device in range(self.devices)
-            for stage in stages_of(self.schedule, device, self.devices, self.stages)
+            for stage in assign_stages(self.schedule, device, self.devices, self.stages)
         }
         self.moving: list[tuple[dist.Work, Tensor]] = []
-        self._take_out()
+        self._remove_other_layers()
         shared = model.config.tie_embeddings and self.owners[0] != self.owners[self.stages - 1]
-        self.shares_embedding = shared and self.device in (self.owners[0], self.owners[self.stages - 1])
-        copied = self.shares_embedding and self.has_last
-        self.copies = frozenset(self._embedding() if copied else ())
+        self.has_tied_embedding = shared and self.device in (self.owners[0], self.owners[self.stages - 1])
+        copied = self.has_tied_embedding and self.has_last
+        self.tied_copies = frozenset(self._embedding() if copied else ())
 
     @property
     def has_last(self) -> bool:
         """Whether losses and scores are computed here."""
-        return self.stages - 1 in self.own
+        return self.stages - 1 in self.local_stages
 
-    def _take_out(self) -> None:
-        model, first, last = self.model, 0 in self.own, self.has_last
-        here = {layer for stage in self.own for layer in self.layers[stage]}
+    def _remove_other_layers(self) -> None:
+        model, first, last = self.model, 0 in self.local_stages, self.has_last
+        here = {layer for stage in self.local_stages for layer in self.layers[stage]}
         for layer in range(len(model.blocks)):
             if layer not in here:
                 model.blocks[layer] = Elsewhere()
@@ -124,7 +124,7 @@ class Pipeline:
     def _embedding(self) -> dict[str, nn.Parameter]:
         return {f"embedding.{name}": parameter for name, parameter in self.model.embedding.named_parameters()}
 
-    def step(self, shapes: Sequence[torch.Size], run: Run) -> None:
+    def step(self, shapes: Sequence[torch.Size], run: StageFunction) -> None:
         """Forward and backward of micro-batches; leaves gradients on the parameters.
 
         All ranks of the pipeline have the same batches and call it together.
@@ -133,10 +133,10 @@ class Pipeline:
             shapes: (B, T) of each micro-batch; they may differ.
             run: what a stage makes of the micro-batch of a number: hidden states, or the loss.
         """
-        passage = Passage(self, shapes, run, self.first_trained())
-        for task in programs_of(self.schedule, self.devices, self.stages, len(shapes))[self.device]:
-            passage.do(task)
-        self.settle()
+        runner = ScheduleRunner(self, shapes, run, self.first_trained_stage())
+        for task in build_schedule_cached(self.schedule, self.devices, self.stages, len(shapes))[self.device]:
+            runner.run_task(task)
+        self.wait_sends()
 
     def evaluate(self, shape: torch.Size, run: Callable[[Stage], Any]) -> Any:
         """One micro-batch forward; what the last stage makes of it, None where that does not lie.
@@ -144,17 +144,17 @@ class Pipeline:
         A device does not wait for those after it, so that several of these overlap.
         """
         made = None
-        for stage in self.own:
+        for stage in self.local_stages:
             if stage and self.owners[stage - 1] != self.device:
                 made, work = self.receive(shape, stage - 1, 0)
                 work.wait()
-            made = run(self.stage(stage, made))
+            made = run(self.build_stage(stage, made))
             if stage + 1 < self.stages and self.owners[stage + 1] != self.device:
                 self.send(made, stage + 1, 0)
                 made = None
         return made
 
-    def stage(self, number: int, hidden_BPD: Tensor | None) -> Stage:
+    def build_stage(self, number: int, hidden_BPD: Tensor | None) -> Stage:
         """A stage with what comes in."""
         return Stage(self.model, self.layers[number], number == self.stages - 1, hidden_BPD)
 
@@ -183,20 +183,20 @@ class Pipeline:
             return shape[0], shape[1]
         return shape[0], portion.between_blocks(shape[1])
 
-    def settle(self) -> None:
+    def wait_sends(self) -> None:
         """Wait until what was sent has arrived."""
         while self.moving:
             self.moving.pop(0)[0].wait()
 
-    def first_trained(self) -> int:
+    def first_trained_stage(self) -> int:
         """The first stage that trains anything; those before need no backward. As many as there are, if none does."""
-        trains = [stage for stage in self.own if any(one.requires_grad for one in self.parameters_of(stage))]
+        trains = [stage for stage in self.local_stages if any(p.requires_grad for p in self.stage_parameters(stage))]
         device = next(self.model.parameters()).device
         first = torch.tensor(min(trains, default=self.stages), device=device)
         dist.all_reduce(first, op=dist.ReduceOp.MIN, group=self.group)
         return int(first)
 
-    def parameters_of(self, stage: int) -> list[nn.Parameter]:
+    def stage_parameters(self, stage: int) -> list[nn.Parameter]:
         """What a stage computes with."""
         model = self.model
         parts: list[nn.Module | None] = [model.blocks[layer] for layer in self.layers[stage]]
@@ -206,9 +206,9 @@ class Pipeline:
             parts += [model.norm, model.embedding if model.config.tie_embeddings else model.head]
         return [parameter for part in parts if part is not None for parameter in part.parameters()]
 
-    def add_copies(self) -> None:
+    def sum_tied_gradients(self) -> None:
         """Add up the gradients of parameters that lie on two devices."""
-        if not self.shares_embedding:
+        if not self.has_tied_embedding:
             return
         other = self.owners[0] if self.has_last else self.owners[self.stages - 1]
         for parameter in self._embedding().values():
@@ -225,30 +225,30 @@ class Pipeline:
                 local += there
                 parameter.grad = here
 
-    def joined_norm(self, norm: Tensor) -> Tensor:
+    def reduce_norm(self, norm: Tensor) -> Tensor:
         """The norm over all stages, of norms over what each has."""
         square = norm.to(next(self.model.parameters()).device).double().square()  # not all stages have gradients
         dist.all_reduce(square, group=self.group)
         return square.sqrt()
 
-    def agreed(self, number: int) -> int:
+    def broadcast_from_last(self, number: int) -> int:
         """A number that those who have the last stage know, on all."""
         told = torch.tensor(number, device=next(self.model.parameters()).device)
         dist.broadcast(told, group=self.group, group_src=self.owners[self.stages - 1])
         return int(told)
 
 
-class Passage:
+class ScheduleRunner:
     """The way of one step's micro-batches through the stages of a device.
 
     What is known of a micro-batch at a stage lies under (stage, number) until it is no longer needed.
     """
 
-    def __init__(self, pipeline: Pipeline, shapes: Sequence[torch.Size], run: Run, first: int) -> None:
+    def __init__(self, pipeline: Pipeline, shapes: Sequence[torch.Size], run: StageFunction, first: int) -> None:
         self.pipeline, self.shapes, self.run, self.first = pipeline, shapes, run, first
         self.arriving: dict[Task, tuple[Tensor, dist.Work | None]] = {}
         self.graphs: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}
-        self.slopes: dict[tuple[int, int], Tensor] = {}
+        self.input_grads: dict[tuple[int, int], Tensor] = {}
         self.split: dict[tuple[int, int], Any] = {}
         self.actions: dict[str, Callable[[int, int], None]] = {
             FORWARD: self.forward,
@@ -257,39 +257,39 @@ class Passage:
             WEIGHT: self.backward_weight,
             SEND: self.send,
             RECEIVE: self.receive,
-            SEND_SLOPE: self.send_slope,
-            RECEIVE_SLOPE: self.receive_slope,
+            SEND_GRAD: self.send_grad,
+            RECEIVE_GRAD: self.receive_grad,
         }
 
-    def do(self, task: Task) -> None:
+    def run_task(self, task: Task) -> None:
         """Do one task."""
         self.actions[task.kind](task.stage, task.micro)
 
     def tag(self, kind: str, stage: int, number: int) -> int:
         """A number that no other move of the step has."""
-        return 1 + (number * self.pipeline.stages + stage) * 2 + (kind == RECEIVE_SLOPE)
+        return 1 + (number * self.pipeline.stages + stage) * 2 + (kind == RECEIVE_GRAD)
 
-    def arrived(self, kind: str, stage: int, number: int) -> Tensor:
+    def wait_received(self, kind: str, stage: int, number: int) -> Tensor:
         """What was received, once it is there."""
         tensor, work = self.arriving.pop(Task(kind, stage, number))
         if work is not None:
             work.wait()
         return tensor
 
-    def hand_over(self, kind: str, stage: int, number: int, tensor: Tensor) -> None:
+    def pass_locally(self, kind: str, stage: int, number: int, tensor: Tensor) -> None:
         """Give something to a stage if that lies here; what lies elsewhere is sent when it is time."""
-        if stage in self.pipeline.own:
+        if stage in self.pipeline.local_stages:
             self.arriving[Task(kind, stage, number)] = (tensor, None)
 
     def forward(self, stage: int, number: int) -> None:
         """Let a stage run; what enters it is a leaf of its own graph."""
         hidden = None
         if stage:
-            hidden = self.arrived(RECEIVE, stage, number).requires_grad_(stage > self.first)
-        made = self.run(self.pipeline.stage(stage, hidden), number)
+            hidden = self.wait_received(RECEIVE, stage, number).requires_grad_(stage > self.first)
+        made = self.run(self.pipeline.build_stage(stage, hidden), number)
         self.graphs[stage, number] = (hidden, made)
         if stage < self.pipeline.stages - 1:
-            self.hand_over(RECEIVE, stage + 1, number, made.detach())
+            self.pass_locally(RECEIVE, stage + 1, number, made.detach())
 
     def backward(self, stage: int, number: int) -> None:
         """Gradients of a stage's weights and of what entered it."""
@@ -297,9 +297,9 @@ class Passage:
             del self.graphs[stage, number]
             return
         hidden, made = self.graphs.pop((stage, number))
-        made.backward(self.slope(stage, number))
+        made.backward(self.output_grad(stage, number))
         if hidden is not None and hidden.requires_grad:
-            self._back(stage, number, hidden)
+            self._pass_grad(stage, number, hidden)
 
     def backward_input(self, stage: int, number: int) -> None:
         """The gradient of what entered a stage; where that has none, all is left for `backward_weight`."""
@@ -307,32 +307,32 @@ class Passage:
             return
         hidden, made = self.graphs.pop((stage, number))
         assert hidden is not None
-        slope = self.slope(stage, number)
-        weights = self.weights(stage)
-        _, groups = stage_backward_input([made], None if slope is None else [slope], [hidden], iter(weights))
+        grad = self.output_grad(stage, number)
+        weights = self.trained_parameters(stage)
+        _, groups = stage_backward_input([made], None if grad is None else [grad], [hidden], iter(weights))
         self.split[stage, number] = groups
-        self._back(stage, number, hidden)
+        self._pass_grad(stage, number, hidden)
 
     def backward_weight(self, stage: int, number: int) -> None:
         """The gradients of a stage's weights."""
         if stage <= self.first:
             self.backward(stage, number)
         else:
-            stage_backward_weight(iter(self.weights(stage)), self.split.pop((stage, number)))
+            stage_backward_weight(iter(self.trained_parameters(stage)), self.split.pop((stage, number)))
 
-    def weights(self, stage: int) -> list[nn.Parameter]:
+    def trained_parameters(self, stage: int) -> list[nn.Parameter]:
         """What is trained of a stage."""
-        return [parameter for parameter in self.pipeline.parameters_of(stage) if parameter.requires_grad]
+        return [parameter for parameter in self.pipeline.stage_parameters(stage) if parameter.requires_grad]
 
-    def slope(self, stage: int, number: int) -> Tensor | None:
+    def output_grad(self, stage: int, number: int) -> Tensor | None:
         """The gradient of what a stage gave; none for the loss."""
-        return None if stage == self.pipeline.stages - 1 else self.arrived(RECEIVE_SLOPE, stage, number)
+        return None if stage == self.pipeline.stages - 1 else self.wait_received(RECEIVE_GRAD, stage, number)
 
-    def _back(self, stage: int, number: int, hidden: Tensor) -> None:
-        slope = torch.zeros_like(hidden) if hidden.grad is None else hidden.grad
-        if stage - 1 not in self.pipeline.own:
-            self.slopes[stage, number] = slope
-        self.hand_over(RECEIVE_SLOPE, stage - 1, number, slope)
+    def _pass_grad(self, stage: int, number: int, hidden: Tensor) -> None:
+        grad = torch.zeros_like(hidden) if hidden.grad is None else hidden.grad
+        if stage - 1 not in self.pipeline.local_stages:
+            self.input_grads[stage, number] = grad
+        self.pass_locally(RECEIVE_GRAD, stage - 1, number, grad)
 
     def send(self, stage: int, number: int) -> None:
         """Begin to send what a stage gave."""
@@ -344,16 +344,16 @@ class Passage:
         tag = self.tag(RECEIVE, stage, number)
         self.arriving[Task(RECEIVE, stage, number)] = self.pipeline.receive(self.shapes[number], stage - 1, tag)
 
-    def send_slope(self, stage: int, number: int) -> None:
+    def send_grad(self, stage: int, number: int) -> None:
         """Begin to send the gradient of what entered a stage."""
         if stage > self.first:
-            slope = self.slopes.pop((stage, number))
-            self.pipeline.send(slope, stage - 1, self.tag(RECEIVE_SLOPE, stage - 1, number))
+            grad = self.input_grads.pop((stage, number))
+            self.pipeline.send(grad, stage - 1, self.tag(RECEIVE_GRAD, stage - 1, number))
 
-    def receive_slope(self, stage: int, number: int) -> None:
+    def receive_grad(self, stage: int, number: int) -> None:
         """Begin to receive the gradient of what a stage gave."""
         if stage >= self.first:
-            tag = self.tag(RECEIVE_SLOPE, stage, number)
-            self.arriving[Task(RECEIVE_SLOPE, stage, number)] = self.pipeline.receive(
+            tag = self.tag(RECEIVE_GRAD, stage, number)
+            self.arriving[Task(RECEIVE_GRAD, stage, number)] = self.pipeline.receive(
                 self.shapes[number], stage + 1, tag
             )

@@ -4,7 +4,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.parallel.collectives import Group, collected, reduce
+from litgpt.parallel.collectives import Group, all_gather_replicated, all_reduce_no_grad
 from litgpt.parallel.context import EXCHANGES, Pieces
 from litgpt.parallel.mesh import Mesh
 from litgpt.recipe.parallel import ParallelArgs
@@ -19,15 +19,15 @@ class VocabularyRows:
 
     def summed(self, values: Tensor) -> Tensor:
         """The sum over all parts of the vocabulary, without gradient."""
-        return reduce(values, self.group)
+        return all_reduce_no_grad(values, self.group)
 
     def highest(self, values: Tensor) -> Tensor:
         """The highest over all parts of the vocabulary, without gradient."""
-        return reduce(values, self.group, dist.ReduceOp.MAX)
+        return all_reduce_no_grad(values, self.group, dist.ReduceOp.MAX)
 
     def gathered(self, scores: Tensor) -> Tensor:
         """(..., V) out of the (..., rows) scores of every part."""
-        return collected(scores, self.group, -1)
+        return all_gather_replicated(scores, self.group, -1)
 
 
 class Tokens:
@@ -35,10 +35,10 @@ class Tokens:
 
     def __init__(self, mesh: Mesh, settings: ParallelArgs, vocabulary: VocabularyRows | None) -> None:
         self.vocabulary = vocabulary
-        self.group, self.ranks = mesh.group("context"), mesh.degrees.context
+        self.group, self.ranks = mesh.group("context"), mesh.dims.context
         self.pieces = Pieces(self.group, head_tail=settings.context_method != "ulysses")
         self.exchange = EXCHANGES[settings.context_method](self.group, self.pieces) if self.ranks > 1 else None
-        self.sequence_ranks = mesh.degrees.tensor if settings.sequence else 1
+        self.sequence_ranks = mesh.dims.tensor if settings.sequence else 1
         self.multiple = self.sequence_ranks * (2 * self.ranks if self.ranks > 1 else 1)
 
     def padded(self, whole_BT: Tensor, fill: float) -> Tensor:
@@ -55,4 +55,4 @@ class Tokens:
 
     def together(self, own_BPD: Tensor) -> Tensor:
         """(B, T, D) in order, lengthening included, out of every rank's tokens."""
-        return self.pieces.in_order(collected(own_BPD, self.group, 1), 1) if self.ranks > 1 else own_BPD
+        return self.pieces.in_order(all_gather_replicated(own_BPD, self.group, 1), 1) if self.ranks > 1 else own_BPD

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from litgpt.errors import UserError
 from litgpt.model.recomputing import Recomputing
-from litgpt.parallel.offload import Host, keeping
+from litgpt.parallel.offload import HostOffload, use_saved_tensor_hooks
 from litgpt.recipe.recompute import RecomputeArgs
 
 Function = Callable[..., Any]
@@ -26,7 +26,7 @@ DISCARDED = {
 }
 
 
-def recompute(model: nn.Module, settings: RecomputeArgs, *, compiled: bool) -> None:
+def apply_recompute(model: nn.Module, settings: RecomputeArgs, *, compiled: bool) -> None:
     """Let a model compute again what the settings say; before it is compiled and sharded, after it is split.
 
     Args:
@@ -36,25 +36,25 @@ def recompute(model: nn.Module, settings: RecomputeArgs, *, compiled: bool) -> N
     Raises:
         UserError: if the model has no part of a kind that is named.
     """
-    stages = stages_of(model)
+    stages = group_local_blocks(model)
     blocks = [block for stage in stages for block in stage]
-    again = partial(computed_again, compiled=compiled)
+    again = partial(checkpoint_function, compiled=compiled)
     if settings.granularity == "full" and settings.method == "uniform" and settings.num_layers > 1:
-        recompute_units(model, settings.num_layers, again)
+        recompute_block_groups(model, settings.num_layers, again)
     elif settings.granularity == "full":
         first = settings.num_layers if settings.method == "block" else len(blocks)
         for block in (block for stage in stages for block in stage[:first]):
             compose(block, "forward", again)
     elif settings.granularity == "selective":
-        check_parts(model, settings.parts)
+        check_recompute_parts(model, settings.parts)
         for block in blocks:
             recompute_parts(block, settings, again, compiled=compiled)
     if settings.offload and settings.granularity != "selective":
         for block in blocks:
-            compose(block, "forward", partial(keeping, Host(block)))
+            compose(block, "forward", partial(use_saved_tensor_hooks, HostOffload(block)))
 
 
-def stages_of(model: nn.Module) -> list[list[nn.Module]]:
+def group_local_blocks(model: nn.Module) -> list[list[nn.Module]]:
     """The blocks that lie here, those of each run of neighbours by themselves."""
     stages: list[list[nn.Module]] = [[]]
     for block in model.blocks:  # type: ignore[union-attr]
@@ -70,7 +70,7 @@ def compose(owner: nn.Module, name: str, around: Callable[[Function], Function])
     setattr(owner, name, around(getattr(owner, name)))
 
 
-def computed_again(function: Function, *, compiled: bool) -> Function:
+def checkpoint_function(function: Function, *, compiled: bool) -> Function:
     """A function of which only the arguments are kept for backward; random numbers are drawn as they were."""
     told: dict[str, Any] = {} if compiled else {"context_fn": lambda: (nullcontext(), Recomputing())}
     return wraps(function)(partial(checkpoint, function, use_reentrant=False, **told))
@@ -98,7 +98,7 @@ def as_of_now(owner: nn.Module, around: Callable[[Function], Function], function
     return called
 
 
-def recompute_units(model: nn.Module, size: int, again: Callable[[Function], Function]) -> None:
+def recompute_block_groups(model: nn.Module, size: int, again: Callable[[Function], Function]) -> None:
     """Compute `size` blocks again in one go, so that only what enters the first of them is kept."""
     through: Function = model.through  # type: ignore[assignment]
     unit = again(through)
@@ -111,7 +111,7 @@ def recompute_units(model: nn.Module, size: int, again: Callable[[Function], Fun
     model.through = by_units  # type: ignore[assignment]
 
 
-def check_parts(model: nn.Module, parts: set[str]) -> None:
+def check_recompute_parts(model: nn.Module, parts: set[str]) -> None:
     """Refuse parts that the whole model has not; a stage of it alone may lack some."""
     config: Any = model.config
     experts = [config.has_experts(layer) for layer in range(config.n_layer)]
@@ -131,20 +131,20 @@ def recompute_parts(
     block: nn.Module, settings: RecomputeArgs, again: Callable[[Function], Function], *, compiled: bool
 ) -> None:
     """Let a block compute the parts again that the settings name."""
-    host = Host(block) if settings.offload else None
-    results = Results(host)
+    host = HostOffload(block) if settings.offload else None
+    results = DiscardedOutputs(host)
     dense = not hasattr(block.mlp, "experts")
     for part in sorted(settings.parts):
         if part not in ("mlp", "moe") or (part == "mlp") == dense:
-            for owner, name in found(block, RECOMPUTED.get(part, [])):
+            for owner, name in find_methods(block, RECOMPUTED.get(part, [])):
                 compose(owner, name, partial(as_of_now, owner, again) if name != "forward" else again)
-            for owner, name in found(block, DISCARDED.get(part, [])):
+            for owner, name in find_methods(block, DISCARDED.get(part, [])):
                 compose(owner, name, again if compiled else partial(results.discarded, again=again))
     if not compiled and (settings.parts & DISCARDED.keys() or host is not None):
-        compose(block, "forward", partial(keeping, results))
+        compose(block, "forward", partial(use_saved_tensor_hooks, results))
 
 
-def found(block: nn.Module, paths: list[str]) -> Iterator[tuple[nn.Module, str]]:
+def find_methods(block: nn.Module, paths: list[str]) -> Iterator[tuple[nn.Module, str]]:
     """The modules and names of those attributes that a block has."""
     for path in paths:
         *owners, name = path.split(".")
@@ -155,7 +155,7 @@ def found(block: nn.Module, paths: list[str]) -> Iterator[tuple[nn.Module, str]]
             yield owner, name
 
 
-class Passed(torch.autograd.Function):
+class _SaveOutputs(torch.autograd.Function):
     """Identity that keeps what passes for backward: in what is computed again, that is then made once more."""
 
     @staticmethod
@@ -168,7 +168,7 @@ class Passed(torch.autograd.Function):
         return slopes
 
 
-class Result:
+class RecomputedOutputs:
     """The results of one part; made again for the first that asks, and kept until all that saved one have asked."""
 
     def __init__(self, node: Any) -> None:
@@ -187,20 +187,20 @@ class Result:
         return value
 
 
-class View(NamedTuple):
+class OutputView(NamedTuple):
     """A tensor that shares its memory with a result."""
 
-    result: Result
+    result: RecomputedOutputs
     number: int
     layout: tuple[Any, ...]
 
 
-class Results:
+class DiscardedOutputs:
     """Keeps a block's activations, but not those that some of its parts can make again."""
 
-    def __init__(self, rest: Host | None) -> None:
+    def __init__(self, rest: HostOffload | None) -> None:
         self.rest = rest
-        self.known: dict[int, tuple[StorageWeakRef, Result, int]] = {}
+        self.known: dict[int, tuple[StorageWeakRef, RecomputedOutputs, int]] = {}
 
     def begin(self) -> None:
         """Forget the results of the last forward pass."""
@@ -213,7 +213,7 @@ class Results:
 
         def passed(*arguments: Any) -> tuple[Tensor, ...]:
             results = function(*arguments)
-            return Passed.apply(*(results if isinstance(results, tuple) else (results,)))
+            return _SaveOutputs.apply(*(results if isinstance(results, tuple) else (results,)))
 
         repeated = again(passed)
 
@@ -227,7 +227,7 @@ class Results:
         return noted
 
     def _note(self, results: tuple[Tensor, ...]) -> None:
-        result = Result(results[0].grad_fn)
+        result = RecomputedOutputs(results[0].grad_fn)
         for index, tensor in enumerate(results):
             memory = StorageWeakRef(tensor.untyped_storage())
             self.known[memory.cdata] = (memory, result, index)
@@ -238,10 +238,10 @@ class Results:
         if memory is None or result is None or memory.expired():
             return tensor if self.rest is None else self.rest.pack(tensor)
         result.saved += 1
-        return View(result, index, (tensor.shape, tensor.stride(), tensor.storage_offset()))
+        return OutputView(result, index, (tensor.shape, tensor.stride(), tensor.storage_offset()))
 
     def unpack(self, kept: Any) -> Tensor:
         """The tensor for what was kept."""
-        if isinstance(kept, View):
+        if isinstance(kept, OutputView):
             return kept.result.made(kept.number).as_strided(*kept.layout)
         return kept if self.rest is None else self.rest.unpack(kept)

@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement
 
 
-def total(values: Iterable[float], device: torch.device) -> list[float]:
+def all_reduce_sum(values: Iterable[float], device: torch.device) -> list[float]:
     """The sum of each value over all ranks, in float64."""
     summed = torch.tensor(list(values), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     if dist.is_initialized():
@@ -17,7 +17,7 @@ def total(values: Iterable[float], device: torch.device) -> list[float]:
     return summed.tolist()
 
 
-def everyone(value: Any) -> list[Any]:
+def all_gather_objects(value: Any) -> list[Any]:
     """A value of every process, in the order of their ranks."""
     if not dist.is_initialized():
         return [value]
@@ -26,7 +26,7 @@ def everyone(value: Any) -> list[Any]:
     return found
 
 
-def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
+def compute_gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
     """The L2 norm of all gradients as one vector, a scalar equal on every rank."""
     alike: dict[tuple[DeviceMesh | None, tuple[Placement, ...]], list[torch.Tensor]] = {}
     for parameter in parameters:

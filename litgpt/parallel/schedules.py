@@ -1,6 +1,6 @@
 """Which layers each stage of a pipeline has, and in which order its devices work on micro-batches.
 
-A stage is a run of consecutive layers; a device has one, or several that are not neighbours. A timetable is made by
+A stage is a run of consecutive layers; a device has one, or several that are not neighbours. A schedule is built by
 letting the devices work in ticks that all tasks last, which settles the order in which results travel, too.
 """
 
@@ -12,7 +12,7 @@ from litgpt.errors import UserError
 from litgpt.recipe.parallel import ParallelArgs
 
 FORWARD, BACKWARD, INPUT, WEIGHT = "forward", "backward", "input", "weight"
-SEND, RECEIVE, SEND_SLOPE, RECEIVE_SLOPE = "send", "receive", "send slope", "receive slope"
+SEND, RECEIVE, SEND_GRAD, RECEIVE_GRAD = "send", "receive", "send_grad", "receive_grad"
 
 
 class Task(NamedTuple):
@@ -20,7 +20,7 @@ class Task(NamedTuple):
 
     Attributes:
         kind: `forward` and `backward`; `input` and `weight` are the halves of a backward that is split; the others move
-            hidden states to the next stage and their gradients (slopes) back.
+            hidden states to the next stage and their gradients back.
     """
 
     kind: str
@@ -28,7 +28,7 @@ class Task(NamedTuple):
     micro: int
 
 
-def layers_of_stages(settings: ParallelArgs, layers: int) -> list[range]:
+def split_layers(settings: ParallelArgs, layers: int) -> list[range]:
     """The layers of every stage.
 
     Raises:
@@ -57,11 +57,11 @@ def layers_of_stages(settings: ParallelArgs, layers: int) -> list[range]:
             raise UserError(
                 f"parallel.pipeline: {devices} makes {stages} stages, but the model has {layers} layers; set {would_do}"
             )
-        sizes = even(layers, stages)
+        sizes = balance_layers(layers, stages)
     return [range(start, end) for start, end in pairwise(accumulate(sizes, initial=0))]
 
 
-def even(layers: int, stages: int) -> list[int]:
+def balance_layers(layers: int, stages: int) -> list[int]:
     """Layers of each stage, where embedding and head weigh as much as a layer; a middle one gets more than the ends."""
     sizes = [1] * stages
     order = [*range(stages - 2, 0, -1), 0, stages - 1]
@@ -71,44 +71,44 @@ def even(layers: int, stages: int) -> list[int]:
     return sizes
 
 
-def stages_of(schedule: str, device: int, devices: int, stages: int) -> tuple[int, ...]:
+def assign_stages(schedule: str, device: int, devices: int, stages: int) -> tuple[int, ...]:
     """The stages of a device: every so many, or, for `zbv`, there and back again."""
     if schedule == "zbv":
         return device, 2 * devices - 1 - device
     return tuple(range(device, stages, devices))
 
 
-def programs(schedule: str, devices: int, stages: int, micro_batches: int) -> list[list[Task]]:
+def build_schedule(schedule: str, devices: int, stages: int, micro_batches: int) -> list[list[Task]]:
     """What each device does, moves included, in an order in which no two devices wait for each other.
 
     All moves between devices are in one order everywhere, so that they may also be made one after the other.
     """
-    owners = {stage: device for device in range(devices) for stage in stages_of(schedule, device, devices, stages)}
+    owners = {stage: device for device in range(devices) for stage in assign_stages(schedule, device, devices, stages)}
     made: list[list[Task]] = [[] for _ in range(devices)]
-    for tick in ticks(schedule, devices, stages, micro_batches):
+    for tick in simulate_ticks(schedule, devices, stages, micro_batches):
         for device, task in tick.items():
             made[device].append(task)
         for task in tick.values():
-            for sender, receiver in moves(task, stages):
+            for sender, receiver in list_transfers(task, stages):
                 if owners[sender.stage] != owners[receiver.stage]:
                     made[owners[sender.stage]].append(sender)
                     made[owners[receiver.stage]].append(receiver)
     return made
 
 
-def moves(task: Task, stages: int) -> Iterator[tuple[Task, Task]]:
+def list_transfers(task: Task, stages: int) -> Iterator[tuple[Task, Task]]:
     """What has to be sent after a task, and what is received for that."""
     kind, stage, micro = task
     if kind == FORWARD and stage < stages - 1:
         yield Task(SEND, stage, micro), Task(RECEIVE, stage + 1, micro)
     elif kind in (BACKWARD, INPUT) and stage > 0:
-        yield Task(SEND_SLOPE, stage, micro), Task(RECEIVE_SLOPE, stage - 1, micro)
+        yield Task(SEND_GRAD, stage, micro), Task(RECEIVE_GRAD, stage - 1, micro)
 
 
-def ticks(schedule: str, devices: int, stages: int, micro_batches: int) -> Iterator[dict[int, Task]]:
+def simulate_ticks(schedule: str, devices: int, stages: int, micro_batches: int) -> Iterator[dict[int, Task]]:
     """What the devices do at the same time, until all is done."""
-    own = [stages_of(schedule, device, devices, stages) for device in range(devices)]
-    choices = [CHOICES[schedule](device, devices, own[device], micro_batches) for device in range(devices)]
+    own = [assign_stages(schedule, device, devices, stages) for device in range(devices)]
+    choices = [SCHEDULES[schedule](device, devices, own[device], micro_batches) for device in range(devices)]
     done: set[Task] = set()
     left = stages * micro_batches * (3 if schedule == "zbv" else 2)
     while left:
@@ -119,7 +119,7 @@ def ticks(schedule: str, devices: int, stages: int, micro_batches: int) -> Itera
         yield chosen
 
 
-def ready(task: Task, done: Collection[Task], stages: int) -> bool:
+def is_ready(task: Task, done: Collection[Task], stages: int) -> bool:
     """Whether what a task needs is there."""
     kind, stage, micro = task
     if kind == FORWARD:
@@ -130,16 +130,16 @@ def ready(task: Task, done: Collection[Task], stages: int) -> bool:
     return after and Task(FORWARD, stage, micro) in done
 
 
-Choice = Callable[[Collection[Task], int], Task | None]
+TaskPicker = Callable[[Collection[Task], int], Task | None]
 
 
-def in_order(tasks: Sequence[Task]) -> Choice:
+def pick_in_order(tasks: Sequence[Task]) -> TaskPicker:
     """Always the next task of a list, once it is ready."""
     place = 0
 
     def choose(done: Collection[Task], stages: int) -> Task | None:
         nonlocal place
-        if place == len(tasks) or not ready(tasks[place], done, stages):
+        if place == len(tasks) or not is_ready(tasks[place], done, stages):
             return None
         place += 1
         return tasks[place - 1]
@@ -147,13 +147,13 @@ def in_order(tasks: Sequence[Task]) -> Choice:
     return choose
 
 
-def all_forward_first(device: int, devices: int, own: Sequence[int], micro_batches: int) -> Choice:
+def schedule_gpipe(device: int, devices: int, own: Sequence[int], micro_batches: int) -> TaskPicker:
     """GPipe (Huang et al. 2019): every micro-batch forward, then every one backward."""
     numbers = range(micro_batches)
-    return in_order([Task(kind, own[0], number) for kind in (FORWARD, BACKWARD) for number in numbers])
+    return pick_in_order([Task(kind, own[0], number) for kind in (FORWARD, BACKWARD) for number in numbers])
 
 
-def one_forward_one_backward(device: int, devices: int, own: Sequence[int], micro_batches: int) -> Choice:
+def schedule_1f1b(device: int, devices: int, own: Sequence[int], micro_batches: int) -> TaskPicker:
     """1F1B, over several stages interleaved (Narayanan et al. 2021, section 2.2).
 
     With several stages a device works on one of them with a whole group of micro-batches before it turns to the next.
@@ -168,10 +168,10 @@ def one_forward_one_backward(device: int, devices: int, own: Sequence[int], micr
     if len(own) > 1:
         before = 2 * before + (len(own) - 1) * sizes[0]
     paired = [task for pair in zip(forward[before:], backward, strict=False) for task in pair]
-    return in_order([*forward[:before], *paired, *backward[max(len(forward) - before, 0) :]])
+    return pick_in_order([*forward[:before], *paired, *backward[max(len(forward) - before, 0) :]])
 
 
-def zero_bubble(device: int, devices: int, own: Sequence[int], micro_batches: int) -> Choice:
+def schedule_zero_bubble(device: int, devices: int, own: Sequence[int], micro_batches: int) -> TaskPicker:
     """Stages there and back again, the gradients of weights put off into the gaps (Qi et al. 2024, "ZB-V").
 
     A backward goes first, then a forward, and what is nearer to the loss; a new micro-batch waits while a device holds
@@ -185,7 +185,7 @@ def zero_bubble(device: int, devices: int, own: Sequence[int], micro_batches: in
         for kind, stage in ((kind, stage) for kind in (INPUT, FORWARD, WEIGHT) for stage in reversed(own)):
             task = Task(kind, stage, next_of[kind, stage])
             full = kind == FORWARD and stage == own[0] and held >= 2 * devices
-            if task.micro < micro_batches and not full and ready(task, done, stages):
+            if task.micro < micro_batches and not full and is_ready(task, done, stages):
                 next_of[kind, stage] += 1
                 held += {FORWARD: 1, WEIGHT: -1}.get(kind, 0)
                 return task
@@ -194,9 +194,9 @@ def zero_bubble(device: int, devices: int, own: Sequence[int], micro_batches: in
     return choose
 
 
-CHOICES: dict[str, Callable[[int, int, Sequence[int], int], Choice]] = {
-    "gpipe": all_forward_first,
-    "1f1b": one_forward_one_backward,
-    "interleaved": one_forward_one_backward,
-    "zbv": zero_bubble,
+SCHEDULES: dict[str, Callable[[int, int, Sequence[int], int], TaskPicker]] = {
+    "gpipe": schedule_gpipe,
+    "1f1b": schedule_1f1b,
+    "interleaved": schedule_1f1b,
+    "zbv": schedule_zero_bubble,
 }

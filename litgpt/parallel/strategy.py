@@ -10,9 +10,9 @@ from lightning.fabric.strategies.parallel import ParallelStrategy
 
 from litgpt.parallel import heartbeat
 from litgpt.parallel.mesh import Mesh
-from litgpt.recipe.parallel import Degrees
+from litgpt.recipe.parallel import ParallelDims
 
-SILENCE = 60.0  # seconds; a process that lives gives a sign of it every second
+HEARTBEAT_TIMEOUT = 60.0  # seconds; a process that lives gives a sign of it every second
 
 
 class MeshStrategy(ModelParallelStrategy):
@@ -21,17 +21,17 @@ class MeshStrategy(ModelParallelStrategy):
     One process alone needs no process group and has no mesh.
 
     Args:
-        degrees: ranks along each axis; their product is the number of processes.
+        dims: ranks along each axis; their product is the number of processes.
         timeout: how long a rank waits for the others before the run is given up; for a rank that shows no life, a
             minute at most.
         backend: of the process group; None for the one of the device.
     """
 
     def __init__(
-        self, degrees: Degrees, *, timeout: timedelta = timedelta(minutes=30), backend: str | None = None
+        self, dims: ParallelDims, *, timeout: timedelta = timedelta(minutes=30), backend: str | None = None
     ) -> None:
         super().__init__(parallelize_fn=lambda module, _: module, timeout=timeout, process_group_backend=backend)
-        self.degrees, self.timeout = degrees, timeout
+        self.dims, self.timeout = dims, timeout
         self.mesh: Mesh | None = None  # of all processes; one alone has none
 
     def setup_environment(self) -> None:
@@ -43,8 +43,8 @@ class MeshStrategy(ModelParallelStrategy):
         ParallelStrategy.setup_environment(self)
         self._meet_again()
         self._setup_distributed()
-        watch.begin(silence=min(self.timeout.total_seconds(), SILENCE))
-        self.mesh = Mesh(self.degrees, self.root_device.type)
+        heartbeat.start_heartbeat(silence=min(self.timeout.total_seconds(), HEARTBEAT_TIMEOUT))
+        self.mesh = Mesh(self.dims, self.root_device.type)
         self._device_mesh = self.mesh.storage
 
     def _meet_again(self) -> None:
@@ -58,7 +58,7 @@ class MeshStrategy(ModelParallelStrategy):
         dist.init_process_group(backend, store=apart, rank=rank, world_size=ranks, timeout=self.timeout)
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """End this process, if it is one of several, without running finalisers.
 
     After functional collectives over gloo the interpreter's own exit aborts in a third of the runs, while a worker
@@ -66,13 +66,13 @@ def leave(code: int) -> None:
     """
     if not dist.is_initialized():
         return
-    watch.end()
+    heartbeat.stop_heartbeat()
     dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process is the one that speaks to the user."""
     return not dist.is_initialized() or dist.get_rank() == 0

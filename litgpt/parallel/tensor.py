@@ -20,14 +20,14 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.parallel.collectives import Group, copied, gathered, scattered, summed
+from litgpt.parallel.collectives import Group, all_gather, all_reduce, copy_to_group, reduce_scatter
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.portion import VocabularyRows
 from litgpt.recipe.parallel import ParallelArgs
 
-Change = Callable[[Tensor], Tensor]
+TensorFunction = Callable[[Tensor], Tensor]
 
-LAYERS = {
+SPLIT_KINDS = {
     **dict.fromkeys(("embedding", "head", "attention.q", "attention.q_up", "attention.kv_up"), "columns"),
     **dict.fromkeys(("attention.k", "attention.v"), "groups"),
     **dict.fromkeys(("mlp.gate", "mlp.up", "shared.gate", "shared.up"), "columns"),
@@ -42,52 +42,52 @@ Others have all of their parameters on every rank, and see a part of the tokens 
 COLUMNS = dict.fromkeys(
     ("weight", "bias", "sinks", "lora_b", "lora_b_first", "lora_magnitude", "scale_out", "shift"), 0
 )
-DIMS: dict[str, dict[str, int]] = {
+SPLIT_DIMS: dict[str, dict[str, int]] = {
     "columns": COLUMNS,
     "groups": COLUMNS,
     "rows": {"weight": 1, "lora_a": 1, "lora_a_first": 1, "scale_in": 0},
 }
 """The dim along which a parameter of such a layer is split."""
-ALIKE = {
+REPLICATED = {
     "columns": ("lora_a", "lora_a_first", "scale_in"),
     "groups": ("lora_a", "lora_a_first", "scale_in"),
     "rows": ("lora_b", "lora_b_first", "scale_out"),
 }
 """Parameters of such a layer that are whole on every rank."""
-ONCE = ("bias", "shift")
+RANK_ZERO_ONLY = ("bias", "shift")
 """Parameters of a layer split by rows that one rank alone adds."""
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalLayout:
     """How a parameter lies on the ranks of an axis, and what computes of it.
 
     Attributes:
         placements: of its DTensor.
-        slopes: how its gradient comes out of a rank's own tokens or heads; None for as it lies.
+        grad_placements: how its gradient comes out of a rank's own tokens or heads; None for as it lies.
         cut: what a rank takes of what lies here.
     """
 
     placements: tuple[Placement, ...]
-    slopes: tuple[Placement, ...] | None = None
-    cut: Change | None = None
+    grad_placements: tuple[Placement, ...] | None = None
+    cut: TensorFunction | None = None
 
-    def of(self, parameter: Tensor) -> Tensor:
+    def to_local(self, parameter: Tensor) -> Tensor:
         """What computes of a parameter."""
         assert isinstance(parameter, DTensor)
-        local = parameter.to_local(grad_placements=self.slopes)
+        local = parameter.to_local(grad_placements=self.grad_placements)
         return local if self.cut is None else self.cut(local)
 
 
-def localize(module: nn.Module, locals_of: dict[Any, dict[str, Local]]) -> None:
+def use_local_params(module: nn.Module, layouts: dict[Any, dict[str, LocalLayout]]) -> None:
     """Let modules compute with their local parameters whenever `module` runs."""
     inner = module.forward
 
     def forward(*arguments: Any, **named: Any) -> Any:
-        kept = [(owner, key, owner._parameters[key]) for owner, keys in locals_of.items() for key in keys]
+        kept = [(owner, key, owner._parameters[key]) for owner, keys in layouts.items() for key in keys]
         for owner, key, parameter in kept:
             if isinstance(parameter, DTensor):
-                owner._parameters[key] = locals_of[owner][key].of(parameter)
+                owner._parameters[key] = layouts[owner][key].to_local(parameter)
         try:
             return inner(*arguments, **named)
         finally:
@@ -97,7 +97,7 @@ def localize(module: nn.Module, locals_of: dict[Any, dict[str, Local]]) -> None:
     module.forward = forward
 
 
-def enclose(module: Any, *, before: Change | None = None, after: Change | None = None) -> None:
+def enclose(module: Any, *, before: TensorFunction | None = None, after: TensorFunction | None = None) -> None:
     """Let a module's first input or its output pass through something."""
     inner = module.forward
 
@@ -108,15 +108,15 @@ def enclose(module: Any, *, before: Change | None = None, after: Change | None =
     module.forward = forward
 
 
-def spread(module: nn.Module, key: str, mesh: DeviceMesh, local: Local) -> None:
+def distribute_parameter(module: nn.Module, key: str, mesh: DeviceMesh, layout: LocalLayout) -> None:
     """Make a parameter, which may be on the meta device, a DTensor that lies as told."""
     parameter = module._parameters[key]
     assert parameter is not None
-    whole = distribute_tensor(parameter.detach(), mesh, local.placements, src_data_rank=None)
+    whole = distribute_tensor(parameter.detach(), mesh, layout.placements, src_data_rank=None)
     module._parameters[key] = nn.Parameter(whole, requires_grad=parameter.requires_grad)
 
 
-def split(model: GPT, config: Config, mesh: Mesh, settings: ParallelArgs) -> VocabularyRows:
+def apply_tensor_parallel(model: GPT, config: Config, mesh: Mesh, settings: ParallelArgs) -> VocabularyRows:
     """Split a model over the tensor axis; experts apart, which are split by themselves.
 
     Returns:
@@ -125,25 +125,25 @@ def split(model: GPT, config: Config, mesh: Mesh, settings: ParallelArgs) -> Voc
     Raises:
         UserError: if heads or widths do not go round, or a tuner has no split.
     """
-    axis, ranks = mesh.storage["tensor"], mesh.degrees.tensor
-    refuse_remainders(config, ranks)
+    axis, ranks = mesh.storage["tensor"], mesh.dims.tensor
+    check_tensor_sizes(config, ranks)
     if not settings.sequence and config.n_expert:
         raise UserError("parallel.sequence: false would send every token to its experts several times; set true")
     group = mesh.group("tensor")
-    plan = dict(planned(model, config, axis, sequence=settings.sequence))
+    plan = dict(plan_layouts(model, config, axis, sequence=settings.sequence))
     for module, keys in plan.items():
-        for key, local in keys.items():
-            spread(module, key, axis, local)
-    cut_packed(model, config, axis)
+        for key, layout in keys.items():
+            distribute_parameter(module, key, axis, layout)
+    slice_quantized_weights(model, config, axis)
     ends = {owner: plan.pop(owner) for owner in (model.embedding, model.head) if owner in plan}
     for module, keys in plan.items():
-        localize(module, {module: keys})
-    enclose_regions(model, group, sequence=settings.sequence)
-    localize(model, ends)  # the model itself reads the matrix of the output
+        use_local_params(module, {module: keys})
+    add_communication(model, group, sequence=settings.sequence)
+    use_local_params(model, ends)  # the model itself reads the matrix of the output
     return VocabularyRows(group, (config.padded_vocab_size or 0) // ranks)
 
 
-def refuse_remainders(config: Config, ranks: int) -> None:
+def check_tensor_sizes(config: Config, ranks: int) -> None:
     """Refuse a number of ranks that does not divide what is split."""
     sizes = {
         "n_head": config.n_head,
@@ -163,72 +163,74 @@ def refuse_remainders(config: Config, ranks: int) -> None:
         )
 
 
-def planned(
+def plan_layouts(
     model: GPT, config: Config, axis: DeviceMesh, *, sequence: bool
-) -> Iterator[tuple[nn.Module, dict[str, Local]]]:
+) -> Iterator[tuple[nn.Module, dict[str, LocalLayout]]]:
     """Every module with parameters of its own, save experts, and how each of these lies."""
     for name, module in model.named_modules():
         keys = [key for key, parameter in module._parameters.items() if parameter is not None]
         if keys and not name.endswith(".experts"):
-            yield module, {key: local_of(name, key, module, config, axis, sequence=sequence) for key in keys}
+            yield module, {key: plan_parameter(name, key, module, config, axis, sequence=sequence) for key in keys}
 
 
-def local_of(name: str, key: str, module: nn.Module, config: Config, axis: DeviceMesh, *, sequence: bool) -> Local:
+def plan_parameter(
+    name: str, key: str, module: nn.Module, config: Config, axis: DeviceMesh, *, sequence: bool
+) -> LocalLayout:
     """How a parameter of the module of this name lies."""
-    kind = kind_of(name)
+    kind = find_split_kind(name)
     key = key.removesuffix("_trained")
     if name.endswith((".norm_q", ".norm_k")) and config.norm_qk_type == "per_head" and config.norm_qk:
         kind = "columns" if name.endswith(".norm_q") else "groups"
     if kind is None:
         outside = not sequence and ".attention." not in name and ".mlp." not in name
-        return Local((Replicate(),), None if outside else (Partial(),))
+        return LocalLayout((Replicate(),), None if outside else (Partial(),))
     if key in getattr(module, "quant_tensors", ()):
-        return Local((Replicate(),))
+        return LocalLayout((Replicate(),))
     if key == "lora_magnitude" and kind == "rows":
         raise UserError("tuner.dora: true has no split for parallel.tensor: it norms whole rows; set dora: false")
-    dim = DIMS[kind].get(key)
-    if dim is None and key not in ALIKE[kind] and not (kind == "rows" and key in ONCE):
+    dim = SPLIT_DIMS[kind].get(key)
+    if dim is None and key not in REPLICATED[kind] and not (kind == "rows" and key in RANK_ZERO_ONLY):
         raise UserError(f"tuner: {name}.{key} has no split for parallel.tensor; LoRA has, or set parallel.tensor: 1")
     if dim is None:
-        once = kind == "rows" and key in ONCE and axis.get_local_rank() > 0
-        return Local((Replicate(),), (Partial(),), partial(torch.mul, other=0) if once else None)
+        once = kind == "rows" and key in RANK_ZERO_ONLY and axis.get_local_rank() > 0
+        return LocalLayout((Replicate(),), (Partial(),), partial(torch.mul, other=0) if once else None)
     groups, ranks = config.n_query_groups or config.n_head, axis.size()
     if kind == "groups" and groups % ranks:
-        return Local(
-            (Replicate(),), (Partial(),), partial(own_group, rank=axis.get_local_rank(), ranks=ranks, groups=groups)
+        return LocalLayout(
+            (Replicate(),), (Partial(),), partial(slice_group, rank=axis.get_local_rank(), ranks=ranks, groups=groups)
         )
-    return Local((Shard(dim),))
+    return LocalLayout((Shard(dim),))
 
 
-def cut_packed(model: GPT, config: Config, axis: DeviceMesh) -> None:
+def slice_quantized_weights(model: GPT, config: Config, axis: DeviceMesh) -> None:
     """Let layers with packed weights, which lie whole on every rank, compute with this rank's part of them."""
     rank, ranks = axis.get_local_rank(), axis.size()
     groups = config.n_query_groups or config.n_head
     for name, module in model.named_modules():
-        if hasattr(module, "quant_tensors") and (kind := kind_of(name)):
+        if hasattr(module, "quant_tensors") and (kind := find_split_kind(name)):
             if hasattr(module, "lora_magnitude"):
                 raise UserError("tuner.dora: true is not for a packed base with parallel.tensor; set dora: false")
             if kind == "groups" and groups % ranks:
-                module.slice_weight = partial(own_group, rank=rank, ranks=ranks, groups=groups)
+                module.slice_weight = partial(slice_group, rank=rank, ranks=ranks, groups=groups)
             else:
-                module.slice_weight = partial(own_part, group=axis.get_group(), dim=DIMS[kind]["weight"])
+                module.slice_weight = partial(slice_local, group=axis.get_group(), dim=SPLIT_DIMS[kind]["weight"])
 
 
-def kind_of(name: str) -> str | None:
+def find_split_kind(name: str) -> str | None:
     """How the layer of this name is split."""
-    return next((LAYERS[end] for end in LAYERS if f".{name}".endswith(f".{end}")), None)
+    return next((SPLIT_KINDS[end] for end in SPLIT_KINDS if f".{name}".endswith(f".{end}")), None)
 
 
-def own_group(whole: Tensor, *, rank: int, ranks: int, groups: int) -> Tensor:
+def slice_group(whole: Tensor, *, rank: int, ranks: int, groups: int) -> Tensor:
     """The rows of the one key-value head that this rank's queries read; several ranks have the same."""
     rows = whole.shape[0] // groups
     return whole.narrow(0, rank * groups // ranks * rows, rows)
 
 
-def enclose_regions(model: GPT, group: Group, *, sequence: bool) -> None:
+def add_communication(model: GPT, group: Group, *, sequence: bool) -> None:
     """Exchange tokens before and after what is split."""
-    join = partial(gathered, group=group, dim=1) if sequence else partial(copied, group=group)
-    part = partial(scattered, group=group, dim=1) if sequence else partial(summed, group=group)
+    join = partial(all_gather, group=group, dim=1) if sequence else partial(copy_to_group, group=group)
+    part = partial(reduce_scatter, group=group, dim=1) if sequence else partial(all_reduce, group=group)
     blocks: list[Any] = model.own_blocks
     for block in blocks:
         enclose(block.attention, before=join, after=part)
@@ -238,20 +240,22 @@ def enclose_regions(model: GPT, group: Group, *, sequence: bool) -> None:
         if getattr(block.attention, "norm_kind", None) == "olmo2":
             for one in (block.attention.norm_q, block.attention.norm_k):
                 enclose(
-                    one, before=partial(gathered, group=group, dim=-1), after=partial(own_part, group=group, dim=-1)
+                    one,
+                    before=partial(all_gather, group=group, dim=-1),
+                    after=partial(slice_local, group=group, dim=-1),
                 )
-    look_up_rows(model.embedding, group, part)
+    split_vocab_lookup(model.embedding, group, part)
     if model.position_embedding is not None and sequence:
-        enclose(model.position_embedding, after=partial(own_part, group=group, dim=-2))
+        enclose(model.position_embedding, after=partial(slice_local, group=group, dim=-2))
     enclose(model.norm, after=join)
 
 
-def own_part(whole: Tensor, group: Group, dim: int) -> Tensor:
+def slice_local(whole: Tensor, group: Group, dim: int) -> Tensor:
     """This rank's part along a dim."""
     return whole.chunk(dist.get_world_size(group), dim)[dist.get_rank(group)]
 
 
-def look_up_rows(embedding: Any, group: Group, part: Change) -> None:
+def split_vocab_lookup(embedding: Any, group: Group, part: TensorFunction) -> None:
     """Let an embedding, of which some rows lie here, look up those and add up with the others."""
     inner = embedding.forward
 

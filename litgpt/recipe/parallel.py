@@ -14,7 +14,7 @@ Minutes = Annotated[float, Ge(0.05), Le(1e5)]
 
 
 @dataclass(frozen=True)
-class Degrees:
+class ParallelDims:
     """Ranks along each axis, for a number of processes that is known.
 
     Experts borrow the ranks of data_shard, context and tensor: there the same processes are expert_shard x expert x
@@ -32,10 +32,10 @@ class Degrees:
     @property
     def world(self) -> int:
         """All processes."""
-        return self.pipeline * self.data_replicate * self.borrowed
+        return self.pipeline * self.data_replicate * self.ranks_per_replica
 
     @property
-    def borrowed(self) -> int:
+    def ranks_per_replica(self) -> int:
         """The processes of one copy of one stage, which experts lay out in their own way."""
         return self.data_shard * self.context * self.tensor
 
@@ -52,7 +52,7 @@ class Degrees:
     @property
     def expert_shard(self) -> int:
         """Processes that the parameters of one expert are sharded over."""
-        return self.borrowed // (self.expert * self.expert_tensor)
+        return self.ranks_per_replica // (self.expert * self.expert_tensor)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class ParallelArgs:
         usual = whole if self.pipeline > 1 else 3
         return self.zero or {True: 3, False: whole, "auto": usual}[self.reshard_after_forward]
 
-    def degrees(self, world: int) -> Degrees:
+    def resolve_dims(self, world: int) -> ParallelDims:
         """The degrees over `world` = devices x num_nodes processes.
 
         Raises:
@@ -155,7 +155,7 @@ class ParallelArgs:
                     f"parallel: {numbers} = {product} ({names}), "
                     f"but devices x num_nodes is {world}; set data_shard: auto or devices: {product}"
                 )
-        found = Degrees(
+        dims = ParallelDims(
             pipeline=self.pipeline,
             data_replicate=self.data_replicate,
             data_shard=shard,
@@ -164,16 +164,16 @@ class ParallelArgs:
             expert=self.expert,
             expert_tensor=self.expert_tensor,
         )
-        if found.data_replicate == found.world and (self.cpu_offload or (self.zero and world > 1)):
+        if dims.data_replicate == dims.world and (self.cpu_offload or (self.zero and world > 1)):
             what = "cpu_offload: true" if self.cpu_offload else f"zero: {self.zero}"
             raise UserError(
                 f"parallel.{what} needs devices to shard over, and here each has a whole model; "
                 + ("set data_replicate: 1" if world > 1 else "set cpu_offload: false, or devices: 2")
             )
-        if found.borrowed % (self.expert * self.expert_tensor):
+        if dims.ranks_per_replica % (self.expert * self.expert_tensor):
             raise UserError(
                 f"parallel.expert x expert_tensor: {self.expert} x {self.expert_tensor} does not divide data_shard x "
-                f"context x tensor = {shard} x {self.context} x {self.tensor} = {found.borrowed}; set parallel.expert: "
-                f"{found.borrowed // self.expert_tensor or 1}"
+                f"context x tensor = {shard} x {self.context} x {self.tensor} = {dims.ranks_per_replica}; "
+                f"set parallel.expert: {dims.ranks_per_replica // self.expert_tensor or 1}"
             )
-        return found
+        return dims

@@ -6,7 +6,7 @@ from typing import Literal
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, check_numbers
 
-Part = Literal[
+RecomputePart = Literal[
     "core_attention",
     "core_attn",
     "mlp",
@@ -28,7 +28,7 @@ ALIASES = {
 }
 
 
-def core_attention() -> list[Part]:
+def default_modules() -> list[RecomputePart]:
     """What selective recomputing takes unless told."""
     return ["core_attention"]
 
@@ -43,7 +43,7 @@ class RecomputeArgs:
     """With full: all layers, num_layers at a time (uniform), or only the first num_layers of each stage (block)."""
     num_layers: Count = 1
     """With full: layers that are computed again in one go, or that are computed again at all."""
-    modules: list[Part] = field(default_factory=core_attention)
+    modules: list[RecomputePart] = field(default_factory=default_modules)
     """With selective: the parts, out of core_attention, mlp, moe, norms, activation, expert_activation, up_projection.
 
     Of norms, activations and up-projections (those of latent attention) the results are not kept either.
@@ -59,7 +59,7 @@ class RecomputeArgs:
                     f"recompute.{key}: {value} has no effect with recompute.granularity: {self.granularity}; "
                     "set recompute.granularity: full"
                 )
-        if self.modules != core_attention() and self.granularity != "selective":
+        if self.modules != default_modules() and self.granularity != "selective":
             raise UserError(
                 f"recompute.modules: {', '.join(self.modules)} has no effect with recompute.granularity: "
                 f"{self.granularity}; set recompute.granularity: selective"

@@ -63,4 +63,4 @@ class Training:
             return
         if not 1 <= self.devices <= 2**16:
             raise UserError(f"devices: {self.devices} will not do; give auto or a number from 1")
-        self.train.accumulation(self.parallel.degrees(self.devices * self.num_nodes).data_ranks)
+        self.train.accumulation(self.parallel.resolve_dims(self.devices * self.num_nodes).data_ranks)

@@ -12,8 +12,8 @@ from torch import Tensor
 from litgpt.data.stream.batch import Batch
 from litgpt.model.gpt import logits
 from litgpt.model.portion import Portion
-from litgpt.parallel.apply import release
-from litgpt.parallel.reduce import total
+from litgpt.parallel.apply import reshard_parameters
+from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.train.objective import Objective
 from litgpt.train.step import TrainState, evaluate
 
@@ -26,7 +26,7 @@ def eval_mode(train_state: TrainState) -> Iterator[None]:
         with torch.no_grad(), train_state.precision.autocast(train_state.device, sharded=train_state.sharded):
             yield
     finally:
-        release(train_state.core)
+        reshard_parameters(train_state.core)
         train_state.core.train()
 
 
@@ -44,7 +44,7 @@ def validation_loss(
             found = evaluate(train_state, moved, partial(objective, batch=moved))
             loss = loss if found is None else loss + found[0].double().to(loss.device)
             count += objective.count(batch)
-    summed_loss, counted = total(
+    summed_loss, counted = all_reduce_sum(
         [loss.item() * train_state.counts_loss, count * train_state.counts_batch], train_state.device
     )
     return summed_loss / counted if counted else float("nan")
@@ -81,7 +81,7 @@ def continuation(
                 likeliest, numbers = scores.float().cpu().topk(min(top_k, scores.shape[-1]))
                 chosen = torch.multinomial((likeliest / temperature).softmax(-1), 1, generator=generator)
                 token = int(numbers[chosen])
-            ids.append(token if train_state.pipeline is None else train_state.pipeline.agreed(token))
+            ids.append(token if train_state.pipeline is None else train_state.pipeline.broadcast_from_last(token))
             if pause(ids[-1]):
                 break
     return ids[len(prompt) :]

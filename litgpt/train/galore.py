@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litgpt.parallel.apply import full
-from litgpt.parallel.galore_layout import beside, like, summed
+from litgpt.parallel.apply import full_tensor
+from litgpt.parallel.galore_layout import distribute_basis, distribute_like, reduce_partial
 
 BASES = ("left", "right")
 
@@ -55,10 +55,11 @@ class LowRankAdamW(torch.optim.Optimizer):
         if state.get("step", 0) % group["update_proj_gap"] == 0:
             state.update(bases(gradient, group["rank"], group["proj_type"]))
         for key in [key for key in BASES if key in state]:
-            state[key] = beside(gradient, state[key], left=key == "left")  # which a checkpoint gives back whole
+            # a checkpoint loads it whole
+            state[key] = distribute_basis(gradient, state[key], left=key == "left")
         small = projected(gradient, state)
         for key in ("exp_avg", "exp_avg_sq"):
-            state[key] = like(state[key], small) if key in state else torch.zeros_like(small)
+            state[key] = distribute_like(state[key], small) if key in state else torch.zeros_like(small)
         state["step"] = step = state.get("step", 0) + 1
         first, second = group["betas"]
         state["exp_avg"].lerp_(small, 1 - first)
@@ -74,7 +75,7 @@ def bases(gradient: Tensor, rank: int, proj_type: str) -> dict[str, Tensor]:
     rows, columns = gradient.shape[-2:]
     shorter, longer = ("right", "left") if rows >= columns else ("left", "right")
     sides = {"std": (shorter,), "reverse_std": (longer,), "full": BASES}.get(proj_type, (proj_type,))
-    whole = full(gradient)
+    whole = full_tensor(gradient)
     exact = whole.to(torch.promote_types(whole.dtype, torch.float32))
     left, _, right = torch.linalg.svd(exact, full_matrices=False)
     found = {"left": left[..., :rank], "right": right[..., :rank, :].mT}
@@ -85,9 +86,9 @@ def projected(gradient: Tensor, state: dict[str, Any]) -> Tensor:
     """A gradient in the subspace that the bases span."""
     small = gradient
     if "left" in state:
-        small = summed(state["left"].mT @ small)
+        small = reduce_partial(state["left"].mT @ small)
     if "right" in state:
-        small = summed(small @ state["right"])
+        small = reduce_partial(small @ state["right"])
     return small
 
 

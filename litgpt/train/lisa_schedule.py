@@ -8,7 +8,7 @@ from torch import nn
 
 from litgpt.adapt.lisa import LISASchedule
 from litgpt.model.gpt import GPT
-from litgpt.parallel.apply import note_formats, unwrapped
+from litgpt.parallel.apply import init_mixed_precision, unwrap_model
 from litgpt.recipe.tuner import LISA, Tuner
 
 
@@ -25,14 +25,14 @@ class Turns:
         for parameter in left:
             for optimizer in optimizers:
                 optimizer.state.pop(parameter, None)
-        return self.wrap(unwrapped(model)) if left else model
+        return self.wrap(unwrap_model(model)) if left else model
 
 
 def turns_of(tuner: Tuner | None, model: GPT, seed: int, wrap: Callable[[nn.Module], nn.Module]) -> Turns | None:
     """The turns of a tuner that has some, the first of them taken; to be called once the optimizers know everything."""
     if not isinstance(tuner, LISA):
         return None
-    note_formats(model)
+    init_mixed_precision(model)
     blocks = LISASchedule(model, tuner, seed)
     blocks.turn_to(0)
     return Turns(blocks, wrap)

@@ -14,7 +14,7 @@ from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
 from litgpt.model.flops import training_flops
-from litgpt.parallel.strategy import is_first
+from litgpt.parallel.strategy import is_rank_zero
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.store.tokenizer_files import find_tokenizer_files
 from litgpt.train.console import RunConsole, RunSummary
@@ -66,7 +66,7 @@ class Loop:
         self.reason = ""
         self.complete = False  # ended by itself, so that the model can be published
         self._restore(run.progress)
-        if is_first():
+        if is_rank_zero():
             drop_samples_after(recipe.out_dir / "samples.jsonl", self.step)
 
     def _restore(self, progress: dict[str, Any]) -> None:
@@ -268,7 +268,7 @@ class Loop:
             seed=run.recipe.seed,
             pause=run.tokenizer.stop_ids.__contains__,
         )
-        if is_first():
+        if is_rank_zero():
             text = run.tokenizer.decode(start + new)
             self.console.print(f"step {self.step}: {text}")
             line = {"step": self.step, "prompt": run.tokenizer.decode(prompt), "text": text}
@@ -290,7 +290,7 @@ class Loop:
         run.checkpoints.save(self.step, run.train_state.core, run.train_state.optimizers, self.state(), files)
         # of rows that are read on the way, if they are; every rank takes part
         report: dict[str, Any] = getattr(run.stream, "report", dict)()
-        if report and is_first():
+        if report and is_rank_zero():
             write_json(run.recipe.out_dir / "data_report.json", report)
 
     def summary(self, final: Path | None) -> RunSummary:

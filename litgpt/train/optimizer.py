@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from litgpt.errors import UserError
-from litgpt.parallel.galore_layout import check_layout
+from litgpt.parallel.galore_layout import check_galore_layout
 from litgpt.recipe.optimizer import SGD, AdamW, AdamW8bit, Custom, GaLore, Muon, Optimizer
 from litgpt.train.galore import LowRankAdamW
 
@@ -107,7 +107,7 @@ def _galore(settings: GaLore, named: Named) -> list[torch.optim.Optimizer]:
             + (f"give at most {most}" if most else "use AdamW")
         )
     for _, matrix in inner:
-        check_layout(matrix)
+        check_galore_layout(matrix)
     arguments = asdict(settings)
     galore = LowRankAdamW([parameter for _, parameter in inner], **arguments)
     shared = {key: arguments[key] for key in ("lr", "betas", "eps")}

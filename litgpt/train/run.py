@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from litgpt.parallel.strategy import is_first, leave
-from litgpt.parallel.watch import naming_the_lost
+from litgpt.parallel.heartbeat import report_lost_ranks
+from litgpt.parallel.strategy import exit_process, is_rank_zero
 from litgpt.recipe.training import Training
 from litgpt.train.console import RunConsole, render_summary
 from litgpt.train.loop import Loop
@@ -22,14 +22,14 @@ def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> No
         publish: writes the finished model and returns its folder; called on every rank.
     """
     console = RunConsole()
-    with naming_the_lost():
+    with report_lost_ranks():
         trained = build(recipe, spec, next_token(recipe.loss), console.print)
-        console.enabled = is_first()
+        console.enabled = is_rank_zero()
         console.total_steps = trained.steps if trained.steps < 2**62 else None
         loop = Loop(trained, console)
         loop.fit()
         final = publish(trained) if loop.complete else None
-    if is_first():
+    if is_rank_zero():
         report = write_report(recipe.out_dir)
         console.print(render_summary(replace(loop.summary(final), report=report)))
-    leave(0)
+    exit_process(0)

@@ -23,10 +23,10 @@ from litgpt.files import write_json, write_text
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
-from litgpt.parallel.apply import parallelize, place, replicate
+from litgpt.parallel.apply import apply_ddp, copy_full_tensor, parallelize
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS, default_precision
-from litgpt.parallel.reduce import everyone
+from litgpt.parallel.reduce import all_gather_objects
 from litgpt.parallel.strategy import MeshStrategy
 from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.to_yaml import dump_recipe
@@ -81,7 +81,7 @@ class Run:
     def data_ranks(self) -> int:
         """Ranks that read data of their own."""
         mesh = self.train_state.mesh
-        return 1 if mesh is None else mesh.degrees.data_ranks
+        return 1 if mesh is None else mesh.dims.data_ranks
 
 
 def sequence_length(recipe: Training, config: Config) -> int:
@@ -123,8 +123,8 @@ def launch(recipe: Training) -> Fabric:
     """
     world = processes(recipe)
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    degrees = recipe.parallel.degrees(world)
-    recipe.train.accumulation(degrees.data_ranks)
+    dims = recipe.parallel.resolve_dims(world)
+    recipe.train.accumulation(dims.data_ranks)
     per_node, rest = divmod(world, recipe.num_nodes)
     if rest:
         raise UserError(f"num_nodes: {recipe.num_nodes} does not divide the {world} processes that were started")
@@ -136,13 +136,13 @@ def launch(recipe: Training) -> Fabric:
         accelerator=accelerator,
         devices=per_node,
         num_nodes=recipe.num_nodes,
-        strategy=MeshStrategy(degrees, timeout=timedelta(minutes=recipe.parallel.timeout_minutes), backend=backend),
+        strategy=MeshStrategy(dims, timeout=timedelta(minutes=recipe.parallel.timeout_minutes), backend=backend),
         precision="32-true",  # number formats are ours: FSDP2 and autocast apply them
     )
     fabric.launch()
     # each rank draws its own dropout, but those that hold the same tokens; first weights and data order have
     # generators of their own
-    alike = 1 if recipe.parallel.sequence else degrees.tensor
+    alike = 1 if recipe.parallel.sequence else dims.tensor
     fabric.seed_everything(recipe.seed + fabric.global_rank // alike, verbose=False)
     if accelerator == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -186,7 +186,7 @@ def on_meta(recipe: Training, spec: RunSpec, mesh: Mesh | None, device: torch.de
         recipe.parallel,
         precision=precision,
         compile_blocks=compiles(recipe, device),
-        again=recipe.recompute,
+        recompute=recipe.recompute,
     )
     return model
 
@@ -205,15 +205,15 @@ def build_model(recipe: Training, spec: RunSpec, fabric: Fabric, *, weights_foll
     if spec.weights and (spec.adapted or not weights_follow):
         load_weights(model, spec, fabric.device)
     elif not weights_follow:
-        initialize(model, recipe.seed, write=place)
+        initialize(model, recipe.seed, write=copy_full_tensor)
     if spec.adapter and not weights_follow:
-        adapt.fill(model, load_adapter_folder(spec.adapter, spec.config).tensors, write=place)
+        adapt.fill(model, load_adapter_folder(spec.adapter, spec.config).tensors, write=copy_full_tensor)
     elif spec.tuner and not weights_follow:
-        adapt.initialize(model, spec.tuner, recipe.seed, write=place)
+        adapt.initialize(model, spec.tuner, recipe.seed, write=copy_full_tensor)
     optimizers = optimizer.build(recipe.optimizer, model, factor=spec.learning_rate_factor)
-    turns = turns_of(spec.tuner, model, recipe.seed, partial(replicate, mesh=strategy.mesh))
+    turns = turns_of(spec.tuner, model, recipe.seed, partial(apply_ddp, mesh=strategy.mesh))
     return TrainState(
-        model=replicate(model, strategy.mesh),
+        model=apply_ddp(model, strategy.mesh),
         optimizers=optimizers,
         device=fabric.device,
         precision=precision,
@@ -233,10 +233,10 @@ def load_weights(model: GPT, spec: RunSpec, device: torch.device) -> None:
     assert spec.weights is not None
     if spec.quantize:
         tensors = iter_tensors(spec.weights, spec.config)
-        quantization.load_quantized(model, tensors, device=device, write=place)
+        quantization.load_quantized(model, tensors, device=device, write=copy_full_tensor)
     elif isinstance(spec.tuner, LLaMAPro):
         tensors = iter_tensors(spec.weights, load_config(spec.weights))
-        llama_pro.fill(model, tensors, spec.tuner, write=place)
+        llama_pro.fill(model, tensors, spec.tuner, write=copy_full_tensor)
     else:
         load_model(model, spec.weights)
 
@@ -309,15 +309,15 @@ def build(recipe: Training, spec: RunSpec, objective: Objective, say: Say) -> Ru
     assert isinstance(train_state.core, GPT)
     kept = set(adapt.adapter_tensors(train_state.core)) if spec.adapted else None  # the rest is the spec's
     mesh = train_state.mesh
-    layout = {} if mesh is None else asdict(mesh.degrees)
+    layout = {} if mesh is None else asdict(mesh.dims)
     shape = BatchShape(
         micro_batch_size=recipe.train.micro_batch_size,
         global_batch_size=recipe.train.global_batch_size,
         max_seq_length=length,
-        rank=0 if mesh is None else mesh.place("data"),
-        ranks=1 if mesh is None else mesh.degrees.data_ranks,
+        rank=0 if mesh is None else mesh.rank("data"),
+        ranks=1 if mesh is None else mesh.dims.data_ranks,
         seed=recipe.seed,
-        gather=everyone,
+        gather=all_gather_objects,
     )
     stream = data.train_stream(shape)
     steps = steps_of(recipe, length, stream.samples_per_epoch)

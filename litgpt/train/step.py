@@ -10,11 +10,11 @@ from torch import nn
 
 from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
-from litgpt.parallel.apply import backward_of, backwards_of, is_sharded, unwrapped
+from litgpt.parallel.apply import accumulate_gradients, accumulate_pipeline_gradients, is_sharded, unwrap_model
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.pipeline import Pipeline, Stage
 from litgpt.parallel.precision import Precision
-from litgpt.parallel.reduce import gradient_norm, scale_gradients, total
+from litgpt.parallel.reduce import all_reduce_sum, compute_gradient_norm, scale_gradients
 from litgpt.train.guard import LossScale
 from litgpt.train.lisa_schedule import Turns
 from litgpt.train.objective import Objective
@@ -40,13 +40,13 @@ class TrainState:
     @property
     def counts_batch(self) -> bool:
         """Whether this rank is the one that tells of its batch, on which several may work."""
-        return self.mesh is None or self.mesh.counts_batch
+        return self.mesh is None or self.mesh.is_batch_leader
 
     @property
     def counts_loss(self) -> bool:
         """Whether this rank's loss is to be added to that of the others."""
         here = self.pipeline is None or self.pipeline.has_last
-        return here and (self.mesh is None or self.mesh.counts_loss)
+        return here and (self.mesh is None or self.mesh.is_loss_leader)
 
     @property
     def pipeline(self) -> Pipeline | None:
@@ -56,7 +56,7 @@ class TrainState:
     @property
     def core(self) -> nn.Module:
         """The model without the wrapper that sums gradients."""
-        return unwrapped(self.model)
+        return unwrap_model(self.model)
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
@@ -121,13 +121,13 @@ def train_step(
     """
     told = batches if train_state.counts_batch else []
     mine = [sum(map(objective.count, told)), sum(b.targets for b in told), sum(b.tokens for b in told)]
-    count, targets, tokens, *asked, faults = total([*mine, *flags, fault is not None], train_state.device)
+    count, targets, tokens, *asked, faults = all_reduce_sum([*mine, *flags, fault is not None], train_state.device)
     if faults:
         raise fault or UserError("data: another rank cannot go on, for the reason that it gives")
     tally = torch.zeros(2, channels, dtype=torch.float64)
     loss, norm = gradients(train_state, batches, objective, count=count, tally=tally)
     losses_here = [loss, *tally.flatten().tolist()] if train_state.counts_loss else [0.0] * (1 + tally.numel())
-    loss, *by_channel, bad = total([*losses_here, not math.isfinite(norm)], train_state.device)
+    loss, *by_channel, bad = all_reduce_sum([*losses_here, not math.isfinite(norm)], train_state.device)
     finite = math.isfinite(loss) and not bad
     if finite:
         if max_norm is not None and norm > max_norm:
@@ -170,7 +170,7 @@ def gradients(
         through_stages(train_state.pipeline, [batch.to(train_state.device) for batch in batches], scaled_loss)
     else:
         for number, batch in enumerate(batches, start=1):
-            with backward_of(train_state.model, last=number == len(batches)):
+            with accumulate_gradients(train_state.model, is_last=number == len(batches)):
                 scaled_loss(train_state.model, batch.to(train_state.device)).backward()
     if train_state.scale.active:
         scale_gradients(train_state.parameters(), 1 / train_state.scale.factor)
@@ -183,9 +183,9 @@ def through_stages(pipeline: Pipeline, batches: Sequence[Batch], loss: Callable[
     def run(stage: Stage, number: int) -> torch.Tensor:
         return loss(stage, batches[number]) if stage.last else hidden_after(stage, batches[number])
 
-    with backwards_of(pipeline.model, often=pipeline.gathers_often):
+    with accumulate_pipeline_gradients(pipeline.model, sync_each=pipeline.needs_sync_each):
         pipeline.step([batch.ids.shape for batch in batches], run)
-    pipeline.add_copies()
+    pipeline.sum_tied_gradients()
 
 
 def hidden_after(stage: Stage, batch: Batch) -> torch.Tensor:
@@ -197,9 +197,10 @@ def norm_of(train_state: TrainState) -> float:
     """The L2 norm of the whole model's gradient."""
     pipeline = train_state.pipeline
     if pipeline is None:
-        return gradient_norm(train_state.parameters()).item()
+        return compute_gradient_norm(train_state.parameters()).item()
     named = train_state.core.named_parameters()
-    return pipeline.joined_norm(gradient_norm(one for name, one in named if name not in pipeline.copies)).item()
+    norm = compute_gradient_norm(parameter for name, parameter in named if name not in pipeline.tied_copies)
+    return pipeline.reduce_norm(norm).item()
 
 
 def evaluate(train_state: TrainState, batch: Batch, run: Callable[[Any], Any]) -> Any:

@@ -12,10 +12,10 @@ from litgpt.adapt import quantization
 from litgpt.adapt.quantization import QUANT_FORMATS
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
-from litgpt.parallel.apply import full, parallelize, place
+from litgpt.parallel.apply import copy_full_tensor, full_tensor, parallelize
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
-from litgpt.recipe.parallel import Degrees, ParallelArgs
+from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 from litgpt.recipe.tuner import AdapterV2, LoRA, Tuner, VeRA
 from tests.adapt.models import IDS, loss_of
 from tests.store.models import small
@@ -34,7 +34,7 @@ EXPERTS = {"n_expert": 4, "sliding_window_size": None}
 
 def build(case: str, ranks: int, precision: str = "64-true") -> GPT:
     """A model with an adapter, maybe over a packed base, built as a run builds it."""
-    mesh = Mesh(Degrees(data_shard=ranks), "cpu") if ranks > 1 else None
+    mesh = Mesh(ParallelDims(data_shard=ranks), "cpu") if ranks > 1 else None
     settings = SETTINGS[case]
     shape = small("Mixtral-8x7B-v0.1", **EXPERTS) if case == "experts" else small("Qwen2.5-0.5B", tie_embeddings=False)
     with torch.device("meta"):
@@ -47,10 +47,10 @@ def build(case: str, ranks: int, precision: str = "64-true") -> GPT:
     if case in QUANT_FORMATS:
         base = GPT(shape)
         initialize(base, 3)
-        quantization.load_quantized(model, base.named_parameters(), write=place)
+        quantization.load_quantized(model, base.named_parameters(), write=copy_full_tensor)
     else:
-        initialize(model, 3, write=place)
-    adapt.initialize(model, settings, 3, write=place)
+        initialize(model, 3, write=copy_full_tensor)
+    adapt.initialize(model, settings, 3, write=copy_full_tensor)
     return model
 
 
@@ -60,7 +60,9 @@ def facts(case: str, ranks: int) -> dict[str, Tensor]:
     Both ranks see the same rows, so that summed gradients are twice those of one.
     """
     model = build(case, ranks)
-    base = {name: full(value).detach().clone() for name, value in model.named_parameters() if not value.requires_grad}
+    base = {
+        name: full_tensor(value).detach().clone() for name, value in model.named_parameters() if not value.requires_grad
+    }
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-2)
     found: dict[str, Tensor] = {}
     for number in range(2):
@@ -68,17 +70,19 @@ def facts(case: str, ranks: int) -> dict[str, Tensor]:
         (loss_of(model(IDS)) / ranks).backward()
         if number == 1:
             named = model.named_parameters()
-            found |= {f"gradient {name}": full(value.grad) for name, value in named if value.grad is not None}
+            found |= {f"gradient {name}": full_tensor(value.grad) for name, value in named if value.grad is not None}
         optimizer.step()
     with torch.no_grad():
         found["adapted"] = model(IDS)
         with adapt.disabled(model):
             found["base"] = model(IDS)
-    found |= {f"tensor {name}": full(value).detach().clone() for name, value in adapt.adapter_tensors(model).items()}
+    found |= {
+        f"tensor {name}": full_tensor(value).detach().clone() for name, value in adapt.adapter_tensors(model).items()
+    }
     if case != "AdapterV2":
         found |= {f"merged {name}": value.clone() for name, value in adapt.merged(model)}
     now = dict(model.named_parameters())
-    changed = [name for name, value in base.items() if not torch.equal(full(now[name]), value)]
+    changed = [name for name, value in base.items() if not torch.equal(full_tensor(now[name]), value)]
     assert not changed, changed
     return found
 

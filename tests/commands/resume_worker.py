@@ -5,8 +5,8 @@ from pathlib import Path
 
 from litgpt.cli import main
 from litgpt.commands import pretrain
-from litgpt.parallel.reduce import everyone
-from litgpt.parallel.strategy import is_first
+from litgpt.parallel.reduce import all_gather_objects
+from litgpt.parallel.strategy import is_rank_zero
 
 
 def worker(folders: list[Path]) -> int:
@@ -17,10 +17,10 @@ def worker(folders: list[Path]) -> int:
         if code := main(["finetune_lora", "--config", "recipe.yaml"]):
             return code
         broken = folder.with_name(f"{folder.name}-resumed")
-        if is_first():
+        if is_rank_zero():
             (broken / "out").mkdir()
             (folder / "out" / "step-00000010").rename(broken / "out" / "step-00000010")
-        everyone(None)  # sees it
+        all_gather_objects(None)  # sees it
         os.chdir(broken)
         if code := main(["finetune_lora", "--config", "recipe.yaml", "--resume", "true"]):
             return code

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from litgpt import LLM
 from litgpt.cli import main
-from litgpt.parallel.apply import release
-from litgpt.parallel.strategy import is_first
+from litgpt.parallel.apply import reshard_parameters
+from litgpt.parallel.strategy import is_rank_zero
 from tests.commands.test_finetune import LORA, base, recipe_of, write_rows
 from tests.processes import finish, start
 
@@ -40,8 +40,8 @@ def trained(*argv: str) -> int:
     def noted(run: Any, **settings: Any) -> Path:
         with torch.no_grad():
             logits = run.train_state.core.eval()(IDS)
-        release(run.train_state.core)  # as a run does when it has looked at its model
-        if is_first():
+        reshard_parameters(run.train_state.core)  # as a run does when it has looked at its model
+        if is_rank_zero():
             save_file({"logits": logits}, "logits.safetensors")
         return publish(run, **settings)
 

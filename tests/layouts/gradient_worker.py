@@ -10,11 +10,11 @@ from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
-from litgpt.parallel.apply import full, parallelize, place, replicate
+from litgpt.parallel.apply import apply_ddp, copy_full_tensor, full_tensor, parallelize
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
-from litgpt.parallel.reduce import total
-from litgpt.recipe.parallel import Degrees, ParallelArgs
+from litgpt.parallel.reduce import all_reduce_sum
+from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 from litgpt.recipe.train import LossArgs
 from litgpt.train.objective import next_token
 from litgpt.train.step import TrainState, gradients
@@ -64,17 +64,19 @@ def gradient_of(
     """Every parameter's full gradient, and the loss, of this rank's micro-batches."""
     ranks = degrees[0] * degrees[1]
     objective = next_token(settings)
-    mesh = Mesh(Degrees(data_replicate=degrees[0], data_shard=degrees[1]), "cpu") if ranks > 1 else None
+    mesh = Mesh(ParallelDims(data_replicate=degrees[0], data_shard=degrees[1]), "cpu") if ranks > 1 else None
     with torch.device("meta"):
         model = GPT(shape).to(torch.float64)
     parallelize(model, mesh, ParallelArgs(), precision=PRECISIONS["64-true"], compile_blocks=False)
     model.to_empty(device="cpu")
-    initialize(model, 3, write=place)
+    initialize(model, 3, write=copy_full_tensor)
     device = torch.device("cpu")
-    train_state = TrainState(replicate(model, mesh), [], device, PRECISIONS["64-true"], mesh)
-    (count,) = total([sum(map(objective.count, batches))], device)
+    train_state = TrainState(apply_ddp(model, mesh), [], device, PRECISIONS["64-true"], mesh)
+    (count,) = all_reduce_sum([sum(map(objective.count, batches))], device)
     loss, _ = gradients(train_state, batches, objective, count=count)
-    return {name: full(p.grad) for name, p in model.named_parameters() if p.grad is not None}, total([loss], device)[0]
+    return {name: full_tensor(p.grad) for name, p in model.named_parameters() if p.grad is not None}, all_reduce_sum(
+        [loss], device
+    )[0]
 
 
 def compare(folder: Path, rank: int, ranks: int) -> dict[str, float]:

@@ -19,10 +19,10 @@ from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
-from litgpt.parallel.apply import full, parallelize, place, replicate
+from litgpt.parallel.apply import apply_ddp, copy_full_tensor, full_tensor, parallelize
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
-from litgpt.parallel.reduce import total
+from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.recipe.optimizer import AdamW
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
@@ -163,11 +163,11 @@ def built(case: Case, mesh: Mesh | None) -> GPT:
     if case.quantize:
         base = GPT(SHAPES[case.shape])
         initialize(base, 3)
-        quantization.load_quantized(model, base.named_parameters(), write=place)
+        quantization.load_quantized(model, base.named_parameters(), write=copy_full_tensor)
     else:
-        initialize(model, 3, write=place)
+        initialize(model, 3, write=copy_full_tensor)
     if case.tuner:
-        adapt.initialize(model, TUNERS[case.tuner], 3, write=place)
+        adapt.initialize(model, TUNERS[case.tuner], 3, write=copy_full_tensor)
     return model
 
 
@@ -182,25 +182,27 @@ def noise(config: Config, name: str, shape: Iterable[int]) -> Tensor:
 def facts(case: Case) -> Facts:
     """What this rank knows: values by the names of parameters, and of the whole model under "model"."""
     settings = ParallelArgs(**case.parallel)
-    mesh = Mesh(settings.degrees(case.ranks), "cpu") if case.ranks > 1 else None
+    mesh = Mesh(settings.resolve_dims(case.ranks), "cpu") if case.ranks > 1 else None
     model = built(case, mesh)
     found: Facts = {"first": everything(model, lambda parameter: parameter)}
     numbers = ((name, one) for name, one in model.named_parameters() if one.is_floating_point())
     for name, parameter in numbers:
-        place(parameter, noise(model.config, name, parameter.shape))
+        copy_full_tensor(parameter, noise(model.config, name, parameter.shape))
     train_state = TrainState(
-        replicate(model, mesh),
+        apply_ddp(model, mesh),
         optimizer.build(AdamW(lr=1e-2, weight_decay=0.1), model),
         torch.device("cpu"),
         PRECISIONS["64-true"],
         mesh,
     )
-    rank, ranks = (mesh.place("data"), mesh.degrees.data_ranks) if mesh else (0, 1)
+    rank, ranks = (mesh.rank("data"), mesh.dims.data_ranks) if mesh else (0, 1)
     batches = part_of(global_batch(packed=case.packed), rank, ranks, case.micro)
     objective = next_token(LossArgs(chunk_rows=7))
-    (targets,) = total([sum(batch.targets for batch in batches) * train_state.counts_batch], train_state.device)
+    (targets,) = all_reduce_sum(
+        [sum(batch.targets for batch in batches) * train_state.counts_batch], train_state.device
+    )
     loss, norm = gradients(train_state, batches, objective, count=targets)
-    (loss,) = total([loss * train_state.counts_loss], train_state.device)
+    (loss,) = all_reduce_sum([loss * train_state.counts_loss], train_state.device)
     found["gradient"] = everything(model, lambda parameter: parameter.grad)
     train_state.zero_grad()
     losses = [train_step(train_state, batches, objective, max_norm=1.0).loss for _ in range(3)]
@@ -217,7 +219,7 @@ def exact(numbers: list[float]) -> Tensor:
 def everything(model: GPT, value: Any) -> dict[str, Tensor]:
     """Something of every parameter in full, where there is such."""
     values = ((name, value(parameter)) for name, parameter in model.named_parameters())
-    return {name: full(one.detach()).clone() for name, one in values if one is not None}
+    return {name: full_tensor(one.detach()).clone() for name, one in values if one is not None}
 
 
 KNOWN: dict[str, Facts] = {}

@@ -12,7 +12,7 @@ from litgpt.parallel import apply
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.optimizer import AdamW
-from litgpt.recipe.parallel import Degrees, ParallelArgs
+from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 from litgpt.recipe.train import LossArgs
 from litgpt.train import optimizer, step
 from litgpt.train.objective import next_token
@@ -32,7 +32,7 @@ def state_of(train_state: step.TrainState) -> list[torch.Tensor]:
 def worker(folder: Path, degrees: tuple[int, int]) -> None:
     """Step, step with a NaN on rank 1 only, step again."""
     dist.init_process_group("gloo")
-    mesh = Mesh(Degrees(data_replicate=degrees[0], data_shard=degrees[1]), "cpu")
+    mesh = Mesh(ParallelDims(data_replicate=degrees[0], data_shard=degrees[1]), "cpu")
     model = GPT(SHAPE)
     apply.parallelize(model, mesh, ParallelArgs(), precision=PRECISIONS["32-true"], compile_blocks=False)
     initialize(model, 3, write=apply.place)
@@ -42,16 +42,16 @@ def worker(folder: Path, degrees: tuple[int, int]) -> None:
     batches, objective = part_of(global_batch(), dist.get_rank(), 2, 2), next_token(LossArgs())
     assert step.train_step(train_state, batches, objective).taken
     before = state_of(train_state)
-    measured = step.gradient_norm
+    measured = step.compute_gradient_norm
 
     def poisoned(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
         if dist.get_rank() == 1:
             local(next(p.grad for p in parameters if p.grad is not None)).view(-1)[0] = float("nan")
         return measured(parameters)
 
-    step.gradient_norm = poisoned
+    step.compute_gradient_norm = poisoned
     assert not step.train_step(train_state, batches, objective).taken
-    step.gradient_norm = measured
+    step.compute_gradient_norm = measured
     assert all(torch.equal(now, then) for now, then in zip(state_of(train_state), before, strict=True))
     assert step.train_step(train_state, batches, objective).taken
     assert any(not torch.equal(now, then) for now, then in zip(state_of(train_state), before, strict=True))

@@ -13,7 +13,7 @@ from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.moe import Experts
 from litgpt.parallel import collectives, context, expert, ring
-from litgpt.parallel.apply import full, parallelize, place
+from litgpt.parallel.apply import copy_full_tensor, full_tensor, parallelize
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.parallel import ParallelArgs
@@ -60,7 +60,7 @@ def test_layout_trains_as_one_process(case: Case) -> None:
 
 def without_slopes_of_others(case: Case) -> Facts:
     """Keys and values get the gradient of this rank's queries only."""
-    context.gathered = collectives.collected
+    context.all_gather = collectives.collected
     return facts(case)
 
 
@@ -116,12 +116,12 @@ def test_an_exchange_that_is_left_out_shows(broken: Callable[[Case], Facts]) -> 
 
 def looked_at(case: Case) -> tuple[float, list[int]]:
     """The validation loss of a model, and what it writes."""
-    mesh = Mesh(ParallelArgs(**case.parallel).degrees(case.ranks), "cpu") if case.ranks > 1 else None
+    mesh = Mesh(ParallelArgs(**case.parallel).resolve_dims(case.ranks), "cpu") if case.ranks > 1 else None
     model = built(case, mesh)
     for name, parameter in model.named_parameters():
-        place(parameter, noise(model.config, name, parameter.shape))
+        copy_full_tensor(parameter, noise(model.config, name, parameter.shape))
     train_state = TrainState(model, [], torch.device("cpu"), PRECISIONS["64-true"], mesh)
-    rank, ranks = (mesh.place("data"), mesh.degrees.data_ranks) if mesh else (0, 1)
+    rank, ranks = (mesh.rank("data"), mesh.dims.data_ranks) if mesh else (0, 1)
     batches = part_of(global_batch(packed=case.packed), rank, ranks, 2)
     loss = validation_loss(train_state, batches, next_token(LossArgs(chunk_rows=7)), max_iters=4)
     return loss, continuation(train_state, [3, 1, 4, 1, 5], tokens=7, window=9, seed=2, temperature=2.0)
@@ -140,7 +140,7 @@ ROWS = [[0, 5, 0, 2], [0, 0, 0, 0], [1, 0, 0, 0], [0, 4, 0, 0]]
 
 def uneven(settings: dict[str, Any]) -> None:
     """Rows that are dealt out unevenly give what all experts give in one place, and the same gradients."""
-    mesh = Mesh(ParallelArgs(**settings).degrees(4), "cpu")
+    mesh = Mesh(ParallelArgs(**settings).resolve_dims(4), "cpu")
     config = SHAPES["sinks"]
     torch.manual_seed(1)
     alone = Experts(config)
@@ -167,7 +167,7 @@ def uneven(settings: dict[str, Any]) -> None:
     for name, parameter in block.mlp.experts.named_parameters():
         expected = alone.get_parameter(name).grad
         assert parameter.grad is not None and expected is not None
-        summed = full(parameter.grad)
+        summed = full_tensor(parameter.grad)
         torch.testing.assert_close(summed, expected, rtol=1e-4, atol=1e-5, msg=name)
         assert summed[2].eq(0).all(), name
 
@@ -197,7 +197,7 @@ RING_REFUSES = {
 
 def refused(shape: str, settings: dict[str, Any], ranks: int, documents: int = 0) -> str:
     """What a layout is refused with."""
-    mesh = Mesh(ParallelArgs(**settings).degrees(ranks), "cpu")
+    mesh = Mesh(ParallelArgs(**settings).resolve_dims(ranks), "cpu")
     with torch.device("meta"):
         model = GPT(SHAPES[shape])
     try:

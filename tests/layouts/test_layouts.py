@@ -83,7 +83,7 @@ def without_partial_sums(case: Case) -> Facts:
 
 def without_scattered_sums(case: Case) -> Facts:
     """Of what ranks add up each takes its own share only."""
-    collectives.scatter = lambda x, group, dim: tensor.own_part(x, group, dim)
+    collectives.reduce_scatter_no_grad = lambda x, group, dim: tensor.slice_local(x, group, dim)
     return facts(case)
 
 
@@ -95,7 +95,7 @@ def without_replica_sums(case: Case) -> Facts:
         future.set_result(bucket.buffer())
         return future
 
-    apply._sum_over_replicas = own
+    apply._all_reduce_hook = own
     return facts(case)
 
 

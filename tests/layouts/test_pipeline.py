@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from litgpt.data.stream.batch import Batch
-from litgpt.parallel.apply import place, replicate
+from litgpt.parallel.apply import apply_ddp, copy_full_tensor
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.pipeline import Pipeline
 from litgpt.parallel.precision import PRECISIONS
-from litgpt.parallel.reduce import total
+from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.train.evaluate import continuation, validation_loss
@@ -38,16 +38,16 @@ def pipelines(shape: str = "deep", ranks: int = 2, **more: Any) -> dict[str, Cas
 
 def build_train_state(case: Case) -> TrainState:
     """A model of some weights, laid out as the case says."""
-    mesh = Mesh(ParallelArgs(**case.parallel).degrees(case.ranks), "cpu") if case.ranks > 1 else None
+    mesh = Mesh(ParallelArgs(**case.parallel).resolve_dims(case.ranks), "cpu") if case.ranks > 1 else None
     model = built(case, mesh)
     for name, parameter in model.named_parameters():
-        place(parameter, noise(model.config, name, parameter.shape))
-    return TrainState(replicate(model, mesh), [], torch.device("cpu"), PRECISIONS["64-true"], mesh)
+        copy_full_tensor(parameter, noise(model.config, name, parameter.shape))
+    return TrainState(apply_ddp(model, mesh), [], torch.device("cpu"), PRECISIONS["64-true"], mesh)
 
 
 def gradient(train_state: TrainState, batches: list[Batch]) -> tuple[dict[str, Tensor], float]:
     """Every gradient in full, and their norm."""
-    (count,) = total([sum(batch.targets for batch in batches) * train_state.counts_batch], train_state.device)
+    (count,) = all_reduce_sum([sum(batch.targets for batch in batches) * train_state.counts_batch], train_state.device)
     _, norm = gradients(train_state, batches, OBJECTIVE, count=count)
     found = everything(train_state.core, lambda parameter: parameter.grad)  # type: ignore[arg-type]
     train_state.zero_grad()
@@ -100,7 +100,7 @@ def looked(case: Case) -> tuple[float, list[int], bool]:
     """Validation loss and a text, before and after training; and whether parameters are shards again at the end."""
     train_state = build_train_state(case)
     whole = global_batch(packed=True)
-    batches = part_of(whole, train_state.mesh.place("data") if train_state.mesh else 0, case.ranks // 2 or 1, 1)
+    batches = part_of(whole, train_state.mesh.rank("data") if train_state.mesh else 0, case.ranks // 2 or 1, 1)
     gradient(train_state, batches)
     loss = validation_loss(train_state, batches, OBJECTIVE, max_iters=7)
     text = continuation(train_state, [3, 1, 4], tokens=6, window=5, seed=2)
@@ -120,13 +120,13 @@ def test_looking_at_a_model_finds_what_one_process_does(case: Case) -> None:
 
 def without_the_other_copy(case: Case) -> Facts:
     """The embedding's gradients beside first and last layers stay apart."""
-    Pipeline.add_copies = lambda self: None  # type: ignore[method-assign]
+    Pipeline.sum_tied_gradients = lambda self: None  # type: ignore[method-assign]
     return facts(case)
 
 
 def with_all_copies(case: Case) -> Facts:
     """The embedding counts twice in the gradient's norm."""
-    Pipeline.copies = property(lambda self: frozenset(), lambda self, value: None)  # type: ignore[assignment]
+    Pipeline.tied_copies = property(lambda self: frozenset(), lambda self, value: None)  # type: ignore[assignment]
     return facts(case)
 
 

@@ -19,7 +19,7 @@ from litgpt.model.init import initialize
 from litgpt.model.recomputing import is_recomputing
 from litgpt.parallel.apply import parallelize
 from litgpt.parallel.mesh import Mesh
-from litgpt.parallel.offload import Away, Host
+from litgpt.parallel.offload import HostOffload, OffloadedTensor
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.recompute import RecomputeArgs
@@ -89,7 +89,7 @@ def build(shape: str, again: RecomputeArgs | None, tuner: LoRA | None = None) ->
     if tuner:
         adapt.attach(model, tuner)
     layout = {"precision": PRECISIONS["32-true"], "compile_blocks": False}
-    parallelize(model, None, ParallelArgs(), again=again, **layout)  # type: ignore[arg-type]
+    parallelize(model, None, ParallelArgs(), recompute=again, **layout)  # type: ignore[arg-type]
     model.to_empty(device="cpu")
     initialize(model, 1)
     if tuner:
@@ -217,7 +217,7 @@ LAYOUTS = [
 
 @pytest.mark.parametrize(("case", "settings"), LAYOUTS, ids=lambda one: str(one)[:60])
 def test_every_axis_trains_the_same_with_recomputing(case: Case, settings: RecomputeArgs) -> None:
-    case = replace(case, more={"again": settings})
+    case = replace(case, more={"recompute": settings})
     found = differences(case, POOL.run(facts, case, ranks=case.ranks))
     assert {kind: far for kind, far in found.items() if far > 1e-8} == {}
 
@@ -226,19 +226,19 @@ def sent_away(case: Case) -> tuple[set[tuple[int, ...]], set[tuple[int, ...]]]:
     """The shapes of what a rank keeps in host memory, and of its parameters while they are gathered."""
     sent: set[tuple[int, ...]] = set()
     shapes: set[tuple[int, ...]] = set()
-    pack = Host.pack
+    pack = HostOffload.pack
 
-    def noted(host: Host, tensor: Tensor) -> Any:
+    def noted(host: HostOffload, tensor: Tensor) -> Any:
         kept = pack(host, tensor)
-        if isinstance(kept, Away):
+        if isinstance(kept, OffloadedTensor):
             sent.add(tuple(tensor.shape))
         return kept
 
-    Host.pack = noted  # type: ignore[method-assign]
+    HostOffload.pack = noted  # type: ignore[method-assign]
     try:
-        mesh = Mesh(ParallelArgs(**case.parallel).degrees(case.ranks), "cpu")
+        mesh = Mesh(ParallelArgs(**case.parallel).resolve_dims(case.ranks), "cpu")
         model = built(case, mesh)
-        batches = part_of(global_batch(packed=False), mesh.place("data"), 2, 1)
+        batches = part_of(global_batch(packed=False), mesh.rank("data"), 2, 1)
         model(batches[0].ids).sum().backward()
         for module in model.modules():
             if isinstance(module, FSDPModule):
@@ -247,12 +247,12 @@ def sent_away(case: Case) -> tuple[set[tuple[int, ...]], set[tuple[int, ...]]]:
             locals_of = (getattr(one, "_local_tensor", one) for one in block.parameters())
             shapes |= {tuple(one.shape) for one in locals_of if one.dim() > 1}
     finally:
-        Host.pack = pack  # type: ignore[method-assign]
+        HostOffload.pack = pack  # type: ignore[method-assign]
     return sent, shapes
 
 
 def test_parameters_stay_on_the_device_when_activations_leave_it() -> None:
-    case = Case("shared experts", 4, {"expert": 2}, more={"again": RecomputeArgs(offload=True)})
+    case = Case("shared experts", 4, {"expert": 2}, more={"recompute": RecomputeArgs(offload=True)})
     for sent, shapes in POOL.run(sent_away, case, ranks=4):
         assert len(sent) > 10
         stacks = {(shape[0], *sorted(shape[1:], reverse=True)) for shape in shapes if len(shape) == 3}

@@ -12,17 +12,17 @@ from litgpt.parallel.schedules import (
     FORWARD,
     INPUT,
     RECEIVE,
-    RECEIVE_SLOPE,
+    RECEIVE_GRAD,
     SEND,
-    SEND_SLOPE,
+    SEND_GRAD,
     WEIGHT,
     Task,
-    even,
-    layers_of_stages,
-    programs,
-    ready,
-    stages_of,
-    ticks,
+    assign_stages,
+    balance_layers,
+    build_schedule,
+    is_ready,
+    simulate_ticks,
+    split_layers,
 )
 from litgpt.recipe.parallel import ParallelArgs
 
@@ -31,24 +31,24 @@ SIZES = list(product((2, 3, 4, 7), (1, 2, 3, 4, 5, 8, 11)))
 
 
 def sizes(layers: int, **settings: Any) -> list[int]:
-    return [len(one) for one in layers_of_stages(ParallelArgs(**settings), layers)]
+    return [len(one) for one in split_layers(ParallelArgs(**settings), layers)]
 
 
 def test_layers_are_evened_out_with_embedding_and_head() -> None:
-    assert even(8, 2) == [4, 4]
-    assert even(7, 2) == [4, 3]
-    assert even(10, 4) == [2, 3, 3, 2]
-    assert even(48, 4) == [11, 13, 13, 11]
-    assert even(4, 4) == [1, 1, 1, 1]
-    assert all(sum(even(layers, stages)) == layers for stages in range(2, 9) for layers in range(stages, 40))
+    assert balance_layers(8, 2) == [4, 4]
+    assert balance_layers(7, 2) == [4, 3]
+    assert balance_layers(10, 4) == [2, 3, 3, 2]
+    assert balance_layers(48, 4) == [11, 13, 13, 11]
+    assert balance_layers(4, 4) == [1, 1, 1, 1]
+    assert all(sum(balance_layers(layers, stages)) == layers for stages in range(2, 9) for layers in range(stages, 40))
 
 
 def test_stages_are_runs_of_layers_in_order() -> None:
-    assert layers_of_stages(ParallelArgs(pipeline=2, pipeline_layers=[1, 3]), 4) == [range(1), range(1, 4)]
+    assert split_layers(ParallelArgs(pipeline=2, pipeline_layers=[1, 3]), 4) == [range(1), range(1, 4)]
     assert sizes(8, pipeline=2, pipeline_schedule="zbv") == [1, 3, 3, 1]
     assert sizes(9, pipeline=3, pipeline_schedule="interleaved", pipeline_layers=[1] * 9) == [1] * 9
-    assert stages_of("zbv", 1, 4, 8) == (1, 6)
-    assert stages_of("interleaved", 1, 4, 12) == (1, 5, 9)
+    assert assign_stages("zbv", 1, 4, 8) == (1, 6)
+    assert assign_stages("interleaved", 1, 4, 12) == (1, 5, 9)
 
 
 @pytest.mark.parametrize(
@@ -84,11 +84,11 @@ def test_every_task_is_done_once_and_when_it_can_be(schedule: str, stages_each: 
             for number in range(micro_batches)
         )
         done: list[Task] = []
-        for tick in ticks(schedule, devices, stages, micro_batches):
+        for tick in simulate_ticks(schedule, devices, stages, micro_batches):
             before = set(done)
             for device, task in tick.items():
-                assert task.stage in stages_of(schedule, device, devices, stages)
-                assert ready(task, before, stages), task
+                assert task.stage in assign_stages(schedule, device, devices, stages)
+                assert is_ready(task, before, stages), task
             done += tick.values()
         assert Counter(done) == wanted
 
@@ -96,9 +96,9 @@ def test_every_task_is_done_once_and_when_it_can_be(schedule: str, stages_each: 
 @pytest.mark.parametrize(("schedule", "stages_each"), KINDS)
 def test_devices_never_wait_in_a_circle(schedule: str, stages_each: int) -> None:
     """Also where a sender waits until its partner receives just that."""
-    partner = {SEND: (RECEIVE, 1), SEND_SLOPE: (RECEIVE_SLOPE, -1)}
+    partner = {SEND: (RECEIVE, 1), SEND_GRAD: (RECEIVE_GRAD, -1)}
     for devices, micro_batches in SIZES:
-        left = [list(reversed(one)) for one in programs(schedule, devices, devices * stages_each, micro_batches)]
+        left = [list(reversed(one)) for one in build_schedule(schedule, devices, devices * stages_each, micro_batches)]
         while any(left):
             moved = False
             for device in left:
@@ -119,7 +119,7 @@ def test_devices_never_wait_in_a_circle(schedule: str, stages_each: int) -> None
 def idle(schedule: str, devices: int, stages: int, micro_batches: int) -> int:
     """Ticks that a device has nothing to do in."""
     work = stages // devices * micro_batches * (3 if schedule == "zbv" else 2)
-    return sum(1 for _ in ticks(schedule, devices, stages, micro_batches)) - work
+    return sum(1 for _ in simulate_ticks(schedule, devices, stages, micro_batches)) - work
 
 
 @pytest.mark.parametrize(("schedule", "stages_each"), KINDS)
@@ -134,7 +134,7 @@ def held(schedule: str, devices: int, stages: int, micro_batches: int) -> int:
     """The most forwards whose backward is not over, of all devices."""
     most, now = 0, [0] * devices
     ends = WEIGHT if schedule == "zbv" else BACKWARD
-    for tick in ticks(schedule, devices, stages, micro_batches):
+    for tick in simulate_ticks(schedule, devices, stages, micro_batches):
         for device, task in tick.items():
             now[device] += (task.kind == FORWARD) - (task.kind == ends)
         most = max(most, *now)

@@ -10,7 +10,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
-from litgpt.parallel.apply import full, parallelize, place
+from litgpt.parallel.apply import copy_full_tensor, full_tensor, parallelize
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.optimizer import AdamW
@@ -29,19 +29,19 @@ Found = tuple[dict[str, Tensor], dict[str, int]]
 
 def train(settings: ParallelArgs) -> Found:
     """Weights after two steps of four micro-batches, and how often ranks exchanged what in one more."""
-    mesh, precision = Mesh(settings.degrees(2), "cpu"), PRECISIONS["64-true"]
+    mesh, precision = Mesh(settings.resolve_dims(2), "cpu"), PRECISIONS["64-true"]
     with torch.device("meta"):
         model = GPT(SHAPE).to(precision.storage)
     parallelize(model, mesh, settings, precision=precision, compile_blocks=False)
     model.to_empty(device="cpu")
-    initialize(model, 1, write=place)
+    initialize(model, 1, write=copy_full_tensor)
     steppers = optimizer.build(AdamW(lr=1e-2), model)
     train_state = TrainState(model, steppers, torch.device("cpu"), precision, mesh)
-    batches = part_of(global_batch(packed=False), mesh.place("data"), 2, 1)
+    batches = part_of(global_batch(packed=False), mesh.rank("data"), 2, 1)
     objective = next_token(LossArgs())
     for _ in range(2):
         train_step(train_state, batches, objective, max_norm=1.0)
-    weights = {name: full(parameter).detach().clone() for name, parameter in model.named_parameters()}
+    weights = {name: full_tensor(parameter).detach().clone() for name, parameter in model.named_parameters()}
     with CommDebugMode() as exchanges:
         gradients(train_state, batches, objective, count=1.0)
     counts = {str(kind).removeprefix("c10d."): number for kind, number in exchanges.get_comm_counts().items()}
@@ -98,8 +98,8 @@ def test_each_level_exchanges_as_often_as_it_must_and_trains_the_same(level: str
 )
 def test_levels_that_cannot_be_are_refused(settings: dict[str, Any], ranks: int, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        ParallelArgs(**settings).degrees(ranks)
+        ParallelArgs(**settings).resolve_dims(ranks)
 
 
 def test_a_recipe_with_a_level_runs_on_one_device_too() -> None:
-    assert ParallelArgs(zero=1).degrees(1).world == 1
+    assert ParallelArgs(zero=1).resolve_dims(1).world == 1

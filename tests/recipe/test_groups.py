@@ -7,7 +7,7 @@ import pytest
 
 from litgpt.errors import UserError
 from litgpt.recipe.optimizer import OPTIMIZERS, AdamW, Muon
-from litgpt.recipe.parallel import Degrees, ParallelArgs
+from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
 from litgpt.recipe.train import CheckpointArgs, EvalArgs, GuardArgs, LogArgs, LossArgs, TrainArgs
 
@@ -48,33 +48,33 @@ def test_contradictions_are_refused(make, said):
 
 @pytest.mark.parametrize("world", [1, 2, 6, 8])
 def test_shards_take_what_copies_leave(world):
-    assert ParallelArgs().degrees(world) == Degrees(data_shard=world)
-    assert ParallelArgs(data_replicate=world).degrees(world) == Degrees(data_replicate=world)
-    assert ParallelArgs(data_replicate=world, data_shard=1).degrees(world) == Degrees(data_replicate=world)
-    assert ParallelArgs(tensor=2, pipeline=2, context=3).degrees(12 * world) == Degrees(
+    assert ParallelArgs().resolve_dims(world) == ParallelDims(data_shard=world)
+    assert ParallelArgs(data_replicate=world).resolve_dims(world) == ParallelDims(data_replicate=world)
+    assert ParallelArgs(data_replicate=world, data_shard=1).resolve_dims(world) == ParallelDims(data_replicate=world)
+    assert ParallelArgs(tensor=2, pipeline=2, context=3).resolve_dims(12 * world) == ParallelDims(
         pipeline=2, data_shard=world, context=3, tensor=2
     )
-    assert ParallelArgs(expert=2, tensor=2).degrees(4 * world).expert_shard == 2 * world
+    assert ParallelArgs(expert=2, tensor=2).resolve_dims(4 * world).expert_shard == 2 * world
 
 
 def test_a_layout_that_does_not_fit_says_what_would():
     with pytest.raises(
         UserError, match=r"1 x 8 = 8 .* but devices x num_nodes is 4; set data_shard: auto or devices: 8"
     ):
-        ParallelArgs(data_shard=8).degrees(4)
+        ParallelArgs(data_shard=8).resolve_dims(4)
     with pytest.raises(UserError, match=r"parallel\.data_replicate: 3 does not divide devices x num_nodes = 4"):
-        ParallelArgs(data_replicate=3).degrees(4)
+        ParallelArgs(data_replicate=3).resolve_dims(4)
     with pytest.raises(UserError, match=r"data_replicate x tensor: 8 does not divide devices x num_nodes = 4"):
-        ParallelArgs(data_replicate=2, tensor=4).degrees(4)
+        ParallelArgs(data_replicate=2, tensor=4).resolve_dims(4)
     with pytest.raises(UserError, match=r"expert x expert_tensor: 3 x 1 does not divide .* 4; set parallel.expert: 4"):
-        ParallelArgs(expert=3).degrees(4)
+        ParallelArgs(expert=3).resolve_dims(4)
     with pytest.raises(UserError, match=r"pipeline_layers: 3 stages do not go round 2 devices"):
         ParallelArgs(pipeline=2, pipeline_layers=[1, 2, 3])
     with pytest.raises(UserError, match="parallel: 2 x 2 = 4"):
         Pretrain("x", devices=1, parallel=ParallelArgs(data_replicate=2, data_shard=2))
-    assert Pretrain("x", devices=2, num_nodes=2, parallel=ParallelArgs(data_replicate=2)).parallel.degrees(
+    assert Pretrain("x", devices=2, num_nodes=2, parallel=ParallelArgs(data_replicate=2)).parallel.resolve_dims(
         4
-    ) == Degrees(data_replicate=2, data_shard=2)
+    ) == ParallelDims(data_replicate=2, data_shard=2)
 
 
 @pytest.mark.parametrize(("ranks", "steps"), [(1, 16), (2, 8), (4, 4), (16, 1)])

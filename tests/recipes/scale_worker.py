@@ -29,7 +29,7 @@ def worker(folder: Path, recipe: Any, config: Config, ranks: Iterable[int]) -> N
     held = {}
     for rank in ranks:
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
-        mesh = Mesh(recipe.parallel.degrees(world), "cpu")
+        mesh = Mesh(recipe.parallel.resolve_dims(world), "cpu")
         held[rank] = numbers_of(on_meta(recipe, spec, mesh, torch.device("cpu")))
         dist.destroy_process_group()
     (folder / "held.json").write_text(json.dumps(held))

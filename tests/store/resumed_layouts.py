@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from litgpt import adapt
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
-from litgpt.parallel.apply import full, parallelize, place, replicate
+from litgpt.parallel.apply import apply_ddp, copy_full_tensor, full_tensor, parallelize
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.optimizer import AdamW
@@ -55,27 +55,27 @@ def train_state(layout: str, seed: int) -> TrainState:
     """A model that is laid out, and its optimizer."""
     ranks, parallel = LAYOUTS[layout]
     settings = ParallelArgs(**parallel)
-    mesh = Mesh(settings.degrees(ranks), "cpu") if ranks > 1 else None
+    mesh = Mesh(settings.resolve_dims(ranks), "cpu") if ranks > 1 else None
     with torch.device("meta"):
         model = GPT(SHAPE).to(torch.float64)
     parallelize(model, mesh, settings, precision=PRECISIONS["64-true"], compile_blocks=False)
     model.to_empty(device="cpu")
-    initialize(model, seed, write=place)
+    initialize(model, seed, write=copy_full_tensor)
     steppers = optimizer.build(AdamW(lr=1e-2 * seed, weight_decay=0.1), model)
-    return TrainState(replicate(model, mesh), steppers, torch.device("cpu"), PRECISIONS["64-true"], mesh)
+    return TrainState(apply_ddp(model, mesh), steppers, torch.device("cpu"), PRECISIONS["64-true"], mesh)
 
 
 def train(trained: TrainState, steps: int) -> list[float]:
     """The losses of some steps on the same batch."""
     mesh = trained.mesh
-    rank, ranks = (mesh.place("data"), mesh.degrees.data_ranks) if mesh else (0, 1)
+    rank, ranks = (mesh.rank("data"), mesh.dims.data_ranks) if mesh else (0, 1)
     batches = part_of(global_batch(packed=False), rank, ranks, ROWS // (2 * ranks))
     return [train_step(trained, batches, next_token(LossArgs())).loss for _ in range(steps)]
 
 
 def degrees(trained: TrainState) -> dict[str, int]:
     """What a checkpoint records of the layout."""
-    return {} if trained.mesh is None else asdict(trained.mesh.degrees)
+    return {} if trained.mesh is None else asdict(trained.mesh.dims)
 
 
 def save(layout: str, folder: Path) -> list[float]:
@@ -117,21 +117,21 @@ def compare(trained: TrainState, saved: Path) -> None:
 def fill_and_write(layout: str, folder: Path) -> None:
     """Fill a model that is laid out from `<folder>/model`, each rank its part; write the whole of it again."""
     ranks, parallel = LAYOUTS[layout]
-    mesh = Mesh(ParallelArgs(**parallel).degrees(ranks), "cpu") if ranks > 1 else None
+    mesh = Mesh(ParallelArgs(**parallel).resolve_dims(ranks), "cpu") if ranks > 1 else None
     tuner = LoRA(r=2, dropout=0.0, target_modules=["q", "down"])
     with torch.device("meta"):
         model = GPT(SHAPE)
     adapt.attach(model, tuner)
     parallelize(model, mesh, ParallelArgs(**parallel), precision=PRECISIONS["32-true"], compile_blocks=False)
     model.to_empty(device="cpu")
-    initialize(model, 1, write=place)
+    initialize(model, 1, write=copy_full_tensor)
     load_model(model, folder / "model")
-    adapt.initialize(model, tuner, 1, write=place)
+    adapt.initialize(model, tuner, 1, write=copy_full_tensor)
     base = dict(adapt.merged(model))
     save_model(folder / layout, model, tensors=iter(base.items()), config=SHAPE)
     for name, parameter in adapt.adapter_tensors(model).items():
-        place(parameter, torch.arange(parameter.numel()).view(parameter.shape) / 1e3 + len(name))
-    added = ((name, full(one.detach())) for name, one in adapt.adapter_tensors(model).items())
+        copy_full_tensor(parameter, torch.arange(parameter.numel()).view(parameter.shape) / 1e3 + len(name))
+    added = ((name, full_tensor(one.detach())) for name, one in adapt.adapter_tensors(model).items())
     whole = dict(gather_stages(model, added))
     if mesh is None or dist.get_rank() == 0:
         torch.save(whole, folder / f"{layout}.pt")

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from litgpt.errors import UserError
-from litgpt.parallel.galore_layout import check_layout
+from litgpt.parallel.galore_layout import check_galore_layout
 from litgpt.recipe.optimizer import GaLore
 from litgpt.train.galore import LowRankAdamW
 from litgpt.train.optimizer import build
@@ -137,10 +137,10 @@ def on_shards() -> None:
                 parameter.grad = distribute_tensor(gradient, mesh, placements)
                 optimizer.step()
             torch.testing.assert_close(parameter.full_tensor().data, expected, atol=1e-10, rtol=0)
-    check_layout(distribute_tensor(weight_of(6, 10), one, [Shard(1)]))
+    check_galore_layout(distribute_tensor(weight_of(6, 10), one, [Shard(1)]))
     mesh = init_device_mesh("cpu", (2, 1))
     with pytest.raises(UserError, match=r"GaLore does not know matrices split by parallel.tensor; set"):
-        check_layout(distribute_tensor(weight_of(6, 10), mesh, [Shard(0), Shard(1)]))
+        check_galore_layout(distribute_tensor(weight_of(6, 10), mesh, [Shard(0), Shard(1)]))
     dist.barrier()
 
 
