@@ -19,17 +19,17 @@ __all__ = [
     "adapted_layers",
     "adapter_tensors",
     "attach",
+    "build_schedule",
     "check",
     "disabled",
     "fill",
     "initialize",
-    "learning_rate_factor",
     "merged",
 ]
 
 ATTACH: dict[type[Tuner], Callable[[GPT, Any], None]] = {
     Full: freezing.attach,
-    LISA: lisa.attach,
+    LISA: lisa.check_lisa,
     LLaMAPro: llama_pro.attach,
     LoRA: lora.attach,
     IA3: ia3.attach_ia3,
@@ -49,8 +49,8 @@ def attach(model: GPT, settings: Tuner) -> None:
     Raises:
         UserError: if the settings name what the model has not.
     """
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    if settings.adds:
+        model.requires_grad_(False)
     ATTACH[type(settings)](model, settings)
 
 
@@ -158,6 +158,6 @@ def merged(model: GPT, types: Mapping[str, torch.dtype] | None = None) -> Iterat
             yield name, value.to(type_of(holder, key) if types is None else types[name])
 
 
-def learning_rate_factor(settings: Tuner, name: str) -> float:
-    """What the learning rate of a parameter is multiplied by (LoRA+: the B of every pair)."""
-    return settings.lora_plus if isinstance(settings, LoRA) and name.endswith("lora_b") else 1.0
+def build_schedule(model: GPT, settings: Tuner, seed: int) -> lisa.LISASchedule | None:
+    """The schedule of a tuner that trains different blocks at different steps; None if it always trains the same."""
+    return lisa.LISASchedule(model, settings, seed) if isinstance(settings, LISA) else None

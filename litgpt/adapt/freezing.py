@@ -23,7 +23,8 @@ def attach(model: GPT, settings: Full) -> None:
     if frozen == known.keys():
         raise UserError("tuner: every parameter is frozen; name some in tuner.trainable_parameters")
     for name, parameter in parameters.items():
-        parameter.requires_grad_(name not in frozen and not name.endswith(".router.correction"))
+        if name in frozen:
+            parameter.requires_grad_(False)
 
 
 def bottom(names: Iterable[str], sizes: dict[str, int], share: float) -> set[str]:

@@ -1,4 +1,4 @@
-"""LISA: of the blocks a few at a time are trained, drawn anew now and then (Pan et al. 2024, arXiv 2403.17919)."""
+"""LISA: a few blocks are trained at a time and redrawn at an interval (Pan et al. 2024, arXiv 2403.17919)."""
 
 import torch
 from torch import nn
@@ -9,41 +9,39 @@ from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import LISA
 
 
-def attach(model: GPT, settings: LISA) -> None:
-    """Let everything be trained at some time.
+def check_lisa(model: GPT, settings: LISA) -> None:
+    """Check that the model has as many blocks as are trained at a time; all of its parameters stay trainable.
 
     Raises:
-        UserError: if more blocks are asked for than there are.
+        UserError: if it has fewer.
     """
     if settings.activated_layers > model.config.n_layer:
         raise UserError(
             f"tuner.activated_layers: {settings.activated_layers} of {model.config.n_layer} blocks; "
-            f"give at most {model.config.n_layer}"
+            f"set at most {model.config.n_layer}"
         )
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.endswith(".router.correction"))
 
 
 class LISASchedule:
-    """The blocks of a model, of which some are trained at a time: all alike likely, by the seed and the step alone."""
+    """Which blocks of a model are trained in which step: drawn uniformly, as a function of seed and step alone."""
 
     def __init__(self, model: GPT, settings: LISA, seed: int) -> None:
-        """Note what can be trained of each block of a model that `attach` prepared and that has its layout."""
+        """Record the trainable parameters of each block; the model already has its parallel layout."""
         self.settings, self.seed = settings, seed
-        self.blocks = [[one for one in block.parameters() if one.requires_grad] for block in model.blocks]
+        self.blocks = [[p for p in block.parameters() if p.requires_grad] for block in model.blocks]
 
-    def drawn(self, step: int) -> set[int]:
-        """The numbers of the blocks that are trained in a step, counted from 0."""
-        turn = step // self.settings.step_interval
-        order = torch.randperm(len(self.blocks), generator=generator(f"{self.seed}/lisa/{turn}"))
+    def draw_blocks(self, step: int) -> set[int]:
+        """The indices of the blocks that are trained in a step."""
+        interval = step // self.settings.step_interval
+        order = torch.randperm(len(self.blocks), generator=generator(f"{self.seed}/lisa/{interval}"))
         return set(order[: self.settings.activated_layers].tolist())
 
-    def turn_to(self, step: int) -> list[nn.Parameter]:
-        """Train what is due in a step; returns what was trained until now and is no longer."""
-        drawn, left = self.drawn(step), []
+    def set_active(self, step: int) -> list[nn.Parameter]:
+        """Make the blocks of a step trainable and freeze the others; returns the parameters that became frozen."""
+        active, frozen = self.draw_blocks(step), []
         for number, parameters in enumerate(self.blocks):
             for parameter in parameters:
-                if parameter.requires_grad and number not in drawn:
-                    left.append(parameter)
-                parameter.requires_grad_(number in drawn)
-        return left
+                if parameter.requires_grad and number not in active:
+                    frozen.append(parameter)
+                parameter.requires_grad_(number in active)
+        return frozen

@@ -61,9 +61,8 @@ def attach(model: GPT, settings: LLaMAPro) -> None:
     new = added(model, settings)
     for name, parameter in model.named_parameters():
         part, _, rest = name.partition(".")
-        parameter.requires_grad_(
-            part == "blocks" and int(rest.split(".")[0]) in new and not name.endswith(".router.correction")
-        )
+        if part != "blocks" or int(rest.split(".")[0]) not in new:
+            parameter.requires_grad_(False)
 
 
 @torch.no_grad()

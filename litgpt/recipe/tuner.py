@@ -29,6 +29,10 @@ class Tuner:
         for name in ("freeze_parameters_regex", "trainable_parameters_regex", "target_regex"):
             check_regex(f"tuner.{name}", getattr(self, name, None))
 
+    def get_lr_multiplier(self, _name: str) -> float:
+        """The factor on the learning rate of the parameter of this name."""
+        return 1.0
+
 
 def check_regex(key: str, text: str | None) -> None:
     """Refuse a text that is no regular expression."""
@@ -111,6 +115,10 @@ class LoRA(Tuner):
     def scale(self) -> float:
         """The factor on B A."""
         return self.alpha / (self.r**0.5 if self.rslora else self.r)
+
+    def get_lr_multiplier(self, name: str) -> float:
+        """LoRA+: the B of every pair has a learning rate of its own."""
+        return self.lora_plus if name.endswith("lora_b") else 1.0
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class RunSpec:
 
     def learning_rate_factor(self, name: str) -> float:
         """What the learning rate of a parameter is multiplied by."""
-        return adapt.learning_rate_factor(self.tuner, name) if self.tuner else 1.0
+        return self.tuner.get_lr_multiplier(name) if self.tuner else 1.0
 
 
 def build_pretrain_spec(recipe: Pretrain) -> RunSpec:

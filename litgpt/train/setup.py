@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from litgpt.files import write_json, write_text
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
-from litgpt.parallel.apply import apply_ddp, copy_full_tensor, parallelize
+from litgpt.parallel.apply import apply_ddp, copy_full_tensor, init_mixed_precision, parallelize
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS, default_precision
 from litgpt.parallel.reduce import all_gather_objects
@@ -38,7 +37,6 @@ from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.load_model import iter_tensors, load_config, load_model
 from litgpt.train import loggers, optimizer
 from litgpt.train.guard import LossScale
-from litgpt.train.lisa_schedule import turns_of
 from litgpt.train.objective import Objective
 from litgpt.train.run_spec import RunSpec
 from litgpt.train.schedule import Schedule
@@ -211,7 +209,10 @@ def build_model(recipe: Training, spec: RunSpec, fabric: Fabric, *, weights_foll
     elif spec.tuner and not weights_follow:
         adapt.initialize(model, spec.tuner, recipe.seed, write=copy_full_tensor)
     optimizers = optimizer.build(recipe.optimizer, model, factor=spec.learning_rate_factor)
-    turns = turns_of(spec.tuner, model, recipe.seed, partial(apply_ddp, mesh=strategy.mesh))
+    schedule = adapt.build_schedule(model, spec.tuner, recipe.seed) if spec.tuner else None
+    if schedule:
+        init_mixed_precision(model)
+        schedule.set_active(0)
     return TrainState(
         model=apply_ddp(model, strategy.mesh),
         optimizers=optimizers,
@@ -219,7 +220,7 @@ def build_model(recipe: Training, spec: RunSpec, fabric: Fabric, *, weights_foll
         precision=precision,
         mesh=strategy.mesh,
         scale=LossScale(active=precision.scaled),
-        turns=turns,
+        lisa_schedule=schedule,
     )
 
 

@@ -8,15 +8,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from litgpt.adapt.lisa import LISASchedule
 from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
-from litgpt.parallel.apply import accumulate_gradients, accumulate_pipeline_gradients, is_sharded, unwrap_model
+from litgpt.parallel.apply import (
+    accumulate_gradients,
+    accumulate_pipeline_gradients,
+    apply_ddp,
+    is_sharded,
+    unwrap_model,
+)
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.pipeline import Pipeline, Stage
 from litgpt.parallel.precision import Precision
 from litgpt.parallel.reduce import all_reduce_sum, compute_gradient_norm, scale_gradients
 from litgpt.train.guard import LossScale
-from litgpt.train.lisa_schedule import Turns
 from litgpt.train.objective import Objective
 
 
@@ -30,7 +36,7 @@ class TrainState:
     precision: Precision
     mesh: Mesh | None = None
     scale: LossScale = field(default_factory=lambda: LossScale(active=False))
-    turns: Turns | None = None
+    lisa_schedule: LISASchedule | None = None
 
     @property
     def sharded(self) -> bool:
@@ -62,10 +68,14 @@ class TrainState:
         """What is trained."""
         return [parameter for parameter in self.core.parameters() if parameter.requires_grad]
 
-    def turn_to(self, step: int) -> None:
-        """Train the parts of the model that are due at a step, if they take turns."""
-        if self.turns is not None:
-            self.model = self.turns.turn_to(step, self.model, self.optimizers)
+    def set_active(self, step: int) -> None:
+        """Train the blocks that the tuner schedules for a step; drop the moments of those that become frozen."""
+        frozen = self.lisa_schedule.set_active(step) if self.lisa_schedule else []
+        for parameter in frozen:
+            for optimizer in self.optimizers:
+                optimizer.state.pop(parameter, None)
+        if frozen:
+            self.model = apply_ddp(self.core, self.mesh)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

@@ -160,7 +160,7 @@ def test_first_values_depend_on_seed_and_name_alone() -> None:
 
 def test_lora_plus_is_the_factor_of_b_alone() -> None:
     settings = LoRA(lora_plus=16)
-    factors = {name: adapt.learning_rate_factor(settings, name) for name in adapt.adapter_tensors(adapted(settings))}
+    factors = {name: settings.get_lr_multiplier(name) for name in adapt.adapter_tensors(adapted(settings))}
     assert {name.rpartition(".")[2]: factor for name, factor in factors.items()} == {"lora_a": 1.0, "lora_b": 16.0}
 
 
