@@ -10,7 +10,7 @@ __all__ = ["Config", "configs", "name_to_config"]  # noqa: F822, built on first 
 
 
 @cache
-def build_name_table() -> dict[str, dict[str, Any]]:
+def build_table() -> dict[str, dict[str, Any]]:
     """The fields of every named shape."""
     return {name: find(name).to_dict() for name in names()}
 
@@ -18,7 +18,7 @@ def build_name_table() -> dict[str, dict[str, Any]]:
 def __getattr__(name: str) -> Any:
     """Build the tables when they are first asked for."""
     if name == "name_to_config":
-        return build_name_table()
+        return build_table()
     if name == "configs":
-        return list(build_name_table().values())
+        return list(build_table().values())
     raise AttributeError(f"module 'litgpt.config' has no attribute {name!r}")

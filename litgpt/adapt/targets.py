@@ -29,9 +29,9 @@ def known_as(model: GPT) -> dict[str, set[str]]:
     names.sort(key=lambda name: PARTS.index(name.split(".")[0]))
     known = {name: {name} for name in names}
     family = family_of(model.config)
-    for step in family.tensors.writing(names, model.config) if family else []:
-        for name in step.ours:
-            known[name].add(step.theirs)
+    for step in family.tensors.map_names(names, model.config) if family else []:
+        for name in step.names:
+            known[name].add(step.hf_name)
     return known
 
 

@@ -37,7 +37,7 @@ def convert(path: Path, model_name: str | None, dtype: str | None, *, per_tensor
     config = shape_of(source, model_name)
     tensors = list_published(source, config)
     for tensor in tensors if per_tensor else ():
-        print(f"{tensor.step.theirs} -> {', '.join(tensor.step.ours)} ({tensor.step.kind})")
+        print(f"{tensor.step.hf_name} -> {', '.join(tensor.step.names)} ({tensor.step.kind})")
     if dtype or folder != source or (folder / PROGRESS).is_file() or not list_safetensors(source):
         conversion.rewrite_folder(folder, source, config, dtype=getattr(torch, dtype) if dtype else None)
     else:

@@ -92,7 +92,7 @@ def check_tensors(recipe: Verify, config: "Config") -> Check:
     rules = ", ".join(f"{number} by {kind}" for kind, number in ledger.kinds().items())
     found = f"{len(ledger.source.names)} in the files: {rules}, {len(ledger.left_out)} left out"
     figures = {
-        "read": {step.theirs: [step.kind, *step.ours] for step in ledger.read},
+        "read": {step.hf_name: [step.kind, *step.names] for step in ledger.read},
         "left_out": ledger.left_out,
         "wrong": wrong,
     }

@@ -88,7 +88,7 @@ def kept_in(folder: Path, config: Config) -> torch.dtype:
     """The type that most of the weights in a model folder have."""
     numbers: Counter[torch.dtype] = Counter()
     for tensor in list_published(folder, config, warn=lambda line: None):
-        like = tensor.source.like(tensor.step.theirs)
+        like = tensor.source.like(tensor.step.hf_name)
         numbers[like.dtype] += like.numel()
     return numbers.most_common(1)[0][0]
 

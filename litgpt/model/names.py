@@ -24,11 +24,11 @@ KINDS = ("rename", "concat", "grouped", "interleaved", "row")
 
 
 @dataclass(frozen=True)
-class Step:
+class TensorMapping:
     """One published tensor and the tensors of ours that it holds, in order; with `expert`, that slice of each."""
 
-    theirs: str
-    ours: tuple[str, ...]
+    hf_name: str
+    names: tuple[str, ...]
     kind: str
     expert: int | None = None
     transposed: bool = False
@@ -40,21 +40,21 @@ class Step:
             UserError: if the tensor has not the number of dims or rows that the shape asks for.
         """
         if tensor.dim() < self._least_dims:
-            raise UserError(f"{self.theirs}: {list(tensor.shape)}, but {self._least_dims} dims are needed")
+            raise UserError(f"{self.hf_name}: {list(tensor.shape)}, but {self._least_dims} dims are needed")
         if self._turned:
             tensor = tensor.mT
         if self.kind == "rename":
             return [tensor]
-        rows = [1] if self.kind == "row" else [rows_of(config, name) for name in self.ours]
+        rows = [1] if self.kind == "row" else [count_rows(config, name) for name in self.names]
         if tensor.shape[self._dim] != sum(rows):
             found = tensor.shape[self._dim]
-            raise UserError(f"{self.theirs}: {found} rows, but the model's shape asks for {sum(rows)}")
+            raise UserError(f"{self.hf_name}: {found} rows, but the model's shape asks for {sum(rows)}")
         if self.kind == "row":
             return [tensor[0]]
         if self.kind == "concat":
             return list(tensor.split(rows, dim=self._dim))
         if self.kind == "interleaved":
-            return list(tensor.unflatten(self._dim, (-1, len(self.ours))).unbind(self._dim + 1))
+            return list(tensor.unflatten(self._dim, (-1, len(self.names))).unbind(self._dim + 1))
         groups, each = group_sizes(config)
         return [part.flatten(0, 1) for part in tensor.unflatten(0, (groups, -1)).split(each, dim=1)]
 
@@ -80,12 +80,12 @@ class Step:
 
     @property
     def _turned(self) -> bool:
-        return self.transposed and not self.ours[0].endswith("bias")
+        return self.transposed and not self.names[0].endswith("bias")
 
     @property
     def _dim(self) -> int:
         """The dim of rows: experts that are published stacked come before it."""
-        return int(is_stacked(self.ours[0]) and self.expert is None)
+        return int(is_stacked(self.names[0]) and self.expert is None)
 
     @property
     def _least_dims(self) -> int:
@@ -104,7 +104,7 @@ def group_sizes(config: Config) -> tuple[int, list[int]]:
     return config.n_query_groups, [queries * config.head_size, config.head_size, config.head_size]
 
 
-def rows_of(config: Config, name: str) -> int:
+def count_rows(config: Config, name: str) -> int:
     """The rows of one of our tensors that a published tensor may hold with others."""
     assert config.intermediate_size is not None
     if is_stacked(name):
@@ -117,50 +117,50 @@ def rows_of(config: Config, name: str) -> int:
 
 
 @cache
-def expression(pattern: str) -> re.Pattern[str]:
+def compile_pattern(pattern: str) -> re.Pattern[str]:
     """What fits a pattern of a table: numbers for `<i>` and `<e>`, then the ending of a weight, a bias or nothing."""
     numbered = re.escape(pattern).replace("<i>", r"(?P<i>\d+)").replace("<e>", r"(?P<e>\d+)")
     return re.compile(numbered + r"(?P<ending>\.weight|\.bias|)")
 
 
 @dataclass(frozen=True)
-class Rule:
+class NameRule:
     """One line of a table: a published pattern, our patterns, how they are laid out, and for which shapes it holds."""
 
-    theirs: str
-    ours: tuple[str, ...]
+    hf_name: str
+    names: tuple[str, ...]
     kind: str
     when: Mapping[str, Any] = field(default_factory=dict)
     transposed: bool = False
 
-    def holds(self, config: Config) -> bool:
+    def applies_to(self, config: Config) -> bool:
         return all(getattr(config, key) in values for key, values in self.when.items())
 
-    def reading(self, name: str) -> Step | None:
+    def map_hf_names(self, name: str) -> TensorMapping | None:
         """The step for the published tensor of this name if the rule knows it."""
-        found = expression(self.theirs).fullmatch(name)
+        found = compile_pattern(self.hf_name).fullmatch(name)
         return None if found is None else self._step(found.groupdict())
 
-    def writing(self, name: str, config: Config) -> list[Step]:
+    def map_names(self, name: str, config: Config) -> list[TensorMapping]:
         """The steps that publish our tensor of this name: one, one for every expert, or none if it is no such name."""
-        for pattern in self.ours:
-            if found := expression(pattern).fullmatch(name):
-                experts = range(config.n_expert) if "<e>" in self.theirs else [None]
+        for pattern in self.names:
+            if found := compile_pattern(pattern).fullmatch(name):
+                experts = range(config.n_expert) if "<e>" in self.hf_name else [None]
                 return [self._step({**found.groupdict(), "e": expert}) for expert in experts]
         return []
 
-    def _step(self, values: Mapping[str, Any]) -> Step:
+    def _step(self, values: Mapping[str, Any]) -> TensorMapping:
         layer, expert, ending = values.get("i"), values.get("e"), values["ending"]
 
         def fill(text: str) -> str:
             return text.replace("<i>", layer or "").replace("<e>", str(expert)) + ending
 
         number = None if expert is None else int(expert)
-        return Step(fill(self.theirs), tuple(map(fill, self.ours)), self.kind, number, self.transposed)
+        return TensorMapping(fill(self.hf_name), tuple(map(fill, self.names)), self.kind, number, self.transposed)
 
 
 @dataclass(frozen=True)
-class Table:
+class NameTable:
     """All rules of one naming; where two hold for a tensor of ours, the first is the one that is written.
 
     `ignored` are patterns of buffers that say nothing, `unread` those of parts that the model has not, `<beyond>` in
@@ -168,12 +168,12 @@ class Table:
     """
 
     name: str
-    rules: tuple[Rule, ...]
+    rules: tuple[NameRule, ...]
     ignored: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     starts: Mapping[str, str] = field(default_factory=dict)
 
-    def reading(self, published: Iterable[str], config: Config) -> list[Step]:
+    def map_hf_names(self, published: Iterable[str], config: Config) -> list[TensorMapping]:
         """How to turn tensors of these published names into ours, without those that are `ignored` or `unread`.
 
         Raises:
@@ -186,7 +186,7 @@ class Table:
         check_experts(steps, config)
         return steps
 
-    def step(self, published: str, config: Config) -> Step | None:
+    def step(self, published: str, config: Config) -> TensorMapping | None:
         """What one published tensor becomes; None if no rule knows it."""
         try:
             return self._find_theirs(published, config)
@@ -201,31 +201,31 @@ class Table:
         """The published tensors that hold weights which the model has no place for."""
         return [name for name in published if self._fits(name, self.unread, config)]
 
-    def writing(self, ours: Iterable[str], config: Config) -> list[Step]:
+    def map_names(self, ours: Iterable[str], config: Config) -> list[TensorMapping]:
         """How to make the published tensors out of those of ours that have these names.
 
         Raises:
             UserError: naming a tensor that no rule knows, or one that is missing beside another.
         """
         names = list(ours)
-        steps = {step.theirs: step for name in names for step in self._find_ours(name, config)}
-        missing = {name for step in steps.values() for name in step.ours} - set(names)
+        steps = {step.hf_name: step for name in names for step in self._find_ours(name, config)}
+        missing = {name for step in steps.values() for name in step.names} - set(names)
         if missing:
             raise UserError(f"{min(missing)}: missing, but {self.name} stores it in one tensor with others")
         return list(steps.values())
 
-    def _find_ours(self, name: str, config: Config) -> list[Step]:
+    def _find_ours(self, name: str, config: Config) -> list[TensorMapping]:
         for rule in self.rules:
-            if rule.holds(config) and (steps := rule.writing(name, config)):
+            if rule.applies_to(config) and (steps := rule.map_names(name, config)):
                 return steps
         raise UserError(f"{name}: {self.name} has no name for this tensor; keep it under its own name")
 
-    def _find_theirs(self, name: str, config: Config) -> Step:
+    def _find_theirs(self, name: str, config: Config) -> TensorMapping:
         for called in self._callings(name):
             for rule in self.rules:
-                step = rule.reading(called)
-                if step and rule.holds(config):
-                    return replace(step, theirs=name)
+                step = rule.map_hf_names(called)
+                if step and rule.applies_to(config):
+                    return replace(step, hf_name=name)
         raise UserError(f"{name}: no tensor of this name in the {self.name} family; is it of another architecture?")
 
     def _callings(self, name: str) -> list[str]:
@@ -241,12 +241,12 @@ class Table:
         return False
 
 
-def check_experts(steps: Iterable[Step], config: Config) -> None:
+def check_experts(steps: Iterable[TensorMapping], config: Config) -> None:
     """Refuse a set of tensors in which an expert is missing, or has a number that the shape has not."""
     found: dict[tuple[str, ...], dict[int | None, str]] = defaultdict(dict)
     for step in steps:
-        if is_stacked(step.ours[0]):
-            found[step.ours][step.expert] = step.theirs
+        if is_stacked(step.names[0]):
+            found[step.names][step.expert] = step.hf_name
     whole = set(range(config.n_expert))
     for experts in found.values():
         if experts.keys() == {None} or experts.keys() == whole:
@@ -258,7 +258,7 @@ def check_experts(steps: Iterable[Step], config: Config) -> None:
         raise UserError(f"{next(iter(experts.values()))}: there, but not that of expert {first} of {config.n_expert}")
 
 
-def table(
+def build_table(
     name: str,
     lines: Mapping[str, Any],
     ignored: Iterable[str] = (),
@@ -266,7 +266,7 @@ def table(
     unread: Iterable[str] = (),
     prefix: str = "",
     starts: Mapping[str, str] | None = None,
-) -> Table:
+) -> NameTable:
     """A table out of its YAML form: `theirs: ours`, or `theirs: {concat: [ours, ...], when: {field: [value]}}`.
 
     Args:
@@ -278,12 +278,12 @@ def table(
         when, transposed = entry.pop("when", {}), entry.pop("transposed", False)
         ((kind, ours),) = entry.items()
         assert kind in KINDS, f"{name}: {theirs}: {kind}"
-        rules.append(Rule(theirs, tuple(ours), kind, when, transposed))
+        rules.append(NameRule(theirs, tuple(ours), kind, when, transposed))
     known = {**({"": prefix} if prefix else {}), **(starts or {})}
-    return Table(name, tuple(rules), tuple(ignored), tuple(unread), known)
+    return NameTable(name, tuple(rules), tuple(ignored), tuple(unread), known)
 
 
-def to_ours(names: Table, published: "Mapping[str, Tensor]", config: Config) -> "dict[str, Tensor]":
+def to_our_names(names: NameTable, published: "Mapping[str, Tensor]", config: Config) -> "dict[str, Tensor]":
     """A published state dict under our names; exact, and views where the layout allows it.
 
     Raises:
@@ -294,8 +294,8 @@ def to_ours(names: Table, published: "Mapping[str, Tensor]", config: Config) -> 
 
     ours: dict[str, Tensor] = {}
     stacks: dict[str, dict[int, Tensor]] = defaultdict(dict)
-    for step in names.reading(published, config):
-        for name, part in zip(step.ours, step.split(published[step.theirs], config), strict=True):
+    for step in names.map_hf_names(published, config):
+        for name, part in zip(step.names, step.split(published[step.hf_name], config), strict=True):
             if step.expert is None:
                 ours[name] = part
             else:
@@ -308,11 +308,11 @@ def to_ours(names: Table, published: "Mapping[str, Tensor]", config: Config) -> 
     return ours
 
 
-def to_published(names: Table, ours: "Mapping[str, Tensor]", config: Config) -> "dict[str, Tensor]":
+def to_hf_names(names: NameTable, ours: "Mapping[str, Tensor]", config: Config) -> "dict[str, Tensor]":
     """Our state dict under published names; exact.
 
     Raises:
         UserError: naming a tensor without a rule.
     """
-    steps = names.writing(ours, config)
-    return {step.theirs: step.join([ours[name] for name in step.ours], config) for step in steps}
+    steps = names.map_names(ours, config)
+    return {step.hf_name: step.join([ours[name] for name in step.names], config) for step in steps}

@@ -24,7 +24,7 @@ from litgpt.model.config import Config, read_mapping
 from litgpt.model.config_experts import meaning_of_experts
 from litgpt.model.config_json import ConfigKeys
 from litgpt.model.config_layers import has_bias
-from litgpt.model.names import Table, table
+from litgpt.model.names import NameTable, build_table
 
 # Facts about a run or a label, not about what the model computes.
 LABELS = ("name", "hf_config", "dropout", "padding_multiple", "vocab_size")
@@ -46,7 +46,7 @@ class Family(ConfigKeys):
     """
 
     name: str
-    tensors: Table
+    tensors: NameTable
     shapes: Mapping[str, Mapping[str, Any]]
     unused: list[str] = field(default_factory=list)
     divisible: list[str] = field(default_factory=list)
@@ -112,7 +112,7 @@ def load_family(data: dict[str, Any]) -> Family:
     """A family out of its file's mapping."""
     defaults, rows = data.pop("defaults", {}), data.pop("shapes", [])
     for_table = {key: data.pop(key) for key in ("ignored", "unread", "prefix", "starts") if key in data}
-    tensors = table(data["name"], data.pop("tensors"), **for_table)
+    tensors = build_table(data["name"], data.pop("tensors"), **for_table)
     family = Family(**data, tensors=tensors, shapes={})
     shapes, hub_names = {}, {}
     for row in rows:
@@ -150,9 +150,9 @@ def families() -> dict[str, Family]:
 
 
 @cache
-def litgpt_names() -> Table:
+def litgpt_names() -> NameTable:
     """The table to LitGPT's own parameter names."""
-    return table("litgpt", data_files()["litgpt"]["tensors"])
+    return build_table("litgpt", data_files()["litgpt"]["tensors"])
 
 
 def names() -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.files import DamagedFileError
-from litgpt.model.names import Table, table
+from litgpt.model.names import NameTable, build_table
 from litgpt.model.registry import data_files
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -82,10 +82,10 @@ class GGUFFile:
         return list(self._tensors)
 
     @property
-    def table(self) -> Table:
+    def name_table(self) -> NameTable:
         """The table from the file's names to ours."""
         data = data_files()["gguf"]
-        return table("gguf", data["tensors"], data["ignored"])
+        return build_table("gguf", data["tensors"], data["ignored"])
 
     @cached_property
     def config_json(self) -> dict[str, Any]:

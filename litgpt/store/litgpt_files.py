@@ -11,7 +11,7 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.files import staged_folder
 from litgpt.model.config import Config
-from litgpt.model.names import to_published
+from litgpt.model.names import to_hf_names
 from litgpt.model.registry import family_of, litgpt_names, meaning, read_model_config
 from litgpt.store.load_model import iter_tensors
 from litgpt.store.save_model import choose_dtype, list_float32_parameters
@@ -70,7 +70,7 @@ def write_litgpt_folder(folder: Path, source: Path, config: Config, *, dtype: to
     """
     with staged_folder(folder) as staged:
         write_litgpt_config(staged / "model_config.yaml", config)
-        tensors = to_published(litgpt_names(), all_tensors(source, config, dtype), config)
+        tensors = to_hf_names(litgpt_names(), all_tensors(source, config, dtype), config)
         tensors.setdefault("lm_head.weight", tensors["transformer.wte.weight"])
         torch.save(tensors, staged / LIT_MODEL)
         copy_tokenizer(source, staged)
@@ -86,4 +86,4 @@ def write_model_pth(folder: Path, source: Path, config: Config, *, dtype: torch.
     if family is None:
         raise UserError("format: model.pth has published names, and no published architecture has this shape")
     with staged_folder(folder) as staged:
-        torch.save(to_published(family.tensors, all_tensors(source, config, dtype), config), staged / "model.pth")
+        torch.save(to_hf_names(family.tensors, all_tensors(source, config, dtype), config), staged / "model.pth")

@@ -15,7 +15,7 @@ from litgpt.files import read_json
 from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.names import Step, Table
+from litgpt.model.names import NameTable, TensorMapping
 from litgpt.store.collectives_io import Warn, get_rank_and_size, print_to_stderr
 from litgpt.store.gguf_files import GGUFFile, find_gguf
 from litgpt.store.safetensors_files import TensorShard, get_shard, intersect_blocks
@@ -45,7 +45,7 @@ def untie_if_saved_apart(folder: Path, config: Config) -> Config:
     return replace(config, tie_embeddings=False)
 
 
-def find_name_table(source: WeightSource, folder: Path, config: Config) -> Table | None:
+def find_name_table(source: WeightSource, folder: Path, config: Config) -> NameTable | None:
     """The table that the source's names follow; None for our own names."""
     if source.table or "embedding.weight" in source.names:
         return source.table
@@ -74,17 +74,17 @@ class PublishedTensor:
     """A published tensor, not read yet, and what it becomes of ours."""
 
     source: WeightSource
-    step: Step
+    step: TensorMapping
     config: Config
     shapes: Mapping[str, tuple[int, ...]]
 
     def parts(self) -> dict[str, Tensor]:
         """Our tensors (or one expert's slice of each) in full: views of the file where the layout allows it."""
-        return self._split(self.source.read(self.step.theirs))
+        return self._split(self.source.read(self.step.hf_name))
 
     def _split(self, tensor: Tensor) -> dict[str, Tensor]:
         try:
-            return dict(zip(self.step.ours, self.step.split(tensor, self.config), strict=True))
+            return dict(zip(self.step.names, self.step.split(tensor, self.config), strict=True))
         except UserError as error:
             raise UserError(f"{self.source.where}: {error}") from None
 
@@ -98,8 +98,8 @@ class PublishedTensor:
         Raises:
             UserError: naming the published tensor.
         """
-        like = self.source.like(self.step.theirs)
-        where, theirs = self.source.where, self.step.theirs
+        like = self.source.like(self.step.hf_name)
+        where, theirs = self.source.where, self.step.hf_name
         if not like.is_floating_point():
             raise UserError(f"{where}: {theirs} is of type {like.dtype}; weights are floating-point numbers")
         if like.dtype.itemsize == 1:
@@ -131,11 +131,11 @@ class PublishedTensor:
 
         The values are cast to the type of the parts, and sent to their device.
         """
-        here = (name for name in self.step.ours if name in ranks_parts)  # the others lie on other stages
+        here = (name for name in self.step.names if name in ranks_parts)  # the others lie on other stages
         meets = {name: found for name in here if (found := self._meet(name, ranks_parts[name]))}
         if not meets:
             return
-        tensor = self.source.read(self.step.theirs)
+        tensor = self.source.read(self.step.hf_name)
         if self.step.kind == "grouped":  # to part the rows would copy all of them, so only their numbers are parted
             numbers = self._split(torch.arange(tensor.shape[0])[:, None])
             for name, (target, where) in meets.items():
@@ -149,7 +149,7 @@ class PublishedTensor:
     def _copy(self, target: Tensor, rows: Tensor, tensor: Tensor, values: Callable[[Tensor], Tensor]) -> None:
         for mine, theirs in zip(split_rows(target, tensor), split_rows(rows, tensor), strict=True):
             mine.copy_(values(theirs))
-            self.source.release(self.step.theirs)
+            self.source.release(self.step.hf_name)
 
     def _meet(self, name: str, part: TensorShard) -> tuple[Tensor, tuple[slice, ...]] | None:
         """The values of a rank that a part fills, and where in the part they lie; None if it fills none."""
@@ -188,30 +188,30 @@ def list_published(folder: Path, config: Config, *, warn: Warn = print_to_stderr
     if unread:
         warn(f"{source.where}: {len(unread)} tensors of parts that the model has not are left out, first {unread[0]}")
     shapes = get_parameter_shapes(config)
-    kept = [step for step in steps if not (config.tie_embeddings and step.ours == ("head.weight",))]
+    kept = [step for step in steps if not (config.tie_embeddings and step.names == ("head.weight",))]
     check_names(source.where, kept, shapes)
     for step in steps:
         if step not in kept:
-            check_tied(source, step, next(one for one in kept if "embedding.weight" in one.ours))
+            check_tied(source, step, next(one for one in kept if "embedding.weight" in one.names))
     tensors = [PublishedTensor(source, step, config, shapes) for step in kept]
     for tensor in tensors:
         tensor.check()
     return tensors
 
 
-def steps_for(source: WeightSource, table: Table | None, config: Config) -> list[Step]:
+def steps_for(source: WeightSource, table: NameTable | None, config: Config) -> list[TensorMapping]:
     """How each published tensor becomes ours."""
     if table is None:
-        return [Step(name, (name,), "rename") for name in source.names]
+        return [TensorMapping(name, (name,), "rename") for name in source.names]
     try:
-        return table.reading(source.names, config)
+        return table.map_hf_names(source.names, config)
     except UserError as error:
         raise UserError(f"{source.where}: {error}") from None
 
 
-def check_names(where: Path, steps: list[Step], shapes: Mapping[str, Any]) -> None:
+def check_names(where: Path, steps: list[TensorMapping], shapes: Mapping[str, Any]) -> None:
     """Refuse a folder that lacks tensors, holds unknown ones, or holds one twice."""
-    found = Counter((name, step.expert) for step in steps for name in step.ours)
+    found = Counter((name, step.expert) for step in steps for name in step.names)
     names = {name for name, _ in found}
     missing, unknown = sorted(shapes.keys() - names), sorted(names - shapes.keys())
     twice = sorted({name for (name, _), times in found.items() if times > 1})
@@ -221,17 +221,17 @@ def check_names(where: Path, steps: list[Step], shapes: Mapping[str, Any]) -> No
             raise UserError(f"{where}: {kind} {some}; use the model_config of this folder")
 
 
-def check_tied(source: WeightSource, head: Step, embedding: Step) -> None:
+def check_tied(source: WeightSource, head: TensorMapping, embedding: TensorMapping) -> None:
     """Refuse a head that is published beside the embedding it is tied to, and differs from it."""
-    one, other = source.read(head.theirs), source.read(embedding.theirs)
+    one, other = source.read(head.hf_name), source.read(embedding.hf_name)
     same = one.shape == other.shape and all(
         torch.equal(*pair) for pair in zip(split_rows(one, one), split_rows(other, one), strict=True)
     )
-    source.release(head.theirs)
-    source.release(embedding.theirs)
+    source.release(head.hf_name)
+    source.release(embedding.hf_name)
     if not same:
         raise UserError(
-            f"{source.where}: {head.theirs} differs from {embedding.theirs}, but the model ties "
+            f"{source.where}: {head.hf_name} differs from {embedding.hf_name}, but the model ties "
             "them; set model_config.tie_embeddings: false"
         )
 
@@ -239,9 +239,9 @@ def check_tied(source: WeightSource, head: Step, embedding: Step) -> None:
 def read_dtypes(folder: Path, config: Config) -> dict[str, torch.dtype]:
     """The type that the files of a model folder have for each of our parameters."""
     return {
-        name: published.source.like(published.step.theirs).dtype
+        name: published.source.like(published.step.hf_name).dtype
         for published in list_published(folder, config, warn=lambda line: None)
-        for name in published.step.ours
+        for name in published.step.names
     }
 
 
@@ -257,7 +257,7 @@ def iter_tensors(folder: Path, config: Config, *, warn: Warn = print_to_stderr) 
         expert = published.step.expert
         if expert is None:
             yield from published.parts().items()
-            published.source.release(published.step.theirs)
+            published.source.release(published.step.hf_name)
             continue
         for name, values in published.parts().items():
             if name not in stacks:
@@ -265,8 +265,8 @@ def iter_tensors(folder: Path, config: Config, *, warn: Warn = print_to_stderr) 
                 waiting[name] = config.n_expert
             stacks[name][expert] = values
             waiting[name] -= 1
-        published.source.release(published.step.theirs)
-        for name in published.step.ours:
+        published.source.release(published.step.hf_name)
+        for name in published.step.names:
             if not waiting[name]:
                 yield name, stacks.pop(name)
 

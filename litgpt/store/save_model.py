@@ -13,7 +13,7 @@ from litgpt.errors import UserError
 from litgpt.files import staged_folder, write_json
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.names import Step
+from litgpt.model.names import TensorMapping
 from litgpt.model.registry import family_of
 from litgpt.store.collectives_io import Group, StageRanks, Warn, get_rank_and_size, print_to_stderr, share_first_message
 from litgpt.store.load_model import get_parameter_shapes
@@ -128,8 +128,8 @@ def write_weights(
     """
     family = family_of(config)
     shapes = get_parameter_shapes(config)
-    own = [Step(name, (name,), "rename") for name in shapes]
-    steps = own if family is None else family.tensors.writing(shapes, config)
+    own = [TensorMapping(name, (name,), "rename") for name in shapes]
+    steps = own if family is None else family.tensors.map_names(shapes, config)
     pinned = list_float32_parameters(config)
     writer = ShardWriter(folder, shard_bytes)
     types = set()
@@ -168,15 +168,15 @@ def write_settings(folder: Path, config: Config, more: Mapping[str, Any]) -> Non
 
 
 def joined(
-    steps: list[Step],
+    steps: list[TensorMapping],
     tensors: Iterable[tuple[str, Tensor]],
     shapes: Mapping[str, tuple[int, ...]],
     config: Config,
 ) -> Iterator[tuple[str, Tensor]]:
     """Published tensors, each as soon as all of ours that it is made of have come by."""
-    steps_of: dict[str, list[Step]] = {}
+    steps_of: dict[str, list[TensorMapping]] = {}
     for step in steps:
-        for name in step.ours:
+        for name in step.names:
             steps_of.setdefault(name, []).append(step)
     waiting: dict[str, Tensor] = {}
     missing = set(shapes)
@@ -187,10 +187,10 @@ def joined(
             raise UserError(f"{name}: {list(tensor.shape)} here, {list(shapes[name])} in the model's shape")
         missing.remove(name)
         waiting[name] = tensor
-        if all(part in waiting for part in steps_of[name][0].ours):
+        if all(part in waiting for part in steps_of[name][0].names):
             for step in steps_of[name]:  # one, or one for every expert of a stack
-                yield step.theirs, step.join([waiting[part] for part in step.ours], config)
-            for part in steps_of[name][0].ours:
+                yield step.hf_name, step.join([waiting[part] for part in step.names], config)
+            for part in steps_of[name][0].names:
                 del waiting[part]
     if missing:
         raise UserError(

@@ -8,7 +8,7 @@ import torch
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
-from litgpt.model.names import Step, Table
+from litgpt.model.names import NameTable, TensorMapping
 from litgpt.store.load_model import PublishedTensor, find_name_table, get_parameter_shapes
 from litgpt.store.weight_files import WeightSource, open_weights
 
@@ -26,8 +26,8 @@ class TensorAudit:
     """
 
     source: WeightSource
-    table: Table | None
-    read: list[Step] = field(default_factory=list)
+    table: NameTable | None
+    read: list[TensorMapping] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -52,18 +52,18 @@ def audit_folder(folder: Path, config: Config) -> TensorAudit:
     ledger = TensorAudit(source, find_name_table(source, folder, config))
     shapes = get_parameter_shapes(config)
     if ledger.table is None:
-        ledger.read = [Step(name, (name,), "rename") for name in source.names if name in shapes]
+        ledger.read = [TensorMapping(name, (name,), "rename") for name in source.names if name in shapes]
         ledger.unknown = [name for name in source.names if name not in shapes]
     else:
         sort_names(ledger, ledger.table, config)
     found: dict[str, set[int | None]] = {}
     for step in ledger.read:
-        for name in step.ours:
+        for name in step.names:
             found.setdefault(name, set()).add(step.expert)
-        if len(step.ours) == 1 and step.ours[0] == "head.weight" and config.tie_embeddings:
+        if len(step.names) == 1 and step.names[0] == "head.weight" and config.tie_embeddings:
             continue
-        if not set(step.ours) <= shapes.keys():
-            ledger.unknown.append(step.theirs)
+        if not set(step.names) <= shapes.keys():
+            ledger.unknown.append(step.hf_name)
             continue
         try:
             PublishedTensor(source, step, config, shapes).check()
@@ -76,7 +76,7 @@ def audit_folder(folder: Path, config: Config) -> TensorAudit:
     return ledger
 
 
-def sort_names(ledger: TensorAudit, table: Table, config: Config) -> None:
+def sort_names(ledger: TensorAudit, table: NameTable, config: Config) -> None:
     """Put every published name where it belongs."""
     names = ledger.source.names
     ledger.left_out |= dict.fromkeys(table.left_unread(names, config), "the model has no such part")
@@ -98,25 +98,25 @@ def find_differing(ledger: TensorAudit, config: Config) -> list[str]:
     compared by what it becomes of ours.
     """
     shapes = get_parameter_shapes(config)
-    read = {step.theirs: step for step in ledger.read if step.ours != ("head.weight",) or "head.weight" in shapes}
+    read = {step.hf_name: step for step in ledger.read if step.names != ("head.weight",) or "head.weight" in shapes}
     wrong = []
     written: set[str] = set()
-    steps = ledger.table.writing(shapes, config) if ledger.table else ledger.read
-    by_ours = {(step.ours, step.expert): step for step in read.values()}
+    steps = ledger.table.map_names(shapes, config) if ledger.table else ledger.read
+    by_ours = {(step.names, step.expert): step for step in read.values()}
     for step in steps:
-        reading = by_ours.get((step.ours, step.expert))
+        reading = by_ours.get((step.names, step.expert))
         if reading is None:
-            wrong.append(step.theirs)
+            wrong.append(step.hf_name)
             continue
-        published = ledger.source.read(reading.theirs)
+        published = ledger.source.read(reading.hf_name)
         parts = reading.split(published, config)
-        back = step if step.theirs == reading.theirs else reading  # an older layout, or another start of the name
+        back = step if step.hf_name == reading.hf_name else reading  # an older layout, or another start of the name
         given = [part if step.expert is None else Expert(part) for part in parts]
         again = back.join(given, config)  # type: ignore[arg-type]
         if again.shape != published.shape or not torch.equal(again, published):
-            wrong.append(reading.theirs)
-        written.add(reading.theirs)
-        ledger.source.release(reading.theirs)
+            wrong.append(reading.hf_name)
+        written.add(reading.hf_name)
+        ledger.source.release(reading.hf_name)
     return wrong + [name for name in read if name not in written]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.files import MANIFEST, DamagedFileError, join_inside, read_json
-from litgpt.model.names import Table
+from litgpt.model.names import NameTable
 from litgpt.store.checkpoint_load import PROGRESS, open_checkpoint
 from litgpt.store.dequantize import (
     FP8_SCALE,
@@ -49,7 +49,7 @@ class WeightSource:
     read: Callable[[str], Tensor]
     release: Callable[[str], None] = lambda name: None
     lends: bool = False
-    table: Table | None = None
+    table: NameTable | None = None
 
 
 def open_weights(folder: Path) -> WeightSource:
@@ -81,7 +81,7 @@ def open_weights(folder: Path) -> WeightSource:
         return open_torch_files([folder / BIN])
     if path := find_gguf(folder):
         file = GGUFFile(path)
-        return WeightSource(path, file.names, file.like, file.read, table=file.table)
+        return WeightSource(path, file.names, file.like, file.read, table=file.name_table)
     raise UserError(f"{folder}: no weights in it; a model folder holds {SAFETENSORS}, {LIT_MODEL}, {BIN} or one .gguf")
 
 

@@ -59,8 +59,8 @@ def published_modules(model: GPT) -> dict[str, str]:
     """The published name of each of our modules that has one to itself."""
     family = family_of(model.config)
     assert family is not None
-    steps = family.tensors.writing(sorted(adapt.base_names(model)), model.config)
-    return {step.ours[0].rpartition(".")[0]: step.theirs.rpartition(".")[0] for step in steps if len(step.ours) == 1}
+    steps = family.tensors.map_names(sorted(adapt.base_names(model)), model.config)
+    return {step.names[0].rpartition(".")[0]: step.hf_name.rpartition(".")[0] for step in steps if len(step.names) == 1}
 
 
 def loss_of(scores: Tensor) -> Tensor:

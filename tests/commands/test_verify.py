@@ -68,11 +68,11 @@ def test_a_right_folder_passes_and_the_report_accounts_for_every_tensor(
 
 def swap_q_and_k(rule: Rule) -> Rule:
     names = {"blocks.<i>.attention.q": "blocks.<i>.attention.k", "blocks.<i>.attention.k": "blocks.<i>.attention.q"}
-    return replace(rule, ours=tuple(names.get(name, name) for name in rule.ours))
+    return replace(rule, names=tuple(names.get(name, name) for name in rule.names))
 
 
 def transpose_out(rule: Rule) -> Rule:
-    return replace(rule, transposed=True) if rule.ours == ("blocks.<i>.attention.out",) else rule
+    return replace(rule, transposed=True) if rule.names == ("blocks.<i>.attention.out",) else rule
 
 
 @pytest.mark.parametrize("change", [swap_q_and_k, transpose_out])
@@ -153,16 +153,16 @@ def test_a_shifted_router_is_found(
 def test_what_does_not_come_back_to_the_bit_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from litgpt.model.names import Step
+    from litgpt.model.names import TensorMapping
 
     folder = folder_of(tmp_path / "m", small("pythia-14m"))
-    join = Step.join
+    join = TensorMapping.join
 
-    def rounded(self: Step, tensors: Any, config: Config) -> torch.Tensor:
+    def rounded(self: TensorMapping, tensors: Any, config: Config) -> torch.Tensor:
         joined = join(self, tensors, config)
-        return joined.bfloat16().float() if "layers.1.attention.dense.weight" in self.theirs else joined
+        return joined.bfloat16().float() if "layers.1.attention.dense.weight" in self.hf_name else joined
 
-    monkeypatch.setattr(Step, "join", rounded)
+    monkeypatch.setattr(TensorMapping, "join", rounded)
     code, said = outcome(folder, capsys)
     assert code == 1 and said["round trip"] == "FAILED" and said["logits"] == "passed", said
 

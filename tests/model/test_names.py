@@ -9,7 +9,7 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.names import Table, table, to_ours, to_published
+from litgpt.model.names import NameTable, build_table, to_hf_names, to_our_names
 from litgpt.model.registry import litgpt_names
 
 SHAPE: dict[str, Any] = {
@@ -27,10 +27,10 @@ def numbers(*shape: int) -> Tensor:
     return torch.arange(float(torch.Size(shape).numel())).reshape(shape)
 
 
-def there_and_back(names: Table, published: dict[str, Tensor]) -> dict[str, Tensor]:
+def there_and_back(names: NameTable, published: dict[str, Tensor]) -> dict[str, Tensor]:
     """Ours out of the published tensors, which must come back to the bit."""
-    ours = to_ours(names, published, config())
-    back = to_published(names, ours, config())
+    ours = to_our_names(names, published, config())
+    back = to_hf_names(names, ours, config())
     assert back.keys() == published.keys()
     for name, tensor in published.items():
         assert torch.equal(back[name], tensor) and back[name].is_contiguous(), name
@@ -39,13 +39,13 @@ def there_and_back(names: Table, published: dict[str, Tensor]) -> dict[str, Tens
 
 def test_a_rule_stands_for_weight_bias_and_bare_tensor() -> None:
     published = {"h.1.q.weight": numbers(8, 6), "h.1.q.bias": numbers(8), "h.0.sinks": numbers(4)}
-    names = table("t", {"h.<i>.q": "blocks.<i>.attention.q", "h.<i>.sinks": "blocks.<i>.attention.sinks"})
+    names = build_table("t", {"h.<i>.q": "blocks.<i>.attention.q", "h.<i>.sinks": "blocks.<i>.attention.sinks"})
     ours = there_and_back(names, published)
     assert set(ours) == {"blocks.1.attention.q.weight", "blocks.1.attention.q.bias", "blocks.0.attention.sinks"}
 
 
 def test_experts_in_tensors_of_their_own_are_stacked() -> None:
-    names = table(
+    names = build_table(
         "t", {"h.<i>.experts.<e>.w1.weight": f"{EXPERTS}.gate", "h.<i>.experts.<e>.w1.bias": f"{EXPERTS}.gate_bias"}
     )
     published = {f"h.0.experts.{e}.w1.weight": numbers(5, 6) + 100 * e for e in (2, 0, 1)}
@@ -58,7 +58,7 @@ def test_experts_in_tensors_of_their_own_are_stacked() -> None:
 
 def test_stacked_experts_interleaved_and_transposed() -> None:
     gate_up = [f"{EXPERTS}.gate", f"{EXPERTS}.up"]
-    names = table(
+    names = build_table(
         "t",
         {
             "h.<i>.gate_up": {"interleaved": gate_up, "transposed": True},
@@ -76,7 +76,7 @@ def test_stacked_experts_interleaved_and_transposed() -> None:
 def test_stacked_experts_one_below_the_other(transposed: bool) -> None:
     line = {"concat": [f"{EXPERTS}.gate", f"{EXPERTS}.up"], "transposed": transposed}
     published = {"h.0.gate_up": numbers(3, 6, 10) if transposed else numbers(3, 10, 6)}
-    ours = there_and_back(table("t", {"h.<i>.gate_up": line}), published)
+    ours = there_and_back(build_table("t", {"h.<i>.gate_up": line}), published)
     first = published["h.0.gate_up"][1]
     assert torch.equal(ours["blocks.0.mlp.experts.up"][1], first.T[5:] if transposed else first[5:])
 
@@ -84,12 +84,14 @@ def test_stacked_experts_one_below_the_other(transposed: bool) -> None:
 def test_fused_and_transposed_per_expert() -> None:
     line = {"concat": [f"{EXPERTS}.gate", f"{EXPERTS}.up"], "transposed": True}
     published = {f"h.0.{e}.gate_up.weight": numbers(6, 10) + 100 * e for e in range(3)}
-    ours = there_and_back(table("t", {"h.<i>.<e>.gate_up.weight": line}), published)
+    ours = there_and_back(build_table("t", {"h.<i>.<e>.gate_up.weight": line}), published)
     assert torch.equal(ours["blocks.0.mlp.experts.gate"][2], published["h.0.2.gate_up.weight"].T[:5])
 
 
 def test_transposed_matrices_but_not_biases() -> None:
-    names = table("t", {"h.<i>.qkv": {"concat": [f"blocks.<i>.attention.{x}" for x in "qkv"], "transposed": True}})
+    names = build_table(
+        "t", {"h.<i>.qkv": {"concat": [f"blocks.<i>.attention.{x}" for x in "qkv"], "transposed": True}}
+    )
     published = {"h.0.qkv.weight": numbers(6, 16), "h.0.qkv.bias": numbers(16)}
     ours = there_and_back(names, published)
     assert torch.equal(ours["blocks.0.attention.k.weight"], published["h.0.qkv.weight"].T[8:12])
@@ -97,7 +99,7 @@ def test_transposed_matrices_but_not_biases() -> None:
 
 
 def test_shared_experts_fused_and_a_vector_published_as_a_row() -> None:
-    names = table(
+    names = build_table(
         "t",
         {
             "h.<i>.shared": {"concat": ["blocks.<i>.mlp.shared.gate", "blocks.<i>.mlp.shared.up"]},
@@ -110,7 +112,7 @@ def test_shared_experts_fused_and_a_vector_published_as_a_row() -> None:
 
 
 def test_every_head_of_a_group_together() -> None:
-    names = table("t", {"h.<i>.qkv": {"grouped": [f"blocks.<i>.attention.{x}" for x in "qkv"]}})
+    names = build_table("t", {"h.<i>.qkv": {"grouped": [f"blocks.<i>.attention.{x}" for x in "qkv"]}})
     published = {"h.0.qkv.weight": numbers(16, 6)}
     ours = there_and_back(names, published)
     assert torch.equal(ours["blocks.0.attention.k.weight"], published["h.0.qkv.weight"][[4, 5, 12, 13]])
@@ -125,54 +127,56 @@ def test_every_head_of_a_group_together() -> None:
     ],
 )
 def test_an_expert_missing_or_too_many_is_refused(held: tuple[int | None, ...], told: str) -> None:
-    names = table("t", {"h.<i>.e.<e>.weight": f"{EXPERTS}.down", "h.<i>.e.weight": f"{EXPERTS}.down"})
+    names = build_table("t", {"h.<i>.e.<e>.weight": f"{EXPERTS}.down", "h.<i>.e.weight": f"{EXPERTS}.down"})
     with pytest.raises(UserError, match=told):
-        names.reading(["h.0.e.weight" if e is None else f"h.0.e.{e}.weight" for e in held], config())
+        names.map_hf_names(["h.0.e.weight" if e is None else f"h.0.e.{e}.weight" for e in held], config())
 
 
 def test_a_tensor_without_a_rule_is_refused_both_ways() -> None:
-    names = table("t", {"norm": "norm", "h.<i>.q": "blocks.<i>.attention.q"})
+    names = build_table("t", {"norm": "norm", "h.<i>.q": "blocks.<i>.attention.q"})
     with pytest.raises(UserError, match=r"h\.0\.q\.scale: no tensor of this name in the t family"):
-        names.reading(["norm.weight", "h.0.q.scale"], config())
+        names.map_hf_names(["norm.weight", "h.0.q.scale"], config())
     with pytest.raises(UserError, match=r"blocks\.0\.attention\.q\.weight\.extra: t has no name"):
-        names.writing(["norm.weight", "blocks.0.attention.q.weight.extra"], config())
-    fused = table("t", {"qkv": {"concat": ["q", "k"]}})
+        names.map_names(["norm.weight", "blocks.0.attention.q.weight.extra"], config())
+    fused = build_table("t", {"qkv": {"concat": ["q", "k"]}})
     with pytest.raises(UserError, match=r"k\.weight: missing, but t stores it in one tensor with others"):
-        fused.writing(["q.weight"], config())
+        fused.map_names(["q.weight"], config())
 
 
 @pytest.mark.parametrize("shape", [(9, 6), (3,), ()])
 def test_a_tensor_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    names = table("t", {"h.<i>.gate_up": {"interleaved": [f"{EXPERTS}.gate", f"{EXPERTS}.up"], "transposed": True}})
+    names = build_table(
+        "t", {"h.<i>.gate_up": {"interleaved": [f"{EXPERTS}.gate", f"{EXPERTS}.up"], "transposed": True}}
+    )
     with pytest.raises(UserError, match=r"h\.0\.gate_up: "):
-        to_ours(names, {"h.0.gate_up": torch.zeros(shape)}, config())
+        to_our_names(names, {"h.0.gate_up": torch.zeros(shape)}, config())
 
 
 def test_rules_hold_for_the_shapes_they_name() -> None:
-    names = table("t", {"w": {"rename": ["up"], "when": {"mlp_class_name": ["GptNeoxMLP"]}}, "w3": "up"})
-    assert names.writing(["up.weight"], config())[0].theirs == "w3.weight"
+    names = build_table("t", {"w": {"rename": ["up"], "when": {"mlp_class_name": ["GptNeoxMLP"]}}, "w3": "up"})
+    assert names.map_names(["up.weight"], config())[0].hf_name == "w3.weight"
     plain = config(mlp_class_name="GptNeoxMLP", n_expert=0)
-    assert names.writing(["up.weight"], plain)[0].theirs == "w.weight"
+    assert names.map_names(["up.weight"], plain)[0].hf_name == "w.weight"
 
 
 def test_parts_that_the_model_has_not_are_left_out_and_counted() -> None:
     unread = [r"model\.layers\.<beyond>\..*", r"vision\..*"]
-    names = table("t", {"model.layers.<i>.q": "blocks.<i>.attention.q"}, [r".*\.inv_freq"], unread=unread)
+    names = build_table("t", {"model.layers.<i>.q": "blocks.<i>.attention.q"}, [r".*\.inv_freq"], unread=unread)
     published = ["model.layers.1.q.weight", "model.layers.2.q.weight", "vision.a", "model.layers.0.inv_freq"]
-    assert [step.theirs for step in names.reading(published, config())] == ["model.layers.1.q.weight"]
+    assert [step.hf_name for step in names.map_hf_names(published, config())] == ["model.layers.1.q.weight"]
     assert names.left_unread(published, config()) == ["model.layers.2.q.weight", "vision.a"]
 
 
 def test_names_may_start_otherwise() -> None:
     lines = {"transformer.h.<i>.q": "blocks.<i>.attention.q", "lm_head": "head"}
-    names = table("t", lines, [r"transformer\.h\.\d+\.mask"], prefix="transformer.", starts={"text.": ""})
+    names = build_table("t", lines, [r"transformer\.h\.\d+\.mask"], prefix="transformer.", starts={"text.": ""})
     published = ["h.1.q.weight", "h.1.mask", "lm_head.weight", "text.transformer.h.0.q.weight"]
-    steps = names.reading(published, config())
-    assert [step.theirs for step in steps] == ["h.1.q.weight", "lm_head.weight", "text.transformer.h.0.q.weight"]
-    assert [step.ours[0] for step in steps] == [
+    steps = names.map_hf_names(published, config())
+    assert [step.hf_name for step in steps] == ["h.1.q.weight", "lm_head.weight", "text.transformer.h.0.q.weight"]
+    assert [step.names[0] for step in steps] == [
         f"{x}.weight" for x in ("blocks.1.attention.q", "head", "blocks.0.attention.q")
     ]
-    assert names.writing(["head.weight"], config())[0].theirs == "lm_head.weight"
+    assert names.map_names(["head.weight"], config())[0].hf_name == "lm_head.weight"
 
 
 def test_litgpt_names_of_every_part_of_a_model_with_experts() -> None:
@@ -184,8 +188,8 @@ def test_litgpt_names_of_every_part_of_a_model_with_experts() -> None:
     ):
         shape = config(**more, norm_class_name="RMSNorm", padded_vocab_size=16)
         ours = {key: torch.randn_like(one) for key, one in GPT(shape).named_parameters()}
-        published = to_published(litgpt_names(), ours, shape)
+        published = to_hf_names(litgpt_names(), ours, shape)
         assert all(key.startswith(("transformer.", "lm_head.")) for key in published)
         assert f"transformer.h.1.mlp.experts.2.fc_1.{'bias' if 'bias' in more else 'weight'}" in published
-        back = to_ours(litgpt_names(), published, shape)
+        back = to_our_names(litgpt_names(), published, shape)
         assert back.keys() == ours.keys() and all(torch.equal(back[key], ours[key]) for key in ours)

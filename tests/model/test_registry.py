@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.names import to_ours, to_published
+from litgpt.model.names import to_hf_names, to_our_names
 from litgpt.model.registry import families, family_of, find, litgpt_names, names, read_shape
 
 PARAMETERS = {
@@ -372,37 +372,37 @@ def tiny(name: str) -> tuple[Config, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("name", NAMED)
 def test_litgpt_names_round_trip_to_the_bit(name: str) -> None:
     config, ours = tiny(name)
-    theirs = to_published(litgpt_names(), ours, config)
+    theirs = to_hf_names(litgpt_names(), ours, config)
     width = (4 + 2 * config.n_query_groups) * 8
     assert theirs["transformer.h.1.attn.qkv.weight"].shape == (width, 32)
     assert torch.equal(theirs["transformer.h.1.attn.qkv.weight"][:32], ours["blocks.1.attention.q.weight"])
-    back = to_ours(litgpt_names(), theirs, config)
+    back = to_our_names(litgpt_names(), theirs, config)
     assert back.keys() == ours.keys() and all(torch.equal(back[key], ours[key]) for key in ours)
 
 
 def test_litgpt_interleaved_rows_are_read() -> None:
     config, ours = tiny("Llama-3-8B")
-    theirs = to_published(litgpt_names(), ours, config)
+    theirs = to_hf_names(litgpt_names(), ours, config)
     for layer in range(2):
         q, k, v = theirs.pop(f"transformer.h.{layer}.attn.qkv.weight").split([32, 16, 16])
         groups = [torch.cat([q[16 * g : 16 * g + 16], k[8 * g : 8 * g + 8], v[8 * g : 8 * g + 8]]) for g in range(2)]
         theirs[f"transformer.h.{layer}.attn.attn.weight"] = torch.cat(groups)
-    back = to_ours(litgpt_names(), theirs, config)
+    back = to_our_names(litgpt_names(), theirs, config)
     assert all(torch.equal(back[key], ours[key]) for key in ours)
 
 
 def test_unnamed_missing_and_misshaped_tensors_are_refused_by_name() -> None:
     config, ours = tiny("pythia-14m")
     table = families()["gpt_neox"].tensors
-    theirs = to_published(table, ours, config)
+    theirs = to_hf_names(table, ours, config)
     with pytest.raises(UserError, match=r"model\.extra\.weight"):
-        to_ours(table, {**theirs, "model.extra.weight": torch.zeros(1)}, config)
+        to_our_names(table, {**theirs, "model.extra.weight": torch.zeros(1)}, config)
     with pytest.raises(UserError, match=r"blocks\.0\.extra\.weight"):
-        to_published(table, {**ours, "blocks.0.extra.weight": torch.zeros(1)}, config)
+        to_hf_names(table, {**ours, "blocks.0.extra.weight": torch.zeros(1)}, config)
     with pytest.raises(UserError, match=r"blocks\.1\.attention\.k\.bias"):
-        to_published(table, {key: ours[key] for key in ours if key != "blocks.1.attention.k.bias"}, config)
+        to_hf_names(table, {key: ours[key] for key in ours if key != "blocks.1.attention.k.bias"}, config)
     fused = "gpt_neox.layers.0.attention.query_key_value.weight"
     with pytest.raises(UserError, match=fused):
-        to_ours(table, {**theirs, fused: torch.zeros(90, 32)}, config)
-    kept = to_ours(table, {**theirs, "gpt_neox.layers.0.attention.masked_bias": torch.zeros(1)}, config)
+        to_our_names(table, {**theirs, fused: torch.zeros(90, 32)}, config)
+    kept = to_our_names(table, {**theirs, "gpt_neox.layers.0.attention.masked_bias": torch.zeros(1)}, config)
     assert kept.keys() == ours.keys()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.names import to_ours
+from litgpt.model.names import to_our_names
 from litgpt.model.registry import families, family_of, find, read_shape
 from litgpt.store.load_model import load_model
 from litgpt.store.save_model import save_model_folder
@@ -159,7 +159,7 @@ def test_gradients_equal_transformers(name: str, tmp_path: Path) -> None:
     for parameter in theirs.parameters():  # saved as published names, like the weights themselves
         parameter.data = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
     _, gradients = saved(theirs, tmp_path / "gradients")
-    wanted = to_ours(families()[theirs.config.model_type].tensors, gradients, ours.config)
+    wanted = to_our_names(families()[theirs.config.model_type].tensors, gradients, ours.config)
     for key, parameter in ours.named_parameters():
         if not key.endswith("correction"):
             assert parameter.grad is not None, key
@@ -185,7 +185,7 @@ def test_layers_that_predict_further_tokens_are_left_unread(tmp_path: Path) -> N
     more |= {"model.layers.4.eh_proj.weight": torch.zeros(32, 64), "model.layers.4.enorm.weight": torch.zeros(32)}
     table = families()["deepseek_v3"].tensors
     assert sorted(table.left_unread({**tensors, **more}, config)) == sorted(more)
-    assert to_ours(table, {**tensors, **more}, config).keys() == to_ours(table, tensors, config).keys()
+    assert to_our_names(table, {**tensors, **more}, config).keys() == to_our_names(table, tensors, config).keys()
 
 
 def test_the_language_model_of_a_folder_with_a_vision_tower(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
-from litgpt.model.names import to_ours, to_published
+from litgpt.model.names import to_hf_names, to_our_names
 from litgpt.model.registry import Family, families, family_of, find, read_shape
 
 SIZES = {"vocab_size": 96, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80}
@@ -76,12 +76,12 @@ def test_gradients_equal_transformers(name: str, tmp_path: Path) -> None:
     theirs = reference(name)
     config, tensors = saved(theirs, tmp_path)
     family = families()[theirs.config.model_type]
-    ours = our_model(config, to_ours(family.tensors, tensors, config))
+    ours = our_model(config, to_our_names(family.tensors, tensors, config))
     ids = torch.randint(0, 96, (2, 40), generator=torch.Generator().manual_seed(2))
     for model, logits in ((theirs, theirs(ids).logits), (ours, ours(ids))):
         model.requires_grad_(True)
         logits.logsumexp(-1).sum().backward()
-    wanted = to_ours(family.tensors, {key: p.grad for key, p in theirs.named_parameters()}, config)
+    wanted = to_our_names(family.tensors, {key: p.grad for key, p in theirs.named_parameters()}, config)
     for key, parameter in ours.named_parameters():
         torch.testing.assert_close(
             parameter.grad, wanted[key], atol=1e-4, rtol=1e-4, msg=lambda text, key=key: key + text
@@ -91,7 +91,7 @@ def test_gradients_equal_transformers(name: str, tmp_path: Path) -> None:
 def test_bfloat16_stays_close_to_transformers(tmp_path: Path) -> None:
     theirs = reference("gemma")
     config, tensors = saved(theirs, tmp_path)
-    ours = our_model(config, to_ours(families()["gemma"].tensors, tensors, config)).bfloat16()
+    ours = our_model(config, to_our_names(families()["gemma"].tensors, tensors, config)).bfloat16()
     ids = torch.randint(0, 96, (2, 64), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         exact, got, wanted = theirs(ids).logits, ours(ids), theirs.bfloat16()(ids).logits
@@ -117,9 +117,9 @@ def test_untied_head_in_a_tied_model_is_refused(tmp_path: Path) -> None:
     config, tensors = saved(theirs, tmp_path)
     same = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
     table = families()["llama"].tensors
-    assert to_ours(table, same, config).keys() == to_ours(table, tensors, config).keys()
+    assert to_our_names(table, same, config).keys() == to_our_names(table, tensors, config).keys()
     with pytest.raises(UserError, match="tie_embeddings"):
-        to_ours(table, {**same, "lm_head.weight": torch.zeros(96, 48)}, config)
+        to_our_names(table, {**same, "lm_head.weight": torch.zeros(96, 48)}, config)
 
 
 def test_initialised_model_runs_in_transformers(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_initialised_model_runs_in_transformers(tmp_path: Path) -> None:
     initialize(ours, 7)
     family = family_of(config)
     assert family is not None and family.name == "llama"
-    theirs = opened(tmp_path / "ours", family, config, to_published(family.tensors, ours.state_dict(), config))
+    theirs = opened(tmp_path / "ours", family, config, to_hf_names(family.tensors, ours.state_dict(), config))
     ids = torch.arange(50)[None]
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.names import to_published
+from litgpt.model.names import to_hf_names
 from litgpt.model.registry import litgpt_names, read_shape
 from litgpt.store.load_model import load_model
 
@@ -59,5 +59,5 @@ def assert_loads(folder: Path, model: GPT) -> None:
 
 
 def lit_state(model: GPT) -> dict[str, Tensor]:
-    state = to_published(litgpt_names(), weights(model), model.config)
+    state = to_hf_names(litgpt_names(), weights(model), model.config)
     return state | {"lm_head.weight": model.output_weight.detach()}

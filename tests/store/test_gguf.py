@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, dequantize, quantize
 from litgpt.commands.convert_to_litgpt import convert
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
-from litgpt.model.names import table
+from litgpt.model.names import build_table
 from litgpt.model.registry import data_files, read_shape
 from litgpt.store.gguf_files import GGUFFile
 from litgpt.store.gguf_tokenizer import write_tokenizer
@@ -51,17 +51,17 @@ def write_gguf(path: Path, model: GPT, kind: str, quantization: str = "F32", **s
         writer.add_tensor(key, value)
     data = data_files()["gguf"]
     ours = weights(model)
-    for step in table("gguf", data["tensors"]).writing(ours, config):
-        tensor = ours[step.ours[0]]
-        if kind == "llama" and ".attn_q." in step.theirs:
+    for step in build_table("gguf", data["tensors"]).map_names(ours, config):
+        tensor = ours[step.names[0]]
+        if kind == "llama" and ".attn_q." in step.hf_name:
             tensor = paired(tensor, config.n_head)
-        if kind == "llama" and ".attn_k." in step.theirs:
+        if kind == "llama" and ".attn_k." in step.hf_name:
             tensor = paired(tensor, config.n_query_groups or 0)
-        if kind.startswith("gemma") and step.theirs.endswith("norm.weight"):
+        if kind.startswith("gemma") and step.hf_name.endswith("norm.weight"):
             tensor = tensor + 1
         code = GGMLQuantizationType[quantization if tensor.dim() > 1 else "F32"]
         values = tensor.numpy().astype(np.float32)
-        writer.add_tensor(step.theirs, values if code.name == "F32" else quantize(values, code), raw_dtype=code)
+        writer.add_tensor(step.hf_name, values if code.name == "F32" else quantize(values, code), raw_dtype=code)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -15,7 +15,7 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.files import read_json, staged_folder, write_json
 from litgpt.model.config import Config
-from litgpt.model.names import Step, is_stacked
+from litgpt.model.names import TensorMapping, is_stacked
 from litgpt.recipe.tuner import TUNERS, LoRA, Tuner
 from litgpt.store.adapters import litgpt_lora, peft_tuners
 from litgpt.store.adapters.lora_pairs import LoRAPart, share_pair, split, tuner_parameter_name
@@ -126,7 +126,7 @@ def save_adapter_folder(
         published, parts, left = to_peft(tensors, config)
         if left:
             raise UserError(f"{min(left)}: PEFT's folders have no form for it; merge the adapter into its base instead")
-        listed = {layer: [asdict(part) for part in some] for layer, some in parts.items()}
+        listed = {layer: [part.to_dict() for part in some] for layer, some in parts.items()}
         metadata = {"format": "pt", OWN: json.dumps({**told, "parts": listed})}
         values = peft_config(published, parts, settings, config, base)
     elif not settings.adds:
@@ -152,12 +152,12 @@ def peft_config(
     known = steps_of(config)
     steps = {layer: weight_step(layer, known) for layer in layers}
     among = parameters_in(known)
-    parameters = {layer: step.theirs for layer, step in steps.items() if step.theirs in among}
+    parameters = {layer: step.hf_name for layer, step in steps.items() if step.hf_name in among}
     ranks = {parameters.get(layer, layer): sum(part.rank for part in parts) for layer, parts in layers.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0] if ranks else settings.r
     others = {layer: other for layer, other in ranks.items() if other != rank}
     copied = sorted(name.removeprefix(START) for name in published if ".lora_" not in name)
-    experts = any(is_stacked(step.ours[0]) or is_router(step) for step in steps.values())
+    experts = any(is_stacked(step.names[0]) or is_router(step) for step in steps.values())
     rslora = settings.rslora and not experts  # fusing pairs of experts, PEFT would scale them as without
     saved = {layer_of(name) for name in copied if settings.bias == "none" or not name.endswith("bias")}
     return {
@@ -257,19 +257,21 @@ def own_settings(folder: Path, choice: Any) -> tuple[Tuner, BasePrecision]:
         raise UserError(f"{folder / ADAPTER_CONFIG}: {OWN}: not the settings of a tuner ({error})") from None
 
 
-def from_ours(found: Sorted, notes: Any, steps: Mapping[str, Step], config: Config) -> tuple[LoRA, dict[str, Tensor]]:
+def from_ours(
+    found: Sorted, notes: Any, steps: Mapping[str, TensorMapping], config: Config
+) -> tuple[LoRA, dict[str, Tensor]]:
     """Settings and tensors of an adapter that we wrote."""
     taken = Taken(config)
     for layer, pair in found.pairs.items():
         step = weight_step(layer, steps)
-        parts = [LoRAPart(**part) for part in notes["parts"][layer]]
+        parts = [LoRAPart.from_dict(part) for part in notes["parts"][layer]]
         taken.add(step, split(step, parts, pair["a"], pair["b"], config))
     add_rest(taken, found, steps, config)
     return LoRA(**notes["settings"]), taken.whole()
 
 
 def from_others(
-    found: Sorted, values: Mapping[str, Any], steps: Mapping[str, Step], config: Config
+    found: Sorted, values: Mapping[str, Any], steps: Mapping[str, TensorMapping], config: Config
 ) -> tuple[LoRA, dict[str, Tensor]]:
     """Settings and tensors of an adapter by PEFT; pairs of other ranks and scales are made those of the settings."""
     rslora = bool(values.get("use_rslora"))

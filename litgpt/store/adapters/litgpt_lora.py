@@ -10,7 +10,7 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
-from litgpt.model.names import Step, rows_of
+from litgpt.model.names import TensorMapping, count_rows
 from litgpt.model.registry import litgpt_names
 from litgpt.recipe.finetune import LORA_SWITCHES
 from litgpt.recipe.tuner import LoRA
@@ -47,7 +47,7 @@ def load(folder: Path, config: Config) -> tuple[LoRA, dict[str, Tensor]]:
         UserError: if a file is missing or damaged, or the adapter is for a model of another shape.
     """
     values, pairs = settings_in(folder), pairs_in(folder / WEIGHTS)
-    steps = {step.theirs: step for step in litgpt_names().writing(list(get_parameter_shapes(config)), config)}
+    steps = {step.hf_name: step for step in litgpt_names().map_names(list(get_parameter_shapes(config)), config)}
     enabled = [LORA_SWITCHES[f"lora_{name}"][0] for name in ("query", "key", "value") if values.get(f"lora_{name}")]
     taken = Taken(config)
     for layer, pair in pairs.items():
@@ -80,12 +80,12 @@ def pairs_in(path: Path) -> dict[str, dict[str, Tensor]]:
     return pairs
 
 
-def split(step: Step, a: Tensor, b: Tensor, enabled: list[str], config: Config) -> dict[str, Tensor]:
+def split(step: TensorMapping, a: Tensor, b: Tensor, enabled: list[str], config: Config) -> dict[str, Tensor]:
     """Our pairs of a layer: of queries, keys and values those that were enabled, one below the other in A and in B."""
-    ours = [name for name in step.ours if len(step.ours) == 1 or name.split(".")[-2] in enabled]
-    rows = [b.shape[0]] if len(step.ours) == 1 else [rows_of(config, name) for name in ours]
+    ours = [name for name in step.names if len(step.names) == 1 or name.split(".")[-2] in enabled]
+    rows = [b.shape[0]] if len(step.names) == 1 else [count_rows(config, name) for name in ours]
     found: dict[str, Tensor] = {}
     for name, one, other in zip(ours, a.chunk(len(ours)), b.split(rows), strict=True):
         part = LoRAPart(name, first=False, rank=one.shape[0])
-        found |= {part.name("a"): one, part.name("b"): other}
+        found |= {part.parameter_name("a"): one, part.parameter_name("b"): other}
     return found

@@ -12,53 +12,53 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
-from litgpt.model.names import Step, is_stacked
+from litgpt.model.names import TensorMapping, is_stacked
 from litgpt.model.registry import family_of
 
 INNER = ".base_layer"
 
 
-def is_whole_stack(step: Step) -> bool:
+def is_whole_stack(step: TensorMapping) -> bool:
     """Whether a published tensor holds all experts."""
-    return is_stacked(step.ours[0]) and step.expert is None
+    return is_stacked(step.names[0]) and step.expert is None
 
 
-def is_router(step: Step) -> bool:
+def is_router(step: TensorMapping) -> bool:
     """Whether a published tensor is a router's matrix."""
-    return step.ours[0].endswith(".router.weight")
+    return step.names[0].endswith(".router.weight")
 
 
-def parameters_in(steps: Mapping[str, Step]) -> set[str]:
+def parameters_in(steps: Mapping[str, TensorMapping]) -> set[str]:
     """The published tensors that PEFT adapts as parameters, not as layers."""
     stacks = {name for name, step in steps.items() if is_whole_stack(step) and not name.endswith("bias")}
     routers = {name for name, step in steps.items() if is_router(step)}
     return stacks | routers if stacks else set()
 
 
-def held_stacked(steps: Mapping[str, Step]) -> dict[str, Step]:
+def held_stacked(steps: Mapping[str, TensorMapping]) -> dict[str, TensorMapping]:
     """The tensors in which transformers holds experts that are published one by one, and the routers beside them."""
-    held: dict[str, Step] = {}
+    held: dict[str, TensorMapping] = {}
     for first in [step for step in steps.values() if step.expert == 0]:
-        mlp = first.ours[0].rpartition(".experts.")[0]
+        mlp = first.names[0].rpartition(".experts.")[0]
         gate, up, down = (f"{mlp}.experts.{name}" for name in ("gate", "up", "down"))
         module = f"model.layers.{mlp.split('.')[1]}.mlp"
         made = [
-            Step(f"{module}.experts.gate_up_proj", (gate, up), "concat"),
-            Step(f"{module}.experts.down_proj", (down,), "rename"),
-            Step(f"{module}.gate.weight", (f"{mlp}.router.weight",), "rename"),
+            TensorMapping(f"{module}.experts.gate_up_proj", (gate, up), "concat"),
+            TensorMapping(f"{module}.experts.down_proj", (down,), "rename"),
+            TensorMapping(f"{module}.gate.weight", (f"{mlp}.router.weight",), "rename"),
         ]
-        held |= {step.theirs: step for step in made}
+        held |= {step.hf_name: step for step in made}
     return held
 
 
-def targeted(endings: Iterable[str], steps: Mapping[str, Step]) -> list[str]:
+def targeted(endings: Iterable[str], steps: Mapping[str, TensorMapping]) -> list[str]:
     """The published tensors that PEFT's `target_parameters` name, in the model's order.
 
     Raises:
         UserError: for biases of experts.
     """
     ends = tuple(f".{ending}" for ending in endings)
-    names = [name for name, step in steps.items() if step.theirs == name and f".{name}".endswith(ends)]
+    names = [name for name, step in steps.items() if step.hf_name == name and f".{name}".endswith(ends)]
     if biases := [name for name in names if is_whole_stack(steps[name]) and name.endswith("bias")]:
         raise UserError(f"target_parameters: {biases[0]} will not do; {biases[0].removesuffix('_bias')} would")
     return names
@@ -78,7 +78,7 @@ def flat(a: Tensor, b: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     return a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
 
 
-def stacked(step: Step, a: Tensor, b: Tensor, columns: int, config: Config) -> tuple[Tensor, Tensor]:
+def stacked(step: TensorMapping, a: Tensor, b: Tensor, columns: int, config: Config) -> tuple[Tensor, Tensor]:
     """A (E, r, in) and B (E, out, r) of those that PEFT keeps; PEFT before 0.19 turned none, which shapes tell.
 
     Raises:
@@ -86,7 +86,7 @@ def stacked(step: Step, a: Tensor, b: Tensor, columns: int, config: Config) -> t
     """
     if not a.dim() == b.dim() == 2 or a.shape[0] != b.shape[1] or a.shape[0] % config.n_expert:
         raise UserError(
-            f"{step.theirs}: A {list(a.shape)} and B {list(b.shape)} are no pairs of {config.n_expert} experts"
+            f"{step.hf_name}: A {list(a.shape)} and B {list(b.shape)} are no pairs of {config.n_expert} experts"
         )
     way = turned(config) if a.shape[1] == b.shape[0] else a.shape[1] != columns
     a, b = a.unflatten(0, (config.n_expert, -1)), b.unflatten(1, (-1, config.n_expert)).permute(2, 0, 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
-from litgpt.model.names import Step
+from litgpt.model.names import TensorMapping
 from litgpt.model.registry import family_of
 from litgpt.recipe.keys import find_nearest
 from litgpt.store.adapters.lora_pairs import (
@@ -31,23 +31,23 @@ MAGNITUDE = re.compile(r"(?P<layer>.+)\.lora_magnitude_vector(\.default)?(\.weig
 Tensors = Mapping[str, Tensor]
 
 
-def steps_of(config: Config) -> dict[str, Step]:
+def steps_of(config: Config) -> dict[str, TensorMapping]:
     """How each published tensor is made of ours, by its name; a head tied to the embedding is one more of it.
 
     What transformers' modules call otherwise than files do is there under both names, and called as in modules.
     """
     family, names = family_of(config), list(get_parameter_shapes(config))
     if family is None:
-        return {name: Step(name, (name,), "rename") for name in names}
-    steps = family.tensors.writing(names, config)
+        return {name: TensorMapping(name, (name,), "rename") for name in names}
+    steps = family.tensors.map_names(names, config)
     if config.tie_embeddings:
-        (head,) = family.tensors.writing(["head.weight"], config)
-        steps.append(Step(head.theirs, ("embedding.weight",), "rename"))
-    found: dict[str, Step] = {}
+        (head,) = family.tensors.map_names(["head.weight"], config)
+        steps.append(TensorMapping(head.hf_name, ("embedding.weight",), "rename"))
+    found: dict[str, TensorMapping] = {}
     for step in steps:
-        ends = [end for end in family.module_names if step.theirs.endswith(f".{end}")]
-        module = step.theirs.removesuffix(ends[0]) + family.module_names[ends[0]] if ends else step.theirs
-        found |= dict.fromkeys((step.theirs, module), replace(step, theirs=module))
+        ends = [end for end in family.module_names if step.hf_name.endswith(f".{end}")]
+        module = step.hf_name.removesuffix(ends[0]) + family.module_names[ends[0]] if ends else step.hf_name
+        found |= dict.fromkeys((step.hf_name, module), replace(step, hf_name=module))
     return found
 
 
@@ -62,7 +62,7 @@ def to_peft(tensors: Tensors, config: Config) -> tuple[dict[str, Tensor], dict[s
     layers: dict[str, list[LoRAPart]] = {}
     left, shapes, steps = set(tensors), get_parameter_shapes(config), steps_of(config)
     parameters = parameters_in(steps)
-    ours = {step.theirs: (step, find_parts(step, tensors)) for step in steps.values()}
+    ours = {step.hf_name: (step, find_parts(step, tensors)) for step in steps.values()}
     called = wrapped([theirs for theirs, (_, parts) in ours.items() if parts])
     wrappings = Counter(name.split(INNER)[0] for name in called.values())
     for theirs, (step, parts) in ours.items():
@@ -71,14 +71,14 @@ def to_peft(tensors: Tensors, config: Config) -> tuple[dict[str, Tensor], dict[s
             layers[layer] = parts
             pair = join_pair(step, parts, tensors, shapes, config)
             published |= named_pair(called[theirs], step, *(flat(*pair, config) if is_whole_stack(step) else pair))
-            left -= {part.name(half) for part in parts for half in "ab"}
-        lengths = [tuner_parameter_name(ours, "lora_magnitude") for ours in step.ours]
+            left -= {part.parameter_name(half) for part in parts for half in "ab"}
+        lengths = [tuner_parameter_name(ours, "lora_magnitude") for ours in step.names]
         has_lengths = bool(parts) and theirs not in parameters and not is_embedding(layer, step)
         if has_lengths and all(name in tensors for name in lengths):
             rows = [tensors[name] if step.expert is None else tensors[name][step.expert] for name in lengths]
             published[f"{START}{layer}.lora_magnitude_vector"] = join_rows(step, rows, config)
             left -= set(lengths)
-        copies = [ours + COPY for ours in step.ours]
+        copies = [ours + COPY for ours in step.names]
         if all(name in tensors for name in copies) and not (is_whole_stack(step) and theirs in parameters):
             module, _, key = theirs.rpartition(".")
             inner = f"{module}{INNER * wrappings[module]}.{key}" if key.endswith("bias") else theirs
@@ -87,12 +87,12 @@ def to_peft(tensors: Tensors, config: Config) -> tuple[dict[str, Tensor], dict[s
     return published, layers, left
 
 
-def is_embedding(layer: str, step: Step) -> bool:
+def is_embedding(layer: str, step: TensorMapping) -> bool:
     """Whether a published layer is the embedding itself, not a head tied to it."""
-    return step.ours == ("embedding.weight",) and not layer.endswith("head")
+    return step.names == ("embedding.weight",) and not layer.endswith("head")
 
 
-def named_pair(layer: str, step: Step, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+def named_pair(layer: str, step: TensorMapping, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     """A pair under PEFT's names; that of an embedding is of its transposed matrix."""
     if is_embedding(layer, step):
         return {f"{START}{layer}.lora_embedding_A": b.mT, f"{START}{layer}.lora_embedding_B": a.mT}
@@ -108,7 +108,7 @@ class Sorted:
     copies: dict[str, Tensor]
 
 
-def sort(published: Tensors, steps: Mapping[str, Step], endings: Iterable[str], config: Config) -> Sorted:
+def sort(published: Tensors, steps: Mapping[str, TensorMapping], endings: Iterable[str], config: Config) -> Sorted:
     """Sort the tensors of a PEFT file, whose `target_parameters` are these endings."""
     found = Sorted(defaultdict(dict), {}, {})
     layers = {name: layer_of(theirs) for theirs, name in wrapped(targeted(endings, steps)).items()}
@@ -125,12 +125,12 @@ def sort(published: Tensors, steps: Mapping[str, Step], endings: Iterable[str], 
         if pair_of.keys() != {"a", "b"}:
             raise UserError(f"{layer}: only one of lora_A and lora_B is there")
         if is_whole_stack(step := weight_step(layer, steps)):
-            columns = get_parameter_shapes(config)[step.ours[0]][-1]
+            columns = get_parameter_shapes(config)[step.names[0]][-1]
             pair_of["a"], pair_of["b"] = stacked(step, pair_of["a"], pair_of["b"], columns, config)
     return found
 
 
-def step_for(name: str, steps: Mapping[str, Step]) -> Step:
+def step_for(name: str, steps: Mapping[str, TensorMapping]) -> TensorMapping:
     """The step of a published tensor.
 
     Raises:
@@ -142,7 +142,7 @@ def step_for(name: str, steps: Mapping[str, Step]) -> Step:
     return steps[name]
 
 
-def weight_step(layer: str, steps: Mapping[str, Step]) -> Step:
+def weight_step(layer: str, steps: Mapping[str, TensorMapping]) -> TensorMapping:
     """The step of a published layer's matrix."""
     return steps[layer] if layer in steps else step_for(f"{layer}.weight", steps)
 
@@ -155,7 +155,7 @@ class Taken:
         self.tensors: dict[str, Tensor] = {}
         self.experts: dict[str, dict[int, Tensor]] = defaultdict(dict)
 
-    def add(self, step: Step, tensors: Tensors) -> None:
+    def add(self, step: TensorMapping, tensors: Tensors) -> None:
         """Take in what a published tensor holds.
 
         Raises:
@@ -165,7 +165,7 @@ class Taken:
             if step.expert is not None:
                 self.experts[name][step.expert] = tensor
             elif not torch.equal(self.tensors.setdefault(name, tensor), tensor):
-                raise UserError(f"{step.theirs}: differs from the embedding's, but the model ties them")
+                raise UserError(f"{step.hf_name}: differs from the embedding's, but the model ties them")
 
     def whole(self) -> dict[str, Tensor]:
         """All tensors, experts stacked; an expert without an update has one of zeros."""
@@ -177,7 +177,7 @@ class Taken:
         return self.tensors
 
 
-def add_rest(taken: Taken, found: Sorted, steps: Mapping[str, Step], config: Config) -> None:
+def add_rest(taken: Taken, found: Sorted, steps: Mapping[str, TensorMapping], config: Config) -> None:
     """Take in the lengths of rows that DoRA trains, and copies."""
     for layer, rows in found.lengths.items():
         step = weight_step(layer, steps)
@@ -185,4 +185,4 @@ def add_rest(taken: Taken, found: Sorted, steps: Mapping[str, Step], config: Con
         taken.add(step, {tuner_parameter_name(ours, "lora_magnitude"): part for ours, part in parts.items()})
     for name, tensor in found.copies.items():
         step = step_for(name, steps)
-        taken.add(step, {ours + COPY: part for ours, part in zip(step.ours, step.split(tensor, config), strict=True)})
+        taken.add(step, {ours + COPY: part for ours, part in zip(step.names, step.split(tensor, config), strict=True)})

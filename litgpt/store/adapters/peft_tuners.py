@@ -70,9 +70,9 @@ FORMS = (
 
 def layers_of(config: Config) -> dict[str, str]:
     """Our linear layers that have a published one to themselves, stored as (out, in), and its name."""
-    steps = [step for step in steps_of(config).values() if len(step.ours) == 1 and step.kind == "rename"]
+    steps = [step for step in steps_of(config).values() if len(step.names) == 1 and step.kind == "rename"]
     plain = [step for step in steps if step.expert is None and not step.transposed]
-    return {layer_of(step.ours[0]): layer_of(step.theirs) for step in plain if step.theirs.endswith(".weight")}
+    return {layer_of(step.names[0]): layer_of(step.hf_name) for step in plain if step.hf_name.endswith(".weight")}
 
 
 def to_peft(
