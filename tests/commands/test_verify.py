@@ -18,7 +18,7 @@ from litgpt.data.tokenizer import train_tokenizer
 from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.names import Rule
+from litgpt.model.names import NameRule
 from litgpt.store import load_model
 from litgpt.store.save_model import save_model_folder
 from tests.store.models import random_model, small, weights
@@ -42,7 +42,9 @@ def outcome(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tup
     return code, {line.split(": ")[0]: line.split(": ")[1] for line in said if line.split(": ")[0] in LINES}
 
 
-def mutate(monkeypatch: pytest.MonkeyPatch, family: str, change: Callable[[Rule], Rule], **entries: Any) -> None:
+def mutate(
+    monkeypatch: pytest.MonkeyPatch, family: str, change: Callable[[NameRule], NameRule], **entries: Any
+) -> None:
     """Read a family's folders by a table with changed rules."""
     before = registry.families()
     rules = tuple(change(rule) for rule in before[family].tensors.rules)
@@ -66,18 +68,21 @@ def test_a_right_folder_passes_and_the_report_accounts_for_every_tensor(
     assert checks["logits"]["figures"]["share"] < 1e-5
 
 
-def swap_q_and_k(rule: Rule) -> Rule:
+def swap_q_and_k(rule: NameRule) -> NameRule:
     names = {"blocks.<i>.attention.q": "blocks.<i>.attention.k", "blocks.<i>.attention.k": "blocks.<i>.attention.q"}
     return replace(rule, names=tuple(names.get(name, name) for name in rule.names))
 
 
-def transpose_out(rule: Rule) -> Rule:
+def transpose_out(rule: NameRule) -> NameRule:
     return replace(rule, transposed=True) if rule.names == ("blocks.<i>.attention.out",) else rule
 
 
 @pytest.mark.parametrize("change", [swap_q_and_k, transpose_out])
 def test_wrong_rules_are_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, change: Callable[[Rule], Rule]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[NameRule], NameRule],
 ) -> None:
     folder = folder_of(tmp_path / "m", small("Llama-2-7b-hf", **SQUARE))
     assert outcome(folder, capsys)[0] == 0
