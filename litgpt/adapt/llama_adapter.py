@@ -23,9 +23,9 @@ class PrefixAttention(Adapted):
     head_size: int
     scale: float
 
-    def attended(self, q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor, shared: Shared) -> Tensor:
+    def attended(self, q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor, shared: Shared, sinks: Tensor | None) -> Tensor:
         """What the heads find among the tokens, plus what they find in the prompt."""
-        found = super().attended(q_BHTS, k_BKUS, v_BKUS, shared)  # type: ignore[misc]
+        found = super().attended(q_BHTS, k_BKUS, v_BKUS, shared, sinks)  # type: ignore[misc]
         if not self.adapter_on:
             return found
         prompt_LD = stored(self, "prompt").to(q_BHTS.dtype)

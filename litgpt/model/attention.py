@@ -248,9 +248,9 @@ class Attention(nn.Module):
             q = (q * shared.temperature).to(q.dtype)
         if cache is not None:
             k, v = cache.append(k, v)
-        return self.out(self.attended(q, k, v, shared).transpose(1, 2).flatten(2))
+        return self.out(self.attended(q, k, v, shared, self.sinks).transpose(1, 2).flatten(2))
 
-    def attended(self, q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor, shared: Shared) -> Tensor:
+    def attended(self, q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor, shared: Shared, sinks: Tensor | None) -> Tensor:
         """(B, H, T, S), what each query finds."""
         return attend_as(
             shared,
@@ -260,7 +260,7 @@ class Attention(nn.Module):
             window=self.window,
             scale=self.scale,
             softcap=self.softcap,
-            sinks=self.sinks,
+            sinks=sinks,
         )
 
     def _place(self, q: Tensor, k: Tensor, shared: Shared) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.moe import Gathered, Rows, Spread
+from litgpt.model.surgery import Function, wrap_forward
 from litgpt.parallel.collectives import (
     Group,
     all_gather,
@@ -163,7 +164,7 @@ def apply_expert_parallel(model: nn.Module, config: Config, mesh: Mesh, settings
         for key, layout in layouts.items():
             distribute_parameter(experts, key, axes, layout)
         use_local_params(experts, {experts: layouts})
-        add_dispatch(experts, build_dispatcher)
+        wrap_forward(experts, partial(dispatch_rows, build_dispatcher=build_dispatcher))
 
 
 def expert_axes(mesh: Mesh) -> tuple[DeviceMesh, Group]:
@@ -210,16 +211,20 @@ def plan_expert_parameter(key: str, axes: DeviceMesh) -> LocalLayout:
     return LocalLayout((*dealt, Replicate()), (*dealt, Partial()), partial(torch.mul, other=0) if once else None)
 
 
-def add_dispatch(experts: nn.Module, build_dispatcher: Callable[[Tensor], TokenDispatcher]) -> None:
-    """Let rows travel to the experts that lie here, and their results back."""
-    inner = experts.forward
+def dispatch_rows(forward: Function, build_dispatcher: Callable[[Tensor], TokenDispatcher]) -> Function:
+    """The forward of a rank's experts for the rows of all ranks: these are dispatched to it, and its results combined.
 
-    def forward(x_RD: Tensor, ends_E: Tensor, weights_R: Tensor | None = None) -> Tensor:
+    Args:
+        forward: of the experts of this rank.
+        build_dispatcher: given where the rows of each of all experts end, (E,).
+    """
+
+    def dispatched(x_RD: Tensor, ends_E: Tensor, weights_R: Tensor | None = None) -> Tensor:
         dispatcher = build_dispatcher(ends_E)
         weights_S = None if weights_R is None else dispatcher.dispatch(weights_R)
-        return dispatcher.combine(inner(dispatcher.dispatch(x_RD), dispatcher.ends_E, weights_S))
+        return dispatcher.combine(forward(dispatcher.dispatch(x_RD), dispatcher.ends_E, weights_S))
 
-    experts.forward = forward
+    return dispatched
 
 
 def apply_expert_fsdp(experts: nn.Module, mesh: Mesh, **how: Any) -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from litgpt.model.surgery import Function, wrap_forward
+
 
 class SavedTensorHooks(Protocol):
     """Decides what is kept for backward in place of each tensor that a function saves."""
@@ -50,18 +52,19 @@ class HostOffload:
         self.parameters: set[int] = set()
         experts: Any = getattr(getattr(block, "mlp", None), "experts", None)
         if experts is not None:  # sharded by themselves, they are gathered after the rest of the block
-            inner = experts.forward
-
-            def forward(*arguments: Any) -> Tensor:
-                self.note(experts)
-                return inner(*arguments)
-
-            experts.forward = forward
+            wrap_forward(experts, self._note_experts)
 
     def begin(self) -> None:
         """A forward pass begins: note where the block's parameters are, which stay on the device."""
         self.parameters = set()
         self.note(self.block)
+
+    def _note_experts(self, forward: Function) -> Function:
+        def noted(*arguments: Any) -> Tensor:
+            self.note(self.block.mlp.experts)  # type: ignore[union-attr, arg-type]
+            return forward(*arguments)
+
+        return noted
 
     def note(self, module: nn.Module) -> None:
         """Add where a module's parameters are."""

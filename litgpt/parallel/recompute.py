@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 from litgpt.errors import UserError
 from litgpt.model.recomputing import Recomputing
+from litgpt.model.surgery import Function, wrap_forward
 from litgpt.parallel.offload import HostOffload, use_saved_tensor_hooks
 from litgpt.recipe.recompute import RecomputeArgs
 
-Function = Callable[..., Any]
 # where each part is: the attribute paths in a block that it may have
 RECOMPUTED = {"core_attention": ["attention.attended"], "mlp": ["mlp.forward"], "moe": ["mlp.forward"]}
 DISCARDED = {
@@ -44,14 +44,14 @@ def apply_recompute(model: nn.Module, settings: RecomputeArgs, *, compiled: bool
     elif settings.granularity == "full":
         first = settings.num_layers if settings.method == "block" else len(blocks)
         for block in (block for stage in stages for block in stage[:first]):
-            compose(block, "forward", again)
+            wrap_forward(block, again)
     elif settings.granularity == "selective":
         check_recompute_parts(model, settings.parts)
         for block in blocks:
             recompute_parts(block, settings, again, compiled=compiled)
     if settings.offload and settings.granularity != "selective":
         for block in blocks:
-            compose(block, "forward", partial(use_saved_tensor_hooks, HostOffload(block)))
+            wrap_forward(block, partial(use_saved_tensor_hooks, HostOffload(block)))
 
 
 def group_local_blocks(model: nn.Module) -> list[list[nn.Module]]:
@@ -65,50 +65,26 @@ def group_local_blocks(model: nn.Module) -> list[list[nn.Module]]:
     return stages
 
 
-def compose(owner: nn.Module, name: str, around: Callable[[Function], Function]) -> None:
-    """Put a function around a method of a module."""
-    setattr(owner, name, around(getattr(owner, name)))
-
-
 def checkpoint_function(function: Function, *, compiled: bool) -> Function:
     """A function of which only the arguments are kept for backward; random numbers are drawn as they were."""
     told: dict[str, Any] = {} if compiled else {"context_fn": lambda: (nullcontext(), Recomputing())}
     return wraps(function)(partial(checkpoint, function, use_reentrant=False, **told))
 
 
-def as_of_now(owner: nn.Module, around: Callable[[Function], Function], function: Function) -> Function:
-    """A method that also the second time sees the parameters that its module computes with the first time.
-
-    What splits a module lends it local parameters while its whole forward runs, and the second time that is over.
-    """
-
-    @wraps(function)
-    def called(*arguments: Any, **named: Any) -> Any:
-        parameters = dict(owner._parameters)
-
-        def lent(*arguments: Any, **named: Any) -> Any:
-            own, owner._parameters = owner._parameters, parameters
-            try:
-                return function(*arguments, **named)
-            finally:
-                owner._parameters = own
-
-        return around(lent)(*arguments, **named)
-
-    return called
-
-
 def recompute_block_groups(model: nn.Module, size: int, again: Callable[[Function], Function]) -> None:
     """Compute `size` blocks again in one go, so that only what enters the first of them is kept."""
-    through: Function = model.through  # type: ignore[assignment]
-    unit = again(through)
 
-    def by_units(layers: range, x_BTD: Tensor, *rest: Any) -> Tensor:
-        for first in range(0, len(layers), size):
-            x_BTD = unit(layers[first : first + size], x_BTD, *rest)
-        return x_BTD
+    def by_groups(through: Function) -> Function:
+        group = again(through)
 
-    model.through = by_units  # type: ignore[assignment]
+        def run(layers: range, x_BTD: Tensor, *rest: Any) -> Tensor:
+            for first in range(0, len(layers), size):
+                x_BTD = group(layers[first : first + size], x_BTD, *rest)
+            return x_BTD
+
+        return run
+
+    wrap_forward(model, by_groups, "through")
 
 
 def check_recompute_parts(model: nn.Module, parts: set[str]) -> None:
@@ -137,11 +113,11 @@ def recompute_parts(
     for part in sorted(settings.parts):
         if part not in ("mlp", "moe") or (part == "mlp") == dense:
             for owner, name in find_methods(block, RECOMPUTED.get(part, [])):
-                compose(owner, name, partial(as_of_now, owner, again) if name != "forward" else again)
+                wrap_forward(owner, again, name)
             for owner, name in find_methods(block, DISCARDED.get(part, [])):
-                compose(owner, name, again if compiled else partial(results.discarded, again=again))
+                wrap_forward(owner, again if compiled else partial(results.discarded, again=again), name)
     if not compiled and (settings.parts & DISCARDED.keys() or host is not None):
-        compose(block, "forward", partial(use_saved_tensor_hooks, results))
+        wrap_forward(block, partial(use_saved_tensor_hooks, results))
 
 
 def find_methods(block: nn.Module, paths: list[str]) -> Iterator[tuple[nn.Module, str]]:

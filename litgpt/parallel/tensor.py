@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
+from litgpt.model.surgery import Function, wrap_forward
 from litgpt.parallel.collectives import Group, all_gather, all_reduce, copy_to_group, reduce_scatter
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.portion import VocabularyRows
@@ -81,31 +82,35 @@ class LocalLayout:
 
 def use_local_params(module: nn.Module, layouts: dict[Any, dict[str, LocalLayout]]) -> None:
     """Let modules compute with their local parameters whenever `module` runs."""
-    inner = module.forward
 
-    def forward(*arguments: Any, **named: Any) -> Any:
-        kept = [(owner, key, owner._parameters[key]) for owner, keys in layouts.items() for key in keys]
-        for owner, key, parameter in kept:
-            if isinstance(parameter, DTensor):
-                owner._parameters[key] = layouts[owner][key].to_local(parameter)
-        try:
-            return inner(*arguments, **named)
-        finally:
+    def use_local(forward: Function) -> Function:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            kept = [(owner, key, owner._parameters[key]) for owner, keys in layouts.items() for key in keys]
             for owner, key, parameter in kept:
-                owner._parameters[key] = parameter
+                if isinstance(parameter, DTensor):
+                    owner._parameters[key] = layouts[owner][key].to_local(parameter)
+            try:
+                return forward(*arguments, **named)
+            finally:
+                for owner, key, parameter in kept:
+                    owner._parameters[key] = parameter
 
-    module.forward = forward
+        return wrapped
+
+    wrap_forward(module, use_local)
 
 
-def enclose(module: Any, *, before: TensorFunction | None = None, after: TensorFunction | None = None) -> None:
-    """Let a module's first input or its output pass through something."""
-    inner = module.forward
+def communicate(module: Any, *, before: TensorFunction | None = None, after: TensorFunction | None = None) -> None:
+    """Pass a module's first input through `before`, and its output through `after`."""
 
-    def forward(x: Tensor, *arguments: Any, **named: Any) -> Tensor:
-        y = inner(x if before is None else before(x), *arguments, **named)
-        return y if after is None else after(y)
+    def wrap(forward: Function) -> Function:
+        def wrapped(x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+            y = forward(x if before is None else before(x), *arguments, **named)
+            return y if after is None else after(y)
 
-    module.forward = forward
+        return wrapped
+
+    wrap_forward(module, wrap)
 
 
 def distribute_parameter(module: nn.Module, key: str, mesh: DeviceMesh, layout: LocalLayout) -> None:
@@ -233,21 +238,21 @@ def add_communication(model: GPT, group: Group, *, sequence: bool) -> None:
     part = partial(reduce_scatter, group=group, dim=1) if sequence else partial(all_reduce, group=group)
     blocks: list[Any] = model.own_blocks
     for block in blocks:
-        enclose(block.attention, before=join, after=part)
+        communicate(block.attention, before=join, after=part)
         dense = block.mlp.shared if hasattr(block.mlp, "experts") else block.mlp
         if dense is not None:
-            enclose(dense, before=join, after=part)
+            communicate(dense, before=join, after=part)
         if getattr(block.attention, "norm_kind", None) == "olmo2":
             for one in (block.attention.norm_q, block.attention.norm_k):
-                enclose(
+                communicate(
                     one,
                     before=partial(all_gather, group=group, dim=-1),
                     after=partial(slice_local, group=group, dim=-1),
                 )
     split_vocab_lookup(model.embedding, group, part)
     if model.position_embedding is not None and sequence:
-        enclose(model.position_embedding, after=partial(slice_local, group=group, dim=-2))
-    enclose(model.norm, after=join)
+        communicate(model.position_embedding, after=partial(slice_local, group=group, dim=-2))
+    communicate(model.norm, after=join)
 
 
 def slice_local(whole: Tensor, group: Group, dim: int) -> Tensor:
@@ -255,14 +260,16 @@ def slice_local(whole: Tensor, group: Group, dim: int) -> Tensor:
     return whole.chunk(dist.get_world_size(group), dim)[dist.get_rank(group)]
 
 
-def split_vocab_lookup(embedding: Any, group: Group, part: TensorFunction) -> None:
+def split_vocab_lookup(embedding: Any, group: Group, reduce: TensorFunction) -> None:
     """Let an embedding, of which some rows lie here, look up those and add up with the others."""
-    inner = embedding.forward
 
-    def forward(ids_BT: Tensor) -> Tensor:
-        rows = len(embedding.weight)
-        numbers = ids_BT - rows * dist.get_rank(group)
-        here = (numbers >= 0) & (numbers < rows)
-        return part(inner(numbers.clamp(0, rows - 1)) * here.unsqueeze(-1))
+    def split_lookup(forward: Function) -> Function:
+        def wrapped(ids_BT: Tensor) -> Tensor:
+            rows = len(embedding.weight)
+            numbers = ids_BT - rows * dist.get_rank(group)
+            is_local = (numbers >= 0) & (numbers < rows)
+            return reduce(forward(numbers.clamp(0, rows - 1)) * is_local.unsqueeze(-1))
 
-    embedding.forward = forward
+        return wrapped
+
+    wrap_forward(embedding, split_lookup)

@@ -205,6 +205,7 @@ def test_settings_without_effect_are_refused(settings: dict[str, Any], said: str
 
 LAYOUTS = [
     (Case("gemma", 2, {"tensor": 2}), replace(SELECTIVE, modules=["core_attention", "norms", "activation"])),
+    (Case("sinks", 2, {"tensor": 2}), SELECTIVE),
     (Case("tied", 4, {"tensor": 2, "pipeline": 2}), FULL),
     (Case("deep", 2, {"pipeline": 2, "pipeline_schedule": "zbv"}), replace(FULL, num_layers=2)),
     (Case("deep", 2, {"pipeline": 2, "zero": 3}), replace(SELECTIVE, modules=["mlp", "norms"], offload=True)),
@@ -220,6 +221,15 @@ def test_every_axis_trains_the_same_with_recomputing(case: Case, settings: Recom
     case = replace(case, more={"recompute": settings})
     found = differences(case, POOL.run(facts, case, ranks=case.ranks))
     assert {kind: far for kind, far in found.items() if far > 1e-8} == {}
+
+
+@pytest.mark.parametrize("tuner", [None, "lora"])
+def test_split_attention_has_the_same_gradients_to_the_bit(tuner: str | None) -> None:
+    case = Case("sinks", 2, {"tensor": 2}, tuner=tuner)
+    recomputed = POOL.run(facts, replace(case, more={"recompute": SELECTIVE}), ranks=2)
+    for with_recompute, without in zip(recomputed, POOL.run(facts, case, ranks=2), strict=True):
+        assert_equal(with_recompute["gradient"], without["gradient"])
+        assert_equal(with_recompute["after"], without["after"])
 
 
 def sent_away(case: Case) -> tuple[set[tuple[int, ...]], set[tuple[int, ...]]]:
