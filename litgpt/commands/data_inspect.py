@@ -28,7 +28,7 @@ def some_samples(stream: Stream, number: int, seed: int) -> list[tuple[np.ndarra
     return [(ids, np.zeros(len(ids), np.int32)) for ids in found]
 
 
-def shown(ids: np.ndarray, documents: np.ndarray, tokenizer: Tokenizer | None) -> Text:
+def render_tokens(ids: np.ndarray, documents: np.ndarray, tokenizer: Tokenizer | None) -> Text:
     """A sample's text with a line between documents."""
     text = Text()
     for number in np.unique(documents):
@@ -58,6 +58,8 @@ def run(recipe: DataInspect) -> None:
     table = Table("sample", "tokens", "documents", "different tokens", "text", show_lines=True)
     for number, (ids, documents) in enumerate(some_samples(stream, recipe.samples, recipe.seed), 1):
         lengths = ", ".join(map(str, np.bincount(documents)))
-        table.add_row(str(number), str(len(ids)), lengths, str(len(np.unique(ids))), shown(ids, documents, tokenizer))
+        table.add_row(
+            str(number), str(len(ids)), lengths, str(len(np.unique(ids))), render_tokens(ids, documents, tokenizer)
+        )
     Console().print(table)
     stream.close()

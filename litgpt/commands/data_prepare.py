@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-from litgpt.data.cache.examples import ExampleFile
-from litgpt.data.modules.finetuning import Finetuning
-from litgpt.data.preview import open_data, print_counts, windows_of
+from litgpt.data.cache.examples import CachedExamples
+from litgpt.data.modules.finetuning import FinetuningData
+from litgpt.data.preview import list_windows, open_data, print_counts
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.files import verify_manifest
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.data_commands import DataPrepare
 
 
-def example_files(data: DataModule) -> list[ExampleFile]:
+def example_files(data: DataModule) -> list[CachedExamples]:
     """The samples on disk that a module of conversations reads; none of another module."""
-    return [file for _, file in data.made] if isinstance(data, Finetuning) else []
+    return [file for _, file in data.made] if isinstance(data, FinetuningData) else []
 
 
 def run(recipe: DataPrepare) -> None:
@@ -24,7 +24,7 @@ def run(recipe: DataPrepare) -> None:
     """
     tokenizer = Tokenizer(recipe.tokenizer_dir) if recipe.tokenizer_dir else None
     train, val = open_data(recipe.data, tokenizer, recipe.max_seq_length)
-    folders = [getattr(windows.tokens, "folder", Path()) for windows in [*windows_of(train), *windows_of(val)]]
+    folders = [getattr(windows.tokens, "folder", Path()) for windows in [*list_windows(train), *list_windows(val)]]
     for folder in [*folders, *(file.folder for file in example_files(recipe.data))]:
         if (folder / "manifest.json").is_file():
             verify_manifest(folder)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from litgpt import adapt
-from litgpt.data.render.prompt_styles import FILE as STYLE
+from litgpt.data.render.prompt_styles import PROMPT_STYLE_FILE as STYLE
 from litgpt.errors import UserError
 from litgpt.files import staged_folder
 from litgpt.infer.load import TYPES, base_of, inside_run, kept_in, open_adapted, open_model

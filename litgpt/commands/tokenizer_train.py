@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from litgpt.data.read.documents import Skipped, read_documents, text_files
+from litgpt.data.read.documents import SkippedRows, list_text_files, read_documents
 from litgpt.data.read.progress import progress_bar
 from litgpt.data.tokenizer import train_tokenizer
 from litgpt.recipe.data_commands import TokenizerTrain
@@ -15,7 +15,7 @@ def run(recipe: TokenizerTrain) -> None:
     Raises:
         UserError: if the text cannot be read, or the folder exists.
     """
-    files, skipped = text_files(recipe.input, "input"), Skipped()
+    files, skipped = list_text_files(recipe.input, "input"), SkippedRows()
     with progress_bar("reading", sum(file.stat().st_size for file in files)) as watch:
         documents = (
             text

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from litgpt.data.cache.examples import ExampleFile, Report
-from litgpt.data.modules.finetuning import Finetuning
+from litgpt.data.cache.examples import CachedExamples, RowReport
+from litgpt.data.modules.finetuning import FinetuningData
 from litgpt.data.render.labels import Example
-from litgpt.data.stream.batches import Mix, TrainStream, ValStream, Windows
+from litgpt.data.stream.batches import BlendedWindows, TrainStream, ValStream, Windows
 from litgpt.data.stream.samples import SampleRows
 from litgpt.data.stream.streaming import StreamedRows
 from litgpt.data.tokenizer import Tokenizer
@@ -23,11 +23,11 @@ TRAINED = ("⟦", "⟧")
 """What stands around a run of tokens that are trained, since a file of the output has no colours."""
 
 
-def shown(example: Example, tokenizer: Tokenizer) -> Text:
+def render_tokens(example: Example, tokenizer: Tokenizer) -> Text:
     """A sample's text; runs of tokens that are trained stand in brackets, with their weight if it is not 1."""
     text = Text()
     for weight, run in itertools.groupby(zip(example.ids, example.weights, strict=True), key=lambda pair: pair[1]):
-        part = written([int(token) for token, _ in run], tokenizer)
+        part = decode_tokens([int(token) for token, _ in run], tokenizer)
         if weight == 0:
             text.append(part, style="dim")
         else:
@@ -36,7 +36,7 @@ def shown(example: Example, tokenizer: Tokenizer) -> Text:
     return text
 
 
-def written(ids: list[int], tokenizer: Tokenizer) -> str:
+def decode_tokens(ids: list[int], tokenizer: Tokenizer) -> str:
     """The text of some tokens, special ones included where the tokenizer can tell."""
     if tokenizer.backend == "huggingface":
         return tokenizer.processor.decode(ids, skip_special_tokens=False)
@@ -52,16 +52,16 @@ def open_data(data: DataModule, tokenizer: Tokenizer | None, length: int) -> tup
     return data.train_stream(shape), data.val_stream(shape)
 
 
-def windows_of(stream: Stream | None) -> list[Windows]:
+def list_windows(stream: Stream | None) -> list[Windows]:
     """The texts that a stream reads, cut into windows; none if another library reads them."""
     rows: Any = stream.rows if isinstance(stream, TrainStream | ValStream) else None
-    parts = [rows.first, rows.second] if isinstance(rows, Mix) else [rows]
+    parts = [rows.first, rows.second] if isinstance(rows, BlendedWindows) else [rows]
     return [part for part in parts if isinstance(part, Windows)]
 
 
 def print_counts(data: DataModule, train: Stream, val: Stream | None, length: int) -> None:
     """Print documents, tokens, windows and left-over tokens of each text, and where it lies; or sets of samples."""
-    if isinstance(data, Finetuning):
+    if isinstance(data, FinetuningData):
         print_sets(data)
         streams = [(name, stream) for name, stream in (("train", train), ("val", val)) if stream is not None]
         sizes = [(name, stream.samples_per_epoch) for name, stream in streams]
@@ -71,25 +71,25 @@ def print_counts(data: DataModule, train: Stream, val: Stream | None, length: in
     table = Table("split", "documents", "tokens", f"windows of {length:,}", "tail tokens", "skipped rows")
     folders = []
     for name, stream in (("train", train), ("val", val)):
-        for windows in windows_of(stream):
+        for windows in list_windows(stream):
             tokens: Any = windows.tokens
             numbers = [tokens.documents, tokens.total, windows.count, windows.tail]
             skipped = getattr(tokens, "about", {}).get("skipped", 0)
             table.add_row(name, *(f"{number:,}" for number in [*numbers, skipped]))
             folders.append(f"{name}: {tokens.folder}")
-        if stream is not None and not windows_of(stream):
+        if stream is not None and not list_windows(stream):
             samples = stream.samples_per_epoch
             table.add_row(name, "?", "?", "?" if samples is None else f"{samples:,}", "?", "?")
     Console().print(table)
     print(*folders, sep="\n")
 
 
-def print_sets(data: Finetuning) -> None:
+def print_sets(data: FinetuningData) -> None:
     """Print of every set of rows how many were read and left out, and the samples and tokens that they became."""
     table = Table("rows of", "read", "left out", "samples", "tokens", "trained", "length: median", "99 %", "longest")
-    reports: list[tuple[str, Report]] = []
+    reports: list[tuple[str, RowReport]] = []
     for entry, file in data.made:
-        assert isinstance(file, ExampleFile)
+        assert isinstance(file, CachedExamples)
         lengths = file.lengths()
         trained = int(file.targets().sum())
         middle, high = np.percentile(lengths, [50, 99]) if len(lengths) else (0, 0)
@@ -104,7 +104,7 @@ def print_sets(data: Finetuning) -> None:
     print_reports(reports)
 
 
-def print_reports(reports: list[tuple[str, Report]]) -> None:
+def print_reports(reports: list[tuple[str, RowReport]]) -> None:
     """Print how many rows of each set were left out, and the first of them."""
     for name, report in reports:
         if report.left_out:
@@ -118,12 +118,14 @@ def print_rows(rows: SampleRows | StreamedRows, tokenizer: Tokenizer, number: in
     )
     chosen = rows.some(number, random.Random(seed))
     print_reports(
-        [(name, Report(**one | {"reasons": Counter(one["reasons"])})) for name, one in rows.told().items()]
+        [(name, RowReport(**one | {"reasons": Counter(one["reasons"])})) for name, one in rows.told().items()]
         if isinstance(rows, StreamedRows)
         else []
     )
     for index, examples in chosen:
-        text = Text("\n──── next sample ────\n", style="bold yellow").join(shown(one, tokenizer) for one in examples)
+        text = Text("\n──── next sample ────\n", style="bold yellow").join(
+            render_tokens(one, tokenizer) for one in examples
+        )
         lengths = [len(example.ids) for example in examples]
         trained = sum(int(np.count_nonzero(example.weights[1:])) for example in examples)
         channels = sorted({example.channel for example in examples if example.channel is not None})

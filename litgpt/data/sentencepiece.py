@@ -24,7 +24,7 @@ def read_sentencepiece(path: Path) -> Any:
         raise UserError(f"{path}: not a sentencepiece model ({str(error)[:200]})") from None
 
 
-class Pieces:
+class SentencePieceTokenizer:
     """Text to token numbers and back by a sentencepiece processor and the tokens that were added to it.
 
     Sentencepiece itself reads `</s>` in a text as four characters. Chat templates write special tokens into the text,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from litgpt.data.sentencepiece import Pieces, read_sentencepiece
+from litgpt.data.sentencepiece import SentencePieceTokenizer, read_sentencepiece
 from litgpt.errors import UserError
 from litgpt.files import read_json, staged_folder, write_json
 
@@ -53,7 +53,9 @@ class Tokenizer:
         elif (self.folder / "tokenizer.model").is_file():
             self.backend, self.processor = "sentencepiece", read_sentencepiece(self.folder / "tokenizer.model")
             added, hidden = self._added_tokens()
-            self._pieces = Pieces(self.processor, added, hidden, legacy=self._config.get("legacy") is True)
+            self._pieces = SentencePieceTokenizer(
+                self.processor, added, hidden, legacy=self._config.get("legacy") is True
+            )
             self.vocab_size = self.processor.vocab_size()
             self.id_limit = max([self.vocab_size - 1, *added.values()]) + 1
         else:

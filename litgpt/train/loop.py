@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from litgpt.data.render.prompt_styles import FILE as STYLE
+from litgpt.data.render.prompt_styles import PROMPT_STYLE_FILE as STYLE
 from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text

@@ -20,7 +20,7 @@ import numpy as np
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.documents import Source
 from litgpt.data.read.fields import BadRow
-from litgpt.data.read.row_sources import Found
+from litgpt.data.read.row_sources import LocatedRow
 from litgpt.data.render.labels import Example
 from litgpt.errors import UserError
 from litgpt.files import (
@@ -33,16 +33,16 @@ from litgpt.files import (
     write_manifest,
 )
 
-FORMAT = 1
-GROUP = 512
+EXAMPLES_FORMAT = 1
+ROWS_PER_BATCH = 512
 """Rows that are tokenized together, in parallel."""
-SHOWN = 10
+MAX_SHOWN = 10
 """Rows that a report tells of in full."""
 OnError = Literal["raise", "drop", "warn"]
 Tokenize = Literal["ahead", "lazy"]
 
 
-class Renders(Protocol):
+class Renderer(Protocol):
     """What makes samples of conversations."""
 
     def examples(self, conversations: Sequence[Conversation]) -> list[Example | BadRow]:
@@ -60,7 +60,7 @@ class Renders(Protocol):
 
 
 @dataclass
-class Report:
+class RowReport:
     """Which rows were left out, and why.
 
     Attributes:
@@ -85,7 +85,7 @@ class Report:
     def add(self, where: str, fault: BadRow) -> None:
         """Count a row that is left out."""
         self.reasons[fault.reason] += 1
-        if len(self.first) < SHOWN:
+        if len(self.first) < MAX_SHOWN:
             self.first.append(f"{where}: {fault}")
 
     def __str__(self) -> str:
@@ -100,7 +100,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowSet:
     """Rows to be made samples of.
 
     Attributes:
@@ -114,14 +114,14 @@ class Rows:
 
     name: str
     sources: list[Source]
-    read: Callable[[], Iterable[Found]]
+    read: Callable[[], Iterable[LocatedRow]]
     convert: Callable[[Any], list[Conversation]]
     settings: list[Any]
     channel: str | None = None
 
 
-class ExampleFile:
-    """The samples in a folder made by `prepare`, mapped into memory when first read.
+class CachedExamples:
+    """The samples in a folder made by `prepare_examples`, mapped into memory when first read.
 
     Raises:
         DamagedFileError: if a file is missing or cut short.
@@ -137,7 +137,7 @@ class ExampleFile:
             self.count, self.tokens = int(self.about["examples"]), int(self.about["tokens"])
             self.channels: list[str | None] = list(self.about["channels"])
             said = self.about["report"]
-            self.report = Report(int(said["rows"]), Counter(said["reasons"]), list(said["first"]))
+            self.report = RowReport(int(said["rows"]), Counter(said["reasons"]), list(said["first"]))
             self.weighted = bool(self.about["weighted"])
         except (KeyError, TypeError, ValueError):
             raise DamagedFileError(f"{folder / 'examples.json'}: does not describe samples; remove {folder}") from None
@@ -185,7 +185,9 @@ class ExampleFile:
         return Example(self.array("tokens")[part].astype(np.int32), weights, channel)
 
 
-def prepare(rows: Rows, renders: Renders, cache: Path, on_error: OnError, tokenize: Tokenize = "ahead") -> ExampleFile:
+def prepare_examples(
+    rows: RowSet, renders: Renderer, cache: Path, on_error: OnError, tokenize: Tokenize = "ahead"
+) -> CachedExamples:
     """The samples that rows become: those in `cache` if they are there, else made now.
 
     Two processes may ask at once; the second waits for the first.
@@ -198,10 +200,16 @@ def prepare(rows: Rows, renders: Renders, cache: Path, on_error: OnError, tokeni
         UserError: naming the first bad row, if they are to stop the run; if no row is left; or for a cache that cannot
             be written.
     """
-    from litgpt.data.cache.lazy_examples import LazyFile, build_lazily
+    from litgpt.data.cache.lazy_examples import LazyExamples, build_lazy_examples
 
-    build = _build if tokenize == "ahead" else build_lazily
-    parts = [FORMAT, tokenize, [asdict(source) for source in rows.sources], rows.settings, renders.fingerprint_parts()]
+    build = _build_examples if tokenize == "ahead" else build_lazy_examples
+    parts = [
+        EXAMPLES_FORMAT,
+        tokenize,
+        [asdict(source) for source in rows.sources],
+        rows.settings,
+        renders.fingerprint_parts(),
+    ]
     key = hashlib.sha256(json.dumps([*parts, rows.channel], default=str).encode()).hexdigest()[:20]
     folder = cache / key
     try:
@@ -214,10 +222,10 @@ def prepare(rows: Rows, renders: Renders, cache: Path, on_error: OnError, tokeni
     except OSError as error:
         where = error.filename or cache
         raise UserError(f"data: {where}: {error.strerror or error}; mend that, or set data.cache_dir") from None
-    made = ExampleFile(folder) if tokenize == "ahead" else LazyFile(folder, renders, on_error)
+    made = CachedExamples(folder) if tokenize == "ahead" else LazyExamples(folder, renders, on_error)
     if made.report.left_out:
         if on_error == "raise":
-            raise stopped_by(made.report.first[0])
+            raise bad_row_error(made.report.first[0])
         shown = made.report.first if on_error == "warn" else []
         print(f"{rows.name}: {made.report}", *(f"  {line}" for line in shown), sep="\n", file=sys.stderr)
     if made.count == 0:
@@ -226,12 +234,12 @@ def prepare(rows: Rows, renders: Renders, cache: Path, on_error: OnError, tokeni
     return made
 
 
-def stopped_by(fault: str) -> UserError:
+def bad_row_error(fault: str) -> UserError:
     """The error that a bad row is where it stops the run."""
     return UserError(f"{fault}; mend it, or set data.on_error: drop")
 
 
-def converted(rows: Rows, report: Report) -> Iterator[tuple[str, Conversation]]:
+def convert_rows(rows: RowSet, report: RowReport) -> Iterator[tuple[str, Conversation]]:
     """The conversations in rows, each with where it stands; the rows that are none are counted."""
     for where, row in rows.read():
         report.rows += 1
@@ -243,7 +251,7 @@ def converted(rows: Rows, report: Report) -> Iterator[tuple[str, Conversation]]:
             report.add(where, fault)
 
 
-class _Columns:
+class _ExampleWriter:
     """The arrays of a folder while they grow; tokens and weights go to disk at once."""
 
     def __init__(self, folder: Path) -> None:
@@ -280,10 +288,10 @@ class _Columns:
         return total
 
 
-def _build(rows: Rows, renders: Renders, folder: Path, on_error: OnError) -> None:
-    report, columns = Report(), _Columns(folder)
-    found = converted(rows, report)
-    while group := list(itertools.islice(found, GROUP)):
+def _build_examples(rows: RowSet, renders: Renderer, folder: Path, on_error: OnError) -> None:
+    report, columns = RowReport(), _ExampleWriter(folder)
+    found = convert_rows(rows, report)
+    while group := list(itertools.islice(found, ROWS_PER_BATCH)):
         made = renders.examples([said for _, said in group])
         for (where, _), example in zip(group, made, strict=True):
             if isinstance(example, BadRow):
@@ -291,19 +299,19 @@ def _build(rows: Rows, renders: Renders, folder: Path, on_error: OnError) -> Non
             else:
                 columns.add(example, example.channel if example.channel is not None else rows.channel)
         if on_error == "raise" and report.first:
-            raise stopped_by(report.first[0])
+            raise bad_row_error(report.first[0])
     if on_error == "raise" and report.first:
-        raise stopped_by(report.first[0])
+        raise bad_row_error(report.first[0])
     total = columns.finish()
     counts = {"examples": len(columns.lengths), "tokens": total, "weighted": columns.weighted}
-    seal_about(folder, rows, report, counts | {"channels": list(columns.channels)})
+    write_description(folder, rows, report, counts | {"channels": list(columns.channels)})
     print(f"tokenized {rows.name}: {len(columns.lengths):,} samples, {total:,} tokens", file=sys.stderr)
 
 
-def seal_about(folder: Path, rows: Rows, report: Report, counts: dict[str, Any]) -> None:
+def write_description(folder: Path, rows: RowSet, report: RowReport, counts: dict[str, Any]) -> None:
     """Write what samples were made from, and the hashes of all files."""
     about = {
-        "format": FORMAT,
+        "format": EXAMPLES_FORMAT,
         "name": rows.name,
         "report": {"rows": report.rows, "reasons": dict(report.reasons), "first": report.first},
         "sources": [asdict(source) for source in rows.sources],

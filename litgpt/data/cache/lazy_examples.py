@@ -13,25 +13,25 @@ from typing import Any
 import numpy as np
 
 from litgpt.data.cache.examples import (
-    SHOWN,
-    ExampleFile,
+    MAX_SHOWN,
+    CachedExamples,
     OnError,
-    Renders,
-    Report,
-    Rows,
-    converted,
-    seal_about,
-    stopped_by,
+    Renderer,
+    RowReport,
+    RowSet,
+    bad_row_error,
+    convert_rows,
+    write_description,
 )
 from litgpt.data.read.conversation import Conversation, Message
-from litgpt.data.read.fields import BadRow, json_text
+from litgpt.data.read.fields import BadRow, dump_json
 from litgpt.data.render.labels import Example
 from litgpt.errors import UserError
 from litgpt.files import DamagedFileError
 
 
-class LazyFile(ExampleFile):
-    """The conversations in a folder made by `build_lazily`, as samples whose lengths are not known.
+class LazyExamples(CachedExamples):
+    """The conversations in a folder made by `build_lazy_examples`, as samples whose lengths are not known.
 
     One that cannot be made a sample when it is read stops the run, or stands as a sample that trains nothing; the
     first few are named.
@@ -42,7 +42,7 @@ class LazyFile(ExampleFile):
 
     sizes = ("offsets",)
 
-    def __init__(self, folder: Path, renders: Renders, on_error: OnError) -> None:
+    def __init__(self, folder: Path, renders: Renderer, on_error: OnError) -> None:
         super().__init__(folder)
         self.renders, self.on_error = renders, on_error
         self._faults = 0
@@ -71,32 +71,32 @@ class LazyFile(ExampleFile):
     def _nothing(self, number: int, fault: BadRow) -> Example:
         said = f"{self.about['name']}: conversation {number + 1}: {fault}"
         if self.on_error == "raise":
-            raise stopped_by(said)
+            raise bad_row_error(said)
         self._faults += 1
-        if self._faults <= SHOWN:
+        if self._faults <= MAX_SHOWN:
             print(f"{said}; trains nothing", file=sys.stderr)
         return Example(np.zeros(1, np.int32), np.zeros(1, np.float32), self.channels[0])
 
 
-def build_lazily(rows: Rows, renders: Renders, folder: Path, on_error: OnError) -> None:
+def build_lazy_examples(rows: RowSet, renders: Renderer, folder: Path, on_error: OnError) -> None:
     """Write the conversations of rows to a folder."""
-    report, offsets, channels, weighted = Report(), [0], dict[str | None, None](), renders.weighs
+    report, offsets, channels, weighted = RowReport(), [0], dict[str | None, None](), renders.weighs
     with (folder / "conversations.jsonl").open("wb") as file:
-        for _, said in converted(rows, report):
+        for _, said in convert_rows(rows, report):
             if on_error == "raise" and report.first:
                 break
             line = asdict(said) | {"channel": said.channel if said.channel is not None else rows.channel}
             weighted = weighted or any(one not in (0, 1) for one in (said.weight, *(m.weight for m in said.messages)))
             channels[line["channel"]] = None
-            offsets.append(offsets[-1] + file.write(json_text(line).encode() + b"\n"))
+            offsets.append(offsets[-1] + file.write(dump_json(line).encode() + b"\n"))
     if on_error == "raise" and report.first:
-        raise stopped_by(report.first[0])
+        raise bad_row_error(report.first[0])
     np.save(folder / "offsets.npy", np.array(offsets, np.int64), allow_pickle=False)
     counts: dict[str, Any] = {"examples": len(offsets) - 1, "tokens": 0, "weighted": weighted}
-    seal_about(folder, rows, report, counts | {"channels": list(channels) or [None]})
+    write_description(folder, rows, report, counts | {"channels": list(channels) or [None]})
 
 
-def refuse(packed: bool, on_overlong: str, group_by_length: int = 0) -> None:
+def check_lazy(packed: bool, on_overlong: str, group_by_length: int = 0) -> None:
     """Refuse what needs to know lengths ahead.
 
     Raises:

@@ -53,7 +53,7 @@ class ChunkFolder:
         parts = [self._tokens(chunk)[low:high] for chunk, low, high in self._parts(start, stop)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def documents_between(self, start: int, stop: int) -> np.ndarray:
+    def find_document_starts(self, start: int, stop: int) -> np.ndarray:
         """Where documents begin, of those that begin in start .. stop-1."""
         found = [np.zeros(0, np.int64)]
         for chunk, low, high in self._parts(start, stop):
@@ -80,7 +80,7 @@ class ChunkFolder:
         return self._maps[chunk]
 
 
-def is_plain(folder: Path) -> bool:
+def is_memory_mappable(folder: Path) -> bool:
     """Whether a folder of chunks can be mapped as it stands: neither compressed nor encrypted."""
     config = read_json(folder / "index.json").get("config", {})
     return not config.get("compression") and not config.get("encryption")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from litgpt.data.read.documents import BadRows, Skipped, Source
+from litgpt.data.read.documents import BadRows, SkippedRows, Source
 from litgpt.data.read.progress import Watch, progress_bar
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
@@ -30,7 +30,7 @@ from litgpt.files import (
     write_manifest,
 )
 
-FORMAT = 1
+TOKENS_FORMAT = 1
 BATCH_CHARACTERS = 1_000_000
 PIECE_CHARACTERS = 100_000
 
@@ -50,7 +50,7 @@ class Corpus:
 
     name: str
     sources: list[Source]
-    documents: Callable[[Watch, Skipped], Iterable[str]]
+    documents: Callable[[Watch, SkippedRows], Iterable[str]]
     bos: bool | None = None
     eos: bool = False
     bad_rows: BadRows = "stop"
@@ -58,12 +58,12 @@ class Corpus:
     def key(self, tokenizer: Tokenizer) -> str:
         """A hash of everything that the tokens depend on."""
         sources = [asdict(source) for source in self.sources]
-        parts = [FORMAT, sources, tokenizer.fingerprint(), self.bos, self.eos, self.bad_rows]
+        parts = [TOKENS_FORMAT, sources, tokenizer.fingerprint(), self.bos, self.eos, self.bad_rows]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 
 class TokenFile:
-    """The tokens in a folder made by `prepare`, mapped into memory when first read.
+    """The tokens in a folder made by `prepare_tokens`, mapped into memory when first read.
 
     Raises:
         DamagedFileError: if a file is missing or cut short.
@@ -96,7 +96,7 @@ class TokenFile:
             self._tokens = np.memmap(self.folder / "tokens.bin", dtype=self._dtype, mode="r")
         return self._tokens[start:stop]
 
-    def documents_between(self, start: int, stop: int) -> np.ndarray:
+    def find_document_starts(self, start: int, stop: int) -> np.ndarray:
         """Where documents begin, of those that begin in start .. stop-1."""
         if self._starts is None:
             self._starts = np.memmap(self.folder / "documents.bin", dtype="<i8", mode="r")
@@ -104,7 +104,7 @@ class TokenFile:
         return np.array(self._starts[low:high])
 
 
-def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenFile:
+def prepare_tokens(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenFile:
     """The tokens of a corpus: those in `cache` if they are there, else made now.
 
     Two processes may ask at once; the second waits for the first. What a process that died left behind is removed.
@@ -120,19 +120,19 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenFile:
             if not folder.is_dir():
                 remove_partial(cache)
                 with staged_folder(folder) as staged:
-                    _build(corpus, tokenizer, staged)
+                    _build_tokens(corpus, tokenizer, staged)
     except OSError as error:
         where = error.filename or cache
         raise UserError(f"data: {where}: {error.strerror or error}; mend that, or set data.cache_dir") from None
     return TokenFile(folder)
 
 
-def _build(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
+def _build_tokens(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
     dtype = np.dtype("<u2" if tokenizer.id_limit <= 65536 else "<u4")
-    skipped, starts, total, digest = Skipped(), array("q"), 0, hashlib.sha256()
+    skipped, starts, total, digest = SkippedRows(), array("q"), 0, hashlib.sha256()
     size = sum(source.bytes for source in corpus.sources)
     with progress_bar(f"tokenizing {corpus.name}", size) as watch, (folder / "tokens.bin").open("wb") as file:
-        for batch in _batches(corpus.documents(watch, skipped)):
+        for batch in _group_texts(corpus.documents(watch, skipped)):
             for tokens in encode_documents(tokenizer, batch):
                 framed = tokenizer.frame(tokens, bos=corpus.bos, eos=corpus.eos).astype(dtype).tobytes()
                 starts.append(total)
@@ -145,7 +145,7 @@ def _build(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
     write_json(
         folder / "tokens.json",
         {
-            "format": FORMAT,
+            "format": TOKENS_FORMAT,
             "name": corpus.name,
             "dtype": "uint16" if dtype.itemsize == 2 else "uint32",
             "tokens": total,
@@ -161,7 +161,7 @@ def _build(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
     print(f"tokenized {corpus.name}: {len(starts):,} documents, {total:,} tokens{left_out}", file=sys.stderr)
 
 
-def _batches(documents: Iterable[str], characters: int = BATCH_CHARACTERS) -> Iterator[list[str]]:
+def _group_texts(documents: Iterable[str], characters: int = BATCH_CHARACTERS) -> Iterator[list[str]]:
     """Texts in groups of about so many characters, which bounds the memory that encoding takes."""
     batch: list[str] = []
     size = 0
@@ -177,15 +177,15 @@ def _batches(documents: Iterable[str], characters: int = BATCH_CHARACTERS) -> It
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
     """The tokens of each text, in parallel; long texts are cut where that cannot change their tokens."""
-    cut = [pieces(tokenizer, text) for text in texts]
+    cut = [split_text(tokenizer, text) for text in texts]
     encoded: list[np.ndarray] = []
-    for batch in _batches(piece for parts in cut for piece in parts):
+    for batch in _group_texts(piece for parts in cut for piece in parts):
         encoded += tokenizer.encode_batch(batch)
     parts_of = iter(encoded)
     return [np.concatenate([next(parts_of) for _ in parts]) for parts in cut]
 
 
-def pieces(tokenizer: Tokenizer, text: str, size: int = PIECE_CHARACTERS) -> list[str]:
+def split_text(tokenizer: Tokenizer, text: str, size: int = PIECE_CHARACTERS) -> list[str]:
     """A text in pieces of at least `size` characters whose tokens, put together, are those of the whole.
 
     Cuts lie between a line end and a character that is no space, and only where 500 characters on either side give

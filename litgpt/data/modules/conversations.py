@@ -7,29 +7,29 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from litgpt.data.modules.finetuning import Finetuning, OnOverlong, Set, conversations_in
-from litgpt.data.read.conversation import Conversation, texts_of, to_conversation
-from litgpt.data.read.documents import Source, identify
-from litgpt.data.read.row_sources import DataSource, Found, files_of, read_rows, source_of
+from litgpt.data.modules.finetuning import DatasetEntry, FinetuningData, OnOverlong, iter_conversations
+from litgpt.data.read.conversation import Conversation, iter_texts, to_conversation
+from litgpt.data.read.documents import Source, fingerprint_files
+from litgpt.data.read.row_sources import DataSource, LocatedRow, list_files, parse_source, read_rows
 from litgpt.data.render.chat_template import ChatTemplate, read_template
 from litgpt.data.render.loss_weights import WeightRule
-from litgpt.data.render.prompt_styles import save_prompt_style, style_of
-from litgpt.data.render.tools import UNTRAINED, in_text
+from litgpt.data.render.prompt_styles import parse_style, save_prompt_style
+from litgpt.data.render.tools import RESULT_MASKS, write_tools_as_text
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Position
 from litgpt.recipe.data import BatchShape, Stream
 
 if TYPE_CHECKING:
-    from litgpt.data.cache.examples import ExampleFile, Renders, Rows
-    from litgpt.data.modules.streamed_sources import Streamed
+    from litgpt.data.cache.examples import CachedExamples, Renderer, RowSet
+    from litgpt.data.modules.streamed_sources import StreamedSource
 
 
 @dataclass
-class Conversations(Finetuning):
+class Conversations(FinetuningData):
     """Conversations of any usual format, written by the model's own chat template.
 
     On disk: files of rows (.jsonl, .json, .csv, .parquet, .txt; also .gz and .zst), folders of them, or data sets of
-    the hub. Rows are messages, ShareGPT, Alpaca, question and answer, or plain text; samples are kept in `cache_dir`.
+    the hub. RowSet are messages, ShareGPT, Alpaca, question and answer, or plain text; samples are kept in `cache_dir`.
     """
 
     sources: str | list[Any]
@@ -86,16 +86,16 @@ class Conversations(Finetuning):
                 "are shuffled, so leave it out"
             )
         self._sources, self._val_sources = (
-            [source_of(one) for one in ([group] if isinstance(group, str) else group)]
+            [parse_source(one) for one in ([group] if isinstance(group, str) else group)]
             for group in (self.sources, self.val_sources)
         )
-        self._open: list[Streamed] | None = None
+        self._open: list[StreamedSource] | None = None
         if self.streaming:
-            from litgpt.data.modules.streamed_sources import refuse
+            from litgpt.data.modules.streamed_sources import check_streaming
 
-            refuse(self, self._sources, self._val_sources)
+            check_streaming(self, self._sources, self._val_sources)
         if self.prompt_style is not None:
-            style_of(self.prompt_style)
+            parse_style(self.prompt_style)
         try:
             self._date = datetime.fromisoformat(self.date)
         except ValueError:
@@ -104,7 +104,7 @@ class Conversations(Finetuning):
     def mark(self, folder: Path) -> None:
         """Name the prompt style, if there is one in place of the chat template."""
         if self.prompt_style is not None:
-            save_prompt_style(style_of(self.prompt_style), folder)
+            save_prompt_style(parse_style(self.prompt_style), folder)
 
     def cache(self) -> Path:
         """The folder that the samples go to."""
@@ -114,42 +114,42 @@ class Conversations(Finetuning):
         """The share of the rows for validation, where their source does not say."""
         return 0.0 if self.val_sources else 0.05 if self.val_fraction is None else self.val_fraction
 
-    def sets(self) -> list[Set]:
+    def sets(self) -> list[DatasetEntry]:
         """The rows of all sources; where they are streamed, only those for validation."""
         if self.streaming:
             held = [self._held_rows(one) for one in self._streamed()] if self.val_rows else []
-            return held + [Set(self._rows(source), source, "val") for source in self._val_sources]
+            return held + [DatasetEntry(self._rows(source), source, "val") for source in self._val_sources]
         part: Literal["both", "train"] = "train" if self.val_sources else "both"
-        return [Set(self._rows(source), source, part) for source in self._sources] + [
-            Set(self._rows(source), source, "val") for source in self._val_sources
+        return [DatasetEntry(self._rows(source), source, part) for source in self._sources] + [
+            DatasetEntry(self._rows(source), source, "val") for source in self._val_sources
         ]
 
-    def _rows(self, source: DataSource) -> "Rows":
-        files = files_of(source, self.cache_dir)
+    def _rows(self, source: DataSource) -> "RowSet":
+        files = list_files(source, self.cache_dir)
         self.cache_dir.mkdir(parents=True, exist_ok=True)
 
-        def read() -> Iterator[Found]:
+        def read() -> Iterator[LocatedRow]:
             for file in files:
                 yield from read_rows(file)
 
-        return self._rows_of(source, identify(files, self.cache_dir / "hashes.json"), read)
+        return self._rows_of(source, fingerprint_files(files, self.cache_dir / "hashes.json"), read)
 
-    def _rows_of(self, source: DataSource, known: list[Source], read: Callable[[], Iterable[Found]]) -> "Rows":
-        from litgpt.data.cache.examples import Rows
+    def _rows_of(self, source: DataSource, known: list[Source], read: Callable[[], Iterable[LocatedRow]]) -> "RowSet":
+        from litgpt.data.cache.examples import RowSet
 
         def convert(row: Any) -> list[Conversation]:
             said = to_conversation(row, source.columns, source.format)
             if said.system is None and self.system is not None and not said.is_text:
                 said = replace(said, system=self.system)
-            return [said if self.tool_format == "template" else in_text(said, self.tool_format)]
+            return [said if self.tool_format == "template" else write_tools_as_text(said, self.tool_format)]
 
         settings = [source.format, source.columns, self.system, self.tool_format]
-        return Rows(source.path, known, read, convert, settings, source.channel)
+        return RowSet(source.path, known, read, convert, settings, source.channel)
 
-    def renders(self) -> "Renders":
+    def renders(self) -> "Renderer":
         """The chat template, or the prompt style in its place."""
-        from litgpt.data.render.instruction_renderer import StyledRenderer
-        from litgpt.data.render.labels import Renderer, Trained
+        from litgpt.data.render.instruction_renderer import InstructionRenderer
+        from litgpt.data.render.labels import ChatRenderer, LossMask
 
         if self.prompt_style is not None:
             given = [self.train_on == "last_answer", self.weights, self.template_args, self.chat_template]
@@ -158,16 +158,16 @@ class Conversations(Finetuning):
                     "data.prompt_style: goes without chat_template, template_args, weights, end_of_turn and "
                     "train_on: last_answer; leave it out to use the chat template"
                 )
-            if self.tool_format in UNTRAINED:
+            if self.tool_format in RESULT_MASKS:
                 raise UserError(
                     f"data.tool_format: {self.tool_format} writes results into answers, which data.prompt_style would "
                     "train; set tool_format: hermes"
                 )
             mask = self.train_on == "answers"
-            return StyledRenderer(self.tokenizer, style_of(self.prompt_style), mask_prompt=mask)
-        weights = (*self.weights, *UNTRAINED.get(self.tool_format, ()))
-        trained = Trained(self.train_on, self.end_of_turn, weights)
-        return Renderer(self.tokenizer, self._template(), trained, self.template_args)
+            return InstructionRenderer(self.tokenizer, parse_style(self.prompt_style), mask_prompt=mask)
+        weights = (*self.weights, *RESULT_MASKS.get(self.tool_format, ()))
+        trained = LossMask(self.train_on, self.end_of_turn, weights)
+        return ChatRenderer(self.tokenizer, self._template(), trained, self.template_args)
 
     def _template(self) -> ChatTemplate:
         if self.chat_template is not None:
@@ -184,7 +184,7 @@ class Conversations(Finetuning):
             )
         return found
 
-    def sizes_of(self, files: "list[tuple[Set, ExampleFile]]", counts: list[int]) -> list[int]:
+    def sizes_of(self, files: "list[tuple[DatasetEntry, CachedExamples]]", counts: list[int]) -> list[int]:
         """How many samples an epoch has of each source."""
         sizes = super().sizes_of(files, counts)
         if self.mix == "concat":
@@ -197,27 +197,27 @@ class Conversations(Finetuning):
         total = min(epochs) if self.stopping == "first_exhausted" else max(epochs)
         return [math.floor(total * share + 1e-9) for share in shares]
 
-    def _streamed(self) -> "list[Streamed]":
+    def _streamed(self) -> "list[StreamedSource]":
         """The sources, opened to be streamed."""
-        from litgpt.data.modules.streamed_sources import opened
+        from litgpt.data.modules.streamed_sources import open_source
 
         if self._open is None:
-            self._open = [opened(source, self.cache_dir, self.val_rows) for source in self._sources]
+            self._open = [open_source(source, self.cache_dir, self.val_rows) for source in self._sources]
         return self._open
 
-    def _held_rows(self, streamed: "Streamed") -> Set:
+    def _held_rows(self, streamed: "StreamedSource") -> DatasetEntry:
         """The rows of a source that are kept for validation."""
         self.cache_dir.mkdir(parents=True, exist_ok=True)
         rows = self._rows_of(streamed.source, streamed.known, streamed.held_rows)
         settings = [*rows.settings, self.val_rows]
-        return Set(replace(rows, name=f"{rows.name} (val_rows)", settings=settings), streamed.source, "val")
+        return DatasetEntry(replace(rows, name=f"{rows.name} (val_rows)", settings=settings), streamed.source, "val")
 
     def conversations(self) -> Iterator[Conversation]:
         """All that can be read, from the start."""
         if not self.streaming:
             yield from super().conversations()
         for one in self._streamed() if self.streaming else ():
-            yield from conversations_in(self._rows_of(one.source, one.known, one.rows))
+            yield from iter_conversations(self._rows_of(one.source, one.known, one.rows))
 
     def place_of(self, which: Literal["first", "random"] | int, seed: int) -> int:
         """The number of one of the conversations."""
@@ -229,7 +229,7 @@ class Conversations(Finetuning):
 
     def training_documents(self) -> Iterable[str]:
         """What is said in the training rows, message by message."""
-        return texts_of(self.conversations()) if self.streaming else super().training_documents()
+        return iter_texts(self.conversations()) if self.streaming else super().training_documents()
 
     def train_stream(self, shape: BatchShape) -> Stream:
         """Endless micro batches of the training samples."""

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from litgpt.data.read.conversation import Conversation, texts_of
+from litgpt.data.read.conversation import Conversation, iter_texts
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.row_sources import DataSource
-from litgpt.data.stream.packing import Strategy, filling, pack
-from litgpt.data.stream.sampler import Grouping, Permutation
+from litgpt.data.stream.packing import PackingStrategy, compute_fill_ratio, pack_samples
+from litgpt.data.stream.sampler import FeistelPermutation, LengthGrouping
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Position, Seed, check_numbers
 from litgpt.recipe.data import BatchShape, DataModule, Stream
 
 if TYPE_CHECKING:
-    from litgpt.data.cache.examples import ExampleFile, Renders, Rows
-    from litgpt.data.stream.samples import Pieces, SampleRows
+    from litgpt.data.cache.examples import CachedExamples, Renderer, RowSet
+    from litgpt.data.stream.samples import SampleRows, SampleTable
 
 OnError = Literal["raise", "drop", "warn"]
 OnOverlong = Literal["drop", "truncate_left", "truncate_right", "split", "raise"]
@@ -36,7 +36,7 @@ class Packing:
     """Fill rows ahead; a row counts as one sample of the batch."""
     length: Count | None = None
     """Tokens of a row; null for train.max_seq_length."""
-    strategy: Strategy = "best_fit"
+    strategy: PackingStrategy = "best_fit"
     """best_fit fills rows best; sequential keeps the order of the data."""
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class Set:
+class DatasetEntry:
     """One set of rows of a run.
 
     Attributes:
@@ -53,13 +53,13 @@ class Set:
         source: how much of it is taken.
     """
 
-    rows: "Rows"
+    rows: "RowSet"
     source: DataSource
     part: Literal["both", "train", "val"] = "both"
 
 
 @dataclass(kw_only=True)
-class Finetuning(DataModule):
+class FinetuningData(DataModule):
     """What the modules of conversations share: make or find the samples, share them out, and lay them in rows."""
 
     seed: Seed = 42
@@ -94,19 +94,19 @@ class Finetuning(DataModule):
                 "data.group_by_length: 0, or data.packing.enabled: false"
             )
         if self.tokenize == "lazy":
-            from litgpt.data.cache.lazy_examples import refuse
+            from litgpt.data.cache.lazy_examples import check_lazy
 
-            refuse(self.packing.enabled, self.on_overlong, self.group_by_length)
+            check_lazy(self.packing.enabled, self.on_overlong, self.group_by_length)
 
     def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
         """Keep the tokenizer; batch size and length come with the shape of a stream."""
         self.tokenizer = tokenizer
 
-    def sets(self) -> "list[Set]":
+    def sets(self) -> "list[DatasetEntry]":
         """The rows that it reads."""
         raise UserError(f"data: {type(self).__name__} names no rows")
 
-    def renders(self) -> "Renders":
+    def renders(self) -> "Renderer":
         """What makes samples of conversations."""
         raise UserError(f"data: {type(self).__name__} does not say how conversations are written")
 
@@ -118,13 +118,13 @@ class Finetuning(DataModule):
         """The share of the rows for validation, where their source does not say."""
         return 0.0
 
-    def sizes_of(self, files: "list[tuple[Set, ExampleFile]]", counts: list[int]) -> list[int]:
+    def sizes_of(self, files: "list[tuple[DatasetEntry, CachedExamples]]", counts: list[int]) -> list[int]:
         """How many samples an epoch has of each training set; `counts` are there."""
         return [wanted(entry.source, count) for (entry, _), count in zip(files, counts, strict=True)]
 
     def prepare_data(self) -> None:
         """Download and tokenize, or find that it is done."""
-        from litgpt.data.cache.examples import prepare
+        from litgpt.data.cache.examples import prepare_examples
 
         if self.tokenizer is None:
             raise UserError(
@@ -132,7 +132,8 @@ class Finetuning(DataModule):
             )
         renders = self.renders()
         self.made = [
-            (entry, prepare(entry.rows, renders, self.cache(), self.on_error, self.tokenize)) for entry in self.sets()
+            (entry, prepare_examples(entry.rows, renders, self.cache(), self.on_error, self.tokenize))
+            for entry in self.sets()
         ]
 
     def setup(self, stage: str = "") -> None:
@@ -144,7 +145,7 @@ class Finetuning(DataModule):
         """What is said in the training rows, message by message."""
         for entry in self.sets():
             if entry.part != "val":
-                yield from texts_of(conversations_in(entry.rows))
+                yield from iter_texts(iter_conversations(entry.rows))
 
     def report(self) -> dict[str, Any]:
         """The rows that were left out, by the name of their set; JSON values."""
@@ -166,7 +167,7 @@ class Finetuning(DataModule):
 
     def conversations(self) -> Iterator[Conversation]:
         """All that can be read, from the start."""
-        return chain.from_iterable(conversations_in(entry.rows) for entry in self.sets())
+        return chain.from_iterable(iter_conversations(entry.rows) for entry in self.sets())
 
     def place_of(self, which: Literal["first", "random"] | int, seed: int) -> int:
         """The number of one of the conversations.
@@ -191,7 +192,7 @@ class Finetuning(DataModule):
 
         pieces = self._pieces(shape, "train")
         assert pieces is not None
-        grouping = Grouping(shape.global_batch_size, self.group_by_length) if self.group_by_length else None
+        grouping = LengthGrouping(shape.global_batch_size, self.group_by_length) if self.group_by_length else None
         rows = SampleRows(pieces, self._packed(pieces, shape), self.seed, padding=self.padding, grouping=grouping)
         if self.padding and self.tokenize == "ahead" and shape.rank == 0:
             self._count_padding(rows, shape)
@@ -211,13 +212,13 @@ class Finetuning(DataModule):
         self.padded = {"places": places, "padding": padding, "group_by_length": self.group_by_length}
         print(f"padding: {padding / places:.1%} of {places:,} places", file=sys.stderr)
 
-    def _packed(self, pieces: "Pieces", shape: BatchShape) -> list[np.ndarray] | None:
+    def _packed(self, pieces: "SampleTable", shape: BatchShape) -> list[np.ndarray] | None:
         if not self.packing.enabled:
             return None
         length = self.packing.length or shape.max_seq_length
-        rows = pack(pieces.lengths, length, self.packing.strategy)
+        rows = pack_samples(pieces.lengths, length, self.packing.strategy)
         if shape.rank == 0:
-            share = filling(pieces.lengths, rows, length)
+            share = compute_fill_ratio(pieces.lengths, rows, length)
             each = len(pieces.lengths) / len(rows)
             print(
                 f"packed {len(pieces.lengths):,} samples in {len(rows):,} rows of {length:,} tokens: {share:.1%} full, "
@@ -226,9 +227,9 @@ class Finetuning(DataModule):
             )
         return rows
 
-    def _pieces(self, shape: BatchShape, part: Literal["train", "val"]) -> "Pieces | None":
+    def _pieces(self, shape: BatchShape, part: Literal["train", "val"]) -> "SampleTable | None":
         """The samples for training or validation, none longer than the model reads."""
-        from litgpt.data.stream.samples import Pieces
+        from litgpt.data.stream.samples import SampleTable
 
         assert self.made is not None, "setup comes first"
         files = [(entry, file) for entry, file in self.made if entry.part in ("both", part)]
@@ -239,13 +240,15 @@ class Finetuning(DataModule):
             seeds = [self._seed_of(entry) for entry, _ in files]
             parts = [taken(*one) for one in zip(parts, counts, seeds, strict=True)]
             if shape.rank == 0:
-                _say_mix([entry for entry, _ in files], parts, [len(trained) for trained, _ in split])
+                _print_mix([entry for entry, _ in files], parts, [len(trained) for trained, _ in split])
         chosen = [np.column_stack([np.full(len(numbers), place), numbers]) for place, numbers in enumerate(parts)]
         if not sum(map(len, chosen)):
             if part == "train":
                 raise UserError("data: no row is left to train on; lower val_fraction, or give more rows")
             return None
-        pieces = Pieces([file for _, file in files], np.concatenate(chosen), shape.max_seq_length, self.on_overlong)
+        pieces = SampleTable(
+            [file for _, file in files], np.concatenate(chosen), shape.max_seq_length, self.on_overlong
+        )
         names = [entry.rows.name for entry, _ in files]
         self.cut[part] = dict(
             zip(names, zip(pieces.overlong.tolist(), pieces.untrained.tolist(), strict=True), strict=True)
@@ -258,7 +261,7 @@ class Finetuning(DataModule):
             )
         return pieces
 
-    def _split(self, entry: Set, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _split(self, entry: DatasetEntry, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The numbers of a set's samples for training and for validation."""
         if entry.part != "both":
             whole, none = np.arange(count), np.zeros(0, np.int64)
@@ -267,16 +270,16 @@ class Finetuning(DataModule):
         fraction = self.default_fraction() if fraction is None else fraction
         held = min(max(int(count * fraction), 1), count - 1) if fraction > 0 else 0
         kept = np.ones(count, bool)
-        kept[list(map(Permutation(count, self._seed_of(entry), 0), range(held)))] = False
+        kept[list(map(FeistelPermutation(count, self._seed_of(entry), 0), range(held)))] = False
         return np.flatnonzero(kept), np.flatnonzero(~kept)
 
-    def _seed_of(self, entry: Set) -> int:
+    def _seed_of(self, entry: DatasetEntry) -> int:
         """A seed of a set's own, so that other sets do not change what is drawn from it."""
         name = f"{self.seed}:{entry.rows.name}"
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
-def conversations_in(rows: "Rows") -> Iterator[Conversation]:
+def iter_conversations(rows: "RowSet") -> Iterator[Conversation]:
     """The conversations in rows, without those that are none."""
     for _, row in rows.read():
         try:
@@ -299,12 +302,12 @@ def taken(numbers: np.ndarray, wanted: int, seed: int) -> np.ndarray:
     if wanted == len(numbers) or not len(numbers):
         return numbers
     whole, rest = divmod(wanted, len(numbers))
-    order = Permutation(len(numbers), seed, 1)
+    order = FeistelPermutation(len(numbers), seed, 1)
     drawn = np.fromiter((numbers[order(place)] for place in range(rest)), np.int64, rest)
     return np.sort(np.concatenate([np.tile(numbers, whole), drawn]))
 
 
-def _say_mix(sets: list[Set], parts: list[np.ndarray], there: list[int]) -> None:
+def _print_mix(sets: list[DatasetEntry], parts: list[np.ndarray], there: list[int]) -> None:
     """Print the share that each of several sets has of an epoch, and how often its rows are in it."""
     total = sum(map(len, parts))
     for entry, part, count in zip(sets, parts, there, strict=True) if len(sets) > 1 else ():

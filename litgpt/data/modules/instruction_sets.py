@@ -8,18 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from litgpt.data.modules.finetuning import Finetuning, Set
+from litgpt.data.modules.finetuning import DatasetEntry, FinetuningData
 from litgpt.data.read.conversation import Conversation, Message, to_conversation
-from litgpt.data.read.documents import identify
-from litgpt.data.read.downloads import fetch
+from litgpt.data.read.documents import fingerprint_files
+from litgpt.data.read.downloads import download_file
 from litgpt.data.read.fields import BadRow
-from litgpt.data.read.row_sources import DataSource, Found, fetched, read_rows
-from litgpt.data.render.prompt_styles import save_prompt_style, style_of
+from litgpt.data.read.row_sources import DataSource, LocatedRow, download_dataset, read_rows
+from litgpt.data.render.prompt_styles import parse_style, save_prompt_style
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Fraction
 
 if TYPE_CHECKING:
-    from litgpt.data.cache.examples import Renders
+    from litgpt.data.cache.examples import Renderer
 
 ALPACA = "https://raw.githubusercontent.com/tloen/alpaca-lora/main/alpaca_data_cleaned_archive.json"
 ALPACA_GPT4 = (
@@ -39,16 +39,16 @@ FLAN_TASKS = re.findall(
     "wmt16_translate_roen wmt16_translate_ruen wmt16_translate_tren wnli word_segment wsc yelp_polarity_reviews",
 )
 
-Part = Literal["both", "train", "val"]
+Split = Literal["both", "train", "val"]
 Convert = Callable[[Any], list[Conversation]]
 
 
-def instruction(row: Any, columns: dict[str, str] | None = None) -> list[Conversation]:
+def convert_instruction(row: Any, columns: dict[str, str] | None = None) -> list[Conversation]:
     """A row of `instruction`, `output` and perhaps `input`, under these or other names."""
     return [to_conversation(row, columns, "instruction")]
 
 
-def exchanges(row: Any, every: bool) -> list[Conversation]:
+def convert_exchanges(row: Any, every: bool) -> list[Conversation]:
     """The first question and answer of a conversation, or every one by itself, as LitGPT trains them."""
     said = row.get("conversations") if isinstance(row, dict) else None
     if isinstance(said, list) and said and all(isinstance(text, str) for text in said):
@@ -65,7 +65,7 @@ def exchanges(row: Any, every: bool) -> list[Conversation]:
 
 
 @dataclass(kw_only=True)
-class Instructions(Finetuning):
+class Instructions(FinetuningData):
     """What the sets of instructions share: a prompt style writes them."""
 
     mask_prompt: bool = False
@@ -79,29 +79,31 @@ class Instructions(Finetuning):
         super().__post_init__()
         if self.ignore_index != -100:
             raise UserError(f"data.ignore_index: {self.ignore_index} will not do; -100 is what the loss leaves out")
-        self.style = style_of(self.prompt_style)
+        self.style = parse_style(self.prompt_style)
 
-    def renders(self) -> "Renders":
+    def renders(self) -> "Renderer":
         """The prompt style."""
-        from litgpt.data.render.instruction_renderer import StyledRenderer
+        from litgpt.data.render.instruction_renderer import InstructionRenderer
 
-        return StyledRenderer(self.tokenizer, self.style, mask_prompt=self.mask_prompt)
+        return InstructionRenderer(self.tokenizer, self.style, mask_prompt=self.mask_prompt)
 
     def mark(self, folder: Path) -> None:
         """Name the prompt style."""
         save_prompt_style(self.style, folder)
 
-    def set_of(self, name: str, files: list[Path], convert: Convert, about: Any, part: Part = "both") -> Set:
+    def build_entry(
+        self, name: str, files: list[Path], convert: Convert, about: Any, part: Split = "both"
+    ) -> DatasetEntry:
         """Files as a set of rows; `about` is what `convert` depends on."""
-        from litgpt.data.cache.examples import Rows
+        from litgpt.data.cache.examples import RowSet
 
-        def read() -> Iterator[Found]:
+        def read() -> Iterator[LocatedRow]:
             for file in files:
                 yield from read_rows(file)
 
         self.cache().mkdir(parents=True, exist_ok=True)
-        known = identify(files, self.cache() / "hashes.json")
-        return Set(Rows(name, known, read, convert, ["instruction", about]), DataSource(name), part)
+        known = fingerprint_files(files, self.cache() / "hashes.json")
+        return DatasetEntry(RowSet(name, known, read, convert, ["instruction", about]), DataSource(name), part)
 
 
 @dataclass
@@ -134,14 +136,17 @@ class JSON(Instructions):
         """The share of a single file for validation."""
         return 0.05 if self.val_split_fraction is None else self.val_split_fraction
 
-    def sets(self) -> list[Set]:
+    def sets(self) -> list[DatasetEntry]:
         """The file, or the two in the folder."""
         if not self.json_path.is_dir():
             if not self.json_path.is_file() or self.json_path.suffix not in (".json", ".jsonl"):
                 raise UserError(f"data.json_path: {self.json_path} is no .json or .jsonl file, nor a folder of two")
-            return [self.set_of(str(self.json_path), [self.json_path], instruction, None)]
-        parts: tuple[Part, Part] = ("train", "val")
-        return [self.set_of(f"{self.json_path}/{part}", [self._file(part)], instruction, None, part) for part in parts]
+            return [self.build_entry(str(self.json_path), [self.json_path], convert_instruction, None)]
+        parts: tuple[Split, Split] = ("train", "val")
+        return [
+            self.build_entry(f"{self.json_path}/{part}", [self._file(part)], convert_instruction, None, part)
+            for part in parts
+        ]
 
     def _file(self, part: str) -> Path:
         found = [path for suffix in ("json", "jsonl") if (path := self.json_path / f"{part}.{suffix}").is_file()]
@@ -174,14 +179,14 @@ class Alpaca(Instructions):
         """The share of the rows for validation."""
         return self.val_split_fraction
 
-    def sets(self) -> list[Set]:
+    def sets(self) -> list[DatasetEntry]:
         """The one file."""
-        return [self.set_of(type(self).__name__, [self._downloaded()], instruction, None)]
+        return [self.build_entry(type(self).__name__, [self._downloaded()], convert_instruction, None)]
 
     def _downloaded(self) -> Path:
         path = self.download_dir / self.file_name
         if not path.is_file():
-            fetch(self.file_url, path)
+            download_file(self.file_url, path)
         return path
 
 
@@ -215,10 +220,10 @@ class Dolly(Alpaca):
     file_name: str = "dolly_data_cleaned.jsonl"
     """Its name on disk."""
 
-    def sets(self) -> list[Set]:
+    def sets(self) -> list[DatasetEntry]:
         """The one file."""
         columns = {"context": "input", "response": "output"}
-        return [self.set_of("Dolly", [self._downloaded()], partial(instruction, columns=columns), columns)]
+        return [self.build_entry("Dolly", [self._downloaded()], partial(convert_instruction, columns=columns), columns)]
 
 
 @dataclass
@@ -240,10 +245,10 @@ class Alpaca2k(Instructions):
         """The share of the rows for validation."""
         return self.val_split_fraction
 
-    def sets(self) -> list[Set]:
+    def sets(self) -> list[DatasetEntry]:
         """The files of the data set."""
-        files = hub_files(self.repo_id, self.download_dir, "")
-        return [self.set_of("Alpaca2k", files, instruction, None)]
+        files = list_hub_files(self.repo_id, self.download_dir, "")
+        return [self.build_entry("Alpaca2k", files, convert_instruction, None)]
 
 
 @dataclass
@@ -261,15 +266,15 @@ class Deita(Instructions):
         """The folder that the samples go to."""
         return self.download_dir
 
-    def sets(self) -> list[Set]:
+    def sets(self) -> list[DatasetEntry]:
         """The splits train_sft and test_sft."""
         every = self.include_multiturn_conversations
-        parts: tuple[tuple[str, Part], ...] = (("train_sft", "train"), ("test_sft", "val"))
+        parts: tuple[tuple[str, Split], ...] = (("train_sft", "train"), ("test_sft", "val"))
         return [
-            self.set_of(
+            self.build_entry(
                 f"Deita ({split})",
-                hub_files(self.repo_id, self.download_dir, split),
-                partial(exchanges, every=every),
+                list_hub_files(self.repo_id, self.download_dir, split),
+                partial(convert_exchanges, every=every),
                 every,
                 part,
             )
@@ -298,11 +303,11 @@ class LIMA(Instructions):
         """The share of the rows for validation."""
         return self.val_split_fraction
 
-    def sets(self) -> list[Set]:
+    def sets(self) -> list[DatasetEntry]:
         """The split train."""
         every = self.include_multiturn_conversations
-        files = hub_files(self.repo_id, self.cache(), "train", self.access_token or os.getenv("HF_TOKEN"))
-        return [self.set_of("LIMA", files, partial(exchanges, every=every), every)]
+        files = list_hub_files(self.repo_id, self.cache(), "train", self.access_token or os.getenv("HF_TOKEN"))
+        return [self.build_entry("LIMA", files, partial(convert_exchanges, every=every), every)]
 
 
 @dataclass
@@ -318,16 +323,16 @@ class LongForm(Instructions):
         """The folder that the samples go to."""
         return self.download_dir
 
-    def sets(self) -> list[Set]:
+    def sets(self) -> list[DatasetEntry]:
         """Both files."""
         columns = {"input": "instruction"}
-        parts: tuple[Part, Part] = ("train", "val")
+        parts: tuple[Split, Split] = ("train", "val")
         for part in parts:
             if not (self.download_dir / f"{part}.json").is_file():
-                fetch(f"{LONGFORM}/{part}.json", self.download_dir / f"{part}.json")
-        convert = partial(instruction, columns=columns)
+                download_file(f"{LONGFORM}/{part}.json", self.download_dir / f"{part}.json")
+        convert = partial(convert_instruction, columns=columns)
         return [
-            self.set_of(f"LongForm ({part})", [self.download_dir / f"{part}.json"], convert, columns, part)
+            self.build_entry(f"LongForm ({part})", [self.download_dir / f"{part}.json"], convert, columns, part)
             for part in parts
         ]
 
@@ -357,24 +362,26 @@ class FLAN(Instructions):
         """The folder that the samples go to."""
         return self.download_dir
 
-    def sets(self) -> list[Set]:
+    def sets(self) -> list[DatasetEntry]:
         """All files for training and all for validation."""
         columns = {"inputs": "instruction", "targets": "output"}
-        parts: tuple[tuple[str, Part], ...] = (("train", "train"), ("test", "val"))
-        convert = partial(instruction, columns=columns)
-        return [self.set_of(f"FLAN ({split})", self._files(split), convert, columns, part) for split, part in parts]
+        parts: tuple[tuple[str, Split], ...] = (("train", "train"), ("test", "val"))
+        convert = partial(convert_instruction, columns=columns)
+        return [
+            self.build_entry(f"FLAN ({split})", self._files(split), convert, columns, part) for split, part in parts
+        ]
 
     def _files(self, split: str) -> list[Path]:
         files = [self.download_dir / f"{name}_{split}.jsonl" for name in self.names]
         for file in files:
             if not file.is_file():
-                fetch(f"{self.url}/{file.name}", file)
+                download_file(f"{self.url}/{file.name}", file)
         return files
 
 
-def hub_files(name: str, folder: Path, split: str, token: str | None = None) -> list[Path]:
+def list_hub_files(name: str, folder: Path, split: str, token: str | None = None) -> list[Path]:
     """The files of a hub's data set whose names hold `split`, fetched into a folder."""
-    home = fetched(name, folder, token)
+    home = download_dataset(name, folder, token)
     files = sorted(path for path in home.rglob("*") if path.suffix in (".parquet", ".json", ".jsonl"))
     found = [path for path in files if split in path.name and "." not in path.relative_to(home).parts[0][:1]]
     if not found:

@@ -6,11 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from litgpt.data.cache.examples import Rows
+from litgpt.data.cache.examples import RowSet
 from litgpt.data.read.documents import Source
-from litgpt.data.read.row_sources import DataSource, Found, files_of
-from litgpt.data.stream.row_shards import Part, Share, every, first_rows, held_back, hub_parts, part_of
-from litgpt.data.stream.streaming import Making, Mixed, StreamedBatches, StreamedRows, fingerprint
+from litgpt.data.read.row_sources import DataSource, LocatedRow, list_files
+from litgpt.data.stream.row_shards import (
+    RowReader,
+    RowShard,
+    count_held_out,
+    open_hub_shards,
+    open_reader,
+    read_held_out,
+    take_all,
+)
+from litgpt.data.stream.streaming import SampleBuilder, StreamedBatches, StreamedRows, WeightedShard, fingerprint
 from litgpt.errors import UserError
 from litgpt.recipe.data import BatchShape
 
@@ -25,7 +33,7 @@ WINDOW = 2000
 
 
 @dataclass(frozen=True)
-class Streamed:
+class StreamedSource:
     """A source that is opened to be streamed.
 
     Attributes:
@@ -36,32 +44,32 @@ class Streamed:
     """
 
     source: DataSource
-    parts: Sequence[Part]
+    parts: Sequence[RowReader]
     held: Sequence[int]
     known: list[Source]
 
-    def rows(self) -> Iterator[Found]:
+    def rows(self) -> Iterator[LocatedRow]:
         """All rows, in the order of the files."""
         for part in self.parts:
-            yield from (found for _, _, found in part(0, 0, every))
+            yield from (found for _, _, found in part(0, 0, take_all))
 
-    def held_rows(self) -> Iterator[Found]:
+    def held_rows(self) -> Iterator[LocatedRow]:
         """The rows for validation."""
-        return first_rows(self.parts, self.held)
+        return read_held_out(self.parts, self.held)
 
 
-def opened(source: DataSource, downloads: Path, val_rows: int) -> Streamed:
+def open_source(source: DataSource, downloads: Path, val_rows: int) -> StreamedSource:
     """A source: files, or else a data set of the hub, which is not downloaded."""
     if Path(source.path).expanduser().exists():
-        files = files_of(source, downloads)
-        parts, known = [part_of(file) for file in files], [sketched(file) for file in files]
+        files = list_files(source, downloads)
+        parts, known = [open_reader(file) for file in files], [fingerprint_ends(file) for file in files]
     else:
-        parts = hub_parts(source)
+        parts = open_hub_shards(source)
         known = [Source(f"{source.path}/{source.split}", len(parts), "")]
-    return Streamed(source, parts, held_back(parts, val_rows), known)
+    return StreamedSource(source, parts, count_held_out(parts, val_rows), known)
 
 
-def sketched(path: Path) -> Source:
+def fingerprint_ends(path: Path) -> Source:
     """The name, the size, and the SHA-256 of both ends of a file."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -73,13 +81,13 @@ def sketched(path: Path) -> Source:
 
 def batches(
     data: "Conversations",
-    streamed: Sequence[Streamed],
-    rows_of: Callable[[DataSource, list[Source], Callable[[], Iterable[Found]]], Rows],
+    streamed: Sequence[StreamedSource],
+    rows_of: Callable[[DataSource, list[Source], Callable[[], Iterable[LocatedRow]]], RowSet],
     shape: BatchShape,
 ) -> StreamedBatches:
     """Endless micro batches of the sources' rows for one rank."""
     sets = [rows_of(one.source, one.known, one.rows) for one in streamed]
-    making = Making(
+    making = SampleBuilder(
         renders=data.renders(),
         on_error=data.on_error,
         on_overlong=data.on_overlong,
@@ -103,15 +111,15 @@ def batches(
     return StreamedBatches(rows, shape, workers=data.num_workers, fingerprint=mark, also=data.report())
 
 
-def mixed(streamed: Sequence[Streamed], data: "Conversations", shape: BatchShape) -> list[Mixed]:
+def mixed(streamed: Sequence[StreamedSource], data: "Conversations", shape: BatchShape) -> list[WeightedShard]:
     """One share of all files, or one of each source with its weight."""
     spread: dict[str, Any] = {"rank": shape.rank, "ranks": shape.ranks}
     if data.mix == "interleave":
         if not sum(one.source.weight for one in streamed):
             raise UserError("data.sources: weight: all are 0; give one that is more")
         return [
-            Mixed(
-                Share(one.source.path, one.parts, one.held, seed=_seed(data.seed, one.source.path), **spread),
+            WeightedShard(
+                RowShard(one.source.path, one.parts, one.held, seed=_seed(data.seed, one.source.path), **spread),
                 [number] * len(one.parts),
                 one.source.weight,
             )
@@ -121,10 +129,10 @@ def mixed(streamed: Sequence[Streamed], data: "Conversations", shape: BatchShape
     held = [last for one in streamed for last in one.held]
     owners = [number for number, one in enumerate(streamed) for _ in one.parts]
     name = ", ".join(one.source.path for one in streamed)
-    return [Mixed(Share(name, parts, held, seed=data.seed, **spread), owners)]
+    return [WeightedShard(RowShard(name, parts, held, seed=data.seed, **spread), owners)]
 
 
-def refuse(data: "Conversations", sources: Sequence[DataSource], val_sources: Sequence[DataSource]) -> None:
+def check_streaming(data: "Conversations", sources: Sequence[DataSource], val_sources: Sequence[DataSource]) -> None:
     """Refuse what cannot be done where the number of rows is not known.
 
     Raises:

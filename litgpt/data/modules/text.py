@@ -13,14 +13,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from litgpt.data.read.documents import BadRows, Source, identify, read_documents, text_files
+from litgpt.data.read.documents import BadRows, Source, fingerprint_files, list_text_files, read_documents
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Fraction, Position, Seed, check_numbers
 from litgpt.recipe.data import BatchShape, DataModule, Stream
 
 if TYPE_CHECKING:
     from litgpt.data.cache.token_shards import Corpus
-    from litgpt.data.stream.batches import Rows, Tokens
+    from litgpt.data.stream.batches import SampleDataset, TokenReader
 
 
 class TokenizedText(DataModule):
@@ -52,7 +52,7 @@ class TokenizedText(DataModule):
 
     def prepare_data(self) -> None:
         """Download and tokenize, or find that it is done."""
-        from litgpt.data.cache.token_shards import prepare
+        from litgpt.data.cache.token_shards import prepare_tokens
 
         if self.tokenizer is None:
             raise UserError(
@@ -63,8 +63,8 @@ class TokenizedText(DataModule):
             train, val = self.corpora()
         except OSError as error:
             raise UserError(f"data: {error.filename}: {error.strerror}; mend that, or give another path") from None
-        self.train_tokens = prepare(train, self.tokenizer, self.cache())
-        self.val_tokens = prepare(val, self.tokenizer, self.cache())
+        self.train_tokens = prepare_tokens(train, self.tokenizer, self.cache())
+        self.val_tokens = prepare_tokens(val, self.tokenizer, self.cache())
 
     def setup(self, stage: str = "") -> None:
         """Open the token shards."""
@@ -73,9 +73,9 @@ class TokenizedText(DataModule):
 
     def training_documents(self) -> Iterable[str]:
         """The training text, document by document."""
-        from litgpt.data.read.documents import Skipped
+        from litgpt.data.read.documents import SkippedRows
 
-        return self.corpora()[0].documents(lambda file: file, Skipped())
+        return self.corpora()[0].documents(lambda file: file, SkippedRows())
 
     def train_stream(self, shape: BatchShape) -> Stream:
         """Endless micro batches of windows of the training text."""
@@ -91,14 +91,14 @@ class TokenizedText(DataModule):
         if self.val_tokens is None:
             return None
         if self.val_tokens.total <= shape.max_seq_length:
-            _notice(
+            _print_notice(
                 f"no validation: its {self.val_tokens.total} tokens do not fill one window; give more or set "
                 f"train.max_seq_length below {self.val_tokens.total}"
             )
             return None
         return ValStream(self._windows(self.val_tokens, shape), shape)
 
-    def _windows(self, tokens: "Tokens", shape: BatchShape) -> "Rows":
+    def _windows(self, tokens: "TokenReader", shape: BatchShape) -> "SampleDataset":
         from litgpt.data.stream.batches import Windows
 
         return Windows(tokens, shape.max_seq_length, self.seed, self.document_mask)
@@ -134,9 +134,9 @@ class TextFiles(TokenizedText):
 
     def corpora(self) -> "tuple[Corpus, Corpus]":
         """The training and the validation text."""
-        train = text_files(self.train_data_path, "data.train_data_path")
+        train = list_text_files(self.train_data_path, "data.train_data_path")
         if self.val_data_path is not None:
-            val = text_files(self.val_data_path, "data.val_data_path")
+            val = list_text_files(self.val_data_path, "data.val_data_path")
         else:
             val, train = train[:1], train[1:]
         if not train:
@@ -171,9 +171,9 @@ class PythonDocs(TokenizedText):
 
     def corpora(self) -> "tuple[Corpus, Corpus]":
         """The training and the validation text."""
-        from litgpt.data.read.python_docs import python_text_files
+        from litgpt.data.read.python_docs import write_python_docs
 
-        train, val = python_text_files(self.data_path)
+        train, val = write_python_docs(self.data_path)
         return _corpus("Python's documentation", [train], self), _corpus("validation text", [val], self)
 
 
@@ -202,16 +202,16 @@ class TinyStories(TokenizedText):
     def corpora(self) -> "tuple[Corpus, Corpus]":
         """The training and the validation text."""
         from litgpt.data.cache.token_shards import Corpus
-        from litgpt.data.read.downloads import stories, tinystories_archive
+        from litgpt.data.read.downloads import download_tinystories, read_stories
 
-        archive = tinystories_archive(self.data_path)
-        (source,) = identify([archive], self.data_path / "hashes.json")
+        archive = download_tinystories(self.data_path)
+        (source,) = fingerprint_files([archive], self.data_path / "hashes.json")
         bos = self.tokenizer is not None and self.tokenizer.bos_id is not None
 
         def corpus(part: str) -> "Corpus":
             name = f"TinyStories ({part})"
             known_as = Source(f"{part}:{source.name}", source.bytes, source.sha256)
-            return Corpus(name, [known_as], lambda watch, _: stories(archive, part, watch), bos=bos)
+            return Corpus(name, [known_as], lambda watch, _: read_stories(archive, part, watch), bos=bos)
 
         return corpus("train"), corpus("val")
 
@@ -242,10 +242,10 @@ class OpenWebText(TokenizedText):
     def corpora(self) -> "tuple[Corpus, Corpus]":
         """The training and the validation text."""
         from litgpt.data.cache.token_shards import Corpus
-        from litgpt.data.read.downloads import openwebtext_files, parquet_documents
+        from litgpt.data.read.downloads import download_openwebtext, read_parquet_texts
 
-        files = openwebtext_files(Path(self.data_path))
-        sources = identify(files, Path(self.data_path) / "hashes.json")
+        files = download_openwebtext(Path(self.data_path))
+        sources = fingerprint_files(files, Path(self.data_path) / "hashes.json")
 
         def corpus(part: str) -> "Corpus":
             rule = Source(f"{part}:{self.val_split_fraction}:{self.seed}", 0, "")
@@ -254,8 +254,8 @@ class OpenWebText(TokenizedText):
                 [rule, *sources],
                 lambda watch, _: (
                     text
-                    for text in parquet_documents(files, watch)
-                    if (part == "val") == _picked(text, self.val_split_fraction, self.seed)
+                    for text in read_parquet_texts(files, watch)
+                    if (part == "val") == _is_picked(text, self.val_split_fraction, self.seed)
                 ),
                 eos=True,
             )
@@ -318,7 +318,9 @@ class ChunkFolders(DataModule):
         """One pass over the validation tokens; None if there are none."""
         folder = self.val_folder()
         if folder is None:
-            _notice(f"no validation: data: {type(self).__name__} names no validation tokens; set data.split_names")
+            _print_notice(
+                f"no validation: data: {type(self).__name__} names no validation tokens; set data.split_names"
+            )
             return None
         return _chunk_stream([(folder, 1.0)], self, shape, repeat=False)
 
@@ -397,7 +399,7 @@ def _corpus(name: str, files: list[Path], module: TokenizedText) -> "Corpus":
     bad_rows: BadRows = getattr(module, "bad_rows", "stop")
     return Corpus(
         name=name,
-        sources=identify(files, module.cache() / "hashes.json"),
+        sources=fingerprint_files(files, module.cache() / "hashes.json"),
         documents=lambda watch, skipped: chain.from_iterable(
             read_documents(file, bad_rows=bad_rows, skipped=skipped, watch=watch) for file in files
         ),
@@ -408,16 +410,16 @@ def _corpus(name: str, files: list[Path], module: TokenizedText) -> "Corpus":
 
 def _chunk_stream(folders: list[tuple[str, float]], module: Any, shape: BatchShape, *, repeat: bool = True) -> Stream:
     """A stream over chunk folders: our own over local ones, litdata's over remote or compressed ones."""
-    from litgpt.data.cache.litdata_chunks import ChunkFolder, is_plain
-    from litgpt.data.stream.batches import Mix, TrainStream, ValStream, Windows
+    from litgpt.data.cache.litdata_chunks import ChunkFolder, is_memory_mappable
+    from litgpt.data.stream.batches import BlendedWindows, TrainStream, ValStream, Windows
 
-    if any(_is_remote(folder) or not is_plain(Path(folder)) for folder, _ in folders):
+    if any(_is_remote(folder) or not is_memory_mappable(Path(folder)) for folder, _ in folders):
         return _litdata_stream(folders, module, shape, repeat=repeat)
     windows = [
         Windows(ChunkFolder(Path(folder)), shape.max_seq_length, module.seed + number, module.document_mask)
         for number, (folder, _) in enumerate(folders)
     ]
-    rows = windows[0] if len(windows) == 1 else Mix(windows[0], windows[1], folders[0][1])
+    rows = windows[0] if len(windows) == 1 else BlendedWindows(windows[0], windows[1], folders[0][1])
     return TrainStream(rows, shape, workers=module.num_workers) if repeat else ValStream(rows, shape)
 
 
@@ -464,11 +466,11 @@ def _is_remote(path: str | Path) -> bool:
     return "://" in _folder(path, "")
 
 
-def _notice(text: str) -> None:
+def _print_notice(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _picked(text: str, fraction: float, seed: int) -> bool:
+def _is_picked(text: str, fraction: float, seed: int) -> bool:
     """Whether a text falls into a share that is picked by its hash."""
     digest = hashlib.sha256(f"{seed}:{text}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64

@@ -4,10 +4,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from litgpt.data.read.fields import BadRow, call_text, json_text, loss_of, name_of, parsed, text_of, tools_of, weight_of
+from litgpt.data.read.fields import (
+    BadRow,
+    check_text,
+    dump_json,
+    dump_tool_call,
+    dump_tools,
+    parse_channel,
+    parse_loss,
+    parse_value,
+    parse_weight,
+)
 
 Format = Literal["auto", "messages", "alpaca", "query-response", "text", "instruction"]
-Row = Mapping[str, Any]
+RowMapping = Mapping[str, Any]
 
 ROLES = {
     "system": "system",
@@ -42,7 +52,7 @@ RESPONSE = (
     "completion",
     "content",
 )
-COLUMNS = {
+COLUMN_NAMES = {
     "messages": ("messages", "conversation", "conversations"),
     "query": QUERY,
     "response": RESPONSE,
@@ -113,16 +123,16 @@ def to_conversation(row: Any, columns: Mapping[str, str] | None = None, format: 
     """
     if not isinstance(row, Mapping):
         raise BadRow("not an object", type(row).__name__)
-    row = named(row, columns or {})
+    row = rename_columns(row, columns or {})
     if not row:
         raise BadRow("empty row")
-    kind = format_of(row) if format == "auto" else format
-    conversation = READERS[kind](row)
+    kind = detect_format(row) if format == "auto" else format
+    conversation = FORMAT_READERS[kind](row)
     conversation = replace(
         conversation,
-        tools=tools_of(row.get("tools")) or conversation.tools,
-        channel=name_of(row.get("channel")),
-        weight=weight_of(row.get("weight"), "weight"),
+        tools=dump_tools(row.get("tools")) or conversation.tools,
+        channel=parse_channel(row.get("channel")),
+        weight=parse_weight(row.get("weight"), "weight"),
     )
     if not conversation.messages:
         raise BadRow("no messages")
@@ -131,7 +141,7 @@ def to_conversation(row: Any, columns: Mapping[str, str] | None = None, format: 
     return conversation
 
 
-def named(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
+def rename_columns(row: RowMapping, columns: Mapping[str, str]) -> dict[str, Any]:
     """A row without its null columns, under lower-case names, some of them renamed."""
     wanted = {theirs.lower(): ours.lower() for theirs, ours in columns.items()}
     found: dict[str, str] = {}
@@ -148,9 +158,9 @@ def named(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def format_of(row: Row) -> Literal["messages", "alpaca", "query-response", "text"]:
+def detect_format(row: RowMapping) -> Literal["messages", "alpaca", "query-response", "text"]:
     """How the columns of a row are to be read."""
-    if any(name in row for name in COLUMNS["messages"]):
+    if any(name in row for name in COLUMN_NAMES["messages"]):
         return "messages"
     if "instruction" in row and "input" in row:
         return "alpaca"
@@ -158,101 +168,101 @@ def format_of(row: Row) -> Literal["messages", "alpaca", "query-response", "text
     return "query-response" if asks or not any(name in row for name in RESPONSE) else "text"
 
 
-def one_of(row: Row, column: str) -> Any:
+def get_column(row: RowMapping, column: str) -> Any:
     """The value of the one column that goes by a name of `column`; None if there is none."""
-    names = [name for name in COLUMNS[column] if name in row]
+    names = [name for name in COLUMN_NAMES[column] if name in row]
     if len(names) > 1:
         raise BadRow("two columns for one", f"{names[0]} and {names[1]} may both be the {column}; set columns")
     return row[names[0]] if names else None
 
 
-def read_messages(row: Row) -> Conversation:
+def read_messages(row: RowMapping) -> Conversation:
     """A list of messages: OpenAI's, ShareGPT's or Anthropic's, or pairs of human and assistant."""
-    items = parsed(one_of(row, "messages"), "messages")
+    items = parse_value(get_column(row, "messages"), "messages")
     if not isinstance(items, list | tuple):
         raise BadRow("messages are no list", type(items).__name__)
     found: list[Message] = []
     for item in items:
-        found += messages_of(item)
-    system = system_of(row)
+        found += parse_message(item)
+    system = get_system(row)
     if found and found[0].role == "system":
         system, found = found[0].content, found[1:]
     return Conversation(tuple(found), system)
 
 
-def read_alpaca(row: Row) -> Conversation:
+def read_alpaca(row: RowMapping) -> Conversation:
     """`instruction` and `input`, which are joined by a line end, and `output`."""
-    parts = [text_of(row.get(name, ""), name) for name in ("instruction", "input")]
-    answer = row["output"] if "output" in row else one_of(row, "response")
-    return exchange(row, "\n".join(part for part in parts if part), answer)
+    parts = [check_text(row.get(name, ""), name) for name in ("instruction", "input")]
+    answer = row["output"] if "output" in row else get_column(row, "response")
+    return build_exchange(row, "\n".join(part for part in parts if part), answer)
 
 
-def read_query(row: Row) -> Conversation:
+def read_query(row: RowMapping) -> Conversation:
     """A question and its answer under any of their usual names, and the turns before."""
-    query = one_of(row, "query")
+    query = get_column(row, "query")
     if query is None:
         raise BadRow("no messages", f"columns {', '.join(row)}"[:120])
     # an answer may be called `content` or `text` only where nothing else is called an answer
     strict = [name for name in RESPONSE if name in row and name not in ("text", "content")]
-    answer = row[strict[0]] if len(strict) == 1 else one_of(row, "response")
-    return exchange(row, text_of(query, "query"), answer)
+    answer = row[strict[0]] if len(strict) == 1 else get_column(row, "response")
+    return build_exchange(row, check_text(query, "query"), answer)
 
 
-def read_text(row: Row) -> Conversation:
+def read_plain_text(row: RowMapping) -> Conversation:
     """Plain text."""
-    text = text_of(first_of(one_of(row, "response")), "text")
+    text = check_text(take_first(get_column(row, "response")), "text")
     if not text:
         raise BadRow("empty text")
-    return Conversation((Message("assistant", text),), system_of(row))
+    return Conversation((Message("assistant", text),), get_system(row))
 
 
-def read_instruction(row: Row) -> Conversation:
+def read_instruction(row: RowMapping) -> Conversation:
     """LitGPT's rows: `instruction`, `output`, and perhaps `input`, which is left to the prompt style."""
     for name in ("instruction", "output"):
         if name not in row:
             raise BadRow(f"no {name}", f"columns {', '.join(row)}"[:120])
     question = Message(
-        "user", text_of(row["instruction"], "instruction"), context=text_of(row.get("input", ""), "input")
+        "user", check_text(row["instruction"], "instruction"), context=check_text(row.get("input", ""), "input")
     )
-    return Conversation((question, Message("assistant", text_of(row["output"], "output"))), system_of(row))
+    return Conversation((question, Message("assistant", check_text(row["output"], "output"))), get_system(row))
 
 
-READERS = {
+FORMAT_READERS = {
     "messages": read_messages,
     "alpaca": read_alpaca,
     "query-response": read_query,
-    "text": read_text,
+    "text": read_plain_text,
     "instruction": read_instruction,
 }
 
 
-def exchange(row: Row, query: str, answer: Any) -> Conversation:
+def build_exchange(row: RowMapping, query: str, answer: Any) -> Conversation:
     """A question and an answer after the turns of `history`."""
     if not query:
         raise BadRow("empty question")
     if answer is None:
         raise BadRow("no answer")
-    text = text_of(first_of(answer), "answer")
+    text = check_text(take_first(answer), "answer")
     if not text:
         raise BadRow("empty answer")
     turns = [Message("user", query), Message("assistant", text)]
-    return Conversation((*history_of(row.get("history")), *turns), system_of(row))
+    return Conversation((*parse_history(row.get("history")), *turns), get_system(row))
 
 
-def history_of(value: Any) -> list[Message]:
+def parse_history(value: Any) -> list[Message]:
     """Earlier turns: a list of [question, answer]."""
-    pairs = parsed(value, "history") if value is not None else []
+    pairs = parse_value(value, "history") if value is not None else []
     if not isinstance(pairs, list | tuple):
         raise BadRow("history is no list of pairs", type(pairs).__name__)
     found: list[Message] = []
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise BadRow("history is no list of pairs", repr(pair)[:80])
-        found += [Message("user", text_of(pair[0], "history")), Message("assistant", text_of(pair[1], "history"))]
+        found += [Message("user", check_text(pair[0], "history")), Message("assistant", check_text(pair[1], "history"))]
     return found
 
 
-def first_of(value: Any) -> Any:
+def take_first(value: Any) -> Any:
     """The first of several answers."""
     if isinstance(value, list | tuple):
         if not value:
@@ -261,40 +271,40 @@ def first_of(value: Any) -> Any:
     return value
 
 
-def system_of(row: Row) -> str | None:
+def get_system(row: RowMapping) -> str | None:
     """The system text of a row."""
-    value = one_of(row, "system")
-    return None if value is None else text_of(value, "system")
+    value = get_column(row, "system")
+    return None if value is None else check_text(value, "system")
 
 
-def messages_of(item: Any) -> list[Message]:
+def parse_message(item: Any) -> list[Message]:
     """One entry of a list of messages, which may stand for several."""
     if not isinstance(item, Mapping):
         raise BadRow("message is no object", type(item).__name__)
     if "role" not in item and "from" not in item and "human" in item and "assistant" in item:
         return [
-            Message("user", text_of(item["human"], "human")),
-            Message("assistant", text_of(item["assistant"], "assistant")),
+            Message("user", check_text(item["human"], "human")),
+            Message("assistant", check_text(item["assistant"], "assistant")),
         ]
-    role = role_of(item)
-    loss, weight = loss_of(item.get("loss")), weight_of(item.get("loss_scale", item.get("weight")), "loss_scale")
+    role = parse_role(item)
+    loss, weight = parse_loss(item.get("loss")), parse_weight(item.get("loss_scale", item.get("weight")), "loss_scale")
     reasoning = item.get("reasoning_content", item.get("thinking")) if role == "assistant" else None
     content = item.get("content", item.get("value"))
-    calls = parsed(item.get("tool_calls") or [], "tool_calls")
+    calls = parse_value(item.get("tool_calls") or [], "tool_calls")
     if not isinstance(calls, list | tuple):
         raise BadRow("tool_calls is no list", type(calls).__name__)
     if content is None and not calls:
         raise BadRow("message without content", f"role {role}")
     if role == "tool_call":
-        content = call_text(content)
-    found = blocks_of(content, role)
-    found += [Message("tool_call", call_text(call)) for call in calls]
+        content = dump_tool_call(content)
+    found = parse_content(content, role)
+    found += [Message("tool_call", dump_tool_call(call)) for call in calls]
     if reasoning and found:
-        found[0] = replace(found[0], reasoning=text_of(reasoning, "reasoning_content"))
+        found[0] = replace(found[0], reasoning=check_text(reasoning, "reasoning_content"))
     return [replace(message, loss=loss, weight=weight) for message in found]
 
 
-def role_of(item: Row) -> str:
+def parse_role(item: RowMapping) -> str:
     """Our name of a message's role."""
     value = item.get("role", item.get("from"))
     if value is None:
@@ -305,16 +315,16 @@ def role_of(item: Row) -> str:
     return role
 
 
-def blocks_of(content: Any, role: str) -> list[Message]:
+def parse_content(content: Any, role: str) -> list[Message]:
     """The messages in the content of one: a text, or a list of texts, tool calls and tool results."""
     if content is None:
         return []
     if not isinstance(content, list | tuple):
-        text = json_text(content) if role == "tool" and isinstance(content, Mapping) else text_of(content, "content")
+        text = dump_json(content) if role == "tool" and isinstance(content, Mapping) else check_text(content, "content")
         return [Message(role, text)]
     found: list[Message] = []
     for block in content:
-        message = block_of(block, role)
+        message = parse_block(block, role)
         if found and found[-1].role == message.role and message.role in ("system", "user", "assistant"):
             message = replace(message, content=found.pop().content + message.content)
         found.append(message)
@@ -323,22 +333,22 @@ def blocks_of(content: Any, role: str) -> list[Message]:
     return found
 
 
-def block_of(block: Any, role: str) -> Message:
+def parse_block(block: Any, role: str) -> Message:
     """One block of a message."""
     if isinstance(block, str):
-        return Message(role, text_of(block, "content"))
+        return Message(role, check_text(block, "content"))
     kind = block.get("type") if isinstance(block, Mapping) else None
     if kind == "text":
-        return Message(role, text_of(block.get("text"), "content"))
+        return Message(role, check_text(block.get("text"), "content"))
     if kind == "tool_use":
-        return Message("tool_call", call_text({"name": block.get("name"), "arguments": block.get("input", {})}))
+        return Message("tool_call", dump_tool_call({"name": block.get("name"), "arguments": block.get("input", {})}))
     if kind == "tool_result":
         inner = block.get("content", "")
-        return Message("tool", "".join(part.content for part in blocks_of(inner, "tool")) if inner else "")
+        return Message("tool", "".join(part.content for part in parse_content(inner, "tool")) if inner else "")
     raise BadRow("content is no text", f"a block of type {kind!r}"[:80])
 
 
-def texts_of(conversations: Iterable[Conversation]) -> Iterable[str]:
+def iter_texts(conversations: Iterable[Conversation]) -> Iterable[str]:
     """What is said in conversations, message by message, to train a tokenizer on."""
     for conversation in conversations:
         for text in (conversation.system, *(message.content for message in conversation.messages)):

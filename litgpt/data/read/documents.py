@@ -13,7 +13,7 @@ from typing import BinaryIO, Literal
 from litgpt.errors import UserError
 from litgpt.files import DamagedFileError, read_json, sha256, write_json
 
-SUFFIXES = tuple(kind + packing for kind in (".txt", ".jsonl") for packing in ("", ".gz", ".zst"))
+TEXT_SUFFIXES = tuple(kind + packing for kind in (".txt", ".jsonl") for packing in ("", ".gz", ".zst"))
 BadRows = Literal["stop", "skip"]
 
 
@@ -26,7 +26,7 @@ class Source:
     sha256: str
 
 
-class Skipped:
+class SkippedRows:
     """How many files and rows were passed over, and the first of them."""
 
     def __init__(self) -> None:
@@ -39,19 +39,19 @@ class Skipped:
         self.count += 1
 
 
-def text_files(path: Path, key: str) -> list[Path]:
+def list_text_files(path: Path, key: str) -> list[Path]:
     """The text files of a folder in the order of their names, or the one file that `path` is.
 
     Raises:
         UserError: naming `key`, if there are none.
     """
-    if path.is_file() and path.name.endswith(SUFFIXES):
+    if path.is_file() and path.name.endswith(TEXT_SUFFIXES):
         return [path]
     if not path.is_dir():
-        raise UserError(f"{key}: {path} is no folder of text files; give one with {', '.join(SUFFIXES)} files")
-    found = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(SUFFIXES))
+        raise UserError(f"{key}: {path} is no folder of text files; give one with {', '.join(TEXT_SUFFIXES)} files")
+    found = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(TEXT_SUFFIXES))
     if not found:
-        raise UserError(f"{key}: no text files in {path}; their names must end in {', '.join(SUFFIXES)}")
+        raise UserError(f"{key}: no text files in {path}; their names must end in {', '.join(TEXT_SUFFIXES)}")
     return found
 
 
@@ -59,7 +59,7 @@ def read_documents(
     path: Path,
     *,
     bad_rows: BadRows = "stop",
-    skipped: Skipped | None = None,
+    skipped: SkippedRows | None = None,
     watch: Callable[[BinaryIO], BinaryIO] = lambda file: file,
 ) -> Iterator[str]:
     """The documents in one file. A .txt file is read whole; line ends become "\\n" as in Python's text mode.
@@ -72,25 +72,25 @@ def read_documents(
     Raises:
         UserError: naming file and line. An archive that is cut short stops under either policy.
     """
-    skipped = skipped or Skipped()
+    skipped = skipped or SkippedRows()
     with path.open("rb") as raw:
-        lines = numbered(path, unpacked(path, watch(raw)))
+        lines = number_lines(path, decompress_lines(path, watch(raw)))
         if ".jsonl" in path.suffixes[-2:]:
             rows: Iterator[tuple[int, bytes]] = ((number, line) for number, line in lines if line.strip())
-            read: Callable[[bytes], str] = _json_text
+            read: Callable[[bytes], str] = _decode_json
         else:
-            rows, read = iter([(1, b"".join(line for _, line in lines))]), _plain_text
+            rows, read = iter([(1, b"".join(line for _, line in lines))]), _decode_text
         for number, row in rows:
             try:
                 yield read(row)
-            except _Fault as fault:
+            except _RowError as fault:
                 message = f"{path}:{number + fault.lines}: {fault}"
                 if bad_rows == "stop":
                     raise UserError(f"{message}; mend it, or set bad_rows: skip") from None
                 skipped.add(message)
 
 
-class _Fault(Exception):
+class _RowError(Exception):
     """What is wrong with a row, and how many lines into it."""
 
     def __init__(self, message: str, lines: int = 0) -> None:
@@ -98,34 +98,34 @@ class _Fault(Exception):
         self.lines = lines
 
 
-def _plain_text(row: bytes) -> str:
+def _decode_text(row: bytes) -> str:
     try:
         text = row.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _Fault(f"not UTF-8 (byte 0x{row[error.start]:02x})", row.count(b"\n", 0, error.start)) from None
+        raise _RowError(f"not UTF-8 (byte 0x{row[error.start]:02x})", row.count(b"\n", 0, error.start)) from None
     if not text:
-        raise _Fault("empty")
+        raise _RowError("empty")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _json_text(row: bytes) -> str:
+def _decode_json(row: bytes) -> str:
     try:
         value = json.loads(row)
     except UnicodeDecodeError as error:
-        raise _Fault(f"not UTF-8 (byte 0x{row[error.start]:02x})") from None
+        raise _RowError(f"not UTF-8 (byte 0x{row[error.start]:02x})") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise _Fault(f"not JSON ({error})") from None
+        raise _RowError(f"not JSON ({error})") from None
     text = value.get("text") if isinstance(value, dict) else None
     if not isinstance(text, str) or not text:
-        raise _Fault('no "text" in this row, or an empty one')
+        raise _RowError('no "text" in this row, or an empty one')
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise _Fault('"text" holds half a surrogate pair') from None
+        raise _RowError('"text" holds half a surrogate pair') from None
     return text
 
 
-def unpacked(path: Path, raw: BinaryIO) -> Iterable[bytes]:
+def decompress_lines(path: Path, raw: BinaryIO) -> Iterable[bytes]:
     """The lines of a file, whatever it is packed in."""
     if path.suffix == ".gz":
         return gzip.open(raw)
@@ -152,7 +152,7 @@ def _zstandard_lines(raw: BinaryIO) -> Iterator[bytes]:
         yield b"".join(rest)
 
 
-def numbered(path: Path, file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+def number_lines(path: Path, file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     """The lines of a file from number 1; a UserError if it cannot be unpacked to its end."""
     number = 0
     try:
@@ -168,7 +168,7 @@ def numbered(path: Path, file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
         ) from None
 
 
-def identify(files: list[Path], memory: Path) -> list[Source]:
+def fingerprint_files(files: list[Path], memory: Path) -> list[Source]:
     """Name, size and SHA-256 of files; the hash of a file whose size and date are in `memory` is taken from there.
 
     Args:

@@ -16,7 +16,7 @@ TINYSTORIES = f"{HUB}/roneneldan/TinyStories/resolve/main/TinyStories_all_data.t
 OPENWEBTEXT = "Skylion007/openwebtext"
 
 
-def fetch(url: str, path: Path) -> None:
+def download_file(url: str, path: Path) -> None:
     """Download a file whole or not at all, with a progress bar.
 
     Raises:
@@ -45,15 +45,15 @@ def fetch(url: str, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def tinystories_archive(folder: Path) -> Path:
+def download_tinystories(folder: Path) -> Path:
     """The archive of all stories, fetched if it is not there."""
     path = folder / "TinyStories_all_data.tar.gz"
     if not path.is_file():
-        fetch(TINYSTORIES, path)
+        download_file(TINYSTORIES, path)
     return path
 
 
-def stories(archive: Path, part: str, watch: Watch) -> Iterator[str]:
+def read_stories(archive: Path, part: str, watch: Watch) -> Iterator[str]:
     """The stories in the archive's first file (`val`) or in all others (`train`); nothing is unpacked to disk.
 
     Raises:
@@ -72,7 +72,7 @@ def stories(archive: Path, part: str, watch: Watch) -> Iterator[str]:
         ) from None
 
 
-def openwebtext_files(folder: Path) -> list[Path]:
+def download_openwebtext(folder: Path) -> list[Path]:
     """The parquet files of OpenWebText, fetched if they are not there.
 
     Raises:
@@ -95,7 +95,7 @@ def openwebtext_files(folder: Path) -> list[Path]:
     return files
 
 
-def parquet_documents(files: list[Path], watch: Watch) -> Iterator[str]:
+def read_parquet_texts(files: list[Path], watch: Watch) -> Iterator[str]:
     """The column `text` of parquet files, row by row.
 
     Raises:

@@ -23,7 +23,7 @@ class BadRow(Exception):
         self.reason, self.detail = reason, detail
 
 
-def parsed(value: Any, name: str) -> Any:
+def parse_value(value: Any, name: str) -> Any:
     """A value, or what its text says as JSON, or else as a Python literal."""
     if not isinstance(value, str):
         return value
@@ -39,7 +39,7 @@ def parsed(value: Any, name: str) -> Any:
         raise BadRow(f"{name}: not JSON", reason) from None
 
 
-def text_of(value: Any, name: str) -> str:
+def check_text(value: Any, name: str) -> str:
     """A text that can be written as UTF-8."""
     if not isinstance(value, str):
         raise BadRow(f"{name} is no text", type(value).__name__)
@@ -51,16 +51,16 @@ def text_of(value: Any, name: str) -> str:
     return value
 
 
-def json_text(value: Any) -> str:
+def dump_json(value: Any) -> str:
     """A value as JSON, the one way that we write it: keys in their order, letters as they are."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (ValueError, TypeError, RecursionError) as error:
         raise BadRow("value cannot be written as JSON", str(error)[:80]) from None
-    return text_of(text, "JSON")
+    return check_text(text, "JSON")
 
 
-def loss_of(value: Any) -> bool | None:
+def parse_loss(value: Any) -> bool | None:
     """Whether a message says that it is trained."""
     if value is None or isinstance(value, bool):
         return value
@@ -69,7 +69,7 @@ def loss_of(value: Any) -> bool | None:
     raise BadRow("loss is not true or false", repr(value)[:80])
 
 
-def weight_of(value: Any, name: str) -> float:
+def parse_weight(value: Any, name: str) -> float:
     """A weight: a number from 0."""
     if value is None:
         return 1.0
@@ -78,14 +78,14 @@ def weight_of(value: Any, name: str) -> float:
     return float(value)
 
 
-def name_of(value: Any) -> str | None:
+def parse_channel(value: Any) -> str | None:
     """A channel's name."""
-    return None if value is None else text_of(str(value) if isinstance(value, int) else value, "channel")
+    return None if value is None else check_text(str(value) if isinstance(value, int) else value, "channel")
 
 
-def call_text(value: Any) -> str:
+def dump_tool_call(value: Any) -> str:
     """A call of a tool as JSON with `name` and `arguments`; a text that is that already stays as it is."""
-    call = parsed(value, "tool call")
+    call = parse_value(value, "tool call")
     if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping):
         value = call = call["function"]
     if not isinstance(call, Mapping):
@@ -93,23 +93,25 @@ def call_text(value: Any) -> str:
     if not isinstance(call.get("name"), str) or not call["name"]:
         raise BadRow("tool call without a name", repr(call.get("name"))[:80])
     arguments = call.get("arguments", call.get("parameters", {}))
-    arguments = parsed(arguments, "tool call's arguments") if isinstance(arguments, str) and arguments else arguments
+    arguments = (
+        parse_value(arguments, "tool call's arguments") if isinstance(arguments, str) and arguments else arguments
+    )
     if not isinstance(arguments or {}, Mapping):
         raise BadRow("tool call's arguments are no object", type(arguments).__name__)
     if isinstance(value, str) and isinstance(call.get("arguments"), Mapping):
         return value
-    return json_text({"name": call["name"], "arguments": arguments or {}})
+    return dump_json({"name": call["name"], "arguments": arguments or {}})
 
 
-def tools_of(value: Any) -> str | None:
+def dump_tools(value: Any) -> str | None:
     """The tools of a row as JSON; a text that is JSON already stays as it is."""
     if value is None or value == "" or value == []:
         return None
-    tools = parsed(value, "tools")
+    tools = parse_value(value, "tools")
     if not isinstance(tools, list | tuple):
         raise BadRow("tools is no list", type(tools).__name__)
     for tool in tools:
         function = tool.get("function", tool) if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise BadRow("tool without a name", repr(tool)[:80])
-    return value if isinstance(value, str) else json_text(tools)
+    return value if isinstance(value, str) else dump_json(tools)

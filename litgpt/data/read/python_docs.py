@@ -16,7 +16,7 @@ LEFT_OUT = frozenset(
 )
 
 
-def python_text_files(folder: Path) -> tuple[Path, Path]:
+def write_python_docs(folder: Path) -> tuple[Path, Path]:
     """A training and a validation file in `folder`, one document a line, written if this Python's are not there.
 
     About one document in thirteen, picked by its hash, is for validation.
@@ -25,7 +25,7 @@ def python_text_files(folder: Path) -> tuple[Path, Path]:
     with lock_folder(folder):
         if not texts.is_dir():
             rows = {"train": list[str](), "val": list[str]()}
-            for text in python_documents():
+            for text in read_python_docs():
                 part = "val" if hashlib.sha256(text.encode()).digest()[0] < 20 else "train"
                 rows[part].append(json.dumps({"text": text}) + "\n")
             with staged_folder(texts) as staged:
@@ -34,7 +34,7 @@ def python_text_files(folder: Path) -> tuple[Path, Path]:
     return texts / "train.jsonl", texts / "val.jsonl"
 
 
-def python_documents() -> Iterator[str]:
+def read_python_docs() -> Iterator[str]:
     """The help topics of `pydoc`, then the docstrings of each module, in the order of their names, none twice.
 
     Raises:
@@ -42,13 +42,13 @@ def python_documents() -> Iterator[str]:
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     seen: set[str] = set()
-    for text in _topics(root / "pydoc_data" / "topics.py"):
+    for text in _read_topics(root / "pydoc_data" / "topics.py"):
         if text not in seen:
             seen.add(text)
             yield text
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
         if LEFT_OUT.isdisjoint(path.relative_to(root).parts):
-            fresh = [text for text in _docstrings(path) if text not in seen]
+            fresh = [text for text in _read_docstrings(path) if text not in seen]
             seen.update(fresh)
             if fresh:
                 yield "\n\n".join(fresh) + "\n"
@@ -56,7 +56,7 @@ def python_documents() -> Iterator[str]:
         raise UserError(f"data: PythonDocs found no source files in {root}; use TextFiles with text of your own")
 
 
-def _topics(path: Path) -> Iterator[str]:
+def _read_topics(path: Path) -> Iterator[str]:
     """The texts of pydoc's help topics."""
     if not path.is_file():
         return
@@ -66,23 +66,23 @@ def _topics(path: Path) -> Iterator[str]:
             yield from (topics[name].strip("\n") + "\n" for name in sorted(topics))
 
 
-def _docstrings(path: Path) -> list[str]:
+def _read_docstrings(path: Path) -> list[str]:
     """Every docstring of a source file of more than a few words, as it stands in the file."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # templates and files for other versions lie among the modules
         return []
-    found = (ast.get_docstring(node) for node in _definitions(tree))
+    found = (ast.get_docstring(node) for node in _iter_definitions(tree))
     return [text.strip() for text in found if text and len(text) >= 40 and _is_text(text)]
 
 
-def _definitions(node: ast.AST) -> "Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]":
+def _iter_definitions(node: ast.AST) -> "Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]":
     """The module, classes and functions of a tree; expressions hold none and are passed by, which is most of it."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         yield node
     for name in ("body", "orelse", "handlers", "finalbody"):
         for child in getattr(node, name, ()):
-            yield from _definitions(child)
+            yield from _iter_definitions(child)
 
 
 def _is_text(text: str) -> bool:

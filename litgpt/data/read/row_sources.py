@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 from litgpt.data.read.conversation import Format
-from litgpt.data.read.documents import numbered, unpacked
+from litgpt.data.read.documents import decompress_lines, number_lines
 from litgpt.data.read.fields import BadRow
-from litgpt.data.read.json_list import members
+from litgpt.data.read.json_list import iter_json_list
 from litgpt.errors import UserError
 from litgpt.files import join_inside
 from litgpt.recipe.keys import find_nearest
 
-PACKINGS = ("", ".gz", ".zst")
-SUFFIXES = (
-    *(kind + packing for kind in (".jsonl", ".json", ".csv", ".txt") for packing in PACKINGS),
+COMPRESSIONS = ("", ".gz", ".zst")
+ROW_SUFFIXES = (
+    *(kind + packing for kind in (".jsonl", ".json", ".csv", ".txt") for packing in COMPRESSIONS),
     ".parquet",
 )
-Found = tuple[str, Mapping[str, Any] | BadRow]
+LocatedRow = tuple[str, Mapping[str, Any] | BadRow]
 """Where a row stands, as file:line, and the row, or why it is none."""
 
 
@@ -90,7 +90,7 @@ EXAMPLES = {
 }
 
 
-def source_of(value: Any) -> DataSource:
+def parse_source(value: Any) -> DataSource:
     """A source as a recipe gives it: a path, which may end with `#500`, or a mapping.
 
     Raises:
@@ -106,7 +106,7 @@ def source_of(value: Any) -> DataSource:
         if key not in known:
             near = find_nearest(str(key), known)
             raise UserError(f"data.sources: {key} is not a key; " + (f"did you mean {near}?" if near else f"{known}"))
-    path, sample = cut_sample(str(given["path"]))
+    path, sample = split_sample(str(given["path"]))
     if sample is not None and given.get("sample") is not None:
         raise UserError(
             f"data.sources: {given['path']} names a sample, and sample: {given['sample']} another; give one"
@@ -114,7 +114,7 @@ def source_of(value: Any) -> DataSource:
     return DataSource(**(given | {"path": path} | ({} if sample is None else {"sample": sample})))
 
 
-def cut_sample(path: str) -> tuple[str, int | None]:
+def split_sample(path: str) -> tuple[str, int | None]:
     """A path and the number of rows behind its `#`; a file whose own name has one is taken as it is."""
     front, mark, number = path.rpartition("#")
     if not mark or Path(path).exists() or not (number.isascii() and number.isdigit()):
@@ -122,7 +122,7 @@ def cut_sample(path: str) -> tuple[str, int | None]:
     return front, int(number)
 
 
-def files_of(source: DataSource, downloads: Path) -> list[Path]:
+def list_files(source: DataSource, downloads: Path) -> list[Path]:
     """The files of a source, in the order of their names; a data set of the hub is fetched into `downloads`.
 
     Raises:
@@ -130,20 +130,20 @@ def files_of(source: DataSource, downloads: Path) -> list[Path]:
     """
     path = Path(source.path).expanduser()
     if path.is_file():
-        if not path.name.endswith(SUFFIXES):
-            raise UserError(f"data.sources: {path}: of no known kind; give {', '.join(SUFFIXES)}")
+        if not path.name.endswith(ROW_SUFFIXES):
+            raise UserError(f"data.sources: {path}: of no known kind; give {', '.join(ROW_SUFFIXES)}")
         return [path]
-    folder = path if path.is_dir() else fetched(source.path, downloads)
-    found = sorted(file for file in folder.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
+    folder = path if path.is_dir() else download_dataset(source.path, downloads)
+    found = sorted(file for file in folder.rglob("*") if file.is_file() and file.name.endswith(ROW_SUFFIXES))
     found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     found = [file for file in found if source.split is None or source.split in file.name]
     if not found:
         what = f" whose name holds {source.split}" if source.split else ""
-        raise UserError(f"data.sources: {folder} holds no file{what} that ends in {', '.join(SUFFIXES)}")
+        raise UserError(f"data.sources: {folder} holds no file{what} that ends in {', '.join(ROW_SUFFIXES)}")
     return found
 
 
-def fetched(name: str, downloads: Path, token: str | None = None) -> Path:
+def download_dataset(name: str, downloads: Path, token: str | None = None) -> Path:
     """The folder of a data set of the hub, downloaded if it is not there."""
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"data.sources: {name}: no such file or folder, nor a name on the hub such as org/name")
@@ -152,7 +152,7 @@ def fetched(name: str, downloads: Path, token: str | None = None) -> Path:
     if not done.is_file():
         from huggingface_hub import snapshot_download
 
-        patterns = [f"*{suffix}" for suffix in SUFFIXES]
+        patterns = [f"*{suffix}" for suffix in ROW_SUFFIXES]
         try:
             snapshot_download(name, repo_type="dataset", allow_patterns=patterns, local_dir=folder, token=token)
         except Exception as error:  # the hub raises errors of several libraries
@@ -162,7 +162,7 @@ def fetched(name: str, downloads: Path, token: str | None = None) -> Path:
     return folder
 
 
-def read_rows(path: Path) -> Iterator[Found]:
+def read_rows(path: Path) -> Iterator[LocatedRow]:
     """The rows of a file in order, each with where it stands; a row that cannot be read is a BadRow.
 
     Raises:
@@ -170,26 +170,26 @@ def read_rows(path: Path) -> Iterator[Found]:
     """
     kind = path.suffixes[-2] if path.suffix in (".gz", ".zst") and len(path.suffixes) > 1 else path.suffix
     try:
-        yield from READERS[kind](path)
+        yield from FILE_READERS[kind](path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; mend that, or give another path") from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as raw:
-        yield from numbered(path, unpacked(path, raw))
+        yield from number_lines(path, decompress_lines(path, raw))
 
 
-def _read_jsonl(path: Path) -> Iterator[Found]:
-    return ((f"{path}:{number}", as_json(line)) for number, line in _lines(path) if line.strip())
+def _read_jsonl(path: Path) -> Iterator[LocatedRow]:
+    return ((f"{path}:{number}", parse_json(line)) for number, line in _lines(path) if line.strip())
 
 
-def _read_json(path: Path) -> Iterator[Found]:
+def _read_json(path: Path) -> Iterator[LocatedRow]:
     first = next((kept[:1] for piece in _blocks(path) if (kept := piece.removeprefix(BOM_UTF8).lstrip())), b"")
     if first == b"[":
         yield from _read_list(path)
         return
-    rows = as_json(b"".join(_blocks(path)))
+    rows = parse_json(b"".join(_blocks(path)))
     if isinstance(rows, BadRow) and first == b"{":
         yield from _read_jsonl(path)  # many call JSON lines .json
         return
@@ -201,9 +201,9 @@ def _read_json(path: Path) -> Iterator[Found]:
     yield from ((f"{path}[{number}]", row) for number, row in enumerate(named))
 
 
-def _read_list(path: Path) -> Iterator[Found]:
+def _read_list(path: Path) -> Iterator[LocatedRow]:
     try:
-        for number, row in enumerate(members(iterdecode(_blocks(path), "utf-8-sig"))):
+        for number, row in enumerate(iter_json_list(iterdecode(_blocks(path), "utf-8-sig"))):
             yield f"{path}[{number}]", row
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x}); write it as UTF-8") from None
@@ -215,17 +215,17 @@ def _blocks(path: Path) -> Iterator[bytes]:
     """The bytes of a file, a megabyte or a line at a time."""
     with path.open("rb") as raw:
         if path.suffix in (".gz", ".zst"):
-            yield from (line for _, line in numbered(path, unpacked(path, raw)))
+            yield from (line for _, line in number_lines(path, decompress_lines(path, raw)))
         else:
             yield from iter(partial(raw.read, 1 << 20), b"")
 
 
-def _read_text(path: Path) -> Iterator[Found]:
-    text = _decoded(b"".join(line for _, line in _lines(path)))
+def _read_text(path: Path) -> Iterator[LocatedRow]:
+    text = _decode(b"".join(line for _, line in _lines(path)))
     yield str(path), text if isinstance(text, BadRow) else {"text": text.replace("\r\n", "\n").replace("\r", "\n")}
 
 
-def _read_csv(path: Path) -> Iterator[Found]:
+def _read_csv(path: Path) -> Iterator[LocatedRow]:
     csv.field_size_limit(sys.maxsize)  # a document may be longer than the 128 KiB that Python allows a field
     lines = (line.decode("utf-8", "surrogateescape") for _, line in _lines(path))
     rows = csv.DictReader(lines, restkey="", strict=True)
@@ -236,16 +236,16 @@ def _read_csv(path: Path) -> Iterator[Found]:
             return
         except csv.Error as error:
             raise UserError(f"{path}:{rows.line_num}: not CSV ({error})") from None
-        broken = any(isinstance(value, str) and _half(value) for value in row.values())
+        broken = any(isinstance(value, str) and _has_surrogates(value) for value in row.values())
         fault = BadRow("not UTF-8") if broken else BadRow("more fields than columns") if "" in row else None
         yield f"{path}:{rows.line_num}", fault or row
 
 
-def _read_parquet(path: Path) -> Iterator[Found]:
-    return ((f"{path}[{number - 1}]", row) for number, row in parquet_groups(path, 0, lambda number: True))
+def _read_parquet(path: Path) -> Iterator[LocatedRow]:
+    return ((f"{path}[{number - 1}]", row) for number, row in read_parquet_rows(path, 0, lambda number: True))
 
 
-def parquet_groups(path: Path, behind: int, mine: Callable[[int], bool]) -> Iterator[tuple[int, Any]]:
+def read_parquet_rows(path: Path, behind: int, mine: Callable[[int], bool]) -> Iterator[tuple[int, Any]]:
     """The rows of a parquet file with their numbers from 1; groups of rows that lie behind are not read.
 
     Args:
@@ -276,7 +276,7 @@ def parquet_groups(path: Path, behind: int, mine: Callable[[int], bool]) -> Iter
         raise UserError(f"{path}: damaged, or no parquet file ({str(error)[:160]})") from None
 
 
-READERS: dict[str, Callable[[Path], Iterator[Found]]] = {
+FILE_READERS: dict[str, Callable[[Path], Iterator[LocatedRow]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".txt": _read_text,
@@ -285,20 +285,20 @@ READERS: dict[str, Callable[[Path], Iterator[Found]]] = {
 }
 
 
-def _half(text: str) -> bool:
+def _has_surrogates(text: str) -> bool:
     return not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
-def _decoded(raw: bytes) -> str | BadRow:
+def _decode(raw: bytes) -> str | BadRow:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return BadRow("not UTF-8", f"byte 0x{raw[error.start]:02x}")
 
 
-def as_json(raw: bytes) -> Any:
+def parse_json(raw: bytes) -> Any:
     """What a text says as JSON; a BadRow if it does not."""
-    text = _decoded(raw)
+    text = _decode(raw)
     if isinstance(text, BadRow):
         return text
     try:

@@ -15,7 +15,7 @@ from litgpt.files import read_json
 
 Message = Mapping[str, Any]
 
-MARKS = ("\U000f8a31", "\U000f8a32")
+GENERATION_MARKS = ("\U000f8a31", "\U000f8a32")
 """What stands around the text of `{% generation %}` blocks where it is asked for: characters of no meaning."""
 
 
@@ -39,7 +39,7 @@ class ChatTemplate:
 
         self.where, self.sources = where, (source, with_tools, date and date.isoformat())
         self.marks_answers = re.search(r"\{%[-+]?\s*generation\b", source + (with_tools or "")) is not None
-        jinja = environment(date)
+        jinja = build_environment(date)
         try:
             self._template = jinja.from_string(source)
             self._with_tools = jinja.from_string(with_tools) if with_tools is not None else self._template
@@ -63,7 +63,7 @@ class ChatTemplate:
             special_tokens: of `Tokenizer.special_tokens`.
             tools: the functions that the model may call, as JSON schemas.
             add_generation_prompt: end where the model's reply begins.
-            marked: put MARKS around what stands in `{% generation %}` blocks.
+            marked: put GENERATION_MARKS around what stands in `{% generation %}` blocks.
             variables: more that the template is told, such as `enable_thinking`.
 
         Raises:
@@ -72,7 +72,7 @@ class ChatTemplate:
         chat = [dict(message) for message in messages]
         values: dict[str, Any] = {**special_tokens, **(variables or {})}
         if marked:
-            values |= {"generation_begins": MARKS[0], "generation_ends": MARKS[1]}
+            values |= {"generation_begins": GENERATION_MARKS[0], "generation_ends": GENERATION_MARKS[1]}
         try:
             return (self._with_tools if tools else self._template).render(
                 messages=chat,
@@ -85,7 +85,7 @@ class ChatTemplate:
             raise UserError(f"{self.where}: refuses this conversation ({str(error)[:200]})") from None
 
 
-def environment(date: datetime | None = None) -> Any:
+def build_environment(date: datetime | None = None) -> Any:
     """The sandbox that templates run in; they are told this day, or today."""
     from jinja2 import nodes
     from jinja2.exceptions import TemplateError

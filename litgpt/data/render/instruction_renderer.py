@@ -12,7 +12,7 @@ from litgpt.data.render.prompt_styles import PromptStyle
 from litgpt.data.tokenizer import Tokenizer
 
 
-class StyledRenderer:
+class InstructionRenderer:
     """Writes an instruction by a prompt style, and its answer behind it.
 
     A style is plain text, and inference tokenizes the prompt alone. So the prompt is tokenized by itself here too, and
@@ -39,7 +39,7 @@ class StyledRenderer:
 
     def examples(self, conversations: Sequence[Conversation]) -> list[Example | BadRow]:
         """Each conversation as tokens, or what is wrong with it; the texts are tokenized in parallel."""
-        written = [self._try(conversation) for conversation in conversations]
+        written = [self._try_render(conversation) for conversation in conversations]
         texts = [text for one in written if not isinstance(one, BadRow) for pair in one for text in pair[:2]]
         encoded = iter(self.tokenizer.encode_batch(texts))
         return [
@@ -54,7 +54,7 @@ class StyledRenderer:
         prompt = self.write(conversation)[0][0]
         return self.tokenizer.encode(prompt).tolist() if prompt else []
 
-    def _try(self, conversation: Conversation) -> list[tuple[str, str, float]] | BadRow:
+    def _try_render(self, conversation: Conversation) -> list[tuple[str, str, float]] | BadRow:
         try:
             return self.write(conversation)
         except BadRow as fault:

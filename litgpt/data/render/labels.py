@@ -11,15 +11,21 @@ import numpy as np
 from litgpt.data.read.conversation import Conversation, Message
 from litgpt.data.read.fields import BadRow
 from litgpt.data.render.chat_template import ChatTemplate
-from litgpt.data.render.loss_weights import WeightRule, weighted_parts
-from litgpt.data.render.spans import Part, same, token_weights, unmarked, untrimmed
+from litgpt.data.render.loss_weights import WeightRule, split_by_weight
+from litgpt.data.render.spans import (
+    Span,
+    compute_token_weights,
+    count_common_prefix,
+    disable_offset_trimming,
+    remove_marks,
+)
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 
 TrainOn = Literal["answers", "last_answer", "everything"]
 EndOfTurn = Literal["turn", "last", "none"]
 
-STAND_IN = "\U000f8a33stand-in-{}\U000f8a34"
+PLACEHOLDER = "\U000f8a33stand-in-{}\U000f8a34"
 """What takes the place of an answer to find where a template puts it."""
 
 
@@ -39,7 +45,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Trained:
+class LossMask:
     """What of a conversation is trained, unless its messages say otherwise.
 
     Attributes:
@@ -51,6 +57,10 @@ class Trained:
     on: TrainOn = "answers"
     end_of_turn: EndOfTurn = "turn"
     weights: tuple[WeightRule, ...] = ()
+
+    def __str__(self) -> str:
+        # caches on disk are keyed by this text, so it keeps the class's first name
+        return f"Trained(on={self.on!r}, end_of_turn={self.end_of_turn!r}, weights={self.weights!r})"
 
 
 @dataclass
@@ -68,7 +78,7 @@ class Turn:
         return self.message["role"] == "assistant"
 
 
-def turns_of(conversation: Conversation) -> list[Turn]:
+def build_turns(conversation: Conversation) -> list[Turn]:
     """Messages as templates read them: tool calls in one row go to one assistant's turn, with the text before them."""
     turns: list[Turn] = []
     if conversation.system is not None:
@@ -76,7 +86,7 @@ def turns_of(conversation: Conversation) -> list[Turn]:
     previous: Message | None = None
     for message in conversation.messages:
         if message.role != "tool_call":
-            turns.append(plain_turn(message))
+            turns.append(build_turn(message))
         else:
             if previous is None or previous.role not in ("assistant", "tool_call"):
                 turns.append(Turn({"role": "assistant", "content": ""}, message.loss, message.weight))
@@ -87,7 +97,7 @@ def turns_of(conversation: Conversation) -> list[Turn]:
     return turns
 
 
-def plain_turn(message: Message) -> Turn:
+def build_turn(message: Message) -> Turn:
     """A message without tool calls as templates read it."""
     content = {
         "role": message.role,
@@ -98,7 +108,7 @@ def plain_turn(message: Message) -> Turn:
     return Turn(content, message.loss, message.weight, content["content"])
 
 
-class Renderer:
+class ChatRenderer:
     """Writes conversations by a model's chat template and says which tokens of them are trained.
 
     An answer begins behind what the template puts before the model's reply and ends before what comes next. Where the
@@ -120,17 +130,17 @@ class Renderer:
         self,
         tokenizer: Tokenizer,
         template: ChatTemplate,
-        trained: Trained | None = None,
+        trained: LossMask | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> None:
         if tokenizer.backend != "huggingface":
             raise UserError(f"{tokenizer.folder}: chat templates need a tokenizer.json here; or set data.prompt_style")
-        self.tokenizer, self.template, self.trained = tokenizer, template, trained or Trained()
+        self.tokenizer, self.template, self.trained = tokenizer, template, trained or LossMask()
         self.variables, self.special = dict(variables or {}), tokenizer.special_tokens()
-        self.processor = untrimmed(tokenizer.processor)
+        self.processor = disable_offset_trimming(tokenizer.processor)
         self.added = [token.content for token in tokenizer.processor.get_added_tokens_decoder().values()]
-        self.header, self.lead, ends = self._probe()
-        found = sorted({*ends, *self._stop_tokens()}, key=len, reverse=True)
+        self.header, self.lead, ends = self._probe_template()
+        found = sorted({*ends, *self._list_stop_tokens()}, key=len, reverse=True)
         self.end = re.compile(rf"\s*(?:{'|'.join(map(re.escape, found)) or '(?!)'})")
 
     @property
@@ -140,11 +150,11 @@ class Renderer:
 
     def fingerprint_parts(self) -> list[Any]:
         """All that decides what becomes of a conversation."""
-        return [self.tokenizer.fingerprint(), self.special, self.template.sources, self.variables, repr(self.trained)]
+        return [self.tokenizer.fingerprint(), self.special, self.template.sources, self.variables, str(self.trained)]
 
     def examples(self, conversations: Sequence[Conversation]) -> list[Example | BadRow]:
         """Each conversation as tokens, or what is wrong with it; the texts are tokenized in parallel."""
-        written = [self._try(conversation) for conversation in conversations]
+        written = [self._try_render(conversation) for conversation in conversations]
         texts = [one[0] for one in written if not isinstance(one, BadRow)]
         encodings = iter(self.processor.encode_batch(texts, add_special_tokens=False))
         return [
@@ -156,33 +166,33 @@ class Renderer:
         """The tokens of what comes before the first answer, with the header that asks for it; none of a text."""
         if conversation.is_text:
             return []
-        turns = turns_of(conversation)
+        turns = build_turns(conversation)
         first = next((number for number, turn in enumerate(turns) if turn.answers), len(turns))
         tools = json.loads(conversation.tools) if conversation.tools else None
         text = self._render(turns[:first], tools, prompt=True) if first else ""
         return list(self.processor.encode(text, add_special_tokens=False).ids)
 
-    def _example(self, parts: list[Part], encoding: Any, conversation: Conversation) -> Example:
-        weights = token_weights(parts, np.array(encoding.offsets, np.int64).reshape(-1, 2))
+    def _example(self, parts: list[Span], encoding: Any, conversation: Conversation) -> Example:
+        weights = compute_token_weights(parts, np.array(encoding.offsets, np.int64).reshape(-1, 2))
         ids = np.array(encoding.ids, np.int32)
         if conversation.is_text:
-            return self._framed(ids, conversation)
+            return self._frame_text(ids, conversation)
         return Example(ids, weights * np.float32(conversation.weight), conversation.channel)
 
-    def _framed(self, ids: np.ndarray, conversation: Conversation) -> Example:
+    def _frame_text(self, ids: np.ndarray, conversation: Conversation) -> Example:
         """Plain text between the tokens that begin and end one, all of it trained."""
         ids = self.tokenizer.frame(ids, eos=self.tokenizer.eos_id is not None)
         (message,) = conversation.messages
         weight = conversation.weight * message.weight * (message.loss is not False)
         return Example(ids, np.full(len(ids), weight, np.float32), conversation.channel)
 
-    def _try(self, conversation: Conversation) -> "tuple[str, list[Part]] | BadRow":
+    def _try_render(self, conversation: Conversation) -> "tuple[str, list[Span]] | BadRow":
         try:
             return self.write(conversation)
         except BadRow as fault:
             return fault
 
-    def write(self, conversation: Conversation) -> tuple[str, list[Part]]:
+    def write(self, conversation: Conversation) -> tuple[str, list[Span]]:
         """The text of a conversation, and the parts of it that are trained, in order.
 
         Raises:
@@ -190,10 +200,10 @@ class Renderer:
         """
         if conversation.is_text:
             return conversation.messages[0].content, []
-        turns, tools = turns_of(conversation), json.loads(conversation.tools) if conversation.tools else None
+        turns, tools = build_turns(conversation), json.loads(conversation.tools) if conversation.tools else None
         text = self._render(turns, tools)
         self._check_complete(text, turns, tools)
-        return text, self._parts(text, turns, self.spans(text, turns, tools))
+        return text, self._build_spans(text, turns, self.spans(text, turns, tools))
 
     def _check_complete(self, text: str, turns: list[Turn], tools: Any) -> None:
         """Refuse a text that lacks the system's text, tools or calls: templates that cannot write them say nothing."""
@@ -231,49 +241,51 @@ class Renderer:
         """Where in the text each turn stands that may be trained: answers, and what says `loss: true`."""
         wanted = [number for number, turn in enumerate(turns) if turn.answers or turn.loss]
         if self.template.marks_answers and all(turns[number].answers for number in wanted):
-            plain, blocks = unmarked(self._render(turns, tools, marked=True))
+            plain, blocks = remove_marks(self._render(turns, tools, marked=True))
             if plain == text and len(blocks) == len(wanted):
                 return dict(zip(wanted, blocks, strict=True))
-        if (found := self._all_at_once(text, turns, wanted, tools)) is None:
+        if (found := self._find_all_spans(text, turns, wanted, tools)) is None:
             found, behind = {}, 0
             for number in wanted:
-                found[number] = self._one(text, turns, number, tools, behind)
+                found[number] = self._find_span(text, turns, number, tools, behind)
                 behind = found[number][1]
         return found
 
-    def _all_at_once(
+    def _find_all_spans(
         self, text: str, turns: Sequence[Turn], wanted: list[int], tools: Any
     ) -> dict[int, tuple[int, int]] | None:
         """The spans where the template writes answers as they are, from one more rendering; None where it does not."""
         stood_in = list(turns)
         for number in wanted:
-            stood_in[number] = stand_in(turns[number], number)
+            stood_in[number] = make_placeholder(turns[number], number)
         rest, place, found = self._render(stood_in, tools), 0, dict[int, tuple[int, int]]()
         for number in wanted:
-            before, mark, rest = rest.partition(STAND_IN.format(number))
+            before, mark, rest = rest.partition(PLACEHOLDER.format(number))
             if not mark or not text.startswith(before, place):
                 return None
-            start, place = self._start(before, turns, number) + place, place + len(before)
-            behind = rest.partition(STAND_IN[:4])[0]
-            said = next((one for one in ways(turns[number]) if text.startswith(one + behind, place)), None)
+            start, place = self._find_start(before, turns, number) + place, place + len(before)
+            behind = rest.partition(PLACEHOLDER[:4])[0]
+            said = next((one for one in list_spellings(turns[number]) if text.startswith(one + behind, place)), None)
             if said is None:
                 return None
             place += len(said)
             found[number] = (start, place)
         return found if text[place:] == rest else None
 
-    def _one(self, text: str, turns: Sequence[Turn], number: int, tools: Any, behind_last: int) -> tuple[int, int]:
+    def _find_span(
+        self, text: str, turns: Sequence[Turn], number: int, tools: Any, behind_last: int
+    ) -> tuple[int, int]:
         """The span of one turn: what is not the same when another text stands in its place."""
-        other = self._render([*turns[:number], stand_in(turns[number], number), *turns[number + 1 :]], tools)
-        before, mark, behind = other.partition(STAND_IN.format(number))
+        other = self._render([*turns[:number], make_placeholder(turns[number], number), *turns[number + 1 :]], tools)
+        before, mark, behind = other.partition(PLACEHOLDER.format(number))
         if not mark:
             raise BadRow("the chat template leaves an answer out", f"message {number + 1}")
-        start = self._start(before, turns, number, behind_last)
+        start = self._find_start(before, turns, number, behind_last)
         if not text.startswith(before[:start]):
-            start = same(text, before)
-        return start, max(start, len(text) - same(text[::-1], behind[::-1]))
+            start = count_common_prefix(text, before)
+        return start, max(start, len(text) - count_common_prefix(text[::-1], behind[::-1]))
 
-    def _start(self, before: str, turns: Sequence[Turn], number: int, behind_last: int = 0) -> int:
+    def _find_start(self, before: str, turns: Sequence[Turn], number: int, behind_last: int = 0) -> int:
         """Where the model begins to write, in a text that ends where the answer itself begins.
 
         Args:
@@ -288,13 +300,13 @@ class Renderer:
             return place + len(self.header)
         return len(before) - (len(self.lead) if self.lead and before.endswith(self.lead) else 0)
 
-    def _probe(self) -> tuple[str, str, list[str]]:
+    def _probe_template(self) -> tuple[str, str, list[str]]:
         """What the template puts before a reply, the blanks it begins a reply with, and the token it ends one with."""
         question = Turn({"role": "user", "content": "?"}, None, 1.0)
-        answer = stand_in(Turn({"role": "assistant", "content": ""}, None, 1.0), 0)
+        answer = make_placeholder(Turn({"role": "assistant", "content": ""}, None, 1.0), 0)
         try:
             asked, prompt = self._render([question], None), self._render([question], None, prompt=True)
-            before, _, behind = self._render([question, answer], None).partition(STAND_IN.format(0))
+            before, _, behind = self._render([question, answer], None).partition(PLACEHOLDER.format(0))
         except BadRow:
             return "", "", []
         header = prompt.removeprefix(asked) if prompt.startswith(asked) else ""
@@ -302,30 +314,30 @@ class Renderer:
         found = re.match(rf"\s*({'|'.join(map(re.escape, self.added)) or '(?!)'})", behind)
         return header, "" if header or lead.strip() else lead, [found[1]] if found else []
 
-    def _stop_tokens(self) -> list[str]:
+    def _list_stop_tokens(self) -> list[str]:
         texts = [self.tokenizer.processor.id_to_token(number) for number in self.tokenizer.stop_ids]
         return [text for text in texts if text in self.added]
 
-    def _parts(self, text: str, turns: Sequence[Turn], spans: dict[int, tuple[int, int]]) -> list[Part]:
+    def _build_spans(self, text: str, turns: Sequence[Turn], spans: dict[int, tuple[int, int]]) -> list[Span]:
         """The whole text if all of it is trained, and then the parts with weights of their own."""
         last = max((number for number in spans if turns[number].answers), default=-1)
-        parts = [Part(0, len(text), 1.0)] if self.trained.on == "everything" else []
+        parts = [Span(0, len(text), 1.0)] if self.trained.on == "everything" else []
         for number, (start, stop) in spans.items():
             turn, ended = turns[number], stop
             if turn.answers:
-                stop, ended = self._ends(text, start, stop)
+                stop, ended = self._find_ends(text, start, stop)
             if not self._is_trained(number, turns):
-                parts.append(Part(start, ended, 0.0))
+                parts.append(Span(start, ended, 0.0))
                 continue
             rules = self.trained.weights if turn.answers else ()
             if self.trained.end_of_turn == "turn" or (self.trained.end_of_turn == "last" and number == last):
                 stop = ended
-            inner = weighted_parts(text[start:stop], rules)
-            parts += [Part(start + low, start + high, weight * turn.weight) for low, high, weight in inner]
-            parts.append(Part(stop, ended, 0.0))
+            inner = split_by_weight(text[start:stop], rules)
+            parts += [Span(start + low, start + high, weight * turn.weight) for low, high, weight in inner]
+            parts.append(Span(stop, ended, 0.0))
         return parts
 
-    def _ends(self, text: str, start: int, stop: int) -> tuple[int, int]:
+    def _find_ends(self, text: str, start: int, stop: int) -> tuple[int, int]:
         """Where an answer ends without and with the token that ends a turn, which may stand inside it or behind it."""
         if found := self.end.match(text, stop):
             return stop, found.end()
@@ -342,12 +354,12 @@ class Renderer:
         return turn.answers
 
 
-def stand_in(turn: Turn, number: int) -> Turn:
+def make_placeholder(turn: Turn, number: int) -> Turn:
     """A turn of the same role that says nothing but where it stands."""
-    return replace(turn, message={"role": turn.message["role"], "content": STAND_IN.format(number)})
+    return replace(turn, message={"role": turn.message["role"], "content": PLACEHOLDER.format(number)})
 
 
-def ways(turn: Turn) -> list[str]:
+def list_spellings(turn: Turn) -> list[str]:
     """The ways in which templates write a plain text: as it is, or without the blanks around it."""
     if "tool_calls" in turn.message or "reasoning_content" in turn.message:
         return []

@@ -40,7 +40,7 @@ class WeightRule:
             raise UserError(f"data.weights.regex: {self.regex!r} is no regular expression ({error})") from None
 
 
-def weighted_parts(text: str, rules: Sequence[WeightRule]) -> list[tuple[int, int, float]]:
+def split_by_weight(text: str, rules: Sequence[WeightRule]) -> list[tuple[int, int, float]]:
     """A text cut where the weight changes: (start, stop, weight) of each part, in order."""
     if not rules or not text:
         return [(0, len(text), 1.0)]

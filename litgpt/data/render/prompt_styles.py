@@ -16,8 +16,8 @@ from litgpt.model.config import Config
 from litgpt.recipe.choices import import_class
 from litgpt.recipe.keys import find_nearest
 
-FILE = "prompt_style.yaml"
-MODULE = "litgpt.prompts"
+PROMPT_STYLE_FILE = "prompt_style.yaml"
+PROMPTS_MODULE = "litgpt.prompts"
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -76,7 +76,7 @@ class TableStyle(PromptStyle):
             text, system = self.row["text_with_input"], self.row["system_with_input"]
         elif sys_prompt:
             text = self.row.get("text_with_system", text)
-        return filled(text, prompt=prompt, system=sys_prompt or system, input=kwargs.get("input") or "")
+        return fill_text(text, prompt=prompt, system=sys_prompt or system, input=kwargs.get("input") or "")
 
     def _turns(self, messages: Messages, sys_prompt: str | None) -> str:
         turns = self.row.get("turns")
@@ -88,7 +88,7 @@ class TableStyle(PromptStyle):
         for number, (role, _) in enumerate(said):
             if role not in ("system", "user", "assistant") or (role == "system") != (number == 0):
                 raise UserError(f"prompt_style: message {number} of role {role!r}; give user and assistant in turn")
-        written = [filled(turns[role], prompt=text.strip(), system=text.strip()) for role, text in said]
+        written = [fill_text(turns[role], prompt=text.strip(), system=text.strip()) for role, text in said]
         return "".join([turns["begin"], *written, turns["reply"]])
 
     def stop_tokens(self, tokenizer: Tokenizer) -> tuple[list[int], ...]:
@@ -108,7 +108,7 @@ class ChatML(TableStyle):
         self.row = {"text": text, "text_with_system": with_system, "system": system_message or ""}  # type: ignore[misc]
 
 
-def filled(text: str, **values: str) -> str:
+def fill_text(text: str, **values: str) -> str:
     """A text with its {prompt}, {system} and {input} filled in, all at once."""
     return re.sub(r"\{(prompt|system|input)\}", lambda found: values[found[1]], text)
 
@@ -125,7 +125,7 @@ def style_class(name: str) -> type[TableStyle]:
     """The class of a named style."""
     row = rows()[name]
     about = f"The prompt style `{name}`."
-    return type(row["class"], (TableStyle,), {"row": row, "__doc__": about, "__module__": MODULE})
+    return type(row["class"], (TableStyle,), {"row": row, "__doc__": about, "__module__": PROMPTS_MODULE})
 
 
 @cache
@@ -135,7 +135,7 @@ def classes() -> dict[str, type[PromptStyle]]:
     return found | {"ChatML": ChatML}
 
 
-def style_of(value: "str | PromptStyle | dict[str, Any]") -> PromptStyle:
+def parse_style(value: "str | PromptStyle | dict[str, Any]") -> PromptStyle:
     """The style that a recipe asks for: by name, by class, or by class_path and init_args.
 
     Raises:
@@ -149,7 +149,7 @@ def style_of(value: "str | PromptStyle | dict[str, Any]") -> PromptStyle:
     if not isinstance(path, str):
         raise UserError(f"prompt_style: {value!r} will not do; give a name such as alpaca")
     module, _, last = path.rpartition(".")
-    if last in classes() and module in ("", MODULE):
+    if last in classes() and module in ("", PROMPTS_MODULE):
         made = classes()[last]
     elif module and path not in rows():
         made = import_class(path, "prompt_style")
@@ -166,13 +166,13 @@ def style_of(value: "str | PromptStyle | dict[str, Any]") -> PromptStyle:
 def save_prompt_style(style: str | PromptStyle, checkpoint_dir: Path) -> None:
     """Write prompt_style.yaml, which names the class of a style."""
     style = PromptStyle.from_name(style) if isinstance(style, str) else style
-    module = MODULE if type(style).__name__ in classes() else type(style).__module__
-    write_text(checkpoint_dir / FILE, yaml.safe_dump({"class_path": f"{module}.{type(style).__name__}"}))
+    module = PROMPTS_MODULE if type(style).__name__ in classes() else type(style).__module__
+    write_text(checkpoint_dir / PROMPT_STYLE_FILE, yaml.safe_dump({"class_path": f"{module}.{type(style).__name__}"}))
 
 
 def has_prompt_style(checkpoint_dir: Path) -> bool:
     """Whether a folder names a style."""
-    return (checkpoint_dir / FILE).is_file()
+    return (checkpoint_dir / PROMPT_STYLE_FILE).is_file()
 
 
 def load_prompt_style(checkpoint_dir: Path) -> PromptStyle:
@@ -181,7 +181,7 @@ def load_prompt_style(checkpoint_dir: Path) -> PromptStyle:
     Raises:
         UserError: if the file is damaged, or names a class that is not ours: a folder must not make us run its code.
     """
-    path = checkpoint_dir / FILE
+    path = checkpoint_dir / PROMPT_STYLE_FILE
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         name = config["class_path"]
@@ -189,6 +189,6 @@ def load_prompt_style(checkpoint_dir: Path) -> PromptStyle:
         raise UserError(f"{path}: names no class_path such as litgpt.prompts.Alpaca") from None
     known = classes()
     module, _, last = str(name).rpartition(".")
-    if module != MODULE or last not in known:
+    if module != PROMPTS_MODULE or last not in known:
         raise UserError(f"{path}: {name!r} is no class of litgpt.prompts, and no other is run; Alpaca is one")
     return known[last]()

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from litgpt.data.render.chat_template import MARKS
+from litgpt.data.render.chat_template import GENERATION_MARKS
 
 
-class Part(NamedTuple):
+class Span(NamedTuple):
     """Characters `start` .. `stop`-1 of a text, and the weight of their tokens."""
 
     start: int
@@ -18,7 +18,7 @@ class Part(NamedTuple):
     weight: float
 
 
-def same(one: str, other: str) -> int:
+def count_common_prefix(one: str, other: str) -> int:
     """How many characters two texts begin with alike."""
     low, high = 0, min(len(one), len(other))
     while low < high:
@@ -30,21 +30,21 @@ def same(one: str, other: str) -> int:
     return low
 
 
-def unmarked(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """A text without MARKS, and where they stood."""
-    pieces = re.split(f"([{MARKS[0]}{MARKS[1]}])", text)
+def remove_marks(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """A text without GENERATION_MARKS, and where they stood."""
+    pieces = re.split(f"([{GENERATION_MARKS[0]}{GENERATION_MARKS[1]}])", text)
     plain, blocks, opened = "", list[tuple[int, int]](), 0
     for piece in pieces:
-        if piece == MARKS[0]:
+        if piece == GENERATION_MARKS[0]:
             opened = len(plain)
-        elif piece == MARKS[1]:
+        elif piece == GENERATION_MARKS[1]:
             blocks.append((opened, len(plain)))
         else:
             plain += piece
     return plain, blocks
 
 
-def untrimmed(processor: Any) -> Any:
+def disable_offset_trimming(processor: Any) -> Any:
     """The same tokenizer, which counts the blanks that a token begins with as part of it."""
     from tokenizers import processors
 
@@ -58,7 +58,7 @@ def untrimmed(processor: Any) -> Any:
     return processor
 
 
-def token_weights(parts: Sequence[Part], offsets: np.ndarray) -> np.ndarray:
+def compute_token_weights(parts: Sequence[Span], offsets: np.ndarray) -> np.ndarray:
     """(T,) float32 weights of tokens: that of the last part that a token has a character of; 0 without one.
 
     Args:

@@ -14,12 +14,12 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from litgpt.data.read.conversation import Conversation, Message
-from litgpt.data.read.fields import BadRow, json_text
+from litgpt.data.read.fields import BadRow, dump_json
 from litgpt.data.render.loss_weights import WeightRule
 
 Protocol = Literal["hermes", "json", "qwen", "react"]
 
-ABOUT = {
+TOOL_PROMPTS = {
     "hermes": (
         "You can call functions. Their schemas are listed between <tools> and </tools>, one a line:\n<tools>\n{tools}\n"
         "</tools>\nTo call one, write its name and arguments as a JSON object:\n<tool_call>\n"
@@ -42,10 +42,10 @@ ABOUT = {
 }
 HERMES_CALL = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
 JSON_CALLS = re.compile(r"^CALLS: (\[.*\])$", re.MULTILINE)
-WORDS = {"qwen": ("✿FUNCTION✿", "✿ARGS✿", "✿RESULT✿"), "react": ("Action", "Action Input", "Observation")}
+PROTOCOL_WORDS = {"qwen": ("✿FUNCTION✿", "✿ARGS✿", "✿RESULT✿"), "react": ("Action", "Action Input", "Observation")}
 """What stands before a call's name and its arguments, and before a result."""
 RETURN = "✿RETURN✿"
-UNTRAINED = {
+RESULT_MASKS = {
     "qwen": tuple(
         WeightRule(1.0, keyword=f"{word}:", following_weight=0.0 if word == "✿RESULT✿" else 1.0)
         for word in ("✿FUNCTION✿", "✿RESULT✿", RETURN)
@@ -54,7 +54,7 @@ UNTRAINED = {
 """What keeps results out of the loss where they stand within an answer."""
 
 
-def in_text(conversation: Conversation, protocol: Protocol) -> Conversation:
+def write_tools_as_text(conversation: Conversation, protocol: Protocol) -> Conversation:
     """The same conversation without tools: schemas in the system text, calls in answers, results in turns.
 
     A result is never trained; a call is, as the text that it stands with.
@@ -63,45 +63,45 @@ def in_text(conversation: Conversation, protocol: Protocol) -> Conversation:
         return conversation
     system = conversation.system
     if conversation.tools:
-        listed = ABOUT[protocol].format(**listing(conversation.tools, protocol))
+        listed = TOOL_PROMPTS[protocol].format(**list_tools(conversation.tools, protocol))
         system = f"{system}\n\n{listed}" if system else listed
-    written = list(_written(conversation.messages, protocol))
+    written = list(_write_messages(conversation.messages, protocol))
     return replace(conversation, messages=tuple(written), system=system, tools=None)
 
 
-def listing(tools: str, protocol: Protocol) -> dict[str, str]:
+def list_tools(tools: str, protocol: Protocol) -> dict[str, str]:
     """The schemas of tools as the protocol lists them, and their names."""
     functions = [tool.get("function", tool) for tool in json.loads(tools)]
     names = ", ".join(function["name"] for function in functions)
     if protocol == "json":
-        return {"tools": json_text(functions), "names": names}
+        return {"tools": dump_json(functions), "names": names}
     if protocol == "hermes":
-        return {"tools": "\n".join(map(json_text, functions)), "names": names}
+        return {"tools": "\n".join(map(dump_json, functions)), "names": names}
     lines = [
-        f"{one['name']}: {one.get('description', '')} Arguments: {json_text(one.get('parameters', {}))}"
+        f"{one['name']}: {one.get('description', '')} Arguments: {dump_json(one.get('parameters', {}))}"
         for one in functions
     ]
     return {"tools": "\n".join(lines), "names": names}
 
 
-def _written(messages: Iterable[Message], protocol: Protocol) -> Iterator[Message]:
+def _write_messages(messages: Iterable[Message], protocol: Protocol) -> Iterator[Message]:
     """Runs of an answer and its calls as one answer, and runs of results as one turn or in the answer."""
-    kinds = {"assistant": "answer", "tool_call": "answer", "tool": "answer" if protocol in UNTRAINED else "result"}
+    kinds = {"assistant": "answer", "tool_call": "answer", "tool": "answer" if protocol in RESULT_MASKS else "result"}
     for kind, group in itertools.groupby(messages, key=lambda message: kinds.get(message.role, message.role)):
         run = list(group)
         if kind == "answer" and any(message.role == "tool" for message in run):
-            yield _one_turn(run, protocol)
+            yield _merge_turn(run, protocol)
         elif kind == "result":
-            yield Message("user", results_text([message.content for message in run], protocol))
+            yield Message("user", write_results([message.content for message in run], protocol))
         elif any(message.role == "tool_call" for message in run):
             said = "\n".join(message.content for message in run if message.role == "assistant")
             calls = [message.content for message in run if message.role == "tool_call"]
-            yield replace(run[0], role="assistant", content=calls_text(said, calls, protocol))
+            yield replace(run[0], role="assistant", content=write_calls(said, calls, protocol))
         else:
             yield from run
 
 
-def _one_turn(run: list[Message], protocol: Protocol) -> Message:
+def _merge_turn(run: list[Message], protocol: Protocol) -> Message:
     """Calls, their results and the answers to them as one answer.
 
     Raises:
@@ -116,40 +116,40 @@ def _one_turn(run: list[Message], protocol: Protocol) -> Message:
             texts = [message.content for message in some]
             if any("✿" in text for text in texts):
                 raise BadRow("a tool's result has words of the protocol", "set data.tool_format: hermes")
-            parts.append(results_text(texts, protocol))
+            parts.append(write_results(texts, protocol))
         else:
             said = "\n".join(message.content for message in some if message.role == "assistant")
             calls = [message.content for message in some if message.role == "tool_call"]
-            text = calls_text(said, calls, protocol)
+            text = write_calls(said, calls, protocol)
             parts.append(f"{RETURN}: {text}" if results_before and said else text)
         results_before = results
     first = next((message for message in run if message.role != "tool"), run[0])
     return replace(first, role="assistant", content="\n".join(parts))
 
 
-def calls_text(said: str, calls: Iterable[str], protocol: Protocol) -> str:
+def write_calls(said: str, calls: Iterable[str], protocol: Protocol) -> str:
     """An answer with calls, each JSON with `name` and `arguments`."""
     if protocol == "hermes":
         parts = [f"<tool_call>\n{call}\n</tool_call>" for call in calls]
     elif protocol == "json":
-        parts = [f"CALLS: {json_text([json.loads(call) for call in calls])}"]
+        parts = [f"CALLS: {dump_json([json.loads(call) for call in calls])}"]
     else:
-        parts = [_action(json.loads(call), protocol) for call in calls]
+        parts = [_write_action(json.loads(call), protocol) for call in calls]
     return "\n".join([*([said] if said else []), *parts])
 
 
-def _action(call: dict[str, Any], protocol: Protocol) -> str:
-    name, arguments, _ = WORDS[protocol]
-    return f"{name}: {call['name']}\n{arguments}: {json_text(call.get('arguments') or {})}"
+def _write_action(call: dict[str, Any], protocol: Protocol) -> str:
+    name, arguments, _ = PROTOCOL_WORDS[protocol]
+    return f"{name}: {call['name']}\n{arguments}: {dump_json(call.get('arguments') or {})}"
 
 
-def results_text(results: list[str], protocol: Protocol) -> str:
+def write_results(results: list[str], protocol: Protocol) -> str:
     """What tools gave back, as the turn that the model reads."""
     if protocol == "hermes":
         return "\n".join(f"<tool_response>\n{result}\n</tool_response>" for result in results)
     if protocol == "json":
-        return f"RESULTS: {json_text(results)}"
-    return "\n".join(f"{WORDS[protocol][2]}: {result}" for result in results)
+        return f"RESULTS: {dump_json(results)}"
+    return "\n".join(f"{PROTOCOL_WORDS[protocol][2]}: {result}" for result in results)
 
 
 def calls_in(text: str, protocol: Protocol) -> list[dict[str, Any]]:
@@ -159,7 +159,7 @@ def calls_in(text: str, protocol: Protocol) -> list[dict[str, Any]]:
     elif protocol == "json":
         found = [one for line in JSON_CALLS.findall(text) for one in _loaded(line) or []]
     else:
-        name, arguments, _ = WORDS[protocol]
+        name, arguments, _ = PROTOCOL_WORDS[protocol]
         pattern = rf"^{name}: (.*)\n{arguments}: (.*)$"
         pairs = [(name, _loaded(given)) for name, given in re.findall(pattern, text, re.MULTILINE)]
         found = [{"name": name, "arguments": given} for name, given in pairs if isinstance(given, dict)]

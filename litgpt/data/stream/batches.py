@@ -10,18 +10,18 @@ import torch
 from torch.utils.data import Dataset
 
 from litgpt.data.stream.batch import IGNORE, Batch
-from litgpt.data.stream.sampler import Permutation
-from litgpt.data.stream.workers import ReadAhead, cores
+from litgpt.data.stream.sampler import FeistelPermutation
+from litgpt.data.stream.workers import PrefetchingStream, count_cpus
 from litgpt.errors import UserError
 from litgpt.recipe.data import BatchShape
 
-Row = tuple[np.ndarray, np.ndarray | None]
+Window = tuple[np.ndarray, np.ndarray | None]
 """One sample: (T+1,) tokens, and (T,) document numbers or None."""
 Arrays = dict[str, np.ndarray]
 """A micro batch as workers hand it over: what `to_batch` makes a Batch of."""
 
 
-class Tokens(Protocol):
+class TokenReader(Protocol):
     """One long text as tokens, on disk. Readers are picklable without their data."""
 
     total: int
@@ -30,11 +30,11 @@ class Tokens(Protocol):
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start .. stop-1."""
 
-    def documents_between(self, start: int, stop: int) -> np.ndarray:
+    def find_document_starts(self, start: int, stop: int) -> np.ndarray:
         """Where documents begin, of those that begin in start .. stop-1."""
 
 
-class Rows(Protocol):
+class SampleDataset(Protocol):
     """Numbered samples without end: number `count` is the first of the second epoch."""
 
     count: int
@@ -45,22 +45,22 @@ class Rows(Protocol):
         """Samples `first` .. `first + number - 1`."""
 
 
-class TextRows(Rows, Protocol):
+class WindowDataset(SampleDataset, Protocol):
     """Samples of one length, cut from texts."""
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> Window:
         """Sample number `index`."""
 
     def document_numbers(self, index: int) -> np.ndarray:
         """(T,) int32: which document of sample number `index` each token belongs to, from 0."""
 
 
-class Stacked:
+class StackedWindows:
     """What rows of one length share."""
 
     channels: Sequence[str] = ()
 
-    def micro_batch(self: TextRows, first: int, number: int) -> Arrays:
+    def micro_batch(self: WindowDataset, first: int, number: int) -> Arrays:
         """Samples as (B, T+1) `tokens`, and (B, T) `documents` if they are numbered."""
         rows = [self.row(first + place) for place in range(number)]
         documents = [numbers for _, numbers in rows if numbers is not None]
@@ -68,7 +68,7 @@ class Stacked:
         return arrays | ({"documents": np.stack(documents)} if documents else {})
 
 
-class Windows(Stacked):
+class Windows(StackedWindows):
     """Samples of T+1 tokens cut from one text at a stride of T, in another order every epoch.
 
     Every token but the first is a label exactly once an epoch, except for the `tail` tokens at the end that fill no
@@ -84,7 +84,7 @@ class Windows(Stacked):
         UserError: if the text is shorter than one window.
     """
 
-    def __init__(self, tokens: Tokens, length: int, seed: int, document_mask: bool = False) -> None:
+    def __init__(self, tokens: TokenReader, length: int, seed: int, document_mask: bool = False) -> None:
         self.count = (tokens.total - 1) // length
         if self.count < 1:
             raise UserError(
@@ -95,9 +95,9 @@ class Windows(Stacked):
         self.fingerprint = _digest(tokens.fingerprint, length, seed)
         self.tokens = tokens
         self._length, self._seed, self._document_mask = length, seed, document_mask
-        self._permutation = (0, Permutation(self.count, seed, 0))
+        self._permutation = (0, FeistelPermutation(self.count, seed, 0))
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> Window:
         """Sample number `index` over all epochs."""
         start = self._start(index)
         window = self.tokens.read(start, start + self._length + 1)
@@ -110,30 +110,30 @@ class Windows(Stacked):
     def _start(self, index: int) -> int:
         epoch, within = divmod(index, self.count)
         if self._permutation[0] != epoch:
-            self._permutation = (epoch, Permutation(self.count, self._seed, epoch))
+            self._permutation = (epoch, FeistelPermutation(self.count, self._seed, epoch))
         return self._permutation[1](within) * self._length
 
     def _documents(self, start: int) -> np.ndarray:
         begins = np.zeros(self._length, dtype=np.int32)
         # the first token's document is number 0, whether it begins here or earlier
-        begins[self.tokens.documents_between(start + 1, start + self._length) - start] = 1
+        begins[self.tokens.find_document_starts(start + 1, start + self._length) - start] = 1
         return begins.cumsum(dtype=np.int32)
 
 
-class Mix(Stacked):
+class BlendedWindows(StackedWindows):
     """Two sources of samples, interleaved so evenly that after n samples the first has given floor(n * share).
 
     Args:
         share: of samples from `first`, between 0 and 1.
     """
 
-    def __init__(self, first: TextRows, second: TextRows, share: float) -> None:
+    def __init__(self, first: WindowDataset, second: WindowDataset, share: float) -> None:
         self.count = first.count + second.count
         self.fingerprint = _digest(first.fingerprint, second.fingerprint, share)
         self.first, self.second = first, second
         self._millionths = round(share * 1_000_000)  # whole numbers, so that no position is too large to be exact
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> Window:
         """Sample number `index`."""
         rows, place = self._place(index)
         return rows.row(place)
@@ -143,17 +143,17 @@ class Mix(Stacked):
         rows, place = self._place(index)
         return rows.document_numbers(place)
 
-    def _place(self, index: int) -> tuple[TextRows, int]:
+    def _place(self, index: int) -> tuple[WindowDataset, int]:
         taken = index * self._millionths // 1_000_000
         if (index + 1) * self._millionths // 1_000_000 > taken:
             return self.first, taken
         return self.second, index - taken
 
 
-class MicroBatches(Dataset[Arrays]):
+class MicroBatchDataset(Dataset[Arrays]):
     """The micro batch of one rank at any position."""
 
-    def __init__(self, rows: Rows, shape: BatchShape) -> None:
+    def __init__(self, rows: SampleDataset, shape: BatchShape) -> None:
         self.rows, self.shape = rows, shape
 
     def __getitem__(self, position: int) -> Arrays:
@@ -164,10 +164,10 @@ class MicroBatches(Dataset[Arrays]):
             return {"error": np.array(str(error))}
 
 
-class Counted:
+class CountedStream:
     """How far a stream has come through its samples."""
 
-    rows: Rows
+    rows: SampleDataset
     position: int
 
     @property
@@ -186,7 +186,7 @@ class Counted:
         return list(self.rows.channels)
 
 
-class TrainStream(Counted, ReadAhead):
+class TrainStream(CountedStream, PrefetchingStream):
     """Endless micro batches; `position` counts the samples handed out over all ranks.
 
     The micro batch of rank r at position p holds samples p + r*B .. p + (r+1)*B - 1, then p grows by B * ranks. A
@@ -200,15 +200,15 @@ class TrainStream(Counted, ReadAhead):
             on it.
     """
 
-    def __init__(self, rows: Rows, shape: BatchShape, *, workers: int = 0) -> None:
+    def __init__(self, rows: SampleDataset, shape: BatchShape, *, workers: int = 0) -> None:
         super().__init__()
         self.position = 0
-        self.rows, self._shape, self._workers = rows, shape, min(workers, cores())
+        self.rows, self._shape, self._workers = rows, shape, min(workers, count_cpus())
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
         positions = itertools.count(self.position, self._shape.samples_per_round)
-        batches = MicroBatches(self.rows, self._shape)
+        batches = MicroBatchDataset(self.rows, self._shape)
         if self._workers:
             self.start(batches, self._workers, positions)
         else:
@@ -228,17 +228,17 @@ class TrainStream(Counted, ReadAhead):
         Raises:
             UserError: if the state belongs to other data, another tokenizer, sequence length or seed.
         """
-        self.position = checked_position(state, self.rows.fingerprint)
+        self.position = check_position(state, self.rows.fingerprint)
 
 
-class ValStream(Counted):
+class ValStream(CountedStream):
     """One pass over validation samples each time it is iterated, in a fixed order, equally long on every rank.
 
     It is read in this process: the text is mapped into memory, and starting workers for every validation would take
-    longer than reading. Rows past the end have all labels ignored.
+    longer than reading. SampleDataset past the end have all labels ignored.
     """
 
-    def __init__(self, rows: Rows, shape: BatchShape) -> None:
+    def __init__(self, rows: SampleDataset, shape: BatchShape) -> None:
         self.position = 0
         self.rows, self._shape = rows, shape
 
@@ -247,7 +247,7 @@ class ValStream(Counted):
         return -(-self.rows.count // self._shape.samples_per_round)
 
     def __iter__(self) -> Iterator[Batch]:
-        micro_batches, step = MicroBatches(self.rows, self._shape), self._shape.samples_per_round
+        micro_batches, step = MicroBatchDataset(self.rows, self._shape), self._shape.samples_per_round
         for start in range(0, len(self) * step, step):
             there = self.rows.count - start - self._shape.rank * self._shape.micro_batch_size
             batch = to_batch(micro_batches[start], trained=max(0, there))
@@ -294,7 +294,7 @@ def _tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def checked_position(state: dict[str, Any], fingerprint: str) -> int:
+def check_position(state: dict[str, Any], fingerprint: str) -> int:
     """The position in a stream's state, if it was taken from the data with this fingerprint.
 
     Raises:

@@ -9,7 +9,9 @@ from litgpt.data.stream.batch import IGNORE
 from litgpt.data.stream.batches import Arrays
 
 
-def laid(rows: Sequence[Sequence[Example]], *, padding: bool, weighted: bool, channels: Sequence[str]) -> Arrays:
+def collate_rows(
+    rows: Sequence[Sequence[Example]], *, padding: bool, weighted: bool, channels: Sequence[str]
+) -> Arrays:
     """Rows of samples: end to end in one row with the `stops` of each, or padded.
 
     Args:
@@ -19,15 +21,15 @@ def laid(rows: Sequence[Sequence[Example]], *, padding: bool, weighted: bool, ch
     """
     sizes = [sum(len(example.ids) for example in row) for row in rows]
     if padding:
-        apart = [_end_to_end(row, max(sizes), weighted, channels) for row in rows]
+        apart = [_concatenate(row, max(sizes), weighted, channels) for row in rows]
         return {name: np.concatenate([one[name] for one in apart]) for name in apart[0]}
-    arrays = _end_to_end([example for row in rows for example in row], sum(sizes), weighted, channels)
+    arrays = _concatenate([example for row in rows for example in row], sum(sizes), weighted, channels)
     if sum(map(len, rows)) == 1:  # one sample needs no mask
         del arrays["documents"], arrays["positions"]
     return arrays | {"stops": np.cumsum(sizes)}
 
 
-def _end_to_end(examples: Sequence[Example], total: int, weighted: bool, channels: Sequence[str]) -> Arrays:
+def _concatenate(examples: Sequence[Example], total: int, weighted: bool, channels: Sequence[str]) -> Arrays:
     """Samples end to end in one row (1, total); what is left of it is padding."""
     arrays: Arrays = {
         "ids": np.zeros((1, total), np.int64),

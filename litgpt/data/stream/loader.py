@@ -67,7 +67,7 @@ class LoaderStream:
         self._passes, self._batches = 0, 0  # whole epochs, and batches of this rank in the one that runs
         self._loader = open_loader()
         if repeat and _is_map_style(self._loader):
-            self._loader = _dealt(self._loader, shape)
+            self._loader = _distribute(self._loader, shape)
         self._restored: dict[str, Any] | None = None
 
     @property
@@ -120,7 +120,7 @@ class LoaderStream:
         batches = map(self._batch, self._loader)
         while turn := list(itertools.islice(batches, deal)):
             mine = self._shape.rank % deal
-            batch = turn[mine] if mine < len(turn) else _without_targets(turn[0])
+            batch = turn[mine] if mine < len(turn) else _mask_labels(turn[0])
             self.position += sum(other.ids.shape[0] for other in turn) * (self._shape.ranks // deal)
             yield batch
 
@@ -167,7 +167,7 @@ def _is_map_style(loader: Any) -> bool:
     return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
 
 
-def _dealt(loader: DataLoader, shape: BatchShape) -> DataLoader:
+def _distribute(loader: DataLoader, shape: BatchShape) -> DataLoader:
     """The same loader with a sampler whose order depends on seed, epoch and rank only."""
     if isinstance(loader.sampler, DistributedSampler):
         return loader
@@ -203,5 +203,5 @@ def start_worker(own: Callable[[int], None] | None, worker: int) -> None:
         own(worker)
 
 
-def _without_targets(batch: Batch) -> Batch:
+def _mask_labels(batch: Batch) -> Batch:
     return Batch(ids=batch.ids, labels=torch.full_like(batch.labels, IGNORE))

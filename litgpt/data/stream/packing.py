@@ -6,10 +6,12 @@ from typing import Literal
 
 import numpy as np
 
-Strategy = Literal["best_fit", "sequential"]
+PackingStrategy = Literal["best_fit", "sequential"]
 
 
-def pack(lengths: Sequence[int] | np.ndarray, capacity: int, strategy: Strategy = "best_fit") -> list[np.ndarray]:
+def pack_samples(
+    lengths: Sequence[int] | np.ndarray, capacity: int, strategy: PackingStrategy = "best_fit"
+) -> list[np.ndarray]:
     """Which samples share a row; each is in exactly one, and the same lengths give the same rows.
 
     `best_fit` takes the longest first, and puts each into the fullest row that has room (Johnson et al. 1974, at most
@@ -27,7 +29,7 @@ def pack(lengths: Sequence[int] | np.ndarray, capacity: int, strategy: Strategy 
     return [np.array(row, dtype=np.int64) for row in rows]
 
 
-def filling(lengths: Sequence[int] | np.ndarray, rows: Sequence[np.ndarray], capacity: int) -> float:
+def compute_fill_ratio(lengths: Sequence[int] | np.ndarray, rows: Sequence[np.ndarray], capacity: int) -> float:
     """The share of all rows' places that holds a token."""
     return float(np.sum(lengths)) / (len(rows) * capacity) if rows else 0.0
 

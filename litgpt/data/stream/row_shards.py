@@ -6,19 +6,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from litgpt.data.read.documents import numbered, unpacked
-from litgpt.data.read.row_sources import DataSource, Found, as_json, parquet_groups, read_rows
-from litgpt.data.stream.sampler import Permutation
+from litgpt.data.read.documents import decompress_lines, number_lines
+from litgpt.data.read.row_sources import DataSource, LocatedRow, parse_json, read_parquet_rows, read_rows
+from litgpt.data.stream.sampler import FeistelPermutation
 from litgpt.errors import UserError
 
-Mine = Callable[[int], bool]
-Spot = tuple[int, int, Found]
+RowFilter = Callable[[int], bool]
+FileRow = tuple[int, int, LocatedRow]
 """A row's number in its file, from 1; the byte behind it, where the file can be entered there; and the row."""
-Part = Callable[[int, int, Mine], Iterator[Spot]]
+RowReader = Callable[[int, int, RowFilter], Iterator[FileRow]]
 """Opens a file behind so many rows and bytes, and gives those of the rows after it whose numbers are wanted."""
 
 
-class Share:
+class RowShard:
     """Every `ranks`-th row of some parts, the parts in another order in every pass.
 
     Args:
@@ -32,7 +32,7 @@ class Share:
     """
 
     def __init__(
-        self, name: str, parts: Sequence[Part], held: Sequence[int], *, seed: int, rank: int, ranks: int
+        self, name: str, parts: Sequence[RowReader], held: Sequence[int], *, seed: int, rank: int, ranks: int
     ) -> None:
         self.name, self.parts, self.held = name, parts, held
         self.seed, self.rank, self.ranks = seed, rank, ranks
@@ -43,15 +43,15 @@ class Share:
         self.place = list(place)
         self._rows = self._read()
 
-    def __next__(self) -> tuple[int, Found]:
+    def __next__(self) -> tuple[int, LocatedRow]:
         """The number of the part, and the next row in it."""
         return next(self._rows)
 
-    def _read(self) -> Iterator[tuple[int, Found]]:
+    def _read(self) -> Iterator[tuple[int, LocatedRow]]:
         while True:
             passes, first, row, byte = self.place
             found, whole = 0, not (first or row)
-            order = Permutation(len(self.parts), self.seed, passes)
+            order = FeistelPermutation(len(self.parts), self.seed, passes)
             for at in range(first, len(self.parts)):
                 part = order(at)
                 for number, behind, one in self.parts[part](row, byte, self._mine):
@@ -71,38 +71,38 @@ class Share:
         return number % self.ranks == self.rank
 
 
-def every(number: int) -> bool:
+def take_all(number: int) -> bool:
     """Whether a row is wanted where all are."""
     return True
 
 
-def part_of(path: Path) -> Part:
+def open_reader(path: Path) -> RowReader:
     """A file as a part; files of lines and of groups are entered without reading what lies before."""
     if ".jsonl" in path.suffixes[-2:]:
         return partial(_lines, path)
     return partial(_groups if path.suffix == ".parquet" else _rows, path)
 
 
-def held_back(parts: Sequence[Part], rows: int) -> list[int]:
+def count_held_out(parts: Sequence[RowReader], rows: int) -> list[int]:
     """How far the first so many rows of some parts reach into each."""
     held = []
     for part in parts:
-        numbers = [number for number, _, _ in islice(part(0, 0, every), rows)] if rows else []
+        numbers = [number for number, _, _ in islice(part(0, 0, take_all), rows)] if rows else []
         held.append(numbers[-1] if numbers else 0)
         rows -= len(numbers)
     return held
 
 
-def first_rows(parts: Sequence[Part], held: Sequence[int]) -> Iterator[Found]:
+def read_held_out(parts: Sequence[RowReader], held: Sequence[int]) -> Iterator[LocatedRow]:
     """The rows that are held back."""
     for part, last in zip(parts, held, strict=True):
-        for number, _, found in part(0, 0, every) if last else ():
+        for number, _, found in part(0, 0, take_all) if last else ():
             if number > last:
                 break
             yield found
 
 
-def hub_parts(source: DataSource) -> list[Part]:
+def open_hub_shards(source: DataSource) -> list[RowReader]:
     """The shards of a data set of the hub, which are fetched while they are read.
 
     Raises:
@@ -127,31 +127,31 @@ def hub_parts(source: DataSource) -> list[Part]:
     return [partial(_shard, shard, f"{source.path}/{number}") for number, shard in enumerate(shards)]
 
 
-def _lines(path: Path, row: int, byte: int, mine: Mine) -> Iterator[Spot]:
+def _lines(path: Path, row: int, byte: int, mine: RowFilter) -> Iterator[FileRow]:
     """The lines of a file; one that is not packed is entered at a byte."""
     plain = path.suffix == ".jsonl"
     with _opened(path) as raw:
         raw.seek(byte if plain else 0)
-        for number, line in numbered(path, unpacked(path, raw)):
+        for number, line in number_lines(path, decompress_lines(path, raw)):
             number += row if plain else 0
             byte += len(line)
             if number > row and mine(number) and line.strip():
-                yield number, byte if plain else 0, (f"{path}:{number}", as_json(line))
+                yield number, byte if plain else 0, (f"{path}:{number}", parse_json(line))
 
 
-def _groups(path: Path, row: int, byte: int, mine: Mine) -> Iterator[Spot]:
-    for number, found in parquet_groups(path, row, mine):
+def _groups(path: Path, row: int, byte: int, mine: RowFilter) -> Iterator[FileRow]:
+    for number, found in read_parquet_rows(path, row, mine):
         yield number, 0, (f"{path}[{number - 1}]", found)
 
 
-def _rows(path: Path, row: int, byte: int, mine: Mine) -> Iterator[Spot]:
+def _rows(path: Path, row: int, byte: int, mine: RowFilter) -> Iterator[FileRow]:
     """The rows of a file that can only be read from its start."""
     for number, found in enumerate(read_rows(path), 1):
         if number > row and mine(number):
             yield number, 0, found
 
 
-def _shard(shard: Any, name: str, row: int, byte: int, mine: Mine) -> Iterator[Spot]:
+def _shard(shard: Any, name: str, row: int, byte: int, mine: RowFilter) -> Iterator[FileRow]:
     try:
         for number, found in enumerate(shard.skip(row), row + 1):
             if mine(number):

@@ -10,7 +10,7 @@ _MASK = (1 << 64) - 1
 _ROUNDS = 6
 
 
-class Permutation:
+class FeistelPermutation:
     """A bijection of 0 .. count-1, fixed by `seed` and `epoch`.
 
     A Feistel network over the smallest even number of bits that holds `count`; values that fall outside are sent
@@ -42,7 +42,7 @@ class Permutation:
 
 
 @dataclass(frozen=True)
-class Grouping:
+class LengthGrouping:
     """Which samples are sorted by length together.
 
     Attributes:
@@ -53,8 +53,12 @@ class Grouping:
     group: int
     groups: int
 
+    def __repr__(self) -> str:
+        # checkpoints hold a hash of this text, so it keeps the class's first name
+        return f"Grouping(group={self.group}, groups={self.groups})"
 
-class GroupedOrder:
+
+class LengthGroupedSampler:
     """A bijection of 0 .. count-1 that lays samples of near lengths side by side.
 
     A shuffled order is cut in blocks of `groups` x `group` samples; each block is sorted by length, the longest first,
@@ -64,9 +68,9 @@ class GroupedOrder:
         lengths: (count,) of the samples.
     """
 
-    def __init__(self, lengths: np.ndarray, seed: int, epoch: int, grouping: Grouping) -> None:
+    def __init__(self, lengths: np.ndarray, seed: int, epoch: int, grouping: LengthGrouping) -> None:
         self._lengths, self._grouping, self._seed, self._epoch = lengths, grouping, seed, epoch
-        self._shuffled = Permutation(len(lengths), seed, epoch)
+        self._shuffled = FeistelPermutation(len(lengths), seed, epoch)
         self._block = (-1, np.zeros(0, np.int64))
 
     def __call__(self, index: int) -> int:
@@ -82,18 +86,18 @@ class GroupedOrder:
         members = np.fromiter(map(self._shuffled, places), np.int64, len(places))
         members = members[np.argsort(-self._lengths[members], kind="stable")]
         whole = len(members) // group
-        shuffled = Permutation(whole, self._seed, f"{self._epoch}:{block}") if whole else None
+        shuffled = FeistelPermutation(whole, self._seed, f"{self._epoch}:{block}") if whole else None
         parts = (
             [members[start * group : (start + 1) * group] for start in map(shuffled, range(whole))] if shuffled else []
         )
         return np.concatenate([*parts, members[whole * group :]])
 
 
-def order_of(lengths: np.ndarray, seed: int, epoch: int, grouping: Grouping | None) -> Callable[[int], int]:
+def build_sampler(lengths: np.ndarray, seed: int, epoch: int, grouping: LengthGrouping | None) -> Callable[[int], int]:
     """The order of an epoch."""
     if grouping is None:
-        return Permutation(len(lengths), seed, epoch)
-    return GroupedOrder(lengths, seed, epoch, grouping)
+        return FeistelPermutation(len(lengths), seed, epoch)
+    return LengthGroupedSampler(lengths, seed, epoch, grouping)
 
 
 def _mix(value: int) -> int:

@@ -7,17 +7,17 @@ from typing import Literal
 
 import numpy as np
 
-from litgpt.data.cache.examples import ExampleFile
+from litgpt.data.cache.examples import CachedExamples
 from litgpt.data.render.labels import Example
 from litgpt.data.stream.batches import Arrays
-from litgpt.data.stream.collate import laid
-from litgpt.data.stream.sampler import Grouping, order_of
+from litgpt.data.stream.collate import collate_rows
+from litgpt.data.stream.sampler import LengthGrouping, build_sampler
 from litgpt.errors import UserError
 
 OnOverlong = Literal["drop", "truncate_left", "truncate_right", "split", "raise"]
 
 
-class Pieces:
+class SampleTable:
     """The samples of a run, none longer than the model reads.
 
     Args:
@@ -38,7 +38,7 @@ class Pieces:
     """
 
     def __init__(
-        self, files: Sequence[ExampleFile], chosen: np.ndarray, length: int, on_overlong: OnOverlong = "drop"
+        self, files: Sequence[CachedExamples], chosen: np.ndarray, length: int, on_overlong: OnOverlong = "drop"
     ) -> None:
         self.files, self.length, self.on_overlong = list(files), length, on_overlong
         sizes, targets = np.zeros(len(chosen), np.int64), np.zeros(len(chosen), np.int64)
@@ -112,12 +112,12 @@ class SampleRows:
 
     def __init__(
         self,
-        pieces: Pieces,
+        pieces: SampleTable,
         rows: Sequence[np.ndarray] | None,
         seed: int | None,
         *,
         padding: bool = False,
-        grouping: Grouping | None = None,
+        grouping: LengthGrouping | None = None,
     ) -> None:
         self.pieces, self.padding, self._seed = pieces, padding, seed
         self._members = np.arange(len(pieces.table)) if rows is None else np.concatenate(rows)
@@ -135,7 +135,7 @@ class SampleRows:
 
     def _order_of(self, epoch: int) -> Callable[[int], int]:
         lengths = np.add.reduceat(self.pieces.lengths[self._members], self._begins[:-1])
-        return order_of(lengths, self._seed or 0, epoch, self._grouping)
+        return build_sampler(lengths, self._seed or 0, epoch, self._grouping)
 
     def members(self, index: int) -> list[int]:
         """The samples in row number `index` over all epochs."""
@@ -166,4 +166,4 @@ class SampleRows:
     def micro_batch(self, first: int, number: int) -> Arrays:
         """Rows `first` .. `first + number - 1`: end to end in one row with the `stops` of each, or padded."""
         rows = [[self.pieces.read(piece) for piece in self.members(first + place)] for place in range(number)]
-        return laid(rows, padding=self.padding, weighted=self.weighted, channels=self.channels)
+        return collate_rows(rows, padding=self.padding, weighted=self.weighted, channels=self.channels)

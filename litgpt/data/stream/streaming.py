@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset
 
-from litgpt.data.cache.examples import SHOWN, OnError, Renders, Report, Rows, stopped_by
+from litgpt.data.cache.examples import MAX_SHOWN, OnError, Renderer, RowReport, RowSet, bad_row_error
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.render.labels import Example
 from litgpt.data.stream.batch import Batch
-from litgpt.data.stream.batches import Arrays, checked_position, to_batch
-from litgpt.data.stream.collate import laid
-from litgpt.data.stream.packing import Strategy, pack
-from litgpt.data.stream.row_shards import Share
-from litgpt.data.stream.sampler import Permutation
-from litgpt.data.stream.workers import ReadAhead
+from litgpt.data.stream.batches import Arrays, check_position, to_batch
+from litgpt.data.stream.collate import collate_rows
+from litgpt.data.stream.packing import PackingStrategy, pack_samples
+from litgpt.data.stream.row_shards import RowShard
+from litgpt.data.stream.sampler import FeistelPermutation
+from litgpt.data.stream.workers import PrefetchingStream
 from litgpt.errors import UserError
 from litgpt.recipe.data import BatchShape
 
@@ -34,7 +34,7 @@ Told = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Making:
+class SampleBuilder:
     """How samples are made of rows, and laid in micro batches.
 
     Attributes:
@@ -48,11 +48,11 @@ class Making:
         seed: fixes the order; another one on every rank.
     """
 
-    renders: Renders
+    renders: Renderer
     on_error: OnError
     on_overlong: str
     length: int
-    packing: tuple[int, Strategy] | None
+    packing: tuple[int, PackingStrategy] | None
     padding: bool
     window: int
     seed: int
@@ -63,7 +63,7 @@ class Making:
         return [self.renders.fingerprint_parts(), rest]
 
 
-class Drawn(NamedTuple):
+class DrawnConversation(NamedTuple):
     """A conversation, the number of its set, where it stands, and whether it is read for the first time."""
 
     number: int
@@ -73,7 +73,7 @@ class Drawn(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Mixed:
+class WeightedShard:
     """A share of rows and its part in the whole.
 
     Attributes:
@@ -82,7 +82,7 @@ class Mixed:
         weight: how much of the samples come from it, relative to the others.
     """
 
-    share: Share
+    share: RowShard
     owners: Sequence[int]
     weight: float = 1.0
 
@@ -100,16 +100,16 @@ class StreamedRows(IterableDataset[Any]):
 
     def __init__(
         self,
-        sets: Sequence[Rows],
-        mixed: Sequence[Mixed],
-        making: Making,
+        sets: Sequence[RowSet],
+        mixed: Sequence[WeightedShard],
+        making: SampleBuilder,
         *,
         micro_batch_size: int,
         channels: Sequence[str],
     ) -> None:
         self.sets, self.mixed, self.making = sets, mixed, making
         self.micro_batch_size, self.channels = micro_batch_size, channels
-        self.reports = [Report() for _ in sets]
+        self.reports = [RowReport() for _ in sets]
         self.taken = [0 for _ in mixed]
         self.windows = self.behind = 0
 
@@ -128,7 +128,7 @@ class StreamedRows(IterableDataset[Any]):
         for one, place in zip(self.mixed, state["places"], strict=True):
             one.share.go_to(place)
         self.taken, self.windows, self.behind = list(state["taken"]), state["windows"], state["behind"]
-        self.reports = [Report(**one | {"reasons": Counter(one["reasons"])}) for one in state["reports"]]
+        self.reports = [RowReport(**one | {"reasons": Counter(one["reasons"])}) for one in state["reports"]]
 
     def __iter__(self) -> Iterator[tuple[Arrays, dict[str, Any], Told]]:
         try:
@@ -148,7 +148,7 @@ class StreamedRows(IterableDataset[Any]):
                 self.behind = 0
             taken = [rows.popleft()[2] for _ in range(self.micro_batch_size)]
             weighted = any(((one.weights != 0) & (one.weights != 1)).any() for row in taken for one in row)
-            arrays = laid(taken, padding=self.making.padding, weighted=weighted, channels=self.channels)
+            arrays = collate_rows(taken, padding=self.making.padding, weighted=weighted, channels=self.channels)
             start, behind, _ = rows[0]
             yield arrays, start | {"behind": behind}, self.told()
 
@@ -172,12 +172,12 @@ class StreamedRows(IterableDataset[Any]):
             examples = self._examples([one for _ in range(self.making.window) for one in self._drawn()])
         sizes = [len(example.ids) for example in examples]
         packing = self.making.packing
-        members = pack(sizes, *packing) if packing else [[number] for number in range(len(examples))]
-        order = Permutation(len(members), self.making.seed, self.windows)
+        members = pack_samples(sizes, *packing) if packing else [[number] for number in range(len(examples))]
+        order = FeistelPermutation(len(members), self.making.seed, self.windows)
         self.windows += 1
         return [[examples[one] for one in members[order(place)]] for place in range(len(members))]
 
-    def _drawn(self) -> list[Drawn]:
+    def _drawn(self) -> list[DrawnConversation]:
         """The conversations in the row whose turn it is."""
         total, weights = sum(self.taken) + 1, [one.weight for one in self.mixed]
         chosen = max(range(len(weights)), key=lambda one: weights[one] / sum(weights) * total - self.taken[one])
@@ -189,7 +189,7 @@ class StreamedRows(IterableDataset[Any]):
         try:
             if isinstance(row, BadRow):
                 raise row
-            return [Drawn(number, where, said, new) for said in self.sets[number].convert(row)]
+            return [DrawnConversation(number, where, said, new) for said in self.sets[number].convert(row)]
         except BadRow as fault:
             self._fault(number, where, fault, new)
             return []
@@ -197,15 +197,15 @@ class StreamedRows(IterableDataset[Any]):
     def _fault(self, number: int, where: str, fault: BadRow, new: bool) -> None:
         """Stop at a row that is no conversation, or count it, once however often it is read."""
         if self.making.on_error == "raise":
-            raise stopped_by(f"{where}: {fault}")
+            raise bad_row_error(f"{where}: {fault}")
         if not new:
             return
         report = self.reports[number]
         report.add(where, fault)
-        if self.making.on_error == "warn" and report.left_out <= SHOWN:
+        if self.making.on_error == "warn" and report.left_out <= MAX_SHOWN:
             print(f"{report.first[-1]}; left out", file=sys.stderr)
 
-    def _examples(self, drawn: list[Drawn]) -> list[Example]:
+    def _examples(self, drawn: list[DrawnConversation]) -> list[Example]:
         """The samples that conversations become, none longer than the model reads."""
         found: list[Example] = []
         made = self.making.renders.examples([one.said for one in drawn])
@@ -242,7 +242,7 @@ class StreamedRows(IterableDataset[Any]):
         return [replace(example, ids=example.ids[cut], weights=example.weights[cut]) for cut in cuts]
 
 
-class StreamedBatches(ReadAhead):
+class StreamedBatches(PrefetchingStream):
     """Endless micro batches of rows that are read as they are needed; the length of an epoch is not known.
 
     Args:
@@ -305,7 +305,7 @@ class StreamedBatches(ReadAhead):
                 f"data.streaming: the checkpoint was read by {len(ranks)} data ranks, now there are "
                 f"{self._shape.ranks}; go on with {len(ranks)}"
             )
-        self.position = checked_position(state, self._fingerprint)
+        self.position = check_position(state, self._fingerprint)
         self._state = state["ranks"][str(self._shape.rank)]
         self.rows.go_to(self._state)
         self._told = self.rows.told()
@@ -316,20 +316,20 @@ class StreamedBatches(ReadAhead):
         found = dict(self._also)
         for one in ranks.values():
             for name, report in one.items():
-                found[name] = added(found[name], report) if name in found else report
+                found[name] = merge_reports(found[name], report) if name in found else report
         return found
 
 
-def told(report: Report) -> dict[str, Any]:
+def told(report: RowReport) -> dict[str, Any]:
     """A report as JSON values."""
     return {**asdict(report), "reasons": dict(report.reasons), "first": list(report.first)}
 
 
-def added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def merge_reports(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Two reports as one."""
     reasons = Counter(one["reasons"]) + Counter(other["reasons"])
     counts = {name: one[name] + other[name] for name in ("rows", "overlong", "untrained")}
-    return {**counts, "reasons": dict(reasons), "first": [*one["first"], *other["first"]][:SHOWN]}
+    return {**counts, "reasons": dict(reasons), "first": [*one["first"], *other["first"]][:MAX_SHOWN]}
 
 
 def fingerprint(*parts: Any) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 
-class ReadAhead:
+class PrefetchingStream:
     """What streams share that may read in processes of their own: starting them, and their end.
 
     Attributes:
@@ -37,14 +37,14 @@ class ReadAhead:
             batch_size=None,
             sampler=order,
             num_workers=workers,
-            collate_fn=_unchanged,
+            collate_fn=_identity,
             # forked, so that the run is a worker's parent: one that loses its parent to SIGKILL ends by itself
             multiprocessing_context="fork" if sys.platform == "linux" else None,
             # without a generator of its own the loader would draw from the run's, and dropout would depend on it
             generator=torch.Generator(),
         )
         others = multiprocessing.active_children()
-        with _signals_left_to_parent():
+        with _block_signals():
             self.running = iter(loader)
         self._processes = [process for process in multiprocessing.active_children() if process not in others]
 
@@ -58,17 +58,17 @@ class ReadAhead:
         atexit.unregister(self.close)
 
 
-def cores() -> int:
+def count_cpus() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _unchanged(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 @contextmanager
-def _signals_left_to_parent() -> Iterator[None]:
+def _block_signals() -> Iterator[None]:
     """Processes started here never get SIGINT, SIGTERM or SIGUSR1.
 
     Ctrl-C and a scheduler's SIGTERM reach the whole process group; the parent decides, and needs its workers until

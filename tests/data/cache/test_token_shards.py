@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from litgpt.data.cache.token_shards import Corpus, TokenFile, pieces, prepare
-from litgpt.data.read.documents import Skipped, identify, read_documents
+from litgpt.data.cache.token_shards import Corpus, TokenFile, prepare_tokens, split_text
+from litgpt.data.read.documents import SkippedRows, fingerprint_files, read_documents
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
 from litgpt.files import DamagedFileError, verify_manifest
@@ -29,7 +29,7 @@ def corpus_of(folder: Path, **changes: object) -> Corpus:
     files = sorted(folder.glob("*.txt"))
     settings: dict = {
         "name": "text",
-        "sources": identify(files, folder / "hashes.json"),
+        "sources": fingerprint_files(files, folder / "hashes.json"),
         "documents": lambda watch, skipped: (text for file in files for text in read_documents(file, watch=watch)),
         "bos": True,
     }
@@ -44,33 +44,33 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_tokens_are_those_of_each_document(folder: Path, tokenizer: Tokenizer) -> None:
-    tokens = prepare(corpus_of(folder), tokenizer, folder / "cache")
+    tokens = prepare_tokens(corpus_of(folder), tokenizer, folder / "cache")
     expected = [tokenizer.encode(text, bos=True).tolist() for text in TEXTS]
     assert tokens.read(0, tokens.total).tolist() == [number for tokens_of_one in expected for number in tokens_of_one]
     starts = np.cumsum([0, *map(len, expected)])
-    assert tokens.documents_between(0, tokens.total).tolist() == starts[:-1].tolist()
-    assert tokens.documents_between(starts[1], starts[2]).tolist() == [starts[1]]
-    assert tokens.documents_between(starts[1] + 1, starts[2]).tolist() == []
+    assert tokens.find_document_starts(0, tokens.total).tolist() == starts[:-1].tolist()
+    assert tokens.find_document_starts(starts[1], starts[2]).tolist() == [starts[1]]
+    assert tokens.find_document_starts(starts[1] + 1, starts[2]).tolist() == []
     assert (tokens.documents, tokens.about["skipped"], tokens.about["dtype"]) == (4, 0, "uint16")
     verify_manifest(tokens.folder)
 
 
 def test_second_time_reads_nothing(folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = prepare(corpus_of(folder), tokenizer, folder / "cache")
+    first = prepare_tokens(corpus_of(folder), tokenizer, folder / "cache")
     monkeypatch.setattr(Tokenizer, "encode_batch", None)
-    assert prepare(corpus_of(folder), tokenizer, folder / "cache").folder == first.folder
+    assert prepare_tokens(corpus_of(folder), tokenizer, folder / "cache").folder == first.folder
 
 
 def test_what_changes_the_tokens_makes_them_again(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     cache, other = folder / "cache", train_tokenizer([], "bytes", 258, tmp_path / "bytes")
-    made = [prepare(corpus_of(folder), tokenizer, cache)]
-    made.append(prepare(corpus_of(folder), other, cache))
-    made.append(prepare(corpus_of(folder, bos=False), tokenizer, cache))
-    made.append(prepare(corpus_of(folder, eos=True), tokenizer, cache))
+    made = [prepare_tokens(corpus_of(folder), tokenizer, cache)]
+    made.append(prepare_tokens(corpus_of(folder), other, cache))
+    made.append(prepare_tokens(corpus_of(folder, bos=False), tokenizer, cache))
+    made.append(prepare_tokens(corpus_of(folder, eos=True), tokenizer, cache))
     (folder / "0.txt").write_text("the fax")  # same name, size and day
-    made.append(prepare(corpus_of(folder), tokenizer, cache))
+    made.append(prepare_tokens(corpus_of(folder), tokenizer, cache))
     (folder / "0.txt").rename(folder / "9.txt")  # same texts in another order
-    made.append(prepare(corpus_of(folder), tokenizer, cache))
+    made.append(prepare_tokens(corpus_of(folder), tokenizer, cache))
     assert len({tokens.fingerprint for tokens in made}) == len(made) == len([p for p in cache.iterdir() if p.is_dir()])
     assert made[3].total == made[2].total + 2 * 4
 
@@ -81,12 +81,12 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("after", range(5))
 def test_interruption_leaves_nothing(folder: Path, tokenizer: Tokenizer, after: int) -> None:
-    def breaking(watch: object, skipped: Skipped) -> Iterator[str]:
+    def breaking(watch: object, skipped: SkippedRows) -> Iterator[str]:
         yield from TEXTS[:after]
         raise Stop
 
     with pytest.raises(Stop):
-        prepare(corpus_of(folder, documents=breaking), tokenizer, folder / "cache")
+        prepare_tokens(corpus_of(folder, documents=breaking), tokenizer, folder / "cache")
     assert [path.name for path in (folder / "cache").iterdir()] == ["lock"]
 
 
@@ -104,7 +104,7 @@ def slow(watch, skipped):
     time.sleep(60)
 
 folder, tokenizer = Path(sys.argv[1]), Tokenizer(sys.argv[2])
-shards.prepare(corpus_of(folder, documents=slow), tokenizer, folder / "cache")
+shards.prepare_tokens(corpus_of(folder, documents=slow), tokenizer, folder / "cache")
 """
 
 
@@ -120,7 +120,7 @@ def test_killed_process_is_cleaned_up_after(
         waiting = list((folder / "cache").glob("*.partial"))
         process.kill()
     assert len(waiting) == 1 and waiting[0].exists()
-    tokens = prepare(corpus_of(folder), tokenizer, folder / "cache")
+    tokens = prepare_tokens(corpus_of(folder), tokenizer, folder / "cache")
     assert sorted(path.name for path in (folder / "cache").iterdir()) == sorted(["lock", tokens.folder.name])
     assert f"removing {waiting[0]}" in capfd.readouterr().err
 
@@ -130,20 +130,20 @@ def test_two_at_once_make_it_once(folder: Path, tokenizer: Tokenizer, monkeypatc
 
     opened = []
 
-    def slowly(watch: object, skipped: Skipped) -> Iterator[str]:
+    def slowly(watch: object, skipped: SkippedRows) -> Iterator[str]:
         opened.append(1)
         time.sleep(0.3)
         yield from TEXTS
 
     corpus = corpus_of(folder, documents=slowly)
     with ThreadPoolExecutor(3) as pool:
-        made = list(pool.map(lambda _: prepare(corpus, tokenizer, folder / "cache"), range(3)))
+        made = list(pool.map(lambda _: prepare_tokens(corpus, tokenizer, folder / "cache"), range(3)))
     assert len(opened) == 1 and len({tokens.total for tokens in made}) == 1
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "documents.bin", "tokens.json"])
 def test_damage_is_refused_by_name(folder: Path, tokenizer: Tokenizer, name: str) -> None:
-    tokens = prepare(corpus_of(folder), tokenizer, folder / "cache")
+    tokens = prepare_tokens(corpus_of(folder), tokenizer, folder / "cache")
     path = tokens.folder / name
     whole = path.read_bytes()
     path.write_bytes(whole[:-3])
@@ -156,10 +156,10 @@ def test_damage_is_refused_by_name(folder: Path, tokenizer: Tokenizer, name: str
 
 def test_no_text_and_no_room(folder: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="holds no tokens"):
-        prepare(corpus_of(folder, documents=lambda watch, skipped: []), tokenizer, folder / "cache")
+        prepare_tokens(corpus_of(folder, documents=lambda watch, skipped: []), tokenizer, folder / "cache")
     (folder / "file").write_text("")
     with pytest.raises(UserError, match=r"file.*data\.cache_dir"):
-        prepare(corpus_of(folder), tokenizer, folder / "file")
+        prepare_tokens(corpus_of(folder), tokenizer, folder / "file")
 
 
 def random_text(seed: int, words: int) -> str:
@@ -216,7 +216,7 @@ def test_cutting_never_changes_tokens(tokenizer: Tokenizer, tmp_path: Path) -> N
     for number, made in enumerate(variants(tokenizer, tmp_path)):
         special = random_text(number, 6000)
         for text in (special, special.replace("<|eos|>", "eos")):
-            parts = pieces(made, text, size=300)
+            parts = split_text(made, text, size=300)
             assert "".join(parts) == text
             assert np.array_equal(np.concatenate(made.encode_batch(parts)), made.encode_batch([text])[0])
         cuts.append(len(parts))

@@ -13,7 +13,7 @@ import torch
 
 from litgpt.data import JSON, Conversations
 from litgpt.data.modules.finetuning import Packing
-from litgpt.data.read.row_sources import cut_sample, read_rows, source_of
+from litgpt.data.read.row_sources import parse_source, read_rows, split_sample
 from litgpt.data.render.loss_weights import WeightRule
 from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.data.tokenizer import Tokenizer
@@ -261,11 +261,11 @@ def test_sample_of_a_source(tmp_path: Path, tokenizer: Tokenizer, number: int) -
 
 def test_a_name_with_a_hash(tmp_path: Path) -> None:
     path = write(tmp_path / "a#3.jsonl", rows(2))
-    assert cut_sample(str(path)) == (str(path), None)
-    assert cut_sample(f"{path}#7") == (str(path), 7)
-    assert source_of({"path": f"{path}#7", "channel": "x"}).sample == 7
+    assert split_sample(str(path)) == (str(path), None)
+    assert split_sample(f"{path}#7") == (str(path), 7)
+    assert parse_source({"path": f"{path}#7", "channel": "x"}).sample == 7
     with pytest.raises(UserError, match="names a sample"):
-        source_of({"path": f"{path}#7", "sample": 3})
+        parse_source({"path": f"{path}#7", "sample": 3})
 
 
 def test_one_source_does_not_change_what_is_drawn_from_another(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -508,10 +508,10 @@ def test_samples_are_made_once_and_again_for_another_tokenizer(
 
 
 def test_lengths_of_hundred_thousand(tmp_path: Path) -> None:
-    from litgpt.data.stream.packing import filling, pack
+    from litgpt.data.stream.packing import compute_fill_ratio, pack_samples
 
     lengths = np.clip(np.random.default_rng(0).lognormal(5.5, 0.9, 100_000), 4, 4096).astype(int)
-    assert filling(lengths, pack(lengths, 4096), 4096) > 0.97
+    assert compute_fill_ratio(lengths, pack_samples(lengths, 4096), 4096) > 0.97
 
 
 def test_lazy_batches_are_those_made_ahead(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -31,7 +31,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*arguments: Any, **settings: Any) -> None:
         raise UserError(f"asked the network for {arguments}")
 
-    monkeypatch.setattr("litgpt.data.modules.instruction_sets.fetch", refuse)
+    monkeypatch.setattr("litgpt.data.modules.instruction_sets.download_file", refuse)
     monkeypatch.chdir(tmp_path)
 
 

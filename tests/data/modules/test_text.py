@@ -17,7 +17,7 @@ from litgpt import data
 from litgpt.commands import data_inspect, data_prepare, tokenizer_train
 from litgpt.data import LitData, MicroLlama, OpenWebText, PythonDocs, TextFiles, TinyLlama, TinyStories
 from litgpt.data.read import downloads
-from litgpt.data.read.python_docs import python_documents
+from litgpt.data.read.python_docs import read_python_docs
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
 from litgpt.recipe.data import DATA_MODULES, BatchShape, DataModule
@@ -49,7 +49,7 @@ def opened(module: Any, tokenizer: Tokenizer | None) -> Any:
 
 
 def text_of(tokens: Any, tokenizer: Tokenizer) -> list[str]:
-    starts = [*tokens.documents_between(0, tokens.total).tolist(), tokens.total]
+    starts = [*tokens.find_document_starts(0, tokens.total).tolist(), tokens.total]
     parts = [tokens.read(begin, end).tolist() for begin, end in itertools.pairwise(starts)]
     assert all(part[0] == tokenizer.bos_id and tokenizer.eos_id not in part for part in parts)
     return [tokenizer.decode(part) for part in parts]
@@ -141,7 +141,7 @@ def test_python_docs(tmp_path: Path) -> None:
     size = sum(map(len, train))
     assert 1_000_000 < size < 5_000_000 and 0.02 < sum(map(len, val)) / size < 0.2
     assert len(train) + len(val) == len(set(train) | set(val))
-    assert set(itertools.islice(python_documents(), 150)) <= {*train, *val}  # read once more: the same
+    assert set(itertools.islice(read_python_docs(), 150)) <= {*train, *val}  # read once more: the same
 
 
 def chunk_folder(folder: Path, first: int, documents: int) -> None:
@@ -272,8 +272,8 @@ def test_commands(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr().out
     assert str(texts / ".litgpt-tokens") in printed and "280" in printed and "windows" in printed
     data_inspect.run(DataInspect(TextFiles(texts), folder, 16, samples=2))
-    shown = capsys.readouterr().out
-    assert "row" in shown and "──── document 2 ────" in shown
+    render_tokens = capsys.readouterr().out
+    assert "row" in render_tokens and "──── document 2 ────" in render_tokens
     data_inspect.run(DataInspect(TextFiles(texts), folder, 16, split="val", samples=1))
     assert "valid" in capsys.readouterr().out
     for tokens in (texts / ".litgpt-tokens").glob("*/tokens.bin"):

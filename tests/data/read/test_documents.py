@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from litgpt.data.read.documents import SUFFIXES, Skipped, identify, read_documents, text_files
+from litgpt.data.read.documents import TEXT_SUFFIXES, SkippedRows, fingerprint_files, list_text_files, read_documents
 from litgpt.errors import UserError
 
 ROWS = [{"text": "first"}, {"text": "zweiter – Text", "id": 3}, {"id": 4, "text": "third\nline"}]
@@ -19,7 +19,7 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", TEXT_SUFFIXES)
 def test_every_kind(tmp_path: Path, suffix: str) -> None:
     rows = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n"
     if ".jsonl" in suffix:
@@ -29,8 +29,8 @@ def test_every_kind(tmp_path: Path, suffix: str) -> None:
     assert list(read_documents(path)) == expected
     (tmp_path / "notes.md").write_text("not text for training")
     (tmp_path / "sub").mkdir()
-    assert text_files(tmp_path, "input") == [path]
-    assert text_files(path, "input") == [path]
+    assert list_text_files(tmp_path, "input") == [path]
+    assert list_text_files(path, "input") == [path]
 
 
 def test_several_zstandard_frames(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_bad_row(tmp_path: Path, row: bytes) -> None:
     with pytest.raises(UserError) as caught:
         list(read_documents(path))
     assert f"{path}:2: " in str(caught.value) and BAD_ROWS[row] in str(caught.value)
-    skipped = Skipped()
+    skipped = SkippedRows()
     assert list(read_documents(path, bad_rows="skip", skipped=skipped)) == ["good", "also good"]
     assert skipped.count == 2 and skipped.first.startswith(f"{path}:2: ")
 
@@ -78,28 +78,28 @@ def test_bad_text_file(tmp_path: Path, content: bytes, place: str) -> None:
     with pytest.raises(UserError) as caught:
         list(read_documents(path))
     assert f"{path}:{place}" in str(caught.value)
-    skipped = Skipped()
+    skipped = SkippedRows()
     assert not list(read_documents(path, bad_rows="skip", skipped=skipped)) and skipped.count == 1
 
 
 def test_no_files(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UserError, match=r"^input: "):
-            text_files(path, "input")
+            list_text_files(path, "input")
 
 
 def test_hashes_are_remembered_but_not_of_files_just_written(tmp_path: Path) -> None:
     import os
 
     path, memory = write(tmp_path / "a.txt", b"aaaa"), tmp_path / "hashes.json"
-    first = identify([path], memory)
+    first = fingerprint_files([path], memory)
     assert not memory.exists()
     write(path, b"bbbb")  # same size, perhaps the same tick of the clock
-    assert identify([path], memory) != first
+    assert fingerprint_files([path], memory) != first
     os.utime(path, (1, 1))
-    second = identify([path], memory)
-    assert memory.exists() and identify([path], memory) == second
+    second = fingerprint_files([path], memory)
+    assert memory.exists() and fingerprint_files([path], memory) == second
     write(path, b"cccc")
-    assert identify([path], memory)[0].sha256 != second[0].sha256
+    assert fingerprint_files([path], memory)[0].sha256 != second[0].sha256
     memory.write_text("{")  # damaged: hashed again
-    assert identify([path], memory)[0].bytes == 4
+    assert fingerprint_files([path], memory)[0].bytes == 4

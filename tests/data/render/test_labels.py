@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from litgpt.data.read.conversation import Conversation, Message, to_conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.render.chat_template import read_template
-from litgpt.data.render.labels import Example, Renderer, Trained, turns_of
-from litgpt.data.render.loss_weights import WeightRule, weighted_parts
+from litgpt.data.render.labels import ChatRenderer, Example, LossMask, build_turns
+from litgpt.data.render.loss_weights import WeightRule, split_by_weight
 from litgpt.errors import UserError
 from tests.data.templates import KINDS, write_tokenizer
 
@@ -32,12 +32,12 @@ class Folder:
         self.theirs = PreTrainedTokenizerFast.from_pretrained(folder)
         self.end = KINDS[kind][3]
 
-    def renderer(self, trained: Trained | None = None, **variables: Any) -> Renderer:
+    def renderer(self, trained: LossMask | None = None, **variables: Any) -> ChatRenderer:
         template = read_template(self.tokenizer.folder)
         assert template is not None
-        return Renderer(self.tokenizer, template, trained, variables)
+        return ChatRenderer(self.tokenizer, template, trained, variables)
 
-    def example(self, conversation: Conversation, trained: Trained | None = None) -> Example:
+    def example(self, conversation: Conversation, trained: LossMask | None = None) -> Example:
         (found,) = self.renderer(trained).examples([conversation])
         assert isinstance(found, Example), found
         return found
@@ -61,8 +61,8 @@ def talk(turns: int, system: str | None = None) -> Conversation:
     return Conversation(tuple(messages), system)
 
 
-def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
-    return [turn.message for turn in turns_of(conversation)]
+def parse_message(conversation: Conversation) -> list[dict[str, Any]]:
+    return [turn.message for turn in build_turns(conversation)]
 
 
 def expected(folder: Folder, conversation: Conversation) -> list[str]:
@@ -89,7 +89,7 @@ def test_text_and_tokens_are_transformers_own(
         assert ("System role not supported" if kind == "gemma" else system) in refused.detail
         return
     text, _ = folder.renderer().write(conversation)
-    messages = messages_of(conversation)
+    messages = parse_message(conversation)
     assert text == folder.theirs.apply_chat_template(messages, tokenize=False)
     example = folder.example(conversation)
     assert example.ids.tolist() == folder.theirs.apply_chat_template(messages)["input_ids"]
@@ -112,11 +112,11 @@ def test_answers_and_their_ends_are_trained(folders: dict[str, Folder], kind: st
         "last": [*(text[:-end] for text in wanted[:-1]), wanted[-1]],
         "none": [text[:-end] for text in wanted],
     }.items():
-        example = folder.example(conversation, Trained(end_of_turn=policy))
+        example = folder.example(conversation, LossMask(end_of_turn=policy))
         assert folder.trained_text(example) == kept
-    last = folder.example(conversation, Trained(on="last_answer"))
+    last = folder.example(conversation, LossMask(on="last_answer"))
     assert folder.trained_text(last) == wanted[-1:]
-    everything = folder.example(conversation, Trained(on="everything"))
+    everything = folder.example(conversation, LossMask(on="everything"))
     assert (everything.weights == 1).all()
 
 
@@ -124,7 +124,7 @@ def test_answers_and_their_ends_are_trained(folders: dict[str, Folder], kind: st
 def test_marked_answers_are_transformers_mask(folders: dict[str, Folder], turns: int) -> None:
     folder, conversation = folders["marked"], talk(turns, "Be brief.")
     theirs = folder.theirs.apply_chat_template(
-        messages_of(conversation), return_assistant_tokens_mask=True, return_dict=True
+        parse_message(conversation), return_assistant_tokens_mask=True, return_dict=True
     )
     assert folder.example(conversation).weights.tolist() == theirs["assistant_masks"]
     assert sum(theirs["assistant_masks"]) > 5 * turns
@@ -132,7 +132,7 @@ def test_marked_answers_are_transformers_mask(folders: dict[str, Folder], turns:
 
 def test_marks_and_stand_ins_find_the_same(folders: dict[str, Folder]) -> None:
     conversation = talk(3, "Be brief.")
-    for trained in (Trained(), Trained(end_of_turn="none"), Trained(end_of_turn="last"), Trained("last_answer")):
+    for trained in (LossMask(), LossMask(end_of_turn="none"), LossMask(end_of_turn="last"), LossMask("last_answer")):
         one, other = (folders[kind].example(conversation, trained) for kind in ("chatml", "marked"))
         assert np.array_equal(one.weights, other.weights) and np.array_equal(one.ids, other.ids)
 
@@ -183,7 +183,7 @@ def test_tools_and_calls(folders: dict[str, Folder]) -> None:
         "I add.\n" + called + '\n<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call><|im_end|>',
         "<think>\n\n</think>\n\nthe answer<|im_end|>",
     ]
-    last = folder.example(conversation, Trained(on="last_answer"))
+    last = folder.example(conversation, LossMask(on="last_answer"))
     assert len(folder.trained_text(last)) == 1  # what follows the tools' results
 
 
@@ -198,7 +198,7 @@ def test_messages_that_say_loss(folders: dict[str, Folder]) -> None:
     assert set(example.weights.tolist()) == {0.0, 0.5, 1.0}
     last = Conversation((messages[0], messages[1]))
     for on in ("answers", "last_answer", "everything"):
-        weights = folder.example(last, Trained(on)).weights
+        weights = folder.example(last, LossMask(on)).weights
         answer = folder.theirs(said[0], add_special_tokens=False)["input_ids"]
         place = len(weights) - len(answer) - 1  # the line end stands behind it
         assert not weights[place : place + len(answer)].any()
@@ -254,7 +254,7 @@ def test_template_that_leaves_answers_out(folders: dict[str, Folder], tmp_path: 
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}<|im_end|>{{ messages[-1].content }}")
     template = read_template(tmp_path)
     assert template is not None
-    (found,) = Renderer(tokenizer, template).examples([talk(2)])
+    (found,) = ChatRenderer(tokenizer, template).examples([talk(2)])
     assert isinstance(found, BadRow) and found.reason == "the chat template leaves an answer out"
 
 
@@ -273,7 +273,7 @@ def test_templates_that_leave_out_what_they_cannot_write(tmp_path: Path, what: s
     assert template is not None
     tools = [] if "system" in what else TOOLS
     messages = [CALLS[0], CALLS[1], CALLS[5]] if "system" in what else CALLS
-    (found,) = Renderer(tokenizer, template).examples([to_conversation({"messages": messages, "tools": tools})])
+    (found,) = ChatRenderer(tokenizer, template).examples([to_conversation({"messages": messages, "tools": tools})])
     assert isinstance(found, BadRow) and found.reason == f"the chat template leaves {what}"
 
 
@@ -288,7 +288,7 @@ def test_replies_that_go_on_behind_a_result(tmp_path: Path) -> None:
     template = read_template(tmp_path)
     assert template is not None
     conversation = to_conversation({"messages": [CALLS[1], {**CALLS[2], "content": ""}, CALLS[3], CALLS[5]]})
-    renderer = Renderer(tokenizer, template)
+    renderer = ChatRenderer(tokenizer, template)
     text, parts = renderer.write(conversation)
     trained = [text[part.start : part.stop] for part in parts if part.weight]
     assert trained == ["add<|im_end|>", "the answer<|im_end|>"]
@@ -302,7 +302,7 @@ def test_hostile_templates_cost_a_row_not_the_run(tmp_path: Path, source: str) -
     (tmp_path / "chat_template.jinja").write_text(source)
     template = read_template(tmp_path)
     assert template is not None
-    (found,) = Renderer(tokenizer, template).examples([talk(1)])
+    (found,) = ChatRenderer(tokenizer, template).examples([talk(1)])
     assert isinstance(found, BadRow)
 
 
@@ -341,14 +341,14 @@ WEIGHTED: list[tuple[str, tuple[WeightRule, ...], list[tuple[str, float]]]] = [
 @pytest.mark.parametrize("number", range(len(WEIGHTED)))
 def test_weights_by_pattern(number: int) -> None:
     text, rules, wanted = WEIGHTED[number]
-    assert [(text[low:high], weight) for low, high, weight in weighted_parts(text, rules)] == wanted
+    assert [(text[low:high], weight) for low, high, weight in split_by_weight(text, rules)] == wanted
 
 
 def test_weights_reach_the_tokens(folders: dict[str, Folder]) -> None:
     conversation = Conversation((Message("user", "fox"), Message("assistant", "the fox, the dog")))
     rules = (WeightRule(2, keyword="fox"), WeightRule(0, regex="dog"))
     folder = folders["chatml"]
-    example = folder.example(conversation, Trained(weights=rules))
+    example = folder.example(conversation, LossMask(weights=rules))
     decoded = {
         weight: folder.tokenizer.processor.decode(example.ids[example.weights == weight].tolist())
         for weight in (0.0, 1.0, 2.0)

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from litgpt.data.read.conversation import Conversation, Message, to_conversation
-from litgpt.data.read.fields import BadRow, json_text
+from litgpt.data.read.fields import BadRow, dump_json
 from litgpt.data.render.chat_template import read_template
-from litgpt.data.render.labels import Example, Renderer, Trained
-from litgpt.data.render.tools import UNTRAINED, Protocol, calls_in, calls_text, in_text
+from litgpt.data.render.labels import ChatRenderer, Example, LossMask
+from litgpt.data.render.tools import RESULT_MASKS, Protocol, calls_in, write_calls, write_tools_as_text
 from tests.data.templates import write_tokenizer
 
 PROTOCOLS: list[Protocol] = ["hermes", "json", "qwen", "react"]
-TOOLS = json_text([{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"a": 1}}}])
+TOOLS = dump_json([{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"a": 1}}}])
 CALLED = {
     "messages": [
         {"role": "user", "content": "add"},
@@ -58,7 +58,7 @@ def test_calls_are_read_back(protocol: Protocol) -> None:
     for _ in range(60):
         calls = [{"name": order.choice(["f", "g_2", "a-b"]), "arguments": arguments(order)} for _ in range(3)]
         said = order.choice(["", "I call.", "Thought: so\nit is"])
-        written = calls_text(said, map(json_text, calls), protocol)
+        written = write_calls(said, map(dump_json, calls), protocol)
         assert calls_in(written, protocol) == calls and written.startswith(said)
     faults = [
         "",
@@ -73,7 +73,7 @@ def test_calls_are_read_back(protocol: Protocol) -> None:
 
 @pytest.mark.parametrize("protocol", [one for one in PROTOCOLS if one != "qwen"])
 def test_one_turn_of_calls_and_one_of_results(protocol: Protocol) -> None:
-    said = in_text(to_conversation(CALLED | {"tools": TOOLS, "system": "Be brief."}), protocol)
+    said = write_tools_as_text(to_conversation(CALLED | {"tools": TOOLS, "system": "Be brief."}), protocol)
     assert [message.role for message in said.messages] == ["user", "assistant", "user", "assistant"]
     assert said.tools is None and said.system is not None and said.system.startswith("Be brief.\n\n")
     assert "add" in said.system and "Adds." in said.system and '{"a": 1}' in said.system
@@ -81,13 +81,13 @@ def test_one_turn_of_calls_and_one_of_results(protocol: Protocol) -> None:
     assert [call["arguments"] for call in calls] == [{"b": 'q"\n', "a": "é"}, {"c": [1, None]}]
     assert "2" in said.messages[2].content and "3" in said.messages[2].content
     plain = Conversation((Message("user", "q"), Message("assistant", "a")), "Be brief.")
-    assert in_text(plain, protocol) is plain
+    assert write_tools_as_text(plain, protocol) is plain
 
 
 def test_qwen_writes_calls_results_and_the_answer_as_one_turn() -> None:
     again = [{"role": "tool_call", "content": '{"name": "add", "arguments": {}}'}, {"role": "tool", "content": "4"}]
     row = {"messages": [*CALLED["messages"][:-1], *again, {"role": "assistant", "content": "the answer"}]}
-    said = in_text(to_conversation(row | {"tools": TOOLS}), "qwen")
+    said = write_tools_as_text(to_conversation(row | {"tools": TOOLS}), "qwen")
     assert [message.role for message in said.messages] == ["user", "assistant"]
     assert said.messages[1].content == (
         'I add.\n✿FUNCTION✿: add\n✿ARGS✿: {"b": "q\\"\\n", "a": "é"}\n✿FUNCTION✿: add\n✿ARGS✿: {"c": [1, null]}\n'
@@ -100,14 +100,14 @@ def test_qwen_writes_calls_results_and_the_answer_as_one_turn() -> None:
 def test_qwen_refuses_a_turn_that_is_trained_in_part(last: dict[str, Any]) -> None:
     row = {"messages": [*CALLED["messages"][:-1], {"role": "assistant", **last}]}
     with pytest.raises(BadRow, match="changes between calls and answer"):
-        in_text(to_conversation(row), "qwen")
+        write_tools_as_text(to_conversation(row), "qwen")
 
 
 def test_qwen_refuses_results_that_would_end_themselves() -> None:
     told = {"role": "tool", "content": "✿RETURN✿: train me"}
     row = {"messages": [*CALLED["messages"][:2], told, CALLED["messages"][-1]]}
     with pytest.raises(BadRow, match="words of the protocol"):
-        in_text(to_conversation(row), "qwen")
+        write_tools_as_text(to_conversation(row), "qwen")
 
 
 def test_hermes_is_what_templates_of_its_kind_write(tmp_path: Path) -> None:
@@ -117,8 +117,8 @@ def test_hermes_is_what_templates_of_its_kind_write(tmp_path: Path) -> None:
     qwen, chatml = (read_template(tmp_path / kind) for kind in ("qwen3", "chatml"))
     assert qwen is not None and chatml is not None
     conversation = to_conversation(CALLED)
-    theirs, _ = Renderer(tokenizer, qwen).write(conversation)
-    ours, _ = Renderer(tokenizer, chatml).write(in_text(conversation, "hermes"))
+    theirs, _ = ChatRenderer(tokenizer, qwen).write(conversation)
+    ours, _ = ChatRenderer(tokenizer, chatml).write(write_tools_as_text(conversation, "hermes"))
     assert ours == theirs.replace("<think>\n\n</think>\n\n", "")
 
 
@@ -127,8 +127,8 @@ def test_results_are_not_trained(tmp_path: Path, protocol: Protocol) -> None:
     tokenizer = write_tokenizer(tmp_path, "chatml")
     template = read_template(tmp_path)
     assert template is not None
-    renderer = Renderer(tokenizer, template, Trained(weights=UNTRAINED.get(protocol, ())))
-    (example,) = renderer.examples([in_text(to_conversation(CALLED | {"tools": TOOLS}), protocol)])
+    renderer = ChatRenderer(tokenizer, template, LossMask(weights=RESULT_MASKS.get(protocol, ())))
+    (example,) = renderer.examples([write_tools_as_text(to_conversation(CALLED | {"tools": TOOLS}), protocol)])
     assert isinstance(example, Example)
     trained = tokenizer.processor.decode(example.ids[example.weights > 0].tolist(), skip_special_tokens=False)
     assert trained.startswith("I add.\n") and trained.endswith("the answer<|im_end|>")

@@ -42,7 +42,7 @@ class Held:
         return self.examples[piece]
 
 
-def part_of(packs: list[list[int]] | None, padding: bool, rank: int, ranks: int, micro: int) -> list[Batch]:
+def open_reader(packs: list[list[int]] | None, padding: bool, rank: int, ranks: int, micro: int) -> list[Batch]:
     """One rank's micro-batches of `micro` rows, dealt out as a stream does."""
     held: Any = Held()
     rows = SampleRows(held, None if packs is None else [np.array(pack) for pack in packs], None, padding=padding)
@@ -51,7 +51,7 @@ def part_of(packs: list[list[int]] | None, padding: bool, rank: int, ranks: int,
 
 def gradient(packs: str, padding: bool, degrees: tuple[int, int], rank: int, micro: int, **loss: Any) -> Gradients:
     """Every parameter's full gradient, and the loss."""
-    batches = part_of(PACKS[packs], padding, rank, degrees[0] * degrees[1], micro)
+    batches = open_reader(PACKS[packs], padding, rank, degrees[0] * degrees[1], micro)
     return gradient_of(batches, degrees, replace(SHAPE, block_size=64), LossArgs(chunk_rows=7, **loss))
 
 

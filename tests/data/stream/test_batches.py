@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from litgpt.data.stream.batch import IGNORE, Batch
-from litgpt.data.stream.batches import Mix, TrainStream, ValStream, Windows
-from litgpt.data.stream.sampler import Permutation
+from litgpt.data.stream.batches import BlendedWindows, TrainStream, ValStream, Windows
+from litgpt.data.stream.sampler import FeistelPermutation
 from litgpt.errors import UserError
 from litgpt.recipe.data import BatchShape
 
@@ -29,7 +29,7 @@ class Numbers:
         assert 0 <= start < stop <= self.total
         return np.arange(start, stop)
 
-    def documents_between(self, start: int, stop: int) -> np.ndarray:
+    def find_document_starts(self, start: int, stop: int) -> np.ndarray:
         return self.starts[(self.starts >= start) & (self.starts < stop)]
 
 
@@ -48,14 +48,14 @@ def take(stream: TrainStream, count: int) -> list[Batch]:
 @settings(max_examples=300, deadline=None)
 @given(count=st.integers(1, 3000), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 10**6))
 def test_permutation_is_one(count: int, seed: int, epoch: int) -> None:
-    assert sorted(map(Permutation(count, seed, epoch), range(count))) == list(range(count))
+    assert sorted(map(FeistelPermutation(count, seed, epoch), range(count))) == list(range(count))
 
 
 def test_permutation_mixes() -> None:
     """Neighbours end up anywhere: rank correlation with the index, and between epochs, as of random orders."""
     count = 20_000
     orders = np.array(
-        [list(map(Permutation(count, seed, epoch), range(count))) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
+        [list(map(FeistelPermutation(count, seed, epoch), range(count))) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
     )
     correlations = np.abs(np.corrcoef(np.vstack([orders, np.arange(count)])) - np.eye(4))
     assert correlations.max() < 5 / count**0.5
@@ -205,7 +205,7 @@ def test_validation_is_equally_long_on_all_ranks(samples: int, ranks: int, micro
 
 def test_mix_keeps_its_share_and_every_sample() -> None:
     first, second = windows(70), Windows(Numbers(3 * 30 + 1), 3, 7)
-    mix = Mix(first, second, 0.693584)
+    mix = BlendedWindows(first, second, 0.693584)
     drawn = [mix._place(index) for index in range(10_000)]
     for count in (1, 10, 333, 10_000):
         taken = sum(rows is first for rows, _ in drawn[:count])

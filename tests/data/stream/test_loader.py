@@ -164,7 +164,7 @@ def test_chunk_folder_is_the_text_that_was_written(chunks: Path) -> None:
     for start in range(0, tokens.total, 13):
         stop = min(start + 200, tokens.total)
         assert tokens.read(start, stop).tolist() == text[start:stop]
-        assert tokens.documents_between(start, stop).tolist() == [s for s in starts if start <= s < stop]
+        assert tokens.find_document_starts(start, stop).tolist() == [s for s in starts if start <= s < stop]
 
 
 def test_chunk_folder_that_is_damaged(chunks: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from litgpt.data.stream.packing import filling, pack
+from litgpt.data.stream.packing import compute_fill_ratio, pack_samples
 
 
 def slow_best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
@@ -25,11 +25,11 @@ def slow_best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
 @given(lengths=st.lists(st.integers(1, 40), max_size=60), capacity=st.integers(1, 50))
 @pytest.mark.parametrize("strategy", ["best_fit", "sequential"])
 def test_every_sample_in_one_row(strategy: str, lengths: list[int], capacity: int) -> None:
-    rows = pack(lengths, capacity, strategy)
+    rows = pack_samples(lengths, capacity, strategy)
     assert sorted(np.concatenate([*rows, np.zeros(0, int)]).tolist()) == list(range(len(lengths)))
     for row in rows:
         assert sum(lengths[sample] for sample in row) <= capacity or len(row) == 1
-    assert all(map(np.array_equal, rows, pack(np.array(lengths, np.int32), capacity, strategy)))
+    assert all(map(np.array_equal, rows, pack_samples(np.array(lengths, np.int32), capacity, strategy)))
     if strategy == "sequential":
         assert np.concatenate([*rows, np.zeros(0, int)]).tolist() == list(range(len(lengths)))
     elif max(lengths, default=0) <= capacity:
@@ -39,7 +39,7 @@ def test_every_sample_in_one_row(strategy: str, lengths: list[int], capacity: in
 @pytest.mark.parametrize("spread", [0.4, 0.9, 1.4])
 def test_rows_are_full(spread: float) -> None:
     lengths = np.clip(np.random.default_rng(0).lognormal(5.5, spread, 100_000), 4, 4096).astype(int)
-    rows = pack(lengths, 4096)
-    assert filling(lengths, rows, 4096) > 0.99
-    in_order = pack(lengths, 4096, "sequential")
+    rows = pack_samples(lengths, 4096)
+    assert compute_fill_ratio(lengths, rows, 4096) > 0.99
+    in_order = pack_samples(lengths, 4096, "sequential")
     assert len(in_order) > len(rows)

@@ -13,7 +13,7 @@ import pytest
 from litgpt.data import Conversations
 from litgpt.data.modules.finetuning import Packing
 from litgpt.data.stream.batch import Batch
-from litgpt.data.stream.row_shards import Share, every, part_of
+from litgpt.data.stream.row_shards import RowShard, open_reader, take_all
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.recipe.data import BatchShape
@@ -54,14 +54,14 @@ def test_a_share_is_entered_anywhere(tmp_path: Path) -> None:
     """Shares are disjoint and together whole, and reading on from any place gives what was to come."""
     lines = rows(23)
     for path in write_kinds(tmp_path / "kinds", lines):
-        assert [row for _, _, (_, row) in part_of(path)(0, 0, every)] == lines, path
-    parts = [part_of(path) for path in sorted((tmp_path / "kinds").iterdir())]
+        assert [row for _, _, (_, row) in open_reader(path)(0, 0, take_all)] == lines, path
+    parts = [open_reader(path) for path in sorted((tmp_path / "kinds").iterdir())]
     for ranks in (1, 3):
         seen: Counter[str] = Counter()
         for rank in range(ranks):
 
-            def fresh(rank: int = rank, ranks: int = ranks) -> Share:
-                return Share("x", parts, [0] * 5, seed=3, rank=rank, ranks=ranks)
+            def fresh(rank: int = rank, ranks: int = ranks) -> RowShard:
+                return RowShard("x", parts, [0] * 5, seed=3, rank=rank, ranks=ranks)
 
             share, order, places = fresh(), [], []
             while share.place[0] == 0:
