@@ -1,23 +1,22 @@
-"""litgpt convert_from_litgpt: a model as other programs take it, in a new folder or on the Hugging Face hub."""
+"""`litgpt convert_from_litgpt`: export a model to a new folder, and to the Hugging Face hub if asked."""
+
+import torch
 
 from litgpt.errors import UserError
 from litgpt.files import check_unused
 from litgpt.recipe.store_commands import ConvertFromLitgpt
+from litgpt.store import hub, litgpt_files
+from litgpt.store.checkpoint_load import resolve_checkpoint
+from litgpt.store.convert import export_folder
+from litgpt.store.load_model import load_config
 
 
 def run(recipe: ConvertFromLitgpt) -> None:
-    """Write the model that the recipe names; print where it lies.
+    """Export the model and print the output's path.
 
     Raises:
-        UserError: if the output folder holds something, or the format cannot say the model's shape.
+        UserError: if the output folder is not empty, or the format cannot express the model's shape.
     """
-    import torch
-
-    from litgpt.store import hub, litgpt_files
-    from litgpt.store.checkpoint_load import resolve_checkpoint
-    from litgpt.store.convert import export_folder
-    from litgpt.store.load_model import load_config
-
     check_unused(recipe.output_dir)
     if recipe.push_to_hub and not hub.REPOSITORY.fullmatch(recipe.push_to_hub):
         raise UserError(f"push_to_hub: {recipe.push_to_hub!r} is not org/name, such as me/my-model")

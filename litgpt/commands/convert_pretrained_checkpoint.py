@@ -1,15 +1,14 @@
-"""litgpt convert_pretrained_checkpoint: a training checkpoint in, a clean model folder out."""
+"""`litgpt convert_pretrained_checkpoint`: convert a training checkpoint to a clean model folder."""
 
 from litgpt.files import check_unused
 from litgpt.recipe.store_commands import ConvertPretrainedCheckpoint
+from litgpt.store.checkpoint_load import resolve_checkpoint
+from litgpt.store.convert import export_folder
+from litgpt.store.load_model import load_config
 
 
 def run(recipe: ConvertPretrainedCheckpoint) -> None:
-    """Write the weights of a training checkpoint as a model folder; print where it lies."""
-    from litgpt.store.checkpoint_load import resolve_checkpoint
-    from litgpt.store.convert import export_folder
-    from litgpt.store.load_model import load_config
-
+    """Write the weights of a training checkpoint as a model folder and print its path."""
     check_unused(recipe.output_dir)
     folder = recipe.checkpoint_dir.parent if recipe.checkpoint_dir.is_file() else recipe.checkpoint_dir
     source = resolve_checkpoint(folder) or folder

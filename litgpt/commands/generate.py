@@ -1,35 +1,33 @@
-"""`litgpt generate`: the text goes to stdout, how long it took to stderr."""
+"""`litgpt generate`: print generated text to stdout and timings to stderr."""
 
 import sys
 import time
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any
 
+import torch
+
+from litgpt.api import LLM
 from litgpt.recipe.generate import Generate
 
 
 def run(recipe: Generate) -> None:
-    """Load the model, write the texts, say how long each took."""
-    import torch
-
-    from litgpt.api import LLM
-
+    """Load the model and generate the samples."""
     start = time.perf_counter()
     llm = LLM.load(recipe.checkpoint_dir, distribute=None)
     llm.distribute(precision=recipe.precision, quantize=recipe.quantize)
     if recipe.compile:
         llm.model.compile(dynamic=True)
-    say(f"Time to load the model: {time.perf_counter() - start:.2f} seconds.")
+    print_to_stderr(f"Time to load the model: {time.perf_counter() - start:.2f} seconds.")
     torch.manual_seed(recipe.seed)
     for number in range(1, recipe.num_samples + 1):
-        write_sample(llm, recipe, number)
+        generate_sample(llm, recipe, number)
     if llm.model.embedding.weight.device.type == "cuda":
-        say(f"Memory used: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
+        print_to_stderr(f"Memory used: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
 
 
-def write_sample(llm: Any, recipe: Generate, number: int) -> None:
-    """Print one text and its time."""
+def generate_sample(llm: LLM, recipe: Generate, number: int) -> None:
+    """Generate and print one text, and its time."""
     start = time.perf_counter()
     tokens: list[int] = []
     pieces = llm.generate(
@@ -44,19 +42,19 @@ def write_sample(llm: Any, recipe: Generate, number: int) -> None:
         chat_template=recipe.chat_template,
         on_token=tokens.append,
     )
-    begun = [] if llm.replies(recipe.chat_template) else [recipe.prompt]
-    show(chain(begun, pieces), stream=recipe.stream)
+    prefix = [] if llm.replies(recipe.chat_template) else [recipe.prompt]
+    print_pieces(chain(prefix, pieces), stream=recipe.stream)
     seconds = time.perf_counter() - start
-    say(f"Time for inference {number}: {seconds:.2f} sec total, {len(tokens) / seconds:.2f} tokens/sec")
+    print_to_stderr(f"Time for inference {number}: {seconds:.2f} sec total, {len(tokens) / seconds:.2f} tokens/sec")
 
 
-def show(pieces: Iterable[str], *, stream: bool) -> None:
-    """Print a text, piece by piece or when it is whole."""
+def print_pieces(pieces: Iterable[str], *, stream: bool) -> None:
+    """Print a text piece by piece, or at once when it is complete."""
     for piece in pieces if stream else ["".join(pieces)]:
         print(piece, end="", flush=True)
     print(flush=True)
 
 
-def say(line: str) -> None:
-    """Print a line on standard error."""
+def print_to_stderr(line: str) -> None:
+    """Print a line to standard error."""
     print(line, file=sys.stderr, flush=True)

@@ -1,22 +1,25 @@
-"""litgpt verify: a model folder held against transformers, tensor by tensor, logit by logit, text by text."""
+"""`litgpt verify`: compare a model folder with transformers: tensors, settings, logits, tokenizer."""
 
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_json
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.model.registry import family_of, meaning
 from litgpt.recipe.store_commands import Verify
+from litgpt.store.load_model import load_config, load_model
+from litgpt.store.tensor_audit import audit_folder, find_differing
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from litgpt.model.config import Config
-    from litgpt.model.gpt import GPT
-
-PADDING = 3  # tokens put to the left of the shortest row
+PADDING = 3  # each row is this many tokens shorter than the one before
 SAMPLE = """
 the llama of Cuzco eats 12 apples, doesn't it? Größe café 你好 世界 привет 🦙 👩‍👩‍👧 def f(x): return x**2 3.14159
 1,000,000 https://example.com/a?b=c&d=%20 NaN “quotes” -- ____ ### <b> </s> <|im_start|> ﬁ ½ I'll YOU'RE
@@ -27,7 +30,13 @@ WORDS = [*SAMPLE.split(), "\t", "\n", "\n\n", "\r\n", " ", "e\u0301", "\u200b", 
 
 @dataclass
 class Check:
-    """One thing that was looked at: whether it holds, None if it could not be looked at, and what was found."""
+    """Result of one check.
+
+    Attributes:
+        passed: None if the check was skipped.
+        found: one line for the terminal.
+        figures: details for the report; JSON values.
+    """
 
     name: str
     passed: bool | None
@@ -36,186 +45,167 @@ class Check:
 
 
 def run(recipe: Verify) -> None:
-    """Make every check, print a line for each, write the report.
+    """Run all checks, print one line for each, and write the report.
 
     Raises:
-        UserError: if a check failed, or transformers is not there to compare with.
+        UserError: if a check failed, or transformers is not installed.
     """
-    from litgpt.store.load_model import load_config
-
     require_transformers()
     folder = recipe.checkpoint_dir
     config = load_config(folder)
     checks = []
     for check in CHECKS:
-        checks.append(made(check, recipe, config))
+        checks.append(run_check(check, recipe, config))
         word = {True: "passed", False: "FAILED", None: "skipped"}[checks[-1].passed]
         print(f"{checks[-1].name}: {word}: {checks[-1].found}", flush=True)
     failed = [check.name for check in checks if check.passed is False]
     if recipe.report:
         settings = {key: getattr(recipe, key) for key in ("rows", "length", "strings", "tolerance", "seed")}
-        found = {
+        report = {
             "folder": str(folder),
             "passed": not failed,
             "settings": settings,
             "checks": [asdict(c) for c in checks],
         }
-        write_json(recipe.report, found)
+        write_json(recipe.report, report)
     if failed:
         raise UserError(f"{folder}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
     print(f"{folder}: verified")
 
 
 def require_transformers() -> None:
-    """Raise a UserError if the reference is not installed."""
+    """Check that transformers is installed.
+
+    Raises:
+        UserError: if it is not.
+    """
     try:
-        import transformers  # noqa: F401 - whether it is there
+        import transformers  # noqa: F401
     except ImportError:
-        raise UserError("verify compares with transformers, which is not here; pip install 'litgpt[verify]'") from None
+        raise UserError("verify: transformers is not installed: pip install 'litgpt[verify]'") from None
 
 
-def made(check: "Callable[[Verify, Config], Check]", recipe: Verify, config: "Config") -> Check:
-    """A check's outcome; one that cannot be made to the end has failed."""
+def run_check(check: Callable[[Verify, Config], Check], recipe: Verify, config: Config) -> Check:
+    """Run a check; one that raises a UserError has failed."""
     try:
         return check(recipe, config)
     except UserError as error:
         return Check(check.__name__.removeprefix("check_"), False, str(error), {})
 
 
-def check_tensors(recipe: Verify, config: "Config") -> Check:
-    """Whether every published tensor is read by a rule, and every one of ours is there in its shape."""
-    from litgpt.store.tensor_audit import audit_folder
-
-    ledger = audit_folder(recipe.checkpoint_dir, config)
-    wrong = [f"{name} has no rule" for name in ledger.unknown] + [f"{name} is not there" for name in ledger.missing]
-    wrong += ledger.misshapen
-    rules = ", ".join(f"{number} by {kind}" for kind, number in ledger.kinds().items())
-    found = f"{len(ledger.source.names)} in the files: {rules}, {len(ledger.left_out)} left out"
+def check_tensors(recipe: Verify, config: Config) -> Check:
+    """Check that every tensor of the folder has a rule, and that every parameter is there in its shape."""
+    audit = audit_folder(recipe.checkpoint_dir, config)
+    wrong = [f"{name} has no rule" for name in audit.unknown] + [f"{name} is missing" for name in audit.missing]
+    wrong += audit.misshapen
+    rules = ", ".join(f"{number} by {kind}" for kind, number in audit.kinds().items())
+    found = f"{len(audit.source.names)} in the files: {rules}, {len(audit.left_out)} left out"
     figures = {
-        "read": {step.hf_name: [step.kind, *step.names] for step in ledger.read},
-        "left_out": ledger.left_out,
+        "read": {step.hf_name: [step.kind, *step.names] for step in audit.read},
+        "left_out": audit.left_out,
         "wrong": wrong,
     }
     return Check("tensors", not wrong, "; ".join([*wrong[:3], found]), figures)
 
 
-def check_round_trip(recipe: Verify, config: "Config") -> Check:
-    """Whether our tensors, written back, are the published ones to the bit."""
-    from litgpt.store.tensor_audit import audit_folder, find_differing
-
-    ledger = audit_folder(recipe.checkpoint_dir, config)
-    if not ledger.balanced:
-        return Check("round trip", False, "the tensors do not fit, so they cannot be written back", {})
-    wrong = find_differing(ledger, config)
-    found = f"{', '.join(wrong[:3])} differ" if wrong else f"{len(ledger.read)} tensors come out to the bit"
+def check_round_trip(recipe: Verify, config: Config) -> Check:
+    """Check that the loaded tensors, written back, equal the folder's to the bit."""
+    audit = audit_folder(recipe.checkpoint_dir, config)
+    if not audit.balanced:
+        return Check("round trip", False, "the tensors do not match the model, so they cannot be written back", {})
+    wrong = find_differing(audit, config)
+    found = f"{', '.join(wrong[:3])} differ" if wrong else f"{len(audit.read)} tensors are equal to the bit"
     return Check("round trip", not wrong, found, {"differing": wrong})
 
 
-def check_settings(recipe: Verify, config: "Config") -> Check:
-    """Whether the config.json that we would write says what transformers reads in the folder's own."""
+def check_settings(recipe: Verify, config: Config) -> Check:
+    """Check that the config.json written for this shape means the same as the folder's own."""
     from transformers import AutoConfig
-
-    from litgpt.model.registry import family_of, meaning
 
     family = family_of(config)
     if family is None or not (recipe.checkpoint_dir / "config.json").is_file():
         return Check("settings", None, "no published architecture has this shape", {})
-    again = meaning(family.read(family.config_json(config)), family.unused)
-    kind = AutoConfig.from_pretrained(recipe.checkpoint_dir).model_type
-    wrong = [key for key, value in meaning(config, family.unused).items() if again[key] != value]
-    found = f"{', '.join(wrong)} read back otherwise" if wrong else f"config.json of {family.model_type} says the same"
-    return Check("settings", not wrong, found, {"model_type": kind, "differing": wrong})
+    written = meaning(family.read(family.config_json(config)), family.unused)
+    model_type = AutoConfig.from_pretrained(recipe.checkpoint_dir).model_type
+    wrong = [key for key, value in meaning(config, family.unused).items() if written[key] != value]
+    found = f"{', '.join(wrong)} differ" if wrong else f"config.json of {family.model_type} means the same"
+    return Check("settings", not wrong, found, {"model_type": model_type, "differing": wrong})
 
 
-def check_logits(recipe: Verify, config: "Config") -> Check:
-    """Whether logits are transformers' in float32: rows of several lengths at the end of the context, padded left."""
-    import torch
-
-    reference, model = reference_model(recipe.checkpoint_dir), our_model(recipe.checkpoint_dir, config)
+def check_logits(recipe: Verify, config: Config) -> Check:
+    """Check the logits in float32: rows of several lengths at both ends of the context, padded to the left."""
+    reference = load_reference_model(recipe.checkpoint_dir)
+    model = GPT(config).eval()
+    load_model(model, recipe.checkpoint_dir)
     torch.manual_seed(recipe.seed)
-    largest, scale, places = 0.0, 0.0, []
+    largest, scale, ranges = 0.0, 0.0, []
     with torch.no_grad():
-        for name, positions in places_of(config, recipe):
-            rows = [torch.randint(0, vocabulary(config), (length,)) for length in lengths_of(positions, recipe.rows)]
-            theirs = padded_logits(reference, rows, positions)
-            ours = [model(row[None], positions_BT=positions[None, : len(row)])[0] for row in rows]
-            differences = [float((one - other).abs().max()) for one, other in zip(ours, theirs, strict=True)]
-            scale = max(scale, *(float(other.abs().max()) for other in theirs))
+        for name, positions in position_ranges(config, recipe):
+            rows = [torch.randint(0, count_tokens(config), (length,)) for length in row_lengths(positions, recipe.rows)]
+            expected = compute_reference_logits(reference, rows, positions)
+            actual = [model(row[None], positions_BT=positions[None, : len(row)])[0] for row in rows]
+            differences = [float((ours - logits).abs().max()) for ours, logits in zip(actual, expected, strict=True)]
+            scale = max(scale, *(float(logits.abs().max()) for logits in expected))
             largest = max(largest, *differences)
-            places.append({"positions": name, "lengths": [len(row) for row in rows], "differences": differences})
+            ranges.append({"positions": name, "lengths": [len(row) for row in rows], "differences": differences})
     share = largest / scale if scale else float("inf")
     passed = share <= recipe.tolerance
     found = f"differ by at most {largest:.2e}, {share:.2e} of the largest, {recipe.tolerance:g} allowed"
-    return Check("logits", passed, found, {"largest": largest, "share": share, "places": places})
+    return Check("logits", passed, found, {"largest": largest, "share": share, "places": ranges})
 
 
-def reference_model(folder: Path) -> Any:
-    """transformers' model of a folder, in float32 and with its plain attention.
+def load_reference_model(folder: Path) -> Any:
+    """Load a folder with transformers, in float32 and with eager attention.
 
     Raises:
         UserError: if transformers cannot load the folder.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     settings = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
     try:
         return AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
-    except Exception as error:  # whatever it is, the folder is not one that transformers loads
+    except Exception as error:  # transformers raises errors of many types
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"transformers cannot load {folder} ({type(error).__name__}: {reason})") from None
 
 
-def our_model(folder: Path, config: "Config") -> "GPT":
-    """Our model of a folder, in float32."""
-    from litgpt.model.gpt import GPT
-    from litgpt.store.load_model import load_model
-
-    model = GPT(config).eval()
-    load_model(model, folder)
-    return model
-
-
-def vocabulary(config: "Config") -> int:
-    """How many token numbers to draw from."""
+def count_tokens(config: Config) -> int:
+    """The number of token ids to draw from."""
     assert config.padded_vocab_size is not None
     return min(config.vocab_size, config.padded_vocab_size)
 
 
-def places_of(config: "Config", recipe: Verify) -> "Iterator[tuple[str, Tensor]]":
-    """Where rows begin: at the first position, and such that the longest ends with the context."""
-    import torch
-
+def position_ranges(config: Config, recipe: Verify) -> Iterator[tuple[str, Tensor]]:
+    """The positions (T,) of the longest row: from the start of the context, and up to its end."""
     length = min(recipe.length, config.block_size)
     yield "first", torch.arange(length)
     yield "last", torch.arange(config.block_size - length, config.block_size)
 
 
-def lengths_of(positions: "Tensor", rows: int) -> list[int]:
-    """Lengths of rows, from all positions down; the shorter ones are padded."""
+def row_lengths(positions: Tensor, rows: int) -> list[int]:
+    """Lengths of the rows, from all positions down; the shorter ones are padded."""
     return [max(1, len(positions) - PADDING * row) for row in range(rows)]
 
 
-def padded_logits(reference: Any, rows: "list[Tensor]", positions: "Tensor") -> "list[Tensor]":
-    """transformers' logits of rows in one batch, padded to the left; without those of the padding."""
-    import torch
-
+def compute_reference_logits(reference: Any, rows: list[Tensor], positions: Tensor) -> list[Tensor]:
+    """Compute logits (T, V) of rows (T,) in one batch padded to the left; those of the padding are dropped."""
     longest = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-    mask, places = torch.zeros_like(ids), torch.zeros_like(ids)
+    mask, position_ids = torch.zeros_like(ids), torch.zeros_like(ids)
     for number, row in enumerate(rows):
         ids[number, longest - len(row) :] = row
         mask[number, longest - len(row) :] = 1
-        places[number, longest - len(row) :] = positions[: len(row)]
-    logits = reference(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False).logits
+        position_ids[number, longest - len(row) :] = positions[: len(row)]
+    logits = reference(input_ids=ids, attention_mask=mask, position_ids=position_ids, use_cache=False).logits
     return [logits[number, longest - len(row) :] for number, row in enumerate(rows)]
 
 
-def check_tokenizer(recipe: Verify, config: "Config") -> Check:
-    """Whether texts become the tokens that transformers makes of them, and come back as it brings them.
+def check_tokenizer(recipe: Verify, config: Config) -> Check:
+    """Check that texts are encoded and decoded as by transformers.
 
-    Some classes of transformers cut texts by a rule of their own whatever tokenizer.json says; where that makes the
-    difference, its class that keeps to the file is the measure, and the number of texts is told.
+    Some tokenizer classes of transformers split texts by a rule of their own instead of the one in tokenizer.json.
+    Where that makes the difference, `PreTrainedTokenizerFast` is the reference, and the note gives the number of texts.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -223,33 +213,31 @@ def check_tokenizer(recipe: Verify, config: "Config") -> Check:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         return Check("tokenizer", None, "no tokenizer.json or tokenizer.model in the folder", {})
     reference = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    wrong, note, total = differing_texts(recipe, reference), "", recipe.strings
+    wrong, note, total = find_differing_texts(recipe, reference), "", recipe.strings
     if wrong and (folder / "tokenizer.json").is_file():
-        plain = differing_texts(recipe, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True))
+        plain = find_differing_texts(recipe, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True))
         if len(plain) < len(wrong):
-            note = f"; {type(reference).__name__}, which does not keep to tokenizer.json, differs on {len(wrong)}"
+            note = f"; {type(reference).__name__}, which does not follow tokenizer.json, differs on {len(wrong)}"
             wrong = plain
     found = f"{len(wrong)} of {total} texts differ" + (f", first {wrong[0]!r}" if wrong else "") + note
     return Check("tokenizer", not wrong, found, {"differing": wrong, "note": note})
 
 
-def differing_texts(recipe: Verify, reference: Any) -> list[str]:
-    """The texts whose tokens, or what comes back of them, are not those of a tokenizer of transformers."""
-    from litgpt.data.tokenizer import Tokenizer
-
+def find_differing_texts(recipe: Verify, reference: Any) -> list[str]:
+    """Find the texts that are encoded or decoded otherwise than by a tokenizer of transformers."""
     tokenizer, wrong = Tokenizer(recipe.checkpoint_dir), []
-    for text in texts(recipe.strings, recipe.seed):
+    for text in random_texts(recipe.strings, recipe.seed):
         plain = reference(text, add_special_tokens=False)["input_ids"]
-        tokens, mine = reference(text)["input_ids"], tokenizer.encode(text).tolist()
-        back = reference.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        same = tokenizer.encode(text, bos=False).tolist() == plain and mine == tokens[: len(mine)]
-        if not same or tokenizer.decode(plain) != back:
+        expected, actual = reference(text)["input_ids"], tokenizer.encode(text).tolist()
+        decoded = reference.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        same = tokenizer.encode(text, bos=False).tolist() == plain and actual == expected[: len(actual)]
+        if not same or tokenizer.decode(plain) != decoded:
             wrong.append(text)
     return wrong
 
 
-def texts(number: int, seed: int) -> list[str]:
-    """Texts of one to thirty words of many scripts, with spaces, line ends, code, numbers and special tokens."""
+def random_texts(number: int, seed: int) -> list[str]:
+    """Draw texts of one to thirty words in many scripts, with spaces, line ends, code, numbers and special tokens."""
     draw = random.Random(seed)
     return [" ".join(draw.choices(WORDS, k=draw.randint(1, 30))) for _ in range(number)]
 

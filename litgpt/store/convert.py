@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.files import read_json, staged_folder, write_json
+from litgpt.files import read_json, staged_folder, write_json, write_text
+from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.model.registry import family_of
+from litgpt.store.checkpoint_load import PROGRESS, resolve_checkpoint
 from litgpt.store.collectives_io import Warn, print_to_stderr
 from litgpt.store.gguf_files import find_gguf
 from litgpt.store.gguf_tokenizer import write_tokenizer
-from litgpt.store.load_model import iter_tensors
+from litgpt.store.load_model import iter_tensors, list_published, load_config
 from litgpt.store.safetensors_files import iter_byte_blocks
 from litgpt.store.save_model import SHARD_BYTES, choose_dtype, list_float32_parameters, write_settings, write_weights
 from litgpt.store.tokenizer_files import copy_tokenizer
@@ -129,6 +132,45 @@ def copy_or_build_tokenizer(source: Path, staged: Path) -> dict[str, Any]:
         write_tokenizer(path, staged)
         return copy_tokenizer(staged, staged)
     return copy_tokenizer(source, staged)
+
+
+def convert_folder(path: Path, model_name: str | None, dtype: str | None, *, per_tensor: bool = False) -> Path:
+    """Convert a folder or a GGUF file to a model folder and return its path.
+
+    Weights that are already in safetensors and need no cast are checked and left as they are; only
+    `model_config.yaml` is written next to them.
+
+    Args:
+        model_name: a named shape; None reads it from the folder.
+        dtype: cast to this type, as torch names it; None keeps each tensor's own.
+        per_tensor: print how each tensor is renamed.
+
+    Raises:
+        UserError: if the weights do not match the shape. Nothing is changed then.
+    """
+    source = path if path.is_file() else resolve_checkpoint(path) or path
+    folder = path.with_suffix("") if path.suffix == ".gguf" and path.is_file() else source
+    config = find_config(source, model_name)
+    tensors = list_published(source, config)
+    for tensor in tensors if per_tensor else ():
+        print(f"{tensor.step.hf_name} -> {', '.join(tensor.step.names)} ({tensor.step.kind})")
+    if dtype or folder != source or (folder / PROGRESS).is_file() or not list_safetensors(source):
+        rewrite_folder(folder, source, config, dtype=getattr(torch, dtype) if dtype else None)
+    else:
+        write_text(folder / "model_config.yaml", yaml.safe_dump(config.to_dict()))
+    return folder
+
+
+def find_config(source: Path, model_name: str | None) -> Config:
+    """Find the shape of the weights: of the named model, else from the folder's files, else by the folder's name.
+
+    Raises:
+        UserError: if none of them gives a shape.
+    """
+    if model_name:
+        return Config.from_name(model_name)
+    has_config = any((source / name).is_file() for name in ("model_config.yaml", "config.json")) or find_gguf(source)
+    return Config.from_name(source.name) if not has_config and source.name in registry.names() else load_config(source)
 
 
 def link_or_copy(source: str, target: str) -> None:

@@ -130,10 +130,10 @@ def test_nothing_changes_unless_all_is_right(tmp_path: Path, wrong: str, monkeyp
 def test_a_folder_without_settings_is_of_the_model_it_is_named_after(tmp_path: Path) -> None:
     folder = tmp_path / "pythia-14m"
     folder.mkdir()
-    assert convert_to_litgpt.shape_of(folder, None) == Config.from_name("pythia-14m")
-    assert convert_to_litgpt.shape_of(folder, "Llama-3.2-1B") == Config.from_name("Llama-3.2-1B")
+    assert convert.find_config(folder, None) == Config.from_name("pythia-14m")
+    assert convert.find_config(folder, "Llama-3.2-1B") == Config.from_name("Llama-3.2-1B")
     with pytest.raises(UserError, match="no model_config"):
-        convert_to_litgpt.shape_of(tmp_path, None)
+        convert.find_config(tmp_path, None)
 
 
 def test_a_hugging_face_folder_is_written_cast_and_in_shards(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_tokens_without_a_row_are_found(folder: Path, capsys: pytest.CaptureFixt
     small_head = SHAPE.to_dict() | {"padded_vocab_size": 200, "vocab_size": 200}
     (folder / "model_config.yaml").write_text(yaml.safe_dump(small_head))
     assert main(["validate", str(folder)]) == 1
-    assert "but the embedding 200 rows" in capsys.readouterr().out
+    assert "but the embedding has 200 rows" in capsys.readouterr().out
 
 
 def test_the_file_that_is_named_is_the_one_that_is_checked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +77,7 @@ def test_the_file_that_is_named_is_the_one_that_is_checked(folder: Path, capsys:
     del state["transformer.ln_f.weight"]
     torch.save({"model": state}, folder / "lit_model.pth")
     assert main(["validate", str(folder), "--model_filename", "lit_model.pth"]) == 1
-    assert "lacks norm.weight" in capsys.readouterr().out
+    assert "norm.weight is missing" in capsys.readouterr().out
     assert main(["validate", str(folder), "--model_filename", "gone.pth"]) == 1
 
 

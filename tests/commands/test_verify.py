@@ -150,7 +150,7 @@ def test_a_shifted_router_is_found(
         with torch.no_grad():
             model.get_parameter("blocks.1.mlp.router.correction")[3] += 1.0
 
-    monkeypatch.setattr(load_model, "load_model", shifted)
+    monkeypatch.setattr(verify, "load_model", shifted)
     code, said = outcome(tmp_path / "m", capsys)
     assert code == 1 and said["logits"] == "FAILED", said
 
@@ -203,6 +203,6 @@ def test_without_transformers_one_line_names_the_extra(
 
 
 def test_the_texts_are_many_and_the_same_each_time() -> None:
-    texts = verify.texts(200, 42)
-    assert texts == verify.texts(200, 42) != verify.texts(200, 43) and len(set(texts)) > 190
+    texts = verify.random_texts(200, 42)
+    assert texts == verify.random_texts(200, 42) != verify.random_texts(200, 43) and len(set(texts)) > 190
     assert any("🦙" in text for text in texts) and any("\r\n" in text for text in texts)

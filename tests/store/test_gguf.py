@@ -9,11 +9,11 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, dequantize, quantize
 
-from litgpt.commands.convert_to_litgpt import convert
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.names import build_table
 from litgpt.model.registry import data_files, read_shape
+from litgpt.store.convert import convert_folder
 from litgpt.store.gguf_files import GGUFFile
 from litgpt.store.gguf_tokenizer import write_tokenizer
 from litgpt.store.load_model import iter_tensors, load_config, load_model
@@ -144,9 +144,9 @@ def test_converted_it_is_a_folder_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     write_gguf(tmp_path / "m.gguf", model, "llama")
     with pytest.raises(UserError, match=r"tokenizer\.json of this model"):
-        convert(tmp_path / "m.gguf", None, None)  # it has tokens, but of no kind that is known
+        convert_folder(tmp_path / "m.gguf", None, None)  # it has tokens, but of no kind that is known
     assert not (tmp_path / "m").exists()
-    folder = convert(tmp_path, None, None)
+    folder = convert_folder(tmp_path, None, None)
     assert folder == tmp_path and (tmp_path / "notes.txt").read_text() == "mine"
     assert read_shape(folder).rope_base == model.config.rope_base
     theirs = AutoModelForCausalLM.from_pretrained(folder)

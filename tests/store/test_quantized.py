@@ -83,12 +83,12 @@ def test_a_folder_of_fp8_loads_as_what_it_stands_for(fp8_folder: tuple[Path, GPT
 
 
 def test_converted_it_is_a_plain_folder(fp8_folder: tuple[Path, GPT]) -> None:
-    from litgpt.commands.convert_to_litgpt import convert
+    from litgpt.store.convert import convert_folder
 
     folder, model = fp8_folder
     loaded, again = GPT(model.config), GPT(model.config)
     load_model(loaded, folder)
-    convert(folder, None, "float32")
+    convert_folder(folder, None, "float32")
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
     assert {one.dtype for one in load_file(folder / "model.safetensors").values()} == {torch.float32}
     load_model(again, folder)
