@@ -16,7 +16,7 @@ __all__ = [
     "validate_checkpoint",
 ]
 
-HOMES = {
+MODULES = {
     "LLM": "litgpt.api",
     "GPT": "litgpt.model.gpt",
     "Config": "litgpt.model.config",
@@ -28,7 +28,7 @@ HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public class when it is first asked for, so that `import litgpt` stays cheap."""
-    if name not in HOMES:
+    """Import a public name on first use, so that `import litgpt` does not import torch."""
+    if name not in MODULES:
         raise AttributeError(f"module 'litgpt' has no attribute {name!r}")
-    return getattr(importlib.import_module(HOMES[name]), name)
+    return getattr(importlib.import_module(MODULES[name]), name)

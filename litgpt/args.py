@@ -1,4 +1,4 @@
-"""The import path that scripts written for LitGPT have for groups of settings."""
+"""The groups of settings, at the import path of LitGPT."""
 
 from litgpt.recipe.train import EvalArgs, LogArgs, TrainArgs
 

@@ -1,4 +1,4 @@
-"""From a command line to a checked recipe and the command that it is for; whatever is wrong ends in one line."""
+"""Parse a command line to a recipe and run its command; errors are printed in one line."""
 
 import errno
 import os
@@ -11,13 +11,21 @@ from litgpt.errors import UserError
 from litgpt.recipe.commands import COMMANDS, Command, find_command, import_object
 from litgpt.version import __version__
 
-FOOT = "Each command takes --config FILE-or-URL, --key value for every key of its YAML, --print_config and --help."
+FOOTER = "Every command accepts --config FILE-or-URL, --key value for each key of its YAML, --print_config and --help."
 
 
 class CommandLine(NamedTuple):
-    """A command line taken apart."""
+    """A parsed command line.
 
-    words: list[str]
+    Attributes:
+        arguments: positional arguments.
+        flags: (key, value) of each flag.
+        configs: the files and URLs of `--config`.
+        help: whether `--help` is given.
+        print_config: the value of `--print_config`, or None without that flag.
+    """
+
+    arguments: list[str]
     flags: list[tuple[str, str]]
     configs: list[str]
     help: bool
@@ -25,19 +33,19 @@ class CommandLine(NamedTuple):
 
 
 def format_overview() -> str:
-    """The text of `litgpt --help`."""
+    """Return the text of `litgpt --help`."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: litgpt COMMAND ...", "", *lines, "", FOOT])
+    return "\n".join(["usage: litgpt COMMAND ...", "", *lines, "", FOOTER])
 
 
 def split_arguments(argv: list[str]) -> CommandLine:
-    """Sort the words of a command line; a flag has one value, after a space or `=`."""
+    """Split a command line into positional arguments and flags; a flag has one value, after a space or `=`."""
     line = CommandLine([], [], [], "-h" in argv or "--help" in argv, find_print_flags(argv))
     rest = iter(word for word in argv if word not in ("-h", "--help") and not word.startswith("--print_config"))
     for word in rest:
         if not word.startswith("--"):
-            line.words.append(word)
+            line.arguments.append(word)
             continue
         key, equals, value = word[2:].partition("=")
         if not equals:
@@ -52,21 +60,21 @@ def split_arguments(argv: list[str]) -> CommandLine:
 
 
 def find_print_flags(argv: list[str]) -> str | None:
-    """What follows `--print_config=`, nothing being the empty text; None without that flag."""
-    found = [word for word in argv if word.split("=")[0] == "--print_config"]
-    return found[-1].partition("=")[2] if found else None
+    """Return the value of `--print_config=`, empty if it has none; None without that flag."""
+    flags = [word for word in argv if word.split("=")[0] == "--print_config"]
+    return flags[-1].partition("=")[2] if flags else None
 
 
 def collect_flags(line: CommandLine, command: Command) -> list[tuple[str, str]]:
-    """The flags of a line, and its words as the flags that they stand for."""
-    if len(line.words) > len(command.positionals):
-        extra = line.words[len(command.positionals)]
-        raise UserError(f"{extra!r} is one word too many; a value follows its --key")
-    return [*zip(command.positionals, line.words, strict=False), *line.flags]
+    """Return the flags of a command line, preceded by its positional arguments with their keys."""
+    if len(line.arguments) > len(command.positionals):
+        extra = line.arguments[len(command.positionals)]
+        raise UserError(f"{extra!r} is an unexpected argument; put a value after its --key")
+    return [*zip(command.positionals, line.arguments, strict=False), *line.flags]
 
 
 def read_recipe(name: str, line: CommandLine) -> Any:
-    """The recipe that a line asks for; None if it asked for help, or for the configuration, which is printed."""
+    """Build the recipe of a command line; None if it only prints help or the configuration."""
     from litgpt.recipe import build, show
 
     command = COMMANDS[name]
@@ -74,8 +82,8 @@ def read_recipe(name: str, line: CommandLine) -> Any:
     flags = [build.Flag(key, value) for key, value in collect_flags(line, command)]
     if line.help:
         return build.build_parser(recipe, f"litgpt {name}").print_help()
-    if asked := next((flag for flag in flags if flag.key.endswith(".help")), None):
-        return show.print_choice_help(recipe, asked.key.removesuffix(".help"), asked.value)
+    if help_flag := next((flag for flag in flags if flag.key.endswith(".help")), None):
+        return show.print_choice_help(recipe, help_flag.key.removesuffix(".help"), help_flag.value)
     tree = build.collect_settings(recipe, line.configs, flags)
     if line.print_config is not None:
         return show.print_config(recipe, tree, line.print_config)
@@ -83,7 +91,7 @@ def read_recipe(name: str, line: CommandLine) -> Any:
 
 
 def resolve_out_dir(recipe: Any) -> Any:
-    """The recipe with a relative out_dir put under LIGHTNING_ARTIFACTS_DIR, if that is set."""
+    """Return the recipe with a relative out_dir moved into LIGHTNING_ARTIFACTS_DIR, if that is set."""
     root = os.environ.get("LIGHTNING_ARTIFACTS_DIR")
     if root and not recipe.out_dir.is_absolute():
         return replace(recipe, out_dir=type(recipe.out_dir)(root) / recipe.out_dir)
@@ -91,7 +99,7 @@ def resolve_out_dir(recipe: Any) -> Any:
 
 
 def run_command(name: str, recipe: Any) -> None:
-    """Hand a recipe to its command."""
+    """Run a command with its recipe."""
     if name == "pretrain":
         if recipe.model_name == "list":
             print("\n".join(["Available values:", *import_object("litgpt.model.registry:names")()]))
@@ -101,13 +109,18 @@ def run_command(name: str, recipe: Any) -> None:
 
 
 def print_error(error: UserError, code: int) -> int:
-    """Say what is wrong in one line on stderr."""
+    """Print an error in one line on stderr and return the exit code."""
     print(f"litgpt: error: {error}", file=sys.stderr)
     return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; the exit code is 2 for a line or recipe that is wrong, 1 for a run that cannot go on."""
+    """Run a command line.
+
+    Returns:
+        The exit code: 0 for success, 2 for an invalid command line or recipe, 1 for an error while running, 130 for
+        an interrupt.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(format_overview())
@@ -128,10 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        where = error.filename or "writing"
-        return print_error(
-            UserError(f"{where}: {error.strerror}; free space first; checkpoints written before are intact"), 1
-        )
+        path = error.filename or "writing"
+        return print_error(UserError(f"{path}: {error.strerror}; free disk space; earlier checkpoints are intact"), 1)
     except KeyboardInterrupt:
         return 130
     return 0

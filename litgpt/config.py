@@ -1,4 +1,4 @@
-"""The import path that scripts written for LitGPT have for model shapes."""
+"""Model configurations, at the import path of LitGPT."""
 
 from functools import cache
 from typing import Any
@@ -11,12 +11,12 @@ __all__ = ["Config", "configs", "name_to_config"]  # noqa: F822, built on first 
 
 @cache
 def build_table() -> dict[str, dict[str, Any]]:
-    """The fields of every named shape."""
+    """Return the configuration fields of every known model by its name."""
     return {name: find(name).to_dict() for name in names()}
 
 
 def __getattr__(name: str) -> Any:
-    """Build the tables when they are first asked for."""
+    """Build the tables on first use."""
     if name == "name_to_config":
         return build_table()
     if name == "configs":

@@ -1,4 +1,4 @@
-"""Write files and folders so that they exist whole or not at all; join paths that cannot escape."""
+"""Atomic writes of files and folders, checksum manifests, and path joins that cannot leave a folder."""
 
 import hashlib
 import json
@@ -19,17 +19,17 @@ HASHING_THREADS = 8
 
 
 class DamagedFileError(UserError):
-    """A file that is missing, cut short or altered, named in the message."""
+    """A file that is missing, truncated or modified; the message names it."""
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_file(path: Path) -> None:
-    """Hand a file's bytes to the disk before going on."""
+    """Flush a file to disk with fsync."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -38,7 +38,7 @@ def sync_file(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `path` whole or not at all: a temporary file beside it, fsync, one rename."""
+    """Write a text file atomically: write a temporary file in the same folder, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -50,15 +50,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`.
+    """Read the JSON value in a file.
 
     Raises:
-        Damaged: if the file is missing or is not JSON in UTF-8.
+        DamagedFileError: if the file is missing or is not valid JSON in UTF-8.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -69,40 +69,40 @@ def read_json(path: Path) -> Any:
 
 
 def publish_folder(staged: Path, final: Path) -> None:
-    """Rename a finished folder to its final name, after fsync of all that is in it.
+    """Rename a staged folder to its final name, after fsync of all files in it.
 
     Raises:
-        UserError: if `final` already holds something; nothing is ever written into an existing folder.
+        UserError: if `final` exists and is not empty.
     """
     for path in sorted(staged.rglob("*")):
         sync_file(path)
     sync_file(staged)
     check_unused(final)
-    staged.rename(final)  # takes the place of an empty folder in the same single act
+    staged.rename(final)  # replaces an empty folder atomically
     sync_file(final.parent)
 
 
 def check_unused(folder: Path) -> None:
-    """Raise a UserError if there is anything at `folder` but an empty folder."""
+    """Raise a UserError if `folder` exists and is not an empty folder."""
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         raise UserError(f"{folder} already exists and is not empty; choose another folder or remove it")
 
 
 @contextmanager
 def staged_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A fresh folder beside `final` that takes its name when the block ends well and is gone when it does not.
+    """Create a temporary folder beside `final` that is renamed to it on success and removed on an exception.
 
     Args:
-        replace: move a folder of that name out of the way, and delete it once the new one is in place.
+        replace: whether to replace an existing folder, which is deleted only after the rename.
 
     Raises:
-        UserError: if `final` already holds something and is not to be replaced.
+        UserError: if `final` exists and is not empty, unless `replace`.
     """
     if not replace:
         check_unused(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    staged, replaced = (final.with_name(f"{final.name}.{mark}.{kind}") for kind in ("partial", "replaced"))
+    unique = uuid.uuid4().hex[:8]
+    staged, replaced = (final.with_name(f"{final.name}.{unique}.{kind}") for kind in ("partial", "replaced"))
     staged.mkdir()
     try:
         yield staged
@@ -141,10 +141,10 @@ def remove_partial(folder: Path) -> None:
 
 
 def write_manifest(folder: Path, known: dict[str, str] | None = None) -> None:
-    """Write the manifest of a folder last: name, bytes and SHA-256 of every file in it.
+    """Write the manifest of a folder: the name, size in bytes and SHA-256 of every file in it.
 
     Args:
-        known: hashes by file name that were already taken while writing.
+        known: hashes by file name that are already known.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     entries = {
@@ -156,44 +156,44 @@ def write_manifest(folder: Path, known: dict[str, str] | None = None) -> None:
 
 
 def hash_entries(entries: Any) -> str:
-    """The SHA-256 of a manifest's entries, by which it notices damage to itself."""
+    """Return the SHA-256 of the entries of a manifest, which detects damage to the manifest itself."""
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def verify_manifest(folder: Path) -> None:
-    """Hold every file of a sealed folder against its manifest.
+    """Verify every file of a folder against its manifest.
 
     Raises:
-        Damaged: naming the first file that is missing, has another size, or other bytes.
+        DamagedFileError: naming the first file that is missing or whose size or hash differs.
     """
     manifest = read_json(folder / MANIFEST)
     entries = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(entries, dict) or manifest.get("sha256") != hash_entries(entries):
-        raise DamagedFileError(f"{folder / MANIFEST}: not the manifest that was written")
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:  # hashing lets other threads run
+        raise DamagedFileError(f"{folder / MANIFEST}: the manifest is damaged")
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:  # hashing releases the GIL
         for _ in pool.map(lambda name: verify_file(join_inside(folder, name), entries[name]), entries):
             pass
 
 
 def verify_file(path: Path, entry: Any) -> None:
-    """Hold one file against its entry in a manifest."""
+    """Verify one file against its entry in a manifest."""
     if not path.is_file():
         raise DamagedFileError(f"{path}: no such file")
     if path.stat().st_size != entry["bytes"]:
-        raise DamagedFileError(f"{path}: {path.stat().st_size} bytes, but {entry['bytes']} were written")
+        raise DamagedFileError(f"{path}: {path.stat().st_size} bytes, but the manifest has {entry['bytes']}")
     if sha256(path) != entry["sha256"]:
-        raise DamagedFileError(f"{path}: its bytes are not those that were written (SHA-256 differs)")
+        raise DamagedFileError(f"{path}: the file is damaged (SHA-256 differs from the manifest)")
 
 
 def join_inside(folder: Path, name: str) -> Path:
-    """`folder / name`, if that stays inside `folder`.
+    """Return `folder / name` if it is inside `folder`.
 
     Raises:
-        UserError: if `name` is absolute, climbs out, holds a NUL, or leads out through a link.
+        UserError: if `name` is absolute, contains a NUL, or leads out of `folder` with `..` or a symbolic link.
     """
     if not name or "\0" in name or len(name) > 1024 or Path(name).is_absolute() or "\\" in name or ":" in name:
-        raise UserError(f"{folder}: refused file name {name[:80]!r}; only names inside the folder are allowed")
+        raise UserError(f"{folder}: invalid file name {name[:80]!r}; use a name inside the folder")
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{folder}: refused file name {name[:80]!r}; it leads out of the folder")
+        raise UserError(f"{folder}: invalid file name {name[:80]!r}; it is outside of the folder")
     return path

@@ -1,4 +1,4 @@
-"""The import path that scripts written for LitGPT have for prompt styles."""
+"""Prompt styles, at the import path of LitGPT."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ __all__ = ["ChatML", "PromptStyle", "has_prompt_style", "load_prompt_style", "pr
 
 
 def __getattr__(name: str) -> Any:
-    """The class of a style, such as `Alpaca`; `prompt_styles` is all of them by the name that a recipe gives."""
+    """Return the class of a style, such as `Alpaca`; `prompt_styles` is a dictionary of all styles by name."""
     if name == "prompt_styles":
         return {style: style_class(style) for style in rows()}
     if name in classes():

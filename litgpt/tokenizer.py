@@ -1,4 +1,4 @@
-"""The import path that scripts written for LitGPT have for the tokenizer."""
+"""The tokenizer, at the import path of LitGPT."""
 
 from litgpt.data.tokenizer import Tokenizer
 

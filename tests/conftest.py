@@ -10,12 +10,20 @@ from litgpt import cli
 
 
 class Outcome(NamedTuple):
-    """What a command line came to."""
+    """The result of a command line: exit code, recipe, stdout and stderr."""
 
     code: int
     recipe: Any
     out: str
     err: str
+
+    def error_line(self, code: int = 2) -> str:
+        """The error in the only line of stderr, after a check of the exit code and that no command ran."""
+        assert self.code == code
+        assert self.recipe is None
+        lines = self.err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("litgpt: error: "), self.err
+        return lines[0].removeprefix("litgpt: error: ")
 
 
 OWN_MODULE = '''

@@ -374,10 +374,10 @@ def test_command_prints_a_reply_alone(generate: Run, chatty: Path) -> None:
 @pytest.mark.parametrize(
     "flags, code, said",
     [
-        (("--top_k", "0"), 2, "top_k: 0 will not do"),
+        (("--top_k", "0"), 2, "top_k: 0 is not valid"),
         (("--top_p", "1.5"), 2, "top_p"),
         (("--temperature", "-1"), 2, "temperature"),
-        (("--quantize", "gptq"), 2, "quantize: 'gptq' will not do; give bnb.nf4"),
+        (("--quantize", "gptq"), 2, "quantize: 'gptq' is not valid; use bnb.nf4"),
         (("--precision", "transformer-engine"), 2, "precision"),
         (("--max_new_tokens", "500"), 1, "max_new_tokens: 500 after a prompt of"),
         (("--sys_prompt", "x"), 1, "sys_prompt: 'x' has no place"),

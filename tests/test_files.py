@@ -47,6 +47,6 @@ def test_a_name_cannot_lead_out(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "out").symlink_to(tmp_path)
-    with pytest.raises(UserError, match="refused file name"):
+    with pytest.raises(UserError, match="invalid file name"):
         join_inside(folder, name)
     assert join_inside(folder, "a/b.txt") == folder / "a" / "b.txt"

@@ -50,7 +50,7 @@ def publish(trained: Run, *, spec: RunSpec) -> Path:
         tensors, texts = adapt.merged(core), trained.tokenizer_dir
         save_model(final, core, tensors=tensors, config=trained.config, tokenizer_dir=texts, replace=True)
         if is_rank_zero():
-            spec.data.mark(final)
+            spec.data.save_prompt_format(final)
     if spec.tuner is not None and spec.adapted:
         save_adapter(trained.recipe.out_dir / "adapter" if spec.tuner.merges else final, trained, spec)
     return final
@@ -68,7 +68,7 @@ def save_adapter(folder: Path, trained: Run, spec: RunSpec) -> None:
     about = {"config": trained.config, "settings": spec.tuner, "base": spec.base, "run": spec.run}
     try:
         save_adapter_folder(folder, tensors, **about, tokenizer_dir=trained.tokenizer_dir, replace=True)  # type: ignore
-        spec.data.mark(folder)
+        spec.data.save_prompt_format(folder)
     except UserError as error:
         if not spec.tuner.merges:
             raise

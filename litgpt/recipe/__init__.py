@@ -1,1 +1,1 @@
-"""Every setting of every command."""
+"""The settings of all commands, as dataclasses that validate themselves."""

@@ -1,4 +1,4 @@
-"""Make a checked recipe out of mappings from YAML files and flags; jsonargparse types the values."""
+"""Build a validated recipe from YAML files and command-line flags; jsonargparse converts the types of the values."""
 
 import re
 from argparse import SUPPRESS, ArgumentError
@@ -28,13 +28,13 @@ from litgpt.recipe.keys import (
 from litgpt.recipe.optimizer import Optimizer
 from litgpt.recipe.tuner import Tuner
 
-KEY_ALIASES = {"checkpoint.async": "checkpoint.asynchronous"}  # `async` is a word of Python
+KEY_ALIASES = {"checkpoint.async": "checkpoint.asynchronous"}  # `async` is a keyword of Python
 DEFAULT_CHOICES = {Optimizer: "AdamW", DataModule: "TinyLlama", Tuner: "LoRA"}
 Tree = dict[str, Any]
 
 
 def parse_scalar(text: str) -> Any:
-    """What a text stands for, as jsonargparse reads it, save that `# Title` is a text and only `null` is null."""
+    """Parse a scalar as jsonargparse does, except that `# Title` is a string and only `null` is None."""
     value = get_loader("yaml")(text)
     return text if value is None and text != "null" else value
 
@@ -51,7 +51,7 @@ class Flag(NamedTuple):
 
 
 class RecipeHelpFormatter(DefaultHelpFormatter):
-    """The help of a command: `int` for a whole number whatever its limits, and a class by its name."""
+    """Formats the help of a command: types without their limits, and classes by their short names."""
 
     def _expand_help(self, action: Any) -> str:
         text = re.sub(r"Annotated\[(\w+)(, [GL]e\([^)]*\))*\]", r"\1", super()._expand_help(action))
@@ -61,26 +61,31 @@ class RecipeHelpFormatter(DefaultHelpFormatter):
 
 @cache
 def build_parser(recipe: type, program: str) -> ArgumentParser:
-    """The jsonargparse parser of a recipe: what it prints as help, and how it types values."""
+    """Build the jsonargparse parser of a recipe, which prints its help and converts its values."""
     parser = ArgumentParser(
         prog=program, exit_on_error=False, formatter_class=RecipeHelpFormatter, parser_mode="litgpt"
     )
     parser.add_argument(
-        "--config", metavar="FILE-or-URL", default=SUPPRESS, help="YAML with any of these keys; may be repeated."
+        "--config", metavar="FILE-or-URL", default=SUPPRESS, help="YAML file with any of these keys. May be repeated."
     )
     parser.add_argument(
         "--print_config",
         nargs="?",
         metavar="=FLAGS",
         default=SUPPRESS,
-        help="Print the YAML of this line; =skip_default,skip_null.",
+        help="Print the resulting YAML and exit; optionally =skip_default,skip_null.",
     )
     parser.add_class_arguments(recipe, as_positional=True)
     return parser
 
 
 def merge_settings(recipe: type, old: Tree, new: Tree, *, trusted: bool, prefix: str = "") -> Tree:
-    """`new` over `old`, group by group."""
+    """Merge two mappings recursively, group by group; values of `new` take precedence.
+
+    Args:
+        trusted: whether `new` may name classes by any dotted path; False for a recipe read from a URL.
+        prefix: the dotted key of the group, with a dot at its end, for error messages.
+    """
     settings, merged = list_settings(recipe), dict(old)
     for name, value in new.items():
         name = KEY_ALIASES.get(prefix + name, prefix + name).removeprefix(prefix)
@@ -91,8 +96,9 @@ def merge_settings(recipe: type, old: Tree, new: Tree, *, trusted: bool, prefix:
         elif group and value is not None:
             if not isinstance(value, dict):
                 raise wrong_value_error(prefix + name, value, hint)
-            below = merged.get(name) or {}
-            merged[name] = merge_settings(group, below, value, trusted=trusted, prefix=f"{prefix}{name}.")
+            merged[name] = merge_settings(
+                group, merged.get(name) or {}, value, trusted=trusted, prefix=f"{prefix}{name}."
+            )
         elif isinstance(value, dict) and isinstance(merged.get(name), dict):
             merged[name] = merged[name] | value
         else:
@@ -101,8 +107,8 @@ def merge_settings(recipe: type, old: Tree, new: Tree, *, trusted: bool, prefix:
 
 
 def flag_to_tree(recipe: type, flag: Flag) -> Tree:
-    """A flag as the mapping that would say the same in YAML."""
-    name, *below = flag.key.split(".")
+    """Convert a flag to the mapping that is equivalent to it in YAML."""
+    name, *subkeys = flag.key.split(".")
     settings = list_settings(recipe)
     if name not in settings:
         raise unknown_key_error(flag.key, list(list_keys(recipe)))
@@ -111,19 +117,19 @@ def flag_to_tree(recipe: type, flag: Flag) -> Tree:
         find_group(hint) or find_choice_base(hint) or any(str(kind).startswith("dict") for kind in list_types(hint))
     )
     value: Any = flag.value
-    if not below and holds_keys:
+    if not subkeys and holds_keys:
         value = parse_mapping_flag(flag, is_choice=find_choice_base(hint) is not None)
-    elif below and not holds_keys:
+    elif subkeys and not holds_keys:
         raise unknown_key_error(flag.key, list(list_keys(recipe)))
-    elif below and not find_group(hint):
+    elif subkeys and not find_group(hint):
         value = parse_text(flag.value, f"--{flag.key}")
-    for part in reversed(below):
-        value = {part: value}
+    for subkey in reversed(subkeys):
+        value = {subkey: value}
     return {name: value}
 
 
 def parse_mapping_flag(flag: Flag, *, is_choice: bool) -> Any:
-    """The value of a flag that stands for several keys: JSON, a file, or for a choice a class's name."""
+    """Parse the value of a flag that sets several keys: inline JSON, a YAML file, or a class name for a choice."""
     if flag.value.lstrip().startswith("{") or flag.value in ("null", ""):
         return parse_text(flag.value, f"--{flag.key}")
     if is_choice and not flag.value.endswith((".yaml", ".yml", ".json")):
@@ -132,29 +138,33 @@ def parse_mapping_flag(flag: Flag, *, is_choice: bool) -> Any:
 
 
 def normalize_settings(recipe: type, tree: Tree, prefix: str = "", root: type | None = None) -> Tree:
-    """A mapping whose keys all exist and whose values are ready to be typed.
+    """Check the keys of a mapping and prepare its values for type conversion.
+
+    Args:
+        prefix: the dotted key of the group, with a dot at its end.
+        root: the class whose keys are suggested for an unknown key; `recipe` if None.
 
     Raises:
-        UserError: naming the first key that does not exist, is missing, or can have no such value.
+        UserError: naming the first key that does not exist, is missing, or has an invalid value.
     """
-    settings, fitted, root = list_settings(recipe), {}, root or recipe
+    settings, normalized, root = list_settings(recipe), {}, root or recipe
     for name, value in tree.items():
         if name not in settings:
             if has_var_keywords(recipe):
-                fitted[name] = value
+                normalized[name] = value
                 continue
             known = [f"{prefix}{other}" for other in settings] if root is recipe and prefix else list(list_keys(root))
             raise unknown_key_error(prefix + name, known)
         hint, default = settings[name]
-        fitted[name] = normalize_value(hint, value, prefix + name, default, root)
+        normalized[name] = normalize_value(hint, value, prefix + name, default, root)
     for name, (_, default) in settings.items():
-        if default is REQUIRED and fitted.get(name) is None:
-            raise UserError(f"{prefix}{name}: missing; give it as --{prefix}{name} or in the YAML")
-    return fitted
+        if default is REQUIRED and normalized.get(name) is None:
+            raise UserError(f"{prefix}{name}: missing; set it with --{prefix}{name} or in the YAML file")
+    return normalized
 
 
 def normalize_value(hint: Any, value: Any, key: str, default: Any, root: type) -> Any:
-    """One value of a mapping, made ready to be typed."""
+    """Prepare one value of a mapping for type conversion."""
     optional = type(None) in list_types(hint)
     if base := find_choice_base(hint):
         return normalize_choice(base, value, key) if value is not None or not optional else None
@@ -164,7 +174,7 @@ def normalize_value(hint: Any, value: Any, key: str, default: Any, root: type) -
         if not isinstance(value, dict):
             first = next(iter(list_settings(group)))
             raise UserError(
-                f"{key}: {value!r} is one value for a group of settings; give {key}.{first}, or others of it"
+                f"{key}: {value!r} is a single value for a group of settings; set {key}.{first} or its other keys"
             )
         return normalize_settings(group, value, f"{key}.", root)
     if value is None and not optional and Any not in list_types(hint) and default is not REQUIRED:
@@ -173,7 +183,7 @@ def normalize_value(hint: Any, value: Any, key: str, default: Any, root: type) -
 
 
 def normalize_choice(base: type, value: Any, key: str) -> Tree:
-    """A choice with a class that exists, and arguments that it takes."""
+    """Check that the class of a choice exists, and prepare its arguments for type conversion."""
     choice = value or {"init_args": {}}
     if "class_path" not in choice:
         choice = choice | {"class_path": parse_choice(base, DEFAULT_CHOICES[base], key)["class_path"]}  # type: ignore
@@ -181,7 +191,7 @@ def normalize_choice(base: type, value: Any, key: str) -> Tree:
         return normalize_custom_optimizer(choice, key)
     cls = import_class(choice["class_path"], key)
     if not issubclass(cls, base):
-        raise UserError(f"{key}: {choice['class_path']} is no {base.__name__}")
+        raise UserError(f"{key}: {choice['class_path']} is not a subclass of {base.__name__}")
     arguments = normalize_settings(cls, choice["init_args"], f"{key}.")
     if base is not DataModule:  # jsonargparse would keep the settings of the default class for another one
         arguments = {name: default for name, (_, default) in list_settings(cls).items()} | arguments
@@ -189,7 +199,7 @@ def normalize_choice(base: type, value: Any, key: str) -> Tree:
 
 
 def collect_settings(recipe: type, configs: Iterable[str], flags: Iterable[Flag]) -> Tree:
-    """The keys of all YAML files and then of all flags, whole groups before single keys."""
+    """Merge the keys of all YAML files and then of all flags, whole groups before single keys."""
     tree: Tree = {}
     for source in configs:
         tree = merge_settings(recipe, tree, read_yaml(source), trusted=not is_url(source))
@@ -199,28 +209,28 @@ def collect_settings(recipe: type, configs: Iterable[str], flags: Iterable[Flag]
 
 
 def build_recipe(recipe: type, tree: Tree) -> Any:
-    """The recipe that a mapping stands for.
+    """Build the recipe from a mapping of its keys.
 
     Raises:
-        UserError: in one line, naming the key, its value and what would do.
+        UserError: naming the key, its value and the accepted values.
     """
-    fitted = normalize_settings(recipe, tree)
+    normalized = normalize_settings(recipe, tree)
     parser = build_parser(recipe, "litgpt")
     try:
-        typed = parser.parse_object(fitted)
+        typed = parser.parse_object(normalized)
     except ArgumentError as error:
-        raise explain_error(recipe, fitted, error) from None
+        raise explain_error(recipe, normalized, error) from None
     try:
         values = parser.instantiate(typed)
-    except Exception as error:  # jsonargparse wraps what a group says of itself
-        if said := find_user_error(error):
-            raise said from None
+    except Exception as error:  # jsonargparse wraps the errors that groups raise
+        if user_error := find_user_error(error):
+            raise user_error from None
         raise
     return recipe(**{name: values[name] for name in list_settings(recipe)})
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
-    """The error for the user inside another error, if there is one."""
+    """Return the first UserError in the chain of causes of an exception, or None."""
     while error:
         if isinstance(error, UserError):
             return error
@@ -228,12 +238,12 @@ def find_user_error(error: BaseException | None) -> UserError | None:
     return None
 
 
-def explain_error(recipe: type, fitted: Tree, error: BaseException) -> UserError:
-    """One line out of jsonargparse's many: the key that it stumbled over, its value and what would do."""
-    if said := find_user_error(error):
-        return said
+def explain_error(recipe: type, tree: Tree, error: BaseException) -> UserError:
+    """Convert an error of jsonargparse to one line with the key, its value and the accepted values."""
+    if user_error := find_user_error(error):
+        return user_error
     path = [part for key in re.findall(r'[Pp]arser key "([^"]+)"', str(error)) for part in key.split(".")]
-    settings, value, hint, default = list_settings(recipe), fitted, None, REQUIRED
+    settings, value, hint, default = list_settings(recipe), tree, None, REQUIRED
     for part in path:
         value = value.get("init_args", value).get(part) if isinstance(value, dict) else value
         hint, default = settings.get(part, (None, REQUIRED))

@@ -1,4 +1,4 @@
-"""Classes that a recipe picks by name: data modules, optimizers and tuners, as {class_path, init_args}."""
+"""Classes that a recipe selects by name, as {class_path, init_args}: data modules, optimizers and tuners."""
 
 import importlib
 import inspect
@@ -31,10 +31,11 @@ ClassChoice = dict[str, Any]
 
 
 def resolve_class_path(base: type, name: str, key: str, trusted: bool) -> str:
-    """The dotted path that a class name in a recipe stands for.
+    """Return the dotted path of a class that a recipe names.
 
     Raises:
-        UserError: for a name that is in no table, or, in a recipe that was fetched, any class that is not ours.
+        UserError: if the name is unknown, or if a recipe from a URL names a class outside of this package and
+            `torch.optim`.
     """
     table = CLASS_PATHS[base]
     if name in table or name in table.values():
@@ -42,7 +43,7 @@ def resolve_class_path(base: type, name: str, key: str, trusted: bool) -> str:
     if base is Optimizer and "." not in name:
         name = f"torch.optim.{name}"
     if not trusted and name.rpartition(".")[0] != "torch.optim":
-        raise UserError(f"{key}: {name!r} is refused because the recipe comes from a URL; save it and use the file")
+        raise UserError(f"{key}: {name!r} is not allowed in a recipe from a URL; download the recipe and use the file")
     if "." in name and base is not Tuner:
         return name
     near = find_nearest(name, table)
@@ -50,72 +51,72 @@ def resolve_class_path(base: type, name: str, key: str, trusted: bool) -> str:
 
 
 def suggest_names(table: Mapping[str, str]) -> str:
-    """The short names of a table, or a dotted path, as what would do."""
+    """Return the accepted names of a table as the last part of an error message."""
     names = ", ".join(name for name in table if "." not in name)
-    return f"give {names}" if table is TUNER_PATHS else f"give {names}, or the dotted path of a class"
+    return f"use {names}" if table is TUNER_PATHS else f"use {names}, or the dotted path of a class"
 
 
 def parse_choice(base: type, value: Any, key: str, trusted: bool = True) -> ClassChoice | None:
-    """A choice as {class_path, init_args} however it was written: a name, or a mapping with or without init_args."""
+    """Convert a choice to {class_path, init_args} from a name, or a mapping with or without init_args."""
     if value is None:
         return None
-    named = key if isinstance(value, str) else f"{key}.class_path"
+    class_key = key if isinstance(value, str) else f"{key}.class_path"
     if isinstance(value, str):
         value = {"class_path": value}
     if not isinstance(value, dict):
-        raise UserError(f"{key}: {value!r} will not do; {suggest_names(CLASS_PATHS[base])}")
-    inner = {} if value.get("init_args") is None else value["init_args"]
-    if not isinstance(inner, dict):
-        raise UserError(f"{key}.init_args: {inner!r} will not do; give keys and values")
-    arguments = {name: item for name, item in value.items() if name not in ("class_path", "init_args")} | inner
+        raise UserError(f"{key}: {value!r} is not valid; {suggest_names(CLASS_PATHS[base])}")
+    init_args = {} if value.get("init_args") is None else value["init_args"]
+    if not isinstance(init_args, dict):
+        raise UserError(f"{key}.init_args: {init_args!r} is not valid; use keys and values")
+    arguments = {name: item for name, item in value.items() if name not in ("class_path", "init_args")} | init_args
     if not trusted and DOTTED.search(str(arguments.get("prompt_style", "")).replace("litgpt.prompts.", "")):
-        raise UserError(f"{key}.prompt_style: a class is refused because the recipe comes from a URL; give a name")
+        raise UserError(f"{key}.prompt_style: a class is not allowed in a recipe from a URL; use a name")
     choice: ClassChoice = {"init_args": arguments}
     if (name := value.get("class_path")) is not None:
         if not isinstance(name, str):
-            raise UserError(f"{named}: {name!r} will not do; {suggest_names(CLASS_PATHS[base])}")
-        choice["class_path"] = resolve_class_path(base, name, named, trusted)
+            raise UserError(f"{class_key}: {name!r} is not valid; {suggest_names(CLASS_PATHS[base])}")
+        choice["class_path"] = resolve_class_path(base, name, class_key, trusted)
     return choice
 
 
 def merge_choice(old: ClassChoice | None, new: ClassChoice | None) -> ClassChoice | None:
-    """`new` over `old`; the settings of another class are forgotten."""
+    """Merge two choices; `new` takes precedence, and the arguments of a different class are dropped."""
     if not old or not new or new.get("class_path", old.get("class_path")) != old.get("class_path"):
         return new
     return old | new | {"init_args": old["init_args"] | new["init_args"]}
 
 
 def import_user_module(name: str) -> ModuleType:
-    """The module of that name, which may also be a file where the user is."""
+    """Import a module, which may also be a file in the working directory."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
         if os.getcwd() in sys.path:
             raise
-        sys.path.append(os.getcwd())  # for good: the processes that load data look there too
+        sys.path.append(os.getcwd())  # kept, because the worker processes of data loading need it too
         return importlib.import_module(name)
 
 
 def import_class(path: str, key: str) -> type:
-    """The class behind a dotted path.
+    """Import the class at a dotted path.
 
     Raises:
-        UserError: if the module or the class is not there, or is no class.
+        UserError: if the module cannot be imported, or has no class of that name.
     """
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(import_user_module(module), name, None)
+        cls = getattr(import_user_module(module), name, None)
     except (ImportError, ValueError, TypeError) as error:
         raise UserError(f"{key}: {path!r} cannot be imported ({error})") from None
-    if not inspect.isclass(found):
+    if not inspect.isclass(cls):
         names = [other for other in dir(import_user_module(module)) if not other.startswith("_")]
         near = find_nearest(name, [*names, *OPTIMIZERS])
-        raise UserError(f"{key}: there is no class {path}" + (f"; did you mean {near}?" if near else ""))
-    return found
+        raise UserError(f"{key}: class {path} not found" + (f"; did you mean {near}?" if near else ""))
+    return cls
 
 
 def parse_number(value: Any) -> Any:
-    """Texts that are numbers, such as YAML's 4e-4, as numbers; in lists too."""
+    """Convert strings that are numbers, such as 4e-4 in YAML, to numbers, also in lists."""
     if isinstance(value, list):
         return [parse_number(item) for item in value]
     if not isinstance(value, str) or isinstance(parse_whole_number(value), int):
@@ -127,13 +128,13 @@ def parse_number(value: Any) -> Any:
 
 
 def normalize_custom_optimizer(choice: ClassChoice, key: str) -> ClassChoice:
-    """The choice of an optimizer that has no settings class of its own, checked against its constructor."""
+    """Check the choice of an optimizer without a settings class against the signature of its constructor."""
     path, arguments = choice["class_path"], {name: parse_number(item) for name, item in choice["init_args"].items()}
     cls = import_class(path, key)
     if not callable(getattr(cls, "step", None)):
-        raise UserError(f"{key}: {path} is no optimizer; it has no step()")
+        raise UserError(f"{key}: {path} is not an optimizer: it has no step() method")
     known = list_settings(cls)
-    known.pop(next(iter(known), ""), None)  # the parameters, which the run gives
+    known.pop(next(iter(known), ""), None)  # the parameters to optimize
     for name in arguments:
         if name not in known and not has_var_keywords(cls):
             raise unknown_key_error(f"{key}.{name}", [f"{key}.{other}" for other in known])

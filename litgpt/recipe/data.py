@@ -1,4 +1,4 @@
-"""The settings that name a run's data: what every data module answers, and the shape of the batches asked of it."""
+"""The interface of data modules and their streams, and the batch sizes of a run."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -15,29 +15,29 @@ DATA_MODULES = {
         *("JSON", "Alpaca", "Alpaca2k", "AlpacaGPT4", "Deita", "Dolly", "FLAN", "LIMA", "LongForm", "Conversations"),
     )
 }
-"""Short names that `data` accepts, and the class each stands for; a dotted path names a user's own class."""
+"""Dotted paths of the data modules by the short names that `data` accepts; any other class is given by its path."""
 
 
 def gather_alone(value: Any) -> list[Any]:
-    """What every process has, where there is but one."""
+    """Gather a value from all ranks of a single process."""
     return [value]
 
 
 @dataclass(frozen=True)
 class BatchShape:
-    """How a run cuts its data into batches, seen from one data rank.
+    """The batch sizes of a run, and its data ranks.
 
     Args:
-        micro_batch_size: samples per rank in one forward.
-        global_batch_size: samples per optimizer step over all data ranks.
-        max_seq_length: tokens per sample that the model reads; a sample holds one more, the last label.
-        rank: this data rank, from 0.
+        micro_batch_size: number of samples per rank and forward pass.
+        global_batch_size: number of samples per optimizer step, over all data ranks.
+        max_seq_length: number of input tokens per sample; a sample has one more token, which is the last label.
+        rank: index of this data rank.
         ranks: number of data ranks.
-        seed: seed of the sample order; data modules that have a `seed` of their own use theirs.
-        gather: what every process has, for streams whose ranks stand at different places; all must call it.
+        seed: seed of the sample order, unless the data module has its own `seed`.
+        gather: collective that returns the values of all ranks, for streams with a different position on each rank.
 
     Raises:
-        UserError: if a size is below 1 or the micro batches of all ranks do not tile the global batch.
+        UserError: if a size is less than 1, or global_batch_size is not divisible by micro_batch_size x ranks.
     """
 
     micro_batch_size: int
@@ -51,92 +51,99 @@ class BatchShape:
     def __post_init__(self) -> None:
         for name in ("micro_batch_size", "global_batch_size", "max_seq_length"):
             if getattr(self, name) < 1:
-                raise UserError(f"train.{name}: {getattr(self, name)} is not positive; 1 would do")
+                raise UserError(f"train.{name}: {getattr(self, name)} is not positive; use 1 or more")
         if not 0 <= self.rank < self.ranks:
             raise UserError(f"data rank {self.rank} of {self.ranks} ranks does not exist")
         if self.global_batch_size % self.samples_per_round:
             raise UserError(
-                f"train.global_batch_size: {self.global_batch_size} is not a multiple of train.micro_batch_size "
-                f"{self.micro_batch_size} x {self.ranks} data ranks; {self.samples_per_round} would do"
+                f"train.global_batch_size: {self.global_batch_size} is not divisible by train.micro_batch_size "
+                f"{self.micro_batch_size} x {self.ranks} data ranks; use {self.samples_per_round}"
             )
 
     @property
     def samples_per_round(self) -> int:
-        """Samples that all ranks together read in one micro batch each."""
+        """Number of samples in one micro-batch of every rank."""
         return self.micro_batch_size * self.ranks
 
 
 class Stream(Protocol):
-    """Micro batches of one rank, with a position that a checkpoint can hold.
+    """The micro-batches of one rank, with a position that is saved in checkpoints.
 
-    `position` counts samples over all ranks that were handed out by iterating: a batch counts from the moment it is
-    yielded, so a state taken between two steps describes consumed batches, however far workers have read ahead.
+    `position` is the number of samples yielded over all ranks. A batch is counted when it is yielded, so that a state
+    taken between two steps describes the consumed batches, however many batches the workers have prefetched.
     """
 
     position: int
 
     @property
     def samples_per_epoch(self) -> int | None:
-        """Samples in one pass over the data, over all ranks; None where the source cannot tell."""
+        """Number of samples per epoch, over all ranks; None if the source does not know it."""
 
     @property
     def epoch(self) -> float:
-        """Passes over the data so far."""
+        """Number of epochs completed so far, as a fraction."""
 
     def __iter__(self) -> Iterator[Any]:
-        """`litgpt.data.stream.batch.Batch`es from `position` on: endless for training; for validation one pass from the
-        start, with equally many batches on every rank (rows that are missing have only ignored labels)."""
+        """Yield `Batch` objects from `position`: endlessly for training; for validation one epoch from the start.
+
+        Every rank yields the same number of validation batches; rows that fill the last batch have ignored labels only.
+        """
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on after the last batch handed out; JSON values only."""
+        """Return the state after the last batch that was yielded, as JSON values."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; a UserError if that was another data set."""
+        """Restore a state.
+
+        Raises:
+            UserError: if the state belongs to different data.
+        """
 
     def close(self) -> None:
-        """Stop the workers, if any."""
+        """Stop the worker processes, if any."""
 
 
 class DataModule(ABC):
-    """What a run needs of its data, in the order of the calls: connect, prepare_data (rank 0 first), setup, streams."""
+    """The data of a run. Its methods are called in order: connect, prepare_data (on rank 0 first), setup, streams."""
 
     @abstractmethod
     def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
-        """Hand over what is known only once the model is: tokenizer, samples per micro batch, tokens per sample."""
+        """Set the tokenizer, the micro-batch size in samples and the sample length in tokens."""
 
-    def prepare_data(self) -> None:  # noqa: B027 - a step that a module may not need
-        """Download and tokenize; every rank calls it, rank 0 first, and the others find it done."""
+    def prepare_data(self) -> None:  # noqa: B027 - optional
+        """Download and tokenize the data. Called on rank 0 first, then on the other ranks."""
 
     def setup(self, stage: str = "") -> None:  # noqa: B027
-        """Open what `prepare_data` left on disk; on every rank."""
+        """Open the prepared data on every rank."""
 
     def training_documents(self) -> Iterable[str]:
-        """The training text, document by document, to train a tokenizer on.
+        """Yield the documents of the training text, to train a tokenizer on.
 
         Raises:
-            UserError: if this data is not text.
+            UserError: if the data is not text.
         """
-        raise UserError(f"data: {type(self).__name__} does not hold text to train a tokenizer on; set tokenizer_dir")
+        raise UserError(f"data: {type(self).__name__} has no text to train a tokenizer on; set tokenizer_dir")
 
-    def question(self, which: Literal["first", "random"] | int, seed: int) -> list[int]:
-        """Tokens that ask for one of the answers in the data, to show what a model has learned; empty if none do.
+    def encode_example_prompt(self, which: Literal["first", "random"] | int, seed: int) -> list[int]:
+        """Return the token ids of the prompt of one training example, to generate an answer for; empty if none has one.
 
         Args:
-            which: the first, one by the seed, or one by its number.
+            which: the first example, a random one, or an index.
+            seed: seed of the random choice.
         """
         return []
 
     def report(self) -> dict[str, Any]:
-        """The rows that were left out, and why; JSON values. Empty where none are told apart."""
+        """Return the counts of skipped rows by reason, as JSON values; empty if the data has no rows."""
         return {}
 
-    def mark(self, folder: Path) -> None:  # noqa: B027
-        """Leave in a finished model's folder what asks it as this data does, if the tokenizer's files do not say."""
+    def save_prompt_format(self, folder: Path) -> None:  # noqa: B027
+        """Save the prompt format of the data in the folder of the final model, if the tokenizer files lack it."""
 
     @abstractmethod
     def train_stream(self, shape: BatchShape) -> Stream:
-        """Endless micro batches for this rank."""
+        """Return the endless training stream of this rank."""
 
     @abstractmethod
     def val_stream(self, shape: BatchShape) -> Stream | None:
-        """One pass over the validation data for this rank; None if there is none."""
+        """Return the validation stream of this rank, which yields one epoch; None without validation data."""

@@ -1,4 +1,4 @@
-"""Every setting of `litgpt data prepare`, `litgpt data inspect` and `litgpt tokenizer train`."""
+"""The settings of `litgpt data prepare`, `litgpt data inspect` and `litgpt tokenizer train`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +10,14 @@ from litgpt.recipe.data import DataModule
 
 @dataclass(frozen=True)
 class DataPrepare:
-    """Download and tokenize a run's data ahead of it, and count it."""
+    """Download, tokenize and count the data of a run in advance."""
 
     data: DataModule
-    """Where the text comes from."""
+    """Data module."""
     tokenizer_dir: Path | None = None
-    """Folder of the tokenizer; not needed for data that is tokens already."""
+    """Folder of the tokenizer; not needed for data that is already tokenized."""
     max_seq_length: Count = 1024
-    """Tokens in a sample, to count the samples."""
+    """Sequence length, in tokens, for counting samples."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -25,20 +25,20 @@ class DataPrepare:
 
 @dataclass(frozen=True)
 class DataInspect:
-    """Show what a run would read: counts, and samples as text."""
+    """Show the data of a run: counts, and samples as text."""
 
     data: DataModule
-    """Where the text comes from."""
+    """Data module."""
     tokenizer_dir: Path | None = None
-    """Folder of the tokenizer; without one, samples are shown as numbers."""
+    """Folder of the tokenizer; without it, samples are shown as token ids."""
     max_seq_length: Count = 1024
-    """Tokens in a sample."""
+    """Sequence length, in tokens."""
     split: Literal["train", "val"] = "train"
-    """Which part to show."""
+    """The split to show."""
     samples: Count = 3
-    """How many samples to show."""
+    """Number of samples to show."""
     seed: Seed = 42
-    """Which samples to show."""
+    """Random seed that selects the samples."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -46,18 +46,18 @@ class DataInspect:
 
 @dataclass(frozen=True)
 class TokenizerTrain:
-    """Make a tokenizer's folder from text."""
+    """Train a tokenizer on text."""
 
     input: Path
-    """A text file (.txt, .jsonl, also .gz and .zst) or a folder of them."""
+    """Text file (.txt or .jsonl, also .gz and .zst) or a folder of text files."""
     output_dir: Path
-    """The folder to make; it must not exist."""
+    """Output folder, which must not exist."""
     vocab_size: Count = 8192
-    """Tokens that bpe learns, special ones included."""
+    """Vocabulary size of bpe, including special tokens."""
     kind: Literal["bpe", "bytes"] = "bpe"
-    """bpe learns byte pairs; bytes has one token a byte."""
+    """Tokenizer type: bpe is byte-pair encoding; bytes has one token per byte."""
     bad_rows: Literal["stop", "skip"] = "stop"
-    """What to do with rows that are not UTF-8, not JSON or have no text: stop, or skip and count them."""
+    """How to handle rows that are not valid UTF-8 or JSON or have no text: stop, or skip and count them."""
 
     def __post_init__(self) -> None:
         check_numbers(self)

@@ -1,4 +1,4 @@
-"""Read YAML from a file, a URL or a flag into plain mappings, and say in one line what is wrong with it."""
+"""Read YAML from a file, a URL or a flag into plain mappings."""
 
 from collections.abc import Hashable
 from pathlib import Path
@@ -9,48 +9,50 @@ import yaml
 from litgpt.errors import UserError
 
 TIMEOUT_SECONDS = 30
-LARGEST_BYTES = 4 * 2**20  # of a recipe; YAML is slow to read, and a recipe is a page
+MAX_BYTES = 4 * 2**20  # of a recipe, because YAML is slow to parse
 
 
 class StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, except that a key given twice in one mapping is an error and an alias is not followed."""
+    """PyYAML's safe loader without duplicate keys, keys that are not strings, and aliases."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Construct a mapping after a check that its keys are unique strings."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is not a word", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is not a string", problem_mark=key_node.start_mark)
             if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is there twice", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):  # a page of aliases to aliases is a gigabyte of settings
-            raise yaml.MarkedYAMLError(problem="aliases are not read", problem_mark=self.peek_event().start_mark)
+        """Compose a node that is not an alias."""
+        if self.check_event(yaml.AliasEvent):  # nested aliases expand a small file to gigabytes
+            raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
 
 def is_url(source: str) -> bool:
-    """Whether `source` is to be fetched, not opened."""
+    """Return whether `source` is an HTTP URL."""
     return source.startswith(("http://", "https://"))
 
 
 def fetch_url(url: str) -> bytes:
-    """The bytes behind a URL."""
+    """Download the bytes at a URL."""
     import requests
 
     try:
-        answer = requests.get(url, timeout=TIMEOUT_SECONDS)
-        answer.raise_for_status()
+        response = requests.get(url, timeout=TIMEOUT_SECONDS)
+        response.raise_for_status()
     except requests.RequestException as error:
-        raise UserError(f"{url}: cannot be fetched ({error})") from None
-    return answer.content
+        raise UserError(f"{url}: cannot be downloaded ({error})") from None
+    return response.content
 
 
 def read_bytes(source: str) -> bytes:
-    """The bytes of a file or behind a URL."""
+    """Read the bytes of a file or a URL."""
     if is_url(source):
         return fetch_url(source)
     try:
@@ -63,7 +65,7 @@ def read_bytes(source: str) -> bytes:
 
 
 def parse_text(text: str, source: str) -> Any:
-    """The value that a YAML text stands for; `source` is what it is called in errors."""
+    """Parse a YAML text; `source` is its name in error messages."""
     try:
         return StrictLoader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
@@ -76,21 +78,21 @@ def parse_text(text: str, source: str) -> Any:
 
 
 def read_yaml(source: str) -> dict[str, Any]:
-    """The mapping in a YAML file or behind a URL; an empty file is an empty one.
+    """Read the mapping in a YAML file or at a URL; an empty file is an empty mapping.
 
     Raises:
-        UserError: naming the file, and the line where there is one.
+        UserError: naming the file, and the line if known, if it cannot be read or is not a YAML mapping.
     """
     data = read_bytes(source)
-    if len(data) > LARGEST_BYTES:
-        raise UserError(f"{source}: {len(data)} bytes are too many for a recipe")
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{source}: {len(data)} bytes exceed the maximum size of a recipe, {MAX_BYTES} bytes")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{source}: not text in UTF-8 (byte {error.start})") from None
+        raise UserError(f"{source}: not valid UTF-8 (byte {error.start})") from None
     tree = parse_text(text, source)
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UserError(f"{source}: holds a {type(tree).__name__}, not keys and values such as `seed: 42`")
+        raise UserError(f"{source}: contains a {type(tree).__name__}; use keys and values such as `seed: 42`")
     return tree

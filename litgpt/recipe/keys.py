@@ -1,4 +1,4 @@
-"""The keys of a recipe: their types, the nearest right one to a wrong one, and what a value should have been."""
+"""The keys of a recipe and their types, and the errors for unknown keys and invalid values."""
 
 import difflib
 import inspect
@@ -17,20 +17,18 @@ from litgpt.recipe.tuner import Tuner
 
 REQUIRED = object()
 TYPE_WORDS: dict[Any, str] = {
-    str: "a text",
+    str: "a string",
     bool: "true or false",
     Path: "a path",
     NoneType: "null",
     float: "a number",
-    int: "a whole number",
+    int: "an integer",
 }
-
-
 CHOICE_BASES = (DataModule, Optimizer, Tuner)
 
 
 def list_types(hint: Any) -> list[Any]:
-    """The types that a hint allows, without their limits."""
+    """List the types that a hint allows, without their limits."""
     if get_origin(hint) is Annotated:
         return list_types(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
@@ -39,49 +37,49 @@ def list_types(hint: Any) -> list[Any]:
 
 
 def find_group(hint: Any) -> type | None:
-    """The dataclass that a hint allows, if its keys are a group of the recipe."""
+    """Return the dataclass that a hint allows if its fields are a group of keys in the recipe, or None."""
     return next((kind for kind in list_types(hint) if is_dataclass(kind) and not find_choice_base(kind)), None)  # type: ignore
 
 
 def find_choice_base(hint: Any) -> type | None:
-    """DataModule, Optimizer or Tuner, if the hint asks for one of their subclasses."""
+    """Return DataModule, Optimizer or Tuner if the hint is one of their subclasses, or None."""
     classes = [kind for kind in list_types(hint) if inspect.isclass(kind)]
     return next((base for base in CHOICE_BASES if any(issubclass(kind, base) for kind in classes)), None)
 
 
 def list_init_fields(cls: Any) -> list[Field[Any]]:
-    """The fields that the constructor of a dataclass takes, in its order: those by name alone come last."""
+    """List the fields in the constructor of a dataclass, in the order of its parameters: keyword-only ones last."""
     return sorted((field for field in fields(cls) if field.init), key=lambda field: field.kw_only is True)
 
 
 def list_settings(cls: type) -> dict[str, tuple[Any, Any]]:
-    """The (type, default) of each setting of a dataclass, or of each argument of another class's constructor."""
+    """Return (type, default) by name: of the fields of a dataclass, or the constructor arguments of any other class."""
     if is_dataclass(cls):
         hints = resolve_types(cls)
         return {field.name: (hints[field.name], get_default(field)) for field in list_init_fields(cls)}
-    found = {}
+    settings = {}
     for name, parameter in list(inspect.signature(cls).parameters.items()):
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             hint = Any if parameter.annotation is parameter.empty else parameter.annotation
-            found[name] = (hint, REQUIRED if parameter.default is parameter.empty else parameter.default)
-    return found
+            settings[name] = (hint, REQUIRED if parameter.default is parameter.empty else parameter.default)
+    return settings
 
 
 def get_default(field: Any) -> Any:
-    """A field's default, or REQUIRED."""
+    """Return the default of a dataclass field, or REQUIRED."""
     if field.default is not MISSING:
         return field.default
     return REQUIRED if field.default_factory is MISSING else field.default_factory()
 
 
 def has_var_keywords(cls: type) -> bool:
-    """Whether a class's constructor has **kwargs, so that no key is wrong."""
+    """Return whether the constructor of a class has **kwargs, and therefore accepts any key."""
     kinds = [parameter.kind for parameter in inspect.signature(cls).parameters.values()]
     return inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def list_keys(cls: type, prefix: str = "") -> Iterator[str]:
-    """Every key of a recipe, the groups' own keys included."""
+    """Yield every key of a recipe, including the dotted keys of its groups."""
     for name, (hint, _) in list_settings(cls).items():
         yield prefix + name
         if group := find_group(hint):
@@ -89,48 +87,48 @@ def list_keys(cls: type, prefix: str = "") -> Iterator[str]:
 
 
 def find_nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is most like `word`, whatever the case; None if none is."""
+    """Return the known word most similar to `word`, ignoring case; None if none is similar."""
     lower = {other.lower(): other for other in known}
-    found = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
-    return lower[found[0]] if found else None
+    matches = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
+    return lower[matches[0]] if matches else None
 
 
 def unknown_key_error(key: str, known: list[str]) -> UserError:
-    """The error for a key that does not exist, with the nearest one that does."""
+    """Return the error for an unknown key, with the most similar known key."""
     last = key.rpartition(".")[2]
     same_end = [other for other in known if other.rpartition(".")[2] == last]
     if near := next(iter(same_end), None) or find_nearest(key, known):
         return UserError(f"{key} is not a key; did you mean {near}?")
-    return UserError(f"{key} is not a key; the keys here are {', '.join(known[:40])}")
+    return UserError(f"{key} is not a key; the available keys are {', '.join(known[:40])}")
 
 
 def describe_type(hint: Any) -> str:
-    """What a type hint allows, in words."""
-    said = []
+    """Describe the values that a type hint allows."""
+    words = []
     for kind in list_types(hint):
         if get_origin(kind) is Literal:
-            said += [str(choice) for choice in get_args(kind)]
+            words += [str(choice) for choice in get_args(kind)]
         elif kind in (int, float) and (limits := find_limits(hint)):
-            said.append(f"{TYPE_WORDS[kind]} {limits}")
+            words.append(f"{TYPE_WORDS[kind]} {limits}")
         elif get_origin(kind) is dict or is_dataclass(kind):
-            said.append("keys and values")
+            words.append("keys and values")
         elif get_origin(kind) in (list, tuple):
-            said.append("a list such as [0.9, 0.95]" if kind is not list else "a list")
+            words.append("a list such as [0.9, 0.95]" if kind is not list else "a list")
         elif kind in TYPE_WORDS:
-            said.append(TYPE_WORDS[kind])
-    return " or ".join(said) or getattr(hint, "__name__", str(hint))
+            words.append(TYPE_WORDS[kind])
+    return " or ".join(words) or getattr(hint, "__name__", str(hint))
 
 
 def wrong_value_error(key: str, value: Any, hint: Any, default: Any = REQUIRED) -> UserError:
-    """The error for a value of the wrong type or size."""
+    """Return the error for a value of the wrong type or out of range."""
     shown = f"{value!r}"
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    such_as = f", such as {default}" if isinstance(default, str | int | float | Path) and default != value else ""
-    return UserError(f"{key}: {shown} will not do; give {describe_type(hint)}{such_as}")
+    example = f", such as {default}" if isinstance(default, str | int | float | Path) and default != value else ""
+    return UserError(f"{key}: {shown} is not valid; use {describe_type(hint)}{example}")
 
 
 def parse_whole_number(value: Any) -> Any:
-    """1_000_000, 1e9, "30e9" and 2.0 as integers; anything else as it is."""
+    """Convert 1_000_000, 1e9, "30e9" and 2.0 to integers; return any other value unchanged."""
     try:
         number = Decimal(str(value).strip().replace("_", ""))
     except InvalidOperation:
@@ -141,15 +139,15 @@ def parse_whole_number(value: Any) -> Any:
 
 
 def normalize_leaf(hint: Any, value: Any, key: str, default: Any) -> Any:
-    """A value as the type parser wants it: whole numbers as integers, no booleans or empty texts where they mislead.
+    """Prepare a single value for type conversion: convert integers, reject booleans for numbers and empty paths.
 
     Raises:
-        UserError: naming the key and what would do.
+        UserError: naming the key, its value and the accepted values.
     """
     kinds = list_types(hint)
     numeric = int in kinds or float in kinds
-    nothing = isinstance(value, str) and str not in kinds and value.lstrip()[:1] in ("#", "&")  # YAML reads null
-    if nothing or (isinstance(value, bool) and numeric and bool not in kinds) or (value == "" and Path in kinds):
+    is_yaml_null = isinstance(value, str) and str not in kinds and value.lstrip()[:1] in ("#", "&")
+    if is_yaml_null or (isinstance(value, bool) and numeric and bool not in kinds) or (value == "" and Path in kinds):
         raise wrong_value_error(key, value, hint, default)
     if isinstance(value, str | float) and int in kinds and float not in kinds:
         return parse_whole_number(value)

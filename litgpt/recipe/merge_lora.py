@@ -1,4 +1,4 @@
-"""Every setting of `litgpt merge_lora`."""
+"""The settings of `litgpt merge_lora`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,25 +14,25 @@ RowCount = Annotated[int, Ge(0), Le(1000)]
 
 @dataclass(frozen=True)
 class MergeLora:
-    """Fold an adapter into the model that it was trained beside."""
+    """Merge an adapter into its base model."""
 
     checkpoint_dir: Path
-    """The adapter: a folder of ours or PEFT's, a training checkpoint of one, or the folder of its run."""
+    """Folder of the adapter (litgpt's, PEFT's or LitGPT's), of a training checkpoint, or of a run."""
     pretrained_checkpoint_dir: Path | None = None
-    """The model that the adapter is for; null for the one that it names."""
+    """Folder of the base model; null for the base model that the adapter names."""
     precision: InferencePrecision | None = None
-    """The numbers of the merged model; null for those of the run, where the adapter tells them, else of the model."""
+    """Precision of the merged model; null for that of the run if the adapter records it, else of the base model."""
     output_dir: Path | None = None
-    """Where the merged model goes; null for the adapter's own folder, or <step>-merged beside a checkpoint."""
+    """Output folder; null for the folder of the adapter, or <step>-merged beside a training checkpoint."""
     quantize: (
         Literal["as_trained", "bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training", "torchao.nf4"]
         | None
     ) = "as_trained"
-    """The packing of the model that the adapter is added to; as_trained for what training saw, null for none."""
+    """Quantization of the base model that the adapter is merged into; as_trained for that of the run, null for none."""
     rows: RowCount = 2
-    """Rows of random tokens on which the merged model is held against the two apart; 0 for none, and less memory."""
+    """Number of rows of random tokens on which merged and unmerged logits are compared; 0 skips it to save memory."""
     seed: Seed = 42
-    """Which tokens."""
+    """Random seed of the tokens."""
 
     def __post_init__(self) -> None:
         check_numbers(self)

@@ -1,4 +1,4 @@
-"""The settings of optimizers: known ones field by field, any other class by its dotted path."""
+"""The settings of optimizers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,17 +12,17 @@ Betas = tuple[Fraction, Fraction]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What every optimizer has: a peak learning rate."""
+    """The settings of every optimizer."""
 
     lr: Rate = 1e-3
-    """The highest learning rate, reached after the warm-up."""
+    """Peak learning rate, reached after warmup."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "optimizer.")
         for name in ("betas", "adamw_betas"):
             betas = getattr(self, name, ())
             if any(not 0 <= beta < 1 for beta in betas):
-                raise UserError(f"optimizer.{name}: {list(betas)} will not do; give two numbers from 0 to 1")
+                raise UserError(f"optimizer.{name}: {list(betas)} is not valid; use two numbers in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay (torch.optim.AdamW)."""
 
     betas: Betas = (0.9, 0.999)
-    """Decay of the first and of the second moment."""
+    """Decay rates of the first and second moments."""
     eps: Rate = 1e-8
-    """Added to the root of the second moment."""
+    """Term added to the denominator for numerical stability."""
     weight_decay: Rate = 1e-2
-    """Share of a weight taken off per unit of learning rate; matrices only."""
+    """Decoupled weight decay coefficient, applied to matrices only."""
     amsgrad: bool = False
-    """Use the largest second moment seen."""
+    """Whether to use the AMSGrad variant."""
     fused: bool | None = None
-    """One kernel for the whole update; null lets the device decide."""
+    """Whether to use the fused implementation; null to use it where the device supports it."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class AdamW8bit(Optimizer):
     """AdamW with moments in 8 bits (bitsandbytes.optim.AdamW8bit)."""
 
     betas: Betas = (0.9, 0.999)
-    """Decay of the first and of the second moment."""
+    """Decay rates of the first and second moments."""
     eps: Rate = 1e-8
-    """Added to the root of the second moment."""
+    """Term added to the denominator for numerical stability."""
     weight_decay: Rate = 1e-2
-    """Share of a weight taken off per unit of learning rate; matrices only."""
+    """Decoupled weight decay coefficient, applied to matrices only."""
 
 
 @dataclass(frozen=True)
@@ -58,65 +58,65 @@ class SGD(Optimizer):
     """Stochastic gradient descent (torch.optim.SGD)."""
 
     momentum: Fraction = 0.0
-    """Decay of the running gradient."""
+    """Momentum factor."""
     dampening: Fraction = 0.0
-    """Share of a new gradient that does not enter the running one."""
+    """Dampening of the momentum."""
     weight_decay: Rate = 0.0
-    """Added to the gradient per unit of weight; matrices only."""
+    """L2 penalty coefficient, applied to matrices only."""
     nesterov: bool = False
-    """Look ahead along the momentum."""
+    """Whether to use Nesterov momentum."""
 
 
 @dataclass(frozen=True)
 class Muon(Optimizer):
-    """Orthogonalised momentum for the matrices inside blocks (torch.optim.Muon), AdamW for all else."""
+    """Muon for the matrices inside blocks (torch.optim.Muon), and AdamW for all other parameters."""
 
     momentum: Fraction = 0.95
-    """Decay of the running gradient."""
+    """Momentum factor."""
     nesterov: bool = True
-    """Look ahead along the momentum."""
+    """Whether to use Nesterov momentum."""
     weight_decay: Rate = 0.1
-    """Share of a weight taken off per unit of learning rate; matrices only."""
+    """Decoupled weight decay coefficient, applied to matrices only."""
     ns_steps: Count = 5
-    """Newton-Schulz iterations."""
+    """Number of Newton-Schulz iterations."""
     adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = "match_rms_adamw"
-    """How the learning rate is scaled by a matrix's shape."""
+    """How the learning rate is adjusted to the shape of a matrix."""
     adamw_lr: Rate | None = None
-    """Peak learning rate of what AdamW trains; null for lr."""
+    """Peak learning rate of the AdamW parameters; null for lr."""
     adamw_betas: Betas = (0.9, 0.95)
-    """Moments of what AdamW trains."""
+    """Decay rates of the moments of the AdamW parameters."""
     adamw_eps: Positive = 1e-8
-    """eps of what AdamW trains."""
+    """eps of the AdamW parameters."""
 
 
 @dataclass(frozen=True)
 class GaLore(Optimizer):
-    """AdamW with moments of low rank for the matrices inside blocks (Zhao et al. 2024), AdamW for all else."""
+    """GaLore (arXiv 2403.03507) with AdamW for the matrices inside blocks, and AdamW for all other parameters."""
 
     betas: Betas = (0.9, 0.999)
-    """Decay of the first and of the second moment."""
+    """Decay rates of the first and second moments."""
     eps: Rate = 1e-8
-    """Added to the root of the second moment."""
+    """Term added to the denominator for numerical stability."""
     weight_decay: Rate = 1e-2
-    """Share of a weight taken off per unit of learning rate; matrices only."""
+    """Decoupled weight decay coefficient, applied to matrices only."""
     rank: Count = 128
-    """Rank that a gradient is brought down to; matrices with no side longer are left to AdamW."""
+    """Rank of the gradient projection; matrices with a side of at most this size use plain AdamW."""
     update_proj_gap: Count = 50
-    """Steps after which the subspace is found anew."""
+    """Number of optimizer steps between updates of the projection."""
     scale: Positive = 1.0
-    """What steps within the subspace are multiplied by."""
+    """Factor on the updates that are projected back."""
     proj_type: Literal["std", "reverse_std", "left", "right", "full"] = "std"
-    """What is shortened of a matrix: its shorter side, its longer, its rows, its columns, or both sides."""
+    """Projected side of a matrix: the shorter (std), the longer (reverse_std), rows (left), columns (right) or both."""
 
 
 @dataclass(frozen=True)
 class Custom(Optimizer):
-    """Any other optimizer class, by its dotted path; `arguments` are those of its constructor, lr among them."""
+    """Any other optimizer class."""
 
     path: str = ""
-    """Dotted path of the class, such as torch.optim.Adagrad."""
+    """Dotted path of the optimizer class, such as torch.optim.Adagrad."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Its constructor's arguments, without the parameters."""
+    """Constructor arguments other than the parameters and lr."""
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {cls.__name__: cls for cls in (AdamW, AdamW8bit, SGD, Muon, GaLore)}

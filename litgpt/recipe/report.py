@@ -6,9 +6,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Report:
-    """Write one HTML page about a run, readable without network."""
+    """Write a self-contained HTML report of a run."""
 
     out_dir: Path
-    """The folder that the run wrote."""
+    """Output folder of the run."""
     output: Path | None = None
-    """Where the page goes; null for report.html in out_dir."""
+    """Path of the report; null for report.html in out_dir."""

@@ -1,4 +1,4 @@
-"""The JSON Schema of recipes, so that editors complete and check YAML."""
+"""The JSON Schema of recipes, with which editors complete and validate YAML files."""
 
 from copy import deepcopy
 from dataclasses import dataclass, is_dataclass
@@ -21,16 +21,16 @@ STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_typ
 
 @dataclass(frozen=True)
 class Schema:
-    """Print the JSON Schema of a command's recipe, or of all."""
+    """Print the JSON Schema of the recipe of one or all commands."""
 
     command: str | None = None
-    """A command, such as pretrain."""
+    """The command, such as pretrain; null for all commands."""
     subcommand: str | None = None
-    """Its second word, such as prepare after data."""
+    """The second word of the command, such as prepare in `data prepare`."""
 
 
 def forbid_extra_keys(cls: type) -> None:
-    """Let pydantic read the comments under a dataclass's fields, and refuse other keys, in its groups as well."""
+    """Configure pydantic to forbid extra keys and read field docstrings, for a dataclass and its groups."""
     with_config(STRICT)(cls)
     for hint, _ in list_settings(cls).values():
         if group := find_group(hint):
@@ -38,7 +38,7 @@ def forbid_extra_keys(cls: type) -> None:
 
 
 def build_arguments_schema(cls: type) -> dict[str, Any]:
-    """The schema of a class's settings."""
+    """Build the schema of the settings of a class."""
     if not is_dataclass(cls):
         return {"type": "object"}
     forbid_extra_keys(cls)
@@ -47,7 +47,7 @@ def build_arguments_schema(cls: type) -> dict[str, Any]:
 
 
 def inline_refs(schema: Any, groups: dict[str, Any]) -> Any:
-    """A schema with the groups that it refers to written out, so that it may stand inside another."""
+    """Replace references in a schema by the groups that they refer to, so that it can be nested in another schema."""
     if isinstance(schema, list):
         return [inline_refs(part, groups) for part in schema]
     if not isinstance(schema, dict):
@@ -59,51 +59,51 @@ def inline_refs(schema: Any, groups: dict[str, Any]) -> Any:
 
 @cache
 def build_choice_schema(base: type) -> dict[str, Any]:
-    """The schema of a class chosen by name: one of ours with its settings, or anyone's by its dotted path."""
+    """Build the schema of a class selected by name: a known class with its settings, or any class by dotted path."""
     names: dict[str, list[str]] = {}
     for name, path in CLASS_PATHS[base].items():
         names.setdefault(path, [path]).append(name)
-    known = sorted(name for ours in names.values() for name in ours)
+    known = sorted(name for spellings in names.values() for name in spellings)
     others = {"type": "string", "not": {"enum": known}}
     if base is DataModule:
         others["pattern"] = r"\."
     kinds: list[dict[str, Any]] = [{"enum": known}]
     if base is not Tuner:
         kinds += [others, build_class_schema({"type": "string", **others}, {"type": "object"})]
-    for path, ours in names.items():
-        kind = build_class_schema({"enum": ours}, build_arguments_schema(import_class(path, path)))
-        if DEFAULT_CHOICES[base] in ours:
+    for path, spellings in names.items():
+        kind = build_class_schema({"enum": spellings}, build_arguments_schema(import_class(path, path)))
+        if DEFAULT_CHOICES[base] in spellings:
             kind["required"].remove("class_path")
         kinds.append(kind)
     return {"oneOf": kinds}
 
 
 def build_class_schema(class_path: dict[str, Any], init_args: dict[str, Any]) -> dict[str, Any]:
-    """The schema of {class_path, init_args}; a class with settings that must be given cannot do without init_args."""
+    """Build the schema of {class_path, init_args}; init_args is required if one of the settings is required."""
     required = ["class_path", "init_args"] if init_args.get("required") else ["class_path"]
     properties = {"class_path": class_path, "init_args": init_args}
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
 class RecipeSchemaGenerator(GenerateJsonSchema):
-    """Pydantic's generator, with data modules and optimizers as the choices that recipes offer."""
+    """Pydantic's generator, with data modules, optimizers and tuners as choices of a class."""
 
     def is_instance_schema(self, schema: Any) -> dict[str, Any]:
-        """The schema of a field that asks for an object: the choice of its class."""
-        chosen = schema["cls"] is DataModule
-        return deepcopy(build_choice_schema(DataModule)) if chosen else super().is_instance_schema(schema)
+        """Return the schema of a field whose type is a plain class: a data module."""
+        is_choice = schema["cls"] is DataModule
+        return deepcopy(build_choice_schema(DataModule)) if is_choice else super().is_instance_schema(schema)
 
     def dataclass_schema(self, schema: Any) -> dict[str, Any]:
-        """The schema of a group of keys, or of the choice of an optimizer or tuner."""
-        chosen = schema["cls"] in (Optimizer, Tuner)
-        return deepcopy(build_choice_schema(schema["cls"])) if chosen else super().dataclass_schema(schema)
+        """Return the schema of a group of keys, or of the choice of an optimizer or tuner."""
+        is_choice = schema["cls"] in (Optimizer, Tuner)
+        return deepcopy(build_choice_schema(schema["cls"])) if is_choice else super().dataclass_schema(schema)
 
 
 def build_schema(recipe: type) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a recipe's YAML."""
+    """Build the JSON Schema (draft 2020-12) of the YAML of a recipe."""
     forbid_extra_keys(recipe)
     schema = TypeAdapter(recipe).json_schema(schema_generator=RecipeSchemaGenerator)
-    for base in filter(is_dataclass, recipe.__mro__[1:]):  # pydantic reads the comments of the class itself alone
+    for base in filter(is_dataclass, recipe.__mro__[1:]):  # pydantic ignores inherited docstrings
         for name, keys in build_schema(base)["properties"].items():
             schema["properties"][name] = keys | schema["properties"][name]
     for alias, key in KEY_ALIASES.items():

@@ -1,4 +1,4 @@
-"""What `--print_config` and `--data.help` print."""
+"""The output of `--print_config` and `--data.help`."""
 
 from jsonargparse import ArgumentParser
 
@@ -10,35 +10,35 @@ from litgpt.recipe.to_yaml import drop_defaults, drop_nulls, format_yaml, to_pla
 
 
 def fill_required(recipe: type, tree: Tree) -> tuple[Tree, list[str]]:
-    """A mapping with something under every key that must be given, and the keys that were not."""
-    needed = [
+    """Fill the required keys that are missing from a mapping with placeholders, and list these keys."""
+    required = [
         name
         for name, (hint, default) in list_settings(recipe).items()
         if default is REQUIRED and not find_choice_base(hint)
     ]
-    open_keys = [name for name in needed if tree.get(name) is None]
-    return {**dict.fromkeys(open_keys, "?"), **tree}, open_keys
+    missing = [name for name in required if tree.get(name) is None]
+    return {**dict.fromkeys(missing, "?"), **tree}, missing
 
 
 def print_config(recipe: type, tree: Tree, flags: str) -> None:
-    """Print the recipe that a line asks for as YAML; `flags` is any of skip_default and skip_null, with commas."""
-    wanted = {flag for flag in flags.split(",") if flag}
-    if strange := wanted - {"skip_default", "skip_null"}:
-        raise UserError(f"--print_config: {sorted(strange)[0]!r} will not do; give skip_default, skip_null or both")
-    filled, open_keys = fill_required(recipe, tree)
-    shown = to_plain(build_recipe(recipe, filled)) | dict.fromkeys(open_keys)
-    if "skip_default" in wanted:
+    """Print the resulting recipe as YAML; `flags` is empty or a comma-separated list of skip_default and skip_null."""
+    options = {flag for flag in flags.split(",") if flag}
+    if unknown := options - {"skip_default", "skip_null"}:
+        raise UserError(f"--print_config: {sorted(unknown)[0]!r} is not valid; use skip_default, skip_null or both")
+    filled, missing = fill_required(recipe, tree)
+    shown = to_plain(build_recipe(recipe, filled)) | dict.fromkeys(missing)
+    if "skip_default" in options:
         required = {name: filled[name] for name, (_, default) in list_settings(recipe).items() if default is REQUIRED}
         default = to_plain(build_recipe(recipe, required))
         shown = drop_defaults(shown, {key: value for key, value in default.items() if key not in required})
-    print(format_yaml(drop_nulls(shown) if "skip_null" in wanted else shown), end="")
+    print(format_yaml(drop_nulls(shown) if "skip_null" in options else shown), end="")
 
 
 def print_choice_help(recipe: type, key: str, name: str) -> None:
-    """Print the names that a key can choose from, or the settings of one of them."""
+    """Print the class names that a key accepts, or the settings of the class `name`."""
     base = find_choice_base(list_settings(recipe).get(key, (None, None))[0])
     if base is None:
-        raise UserError(f"--{key}.help: {key} has no classes to choose from")
+        raise UserError(f"--{key}.help: {key} is not a choice of classes; use --help")
     table = {short: path for short, path in CLASS_PATHS[base].items() if "." not in short}
     if not name:
         for short, path in table.items():

@@ -1,4 +1,4 @@
-"""The settings of the commands that bring models in and out: download, convert, validate, verify."""
+"""The settings of the commands that download, convert, validate and verify models."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,55 +18,55 @@ class Download:
     """Download a model's weights and tokenizer from the Hugging Face hub."""
 
     repo_id: str
-    """The repository as org/name, a known model's name, or `list` to print those."""
+    """Repository as org/name, the name of a known model, or `list` to print the known models."""
     access_token: str | None = field(default=None, repr=False)
-    """For models that ask for a licence to be accepted; null takes HF_TOKEN or the token of `hf auth login`."""
+    """Hugging Face access token, for gated models; null for HF_TOKEN or the token of `hf auth login`."""
     tokenizer_only: bool = False
-    """Leave the weights out."""
+    """Download the tokenizer without the weights."""
     convert_checkpoint: bool = True
-    """Check the weights against the model's shape and write model_config.yaml beside them."""
+    """Check the weights against the model configuration and write model_config.yaml."""
     dtype: WeightType | None = None
-    """Rewrite the weights in this type; null keeps theirs."""
+    """Convert the weights to this dtype; null keeps their dtype."""
     checkpoint_dir: Path = Path("checkpoints")
-    """The model lands in <checkpoint_dir>/<org>/<name>."""
+    """Parent folder; the model is saved to <checkpoint_dir>/<org>/<name>."""
     model_name: str | None = None
-    """The known model whose shape these weights have; null reads it from their config.json."""
+    """Name of the known model whose configuration the weights have; null to read config.json."""
     revision: str | None = None
-    """A branch, tag or commit; null takes the main branch."""
+    """Branch, tag or commit; null for the main branch."""
 
 
 @dataclass(frozen=True)
 class ConvertToLitgpt:
-    """Make a model folder out of .bin, lit_model.pth, GGUF files or a training checkpoint; check one of safetensors."""
+    """Convert .bin, lit_model.pth or GGUF files, or a training checkpoint, to a model folder; check safetensors."""
 
     checkpoint_dir: Path
-    """The folder, rewritten in place with its other files kept; or a .gguf file, whose folder is made beside it."""
+    """Folder, which is converted in place; or a .gguf file, which is converted to a folder beside it."""
     model_name: str | None = None
-    """The known model whose shape the weights have; null reads it from the folder."""
+    """Name of the known model whose configuration the weights have; null to read it from the folder."""
     dtype: WeightType | None = None
-    """Write the weights in this type; null keeps theirs."""
+    """Convert the weights to this dtype; null keeps their dtype."""
     debug_mode: bool | None = False
     """Print a line for every tensor."""
 
 
 @dataclass(frozen=True)
 class ConvertFromLitgpt:
-    """Write a model for other programs: a Hugging Face folder, or LitGPT's own files."""
+    """Export a model as a Hugging Face folder or in LitGPT's format."""
 
     checkpoint_dir: Path
-    """The folder of the model, of a run or of one of its steps."""
+    """Folder of a model, a run or a training checkpoint."""
     output_dir: Path
-    """Where it goes; new or empty."""
+    """Output folder, new or empty."""
     format: Literal["huggingface", "lit_model.pth", "model.pth"] = "huggingface"
-    """A folder that transformers loads; one that LitGPT 0.5 loads; or one file of torch with published names."""
+    """A Hugging Face folder, lit_model.pth for LitGPT 0.5, or one torch file with the published tensor names."""
     dtype: WeightType | None = None
-    """Write the weights in this type; null keeps theirs."""
+    """Convert the weights to this dtype; null keeps their dtype."""
     max_shard_size: Gigabytes = 5.0
-    """Gigabytes from which on safetensors are split over files."""
+    """Maximum size of a safetensors file, in GB."""
     push_to_hub: str | None = None
-    """Upload the folder to this org/name on the Hugging Face hub, which is made, private, if it is not there."""
+    """Upload to this org/name on the Hugging Face hub; a new repository is private."""
     access_token: str | None = field(default=None, repr=False)
-    """To upload; null takes HF_TOKEN or the token of `hf auth login`."""
+    """Hugging Face access token for the upload; null for HF_TOKEN or the token of `hf auth login`."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -74,46 +74,46 @@ class ConvertFromLitgpt:
 
 @dataclass(frozen=True)
 class ConvertPretrainedCheckpoint:
-    """Turn a training checkpoint into a clean model folder."""
+    """Convert a training checkpoint to a model folder."""
 
     checkpoint_dir: Path
-    """A step folder of a run, a run's folder (its latest step is taken), or a folder with a lit_model.pth."""
+    """Training checkpoint, folder of a run (its latest checkpoint is used), or a folder with a lit_model.pth."""
     output_dir: Path
-    """Where the model goes; new or empty."""
+    """Output folder, new or empty."""
 
 
 @dataclass(frozen=True)
 class Validate:
-    """Check that a model folder can be used: files, shape, tokenizer, tensors, memory."""
+    """Check a model folder: files, config, tokenizer, tensors, memory."""
 
     checkpoint_dir: Path
-    """The folder of the model."""
+    """Folder of the model."""
     model_filename: str | None = None
-    """The file with the weights; null takes those that loading would."""
+    """File with the weights; null for the files that are loaded by default."""
     dtype: WeightType = "float32"
-    """The type of the weights in the estimate of memory."""
+    """Dtype of the weights in the memory estimate."""
     training: bool = False
-    """Estimate the memory of training with AdamW: weights, gradients and two moments."""
+    """Estimate the memory for training with AdamW: weights, gradients and two moments."""
 
 
 @dataclass(frozen=True)
 class Verify:
-    """Hold a model folder against transformers: tensors, logits, tokenizer; and write it back to the bit."""
+    """Compare a model folder with transformers: tensors, logits, tokenizer and a bit-exact export."""
 
     checkpoint_dir: Path
-    """The folder of the model."""
+    """Folder of the model."""
     report: Path | None = None
-    """Write what was found to this file, as JSON."""
+    """Path of a JSON report."""
     rows: Count = 3
-    """Rows of random tokens whose logits are compared."""
+    """Number of rows of random tokens whose logits are compared."""
     length: Count = 64
-    """Tokens in the longest row."""
+    """Length of the longest row, in tokens."""
     strings: Count = 200
-    """Texts on which the tokenizers are compared."""
+    """Number of strings on which the tokenizers are compared."""
     tolerance: Tolerance = 1e-4
-    """The largest difference of two logits, as a share of the largest logit."""
+    """Maximum difference of logits, relative to the largest logit."""
     seed: Seed = 42
-    """Which tokens and texts."""
+    """Random seed of the tokens and strings."""
 
     def __post_init__(self) -> None:
         check_numbers(self)

@@ -1,4 +1,4 @@
-"""Write a recipe as YAML that reads back as the same recipe, without secrets."""
+"""Write a recipe as YAML that loads as the same recipe, without secrets."""
 
 import inspect
 from collections.abc import Mapping
@@ -17,14 +17,18 @@ SECRETS = ("access_token", "token", "password", "api_key")
 
 
 def get_class_name(value: Any) -> str:
-    """What a recipe calls the class of an object: a name of our own tables, or its dotted path."""
+    """Return the name of an object's class in a recipe: its short name, or its dotted path for a user's class."""
     cls = type(value)
-    short = cls.__name__ in DATA_MODULES or isinstance(value, Optimizer | Tuner)
-    return cls.__name__ if short and cls.__module__.startswith("litgpt.") else f"{cls.__module__}.{cls.__qualname__}"
+    has_short_name = cls.__name__ in DATA_MODULES or isinstance(value, Optimizer | Tuner)
+    return (
+        cls.__name__
+        if has_short_name and cls.__module__.startswith("litgpt.")
+        else f"{cls.__module__}.{cls.__qualname__}"
+    )
 
 
 def read_arguments(value: Any) -> dict[str, Any]:
-    """What an object's constructor was given, read from the attributes of the same names."""
+    """Read the constructor arguments of an object from its attributes of the same names."""
     if is_dataclass(value):
         names = [field.name for field in list_init_fields(value)]
     else:
@@ -33,7 +37,7 @@ def read_arguments(value: Any) -> dict[str, Any]:
 
 
 def to_plain(value: Any) -> Any:
-    """A setting in YAML's own types."""
+    """Convert a setting to the types of YAML."""
     if isinstance(value, Custom):
         return {"class_path": value.path, "init_args": {"lr": value.lr, **to_plain(value.arguments)}}
     if isinstance(value, DataModule | Optimizer | Tuner):
@@ -48,7 +52,7 @@ def to_plain(value: Any) -> Any:
 
 
 def drop_defaults(tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    """The keys of `tree` that are not as in `default`, group by group; a choice stays whole."""
+    """Return the keys of `tree` whose values differ from `default`, group by group; a choice is kept whole."""
     kept = {}
     for key, value in tree.items():
         other = default.get(key)
@@ -60,17 +64,17 @@ def drop_defaults(tree: dict[str, Any], default: dict[str, Any]) -> dict[str, An
 
 
 def drop_nulls(value: Any) -> Any:
-    """The same mapping with no null in it."""
+    """Return a mapping without its null values."""
     if not isinstance(value, dict):
         return value
     return {key: drop_nulls(item) for key, item in value.items() if item is not None}
 
 
 def format_yaml(tree: dict[str, Any]) -> str:
-    """A mapping as YAML, in its own order."""
+    """Format a mapping as YAML, keeping its order."""
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
 
 
 def dump_recipe(recipe: Any) -> str:
-    """A recipe as YAML that reads back as an equal recipe; secrets are left out."""
+    """Format a recipe as YAML that loads as an equal recipe; secrets are omitted."""
     return format_yaml(to_plain(recipe))

@@ -9,56 +9,56 @@ from litgpt.recipe.bounds import BatchSize, Count, Fraction, Position, Positive,
 
 @dataclass(frozen=True)
 class TrainArgs:
-    """How long to train, on how much at a time, and at which learning rate."""
+    """The length of training, the batch size and the learning rate schedule."""
 
     save_interval: Count | None = 1000
-    """Optimizer steps between checkpoints; null saves only at the end."""
+    """Number of optimizer steps between checkpoints; null saves only at the end."""
     log_interval: Count = 1
-    """Optimizer steps between lines in the log."""
+    """Number of optimizer steps between log entries."""
     global_batch_size: BatchSize = 64
-    """Samples in one optimizer step, over all devices."""
+    """Number of samples per optimizer step, over all devices."""
     micro_batch_size: BatchSize = 4
-    """Samples in one forward pass of one device."""
+    """Number of samples per forward pass on one device."""
     lr_warmup_steps: Position | None = 100
-    """Optimizer steps over which the learning rate rises from 0; null for none."""
+    """Number of optimizer steps of learning rate warmup from 0; null for no warmup."""
     lr_warmup_fraction: Fraction | None = None
-    """Share of one epoch over which the learning rate rises, instead of lr_warmup_steps."""
+    """Fraction of one epoch for learning rate warmup, instead of lr_warmup_steps."""
     epochs: Count | None = None
-    """End after this many passes over the data."""
+    """Maximum number of passes over the training data."""
     max_tokens: TokenCount | None = None
-    """End after this many tokens, counted over all devices."""
+    """Maximum number of training tokens, over all devices."""
     max_steps: Count | None = None
-    """End after this many optimizer steps."""
+    """Maximum number of optimizer steps."""
     max_time: Positive | None = None
-    """End after this many seconds."""
+    """Maximum training time, in seconds."""
     max_seq_length: Count | None = None
-    """Tokens in a sample; null for the model's block_size."""
+    """Maximum sequence length of a sample, in tokens; null for the block_size of the model."""
     tie_embeddings: bool | None = None
-    """Let the output layer share the embedding's weights; null leaves it to the model."""
+    """Whether the output layer shares the weights of the embedding; null for the setting of the model."""
     max_norm: Positive | None = None
-    """Clip the gradient's norm over all parameters to this; null for no clipping."""
+    """Maximum gradient norm over all parameters, for gradient clipping; null for no clipping."""
     min_lr: Rate = 6e-5
-    """The learning rate that the decay ends on."""
+    """Learning rate at the end of the decay."""
     lr_decay_style: Literal["cosine", "linear", "constant", "inverse-sqrt", "wsd"] = "cosine"
-    """How the learning rate falls after the warm-up; wsd is warm-up, stable, decay."""
+    """Learning rate schedule after warmup; wsd is warmup-stable-decay."""
     lr_decay_steps: Count | None = None
-    """The optimizer step at which min_lr is reached; null for the end of the run."""
+    """Optimizer step at which min_lr is reached; null for the end of training."""
     wsd_decay_steps: Count | None = None
-    """Optimizer steps of the decay of wsd; null for a tenth of the run."""
+    """Number of optimizer steps in the decay phase of wsd; null for a tenth of the training steps."""
     wsd_decay_style: Literal["linear", "cosine", "exponential", "minus-sqrt"] = "linear"
-    """How the learning rate falls in the decay of wsd."""
+    """Shape of the decay phase of wsd."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "train.")
         if self.lr_warmup_steps and self.lr_warmup_fraction:
             raise UserError(
                 f"train.lr_warmup_fraction: {self.lr_warmup_fraction} and train.lr_warmup_steps: "
-                f"{self.lr_warmup_steps} exclude each other; set one of them to null"
+                f"{self.lr_warmup_steps} are mutually exclusive; set one of them to null"
             )
         if self.micro_batch_size > self.global_batch_size:
             raise UserError(
-                f"train.micro_batch_size: {self.micro_batch_size} is more than train.global_batch_size: "
-                f"{self.global_batch_size}; give at most {self.global_batch_size}"
+                f"train.micro_batch_size: {self.micro_batch_size} is larger than train.global_batch_size: "
+                f"{self.global_batch_size}; use at most {self.global_batch_size}"
             )
         if self.wsd_decay_steps and self.lr_decay_style != "wsd":
             raise UserError(
@@ -67,42 +67,45 @@ class TrainArgs:
             )
 
     def accumulation(self, data_ranks: int) -> int:
-        """Micro-batches of one rank in one optimizer step, with the global batch cut over `data_ranks` ranks.
+        """Return the number of gradient accumulation steps: micro-batches per rank and optimizer step.
+
+        Args:
+            data_ranks: number of ranks over which the global batch is split.
 
         Raises:
-            UserError: if the cut leaves a remainder, naming the nearest global batches that do not.
+            UserError: if global_batch_size is not divisible by micro_batch_size x data_ranks.
         """
-        at_once = self.micro_batch_size * data_ranks
-        below = self.global_batch_size // at_once * at_once
-        if below != self.global_batch_size:
-            would_do = " or ".join(str(size) for size in (below, below + at_once) if size)
+        divisor = self.micro_batch_size * data_ranks
+        floor = self.global_batch_size // divisor * divisor
+        if floor != self.global_batch_size:
+            sizes = " or ".join(str(size) for size in (floor, floor + divisor) if size)
             raise UserError(
-                f"train.global_batch_size: {self.global_batch_size} is no multiple of micro_batch_size x data ranks = "
-                f"{self.micro_batch_size} x {data_ranks} = {at_once}; {would_do} would do"
+                f"train.global_batch_size: {self.global_batch_size} is not divisible by micro_batch_size x data ranks "
+                f"= {self.micro_batch_size} x {data_ranks} = {divisor}; use {sizes}"
             )
-        return below // at_once
+        return floor // divisor
 
 
 @dataclass(frozen=True)
 class EvalArgs:
-    """When to measure the validation loss, and on how much."""
+    """When to validate, and on how much data."""
 
     interval: Count = 600
-    """Optimizer steps between validations."""
+    """Number of optimizer steps between validations."""
     max_new_tokens: Count | None = None
-    """Belongs to finetuning; a pretraining run has sample_tokens."""
+    """Number of tokens to generate for evaluate_example, when finetuning; use sample_tokens when pretraining."""
     max_iters: Count = 100
-    """Micro-batches of one validation, counted on one device."""
+    """Maximum number of micro-batches per validation, on each device."""
     initial_validation: bool = False
     """Validate before the first step."""
     final_validation: bool = True
     """Validate after the last step."""
     evaluate_example: Literal["first", "random"] | Position = "first"
-    """Belongs to finetuning; a pretraining run has sample_prompt."""
+    """The sample to generate an answer for at every validation, when finetuning; use sample_prompt when pretraining."""
     sample_prompt: str | None = None
-    """A text that the model continues at every validation; null for none."""
+    """Prompt that the model completes at every validation; null for none."""
     sample_tokens: Count = 64
-    """Tokens of that continuation."""
+    """Number of tokens to generate for sample_prompt."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "eval.")
@@ -110,45 +113,45 @@ class EvalArgs:
 
 @dataclass(frozen=True)
 class LogArgs:
-    """What a run is called where it is logged (W&B, MLflow)."""
+    """Names of the run in W&B and MLflow."""
 
     project: str | None = None
-    """The project, or experiment, that the run is filed under."""
+    """W&B project or MLflow experiment."""
     run: str | None = None
-    """The name of the run."""
+    """Name of the run."""
     group: str | None = None
-    """The group of runs, in W&B."""
+    """W&B group of the run."""
     teamspace: str | None = None
-    """A setting of litlogger."""
+    """Only for litlogger, which is not supported."""
     metadata: dict[str, Any] | None = None
-    """A setting of litlogger."""
+    """Only for litlogger, which is not supported."""
     log_model: bool = False
-    """A setting of litlogger."""
+    """Only for litlogger, which is not supported."""
     save_logs: bool = True
-    """A setting of litlogger."""
+    """Only for litlogger, which is not supported."""
     checkpoint_name: str | None = None
-    """A setting of litlogger."""
+    """Only for litlogger, which is not supported."""
 
     def __post_init__(self) -> None:
         for key in ("teamspace", "metadata", "log_model", "checkpoint_name"):
             if value := getattr(self, key):
-                raise UserError(f"log.{key}: {value!r} is a setting of litlogger, which is not among the loggers here")
+                raise UserError(f"log.{key}: {value!r} is a setting of litlogger, which is not supported; remove it")
         if not self.save_logs:
-            raise UserError("log.save_logs: False is a setting of litlogger, which is not among the loggers here")
+            raise UserError("log.save_logs: False is a setting of litlogger, which is not supported; remove it")
 
 
 @dataclass(frozen=True)
 class LossArgs:
-    """What the loss over the vocabulary is, and how it is computed."""
+    """The loss function and its implementation."""
 
     type: Literal["ce", "dft"] = "ce"
-    """ce is cross-entropy; dft multiplies each token's by its probability, so that unlikely tokens move less."""
+    """Loss function: ce is cross-entropy; dft (dynamic fine-tuning) weights it by each token's probability."""
     normalize: Literal["token", "microbatch", "sample"] = "token"
-    """What counts alike in a global batch: every target token, every micro-batch, or every sample."""
+    """What the loss of a global batch is averaged over: target tokens, micro-batches or samples."""
     impl: Literal["chunked", "plain"] = "chunked"
-    """chunked never holds the scores of all tokens at once; plain does."""
+    """Implementation: chunked computes the logits in chunks of tokens; plain computes all logits at once."""
     chunk_rows: Count = 512
-    """Tokens whose scores are held at once by chunked."""
+    """Number of tokens per chunk of logits in the chunked implementation."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "loss.")
@@ -156,16 +159,16 @@ class LossArgs:
 
 @dataclass(frozen=True)
 class CheckpointArgs:
-    """How checkpoints are written and how many are kept."""
+    """How training checkpoints are saved, and how many are kept."""
 
     keep: Count = 2
-    """The newest so many stay, older ones are removed."""
+    """Number of most recent checkpoints to keep; older ones are deleted."""
     asynchronous: bool = True
-    """Go on training while a checkpoint is being written. May be written `async`."""
+    """Save checkpoints in the background while training continues. Also accepted as `async`."""
     on_error: Literal["stop", "continue"] = "stop"
-    """What to do when a checkpoint cannot be written, such as on a full disk."""
+    """What to do if a checkpoint cannot be written, for example because the disk is full."""
     save_rng: bool = True
-    """Save the state of the random generators, so that a resumed run is the same run."""
+    """Save the states of the random number generators, so that a resumed run is bit-identical."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "checkpoint.")
@@ -173,14 +176,14 @@ class CheckpointArgs:
 
 @dataclass(frozen=True)
 class GuardArgs:
-    """When not to step, and when to say or stop."""
+    """When to skip an optimizer step, to report a loss spike and to stop."""
 
     max_skipped: Count = 5
-    """End the run after this many steps in a row whose loss or gradient is not finite."""
+    """Maximum number of consecutive steps with a non-finite loss or gradient before training stops."""
     spike_window: Count = 100
-    """Optimizer steps whose losses a new loss is held against."""
+    """Number of past optimizer steps over which the mean loss is computed for spike detection."""
     spike_sigma: Positive = 6.0
-    """Report a loss this many standard deviations above their mean."""
+    """Report a loss that is this many standard deviations above the mean."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "guard.")

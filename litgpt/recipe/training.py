@@ -1,4 +1,4 @@
-"""What every training run sets, whatever it minimises: how long, on what, with which numbers and devices."""
+"""The settings of all training commands."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,28 +18,28 @@ class Training:
     """The settings that pretraining and finetuning share."""
 
     out_dir: Path
-    """Folder for checkpoints, logs and the finished model."""
+    """Output folder for checkpoints, logs and the final model."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] | None = None
-    """Numbers to compute with; null for the best that the device has."""
+    """Floating-point precision of training; null for the best that the device supports."""
     resume: bool | Literal["auto"] | Path = False
-    """Go on from the newest checkpoint in out_dir (true), if there is one (auto), or from this one (a path)."""
+    """Resume from the latest checkpoint in out_dir (true), the latest one if any (auto), or a given one (a path)."""
     data: DataModule | None = None
-    """Where the text comes from."""
+    """Data module."""
     train: TrainArgs = field(default_factory=TrainArgs)
     eval: EvalArgs = field(default_factory=EvalArgs)
     log: LogArgs = field(default_factory=LogArgs)
     optimizer: Optimizer = field(default_factory=AdamW)
-    """The update rule and its settings."""
+    """Optimizer and its settings."""
     devices: int | Literal["auto"] = "auto"
-    """Processes on this node, one a device; auto or -1 for as many as there are GPUs, or 1."""
+    """Number of devices per node; auto or -1 for all GPUs, or one CPU process without GPUs."""
     num_nodes: Count = 1
-    """Machines that run this together."""
+    """Number of nodes."""
     logger_name: Literal["csv", "tensorboard", "wandb", "mlflow"] = "csv"
-    """Where the curves go."""
+    """Logger."""
     seed: Seed
-    """Of the first weights and of the order of the data."""
+    """Random seed of the initial weights and the data order."""
     compile: bool | None = None
-    """Compile the model with torch.compile; null where it pays."""
+    """Whether to compile the model with torch.compile; null to compile where it is faster."""
     parallel: ParallelArgs = field(default_factory=ParallelArgs)
     recompute: RecomputeArgs = field(default_factory=RecomputeArgs)
     loss: LossArgs = field(default_factory=LossArgs)
@@ -54,13 +54,13 @@ class Training:
                 "set train.min_lr: 0"
             )
         if self.compile and self.recompute.offload:
-            raise UserError("recompute.offload: true and compile: true exclude each other; set compile: false")
+            raise UserError("recompute.offload: true and compile: true are mutually exclusive; set compile: false")
         self._check_layout()
 
     def _check_layout(self) -> None:
-        """Refuse devices that do not exist and, where their number is given, degrees and batches that do not fit."""
+        """Check the number of devices and, if it is given, that the parallel degrees and the batch size divide it."""
         if self.devices == "auto" or self.devices == -1:
             return
         if not 1 <= self.devices <= 2**16:
-            raise UserError(f"devices: {self.devices} will not do; give auto or a number from 1")
+            raise UserError(f"devices: {self.devices} is not valid; use auto or a number from 1")
         self.train.accumulation(self.parallel.resolve_dims(self.devices * self.num_nodes).data_ranks)

@@ -199,7 +199,7 @@ class SafetensorsFiles:
         """Copy into `part.local` its values of tensor `name`, reading no others.
 
         Raises:
-            Damaged: if the files do not hold every value of the part, or cannot be read.
+            DamagedFileError: if the files do not hold every value of the part, or cannot be read.
         """
         filled = 0
         for path, offset, size in self.wholes[name].blocks:

@@ -338,7 +338,7 @@ def build(recipe: Training, spec: RunSpec, objective: Objective, say: Say) -> Ru
         say(f"Resuming training from {resumed}")
     if fabric.global_rank == 0:
         write_text(recipe.out_dir / "recipe.yaml", dump_recipe(recipe))
-        data.mark(recipe.out_dir)
+        data.save_prompt_format(recipe.out_dir)
         if report := data.report():
             write_json(recipe.out_dir / "data_report.json", report)
     return Run(
@@ -357,7 +357,9 @@ def build(recipe: Training, spec: RunSpec, objective: Objective, say: Say) -> Ru
         tokenizer_dir=tokenizer_dir,
         adapted=spec.adapted,
         notes=spec.notes(),
-        question=data.question(recipe.eval.evaluate_example, recipe.seed) if recipe.eval.max_new_tokens else [],
+        question=data.encode_example_prompt(recipe.eval.evaluate_example, recipe.seed)
+        if recipe.eval.max_new_tokens
+        else [],
         channels=list(getattr(stream, "channels", ())),  # which streams of a user's own data need not have
         checkpoints=Checkpoints(
             recipe.out_dir,

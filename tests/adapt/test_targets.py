@@ -67,8 +67,8 @@ def test_regex_is_of_whole_names_and_takes_the_place_of_endings() -> None:
         ({"modules_to_save": ["q"]}, "is one of the target_modules too"),
         ({"modules_to_save": ["norms"]}, "tuner.modules_to_save: 'norms' is nothing in this model"),
         ({"r": 33, "init": "pissa"}, "tuner.r: 33 is more than the 32"),
-        ({"r": 0}, "tuner.r: 0 will not do"),
-        ({"alpha": 0}, "tuner.alpha: 0 will not do"),
+        ({"r": 0}, "tuner.r: 0 is not valid"),
+        ({"alpha": 0}, "tuner.alpha: 0 is not valid"),
     ],
 )
 def test_wrong_settings_are_one_line(settings: dict[str, object], said: str) -> None:

@@ -19,26 +19,29 @@ GROUPS = [TrainArgs, EvalArgs, CheckpointArgs, GuardArgs, LossArgs, ParallelArgs
 def test_no_number_may_be_absurd(group, absurd):
     for name, value in dataclasses.asdict(group()).items():
         if type(value) in (int, float):
-            with pytest.raises(UserError, match=rf"{name}: .* will not do; give a number from"):
+            with pytest.raises(UserError, match=rf"{name}: .* is not valid; use a number from"):
                 group(**{name: absurd})
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: TrainArgs(lr_warmup_steps=3, lr_warmup_fraction=0.5), "exclude each other"),
+        (lambda: TrainArgs(lr_warmup_steps=3, lr_warmup_fraction=0.5), "mutually exclusive"),
         (lambda: TrainArgs(lr_warmup_fraction=1.5, lr_warmup_steps=None), "from 0 to 1"),
-        (lambda: TrainArgs(micro_batch_size=65), "give at most 64"),
+        (lambda: TrainArgs(micro_batch_size=65), "use at most 64"),
         (lambda: TrainArgs(wsd_decay_steps=3), "set train.lr_decay_style: wsd"),
         (lambda: LogArgs(teamspace="a"), "log.teamspace: 'a' is a setting of litlogger"),
         (lambda: LogArgs(save_logs=False), "log.save_logs: False is a setting of litlogger"),
-        (lambda: TokenizerArgs(vocab_size=100), "tokenizer.vocab_size: 100 is too few for bpe"),
-        (lambda: AdamW(betas=(0.9, 1.0)), r"optimizer.betas: \[0.9, 1.0\] will not do"),
+        (lambda: TokenizerArgs(vocab_size=100), "tokenizer.vocab_size: 100 is too small for bpe"),
+        (lambda: AdamW(betas=(0.9, 1.0)), r"optimizer.betas: \[0.9, 1.0\] is not valid"),
         (lambda: Muon(adamw_betas=(-0.1, 0.9)), "optimizer.adamw_betas"),
         (lambda: Pretrain("x", resume="auto", initial_checkpoint_dir=Path("a")), "resume: auto and initial"),
-        (lambda: Pretrain("x", eval=EvalArgs(evaluate_example="random")), "eval.evaluate_example: random is not for"),
-        (lambda: Pretrain("x", devices=-2), "devices: -2 will not do"),
-        (lambda: Pretrain("x", num_nodes=0), "num_nodes: 0 will not do"),
+        (
+            lambda: Pretrain("x", eval=EvalArgs(evaluate_example="random")),
+            "eval.evaluate_example: random is not supported for",
+        ),
+        (lambda: Pretrain("x", devices=-2), "devices: -2 is not valid"),
+        (lambda: Pretrain("x", num_nodes=0), "num_nodes: 0 is not valid"),
     ],
 )
 def test_contradictions_are_refused(make, said):
@@ -57,7 +60,7 @@ def test_shards_take_what_copies_leave(world):
     assert ParallelArgs(expert=2, tensor=2).resolve_dims(4 * world).expert_shard == 2 * world
 
 
-def test_a_layout_that_does_not_fit_says_what_would():
+def test_a_layout_that_does_not_fit_is_refused():
     with pytest.raises(
         UserError, match=r"1 x 8 = 8 .* but devices x num_nodes is 4; set data_shard: auto or devices: 8"
     ):
@@ -82,10 +85,10 @@ def test_accumulation_covers_the_whole_batch(ranks, steps):
     assert TrainArgs(global_batch_size=64, micro_batch_size=4).accumulation(ranks) == steps
 
 
-def test_a_batch_with_a_remainder_names_batches_that_would_do():
-    with pytest.raises(UserError, match=r"125 is no multiple of .* 5 x 2 = 10; 120 or 130 would do"):
+def test_a_batch_with_a_remainder_names_valid_batch_sizes():
+    with pytest.raises(UserError, match=r"125 is not divisible by .* 5 x 2 = 10; use 120 or 130"):
         TrainArgs(global_batch_size=125, micro_batch_size=5).accumulation(2)
-    with pytest.raises(UserError, match="; 32 would do"):
+    with pytest.raises(UserError, match="; use 32"):
         TrainArgs(global_batch_size=8, micro_batch_size=8).accumulation(4)
 
 

@@ -92,6 +92,6 @@ def test_wrong_recipes_are_not(validator, text):
 
 def test_descriptions_and_choices_are_there(validator):
     group = validator.schema["$defs"]["TrainArgs"]["properties"]
-    assert group["micro_batch_size"]["description"] == "Samples in one forward pass of one device."
+    assert group["micro_batch_size"]["description"] == "Number of samples per forward pass on one device."
     assert "wsd" in group["lr_decay_style"]["enum"]
     assert "AdamW" in str(validator.schema["$defs"]["Optimizer"])

@@ -101,7 +101,7 @@ class Conversations(FinetuningData):
         except ValueError:
             raise UserError(f"data.date: {self.date!r} is no day; give one such as 2026-01-01") from None
 
-    def mark(self, folder: Path) -> None:
+    def save_prompt_format(self, folder: Path) -> None:
         """Name the prompt style, if there is one in place of the chat template."""
         if self.prompt_style is not None:
             save_prompt_style(parse_style(self.prompt_style), folder)

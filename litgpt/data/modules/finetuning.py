@@ -157,7 +157,7 @@ class FinetuningData(DataModule):
             found[name] = report
         return found | ({"padding": self.padded} if self.padded else {})
 
-    def question(self, which: Literal["first", "random"] | int, seed: int) -> list[int]:
+    def encode_example_prompt(self, which: Literal["first", "random"] | int, seed: int) -> list[int]:
         """What the model reads before the first answer of one of the conversations, by its number among all."""
         found = next(islice(self.conversations(), self.place_of(which, seed), None), None)
         try:

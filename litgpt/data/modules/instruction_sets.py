@@ -87,7 +87,7 @@ class Instructions(FinetuningData):
 
         return InstructionRenderer(self.tokenizer, self.style, mask_prompt=self.mask_prompt)
 
-    def mark(self, folder: Path) -> None:
+    def save_prompt_format(self, folder: Path) -> None:
         """Name the prompt style."""
         save_prompt_style(self.style, folder)
 

@@ -216,7 +216,7 @@ def test_mix_keeps_its_share_and_every_sample() -> None:
 
 
 def test_shape_is_checked() -> None:
-    with pytest.raises(UserError, match=r"global_batch_size: 6 .* 4 x 1 .*; 4 would do"):
+    with pytest.raises(UserError, match=r"global_batch_size: 6 .* 4 x 1 .*; use 4"):
         BatchShape(4, 6, 8)
     with pytest.raises(UserError, match="micro_batch_size: 0"):
         BatchShape(0, 6, 8)

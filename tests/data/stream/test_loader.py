@@ -188,7 +188,7 @@ def test_chunk_folder_that_is_damaged(chunks: Path, tmp_path: Path) -> None:
     index = json.loads((chunks / "index.json").read_text())
     index["chunks"][0]["filename"] = "../" + index["chunks"][0]["filename"]
     (tmp_path / "3" / "index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="refused file name"):
+    with pytest.raises(UserError, match="invalid file name"):
         ChunkFolder(tmp_path / "3")
 
 

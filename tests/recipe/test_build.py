@@ -1,0 +1,204 @@
+"""Recipes from YAML files and flags, and the errors of invalid ones."""
+
+from pathlib import Path
+
+import pytest
+
+from litgpt.recipe.optimizer import SGD, AdamW, AdamW8bit, Custom, Muon
+
+
+def test_every_key_of_litgpt_parses(litgpt, config):
+    recipe = litgpt("pretrain", "--config", config).recipe
+    assert (recipe.model_name, recipe.out_dir, recipe.seed) == ("pythia-14m", Path("out/mine"), 7)
+    assert recipe.model_config is None and recipe.data is None and recipe.initial_checkpoint_dir is None
+    assert (recipe.train.max_tokens, recipe.train.min_lr, recipe.train.max_norm) == (3000, 6e-5, 1.0)
+    assert (recipe.eval.interval, recipe.eval.initial_validation, recipe.log.project) == (3, True, "p")
+    assert recipe.optimizer == AdamW(lr=4e-4, weight_decay=0.1, betas=(0.9, 0.95))
+
+
+def test_pretraining_has_the_defaults_of_litgpt(litgpt):
+    recipe = litgpt("pretrain", "pythia-14m").recipe
+    train = recipe.train
+    assert (train.global_batch_size, train.micro_batch_size, train.lr_warmup_steps) == (512, 4, 2000)
+    assert (train.max_tokens, train.max_norm, train.min_lr) == (3 * 10**12, 1.0, 4e-5)
+    assert (recipe.eval.interval, recipe.logger_name, recipe.seed) == (1000, "tensorboard", 42)
+    assert litgpt("pretrain", "x", "--train.max_steps", "9").recipe.train.max_tokens is None
+
+
+@pytest.mark.parametrize("spelling", ["1000000000", "1_000_000_000", "1e9", "1.0E+9", "1000000000.0"])
+@pytest.mark.parametrize("key", ["train.max_tokens", "train.max_steps"])
+def test_whole_numbers_have_many_spellings(litgpt, tmp_path, key, spelling):
+    group, name = key.split(".")
+    assert getattr(litgpt("pretrain", "x", f"--{key}", spelling).recipe.train, name) == 10**9
+    (tmp_path / "t.yaml").write_text(f"model_name: x\n{group}:\n  {name}: {spelling}\n")
+    value = getattr(litgpt("pretrain", "--config", tmp_path / "t.yaml").recipe.train, name)
+    assert value == 10**9 and type(value) is int
+
+
+@pytest.mark.parametrize("value", ["1.5", "1e-9", "nan", "inf", "1e999999999", "true", "[1]", "-3", "0", "", "many"])
+def test_other_numbers_are_refused(litgpt, value):
+    assert "train.max_steps" in litgpt("pretrain", "x", f"--train.max_steps={value}").error_line()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_flags_win_over_files_in_either_order(litgpt, config, order):
+    parts = [["--config", config], ["--train.lr_warmup_steps=200", "--optimizer.lr", "0.005", "--seed", "1"]]
+    recipe = litgpt("pretrain", *parts[order[0]], *parts[order[1]]).recipe
+    assert (recipe.train.lr_warmup_steps, recipe.optimizer.lr, recipe.seed) == (200, 0.005, 1)
+    assert (recipe.optimizer.weight_decay, recipe.train.max_tokens) == (0.1, 3000)
+
+
+def test_later_files_win_over_earlier_ones(litgpt, config, tmp_path):
+    (tmp_path / "more.yaml").write_text("seed: 8\ntrain: {max_tokens: 10}\noptimizer: {init_args: {lr: 0.25}}\n")
+    recipe = litgpt("pretrain", "--config", config, "--config", tmp_path / "more.yaml").recipe
+    assert (recipe.seed, recipe.train.max_tokens, recipe.train.micro_batch_size) == (8, 10, 2)
+    assert (recipe.optimizer.lr, recipe.optimizer.betas) == (0.25, (0.9, 0.95))
+
+
+def test_the_line_names_the_model_over_the_file(litgpt, config):
+    assert litgpt("pretrain", "pythia-70m", "--config", config).recipe.model_name == "pythia-70m"
+    assert litgpt("pretrain", "--config", config, "--model_name", "a").recipe.model_name == "a"
+    assert "model_name: missing" in litgpt("pretrain").error_line()
+    assert "unexpected argument" in litgpt("pretrain", "a", "b").error_line()
+
+
+def test_groups_come_from_files_of_their_own(litgpt, tmp_path):
+    (tmp_path / "t.yaml").write_text("micro_batch_size: 8\nmax_steps: 3\n")
+    (tmp_path / "e.yaml").write_text("interval: 5\n")
+    (tmp_path / "l.yaml").write_text("run: mine\n")
+    flags = ["--train.max_steps", "4", "--train", tmp_path / "t.yaml"]
+    recipe = litgpt("pretrain", "x", *flags, "--eval", tmp_path / "e.yaml", "--log", tmp_path / "l.yaml").recipe
+    assert (recipe.train.micro_batch_size, recipe.train.max_steps) == (8, 4)
+    assert (recipe.eval.interval, recipe.log.run) == (5, "mine")
+    (tmp_path / "t.yaml").write_text("micro_batch_sise: 8\n")
+    line = litgpt("pretrain", "x", "--train", tmp_path / "t.yaml").error_line()
+    assert line == "train.micro_batch_sise is not a key; did you mean train.micro_batch_size?"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--optimizer", "AdamW", "--optimizer.lr", "0.1"], AdamW(lr=0.1)),
+        (["--optimizer.init_args.lr", "0.1"], AdamW(lr=0.1)),
+        (["--optimizer.lr=1e-1", "--optimizer", "SGD"], SGD(lr=0.1)),
+        (["--optimizer", "torch.optim.SGD", "--optimizer.momentum", "0.5"], SGD(momentum=0.5)),
+        (["--optimizer", '{"class_path": "Muon", "init_args": {"lr": 0.1}}'], Muon(lr=0.1)),
+        (["--optimizer", "bitsandbytes.optim.AdamW8bit", "--optimizer.lr", "0.1"], AdamW8bit(lr=0.1)),
+        (["--optimizer.betas", "[0.8, 0.9]"], AdamW(betas=(0.8, 0.9))),
+        (["--optimizer", "Adagrad"], Custom(lr=0.01, path="torch.optim.Adagrad")),
+        (
+            ["--optimizer", "torch.optim.Adam", "--optimizer.lr", "4e-4", "--optimizer.eps", "1e-6"],
+            Custom(lr=4e-4, path="torch.optim.Adam", arguments={"eps": 1e-6}),
+        ),
+    ],
+)
+def test_every_way_to_set_the_optimizer_takes_effect(litgpt, flags, expected):
+    assert litgpt("pretrain", "x", *flags).recipe.optimizer == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["optimizer: SGD", "optimizer: {class_path: SGD}", "optimizer: {class_path: torch.optim.SGD}"]
+)
+def test_another_optimizer_forgets_the_settings_of_the_first(litgpt, config, tmp_path, text):
+    (tmp_path / "more.yaml").write_text(text)
+    assert litgpt("pretrain", "--config", config, "--config", tmp_path / "more.yaml").recipe.optimizer == SGD()
+    assert litgpt("pretrain", "--config", config, "--optimizer", "AdamW").recipe.optimizer.lr == 4e-4
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--train.lr_warmup_step", "3"], "train.lr_warmup_step is not a key; did you mean train.lr_warmup_steps?"),
+        (["--trian.max_steps", "3"], "did you mean train.max_steps?"),
+        (["--max_steps", "3"], "max_steps is not a key; did you mean train.max_steps?"),
+        (["--optimizer.learning_rate", "3"], "optimizer.learning_rate is not a key"),
+        (["--optimizer", "Adamw"], "did you mean AdamW?"),
+        (["--optimizer", "torch.optim.Nothing"], "optimizer: class torch.optim.Nothing not found"),
+        (["--optimizer", "no.such.Thing"], "optimizer: 'no.such.Thing' cannot be imported"),
+        (["--optimizer", "torch.optim.Adagrad", "--optimizer.lrr", "1"], "did you mean optimizer.lr?"),
+        (["--data", "TextFile"], "did you mean TextFiles?"),
+        (["--optimizer", "os.stat_result"], "optimizer: os.stat_result is not an optimizer"),
+        (["--data", "pathlib.Path"], "data: pathlib.Path is not a subclass of DataModule"),
+        (["--precision", "bf16"], "precision: 'bf16' is not valid; use 32-true or bf16-mixed"),
+        (
+            ["--resume", "true", "--initial_checkpoint_dir", "a"],
+            "resume: True and initial_checkpoint_dir: a are mutually",
+        ),
+        (["--eval.max_new_tokens", "5"], "eval.max_new_tokens: 5 is not supported for pretraining"),
+        (
+            ["--train.lr_warmup_fraction", "0.1"],
+            "train.lr_warmup_fraction: 0.1 and train.lr_warmup_steps: 2000 are mutually",
+        ),
+        (
+            ["--train.lr_warmup_fraction", "1.5"],
+            "train.lr_warmup_fraction: '1.5' is not valid; use a number from 0 to 1",
+        ),
+        (
+            ["--train.micro_batch_size", "1000"],
+            "train.micro_batch_size: 1000 is larger than train.global_batch_size: 512",
+        ),
+        (["--train.min_lr", "0.5"], "train.min_lr: 0.5 is above the optimizer's lr: 0.001"),
+        (["--optimizer.lr", "nan"], "optimizer.lr: 'nan' is not valid; use a number from 0 to 1000"),
+        (["--seed", "-1"], "seed: -1 is not valid; use an integer from 0 to 4294967295, such as 42"),
+        (["--out_dir", ""], "out_dir: '' is not valid; use a path, such as out/pretrain"),
+        (["--devices", "0"], "devices: 0 is not valid; use auto or a number from 1"),
+        (["--devices", "3"], "is not divisible by micro_batch_size x data ranks = 4 x 3 = 12; use 504 or 516"),
+        (["--devices", "4", "--parallel.data_replicate", "2", "--parallel.data_shard", "4"], "2 x 4 = 8"),
+        (["--tokenizer.kind", "bpe", "--tokenizer_dir", "x"], "tokenizer: bpe and tokenizer_dir: x are mutually"),
+        (["--tokenizer.vocab_size", "100"], "tokenizer.vocab_size: 100 is too small for bpe; use 512 or more"),
+        (["--tokenizer.kind", "words"], "tokenizer.kind: 'words' is not valid; use bpe or bytes"),
+        (["--train", "no.yaml"], "no.yaml: no such file"),
+        (["--train.max_steps"], "--train.max_steps: needs a value"),
+        (["--logger_name", "litlogger"], "logger_name: 'litlogger' is not valid; use csv or tensorboard"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(litgpt, flags, said):
+    assert said in litgpt("pretrain", "x", *flags).error_line()
+
+
+def test_data_of_the_users_own(litgpt, own_module, tmp_path):
+    recipe = litgpt("pretrain", "x", "--data.path", "a", "--data", own_module, "--data.copies", "1e2").recipe
+    assert (recipe.data.path, recipe.data.copies) == ("a", 100)
+    (tmp_path / "d.yaml").write_text(f"model_name: x\ndata:\n  class_path: {own_module}\n  init_args: {{path: b}}\n")
+    recipe = litgpt("pretrain", "--config", tmp_path / "d.yaml", "--data.share", "5e-1").recipe
+    assert (recipe.data.path, recipe.data.share) == ("b", 0.5)
+    assert "data.path: missing" in litgpt("pretrain", "x", "--data", own_module).error_line()
+    outcome = litgpt("pretrain", "x", "--data", own_module, "--data.path", "a", "--data.copies", "a")
+    assert "data.copies: 'a' is not valid; use an integer" in outcome.error_line()
+    line = litgpt("pretrain", "x", "--data", own_module, "--data.path", "a", "--data.copy", "1").error_line()
+    assert line == "data.copy is not a key; did you mean data.copies?"
+
+
+def test_text_files_from_the_line(litgpt):
+    recipe = litgpt("pretrain", "x", "--data", "TextFiles", "--data.train_data_path", "texts").recipe
+    assert type(recipe.data).__name__ == "TextFiles" and str(recipe.data.train_data_path) == "texts"
+    assert "data.train_data_path: missing" in litgpt("pretrain", "x", "--data", "litgpt.data.TextFiles").error_line()
+
+
+def test_the_shape_of_the_model_from_the_line(litgpt, tmp_path):
+    (tmp_path / "m.yaml").write_text("model_name: x\nmodel_config: {n_layer: 4, bias: false}\n")
+    flags = ["--model_config.n_layer", "2", "--model_config.norm_class_name", "RMSNorm", "--model_config.norm_eps=1e-6"]
+    recipe = litgpt("pretrain", "--config", tmp_path / "m.yaml", *flags).recipe
+    assert recipe.model_config == {"n_layer": 2, "bias": False, "norm_class_name": "RMSNorm", "norm_eps": 1e-6}
+
+
+@pytest.mark.parametrize("value", [True, False, "auto", "out/step-00000004"])
+def test_resume(litgpt, value):
+    recipe = litgpt("pretrain", "x", "--resume", str(value).lower() if isinstance(value, bool) else value).recipe
+    assert recipe.resume == (Path(value) if isinstance(value, str) and "/" in value else value)
+
+
+def test_a_wrong_group_is_not_hidden_by_a_later_right_one(litgpt, tmp_path):
+    (tmp_path / "a.yaml").write_text("train: 7\n")
+    outcome = litgpt("pretrain", "x", "--config", tmp_path / "a.yaml", "--train.max_steps", "3")
+    assert "train: 7 is not valid" in outcome.error_line()
+
+
+def test_positional_arguments(litgpt):
+    recipe = litgpt("tokenizer", "train", "texts", "tokens", "--vocab_size", "1e3").recipe
+    assert (recipe.input, recipe.output_dir, recipe.vocab_size) == (Path("texts"), Path("tokens"), 1000)
+    recipe = litgpt("data", "prepare", "TextFiles", "--data.train_data_path", "texts").recipe
+    assert recipe.data.train_data_path == Path("texts")
+    assert "data: missing" in litgpt("data", "inspect", "--print_config").error_line()
+    recipe = litgpt("convert_pretrained_checkpoint", "out/x", "clean").recipe
+    assert (recipe.checkpoint_dir, recipe.output_dir) == (Path("out/x"), Path("clean"))

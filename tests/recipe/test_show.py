@@ -1,0 +1,42 @@
+"""The output of `--print_config` and `--data.help`."""
+
+import pytest
+import yaml
+
+from litgpt.recipe.data import DATA_MODULES
+
+
+@pytest.mark.parametrize("name", DATA_MODULES)
+def test_help_for_each_data_module(litgpt, name):
+    outcome = litgpt("pretrain", "--data.help", name)
+    assert outcome.code == 0 and outcome.recipe is None
+    assert "--data." in outcome.out
+
+
+def test_help_for_choices(litgpt):
+    listed = litgpt("pretrain", "--data.help").out
+    assert all(f"  {name} " in listed for name in DATA_MODULES)
+    assert len(listed.splitlines()) == len(DATA_MODULES)
+    assert "--optimizer.momentum" in litgpt("pretrain", "--optimizer.help", "SGD").out
+    assert "seed is not a choice of classes" in litgpt("pretrain", "--seed.help").error_line()
+
+
+@pytest.mark.parametrize("flags", ["", "skip_default", "skip_null", "skip_default,skip_null"])
+def test_print_config_reads_back_the_same(litgpt, config, own_module, tmp_path, flags):
+    line = ["--config", config, "--data", own_module, "--data.path", "a", "--optimizer", "Adagrad", "--compile", "true"]
+    outcome = litgpt("pretrain", *line, f"--print_config={flags}" if flags else "--print_config")
+    assert outcome.recipe is None and outcome.code == 0
+    (tmp_path / "again.yaml").write_text(outcome.out)
+    assert litgpt("pretrain", "--config", tmp_path / "again.yaml").recipe == litgpt("pretrain", *line).recipe
+    assert ("num_nodes" in outcome.out) == ("skip_default" not in flags)
+    assert "skip_null" not in flags or "null" not in outcome.out
+
+
+def test_print_config_needs_no_model(litgpt):
+    assert yaml.safe_load(litgpt("pretrain", "--print_config").out)["model_name"] is None
+    assert "skip_all" in litgpt("pretrain", "--print_config=skip_all").error_line()
+
+
+def test_a_token_is_not_printed(litgpt):
+    outcome = litgpt("download", "a/b", "--access_token", "hf_secret", "--print_config")
+    assert outcome.code == 0 and "hf_secret" not in outcome.out
