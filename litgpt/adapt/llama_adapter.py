@@ -9,7 +9,8 @@ from torch import Tensor
 from litgpt.adapt.ia3 import attach_scales_and_shifts
 from litgpt.adapt.layers import Adapted, InitValues, add, become, generator, stored
 from litgpt.errors import UserError
-from litgpt.model.attention import Attention, Shared, attend
+from litgpt.model.attention import Attention, attend
+from litgpt.model.attention_inputs import AttentionInputs
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import Adapter, AdapterV2
 
@@ -23,9 +24,11 @@ class PrefixAttention(Adapted):
     head_size: int
     scale: float
 
-    def attended(self, q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor, shared: Shared, sinks: Tensor | None) -> Tensor:
+    def core_attention(
+        self, q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor, inputs: AttentionInputs, sinks: Tensor | None
+    ) -> Tensor:
         """What the heads find among the tokens, plus what they find in the prompt."""
-        found = super().attended(q_BHTS, k_BKUS, v_BKUS, shared, sinks)  # type: ignore[misc]
+        found = super().core_attention(q_BHTS, k_BKUS, v_BKUS, inputs, sinks)  # type: ignore[misc]
         if not self.adapter_on:
             return found
         prompt_LD = stored(self, "prompt").to(q_BHTS.dtype)

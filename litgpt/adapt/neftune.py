@@ -20,7 +20,9 @@ def add_noise(model: GPT, alpha: float) -> None:
 
     def note(model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids_BT = arguments[0] if arguments else named["ids_BT"]
-        sizes[:] = [lengths(named.get("documents_BT"), ids_BT.shape[1])]
+        inputs = named.get("inputs")
+        documents_BT = named.get("documents_BT") if inputs is None else inputs.documents_BT
+        sizes[:] = [lengths(documents_BT, ids_BT.shape[1])]
 
     def disturb(embedding: nn.Module, arguments: tuple[Any, ...], x_BTD: Tensor) -> Tensor:
         return noisy(x_BTD, alpha, sizes.pop()) if model.training else x_BTD

@@ -8,12 +8,12 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.infer.cache import KeyValueCache
 from litgpt.infer.sampling import Sampling, choose
-from litgpt.model.gpt import GPT, logits
+from litgpt.model.gpt import GPT, compute_logits
 
 
 def last_logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
     """(B, V) scores of the token after the last one only."""
-    return logits(hidden_BTD[:, -1:], weight_VD, bias_V, softcap)[:, 0]
+    return compute_logits(hidden_BTD[:, -1:], weight_VD, bias_V, softcap)[:, 0]
 
 
 def check_room(model: GPT, prompt: Sequence[int], max_new_tokens: int) -> None:

@@ -11,90 +11,89 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.errors import UserError
-from litgpt.model.attention import Attention, Cache, LayerCache, Shared, share
+from litgpt.model.attention import Attention, Cache, LayerCache
+from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs
 from litgpt.model.config import Config
-from litgpt.model.layers import GatedMLP, PlainMLP, norm
-from litgpt.model.portion import Portion
+from litgpt.model.latent import LatentAttention
+from litgpt.model.layers import GatedMLP, PlainMLP, build_norm
+from litgpt.model.moe import Experts, MoE
 
 Head = Callable[[Tensor, Tensor, Tensor | None, float | None], Any]
 
 
-def logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
-    """(B, T, V) scores of the next token, through softcap tanh(score / softcap) where the shape caps them."""
-    scores = F.linear(hidden_BTD, weight_VD, bias_V)
-    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+def compute_logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
+    """Logits of the next token, (B, T, V); softcap tanh(logit / softcap) if the model caps them."""
+    logits = F.linear(hidden_BTD, weight_VD, bias_V)
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
-def whole_logits(portion: Portion, scores_BPV: Tensor) -> Tensor:
-    """(B, T, V), lengthening included, out of every process's tokens and rows of the vocabulary."""
-    if portion.vocabulary is not None:
-        scores_BPV = portion.vocabulary.gathered(scores_BPV)
-    return portion.together(scores_BPV)
-
-
-def attention(config: Config, layer: int) -> nn.Module:
-    """The attention of a layer."""
-    if config.latent_attention:
-        from litgpt.model.latent import LatentAttention
-
-        return LatentAttention(config, layer)
-    return Attention(config, layer)
-
-
-def feed_forward(config: Config, layer: int) -> nn.Module:
-    """The feed-forward part of a layer."""
+def build_feed_forward(config: Config, layer: int) -> nn.Module:
+    """The feed-forward module of a layer."""
     if config.has_experts(layer):
-        from litgpt.model.moe import MoE
-
         return MoE(config)
     return PlainMLP(config) if config.mlp_class_name == "GptNeoxMLP" else GatedMLP(config)
 
 
 class Block(nn.Module):
-    """One layer: attention and feed-forward, in turn or side by side, each normed before, after, or both."""
+    """One layer: attention and feed-forward, in turn or in parallel, each with a norm before, after, or both."""
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        self.norm_1 = norm(config) if config.norm_1 else nn.Identity()
-        self.attention = attention(config, layer)
-        self.norm_1_post = norm(config) if config.post_attention_norm else nn.Identity()
-        self.norm_2 = norm(config) if config.norm_2 and not config.shared_attention_norm else nn.Identity()
-        self.mlp = feed_forward(config, layer)
-        self.norm_2_post = norm(config) if config.post_mlp_norm else nn.Identity()
+        self.norm_1 = build_norm(config) if config.norm_1 else nn.Identity()
+        self.attention = (LatentAttention if config.latent_attention else Attention)(config, layer)
+        self.norm_1_post = build_norm(config) if config.post_attention_norm else nn.Identity()
+        has_norm_2 = config.norm_2 and not config.shared_attention_norm
+        self.norm_2 = build_norm(config) if has_norm_2 else nn.Identity()
+        self.mlp = build_feed_forward(config, layer)
+        self.norm_2_post = build_norm(config) if config.post_mlp_norm else nn.Identity()
         self.parallel, self.shared_norm = config.parallel_residual, config.shared_attention_norm
         self.dropout, self.residual_scale = config.dropout, config.residual_scale
 
-    def forward(self, x_BTD: Tensor, shared: Shared, cache: LayerCache | None = None) -> Tensor:
+    @property
+    def experts(self) -> Experts | None:
+        """The experts of the layer, None if its feed-forward is dense."""
+        return getattr(self.mlp, "experts", None)
+
+    def forward(self, x_BTD: Tensor, inputs: AttentionInputs, cache: LayerCache | None = None) -> Tensor:
         normed = self.norm_1(x_BTD)
-        attended = self._added(self.norm_1_post(self.attention(normed, shared, cache)))
+        attended = self._scale_residual(self.norm_1_post(self.attention(normed, inputs, cache)))
         if self.parallel:
             mlp_input = normed if self.shared_norm else self.norm_2(x_BTD)
-            return x_BTD + attended + self._added(self.norm_2_post(self.mlp(mlp_input)))
+            return x_BTD + attended + self._scale_residual(self.norm_2_post(self.mlp(mlp_input)))
         x_BTD = x_BTD + attended
-        return x_BTD + self._added(self.norm_2_post(self.mlp(self.norm_2(x_BTD))))
+        return x_BTD + self._scale_residual(self.norm_2_post(self.mlp(self.norm_2(x_BTD))))
 
-    def _added(self, x: Tensor) -> Tensor:
-        """A part's output as it is added to the residual stream."""
+    def _scale_residual(self, x: Tensor) -> Tensor:
+        """Apply dropout and the residual scale to what is added to the residual stream."""
         x = F.dropout(x, self.dropout, self.training) if self.dropout else x
         return x if self.residual_scale == 1 else x * self.residual_scale
 
 
-class Elsewhere(nn.Module):
-    """Stands in for a part of a model that lies in another process; is not run."""
+class MissingLayer(nn.Module):
+    """Placeholder for a layer that another part of the model has; never called."""
 
 
 class GPT(nn.Module):
-    """A causal language model of the shape that a `Config` tells.
+    """A causal language model with the architecture of a `Config`.
 
-    Holds no buffers, so it may be built on the meta device and given memory by `to_empty`. With tied embeddings there
+    It has no buffers, so it can be built on the meta device and given memory by `to_empty`. With tied embeddings there
     is no `head` module: `output_weight` is the embedding's weight, one parameter under one name.
 
-    Attributes:
-        portion: what this process works on of a batch, if others work on the rest. The model is given whole batches all
-            the same, and gives whole logits; only `head` sees hidden states of its own tokens alone.
-    """
+    Inputs:
+        ids_BT: token ids.
+        positions_BT: the position of each token; 0, 1, ... if None, after those of the cached tokens.
+        documents_BT: the document of each token; attention stays within a document. None for one document per row.
+        inputs: the attention inputs, instead of `positions_BT` and `documents_BT`.
+        head: called with hidden states (B, T, D), weight (V, D), bias (V,) or None, and the cap on logits or None, e.g.
+            to compute a loss without all logits. None for `compute_logits`.
+        cache: keys and values of the tokens before these; those of these are appended.
+        layers: range of the blocks to run, None for all. If the last block is not among them, the output is their
+            hidden states (B, T, D).
+        hidden_BTD: the output of the blocks before `layers`; None if `layers` start with the first.
 
-    portion: Portion | None = None
+    Outputs:
+        the logits (B, T, V), or what `head` returns.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -104,28 +103,28 @@ class GPT(nn.Module):
         learned = config.position_embedding == "learned"
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd) if learned else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.norm = norm(config)
+        self.norm = build_norm(config)
         tied = config.tie_embeddings
         self.head = None if tied else nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
 
     @classmethod
     def from_name(cls, name: str, **overrides: Any) -> "GPT":
-        """A model of a named shape, with some of its fields changed."""
+        """Build a model by name, with some config fields overridden."""
         return cls(Config.from_name(name, **overrides))
 
     @property
-    def own_blocks(self) -> list[nn.Module]:
-        """The blocks that lie in this process."""
-        return [block for block in self.blocks if not isinstance(block, Elsewhere)]
+    def local_blocks(self) -> list[nn.Module]:
+        """The blocks, without placeholders for missing ones."""
+        return [block for block in self.blocks if not isinstance(block, MissingLayer)]
 
     @property
     def output_weight(self) -> Tensor:
-        """The (V, D) matrix that turns hidden states into logits."""
+        """The (V, D) matrix that projects hidden states to logits."""
         return self.embedding.weight if self.head is None else self.head.weight
 
     @property
     def output_bias(self) -> Tensor | None:
-        """The (V,) bias of the logits, if the shape has one."""
+        """The (V,) bias of the logits, None if the model has none."""
         return None if self.head is None else self.head.bias
 
     def forward(
@@ -134,62 +133,37 @@ class GPT(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         documents_BT: Tensor | None = None,
+        inputs: AttentionInputs | None = None,
         head: Head | None = None,
         cache: Cache | None = None,
         layers: range | None = None,
         hidden_BTD: Tensor | None = None,
     ) -> Any:
-        """The logits (B, T, V), or what `head` makes of the hidden states.
-
-        Args:
-            ids_BT: token numbers.
-            positions_BT: each token's position; 0, 1, ... if None, counted on from the cached tokens.
-            documents_BT: each token's document; attention stays inside equal numbers. None: one document a row.
-            head: called with hidden states (B, T, D; of own tokens), weight (V, D), bias (V,) or None, and the cap on
-                logits or None, so that a loss can be had without the whole logits.
-            cache: keys and values of the tokens before these; takes in those of these.
-            layers: the blocks that are run, all if None. Without the last, their hidden states (B, T, D; of own tokens)
-                are what comes out.
-            hidden_BTD: what came out of the blocks before `layers`; None if the first is among them.
-
-        Raises:
-            UserError: if positions or documents are given beside a cache that holds tokens.
-        """
-        cached = 0 if cache is None else cache.length
-        if cached and (positions_BT is not None or documents_BT is not None):
-            raise UserError("positions_BT, documents_BT: not beside a cache that holds tokens; give None")
-        positions = positions_BT
-        if positions is None:
-            positions = torch.arange(cached, cached + ids_BT.shape[1], device=ids_BT.device)
-        tokens = ids_BT.shape[1]
-        if self.portion is not None:
-            ids_BT, positions = self.portion.own(ids_BT, 0), self.portion.padded(positions, 0)
-            documents_BT = None if documents_BT is None else self.portion.padded(documents_BT, -1)
-        exchange = None if self.portion is None else self.portion.exchange
-        shared = share(self.config, positions, documents_BT=documents_BT, cached=cached, exchange=exchange)
-        x_BTD = hidden_BTD
-        if x_BTD is None:
-            x_BTD = self._embed(ids_BT, positions if self.portion is None else self.portion.own(positions, 0))
+        """Compute logits, or what `head` returns; see the class for arguments."""
+        if inputs is None:
+            inputs = self._build_inputs(ids_BT, positions_BT, documents_BT, cache)
         layers = range(len(self.blocks)) if layers is None else layers
-        x_BTD = self.through(layers, x_BTD, shared, cache)
+        x_BTD = self._embed(ids_BT, inputs.positions) if hidden_BTD is None else hidden_BTD
+        x_BTD = self.run_blocks(layers, x_BTD, inputs, cache)
         if cache is not None:
             cache.advance(ids_BT.shape[1])
-        if layers.stop < len(self.blocks):
-            return x_BTD
-        hidden = self.norm(x_BTD)
-        if self.config.logit_scale != 1:
-            hidden = hidden * self.config.logit_scale
-        output = (self.output_weight, self.output_bias, self.config.final_logit_softcapping)
-        if head is not None:
-            return head(hidden, *output)
-        scores = logits(hidden, *output)
-        return scores if self.portion is None else whole_logits(self.portion, scores)[:, :tokens]
+        return self._apply_head(x_BTD, head or compute_logits) if layers.stop == len(self.blocks) else x_BTD
 
-    def through(self, layers: range, x_BTD: Tensor, shared: Shared, cache: Cache | None = None) -> Tensor:
-        """What comes out of the last of these blocks, (B, T, D), for what goes into the first."""
+    def run_blocks(self, layers: range, x_BTD: Tensor, inputs: AttentionInputs, cache: Cache | None = None) -> Tensor:
+        """Run some blocks in order, (B, T, D) -> (B, T, D)."""
         for layer in layers:
-            x_BTD = self.blocks[layer](x_BTD, shared, None if cache is None else cache.layers[layer])
+            x_BTD = self.blocks[layer](x_BTD, inputs, None if cache is None else cache.layers[layer])
         return x_BTD
+
+    def _build_inputs(
+        self, ids_BT: Tensor, positions: Tensor | None, documents_BT: Tensor | None, cache: Cache | None
+    ) -> AttentionInputs:
+        cached = 0 if cache is None else cache.length
+        if cached and (positions is not None or documents_BT is not None):
+            raise UserError("positions_BT, documents_BT: not supported with a cache that holds tokens; use None")
+        if positions is None:
+            positions = torch.arange(cached, cached + ids_BT.shape[1], device=ids_BT.device)
+        return build_attention_inputs(self.config, positions, documents_BT, cached=cached)
 
     def _embed(self, ids_BT: Tensor, positions: Tensor) -> Tensor:
         x_BTD = self.embedding(ids_BT)
@@ -201,3 +175,9 @@ class GPT(nn.Module):
         if self.position_embedding is not None:
             x_BTD = x_BTD + self.position_embedding(positions)
         return F.dropout(x_BTD, self.config.dropout, self.training) if self.config.dropout else x_BTD
+
+    def _apply_head(self, x_BTD: Tensor, head: Head) -> Any:
+        hidden_BTD = self.norm(x_BTD)
+        if self.config.logit_scale != 1:
+            hidden_BTD = hidden_BTD * self.config.logit_scale
+        return head(hidden_BTD, self.output_weight, self.output_bias, self.config.final_logit_softcapping)

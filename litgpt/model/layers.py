@@ -75,12 +75,12 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def norm(config: Config, size: int | None = None, *, eps: float | None = None) -> nn.Module:
+def build_norm(config: Config, size: int | None = None, *, eps: float | None = None) -> nn.Module:
     """A norm of the config's kind over `size` numbers (n_embd unless told), with the config's epsilon unless told."""
     return NORMS[config.norm_class_name](size or config.n_embd, eps=eps or config.norm_eps)
 
 
-def scale_norm(config: Config, size: tuple[int, ...]) -> nn.Module:
+def build_scale_norm(config: Config, size: tuple[int, ...]) -> nn.Module:
     """A LayerNorm over the last of `size`, with a weight of that whole shape."""
     return ScaleLayerNorm(size, config.norm_eps)
 

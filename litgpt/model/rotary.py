@@ -9,18 +9,18 @@ from torch import Tensor
 from litgpt.model.config import Config
 
 
-def angles(config: Config, positions: Tensor, *, which: str = "global") -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position's angles, laid out for `rotate`.
+def build_angles(config: Config, positions: Tensor, *, rope: str = "global") -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position's angles, laid out for `apply_rotary`.
 
     Args:
         positions: (T,), or (B, T) where rows differ.
-        which: `global`, or `local` for the unscaled embedding of base `rope_local_base_freq`.
+        rope: `global`, or `local` for the unscaled embedding of base `rope_local_base_freq`.
 
     Returns:
         two float32 tensors (..., 1, T, rotary_size), the 1 standing for heads; the sine that goes with the first of
         two paired numbers is negative.
     """
-    if which == "local":
+    if rope == "local":
         assert config.rope_local_base_freq is not None
         per_position, strength = plain_frequencies(config, config.rope_local_base_freq, positions.device), 1.0
     else:
@@ -111,16 +111,18 @@ def yarn_strength(rope: dict[str, Any]) -> float:
     if rope.get("attention_factor") is not None:
         return rope["attention_factor"]
     if rope.get("mscale") and rope.get("mscale_all_dim"):
-        return yarn_magnitude(rope["factor"], rope["mscale"]) / yarn_magnitude(rope["factor"], rope["mscale_all_dim"])
-    return yarn_magnitude(rope["factor"], 1)
+        return compute_yarn_mscale(rope["factor"], rope["mscale"]) / compute_yarn_mscale(
+            rope["factor"], rope["mscale_all_dim"]
+        )
+    return compute_yarn_mscale(rope["factor"], 1)
 
 
-def yarn_magnitude(factor: float, scale: float) -> float:
+def compute_yarn_mscale(factor: float, scale: float) -> float:
     """0.1 scale ln(factor) + 1 for contexts that grew."""
     return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
-def rotate(x_BHTS: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool = False) -> Tensor:
+def apply_rotary(x_BHTS: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool = False) -> Tensor:
     """Rotate the first numbers of each head, as many as `cos` has, by position.
 
     Number i pairs with i + half of them, or with its neighbour if interleaved. Computed in float32 at least: in

@@ -14,12 +14,12 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.nn.parallel import DistributedDataParallel
 
 from litgpt.parallel import expert
+from litgpt.parallel.context_attention import build_local_tokens
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.pipeline import Pipeline
-from litgpt.parallel.portion import Tokens
 from litgpt.parallel.precision import Precision
 from litgpt.parallel.recompute import apply_recompute
-from litgpt.parallel.ring import refuse_shapes
+from litgpt.parallel.ring_attention import check_ring_support
 from litgpt.parallel.tensor import apply_tensor_parallel
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.recompute import RecomputeArgs
@@ -50,7 +50,7 @@ def parallelize(
     if compile_blocks:
         if settings.pipeline_schedule == "zbv":
             functorch.donated_buffer = False  # each half of a backward pass looks at what is kept
-        for block in model.own_blocks:  # type: ignore[union-attr]
+        for block in model.local_blocks:  # type: ignore[union-attr]
             block.compile()
     if mesh is not None and is_sharded(mesh):
         apply_fsdp(model, mesh, settings, precision)
@@ -64,9 +64,9 @@ def split_model(model: nn.Module, mesh: Mesh, settings: ParallelArgs, precision:
     vocabulary = apply_tensor_parallel(model, model.config, mesh, settings) if mesh.dims.tensor > 1 else None  # type: ignore[arg-type]
     expert.apply_expert_parallel(model, model.config, mesh, settings)  # type: ignore[arg-type]
     if mesh.dims.context > 1 and settings.context_method == "ring":
-        refuse_shapes(model.config, precision.compute or precision.storage, mesh.storage.device_type)  # type: ignore
+        check_ring_support(model.config, precision.compute or precision.storage, mesh.storage.device_type)  # type: ignore
     if mesh.dims.tensor * mesh.dims.context > 1:
-        model.portion = Tokens(mesh, settings, vocabulary)  # type: ignore[assignment]
+        model.local_tokens = build_local_tokens(mesh, settings, vocabulary)  # type: ignore[assignment]
 
 
 def apply_fsdp(model: nn.Module, mesh: Mesh, settings: ParallelArgs, precision: Precision) -> None:
@@ -76,14 +76,14 @@ def apply_fsdp(model: nn.Module, mesh: Mesh, settings: ParallelArgs, precision: 
     if settings.cpu_offload:
         how["offload_policy"] = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
     reshard = settings.level == 3
-    for block in model.own_blocks:  # type: ignore[union-attr]
+    for block in model.local_blocks:  # type: ignore[union-attr]
         if mesh.has_expert_mesh and hasattr(block.mlp, "experts"):
             expert.apply_expert_fsdp(block.mlp.experts, mesh, reshard_after_forward=reshard, **how)
         fully_shard(block, mesh=mesh.fsdp_mesh, reshard_after_forward=reshard, **how)
     fully_shard(model, mesh=mesh.fsdp_mesh, reshard_after_forward=False, **how)
     model.zero = settings.level  # type: ignore[assignment]
     if settings.prefetch:
-        set_prefetch(model.own_blocks, settings.prefetch)  # type: ignore[arg-type]
+        set_prefetch(model.local_blocks, settings.prefetch)  # type: ignore[arg-type]
     for module in _fsdp_modules(model):
         # a share of one mean over the whole global batch is summed, not averaged; gloo cannot scale while it sums
         module.set_gradient_divide_factor(1.0)

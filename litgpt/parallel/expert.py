@@ -182,7 +182,7 @@ def expert_axes(mesh: Mesh) -> tuple[DeviceMesh, Group]:
 
 def find_experts(model: nn.Module) -> list[nn.Module]:
     """The stacked experts of every block that has any."""
-    return [block.mlp.experts for block in model.own_blocks if hasattr(block.mlp, "experts")]  # type: ignore[union-attr]
+    return [block.mlp.experts for block in model.local_blocks if hasattr(block.mlp, "experts")]  # type: ignore[union-attr]
 
 
 def check_expert_sizes(config: Config, expert: int, expert_tensor: int) -> None:

@@ -13,8 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 
-from litgpt.model.gpt import GPT, Elsewhere
-from litgpt.model.portion import Portion
+from litgpt.model.gpt import GPT, MissingLayer
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.schedules import (
     BACKWARD,
@@ -49,11 +48,6 @@ class Stage:
     last: bool
     hidden_BPD: Tensor | None = None
 
-    @property
-    def portion(self) -> Portion | None:
-        """What this process works on of a batch."""
-        return self.model.portion
-
     def __call__(self, ids_BT: Tensor, **named: Any) -> Any:
         return self.model(ids_BT, layers=self.layers, hidden_BTD=self.hidden_BPD, **named)
 
@@ -84,6 +78,7 @@ class Pipeline:
         self.model, self.dtype = model, dtype
         self.schedule, self.devices = settings.pipeline_schedule, mesh.dims.pipeline
         self.needs_sync_each = settings.level == 3
+        self.sequence_shards = mesh.dims.tensor if settings.sequence else 1
         self.layers = split_layers(settings, model.config.n_layer)
         self.stages = len(self.layers)
         self.group, self.device = mesh.group("pipeline"), mesh.rank("pipeline")
@@ -110,7 +105,7 @@ class Pipeline:
         here = {layer for stage in self.local_stages for layer in self.layers[stage]}
         for layer in range(len(model.blocks)):
             if layer not in here:
-                model.blocks[layer] = Elsewhere()
+                model.blocks[layer] = MissingLayer()
         needed = {
             "embedding": first or (last and model.config.tie_embeddings),
             "position_embedding": first,
@@ -119,7 +114,7 @@ class Pipeline:
         }
         for name, kept in needed.items():
             if getattr(model, name) is not None and not kept:
-                setattr(model, name, Elsewhere())
+                setattr(model, name, MissingLayer())
 
     def _embedding(self) -> dict[str, nn.Parameter]:
         return {f"embedding.{name}": parameter for name, parameter in self.model.embedding.named_parameters()}
@@ -130,7 +125,7 @@ class Pipeline:
         All ranks of the pipeline have the same batches and call it together.
 
         Args:
-            shapes: (B, T) of each micro-batch; they may differ.
+            shapes: (B, P) of the local tokens of each micro-batch; they may differ.
             run: what a stage makes of the micro-batch of a number: hidden states, or the loss.
         """
         runner = ScheduleRunner(self, shapes, run, self.first_trained_stage())
@@ -178,10 +173,7 @@ class Pipeline:
 
     def tokens(self, shape: torch.Size) -> tuple[int, int]:
         """Rows and tokens of the hidden states between blocks for a micro-batch of this shape."""
-        portion = self.model.portion
-        if portion is None:
-            return shape[0], shape[1]
-        return shape[0], portion.between_blocks(shape[1])
+        return shape[0], shape[1] // self.sequence_shards
 
     def wait_sends(self) -> None:
         """Wait until what was sent has arrived."""

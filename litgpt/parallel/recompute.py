@@ -17,12 +17,12 @@ from litgpt.parallel.offload import HostOffload, use_saved_tensor_hooks
 from litgpt.recipe.recompute import RecomputeArgs
 
 # where each part is: the attribute paths in a block that it may have
-RECOMPUTED = {"core_attention": ["attention.attended"], "mlp": ["mlp.forward"], "moe": ["mlp.forward"]}
+RECOMPUTED = {"core_attention": ["attention.core_attention"], "mlp": ["mlp.forward"], "moe": ["mlp.forward"]}
 DISCARDED = {
     "norms": [f"{norm}.forward" for norm in ("norm_1", "norm_2", "norm_1_post", "norm_2_post")],
     "activation": ["mlp.gating", "mlp.activation", "mlp.shared.gating", "mlp.experts.gating"],
     "expert_activation": ["mlp.experts.gating"],
-    "up_projection": ["attention.raised"],
+    "up_projection": ["attention.project_qkv"],
 }
 
 
@@ -30,7 +30,7 @@ def apply_recompute(model: nn.Module, settings: RecomputeArgs, *, compiled: bool
     """Let a model compute again what the settings say; before it is compiled and sharded, after it is split.
 
     Args:
-        model: has `blocks` and `through`.
+        model: has `blocks` and `run_blocks`.
         compiled: blocks will be; what to keep of small operations is then the compiler's choice.
 
     Raises:
@@ -74,8 +74,8 @@ def checkpoint_function(function: Function, *, compiled: bool) -> Function:
 def recompute_block_groups(model: nn.Module, size: int, again: Callable[[Function], Function]) -> None:
     """Compute `size` blocks again in one go, so that only what enters the first of them is kept."""
 
-    def by_groups(through: Function) -> Function:
-        group = again(through)
+    def by_groups(run_blocks: Function) -> Function:
+        group = again(run_blocks)
 
         def run(layers: range, x_BTD: Tensor, *rest: Any) -> Tensor:
             for first in range(0, len(layers), size):
@@ -84,7 +84,7 @@ def recompute_block_groups(model: nn.Module, size: int, again: Callable[[Functio
 
         return run
 
-    wrap_forward(model, by_groups, "through")
+    wrap_forward(model, by_groups, "run_blocks")
 
 
 def check_recompute_parts(model: nn.Module, parts: set[str]) -> None:

@@ -23,7 +23,7 @@ from litgpt.model.gpt import GPT
 from litgpt.model.surgery import Function, wrap_forward
 from litgpt.parallel.collectives import Group, all_gather, all_reduce, copy_to_group, reduce_scatter
 from litgpt.parallel.mesh import Mesh
-from litgpt.parallel.portion import VocabularyRows
+from litgpt.parallel.token_sharding import VocabularyShard
 from litgpt.recipe.parallel import ParallelArgs
 
 TensorFunction = Callable[[Tensor], Tensor]
@@ -121,7 +121,7 @@ def distribute_parameter(module: nn.Module, key: str, mesh: DeviceMesh, layout: 
     module._parameters[key] = nn.Parameter(whole, requires_grad=parameter.requires_grad)
 
 
-def apply_tensor_parallel(model: GPT, config: Config, mesh: Mesh, settings: ParallelArgs) -> VocabularyRows:
+def apply_tensor_parallel(model: GPT, config: Config, mesh: Mesh, settings: ParallelArgs) -> VocabularyShard:
     """Split a model over the tensor axis; experts apart, which are split by themselves.
 
     Returns:
@@ -145,7 +145,7 @@ def apply_tensor_parallel(model: GPT, config: Config, mesh: Mesh, settings: Para
         use_local_params(module, {module: keys})
     add_communication(model, group, sequence=settings.sequence)
     use_local_params(model, ends)  # the model itself reads the matrix of the output
-    return VocabularyRows(group, (config.padded_vocab_size or 0) // ranks)
+    return VocabularyShard(group, (config.padded_vocab_size or 0) // ranks)
 
 
 def check_tensor_sizes(config: Config, ranks: int) -> None:
@@ -236,7 +236,7 @@ def add_communication(model: GPT, group: Group, *, sequence: bool) -> None:
     """Exchange tokens before and after what is split."""
     join = partial(all_gather, group=group, dim=1) if sequence else partial(copy_to_group, group=group)
     part = partial(reduce_scatter, group=group, dim=1) if sequence else partial(all_reduce, group=group)
-    blocks: list[Any] = model.own_blocks
+    blocks: list[Any] = model.local_blocks
     for block in blocks:
         communicate(block.attention, before=join, after=part)
         dense = block.mlp.shared if hasattr(block.mlp, "experts") else block.mlp

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt.data.stream.batch import IGNORE
-from litgpt.model.gpt import logits
-from litgpt.model.portion import Vocabulary
+from litgpt.model.gpt import compute_logits
+from litgpt.parallel.token_sharding import VocabularyShard
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ def plain_cross_entropy(
     softcap: float | None = None,
     *,
     target: Labels,
-    vocabulary: Vocabulary | None = None,
+    vocabulary: VocabularyShard | None = None,
 ) -> Tensor:
     """The summed negative log-likelihood of the labels in nats, through the whole (B, T, V) logits.
 
     Args:
         vocabulary: whose rows weight and bias are, if the other rows lie elsewhere.
     """
-    scores = logits(hidden_BTD, weight_VD, bias_V, softcap)
-    scores = scores if vocabulary is None else vocabulary.gathered(scores)
+    scores = compute_logits(hidden_BTD, weight_VD, bias_V, softcap)
+    scores = scores if vocabulary is None else vocabulary.gather_logits(scores)
     upcast = scores if scores.dtype == torch.float64 else scores.float()
     labels_N = target.labels_BT.flatten()
     losses_N = F.cross_entropy(upcast.flatten(0, 1), labels_N, ignore_index=IGNORE, reduction="none")
@@ -67,7 +67,7 @@ def chunked_cross_entropy(
     *,
     target: Labels,
     chunk_rows: int,
-    vocabulary: Vocabulary | None = None,
+    vocabulary: VocabularyShard | None = None,
 ) -> Tensor:
     """The same sum, `chunk_rows` tokens at a time.
 
@@ -101,7 +101,7 @@ class _Chunked(torch.autograd.Function):
         target: Labels,
         chunk_rows: int,
         softcap: float | None,
-        vocabulary: Vocabulary | None,
+        vocabulary: VocabularyShard | None,
     ) -> Tensor:
         labels_N = target.labels_BT.flatten()
         kept = labels_N.ne(IGNORE).nonzero().squeeze(1)
@@ -197,19 +197,19 @@ def _times(values: Tensor, *factors: Tensor | None) -> Tensor:
     return values
 
 
-def _rows_of(labels: Tensor, rows: int, vocabulary: Vocabulary | None) -> tuple[Tensor | None, Tensor]:
+def _rows_of(labels: Tensor, rows: int, vocabulary: VocabularyShard | None) -> tuple[Tensor | None, Tensor]:
     """Whether each label's row is among ours (n, 1), None if all are, and its number (n,), any where it is not."""
     if vocabulary is None:
         return None, labels
-    numbers = labels - vocabulary.first
+    numbers = labels - vocabulary.first_row
     return ((numbers >= 0) & (numbers < rows))[:, None], numbers.clamp(0, rows - 1)
 
 
-def _over_ranks(vocabulary: Vocabulary, picked: Tensor, highest: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+def _over_ranks(vocabulary: VocabularyShard, picked: Tensor, highest: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     """The losses (n, 1), and what the exponentials here are to be divided by, out of all parts of the rows."""
-    everywhere = vocabulary.highest(highest)
-    whole = vocabulary.summed(total * torch.exp(highest - everywhere))
-    return everywhere + whole.log() - vocabulary.summed(picked), whole * torch.exp(everywhere - highest)
+    everywhere = vocabulary.all_reduce_max(highest)
+    whole = vocabulary.all_reduce_sum(total * torch.exp(highest - everywhere))
+    return everywhere + whole.log() - vocabulary.all_reduce_sum(picked), whole * torch.exp(everywhere - highest)
 
 
 def _product(factors: Tensor | None, here: Tensor | None) -> Tensor | None:

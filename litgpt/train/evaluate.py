@@ -4,18 +4,17 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from operator import methodcaller
 
 import torch
 from torch import Tensor
 
 from litgpt.data.stream.batch import Batch
-from litgpt.model.gpt import logits
-from litgpt.model.portion import Portion
+from litgpt.model.gpt import compute_logits
 from litgpt.parallel.apply import reshard_parameters
 from litgpt.parallel.reduce import all_reduce_sum
+from litgpt.parallel.token_sharding import LocalTokens
 from litgpt.train.objective import Objective
-from litgpt.train.step import TrainState, evaluate
+from litgpt.train.step import TrainState, evaluate, run_model
 
 
 @contextmanager
@@ -40,8 +39,8 @@ def validation_loss(
     loss, count = torch.zeros((), dtype=torch.float64), 0.0
     with eval_mode(train_state):
         for batch in itertools.islice(batches, max_iters):
-            moved = batch.to(train_state.device)
-            found = evaluate(train_state, moved, partial(objective, batch=moved))
+            local = train_state.local_batch(objective.weigh(batch.to(train_state.device)))
+            found = evaluate(train_state, local, partial(objective, local=local))
             loss = loss if found is None else loss + found[0].double().to(loss.device)
             count += objective.count(batch)
     summed_loss, counted = all_reduce_sum(
@@ -74,8 +73,9 @@ def continuation(
     with eval_mode(train_state):
         for _ in range(tokens):
             read = torch.tensor([ids[-window:]], device=train_state.device)
-            head = partial(_last_logits, tokens=read.shape[1], portion=getattr(train_state.core, "portion", None))
-            scores = evaluate(train_state, Batch(read, read), methodcaller("__call__", read, head=head))
+            local = train_state.local_batch(Batch(read, read))
+            head = partial(_last_logits, tokens=read.shape[1], sharding=train_state.local_tokens)
+            scores = evaluate(train_state, local, partial(run_model, local=local, head=head))
             token = 0
             if scores is not None:
                 likeliest, numbers = scores.float().cpu().topk(min(top_k, scores.shape[-1]))
@@ -94,9 +94,9 @@ def _last_logits(
     softcap: float | None,
     *,
     tokens: int,
-    portion: Portion | None,
+    sharding: LocalTokens | None,
 ) -> Tensor:
-    """(V,) scores of what follows so many tokens, the same in all processes that share them."""
-    hidden_BTD = hidden_BPD if portion is None else portion.together(hidden_BPD)
-    scores = logits(hidden_BTD[0, tokens - 1], weight_VD, bias_V, softcap)
-    return scores if portion is None or portion.vocabulary is None else portion.vocabulary.gathered(scores)
+    """(V,) logits of the token after this many, the same on all ranks that share them."""
+    hidden_BTD = hidden_BPD if sharding is None else sharding.gather(hidden_BPD)
+    logits = compute_logits(hidden_BTD[0, tokens - 1], weight_VD, bias_V, softcap)
+    return logits if sharding is None or sharding.vocabulary is None else sharding.vocabulary.gather_logits(logits)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from litgpt.data.stream.batch import IGNORE, Batch
-from litgpt.model.portion import Portion
 from litgpt.recipe.train import LossArgs
 from litgpt.train.cross_entropy import Labels, chunked_cross_entropy, plain_cross_entropy
+from litgpt.train.local_batch import LocalBatch
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,18 @@ class Objective:
     """A loss, and what it is a mean over.
 
     Attributes:
-        loss: of a model and a micro-batch: the sum of its losses in nats, and figures to log: `channels` (2, C), sum
-            and number of the losses of each channel, where the batch has such.
+        loss: of a model and a local batch: the sum of its losses in nats, and figures to log: `channels` (2, C), sum
+            and number of the losses of each channel, if the batch has channels.
         count: how many losses a micro-batch holds; sums are divided by the count of the whole global batch.
+        weigh: sets the weights of a micro-batch, before it is sharded into local batches.
     """
 
-    loss: Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Any]]]
+    loss: Callable[[nn.Module, LocalBatch], tuple[Tensor, dict[str, Any]]]
     count: Callable[[Batch], float]
+    weigh: Callable[[Batch], Batch]
 
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        return self.loss(model, batch)
+    def __call__(self, model: nn.Module, local: LocalBatch) -> tuple[Tensor, dict[str, Any]]:
+        return self.loss(model, local)
 
 
 def next_token(settings: LossArgs) -> Objective:
@@ -39,35 +41,24 @@ def next_token(settings: LossArgs) -> Objective:
         else plain_cross_entropy
     )
 
-    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        portion = getattr(model, "portion", None)
-        mine = own_labels(replace(batch, weights=SHARES[settings.normalize](batch)), portion)
-        losses_N = None if mine.channels is None else torch.zeros(mine.labels.numel(), device=mine.labels.device)
-        target = Labels(mine.labels, mine.weights, settings.type == "dft", losses_N)
-        head = partial(cross_entropy, target=target, vocabulary=None if portion is None else portion.vocabulary)
-        summed = model(batch.ids, positions_BT=batch.positions, documents_BT=batch.documents, head=head)
-        return summed, {} if losses_N is None else {"channels": by_channel(mine, losses_N)}
+    def loss(model: nn.Module, local: LocalBatch) -> tuple[Tensor, dict[str, Any]]:
+        losses_N = None if local.channels is None else torch.zeros(local.labels.numel(), device=local.labels.device)
+        target = Labels(local.labels, local.weights, settings.type == "dft", losses_N)
+        head = partial(cross_entropy, target=target, vocabulary=local.vocabulary)
+        summed = model(local.ids, inputs=local.inputs, head=head)
+        return summed, {} if losses_N is None else {"channels": sum_by_channel(local, losses_N)}
 
-    return Objective(loss, COUNTS[settings.normalize])
+    def weigh(batch: Batch) -> Batch:
+        return replace(batch, weights=SHARES[settings.normalize](batch))
 
-
-def own_labels(batch: Batch, portion: Portion | None) -> Batch:
-    """The batch with the labels, weights and channels of a process's own tokens alone."""
-    if portion is None:
-        return batch
-    return replace(
-        batch,
-        labels=portion.own(batch.labels, IGNORE),
-        weights=None if batch.weights is None else portion.own(batch.weights, 0.0),
-        channels=None if batch.channels is None else portion.own(batch.channels, 0),
-    )
+    return Objective(loss, COUNTS[settings.normalize], weigh)
 
 
-def by_channel(batch: Batch, losses_N: Tensor) -> Tensor:
-    """(2, C): the sum of the losses of each channel's labels, and how many there are; C is the highest number seen."""
-    assert batch.channels is not None
-    kept = batch.labels.flatten() != IGNORE
-    channels = batch.channels.flatten()[kept].long()
+def sum_by_channel(local: LocalBatch, losses_N: Tensor) -> Tensor:
+    """(2, C): the sum and the number of the losses of each channel; C is the highest channel number plus one."""
+    assert local.channels is not None
+    kept = local.labels.flatten() != IGNORE
+    channels = local.channels.flatten()[kept].long()
     return torch.stack([torch.bincount(channels, weights=losses_N[kept].double()), torch.bincount(channels).double()])
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from litgpt.adapt.lisa import LISASchedule
 from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
+from litgpt.model.gpt import Head
 from litgpt.parallel.apply import (
     accumulate_gradients,
     accumulate_pipeline_gradients,
@@ -22,7 +23,9 @@ from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.pipeline import Pipeline, Stage
 from litgpt.parallel.precision import Precision
 from litgpt.parallel.reduce import all_reduce_sum, compute_gradient_norm, scale_gradients
+from litgpt.parallel.token_sharding import LocalTokens
 from litgpt.train.guard import LossScale
+from litgpt.train.local_batch import LocalBatch, build_local_batch
 from litgpt.train.objective import Objective
 
 
@@ -63,6 +66,16 @@ class TrainState:
     def core(self) -> nn.Module:
         """The model without the wrapper that sums gradients."""
         return unwrap_model(self.model)
+
+    @property
+    def local_tokens(self) -> LocalTokens | None:
+        """The sharding of tokens over ranks, None if this rank computes all tokens of its batches."""
+        return getattr(self.core, "local_tokens", None)
+
+    def local_batch(self, batch: Batch) -> LocalBatch:
+        """This rank's tokens of a micro-batch, which is on the rank's device."""
+        config: Any = self.core.config
+        return build_local_batch(batch, config, self.local_tokens)
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
@@ -166,10 +179,13 @@ def gradients(
     """
     shares = torch.zeros((), dtype=torch.float64)
 
-    def scaled_loss(model: Any, batch: Batch) -> torch.Tensor:
+    def local_batch(batch: Batch) -> LocalBatch:
+        return train_state.local_batch(objective.weigh(batch.to(train_state.device)))
+
+    def scaled_loss(model: Any, local: LocalBatch) -> torch.Tensor:
         nonlocal shares
         with train_state.precision.autocast(train_state.device, sharded=train_state.sharded):
-            summed, told = objective(model, batch)
+            summed, told = objective(model, local)
         share = summed / max(count, 1)  # a share of one mean over the whole global batch
         if tally is not None and "channels" in told:
             tally[:, : told["channels"].shape[1]] += told["channels"].to(tally.device)
@@ -177,30 +193,32 @@ def gradients(
         return share * train_state.scale.factor
 
     if train_state.pipeline is not None:
-        through_stages(train_state.pipeline, [batch.to(train_state.device) for batch in batches], scaled_loss)
+        through_stages(train_state.pipeline, [local_batch(batch) for batch in batches], scaled_loss)
     else:
         for number, batch in enumerate(batches, start=1):
             with accumulate_gradients(train_state.model, is_last=number == len(batches)):
-                scaled_loss(train_state.model, batch.to(train_state.device)).backward()
+                scaled_loss(train_state.model, local_batch(batch)).backward()
     if train_state.scale.active:
         scale_gradients(train_state.parameters(), 1 / train_state.scale.factor)
     return shares.item(), norm_of(train_state)
 
 
-def through_stages(pipeline: Pipeline, batches: Sequence[Batch], loss: Callable[[Any, Batch], torch.Tensor]) -> None:
+def through_stages(
+    pipeline: Pipeline, batches: Sequence[LocalBatch], loss: Callable[[Any, LocalBatch], torch.Tensor]
+) -> None:
     """Leave the gradients of all micro-batches of a step on the parameters of the stages that lie here."""
 
     def run(stage: Stage, number: int) -> torch.Tensor:
-        return loss(stage, batches[number]) if stage.last else hidden_after(stage, batches[number])
+        return (loss if stage.last else run_model)(stage, batches[number])
 
     with accumulate_pipeline_gradients(pipeline.model, sync_each=pipeline.needs_sync_each):
         pipeline.step([batch.ids.shape for batch in batches], run)
     pipeline.sum_tied_gradients()
 
 
-def hidden_after(stage: Stage, batch: Batch) -> torch.Tensor:
-    """What a stage hands to the next."""
-    return stage(batch.ids, positions_BT=batch.positions, documents_BT=batch.documents)
+def run_model(model: Any, local: LocalBatch, head: Head | None = None) -> Any:
+    """The output of a model, or of a pipeline stage of it, for a local batch."""
+    return model(local.ids, inputs=local.inputs, head=head)
 
 
 def norm_of(train_state: TrainState) -> float:
@@ -213,10 +231,10 @@ def norm_of(train_state: TrainState) -> float:
     return pipeline.reduce_norm(norm).item()
 
 
-def evaluate(train_state: TrainState, batch: Batch, run: Callable[[Any], Any]) -> Any:
-    """What `run` makes of the model for a micro-batch, without gradients; None where the last layers do not lie."""
+def evaluate(train_state: TrainState, batch: LocalBatch, run: Callable[[Any], Any]) -> Any:
+    """What `run` makes of the model for a local batch, without gradients; None where the last layers do not lie."""
     if train_state.pipeline is None:
         return run(train_state.core)
     return train_state.pipeline.evaluate(
-        batch.ids.shape, lambda stage: run(stage) if stage.last else hidden_after(stage, batch)
+        batch.ids.shape, lambda stage: run(stage) if stage.last else run_model(stage, batch)
     )

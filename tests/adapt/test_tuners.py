@@ -142,13 +142,13 @@ def test_prompt_is_seen_by_a_softmax_of_its_own_through_the_gate() -> None:
     move(model)
     attention = model.blocks[1].attention
     x = torch.randn(2, 5, 32, dtype=torch.float64)
-    from litgpt.model.attention import share
+    from litgpt.model.attention_inputs import build_attention_inputs
 
-    shared = share(model.config, torch.arange(5), documents_BT=None, cached=0)
+    inputs = build_attention_inputs(model.config, torch.arange(5))
     with adapt.disabled(model):
-        plain_result = attention(x, shared)
+        plain_result = attention(x, inputs)
     q = attention.q(x).unflatten(-1, (4, 8)).transpose(1, 2)
-    q, _ = attention._place(q, q, shared)
+    q, _ = attention._apply_rotary(q, q, inputs)
     keys, values = (
         layer(attention.prompt).unflatten(-1, (2, 8)).repeat_interleave(2, dim=1)
         for layer in (attention.k, attention.v)
@@ -156,7 +156,7 @@ def test_prompt_is_seen_by_a_softmax_of_its_own_through_the_gate() -> None:
     scores = torch.einsum("bhts,lhs->bhtl", q, keys) * 8**-0.5
     seen = torch.einsum("bhtl,lhs->bths", scores.softmax(-1), values)
     extra = (seen * attention.prompt_gate[:, None]).flatten(2) @ attention.out.weight.mT
-    assert torch.allclose(attention(x, shared), plain_result + extra, atol=1e-9)
+    assert torch.allclose(attention(x, inputs), plain_result + extra, atol=1e-9)
 
 
 def test_edit_is_that_of_the_formula_in_the_named_blocks_alone() -> None:

@@ -9,16 +9,18 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import Replicate
 
+from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.moe import Experts
-from litgpt.parallel import collectives, context, expert, ring
+from litgpt.parallel import collectives, context_attention, expert, ring_attention
 from litgpt.parallel.apply import copy_full_tensor, full_tensor, parallelize
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.train.evaluate import continuation, validation_loss
+from litgpt.train.local_batch import build_local_batch
 from litgpt.train.objective import next_token
 from litgpt.train.step import TrainState
 from tests.layouts.layouts import SHAPES, Case, Facts, astray, built, facts, global_batch, noise, part_of, spoilt
@@ -60,7 +62,7 @@ def test_layout_trains_as_one_process(case: Case) -> None:
 
 def without_slopes_of_others(case: Case) -> Facts:
     """Keys and values get the gradient of this rank's queries only."""
-    context.all_gather = collectives.collected
+    context_attention.all_gather = collectives.all_gather_replicated
     return facts(case)
 
 
@@ -74,18 +76,18 @@ def without_rows_of_others(case: Case) -> Facts:
     """The gradient of a row that was on another rank is lost on the way back."""
 
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
-        got = collectives.exchange(slope, ctx.group, ctx.received, ctx.sent)
+        got = collectives.all_to_all_no_grad(slope, ctx.group, ctx.received, ctx.sent)
         parts = list(got.split(ctx.sent))
         kept = dist.get_rank(ctx.group)
         return torch.cat([part * (rank == kept) for rank, part in enumerate(parts)]), None, None, None
 
-    collectives._Exchanged.backward = staticmethod(backward)
+    collectives._AllToAll.backward = staticmethod(backward)
     return facts(case)
 
 
 def without_slopes_that_travelled(case: Case) -> Facts:
     """The gradients of keys and values that were on other ranks are lost on the way home."""
-    whole = ring._templated_ring_attention_backward
+    whole = ring_attention._templated_ring_attention_backward
 
     def lost(**given: Any) -> tuple[Tensor, ...]:
         kernel = given["op"]
@@ -96,7 +98,7 @@ def without_slopes_that_travelled(case: Case) -> Facts:
 
         return whole(**{**given, "op": first_only})
 
-    ring._templated_ring_attention_backward = lost
+    ring_attention._templated_ring_attention_backward = lost
     return facts(case)
 
 
@@ -149,7 +151,7 @@ def uneven(settings: dict[str, Any]) -> None:
     block.mlp = torch.nn.Module()
     block.mlp.experts = Experts(config)
     block.mlp.experts.load_state_dict(alone.state_dict())
-    spread.own_blocks = [block]
+    spread.local_blocks = [block]
     expert.deal_out(spread, config, mesh, ParallelArgs(**settings))
     everyone = torch.tensor(ROWS)
     x, weights = torch.randn(int(everyone.sum()), 32), torch.rand(int(everyone.sum()), 1)
@@ -204,7 +206,9 @@ def refused(shape: str, settings: dict[str, Any], ranks: int, documents: int = 0
         parallelize(model, mesh, ParallelArgs(**settings), precision=PRECISIONS["64-true"], compile_blocks=False)
         model.to_empty(device="cpu")
         ids = torch.zeros(1, 12, dtype=torch.long)
-        model(ids, documents_BT=torch.arange(12)[None] * documents // 12 if documents else None)
+        batch = Batch(ids, ids, documents=torch.arange(12)[None] * documents // 12 if documents else None)
+        local = build_local_batch(batch, model.config, getattr(model, "local_tokens", None))
+        model(local.ids, inputs=local.inputs)
     except UserError as error:
         return str(error)
     return ""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.model.attention import attend, share
+from litgpt.model.attention import attend
+from litgpt.model.attention_inputs import build_attention_inputs
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
@@ -103,7 +104,7 @@ def test_documents_in_one_row_equal_documents_alone(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["sliding", "chunked"])
 def test_a_window_lets_through_what_its_definition_says(kind: str) -> None:
     config = Config(**{**SHAPE, **KINDS[kind]})
-    seen = share(config, torch.arange(20), documents_BT=None, cached=0).masks["local"]
+    seen = build_attention_inputs(config, torch.arange(20)).masks["local"]
     window = config.sliding_window_size
     assert seen is not None and window is not None
     for query in range(20):
@@ -113,11 +114,11 @@ def test_a_window_lets_through_what_its_definition_says(kind: str) -> None:
 
 def test_no_mask_is_made_where_none_is_needed() -> None:
     config = Config(**{**SHAPE, **KINDS["alternating"]})
-    short = share(config, torch.arange(5), documents_BT=None, cached=0)
+    short = build_attention_inputs(config, torch.arange(5))
     assert short.masks == {"global": None, "local": None} and short.causal
-    step = share(config, torch.tensor([4]), documents_BT=None, cached=4)
+    step = build_attention_inputs(config, torch.tensor([4]), cached=4)
     assert step.masks == {"global": None, "local": None} and not step.causal
-    later = share(config, torch.tensor([9]), documents_BT=None, cached=9)
+    later = build_attention_inputs(config, torch.tensor([9]), cached=9)
     assert later.masks["global"] is None and later.masks["local"] is not None
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from litgpt.model.attention import share
+from litgpt.model.attention_inputs import build_attention_inputs
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import full_tensor_for, initialize
@@ -131,15 +131,15 @@ def test_tied_head_is_one_parameter_that_both_ends_train() -> None:
 def test_a_part_of_the_heads_runs_alone() -> None:
     model = small(**SHAPES["llama"])
     attention = model.blocks[0].attention
-    x, shared = torch.randn(1, 8, 32), share(model.config, torch.arange(8), documents_BT=None, cached=0)
-    whole = attention(x, shared)
+    x, inputs = torch.randn(1, 8, 32), build_attention_inputs(model.config, torch.arange(8))
+    whole = attention(x, inputs)
     parts = []
     for half in range(2):  # one of the two groups: half the queries, keys and values, and the columns they feed
         part = copy.deepcopy(attention)
         for layer in (part.q, part.k, part.v):
             layer.weight = torch.nn.Parameter(layer.weight.chunk(2)[half])
         part.out.weight = torch.nn.Parameter(part.out.weight.chunk(2, dim=1)[half])
-        parts.append(part(x, shared))
+        parts.append(part(x, inputs))
     torch.testing.assert_close(sum(parts), whole)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.model.attention import share
+from litgpt.model.attention_inputs import build_attention_inputs
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
@@ -59,7 +59,7 @@ def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def turned(x: Tensor, config: Config, position: int) -> Tensor:
     """One vector rotated: each pair as a complex number, multiplied by one."""
-    angles = share(config, torch.tensor([position]), documents_BT=None, cached=0).angles["global"]
+    angles = build_attention_inputs(config, torch.tensor([position])).angles["global"]
     cos, sin = (part.flatten() for part in angles)
     partner = x.view(-1, 2).flip(-1).flatten() if config.rope_interleave else x.roll(len(x) // 2)
     return x * cos + partner * sin
@@ -97,8 +97,8 @@ def test_definition(name: str) -> None:
     config = Config(**{**SHAPE, **SHAPES[name]})
     layer = drawn(LatentAttention(config, 0)).double()
     x = torch.randn(1, 12, 32, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    shared = share(config, torch.arange(12), documents_BT=None, cached=0)
-    got = layer(x, shared)
+    inputs = build_attention_inputs(config, torch.arange(12))
+    got = layer(x, inputs)
     torch.testing.assert_close(got[0], by_definition(layer, config, x[0]), atol=1e-6, rtol=1e-6)
 
 
@@ -154,15 +154,15 @@ def test_documents_are_separate_sequences(name: str) -> None:
 def test_half_of_the_heads_run_alone() -> None:
     config = Config(**SHAPE)
     layer, part = drawn(LatentAttention(config, 0)), drawn(LatentAttention(Config(**{**SHAPE, "n_head": 2}), 0))
-    wanted, shared = None, share(config, torch.arange(12), documents_BT=None, cached=0)
+    wanted, inputs = None, build_attention_inputs(config, torch.arange(12))
     x = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(5))
     for half in range(2):
         for name, parameter in part.named_parameters():
             whole = dict(layer.named_parameters())[name]
             dim = next((d for d in range(whole.dim()) if whole.shape[d] != parameter.shape[d]), None)
             parameter.data = whole if dim is None else whole.chunk(2, dim)[half]
-        wanted = part(x, shared) if wanted is None else wanted + part(x, shared)
-    torch.testing.assert_close(layer(x, shared), wanted, atol=1e-4, rtol=1e-4)
+        wanted = part(x, inputs) if wanted is None else wanted + part(x, inputs)
+    torch.testing.assert_close(layer(x, inputs), wanted, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from itertools import product
 import pytest
 import torch
 
-from litgpt.model.attention import attend, dense_mask
-from litgpt.model.block_attention import blocks_of
+from litgpt.model.attention import attend
+from litgpt.model.attention_inputs import build_dense_mask
 from litgpt.model.config import Config
+from litgpt.model.flex_attention import build_block_mask
 from tests.store.models import small
 
 WINDOWS = [(None, "sliding"), (40, "sliding"), (40, "chunked")]
@@ -30,7 +31,7 @@ def test_blocks_see_what_the_mask_shows(
     places = torch.arange(200) % torch.tensor([[70], [33]]) if packed else torch.arange(200)
     settings = {"scale": 0.3, "softcap": softcap, "sinks": torch.randn(4, generator=draw) if sinks else None}
     config = shape(kind)
-    mask = dense_mask(config, places, documents, queries, window=window)
-    blocks = blocks_of(config, places, documents, queries, window=window)
+    mask = build_dense_mask(config, places, documents, queries, window=window)
+    blocks = build_block_mask(config, places, documents, queries, window=window)
     wanted = attend(q, k, v, mask=mask, causal=False, **settings)
     assert torch.allclose(attend(q, k, v, mask=blocks, causal=False, **settings), wanted, atol=1e-6)

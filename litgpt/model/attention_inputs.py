@@ -1,0 +1,184 @@
+"""What all attention layers of a forward pass share: rotary angles, masks and segments.
+
+Axes: B batch, H heads, K key-value heads, T tokens (query), U tokens (key), S numbers of a head.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from litgpt.model.config import Config
+from litgpt.model.flex_attention import BlockMask, build_block_mask
+from litgpt.model.rotary import build_angles
+
+Mask = Tensor | BlockMask
+
+
+class Exchange(Protocol):
+    """A function around core attention, for keys and values that are not all at hand."""
+
+    def __call__(
+        self, attend: partial[Tensor], q_BHTS: Tensor, k_BKTS: Tensor, v_BKTS: Tensor, sinks: Tensor | None, /
+    ) -> Tensor:
+        """Attention output (B, H, T, S), by calls of `attend(q, k, v, sinks=)`.
+
+        The `scale` that queries are multiplied by is among the keywords of `attend`.
+        """
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive queries that attend separately from the others, e.g. those of one document.
+
+    Attributes:
+        tokens: number of queries; they follow those of the segment before.
+        masks: as in `AttentionInputs`.
+        keys: number of keys, counted from the start of the row; None for the keys of the same tokens.
+    """
+
+    tokens: int
+    masks: Mapping[str, Mask | None]
+    keys: int | None = None
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """Inputs that all blocks of one forward pass share.
+
+    Attributes:
+        positions: of the tokens, (T,) or (B, T).
+        documents_BT: the document of each token; None if each row is one document.
+        angles: cosine and sine for `global` and, if the model has a second rotary embedding, `local`.
+        masks: for `global` and `local` layers, (B or 1, 1, T, U), True where the query may attend to the key, or its
+            block mask on an accelerator; None for attention as `causal` says.
+        causal: without a mask, whether a query attends to no later key, or (one query, cached keys) to every key.
+        temperature: a factor on queries by position, (1 or B, 1, T, 1), or None.
+        segments: queries that attend one segment after the other; None if all attend at once, by `masks`.
+        exchange: a function around core attention, or None.
+    """
+
+    positions: Tensor
+    documents_BT: Tensor | None
+    angles: Mapping[str, tuple[Tensor, Tensor]]
+    masks: Mapping[str, Mask | None]
+    causal: bool = True
+    temperature: Tensor | None = None
+    segments: tuple[Segment, ...] | None = None
+    exchange: Exchange | None = None
+
+
+def build_attention_inputs(
+    config: Config,
+    positions: Tensor,
+    documents_BT: Tensor | None = None,
+    *,
+    cached: int = 0,
+    queries: Sequence[range] | None = None,
+) -> AttentionInputs:
+    """Build angles and masks for every kind of layer of the model.
+
+    Args:
+        positions: of whole rows, (T,) if all rows have the same, else (B, T).
+        documents_BT: the document of each token; attention stays within a document.
+        cached: number of tokens before these.
+        queries: the places in a row of the queries that attend, one segment each; None for all.
+    """
+    ropes = {rope for rope in map(config.rope_of, range(config.n_layer)) if rope}
+    kinds = sorted({"local" if config.is_local(layer) else "global" for layer in range(config.n_layer)})
+    segments: tuple[Segment, ...] | None = None
+    if queries is not None:
+        segments = tuple(build_segment(config, kinds, positions, documents_BT, places) for places in queries)
+    elif documents_BT is not None:
+        segments = split_documents(config, kinds, positions, documents_BT)
+    keys = torch.arange(cached + positions.shape[-1], device=positions.device) if cached else positions
+    places = range(cached, keys.shape[-1])
+    return AttentionInputs(
+        positions=positions,
+        documents_BT=documents_BT,
+        angles={rope: build_angles(config, positions, rope=rope) for rope in sorted(ropes)},
+        masks={} if segments else {kind: build_mask(config, kind, keys, documents_BT, places) for kind in kinds},
+        causal=cached == 0,
+        temperature=compute_temperature(config, positions),
+        segments=segments,
+    )
+
+
+def build_segment(
+    config: Config, kinds: Sequence[str], positions: Tensor, documents_BT: Tensor | None, queries: range
+) -> Segment:
+    """The segment of the queries at these places of a row, whose keys are all up to the last of them."""
+    masks = {kind: build_mask(config, kind, positions, documents_BT, queries) for kind in kinds}
+    return Segment(len(queries), masks, keys=queries.stop)
+
+
+def split_documents(
+    config: Config, kinds: Sequence[str], positions: Tensor, documents_BT: Tensor
+) -> tuple[Segment, ...] | None:
+    """One segment for each document in a row; None for several rows, or if a document is not contiguous.
+
+    Attention to one document after the other costs the sum of their squared lengths, not the square of the sum. On
+    accelerators this would synchronize for the lengths and launch many small kernels, so the result is None there too.
+    """
+    if len(documents_BT) > 1 or documents_BT.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    numbers, lengths = documents_BT[0].unique_consecutive(return_counts=True)
+    if len(numbers.unique()) < len(numbers):
+        return None
+    sizes = lengths.tolist()
+    return tuple(
+        Segment(size, {kind: build_mask(config, kind, places, None, range(size)) for kind in kinds})
+        for size, places in zip(sizes, positions.split(sizes, dim=-1), strict=True)
+    )
+
+
+def build_mask(
+    config: Config, kind: str, positions: Tensor, documents_BT: Tensor | None, queries: range
+) -> Mask | None:
+    """(B or 1, 1, T, U), True where the query may attend to the key; None where `is_causal` is enough.
+
+    For several queries on an accelerator this is a block mask.
+
+    Args:
+        kind: `global` or `local`.
+        positions: of all tokens, (U,) or (B, U); later ones are ignored.
+        queries: the places of the T queries; keys are those up to the last of them, U.
+    """
+    window = config.sliding_window_size if kind == "local" else None
+    is_bounded = window is not None and queries.stop > window
+    if documents_BT is None and not is_bounded and (queries.start == 0 or len(queries) == 1):
+        return None
+    build = build_block_mask if positions.device.type == "cuda" and len(queries) > 1 else build_dense_mask
+    return build(config, positions, documents_BT, queries, window=window if is_bounded else None)
+
+
+def build_dense_mask(
+    config: Config, positions: Tensor, documents_BT: Tensor | None, queries: range, *, window: int | None
+) -> Tensor:
+    """The mask of `build_mask` as a boolean tensor, for layers with this window, or None for no window."""
+    places = torch.arange(queries.stop, device=positions.device)
+    distances = places[queries.start :, None] - places[None, :]
+    allowed = (distances >= 0)[None, None]
+    if window is not None:
+        if config.window_type == "sliding":
+            allowed = allowed & (distances < window)
+        else:  # equal chunks of positions, which restart with every document
+            chunks = positions[..., : queries.stop] // window
+            allowed = allowed & (chunks[..., queries.start :, None] == chunks[..., None, :]).unsqueeze(-3)
+    if documents_BT is not None:
+        documents = documents_BT[:, None, : queries.stop]
+        allowed = allowed & (documents[..., queries.start :, None] == documents[..., None, :])
+    return allowed
+
+
+def compute_temperature(config: Config, positions: Tensor) -> Tensor | None:
+    """1 + scale ln(1 + floor(position / floor_scale)), a factor on queries (Nakanishi 2025; Llama 4)."""
+    settings = config.query_temperature
+    if settings is None:
+        return None
+    steps = torch.floor((positions.float() + settings["first_position"]) / settings["floor_scale"])
+    factor = 1 + settings["scale"] * torch.log1p(steps)
+    return factor[..., None, :, None] if factor.dim() > 1 else factor[None, None, :, None]
