@@ -5,7 +5,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-import torch
 from torch import nn
 
 from litgpt.errors import UserError
@@ -18,8 +17,7 @@ PARTS = ("embedding", "position_embedding", "blocks", "norm", "head")
 
 def base_names(model: GPT) -> set[str]:
     """The names of the parameters that a model of this shape has without a tuner."""
-    with torch.device("meta"):
-        return {name for name, _ in GPT(model.config).named_parameters()}
+    return {name for name, _ in GPT.on_meta(model.config).named_parameters()}
 
 
 def known_as(model: GPT) -> dict[str, set[str]]:

@@ -87,8 +87,7 @@ def estimate_model_memory(
         `param_count`; `param_memory_gb` and `estimated_total_gb`, in GiB; `available_gpu_memory_gb` and
         `fits_in_memory`, both None without a GPU.
     """
-    with torch.device("meta"):
-        count = sum(parameter.numel() for parameter in GPT(config).parameters())
+    count = sum(parameter.numel() for parameter in GPT.on_meta(config).parameters())
     number_format = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     weights = count * number_format.itemsize / GIGABYTE
     total = weights * (TRAINING_COPIES if training else 1)

@@ -95,14 +95,7 @@ def kept_in(folder: Path, config: Config) -> torch.dtype:
 
 def empty_model(config: Config, dtype: torch.dtype, device: torch.device) -> GPT:
     """A model whose weights hold nothing yet; what a shape needs in float32 is in float32 whatever `dtype` says."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device("meta"):
-            model = GPT(config)
-    finally:
-        torch.set_default_dtype(before)
-    return model.to_empty(device=device).eval()
+    return GPT.on_meta(config, dtype).to_empty(device=device).eval()
 
 
 def base_of(folder: Path, given: Path | None = None) -> Path:
@@ -194,7 +187,7 @@ def open_adapted(
 def open_quantized(base: Path, kind: str, *, device: torch.device, dtype: torch.dtype) -> GPT:
     """The model in a folder with the matrices of its blocks packed, as training packs them."""
     config = load_config(base)
-    model = empty_model(config, dtype, torch.device("meta"))
+    model = GPT.on_meta(config, dtype).eval()
     quantization.quantize(model, kind)
     model.to_empty(device=device)
     quantization.load_quantized(model, iter_tensors(base, config), device=device)
@@ -212,7 +205,7 @@ def fill(model: nn.Module, tensors: Iterator[tuple[str, Tensor]]) -> None:
 @torch.no_grad()
 def retype(model: GPT, device: torch.device, dtype: torch.dtype | None) -> None:
     """Move a model's weights, and where `dtype` is not None cast those that need not stay in float32."""
-    asked = {} if dtype is None else dict(empty_model(model.config, dtype, torch.device("meta")).named_parameters())
+    asked = {} if dtype is None else dict(GPT.on_meta(model.config, dtype).named_parameters())
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():  # not one that was quantized
             kept = asked[name].dtype if name in asked else dtype or parameter.dtype

@@ -112,6 +112,21 @@ class GPT(nn.Module):
         """Build a model by name, with some config fields overridden."""
         return cls(Config.from_name(name, **overrides))
 
+    @classmethod
+    def on_meta(cls, config: Config, dtype: torch.dtype | None = None) -> "GPT":
+        """A model on the meta device, so without memory for its weights.
+
+        Args:
+            dtype: of all weights but those that the shape keeps in float32; None for torch's default type.
+        """
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(dtype or default)
+        try:
+            with torch.device("meta"):
+                return cls(config)
+        finally:
+            torch.set_default_dtype(default)
+
     @property
     def local_blocks(self) -> list[nn.Module]:
         """The blocks, without placeholders for missing ones."""

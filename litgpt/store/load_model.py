@@ -65,8 +65,7 @@ def find_name_table(source: WeightSource, folder: Path, config: Config) -> NameT
 
 def get_parameter_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Every parameter of a model of this shape, by name."""
-    with torch.device("meta"):
-        return {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
+    return {name: tuple(parameter.shape) for name, parameter in GPT.on_meta(config).named_parameters()}
 
 
 @dataclass(frozen=True)

@@ -145,13 +145,8 @@ def write_weights(
 
 def list_float32_parameters(config: Config) -> set[str]:
     """The parameters of a shape that stay in float32 in a model of any type, such as a router's correction."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device("meta"):
-            return {name for name, one in GPT(config).named_parameters() if one.dtype == torch.float32}
-    finally:
-        torch.set_default_dtype(before)
+    parameters = GPT.on_meta(config, torch.bfloat16).named_parameters()
+    return {name for name, parameter in parameters if parameter.dtype == torch.float32}
 
 
 def choose_dtype(name: str, tensor: Tensor, dtype: torch.dtype | None, pinned: set[str]) -> torch.dtype:

@@ -4,8 +4,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from litgpt import adapt
 from litgpt.data.modules.instruction_sets import Alpaca
 from litgpt.data.modules.text import TinyLlama
@@ -151,8 +149,7 @@ def load_tuner_settings(adapter: Path, config: Config) -> Tuner:
     """
     if not has_adapter(adapter):
         raise UserError(f"initial_adapter_dir: {adapter} holds no adapter; give a folder with {ADAPTER_CONFIG}")
-    with torch.device("meta"):
-        model = GPT(config)
+    model = GPT.on_meta(config)
     try:
         found = load_adapter_folder(adapter, config)
         adapt.attach(model, found.settings)

@@ -170,8 +170,7 @@ def connect_data(
 def on_meta(recipe: Training, spec: RunSpec, mesh: Mesh | None, device: torch.device) -> GPT:
     """The model as it will lie on this rank's device: adapted, split and sharded, without memory yet."""
     precision = PRECISIONS[recipe.precision or default_precision()]
-    with torch.device("meta"):
-        model = GPT(spec.config).to(precision.storage)
+    model = GPT.on_meta(spec.config).to(precision.storage)
     if spec.quantize:
         quantization.quantize(model, spec.quantize)
     if spec.tuner:
