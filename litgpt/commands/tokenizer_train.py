@@ -16,11 +16,11 @@ def run(recipe: TokenizerTrain) -> None:
         UserError: if the text cannot be read, or the folder exists.
     """
     files, skipped = list_text_files(recipe.input, "input"), SkippedRows()
-    with progress_bar("reading", sum(file.stat().st_size for file in files)) as watch:
+    with progress_bar("reading", sum(file.stat().st_size for file in files)) as wrap_file:
         documents = (
             text
             for file in files
-            for text in read_documents(file, bad_rows=recipe.bad_rows, skipped=skipped, watch=watch)
+            for text in read_documents(file, bad_rows=recipe.bad_rows, skipped=skipped, wrap_file=wrap_file)
         )
         tokenizer = train_tokenizer(documents, recipe.kind, recipe.vocab_size, recipe.output_dir)
     sample = next(read_documents(files[0], bad_rows=recipe.bad_rows))[:100_000]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from litgpt.data.read.documents import BadRows, SkippedRows, Source
-from litgpt.data.read.progress import Watch, progress_bar
+from litgpt.data.read.progress import FileWrapper, progress_bar
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import (
@@ -50,7 +50,7 @@ class Corpus:
 
     name: str
     sources: list[Source]
-    documents: Callable[[Watch, SkippedRows], Iterable[str]]
+    documents: Callable[[FileWrapper, SkippedRows], Iterable[str]]
     bos: bool | None = None
     eos: bool = False
     bad_rows: BadRows = "stop"
@@ -131,8 +131,8 @@ def _build_tokens(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
     dtype = np.dtype("<u2" if tokenizer.id_limit <= 65536 else "<u4")
     skipped, starts, total, digest = SkippedRows(), array("q"), 0, hashlib.sha256()
     size = sum(source.bytes for source in corpus.sources)
-    with progress_bar(f"tokenizing {corpus.name}", size) as watch, (folder / "tokens.bin").open("wb") as file:
-        for batch in _group_texts(corpus.documents(watch, skipped)):
+    with progress_bar(f"tokenizing {corpus.name}", size) as wrap_file, (folder / "tokens.bin").open("wb") as file:
+        for batch in _group_texts(corpus.documents(wrap_file, skipped)):
             for tokens in encode_documents(tokenizer, batch):
                 framed = tokenizer.frame(tokens, bos=corpus.bos, eos=corpus.eos).astype(dtype).tobytes()
                 starts.append(total)

@@ -211,7 +211,7 @@ class TinyStories(TokenizedText):
         def corpus(part: str) -> "Corpus":
             name = f"TinyStories ({part})"
             known_as = Source(f"{part}:{source.name}", source.bytes, source.sha256)
-            return Corpus(name, [known_as], lambda watch, _: read_stories(archive, part, watch), bos=bos)
+            return Corpus(name, [known_as], lambda wrap_file, _: read_stories(archive, part, wrap_file), bos=bos)
 
         return corpus("train"), corpus("val")
 
@@ -252,9 +252,9 @@ class OpenWebText(TokenizedText):
             return Corpus(
                 f"OpenWebText ({part})",
                 [rule, *sources],
-                lambda watch, _: (
+                lambda wrap_file, _: (
                     text
-                    for text in read_parquet_texts(files, watch)
+                    for text in read_parquet_texts(files, wrap_file)
                     if (part == "val") == _is_picked(text, self.val_split_fraction, self.seed)
                 ),
                 eos=True,
@@ -400,8 +400,8 @@ def _corpus(name: str, files: list[Path], module: TokenizedText) -> "Corpus":
     return Corpus(
         name=name,
         sources=fingerprint_files(files, module.cache() / "hashes.json"),
-        documents=lambda watch, skipped: chain.from_iterable(
-            read_documents(file, bad_rows=bad_rows, skipped=skipped, watch=watch) for file in files
+        documents=lambda wrap_file, skipped: chain.from_iterable(
+            read_documents(file, bad_rows=bad_rows, skipped=skipped, wrap_file=wrap_file) for file in files
         ),
         bos=module.tokenizer is not None and module.tokenizer.bos_id is not None,
         bad_rows=bad_rows,

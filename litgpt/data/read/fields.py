@@ -1,4 +1,4 @@
-"""Values in the cells of rows: texts, numbers, JSON and calls of tools, each checked; what is wrong has one reason."""
+"""Parse and check the fields of rows: text, numbers, JSON and tool calls."""
 
 import ast
 import json
@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 LITERAL_LIMIT = 1_000_000
-"""Characters of a list written as Python that are still parsed: Python's parser takes a hundred times the memory."""
+"""Maximum characters of a Python literal: Python's parser takes a hundred times the memory of its input."""
 
 
 class BadRow(Exception):
-    """A row that is no conversation.
+    """A row that is not a valid conversation.
 
     Attributes:
-        reason: a few words, the same for all rows with this fault, to count by.
-        detail: what was found in this row.
+        reason: a few words, the same for all rows with this fault, for counting.
+        detail: the offending value of this row.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -24,7 +24,7 @@ class BadRow(Exception):
 
 
 def parse_value(value: Any, name: str) -> Any:
-    """A value, or what its text says as JSON, or else as a Python literal."""
+    """Parse a text as JSON, or else as a Python literal; other values are returned unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -40,28 +40,28 @@ def parse_value(value: Any, name: str) -> Any:
 
 
 def check_text(value: Any, name: str) -> str:
-    """A text that can be written as UTF-8."""
+    """Check that a value is text that UTF-8 can encode."""
     if not isinstance(value, str):
-        raise BadRow(f"{name} is no text", type(value).__name__)
+        raise BadRow(f"{name} is not text", type(value).__name__)
     if not value.isascii():
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
-            raise BadRow("half a surrogate pair", name) from None
+            raise BadRow("unpaired surrogate", name) from None
     return value
 
 
 def dump_json(value: Any) -> str:
-    """A value as JSON, the one way that we write it: keys in their order, letters as they are."""
+    """Serialize a value as JSON with keys in their order and non-ASCII characters unescaped."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (ValueError, TypeError, RecursionError) as error:
-        raise BadRow("value cannot be written as JSON", str(error)[:80]) from None
+        raise BadRow("value cannot be serialized as JSON", str(error)[:80]) from None
     return check_text(text, "JSON")
 
 
 def parse_loss(value: Any) -> bool | None:
-    """Whether a message says that it is trained."""
+    """Parse the `loss` of a message: whether it is trained; None if unset."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int | float) and value in (0, 1):
@@ -70,46 +70,44 @@ def parse_loss(value: Any) -> bool | None:
 
 
 def parse_weight(value: Any, name: str) -> float:
-    """A weight: a number from 0."""
+    """Parse a loss weight: a number from 0 to 1000000; 1 if unset."""
     if value is None:
         return 1.0
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6 or math.isnan(value):
-        raise BadRow(f"{name} is no number from 0 to 1000000", repr(value)[:80])
+        raise BadRow(f"{name} is not a number from 0 to 1000000", repr(value)[:80])
     return float(value)
 
 
 def parse_channel(value: Any) -> str | None:
-    """A channel's name."""
+    """Parse the name of a channel."""
     return None if value is None else check_text(str(value) if isinstance(value, int) else value, "channel")
 
 
 def dump_tool_call(value: Any) -> str:
-    """A call of a tool as JSON with `name` and `arguments`; a text that is that already stays as it is."""
+    """Serialize a tool call as JSON with `name` and `arguments`; text in that form is returned unchanged."""
     call = parse_value(value, "tool call")
     if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping):
         value = call = call["function"]
     if not isinstance(call, Mapping):
-        raise BadRow("tool call is no object", type(call).__name__)
+        raise BadRow("tool call is not an object", type(call).__name__)
     if not isinstance(call.get("name"), str) or not call["name"]:
         raise BadRow("tool call without a name", repr(call.get("name"))[:80])
     arguments = call.get("arguments", call.get("parameters", {}))
-    arguments = (
-        parse_value(arguments, "tool call's arguments") if isinstance(arguments, str) and arguments else arguments
-    )
+    arguments = parse_value(arguments, "tool call arguments") if isinstance(arguments, str) and arguments else arguments
     if not isinstance(arguments or {}, Mapping):
-        raise BadRow("tool call's arguments are no object", type(arguments).__name__)
+        raise BadRow("tool call arguments are not an object", type(arguments).__name__)
     if isinstance(value, str) and isinstance(call.get("arguments"), Mapping):
         return value
     return dump_json({"name": call["name"], "arguments": arguments or {}})
 
 
 def dump_tools(value: Any) -> str | None:
-    """The tools of a row as JSON; a text that is JSON already stays as it is."""
+    """Serialize the tools of a row as JSON; text that is JSON is returned unchanged."""
     if value is None or value == "" or value == []:
         return None
     tools = parse_value(value, "tools")
     if not isinstance(tools, list | tuple):
-        raise BadRow("tools is no list", type(tools).__name__)
+        raise BadRow("tools is not a list", type(tools).__name__)
     for tool in tools:
         function = tool.get("function", tool) if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-Watch = Callable[[BinaryIO], BinaryIO]
-"""Wraps an open file to follow how far it has been read."""
+FileWrapper = Callable[[BinaryIO], BinaryIO]
+"""Wraps an open file, so that a progress bar follows its reads."""
 
 
 @contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Watch]:
-    """A bar on stderr that follows the reading of files which the given function wraps."""
+def progress_bar(title: str, total: int) -> Iterator[FileWrapper]:
+    """Show a progress bar on stderr for the files wrapped by the yielded function."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""The documentation in Python's standard library as text, read from its source files without importing them."""
+"""Read the documentation of Python's standard library from its source files, without importing them."""
 
 import ast
 import hashlib
@@ -11,34 +11,34 @@ from pathlib import Path
 from litgpt.errors import UserError
 from litgpt.files import lock_folder, staged_folder
 
-LEFT_OUT = frozenset(
+SKIPPED_FOLDERS = frozenset(
     ("test", "tests", "site-packages", "dist-packages", "lib2to3", "idlelib", "distutils", "encodings")
 )
 
 
 def write_python_docs(folder: Path) -> tuple[Path, Path]:
-    """A training and a validation file in `folder`, one document a line, written if this Python's are not there.
+    """Write a training and a validation .jsonl file for this Python version to `folder`, unless they exist.
 
-    About one document in thirteen, picked by its hash, is for validation.
+    About one document in thirteen, selected by its hash, is for validation.
     """
     texts = folder / f"python-{platform.python_version()}"
     with lock_folder(folder):
         if not texts.is_dir():
             rows = {"train": list[str](), "val": list[str]()}
             for text in read_python_docs():
-                part = "val" if hashlib.sha256(text.encode()).digest()[0] < 20 else "train"
-                rows[part].append(json.dumps({"text": text}) + "\n")
+                split = "val" if hashlib.sha256(text.encode()).digest()[0] < 20 else "train"
+                rows[split].append(json.dumps({"text": text}) + "\n")
             with staged_folder(texts) as staged:
-                for part, lines in rows.items():
-                    (staged / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+                for split, lines in rows.items():
+                    (staged / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     return texts / "train.jsonl", texts / "val.jsonl"
 
 
 def read_python_docs() -> Iterator[str]:
-    """The help topics of `pydoc`, then the docstrings of each module, in the order of their names, none twice.
+    """Read the help topics of `pydoc`, then the docstrings of each module, sorted by name, without duplicates.
 
     Raises:
-        UserError: if this Python was installed without its source files.
+        UserError: if this Python was installed without source files.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     seen: set[str] = set()
@@ -47,17 +47,17 @@ def read_python_docs() -> Iterator[str]:
             seen.add(text)
             yield text
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
-        if LEFT_OUT.isdisjoint(path.relative_to(root).parts):
-            fresh = [text for text in _read_docstrings(path) if text not in seen]
-            seen.update(fresh)
-            if fresh:
-                yield "\n\n".join(fresh) + "\n"
+        if SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts):
+            new = [text for text in _read_docstrings(path) if text not in seen]
+            seen.update(new)
+            if new:
+                yield "\n\n".join(new) + "\n"
     if not seen:
-        raise UserError(f"data: PythonDocs found no source files in {root}; use TextFiles with text of your own")
+        raise UserError(f"data: PythonDocs: no source files in {root}; use TextFiles with your own text")
 
 
 def _read_topics(path: Path) -> Iterator[str]:
-    """The texts of pydoc's help topics."""
+    """Read the texts of pydoc's help topics."""
     if not path.is_file():
         return
     for node in ast.parse(path.read_bytes()).body:
@@ -67,17 +67,17 @@ def _read_topics(path: Path) -> Iterator[str]:
 
 
 def _read_docstrings(path: Path) -> list[str]:
-    """Every docstring of a source file of more than a few words, as it stands in the file."""
+    """Read the docstrings of a source file that have at least 40 characters, verbatim."""
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # templates and files for other versions lie among the modules
+    except (SyntaxError, ValueError):  # templates and files for other Python versions
         return []
-    found = (ast.get_docstring(node) for node in _iter_definitions(tree))
-    return [text.strip() for text in found if text and len(text) >= 40 and _is_text(text)]
+    texts = (ast.get_docstring(node) for node in _iter_definitions(tree))
+    return [text.strip() for text in texts if text and len(text) >= 40 and _is_text(text)]
 
 
 def _iter_definitions(node: ast.AST) -> "Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]":
-    """The module, classes and functions of a tree; expressions hold none and are passed by, which is most of it."""
+    """Iterate over the module, classes and functions of a tree; expressions are skipped for speed."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         yield node
     for name in ("body", "orelse", "handlers", "finalbody"):

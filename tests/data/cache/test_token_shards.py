@@ -30,7 +30,9 @@ def corpus_of(folder: Path, **changes: object) -> Corpus:
     settings: dict = {
         "name": "text",
         "sources": fingerprint_files(files, folder / "hashes.json"),
-        "documents": lambda watch, skipped: (text for file in files for text in read_documents(file, watch=watch)),
+        "documents": lambda wrap_file, skipped: (
+            text for file in files for text in read_documents(file, wrap_file=wrap_file)
+        ),
         "bos": True,
     }
     return Corpus(**settings | changes)
@@ -81,7 +83,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("after", range(5))
 def test_interruption_leaves_nothing(folder: Path, tokenizer: Tokenizer, after: int) -> None:
-    def breaking(watch: object, skipped: SkippedRows) -> Iterator[str]:
+    def breaking(wrap_file: object, skipped: SkippedRows) -> Iterator[str]:
         yield from TEXTS[:after]
         raise Stop
 
@@ -97,7 +99,7 @@ from tests.data.cache.test_token_shards import TEXTS, corpus_of
 from litgpt.data.cache import token_shards as shards
 from litgpt.data.tokenizer import Tokenizer
 
-def slow(watch, skipped):
+def slow(wrap_file, skipped):
     shards.BATCH_CHARACTERS = 1
     yield from TEXTS
     print("half", flush=True)
@@ -130,7 +132,7 @@ def test_two_at_once_make_it_once(folder: Path, tokenizer: Tokenizer, monkeypatc
 
     opened = []
 
-    def slowly(watch: object, skipped: SkippedRows) -> Iterator[str]:
+    def slowly(wrap_file: object, skipped: SkippedRows) -> Iterator[str]:
         opened.append(1)
         time.sleep(0.3)
         yield from TEXTS
@@ -156,7 +158,7 @@ def test_damage_is_refused_by_name(folder: Path, tokenizer: Tokenizer, name: str
 
 def test_no_text_and_no_room(folder: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="holds no tokens"):
-        prepare_tokens(corpus_of(folder, documents=lambda watch, skipped: []), tokenizer, folder / "cache")
+        prepare_tokens(corpus_of(folder, documents=lambda wrap_file, skipped: []), tokenizer, folder / "cache")
     (folder / "file").write_text("")
     with pytest.raises(UserError, match=r"file.*data\.cache_dir"):
         prepare_tokens(corpus_of(folder), tokenizer, folder / "file")

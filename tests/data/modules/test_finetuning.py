@@ -264,7 +264,7 @@ def test_a_name_with_a_hash(tmp_path: Path) -> None:
     assert split_sample(str(path)) == (str(path), None)
     assert split_sample(f"{path}#7") == (str(path), 7)
     assert parse_source({"path": f"{path}#7", "channel": "x"}).sample == 7
-    with pytest.raises(UserError, match="names a sample"):
+    with pytest.raises(UserError, match="sets a sample size"):
         parse_source({"path": f"{path}#7", "sample": 3})
 
 
@@ -315,9 +315,9 @@ BAD = [
     ("not json", "not JSON"),
     (json.dumps([1]), "not an object"),
     (json.dumps({"query": "q"}), "no answer"),
-    (json.dumps({"query": "q", "response": 5}), "answer is no text"),
+    (json.dumps({"query": "q", "response": 5}), "answer is not text"),
     (json.dumps({"messages": [{"role": "x", "content": "q"}]}), "unknown role"),
-    ('{"query": "q", "response": "\\ud800"}', "half a surrogate pair"),
+    ('{"query": "q", "response": "\\ud800"}', "unpaired surrogate"),
     (b'{"query": "q", "response": "\xff"}', "not UTF-8"),
     (json.dumps({"query": "q", "response": "a", "tools": "{"}), "tools: not JSON"),
     ("[" * 3000, "not JSON"),
@@ -434,11 +434,11 @@ def test_tools_of_other_shapes_survive_parquet(tmp_path: Path, tokenizer: Tokeni
         ([], "at least one"),
         (["nowhere.jsonl"], "no such file"),
         ([{"path": "x", "colums": {}}], "did you mean columns"),
-        ([{"format": "auto"}], "give a path"),
-        ([{"path": "x", "format": "chat"}], "give auto, messages"),
+        ([{"format": "auto"}], "use a path"),
+        ([{"path": "x", "format": "chat"}], "use auto, messages"),
         ([{"path": "x", "sample": -1}], "sample: -1"),
         ([{"path": "x", "weight": "2"}], "weight: '2'"),
-        ([3], "give a path"),
+        ([3], "use a path"),
     ],
 )
 def test_sources_that_cannot_be(tmp_path: Path, tokenizer: Tokenizer, sources: list[Any], message: str) -> None:
