@@ -32,6 +32,7 @@ from litgpt.infer.prompts import Prompts
 from litgpt.infer.quantize import quantize as quantize_blocks
 from litgpt.infer.sampling import Sampling
 from litgpt.model.gpt import GPT
+from litgpt.model.surgery import wrap_forward
 from litgpt.store.save_model import save_model_folder
 
 BENCHMARK_KEYS = (
@@ -157,7 +158,7 @@ class LLM(nn.Module):
         retype(self.model, device, dtype)
         self.model.__dict__.pop("forward", None)  # of an earlier mixed precision
         if precision in COMPUTE:
-            self.model.forward = torch.autocast(device.type, COMPUTE[precision])(self.model.forward)  # type: ignore
+            wrap_forward(self.model, torch.autocast(device.type, COMPUTE[precision]))
         self.cache_size = size
 
     def forward(

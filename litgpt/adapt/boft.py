@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from litgpt.adapt.layers import Adapted, InitValues, add, become, shape_of, stored, whole, widened
+from litgpt.adapt.layers import Adapted, InitValues, add, shape_of, stored, whole, widened
 from litgpt.adapt.targets import linears_of, modules_known_as
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
+from litgpt.model.surgery import add_mixin
 from litgpt.recipe.tuner import BOFT
 
 
@@ -84,4 +85,4 @@ def attach(model: GPT, settings: BOFT) -> None:
             )
         add(layer, "boft_r", (factors, columns // settings.block_size, *[settings.block_size] * 2), weight)
         add(layer, "boft_scale", (rows,), weight)
-        become(layer, BOFTLinear)
+        add_mixin(layer, BOFTLinear)

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from litgpt.adapt.layers import Adapted, InitValues, add, answer_for, become, stored, train_copy, whole, widened
+from litgpt.adapt.layers import Adapted, InitValues, add, stored, train_copy, whole, widened
 from litgpt.adapt.targets import found_by_ending, linears_of, modules_known_as
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
+from litgpt.model.surgery import add_mixin, override_parameter
 from litgpt.recipe.tuner import IA3, Tuner
 
 
@@ -81,7 +82,7 @@ def attach_ia3(model: GPT, settings: IA3) -> None:
         weight = stored(layer, "weight")
         key, size = ("scale_in", layer.in_features) if name in inward else ("scale_out", layer.out_features)
         add(layer, key, (size,), weight)
-        become(layer, ScaledLinear)
+        add_mixin(layer, ScaledLinear)
 
 
 def attach_scales_and_shifts(model: GPT) -> None:
@@ -96,8 +97,8 @@ def attach_scales_and_shifts(model: GPT) -> None:
             for key in ("scale_out", "shift"):
                 add(layer, key, (layer.out_features,), weight)
             if name == "head":
-                become(layer, Scaled)
-                answer_for(layer, "weight", Scaled.answer)
-                answer_for(layer, "bias", Scaled.answer)
+                add_mixin(layer, Scaled)
+                override_parameter(layer, "weight", Scaled.answer)
+                override_parameter(layer, "bias", Scaled.answer)
             else:
-                become(layer, ScaledLinear)
+                add_mixin(layer, ScaledLinear)

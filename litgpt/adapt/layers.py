@@ -6,12 +6,14 @@ answer for a parameter with other numbers than those it holds: `module.weight` i
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from litgpt.model.surgery import add_mixin, override_parameter
 
 COPY = "_trained"
 InitValues = Iterator[tuple[str, Tensor]]
@@ -110,31 +112,6 @@ def add(module: nn.Module, name: str, shape: Iterable[int], like: Tensor, *, tra
     module.register_parameter(name, nn.Parameter(values, requires_grad=trained))
 
 
-def become(module: nn.Module, kind: type[nn.Module]) -> None:
-    """Make a layer one of this kind too."""
-    base = type(module)
-    if not isinstance(module, kind):
-        module.__class__ = made(f"{kind.__name__}{base.__name__}", (kind, base))
-
-
-def answer_for(module: nn.Module, name: str, answer: Callable[[Any, str], Tensor | None]) -> None:
-    """Let a layer compute with what `answer(module, name)` gives for its parameter of this name.
-
-    FSDP2 asks a layer for its shard by the same name, and gets it: nothing computes with a shard.
-    """
-
-    def answered(module: nn.Module) -> Tensor | None:
-        parameter = module._parameters[name]
-        return parameter if parameter is not None and is_spread(parameter) else answer(module, name)
-
-    module.__class__ = made(type(module).__name__, (type(module),), **{name: property(answered)})
-
-
-def made(name: str, bases: tuple[type, ...], **attributes: Any) -> type[nn.Module]:
-    """A new class of layers."""
-    return type(name, bases, attributes)
-
-
 def trained_copy(module: Adapted, name: str) -> Tensor:
     """The trained copy of a parameter, or the parameter itself while the adapter is off."""
     return stored(module, name + COPY if module.adapter_on else name)
@@ -144,8 +121,8 @@ def train_copy(module: nn.Module, name: str) -> None:
     """Let a layer compute with a trained copy of its parameter of this name, which itself stays as it is."""
     if name + COPY not in module._parameters:
         add(module, name + COPY, stored(module, name).shape, stored(module, name))
-        become(module, Adapted)
-        answer_for(module, name, trained_copy)
+        add_mixin(module, Adapted)
+        override_parameter(module, name, trained_copy)
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Adapted]]:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from litgpt.adapt.ia3 import attach_scales_and_shifts
-from litgpt.adapt.layers import Adapted, InitValues, add, become, generator, stored
+from litgpt.adapt.layers import Adapted, InitValues, add, generator, stored
 from litgpt.errors import UserError
 from litgpt.model.attention import Attention, attend
 from litgpt.model.attention_inputs import AttentionInputs
 from litgpt.model.gpt import GPT
+from litgpt.model.surgery import add_mixin
 from litgpt.recipe.tuner import Adapter, AdapterV2
 
 
@@ -67,6 +68,6 @@ def attach(model: GPT, settings: Adapter) -> None:
         weight = stored(attention.q, "weight")
         add(attention, "prompt", (settings.prompt_length, config.n_embd), weight)
         add(attention, "prompt_gate", (config.n_head,), weight)
-        become(attention, PrefixAttention)
+        add_mixin(attention, PrefixAttention)
     if isinstance(settings, AdapterV2):
         attach_scales_and_shifts(model)

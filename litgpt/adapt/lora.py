@@ -15,8 +15,6 @@ from litgpt.adapt.layers import (
     Adapted,
     InitValues,
     add,
-    answer_for,
-    become,
     generator,
     shape_of,
     stored,
@@ -28,6 +26,7 @@ from litgpt.adapt.targets import for_tied, found_by_ending, modules_known_as, ow
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.moe import Experts, grouped_linear, owners
+from litgpt.model.surgery import add_mixin, override_parameter
 from litgpt.recipe.tuner import LoRA
 
 Part = Callable[[str, str], Tensor | None]
@@ -286,9 +285,9 @@ def add_update(model: GPT, name: str, settings: LoRA) -> None:
         add(layer, part_name(key, "lora_magnitude"), (*experts, rows), weight)
     layer.lora_scale, layer.lora_dropout = settings.scale, settings.dropout  # type: ignore[assignment]
     if isinstance(layer, nn.Linear) and name != "head":
-        become(layer, LoRALinear)
+        add_mixin(layer, LoRALinear)
     elif isinstance(layer, Experts):
-        become(layer, LoRAExperts)
+        add_mixin(layer, LoRAExperts)
     else:
-        become(layer, LoRALayer)
-        answer_for(layer, key, LoRALayer.answer)
+        add_mixin(layer, LoRALayer)
+        override_parameter(layer, key, LoRALayer.answer)

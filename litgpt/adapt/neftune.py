@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from litgpt.model.gpt import GPT
+from litgpt.model.surgery import Function, wrap_forward
 
 
 def add_noise(model: GPT, alpha: float) -> None:
@@ -18,17 +19,20 @@ def add_noise(model: GPT, alpha: float) -> None:
     """
     sizes: list[Tensor | int] = []
 
-    def note(model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        ids_BT = arguments[0] if arguments else named["ids_BT"]
-        inputs = named.get("inputs")
-        documents_BT = named.get("documents_BT") if inputs is None else inputs.documents_BT
-        sizes[:] = [lengths(documents_BT, ids_BT.shape[1])]
+    def measure_documents(forward: Function) -> Function:
+        def measured(ids_BT: Tensor, **named: Any) -> Any:
+            inputs = named.get("inputs")
+            documents_BT = named.get("documents_BT") if inputs is None else inputs.documents_BT
+            sizes[:] = [lengths(documents_BT, ids_BT.shape[1])]
+            return forward(ids_BT, **named)
 
-    def disturb(embedding: nn.Module, arguments: tuple[Any, ...], x_BTD: Tensor) -> Tensor:
-        return noisy(x_BTD, alpha, sizes.pop()) if model.training else x_BTD
+        return measured
 
-    model.register_forward_pre_hook(note, with_kwargs=True)
-    model.embedding.register_forward_hook(disturb)
+    def add_to_output(forward: Function) -> Function:
+        return lambda ids_BT: noisy(forward(ids_BT), alpha, sizes.pop()) if model.training else forward(ids_BT)
+
+    wrap_forward(model, measure_documents)
+    wrap_forward(model.embedding, add_to_output)
 
 
 def lengths(documents_BT: Tensor | None, tokens: int) -> Tensor | int:

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litgpt.adapt.layers import become, stored
+from litgpt.adapt.layers import stored
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.init import copy_into
+from litgpt.model.surgery import add_mixin
 
 BLOCK = 64  # numbers that share a scale
 SCALE_BLOCK = 256  # scales that share a scale, where those are quantized too
@@ -110,7 +111,7 @@ def quantize(model: GPT, kind: str) -> None:
             for name, size in sizes.items():
                 piece = torch.empty(size, dtype=torch.uint8, device=weight.device)
                 layer.register_parameter(name, nn.Parameter(piece, requires_grad=False))
-            become(layer, QuantizedLinear)
+            add_mixin(layer, QuantizedLinear)
             layer.quant_format, layer.quant_tensors, layer.original_dtype = quant_format, tuple(sizes), weight.dtype  # type: ignore
 
 

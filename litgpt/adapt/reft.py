@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.adapt.layers import Adapted, InitValues, add, become, generator, stored, widened
+from litgpt.adapt.layers import Adapted, InitValues, add, generator, stored, widened
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
+from litgpt.model.surgery import add_mixin
 from litgpt.recipe.tuner import ReFT
 
 
@@ -69,4 +70,4 @@ def attach(model: GPT, settings: ReFT) -> None:
             add(block, key, shape, model.embedding.weight)
         add(block, "reft_bias", (settings.r,), model.embedding.weight)
         block.reft_dropout = settings.dropout  # type: ignore[assignment]
-        become(block, ReFTBlock)
+        add_mixin(block, ReFTBlock)

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.adapt.layers import Adapted, InitValues, add, become, shape_of, stored, whole, widened
+from litgpt.adapt.layers import Adapted, InitValues, add, shape_of, stored, whole, widened
 from litgpt.adapt.targets import linears_of, modules_known_as
 from litgpt.model.gpt import GPT
+from litgpt.model.surgery import add_mixin
 from litgpt.recipe.tuner import VeRA
 
 
@@ -81,4 +82,4 @@ def attach(model: GPT, settings: VeRA) -> None:
         add(layer, "vera_scale_d", (settings.r,), like)
         add(layer, "vera_scale_b", (layer.out_features,), like)
         layer.vera_dropout, layer.vera_pair = settings.dropout, [pair]  # type: ignore[assignment]
-        become(layer, VeRALinear)
+        add_mixin(layer, VeRALinear)

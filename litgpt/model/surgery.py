@@ -17,8 +17,8 @@ def wrap_forward(module: nn.Module, wrap: Callable[[Function], Function], name: 
     setattr(module, name, wrap(getattr(module, name)))
 
 
-def override_parameter(module: nn.Module, name: str, compute: Callable[[Any], Tensor | None]) -> None:
-    """Let the attribute `name` of a module be `compute(module)` whenever it is read.
+def override_parameter(module: nn.Module, name: str, compute: Callable[[Any, str], Tensor | None]) -> None:
+    """Let the attribute `name` of a module be `compute(module, name)` whenever it is read.
 
     `module.named_parameters()` still lists the parameter of this name. A shard of it is given as it is: FSDP2 asks a
     module for its shards by attribute, and nothing computes with them.
@@ -26,7 +26,7 @@ def override_parameter(module: nn.Module, name: str, compute: Callable[[Any], Te
 
     def read(module: nn.Module) -> Tensor | None:
         parameter = module._parameters[name]
-        return parameter if hasattr(parameter, "full_tensor") else compute(module)
+        return parameter if hasattr(parameter, "full_tensor") else compute(module, name)
 
     base = type(module)
     module.__class__ = type(base.__name__, (base,), {name: property(read)})
