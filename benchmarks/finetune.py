@@ -230,7 +230,9 @@ def train_trl(model: str, rows: str, out: str, precision: str, variant: str, ste
     points: list[tuple[float, float]] = []
 
     class Clock(TrainerCallback):
-        def on_log(self, arguments: object, state: object, control: object, logs: Any = None, **more: object) -> None:
+        def on_log(
+            self, _arguments: object, _state: object, _control: object, logs: Any = None, **_more: object
+        ) -> None:
             if "num_tokens" in logs:
                 points.append((time.perf_counter(), logs["num_tokens"]))
 

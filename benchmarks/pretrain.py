@@ -224,7 +224,7 @@ def train_transformers(text: str, tokenizer_dir: str, out: str, precision: str, 
     ends: list[float] = []
 
     class Clock(TrainerCallback):
-        def on_step_end(self, *arguments: object, **more: object) -> None:
+        def on_step_end(self, *_arguments: object, **_more: object) -> None:
             ends.append(time.perf_counter())
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{tokenizer_dir}/tokenizer.json", eos_token="<|endoftext|>")

@@ -81,7 +81,7 @@ def test_loss_shifts_inside(llm: LLM) -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
     logits, loss = llm(ids, ids)
     torch.testing.assert_close(loss, F.cross_entropy(logits[0, :-1], ids[0, 1:]))
-    masked = llm(ids, torch.tensor([[5, 6, -100, -100]]), lambda scores, targets: targets)[1]
+    masked = llm(ids, torch.tensor([[5, 6, -100, -100]]), lambda _scores, targets: targets)[1]
     assert masked.tolist() == [6, -100, -100]
 
 
@@ -175,7 +175,7 @@ def test_the_prompt_style_of_the_folder_goes_before_its_template(chatty: Path, t
 
 def test_stops_of_several_tokens_that_a_prompt_style_has(chatty: Path) -> None:
     class Ends(PromptStyle):
-        def apply(self, prompt: Any, *, sys_prompt: str | None = None, **kwargs: str) -> str:
+        def apply(self, prompt: Any, **_kwargs: Any) -> str:
             return f"{prompt}:"
 
         def stop_tokens(self, tokenizer: Any) -> tuple[list[int], ...]:
@@ -199,7 +199,7 @@ def test_saved_it_loads_again(llm: LLM, tmp_path: Path) -> None:
     assert not again.model.embedding.weight.any()
 
 
-def test_random_weights_of_a_known_shape(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_weights_of_a_known_shape(folder: Path) -> None:
     torch.manual_seed(1)
     random = LLM.load(str(folder), init="random", tokenizer_dir=folder, distribute=None)
     assert random.generate("the fox", max_new_tokens=3)
@@ -211,7 +211,7 @@ def test_random_weights_of_a_known_shape(folder: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "settings, said",
+    ("settings", "said"),
     [
         ({"devices": 2}, "devices: 2"),
         ({"precision": "8-true"}, "precision: '8-true' is not known; give 64-true, 32-true"),
@@ -300,7 +300,7 @@ def test_folders_and_names(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_name_without_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
-    def offline(*arguments: Any, **settings: Any) -> None:
+    def offline(*_arguments: Any, **_settings: Any) -> None:
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", offline)
@@ -372,7 +372,7 @@ def test_command_prints_a_reply_alone(generate: Run, chatty: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags, code, said",
+    ("flags", "code", "said"),
     [
         (("--top_k", "0"), 2, "top_k: 0 is not valid"),
         (("--top_p", "1.5"), 2, "top_p"),

@@ -75,7 +75,7 @@ def test_an_error_while_running_is_one_line_with_another_code(monkeypatch, capsy
     from litgpt import cli
     from litgpt.errors import UserError
 
-    def fail(recipe):
+    def fail(_recipe):
         raise UserError("checkpoints/x: no such\nfolder")
 
     real = cli.import_object
@@ -83,14 +83,14 @@ def test_an_error_while_running_is_one_line_with_another_code(monkeypatch, capsy
     assert cli.main(["report", "out/x"]) == 1
     assert capsys.readouterr().err == "litgpt: error: checkpoints/x: no such folder\n"
 
-    def interrupted(recipe):
+    def interrupted(_recipe):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "import_object", lambda path: interrupted if path.endswith(":run") else real(path))
     assert cli.main(["report", "out/x"]) == 130
     assert capsys.readouterr().err == ""
 
-    def bug(recipe):
+    def bug(_recipe):
         raise ZeroDivisionError
 
     monkeypatch.setattr(cli, "import_object", lambda path: bug if path.endswith(":run") else real(path))
@@ -136,7 +136,7 @@ def test_a_reader_that_has_had_enough_is_no_error(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def fill(name: str, recipe: object) -> None:
+    def fill(_name: str, _recipe: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "out/metrics.csv")
 
     monkeypatch.setattr(cli, "run_command", fill)

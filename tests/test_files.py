@@ -9,9 +9,13 @@ from litgpt.files import join_inside, staged_folder, verify_manifest, write_mani
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="halfway"), staged_folder(tmp_path / "new") as staged:
-        (staged / "a").write_text("half")
-        raise ValueError("halfway")
+    def fail_halfway() -> None:
+        with staged_folder(tmp_path / "new") as staged:
+            (staged / "a").write_text("half")
+            raise ValueError("halfway")
+
+    with pytest.raises(ValueError, match="halfway"):
+        fail_halfway()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "new").mkdir()
     with staged_folder(tmp_path / "new") as staged:

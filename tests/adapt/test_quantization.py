@@ -208,7 +208,7 @@ def test_what_cannot_be_packed_is_one_line(kind: str, name: str, said: str) -> N
 
 
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantization, "find_spec", lambda _name: None)
     with pytest.raises(UserError, match="needs the package bitsandbytes; `pip install bitsandbytes`"):
         quantization.find_quant_format("bnb.nf4")
     assert quantization.find_quant_format("bnb.int8-training")

@@ -11,7 +11,7 @@ from litgpt.parallel.strategy import is_rank_zero
 
 def worker(folders: list[Path]) -> int:
     """Run the recipe in each folder, then go on from its checkpoint of the middle in a folder beside it."""
-    pretrain.leave = lambda code: None  # this process has more to do
+    pretrain.leave = lambda _code: None  # this process has more to do
     for folder in folders:
         os.chdir(folder)
         if code := main(["finetune_lora", "--config", "recipe.yaml"]):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from litgpt.errors import UserError
 from litgpt.recipe.finetune import FinetuneFull, FinetuneLora
 from litgpt.recipe.parallel import ParallelArgs
-from litgpt.recipe.tuner import LISA as Lisa
+from litgpt.recipe.tuner import LISA
 from tests.commands.test_finetune import LORA, base, run, weights
 
 __all__ = ["base"]
@@ -22,11 +22,11 @@ SHORT = {
     "train__global_batch_size": 4,
     "eval__final_validation": False,
 }
-LISA = {"activated_layers": 1, "step_interval": 2}
+LISA_SETTINGS = {"activated_layers": 1, "step_interval": 2}
 GALORE = {"lr": 1e-2, "rank": 4, "update_proj_gap": 2, "scale": 0.25, "weight_decay": 0.0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "noise": ("finetune_lora", {**LORA, "neftune_alpha": 5.0}),
-    "LISA": ("finetune_full", {"tuner": {"class_path": "LISA", "init_args": LISA}}),
+    "LISA": ("finetune_full", {"tuner": {"class_path": "LISA", "init_args": LISA_SETTINGS}}),
     "LLaMAPro": ("finetune_full", {"tuner": {"class_path": "LLaMAPro", "init_args": {"new_blocks": 2}}}),
     "GaLore": ("finetune_full", {"optimizer": {"class_path": "GaLore", "init_args": GALORE}}),
 }
@@ -108,6 +108,6 @@ def test_splits_that_would_be_wrong_are_refused() -> None:
         with pytest.raises(UserError, match=f"neftune_alpha: 5 is for whole samples, not with parallel.{axis}: 2; set"):
             FinetuneLora(Path("x"), neftune_alpha=5, devices=2, parallel=ParallelArgs(**{axis: 2}))
     with pytest.raises(UserError, match=r"tuner: LISA draws among all blocks, not with parallel.pipeline: 2; set"):
-        FinetuneFull(Path("x"), tuner=Lisa(), devices=2, parallel=ParallelArgs(pipeline=2))
+        FinetuneFull(Path("x"), tuner=LISA(), devices=2, parallel=ParallelArgs(pipeline=2))
     with pytest.raises(UserError, match=r"quantize: bnb.nf4 keeps the blocks as they are, which tuner: LISA trains"):
-        FinetuneLora(Path("x"), tuner=Lisa(), quantize="bnb.nf4")
+        FinetuneLora(Path("x"), tuner=LISA(), quantize="bnb.nf4")

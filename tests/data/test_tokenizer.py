@@ -44,7 +44,9 @@ def test_batch_is_the_same_as_one_by_one(folders: dict[str, Path]) -> None:
         assert tokens.tolist() == tokenizer.encode(text, bos=False).tolist()
 
 
-@pytest.mark.parametrize("bos, eos, ends", [(True, True, (0, 1)), (None, False, (0, None)), (False, True, (None, 1))])
+@pytest.mark.parametrize(
+    ("bos", "eos", "ends"), [(True, True, (0, 1)), (None, False, (0, None)), (False, True, (None, 1))]
+)
 def test_framing(folders: dict[str, Path], bos: bool | None, eos: bool, ends: tuple[int | None, int | None]) -> None:
     tokenizer = Tokenizer(folders["bpe"])
     plain = tokenizer.encode("a fox", bos=False).tolist()
@@ -70,7 +72,7 @@ SPECIAL = {"bos_token": BOS, "eos_token": {"content": EOS}}
 
 
 @pytest.mark.parametrize(
-    "config, post_processor, uses",
+    ("config", "post_processor", "uses"),
     [
         (SPECIAL | {"add_bos_token": True}, False, True),
         (SPECIAL | {"add_bos_token": False}, True, False),
@@ -129,7 +131,7 @@ def test_fingerprint_sees_the_bos_rule(folders: dict[str, Path], tmp_path: Path)
     assert Tokenizer(tmp_path / "t").fingerprint() != Tokenizer(folders["bpe"]).fingerprint()
 
 
-@pytest.mark.parametrize("kind, size, key", [("bpe", 100, "vocab_size"), ("words", 300, "kind")])
+@pytest.mark.parametrize(("kind", "size", "key"), [("bpe", 100, "vocab_size"), ("words", 300, "kind")])
 def test_training_refuses(tmp_path: Path, kind: str, size: int, key: str) -> None:
     with pytest.raises(UserError, match=f"tokenizer.{key}"):
         train_tokenizer(TEXT, kind, size, tmp_path / "t")  # type: ignore[arg-type]
@@ -305,7 +307,7 @@ def test_missing_sentencepiece_is_one_line(pieces_folder: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    "config, uses",
+    ("config", "uses"),
     [(SPECIAL | {"add_eos_token": True}, True), (SPECIAL | {"add_eos_token": False}, False), (SPECIAL, False)],
 )
 def test_eos_rule_is_read_from_the_files(

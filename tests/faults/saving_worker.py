@@ -21,9 +21,9 @@ def save_for_ever(folder: Path, ranks: int, told: Connection) -> None:
         dist.init_process_group("gloo")
         fully_shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    checkpoints = Checkpoints(folder, keep=2, warn=lambda line: None)
-    start = find_latest(folder, warn=lambda line: None)
-    step = load_checkpoint(start, model, optimizer, warn=lambda line: None)["value"] if start else 0
+    checkpoints = Checkpoints(folder, keep=2, warn=lambda _line: None)
+    start = find_latest(folder, warn=lambda _line: None)
+    step = load_checkpoint(start, model, optimizer, warn=lambda _line: None)["value"] if start else 0
     while True:
         step += 1
         with torch.no_grad():

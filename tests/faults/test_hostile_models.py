@@ -154,7 +154,7 @@ def hostile_bin(folder: Path, proof: Path) -> None:
     torch.save({"model.norm.weight": Hostile(proof)}, folder / "pytorch_model.bin")
 
 
-def index_outside(folder: Path, proof: Path) -> None:
+def index_outside(folder: Path, _proof: Path) -> None:
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text())
     content["weight_map"]["model.norm.weight"] = "../outside.safetensors"
@@ -162,12 +162,12 @@ def index_outside(folder: Path, proof: Path) -> None:
     index.write_text(json.dumps(content))
 
 
-def cut_shard(folder: Path, proof: Path) -> None:
+def cut_shard(folder: Path, _proof: Path) -> None:
     shard = sorted(folder.glob("model-*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-7])
 
 
-def wrong_type(folder: Path, proof: Path) -> None:
+def wrong_type(folder: Path, _proof: Path) -> None:
     shard = sorted(folder.glob("model-*.safetensors"))[1]
     save_file({name: tensor.to(torch.int32) for name, tensor in load_file(shard).items()}, shard)
 
@@ -184,23 +184,23 @@ def rewrite_header(folder: Path, change: object) -> None:
     shard.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
 
 
-def lie_of_shape(folder: Path, proof: Path) -> None:
+def lie_of_shape(folder: Path, _proof: Path) -> None:
     rewrite_header(folder, lambda entry: entry.update(shape=[10**6, 10**6]))
 
 
-def lie_of_place(folder: Path, proof: Path) -> None:
+def lie_of_place(folder: Path, _proof: Path) -> None:
     rewrite_header(folder, lambda entry: entry.update(data_offsets=[0, 10**12]))
 
 
-def lie_of_type(folder: Path, proof: Path) -> None:
+def lie_of_type(folder: Path, _proof: Path) -> None:
     rewrite_header(folder, lambda entry: entry.update(dtype="F64"))
 
 
-def unknown_type(folder: Path, proof: Path) -> None:
+def unknown_type(folder: Path, _proof: Path) -> None:
     rewrite_header(folder, lambda entry: entry.update(dtype="F3"))
 
 
-def lie_of_length(folder: Path, proof: Path) -> None:
+def lie_of_length(folder: Path, _proof: Path) -> None:
     shard = sorted(folder.glob("model-*.safetensors"))[1]
     shard.write_bytes((2**63 - 1).to_bytes(8, "little") + shard.read_bytes()[8:])
 

@@ -50,11 +50,11 @@ def test_there_is_always_a_loadable_latest(tmp_path: Path, ranks: int, kills: in
         assert not said, said
         assert found is not None
         model = nn.Linear(WIDTH, WIDTH)
-        step = load_checkpoint(found, model, warn=lambda line: None)["value"]
+        step = load_checkpoint(found, model, warn=lambda _line: None)["value"]
         assert step in (last, last + 1), "what was said to be saved is there"
         assert all(torch.all(parameter == step) for parameter in model.parameters())
         last = step
-    checkpoints = Checkpoints(folder, keep=2, warn=lambda line: None)
+    checkpoints = Checkpoints(folder, keep=2, warn=lambda _line: None)
     checkpoints.save(last + 1, nn.Linear(2, 2), None, {})
     checkpoints.finish()
     assert len(list(folder.iterdir())) == 2, "a save that is let end leaves two checkpoints and nothing else"

@@ -120,7 +120,7 @@ def test_gradients_are_off_only_inside() -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt, tokens, size, said",
+    ("prompt", "tokens", "size", "said"),
     [
         ([], 5, None, "prompt: has no tokens"),
         ([*range(60), 1, 2, 3, 4], 1, None, "prompt: 64 tokens, but the model reads 64"),

@@ -73,7 +73,7 @@ def test_the_likeliest_is_taken(sampling: Sampling) -> None:
 
 
 @pytest.mark.parametrize(
-    "values, said",
+    ("values", "said"),
     [
         ({"temperature": -0.1}, "temperature: -0.1"),
         ({"temperature": math.nan}, "temperature: nan"),

@@ -171,7 +171,7 @@ def built(case: Case, mesh: Mesh | None) -> GPT:
     return model
 
 
-def noise(config: Config, name: str, shape: Iterable[int]) -> Tensor:
+def noise(_config: Config, name: str, shape: Iterable[int]) -> Tensor:
     """Other values than the first, which have zeros and ones; a function of the name."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
     draw = torch.Generator().manual_seed(seed)

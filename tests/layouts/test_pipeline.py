@@ -120,13 +120,13 @@ def test_looking_at_a_model_finds_what_one_process_does(case: Case) -> None:
 
 def without_the_other_copy(case: Case) -> Facts:
     """The embedding's gradients beside first and last layers stay apart."""
-    Pipeline.sum_tied_gradients = lambda self: None  # type: ignore[method-assign]
+    Pipeline.sum_tied_gradients = lambda _self: None  # type: ignore[method-assign]
     return facts(case)
 
 
 def with_all_copies(case: Case) -> Facts:
     """The embedding counts twice in the gradient's norm."""
-    Pipeline.tied_copies = property(lambda self: frozenset(), lambda self, value: None)  # type: ignore[assignment]
+    Pipeline.tied_copies = property(lambda _self: frozenset(), lambda _self, _value: None)  # type: ignore[assignment]
     return facts(case)
 
 

@@ -54,7 +54,8 @@ def site(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_a_recipe_comes_from_a_url(litgpt, config, site, own_module):
+@pytest.mark.usefixtures("config")
+def test_a_recipe_comes_from_a_url(litgpt, site, own_module):
     recipe = litgpt("pretrain", "--config", f"{site}/mine.yaml", "--seed", "1").recipe
     assert (recipe.seed, recipe.train.max_tokens) == (1, 3000)
     assert "404" in litgpt("pretrain", "--config", f"{site}/no.yaml").error_line()

@@ -22,7 +22,7 @@ def read(litgpt: Callable[..., Any], path: Path) -> tuple[Any, Config]:
     return recipe, Config.from_name(getattr(recipe, "model_name", None) or recipe.checkpoint_dir.name)
 
 
-def qwen_14b(rank: int) -> float:
+def qwen_14b(_rank: int) -> float:
     """Matrices and their biases over 4 x 2 ranks, norms over the 2 that share; 48 layers of width 5,120."""
     layer = 2 * 5120 * 5120 + 2 * 5120 * 1024 + 5120 + 2 * 1024 + 3 * 5120 * 13824
     return (48 * layer + 2 * 152064 * 5120) / 8 + (2 * 48 + 1) * 5120 / 2
@@ -37,13 +37,13 @@ def qwen_30b(rank: int, *, stages: int, shard: int, expert_shard: int) -> float:
     return blocks + sum(here) / shard
 
 
-def llama_70b(rank: int) -> float:
+def llama_70b(_rank: int) -> float:
     """Matrices over 8 x 8 ranks, norms over 8; 80 layers of width 8,192."""
     layer = 2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28672
     return (80 * layer + 2 * 128256 * 8192) / 64 + (2 * 80 + 1) * 8192 / 8
 
 
-def tiny_llama(rank: int) -> float:
+def tiny_llama(_rank: int) -> float:
     """Everything over the 8 ranks of a node; 22 layers of width 2,048."""
     layer = 2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 5632 + 2 * 2048
     return (22 * layer + 2 * 32000 * 2048 + 2048) / 8

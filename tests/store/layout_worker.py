@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -87,7 +88,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], what: str) -> 
 def check_loads(folder: Path, expected: dict[str, Tensor], layouts: list[str], optimizer: str) -> None:
     for layout in layouts:
         model, fresh = build(layout, 2, optimizer)
-        progress = load_checkpoint(folder, model, fresh, warn=lambda line: None)
+        progress = load_checkpoint(folder, model, fresh, warn=lambda _line: None)
         assert progress["tokens"] == 12345678901
         assert_same(expected, whole_state(model, fresh), f"{folder} -> {layout}")
         if optimizer != "sgd":
@@ -100,7 +101,7 @@ def check_layouts(folder: Path) -> None:
     ranks = dist.get_world_size()
     layouts = LAYOUTS[ranks]
     model, optimizer = build("plain", 1)
-    load_checkpoint(folder / "one" / "step-00000001", model, optimizer, warn=lambda line: None)
+    load_checkpoint(folder / "one" / "step-00000001", model, optimizer, warn=lambda _line: None)
     check_loads(folder / "one" / "step-00000001", whole_state(model, optimizer), layouts, "adamw")
     for kind in OPTIMIZERS[ranks]:
         for layout in layouts:
@@ -128,9 +129,6 @@ def check_model_folders(folder: Path) -> None:
     fully_shard(model)
     load_model(model, folder / "model")
     save_model(folder / "again", model, config=model.config)
-    try:
+    with pytest.raises(UserError, match="not empty"):
         save_model(folder / "again", model, config=model.config)
-    except UserError as error:
-        assert "not empty" in str(error)
-        return dist.destroy_process_group()
-    raise AssertionError("a used folder was written into")
+    return dist.destroy_process_group()

@@ -40,7 +40,7 @@ def test_every_layout_loads_under_every_other(tmp_path: Path, ranks: int) -> Non
         states = []
         for seed in (2, 3):
             model, optimizer = build("plain", seed, kind)
-            load_checkpoint(folder, model, optimizer, warn=lambda line: None)
+            load_checkpoint(folder, model, optimizer, warn=lambda _line: None)
             states.append(whole_state(model, optimizer))
         assert_same(*states, what=str(folder))
         expected, trained = build("plain", 1, kind)

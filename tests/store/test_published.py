@@ -119,8 +119,8 @@ def test_a_cast_is_written_as_its_type_and_the_folder_is_never_half_there(tmp_pa
         write(folder, model)
     write(folder, model, replace=True)
     assert_loads(folder, model)
+    lacking = {name: tensor for name, tensor in weights(model).items() if name != "norm.weight"}
     with pytest.raises(UserError, match=r"norm\.weight: missing"):
-        lacking = {name: tensor for name, tensor in weights(model).items() if name != "norm.weight"}
         save_model_folder(tmp_path / "other", config=model.config, tensors=lacking)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

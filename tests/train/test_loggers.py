@@ -144,7 +144,7 @@ def test_tensorboard_goes_on_where_the_run_was_cut(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_missing_package_is_named_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _package: None)
     with pytest.raises(UserError, match=f"pip install {name}") as error:
         loggers.build(name, tmp_path, LogArgs())
     assert "\n" not in str(error.value)
@@ -179,7 +179,7 @@ def test_wandb_names_come_from_the_recipe_then_the_environment_then_the_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr(loggers, "require", lambda package: None)
+    monkeypatch.setattr(loggers, "require", lambda _package: None)
     monkeypatch.setattr("lightning.pytorch.loggers.wandb.WandbLogger", lambda **arguments: given.update(arguments))
     for resumed_step in (None, 4):
         earlier = given.get("id")

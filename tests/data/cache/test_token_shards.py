@@ -30,7 +30,7 @@ def corpus_of(folder: Path, **changes: object) -> Corpus:
     settings: dict = {
         "name": "text",
         "sources": fingerprint_files(files, folder / "hashes.json"),
-        "documents": lambda wrap_file, skipped: (
+        "documents": lambda wrap_file, _skipped: (
             text for file in files for text in read_documents(file, wrap_file=wrap_file)
         ),
         "bos": True,
@@ -83,7 +83,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("after", range(5))
 def test_interruption_leaves_nothing(folder: Path, tokenizer: Tokenizer, after: int) -> None:
-    def breaking(wrap_file: object, skipped: SkippedRows) -> Iterator[str]:
+    def breaking(_wrap_file: object, _skipped: SkippedRows) -> Iterator[str]:
         yield from TEXTS[:after]
         raise Stop
 
@@ -127,12 +127,12 @@ def test_killed_process_is_cleaned_up_after(
     assert f"removing {waiting[0]}" in capfd.readouterr().err
 
 
-def test_two_at_once_make_it_once(folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_at_once_make_it_once(folder: Path, tokenizer: Tokenizer) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     opened = []
 
-    def slowly(wrap_file: object, skipped: SkippedRows) -> Iterator[str]:
+    def slowly(_wrap_file: object, _skipped: SkippedRows) -> Iterator[str]:
         opened.append(1)
         time.sleep(0.3)
         yield from TEXTS
@@ -158,7 +158,7 @@ def test_damage_is_refused_by_name(folder: Path, tokenizer: Tokenizer, name: str
 
 def test_no_text_and_no_room(folder: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="holds no tokens"):
-        prepare_tokens(corpus_of(folder, documents=lambda wrap_file, skipped: []), tokenizer, folder / "cache")
+        prepare_tokens(corpus_of(folder, documents=lambda _wrap_file, _skipped: []), tokenizer, folder / "cache")
     (folder / "file").write_text("")
     with pytest.raises(UserError, match=r"file.*data\.cache_dir"):
         prepare_tokens(corpus_of(folder), tokenizer, folder / "file")

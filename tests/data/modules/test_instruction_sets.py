@@ -28,7 +28,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whatever is asked of the network is an error, and paths are relative to a folder of their own."""
 
-    def refuse(*arguments: Any, **settings: Any) -> None:
+    def refuse(*arguments: Any, **_settings: Any) -> None:
         raise UserError(f"asked the network for {arguments}")
 
     monkeypatch.setattr("litgpt.data.modules.instruction_sets.download_file", refuse)

@@ -82,7 +82,7 @@ def test_changed_file_is_read_again(texts: Path, tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings, message",
+    ("settings", "message"),
     [
         ({"train_data_path": "absent"}, r"data\.train_data_path: .*absent"),
         ({"val_data_path": "absent"}, r"data\.val_data_path: .*absent"),
@@ -293,7 +293,7 @@ def test_paths_that_are_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert LitData("s3://bucket").train_folders() == [("s3://bucket", 1.0)]
     assert LitData(tmp_path, ("a", "b")).val_folder() == str(tmp_path / "b")
 
-    def refuse(*arguments: object, **settings: object) -> None:
+    def refuse(*_arguments: object, **_settings: object) -> None:
         raise RuntimeError("no\ncredentials")
 
     monkeypatch.setattr("litdata.streaming.StreamingDataset", refuse)

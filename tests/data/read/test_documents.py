@@ -72,7 +72,9 @@ def test_bad_row(tmp_path: Path, row: bytes) -> None:
     assert skipped.count == 2 and skipped.first.startswith(f"{path}:2: ")
 
 
-@pytest.mark.parametrize("content, place", [(b"", "1: empty"), (b"one\ntwo\nthr\xe9e\n", "3: not UTF-8 (byte 0xe9)")])
+@pytest.mark.parametrize(
+    ("content", "place"), [(b"", "1: empty"), (b"one\ntwo\nthr\xe9e\n", "3: not UTF-8 (byte 0xe9)")]
+)
 def test_bad_text_file(tmp_path: Path, content: bytes, place: str) -> None:
     path = write(tmp_path / "a.txt", content)
     with pytest.raises(UserError) as caught:

@@ -249,7 +249,7 @@ def test_answers_that_look_like_the_template(folders: dict[str, Folder]) -> None
         assert found == [said + "<|im_end|>" for said in pair]
 
 
-def test_template_that_leaves_answers_out(folders: dict[str, Folder], tmp_path: Path) -> None:
+def test_template_that_leaves_answers_out(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path, "chatml")
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}<|im_end|>{{ messages[-1].content }}")
     template = read_template(tmp_path)

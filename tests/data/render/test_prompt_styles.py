@@ -156,7 +156,7 @@ def test_folders_name_their_style(tmp_path: Path) -> None:
 class Shout(PromptStyle):
     """A style of a user's own."""
 
-    def apply(self, prompt: Any, *, sys_prompt: str | None = None, **kwargs: str) -> str:
+    def apply(self, prompt: Any, **kwargs: Any) -> str:
         return f"{prompt.upper()}! {kwargs['tone']}\n"
 
 

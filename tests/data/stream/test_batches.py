@@ -222,7 +222,7 @@ def test_shape_is_checked() -> None:
         BatchShape(0, 6, 8)
 
 
-def test_workers_outlive_signals_to_the_group_and_end_with_the_parent(tmp_path: Path) -> None:
+def test_workers_outlive_signals_to_the_group_and_end_with_the_parent() -> None:
     """SIGTERM and SIGINT sent to the whole group leave the batches coming; leaving without close() does not hang."""
     import os
     import subprocess

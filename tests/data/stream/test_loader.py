@@ -59,7 +59,7 @@ def rows_of(batches: Any) -> list[int]:
     return [int(row[0]) // 10 for batch in batches for row in batch.ids]
 
 
-@pytest.mark.parametrize("ranks, micro", [(1, 4), (2, 2), (4, 5)])
+@pytest.mark.parametrize(("ranks", "micro"), [(1, 4), (2, 2), (4, 5)])
 def test_every_sample_once_an_epoch_over_the_ranks(ranks: int, micro: int) -> None:
     streams = []
     for rank in range(ranks):
@@ -98,7 +98,7 @@ def test_goes_on_where_it_stopped(stop: int) -> None:
         own(other).train_stream(other).load_state_dict(first.state_dict())
 
 
-@pytest.mark.parametrize("count, ranks", [(7, 1), (7, 2), (9, 4), (2, 3)])
+@pytest.mark.parametrize(("count", "ranks"), [(7, 1), (7, 2), (9, 4), (2, 3)])
 def test_validation_reads_each_sample_once(count: int, ranks: int) -> None:
     passes = []
     for rank in range(ranks):

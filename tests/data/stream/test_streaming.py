@@ -227,7 +227,7 @@ def test_rows_that_cannot_be_are_counted_once(
             stream.close()
 
 
-def test_what_cannot_be_streamed(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_streamed(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = str(write(tmp_path / "rows.jsonl", rows(20)))
     for settings, words in (
         ({"tokenize": "lazy"}, r"data\.tokenize: lazy"),
@@ -242,8 +242,8 @@ def test_what_cannot_be_streamed(tmp_path: Path, tokenizer: Tokenizer, monkeypat
         ({"streaming": False, "val_rows": 3, "shuffle_buffer": None}, r"data\.val_rows: 3"),
         ({"streaming": False}, r"data\.shuffle_buffer: 16"),
     ):
+        given = {"sources": [path]} | settings
         with pytest.raises(UserError, match=words) as raised:
-            given = {"sources": [path]} | settings
             take(streamed(tmp_path, tokenizer, **given).train_stream(BatchShape(1, 1, 200)), 1)  # type: ignore[arg-type]
         assert "\n" not in str(raised.value)
     endless: Any = SimpleNamespace(train=TrainArgs(epochs=2, max_steps=3))
@@ -288,7 +288,7 @@ def test_a_data_set_of_the_hub(tmp_path: Path, tokenizer: Tokenizer, monkeypatch
     second.load_state_dict(first.state_dict())
     assert all(map(equal, take(second, 30), whole[8:]))
 
-    def offline(name: str, **rest: Any) -> Any:
+    def offline(_name: str, **_rest: Any) -> Any:
         raise ConnectionError("Couldn't reach\nthe Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
