@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt import adapt
+from litgpt.adapt.layers import iter_adapted_layers
 from litgpt.data.render.chat_template import ChatTemplate, read_template
 from litgpt.data.render.prompt_styles import PromptStyle, has_prompt_style, load_prompt_style, save_prompt_style
 from litgpt.data.tokenizer import Tokenizer
@@ -194,7 +195,7 @@ class LLM(nn.Module):
             prompt_style: named in the folder; None for the model's own, if it has one.
         """
         tokenizer_dir = self.tokenizer.folder
-        tensors = adapt.merged(self.model) if self.adapted else self.model.named_parameters()
+        tensors = adapt.merge_adapter(self.model) if self.adapted else self.model.named_parameters()
         save_model_folder(out_dir, config=self.config, tensors=tensors, tokenizer_dir=tokenizer_dir)
         if style := prompt_style or self.prompt_style:
             save_prompt_style(style, Path(out_dir))
@@ -202,7 +203,7 @@ class LLM(nn.Module):
     @property
     def adapted(self) -> bool:
         """Whether an adapter lies beside the model's weights."""
-        return any(adapt.adapted_layers(self.model))
+        return any(iter_adapted_layers(self.model))
 
     def prompt_tokens(self, prompt: str, sys_prompt: str | None = None, chat_template: bool | None = None) -> list[int]:
         """The tokens that the model reads for a prompt.

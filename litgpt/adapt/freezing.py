@@ -1,50 +1,53 @@
-"""Full training: the weights themselves, all or some."""
+"""Full finetuning: the model's own weights are trained, all of them or some."""
 
-from collections.abc import Iterable
-
-from litgpt.adapt.targets import found_by_regex, known_as, nothing_found, starts_with
+from litgpt.adapt.targets import find_by_regex, get_parameter_aliases, no_match_error, starts_with
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import Full
 
 
-def attach(model: GPT, settings: Full) -> None:
-    """Leave those parameters frozen that the settings say, and let the others be trained.
+def freeze_parameters(model: GPT, settings: Full) -> None:
+    """Freeze the parameters that the settings exclude from training; the others stay trainable.
 
-    First the share from the embedding upwards is frozen, then what `freeze_*` names; `trainable_*` wins over all.
+    First the given share of parameters is frozen from the embedding upwards, then what `freeze_*` names;
+    `trainable_*` overrides both.
 
     Raises:
-        UserError: for a name that stands for nothing, or if nothing would be trained.
+        UserError: if a name matches nothing, or every parameter would be frozen.
     """
-    known, parameters = known_as(model), dict(model.named_parameters())
-    frozen = bottom(known, {name: parameters[name].numel() for name in known}, settings.freeze_parameters_ratio)
-    frozen |= named("freeze_parameters", settings.freeze_parameters, settings.freeze_parameters_regex, known)
-    frozen -= named("trainable_parameters", settings.trainable_parameters, settings.trainable_parameters_regex, known)
-    if frozen == known.keys():
-        raise UserError("tuner: every parameter is frozen; name some in tuner.trainable_parameters")
-    for name, parameter in parameters.items():
-        if name in frozen:
-            parameter.requires_grad_(False)
+    aliases, parameters = get_parameter_aliases(model), dict(model.named_parameters())
+    sizes = {name: parameters[name].numel() for name in aliases}
+    frozen = select_first(sizes, settings.freeze_parameters_ratio)
+    frozen |= match_names("freeze_parameters", settings.freeze_parameters, settings.freeze_parameters_regex, aliases)
+    frozen -= match_names(
+        "trainable_parameters", settings.trainable_parameters, settings.trainable_parameters_regex, aliases
+    )
+    if frozen == aliases.keys():
+        raise UserError("tuner: every parameter is frozen; list some in tuner.trainable_parameters")
+    for name in frozen:
+        parameters[name].requires_grad_(False)
 
 
-def bottom(names: Iterable[str], sizes: dict[str, int], share: float) -> set[str]:
-    """The first names whose sizes add up to at most a share of all."""
-    left, found = int(sum(sizes.values()) * share), set()
-    for name in names:
-        left -= sizes[name]
-        if left < 0:
+def select_first(sizes: dict[str, int], ratio: float) -> set[str]:
+    """The first names whose sizes sum to at most a ratio of the total."""
+    budget, selected = int(sum(sizes.values()) * ratio), set()
+    for name, size in sizes.items():
+        budget -= size
+        if budget < 0:
             break
-        found.add(name)
-    return found
+        selected.add(name)
+    return selected
 
 
-def named(key: str, starts: list[str], pattern: str | None, known: dict[str, set[str]]) -> set[str]:
-    """Our names of the parameters that start so, or match."""
-    found = set() if pattern is None else found_by_regex(f"tuner.{key}_regex", pattern, known, whole=False)
-    for start in starts:
-        matches = {ours for ours, names in known.items() if any(starts_with(name, start) for name in names)}
+def match_names(key: str, prefixes: list[str], pattern: str | None, aliases: dict[str, set[str]]) -> set[str]:
+    """Our names of the parameters with one of these prefixes, or a match of the pattern."""
+    selected = set() if pattern is None else find_by_regex(f"tuner.{key}_regex", pattern, aliases, whole_name=False)
+    for prefix in prefixes:
+        matches = {name for name, known in aliases.items() if any(starts_with(alias, prefix) for alias in known)}
         if not matches:
-            beginnings = {name.rsplit(".", cut)[0] for names in known.values() for name in names for cut in range(5)}
-            raise nothing_found(f"tuner.{key}", start, beginnings)
-        found |= matches
-    return found
+            known_prefixes = {
+                alias.rsplit(".", cut)[0] for known in aliases.values() for alias in known for cut in range(5)
+            }
+            raise no_match_error(f"tuner.{key}", prefix, known_prefixes)
+        selected |= matches
+    return selected

@@ -1,8 +1,8 @@
-"""What adapted layers have in common: they are the layers that they were, with parameters added.
+"""Adapted layers: a layer of the base model with parameters added to it.
 
-A layer's class becomes a subclass of what it was, so that it keeps its name, its parameters and theirs. A subclass may
-answer for a parameter with other numbers than those it holds: `module.weight` is then a property, while
-`module.named_parameters()` goes on to list the stored weight under its name.
+The layer's class is replaced by a subclass of it (`add_mixin`), so it keeps its name and its parameters. Where a weight
+is used without the layer's own `forward`, `module.weight` becomes a property with the adapted value
+(`override_parameter`), while `module.named_parameters()` still lists the base's weight under its name.
 """
 
 import hashlib
@@ -15,125 +15,123 @@ from torch import Tensor, nn
 
 from litgpt.model.surgery import add_mixin, override_parameter
 
-COPY = "_trained"
+COPY_SUFFIX = "_trained"
 InitValues = Iterator[tuple[str, Tensor]]
 
 
-def stored(module: nn.Module, name: str) -> nn.Parameter:
-    """A module's own parameter, whatever the module answers for it."""
+def own_parameter(module: nn.Module, name: str) -> nn.Parameter:
+    """The parameter that a module stores under this name, even if an attribute overrides it."""
     parameter = module._parameters[name]
     assert parameter is not None, name
     return parameter
 
 
-def is_spread(tensor: Tensor) -> bool:
-    """Whether a tensor is spread over ranks: a DTensor, whose package is not for this room to import."""
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor; `torch.distributed` is not for this package to import."""
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor in full, gathered if it is spread over ranks, without gradient."""
+def gather_full(tensor: Tensor) -> Tensor:
+    """The full tensor, detached; a sharded one is gathered, so all ranks call this together."""
     tensor = tensor.detach()
-    return tensor.full_tensor() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def widened(tensor: Tensor) -> Tensor:
-    """A tensor in float32, or wider if it is."""
+def upcast(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in its own type if that is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def is_quantized(module: nn.Module, name: str) -> bool:
-    """Whether a parameter is the main piece of a packed weight."""
+    """Whether a parameter holds the codes of a quantized weight."""
     return name == "weight" and hasattr(module, "dequantize_weight")
 
 
-def base_value(module: nn.Module, name: str) -> Tensor:
-    """A parameter of the base in full, in float32 at least."""
+def get_base_value(module: nn.Module, name: str) -> Tensor:
+    """The full value of a parameter of the base, in float32 or wider."""
     if is_quantized(module, name):
-        return module.dequantize_weight(whole, torch.float32)  # type: ignore[operator]
-    return widened(whole(stored(module, name)))
+        return module.dequantize_weight(gather_full, torch.float32)  # type: ignore[operator]
+    return upcast(gather_full(own_parameter(module, name)))
 
 
-def type_of(module: nn.Module, name: str) -> torch.dtype:
-    """The type of a parameter of the base, before it was packed."""
-    return module.original_dtype if is_quantized(module, name) else stored(module, name).dtype  # type: ignore[return-value]
+def get_base_dtype(module: nn.Module, name: str) -> torch.dtype:
+    """The type of a parameter of the base; of a quantized weight, its type before it was quantized."""
+    return module.original_dtype if is_quantized(module, name) else own_parameter(module, name).dtype  # type: ignore[return-value]
 
 
-def shape_of(layer: nn.Module, name: str) -> tuple[int, ...]:
-    """The shape of a parameter of the base, before it was packed."""
+def get_base_shape(layer: nn.Module, name: str) -> tuple[int, ...]:
+    """The shape of a parameter of the base; of a quantized weight, its shape before it was quantized."""
     if name == "weight" and isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features
-    return tuple(stored(layer, name).shape)
+    return tuple(own_parameter(layer, name).shape)
 
 
-class Adapted(nn.Module):
-    """A layer with an adapter, which can be switched off; by itself one that adds trained copies of parameters."""
+class AdaptedLayer(nn.Module):
+    """A layer with an adapter that can be switched off; used by itself for layers with trained copies of parameters."""
 
     adapter_on = True
 
-    def frozen(self, name: str) -> Tensor:
-        """A parameter of the base to compute with."""
-        return self.dequantize_weight() if is_quantized(self, name) else stored(self, name)  # type: ignore[operator]
+    def base_parameter(self, name: str) -> Tensor:
+        """A parameter of the base to compute with, dequantized if necessary."""
+        return self.dequantize_weight() if is_quantized(self, name) else own_parameter(self, name)  # type: ignore[operator]
 
-    def base(self, name: str) -> Tensor:
-        """A parameter of the base in full, in float32 at least."""
-        return base_value(self, name)
+    def merge_parameter(self, name: str) -> Tensor:
+        """The full value of a parameter of the base with the adapter merged into it, in float32 or wider."""
+        copy = self._parameters.get(name + COPY_SUFFIX)
+        return get_base_value(self, name) if copy is None else upcast(gather_full(copy))
 
-    def merged(self, name: str) -> Tensor:
-        """A parameter of the base in full with the adapter merged in, in float32 at least."""
-        copy = self._parameters.get(name + COPY)
-        return self.base(name) if copy is None else widened(whole(copy))
-
-    def refusal(self) -> str:
-        """Why the adapter cannot be merged into the base, if it cannot."""
+    @property
+    def merge_error(self) -> str:
+        """Why the adapter cannot be merged into the base's weights; empty if it can."""
         return ""
 
-    def init_values(self, settings: Any, seed: str) -> InitValues:
-        """The name and the whole first value of each parameter that the adapter added.
+    def init_values(self, _settings: Any, _seed: str) -> InitValues:
+        """Yield the name and the full initial value of each parameter that the adapter added.
 
         Args:
-            seed: text that no other layer has.
+            _settings: the tuner's.
+            _seed: text that is unique to this layer.
         """
         for name in self._parameters:
-            if name.endswith(COPY):
-                yield name, whole(stored(self, name.removesuffix(COPY)))
+            if name.endswith(COPY_SUFFIX):
+                yield name, gather_full(own_parameter(self, name.removesuffix(COPY_SUFFIX)))
 
 
-def generator(seed: str) -> torch.Generator:
-    """A generator on the CPU that is a function of a text."""
+def seeded_generator(seed: str) -> torch.Generator:
+    """A CPU generator whose state is a function of a text."""
     digest = hashlib.sha256(seed.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
-def add(module: nn.Module, name: str, shape: Iterable[int], like: Tensor, *, trained: bool = True) -> None:
-    """Give a module one more parameter, of the type and on the device of `like`."""
+def add_parameter(module: nn.Module, name: str, shape: Iterable[int], like: Tensor, *, trained: bool = True) -> None:
+    """Register an uninitialized parameter with the type and device of `like`; float32 if that holds quantized codes."""
     dtype = like.dtype if like.is_floating_point() else torch.float32
     values = torch.empty(tuple(shape), dtype=dtype, device=like.device)
     module.register_parameter(name, nn.Parameter(values, requires_grad=trained))
 
 
-def trained_copy(module: Adapted, name: str) -> Tensor:
-    """The trained copy of a parameter, or the parameter itself while the adapter is off."""
-    return stored(module, name + COPY if module.adapter_on else name)
+def select_copy(module: AdaptedLayer, name: str) -> Tensor:
+    """The trained copy of a parameter, or the base's parameter while the adapter is off."""
+    return own_parameter(module, name + COPY_SUFFIX if module.adapter_on else name)
 
 
-def train_copy(module: nn.Module, name: str) -> None:
-    """Let a layer compute with a trained copy of its parameter of this name, which itself stays as it is."""
-    if name + COPY not in module._parameters:
-        add(module, name + COPY, stored(module, name).shape, stored(module, name))
-        add_mixin(module, Adapted)
-        override_parameter(module, name, trained_copy)
+def add_trained_copy(module: nn.Module, name: str) -> None:
+    """Add a trained copy of a parameter, which the layer computes with instead; the base's parameter stays frozen."""
+    if name + COPY_SUFFIX not in module._parameters:
+        add_parameter(module, name + COPY_SUFFIX, own_parameter(module, name).shape, own_parameter(module, name))
+        add_mixin(module, AdaptedLayer)
+        override_parameter(module, name, select_copy)
 
 
-def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
-    """Every layer that has an adapter, by name."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, Adapted))
+def iter_adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
+    """Every layer that has an adapter, with its name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, AdaptedLayer))
 
 
 @contextmanager
-def disabled(model: nn.Module) -> Iterator[None]:
-    """The base model, without what its adapters do."""
-    layers = [layer for _, layer in adapted_layers(model) if layer.adapter_on]
+def disable_adapters(model: nn.Module) -> Iterator[None]:
+    """Compute as the base model does, without its adapters."""
+    layers = [layer for _, layer in iter_adapted_layers(model) if layer.adapter_on]
     for layer in layers:
         layer.adapter_on = False
     try:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from litgpt.adapt.layers import generator
+from litgpt.adapt.layers import seeded_generator
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import LISA
@@ -33,7 +33,7 @@ class LISASchedule:
     def draw_blocks(self, step: int) -> set[int]:
         """The indices of the blocks that are trained in a step."""
         interval = step // self.settings.step_interval
-        order = torch.randperm(len(self.blocks), generator=generator(f"{self.seed}/lisa/{interval}"))
+        order = torch.randperm(len(self.blocks), generator=seeded_generator(f"{self.seed}/lisa/{interval}"))
         return set(order[: self.settings.activated_layers].tolist())
 
     def set_active(self, step: int) -> list[nn.Parameter]:

@@ -1,4 +1,4 @@
-"""LLaMA-Adapter: trained prompts that attention sees through a gate that starts shut (Zhang et al. 2023).
+"""LLaMA-Adapter: trained prompts that attention sees through a gate that starts at zero (Zhang et al. 2023).
 
 Axes: B batch, H query heads, K key-value heads, T tokens, L prompt length, S head size, D model width.
 """
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from litgpt.adapt.ia3 import attach_scales_and_shifts
-from litgpt.adapt.layers import Adapted, InitValues, add, generator, stored
+from litgpt.adapt.layers import AdaptedLayer, InitValues, add_parameter, own_parameter, seeded_generator
 from litgpt.errors import UserError
 from litgpt.model.attention import Attention, attend
 from litgpt.model.attention_inputs import AttentionInputs
@@ -16,58 +16,57 @@ from litgpt.model.surgery import add_mixin
 from litgpt.recipe.tuner import Adapter, AdapterV2
 
 
-class PrefixAttention(Adapted):
-    """An attention whose heads also attend to `prompt` (L, D), each as much as its `prompt_gate` (H,) lets it.
+class PrefixAttention(AdaptedLayer):
+    """Attention whose heads also attend to `prompt` (L, D), weighted by each head's `prompt_gate` (H,).
 
-    Keys and values of the prompt are those of the layer, without positions.
+    Keys and values of the prompt are computed by the layer's own projections, without positions.
     """
 
     head_size: int
     scale: float
+    merge_error = "a prompt cannot be expressed in the base's weights"
 
     def core_attention(
         self, q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor, inputs: AttentionInputs, sinks: Tensor | None
     ) -> Tensor:
-        """What the heads find among the tokens, plus what they find in the prompt."""
-        found = super().core_attention(q_BHTS, k_BKUS, v_BKUS, inputs, sinks)  # type: ignore[misc]
+        """The attention output over the tokens plus the gated attention output over the prompt."""
+        output = super().core_attention(q_BHTS, k_BKUS, v_BKUS, inputs, sinks)  # type: ignore[misc]
         if not self.adapter_on:
-            return found
-        prompt_LD = stored(self, "prompt").to(q_BHTS.dtype)
+            return output
+        prompt_LD = own_parameter(self, "prompt").to(q_BHTS.dtype)
         keys, values = (layer(prompt_LD).unflatten(-1, (-1, self.head_size)) for layer in (self.k, self.v))  # type: ignore[operator]
-        keys, values = (part.transpose(0, 1)[None].to(q_BHTS.dtype) for part in (keys, values))
-        keys, values = (part.expand(q_BHTS.shape[0], -1, -1, -1) for part in (keys, values))
-        seen = attend(q_BHTS, keys, values, mask=None, causal=False, scale=self.scale)
-        return found + (stored(self, "prompt_gate")[:, None, None] * seen).to(found.dtype)
-
-    def refusal(self) -> str:
-        """Its prompt is no part of any weight."""
-        return "its prompt has no place in the base's shape"
+        keys, values = (x.transpose(0, 1)[None].to(q_BHTS.dtype) for x in (keys, values))
+        keys, values = (x.expand(q_BHTS.shape[0], -1, -1, -1) for x in (keys, values))
+        prompt_output = attend(q_BHTS, keys, values, mask=None, causal=False, scale=self.scale)
+        return output + (own_parameter(self, "prompt_gate")[:, None, None] * prompt_output).to(output.dtype)
 
     def init_values(self, settings: Adapter, seed: str) -> InitValues:
+        """Prompts are normal, gates zero."""
         yield from super().init_values(settings, seed)
-        yield "prompt", torch.empty(stored(self, "prompt").shape).normal_(generator=generator(f"{seed}/prompt"))
-        yield "prompt_gate", torch.zeros(stored(self, "prompt_gate").shape)
+        prompt = torch.empty(own_parameter(self, "prompt").shape)
+        yield "prompt", prompt.normal_(generator=seeded_generator(f"{seed}/prompt"))
+        yield "prompt_gate", torch.zeros(own_parameter(self, "prompt_gate").shape)
 
 
-def attach(model: GPT, settings: Adapter) -> None:
-    """Give every block from `start_layer` on a prompt; Adapter v2 also scales and shifts all linear layers.
+def attach_llama_adapter(model: GPT, settings: Adapter) -> None:
+    """Add a prompt to every block from `start_layer` on; Adapter v2 also scales and shifts all linear layers.
 
     Raises:
-        UserError: if no block is left, or attention is latent and so has no keys to make of a prompt.
+        UserError: if no block is left, or attention is latent, which has no keys to compute from a prompt.
     """
     config = model.config
     if settings.start_layer >= config.n_layer:
         raise UserError(
-            f"tuner.start_layer: {settings.start_layer} leaves none of {config.n_layer} blocks; give at most "
+            f"tuner.start_layer: {settings.start_layer} leaves none of {config.n_layer} blocks; set at most "
             f"{config.n_layer - 1}"
         )
     for block in model.blocks[settings.start_layer :]:
         attention = block.attention
         if not isinstance(attention, Attention):
-            raise UserError("tuner: Adapter has no prompts for latent attention; LoRA would do")
-        weight = stored(attention.q, "weight")
-        add(attention, "prompt", (settings.prompt_length, config.n_embd), weight)
-        add(attention, "prompt_gate", (config.n_head,), weight)
+            raise UserError("tuner: Adapter is not supported with latent attention; use LoRA")
+        weight = own_parameter(attention.q, "weight")
+        add_parameter(attention, "prompt", (settings.prompt_length, config.n_embd), weight)
+        add_parameter(attention, "prompt_gate", (config.n_head,), weight)
         add_mixin(attention, PrefixAttention)
     if isinstance(settings, AdapterV2):
         attach_scales_and_shifts(model)

@@ -1,4 +1,4 @@
-"""LLaMA-Pro: blocks added between a model's own, at first without effect; they alone are trained (arXiv 2401.02415)."""
+"""LLaMA-Pro: only blocks inserted between a model's own are trained, first as the identity (arXiv 2401.02415)."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -7,99 +7,80 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litgpt.errors import UserError
 from litgpt.model.config import PER_LAYER, Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import copy_into
-from litgpt.recipe.tuner import LLaMAPro
+from litgpt.recipe.tuner import BlockOrder, LLaMAPro, Tuner
 
 
-def order(layers: int, settings: LLaMAPro) -> list[tuple[int, bool]]:
-    """For each block of the grown model: the block of the base that it is or copies, and whether it is added.
-
-    Raises:
-        UserError: if the blocks do not fall into equal groups, or groups are too small for what each gets.
-    """
-    new, groups = settings.new_blocks, settings.groups or settings.new_blocks
-    if new > layers:
-        raise UserError(f"tuner.new_blocks: {new} are more than the model's own blocks; give at most {layers}")
-    if new % groups or layers % groups:
-        fit = " or ".join(str(count) for count in range(1, layers + 1) if not layers % count and not new % count)
-        raise UserError(f"tuner.groups: {groups} divides not both {layers} blocks and {new} new ones; give {fit}")
-    size, each = layers // groups, new // groups
-    found = []
-    for end in range(size, layers + 1, size):
-        found += [(layer, False) for layer in range(end - size, end)]
-        found += [(layer, True) for layer in range(end - each, end)]
-    return found
-
-
-def grown(config: Config, settings: LLaMAPro) -> Config:
-    """The shape of a model with blocks added, each of the kind that it copies.
+def expand_config(config: Config, settings: Tuner) -> Config:
+    """The shape of the model that is trained, given its base's: with the blocks that the tuner inserts.
 
     Raises:
-        UserError: if they cannot be added evenly.
+        UserError: if they cannot be distributed evenly.
     """
-    sources = [layer for layer, _ in order(config.n_layer, settings)]
+    order = settings.get_block_order(config.n_layer)
+    if order is None:
+        return config
+    sources = [layer for layer, _ in order]
     lists = {key: getattr(config, key) for key in PER_LAYER}
     changes: dict[str, Any] = {
-        key: [marks[layer] for layer in sources] for key, marks in lists.items() if marks is not None
+        key: [values[layer] for layer in sources] for key, values in lists.items() if values is not None
     }
     if config.first_k_dense_replace:
         changes["first_k_dense_replace"] = sum(layer < config.first_k_dense_replace for layer in sources)
     return replace(config, n_layer=len(sources), **changes)
 
 
-def added(model: GPT, settings: LLaMAPro) -> set[int]:
-    """The numbers of the added blocks of a grown model."""
-    layers = model.config.n_layer - settings.new_blocks
-    return {number for number, (_, new) in enumerate(order(layers, settings)) if new}
-
-
-def attach(model: GPT, settings: LLaMAPro) -> None:
-    """Train the added blocks of a model of a grown shape, and nothing else."""
-    new = added(model, settings)
+def freeze_base_blocks(model: GPT, settings: LLaMAPro) -> None:
+    """Freeze everything but the inserted blocks of a model with an expanded shape."""
+    order = settings.get_block_order(model.config.n_layer - settings.new_blocks)
+    new = {number for number, (_, is_new) in enumerate(order) if is_new}
     for name, parameter in model.named_parameters():
-        part, _, rest = name.partition(".")
-        if part != "blocks" or int(rest.split(".")[0]) not in new:
+        module, _, rest = name.partition(".")
+        if module != "blocks" or int(rest.split(".")[0]) not in new:
             parameter.requires_grad_(False)
 
 
 @torch.no_grad()
-def fill(
+def load_expanded(
     model: GPT,
     tensors: Iterable[tuple[str, Tensor]],
-    settings: LLaMAPro,
+    order: BlockOrder,
     *,
     write: Callable[[nn.Parameter, Tensor], None] = copy_into,
 ) -> None:
-    """Fill a grown model from the base's tensors, whole, by name; added blocks are copies that add nothing yet."""
+    """Fill a model with an expanded shape from the base's full tensors; inserted blocks are copies with zero output.
+
+    Args:
+        order: of the expanded model's blocks.
+        write: stores a full value into a parameter, which may be sharded.
+    """
     parameters = dict(model.named_parameters())
-    layers = order(model.config.n_layer - settings.new_blocks, settings)
     for name, tensor in tensors:
-        for grown_name, new in copies_of(name, layers):
-            if grown_name in parameters:
-                quiet = quieted(model.config, grown_name) if new else None
-                write(parameters[grown_name], tensor if quiet is None else torch.full_like(tensor, quiet))
+        for expanded_name, is_new in iter_expanded_names(name, order):
+            if expanded_name in parameters:
+                value = get_identity_value(model.config, expanded_name) if is_new else None
+                write(parameters[expanded_name], tensor if value is None else torch.full_like(tensor, value))
 
 
-def copies_of(name: str, layers: list[tuple[int, bool]]) -> Iterator[tuple[str, bool]]:
-    """The names that a parameter of the base has in the grown model, and whether each is that of an added block."""
-    part, _, rest = name.partition(".")
-    if part != "blocks":
+def iter_expanded_names(name: str, order: BlockOrder) -> Iterator[tuple[str, bool]]:
+    """The names that a parameter of the base has in the expanded model, and whether each is in an inserted block."""
+    module, _, rest = name.partition(".")
+    if module != "blocks":
         yield name, False
         return
     number, _, inner = rest.partition(".")
-    for place, (layer, new) in enumerate(layers):
+    for position, (layer, is_new) in enumerate(order):
         if layer == int(number):
-            yield f"blocks.{place}.{inner}", new
+            yield f"blocks.{position}.{inner}", is_new
 
 
-def quieted(config: Config, name: str) -> float | None:
-    """The value by which a parameter keeps its block from adding anything to the residual stream; None: its own.
+def get_identity_value(config: Config, name: str) -> float | None:
+    """The value with which a parameter keeps its block from changing the residual stream; None to keep a copy.
 
-    That is what adds last: the output matrix of attention and of the feed-forward layer, or the norm after it. A matrix
-    of zeros before a norm would make the norm's slope one over the root of its epsilon.
+    It is that of the last operation of a branch: the output matrix of attention and of the feed-forward layer, or the
+    norm after it. A zero matrix before a norm would make the norm's gradient one over the root of its epsilon.
     """
     branch, *inner = name.split(".")[2:]
     normed = {"attention": config.post_attention_norm, "mlp": config.post_mlp_norm}.get(branch)

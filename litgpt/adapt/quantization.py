@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litgpt.adapt.layers import stored
+from litgpt.adapt.layers import own_parameter
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.init import copy_into
@@ -57,7 +57,7 @@ class QuantizedLinear(nn.Linear):
 
     def dequantize_weight(self, change: Callable[[Tensor], Tensor] = lambda piece: piece, dtype: Any = None) -> Tensor:
         """The weight (out, in), its pieces first put through `change`."""
-        quant_tensors = {name: change(stored(self, name)) for name in self.quant_tensors}
+        quant_tensors = {name: change(own_parameter(self, name)) for name in self.quant_tensors}
         return self.quant_format.dequantize(
             quant_tensors, (self.out_features, self.in_features), dtype or self.original_dtype
         )
@@ -66,7 +66,7 @@ class QuantizedLinear(nn.Linear):
         kind = x.device.type
         x = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
         dequantize = partial(self._dequantize, dtype=x.dtype)
-        y = quantized_matmul(x, dequantize, *(stored(self, name) for name in self.quant_tensors))
+        y = quantized_matmul(x, dequantize, *(own_parameter(self, name) for name in self.quant_tensors))
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _dequantize(self, *quant_tensors: Tensor, dtype: torch.dtype) -> Tensor:
@@ -106,7 +106,7 @@ def quantize(model: GPT, kind: str) -> None:
         raise UserError(f"quantize: {kind} does not pack experts, where most of the weights are; give null")
     for layer in model.blocks.modules():
         if isinstance(layer, nn.Linear):
-            weight = stored(layer, "weight")
+            weight = own_parameter(layer, "weight")
             sizes = quant_format.sizes((layer.out_features, layer.in_features))
             for name, size in sizes.items():
                 piece = torch.empty(size, dtype=torch.uint8, device=weight.device)
@@ -139,9 +139,9 @@ def load_quantized(
         if isinstance(layer, QuantizedLinear) and key == "weight":
             quant_tensors = layer.quant_format.quantize(tensor.to(device or tensor.device, torch.float32))
             for piece, value in quant_tensors.items():
-                write(stored(layer, piece), value)
+                write(own_parameter(layer, piece), value)
         else:
-            write(stored(layer, key), tensor)
+            write(own_parameter(layer, key), tensor)
 
 
 def view_bytes(tensor: Tensor) -> Tensor:

@@ -15,45 +15,45 @@ from litgpt.model.registry import family_of
 PARTS = ("embedding", "position_embedding", "blocks", "norm", "head")
 
 
-def base_names(model: GPT) -> set[str]:
+def get_base_names(model: GPT) -> set[str]:
     """The names of the parameters that a model of this shape has without a tuner."""
     return {name for name, _ in GPT.on_meta(model.config).named_parameters()}
 
 
-def known_as(model: GPT) -> dict[str, set[str]]:
-    """Every parameter of the model's shape, in the order of `PARTS`, and all names that it goes by."""
-    base = base_names(model)
+def get_parameter_aliases(model: GPT) -> dict[str, set[str]]:
+    """All names, ours and published ones, of every parameter of the base, in the order of `PARTS`."""
+    base = get_base_names(model)
     names = [name for name, _ in model.named_parameters() if name in base]
     names.sort(key=lambda name: PARTS.index(name.split(".")[0]))
-    known = {name: {name} for name in names}
+    aliases = {name: {name} for name in names}
     family = family_of(model.config)
-    for step in family.tensors.map_names(names, model.config) if family else []:
-        for name in step.names:
-            known[name].add(step.hf_name)
-    return known
+    for mapping in family.tensors.map_names(names, model.config) if family else []:
+        for name in mapping.names:
+            aliases[name].add(mapping.hf_name)
+    return aliases
 
 
-def without_ending(name: str) -> str:
-    """The name of the module that holds a weight or a bias; other parameters have names of their own."""
+def strip_parameter(name: str) -> str:
+    """The name of the module that has a weight or a bias; other parameters keep their own names."""
     return name.removesuffix(".weight").removesuffix(".bias")
 
 
-def modules_known_as(model: GPT) -> dict[str, set[str]]:
-    """Every module with parameters (of stacked experts: each stack), and all names that it goes by."""
-    known: dict[str, set[str]] = defaultdict(set)
-    for name, all_names in known_as(model).items():
-        known[without_ending(name)].update(map(without_ending, all_names))
-    return dict(known)
+def get_module_aliases(model: GPT) -> dict[str, set[str]]:
+    """All names of every module with parameters; of stacked experts, of each stack."""
+    aliases: dict[str, set[str]] = defaultdict(set)
+    for name, known in get_parameter_aliases(model).items():
+        aliases[strip_parameter(name)].update(map(strip_parameter, known))
+    return dict(aliases)
 
 
-def ends_with(name: str, ending: str) -> bool:
-    """Whether a dotted name ends with these whole parts."""
-    return name == ending or name.endswith(f".{ending}")
+def ends_with(name: str, suffix: str) -> bool:
+    """Whether a dotted name ends with these whole components."""
+    return name == suffix or name.endswith(f".{suffix}")
 
 
-def starts_with(name: str, start: str) -> bool:
-    """Whether a dotted name starts with these whole parts."""
-    return name == start or name.startswith(start.rstrip(".") + ".")
+def starts_with(name: str, prefix: str) -> bool:
+    """Whether a dotted name starts with these whole components."""
+    return name == prefix or name.startswith(prefix.rstrip(".") + ".")
 
 
 def is_inside(name: str, module: str) -> bool:
@@ -61,46 +61,45 @@ def is_inside(name: str, module: str) -> bool:
     return f".{module}." in f".{name}".removesuffix(name.rpartition(".")[2])
 
 
-def nothing_found(key: str, value: str, known: Iterable[str]) -> UserError:
-    """The error for a name that stands for nothing in the model, with those nearest to it."""
-    names = sorted(set(known))
-    near = difflib.get_close_matches(value, names, 3, cutoff=0.0)
-    return UserError(f"{key}: {value!r} is nothing in this model; the nearest are {', '.join(near)}")
+def no_match_error(key: str, value: str, known: Iterable[str]) -> UserError:
+    """The error for a name that matches nothing in the model, with the names closest to it."""
+    closest = difflib.get_close_matches(value, sorted(set(known)), 3, cutoff=0.0)
+    return UserError(f"{key}: {value!r} matches nothing in this model; the closest names are {', '.join(closest)}")
 
 
-def found_by_ending(key: str, endings: Iterable[str], known: dict[str, set[str]]) -> set[str]:
-    """Our names of what goes by a name with one of these endings; ours come first, as a published `gate` is a router.
+def find_by_suffix(key: str, suffixes: Iterable[str], aliases: dict[str, set[str]]) -> set[str]:
+    """Our names of what has a name with one of these suffixes; our own names first, as a published `gate` is a router.
 
     Raises:
-        UserError: for an ending that nothing has.
+        UserError: if a suffix matches nothing.
     """
-    found = set()
-    for ending in endings:
-        matches = {ours for ours in known if ends_with(ours, ending)} or {
-            ours for ours, names in known.items() if any(ends_with(name, ending) for name in names)
+    selected = set()
+    for suffix in suffixes:
+        matches = {name for name in aliases if ends_with(name, suffix)} or {
+            name for name, known in aliases.items() if any(ends_with(alias, suffix) for alias in known)
         }
         if not matches:
-            last = {name.rpartition(".")[2] for names in known.values() for name in names}
-            raise nothing_found(key, ending, last)
-        found |= matches
-    return found
+            last = {alias.rpartition(".")[2] for known in aliases.values() for alias in known}
+            raise no_match_error(key, suffix, last)
+        selected |= matches
+    return selected
 
 
-def found_by_regex(key: str, pattern: str, known: dict[str, set[str]], *, whole: bool) -> set[str]:
-    """Our names of what goes by a name that matches, as a whole or anywhere.
+def find_by_regex(key: str, pattern: str, aliases: dict[str, set[str]], *, whole_name: bool) -> set[str]:
+    """Our names of what has a name that the pattern matches, as a whole or anywhere.
 
     Raises:
-        UserError: if nothing does.
+        UserError: if it matches nothing.
     """
-    match = re.compile(pattern).fullmatch if whole else re.compile(pattern).search
-    found = {ours for ours, names in known.items() if any(map(match, names))}
-    if not found:
-        raise nothing_found(key, pattern, (name for names in known.values() for name in names))
-    return found
+    match = re.compile(pattern).fullmatch if whole_name else re.compile(pattern).search
+    selected = {name for name, known in aliases.items() if any(map(match, known))}
+    if not selected:
+        raise no_match_error(key, pattern, (alias for known in aliases.values() for alias in known))
+    return selected
 
 
-def owner_of(model: GPT, name: str) -> nn.Module:
-    """The module of this name, or the one that holds the parameter of this name."""
+def find_owner(model: GPT, name: str) -> nn.Module:
+    """The module of this name, or the one that has the parameter of this name."""
     try:
         return model.get_submodule(name)
     except AttributeError:
@@ -109,57 +108,57 @@ def owner_of(model: GPT, name: str) -> nn.Module:
 
 def is_linear(model: GPT, name: str) -> bool:
     """Whether a name is that of a linear layer of a block, stacked experts included; not of the head or a router."""
-    owner = owner_of(model, name)
-    stack = isinstance(owner, Experts) and not name.endswith("_bias")
-    return name != "head" and (stack or isinstance(owner, nn.Linear))
+    owner = find_owner(model, name)
+    is_stack = isinstance(owner, Experts) and not name.endswith("_bias")
+    return name != "head" and (is_stack or isinstance(owner, nn.Linear))
 
 
-def for_tied(model: GPT, names: Iterable[str]) -> list[str]:
-    """The same names, save that a head tied to the embedding is the embedding."""
-    ends = {"head": "embedding", "lm_head": "embedding"} if model.head is None else {}
-    return [ends.get(name, name) for name in names]
+def resolve_tied_head(model: GPT, names: Iterable[str]) -> list[str]:
+    """The same names, except that a head tied to the embedding is the embedding."""
+    tied = {"head": "embedding", "lm_head": "embedding"} if model.head is None else {}
+    return [tied.get(name, name) for name in names]
 
 
-def targets_of(model: GPT, known: dict[str, set[str]], endings: Iterable[str], pattern: str | None) -> list[str]:
-    """The layers that a tuner is to change, by our names, in the model's order.
+def find_targets(model: GPT, aliases: dict[str, set[str]], suffixes: Iterable[str], pattern: str | None) -> list[str]:
+    """Our names of the layers that a tuner changes, in the model's order.
 
     Args:
-        known: as `modules_known_as` gives it.
-        endings: ends of names, or names of modules for every linear layer within (mlp); all-linear for every linear
-            layer inside the model, all-router for every router.
-        pattern: a regular expression of whole names, which takes the place of `endings`.
+        aliases: as `get_module_aliases` returns them.
+        suffixes: of names; or names of modules for every linear layer within (mlp); all-linear for every linear layer
+            of the blocks, all-router for every router.
+        pattern: a regular expression for whole names, used instead of `suffixes`.
 
     Raises:
-        UserError: for what matches nothing.
+        UserError: if one matches nothing.
     """
     if pattern is not None:
-        found = found_by_regex("tuner.target_regex", pattern, known, whole=True)
-        return [name for name in known if name in found]
-    found = set()
-    for ending in for_tied(model, endings):
-        if ending == "all-linear":
-            found |= {name for name in known if is_linear(model, name)}
-        elif ending == "all-router":
-            routers = {name for name in known if ends_with(name, "router")}
+        selected = find_by_regex("tuner.target_regex", pattern, aliases, whole_name=True)
+        return [name for name in aliases if name in selected]
+    selected = set()
+    for suffix in resolve_tied_head(model, suffixes):
+        if suffix == "all-linear":
+            selected |= {name for name in aliases if is_linear(model, name)}
+        elif suffix == "all-router":
+            routers = {name for name in aliases if ends_with(name, "router")}
             if not routers:
-                raise UserError("tuner.target_modules: all-router, but this model has no experts; all-linear would do")
-            found |= routers
+                raise UserError("tuner.target_modules: all-router, but this model has no experts; use all-linear")
+            selected |= routers
         else:
-            inside = {name for name in known if is_inside(name, ending) and is_linear(model, name)}
-            found |= inside or found_by_ending("tuner.target_modules", [ending], known)
-    return [name for name in known if name in found]
+            inside = {name for name in aliases if is_inside(name, suffix) and is_linear(model, name)}
+            selected |= inside or find_by_suffix("tuner.target_modules", [suffix], aliases)
+    return [name for name in aliases if name in selected]
 
 
-def linears_of(model: GPT, known: dict[str, set[str]], endings: Iterable[str]) -> list[tuple[str, nn.Linear]]:
-    """The linear layers of blocks that a tuner is to change, by name, in the model's order.
+def find_linears(model: GPT, aliases: dict[str, set[str]], suffixes: Iterable[str]) -> list[tuple[str, nn.Linear]]:
+    """The linear layers of blocks that a tuner changes, with their names, in the model's order.
 
     Raises:
-        UserError: as `targets_of`, and for what is no such layer.
+        UserError: as `find_targets`, and if a name matches something else than such a layer.
     """
-    found = []
-    for name in targets_of(model, known, endings, None):
-        layer = owner_of(model, name)
+    linears = []
+    for name in find_targets(model, aliases, suffixes, None):
+        layer = find_owner(model, name)
         if name == "head" or not isinstance(layer, nn.Linear):
-            raise UserError(f"tuner.target_modules: {name} is no linear layer of a block; only LoRA changes it")
-        found.append((name, layer))
-    return found
+            raise UserError(f"tuner.target_modules: {name} is not a linear layer of a block; only LoRA supports it")
+        linears.append((name, layer))
+    return linears

@@ -4,82 +4,95 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from litgpt.adapt.layers import Adapted, InitValues, add, shape_of, stored, whole, widened
-from litgpt.adapt.targets import linears_of, modules_known_as
+from litgpt.adapt.layers import (
+    AdaptedLayer,
+    InitValues,
+    add_parameter,
+    gather_full,
+    get_base_shape,
+    own_parameter,
+    upcast,
+)
+from litgpt.adapt.targets import find_linears, get_module_aliases
 from litgpt.model.gpt import GPT
 from litgpt.model.surgery import add_mixin
 from litgpt.recipe.tuner import VeRA
 
 
-class VeRAProjections(Adapted):
-    """What all layers share: `a` (r, in) and `b` (out, r), as wide as the widest layer needs them."""
+class VeRAProjections(AdaptedLayer):
+    """The matrices that all layers share: `a` (r, in) and `b` (out, r), as large as the largest layer needs them."""
 
-    def init_values(self, settings: VeRA, seed: str) -> InitValues:
+    def init_values(self, settings: VeRA, _seed: str) -> InitValues:
         """Uniform within sqrt(6 / inputs), drawn as PEFT draws them."""
-        draw = torch.Generator().manual_seed(settings.projection_seed)
+        rng = torch.Generator().manual_seed(settings.projection_seed)
         for key in ("a", "b"):
-            shape = stored(self, key).shape
+            shape = own_parameter(self, key).shape
             bound = math.sqrt(6 / shape[1])
-            yield key, torch.empty(shape).uniform_(-bound, bound, generator=draw)
+            yield key, torch.empty(shape).uniform_(-bound, bound, generator=rng)
 
 
-class VeRALinear(Adapted):
-    """A linear layer that is W x + b + scale_b * (B (scale_d * (A x))), where A and B are the projections.
+class VeRALinear(AdaptedLayer):
+    """A linear layer that computes W x + b + scale_b * (B (scale_d * (A x))), where A and B are the projections.
 
     Its added parameters are `vera_scale_d` (r,) and `vera_scale_b` (out,).
     """
 
     vera_dropout: float
-    vera_pair: list[VeRAProjections]  # in a list, so that they are no part of each layer
+    vera_projections: list[VeRAProjections]  # in a list, so that they are not registered in each layer
     in_features: int
     out_features: int
 
-    def pair(self) -> tuple[Tensor, Tensor]:
-        """A (r, in) and B (out, r), cut to this layer."""
-        a, b = (stored(self.vera_pair[0], key) for key in ("a", "b"))
-        return a[:, : self.in_features], b[: self.out_features]
+    @classmethod
+    def from_linear(cls, layer: nn.Linear, projections: VeRAProjections, settings: VeRA) -> None:
+        """Convert a layer in place."""
+        like = own_parameter(projections, "a")
+        add_parameter(layer, "vera_scale_d", (settings.r,), like)
+        add_parameter(layer, "vera_scale_b", (layer.out_features,), like)
+        layer.vera_dropout, layer.vera_projections = settings.dropout, [projections]  # type: ignore[assignment]
+        add_mixin(layer, cls)
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         if not self.adapter_on:
             return y
-        a, b = self.pair()
-        seen = F.dropout(x, self.vera_dropout, self.training)
-        seen = seen if torch.is_autocast_enabled(x.device.type) else seen.to(a.dtype)
-        update = stored(self, "vera_scale_b") * F.linear(stored(self, "vera_scale_d") * F.linear(seen, a), b)
-        return y + update.to(y.dtype)
+        projections = self.vera_projections[0]
+        a = own_parameter(projections, "a")[:, : self.in_features]
+        b = own_parameter(projections, "b")[: self.out_features]
+        inputs = F.dropout(x, self.vera_dropout, self.training)
+        inputs = inputs if torch.is_autocast_enabled(x.device.type) else inputs.to(a.dtype)
+        scale_d, scale_b = own_parameter(self, "vera_scale_d"), own_parameter(self, "vera_scale_b")
+        return y + (scale_b * F.linear(scale_d * F.linear(inputs, a), b)).to(y.dtype)
 
-    def merged(self, name: str) -> Tensor:
-        value = super().merged(name)
+    def merge_parameter(self, name: str) -> Tensor:
+        """The weight plus the update; the bias is the base's."""
+        value = super().merge_parameter(name)
         if name != "weight":
             return value
-        a, b = (widened(whole(stored(self.vera_pair[0], key))) for key in ("a", "b"))
-        scale_d, scale_b = (widened(whole(stored(self, key))) for key in ("vera_scale_d", "vera_scale_b"))
+        a, b = (upcast(gather_full(own_parameter(self.vera_projections[0], key))) for key in ("a", "b"))
+        scale_d, scale_b = (upcast(gather_full(own_parameter(self, f"vera_scale_{key}"))) for key in ("d", "b"))
         return value + (scale_b[:, None] * b[: self.out_features]) @ (scale_d[:, None] * a[:, : self.in_features])
 
     def init_values(self, settings: VeRA, seed: str) -> InitValues:
+        """The output scales are zero, so the layer starts as the base's."""
         yield from super().init_values(settings, seed)
-        yield "vera_scale_d", torch.full(stored(self, "vera_scale_d").shape, settings.d_initial)
-        yield "vera_scale_b", torch.zeros(stored(self, "vera_scale_b").shape)
+        yield "vera_scale_d", torch.full(own_parameter(self, "vera_scale_d").shape, settings.d_initial)
+        yield "vera_scale_b", torch.zeros(own_parameter(self, "vera_scale_b").shape)
 
 
-def attach(model: GPT, settings: VeRA) -> None:
-    """Give the model a pair of projections, and the layers that the settings name their scales.
+def attach_vera(model: GPT, settings: VeRA) -> None:
+    """Add a pair of projections to the model, and scales to the layers that the settings name.
 
     Raises:
-        UserError: for a name that stands for nothing, or for something that is no linear layer.
+        UserError: if a name matches no linear layer.
     """
-    targets = linears_of(model, modules_known_as(model), settings.target_modules)
-    shapes = [shape_of(layer, "weight") for _, layer in targets]
-    like = stored(targets[0][1], "weight")
-    pair = VeRAProjections()
-    add(pair, "a", (settings.r, max(shape[1] for shape in shapes)), like, trained=False)
-    add(pair, "b", (max(shape[0] for shape in shapes), settings.r), like, trained=False)
-    model.add_module("projections", pair)
-    for _, layer in targets:
-        add(layer, "vera_scale_d", (settings.r,), like)
-        add(layer, "vera_scale_b", (layer.out_features,), like)
-        layer.vera_dropout, layer.vera_pair = settings.dropout, [pair]  # type: ignore[assignment]
-        add_mixin(layer, VeRALinear)
+    layers = [layer for _, layer in find_linears(model, get_module_aliases(model), settings.target_modules)]
+    shapes = [get_base_shape(layer, "weight") for layer in layers]
+    like = own_parameter(layers[0], "weight")
+    projections = VeRAProjections()
+    add_parameter(projections, "a", (settings.r, max(shape[1] for shape in shapes)), like, trained=False)
+    add_parameter(projections, "b", (max(shape[0] for shape in shapes), settings.r), like, trained=False)
+    model.add_module("projections", projections)
+    for layer in layers:
+        VeRALinear.from_linear(layer, projections, settings)

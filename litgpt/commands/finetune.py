@@ -47,7 +47,7 @@ def publish(trained: Run, *, spec: RunSpec) -> Path:
     final, core = trained.recipe.out_dir / "final", trained.train_state.core
     assert isinstance(core, GPT)
     if spec.tuner is None or spec.tuner.merges:
-        tensors, texts = adapt.merged(core), trained.tokenizer_dir
+        tensors, texts = adapt.merge_adapter(core), trained.tokenizer_dir
         save_model(final, core, tensors=tensors, config=trained.config, tokenizer_dir=texts, replace=True)
         if is_rank_zero():
             spec.data.save_prompt_format(final)
@@ -61,7 +61,7 @@ def save_adapter(folder: Path, trained: Run, spec: RunSpec) -> None:
     """Write the adapter as a folder that PEFT loads; where PEFT has no form for it, say so: it is in the model too."""
     core = trained.train_state.core
     assert isinstance(core, GPT) and spec.tuner is not None
-    own = ((name, full_tensor(one.detach())) for name, one in adapt.adapter_tensors(core).items())
+    own = ((name, full_tensor(one.detach())) for name, one in adapt.get_adapter_parameters(core).items())
     tensors = {name: one.to("cpu") for name, one in gather_stages(core, own)}
     if not is_rank_zero():
         return

@@ -85,7 +85,7 @@ def merge(recipe: MergeLora, folder: Path, base: Path, staged: Path) -> list[str
     asked = asked_type(recipe, adapter)
     types = {name: asked or kept for name, kept in read_dtypes(base, config).items()}
     add_texts(staged, folder)
-    write_model_folder(staged, config, adapt.merged(model, types), tokenizer_dir=base)
+    write_model_folder(staged, config, adapt.merge_adapter(model, types), tokenizer_dir=base)
     del model
     return [gap(apart, scores(open_model(staged, device=CPU, dtype=torch.float32), ids))] if recipe.rows else []
 

@@ -174,13 +174,13 @@ def open_adapted(
     )
     try:
         adapt.attach(model, adapter.settings)
-        for parameter in adapt.adapter_tensors(model).values():
+        for parameter in adapt.get_adapter_parameters(model).values():
             if exact:
                 parameter.data = parameter.data.to(torch.promote_types(adapter.dtype, torch.float32))
-        adapt.check(model, adapter.tensors)
+        adapt.check_adapter(model, adapter.tensors)
     except UserError as error:
         raise UserError(f"{base} is not the base of this adapter: {error}") from None
-    adapt.fill(model, adapter.tensors)
+    adapt.load_adapter(model, adapter.tensors)
     return model.eval()
 
 

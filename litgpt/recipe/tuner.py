@@ -10,6 +10,8 @@ from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Position, Positive, Seed, check_numbers
 
 Ratio = Annotated[float, Ge(1e-3), Le(1e6)]
+BlockOrder = list[tuple[int, bool]]
+"""For each block: the block of the base that it is or copies, and whether it is inserted."""
 
 
 def all_linear() -> list[str]:
@@ -28,6 +30,10 @@ class Tuner:
         check_numbers(self, "tuner.")
         for name in ("freeze_parameters_regex", "trainable_parameters_regex", "target_regex"):
             check_regex(f"tuner.{name}", getattr(self, name, None))
+
+    def get_block_order(self, _layers: int) -> BlockOrder | None:
+        """The blocks of the model that is trained, given the number of the base's; None if they are the same."""
+        return None
 
     def get_lr_multiplier(self, _name: str) -> float:
         """The factor on the learning rate of the parameter of this name."""
@@ -82,6 +88,25 @@ class LLaMAPro(Tuner):
     """Blocks that are added; the finished model has so many more."""
     groups: Count | None = None
     """Equal groups of blocks after each of which as many are added; null for one block in each place."""
+
+    def get_block_order(self, layers: int) -> BlockOrder:
+        """Copies of the last blocks of each group are inserted after it.
+
+        Raises:
+            UserError: if the blocks cannot be divided into equal groups, or a group has too few to copy.
+        """
+        new, groups = self.new_blocks, self.groups or self.new_blocks
+        if new > layers:
+            raise UserError(f"tuner.new_blocks: {new} is more than the model's {layers} blocks; set at most {layers}")
+        if new % groups or layers % groups:
+            fit = " or ".join(str(count) for count in range(1, layers + 1) if not layers % count and not new % count)
+            raise UserError(f"tuner.groups: {layers} and {new} new blocks are not divisible by {groups}; set {fit}")
+        size, copies = layers // groups, new // groups
+        order = []
+        for end in range(size, layers + 1, size):
+            order += [(layer, False) for layer in range(end - size, end)]
+            order += [(layer, True) for layer in range(end - copies, end)]
+        return order
 
 
 @dataclass(frozen=True)

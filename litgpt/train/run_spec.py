@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from litgpt import adapt
+from litgpt.adapt.llama_pro import expand_config
 from litgpt.data.modules.instruction_sets import Alpaca
 from litgpt.data.modules.text import TinyLlama
 from litgpt.errors import UserError
@@ -128,7 +129,7 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
     tuner = load_tuner_settings(adapter, config) if adapter else recipe.resolved_tuner
     return RunSpec(
         task="finetune",
-        config=adapt.shape_for(tuner, config),
+        config=expand_config(config, tuner),
         data=recipe.data or Alpaca(),
         weights=folder,
         tokenizer_dir=folder,
@@ -153,7 +154,7 @@ def load_tuner_settings(adapter: Path, config: Config) -> Tuner:
     try:
         found = load_adapter_folder(adapter, config)
         adapt.attach(model, found.settings)
-        adapt.check(model, found.tensors)
+        adapt.check_adapter(model, found.tensors)
     except UserError as error:
         raise UserError(f"initial_adapter_dir: {error}") from None
     return found.settings

@@ -14,8 +14,9 @@ from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from litgpt import adapt
-from litgpt.adapt import llama_pro, quantization
-from litgpt.adapt.neftune import add_noise
+from litgpt.adapt import quantization
+from litgpt.adapt.llama_pro import load_expanded
+from litgpt.adapt.neftune import add_embedding_noise
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
@@ -30,7 +31,6 @@ from litgpt.parallel.strategy import MeshStrategy
 from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.recipe.training import Training
-from litgpt.recipe.tuner import LLaMAPro
 from litgpt.store.adapters.folder import load_adapter_folder
 from litgpt.store.checkpoint_load import find_checkpoint, list_checkpoints, load_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
@@ -176,7 +176,7 @@ def on_meta(recipe: Training, spec: RunSpec, mesh: Mesh | None, device: torch.de
     if spec.tuner:
         adapt.attach(model, spec.tuner)
     if spec.noise:
-        add_noise(model, spec.noise)
+        add_embedding_noise(model, spec.noise)
     parallelize(
         model,
         mesh,
@@ -204,9 +204,9 @@ def build_model(recipe: Training, spec: RunSpec, fabric: Fabric, *, weights_foll
     elif not weights_follow:
         initialize(model, recipe.seed, write=copy_full_tensor)
     if spec.adapter and not weights_follow:
-        adapt.fill(model, load_adapter_folder(spec.adapter, spec.config).tensors, write=copy_full_tensor)
+        adapt.load_adapter(model, load_adapter_folder(spec.adapter, spec.config).tensors, write=copy_full_tensor)
     elif spec.tuner and not weights_follow:
-        adapt.initialize(model, spec.tuner, recipe.seed, write=copy_full_tensor)
+        adapt.initialize_adapter(model, spec.tuner, recipe.seed, write=copy_full_tensor)
     optimizers = optimizer.build(recipe.optimizer, model, factor=spec.learning_rate_factor)
     schedule = adapt.build_schedule(model, spec.tuner, recipe.seed) if spec.tuner else None
     if schedule:
@@ -234,9 +234,11 @@ def load_weights(model: GPT, spec: RunSpec, device: torch.device) -> None:
     if spec.quantize:
         tensors = iter_tensors(spec.weights, spec.config)
         quantization.load_quantized(model, tensors, device=device, write=copy_full_tensor)
-    elif isinstance(spec.tuner, LLaMAPro):
-        tensors = iter_tensors(spec.weights, load_config(spec.weights))
-        llama_pro.fill(model, tensors, spec.tuner, write=copy_full_tensor)
+        return
+    base = load_config(spec.weights)
+    order = spec.tuner.get_block_order(base.n_layer) if spec.tuner else None
+    if order:
+        load_expanded(model, iter_tensors(spec.weights, base), order, write=copy_full_tensor)
     else:
         load_model(model, spec.weights)
 
@@ -307,7 +309,7 @@ def build(recipe: Training, spec: RunSpec, objective: Objective, say: Say) -> Ru
         raise UserError("eval.sample_prompt: needs a tokenizer to be read; set tokenizer_dir, or sample_prompt: null")
     train_state = build_model(recipe, spec, fabric, weights_follow=resumed is not None)
     assert isinstance(train_state.core, GPT)
-    kept = set(adapt.adapter_tensors(train_state.core)) if spec.adapted else None  # the rest is the spec's
+    kept = set(adapt.get_adapter_parameters(train_state.core)) if spec.adapted else None  # the rest is the spec's
     mesh = train_state.mesh
     layout = {} if mesh is None else asdict(mesh.dims)
     shape = BatchShape(

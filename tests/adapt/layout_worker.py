@@ -9,6 +9,7 @@ from torch import Tensor
 
 from litgpt import adapt
 from litgpt.adapt import quantization
+from litgpt.adapt.layers import disable_adapters
 from litgpt.adapt.quantization import QUANT_FORMATS
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
@@ -50,7 +51,7 @@ def build(case: str, ranks: int, precision: str = "64-true") -> GPT:
         quantization.load_quantized(model, base.named_parameters(), write=copy_full_tensor)
     else:
         initialize(model, 3, write=copy_full_tensor)
-    adapt.initialize(model, settings, 3, write=copy_full_tensor)
+    adapt.initialize_adapter(model, settings, 3, write=copy_full_tensor)
     return model
 
 
@@ -74,13 +75,14 @@ def facts(case: str, ranks: int) -> dict[str, Tensor]:
         optimizer.step()
     with torch.no_grad():
         found["adapted"] = model(IDS)
-        with adapt.disabled(model):
+        with disable_adapters(model):
             found["base"] = model(IDS)
     found |= {
-        f"tensor {name}": full_tensor(value).detach().clone() for name, value in adapt.adapter_tensors(model).items()
+        f"tensor {name}": full_tensor(value).detach().clone()
+        for name, value in adapt.get_adapter_parameters(model).items()
     }
     if case != "AdapterV2":
-        found |= {f"merged {name}": value.clone() for name, value in adapt.merged(model)}
+        found |= {f"merged {name}": value.clone() for name, value in adapt.merge_adapter(model)}
     now = dict(model.named_parameters())
     changed = [name for name, value in base.items() if not torch.equal(full_tensor(now[name]), value)]
     assert not changed, changed

@@ -10,6 +10,7 @@ import transformers
 from torch import Tensor, nn
 
 from litgpt import adapt
+from litgpt.adapt.targets import get_base_names
 from litgpt.model.gpt import GPT
 from litgpt.model.registry import family_of
 from litgpt.recipe.tuner import Tuner
@@ -23,7 +24,7 @@ def adapted(settings: Tuner, name: str = "Qwen2.5-0.5B", **changes: Any) -> GPT:
     """A random model with a tuner attached and initialized in float32, as PEFT does, then made float64."""
     model = random_model(small(name, **changes))
     adapt.attach(model, settings)
-    adapt.initialize(model, settings, 0)
+    adapt.initialize_adapter(model, settings, 0)
     return model.double()
 
 
@@ -31,21 +32,21 @@ def adapted(settings: Tuner, name: str = "Qwen2.5-0.5B", **changes: Any) -> GPT:
 def move(model: GPT, seed: int = 3) -> None:
     """Move what is trained away from its first values."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in adapt.adapter_tensors(model).values():
+    for parameter in adapt.get_adapter_parameters(model).values():
         if parameter.requires_grad:
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
 
 
 def base_of(model: GPT) -> dict[str, Tensor]:
     """A copy of the base's parameters."""
-    names = adapt.base_names(model)
+    names = get_base_names(model)
     return {name: value.detach().clone() for name, value in model.named_parameters() if name in names}
 
 
 def plain(model: GPT) -> GPT:
     """A model without adapter that holds what merging gives."""
     merged = random_model(model.config, seed=9).to(next(model.parameters()).dtype)
-    merged.load_state_dict(dict(adapt.merged(model)))
+    merged.load_state_dict(dict(adapt.merge_adapter(model)))
     return merged
 
 
@@ -59,7 +60,7 @@ def published_modules(model: GPT) -> dict[str, str]:
     """The published name of each of our modules that has one to itself."""
     family = family_of(model.config)
     assert family is not None
-    steps = family.tensors.map_names(sorted(adapt.base_names(model)), model.config)
+    steps = family.tensors.map_names(sorted(get_base_names(model)), model.config)
     return {step.names[0].rpartition(".")[0]: step.hf_name.rpartition(".")[0] for step in steps if len(step.names) == 1}
 
 

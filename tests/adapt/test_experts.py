@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from litgpt import adapt
+from litgpt.adapt.layers import disable_adapters
 from litgpt.recipe.tuner import LoRA
 from litgpt.store.adapters.folder import load_adapter_folder, save_adapter_folder
 from tests.adapt.models import IDS, adapted, base_of, loss_of, move, plain, steps, transformers_model
@@ -23,13 +24,13 @@ TARGETS = ["all-linear", "all-router"]
 def test_merged_is_the_adapter_and_disabled_the_base(settings: dict[str, Any]) -> None:
     model = adapted(LoRA(r=4, dropout=0.0, target_modules=TARGETS, **settings), **MIXTRAL)
     base = base_of(model)
-    with adapt.disabled(model):
+    with disable_adapters(model):
         before = model(IDS)
     assert torch.allclose(model(IDS), before, atol=1e-5)
     move(model)
     assert (model(IDS) - before).abs().max() > 1e-2
     assert (plain(model)(IDS) - model(IDS)).abs().max() < 1e-9
-    with adapt.disabled(model):
+    with disable_adapters(model):
         assert torch.equal(model(IDS), before)
     steps(model, lambda: model(IDS), 1)
     assert all(torch.equal(value, base[name]) for name, value in base_of(model).items())
@@ -41,7 +42,7 @@ def test_gradients_are_those_of_weights_with_the_update_folded_in() -> None:
     loss_of(model(IDS)).backward()
     whole = plain(model).requires_grad_(True)
     loss_of(whole(IDS)).backward()
-    weights, added = dict(whole.named_parameters()), adapt.adapter_tensors(model)
+    weights, added = dict(whole.named_parameters()), adapt.get_adapter_parameters(model)
     for name in ("gate", "up", "down"):
         weight = weights[f"blocks.0.mlp.experts.{name}"].grad
         a, b = (added[f"blocks.0.mlp.experts.{name}_lora_{half}"] for half in "ab")
@@ -73,14 +74,14 @@ def test_autocast_takes_experts_along() -> None:
         scores = model(IDS)
     loss_of(scores.float()).backward()
     assert F.cosine_similarity(scores.flatten().float(), model(IDS).flatten(), dim=0) > 0.99
-    assert all(value.grad is not None and value.grad.any() for value in adapt.adapter_tensors(model).values())
+    assert all(value.grad is not None and value.grad.any() for value in adapt.get_adapter_parameters(model).values())
 
 
 def test_experts_load_in_peft_and_back(tmp_path: Path) -> None:
     settings = LoRA(r=4, dropout=0.0)
     model = adapted(settings, **MIXTRAL).float()
     move(model)
-    tensors = {name: value.detach() for name, value in adapt.adapter_tensors(model).items()}
+    tensors = {name: value.detach() for name, value in adapt.get_adapter_parameters(model).items()}
     save_adapter_folder(tmp_path / "adapter", tensors, config=model.config, settings=settings)
     back = load_adapter_folder(tmp_path / "adapter", model.config)
     assert back.tensors.keys() == tensors.keys()

@@ -46,13 +46,14 @@ def base(case: str) -> GPT:
 
 def expanded(model: GPT, settings: LLaMAPro) -> GPT:
     """What a run trains: the grown model, filled from the tensors of its base."""
-    config = adapt.shape_for(settings, model.config)
+    config = llama_pro.expand_config(model.config, settings)
     found = GPT(config).double().eval()
     with torch.no_grad():
         for parameter in found.parameters():
             parameter.fill_(float("nan"))
     adapt.attach(found, settings)
-    llama_pro.fill(found, model.named_parameters(), settings)
+    order = settings.get_block_order(model.config.n_layer)
+    llama_pro.load_expanded(found, model.named_parameters(), order)
     return found
 
 
@@ -82,10 +83,10 @@ def test_first_scores_are_the_base_s_and_three_steps_change_the_added_alone(case
 
 
 def test_blocks_are_added_on_top_of_each_group() -> None:
-    assert llama_pro.order(4, LLaMAPro(new_blocks=2)) == [
+    assert LLaMAPro(new_blocks=2).get_block_order(4) == [
         (0, False), (1, False), (1, True), (2, False), (3, False), (3, True)
     ]  # fmt: skip
-    assert llama_pro.order(4, LLaMAPro(new_blocks=4, groups=2)) == [
+    assert LLaMAPro(new_blocks=4, groups=2).get_block_order(4) == [
         (0, False), (1, False), (0, True), (1, True), (2, False), (3, False), (2, True), (3, True)
     ]  # fmt: skip
 
@@ -95,7 +96,9 @@ def test_grown_model_is_loaded_by_transformers(case: str, tmp_path: Path) -> Non
     model = base(case)
     found = expanded(model, LLaMAPro(new_blocks=2))
     steps(found, lambda: found(IDS), 2)
-    save_model_folder(tmp_path / "grown", config=found.config, tensors=dict(adapt.merged(found)), dtype=torch.float32)
+    save_model_folder(
+        tmp_path / "grown", config=found.config, tensors=dict(adapt.merge_adapter(found)), dtype=torch.float32
+    )
     assert json.loads((tmp_path / "grown" / "config.json").read_text())["num_hidden_layers"] == 6
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "grown", dtype=torch.float32)
     scores: Tensor = loaded(IDS).logits
@@ -109,11 +112,11 @@ def test_grown_model_is_loaded_by_transformers(case: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"new_blocks": 3}, r"tuner.groups: 3 divides not both 4 blocks and 3 new ones; give 1"),
-        ({"new_blocks": 4, "groups": 3}, r"tuner.groups: 3 divides not both 4 blocks and 4 new ones; give 1 or 2 or 4"),
-        ({"new_blocks": 5}, r"tuner.new_blocks: 5 are more than the model's own blocks; give at most 4"),
+        ({"new_blocks": 3}, r"tuner.groups: 4 and 3 new blocks are not divisible by 3; set 1"),
+        ({"new_blocks": 4, "groups": 3}, r"tuner.groups: 4 and 4 new blocks are not divisible by 3; set 1 or 2 or 4"),
+        ({"new_blocks": 5}, r"tuner.new_blocks: 5 is more than the model's 4 blocks; set at most 4"),
     ],
 )
 def test_groups_that_do_not_come_out_even_are_refused(settings: dict[str, int], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        adapt.shape_for(LLaMAPro(**settings), small("Llama-3.2-1B", n_layer=4))
+        llama_pro.expand_config(small("Llama-3.2-1B", n_layer=4), LLaMAPro(**settings))

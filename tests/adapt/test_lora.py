@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt import adapt
+from litgpt.adapt.layers import disable_adapters
 from litgpt.adapt.lora import lora_down
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import LoRA
@@ -56,7 +57,7 @@ def pair(case: str, folder: Path) -> tuple[GPT, Any, dict[str, str]]:
     reference = peft.get_peft_model(transformers_model(model, folder / "base"), config).double()
     names = {
         name: in_peft(name, published_modules(model))
-        for name, value in adapt.adapter_tensors(model).items()
+        for name, value in adapt.get_adapter_parameters(model).items()
         if value.requires_grad
     }
     trained = {name: value for name, value in reference.named_parameters() if value.requires_grad}
@@ -100,12 +101,12 @@ def test_forward_gradients_and_steps_are_those_of_peft(case: str, tmp_path: Path
 def test_first_values_leave_the_model_as_it_was_and_are_drawn_as_in_peft(case: str, tmp_path: Path) -> None:
     settings = LoRA(r=4, alpha=12, **CASES[case][0])
     model = adapted(settings)
-    with adapt.disabled(model):
+    with disable_adapters(model):
         before = model(IDS)
     assert torch.equal(model.eval()(IDS), before)
     config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=ALL, **CASES[case][1])
     reference = dict(peft.get_peft_model(transformers_model(model, tmp_path / "base"), config).named_parameters())
-    for name, value in adapt.adapter_tensors(model).items():
+    for name, value in adapt.get_adapter_parameters(model).items():
         if value.requires_grad:
             other = reference[in_peft(name, published_modules(model))]
             if case in ("pissa", "olora"):
@@ -118,13 +119,13 @@ def test_first_values_leave_the_model_as_it_was_and_are_drawn_as_in_peft(case: s
 def test_merged_is_the_adapter_and_disabled_the_base(case: str) -> None:
     settings = LoRA(r=4, alpha=12, dropout=0.3, **CASES[case][0])
     model = adapted(settings, tie_embeddings=False).float()
-    with adapt.disabled(model):
+    with disable_adapters(model):
         base = model(IDS)
     move(model)
     adapter = model(IDS)
     assert (adapter - base).abs().max() > 1e-2
     assert (plain(model)(IDS) - adapter).abs().max() < 1e-6 * max(1.0, adapter.abs().max().item())
-    with adapt.disabled(model):
+    with disable_adapters(model):
         assert torch.equal(model(IDS), base)
     assert not torch.equal(model.train()(IDS), adapter)  # dropout
 
@@ -133,7 +134,7 @@ def test_tied_embedding_stays_tied_when_its_copy_or_the_head_is_adapted() -> Non
     for settings in (LoRA(modules_to_save=["embedding"]), LoRA(target_modules=["lm_head"])):
         model = adapted(settings, tie_embeddings=True)
         move(model)
-        merged: dict[str, Tensor] = dict(adapt.merged(model))
+        merged: dict[str, Tensor] = dict(adapt.merge_adapter(model))
         assert "head.weight" not in merged
         assert torch.equal(merged["embedding.weight"], model.output_weight)
         assert not torch.equal(merged["embedding.weight"], dict(model.named_parameters())["embedding.weight"])
@@ -151,16 +152,16 @@ def test_only_what_is_added_is_trained_and_held_by_the_optimizer() -> None:
 def test_first_values_depend_on_seed_and_name_alone() -> None:
     one, again, other_targets = (adapted(LoRA(target_modules=targets)) for targets in (["q"], ["q"], ["q", "k"]))
     name = "blocks.1.attention.q.lora_a"
-    values = [adapt.adapter_tensors(model)[name] for model in (one, again, other_targets)]
+    values = [adapt.get_adapter_parameters(model)[name] for model in (one, again, other_targets)]
     assert torch.equal(values[0], values[1]) and torch.equal(values[0], values[2])
-    adapt.initialize(again, LoRA(), 1)
-    assert not torch.equal(values[0], adapt.adapter_tensors(again)[name])
-    assert not torch.equal(values[0], adapt.adapter_tensors(one)["blocks.0.attention.q.lora_a"])
+    adapt.initialize_adapter(again, LoRA(), 1)
+    assert not torch.equal(values[0], adapt.get_adapter_parameters(again)[name])
+    assert not torch.equal(values[0], adapt.get_adapter_parameters(one)["blocks.0.attention.q.lora_a"])
 
 
 def test_lora_plus_is_the_factor_of_b_alone() -> None:
     settings = LoRA(lora_plus=16)
-    factors = {name: settings.get_lr_multiplier(name) for name in adapt.adapter_tensors(adapted(settings))}
+    factors = {name: settings.get_lr_multiplier(name) for name in adapt.get_adapter_parameters(adapted(settings))}
     assert {name.rpartition(".")[2]: factor for name, factor in factors.items()} == {"lora_a": 1.0, "lora_b": 16.0}
 
 
@@ -172,7 +173,7 @@ def test_autocast_computes_in_bfloat16_near_the_exact_result() -> None:
         scores = model(IDS)
     loss_of(scores.float()).backward()
     assert 0 < (scores - expected).abs().max() < 0.1 * expected.abs().max()
-    gradients = [value.grad for value in adapt.adapter_tensors(model).values()]
+    gradients = [value.grad for value in adapt.get_adapter_parameters(model).values()]
     assert all(gradient is not None and gradient.isfinite().all() and gradient.any() for gradient in gradients)
 
 

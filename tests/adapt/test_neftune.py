@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.integrations.neftune import neftune_post_forward_hook
 
-from litgpt.adapt.neftune import add_noise, noisy
+from litgpt.adapt.neftune import add_embedding_noise, add_uniform_noise
 from litgpt.model.gpt import GPT
 from tests.store.models import random_model, small
 
@@ -21,7 +21,7 @@ def twins(name: str = "Qwen2.5-0.5B", alpha: float = 5.0) -> tuple[GPT, GPT]:
     """A model without and one with noise."""
     plain = random_model(small(name)).train()
     disturbed = copy.deepcopy(plain)
-    add_noise(disturbed, alpha)
+    add_embedding_noise(disturbed, alpha)
     return plain, disturbed
 
 
@@ -39,7 +39,7 @@ def test_noise_is_that_of_transformers_from_the_same_seed() -> None:
     torch.manual_seed(0)
     theirs = neftune_post_forward_hook(SimpleNamespace(training=True, neftune_noise_alpha=5.0), None, x)
     torch.manual_seed(0)
-    torch.testing.assert_close(noisy(x, 5.0, 16), theirs, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(add_uniform_noise(x, 5.0, 16), theirs, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-0.5B", "Gemma-2b"])

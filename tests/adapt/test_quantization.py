@@ -41,7 +41,7 @@ def packed(kind: str, settings: Tuner, folder: Path, dtype: torch.dtype = torch.
     adapt.attach(model, settings)
     model.to_empty(device="cpu")
     quantization.load_quantized(model, iter_tensors(folder, config))
-    adapt.initialize(model, settings, 0)
+    adapt.initialize_adapter(model, settings, 0)
     return model
 
 
@@ -51,9 +51,9 @@ def as_it_stands(model: GPT, settings: Tuner) -> GPT:
     with torch.no_grad():
         for name, value in other.named_parameters():
             owner, _, key = name.rpartition(".")
-            value.copy_(layers.base_value(model.get_submodule(owner), key))
+            value.copy_(layers.get_base_value(model.get_submodule(owner), key))
     adapt.attach(other, settings)
-    adapt.initialize(other, settings, 0)
+    adapt.initialize_adapter(other, settings, 0)
     return other
 
 
@@ -116,7 +116,7 @@ def test_lora_trains_as_over_the_weights_that_the_packed_ones_stand_for(kind: st
     ours, theirs = (steps(one, lambda one=one: one(IDS), 3) for one in (model, other))
     assert ours == pytest.approx(theirs, abs=1e-6) and ours[-1] < ours[0]
     for (name, value), expected in zip(
-        adapt.adapter_tensors(model).items(), adapt.adapter_tensors(other).values(), strict=True
+        adapt.get_adapter_parameters(model).items(), adapt.get_adapter_parameters(other).values(), strict=True
     ):
         assert torch.allclose(value, expected, atol=1e-5), name
     now = dict(model.named_parameters())
@@ -126,7 +126,7 @@ def test_lora_trains_as_over_the_weights_that_the_packed_ones_stand_for(kind: st
 
 def merged_plain(model: GPT) -> GPT:
     merged = GPT(model.config)
-    merged.load_state_dict(dict(adapt.merged(model)))
+    merged.load_state_dict(dict(adapt.merge_adapter(model)))
     return merged
 
 
@@ -140,7 +140,7 @@ def test_other_tuners_go_over_a_packed_base(settings: Tuner, tmp_path: Path) -> 
         move(one)
     assert (model(IDS) - other(IDS)).abs().max() < 1e-4
     assert (merged_plain(model)(IDS) - model(IDS)).abs().max() < 1e-4
-    with adapt.disabled(model), adapt.disabled(other):
+    with layers.disable_adapters(model), layers.disable_adapters(other):
         assert (model(IDS) - other(IDS)).abs().max() < 1e-4
 
 
@@ -179,7 +179,7 @@ def test_bfloat16_and_autocast(tmp_path: Path) -> None:
     settings = LoRA(r=4, dropout=0.0)
     exact = packed("bnb.nf4", settings, tmp_path / "base")(IDS)
     true = packed("bnb.nf4", settings, tmp_path / "base", torch.bfloat16)
-    assert {value.dtype for value in adapt.adapter_tensors(true).values()} == {torch.float32}
+    assert {value.dtype for value in adapt.get_adapter_parameters(true).values()} == {torch.float32}
     scores = true(IDS)
     loss_of(scores.float()).backward()
     assert scores.dtype == torch.bfloat16 and (scores - exact).abs().max() < 0.1 * exact.abs().max()
@@ -190,7 +190,7 @@ def test_bfloat16_and_autocast(tmp_path: Path) -> None:
     loss_of(scores.float()).backward()
     assert all(
         value.grad is not None and value.grad.any()
-        for name, value in adapt.adapter_tensors(mixed).items()
+        for name, value in adapt.get_adapter_parameters(mixed).items()
         if name.endswith("b")
     )
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from litgpt.adapt.targets import modules_known_as, targets_of
+from litgpt.adapt.targets import find_targets, get_module_aliases
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import LoRA
@@ -14,7 +14,7 @@ LAYERS = range(2)
 
 def targets(name: str, *endings: str, pattern: str | None = None, **changes: object) -> list[str]:
     model = GPT(small(name, **changes))
-    return targets_of(model, modules_known_as(model), endings, pattern)
+    return find_targets(model, get_module_aliases(model), endings, pattern)
 
 
 def in_blocks(*names: str) -> list[str]:
@@ -53,19 +53,19 @@ def test_regex_is_of_whole_names_and_takes_the_place_of_endings() -> None:
     name = "Llama-2-7b-hf"
     assert targets(name, "q", pattern=r".*\.mlp\.up") == in_blocks("mlp.up")
     assert targets(name, pattern=r"model\.layers\.1\..*_proj") == [f"blocks.1.{part}" for part in GATED]
-    with pytest.raises(UserError, match=r"tuner.target_regex: 'mlp' is nothing in this model"):
+    with pytest.raises(UserError, match=r"tuner.target_regex: 'mlp' matches nothing in this model"):
         targets(name, pattern="mlp")
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"target_modules": ["q_porj"]}, "tuner.target_modules: 'q_porj' is nothing in this model; .* q_proj"),
-        ({"target_modules": ["all-router"]}, "all-router, but this model has no experts; all-linear would do"),
-        ({"target_modules": ["norm_1"]}, "norm_1 is no matrix; name it in modules_to_save"),
+        ({"target_modules": ["q_porj"]}, "tuner.target_modules: 'q_porj' matches nothing in this model; .* q_proj"),
+        ({"target_modules": ["all-router"]}, "all-router, but this model has no experts; use all-linear"),
+        ({"target_modules": ["norm_1"]}, "norm_1 is not a matrix; name it in modules_to_save"),
         ({"target_regex": "[", "target_modules": []}, "tuner.target_regex: .* is no regular expression"),
         ({"modules_to_save": ["q"]}, "is one of the target_modules too"),
-        ({"modules_to_save": ["norms"]}, "tuner.modules_to_save: 'norms' is nothing in this model"),
+        ({"modules_to_save": ["norms"]}, "tuner.modules_to_save: 'norms' matches nothing in this model"),
         ({"r": 33, "init": "pissa"}, "tuner.r: 33 is more than the 32"),
         ({"r": 0}, "tuner.r: 0 is not valid"),
         ({"alpha": 0}, "tuner.alpha: 0 is not valid"),

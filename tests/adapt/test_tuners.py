@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from litgpt import adapt
-from litgpt.adapt.boft import rotation, shuffle
+from litgpt.adapt.boft import build_butterfly_order, build_rotation
+from litgpt.adapt.layers import disable_adapters
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.layers import RMSNorm
@@ -39,10 +40,10 @@ def build(case: str) -> GPT:
 @pytest.mark.parametrize("case", TUNERS)
 def test_starts_as_the_base_and_trains_all_that_it_adds_and_no_bit_of_the_base(case: str) -> None:
     model = build(case)
-    with adapt.disabled(model):
+    with disable_adapters(model):
         before = model(IDS)
     assert torch.allclose(model(IDS), before, atol=1e-6)
-    base, added = base_of(model), adapt.adapter_tensors(model)
+    base, added = base_of(model), adapt.get_adapter_parameters(model)
     trained = {name for name, value in added.items() if value.requires_grad}
     first = {name: value.detach().clone() for name, value in added.items()}
     losses = steps(model, lambda: model(IDS), 3)
@@ -50,7 +51,7 @@ def test_starts_as_the_base_and_trains_all_that_it_adds_and_no_bit_of_the_base(c
     assert {name for name, value in added.items() if not torch.equal(value, first[name])} == trained
     assert all(torch.equal(value, base[name]) for name, value in base_of(model).items())
     assert {name for name, value in model.named_parameters() if value.grad is not None} == trained
-    with adapt.disabled(model):
+    with disable_adapters(model):
         assert torch.equal(model(IDS), before)
 
 
@@ -65,10 +66,11 @@ def test_merged_is_the_adapter(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", SHIFTED)
-def test_what_the_base_has_no_place_for_is_not_merged(case: str) -> None:
+def test_changes_that_weights_cannot_express_are_not_merged(case: str) -> None:
     assert not TUNERS[case][0].merges
-    with pytest.raises(UserError, match=r"blocks.* cannot be merged: .* no place in .*; keep base and adapter apart"):
-        next(adapt.merged(build(case)))
+    reason = "cannot be expressed in the base's weights|has no bias to merge its shift into"
+    with pytest.raises(UserError, match=rf"blocks.* cannot be merged: .* ({reason}); keep base and adapter separate"):
+        next(adapt.merge_adapter(build(case)))
 
 
 @pytest.mark.parametrize("case", TUNERS)
@@ -80,7 +82,7 @@ def test_autocast_computes_in_bfloat16(case: str) -> None:
     loss_of(scores.float()).backward()
     assert scores.dtype == torch.bfloat16
     assert F.cosine_similarity(scores.flatten().float(), model(IDS).flatten(), dim=0) > 0.99
-    gradients = [value.grad for value in adapt.adapter_tensors(model).values() if value.requires_grad]
+    gradients = [value.grad for value in adapt.get_adapter_parameters(model).values() if value.requires_grad]
     assert all(gradient is not None and gradient.isfinite().all() and gradient.any() for gradient in gradients)
 
 
@@ -105,7 +107,7 @@ def test_forward_gradients_and_steps_are_those_of_peft(case: str, tmp_path: Path
     modules, theirs = published_modules(model), dict(reference.named_parameters())
     move(model)
     pairs = []
-    for name, value in adapt.adapter_tensors(model).items():
+    for name, value in adapt.get_adapter_parameters(model).items():
         owner, _, key = name.rpartition(".")
         if value.requires_grad:
             pairs.append((value, theirs.pop(f"base_model.model.{modules[owner]}.{IN_PEFT[key]}")))
@@ -124,7 +126,7 @@ def test_forward_gradients_and_steps_are_those_of_peft(case: str, tmp_path: Path
 
 def test_rotation_is_orthogonal_and_each_factor_doubles_what_is_mixed() -> None:
     for factors, reach in ((1, 4), (2, 8), (3, 16)):
-        turn = rotation(torch.randn(factors, 8, 4, 4, dtype=torch.float64))
+        turn = build_rotation(torch.randn(factors, 8, 4, 4, dtype=torch.float64))
         assert torch.allclose(turn @ turn.mT, torch.eye(32, dtype=torch.float64), atol=1e-10)
         assert ((turn.abs() > 1e-12).sum(1) == reach).all()
 
@@ -134,7 +136,7 @@ def test_shuffle_is_that_of_peft() -> None:
 
     for number in range(3):
         theirs = BOFTLayer.block_butterfly_perm(None, 32, 8 >> number, 2, 3)  # type: ignore[arg-type]
-        assert torch.equal(shuffle(8, 4, number), theirs)
+        assert torch.equal(build_butterfly_order(8, 4, number), theirs)
 
 
 def test_prompt_is_seen_by_a_softmax_of_its_own_through_the_gate() -> None:
@@ -145,7 +147,7 @@ def test_prompt_is_seen_by_a_softmax_of_its_own_through_the_gate() -> None:
     from litgpt.model.attention_inputs import build_attention_inputs
 
     inputs = build_attention_inputs(model.config, torch.arange(5))
-    with adapt.disabled(model):
+    with disable_adapters(model):
         plain_result = attention(x, inputs)
     q = attention.q(x).unflatten(-1, (4, 8)).transpose(1, 2)
     q, _ = attention._apply_rotary(q, q, inputs)
@@ -162,11 +164,11 @@ def test_prompt_is_seen_by_a_softmax_of_its_own_through_the_gate() -> None:
 def test_edit_is_that_of_the_formula_in_the_named_blocks_alone() -> None:
     model = adapted(ReFT(r=3, layers=[1]))
     move(model)
-    assert {name.split(".")[1] for name in adapt.adapter_tensors(model)} == {"1"}
+    assert {name.split(".")[1] for name in adapt.get_adapter_parameters(model)} == {"1"}
     hidden: list[torch.Tensor] = []
     model.norm.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
     model(IDS)
-    with adapt.disabled(model):
+    with disable_adapters(model):
         model(IDS)
     edited, h = hidden
     block = model.blocks[1]
@@ -179,7 +181,7 @@ def test_edit_is_that_of_the_formula_in_the_named_blocks_alone() -> None:
 
 def test_second_adapter_trains_norms_scales_and_shifts() -> None:
     model = build("AdapterV2")
-    names = {name for name, value in adapt.adapter_tensors(model).items() if value.requires_grad}
+    names = {name for name, value in adapt.get_adapter_parameters(model).items() if value.requires_grad}
     norms = {f"{name}.weight_trained" for name, layer in model.named_modules() if isinstance(layer, RMSNorm)}
     assert norms == {name for name in names if name.endswith("_trained")} and len(norms) == 5
     assert {"head.scale_out", "head.shift", "blocks.0.mlp.up.shift", "blocks.0.attention.prompt"} <= names
@@ -188,12 +190,15 @@ def test_second_adapter_trains_norms_scales_and_shifts() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (Adapter(), "tuner.start_layer: 2 leaves none of 2 blocks; give at most 1"),
+        (Adapter(), "tuner.start_layer: 2 leaves none of 2 blocks; set at most 1"),
         (IA3(target_modules=["k"], feedforward_modules=["down"]), "down is not among the target_modules"),
-        (IA3(target_modules=["norm"], feedforward_modules=[]), "is no linear layer of a block; only LoRA changes it"),
-        (ReFT(layers=[2]), "tuner.layers: 2 is no block; give numbers from 0 to 1"),
-        (ReFT(r=33), "tuner.r: 33 is more than the model's width; give at most 32"),
-        (VeRA(target_modules=["qq"]), "tuner.target_modules: 'qq' is nothing in this model"),
+        (
+            IA3(target_modules=["norm"], feedforward_modules=[]),
+            "is not a linear layer of a block; only LoRA supports it",
+        ),
+        (ReFT(layers=[2]), "tuner.layers: 2 is not a block; set numbers from 0 to 1"),
+        (ReFT(r=33), "tuner.r: 33 is more than the model's width; set at most 32"),
+        (VeRA(target_modules=["qq"]), "tuner.target_modules: 'qq' matches nothing in this model"),
         (BOFT(block_size=5), "tuner.block_size: 5 with 1 factors does not tile the 32 inputs of blocks.0.attention.q"),
     ],
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from litgpt import adapt
 from litgpt.adapt import quantization
+from litgpt.adapt.layers import disable_adapters
 from litgpt.cli import main
 from litgpt.commands import merge_lora
 from litgpt.infer.load import open_model
@@ -52,7 +53,7 @@ def write(folder: Path, settings: Tuner, dtype: torch.dtype = torch.float32, **c
 
 
 def save(folder: Path, model: GPT, settings: Tuner, **run: Any) -> None:
-    tensors = {name: value.detach().clone() for name, value in adapt.adapter_tensors(model).items()}
+    tensors = {name: value.detach().clone() for name, value in adapt.get_adapter_parameters(model).items()}
     told = BasePrecision(**run)
     save_adapter_folder(
         folder / "adapter", tensors, config=model.config, settings=settings, base=str(folder / "base"), run=told
@@ -75,7 +76,7 @@ def test_merged_computes_what_base_and_adapter_do(kind: str, tmp_path: Path) -> 
     settings, changes = KINDS[kind]
     model = write(tmp_path, settings, **changes)
     wanted = model(IDS)
-    with adapt.disabled(model):
+    with disable_adapters(model):
         assert (model(IDS) - wanted).abs().max() > 2e-3 * wanted.abs().max()
     assert (logits(tmp_path / "adapter") - wanted).abs().max() < 1e-5 * wanted.abs().max()
     merged = merge(tmp_path)
@@ -115,7 +116,7 @@ def test_into_a_packed_base_as_training_saw_it_or_into_the_original(
     quantization.quantize(packed, "bnb.int8-training")
     adapt.attach(packed, settings)
     quantization.load_quantized(packed, list(model.named_parameters()))
-    adapt.initialize(packed, settings, 0)
+    adapt.initialize_adapter(packed, settings, 0)
     move(packed)
     save(tmp_path, packed, settings, dtype="float32", quantize="bnb.int8-training")
     wanted = packed.eval()(IDS)
@@ -149,7 +150,7 @@ LAYERS = {"gate": "mlp.fc_1", "up": "mlp.fc_2", "down": "mlp.proj", "out": "attn
 
 def write_litgpt(folder: Path, model: GPT) -> None:
     """The adapter of a model (q, v and the layers above) as LitGPT's finetune_lora leaves it; its base stays ours."""
-    added, pairs = adapt.adapter_tensors(model), {}
+    added, pairs = adapt.get_adapter_parameters(model), {}
     for number in range(model.config.n_layer):
         for half in "ab":
             both = [added[f"blocks.{number}.attention.{part}.lora_{half}"].detach() for part in "qv"]
@@ -229,7 +230,7 @@ def test_what_cannot_be_merged_is_one_line(tmp_path: Path, capsys: pytest.Captur
         ("adapter", "--pretrained_checkpoint_dir", str(tmp_path / "wider")): "load its own base",
         ("adapter", "--pretrained_checkpoint_dir", str(tmp_path / "gone")): "pretrained_checkpoint_dir: ",
         ("adapter", "--pretrained_checkpoint_dir", str(tmp_path / "edited/adapter")): "is an adapter too",
-        ("shifted/adapter",): "cannot be merged: its shift has no place",
+        ("shifted/adapter",): "cannot be merged: the layer has no bias",
         ("edited/adapter",): "cannot be merged: its edits",
         ("lost",): "base_model_name_or_path: ",
         ("nothing",): "holds no adapter",

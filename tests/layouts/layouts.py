@@ -167,7 +167,7 @@ def built(case: Case, mesh: Mesh | None) -> GPT:
     else:
         initialize(model, 3, write=copy_full_tensor)
     if case.tuner:
-        adapt.initialize(model, TUNERS[case.tuner], 3, write=copy_full_tensor)
+        adapt.initialize_adapter(model, TUNERS[case.tuner], 3, write=copy_full_tensor)
     return model
 
 

@@ -93,8 +93,8 @@ def build(shape: str, again: RecomputeArgs | None, tuner: LoRA | None = None) ->
     model.to_empty(device="cpu")
     initialize(model, 1)
     if tuner:
-        adapt.initialize(model, tuner, 1)
-        for name, one in adapt.adapter_tensors(model).items():
+        adapt.initialize_adapter(model, tuner, 1)
+        for name, one in adapt.get_adapter_parameters(model).items():
             one.data.normal_(generator=torch.Generator().manual_seed(len(name)))
     return model
 

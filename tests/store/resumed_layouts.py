@@ -126,14 +126,14 @@ def fill_and_write(layout: str, folder: Path) -> None:
     model.to_empty(device="cpu")
     initialize(model, 1, write=copy_full_tensor)
     load_model(model, folder / "model")
-    adapt.initialize(model, tuner, 1, write=copy_full_tensor)
-    base = dict(adapt.merged(model))
+    adapt.initialize_adapter(model, tuner, 1, write=copy_full_tensor)
+    base = dict(adapt.merge_adapter(model))
     save_model(folder / layout, model, tensors=iter(base.items()), config=SHAPE)
-    for name, parameter in adapt.adapter_tensors(model).items():
+    for name, parameter in adapt.get_adapter_parameters(model).items():
         copy_full_tensor(parameter, torch.arange(parameter.numel()).view(parameter.shape) / 1e3 + len(name))
-    added = ((name, full_tensor(one.detach())) for name, one in adapt.adapter_tensors(model).items())
+    added = ((name, full_tensor(one.detach())) for name, one in adapt.get_adapter_parameters(model).items())
     whole = dict(gather_stages(model, added))
     if mesh is None or dist.get_rank() == 0:
         torch.save(whole, folder / f"{layout}.pt")
-    merged = adapt.merged(model)
+    merged = adapt.merge_adapter(model)
     save_model(folder / f"{layout} merged", model, tensors=merged, config=SHAPE)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from litgpt import adapt
+from litgpt.adapt.layers import disable_adapters
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, Full, LoRA, ReFT, Tuner, VeRA
@@ -59,7 +60,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def whole(model: GPT) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in adapt.adapter_tensors(model).items()}
+    return {name: value.detach().clone() for name, value in adapt.get_adapter_parameters(model).items()}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -132,8 +133,8 @@ def test_theirs_load_in_ours(case: str, tmp_path: Path) -> None:
     theirs = load_adapter_folder(tmp_path / "adapter", base.config)
     assert not torch.allclose(base(IDS), reference.eval()(IDS).logits, atol=1e-3)
     adapt.attach(base, theirs.settings)
-    adapt.initialize(base, theirs.settings, 0)
-    adapt.fill(base, theirs.tensors)
+    adapt.initialize_adapter(base, theirs.settings, 0)
+    adapt.load_adapter(base, theirs.tensors)
     assert (reference(IDS).logits - base(IDS)).abs().max() < 1e-5
 
 
@@ -150,7 +151,7 @@ def test_other_tuners_come_back_to_the_bit(settings: Tuner, tmp_path: Path) -> N
     assert back.settings == settings and back.base == "some/base"
     other = adapted(back.settings).float()
     assert not torch.equal(other(IDS), model(IDS))
-    adapt.fill(other, back.tensors)
+    adapt.load_adapter(other, back.tensors)
     assert torch.equal(other(IDS), model(IDS))
 
 
@@ -172,7 +173,7 @@ def test_other_tuners_load_in_peft(form: str, tmp_path: Path) -> None:
     save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=settings)
     reference = peft.PeftModel.from_pretrained(transformers_model(model, tmp_path / "base"), tmp_path / "adapter")
     assert (reference.eval()(IDS).logits - model(IDS)).abs().max() < 1e-5
-    with adapt.disabled(model):
+    with disable_adapters(model):
         assert (reference(IDS).logits - model(IDS)).abs().max() > 1e-4
 
 
@@ -188,8 +189,8 @@ def test_other_tuners_of_peft_load_in_ours(form: str, tmp_path: Path) -> None:
     reference.save_pretrained(tmp_path / "adapter")
     theirs = load_adapter_folder(tmp_path / "adapter", base.config)
     adapt.attach(base, theirs.settings)
-    adapt.initialize(base, theirs.settings, 0)
-    adapt.fill(base, theirs.tensors)
+    adapt.initialize_adapter(base, theirs.settings, 0)
+    adapt.load_adapter(base, theirs.tensors)
     assert (reference.eval()(IDS).logits - base(IDS)).abs().max() < 1e-5
 
 
@@ -295,7 +296,7 @@ def test_names_and_shapes_are_held_against_the_settings() -> None:
         (whole(adapted(LoRA(r=5))), r"lora_a is \[5, 32\], the model's \[4, 32\]"),
     ):
         with pytest.raises(UserError, match=said):
-            adapt.check(model, tensors)
+            adapt.check_adapter(model, tensors)
 
 
 @pytest.mark.parametrize(("target", "changes"), [("q", FUSED), ("experts.down", STACKED), ("router", TURNED)])
