@@ -35,7 +35,7 @@ def worker(folder: Path, degrees: tuple[int, int]) -> None:
     mesh = Mesh(ParallelDims(data_replicate=degrees[0], data_shard=degrees[1]), "cpu")
     model = GPT(SHAPE)
     apply.parallelize(model, mesh, ParallelArgs(), precision=PRECISIONS["32-true"], compile_blocks=False)
-    initialize(model, 3, write=apply.place)
+    initialize(model, 3, write=apply.copy_full_tensor)
     optimizers = optimizer.build(AdamW(lr=1e-3), model)
     device, precision = torch.device("cpu"), PRECISIONS["32-true"]
     train_state = step.TrainState(apply.replicate(model, mesh), optimizers, device, precision, mesh)

@@ -152,7 +152,7 @@ def uneven(settings: dict[str, Any]) -> None:
     block.mlp.experts = Experts(config)
     block.mlp.experts.load_state_dict(alone.state_dict())
     spread.local_blocks = [block]
-    expert.deal_out(spread, config, mesh, ParallelArgs(**settings))
+    expert.apply_expert_parallel(spread, config, mesh, ParallelArgs(**settings))
     everyone = torch.tensor(ROWS)
     x, weights = torch.randn(int(everyone.sum()), 32), torch.rand(int(everyone.sum()), 1)
     owner = torch.arange(4).repeat(4).repeat_interleave(everyone.flatten())
