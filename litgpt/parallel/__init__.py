@@ -1,1 +1,1 @@
-"""How a model is spread over processes."""
+"""Parallelism: data, tensor, context, pipeline and expert parallelism of a model over many processes."""

@@ -1,12 +1,12 @@
-"""Exchanges between ranks that gradients flow through, each with its opposite.
+"""Collectives with autograd support, and those without gradient that they are made of.
 
-forward                                   backward
-gathered    all-gather along a dim        reduce-scatter
-scattered   reduce-scatter along a dim    all-gather
-copied      nothing                       all-reduce
-summed      all-reduce                    nothing
-collected   all-gather along a dim        own part: what follows is the same on every rank
-exchanged   all-to-all of rows            all-to-all back
+function                 forward           backward
+all_gather               all-gather        reduce-scatter
+reduce_scatter           reduce-scatter    all-gather
+copy_to_group            identity          all-reduce
+all_reduce               all-reduce        identity
+all_gather_replicated    all-gather        this rank's chunk
+all_to_all               all-to-all        all-to-all
 """
 
 from collections.abc import Sequence
@@ -20,27 +20,34 @@ Group = dist.ProcessGroup
 
 
 def all_gather_no_grad(x: Tensor, group: Group, dim: int) -> Tensor:
-    """Every rank's tensor, all of one shape, one after the other along a dim; no gradient."""
+    """The tensors of all ranks, of equal shapes, concatenated along a dim; without gradient."""
     dim %= x.dim()
-    parts = x.new_empty(dist.get_world_size(group), *x.shape)
-    dist.all_gather_into_tensor(parts.flatten(0, 1), x.contiguous(), group=group)  # gloo knows no other shape
-    return parts.movedim(0, dim).flatten(dim, dim + 1)
+    chunks = x.new_empty(dist.get_world_size(group), *x.shape)
+    dist.all_gather_into_tensor(chunks.flatten(0, 1), x.contiguous(), group=group)  # gloo needs concatenated outputs
+    return chunks.movedim(0, dim).flatten(dim, dim + 1)
 
 
 def reduce_scatter_no_grad(x: Tensor, group: Group, dim: int) -> Tensor:
-    """This rank's part along a dim of the sum of every rank's tensor; no gradient."""
+    """This rank's chunk along a dim of the sum of all ranks' tensors; without gradient."""
     dim %= x.dim()
-    parts = x.unflatten(dim, (dist.get_world_size(group), -1)).movedim(dim, 0).contiguous()
-    part = torch.empty_like(parts[0])
-    dist.reduce_scatter_tensor(part, parts.flatten(0, 1), group=group)
-    return part
+    chunks = x.unflatten(dim, (dist.get_world_size(group), -1)).movedim(dim, 0).contiguous()
+    chunk = torch.empty_like(chunks[0])
+    dist.reduce_scatter_tensor(chunk, chunks.flatten(0, 1), group=group)
+    return chunk
 
 
-def all_reduce_no_grad(x: Tensor, group: Group, kind: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-    """The sum, or the highest, of every rank's tensor; no gradient."""
-    total = x.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, kind, group=group)
-    return total
+def all_reduce_no_grad(x: Tensor, group: Group, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """The sum, or the maximum, of all ranks' tensors; without gradient."""
+    reduced = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(reduced, op, group=group)
+    return reduced
+
+
+def all_to_all_no_grad(rows: Tensor, group: Group, input_splits: Sequence[int], output_splits: Sequence[int]) -> Tensor:
+    """The rows that all ranks send to this one, in the order of ranks; without gradient."""
+    received = rows.new_empty(sum(output_splits), *rows.shape[1:])
+    dist.all_to_all_single(received, rows.contiguous(), list(output_splits), list(input_splits), group=group)
+    return received
 
 
 class _AllGather(torch.autograd.Function):
@@ -94,58 +101,51 @@ class _AllGatherReplicated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        parts = grad.chunk(dist.get_world_size(ctx.group), ctx.dim)
-        return parts[dist.get_rank(ctx.group)], None, None
+        chunks = grad.chunk(dist.get_world_size(ctx.group), ctx.dim)
+        return chunks[dist.get_rank(ctx.group)], None, None
 
 
 class _AllToAll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, group: Group, sent: list[int], received: list[int]) -> Tensor:
-        ctx.group, ctx.sent, ctx.received = group, sent, received
-        return all_to_all_no_grad(rows, group, sent, received)
+    def forward(ctx: Any, rows: Tensor, group: Group, input_splits: list[int], output_splits: list[int]) -> Tensor:
+        ctx.group, ctx.input_splits, ctx.output_splits = group, input_splits, output_splits
+        return all_to_all_no_grad(rows, group, input_splits, output_splits)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return all_to_all_no_grad(grad, ctx.group, ctx.received, ctx.sent), None, None, None
-
-
-def all_to_all_no_grad(rows: Tensor, group: Group, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-    """The rows that other ranks have for this one, in rank order; no gradient."""
-    got = rows.new_empty(sum(received), *rows.shape[1:])
-    dist.all_to_all_single(got, rows.contiguous(), list(received), list(sent), group=group)
-    return got
+        return all_to_all_no_grad(grad, ctx.group, ctx.output_splits, ctx.input_splits), None, None, None
 
 
 def all_gather(x: Tensor, group: Group, dim: int) -> Tensor:
-    """Every rank's part along a dim; each rank goes on to do something else with the whole."""
+    """Concatenate all ranks' tensors along a dim, if each rank then computes something different with the result."""
     return _AllGather.apply(x, group, dim)
 
 
 def reduce_scatter(x: Tensor, group: Group, dim: int) -> Tensor:
-    """This rank's part along a dim of the sum over ranks."""
+    """This rank's chunk along a dim of the sum over ranks."""
     return _ReduceScatter.apply(x, group, dim)
 
 
 def copy_to_group(x: Tensor, group: Group) -> Tensor:
-    """What all ranks have alike, and each does something else with."""
+    """A tensor that is equal on all ranks, each of which then computes something different with it."""
     return _CopyToGroup.apply(x, group)
 
 
 def all_reduce(x: Tensor, group: Group) -> Tensor:
-    """The sum over ranks, with which each goes on to do the same."""
+    """The sum over ranks, if all of them then compute the same with it."""
     return _AllReduce.apply(x, group)
 
 
 def all_gather_replicated(x: Tensor, group: Group, dim: int) -> Tensor:
-    """Every rank's part along a dim; all ranks go on to do the same with the whole."""
+    """Concatenate all ranks' tensors along a dim, if all of them then compute the same with the result."""
     return _AllGatherReplicated.apply(x, group, dim)
 
 
-def all_to_all(rows: Tensor, group: Group, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-    """Rows for other ranks, in rank order, for the rows that they have for this one.
+def all_to_all(rows: Tensor, group: Group, input_splits: Sequence[int], output_splits: Sequence[int]) -> Tensor:
+    """Exchange rows with all ranks of a group, in the order of ranks.
 
     Args:
-        sent: how many rows go to each rank.
-        received: how many come from each.
+        input_splits: the number of rows to send to each rank.
+        output_splits: the number of rows to receive from each rank.
     """
-    return _AllToAll.apply(rows, group, list(sent), list(received))
+    return _AllToAll.apply(rows, group, list(input_splits), list(output_splits))

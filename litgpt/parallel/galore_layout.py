@@ -1,4 +1,4 @@
-"""Matrices that are spread over ranks, times small ones: how the small ones lie."""
+"""Layouts of GaLore's bases and moments, where the matrices that they belong to are sharded."""
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -8,46 +8,47 @@ from litgpt.errors import UserError
 
 
 def check_galore_layout(matrix: Tensor) -> None:
-    """Refuse matrices that are spread otherwise than whole, or along one of their dims.
+    """Check that a matrix is replicated, or sharded along one of its dims.
 
     Raises:
-        UserError: if tensor parallelism splits them.
+        UserError: if it is split by tensor parallelism.
     """
     if isinstance(matrix, DTensor):
         shards = [placement for placement in matrix.placements if not placement.is_replicate()]
         if len(shards) > 1 or any(type(placement) is not Shard for placement in shards):
-            raise UserError("optimizer: GaLore does not know matrices split by parallel.tensor; set parallel.tensor: 1")
+            raise UserError("optimizer: GaLore is not supported with parallel.tensor; set parallel.tensor: 1")
 
 
 def distribute_basis(matrix: Tensor, basis: Tensor, *, left: bool) -> Tensor:
-    """A basis, whole and alike on all ranks, laid out to be multiplied with the matrices that it belongs to.
+    """Lay out a basis, equal on all ranks, so that it can be multiplied with its matrix.
 
     Args:
-        matrix: (..., M, N).
-        basis: (..., M, R) from the left, (..., N, R) from the right.
+        matrix: (..., M, N), which may be a DTensor.
+        basis: (..., M, R) if `left`, else (..., N, R).
     """
     if not isinstance(matrix, DTensor) or isinstance(basis, DTensor):
         return basis
-    rows, side = matrix.dim() - 2, matrix.dim() - 1 - left
+    row_dim, basis_dim = matrix.dim() - 2, matrix.dim() - 1 - left
 
-    def placed(placement: Placement) -> Placement:
-        if not isinstance(placement, Shard) or placement.dim < rows:
+    def place(placement: Placement) -> Placement:
+        if not isinstance(placement, Shard) or placement.dim < row_dim:
             return placement
-        return Shard(rows) if placement.dim == side else Replicate()
+        return Shard(row_dim) if placement.dim == basis_dim else Replicate()
 
-    spread = [placed(placement) for placement in matrix.placements]
-    return distribute_tensor(basis, matrix.device_mesh, spread, src_data_rank=None)
+    placements = [place(placement) for placement in matrix.placements]
+    return distribute_tensor(basis, matrix.device_mesh, placements, src_data_rank=None)
 
 
 def reduce_partial(product: Tensor) -> Tensor:
-    """A product with what ranks have each a part of added up."""
+    """Sum a product over the ranks that have partial sums of it."""
     if not isinstance(product, DTensor):
         return product
-    return product.redistribute(placements=[Replicate() if one.is_partial() else one for one in product.placements])
+    placements = [Replicate() if placement.is_partial() else placement for placement in product.placements]
+    return product.redistribute(placements=placements)
 
 
-def distribute_like(value: Tensor, laid_out: Tensor) -> Tensor:
-    """A whole tensor, alike on all ranks, laid out as another."""
-    if not isinstance(laid_out, DTensor) or isinstance(value, DTensor):
+def distribute_like(value: Tensor, reference: Tensor) -> Tensor:
+    """Give a tensor, equal on all ranks, the layout of a reference."""
+    if not isinstance(reference, DTensor) or isinstance(value, DTensor):
         return value
-    return distribute_tensor(value, laid_out.device_mesh, laid_out.placements, src_data_rank=None)
+    return distribute_tensor(value, reference.device_mesh, reference.placements, src_data_rank=None)

@@ -1,4 +1,4 @@
-"""Notice that a process of a run is gone, or cannot go on, and say so in one line, instead of waiting for it."""
+"""Heartbeats: when a rank is lost or fails, all processes of the run exit with one line that says why."""
 
 import os
 import socket
@@ -12,171 +12,172 @@ import torch.distributed as dist
 
 from litgpt.errors import UserError
 
-BEAT = 1.0  # seconds between signs of life
-PATIENCE = 8.0  # seconds in which those that are left give a sign, once an exchange has failed
-GRACE = 10.0  # seconds in which all leave together, at most
-GLANCE = 0.05  # seconds between two looks at whether they have
+INTERVAL = 1.0  # seconds between heartbeats
+PATIENCE = 8.0  # seconds that the other ranks have for a heartbeat after a collective has failed
+EXIT_TIMEOUT = 10.0  # seconds within which all ranks exit together
+POLL_INTERVAL = 0.05  # seconds between two checks of whether they are ready to
 ADVICE = "the others stop; start again with resume: auto"
 
 
 class Heartbeat:
-    """Signs of life of all ranks in the store through which they found each other.
+    """Heartbeats of all ranks, in the store of their rendezvous.
 
-    Every rank gives some, and looks after the next one. Whoever finds a rank gone, or cannot go on, tells all others,
-    who stop within a beat, whatever they wait for.
+    Every rank sends heartbeats, and watches those of the next rank. A rank that finds another one lost, or that fails,
+    announces the reason to all ranks, which exit within a heartbeat, whatever they wait for.
 
     Args:
-        silence: seconds without a sign of life, by this rank's own beats, after which the next rank is given up.
+        timeout: seconds without a heartbeat, counted in this rank's own, after which the next rank is lost.
     """
 
-    def __init__(self, store: dist.Store, rank: int, ranks: int, silence: float) -> None:
-        self.store, self.rank, self.ranks, self.silence = store, rank, ranks, silence
-        self.ended, self.ending = threading.Event(), threading.Lock()
-        store.set(f"who/{rank}", f"rank {rank} of {ranks} (process {os.getpid()} on {socket.gethostname()})")
-        threading.Thread(target=self._look, name="heartbeat", daemon=True).start()
+    def __init__(self, store: dist.Store, rank: int, world_size: int, timeout: float) -> None:
+        self.store, self.rank, self.world_size, self.timeout = store, rank, world_size, timeout
+        self.stopped, self.exiting = threading.Event(), threading.Lock()
+        store.set(f"who/{rank}", f"rank {rank} of {world_size} (process {os.getpid()} on {socket.gethostname()})")
+        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
-    def end(self) -> None:
-        """Leave without being missed."""
-        self.ended.set()
+    def stop(self) -> None:
+        """Send no more heartbeats, and let the other ranks know that none are expected."""
+        self.stopped.set()
         try:
             self.store.add(f"left/{self.rank}", 1)
-        except RuntimeError:  # the first rank, which holds the store, has left already
+        except RuntimeError:  # the first rank, which holds the store, has exited already
             return
 
-    def _look(self) -> None:
-        next_one = (self.rank + 1) % self.ranks
-        last, beats = -1, 0
-        while not self.ended.wait(BEAT):
+    def _run(self) -> None:
+        next_rank = (self.rank + 1) % self.world_size
+        last_count, missed = -1, 0
+        while not self.stopped.wait(INTERVAL):
             try:
                 self.store.add(f"beat/{self.rank}", 1)
-                seen = self.sign(next_one)
-                beats, last = (beats + 1 if seen == last else 0), seen
-                if beats * BEAT > self.silence and not self.has_left(next_one):
-                    self.tell_gone([next_one])
-                if told := self.told():
-                    self.stop(told)
+                count = self.count_beats(next_rank)
+                missed, last_count = (missed + 1 if count == last_count else 0), count
+                if missed * INTERVAL > self.timeout and not self.has_left(next_rank):
+                    self.announce_lost([next_rank])
+                if reason := self.get_announcement():
+                    self.abort(reason)
             except RuntimeError:
-                if not self.ended.wait(PATIENCE):
-                    self.stop(lost_message(self.without_store()))
+                if not self.stopped.wait(PATIENCE):
+                    self.abort(self.store_lost_message())
 
-    def sign(self, rank: int) -> int:
-        """How many signs of life a rank has given."""
+    def count_beats(self, rank: int) -> int:
+        """The number of heartbeats of a rank so far."""
         return self.store.add(f"beat/{rank}", 0)
 
     def has_left(self, rank: int) -> bool:
-        """Whether a rank is done."""
+        """Whether a rank is done, or about to exit."""
         return self.store.add(f"left/{rank}", 0) > 0
 
-    def name(self, rank: int) -> str:
-        """A rank, its process and its machine."""
+    def describe_rank(self, rank: int) -> str:
+        """A rank with its process and its machine."""
         key = f"who/{rank}"
-        return self.store.get(key).decode() if self.store.check([key]) else f"rank {rank} of {self.ranks}"
+        return self.store.get(key).decode() if self.store.check([key]) else f"rank {rank} of {self.world_size}"
 
-    def without_store(self) -> str:
-        """What to say when the store does not answer."""
-        return f"rank 0 of {self.ranks}, or its machine,"
+    def store_lost_message(self) -> str:
+        """The message for a store that does not answer."""
+        return lost_message(f"rank 0 of {self.world_size}, or its machine,")
 
-    def tell_gone(self, ranks: list[int]) -> None:
-        """Let all ranks know that some are gone; the first to tell is believed."""
-        self.tell(lost_message(" and ".join(map(self.name, ranks))))
+    def announce_lost(self, ranks: list[int]) -> None:
+        """Announce to all ranks that some are lost, unless something has been announced before."""
+        self.announce(lost_message(" and ".join(map(self.describe_rank, ranks))))
         for rank in ranks:
-            self.store.add(f"left/{rank}", 1)  # nobody need wait for them
+            self.store.add(f"left/{rank}", 1)  # so that nobody waits for it
             self.store.add("leaving", 1)
 
-    def tell(self, why: str) -> None:
-        """Let all ranks know why this run is over; the first to tell is believed."""
-        self.store.compare_set("over", "", why)
+    def announce(self, reason: str) -> None:
+        """Announce to all ranks why the run ends, unless something has been announced before."""
+        self.store.compare_set("over", "", reason)
 
-    def told(self) -> str:
-        """Why the run is over; empty if it is not."""
+    def get_announcement(self) -> str:
+        """Why the run ends; empty if it does not."""
         return self.store.get("over").decode() if self.store.check(["over"]) else ""
 
-    def lost(self) -> str:
-        """Why the run is over, after an exchange has failed; empty if all others are still there."""
-        others = [rank for rank in range(self.ranks) if rank != self.rank]
+    def find_lost_ranks(self) -> str:
+        """Why the run ends after a collective has failed; empty if no rank is lost."""
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
         try:
-            first = {rank: self.sign(rank) for rank in others}
-            until = time.monotonic() + PATIENCE
+            first_counts = {rank: self.count_beats(rank) for rank in others}
+            deadline = time.monotonic() + PATIENCE
             silent = others
-            while silent and time.monotonic() < until:
-                time.sleep(BEAT / 4)
-                if told := self.told():
-                    return told
-                silent = [rank for rank in silent if self.sign(rank) == first[rank] and not self.has_left(rank)]
+            while silent and time.monotonic() < deadline:
+                time.sleep(INTERVAL / 4)
+                if reason := self.get_announcement():
+                    return reason
+                silent = [r for r in silent if self.count_beats(r) == first_counts[r] and not self.has_left(r)]
             if silent:
-                self.tell_gone(silent)
-            return self.told()
+                self.announce_lost(silent)
+            return self.get_announcement()
         except RuntimeError:
-            return lost_message(self.without_store())
+            return self.store_lost_message()
 
-    def stop(self, why: str) -> None:
-        """End this process, with all others: they may never come to what it waits for, nor it to what they do."""
-        with self.ending:  # held until the end, so that one thread alone speaks
-            if self.is_news(why):
-                print(f"litgpt: error: {why}", file=sys.stderr, flush=True)
+    def abort(self, reason: str) -> None:
+        """Exit this process together with all others, whatever collectives they wait in."""
+        with self.exiting:  # never released, so that only one thread prints
+            if self.is_first_to_print(reason):
+                print(f"litgpt: error: {reason}", file=sys.stderr, flush=True)
             sys.stdout.flush()
-            with suppress(RuntimeError):  # the first rank, which holds the store, is gone
-                self.leave_together()
+            with suppress(RuntimeError):  # the first rank, which holds the store, is lost
+                self.exit_together()
             os._exit(1)
 
-    def is_news(self, line: str) -> bool:
-        """Whether no other rank has said a line where this one would: on the same terminal, or into the same file."""
-        where = os.fstat(sys.stderr.fileno())
+    def is_first_to_print(self, line: str) -> bool:
+        """Whether no other rank has printed a line to the terminal or file to which this rank would print it."""
+        output = os.fstat(sys.stderr.fileno())
         try:
-            return self.store.add(f"said/{socket.gethostname()}/{where.st_dev}/{where.st_ino}/{line}", 1) == 1
+            return self.store.add(f"said/{socket.gethostname()}/{output.st_dev}/{output.st_ino}/{line}", 1) == 1
         except RuntimeError:
             return True
 
-    def leave_together(self) -> None:
-        """Wait until all ranks are about to leave; the first one, which holds the store, until the others have.
+    def exit_together(self) -> None:
+        """Wait until all ranks are about to exit; on the first one, which holds the store, until the others have.
 
-        Otherwise those that are left would take the first to leave for lost.
+        Otherwise the remaining ranks would report the first one to exit as lost.
         """
-        until = time.monotonic() + GRACE
+        deadline = time.monotonic() + EXIT_TIMEOUT
         self.store.add(f"left/{self.rank}", 1)
-        while time.monotonic() < until and not all(map(self.has_left, range(self.ranks))):
-            time.sleep(GLANCE)
+        while time.monotonic() < deadline and not all(map(self.has_left, range(self.world_size))):
+            time.sleep(POLL_INTERVAL)
         leaving = self.store.add("leaving", 1)
-        while self.rank == 0 and time.monotonic() < until and leaving < self.ranks:
-            time.sleep(GLANCE)
+        while self.rank == 0 and time.monotonic() < deadline and leaving < self.world_size:
+            time.sleep(POLL_INTERVAL)
             leaving = self.store.add("leaving", 0)
         if self.rank == 0:
-            time.sleep(GLANCE)  # by when the others have ended
+            time.sleep(POLL_INTERVAL)  # for the others to exit
 
 
 def lost_message(who: str) -> str:
-    """What is said of ranks that are gone."""
+    """The message for lost ranks."""
     return f"{who} is gone; {ADVICE}"
 
 
-watching: list[Heartbeat] = []  # at most one
+running: list[Heartbeat] = []  # at most one
 
 
-def start_heartbeat(silence: float) -> None:
-    """Watch the ranks of the default process group."""
+def start_heartbeat(timeout: float) -> None:
+    """Start the heartbeat of this rank of the default process group."""
     store = dist.distributed_c10d._get_default_store()
-    # of its own connection: another thread may wait on that of the group
-    apart = dist.PrefixStore("heartbeat", store.clone())
-    watching.append(Heartbeat(apart, dist.get_rank(), dist.get_world_size(), silence))
+    # over a connection of its own: another thread may be waiting on that of the process group
+    own_store = dist.PrefixStore("heartbeat", store.clone())
+    running.append(Heartbeat(own_store, dist.get_rank(), dist.get_world_size(), timeout))
 
 
 def stop_heartbeat() -> None:
-    """Watch no more, and be watched no more."""
-    while watching:
-        watching.pop().end()
+    """Stop the heartbeat of this rank, if it was started."""
+    while running:
+        running.pop().stop()
 
 
 @contextmanager
 def report_lost_ranks() -> Iterator[None]:
-    """If what runs inside fails, end all processes of the run with one line that says why.
+    """On an exception, exit all processes of the run with one line that says why.
 
-    That is the error, if it is the user's; or who is gone, if that is why an exchange failed; else the error passes.
+    That is the exception's message if it is a `UserError`, or which ranks are lost if that is why a collective failed.
+    Other exceptions are raised as they are.
     """
     try:
         yield
     except Exception as error:
-        if watching and (why := str(error) if isinstance(error, UserError) else watching[0].lost()):
+        if running and (reason := str(error) if isinstance(error, UserError) else running[0].find_lost_ranks()):
             with suppress(RuntimeError):
-                watching[0].tell(why)
-            watching[0].stop(why)
+                running[0].announce(reason)
+            running[0].abort(reason)
         raise

@@ -1,4 +1,4 @@
-"""The processes of a run, seen along each axis along which they share work."""
+"""The device mesh of a run: all ranks, arranged by the axes of parallelism."""
 
 import logging
 
@@ -13,19 +13,24 @@ EXPERT = ("pipeline", "data_replicate", "expert_shard", "expert", "expert_tensor
 
 
 class Mesh:
-    """Three views of the same ranks, the slowest axis first.
+    """Three device meshes over the same ranks, the slowest-varying axis first.
 
-        storage   (pipeline, data_replicate, shard, tensor)                         where parameters lie
-        batch     (pipeline, data, context, tensor)                                 who reads which tokens
-        experts   (pipeline, data_replicate, expert_shard, expert, expert_tensor)   where parameters of experts lie
+        storage   (pipeline, data_replicate, shard, tensor)                         layout of parameters
+        batch     (pipeline, data, context, tensor)                                 layout of tokens
+        experts   (pipeline, data_replicate, expert_shard, expert, expert_tensor)   layout of the experts' parameters
 
     where shard = data_shard x context, data = data_replicate x data_shard, and
-    expert_shard x expert x expert_tensor = shard x tensor. Parameters are kept as DTensors over parts of `storage` and
-    `experts`. So neighbours in rank, which are the nearest devices, share a layer's matrices; the farthest are stages.
+    expert_shard x expert x expert_tensor = shard x tensor. Parameters are DTensors over submeshes of `storage` and
+    `experts`. Consecutive ranks, which are the closest devices, share a layer's matrices; the most distant ones are
+    pipeline stages.
+
+    Args:
+        dims: ranks along each axis.
+        device: type of the devices, such as "cuda".
     """
 
     def __init__(self, dims: ParallelDims, device: str) -> None:
-        # a whole tensor is put together along one axis after the other, of which torch warns at every tensor
+        # torch warns for every tensor that is gathered along several axes
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         self.dims = dims
         self.storage = init_device_mesh(
@@ -41,42 +46,45 @@ class Mesh:
 
     @property
     def has_expert_mesh(self) -> bool:
-        """Whether experts lie otherwise than the rest: tokens of all tensor ranks differ, so theirs are shards too."""
+        """Whether experts have a mesh of their own: not only with expert axes, but with tensor parallelism too.
+
+        Ranks along the tensor axis have different tokens, so they shard the experts' parameters.
+        """
         return self.dims.expert * self.dims.expert_tensor * self.dims.tensor > 1
 
     @property
     def is_replicated_only(self) -> bool:
-        """Whether every rank has all parameters and a whole model, so that only gradients have to be summed."""
+        """Whether every rank has the whole model, so that gradients are all that is communicated (DDP)."""
         return self.dims.world == self.dims.data_replicate
 
     @property
     def fsdp_mesh(self) -> DeviceMesh:
-        """What FSDP2 shards parameters over: one axis, or two whose first replicates."""
+        """The mesh over which FSDP2 shards parameters: one axis, or two of which the first replicates (HSDP)."""
         if self.dims.data_replicate > 1:
             return self.storage["data_replicate", "shard"]
         return self.storage["shard"]
 
     @property
     def expert_fsdp_mesh(self) -> DeviceMesh:
-        """What FSDP2 shards the parameters of experts over."""
+        """The mesh over which FSDP2 shards the experts' parameters."""
         if self.dims.data_replicate > 1:
             return self.experts["data_replicate", "expert_shard"]
         return self.experts["expert_shard"]
 
     def rank(self, axis: str) -> int:
-        """This rank's number along an axis of `batch`."""
+        """This rank's index along an axis of `batch`."""
         return self.batch.get_local_rank(axis)
 
     def group(self, axis: str) -> dist.ProcessGroup:
-        """The ranks that differ from this one along an axis of `batch` only."""
+        """The process group of this rank along an axis of `batch`."""
         return self.batch.get_group(axis)
 
     @property
     def is_batch_leader(self) -> bool:
-        """Whether this is the one rank that tells of a batch that several ranks work on."""
+        """Whether this rank reports on its batch, which it shares with other ranks."""
         return not any(self.rank(axis) for axis in ("pipeline", "context", "tensor"))
 
     @property
     def is_loss_leader(self) -> bool:
-        """Whether the loss that this rank has is to be added: all ranks of the tensor axis have the same."""
+        """Whether this rank reports its loss, which is equal on all ranks of the tensor axis."""
         return not self.rank("tensor")

@@ -1,4 +1,4 @@
-"""The number formats of a run: what weights are kept in, computed in and summed in."""
+"""The data types of a run: of parameters, of computation and of gradient reduction."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import torch
 
 @dataclass(frozen=True)
 class Precision:
-    """Number formats of a run.
+    """Data types of a run.
 
     Attributes:
-        storage: of weights, gradients and optimizer moments.
-        compute: of matrix products; None for the storage format. A model that is not sharded computes under autocast,
-            a sharded one in weights that FSDP2 casts as it gathers them.
-        reduce: of sums of gradients over ranks; None for the format of the gradients.
-        scaled: whether the loss is scaled so that small fp16 gradients do not vanish (Micikevicius et al. 2018).
+        storage: of parameters, gradients and optimizer states.
+        compute: of matrix products; None for `storage`. A model that is not sharded computes under autocast, a sharded
+            one with parameters that FSDP2 casts when it gathers them.
+        reduce: of gradients while they are summed over ranks; None for the type of the gradients.
+        scaled: whether the loss is scaled to keep small fp16 gradients from underflowing (Micikevicius et al. 2018).
     """
 
     storage: torch.dtype
@@ -24,7 +24,7 @@ class Precision:
     scaled: bool = False
 
     def autocast(self, device: torch.device, *, sharded: bool) -> AbstractContextManager[object]:
-        """The context in which a forward pass runs."""
+        """The context for a forward pass."""
         if self.compute is None or sharded:
             return nullcontext()
         return torch.autocast(device.type, dtype=self.compute)
@@ -40,5 +40,5 @@ PRECISIONS = {
 
 
 def default_precision() -> str:
-    """What a run uses that does not say: bf16-mixed, or 16-mixed on accelerators without bfloat16."""
+    """The default of `precision`: bf16-mixed, or 16-mixed on accelerators without bfloat16."""
     return "16-mixed" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16-mixed"

@@ -1,4 +1,4 @@
-"""Our Fabric strategy: Fabric launches, seeds and logs; the strategy holds the mesh of processes."""
+"""The strategy for Lightning Fabric, which launches, seeds and logs: it builds the device mesh of the processes."""
 
 import os
 import sys
@@ -12,19 +12,19 @@ from litgpt.parallel import heartbeat
 from litgpt.parallel.mesh import Mesh
 from litgpt.recipe.parallel import ParallelDims
 
-HEARTBEAT_TIMEOUT = 60.0  # seconds; a process that lives gives a sign of it every second
+HEARTBEAT_TIMEOUT = 60.0  # seconds
 
 
 class MeshStrategy(ModelParallelStrategy):
-    """Starts the processes of a run and arranges them in a mesh.
+    """Starts the processes of a run and arranges them in a device mesh.
 
-    One process alone needs no process group and has no mesh.
+    A single process has neither a process group nor a mesh.
 
     Args:
         dims: ranks along each axis; their product is the number of processes.
-        timeout: how long a rank waits for the others before the run is given up; for a rank that shows no life, a
-            minute at most.
-        backend: of the process group; None for the one of the device.
+        timeout: how long a rank waits for the others before the run fails; at most a minute for a rank without
+            heartbeat.
+        backend: of the process group; None for the device's default.
     """
 
     def __init__(
@@ -32,36 +32,36 @@ class MeshStrategy(ModelParallelStrategy):
     ) -> None:
         super().__init__(parallelize_fn=lambda module, _: module, timeout=timeout, process_group_backend=backend)
         self.dims, self.timeout = dims, timeout
-        self.mesh: Mesh | None = None  # of all processes; one alone has none
+        self.mesh: Mesh | None = None  # None for a single process
 
     def setup_environment(self) -> None:
-        """Join the other processes, then lay them out."""
+        """Initialize the process group, then build the mesh."""
         if self.num_nodes * self.num_processes == 1:
             self._set_world_ranks()
             ParallelStrategy.setup_environment(self)
             return
         ParallelStrategy.setup_environment(self)
-        self._meet_again()
+        self._rendezvous_after_restart()
         self._setup_distributed()
-        heartbeat.start_heartbeat(silence=min(self.timeout.total_seconds(), HEARTBEAT_TIMEOUT))
+        heartbeat.start_heartbeat(timeout=min(self.timeout.total_seconds(), HEARTBEAT_TIMEOUT))
         self.mesh = Mesh(self.dims, self.root_device.type)
         self._device_mesh = self.mesh.storage
 
-    def _meet_again(self) -> None:
-        """Join the others after a restart by torchrun, in whose store the addresses of the dead still stand."""
+    def _rendezvous_after_restart(self) -> None:
+        """Initialize the process group after a restart by torchrun, whose store still has the old addresses."""
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         if attempt == "0":
             return
-        store, rank, ranks = next(dist.rendezvous("env://", timeout=self.timeout))
-        apart = dist.PrefixStore(f"attempt-{attempt}", store)
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=self.timeout))
+        attempt_store = dist.PrefixStore(f"attempt-{attempt}", store)
         backend = self._get_process_group_backend()
-        dist.init_process_group(backend, store=apart, rank=rank, world_size=ranks, timeout=self.timeout)
+        dist.init_process_group(backend, store=attempt_store, rank=rank, world_size=world_size, timeout=self.timeout)
 
 
 def exit_process(code: int) -> None:
-    """End this process, if it is one of several, without running finalisers.
+    """Exit this process without finalizers, if it is one of several.
 
-    After functional collectives over gloo the interpreter's own exit aborts in a third of the runs, while a worker
+    After functional collectives over gloo, the interpreter's own exit aborts in a third of the runs, because a worker
     thread still frees tensors.
     """
     if not dist.is_initialized():
@@ -74,5 +74,5 @@ def exit_process(code: int) -> None:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that speaks to the user."""
+    """Whether this is the process that prints and logs."""
     return not dist.is_initialized() or dist.get_rank() == 0

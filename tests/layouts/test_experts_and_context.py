@@ -76,8 +76,8 @@ def without_rows_of_others(case: Case) -> Facts:
     """The gradient of a row that was on another rank is lost on the way back."""
 
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
-        got = collectives.all_to_all_no_grad(slope, ctx.group, ctx.received, ctx.sent)
-        parts = list(got.split(ctx.sent))
+        got = collectives.all_to_all_no_grad(slope, ctx.group, ctx.output_splits, ctx.input_splits)
+        parts = list(got.split(ctx.input_splits))
         kept = dist.get_rank(ctx.group)
         return torch.cat([part * (rank == kept) for rank, part in enumerate(parts)]), None, None, None
 

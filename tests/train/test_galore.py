@@ -139,7 +139,7 @@ def on_shards() -> None:
             torch.testing.assert_close(parameter.full_tensor().data, expected, atol=1e-10, rtol=0)
     check_galore_layout(distribute_tensor(weight_of(6, 10), one, [Shard(1)]))
     mesh = init_device_mesh("cpu", (2, 1))
-    with pytest.raises(UserError, match=r"GaLore does not know matrices split by parallel.tensor; set"):
+    with pytest.raises(UserError, match=r"GaLore is not supported with parallel.tensor; set"):
         check_galore_layout(distribute_tensor(weight_of(6, 10), mesh, [Shard(0), Shard(1)]))
     dist.barrier()
 
