@@ -1,4 +1,4 @@
-"""What tests of several rooms share."""
+"""Fixtures for tests of several rooms."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
         return lines[0].removeprefix("litgpt: error: ")
 
 
-OWN_MODULE = '''
+USER_MODULE = '''
 from dataclasses import dataclass
 from litgpt.recipe.data import DataModule
 
@@ -47,7 +47,7 @@ class Letters(DataModule):
 
 @pytest.fixture
 def litgpt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run a command line up to its command, which is not run: the recipe that it would get is handed back."""
+    """Parse a command line, and return the recipe instead of running the command."""
     real = cli.import_object
 
     def run(*argv: str) -> Outcome:
@@ -60,13 +60,13 @@ def litgpt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.fixture
-def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A file of the user's with a data module, and the dotted path of that module."""
-    (tmp_path / "own_letters.py").write_text(OWN_MODULE)
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The dotted path of a data module in a file of the user."""
+    (tmp_path / "own_letters.py").write_text(USER_MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     return "own_letters.Letters"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, so that no process waits for them at the end."""
+    """Run the longest tests first, so that no worker waits for them at the end."""
     items.sort(key=lambda item: "test_tutorials" not in item.nodeid)

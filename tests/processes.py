@@ -1,4 +1,4 @@
-"""Start processes that need not import torch and lightning: one server has done so, and each is a fork of it."""
+"""Start processes as forks of one server that has imported torch and lightning, which saves seconds for each."""
 
 import json
 import multiprocessing
@@ -27,15 +27,15 @@ CONTEXT.set_forkserver_preload(
 )
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
+def find_free_port() -> int:
+    """Return a TCP port that is free."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
-def environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What torchrun tells the process of one rank."""
+def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """The environment variables that torchrun sets for one rank."""
     if ranks == 1:
         return {}
     return {
@@ -50,23 +50,23 @@ def environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     }
 
 
-def start(work: Callable[..., Any], *arguments: Any, folder: Path, ranks: int = 1) -> list[BaseProcess]:
-    """Call `work(*arguments)` in `ranks` processes in `folder`; what they print goes to `<folder>/rank-<n>.log`.
+def start_ranks(work: Callable[..., Any], *arguments: Any, folder: Path, ranks: int = 1) -> list[BaseProcess]:
+    """Call `work(*arguments)` in `ranks` processes in `folder`, with output to `<folder>/rank-<n>.log`.
 
-    A process exits with what `work` returns if that is a number, with 1 if it raises.
+    The exit code of a process is the number that `work` returns (0 if it returns anything else), or 1 if it raises.
     """
-    port = free_port()
-    started = []
+    port = find_free_port()
+    processes = []
     for rank in range(ranks):
-        target = (work, arguments, str(folder), rank, environment(rank, ranks, port))
-        process = CONTEXT.Process(target=_child, args=target)
+        variables = rank_environment(rank, ranks, port)
+        process = CONTEXT.Process(target=_run_rank, args=(work, arguments, str(folder), rank, variables))
         process.start()
-        started.append(process)
-    return started
+        processes.append(process)
+    return processes
 
 
-def finish(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]:
-    """Wait for processes and give their exit codes; a process that does not end in time is killed."""
+def join_ranks(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]:
+    """Wait for processes and return their exit codes; kill those that do not end within `timeout` seconds."""
     for process in processes:
         process.join(timeout)
         if process.is_alive():
@@ -75,8 +75,8 @@ def finish(processes: list[BaseProcess], timeout: float = 120) -> list[int | Non
     return [process.exitcode for process in processes]
 
 
-def litgpt(*argv: str) -> int:
-    """Run a command line, in one of these processes."""
+def run_litgpt(*argv: str) -> int:
+    """Run a command line of `litgpt` in this process."""
     from litgpt.cli import main
 
     return main(argv)
@@ -86,65 +86,65 @@ CLIENT = """#!{python} -ES
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    asked = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
-    socket.send_fds(server, [len(asked).to_bytes(8, "big")], [0, 1, 2])
-    server.sendall(asked)
+    request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+    socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
+    server.sendall(request)
     code = server.recv(1)
 sys.exit(code[0] if code else 1)
 """
 
 
-def serve(program: Path) -> BaseProcess:
-    """Write `program`, which does what `litgpt` does and waits for no imports: its runs are forks of one process."""
+def serve_program(program: Path) -> BaseProcess:
+    """Write `program`, a `litgpt` whose runs are forks of one server process, which this function starts."""
     address = str(program.with_suffix(".socket"))
     program.write_text(CLIENT.format(python=sys.executable, address=address))
     program.chmod(0o755)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
-        process = CONTEXT.Process(target=_serve, args=(listener, str(program)))
+        process = CONTEXT.Process(target=_serve_requests, args=(listener, str(program)))
         process.start()
     return process
 
 
-def _serve(listener: socket.socket, program: str) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
+def _serve_requests(listener: socket.socket, program: str) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # finished children need no wait()
     while True:
         client, _ = listener.accept()
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             run = os.fork()
             if run == 0:
-                _run_as(program, client)
+                _run_request(program, client)
             _, status = os.waitpid(run, 0)
             client.sendall(bytes([os.waitstatus_to_exitcode(status) % 256]))
             os._exit(0)
         client.close()
 
 
-def _run_as(program: str, client: socket.socket) -> None:
-    """Run the command line that a client sends as `program` would, and end this process."""
+def _run_request(program: str, client: socket.socket) -> None:
+    """Run the command line that a client sent, as `program` would, and exit."""
     head, streams, _, _ = socket.recv_fds(client, 8, 3)
-    argv, folder, names = json.loads(client.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL))
+    argv, folder, variables = json.loads(client.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL))
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
     os.environ.clear()
-    os.environ.update(names)
+    os.environ.update(variables)
     os.chdir(folder)
     sys.stdin = os.fdopen(0)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     sys.argv = [program, *argv]
     import __main__
 
-    __main__.__spec__ = None  # else further ranks would be started as the test runner is
+    __main__.__spec__ = None  # otherwise Lightning would start further ranks as the test runner was started
     from litgpt.__main__ import main
 
     code: Any = 1
     try:
         main()
-    except SystemExit as leaving:
-        code = leaving.code or 0
+    except SystemExit as exit_request:
+        code = exit_request.code or 0
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()
@@ -152,10 +152,10 @@ def _run_as(program: str, client: socket.socket) -> None:
     os._exit(code if isinstance(code, int) else 1)
 
 
-def _child(
-    work: Callable[..., Any], arguments: tuple[Any, ...], folder: str, rank: int, names: Mapping[str, str]
+def _run_rank(
+    work: Callable[..., Any], arguments: tuple[Any, ...], folder: str, rank: int, variables: Mapping[str, str]
 ) -> None:
-    os.environ.update(names)
+    os.environ.update(variables)
     os.environ["OMP_NUM_THREADS"] = "1"
     os.chdir(folder)
     log = os.open(f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -167,11 +167,11 @@ def _child(
     torch.set_num_threads(1)
     try:
         code = work(*arguments)
-    except SystemExit as leaving:
-        code = leaving.code
+    except SystemExit as exit_request:
+        code = exit_request.code
     except BaseException:
         traceback.print_exc()
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 0)  # finalisers of gloo's threads abort now and then
+    os._exit(code if isinstance(code, int) else 0)  # finalizers of gloo's threads abort now and then

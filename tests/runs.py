@@ -1,4 +1,4 @@
-"""Tiny training runs for tests: their text, their recipe, what they logged."""
+"""Tiny training runs: their text, their recipe, and the losses that they log."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ SHAPE = {
 
 
 def write_text(folder: Path, documents: int = 4) -> Path:
-    """A folder with a few text files, the first of which is for validation."""
+    """Write a few text files, the first of which is for validation, and return their folder."""
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / "text"
     text.mkdir(exist_ok=True)
@@ -32,7 +32,7 @@ def write_text(folder: Path, documents: int = 4) -> Path:
 
 
 def write_recipe(folder: Path, **changes: Any) -> Path:
-    """`<folder>/recipe.yaml`, a run of 12 steps on `write_text`, with the changes on top (`train__max_steps=3`)."""
+    """Write `<folder>/recipe.yaml`: 12 steps on the files of `write_text`, and changes such as train__max_steps=3."""
     recipe: dict[str, Any] = {
         "model_name": "toy",
         "model_config": dict(SHAPE),
@@ -65,8 +65,8 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def losses(folder: Path) -> dict[int, float]:
-    """The training loss of every step that a run in `<folder>/out` logged in its newest version."""
+def read_losses(folder: Path) -> dict[int, float]:
+    """The training loss by step in the newest log of a run in `<folder>/out`."""
     logs = sorted((folder / "out" / "logs" / "csv").glob("version_*"), key=lambda path: int(path.name.split("_")[1]))
     with (logs[-1] / "metrics.csv").open() as file:
         return {int(float(row["step"])): float(row["loss"]) for row in csv.DictReader(file) if row["loss"]}

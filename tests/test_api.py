@@ -23,7 +23,7 @@ from litgpt.infer import load
 from litgpt.store.save_model import save_model_folder
 from tests import runs
 from tests.data.render.test_chat_template import CHATML
-from tests.processes import finish, litgpt, start
+from tests.processes import join_ranks, run_litgpt, start_ranks
 
 WORDS = "the fox and the dog jump over a lazy cat while it rains on the green hill " * 30
 
@@ -312,7 +312,7 @@ def test_runs_steps_and_litgpt_folders(tmp_path: Path) -> None:
     """A run's folder means its newest step; its finished model is a folder of its own."""
     runs.write_text(tmp_path)
     recipe = runs.write_recipe(tmp_path, train__max_steps=4)
-    assert finish(start(litgpt, "pretrain", "--config", str(recipe), folder=tmp_path)) == [0]
+    assert join_ranks(start_ranks(run_litgpt, "pretrain", "--config", str(recipe), folder=tmp_path)) == [0]
     out = tmp_path / "out"
     final, run, step, earlier = (
         LLM.load(out / name, distribute=None) for name in ("final", "", "step-00000004", "step-00000002")

@@ -15,8 +15,8 @@ from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.store.save_model import save_model_folder
 from tests.commands import resume_worker
-from tests.processes import finish, litgpt, start
-from tests.runs import SHAPE, losses
+from tests.processes import join_ranks, run_litgpt, start_ranks
+from tests.runs import SHAPE, read_losses
 
 LORA = {"lora_r": 4, "lora_dropout": 0.0, "lora_mlp": True}
 
@@ -81,9 +81,9 @@ def run(folder: Path, base: Path, command: str = "finetune_lora", ranks: int = 1
     """The losses of a run that must end well."""
     write_rows(folder)
     recipe_of(folder, base, devices=ranks, **changes)
-    codes = finish(start(litgpt, command, "--config", "recipe.yaml", folder=folder, ranks=ranks))
+    codes = join_ranks(start_ranks(run_litgpt, command, "--config", "recipe.yaml", folder=folder, ranks=ranks))
     assert codes == [0] * ranks, "".join(path.read_text() for path in sorted(folder.glob("rank-*.log")))
-    return losses(folder)
+    return read_losses(folder)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -176,11 +176,11 @@ def test_a_run_that_is_broken_off_and_resumed_ends_as_if_it_had_not_been(
             chosen = {"class_path": "Conversations", "init_args": {**data, **changes}}
             recipe_of(tmp_path / name, base, devices=ranks, **settings, data=chosen, train__save_interval=10)
     folders = [tmp_path / layout for layout in LAYOUTS]
-    codes = finish(start(resume_worker.worker, folders, folder=tmp_path, ranks=ranks), timeout=500)
+    codes = join_ranks(start_ranks(resume_worker.worker, folders, folder=tmp_path, ranks=ranks), timeout=500)
     assert codes == [0] * ranks, "".join(path.read_text() for path in sorted(tmp_path.glob("rank-*.log")))
     for folder in folders:
         resumed = folder.with_name(f"{folder.name}-resumed")
-        whole, rest = losses(folder), losses(resumed)
+        whole, rest = read_losses(folder), read_losses(resumed)
         assert len(whole) == 20 and len(set(whole.values())) == 20
         assert {step: loss for step, loss in rest.items() if step > 10} == {s: whole[s] for s in range(11, 21)}, folder
         for name in ("final/model.safetensors", "adapter/adapter_model.safetensors"):
@@ -237,6 +237,6 @@ def test_what_cannot_be_done_is_said_in_one_line(
 ) -> None:
     write_rows(tmp_path)
     recipe_of(tmp_path, base, **changes)
-    assert finish(start(litgpt, command, "--config", "recipe.yaml", folder=tmp_path)) != [0]
+    assert join_ranks(start_ranks(run_litgpt, command, "--config", "recipe.yaml", folder=tmp_path)) != [0]
     said = (tmp_path / "rank-0.log").read_text().strip().splitlines()
     assert words in said[-1] and not any("Traceback" in line for line in said)

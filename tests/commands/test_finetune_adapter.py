@@ -13,7 +13,7 @@ from litgpt.cli import main
 from litgpt.parallel.apply import reshard_parameters
 from litgpt.parallel.strategy import is_rank_zero
 from tests.commands.test_finetune import LORA, base, recipe_of, write_rows
-from tests.processes import finish, start
+from tests.processes import join_ranks, start_ranks
 
 __all__ = ["base"]
 IDS = torch.randint(0, 256, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -53,7 +53,7 @@ def run(folder: Path, base: Path, command: str, ranks: int = 1, **changes: Any) 
     """The output of a run that must end well."""
     write_rows(folder)
     recipe_of(folder, base, devices=ranks, **{**SHORT, **changes})
-    codes = finish(start(trained, command, "--config", "recipe.yaml", folder=folder, ranks=ranks))
+    codes = join_ranks(start_ranks(trained, command, "--config", "recipe.yaml", folder=folder, ranks=ranks))
     assert codes == [0] * ranks, (folder / "rank-0.log").read_text()
     return folder / "out"
 

@@ -12,7 +12,7 @@ from litgpt.recipe.finetune import FinetuneLora
 from litgpt.recipe.tuner import IA3
 from tests.commands.test_finetune import base, recipe_of, run, weights, write_base, write_rows
 from tests.commands.test_tuned_runs import SHORT, validation_losses
-from tests.processes import finish, litgpt, start
+from tests.processes import join_ranks, run_litgpt, start_ranks
 
 __all__ = ["base"]
 PISSA = {"r": 4, "alpha": 6, "dropout": 0.0, "init": "pissa", "rslora": True, "modules_to_save": ["norm"]}
@@ -87,7 +87,7 @@ def test_what_cannot_be_begun_with_is_said_in_one_line(
     places = {"BASE": str(base), "FIRST": str(first)}
     write_rows(tmp_path)
     recipe_of(tmp_path, base, **{key: places.get(value, value) for key, value in changes.items()})
-    assert finish(start(litgpt, "finetune", "--config", "recipe.yaml", folder=tmp_path)) != [0]
+    assert join_ranks(start_ranks(run_litgpt, "finetune", "--config", "recipe.yaml", folder=tmp_path)) != [0]
     said = (tmp_path / "rank-0.log").read_text().strip().splitlines()
     assert words in said[-1] and not any("Traceback" in line for line in said)
 
@@ -102,7 +102,7 @@ def test_an_adapter_for_another_model_is_refused(
 ) -> None:
     write_rows(tmp_path)
     recipe_of(tmp_path, write_base(tmp_path, **changes), initial_adapter_dir=str(first))
-    assert finish(start(litgpt, "finetune", "--config", "recipe.yaml", folder=tmp_path)) != [0]
+    assert join_ranks(start_ranks(run_litgpt, "finetune", "--config", "recipe.yaml", folder=tmp_path)) != [0]
     said = (tmp_path / "rank-0.log").read_text().strip().splitlines()
     assert all(part in said[-1] for part in (words, f"initial_adapter_dir: {first}")) and not any(
         "Traceback" in line for line in said

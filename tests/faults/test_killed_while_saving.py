@@ -11,13 +11,13 @@ from torch import nn
 from litgpt.store.checkpoint_load import find_latest, load_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
 from tests.faults.saving_worker import WIDTH, save_for_ever
-from tests.processes import CONTEXT, start
+from tests.processes import CONTEXT, start_ranks
 
 
 def run_and_kill(folder: Path, ranks: int, attempt: int, seconds: float) -> int:
     """Start a run, kill one rank after a while and then the rest; returns the last step it told of, 0 if none."""
     here, there = CONTEXT.Pipe(duplex=False)
-    workers = start(save_for_ever, folder, ranks, there, folder=folder.parent, ranks=ranks)
+    workers = start_ranks(save_for_ever, folder, ranks, there, folder=folder.parent, ranks=ranks)
     there.close()
     if attempt % 2 == 0:
         here.poll(100)  # else it may be killed before its first save

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.test_training import prepare, unbroken
-from tests.processes import finish, free_port, litgpt, start
-from tests.runs import losses
+from tests.processes import find_free_port, join_ranks, run_litgpt, start_ranks
+from tests.runs import read_losses
 
 GONE = re.compile(r"litgpt: error: (.*) is gone; the others stop; start again with resume: auto")
 ENDLESS = {"train__max_steps": 10**6, "train__save_interval": None, "parallel": {"timeout_minutes": 0.25}}
@@ -31,14 +31,16 @@ def wait_for(text: str, log: Path, seconds: float = 200) -> None:
     ids=["second", "first", "frozen"],
 )
 def test_the_rank_that_is_gone_is_named_and_the_others_stop(tmp_path: Path, lost: int, number: signal.Signals) -> None:
-    processes = start(litgpt, "pretrain", "--config", "recipe.yaml", folder=prepare(tmp_path, 2, **ENDLESS), ranks=2)
+    processes = start_ranks(
+        run_litgpt, "pretrain", "--config", "recipe.yaml", folder=prepare(tmp_path, 2, **ENDLESS), ranks=2
+    )
     wait_for("step 3/", tmp_path / "rank-0.log")
     victim, left = processes[lost], processes[1 - lost]
     assert victim.pid is not None
     os.kill(victim.pid, number)
-    assert finish([left], timeout=60) == [1]
+    assert join_ranks([left], timeout=60) == [1]
     victim.kill()
-    finish([victim])
+    join_ranks([victim])
     text = (tmp_path / f"rank-{1 - lost}.log").read_text()
     (told,) = GONE.findall(text)
     assert told.startswith(f"rank {lost} of 2")
@@ -57,7 +59,7 @@ def test_torchrun_starts_all_ranks_again_and_the_run_goes_on(tmp_path: Path) -> 
     expected = unbroken(tmp_path / "unbroken", 2)
     folder = prepare(tmp_path / "elastic", 2)
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
-    meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{find_free_port()}"]
     command = [*run, *meet, "-m", "litgpt", "pretrain", "--config", "recipe.yaml"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with (folder / "log").open("w") as log:
@@ -75,4 +77,4 @@ def test_torchrun_starts_all_ranks_again_and_the_run_goes_on(tmp_path: Path) -> 
     text = (folder / "log").read_text()
     assert len(GONE.findall(text)) <= 1
     assert "Resuming training from" in text
-    assert losses(folder) == expected
+    assert read_losses(folder) == expected

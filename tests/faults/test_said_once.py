@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.test_training import prepare
-from tests.processes import finish, litgpt, start
+from tests.processes import join_ranks, run_litgpt, start_ranks
 
 ONE = {"data__init_args__val_data_path": "nothing"}  # the first rank prepares the data, the other waits for it
 ALL = {"train__max_tokens": 3}  # found by every rank
@@ -17,7 +17,9 @@ ALL = {"train__max_tokens": 3}  # found by every rank
 @pytest.mark.parametrize(("changes", "words"), [(ONE, "nothing"), (ALL, "train.max_tokens: 3 ")], ids=["one", "all"])
 def test_what_one_rank_finds_ends_all(tmp_path: Path, changes: dict[str, object], words: str) -> None:
     folder = prepare(tmp_path, 2, **changes)
-    assert finish(start(litgpt, "pretrain", "--config", "recipe.yaml", folder=folder, ranks=2), timeout=30) == [1, 1]
+    assert join_ranks(
+        start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", folder=folder, ranks=2), timeout=30
+    ) == [1, 1]
     for rank in range(2):  # which write into files of their own
         text = (folder / f"rank-{rank}.log").read_text()
         said = [line for line in text.splitlines() if line.startswith("litgpt: error: ")]

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 from litgpt.store.checkpoint_load import find_latest
-from tests.processes import finish, litgpt, start
-from tests.runs import losses, write_recipe, write_text
+from tests.processes import join_ranks, run_litgpt, start_ranks
+from tests.runs import read_losses, write_recipe, write_text
 
 DROPOUT = {"model_config__dropout": 0.1, "data__init_args__num_workers": 2}
 
 
 def train(folder: Path, *flags: str, ranks: int = 1) -> list[int | None]:
-    return finish(start(litgpt, "pretrain", "--config", "recipe.yaml", *flags, folder=folder, ranks=ranks))
+    return join_ranks(
+        start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", *flags, folder=folder, ranks=ranks)
+    )
 
 
 def prepare(folder: Path, ranks: int = 1, **changes: object) -> Path:
@@ -32,7 +34,7 @@ def log_of(folder: Path) -> str:
 
 def unbroken(folder: Path, ranks: int = 1, **changes: object) -> dict[int, float]:
     assert train(prepare(folder, ranks, **changes), ranks=ranks) == [0] * ranks, log_of(folder)
-    return losses(folder)
+    return read_losses(folder)
 
 
 def kill_and_resume(folder: Path, *, kills: int, ranks: int, seconds: float, seed: int) -> None:
@@ -40,10 +42,10 @@ def kill_and_resume(folder: Path, *, kills: int, ranks: int, seconds: float, see
     chance = random.Random(seed)
     flags = ("pretrain", "--config", "recipe.yaml", "--resume", "auto")
     for _ in range(kills):
-        processes = start(litgpt, *flags, folder=folder, ranks=ranks)
+        processes = start_ranks(run_litgpt, *flags, folder=folder, ranks=ranks)
         time.sleep(chance.uniform(0, seconds))
         processes[chance.randrange(ranks)].kill()
-        finish(processes, timeout=10)  # as torchrun does, end the others soon after one is gone
+        join_ranks(processes, timeout=10)  # as torchrun does, end the others soon after one is gone
         refused: list[str] = []
         find_latest(folder / "out", refused.append)
         assert not refused
@@ -73,7 +75,7 @@ def campaign(tmp_path: Path, *, kills: int, rounds: int, ranks: int, seconds: fl
     for number in range(rounds):
         folder = prepare(tmp_path / f"killed-{number}", ranks, **DROPOUT)
         kill_and_resume(folder, kills=kills, ranks=ranks, seconds=seconds, seed=number)
-        assert losses(folder) == expected
+        assert read_losses(folder) == expected
         assert not left_alive(folder)
 
 
@@ -97,22 +99,22 @@ def test_two_ranks_then_one(tmp_path: Path) -> None:
     folder = prepare(tmp_path / "elastic", ranks=2)
     assert train(folder, "--train.max_steps", "6", "--train.lr_decay_steps", "12", ranks=2) == [0, 0], log_of(folder)
     assert train(folder, "--resume", "auto", "--devices", "1", ranks=1) == [0], log_of(folder)
-    assert losses(folder) == pytest.approx(expected, abs=1e-6)
+    assert read_losses(folder) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_leaves_with_zero_and_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
     expected = unbroken(tmp_path / "unbroken", **DROPOUT)
     folder = prepare(tmp_path / "stopped", **DROPOUT, train__save_interval=None)
-    (process,) = start(litgpt, "pretrain", "--config", "recipe.yaml", folder=folder)
+    (process,) = start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", folder=folder)
     while "step 2/12" not in log_of(folder) and process.is_alive():
         time.sleep(0.01)
     os.kill(process.pid, number)
-    assert finish([process]) == [0], log_of(folder)
+    assert join_ranks([process]) == [0], log_of(folder)
     assert f"{number.name} received" in log_of(folder)
     saved = find_latest(folder / "out")
     assert saved is not None
     assert not (folder / "out" / "final").exists()
     assert train(folder, "--resume", "true") == [0], log_of(folder)
-    assert losses(folder) == expected
+    assert read_losses(folder) == expected
     assert (folder / "out" / "final" / "model.safetensors").is_file()

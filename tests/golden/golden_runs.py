@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 
-from tests.processes import finish, litgpt, start
+from tests.processes import join_ranks, run_litgpt, start_ranks
 from tests.runs import write_recipe, write_text
 
 GOLDEN = Path(__file__).with_name("losses.json")
@@ -92,7 +92,7 @@ def measure(folder: Path, name: str) -> dict[str, Any]:
     path = write_recipe(place, devices=run.ranks, train__save_interval=None, **changes)
     if run.command != "pretrain":
         _write_rows(place, path, base=folder / BASE / "out" / "final")
-    codes = finish(start(litgpt, run.command, "--config", "recipe.yaml", folder=place, ranks=run.ranks))
+    codes = join_ranks(start_ranks(run_litgpt, run.command, "--config", "recipe.yaml", folder=place, ranks=run.ranks))
     assert codes == [0] * run.ranks, "".join(log.read_text() for log in sorted(place.glob("rank-*.log")))
     with (place / "out/logs/csv/version_0/metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["loss"]]

@@ -11,7 +11,7 @@ from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from tests.processes import CONTEXT, environment, free_port
+from tests.processes import CONTEXT, find_free_port, rank_environment
 
 SIZE = 8
 
@@ -35,10 +35,10 @@ class Pool:
             process.start()
             theirs.close()
             self.members.append((process, ours))
-        port = free_port()
+        port = find_free_port()
         pipes = [pipe for _, pipe in self.members[:ranks]]
         for rank, pipe in enumerate(pipes):
-            pipe.send((work, arguments, environment(rank, max(ranks, 2), port) | {"WORLD_SIZE": str(ranks)}))
+            pipe.send((work, arguments, rank_environment(rank, max(ranks, 2), port) | {"WORLD_SIZE": str(ranks)}))
         answers: dict[Connection, Any] = {}
         while len(answers) < ranks:
             ready = wait([pipe for pipe in pipes if pipe not in answers], timeout)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from litgpt.model.config import Config
 from tests.layouts import gradient_worker
-from tests.processes import finish, start
+from tests.processes import join_ranks, start_ranks
 
 SHAPE = Config(
     **{
@@ -33,7 +33,7 @@ def test_gradient_is_the_same_for_every_cut_and_layout(tmp_path: Path) -> None:
         worst = gradient_worker.compare(tmp_path, 0, 1)
     finally:
         gradient_worker.SHAPE = before
-    assert finish(start(worker, tmp_path, folder=tmp_path, ranks=2)) == [0, 0]
+    assert join_ranks(start_ranks(worker, tmp_path, folder=tmp_path, ranks=2)) == [0, 0]
     worst |= json.loads((tmp_path / "2.json").read_text())
     assert len(worst) == 4 + 2 * 3
     assert max(worst.values()) < 1e-12, worst

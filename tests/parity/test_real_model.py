@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from litgpt import LLM
-from tests.processes import finish, litgpt, start
+from tests.processes import join_ranks, run_litgpt, start_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 PROMPTS = [
@@ -111,8 +111,8 @@ def test_training_goes_on_from_it(folder: Path, tmp_path: Path) -> None:
         "logger_name": "csv",
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    processes = start(litgpt, "pretrain", "--config", "recipe.yaml", folder=tmp_path)
-    assert finish(processes, timeout=1500) == [0], (tmp_path / "rank-0.log").read_text()[-3000:]
+    processes = start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", folder=tmp_path)
+    assert join_ranks(processes, timeout=1500) == [0], (tmp_path / "rank-0.log").read_text()[-3000:]
     with next((tmp_path / "out" / "logs").rglob("metrics.csv")).open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("val_loss")]
     losses = [float(row["val_loss"]) for row in rows]

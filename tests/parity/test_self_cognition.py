@@ -17,7 +17,7 @@ import torch
 from litgpt import LLM
 from litgpt.cli import main
 from litgpt.files import read_json
-from tests.processes import finish, litgpt, start
+from tests.processes import join_ranks, run_litgpt, start_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 HUB = Path(__file__).parents[2] / "config_hub" / "finetune" / "smollm2"
@@ -73,8 +73,8 @@ def test_a_model_learns_its_name(recipe: str, assets: Path, tmp_path: Path, capf
     sources = f"[{HUB / 'self-cognition.jsonl'}, rows.jsonl]"
     flags = {**SHORT, "--checkpoint_dir": str(assets / "SmolLM2"), "--data.sources": sources}
     line = [word for flag in flags.items() for word in flag]
-    processes = start(litgpt, "finetune", "--config", str(HUB / f"{recipe}.yaml"), *line, folder=tmp_path)
-    assert finish(processes, timeout=7000) == [0], (tmp_path / "rank-0.log").read_text()[-3000:]
+    processes = start_ranks(run_litgpt, "finetune", "--config", str(HUB / f"{recipe}.yaml"), *line, folder=tmp_path)
+    assert join_ranks(processes, timeout=7000) == [0], (tmp_path / "rank-0.log").read_text()[-3000:]
     out = tmp_path / "out"
     with next((out / "logs").rglob("metrics.csv")).open() as file:
         losses = [float(row["val_loss"]) for row in csv.DictReader(file) if row.get("val_loss")]

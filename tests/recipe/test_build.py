@@ -156,16 +156,16 @@ def test_what_is_wrong_is_said_in_one_line(litgpt, flags, said):
     assert said in litgpt("pretrain", "x", *flags).error_line()
 
 
-def test_data_of_the_users_own(litgpt, own_module, tmp_path):
-    recipe = litgpt("pretrain", "x", "--data.path", "a", "--data", own_module, "--data.copies", "1e2").recipe
+def test_data_of_the_users_own(litgpt, user_module, tmp_path):
+    recipe = litgpt("pretrain", "x", "--data.path", "a", "--data", user_module, "--data.copies", "1e2").recipe
     assert (recipe.data.path, recipe.data.copies) == ("a", 100)
-    (tmp_path / "d.yaml").write_text(f"model_name: x\ndata:\n  class_path: {own_module}\n  init_args: {{path: b}}\n")
+    (tmp_path / "d.yaml").write_text(f"model_name: x\ndata:\n  class_path: {user_module}\n  init_args: {{path: b}}\n")
     recipe = litgpt("pretrain", "--config", tmp_path / "d.yaml", "--data.share", "5e-1").recipe
     assert (recipe.data.path, recipe.data.share) == ("b", 0.5)
-    assert "data.path: missing" in litgpt("pretrain", "x", "--data", own_module).error_line()
-    outcome = litgpt("pretrain", "x", "--data", own_module, "--data.path", "a", "--data.copies", "a")
+    assert "data.path: missing" in litgpt("pretrain", "x", "--data", user_module).error_line()
+    outcome = litgpt("pretrain", "x", "--data", user_module, "--data.path", "a", "--data.copies", "a")
     assert "data.copies: 'a' is not valid; use an integer" in outcome.error_line()
-    line = litgpt("pretrain", "x", "--data", own_module, "--data.path", "a", "--data.copy", "1").error_line()
+    line = litgpt("pretrain", "x", "--data", user_module, "--data.path", "a", "--data.copy", "1").error_line()
     assert line == "data.copy is not a key; did you mean data.copies?"
 
 

@@ -55,11 +55,11 @@ def site(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("config")
-def test_a_recipe_comes_from_a_url(litgpt, site, own_module):
+def test_a_recipe_comes_from_a_url(litgpt, site, user_module):
     recipe = litgpt("pretrain", "--config", f"{site}/mine.yaml", "--seed", "1").recipe
     assert (recipe.seed, recipe.train.max_tokens) == (1, 3000)
     assert "404" in litgpt("pretrain", "--config", f"{site}/no.yaml").error_line()
-    chosen = litgpt("pretrain", "--config", f"{site}/mine.yaml", "--data", own_module, "--data.path", "a")
+    chosen = litgpt("pretrain", "--config", f"{site}/mine.yaml", "--data", user_module, "--data.path", "a")
     assert chosen.recipe.data.path == "a"
 
 

@@ -19,11 +19,11 @@ ABSURD = [10**19, -5, float("nan"), float("inf"), -float("inf"), 10**400]
 FREE = ("model_config", "metadata")  # mappings whose keys are checked by whoever they are for
 
 
-def whole_recipe(own_module: str) -> dict[str, Any]:
+def whole_recipe(user_module: str) -> dict[str, Any]:
     """A recipe that sets every key, with a data module of the user's own."""
     recipe = Pretrain("x", model_config={"n_layer": 2}, optimizer=AdamW(lr=1e-3), tokenizer=TokenizerArgs(), devices=1)
     return to_plain(recipe) | {
-        "data": {"class_path": own_module, "init_args": {"path": "a", "copies": 2, "share": 0.5}}
+        "data": {"class_path": user_module, "init_args": {"path": "a", "copies": 2, "share": 0.5}}
     }
 
 
@@ -68,11 +68,11 @@ def mutate(rng: random.Random, tree: dict[str, Any]) -> tuple[str, tuple[str, ..
     return kind, place, kind == "absurd" and number and place[:2] != ("data", "init_args")
 
 
-def campaign(count: int, seed: int, litgpt, own_module: str, folder) -> None:
+def campaign(count: int, seed: int, litgpt, user_module: str, folder) -> None:
     """Mutate `count` recipes and hold each outcome against what it must be."""
     rng, path = random.Random(seed), folder / "mutated.yaml"
     schema = Draft202012Validator(build_schema(Pretrain))
-    whole = whole_recipe(own_module)
+    whole = whole_recipe(user_module)
     assert litgpt("pretrain", "--config", save(path, whole)).code == 0
     assert schema.is_valid(whole)
     refused = 0
@@ -101,10 +101,10 @@ def save(path, tree: dict[str, Any]) -> str:
     return str(path)
 
 
-def scramble(count: int, seed: int, litgpt, own_module: str, folder) -> None:
+def scramble(count: int, seed: int, litgpt, user_module: str, folder) -> None:
     """Change single bytes of a recipe's text."""
     rng, path = random.Random(seed), folder / "scrambled.yaml"
-    text = save(path, whole_recipe(own_module)) and path.read_bytes()
+    text = save(path, whole_recipe(user_module)) and path.read_bytes()
     for _ in range(count):
         at = rng.randrange(len(text))
         path.write_bytes(text[:at] + bytes([rng.choice(b"\n:#- {}[]'\"&*!|>%@`x0\xff\x00\t")]) + text[at + 1 :])
@@ -113,16 +113,16 @@ def scramble(count: int, seed: int, litgpt, own_module: str, folder) -> None:
             assert outcome.err.count("\n") == 1 and outcome.err.startswith("litgpt: error: "), path.read_bytes()
 
 
-def test_mutated_recipes(litgpt, own_module, tmp_path):
-    campaign(150, 1, litgpt, own_module, tmp_path)
+def test_mutated_recipes(litgpt, user_module, tmp_path):
+    campaign(150, 1, litgpt, user_module, tmp_path)
 
 
-def test_scrambled_recipes(litgpt, own_module, tmp_path):
-    scramble(50, 2, litgpt, own_module, tmp_path)
+def test_scrambled_recipes(litgpt, user_module, tmp_path):
+    scramble(50, 2, litgpt, user_module, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_five_thousand_mutated_recipes(litgpt, own_module, tmp_path):
-    campaign(5000, 3, litgpt, own_module, tmp_path)
-    scramble(1000, 4, litgpt, own_module, tmp_path)
+def test_five_thousand_mutated_recipes(litgpt, user_module, tmp_path):
+    campaign(5000, 3, litgpt, user_module, tmp_path)
+    scramble(1000, 4, litgpt, user_module, tmp_path)

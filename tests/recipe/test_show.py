@@ -22,8 +22,19 @@ def test_help_for_choices(litgpt):
 
 
 @pytest.mark.parametrize("flags", ["", "skip_default", "skip_null", "skip_default,skip_null"])
-def test_print_config_reads_back_the_same(litgpt, config, own_module, tmp_path, flags):
-    line = ["--config", config, "--data", own_module, "--data.path", "a", "--optimizer", "Adagrad", "--compile", "true"]
+def test_print_config_reads_back_the_same(litgpt, config, user_module, tmp_path, flags):
+    line = [
+        "--config",
+        config,
+        "--data",
+        user_module,
+        "--data.path",
+        "a",
+        "--optimizer",
+        "Adagrad",
+        "--compile",
+        "true",
+    ]
     outcome = litgpt("pretrain", *line, f"--print_config={flags}" if flags else "--print_config")
     assert outcome.recipe is None and outcome.code == 0
     (tmp_path / "again.yaml").write_text(outcome.out)

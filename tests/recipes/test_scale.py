@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from litgpt.model.config import Config
-from tests.processes import finish, start
+from tests.processes import join_ranks, start_ranks
 from tests.recipes import scale_worker
 
 SCALE = sorted((Path(__file__).parents[2] / "config_hub/scale").glob("*.yaml"))
@@ -62,8 +62,8 @@ def check(litgpt: Callable[..., Any], folder: Path, path: Path, *, every: bool) 
     recipe, config = read(litgpt, path)
     world = recipe.devices * recipe.num_nodes
     ranks = range(world) if every else sorted({0, world - 1})
-    work = start(scale_worker.worker, folder, recipe, config, ranks, folder=folder)
-    assert finish(work, timeout=900) == [0], (folder / "rank-0.log").read_text()[-2000:]
+    work = start_ranks(scale_worker.worker, folder, recipe, config, ranks, folder=folder)
+    assert join_ranks(work, timeout=900) == [0], (folder / "rank-0.log").read_text()[-2000:]
     held = {int(rank): count for rank, count in json.loads((folder / "held.json").read_text()).items()}
     assert held == {rank: HELD[path.stem](rank) for rank in ranks}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from tests.processes import serve
+from tests.processes import serve_program
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "tutorials").glob("*.md"))
@@ -81,7 +81,7 @@ exec "${{LITGPT:-{tmp_path}/bin/fork}}" "$@"
 """
     )
     program.chmod(0o755)
-    server = serve(tmp_path / "bin" / "fork")
+    server = serve_program(tmp_path / "bin" / "fork")
     yield tmp_path
     server.kill()
 

@@ -8,7 +8,7 @@ import torch
 from litgpt.store.checkpoint_load import load_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.save_model import save_model_folder
-from tests.processes import finish, start
+from tests.processes import join_ranks, start_ranks
 from tests.store.layout_worker import (
     LAYOUTS,
     OPTIMIZERS,
@@ -30,7 +30,7 @@ def test_every_layout_loads_under_every_other(tmp_path: Path, ranks: int) -> Non
     alone.save(1, model, optimizer, {"tokens": 12345678901})
     alone.finish()
 
-    codes = finish(start(check_layouts, tmp_path, folder=tmp_path, ranks=ranks))
+    codes = join_ranks(start_ranks(check_layouts, tmp_path, folder=tmp_path, ranks=ranks))
     assert codes == [0] * ranks, [(tmp_path / f"rank-{rank}.log").read_text() for rank in range(ranks)]
 
     saved = sorted(tmp_path.glob("*-*/step-00000008"))
@@ -54,6 +54,6 @@ def test_every_layout_loads_under_every_other(tmp_path: Path, ranks: int) -> Non
 def test_a_model_folder_fills_a_sharded_model_and_is_written_from_one(tmp_path: Path, name: str) -> None:
     model = random_model(small(name))
     save_model_folder(tmp_path / "model", config=model.config, tensors=weights(model))
-    codes = finish(start(check_model_folders, tmp_path, folder=tmp_path, ranks=2))
+    codes = join_ranks(start_ranks(check_model_folders, tmp_path, folder=tmp_path, ranks=2))
     assert codes == [0, 0], [(tmp_path / f"rank-{rank}.log").read_text() for rank in range(2)]
     assert_loads(tmp_path / "again", model)

@@ -18,7 +18,7 @@ from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.safetensors_files import MappedFile, SafetensorsFiles, TensorShard
 from litgpt.store.save_model import save_model_folder
 from litgpt.store.weight_files import open_weights
-from tests.processes import finish, start
+from tests.processes import join_ranks, start_ranks
 from tests.store.models import assert_loads, random_model, small, weights
 from tests.store.slices_worker import check_slices
 
@@ -42,7 +42,7 @@ def written(folder: Path, name: str, **changes: Any) -> GPT:
 @pytest.mark.parametrize("name", ["pythia-14m", "Llama-2-7b-hf"])
 def test_a_rank_looks_at_its_own_slices_alone(tmp_path: Path, name: str) -> None:
     written(tmp_path / "model", name)
-    codes = finish(start(check_slices, tmp_path, folder=tmp_path, ranks=2))
+    codes = join_ranks(start_ranks(check_slices, tmp_path, folder=tmp_path, ranks=2))
     assert codes == [0, 0], [(tmp_path / f"rank-{rank}.log").read_text() for rank in range(2)]
 
 

@@ -14,7 +14,7 @@ from litgpt.parallel.galore_layout import check_galore_layout
 from litgpt.recipe.optimizer import GaLore
 from litgpt.train.galore import LowRankAdamW
 from litgpt.train.optimizer import build
-from tests.processes import finish, start
+from tests.processes import join_ranks, start_ranks
 from tests.store.models import random_model, small
 
 SETTINGS = {"lr": 0.03, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1, "rank": 3, "update_proj_gap": 3}
@@ -145,5 +145,5 @@ def on_shards() -> None:
 
 
 def test_shards_step_as_whole_matrices(tmp_path: Path) -> None:
-    codes = finish(start(on_shards, folder=tmp_path, ranks=2))
+    codes = join_ranks(start_ranks(on_shards, folder=tmp_path, ranks=2))
     assert codes == [0, 0], (tmp_path / "rank-0.log").read_text()[-2000:]

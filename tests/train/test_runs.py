@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.processes import finish, litgpt, start
-from tests.runs import losses, write_recipe, write_text
+from tests.processes import join_ranks, run_litgpt, start_ranks
+from tests.runs import read_losses, write_recipe, write_text
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "bf16-mixed": {"precision": "bf16-mixed"},
@@ -50,9 +50,9 @@ def trained(folder: Path, ranks: int = 1, **changes: Any) -> dict[int, float]:
     """The losses of a run that must end well."""
     write_text(folder)
     write_recipe(folder, devices=ranks, **{"eval__sample_prompt": "word1", "eval__sample_tokens": 4, **changes})
-    codes = finish(start(litgpt, "pretrain", "--config", "recipe.yaml", folder=folder, ranks=ranks))
+    codes = join_ranks(start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", folder=folder, ranks=ranks))
     assert codes == [0] * ranks, "".join(path.read_text() for path in sorted(folder.glob("rank-*.log")))
-    return losses(folder)
+    return read_losses(folder)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -84,10 +84,10 @@ def test_training_goes_on_from_a_finished_model(tmp_path: Path) -> None:
 
 def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
     trained(tmp_path)
-    before = losses(tmp_path)
-    assert finish(start(litgpt, "pretrain", "--config", "recipe.yaml", folder=tmp_path)) == [1]
+    before = read_losses(tmp_path)
+    assert join_ranks(start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", folder=tmp_path)) == [1]
     assert "holds a run already" in (tmp_path / "rank-0.log").read_text()
-    assert losses(tmp_path) == before
+    assert read_losses(tmp_path) == before
 
 
 def test_the_time_limit_saves_publishes_and_says_so(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_the_time_limit_saves_publishes_and_says_so(tmp_path: Path) -> None:
 def test_tokens_that_the_model_has_no_row_for_are_refused_in_one_line(tmp_path: Path) -> None:
     write_text(tmp_path)
     write_recipe(tmp_path, model_config__padded_vocab_size=64)
-    assert finish(start(litgpt, "pretrain", "--config", "recipe.yaml", folder=tmp_path)) == [1]
+    assert join_ranks(start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", folder=tmp_path)) == [1]
     assert "258 tokens, but the model has 64 rows" in (tmp_path / "rank-0.log").read_text()
 
 
@@ -155,7 +155,7 @@ def test_a_row_that_one_rank_alone_finds_bad_stops_all_in_one_line(tmp_path: Pat
     write_text(folder)
     (folder / "own_letters.py").write_text(ONE_BAD_RANK)
     write_recipe(folder, devices=2, data="own_letters.Letters", tokenizer=None, train__save_interval=1)
-    codes = finish(start(with_own_module, folder=folder, ranks=2), timeout=60)
+    codes = join_ranks(start_ranks(with_own_module, folder=folder, ranks=2), timeout=60)
     assert codes == [1, 1]
     assert "letter 4 is no letter" in (folder / "rank-1.log").read_text()
     assert (folder / "out" / "step-00000003").is_dir()
@@ -164,7 +164,7 @@ def test_a_row_that_one_rank_alone_finds_bad_stops_all_in_one_line(tmp_path: Pat
 def with_own_module() -> int:
     """Run the recipe, with the modules that lie beside it."""
     sys.path.insert(0, ".")
-    return litgpt("pretrain", "--config", "recipe.yaml")
+    return run_litgpt("pretrain", "--config", "recipe.yaml")
 
 
 ONE_BAD_RANK = """

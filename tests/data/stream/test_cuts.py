@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 from tests.data.stream import cuts_worker
-from tests.processes import finish, start
+from tests.processes import join_ranks, start_ranks
 
 
 def test_the_gradient_is_the_same_for_every_cut(tmp_path: Path) -> None:
     """All samples at once, two at a time, packed or not, on one rank or two, with uneven and fully masked samples."""
     worst = cuts_worker.compare(cuts_worker.whole(), 0, 1)
-    assert finish(start(cuts_worker.worker, tmp_path, folder=tmp_path, ranks=2)) == [0, 0]
+    assert join_ranks(start_ranks(cuts_worker.worker, tmp_path, folder=tmp_path, ranks=2)) == [0, 0]
     worst |= json.loads((tmp_path / "worst.json").read_text())
     assert len(worst) == 2 * (4 + 3 + 2) + 3 * (3 + 2 + 1)
     assert max(worst.values()) < 1e-10, worst
