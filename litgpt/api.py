@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from litgpt import adapt
 from litgpt.adapt.layers import iter_adapted_layers
+from litgpt.adapt.quantization import quantize_for_inference
 from litgpt.data.render.chat_template import ChatTemplate, read_template
 from litgpt.data.render.prompt_styles import PromptStyle, has_prompt_style, load_prompt_style, save_prompt_style
 from litgpt.data.tokenizer import Tokenizer
@@ -30,7 +31,6 @@ from litgpt.infer.load import (
     texts_in,
 )
 from litgpt.infer.prompts import Prompts
-from litgpt.infer.quantize import quantize as quantize_blocks
 from litgpt.infer.sampling import Sampling
 from litgpt.model.gpt import GPT
 from litgpt.model.surgery import wrap_forward
@@ -155,7 +155,7 @@ class LLM(nn.Module):
         dtype = TYPES[precision] if precision else best_type(device)
         if quantize:  # matrices go to the device one by one, in their few bits
             retype(self.model, torch.device("cpu"), dtype)
-            quantize_blocks(self.model, quantize, device)
+            quantize_for_inference(self.model, quantize, device)
         retype(self.model, device, dtype)
         self.model.__dict__.pop("forward", None)  # of an earlier mixed precision
         if precision in COMPUTE:

@@ -217,7 +217,7 @@ def test_random_weights_of_a_known_shape(folder: Path) -> None:
         ({"precision": "8-true"}, "precision: '8-true' is not known; give 64-true, 32-true"),
         ({"accelerator": "tpu"}, "accelerator: 'tpu' is not here; give auto or cpu"),
         ({"fixed_kv_cache_size": 257}, "fixed_kv_cache_size: 257"),
-        ({"quantize": "bnb.nf5"}, "quantize: 'bnb.nf5' is not known; give bnb.nf4"),
+        ({"quantize": "bnb.nf5"}, "quantize: 'bnb.nf5' is not known; set bnb.nf4"),
         ({"quantize": "bnb.nf4", "precision": "bf16-mixed"}, "quantize: bnb.nf4 needs numbers of one type"),
     ],
 )
@@ -264,9 +264,8 @@ def test_quantized_weights_are_smaller_and_close(llm: LLM, kind: str) -> None:
 
 def test_missing_bitsandbytes_is_one_line(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(
-        UserError, match=r"quantize: bnb.nf4 needs the package bitsandbytes; `pip install litgpt\[quantize\]`"
-    ):
+    match = r"quantize: bnb.nf4 needs bitsandbytes, which is not installed: pip install 'litgpt\[quantize\]'"
+    with pytest.raises(UserError, match=match):
         llm.distribute(quantize="bnb.nf4")
 
 
@@ -304,7 +303,7 @@ def test_a_name_without_network_is_one_line(tmp_path: Path, monkeypatch: pytest.
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", offline)
-    with pytest.raises(UserError, match="checkpoint_dir: org/other is no folder here, and repo_id: org/other"):
+    with pytest.raises(UserError, match="checkpoint_dir: org/other is not a folder, and org/other: the hub"):
         LLM.load("org/other")
 
 

@@ -1,11 +1,11 @@
-"""A frozen base in 4 or 8 bits (QLoRA, Dettmers et al. 2023): linear layers that hold packed weights.
+"""Matrices in 4 or 8 bits: a frozen base for training (QLoRA, Dettmers et al. 2023), and a whole model for inference.
 
-A packed weight is a few flat parameters of bytes, `weight` and others beside it, which shard, gather and save like any
-parameter: no cast of floating-point numbers touches them. A product unpacks the weight, and unpacks it again for its
-gradient rather than keep it.
+For training a quantized weight is a few flat parameters of bytes, `weight` and others beside it, which are sharded,
+gathered and saved like any parameter; they are never cast. A product dequantizes the weight, and dequantizes it again
+for the gradient rather than keep it. For inference the layers are those of bitsandbytes, which have fused kernels.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
@@ -21,33 +21,33 @@ from litgpt.model.gpt import GPT
 from litgpt.model.init import copy_into
 from litgpt.model.surgery import add_mixin
 
-BLOCK = 64  # numbers that share a scale
-SCALE_BLOCK = 256  # scales that share a scale, where those are quantized too
+BLOCK = 64  # weights that share a scale
+SCALE_BLOCK = 256  # scales that share a scale, if those are quantized too
 QuantTensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class QuantFormat:
-    """A way to pack matrices.
+    """A format for the quantized matrices of a base that is trained.
 
     Attributes:
-        sizes: the bytes of each piece of a matrix of some shape (out, in).
-        pack: the pieces of a matrix.
-        unpack: the matrix of a shape, in a type, out of its pieces.
-        package: what must be installed.
+        sizes: the number of bytes of each tensor of a quantized matrix, given its shape (out, in).
+        quantize: the tensors of a quantized matrix, given the matrix in float32.
+        dequantize: the matrix of a shape, in a type, given its tensors.
     """
 
     sizes: Callable[[tuple[int, int]], dict[str, int]]
     quantize: Callable[[Tensor], QuantTensors]
     dequantize: Callable[[QuantTensors, tuple[int, int], torch.dtype], Tensor]
-    package: str
 
 
 class QuantizedLinear(nn.Linear):
-    """A linear layer whose frozen weight is packed.
+    """A linear layer whose frozen weight is quantized.
 
     Attributes:
-        cut: what is computed with of the unpacked weight, if other processes compute with the rest; None for all.
+        quant_tensors: the names of the weight's tensors.
+        original_dtype: the type of the weight before it was quantized.
+        slice_weight: selects this rank's part of the dequantized weight under tensor parallelism; None for all.
     """
 
     quant_format: QuantFormat
@@ -55,64 +55,80 @@ class QuantizedLinear(nn.Linear):
     original_dtype: torch.dtype
     slice_weight: Callable[[Tensor], Tensor] | None = None
 
-    def dequantize_weight(self, change: Callable[[Tensor], Tensor] = lambda piece: piece, dtype: Any = None) -> Tensor:
-        """The weight (out, in), its pieces first put through `change`."""
-        quant_tensors = {name: change(own_parameter(self, name)) for name in self.quant_tensors}
-        return self.quant_format.dequantize(
-            quant_tensors, (self.out_features, self.in_features), dtype or self.original_dtype
-        )
+    def dequantize_weight(self, gather: Callable[[Tensor], Tensor] = lambda x: x, dtype: Any = None) -> Tensor:
+        """The weight (out, in), its tensors first passed through `gather`."""
+        tensors = {name: gather(own_parameter(self, name)) for name in self.quant_tensors}
+        shape = (self.out_features, self.in_features)
+        return self.quant_format.dequantize(tensors, shape, dtype or self.original_dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        kind = x.device.type
-        x = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+        device = x.device.type
+        x = x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
         dequantize = partial(self._dequantize, dtype=x.dtype)
         y = quantized_matmul(x, dequantize, *(own_parameter(self, name) for name in self.quant_tensors))
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
-    def _dequantize(self, *quant_tensors: Tensor, dtype: torch.dtype) -> Tensor:
+    def _dequantize(self, *tensors: Tensor, dtype: torch.dtype) -> Tensor:
         shape = (self.out_features, self.in_features)
-        weight = self.quant_format.dequantize(dict(zip(self.quant_tensors, quant_tensors, strict=True)), shape, dtype)
+        weight = self.quant_format.dequantize(dict(zip(self.quant_tensors, tensors, strict=True)), shape, dtype)
         return weight if self.slice_weight is None else self.slice_weight(weight).contiguous()
 
 
 class QuantizedMatmul(torch.autograd.Function):
-    """x W^T, which keeps the pieces of W for its gradient, not W."""
+    """x W^T that saves the quantized tensors of W for backward, not W."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dequantize: Callable[..., Tensor], *quant_tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dequantize: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         ctx.dequantize = dequantize
-        ctx.save_for_backward(*quant_tensors)
-        return F.linear(x, dequantize(*quant_tensors))
+        ctx.save_for_backward(*tensors)
+        return F.linear(x, dequantize(*tensors))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return gradient @ ctx.dequantize(*ctx.saved_tensors), *[None] * (1 + len(ctx.saved_tensors))
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad @ ctx.dequantize(*ctx.saved_tensors), *[None] * (1 + len(ctx.saved_tensors))
 
 
-quantized_matmul = torch.compiler.disable(QuantizedMatmul.apply)  # the libraries' unpacking is not for its tracer
-"""`Product` of a compiled block, which is compiled up to it and from it on."""
+quantized_matmul = torch.compiler.disable(QuantizedMatmul.apply)  # the libraries' kernels cannot be traced
+"""`QuantizedMatmul` with a graph break before and after it."""
+
+
+def check_quantization(model: GPT, kind: str, kinds: Collection[str]) -> None:
+    """Check that a model can be quantized to a format.
+
+    Raises:
+        UserError: if `kind` is not one of `kinds`, its package is missing, or the model has experts.
+    """
+    if kind not in kinds:
+        raise UserError(f"quantize: {kind!r} is not known; set {', '.join(kinds)}")
+    package = {"bnb.int8-training": None, "torchao.nf4": "torchao"}.get(kind, "bitsandbytes")
+    if package and find_spec(package) is None:
+        raise UserError(
+            f"quantize: {kind} needs {package}, which is not installed: pip install 'litgpt[quantize]', or set null"
+        )
+    if model.config.n_expert:
+        raise UserError(f"quantize: {kind} is not supported with experts, which hold most weights; set null")
 
 
 def quantize(model: GPT, kind: str) -> None:
-    """Make the linear layers of the blocks packed ones, without values yet; embedding, norms and head stay.
+    """Convert the linear layers of the blocks to quantized ones for training; embedding, norms and head stay.
 
-    Comes before `attach`, and `fill` after both.
+    Call it before `adapt.attach`; the weights are uninitialized until `load_quantized`, which comes after both.
 
     Raises:
-        UserError: if `kind` is not known, its package is missing, or the model has experts, which stay unpacked.
+        UserError: as `check_quantization`.
     """
-    quant_format = find_quant_format(kind)
-    if model.config.n_expert:
-        raise UserError(f"quantize: {kind} does not pack experts, where most of the weights are; give null")
+    check_quantization(model, kind, QUANT_FORMATS)
+    quant_format = QUANT_FORMATS[kind]
     for layer in model.blocks.modules():
         if isinstance(layer, nn.Linear):
             weight = own_parameter(layer, "weight")
             sizes = quant_format.sizes((layer.out_features, layer.in_features))
             for name, size in sizes.items():
-                piece = torch.empty(size, dtype=torch.uint8, device=weight.device)
-                layer.register_parameter(name, nn.Parameter(piece, requires_grad=False))
+                tensor = torch.empty(size, dtype=torch.uint8, device=weight.device)
+                layer.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
             add_mixin(layer, QuantizedLinear)
-            layer.quant_format, layer.quant_tensors, layer.original_dtype = quant_format, tuple(sizes), weight.dtype  # type: ignore
+            layer.quant_format, layer.quant_tensors = quant_format, tuple(sizes)  # type: ignore[assignment]
+            layer.original_dtype = weight.dtype  # type: ignore[assignment]
 
 
 @torch.no_grad()
@@ -123,25 +139,56 @@ def load_quantized(
     device: torch.device | None = None,
     write: Callable[[nn.Parameter, Tensor], None] = copy_into,
 ) -> None:
-    """Fill a quantized model with weights, which are packed one at a time.
+    """Load weights into a quantized model; they are quantized one at a time.
 
     Args:
         tensors: every parameter of the base in full, under our names.
-        device: where to pack; None for where each tensor is.
-        write: stores a whole value into a parameter, which may be a shard.
+        device: where to quantize; None for the device of each tensor.
+        write: stores a full value into a parameter, which may be sharded.
     """
     layers = dict(model.named_modules())
     for name, tensor in tensors:
         owner, _, key = name.rpartition(".")
         layer = layers.get(owner)
         if layer is None or key not in layer._parameters:
-            continue  # it lies in another process
+            continue  # it belongs to another pipeline stage
         if isinstance(layer, QuantizedLinear) and key == "weight":
-            quant_tensors = layer.quant_format.quantize(tensor.to(device or tensor.device, torch.float32))
-            for piece, value in quant_tensors.items():
-                write(own_parameter(layer, piece), value)
+            quantized = layer.quant_format.quantize(tensor.to(device or tensor.device, torch.float32))
+            for quant_name, value in quantized.items():
+                write(own_parameter(layer, quant_name), value)
         else:
             write(own_parameter(layer, key), tensor)
+
+
+def quantize_for_inference(model: GPT, kind: str, device: torch.device) -> None:
+    """Replace the linear layers of the blocks by layers of bitsandbytes on `device`; embedding, norms and head stay.
+
+    Raises:
+        UserError: as `check_quantization`.
+    """
+    check_quantization(model, kind, INFERENCE_KINDS)
+    for parent in list(model.blocks.modules()):
+        for name, layer in parent.named_children():
+            if type(layer) is nn.Linear:  # layers of bitsandbytes are subclasses
+                setattr(parent, name, build_inference_layer(layer, kind).to(device))
+
+
+def build_inference_layer(layer: nn.Linear, kind: str) -> nn.Module:
+    """A layer of bitsandbytes with the weights of `layer`, which computes in their type; quantized once it is moved."""
+    from bitsandbytes import nn as bnb
+
+    sizes, has_bias = (layer.in_features, layer.out_features), layer.bias is not None
+    quantized: nn.Module
+    if kind in BNB_4BIT:
+        quant_type, double_quant = BNB_4BIT[kind]
+        settings: dict[str, Any] = {"quant_type": quant_type, "compress_statistics": double_quant}
+        quantized = bnb.Linear4bit(*sizes, bias=has_bias, compute_dtype=layer.weight.dtype, device="meta", **settings)
+        quantized.weight = bnb.Params4bit(layer.weight.detach(), requires_grad=False, **settings)
+    else:
+        quantized = bnb.Linear8bitLt(*sizes, bias=has_bias, has_fp16_weights=False, threshold=6.0, device="meta")
+        quantized.weight = bnb.Int8Params(layer.weight.detach(), requires_grad=False, has_fp16_weights=False)
+    quantized.bias = layer.bias
+    return quantized
 
 
 def view_bytes(tensor: Tensor) -> Tensor:
@@ -149,195 +196,171 @@ def view_bytes(tensor: Tensor) -> Tensor:
     return tensor.new_empty(tensor.numel()).copy_(tensor.detach().reshape(-1)).view(torch.uint8)
 
 
-def view_as(piece: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The numbers that flat bytes stand for."""
-    return piece.contiguous().view(dtype)
+def view_numbers(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Flat bytes as numbers of a type."""
+    return tensor.contiguous().view(dtype)
 
 
-def dequantize_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type to unpack in: that of the product, or float32 where the library knows no other."""
-    return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
+def ceil_div(number: int, divisor: int) -> int:
+    """The quotient, rounded up."""
+    return -(-number // divisor)
 
 
-def ceil_div(number: int, step: int) -> int:
-    """How many steps of this size hold a number."""
-    return -(-number // step)
-
-
-def bnb_4bit_sizes(shape: tuple[int, int], *, double_quant: bool) -> dict[str, int]:
-    """Half a byte a number, and a scale of 4 bytes, or of one byte and a 256th of 4, for 64 numbers."""
+def size_bnb_4bit(shape: tuple[int, int], *, double_quant: bool) -> dict[str, int]:
+    """Half a byte per weight, and for 64 weights a scale of 4 bytes, or of one byte and a 256th of 4."""
     count = shape[0] * shape[1]
     blocks = ceil_div(count, BLOCK)
-    sizes = {"weight": ceil_div(count, 2), "weight_scale": blocks if double_quant else 4 * blocks}
-    return (
-        {**sizes, "weight_scale_scale": 4 * ceil_div(blocks, SCALE_BLOCK), "weight_offset": 4}
-        if double_quant
-        else sizes
-    )
+    if not double_quant:
+        return {"weight": ceil_div(count, 2), "weight_scale": 4 * blocks}
+    scales = {"weight_scale": blocks, "weight_scale_scale": 4 * ceil_div(blocks, SCALE_BLOCK), "weight_offset": 4}
+    return {"weight": ceil_div(count, 2), **scales}
 
 
-def quantize_bnb_4bit(weight: Tensor, *, kind: str, double_quant: bool) -> QuantTensors:
-    """Pieces as bitsandbytes makes them."""
+def quantize_bnb_4bit(weight: Tensor, *, quant_type: str, double_quant: bool) -> QuantTensors:
+    """Quantize with bitsandbytes."""
     from bitsandbytes import functional
 
     codes, state = functional.quantize_4bit(
-        weight.contiguous(), blocksize=BLOCK, quant_type=kind, compress_statistics=double_quant
+        weight.contiguous(), blocksize=BLOCK, quant_type=quant_type, compress_statistics=double_quant
     )
-    quant_tensors = {"weight": codes.reshape(-1), "weight_scale": view_bytes(state.absmax)}
+    tensors = {"weight": codes.reshape(-1), "weight_scale": view_bytes(state.absmax)}
     if double_quant:
-        quant_tensors |= {
-            "weight_scale_scale": view_bytes(state.state2.absmax),
-            "weight_offset": view_bytes(state.offset),
-        }
-    return quant_tensors
+        tensors |= {"weight_scale_scale": view_bytes(state.state2.absmax), "weight_offset": view_bytes(state.offset)}
+    return tensors
 
 
 def dequantize_bnb_4bit(
-    quant_tensors: QuantTensors, shape: tuple[int, int], dtype: torch.dtype, *, kind: str, double_quant: bool
+    tensors: QuantTensors, shape: tuple[int, int], dtype: torch.dtype, *, quant_type: str, double_quant: bool
 ) -> Tensor:
-    """The matrix that bitsandbytes' pieces stand for."""
+    """Dequantize with bitsandbytes, which supports float32, float16 and bfloat16."""
     from bitsandbytes import functional
 
-    codes, scale = quant_tensors["weight"], quant_tensors["weight_scale"]
-    inner = {}
+    codes, scale = tensors["weight"], tensors["weight_scale"]
+    nested = {}
     if double_quant:
         scales = functional.QuantState(
-            absmax=view_as(quant_tensors["weight_scale_scale"]),
-            code=bnb_code("dynamic", codes.device),
+            absmax=view_numbers(tensors["weight_scale_scale"]),
+            code=get_bnb_code("dynamic", codes.device),
             blocksize=SCALE_BLOCK,
             dtype=torch.float32,
         )
-        inner = {"offset": view_as(quant_tensors["weight_offset"])[0], "state2": scales}
+        nested = {"offset": view_numbers(tensors["weight_offset"])[0], "state2": scales}
     state = functional.QuantState(
-        absmax=scale if double_quant else view_as(scale),
+        absmax=scale if double_quant else view_numbers(scale),
         shape=torch.Size(shape),
-        code=bnb_code(kind, codes.device),
+        code=get_bnb_code(quant_type, codes.device),
         blocksize=BLOCK,
-        quant_type=kind,
-        dtype=dequantize_dtype(dtype),
-        **inner,
+        quant_type=quant_type,
+        dtype=dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32,
+        **nested,
     )
     return functional.dequantize_4bit(codes.reshape(-1, 1), state).to(dtype)
 
 
 @cache
-def bnb_code(kind: str, device: torch.device) -> Tensor:
-    """The numbers that bitsandbytes' codes stand for: 16 of nf4 or fp4, 256 of dynamic, which scales are kept in."""
+def get_bnb_code(quant_type: str, device: torch.device) -> Tensor:
+    """The code book of bitsandbytes: 16 values of nf4 or fp4, 256 of the dynamic type of quantized scales."""
     from bitsandbytes import functional
 
-    return functional.create_dynamic_map().to(device) if kind == "dynamic" else functional.get_4bit_type(kind, device)
+    if quant_type == "dynamic":
+        return functional.create_dynamic_map().to(device)
+    return functional.get_4bit_type(quant_type, device)
 
 
-def int8_sizes(shape: tuple[int, int]) -> dict[str, int]:
-    """A byte a number, and 4 a row."""
+def size_int8(shape: tuple[int, int]) -> dict[str, int]:
+    """A byte per weight, and 4 per row."""
     return {"weight": shape[0] * shape[1], "weight_scale": 4 * shape[0]}
 
 
 def quantize_int8(weight: Tensor) -> QuantTensors:
-    """A byte a number, and the largest size in each row (Dettmers et al. 2022, section 2.1)."""
+    """A byte per weight, and the largest magnitude of each row (Dettmers et al. 2022, section 2.1)."""
     largest = weight.abs().amax(1, keepdim=True)
     codes = (weight * (127 / largest.clamp(min=1e-30))).round().to(torch.int8)
     return {"weight": view_bytes(codes), "weight_scale": view_bytes(largest)}
 
 
-def dequantize_int8(quant_tensors: QuantTensors, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """The matrix that codes from -127 to 127 and the largest of each row stand for."""
-    codes = view_as(quant_tensors["weight"], torch.int8).view(shape)
-    return (codes * (view_as(quant_tensors["weight_scale"])[:, None] / 127)).to(dtype)
+def dequantize_int8(tensors: QuantTensors, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """The matrix from codes of -127 to 127 and the largest magnitude of each row."""
+    codes = view_numbers(tensors["weight"], torch.int8).view(shape)
+    return (codes * (view_numbers(tensors["weight_scale"])[:, None] / 127)).to(dtype)
 
 
-def scale_block(shape: tuple[int, int]) -> int:
-    """How many scales share one in torchao, which wants whole blocks."""
+def get_torchao_scale_block(shape: tuple[int, int]) -> int:
+    """The number of scales that share a scale in torchao, which requires whole blocks."""
     blocks = shape[0] * shape[1] // BLOCK
     return max(size for size in (1, 2, 4, 8, 16, 32, 64, 128, SCALE_BLOCK) if blocks % size == 0)
 
 
-def torchao_sizes(shape: tuple[int, int]) -> dict[str, int]:
-    """As with two levels of scales in bitsandbytes.
+def size_torchao(shape: tuple[int, int]) -> dict[str, int]:
+    """As bitsandbytes with quantized scales.
 
     Raises:
-        UserError: if the matrix is no whole number of blocks.
+        UserError: if the number of weights is not divisible by the block size.
     """
     if (count := shape[0] * shape[1]) % BLOCK:
-        raise UserError(f"quantize: torchao.nf4 packs {BLOCK} numbers together, not {list(shape)}; bnb.nf4 would do")
-    scales = count // BLOCK // scale_block(shape)
+        raise UserError(f"quantize: torchao.nf4 needs matrices divisible by {BLOCK}, not {list(shape)}; set bnb.nf4")
+    scales = count // BLOCK // get_torchao_scale_block(shape)
     return {"weight": count // 2, "weight_scale": count // BLOCK, "weight_scale_scale": 4 * scales, "weight_offset": 4}
 
 
 def quantize_torchao(weight: Tensor) -> QuantTensors:
-    """Pieces as torchao's NF4Tensor has them."""
+    """Quantize with torchao's NF4Tensor."""
     from torchao.quantization import to_nf4
 
-    packed = to_nf4(weight.contiguous(), BLOCK, scale_block(tuple(weight.shape)))  # type: ignore[arg-type]
-    parts = (packed.quantized_data, packed.quantized_scalers, packed.quantization_factor, packed.scaler_mean)
-    return dict(
-        zip(("weight", "weight_scale", "weight_scale_scale", "weight_offset"), map(view_bytes, parts), strict=True)
-    )
+    nf4 = to_nf4(weight.contiguous(), BLOCK, get_torchao_scale_block(tuple(weight.shape)))  # type: ignore[arg-type]
+    tensors = (nf4.quantized_data, nf4.quantized_scalers, nf4.quantization_factor, nf4.scaler_mean)
+    names = ("weight", "weight_scale", "weight_scale_scale", "weight_offset")
+    return dict(zip(names, map(view_bytes, tensors), strict=True))
 
 
-def dequantize_torchao(quant_tensors: QuantTensors, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """The matrix that torchao's pieces stand for."""
-    codes = quant_tensors["weight"]
-    like = torchao_like(codes.device)
-    packed = type(like)(
-        torchao_meta(shape, codes.device),
+def dequantize_torchao(tensors: QuantTensors, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Dequantize with torchao's NF4Tensor."""
+    from torchao.quantization.quantize_.workflows.nf4.nf4_tensor import SubclassTensorArgs
+
+    codes = tensors["weight"]
+    template = build_torchao_template(codes.device)
+    nf4 = type(template)(
+        SubclassTensorArgs(torch.Size(shape), (shape[1], 1), 0, torch.float32, codes.device, False),
         BLOCK,
         shape[0] * shape[1] // BLOCK,
-        scale_block(shape),
-        view_as(quant_tensors["weight_scale"], torch.int8),
-        view_as(quant_tensors["weight_scale_scale"]),
-        view_as(quant_tensors["weight_offset"])[0],
+        get_torchao_scale_block(shape),
+        view_numbers(tensors["weight_scale"], torch.int8),
+        view_numbers(tensors["weight_scale_scale"]),
+        view_numbers(tensors["weight_offset"])[0],
         codes,
-        like.nf4,
+        template.nf4,
     )
-    return packed.get_original_weight().to(dtype)
+    return nf4.get_original_weight().to(dtype)
 
 
 @cache
-def torchao_like(device: torch.device) -> Any:
-    """A small NF4Tensor, for its table of numbers."""
+def build_torchao_template(device: torch.device) -> Any:
+    """A small NF4Tensor, for its class and code book."""
     from torchao.quantization import to_nf4
 
     return to_nf4(torch.zeros(1, BLOCK, device=device), BLOCK, 1)
 
 
-def torchao_meta(shape: tuple[int, int], device: torch.device) -> Any:
-    """What an NF4Tensor knows of the matrix that it was made of."""
-    from torchao.quantization.quantize_.workflows.nf4.nf4_tensor import SubclassTensorArgs
-
-    return SubclassTensorArgs(torch.Size(shape), (shape[1], 1), 0, torch.float32, device, False)
-
-
-def bnb_4bit_format(kind: str, *, double_quant: bool) -> QuantFormat:
-    """The packing of bitsandbytes' four-bit numbers."""
+def build_bnb_4bit(quant_type: str, double_quant: bool) -> QuantFormat:
+    """The format of 4-bit types of bitsandbytes."""
     return QuantFormat(
-        partial(bnb_4bit_sizes, double_quant=double_quant),
-        partial(quantize_bnb_4bit, kind=kind, double_quant=double_quant),
-        partial(dequantize_bnb_4bit, kind=kind, double_quant=double_quant),
-        "bitsandbytes",
+        partial(size_bnb_4bit, double_quant=double_quant),
+        partial(quantize_bnb_4bit, quant_type=quant_type, double_quant=double_quant),
+        partial(dequantize_bnb_4bit, quant_type=quant_type, double_quant=double_quant),
     )
 
 
-QUANT_FORMATS = {
-    "bnb.nf4": bnb_4bit_format("nf4", double_quant=False),
-    "bnb.nf4-dq": bnb_4bit_format("nf4", double_quant=True),
-    "bnb.fp4": bnb_4bit_format("fp4", double_quant=False),
-    "bnb.fp4-dq": bnb_4bit_format("fp4", double_quant=True),
-    "bnb.int8-training": QuantFormat(int8_sizes, quantize_int8, dequantize_int8, ""),
-    "torchao.nf4": QuantFormat(torchao_sizes, quantize_torchao, dequantize_torchao, "torchao"),
+BNB_4BIT = {
+    "bnb.nf4": ("nf4", False),
+    "bnb.nf4-dq": ("nf4", True),
+    "bnb.fp4": ("fp4", False),
+    "bnb.fp4-dq": ("fp4", True),
 }
-"""By name; dq: the scales are quantized too."""
-
-
-def find_quant_format(kind: str) -> QuantFormat:
-    """The packing of this name.
-
-    Raises:
-        UserError: if there is none, or its package is missing.
-    """
-    if kind not in QUANT_FORMATS:
-        raise UserError(f"quantize: {kind!r} is not known; give {', '.join(QUANT_FORMATS)}")
-    package = QUANT_FORMATS[kind].package
-    if package and find_spec(package) is None:
-        raise UserError(f"quantize: {kind} needs the package {package}; `pip install {package}`, or bnb.int8-training")
-    return QUANT_FORMATS[kind]
+"""By name: the 4-bit type, and whether its scales are quantized too (Dettmers et al. 2023)."""
+QUANT_FORMATS = {
+    **{kind: build_bnb_4bit(*settings) for kind, settings in BNB_4BIT.items()},
+    "bnb.int8-training": QuantFormat(size_int8, quantize_int8, dequantize_int8),
+    "torchao.nf4": QuantFormat(size_torchao, quantize_torchao, dequantize_torchao),
+}
+"""Formats for training, by name."""
+INFERENCE_KINDS = (*BNB_4BIT, "bnb.int8")

@@ -61,7 +61,7 @@ def find_folder(name: Path | str, *, access_token: str | None = None) -> Path:
     try:
         return hub.download(repository, CHECKPOINTS, access_token=access_token)
     except UserError as error:
-        raise UserError(f"checkpoint_dir: {name} is no folder here, and {error.detail}") from None
+        raise UserError(f"checkpoint_dir: {name} is not a folder, and {error.detail}") from None
 
 
 def published_as(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""A packed base computes as the weights that it stands for, trains adapters, and is never whole in memory."""
+"""A quantized base computes as its dequantized weights, trains adapters, and is never in memory as a whole."""
 
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,7 @@ def test_filling_holds_one_weight_at_a_time(tmp_path: Path) -> None:
         parameter.copy_(value)
 
     quantization.load_quantized(model, iter_tensors(tmp_path / "base", model.config), write=write)
-    assert max(held) == 80 * 64 * 4  # the embedding; every packed piece is smaller
+    assert max(held) == 80 * 64 * 4  # the embedding; every quantized tensor is smaller
     assert all(torch.equal(value, before[name]) for name, value in base_of(model).items())
 
 
@@ -198,17 +198,17 @@ def test_bfloat16_and_autocast(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "said"),
     [
-        ("nf4", "Qwen2.5-0.5B", "quantize: 'nf4' is not known; give bnb.nf4, bnb.nf4-dq"),
-        ("bnb.nf4", "Mixtral-8x7B-v0.1", "quantize: bnb.nf4 does not pack experts, .*; give null"),
+        ("nf4", "Qwen2.5-0.5B", "quantize: 'nf4' is not known; set bnb.nf4, bnb.nf4-dq"),
+        ("bnb.nf4", "Mixtral-8x7B-v0.1", "quantize: bnb.nf4 is not supported with experts, .*; set null"),
     ],
 )
-def test_what_cannot_be_packed_is_one_line(kind: str, name: str, said: str) -> None:
+def test_unsupported_formats_and_models_are_one_line(kind: str, name: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         quantization.quantize(GPT(small(name)), kind)
 
 
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantization, "find_spec", lambda _name: None)
-    with pytest.raises(UserError, match="needs the package bitsandbytes; `pip install bitsandbytes`"):
-        quantization.find_quant_format("bnb.nf4")
-    assert quantization.find_quant_format("bnb.int8-training")
+    with pytest.raises(UserError, match="needs bitsandbytes, which is not installed: pip install"):
+        quantization.quantize(GPT(small("Qwen2.5-0.5B")), "bnb.nf4")
+    quantization.quantize(GPT(small("Qwen2.5-0.5B")), "bnb.int8-training")
