@@ -102,7 +102,7 @@ def run_command(name: str, recipe: Any) -> None:
     """Run a command with its recipe."""
     if name == "pretrain":
         if recipe.model_name == "list":
-            print("\n".join(["Available values:", *import_object("litgpt.model.registry:names")()]))
+            print("\n".join(["Available values:", *import_object("litgpt.model.registry:list_model_names")()]))
             return
         recipe = resolve_out_dir(recipe)
     import_object(COMMANDS[name].run)(recipe)

@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any
 
 from litgpt.model.config import Config
-from litgpt.model.registry import find, names
+from litgpt.model.registry import list_model_names
 
 __all__ = ["Config", "configs", "name_to_config"]  # noqa: F822, built on first use
 
@@ -12,7 +12,7 @@ __all__ = ["Config", "configs", "name_to_config"]  # noqa: F822, built on first 
 @cache
 def build_table() -> dict[str, dict[str, Any]]:
     """Return the configuration fields of every known model by its name."""
-    return {name: find(name).to_dict() for name in names()}
+    return {name: Config.from_name(name).to_dict() for name in list_model_names()}
 
 
 def __getattr__(name: str) -> Any:

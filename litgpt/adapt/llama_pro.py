@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litgpt.model.config import PER_LAYER, Config
+from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import copy_into
+from litgpt.model.transformer_config import PER_LAYER
 from litgpt.recipe.tuner import BlockOrder, LLaMAPro, Tuner
 
 

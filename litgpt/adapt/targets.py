@@ -10,7 +10,7 @@ from torch import nn
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.moe import Experts
-from litgpt.model.registry import family_of
+from litgpt.model.registry import find_family
 
 PARTS = ("embedding", "position_embedding", "blocks", "norm", "head")
 
@@ -26,7 +26,7 @@ def get_parameter_aliases(model: GPT) -> dict[str, set[str]]:
     names = [name for name, _ in model.named_parameters() if name in base]
     names.sort(key=lambda name: PARTS.index(name.split(".")[0]))
     aliases = {name: {name} for name in names}
-    family = family_of(model.config)
+    family = find_family(model.config)
     for mapping in family.tensors.map_names(names, model.config) if family else []:
         for name in mapping.names:
             aliases[name].add(mapping.hf_name)

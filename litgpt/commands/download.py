@@ -1,7 +1,8 @@
 """`litgpt download`: download a model from the Hugging Face hub, check it, and write its `model_config.yaml`."""
 
 from litgpt.errors import UserError
-from litgpt.model import registry
+from litgpt.model.config import Config
+from litgpt.model.registry import list_model_names
 from litgpt.recipe.store_commands import Download
 from litgpt.store.convert import convert_folder
 from litgpt.store.hub import download
@@ -10,7 +11,7 @@ from litgpt.store.hub import download
 def run(recipe: Download) -> None:
     """Download the model and print its path; for `list`, print the names of all known models."""
     if recipe.repo_id == "list":
-        print("\n".join(registry.names()))
+        print("\n".join(list_model_names()))
         return
     folder = download(
         resolve_repository(recipe.repo_id),
@@ -32,7 +33,7 @@ def resolve_repository(name: str) -> str:
     """
     if "/" in name:
         return name
-    repository = registry.find(name).hf_config
+    repository = Config.from_name(name).hf_config
     if "org" not in repository:
         raise UserError(f"repo_id: {name} has no repository of its own; give one as org/name")
     return f"{repository['org']}/{repository['name']}"

@@ -14,7 +14,7 @@ from litgpt.errors import UserError
 from litgpt.files import write_json
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.registry import family_of, meaning
+from litgpt.model.registry import find_family, normalize_config
 from litgpt.recipe.store_commands import Verify
 from litgpt.store.load_model import load_config, load_model
 from litgpt.store.tensor_audit import audit_folder, find_differing
@@ -122,12 +122,12 @@ def check_settings(recipe: Verify, config: Config) -> Check:
     """Check that the config.json written for this shape means the same as the folder's own."""
     from transformers import AutoConfig
 
-    family = family_of(config)
+    family = find_family(config)
     if family is None or not (recipe.checkpoint_dir / "config.json").is_file():
         return Check("settings", None, "no published architecture has this shape", {})
-    written = meaning(family.read(family.config_json(config)), family.unused)
+    written = normalize_config(family.read(family.config_json(config)), family.unused)
     model_type = AutoConfig.from_pretrained(recipe.checkpoint_dir).model_type
-    wrong = [key for key, value in meaning(config, family.unused).items() if written[key] != value]
+    wrong = [key for key, value in normalize_config(config, family.unused).items() if written[key] != value]
     found = f"{', '.join(wrong)} differ" if wrong else f"config.json of {family.model_type} means the same"
     return Check("settings", not wrong, found, {"model_type": model_type, "differing": wrong})
 

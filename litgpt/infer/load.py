@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from litgpt import adapt
 from litgpt.adapt import quantization
 from litgpt.errors import UserError
-from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
+from litgpt.model.registry import list_model_names
 from litgpt.store import hub
 from litgpt.store.adapters.folder import ADAPTER_CONFIG, SavedAdapter, is_adapter, load_adapter_folder, read_base_name
 from litgpt.store.checkpoint_load import PROGRESS, iter_checkpoint_weights, resolve_checkpoint
@@ -66,9 +66,9 @@ def find_folder(name: Path | str, *, access_token: str | None = None) -> Path:
 
 def published_as(name: str) -> str | None:
     """The org/name of a known model; None for other names."""
-    if name not in registry.names():
+    if name not in list_model_names():
         return None
-    hub_name = registry.find(name).hf_config
+    hub_name = Config.from_name(name).hf_config
     return f"{hub_name['org']}/{hub_name['name']}" if "org" in hub_name else None
 
 

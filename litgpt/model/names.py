@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from litgpt.errors import UserError
-from litgpt.model.config import Config
+from litgpt.model.transformer_config import TransformerConfig
 
 if TYPE_CHECKING:  # names alone need no torch
     from torch import Tensor
@@ -33,7 +33,7 @@ class TensorMapping:
     expert: int | None = None
     transposed: bool = False
 
-    def split(self, tensor: "Tensor", config: Config) -> "list[Tensor]":
+    def split(self, tensor: "Tensor", config: TransformerConfig) -> "list[Tensor]":
         """Our tensors (with `expert`, that slice of each) out of the published one: views where the layout allows it.
 
         Raises:
@@ -58,13 +58,13 @@ class TensorMapping:
         groups, each = group_sizes(config)
         return [part.flatten(0, 1) for part in tensor.unflatten(0, (groups, -1)).split(each, dim=1)]
 
-    def join(self, tensors: "list[Tensor]", config: Config) -> "Tensor":
+    def join(self, tensors: "list[Tensor]", config: TransformerConfig) -> "Tensor":
         """The published tensor out of ours, which are given whole and in the order of `ours`."""
         parts = tensors if self.expert is None else [tensor[self.expert] for tensor in tensors]
         joined = self._joined(parts, config)
         return joined.mT.contiguous() if self._turned else joined
 
-    def _joined(self, parts: "list[Tensor]", config: Config) -> "Tensor":
+    def _joined(self, parts: "list[Tensor]", config: TransformerConfig) -> "Tensor":
         import torch
 
         if self.kind == "rename":
@@ -97,14 +97,14 @@ def is_stacked(ours: str) -> bool:
     return ".experts." in ours
 
 
-def group_sizes(config: Config) -> tuple[int, list[int]]:
+def group_sizes(config: TransformerConfig) -> tuple[int, list[int]]:
     """The number of key-value groups, and the rows of q, k and v in each."""
     assert config.head_size is not None and config.n_query_groups is not None
     queries = config.n_head // config.n_query_groups
     return config.n_query_groups, [queries * config.head_size, config.head_size, config.head_size]
 
 
-def count_rows(config: Config, name: str) -> int:
+def count_rows(config: TransformerConfig, name: str) -> int:
     """The rows of one of our tensors that a published tensor may hold with others."""
     assert config.intermediate_size is not None
     if is_stacked(name):
@@ -133,7 +133,7 @@ class NameRule:
     when: Mapping[str, Any] = field(default_factory=dict)
     transposed: bool = False
 
-    def applies_to(self, config: Config) -> bool:
+    def applies_to(self, config: TransformerConfig) -> bool:
         return all(getattr(config, key) in values for key, values in self.when.items())
 
     def map_hf_names(self, name: str) -> TensorMapping | None:
@@ -141,7 +141,7 @@ class NameRule:
         found = compile_pattern(self.hf_name).fullmatch(name)
         return None if found is None else self._step(found.groupdict())
 
-    def map_names(self, name: str, config: Config) -> list[TensorMapping]:
+    def map_names(self, name: str, config: TransformerConfig) -> list[TensorMapping]:
         """The steps that publish our tensor of this name: one, one for every expert, or none if it is no such name."""
         for pattern in self.names:
             if found := compile_pattern(pattern).fullmatch(name):
@@ -173,7 +173,7 @@ class NameTable:
     unread: tuple[str, ...] = ()
     starts: Mapping[str, str] = field(default_factory=dict)
 
-    def map_hf_names(self, published: Iterable[str], config: Config) -> list[TensorMapping]:
+    def map_hf_names(self, published: Iterable[str], config: TransformerConfig) -> list[TensorMapping]:
         """How to turn tensors of these published names into ours, without those that are `ignored` or `unread`.
 
         Raises:
@@ -186,22 +186,22 @@ class NameTable:
         check_experts(steps, config)
         return steps
 
-    def step(self, published: str, config: Config) -> TensorMapping | None:
+    def step(self, published: str, config: TransformerConfig) -> TensorMapping | None:
         """What one published tensor becomes; None if no rule knows it."""
         try:
             return self._find_theirs(published, config)
         except UserError:
             return None
 
-    def ignores(self, published: str, config: Config) -> bool:
+    def ignores(self, published: str, config: TransformerConfig) -> bool:
         """Whether a published tensor is a buffer that says nothing."""
         return self._fits(published, self.ignored, config)
 
-    def left_unread(self, published: Iterable[str], config: Config) -> list[str]:
+    def left_unread(self, published: Iterable[str], config: TransformerConfig) -> list[str]:
         """The published tensors that hold weights which the model has no place for."""
         return [name for name in published if self._fits(name, self.unread, config)]
 
-    def map_names(self, ours: Iterable[str], config: Config) -> list[TensorMapping]:
+    def map_names(self, ours: Iterable[str], config: TransformerConfig) -> list[TensorMapping]:
         """How to make the published tensors out of those of ours that have these names.
 
         Raises:
@@ -214,13 +214,13 @@ class NameTable:
             raise UserError(f"{min(missing)}: missing, but {self.name} stores it in one tensor with others")
         return list(steps.values())
 
-    def _find_ours(self, name: str, config: Config) -> list[TensorMapping]:
+    def _find_ours(self, name: str, config: TransformerConfig) -> list[TensorMapping]:
         for rule in self.rules:
             if rule.applies_to(config) and (steps := rule.map_names(name, config)):
                 return steps
         raise UserError(f"{name}: {self.name} has no name for this tensor; keep it under its own name")
 
-    def _find_theirs(self, name: str, config: Config) -> TensorMapping:
+    def _find_theirs(self, name: str, config: TransformerConfig) -> TensorMapping:
         for called in self._callings(name):
             for rule in self.rules:
                 step = rule.map_hf_names(called)
@@ -232,7 +232,7 @@ class NameTable:
         """The name itself, then the names that the rules may know it by."""
         return [name, *(ours + name[len(start) :] for start, ours in self.starts.items() if name.startswith(start))]
 
-    def _fits(self, name: str, patterns: Iterable[str], config: Config) -> bool:
+    def _fits(self, name: str, patterns: Iterable[str], config: TransformerConfig) -> bool:
         for pattern in patterns:
             for called in self._callings(name):
                 found = re.fullmatch(pattern.replace("<beyond>", r"(?P<beyond>\d+)"), called)
@@ -241,7 +241,7 @@ class NameTable:
         return False
 
 
-def check_experts(steps: Iterable[TensorMapping], config: Config) -> None:
+def check_experts(steps: Iterable[TensorMapping], config: TransformerConfig) -> None:
     """Refuse a set of tensors in which an expert is missing, or has a number that the shape has not."""
     found: dict[tuple[str, ...], dict[int | None, str]] = defaultdict(dict)
     for step in steps:
@@ -283,7 +283,7 @@ def build_table(
     return NameTable(name, tuple(rules), tuple(ignored), tuple(unread), known)
 
 
-def to_our_names(names: NameTable, published: "Mapping[str, Tensor]", config: Config) -> "dict[str, Tensor]":
+def to_our_names(names: NameTable, published: "Mapping[str, Tensor]", config: TransformerConfig) -> "dict[str, Tensor]":
     """A published state dict under our names; exact, and views where the layout allows it.
 
     Raises:
@@ -308,7 +308,7 @@ def to_our_names(names: NameTable, published: "Mapping[str, Tensor]", config: Co
     return ours
 
 
-def to_hf_names(names: NameTable, ours: "Mapping[str, Tensor]", config: Config) -> "dict[str, Tensor]":
+def to_hf_names(names: NameTable, ours: "Mapping[str, Tensor]", config: TransformerConfig) -> "dict[str, Tensor]":
     """Our state dict under published names; exact.
 
     Raises:

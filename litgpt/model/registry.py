@@ -20,11 +20,11 @@ import yaml
 
 from litgpt.errors import UserError
 from litgpt.files import read_json
-from litgpt.model.config import Config, read_mapping
-from litgpt.model.config_experts import meaning_of_experts
-from litgpt.model.config_json import ConfigKeys
-from litgpt.model.config_layers import has_bias
+from litgpt.model.hf_config import ConfigKeys
+from litgpt.model.hf_config_experts import normalize_expert_fields
+from litgpt.model.hf_config_layers import has_bias
 from litgpt.model.names import NameTable, build_table
+from litgpt.model.transformer_config import TransformerConfig
 
 # Facts about a run or a label, not about what the model computes.
 LABELS = ("name", "hf_config", "dropout", "padding_multiple", "vocab_size")
@@ -56,7 +56,7 @@ class Family(ConfigKeys):
     module_names: Mapping[str, str] = field(default_factory=dict)
     turned_in_peft: bool = False
 
-    def expresses(self, config: Config) -> bool:
+    def can_express(self, config: TransformerConfig) -> bool:
         """Whether this architecture computes exactly what the config says: written and read back, it says the same."""
         if self.nested or (self.divisible and getattr(config, self.divisible[0]) % getattr(config, self.divisible[1])):
             return False
@@ -64,10 +64,10 @@ class Family(ConfigKeys):
             echo = self.read(self.config_json(config))
         except UserError:
             return False
-        return same(meaning(echo, self.unused), meaning(config, self.unused))
+        return is_equivalent(normalize_config(echo, self.unused), normalize_config(config, self.unused))
 
 
-def meaning(config: Config, unused: list[str]) -> dict[str, Any]:
+def normalize_config(config: TransformerConfig, unused: list[str]) -> dict[str, Any]:
     """What a shape computes: its fields without labels, and those that follow from others spelled out."""
     values = {key: value for key, value in config.to_dict().items() if key not in (*LABELS, *unused)}
     if config.rope_condense_ratio != 1 and config.rope_adjustments is None:
@@ -81,23 +81,23 @@ def meaning(config: Config, unused: list[str]) -> dict[str, Any]:
         "rope_layers": [config.rope_of(layer) for layer in layers],
         "rope_indices": None,
         "norm_qk_type": config.norm_qk_type if config.norm_qk else None,
-        **meaning_of_experts(config),
+        **normalize_expert_fields(config),
     }
 
 
-def same(one: Any, other: Any) -> bool:
+def is_equivalent(one: Any, other: Any) -> bool:
     """Whether two values are equal, numbers but for the rounding of a reciprocal."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(is_equivalent(one[key], other[key]) for key in one)
     if isinstance(one, int | float) and isinstance(other, int | float):
         return math.isclose(one, other, rel_tol=1e-9)
     return bool(one == other)
 
 
-def whole_data(name: str) -> dict[str, Any]:
+def merge_parent_family(name: str) -> dict[str, Any]:
     """A family's mapping, with the entries of the one that it is like."""
-    data = dict(data_files()[name])
-    base = whole_data(data.pop("like")) if "like" in data else {}
+    data = dict(load_family_files()[name])
+    base = merge_parent_family(data.pop("like")) if "like" in data else {}
     for key in SHARED:
         own = data.get(key, {})
         inherited = {one: value for one, value in base.get(key, {}).items() if one not in own}
@@ -108,7 +108,7 @@ def whole_data(name: str) -> dict[str, Any]:
     return data
 
 
-def load_family(data: dict[str, Any]) -> Family:
+def build_family(data: dict[str, Any]) -> Family:
     """A family out of its file's mapping."""
     defaults, rows = data.pop("defaults", {}), data.pop("shapes", [])
     for_table = {key: data.pop(key) for key in ("ignored", "unread", "prefix", "starts") if key in data}
@@ -116,7 +116,7 @@ def load_family(data: dict[str, Any]) -> Family:
     family = Family(**data, tensors=tensors, shapes={})
     shapes, hub_names = {}, {}
     for row in rows:
-        shape = shape_of(family, row, defaults)
+        shape = build_member_fields(family, row, defaults)
         for entry in row["names"]:
             ((name, hub),) = entry.items() if isinstance(entry, dict) else ((entry.split("/")[-1], entry),)
             shapes[name] = shape
@@ -124,7 +124,7 @@ def load_family(data: dict[str, Any]) -> Family:
     return replace(family, shapes=shapes, hub_names=hub_names)
 
 
-def shape_of(family: Family, row: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def build_member_fields(family: Family, row: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Our fields of a member: in our words (`shape`) or in those of its `config.json` (`published`)."""
     if "published" in row:
         return {**family.read(row["published"]).to_dict(), **row.get("shape", {})}
@@ -134,7 +134,7 @@ def shape_of(family: Family, row: Mapping[str, Any], defaults: Mapping[str, Any]
 
 
 @cache
-def data_files() -> dict[str, dict[str, Any]]:
+def load_family_files() -> dict[str, dict[str, Any]]:
     """The mapping in every file of `families/`, by name."""
     folder = files("litgpt.model") / "families"
     paths = sorted((path for path in folder.iterdir() if path.name.endswith(".yaml")), key=str)
@@ -144,40 +144,46 @@ def data_files() -> dict[str, dict[str, Any]]:
 
 
 @cache
-def families() -> dict[str, Family]:
+def load_families() -> dict[str, Family]:
     """Every published architecture that the model runs, by name."""
-    return {name: load_family(whole_data(name)) for name, data in data_files().items() if "model_type" in data}
+    return {
+        name: build_family(merge_parent_family(name))
+        for name, data in load_family_files().items()
+        if "model_type" in data
+    }
 
 
 @cache
-def litgpt_names() -> NameTable:
+def load_litgpt_table() -> NameTable:
     """The table to LitGPT's own parameter names."""
-    return build_table("litgpt", data_files()["litgpt"]["tensors"])
+    return build_table("litgpt", load_family_files()["litgpt"]["tensors"])
 
 
-def names() -> list[str]:
+def list_model_names() -> list[str]:
     """Every name that `find` knows, family by family."""
-    return list(itertools.chain.from_iterable(family.shapes for family in families().values()))
+    return list(itertools.chain.from_iterable(family.shapes for family in load_families().values()))
 
 
-def find(name: str) -> Config:
+def lookup_config(name: str) -> TransformerConfig:
     """The shape of a named model: our name, the hub's, or org/name.
 
     Raises:
         UserError: with the nearest known names.
     """
-    for family in families().values():
+    for family in load_families().values():
         for known, hub in family.hub_names.items():
             if name in (known, hub, hub.split("/")[-1]):
                 org, _, hub_name = hub.rpartition("/")
                 hf_config = {"org": org, "name": hub_name} if org else {}
-                return Config(**{**family.shapes[known], **family.fixed, "name": known, "hf_config": hf_config})
-    near = difflib.get_close_matches(name.split("/")[-1], names(), 3)
+                return TransformerConfig(
+                    **{**family.shapes[known], **family.fixed, "name": known, "hf_config": hf_config}
+                )
+    near = difflib.get_close_matches(name.split("/")[-1], list_model_names(), 3)
     hint = f"did you mean {', '.join(near)}?" if near else "`litgpt pretrain list` names them all"
     raise UserError(f"model {name!r} is not known; {hint}")
 
 
-def family_of(config: Config) -> Family | None:
+def find_family(config: TransformerConfig) -> Family | None:
     """The published architecture that computes exactly this shape, None if there is none.
 
     Of several it is the one that lists the shape, else the one it was read from, else the plainest.
@@ -187,11 +193,11 @@ def family_of(config: Config) -> Family | None:
         read_from = config.hf_config.get("model_type") == family.model_type
         return config.name not in family.shapes, not read_from, family.order
 
-    ranked = sorted(families().values(), key=preference)
-    return next((family for family in ranked if family.expresses(config)), None)
+    ranked = sorted(load_families().values(), key=preference)
+    return next((family for family in ranked if family.can_express(config)), None)
 
 
-def read_shape(folder: Path) -> Config:
+def read_config(folder: Path) -> TransformerConfig:
     """The shape of the model in a folder: `model_config.yaml`, else `config.json`.
 
     Raises:
@@ -207,21 +213,38 @@ def read_shape(folder: Path) -> Config:
         raise UserError(f"{folder / 'config.json'}: nested too deeply to be the config of a model") from None
     if not isinstance(values, dict):
         raise UserError(f"{folder / 'config.json'}: holds {type(values).__name__}, not a mapping")
-    for family in families().values():
+    for family in load_families().values():
         if values.get("model_type") == family.model_type:
             return family.read(values, name=folder.resolve().name)
-    known = ", ".join(family.model_type for family in families().values())
+    known = ", ".join(family.model_type for family in load_families().values())
     raise UserError(f"{folder / 'config.json'}: model_type: {values.get('model_type')!r} is not one of {known}")
 
 
-def read_model_config(path: Path) -> Config:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file (JSON is YAML).
+
+    Raises:
+        UserError: if the file is missing, unreadable, or holds something else.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give an existing file") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds {type(value).__name__}, not a mapping such as 'n_layer: 6'")
+    return value
+
+
+def read_model_config(path: Path) -> TransformerConfig:
     """The shape in a `model_config.yaml`; what LitGPT's form of it cannot say comes from the model that it names."""
     values = read_mapping(path)
     if "tie_embeddings" not in values:
-        for family in families().values():
+        for family in load_families().values():
             shape = family.shapes.get(str(values.get("name")))
             if shape is not None:
                 published = {**shape, **family.fixed}
                 said = ("tie_embeddings", *family.differs_in_litgpt)
                 values = {**values, **{key: published[key] for key in said if key in published}}
-    return Config(**values)
+    return TransformerConfig(**values)

@@ -15,7 +15,7 @@ from litgpt.errors import UserError
 from litgpt.files import read_json, staged_folder, write_json, write_text
 from litgpt.model import registry
 from litgpt.model.config import Config
-from litgpt.model.registry import family_of
+from litgpt.model.registry import find_family
 from litgpt.store.checkpoint_load import PROGRESS, resolve_checkpoint
 from litgpt.store.collectives_io import Warn, print_to_stderr
 from litgpt.store.gguf_files import find_gguf
@@ -113,7 +113,7 @@ def write_copy(
     for name in ("model_config.yaml", "config.json"):
         (staged / name).unlink(missing_ok=True)  # it may be another name of the old file, which stays as it is
     write_settings(staged, config, {"torch_dtype": kept, **special})
-    family = family_of(config)
+    family = find_family(config)
     if family is None:
         warn(f"{source}: no published architecture has this shape; its tensors keep our names, only litgpt loads it")
     elif isinstance(before, dict) and before.get("model_type") == family.model_type:
@@ -170,7 +170,11 @@ def find_config(source: Path, model_name: str | None) -> Config:
     if model_name:
         return Config.from_name(model_name)
     has_config = any((source / name).is_file() for name in ("model_config.yaml", "config.json")) or find_gguf(source)
-    return Config.from_name(source.name) if not has_config and source.name in registry.names() else load_config(source)
+    return (
+        Config.from_name(source.name)
+        if not has_config and source.name in registry.list_model_names()
+        else load_config(source)
+    )
 
 
 def link_or_copy(source: str, target: str) -> None:

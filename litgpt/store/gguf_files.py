@@ -13,7 +13,7 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.files import DamagedFileError
 from litgpt.model.names import NameTable, build_table
-from litgpt.model.registry import data_files
+from litgpt.model.registry import load_family_files
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -54,7 +54,7 @@ class GGUFFile:
         self._fields = reader.fields
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         kind = self.setting("general.architecture")
-        known = data_files()["gguf"]["architectures"]
+        known = load_family_files()["gguf"]["architectures"]
         if kind not in known:
             raise UserError(f"{path}: general.architecture: {kind!r} is not one of {', '.join(known)}")
         self.kind = str(kind)
@@ -84,7 +84,7 @@ class GGUFFile:
     @property
     def name_table(self) -> NameTable:
         """The table from the file's names to ours."""
-        data = data_files()["gguf"]
+        data = load_family_files()["gguf"]
         return build_table("gguf", data["tensors"], data["ignored"])
 
     @cached_property

@@ -6,7 +6,7 @@ from typing import Any
 
 from litgpt.errors import UserError
 from litgpt.files import write_json
-from litgpt.model.registry import data_files
+from litgpt.model.registry import load_family_files
 from litgpt.store.gguf_files import GGUFFile
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # kinds of token (llama.cpp, `llama_token_type`)
@@ -24,7 +24,7 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     file = GGUFFile(path)
     kind, cut = file.setting("tokenizer.ggml.model"), file.setting("tokenizer.ggml.pre")
     tokens = file.setting("tokenizer.ggml.tokens")
-    cuts = data_files()["gguf"]["cuts"]
+    cuts = load_family_files()["gguf"]["cuts"]
     if kind == "gpt2" and cut in cuts:
         content = build_byte_bpe(tokens, file.setting("tokenizer.ggml.merges"), cuts[cut])
     elif kind == "llama":

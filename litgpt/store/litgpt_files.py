@@ -12,7 +12,7 @@ from litgpt.errors import UserError
 from litgpt.files import staged_folder
 from litgpt.model.config import Config
 from litgpt.model.names import to_hf_names
-from litgpt.model.registry import family_of, litgpt_names, meaning, read_model_config
+from litgpt.model.registry import find_family, load_litgpt_table, normalize_config, read_model_config
 from litgpt.store.load_model import iter_tensors
 from litgpt.store.save_model import choose_dtype, list_float32_parameters
 from litgpt.store.tokenizer_files import copy_tokenizer
@@ -44,7 +44,7 @@ def write_litgpt_config(path: Path, config: Config) -> None:
         UserError: naming the field that LitGPT cannot say.
     """
     path.write_text(yaml.safe_dump(to_litgpt_config(config)), encoding="utf-8")
-    told, meant = meaning(read_model_config(path), []), meaning(config, [])
+    told, meant = normalize_config(read_model_config(path), []), normalize_config(config, [])
     told["tie_embeddings"] = meant["tie_embeddings"]  # LitGPT keeps the two matrices apart, which computes the same
     wrong = [key for key in meant if told[key] != meant[key]]
     kinds = {"norm_qk_type": ("default", "olmo2"), "norm_class_name": ("LayerNorm", "RMSNorm", *NORMS)}
@@ -70,7 +70,7 @@ def write_litgpt_folder(folder: Path, source: Path, config: Config, *, dtype: to
     """
     with staged_folder(folder) as staged:
         write_litgpt_config(staged / "model_config.yaml", config)
-        tensors = to_hf_names(litgpt_names(), all_tensors(source, config, dtype), config)
+        tensors = to_hf_names(load_litgpt_table(), all_tensors(source, config, dtype), config)
         tensors.setdefault("lm_head.weight", tensors["transformer.wte.weight"])
         torch.save(tensors, staged / LIT_MODEL)
         copy_tokenizer(source, staged)
@@ -82,7 +82,7 @@ def write_model_pth(folder: Path, source: Path, config: Config, *, dtype: torch.
     Raises:
         UserError: if no published architecture has this shape, or `folder` holds something already.
     """
-    family = family_of(config)
+    family = find_family(config)
     if family is None:
         raise UserError("format: model.pth has published names, and no published architecture has this shape")
     with staged_folder(folder) as staged:

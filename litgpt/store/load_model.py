@@ -30,9 +30,9 @@ def load_config(folder: Path) -> Config:
     told = any((folder / name).is_file() for name in ("model_config.yaml", "config.json"))
     if not told and (path := find_gguf(folder)):
         values = GGUFFile(path).config_json
-        family = next(one for one in registry.families().values() if one.model_type == values["model_type"])
-        return family.read(values, name=path.stem)
-    config = registry.read_shape(folder)
+        family = next(one for one in registry.load_families().values() if one.model_type == values["model_type"])
+        return Config(**family.read(values, name=path.stem).to_dict())
+    config = Config.from_checkpoint(folder)
     return untie_if_saved_apart(folder, config) if config.tie_embeddings and (folder / LIT_MODEL).is_file() else config
 
 
@@ -50,12 +50,12 @@ def find_name_table(source: WeightSource, folder: Path, config: Config) -> NameT
     if source.table or "embedding.weight" in source.names:
         return source.table
     if any(name.startswith("transformer.wte.") for name in source.names) and source.where.suffix == ".pth":
-        return registry.litgpt_names()
+        return registry.load_litgpt_table()
     folder = folder.parent if folder.is_file() else folder
     published = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     kind = published.get("model_type") if isinstance(published, dict) else None
-    family = next((one for one in registry.families().values() if one.model_type == kind), None)
-    family = family or registry.family_of(config)
+    family = next((one for one in registry.load_families().values() if one.model_type == kind), None)
+    family = family or registry.find_family(config)
     if family is None:
         raise UserError(
             f"{folder}: no known architecture has this shape and these tensor names; is config.json missing?"

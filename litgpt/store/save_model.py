@@ -14,7 +14,7 @@ from litgpt.files import staged_folder, write_json
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.names import TensorMapping
-from litgpt.model.registry import family_of
+from litgpt.model.registry import find_family
 from litgpt.store.collectives_io import Group, StageRanks, Warn, get_rank_and_size, print_to_stderr, share_first_message
 from litgpt.store.load_model import get_parameter_shapes
 from litgpt.store.safetensors_files import write_tensors
@@ -88,7 +88,7 @@ def save_model_folder(
     """
     with staged_folder(Path(folder), replace=replace) as staged:
         write_model_folder(staged, config, tensors, tokenizer_dir=tokenizer_dir, dtype=dtype, shard_bytes=shard_bytes)
-        if family_of(config) is None:
+        if find_family(config) is None:
             warn(
                 f"{folder}: no published architecture has this shape; its tensors keep our names, only litgpt loads it"
             )
@@ -107,7 +107,7 @@ def write_model_folder(
     kept = write_weights(staged, config, tensors, dtype=dtype, shard_bytes=shard_bytes)
     special = copy_tokenizer(Path(tokenizer_dir), staged) if tokenizer_dir else {}
     write_settings(staged, config, {"torch_dtype": kept, **special})
-    if family_of(config) is not None and not (staged / "generation_config.json").exists():
+    if find_family(config) is not None and not (staged / "generation_config.json").exists():
         write_json(staged / "generation_config.json", {"_from_model_config": True, **special})
 
 
@@ -126,7 +126,7 @@ def write_weights(
     Raises:
         UserError: if a tensor is missing, unknown or of another shape.
     """
-    family = family_of(config)
+    family = find_family(config)
     shapes = get_parameter_shapes(config)
     own = [TensorMapping(name, (name,), "rename") for name in shapes]
     steps = own if family is None else family.tensors.map_names(shapes, config)
@@ -157,7 +157,7 @@ def choose_dtype(name: str, tensor: Tensor, dtype: torch.dtype | None, pinned: s
 def write_settings(folder: Path, config: Config, more: Mapping[str, Any]) -> None:
     """Write model_config.yaml, and config.json if a published architecture has this shape: what it says, and `more`."""
     (folder / "model_config.yaml").write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
-    family = family_of(config)
+    family = find_family(config)
     if family is not None:
         write_json(folder / "config.json", {**family.config_json(config), **more})
 

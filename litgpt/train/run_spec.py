@@ -11,7 +11,7 @@ from litgpt.data.modules.text import TinyLlama
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.registry import names
+from litgpt.model.registry import list_model_names
 from litgpt.parallel.precision import PRECISIONS, default_precision
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.finetune import Finetune
@@ -105,7 +105,7 @@ def resolve_config(recipe: Pretrain) -> Config:
     overrides = {key: value for key, value in (recipe.model_config or {}).items() if value is not None}
     if recipe.train.tie_embeddings is not None:
         overrides["tie_embeddings"] = recipe.train.tie_embeddings
-    if overrides.get("n_layer") and recipe.model_name not in names():
+    if overrides.get("n_layer") and recipe.model_name not in list_model_names():
         return Config(**{"name": recipe.model_name} | overrides)
     return Config.from_name(recipe.model_name, **overrides)
 

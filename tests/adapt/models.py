@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from litgpt import adapt
 from litgpt.adapt.targets import get_base_names
 from litgpt.model.gpt import GPT
-from litgpt.model.registry import family_of
+from litgpt.model.registry import find_family
 from litgpt.recipe.tuner import Tuner
 from litgpt.store.save_model import save_model_folder
 from tests.store.models import random_model, small
@@ -58,7 +58,7 @@ def transformers_model(model: GPT, folder: Path) -> Any:
 
 def published_modules(model: GPT) -> dict[str, str]:
     """The published name of each of our modules that has one to itself."""
-    family = family_of(model.config)
+    family = find_family(model.config)
     assert family is not None
     steps = family.tensors.map_names(sorted(get_base_names(model)), model.config)
     return {step.names[0].rpartition(".")[0]: step.hf_name.rpartition(".")[0] for step in steps if len(step.names) == 1}

@@ -46,10 +46,10 @@ def mutate(
     monkeypatch: pytest.MonkeyPatch, family: str, change: Callable[[NameRule], NameRule], **entries: Any
 ) -> None:
     """Read a family's folders by a table with changed rules."""
-    before = registry.families()
+    before = registry.load_families()
     rules = tuple(change(rule) for rule in before[family].tensors.rules)
     spoilt = replace(before[family], tensors=replace(before[family].tensors, rules=rules, **entries))
-    monkeypatch.setattr(registry, "families", lambda: {**before, family: spoilt})
+    monkeypatch.setattr(registry, "load_families", lambda: {**before, family: spoilt})
 
 
 def test_a_right_folder_passes_and_the_report_accounts_for_every_tensor(

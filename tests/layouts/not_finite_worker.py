@@ -38,7 +38,7 @@ def worker(folder: Path, degrees: tuple[int, int]) -> None:
     initialize(model, 3, write=apply.copy_full_tensor)
     optimizers = optimizer.build(AdamW(lr=1e-3), model)
     device, precision = torch.device("cpu"), PRECISIONS["32-true"]
-    train_state = step.TrainState(apply.replicate(model, mesh), optimizers, device, precision, mesh)
+    train_state = step.TrainState(apply.apply_ddp(model, mesh), optimizers, device, precision, mesh)
     batches, objective = part_of(global_batch(), dist.get_rank(), 2, 2), next_token(LossArgs())
     assert step.train_step(train_state, batches, objective).taken
     before = state_of(train_state)

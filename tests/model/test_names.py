@@ -10,7 +10,7 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.names import NameTable, build_table, to_hf_names, to_our_names
-from litgpt.model.registry import litgpt_names
+from litgpt.model.registry import load_litgpt_table
 
 SHAPE: dict[str, Any] = {
     "n_layer": 2, "n_embd": 6, "n_head": 4, "n_query_groups": 2, "head_size": 2, "intermediate_size": 5,
@@ -188,8 +188,8 @@ def test_litgpt_names_of_every_part_of_a_model_with_experts() -> None:
     ):
         shape = config(**more, norm_class_name="RMSNorm", padded_vocab_size=16)
         ours = {key: torch.randn_like(one) for key, one in GPT(shape).named_parameters()}
-        published = to_hf_names(litgpt_names(), ours, shape)
+        published = to_hf_names(load_litgpt_table(), ours, shape)
         assert all(key.startswith(("transformer.", "lm_head.")) for key in published)
         assert f"transformer.h.1.mlp.experts.2.fc_1.{'bias' if 'bias' in more else 'weight'}" in published
-        back = to_our_names(litgpt_names(), published, shape)
+        back = to_our_names(load_litgpt_table(), published, shape)
         assert back.keys() == ours.keys() and all(torch.equal(back[key], ours[key]) for key in ours)

@@ -16,7 +16,12 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.names import to_hf_names, to_our_names
-from litgpt.model.registry import families, family_of, find, litgpt_names, names, read_shape
+from litgpt.model.registry import (
+    find_family,
+    list_model_names,
+    load_families,
+    load_litgpt_table,
+)
 
 PARAMETERS = {
     "pythia-14m": 14_067_712,
@@ -71,15 +76,15 @@ def meta(config: Config) -> GPT:
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_counts_are_the_published_ones(name: str) -> None:
-    assert sum(parameter.numel() for parameter in meta(find(name)).parameters()) == PARAMETERS[name]
+    assert sum(parameter.numel() for parameter in meta(Config.from_name(name)).parameters()) == PARAMETERS[name]
 
 
 def test_every_named_shape_builds_and_its_family_expresses_it() -> None:
-    assert len(names()) == len(set(names())) > 150
+    assert len(list_model_names()) == len(set(list_model_names())) > 150
     built = set()
-    for name in names():
-        config = find(name)
-        family = family_of(config)
+    for name in list_model_names():
+        config = Config.from_name(name)
+        family = find_family(config)
         assert family is not None and name in family.shapes, name
         assert Config(**config.to_dict()) == config
         shape = json.dumps({**config.to_dict(), "name": "", "hf_config": {}, "n_layer": 1})
@@ -90,12 +95,12 @@ def test_every_named_shape_builds_and_its_family_expresses_it() -> None:
 
 def test_names_of_the_hub_find_the_same_shape() -> None:
     for name in ("Llama-3-8B", "Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B"):
-        assert find(name).name == "Llama-3-8B"
-    assert find("pythia-160m").hf_config == {"org": "EleutherAI", "name": "pythia-160m"}
+        assert Config.from_name(name).name == "Llama-3-8B"
+    assert Config.from_name("pythia-160m").hf_config == {"org": "EleutherAI", "name": "pythia-160m"}
     with pytest.raises(UserError, match="pythia-14m"):
-        find("EleutherAI/pythia-14")
+        Config.from_name("EleutherAI/pythia-14")
     with pytest.raises(UserError, match="not known"):
-        find("")
+        Config.from_name("")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +121,7 @@ def test_names_of_the_hub_find_the_same_shape() -> None:
     ],
 )
 def test_facts_of_named_shapes(name: str, facts: dict[str, Any]) -> None:
-    shape = find(name).to_dict()
+    shape = Config.from_name(name).to_dict()
     assert {key: shape[key] for key in facts} == facts
 
 
@@ -136,7 +141,7 @@ def test_every_name_of_litgpt_has_its_shape() -> None:
     for line in LITGPT_SHAPES[1:]:
         values, listed = line.split("; ")
         for name in listed.split():
-            shape, seen = find(name).to_dict(), seen + 1
+            shape, seen = Config.from_name(name).to_dict(), seen + 1
             for field, value in zip(LITGPT_FIELDS, values.split(), strict=True):
                 assert shape[field] == float(value) or name in AS_PUBLISHED.get(field, ()), (name, field)
     assert seen == 210
@@ -159,8 +164,8 @@ def test_litgpt_folder_of_a_named_model_is_that_model(
     name: str, litgpt: dict[str, Any], ours: dict[str, Any], tmp_path: Path
 ) -> None:
     write_litgpt_form(tmp_path, name, **litgpt)
-    shape = read_shape(tmp_path)
-    assert shape == find(name) and family_of(shape) == family_of(find(name))
+    shape = Config.from_checkpoint(tmp_path)
+    assert shape == Config.from_name(name) and find_family(shape) == find_family(Config.from_name(name))
     assert {key: getattr(shape, key) for key in ours} == ours
 
 
@@ -211,85 +216,88 @@ def test_litgpt_folder_of_a_named_model_is_that_model(
     ],
 )
 def test_older_files_say_the_same(kind: str, old: dict[str, Any], new: dict[str, Any]) -> None:
-    family = families()[kind]
+    family = load_families()[kind]
     assert family.read(old) == family.read(new)
 
 
-DENSE = [name for name, family in families().items() if family.fixed.get("mlp_class_name") != "LLaMAMoE"]
+DENSE = [name for name, family in load_families().items() if family.fixed.get("mlp_class_name") != "LLaMAMoE"]
 
 
-@pytest.mark.parametrize("kind", sorted(name for name in DENSE if not families()[name].nested))
+@pytest.mark.parametrize("kind", sorted(name for name in DENSE if not load_families()[name].nested))
 def test_what_is_written_reads_back_and_no_key_is_lost(kind: str) -> None:
-    family = families()[kind]
+    family = load_families()[kind]
     shape = family.read({})
-    assert family.expresses(shape) and family_of(shape) is not None
+    assert family.can_express(shape) and find_family(shape) is not None
     assert json.loads(json.dumps(family.config_json(shape))) == family.config_json(shape)
 
 
 def test_longrope_is_written_as_older_transformers_wants_it() -> None:
-    written = families()["phi3"].config_json(find("Phi-3-mini-128k-instruct"))
+    written = load_families()["phi3"].config_json(Config.from_name("Phi-3-mini-128k-instruct"))
     assert written["rope_scaling"].keys() == {"type", "short_factor", "long_factor"}
     assert written["original_max_position_embeddings"] == 4096 and written["max_position_embeddings"] == 131072
 
 
 def test_plainest_family_for_a_shape_of_several() -> None:
     for kind in ("llama", "gpt_neox", "mistral", "qwen2", "qwen3"):
-        shape = families()[kind].read({})
-        assert family_of(Config(**{**shape.to_dict(), "hf_config": {}})).name == kind
-    assert family_of(families()["seed_oss"].read({})).name == "seed_oss"
-    sharpened = families()["ministral3"].read({})
-    assert family_of(sharpened).name == "ministral3"
-    assert family_of(Config(**{**sharpened.to_dict(), "query_temperature": None})).name == "llama"
+        shape = load_families()[kind].read({})
+        assert find_family(Config(**{**shape.to_dict(), "hf_config": {}})).name == kind
+    assert find_family(load_families()["seed_oss"].read({})).name == "seed_oss"
+    sharpened = load_families()["ministral3"].read({})
+    assert find_family(sharpened).name == "ministral3"
+    assert find_family(Config(**{**sharpened.to_dict(), "query_temperature": None})).name == "llama"
 
 
 def test_changes_decide_the_family_not_the_name() -> None:
-    assert family_of(Config.from_name("pythia-14m", n_query_groups=2)) is None
-    assert family_of(Config.from_name("pythia-14m", shared_attention_norm=True)) is None
-    assert family_of(Config.from_name("Qwen3-0.6B", norm_qk=False)).name == "llama"
-    renamed = Config(**{**find("Gemma-2b").to_dict(), "name": "anything"})
-    assert family_of(renamed).name == "gemma"
-    assert family_of(Config.from_name("pythia-14m", dropout=0.1)).name == "gpt_neox"
-    both: dict[str, Any] = {"rope_adjustments": find("Llama-3.1-8B").rope_adjustments, "rope_condense_ratio": 2}
-    assert family_of(Config.from_name("Llama-3.1-8B", **both)) is None
+    assert find_family(Config.from_name("pythia-14m", n_query_groups=2)) is None
+    assert find_family(Config.from_name("pythia-14m", shared_attention_norm=True)) is None
+    assert find_family(Config.from_name("Qwen3-0.6B", norm_qk=False)).name == "llama"
+    renamed = Config(**{**Config.from_name("Gemma-2b").to_dict(), "name": "anything"})
+    assert find_family(renamed).name == "gemma"
+    assert find_family(Config.from_name("pythia-14m", dropout=0.1)).name == "gpt_neox"
+    both: dict[str, Any] = {
+        "rope_adjustments": Config.from_name("Llama-3.1-8B").rope_adjustments,
+        "rope_condense_ratio": 2,
+    }
+    assert find_family(Config.from_name("Llama-3.1-8B", **both)) is None
 
 
 def write_litgpt_form(folder: Path, model: str, **changes: Any) -> None:
     """A `model_config.yaml` with LitGPT's fields only."""
-    values = {**find(model).to_dict(), **changes}
+    values = {**Config.from_name(model).to_dict(), **changes}
     del values["tie_embeddings"], values["dropout"]
     (folder / "model_config.yaml").write_text(yaml.dump(values))
 
 
 def test_litgpt_form_of_a_named_model_gets_what_it_cannot_say(tmp_path: Path) -> None:
     write_litgpt_form(tmp_path, "Gemma-2b", norm_class_name="RMSNorm", norm_eps=1e-5)
-    assert read_shape(tmp_path) == find("Gemma-2b")
+    assert Config.from_checkpoint(tmp_path) == Config.from_name("Gemma-2b")
     write_litgpt_form(tmp_path, "Gemma-2b", norm_class_name="RMSNorm", norm_eps=1e-5, name="my-Gemma")
-    assert read_shape(tmp_path).norm_class_name == "RMSNorm"
+    assert Config.from_checkpoint(tmp_path).norm_class_name == "RMSNorm"
     write_litgpt_form(tmp_path, "Llama-3.2-1B", n_layer=2)
-    assert (read_shape(tmp_path).tie_embeddings, read_shape(tmp_path).n_layer) == (True, 2)
+    assert (Config.from_checkpoint(tmp_path).tie_embeddings, Config.from_checkpoint(tmp_path).n_layer) == (True, 2)
     write_litgpt_form(tmp_path, "pythia-14m")
-    assert read_shape(tmp_path) == find("pythia-14m")
+    assert Config.from_checkpoint(tmp_path) == Config.from_name("pythia-14m")
 
 
 def test_our_own_form_is_taken_at_its_word(tmp_path: Path) -> None:
     untied = Config.from_name("Gemma-2b", tie_embeddings=False, norm_eps=1e-5)
     (tmp_path / "model_config.yaml").write_text(yaml.dump(untied.to_dict()))
-    assert read_shape(tmp_path) == untied
+    assert Config.from_checkpoint(tmp_path) == untied
 
 
 def test_both_forms_of_rope_in_config_json(tmp_path: Path) -> None:
-    wanted = find("Llama-3.2-1B")
-    written = families()["llama"].config_json(wanted)
+    wanted = Config.from_name("Llama-3.2-1B")
+    written = load_families()["llama"].config_json(wanted)
     for left_out in (["rope_parameters"], ["rope_theta", "rope_scaling"]):
         values = {key: value for key, value in written.items() if key not in left_out}
         (tmp_path / "config.json").write_text(json.dumps(values))
-        shape = read_shape(tmp_path)
+        shape = Config.from_checkpoint(tmp_path)
         assert (shape.rope_base, shape.rope_adjustments) == (500000, wanted.rope_adjustments)
 
 
 def test_absent_keys_mean_what_transformers_assumes(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neox", "hidden_size": 512}))
-    shape = read_shape(tmp_path)
+    shape = Config.from_checkpoint(tmp_path)
     assert (shape.n_layer, shape.n_head, shape.rotary_percentage, shape.padded_vocab_size) == (44, 64, 0.25, 50432)
 
 
@@ -322,7 +330,7 @@ def test_absent_keys_mean_what_transformers_assumes(tmp_path: Path) -> None:
 def test_config_json_that_cannot_run_answers_in_one_line(tmp_path: Path, values: Any, words: list[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(UserError) as caught:
-        read_shape(tmp_path)
+        Config.from_checkpoint(tmp_path)
     assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(caught.value)
 
 
@@ -334,9 +342,9 @@ JUNK = st.recursive(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(sorted(families())), st.data())
+@given(st.sampled_from(sorted(load_families())), st.data())
 def test_any_junk_in_config_json_is_a_shape_or_a_user_error(name: str, data: st.DataObject) -> None:
-    family = families()[name]
+    family = load_families()[name]
     keys = [*family.missing, *family.expect, *family.config.values(), "rope_scaling", "rope_parameters", "layer_types"]
     values = data.draw(st.dictionaries(st.sampled_from(sorted(set(keys))), JUNK, max_size=3))
     try:
@@ -349,12 +357,12 @@ def test_any_junk_in_config_json_is_a_shape_or_a_user_error(name: str, data: st.
 def test_malformed_config_json_answers_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError) as caught:
-        read_shape(tmp_path)
+        Config.from_checkpoint(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_names_and_shapes_need_no_torch() -> None:
-    code = "import sys, litgpt.model.registry as r; r.find(r.names()[0]); assert 'torch' not in sys.modules"
+    code = "import sys, litgpt.model.registry as r; r.lookup_config('gpt2'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -372,28 +380,28 @@ def tiny(name: str) -> tuple[Config, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("name", NAMED)
 def test_litgpt_names_round_trip_to_the_bit(name: str) -> None:
     config, ours = tiny(name)
-    theirs = to_hf_names(litgpt_names(), ours, config)
+    theirs = to_hf_names(load_litgpt_table(), ours, config)
     width = (4 + 2 * config.n_query_groups) * 8
     assert theirs["transformer.h.1.attn.qkv.weight"].shape == (width, 32)
     assert torch.equal(theirs["transformer.h.1.attn.qkv.weight"][:32], ours["blocks.1.attention.q.weight"])
-    back = to_our_names(litgpt_names(), theirs, config)
+    back = to_our_names(load_litgpt_table(), theirs, config)
     assert back.keys() == ours.keys() and all(torch.equal(back[key], ours[key]) for key in ours)
 
 
 def test_litgpt_interleaved_rows_are_read() -> None:
     config, ours = tiny("Llama-3-8B")
-    theirs = to_hf_names(litgpt_names(), ours, config)
+    theirs = to_hf_names(load_litgpt_table(), ours, config)
     for layer in range(2):
         q, k, v = theirs.pop(f"transformer.h.{layer}.attn.qkv.weight").split([32, 16, 16])
         groups = [torch.cat([q[16 * g : 16 * g + 16], k[8 * g : 8 * g + 8], v[8 * g : 8 * g + 8]]) for g in range(2)]
         theirs[f"transformer.h.{layer}.attn.attn.weight"] = torch.cat(groups)
-    back = to_our_names(litgpt_names(), theirs, config)
+    back = to_our_names(load_litgpt_table(), theirs, config)
     assert all(torch.equal(back[key], ours[key]) for key in ours)
 
 
 def test_unnamed_missing_and_misshaped_tensors_are_refused_by_name() -> None:
     config, ours = tiny("pythia-14m")
-    table = families()["gpt_neox"].tensors
+    table = load_families()["gpt_neox"].tensors
     theirs = to_hf_names(table, ours, config)
     with pytest.raises(UserError, match=r"model\.extra\.weight"):
         to_our_names(table, {**theirs, "model.extra.weight": torch.zeros(1)}, config)

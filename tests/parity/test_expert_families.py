@@ -13,7 +13,7 @@ from torch import Tensor
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.names import to_our_names
-from litgpt.model.registry import families, family_of, find, read_shape
+from litgpt.model.registry import find_family, load_families
 from litgpt.store.load_model import load_model
 from litgpt.store.save_model import save_model_folder
 
@@ -87,12 +87,12 @@ def reference(name: str) -> Any:
 def saved(model: Any, folder: Path) -> tuple[Config, dict[str, Tensor]]:
     """Shape and tensors as they are in the folder that transformers writes."""
     model.save_pretrained(folder)
-    return read_shape(folder), load_file(folder / "model.safetensors")
+    return Config.from_checkpoint(folder), load_file(folder / "model.safetensors")
 
 
 def our_model(folder: Path) -> GPT:
     """Our model of the folder that transformers wrote."""
-    model = GPT(read_shape(folder)).eval()
+    model = GPT(Config.from_checkpoint(folder)).eval()
     load_model(model, folder)
     return model
 
@@ -147,7 +147,7 @@ def test_export_is_exact_and_loads_in_transformers(name: str, tmp_path: Path) ->
     with torch.no_grad():
         assert torch.equal(loaded.eval()(ids).logits, theirs(ids).logits)
     (tmp_path / "ours" / "model_config.yaml").unlink()
-    assert read_shape(tmp_path / "ours").to_dict() == {**ours.config.to_dict(), "name": "ours"}
+    assert Config.from_checkpoint(tmp_path / "ours").to_dict() == {**ours.config.to_dict(), "name": "ours"}
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2-moe-sparse", "deepseek-v2", "deepseek-v3", "gpt-oss", "llama4"])
@@ -159,7 +159,7 @@ def test_gradients_equal_transformers(name: str, tmp_path: Path) -> None:
     for parameter in theirs.parameters():  # saved as published names, like the weights themselves
         parameter.data = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
     _, gradients = saved(theirs, tmp_path / "gradients")
-    wanted = to_our_names(families()[theirs.config.model_type].tensors, gradients, ours.config)
+    wanted = to_our_names(load_families()[theirs.config.model_type].tensors, gradients, ours.config)
     for key, parameter in ours.named_parameters():
         if not key.endswith("correction"):
             assert parameter.grad is not None, key
@@ -183,7 +183,7 @@ def test_layers_that_predict_further_tokens_are_left_unread(tmp_path: Path) -> N
     config, tensors = saved(reference("deepseek-v3"), tmp_path)
     more = {key.replace("layers.3.", "layers.4."): tensor for key, tensor in tensors.items() if "layers.3." in key}
     more |= {"model.layers.4.eh_proj.weight": torch.zeros(32, 64), "model.layers.4.enorm.weight": torch.zeros(32)}
-    table = families()["deepseek_v3"].tensors
+    table = load_families()["deepseek_v3"].tensors
     assert sorted(table.left_unread({**tensors, **more}, config)) == sorted(more)
     assert to_our_names(table, {**tensors, **more}, config).keys() == to_our_names(table, tensors, config).keys()
 
@@ -200,17 +200,17 @@ def test_the_language_model_of_a_folder_with_a_vision_tower(tmp_path: Path) -> N
         for parameter in theirs.parameters():
             parameter.normal_(0, 0.1)
     config, tensors = saved(theirs, tmp_path)
-    unread = families()["llama4"].tensors.left_unread(tensors, config)
+    unread = load_families()["llama4"].tensors.left_unread(tensors, config)
     assert len(unread) == sum("vision" in key or "multi_modal" in key for key in tensors)
     ours = our_model(tmp_path)
     ids = torch.arange(60)[None] % 96
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
-    family = family_of(config)
+    family = find_family(config)
     assert family is not None and family.name == "llama4_text"
 
 
-NAMED = [name for family in families().values() for name in family.shapes if find(name).n_expert]
+NAMED = [name for family in load_families().values() for name in family.shapes if Config.from_name(name).n_expert]
 PARAMETERS = {
     "Mixtral-8x7B-v0.1": 46_702_792_704,
     "Mixtral-8x22B-v0.1": 140_630_071_296,
@@ -228,8 +228,8 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_named_shape_is_what_transformers_builds_of_its_config(name: str, tmp_path: Path) -> None:
-    config = find(name)
-    family = family_of(config)
+    config = Config.from_name(name)
+    family = find_family(config)
     assert family is not None and name in family.shapes
     (tmp_path / "config.json").write_text(json.dumps(family.config_json(config)))
     with torch.device("meta"):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.registry import families, family_of, read_shape
+from litgpt.model.registry import find_family, load_families
 from litgpt.store.load_model import load_model
 from litgpt.store.save_model import save_model_folder
 
@@ -214,7 +214,7 @@ def test_family_as_published(name: str, tmp_path: Path) -> None:
     row = ROWS[name]
     theirs, source, export = reference(row), tmp_path / "published", tmp_path / "export"
     theirs.save_pretrained(source)
-    config = read_shape(source)
+    config = Config.from_checkpoint(source)
 
     model = GPT(config).eval()
     load_model(model, source)
@@ -231,9 +231,9 @@ def test_family_as_published(name: str, tmp_path: Path) -> None:
     assert type(loaded) is type(theirs)
     for got, expected in zip(their_logits(loaded), wanted, strict=True):
         assert torch.equal(got, expected)
-    assert read_shape(export) == config
+    assert Config.from_checkpoint(export) == config
     (export / "model_config.yaml").unlink()
-    assert read_shape(export) == Config(**{**config.to_dict(), "name": "export"})
+    assert Config.from_checkpoint(export) == Config(**{**config.to_dict(), "name": "export"})
 
 
 SIGHT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 14}
@@ -254,13 +254,13 @@ def test_language_model_in_a_folder_with_a_vision_tower(name: str, tmp_path: Pat
     theirs = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
     theirs.save_pretrained(tmp_path)
     warnings: list[str] = []
-    model = GPT(read_shape(tmp_path)).eval()
+    model = GPT(Config.from_checkpoint(tmp_path)).eval()
     load_model(model, tmp_path, warn=warnings.append)
     assert len(warnings) == 1 and "multi_modal_projector" in warnings[0]
     ids, _, _ = rows_of_tokens()
     with torch.no_grad():
         torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
-    family = family_of(model.config)
+    family = find_family(model.config)
     assert family is not None and family.name == exported
 
 
@@ -271,7 +271,7 @@ def test_file_of_a_model_without_head_and_with_buffers(tmp_path: Path) -> None:
     bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     mask = {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64).tril() for layer in range(3)}
     save_file({**bare, **mask}, tmp_path / "model.safetensors")
-    model = GPT(read_shape(tmp_path)).eval()
+    model = GPT(Config.from_checkpoint(tmp_path)).eval()
     load_model(model, tmp_path)
     ids, _, _ = rows_of_tokens()
     with torch.no_grad():
@@ -280,5 +280,5 @@ def test_file_of_a_model_without_head_and_with_buffers(tmp_path: Path) -> None:
 
 def test_every_family_without_experts_has_a_row() -> None:
     tested = {getattr(transformers, f"{row.kind}Config").model_type for row in ROWS.values()}
-    dense = {one.model_type for one in families().values() if one.fixed.get("mlp_class_name") != "LLaMAMoE"}
+    dense = {one.model_type for one in load_families().values() if one.fixed.get("mlp_class_name") != "LLaMAMoE"}
     assert tested | {"gemma3", "mistral3"} == dense and len(tested) >= 37

@@ -15,7 +15,7 @@ from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.model.names import to_hf_names, to_our_names
-from litgpt.model.registry import Family, families, family_of, find, read_shape
+from litgpt.model.registry import Family, find_family, load_families
 
 SIZES = {"vocab_size": 96, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80}
 NO_IDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
@@ -50,7 +50,7 @@ def reference(name: str) -> Any:
 def saved(model: Any, folder: Path) -> tuple[Config, dict[str, Tensor]]:
     """Shape and tensors as they are in the folder that transformers writes."""
     model.save_pretrained(folder)
-    return read_shape(folder), load_file(folder / "model.safetensors")
+    return Config.from_checkpoint(folder), load_file(folder / "model.safetensors")
 
 
 def opened(folder: Path, family: Family, config: Config, tensors: dict[str, Tensor]) -> Any:
@@ -75,7 +75,7 @@ def our_model(config: Config, tensors: dict[str, Tensor]) -> GPT:
 def test_gradients_equal_transformers(name: str, tmp_path: Path) -> None:
     theirs = reference(name)
     config, tensors = saved(theirs, tmp_path)
-    family = families()[theirs.config.model_type]
+    family = load_families()[theirs.config.model_type]
     ours = our_model(config, to_our_names(family.tensors, tensors, config))
     ids = torch.randint(0, 96, (2, 40), generator=torch.Generator().manual_seed(2))
     for model, logits in ((theirs, theirs(ids).logits), (ours, ours(ids))):
@@ -91,7 +91,7 @@ def test_gradients_equal_transformers(name: str, tmp_path: Path) -> None:
 def test_bfloat16_stays_close_to_transformers(tmp_path: Path) -> None:
     theirs = reference("gemma")
     config, tensors = saved(theirs, tmp_path)
-    ours = our_model(config, to_our_names(families()["gemma"].tensors, tensors, config)).bfloat16()
+    ours = our_model(config, to_our_names(load_families()["gemma"].tensors, tensors, config)).bfloat16()
     ids = torch.randint(0, 96, (2, 64), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         exact, got, wanted = theirs(ids).logits, ours(ids), theirs.bfloat16()(ids).logits
@@ -100,8 +100,8 @@ def test_bfloat16_stays_close_to_transformers(tmp_path: Path) -> None:
 
 
 def test_named_shape_writes_the_published_config(tmp_path: Path) -> None:
-    config = find("Llama-3.2-1B")
-    family = family_of(config)
+    config = Config.from_name("Llama-3.2-1B")
+    family = find_family(config)
     assert family is not None
     (tmp_path / "config.json").write_text(json.dumps(family.config_json(config)))
     loaded = transformers.AutoConfig.from_pretrained(tmp_path)
@@ -116,7 +116,7 @@ def test_untied_head_in_a_tied_model_is_refused(tmp_path: Path) -> None:
     theirs = reference("llama-grouped-tied")
     config, tensors = saved(theirs, tmp_path)
     same = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
-    table = families()["llama"].tensors
+    table = load_families()["llama"].tensors
     assert to_our_names(table, same, config).keys() == to_our_names(table, tensors, config).keys()
     with pytest.raises(UserError, match="tie_embeddings"):
         to_our_names(table, {**same, "lm_head.weight": torch.zeros(96, 48)}, config)
@@ -129,7 +129,7 @@ def test_initialised_model_runs_in_transformers(tmp_path: Path) -> None:
     )  # fmt: skip
     ours = GPT(config).eval()
     initialize(ours, 7)
-    family = family_of(config)
+    family = find_family(config)
     assert family is not None and family.name == "llama"
     theirs = opened(tmp_path / "ours", family, config, to_hf_names(family.tensors, ours.state_dict(), config))
     ids = torch.arange(50)[None]

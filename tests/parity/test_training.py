@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from litgpt.data.stream.batch import Batch
+from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.registry import read_shape
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.optimizer import AdamW
 from litgpt.recipe.train import LossArgs, TrainArgs
@@ -75,7 +75,7 @@ def reference_losses(model: PreTrainedModel) -> list[float]:
 
 
 def our_losses(folder: Path) -> list[float]:
-    model = GPT(read_shape(folder))
+    model = GPT(Config.from_checkpoint(folder))
     load_model(model, folder)
     settings = AdamW(lr=PEAK, weight_decay=0.1, betas=(0.9, 0.95))
     train_state = TrainState(model, optimizer.build(settings, model), torch.device("cpu"), PRECISIONS["32-true"])

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from litgpt.errors import UserError
-from litgpt.model.registry import read_shape
+from litgpt.model.config import Config
 from litgpt.store.checkpoint_load import load_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.load_model import load_model
@@ -123,7 +123,7 @@ def check_layouts(folder: Path) -> None:
 def check_model_folders(folder: Path) -> None:
     """What a rank does with `<folder>/model`: load it into a sharded model, write that again, be refused as one."""
     dist.init_process_group("gloo")
-    model = random_model(read_shape(folder / "model"), seed=1)
+    model = random_model(Config.from_checkpoint(folder / "model"), seed=1)
     for block in model.blocks:
         fully_shard(block)
     fully_shard(model)

@@ -8,7 +8,7 @@ from torch import Tensor
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.names import to_hf_names
-from litgpt.model.registry import litgpt_names, read_shape
+from litgpt.model.registry import load_litgpt_table
 from litgpt.store.load_model import load_model
 
 SMALL = {
@@ -50,7 +50,7 @@ def weights(model: GPT) -> dict[str, Tensor]:
 
 
 def assert_loads(folder: Path, model: GPT) -> None:
-    loaded = random_model(read_shape(folder), seed=1)
+    loaded = random_model(Config.from_checkpoint(folder), seed=1)
     load_model(loaded, folder)
     expected = weights(model)
     assert weights(loaded).keys() == expected.keys()
@@ -59,5 +59,5 @@ def assert_loads(folder: Path, model: GPT) -> None:
 
 
 def lit_state(model: GPT) -> dict[str, Tensor]:
-    state = to_hf_names(litgpt_names(), weights(model), model.config)
+    state = to_hf_names(load_litgpt_table(), weights(model), model.config)
     return state | {"lm_head.weight": model.output_weight.detach()}

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from litgpt.model.registry import read_shape
+from litgpt.model.config import Config
 from litgpt.store.load_model import load_model
 from litgpt.store.safetensors_files import MappedFile
 from tests.store.models import random_model
@@ -56,7 +56,7 @@ def check_slices(folder: Path) -> None:
     """Load `<folder>/model` into a model sharded over two ranks; half of the file is looked at by each."""
     watch()
     dist.init_process_group("gloo")
-    model = random_model(read_shape(folder / "model"), seed=1)
+    model = random_model(Config.from_checkpoint(folder / "model"), seed=1)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
@@ -65,7 +65,7 @@ def check_slices(folder: Path) -> None:
         load_model(model, folder / "model")
     whole = sum(mapped.values())
     assert 0.49 < reads.bytes / whole < 0.51, (reads.bytes, whole)
-    expected = random_model(read_shape(folder / "model"))
+    expected = random_model(Config.from_checkpoint(folder / "model"))
     for (name, mine), (_, wanted) in zip(model.named_parameters(), expected.named_parameters(), strict=True):
         assert isinstance(mine, DTensor) and torch.equal(mine.full_tensor(), wanted), name
     dist.destroy_process_group()

@@ -10,9 +10,10 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, dequantize, quantize
 
 from litgpt.errors import UserError
+from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.names import build_table
-from litgpt.model.registry import data_files, read_shape
+from litgpt.model.registry import load_family_files
 from litgpt.store.convert import convert_folder
 from litgpt.store.gguf_files import GGUFFile
 from litgpt.store.gguf_tokenizer import write_tokenizer
@@ -49,7 +50,7 @@ def write_gguf(path: Path, model: GPT, kind: str, quantization: str = "F32", **s
     writer.add_array("tokenizer.ggml.tokens", [f"t{number}" for number in range(64)])
     for key, value in settings.items():
         writer.add_tensor(key, value)
-    data = data_files()["gguf"]
+    data = load_family_files()["gguf"]
     ours = weights(model)
     for step in build_table("gguf", data["tensors"]).map_names(ours, config):
         tensor = ours[step.names[0]]
@@ -148,7 +149,7 @@ def test_converted_it_is_a_folder_of_its_own(tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists()
     folder = convert_folder(tmp_path, None, None)
     assert folder == tmp_path and (tmp_path / "notes.txt").read_text() == "mine"
-    assert read_shape(folder).rope_base == model.config.rope_base
+    assert Config.from_checkpoint(folder).rope_base == model.config.rope_base
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         assert (theirs.eval()(torch.arange(9)[None]).logits - model(torch.arange(9)[None])).abs().max() < 1e-4

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from litgpt.errors import UserError
+from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.registry import read_shape
 from litgpt.store import load_model
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.safetensors_files import MappedFile, SafetensorsFiles, TensorShard
@@ -149,12 +149,12 @@ def test_parts_that_the_model_has_not_are_counted_in_one_line(tmp_path: Path, mo
     save_file({**load_file(path), **extra}, path)
     with pytest.raises(UserError, match="no tensor of this name"):
         load_model.load_model(model, tmp_path / "model")
-    llama = registry.families()["llama"]
+    llama = registry.load_families()["llama"]
     tables = {
-        **registry.families(),
+        **registry.load_families(),
         "llama": replace(llama, tensors=replace(llama.tensors, unread=(r".*\.extra\..*",))),
     }
-    monkeypatch.setattr(registry, "families", lambda: tables)
+    monkeypatch.setattr(registry, "load_families", lambda: tables)
     said: list[str] = []
     load_model.load_model(model, tmp_path / "model", warn=said.append)
     assert len(said) == 1 and "2 tensors" in said[0] and "model.layers.2.extra.weight" in said[0]
@@ -169,7 +169,7 @@ def test_a_training_checkpoint_is_a_model_folder_too(tmp_path: Path) -> None:
     step = checkpoints.finish()
     assert step is not None
     assert_loads(step, model)
-    assert read_shape(step) == model.config
+    assert Config.from_checkpoint(step) == model.config
 
 
 def test_a_view_of_a_file_never_changes_it(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from litgpt.errors import UserError
+from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.registry import family_of, read_shape
+from litgpt.model.registry import find_family
 from litgpt.store.load_model import load_model
 from litgpt.store.save_model import save_model_folder
 from tests.store.models import MODELS, assert_loads, lit_state, random_model, small, weights
@@ -42,7 +43,7 @@ def test_a_folder_that_transformers_wrote_loads(tmp_path: Path) -> None:
     theirs = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=64, max_position_embeddings=32, **shape)).eval()
     theirs.save_pretrained(tmp_path, max_shard_size="20KB")
     assert (tmp_path / "model.safetensors.index.json").exists()
-    model = GPT(read_shape(tmp_path)).eval()
+    model = GPT(Config.from_checkpoint(tmp_path)).eval()
     load_model(model, tmp_path)
     ids = torch.arange(10)[None]
     with torch.no_grad():
@@ -100,7 +101,7 @@ def test_bin_files_load_when_there_are_no_safetensors(tmp_path: Path, shards: in
 
 def test_a_shape_that_nobody_publishes_keeps_our_names_and_says_so(tmp_path: Path) -> None:
     config = small(MODELS["llama"], norm_class_name="LayerNorm", parallel_residual=True)
-    assert family_of(config) is None
+    assert find_family(config) is None
     said: list[str] = []
     model = random_model(config)
     folder = write(tmp_path / "model", model, warn=said.append)
@@ -149,7 +150,7 @@ def broken(tmp_path: Path, change: object) -> str:
     change(state)  # type: ignore[operator]
     save_file(state, folder / "model.safetensors")
     with pytest.raises(UserError) as caught:
-        load_model(GPT(read_shape(folder)), folder)
+        load_model(GPT(Config.from_checkpoint(folder)), folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.names import TensorMapping, count_rows
-from litgpt.model.registry import litgpt_names
+from litgpt.model.registry import load_litgpt_table
 from litgpt.recipe.finetune import LORA_SWITCHES
 from litgpt.recipe.tuner import LoRA
 from litgpt.store.adapters.lora_pairs import LoRAPart
@@ -47,7 +47,7 @@ def load(folder: Path, config: Config) -> tuple[LoRA, dict[str, Tensor]]:
         UserError: if a file is missing or damaged, or the adapter is for a model of another shape.
     """
     values, pairs = settings_in(folder), pairs_in(folder / WEIGHTS)
-    steps = {step.hf_name: step for step in litgpt_names().map_names(list(get_parameter_shapes(config)), config)}
+    steps = {step.hf_name: step for step in load_litgpt_table().map_names(list(get_parameter_shapes(config)), config)}
     enabled = [LORA_SWITCHES[f"lora_{name}"][0] for name in ("query", "key", "value") if values.get(f"lora_{name}")]
     taken = Taken(config)
     for layer, pair in pairs.items():

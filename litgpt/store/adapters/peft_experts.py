@@ -13,7 +13,7 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.names import TensorMapping, is_stacked
-from litgpt.model.registry import family_of
+from litgpt.model.registry import find_family
 
 INNER = ".base_layer"
 
@@ -95,5 +95,5 @@ def stacked(step: TensorMapping, a: Tensor, b: Tensor, columns: int, config: Con
 
 def turned(config: Config) -> bool:
     """Whether PEFT takes the matrices of this family's stacks for transposed ones."""
-    family = family_of(config)
+    family = find_family(config)
     return family is not None and family.turned_in_peft

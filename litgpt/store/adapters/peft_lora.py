@@ -11,7 +11,7 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.names import TensorMapping
-from litgpt.model.registry import family_of
+from litgpt.model.registry import find_family
 from litgpt.recipe.keys import find_nearest
 from litgpt.store.adapters.lora_pairs import (
     LoRAPart,
@@ -36,7 +36,7 @@ def steps_of(config: Config) -> dict[str, TensorMapping]:
 
     What transformers' modules call otherwise than files do is there under both names, and called as in modules.
     """
-    family, names = family_of(config), list(get_parameter_shapes(config))
+    family, names = find_family(config), list(get_parameter_shapes(config))
     if family is None:
         return {name: TensorMapping(name, (name,), "rename") for name in names}
     steps = family.tensors.map_names(names, config)

@@ -273,7 +273,7 @@ def test_a_data_set_of_the_hub(tmp_path: Path, tokenizer: Tokenizer, monkeypatch
 
     def from_disk(name: str, **rest: Any) -> Any:
         assert name == "someone/something" and rest == {"split": "train", "streaming": True}
-        return real("json", data_files=[str(path) for path in sorted(folder.iterdir())], **rest)
+        return real("json", load_family_files=[str(path) for path in sorted(folder.iterdir())], **rest)
 
     monkeypatch.setattr(datasets, "load_dataset", from_disk)
     data = streamed(tmp_path, tokenizer, ["someone/something"], val_rows=2, shuffle_buffer=19)

@@ -4,8 +4,7 @@ import math
 from typing import Any
 
 from litgpt.errors import UserError
-from litgpt.model.config import ROPE_KINDS, Config
-from litgpt.model.config_values import (
+from litgpt.model.hf_config_values import (
     GLOBAL,
     LOCAL,
     Translation,
@@ -16,6 +15,7 @@ from litgpt.model.config_values import (
     whole,
     window_marks,
 )
+from litgpt.model.transformer_config import ROPE_KINDS, TransformerConfig
 
 # Settings of rotary scaling that a config.json calls otherwise than we do.
 ROPE_SETTINGS = {"original_max_seq_len": "original_max_position_embeddings"}
@@ -68,7 +68,7 @@ def read_rope(
 
 
 def write_rope(
-    config: Config,
+    config: TransformerConfig,
     *,
     theta: str = "rope_theta",
     partial: str | None = None,
@@ -116,7 +116,7 @@ def read_scaling(rope: Values, ours: Values) -> dict[str, Any] | None:
     return {key: value for key, value in found.items() if value is not None or key in needed}
 
 
-def write_scaling(config: Config) -> dict[str, Any]:
+def write_scaling(config: TransformerConfig) -> dict[str, Any]:
     """The settings of `read_scaling`."""
     adjustments = config.rope_adjustments or {}
     kind = config.rope_kind or "default"
@@ -127,7 +127,7 @@ def write_scaling(config: Config) -> dict[str, Any]:
     return {"rope_type": kind, **{ROPE_SETTINGS.get(key, key): value for key, value in adjustments.items()}}
 
 
-def follows_length(config: Config) -> bool:
+def follows_length(config: TransformerConfig) -> bool:
     """Whether the factor of the scaling is just how much longer than at first a context may be."""
     rope = config.rope_adjustments or {}
     return rope.get("factor") == config.block_size / rope["original_max_seq_len"]
@@ -156,7 +156,7 @@ def read_rope_by_layer(values: Values, ours: Values, *, theta: str, local: str) 
     return found
 
 
-def write_rope_by_layer(config: Config, *, theta: str, local: str) -> dict[str, Any]:
+def write_rope_by_layer(config: TransformerConfig, *, theta: str, local: str) -> dict[str, Any]:
     """The keys of `read_rope_by_layer`, in the old form and in the new."""
     base = float(config.rope_base)
     local_base = base if config.rope_local_base_freq is None else float(config.rope_local_base_freq)
@@ -180,7 +180,7 @@ def read_rotary_dim(values: Values, ours: Values, *, key: str) -> dict[str, Any]
     return {"rotary_percentage": share if int(share * size) == rotated else math.nextafter(share, 2)}
 
 
-def write_rotary_dim(config: Config, *, key: str) -> dict[str, Any]:
+def write_rotary_dim(config: TransformerConfig, *, key: str) -> dict[str, Any]:
     """The key of `read_rotary_dim`."""
     return {key: config.rotary_size}
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from litgpt.errors import UserError
-from litgpt.model.config import LIMITS
+from litgpt.model.transformer_config import LIMITS
 
 Values = Mapping[str, Any]
 LOCAL, GLOBAL = "sliding_attention", "full_attention"

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from litgpt.model.config import Config
-from litgpt.model.config_values import (
+from litgpt.model.hf_config_values import (
     GLOBAL,
     LOCAL,
     Translation,
@@ -15,6 +14,7 @@ from litgpt.model.config_values import (
     whole,
     window_marks,
 )
+from litgpt.model.transformer_config import TransformerConfig
 
 
 def read_layer_types(
@@ -53,7 +53,7 @@ def read_layer_types(
 
 
 def write_layer_types(
-    config: Config,
+    config: TransformerConfig,
     *,
     period: str | None = None,
     first: str | None = None,
@@ -81,7 +81,7 @@ def read_windowed_rope(values: Values, ours: Values, *, without_window: bool) ->
     return {"rope_layers": windowed}
 
 
-def write_windowed_rope(config: Config, *, without_window: bool) -> dict[str, Any]:
+def write_windowed_rope(config: TransformerConfig, *, without_window: bool) -> dict[str, Any]:
     """Nothing: `read_windowed_rope` goes by the keys of the windows."""
     return {}
 
@@ -97,12 +97,12 @@ def read_rope_layers(values: Values, ours: Values, *, every: str) -> dict[str, A
     return {} if all(found) else {"rope_layers": found}
 
 
-def write_rope_layers(config: Config, *, every: str) -> dict[str, Any]:
+def write_rope_layers(config: TransformerConfig, *, every: str) -> dict[str, Any]:
     """The keys of `read_rope_layers`."""
     return {"no_rope_layers": [int(config.rope_of(layer) is not None) for layer in range(config.n_layer)]}
 
 
-def has_bias(config: Config, which: str) -> bool:
+def has_bias(config: TransformerConfig, which: str) -> bool:
     """Whether the layers of a bias field have one: `attn_bias`, `attn_out_bias` or `mlp_bias`."""
     said = getattr(config, which)
     return bool(config.bias or said) if which == "attn_bias" else bool(config.bias if said is None else said)
@@ -113,7 +113,7 @@ def read_biases(values: Values, ours: Values, **keys: str) -> dict[str, Any]:
     return {ours: values.get(key) for ours, key in keys.items()}
 
 
-def write_biases(config: Config, **keys: str) -> dict[str, Any]:
+def write_biases(config: TransformerConfig, **keys: str) -> dict[str, Any]:
     """The keys of `read_biases`."""
     return {key: has_bias(config, ours) for ours, key in keys.items()}
 
@@ -123,7 +123,7 @@ def read_inverse(values: Values, ours: Values, **keys: str) -> dict[str, Any]:
     return {ours: 1 / real(key, values.get(key)) for ours, key in keys.items()}
 
 
-def write_inverse(config: Config, **keys: str) -> dict[str, Any]:
+def write_inverse(config: TransformerConfig, **keys: str) -> dict[str, Any]:
     """The keys of `read_inverse`."""
     return {key: 1 / getattr(config, ours) for ours, key in keys.items()}
 
@@ -134,7 +134,7 @@ def read_attention_scalar(values: Values, ours: Values, *, key: str, multiplier:
     return {"attention_scores_scalar": float(f"{said**-2:.12g}") if multiplier else said}
 
 
-def write_attention_scalar(config: Config, *, key: str, multiplier: bool = False) -> dict[str, Any]:
+def write_attention_scalar(config: TransformerConfig, *, key: str, multiplier: bool = False) -> dict[str, Any]:
     """The key of `read_attention_scalar`."""
     scalar = config.attention_scores_scalar or config.head_size
     assert scalar is not None
@@ -146,7 +146,7 @@ def read_multi_query(values: Values, ours: Values, *, key: str) -> dict[str, Any
     return {"n_query_groups": 1 if values.get(key) else ours.get("n_head")}
 
 
-def write_multi_query(config: Config, *, key: str) -> dict[str, Any]:
+def write_multi_query(config: TransformerConfig, *, key: str) -> dict[str, Any]:
     """The key of `read_multi_query`."""
     return {key: config.n_query_groups == 1}
 
@@ -163,7 +163,7 @@ def read_decoder_architecture(values: Values, ours: Values) -> dict[str, Any]:
     return {"n_query_groups": heads, "parallel_residual": True, "shared_attention_norm": norms == 1}
 
 
-def write_decoder_architecture(config: Config) -> dict[str, Any]:
+def write_decoder_architecture(config: TransformerConfig) -> dict[str, Any]:
     """The keys of `read_decoder_architecture`."""
     plain_heads = config.n_query_groups in (1, config.n_head)
     old = plain_heads and config.shared_attention_norm == config.parallel_residual

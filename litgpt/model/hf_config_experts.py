@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from litgpt.model.config import LATENT_SIZES, Config
-from litgpt.model.config_values import Translation, Values, layers_in, marks, unsupported, whole
+from litgpt.model.hf_config_values import Translation, Values, layers_in, marks, unsupported, whole
+from litgpt.model.transformer_config import LATENT_SIZES, TransformerConfig
 
 CHUNKED, GLOBAL = "chunked_attention", "full_attention"
 
 
-def expert_marks(config: Config) -> list[int]:
+def expert_marks(config: TransformerConfig) -> list[int]:
     """1 for each layer with experts."""
     return [int(config.has_experts(layer)) for layer in range(config.n_layer)]
 
@@ -25,7 +25,7 @@ def read_either(values: Values, ours: Values, **keys: list[str]) -> dict[str, An
     }
 
 
-def write_either(config: Config, **keys: list[str]) -> dict[str, Any]:
+def write_either(config: TransformerConfig, **keys: list[str]) -> dict[str, Any]:
     """The first key of each field."""
     return {names[0]: getattr(config, ours) for ours, names in keys.items()}
 
@@ -38,7 +38,7 @@ def read_sparse_step(values: Values, ours: Values) -> dict[str, Any]:
     return marked([int((layer + 1) % step == 0 and layer not in dense) for layer in layers_in(ours)])
 
 
-def write_sparse_step(config: Config) -> dict[str, Any]:
+def write_sparse_step(config: TransformerConfig) -> dict[str, Any]:
     """The keys of `read_sparse_step`."""
     dense = [layer for layer, mark in enumerate(expert_marks(config)) if not mark]
     return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
@@ -55,7 +55,7 @@ def read_expert_layers(values: Values, ours: Values) -> dict[str, Any]:
     return marked([int(layer in listed) for layer in layers_in(ours)])
 
 
-def write_expert_layers(config: Config) -> dict[str, Any]:
+def write_expert_layers(config: TransformerConfig) -> dict[str, Any]:
     """The keys of `read_expert_layers`."""
     return {"moe_layers": [layer for layer, mark in enumerate(expert_marks(config)) if mark]}
 
@@ -69,7 +69,7 @@ def read_expert_span(values: Values, ours: Values) -> dict[str, Any]:
     return marked([int((layer + 1) % every == 0 and first <= layer <= last) for layer in layers_in(ours)])
 
 
-def write_expert_span(config: Config) -> dict[str, Any]:
+def write_expert_span(config: TransformerConfig) -> dict[str, Any]:
     """The keys of `read_expert_span`, for layers with experts that follow each other."""
     with_experts = [layer for layer, mark in enumerate(expert_marks(config)) if mark] or [config.n_layer]
     return {
@@ -92,7 +92,7 @@ def read_groups(values: Values, ours: Values, *, best: int, method: str | None =
     return {"n_expert_groups": groups, "n_topk_groups": values.get("topk_group"), "n_topk_scores_per_group": best}
 
 
-def write_groups(config: Config, *, best: int, method: str | None = None) -> dict[str, Any]:
+def write_groups(config: TransformerConfig, *, best: int, method: str | None = None) -> dict[str, Any]:
     """The keys of `read_groups`."""
     groups = config.n_expert_groups or 1
     written: dict[str, Any] = {"n_group": groups, "topk_group": config.n_topk_groups if groups > 1 else 1}
@@ -107,7 +107,7 @@ def read_latent(values: Values, ours: Values, *, norm_eps: float) -> dict[str, A
     return {"latent_attention": {**sizes, "norm_eps": norm_eps}, "head_size": values.get("qk_rope_head_dim")}
 
 
-def write_latent(config: Config, *, norm_eps: float) -> dict[str, Any]:
+def write_latent(config: TransformerConfig, *, norm_eps: float) -> dict[str, Any]:
     """The keys of `read_latent`, and the size that transformers' rotary embedding asks for."""
     sizes = config.latent_attention or dict.fromkeys(LATENT_SIZES)
     return {**{key: sizes[key] for key in sorted(LATENT_SIZES)}, "head_dim": sizes["qk_rope_head_dim"]}
@@ -125,7 +125,7 @@ def read_chunks(values: Values, ours: Values) -> dict[str, Any]:
     return {"window_type": "chunked", "sliding_window_size": size, **indices}
 
 
-def write_chunks(config: Config) -> dict[str, Any]:
+def write_chunks(config: TransformerConfig) -> dict[str, Any]:
     """The keys of `read_chunks`."""
     kinds = [CHUNKED if config.is_local(layer) else GLOBAL for layer in range(config.n_layer)]
     return {"attention_chunk_size": config.sliding_window_size, "layer_types": kinds}
@@ -139,7 +139,7 @@ def read_temperature(values: Values, ours: Values, *, first: float) -> dict[str,
     return {"query_temperature": settings}
 
 
-def write_temperature(config: Config, *, first: float) -> dict[str, Any]:
+def write_temperature(config: TransformerConfig, *, first: float) -> dict[str, Any]:
     """The keys of `read_temperature`."""
     settings = config.query_temperature
     if settings is None:
@@ -148,7 +148,7 @@ def write_temperature(config: Config, *, first: float) -> dict[str, Any]:
     return {"attn_temperature_tuning": True, **said}
 
 
-def meaning_of_experts(config: Config) -> dict[str, Any]:
+def normalize_expert_fields(config: TransformerConfig) -> dict[str, Any]:
     """What the fields of experts and latent attention compute, the same for all ways of saying it."""
     found: dict[str, Any] = {}
     if config.latent_attention is not None:

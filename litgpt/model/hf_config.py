@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from litgpt.model.config import Config
-from litgpt.model.config_experts import EXPERT_TRANSLATIONS
-from litgpt.model.config_layers import LAYER_TRANSLATIONS
-from litgpt.model.config_rope import ROPE_TRANSLATIONS
-from litgpt.model.config_values import Translation, Values, unsupported
+from litgpt.model.hf_config_experts import EXPERT_TRANSLATIONS
+from litgpt.model.hf_config_layers import LAYER_TRANSLATIONS
+from litgpt.model.hf_config_rope import ROPE_TRANSLATIONS
+from litgpt.model.hf_config_values import Translation, Values, unsupported
+from litgpt.model.transformer_config import TransformerConfig
 
 TRANSLATIONS: dict[str, Translation] = {**ROPE_TRANSLATIONS, **LAYER_TRANSLATIONS, **EXPERT_TRANSLATIONS}
 
@@ -39,7 +39,7 @@ class ConfigKeys:
     missing: Values = field(default_factory=dict)
     nested: str | None = None
 
-    def read(self, values: Values, *, name: str = "") -> Config:
+    def read(self, values: Values, *, name: str = "") -> TransformerConfig:
         """The shape that a `config.json` of this architecture tells.
 
         Raises:
@@ -53,7 +53,7 @@ class ConfigKeys:
         for kind, settings in self.translated.items():
             ours |= TRANSLATIONS[kind].read(values, ours, **settings)
         labels = {"name": name, "hf_config": {"model_type": self.model_type}}
-        return Config(**{**ours, "vocab_size": ours.get("padded_vocab_size"), **self.fixed, **labels})
+        return TransformerConfig(**{**ours, "vocab_size": ours.get("padded_vocab_size"), **self.fixed, **labels})
 
     def _stated(self, values: Values) -> Values:
         """The keys of the language model, and those around it that hold for it too."""
@@ -65,7 +65,7 @@ class ConfigKeys:
         tied = {key: values[key] for key in ("tie_word_embeddings",) if key in values}
         return {**inner, **tied}
 
-    def config_json(self, config: Config) -> dict[str, Any]:
+    def config_json(self, config: TransformerConfig) -> dict[str, Any]:
         """The `config.json` of a model of this shape, rope in the form before transformers 5 and in that since."""
         written: dict[str, Any] = {"architectures": list(self.architectures), "model_type": self.model_type}
         written["pad_token_id"] = None  # the default of an architecture may lie outside the vocabulary

@@ -1,0 +1,375 @@
+"""The shape of a model: LitGPT's fields, checked, with named choices."""
+
+import difflib
+import math
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from litgpt.errors import UserError
+
+# The largest value of a field that any machine could build; beyond it a number is a slip of the pen.
+LIMITS = {
+    "block_size": 2**31,
+    "n_layer": 10_000,
+    "n_embd": 2**20,
+    "vocab_size": 2**26,
+    "padded_vocab_size": 2**26,
+    "padding_multiple": 2**20,
+    "n_head": 2**16,
+    "n_query_groups": 2**16,
+    "head_size": 2**16,
+    "intermediate_size": 2**24,
+    "moe_intermediate_size": 2**24,
+    "shared_expert_size": 2**24,
+    "sliding_window_size": 2**31,
+}
+POSITIVE = (
+    "norm_eps",
+    "rope_base",
+    "rope_local_base_freq",
+    "rope_condense_ratio",
+    "attention_scores_scalar",
+    "rotary_percentage",
+    "attention_logit_softcapping",
+    "final_logit_softcapping",
+    "embedding_scale",
+    "residual_scale",
+    "logit_scale",
+    "routed_scaling_factor",
+)
+# What `rope_adjustments` must hold for each kind of scaling, and what it may hold besides.
+ROPE_KINDS = {
+    "linear": ({"factor"}, set()),
+    "dynamic": ({"factor", "original_max_seq_len"}, set()),
+    "llama3": ({"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}, set()),
+    "yarn": (
+        {"factor", "beta_fast", "beta_slow", "original_max_seq_len"},
+        {"mscale", "mscale_all_dim", "attention_factor", "truncate"},
+    ),
+    "longrope": ({"short_factor", "long_factor", "original_max_seq_len"}, {"factor", "attention_factor"}),
+}
+LATENT_SIZES = {"q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"}
+TEMPERATURE = {"floor_scale", "scale", "first_position"}
+PER_LAYER = ("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers")
+
+
+@dataclass(init=False)
+class TransformerConfig:
+    """One decoder's shape; field names, order and defaults are LitGPT's, our own follow at the end.
+
+    Sizes are in elements, `block_size` in tokens. What is left at None is derived: `padded_vocab_size` is `vocab_size`
+    rounded up, `head_size = n_embd / n_head`, `n_query_groups = n_head`, `intermediate_size = 4 n_embd`.
+
+    Raises:
+        UserError: naming the field, its value and one that would do.
+    """
+
+    name: str = ""
+    hf_config: dict[str, Any] = field(default_factory=dict)
+    block_size: int = 4096
+    n_layer: int = 16
+    n_embd: int = 4096
+    vocab_size: int = 50254
+    padding_multiple: int = 512
+    padded_vocab_size: int | None = None
+    norm_class_name: Literal[
+        "LayerNorm", "ScaleLayerNorm", "BareLayerNorm", "OffsetLayerNorm", "RMSNorm", "OffsetRMSNorm"
+    ] = "LayerNorm"
+    norm_eps: float = 1e-5
+    norm_qk: bool = False
+    norm_qk_type: Literal["default", "olmo2", "per_head", "after_rope", "l2_after_rope"] = "default"
+    post_attention_norm: bool = False
+    post_mlp_norm: bool = False
+    parallel_residual: bool = True
+    shared_attention_norm: bool = False
+    n_head: int = 32
+    head_size: int | None = None
+    n_query_groups: int | None = None
+    attn_bias: bool = False
+    attention_scores_scalar: float | None = None
+    sliding_window_size: int | None = None
+    sliding_window_indices: list[int] | None = None
+    attention_logit_softcapping: float | None = None
+    rope_base: float = 10000
+    rotary_percentage: float = 0.25
+    rope_condense_ratio: float = 1
+    rope_adjustments: dict[str, Any] | None = None
+    rope_interleave: bool = False
+    intermediate_size: int | None = None
+    moe_intermediate_size: int | None = None
+    bias: bool = True
+    mlp_class_name: Literal["GptNeoxMLP", "LLaMAMLP", "GemmaMLP", "LLaMAMoE"] = "GptNeoxMLP"
+    gelu_approximate: Literal["none", "tanh"] = "none"
+    n_expert: int = 0
+    n_shared_expert: int | None = None
+    n_expert_groups: int | None = None
+    n_topk_groups: int | None = None
+    n_topk_scores_per_group: int | None = None
+    n_expert_per_token: int = 0
+    first_k_dense_replace: int | None = None
+    routed_scaling_factor: float = 1.0
+    norm_topk_prob: bool = False
+    scale_embeddings: bool = False
+    lm_head_bias: bool = False
+    final_logit_softcapping: float | None = None
+    norm_1: bool = True
+    norm_2: bool = True
+    latent_attention: dict[str, Any] | None = None
+    rope_local_base_freq: float | None = None
+    rope_indices: list[int] | None = None
+    # Not in LitGPT's form.
+    tie_embeddings: bool = False
+    dropout: float = 0.0
+    position_embedding: Literal["rotary", "learned"] = "rotary"
+    activation: Literal["relu", "relu_squared", "silu", "clamped_swiglu"] | None = None
+    attn_out_bias: bool | None = None
+    mlp_bias: bool | None = None
+    attention_sinks: bool = False
+    window_type: Literal["sliding", "chunked"] = "sliding"
+    rope_layers: list[int] | None = None
+    query_temperature: dict[str, float] | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    moe_layers: list[int] | None = None
+    router_score: Literal["softmax", "sigmoid"] = "softmax"
+    router_softmax: Literal["after_top_k", "before_top_k"] = "after_top_k"
+    router_bias: bool = False
+    router_correction: bool = False
+    router_weights: Literal["output", "input"] = "output"
+    expert_bias: bool = False
+    shared_expert_size: int | None = None
+    shared_expert_gate: bool = False
+
+    def __init__(self, **values: Any) -> None:
+        known = {entry.name: entry for entry in fields(self)}
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1)
+                raise refusal(key, "no such field", f"did you mean {near[0]}?" if near else "remove it")
+        types = field_types()
+        for key, entry in known.items():
+            default = {} if key == "hf_config" else entry.default
+            setattr(self, key, checked(key, values[key], types[key]) if key in values else default)
+        if self.n_expert_groups and "router_score" not in values:  # LitGPT's form has one router with groups
+            self.router_score, self.router_correction = "sigmoid", True
+        self._check_numbers()
+        self._check_rope()
+        self._check_layers()
+        self._check_latent()
+        self._check_experts()
+        self._resolve()
+
+    def _check_numbers(self) -> None:
+        for key, limit in LIMITS.items():
+            value = getattr(self, key)
+            if value is not None and not 1 <= value <= limit:
+                raise refusal(key, f"{value} is out of range", f"give 1 to {limit}")
+        for key in POSITIVE:
+            value = getattr(self, key)
+            if value is not None and not 0 < value < math.inf:
+                raise refusal(key, f"{value} is not above 0", "give e.g. 1")
+        if self.rotary_percentage > 1:
+            raise refusal("rotary_percentage", f"{self.rotary_percentage} is above 1", "give e.g. 1.0")
+        if not 0 <= self.dropout < 1:
+            raise refusal("dropout", f"{self.dropout} is not in [0, 1)", "give e.g. 0.1")
+
+    def _check_rope(self) -> None:
+        if self.rope_adjustments is None:
+            return
+        self.rope_adjustments = rope = dict(self.rope_adjustments)
+        if self.rope_kind is None:
+            known = "; ".join(f"{kind} {sorted(needed)}" for kind, (needed, _) in ROPE_KINDS.items())
+            raise refusal("rope_adjustments", f"{sorted(rope)} is no kind of scaling", f"give one of {known}")
+        for key, value in rope.items():
+            rope[key] = numbers = [number(one) for one in value] if isinstance(value, list) else number(value)
+            for one in numbers if isinstance(numbers, list) else [numbers]:
+                if not isinstance(one, int | float) or not 0 <= one < math.inf:
+                    raise refusal("rope_adjustments", f"{key}: {one!r} is no number above 0", "e.g. factor: 8.0")
+        if rope.get("factor", 1) <= 0:
+            raise refusal("rope_adjustments", f"factor: {rope['factor']} is not above 0", "e.g. factor: 8.0")
+        if "low_freq_factor" in rope and rope["high_freq_factor"] < rope["low_freq_factor"]:
+            raise refusal("rope_adjustments", "high_freq_factor is below low_freq_factor", "use e.g. 4 and 1")
+
+    def _check_layers(self) -> None:
+        """One 0 or 1 for every layer in the lists that tell layers apart; longer lists are cut, as LitGPT does."""
+        for key in PER_LAYER:
+            marks = getattr(self, key)
+            if marks is None:
+                continue
+            if len(marks) < self.n_layer or any(mark not in (0, 1) for mark in marks):
+                raise refusal(key, f"{marks} is not one 0 or 1 for each of {self.n_layer} layers", "list them all")
+            setattr(self, key, [int(mark) for mark in marks[: self.n_layer]])
+        if self.sliding_window_indices is not None and self.sliding_window_size is None:
+            raise refusal("sliding_window_indices", "needs sliding_window_size", "give e.g. 4096")
+        if self.rope_indices is not None and self.rope_local_base_freq is None:
+            raise refusal("rope_indices", "needs rope_local_base_freq", "give e.g. 10000")
+        if self.query_temperature is not None and set(self.query_temperature) != TEMPERATURE:
+            raise refusal("query_temperature", f"{self.query_temperature}", f"give {sorted(TEMPERATURE)}")
+
+    def _check_latent(self) -> None:
+        if self.latent_attention is None:
+            return
+        self.latent_attention = sizes = dict(self.latent_attention)
+        if set(sizes) - {"norm_eps"} != LATENT_SIZES:
+            raise refusal("latent_attention", f"{sorted(sizes)} are not its sizes", f"give {sorted(LATENT_SIZES)}")
+        sizes["norm_eps"] = eps = number(sizes.get("norm_eps", self.norm_eps))
+        if not isinstance(eps, int | float) or not 0 < eps < 1:
+            raise refusal("latent_attention", f"norm_eps: {eps!r} is no epsilon", "give e.g. 1e-6")
+        for key in LATENT_SIZES:
+            size = sizes[key]
+            if not (size is None and key == "q_lora_rank") and not (isinstance(size, int) and 0 < size <= 2**20):
+                raise refusal("latent_attention", f"{key}: {size!r} is no size", "give a whole number above 0")
+        if self.n_query_groups not in (None, self.n_head):
+            raise refusal("n_query_groups", f"{self.n_query_groups} with latent_attention", f"use {self.n_head}")
+
+    def _check_experts(self) -> None:
+        if self.mlp_class_name != "LLaMAMoE":
+            if self.n_expert:
+                raise refusal("n_expert", f"{self.n_expert} with mlp_class_name {self.mlp_class_name}", "use LLaMAMoE")
+            return
+        if not 1 <= self.n_expert <= 2**16:
+            raise refusal("n_expert", f"{self.n_expert} with mlp_class_name LLaMAMoE", "give e.g. 8")
+        if not 1 <= self.n_expert_per_token <= self.n_expert:
+            raise refusal("n_expert_per_token", f"{self.n_expert_per_token} of {self.n_expert} experts", "give e.g. 2")
+        groups = self.n_expert_groups
+        if groups is None:
+            return
+        if groups < 1 or self.n_expert % groups:
+            raise refusal("n_expert_groups", f"{groups} does not divide n_expert {self.n_expert}", "use e.g. 1")
+        if self.n_topk_groups is None or not 1 <= self.n_topk_groups <= groups:
+            raise refusal("n_topk_groups", f"{self.n_topk_groups} of {groups} groups", f"give 1 to {groups}")
+        if self.n_expert_per_token > self.n_topk_groups * self.n_expert // groups:
+            chosen = f"{self.n_expert_per_token} experts out of {self.n_topk_groups} of {groups} groups"
+            raise refusal("n_expert_per_token", f"{chosen} of {self.n_expert}", "give fewer, or more n_topk_groups")
+        best = self.n_topk_scores_per_group
+        if best not in (1, 2) or best > self.n_expert // groups:
+            raise refusal("n_topk_scores_per_group", f"{best} of {self.n_expert // groups} in a group", "give 1 or 2")
+
+    def _resolve(self) -> None:
+        """Fill in the sizes that follow from others, and refuse those that do not fit together."""
+        if self.head_size is None:
+            if self.n_embd % self.n_head:
+                near = self.n_head * max(1, round(self.n_embd / self.n_head))
+                raise refusal("n_embd", f"{self.n_embd} is no multiple of n_head {self.n_head}", f"use {near}")
+            self.head_size = self.n_embd // self.n_head
+        self.n_query_groups = self.n_query_groups or self.n_head
+        if self.n_head % self.n_query_groups:
+            raise refusal("n_query_groups", f"{self.n_query_groups} does not divide n_head {self.n_head}", "use 1")
+        if self.position_embedding == "rotary" and self.rotary_size % 2:
+            turned = f"rotates {self.rotary_size} numbers of a head of {self.head_size}, not an even count"
+            raise refusal("rotary_percentage", f"{self.rotary_percentage} {turned}", "change head_size or use 0.5 or 1")
+        for key in ("short_factor", "long_factor"):
+            factors = (self.rope_adjustments or {}).get(key)
+            if factors is not None and (not isinstance(factors, list) or len(factors) != self.rotary_size // 2):
+                count = len(factors) if isinstance(factors, list) else 1
+                said = f"{key} has {count} numbers for {self.rotary_size // 2} pairs"
+                raise refusal("rope_adjustments", said, "give one for each")
+        if self.intermediate_size is None:
+            if self.mlp_class_name != "GptNeoxMLP":
+                raise refusal("intermediate_size", f"{self.mlp_class_name} needs it", f"use e.g. {4 * self.n_embd}")
+            self.intermediate_size = 4 * self.n_embd
+        if self.padded_vocab_size is None:
+            self.padded_vocab_size = math.ceil(self.vocab_size / self.padding_multiple) * self.padding_multiple
+        self.vocab_size = min(self.vocab_size, self.padded_vocab_size)
+        if self.shared_attention_norm and not self.parallel_residual:
+            raise refusal("shared_attention_norm", "true needs parallel_residual: true", "use false")
+        if self.tie_embeddings and self.lm_head_bias:
+            raise refusal("lm_head_bias", "true does not go with tie_embeddings: true", "use false")
+
+    @property
+    def rotary_size(self) -> int:
+        """How many of a head's numbers are rotated by position."""
+        if self.latent_attention is not None:
+            return self.latent_attention["qk_rope_head_dim"]
+        assert self.head_size is not None
+        return int(self.rotary_percentage * self.head_size)
+
+    @property
+    def rope_kind(self) -> str | None:
+        """The kind of scaling that `rope_adjustments` describes."""
+        given = set(self.rope_adjustments or ())
+        fits = (kind for kind, (needed, more) in ROPE_KINDS.items() if needed <= given <= needed | more)
+        return next(fits, None)
+
+    @property
+    def expert_size(self) -> int:
+        """The inner width of each expert."""
+        assert self.intermediate_size is not None
+        return self.moe_intermediate_size or self.intermediate_size
+
+    @property
+    def shared_size(self) -> int:
+        """The inner width of the experts that every token goes to, taken together; 0 if there are none."""
+        return self.shared_expert_size or (self.n_shared_expert or 0) * self.expert_size
+
+    def is_local(self, layer: int) -> bool:
+        """Whether the layer sees no further than `sliding_window_size` tokens."""
+        marks = self.sliding_window_indices
+        return self.sliding_window_size is not None and (marks is None or marks[layer] == 1)
+
+    def rope_of(self, layer: int) -> Literal["global", "local"] | None:
+        """Which of the two rotary embeddings the layer uses; None if it knows of no positions."""
+        if self.position_embedding != "rotary" or (self.rope_layers is not None and not self.rope_layers[layer]):
+            return None
+        local = self.rope_local_base_freq is not None and (self.rope_indices is None or self.rope_indices[layer] == 1)
+        return "local" if local else "global"
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether the layer's feed-forward is a mixture of experts."""
+        if self.mlp_class_name != "LLaMAMoE" or layer < (self.first_k_dense_replace or 0):
+            return False
+        return self.moe_layers is None or self.moe_layers[layer] == 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by name, as `Config(**values)` and a `model_config.yaml` take them."""
+        return asdict(self)
+
+
+@cache
+def field_types() -> dict[str, Any]:
+    """The type that each field declares."""
+    return get_type_hints(TransformerConfig)
+
+
+def refusal(key: str, problem: str, cure: str) -> UserError:
+    """The error for a field: what is wrong with it and what would do."""
+    return UserError(f"model_config.{key}: {problem}; {cure}")
+
+
+def checked(key: str, value: Any, kind: Any) -> Any:
+    """`value` if it is of the type that a field declares; whole floats pass as integers, `1e9` as a number.
+
+    Raises:
+        UserError: naming the field and the type it wants.
+    """
+    if get_origin(kind) in (UnionType, Union):
+        if value is None:
+            return None
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise refusal(key, f"{value!r} is no choice", f"use one of {', '.join(get_args(kind))}")
+        return value
+    if kind in (int, float):
+        value = number(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    accepted = (int, float) if kind is float else get_origin(kind) or kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise refusal(key, f"{value!r} is the wrong type", f"give a value of type {getattr(kind, '__name__', kind)}")
+    if isinstance(value, dict) and get_args(kind)[-1] is not Any:
+        return {part: checked(f"{key}.{part}", inner, float) for part, inner in value.items()}
+    return value
+
+
+def number(value: Any) -> Any:
+    """The number in a text such as `1e9` or `6e-5`, which YAML does not read as one; all else stays."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
