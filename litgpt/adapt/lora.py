@@ -26,7 +26,7 @@ from litgpt.adapt.layers import (
 from litgpt.adapt.targets import find_by_suffix, find_owner, find_targets, get_module_aliases, resolve_tied_head
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
-from litgpt.model.moe import Experts, grouped_linear, owners
+from litgpt.model.moe import Experts, expert_of_rows, grouped_linear
 from litgpt.model.surgery import add_mixin, override_parameter
 from litgpt.recipe.tuner import LoRA
 
@@ -142,7 +142,7 @@ class LoRAExperts(LoRALayer):
         bias_ED = getattr(self, "down_bias", None)
         if bias_ED is None:
             return y_RD
-        return y_RD + (bias_ED.index_select(0, owners(ends_E, len(y_RD))) * weights_R).to(y_RD.dtype)
+        return y_RD + (bias_ED.index_select(0, expert_of_rows(ends_E, len(y_RD))) * weights_R).to(y_RD.dtype)
 
     def apply_matrix(self, name: str, x_RD: Tensor, ends_E: Tensor, *, add_bias: bool = True) -> Tensor:
         """Each row times the updated matrix of its expert, (R, out)."""

@@ -1,4 +1,4 @@
-"""The parts of a block without attention: norms and feed-forward layers."""
+"""Norms and feed-forward layers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,7 @@ from litgpt.model.config import Config
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root mean square over the last dim, then scale (Zhang and Sennrich 2019, eq. 4); (..., size)."""
+    """Root mean square norm over the last dim (Zhang and Sennrich 2019, eq. 4); (..., size)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -20,12 +20,12 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, self.weight.dtype)  # under autocast x may be narrower than the weight
-        return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps).to(x.dtype)
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)  # autocast may narrow x only
+        return F.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), self.eps).to(x.dtype)
 
 
 class OffsetRMSNorm(nn.Module):
-    """RMSNorm whose stored weight is the distance from one; (..., size)."""
+    """RMSNorm with the scale 1 + weight; (..., size)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -33,12 +33,12 @@ class OffsetRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)  # 1 + weight would lose the weight in bfloat16
-        return F.rms_norm(x.to(wide), self.weight.shape, 1 + self.weight.to(wide), self.eps).to(x.dtype)
+        dtype = torch.promote_types(x.dtype, torch.float32)  # 1 + weight would lose the weight in bfloat16
+        return F.rms_norm(x.to(dtype), self.weight.shape, 1 + self.weight.to(dtype), self.eps).to(x.dtype)
 
 
 class OffsetLayerNorm(nn.Module):
-    """LayerNorm whose stored weight is the distance from one; (..., size)."""
+    """LayerNorm with the scale 1 + weight; (..., size)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -47,13 +47,13 @@ class OffsetLayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = 1 + self.weight.to(wide), self.bias.to(wide)
-        return F.layer_norm(x.to(wide), self.weight.shape, weight, bias, self.eps).to(x.dtype)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = 1 + self.weight.to(dtype), self.bias.to(dtype)
+        return F.layer_norm(x.to(dtype), self.weight.shape, weight, bias, self.eps).to(x.dtype)
 
 
 class ScaleLayerNorm(nn.Module):
-    """LayerNorm over the last dim without bias; the weight may differ along more dims than that, e.g. heads."""
+    """LayerNorm over the last dim without bias; its weight may have more dims than that, e.g. heads."""
 
     def __init__(self, size: int | tuple[int, ...], eps: float) -> None:
         super().__init__()
@@ -61,8 +61,8 @@ class ScaleLayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return (F.layer_norm(x.to(wide), x.shape[-1:], eps=self.eps) * self.weight.to(wide)).to(x.dtype)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return (F.layer_norm(x.to(dtype), x.shape[-1:], eps=self.eps) * self.weight.to(dtype)).to(x.dtype)
 
 
 NORMS: dict[str, Callable[..., nn.Module]] = {
@@ -76,12 +76,12 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_norm(config: Config, size: int | None = None, *, eps: float | None = None) -> nn.Module:
-    """A norm of the config's kind over `size` numbers (n_embd unless told), with the config's epsilon unless told."""
+    """Build a norm of the config's class over `size` features (default: n_embd) with epsilon (default: norm_eps)."""
     return NORMS[config.norm_class_name](size or config.n_embd, eps=eps or config.norm_eps)
 
 
 def build_scale_norm(config: Config, size: tuple[int, ...]) -> nn.Module:
-    """A LayerNorm over the last of `size`, with a weight of that whole shape."""
+    """Build a LayerNorm over the last dim with a weight of shape `size`."""
     return ScaleLayerNorm(size, config.norm_eps)
 
 
@@ -93,8 +93,8 @@ def relu_squared(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu_squared": relu_squared, "silu": F.silu}
 
 
-def activation(config: Config) -> Callable[[Tensor], Tensor]:
-    """The function inside a feed-forward layer: the config's own, else that of its `mlp_class_name`."""
+def build_activation(config: Config) -> Callable[[Tensor], Tensor]:
+    """The activation of a feed-forward layer: the config's `activation`, else that of its `mlp_class_name`."""
     if config.activation in ACTIVATIONS:
         return ACTIVATIONS[config.activation]
     if config.mlp_class_name in ("GptNeoxMLP", "GemmaMLP"):
@@ -108,29 +108,31 @@ def clamped_swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return gate * torch.sigmoid(1.702 * gate) * (up + 1)
 
 
-def gating(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
-    """What a gated feed-forward makes of gate and up: act(gate) * up (Shazeer 2020), or a clamped form of it."""
+def build_gating(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
+    """The gating of a feed-forward layer: act(gate) * up (Shazeer 2020), or a clamped form of it."""
     if config.activation == "clamped_swiglu":
         return clamped_swiglu
-    act = activation(config)
+    act = build_activation(config)
     return swiglu if act is F.silu else lambda gate, up: act(gate) * up
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, of which the backward pass finds gate and up kept, but not silu(gate)."""
-    return _SwiGLU.apply(gate, up)
+    """silu(gate) * up, which saves gate and up for the backward pass, but not silu(gate)."""
+    return SwiGLU.apply(gate, up)
 
 
-class _SwiGLU(torch.autograd.Function):
+class SwiGLU(torch.autograd.Function):
+    """silu(gate) * up."""
+
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
         return F.silu(gate) * up
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(slope * up, gate), slope * F.silu(gate)
+        return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
 
 
 def has_mlp_bias(config: Config) -> bool:
@@ -146,7 +148,7 @@ class PlainMLP(nn.Module):
         assert config.intermediate_size is not None
         self.up = nn.Linear(config.n_embd, config.intermediate_size, bias=has_mlp_bias(config))
         self.down = nn.Linear(config.intermediate_size, config.n_embd, bias=has_mlp_bias(config))
-        self.activation = activation(config)
+        self.activation = build_activation(config)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.up(x)))
@@ -162,7 +164,7 @@ class GatedMLP(nn.Module):
         self.gate = nn.Linear(config.n_embd, width, bias=has_mlp_bias(config))
         self.up = nn.Linear(config.n_embd, width, bias=has_mlp_bias(config))
         self.down = nn.Linear(width, config.n_embd, bias=has_mlp_bias(config))
-        self.gating = gating(config)
+        self.gating = build_gating(config)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.gating(self.gate(x), self.up(x)))

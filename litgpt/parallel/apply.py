@@ -77,8 +77,8 @@ def apply_fsdp(model: nn.Module, mesh: Mesh, settings: ParallelArgs, precision: 
         how["offload_policy"] = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
     reshard = settings.level == 3
     for block in model.local_blocks:  # type: ignore[union-attr]
-        if mesh.has_expert_mesh and hasattr(block.mlp, "experts"):
-            expert.apply_expert_fsdp(block.mlp.experts, mesh, reshard_after_forward=reshard, **how)
+        if mesh.has_expert_mesh and block.experts is not None:
+            expert.apply_expert_fsdp(block.experts, mesh, reshard_after_forward=reshard, **how)
         fully_shard(block, mesh=mesh.fsdp_mesh, reshard_after_forward=reshard, **how)
     fully_shard(model, mesh=mesh.fsdp_mesh, reshard_after_forward=False, **how)
     model.zero = settings.level  # type: ignore[assignment]

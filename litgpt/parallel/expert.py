@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
-from litgpt.model.moe import Gathered, Rows, Spread
+from litgpt.model.moe import Permutation, permute, unpermute
 from litgpt.model.surgery import Function, wrap_forward
 from litgpt.parallel.collectives import (
     Group,
@@ -83,22 +83,22 @@ class AllToAllDispatcher:
         experts = received_Pe.shape[1]
         numbers_Pe = torch.arange(experts, device=ends_E.device).expand_as(received_Pe)
         arrived_S = numbers_Pe.flatten().repeat_interleave(received_Pe.flatten(), output_size=sum(self.received))
-        self.sorted = Rows(arrived_S[:, None], experts)
+        self.sorted = Permutation(arrived_S[:, None], experts)
         self.ends_E = self.sorted.ends_E
         self.copies = build_copies(counts_Ge.sum(1), holders) if holders > 1 else None
 
     def dispatch(self, rows_RD: Tensor) -> Tensor:
         """(S, D), the rows of every rank for the experts that lie here."""
         if self.copies is not None:
-            rows_RD = Spread.apply(rows_RD, self.copies.token_R, self.copies.row_NK)
+            rows_RD = permute(rows_RD, self.copies)
         arrived = all_to_all(rows_RD, self.group, self.sent, self.received)
-        return Spread.apply(arrived, self.sorted.token_R, self.sorted.row_NK)
+        return permute(arrived, self.sorted)
 
     def combine(self, rows_SD: Tensor) -> Tensor:
         """(R, D), what all ranks made of this rank's rows, added up."""
-        arrived = Gathered.apply(rows_SD, self.sorted.token_R, self.sorted.row_NK)
+        arrived = unpermute(rows_SD, self.sorted)
         rows = all_to_all(arrived, self.group, self.received, self.sent)
-        return rows if self.copies is None else Gathered.apply(rows, self.copies.token_R, self.copies.row_NK)
+        return rows if self.copies is None else unpermute(rows, self.copies)
 
 
 class AllGatherDispatcher:
@@ -113,7 +113,7 @@ class AllGatherDispatcher:
         owner = torch.searchsorted(ends_PE, place_PL, right=True).flatten()
         owner = owner - dist.get_rank(group) // holders * experts
         elsewhere = (owner < 0) | (owner >= experts)
-        self.sorted = Rows(owner.masked_fill(elsewhere, experts)[:, None], experts)
+        self.sorted = Permutation(owner.masked_fill(elsewhere, experts)[:, None], experts)
         self.ends_E = self.sorted.ends_E
         self.mine_S = self.sorted.order_R[: int(self.ends_E[-1])]
 
@@ -139,11 +139,11 @@ def count_rows(ends_E: Tensor) -> Tensor:
     return ends_E.diff(prepend=ends_E.new_zeros(1)).long()
 
 
-def build_copies(counts_G: Tensor, holders: int) -> Rows:
+def build_copies(counts_G: Tensor, holders: int) -> Permutation:
     """The order in which rows leave if `holders` neighbours get each of them: first for the first, and so on."""
     group_R = torch.arange(len(counts_G), device=counts_G.device).repeat_interleave(counts_G)
     rank_RH = group_R[:, None] * holders + torch.arange(holders, device=counts_G.device)
-    return Rows(rank_RH, len(counts_G) * holders)
+    return Permutation(rank_RH, len(counts_G) * holders)
 
 
 def apply_expert_parallel(model: nn.Module, config: Config, mesh: Mesh, settings: ParallelArgs) -> None:
@@ -182,7 +182,7 @@ def expert_axes(mesh: Mesh) -> tuple[DeviceMesh, Group]:
 
 def find_experts(model: nn.Module) -> list[nn.Module]:
     """The stacked experts of every block that has any."""
-    return [block.mlp.experts for block in model.local_blocks if hasattr(block.mlp, "experts")]  # type: ignore[union-attr]
+    return [block.experts for block in model.local_blocks if block.experts is not None]  # type: ignore[union-attr]
 
 
 def check_expert_sizes(config: Config, expert: int, expert_tensor: int) -> None:

@@ -50,7 +50,7 @@ class HostOffload:
     def __init__(self, block: nn.Module) -> None:
         self.block = block
         self.parameters: set[int] = set()
-        experts: Any = getattr(getattr(block, "mlp", None), "experts", None)
+        experts: Any = getattr(block, "experts", None)
         if experts is not None:  # sharded by themselves, they are gathered after the rest of the block
             wrap_forward(experts, self._note_experts)
 
@@ -61,7 +61,7 @@ class HostOffload:
 
     def _note_experts(self, forward: Function) -> Function:
         def noted(*arguments: Any) -> Tensor:
-            self.note(self.block.mlp.experts)  # type: ignore[union-attr, arg-type]
+            self.note(self.block.experts)  # type: ignore[arg-type]
             return forward(*arguments)
 
         return noted

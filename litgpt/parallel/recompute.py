@@ -1,7 +1,6 @@
 """Parts of a model that backward computes again, or finds in host memory, instead of on the device."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import partial, wraps
 from typing import Any, NamedTuple
 
@@ -11,7 +10,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from litgpt.errors import UserError
-from litgpt.model.recomputing import Recomputing
 from litgpt.model.surgery import Function, wrap_forward
 from litgpt.parallel.offload import HostOffload, use_saved_tensor_hooks
 from litgpt.recipe.recompute import RecomputeArgs
@@ -38,7 +36,7 @@ def apply_recompute(model: nn.Module, settings: RecomputeArgs, *, compiled: bool
     """
     stages = group_local_blocks(model)
     blocks = [block for stage in stages for block in stage]
-    again = partial(checkpoint_function, compiled=compiled)
+    again = checkpoint_function
     if settings.granularity == "full" and settings.method == "uniform" and settings.num_layers > 1:
         recompute_block_groups(model, settings.num_layers, again)
     elif settings.granularity == "full":
@@ -65,10 +63,9 @@ def group_local_blocks(model: nn.Module) -> list[list[nn.Module]]:
     return stages
 
 
-def checkpoint_function(function: Function, *, compiled: bool) -> Function:
+def checkpoint_function(function: Function) -> Function:
     """A function of which only the arguments are kept for backward; random numbers are drawn as they were."""
-    told: dict[str, Any] = {} if compiled else {"context_fn": lambda: (nullcontext(), Recomputing())}
-    return wraps(function)(partial(checkpoint, function, use_reentrant=False, **told))
+    return wraps(function)(partial(checkpoint, function, use_reentrant=False))
 
 
 def recompute_block_groups(model: nn.Module, size: int, again: Callable[[Function], Function]) -> None:
@@ -109,7 +106,7 @@ def recompute_parts(
     """Let a block compute the parts again that the settings name."""
     host = HostOffload(block) if settings.offload else None
     results = DiscardedOutputs(host)
-    dense = not hasattr(block.mlp, "experts")
+    dense = block.experts is None
     for part in sorted(settings.parts):
         if part not in ("mlp", "moe") or (part == "mlp") == dense:
             for owner, name in find_methods(block, RECOMPUTED.get(part, [])):

@@ -239,7 +239,7 @@ def add_communication(model: GPT, group: Group, *, sequence: bool) -> None:
     blocks: list[Any] = model.local_blocks
     for block in blocks:
         communicate(block.attention, before=join, after=part)
-        dense = block.mlp.shared if hasattr(block.mlp, "experts") else block.mlp
+        dense = block.mlp if block.experts is None else block.mlp.shared
         if dense is not None:
             communicate(dense, before=join, after=part)
         if getattr(block.attention, "norm_kind", None) == "olmo2":

@@ -151,6 +151,7 @@ def uneven(settings: dict[str, Any]) -> None:
     block.mlp = torch.nn.Module()
     block.mlp.experts = Experts(config)
     block.mlp.experts.load_state_dict(alone.state_dict())
+    block.experts = block.mlp.experts
     spread.local_blocks = [block]
     expert.apply_expert_parallel(spread, config, mesh, ParallelArgs(**settings))
     everyone = torch.tensor(ROWS)

@@ -1,4 +1,4 @@
-"""What is computed again gives the same gradients to the bit, keeps less, and is counted once."""
+"""What is computed again gives the same gradients to the bit and keeps less."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,6 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
-from litgpt.model.recomputing import is_recomputing
 from litgpt.parallel.apply import parallelize
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.offload import HostOffload, OffloadedTensor
@@ -161,16 +160,6 @@ def test_dropout_inside_adapters_is_drawn_the_same_a_second_time(settings: Recom
     gradients, *_ = measure(build("dense", settings, tuner))
     assert any("lora_a" in name for name in gradients)
     assert_equal(gradients, expected)
-
-
-def test_what_counts_can_tell_the_second_time_from_the_first() -> None:
-    model = build("dense", FULL)
-    counted: list[bool] = []
-    for block in model.blocks:
-        block.mlp.register_forward_hook(lambda *_: counted.append(is_recomputing()))
-    measure(model)
-    assert counted == [False] * 4 + [True] * 4
-    assert not is_recomputing()
 
 
 def test_nothing_is_computed_again_without_gradients() -> None:
