@@ -10,7 +10,7 @@ __all__ = ["Config", "configs", "name_to_config"]  # noqa: F822, built on first 
 
 
 @cache
-def build_table() -> dict[str, dict[str, Any]]:
+def build_config_table() -> dict[str, dict[str, Any]]:
     """Return the configuration fields of every known model by its name."""
     return {name: Config.from_name(name).to_dict() for name in list_model_names()}
 
@@ -18,7 +18,7 @@ def build_table() -> dict[str, dict[str, Any]]:
 def __getattr__(name: str) -> Any:
     """Build the tables on first use."""
     if name == "name_to_config":
-        return build_table()
+        return build_config_table()
     if name == "configs":
-        return list(build_table().values())
+        return list(build_config_table().values())
     raise AttributeError(f"module 'litgpt.config' has no attribute {name!r}")

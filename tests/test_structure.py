@@ -20,6 +20,7 @@ SHARED_NAMES = {
     "main": "the entry point of a program",
     "run": "what a command does",
     "attach": "adds a tuner to a model, once for each tuner",
+    "DataModule": "the data of a run, and what a class of a user's own, as LitGPT has it, extends",
 }
 OLD_WORDS = """
 Trainee origin turn_to live Degrees slope slopes portion Pieces own timetable Passage Elsewhere deal_out Trip
@@ -55,8 +56,8 @@ REMAINING = {
     "litgpt/data/modules/text.py:val_stream", "litgpt/model/config.py:from_checkpoint",
     "litgpt/model/config.py:from_name",
     # several meanings
-    "COPY", "DataModule", "Group", "KINDS", "LayerCache", "Message", "NORMS", "OnError", "OnOverlong", "Rows", "STEP",
-    "Tensors", "build", "build_schedule", "build_table", "check_names", "check_tensors", "check_tokenizer",
+    "COPY", "Group", "KINDS", "LayerCache", "Message", "NORMS", "OnError", "OnOverlong", "Rows", "STEP",
+    "Tensors", "build", "build_schedule", "check_names", "check_tensors", "check_tokenizer",
     "count_rows", "fill", "initialize", "owners", "print_to_stderr", "publish", "quantize", "read", "refusal",
     "render_tokens", "row_lengths", "shape_of", "split", "steps_of", "targets_of", "to_peft", "told", "whole",
     # words
