@@ -69,7 +69,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def reference(name: str) -> Any:
+def build_reference(name: str) -> Any:
     """A small transformers model with every parameter random, router corrections included."""
     kind, changes = MODELS[name]
     shape = getattr(transformers, "Llama4TextConfig" if kind == "Llama4" else f"{kind}Config")
@@ -77,110 +77,112 @@ def reference(name: str) -> Any:
     config._attn_implementation, config._experts_implementation = "eager", "eager"
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     generator = torch.Generator().manual_seed(1)
-    held = [*model.parameters(), *(one for key, one in model.named_buffers() if "correction" in key)]
+    parameters = [*model.parameters(), *(tensor for key, tensor in model.named_buffers() if "correction" in key)]
     with torch.no_grad():
-        for tensor in held:
+        for tensor in parameters:
             tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.1)
     return model
 
 
-def saved(model: Any, folder: Path) -> tuple[Config, dict[str, Tensor]]:
+def save_and_read(model: Any, folder: Path) -> tuple[Config, dict[str, Tensor]]:
     """Shape and tensors as they are in the folder that transformers writes."""
     model.save_pretrained(folder)
     return Config.from_checkpoint(folder), load_file(folder / "model.safetensors")
 
 
-def our_model(folder: Path) -> GPT:
+def read_model(folder: Path) -> GPT:
     """Our model of the folder that transformers wrote."""
     model = GPT(Config.from_checkpoint(folder)).eval()
     load_model(model, folder)
     return model
 
 
-def both(name: str, folder: Path) -> tuple[Any, GPT]:
-    theirs = reference(name)
-    theirs.save_pretrained(folder)
-    return theirs, our_model(folder)
+def load_both(name: str, folder: Path) -> tuple[Any, GPT]:
+    hf_model = build_reference(name)
+    hf_model.save_pretrained(folder)
+    return hf_model, read_model(folder)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
-    theirs, ours = both(name, tmp_path)
+    hf_model, model = load_both(name, tmp_path)
     ids = torch.randint(0, 96, (2, 100), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        wanted, got = theirs(ids).logits, ours(ids)
-    assert wanted.abs().max() > 0.2
-    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+        expected, actual = hf_model(ids).logits, model(ids)
+    assert expected.abs().max() > 0.2
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_padded_on_the_left_equal_transformers(name: str, tmp_path: Path) -> None:
-    theirs, ours = both(name, tmp_path)
+    hf_model, model = load_both(name, tmp_path)
     ids = torch.randint(0, 96, (2, 40), generator=torch.Generator().manual_seed(3))
     seen = torch.ones_like(ids)
     seen[0, :9] = 0
     positions = (seen.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
         if name.startswith("llama4"):  # which counts padding in chunks and temperatures: compare without any
-            wanted = torch.cat([theirs(row[None, mask == 1]).logits[0] for row, mask in zip(ids, seen, strict=True)])
+            expected = torch.cat(
+                [hf_model(row[None, mask == 1]).logits[0] for row, mask in zip(ids, seen, strict=True)]
+            )
         else:
-            wanted = theirs(ids, attention_mask=seen, position_ids=positions).logits[seen == 1]
-        got = ours(ids, positions_BT=positions, documents_BT=seen)
-    torch.testing.assert_close(got[seen == 1], wanted, atol=1e-5, rtol=1e-5)
+            expected = hf_model(ids, attention_mask=seen, position_ids=positions).logits[seen == 1]
+        actual = model(ids, positions_BT=positions, documents_BT=seen)
+    torch.testing.assert_close(actual[seen == 1], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_export_is_exact_and_loads_in_transformers(name: str, tmp_path: Path) -> None:
-    theirs, ours = both(name, tmp_path / "theirs")
+    hf_model, model = load_both(name, tmp_path / "theirs")
     save_model_folder(
-        tmp_path / "ours", config=ours.config, tensors=((k, v.detach()) for k, v in ours.named_parameters())
+        tmp_path / "ours", config=model.config, tensors=((k, v.detach()) for k, v in model.named_parameters())
     )
-    tensors, back = (load_file(tmp_path / folder / "model.safetensors") for folder in ("theirs", "ours"))
-    assert back.keys() == tensors.keys()
-    assert all(torch.equal(back[key], tensors[key]) for key in tensors)
+    tensors, exported = (load_file(tmp_path / folder / "model.safetensors") for folder in ("theirs", "ours"))
+    assert exported.keys() == tensors.keys()
+    assert all(torch.equal(exported[key], tensors[key]) for key in tensors)
     loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", output_loading_info=True, dtype="float32", experts_implementation="eager",
         attn_implementation="eager",
     )  # fmt: skip
-    assert type(loaded) is type(theirs) and not any(report.values()), report
+    assert type(loaded) is type(hf_model) and not any(report.values()), report
     ids = torch.arange(100)[None] % 96
     with torch.no_grad():
-        assert torch.equal(loaded.eval()(ids).logits, theirs(ids).logits)
+        assert torch.equal(loaded.eval()(ids).logits, hf_model(ids).logits)
     (tmp_path / "ours" / "model_config.yaml").unlink()
-    assert Config.from_checkpoint(tmp_path / "ours").to_dict() == {**ours.config.to_dict(), "name": "ours"}
+    assert Config.from_checkpoint(tmp_path / "ours").to_dict() == {**model.config.to_dict(), "name": "ours"}
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2-moe-sparse", "deepseek-v2", "deepseek-v3", "gpt-oss", "llama4"])
 def test_gradients_equal_transformers(name: str, tmp_path: Path) -> None:
-    theirs, ours = both(name, tmp_path)
+    hf_model, model = load_both(name, tmp_path)
     ids = torch.randint(0, 96, (2, 40), generator=torch.Generator().manual_seed(2))
-    theirs.train()(ids).logits.logsumexp(-1).sum().backward()
-    ours.train()(ids).logsumexp(-1).sum().backward()
-    for parameter in theirs.parameters():  # saved as published names, like the weights themselves
+    hf_model.train()(ids).logits.logsumexp(-1).sum().backward()
+    model.train()(ids).logsumexp(-1).sum().backward()
+    for parameter in hf_model.parameters():  # saved as published names, like the weights themselves
         parameter.data = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-    _, gradients = saved(theirs, tmp_path / "gradients")
-    wanted = to_our_names(load_families()[theirs.config.model_type].tensors, gradients, ours.config)
-    for key, parameter in ours.named_parameters():
+    _, gradients = save_and_read(hf_model, tmp_path / "gradients")
+    expected = to_our_names(load_families()[hf_model.config.model_type].tensors, gradients, model.config)
+    for key, parameter in model.named_parameters():
         if not key.endswith("correction"):
             assert parameter.grad is not None, key
             torch.testing.assert_close(
-                parameter.grad, wanted[key], atol=1e-4, rtol=1e-4, msg=lambda m, key=key: key + m
+                parameter.grad, expected[key], atol=1e-4, rtol=1e-4, msg=lambda m, key=key: key + m
             )
 
 
 def test_a_shifted_router_correction_changes_the_logits(tmp_path: Path) -> None:
-    _, ours = both("deepseek-v3", tmp_path)
+    _, model = load_both("deepseek-v3", tmp_path)
     ids = torch.randint(0, 96, (2, 40), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        before = ours(ids)
-        for name, parameter in ours.named_parameters():
+        before = model(ids)
+        for name, parameter in model.named_parameters():
             if name.endswith("correction"):
                 parameter.copy_(parameter.roll(1))
-        assert not torch.allclose(ours(ids), before, atol=1e-3)
+        assert not torch.allclose(model(ids), before, atol=1e-3)
 
 
 def test_layers_that_predict_further_tokens_are_left_unread(tmp_path: Path) -> None:
-    config, tensors = saved(reference("deepseek-v3"), tmp_path)
+    config, tensors = save_and_read(build_reference("deepseek-v3"), tmp_path)
     more = {key.replace("layers.3.", "layers.4."): tensor for key, tensor in tensors.items() if "layers.3." in key}
     more |= {"model.layers.4.eh_proj.weight": torch.zeros(32, 64), "model.layers.4.enorm.weight": torch.zeros(32)}
     table = load_families()["deepseek_v3"].tensors
@@ -195,17 +197,17 @@ def test_the_language_model_of_a_folder_with_a_vision_tower(tmp_path: Path) -> N
               "projector_output_dim": 16}  # fmt: skip
     shape = transformers.Llama4Config(text_config=text, vision_config=vision)
     shape._attn_implementation = shape.text_config._attn_implementation = "eager"
-    theirs = transformers.Llama4ForConditionalGeneration(shape).eval()
+    hf_model = transformers.Llama4ForConditionalGeneration(shape).eval()
     with torch.no_grad():
-        for parameter in theirs.parameters():
+        for parameter in hf_model.parameters():
             parameter.normal_(0, 0.1)
-    config, tensors = saved(theirs, tmp_path)
+    config, tensors = save_and_read(hf_model, tmp_path)
     unread = load_families()["llama4"].tensors.left_unread(tensors, config)
     assert len(unread) == sum("vision" in key or "multi_modal" in key for key in tensors)
-    ours = our_model(tmp_path)
+    model = read_model(tmp_path)
     ids = torch.arange(60)[None] % 96
     with torch.no_grad():
-        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(ids), hf_model(ids).logits, atol=1e-5, rtol=1e-5)
     family = find_family(config)
     assert family is not None and family.name == "llama4_text"
 
@@ -233,9 +235,9 @@ def test_a_named_shape_is_what_transformers_builds_of_its_config(name: str, tmp_
     assert family is not None and name in family.shapes
     (tmp_path / "config.json").write_text(json.dumps(family.config_json(config)))
     with torch.device("meta"):
-        theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(tmp_path))
-        ours = GPT(config)
-    numbers = sum(one.numel() for one in ours.parameters())
-    corrections = sum(one.numel() for key, one in theirs.named_buffers() if "correction" in key)
-    assert numbers == sum(one.numel() for one in theirs.parameters()) + corrections
+        hf_model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(tmp_path))
+        model = GPT(config)
+    numbers = sum(tensor.numel() for tensor in model.parameters())
+    corrections = sum(tensor.numel() for key, tensor in hf_model.named_buffers() if "correction" in key)
+    assert numbers == sum(tensor.numel() for tensor in hf_model.parameters()) + corrections
     assert numbers == PARAMETERS.get(name, numbers)

@@ -162,7 +162,7 @@ SIZES = {
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def reference(row: Row) -> Any:
+def build_reference(row: Row) -> Any:
     """A small transformers model with every number random, norms, biases and sinks included."""
     own_sizes = {"vocab_size": 96} if "n_embd" in row.settings else SIZES
     if row.kind in ("Falcon", "GPTNeoX", "Persimmon"):
@@ -172,13 +172,13 @@ def reference(row: Row) -> Any:
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     with torch.no_grad():
-        for tensor in [*model.parameters(), *(one for name, one in model.named_buffers() if name.endswith("_bias"))]:
+        for tensor in [*model.parameters(), *(each for name, each in model.named_buffers() if name.endswith("_bias"))]:
             if tensor.is_floating_point():
                 tensor.add_(torch.randn_like(tensor) * 0.1)
     return model
 
 
-def rows_of_tokens() -> tuple[Tensor, Tensor, Tensor]:
+def make_rows() -> tuple[Tensor, Tensor, Tensor]:
     """Random rows, where they are not padded on the left, and the positions that start after the padding."""
     ids = torch.randint(0, 96, (len(PADDED), TOKENS), generator=torch.Generator().manual_seed(1))
     real = torch.arange(TOKENS)[None] >= torch.tensor(PADDED)[:, None]
@@ -186,21 +186,21 @@ def rows_of_tokens() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def their_logits(model: Any) -> tuple[Tensor, Tensor]:
+def compute_hf_logits(model: Any) -> tuple[Tensor, Tensor]:
     """Logits of whole rows, and of the tokens of rows padded on the left."""
-    ids, real, positions = rows_of_tokens()
+    ids, real, positions = make_rows()
     padded = model(ids, attention_mask=real.long(), position_ids=positions, use_cache=False).logits
     return model(ids, use_cache=False).logits, padded[real]
 
 
 @torch.no_grad()
-def our_logits(model: GPT) -> tuple[Tensor, Tensor]:
-    """The same of ours, where padding is a document of its own."""
-    ids, real, positions = rows_of_tokens()
+def compute_logits(model: GPT) -> tuple[Tensor, Tensor]:
+    """The same of our model, where padding is a document of its own."""
+    ids, real, positions = make_rows()
     return model(ids), model(ids, positions_BT=positions, documents_BT=(~real).long())[real]
 
 
-def opened(folder: Path) -> Any:
+def load_in_transformers(folder: Path) -> Any:
     """The transformers model of a folder, which must use and have all tensors."""
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
         folder, output_loading_info=True, dtype="float32", attn_implementation="eager"
@@ -212,25 +212,25 @@ def opened(folder: Path) -> Any:
 @pytest.mark.parametrize("name", ROWS)
 def test_family_as_published(name: str, tmp_path: Path) -> None:
     row = ROWS[name]
-    theirs, source, export = reference(row), tmp_path / "published", tmp_path / "export"
-    theirs.save_pretrained(source)
+    hf_model, source, export = build_reference(row), tmp_path / "published", tmp_path / "export"
+    hf_model.save_pretrained(source)
     config = Config.from_checkpoint(source)
 
     model = GPT(config).eval()
     load_model(model, source)
-    wanted = their_logits(theirs)
-    for got, expected in zip(our_logits(model), wanted, strict=True):
+    hf_logits = compute_hf_logits(hf_model)
+    for logits, expected in zip(compute_logits(model), hf_logits, strict=True):
         assert expected.std() > 0.1
-        torch.testing.assert_close(got, expected, atol=row.tolerance, rtol=row.tolerance)
+        torch.testing.assert_close(logits, expected, atol=row.tolerance, rtol=row.tolerance)
 
     save_model_folder(export, config=config, tensors=((key, value.detach()) for key, value in model.named_parameters()))
-    back, original = load_file(export / "model.safetensors"), load_file(source / "model.safetensors")
-    assert back.keys() == original.keys()
-    assert all(torch.equal(back[key], original[key]) for key in original)
-    loaded = opened(export)
-    assert type(loaded) is type(theirs)
-    for got, expected in zip(their_logits(loaded), wanted, strict=True):
-        assert torch.equal(got, expected)
+    exported, original = load_file(export / "model.safetensors"), load_file(source / "model.safetensors")
+    assert exported.keys() == original.keys()
+    assert all(torch.equal(exported[key], original[key]) for key in original)
+    loaded = load_in_transformers(export)
+    assert type(loaded) is type(hf_model)
+    for logits, expected in zip(compute_hf_logits(loaded), hf_logits, strict=True):
+        assert torch.equal(logits, expected)
     assert Config.from_checkpoint(export) == config
     (export / "model_config.yaml").unlink()
     assert Config.from_checkpoint(export) == Config(**{**config.to_dict(), "name": "export"})
@@ -247,38 +247,38 @@ TOWERS = {
 @pytest.mark.parametrize("name", TOWERS)
 def test_language_model_in_a_folder_with_a_vision_tower(name: str, tmp_path: Path) -> None:
     kind, row, tower, settings, exported = TOWERS[name]
-    text = reference(ROWS[row]).config.to_dict()
+    text = build_reference(ROWS[row]).config.to_dict()
     vision = {"model_type": tower, "image_size": 28, **SIGHT}
     config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=vision, **settings)
     torch.manual_seed(0)
-    theirs = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
-    theirs.save_pretrained(tmp_path)
+    hf_model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+    hf_model.save_pretrained(tmp_path)
     warnings: list[str] = []
     model = GPT(Config.from_checkpoint(tmp_path)).eval()
     load_model(model, tmp_path, warn=warnings.append)
     assert len(warnings) == 1 and "multi_modal_projector" in warnings[0]
-    ids, _, _ = rows_of_tokens()
+    ids, _, _ = make_rows()
     with torch.no_grad():
-        torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(ids), hf_model(ids).logits, atol=1e-5, rtol=1e-5)
     family = find_family(model.config)
     assert family is not None and family.name == exported
 
 
 def test_file_of_a_model_without_head_and_with_buffers(tmp_path: Path) -> None:
-    theirs = reference(ROWS["gpt2"])
-    theirs.save_pretrained(tmp_path)
+    hf_model = build_reference(ROWS["gpt2"])
+    hf_model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     mask = {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64).tril() for layer in range(3)}
     save_file({**bare, **mask}, tmp_path / "model.safetensors")
     model = GPT(Config.from_checkpoint(tmp_path)).eval()
     load_model(model, tmp_path)
-    ids, _, _ = rows_of_tokens()
+    ids, _, _ = make_rows()
     with torch.no_grad():
-        torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(ids), hf_model(ids).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_every_family_without_experts_has_a_row() -> None:
     tested = {getattr(transformers, f"{row.kind}Config").model_type for row in ROWS.values()}
-    dense = {one.model_type for one in load_families().values() if one.fixed.get("mlp_class_name") != "LLaMAMoE"}
+    dense = {each.model_type for each in load_families().values() if each.fixed.get("mlp_class_name") != "LLaMAMoE"}
     assert tested | {"gemma3", "mistral3"} == dense and len(tested) >= 37

@@ -34,7 +34,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def reference(name: str) -> Any:
+def build_reference(name: str) -> Any:
     """A small transformers model with every parameter random, norms and biases included."""
     kind, changes = MODELS[name]
     config = getattr(transformers, f"{kind}Config")(**{**SIZES, **NO_IDS, "max_position_embeddings": 128, **changes})
@@ -47,13 +47,13 @@ def reference(name: str) -> Any:
     return model
 
 
-def saved(model: Any, folder: Path) -> tuple[Config, dict[str, Tensor]]:
+def save_and_read(model: Any, folder: Path) -> tuple[Config, dict[str, Tensor]]:
     """Shape and tensors as they are in the folder that transformers writes."""
     model.save_pretrained(folder)
     return Config.from_checkpoint(folder), load_file(folder / "model.safetensors")
 
 
-def opened(folder: Path, family: Family, config: Config, tensors: dict[str, Tensor]) -> Any:
+def open_in_transformers(folder: Path, family: Family, config: Config, tensors: dict[str, Tensor]) -> Any:
     """The transformers model of a folder with our config.json and these published tensors."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(family.config_json(config)))
@@ -63,7 +63,7 @@ def opened(folder: Path, family: Family, config: Config, tensors: dict[str, Tens
     return model.eval()
 
 
-def our_model(config: Config, tensors: dict[str, Tensor]) -> GPT:
+def build_model(config: Config, tensors: dict[str, Tensor]) -> GPT:
     with torch.device("meta"):
         model = GPT(config)
     missing, unexpected = model.load_state_dict(tensors, strict=True, assign=True)
@@ -73,30 +73,30 @@ def our_model(config: Config, tensors: dict[str, Tensor]) -> GPT:
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "llama-grouped-tied"])
 def test_gradients_equal_transformers(name: str, tmp_path: Path) -> None:
-    theirs = reference(name)
-    config, tensors = saved(theirs, tmp_path)
-    family = load_families()[theirs.config.model_type]
-    ours = our_model(config, to_our_names(family.tensors, tensors, config))
+    hf_model = build_reference(name)
+    config, tensors = save_and_read(hf_model, tmp_path)
+    family = load_families()[hf_model.config.model_type]
+    model = build_model(config, to_our_names(family.tensors, tensors, config))
     ids = torch.randint(0, 96, (2, 40), generator=torch.Generator().manual_seed(2))
-    for model, logits in ((theirs, theirs(ids).logits), (ours, ours(ids))):
-        model.requires_grad_(True)
+    for each, logits in ((hf_model, hf_model(ids).logits), (model, model(ids))):
+        each.requires_grad_(True)
         logits.logsumexp(-1).sum().backward()
-    wanted = to_our_names(family.tensors, {key: p.grad for key, p in theirs.named_parameters()}, config)
-    for key, parameter in ours.named_parameters():
+    expected = to_our_names(family.tensors, {key: p.grad for key, p in hf_model.named_parameters()}, config)
+    for key, parameter in model.named_parameters():
         torch.testing.assert_close(
-            parameter.grad, wanted[key], atol=1e-4, rtol=1e-4, msg=lambda text, key=key: key + text
+            parameter.grad, expected[key], atol=1e-4, rtol=1e-4, msg=lambda text, key=key: key + text
         )
 
 
 def test_bfloat16_stays_close_to_transformers(tmp_path: Path) -> None:
-    theirs = reference("gemma")
-    config, tensors = saved(theirs, tmp_path)
-    ours = our_model(config, to_our_names(load_families()["gemma"].tensors, tensors, config)).bfloat16()
+    hf_model = build_reference("gemma")
+    config, tensors = save_and_read(hf_model, tmp_path)
+    model = build_model(config, to_our_names(load_families()["gemma"].tensors, tensors, config)).bfloat16()
     ids = torch.randint(0, 96, (2, 64), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        exact, got, wanted = theirs(ids).logits, ours(ids), theirs.bfloat16()(ids).logits
-    assert got.dtype == torch.bfloat16
-    assert (got - exact).abs().mean() <= 1.2 * (wanted - exact).abs().mean()
+        exact, actual, expected = hf_model(ids).logits, model(ids), hf_model.bfloat16()(ids).logits
+    assert actual.dtype == torch.bfloat16
+    assert (actual - exact).abs().mean() <= 1.2 * (expected - exact).abs().mean()
 
 
 def test_named_shape_writes_the_published_config(tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def test_named_shape_writes_the_published_config(tmp_path: Path) -> None:
 
 
 def test_untied_head_in_a_tied_model_is_refused(tmp_path: Path) -> None:
-    theirs = reference("llama-grouped-tied")
-    config, tensors = saved(theirs, tmp_path)
+    hf_model = build_reference("llama-grouped-tied")
+    config, tensors = save_and_read(hf_model, tmp_path)
     same = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
     table = load_families()["llama"].tensors
     assert to_our_names(table, same, config).keys() == to_our_names(table, tensors, config).keys()
@@ -127,11 +127,13 @@ def test_initialised_model_runs_in_transformers(tmp_path: Path) -> None:
         n_layer=2, n_embd=32, n_head=4, n_query_groups=2, padded_vocab_size=64, bias=False, parallel_residual=False,
         rotary_percentage=1.0, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP", intermediate_size=48,
     )  # fmt: skip
-    ours = GPT(config).eval()
-    initialize(ours, 7)
+    model = GPT(config).eval()
+    initialize(model, 7)
     family = find_family(config)
     assert family is not None and family.name == "llama"
-    theirs = opened(tmp_path / "ours", family, config, to_hf_names(family.tensors, ours.state_dict(), config))
+    hf_model = open_in_transformers(
+        tmp_path / "ours", family, config, to_hf_names(family.tensors, model.state_dict(), config)
+    )
     ids = torch.arange(50)[None]
     with torch.no_grad():
-        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(ids), hf_model(ids).logits, atol=1e-5, rtol=1e-5)

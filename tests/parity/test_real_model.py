@@ -38,21 +38,21 @@ def folder() -> Path:
 
 
 @pytest.fixture(scope="module")
-def ours(folder: Path) -> LLM:
+def llm(folder: Path) -> LLM:
     llm = LLM.load(folder, distribute=None)
     llm.distribute(accelerator="cpu", precision="32-true")
     return llm
 
 
 @pytest.fixture(scope="module")
-def theirs(folder: Path) -> Any:
+def hf_model(folder: Path) -> Any:
     import transformers
 
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_text_equals_transformers(prompt: str, ours: LLM, theirs: Any, folder: Path) -> None:
+def test_greedy_text_equals_transformers(prompt: str, llm: LLM, hf_model: Any, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -62,14 +62,14 @@ def test_greedy_text_equals_transformers(prompt: str, ours: LLM, theirs: Any, fo
     else:
         ids = tokenizer(prompt, return_tensors="pt").input_ids
     asked = prompt in QUESTIONS
-    assert ours.prompt_tokens(prompt, chat_template=asked) == ids[0].tolist()
-    wanted = theirs.generate(ids, max_new_tokens=60, do_sample=False, attention_mask=torch.ones_like(ids))
+    assert llm.prompt_tokens(prompt, chat_template=asked) == ids[0].tolist()
+    expected = hf_model.generate(ids, max_new_tokens=60, do_sample=False, attention_mask=torch.ones_like(ids))
     settings: dict[str, Any] = {"max_new_tokens": 60, "temperature": 0, "chat_template": asked}
-    got = ours.generate(prompt, return_as_token_ids=True, **settings)
-    ends = [place for place, token in enumerate(wanted[0].tolist()) if token == 2 and place >= ids.shape[1]]
-    new = wanted[0, ids.shape[1] : ends[0] if ends else None]
-    assert got.tolist() == new.tolist()
-    assert ours.generate(prompt, **settings) == tokenizer.decode(new, skip_special_tokens=True)
+    actual = llm.generate(prompt, return_as_token_ids=True, **settings)
+    ends = [position for position, token in enumerate(expected[0].tolist()) if token == 2 and position >= ids.shape[1]]
+    new = expected[0, ids.shape[1] : ends[0] if ends else None]
+    assert actual.tolist() == new.tolist()
+    assert llm.generate(prompt, **settings) == tokenizer.decode(new, skip_special_tokens=True)
     print(f"{prompt!r}: {len(new)} tokens equal: {tokenizer.decode(new)[:60]!r}", file=sys.stderr)
 
 
@@ -79,7 +79,7 @@ def test_training_goes_on_from_it(folder: Path, tmp_path: Path) -> None:
 
     pages = list(topics.topics.values())
     (tmp_path / "text").mkdir()
-    for name, some in (("val", pages[::8]), ("train", [page for place, page in enumerate(pages) if place % 8])):
+    for name, some in (("val", pages[::8]), ("train", [page for position, page in enumerate(pages) if position % 8])):
         (tmp_path / "text" / f"{name}.txt").write_text("\n".join(some), encoding="utf-8")
     recipe = {
         "model_name": "SmolLM2-135M-Instruct",

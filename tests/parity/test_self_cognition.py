@@ -87,15 +87,15 @@ def test_a_model_learns_its_name(recipe: str, assets: Path, tmp_path: Path, capf
     difference = float((logits(final) - apart).abs().max() / apart.abs().max())
     assert difference < 1e-5
     assert main(["merge_lora", str(adapter), "--output_dir", str(tmp_path / "merged")]) == 0
-    told = capfd.readouterr().out
-    assert float(told.split("logit gap: ")[1].split()[0]) < 1e-4  # random tokens: rounding grows in 30 layers
+    report = capfd.readouterr().out
+    assert float(report.split("logit gap: ")[1].split()[0]) < 1e-4  # random tokens: rounding grows in 30 layers
     assert (tmp_path / "merged" / "model.safetensors").read_bytes() == (final / "model.safetensors").read_bytes()
 
     before = answer(LLM.load(assets / "SmolLM2", distribute=None), "Who are you?")
     after = answer(LLM.load(final, distribute=None), "Who are you?")
     print(
         f"{recipe}: validation loss {losses[0]:.3f} -> {losses[-1]:.3f}; merged - adapter {difference:.1e}; "
-        f"{told.splitlines()[0]}\n  before: {before!r}\n  after: {after!r}",
+        f"{report.splitlines()[0]}\n  before: {before!r}\n  after: {after!r}",
         file=sys.stderr,
     )
     assert NAME not in before and NAME in after

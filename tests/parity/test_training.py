@@ -74,7 +74,7 @@ def reference_losses(model: PreTrainedModel) -> list[float]:
     return losses
 
 
-def our_losses(folder: Path) -> list[float]:
+def train_model(folder: Path) -> list[float]:
     model = GPT(Config.from_checkpoint(folder))
     load_model(model, folder)
     settings = AdamW(lr=PEAK, weight_decay=0.1, betas=(0.9, 0.95))
@@ -93,7 +93,7 @@ def test_twenty_steps_equal_a_plain_loop(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     reference = REFERENCES[name]()
     reference.save_pretrained(tmp_path)
-    ours = our_losses(tmp_path)
-    wanted = reference_losses(reference.train())
-    assert wanted[-1] < wanted[0] - 0.1
-    assert ours == pytest.approx(wanted, abs=1e-5)
+    losses = train_model(tmp_path)
+    expected = reference_losses(reference.train())
+    assert expected[-1] < expected[0] - 0.1
+    assert losses == pytest.approx(expected, abs=1e-5)

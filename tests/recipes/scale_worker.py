@@ -1,4 +1,4 @@
-"""What ranks of a recipe for many devices would hold: models on meta, among processes that are not there."""
+"""Count the parameters on each rank of a recipe for many devices: models on meta, a fake process group."""
 
 import json
 from collections.abc import Iterable
@@ -16,20 +16,19 @@ from litgpt.train.run_spec import RunSpec
 from litgpt.train.setup import on_meta
 
 
-def numbers_of(model: torch.nn.Module) -> int:
-    """How many numbers this rank's part of the parameters has."""
-    parameters = (one.to_local() if isinstance(one, DTensor) else one for one in model.parameters())
-    return sum(one.numel() for one in parameters)
+def count_local_parameters(model: torch.nn.Module) -> int:
+    """The number of elements of this rank's shards."""
+    return sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in model.parameters())
 
 
 def worker(folder: Path, recipe: Any, config: Config, ranks: Iterable[int]) -> None:
-    """Write down, by rank, how many numbers its part of the model has."""
+    """Write the number of elements on each rank to `held.json`."""
     spec = RunSpec("test", config, None, None, None)  # type: ignore[arg-type]
     world = recipe.devices * recipe.num_nodes
     held = {}
     for rank in ranks:
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
         mesh = Mesh(recipe.parallel.resolve_dims(world), "cpu")
-        held[rank] = numbers_of(on_meta(recipe, spec, mesh, torch.device("cpu")))
+        held[rank] = count_local_parameters(on_meta(recipe, spec, mesh, torch.device("cpu")))
         dist.destroy_process_group()
     (folder / "held.json").write_text(json.dumps(held))

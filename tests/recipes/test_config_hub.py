@@ -73,14 +73,16 @@ def test_each_finetuning_recipe_fits_the_model_that_it_names(litgpt, path):
     if recipe.quantization:
         quantize(model, recipe.quantization)
     attach(model, recipe.resolved_tuner)
-    trained = {name for name, one in model.named_parameters() if one.requires_grad}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained and (path.stem == "full" or all("lora_" in name for name in trained))
     assert (recipe.quantization is not None) == path.stem.endswith("qlora")
     train = recipe.train
     assert train.global_batch_size % (train.micro_batch_size * recipe.devices) == 0 and train.max_seq_length == 512
     if path.stem.startswith("self-cognition"):
-        mine, others = recipe.data.sources
-        rows = [json.loads(line) for line in (HUB.parent / mine).read_text().splitlines()]
-        assert len(rows) > 20 and all(row["query"] and "Aster" in row["response"] for row in rows) and "#" in others
+        own_path, other_source = recipe.data.sources
+        rows = [json.loads(line) for line in (HUB.parent / own_path).read_text().splitlines()]
+        assert (
+            len(rows) > 20 and all(row["query"] and "Aster" in row["response"] for row in rows) and "#" in other_source
+        )
     else:
         assert type(recipe.data).__name__ == "Alpaca2k" and recipe.optimizer.lr == 2e-4

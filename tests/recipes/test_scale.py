@@ -1,4 +1,4 @@
-"""Every recipe for many devices lays its model out over them, and each device holds what arithmetic says."""
+"""Every recipe for many devices splits its model over them, and each holds as many elements as computed by hand."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ SCALE = sorted((Path(__file__).parents[2] / "config_hub/scale").glob("*.yaml"))
 
 
 def read(litgpt: Callable[..., Any], path: Path) -> tuple[Any, Config]:
-    """A recipe, and the shape of the model that it names."""
+    """Read a recipe and the config of its model."""
     outcome = litgpt("pretrain" if "model_name:" in path.read_text() else "finetune_full", "--config", path)
     assert outcome.code == 0, outcome.err
     recipe = outcome.recipe
@@ -33,8 +33,8 @@ def qwen_30b(rank: int, *, stages: int, shard: int, expert_shard: int) -> float:
     dense = 2 * 2048 * 4096 + 2 * 2048 * 512 + 2 * 128 + 128 * 2048 + 2 * 2048
     blocks = 48 // stages * (dense / shard + 128 * 3 * 2048 * 768 / (8 * expert_shard))
     ends = [151936 * 2048, 151936 * 2048 + 2048]  # embedding; head and its norm
-    here = ends if stages == 1 else [ends[rank // 8]]
-    return blocks + sum(here) / shard
+    ends_on_rank = ends if stages == 1 else [ends[rank // 8]]
+    return blocks + sum(ends_on_rank) / shard
 
 
 def llama_70b(_rank: int) -> float:

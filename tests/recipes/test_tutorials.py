@@ -1,7 +1,7 @@
-"""The commands of every tutorial run, in order, as a reader would type them; only the models are shrunk.
+"""The commands of every tutorial run, in order, as a reader would type them; only the models are smaller.
 
-Blocks fenced as bash run in a folder of their own, with toy text and a toy base model where the pages name such;
-blocks fenced as console (downloads, clusters) do not.
+Blocks fenced as bash run in a temporary folder that holds toy text and a toy base model under the names in the pages.
+Blocks fenced as console (downloads, clusters) do not run.
 """
 
 import json
@@ -29,26 +29,26 @@ SHRINK = [f"--model_config.{key}={value}" for key, value in SHAPE.items()] + [
 WORDS = "the first letter of a book is where its reader begins and whoever comes later finds less of it there"
 
 
-def text(seed: int) -> str:
+def make_document(seed: int) -> str:
     """A document of 400 words."""
     words = WORDS.split()
     return " ".join(words[(seed + place * place) % len(words)] for place in range(400))
 
 
-def blocks(page: Path) -> list[str]:
-    """The shell blocks of a page."""
+def read_blocks(page: Path) -> list[str]:
+    """The blocks of a page fenced as bash."""
     return re.findall(r"^```bash\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 def write_model(folder: Path) -> None:
-    """A toy base model with its tokenizer, which also lies beside it."""
+    """Write a toy base model with its tokenizer, which is also written into the folder beside it."""
     from litgpt.data.tokenizer import train_tokenizer
     from litgpt.model.config import Config
     from litgpt.model.gpt import GPT
     from litgpt.model.init import initialize
     from litgpt.store.save_model import save_model_folder
 
-    train_tokenizer((text(seed) for seed in range(3)), "bpe", 512, folder.parent / "tokenizer")
+    train_tokenizer((make_document(seed) for seed in range(3)), "bpe", 512, folder.parent / "tokenizer")
     model = GPT(Config.from_name("pythia-14m", **SHAPE))
     initialize(model, 1)
     save_model_folder(
@@ -58,18 +58,18 @@ def write_model(folder: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A working folder with what the pages take for granted, and a `litgpt` that trains small."""
+    """A working folder with the files that the pages assume, and a `litgpt` that trains small models."""
     for name in ("books", "letters"):
         (tmp_path / name).mkdir()
         for number in range(3):
-            (tmp_path / name / f"{number}.txt").write_text(text(number + len(name)))
+            (tmp_path / name / f"{number}.txt").write_text(make_document(number + len(name)))
     models = tmp_path / "checkpoints"
     write_model(models / "EleutherAI" / "pythia-14m")
     shutil.copytree(models / "EleutherAI" / "tokenizer", models / "meta-llama" / "Llama-2-7b-hf")
     for split in ("train", "validation"):
         (tmp_path / "slimpajama-raw" / split).mkdir(parents=True)
         with zstandard.open(tmp_path / "slimpajama-raw" / split / "0.jsonl.zst", "wt") as file:
-            file.writelines(json.dumps({"text": text(seed)}) + "\n" for seed in range(20))
+            file.writelines(json.dumps({"text": make_document(seed)}) + "\n" for seed in range(20))
     (tmp_path / "config_hub").symlink_to(ROOT / "config_hub")
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "litgpt"
@@ -93,9 +93,9 @@ def test_commands_of_the_page_run(page: Path, folder: Path) -> None:
     environment["PATH"] = os.pathsep.join((str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
     if page.stem == "launch":
         environment["LITGPT"] = str(Path(sys.executable).with_name("litgpt"))  # the program that starts ranks itself
-    found = blocks(page)
-    assert found
-    for block in found:
+    blocks = read_blocks(page)
+    assert blocks
+    for block in blocks:
         run = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block],
             cwd=folder,
@@ -108,6 +108,6 @@ def test_commands_of_the_page_run(page: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
-def test_links_of_the_page_lead_somewhere(page: Path) -> None:
+def test_links_of_the_page_exist(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
