@@ -72,7 +72,7 @@ def validate_checkpoint(
     except UserError as error:
         result = CheckpointValidationResult(False, errors=[str(error)])
     else:
-        result = CheckpointValidationResult(audit.balanced, audit.missing, audit.unknown, audit.misshapen)
+        result = CheckpointValidationResult(audit.is_clean, audit.missing, audit.unknown, audit.mismatched)
     if verbose:
         print(result.summary())
     return result
@@ -133,7 +133,7 @@ def check_files(recipe: Validate) -> str:
         if not any((folder / name).is_file() for name in names):
             raise UserError(f"{folder}: has no {' or '.join(names)}")
     source = open_weights(weights_path(recipe))
-    return f"{len(source.names)} tensors in {source.where.name}"
+    return f"{len(source.names)} tensors in {source.path.name}"
 
 
 def check_shape(recipe: Validate) -> str:
@@ -161,11 +161,11 @@ def check_tensors(recipe: Validate) -> str:
     from litgpt.store.load_model import load_config
 
     audit = audit_folder(weights_path(recipe), load_config(recipe.checkpoint_dir))
-    if not audit.balanced:
+    if not audit.is_clean:
         faults = [f"{name} is missing" for name in audit.missing]
-        faults += [f"{name} is not in the model" for name in audit.unknown] + audit.misshapen
+        faults += [f"{name} is not in the model" for name in audit.unknown] + audit.mismatched
         raise UserError("; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else ""))
-    return f"all {len(audit.read)} match the model" + (f", {len(audit.left_out)} left out" * bool(audit.left_out))
+    return f"all {len(audit.mappings)} match the model" + (f", {len(audit.left_out)} left out" * bool(audit.left_out))
 
 
 def check_memory(recipe: Validate) -> str:

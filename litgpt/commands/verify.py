@@ -97,11 +97,11 @@ def check_tensors(recipe: Verify, config: Config) -> Check:
     """Check that every tensor of the folder has a rule, and that every parameter is there in its shape."""
     audit = audit_folder(recipe.checkpoint_dir, config)
     wrong = [f"{name} has no rule" for name in audit.unknown] + [f"{name} is missing" for name in audit.missing]
-    wrong += audit.misshapen
-    rules = ", ".join(f"{number} by {kind}" for kind, number in audit.kinds().items())
+    wrong += audit.mismatched
+    rules = ", ".join(f"{number} by {kind}" for kind, number in audit.count_kinds().items())
     found = f"{len(audit.source.names)} in the files: {rules}, {len(audit.left_out)} left out"
     figures = {
-        "read": {step.hf_name: [step.kind, *step.names] for step in audit.read},
+        "read": {mapping.hf_name: [mapping.kind, *mapping.names] for mapping in audit.mappings},
         "left_out": audit.left_out,
         "wrong": wrong,
     }
@@ -111,10 +111,10 @@ def check_tensors(recipe: Verify, config: Config) -> Check:
 def check_round_trip(recipe: Verify, config: Config) -> Check:
     """Check that the loaded tensors, written back, equal the folder's to the bit."""
     audit = audit_folder(recipe.checkpoint_dir, config)
-    if not audit.balanced:
+    if not audit.is_clean:
         return Check("round trip", False, "the tensors do not match the model, so they cannot be written back", {})
     wrong = find_differing(audit, config)
-    found = f"{', '.join(wrong[:3])} differ" if wrong else f"{len(audit.read)} tensors are equal to the bit"
+    found = f"{', '.join(wrong[:3])} differ" if wrong else f"{len(audit.mappings)} tensors are equal to the bit"
     return Check("round trip", not wrong, found, {"differing": wrong})
 
 

@@ -18,7 +18,8 @@ from litgpt.model.registry import list_model_names
 from litgpt.store import hub
 from litgpt.store.adapters.folder import ADAPTER_CONFIG, SavedAdapter, is_adapter, load_adapter_folder, read_base_name
 from litgpt.store.checkpoint_load import PROGRESS, iter_checkpoint_weights, resolve_checkpoint
-from litgpt.store.load_model import iter_tensors, list_published, load_config, load_model
+from litgpt.store.load_model import iter_tensors, load_config, load_model
+from litgpt.store.tensor_audit import list_published
 from litgpt.store.tokenizer_files import find_tokenizer_files
 
 CHECKPOINTS = Path("checkpoints")
@@ -88,8 +89,7 @@ def kept_in(folder: Path, config: Config) -> torch.dtype:
     """The type that most of the weights in a model folder have."""
     numbers: Counter[torch.dtype] = Counter()
     for tensor in list_published(folder, config, warn=lambda line: None):
-        like = tensor.source.like(tensor.step.hf_name)
-        numbers[like.dtype] += like.numel()
+        numbers[tensor.meta.dtype] += tensor.meta.numel()
     return numbers.most_common(1)[0][0]
 
 

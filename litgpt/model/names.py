@@ -8,7 +8,6 @@ groups; `row` is a vector published as a matrix of one row. `transposed: true` s
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -21,6 +20,7 @@ if TYPE_CHECKING:  # names alone need no torch
     from torch import Tensor
 
 KINDS = ("rename", "concat", "grouped", "interleaved", "row")
+NO_SUCH_PART, NO_WEIGHTS = "the model has no such part", "holds no weights"  # why a tensor is not read
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,17 @@ class TensorMapping:
         """Our tensors (with `expert`, that slice of each) out of the published one: views where the layout allows it.
 
         Raises:
-            UserError: if the tensor has not the number of dims or rows that the shape asks for.
+            UserError: if the tensor does not have the dims or rows of the model's shape.
         """
         if tensor.dim() < self._least_dims:
             raise UserError(f"{self.hf_name}: {list(tensor.shape)}, but {self._least_dims} dims are needed")
-        if self._turned:
+        if self._is_transposed:
             tensor = tensor.mT
         if self.kind == "rename":
             return [tensor]
         rows = [1] if self.kind == "row" else [count_rows(config, name) for name in self.names]
         if tensor.shape[self._dim] != sum(rows):
-            found = tensor.shape[self._dim]
-            raise UserError(f"{self.hf_name}: {found} rows, but the model's shape asks for {sum(rows)}")
+            raise UserError(f"{self.hf_name}: {tensor.shape[self._dim]} rows, but the model needs {sum(rows)}")
         if self.kind == "row":
             return [tensor[0]]
         if self.kind == "concat":
@@ -59,12 +58,15 @@ class TensorMapping:
         return [part.flatten(0, 1) for part in tensor.unflatten(0, (groups, -1)).split(each, dim=1)]
 
     def join(self, tensors: "list[Tensor]", config: TransformerConfig) -> "Tensor":
-        """The published tensor out of ours, which are given whole and in the order of `ours`."""
-        parts = tensors if self.expert is None else [tensor[self.expert] for tensor in tensors]
-        joined = self._joined(parts, config)
-        return joined.mT.contiguous() if self._turned else joined
+        """The published tensor out of ours, which are given whole and in the order of `names`."""
+        return self.join_parts(tensors if self.expert is None else [tensor[self.expert] for tensor in tensors], config)
 
-    def _joined(self, parts: "list[Tensor]", config: TransformerConfig) -> "Tensor":
+    def join_parts(self, parts: "list[Tensor]", config: TransformerConfig) -> "Tensor":
+        """The published tensor out of what `split` gives of it."""
+        joined = self._join_rows(parts, config)
+        return joined.mT.contiguous() if self._is_transposed else joined
+
+    def _join_rows(self, parts: "list[Tensor]", config: TransformerConfig) -> "Tensor":
         import torch
 
         if self.kind == "rename":
@@ -79,7 +81,7 @@ class TensorMapping:
         return torch.cat([part.unflatten(0, (groups, -1)) for part in parts], dim=1).flatten(0, 1)
 
     @property
-    def _turned(self) -> bool:
+    def _is_transposed(self) -> bool:
         return self.transposed and not self.names[0].endswith("bias")
 
     @property
@@ -89,12 +91,12 @@ class TensorMapping:
 
     @property
     def _least_dims(self) -> int:
-        return max(2 * self._turned, 0 if self.kind == "rename" else self._dim + 1)
+        return max(2 * self._is_transposed, 0 if self.kind == "rename" else self._dim + 1)
 
 
-def is_stacked(ours: str) -> bool:
+def is_stacked(name: str) -> bool:
     """Whether one of our tensors holds one slice for every expert, as its name says."""
-    return ".experts." in ours
+    return ".experts." in name
 
 
 def group_sizes(config: TransformerConfig) -> tuple[int, list[int]]:
@@ -118,14 +120,14 @@ def count_rows(config: TransformerConfig, name: str) -> int:
 
 @cache
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """What fits a pattern of a table: numbers for `<i>` and `<e>`, then the ending of a weight, a bias or nothing."""
+    """The regular expression of a pattern: numbers for `<i>` and `<e>`, then `.weight`, `.bias` or nothing."""
     numbered = re.escape(pattern).replace("<i>", r"(?P<i>\d+)").replace("<e>", r"(?P<e>\d+)")
     return re.compile(numbered + r"(?P<ending>\.weight|\.bias|)")
 
 
 @dataclass(frozen=True)
 class NameRule:
-    """One line of a table: a published pattern, our patterns, how they are laid out, and for which shapes it holds."""
+    """One line of a table: a published pattern, our patterns, their layout, and for which shapes it applies."""
 
     hf_name: str
     names: tuple[str, ...]
@@ -136,24 +138,24 @@ class NameRule:
     def applies_to(self, config: TransformerConfig) -> bool:
         return all(getattr(config, key) in values for key, values in self.when.items())
 
-    def map_hf_names(self, name: str) -> TensorMapping | None:
-        """The step for the published tensor of this name if the rule knows it."""
-        found = compile_pattern(self.hf_name).fullmatch(name)
-        return None if found is None else self._step(found.groupdict())
+    def map_hf_name(self, hf_name: str) -> TensorMapping | None:
+        """What the published tensor of this name becomes, if the rule knows it."""
+        match = compile_pattern(self.hf_name).fullmatch(hf_name)
+        return None if match is None else self._fill(match.groupdict())
 
-    def map_names(self, name: str, config: TransformerConfig) -> list[TensorMapping]:
-        """The steps that publish our tensor of this name: one, one for every expert, or none if it is no such name."""
+    def map_name(self, name: str, config: TransformerConfig) -> list[TensorMapping]:
+        """How our tensor of this name is published: in one, in one for every expert, or in none by this rule."""
         for pattern in self.names:
-            if found := compile_pattern(pattern).fullmatch(name):
+            if match := compile_pattern(pattern).fullmatch(name):
                 experts = range(config.n_expert) if "<e>" in self.hf_name else [None]
-                return [self._step({**found.groupdict(), "e": expert}) for expert in experts]
+                return [self._fill({**match.groupdict(), "e": expert}) for expert in experts]
         return []
 
-    def _step(self, values: Mapping[str, Any]) -> TensorMapping:
+    def _fill(self, values: Mapping[str, Any]) -> TensorMapping:
         layer, expert, ending = values.get("i"), values.get("e"), values["ending"]
 
-        def fill(text: str) -> str:
-            return text.replace("<i>", layer or "").replace("<e>", str(expert)) + ending
+        def fill(pattern: str) -> str:
+            return pattern.replace("<i>", layer or "").replace("<e>", str(expert)) + ending
 
         number = None if expert is None else int(expert)
         return TensorMapping(fill(self.hf_name), tuple(map(fill, self.names)), self.kind, number, self.transposed)
@@ -161,10 +163,10 @@ class NameRule:
 
 @dataclass(frozen=True)
 class NameTable:
-    """All rules of one naming; where two hold for a tensor of ours, the first is the one that is written.
+    """All rules of one naming; where two apply to a tensor of ours, the first is the one that is written.
 
-    `ignored` are patterns of buffers that say nothing, `unread` those of parts that the model has not, `<beyond>` in
-    them the number of a layer after the last. `starts` maps what a published name may start with to what rules call it.
+    `ignored` are patterns of buffers without weights, `unread` those of parts that the model does not have, `<beyond>`
+    in them the number of a layer after the last. `starts` maps the start of a published name to that which rules know.
     """
 
     name: str
@@ -173,89 +175,52 @@ class NameTable:
     unread: tuple[str, ...] = ()
     starts: Mapping[str, str] = field(default_factory=dict)
 
-    def map_hf_names(self, published: Iterable[str], config: TransformerConfig) -> list[TensorMapping]:
-        """How to turn tensors of these published names into ours, without those that are `ignored` or `unread`.
+    def map_hf_name(self, hf_name: str, config: TransformerConfig) -> TensorMapping | None:
+        """What a published tensor becomes; None if no rule knows it."""
+        for alias in self._list_aliases(hf_name):
+            for rule in self.rules:
+                mapping = rule.map_hf_name(alias)
+                if mapping and rule.applies_to(config):
+                    return replace(mapping, hf_name=hf_name)
+        return None
 
-        Raises:
-            UserError: naming a tensor that no rule knows, or an expert that is missing or too many.
-        """
-        names = list(published)
-        left_out = {name for name in names if self._fits(name, self.ignored, config)}
-        left_out.update(self.left_unread(names, config))
-        steps = [self._find_theirs(name, config) for name in names if name not in left_out]
-        check_experts(steps, config)
-        return steps
+    def get_skip_reason(self, hf_name: str, config: TransformerConfig) -> str:
+        """Why a published tensor is not read, `NO_SUCH_PART` or `NO_WEIGHTS`; empty if it is read."""
+        if self._matches(hf_name, self.unread, config):
+            return NO_SUCH_PART
+        return NO_WEIGHTS if self._matches(hf_name, self.ignored, config) else ""
 
-    def step(self, published: str, config: TransformerConfig) -> TensorMapping | None:
-        """What one published tensor becomes; None if no rule knows it."""
-        try:
-            return self._find_theirs(published, config)
-        except UserError:
-            return None
-
-    def ignores(self, published: str, config: TransformerConfig) -> bool:
-        """Whether a published tensor is a buffer that says nothing."""
-        return self._fits(published, self.ignored, config)
-
-    def left_unread(self, published: Iterable[str], config: TransformerConfig) -> list[str]:
-        """The published tensors that hold weights which the model has no place for."""
-        return [name for name in published if self._fits(name, self.unread, config)]
-
-    def map_names(self, ours: Iterable[str], config: TransformerConfig) -> list[TensorMapping]:
-        """How to make the published tensors out of those of ours that have these names.
+    def map_names(self, names: Iterable[str], config: TransformerConfig) -> list[TensorMapping]:
+        """How the published tensors are made of those of ours that have these names.
 
         Raises:
             UserError: naming a tensor that no rule knows, or one that is missing beside another.
         """
-        names = list(ours)
-        steps = {step.hf_name: step for name in names for step in self._find_ours(name, config)}
-        missing = {name for step in steps.values() for name in step.names} - set(names)
+        names = list(names)
+        mappings = {mapping.hf_name: mapping for name in names for mapping in self._map_name(name, config)}
+        missing = {name for mapping in mappings.values() for name in mapping.names} - set(names)
         if missing:
             raise UserError(f"{min(missing)}: missing, but {self.name} stores it in one tensor with others")
-        return list(steps.values())
+        return list(mappings.values())
 
-    def _find_ours(self, name: str, config: TransformerConfig) -> list[TensorMapping]:
+    def _map_name(self, name: str, config: TransformerConfig) -> list[TensorMapping]:
         for rule in self.rules:
-            if rule.applies_to(config) and (steps := rule.map_names(name, config)):
-                return steps
+            if rule.applies_to(config) and (mappings := rule.map_name(name, config)):
+                return mappings
         raise UserError(f"{name}: {self.name} has no name for this tensor; keep it under its own name")
 
-    def _find_theirs(self, name: str, config: TransformerConfig) -> TensorMapping:
-        for called in self._callings(name):
-            for rule in self.rules:
-                step = rule.map_hf_names(called)
-                if step and rule.applies_to(config):
-                    return replace(step, hf_name=name)
-        raise UserError(f"{name}: no tensor of this name in the {self.name} family; is it of another architecture?")
-
-    def _callings(self, name: str) -> list[str]:
+    def _list_aliases(self, hf_name: str) -> list[str]:
         """The name itself, then the names that the rules may know it by."""
-        return [name, *(ours + name[len(start) :] for start, ours in self.starts.items() if name.startswith(start))]
+        starts = self.starts.items()
+        return [hf_name, *(alias + hf_name[len(start) :] for start, alias in starts if hf_name.startswith(start))]
 
-    def _fits(self, name: str, patterns: Iterable[str], config: TransformerConfig) -> bool:
+    def _matches(self, hf_name: str, patterns: Iterable[str], config: TransformerConfig) -> bool:
         for pattern in patterns:
-            for called in self._callings(name):
-                found = re.fullmatch(pattern.replace("<beyond>", r"(?P<beyond>\d+)"), called)
-                if found and int(found.groupdict().get("beyond", config.n_layer)) >= config.n_layer:
+            for alias in self._list_aliases(hf_name):
+                match = re.fullmatch(pattern.replace("<beyond>", r"(?P<beyond>\d+)"), alias)
+                if match and int(match.groupdict().get("beyond", config.n_layer)) >= config.n_layer:
                     return True
         return False
-
-
-def check_experts(steps: Iterable[TensorMapping], config: TransformerConfig) -> None:
-    """Refuse a set of tensors in which an expert is missing, or has a number that the shape has not."""
-    found: dict[tuple[str, ...], dict[int | None, str]] = defaultdict(dict)
-    for step in steps:
-        if is_stacked(step.names[0]):
-            found[step.names][step.expert] = step.hf_name
-    whole = set(range(config.n_expert))
-    for experts in found.values():
-        if experts.keys() == {None} or experts.keys() == whole:
-            continue
-        if extra := experts.keys() - whole:
-            number = next(iter(extra))
-            raise UserError(f"{experts[number]}: beside the experts of a model of {config.n_expert}; check n_expert")
-        first = min(whole - experts.keys())
-        raise UserError(f"{next(iter(experts.values()))}: there, but not that of expert {first} of {config.n_expert}")
 
 
 def build_table(
@@ -267,52 +232,27 @@ def build_table(
     prefix: str = "",
     starts: Mapping[str, str] | None = None,
 ) -> NameTable:
-    """A table out of its YAML form: `theirs: ours`, or `theirs: {concat: [ours, ...], when: {field: [value]}}`.
+    """A table out of its YAML form: `hf_name: name`, or `hf_name: {concat: [name, ...], when: {field: [value]}}`.
 
     Args:
         prefix: what names lack in the file of a model without head; short for `starts: {'': prefix}`.
     """
     rules = []
-    for theirs, line in lines.items():
+    for hf_name, line in lines.items():
         entry: dict[str, Any] = {"rename": [line]} if isinstance(line, str) else dict(line)
         when, transposed = entry.pop("when", {}), entry.pop("transposed", False)
-        ((kind, ours),) = entry.items()
-        assert kind in KINDS, f"{name}: {theirs}: {kind}"
-        rules.append(NameRule(theirs, tuple(ours), kind, when, transposed))
-    known = {**({"": prefix} if prefix else {}), **(starts or {})}
-    return NameTable(name, tuple(rules), tuple(ignored), tuple(unread), known)
+        ((kind, names),) = entry.items()
+        assert kind in KINDS, f"{name}: {hf_name}: {kind}"
+        rules.append(NameRule(hf_name, tuple(names), kind, when, transposed))
+    aliases = {**({"": prefix} if prefix else {}), **(starts or {})}
+    return NameTable(name, tuple(rules), tuple(ignored), tuple(unread), aliases)
 
 
-def to_our_names(names: NameTable, published: "Mapping[str, Tensor]", config: TransformerConfig) -> "dict[str, Tensor]":
-    """A published state dict under our names; exact, and views where the layout allows it.
-
-    Raises:
-        UserError: naming a tensor without a rule, of the wrong size, or a head that differs from the embedding it is
-            tied to.
-    """
-    import torch
-
-    ours: dict[str, Tensor] = {}
-    stacks: dict[str, dict[int, Tensor]] = defaultdict(dict)
-    for step in names.map_hf_names(published, config):
-        for name, part in zip(step.names, step.split(published[step.hf_name], config), strict=True):
-            if step.expert is None:
-                ours[name] = part
-            else:
-                stacks[name][step.expert] = part
-    for name, parts in stacks.items():
-        ours[name] = torch.stack([parts[expert] for expert in range(config.n_expert)])
-    head = ours.pop("head.weight", None) if config.tie_embeddings else None
-    if head is not None and not head.equal(ours["embedding.weight"]):
-        raise UserError("tie_embeddings: true, but the head's weight is not the embedding's; set it to false")
-    return ours
-
-
-def to_hf_names(names: NameTable, ours: "Mapping[str, Tensor]", config: TransformerConfig) -> "dict[str, Tensor]":
+def to_hf_names(table: NameTable, tensors: "Mapping[str, Tensor]", config: TransformerConfig) -> "dict[str, Tensor]":
     """Our state dict under published names; exact.
 
     Raises:
         UserError: naming a tensor without a rule.
     """
-    steps = names.map_names(ours, config)
-    return {step.hf_name: step.join([ours[name] for name in step.names], config) for step in steps}
+    mappings = table.map_names(tensors, config)
+    return {mapping.hf_name: mapping.join([tensors[name] for name in mapping.names], config) for mapping in mappings}

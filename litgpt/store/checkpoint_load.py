@@ -1,4 +1,4 @@
-"""Find a run's checkpoints and bring a model and its optimizers to where one was taken, under any layout."""
+"""Find a run's checkpoints and restore a model and its optimizers from one, under any layout."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -19,29 +19,22 @@ from litgpt.store.collectives_io import (
     raise_on_all_ranks,
     share_first_message,
 )
+from litgpt.store.optimizer_state import Optimizers, list_optimizers, restore_optimizer, restore_param_groups
 from litgpt.store.safetensors_files import SafetensorsFiles
-from litgpt.store.state_dict import (
-    Optimizers,
-    iter_model_tensors,
-    list_optimizers,
-    restore_model,
-    restore_optimizer,
-    restore_param_groups,
-    restore_rng_states,
-)
+from litgpt.store.state_dict import iter_model_tensors, restore_model, restore_rng_states
 
-STEP = re.compile(r"step-(\d+)")
+STEP_FOLDER = re.compile(r"step-(\d+)")
 PROGRESS = "progress.json"
 
 
 def list_checkpoints(out_dir: Path) -> list[tuple[int, Path]]:
     """The finished checkpoint folders of a run with their steps, newest first."""
-    found = [(STEP.fullmatch(path.name), path) for path in out_dir.glob("step-*") if path.is_dir()]
-    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+    matches = [(STEP_FOLDER.fullmatch(path.name), path) for path in out_dir.glob("step-*") if path.is_dir()]
+    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
 
 
-def refusal(folder: Path) -> str | None:
-    """Why a checkpoint folder cannot be trusted, naming the file; None if it can."""
+def find_damage(folder: Path) -> str | None:
+    """Why a checkpoint folder does not verify, naming the file; None if it does."""
     try:
         verify_manifest(folder)
     except (UserError, OSError) as error:
@@ -49,28 +42,28 @@ def refusal(folder: Path) -> str | None:
     return None
 
 
-def newest_that_verifies(out_dir: Path, warn: Warn) -> int:
-    """The step of the newest checkpoint whose every file is as it was written; -1 if there is none."""
-    for step, path in list_checkpoints(out_dir):
-        reason = refusal(path)
-        if reason is None:
-            return step
-        warn(f"{path.name} refused: {reason}; looking for an older checkpoint")
-    return -1
-
-
 def find_latest(out_dir: Path | str, warn: Warn = print_to_stderr, *, group: Group = None) -> Path | None:
     """The newest checkpoint of a run that verifies, None without one; every rank calls it, the first one hashes."""
     rank, _ = get_rank_and_size(group)
-    mine = newest_that_verifies(Path(out_dir), warn) if rank == 0 else -1
-    step = int(share_first_message(str(mine) if rank == 0 else "", group))
+    step = find_latest_step(Path(out_dir), warn) if rank == 0 else -1
+    step = int(share_first_message(str(step) if rank == 0 else "", group))
     return dict(list_checkpoints(Path(out_dir)))[step] if step >= 0 else None
+
+
+def find_latest_step(out_dir: Path, warn: Warn) -> int:
+    """The step of the newest checkpoint whose every file is as it was written; -1 if there is none."""
+    for step, path in list_checkpoints(out_dir):
+        damage = find_damage(path)
+        if damage is None:
+            return step
+        warn(f"{path.name} refused: {damage}; looking for an older checkpoint")
+    return -1
 
 
 def find_checkpoint(
     resume: bool | str | Path, out_dir: Path | str, warn: Warn = print_to_stderr, *, group: Group = None
 ) -> Path | None:
-    """The checkpoint that a recipe's `resume` asks for: false, true, "auto", or a folder. None: start afresh.
+    """The checkpoint of a recipe's `resume`: false, true, "auto", or a folder. None: start a new run.
 
     Raises:
         UserError: if `resume` is true and there is none, or the folder is not a checkpoint or is damaged.
@@ -84,10 +77,10 @@ def find_checkpoint(
         return folder
     folder = Path(resume)
     rank, _ = get_rank_and_size(group)
-    reason = None
+    damage = None
     if rank == 0:
-        reason = refusal(folder) if folder.is_dir() else f"{folder}: no such folder"
-    error = share_first_message(reason or "", group)
+        damage = find_damage(folder) if folder.is_dir() else f"{folder}: no such folder"
+    error = share_first_message(damage or "", group)
     if error:
         raise UserError(f"resume: {error}; name a step folder of a run, or use resume: auto")
     return folder
@@ -109,49 +102,48 @@ def load_checkpoint(
     optimizer: Optimizers = None,
     *,
     restore_rng: bool = True,
-    kept: Collection[str] | None = None,
+    saved_names: Collection[str] | None = None,
     layout: Mapping[str, int] | None = None,
     group: Group = None,
     warn: Warn = print_to_stderr,
 ) -> dict[str, Any]:
-    """Bring a model and its optimizers to where a checkpoint was taken, under any layout; returns its progress.
+    """Restore a model and its optimizers from a checkpoint, under any layout; returns its progress.
 
     The folder must be verified (`find_latest` and `find_checkpoint` do that). Every rank reads its own values only.
 
     Args:
-        kept: as `Checkpoints` was given; the model's other tensors stay as they are.
-        layout: how ranks share work, by which each finds the random generators of the one that did the same.
+        saved_names: as for `Checkpoints`; the model's other tensors stay as they are.
+        layout: degrees of parallelism; random generators are restored only under the layout that saved them.
 
     Raises:
         UserError: on every rank, if the checkpoint is of another model, precision or optimizer.
     """
     folder = Path(folder)
     optimizers = list_optimizers(optimizer)
-    tensors = dict(iter_model_tensors(model, kept))
-    peers = StageRanks(tensors, group)
-    everyones = {name for names in peers.told(list(tensors)) for name in names}
+    tensors = dict(iter_model_tensors(model, saved_names))
+    all_names = {name for names in StageRanks(tensors, group).all_gather_object(list(tensors)) for name in names}
     rank, ranks = get_rank_and_size(group)
     with raise_on_all_ranks(group):
         progress: dict[str, Any] = read_json(folder / PROGRESS)
         files = open_checkpoint(folder)
-        restore_model(tensors, files, folder.name, everyones)
+        restore_model(tensors, files, folder.name, all_names)
         if optimizers:
-            elsewhere = everyones - tensors.keys()
-            restore_param_groups(model, optimizers, progress["groups"], elsewhere)
-            restore_optimizer(model, optimizers, files, folder.name, elsewhere)
-        same = progress["ranks"] == ranks and progress.get("layout") in (None, layout)
-        if restore_rng and same:
+            remote_names = all_names - tensors.keys()
+            restore_param_groups(model, optimizers, progress["groups"], remote_names)
+            restore_optimizer(model, optimizers, files, folder.name, remote_names)
+        is_same_layout = progress["ranks"] == ranks and progress.get("layout") in (None, layout)
+        if restore_rng and is_same_layout:
             restore_rng_states(files, rank)
         elif restore_rng and rank == 0:
             warn(
                 f"{folder.name}: saved by {progress['ranks']} ranks, loaded by {ranks}"
-                f"{' in another layout' if progress['ranks'] == ranks else ''}; random generators start afresh"
+                f"{' in another layout' if progress['ranks'] == ranks else ''}; random generators are not restored"
             )
     return progress
 
 
 def resolve_checkpoint(folder: Path) -> Path | None:
-    """The training checkpoint that a folder is, or the newest good one in it; None if it is of another kind.
+    """The training checkpoint that a folder is, or the newest one in it that verifies; None without one.
 
     Raises:
         UserError: naming a damaged file, if `folder` itself is a checkpoint that does not verify.
@@ -163,8 +155,8 @@ def resolve_checkpoint(folder: Path) -> Path | None:
 
 
 def iter_checkpoint_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The weights in a training checkpoint, whole, one at a time."""
+    """The weights in a training checkpoint, in full, one at a time."""
     files = open_checkpoint(folder)
-    for name in files.wholes:
+    for name in files.tensors:
         if name.startswith("model."):
-            yield name.removeprefix("model."), files.whole(name)
+            yield name.removeprefix("model."), files.read(name)

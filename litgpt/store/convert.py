@@ -1,4 +1,4 @@
-"""Make model folders out of others: staged, read back and held against the source, then put in place by one rename."""
+"""Make model folders out of others: staged, read back and compared with the source, then renamed into place."""
 
 import hashlib
 import os
@@ -20,9 +20,11 @@ from litgpt.store.checkpoint_load import PROGRESS, resolve_checkpoint
 from litgpt.store.collectives_io import Warn, print_to_stderr
 from litgpt.store.gguf_files import find_gguf
 from litgpt.store.gguf_tokenizer import write_tokenizer
-from litgpt.store.load_model import iter_tensors, list_published, load_config
+from litgpt.store.load_model import iter_tensors, load_config
+from litgpt.store.published_tensor import list_parameters
 from litgpt.store.safetensors_files import iter_byte_blocks
-from litgpt.store.save_model import SHARD_BYTES, choose_dtype, list_float32_parameters, write_settings, write_weights
+from litgpt.store.save_model import SHARD_BYTES, cast_tensors, write_settings, write_weights
+from litgpt.store.tensor_audit import list_published
 from litgpt.store.tokenizer_files import copy_tokenizer
 from litgpt.store.weight_files import SAFETENSORS, SAFETENSORS_INDEX, list_safetensors
 
@@ -32,44 +34,41 @@ STALE_KEYS = ("quantization_config", "dtype")  # of a config.json whose weights 
 
 def hash_tensor(tensor: Tensor) -> str:
     """The SHA-256 of a tensor's values."""
-    running = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for block in iter_byte_blocks(tensor):
-        running.update(block)
-    return running.hexdigest()
+        sha256.update(block)
+    return sha256.hexdigest()
 
 
-def record_digests(
-    tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, pinned: set[str], digests: Digests
-) -> Iterator[tuple[str, Tensor]]:
-    """The same tensors, cast, after their digests were put down."""
+def record_digests(tensors: Iterable[tuple[str, Tensor]], digests: Digests) -> Iterator[tuple[str, Tensor]]:
+    """The same tensors, after adding type and hash of each to `digests`."""
     for name, tensor in tensors:
-        cast = tensor.detach().to("cpu", choose_dtype(name, tensor, dtype, pinned))
-        digests[name] = (cast.dtype, hash_tensor(cast))
-        yield name, cast
+        digests[name] = (tensor.dtype, hash_tensor(tensor))
+        yield name, tensor
 
 
 def check_written(folder: Path, config: Config, digests: Digests) -> None:
-    """Read a folder just written and hold every tensor against what was to be written, to the bit.
+    """Read back a folder just written and compare every tensor with what was written, to the bit.
 
     Raises:
-        UserError: naming a tensor that came out otherwise, or is missing or too many.
+        UserError: naming a tensor that differs, or is missing or unexpected.
     """
     for name, tensor in iter_tensors(folder, config):
         if digests.pop(name, None) != (tensor.dtype, hash_tensor(tensor)):
-            raise UserError(f"{name}: read back, it is not what was to be written; the disk or the table of names errs")
+            raise UserError(f"{name}: read back, it differs from what was written; check the disk")
     if digests:
-        raise UserError(f"{min(digests)}: not among what was written; the table of names errs")
+        raise UserError(f"{min(digests)}: missing when read back; check the table of names")
 
 
 def rewrite_folder(folder: Path, source: Path, config: Config, *, dtype: torch.dtype | None = None) -> None:
-    """Make `folder` a model folder with safetensors, whatever files the weights are in now; its other files stay.
+    """Make `folder` a model folder with safetensors, whatever files its weights are in; its other files stay.
 
     Args:
         source: the folder or file that holds the weights.
         dtype: cast to this type; None keeps each tensor's own.
 
     Raises:
-        UserError: if the weights are not those of this shape, or read back other than written. Nothing is changed then.
+        UserError: if the weights do not match the shape, or differ when read back. Nothing is changed then.
     """
     replaced = {path.name for path in list_safetensors(source)} if source == folder else set()
     with staged_folder(folder, replace=True) as staged:
@@ -86,10 +85,10 @@ def export_folder(
 ) -> None:
     """Make a new model folder of the weights and the tokenizer in another.
 
-    Args as in `rewrite`.
+    Args as in `rewrite_folder` and `save_model_folder`.
 
     Raises:
-        UserError: as `rewrite`, and if `folder` holds something already.
+        UserError: as `rewrite_folder`, and if `folder` exists and is not empty.
     """
     with staged_folder(folder) as staged:
         write_copy(staged, source, config, dtype=dtype, shard_bytes=shard_bytes)
@@ -106,32 +105,31 @@ def write_copy(
 ) -> None:
     """Write weights, settings and tokenizer of `source` into a staged folder, and read the weights back."""
     digests: Digests = {}
-    tensors = record_digests(iter_tensors(source, config, warn=warn), dtype, list_float32_parameters(config), digests)
-    kept = write_weights(staged, config, tensors, shard_bytes=shard_bytes)
-    special = copy_or_build_tokenizer(source, staged)
-    before = read_json(source / "config.json") if (source / "config.json").is_file() else {}
+    family, parameters = find_family(config), list_parameters(config)
+    tensors = record_digests(cast_tensors(iter_tensors(source, config, warn=warn), dtype, parameters), digests)
+    saved_dtype = write_weights(staged, config, tensors, family, parameters, shard_bytes=shard_bytes)
+    special_tokens = copy_or_build_tokenizer(source, staged)
+    values = read_json(source / "config.json") if (source / "config.json").is_file() else {}
     for name in ("model_config.yaml", "config.json"):
         (staged / name).unlink(missing_ok=True)  # it may be another name of the old file, which stays as it is
-    write_settings(staged, config, {"torch_dtype": kept, **special})
-    family = find_family(config)
+    write_settings(staged, config, family, {"torch_dtype": saved_dtype, **special_tokens})
     if family is None:
         warn(f"{source}: no published architecture has this shape; its tensors keep our names, only litgpt loads it")
-    elif isinstance(before, dict) and before.get("model_type") == family.model_type:
-        told = {key: value for key, value in before.items() if key not in STALE_KEYS}
-        write_json(staged / "config.json", {**told, "torch_dtype": kept})
+    elif isinstance(values, dict) and values.get("model_type") == family.model_type:
+        values = {key: value for key, value in values.items() if key not in STALE_KEYS}
+        write_json(staged / "config.json", {**values, "torch_dtype": saved_dtype})
     check_written(staged, config, digests)
 
 
 def copy_or_build_tokenizer(source: Path, staged: Path) -> dict[str, Any]:
-    """Bring a tokenizer to a staged folder, out of a folder or a GGUF file; the numbers of its special tokens."""
-    there = any(
-        (folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file() for folder in (source, staged)
-    )
-    path = None if there else find_gguf(source)
-    if path is not None:
-        write_tokenizer(path, staged)
-        return copy_tokenizer(staged, staged)
-    return copy_tokenizer(source, staged)
+    """Copy a tokenizer to a staged folder, or build it from a GGUF file; returns the ids of its special tokens."""
+    names = ("tokenizer.json", "tokenizer.model")
+    has_tokenizer = any((folder / name).is_file() for folder in (source, staged) for name in names)
+    path = None if has_tokenizer else find_gguf(source)
+    if path is None:
+        return copy_tokenizer(source, staged)
+    write_tokenizer(path, staged)
+    return copy_tokenizer(staged, staged)
 
 
 def convert_folder(path: Path, model_name: str | None, dtype: str | None, *, per_tensor: bool = False) -> Path:
@@ -153,7 +151,7 @@ def convert_folder(path: Path, model_name: str | None, dtype: str | None, *, per
     config = find_config(source, model_name)
     tensors = list_published(source, config)
     for tensor in tensors if per_tensor else ():
-        print(f"{tensor.step.hf_name} -> {', '.join(tensor.step.names)} ({tensor.step.kind})")
+        print(f"{tensor.hf_name} -> {', '.join(tensor.mapping.names)} ({tensor.mapping.kind})")
     if dtype or folder != source or (folder / PROGRESS).is_file() or not list_safetensors(source):
         rewrite_folder(folder, source, config, dtype=getattr(torch, dtype) if dtype else None)
     else:
@@ -178,7 +176,7 @@ def find_config(source: Path, model_name: str | None) -> Config:
 
 
 def link_or_copy(source: str, target: str) -> None:
-    """A second name for a file, or a copy where the disk has no such thing."""
+    """Make a hard link to a file, or a copy where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:

@@ -136,7 +136,7 @@ class GGUFFile:
             raise UserError(f"{self.path}: rope_freqs.weight: a scaling of frequencies that no released Llama has")
         return {"rope_type": "llama3", "factor": factor, **LLAMA3}
 
-    def like(self, name: str) -> Tensor:
+    def read_meta(self, name: str) -> Tensor:
         """A tensor's shape, and the type it is read in, on the meta device."""
         tensor = self._tensors[name]
         shape = [int(size) for size in reversed(tensor.shape)]
@@ -150,13 +150,13 @@ class GGUFFile:
         """
         from gguf import dequantize
 
-        tensor, like = self._tensors[name], self.like(name)
+        tensor, meta = self._tensors[name], self.read_meta(name)
         if tensor.tensor_type.name in PLAIN:
             raw = torch.from_numpy(np.ascontiguousarray(tensor.data).view(np.uint8).reshape(-1).copy())
-            values = raw.view(like.dtype).view(like.shape)
+            values = raw.view(meta.dtype).view(meta.shape)
         else:
             try:
-                values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)).view(like.shape)
+                values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)).view(meta.shape)
             except (NotImplementedError, ValueError) as error:
                 raise UserError(f"{self.path}: {name}: {tensor.tensor_type.name} cannot be read ({error})") from None
         return self._as_published(name, values)

@@ -12,10 +12,10 @@ from litgpt.store.state_dict import canonical_name
 
 
 def torch_load(path: Path) -> Any:
-    """What a file of `torch.save` holds, its tensors memory-mapped where the format allows.
+    """Load a file of `torch.save`, its tensors memory-mapped where the format allows.
 
     Raises:
-        UserError: if the file is missing, damaged, or holds more than numbers, texts, containers and tensors.
+        UserError: if the file is missing, damaged, or holds more than numbers, strings, containers and tensors.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
@@ -32,17 +32,17 @@ def is_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def state_dict(path: Path) -> dict[str, Tensor]:
+def load_state_dict(path: Path) -> dict[str, Tensor]:
     """The weights in a file, bare or under the key `model` of a training state, without prefixes of `torch.compile`.
 
     Raises:
         UserError: if the file holds no weights, or something else among them.
     """
     content = torch_load(path)
-    inner = content.get("model", content) if isinstance(content, Mapping) else content
-    if not isinstance(inner, Mapping) or not inner:
+    weights = content.get("model", content) if isinstance(content, Mapping) else content
+    if not isinstance(weights, Mapping) or not weights:
         raise UserError(f"{path}: holds no weights; a mapping of names to tensors was expected")
-    for name, value in inner.items():
+    for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
-    return {canonical_name(name): value for name, value in inner.items()}
+    return {canonical_name(name): value for name, value in weights.items()}

@@ -14,14 +14,14 @@ from litgpt.model.config import Config
 from litgpt.model.names import to_hf_names
 from litgpt.model.registry import find_family, load_litgpt_table, normalize_config, read_model_config
 from litgpt.store.load_model import iter_tensors
-from litgpt.store.save_model import choose_dtype, list_float32_parameters
+from litgpt.store.published_tensor import list_parameters
+from litgpt.store.save_model import cast_tensors
 from litgpt.store.tokenizer_files import copy_tokenizer
 from litgpt.store.weight_files import LIT_MODEL
 
-# LitGPT's word for a norm; which of the two it means it reads off the model's name.
-NORMS = {"OffsetRMSNorm": "RMSNorm", "BareLayerNorm": "LayerNorm"}
+# LitGPT's word for a norm; which of the two it means depends on the model's name.
+LITGPT_NORMS = {"OffsetRMSNorm": "RMSNorm", "BareLayerNorm": "LayerNorm"}
 FIRST_OF_OURS = "tie_embeddings"  # the fields of a shape before it are LitGPT's
-UNTOLD = ("tie_embeddings", "norm_class_name")
 
 
 def list_litgpt_fields() -> list[str]:
@@ -33,44 +33,43 @@ def list_litgpt_fields() -> list[str]:
 def to_litgpt_config(config: Config) -> dict[str, Any]:
     """The mapping of LitGPT's model_config.yaml."""
     values = config.to_dict()
-    form = {name: values[name] for name in list_litgpt_fields()}
-    return {**form, "norm_class_name": NORMS.get(config.norm_class_name, config.norm_class_name)}
+    litgpt_values = {name: values[name] for name in list_litgpt_fields()}
+    return {**litgpt_values, "norm_class_name": LITGPT_NORMS.get(config.norm_class_name, config.norm_class_name)}
 
 
 def write_litgpt_config(path: Path, config: Config) -> None:
-    """Write LitGPT's form of a shape, if it says all of it.
+    """Write LitGPT's model_config.yaml of a shape, if it can express all of it.
 
     Raises:
-        UserError: naming the field that LitGPT cannot say.
+        UserError: naming the field that LitGPT cannot express.
     """
     path.write_text(yaml.safe_dump(to_litgpt_config(config)), encoding="utf-8")
-    told, meant = normalize_config(read_model_config(path), []), normalize_config(config, [])
-    told["tie_embeddings"] = meant["tie_embeddings"]  # LitGPT keeps the two matrices apart, which computes the same
-    wrong = [key for key in meant if told[key] != meant[key]]
-    kinds = {"norm_qk_type": ("default", "olmo2"), "norm_class_name": ("LayerNorm", "RMSNorm", *NORMS)}
-    wrong += [key for key, known in kinds.items() if getattr(config, key) not in known]
+    written, expected = normalize_config(read_model_config(path), []), normalize_config(config, [])
+    written["tie_embeddings"] = expected["tie_embeddings"]  # LitGPT keeps the two matrices apart, with equal results
+    wrong = [key for key in expected if written[key] != expected[key]]
+    choices = {"norm_qk_type": ("default", "olmo2"), "norm_class_name": ("LayerNorm", "RMSNorm", *LITGPT_NORMS)}
+    wrong += [key for key, supported in choices.items() if getattr(config, key) not in supported]
     wrong += ["rope_adjustments"] if config.rope_kind in ("dynamic", "longrope") else []
     if wrong:
         raise UserError(
-            f"format: LitGPT has no way to say {wrong[0]}: {getattr(config, wrong[0], None)!r}; use format: huggingface"
+            f"format: LitGPT cannot express {wrong[0]}: {getattr(config, wrong[0], None)!r}; use format: huggingface"
         )
 
 
-def all_tensors(source: Path, config: Config, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def read_tensors(source: Path, config: Config, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Every weight under our names, cast."""
-    pinned = list_float32_parameters(config)
-    return {name: one.to(choose_dtype(name, one, dtype, pinned)) for name, one in iter_tensors(source, config)}
+    return dict(cast_tensors(iter_tensors(source, config), dtype, list_parameters(config)))
 
 
 def write_litgpt_folder(folder: Path, source: Path, config: Config, *, dtype: torch.dtype | None = None) -> None:
-    """Make a new folder that LitGPT loads; a tied head is in the file twice by name and once by bytes.
+    """Make a new folder that LitGPT loads; a tied head has two names in the file for one set of bytes.
 
     Raises:
-        UserError: if LitGPT cannot say this shape, or `folder` holds something already.
+        UserError: if LitGPT cannot express this shape, or `folder` exists and is not empty.
     """
     with staged_folder(folder) as staged:
         write_litgpt_config(staged / "model_config.yaml", config)
-        tensors = to_hf_names(load_litgpt_table(), all_tensors(source, config, dtype), config)
+        tensors = to_hf_names(load_litgpt_table(), read_tensors(source, config, dtype), config)
         tensors.setdefault("lm_head.weight", tensors["transformer.wte.weight"])
         torch.save(tensors, staged / LIT_MODEL)
         copy_tokenizer(source, staged)
@@ -80,10 +79,10 @@ def write_model_pth(folder: Path, source: Path, config: Config, *, dtype: torch.
     """Make a new folder with model.pth, torch's file of the weights under their published names.
 
     Raises:
-        UserError: if no published architecture has this shape, or `folder` holds something already.
+        UserError: if no published architecture has this shape, or `folder` exists and is not empty.
     """
     family = find_family(config)
     if family is None:
         raise UserError("format: model.pth has published names, and no published architecture has this shape")
     with staged_folder(folder) as staged:
-        torch.save(to_hf_names(family.tensors, all_tensors(source, config, dtype), config), staged / "model.pth")
+        torch.save(to_hf_names(family.tensors, read_tensors(source, config, dtype), config), staged / "model.pth")

@@ -1,4 +1,4 @@
-"""Safetensors files: written in one pass that also hashes them, read in pieces from several files as one tensor."""
+"""Safetensors files: written and hashed in one pass; blocks of a tensor in several files are read as one tensor."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,72 +65,80 @@ def build_header(tensors: Mapping[str, Tensor], order: Iterable[str], metadata: 
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> str:
-    """Write CPU tensors to a safetensors file, fsync it, and return its SHA-256 (taken from the bytes as they pass)."""
+    """Write CPU tensors to a safetensors file, fsync it, and return its SHA-256."""
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # keeps every tensor aligned
     digest = hashlib.sha256()
     with path.open("wb") as file:
 
-        def put(block: bytes | memoryview) -> None:
+        def write(block: bytes | memoryview) -> None:
             digest.update(block)
             file.write(block)
 
-        put(build_header(tensors, order, metadata))
+        write(build_header(tensors, order, metadata))
         for name in order:
             for block in iter_byte_blocks(tensors[name]):
-                put(block)
+                write(block)
     sync_file(path)
     return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class TensorShard:
-    """What this rank holds of a tensor: its local values, where they start in the whole, and the whole's shape."""
+    """This rank's shard of a tensor: its local values, their offset in the full tensor, and the full tensor's shape."""
 
     local: Tensor
     shape: tuple[int, ...]
     offset: tuple[int, ...]
-    sharded: bool  # a DTensor; a plain tensor is alike on every rank
-    first_replica: bool
+    is_sharded: bool  # a DTensor; a plain tensor is the same on every rank
+    is_first_replica: bool
 
 
 def get_shard(tensor: Tensor) -> TensorShard:
-    """The part of a plain or distributed tensor that lies on this rank."""
+    """The shard of a plain or distributed tensor on this rank."""
     if not isinstance(tensor, DTensor):
-        return TensorShard(tensor, tuple(tensor.shape), (0,) * tensor.dim(), sharded=False, first_replica=True)
+        return TensorShard(tensor, tuple(tensor.shape), (0,) * tensor.dim(), is_sharded=False, is_first_replica=True)
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     coordinate = tensor.device_mesh.get_coordinate() or ()
     first = all(
         place == 0 for place, placement in zip(coordinate, tensor.placements, strict=True) if placement.is_replicate()
     )
-    return TensorShard(tensor.to_local(), tuple(tensor.shape), tuple(offset), sharded=True, first_replica=first)
+    return TensorShard(tensor.to_local(), tuple(tensor.shape), tuple(offset), is_sharded=True, is_first_replica=first)
+
+
+class SavedBlock(NamedTuple):
+    """A block of a tensor: the file that holds it, its offset in the full tensor, and its shape."""
+
+    path: Path
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
 
 
 @dataclass
 class SavedTensor:
-    """A tensor as a set of files holds it: its shape and type, and which file holds which block of it."""
+    """A tensor as a set of files holds it: its shape and type, and its blocks."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    blocks: list[tuple[Path, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)  # file, offset, shape
-    python: bool = False  # a Python number, kept as a tensor without dimensions
+    blocks: list[SavedBlock] = field(default_factory=list)
+    is_number: bool = False  # a Python number, saved as a tensor without dimensions
 
 
 def intersect_blocks(
-    have_offset: tuple[int, ...], have_shape: tuple[int, ...], want_offset: tuple[int, ...], want_shape: tuple[int, ...]
+    offset: tuple[int, ...], shape: tuple[int, ...], other_offset: tuple[int, ...], other_shape: tuple[int, ...]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
-    """Where two blocks of one tensor meet, as slices of the first and slices of the second; None if nowhere."""
-    source, target = [], []
-    for have, have_size, want, want_size in zip(have_offset, have_shape, want_offset, want_shape, strict=True):
-        start, end = max(have, want), min(have + have_size, want + want_size)
+    """Where two blocks of one tensor overlap, as an index into the first and one into the second; None if nowhere."""
+    index, other_index = [], []
+    for first, size, other, other_size in zip(offset, shape, other_offset, other_shape, strict=True):
+        start, end = max(first, other), min(first + size, other + other_size)
         if start >= end:
             return None
-        source.append(slice(start - have, end - have))
-        target.append(slice(start - want, end - want))
-    return tuple(source), tuple(target)
+        index.append(slice(start - first, end - first))
+        other_index.append(slice(start - other, end - other))
+    return tuple(index), tuple(other_index)
 
 
 class MappedFile:
-    """The tensors of one safetensors file as views of its memory map, whose pages are given back when asked to."""
+    """The tensors of one safetensors file as views of its memory map, whose pages can be released."""
 
     def __init__(self, path: Path) -> None:
         """Map the file.
@@ -138,7 +146,7 @@ class MappedFile:
         Raises:
             SafetensorError, OSError, ValueError: if it is not a whole safetensors file.
         """
-        with safe_open(path, framework="pt") as file:  # holds sizes, offsets and the file's length against each other
+        with safe_open(path, framework="pt") as file:  # checks sizes, offsets and the length of the file
             self.metadata: dict[str, str] = file.metadata() or {}
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
@@ -152,7 +160,7 @@ class MappedFile:
         }
 
     def view(self, name: str) -> Tensor:
-        """A tensor whose values are read from the disk where they are looked at."""
+        """A tensor whose values are read from disk when they are used."""
         dtype, shape, start, end = self.entries[name]
         if start == end:
             return torch.empty(shape, dtype=dtype)
@@ -160,19 +168,19 @@ class MappedFile:
         return raw.view(dtype).view(shape)
 
     def release(self, name: str) -> None:
-        """Take a tensor's pages out of this process's memory; looking at it again reads them again."""
+        """Take a tensor's pages out of this process's memory; using it again reads them again."""
         _, _, start, end = self.entries[name]
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # pages that are shared with its neighbours stay
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # pages shared with its neighbours stay
         length = end // mmap.PAGESIZE * mmap.PAGESIZE - first
         if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
             self._bytes.madvise(mmap.MADV_DONTNEED, first, length)
 
 
 class SafetensorsFiles:
-    """A set of safetensors files, read as the whole tensors that they hold blocks of; memory-mapped, on demand."""
+    """A set of safetensors files, read as the full tensors whose blocks they hold; memory-mapped, on demand."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self.wholes: dict[str, SavedTensor] = {}
+        self.tensors: dict[str, SavedTensor] = {}
         self.metadata: dict[str, str] = {}
         self._open: dict[Path, MappedFile] = {}
         for path in paths:
@@ -187,50 +195,48 @@ class SafetensorsFiles:
     def _read_header(self, path: Path) -> None:
         file = self._open[path]
         self.metadata |= file.metadata
-        placed = json.loads(file.metadata.get("parts", "{}"))
-        for name, (dtype, size, _, _) in file.entries.items():
-            entry = placed.get(name, {})
-            whole = self.wholes.setdefault(
-                name, SavedTensor(tuple(entry.get("shape", size)), dtype, python=entry.get("python", False))
+        blocks = json.loads(file.metadata.get("parts", "{}"))
+        for name, (dtype, shape, _, _) in file.entries.items():
+            block = blocks.get(name, {})
+            tensor = self.tensors.setdefault(
+                name, SavedTensor(tuple(block.get("shape", shape)), dtype, is_number=block.get("python", False))
             )
-            whole.blocks.append((path, tuple(entry.get("offset", [0] * len(size))), size))
+            tensor.blocks.append(SavedBlock(path, tuple(block.get("offset", [0] * len(shape))), shape))
 
-    def fill(self, name: str, part: TensorShard) -> None:
-        """Copy into `part.local` its values of tensor `name`, reading no others.
+    def copy_to(self, name: str, shard: TensorShard) -> None:
+        """Copy into `shard.local` its values of tensor `name`, reading no others.
 
         Raises:
-            DamagedFileError: if the files do not hold every value of the part, or cannot be read.
+            DamagedFileError: if the files do not hold every value of the shard, or cannot be read.
         """
-        filled = 0
-        for path, offset, size in self.wholes[name].blocks:
-            meet = intersect_blocks(offset, size, part.offset, tuple(part.local.shape))
-            if meet is None:
+        copied, blocks = 0, self.tensors[name].blocks
+        for block in blocks:
+            overlap = intersect_blocks(block.offset, block.shape, shard.offset, tuple(shard.local.shape))
+            if overlap is None:
                 continue
-            source, target = meet
-            values = self._open[path].view(name)[source]
-            part.local.detach()[target].copy_(values)
-            self._open[path].release(name)
-            filled += values.numel()
-        if filled != part.local.numel():
-            raise DamagedFileError(f"{name}: {filled} of {part.local.numel()} values found in {self._names(name)}")
+            index, local_index = overlap
+            values = self._open[block.path].view(name)[index]
+            shard.local.detach()[local_index].copy_(values)
+            self._open[block.path].release(name)
+            copied += values.numel()
+        if copied != shard.local.numel():
+            paths = ", ".join(block.path.name for block in blocks)
+            raise DamagedFileError(f"{name}: {copied} of {shard.local.numel()} values found in {paths}")
 
-    def _names(self, name: str) -> str:
-        return ", ".join(path.name for path, _, _ in self.wholes[name].blocks)
-
-    def whole(self, name: str) -> Tensor:
-        """Tensor `name` in full, on the CPU; if it lies in one block a view of the file, not to be written to."""
-        have = self.wholes[name]
-        if len(have.blocks) == 1 and have.blocks[0][2] == have.shape:
-            return self._open[have.blocks[0][0]].view(name)
-        tensor = torch.empty(have.shape, dtype=have.dtype)
-        self.fill(name, get_shard(tensor))
+    def read(self, name: str) -> Tensor:
+        """Tensor `name` in full, on the CPU; if it is saved in one block a view of the file, not to be written to."""
+        saved = self.tensors[name]
+        if len(saved.blocks) == 1 and saved.blocks[0].shape == saved.shape:
+            return self._open[saved.blocks[0].path].view(name)
+        tensor = torch.empty(saved.shape, dtype=saved.dtype)
+        self.copy_to(name, get_shard(tensor))
         return tensor
 
-    def like(self, name: str) -> Tensor:
+    def read_meta(self, name: str) -> Tensor:
         """Shape and type of tensor `name`, on the meta device."""
-        return torch.empty(self.wholes[name].shape, dtype=self.wholes[name].dtype, device="meta")
+        return torch.empty(self.tensors[name].shape, dtype=self.tensors[name].dtype, device="meta")
 
     def release(self, name: str) -> None:
         """Take the mapped pages of a tensor out of this process's memory."""
-        for path, _, _ in self.wholes[name].blocks:
-            self._open[path].release(name)
+        for block in self.tensors[name].blocks:
+            self._open[block.path].release(name)

@@ -1,130 +1,214 @@
-"""An account of a folder's tensors: which rule reads each, what is left over, and whether they write back alike."""
+"""One pass over the tensor names of a folder: which parameters they become, and what is unknown, missing or mismatched.
+
+Loading reads what the audit lists, and refuses a folder whose audit is not clean; `verify` and `validate` report it.
+"""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from litgpt.errors import UserError
+from litgpt.files import read_json
+from litgpt.model import registry
 from litgpt.model.config import Config
-from litgpt.model.names import NameTable, TensorMapping
-from litgpt.store.load_model import PublishedTensor, find_name_table, get_parameter_shapes
+from litgpt.model.names import NO_SUCH_PART, NameTable, TensorMapping
+from litgpt.store.collectives_io import Warn, print_to_stderr
+from litgpt.store.published_tensor import PublishedTensor, list_parameters, split_rows
 from litgpt.store.weight_files import WeightSource, open_weights
 
 
 @dataclass
 class TensorAudit:
-    """Every published tensor of a folder, and what became of it.
+    """Every published tensor of a folder, and what becomes of it.
 
     Attributes:
-        read: each published tensor that becomes ours.
-        left_out: those without weights, or of parts that the model has not; by name, with the reason.
-        unknown: those that no rule knows.
-        missing: our tensors that nothing in the folder becomes.
-        misshapen: one line for each tensor of another shape or type than the model's.
+        tensors: those that become parameters of the model.
+        tied_heads: output heads that are published though the model ties them to its embedding.
+        left_out: those without weights, or of parts that the model does not have; by name, with the reason.
+        unknown: those that the model does not have.
+        missing: parameters that no tensor of the folder becomes, with the index of the first expert that is missing.
+        mismatched: one line for each tensor of another shape or type than the model's, or that is there twice.
     """
 
     source: WeightSource
     table: NameTable | None
-    read: list[TensorMapping] = field(default_factory=list)
+    tensors: list[PublishedTensor] = field(default_factory=list)
+    tied_heads: list[PublishedTensor] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    misshapen: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
 
     @property
-    def balanced(self) -> bool:
-        return not (self.unknown or self.missing or self.misshapen)
+    def is_clean(self) -> bool:
+        """Whether every tensor is known and fits, and every parameter is there."""
+        return not (self.unknown or self.missing or self.mismatched)
 
-    def kinds(self) -> dict[str, int]:
+    @property
+    def mappings(self) -> list[TensorMapping]:
+        """How each tensor that is read becomes ours."""
+        return [tensor.mapping for tensor in (*self.tensors, *self.tied_heads)]
+
+    def count_kinds(self) -> dict[str, int]:
         """How many tensors each kind of rule reads."""
-        return dict(Counter(step.kind for step in self.read))
+        return dict(Counter(mapping.kind for mapping in self.mappings))
+
+    def check(self) -> None:
+        """Refuse a folder whose tensors are not those of the model.
+
+        Raises:
+            UserError: naming the tensors.
+        """
+        path = self.source.path
+        if self.unknown:
+            raise UserError(f"{path}: {shorten(self.unknown)}: no tensor of this name in the model; check model_config")
+        if self.missing:
+            raise UserError(f"{path}: lacks {shorten(self.missing)}; use the model_config of this folder")
+        if self.mismatched:
+            raise UserError(self.mismatched[0])
+        for head in self.tied_heads:
+            embedding = next(tensor for tensor in self.tensors if "embedding.weight" in tensor.mapping.names)
+            if not is_equal(head, embedding):
+                raise UserError(
+                    f"{path}: {head.hf_name} differs from {embedding.hf_name}, but the model ties them; "
+                    "set model_config.tie_embeddings: false"
+                )
 
 
 def audit_folder(folder: Path, config: Config) -> TensorAudit:
-    """Account for every tensor in a folder; looks at no values.
+    """Audit every tensor in a model folder or a `.gguf` file; reads no values.
 
     Raises:
-        UserError: if there are no weights, or their files are damaged.
+        UserError: if there are no weights, their files are damaged, or no architecture with their names is known.
     """
     source = open_weights(folder)
-    ledger = TensorAudit(source, find_name_table(source, folder, config))
-    shapes = get_parameter_shapes(config)
-    if ledger.table is None:
-        ledger.read = [TensorMapping(name, (name,), "rename") for name in source.names if name in shapes]
-        ledger.unknown = [name for name in source.names if name not in shapes]
-    else:
-        sort_names(ledger, ledger.table, config)
-    found: dict[str, set[int | None]] = {}
-    for step in ledger.read:
-        for name in step.names:
-            found.setdefault(name, set()).add(step.expert)
-        if len(step.names) == 1 and step.names[0] == "head.weight" and config.tie_embeddings:
-            continue
-        if not set(step.names) <= shapes.keys():
-            ledger.unknown.append(step.hf_name)
-            continue
-        try:
-            PublishedTensor(source, step, config, shapes).check()
-        except UserError as error:
-            ledger.misshapen.append(str(error))
-    everyone = set(range(config.n_expert))
-    ledger.missing = [
-        name for name in shapes if name not in found or not (None in found[name] or found[name] >= everyone)
-    ]
-    return ledger
+    return audit_source(source, find_name_table(source, folder, config), config)
 
 
-def sort_names(ledger: TensorAudit, table: NameTable, config: Config) -> None:
-    """Put every published name where it belongs."""
-    names = ledger.source.names
-    ledger.left_out |= dict.fromkeys(table.left_unread(names, config), "the model has no such part")
-    for name in names:
-        if name in ledger.left_out:
+def audit_source(source: WeightSource, table: NameTable | None, config: Config) -> TensorAudit:
+    """Audit every tensor of a source whose names follow a table, or None for our own names."""
+    parameters = list_parameters(config)
+    audit = TensorAudit(source, table)
+    published_as: dict[str, dict[int | None, str]] = {name: {} for name in parameters}
+    for hf_name in source.names:
+        if reason := table.get_skip_reason(hf_name, config) if table else "":
+            audit.left_out[hf_name] = reason
             continue
-        if table.ignores(name, config):
-            ledger.left_out[name] = "holds no weights"
-        elif step := table.step(name, config):
-            ledger.read.append(step)
+        mapping = table.map_hf_name(hf_name, config) if table else TensorMapping(hf_name, (hf_name,), "rename")
+        tensor = PublishedTensor(source, mapping, config, parameters) if mapping else None
+        if mapping is None or tensor is None:
+            audit.unknown.append(hf_name)
+        elif mapping.names == ("head.weight",) and config.tie_embeddings:
+            audit.tied_heads.append(tensor)
+        elif not set(mapping.names) <= parameters.keys() or (mapping.expert or 0) >= max(1, config.n_expert):
+            audit.unknown.append(hf_name)
         else:
-            ledger.unknown.append(name)
+            audit.tensors.append(tensor)
+            try:
+                check_published_once(tensor, published_as)
+                tensor.check()
+            except UserError as error:
+                audit.mismatched.append(str(error))
+    audit.missing = list_missing(published_as, config)
+    return audit
 
 
-def find_differing(ledger: TensorAudit, config: Config) -> list[str]:
-    """The published tensors that do not come out to the bit when ours are written back by the same table.
+def find_name_table(source: WeightSource, folder: Path, config: Config) -> NameTable | None:
+    """The table that the source's names follow; None for our own names."""
+    if source.table or "embedding.weight" in source.names:
+        return source.table
+    if any(name.startswith("transformer.wte.") for name in source.names) and source.path.suffix == ".pth":
+        return registry.load_litgpt_table()
+    folder = folder.parent if folder.is_file() else folder
+    published = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    model_type = published.get("model_type") if isinstance(published, dict) else None
+    families = registry.load_families().values()
+    family = next((family for family in families if family.model_type == model_type), None)
+    family = family or registry.find_family(config)
+    if family is None:
+        raise UserError(
+            f"{folder}: no known architecture has this shape and these tensor names; is config.json missing?"
+        )
+    return family.tensors
 
-    A folder whose head repeats the embedding it is tied to, or that uses an older layout of the same tensors, is
-    compared by what it becomes of ours.
+
+def check_published_once(tensor: PublishedTensor, published_as: dict[str, dict[int | None, str]]) -> None:
+    """Note by what a parameter, or an expert's slice of it, is published; refuse it if another tensor holds it too."""
+    expert = tensor.mapping.expert
+    for name in tensor.mapping.names:
+        for other_expert, other in published_as[name].items():
+            if other_expert == expert or None in (other_expert, expert):
+                raise UserError(f"{tensor.source.path}: {tensor.hf_name} and {other} both hold {name}; remove one")
+        published_as[name][expert] = tensor.hf_name
+
+
+def list_missing(published_as: dict[str, dict[int | None, str]], config: Config) -> list[str]:
+    """The parameters that are not published; those whose experts are not all there, with the first expert's index."""
+    missing = []
+    for name, experts in published_as.items():
+        absent = [expert for expert in range(config.n_expert) if expert not in experts]
+        if not experts:
+            missing.append(name)
+        elif None not in experts and absent:
+            missing.append(f"{name}[{absent[0]}]")
+    return missing
+
+
+def list_published(folder: Path, config: Config, *, warn: Warn = print_to_stderr) -> list[PublishedTensor]:
+    """Every tensor of a model in a folder, each checked by name, type and shape; reads no values.
+
+    Args:
+        folder: a model folder, or a `.gguf` file.
+        warn: called with one line if tensors are left out because the model has no such part.
+
+    Raises:
+        UserError: naming a tensor that only the folder or only the shape has, or of another shape or type.
     """
-    shapes = get_parameter_shapes(config)
-    read = {step.hf_name: step for step in ledger.read if step.names != ("head.weight",) or "head.weight" in shapes}
-    wrong = []
-    written: set[str] = set()
-    steps = ledger.table.map_names(shapes, config) if ledger.table else ledger.read
-    by_ours = {(step.names, step.expert): step for step in read.values()}
-    for step in steps:
-        reading = by_ours.get((step.names, step.expert))
-        if reading is None:
-            wrong.append(step.hf_name)
+    audit = audit_folder(folder, config)
+    audit.check()
+    unread = [name for name, reason in audit.left_out.items() if reason == NO_SUCH_PART]
+    if unread:
+        warn(f"{audit.source.path}: {len(unread)} tensors of parts that the model does not have, such as {unread[0]}")
+    return audit.tensors
+
+
+def is_equal(tensor: PublishedTensor, other: PublishedTensor) -> bool:
+    """Whether two published tensors hold the same values; compared block by block."""
+    pair = [tensor.source.read(tensor.hf_name), other.source.read(other.hf_name)]
+    blocks: Iterable[tuple[Tensor, ...]] = zip(*(split_rows(values, pair[0]) for values in pair), strict=True)
+    equal = pair[0].shape == pair[1].shape and all(torch.equal(*block) for block in blocks)
+    tensor.release()
+    other.release()
+    return equal
+
+
+def find_differing(audit: TensorAudit, config: Config) -> list[str]:
+    """The published tensors that are not equal to the bit when ours are written back by the same table.
+
+    A head that repeats the embedding it is tied to is not compared, and tensors in an older layout or under another
+    start of their names by the rule that reads them.
+    """
+    mappings = audit.table.map_names(list_parameters(config), config) if audit.table else audit.mappings
+    unwritten = {(tensor.mapping.names, tensor.mapping.expert): tensor for tensor in audit.tensors}
+    differing = []
+    for mapping in mappings:
+        tensor = unwritten.pop((mapping.names, mapping.expert), None)
+        if tensor is None:
+            differing.append(mapping.hf_name)
             continue
-        published = ledger.source.read(reading.hf_name)
-        parts = reading.split(published, config)
-        back = step if step.hf_name == reading.hf_name else reading  # an older layout, or another start of the name
-        given = [part if step.expert is None else Expert(part) for part in parts]
-        again = back.join(given, config)  # type: ignore[arg-type]
-        if again.shape != published.shape or not torch.equal(again, published):
-            wrong.append(reading.hf_name)
-        written.add(reading.hf_name)
-        ledger.source.release(reading.hf_name)
-    return wrong + [name for name in read if name not in written]
+        values = audit.source.read(tensor.hf_name)
+        parts = tensor.mapping.split(values, config)
+        back = (mapping if mapping.hf_name == tensor.hf_name else tensor.mapping).join_parts(parts, config)
+        if back.shape != values.shape or not torch.equal(back, values):
+            differing.append(tensor.hf_name)
+        tensor.release()
+    return differing + [tensor.hf_name for tensor in unwritten.values()]
 
 
-class Expert:
-    """One expert's slice standing in for the whole stack, to be asked for by its number."""
-
-    def __init__(self, values: torch.Tensor) -> None:
-        self.values = values
-
-    def __getitem__(self, expert: int) -> torch.Tensor:
-        return self.values
+def shorten(names: list[str]) -> str:
+    """The first five names of a list, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,4 +1,4 @@
-"""The weights that a folder publishes, whatever files they are in: names, and one tensor at a time."""
+"""The weights in a model folder, whatever files they are in: their names, and one tensor at a time."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from litgpt.store.dequantize import (
     read_block_size,
 )
 from litgpt.store.gguf_files import GGUFFile, find_gguf
-from litgpt.store.legacy import state_dict
+from litgpt.store.legacy import load_state_dict
 from litgpt.store.safetensors_files import SafetensorsFiles
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -33,22 +33,22 @@ Dequantize = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class WeightSource:
-    """The tensors that a folder publishes.
+    """The tensors of a model's files.
 
     Attributes:
-        like: a tensor's shape and type, on the meta device.
+        read_meta: a tensor's shape and type, on the meta device.
         read: its values; a view of a file where that is possible, not to be written to.
         release: take what was read of it out of memory again.
-        lends: whether what is read is memory-mapped, and nothing else shares it.
+        is_mapped: whether what is read is memory-mapped, and nothing else shares it.
         table: what the names mean, if the kind of file settles that; None leaves it to the folder.
     """
 
-    where: Path
+    path: Path
     names: list[str]
-    like: Callable[[str], Tensor]
+    read_meta: Callable[[str], Tensor]
     read: Callable[[str], Tensor]
     release: Callable[[str], None] = lambda name: None
-    lends: bool = False
+    is_mapped: bool = False
     table: NameTable | None = None
 
 
@@ -81,7 +81,7 @@ def open_weights(folder: Path) -> WeightSource:
         return open_torch_files([folder / BIN])
     if path := find_gguf(folder):
         file = GGUFFile(path)
-        return WeightSource(path, file.names, file.like, file.read, table=file.name_table)
+        return WeightSource(path, file.names, file.read_meta, file.read, table=file.name_table)
     raise UserError(f"{folder}: no weights in it; a model folder holds {SAFETENSORS}, {LIT_MODEL}, {BIN} or one .gguf")
 
 
@@ -95,39 +95,42 @@ def list_safetensors(folder: Path) -> list[Path]:
 
 
 def read_index(index: Path, suffix: str) -> tuple[list[Path], dict[str, str]]:
-    """The shards that an index lists, and which tensor it promises in which; only files inside its folder."""
+    """The shards that an index lists, and its map from tensor to shard; only files inside its folder."""
     content = read_json(index)
-    places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise DamagedFileError(f"{index}: weight_map is not a mapping of tensor names to file names")
-    shards = [join_inside(index.parent, name) for name in sorted(set(places.values()))]
+    shards = [join_inside(index.parent, name) for name in sorted(set(weight_map.values()))]
     for shard in shards:
         if shard.suffix != suffix or not shard.is_file():
             raise DamagedFileError(f"{index}: lists {shard.name}, which is not a {suffix} file in this folder")
-    return shards, places
+    return shards, weight_map
 
 
-def open_safetensors(where: Path, shards: list[Path], places: Mapping[str, str] | None = None) -> WeightSource:
-    """A set of safetensors files as a source; weights stored in 4 or 8 bits are read as what they stand for."""
+def open_safetensors(path: Path, shards: list[Path], weight_map: Mapping[str, str] | None = None) -> WeightSource:
+    """A set of safetensors files as a source; weights in 4 or 8 bits are dequantized when read."""
     files = SafetensorsFiles(shards)
-    for name, shard in (places or {}).items():
-        if name not in files.wholes or files.wholes[name].blocks[0][0].name != Path(shard).name:
-            raise DamagedFileError(f"{where}: {name} is not in {shard}, where the index says it is")
-    for name, whole in files.wholes.items():
-        if len(whole.blocks) > 1:
-            raise DamagedFileError(f"{where}: {name} is in {whole.blocks[0][0].name} and in {whole.blocks[1][0].name}")
-    return wrap_dequantized(WeightSource(where, list(files.wholes), files.like, files.whole, files.release, lends=True))
+    for name, shard in (weight_map or {}).items():
+        if name not in files.tensors or files.tensors[name].blocks[0].path.name != Path(shard).name:
+            raise DamagedFileError(f"{path}: {name} is not in {shard}, where the index says it is")
+    for name, tensor in files.tensors.items():
+        if len(tensor.blocks) > 1:
+            raise DamagedFileError(
+                f"{path}: {name} is in {tensor.blocks[0].path.name} and in {tensor.blocks[1].path.name}"
+            )
+    names = list(files.tensors)
+    return dequantize_source(WeightSource(path, names, files.read_meta, files.read, files.release, is_mapped=True))
 
 
 def open_training_checkpoint(folder: Path) -> WeightSource:
     """The weights of a training checkpoint as a source, under our own names."""
     files = open_checkpoint(folder)
-    names = [name.removeprefix("model.") for name in files.wholes if name.startswith("model.")]
+    names = [name.removeprefix("model.") for name in files.tensors if name.startswith("model.")]
 
-    def named(get: Callable[[str], Any]) -> Callable[[str], Any]:
-        return lambda name: get(f"model.{name}")
+    def add_prefix(read: Callable[[str], Any]) -> Callable[[str], Any]:
+        return lambda name: read(f"model.{name}")
 
-    return WeightSource(folder, names, named(files.like), named(files.whole), named(files.release))
+    return WeightSource(folder, names, add_prefix(files.read_meta), add_prefix(files.read), add_prefix(files.release))
 
 
 def open_torch_files(paths: Iterable[Path]) -> WeightSource:
@@ -135,42 +138,42 @@ def open_torch_files(paths: Iterable[Path]) -> WeightSource:
     tensors: dict[str, Tensor] = {}
     paths = list(paths)
     for path in paths:
-        tensors |= state_dict(path)
+        tensors |= load_state_dict(path)
     return WeightSource(paths[0], list(tensors), lambda name: tensors[name].to("meta"), tensors.__getitem__)
 
 
-def wrap_dequantized(source: WeightSource) -> WeightSource:
-    """A source in which weights that are stored in 8 or 4 bits appear as what they stand for."""
-    known = set(source.names)
-    packed: dict[str, tuple[Dequantize, str, str]] = {}
+def dequantize_source(source: WeightSource) -> WeightSource:
+    """A source whose weights in 8 or 4 bits are dequantized when read, and whose scales are not listed."""
+    names = set(source.names)
+    quantized: dict[str, tuple[Dequantize, str, str]] = {}  # how, the name of the values, that of the scales
     for name in source.names:
         weight, blocks = name.removesuffix(FP8_SCALE), name.removesuffix(MXFP4_BLOCKS)
-        if weight != name and weight in known:
-            packed[weight] = (partial(dequantize_fp8, block=read_block_size(source.where.parent)), weight, name)
-        elif blocks != name and blocks + MXFP4_SCALES in known:
-            packed[blocks] = (dequantize_mxfp4, name, blocks + MXFP4_SCALES)
-    if not packed:
+        if weight != name and weight in names:
+            quantized[weight] = (partial(dequantize_fp8, block=read_block_size(source.path.parent)), weight, name)
+        elif blocks != name and blocks + MXFP4_SCALES in names:
+            quantized[blocks] = (dequantize_mxfp4, name, blocks + MXFP4_SCALES)
+    if not quantized:
         return source
 
-    def unpack(name: str, get: Callable[[str], Tensor]) -> Tensor:
-        if name not in packed:
-            return get(name)
-        dequantize, values, scales = packed[name]
+    def dequantize(name: str, read: Callable[[str], Tensor]) -> Tensor:
+        if name not in quantized:
+            return read(name)
+        convert, values, scales = quantized[name]
         try:
-            return dequantize(get(values), get(scales))
+            return convert(read(values), read(scales))
         except UserError as error:
-            raise UserError(f"{source.where}: {name}: {error}") from None
+            raise UserError(f"{source.path}: {name}: {error}") from None
 
     def read(name: str) -> Tensor:
-        found = unpack(name, source.read)
-        if name in packed:
+        tensor = dequantize(name, source.read)
+        if name in quantized:
             release(name)
-        return found
+        return tensor
 
     def release(name: str) -> None:
-        for part in packed[name][1:] if name in packed else (name,):
-            source.release(part)
+        for stored_name in quantized[name][1:] if name in quantized else (name,):
+            source.release(stored_name)
 
-    inner = {part for _, *parts in packed.values() for part in parts}
-    names = [name for name in source.names if name not in inner] + list(packed)
-    return WeightSource(source.where, names, lambda name: unpack(name, source.like), read, release)
+    stored = {name for _, *names in quantized.values() for name in names}
+    listed = [name for name in source.names if name not in stored] + list(quantized)
+    return WeightSource(source.path, listed, lambda name: dequantize(name, source.read_meta), read, release)

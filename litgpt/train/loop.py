@@ -107,9 +107,9 @@ class Loop:
                     self.evaluate()
                 with self.meter.apart("saving"):
                     self.save()
-                    run.checkpoints.finish()
+                    run.checkpoints.commit()
             except UserError:  # raised on all ranks alike, so that all can bring an open checkpoint to its end
-                run.checkpoints.finish()
+                run.checkpoints.commit()
                 raise
             finally:
                 run.stream.close()
@@ -128,7 +128,7 @@ class Loop:
             taken,
             run.objective,
             max_norm=self.train.max_norm,
-            flags=(self.interrupts.received is not None, self.late(), run.checkpoints.poll()),
+            flags=(self.interrupts.received is not None, self.late(), run.checkpoints.is_written),
             channels=len(run.channels),
             fault=fault,
         )
@@ -136,7 +136,7 @@ class Loop:
         self.tokens += result.tokens
         self.count(result)
         interrupted, late, written = result.asked
-        if run.checkpoints.pending and written == run.ranks:
+        if run.checkpoints.is_pending and written == run.ranks:
             run.checkpoints.commit()
         if self.step % self.train.log_interval == 0:
             self.log(result, rate)

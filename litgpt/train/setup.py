@@ -331,7 +331,7 @@ def build(recipe: Training, spec: RunSpec, objective: Objective, say: Say) -> Ru
             train_state.core,
             train_state.optimizers,
             restore_rng=recipe.checkpoint.save_rng,
-            kept=kept,
+            saved_names=kept,
             layout=layout,
             warn=say,
         )
@@ -369,7 +369,7 @@ def build(recipe: Training, spec: RunSpec, objective: Objective, say: Say) -> Ru
             on_error=recipe.checkpoint.on_error,
             save_rng=recipe.checkpoint.save_rng,
             resumed_step=progress.get("step", 0),
-            kept=kept,
+            saved_names=kept,
             layout=layout,
             warn=say,
         ),

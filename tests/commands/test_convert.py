@@ -46,7 +46,7 @@ def test_every_form_becomes_a_model_folder_in_place(tmp_path: Path, form: str) -
         checkpoints = Checkpoints(folder)
         files = {"model_config.yaml": yaml.safe_dump(model.config.to_dict())}
         checkpoints.save(3, model, None, {}, files)  # type: ignore[arg-type]
-        folder = checkpoints.finish() or folder
+        folder = checkpoints.commit() or folder
     else:
         folder.mkdir()
         state: dict[str, Any] = dict(lit_state(model))

@@ -161,13 +161,13 @@ def test_what_does_not_come_back_to_the_bit_is_found(
     from litgpt.model.names import TensorMapping
 
     folder = folder_of(tmp_path / "m", small("pythia-14m"))
-    join = TensorMapping.join
+    join_parts = TensorMapping.join_parts
 
     def rounded(self: TensorMapping, tensors: Any, config: Config) -> torch.Tensor:
-        joined = join(self, tensors, config)
+        joined = join_parts(self, tensors, config)
         return joined.bfloat16().float() if "layers.1.attention.dense.weight" in self.hf_name else joined
 
-    monkeypatch.setattr(TensorMapping, "join", rounded)
+    monkeypatch.setattr(TensorMapping, "join_parts", rounded)
     code, said = outcome(folder, capsys)
     assert code == 1 and said["round trip"] == "FAILED" and said["logits"] == "passed", said
 

@@ -30,5 +30,5 @@ def save_for_ever(folder: Path, ranks: int, told: Connection) -> None:
             for parameter in model.parameters():
                 parameter.fill_(step)
         checkpoints.save(step, model, optimizer, {"value": step})
-        checkpoints.finish()
+        checkpoints.commit()
         told.send(step)

@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> Path:
         optimizer.step()
         files = {name: f"{name}: {step}\n" for name in ("model_config.yaml", "recipe.yaml", "tokenizer.json")}
         checkpoints.save(step, model, optimizer, {"tokens": step}, files)
-    checkpoints.finish()
+    checkpoints.commit()
     assert sorted(path.name for path in (tmp_path / "step-00000002").iterdir()) == FILES
     return tmp_path
 

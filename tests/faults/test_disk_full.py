@@ -20,7 +20,7 @@ def save(out_dir: Path, step: int, width: int, **settings: Any) -> Path | None:
     checkpoints = Checkpoints(out_dir, **settings)
     model = nn.Linear(width, width)
     checkpoints.save(step, model, None, {}, {"recipe.yaml": "seed: 1\n"})
-    return checkpoints.finish()
+    return checkpoints.commit()
 
 
 @pytest.fixture

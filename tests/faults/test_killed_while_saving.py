@@ -56,6 +56,6 @@ def test_there_is_always_a_loadable_latest(tmp_path: Path, ranks: int, kills: in
         last = step
     checkpoints = Checkpoints(folder, keep=2, warn=lambda _line: None)
     checkpoints.save(last + 1, nn.Linear(2, 2), None, {})
-    checkpoints.finish()
+    checkpoints.commit()
     assert len(list(folder.iterdir())) == 2, "a save that is let end leaves two checkpoints and nothing else"
     print(f"{kills} kills, {half_done} of them inside a save, {last} steps")

@@ -14,8 +14,10 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
-from litgpt.model.names import to_hf_names, to_our_names
+from litgpt.model.names import to_hf_names
 from litgpt.model.registry import Family, find_family, load_families
+from litgpt.store.tensor_audit import audit_source
+from tests.store.models import as_source, to_our_names
 
 SIZES = {"vocab_size": 96, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80}
 NO_IDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
@@ -118,8 +120,9 @@ def test_untied_head_in_a_tied_model_is_refused(tmp_path: Path) -> None:
     same = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
     table = load_families()["llama"].tensors
     assert to_our_names(table, same, config).keys() == to_our_names(table, tensors, config).keys()
+    audit_source(as_source(same), table, config).check()
     with pytest.raises(UserError, match="tie_embeddings"):
-        to_our_names(table, {**same, "lm_head.weight": torch.zeros(96, 48)}, config)
+        audit_source(as_source({**same, "lm_head.weight": torch.zeros(96, 48)}), table, config).check()
 
 
 def test_initialised_model_runs_in_transformers(tmp_path: Path) -> None:

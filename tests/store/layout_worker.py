@@ -16,8 +16,9 @@ from litgpt.model.config import Config
 from litgpt.store.checkpoint_load import load_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.load_model import load_model
+from litgpt.store.optimizer_state import iter_optimizer_state
 from litgpt.store.save_model import save_model
-from litgpt.store.state_dict import iter_model_tensors, iter_optimizer_state
+from litgpt.store.state_dict import iter_model_tensors
 from tests.store.models import random_model
 
 LAYOUTS = {2: ["plain", "ddp", "fsdp"], 4: ["ddp", "fsdp", "hsdp"]}
@@ -113,7 +114,7 @@ def check_layouts(folder: Path) -> None:
             checkpoints.save(8, model, optimizer, {"tokens": 12345678901})
             saved_state = whole_state(model, optimizer)
             train(model, optimizer, 1)  # must not leak into what is being written
-            saved = checkpoints.finish()
+            saved = checkpoints.commit()
             assert saved is not None
             check_loads(saved, saved_state, layouts, kind)
     dist.barrier()

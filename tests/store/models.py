@@ -7,9 +7,11 @@ from torch import Tensor
 
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.names import to_hf_names
+from litgpt.model.names import NameTable, to_hf_names
 from litgpt.model.registry import load_litgpt_table
-from litgpt.store.load_model import load_model
+from litgpt.store.load_model import load_model, stack_experts
+from litgpt.store.published_tensor import PublishedTensor
+from litgpt.store.weight_files import WeightSource
 
 SMALL = {
     "n_layer": 2,
@@ -61,3 +63,21 @@ def assert_loads(folder: Path, model: GPT) -> None:
 def lit_state(model: GPT) -> dict[str, Tensor]:
     state = to_hf_names(load_litgpt_table(), weights(model), model.config)
     return state | {"lm_head.weight": model.output_weight.detach()}
+
+
+def as_source(tensors: dict[str, Tensor]) -> WeightSource:
+    """Published tensors in memory as a source."""
+    return WeightSource(Path("memory"), list(tensors), lambda name: tensors[name].to("meta"), tensors.__getitem__)
+
+
+def to_our_names(table: NameTable, tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """A published state dict under our names, which need not be all of a model's; without a head that is tied."""
+    names = [name for name in tensors if not table.get_skip_reason(name, config)]
+    mappings = [mapping for name in names if (mapping := table.map_hf_name(name, config))]
+    assert len(mappings) == len(names), "a tensor without a rule"
+    published = [
+        PublishedTensor(as_source(tensors), mapping, config, {})
+        for mapping in mappings
+        if not (config.tie_embeddings and mapping.names == ("head.weight",))
+    ]
+    return dict(stack_experts(published, config.n_expert))

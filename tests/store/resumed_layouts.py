@@ -22,8 +22,9 @@ from litgpt.recipe.tuner import LoRA
 from litgpt.store.checkpoint_load import load_checkpoint, open_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.load_model import load_model
+from litgpt.store.optimizer_state import iter_optimizer_state
 from litgpt.store.save_model import gather_stages, save_model
-from litgpt.store.state_dict import iter_all_tensors, iter_optimizer_state
+from litgpt.store.state_dict import iter_model_tensors
 from litgpt.train import optimizer
 from litgpt.train.objective import next_token
 from litgpt.train.step import TrainState, train_step
@@ -84,7 +85,7 @@ def save(layout: str, folder: Path) -> list[float]:
     train(trained, 2)
     checkpoints = Checkpoints(folder / layout, layout=degrees(trained))
     checkpoints.save(2, trained.core, trained.optimizers, {})
-    saved = checkpoints.finish()
+    saved = checkpoints.commit()
     assert saved is not None
     compare(trained, saved)
     return train(trained, 3)
@@ -105,12 +106,12 @@ def resume(layout: str, folder: Path, losses: dict[str, list[float]]) -> list[st
 def compare(trained: TrainState, saved: Path) -> None:
     """Hold all values, gathered by torch, against those in the files, and learning rates against the first."""
     files = open_checkpoint(saved)
-    values: dict[str, Any] = {f"model.{name}": tensor for name, tensor in iter_all_tensors(trained.core)}
+    values: dict[str, Any] = {f"model.{name}": tensor for name, tensor in iter_model_tensors(trained.core)}
     values |= {f"optimizer.{name}": one for name, one in iter_optimizer_state(trained.core, trained.optimizers)}
     assert len(values) > len(list(trained.core.parameters())) * 3
     for name, value in values.items():
         whole = value.full_tensor() if isinstance(value, DTensor) else value
-        assert isinstance(whole, Tensor) and torch.equal(whole, files.whole(name)), (saved, name)
+        assert isinstance(whole, Tensor) and torch.equal(whole, files.read(name)), (saved, name)
     assert {group["lr"] for one in trained.optimizers for group in one.param_groups} == {1e-2}
 
 

@@ -33,7 +33,7 @@ def save(out_dir: Path, number: int, **settings: Any) -> Path:
     model = two_layers(number)
     checkpoints = Checkpoints(out_dir, **settings)
     checkpoints.save(number, model, None, {"tokens": number})
-    folder = checkpoints.finish()
+    folder = checkpoints.commit()
     assert folder is not None
     return folder
 
@@ -79,7 +79,7 @@ def test_a_continued_run_equals_an_unbroken_one(tmp_path: Path, kind: str) -> No
     checkpoints.save(3, model, optimizers, {"tokens": 7, "guard": {"window": [0.1, 1e-300]}})
     for _ in range(3):
         step(model, *optimizers)
-    checkpoints.finish()
+    checkpoints.commit()
 
     other = two_layers(seed=1)
     fresh = optimizers_of(kind, other)
@@ -104,11 +104,11 @@ def test_tied_frozen_and_buffers_are_kept_and_names_do_not_depend_on_wrappers(tm
     train(model, optimizer)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, torch.compile(model), optimizer, {})
-    folder = checkpoints.finish()
+    folder = checkpoints.commit()
     assert folder is not None
     files = open_checkpoint(folder)
-    assert "model.embedding.weight" in files.wholes and "model.head.weight" not in files.wholes
-    assert "model.seen" in files.wholes and "model.scratch" not in files.wholes
+    assert "model.embedding.weight" in files.tensors and "model.head.weight" not in files.tensors
+    assert "model.seen" in files.tensors and "model.scratch" not in files.tensors
     other, fresh = build("plain", 2)
     load_checkpoint(folder, other, fresh)
     assert_same(whole_state(model, optimizer), whole_state(other, fresh), "tied")
@@ -133,7 +133,7 @@ def test_later_steps_do_not_change_what_is_saved(
     monkeypatch.setattr(checkpoint_save, "write_tensors", late_write)
     checkpoints = Checkpoints(tmp_path, asynchronous=background)
     checkpoints.save(1, model, optimizer, {})
-    assert checkpoints.pending and checkpoints.poll() == (not background)
+    assert checkpoints.is_pending and checkpoints.is_written == (not background)
     assert find_latest(tmp_path) is None
     step(model, optimizer)
     go.set()
@@ -148,7 +148,7 @@ def test_a_folder_says_what_it_holds_and_carries_the_callers_files(tmp_path: Pat
     checkpoints = Checkpoints(tmp_path / "out")
     files: dict[str, str | Path] = {"recipe.yaml": "seed: 1\n", "tokenizer.json": tmp_path / "tokenizer.json"}
     checkpoints.save(12, two_layers(), None, {}, files)
-    folder = checkpoints.finish()
+    folder = checkpoints.commit()
     assert folder == tmp_path / "out" / "step-00000012"
     names = ["manifest.json", "progress.json", "recipe.yaml", "shard-00000-of-00001.safetensors", "tokenizer.json"]
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -189,10 +189,10 @@ def test_a_step_that_is_saved_already_is_left_alone(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     for _ in range(2):
         checkpoints.save(4, two_layers(), None, {})
-        checkpoints.finish()
+        checkpoints.commit()
     again = Checkpoints(tmp_path, resumed_step=4)
     again.save(4, two_layers(), None, {})
-    assert again.finish() is None
+    assert again.commit() is None
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
 
 
@@ -227,7 +227,7 @@ def test_another_optimizer_is_refused(tmp_path: Path) -> None:
     step(model, optimizer)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, model, optimizer, {})
-    folder = checkpoints.finish()
+    folder = checkpoints.commit()
     assert folder is not None
     with pytest.raises(UserError, match=r"saved with \['SGD'\], this run has \['AdamW'\]"):
         load_checkpoint(folder, model, torch.optim.AdamW(model.parameters()))

@@ -28,7 +28,7 @@ def test_every_layout_loads_under_every_other(tmp_path: Path, ranks: int) -> Non
     train(model, optimizer)
     alone = Checkpoints(tmp_path / "one")
     alone.save(1, model, optimizer, {"tokens": 12345678901})
-    alone.finish()
+    alone.commit()
 
     codes = join_ranks(start_ranks(check_layouts, tmp_path, folder=tmp_path, ranks=ranks))
     assert codes == [0] * ranks, [(tmp_path / f"rank-{rank}.log").read_text() for rank in range(ranks)]

@@ -25,7 +25,7 @@ def save_run(folder: Path, model: GPT) -> Path:
         "recipe.yaml": "seed: 1\n",
     }
     checkpoints.save(7, model, optimizer, {}, files)
-    saved = checkpoints.finish()
+    saved = checkpoints.commit()
     assert saved is not None
     return saved
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.store import load_model
+from litgpt.store import load_model, published_tensor
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.safetensors_files import MappedFile, SafetensorsFiles, TensorShard
 from litgpt.store.save_model import save_model_folder
+from litgpt.store.tensor_audit import list_published
 from litgpt.store.weight_files import open_weights
 from tests.processes import join_ranks, start_ranks
 from tests.store.models import assert_loads, random_model, small, weights
@@ -52,7 +53,7 @@ def test_what_was_copied_is_out_of_memory_again(tmp_path: Path, name: str, monke
     model = written(tmp_path / "model", name, n_embd=512, head_size=128, intermediate_size=2048, padded_vocab_size=2048)
     path, seen = tmp_path / "model" / "model.safetensors", []
     release, block = MappedFile.release, 1 << 18
-    monkeypatch.setattr(load_model, "BLOCK_BYTES", block)
+    monkeypatch.setattr(published_tensor, "BLOCK_BYTES", block)
 
     def watched(self: MappedFile, tensor: str) -> None:
         seen.append(resident(path))
@@ -85,7 +86,7 @@ def test_stacked_experts_are_published_apart_and_come_back(tmp_path: Path, famil
 
 def test_no_stack_of_experts_is_held_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = written(tmp_path / "model", "Mixtral-8x7B-v0.1", **EXPERTS)
-    published_names, whole = [], SafetensorsFiles.whole
+    published_names, whole = [], SafetensorsFiles.read
 
     def read(self: SafetensorsFiles, name: str) -> Tensor:
         published_names.append(name)
@@ -94,7 +95,7 @@ def test_no_stack_of_experts_is_held_beside_the_model(tmp_path: Path, monkeypatc
     def forbidden(*_: Any, **__: Any) -> Tensor:
         raise AssertionError("a stack was made")
 
-    monkeypatch.setattr(SafetensorsFiles, "whole", read)
+    monkeypatch.setattr(SafetensorsFiles, "read", read)
     monkeypatch.setattr(torch, "stack", forbidden)
     monkeypatch.setattr(Tensor, "new_empty", forbidden)
     monkeypatch.setattr(torch, "cat", forbidden)
@@ -106,13 +107,13 @@ def test_a_rank_with_some_experts_reads_only_those(tmp_path: Path, monkeypatch: 
     model = written(tmp_path / "model", "Mixtral-8x7B-v0.1", **EXPERTS)
     read: list[str] = []
     source = open_weights(tmp_path / "model")
-    whole = SafetensorsFiles.whole
-    monkeypatch.setattr(SafetensorsFiles, "whole", lambda self, name: [read.append(name), whole(self, name)][1])
+    whole = SafetensorsFiles.read
+    monkeypatch.setattr(SafetensorsFiles, "read", lambda self, name: [read.append(name), whole(self, name)][1])
     name = "blocks.1.mlp.experts.down"
     local = torch.zeros(2, 32, 16)
-    part = TensorShard(local, (4, 32, 16), (1, 0, 0), sharded=True, first_replica=True)  # experts 1 and 2
-    for tensor in load_model.list_published(tmp_path / "model", model.config):
-        if name in tensor.step.names:
+    part = TensorShard(local, (4, 32, 16), (1, 0, 0), is_sharded=True, is_first_replica=True)  # experts 1 and 2
+    for tensor in list_published(tmp_path / "model", model.config):
+        if name in tensor.mapping.names:
             tensor.copy_to({name: part})
     assert torch.equal(local, weights(model)[name][1:3])
     assert len(read) == 2 and len(source.names) > 20
@@ -166,7 +167,7 @@ def test_a_training_checkpoint_is_a_model_folder_too(tmp_path: Path) -> None:
     model = random_model(small("Llama-2-7b-hf"))
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, model, None, {}, {"model_config.yaml": yaml.safe_dump(model.config.to_dict())})
-    step = checkpoints.finish()
+    step = checkpoints.commit()
     assert step is not None
     assert_loads(step, model)
     assert Config.from_checkpoint(step) == model.config

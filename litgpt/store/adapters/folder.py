@@ -34,7 +34,7 @@ from litgpt.store.adapters.peft_lora import (
     weight_step,
 )
 from litgpt.store.checkpoint_load import PROGRESS, iter_checkpoint_weights
-from litgpt.store.load_model import get_parameter_shapes
+from litgpt.store.published_tensor import list_parameters
 from litgpt.store.safetensors_files import SafetensorsFiles, write_tensors
 from litgpt.store.tokenizer_files import copy_tokenizer
 from litgpt.store.weight_files import BIN, BIN_INDEX, LIT_MODEL, SAFETENSORS, SAFETENSORS_INDEX
@@ -207,7 +207,7 @@ def load_adapter_folder(folder: Path | str, config: Config) -> SavedAdapter:
         settings, run = own_settings(folder, values[OWN])
         return SavedAdapter(settings, own_tensors(folder), base, run)
     files = SafetensorsFiles([folder / ADAPTER_WEIGHTS])
-    published = {name.removeprefix(START): files.whole(name) for name in files.wholes}
+    published = {name.removeprefix(START): files.read(name) for name in files.tensors}
     try:
         notes = json.loads(files.metadata.get(OWN, "null"))
         settings, tensors = read(published, values, notes, config)
@@ -246,7 +246,7 @@ def own_tensors(folder: Path) -> dict[str, Tensor]:
     if (folder / PROGRESS).is_file():
         return dict(iter_checkpoint_weights(folder))
     files = SafetensorsFiles([folder / ADAPTER_WEIGHTS])
-    return {name: files.whole(name) for name in files.wholes}
+    return {name: files.read(name) for name in files.tensors}
 
 
 def own_settings(folder: Path, choice: Any) -> tuple[Tuner, BasePrecision]:
@@ -329,7 +329,8 @@ def check_shapes(tensors: Tensors, config: Config) -> None:
     Raises:
         UserError: naming the first that does not fit.
     """
-    for ours, shape in get_parameter_shapes(config).items():
+    for ours, parameter in list_parameters(config).items():
+        shape = tuple(parameter.shape)
         *stack, rows, columns = shape if len(shape) > 1 else (*shape, 0)
         sizes = {"lora_a": (-1, columns), "lora_b": (rows, -1), "lora_magnitude": (rows,)}
         expected = {

@@ -16,8 +16,8 @@ from litgpt.recipe.finetune import LORA_SWITCHES
 from litgpt.recipe.tuner import LoRA
 from litgpt.store.adapters.lora_pairs import LoRAPart
 from litgpt.store.adapters.peft_lora import Taken
-from litgpt.store.legacy import state_dict
-from litgpt.store.load_model import get_parameter_shapes
+from litgpt.store.legacy import load_state_dict
+from litgpt.store.published_tensor import list_parameters
 
 WEIGHTS, SETTINGS = "lit_model.pth.lora", "hyperparameters.yaml"
 
@@ -47,7 +47,7 @@ def load(folder: Path, config: Config) -> tuple[LoRA, dict[str, Tensor]]:
         UserError: if a file is missing or damaged, or the adapter is for a model of another shape.
     """
     values, pairs = settings_in(folder), pairs_in(folder / WEIGHTS)
-    steps = {step.hf_name: step for step in load_litgpt_table().map_names(list(get_parameter_shapes(config)), config)}
+    steps = {step.hf_name: step for step in load_litgpt_table().map_names(list(list_parameters(config)), config)}
     enabled = [LORA_SWITCHES[f"lora_{name}"][0] for name in ("query", "key", "value") if values.get(f"lora_{name}")]
     taken = Taken(config)
     for layer, pair in pairs.items():
@@ -74,7 +74,7 @@ def load(folder: Path, config: Config) -> tuple[LoRA, dict[str, Tensor]]:
 def pairs_in(path: Path) -> dict[str, dict[str, Tensor]]:
     """The A and B of every layer in a file."""
     pairs: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name, tensor in state_dict(path).items():
+    for name, tensor in load_state_dict(path).items():
         layer, _, half = name.partition(".lora_")
         pairs[layer.removesuffix(".linear")][half] = tensor
     return pairs

@@ -56,7 +56,7 @@ def join_pair(
     step: TensorMapping,
     parts: list[LoRAPart],
     tensors: Mapping[str, Tensor],
-    shapes: Mapping[str, tuple[int, ...]],
+    parameters: Mapping[str, Tensor],
     config: Config,
 ) -> tuple[Tensor, Tensor]:
     """A (rank, in) and B (out, rank) of a published matrix, or stacks of them; the parts' ranks add up."""
@@ -67,7 +67,7 @@ def join_pair(
 
     a = cat([half(part, "a") for part in parts], dim=-2)
     *experts, rank, _ = a.shape
-    rows = {ours: a.new_zeros(*experts, shapes[ours][-2], rank) for ours in step.names}
+    rows = {ours: a.new_zeros(*experts, parameters[ours].shape[-2], rank) for ours in step.names}
     at = 0
     for part in parts:
         rows[part.name][..., at : at + part.rank] = -half(part, "b") if part.first else half(part, "b")

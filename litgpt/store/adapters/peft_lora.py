@@ -22,7 +22,7 @@ from litgpt.store.adapters.lora_pairs import (
     tuner_parameter_name,
 )
 from litgpt.store.adapters.peft_experts import INNER, flat, is_whole_stack, parameters_in, stacked, targeted, wrapped
-from litgpt.store.load_model import get_parameter_shapes
+from litgpt.store.published_tensor import list_parameters
 
 START = "base_model.model."
 COPY = "_trained"
@@ -36,7 +36,7 @@ def steps_of(config: Config) -> dict[str, TensorMapping]:
 
     What transformers' modules call otherwise than files do is there under both names, and called as in modules.
     """
-    family, names = find_family(config), list(get_parameter_shapes(config))
+    family, names = find_family(config), list(list_parameters(config))
     if family is None:
         return {name: TensorMapping(name, (name,), "rename") for name in names}
     steps = family.tensors.map_names(names, config)
@@ -60,7 +60,7 @@ def to_peft(tensors: Tensors, config: Config) -> tuple[dict[str, Tensor], dict[s
     """PEFT's tensors, the parts of each layer's pair, and the names of ours that it has no form for."""
     published: dict[str, Tensor] = {}
     layers: dict[str, list[LoRAPart]] = {}
-    left, shapes, steps = set(tensors), get_parameter_shapes(config), steps_of(config)
+    left, shapes, steps = set(tensors), list_parameters(config), steps_of(config)
     parameters = parameters_in(steps)
     ours = {step.hf_name: (step, find_parts(step, tensors)) for step in steps.values()}
     called = wrapped([theirs for theirs, (_, parts) in ours.items() if parts])
@@ -125,7 +125,7 @@ def sort(published: Tensors, steps: Mapping[str, TensorMapping], endings: Iterab
         if pair_of.keys() != {"a", "b"}:
             raise UserError(f"{layer}: only one of lora_A and lora_B is there")
         if is_whole_stack(step := weight_step(layer, steps)):
-            columns = get_parameter_shapes(config)[step.names[0]][-1]
+            columns = list_parameters(config)[step.names[0]].shape[-1]
             pair_of["a"], pair_of["b"] = stacked(step, pair_of["a"], pair_of["b"], columns, config)
     return found
 
