@@ -211,10 +211,10 @@ def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
     cases: dict[str, nn.Module] = {
         r"lacks 2 tensor\(s\): 3.bias, 3.weight": nn.Sequential(*two_layers(), nn.Linear(3, 3)),
         r"unknown 2 tensor\(s\): 2.bias, 2.weight": nn.Sequential(nn.Linear(4, 5)),
-        r"0.weight was saved as F32 \[5, 4\], here it is F32 \[6, 4\]": nn.Sequential(
+        r"0.weight was saved as F32 \[5, 4\], in this run it is F32 \[6, 4\]": nn.Sequential(
             nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)
         ),
-        "here it is BF16.*same model and precision": two_layers().bfloat16(),
+        "in this run it is BF16.*same model and precision": two_layers().bfloat16(),
     }
     for message, model in cases.items():
         with pytest.raises(UserError, match=message):
