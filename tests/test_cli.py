@@ -20,7 +20,7 @@ def test_every_command_has_help(litgpt, name):
     assert "Annotated" not in outcome.out and "Ge(" not in outcome.out
 
 
-def test_help_names_the_commands(litgpt):
+def test_help_lists_the_commands(litgpt):
     for argv in ([], ["--help"], ["-h"]):
         outcome = litgpt(*argv)
         assert outcome.code == 0
@@ -48,7 +48,7 @@ def test_help_and_recipes_import_neither_torch_nor_lightning(argv):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_top_of_the_help_imports_no_parser():
+def test_the_main_help_does_not_import_the_parser():
     code = "import sys; from litgpt import cli; cli.main(['--help']); sys.exit('jsonargparse' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
@@ -71,7 +71,7 @@ def test_names_of_models(capsys):
     assert lines[0] == "Available values:" and "pythia-14m" in lines and len(lines) > 20
 
 
-def test_an_error_while_running_is_one_line_with_another_code(monkeypatch, capsys):
+def test_an_error_while_running_is_one_line_with_exit_code_1(monkeypatch, capsys):
     from litgpt import cli
     from litgpt.errors import UserError
 
@@ -98,7 +98,7 @@ def test_an_error_while_running_is_one_line_with_another_code(monkeypatch, capsy
         cli.main(["report", "out/x"])
 
 
-def test_relative_output_goes_under_the_artifacts_folder(litgpt, monkeypatch, tmp_path):
+def test_a_relative_out_dir_is_moved_to_the_artifacts_folder(litgpt, monkeypatch, tmp_path):
     monkeypatch.setenv("LIGHTNING_ARTIFACTS_DIR", str(tmp_path))
     assert litgpt("pretrain", "x", "--out_dir", "a/b").recipe.out_dir == tmp_path / "a/b"
     assert litgpt("pretrain", "x", "--out_dir", "/a/b").recipe.out_dir == Path("/a/b")
@@ -114,7 +114,7 @@ def test_schema_prints_json(capsys):
     assert "did you mean pretrain?" in capsys.readouterr().err
 
 
-def test_names_that_scripts_import():
+def test_import_paths_of_litgpt():
     import litgpt
     from litgpt.args import EvalArgs, LogArgs, TrainArgs
     from litgpt.config import Config, name_to_config
@@ -126,7 +126,7 @@ def test_names_that_scripts_import():
         _ = litgpt.Nothing
 
 
-def test_a_reader_that_has_had_enough_is_no_error(tmp_path: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "litgpt", "schema"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     assert process.stdout is not None and process.stderr is not None
@@ -135,7 +135,9 @@ def test_a_reader_that_has_had_enough_is_no_error(tmp_path: Path) -> None:
     assert process.wait() == 0
 
 
-def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_an_error_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fill(_name: str, _recipe: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "out/metrics.csv")
 

@@ -1,4 +1,4 @@
-"""Files and folders exist whole or not at all, and no name leads out of its folder."""
+"""Files and folders are written atomically, and no file name leads out of its folder."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from litgpt.errors import UserError
 from litgpt.files import join_inside, staged_folder, verify_manifest, write_manifest, write_text
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_folder_is_written_atomically(tmp_path: Path) -> None:
     def fail_halfway() -> None:
         with staged_folder(tmp_path / "new") as staged:
             (staged / "a").write_text("half")
@@ -26,7 +26,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         raise AssertionError("the block must not begin")
 
 
-def test_a_replaced_folder_is_there_until_the_new_one_is(tmp_path: Path) -> None:
+def test_a_replaced_folder_is_kept_until_the_rename(tmp_path: Path) -> None:
     (tmp_path / "final").mkdir()
     write_text(tmp_path / "final" / "a", "old")
     with pytest.raises(ValueError, match="halfway"), staged_folder(tmp_path / "final", replace=True):
@@ -37,7 +37,7 @@ def test_a_replaced_folder_is_there_until_the_new_one_is(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.rglob("*")] == ["final", "b"]
 
 
-def test_a_seal_covers_files_in_subfolders(tmp_path: Path) -> None:
+def test_a_manifest_covers_files_in_subfolders(tmp_path: Path) -> None:
     write_text(tmp_path / "deep" / "a", "text")
     write_manifest(tmp_path)
     verify_manifest(tmp_path)
@@ -47,7 +47,7 @@ def test_a_seal_covers_files_in_subfolders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "..", "../a", "/a", "a/../../b", "a\0", "a" * 2000, "C:a", "a\\b", "out/a"])
-def test_a_name_cannot_lead_out(tmp_path: Path, name: str) -> None:
+def test_a_name_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "out").symlink_to(tmp_path)

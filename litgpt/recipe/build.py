@@ -113,13 +113,13 @@ def flag_to_tree(recipe: type, flag: Flag) -> Tree:
     if name not in settings:
         raise unknown_key_error(flag.key, list(list_keys(recipe)))
     hint = settings[name][0]
-    holds_keys = bool(
+    has_keys = bool(
         find_group(hint) or find_choice_base(hint) or any(str(kind).startswith("dict") for kind in list_types(hint))
     )
     value: Any = flag.value
-    if not subkeys and holds_keys:
+    if not subkeys and has_keys:
         value = parse_mapping_flag(flag, is_choice=find_choice_base(hint) is not None)
-    elif subkeys and not holds_keys:
+    elif subkeys and not has_keys:
         raise unknown_key_error(flag.key, list(list_keys(recipe)))
     elif subkeys and not find_group(hint):
         value = parse_text(flag.value, f"--{flag.key}")

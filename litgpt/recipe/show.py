@@ -42,7 +42,7 @@ def print_choice_help(recipe: type, key: str, name: str) -> None:
     table = {short: path for short, path in CLASS_PATHS[base].items() if "." not in short}
     if not name:
         for short, path in table.items():
-            print(f"  {short:<12}  {(import_class(path, key).__doc__ or '').strip().splitlines()[0]}")
+            print(f"  {short:<13}  {(import_class(path, key).__doc__ or '').strip().splitlines()[0]}")
         return
     cls = import_class(resolve_class_path(base, name, key, trusted=True), key)
     parser = ArgumentParser(prog=f"litgpt ... --{key} {name}", formatter_class=RecipeHelpFormatter)

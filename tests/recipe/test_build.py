@@ -27,7 +27,7 @@ def test_pretraining_has_the_defaults_of_litgpt(litgpt):
 
 @pytest.mark.parametrize("spelling", ["1000000000", "1_000_000_000", "1e9", "1.0E+9", "1000000000.0"])
 @pytest.mark.parametrize("key", ["train.max_tokens", "train.max_steps"])
-def test_whole_numbers_have_many_spellings(litgpt, tmp_path, key, spelling):
+def test_integers_have_many_spellings(litgpt, tmp_path, key, spelling):
     group, name = key.split(".")
     assert getattr(litgpt("pretrain", "x", f"--{key}", spelling).recipe.train, name) == 10**9
     (tmp_path / "t.yaml").write_text(f"model_name: x\n{group}:\n  {name}: {spelling}\n")
@@ -36,33 +36,33 @@ def test_whole_numbers_have_many_spellings(litgpt, tmp_path, key, spelling):
 
 
 @pytest.mark.parametrize("value", ["1.5", "1e-9", "nan", "inf", "1e999999999", "true", "[1]", "-3", "0", "", "many"])
-def test_other_numbers_are_refused(litgpt, value):
+def test_other_values_of_an_integer_are_refused(litgpt, value):
     assert "train.max_steps" in litgpt("pretrain", "x", f"--train.max_steps={value}").error_line()
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_flags_win_over_files_in_either_order(litgpt, config, order):
+def test_flags_override_files_in_either_order(litgpt, config, order):
     parts = [["--config", config], ["--train.lr_warmup_steps=200", "--optimizer.lr", "0.005", "--seed", "1"]]
     recipe = litgpt("pretrain", *parts[order[0]], *parts[order[1]]).recipe
     assert (recipe.train.lr_warmup_steps, recipe.optimizer.lr, recipe.seed) == (200, 0.005, 1)
     assert (recipe.optimizer.weight_decay, recipe.train.max_tokens) == (0.1, 3000)
 
 
-def test_later_files_win_over_earlier_ones(litgpt, config, tmp_path):
+def test_later_files_override_earlier_ones(litgpt, config, tmp_path):
     (tmp_path / "more.yaml").write_text("seed: 8\ntrain: {max_tokens: 10}\noptimizer: {init_args: {lr: 0.25}}\n")
     recipe = litgpt("pretrain", "--config", config, "--config", tmp_path / "more.yaml").recipe
     assert (recipe.seed, recipe.train.max_tokens, recipe.train.micro_batch_size) == (8, 10, 2)
     assert (recipe.optimizer.lr, recipe.optimizer.betas) == (0.25, (0.9, 0.95))
 
 
-def test_the_line_names_the_model_over_the_file(litgpt, config):
+def test_a_positional_argument_overrides_the_file(litgpt, config):
     assert litgpt("pretrain", "pythia-70m", "--config", config).recipe.model_name == "pythia-70m"
     assert litgpt("pretrain", "--config", config, "--model_name", "a").recipe.model_name == "a"
     assert "model_name: missing" in litgpt("pretrain").error_line()
     assert "unexpected argument" in litgpt("pretrain", "a", "b").error_line()
 
 
-def test_groups_come_from_files_of_their_own(litgpt, tmp_path):
+def test_a_group_can_be_read_from_a_file(litgpt, tmp_path):
     (tmp_path / "t.yaml").write_text("micro_batch_size: 8\nmax_steps: 3\n")
     (tmp_path / "e.yaml").write_text("interval: 5\n")
     (tmp_path / "l.yaml").write_text("run: mine\n")
@@ -99,14 +99,14 @@ def test_every_way_to_set_the_optimizer_takes_effect(litgpt, flags, expected):
 @pytest.mark.parametrize(
     "text", ["optimizer: SGD", "optimizer: {class_path: SGD}", "optimizer: {class_path: torch.optim.SGD}"]
 )
-def test_another_optimizer_forgets_the_settings_of_the_first(litgpt, config, tmp_path, text):
+def test_another_optimizer_drops_the_settings_of_the_first(litgpt, config, tmp_path, text):
     (tmp_path / "more.yaml").write_text(text)
     assert litgpt("pretrain", "--config", config, "--config", tmp_path / "more.yaml").recipe.optimizer == SGD()
     assert litgpt("pretrain", "--config", config, "--optimizer", "AdamW").recipe.optimizer.lr == 4e-4
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--train.lr_warmup_step", "3"], "train.lr_warmup_step is not a key; did you mean train.lr_warmup_steps?"),
         (["--trian.max_steps", "3"], "did you mean train.max_steps?"),
@@ -152,11 +152,11 @@ def test_another_optimizer_forgets_the_settings_of_the_first(litgpt, config, tmp
         (["--logger_name", "litlogger"], "logger_name: 'litlogger' is not valid; use csv or tensorboard"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(litgpt, flags, said):
-    assert said in litgpt("pretrain", "x", *flags).error_line()
+def test_an_invalid_flag_is_an_error_in_one_line(litgpt, flags, message):
+    assert message in litgpt("pretrain", "x", *flags).error_line()
 
 
-def test_data_of_the_users_own(litgpt, user_module, tmp_path):
+def test_a_data_module_of_the_user(litgpt, user_module, tmp_path):
     recipe = litgpt("pretrain", "x", "--data.path", "a", "--data", user_module, "--data.copies", "1e2").recipe
     assert (recipe.data.path, recipe.data.copies) == ("a", 100)
     (tmp_path / "d.yaml").write_text(f"model_name: x\ndata:\n  class_path: {user_module}\n  init_args: {{path: b}}\n")
@@ -169,13 +169,13 @@ def test_data_of_the_users_own(litgpt, user_module, tmp_path):
     assert line == "data.copy is not a key; did you mean data.copies?"
 
 
-def test_text_files_from_the_line(litgpt):
+def test_text_files(litgpt):
     recipe = litgpt("pretrain", "x", "--data", "TextFiles", "--data.train_data_path", "texts").recipe
     assert type(recipe.data).__name__ == "TextFiles" and str(recipe.data.train_data_path) == "texts"
     assert "data.train_data_path: missing" in litgpt("pretrain", "x", "--data", "litgpt.data.TextFiles").error_line()
 
 
-def test_the_shape_of_the_model_from_the_line(litgpt, tmp_path):
+def test_model_config_flags(litgpt, tmp_path):
     (tmp_path / "m.yaml").write_text("model_name: x\nmodel_config: {n_layer: 4, bias: false}\n")
     flags = ["--model_config.n_layer", "2", "--model_config.norm_class_name", "RMSNorm", "--model_config.norm_eps=1e-6"]
     recipe = litgpt("pretrain", "--config", tmp_path / "m.yaml", *flags).recipe

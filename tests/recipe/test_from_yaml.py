@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"seed: 1\nseed: 2\n", "bad.yaml:2: not valid YAML (duplicate key 'seed')"),
         (b"seed: [1\n", "bad.yaml:2: not valid YAML"),
@@ -26,19 +26,19 @@ import pytest
         (b"model_config: 5\n", "model_config: 5 is not valid; use keys and values or null"),
     ],
 )
-def test_a_bad_file_is_said_in_one_line(litgpt, tmp_path, content, said):
+def test_an_invalid_file_is_an_error_in_one_line(litgpt, tmp_path, content, message):
     (tmp_path / "bad.yaml").write_bytes(content)
-    assert said in litgpt("pretrain", "x", "--config", tmp_path / "bad.yaml").error_line()
+    assert message in litgpt("pretrain", "x", "--config", tmp_path / "bad.yaml").error_line()
 
 
-def test_a_missing_file_and_a_folder_are_said_in_one_line(litgpt, tmp_path):
+def test_a_missing_file_and_a_folder_are_errors_in_one_line(litgpt, tmp_path):
     assert f"{tmp_path}/no.yaml: no such file" in litgpt("pretrain", "--config", tmp_path / "no.yaml").error_line()
     assert f"{tmp_path}: cannot be read (Is a directory)" in litgpt("pretrain", "--config", tmp_path).error_line()
 
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A web server over the test's folder; its address."""
+    """Serve the folder of the test over HTTP; return the URL."""
     monkeypatch.setenv("NO_PROXY", "*")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -66,6 +66,6 @@ def test_a_recipe_comes_from_a_url(litgpt, site, user_module):
 @pytest.mark.parametrize(
     "text", ["data: {class_path: own_letters.Letters}", "optimizer: own.Thing", "optimizer: {class_path: os.system}"]
 )
-def test_a_recipe_from_a_url_names_no_foreign_class(litgpt, tmp_path, site, text):
+def test_a_recipe_from_a_url_cannot_name_a_foreign_class(litgpt, tmp_path, site, text):
     (tmp_path / "their.yaml").write_text(f"model_name: x\n{text}\n")
     assert "is not allowed in a recipe from a URL" in litgpt("pretrain", "--config", f"{site}/their.yaml").error_line()

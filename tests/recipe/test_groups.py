@@ -1,4 +1,4 @@
-"""Groups of settings that check themselves."""
+"""Groups of settings validate themselves."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ GROUPS = [TrainArgs, EvalArgs, CheckpointArgs, GuardArgs, LossArgs, ParallelArgs
 
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("absurd", [-1, float("nan"), float("inf"), 10**30])
-def test_no_number_may_be_absurd(group, absurd):
+def test_numbers_out_of_range_are_refused(group, absurd):
     for name, value in dataclasses.asdict(group()).items():
         if type(value) in (int, float):
             with pytest.raises(UserError, match=rf"{name}: .* is not valid; use a number from"):
@@ -24,7 +24,7 @@ def test_no_number_may_be_absurd(group, absurd):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: TrainArgs(lr_warmup_steps=3, lr_warmup_fraction=0.5), "mutually exclusive"),
         (lambda: TrainArgs(lr_warmup_fraction=1.5, lr_warmup_steps=None), "from 0 to 1"),
@@ -44,13 +44,13 @@ def test_no_number_may_be_absurd(group, absurd):
         (lambda: Pretrain("x", num_nodes=0), "num_nodes: 0 is not valid"),
     ],
 )
-def test_contradictions_are_refused(make, said):
-    with pytest.raises(UserError, match=said):
+def test_contradictions_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
         make()
 
 
 @pytest.mark.parametrize("world", [1, 2, 6, 8])
-def test_shards_take_what_copies_leave(world):
+def test_data_shard_auto_uses_the_remaining_devices(world):
     assert ParallelArgs().resolve_dims(world) == ParallelDims(data_shard=world)
     assert ParallelArgs(data_replicate=world).resolve_dims(world) == ParallelDims(data_replicate=world)
     assert ParallelArgs(data_replicate=world, data_shard=1).resolve_dims(world) == ParallelDims(data_replicate=world)
@@ -81,23 +81,23 @@ def test_a_layout_that_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize(("ranks", "steps"), [(1, 16), (2, 8), (4, 4), (16, 1)])
-def test_accumulation_covers_the_whole_batch(ranks, steps):
+def test_gradient_accumulation_steps(ranks, steps):
     assert TrainArgs(global_batch_size=64, micro_batch_size=4).accumulation(ranks) == steps
 
 
-def test_a_batch_with_a_remainder_names_valid_batch_sizes():
+def test_an_indivisible_batch_size_is_refused():
     with pytest.raises(UserError, match=r"125 is not divisible by .* 5 x 2 = 10; use 120 or 130"):
         TrainArgs(global_batch_size=125, micro_batch_size=5).accumulation(2)
     with pytest.raises(UserError, match="; use 32"):
         TrainArgs(global_batch_size=8, micro_batch_size=8).accumulation(4)
 
 
-def test_a_run_without_an_end_gets_litgpts_tokens():
+def test_the_default_of_max_tokens_is_litgpts():
     assert Pretrain("x").train.max_tokens == 3 * 10**12
     assert Pretrain("x", train=TrainArgs(max_time=1.0)).train.max_tokens is None
 
 
-def test_a_constant_rate_needs_no_floor():
+def test_a_constant_learning_rate_ignores_min_lr():
     assert Pretrain("x", optimizer=AdamW(lr=1e-6), train=TrainArgs(lr_decay_style="constant")).train.min_lr == 6e-5
     with pytest.raises(UserError, match=r"train\.min_lr: 6e-05 is above the optimizer's lr: 1e-06"):
         Pretrain("x", optimizer=AdamW(lr=1e-6), train=TrainArgs())

@@ -1,4 +1,4 @@
-"""Thousands of recipes with one thing wrong: each ends in one line that names the key, none in a traceback."""
+"""Random recipes with one error: each gives one line that names the key, and no traceback."""
 
 import copy
 import random
@@ -16,11 +16,11 @@ from litgpt.recipe.to_yaml import dump_recipe, to_plain
 
 WRONG = [{"a": 1}, [1, 2, 3], "wörd", 1.5, True, -7, 10**25, float("nan"), [], {}, [{}], "1.5.1", "# a"]
 ABSURD = [10**19, -5, float("nan"), float("inf"), -float("inf"), 10**400]
-FREE = ("model_config", "metadata")  # mappings whose keys are checked by whoever they are for
+FREE = ("model_config", "metadata")  # mappings whose keys are not checked by the recipe
 
 
 def whole_recipe(user_module: str) -> dict[str, Any]:
-    """A recipe that sets every key, with a data module of the user's own."""
+    """Return a recipe that sets every key, with a data module of the user."""
     recipe = Pretrain("x", model_config={"n_layer": 2}, optimizer=AdamW(lr=1e-3), tokenizer=TokenizerArgs(), devices=1)
     return to_plain(recipe) | {
         "data": {"class_path": user_module, "init_args": {"path": "a", "copies": 2, "share": 0.5}}
@@ -28,7 +28,7 @@ def whole_recipe(user_module: str) -> dict[str, Any]:
 
 
 def places(tree: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every key of a recipe as the path to it."""
+    """Yield the path of every key of a recipe."""
     for key, value in tree.items():
         yield (*above, key)
         if isinstance(value, dict) and key not in FREE:
@@ -36,20 +36,20 @@ def places(tree: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def group_at(tree: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
-    """The mapping that holds the key at a place."""
+    """Return the mapping that contains the key at a path."""
     for key in place[:-1]:
         tree = tree[key]
     return tree
 
 
 def misspell(rng: random.Random, word: str) -> str:
-    """A word with one letter dropped, doubled, changed or added."""
+    """Drop, double or change one letter of a word."""
     at = rng.randrange(len(word))
     return rng.choice([word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:], word[:at] + "x" + word[at + 1 :]])
 
 
 def mutate(rng: random.Random, tree: dict[str, Any]) -> tuple[str, tuple[str, ...], bool]:
-    """Do one thing to a recipe; what it was, where, and whether it must be refused."""
+    """Change one key of a recipe; return the kind of change, its path, and whether it must be refused."""
     kind = rng.choice(["typo", "type", "missing", "null", "absurd"])
     place = rng.choice(list(places(tree)))
     group, key = group_at(tree, place), place[-1]
@@ -69,7 +69,7 @@ def mutate(rng: random.Random, tree: dict[str, Any]) -> tuple[str, tuple[str, ..
 
 
 def campaign(count: int, seed: int, litgpt, user_module: str, folder) -> None:
-    """Mutate `count` recipes and hold each outcome against what it must be."""
+    """Mutate `count` recipes and check the outcome of each."""
     rng, path = random.Random(seed), folder / "mutated.yaml"
     schema = Draft202012Validator(build_schema(Pretrain))
     whole = whole_recipe(user_module)
@@ -96,13 +96,13 @@ def campaign(count: int, seed: int, litgpt, user_module: str, folder) -> None:
 
 
 def save(path, tree: dict[str, Any]) -> str:
-    """Write a recipe as YAML; its path."""
+    """Write a recipe as YAML; return the path of the file."""
     path.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     return str(path)
 
 
 def scramble(count: int, seed: int, litgpt, user_module: str, folder) -> None:
-    """Change single bytes of a recipe's text."""
+    """Change single bytes of the text of a recipe."""
     rng, path = random.Random(seed), folder / "scrambled.yaml"
     text = save(path, whole_recipe(user_module)) and path.read_bytes()
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""The JSON Schema accepts what the command line accepts, and says no where it does."""
+"""The JSON Schema accepts and refuses the same recipes as the command line."""
 
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ CONFIG_HUB = sorted((Path(__file__).parents[2] / "config_hub").rglob("*.yaml"))
 
 
 class Yaml12(yaml.SafeLoader):
-    """YAML as editors read it, where 6e-5 is a number."""
+    """YAML 1.2 as in editors, where 6e-5 is a number."""
 
 
 Yaml12.add_implicit_resolver(
@@ -66,7 +66,7 @@ def test_recipes_of_the_hub_are_valid(path):
         "{model_name: x, train: {max_tokens: 3e12}, resume: out/step-1, tokenizer: {kind: bytes}}",
     ],
 )
-def test_right_recipes_are_valid(validator, text):
+def test_correct_recipes_are_valid(validator, text):
     assert errors(validator, text) == []
 
 
@@ -86,11 +86,11 @@ def test_right_recipes_are_valid(validator, text):
         "{model_name: x, optimizer: {class_path: AdamW, init_args: {lr: -1}}}",
     ],
 )
-def test_wrong_recipes_are_not(validator, text):
+def test_incorrect_recipes_are_invalid(validator, text):
     assert errors(validator, text)
 
 
-def test_descriptions_and_choices_are_there(validator):
+def test_properties_have_descriptions_and_choices(validator):
     group = validator.schema["$defs"]["TrainArgs"]["properties"]
     assert group["micro_batch_size"]["description"] == "Number of samples per forward pass on one device."
     assert "wsd" in group["lr_decay_style"]["enum"]

@@ -22,7 +22,7 @@ def test_help_for_choices(litgpt):
 
 
 @pytest.mark.parametrize("flags", ["", "skip_default", "skip_null", "skip_default,skip_null"])
-def test_print_config_reads_back_the_same(litgpt, config, user_module, tmp_path, flags):
+def test_print_config_loads_as_the_same_recipe(litgpt, config, user_module, tmp_path, flags):
     line = [
         "--config",
         config,

@@ -1,4 +1,4 @@
-"""A recipe as YAML is the same recipe."""
+"""A recipe in YAML loads as the same recipe."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from litgpt.recipe.train import CheckpointArgs, EvalArgs, LogArgs, TrainArgs
 
 
 def reload(recipe: Any) -> Any:
-    """The recipe that a recipe's YAML stands for."""
+    """Format a recipe as YAML and load it."""
     return build_recipe(
         type(recipe), merge_settings(type(recipe), {}, parse_text(dump_recipe(recipe), "dump"), trusted=True)
     )
@@ -39,13 +39,13 @@ def reload(recipe: Any) -> Any:
         Pretrain("x", checkpoint=CheckpointArgs(asynchronous=False), log=LogArgs(run="yes", group="1e5")),
     ],
 )
-def test_a_recipe_reads_back_equal(recipe):
+def test_a_recipe_loads_as_equal(recipe):
     assert reload(recipe) == recipe
 
 
 @settings(max_examples=40, deadline=None)
 @given(text=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])), number=st.floats(1e-12, 1.0))
-def test_any_text_and_number_reads_back_equal(text, number):
+def test_any_text_and_number_loads_as_equal(text, number):
     train = TrainArgs(min_lr=number * 1e-3, max_norm=number)
     recipe = Pretrain("x", eval=EvalArgs(sample_prompt=text), train=train)
     assert reload(recipe) == recipe
@@ -57,7 +57,7 @@ def test_texts_that_look_like_something_else(text):
     assert reload(recipe) == recipe
 
 
-def test_secrets_are_left_out():
+def test_secrets_are_omitted():
     @dataclass
     class Fetch:
         repo: str
