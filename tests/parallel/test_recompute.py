@@ -184,7 +184,7 @@ def test_parts_that_the_model_has_not_are_refused(shape: str, part: Any, hint: s
         ({"num_layers": 2}, "recompute.num_layers: 2 has no effect with recompute.granularity: none"),
         ({"method": "block"}, "set recompute.granularity: full"),
         ({"modules": ["mlp"], "granularity": "full"}, "set recompute.granularity: selective"),
-        ({"modules": [], "granularity": "selective"}, "names nothing"),
+        ({"modules": [], "granularity": "selective"}, "recompute.modules: empty"),
     ],
 )
 def test_settings_without_effect_are_refused(settings: dict[str, Any], said: str) -> None:
