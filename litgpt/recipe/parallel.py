@@ -30,7 +30,7 @@ class ParallelDims:
     expert_tensor: int = 1
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
         """Number of processes."""
         return self.pipeline * self.data_replicate * self.ranks_per_replica
 
@@ -109,50 +109,51 @@ class ParallelArgs:
             )
 
     def _check_zero(self) -> None:
-        freed, key = self.reshard_after_forward, f"parallel.zero: {self.zero}"
-        if self.zero and freed != "auto" and freed != (self.zero == 3):
-            raise UserError(f"{key} contradicts reshard_after_forward: {str(freed).lower()}; leave one of them out")
+        reshard, key = self.reshard_after_forward, f"parallel.zero: {self.zero}"
+        if self.zero and reshard != "auto" and reshard != (self.zero == 3):
+            raise UserError(f"{key} contradicts reshard_after_forward: {str(reshard).lower()}; remove one of them")
         if self.zero == 2 and self.pipeline > 1:
-            raise UserError(f"{key} is not for a pipeline, which reduces gradients once a step or at once; set 1 or 3")
+            raise UserError(f"{key} is not supported with parallel.pipeline: {self.pipeline}; set 1 or 3")
         if self.level == 3 and self.pipeline > 1 and self.pipeline_schedule == "zbv":
             key = key if self.zero else "parallel.reshard_after_forward: true"
-            raise UserError(f"{key} is not for pipeline_schedule: zbv; set zero: 1, or pipeline_schedule: 1f1b")
+            raise UserError(
+                f"{key} is not supported with pipeline_schedule: zbv; set zero: 1, or pipeline_schedule: 1f1b"
+            )
 
     @property
     def level(self) -> int:
         """The ZeRO stage."""
-        whole = 1 if self.pipeline > 1 else 2
-        usual = whole if self.pipeline > 1 else 3
-        return self.zero or {True: 3, False: whole, "auto": usual}[self.reshard_after_forward]
+        levels = {True: 3, False: 1, "auto": 1} if self.pipeline > 1 else {True: 3, False: 2, "auto": 3}
+        return self.zero or levels[self.reshard_after_forward]
 
-    def resolve_dims(self, world: int) -> ParallelDims:
-        """Return the parallel degrees for `world` = devices x num_nodes processes.
+    def resolve_dims(self, world_size: int) -> ParallelDims:
+        """Return the parallel degrees for `world_size` = devices x num_nodes processes.
 
         Raises:
-            UserError: if their product is not `world`, or expert x expert_tensor does not divide a replica.
+            UserError: if their product is not `world_size`, or expert x expert_tensor does not divide a replica.
         """
         others = {
             name: getattr(self, name)
             for name in ("pipeline", "data_replicate", "context", "tensor")
             if getattr(self, name) > 1 or name == "data_replicate"
         }
-        taken = prod(others.values())
+        used = prod(others.values())
         if self.data_shard == "auto":
-            shard, rest = divmod(world, taken)
+            shard, rest = divmod(world_size, used)
             if rest:
-                what = " x ".join(others)
+                axes = " x ".join(others)
                 raise UserError(
-                    f"parallel.{what}: {taken} does not divide devices x num_nodes = {world}; "
-                    f"set {what}: 1 or devices: {taken}"
+                    f"parallel.{axes}: {used} does not divide devices x num_nodes = {world_size}; "
+                    f"set {axes}: 1 or devices: {used}"
                 )
         else:
             shard = self.data_shard
             degrees = others | {"data_shard": shard}
-            if (product := taken * shard) != world:
+            if (product := used * shard) != world_size:
                 numbers, names = " x ".join(map(str, degrees.values())), " x ".join(degrees)
                 raise UserError(
                     f"parallel: {numbers} = {product} ({names}), "
-                    f"but devices x num_nodes is {world}; set data_shard: auto or devices: {product}"
+                    f"but devices x num_nodes is {world_size}; set data_shard: auto or devices: {product}"
                 )
         dims = ParallelDims(
             pipeline=self.pipeline,
@@ -163,11 +164,11 @@ class ParallelArgs:
             expert=self.expert,
             expert_tensor=self.expert_tensor,
         )
-        if dims.data_replicate == dims.world and (self.cpu_offload or (self.zero and world > 1)):
-            what = "cpu_offload: true" if self.cpu_offload else f"zero: {self.zero}"
+        if dims.data_replicate == dims.world_size and (self.cpu_offload or (self.zero and world_size > 1)):
+            setting = "cpu_offload: true" if self.cpu_offload else f"zero: {self.zero}"
             raise UserError(
-                f"parallel.{what} needs devices to shard over, and here each has a whole model; "
-                + ("set data_replicate: 1" if world > 1 else "set cpu_offload: false, or devices: 2")
+                f"parallel.{setting} needs devices to shard over, but each has the whole model; "
+                + ("set data_replicate: 1" if world_size > 1 else "set cpu_offload: false, or devices: 2")
             )
         if dims.ranks_per_replica % (self.expert * self.expert_tensor):
             raise UserError(

@@ -53,8 +53,8 @@ class RecomputeArgs:
 
     def __post_init__(self) -> None:
         check_numbers(self, "recompute.")
-        for key, value, usual in (("method", self.method, "uniform"), ("num_layers", self.num_layers, 1)):
-            if value != usual and self.granularity != "full":
+        for key, value, default in (("method", self.method, "uniform"), ("num_layers", self.num_layers, 1)):
+            if value != default and self.granularity != "full":
                 raise UserError(
                     f"recompute.{key}: {value} has no effect with recompute.granularity: {self.granularity}; "
                     "set recompute.granularity: full"
