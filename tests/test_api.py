@@ -148,7 +148,7 @@ def test_a_prompt_goes_through_the_chat_template(chatty: Path) -> None:
 
 
 def test_prompts_that_the_folder_cannot_take_are_refused(llm: LLM) -> None:
-    with pytest.raises(UserError, match=r"sys_prompt: 'you' has no place, for .* has no chat template in use"):
+    with pytest.raises(UserError, match=r"sys_prompt: 'you' is not supported with .* without a chat template"):
         llm.generate("a", sys_prompt="you")
     with pytest.raises(UserError, match="chat_template: true, but"):
         llm.generate("a", chat_template=True)
@@ -162,7 +162,7 @@ def test_the_prompt_style_of_the_folder_goes_before_its_template(chatty: Path, t
     assert llm.prompt_tokens("the fox", chat_template=True) != llm.prompt_tokens("the fox")
     assert llm.tokenizer.decode(llm.prompt_tokens("the fox", chat_template=False)) == "the fox"
     llm.prompt_style = PromptStyle.from_name("stablelm-zephyr")
-    with pytest.raises(UserError, match="sys_prompt: 'you' has no place, for the prompt style StableLMZephyr"):
+    with pytest.raises(UserError, match="sys_prompt: 'you' is not supported with the prompt style StableLMZephyr"):
         llm.prompt_tokens("a", "you")
     llm.save(tmp_path / "saved", prompt_style="llama3")
     again = LLM.load(tmp_path / "saved", distribute=None)
@@ -214,11 +214,11 @@ def test_random_weights_of_a_known_shape(folder: Path) -> None:
     ("settings", "said"),
     [
         ({"devices": 2}, "devices: 2"),
-        ({"precision": "8-true"}, "precision: '8-true' is not known; give 64-true, 32-true"),
-        ({"accelerator": "tpu"}, "accelerator: 'tpu' is not here; give auto or cpu"),
+        ({"precision": "8-true"}, "precision: '8-true' is not known; set 64-true, 32-true"),
+        ({"accelerator": "tpu"}, "accelerator: 'tpu' is not available; set auto or cpu"),
         ({"fixed_kv_cache_size": 257}, "fixed_kv_cache_size: 257"),
         ({"quantize": "bnb.nf5"}, "quantize: 'bnb.nf5' is not known; set bnb.nf4"),
-        ({"quantize": "bnb.nf4", "precision": "bf16-mixed"}, "quantize: bnb.nf4 needs numbers of one type"),
+        ({"quantize": "bnb.nf4", "precision": "bf16-mixed"}, "quantize: bnb.nf4 is not supported with bf16-mixed"),
     ],
 )
 def test_distribute_refuses(llm: LLM, settings: dict[str, Any], said: str) -> None:
@@ -291,7 +291,7 @@ def test_folders_and_names(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     load.find_folder("pythia-14m")
     assert asked == [("org/other", "secret"), ("EleutherAI/pythia-14m", None)]
     for name in ("nothing", "a/b/c", "checkpoints/a", str(tmp_path / "gone"), "../up/x"):
-        with pytest.raises(UserError, match=r"^checkpoint_dir: .* is no folder; give"):
+        with pytest.raises(UserError, match=r"^checkpoint_dir: .* is not a folder; set"):
             load.find_folder(name)
     assert len(asked) == 2
 
@@ -379,7 +379,7 @@ def test_command_prints_a_reply_alone(generate: Run, chatty: Path) -> None:
         (("--quantize", "gptq"), 2, "quantize: 'gptq' is not valid; use bnb.nf4"),
         (("--precision", "transformer-engine"), 2, "precision"),
         (("--max_new_tokens", "500"), 1, "max_new_tokens: 500 after a prompt of"),
-        (("--sys_prompt", "x"), 1, "sys_prompt: 'x' has no place"),
+        (("--sys_prompt", "x"), 1, "sys_prompt: 'x' is not supported"),
     ],
 )
 def test_command_refuses_in_one_line(generate: Run, flags: tuple[str, ...], code: int, said: str) -> None:

@@ -65,7 +65,8 @@ class LoRALayer(AdaptedLayer):
             dropout: probability of dropping a column of A, since no input can be dropped here.
         """
         a, b = get(name, "lora_a"), get(name, "lora_b")
-        assert a is not None and b is not None
+        assert a is not None
+        assert b is not None
         if dropout:
             a = a * F.dropout(torch.ones_like(a[..., :1, :]), dropout)
         update = b @ a
@@ -108,7 +109,8 @@ class LoRALinear(LoRALayer):
         if not self.adapter_on:
             return y
         a, b, magnitude = (self.get_lora("weight", key) for key in ("lora_a", "lora_b", "lora_magnitude"))
-        assert a is not None and b is not None
+        assert a is not None
+        assert b is not None
         update = self.lora_scale * F.linear(lora_down(x, a, self.lora_dropout if self.training else 0.0), b)
         a_first, b_first = (self.get_lora("weight", key) for key in ("lora_a_first", "lora_b_first"))
         if a_first is not None and b_first is not None:

@@ -8,7 +8,7 @@ import torch
 
 from litgpt import adapt
 from litgpt.errors import UserError
-from litgpt.infer.load import find_folder, inside_run
+from litgpt.infer.load import find_folder, resolve_model_folder
 from litgpt.model.gpt import GPT
 from litgpt.parallel.apply import full_tensor
 from litgpt.parallel.strategy import is_rank_zero
@@ -23,7 +23,7 @@ from litgpt.train.setup import Run
 def run(recipe: Finetune) -> None:
     """Find the model, train, publish the finished one and its adapter, and say how it went."""
     found = find_folder(recipe.checkpoint_dir, access_token=recipe.access_token)
-    folder = inside_run(found)
+    folder = resolve_model_folder(found)
     base = str(recipe.checkpoint_dir if folder == found else folder)
     spec = build_finetune_spec(recipe, folder, base, adapter=adapter_for(recipe))
     train(recipe, spec, partial(publish, spec=spec))
@@ -34,7 +34,7 @@ def adapter_for(recipe: Finetune) -> Path | None:
     if recipe.initial_adapter is None:
         return None
     try:
-        return inside_run(find_folder(recipe.initial_adapter, access_token=recipe.access_token))
+        return resolve_model_folder(find_folder(recipe.initial_adapter, access_token=recipe.access_token))
     except UserError as error:
         raise UserError(f"initial_adapter_dir: {error.detail}") from None
 

@@ -13,7 +13,14 @@ from litgpt import adapt
 from litgpt.data.render.prompt_styles import PROMPT_STYLE_FILE as STYLE
 from litgpt.errors import UserError
 from litgpt.files import staged_folder
-from litgpt.infer.load import TYPES, base_of, inside_run, kept_in, open_adapted, open_model
+from litgpt.infer.load import (
+    WEIGHT_DTYPES,
+    find_base_folder,
+    find_main_dtype,
+    open_model,
+    open_with_adapter,
+    resolve_model_folder,
+)
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.recipe.merge_lora import MergeLora
@@ -30,7 +37,7 @@ CPU = torch.device("cpu")
 
 def run(recipe: MergeLora) -> None:
     """Merge, say how far the merged model is from base and adapter, and where it lies."""
-    folder = inside_run(recipe.checkpoint_dir)
+    folder = resolve_model_folder(recipe.checkpoint_dir)
     whole = any((folder / name).is_file() for name in MODEL_FILES)
     if whole and not has_adapter(folder):
         print(f"{folder}: holds a whole model and no adapter, so there is nothing left to merge", file=sys.stderr)
@@ -38,7 +45,7 @@ def run(recipe: MergeLora) -> None:
     if not has_adapter(folder):
         raise UserError(f"checkpoint_dir: {folder} holds no adapter; give the folder with its {ADAPTER_CONFIG}")
     output = recipe.output_dir or place_for(folder, whole=whole)
-    base = base_of(folder, recipe.pretrained_checkpoint_dir)
+    base = find_base_folder(folder, recipe.pretrained_checkpoint_dir)
     with staged_output(output, folder) as staged:
         told = merge(recipe, folder, base, staged)
     print("\n".join([*told, f"{output}: {base} with {folder} folded in"]))
@@ -76,12 +83,12 @@ def merge(recipe: MergeLora, folder: Path, base: Path, staged: Path) -> list[str
     """
     config = load_config(base)
     adapter = load_adapter_folder(folder, config)
-    dtype = torch.float32 if recipe.rows else kept_in(base, config)
+    dtype = torch.float32 if recipe.rows else find_main_dtype(base, config)
     ids = rows_of(config, recipe.rows, recipe.seed)
-    model = open_adapted(adapter, base, device=CPU, dtype=dtype, exact=True)
+    model = open_with_adapter(adapter, base, device=CPU, dtype=dtype, exact=True)
     apart = scores(model, ids)
     if recipe.quantize != "as_trained":
-        model = open_adapted(adapter, base, device=CPU, dtype=dtype, exact=True, quantize=recipe.quantize)
+        model = open_with_adapter(adapter, base, device=CPU, dtype=dtype, exact=True, quantize=recipe.quantize)
     asked = asked_type(recipe, adapter)
     types = {name: asked or kept for name, kept in read_dtypes(base, config).items()}
     add_texts(staged, folder)
@@ -93,7 +100,7 @@ def merge(recipe: MergeLora, folder: Path, base: Path, staged: Path) -> list[str
 def asked_type(recipe: MergeLora, adapter: SavedAdapter) -> torch.dtype | None:
     """The type of the merged model's numbers, where it is not that of the base's."""
     if recipe.precision:
-        return TYPES[recipe.precision]
+        return WEIGHT_DTYPES[recipe.precision]
     return adapter.dtype if adapter.run.dtype else None
 
 

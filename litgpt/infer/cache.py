@@ -1,42 +1,42 @@
 """The keys and values of the tokens that a model has read, so that each token is computed once.
 
-Axes: B batch, K key-value heads, T new tokens, U all tokens, S numbers of a head.
+Axes: B batch, K key-value heads, T new tokens, U all tokens, S head size.
 """
 
 from torch import Tensor
 
 from litgpt.errors import UserError
 
-STEP = 256
-"""Tokens of room that a cache without a limit grows by; copying it that seldom costs less than 1 % of reading it."""
+GROWTH_STEP = 256
+"""Tokens that a cache without a capacity grows by; copying it this rarely costs less than 1 % of reading it."""
 
 
 class GrowingTensor:
-    """A tensor (B, K, U, S) that is appended to along U, in memory that was made for more."""
+    """A tensor (B, K, U, S) that is appended to along U, in preallocated memory."""
 
     def __init__(self, capacity: int | None) -> None:
         self.capacity = capacity
-        self.room: Tensor | None = None
+        self.buffer: Tensor | None = None
 
     def append(self, new_BKTS: Tensor, length: int) -> Tensor:
-        """Write the new part behind the first `length` tokens; a view of all."""
+        """Write the new tokens after the first `length` ones; a view (B, K, U, S) of all."""
         end = length + new_BKTS.shape[2]
-        if self.room is None or self.room.shape[2] < end:
+        if self.buffer is None or self.buffer.shape[2] < end:
             self._grow(new_BKTS, length, end)
-        assert self.room is not None
-        self.room[:, :, length:end] = new_BKTS
-        return self.room[:, :, :end]
+        assert self.buffer is not None
+        self.buffer[:, :, length:end] = new_BKTS
+        return self.buffer[:, :, :end]
 
     def _grow(self, like: Tensor, length: int, end: int) -> None:
-        size = self.capacity or -(-end // STEP) * STEP
+        size = self.capacity or -(-end // GROWTH_STEP) * GROWTH_STEP
         larger = like.new_empty(*like.shape[:2], size, like.shape[3])
-        if self.room is not None:
-            larger[:, :, :length] = self.room[:, :, :length]
-        self.room = larger
+        if self.buffer is not None:
+            larger[:, :, :length] = self.buffer[:, :, :length]
+        self.buffer = larger
 
 
-class LayerCache:
-    """The keys and values of one layer. A layer with a sliding window keeps all too, and masks what it may not see."""
+class LayerKeyValues:
+    """The keys and values of one layer; with a sliding window all are kept, and attention masks the older ones."""
 
     def __init__(self, capacity: int | None) -> None:
         self.capacity = capacity
@@ -44,14 +44,14 @@ class LayerCache:
         self.keys, self.values = GrowingTensor(capacity), GrowingTensor(capacity)
 
     def append(self, k_BKTS: Tensor, v_BKTS: Tensor) -> tuple[Tensor, Tensor]:
-        """Add those of the next tokens; all keys and values, (B, K, U, S), the new ones last.
+        """Append those of new tokens; all keys and values, (B, K, U, S).
 
         Raises:
-            UserError: if the cache has a size and is full.
+            UserError: if they exceed the capacity.
         """
         length, self.length = self.length, self.length + k_BKTS.shape[2]
         if self.capacity is not None and self.length > self.capacity:
-            raise UserError(f"fixed_kv_cache_size: {self.capacity} is too few for {self.length} tokens; give more")
+            raise UserError(f"fixed_kv_cache_size: {self.capacity} is less than {self.length} tokens; set a larger one")
         return self.keys.append(k_BKTS, length), self.values.append(v_BKTS, length)
 
 
@@ -59,13 +59,13 @@ class KeyValueCache:
     """The keys and values of all layers; for a model that runs without gradients.
 
     Args:
-        layers: how many the model has.
-        capacity: tokens to make room for at once; None: the room grows as it is needed.
+        layers: the number of the model's layers.
+        capacity: the number of tokens to allocate memory for; None to grow as necessary.
     """
 
     def __init__(self, layers: int, capacity: int | None = None) -> None:
         self.length = 0
-        self.layers = [LayerCache(capacity) for _ in range(layers)]
+        self.layers = [LayerKeyValues(capacity) for _ in range(layers)]
 
     def advance(self, tokens: int) -> None:
         """Count tokens that every layer has appended."""

@@ -1,12 +1,10 @@
-"""Open a model to write with: find its folder, take it as it is published or as a run saved it, onto one device."""
+"""Load a model for inference: find its folder, and load it as published, from a run or with an adapter."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
 from litgpt import adapt
 from litgpt.adapt import quantization
@@ -23,7 +21,7 @@ from litgpt.store.tensor_audit import list_published
 from litgpt.store.tokenizer_files import find_tokenizer_files
 
 CHECKPOINTS = Path("checkpoints")
-TYPES = {
+WEIGHT_DTYPES = {
     "64-true": torch.float64,
     "32-true": torch.float32,
     "16-true": torch.float16,
@@ -31,19 +29,19 @@ TYPES = {
     "bf16-mixed": torch.float32,
     "16-mixed": torch.float32,
 }
-"""What weights are kept in, by `precision`."""
-COMPUTE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""What matrix products are computed in where that is another type."""
+"""The type of the weights, by `precision`."""
+AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""The type of matrix products where it differs from that of the weights, by `precision`."""
 
 
 def find_folder(name: Path | str, *, access_token: str | None = None) -> Path:
-    """The folder that a path or name means; a model that is not here yet is downloaded into `checkpoints/`.
+    """The folder of a model; one that does not exist locally is downloaded into `checkpoints/`.
 
     Args:
         name: a folder, a file in one, a folder under `checkpoints/`, the hub's org/name, or a known model's name.
 
     Raises:
-        UserError: if it is none of these, or the hub cannot be reached.
+        UserError: if it is none of these, or the download fails.
     """
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
@@ -54,9 +52,9 @@ def find_folder(name: Path | str, *, access_token: str | None = None) -> Path:
         return path
     if not path.is_absolute() and (CHECKPOINTS / path).is_dir():
         return CHECKPOINTS / path
-    repository = str(name) if hub.REPOSITORY.fullmatch(str(name)) else published_as(str(name))
+    repository = str(name) if hub.REPOSITORY.fullmatch(str(name)) else find_repository(str(name))
     if repository is None or path.is_absolute() or path.parts[0] == CHECKPOINTS.name:
-        raise UserError(f"checkpoint_dir: {name} is no folder; give a model's folder or its org/name on the hub")
+        raise UserError(f"checkpoint_dir: {name} is not a folder; set a model's folder or its org/name on the hub")
     if (CHECKPOINTS / repository).is_dir():
         return CHECKPOINTS / repository
     try:
@@ -65,19 +63,19 @@ def find_folder(name: Path | str, *, access_token: str | None = None) -> Path:
         raise UserError(f"checkpoint_dir: {name} is not a folder, and {error.detail}") from None
 
 
-def published_as(name: str) -> str | None:
-    """The org/name of a known model; None for other names."""
+def find_repository(name: str) -> str | None:
+    """The org/name of a known model on the hub; None for other names."""
     if name not in list_model_names():
         return None
-    hub_name = Config.from_name(name).hf_config
-    return f"{hub_name['org']}/{hub_name['name']}" if "org" in hub_name else None
+    repository = Config.from_name(name).hf_config
+    return f"{repository['org']}/{repository['name']}" if "org" in repository else None
 
 
-def inside_run(folder: Path) -> Path:
-    """The folder with the weights: the newest checkpoint if `folder` is of a run, else its finished model, or itself.
+def resolve_model_folder(folder: Path) -> Path:
+    """The folder with the weights: of a run, its latest checkpoint or else its final model; otherwise the folder.
 
     Raises:
-        UserError: naming a file of a checkpoint that is damaged.
+        UserError: naming a damaged file of a checkpoint.
     """
     step = resolve_checkpoint(folder) if folder.is_dir() else None
     if step is None and not (folder / "config.json").is_file() and (folder / "final").is_dir():
@@ -85,68 +83,71 @@ def inside_run(folder: Path) -> Path:
     return step or folder
 
 
-def kept_in(folder: Path, config: Config) -> torch.dtype:
-    """The type that most of the weights in a model folder have."""
-    numbers: Counter[torch.dtype] = Counter()
-    for tensor in list_published(folder, config, warn=lambda line: None):
-        numbers[tensor.meta.dtype] += tensor.meta.numel()
-    return numbers.most_common(1)[0][0]
+def find_main_dtype(folder: Path, config: Config) -> torch.dtype:
+    """The type of most weights in a model folder."""
+    counts: Counter[torch.dtype] = Counter()
+    for tensor in list_published(folder, config, warn=lambda _line: None):
+        counts[tensor.meta.dtype] += tensor.meta.numel()
+    return counts.most_common(1)[0][0]
 
 
-def empty_model(config: Config, dtype: torch.dtype, device: torch.device) -> GPT:
-    """A model whose weights hold nothing yet; what a shape needs in float32 is in float32 whatever `dtype` says."""
+def build_empty_model(config: Config, dtype: torch.dtype, device: torch.device) -> GPT:
+    """A model with uninitialized weights of this type, except those that the shape keeps in float32."""
     return GPT.on_meta(config, dtype).to_empty(device=device).eval()
 
 
-def base_of(folder: Path, given: Path | None = None) -> Path:
-    """The folder of the model that an adapter is for: the one given, or else the one that the adapter names.
+def find_base_folder(adapter: Path, base: Path | None = None) -> Path:
+    """The folder of the base of an adapter: the given one, or else the one that the adapter names.
 
     Raises:
         UserError: if it is not found, or is an adapter itself.
     """
-    named = str(given or read_base_name(folder))
-    where = "pretrained_checkpoint_dir" if given else f"{folder / ADAPTER_CONFIG}: base_model_name_or_path"
-    if not named:
-        raise UserError(f"{where}: empty; name the folder of the model there that the adapter is for")
+    name = str(base or read_base_name(adapter))
+    key = "pretrained_checkpoint_dir" if base else f"{adapter / ADAPTER_CONFIG}: base_model_name_or_path"
+    if not name:
+        raise UserError(f"{key}: empty; set the folder of the base model")
     try:
-        base = inside_run(find_folder(named))
+        folder = resolve_model_folder(find_folder(name))
     except UserError as error:
-        raise UserError(f"{where}: {error.detail}") from None
-    if is_adapter(base):
-        raise UserError(f"{where}: {named} is an adapter too; merge it into its base first (litgpt merge_lora)")
-    return base
+        raise UserError(f"{key}: {error.detail}") from None
+    if is_adapter(folder):
+        raise UserError(f"{key}: {name} is an adapter too; merge it into its base first (litgpt merge_lora)")
+    return folder
 
 
-def texts_in(folder: Path) -> Path:
-    """The folder with the tokenizer of the model in a folder, or in a file: an adapter's may be that of its base."""
+def find_tokenizer_folder(folder: Path) -> Path:
+    """The folder with the tokenizer of a model's folder or file; that of an adapter may be its base's."""
     if not folder.is_dir():
         return folder.parent
-    return base_of(folder) if is_adapter(folder) and not find_tokenizer_files(folder) else folder
+    return find_base_folder(folder) if is_adapter(folder) and not find_tokenizer_files(folder) else folder
 
 
 def open_model(folder: Path, *, device: torch.device, dtype: torch.dtype | None = None) -> GPT:
-    """The model in a folder, as `inside_run` names it; if that is an adapter, the base that it names and the adapter.
+    """The model in a folder that `resolve_model_folder` returned; of an adapter, its base with the adapter.
 
     Args:
-        dtype: of the weights; None keeps that of the files.
+        dtype: of the weights; None for that of the files.
 
     Raises:
-        UserError: if the folder holds no model, or one that is damaged.
+        UserError: if the folder has no model, or a damaged one.
     """
     if is_adapter(folder):
-        base = base_of(folder)
-        return open_adapted(load_adapter_folder(folder, load_config(base)), base, device=device, dtype=dtype)
+        base = find_base_folder(folder)
+        return open_with_adapter(load_adapter_folder(folder, load_config(base)), base, device=device, dtype=dtype)
     config = load_config(folder)
     if not (folder / PROGRESS).is_file():
-        model = empty_model(config, dtype or kept_in(folder, config), device)
+        model = build_empty_model(config, dtype or find_main_dtype(folder, config), device)
         load_model(model, folder, mmap=True)
         return model
-    model = empty_model(config, dtype or next(iter_checkpoint_weights(folder))[1].dtype, device)
-    fill(model, iter_checkpoint_weights(folder))
+    model = build_empty_model(config, dtype or next(iter_checkpoint_weights(folder))[1].dtype, device)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in iter_checkpoint_weights(folder):
+            parameters[name].copy_(tensor)
     return model
 
 
-def open_adapted(
+def open_with_adapter(
     adapter: SavedAdapter,
     base: Path,
     *,
@@ -155,23 +156,22 @@ def open_adapted(
     quantize: str | Literal["as_trained"] | None = "as_trained",
     exact: bool = False,
 ) -> GPT:
-    """The model in a folder with an adapter attached.
+    """The model in a folder with an adapter.
 
     Args:
-        dtype: of the weights; None for what the adapter was trained in.
-        exact: keep the adapter's own numbers in float32 at least, which not every layer computes with in other types.
-        quantize: how the frozen matrices of the blocks are packed; None for not.
+        dtype: of the weights; None for the type that the adapter was trained in.
+        exact: keep the adapter's own parameters in float32 or wider, which not every layer supports in other types.
+        quantize: format of the blocks' frozen matrices; None for no quantization.
 
     Raises:
-        UserError: if one of them is missing or damaged, or they do not fit together.
+        UserError: if one of them is missing or damaged, or the adapter is for another base.
     """
-    packing = adapter.run.quantize if quantize == "as_trained" else quantize
+    kind = adapter.run.quantize if quantize == "as_trained" else quantize
     dtype = dtype or adapter.dtype
-    model = (
-        open_quantized(base, packing, device=device, dtype=dtype)
-        if packing
-        else open_model(base, device=device, dtype=dtype)
-    )
+    if kind:
+        model = open_quantized(base, kind, device=device, dtype=dtype)
+    else:
+        model = open_model(base, device=device, dtype=dtype)
     try:
         adapt.attach(model, adapter.settings)
         for parameter in adapt.get_adapter_parameters(model).values():
@@ -185,7 +185,7 @@ def open_adapted(
 
 
 def open_quantized(base: Path, kind: str, *, device: torch.device, dtype: torch.dtype) -> GPT:
-    """The model in a folder with the matrices of its blocks packed, as training packs them."""
+    """The model in a folder with the blocks' matrices quantized as in training."""
     config = load_config(base)
     model = GPT.on_meta(config, dtype).eval()
     quantization.quantize(model, kind)
@@ -195,56 +195,48 @@ def open_quantized(base: Path, kind: str, *, device: torch.device, dtype: torch.
 
 
 @torch.no_grad()
-def fill(model: nn.Module, tensors: Iterator[tuple[str, Tensor]]) -> None:
-    """Copy every tensor into the parameter of its name."""
-    parameters = dict(model.named_parameters())
-    for name, tensor in tensors:
-        parameters[name].copy_(tensor)
-
-
-@torch.no_grad()
-def retype(model: GPT, device: torch.device, dtype: torch.dtype | None) -> None:
-    """Move a model's weights, and where `dtype` is not None cast those that need not stay in float32."""
-    asked = {} if dtype is None else dict(GPT.on_meta(model.config, dtype).named_parameters())
+def convert_model(model: GPT, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Move a model and, if `dtype` is not None, cast the weights that the shape does not keep in float32."""
+    converted = {} if dtype is None else dict(GPT.on_meta(model.config, dtype).named_parameters())
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point():  # not one that was quantized
-            kept = asked[name].dtype if name in asked else dtype or parameter.dtype
-            parameter.data = parameter.data.to(device, kept)
+        if parameter.is_floating_point():  # not a quantized one
+            target = converted[name].dtype if name in converted else dtype or parameter.dtype
+            parameter.data = parameter.data.to(device, target)
         elif parameter.device != device:
             parameter.data = parameter.data.to(device)
 
 
-def random_model(name: str, *, device: torch.device, dtype: torch.dtype | None) -> GPT:
-    """A model of a known shape, or that of a folder, with first weights drawn from torch's generator."""
+def build_random_model(name: str, *, device: torch.device, dtype: torch.dtype | None) -> GPT:
+    """A model with a known shape, or that of a folder, and weights initialized from torch's default generator."""
     config = load_config(Path(name)) if Path(name).is_dir() else Config.from_name(name)
-    model = empty_model(config, dtype or torch.float32, device)
+    model = build_empty_model(config, dtype or torch.float32, device)
     initialize(model, int(torch.randint(2**31, ())))
     return model
 
 
-def device_named(accelerator: str) -> torch.device:
-    """The device that an `accelerator` of Lightning's names.
+def find_device(accelerator: str) -> torch.device:
+    """The device for an `accelerator` of Lightning.
 
     Raises:
         UserError: if this machine has none of that kind.
     """
     if accelerator == "auto":
-        return best_device()
+        return select_device()
     kind = "cuda" if accelerator == "gpu" else accelerator
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not here.get(kind):
-        able = ", ".join(name for name, there in here.items() if there)
-        raise UserError(f"accelerator: {accelerator!r} is not here; give auto or {able}")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(kind):
+        kinds = ", ".join(name for name, is_available in available.items() if is_available)
+        raise UserError(f"accelerator: {accelerator!r} is not available; set auto or {kinds}")
     return torch.device(kind)
 
 
-def best_device() -> torch.device:
+def select_device() -> torch.device:
     """The accelerator of this machine, or the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def best_type(device: torch.device) -> torch.dtype | None:
-    """bfloat16 on an accelerator, float16 where it has none of that; on a CPU None, which is the type of the files."""
+def select_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 on an accelerator, or float16 where that is not supported; None on a CPU, for the type of the files."""
     if device.type == "cpu":
         return None
     return torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16

@@ -1,4 +1,4 @@
-"""Choose the next token from a model's scores: temperature, the likeliest few, or the likeliest share.
+"""Sample the next token from logits with temperature, top-k and top-p.
 
 Axes: B batch, V vocabulary.
 """
@@ -14,13 +14,16 @@ from litgpt.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen.
+    """How tokens are sampled.
 
     Attributes:
-        temperature: scores are divided by it; 0 takes the likeliest token.
-        top_k: only so many of the likeliest tokens; None for all.
-        top_p: only the likeliest tokens that together have this probability (Holtzman et al. 2020, nucleus sampling);
-            0 takes the likeliest token.
+        temperature: logits are divided by it; 0 selects the most likely token.
+        top_k: sample among this many of the most likely tokens; None for all.
+        top_p: sample among the most likely tokens whose probabilities sum to this (Holtzman et al. 2020, nucleus
+            sampling); 0 selects the most likely token.
+
+    Raises:
+        UserError: if one is out of range.
     """
 
     temperature: float = 1.0
@@ -29,42 +32,53 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UserError(f"temperature: {self.temperature} will not do; give 0 or more, such as 0.8")
+            raise UserError(f"temperature: {self.temperature} is not a number of 0 or more; set 0.8, for example")
         if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k: {self.top_k} will not do; give 1 or more, or null for every token")
+            raise UserError(f"top_k: {self.top_k} is less than 1; set 1 or more, or null for every token")
         if not 0 <= self.top_p <= 1:
-            raise UserError(f"top_p: {self.top_p} will not do; give a share from 0 to 1")
+            raise UserError(f"top_p: {self.top_p} is not a probability; set 0 to 1")
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken always."""
+        """Whether the most likely token is always selected."""
         return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
 
 
-def candidates(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """Scores (B, V) in float32, divided by the temperature; minus infinity for the tokens that are left out.
+def filter_logits(logits_BV: Tensor, sampling: Sampling) -> Tensor:
+    """Logits (B, V) in float32, divided by the temperature; minus infinity for tokens outside top-k and top-p.
 
-    Tokens as likely as the last of the `top_k` are kept with it. `sampling` is not greedy.
+    Tokens as likely as the last of the `top_k` are kept. `sampling` is not greedy.
     """
-    scores = logits_BV.float()
-    scores = (scores - scores.amax(-1, keepdim=True)) / sampling.temperature  # no overflow, however cold
-    if sampling.top_k is not None and sampling.top_k < scores.shape[-1]:
-        least = scores.topk(sampling.top_k).values[:, -1:]
-        scores = scores.masked_fill(scores < least, -math.inf)
+    logits = logits_BV.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # no overflow at low temperatures
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
     if sampling.top_p < 1:
-        ascending, order = scores.sort(-1)
-        out = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
-        out[:, -1] = False  # the likeliest stays whatever rounding says
-        scores = scores.masked_fill(out.scatter(-1, order, out), -math.inf)
-    return scores
+        ascending, order = logits.sort(-1)
+        removed = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        removed[:, -1] = False  # the most likely token stays despite rounding
+        logits = logits.masked_fill(removed.scatter(-1, order, removed), -math.inf)
+    return logits
 
 
-def choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
+def sample_token(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
     """The next token of each row, (B, 1).
 
     Args:
-        generator: of random numbers, on the device of the scores; the same seed gives the same tokens.
+        generator: on the device of the logits; the same seed gives the same tokens.
     """
     if sampling.greedy:
         return logits_BV.argmax(-1, keepdim=True)
-    return torch.multinomial(candidates(logits_BV, sampling).softmax(-1), 1, generator=generator)
+    return torch.multinomial(filter_logits(logits_BV, sampling).softmax(-1), 1, generator=generator)
+
+
+def sample_finite(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
+    """As `sample_token`, for logits that may have overflowed.
+
+    Raises:
+        UserError: if the largest logit is infinite or not a number, for example in float16.
+    """
+    if not bool(logits_BV.amax().isfinite()):
+        raise UserError("the model's logits are not finite; set precision: 32-true, or check the weights")
+    return sample_token(logits_BV, sampling, generator)

@@ -9,44 +9,44 @@ from annotated_types import Ge, Le
 from litgpt.recipe.bounds import Count, Fraction, Seed, check_numbers
 
 Temperature = Annotated[float, Ge(0.0), Le(1e6)]
-Quantize = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"]
+InferenceQuantFormat = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"]
 InferencePrecision = Literal["32-true", "16-true", "bf16-true", "64-true", "bf16-mixed", "16-mixed"]
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Write text with a model."""
+    """Generate text with a model."""
 
     checkpoint_dir: Path
-    """A model's folder, a run's folder or one of its steps, or the hub's org/name (downloaded if it is not here)."""
+    """Folder of a model, of a run or of one of its steps, or org/name on the hub (downloaded if necessary)."""
     prompt: str = "What food do llamas eat?"
-    """What the user says or, without a chat template, the text to go on with."""
+    """The user's message or, without a chat template, the text to continue."""
     sys_prompt: str | None = None
-    """What the system says; for models with a chat template."""
+    """The system's message; for models with a chat template."""
     num_samples: Count = 1
-    """How many texts to write, one after the other."""
+    """Number of texts to generate, one after the other."""
     max_new_tokens: Count = 50
-    """The most tokens of a text; the model may end before that."""
+    """Maximum number of tokens of a text; the model may stop earlier."""
     top_k: Count | None = 50
-    """Choose among so many of the likeliest tokens; null for all."""
+    """Sample among this many of the most likely tokens; null for all."""
     top_p: Fraction = 1.0
-    """Choose among the likeliest tokens that together have this probability; 0 takes the likeliest."""
+    """Sample among the most likely tokens whose probabilities sum to this; 0 for the most likely one."""
     temperature: Temperature = 0.8
-    """Below 1 for likelier tokens, above 1 for more varied ones; 0 takes the likeliest."""
-    quantize: Quantize | None = None
-    """Keep weights in 4 or 8 bits, through bitsandbytes."""
+    """Below 1 for more likely tokens, above 1 for more varied ones; 0 for the most likely one."""
+    quantize: InferenceQuantFormat | None = None
+    """Quantize the matrices of the blocks to 4 or 8 bits with bitsandbytes."""
     precision: InferencePrecision | None = None
-    """Numbers to compute with; null for bf16-true on an accelerator, on a CPU the type of the files."""
+    """Type to compute in; null for bf16-true on an accelerator, and the type of the files on a CPU."""
     compile: bool = False
-    """Compile the model with torch.compile: slow to start, then faster."""
+    """Compile the model with torch.compile: slower to start, then faster."""
     stop: str | list[str] | None = None
-    """A text, or a list of texts, that ends what is written; not printed."""
+    """A string, or a list of strings, that ends a text; not printed."""
     seed: Seed = 1234
-    """The same seed writes the same text."""
+    """The same seed generates the same text."""
     stream: bool = True
-    """Print the text as it comes; false prints it when it is whole."""
+    """Print the text as it is generated; false to print it when it is complete."""
     chat_template: bool | None = None
-    """Put the prompt into the folder's chat template: false for never, null for its prompt style or template if any."""
+    """Apply the folder's chat template to the prompt: false for never, null for its prompt style or template if any."""
 
     def __post_init__(self) -> None:
         check_numbers(self)

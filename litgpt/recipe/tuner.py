@@ -1,4 +1,4 @@
-"""The settings of tuners: which numbers of a model a run trains, and what it adds to the model to that end."""
+"""The settings of tuners: which parameters of a model a run trains, and what it adds to the model."""
 
 import re
 from dataclasses import dataclass, field
@@ -15,13 +15,13 @@ BlockOrder = list[tuple[int, bool]]
 
 
 def all_linear() -> list[str]:
-    """The targets of a tuner that is told of none."""
+    """The default targets of a tuner."""
     return ["all-linear"]
 
 
 @dataclass(frozen=True)
 class Tuner:
-    """What a run trains: whether it adds to the model, and whether that can be folded into the model's own weights."""
+    """What a run trains; `adds` to the model or not, and `merges` into the model's own weights or not."""
 
     adds: ClassVar[bool] = True
     merges: ClassVar[bool] = True
@@ -41,53 +41,53 @@ class Tuner:
 
 
 def check_regex(key: str, text: str | None) -> None:
-    """Refuse a text that is no regular expression."""
+    """Check that a text is a regular expression."""
     try:
         re.compile(text or "")
     except re.error as error:
-        raise UserError(f"{key}: {text!r} is no regular expression ({error}); such as 'blocks\\.[0-3]\\..*'") from None
+        raise UserError(f"{key}: {text!r} is not a regular expression ({error}); set 'blocks\\.[0-3]\\..*'") from None
 
 
 @dataclass(frozen=True)
 class Full(Tuner):
-    """Train the weights themselves, all or some; the order of the parts is embedding, blocks, norm, head."""
+    """Train the model's own weights, all or some; their order is embedding, blocks, norm, head."""
 
     adds: ClassVar[bool] = False
 
     freeze_parameters: list[str] = field(default_factory=list)
-    """Parts that stay as they are, by the start of their names: ours (blocks.0) or published (model.layers.0)."""
+    """Parameters to freeze, by prefixes of their names: ours (blocks.0) or published (model.layers.0)."""
     freeze_parameters_regex: str | None = None
-    """Names with a match of this stay as they are too."""
+    """Also freeze parameters whose names have a match of this regular expression."""
     freeze_parameters_ratio: Fraction = 0.0
-    """This share of all numbers stays as it is, from the embedding upwards; whole tensors only."""
+    """Also freeze this fraction of all parameters, from the embedding upwards; whole tensors only."""
     trainable_parameters: list[str] = field(default_factory=list)
-    """Parts that are trained though the settings above freeze them."""
+    """Parameters to train although the settings above freeze them."""
     trainable_parameters_regex: str | None = None
-    """Names with a match of this are trained too."""
+    """Also train parameters whose names have a match of this regular expression."""
 
 
 @dataclass(frozen=True)
 class LISA(Tuner):
-    """Train the weights themselves, but of the blocks a few at a time, drawn anew now and then (Pan et al. 2024)."""
+    """Train the model's own weights, but only a few blocks at a time, redrawn at an interval (Pan et al. 2024)."""
 
     adds: ClassVar[bool] = False
 
     activated_layers: Count = 2
-    """Blocks that are trained at a time; embedding, last norm and head always are."""
+    """Blocks trained at a time; embedding, last norm and head are always trained."""
     step_interval: Count = 20
-    """Optimizer steps after which they are drawn anew."""
+    """Optimizer steps after which the blocks are redrawn."""
 
 
 @dataclass(frozen=True)
 class LLaMAPro(Tuner):
-    """Add blocks between the model's own, copies without effect at first, and train them alone (Wu et al. 2024)."""
+    """Insert blocks between the model's own, initialized to the identity, and train only them (Wu et al. 2024)."""
 
     adds: ClassVar[bool] = False
 
     new_blocks: Count = 4
-    """Blocks that are added; the finished model has so many more."""
+    """Number of blocks to insert."""
     groups: Count | None = None
-    """Equal groups of blocks after each of which as many are added; null for one block in each place."""
+    """Number of equal groups of blocks, after each of which equally many are inserted; null for `new_blocks`."""
 
     def get_block_order(self, layers: int) -> BlockOrder:
         """Copies of the last blocks of each group are inserted after it.
@@ -111,30 +111,30 @@ class LLaMAPro(Tuner):
 
 @dataclass(frozen=True)
 class LoRA(Tuner):
-    """Low-rank updates beside frozen matrices, y = W x + s B A x (Hu et al. 2021)."""
+    """Low-rank updates of frozen matrices, y = W x + s B A x (Hu et al. 2021)."""
 
     r: Count = 8
     """Rank of the updates."""
     alpha: Positive = 32.0
     """Scale s = alpha / r, or alpha / sqrt(r) with rslora."""
     dropout: Fraction = 0.05
-    """Share of the inputs of A that are left out at random while training."""
+    """Dropout probability of the inputs of A."""
     target_modules: list[str] = field(default_factory=all_linear)
-    """Layers by the end of their names, ours (q, attention.out) or published (q_proj); mlp; all-linear, all-router."""
+    """Layers by suffixes of their names, ours (q, attention.out) or published (q_proj); mlp; all-linear, all-router."""
     target_regex: str | None = None
-    """Layers whose whole name, ours or published, is this; takes the place of target_modules."""
+    """Regular expression for whole names of layers, ours or published; used instead of target_modules."""
     modules_to_save: list[str] = field(default_factory=list)
-    """Modules of which a copy is trained in full, such as embedding or norm."""
+    """Modules whose parameters are trained as full copies, such as embedding or norm."""
     bias: Literal["none", "all"] = "none"
-    """Whether copies of all biases are trained."""
+    """Whether to train copies of all biases."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) (Kalajdzievski 2023)."""
     dora: bool = False
     """Train the length of each row of a matrix apart from its direction (Liu et al. 2024)."""
     init: Literal["default", "gaussian", "pissa", "olora"] = "default"
-    """First values: random A and zero B, or principal parts of W (Meng et al. 2024) or of its QR (Büyükakyüz 2024)."""
+    """Initialization: random A and zero B, or from the SVD (Meng et al. 2024) or QR (Büyükakyüz 2024) of W."""
     lora_plus: Ratio = 1.0
-    """Learning rate of B over that of A (Hayou et al. 2024)."""
+    """Ratio of the learning rate of B to that of A (Hayou et al. 2024)."""
 
     @property
     def scale(self) -> float:
@@ -142,7 +142,7 @@ class LoRA(Tuner):
         return self.alpha / (self.r**0.5 if self.rslora else self.r)
 
     def get_lr_multiplier(self, name: str) -> float:
-        """LoRA+: the B of every pair has a learning rate of its own."""
+        """LoRA+: B has a larger learning rate."""
         return self.lora_plus if name.endswith("lora_b") else 1.0
 
 
@@ -153,47 +153,47 @@ class IA3(Tuner):
     target_modules: list[str] = field(default_factory=lambda: ["k", "v", "down"])
     """Linear layers, named as for LoRA."""
     feedforward_modules: list[str] = field(default_factory=lambda: ["down"])
-    """Those of them whose inputs are scaled, not their outputs."""
+    """Targets whose inputs are scaled rather than their outputs."""
 
 
 @dataclass(frozen=True)
 class VeRA(Tuner):
-    """Trained scales of one pair of random matrices that all layers share (Kopiczko et al. 2024)."""
+    """Trained scales of one pair of random matrices shared by all layers (Kopiczko et al. 2024)."""
 
     r: Count = 256
     """Rank of the pair."""
     target_modules: list[str] = field(default_factory=all_linear)
     """Linear layers, named as for LoRA."""
     dropout: Fraction = 0.0
-    """Share of the inputs of the pair that are left out at random while training."""
+    """Dropout probability of the inputs of the pair."""
     d_initial: Fraction = 0.1
-    """First value of the scales between the two matrices."""
+    """Initial value of the scales between the two matrices."""
     projection_seed: Seed = 0
     """Seed of the pair."""
 
 
 @dataclass(frozen=True)
 class BOFT(Tuner):
-    """Inputs turned by trained orthogonal matrices in blocks (Liu et al. 2024)."""
+    """Inputs rotated by trained block-diagonal orthogonal matrices (Liu et al. 2024)."""
 
     block_size: Count = 4
-    """Inputs that are turned among themselves."""
+    """Size of a block of inputs that is rotated."""
     butterfly_factors: Annotated[int, Ge(1), Le(16)] = 1
-    """Sparse matrices whose product is the rotation; each one more doubles what is mixed."""
+    """Number of sparse matrices whose product is the rotation; each doubles the number of mixed inputs."""
     target_modules: list[str] = field(default_factory=all_linear)
     """Linear layers, named as for LoRA."""
 
 
 @dataclass(frozen=True)
 class Adapter(Tuner):
-    """LLaMA-Adapter: trained prompts that attention sees through a gate (Zhang et al. 2023)."""
+    """LLaMA-Adapter: trained prompts that attention reads through a gate (Zhang et al. 2023)."""
 
     merges: ClassVar[bool] = False
 
     prompt_length: Count = 10
-    """Rows of each block's prompt."""
+    """Length of each block's prompt."""
     start_layer: Position = 2
-    """The first block that has one."""
+    """The first block with a prompt."""
 
 
 @dataclass(frozen=True)
@@ -203,16 +203,16 @@ class AdapterV2(Adapter):
 
 @dataclass(frozen=True)
 class ReFT(Tuner):
-    """LoReFT: hidden states edited in a subspace of low rank after each block, at every position (Wu et al. 2024)."""
+    """LoReFT: hidden states edited in a low-rank subspace after each block, at every position (Wu et al. 2024)."""
 
     merges: ClassVar[bool] = False
 
     r: Count = 4
     """Rank of the subspace."""
     layers: list[Position] | None = None
-    """Numbers of the blocks, from 0; null for all."""
+    """Indices of the blocks, from 0; null for all."""
     dropout: Fraction = 0.0
-    """Share of an edit that is left out at random while training."""
+    """Dropout probability of the edits."""
 
 
 KINDS: tuple[type[Tuner], ...] = (Full, LISA, LLaMAPro, LoRA, IA3, VeRA, BOFT, Adapter, AdapterV2, ReFT)

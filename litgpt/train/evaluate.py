@@ -1,7 +1,7 @@
 """Look at a model in training: its validation loss, and a text that it writes."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from litgpt.data.stream.batch import Batch
+from litgpt.model.generation import generate_tokens
 from litgpt.model.gpt import compute_logits
 from litgpt.parallel.apply import reshard_parameters
 from litgpt.parallel.reduce import all_reduce_sum
@@ -49,42 +50,40 @@ def validation_loss(
     return summed_loss / counted if counted else float("nan")
 
 
-def continuation(
+def generate_sample(
     train_state: TrainState,
     prompt: list[int],
     *,
-    tokens: int,
+    max_new_tokens: int,
     window: int,
     seed: int,
     temperature: float = 0.8,
     top_k: int = 50,
-    pause: Callable[[int], bool] = lambda token: False,
+    stop_tokens: Collection[int] = (),
 ) -> list[int]:
-    """Token numbers that the model writes after `prompt`, sampled from its `top_k` likeliest next tokens.
+    """The tokens that the model generates after a prompt, each sampled from the `top_k` most likely ones.
 
-    The run's own random state is not touched. Every rank must call this, since a sharded model runs on all of them.
+    The run's own random state does not change. All ranks call this together.
 
     Args:
-        window: how many of the last tokens the model reads.
-        pause: ends the text at a token for which it is true.
+        window: the number of previous tokens that the model reads.
+        stop_tokens: the first of them is the last token of the sample.
     """
     generator = torch.Generator().manual_seed(seed)
-    ids = list(prompt)
+
+    def next_token(ids: list[int]) -> int:
+        inputs = torch.tensor([ids[-window:]], device=train_state.device)
+        local = train_state.local_batch(Batch(inputs, inputs))
+        head = partial(_last_logits, tokens=inputs.shape[1], sharding=train_state.local_tokens)
+        logits = evaluate(train_state, local, partial(run_model, local=local, head=head))
+        token = 0
+        if logits is not None:
+            values, tokens = logits.float().cpu().topk(min(top_k, logits.shape[-1]))
+            token = int(tokens[torch.multinomial((values / temperature).softmax(-1), 1, generator=generator)])
+        return token if train_state.pipeline is None else train_state.pipeline.broadcast_from_last(token)
+
     with eval_mode(train_state):
-        for _ in range(tokens):
-            read = torch.tensor([ids[-window:]], device=train_state.device)
-            local = train_state.local_batch(Batch(read, read))
-            head = partial(_last_logits, tokens=read.shape[1], sharding=train_state.local_tokens)
-            scores = evaluate(train_state, local, partial(run_model, local=local, head=head))
-            token = 0
-            if scores is not None:
-                likeliest, numbers = scores.float().cpu().topk(min(top_k, scores.shape[-1]))
-                chosen = torch.multinomial((likeliest / temperature).softmax(-1), 1, generator=generator)
-                token = int(numbers[chosen])
-            ids.append(token if train_state.pipeline is None else train_state.pipeline.broadcast_from_last(token))
-            if pause(ids[-1]):
-                break
-    return ids[len(prompt) :]
+        return list(generate_tokens(next_token, prompt, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens))
 
 
 def _last_logits(

@@ -18,7 +18,7 @@ from litgpt.parallel.strategy import is_rank_zero
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.store.tokenizer_files import find_tokenizer_files
 from litgpt.train.console import RunConsole, RunSummary
-from litgpt.train.evaluate import continuation, validation_loss
+from litgpt.train.evaluate import generate_sample, validation_loss
 from litgpt.train.guard import Guard, Interrupts, perplexity
 from litgpt.train.metrics import Meter, device_peak, memory_gb
 from litgpt.train.optimizer import set_learning_rate
@@ -260,13 +260,13 @@ class Loop:
         run = self.run
         assert run.tokenizer is not None
         start = prompt or [run.tokenizer.bos_id or run.tokenizer.eos_id or 0]
-        new = continuation(
+        new = generate_sample(
             run.train_state,
             start,
-            tokens=tokens,
+            max_new_tokens=tokens,
             window=run.sequence_length,
             seed=run.recipe.seed,
-            pause=run.tokenizer.stop_ids.__contains__,
+            stop_tokens=run.tokenizer.stop_ids,
         )
         if is_rank_zero():
             text = run.tokenizer.decode(start + new)

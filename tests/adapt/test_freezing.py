@@ -84,7 +84,7 @@ def test_three_steps_change_what_is_trained_and_no_bit_of_the_rest() -> None:
         ),
         ({"trainable_parameters": ["model.layer.1"]}, "closest names are .*model.layers.1"),
         ({"freeze_parameters_regex": "qqq"}, "tuner.freeze_parameters_regex: 'qqq' matches nothing in this model"),
-        ({"freeze_parameters_regex": "(blocks"}, "tuner.freeze_parameters_regex: .* is no regular expression"),
+        ({"freeze_parameters_regex": "(blocks"}, "tuner.freeze_parameters_regex: .* is not a regular expression"),
         ({"freeze_parameters_ratio": 1.5}, "tuner.freeze_parameters_ratio: 1.5 is not valid"),
         ({"freeze_parameters_ratio": 1.0}, "every parameter is frozen"),
     ],

@@ -63,7 +63,7 @@ def test_regex_is_of_whole_names_and_takes_the_place_of_endings() -> None:
         ({"target_modules": ["q_porj"]}, "tuner.target_modules: 'q_porj' matches nothing in this model; .* q_proj"),
         ({"target_modules": ["all-router"]}, "all-router, but this model has no experts; use all-linear"),
         ({"target_modules": ["norm_1"]}, "norm_1 is not a matrix; name it in modules_to_save"),
-        ({"target_regex": "[", "target_modules": []}, "tuner.target_regex: .* is no regular expression"),
+        ({"target_regex": "[", "target_modules": []}, "tuner.target_regex: .* is not a regular expression"),
         ({"modules_to_save": ["q"]}, "is one of the target_modules too"),
         ({"modules_to_save": ["norms"]}, "tuner.modules_to_save: 'norms' matches nothing in this model"),
         ({"r": 33, "init": "pissa"}, "tuner.r: 33 is more than the 32"),

@@ -220,7 +220,7 @@ def test_checkpoints_of_an_adapter_hold_no_base(base: Path, tmp_path: Path) -> N
     ("command", "changes", "words"),
     [
         ("finetune_lora", {"lora_query": False, "lora_value": False}, "lora_query"),
-        ("finetune_lora", {"tuner": "IA3", "lora_r": 2}, "lora_r: not beside tuner"),
+        ("finetune_lora", {"tuner": "IA3", "lora_r": 2}, "lora_r: not supported with tuner"),
         ("finetune_full", {"tuner": "LoRA"}, "tuner: LoRA"),
         ("finetune_lora", {"tuner": "AdapterV2"}, "tuner.start_layer: 2 leaves none of 2 blocks"),
         ("finetune_lora", {"tuner": "Full", "quantize": "bnb.nf4"}, "quantize: bnb.nf4"),

@@ -112,8 +112,8 @@ def test_numbers_of_another_type_and_a_whole_model_out_of_an_adapter(base: Path,
 @pytest.mark.parametrize(
     ("command", "changes", "words"),
     [
-        ("finetune_adapter", {"tuner": "AdapterV2"}, "tuner: AdapterV2 is not for this command"),
-        ("finetune_adapter_v2", {"tuner": "LoRA"}, "tuner: LoRA is not for this command"),
+        ("finetune_adapter", {"tuner": "AdapterV2"}, "tuner: AdapterV2 is not supported by this command"),
+        ("finetune_adapter_v2", {"tuner": "LoRA"}, "tuner: LoRA is not supported by this command"),
         ("finetune_adapter", {"lora_r": 2}, "lora_r is not a key"),
         ("finetune", {"checkpoint_dir": "adapter"}, "checkpoint_dir: adapter is an adapter"),
     ],

@@ -67,7 +67,7 @@ def test_a_second_run_is_resumed_to_the_bit(base: Path, first: Path, tmp_path: P
 def test_settings_beside_those_of_the_adapter_are_refused() -> None:
     for key, settings in {"tuner": {"tuner": IA3()}, "lora_r": {"lora_r": 4}}.items():
         with pytest.raises(
-            UserError, match=f"{key}: not beside initial_adapter_dir, whose adapter has settings of its"
+            UserError, match=f"{key}: not supported with initial_adapter_dir, which has its own settings"
         ):
             FinetuneLora(Path("x"), initial_adapter_dir=Path("y"), **settings)
 
@@ -78,7 +78,7 @@ def test_settings_beside_those_of_the_adapter_are_refused() -> None:
         ({"initial_adapter_dir": "BASE"}, "holds no adapter; give a folder with adapter_config.json"),
         ({"initial_adapter_dir": "nowhere/at/all"}, "initial_adapter_dir: nowhere/at/all is no folder"),
         ({"checkpoint_dir": "FIRST"}, "as initial_adapter_dir to train it further"),
-        ({"initial_adapter_dir": "FIRST", "lora_alpha": 3}, "lora_alpha: not beside initial_adapter_dir"),
+        ({"initial_adapter_dir": "FIRST", "lora_alpha": 3}, "lora_alpha: not supported with initial_adapter_dir"),
     ],
 )
 def test_what_cannot_be_begun_with_is_said_in_one_line(

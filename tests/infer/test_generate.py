@@ -14,9 +14,9 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.infer import cache as cache_module
 from litgpt.infer.cache import KeyValueCache
-from litgpt.infer.generate import generate, until
+from litgpt.infer.generate import generate, truncate_at_stop
 from litgpt.infer.load import open_model
-from litgpt.infer.sampling import Sampling, choose
+from litgpt.infer.sampling import Sampling, sample_token
 from litgpt.model.gpt import GPT
 from tests.model.test_attention import KINDS, small
 
@@ -30,7 +30,7 @@ PROMPT = [5, 9, 33, 2, 17, 40, 8]
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches grow several times in a short text."""
-    monkeypatch.setattr(cache_module, "STEP", 4)
+    monkeypatch.setattr(cache_module, "GROWTH_STEP", 4)
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def without_cache(model: GPT, sampling: Sampling) -> tuple[list[int], list[Tenso
     ids, scores, numbers = list(PROMPT), [], torch.Generator().manual_seed(3)
     for _ in range(14):
         scores.append(model(torch.tensor([ids]))[:, -1])
-        ids.append(int(choose(scores[-1], sampling, numbers)))
+        ids.append(int(sample_token(scores[-1], sampling, numbers)))
     return ids[len(PROMPT) :], scores
 
 
@@ -57,8 +57,8 @@ def test_a_cache_changes_nothing(kind: str) -> None:
     for token, expected in zip(wanted, scores, strict=True):
         torch.testing.assert_close(model(read, cache=cache)[:, -1], expected, atol=1e-5, rtol=1e-5)
         read = torch.tensor([[token]])
-    assert cache.length == 20 and cache.layers[0].keys.room is not None
-    assert cache.layers[0].keys.room.shape[2] == 20
+    assert cache.length == 20 and cache.layers[0].keys.buffer is not None
+    assert cache.layers[0].keys.buffer.shape[2] == 20
 
 
 SIZES = {"vocab_size": 96, "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 80}
@@ -123,10 +123,10 @@ def test_gradients_are_off_only_inside() -> None:
     ("prompt", "tokens", "size", "said"),
     [
         ([], 5, None, "prompt: has no tokens"),
-        ([*range(60), 1, 2, 3, 4], 1, None, "prompt: 64 tokens, but the model reads 64"),
-        (PROMPT, 58, None, "max_new_tokens: 58 after a prompt of 7.* give 1 to 57"),
+        ([*range(60), 1, 2, 3, 4], 1, None, "prompt: 64 tokens exceed the model's context of 64"),
+        (PROMPT, 58, None, "max_new_tokens: 58 after a prompt of 7 .* set 1 to 57"),
         (PROMPT, 0, None, "max_new_tokens: 0"),
-        (PROMPT, 10, 12, "fixed_kv_cache_size: 12 is too few for 13"),
+        (PROMPT, 10, 12, "fixed_kv_cache_size: 12 is less than 13 tokens"),
     ],
 )
 def test_texts_too_long_are_refused(prompt: list[int], tokens: int, size: int | None, said: str) -> None:
@@ -167,7 +167,7 @@ def test_no_part_of_a_stop_string_is_shown(text: str, stops: list[str], data: st
             read += 1
             yield piece
 
-    shown = list(until(counted(), stops))
+    shown = list(truncate_at_stop(counted(), stops))
     assert "" not in shown
     assert not any(stop in "".join(shown) for stop in stops)
     ends = [text.find(stop) for stop in stops if stop in text]
@@ -180,6 +180,6 @@ def test_no_part_of_a_stop_string_is_shown(text: str, stops: list[str], data: st
 
 
 def test_text_is_shown_as_soon_as_it_cannot_be_a_stop_string() -> None:
-    pieces = until(iter(["a <", "en", "d", "less> b <end", "> c"]), ["<end>"])
+    pieces = truncate_at_stop(iter(["a <", "en", "d", "less> b <end", "> c"]), ["<end>"])
     assert list(pieces) == ["a ", "<endless> b "]
-    assert next(until(iter(["a b", "never read"]), [])) == "a b"
+    assert next(truncate_at_stop(iter(["a b", "never read"]), [])) == "a b"

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from litgpt.errors import UserError
-from litgpt.infer.sampling import Sampling, candidates, choose
+from litgpt.infer.sampling import Sampling, filter_logits, sample_token
 
 SCORES = st.lists(st.one_of(st.integers(-4, 4).map(float), st.floats(-30, 30, width=32)), min_size=1, max_size=12)
 SETTINGS = st.builds(
@@ -32,7 +32,7 @@ def test_kept_tokens_equal_those_of_transformers(values: list[float], sampling: 
     steps += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
     for step in steps:
         wanted = step(torch.zeros(1, 1, dtype=torch.long), wanted)
-    got = candidates(scores, sampling)
+    got = filter_logits(scores, sampling)
     assert kept(got) == kept(wanted)
     torch.testing.assert_close(got, wanted)
 
@@ -51,7 +51,7 @@ def test_kept_tokens_by_brute_force(values: list[int], sampling: Sampling) -> No
             break
         wanted.add(place)
         before += share
-    got = kept(candidates(torch.tensor([values], dtype=torch.float32), sampling))
+    got = kept(filter_logits(torch.tensor([values], dtype=torch.float32), sampling))
     if sampling.top_p == 1:
         wanted = set(order)
     assert {place for place, stays in enumerate(got) if stays} == wanted
@@ -61,7 +61,7 @@ def test_tokens_come_as_often_as_they_are_likely() -> None:
     scores = torch.tensor([[1.0, 0.0, 2.0, -1.0, 3.0]])
     sampling = Sampling(temperature=2.0, top_k=4)
     numbers = torch.Generator().manual_seed(3)
-    drawn = choose(scores.expand(20_000, 5), sampling, numbers).flatten().bincount(minlength=5) / 20_000
+    drawn = sample_token(scores.expand(20_000, 5), sampling, numbers).flatten().bincount(minlength=5) / 20_000
     shares = torch.tensor([0.5, 0.0, 1.0, -math.inf, 1.5]).softmax(0)
     torch.testing.assert_close(drawn, shares, atol=0.015, rtol=0)
 
@@ -69,7 +69,7 @@ def test_tokens_come_as_often_as_they_are_likely() -> None:
 @pytest.mark.parametrize("sampling", [Sampling(0), Sampling(top_p=0.0), Sampling(top_k=1), Sampling(1e-30)])
 def test_the_likeliest_is_taken(sampling: Sampling) -> None:
     scores = torch.randn(50, 30, generator=torch.Generator().manual_seed(0)) * 1e4
-    assert torch.equal(choose(scores, sampling).flatten(), scores.argmax(-1))
+    assert torch.equal(sample_token(scores, sampling).flatten(), scores.argmax(-1))
 
 
 @pytest.mark.parametrize(

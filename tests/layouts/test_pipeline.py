@@ -15,7 +15,7 @@ from litgpt.parallel.precision import PRECISIONS
 from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
-from litgpt.train.evaluate import continuation, validation_loss
+from litgpt.train.evaluate import generate_sample, validation_loss
 from litgpt.train.objective import next_token
 from litgpt.train.step import TrainState, gradients
 from tests.layouts.layouts import Case, Facts, built, everything, facts, global_batch, noise, part_of, spoilt
@@ -103,7 +103,7 @@ def looked(case: Case) -> tuple[float, list[int], bool]:
     batches = part_of(whole, train_state.mesh.rank("data") if train_state.mesh else 0, case.ranks // 2 or 1, 1)
     gradient(train_state, batches)
     loss = validation_loss(train_state, batches, OBJECTIVE, max_iters=7)
-    text = continuation(train_state, [3, 1, 4], tokens=6, window=5, seed=2)
+    text = generate_sample(train_state, [3, 1, 4], max_new_tokens=6, window=5, seed=2)
     kept = {id(parameter) for parameter in train_state.core.parameters()}
     gradient(train_state, batches)
     return loss, text, kept == {id(parameter) for parameter in train_state.core.parameters()}
