@@ -5,12 +5,12 @@ from typing import Any
 from litgpt.data.render.prompt_styles import (
     ChatML,
     PromptStyle,
-    classes,
+    build_style_class,
+    build_style_classes,
     has_prompt_style,
     load_prompt_style,
-    rows,
+    load_styles,
     save_prompt_style,
-    style_class,
 )
 
 __all__ = ["ChatML", "PromptStyle", "has_prompt_style", "load_prompt_style", "prompt_styles", "save_prompt_style"]  # noqa: F822
@@ -19,7 +19,7 @@ __all__ = ["ChatML", "PromptStyle", "has_prompt_style", "load_prompt_style", "pr
 def __getattr__(name: str) -> Any:
     """Return the class of a style, such as `Alpaca`; `prompt_styles` is a dictionary of all styles by name."""
     if name == "prompt_styles":
-        return {style: style_class(style) for style in rows()}
-    if name in classes():
-        return classes()[name]
+        return {style: build_style_class(style) for style in load_styles()}
+    if name in build_style_classes():
+        return build_style_classes()[name]
     raise AttributeError(f"module 'litgpt.prompts' has no attribute {name!r}")

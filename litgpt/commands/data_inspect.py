@@ -21,9 +21,9 @@ from litgpt.recipe.data_commands import DataInspect
 def some_samples(stream: Stream, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Samples as (T,) tokens and (T,) document numbers; the first ones, where a stream cannot be entered anywhere."""
     if isinstance(stream, TrainStream | ValStream):
-        rows: Any = stream.rows
-        chosen = random.Random(seed).sample(range(rows.count), min(number, rows.count))
-        return [(rows.row(index)[0][:-1], rows.document_numbers(index)) for index in chosen]
+        samples: Any = stream.samples
+        chosen = random.Random(seed).sample(range(samples.count), min(number, samples.count))
+        return [(samples.read_window(index)[0][:-1], samples.number_documents(index)) for index in chosen]
     found = [batch.ids[0].numpy() for batch, _ in zip(stream, range(number), strict=False)]
     return [(ids, np.zeros(len(ids), np.int32)) for ids in found]
 
@@ -51,7 +51,7 @@ def run(recipe: DataInspect) -> None:
     if stream is None:
         raise UserError(f"split: val: data: {type(recipe.data).__name__} has no validation data here; split: train has")
     print_counts(recipe.data, train, val, recipe.max_seq_length)
-    if tokenizer is not None and isinstance(rows := getattr(stream, "rows", None), SampleRows | StreamedRows):
+    if tokenizer is not None and isinstance(rows := getattr(stream, "samples", None), SampleRows | StreamedRows):
         print_rows(rows, tokenizer, recipe.samples, recipe.seed)
         stream.close()
         return

@@ -13,7 +13,7 @@ from litgpt.recipe.data_commands import DataPrepare
 
 def example_files(data: DataModule) -> list[CachedExamples]:
     """The samples on disk that a module of conversations reads; none of another module."""
-    return [file for _, file in data.made] if isinstance(data, FinetuningData) else []
+    return [file for _, file in data.prepared] if isinstance(data, FinetuningData) else []
 
 
 def run(recipe: DataPrepare) -> None:

@@ -1,6 +1,8 @@
-"""What a model is trained on: text, token shards, streams of batches. Imported on first use."""
+"""Data modules, batches and tokenizers, at the import path of LitGPT. Imported on first use."""
 
+from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 _HOMES = {
@@ -10,11 +12,11 @@ _HOMES = {
     "Tokenizer": "tokenizer",
     "TextFiles": "modules.text",
     "PythonDocs": "modules.text",
-    "LitData": "modules.text",
-    "TinyStories": "modules.text",
-    "TinyLlama": "modules.text",
-    "MicroLlama": "modules.text",
-    "OpenWebText": "modules.text",
+    "LitData": "modules.litdata",
+    "TinyStories": "modules.downloaded_text",
+    "TinyLlama": "modules.litdata",
+    "MicroLlama": "modules.litdata",
+    "OpenWebText": "modules.downloaded_text",
     "Conversations": "modules.conversations",
     "JSON": "modules.instruction_sets",
     "Alpaca": "modules.instruction_sets",
@@ -34,3 +36,17 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'litgpt.data' has no attribute {name!r}")
     return getattr(import_module(f"litgpt.data.{_HOMES[name]}"), name)
+
+
+def import_on_use(package: str) -> Callable[[str], ModuleType]:
+    """Build a `__getattr__` that imports the modules of a package on first use, so that recipes need no torch."""
+
+    def get_module(name: str) -> ModuleType:
+        try:
+            return import_module(f"{package}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{package}.{name}":
+                raise
+            raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
+
+    return get_module

@@ -1,8 +1,7 @@
-"""Show what a run would read: counts, and samples of conversations with the trained tokens marked."""
+"""Show what a run reads: counts, and samples of conversations with the trained tokens marked."""
 
 import itertools
 import random
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -10,41 +9,43 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from litgpt.data.cache.examples import CachedExamples, RowReport
+from litgpt.data.cache.examples import CachedExamples
 from litgpt.data.modules.finetuning import FinetuningData
-from litgpt.data.render.labels import Example
-from litgpt.data.stream.batches import BlendedWindows, TrainStream, ValStream, Windows
+from litgpt.data.read.row_sets import RowReport
+from litgpt.data.render.example import Example
+from litgpt.data.stream.batches import TrainStream, ValStream
 from litgpt.data.stream.samples import SampleRows
 from litgpt.data.stream.streaming import StreamedRows
+from litgpt.data.stream.windows import BlendedWindows, Windows
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.recipe.data import BatchShape, DataModule, Stream
 
-TRAINED = ("⟦", "⟧")
-"""What stands around a run of tokens that are trained, since a file of the output has no colours."""
+TRAINED_MARKS = ("⟦", "⟧")
+"""Surround trained tokens, since the output may be written to a file without colors."""
 
 
 def render_tokens(example: Example, tokenizer: Tokenizer) -> Text:
-    """A sample's text; runs of tokens that are trained stand in brackets, with their weight if it is not 1."""
+    """Render the text of a sample; trained tokens are in brackets, with their loss weight if it is not 1."""
     text = Text()
     for weight, run in itertools.groupby(zip(example.ids, example.weights, strict=True), key=lambda pair: pair[1]):
-        part = decode_tokens([int(token) for token, _ in run], tokenizer)
+        decoded = decode_tokens([int(token) for token, _ in run], tokenizer)
         if weight == 0:
-            text.append(part, style="dim")
+            text.append(decoded, style="dim")
         else:
-            times = "" if weight == 1 else f"×{weight:g}"
-            text.append(f"{TRAINED[0]}{part}{TRAINED[1]}{times}", style="bold green")
+            factor = "" if weight == 1 else f"×{weight:g}"
+            text.append(f"{TRAINED_MARKS[0]}{decoded}{TRAINED_MARKS[1]}{factor}", style="bold green")
     return text
 
 
 def decode_tokens(ids: list[int], tokenizer: Tokenizer) -> str:
-    """The text of some tokens, special ones included where the tokenizer can tell."""
+    """Decode tokens, including special ones if the tokenizer supports that."""
     if tokenizer.backend == "huggingface":
         return tokenizer.processor.decode(ids, skip_special_tokens=False)
     return tokenizer.decode(ids)
 
 
 def open_data(data: DataModule, tokenizer: Tokenizer | None, length: int) -> tuple[Stream, Stream | None]:
-    """The training and validation streams of a run with one process, one sample at a time."""
+    """Open the training and validation streams of one process with a batch size of 1."""
     data.connect(tokenizer, 1, length)
     data.prepare_data()
     data.setup()
@@ -53,20 +54,20 @@ def open_data(data: DataModule, tokenizer: Tokenizer | None, length: int) -> tup
 
 
 def list_windows(stream: Stream | None) -> list[Windows]:
-    """The texts that a stream reads, cut into windows; none if another library reads them."""
-    rows: Any = stream.rows if isinstance(stream, TrainStream | ValStream) else None
-    parts = [rows.first, rows.second] if isinstance(rows, BlendedWindows) else [rows]
+    """List the windows that a stream reads; empty if another library reads them."""
+    samples: Any = stream.samples if isinstance(stream, TrainStream | ValStream) else None
+    parts = [samples.first, samples.second] if isinstance(samples, BlendedWindows) else [samples]
     return [part for part in parts if isinstance(part, Windows)]
 
 
 def print_counts(data: DataModule, train: Stream, val: Stream | None, length: int) -> None:
-    """Print documents, tokens, windows and left-over tokens of each text, and where it lies; or sets of samples."""
+    """Print documents, tokens, windows, unused tokens and the folder of each text; or the sets of samples."""
     if isinstance(data, FinetuningData):
-        print_sets(data)
+        print_row_sets(data)
         streams = [(name, stream) for name, stream in (("train", train), ("val", val)) if stream is not None]
         sizes = [(name, stream.samples_per_epoch) for name, stream in streams]
-        counts = [f"{name}: " + ("read as needed" if size is None else f"{size:,} rows") for name, size in sizes]
-        print(*counts, *dict.fromkeys(f"in {file.folder}" for _, file in data.made), sep="\n")
+        counts = [f"{name}: " + ("read on demand" if size is None else f"{size:,} rows") for name, size in sizes]
+        print(*counts, *dict.fromkeys(f"in {file.folder}" for _, file in data.prepared), sep="\n")
         return
     table = Table("split", "documents", "tokens", f"windows of {length:,}", "tail tokens", "skipped rows")
     folders = []
@@ -74,7 +75,7 @@ def print_counts(data: DataModule, train: Stream, val: Stream | None, length: in
         for windows in list_windows(stream):
             tokens: Any = windows.tokens
             numbers = [tokens.documents, tokens.total, windows.count, windows.tail]
-            skipped = getattr(tokens, "about", {}).get("skipped", 0)
+            skipped = getattr(tokens, "metadata", {}).get("skipped", 0)
             table.add_row(name, *(f"{number:,}" for number in [*numbers, skipped]))
             folders.append(f"{name}: {tokens.folder}")
         if stream is not None and not list_windows(stream):
@@ -84,47 +85,49 @@ def print_counts(data: DataModule, train: Stream, val: Stream | None, length: in
     print(*folders, sep="\n")
 
 
-def print_sets(data: FinetuningData) -> None:
-    """Print of every set of rows how many were read and left out, and the samples and tokens that they became."""
+def print_row_sets(data: FinetuningData) -> None:
+    """Print the rows read and left out, the samples and the tokens of every set of rows."""
     table = Table("rows of", "read", "left out", "samples", "tokens", "trained", "length: median", "99 %", "longest")
     reports: list[tuple[str, RowReport]] = []
-    for entry, file in data.made:
+    for entry, file in data.prepared:
         assert isinstance(file, CachedExamples)
         lengths = file.lengths()
         trained = int(file.targets().sum())
         middle, high = np.percentile(lengths, [50, 99]) if len(lengths) else (0, 0)
         numbers = [file.report.rows, file.report.left_out, file.count, file.tokens, trained]
         numbers += [int(middle), int(high), int(lengths.max(initial=0))]
-        shown_numbers = [f"{number:,}" for number in numbers]
+        columns = [f"{number:,}" for number in numbers]
         if data.tokenize == "lazy":
-            shown_numbers[3:] = ["?"] * 5
-        table.add_row(entry.rows.name, *shown_numbers)
+            columns[3:] = ["?"] * 5
+        table.add_row(entry.rows.name, *columns)
         reports.append((entry.rows.name, file.report))
     Console().print(table)
     print_reports(reports)
 
 
 def print_reports(reports: list[tuple[str, RowReport]]) -> None:
-    """Print how many rows of each set were left out, and the first of them."""
+    """Print the number of rows of each set that were left out, and the first of them."""
     for name, report in reports:
         if report.left_out:
             print(f"{name}: {report}", *(f"  {line}" for line in report.first), sep="\n")
 
 
 def print_rows(rows: SampleRows | StreamedRows, tokenizer: Tokenizer, number: int, seed: int) -> None:
-    """Print some rows, each with the samples in it; of streamed ones, some of those that come first."""
+    """Print some rows with their samples; streamed rows are drawn from the first window."""
     table = Table(
-        "row", "tokens", "trained", "lengths", f"text (trained: {TRAINED[0]}...{TRAINED[1]})", show_lines=True
+        "row",
+        "tokens",
+        "trained",
+        "lengths",
+        f"text (trained: {TRAINED_MARKS[0]}...{TRAINED_MARKS[1]})",
+        show_lines=True,
     )
-    chosen = rows.some(number, random.Random(seed))
-    print_reports(
-        [(name, RowReport(**one | {"reasons": Counter(one["reasons"])})) for name, one in rows.told().items()]
-        if isinstance(rows, StreamedRows)
-        else []
-    )
+    chosen = rows.draw_rows(number, random.Random(seed))
+    if isinstance(rows, StreamedRows):
+        print_reports([(row_set.name, report) for row_set, report in zip(rows.row_sets, rows.reports, strict=True)])
     for index, examples in chosen:
         text = Text("\n──── next sample ────\n", style="bold yellow").join(
-            render_tokens(one, tokenizer) for one in examples
+            render_tokens(example, tokenizer) for example in examples
         )
         lengths = [len(example.ids) for example in examples]
         trained = sum(int(np.count_nonzero(example.weights[1:])) for example in examples)

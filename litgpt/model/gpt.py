@@ -128,9 +128,9 @@ class GPT(nn.Module):
             torch.set_default_dtype(default)
 
     @property
-    def local_blocks(self) -> list[Block]:
+    def local_blocks(self) -> list[nn.Module]:
         """The blocks, without placeholders for missing ones."""
-        return [block for block in self.blocks if isinstance(block, Block)]
+        return [block for block in self.blocks if not isinstance(block, MissingLayer)]
 
     @property
     def output_weight(self) -> Tensor:

@@ -1,5 +1,6 @@
-"""Activation offloading: what layers save for backward, in host memory."""
+"""What layers keep for backward, in host memory instead of on the device."""
 
+from collections.abc import Callable
 from functools import wraps
 from typing import Any, NamedTuple, Protocol
 
@@ -7,70 +8,70 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from litgpt.model.gpt import Block
 from litgpt.model.surgery import Function, wrap_forward
 
 
 class SavedTensorHooks(Protocol):
-    """Hooks for the tensors that a function saves for backward, as in `torch.autograd.graph.saved_tensors_hooks`."""
+    """Decides what is kept for backward in place of each tensor that a function saves."""
 
     def begin(self) -> None:
-        """Called before each forward pass."""
+        """A forward pass begins."""
 
     def pack(self, tensor: Tensor) -> Any:
-        """What to save in place of a tensor."""
+        """What to keep for a tensor."""
 
-    def unpack(self, packed: Any) -> Tensor:
-        """The tensor, from what `pack` returned for it."""
+    def unpack(self, kept: Any) -> Tensor:
+        """The tensor for what was kept."""
 
 
-def use_saved_tensor_hooks(hooks: SavedTensorHooks, function: Function) -> Function:
-    """A function whose saved tensors go through hooks."""
+def use_saved_tensor_hooks(keeper: SavedTensorHooks, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that hands what it keeps for backward to a keeper."""
 
     @wraps(function)
-    def hooked(*args: Any, **kwargs: Any) -> Any:
-        hooks.begin()
-        with saved_tensors_hooks(hooks.pack, hooks.unpack):
-            return function(*args, **kwargs)
+    def kept(*arguments: Any, **named: Any) -> Any:
+        keeper.begin()
+        with saved_tensors_hooks(keeper.pack, keeper.unpack):
+            return function(*arguments, **named)
 
-    return hooked
+    return kept
 
 
 class OffloadedTensor(NamedTuple):
-    """A tensor in host memory, the device that it was on, and the CUDA event of its copy, if any."""
+    """A tensor in host memory, the device that it was on, and when it has arrived."""
 
     values: Tensor
     device: torch.device
-    copy_event: Any
+    arrived: Any
 
 
 class HostOffload:
-    """Saves a block's activations in host memory; on accelerators copies overlap with computation."""
+    """Keeps a block's activations in host memory; copies run beside the computation on accelerators."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: nn.Module) -> None:
         self.block = block
         self.parameters: set[int] = set()
-        if block.experts is not None:  # a module of its own to FSDP2, all-gathered later than the rest of the block
-            wrap_forward(block.experts, self._add_experts)
+        experts: Any = getattr(block, "experts", None)
+        if experts is not None:  # sharded by themselves, they are gathered after the rest of the block
+            wrap_forward(experts, self._note_experts)
 
     def begin(self) -> None:
-        """Record the memory of the block's parameters, which stay on the device."""
+        """A forward pass begins: note where the block's parameters are, which stay on the device."""
         self.parameters = set()
-        self._add_parameters(self.block)
+        self.note(self.block)
 
-    def _add_experts(self, forward: Function) -> Function:
-        def wrapped(*args: Any) -> Tensor:
-            assert self.block.experts is not None
-            self._add_parameters(self.block.experts)
-            return forward(*args)
+    def _note_experts(self, forward: Function) -> Function:
+        def noted(*arguments: Any) -> Tensor:
+            self.note(self.block.experts)  # type: ignore[arg-type]
+            return forward(*arguments)
 
-        return wrapped
+        return noted
 
-    def _add_parameters(self, module: nn.Module) -> None:
+    def note(self, module: nn.Module) -> None:
+        """Add where a module's parameters are."""
         self.parameters.update(storage_pointer(parameter) for parameter in module.parameters())
 
     def pack(self, tensor: Tensor) -> Any:
-        """Copy a tensor to the host, unless it is a parameter or a scalar."""
+        """Send a tensor to the host, unless it is a parameter or a number."""
         if not tensor.dim() or storage_pointer(tensor) in self.parameters:
             return tensor
         if tensor.device.type != "cuda":
@@ -83,26 +84,26 @@ class HostOffload:
             tensor.record_stream(stream)
         return OffloadedTensor(values, tensor.device, stream.record_event())
 
-    def unpack(self, packed: Any) -> Tensor:
-        """Copy a tensor back to its device."""
-        if isinstance(packed, Tensor):
-            return packed
-        if packed.copy_event is not None:
-            torch.cuda.current_stream(packed.device).wait_event(packed.copy_event)
-        return packed.values.to(packed.device, non_blocking=True)
+    def unpack(self, kept: Any) -> Tensor:
+        """Bring a tensor back."""
+        if isinstance(kept, Tensor):
+            return kept
+        if kept.arrived is not None:
+            torch.cuda.current_stream(kept.device).wait_event(kept.arrived)
+        return kept.values.to(kept.device, non_blocking=True)
 
 
 STREAMS: dict[torch.device, torch.cuda.Stream] = {}
 
 
 def get_copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """The CUDA stream of a device for copies to the host."""
+    """The stream of a device that copies to the host."""
     if device not in STREAMS:
         STREAMS[device] = torch.cuda.Stream(device)
     return STREAMS[device]
 
 
 def storage_pointer(tensor: Tensor) -> int:
-    """The address of a tensor's memory, or of that of its local tensor."""
+    """Where a tensor's memory begins, or that of this rank's part of it."""
     local = getattr(tensor, "_local_tensor", tensor)
     return local.untyped_storage().data_ptr()

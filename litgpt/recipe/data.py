@@ -1,7 +1,7 @@
 """The interface of data modules and their streams, and the batch sizes of a run."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -83,6 +83,11 @@ class Stream(Protocol):
     def epoch(self) -> float:
         """Number of epochs completed so far, as a fraction."""
 
+    @property
+    def channels(self) -> Sequence[str]:
+        """Names of the channels that losses are reported in; empty for a single one."""
+        return ()
+
     def __iter__(self) -> Iterator[Any]:
         """Yield `Batch` objects from `position`: endlessly for training; for validation one epoch from the start.
 
@@ -98,6 +103,10 @@ class Stream(Protocol):
         Raises:
             UserError: if the state belongs to different data.
         """
+
+    def report(self) -> dict[str, Any]:
+        """Return the counts of skipped rows so far, as JSON values; empty if rows are not counted while streaming."""
+        return {}
 
     def close(self) -> None:
         """Stop the worker processes, if any."""

@@ -289,7 +289,7 @@ class Loop:
         files |= run.notes
         run.checkpoints.save(self.step, run.train_state.core, run.train_state.optimizers, self.state(), files)
         # of rows that are read on the way, if they are; every rank takes part
-        report: dict[str, Any] = getattr(run.stream, "report", dict)()
+        report = run.stream.report()
         if report and is_rank_zero():
             write_json(run.recipe.out_dir / "data_report.json", report)
 

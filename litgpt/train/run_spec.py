@@ -7,7 +7,7 @@ from pathlib import Path
 from litgpt import adapt
 from litgpt.adapt.llama_pro import expand_config
 from litgpt.data.modules.instruction_sets import Alpaca
-from litgpt.data.modules.text import TinyLlama
+from litgpt.data.modules.litdata import TinyLlama
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT

@@ -361,7 +361,7 @@ def build(recipe: Training, spec: RunSpec, objective: Objective, say: Say) -> Ru
         question=data.encode_example_prompt(recipe.eval.evaluate_example, recipe.seed)
         if recipe.eval.max_new_tokens
         else [],
-        channels=list(getattr(stream, "channels", ())),  # which streams of a user's own data need not have
+        channels=list(stream.channels),
         checkpoints=Checkpoints(
             recipe.out_dir,
             keep=recipe.checkpoint.keep,

@@ -44,7 +44,7 @@ def test_inspect_rows_that_are_read_as_needed(folder: Path, capsys: pytest.Captu
     data = Conversations(sources="rows.jsonl", on_error="drop", streaming=True, val_rows=2, shuffle_buffer=21)
     data_inspect.run(DataInspect(data, folder / "tokenizer", 60, samples=30))
     said = capsys.readouterr().out
-    assert "train: read as needed" in said and "val: 2 rows" in said and "rows.jsonl (val_rows)" in said
+    assert "train: read on demand" in said and "val: 2 rows" in said and "rows.jsonl (val_rows)" in said
     assert said.count("⟦the quick fox<|im_end|>⟧") == 18 and "question 2" in said and "question 1<" not in said
     assert "rows.jsonl: 3 of 21 rows left out" in said and "rows.jsonl:21: no answer" in said
 
@@ -70,9 +70,9 @@ def test_instructions_with_the_prompt_trained(folder: Path, capsys: pytest.Captu
     data = JSON(folder / "data.json", prompt_style="phi-2")
     data_inspect.run(DataInspect(data, folder / "tokenizer", 60, samples=1))
     assert "⟦Instruct: question" in capsys.readouterr().out
-    (_, file), *_ = data.made
+    (_, file), *_ = data.prepared
     masked = JSON(folder / "data.json", prompt_style="phi-2", mask_prompt=True)
     data_inspect.run(DataInspect(masked, folder / "tokenizer", 60, samples=1))
-    (_, other), *_ = masked.made
+    (_, other), *_ = masked.prepared
     assert render_tokens(file.read(0), data.tokenizer).plain == "⟦Instruct: question 0\nOutput:fox<|im_end|>⟧"
     assert render_tokens(other.read(0), data.tokenizer).plain == "Instruct: question 0\nOutput:⟦fox<|im_end|>⟧"

@@ -1,6 +1,6 @@
-"""Conversations on disk that are tokenized when they are read, for sets that are too large to be tokenized ahead.
+"""Conversations on disk that are tokenized when they are read, for sets that are too large to tokenize ahead.
 
-A folder holds conversations.jsonl, offsets.npy (the byte at which each line begins, and the end), examples.json and
+A folder holds conversations.jsonl, offsets.npy (the byte at which each line starts, and the end), examples.json and
 manifest.json.
 """
 
@@ -12,101 +12,81 @@ from typing import Any
 
 import numpy as np
 
-from litgpt.data.cache.examples import (
-    MAX_SHOWN,
-    CachedExamples,
-    OnError,
-    Renderer,
-    RowReport,
-    RowSet,
-    bad_row_error,
-    convert_rows,
-    write_description,
-)
+from litgpt.data.cache.examples import CachedExamples, write_metadata
 from litgpt.data.read.conversation import Conversation, Message
 from litgpt.data.read.fields import BadRow, dump_json
-from litgpt.data.render.labels import Example
-from litgpt.errors import UserError
+from litgpt.data.read.row_sets import MAX_SHOWN, OnError, RowReport, RowSet, bad_row_error
+from litgpt.data.render.example import Example, Renderer
 from litgpt.files import DamagedFileError
 
 
 class LazyExamples(CachedExamples):
-    """The conversations in a folder made by `build_lazy_examples`, as samples whose lengths are not known.
+    """The conversations in a folder written by `build_lazy_examples`, as samples of unknown length.
 
-    One that cannot be made a sample when it is read stops the run, or stands as a sample that trains nothing; the
-    first few are named.
+    A conversation that cannot be rendered when it is read stops the run, or becomes a sample without trained tokens;
+    the first few are printed.
 
     Raises:
-        DamagedFileError: if a file is missing or cut short.
+        DamagedFileError: if a file is missing or truncated.
     """
 
-    sizes = ("offsets",)
+    array_names = ("offsets",)
 
-    def __init__(self, folder: Path, renders: Renderer, on_error: OnError) -> None:
+    def __init__(self, folder: Path, renderer: Renderer, on_error: OnError) -> None:
         super().__init__(folder)
-        self.renders, self.on_error = renders, on_error
-        self._faults = 0
-        end, size = int(self.array("offsets")[-1]), (folder / "conversations.jsonl").stat().st_size
+        self.renderer, self.on_error = renderer, on_error
+        self._error_count = 0
+        end, size = int(self.get_array("offsets")[-1]), (folder / "conversations.jsonl").stat().st_size
         if end != size:
-            raise DamagedFileError(f"{folder / 'conversations.jsonl'}: {size} bytes, not {end}; remove {folder}")
+            raise DamagedFileError(f"{folder / 'conversations.jsonl'}: {size} bytes, not {end}; delete {folder}")
 
     def lengths(self) -> np.ndarray:
-        """(count,) zeros: no length is known."""
+        """(count,) zeros, since lengths are unknown."""
         return np.zeros(self.count, np.int64)
 
     def targets(self) -> np.ndarray:
-        """(count,) ones: each is taken to have something to train."""
+        """(count,) ones: each sample is assumed to have trained tokens."""
         return np.ones(self.count, np.int32)
 
-    def read(self, number: int, start: int = 0, stop: int | None = None) -> Example:
-        """Sample `number`, whole."""
-        offsets = self.array("offsets")
+    def read(self, number: int, _start: int = 0, _stop: int | None = None) -> Example:
+        """Read sample `number`, always whole."""
+        offsets = self.get_array("offsets")
         with (self.folder / "conversations.jsonl").open("rb") as file:
             file.seek(int(offsets[number]))
-            said = json.loads(file.read(int(offsets[number + 1] - offsets[number])))
-        messages = tuple(Message(**message) for message in said.pop("messages"))
-        (example,) = self.renders.examples([Conversation(messages, **said)])
-        return self._nothing(number, example) if isinstance(example, BadRow) else example
+            values = json.loads(file.read(int(offsets[number + 1] - offsets[number])))
+        messages = tuple(Message(**message) for message in values.pop("messages"))
+        (example,) = self.renderer.build_examples([Conversation(messages, **values)])
+        return self._handle_error(number, example) if isinstance(example, BadRow) else example
 
-    def _nothing(self, number: int, fault: BadRow) -> Example:
-        said = f"{self.about['name']}: conversation {number + 1}: {fault}"
+    def _handle_error(self, number: int, error: BadRow) -> Example:
+        message = f"{self.metadata['name']}: conversation {number + 1}: {error}"
         if self.on_error == "raise":
-            raise bad_row_error(said)
-        self._faults += 1
-        if self._faults <= MAX_SHOWN:
-            print(f"{said}; trains nothing", file=sys.stderr)
+            raise bad_row_error(message)
+        self._error_count += 1
+        if self._error_count <= MAX_SHOWN:
+            print(f"{message}; not trained", file=sys.stderr)
         return Example(np.zeros(1, np.int32), np.zeros(1, np.float32), self.channels[0])
 
 
-def build_lazy_examples(rows: RowSet, renders: Renderer, folder: Path, on_error: OnError) -> None:
-    """Write the conversations of rows to a folder."""
-    report, offsets, channels, weighted = RowReport(), [0], dict[str | None, None](), renders.weighs
+def build_lazy_examples(rows: RowSet, renderer: Renderer, folder: Path, on_error: OnError) -> None:
+    """Write the conversations of the rows into a folder.
+
+    Raises:
+        UserError: for an invalid row under `on_error: raise`.
+    """
+    report, offsets, channels, weighted = RowReport(), [0], dict[str | None, None](), renderer.has_weights
     with (folder / "conversations.jsonl").open("wb") as file:
-        for _, said in convert_rows(rows, report):
+        for _, conversation in rows.read_conversations(report):
             if on_error == "raise" and report.first:
                 break
-            line = asdict(said) | {"channel": said.channel if said.channel is not None else rows.channel}
-            weighted = weighted or any(one not in (0, 1) for one in (said.weight, *(m.weight for m in said.messages)))
-            channels[line["channel"]] = None
-            offsets.append(offsets[-1] + file.write(dump_json(line).encode() + b"\n"))
+            channel = conversation.channel if conversation.channel is not None else rows.channel
+            weights = [conversation.weight, *(message.weight for message in conversation.messages)]
+            weighted = weighted or any(weight not in (0, 1) for weight in weights)
+            channels[channel] = None
+            line = dump_json(asdict(conversation) | {"channel": channel})
+            offsets.append(offsets[-1] + file.write(line.encode() + b"\n"))
     if on_error == "raise" and report.first:
         raise bad_row_error(report.first[0])
     np.save(folder / "offsets.npy", np.array(offsets, np.int64), allow_pickle=False)
     counts: dict[str, Any] = {"examples": len(offsets) - 1, "tokens": 0, "weighted": weighted}
-    write_description(folder, rows, report, counts | {"channels": list(channels) or [None]})
-
-
-def check_lazy(packed: bool, on_overlong: str, group_by_length: int = 0) -> None:
-    """Refuse what needs to know lengths ahead.
-
-    Raises:
-        UserError: naming the setting.
-    """
-    if packed:
-        raise UserError("data.packing: true needs the lengths of all samples; set data.tokenize: ahead")
-    if group_by_length:
-        raise UserError(
-            f"data.group_by_length: {group_by_length} needs the lengths of all samples; set data.tokenize: ahead"
-        )
-    if on_overlong in ("split", "raise"):
-        raise UserError(f"data.on_overlong: {on_overlong} needs the lengths of all samples; set data.tokenize: ahead")
+    write_metadata(folder, rows, report, counts | {"channels": list(channels) or [None]})

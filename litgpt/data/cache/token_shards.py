@@ -1,23 +1,24 @@
-"""Text as tokens on disk: made once, mapped into memory, made again when the text or the tokenizer changes.
+"""Token shards on disk: built once, memory-mapped, and rebuilt when the text or the tokenizer changes.
 
-A folder holds tokens.bin (uint16 or uint32, little-endian, all documents one after the other), documents.bin (int64,
-the token at which each document begins), tokens.json (what they were made from) and manifest.json (size and SHA-256 of
-each file). Its name is a hash of everything that the tokens depend on.
+A folder holds tokens.bin (uint16 or uint32, little-endian, all documents concatenated), documents.bin (int64, the first
+token of each document), tokens.json (what they were built from) and manifest.json (size and SHA-256 of each file). Its
+name is a hash of everything that the tokens depend on.
 """
 
 import hashlib
 import json
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from litgpt.data.read.documents import BadRows, SkippedRows, Source
-from litgpt.data.read.progress import FileWrapper, progress_bar
+from litgpt.data.read.corpus import Corpus
+from litgpt.data.read.documents import SkippedRows
+from litgpt.data.read.progress import progress_bar
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import (
@@ -32,72 +33,45 @@ from litgpt.files import (
 
 TOKENS_FORMAT = 1
 BATCH_CHARACTERS = 1_000_000
-PIECE_CHARACTERS = 100_000
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Text to be tokenized.
-
-    Args:
-        name: what progress calls it.
-        sources: what it is made from.
-        documents: opens it from the start; gets what wraps its files, the policy for bad rows, and what counts them.
-        bos: begin every document with this token: True, False, or None as the tokenizer says.
-        eos: end every document with this token.
-        bad_rows: stop at a bad row, or skip and count it.
-    """
-
-    name: str
-    sources: list[Source]
-    documents: Callable[[FileWrapper, SkippedRows], Iterable[str]]
-    bos: bool | None = None
-    eos: bool = False
-    bad_rows: BadRows = "stop"
-
-    def key(self, tokenizer: Tokenizer) -> str:
-        """A hash of everything that the tokens depend on."""
-        sources = [asdict(source) for source in self.sources]
-        parts = [TOKENS_FORMAT, sources, tokenizer.fingerprint(), self.bos, self.eos, self.bad_rows]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+PART_CHARACTERS = 100_000
 
 
 class TokenFile:
-    """The tokens in a folder made by `prepare_tokens`, mapped into memory when first read.
+    """The tokens in a folder written by `prepare_tokens`, memory-mapped on first use.
 
     Raises:
-        DamagedFileError: if a file is missing or cut short.
+        DamagedFileError: if a file is missing or truncated.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.about: dict[str, Any] = read_json(folder / "tokens.json")
+        self.metadata: dict[str, Any] = read_json(folder / "tokens.json")
         try:
-            self.total, self.documents = int(self.about["tokens"]), int(self.about["documents"])
-            self._dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[self.about["dtype"]])
+            self.total, self.documents = int(self.metadata["tokens"]), int(self.metadata["documents"])
+            self._dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[self.metadata["dtype"]])
         except (KeyError, TypeError, ValueError):
-            raise DamagedFileError(f"{folder / 'tokens.json'}: does not describe tokens; remove {folder}") from None
+            raise DamagedFileError(f"{folder / 'tokens.json'}: does not describe tokens; delete {folder}") from None
         self.fingerprint = folder.name
         for name, size in (("tokens.bin", self.total * self._dtype.itemsize), ("documents.bin", self.documents * 8)):
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
                 raise DamagedFileError(
-                    f"{folder / name}: missing or not {size} bytes; remove {folder} and it is made again"
+                    f"{folder / name}: missing or not {size} bytes; delete {folder} to build it again"
                 )
         self._tokens: np.ndarray | None = None
         self._starts: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # a worker maps the files itself: a pickled map would be a copy of all the text
+        # a worker maps the files itself: a pickled map would copy all of the text
         return {**self.__dict__, "_tokens": None, "_starts": None}
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start .. stop-1."""
+        """Read tokens start .. stop-1."""
         if self._tokens is None:
             self._tokens = np.memmap(self.folder / "tokens.bin", dtype=self._dtype, mode="r")
         return self._tokens[start:stop]
 
     def find_document_starts(self, start: int, stop: int) -> np.ndarray:
-        """Where documents begin, of those that begin in start .. stop-1."""
+        """Find the first tokens of documents among start .. stop-1."""
         if self._starts is None:
             self._starts = np.memmap(self.folder / "documents.bin", dtype="<i8", mode="r")
         low, high = np.searchsorted(self._starts, [start, stop])
@@ -105,14 +79,16 @@ class TokenFile:
 
 
 def prepare_tokens(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenFile:
-    """The tokens of a corpus: those in `cache` if they are there, else made now.
+    """Open the tokens of a corpus in `cache`; builds them first if they are missing.
 
-    Two processes may ask at once; the second waits for the first. What a process that died left behind is removed.
+    Two processes may call it at once; the second waits for the first. Files of interrupted processes are removed.
 
     Raises:
-        UserError: for text that cannot be read, or a cache that cannot be written.
+        UserError: if the text cannot be read, or the cache cannot be written.
     """
-    folder = cache / corpus.key(tokenizer)
+    sources = [asdict(source) for source in corpus.sources]
+    parts = [TOKENS_FORMAT, sources, tokenizer.fingerprint(), corpus.bos, corpus.eos, corpus.bad_rows]
+    folder = cache / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
     if folder.is_dir():
         return TokenFile(folder)
     try:
@@ -123,7 +99,7 @@ def prepare_tokens(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenFi
                     _build_tokens(corpus, tokenizer, staged)
     except OSError as error:
         where = error.filename or cache
-        raise UserError(f"data: {where}: {error.strerror or error}; mend that, or set data.cache_dir") from None
+        raise UserError(f"data: {where}: {error.strerror or error}; fix that, or set data.cache_dir") from None
     return TokenFile(folder)
 
 
@@ -134,13 +110,13 @@ def _build_tokens(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
     with progress_bar(f"tokenizing {corpus.name}", size) as wrap_file, (folder / "tokens.bin").open("wb") as file:
         for batch in _group_texts(corpus.documents(wrap_file, skipped)):
             for tokens in encode_documents(tokenizer, batch):
-                framed = tokenizer.frame(tokens, bos=corpus.bos, eos=corpus.eos).astype(dtype).tobytes()
+                data = tokenizer.frame(tokens, bos=corpus.bos, eos=corpus.eos).astype(dtype).tobytes()
                 starts.append(total)
-                total += len(framed) // dtype.itemsize
-                digest.update(framed)
-                file.write(framed)
+                total += len(data) // dtype.itemsize
+                digest.update(data)
+                file.write(data)
     if total == 0:
-        raise UserError(f"data: {corpus.name} holds no tokens; the first fault: {skipped.first or 'no documents'}")
+        raise UserError(f"data: {corpus.name} has no tokens; the first error: {skipped.first or 'no documents'}")
     np.array(starts, dtype="<i8").tofile(folder / "documents.bin")
     write_json(
         folder / "tokens.json",
@@ -157,18 +133,18 @@ def _build_tokens(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
         },
     )
     write_manifest(folder, known={"tokens.bin": digest.hexdigest()})
-    left_out = f", {skipped.count:,} rows skipped (first: {skipped.first})" if skipped.count else ""
-    print(f"tokenized {corpus.name}: {len(starts):,} documents, {total:,} tokens{left_out}", file=sys.stderr)
+    suffix = f", {skipped.count:,} rows skipped (first: {skipped.first})" if skipped.count else ""
+    print(f"tokenized {corpus.name}: {len(starts):,} documents, {total:,} tokens{suffix}", file=sys.stderr)
 
 
-def _group_texts(documents: Iterable[str], characters: int = BATCH_CHARACTERS) -> Iterator[list[str]]:
-    """Texts in groups of about so many characters, which bounds the memory that encoding takes."""
+def _group_texts(documents: Iterable[str], max_characters: int = BATCH_CHARACTERS) -> Iterator[list[str]]:
+    """Group texts to about so many characters, which bounds the memory of encoding."""
     batch: list[str] = []
     size = 0
     for text in documents:
         batch.append(text)
         size += len(text)
-        if size >= characters:
+        if size >= max_characters:
             yield batch
             batch, size = [], 0
     if batch:
@@ -176,35 +152,35 @@ def _group_texts(documents: Iterable[str], characters: int = BATCH_CHARACTERS) -
 
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
-    """The tokens of each text, in parallel; long texts are cut where that cannot change their tokens."""
-    cut = [split_text(tokenizer, text) for text in texts]
+    """Tokenize texts in parallel; long texts are split where that cannot change their tokens."""
+    parts_of_texts = [split_text(tokenizer, text) for text in texts]
     encoded: list[np.ndarray] = []
-    for batch in _group_texts(piece for parts in cut for piece in parts):
+    for batch in _group_texts(part for parts in parts_of_texts for part in parts):
         encoded += tokenizer.encode_batch(batch)
-    parts_of = iter(encoded)
-    return [np.concatenate([next(parts_of) for _ in parts]) for parts in cut]
+    tokens = iter(encoded)
+    return [np.concatenate([next(tokens) for _ in parts]) for parts in parts_of_texts]
 
 
-def split_text(tokenizer: Tokenizer, text: str, size: int = PIECE_CHARACTERS) -> list[str]:
-    """A text in pieces of at least `size` characters whose tokens, put together, are those of the whole.
+def split_text(tokenizer: Tokenizer, text: str, size: int = PART_CHARACTERS) -> list[str]:
+    """Split a text into parts of at least `size` characters whose concatenated tokens are those of the whole text.
 
-    Cuts lie between a line end and a character that is no space, and only where 500 characters on either side give
-    the same tokens apart as together. A tokenizer that does not split words before merging, or that marks the start
-    of every text, fails that test everywhere, and its texts stay whole.
+    It is split between a newline and a character that is not a space, and only where 500 characters on either side
+    give the same tokens separately and together. A tokenizer that does not split words before merging, or that marks
+    the start of every text, fails that test everywhere, and its texts stay whole.
     """
     if tokenizer.backend != "huggingface" or tokenizer.processor.pre_tokenizer is None:
         return [text]
     cuts, start = [0], 0
     while start + 2 * size < len(text):
-        cut = next((at for at in _line_starts(text, start + size) if _is_safe(tokenizer, text, at)), None)
+        cut = next((i for i in _find_line_starts(text, start + size) if _is_safe_cut(tokenizer, text, i)), None)
         if cut is not None:
             cuts.append(cut)
         start = cut or start + size
     return [text[begin:end] for begin, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
-def _line_starts(text: str, start: int, tries: int = 8) -> Iterator[int]:
-    """A few places at or after `start` where a line begins with something other than space."""
+def _find_line_starts(text: str, start: int, tries: int = 8) -> Iterator[int]:
+    """Find a few lines at or after `start` that do not begin with a space."""
     for _ in range(tries):
         start = text.find("\n", start) + 1
         if start == 0 or start >= len(text):
@@ -213,7 +189,7 @@ def _line_starts(text: str, start: int, tries: int = 8) -> Iterator[int]:
             yield start
 
 
-def _is_safe(tokenizer: Tokenizer, text: str, at: int) -> bool:
-    before, behind = text[max(0, at - 500) : at], text[at : at + 500]
-    whole, left, right = tokenizer.encode_batch([before + behind, before, behind])
+def _is_safe_cut(tokenizer: Tokenizer, text: str, cut: int) -> bool:
+    before, after = text[max(0, cut - 500) : cut], text[cut : cut + 500]
+    whole, left, right = tokenizer.encode_batch([before + after, before, after])
     return np.array_equal(whole, np.concatenate([left, right]))

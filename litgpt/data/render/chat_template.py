@@ -1,6 +1,6 @@
-"""Write a conversation as the text that a model was trained on, by the template in its folder.
+"""Render conversations by the chat template in a model's folder.
 
-Templates come from the hub, so they run in jinja's sandbox, see texts and lists only, and load nothing.
+Templates come from the hub, so they run in jinja's sandbox, get only text and lists, and cannot load files.
 """
 
 import json
@@ -13,80 +13,77 @@ from typing import Any
 from litgpt.errors import UserError
 from litgpt.files import read_json
 
-Message = Mapping[str, Any]
+ChatMessage = Mapping[str, Any]
 
 GENERATION_MARKS = ("\U000f8a31", "\U000f8a32")
-"""What stands around the text of `{% generation %}` blocks where it is asked for: characters of no meaning."""
+"""Private-use characters that surround the text of `{% generation %}` blocks on request."""
 
 
 class ChatTemplate:
     """A model's chat template.
 
     Args:
-        source: jinja, with the names and settings that the hub's templates rely on.
-        where: the file that it is from, for errors.
-        with_tools: the template for conversations with tools, where there is another one for them.
-        date: the day that templates are told; None for today.
+        source: jinja, in the environment that templates on the hub expect.
+        path: the file of the template, for error messages.
+        with_tools: the template for conversations with tools, if it is a different one.
+        date: the current date for templates; None for today.
 
     Raises:
         UserError: if the template is not jinja.
     """
 
-    def __init__(
-        self, source: str, where: Path, *, with_tools: str | None = None, date: datetime | None = None
-    ) -> None:
+    def __init__(self, source: str, path: Path, *, with_tools: str | None = None, date: datetime | None = None) -> None:
         import jinja2
 
-        self.where, self.sources = where, (source, with_tools, date and date.isoformat())
+        self.path, self.sources = path, (source, with_tools, date and date.isoformat())
         self.marks_answers = re.search(r"\{%[-+]?\s*generation\b", source + (with_tools or "")) is not None
         jinja = build_environment(date)
         try:
             self._template = jinja.from_string(source)
             self._with_tools = jinja.from_string(with_tools) if with_tools is not None else self._template
         except jinja2.TemplateError as error:
-            raise UserError(f"{where}: not a chat template ({str(error)[:200]})") from None
+            raise UserError(f"{path}: not a chat template ({str(error)[:200]})") from None
 
     def render(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[ChatMessage],
         special_tokens: Mapping[str, str],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        marked: bool = False,
+        mark_answers: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text of a conversation.
+        """Render a conversation as text.
 
         Args:
             messages: each with `role` (system, user, assistant or tool) and `content`, or `tool_calls`.
-            special_tokens: of `Tokenizer.special_tokens`.
+            special_tokens: from `Tokenizer.special_tokens`.
             tools: the functions that the model may call, as JSON schemas.
-            add_generation_prompt: end where the model's reply begins.
-            marked: put GENERATION_MARKS around what stands in `{% generation %}` blocks.
-            variables: more that the template is told, such as `enable_thinking`.
+            add_generation_prompt: end with the header of the model's reply.
+            mark_answers: put GENERATION_MARKS around the text of `{% generation %}` blocks.
+            variables: extra template variables, such as `enable_thinking`.
 
         Raises:
-            UserError: if the template refuses the conversation, such as one with a system prompt.
+            UserError: if the template rejects the conversation, such as one with a system prompt.
         """
-        chat = [dict(message) for message in messages]
         values: dict[str, Any] = {**special_tokens, **(variables or {})}
-        if marked:
+        if mark_answers:
             values |= {"generation_begins": GENERATION_MARKS[0], "generation_ends": GENERATION_MARKS[1]}
         try:
             return (self._with_tools if tools else self._template).render(
-                messages=chat,
+                messages=[dict(message) for message in messages],
                 tools=tools or None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **values,
             )
-        except Exception as error:  # a template is a program: what it can raise is not known
-            raise UserError(f"{self.where}: refuses this conversation ({str(error)[:200]})") from None
+        except Exception as error:  # a template is a program and may raise anything
+            raise UserError(f"{self.path}: rejects this conversation ({str(error)[:200]})") from None
 
 
 def build_environment(date: datetime | None = None) -> Any:
-    """The sandbox that templates run in; they are told this day, or today."""
+    """Build the sandbox that templates run in, with this date, or today's."""
     from jinja2 import nodes
     from jinja2.exceptions import TemplateError
     from jinja2.ext import Extension, loopcontrols
@@ -94,19 +91,19 @@ def build_environment(date: datetime | None = None) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}`, which marks what the model writes, and adds nothing to the text but marks if asked to."""
+        """`{% generation %}` blocks, which mark the model's replies; they add only the marks, on request."""
 
-        tags = {"generation"}  # noqa: RUF012, as jinja asks for it
+        tags = {"generation"}  # noqa: RUF012, required by jinja
 
         def parse(self, parser: Parser) -> list[nodes.Node]:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            before, behind = (
+            before, after = (
                 nodes.Output([nodes.Name(f"generation_{side}", "load")]).set_lineno(line) for side in ("begins", "ends")
             )
-            return [before, *body, behind]
+            return [before, *body, after]
 
-    def refuse(message: str) -> None:
+    def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
     def to_json(value: Any, ensure_ascii: bool = False, **settings: Any) -> str:
@@ -114,41 +111,41 @@ def build_environment(date: datetime | None = None) -> Any:
 
     sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     sandbox.filters["tojson"] = to_json
-    sandbox.globals["raise_exception"] = refuse
+    sandbox.globals["raise_exception"] = raise_exception
     sandbox.globals["strftime_now"] = lambda form: (date or datetime.now()).strftime(form)
     return sandbox
 
 
 def read_template(folder: Path, date: datetime | None = None) -> ChatTemplate | None:
-    """The chat template in a model's folder: its own file, or the one in tokenizer_config.json; None without one.
+    """Read the chat template in a model's folder, from its own file or tokenizer_config.json; None without one.
 
     Args:
-        date: the day that the template is told; None for today.
+        date: the current date for the template; None for today.
 
     Raises:
-        UserError: if a file is damaged or what it holds is no template.
+        UserError: if a file is damaged or is not a template.
     """
     if (folder / "chat_template.jinja").is_file():
-        more = folder / "additional_chat_templates" / "tool_use.jinja"
-        with_tools = _text(more) if more.is_file() else None
+        tool_use = folder / "additional_chat_templates" / "tool_use.jinja"
+        with_tools = _read_utf8(tool_use) if tool_use.is_file() else None
         path = folder / "chat_template.jinja"
-        return ChatTemplate(_text(path), path, with_tools=with_tools, date=date)
+        return ChatTemplate(_read_utf8(path), path, with_tools=with_tools, date=date)
     for path in (folder / "chat_template.json", folder / "tokenizer_config.json"):
         values = read_json(path) if path.is_file() else {}
-        found = values.get("chat_template") if isinstance(values, dict) else None
-        if found is None:
+        template = values.get("chat_template") if isinstance(values, dict) else None
+        if template is None:
             continue
-        named = {"default": found}
-        if isinstance(found, list):  # several, by name
-            named = {str(one.get("name")): one.get("template") for one in found if isinstance(one, dict)}
-        source, with_tools = named.get("default"), named.get("tool_use")
+        templates = {"default": template}
+        if isinstance(template, list):  # several, by name
+            templates = {str(item.get("name")): item.get("template") for item in template if isinstance(item, dict)}
+        source, with_tools = templates.get("default"), templates.get("tool_use")
         if not isinstance(source, str) or not isinstance(with_tools, str | None):
-            raise UserError(f"{path}: chat_template is {type(found).__name__} without a default text, not a template")
+            raise UserError(f"{path}: chat_template is {type(template).__name__} without a default template")
         return ChatTemplate(source, path, with_tools=with_tools, date=date)
     return None
 
 
-def _text(path: Path) -> str:
+def _read_utf8(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Conversations written by a prompt style: an instruction, its answer, and the token that ends a text."""
+"""Render conversations by a prompt style: an instruction, its answer, and the eos token."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,20 +7,20 @@ import numpy as np
 
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
-from litgpt.data.render.labels import Example
+from litgpt.data.render.example import Example
 from litgpt.data.render.prompt_styles import PromptStyle
 from litgpt.data.tokenizer import Tokenizer
 
 
 class InstructionRenderer:
-    """Writes an instruction by a prompt style, and its answer behind it.
+    """Renders an instruction by a prompt style, followed by its answer.
 
-    A style is plain text, and inference tokenizes the prompt alone. So the prompt is tokenized by itself here too, and
-    the answer after it, with the token that ends a text; several turns follow one another in this way.
+    A style is plain text, and inference tokenizes the prompt alone. So the prompt is tokenized separately here too,
+    then the answer with the eos token; the turns of a conversation are concatenated.
 
     Args:
-        tokenizer: of the model.
-        style: writes the prompt; the row's `input` goes to it as such.
+        tokenizer: the model's tokenizer.
+        style: writes the prompt.
         mask_prompt: train the answers only.
     """
 
@@ -28,64 +28,64 @@ class InstructionRenderer:
         self.tokenizer, self.style, self.mask_prompt = tokenizer, style, mask_prompt
 
     @property
-    def weighs(self) -> bool:
-        """It gives no part of an answer a weight of its own."""
+    def has_weights(self) -> bool:
+        """Always False: answers have one loss weight."""
         return False
 
     def fingerprint_parts(self) -> list[Any]:
-        """All that decides what becomes of a conversation."""
-        written = [self.style.apply("a", sys_prompt=system, input=more) for system in (None, "b") for more in ("", "c")]
-        return [self.tokenizer.fingerprint(), type(self.style).__name__, written, self.mask_prompt]
+        """Everything that the samples depend on besides the conversations, as JSON values."""
+        prompts = [self.style.apply("a", sys_prompt=system, input=text) for system in (None, "b") for text in ("", "c")]
+        return [self.tokenizer.fingerprint(), type(self.style).__name__, prompts, self.mask_prompt]
 
-    def examples(self, conversations: Sequence[Conversation]) -> list[Example | BadRow]:
-        """Each conversation as tokens, or what is wrong with it; the texts are tokenized in parallel."""
-        written = [self._try_render(conversation) for conversation in conversations]
-        texts = [text for one in written if not isinstance(one, BadRow) for pair in one for text in pair[:2]]
+    def build_examples(self, conversations: Sequence[Conversation]) -> list[Example | BadRow]:
+        """Tokenize each conversation, in parallel; a BadRow for one that cannot be rendered."""
+        rendered = [self._try_render(conversation) for conversation in conversations]
+        texts = [text for turns in rendered if not isinstance(turns, BadRow) for turn in turns for text in turn[:2]]
         encoded = iter(self.tokenizer.encode_batch(texts))
         return [
-            one
-            if isinstance(one, BadRow)
-            else self._example([(next(encoded), next(encoded), weight) for *_, weight in one], conversation)
-            for one, conversation in zip(written, conversations, strict=True)
+            turns
+            if isinstance(turns, BadRow)
+            else self._build_example([(next(encoded), next(encoded), weight) for *_, weight in turns], conversation)
+            for turns, conversation in zip(rendered, conversations, strict=True)
         ]
 
-    def question(self, conversation: Conversation) -> list[int]:
-        """The tokens of the first prompt; none of a text without one."""
-        prompt = self.write(conversation)[0][0]
+    def encode_prompt(self, conversation: Conversation) -> list[int]:
+        """Tokens of the first prompt; empty for plain text."""
+        prompt = self.render(conversation)[0][0]
         return self.tokenizer.encode(prompt).tolist() if prompt else []
 
     def _try_render(self, conversation: Conversation) -> list[tuple[str, str, float]] | BadRow:
         try:
-            return self.write(conversation)
-        except BadRow as fault:
-            return fault
+            return self.render(conversation)
+        except BadRow as error:
+            return error
 
-    def write(self, conversation: Conversation) -> list[tuple[str, str, float]]:
-        """The prompt, the answer and its weight, turn by turn.
+    def render(self, conversation: Conversation) -> list[tuple[str, str, float]]:
+        """Render each turn as prompt, answer and loss weight of the answer.
 
         Raises:
-            BadRow: for tools, and for messages that are not question and answer in turn.
+            BadRow: for tools, and for messages that do not alternate between question and answer.
         """
         messages = conversation.messages
         if conversation.tools or any(message.role in ("tool_call", "tool") for message in messages):
-            raise BadRow("tools in a prompt style", "which cannot write them; use the model's chat template")
+            raise BadRow("tools are not supported with a prompt style", "use the model's chat template")
         if conversation.is_text:
             return [("", messages[0].content, messages[0].weight)]
         if [message.role for message in messages] != ["user", "assistant"] * (len(messages) // 2):
-            raise BadRow("not question and answer in turn", ", ".join(message.role for message in messages)[:80])
+            raise BadRow("question and answer do not alternate", ", ".join(message.role for message in messages)[:80])
         turns = []
-        for place, (question, answer) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
-            system = conversation.system if place == 0 else None
+        for index, (question, answer) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
+            system = conversation.system if index == 0 else None
             prompt = self.style.apply(question.content, sys_prompt=system, input=question.context)
             turns.append((prompt, answer.content, answer.weight * (answer.loss is not False)))
         return turns
 
-    def _example(self, turns: list[tuple[np.ndarray, np.ndarray, float]], conversation: Conversation) -> Example:
+    def _build_example(self, turns: list[tuple[np.ndarray, np.ndarray, float]], conversation: Conversation) -> Example:
         ids, weights = list[np.ndarray](), list[np.ndarray]()
-        ends = self.tokenizer.eos_id is not None
-        for place, (prompt, answer, weight) in enumerate(turns):
-            prompt = self.tokenizer.frame(prompt, bos=None if place == 0 else False) if len(prompt) else prompt
-            answer = self.tokenizer.frame(answer, bos=None if conversation.is_text else False, eos=ends)
+        has_eos = self.tokenizer.eos_id is not None
+        for index, (prompt, answer, weight) in enumerate(turns):
+            prompt = self.tokenizer.frame(prompt, bos=None if index == 0 else False) if len(prompt) else prompt
+            answer = self.tokenizer.frame(answer, bos=None if conversation.is_text else False, eos=has_eos)
             ids += [prompt, answer]
             weights += [
                 np.full(len(prompt), not self.mask_prompt, np.float32),

@@ -1,4 +1,4 @@
-"""Weights of parts of an answer in the loss, found by patterns and keywords."""
+"""Loss weights for parts of answers, selected by patterns and keywords."""
 
 import itertools
 import re
@@ -13,47 +13,47 @@ from litgpt.recipe.bounds import Rate, check_numbers
 
 @dataclass(frozen=True)
 class WeightRule:
-    """What the loss is multiplied by where an answer matches.
+    """A factor of the loss where an answer matches.
 
-    Give `regex`, for what it matches; or `keyword`, for the word itself and for what follows it up to the next keyword.
-    Where several rules match, their weights are multiplied.
+    Set `regex` for the text that it matches; or `keyword` for the word itself and the text up to the next keyword.
+    If several rules match, their weights are multiplied.
     """
 
     weight: Rate
-    """Of what matches."""
+    """Factor of the loss of the match."""
     regex: str | None = None
-    """A regular expression; `.` matches line ends too."""
+    """A regular expression; `.` also matches newlines."""
     keyword: str | None = None
-    """A text to be found as it is."""
+    """A literal text."""
     following_weight: Rate = 1.0
-    """With `keyword`: of what follows."""
+    """With `keyword`: factor of the loss of the text after it."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "data.weights.")
         if (self.regex is None) == (self.keyword is None):
-            raise UserError(f"data.weights: {self} has {'both' if self.regex else 'neither'}; give regex or keyword")
+            raise UserError(f"data.weights: {self} sets {'both' if self.regex else 'neither'}; set regex or keyword")
         if self.keyword == "":
-            raise UserError("data.weights.keyword: '' will not do; give a text such as 'Action:'")
+            raise UserError("data.weights.keyword: '' is empty; use a text such as 'Action:'")
         try:
             re.compile(self.regex or "")
         except re.error as error:
-            raise UserError(f"data.weights.regex: {self.regex!r} is no regular expression ({error})") from None
+            raise UserError(f"data.weights.regex: {self.regex!r} is not a regular expression ({error})") from None
 
 
 def split_by_weight(text: str, rules: Sequence[WeightRule]) -> list[tuple[int, int, float]]:
-    """A text cut where the weight changes: (start, stop, weight) of each part, in order."""
+    """Split a text where the weight changes: (start, stop, weight) of each part, in order."""
     if not rules or not text:
         return [(0, len(text), 1.0)]
     weights = np.ones(len(text))
     for rule in rules:
-        for found in re.finditer(rule.regex, text, re.DOTALL) if rule.regex is not None else ():
-            weights[found.start() : found.end()] *= rule.weight
+        for match in re.finditer(rule.regex, text, re.DOTALL) if rule.regex is not None else ():
+            weights[match.start() : match.end()] *= rule.weight
     by_keyword = {rule.keyword: rule for rule in rules if rule.keyword is not None}
     longest_first = sorted(by_keyword, key=len, reverse=True)
-    found_words = list(re.finditer("|".join(map(re.escape, longest_first)), text)) if by_keyword else []
-    nexts = [*(found.start() for found in found_words[1:]), len(text)]
-    for found, following in zip(found_words, nexts, strict=True) if found_words else ():
-        weights[found.start() : found.end()] *= by_keyword[found[0]].weight
-        weights[found.end() : following] *= by_keyword[found[0]].following_weight
+    keywords = list(re.finditer("|".join(map(re.escape, longest_first)), text)) if by_keyword else []
+    ends = [*(match.start() for match in keywords[1:]), len(text)]
+    for match, end in zip(keywords, ends, strict=True) if keywords else ():
+        weights[match.start() : match.end()] *= by_keyword[match[0]].weight
+        weights[match.end() : end] *= by_keyword[match[0]].following_weight
     cuts = [0, *(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(text)]
     return [(low, high, float(weights[low])) for low, high in itertools.pairwise(cuts)]

@@ -1,4 +1,4 @@
-"""Prompt styles: how an instruction is written for a model. What is written stands in prompt_styles.yaml."""
+"""Prompt styles: how an instruction is formatted for a model. The formats are in prompt_styles.yaml."""
 
 import re
 from abc import ABC, abstractmethod
@@ -22,55 +22,57 @@ Messages = Sequence[Mapping[str, str]]
 
 
 class PromptStyle(ABC):
-    """How an instruction is written; the base of styles of your own."""
+    """How an instruction is formatted; base class of custom styles."""
 
     @abstractmethod
     def apply(self, prompt: str | Messages, *, sys_prompt: str | None = None, **kwargs: str) -> str:
-        """The text that a model reads before it answers.
+        """Format the prompt of a model.
 
         Args:
             prompt: the instruction.
-            sys_prompt: what the assistant is told of itself; None or empty for the style's own.
-            kwargs: more columns of a row, such as `input`.
+            sys_prompt: the system prompt; None or empty for the default of the style.
+            kwargs: other columns of a row, such as `input`.
         """
 
     def stop_tokens(self, tokenizer: Tokenizer) -> tuple[list[int], ...]:
-        """Sequences of tokens that end a reply."""
+        """Return the sequences of tokens that end a reply."""
         return ([] if tokenizer.eos_id is None else [tokenizer.eos_id],)
 
     @classmethod
     def from_name(cls, name: str) -> "PromptStyle":
-        """The style of a name, such as `alpaca`.
+        """Return the style with a name such as `alpaca`.
 
         Raises:
-            UserError: naming the nearest, if there is none.
+            UserError: naming the most similar one, if there is none.
         """
-        if name not in rows():
-            near = find_nearest(name, rows())
-            what = f"did you mean {near}?" if near else f"give {', '.join(rows())}"
+        if name not in load_styles():
+            near = find_nearest(name, load_styles())
+            what = f"did you mean {near}?" if near else f"give {', '.join(load_styles())}"
             raise UserError(f"prompt_style: {name!r} is not known; {what}")
-        return style_class(name)()
+        return build_style_class(name)()
 
     @classmethod
     def from_config(cls, config: Config) -> "PromptStyle":
-        """The style that a model of a named shape was trained with, or else the one that adds nothing."""
-        found = (name for name, row in rows().items() if "models" in row and re.search(row["models"], config.name))
-        return cls.from_name(next(found, "default"))
+        """Return the style that a named model was trained with, or else the one that adds nothing."""
+        names = (
+            name for name, row in load_styles().items() if "models" in row and re.search(row["models"], config.name)
+        )
+        return cls.from_name(next(names, "default"))
 
 
 class TableStyle(PromptStyle):
-    """A style out of the table."""
+    """A style of the table."""
 
     row: ClassVar[dict[str, Any]]
 
     def apply(self, prompt: str | Messages, *, sys_prompt: str | None = None, **kwargs: str) -> str:
-        """The text that a model reads before it answers; `input` is used by styles that have a place for it.
+        """Format the prompt of a model; only some styles use `input`.
 
         Raises:
-            UserError: for a list of messages, where the style writes single instructions only.
+            UserError: for a list of messages, if the style supports single instructions only.
         """
         if not isinstance(prompt, str):
-            return self._turns(prompt, sys_prompt)
+            return self._format_turns(prompt, sys_prompt)
         text, system = self.row["text"], self.row.get("system", "")
         if kwargs.get("input") and "text_with_input" in self.row:
             text, system = self.row["text_with_input"], self.row["system_with_input"]
@@ -78,68 +80,70 @@ class TableStyle(PromptStyle):
             text = self.row.get("text_with_system", text)
         return fill_text(text, prompt=prompt, system=sys_prompt or system, input=kwargs.get("input") or "")
 
-    def _turns(self, messages: Messages, sys_prompt: str | None) -> str:
+    def _format_turns(self, messages: Messages, sys_prompt: str | None) -> str:
         turns = self.row.get("turns")
         if turns is None:
-            raise UserError(f"prompt_style: {type(self).__name__} writes a text, not a list of messages; llama3 does")
-        said = [(message["role"], message["content"]) for message in messages]
-        if not said or said[0][0] != "system":
-            said = [("system", sys_prompt or self.row["system"]), *said]
-        for number, (role, _) in enumerate(said):
+            raise UserError(f"prompt_style: {type(self).__name__} does not support lists of messages; use llama3")
+        roles_texts = [(message["role"], message["content"]) for message in messages]
+        if not roles_texts or roles_texts[0][0] != "system":
+            roles_texts = [("system", sys_prompt or self.row["system"]), *roles_texts]
+        for number, (role, _) in enumerate(roles_texts):
             if role not in ("system", "user", "assistant") or (role == "system") != (number == 0):
-                raise UserError(f"prompt_style: message {number} of role {role!r}; give user and assistant in turn")
-        written = [fill_text(turns[role], prompt=text.strip(), system=text.strip()) for role, text in said]
-        return "".join([turns["begin"], *written, turns["reply"]])
+                raise UserError(f"prompt_style: message {number} has role {role!r}; alternate user and assistant")
+        parts = [fill_text(turns[role], prompt=text.strip(), system=text.strip()) for role, text in roles_texts]
+        return "".join([turns["begin"], *parts, turns["reply"]])
 
     def stop_tokens(self, tokenizer: Tokenizer) -> tuple[list[int], ...]:
-        """Sequences of tokens that end a reply: the tokenizer's end of text, and the style's own."""
+        """Return the sequences of tokens that end a reply: the tokenizer's eos token, and the style's own."""
         stops = self.row.get("stops", [])
         own = [[part if isinstance(part, int) else tokenizer.token_to_id(part) for part in stop] for stop in stops]
         return (*super().stop_tokens(tokenizer), *own)
 
 
 class ChatML(TableStyle):
-    """ChatML with a system message of its own, if it is given one."""
+    """ChatML with an optional default system message."""
 
     def __init__(self, system_message: str | None = None) -> None:
-        ours = rows()["qwen3"]
-        text = ours["text_with_system"] if system_message else ours["text"]
-        with_system = ours["text_with_system"]
+        chatml = load_styles()["qwen3"]
+        text = chatml["text_with_system"] if system_message else chatml["text"]
+        with_system = chatml["text_with_system"]
         self.row = {"text": text, "text_with_system": with_system, "system": system_message or ""}  # type: ignore[misc]
 
 
 def fill_text(text: str, **values: str) -> str:
-    """A text with its {prompt}, {system} and {input} filled in, all at once."""
-    return re.sub(r"\{(prompt|system|input)\}", lambda found: values[found[1]], text)
+    """Replace {prompt}, {system} and {input} in a text, in one pass."""
+    return re.sub(r"\{(prompt|system|input)\}", lambda match: values[match[1]], text)
 
 
 @cache
-def rows() -> dict[str, dict[str, Any]]:
-    """The table, by name, in the order in which models are looked up."""
+def load_styles() -> dict[str, dict[str, Any]]:
+    """Load the table, by name, in the order in which models are looked up."""
     path = Path(__file__).with_name("prompt_styles.yaml")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 @cache
-def style_class(name: str) -> type[TableStyle]:
-    """The class of a named style."""
-    row = rows()[name]
-    about = f"The prompt style `{name}`."
-    return type(row["class"], (TableStyle,), {"row": row, "__doc__": about, "__module__": PROMPTS_MODULE})
+def build_style_class(name: str) -> type[TableStyle]:
+    """Build the class of a named style."""
+    row = load_styles()[name]
+    doc = f"The prompt style `{name}`."
+    return type(row["class"], (TableStyle,), {"row": row, "__doc__": doc, "__module__": PROMPTS_MODULE})
 
 
 @cache
-def classes() -> dict[str, type[PromptStyle]]:
-    """Every class of styles by its name in litgpt.prompts."""
-    found: dict[str, type[PromptStyle]] = {row["class"]: style_class(name) for name, row in rows().items()}
-    return found | {"ChatML": ChatML}
+def build_style_classes() -> dict[str, type[PromptStyle]]:
+    """Build all style classes, by their names in litgpt.prompts."""
+    styles: dict[str, type[PromptStyle]] = {
+        row["class"]: build_style_class(name) for name, row in load_styles().items()
+    }
+    return styles | {"ChatML": ChatML}
 
 
 def parse_style(value: "str | PromptStyle | dict[str, Any]") -> PromptStyle:
-    """The style that a recipe asks for: by name, by class, or by class_path and init_args.
+    """Parse the style of a recipe: a name, a class, or class_path and init_args.
 
     Raises:
-        UserError: if it is none of ours and no subclass of PromptStyle.
+        UserError: if it is neither a named style nor a subclass of PromptStyle.
     """
     if isinstance(value, PromptStyle):
         return value
@@ -147,48 +151,48 @@ def parse_style(value: "str | PromptStyle | dict[str, Any]") -> PromptStyle:
         (value.get("class_path"), value.get("init_args") or {}) if isinstance(value, dict) else (value, {})
     )
     if not isinstance(path, str):
-        raise UserError(f"prompt_style: {value!r} will not do; give a name such as alpaca")
+        raise UserError(f"prompt_style: {value!r} is not a style; use a name such as alpaca")
     module, _, last = path.rpartition(".")
-    if last in classes() and module in ("", PROMPTS_MODULE):
-        made = classes()[last]
-    elif module and path not in rows():
-        made = import_class(path, "prompt_style")
-        if not issubclass(made, PromptStyle):
-            raise UserError(f"prompt_style: {path} is no PromptStyle; give a name such as alpaca")
+    if last in build_style_classes() and module in ("", PROMPTS_MODULE):
+        cls = build_style_classes()[last]
+    elif module and path not in load_styles():
+        cls = import_class(path, "prompt_style")
+        if not issubclass(cls, PromptStyle):
+            raise UserError(f"prompt_style: {path} is not a PromptStyle; use a name such as alpaca")
     else:
         return PromptStyle.from_name(path)
     try:
-        return made(**arguments)
+        return cls(**arguments)
     except TypeError as error:
-        raise UserError(f"prompt_style: {path} cannot be made of {arguments} ({error})") from None
+        raise UserError(f"prompt_style: {path} does not accept init_args {arguments} ({error})") from None
 
 
 def save_prompt_style(style: str | PromptStyle, checkpoint_dir: Path) -> None:
-    """Write prompt_style.yaml, which names the class of a style."""
+    """Write prompt_style.yaml, which holds the class path of a style."""
     style = PromptStyle.from_name(style) if isinstance(style, str) else style
-    module = PROMPTS_MODULE if type(style).__name__ in classes() else type(style).__module__
+    module = PROMPTS_MODULE if type(style).__name__ in build_style_classes() else type(style).__module__
     write_text(checkpoint_dir / PROMPT_STYLE_FILE, yaml.safe_dump({"class_path": f"{module}.{type(style).__name__}"}))
 
 
 def has_prompt_style(checkpoint_dir: Path) -> bool:
-    """Whether a folder names a style."""
+    """Whether a folder has a prompt_style.yaml."""
     return (checkpoint_dir / PROMPT_STYLE_FILE).is_file()
 
 
 def load_prompt_style(checkpoint_dir: Path) -> PromptStyle:
-    """The style that a folder names.
+    """Load the style of a folder.
 
     Raises:
-        UserError: if the file is damaged, or names a class that is not ours: a folder must not make us run its code.
+        UserError: if the file is damaged, or names a class outside litgpt.prompts, which could run any code.
     """
     path = checkpoint_dir / PROMPT_STYLE_FILE
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         name = config["class_path"]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError):
-        raise UserError(f"{path}: names no class_path such as litgpt.prompts.Alpaca") from None
-    known = classes()
+        raise UserError(f"{path}: no class_path such as litgpt.prompts.Alpaca") from None
+    known = build_style_classes()
     module, _, last = str(name).rpartition(".")
     if module != PROMPTS_MODULE or last not in known:
-        raise UserError(f"{path}: {name!r} is no class of litgpt.prompts, and no other is run; Alpaca is one")
+        raise UserError(f"{path}: {name!r} is not a class of litgpt.prompts; use one such as Alpaca")
     return known[last]()

@@ -1,12 +1,17 @@
-"""One micro batch: tokens, their labels, and where documents begin."""
+"""One micro batch: tokens, labels, and document boundaries."""
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from litgpt.errors import UserError
+
 IGNORE = -100
-"""A label that is no target: it takes no part in the loss and is not counted."""
+"""The label of a token that is not a target: excluded from the loss and not counted."""
+BatchArrays = dict[str, np.ndarray]
+"""A micro batch as worker processes return it; `to_batch` converts it to a Batch."""
 
 
 @dataclass
@@ -14,10 +19,10 @@ class Batch:
     """One micro batch of one rank.
 
     Args:
-        ids: (B, T) int64 tokens that the model reads.
+        ids: (B, T) int64 input tokens.
         labels: (B, T) int64, the token after each, already shifted; `IGNORE` where there is no target.
-        documents: (B, T) int32 number of the document within the row that each token belongs to, where attention is
-            to stay inside documents; otherwise None. -1 is padding.
+        documents: (B, T) int32 number of the document within the row that each token belongs to, if attention is
+            confined to documents; otherwise None. -1 is padding.
         positions: (B, T) int64 position of each token in its document; None means 0 .. T-1.
         weights: (B, T) float32 factor of each label's loss, 0 where it is ignored; None means 1.
         channels: (B, T) int32 number of the channel that each label's loss is reported in; None means one channel.
@@ -32,19 +37,45 @@ class Batch:
 
     @property
     def targets(self) -> int:
-        """How many labels count."""
+        """Number of labels that are targets."""
         return int((self.labels != IGNORE).sum())
 
     @property
     def tokens(self) -> int:
-        """How many tokens are no padding."""
+        """Number of tokens that are not padding."""
         return self.ids.numel() if self.documents is None else int((self.documents >= 0).sum())
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
+        """Copy the batch to a device."""
         moved = {
             field.name: value.to(device, non_blocking=True)
             for field in fields(self)
             if (value := getattr(self, field.name)) is not None
         }
         return Batch(**moved)
+
+
+def to_batch(arrays: BatchArrays, *, trained: int | None = None) -> Batch:
+    """Convert arrays to a Batch; `tokens` (B, T+1) are split into ids and labels (B, T).
+
+    Args:
+        trained: number of samples whose labels count, from the first; the labels of the others are ignored.
+
+    Raises:
+        UserError: the error that reading the samples raised in a worker.
+    """
+    arrays = dict(arrays)
+    if "error" in arrays:
+        raise UserError(str(arrays["error"]))
+    sample_ends = arrays.pop("sample_ends", None)
+    tokens = arrays.pop("tokens", None)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    if tokens is not None:
+        rows = torch.from_numpy(tokens.astype(np.int64))
+        tensors |= {"ids": rows[:, :-1].contiguous(), "labels": rows[:, 1:].contiguous()}
+    batch = Batch(**tensors)
+    if trained is not None and sample_ends is None:
+        batch.labels[trained:] = IGNORE
+    elif trained is not None and sample_ends is not None and trained < len(sample_ends):
+        batch.labels[:, int(sample_ends[trained - 1]) if trained else 0 :] = IGNORE  # the samples share one row
+    return batch

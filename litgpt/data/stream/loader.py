@@ -1,4 +1,4 @@
-"""Data modules and streams around any dataloader that yields (B, T+1) token tensors, such as LitGPT users' own."""
+"""Data modules and streams for any dataloader that yields (B, T+1) token tensors, such as those of LitGPT users."""
 
 import itertools
 import signal
@@ -18,53 +18,53 @@ from litgpt.recipe.data import BatchShape, Stream
 
 
 class DataModule(recipe.DataModule):
-    """The base of data modules of your own: give `train_dataloader` and, if there is validation, `val_dataloader`.
+    """Base class of custom data modules: implement `train_dataloader` and, for validation, `val_dataloader`.
 
-    Each yields integer tensors of shape (B, max_seq_length + 1), B being the `batch_size` given to `connect`. A loader
-    over a map-style dataset is shared out over the ranks here; an iterable dataset must do that itself.
+    Each yields integer tensors of shape (B, max_seq_length + 1), where B is the `batch_size` given to `connect`. A
+    loader over a map-style dataset is sharded over the ranks here; an iterable dataset must do that itself.
     """
 
     def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
-        """Keep what is known only once the model is."""
+        """Set the tokenizer, the micro-batch size in samples and the sample length in tokens."""
         self.tokenizer, self.batch_size, self.max_seq_length = tokenizer, batch_size, max_seq_length
 
     @abstractmethod
     def train_dataloader(self) -> Any:
-        """The training batches of one epoch."""
+        """Return a loader of the training batches of one epoch."""
 
     def val_dataloader(self) -> Any:
-        """The validation batches; none unless overridden."""
+        """Return a loader of the validation batches; None for no validation."""
         return None
 
     def train_stream(self, shape: BatchShape) -> Stream:
-        """Endless micro batches for this rank, epoch after epoch of `train_dataloader`."""
+        """Stream the micro batches of this rank, epoch after epoch of `train_dataloader`."""
         return LoaderStream(self.train_dataloader, shape)
 
     def val_stream(self, shape: BatchShape) -> Stream | None:
-        """One pass over `val_dataloader` for this rank; None if there is none."""
+        """Stream one pass over `val_dataloader` for this rank; None without one."""
         loader = self.val_dataloader()
         if isinstance(loader, list | tuple):
             loader = loader[0] if loader else None
         return None if loader is None else LoaderStream(lambda: loader, shape, repeat=False)
 
 
-class LoaderStream:
+class LoaderStream(Stream):
     """The batches of a dataloader, epoch after epoch, with a position that can be saved.
 
-    A loader with `state_dict` (litdata's, torchdata's) goes on by its own state; any other by reading again what was
-    consumed of the epoch. A map-style dataset is dealt out over the ranks in an order fixed by (seed, epoch): rank r of
-    R takes samples r, r + R, ...; training drops the last few samples of an epoch that do not go round.
+    A loader with `state_dict` (litdata's, torchdata's) resumes from its own state; any other by skipping the consumed
+    batches of the epoch. A map-style dataset is sharded over the ranks in an order given by (seed, epoch): rank r of R
+    takes samples r, r + R, ...; training drops the last samples of an epoch that cannot be divided evenly.
 
     Args:
-        open_loader: opens the loader, when the stream is first read.
-        shape: this rank's share.
-        repeat: endless, for training; or one pass, for validation, in which rank r takes batches r, r + R, ...
+        open_loader: opens the loader.
+        shape: this rank's part of the batches.
+        repeat: endlessly, for training; or one pass, for validation, in which rank r takes batches r, r + R, ...
     """
 
     def __init__(self, open_loader: Callable[[], Any], shape: BatchShape, *, repeat: bool = True) -> None:
         self.position = 0
         self._shape, self._repeat = shape, repeat
-        self._passes, self._batches = 0, 0  # whole epochs, and batches of this rank in the one that runs
+        self._passes, self._batches = 0, 0  # completed epochs, and batches of this rank in the current one
         self._loader = open_loader()
         if repeat and _is_map_style(self._loader):
             self._loader = _distribute(self._loader, shape)
@@ -72,40 +72,38 @@ class LoaderStream:
 
     @property
     def samples_per_epoch(self) -> int | None:
-        """Samples of full batches over all ranks, if the loader can count its batches."""
+        """Samples of full batches over all ranks, if the loader has a length."""
         try:
             batches = len(self._loader)
         except TypeError:
             return None
-        share = 1 if not self._repeat and _is_map_style(self._loader) else self._shape.ranks
-        return batches * share * self._shape.micro_batch_size
+        ranks = 1 if not self._repeat and _is_map_style(self._loader) else self._shape.ranks
+        return batches * ranks * self._shape.micro_batch_size
 
     @property
     def epoch(self) -> float:
-        """Passes over the data; whole ones only if the loader cannot count its batches."""
+        """Passes over the data; only completed ones if the loader has no length."""
         samples = self.samples_per_epoch
-        done = self._batches * self._shape.samples_per_round
-        return self._passes + (min(1.0, done / samples) if samples else 0.0)
+        consumed = self._batches * self._shape.samples_per_round
+        return self._passes + (min(1.0, consumed / samples) if samples else 0.0)
 
     def __iter__(self) -> Iterator[Batch]:
         if not self._repeat:
-            yield from self._one_pass()
+            yield from self._iterate_once()
             return
         while True:
-            before = self._batches
-            for raw in self._rest_of_epoch():
-                batch = self._batch(raw)
+            skipped = self._batches
+            for raw in self._resume_epoch():
+                batch = self._to_batch(raw)
                 self._batches += 1
                 self.position += batch.ids.shape[0] * self._shape.ranks
                 yield batch
-            if self._batches == before == 0:
-                raise UserError(
-                    "data: the dataloader yielded no batch; give more data, or set train.micro_batch_size: 1"
-                )
+            if self._batches == skipped == 0:
+                raise UserError("data: the dataloader yields no batch; add data, or set train.micro_batch_size: 1")
             self._passes, self._batches = self._passes + 1, 0
 
-    def _rest_of_epoch(self) -> Iterator[Any]:
-        """The batches of the running epoch that were not consumed yet."""
+    def _resume_epoch(self) -> Iterator[Any]:
+        """Iterate over the batches of the current epoch that are not consumed yet."""
         if isinstance(sampler := getattr(self._loader, "sampler", None), DistributedSampler):
             sampler.set_epoch(self._passes)
         state, self._restored = self._restored, None
@@ -114,26 +112,26 @@ class LoaderStream:
             return iter(self._loader)
         return itertools.islice(self._loader, self._batches, None)
 
-    def _one_pass(self) -> Iterator[Batch]:
+    def _iterate_once(self) -> Iterator[Batch]:
         self.position = 0
-        deal = self._shape.ranks if _is_map_style(self._loader) else 1
-        batches = map(self._batch, self._loader)
-        while turn := list(itertools.islice(batches, deal)):
-            mine = self._shape.rank % deal
-            batch = turn[mine] if mine < len(turn) else _mask_labels(turn[0])
-            self.position += sum(other.ids.shape[0] for other in turn) * (self._shape.ranks // deal)
+        readers = self._shape.ranks if _is_map_style(self._loader) else 1
+        batches = map(self._to_batch, self._loader)
+        while group := list(itertools.islice(batches, readers)):
+            index = self._shape.rank % readers
+            batch = group[index] if index < len(group) else _mask_labels(group[0])
+            self.position += sum(other.ids.shape[0] for other in group) * (self._shape.ranks // readers)
             yield batch
 
-    def _batch(self, raw: Any) -> Batch:
-        whole = isinstance(raw, Tensor) and raw.ndim == 2 and not raw.is_floating_point() and raw.shape[1] >= 2
-        if not whole:
+    def _to_batch(self, raw: Any) -> Batch:
+        is_valid = isinstance(raw, Tensor) and raw.ndim == 2 and not raw.is_floating_point() and raw.shape[1] >= 2
+        if not is_valid:
             kind = f"{raw.dtype} of shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__
             raise UserError(f"data: the dataloader yields {kind}; pretraining needs (B, T+1) integer tensors")
         rows = raw[:, : self._shape.max_seq_length + 1].to(torch.int64)
         return Batch(ids=rows[:, :-1].contiguous(), labels=rows[:, 1:].contiguous())
 
     def state_dict(self) -> dict[str, Any]:
-        """Position, epoch, batches of it, the number of ranks, and the loader's own state if it has one."""
+        """Position, epoch, batch of the epoch, number of ranks, and the loader's own state if it has one."""
         state = {"position": self.position, "passes": self._passes, "batches": self._batches}
         state |= {"ranks": self._shape.ranks, "micro_batch_size": self._shape.micro_batch_size}
         if hasattr(self._loader, "state_dict") and hasattr(self._loader, "load_state_dict"):
@@ -141,25 +139,25 @@ class LoaderStream:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken.
+        """Resume where `state` was saved.
 
         Raises:
-            UserError: if that was with another number of ranks or another micro batch size.
+            UserError: if it was saved with another number of ranks or another micro batch size.
         """
         for name, now in (("ranks", self._shape.ranks), ("micro_batch_size", self._shape.micro_batch_size)):
             if state.get(name) != now:
                 raise UserError(
-                    f"data: this dataloader stood at a position of {state.get(name)} {name}, now there are {now}; "
-                    "it can only go on with the same (TextFiles and local LitData go on with any)"
+                    f"data: the state of this dataloader was saved with {name} {state.get(name)}, not {now}; resume "
+                    f"with {state.get(name)} (TextFiles and local LitData can be resumed with any)"
                 )
         self.position, self._passes, self._batches = state["position"], state["passes"], state["batches"]
         self._restored = state.get("loader")
         if self._restored and isinstance(counts := self._restored.get("num_samples_yielded"), dict):
-            # litdata counts by the numbers of its workers, of which JSON makes texts
+            # litdata's keys are the numbers of its workers, which JSON converts to text
             self._restored = self._restored | {"num_samples_yielded": {int(key): counts[key] for key in counts}}
 
     def close(self) -> None:
-        """Let the loader go, and its workers with it."""
+        """Release the loader and its workers."""
         self._loader = ()
 
 
@@ -168,13 +166,13 @@ def _is_map_style(loader: Any) -> bool:
 
 
 def _distribute(loader: DataLoader, shape: BatchShape) -> DataLoader:
-    """The same loader with a sampler whose order depends on seed, epoch and rank only."""
+    """Replace the sampler by one whose order depends on seed, epoch and rank only."""
     if isinstance(loader.sampler, DistributedSampler):
         return loader
     if not isinstance(loader.sampler, RandomSampler | SequentialSampler):
         if shape.ranks > 1:
             kind = type(loader.sampler).__name__
-            raise UserError(f"data: {kind} cannot be shared out over {shape.ranks} ranks; use a DistributedSampler")
+            raise UserError(f"data: {kind} cannot be sharded over {shape.ranks} ranks; use a DistributedSampler")
         return loader
     shuffle = isinstance(loader.sampler, RandomSampler)
     sampler: DistributedSampler = DistributedSampler(
@@ -195,12 +193,12 @@ def _distribute(loader: DataLoader, shape: BatchShape) -> DataLoader:
     )
 
 
-def start_worker(own: Callable[[int], None] | None, worker: int) -> None:
-    """Begin a worker: Ctrl-C and SIGUSR1 reach the whole process group, but it is the parent that answers them."""
+def start_worker(init_fn: Callable[[int], None] | None, worker: int) -> None:
+    """Initialize a worker: Ctrl-C and SIGUSR1 reach the whole process group, but only the parent handles them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if own is not None:
-        own(worker)
+    if init_fn is not None:
+        init_fn(worker)
 
 
 def _mask_labels(batch: Batch) -> Batch:

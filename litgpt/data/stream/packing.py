@@ -1,4 +1,4 @@
-"""Put samples of different lengths into rows of one length: best fit decreasing in O(n log n)."""
+"""Pack samples of different lengths into rows of one length: best fit decreasing in O(n log n)."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ PackingStrategy = Literal["best_fit", "sequential"]
 def pack_samples(
     lengths: Sequence[int] | np.ndarray, capacity: int, strategy: PackingStrategy = "best_fit"
 ) -> list[np.ndarray]:
-    """Which samples share a row; each is in exactly one, and the same lengths give the same rows.
+    """Assign samples to rows; each sample is in exactly one row, and equal lengths give equal rows.
 
-    `best_fit` takes the longest first, and puts each into the fullest row that has room (Johnson et al. 1974, at most
-    11/9 of the fewest rows). `sequential` fills one row after the other in the order of the data.
+    `best_fit` takes the longest first, and places each into the fullest row with room (Johnson et al. 1974, at most
+    11/9 of the optimal number of rows). `sequential` fills one row after the other in the order of the data.
 
     Args:
         lengths: tokens of each sample.
-        capacity: tokens of a row; a longer sample gets a row of its own.
+        capacity: tokens per row; a longer sample gets its own row.
 
     Returns:
-        The numbers of the samples in each row, int64.
+        The indices of the samples in each row, int64.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     rows = _best_fit(sizes, capacity) if strategy == "best_fit" else _sequential(sizes, capacity)
@@ -30,14 +30,14 @@ def pack_samples(
 
 
 def compute_fill_ratio(lengths: Sequence[int] | np.ndarray, rows: Sequence[np.ndarray], capacity: int) -> float:
-    """The share of all rows' places that holds a token."""
+    """Fraction of the capacity of all rows that is filled with tokens."""
     return float(np.sum(lengths)) / (len(rows) * capacity) if rows else 0.0
 
 
 def _best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
     rows: list[list[int]] = []
-    rooms: list[int] = []  # the sizes of room that some row has, ascending, each once
-    rows_with: dict[int, list[int]] = {}  # the rows that have this much room
+    rooms: list[int] = []  # distinct free sizes of rows, ascending
+    rows_with: dict[int, list[int]] = {}  # rows by free size
     for sample in np.argsort(-sizes, kind="stable").tolist():
         size = int(sizes[sample])
         place = bisect_left(rooms, size)

@@ -1,10 +1,10 @@
-"""One rank's share of the rows of some files, pass after pass, from any place on."""
+"""One rank's shard of the rows of some files, pass after pass, resumable at any row."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from litgpt.data.read.documents import decompress_lines, number_lines
 from litgpt.data.read.row_sources import DataSource, LocatedRow, parse_json, read_parquet_rows, read_rows
@@ -13,156 +13,156 @@ from litgpt.errors import UserError
 
 RowFilter = Callable[[int], bool]
 FileRow = tuple[int, int, LocatedRow]
-"""A row's number in its file, from 1; the byte behind it, where the file can be entered there; and the row."""
+"""A row's number in its file, from 1; the byte after it, in files that can be entered there; and the row."""
 RowReader = Callable[[int, int, RowFilter], Iterator[FileRow]]
-"""Opens a file behind so many rows and bytes, and gives those of the rows after it whose numbers are wanted."""
+"""Reads a file after so many rows and bytes, and yields the rows whose numbers the filter accepts."""
 
 
 class RowShard:
-    """Every `ranks`-th row of some parts, the parts in another order in every pass.
+    """Every `ranks`-th row of some files, with the files in a new order every pass.
 
     Args:
-        name: what messages call it.
-        parts: files, or shards of a data set on the hub.
-        held: how many rows at the start of each part are for validation.
-        seed: fixes the order of the parts.
+        name: shown in messages.
+        readers: read the files, or the shards of a data set on the hub.
+        held_out: number of rows at the start of each file that are for validation.
+        seed: seed of the order of the files.
 
     Attributes:
-        place: whole passes, parts of this one, rows of the part that is being read and bytes of it that lie behind.
+        position: passes, files of the current pass, and rows and bytes of the current file read so far.
     """
 
     def __init__(
-        self, name: str, parts: Sequence[RowReader], held: Sequence[int], *, seed: int, rank: int, ranks: int
+        self, name: str, readers: Sequence[RowReader], held_out: Sequence[int], *, seed: int, rank: int, ranks: int
     ) -> None:
-        self.name, self.parts, self.held = name, parts, held
+        self.name, self.readers, self.held_out = name, readers, held_out
         self.seed, self.rank, self.ranks = seed, rank, ranks
-        self.go_to([0, 0, 0, 0])
+        self.seek([0, 0, 0, 0])
 
-    def go_to(self, place: Sequence[int]) -> None:
-        """Read on from a place."""
-        self.place = list(place)
+    def seek(self, position: Sequence[int]) -> None:
+        """Continue reading at a position."""
+        self.position = list(position)
         self._rows = self._read()
 
     def __next__(self) -> tuple[int, LocatedRow]:
-        """The number of the part, and the next row in it."""
+        """The number of the file, and its next row."""
         return next(self._rows)
 
     def _read(self) -> Iterator[tuple[int, LocatedRow]]:
         while True:
-            passes, first, row, byte = self.place
-            found, whole = 0, not (first or row)
-            order = FeistelPermutation(len(self.parts), self.seed, passes)
-            for at in range(first, len(self.parts)):
-                part = order(at)
-                for number, behind, one in self.parts[part](row, byte, self._mine):
-                    self.place = [passes, at, number, behind]
-                    if number > self.held[part]:
-                        found += 1
-                        yield part, one
+            passes, first, row, byte = self.position
+            count, is_full_pass = 0, not (first or row)
+            order = FeistelPermutation(len(self.readers), self.seed, passes)
+            for index in range(first, len(self.readers)):
+                file = order(index)
+                for number, end, located_row in self.readers[file](row, byte, self._is_wanted):
+                    self.position = [passes, index, number, end]
+                    if number > self.held_out[file]:
+                        count += 1
+                        yield file, located_row
                 row = byte = 0
-            if whole and not found:
+            if is_full_pass and not count:
                 raise UserError(
-                    f"data.sources: {self.name} holds no row to train on for process {self.rank + 1} of {self.ranks}; "
-                    "give more rows, or set data.val_rows: 0"
+                    f"data.sources: {self.name} has no row to train on for process {self.rank + 1} of {self.ranks}; "
+                    "add rows, or set data.val_rows: 0"
                 )
-            self.place = [passes + 1, 0, 0, 0]
+            self.position = [passes + 1, 0, 0, 0]
 
-    def _mine(self, number: int) -> bool:
+    def _is_wanted(self, number: int) -> bool:
         return number % self.ranks == self.rank
 
 
-def take_all(number: int) -> bool:
-    """Whether a row is wanted where all are."""
+def take_all(_number: int) -> bool:
+    """Accept every row."""
     return True
 
 
 def open_reader(path: Path) -> RowReader:
-    """A file as a part; files of lines and of groups are entered without reading what lies before."""
+    """Open a file; .jsonl and .parquet files are entered without reading what comes before."""
     if ".jsonl" in path.suffixes[-2:]:
-        return partial(_lines, path)
-    return partial(_groups if path.suffix == ".parquet" else _rows, path)
+        return partial(_read_lines, path)
+    return partial(_read_groups if path.suffix == ".parquet" else _read_all, path)
 
 
-def count_held_out(parts: Sequence[RowReader], rows: int) -> list[int]:
-    """How far the first so many rows of some parts reach into each."""
-    held = []
-    for part in parts:
-        numbers = [number for number, _, _ in islice(part(0, 0, take_all), rows)] if rows else []
-        held.append(numbers[-1] if numbers else 0)
+def count_held_out(readers: Sequence[RowReader], rows: int) -> list[int]:
+    """Number of the last row in each file that belongs to the first `rows` rows of all."""
+    held_out = []
+    for reader in readers:
+        numbers = [number for number, _, _ in islice(reader(0, 0, take_all), rows)] if rows else []
+        held_out.append(numbers[-1] if numbers else 0)
         rows -= len(numbers)
-    return held
+    return held_out
 
 
-def read_held_out(parts: Sequence[RowReader], held: Sequence[int]) -> Iterator[LocatedRow]:
-    """The rows that are held back."""
-    for part, last in zip(parts, held, strict=True):
-        for number, _, found in part(0, 0, take_all) if last else ():
+def read_held_out(readers: Sequence[RowReader], held_out: Sequence[int]) -> Iterator[LocatedRow]:
+    """Read the rows that are held out for validation."""
+    for reader, last in zip(readers, held_out, strict=True):
+        for number, _, row in reader(0, 0, take_all) if last else ():
             if number > last:
                 break
-            yield found
+            yield row
 
 
 def open_hub_shards(source: DataSource) -> list[RowReader]:
-    """The shards of a data set of the hub, which are fetched while they are read.
+    """Open the shards of a data set on the hub, which are downloaded while they are read.
 
     Raises:
-        UserError: if the library `datasets` is not installed, or the hub cannot be reached.
+        UserError: if the package `datasets` is not installed, or the hub cannot be reached.
     """
     if source.path.count("/") != 1 or source.path.startswith((".", "/", "~")):
-        raise UserError(f"data.sources: {source.path}: no such file or folder, nor a name on the hub such as org/name")
+        raise UserError(
+            f"data.sources: {source.path}: no such file or folder, and not a data set on the hub such as org/name"
+        )
     try:
         from datasets import load_dataset
     except ImportError:
-        raise UserError(
-            f"data.sources: {source.path}: needs the package datasets; `pip install litgpt[data]`"
-        ) from None
+        raise UserError(f"data.sources: {source.path}: datasets is not installed: pip install 'litgpt[data]'") from None
     try:
-        found: Any = load_dataset(source.path, split=source.split or "train", streaming=True)
-        shards = [found.shard(num_shards=found.num_shards, index=index) for index in range(found.num_shards)]
+        dataset: Any = load_dataset(source.path, split=source.split or "train", streaming=True)
+        shards = [dataset.shard(num_shards=dataset.num_shards, index=index) for index in range(dataset.num_shards)]
     except Exception as error:  # the library raises errors of several others
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"data.sources: {source.path}: no such file, and not to be had from the hub ({reason})"
+            f"data.sources: {source.path}: no such file, and cannot be downloaded from the hub ({reason})"
         ) from None
-    return [partial(_shard, shard, f"{source.path}/{number}") for number, shard in enumerate(shards)]
+    return [partial(_read_hub_shard, shard, f"{source.path}/{number}") for number, shard in enumerate(shards)]
 
 
-def _lines(path: Path, row: int, byte: int, mine: RowFilter) -> Iterator[FileRow]:
-    """The lines of a file; one that is not packed is entered at a byte."""
+def _read_lines(path: Path, row: int, byte: int, is_wanted: RowFilter) -> Iterator[FileRow]:
+    """Read the lines of a file; an uncompressed one is entered at a byte."""
     plain = path.suffix == ".jsonl"
-    with _opened(path) as raw:
+    with _open(path) as raw:
         raw.seek(byte if plain else 0)
         for number, line in number_lines(path, decompress_lines(path, raw)):
             number += row if plain else 0
             byte += len(line)
-            if number > row and mine(number) and line.strip():
+            if number > row and is_wanted(number) and line.strip():
                 yield number, byte if plain else 0, (f"{path}:{number}", parse_json(line))
 
 
-def _groups(path: Path, row: int, byte: int, mine: RowFilter) -> Iterator[FileRow]:
-    for number, found in read_parquet_rows(path, row, mine):
-        yield number, 0, (f"{path}[{number - 1}]", found)
+def _read_groups(path: Path, row: int, _byte: int, is_wanted: RowFilter) -> Iterator[FileRow]:
+    for number, values in read_parquet_rows(path, row, is_wanted):
+        yield number, 0, (f"{path}[{number - 1}]", values)
 
 
-def _rows(path: Path, row: int, byte: int, mine: RowFilter) -> Iterator[FileRow]:
-    """The rows of a file that can only be read from its start."""
-    for number, found in enumerate(read_rows(path), 1):
-        if number > row and mine(number):
-            yield number, 0, found
+def _read_all(path: Path, row: int, _byte: int, is_wanted: RowFilter) -> Iterator[FileRow]:
+    """Read the rows of a file that can only be read from its start."""
+    for number, located_row in enumerate(read_rows(path), 1):
+        if number > row and is_wanted(number):
+            yield number, 0, located_row
 
 
-def _shard(shard: Any, name: str, row: int, byte: int, mine: RowFilter) -> Iterator[FileRow]:
+def _read_hub_shard(shard: Any, name: str, row: int, _byte: int, is_wanted: RowFilter) -> Iterator[FileRow]:
     try:
-        for number, found in enumerate(shard.skip(row), row + 1):
-            if mine(number):
-                yield number, 0, (f"{name}[{number - 1}]", found)
-    except Exception as error:  # of the hub, the network and the formats of files
+        for number, values in enumerate(shard.skip(row), row + 1):
+            if is_wanted(number):
+                yield number, 0, (f"{name}[{number - 1}]", values)
+    except Exception as error:  # of the hub, the network and the file formats
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"data.sources: {name}: cannot be read on ({reason}); set resume: auto to go on") from None
+        raise UserError(f"data.sources: {name}: reading failed ({reason}); resume with resume: auto") from None
 
 
-def _opened(path: Path) -> Any:
+def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; mend that, or give another path") from None
+        raise UserError(f"{path}: {error.strerror or error}; fix that, or use another path") from None

@@ -1,4 +1,4 @@
-"""The order of samples in an epoch: a keyed permutation that takes no memory and starts anywhere at once."""
+"""The order of samples in an epoch: a keyed permutation, which takes no memory and has random access."""
 
 import hashlib
 from collections.abc import Callable
@@ -11,11 +11,11 @@ _ROUNDS = 6
 
 
 class FeistelPermutation:
-    """A bijection of 0 .. count-1, fixed by `seed` and `epoch`.
+    """A pseudorandom permutation of 0 .. count-1, determined by `seed` and `epoch`.
 
-    A Feistel network over the smallest even number of bits that holds `count`; values that fall outside are sent
-    through again until they fall inside ("cycle walking": Black and Rogaway, Ciphers with Arbitrary Finite Domains,
-    2002), which takes fewer than four rounds on average.
+    A Feistel network over the smallest even number of bits that holds `count`; values outside the range
+    are encrypted again until they are inside ("cycle walking": Black and Rogaway, Ciphers with Arbitrary Finite
+    Domains, 2002), which takes fewer than four passes on average.
     """
 
     def __init__(self, count: int, seed: int, epoch: int | str) -> None:
@@ -25,7 +25,7 @@ class FeistelPermutation:
         self._keys = [int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(_ROUNDS)]
 
     def __call__(self, index: int) -> int:
-        """Where sample number `index` of the epoch lies in the data."""
+        """Map the position `index` in the epoch to a sample number."""
         assert 0 <= index < self.count
         while True:
             index = self._encrypt(index)
@@ -37,17 +37,17 @@ class FeistelPermutation:
         low_bits = (1 << bits) - 1
         left, right = value >> bits, value & low_bits
         for key in self._keys:
-            left, right = right, left ^ (_mix(right ^ key) & low_bits)
+            left, right = right, left ^ (_mix_bits(right ^ key) & low_bits)
         return left << bits | right
 
 
 @dataclass(frozen=True)
 class LengthGrouping:
-    """Which samples are sorted by length together.
+    """How samples are grouped by length.
 
     Attributes:
-        group: samples of a group, which lie side by side; a global batch.
-        groups: how many groups are sorted together.
+        group: samples per group; a global batch.
+        groups: number of groups that are sorted together.
     """
 
     group: int
@@ -59,13 +59,13 @@ class LengthGrouping:
 
 
 class LengthGroupedSampler:
-    """A bijection of 0 .. count-1 that lays samples of near lengths side by side.
+    """A permutation of 0 .. count-1 that places samples of similar lengths next to each other.
 
-    A shuffled order is cut in blocks of `groups` x `group` samples; each block is sorted by length, the longest first,
-    and cut in groups, whose order is shuffled; what fills no group comes last.
+    A shuffled order is cut into blocks of `groups` x `group` samples; each block is sorted by length, longest first,
+    and cut into groups, whose order is shuffled; an incomplete group comes last.
 
     Args:
-        lengths: (count,) of the samples.
+        lengths: (count,) tokens of each sample.
     """
 
     def __init__(self, lengths: np.ndarray, seed: int, epoch: int, grouping: LengthGrouping) -> None:
@@ -74,33 +74,32 @@ class LengthGroupedSampler:
         self._block = (-1, np.zeros(0, np.int64))
 
     def __call__(self, index: int) -> int:
-        """Where sample number `index` of the epoch lies in the data."""
-        block, within = divmod(index, self._grouping.group * self._grouping.groups)
+        """Map the position `index` in the epoch to a sample number."""
+        block, offset = divmod(index, self._grouping.group * self._grouping.groups)
         if self._block[0] != block:
-            self._block = (block, self._sorted(block))
-        return int(self._block[1][within])
+            self._block = (block, self._sort_block(block))
+        return int(self._block[1][offset])
 
-    def _sorted(self, block: int) -> np.ndarray:
+    def _sort_block(self, block: int) -> np.ndarray:
         group, size = self._grouping.group, self._grouping.group * self._grouping.groups
-        places = range(block * size, min((block + 1) * size, len(self._lengths)))
-        members = np.fromiter(map(self._shuffled, places), np.int64, len(places))
+        positions = range(block * size, min((block + 1) * size, len(self._lengths)))
+        members = np.fromiter(map(self._shuffled, positions), np.int64, len(positions))
         members = members[np.argsort(-self._lengths[members], kind="stable")]
-        whole = len(members) // group
-        shuffled = FeistelPermutation(whole, self._seed, f"{self._epoch}:{block}") if whole else None
-        parts = (
-            [members[start * group : (start + 1) * group] for start in map(shuffled, range(whole))] if shuffled else []
-        )
-        return np.concatenate([*parts, members[whole * group :]])
+        whole_groups = len(members) // group
+        shuffled = FeistelPermutation(whole_groups, self._seed, f"{self._epoch}:{block}") if whole_groups else None
+        starts = [group * index for index in map(shuffled, range(whole_groups))] if shuffled else []
+        parts = [members[start : start + group] for start in starts]
+        return np.concatenate([*parts, members[whole_groups * group :]])
 
 
 def build_sampler(lengths: np.ndarray, seed: int, epoch: int, grouping: LengthGrouping | None) -> Callable[[int], int]:
-    """The order of an epoch."""
+    """Build the sampler of an epoch, which maps positions to sample numbers."""
     if grouping is None:
         return FeistelPermutation(len(lengths), seed, epoch)
     return LengthGroupedSampler(lengths, seed, epoch, grouping)
 
 
-def _mix(value: int) -> int:
+def _mix_bits(value: int) -> int:
     """Scramble 64 bits (the finalizer of SplitMix64, Steele et al. 2014)."""
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK
     value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK

@@ -1,40 +1,38 @@
-"""Rows of a stream out of samples of different lengths: laid end to end, packed, or padded, in a fixed order."""
+"""Rows of samples of different lengths: concatenated, packed or padded, in a reproducible order."""
 
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 
 from litgpt.data.cache.examples import CachedExamples
-from litgpt.data.render.labels import Example
-from litgpt.data.stream.batches import Arrays
+from litgpt.data.render.example import Example
+from litgpt.data.stream.batch import BatchArrays
 from litgpt.data.stream.collate import collate_rows
 from litgpt.data.stream.sampler import LengthGrouping, build_sampler
+from litgpt.data.stream.truncation import OnOverlong, find_cut_starts
 from litgpt.errors import UserError
-
-OnOverlong = Literal["drop", "truncate_left", "truncate_right", "split", "raise"]
 
 
 class SampleTable:
-    """The samples of a run, none longer than the model reads.
+    """The samples of a run, none longer than the model's maximum length.
 
     Args:
-        files: where they are.
-        chosen: (P, 2) file and sample number of each; a sample may be there several times.
-        length: the most tokens of a sample.
-        on_overlong: what becomes of longer ones: left out, cut at the left or the right, cut in several, or an error.
+        files: the caches that hold them.
+        chosen: (P, 2) file and sample number of each; a sample may occur several times.
+        length: maximum tokens of a sample.
+        on_overlong: how to treat longer ones: drop, truncate on the left or right, split, or raise.
 
     Attributes:
-        table: (N, 4) file, sample number, first token and the one behind the last.
+        table: (N, 4) file, sample number, first token and end.
         lengths: (N,) tokens of each.
-        overlong: (F,) how many of `chosen` were longer, by file.
-        untrained: (F,) how many were left out because nothing in them, or in what was left of them, is trained.
-        left_out: how many were left out in all.
+        overlong: (F,) number of `chosen` that were longer, by file.
+        untrained: (F,) number left out because they have no trained tokens, at least after truncation.
+        left_out: number left out in all.
 
     Raises:
-        UserError: at the first one that is longer, if that is an error; or if none is left.
+        UserError: for a longer one under `raise`, or if no sample is left.
     """
 
     def __init__(
@@ -43,127 +41,123 @@ class SampleTable:
         self.files, self.length, self.on_overlong = list(files), length, on_overlong
         sizes, targets = np.zeros(len(chosen), np.int64), np.zeros(len(chosen), np.int64)
         for number, file in enumerate(self.files):
-            mine = chosen[:, 0] == number
-            sizes[mine] = file.lengths()[chosen[mine, 1]]
-            targets[mine] = file.targets()[chosen[mine, 1]]
+            in_file = chosen[:, 0] == number
+            sizes[in_file] = file.lengths()[chosen[in_file, 1]]
+            targets[in_file] = file.targets()[chosen[in_file, 1]]
         longer = sizes > length
         self.overlong = np.bincount(chosen[longer, 0], minlength=len(self.files))
         if longer.any() and on_overlong == "raise":
             raise UserError(
                 f"data: a sample has {int(sizes.max())} tokens and {longer.sum()} have more than "
-                f"train.max_seq_length: {length}; raise that, or set data.on_overlong: truncate_right"
+                f"train.max_seq_length: {length}; increase it, or set data.on_overlong: truncate_right"
             )
         fitting = np.column_stack([chosen, np.zeros_like(sizes), sizes])[~longer & (targets > 0)]
         cut = [
-            self._cut(row, int(size), length, on_overlong)
-            for row, size in zip(chosen[longer], sizes[longer], strict=True)
+            self._cut(int(file), int(number), int(size))
+            for (file, number), size in zip(chosen[longer], sizes[longer], strict=True)
         ]
-        kept = np.array([piece for pieces in cut for piece in pieces], np.int64).reshape(-1, 4)
+        kept = np.array([part for parts in cut for part in parts], np.int64).reshape(-1, 4)
         self.table = np.concatenate([fitting, kept]).astype(np.int64)
         untrained = ~longer & (targets == 0)
-        untrained[longer] = [not pieces and on_overlong != "drop" for pieces in cut]
+        untrained[longer] = [not parts and on_overlong != "drop" for parts in cut]
         self.untrained = np.bincount(chosen[untrained, 0], minlength=len(self.files))
         self.left_out = len(chosen) - len(fitting) - sum(map(bool, cut))
         self.lengths = self.table[:, 3] - self.table[:, 2]
         if not len(self.table):
             raise UserError(
                 f"data: none of {len(chosen)} samples has an answer within train.max_seq_length: {length} tokens; the "
-                f"longest has {int(sizes.max(initial=0))}: raise that"
+                f"longest has {int(sizes.max(initial=0))}: increase it"
             )
 
-    def _cut(self, row: np.ndarray, size: int, length: int, how: OnOverlong) -> list[tuple[int, int, int, int]]:
-        """The pieces of a sample that is too long which have anything to train."""
-        starts: dict[str, Sequence[int]] = {
-            "drop": [],
-            "truncate_right": [0],
-            "truncate_left": [size - length],
-            "split": range(0, size, length),
-        }
-        file, number = int(row[0]), int(row[1])
-        pieces = [(file, number, start, min(start + length, size)) for start in starts[how]]
-        return [piece for piece in pieces if self.files[file].read(*piece[1:]).weights[1:].any()]
+    def _cut(self, file: int, number: int, size: int) -> list[tuple[int, int, int, int]]:
+        """Cut a sample that is too long; only parts with trained tokens are returned."""
+        starts = find_cut_starts(size, self.length, self.on_overlong)
+        parts = [(file, number, start, min(start + self.length, size)) for start in starts]
+        return [part for part in parts if self.files[file].read(*part[1:]).weights[1:].any()]
 
-    def read(self, piece: int) -> Example:
-        """Sample `piece`."""
-        file, number, start, stop = self.table[piece].tolist()
+    def read(self, index: int) -> Example:
+        """Read sample `index` of the table."""
+        file, number, start, stop = self.table[index].tolist()
         example = self.files[file].read(number, start, stop)
-        return example if len(example.ids) <= self.length else self._cut_late(example)
+        return example if len(example.ids) <= self.length else self._truncate(example)
 
-    def _cut_late(self, example: Example) -> Example:
-        """A sample that is found to be too long when it is read; one that is to be left out trains nothing."""
+    def _truncate(self, example: Example) -> Example:
+        """Truncate a sample that turns out too long when it is read; under `drop` it is not trained."""
         kept = slice(-self.length, None) if self.on_overlong == "truncate_left" else slice(self.length)
         weights = example.weights[kept] * np.float32(self.on_overlong != "drop")
         return Example(example.ids[kept], weights, example.channel)
 
 
 class SampleRows:
-    """Samples in rows, another order of rows every epoch.
+    """Samples in rows, in a new order every epoch.
 
     Args:
-        pieces: the samples.
-        rows: numbers of the samples that share a row; None for one sample a row.
-        seed: fixes the order; None keeps it.
-        padding: lay the rows of a micro batch under one another, padded at the right, and not end to end in one.
-        grouping: lay samples of near lengths side by side.
+        samples: the samples.
+        rows: indices of the samples that share a row; None for one sample per row.
+        seed: seed of the order; None keeps the given order.
+        padding: stack the rows of a micro batch, padded on the right, instead of concatenating them.
+        grouping: batch samples of similar lengths.
 
     Attributes:
-        channels: the names of the numbers in `channels` of a batch; empty where there is but one without a name.
+        channels: the names of the numbers in `channels` of a batch; empty for a single unnamed channel.
     """
 
     def __init__(
         self,
-        pieces: SampleTable,
+        samples: SampleTable,
         rows: Sequence[np.ndarray] | None,
         seed: int | None,
         *,
         padding: bool = False,
         grouping: LengthGrouping | None = None,
     ) -> None:
-        self.pieces, self.padding, self._seed = pieces, padding, seed
-        self._members = np.arange(len(pieces.table)) if rows is None else np.concatenate(rows)
-        sizes = np.ones(len(pieces.table), np.int64) if rows is None else np.array([len(row) for row in rows])
-        self._begins = np.concatenate([[0], np.cumsum(sizes)])
+        self.samples, self.padding, self._seed = samples, padding, seed
+        self._members = np.arange(len(samples.table)) if rows is None else np.concatenate(rows)
+        sizes = np.ones(len(samples.table), np.int64) if rows is None else np.array([len(row) for row in rows])
+        self._row_starts = np.concatenate([[0], np.cumsum(sizes)])
         self.count = len(sizes)
-        self.weighted = any(file.weighted for file in pieces.files)
-        names = sorted({name or "default" for file in pieces.files for name in file.channels})
+        self.weighted = any(file.weighted for file in samples.files)
+        names = sorted({name or "default" for file in samples.files for name in file.channels})
         self.channels: Sequence[str] = [] if names == ["default"] else names
-        about = ([file.fingerprint for file in pieces.files], seed, padding, *([grouping] if grouping else []))
-        content = pieces.table.tobytes() + self._members.tobytes() + self._begins.tobytes()
-        self.fingerprint = hashlib.sha256(repr(about).encode() + content).hexdigest()[:16]
+        settings = ([file.fingerprint for file in samples.files], seed, padding, *([grouping] if grouping else []))
+        content = samples.table.tobytes() + self._members.tobytes() + self._row_starts.tobytes()
+        self.fingerprint = hashlib.sha256(repr(settings).encode() + content).hexdigest()[:16]
         self._grouping = grouping
-        self._order = (0, self._order_of(0))
+        self._sampler = (0, self._build_sampler(0))
 
-    def _order_of(self, epoch: int) -> Callable[[int], int]:
-        lengths = np.add.reduceat(self.pieces.lengths[self._members], self._begins[:-1])
+    def _build_sampler(self, epoch: int) -> Callable[[int], int]:
+        lengths = np.add.reduceat(self.samples.lengths[self._members], self._row_starts[:-1])
         return build_sampler(lengths, self._seed or 0, epoch, self._grouping)
 
-    def members(self, index: int) -> list[int]:
-        """The samples in row number `index` over all epochs."""
-        epoch, within = divmod(index, self.count)
+    def list_samples(self, index: int) -> list[int]:
+        """List the samples in row number `index` over all epochs."""
+        epoch, row = divmod(index, self.count)
         if self._seed is not None:
-            if self._order[0] != epoch:
-                self._order = (epoch, self._order_of(epoch))
-            within = self._order[1](within)
-        return self._members[self._begins[within] : self._begins[within + 1]].tolist()
+            if self._sampler[0] != epoch:
+                self._sampler = (epoch, self._build_sampler(epoch))
+            row = self._sampler[1](row)
+        return self._members[self._row_starts[row] : self._row_starts[row + 1]].tolist()
 
-    def some(self, number: int, order: random.Random) -> list[tuple[int, list[Example]]]:
-        """So many rows, drawn at random, with their numbers."""
-        chosen = order.sample(range(self.count), min(number, self.count))
-        return [(index, [self.pieces.read(piece) for piece in self.members(index)]) for index in chosen]
+    def _read_row(self, index: int) -> list[Example]:
+        return [self.samples.read(sample) for sample in self.list_samples(index)]
 
-    def padded(self, number: int, most: int = 10_000) -> tuple[int, int]:
-        """The places of the first epoch's micro batches of `number` rows, and how many of them are padding.
+    def draw_rows(self, number: int, rng: random.Random) -> list[tuple[int, list[Example]]]:
+        """Draw some rows at random, with their indices."""
+        return [(index, self._read_row(index)) for index in rng.sample(range(self.count), min(number, self.count))]
+
+    def count_padding(self, micro_batch_size: int, max_rows: int = 10_000) -> tuple[int, int]:
+        """Number of tokens in the first epoch's micro batches, and how many of them are padding.
 
         Args:
-            most: rows that are looked at.
+            max_rows: number of rows that are counted.
         """
-        counted = min(self.count, most)
-        sizes = np.array([int(self.pieces.lengths[self.members(index)].sum()) for index in range(counted)])
-        batches = np.split(sizes, range(number, counted, number))
-        places = sum(int(batch.max()) * len(batch) for batch in batches)
-        return places, places - int(sizes.sum())
+        counted = min(self.count, max_rows)
+        sizes = np.array([int(self.samples.lengths[self.list_samples(index)].sum()) for index in range(counted)])
+        batches = np.split(sizes, range(micro_batch_size, counted, micro_batch_size))
+        total = sum(int(batch.max()) * len(batch) for batch in batches)
+        return total, total - int(sizes.sum())
 
-    def micro_batch(self, first: int, number: int) -> Arrays:
-        """Rows `first` .. `first + number - 1`: end to end in one row with the `stops` of each, or padded."""
-        rows = [[self.pieces.read(piece) for piece in self.members(first + place)] for place in range(number)]
+    def micro_batch(self, first: int, size: int) -> BatchArrays:
+        """Collate rows `first` .. `first + size - 1`."""
+        rows = [self._read_row(first + offset) for offset in range(size)]
         return collate_rows(rows, padding=self.padding, weighted=self.weighted, channels=self.channels)

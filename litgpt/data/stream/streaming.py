@@ -1,56 +1,57 @@
-"""Samples out of rows that are read as they are needed: data larger than memory, or not downloaded.
+"""Samples of rows that are read on demand: data larger than memory, or not downloaded.
 
-Every data rank reads a share of the rows of its own, in windows of some thousand; a window's samples are shuffled, or
-packed and then shuffled. What comes next is a function of the seed, the rank, and where the rank's shares stand, so a
-few numbers a rank are all that a checkpoint holds.
+Every data rank reads its own shard of the rows, in windows of some thousand; the samples of a window are shuffled, or
+packed and then shuffled. The next sample is a function of the seed, the rank, and the positions of the rank's shards,
+so a checkpoint holds only a few numbers per rank.
 """
 
-import hashlib
 import random
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch.utils.data import IterableDataset
 
-from litgpt.data.cache.examples import MAX_SHOWN, OnError, Renderer, RowReport, RowSet, bad_row_error
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
-from litgpt.data.render.labels import Example
-from litgpt.data.stream.batch import Batch
-from litgpt.data.stream.batches import Arrays, check_position, to_batch
+from litgpt.data.read.row_sets import MAX_SHOWN, OnError, RowReport, RowSet, bad_row_error
+from litgpt.data.render.example import Example, Renderer
+from litgpt.data.stream.batch import Batch, BatchArrays, to_batch
 from litgpt.data.stream.collate import collate_rows
+from litgpt.data.stream.fingerprint import check_position
 from litgpt.data.stream.packing import PackingStrategy, pack_samples
 from litgpt.data.stream.row_shards import RowShard
 from litgpt.data.stream.sampler import FeistelPermutation
-from litgpt.data.stream.workers import PrefetchingStream
+from litgpt.data.stream.truncation import OnOverlong, find_cut_starts
+from litgpt.data.stream.workers import WorkerStream
 from litgpt.errors import UserError
-from litgpt.recipe.data import BatchShape
+from litgpt.recipe.data import BatchShape, Stream
 
-Told = dict[str, dict[str, Any]]
-"""Reports as JSON values, by the names of what they are of."""
+Reports = dict[str, dict[str, Any]]
+"""Row reports as JSON values, by the name of the row set."""
 
 
 @dataclass(frozen=True)
 class SampleBuilder:
-    """How samples are made of rows, and laid in micro batches.
+    """How rows become samples and micro batches.
 
     Attributes:
-        renders: what makes samples of conversations.
-        on_error: at a row that is no conversation: stop, or leave it out and count it, or also name the first few.
-        on_overlong: what becomes of a sample of more than `length` tokens.
-        length: the most tokens of a sample.
-        packing: tokens of a row and how rows are filled; None for one sample a row.
-        padding: lay the rows of a micro batch under one another, and not end to end in one.
+        renderer: renders conversations to samples.
+        on_error: for invalid rows: raise; drop and count them; or warn, which also prints the first few.
+        on_overlong: how to treat a sample of more than `length` tokens.
+        length: maximum tokens of a sample.
+        packing: tokens of a row and the packing strategy; None for one sample per row.
+        padding: stack the rows of a micro batch, padded, instead of concatenating them.
         window: rows of the data that are shuffled, and packed, together.
-        seed: fixes the order; another one on every rank.
+        seed: seed of the order; differs between ranks.
     """
 
-    renders: Renderer
+    renderer: Renderer
     on_error: OnError
-    on_overlong: str
+    on_overlong: OnOverlong
     length: int
     packing: tuple[int, PackingStrategy] | None
     padding: bool
@@ -58,243 +59,243 @@ class SampleBuilder:
     seed: int
 
     def fingerprint_parts(self) -> list[Any]:
-        """All that decides what becomes of rows, on whichever rank."""
+        """Everything that the samples depend on besides the rows and the rank."""
         rest = [self.on_overlong, self.length, self.packing, self.padding, self.window]
-        return [self.renders.fingerprint_parts(), rest]
+        return [self.renderer.fingerprint_parts(), rest]
+
+    def truncate(self, location: str, example: Example) -> list[Example]:
+        """Cut a sample that is too long.
+
+        Raises:
+            UserError: under `on_overlong: raise`.
+        """
+        size = len(example.ids)
+        if size <= self.length:
+            return [example]
+        if self.on_overlong == "raise":
+            raise UserError(
+                f"{location}: {size} tokens are more than train.max_seq_length: {self.length}; increase it, or set "
+                "data.on_overlong: truncate_right"
+            )
+        starts = find_cut_starts(size, self.length, self.on_overlong)
+        parts = [slice(start, start + self.length) for start in starts]
+        return [replace(example, ids=example.ids[part], weights=example.weights[part]) for part in parts]
 
 
 class DrawnConversation(NamedTuple):
-    """A conversation, the number of its set, where it stands, and whether it is read for the first time."""
+    """A conversation, the number of its row set, its location, and whether it is read for the first time."""
 
-    number: int
-    where: str
-    said: Conversation
-    new: bool
+    set_number: int
+    location: str
+    conversation: Conversation
+    is_new: bool
 
 
 @dataclass(frozen=True)
 class WeightedShard:
-    """A share of rows and its part in the whole.
+    """A shard of rows with its sampling weight.
 
     Attributes:
-        share: the rows.
-        owners: of each part of the share, the number of the set that it belongs to.
-        weight: how much of the samples come from it, relative to the others.
+        shard: the rows.
+        set_numbers: the number of the row set that each file of the shard belongs to.
+        weight: sampling weight, relative to the other shards.
     """
 
-    share: RowShard
-    owners: Sequence[int]
+    shard: RowShard
+    set_numbers: Sequence[int]
     weight: float = 1.0
 
 
 class StreamedRows(IterableDataset[Any]):
-    """The micro batches of one rank, each with the state that goes on behind it.
+    """The micro batches of one rank, each with the state from which the next one is read.
 
     Args:
-        sets: what the rows belong to: how they are converted, and what they are called.
-        mixed: where the rows come from, and in which proportion.
-        micro_batch_size: rows of samples in one.
-        channels: the names of the numbers in `channels` of a batch; a row's own channel that is not among them counts
-            as its set's.
+        row_sets: the row sets: how rows are converted, and names for messages.
+        shards: where the rows come from, and in which proportion.
+        micro_batch_size: rows per micro batch.
+        channels: the names of the numbers in `channels` of a batch; a row whose channel is not among them counts
+            for the channel of its row set.
     """
 
     def __init__(
         self,
-        sets: Sequence[RowSet],
-        mixed: Sequence[WeightedShard],
-        making: SampleBuilder,
+        row_sets: Sequence[RowSet],
+        shards: Sequence[WeightedShard],
+        builder: SampleBuilder,
         *,
         micro_batch_size: int,
         channels: Sequence[str],
     ) -> None:
-        self.sets, self.mixed, self.making = sets, mixed, making
+        self.row_sets, self.shards, self.builder = row_sets, shards, builder
         self.micro_batch_size, self.channels = micro_batch_size, channels
-        self.reports = [RowReport() for _ in sets]
-        self.taken = [0 for _ in mixed]
-        self.windows = self.behind = 0
+        self.reports = [RowReport() for _ in row_sets]
+        self.drawn_counts = [0 for _ in shards]
+        self.window_count = self.rows_consumed = 0
 
     def state(self) -> dict[str, Any]:
-        """Where reading stands: JSON values."""
+        """The current position as JSON values."""
         return {
-            "places": [one.share.place for one in self.mixed],
-            "taken": list(self.taken),
-            "windows": self.windows,
-            "behind": self.behind,
-            "reports": [told(report) for report in self.reports],
+            "places": [weighted.shard.position for weighted in self.shards],
+            "taken": list(self.drawn_counts),
+            "windows": self.window_count,
+            "behind": self.rows_consumed,
+            "reports": [report.to_dict() for report in self.reports],
         }
 
-    def go_to(self, state: dict[str, Any]) -> None:
-        """Read on from a state."""
-        for one, place in zip(self.mixed, state["places"], strict=True):
-            one.share.go_to(place)
-        self.taken, self.windows, self.behind = list(state["taken"]), state["windows"], state["behind"]
-        self.reports = [RowReport(**one | {"reasons": Counter(one["reasons"])}) for one in state["reports"]]
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        for weighted, position in zip(self.shards, state["places"], strict=True):
+            weighted.shard.seek(position)
+        self.drawn_counts = list(state["taken"])
+        self.window_count, self.rows_consumed = state["windows"], state["behind"]
+        self.reports = [RowReport.from_dict(report) for report in state["reports"]]
 
-    def __iter__(self) -> Iterator[tuple[Arrays, dict[str, Any], Told]]:
+    def __iter__(self) -> Iterator[tuple[BatchArrays, dict[str, Any], Reports]]:
         try:
             yield from self._micro_batches()
-        except UserError as error:  # a worker's errors would reach the run with a traceback in their text
-            import numpy as np
-
+        except UserError as error:  # raised in a worker, its message would arrive with a traceback
             yield {"error": np.array(str(error))}, {}, {}
 
-    def _micro_batches(self) -> Iterator[tuple[Arrays, dict[str, Any], Told]]:
-        rows: deque[tuple[dict[str, Any], int, list[Example]]] = deque()
+    def _micro_batches(self) -> Iterator[tuple[BatchArrays, dict[str, Any], Reports]]:
+        queue: deque[tuple[dict[str, Any], int, list[Example]]] = deque()
         while True:
-            while len(rows) <= self.micro_batch_size:  # the one behind a micro batch says where to go on
-                start, behind = self.state() | {"behind": 0}, self.behind
-                window = self._window()
-                rows.extend((start, place, row) for place, row in enumerate(window) if place >= behind)
-                self.behind = 0
-            taken = [rows.popleft()[2] for _ in range(self.micro_batch_size)]
-            weighted = any(((one.weights != 0) & (one.weights != 1)).any() for row in taken for one in row)
-            arrays = collate_rows(taken, padding=self.making.padding, weighted=weighted, channels=self.channels)
-            start, behind, _ = rows[0]
-            yield arrays, start | {"behind": behind}, self.told()
+            while len(queue) <= self.micro_batch_size:  # the row after a micro batch tells where to continue
+                window_state, consumed = self.state() | {"behind": 0}, self.rows_consumed
+                window = self._build_window()
+                queue.extend((window_state, index, row) for index, row in enumerate(window) if index >= consumed)
+                self.rows_consumed = 0
+            rows = [queue.popleft()[2] for _ in range(self.micro_batch_size)]
+            weighted = any(example.is_weighted for row in rows for example in row)
+            arrays = collate_rows(rows, padding=self.builder.padding, weighted=weighted, channels=self.channels)
+            window_state, consumed, _ = queue[0]
+            yield arrays, window_state | {"behind": consumed}, self.list_reports()
 
-    def told(self) -> Told:
-        """The reports so far."""
-        return {rows.name: told(report) for rows, report in zip(self.sets, self.reports, strict=True)}
+    def list_reports(self) -> Reports:
+        """The row reports so far."""
+        return {rows.name: report.to_dict() for rows, report in zip(self.row_sets, self.reports, strict=True)}
 
-    def some(self, number: int, order: random.Random) -> list[tuple[int, list[Example]]]:
-        """So many rows of the next window, drawn at random, with their numbers."""
-        window = self._window()
-        return [(index, window[index]) for index in order.sample(range(len(window)), min(number, len(window)))]
+    def draw_rows(self, number: int, rng: random.Random) -> list[tuple[int, list[Example]]]:
+        """Draw some rows of the next window at random, with their indices."""
+        window = self._build_window()
+        return [(index, window[index]) for index in rng.sample(range(len(window)), min(number, len(window)))]
 
-    def _window(self) -> list[list[Example]]:
-        """The next window's rows of samples in their order, not empty."""
+    def _build_window(self) -> list[list[Example]]:
+        """Read the next window that is not empty: rows of samples in their final order."""
         examples: list[Example] = []
-        seen = [one.share.place[0] for one in self.mixed]
+        first_pass = [weighted.shard.position[0] for weighted in self.shards]
         while not examples:
-            if all(one.share.place[0] > before + 1 for one, before in zip(self.mixed, seen, strict=True) if one.weight):
+            passes = [weighted.shard.position[0] for weighted in self.shards]
+            weights = [weighted.weight for weighted in self.shards]
+            if all(now > then + 1 for now, then, weight in zip(passes, first_pass, weights, strict=True) if weight):
                 first = next((report.first[0] for report in self.reports if report.first), "every answer is empty")
-                raise UserError(f"data: no row to train on in a whole pass; the first fault: {first}")
-            examples = self._examples([one for _ in range(self.making.window) for one in self._drawn()])
-        sizes = [len(example.ids) for example in examples]
-        packing = self.making.packing
-        members = pack_samples(sizes, *packing) if packing else [[number] for number in range(len(examples))]
-        order = FeistelPermutation(len(members), self.making.seed, self.windows)
-        self.windows += 1
-        return [[examples[one] for one in members[order(place)]] for place in range(len(members))]
+                raise UserError(f"data: no row to train on in a whole pass; the first error: {first}")
+            examples = self._build_examples([drawn for _ in range(self.builder.window) for drawn in self._draw()])
+        sizes, packing = [len(example.ids) for example in examples], self.builder.packing
+        rows = pack_samples(sizes, *packing) if packing else [[number] for number in range(len(examples))]
+        order = FeistelPermutation(len(rows), self.builder.seed, self.window_count)
+        self.window_count += 1
+        return [[examples[number] for number in rows[order(index)]] for index in range(len(rows))]
 
-    def _drawn(self) -> list[DrawnConversation]:
-        """The conversations in the row whose turn it is."""
-        total, weights = sum(self.taken) + 1, [one.weight for one in self.mixed]
-        chosen = max(range(len(weights)), key=lambda one: weights[one] / sum(weights) * total - self.taken[one])
-        self.taken[chosen] += 1
-        share = self.mixed[chosen].share
-        part, (where, row) = next(share)
-        number, new = self.mixed[chosen].owners[part], share.place[0] == 0
-        self.reports[number].rows += new
+    def _draw(self) -> list[DrawnConversation]:
+        """Read the conversations of the next row."""
+        total, weights = sum(self.drawn_counts) + 1, [weighted.weight for weighted in self.shards]
+        chosen = max(range(len(weights)), key=lambda i: weights[i] / sum(weights) * total - self.drawn_counts[i])
+        self.drawn_counts[chosen] += 1
+        shard = self.shards[chosen].shard
+        file, (location, row) = next(shard)
+        set_number, is_new = self.shards[chosen].set_numbers[file], shard.position[0] == 0
+        self.reports[set_number].rows += is_new
         try:
-            if isinstance(row, BadRow):
-                raise row
-            return [DrawnConversation(number, where, said, new) for said in self.sets[number].convert(row)]
-        except BadRow as fault:
-            self._fault(number, where, fault, new)
+            conversations = self.row_sets[set_number].convert_located(row)
+        except BadRow as error:
+            self._handle_error(set_number, location, error, is_new)
             return []
+        return [DrawnConversation(set_number, location, conversation, is_new) for conversation in conversations]
 
-    def _fault(self, number: int, where: str, fault: BadRow, new: bool) -> None:
-        """Stop at a row that is no conversation, or count it, once however often it is read."""
-        if self.making.on_error == "raise":
-            raise bad_row_error(f"{where}: {fault}")
-        if not new:
+    def _handle_error(self, set_number: int, location: str, error: BadRow, is_new: bool) -> None:
+        """Stop at an invalid row, or count it once, however often it is read."""
+        if self.builder.on_error == "raise":
+            raise bad_row_error(f"{location}: {error}")
+        if not is_new:
             return
-        report = self.reports[number]
-        report.add(where, fault)
-        if self.making.on_error == "warn" and report.left_out <= MAX_SHOWN:
+        report = self.reports[set_number]
+        report.add(location, error)
+        if self.builder.on_error == "warn" and report.left_out <= MAX_SHOWN:
             print(f"{report.first[-1]}; left out", file=sys.stderr)
 
-    def _examples(self, drawn: list[DrawnConversation]) -> list[Example]:
-        """The samples that conversations become, none longer than the model reads."""
-        found: list[Example] = []
-        made = self.making.renders.examples([one.said for one in drawn])
-        for one, example in zip(drawn, made, strict=True):
+    def _build_examples(self, drawn: list[DrawnConversation]) -> list[Example]:
+        """Render conversations to samples, none longer than the model's maximum length."""
+        samples: list[Example] = []
+        examples = self.builder.renderer.build_examples([conversation for _, _, conversation, _ in drawn])
+        for (set_number, location, _, is_new), example in zip(drawn, examples, strict=True):
             if isinstance(example, BadRow):
-                self._fault(one.number, one.where, example, one.new)
+                self._handle_error(set_number, location, example, is_new)
                 continue
-            report = self.reports[one.number]
-            report.overlong += one.new and len(example.ids) > self.making.length
-            channel = example.channel if example.channel in self.channels else self.sets[one.number].channel
-            pieces = self._cut(one.where, replace(example, channel=channel))
-            trained = [piece for piece in pieces if piece.weights[1:].any()]
-            report.untrained += one.new and not trained and bool(pieces)
-            found += trained
-        return found
-
-    def _cut(self, where: str, example: Example) -> list[Example]:
-        """A sample, or what becomes of one that is too long."""
-        size, length, how = len(example.ids), self.making.length, self.making.on_overlong
-        if size <= length:
-            return [example]
-        if how == "raise":
-            raise UserError(
-                f"{where}: {size} tokens are more than train.max_seq_length: {length}; raise that, or set "
-                "data.on_overlong: truncate_right"
-            )
-        starts: dict[str, Sequence[int]] = {
-            "drop": [],
-            "truncate_right": [0],
-            "truncate_left": [size - length],
-            "split": range(0, size, length),
-        }
-        cuts = [slice(start, start + length) for start in starts[how]]
-        return [replace(example, ids=example.ids[cut], weights=example.weights[cut]) for cut in cuts]
+            report = self.reports[set_number]
+            report.overlong += is_new and len(example.ids) > self.builder.length
+            channel = example.channel if example.channel in self.channels else self.row_sets[set_number].channel
+            parts = self.builder.truncate(location, replace(example, channel=channel))
+            trained = [part for part in parts if part.weights[1:].any()]
+            report.untrained += is_new and not trained and bool(parts)
+            samples += trained
+        return samples
 
 
-class StreamedBatches(PrefetchingStream):
-    """Endless micro batches of rows that are read as they are needed; the length of an epoch is not known.
+class StreamedBatches(WorkerStream, Stream):
+    """Endless micro batches of rows that are read on demand; the length of an epoch is unknown.
 
     Args:
-        rows: this rank's.
-        shape: this rank's share of the batches.
-        workers: whether to read ahead, in one process.
+        rows: this rank's rows.
+        shape: this rank's part of the batches.
+        workers: whether to prefetch, in one process.
         fingerprint: of everything that decides which samples come.
-        also: reports of what was read ahead.
+        cached_reports: reports of the rows that were tokenized ahead.
     """
 
     samples_per_epoch = None
 
-    def __init__(self, rows: StreamedRows, shape: BatchShape, *, workers: int, fingerprint: str, also: Told) -> None:
+    def __init__(
+        self, rows: StreamedRows, shape: BatchShape, *, workers: int, fingerprint: str, cached_reports: Reports
+    ) -> None:
         super().__init__()
         self.position = 0
-        self.rows, self._shape = rows, shape
-        self._workers = min(workers, 1) if sys.platform == "linux" else 0  # elsewhere workers are not forked
-        self._fingerprint, self._also = fingerprint, also
-        self._state, self._told = rows.state(), rows.told()
+        self.samples, self._shape = rows, shape
+        self._workers = min(workers, 1) if sys.platform == "linux" else 0  # workers are forked on Linux only
+        self._fingerprint, self._cached_reports = fingerprint, cached_reports
+        self._state, self._reports = rows.state(), rows.list_reports()
 
     @property
     def epoch(self) -> float:
-        """Whole passes over the source of which there are fewest."""
-        return min(place[0] for place in self._state["places"])
+        """Whole passes over the source with the fewest."""
+        return min(position[0] for position in self._state["places"])
 
     @property
-    def channels(self) -> list[str]:
+    def channels(self) -> Sequence[str]:
         """The names of the numbers in `Batch.channels`."""
-        return list(self.rows.channels)
+        return list(self.samples.channels)
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
-        self.rows.go_to(self._state)
+        self.samples.load_state(self._state)
         if self._workers:
-            self.start(self.rows, self._workers)
+            self.start_workers(self.samples, self._workers)
         else:
-            self.running = iter(self.rows)
-        while self.running is not None:  # read through the attribute: `close` must drop the last reference
-            arrays, state, reports = next(self.running)
+            self.prefetched = iter(self.samples)
+        while self.prefetched is not None:  # via the attribute: `close` must drop the last reference
+            arrays, state, reports = next(self.prefetched)
             batch = to_batch(arrays)
-            self._state, self._told = state, reports
+            self._state, self._reports = state, reports
             self.position += self._shape.samples_per_round
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, the fingerprint of the data, and where every rank stands; all ranks must call it."""
-        mine = {str(self._shape.rank): self._state}
-        ranks = {rank: state for one in self._shape.gather(mine) for rank, state in one.items()}
+        """The position, the fingerprint of the data, and the state of every rank; a collective call."""
+        gathered = self._shape.gather({str(self._shape.rank): self._state})
+        ranks = {rank: state for states in gathered for rank, state in states.items()}
         return {"position": self.position, "fingerprint": self._fingerprint, "ranks": ranks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken.
+        """Resume where `state` was saved.
 
         Raises:
             UserError: if the state belongs to other data or settings, or to another number of ranks.
@@ -302,36 +303,22 @@ class StreamedBatches(PrefetchingStream):
         ranks = state.get("ranks")
         if isinstance(ranks, dict) and len(ranks) != self._shape.ranks:
             raise UserError(
-                f"data.streaming: the checkpoint was read by {len(ranks)} data ranks, now there are "
-                f"{self._shape.ranks}; go on with {len(ranks)}"
+                f"data.streaming: the checkpoint was saved by {len(ranks)} data ranks, now there are "
+                f"{self._shape.ranks}; resume with {len(ranks)}"
             )
         self.position = check_position(state, self._fingerprint)
         self._state = state["ranks"][str(self._shape.rank)]
-        self.rows.go_to(self._state)
-        self._told = self.rows.told()
+        self.samples.load_state(self._state)
+        self._reports = self.samples.list_reports()
 
-    def report(self) -> Told:
-        """The rows that all ranks read and left out so far; all ranks must call it."""
-        ranks = {rank: one for part in self._shape.gather({self._shape.rank: self._told}) for rank, one in part.items()}
-        found = dict(self._also)
-        for one in ranks.values():
-            for name, report in one.items():
-                found[name] = merge_reports(found[name], report) if name in found else report
-        return found
-
-
-def told(report: RowReport) -> dict[str, Any]:
-    """A report as JSON values."""
-    return {**asdict(report), "reasons": dict(report.reasons), "first": list(report.first)}
-
-
-def merge_reports(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Two reports as one."""
-    reasons = Counter(one["reasons"]) + Counter(other["reasons"])
-    counts = {name: one[name] + other[name] for name in ("rows", "overlong", "untrained")}
-    return {**counts, "reasons": dict(reasons), "first": [*one["first"], *other["first"]][:MAX_SHOWN]}
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short hash of what a stream depends on."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    def report(self) -> Reports:
+        """The rows that all ranks read and left out so far; a collective call."""
+        gathered = self._shape.gather({self._shape.rank: self._reports})
+        ranks = {rank: reports for item in gathered for rank, reports in item.items()}
+        merged = dict(self._cached_reports)
+        for reports in ranks.values():
+            for name, report in reports.items():
+                if name in merged:
+                    report = RowReport.from_dict(merged[name]).merge(RowReport.from_dict(report)).to_dict()
+                merged[name] = report
+        return merged

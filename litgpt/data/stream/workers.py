@@ -1,4 +1,4 @@
-"""Processes that read a run's batches ahead of it, and end with it."""
+"""Worker processes that prefetch a run's batches and end with the run."""
 
 import atexit
 import multiprocessing
@@ -13,24 +13,25 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 
-class PrefetchingStream:
-    """What streams share that may read in processes of their own: starting them, and their end.
+class WorkerStream:
+    """Base of streams that may read in worker processes: starts and stops them.
 
     Attributes:
-        running: what is being read; None once closed.
+        prefetched: iterates over what the workers read; None once closed.
     """
 
     def __init__(self) -> None:
-        self.running: Iterator[Any] | None = None
+        self.prefetched: Iterator[Any] | None = None
         self._processes: list[Any] = []
 
-    def start(self, dataset: Dataset[Any], workers: int, order: Iterable[int] | None = None) -> None:
-        """Read a dataset ahead, item by item in some order, or as it comes.
+    def start_workers(self, dataset: Dataset[Any], workers: int, order: Iterable[int] | None = None) -> None:
+        """Prefetch the items of a dataset.
 
         Args:
-            workers: processes, from 1.
+            workers: number of processes, at least 1.
+            order: indices of the items; None for an iterable dataset.
         """
-        # multiprocessing would end them at exit by SIGTERM, which does not reach them, so they must be gone before
+        # at exit, multiprocessing would send SIGTERM, which workers block, so they must be stopped before
         atexit.register(self.close)
         loader = DataLoader(
             dataset,
@@ -38,19 +39,19 @@ class PrefetchingStream:
             sampler=order,
             num_workers=workers,
             collate_fn=_identity,
-            # forked, so that the run is a worker's parent: one that loses its parent to SIGKILL ends by itself
+            # forked, so that the run is a worker's parent: workers exit by themselves if their parent is killed
             multiprocessing_context="fork" if sys.platform == "linux" else None,
-            # without a generator of its own the loader would draw from the run's, and dropout would depend on it
+            # without its own generator the loader would draw from the run's, and dropout would depend on it
             generator=torch.Generator(),
         )
         others = multiprocessing.active_children()
         with _block_signals():
-            self.running = iter(loader)
+            self.prefetched = iter(loader)
         self._processes = [process for process in multiprocessing.active_children() if process not in others]
 
     def close(self) -> None:
-        """Stop the workers, if any; iterating again starts them where reading stands."""
-        self.running = None  # tells them to end, and waits a few seconds
+        """Stop the workers, if any; the next iteration starts them again at the current position."""
+        self.prefetched = None  # tells the workers to exit, and waits a few seconds
         for process in self._processes:
             if process.is_alive():
                 process.kill()
@@ -59,7 +60,7 @@ class PrefetchingStream:
 
 
 def count_cpus() -> int:
-    """Processors that this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -69,13 +70,13 @@ def _identity(batch: Any) -> Any:
 
 @contextmanager
 def _block_signals() -> Iterator[None]:
-    """Processes started here never get SIGINT, SIGTERM or SIGUSR1.
+    """Block SIGINT, SIGTERM and SIGUSR1 in the processes started here.
 
     Ctrl-C and a scheduler's SIGTERM reach the whole process group; the parent decides, and needs its workers until
-    then. A worker whose parent is gone notices that by itself. The mask is inherited, so there is no moment without it.
+    then. A worker whose parent is gone notices that by itself. The mask is inherited, so workers never run without it.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)

@@ -53,7 +53,7 @@ def test_tokens_are_those_of_each_document(folder: Path, tokenizer: Tokenizer) -
     assert tokens.find_document_starts(0, tokens.total).tolist() == starts[:-1].tolist()
     assert tokens.find_document_starts(starts[1], starts[2]).tolist() == [starts[1]]
     assert tokens.find_document_starts(starts[1] + 1, starts[2]).tolist() == []
-    assert (tokens.documents, tokens.about["skipped"], tokens.about["dtype"]) == (4, 0, "uint16")
+    assert (tokens.documents, tokens.metadata["skipped"], tokens.metadata["dtype"]) == (4, 0, "uint16")
     verify_manifest(tokens.folder)
 
 
@@ -157,7 +157,7 @@ def test_damage_is_refused_by_name(folder: Path, tokenizer: Tokenizer, name: str
 
 
 def test_no_text_and_no_room(folder: Path, tokenizer: Tokenizer) -> None:
-    with pytest.raises(UserError, match="holds no tokens"):
+    with pytest.raises(UserError, match="has no tokens"):
         prepare_tokens(corpus_of(folder, documents=lambda _wrap_file, _skipped: []), tokenizer, folder / "cache")
     (folder / "file").write_text("")
     with pytest.raises(UserError, match=r"file.*data\.cache_dir"):

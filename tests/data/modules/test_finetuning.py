@@ -302,7 +302,7 @@ def test_channels_and_weights_reach_the_batch(tmp_path: Path, tokenizer: Tokeniz
     data = module(tmp_path, tokenizer, sources, val_fraction=0.0)
     stream: Any = data.train_stream(BatchShape(12, 12, 64))
     (batch,) = take(stream, 1)
-    assert stream.rows.channels == ["code", "math"] and batch.channels is not None and batch.weights is not None
+    assert stream.samples.channels == ["code", "math"] and batch.channels is not None and batch.weights is not None
     for number, question in enumerate(questions([batch], tokenizer)):
         mine = batch.documents == number
         trained = mine & (batch.labels != IGNORE)
@@ -543,7 +543,7 @@ def test_lazy_samples_that_cannot_be(tmp_path: Path, tokenizer: Tokenizer, capsy
         data = module(tmp_path, tokenizer, sources, **settings)
         data.num_workers = workers
         stream = data.train_stream(BatchShape(5, 5, 70))
-        with pytest.raises(UserError, match="conversation 4: the chat template refuses it") as raised:
+        with pytest.raises(UserError, match="conversation 4: the chat template rejects it") as raised:
             take(stream, 1)
         assert "\n" not in str(raised.value)
         stream.close()

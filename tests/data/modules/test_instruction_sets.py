@@ -57,7 +57,7 @@ def read(data: Instructions, tokenizer: Tokenizer) -> tuple[list[str], list[str]
     data.prepare_data()
     found = []
     for part in ("train", "val"):
-        pieces = data._pieces(BatchShape(1, 1, 1000), part)  # type: ignore[arg-type]
+        pieces = data._select_samples(BatchShape(1, 1, 1000), part)  # type: ignore[arg-type]
         texts = [] if pieces is None else [tokenizer.decode(pieces.read(n).ids) for n in range(len(pieces.table))]
         found.append(sorted(texts))
     return found[0], found[1]

@@ -113,7 +113,7 @@ def test_bad_row_stops_or_is_counted(texts: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"c\.jsonl:3: "):
         opened(TextFiles(texts), tokenizer)
     module = opened(TextFiles(texts, bad_rows="skip"), tokenizer)
-    assert module.train_tokens.about["skipped"] == 1 and "c.jsonl:3" in module.train_tokens.about["first_skipped"]
+    assert module.train_tokens.metadata["skipped"] == 1 and "c.jsonl:3" in module.train_tokens.metadata["first_skipped"]
     assert module.train_tokens.documents == 3
 
 
@@ -137,7 +137,7 @@ def test_document_mask_and_seed_reach_the_stream(texts: Path, tokenizer: Tokeniz
 
 def test_python_docs(tmp_path: Path) -> None:
     module = PythonDocs(tmp_path)
-    train, val = ([*corpus.documents(lambda file: file, None)] for corpus in module.corpora())  # type: ignore[arg-type]
+    train, val = ([*corpus.documents(lambda file: file, None)] for corpus in module.build_corpora())  # type: ignore[arg-type]
     size = sum(map(len, train))
     assert 1_000_000 < size < 5_000_000 and 0.02 < sum(map(len, val)) / size < 0.2
     assert len(train) + len(val) == len(set(train) | set(val))
@@ -190,10 +190,10 @@ def test_litdata_local_folder(slimpajama: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("workers", [0, 2])
 def test_litdata_streams_what_it_must(slimpajama: Path, workers: int) -> None:
     """The path that remote folders take, with local ones: shares kept, exact continuation."""
-    from litgpt.data.modules.text import _litdata_stream
+    from litgpt.data.modules.litdata import _open_litdata_stream
 
     module = TinyLlama(slimpajama, num_workers=workers)
-    open_stream = partial(_litdata_stream, module.train_folders(), module, SHAPE, repeat=True)
+    open_stream = partial(_open_litdata_stream, module.train_folders(), module, SHAPE, repeat=True)
     whole = [batch.ids for batch in itertools.islice(open_stream(), 40)]
     assert 0.1 < sum(int(row[0]) >= 10_000 for ids in whole for row in ids) / 80 < 0.5
     first, second = open_stream(), open_stream()
@@ -202,7 +202,7 @@ def test_litdata_streams_what_it_must(slimpajama: Path, workers: int) -> None:
     for expected, batch in zip(whole[9:20], second, strict=False):
         assert torch.equal(expected, batch.ids)
     with pytest.raises(UserError, match="document_mask"):
-        _litdata_stream(module.train_folders(), TinyLlama(slimpajama, document_mask=True), SHAPE, repeat=True)
+        _open_litdata_stream(module.train_folders(), TinyLlama(slimpajama, document_mask=True), SHAPE, repeat=True)
 
 
 def stories_archive(folder: Path) -> None:
@@ -280,7 +280,7 @@ def test_commands(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         content = bytearray(tokens.read_bytes())
         content[5] ^= 1
         tokens.write_bytes(content)
-    with pytest.raises(UserError, match=r"tokens\.bin: its bytes are not those"):
+    with pytest.raises(UserError, match=r"tokens\.bin: the file is damaged"):
         data_prepare.run(DataPrepare(TextFiles(texts), folder, 16))
 
 

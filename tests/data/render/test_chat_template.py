@@ -78,7 +78,7 @@ def test_the_default_of_several_templates(tmp_path: Path) -> None:
 
 def test_its_own_file_goes_before_the_settings(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "t", "settings")
-    assert str(read_template(folder).where).endswith("tokenizer_config.json")  # type: ignore[union-attr]
+    assert str(read_template(folder).path).endswith("tokenizer_config.json")  # type: ignore[union-attr]
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": "older"}))
     assert read_template(folder).render([], {}) == "older"  # type: ignore[union-attr]
     (folder / "chat_template.jinja").write_text("newer")
@@ -96,15 +96,15 @@ def test_a_folder_without_one(tmp_path: Path) -> None:
     [
         ("{% for %}", "not a chat template"),
         (3, "chat_template is int"),
-        ("{{ raise_exception('System role not supported') }}", "refuses this conversation .System role not supported"),
-        ("{{ messages[7].content }}", "refuses this conversation"),
-        ("{% include 'secret' %}", "refuses this conversation"),
-        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "refuses this conversation"),
-        ("{{ messages.__init__.__globals__ }}", "refuses this conversation"),
-        ("{{ cycler.__init__.__globals__.os.system('true') }}", "refuses this conversation"),
-        ("{{ lipsum.__globals__['os'].popen('true').read() }}", "refuses this conversation"),
-        ("{% set _ = messages.append({}) %}", "refuses this conversation"),
-        ("{{ range(10000000) | list }}", "refuses this conversation"),
+        ("{{ raise_exception('System role not supported') }}", "rejects this conversation .System role not supported"),
+        ("{{ messages[7].content }}", "rejects this conversation"),
+        ("{% include 'secret' %}", "rejects this conversation"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "rejects this conversation"),
+        ("{{ messages.__init__.__globals__ }}", "rejects this conversation"),
+        ("{{ cycler.__init__.__globals__.os.system('true') }}", "rejects this conversation"),
+        ("{{ lipsum.__globals__['os'].popen('true').read() }}", "rejects this conversation"),
+        ("{% set _ = messages.append({}) %}", "rejects this conversation"),
+        ("{{ range(10000000) | list }}", "rejects this conversation"),
     ],
 )
 def test_wrong_and_hostile_templates_end_in_one_line(template: Any, said: str, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_lists_of_messages() -> None:
         f"<|begin_of_text|>{head.format('system')}S<|eot_id|>{head.format('user')}a<|eot_id|>"
         f"{head.format('assistant')}b<|eot_id|>{head.format('assistant')}"
     )
-    with pytest.raises(UserError, match="llama3 does"):
+    with pytest.raises(UserError, match="use llama3"):
         PromptStyle.from_name("alpaca").apply([{"role": "user", "content": "a"}])
     with pytest.raises(UserError, match="message 2 of role 'system'"):
         style.apply([{"role": "user", "content": "a"}, {"role": "system", "content": "b"}])

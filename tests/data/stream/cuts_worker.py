@@ -9,9 +9,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from litgpt.data.render.labels import Example
-from litgpt.data.stream.batch import Batch
-from litgpt.data.stream.batches import to_batch
+from litgpt.data.render.example import Example
+from litgpt.data.stream.batch import Batch, to_batch
 from litgpt.data.stream.samples import SampleRows
 from litgpt.recipe.train import LossArgs
 from tests.layouts.gradient_worker import SHAPE, gradient_of

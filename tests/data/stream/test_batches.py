@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from litgpt.data.stream.batch import IGNORE, Batch
-from litgpt.data.stream.batches import BlendedWindows, TrainStream, ValStream, Windows
+from litgpt.data.stream.batches import TrainStream, ValStream
 from litgpt.data.stream.sampler import FeistelPermutation
+from litgpt.data.stream.windows import BlendedWindows, Windows
 from litgpt.errors import UserError
 from litgpt.recipe.data import BatchShape
 
@@ -156,7 +157,7 @@ def test_other_data_is_refused(other: Windows) -> None:
     with pytest.raises(UserError, match="another data set"):
         TrainStream(other, BatchShape(1, 1, 3)).load_state_dict(state)
     for broken in ({}, {"position": -1}, {"position": "3"}, {"position": True}):
-        with pytest.raises(UserError, match="no position"):
+        with pytest.raises(UserError, match="not the state of a data stream"):
             TrainStream(other, BatchShape(1, 1, 3)).load_state_dict(broken)
 
 
@@ -206,13 +207,13 @@ def test_validation_is_equally_long_on_all_ranks(samples: int, ranks: int, micro
 def test_mix_keeps_its_share_and_every_sample() -> None:
     first, second = windows(70), Windows(Numbers(3 * 30 + 1), 3, 7)
     mix = BlendedWindows(first, second, 0.693584)
-    drawn = [mix._place(index) for index in range(10_000)]
+    drawn = [mix._locate(index) for index in range(10_000)]
     for count in (1, 10, 333, 10_000):
         taken = sum(rows is first for rows, _ in drawn[:count])
         assert abs(taken - 0.693584 * count) < 1
     for rows in (first, second):  # each source in its own order, none left out
         assert [place for source, place in drawn if source is rows] == list(range(sum(s is rows for s, _ in drawn)))
-    assert mix.row(10**15)[0].shape == (4,)
+    assert mix.read_window(10**15)[0].shape == (4,)
 
 
 def test_shape_is_checked() -> None:

@@ -7,9 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from litgpt.data.render.labels import Example
-from litgpt.data.stream.batch import IGNORE, Batch
-from litgpt.data.stream.batches import to_batch
+from litgpt.data.render.example import Example
+from litgpt.data.stream.batch import IGNORE, Batch, to_batch
 from litgpt.data.stream.samples import SampleRows
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT

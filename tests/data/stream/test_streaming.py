@@ -64,8 +64,8 @@ def test_a_share_is_entered_anywhere(tmp_path: Path) -> None:
                 return RowShard("x", parts, [0] * 5, seed=3, rank=rank, ranks=ranks)
 
             share, order, places = fresh(), [], []
-            while share.place[0] == 0:
-                places.append(list(share.place))
+            while share.position[0] == 0:
+                places.append(list(share.position))
                 _, (where, row) = next(share)
                 order.append((where, row["query"]))
             again = order.pop()  # the first of the second pass
@@ -73,7 +73,7 @@ def test_a_share_is_entered_anywhere(tmp_path: Path) -> None:
             seen.update(question for _, question in order)
             for number in range(0, len(order), 5):
                 later = fresh()
-                later.go_to(places[number])
+                later.seek(places[number])
                 found = [(where, row["query"]) for _, (where, row) in (next(later) for _ in order[number:])]
                 assert found == order[number:]
         assert seen == Counter({row["query"]: 5 for row in lines})
@@ -238,7 +238,7 @@ def test_what_cannot_be_streamed(tmp_path: Path, tokenizer: Tokenizer) -> None:
         ({"sources": [f"{path}#5"]}, "sample: 5"),
         ({"sources": ["nowhere.jsonl"]}, "no such file"),
         ({"sources": [{"path": path, "weight": 0}], "mix": "interleave"}, "weight: all are 0"),
-        ({"val_rows": 20}, "holds no row to train on"),
+        ({"val_rows": 20}, "has no row to train on"),
         ({"streaming": False, "val_rows": 3, "shuffle_buffer": None}, r"data\.val_rows: 3"),
         ({"streaming": False}, r"data\.shuffle_buffer: 16"),
     ):
@@ -292,5 +292,5 @@ def test_a_data_set_of_the_hub(tmp_path: Path, tokenizer: Tokenizer, monkeypatch
         raise ConnectionError("Couldn't reach\nthe Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(UserError, match=r"not to be had from the hub .Couldn't reach the Hub"):
+    with pytest.raises(UserError, match=r"cannot be downloaded from the hub .Couldn't reach the Hub"):
         streamed(tmp_path, tokenizer, ["someone/something"]).train_stream(BatchShape(1, 1, 200))

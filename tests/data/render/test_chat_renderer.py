@@ -11,15 +11,16 @@ from transformers import PreTrainedTokenizerFast
 
 from litgpt.data.read.conversation import Conversation, Message, to_conversation
 from litgpt.data.read.fields import BadRow
+from litgpt.data.render.chat_renderer import ChatRenderer, LossMask, build_turns
 from litgpt.data.render.chat_template import read_template
-from litgpt.data.render.labels import ChatRenderer, Example, LossMask, build_turns
+from litgpt.data.render.example import Example
 from litgpt.data.render.loss_weights import WeightRule, split_by_weight
 from litgpt.errors import UserError
 from tests.data.templates import KINDS, write_tokenizer
 
 SIX = ["chatml", "llama3", "mistral", "gemma", "phi3", "qwen3"]
 # Mistral's writes the system's text into the last message, if that is a question
-NO_SYSTEM = {"gemma": "the chat template refuses it", "mistral": "the chat template leaves the system text out"}
+NO_SYSTEM = {"gemma": "the chat template rejects it", "mistral": "the chat template omits the system message"}
 ANSWERS = ["Hello! How are you?", "forty two\n\nGood.", " é 日本 😀", "42"]
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "é": [1, None]}}}]
 
@@ -38,7 +39,7 @@ class Folder:
         return ChatRenderer(self.tokenizer, template, trained, variables)
 
     def example(self, conversation: Conversation, trained: LossMask | None = None) -> Example:
-        (found,) = self.renderer(trained).examples([conversation])
+        (found,) = self.renderer(trained).build_examples([conversation])
         assert isinstance(found, Example), found
         return found
 
@@ -84,11 +85,11 @@ def test_text_and_tokens_are_transformers_own(
 ) -> None:
     folder, conversation = folders[kind], talk(turns, system)
     if kind in NO_SYSTEM and system:
-        (refused,) = folder.renderer().examples([conversation])
+        (refused,) = folder.renderer().build_examples([conversation])
         assert isinstance(refused, BadRow) and refused.reason == NO_SYSTEM[kind]
         assert ("System role not supported" if kind == "gemma" else system) in refused.detail
         return
-    text, _ = folder.renderer().write(conversation)
+    text, _ = folder.renderer().render(conversation)
     messages = parse_message(conversation)
     assert text == folder.theirs.apply_chat_template(messages, tokenize=False)
     example = folder.example(conversation)
@@ -176,7 +177,7 @@ CALLS = [
 def test_tools_and_calls(folders: dict[str, Folder]) -> None:
     folder = folders["qwen3"]
     conversation = to_conversation({"messages": CALLS, "tools": json.dumps(TOOLS)})
-    text, _ = folder.renderer().write(conversation)
+    text, _ = folder.renderer().render(conversation)
     assert text == folder.theirs.apply_chat_template(CALLS, tools=TOOLS, tokenize=False)
     called = '<tool_call>\n{"name": "add", "arguments": {"b": "q\\"\\n", "a": "é"}}\n</tool_call>'
     assert folder.trained_text(folder.example(conversation)) == [
@@ -219,9 +220,9 @@ def test_every_format_is_written_alike(folders: dict[str, Folder]) -> None:
         {"system": "s", "instruction": "q", "input": "r", "output": "a"},
         {"system_prompt": "s", "question": "q\nr", "answers": ["a"]},
     ]
-    texts = {folders["chatml"].renderer().write(to_conversation(row))[0] for row in forms}
+    texts = {folders["chatml"].renderer().render(to_conversation(row))[0] for row in forms}
     kept = to_conversation(forms[6], format="instruction")
-    assert texts == {folders["chatml"].renderer().write(kept)[0]} and "q\nr" in texts.pop()
+    assert texts == {folders["chatml"].renderer().render(kept)[0]} and "q\nr" in texts.pop()
 
 
 def test_plain_text_stands_between_begin_and_end(folders: dict[str, Folder]) -> None:
@@ -244,7 +245,7 @@ def test_answers_that_look_like_the_template(folders: dict[str, Folder]) -> None
             Message("user", ""),
             Message("assistant", pair[1]),
         ]
-        text, parts = folder.renderer().write(Conversation(tuple(turns)))
+        text, parts = folder.renderer().render(Conversation(tuple(turns)))
         found = [text[part.start : part.stop] for part in parts if part.weight]
         assert found == [said + "<|im_end|>" for said in pair]
 
@@ -254,14 +255,14 @@ def test_template_that_leaves_answers_out(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}<|im_end|>{{ messages[-1].content }}")
     template = read_template(tmp_path)
     assert template is not None
-    (found,) = ChatRenderer(tokenizer, template).examples([talk(2)])
-    assert isinstance(found, BadRow) and found.reason == "the chat template leaves an answer out"
+    (found,) = ChatRenderer(tokenizer, template).build_examples([talk(2)])
+    assert isinstance(found, BadRow) and found.reason == "the chat template omits an answer"
 
 
 SILENT = {
-    "tools out": "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}",
-    "tool calls out": "{{ tools }}{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}",
-    "the system text out": "{% for m in messages if m.role != 'system' %}{{ m.content + eos_token }}{% endfor %}",
+    "tools": "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}",
+    "tool calls": "{{ tools }}{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}",
+    "the system message": "{% for m in messages if m.role != 'system' %}{{ m.content + eos_token }}{% endfor %}",
 }
 
 
@@ -273,8 +274,10 @@ def test_templates_that_leave_out_what_they_cannot_write(tmp_path: Path, what: s
     assert template is not None
     tools = [] if "system" in what else TOOLS
     messages = [CALLS[0], CALLS[1], CALLS[5]] if "system" in what else CALLS
-    (found,) = ChatRenderer(tokenizer, template).examples([to_conversation({"messages": messages, "tools": tools})])
-    assert isinstance(found, BadRow) and found.reason == f"the chat template leaves {what}"
+    (found,) = ChatRenderer(tokenizer, template).build_examples(
+        [to_conversation({"messages": messages, "tools": tools})]
+    )
+    assert isinstance(found, BadRow) and found.reason == f"the chat template omits {what}"
 
 
 def test_replies_that_go_on_behind_a_result(tmp_path: Path) -> None:
@@ -289,7 +292,7 @@ def test_replies_that_go_on_behind_a_result(tmp_path: Path) -> None:
     assert template is not None
     conversation = to_conversation({"messages": [CALLS[1], {**CALLS[2], "content": ""}, CALLS[3], CALLS[5]]})
     renderer = ChatRenderer(tokenizer, template)
-    text, parts = renderer.write(conversation)
+    text, parts = renderer.render(conversation)
     trained = [text[part.start : part.stop] for part in parts if part.weight]
     assert trained == ["add<|im_end|>", "the answer<|im_end|>"]
 
@@ -302,7 +305,7 @@ def test_hostile_templates_cost_a_row_not_the_run(tmp_path: Path, source: str) -
     (tmp_path / "chat_template.jinja").write_text(source)
     template = read_template(tmp_path)
     assert template is not None
-    (found,) = ChatRenderer(tokenizer, template).examples([talk(1)])
+    (found,) = ChatRenderer(tokenizer, template).build_examples([talk(1)])
     assert isinstance(found, BadRow)
 
 

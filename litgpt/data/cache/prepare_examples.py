@@ -1,0 +1,56 @@
+"""Find the samples of some rows in the cache, or build them."""
+
+import hashlib
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from litgpt.data.cache.examples import EXAMPLES_FORMAT, CachedExamples, build_examples
+from litgpt.data.cache.lazy_examples import LazyExamples, build_lazy_examples
+from litgpt.data.read.row_sets import OnError, RowSet, bad_row_error
+from litgpt.data.render.example import Renderer
+from litgpt.errors import UserError
+from litgpt.files import lock_folder, remove_partial, staged_folder
+
+
+def prepare_examples(
+    rows: RowSet, renderer: Renderer, cache: Path, on_error: OnError, tokenize: Literal["ahead", "lazy"] = "ahead"
+) -> CachedExamples:
+    """Open the samples of the rows in `cache`; builds them first if they are missing.
+
+    Two processes may call it at once; the second waits for the first.
+
+    Args:
+        on_error: for invalid rows: raise; drop and count them; or warn, which also prints the first few.
+        tokenize: ahead, or lazily when samples are read.
+
+    Raises:
+        UserError: for an invalid row under `raise`, if no row is left, or if the cache cannot be written.
+    """
+    build = build_examples if tokenize == "ahead" else build_lazy_examples
+    sources = [asdict(source) for source in rows.sources]
+    parts = [EXAMPLES_FORMAT, tokenize, sources, rows.settings, renderer.fingerprint_parts(), rows.channel]
+    folder = cache / hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:20]
+    try:
+        if not folder.is_dir():
+            with lock_folder(cache):
+                if not folder.is_dir():
+                    remove_partial(cache)
+                    with staged_folder(folder) as staged:
+                        build(rows, renderer, staged, on_error)
+    except OSError as error:
+        where = error.filename or cache
+        raise UserError(f"data: {where}: {error.strerror or error}; fix that, or set data.cache_dir") from None
+    examples = CachedExamples(folder) if tokenize == "ahead" else LazyExamples(folder, renderer, on_error)
+    report = examples.report
+    if report.left_out:
+        if on_error == "raise":
+            raise bad_row_error(report.first[0])
+        shown = report.first if on_error == "warn" else []
+        print(f"{rows.name}: {report}", *(f"  {line}" for line in shown), sep="\n", file=sys.stderr)
+    if examples.count == 0:
+        reason = f"the first error: {report.first[0]}" if report.first else "it is empty"
+        raise UserError(f"data: {rows.name} has no row to train on; {reason}")
+    return examples

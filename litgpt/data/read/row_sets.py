@@ -1,0 +1,117 @@
+"""Sets of rows, converted to conversations, with a report of the rows that were left out."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from litgpt.data.read.conversation import Conversation
+from litgpt.data.read.documents import Source
+from litgpt.data.read.fields import BadRow
+from litgpt.data.read.row_sources import LocatedRow
+from litgpt.errors import UserError
+
+MAX_SHOWN = 10
+"""Number of rows that a report quotes."""
+OnError = Literal["raise", "drop", "warn"]
+
+
+@dataclass
+class RowReport:
+    """Counts the rows that were left out, by reason.
+
+    Attributes:
+        rows: number of rows read.
+        reasons: number of rows left out for each reason.
+        first: location and error of the first few.
+        overlong: samples longer than the model's maximum length.
+        untrained: samples left out because none of their tokens are trained.
+    """
+
+    rows: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    first: list[str] = field(default_factory=list)
+    overlong: int = 0
+    untrained: int = 0
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RowReport":
+        """Restore a report from JSON values."""
+        return cls(**values | {"reasons": Counter(values["reasons"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {**asdict(self), "reasons": dict(self.reasons), "first": list(self.first)}
+
+    @property
+    def left_out(self) -> int:
+        """Number of rows left out."""
+        return self.reasons.total()
+
+    def add(self, location: str, error: BadRow) -> None:
+        """Count a row that is left out."""
+        self.reasons[error.reason] += 1
+        if len(self.first) < MAX_SHOWN:
+            self.first.append(f"{location}: {error}")
+
+    def merge(self, other: "RowReport") -> "RowReport":
+        """Return the sum of two reports."""
+        counts = {name: getattr(self, name) + getattr(other, name) for name in ("rows", "overlong", "untrained")}
+        return RowReport(reasons=self.reasons + other.reasons, first=[*self.first, *other.first][:MAX_SHOWN], **counts)
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())
+        more = {"samples longer than the model reads": self.overlong, "samples without trained tokens": self.untrained}
+        return "; ".join(
+            [
+                f"{self.left_out:,} of {self.rows:,} rows left out" + (f": {reasons}" if reasons else ""),
+                *(f"{count:,} {what}" for what, count in more.items() if count),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Rows and how they are converted to conversations.
+
+    Attributes:
+        name: shown in messages.
+        sources: the files of the rows.
+        read: iterates over the rows from the start.
+        convert: converts a row to conversations, usually one; raises BadRow.
+        settings: everything else that `convert` depends on, as JSON values; part of cache keys.
+        channel: the channel of rows that name none.
+    """
+
+    name: str
+    sources: list[Source]
+    read: Callable[[], Iterable[LocatedRow]]
+    convert: Callable[[Any], list[Conversation]]
+    settings: list[Any]
+    channel: str | None = None
+
+    def convert_located(self, row: Any) -> list[Conversation]:
+        """Convert one item of `read`.
+
+        Raises:
+            BadRow: if the row is invalid.
+        """
+        if isinstance(row, BadRow):
+            raise row
+        return self.convert(row)
+
+    def read_conversations(self, report: RowReport) -> Iterator[tuple[str, Conversation]]:
+        """Iterate over the conversations with their locations; invalid rows are counted in `report`."""
+        for location, row in self.read():
+            report.rows += 1
+            try:
+                conversations = self.convert_located(row)
+            except BadRow as error:
+                report.add(location, error)
+                continue
+            yield from ((location, conversation) for conversation in conversations)
+
+
+def bad_row_error(message: str) -> UserError:
+    """Build the error for an invalid row that stops the run."""
+    return UserError(f"{message}; fix it, or set data.on_error: drop")

@@ -1,0 +1,359 @@
+"""Render conversations by a model's chat template, with the loss weight of every token."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from litgpt.data.read.conversation import Conversation, Message
+from litgpt.data.read.fields import BadRow
+from litgpt.data.render.chat_template import ChatTemplate
+from litgpt.data.render.example import Example
+from litgpt.data.render.loss_weights import WeightRule, split_by_weight
+from litgpt.data.render.spans import (
+    Span,
+    compute_token_weights,
+    count_common_prefix,
+    disable_offset_trimming,
+    remove_marks,
+)
+from litgpt.data.tokenizer import Tokenizer
+from litgpt.errors import UserError
+
+TrainOn = Literal["answers", "last_answer", "everything"]
+EndOfTurn = Literal["turn", "last", "none"]
+
+PLACEHOLDER = "\U000f8a33stand-in-{}\U000f8a34"
+"""Replaces an answer to find where a template puts it."""
+
+
+@dataclass(frozen=True)
+class LossMask:
+    """Which tokens of a conversation are trained, unless its messages set `loss`.
+
+    Attributes:
+        on: all answers, those after the last question, or every token.
+        end_of_turn: whether the token that ends an answer is trained: after every answer, the last one, or none.
+        weights: loss weights of the parts of answers that match a pattern.
+    """
+
+    on: TrainOn = "answers"
+    end_of_turn: EndOfTurn = "turn"
+    weights: tuple[WeightRule, ...] = ()
+
+    def __str__(self) -> str:
+        # part of the keys of caches on disk, so it must not change with the name of the class
+        return f"Trained(on={self.on!r}, end_of_turn={self.end_of_turn!r}, weights={self.weights!r})"
+
+
+@dataclass
+class Turn:
+    """A message in the form that templates expect."""
+
+    message: dict[str, Any]
+    loss: bool | None
+    weight: float
+    text: str = field(default="")
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it is a message of the assistant."""
+        return self.message["role"] == "assistant"
+
+
+def build_turns(conversation: Conversation) -> list[Turn]:
+    """Build turns; consecutive tool calls are merged into one turn of the assistant, with the text before them."""
+    turns: list[Turn] = []
+    if conversation.system is not None:
+        turns.append(Turn({"role": "system", "content": conversation.system}, None, 1.0))
+    previous: Message | None = None
+    for message in conversation.messages:
+        if message.role != "tool_call":
+            turns.append(build_turn(message))
+        else:
+            if previous is None or previous.role not in ("assistant", "tool_call"):
+                turns.append(Turn({"role": "assistant", "content": ""}, message.loss, message.weight))
+            function = json.loads(message.content)
+            call = {"name": function["name"], "arguments": function.get("arguments") or {}}
+            turns[-1].message.setdefault("tool_calls", []).append({"type": "function", "function": call})
+        previous = message
+    return turns
+
+
+def build_turn(message: Message) -> Turn:
+    """Build the turn of a message without tool calls."""
+    content = {
+        "role": message.role,
+        "content": f"{message.content}\n{message.context}" if message.context else message.content,
+    }
+    if message.reasoning:
+        content["reasoning_content"] = message.reasoning
+    return Turn(content, message.loss, message.weight, content["content"])
+
+
+class ChatRenderer:
+    """Renders conversations by a model's chat template and determines which tokens are trained.
+
+    An answer starts after the header that the template puts before the model's reply and ends before the next message.
+    If the template marks answers by `{% generation %}`, the marks are used; otherwise the answer is replaced by a
+    placeholder, and the text that does not change is not part of the answer. This also works for templates that write
+    an answer in the middle of a conversation differently from the last one, such as without its reasoning.
+
+    Args:
+        tokenizer: must be a tokenizer.json, which returns the offset of each token in the text.
+        template: the model's chat template.
+        loss_mask: which tokens are trained.
+        variables: extra template variables, such as `enable_thinking`.
+
+    Raises:
+        UserError: for another kind of tokenizer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        loss_mask: LossMask | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        if tokenizer.backend != "huggingface":
+            raise UserError(f"{tokenizer.folder}: chat templates need tokenizer.json; or set data.prompt_style")
+        self.tokenizer, self.template, self.loss_mask = tokenizer, template, loss_mask or LossMask()
+        self.variables, self.special = dict(variables or {}), tokenizer.special_tokens()
+        self.processor = disable_offset_trimming(tokenizer.processor)
+        self.added = [token.content for token in tokenizer.processor.get_added_tokens_decoder().values()]
+        self.header, self.lead, ends = self._probe_template()
+        stop_tokens = sorted({*ends, *self._list_stop_tokens()}, key=len, reverse=True)
+        self.end = re.compile(rf"\s*(?:{'|'.join(map(re.escape, stop_tokens)) or '(?!)'})")
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it gives parts of an answer their own loss weights."""
+        return bool(self.loss_mask.weights)
+
+    def fingerprint_parts(self) -> list[Any]:
+        """Everything that the samples depend on besides the conversations, as JSON values."""
+        return [self.tokenizer.fingerprint(), self.special, self.template.sources, self.variables, str(self.loss_mask)]
+
+    def build_examples(self, conversations: Sequence[Conversation]) -> list[Example | BadRow]:
+        """Tokenize each conversation, in parallel; a BadRow for one that cannot be rendered."""
+        rendered = [self._try_render(conversation) for conversation in conversations]
+        texts = [item[0] for item in rendered if not isinstance(item, BadRow)]
+        encodings = iter(self.processor.encode_batch(texts, add_special_tokens=False))
+        return [
+            item if isinstance(item, BadRow) else self._build_example(item[1], next(encodings), conversation)
+            for item, conversation in zip(rendered, conversations, strict=True)
+        ]
+
+    def encode_prompt(self, conversation: Conversation) -> list[int]:
+        """Tokens before the first answer, including the header of the reply; empty for plain text."""
+        if conversation.is_text:
+            return []
+        turns = build_turns(conversation)
+        first = next((number for number, turn in enumerate(turns) if turn.is_answer), len(turns))
+        tools = json.loads(conversation.tools) if conversation.tools else None
+        text = self._apply_template(turns[:first], tools, prompt=True) if first else ""
+        return list(self.processor.encode(text, add_special_tokens=False).ids)
+
+    def _build_example(self, spans: list[Span], encoding: Any, conversation: Conversation) -> Example:
+        weights = compute_token_weights(spans, np.array(encoding.offsets, np.int64).reshape(-1, 2))
+        ids = np.array(encoding.ids, np.int32)
+        if conversation.is_text:
+            return self._frame_text(ids, conversation)
+        return Example(ids, weights * np.float32(conversation.weight), conversation.channel)
+
+    def _frame_text(self, ids: np.ndarray, conversation: Conversation) -> Example:
+        """Build the sample of a plain text with bos and eos tokens, all of it trained."""
+        ids = self.tokenizer.frame(ids, eos=self.tokenizer.eos_id is not None)
+        (message,) = conversation.messages
+        weight = conversation.weight * message.weight * (message.loss is not False)
+        return Example(ids, np.full(len(ids), weight, np.float32), conversation.channel)
+
+    def _try_render(self, conversation: Conversation) -> "tuple[str, list[Span]] | BadRow":
+        try:
+            return self.render(conversation)
+        except BadRow as error:
+            return error
+
+    def render(self, conversation: Conversation) -> tuple[str, list[Span]]:
+        """Render a conversation as text with the spans of different loss weights, in order.
+
+        Raises:
+            BadRow: if the template rejects the conversation, or omits a part of it.
+        """
+        if conversation.is_text:
+            return conversation.messages[0].content, []
+        turns, tools = build_turns(conversation), json.loads(conversation.tools) if conversation.tools else None
+        text = self._apply_template(turns, tools)
+        self._check_complete(text, turns, tools)
+        return text, self._build_spans(text, turns, self.find_answers(text, turns, tools))
+
+    def _check_complete(self, text: str, turns: list[Turn], tools: Any) -> None:
+        """Check that the text contains the system message, tools and calls, which some templates omit silently.
+
+        Raises:
+            BadRow: naming the missing part.
+        """
+        if tools and self._renders_equal(text, turns, None):
+            raise BadRow("the chat template omits tools", "set data.tool_format: hermes")
+        for number, turn in enumerate(turns):
+            if "tool_calls" in turn.message:
+                message = {key: value for key, value in turn.message.items() if key != "tool_calls"}
+                other = [*turns[:number], replace(turn, message=message), *turns[number + 1 :]]
+                if self._renders_equal(text, other, tools):
+                    raise BadRow("the chat template omits tool calls", "set data.tool_format: hermes")
+            if turn.message["role"] == "system" and turn.message["content"].strip() not in text:
+                raise BadRow("the chat template omits the system message", turn.message["content"][:40])
+
+    def _renders_equal(self, text: str, turns: Sequence[Turn], tools: Any) -> bool:
+        try:
+            return self._apply_template(turns, tools) == text
+        except BadRow:
+            return False
+
+    def _apply_template(
+        self, turns: Sequence[Turn], tools: Any, *, mark_answers: bool = False, prompt: bool = False
+    ) -> str:
+        try:
+            return self.template.render(
+                [turn.message for turn in turns],
+                self.special,
+                tools=tools,
+                add_generation_prompt=prompt,
+                mark_answers=mark_answers,
+                variables=self.variables,
+            )
+        except UserError as error:
+            raise BadRow("the chat template rejects it", str(error)[:160].replace("\n", " ")) from None
+
+    def find_answers(self, text: str, turns: Sequence[Turn], tools: Any) -> dict[int, tuple[int, int]]:
+        """Find the spans in the text of the turns that may be trained: answers, and messages with `loss: true`."""
+        wanted = [number for number, turn in enumerate(turns) if turn.is_answer or turn.loss]
+        if self.template.marks_answers and all(turns[number].is_answer for number in wanted):
+            plain, blocks = remove_marks(self._apply_template(turns, tools, mark_answers=True))
+            if plain == text and len(blocks) == len(wanted):
+                return dict(zip(wanted, blocks, strict=True))
+        if (spans := self._find_all_spans(text, turns, wanted, tools)) is None:
+            spans, last_end = {}, 0
+            for number in wanted:
+                spans[number] = self._find_span(text, turns, number, tools, last_end)
+                last_end = spans[number][1]
+        return spans
+
+    def _find_all_spans(
+        self, text: str, turns: Sequence[Turn], wanted: list[int], tools: Any
+    ) -> dict[int, tuple[int, int]] | None:
+        """Find all spans with one more rendering; None if the template does not write the answers verbatim."""
+        replaced = list(turns)
+        for number in wanted:
+            replaced[number] = make_placeholder(turns[number], number)
+        rest, position, spans = self._apply_template(replaced, tools), 0, dict[int, tuple[int, int]]()
+        for number in wanted:
+            before, placeholder, rest = rest.partition(PLACEHOLDER.format(number))
+            if not placeholder or not text.startswith(before, position):
+                return None
+            start, position = self._find_start(before, turns, number) + position, position + len(before)
+            after = rest.partition(PLACEHOLDER[:4])[0]
+            spellings = list_spellings(turns[number])
+            answer = next((spelling for spelling in spellings if text.startswith(spelling + after, position)), None)
+            if answer is None:
+                return None
+            position += len(answer)
+            spans[number] = (start, position)
+        return spans if text[position:] == rest else None
+
+    def _find_span(self, text: str, turns: Sequence[Turn], number: int, tools: Any, last_end: int) -> tuple[int, int]:
+        """Find the span of one turn: the text that changes with a placeholder."""
+        other = self._apply_template(
+            [*turns[:number], make_placeholder(turns[number], number), *turns[number + 1 :]], tools
+        )
+        before, placeholder, after = other.partition(PLACEHOLDER.format(number))
+        if not placeholder:
+            raise BadRow("the chat template omits an answer", f"message {number + 1}")
+        start = self._find_start(before, turns, number, last_end)
+        if not text.startswith(before[:start]):
+            start = count_common_prefix(text, before)
+        return start, max(start, len(text) - count_common_prefix(text[::-1], after[::-1]))
+
+    def _find_start(self, before: str, turns: Sequence[Turn], number: int, last_end: int = 0) -> int:
+        """Find where the model's reply starts, in the text before the answer itself.
+
+        Args:
+            last_end: where in the text the previous answer ends.
+        """
+        if not turns[number].is_answer:
+            return len(before)
+        position = before.rfind(self.header, last_end) if self.header else -1
+        previous = turns[number - 1].text.strip() if number else ""
+        # a reply may continue after a tool result without another header
+        if position >= 0 and not (previous and previous in before[position + len(self.header) :]):
+            return position + len(self.header)
+        return len(before) - (len(self.lead) if self.lead and before.endswith(self.lead) else 0)
+
+    def _probe_template(self) -> tuple[str, str, list[str]]:
+        """Find the template's header of a reply, its white space before an answer, and its end-of-turn token."""
+        question = Turn({"role": "user", "content": "?"}, None, 1.0)
+        answer = make_placeholder(Turn({"role": "assistant", "content": ""}, None, 1.0), 0)
+        try:
+            asked, prompt = self._apply_template([question], None), self._apply_template([question], None, prompt=True)
+            before, _, after = self._apply_template([question, answer], None).partition(PLACEHOLDER.format(0))
+        except BadRow:
+            return "", "", []
+        header = prompt.removeprefix(asked) if prompt.startswith(asked) else ""
+        lead = before.removeprefix(asked) if before.startswith(asked) else ""
+        end = re.match(rf"\s*({'|'.join(map(re.escape, self.added)) or '(?!)'})", after)
+        return header, "" if header or lead.strip() else lead, [end[1]] if end else []
+
+    def _list_stop_tokens(self) -> list[str]:
+        texts = [self.tokenizer.processor.id_to_token(number) for number in self.tokenizer.stop_ids]
+        return [text for text in texts if text in self.added]
+
+    def _build_spans(self, text: str, turns: Sequence[Turn], answers: dict[int, tuple[int, int]]) -> list[Span]:
+        """Build the weighted spans: the whole text if everything is trained, then the spans with other weights."""
+        last = max((number for number in answers if turns[number].is_answer), default=-1)
+        spans = [Span(0, len(text), 1.0)] if self.loss_mask.on == "everything" else []
+        for number, (start, stop) in answers.items():
+            turn, turn_end = turns[number], stop
+            if turn.is_answer:
+                stop, turn_end = self._find_ends(text, start, stop)
+            if not self._is_trained(number, turns):
+                spans.append(Span(start, turn_end, 0.0))
+                continue
+            rules = self.loss_mask.weights if turn.is_answer else ()
+            if self.loss_mask.end_of_turn == "turn" or (self.loss_mask.end_of_turn == "last" and number == last):
+                stop = turn_end
+            parts = split_by_weight(text[start:stop], rules)
+            spans += [Span(start + low, start + high, weight * turn.weight) for low, high, weight in parts]
+            spans.append(Span(stop, turn_end, 0.0))
+        return spans
+
+    def _find_ends(self, text: str, start: int, stop: int) -> tuple[int, int]:
+        """Find the ends of an answer without and with the end-of-turn token, which may be inside or after it."""
+        if match := self.end.match(text, stop):
+            return stop, match.end()
+        inside = [match for match in self.end.finditer(text, start, stop) if not text[match.end() : stop].strip()]
+        return (inside[-1].start(), stop) if inside else (stop, stop)
+
+    def _is_trained(self, number: int, turns: Sequence[Turn]) -> bool:
+        turn = turns[number]
+        if turn.loss is not None:
+            return turn.loss
+        if self.loss_mask.on == "last_answer":
+            questions = [index for index, other in enumerate(turns) if other.message["role"] in ("user", "tool")]
+            return number > max(questions, default=-1)
+        return turn.is_answer
+
+
+def make_placeholder(turn: Turn, number: int) -> Turn:
+    """Build a turn of the same role with a placeholder as its text."""
+    return replace(turn, message={"role": turn.message["role"], "content": PLACEHOLDER.format(number)})
+
+
+def list_spellings(turn: Turn) -> list[str]:
+    """List how templates may write the text of a turn: verbatim, or stripped of white space."""
+    if "tool_calls" in turn.message or "reasoning_content" in turn.message:
+        return []
+    return [turn.text, turn.text.strip(), turn.text.strip("\n"), turn.text.rstrip(), turn.text.lstrip()]

@@ -1,0 +1,143 @@
+"""Samples of one length, cut from token streams; sample number i is a function of (seed, i)."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from litgpt.data.stream.batch import BatchArrays
+from litgpt.data.stream.fingerprint import compute_fingerprint
+from litgpt.data.stream.sampler import FeistelPermutation
+from litgpt.errors import UserError
+
+Window = tuple[np.ndarray, np.ndarray | None]
+"""One sample: (T+1,) tokens, and (T,) document numbers or None."""
+
+
+class TokenReader(Protocol):
+    """One long text as tokens on disk. Readers are pickled without their data."""
+
+    total: int
+    fingerprint: str
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Read tokens start .. stop-1."""
+
+    def find_document_starts(self, start: int, stop: int) -> np.ndarray:
+        """Find the first tokens of documents among start .. stop-1."""
+
+
+class SampleDataset(Protocol):
+    """Numbered samples without end: number `count` is the first of the second epoch."""
+
+    count: int
+    fingerprint: str
+    channels: Sequence[str]
+
+    def micro_batch(self, first: int, size: int) -> BatchArrays:
+        """Collate samples `first` .. `first + size - 1`."""
+
+
+class WindowDataset(SampleDataset, Protocol):
+    """Samples of one length, cut from text."""
+
+    def read_window(self, index: int) -> Window:
+        """Read sample number `index` over all epochs."""
+
+    def number_documents(self, index: int) -> np.ndarray:
+        """(T,) int32: number of the document that each token of sample `index` belongs to, from 0."""
+
+
+class StackedWindows:
+    """Collates windows of one length by stacking them."""
+
+    channels: Sequence[str] = ()
+
+    def micro_batch(self: WindowDataset, first: int, size: int) -> BatchArrays:
+        """Stack samples to (B, T+1) `tokens`, and (B, T) `documents` if they are numbered."""
+        windows = [self.read_window(first + offset) for offset in range(size)]
+        documents = [numbers for _, numbers in windows if numbers is not None]
+        arrays = {"tokens": np.stack([tokens for tokens, _ in windows])}
+        return arrays | ({"documents": np.stack(documents)} if documents else {})
+
+
+class Windows(StackedWindows):
+    """Windows of T+1 tokens cut from one text at a stride of T, in a new order every epoch.
+
+    Every token but the first is a label exactly once per epoch, except for the `tail` tokens at the end that do not
+    fill a window.
+
+    Args:
+        tokens: the text.
+        length: T, the maximum sequence length of the model.
+        seed: seed of the order.
+        document_mask: number the documents in each window.
+
+    Raises:
+        UserError: if the text is shorter than one window.
+    """
+
+    def __init__(self, tokens: TokenReader, length: int, seed: int, document_mask: bool = False) -> None:
+        self.count = (tokens.total - 1) // length
+        if self.count < 1:
+            raise UserError(
+                f"train.max_seq_length: {length} needs {length + 1} tokens of text, but there are only {tokens.total}; "
+                f"add more text or set train.max_seq_length to {max(1, tokens.total - 1)} or less"
+            )
+        self.tail = tokens.total - 1 - self.count * length
+        self.fingerprint = compute_fingerprint(tokens.fingerprint, length, seed)
+        self.tokens = tokens
+        self._length, self._seed, self._document_mask = length, seed, document_mask
+        self._permutation = (0, FeistelPermutation(self.count, seed, 0))
+
+    def read_window(self, index: int) -> Window:
+        """Read sample number `index` over all epochs."""
+        start = self._find_start(index)
+        window = self.tokens.read(start, start + self._length + 1)
+        return window, self._number_documents(start) if self._document_mask else None
+
+    def number_documents(self, index: int) -> np.ndarray:
+        """(T,) int32: number of the document that each token of sample `index` belongs to, from 0."""
+        return self._number_documents(self._find_start(index))
+
+    def _find_start(self, index: int) -> int:
+        epoch, offset = divmod(index, self.count)
+        if self._permutation[0] != epoch:
+            self._permutation = (epoch, FeistelPermutation(self.count, self._seed, epoch))
+        return self._permutation[1](offset) * self._length
+
+    def _number_documents(self, start: int) -> np.ndarray:
+        is_start = np.zeros(self._length, dtype=np.int32)
+        # the document of the first token is number 0, whether it starts here or earlier
+        is_start[self.tokens.find_document_starts(start + 1, start + self._length) - start] = 1
+        return is_start.cumsum(dtype=np.int32)
+
+
+class BlendedWindows(StackedWindows):
+    """Two window datasets, interleaved so that the first n samples hold floor(n * share) of the first dataset.
+
+    Args:
+        share: fraction of the samples that come from `first`, between 0 and 1.
+    """
+
+    def __init__(self, first: WindowDataset, second: WindowDataset, share: float) -> None:
+        self.count = first.count + second.count
+        self.fingerprint = compute_fingerprint(first.fingerprint, second.fingerprint, share)
+        self.first, self.second = first, second
+        self._millionths = round(share * 1_000_000)  # integers stay exact at every position
+
+    def read_window(self, index: int) -> Window:
+        """Read sample number `index`."""
+        dataset, local_index = self._locate(index)
+        return dataset.read_window(local_index)
+
+    def number_documents(self, index: int) -> np.ndarray:
+        """(T,) int32: number of the document that each token of sample `index` belongs to, from 0."""
+        dataset, local_index = self._locate(index)
+        return dataset.number_documents(local_index)
+
+    def _locate(self, index: int) -> tuple[WindowDataset, int]:
+        from_first = index * self._millionths // 1_000_000
+        if (index + 1) * self._millionths // 1_000_000 > from_first:
+            return self.first, from_first
+        return self.second, index - from_first
