@@ -65,7 +65,7 @@ def save_adapter(folder: Path, trained: Run, spec: RunSpec) -> None:
     tensors = {name: one.to("cpu") for name, one in gather_stages(core, own)}
     if not is_rank_zero():
         return
-    about = {"config": trained.config, "settings": spec.tuner, "base": spec.base, "run": spec.run}
+    about = {"config": trained.config, "settings": spec.tuner, "base": spec.base, "base_precision": spec.base_precision}
     try:
         save_adapter_folder(folder, tensors, **about, tokenizer_dir=trained.tokenizer_dir, replace=True)  # type: ignore
         spec.data.save_prompt_format(folder)

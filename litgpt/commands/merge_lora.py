@@ -101,7 +101,7 @@ def asked_type(recipe: MergeLora, adapter: SavedAdapter) -> torch.dtype | None:
     """The type of the merged model's numbers, where it is not that of the base's."""
     if recipe.precision:
         return WEIGHT_DTYPES[recipe.precision]
-    return adapter.dtype if adapter.run.dtype else None
+    return adapter.dtype if adapter.base_precision.dtype else None
 
 
 def add_texts(staged: Path, adapter: Path) -> None:

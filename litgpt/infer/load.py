@@ -166,7 +166,7 @@ def open_with_adapter(
     Raises:
         UserError: if one of them is missing or damaged, or the adapter is for another base.
     """
-    kind = adapter.run.quantize if quantize == "as_trained" else quantize
+    kind = adapter.base_precision.quantize if quantize == "as_trained" else quantize
     dtype = dtype or adapter.dtype
     if kind:
         model = open_quantized(base, kind, device=device, dtype=dtype)

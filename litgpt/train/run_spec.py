@@ -63,7 +63,7 @@ class RunSpec:
         return self.tuner is not None and self.tuner.adds
 
     @property
-    def run(self) -> BasePrecision:
+    def base_precision(self) -> BasePrecision:
         """How the model is kept while an adapter is trained."""
         return BasePrecision(self.dtype, self.quantize)
 
@@ -71,7 +71,7 @@ class RunSpec:
         """Files by which a training checkpoint of an adapter is known as one."""
         if self.tuner is None or not self.adapted:
             return {}
-        return {ADAPTER_CONFIG: json.dumps(build_own_config(self.tuner, self.base, self.run), indent=1)}
+        return {ADAPTER_CONFIG: json.dumps(build_own_config(self.tuner, self.base, self.base_precision), indent=1)}
 
     def learning_rate_factor(self, name: str) -> float:
         """What the learning rate of a parameter is multiplied by."""

@@ -54,9 +54,14 @@ def write(folder: Path, settings: Tuner, dtype: torch.dtype = torch.float32, **c
 
 def save(folder: Path, model: GPT, settings: Tuner, **run: Any) -> None:
     tensors = {name: value.detach().clone() for name, value in adapt.get_adapter_parameters(model).items()}
-    told = BasePrecision(**run)
+    precision = BasePrecision(**run)
     save_adapter_folder(
-        folder / "adapter", tensors, config=model.config, settings=settings, base=str(folder / "base"), run=told
+        folder / "adapter",
+        tensors,
+        config=model.config,
+        settings=settings,
+        base=str(folder / "base"),
+        base_precision=precision,
     )
 
 

@@ -248,8 +248,8 @@ def test_stacks_that_are_not_turned_are_known_by_their_shapes(tmp_path: Path) ->
 def test_stacks_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     for number, (names, said) in enumerate(
         {
-            ("experts.gate_up_proj_bias",): "experts.gate_up_proj_bias will not do; .*experts.gate_up_proj would",
-            ("experts.down_proj",): r"base_layer.weight: nothing in this model is called so",
+            ("experts.gate_up_proj_bias",): "experts.gate_up_proj_bias is not supported; use .*experts.gate_up_proj",
+            ("experts.down_proj",): r"base_layer.weight: no tensor of this name in the model",
         }.items()
     ):
         saved_stacks(tmp_path / str(number), target_parameters=names)
@@ -257,15 +257,15 @@ def test_stacks_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
             load_adapter_folder(tmp_path / str(number), small(**STACKED if number == 0 else TURNED))
         assert "\n" not in str(error.value)
     model = saved_stacks(tmp_path / "other")
-    with pytest.raises(UserError, match=r"A \[32, 40\] and B \[32, 32\] are no pairs of 3 experts"):
+    with pytest.raises(UserError, match=r"A \[32, 40\] and B \[32, 32\] are not pairs of 3 experts"):
         load_adapter_folder(tmp_path / "other", type(model.config)(**{**model.config.to_dict(), "n_expert": 3}))
 
 
 def test_an_adapter_of_another_base_is_refused_in_one_line(tmp_path: Path) -> None:
     config = saved(tmp_path / "adapter").config
     for changes, said in (
-        ({"n_embd": 64}, r"made for some/base\): .* is \[4, 32\], but the model's .* is \[.*64\]; load its own base"),
-        ({"n_layer": 1}, r"model.layers.1.*: nothing in this model is called so; it has model.layers.0"),
+        ({"n_embd": 64}, r"trained on some/base\): .* is \[4, 32\], but the model's .* is \[.*64\]; load its own base"),
+        ({"n_layer": 1}, r"model.layers.1.*: no tensor of this name in the model; it has model.layers.0"),
         ({"intermediate_size": 40}, "the model's blocks.0.mlp"),
     ):
         with pytest.raises(UserError, match=said) as error:
@@ -275,7 +275,7 @@ def test_an_adapter_of_another_base_is_refused_in_one_line(tmp_path: Path) -> No
 
 def test_damaged_and_foreign_folders_are_refused_in_one_line(tmp_path: Path) -> None:
     model = saved(tmp_path / "kind", peft_type="LOHA")
-    with pytest.raises(UserError, match="peft_type: 'LOHA' will not do; LORA, IA3, VERA, BOFT would"):
+    with pytest.raises(UserError, match="peft_type: 'LOHA' is not one of LORA, IA3, VERA, BOFT"):
         load_adapter_folder(tmp_path / "kind", model.config)
     with pytest.raises(UserError, match="no such file"):
         load_adapter_folder(tmp_path / "nowhere", model.config)
@@ -303,7 +303,7 @@ def test_names_and_shapes_are_held_against_the_settings() -> None:
 def test_what_of_dora_has_no_form_in_peft(target: str, changes: dict[str, Any], tmp_path: Path) -> None:
     settings = LoRA(target_modules=[target], dora=True)
     model = adapted(settings, **changes)
-    with pytest.raises(UserError, match="lora_magnitude: PEFT's folders have no form for it"):
+    with pytest.raises(UserError, match="lora_magnitude: not supported in PEFT's format"):
         save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=settings)
     assert not (tmp_path / "adapter").exists()
     assert base_of(model)

@@ -1,8 +1,8 @@
-"""Pairs A, B of published layers, made of those of our layers and taken apart again.
+"""LoRA pairs A, B of published layers, joined from those of our layers and split again.
 
-A published layer that is several of ours (phi-3's `qkv_proj` is our q, k and v) has one pair: the parts' A stand one
-below the other, and their B each in its own rows and columns of an otherwise empty B. The pair of first values that
-some updates are counted from is one more part, with B turned to its negative.
+A published layer that is several of ours (phi-3's `qkv_proj` is our q, k and v) has one pair: the parts' A are stacked
+in rows, and their B each in its own rows and columns of a B that is zero elsewhere. The pair of initial values that
+some initializations subtract is one more part, with B negated.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,18 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.names import TensorMapping
 
-FIRST = "_first"
+FIRST_SUFFIX, COPY_SUFFIX = "_first", "_trained"
 
 
 @dataclass(frozen=True)
 class LoRAPart:
-    """The pair of one of our matrices inside a published one: whose, whether of first values, and its rank."""
+    """The pair of one of our matrices inside a published one.
+
+    Attributes:
+        name: of our matrix.
+        first: whether it is the pair of initial values.
+        rank: of the pair.
+    """
 
     name: str
     first: bool
@@ -35,25 +41,35 @@ class LoRAPart:
         """The part as a file's metadata describes it."""
         return {"ours": self.name, "first": self.first, "rank": self.rank}
 
-    def parameter_name(self, half: str) -> str:
-        """What the half `a` or `b` is called."""
-        return tuner_parameter_name(self.name, f"lora_{half}" + FIRST * self.first)
+    @property
+    def a(self) -> str:
+        """The name of its A."""
+        return get_added_name(self.name, "lora_a" + FIRST_SUFFIX * self.first)
+
+    @property
+    def b(self) -> str:
+        """The name of its B."""
+        return get_added_name(self.name, "lora_b" + FIRST_SUFFIX * self.first)
 
 
-def tuner_parameter_name(ours: str, key: str) -> str:
+def get_added_name(name: str, key: str) -> str:
     """The name of a parameter that a tuner adds beside one of ours."""
-    return ours.removesuffix("weight") + key if ours.endswith(".weight") else f"{ours}_{key}"
+    return name.removesuffix("weight") + key if name.endswith(".weight") else f"{name}_{key}"
 
 
-def find_parts(step: TensorMapping, tensors: Mapping[str, Tensor]) -> list[LoRAPart]:
+def strip_ending(name: str) -> str:
+    """The layer that holds a weight or a bias."""
+    return name.removesuffix(".weight").removesuffix(".bias")
+
+
+def find_parts(mapping: TensorMapping, tensors: Mapping[str, Tensor]) -> list[LoRAPart]:
     """The parts of a published matrix that have a pair, in order."""
-    candidates = [LoRAPart(ours, first, 0) for ours in step.names for first in (False, True)]
-    found = [(part, tensors[part.parameter_name("a")]) for part in candidates if part.parameter_name("a") in tensors]
-    return [replace(part, rank=a.shape[-2]) for part, a in found]
+    parts = [LoRAPart(name, first, 0) for name in mapping.names for first in (False, True)]
+    return [replace(part, rank=tensors[part.a].shape[-2]) for part in parts if part.a in tensors]
 
 
 def join_pair(
-    step: TensorMapping,
+    mapping: TensorMapping,
     parts: list[LoRAPart],
     tensors: Mapping[str, Tensor],
     parameters: Mapping[str, Tensor],
@@ -61,58 +77,55 @@ def join_pair(
 ) -> tuple[Tensor, Tensor]:
     """A (rank, in) and B (out, rank) of a published matrix, or stacks of them; the parts' ranks add up."""
 
-    def half(part: LoRAPart, which: str) -> Tensor:
-        tensor = tensors[part.parameter_name(which)]
-        return tensor if step.expert is None else tensor[step.expert]
+    def read(name: str) -> Tensor:
+        return tensors[name] if mapping.expert is None else tensors[name][mapping.expert]
 
-    a = cat([half(part, "a") for part in parts], dim=-2)
+    a = cat([read(part.a) for part in parts], dim=-2)
     *experts, rank, _ = a.shape
-    rows = {ours: a.new_zeros(*experts, parameters[ours].shape[-2], rank) for ours in step.names}
-    at = 0
+    rows = {name: a.new_zeros(*experts, parameters[name].shape[-2], rank) for name in mapping.names}
+    start = 0
     for part in parts:
-        rows[part.name][..., at : at + part.rank] = -half(part, "b") if part.first else half(part, "b")
-        at += part.rank
-    return a, join_rows(step, list(rows.values()), config)
+        rows[part.name][..., start : start + part.rank] = -read(part.b) if part.first else read(part.b)
+        start += part.rank
+    return a, join_rows(mapping, list(rows.values()), config)
 
 
-def join_rows(step: TensorMapping, rows: list[Tensor], config: Config) -> Tensor:
+def join_rows(mapping: TensorMapping, rows: list[Tensor], config: Config) -> Tensor:
     """Rows of our matrices in the order of the published one's rows."""
-    return rows[0] if step.kind == "rename" else replace(step, transposed=False).join(rows, config)
+    return rows[0] if mapping.kind == "rename" else replace(mapping, transposed=False).join(rows, config)
 
 
-def split_rows_of(step: TensorMapping, rows: Tensor, config: Config) -> dict[str, Tensor]:
+def split_rows_by_name(mapping: TensorMapping, rows: Tensor, config: Config) -> dict[str, Tensor]:
     """The rows of each of our matrices out of those of the published one."""
-    parts = [rows] if step.kind == "rename" else replace(step, transposed=False).split(rows, config)
-    return dict(zip(step.names, parts, strict=True))
+    parts = [rows] if mapping.kind == "rename" else replace(mapping, transposed=False).split(rows, config)
+    return dict(zip(mapping.names, parts, strict=True))
 
 
-def split(step: TensorMapping, parts: list[LoRAPart], a: Tensor, b: Tensor, config: Config) -> dict[str, Tensor]:
+def split_pair(
+    mapping: TensorMapping, parts: list[LoRAPart], a: Tensor, b: Tensor, config: Config
+) -> dict[str, Tensor]:
     """Our A and B, by name, out of those of a published matrix.
 
     Raises:
         UserError: if the parts' ranks are not those of A and B.
     """
     if not a.dim() == b.dim() > 1 or not a.shape[-2] == b.shape[-1] == sum(part.rank for part in parts):
-        raise UserError(
-            f"{step.hf_name}: A {list(a.shape)} and B {list(b.shape)} do not have the ranks in the metadata"
-        )
-    found: dict[str, Tensor] = {}
-    rows, at = split_rows_of(step, b, config), 0
+        shapes = f"A {list(a.shape)} and B {list(b.shape)}"
+        raise UserError(f"{mapping.hf_name}: {shapes} do not have the ranks in the file's metadata")
+    tensors: dict[str, Tensor] = {}
+    rows, start = split_rows_by_name(mapping, b, config), 0
     for part in parts:
-        here = slice(at, at + part.rank)
-        columns = rows[part.name][..., here]
-        found |= {
-            part.parameter_name("a"): a[..., here, :],
-            part.parameter_name("b"): -columns if part.first else columns,
-        }
-        at += part.rank
-    return found
+        ranks = slice(start, start + part.rank)
+        columns = rows[part.name][..., ranks]
+        tensors[part.a], tensors[part.b] = a[..., ranks, :], -columns if part.first else columns
+        start += part.rank
+    return tensors
 
 
-def share_pair(step: TensorMapping, a: Tensor, b: Tensor, config: Config) -> dict[str, Tensor]:
-    """Our A and B, by name, out of a pair that knows of no parts: each of ours has the whole A and its rows of B."""
-    found: dict[str, Tensor] = {}
-    for ours, rows in split_rows_of(step, b, config).items():
-        part = LoRAPart(ours, False, a.shape[-2])
-        found |= {part.parameter_name("a"): a, part.parameter_name("b"): rows}
-    return found
+def split_foreign_pair(mapping: TensorMapping, a: Tensor, b: Tensor, config: Config) -> dict[str, Tensor]:
+    """Our A and B, by name, out of a pair that was not joined here: each of ours has the whole A and its rows of B."""
+    tensors: dict[str, Tensor] = {}
+    for name, rows in split_rows_by_name(mapping, b, config).items():
+        part = LoRAPart(name, False, a.shape[-2])
+        tensors[part.a], tensors[part.b] = a, rows
+    return tensors

@@ -1,9 +1,9 @@
-"""Pairs of parameters in PEFT's LoRA: of experts that are published as one tensor, and of the routers beside them.
+"""Parameters in PEFT's LoRA: experts that are published as one tensor, and the routers beside them.
 
 The pair of a stack is flat in a file: A (E r, in), expert after expert, and B (out, r E), rank after rank. PEFT wraps a
-module once for each of its parameters that has a pair, and names the pair by the wrapping: the last is called as the
-module is, each one before it `.base_layer` more. A stack whose matrices are (in, out) but taken for (out, in) has the
-pair of the transposed update.
+module once for each of its parameters that has a pair, and names the pair by the wrapper: the last has the module's
+name, each one before it `.base_layer` more. A stack whose matrices are (in, out) but taken for (out, in) has the pair
+of the transposed update.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,85 +15,87 @@ from litgpt.model.config import Config
 from litgpt.model.names import TensorMapping, is_stacked
 from litgpt.model.registry import find_family
 
-INNER = ".base_layer"
+BASE_LAYER = ".base_layer"
 
 
-def is_whole_stack(step: TensorMapping) -> bool:
+def is_fused(mapping: TensorMapping) -> bool:
     """Whether a published tensor holds all experts."""
-    return is_stacked(step.names[0]) and step.expert is None
+    return is_stacked(mapping.names[0]) and mapping.expert is None
 
 
-def is_router(step: TensorMapping) -> bool:
+def is_router(mapping: TensorMapping) -> bool:
     """Whether a published tensor is a router's matrix."""
-    return step.names[0].endswith(".router.weight")
+    return mapping.names[0].endswith(".router.weight")
 
 
-def parameters_in(steps: Mapping[str, TensorMapping]) -> set[str]:
+def list_adapted_parameters(mappings: Mapping[str, TensorMapping]) -> set[str]:
     """The published tensors that PEFT adapts as parameters, not as layers."""
-    stacks = {name for name, step in steps.items() if is_whole_stack(step) and not name.endswith("bias")}
-    routers = {name for name, step in steps.items() if is_router(step)}
+    stacks = {name for name, mapping in mappings.items() if is_fused(mapping) and not name.endswith("bias")}
+    routers = {name for name, mapping in mappings.items() if is_router(mapping)}
     return stacks | routers if stacks else set()
 
 
-def held_stacked(steps: Mapping[str, TensorMapping]) -> dict[str, TensorMapping]:
+def map_fused_experts(mappings: Mapping[str, TensorMapping]) -> dict[str, TensorMapping]:
     """The tensors in which transformers holds experts that are published one by one, and the routers beside them."""
-    held: dict[str, TensorMapping] = {}
-    for first in [step for step in steps.values() if step.expert == 0]:
+    fused: dict[str, TensorMapping] = {}
+    for first in [mapping for mapping in mappings.values() if mapping.expert == 0]:
         mlp = first.names[0].rpartition(".experts.")[0]
         gate, up, down = (f"{mlp}.experts.{name}" for name in ("gate", "up", "down"))
         module = f"model.layers.{mlp.split('.')[1]}.mlp"
-        made = [
-            TensorMapping(f"{module}.experts.gate_up_proj", (gate, up), "concat"),
-            TensorMapping(f"{module}.experts.down_proj", (down,), "rename"),
-            TensorMapping(f"{module}.gate.weight", (f"{mlp}.router.weight",), "rename"),
-        ]
-        held |= {step.hf_name: step for step in made}
-    return held
+        for hf_name, names, kind in (
+            (f"{module}.experts.gate_up_proj", (gate, up), "concat"),
+            (f"{module}.experts.down_proj", (down,), "rename"),
+            (f"{module}.gate.weight", (f"{mlp}.router.weight",), "rename"),
+        ):
+            fused[hf_name] = TensorMapping(hf_name, names, kind)
+    return fused
 
 
-def targeted(endings: Iterable[str], steps: Mapping[str, TensorMapping]) -> list[str]:
-    """The published tensors that PEFT's `target_parameters` name, in the model's order.
+def match_target_parameters(target_parameters: Iterable[str], mappings: Mapping[str, TensorMapping]) -> list[str]:
+    """The published tensors that PEFT's `target_parameters` select by the end of their name, in the model's order.
 
     Raises:
         UserError: for biases of experts.
     """
-    ends = tuple(f".{ending}" for ending in endings)
-    names = [name for name, step in steps.items() if step.hf_name == name and f".{name}".endswith(ends)]
-    if biases := [name for name in names if is_whole_stack(steps[name]) and name.endswith("bias")]:
-        raise UserError(f"target_parameters: {biases[0]} will not do; {biases[0].removesuffix('_bias')} would")
+    ends = tuple(f".{ending}" for ending in target_parameters)
+    names = [name for name, mapping in mappings.items() if mapping.hf_name == name and f".{name}".endswith(ends)]
+    if biases := [name for name in names if is_fused(mappings[name]) and name.endswith("bias")]:
+        weight = biases[0].removesuffix("_bias")
+        raise UserError(f"target_parameters: {biases[0]} is not supported; use {weight}")
     return names
 
 
-def wrapped(parameters: Sequence[str]) -> dict[str, str]:
-    """What PEFT calls the pair of each parameter that has one, given in the model's order."""
-    modules = [name.rpartition(".")[0] for name in parameters]
-    depths = [modules[at + 1 :].count(module) for at, module in enumerate(modules)]
-    return {name: module + INNER * depth for name, module, depth in zip(parameters, modules, depths, strict=True)}
+def name_wrapped_pairs(hf_names: Sequence[str]) -> dict[str, str]:
+    """PEFT's name for the pair of each parameter that has one, given in the model's order."""
+    modules = [name.rpartition(".")[0] for name in hf_names]
+    depths = [modules[number + 1 :].count(module) for number, module in enumerate(modules)]
+    return {name: module + BASE_LAYER * depth for name, module, depth in zip(hf_names, modules, depths, strict=True)}
 
 
-def flat(a: Tensor, b: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """A and B as PEFT keeps them of A (E, r, in) and B (E, out, r)."""
-    if turned(config):
+def flatten_pair(a: Tensor, b: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """PEFT's A (E r, in) and B (out, r E) of A (E, r, in) and B (E, out, r)."""
+    if is_transposed_in_peft(config):
         a, b = b.mT, a.mT
     return a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
 
 
-def stacked(step: TensorMapping, a: Tensor, b: Tensor, columns: int, config: Config) -> tuple[Tensor, Tensor]:
-    """A (E, r, in) and B (E, out, r) of those that PEFT keeps; PEFT before 0.19 turned none, which shapes tell.
+def unflatten_pair(mapping: TensorMapping, a: Tensor, b: Tensor, columns: int, config: Config) -> tuple[Tensor, Tensor]:
+    """A (E, r, in) and B (E, out, r) of PEFT's A (E r, in) and B (out, r E).
+
+    PEFT before 0.19 transposed no stacks, which the shapes show.
 
     Raises:
-        UserError: if they are not of a rank for each expert.
+        UserError: if they do not have a rank for each expert.
     """
     if not a.dim() == b.dim() == 2 or a.shape[0] != b.shape[1] or a.shape[0] % config.n_expert:
-        raise UserError(
-            f"{step.hf_name}: A {list(a.shape)} and B {list(b.shape)} are no pairs of {config.n_expert} experts"
-        )
-    way = turned(config) if a.shape[1] == b.shape[0] else a.shape[1] != columns
+        shapes = f"A {list(a.shape)} and B {list(b.shape)}"
+        raise UserError(f"{mapping.hf_name}: {shapes} are not pairs of {config.n_expert} experts")
+    is_transposed = is_transposed_in_peft(config) if a.shape[1] == b.shape[0] else a.shape[1] != columns
     a, b = a.unflatten(0, (config.n_expert, -1)), b.unflatten(1, (-1, config.n_expert)).permute(2, 0, 1)
-    return (b.mT, a.mT) if way else (a, b)
+    return (b.mT, a.mT) if is_transposed else (a, b)
 
 
-def turned(config: Config) -> bool:
+def is_transposed_in_peft(config: Config) -> bool:
     """Whether PEFT takes the matrices of this family's stacks for transposed ones."""
     family = find_family(config)
     return family is not None and family.turned_in_peft

@@ -1,188 +1,245 @@
-"""The tensors of PEFT's LoRA under their published names, made of ours and sorted back."""
+"""Convert LoRA to PEFT's format and from it: the tensors under their published names, and the settings."""
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.names import TensorMapping
 from litgpt.model.registry import find_family
 from litgpt.recipe.keys import find_nearest
+from litgpt.recipe.tuner import LoRA
+from litgpt.store.adapters.lora_config import build_lora_config, read_lora_settings, read_scale
 from litgpt.store.adapters.lora_pairs import (
+    COPY_SUFFIX,
     LoRAPart,
     find_parts,
+    get_added_name,
     join_pair,
     join_rows,
-    split_rows_of,
-    tuner_parameter_name,
+    split_foreign_pair,
+    split_pair,
+    split_rows_by_name,
+    strip_ending,
 )
-from litgpt.store.adapters.peft_experts import INNER, flat, is_whole_stack, parameters_in, stacked, targeted, wrapped
+from litgpt.store.adapters.peft_experts import (
+    BASE_LAYER,
+    flatten_pair,
+    is_fused,
+    list_adapted_parameters,
+    map_fused_experts,
+    match_target_parameters,
+    name_wrapped_pairs,
+    unflatten_pair,
+)
 from litgpt.store.published_tensor import list_parameters
 
-START = "base_model.model."
-COPY = "_trained"
+PREFIX = "base_model.model."
 PAIR = re.compile(r"(?P<layer>.+)\.(?P<half>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\.default)?(\.weight)?")
 MAGNITUDE = re.compile(r"(?P<layer>.+)\.lora_magnitude_vector(\.default)?(\.weight)?")
-Tensors = Mapping[str, Tensor]
+WRAPPERS = re.compile(r"(\.base_layer|\.modules_to_save\.default|\.modules_to_save)+\.")
+Mappings = Mapping[str, TensorMapping]
 
 
-def steps_of(config: Config) -> dict[str, TensorMapping]:
-    """How each published tensor is made of ours, by its name; a head tied to the embedding is one more of it.
+def list_published_mappings(config: Config) -> dict[str, TensorMapping]:
+    """How each published tensor is made of ours, by its name; a head tied to the embedding is one more.
 
-    What transformers' modules call otherwise than files do is there under both names, and called as in modules.
+    What transformers' modules name differently than files do is there under both names, with the module's in its
+    mapping.
     """
     family, names = find_family(config), list(list_parameters(config))
     if family is None:
         return {name: TensorMapping(name, (name,), "rename") for name in names}
-    steps = family.tensors.map_names(names, config)
+    mappings = family.tensors.map_names(names, config)
     if config.tie_embeddings:
         (head,) = family.tensors.map_names(["head.weight"], config)
-        steps.append(TensorMapping(head.hf_name, ("embedding.weight",), "rename"))
-    found: dict[str, TensorMapping] = {}
-    for step in steps:
-        ends = [end for end in family.module_names if step.hf_name.endswith(f".{end}")]
-        module = step.hf_name.removesuffix(ends[0]) + family.module_names[ends[0]] if ends else step.hf_name
-        found |= dict.fromkeys((step.hf_name, module), replace(step, hf_name=module))
-    return found
+        mappings.append(TensorMapping(head.hf_name, ("embedding.weight",), "rename"))
+    named: dict[str, TensorMapping] = {}
+    for mapping in mappings:
+        ends = [end for end in family.module_names if mapping.hf_name.endswith(f".{end}")]
+        module = mapping.hf_name.removesuffix(ends[0]) + family.module_names[ends[0]] if ends else mapping.hf_name
+        named |= dict.fromkeys((mapping.hf_name, module), replace(mapping, hf_name=module))
+    return named
 
 
-def layer_of(theirs: str) -> str:
-    """The published layer that holds a weight or a bias."""
-    return theirs.removesuffix(".weight").removesuffix(".bias")
+def convert_lora_to_peft(
+    tensors: Mapping[str, Tensor], settings: LoRA, config: Config, base: str
+) -> tuple[dict[str, Tensor], dict[str, list[dict[str, Any]]], dict[str, Any]]:
+    """PEFT's tensors, the parts of each layer's pair for our notes, and the content of `adapter_config.json`.
 
-
-def to_peft(tensors: Tensors, config: Config) -> tuple[dict[str, Tensor], dict[str, list[LoRAPart]], set[str]]:
-    """PEFT's tensors, the parts of each layer's pair, and the names of ours that it has no form for."""
+    Raises:
+        UserError: if PEFT has no format for a tensor.
+    """
     published: dict[str, Tensor] = {}
-    layers: dict[str, list[LoRAPart]] = {}
-    left, shapes, steps = set(tensors), list_parameters(config), steps_of(config)
-    parameters = parameters_in(steps)
-    ours = {step.hf_name: (step, find_parts(step, tensors)) for step in steps.values()}
-    called = wrapped([theirs for theirs, (_, parts) in ours.items() if parts])
-    wrappings = Counter(name.split(INNER)[0] for name in called.values())
-    for theirs, (step, parts) in ours.items():
-        layer = layer_of(theirs)
+    layers: dict[str, tuple[TensorMapping, list[LoRAPart]]] = {}
+    unconverted, parameters, named = set(tensors), list_parameters(config), list_published_mappings(config)
+    adapted_parameters = list_adapted_parameters(named)
+    mappings = {mapping.hf_name: mapping for mapping in named.values()}
+    parts_of = {hf_name: find_parts(mapping, tensors) for hf_name, mapping in mappings.items()}
+    wrapped_names = name_wrapped_pairs([hf_name for hf_name, parts in parts_of.items() if parts])
+    wrappers = Counter(name.split(BASE_LAYER)[0] for name in wrapped_names.values())
+    for hf_name, mapping in mappings.items():
+        layer, parts = strip_ending(hf_name), parts_of[hf_name]
+        is_parameter = hf_name in adapted_parameters
         if parts:
-            layers[layer] = parts
-            pair = join_pair(step, parts, tensors, shapes, config)
-            published |= named_pair(called[theirs], step, *(flat(*pair, config) if is_whole_stack(step) else pair))
-            left -= {part.parameter_name(half) for part in parts for half in "ab"}
-        lengths = [tuner_parameter_name(ours, "lora_magnitude") for ours in step.names]
-        has_lengths = bool(parts) and theirs not in parameters and not is_embedding(layer, step)
-        if has_lengths and all(name in tensors for name in lengths):
-            rows = [tensors[name] if step.expert is None else tensors[name][step.expert] for name in lengths]
-            published[f"{START}{layer}.lora_magnitude_vector"] = join_rows(step, rows, config)
-            left -= set(lengths)
-        copies = [ours + COPY for ours in step.names]
-        if all(name in tensors for name in copies) and not (is_whole_stack(step) and theirs in parameters):
-            module, _, key = theirs.rpartition(".")
-            inner = f"{module}{INNER * wrappings[module]}.{key}" if key.endswith("bias") else theirs
-            published[START + inner] = step.join([tensors[name] for name in copies], config)
-            left -= set(copies)
-    return published, layers, left
+            layers[layer] = (mapping, parts)
+            pair = join_pair(mapping, parts, tensors, parameters, config)
+            pair = flatten_pair(*pair, config) if is_fused(mapping) else pair
+            published |= name_pair(wrapped_names[hf_name], mapping, *pair)
+            unconverted -= {name for part in parts for name in (part.a, part.b)}
+        magnitudes = [get_added_name(name, "lora_magnitude") for name in mapping.names]
+        can_have_magnitude = bool(parts) and not is_parameter and not is_embedding(layer, mapping)
+        if can_have_magnitude and all(name in tensors for name in magnitudes):
+            expert = mapping.expert
+            rows = [tensors[name] if expert is None else tensors[name][expert] for name in magnitudes]
+            published[f"{PREFIX}{layer}.lora_magnitude_vector"] = join_rows(mapping, rows, config)
+            unconverted -= set(magnitudes)
+        copies = [name + COPY_SUFFIX for name in mapping.names]
+        if all(name in tensors for name in copies) and not (is_fused(mapping) and is_parameter):
+            module, _, key = hf_name.rpartition(".")
+            wrapped = f"{module}{BASE_LAYER * wrappers[module]}.{key}" if key.endswith("bias") else hf_name
+            published[PREFIX + wrapped] = mapping.join([tensors[name] for name in copies], config)
+            unconverted -= set(copies)
+    if unconverted:
+        raise UserError(f"{min(unconverted)}: not supported in PEFT's format; merge the adapter into its base instead")
+    copied = [name.removeprefix(PREFIX) for name in published if ".lora_" not in name]
+    notes = {layer: [part.to_dict() for part in parts] for layer, (_, parts) in layers.items()}
+    return published, notes, build_lora_config(layers, copied, adapted_parameters, settings, base)
 
 
-def is_embedding(layer: str, step: TensorMapping) -> bool:
+def is_embedding(layer: str, mapping: TensorMapping) -> bool:
     """Whether a published layer is the embedding itself, not a head tied to it."""
-    return step.names == ("embedding.weight",) and not layer.endswith("head")
+    return mapping.names == ("embedding.weight",) and not layer.endswith("head")
 
 
-def named_pair(layer: str, step: TensorMapping, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+def name_pair(layer: str, mapping: TensorMapping, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     """A pair under PEFT's names; that of an embedding is of its transposed matrix."""
-    if is_embedding(layer, step):
-        return {f"{START}{layer}.lora_embedding_A": b.mT, f"{START}{layer}.lora_embedding_B": a.mT}
-    return {f"{START}{layer}.lora_A.weight": a, f"{START}{layer}.lora_B.weight": b}
+    if is_embedding(layer, mapping):
+        return {f"{PREFIX}{layer}.lora_embedding_A": b.mT, f"{PREFIX}{layer}.lora_embedding_B": a.mT}
+    return {f"{PREFIX}{layer}.lora_A.weight": a, f"{PREFIX}{layer}.lora_B.weight": b}
 
 
 @dataclass
-class Sorted:
-    """The tensors of a PEFT file by what they are: pairs and lengths of rows by layer, copies by published name."""
+class PEFTTensors:
+    """The tensors of a PEFT file by kind: pairs and DoRA's magnitudes by layer, trained copies by published name."""
 
-    pairs: dict[str, dict[str, Tensor]]
-    lengths: dict[str, Tensor]
-    copies: dict[str, Tensor]
+    pairs: dict[str, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    magnitudes: dict[str, Tensor] = field(default_factory=dict)
+    copies: dict[str, Tensor] = field(default_factory=dict)
 
 
-def sort(published: Tensors, steps: Mapping[str, TensorMapping], endings: Iterable[str], config: Config) -> Sorted:
-    """Sort the tensors of a PEFT file, whose `target_parameters` are these endings."""
-    found = Sorted(defaultdict(dict), {}, {})
-    layers = {name: layer_of(theirs) for theirs, name in wrapped(targeted(endings, steps)).items()}
+def convert_lora_from_peft(
+    published: Mapping[str, Tensor], values: Mapping[str, Any], notes: Any, config: Config
+) -> tuple[LoRA, dict[str, Tensor]]:
+    """Our settings and tensors of a LoRA adapter in PEFT's format.
+
+    Pairs of other ranks and scales than most are padded and scaled to those of the settings.
+
+    Args:
+        values: the content of `adapter_config.json`.
+        notes: what we add to the file's metadata; None for an adapter that was not written here.
+    """
+    mappings = list_published_mappings(config)
+    mappings |= map_fused_experts(mappings)
+    peft = sort_by_kind(published, mappings, values.get("target_parameters") or [], config)
+    collector = TensorCollector(config)
+    scales = {layer: read_scale(layer, values) for layer in peft.pairs} if not notes else {}
+    scale = Counter(scales.values()).most_common(1)[0][0] if scales else 1.0
+    rank = max((pair["a"].shape[-2] for pair in peft.pairs.values()), default=0 if notes else int(values["r"]))
+    for layer, pair in peft.pairs.items():
+        mapping, a, b = find_weight_mapping(layer, mappings), pair["a"], pair["b"]
+        if notes:
+            parts = [LoRAPart.from_dict(part) for part in notes["parts"][layer]]
+            collector.add(mapping, split_pair(mapping, parts, a, b, config))
+            continue
+        b = b if scales[layer] == scale else b * (scales[layer] / scale)
+        missing_ranks = rank - a.shape[-2]
+        a, b = pad(a, (0, 0, 0, missing_ranks)), pad(b, (0, missing_ranks))
+        collector.add(mapping, split_foreign_pair(mapping, a, b, config))
+    for layer, rows in peft.magnitudes.items():
+        mapping = find_weight_mapping(layer, mappings)
+        parts_by_name = split_rows_by_name(mapping, rows.flatten(), config)
+        collector.add(mapping, {get_added_name(name, "lora_magnitude"): part for name, part in parts_by_name.items()})
+    for hf_name, tensor in peft.copies.items():
+        mapping = find_mapping(hf_name, mappings)
+        copies = zip(mapping.names, mapping.split(tensor, config), strict=True)
+        collector.add(mapping, {name + COPY_SUFFIX: part for name, part in copies})
+    tensors = collector.stack_experts()
+    return LoRA(**notes["settings"]) if notes else read_lora_settings(values, tensors, rank, scale), tensors
+
+
+def sort_by_kind(
+    published: Mapping[str, Tensor], mappings: Mappings, target_parameters: Iterable[str], config: Config
+) -> PEFTTensors:
+    """Sort the tensors of a PEFT file by kind; pairs are those of (out, in) matrices, or stacks of them."""
+    peft = PEFTTensors()
+    wrapped_names = name_wrapped_pairs(match_target_parameters(target_parameters, mappings))
+    layers = {wrapped: strip_ending(hf_name) for hf_name, wrapped in wrapped_names.items()}
     for name, tensor in published.items():
-        if pair := PAIR.fullmatch(name):
-            half, embedding = pair["half"][-1], "embedding" in pair["half"]
-            key = {"A": "b", "B": "a"}[half] if embedding else half.lower()
-            found.pairs[layers.get(pair["layer"], pair["layer"])][key] = tensor.mT if embedding else tensor
-        elif length := MAGNITUDE.fullmatch(name):
-            found.lengths[length["layer"]] = tensor
+        if match := PAIR.fullmatch(name):
+            half, is_of_embedding = match["half"][-1], "embedding" in match["half"]
+            key = {"A": "b", "B": "a"}[half] if is_of_embedding else half.lower()
+            peft.pairs[layers.get(match["layer"], match["layer"])][key] = tensor.mT if is_of_embedding else tensor
+        elif match := MAGNITUDE.fullmatch(name):
+            peft.magnitudes[match["layer"]] = tensor
         else:
-            found.copies[re.sub(r"(\.base_layer|\.modules_to_save\.default|\.modules_to_save)+\.", ".", name)] = tensor
-    for layer, pair_of in found.pairs.items():
-        if pair_of.keys() != {"a", "b"}:
-            raise UserError(f"{layer}: only one of lora_A and lora_B is there")
-        if is_whole_stack(step := weight_step(layer, steps)):
-            columns = list_parameters(config)[step.names[0]].shape[-1]
-            pair_of["a"], pair_of["b"] = stacked(step, pair_of["a"], pair_of["b"], columns, config)
-    return found
+            peft.copies[WRAPPERS.sub(".", name)] = tensor
+    for layer, pair in peft.pairs.items():
+        if pair.keys() != {"a", "b"}:
+            raise UserError(f"{layer}: only one of lora_A and lora_B is in the file")
+        if is_fused(mapping := find_weight_mapping(layer, mappings)):
+            columns = list_parameters(config)[mapping.names[0]].shape[-1]
+            pair["a"], pair["b"] = unflatten_pair(mapping, pair["a"], pair["b"], columns, config)
+    return peft
 
 
-def step_for(name: str, steps: Mapping[str, TensorMapping]) -> TensorMapping:
-    """The step of a published tensor.
+def find_mapping(hf_name: str, mappings: Mappings) -> TensorMapping:
+    """The mapping of a published tensor.
 
     Raises:
         UserError: if the model has no such tensor.
     """
-    if name not in steps:
-        near = find_nearest(name, steps)
-        raise UserError(f"{name}: nothing in this model is called so" + (f"; it has {near}" if near else ""))
-    return steps[name]
+    if hf_name not in mappings:
+        nearest = find_nearest(hf_name, mappings)
+        raise UserError(f"{hf_name}: no tensor of this name in the model" + (f"; it has {nearest}" if nearest else ""))
+    return mappings[hf_name]
 
 
-def weight_step(layer: str, steps: Mapping[str, TensorMapping]) -> TensorMapping:
-    """The step of a published layer's matrix."""
-    return steps[layer] if layer in steps else step_for(f"{layer}.weight", steps)
+def find_weight_mapping(layer: str, mappings: Mappings) -> TensorMapping:
+    """The mapping of a published layer's matrix."""
+    return mappings[layer] if layer in mappings else find_mapping(f"{layer}.weight", mappings)
 
 
-class Taken:
-    """Our tensors as they come out of a file: those of experts one by one, the embedding's maybe from the head too."""
+class TensorCollector:
+    """Collects our tensors out of published ones: experts' one by one, the embedding's also from a tied head."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.tensors: dict[str, Tensor] = {}
         self.experts: dict[str, dict[int, Tensor]] = defaultdict(dict)
 
-    def add(self, step: TensorMapping, tensors: Tensors) -> None:
-        """Take in what a published tensor holds.
+    def add(self, mapping: TensorMapping, tensors: Mapping[str, Tensor]) -> None:
+        """Add what a published tensor holds.
 
         Raises:
             UserError: if a head that is tied to the embedding has another update than the embedding.
         """
         for name, tensor in tensors.items():
-            if step.expert is not None:
-                self.experts[name][step.expert] = tensor
+            if mapping.expert is not None:
+                self.experts[name][mapping.expert] = tensor
             elif not torch.equal(self.tensors.setdefault(name, tensor), tensor):
-                raise UserError(f"{step.hf_name}: differs from the embedding's, but the model ties them")
+                raise UserError(f"{mapping.hf_name}: differs from the embedding's, but the model ties them")
 
-    def whole(self) -> dict[str, Tensor]:
-        """All tensors, experts stacked; an expert without an update has one of zeros."""
+    def stack_experts(self) -> dict[str, Tensor]:
+        """All tensors, experts stacked; an expert without an update has zeros."""
         for name, experts in self.experts.items():
-            like = next(iter(experts.values()))
-            self.tensors[name] = torch.stack(
-                [experts.get(e, torch.zeros_like(like)) for e in range(self.config.n_expert)]
-            )
+            zeros = torch.zeros_like(next(iter(experts.values())))
+            self.tensors[name] = torch.stack([experts.get(expert, zeros) for expert in range(self.config.n_expert)])
         return self.tensors
-
-
-def add_rest(taken: Taken, found: Sorted, steps: Mapping[str, TensorMapping], config: Config) -> None:
-    """Take in the lengths of rows that DoRA trains, and copies."""
-    for layer, rows in found.lengths.items():
-        step = weight_step(layer, steps)
-        parts = split_rows_of(step, rows.flatten(), config)
-        taken.add(step, {tuner_parameter_name(ours, "lora_magnitude"): part for ours, part in parts.items()})
-    for name, tensor in found.copies.items():
-        step = step_for(name, steps)
-        taken.add(step, {ours + COPY: part for ours, part in zip(step.names, step.split(tensor, config), strict=True)})
