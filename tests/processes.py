@@ -19,10 +19,14 @@ CONTEXT.set_forkserver_preload(
         "torch.distributed.fsdp",
         "lightning",
         "jsonargparse",
+        "pydantic.type_adapter",
         "matplotlib.figure",
         "matplotlib.backends.backend_svg",
         "litgpt.recipe.build",
+        "litgpt.cli",
         "litgpt.commands.finetune",
+        "litgpt.commands.generate",
+        "litgpt.commands.pretrain",
     ]
 )
 

@@ -28,7 +28,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, lis
     return folder, losses
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+SLOW = ("hsdp", "tensor")  # the axes of these are in other layouts too
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in LAYOUTS]
+)
 def test_every_layout_goes_on_from_every_other(layout: str, saved: tuple[Path, dict[str, list[float]]]) -> None:
     ranks, _ = LAYOUTS[layout]
     said = [line for told in POOL.run(resume, layout, *saved, ranks=ranks) for line in told]
