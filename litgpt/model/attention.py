@@ -19,18 +19,18 @@ from litgpt.model.layers import build_norm, build_scale_norm
 from litgpt.model.rotary import apply_rotary
 
 
-class LayerCache(Protocol):
+class KVCacheLayer(Protocol):
     """The keys and values of one layer for the tokens so far."""
 
     def append(self, k_BKTS: Tensor, v_BKTS: Tensor) -> tuple[Tensor, Tensor]:
         """Append those of the next tokens; returns all keys (B, K, U, S) and values, the new ones last."""
 
 
-class Cache(Protocol):
+class KVCache(Protocol):
     """The keys and values of all layers, for `length` tokens."""
 
     length: int
-    layers: Sequence[LayerCache]
+    layers: Sequence[KVCacheLayer]
 
     def advance(self, tokens: int) -> None:
         """Count tokens that every layer has appended."""
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         self.norm_k = build_qk_norm(config, config.n_query_groups, self.norm_kind)
         self.eps = config.norm_eps
 
-    def forward(self, x_BTD: Tensor, inputs: AttentionInputs, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, inputs: AttentionInputs, cache: KVCacheLayer | None = None) -> Tensor:
         """Attend to the tokens that `inputs` allow, those in the cache included; (B, T, D)."""
         q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
         if self.norm_kind == "olmo2":

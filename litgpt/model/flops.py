@@ -1,31 +1,30 @@
-"""Floating-point operations of training, by formula."""
+"""Estimate the floating-point operations of training."""
 
 from litgpt.model.config import Config
 
 
-def training_flops(config: Config, *, tokens: int, sequence_length: int, frozen: bool = False) -> float:
-    """Operations of forward and backward over `tokens` tokens in sequences of `sequence_length`.
+def compute_training_flops(config: Config, *, tokens: int, sequence_length: int, frozen: bool = False) -> float:
+    """FLOPs of forward and backward for `tokens` tokens in sequences of `sequence_length`.
 
-    Per token: 6 for every weight that is multiplied (2 forward, 4 backward; the embedding is looked up, not
-    multiplied, the head is multiplied even where it shares the embedding's weight; of experts, those that a token goes
-    to), and for scores and values 12 * heads * head size * keys in each layer (Chowdhery et al. 2022, "PaLM", appendix
-    B), with the keys that a query sees on average: half of the sequence, less where the layer has a window. Biases,
-    norms, rotation and softmax are left out, as there.
+    Per token: 6 for every multiplied weight (2 forward, 4 backward; not the embedding, but the head even if it is tied;
+    only the experts of a token), and for attention 12 * heads * head size * keys in each layer (Chowdhery et al. 2022,
+    "PaLM", appendix B), with the average number of keys per query: half of the sequence, less with a window. Biases,
+    norms, rotation and softmax are not counted.
 
     Args:
-        frozen: the weights get no gradients, as beside an adapter: 4 for each; the adapter itself is left out.
+        frozen: the weights have no gradients, as with an adapter: 4 for each; the adapter itself is not counted.
     """
     attention = (
         6
         * config.n_head
-        * sum(head_sizes(config))
-        * sum(keys_seen(config, layer, sequence_length) for layer in range(config.n_layer))
+        * sum(compute_head_sizes(config))
+        * sum(count_keys(config, layer, sequence_length) for layer in range(config.n_layer))
     )
-    return float(tokens) * ((4 if frozen else 6) * multiplied_weights(config) + attention)
+    return float(tokens) * ((4 if frozen else 6) * count_multiplied_weights(config) + attention)
 
 
-def head_sizes(config: Config) -> tuple[int, int]:
-    """How many numbers of a head are multiplied for a score and for a value."""
+def compute_head_sizes(config: Config) -> tuple[int, int]:
+    """The head sizes of queries and keys, and of values."""
     assert config.head_size is not None
     if config.latent_attention is None:
         return config.head_size, config.head_size
@@ -33,8 +32,8 @@ def head_sizes(config: Config) -> tuple[int, int]:
     return sizes["qk_nope_head_dim"] + sizes["qk_rope_head_dim"], sizes["v_head_dim"]
 
 
-def keys_seen(config: Config, layer: int, sequence_length: int) -> float:
-    """Keys that a query of the layer sees on average."""
+def count_keys(config: Config, layer: int, sequence_length: int) -> float:
+    """Average number of keys per query of a layer."""
     if not config.is_local(layer):
         return sequence_length / 2
     assert config.sliding_window_size is not None
@@ -42,15 +41,17 @@ def keys_seen(config: Config, layer: int, sequence_length: int) -> float:
     return window / 2 if config.window_type == "chunked" else window - window**2 / (2 * sequence_length)
 
 
-def multiplied_weights(config: Config) -> int:
-    """How many weights every token is multiplied with: those of all linear layers, the head included."""
+def count_multiplied_weights(config: Config) -> int:
+    """Number of weights that a token is multiplied with: those of all linear layers and the head."""
     assert config.padded_vocab_size is not None
-    layers = sum(attention_weights(config) + feed_forward_weights(config, layer) for layer in range(config.n_layer))
+    layers = sum(
+        count_attention_weights(config) + count_feed_forward_weights(config, layer) for layer in range(config.n_layer)
+    )
     return layers + config.n_embd * config.padded_vocab_size
 
 
-def attention_weights(config: Config) -> int:
-    """The weights of one layer's attention."""
+def count_attention_weights(config: Config) -> int:
+    """Number of weights of a layer's attention."""
     assert config.head_size is not None and config.n_query_groups is not None
     if config.latent_attention is None:
         return 2 * (config.n_head + config.n_query_groups) * config.head_size * config.n_embd
@@ -62,8 +63,8 @@ def attention_weights(config: Config) -> int:
     return queries + width * (latent + sizes["qk_rope_head_dim"]) + kv_up + config.n_head * value * width
 
 
-def feed_forward_weights(config: Config, layer: int) -> int:
-    """The weights of one layer's feed-forward part that a token meets."""
+def count_feed_forward_weights(config: Config, layer: int) -> int:
+    """Number of weights of a layer's feed-forward that a token is multiplied with."""
     assert config.intermediate_size is not None
     if not config.has_experts(layer):
         return (2 if config.mlp_class_name == "GptNeoxMLP" else 3) * config.n_embd * config.intermediate_size

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.errors import UserError
-from litgpt.model.attention import Attention, Cache, LayerCache
+from litgpt.model.attention import Attention, KVCache, KVCacheLayer
 from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs
 from litgpt.model.config import Config
 from litgpt.model.latent import LatentAttention
@@ -54,7 +54,7 @@ class Block(nn.Module):
         """The experts of the layer, None if its feed-forward is dense."""
         return getattr(self.mlp, "experts", None)
 
-    def forward(self, x_BTD: Tensor, inputs: AttentionInputs, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, inputs: AttentionInputs, cache: KVCacheLayer | None = None) -> Tensor:
         normed = self.norm_1(x_BTD)
         attended = self._scale_residual(self.norm_1_post(self.attention(normed, inputs, cache)))
         if self.parallel:
@@ -150,7 +150,7 @@ class GPT(nn.Module):
         documents_BT: Tensor | None = None,
         inputs: AttentionInputs | None = None,
         head: Head | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
         layers: range | None = None,
         hidden_BTD: Tensor | None = None,
     ) -> Any:
@@ -164,14 +164,14 @@ class GPT(nn.Module):
             cache.advance(ids_BT.shape[1])
         return self._apply_head(x_BTD, head or compute_logits) if layers.stop == len(self.blocks) else x_BTD
 
-    def run_blocks(self, layers: range, x_BTD: Tensor, inputs: AttentionInputs, cache: Cache | None = None) -> Tensor:
+    def run_blocks(self, layers: range, x_BTD: Tensor, inputs: AttentionInputs, cache: KVCache | None = None) -> Tensor:
         """Run some blocks in order, (B, T, D) -> (B, T, D)."""
         for layer in layers:
             x_BTD = self.blocks[layer](x_BTD, inputs, None if cache is None else cache.layers[layer])
         return x_BTD
 
     def _build_inputs(
-        self, ids_BT: Tensor, positions: Tensor | None, documents_BT: Tensor | None, cache: Cache | None
+        self, ids_BT: Tensor, positions: Tensor | None, documents_BT: Tensor | None, cache: KVCache | None
     ) -> AttentionInputs:
         cached = 0 if cache is None else cache.length
         if cached and (positions is not None or documents_BT is not None):

@@ -1,7 +1,7 @@
-"""Read the shape of a model from the `config.json` of a published architecture, and write it.
+"""Read a config from the `config.json` of a published architecture, and write it.
 
-Most keys are plain copies of one of our fields. What is said otherwise goes through a translation: a pair of functions,
-one from their keys to our fields, one back. A family's file names those it needs, with settings.
+Most keys are plain copies of one config field. The rest uses translations: pairs of functions, one from keys to config
+fields, one back. The file of a family names those it needs, with settings.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 from litgpt.model.hf_config_experts import EXPERT_TRANSLATIONS
 from litgpt.model.hf_config_layers import LAYER_TRANSLATIONS
 from litgpt.model.hf_config_rope import ROPE_TRANSLATIONS
-from litgpt.model.hf_config_values import Translation, Values, unsupported
+from litgpt.model.hf_config_values import Translation, Values, unsupported_key
 from litgpt.model.transformer_config import TransformerConfig
 
 TRANSLATIONS: dict[str, Translation] = {**ROPE_TRANSLATIONS, **LAYER_TRANSLATIONS, **EXPERT_TRANSLATIONS}
@@ -19,15 +19,15 @@ TRANSLATIONS: dict[str, Translation] = {**ROPE_TRANSLATIONS, **LAYER_TRANSLATION
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigKeys:
-    """How an architecture's `config.json` tells a shape.
+    """The keys of an architecture's `config.json`.
 
     Attributes:
-        fixed: our fields that all its members share.
-        config: our field and the key that holds the same.
-        translated: the translations that say the rest, with their settings; in the order of reading.
+        fixed: config fields that all its models share.
+        config: config field and the key with the same value.
+        translated: the translations for the rest, with their settings; in the order of reading.
         expect: keys that must have one of some values; the first is written.
-        missing: what transformers assumes for an absent key.
-        nested: the key under which a folder of several models keeps the language model; such a folder is only read.
+        missing: transformers' defaults of absent keys.
+        nested: the key of the language model in a multimodal config, which is only read.
     """
 
     architectures: list[str]
@@ -40,37 +40,37 @@ class ConfigKeys:
     nested: str | None = None
 
     def read(self, values: Values, *, name: str = "") -> TransformerConfig:
-        """The shape that a `config.json` of this architecture tells.
+        """Read the `config.json` of a model of this architecture.
 
         Raises:
-            UserError: naming a key whose value this model does not run.
+            UserError: naming a key whose value is not supported.
         """
-        values = {**self.missing, **self._stated(values)}
+        values = {**self.missing, **self._select_keys(values)}
         for key, accepted in self.expect.items():
             if values.get(key) not in accepted:
-                raise unsupported(key, values.get(key), repr(accepted[0]))
-        ours = {ours: values[key] for ours, key in self.config.items() if values.get(key) is not None}
+                raise unsupported_key(key, values.get(key), repr(accepted[0]))
+        fields = {name: values[key] for name, key in self.config.items() if values.get(key) is not None}
         for kind, settings in self.translated.items():
-            ours |= TRANSLATIONS[kind].read(values, ours, **settings)
+            fields |= TRANSLATIONS[kind].read(values, fields, **settings)
         labels = {"name": name, "hf_config": {"model_type": self.model_type}}
-        return TransformerConfig(**{**ours, "vocab_size": ours.get("padded_vocab_size"), **self.fixed, **labels})
+        return TransformerConfig(**{**fields, "vocab_size": fields.get("padded_vocab_size"), **self.fixed, **labels})
 
-    def _stated(self, values: Values) -> Values:
-        """The keys of the language model, and those around it that hold for it too."""
+    def _select_keys(self, values: Values) -> Values:
+        """The keys of the language model, and those outside that apply to it."""
         if self.nested is None:
             return values
         inner = values.get(self.nested)
         if not isinstance(inner, dict):
-            raise unsupported(self.nested, inner, "a mapping of the language model's keys")
+            raise unsupported_key(self.nested, inner, "a mapping of the language model's keys")
         tied = {key: values[key] for key in ("tie_word_embeddings",) if key in values}
         return {**inner, **tied}
 
     def config_json(self, config: TransformerConfig) -> dict[str, Any]:
-        """The `config.json` of a model of this shape, rope in the form before transformers 5 and in that since."""
+        """The `config.json` of a model, rope in the form before transformers 5 and in that since."""
         written: dict[str, Any] = {"architectures": list(self.architectures), "model_type": self.model_type}
-        written["pad_token_id"] = None  # the default of an architecture may lie outside the vocabulary
+        written["pad_token_id"] = None  # the default of an architecture may be outside the vocabulary
         written |= {key: accepted[0] for key, accepted in self.expect.items()}
-        written |= {key: getattr(config, ours) for ours, key in self.config.items()}
+        written |= {key: getattr(config, name) for name, key in self.config.items()}
         for kind, settings in self.translated.items():
             written |= TRANSLATIONS[kind].write(config, **settings)
         return written

@@ -1,77 +1,85 @@
-"""How a `config.json` tells of experts and latent attention: the translations of `config_json` that concern them."""
+"""Translations of the `config.json` keys of experts and latent attention."""
 
 from typing import Any
 
-from litgpt.model.hf_config_values import Translation, Values, layers_in, marks, unsupported, whole
+from litgpt.model.hf_config_values import (
+    Translation,
+    Values,
+    check_count,
+    layer_range,
+    parse_layer_kinds,
+    unsupported_key,
+)
 from litgpt.model.transformer_config import LATENT_SIZES, TransformerConfig
 
 CHUNKED, GLOBAL = "chunked_attention", "full_attention"
 
 
-def expert_marks(config: TransformerConfig) -> list[int]:
+def list_expert_layers(config: TransformerConfig) -> list[int]:
     """1 for each layer with experts."""
     return [int(config.has_experts(layer)) for layer in range(config.n_layer)]
 
 
-def marked(with_experts: list[int]) -> dict[str, Any]:
+def to_moe_layers(with_experts: list[int]) -> dict[str, Any]:
     """`moe_layers`, unless every layer has experts."""
     return {} if all(with_experts) else {"moe_layers": with_experts}
 
 
-def read_either(values: Values, ours: Values, **keys: list[str]) -> dict[str, Any]:
-    """A field that has had several keys: the first that is there."""
+def read_either(values: Values, fields: Values, **keys: list[str]) -> dict[str, Any]:
+    """Fields with several possible keys; the first that is present is read."""
     return {
-        ours: next((values[key] for key in names if values.get(key) is not None), None) for ours, names in keys.items()
+        name: next((values[key] for key in names if values.get(key) is not None), None) for name, names in keys.items()
     }
 
 
 def write_either(config: TransformerConfig, **keys: list[str]) -> dict[str, Any]:
     """The first key of each field."""
-    return {names[0]: getattr(config, ours) for ours, names in keys.items()}
+    return {names[0]: getattr(config, name) for name, names in keys.items()}
 
 
-def read_sparse_step(values: Values, ours: Values) -> dict[str, Any]:
-    """Experts in one layer of `decoder_sparse_step`, the last of them, but for `mlp_only_layers`."""
-    step, dense = whole("decoder_sparse_step", values.get("decoder_sparse_step")), values.get("mlp_only_layers") or []
+def read_sparse_step(values: Values, fields: Values) -> dict[str, Any]:
+    """Experts in every `decoder_sparse_step`-th layer, except `mlp_only_layers`."""
+    step = check_count("decoder_sparse_step", values.get("decoder_sparse_step"))
+    dense = values.get("mlp_only_layers") or []
     if not isinstance(dense, list):
-        raise unsupported("mlp_only_layers", dense, "a list of layers such as [0]")
-    return marked([int((layer + 1) % step == 0 and layer not in dense) for layer in layers_in(ours)])
+        raise unsupported_key("mlp_only_layers", dense, "a list of layers such as [0]")
+    return to_moe_layers([int((layer + 1) % step == 0 and layer not in dense) for layer in layer_range(fields)])
 
 
 def write_sparse_step(config: TransformerConfig) -> dict[str, Any]:
     """The keys of `read_sparse_step`."""
-    dense = [layer for layer, mark in enumerate(expert_marks(config)) if not mark]
+    dense = [layer for layer, mark in enumerate(list_expert_layers(config)) if not mark]
     return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
 
 
-def read_expert_layers(values: Values, ours: Values) -> dict[str, Any]:
-    """Experts in the layers that `moe_layers` lists, else in one of `interleave_moe_layer_step`, the last of them."""
+def read_expert_layers(values: Values, fields: Values) -> dict[str, Any]:
+    """Experts in the layers of `moe_layers`, else in every `interleave_moe_layer_step`-th layer."""
     listed = values.get("moe_layers")
     if listed is None:
-        step = whole("interleave_moe_layer_step", values.get("interleave_moe_layer_step"))
-        return marked([int((layer + 1) % step == 0) for layer in layers_in(ours)])
+        step = check_count("interleave_moe_layer_step", values.get("interleave_moe_layer_step"))
+        return to_moe_layers([int((layer + 1) % step == 0) for layer in layer_range(fields)])
     if not isinstance(listed, list):
-        raise unsupported("moe_layers", listed, "a list of layers such as [1, 3]")
-    return marked([int(layer in listed) for layer in layers_in(ours)])
+        raise unsupported_key("moe_layers", listed, "a list of layers such as [1, 3]")
+    return to_moe_layers([int(layer in listed) for layer in layer_range(fields)])
 
 
 def write_expert_layers(config: TransformerConfig) -> dict[str, Any]:
     """The keys of `read_expert_layers`."""
-    return {"moe_layers": [layer for layer, mark in enumerate(expert_marks(config)) if mark]}
+    return {"moe_layers": [layer for layer, mark in enumerate(list_expert_layers(config)) if mark]}
 
 
-def read_expert_span(values: Values, ours: Values) -> dict[str, Any]:
-    """Experts in one of `moe_layer_interval` layers from `moe_layer_start_index` to `moe_layer_end_index`."""
+def read_expert_span(values: Values, fields: Values) -> dict[str, Any]:
+    """Experts in every `moe_layer_interval`-th layer from `moe_layer_start_index` to `moe_layer_end_index`."""
     step, first, last = (values.get(f"moe_layer_{key}") for key in ("interval", "start_index", "end_index"))
     if not isinstance(first, int) or not isinstance(last, int):
-        raise unsupported("moe_layer_start_index", first, "a whole number, and one for moe_layer_end_index")
-    every, last = whole("moe_layer_interval", step), last if last >= 0 else len(layers_in(ours)) - 1
-    return marked([int((layer + 1) % every == 0 and first <= layer <= last) for layer in layers_in(ours)])
+        raise unsupported_key("moe_layer_start_index", first, "a whole number, and one for moe_layer_end_index")
+    every, last = check_count("moe_layer_interval", step), last if last >= 0 else len(layer_range(fields)) - 1
+    return to_moe_layers([int((layer + 1) % every == 0 and first <= layer <= last) for layer in layer_range(fields)])
 
 
 def write_expert_span(config: TransformerConfig) -> dict[str, Any]:
-    """The keys of `read_expert_span`, for layers with experts that follow each other."""
-    with_experts = [layer for layer, mark in enumerate(expert_marks(config)) if mark] or [config.n_layer]
+    """The keys of `read_expert_span`, for consecutive layers with experts."""
+    with_experts = [layer for layer, mark in enumerate(list_expert_layers(config)) if mark] or [config.n_layer]
     return {
         "moe_layer_interval": 1,
         "moe_layer_start_index": with_experts[0],
@@ -79,12 +87,12 @@ def write_expert_span(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def read_groups(values: Values, ours: Values, *, best: int, method: str | None = None) -> dict[str, Any]:
+def read_groups(values: Values, fields: Values, *, best: int, method: str | None = None) -> dict[str, Any]:
     """The limit on groups of experts.
 
     Args:
-        best: how many scores of a group are summed up.
-        method: the value of `topk_method` that a limit needs.
+        best: number of scores of a group that are summed.
+        method: the value of `topk_method` with which the limit applies.
     """
     groups = values.get("n_group")
     if (method is not None and values.get("topk_method") != method) or groups in (None, 1):
@@ -101,27 +109,27 @@ def write_groups(config: TransformerConfig, *, best: int, method: str | None = N
     return written
 
 
-def read_latent(values: Values, ours: Values, *, norm_eps: float) -> dict[str, Any]:
-    """The sizes of latent attention, whose keys have our names; its norms have an epsilon that no key tells."""
+def read_latent(values: Values, fields: Values, *, norm_eps: float) -> dict[str, Any]:
+    """The sizes of latent attention, under the same keys; the epsilon of its norms has no key."""
     sizes = {key: values.get(key) for key in sorted(LATENT_SIZES)}
     return {"latent_attention": {**sizes, "norm_eps": norm_eps}, "head_size": values.get("qk_rope_head_dim")}
 
 
 def write_latent(config: TransformerConfig, *, norm_eps: float) -> dict[str, Any]:
-    """The keys of `read_latent`, and the size that transformers' rotary embedding asks for."""
+    """The keys of `read_latent`, and the size that transformers' rotary embedding needs."""
     sizes = config.latent_attention or dict.fromkeys(LATENT_SIZES)
     return {**{key: sizes[key] for key in sorted(LATENT_SIZES)}, "head_dim": sizes["qk_rope_head_dim"]}
 
 
-def read_chunks(values: Values, ours: Values) -> dict[str, Any]:
-    """Which layers see the chunk of positions that they are in only; without a list, those that rotate by position."""
+def read_chunks(values: Values, fields: Values) -> dict[str, Any]:
+    """Layers with chunked attention; without `layer_types`, those with rotary embeddings."""
     size, types = values.get("attention_chunk_size"), values.get("layer_types")
-    found = ours.get("rope_layers") or [1] * len(layers_in(ours))
+    chunked = fields.get("rope_layers") or [1] * len(layer_range(fields))
     if types is not None:
-        found = marks("layer_types", types, ours, {CHUNKED: 1, GLOBAL: 0})
-    if size is None or not any(found):
+        chunked = parse_layer_kinds("layer_types", types, fields, {CHUNKED: 1, GLOBAL: 0})
+    if size is None or not any(chunked):
         return {}
-    indices = {} if all(found) else {"sliding_window_indices": found}
+    indices = {} if all(chunked) else {"sliding_window_indices": chunked}
     return {"window_type": "chunked", "sliding_window_size": size, **indices}
 
 
@@ -131,7 +139,7 @@ def write_chunks(config: TransformerConfig) -> dict[str, Any]:
     return {"attention_chunk_size": config.sliding_window_size, "layer_types": kinds}
 
 
-def read_temperature(values: Values, ours: Values, *, first: float) -> dict[str, Any]:
+def read_temperature(values: Values, fields: Values, *, first: float) -> dict[str, Any]:
     """A factor on queries that grows with the position, counted from `first`."""
     if not values.get("attn_temperature_tuning"):
         return {}
@@ -144,26 +152,26 @@ def write_temperature(config: TransformerConfig, *, first: float) -> dict[str, A
     settings = config.query_temperature
     if settings is None:
         return {"attn_temperature_tuning": False}
-    said = {"floor_scale": settings["floor_scale"], "attn_scale": settings["scale"]}
-    return {"attn_temperature_tuning": True, **said}
+    scales = {"floor_scale": settings["floor_scale"], "attn_scale": settings["scale"]}
+    return {"attn_temperature_tuning": True, **scales}
 
 
 def normalize_expert_fields(config: TransformerConfig) -> dict[str, Any]:
-    """What the fields of experts and latent attention compute, the same for all ways of saying it."""
-    found: dict[str, Any] = {}
+    """The fields of experts and latent attention in a form that is equal if they compute the same."""
+    attention: dict[str, Any] = {}
     if config.latent_attention is not None:
-        found = {
+        attention = {
             "attention_scores_scalar": config.attention_scores_scalar,
             **dict.fromkeys(("head_size", "rotary_percentage", "norm_qk", "norm_qk_type")),
         }
     if config.mlp_class_name != "LLaMAMoE":
-        return found
-    with_experts = expert_marks(config)
+        return attention
+    with_experts = list_expert_layers(config)
     grouped = (config.n_expert_groups or 1) > 1
-    late = config.router_softmax == "after_top_k" or config.norm_topk_prob  # two ways to one result
+    late = config.router_softmax == "after_top_k" or config.norm_topk_prob  # both give the same result
     soft = config.router_score == "softmax"
     return {
-        **found,
+        **attention,
         "first_k_dense_replace": None,
         "moe_layers": with_experts,
         "moe_intermediate_size": config.expert_size,

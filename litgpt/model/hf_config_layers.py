@@ -1,4 +1,4 @@
-"""How a `config.json` tells of layers and heads: windows, layers without positions, biases, scales, shared heads."""
+"""Translations of the `config.json` keys of layers and heads: windows, layers without rope, biases, scales, heads."""
 
 from typing import Any
 
@@ -7,49 +7,49 @@ from litgpt.model.hf_config_values import (
     LOCAL,
     Translation,
     Values,
-    layers_in,
-    marks,
-    real,
-    unsupported,
-    whole,
-    window_marks,
+    check_count,
+    check_number,
+    layer_range,
+    parse_layer_kinds,
+    read_window_layers,
+    unsupported_key,
 )
 from litgpt.model.transformer_config import TransformerConfig
 
 
 def read_layer_types(
     values: Values,
-    ours: Values,
+    fields: Values,
     *,
     period: str | None = None,
     first: str | None = None,
     switch: str | None = None,
     leading: bool = False,
 ) -> dict[str, Any]:
-    """Which layers see a window only: `layer_types`, or in files without it a rule; all of them if no rule is named.
+    """Layers with sliding window attention: `layer_types`, or in files without it a rule; all layers without a rule.
 
     Args:
-        period: the key of a number: one layer in so many sees all.
+        period: the key of a period; one layer in each has full attention.
         leading: it is the first of them, not the last.
         first: the key of the first layer with a window.
-        switch: the key that must be true for any window.
+        switch: the key that enables windows.
     """
     window = values.get("sliding_window") if switch is None or values.get(switch) else None
     if window is None:
         return {}
     if values.get("layer_types") is not None:
-        found = marks("layer_types", values["layer_types"], ours, {LOCAL: 1, GLOBAL: 0})
+        windowed = parse_layer_kinds("layer_types", values["layer_types"], fields, {LOCAL: 1, GLOBAL: 0})
     elif period is not None:
-        every = whole(period, values.get(period))
-        found = [int((layer + (not leading)) % every != 0) for layer in layers_in(ours)]
+        every = check_count(period, values.get(period))
+        windowed = [int((layer + (not leading)) % every != 0) for layer in layer_range(fields)]
     elif first is not None:
         start = values.get(first)
-        found = [int(isinstance(start, int) and layer >= start) for layer in layers_in(ours)]
+        windowed = [int(isinstance(start, int) and layer >= start) for layer in layer_range(fields)]
     else:
-        found = [1] * len(layers_in(ours))
-    if not any(found):
+        windowed = [1] * len(layer_range(fields))
+    if not any(windowed):
         return {}
-    return {"sliding_window_size": window, **({} if all(found) else {"sliding_window_indices": found})}
+    return {"sliding_window_size": window, **({} if all(windowed) else {"sliding_window_indices": windowed})}
 
 
 def write_layer_types(
@@ -60,7 +60,7 @@ def write_layer_types(
     switch: str | None = None,
     leading: bool = False,
 ) -> dict[str, Any]:
-    """`layer_types`, and the rule that files without it follow as far as it can say the same."""
+    """`layer_types`, and the keys of the rule as far as it can express the same."""
     local = [config.is_local(layer) for layer in range(config.n_layer)]
     written: dict[str, Any] = {"sliding_window": config.sliding_window_size}
     written["layer_types"] = [LOCAL if mark else GLOBAL for mark in local]
@@ -73,65 +73,65 @@ def write_layer_types(
     return written
 
 
-def read_windowed_rope(values: Values, ours: Values, *, without_window: bool) -> dict[str, Any]:
-    """Only layers that see a window rotate by position; `without_window`, whether all do where the model has none."""
-    windowed = window_marks(ours)
+def read_windowed_rope(values: Values, fields: Values, *, without_window: bool) -> dict[str, Any]:
+    """Rotary embeddings only in layers with a window; with `without_window`, in all layers if there is no window."""
+    windowed = read_window_layers(fields)
     if all(windowed) or (without_window and values.get("sliding_window") is None):
         return {}
     return {"rope_layers": windowed}
 
 
-def write_windowed_rope(config: TransformerConfig, *, without_window: bool) -> dict[str, Any]:
-    """Nothing: `read_windowed_rope` goes by the keys of the windows."""
+def write_windowed_rope(_config: TransformerConfig, **_settings: bool) -> dict[str, Any]:
+    """Nothing: `read_windowed_rope` uses the keys of the windows."""
     return {}
 
 
-def read_rope_layers(values: Values, ours: Values, *, every: str) -> dict[str, Any]:
-    """Which layers rotate by position: `no_rope_layers` (0 = not), or all but one in `every`."""
+def read_rope_layers(values: Values, fields: Values, *, every: str) -> dict[str, Any]:
+    """Layers with rotary embeddings: `no_rope_layers` (0 = without), or all but one in `every`."""
     given = values.get("no_rope_layers")
     if given:
-        found = marks("no_rope_layers", given, ours, {0: 0, 1: 1})
+        rotated = parse_layer_kinds("no_rope_layers", given, fields, {0: 0, 1: 1})
     else:
-        step = whole(every, values.get(every))
-        found = [int((layer + 1) % step != 0) for layer in layers_in(ours)]
-    return {} if all(found) else {"rope_layers": found}
+        step = check_count(every, values.get(every))
+        rotated = [int((layer + 1) % step != 0) for layer in layer_range(fields)]
+    return {} if all(rotated) else {"rope_layers": rotated}
 
 
-def write_rope_layers(config: TransformerConfig, *, every: str) -> dict[str, Any]:
+def write_rope_layers(config: TransformerConfig, **_settings: str) -> dict[str, Any]:
     """The keys of `read_rope_layers`."""
     return {"no_rope_layers": [int(config.rope_of(layer) is not None) for layer in range(config.n_layer)]}
 
 
 def has_bias(config: TransformerConfig, which: str) -> bool:
-    """Whether the layers of a bias field have one: `attn_bias`, `attn_out_bias` or `mlp_bias`."""
-    said = getattr(config, which)
-    return bool(config.bias or said) if which == "attn_bias" else bool(config.bias if said is None else said)
+    """Whether the linear layers of a bias field have biases: `attn_bias`, `attn_out_bias` or `mlp_bias`."""
+    value = getattr(config, which)
+    return bool(config.bias or value) if which == "attn_bias" else bool(config.bias if value is None else value)
 
 
-def read_biases(values: Values, ours: Values, **keys: str) -> dict[str, Any]:
-    """Our bias fields out of the keys that decide them; one key may decide several."""
-    return {ours: values.get(key) for ours, key in keys.items()}
+def read_biases(values: Values, fields: Values, **keys: str) -> dict[str, Any]:
+    """The bias fields from their keys; one key may set several fields."""
+    return {name: values.get(key) for name, key in keys.items()}
 
 
 def write_biases(config: TransformerConfig, **keys: str) -> dict[str, Any]:
     """The keys of `read_biases`."""
-    return {key: has_bias(config, ours) for ours, key in keys.items()}
+    return {key: has_bias(config, name) for name, key in keys.items()}
 
 
-def read_inverse(values: Values, ours: Values, **keys: str) -> dict[str, Any]:
-    """A factor that they divide by and we multiply with."""
-    return {ours: 1 / real(key, values.get(key)) for ours, key in keys.items()}
+def read_inverse(values: Values, fields: Values, **keys: str) -> dict[str, Any]:
+    """Factors that the published model divides by and this one multiplies with."""
+    return {name: 1 / check_number(key, values.get(key)) for name, key in keys.items()}
 
 
 def write_inverse(config: TransformerConfig, **keys: str) -> dict[str, Any]:
     """The keys of `read_inverse`."""
-    return {key: 1 / getattr(config, ours) for ours, key in keys.items()}
+    return {key: 1 / getattr(config, name) for name, key in keys.items()}
 
 
-def read_attention_scalar(values: Values, ours: Values, *, key: str, multiplier: bool = False) -> dict[str, Any]:
-    """The number whose inverse square root multiplies attention's scores; with `multiplier`, they say that root."""
-    said = real(key, values.get(key))
-    return {"attention_scores_scalar": float(f"{said**-2:.12g}") if multiplier else said}
+def read_attention_scalar(values: Values, fields: Values, *, key: str, multiplier: bool = False) -> dict[str, Any]:
+    """The number whose inverse square root scales attention; with `multiplier`, the key holds the scale itself."""
+    number = check_number(key, values.get(key))
+    return {"attention_scores_scalar": float(f"{number**-2:.12g}") if multiplier else number}
 
 
 def write_attention_scalar(config: TransformerConfig, *, key: str, multiplier: bool = False) -> dict[str, Any]:
@@ -141,9 +141,9 @@ def write_attention_scalar(config: TransformerConfig, *, key: str, multiplier: b
     return {key: scalar**-0.5 if multiplier else scalar}
 
 
-def read_multi_query(values: Values, ours: Values, *, key: str) -> dict[str, Any]:
-    """Whether all heads share one key-value head, or have one each."""
-    return {"n_query_groups": 1 if values.get(key) else ours.get("n_head")}
+def read_multi_query(values: Values, fields: Values, *, key: str) -> dict[str, Any]:
+    """Multi-query attention, or one key-value head for each head."""
+    return {"n_query_groups": 1 if values.get(key) else fields.get("n_head")}
 
 
 def write_multi_query(config: TransformerConfig, *, key: str) -> dict[str, Any]:
@@ -151,15 +151,15 @@ def write_multi_query(config: TransformerConfig, *, key: str) -> dict[str, Any]:
     return {key: config.n_query_groups == 1}
 
 
-def read_decoder_architecture(values: Values, ours: Values) -> dict[str, Any]:
-    """Falcon's two decoders: the new one shares key-value heads and may norm twice, the old one does neither."""
+def read_decoder_architecture(values: Values, fields: Values) -> dict[str, Any]:
+    """Falcon's two decoders: the new one has grouped heads and optionally two norms, the old one neither."""
     parallel = bool(values.get("parallel_attn"))
     if not values.get("new_decoder_architecture"):
-        heads = 1 if values.get("multi_query") else ours.get("n_head")
+        heads = 1 if values.get("multi_query") else fields.get("n_head")
         return {"n_query_groups": heads, "parallel_residual": parallel, "shared_attention_norm": parallel}
     if not parallel:
-        raise unsupported("parallel_attn", False, "true beside new_decoder_architecture: true")
-    norms, heads = values.get("num_ln_in_parallel_attn"), values.get("num_kv_heads") or ours.get("n_head")
+        raise unsupported_key("parallel_attn", False, "true with new_decoder_architecture: true")
+    norms, heads = values.get("num_ln_in_parallel_attn"), values.get("num_kv_heads") or fields.get("n_head")
     return {"n_query_groups": heads, "parallel_residual": True, "shared_attention_norm": norms == 1}
 
 

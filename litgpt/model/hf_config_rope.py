@@ -1,4 +1,4 @@
-"""How a `config.json` tells of rotary embeddings: one for all layers, or one for each kind of layer."""
+"""Translations of the `config.json` keys of rotary embeddings: one for all layers, or one for each kind of layer."""
 
 import math
 from typing import Any
@@ -9,31 +9,31 @@ from litgpt.model.hf_config_values import (
     LOCAL,
     Translation,
     Values,
-    head_size,
-    real,
-    unsupported,
-    whole,
-    window_marks,
+    check_count,
+    check_number,
+    compute_head_size,
+    read_window_layers,
+    unsupported_key,
 )
 from litgpt.model.transformer_config import ROPE_KINDS, TransformerConfig
 
-# Settings of rotary scaling that a config.json calls otherwise than we do.
+# Settings of rope scaling with other names in a config.json.
 ROPE_SETTINGS = {"original_max_seq_len": "original_max_position_embeddings"}
-# What a config.json says elsewhere already.
-LEFT_UNSAID = {"dynamic": ("original_max_seq_len",), "longrope": ("factor",)}
+# Settings that are other keys of a config.json.
+OMITTED = {"dynamic": ("original_max_seq_len",), "longrope": ("factor",)}
 
 
 def rope_mapping(values: Values) -> Values:
-    """The settings of the rotary embedding as transformers takes them: `rope_scaling` before `rope_parameters`."""
+    """The settings of the rotary embedding as transformers reads them: `rope_scaling` before `rope_parameters`."""
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if not isinstance(rope, dict):
-        raise UserError(f"config.json: rope_parameters: {rope!r} is no mapping like {{rope_type: default}}")
+        raise UserError(f"config.json: rope_parameters: {rope!r} is not a mapping such as {{rope_type: default}}")
     return rope
 
 
 def read_rope(
     values: Values,
-    ours: Values,
+    fields: Values,
     *,
     theta: str = "rope_theta",
     partial: str | None = None,
@@ -44,27 +44,27 @@ def read_rope(
     """One rotary embedding for all layers.
 
     Args:
-        theta, partial, original: the keys, beside the mapping, of base, share of a head and length before scaling.
-        temperature: the key, in the mapping, of the factor on the logarithm of a query's position.
-        stretch: the key, in the mapping, of a growth of the base that holds for every length.
+        theta, partial, original: keys, outside the mapping, of base, partial rotary factor and original length.
+        temperature: key, in the mapping, of the factor on the logarithm of a query's position.
+        stretch: key, in the mapping, of an NTK factor on the base that applies to every length.
     """
     rope = rope_mapping(values)
     if any(isinstance(value, dict) for value in rope.values()):
-        raise UserError(f"config.json: rope_parameters: {rope!r} is no mapping like {{rope_type: default}}")
+        raise UserError(f"config.json: rope_parameters: {rope!r} is not a mapping such as {{rope_type: default}}")
     beside = {ROPE_SETTINGS["original_max_seq_len"]: values[original]} if original and values.get(original) else {}
     base = rope.get("rope_theta", values.get(theta))
     if stretch and rope.get(stretch):
-        size = real("head_dim", ours.get("head_size"))
-        base = real(theta, base) * real(stretch, rope[stretch]) ** (size / (size - 2))
+        size = check_number("head_dim", fields.get("head_size"))
+        base = check_number(theta, base) * check_number(stretch, rope[stretch]) ** (size / (size - 2))
         rope = {}
-    settings = read_scaling({**rope, **beside}, ours)
-    found = {"rope_base": base, "rope_adjustments": settings}
+    settings = read_scaling({**rope, **beside}, fields)
+    read = {"rope_base": base, "rope_adjustments": settings}
     if partial:
-        found["rotary_percentage"] = rope.get("partial_rotary_factor", values.get(partial))
+        read["rotary_percentage"] = rope.get("partial_rotary_factor", values.get(partial))
     if temperature and rope.get(temperature) is not None:
         length = (settings or {}).get("original_max_seq_len")
-        found["query_temperature"] = {"first_position": 0, "floor_scale": length, "scale": rope[temperature]}
-    return {key: value for key, value in found.items() if value is not None}
+        read["query_temperature"] = {"first_position": 0, "floor_scale": length, "scale": rope[temperature]}
+    return {key: value for key, value in read.items() if value is not None}
 
 
 def write_rope(
@@ -76,13 +76,13 @@ def write_rope(
     temperature: str | None = None,
     stretch: str | None = None,
 ) -> dict[str, Any]:
-    """The keys of `read_rope`, in the old form and in the new; a stretched base as it is."""
+    """The keys of `read_rope`, in the form before transformers 5 and in that since; a stretched base as it is."""
     scaling = write_scaling(config)
     share = {"partial_rotary_factor": config.rotary_percentage} if partial else {}
-    if temperature:  # without a number there transformers fails
+    if temperature:  # transformers fails without a number
         scaling[temperature] = (config.query_temperature or {"scale": 0.0})["scale"]
     old, beside = scaling, {}
-    if original:  # where it is beside, older transformers wants it nowhere else, and the kind as `type`
+    if original:  # older transformers then expects it nowhere else, and the kind as `type`
         old = {"type" if key == "rope_type" else key: value for key, value in scaling.items()}
         beside = {original: old.pop(ROPE_SETTINGS["original_max_seq_len"], config.block_size)}
     base = float(config.rope_base)
@@ -95,25 +95,26 @@ def write_rope(
     }
 
 
-def read_scaling(rope: Values, ours: Values) -> dict[str, Any] | None:
-    """`rope_adjustments` out of the settings of one rotary embedding; None if it is not scaled."""
+def read_scaling(rope: Values, fields: Values) -> dict[str, Any] | None:
+    """`rope_adjustments` from the settings of one rotary embedding; None without scaling."""
     kind = str(rope.get("rope_type", rope.get("type", "default")))
     if rope.get("short_factor") is not None:
-        kind = "longrope"  # Phi-3 was published with the types su and yarn for it
+        kind = "longrope"  # Phi-3 was published with the types su and yarn
     if kind == "default":
         return None
     if kind not in ROPE_KINDS:
-        raise unsupported("rope_type", kind, f"default or {sorted(ROPE_KINDS)}")
-    said = {**rope, "beta_fast": rope.get("beta_fast") or 32, "beta_slow": rope.get("beta_slow") or 1}
+        raise unsupported_key("rope_type", kind, f"default or {sorted(ROPE_KINDS)}")
+    merged = {**rope, "beta_fast": rope.get("beta_fast") or 32, "beta_slow": rope.get("beta_slow") or 1}
     length = rope.get(ROPE_SETTINGS["original_max_seq_len"])
-    if length is None or kind == "dynamic":  # which scales from the full length on
-        length = ours.get("block_size")
-    said[ROPE_SETTINGS["original_max_seq_len"]] = length
-    if kind == "longrope" and said.get("factor") is None:
-        said["factor"] = real("max_position_embeddings", ours.get("block_size")) / real("original length", length)
-    needed, more = ROPE_KINDS[kind]
-    found = {key: said.get(ROPE_SETTINGS.get(key, key)) for key in sorted(needed | more)}
-    return {key: value for key, value in found.items() if value is not None or key in needed}
+    if length is None or kind == "dynamic":  # dynamic scaling starts at the full length
+        length = fields.get("block_size")
+    merged[ROPE_SETTINGS["original_max_seq_len"]] = length
+    if kind == "longrope" and merged.get("factor") is None:
+        new_length = check_number("max_position_embeddings", fields.get("block_size"))
+        merged["factor"] = new_length / check_number("original length", length)
+    required, optional = ROPE_KINDS[kind]
+    settings = {key: merged.get(ROPE_SETTINGS.get(key, key)) for key in sorted(required | optional)}
+    return {key: value for key, value in settings.items() if value is not None or key in required}
 
 
 def write_scaling(config: TransformerConfig) -> dict[str, Any]:
@@ -122,42 +123,42 @@ def write_scaling(config: TransformerConfig) -> dict[str, Any]:
     kind = config.rope_kind or "default"
     if config.rope_condense_ratio != 1:
         kind, adjustments = "linear", {"factor": config.rope_condense_ratio}
-    if kind == "dynamic" or (kind == "longrope" and follows_length(config)):
-        adjustments = {key: value for key, value in adjustments.items() if key not in LEFT_UNSAID[kind]}
+    if kind == "dynamic" or (kind == "longrope" and is_factor_derived(config)):
+        adjustments = {key: value for key, value in adjustments.items() if key not in OMITTED[kind]}
     return {"rope_type": kind, **{ROPE_SETTINGS.get(key, key): value for key, value in adjustments.items()}}
 
 
-def follows_length(config: TransformerConfig) -> bool:
-    """Whether the factor of the scaling is just how much longer than at first a context may be."""
+def is_factor_derived(config: TransformerConfig) -> bool:
+    """Whether the scaling factor is the ratio of the new to the original context length."""
     rope = config.rope_adjustments or {}
     return rope.get("factor") == config.block_size / rope["original_max_seq_len"]
 
 
-def read_rope_by_layer(values: Values, ours: Values, *, theta: str, local: str) -> dict[str, Any]:
-    """A rotary embedding for layers that see all and, unscaled, one for those in `sliding_window_indices`.
+def read_rope_by_layer(values: Values, fields: Values, *, theta: str, local: str) -> dict[str, Any]:
+    """A rotary embedding for layers with full attention and, unscaled, one for those in `sliding_window_indices`.
 
     Args:
-        theta, local: the keys of their bases in a file from before transformers 5.
+        theta, local: keys of their bases in files from before transformers 5.
     """
     rope = rope_mapping(values)
-    whole_view, window = rope.get(GLOBAL, rope), rope.get(LOCAL, {})
-    if not isinstance(whole_view, dict) or not isinstance(window, dict):
-        raise UserError(f"config.json: rope_parameters: {rope!r} is no mapping like {{{GLOBAL}: {{rope_theta: 1e4}}}}")
-    base = whole_view.get("rope_theta", values.get(theta))
+    full, window = rope.get(GLOBAL, rope), rope.get(LOCAL, {})
+    if not isinstance(full, dict) or not isinstance(window, dict):
+        raise UserError(f"config.json: rope_parameters: {rope!r} is not a mapping such as {{{GLOBAL}: {{...}}}}")
+    base = full.get("rope_theta", values.get(theta))
     local_base = window.get("rope_theta", values.get(local))
-    adjustments = read_scaling(whole_view, ours)
-    found: dict[str, Any] = {"rope_base": base}
+    adjustments = read_scaling(full, fields)
+    read: dict[str, Any] = {"rope_base": base}
     if adjustments is not None:
-        found["rope_adjustments"] = adjustments
-    if read_scaling(window, ours) is not None:
-        raise unsupported(f"rope_parameters.{LOCAL}", window, "rope_type: default")
+        read["rope_adjustments"] = adjustments
+    if read_scaling(window, fields) is not None:
+        raise unsupported_key(f"rope_parameters.{LOCAL}", window, "rope_type: default")
     if local_base != base or adjustments is not None:
-        found |= {"rope_local_base_freq": local_base, "rope_indices": window_marks(ours)}
-    return found
+        read |= {"rope_local_base_freq": local_base, "rope_indices": read_window_layers(fields)}
+    return read
 
 
 def write_rope_by_layer(config: TransformerConfig, *, theta: str, local: str) -> dict[str, Any]:
-    """The keys of `read_rope_by_layer`, in the old form and in the new."""
+    """The keys of `read_rope_by_layer`, in the form before transformers 5 and in that since."""
     base = float(config.rope_base)
     local_base = base if config.rope_local_base_freq is None else float(config.rope_local_base_freq)
     scaling = write_scaling(config)
@@ -172,10 +173,10 @@ def write_rope_by_layer(config: TransformerConfig, *, theta: str, local: str) ->
     }
 
 
-def read_rotary_dim(values: Values, ours: Values, *, key: str) -> dict[str, Any]:
-    """How many numbers of a head are rotated, of which we keep the share."""
-    size = head_size(ours)
-    rotated = whole(key, values.get(key))
+def read_rotary_dim(values: Values, fields: Values, *, key: str) -> dict[str, Any]:
+    """The number of rotated features of a head, as a share of the head size."""
+    size = compute_head_size(fields)
+    rotated = check_count(key, values.get(key))
     share = rotated / size
     return {"rotary_percentage": share if int(share * size) == rotated else math.nextafter(share, 2)}
 

@@ -1,4 +1,4 @@
-"""What the translations of `config.json` share: their form, and checks of single values."""
+"""Translations between a config and the `config.json` of a published model: their form, and checks of values."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,63 +11,68 @@ LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
 
 class Translation(NamedTuple):
-    """How some of our fields are said where no key holds just one of them.
+    """How some config fields are read and written if no key holds exactly one of them.
 
-    `read(values, ours, **settings)` gives our fields: `values` are their keys, `ours` our fields that are known already
-    (plain copies, and the translations before this one). `write(config, **settings)` gives their keys.
+    `read(values, fields, **settings)` returns config fields: `values` is the `config.json`, `fields` those that were
+    read before (plain copies, and earlier translations). `write(config, **settings)` returns the keys to write.
     """
 
     read: Callable[..., dict[str, Any]]
     write: Callable[..., dict[str, Any]]
 
 
-def unsupported(key: str, value: Any, use: str) -> UserError:
-    """The error for a key of a `config.json`: its value, and one that would do."""
+def unsupported_key(key: str, value: Any, use: str) -> UserError:
+    """The error for a key of a `config.json`, with its value and a supported one."""
     return UserError(f"config.json: {key}: {value!r} is not supported; use {use}")
 
 
-def layers_in(ours: Values) -> range:
-    """The numbers of the layers, once their count is known to be one."""
-    layers = ours.get("n_layer")
+def layer_range(fields: Values) -> range:
+    """The layer indices.
+
+    Raises:
+        UserError: if the number of layers is not valid.
+    """
+    layers = fields.get("n_layer")
     if not isinstance(layers, int) or not 1 <= layers <= LIMITS["n_layer"]:
-        raise UserError(f"config.json: n_layer: {layers!r} is no number of layers; give 1 to {LIMITS['n_layer']}")
+        raise UserError(f"config.json: n_layer: {layers!r} is not a number of layers; use 1 to {LIMITS['n_layer']}")
     return range(layers)
 
 
-def marks(key: str, value: Any, ours: Values, known: Mapping[Any, int]) -> list[int]:
-    """One mark for each layer out of a list of named or numbered kinds.
+def parse_layer_kinds(key: str, value: Any, fields: Values, kinds: Mapping[Any, int]) -> list[int]:
+    """The 0 or 1 of each layer from a list of named or numbered kinds.
 
     Raises:
-        UserError: if `value` is no such list.
+        UserError: if `value` is not such a list.
     """
-    layers = layers_in(ours)
-    fits = isinstance(value, list) and len(value) >= len(layers) and all(isinstance(one, str | int) for one in value)
-    if not fits or not set(value) <= set(known):
-        raise unsupported(key, value, f"a list of {len(layers)} out of {', '.join(map(str, known))}")
-    return [known[one] for one in value[: len(layers)]]
+    layers = layer_range(fields)
+    is_list = isinstance(value, list) and len(value) >= len(layers)
+    if not is_list or any(not isinstance(kind, str | int) or kind not in kinds for kind in value):
+        raise unsupported_key(key, value, f"a list of {len(layers)} of {', '.join(map(str, kinds))}")
+    return [kinds[kind] for kind in value[: len(layers)]]
 
 
-def whole(key: str, value: Any) -> int:
-    """`value` if it is a whole number above 0."""
+def check_count(key: str, value: Any) -> int:
+    """`value` if it is a positive integer."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise unsupported(key, value, "a whole number above 0")
+        raise unsupported_key(key, value, "a positive integer")
     return value
 
 
-def real(key: str, value: Any) -> float:
-    """`value` if it is a finite number other than 0."""
+def check_number(key: str, value: Any) -> float:
+    """`value` if it is a finite number other than zero."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < abs(value) < 1e30:
-        raise unsupported(key, value, "a number such as 1.0")
+        raise unsupported_key(key, value, "a number such as 1.0")
     return value
 
 
-def window_marks(ours: Values) -> list[int]:
-    """1 for each layer that sees a window only, out of our own fields."""
-    windowed = ours.get("sliding_window_size") is not None
-    given = ours.get("sliding_window_indices")
-    return list(given) if windowed and given is not None else [int(windowed)] * len(layers_in(ours))
+def read_window_layers(fields: Values) -> list[int]:
+    """1 for each layer with a window, from fields that were read before."""
+    windowed = fields.get("sliding_window_size") is not None
+    given = fields.get("sliding_window_indices")
+    return list(given) if windowed and given is not None else [int(windowed)] * len(layer_range(fields))
 
 
-def head_size(ours: Values) -> int:
-    """The size of a head where the file gives width and heads only."""
-    return whole("width of a head", whole("width", ours.get("n_embd")) // whole("heads", ours.get("n_head")))
+def compute_head_size(fields: Values) -> int:
+    """The head size if a file has width and number of heads only."""
+    width, heads = check_count("width", fields.get("n_embd")), check_count("heads", fields.get("n_head"))
+    return check_count("width of a head", width // heads)

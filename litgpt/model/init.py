@@ -1,4 +1,4 @@
-"""First values of the parameters: each from a generator of its own, so that no layout changes them."""
+"""Initialization: each parameter is drawn from its own generator, so that values do not depend on the layout."""
 
 import hashlib
 import math
@@ -18,17 +18,17 @@ def copy_into(parameter: nn.Parameter, value: Tensor) -> None:
 
 @torch.no_grad()
 def initialize(model: GPT, seed: int, *, write: Callable[[nn.Parameter, Tensor], None] = copy_into) -> None:
-    """Give every parameter its first value, a function of the seed and the parameter's name alone.
+    """Initialize every parameter, as a function of the seed and its name only.
 
     Args:
-        write: stores a full value into a parameter; one that keeps only this rank's part serves sharded models.
+        write: stores a full value in a parameter, which may keep a part of it.
     """
     for name, parameter in model.named_parameters():
-        write(parameter, full_tensor_for(model.config, name, parameter.shape, seed))
+        write(parameter, draw_init_value(model.config, name, parameter.shape, seed))
 
 
-def full_tensor_for(config: Config, name: str, shape: Sequence[int], seed: int) -> Tensor:
-    """The first value of the named parameter, whole, in float32 on the CPU."""
+def draw_init_value(config: Config, name: str, shape: Sequence[int], seed: int) -> Tensor:
+    """The initial value of a parameter, in float32 on the CPU."""
     owner, kind = name.split(".")[-2:]
     if kind in ("correction", "sinks") or kind.endswith("bias"):
         return torch.zeros(tuple(shape))
@@ -37,13 +37,13 @@ def full_tensor_for(config: Config, name: str, shape: Sequence[int], seed: int) 
     key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big", signed=True))
     part = owner if kind == "weight" else kind  # experts.down is a tensor, shared.down a module
-    return torch.empty(tuple(shape)).normal_(0, deviation(config, part), generator=generator)
+    return torch.empty(tuple(shape)).normal_(0, compute_std(config, part), generator=generator)
 
 
-def deviation(config: Config, part: str) -> float:
+def compute_std(config: Config, part: str) -> float:
     """Standard deviation of a weight: sqrt(2 / (5 width)) (Nguyen and Salazar 2019), and 1 / (sqrt(width) layers) for
-    the layers whose outputs add up along the residual stream."""
-    adds_up = part == "out" or (part == "down" and config.mlp_class_name != "GptNeoxMLP")
-    if adds_up:
+    the layers whose outputs are added to the residual stream."""
+    is_residual = part == "out" or (part == "down" and config.mlp_class_name != "GptNeoxMLP")
+    if is_residual:
         return 1 / (math.sqrt(config.n_embd) * config.n_layer)
     return math.sqrt(2 / (5 * config.n_embd))

@@ -6,7 +6,7 @@ Axes: B batch, H heads, T tokens, S numbers of a head, D model width, L numbers 
 import torch
 from torch import Tensor, nn
 
-from litgpt.model.attention import LayerCache, apply_attention
+from litgpt.model.attention import KVCacheLayer, apply_attention
 from litgpt.model.attention_inputs import AttentionInputs
 from litgpt.model.config import Config
 from litgpt.model.layers import build_norm
@@ -45,7 +45,7 @@ class LatentAttention(nn.Module):
         out_bias = config.bias if config.attn_out_bias is None else config.attn_out_bias
         self.out = nn.Linear(config.n_head * self.value_size, config.n_embd, bias=out_bias)
 
-    def forward(self, x_BTD: Tensor, inputs: AttentionInputs, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, inputs: AttentionInputs, cache: KVCacheLayer | None = None) -> Tensor:
         """Attend to the tokens that `inputs` allow, those in the cache included; (B, T, D)."""
         q_BTD = self.q_down(x_BTD) if hasattr(self, "q_down") else x_BTD
         latent_BTL, k_rope_BTS = self.kv_down(x_BTD).split([self.latent_size, self.rope_size], dim=-1)

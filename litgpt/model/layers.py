@@ -65,7 +65,7 @@ class ScaleLayerNorm(nn.Module):
         return (F.layer_norm(x.to(dtype), x.shape[-1:], eps=self.eps) * self.weight.to(dtype)).to(x.dtype)
 
 
-NORMS: dict[str, Callable[..., nn.Module]] = {
+NORM_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "LayerNorm": nn.LayerNorm,
     "ScaleLayerNorm": ScaleLayerNorm,
     "BareLayerNorm": partial(nn.LayerNorm, elementwise_affine=False),
@@ -77,7 +77,7 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 
 def build_norm(config: Config, size: int | None = None, *, eps: float | None = None) -> nn.Module:
     """Build a norm of the config's class over `size` features (default: n_embd) with epsilon (default: norm_eps)."""
-    return NORMS[config.norm_class_name](size or config.n_embd, eps=eps or config.norm_eps)
+    return NORM_CLASSES[config.norm_class_name](size or config.n_embd, eps=eps or config.norm_eps)
 
 
 def build_scale_norm(config: Config, size: tuple[int, ...]) -> nn.Module:

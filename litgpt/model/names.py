@@ -19,7 +19,7 @@ from litgpt.model.transformer_config import TransformerConfig
 if TYPE_CHECKING:  # names alone need no torch
     from torch import Tensor
 
-KINDS = ("rename", "concat", "grouped", "interleaved", "row")
+MAPPING_KINDS = ("rename", "concat", "grouped", "interleaved", "row")
 NO_SUCH_PART, NO_WEIGHTS = "the model has no such part", "holds no weights"  # why a tensor is not read
 
 
@@ -45,7 +45,7 @@ class TensorMapping:
             tensor = tensor.mT
         if self.kind == "rename":
             return [tensor]
-        rows = [1] if self.kind == "row" else [count_rows(config, name) for name in self.names]
+        rows = [1] if self.kind == "row" else [count_tensor_rows(config, name) for name in self.names]
         if tensor.shape[self._dim] != sum(rows):
             raise UserError(f"{self.hf_name}: {tensor.shape[self._dim]} rows, but the model needs {sum(rows)}")
         if self.kind == "row":
@@ -106,7 +106,7 @@ def group_sizes(config: TransformerConfig) -> tuple[int, list[int]]:
     return config.n_query_groups, [queries * config.head_size, config.head_size, config.head_size]
 
 
-def count_rows(config: TransformerConfig, name: str) -> int:
+def count_tensor_rows(config: TransformerConfig, name: str) -> int:
     """The rows of one of our tensors that a published tensor may hold with others."""
     assert config.intermediate_size is not None
     if is_stacked(name):
@@ -223,7 +223,7 @@ class NameTable:
         return False
 
 
-def build_table(
+def build_name_table(
     name: str,
     lines: Mapping[str, Any],
     ignored: Iterable[str] = (),
@@ -242,7 +242,7 @@ def build_table(
         entry: dict[str, Any] = {"rename": [line]} if isinstance(line, str) else dict(line)
         when, transposed = entry.pop("when", {}), entry.pop("transposed", False)
         ((kind, names),) = entry.items()
-        assert kind in KINDS, f"{name}: {hf_name}: {kind}"
+        assert kind in MAPPING_KINDS, f"{name}: {hf_name}: {kind}"
         rules.append(NameRule(hf_name, tuple(names), kind, when, transposed))
     aliases = {**({"": prefix} if prefix else {}), **(starts or {})}
     return NameTable(name, tuple(rules), tuple(ignored), tuple(unread), aliases)

@@ -1,9 +1,8 @@
-"""Find a model's shape: by name among `families/*.yaml`, or from the files of a folder.
+"""Find a model's configuration: by name in `families/*.yaml`, or from the files of a folder.
 
-A family file is data: how a `config.json` of the architecture tells a shape (see `config_json.ConfigKeys`), the names
-of tensors (`tensors`, `ignored`, ...; see `names.table`) and the members (`shapes`, in our words or in those of their
-`config.json`; `defaults` hold for those in ours). A family `like` another has the entries of that other too, but for
-those that it sets to null.
+A family file is data: the keys of the architecture's `config.json` (see `hf_config.ConfigKeys`), the names of tensors
+(`tensors`, `ignored`, ...; see `names.build_name_table`) and the models (`shapes`, as config fields or `config.json`;
+`defaults` apply to those with config fields). A family `like` another inherits its entries, except those set to null.
 """
 
 import difflib
@@ -23,26 +22,26 @@ from litgpt.files import read_json
 from litgpt.model.hf_config import ConfigKeys
 from litgpt.model.hf_config_experts import normalize_expert_fields
 from litgpt.model.hf_config_layers import has_bias
-from litgpt.model.names import NameTable, build_table
+from litgpt.model.names import NameTable, build_name_table
 from litgpt.model.transformer_config import TransformerConfig
 
-# Facts about a run or a label, not about what the model computes.
+# Fields that do not change what the model computes.
 LABELS = ("name", "hf_config", "dropout", "padding_multiple", "vocab_size")
-# What a family takes over from one that it is like.
-SHARED = ("fixed", "config", "translated", "expect", "missing", "tensors")
+# Entries that a family inherits, key by key.
+INHERITED = ("fixed", "config", "translated", "expect", "missing", "tensors")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family(ConfigKeys):
-    """A published architecture: what it can express, how its config.json says it, how its tensors are called.
+    """A published architecture: the configs it supports, the keys of its config.json, the names of its tensors.
 
     Attributes:
-        unused: our fields that make no difference to what it computes.
-        divisible: two of our fields of which transformers wants the first to be a multiple of the second.
-        order: of the families that express a shape, those with the lowest number are the plainest.
-        differs_in_litgpt: our fields that LitGPT's form of a shape gives another value, or cannot say.
-        module_names: ends of tensors' names in files, and what transformers' modules call these tensors.
-        turned_in_peft: whether PEFT takes stacks of (in, out) matrices for (out, in), as the module does not tell.
+        unused: config fields that have no effect.
+        divisible: two config fields; transformers requires the first to be a multiple of the second.
+        order: precedence among the families that can express a config, lowest first.
+        differs_in_litgpt: config fields that LitGPT does not have, or gives another value.
+        module_names: ends of tensor names in files, and their names in transformers' modules.
+        turned_in_peft: whether PEFT takes stacked (in, out) matrices for (out, in).
     """
 
     name: str
@@ -57,7 +56,7 @@ class Family(ConfigKeys):
     turned_in_peft: bool = False
 
     def can_express(self, config: TransformerConfig) -> bool:
-        """Whether this architecture computes exactly what the config says: written and read back, it says the same."""
+        """Whether a config, written as this architecture's config.json and read back, computes the same."""
         if self.nested or (self.divisible and getattr(config, self.divisible[0]) % getattr(config, self.divisible[1])):
             return False
         try:
@@ -68,7 +67,7 @@ class Family(ConfigKeys):
 
 
 def normalize_config(config: TransformerConfig, unused: list[str]) -> dict[str, Any]:
-    """What a shape computes: its fields without labels, and those that follow from others spelled out."""
+    """The fields of a config without labels and with derived values, equal if two configs compute the same."""
     values = {key: value for key, value in config.to_dict().items() if key not in (*LABELS, *unused)}
     if config.rope_condense_ratio != 1 and config.rope_adjustments is None:
         values |= {"rope_adjustments": {"factor": config.rope_condense_ratio}, "rope_condense_ratio": 1}
@@ -85,23 +84,23 @@ def normalize_config(config: TransformerConfig, unused: list[str]) -> dict[str, 
     }
 
 
-def is_equivalent(one: Any, other: Any) -> bool:
-    """Whether two values are equal, numbers but for the rounding of a reciprocal."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(is_equivalent(one[key], other[key]) for key in one)
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return math.isclose(one, other, rel_tol=1e-9)
-    return bool(one == other)
+def is_equivalent(a: Any, b: Any) -> bool:
+    """Whether two values are equal, numbers up to the rounding of a reciprocal."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(is_equivalent(a[key], b[key]) for key in a)
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return math.isclose(a, b, rel_tol=1e-9)
+    return bool(a == b)
 
 
 def merge_parent_family(name: str) -> dict[str, Any]:
-    """A family's mapping, with the entries of the one that it is like."""
+    """The entries of a family, with those inherited from the family that it is `like`."""
     data = dict(load_family_files()[name])
     base = merge_parent_family(data.pop("like")) if "like" in data else {}
-    for key in SHARED:
-        own = data.get(key, {})
-        inherited = {one: value for one, value in base.get(key, {}).items() if one not in own}
-        data[key] = {one: value for one, value in {**own, **inherited}.items() if value is not None}
+    for key in INHERITED:
+        entries = data.get(key, {})
+        inherited = {name: value for name, value in base.get(key, {}).items() if name not in entries}
+        data[key] = {name: value for name, value in {**entries, **inherited}.items() if value is not None}
     for key in ("ignored", "prefix", "unused", "divisible", "module_names"):
         if key in base:
             data.setdefault(key, base[key])
@@ -109,10 +108,10 @@ def merge_parent_family(name: str) -> dict[str, Any]:
 
 
 def build_family(data: dict[str, Any]) -> Family:
-    """A family out of its file's mapping."""
+    """Build a family from the entries of its file."""
     defaults, rows = data.pop("defaults", {}), data.pop("shapes", [])
     for_table = {key: data.pop(key) for key in ("ignored", "unread", "prefix", "starts") if key in data}
-    tensors = build_table(data["name"], data.pop("tensors"), **for_table)
+    tensors = build_name_table(data["name"], data.pop("tensors"), **for_table)
     family = Family(**data, tensors=tensors, shapes={})
     shapes, hub_names = {}, {}
     for row in rows:
@@ -125,27 +124,27 @@ def build_family(data: dict[str, Any]) -> Family:
 
 
 def build_member_fields(family: Family, row: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Our fields of a member: in our words (`shape`) or in those of its `config.json` (`published`)."""
+    """The config fields of a model of a family, given as fields (`shape`) or as a `config.json` (`published`)."""
     if "published" in row:
         return {**family.read(row["published"]).to_dict(), **row.get("shape", {})}
-    ours = row["shape"]
-    padded = {"vocab_size": ours["padded_vocab_size"]} if "padded_vocab_size" in ours else {}
-    return {"vocab_size": defaults.get("padded_vocab_size"), **defaults, **padded, **ours}
+    shape = row["shape"]
+    padded = {"vocab_size": shape["padded_vocab_size"]} if "padded_vocab_size" in shape else {}
+    return {"vocab_size": defaults.get("padded_vocab_size"), **defaults, **padded, **shape}
 
 
 @cache
 def load_family_files() -> dict[str, dict[str, Any]]:
-    """The mapping in every file of `families/`, by name."""
+    """The contents of the files in `families/`, by name."""
     folder = files("litgpt.model") / "families"
     paths = sorted((path for path in folder.iterdir() if path.name.endswith(".yaml")), key=str)
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with libyaml
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if PyYAML was built with libyaml
     mappings = [yaml.load(path.read_text(encoding="utf-8"), loader) for path in paths]  # noqa: TID251, a safe one
     return {mapping["name"]: mapping for mapping in mappings}
 
 
 @cache
 def load_families() -> dict[str, Family]:
-    """Every published architecture that the model runs, by name."""
+    """All supported architectures, by name."""
     return {
         name: build_family(merge_parent_family(name))
         for name, data in load_family_files().items()
@@ -155,12 +154,12 @@ def load_families() -> dict[str, Family]:
 
 @cache
 def load_litgpt_table() -> NameTable:
-    """The table to LitGPT's own parameter names."""
-    return build_table("litgpt", load_family_files()["litgpt"]["tensors"])
+    """The table of LitGPT's parameter names."""
+    return build_name_table("litgpt", load_family_files()["litgpt"]["tensors"])
 
 
 def list_model_names() -> list[str]:
-    """Every name that `find` knows, family by family."""
+    """All names that `lookup_config` knows, family by family."""
     return list(itertools.chain.from_iterable(family.shapes for family in load_families().values()))
 
 

@@ -1,4 +1,4 @@
-"""The shape of a model: LitGPT's fields, checked, with named choices."""
+"""The fields of a model's configuration: LitGPT's, checked, with named choices."""
 
 import difflib
 import math
@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from litgpt.errors import UserError
 
-# The largest value of a field that any machine could build; beyond it a number is a slip of the pen.
+# The largest plausible value of each field.
 LIMITS = {
     "block_size": 2**31,
     "n_layer": 10_000,
@@ -39,7 +39,7 @@ POSITIVE = (
     "logit_scale",
     "routed_scaling_factor",
 )
-# What `rope_adjustments` must hold for each kind of scaling, and what it may hold besides.
+# The required and the optional keys of `rope_adjustments` for each kind of scaling.
 ROPE_KINDS = {
     "linear": ({"factor"}, set()),
     "dynamic": ({"factor", "original_max_seq_len"}, set()),
@@ -57,13 +57,13 @@ PER_LAYER = ("sliding_window_indices", "rope_indices", "rope_layers", "moe_layer
 
 @dataclass(init=False)
 class TransformerConfig:
-    """One decoder's shape; field names, order and defaults are LitGPT's, our own follow at the end.
+    """The configuration of a decoder; names, order and defaults are LitGPT's, further fields follow at the end.
 
-    Sizes are in elements, `block_size` in tokens. What is left at None is derived: `padded_vocab_size` is `vocab_size`
-    rounded up, `head_size = n_embd / n_head`, `n_query_groups = n_head`, `intermediate_size = 4 n_embd`.
+    Sizes are in elements, `block_size` in tokens. None is derived: `padded_vocab_size` is `vocab_size` rounded up,
+    `head_size = n_embd / n_head`, `n_query_groups = n_head`, `intermediate_size = 4 n_embd`.
 
     Raises:
-        UserError: naming the field, its value and one that would do.
+        UserError: naming the field, its value and a valid one.
     """
 
     name: str = ""
@@ -119,7 +119,7 @@ class TransformerConfig:
     latent_attention: dict[str, Any] | None = None
     rope_local_base_freq: float | None = None
     rope_indices: list[int] | None = None
-    # Not in LitGPT's form.
+    # Not in LitGPT.
     tie_embeddings: bool = False
     dropout: float = 0.0
     position_embedding: Literal["rotary", "learned"] = "rotary"
@@ -148,12 +148,12 @@ class TransformerConfig:
         for key in values:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, 1)
-                raise refusal(key, "no such field", f"did you mean {near[0]}?" if near else "remove it")
+                raise field_error(key, "unknown field", f"did you mean {near[0]}?" if near else "remove it")
         types = field_types()
         for key, entry in known.items():
             default = {} if key == "hf_config" else entry.default
-            setattr(self, key, checked(key, values[key], types[key]) if key in values else default)
-        if self.n_expert_groups and "router_score" not in values:  # LitGPT's form has one router with groups
+            setattr(self, key, check_type(key, values[key], types[key]) if key in values else default)
+        if self.n_expert_groups and "router_score" not in values:  # LitGPT has one router with groups
             self.router_score, self.router_correction = "sigmoid", True
         self._check_numbers()
         self._check_rope()
@@ -166,122 +166,135 @@ class TransformerConfig:
         for key, limit in LIMITS.items():
             value = getattr(self, key)
             if value is not None and not 1 <= value <= limit:
-                raise refusal(key, f"{value} is out of range", f"give 1 to {limit}")
+                raise field_error(key, f"{value} is out of range", f"use 1 to {limit}")
         for key in POSITIVE:
             value = getattr(self, key)
             if value is not None and not 0 < value < math.inf:
-                raise refusal(key, f"{value} is not above 0", "give e.g. 1")
+                raise field_error(key, f"{value} is not positive", "use e.g. 1")
         if self.rotary_percentage > 1:
-            raise refusal("rotary_percentage", f"{self.rotary_percentage} is above 1", "give e.g. 1.0")
+            raise field_error("rotary_percentage", f"{self.rotary_percentage} is above 1", "use e.g. 1.0")
         if not 0 <= self.dropout < 1:
-            raise refusal("dropout", f"{self.dropout} is not in [0, 1)", "give e.g. 0.1")
+            raise field_error("dropout", f"{self.dropout} is not in [0, 1)", "use e.g. 0.1")
 
     def _check_rope(self) -> None:
         if self.rope_adjustments is None:
             return
         self.rope_adjustments = rope = dict(self.rope_adjustments)
         if self.rope_kind is None:
-            known = "; ".join(f"{kind} {sorted(needed)}" for kind, (needed, _) in ROPE_KINDS.items())
-            raise refusal("rope_adjustments", f"{sorted(rope)} is no kind of scaling", f"give one of {known}")
+            kinds = "; ".join(f"{kind} {sorted(needed)}" for kind, (needed, _) in ROPE_KINDS.items())
+            raise field_error("rope_adjustments", f"{sorted(rope)} is not a kind of scaling", f"use one of {kinds}")
         for key, value in rope.items():
-            rope[key] = numbers = [number(one) for one in value] if isinstance(value, list) else number(value)
-            for one in numbers if isinstance(numbers, list) else [numbers]:
-                if not isinstance(one, int | float) or not 0 <= one < math.inf:
-                    raise refusal("rope_adjustments", f"{key}: {one!r} is no number above 0", "e.g. factor: 8.0")
+            rope[key] = [parse_number(x) for x in value] if isinstance(value, list) else parse_number(value)
+            for number in rope[key] if isinstance(rope[key], list) else [rope[key]]:
+                if not isinstance(number, int | float) or not 0 <= number < math.inf:
+                    message = f"{key}: {number!r} is not a positive number"
+                    raise field_error("rope_adjustments", message, "use e.g. factor: 8.0")
         if rope.get("factor", 1) <= 0:
-            raise refusal("rope_adjustments", f"factor: {rope['factor']} is not above 0", "e.g. factor: 8.0")
+            raise field_error("rope_adjustments", f"factor: {rope['factor']} is not positive", "use e.g. factor: 8.0")
         if "low_freq_factor" in rope and rope["high_freq_factor"] < rope["low_freq_factor"]:
-            raise refusal("rope_adjustments", "high_freq_factor is below low_freq_factor", "use e.g. 4 and 1")
+            raise field_error("rope_adjustments", "high_freq_factor is below low_freq_factor", "use e.g. 4 and 1")
 
     def _check_layers(self) -> None:
-        """One 0 or 1 for every layer in the lists that tell layers apart; longer lists are cut, as LitGPT does."""
+        """Check that lists per layer have a 0 or 1 for every layer; longer lists are truncated, as in LitGPT."""
         for key in PER_LAYER:
             marks = getattr(self, key)
             if marks is None:
                 continue
             if len(marks) < self.n_layer or any(mark not in (0, 1) for mark in marks):
-                raise refusal(key, f"{marks} is not one 0 or 1 for each of {self.n_layer} layers", "list them all")
+                raise field_error(key, f"{marks} is not one 0 or 1 for each of {self.n_layer} layers", "list them all")
             setattr(self, key, [int(mark) for mark in marks[: self.n_layer]])
         if self.sliding_window_indices is not None and self.sliding_window_size is None:
-            raise refusal("sliding_window_indices", "needs sliding_window_size", "give e.g. 4096")
+            raise field_error("sliding_window_indices", "requires sliding_window_size", "set e.g. 4096")
         if self.rope_indices is not None and self.rope_local_base_freq is None:
-            raise refusal("rope_indices", "needs rope_local_base_freq", "give e.g. 10000")
+            raise field_error("rope_indices", "requires rope_local_base_freq", "set e.g. 10000")
         if self.query_temperature is not None and set(self.query_temperature) != TEMPERATURE:
-            raise refusal("query_temperature", f"{self.query_temperature}", f"give {sorted(TEMPERATURE)}")
+            raise field_error("query_temperature", f"{self.query_temperature}", f"use the keys {sorted(TEMPERATURE)}")
 
     def _check_latent(self) -> None:
         if self.latent_attention is None:
             return
         self.latent_attention = sizes = dict(self.latent_attention)
         if set(sizes) - {"norm_eps"} != LATENT_SIZES:
-            raise refusal("latent_attention", f"{sorted(sizes)} are not its sizes", f"give {sorted(LATENT_SIZES)}")
-        sizes["norm_eps"] = eps = number(sizes.get("norm_eps", self.norm_eps))
+            raise field_error("latent_attention", f"{sorted(sizes)} are not its keys", f"use {sorted(LATENT_SIZES)}")
+        sizes["norm_eps"] = eps = parse_number(sizes.get("norm_eps", self.norm_eps))
         if not isinstance(eps, int | float) or not 0 < eps < 1:
-            raise refusal("latent_attention", f"norm_eps: {eps!r} is no epsilon", "give e.g. 1e-6")
+            raise field_error("latent_attention", f"norm_eps: {eps!r} is not an epsilon", "use e.g. 1e-6")
         for key in LATENT_SIZES:
             size = sizes[key]
             if not (size is None and key == "q_lora_rank") and not (isinstance(size, int) and 0 < size <= 2**20):
-                raise refusal("latent_attention", f"{key}: {size!r} is no size", "give a whole number above 0")
+                raise field_error("latent_attention", f"{key}: {size!r} is not a size", "use a positive integer")
         if self.n_query_groups not in (None, self.n_head):
-            raise refusal("n_query_groups", f"{self.n_query_groups} with latent_attention", f"use {self.n_head}")
+            raise field_error("n_query_groups", f"{self.n_query_groups} with latent_attention", f"use {self.n_head}")
 
     def _check_experts(self) -> None:
         if self.mlp_class_name != "LLaMAMoE":
             if self.n_expert:
-                raise refusal("n_expert", f"{self.n_expert} with mlp_class_name {self.mlp_class_name}", "use LLaMAMoE")
+                raise field_error(
+                    "n_expert", f"{self.n_expert} with mlp_class_name {self.mlp_class_name}", "use LLaMAMoE"
+                )
             return
         if not 1 <= self.n_expert <= 2**16:
-            raise refusal("n_expert", f"{self.n_expert} with mlp_class_name LLaMAMoE", "give e.g. 8")
+            raise field_error("n_expert", f"{self.n_expert} with mlp_class_name LLaMAMoE", "use e.g. 8")
         if not 1 <= self.n_expert_per_token <= self.n_expert:
-            raise refusal("n_expert_per_token", f"{self.n_expert_per_token} of {self.n_expert} experts", "give e.g. 2")
+            raise field_error(
+                "n_expert_per_token", f"{self.n_expert_per_token} of {self.n_expert} experts", "use e.g. 2"
+            )
         groups = self.n_expert_groups
         if groups is None:
             return
         if groups < 1 or self.n_expert % groups:
-            raise refusal("n_expert_groups", f"{groups} does not divide n_expert {self.n_expert}", "use e.g. 1")
+            raise field_error("n_expert_groups", f"{groups} does not divide n_expert {self.n_expert}", "use e.g. 1")
         if self.n_topk_groups is None or not 1 <= self.n_topk_groups <= groups:
-            raise refusal("n_topk_groups", f"{self.n_topk_groups} of {groups} groups", f"give 1 to {groups}")
+            raise field_error("n_topk_groups", f"{self.n_topk_groups} of {groups} groups", f"use 1 to {groups}")
         if self.n_expert_per_token > self.n_topk_groups * self.n_expert // groups:
-            chosen = f"{self.n_expert_per_token} experts out of {self.n_topk_groups} of {groups} groups"
-            raise refusal("n_expert_per_token", f"{chosen} of {self.n_expert}", "give fewer, or more n_topk_groups")
+            selected = f"{self.n_expert_per_token} experts out of {self.n_topk_groups} of {groups} groups"
+            raise field_error(
+                "n_expert_per_token", f"{selected} of {self.n_expert}", "use fewer, or more n_topk_groups"
+            )
         best = self.n_topk_scores_per_group
         if best not in (1, 2) or best > self.n_expert // groups:
-            raise refusal("n_topk_scores_per_group", f"{best} of {self.n_expert // groups} in a group", "give 1 or 2")
+            raise field_error(
+                "n_topk_scores_per_group", f"{best} of {self.n_expert // groups} in a group", "use 1 or 2"
+            )
 
     def _resolve(self) -> None:
-        """Fill in the sizes that follow from others, and refuse those that do not fit together."""
+        """Derive the sizes that are None, and check sizes against each other."""
         if self.head_size is None:
             if self.n_embd % self.n_head:
                 near = self.n_head * max(1, round(self.n_embd / self.n_head))
-                raise refusal("n_embd", f"{self.n_embd} is no multiple of n_head {self.n_head}", f"use {near}")
+                raise field_error("n_embd", f"{self.n_embd} is not divisible by n_head {self.n_head}", f"use {near}")
             self.head_size = self.n_embd // self.n_head
         self.n_query_groups = self.n_query_groups or self.n_head
         if self.n_head % self.n_query_groups:
-            raise refusal("n_query_groups", f"{self.n_query_groups} does not divide n_head {self.n_head}", "use 1")
+            raise field_error("n_query_groups", f"{self.n_query_groups} does not divide n_head {self.n_head}", "use 1")
         if self.position_embedding == "rotary" and self.rotary_size % 2:
-            turned = f"rotates {self.rotary_size} numbers of a head of {self.head_size}, not an even count"
-            raise refusal("rotary_percentage", f"{self.rotary_percentage} {turned}", "change head_size or use 0.5 or 1")
+            rotated = f"rotates {self.rotary_size} features of a head of {self.head_size}, an odd number"
+            raise field_error(
+                "rotary_percentage", f"{self.rotary_percentage} {rotated}", "set 0.5, 1 or another head_size"
+            )
         for key in ("short_factor", "long_factor"):
             factors = (self.rope_adjustments or {}).get(key)
             if factors is not None and (not isinstance(factors, list) or len(factors) != self.rotary_size // 2):
                 count = len(factors) if isinstance(factors, list) else 1
-                said = f"{key} has {count} numbers for {self.rotary_size // 2} pairs"
-                raise refusal("rope_adjustments", said, "give one for each")
+                message = f"{key} has {count} numbers for {self.rotary_size // 2} pairs"
+                raise field_error("rope_adjustments", message, "list one for each")
         if self.intermediate_size is None:
             if self.mlp_class_name != "GptNeoxMLP":
-                raise refusal("intermediate_size", f"{self.mlp_class_name} needs it", f"use e.g. {4 * self.n_embd}")
+                raise field_error(
+                    "intermediate_size", f"{self.mlp_class_name} requires it", f"use e.g. {4 * self.n_embd}"
+                )
             self.intermediate_size = 4 * self.n_embd
         if self.padded_vocab_size is None:
             self.padded_vocab_size = math.ceil(self.vocab_size / self.padding_multiple) * self.padding_multiple
         self.vocab_size = min(self.vocab_size, self.padded_vocab_size)
         if self.shared_attention_norm and not self.parallel_residual:
-            raise refusal("shared_attention_norm", "true needs parallel_residual: true", "use false")
+            raise field_error("shared_attention_norm", "true requires parallel_residual: true", "use false")
         if self.tie_embeddings and self.lm_head_bias:
-            raise refusal("lm_head_bias", "true does not go with tie_embeddings: true", "use false")
+            raise field_error("lm_head_bias", "true is not supported with tie_embeddings: true", "use false")
 
     @property
     def rotary_size(self) -> int:
-        """How many of a head's numbers are rotated by position."""
+        """Number of features of a head that are rotated by position."""
         if self.latent_attention is not None:
             return self.latent_attention["qk_rope_head_dim"]
         assert self.head_size is not None
@@ -289,29 +302,29 @@ class TransformerConfig:
 
     @property
     def rope_kind(self) -> str | None:
-        """The kind of scaling that `rope_adjustments` describes."""
-        given = set(self.rope_adjustments or ())
-        fits = (kind for kind, (needed, more) in ROPE_KINDS.items() if needed <= given <= needed | more)
-        return next(fits, None)
+        """The kind of rope scaling, by the keys of `rope_adjustments`; None without scaling."""
+        keys = set(self.rope_adjustments or ())
+        kinds = (kind for kind, (required, more) in ROPE_KINDS.items() if required <= keys <= required | more)
+        return next(kinds, None)
 
     @property
     def expert_size(self) -> int:
-        """The inner width of each expert."""
+        """The intermediate size of each expert."""
         assert self.intermediate_size is not None
         return self.moe_intermediate_size or self.intermediate_size
 
     @property
     def shared_size(self) -> int:
-        """The inner width of the experts that every token goes to, taken together; 0 if there are none."""
+        """The total intermediate size of the shared experts; 0 if there are none."""
         return self.shared_expert_size or (self.n_shared_expert or 0) * self.expert_size
 
     def is_local(self, layer: int) -> bool:
-        """Whether the layer sees no further than `sliding_window_size` tokens."""
+        """Whether the attention of the layer is limited to `sliding_window_size` tokens."""
         marks = self.sliding_window_indices
         return self.sliding_window_size is not None and (marks is None or marks[layer] == 1)
 
     def rope_of(self, layer: int) -> Literal["global", "local"] | None:
-        """Which of the two rotary embeddings the layer uses; None if it knows of no positions."""
+        """Which of the two rotary embeddings the layer uses; None if it uses none."""
         if self.position_embedding != "rotary" or (self.rope_layers is not None and not self.rope_layers[layer]):
             return None
         local = self.rope_local_base_freq is not None and (self.rope_indices is None or self.rope_indices[layer] == 1)
@@ -324,26 +337,26 @@ class TransformerConfig:
         return self.moe_layers is None or self.moe_layers[layer] == 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field by name, as `Config(**values)` and a `model_config.yaml` take them."""
+        """All fields, as for `Config(**values)` and a `model_config.yaml`."""
         return asdict(self)
 
 
 @cache
 def field_types() -> dict[str, Any]:
-    """The type that each field declares."""
+    """The declared type of each field."""
     return get_type_hints(TransformerConfig)
 
 
-def refusal(key: str, problem: str, cure: str) -> UserError:
-    """The error for a field: what is wrong with it and what would do."""
+def field_error(key: str, problem: str, cure: str) -> UserError:
+    """The error for a field: the problem and the cure."""
     return UserError(f"model_config.{key}: {problem}; {cure}")
 
 
-def checked(key: str, value: Any, kind: Any) -> Any:
-    """`value` if it is of the type that a field declares; whole floats pass as integers, `1e9` as a number.
+def check_type(key: str, value: Any, kind: Any) -> Any:
+    """`value` if it has the declared type of a field; integral floats pass as integers, `1e9` as a number.
 
     Raises:
-        UserError: naming the field and the type it wants.
+        UserError: naming the field and its type.
     """
     if get_origin(kind) in (UnionType, Union):
         if value is None:
@@ -351,22 +364,24 @@ def checked(key: str, value: Any, kind: Any) -> Any:
         kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise refusal(key, f"{value!r} is no choice", f"use one of {', '.join(get_args(kind))}")
+            raise field_error(key, f"{value!r} is not a valid choice", f"use one of {', '.join(get_args(kind))}")
         return value
     if kind in (int, float):
-        value = number(value)
+        value = parse_number(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     accepted = (int, float) if kind is float else get_origin(kind) or kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise refusal(key, f"{value!r} is the wrong type", f"give a value of type {getattr(kind, '__name__', kind)}")
+        raise field_error(
+            key, f"{value!r} has the wrong type", f"use a value of type {getattr(kind, '__name__', kind)}"
+        )
     if isinstance(value, dict) and get_args(kind)[-1] is not Any:
-        return {part: checked(f"{key}.{part}", inner, float) for part, inner in value.items()}
+        return {inner_key: check_type(f"{key}.{inner_key}", inner, float) for inner_key, inner in value.items()}
     return value
 
 
-def number(value: Any) -> Any:
-    """The number in a text such as `1e9` or `6e-5`, which YAML does not read as one; all else stays."""
+def parse_number(value: Any) -> Any:
+    """Parse text such as `1e9` or `6e-5`, which YAML reads as strings; other values are returned unchanged."""
     if not isinstance(value, str):
         return value
     try:

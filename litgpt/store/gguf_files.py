@@ -12,7 +12,7 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.files import DamagedFileError
-from litgpt.model.names import NameTable, build_table
+from litgpt.model.names import NameTable, build_name_table
 from litgpt.model.registry import load_family_files
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -85,7 +85,7 @@ class GGUFFile:
     def name_table(self) -> NameTable:
         """The table from the file's names to ours."""
         data = load_family_files()["gguf"]
-        return build_table("gguf", data["tensors"], data["ignored"])
+        return build_name_table("gguf", data["tensors"], data["ignored"])
 
     @cached_property
     def config_json(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from litgpt.data.render.prompt_styles import PROMPT_STYLE_FILE as STYLE
 from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
-from litgpt.model.flops import training_flops
+from litgpt.model.flops import compute_training_flops
 from litgpt.parallel.strategy import is_rank_zero
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.store.tokenizer_files import find_tokenizer_files
@@ -195,7 +195,7 @@ class Loop:
             samples=samples,
             tokens=tokens,
             batches=run.micro_batches,
-            flops=training_flops(
+            flops=compute_training_flops(
                 run.config, tokens=result.tokens // run.ranks, sequence_length=length, frozen=run.adapted
             ),
         )

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from litgpt.model.config import Config
-from litgpt.model.flops import head_sizes, keys_seen, training_flops
+from litgpt.model.flops import compute_head_sizes, compute_training_flops, count_keys
 from litgpt.model.gpt import GPT
 
 LLAMA = {"norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "intermediate_size": 96, "bias": False}
@@ -34,13 +34,13 @@ def test_formula_equals_the_count(changes: dict[str, Any]) -> None:
     with counter, sdpa_kernel(SDPBackend.MATH):
         model(torch.zeros(2, 32, dtype=torch.int64)).sum().backward()
     # The counter sees the whole score matrix; the formula counts the half that the causal mask leaves.
-    unmasked = 3 * config.n_layer * config.n_head * sum(head_sizes(config)) * 32 * 64
-    assert counter.get_total_flops() == training_flops(config, tokens=64, sequence_length=32) + unmasked
+    unmasked = 3 * config.n_layer * config.n_head * sum(compute_head_sizes(config)) * 32 * 64
+    assert counter.get_total_flops() == compute_training_flops(config, tokens=64, sequence_length=32) + unmasked
 
 
 def test_published_size_of_a_known_model() -> None:
     config = Config.from_name("tiny-llama-1.1b")
-    per_token = training_flops(config, tokens=1, sequence_length=2048)
+    per_token = compute_training_flops(config, tokens=1, sequence_length=2048)
     weights = 1_100_048_384 - 32000 * 2048 - 45 * 2048  # without the looked-up embedding and the norms
     assert per_token == 6 * weights + 6 * 22 * 2048 * 2048
 
@@ -53,11 +53,11 @@ def test_keys_that_a_window_leaves(kind: Any) -> None:
     query, key = torch.arange(64)[:, None], torch.arange(64)[None]
     seen = (key <= query) & ((query - key < 8) if kind == "sliding" else (query // 8 == key // 8))
     # the formula takes positions for a continuum, where of its own key a query sees up to a half less
-    assert 0 <= seen.sum().item() / 64 - keys_seen(config, 0, 64) <= 0.5
-    assert keys_seen(config, 1, 64) == 32 and keys_seen(config, 0, 4) == 2
+    assert 0 <= seen.sum().item() / 64 - count_keys(config, 0, 64) <= 0.5
+    assert count_keys(config, 1, 64) == 32 and count_keys(config, 0, 4) == 2
 
 
 def test_only_the_experts_that_a_token_goes_to_are_counted() -> None:
     config = Config.from_name("Qwen3-30B-A3B")
-    active = training_flops(config, tokens=1, sequence_length=1) / 6
+    active = compute_training_flops(config, tokens=1, sequence_length=1) / 6
     assert 2.8e9 < active < 3.4e9  # 3.3 billion with the embedding, as published

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from litgpt.model.attention_inputs import build_attention_inputs
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.init import full_tensor_for, initialize
+from litgpt.model.init import draw_init_value, initialize
 from litgpt.model.layers import swiglu
 
 LLAMA = {"norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "intermediate_size": 48, "bias": False}
@@ -147,12 +147,12 @@ def test_first_values_depend_on_seed_and_name_alone() -> None:
     config = small().config
     model = small()
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, full_tensor_for(config, name, parameter.shape, 3)), name
+        assert torch.equal(parameter, draw_init_value(config, name, parameter.shape, 3)), name
     weights = [p for name, p in model.named_parameters() if name.endswith(("q.weight", "k.weight"))]
     assert not any(torch.equal(weights[0], other) for other in weights[1:])
     deeper = small(n_layer=4)
     assert torch.equal(deeper.blocks[1].attention.q.weight, model.blocks[1].attention.q.weight)
-    other_seed = full_tensor_for(config, "head.weight", (64, 32), 4)
+    other_seed = draw_init_value(config, "head.weight", (64, 32), 4)
     assert not torch.equal(other_seed, model.head.weight)
 
 

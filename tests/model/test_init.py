@@ -7,7 +7,7 @@ import torch
 
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.init import full_tensor_for, initialize
+from litgpt.model.init import draw_init_value, initialize
 
 SHAPE: dict[str, Any] = {
     "n_layer": 2, "n_embd": 64, "n_head": 4, "padded_vocab_size": 128, "block_size": 64, "intermediate_size": 96,
@@ -52,6 +52,6 @@ def test_experts_differ() -> None:
 def test_values_depend_on_seed_and_name_alone() -> None:
     config = Config(**SHAPE)
     name, shape = "blocks.1.mlp.experts.gate", (8, 96, 64)
-    assert torch.equal(full_tensor_for(config, name, shape, 3), full_tensor_for(config, name, shape, 3))
+    assert torch.equal(draw_init_value(config, name, shape, 3), draw_init_value(config, name, shape, 3))
     for other, seed in ((name, 4), ("blocks.1.mlp.experts.up", 3), ("blocks.0.mlp.experts.gate", 3)):
-        assert not torch.equal(full_tensor_for(config, name, shape, 3), full_tensor_for(config, other, shape, seed))
+        assert not torch.equal(draw_init_value(config, name, shape, 3), draw_init_value(config, other, shape, seed))

@@ -168,10 +168,10 @@ def test_half_of_the_heads_run_alone() -> None:
 @pytest.mark.parametrize(
     ("sizes", "told"),
     [
-        ({"norm_eps": 0}, "norm_eps: 0 is no epsilon"),
-        ({"norm_eps": "small"}, "norm_eps: 'small' is no epsilon"),
-        ({"v_head_dim": None}, "v_head_dim: None is no size"),
-        ({"rank": 3}, "are not its sizes"),
+        ({"norm_eps": 0}, "norm_eps: 0 is not an epsilon"),
+        ({"norm_eps": "small"}, "norm_eps: 'small' is not an epsilon"),
+        ({"v_head_dim": None}, "v_head_dim: None is not a size"),
+        ({"rank": 3}, "are not its keys"),
     ],
 )
 def test_sizes_that_no_model_has_are_refused(sizes: dict[str, Any], told: str) -> None:

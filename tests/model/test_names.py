@@ -9,7 +9,7 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.names import NO_SUCH_PART, NO_WEIGHTS, NameTable, build_table, to_hf_names
+from litgpt.model.names import NO_SUCH_PART, NO_WEIGHTS, NameTable, build_name_table, to_hf_names
 from litgpt.model.registry import load_litgpt_table
 from tests.store.models import to_our_names
 
@@ -40,13 +40,13 @@ def there_and_back(names: NameTable, published: dict[str, Tensor]) -> dict[str, 
 
 def test_a_rule_stands_for_weight_bias_and_bare_tensor() -> None:
     published = {"h.1.q.weight": numbers(8, 6), "h.1.q.bias": numbers(8), "h.0.sinks": numbers(4)}
-    names = build_table("t", {"h.<i>.q": "blocks.<i>.attention.q", "h.<i>.sinks": "blocks.<i>.attention.sinks"})
+    names = build_name_table("t", {"h.<i>.q": "blocks.<i>.attention.q", "h.<i>.sinks": "blocks.<i>.attention.sinks"})
     ours = there_and_back(names, published)
     assert set(ours) == {"blocks.1.attention.q.weight", "blocks.1.attention.q.bias", "blocks.0.attention.sinks"}
 
 
 def test_experts_in_tensors_of_their_own_are_stacked() -> None:
-    names = build_table(
+    names = build_name_table(
         "t", {"h.<i>.experts.<e>.w1.weight": f"{EXPERTS}.gate", "h.<i>.experts.<e>.w1.bias": f"{EXPERTS}.gate_bias"}
     )
     published = {f"h.0.experts.{e}.w1.weight": numbers(5, 6) + 100 * e for e in (2, 0, 1)}
@@ -59,7 +59,7 @@ def test_experts_in_tensors_of_their_own_are_stacked() -> None:
 
 def test_stacked_experts_interleaved_and_transposed() -> None:
     gate_up = [f"{EXPERTS}.gate", f"{EXPERTS}.up"]
-    names = build_table(
+    names = build_name_table(
         "t",
         {
             "h.<i>.gate_up": {"interleaved": gate_up, "transposed": True},
@@ -77,7 +77,7 @@ def test_stacked_experts_interleaved_and_transposed() -> None:
 def test_stacked_experts_one_below_the_other(transposed: bool) -> None:
     line = {"concat": [f"{EXPERTS}.gate", f"{EXPERTS}.up"], "transposed": transposed}
     published = {"h.0.gate_up": numbers(3, 6, 10) if transposed else numbers(3, 10, 6)}
-    ours = there_and_back(build_table("t", {"h.<i>.gate_up": line}), published)
+    ours = there_and_back(build_name_table("t", {"h.<i>.gate_up": line}), published)
     first = published["h.0.gate_up"][1]
     assert torch.equal(ours["blocks.0.mlp.experts.up"][1], first.T[5:] if transposed else first[5:])
 
@@ -85,12 +85,12 @@ def test_stacked_experts_one_below_the_other(transposed: bool) -> None:
 def test_fused_and_transposed_per_expert() -> None:
     line = {"concat": [f"{EXPERTS}.gate", f"{EXPERTS}.up"], "transposed": True}
     published = {f"h.0.{e}.gate_up.weight": numbers(6, 10) + 100 * e for e in range(3)}
-    ours = there_and_back(build_table("t", {"h.<i>.<e>.gate_up.weight": line}), published)
+    ours = there_and_back(build_name_table("t", {"h.<i>.<e>.gate_up.weight": line}), published)
     assert torch.equal(ours["blocks.0.mlp.experts.gate"][2], published["h.0.2.gate_up.weight"].T[:5])
 
 
 def test_transposed_matrices_but_not_biases() -> None:
-    names = build_table(
+    names = build_name_table(
         "t", {"h.<i>.qkv": {"concat": [f"blocks.<i>.attention.{x}" for x in "qkv"], "transposed": True}}
     )
     published = {"h.0.qkv.weight": numbers(6, 16), "h.0.qkv.bias": numbers(16)}
@@ -100,7 +100,7 @@ def test_transposed_matrices_but_not_biases() -> None:
 
 
 def test_shared_experts_fused_and_a_vector_published_as_a_row() -> None:
-    names = build_table(
+    names = build_name_table(
         "t",
         {
             "h.<i>.shared": {"concat": ["blocks.<i>.mlp.shared.gate", "blocks.<i>.mlp.shared.up"]},
@@ -113,26 +113,26 @@ def test_shared_experts_fused_and_a_vector_published_as_a_row() -> None:
 
 
 def test_every_head_of_a_group_together() -> None:
-    names = build_table("t", {"h.<i>.qkv": {"grouped": [f"blocks.<i>.attention.{x}" for x in "qkv"]}})
+    names = build_name_table("t", {"h.<i>.qkv": {"grouped": [f"blocks.<i>.attention.{x}" for x in "qkv"]}})
     published = {"h.0.qkv.weight": numbers(16, 6)}
     ours = there_and_back(names, published)
     assert torch.equal(ours["blocks.0.attention.k.weight"], published["h.0.qkv.weight"][[4, 5, 12, 13]])
 
 
 def test_a_tensor_without_a_rule_is_refused_both_ways() -> None:
-    names = build_table("t", {"norm": "norm", "h.<i>.q": "blocks.<i>.attention.q"})
+    names = build_name_table("t", {"norm": "norm", "h.<i>.q": "blocks.<i>.attention.q"})
     assert names.map_hf_name("norm.weight", config()) is not None
     assert names.map_hf_name("h.0.q.scale", config()) is None
     with pytest.raises(UserError, match=r"blocks\.0\.attention\.q\.weight\.extra: t has no name"):
         names.map_names(["norm.weight", "blocks.0.attention.q.weight.extra"], config())
-    fused = build_table("t", {"qkv": {"concat": ["q", "k"]}})
+    fused = build_name_table("t", {"qkv": {"concat": ["q", "k"]}})
     with pytest.raises(UserError, match=r"k\.weight: missing, but t stores it in one tensor with others"):
         fused.map_names(["q.weight"], config())
 
 
 @pytest.mark.parametrize("shape", [(9, 6), (3,), ()])
 def test_a_tensor_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    names = build_table(
+    names = build_name_table(
         "t", {"h.<i>.gate_up": {"interleaved": [f"{EXPERTS}.gate", f"{EXPERTS}.up"], "transposed": True}}
     )
     with pytest.raises(UserError, match=r"h\.0\.gate_up: "):
@@ -140,7 +140,7 @@ def test_a_tensor_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_rules_hold_for_the_shapes_they_name() -> None:
-    names = build_table("t", {"w": {"rename": ["up"], "when": {"mlp_class_name": ["GptNeoxMLP"]}}, "w3": "up"})
+    names = build_name_table("t", {"w": {"rename": ["up"], "when": {"mlp_class_name": ["GptNeoxMLP"]}}, "w3": "up"})
     assert names.map_names(["up.weight"], config())[0].hf_name == "w3.weight"
     plain = config(mlp_class_name="GptNeoxMLP", n_expert=0)
     assert names.map_names(["up.weight"], plain)[0].hf_name == "w.weight"
@@ -148,7 +148,7 @@ def test_rules_hold_for_the_shapes_they_name() -> None:
 
 def test_parts_that_the_model_has_not_are_left_out_and_counted() -> None:
     unread = [r"model\.layers\.<beyond>\..*", r"vision\..*"]
-    names = build_table("t", {"model.layers.<i>.q": "blocks.<i>.attention.q"}, [r".*\.inv_freq"], unread=unread)
+    names = build_name_table("t", {"model.layers.<i>.q": "blocks.<i>.attention.q"}, [r".*\.inv_freq"], unread=unread)
     published = ["model.layers.1.q.weight", "model.layers.2.q.weight", "vision.a", "model.layers.0.inv_freq"]
     reasons = [names.get_skip_reason(name, config()) for name in published]
     assert reasons == ["", NO_SUCH_PART, NO_SUCH_PART, NO_WEIGHTS]
@@ -157,7 +157,7 @@ def test_parts_that_the_model_has_not_are_left_out_and_counted() -> None:
 
 def test_names_may_start_otherwise() -> None:
     lines = {"transformer.h.<i>.q": "blocks.<i>.attention.q", "lm_head": "head"}
-    names = build_table("t", lines, [r"transformer\.h\.\d+\.mask"], prefix="transformer.", starts={"text.": ""})
+    names = build_name_table("t", lines, [r"transformer\.h\.\d+\.mask"], prefix="transformer.", starts={"text.": ""})
     published = {
         "h.1.q.weight": "blocks.1.attention.q.weight",
         "lm_head.weight": "head.weight",

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, dequantize, quantize
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.names import build_table
+from litgpt.model.names import build_name_table
 from litgpt.model.registry import load_family_files
 from litgpt.store.convert import convert_folder
 from litgpt.store.gguf_files import GGUFFile
@@ -52,7 +52,7 @@ def write_gguf(path: Path, model: GPT, kind: str, quantization: str = "F32", **s
         writer.add_tensor(key, value)
     data = load_family_files()["gguf"]
     ours = weights(model)
-    for step in build_table("gguf", data["tensors"]).map_names(ours, config):
+    for step in build_name_table("gguf", data["tensors"]).map_names(ours, config):
         tensor = ours[step.names[0]]
         if kind == "llama" and ".attn_q." in step.hf_name:
             tensor = paired(tensor, config.n_head)

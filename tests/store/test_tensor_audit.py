@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from litgpt.errors import UserError
-from litgpt.model.names import build_table
+from litgpt.model.names import build_name_table
 from litgpt.store.tensor_audit import audit_source
 from tests.store.models import as_source, random_model, small, weights
 
@@ -29,7 +29,7 @@ def test_an_expert_missing_or_too_many_is_refused(experts: tuple[int | None, ...
     tensors = weights(random_model(config))
     lines = {name: name for name in tensors if name != DOWN}
     stack = "blocks.<i>.mlp.experts.down"
-    table = build_table("t", {**lines, "blocks.<i>.e.<e>": stack, "blocks.<i>.e": stack})
+    table = build_name_table("t", {**lines, "blocks.<i>.e.<e>": stack, "blocks.<i>.e": stack})
     down = tensors.pop(DOWN)
     for expert in experts:
         tensors |= {"blocks.0.e": down} if expert is None else {f"blocks.0.e.{expert}": down[0]}

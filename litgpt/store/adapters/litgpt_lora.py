@@ -9,7 +9,7 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
-from litgpt.model.names import TensorMapping, count_rows
+from litgpt.model.names import TensorMapping, count_tensor_rows
 from litgpt.model.registry import load_litgpt_table
 from litgpt.recipe.finetune import LORA_SWITCHES
 from litgpt.recipe.tuner import LoRA
@@ -85,7 +85,7 @@ def split_litgpt_pair(
 ) -> dict[str, Tensor]:
     """Our pairs of a layer: of queries, keys and values those that are enabled, stacked in rows in A and in B."""
     names = [name for name in mapping.names if len(mapping.names) == 1 or name.split(".")[-2] in enabled]
-    rows = [b.shape[0]] if len(mapping.names) == 1 else [count_rows(config, name) for name in names]
+    rows = [b.shape[0]] if len(mapping.names) == 1 else [count_tensor_rows(config, name) for name in names]
     tensors: dict[str, Tensor] = {}
     for name, part_a, part_b in zip(names, a.chunk(len(names)), b.split(rows), strict=True):
         part = LoRAPart(name, first=False, rank=part_a.shape[0])
