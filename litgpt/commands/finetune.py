@@ -1,7 +1,6 @@
-"""`litgpt finetune` and its relatives: train a model on conversations, all of its weights or an adapter beside them."""
+"""`litgpt finetune` and its variants: finetune a model on conversations, its own weights or an adapter."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,21 +15,20 @@ from litgpt.recipe.finetune import Finetune
 from litgpt.store.adapters.folder import save_adapter_folder
 from litgpt.store.save_model import gather_stages, save_model
 from litgpt.train.run import train
-from litgpt.train.run_spec import RunSpec, build_finetune_spec
+from litgpt.train.run_spec import build_finetune_spec
 from litgpt.train.setup import Run
 
 
 def run(recipe: Finetune) -> None:
-    """Find the model, train, publish the finished one and its adapter, and say how it went."""
-    found = find_folder(recipe.checkpoint_dir, access_token=recipe.access_token)
-    folder = resolve_model_folder(found)
-    base = str(recipe.checkpoint_dir if folder == found else folder)
-    spec = build_finetune_spec(recipe, folder, base, adapter=adapter_for(recipe))
-    train(recipe, spec, partial(publish, spec=spec))
+    """Find the model, finetune it, and publish it and its adapter."""
+    given = find_folder(recipe.checkpoint_dir, access_token=recipe.access_token)
+    folder = resolve_model_folder(given)
+    base = str(recipe.checkpoint_dir if folder == given else folder)
+    train(recipe, build_finetune_spec(recipe, folder, base, adapter=find_initial_adapter(recipe)), publish)
 
 
-def adapter_for(recipe: Finetune) -> Path | None:
-    """The folder of the adapter whose training goes on: of a run, its newest one."""
+def find_initial_adapter(recipe: Finetune) -> Path | None:
+    """The folder of the adapter to train further; in a run's folder, its newest one."""
     if recipe.initial_adapter is None:
         return None
     try:
@@ -39,37 +37,45 @@ def adapter_for(recipe: Finetune) -> Path | None:
         raise UserError(f"initial_adapter_dir: {error.detail}") from None
 
 
-def publish(trained: Run, *, spec: RunSpec) -> Path:
-    """Write the finished model, with what was adapted folded in, and the adapter alone; every rank takes part.
+def publish(trained: Run) -> Path:
+    """Write the finished model with the adapter merged, and the adapter alone; called on every rank.
 
-    What cannot be folded in is the finished model by itself: an adapter's folder, which names its base.
+    An adapter that cannot be merged is the finished model by itself: a folder that names its base.
     """
-    final, core = trained.recipe.out_dir / "final", trained.train_state.core
+    final, spec, core = trained.recipe.out_dir / "final", trained.spec, trained.train_state.core
     assert isinstance(core, GPT)
     if spec.tuner is None or spec.tuner.merges:
-        tensors, texts = adapt.merge_adapter(core), trained.tokenizer_dir
-        save_model(final, core, tensors=tensors, config=trained.config, tokenizer_dir=texts, replace=True)
+        tensors, tokenizer_dir = adapt.merge_adapter(core), trained.data.tokenizer_dir
+        save_model(final, core, tensors=tensors, config=spec.config, tokenizer_dir=tokenizer_dir, replace=True)
         if is_rank_zero():
             spec.data.save_prompt_format(final)
     if spec.tuner is not None and spec.adapted:
-        save_adapter(trained.recipe.out_dir / "adapter" if spec.tuner.merges else final, trained, spec)
+        save_adapter(trained.recipe.out_dir / "adapter" if spec.tuner.merges else final, trained)
     return final
 
 
 @torch.no_grad()
-def save_adapter(folder: Path, trained: Run, spec: RunSpec) -> None:
-    """Write the adapter as a folder that PEFT loads; where PEFT has no form for it, say so: it is in the model too."""
-    core = trained.train_state.core
+def save_adapter(folder: Path, trained: Run) -> None:
+    """Write the adapter as a folder that PEFT loads; one that PEFT cannot express is only in the merged model."""
+    spec, core = trained.spec, trained.train_state.core
     assert isinstance(core, GPT) and spec.tuner is not None
-    own = ((name, full_tensor(one.detach())) for name, one in adapt.get_adapter_parameters(core).items())
-    tensors = {name: one.to("cpu") for name, one in gather_stages(core, own)}
+    local = ((name, full_tensor(tensor.detach())) for name, tensor in adapt.get_adapter_parameters(core).items())
+    tensors = {name: tensor.to("cpu") for name, tensor in gather_stages(core, local)}
     if not is_rank_zero():
         return
-    about = {"config": trained.config, "settings": spec.tuner, "base": spec.base, "base_precision": spec.base_precision}
     try:
-        save_adapter_folder(folder, tensors, **about, tokenizer_dir=trained.tokenizer_dir, replace=True)  # type: ignore
+        save_adapter_folder(
+            folder,
+            tensors,
+            config=spec.config,
+            settings=spec.tuner,
+            base=spec.base,
+            base_precision=spec.base_precision,
+            tokenizer_dir=trained.data.tokenizer_dir,
+            replace=True,
+        )
         spec.data.save_prompt_format(folder)
     except UserError as error:
         if not spec.tuner.merges:
             raise
-        print(f"{folder}: no adapter written ({error}); the finished model has it folded in", file=sys.stderr)
+        print(f"{folder}: adapter not written ({error}); the finished model has it merged", file=sys.stderr)

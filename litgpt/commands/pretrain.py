@@ -16,8 +16,6 @@ def run(recipe: Pretrain) -> None:
 
 def publish(trained: Run) -> Path:
     """Write the finished model as a folder that transformers loads; called on every rank."""
-    folder = trained.recipe.out_dir / "final"
-    save_model(
-        folder, trained.train_state.core, config=trained.config, tokenizer_dir=trained.tokenizer_dir, replace=True
-    )
+    folder, core = trained.recipe.out_dir / "final", trained.train_state.core
+    save_model(folder, core, config=trained.spec.config, tokenizer_dir=trained.data.tokenizer_dir, replace=True)
     return folder

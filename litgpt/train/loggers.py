@@ -17,7 +17,7 @@ from litgpt.train import history
 NAMES = ("csv", "tensorboard", "wandb", "mlflow")
 
 
-def build(
+def build_logger(
     name: str,
     out_dir: Path,
     log: LogArgs,

@@ -1,4 +1,4 @@
-"""The one loop: step, log, evaluate, save, and leave when it is time."""
+"""The training loop: step, log, evaluate, save, until a limit is reached or a signal arrives."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from litgpt.data.render.prompt_styles import PROMPT_STYLE_FILE as STYLE
+from litgpt.data.render.prompt_styles import PROMPT_STYLE_FILE
 from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
@@ -27,15 +27,15 @@ from litgpt.train.step import StepResult, train_step
 
 
 def drop_samples_after(path: Path, step: int) -> None:
-    """Forget texts that the model wrote after `step`, in a run that goes on from there or starts anew."""
+    """Remove samples generated after `step` from a run that is resumed there; all of them from a new run (step 0)."""
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and step and json.loads(line)["step"] <= step]
         write_text(path, "".join(kept))
 
 
-def refuse_unknown_tokens(batches: list[Batch], rows: int) -> None:
-    """Refuse tokens that the embedding has no row for, as another tokenizer's data may hold.
+def check_token_range(batches: list[Batch], rows: int) -> None:
+    """Check that every token has a row in the embedding; data of another tokenizer may not.
 
     Raises:
         UserError: naming the largest token.
@@ -49,7 +49,7 @@ def refuse_unknown_tokens(batches: list[Batch], rows: int) -> None:
 
 
 class Loop:
-    """The state of a run in progress, as far as a checkpoint must know it."""
+    """A run in progress; its counters are what a checkpoint holds besides weights, moments and random generators."""
 
     def __init__(self, run: Run, console: RunConsole) -> None:
         recipe = run.recipe
@@ -64,7 +64,7 @@ class Loop:
         self.last_loss: float | None = None
         self.val_losses: dict[int, float] = {}
         self.reason = ""
-        self.complete = False  # ended by itself, so that the model can be published
+        self.complete = False  # the run reached its end, so the model can be published
         self._restore(run.progress)
         if is_rank_zero():
             drop_samples_after(recipe.out_dir / "samples.jsonl", self.step)
@@ -80,8 +80,8 @@ class Loop:
         self.meter.load_state_dict(progress["meter"])
         self.run.train_state.scale.load_state_dict(progress["scale"])
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps besides weights, moments and random generators."""
+    def progress(self) -> dict[str, Any]:
+        """The progress of the run for a checkpoint; JSON values."""
         return {
             "step": self.step,
             "tokens": self.tokens,
@@ -90,46 +90,46 @@ class Loop:
             "guard": self.guard.state_dict(),
             "meter": self.meter.state_dict(),
             "scale": self.run.train_state.scale.state_dict(),
-            "stream": self.run.stream.state_dict(),
+            "stream": self.run.data.train.state_dict(),
         }
 
     def fit(self) -> None:
-        """Train until a limit is reached or someone asks to leave; the last step is always saved."""
+        """Train until a limit is reached or a signal asks to stop; the last step is always saved."""
         run, recipe = self.run, self.run.recipe
         with self.interrupts.watched(), self.console:
             try:
                 if recipe.eval.initial_validation and not self.step:
                     self.evaluate()
-                batches = iter(run.stream)
-                while not self.finished():
+                batches = iter(run.data.train)
+                while not self.is_finished():
                     self.advance(batches)
                 if self.complete and recipe.eval.final_validation and self.step not in self.val_losses:
                     self.evaluate()
                 with self.meter.apart("saving"):
                     self.save()
                     run.checkpoints.commit()
-            except UserError:  # raised on all ranks alike, so that all can bring an open checkpoint to its end
+            except UserError:  # raised on all ranks, so that all finish a pending checkpoint
                 run.checkpoints.commit()
                 raise
             finally:
-                run.stream.close()
+                run.data.train.close()
         for logger in run.loggers:
             logger.finalize("success")
 
     def advance(self, batches: Iterator[Any]) -> None:
-        """One optimizer step and what is due after it."""
+        """Take one optimizer step, and log, evaluate and save if they are due."""
         run = self.run
         rate = run.schedule.at(self.step)
         set_learning_rate(run.train_state.optimizers, rate / run.schedule.peak if run.schedule.peak else 0.0)
         run.train_state.set_active(self.step)
-        taken, fault = self.next_batches(batches)
+        micro_batches, fault = self.next_batches(batches)
         result = train_step(
             run.train_state,
-            taken,
+            micro_batches,
             run.objective,
             max_norm=self.train.max_norm,
-            flags=(self.interrupts.received is not None, self.late(), run.checkpoints.is_written),
-            channels=len(run.channels),
+            flags=(self.interrupts.received is not None, self.is_out_of_time(), run.checkpoints.is_written),
+            channels=len(run.data.train.channels),
             fault=fault,
         )
         self.step += 1
@@ -143,39 +143,41 @@ class Loop:
         if self.step % run.recipe.eval.interval == 0:
             self.evaluate()
         if interrupted or late:
-            self.reason, self.complete = self.why_left(late=bool(late)), not interrupted
+            self.reason, self.complete = self.stop_reason(late=bool(late)), not interrupted
         elif self.train.save_interval and self.step % self.train.save_interval == 0:
             with self.meter.apart("saving"):
                 self.save()
 
     def next_batches(self, batches: Iterator[Any]) -> tuple[list[Batch], UserError | None]:
-        """The micro-batches of a step; none, and why, if the data cannot give them."""
+        """The micro-batches of a step; none, and the error, if reading them failed."""
         try:
-            taken = list(itertools.islice(batches, self.run.micro_batches))
-            refuse_unknown_tokens(taken, self.run.config.padded_vocab_size or 0)
-        except UserError as error:  # the other ranks may have theirs, and must hear of it before they compute
+            micro_batches = list(itertools.islice(batches, self.run.data.micro_batches))
+            check_token_range(micro_batches, self.run.spec.config.padded_vocab_size or 0)
+        except UserError as error:  # the other ranks may have read theirs, and must know before they compute
             return [], error
-        return taken, None
+        return micro_batches, None
 
-    def late(self) -> bool:
-        """Whether the time that the recipe allows has passed."""
+    def is_out_of_time(self) -> bool:
+        """Whether `train.max_time` has passed."""
         return self.train.max_time is not None and self.meter.seconds >= self.train.max_time
 
-    def why_left(self, *, late: bool) -> str:
-        """The reason for leaving before the last step."""
-        if late and not self.interrupts.received:
+    def stop_reason(self, *, late: bool) -> str:
+        """Why the run stops before the last step."""
+        if received := self.interrupts.received:
+            return f"{received.name} received; set resume: auto to continue"
+        if late:
             return f"train.max_time: {self.train.max_time:g} s have passed"
-        received = self.interrupts.received
-        return f"{received.name} received; set resume: auto to go on" if received else "another rank was asked to stop"
+        return "another rank received a signal"
 
-    def finished(self) -> bool:
-        """Whether there is nothing left to do."""
-        if not self.reason and self.step >= self.run.steps:
-            self.reason, self.complete = f"all {self.run.steps:,} steps are done", True
+    def is_finished(self) -> bool:
+        """Whether the run has ended, by its steps or early."""
+        steps = self.run.steps
+        if not self.reason and steps is not None and self.step >= steps:
+            self.reason, self.complete = f"all {steps:,} steps are done", True
         return bool(self.reason)
 
     def count(self, result: StepResult) -> None:
-        """Book a step with the guard and the meter."""
+        """Update the guard, the loss scale and the meter with a step."""
         run = self.run
         if result.taken:
             self.last_loss = result.loss
@@ -194,21 +196,21 @@ class Loop:
         self.meter.update(
             samples=samples,
             tokens=tokens,
-            batches=run.micro_batches,
+            batches=run.data.micro_batches,
             flops=compute_training_flops(
-                run.config, tokens=result.tokens // run.ranks, sequence_length=length, frozen=run.adapted
+                run.spec.config, tokens=result.tokens // run.ranks, sequence_length=length, frozen=run.spec.adapted
             ),
         )
 
     def log(self, result: StepResult, rate: float) -> None:
-        """Send a step's figures to the loggers and the progress line."""
+        """Send a step's metrics to the loggers and the progress line."""
         rates = self.meter.rates()
         fraction = self.fraction()
         metrics: dict[str, float] = {
             "loss": result.loss,
-            "iter": self.step * self.run.micro_batches,
+            "iter": self.step * self.run.data.micro_batches,
             "step": self.step,
-            "epoch": self.run.stream.epoch,
+            "epoch": self.run.data.train.epoch,
             "learning_rate": rate,
             "tokens": self.tokens // self.run.data_ranks,
             "total_tokens": self.tokens,
@@ -218,7 +220,7 @@ class Loop:
             **self.meter.totals(),
             **rates,
         }
-        for name, loss in zip(self.run.channels, result.channels, strict=True):
+        for name, loss in zip(self.run.data.train.channels, result.channels, strict=True):
             if not math.isnan(loss):
                 metrics[f"loss_{name}"] = loss
         if per_second := rates.get("device/batches_per_sec"):
@@ -229,67 +231,67 @@ class Loop:
         self.console.update(metrics, fraction)
 
     def send(self, metrics: dict[str, float]) -> None:
-        """Hand a row of figures to every logger."""
+        """Send a row of metrics to every logger."""
         for logger in self.run.loggers:
             logger.log_metrics(metrics, step=self.step)
 
     def fraction(self) -> float | None:
-        """The share of the run that is done, by steps or by time, whichever is further."""
-        shares = [self.step / self.run.steps] if self.run.steps < 2**62 else []
+        """The share of the run that is done, by steps or by time, whichever is larger; None without such a limit."""
+        shares = [] if self.run.steps is None else [self.step / self.run.steps]
         if self.train.max_time:
             shares.append(self.meter.seconds / self.train.max_time)
         return min(1.0, max(shares)) if shares else None
 
     def evaluate(self) -> None:
-        """Measure the validation loss and let the model write."""
-        run, settings = self.run, self.run.recipe.eval
+        """Compute the validation loss and generate samples."""
+        run, data, settings = self.run, self.run.data, self.run.recipe.eval
         with self.meter.apart("evaluation"):
-            if run.validation is not None:
-                loss = validation_loss(run.train_state, run.validation, run.objective, max_iters=settings.max_iters)
+            if data.validation is not None:
+                loss = validation_loss(run.train_state, data.validation, run.objective, max_iters=settings.max_iters)
                 self.val_losses[self.step] = loss
                 self.send({"val_loss": loss, "val_ppl": perplexity(loss), "step": self.step})
                 self.console.print(f"step {self.step}: val loss {loss:.4f}, val ppl {perplexity(loss):.1f}")
                 self.console.metrics["val_loss"] = loss
-            if settings.sample_prompt is not None and run.tokenizer is not None:
-                self.write_sample(run.tokenizer.encode(settings.sample_prompt).tolist(), settings.sample_tokens)
-            if run.question and settings.max_new_tokens:
-                self.write_sample(run.question, settings.max_new_tokens)
+            if settings.sample_prompt is not None and data.tokenizer is not None:
+                self.write_sample(data.tokenizer.encode(settings.sample_prompt).tolist(), settings.sample_tokens)
+            if data.example_prompt and settings.max_new_tokens:
+                self.write_sample(data.example_prompt, settings.max_new_tokens)
 
     def write_sample(self, prompt: list[int], tokens: int) -> None:
-        """Let the model go on after a prompt, show the text and keep it in `samples.jsonl`."""
-        run = self.run
-        assert run.tokenizer is not None
-        start = prompt or [run.tokenizer.bos_id or run.tokenizer.eos_id or 0]
+        """Generate a continuation of a prompt, print the text and append it to `samples.jsonl`."""
+        run, tokenizer = self.run, self.run.data.tokenizer
+        assert tokenizer is not None
+        start = prompt or [tokenizer.bos_id or tokenizer.eos_id or 0]
         new = generate_sample(
             run.train_state,
             start,
             max_new_tokens=tokens,
-            window=run.sequence_length,
+            window=run.data.sequence_length,
             seed=run.recipe.seed,
-            stop_tokens=run.tokenizer.stop_ids,
+            stop_tokens=tokenizer.stop_ids,
         )
         if is_rank_zero():
-            text = run.tokenizer.decode(start + new)
+            text = tokenizer.decode(start + new)
             self.console.print(f"step {self.step}: {text}")
-            line = {"step": self.step, "prompt": run.tokenizer.decode(prompt), "text": text}
+            line = {"step": self.step, "prompt": tokenizer.decode(prompt), "text": text}
             with (run.recipe.out_dir / "samples.jsonl").open("a", encoding="utf-8") as file:
                 print(json.dumps(line), file=file)
 
     def save(self) -> None:
-        """Begin a checkpoint of this step."""
+        """Start to save a checkpoint of this step."""
         run = self.run
         files: dict[str, str | Path] = {
             "recipe.yaml": dump_recipe(run.recipe),
-            "model_config.yaml": yaml.safe_dump(run.config.to_dict()),
+            "model_config.yaml": yaml.safe_dump(run.spec.config.to_dict()),
         }
-        if run.tokenizer_dir:
-            files |= find_tokenizer_files(run.tokenizer_dir)
-        if (style := run.recipe.out_dir / STYLE).is_file():
-            files[STYLE] = style
-        files |= run.notes
-        run.checkpoints.save(self.step, run.train_state.core, run.train_state.optimizers, self.state(), files)
-        # of rows that are read on the way, if they are; every rank takes part
-        report = run.stream.report()
+        if run.data.tokenizer_dir:
+            files |= find_tokenizer_files(run.data.tokenizer_dir)
+        if (style := run.recipe.out_dir / PROMPT_STYLE_FILE).is_file():
+            files[PROMPT_STYLE_FILE] = style
+        files |= run.spec.adapter_files()
+        run.checkpoints.save(self.step, run.train_state.core, run.train_state.optimizers, self.progress(), files)
+        # of rows that are read while training; called on every rank
+        report = run.data.train.report()
         if report and is_rank_zero():
             write_json(run.recipe.out_dir / "data_report.json", report)
 

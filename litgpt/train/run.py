@@ -25,7 +25,7 @@ def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> No
     with report_lost_ranks():
         trained = build(recipe, spec, next_token(recipe.loss), console.print)
         console.enabled = is_rank_zero()
-        console.total_steps = trained.steps if trained.steps < 2**62 else None
+        console.total_steps = trained.steps
         loop = Loop(trained, console)
         loop.fit()
         final = publish(trained) if loop.complete else None

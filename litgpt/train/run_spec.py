@@ -1,4 +1,4 @@
-"""What a run starts from: a shape, weights, data and a tokenizer, as each task finds them."""
+"""What a run starts from: the model's shape and weights, data and tokenizer, as each task defines them."""
 
 import json
 from dataclasses import dataclass
@@ -33,15 +33,15 @@ class RunSpec:
     """What a run starts from.
 
     Attributes:
-        task: what it is called where it is logged.
-        weights: a model folder to take the first weights from; None draws them.
-        tokenizer: made from the run's own text, instead of the one in `tokenizer_dir`.
-        tuner: what is trained, and added to that end; None trains everything.
-        quantize: how the frozen matrices of the blocks are packed; None for not.
-        noise: alpha of the noise on embeddings while training; None for none.
-        dtype: what the weights are kept in, as torch names it.
-        base: the name or the path by which an adapter is to know the model.
-        adapter: the folder of one whose training goes on; None to begin one.
+        task: name of the task in the loggers.
+        weights: model folder to load the initial weights from; None initializes them at random.
+        tokenizer: settings of a tokenizer to train on the run's own text, instead of the one in `tokenizer_dir`.
+        tuner: what is trained, and what is added to the model; None trains all weights.
+        quantize: quantization of the frozen matrices of the blocks; None for none.
+        noise: alpha of NEFTune's noise on the embeddings; None for none.
+        dtype: dtype of the weights, as torch names it.
+        base: name or path of the base model in an adapter's config.
+        adapter: folder of an adapter to train further; None to initialize a new one.
     """
 
     task: str
@@ -59,30 +59,30 @@ class RunSpec:
 
     @property
     def adapted(self) -> bool:
-        """Whether the run trains something beside the model's own weights."""
+        """Whether the run trains an adapter, not the model's own weights."""
         return self.tuner is not None and self.tuner.adds
 
     @property
     def base_precision(self) -> BasePrecision:
-        """How the model is kept while an adapter is trained."""
+        """How the base model is stored while an adapter is trained."""
         return BasePrecision(self.dtype, self.quantize)
 
-    def notes(self) -> dict[str, str]:
-        """Files by which a training checkpoint of an adapter is known as one."""
+    def adapter_files(self) -> dict[str, str]:
+        """Text by name of the files that mark a training checkpoint as an adapter's; empty without an adapter."""
         if self.tuner is None or not self.adapted:
             return {}
         return {ADAPTER_CONFIG: json.dumps(build_own_config(self.tuner, self.base, self.base_precision), indent=1)}
 
     def learning_rate_factor(self, name: str) -> float:
-        """What the learning rate of a parameter is multiplied by."""
+        """The factor on the learning rate of the parameter of this name."""
         return self.tuner.get_lr_multiplier(name) if self.tuner else 1.0
 
 
 def build_pretrain_spec(recipe: Pretrain) -> RunSpec:
-    """A named shape, from scratch or with the weights of `initial_checkpoint_dir`.
+    """Build the spec of a named shape, from scratch or with the weights of `initial_checkpoint_dir`.
 
     Raises:
-        UserError: if the shape is not known or that is not a folder.
+        UserError: if the shape is unknown or `initial_checkpoint_dir` is not a folder.
     """
     if recipe.initial_checkpoint_dir and not recipe.initial_checkpoint_dir.is_dir():
         raise UserError(f"initial_checkpoint_dir: {recipe.initial_checkpoint_dir} is not a folder")
@@ -97,7 +97,7 @@ def build_pretrain_spec(recipe: Pretrain) -> RunSpec:
 
 
 def resolve_config(recipe: Pretrain) -> Config:
-    """The model's shape: the named one, with the fields of `model_config` on top, or a whole `model_config`.
+    """The model's shape: the named one with the fields of `model_config` overridden, or a complete `model_config`.
 
     Raises:
         UserError: if the name is unknown and there is no `model_config`, or a field is wrong.
@@ -111,19 +111,19 @@ def resolve_config(recipe: Pretrain) -> Config:
 
 
 def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path | None = None) -> RunSpec:
-    """The model in a folder, with its own tokenizer.
+    """Build the spec of the model in a folder, with its own tokenizer.
 
     Args:
-        base: the name or the path by which an adapter is to know it.
-        adapter: the folder of one for this model whose training goes on.
+        base: name or path of the model in an adapter's config.
+        adapter: folder of an adapter of this model to train further.
 
     Raises:
-        UserError: if the folder holds an adapter alone, or the adapter is not for this model.
+        UserError: if the folder holds only an adapter, or the adapter does not match the model.
     """
     if is_adapter(folder):
         raise UserError(
-            f"checkpoint_dir: {folder} is an adapter; give its base here, and it as initial_adapter_dir to train it "
-            "further, or fold it in first (litgpt merge_lora)"
+            f"checkpoint_dir: {folder} is an adapter; give its base here, and the adapter as initial_adapter_dir "
+            "to train it further, or merge it first (litgpt merge_lora)"
         )
     config = load_config(folder)
     tuner = load_tuner_settings(adapter, config) if adapter else recipe.resolved_tuner
@@ -143,18 +143,18 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
 
 
 def load_tuner_settings(adapter: Path, config: Config) -> Tuner:
-    """The settings of the adapter in a folder, once it is known to be one for a model of this shape.
+    """Load the settings of an adapter, after checking that its tensors match a model of this shape.
 
     Raises:
-        UserError: if it is none.
+        UserError: if they do not match, or the folder holds no adapter.
     """
     if not has_adapter(adapter):
         raise UserError(f"initial_adapter_dir: {adapter} holds no adapter; give a folder with {ADAPTER_CONFIG}")
     model = GPT.on_meta(config)
     try:
-        found = load_adapter_folder(adapter, config)
-        adapt.attach(model, found.settings)
-        adapt.check_adapter(model, found.tensors)
+        saved = load_adapter_folder(adapter, config)
+        adapt.attach(model, saved.settings)
+        adapt.check_adapter(model, saved.tensors)
     except UserError as error:
         raise UserError(f"initial_adapter_dir: {error}") from None
-    return found.settings
+    return saved.settings

@@ -1,34 +1,35 @@
-"""The learning rate as a function of the step, and of nothing else."""
+"""The optimizer steps of a run, and the learning rate of each."""
 
 import math
 from dataclasses import dataclass
 
+from litgpt.errors import UserError
 from litgpt.recipe.train import TrainArgs
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Warm-up, then decay from the peak to the floor.
+    """The learning rate as a function of the step: linear warm-up, then decay from the peak to the floor.
 
     Attributes:
         peak: the highest learning rate.
-        floor: the learning rate that the decay ends on; never above the peak.
-        warmup: steps of linear rise; the first step already trains, at peak / warmup.
-        end: the step at which the floor is reached.
+        floor: the learning rate at the end of the decay; at most the peak.
+        warmup: steps of warm-up; the first step trains at peak / warmup.
+        end: the step at which the floor is reached; infinite for a run without a limit on steps.
     """
 
     style: str
     peak: float
     floor: float
     warmup: int
-    end: int
-    wsd_steps: int
+    end: float
+    wsd_steps: float
     wsd_style: str
 
     @classmethod
-    def of(cls, train: TrainArgs, *, peak: float, warmup: int, steps: int) -> "Schedule":
-        """The schedule of a run of `steps` optimizer steps."""
-        end = train.lr_decay_steps or steps
+    def from_args(cls, train: TrainArgs, *, peak: float, warmup: int, steps: int | None) -> "Schedule":
+        """Build the schedule of a run of `steps` optimizer steps; None for a run without a limit."""
+        end = train.lr_decay_steps or steps or math.inf
         wsd = train.wsd_decay_steps or max(1, end // 10)
         return cls(train.lr_decay_style, peak, min(train.min_lr, peak), warmup, end, wsd, train.wsd_decay_style)
 
@@ -47,16 +48,60 @@ class Schedule:
             return self._between(self.wsd_style, 1 - left / self.wsd_steps) if left < self.wsd_steps else self.peak
         return self._between(self.style, (step - self.warmup) / (self.end - self.warmup))
 
-    def _between(self, style: str, gone: float) -> float:
-        """The rate when a share `gone` of the decay lies behind."""
-        return self.floor + DECAYS[style](gone) * (self.peak - self.floor)
+    def _between(self, style: str, elapsed: float) -> float:
+        """The learning rate after a share `elapsed` of the decay."""
+        return self.floor + DECAYS[style](elapsed) * (self.peak - self.floor)
 
 
-# What is left of peak - floor after a share x of the decay. Exponential: Hu et al. 2024 (MiniCPM); minus-sqrt: Hägele
-# et al. 2024.
+# Remaining share of peak - floor after a share x of the decay. Exponential: Hu et al. 2024 (MiniCPM); minus-sqrt:
+# Hägele et al. 2024.
 DECAYS = {
     "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
     "linear": lambda x: 1 - x,
     "exponential": lambda x: 2 * 0.5**x - 1,
     "minus-sqrt": lambda x: 1 - math.sqrt(x),
 }
+
+
+def count_steps(train: TrainArgs, length: int, samples_per_epoch: int | None) -> int | None:
+    """Count the optimizer steps of a run by whichever limit on steps, tokens or epochs is the lowest.
+
+    Args:
+        length: tokens per sample.
+
+    Returns:
+        None if the recipe sets no such limit.
+
+    Raises:
+        UserError: if an epoch's length is needed and the data does not have one, or the limit is less than a step.
+    """
+    limits = [train.max_steps] if train.max_steps else []
+    if train.max_tokens:
+        limits.append(train.max_tokens // (train.global_batch_size * length))
+        if not limits[-1]:
+            raise UserError(
+                f"train.max_tokens: {train.max_tokens} is less than one step of global_batch_size x max_seq_length = "
+                f"{train.global_batch_size * length} tokens"
+            )
+    if train.epochs:
+        if samples_per_epoch is None:
+            raise UserError(
+                f"train.epochs: {train.epochs}, but the data has no known length; set train.epochs: null and "
+                "train.max_steps"
+            )
+        limits.append(math.ceil(train.epochs * samples_per_epoch / train.global_batch_size))
+    return min(limits, default=None)
+
+
+def count_warmup_steps(train: TrainArgs, samples_per_epoch: int | None, steps: int | None) -> int:
+    """Count the optimizer steps of warm-up, at most `steps`.
+
+    Raises:
+        UserError: if an epoch's length is needed and the data does not have one.
+    """
+    warmup = train.lr_warmup_steps or 0
+    if train.lr_warmup_fraction is not None:
+        if samples_per_epoch is None:
+            raise UserError("train.lr_warmup_fraction: the data has no known length; set train.lr_warmup_steps")
+        warmup = math.ceil(train.lr_warmup_fraction * samples_per_epoch / train.global_batch_size)
+    return warmup if steps is None else min(warmup, steps)

@@ -12,7 +12,7 @@ from litgpt.model.gpt import GPT
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.optimizer import SGD, AdamW, Muon, Optimizer
 from litgpt.recipe.tuner import LISA
-from litgpt.train.optimizer import build
+from litgpt.train.optimizer import build_optimizers
 from litgpt.train.step import TrainState
 from tests.adapt.models import IDS, base_of, loss_of
 from tests.store.models import random_model, small
@@ -40,7 +40,7 @@ def test_every_block_is_drawn_equally_often_and_stays_for_an_interval() -> None:
 )
 def test_active_blocks_are_trained_and_frozen_ones_hold_no_state(settings: Optimizer) -> None:
     model = build_model()
-    optimizers = build(settings, model)
+    optimizers = build_optimizers(settings, model)
     schedule = adapt.build_schedule(model, SETTINGS, 0)
     assert schedule is not None
     schedule.set_active(0)

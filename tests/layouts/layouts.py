@@ -27,8 +27,8 @@ from litgpt.recipe.optimizer import AdamW
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.recipe.tuner import LoRA, Tuner
-from litgpt.train import optimizer
 from litgpt.train.objective import next_token
+from litgpt.train.optimizer import build_optimizers
 from litgpt.train.step import TrainState, gradients, train_step
 from tests.layouts.pool import POOL
 from tests.store.models import small
@@ -190,7 +190,7 @@ def facts(case: Case) -> Facts:
         copy_full_tensor(parameter, noise(model.config, name, parameter.shape))
     train_state = TrainState(
         apply_ddp(model, mesh),
-        optimizer.build(AdamW(lr=1e-2, weight_decay=0.1), model),
+        build_optimizers(AdamW(lr=1e-2, weight_decay=0.1), model),
         torch.device("cpu"),
         PRECISIONS["64-true"],
         mesh,

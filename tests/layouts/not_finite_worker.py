@@ -14,8 +14,9 @@ from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.optimizer import AdamW
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 from litgpt.recipe.train import LossArgs
-from litgpt.train import optimizer, step
+from litgpt.train import step
 from litgpt.train.objective import next_token
+from litgpt.train.optimizer import build_optimizers
 from tests.layouts.gradient_worker import SHAPE, global_batch, part_of
 
 
@@ -36,7 +37,7 @@ def worker(folder: Path, degrees: tuple[int, int]) -> None:
     model = GPT(SHAPE)
     apply.parallelize(model, mesh, ParallelArgs(), precision=PRECISIONS["32-true"], compile_blocks=False)
     initialize(model, 3, write=apply.copy_full_tensor)
-    optimizers = optimizer.build(AdamW(lr=1e-3), model)
+    optimizers = build_optimizers(AdamW(lr=1e-3), model)
     device, precision = torch.device("cpu"), PRECISIONS["32-true"]
     train_state = step.TrainState(apply.apply_ddp(model, mesh), optimizers, device, precision, mesh)
     batches, objective = part_of(global_batch(), dist.get_rank(), 2, 2), next_token(LossArgs())

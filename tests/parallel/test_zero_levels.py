@@ -16,8 +16,8 @@ from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.optimizer import AdamW
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
-from litgpt.train import optimizer
 from litgpt.train.objective import next_token
+from litgpt.train.optimizer import build_optimizers
 from litgpt.train.step import TrainState, gradients, train_step
 from tests.layouts.layouts import global_batch, part_of
 from tests.layouts.pool import POOL
@@ -35,7 +35,7 @@ def train(settings: ParallelArgs) -> Found:
     parallelize(model, mesh, settings, precision=precision, compile_blocks=False)
     model.to_empty(device="cpu")
     initialize(model, 1, write=copy_full_tensor)
-    steppers = optimizer.build(AdamW(lr=1e-2), model)
+    steppers = build_optimizers(AdamW(lr=1e-2), model)
     train_state = TrainState(model, steppers, torch.device("cpu"), precision, mesh)
     batches = part_of(global_batch(packed=False), mesh.rank("data"), 2, 1)
     objective = next_token(LossArgs())

@@ -15,8 +15,8 @@ from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.optimizer import AdamW
 from litgpt.recipe.train import LossArgs, TrainArgs
 from litgpt.store.load_model import load_model
-from litgpt.train import optimizer
 from litgpt.train.objective import next_token
+from litgpt.train.optimizer import build_optimizers, set_learning_rate
 from litgpt.train.schedule import Schedule
 from litgpt.train.step import TrainState, train_step
 
@@ -78,11 +78,11 @@ def train_model(folder: Path) -> list[float]:
     model = GPT(Config.from_checkpoint(folder))
     load_model(model, folder)
     settings = AdamW(lr=PEAK, weight_decay=0.1, betas=(0.9, 0.95))
-    train_state = TrainState(model, optimizer.build(settings, model), torch.device("cpu"), PRECISIONS["32-true"])
-    schedule = Schedule.of(TrainArgs(min_lr=FLOOR), peak=PEAK, warmup=WARMUP, steps=STEPS)
+    train_state = TrainState(model, build_optimizers(settings, model), torch.device("cpu"), PRECISIONS["32-true"])
+    schedule = Schedule.from_args(TrainArgs(min_lr=FLOOR), peak=PEAK, warmup=WARMUP, steps=STEPS)
     losses = []
     for step, rows in enumerate(batches()):
-        optimizer.set_learning_rate(train_state.optimizers, schedule.at(step) / PEAK)
+        set_learning_rate(train_state.optimizers, schedule.at(step) / PEAK)
         micro = [Batch(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in rows.split(2)]
         losses.append(train_step(train_state, micro, next_token(LossArgs(chunk_rows=16)), max_norm=1.0).loss)
     return losses

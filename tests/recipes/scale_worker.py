@@ -13,7 +13,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from litgpt.model.config import Config
 from litgpt.parallel.mesh import Mesh
 from litgpt.train.run_spec import RunSpec
-from litgpt.train.setup import on_meta
+from litgpt.train.setup import build_meta_model
 
 
 def count_local_parameters(model: torch.nn.Module) -> int:
@@ -29,6 +29,6 @@ def worker(folder: Path, recipe: Any, config: Config, ranks: Iterable[int]) -> N
     for rank in ranks:
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
         mesh = Mesh(recipe.parallel.resolve_dims(world), "cpu")
-        held[rank] = count_local_parameters(on_meta(recipe, spec, mesh, torch.device("cpu")))
+        held[rank] = count_local_parameters(build_meta_model(recipe, spec, mesh, torch.device("cpu")))
         dist.destroy_process_group()
     (folder / "held.json").write_text(json.dumps(held))

@@ -25,8 +25,8 @@ from litgpt.store.load_model import load_model
 from litgpt.store.optimizer_state import iter_optimizer_state
 from litgpt.store.save_model import gather_stages, save_model
 from litgpt.store.state_dict import iter_model_tensors
-from litgpt.train import optimizer
 from litgpt.train.objective import next_token
+from litgpt.train.optimizer import build_optimizers
 from litgpt.train.step import TrainState, train_step
 from tests.layouts.layouts import ROWS, global_batch, part_of
 from tests.store.models import small
@@ -62,7 +62,7 @@ def train_state(layout: str, seed: int) -> TrainState:
     parallelize(model, mesh, settings, precision=PRECISIONS["64-true"], compile_blocks=False)
     model.to_empty(device="cpu")
     initialize(model, seed, write=copy_full_tensor)
-    steppers = optimizer.build(AdamW(lr=1e-2 * seed, weight_decay=0.1), model)
+    steppers = build_optimizers(AdamW(lr=1e-2 * seed, weight_decay=0.1), model)
     return TrainState(apply_ddp(model, mesh), steppers, torch.device("cpu"), PRECISIONS["64-true"], mesh)
 
 

@@ -13,7 +13,7 @@ from litgpt.errors import UserError
 from litgpt.parallel.galore_layout import check_galore_layout
 from litgpt.recipe.optimizer import GaLore
 from litgpt.train.galore import LowRankAdamW
-from litgpt.train.optimizer import build
+from litgpt.train.optimizer import build_optimizers
 from tests.processes import join_ranks, start_ranks
 from tests.store.models import random_model, small
 
@@ -104,7 +104,7 @@ def test_what_is_kept_is_as_large_as_the_paper_says() -> None:
 
 def test_matrices_of_blocks_longer_than_the_rank_are_taken() -> None:
     model = random_model(small("Llama-3.2-1B", n_query_groups=1, tie_embeddings=False))
-    low, adamw = build(GaLore(rank=8), model)
+    low, adamw = build_optimizers(GaLore(rank=8), model)
     names = {parameter: name for name, parameter in model.named_parameters()}
     taken = {names[one] for group in low.param_groups for one in group["params"]}
     layers = ("attention.q", "attention.out", "mlp.gate", "mlp.up", "mlp.down")  # k and v are 8 x 32
@@ -116,7 +116,7 @@ def test_matrices_of_blocks_longer_than_the_rank_are_taken() -> None:
 
 def test_a_rank_that_shortens_nothing_is_refused() -> None:
     with pytest.raises(UserError, match=r"optimizer.rank: 128 shortens no matrix that is trained; give at most 31"):
-        build(GaLore(), random_model(small("Llama-3.2-1B")))
+        build_optimizers(GaLore(), random_model(small("Llama-3.2-1B")))
 
 
 def on_shards() -> None:

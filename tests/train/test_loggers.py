@@ -20,7 +20,7 @@ def steps(path: Path) -> list[float]:
 
 def logged(out_dir: Path, numbers: range, resumed_step: int | None = None) -> loggers.CSVLogger:
     """A CSV logger that has logged a loss and, every second step, a validation loss."""
-    logger = loggers.build("csv", out_dir, LogArgs(), resumed_step)
+    logger = loggers.build_logger("csv", out_dir, LogArgs(), resumed_step)
     assert isinstance(logger, loggers.CSVLogger)
     for number in numbers:
         logger.log_metrics({"loss": torch.tensor(1.5) / number}, step=number)
@@ -74,8 +74,8 @@ def test_building_a_logger_touches_nothing(tmp_path: Path) -> None:
     logged(tmp_path, range(1, 8))
     path = tmp_path / "logs" / "csv" / "version_0" / "metrics.csv"
     before = path.read_bytes()
-    loggers.build("csv", tmp_path, LogArgs(), 2)
-    loggers.build("csv", tmp_path, LogArgs())
+    loggers.build_logger("csv", tmp_path, LogArgs(), 2)
+    loggers.build_logger("csv", tmp_path, LogArgs())
     assert path.read_bytes() == before
     assert history.versions(path.parent.parent) == [0]
 
@@ -133,7 +133,7 @@ def test_tensorboard_goes_on_where_the_run_was_cut(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for numbers, resumed_step in ((range(1, 8), None), (range(5, 9), 4)):
-        logger = loggers.build("tensorboard", tmp_path, LogArgs(), resumed_step)
+        logger = loggers.build_logger("tensorboard", tmp_path, LogArgs(), resumed_step)
         for number in numbers:
             logger.log_metrics({"loss": float(number)}, step=number)
         logger.finalize("success")
@@ -146,13 +146,13 @@ def test_tensorboard_goes_on_where_the_run_was_cut(tmp_path: Path) -> None:
 def test_a_missing_package_is_named_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _package: None)
     with pytest.raises(UserError, match=f"pip install {name}") as error:
-        loggers.build(name, tmp_path, LogArgs())
+        loggers.build_logger(name, tmp_path, LogArgs())
     assert "\n" not in str(error.value)
 
 
 def test_litlogger_is_refused_with_the_names_that_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="csv, tensorboard, wandb, mlflow"):
-        loggers.build("litlogger", tmp_path, LogArgs())
+        loggers.build_logger("litlogger", tmp_path, LogArgs())
 
 
 @pytest.mark.parametrize(
@@ -183,6 +183,8 @@ def test_wandb_names_come_from_the_recipe_then_the_environment_then_the_model(
     monkeypatch.setattr("lightning.pytorch.loggers.wandb.WandbLogger", lambda **arguments: given.update(arguments))
     for resumed_step in (None, 4):
         earlier = given.get("id")
-        loggers.build("wandb", tmp_path, log, resumed_step, project="pretrain-pythia-14m", environment=environment)
+        loggers.build_logger(
+            "wandb", tmp_path, log, resumed_step, project="pretrain-pythia-14m", environment=environment
+        )
         assert (given["project"], given["name"], given["group"]) == expected
         assert resumed_step is None or given["id"] == earlier

@@ -3,7 +3,7 @@
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.recipe.optimizer import AdamW, Muon
-from litgpt.train.optimizer import build
+from litgpt.train.optimizer import build_optimizers
 
 
 def model() -> GPT:
@@ -18,7 +18,7 @@ def model() -> GPT:
 
 def test_matrices_decay_and_biases_norms_and_stacks_of_them_do_not() -> None:
     decoder = model()
-    (adamw,) = build(AdamW(lr=1e-3, weight_decay=0.1), decoder)
+    (adamw,) = build_optimizers(AdamW(lr=1e-3, weight_decay=0.1), decoder)
     decays = {one: group["weight_decay"] > 0 for group in adamw.param_groups for one in group["params"]}
     for name, parameter in decoder.named_parameters():
         if name.endswith("correction"):
@@ -30,7 +30,7 @@ def test_matrices_decay_and_biases_norms_and_stacks_of_them_do_not() -> None:
 
 def test_muon_takes_the_matrices_of_blocks() -> None:
     decoder = model()
-    muon, adamw = build(Muon(lr=1e-3), decoder)
+    muon, adamw = build_optimizers(Muon(lr=1e-3), decoder)
     names = {parameter: name for name, parameter in decoder.named_parameters()}
     taken = {names[one] for group in muon.param_groups for one in group["params"]}
     layers = {f"attention.{part}.weight" for part in ("q", "k", "v", "out")} | {"mlp.router.weight"}

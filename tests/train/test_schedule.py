@@ -8,7 +8,7 @@ from litgpt.train.schedule import Schedule
 
 def rates(style: str, steps: list[int], **settings: object) -> list[float]:
     train = TrainArgs(lr_decay_style=style, min_lr=0.1, **settings)  # type: ignore[arg-type]
-    schedule = Schedule.of(train, peak=1.0, warmup=10, steps=110)
+    schedule = Schedule.from_args(train, peak=1.0, warmup=10, steps=110)
     return [schedule.at(step) for step in steps]
 
 
@@ -52,5 +52,5 @@ def test_decay_steps_end_the_decay_before_the_run_does() -> None:
 
 
 def test_a_floor_above_the_peak_does_not_raise_the_rate() -> None:
-    schedule = Schedule.of(TrainArgs(min_lr=1.0), peak=0.5, warmup=0, steps=10)
+    schedule = Schedule.from_args(TrainArgs(min_lr=1.0), peak=0.5, warmup=0, steps=10)
     assert max(schedule.at(step) for step in range(20)) == 0.5

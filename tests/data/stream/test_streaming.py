@@ -5,7 +5,6 @@ import gzip
 import json
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.recipe.data import BatchShape
 from litgpt.recipe.train import TrainArgs
-from litgpt.train.setup import steps_of
+from litgpt.train.schedule import count_steps
 from tests.data.modules.test_finetuning import equal, module, questions, rows, samples_of, take, write
 from tests.data.templates import write_tokenizer
 
@@ -246,9 +245,9 @@ def test_what_cannot_be_streamed(tmp_path: Path, tokenizer: Tokenizer) -> None:
         with pytest.raises(UserError, match=words) as raised:
             take(streamed(tmp_path, tokenizer, **given).train_stream(BatchShape(1, 1, 200)), 1)  # type: ignore[arg-type]
         assert "\n" not in str(raised.value)
-    endless: Any = SimpleNamespace(train=TrainArgs(epochs=2, max_steps=3))
-    with pytest.raises(UserError, match=r"train\.epochs: null, and train\.max_steps"):
-        steps_of(endless, 200, streamed(tmp_path, tokenizer).train_stream(BatchShape(1, 1, 200)).samples_per_epoch)
+    endless = TrainArgs(epochs=2, max_steps=3)
+    with pytest.raises(UserError, match=r"train\.epochs: null and train\.max_steps"):
+        count_steps(endless, 200, streamed(tmp_path, tokenizer).train_stream(BatchShape(1, 1, 200)).samples_per_epoch)
     hopeless = [str(write(tmp_path / "bad.jsonl", [{}] * 20))]
     with pytest.raises(UserError, match=r"no row to train on in a whole pass; the first fault: .*:1: empty row"):
         take(streamed(tmp_path, tokenizer, hopeless, on_error="drop").train_stream(BatchShape(1, 1, 200)), 1)
