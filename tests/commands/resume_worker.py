@@ -4,14 +4,14 @@ import os
 from pathlib import Path
 
 from litgpt.cli import main
-from litgpt.commands import pretrain
 from litgpt.parallel.reduce import all_gather_objects
 from litgpt.parallel.strategy import is_rank_zero
+from litgpt.train import run
 
 
 def worker(folders: list[Path]) -> int:
     """Run the recipe in each folder, then go on from its checkpoint of the middle in a folder beside it."""
-    pretrain.leave = lambda _code: None  # this process has more to do
+    run.leave = lambda _code: None  # this process has more runs to do
     for folder in folders:
         os.chdir(folder)
         if code := main(["finetune_lora", "--config", "recipe.yaml"]):
