@@ -1,4 +1,4 @@
-"""The gradient of one global batch under every cut and layout, held against a single process and one micro-batch."""
+"""The gradient of a global batch for every micro-batch size and layout, compared with that of a single process."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ SHAPE = Config(
 LAYOUTS = {1: {"plain": (1, 1)}, 2: {"ddp": (2, 1), "fsdp": (1, 2)}, 4: {"ddp": (4, 1), "fsdp": (1, 4), "hsdp": (2, 2)}}
 
 
-def global_batch() -> Batch:
+def build_global_batch() -> Batch:
     """Rows with 1 to 12 targets, and one with none."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 50, (ROWS, LENGTH + 1), generator=generator)
@@ -47,18 +47,21 @@ def global_batch() -> Batch:
     return Batch(ids[:, :-1].contiguous(), labels)
 
 
-def part_of(batch: Batch, rank: int, ranks: int, micro: int) -> list[Batch]:
-    """The micro-batches of one rank, dealt out as the data stream does."""
+def take_micro_batches(batch: Batch, rank: int, ranks: int, micro: int) -> list[Batch]:
+    """The micro-batches of one rank, in the order of the data stream."""
     starts = range(rank * micro, ROWS, ranks * micro)
     return [Batch(batch.ids[start : start + micro], batch.labels[start : start + micro]) for start in starts]
 
 
-def gradient(degrees: tuple[int, int], rank: int, ranks: int, micro: int) -> tuple[dict[str, torch.Tensor], float]:
+def compute_gradients(
+    degrees: tuple[int, int], rank: int, ranks: int, micro: int
+) -> tuple[dict[str, torch.Tensor], float]:
     """Every parameter's full gradient, and the loss."""
-    return gradient_of(part_of(global_batch(), rank, ranks, micro), degrees, SHAPE, LossArgs(chunk_rows=7))
+    batches = take_micro_batches(build_global_batch(), rank, ranks, micro)
+    return compute_batch_gradients(batches, degrees, SHAPE, LossArgs(chunk_rows=7))
 
 
-def gradient_of(
+def compute_batch_gradients(
     batches: list[Batch], degrees: tuple[int, int], shape: Config, settings: LossArgs
 ) -> tuple[dict[str, torch.Tensor], float]:
     """Every parameter's full gradient, and the loss, of this rank's micro-batches."""
@@ -74,37 +77,36 @@ def gradient_of(
     train_state = TrainState(apply_ddp(model, mesh), [], device, PRECISIONS["64-true"], mesh)
     (count,) = all_reduce_sum([sum(map(objective.count, batches))], device)
     loss, _ = gradients(train_state, batches, objective, count=count)
-    return {name: full_tensor(p.grad) for name, p in model.named_parameters() if p.grad is not None}, all_reduce_sum(
-        [loss], device
-    )[0]
+    grads = {name: full_tensor(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    return grads, all_reduce_sum([loss], device)[0]
 
 
-def compare(folder: Path, rank: int, ranks: int) -> dict[str, float]:
+def compare_layouts(folder: Path, rank: int, ranks: int) -> dict[str, float]:
     """The largest relative difference from the reference, by layout and micro-batch size."""
-    reference = torch.load(folder / "reference.pt", weights_only=True)
+    save_reference = torch.load(folder / "reference.pt", weights_only=True)
     worst = {}
     for layout, degrees in LAYOUTS[ranks].items():
         for micro in (1, 2, 4, 8):
             if ROWS % (micro * ranks) == 0:
-                got, loss = gradient(degrees, rank, ranks, micro)
-                assert got.keys() == reference["gradients"].keys()
-                pairs = ((got[name], value) for name, value in reference["gradients"].items())
+                grads, loss = compute_gradients(degrees, rank, ranks, micro)
+                assert grads.keys() == save_reference["gradients"].keys()
+                pairs = ((grads[name], value) for name, value in save_reference["gradients"].items())
                 differences = [((a - b).norm() / b.norm()).item() for a, b in pairs]
-                worst[f"{ranks} ranks {layout} micro {micro}"] = max([*differences, abs(loss - reference["loss"])])
+                worst[f"{ranks} ranks {layout} micro {micro}"] = max([*differences, abs(loss - save_reference["loss"])])
     return worst
 
 
-def reference(folder: Path) -> None:
-    """Save what one process makes of the batch in one piece."""
-    wanted, loss = gradient((1, 1), 0, 1, ROWS)
-    torch.save({"gradients": wanted, "loss": loss}, folder / "reference.pt")
+def save_reference(folder: Path) -> None:
+    """Save the gradients of a single process with one micro-batch."""
+    grads, loss = compute_gradients((1, 1), 0, 1, ROWS)
+    torch.save({"gradients": grads, "loss": loss}, folder / "reference.pt")
 
 
 def worker(folder: Path) -> None:
-    """One rank: compare, and the first writes down the result."""
+    """One rank: compare; the first writes the result."""
     dist.init_process_group("gloo")
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    worst = compare(folder, rank, ranks)
+    worst = compare_layouts(folder, rank, ranks)
     if rank == 0:
         (folder / f"{ranks}.json").write_text(json.dumps(worst))
     dist.barrier()

@@ -1,8 +1,8 @@
-"""Layouts of a run, and all that one says of a few training steps: the same, whatever the layout.
+"""Cases of the layout tests: a few training steps whose results do not depend on the layout.
 
-A case is a small model, a batch of uneven rows, and `parallel:` settings over some ranks. What the ranks say of first
-weights, loss, gradients, their norm and the weights after three steps is put together under full parameter names and
-held against one process that has the whole batch.
+A case is a small model, a batch of uneven rows, and `parallel:` settings over some ranks. The initial weights, loss,
+gradients, gradient norm and weights after three steps of all ranks are compared with those of a single process that has
+the whole batch.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from litgpt.train.step import TrainState, gradients, train_step
 from tests.layouts.pool import POOL
 from tests.store.models import small
 
-ROWS, LENGTH = 8, 22  # no multiple of what tokens are cut into
+ROWS, LENGTH = 8, 22  # not a multiple of the token shards
 Facts = dict[str, dict[str, Tensor]]
 
 SHAPES: dict[str, Config] = {
@@ -83,7 +83,7 @@ TUNERS: dict[str, Tuner] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table.
+    """One case.
 
     Attributes:
         shape: of `SHAPES`.
@@ -92,7 +92,7 @@ class Case:
         micro: rows of a micro-batch.
         packed: rows hold several documents.
         tuner: of `TUNERS`.
-        quantize: how the base is packed.
+        quantize: format of the quantized base.
         more: further arguments of `parallelize`.
     """
 
@@ -119,13 +119,13 @@ class Case:
         return ", ".join(mark for mark in marks if mark)
 
     @property
-    def alone(self) -> "Case":
-        """The same on one process, in one micro-batch."""
+    def single_process(self) -> "Case":
+        """The same case on one process, in one micro-batch."""
         return replace(self, ranks=1, parallel={}, micro=ROWS, more={})
 
 
-def global_batch(*, packed: bool) -> Batch:
-    """Rows with different numbers of targets, one with none; packed ones hold documents of different lengths."""
+def build_global_batch(*, packed: bool) -> Batch:
+    """Rows with different numbers of targets, one with none; packed ones have documents of different lengths."""
     draw = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 50, (ROWS, LENGTH + 1), generator=draw)
     labels = ids[:, 1:].clone()
@@ -134,22 +134,22 @@ def global_batch(*, packed: bool) -> Batch:
     if not packed:
         return Batch(ids[:, :-1].contiguous(), labels)
     ends = torch.randint(1, LENGTH, (ROWS, 3), generator=draw).sort().values
-    places = torch.arange(LENGTH).expand(ROWS, LENGTH).contiguous()
-    documents = torch.searchsorted(ends, places, right=True).int()
+    positions = torch.arange(LENGTH).expand(ROWS, LENGTH).contiguous()
+    documents = torch.searchsorted(ends, positions, right=True).int()
     starts = torch.cat([torch.zeros(ROWS, 1, dtype=torch.long), ends], dim=1).gather(1, documents.long())
     labels[:, :-1][documents[:, 1:] != documents[:, :-1]] = IGNORE
-    return Batch(ids[:, :-1].contiguous(), labels, documents=documents, positions=places - starts)
+    return Batch(ids[:, :-1].contiguous(), labels, documents=documents, positions=positions - starts)
 
 
-def part_of(batch: Batch, rank: int, ranks: int, micro: int) -> list[Batch]:
-    """The micro-batches of one data rank, dealt out as the data stream does."""
+def take_micro_batches(batch: Batch, rank: int, ranks: int, micro: int) -> list[Batch]:
+    """The micro-batches of one data rank, in the order of the data stream."""
     fields = {name: value for name, value in vars(batch).items() if value is not None}
     starts = range(rank * micro, ROWS, ranks * micro)
-    return [Batch(**{name: value[at : at + micro] for name, value in fields.items()}) for at in starts]
+    return [Batch(**{name: value[start : start + micro] for name, value in fields.items()}) for start in starts]
 
 
-def built(case: Case, mesh: Mesh | None) -> GPT:
-    """The model, laid out as a run does it, with its first weights."""
+def build_model(case: Case, mesh: Mesh | None) -> GPT:
+    """The model with the layout of the case and its initial weights."""
     with torch.device("meta"):
         model = GPT(SHAPES[case.shape]).to(torch.float64)
     if case.quantize:
@@ -171,23 +171,24 @@ def built(case: Case, mesh: Mesh | None) -> GPT:
     return model
 
 
-def noise(_config: Config, name: str, shape: Iterable[int]) -> Tensor:
-    """Other values than the first, which have zeros and ones; a function of the name."""
+def draw_values(_config: Config, name: str, shape: Iterable[int]) -> Tensor:
+    """Values without zeros and ones, as a function of the parameter's name."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
     draw = torch.Generator().manual_seed(seed)
     values = torch.randn(tuple(shape), generator=draw, dtype=torch.float64) * 0.1
     return values + (1.0 if ".norm" in name or name.startswith("norm") else 0.0)
 
 
-def facts(case: Case) -> Facts:
-    """What this rank knows: values by the names of parameters, and of the whole model under "model"."""
+def collect_facts(case: Case) -> Facts:
+    """The results of this rank, by kind and parameter; those of the whole model are of the kind "model"."""
     settings = ParallelArgs(**case.parallel)
     mesh = Mesh(settings.resolve_dims(case.ranks), "cpu") if case.ranks > 1 else None
-    model = built(case, mesh)
-    found: Facts = {"first": everything(model, lambda parameter: parameter)}
-    numbers = ((name, one) for name, one in model.named_parameters() if one.is_floating_point())
-    for name, parameter in numbers:
-        copy_full_tensor(parameter, noise(model.config, name, parameter.shape))
+    model = build_model(case, mesh)
+    facts: Facts = {"first": collect_full_tensors(model, lambda parameter: parameter)}
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            continue
+        copy_full_tensor(parameter, draw_values(model.config, name, parameter.shape))
     train_state = TrainState(
         apply_ddp(model, mesh),
         build_optimizers(AdamW(lr=1e-2, weight_decay=0.1), model),
@@ -196,75 +197,76 @@ def facts(case: Case) -> Facts:
         mesh,
     )
     rank, ranks = (mesh.rank("data"), mesh.dims.data_ranks) if mesh else (0, 1)
-    batches = part_of(global_batch(packed=case.packed), rank, ranks, case.micro)
+    batches = take_micro_batches(build_global_batch(packed=case.packed), rank, ranks, case.micro)
     objective = next_token(LossArgs(chunk_rows=7))
     (targets,) = all_reduce_sum(
         [sum(batch.targets for batch in batches) * train_state.counts_batch], train_state.device
     )
     loss, norm = gradients(train_state, batches, objective, count=targets)
     (loss,) = all_reduce_sum([loss * train_state.counts_loss], train_state.device)
-    found["gradient"] = everything(model, lambda parameter: parameter.grad)
+    facts["gradient"] = collect_full_tensors(model, lambda parameter: parameter.grad)
     train_state.zero_grad()
     losses = [train_step(train_state, batches, objective, max_norm=1.0).loss for _ in range(3)]
-    found["after"] = everything(model, lambda parameter: parameter)
-    found["model"] = {"loss": exact([loss, *losses]), "gradient norm": exact([norm])}
-    return found
+    facts["after"] = collect_full_tensors(model, lambda parameter: parameter)
+    facts["model"] = {"loss": to_tensor([loss, *losses]), "gradient norm": to_tensor([norm])}
+    return facts
 
 
-def exact(numbers: list[float]) -> Tensor:
-    """Python's numbers, all digits of them."""
+def to_tensor(numbers: list[float]) -> Tensor:
+    """Numbers in float64."""
     return torch.tensor(numbers, dtype=torch.float64)
 
 
-def everything(model: GPT, value: Any) -> dict[str, Tensor]:
-    """Something of every parameter in full, where there is such."""
-    values = ((name, value(parameter)) for name, parameter in model.named_parameters())
-    return {name: full_tensor(one.detach()).clone() for name, one in values if one is not None}
+def collect_full_tensors(model: GPT, value: Any) -> dict[str, Tensor]:
+    """The full tensors of `value(parameter)` of every parameter, except None."""
+    tensors = ((name, value(parameter)) for name, parameter in model.named_parameters())
+    return {name: full_tensor(tensor.detach()).clone() for name, tensor in tensors if tensor is not None}
 
 
-KNOWN: dict[str, Facts] = {}
+REFERENCES: dict[str, Facts] = {}
 
 
-def reference(case: Case) -> Facts:
-    """What one process knows."""
-    if str(case) not in KNOWN:
-        KNOWN[str(case)] = facts(case)
-    return KNOWN[str(case)]
+def run_reference(case: Case) -> Facts:
+    """The results of a single process."""
+    if str(case) not in REFERENCES:
+        REFERENCES[str(case)] = collect_facts(case)
+    return REFERENCES[str(case)]
 
 
-def differences(case: Case, told: list[Facts]) -> dict[str, float]:
-    """How far what any rank says is from one process: relative L2, and exact for first weights."""
-    wanted = reference(case.alone)
-    worst = dict.fromkeys(wanted, 0.0)
-    for kind, values in wanted.items():
+def measure_differences(case: Case, all_facts: list[Facts]) -> dict[str, float]:
+    """The largest difference of any rank from a single process: relative L2, and exact for initial weights."""
+    expected = run_reference(case.single_process)
+    worst = dict.fromkeys(expected, 0.0)
+    for kind, values in expected.items():
         for name, value in values.items():
-            said = [facts[kind][name] for facts in told if name in facts[kind]]
-            if not said:
+            results = [facts[kind][name] for facts in all_facts if name in facts[kind]]
+            if not results:
                 raise AssertionError(f"{case}: no rank has the {kind} of {name}")
             scale = value.double().norm().item() if kind != "gradient" else max(value.double().norm().item(), 1e-8)
-            for one in said:
-                assert one.shape == value.shape, (name, one.shape, value.shape)
-                worst[kind] = max(worst[kind], (one.double() - value.double()).norm().item() / (scale or 1.0))
-        extra = {name for facts in told for name in facts[kind]} - values.keys()
+            for result in results:
+                assert result.shape == value.shape, (name, result.shape, value.shape)
+                worst[kind] = max(worst[kind], (result.double() - value.double()).norm().item() / (scale or 1.0))
+        extra = {name for facts in all_facts for name in facts[kind]} - values.keys()
         assert not extra, (kind, extra)
     return worst
 
 
 LIMITS = {"first": 0.0, "gradient": 1e-8, "after": 1e-8, "model": 1e-10}
-PACKED_LIMITS = LIMITS | {"gradient": 1e-5, "after": 1e-5, "model": 1e-5}  # packed weights are unpacked in float32
+# quantized weights are dequantized in float32
+QUANTIZED_LIMITS = LIMITS | {"gradient": 1e-5, "after": 1e-5, "model": 1e-5}
 
 
-def astray(case: Case) -> dict[str, float]:
-    """What several ranks say that is farther from one process than rounding."""
-    limits = PACKED_LIMITS if case.quantize else LIMITS
-    found = differences(case, POOL.run(facts, case, ranks=case.ranks))
-    return {kind: far for kind, far in found.items() if far > limits[kind]}
+def find_deviations(case: Case) -> dict[str, float]:
+    """The differences from a single process that are larger than rounding."""
+    limits = QUANTIZED_LIMITS if case.quantize else LIMITS
+    differences = measure_differences(case, POOL.run(collect_facts, case, ranks=case.ranks))
+    return {kind: difference for kind, difference in differences.items() if difference > limits[kind]}
 
 
-def spoilt(broken: Callable[[Case], Facts], case: Case) -> dict[str, float]:
-    """How far what ranks say is from one process if `broken` leaves something out before it asks for the facts."""
+def measure_mutation(mutation: Callable[[Case], Facts], case: Case) -> dict[str, float]:
+    """The differences from a single process with a mutation, which collects the facts with something left out."""
     try:
-        told = POOL.run(broken, case, ranks=case.ranks)
+        all_facts = POOL.run(mutation, case, ranks=case.ranks)
     finally:
-        POOL.close()  # its processes stay broken
-    return differences(case, told)
+        POOL.close()  # the mutation stays in its processes
+    return measure_differences(case, all_facts)

@@ -17,7 +17,7 @@ from litgpt.recipe.train import LossArgs
 from litgpt.train import step
 from litgpt.train.objective import next_token
 from litgpt.train.optimizer import build_optimizers
-from tests.layouts.gradient_worker import SHAPE, global_batch, part_of
+from tests.layouts.gradient_worker import SHAPE, build_global_batch, take_micro_batches
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def worker(folder: Path, degrees: tuple[int, int]) -> None:
     optimizers = build_optimizers(AdamW(lr=1e-3), model)
     device, precision = torch.device("cpu"), PRECISIONS["32-true"]
     train_state = step.TrainState(apply.apply_ddp(model, mesh), optimizers, device, precision, mesh)
-    batches, objective = part_of(global_batch(), dist.get_rank(), 2, 2), next_token(LossArgs())
+    batches, objective = take_micro_batches(build_global_batch(), dist.get_rank(), 2, 2), next_token(LossArgs())
     assert step.train_step(train_state, batches, objective).taken
     before = state_of(train_state)
     measured = step.compute_gradient_norm

@@ -29,8 +29,8 @@ def worker(folder: Path) -> None:
 def test_gradient_is_the_same_for_every_cut_and_layout(tmp_path: Path) -> None:
     before, gradient_worker.SHAPE = gradient_worker.SHAPE, SHAPE
     try:
-        gradient_worker.reference(tmp_path)
-        worst = gradient_worker.compare(tmp_path, 0, 1)
+        gradient_worker.save_reference(tmp_path)
+        worst = gradient_worker.compare_layouts(tmp_path, 0, 1)
     finally:
         gradient_worker.SHAPE = before
     assert join_ranks(start_ranks(worker, tmp_path, folder=tmp_path, ranks=2)) == [0, 0]

@@ -1,4 +1,4 @@
-"""Experts dealt out over ranks and rows of tokens split over them: every gradient is that of one process."""
+"""Expert and context parallelism: every gradient is that of one process."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,18 @@ from litgpt.train.evaluate import generate_sample, validation_loss
 from litgpt.train.local_batch import build_local_batch
 from litgpt.train.objective import next_token
 from litgpt.train.step import TrainState
-from tests.layouts.layouts import SHAPES, Case, Facts, astray, built, facts, global_batch, noise, part_of, spoilt
+from tests.layouts.layouts import (
+    SHAPES,
+    Case,
+    Facts,
+    build_global_batch,
+    build_model,
+    collect_facts,
+    draw_values,
+    find_deviations,
+    measure_mutation,
+    take_micro_batches,
+)
 from tests.layouts.pool import POOL
 
 GATHER, HEADS, RING = ({"context_method": method} for method in ("all-gather", "ulysses", "ring"))
@@ -59,19 +70,19 @@ SLOW = [
 
 @pytest.mark.parametrize("case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)], ids=str)
 def test_layout_trains_as_one_process(case: Case) -> None:
-    assert astray(case) == {}
+    assert find_deviations(case) == {}
 
 
-def without_slopes_of_others(case: Case) -> Facts:
+def without_grads_of_other_queries(case: Case) -> Facts:
     """Keys and values get the gradient of this rank's queries only."""
     context_attention.all_gather = collectives.all_gather_replicated
-    return facts(case)
+    return collect_facts(case)
 
 
 def without_sums_over_widths(case: Case) -> Facts:
     """What all ranks of `expert_tensor` have alike gets the gradient of one's part."""
     expert.Partial = Replicate  # type: ignore[assignment, misc]
-    return facts(case)
+    return collect_facts(case)
 
 
 def without_rows_of_others(case: Case) -> Facts:
@@ -84,10 +95,10 @@ def without_rows_of_others(case: Case) -> Facts:
         return torch.cat([part * (rank == kept) for rank, part in enumerate(parts)]), None, None, None
 
     collectives._AllToAll.backward = staticmethod(backward)
-    return facts(case)
+    return collect_facts(case)
 
 
-def without_slopes_that_travelled(case: Case) -> Facts:
+def without_grads_of_the_ring(case: Case) -> Facts:
     """The gradients of keys and values that were on other ranks are lost on the way home."""
     whole = ring_attention._templated_ring_attention_backward
 
@@ -101,39 +112,39 @@ def without_slopes_that_travelled(case: Case) -> Facts:
         return whole(**{**given, "op": first_only})
 
     ring_attention._templated_ring_attention_backward = lost
-    return facts(case)
+    return collect_facts(case)
 
 
 MUTATIONS = {
-    without_slopes_that_travelled: Case("dense", 2, {"context": 2} | RING),
-    without_slopes_of_others: Case("dense", 2, {"context": 2}),
+    without_grads_of_the_ring: Case("dense", 2, {"context": 2} | RING),
+    without_grads_of_other_queries: Case("dense", 2, {"context": 2}),
     without_sums_over_widths: Case("sinks", 2, {"expert_tensor": 2}),
     without_rows_of_others: Case("shared experts", 2, {"expert": 2}),
 }
 
 
-@pytest.mark.parametrize("broken", MUTATIONS, ids=lambda broken: broken.__name__)
-def test_an_exchange_that_is_left_out_shows(broken: Callable[[Case], Facts]) -> None:
-    case = MUTATIONS[broken]
-    assert spoilt(broken, case)["gradient"] > 1e-3
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
+def test_an_exchange_that_is_left_out_shows(mutation: Callable[[Case], Facts]) -> None:
+    case = MUTATIONS[mutation]
+    assert measure_mutation(mutation, case)["gradient"] > 1e-3
 
 
 def looked_at(case: Case) -> tuple[float, list[int]]:
     """The validation loss of a model, and what it writes."""
     mesh = Mesh(ParallelArgs(**case.parallel).resolve_dims(case.ranks), "cpu") if case.ranks > 1 else None
-    model = built(case, mesh)
+    model = build_model(case, mesh)
     for name, parameter in model.named_parameters():
-        copy_full_tensor(parameter, noise(model.config, name, parameter.shape))
+        copy_full_tensor(parameter, draw_values(model.config, name, parameter.shape))
     train_state = TrainState(model, [], torch.device("cpu"), PRECISIONS["64-true"], mesh)
     rank, ranks = (mesh.rank("data"), mesh.dims.data_ranks) if mesh else (0, 1)
-    batches = part_of(global_batch(packed=case.packed), rank, ranks, 2)
+    batches = take_micro_batches(build_global_batch(packed=case.packed), rank, ranks, 2)
     loss = validation_loss(train_state, batches, next_token(LossArgs(chunk_rows=7)), max_iters=4)
     return loss, generate_sample(train_state, [3, 1, 4, 1, 5], max_new_tokens=7, window=9, seed=2, temperature=2.0)
 
 
 @pytest.mark.parametrize("case", [CASES[9], SLOW[0], SLOW[1], CASES[15], Case("dense", 2, {"tensor": 2})], ids=str)
 def test_validation_and_samples_are_those_of_one_process(case: Case) -> None:
-    wanted, written = looked_at(case.alone)
+    wanted, written = looked_at(case.single_process)
     for loss, text in POOL.run(looked_at, case, ranks=case.ranks):
         assert abs(loss - wanted) < 1e-9 and text == written
 
@@ -142,8 +153,8 @@ ROWS = [[0, 5, 0, 2], [0, 0, 0, 0], [1, 0, 0, 0], [0, 4, 0, 0]]
 """How many rows each rank has for each of four experts: one rank has none, and one expert gets none."""
 
 
-def uneven(settings: dict[str, Any]) -> None:
-    """Rows that are dealt out unevenly give what all experts give in one place, and the same gradients."""
+def compare_uneven_rows(settings: dict[str, Any]) -> None:
+    """Rows that are distributed unevenly have the outputs and gradients of a single process."""
     mesh = Mesh(ParallelArgs(**settings).resolve_dims(4), "cpu")
     config = SHAPES["sinks"]
     torch.manual_seed(1)
@@ -180,7 +191,7 @@ def uneven(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("dispatch", ["all-to-all", "all-gather"])
 @pytest.mark.parametrize("degrees", [{"expert": 4}, {"expert": 2, "expert_tensor": 2}], ids=str)
 def test_ranks_without_rows_and_experts_without_tokens(dispatch: str, degrees: dict[str, int]) -> None:
-    POOL.run(uneven, {**degrees, "expert_dispatch": dispatch}, ranks=4)
+    POOL.run(compare_uneven_rows, {**degrees, "expert_dispatch": dispatch}, ranks=4)
 
 
 REFUSED = {

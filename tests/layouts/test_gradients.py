@@ -8,8 +8,8 @@ from tests.processes import join_ranks, start_ranks
 
 
 def test_gradient_is_the_same_for_every_cut_and_layout(tmp_path: Path) -> None:
-    gradient_worker.reference(tmp_path)
-    worst = gradient_worker.compare(tmp_path, 0, 1)
+    gradient_worker.save_reference(tmp_path)
+    worst = gradient_worker.compare_layouts(tmp_path, 0, 1)
     for ranks in (2, 4):
         assert join_ranks(start_ranks(gradient_worker.worker, tmp_path, folder=tmp_path, ranks=ranks)) == [0] * ranks
         worst |= json.loads((tmp_path / f"{ranks}.json").read_text())

@@ -1,4 +1,4 @@
-"""Every layout trains as one process does, to the last digits of float64; and the test would know if it did not."""
+"""Every layout trains like a single process, up to rounding in float64; mutations show that the test notices."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import Replicate
 
 from litgpt.parallel import apply, collectives, tensor
-from tests.layouts.layouts import Case, Facts, astray, facts, spoilt
+from tests.layouts.layouts import Case, Facts, collect_facts, find_deviations, measure_mutation
 
 CASES = [
     # data
@@ -71,19 +71,19 @@ SLOW = [
 
 @pytest.mark.parametrize("case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)], ids=str)
 def test_layout_trains_as_one_process(case: Case) -> None:
-    assert astray(case) == {}
+    assert find_deviations(case) == {}
 
 
 def without_partial_sums(case: Case) -> Facts:
     """Gradients of norms that see a part of the tokens stay this rank's."""
     tensor.Partial = Replicate  # type: ignore[assignment, misc]
-    return facts(case)
+    return collect_facts(case)
 
 
 def without_scattered_sums(case: Case) -> Facts:
     """Of what ranks add up each takes its own share only."""
     collectives.reduce_scatter_no_grad = lambda x, group, dim: tensor.slice_local(x, group, dim)
-    return facts(case)
+    return collect_facts(case)
 
 
 def without_replica_sums(case: Case) -> Facts:
@@ -95,7 +95,7 @@ def without_replica_sums(case: Case) -> Facts:
         return future
 
     apply._all_reduce_hook = own
-    return facts(case)
+    return collect_facts(case)
 
 
 MUTATIONS = {
@@ -105,7 +105,7 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("broken", MUTATIONS, ids=lambda broken: broken.__name__)
-def test_a_sum_that_is_left_out_shows(broken: Callable[[Case], Facts]) -> None:
-    case = MUTATIONS[broken]
-    assert spoilt(broken, case)["gradient"] > 1e-3
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
+def test_a_sum_that_is_left_out_shows(mutation: Callable[[Case], Facts]) -> None:
+    case = MUTATIONS[mutation]
+    assert measure_mutation(mutation, case)["gradient"] > 1e-3

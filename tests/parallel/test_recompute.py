@@ -23,7 +23,14 @@ from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.recompute import RecomputeArgs
 from litgpt.recipe.tuner import LoRA
-from tests.layouts.layouts import Case, built, differences, facts, global_batch, part_of
+from tests.layouts.layouts import (
+    Case,
+    build_global_batch,
+    build_model,
+    collect_facts,
+    measure_differences,
+    take_micro_batches,
+)
 from tests.layouts.pool import POOL
 
 SHAPE: dict[str, Any] = {
@@ -208,15 +215,15 @@ LAYOUTS = [
 @pytest.mark.parametrize(("case", "settings"), LAYOUTS, ids=lambda one: str(one)[:60])
 def test_every_axis_trains_the_same_with_recomputing(case: Case, settings: RecomputeArgs) -> None:
     case = replace(case, more={"recompute": settings})
-    found = differences(case, POOL.run(facts, case, ranks=case.ranks))
+    found = measure_differences(case, POOL.run(collect_facts, case, ranks=case.ranks))
     assert {kind: far for kind, far in found.items() if far > 1e-8} == {}
 
 
 @pytest.mark.parametrize("tuner", [None, "lora"])
 def test_split_attention_has_the_same_gradients_to_the_bit(tuner: str | None) -> None:
     case = Case("sinks", 2, {"tensor": 2}, tuner=tuner)
-    recomputed = POOL.run(facts, replace(case, more={"recompute": SELECTIVE}), ranks=2)
-    for with_recompute, without in zip(recomputed, POOL.run(facts, case, ranks=2), strict=True):
+    recomputed = POOL.run(collect_facts, replace(case, more={"recompute": SELECTIVE}), ranks=2)
+    for with_recompute, without in zip(recomputed, POOL.run(collect_facts, case, ranks=2), strict=True):
         assert_equal(with_recompute["gradient"], without["gradient"])
         assert_equal(with_recompute["after"], without["after"])
 
@@ -236,8 +243,8 @@ def sent_away(case: Case) -> tuple[set[tuple[int, ...]], set[tuple[int, ...]]]:
     HostOffload.pack = noted  # type: ignore[method-assign]
     try:
         mesh = Mesh(ParallelArgs(**case.parallel).resolve_dims(case.ranks), "cpu")
-        model = built(case, mesh)
-        batches = part_of(global_batch(packed=False), mesh.rank("data"), 2, 1)
+        model = build_model(case, mesh)
+        batches = take_micro_batches(build_global_batch(packed=False), mesh.rank("data"), 2, 1)
         model(batches[0].ids).sum().backward()
         for module in model.modules():
             if isinstance(module, FSDPModule):

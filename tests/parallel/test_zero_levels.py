@@ -19,7 +19,7 @@ from litgpt.recipe.train import LossArgs
 from litgpt.train.objective import next_token
 from litgpt.train.optimizer import build_optimizers
 from litgpt.train.step import TrainState, gradients, train_step
-from tests.layouts.layouts import global_batch, part_of
+from tests.layouts.layouts import build_global_batch, take_micro_batches
 from tests.layouts.pool import POOL
 from tests.store.models import small
 
@@ -37,7 +37,7 @@ def train(settings: ParallelArgs) -> Found:
     initialize(model, 1, write=copy_full_tensor)
     steppers = build_optimizers(AdamW(lr=1e-2), model)
     train_state = TrainState(model, steppers, torch.device("cpu"), precision, mesh)
-    batches = part_of(global_batch(packed=False), mesh.rank("data"), 2, 1)
+    batches = take_micro_batches(build_global_batch(packed=False), mesh.rank("data"), 2, 1)
     objective = next_token(LossArgs())
     for _ in range(2):
         train_step(train_state, batches, objective, max_norm=1.0)

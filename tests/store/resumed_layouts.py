@@ -28,7 +28,7 @@ from litgpt.store.state_dict import iter_model_tensors
 from litgpt.train.objective import next_token
 from litgpt.train.optimizer import build_optimizers
 from litgpt.train.step import TrainState, train_step
-from tests.layouts.layouts import ROWS, global_batch, part_of
+from tests.layouts.layouts import ROWS, build_global_batch, take_micro_batches
 from tests.store.models import small
 
 # experts, some of them shared, a tied embedding, and more rows than go round
@@ -70,7 +70,7 @@ def train(trained: TrainState, steps: int) -> list[float]:
     """The losses of some steps on the same batch."""
     mesh = trained.mesh
     rank, ranks = (mesh.rank("data"), mesh.dims.data_ranks) if mesh else (0, 1)
-    batches = part_of(global_batch(packed=False), rank, ranks, ROWS // (2 * ranks))
+    batches = take_micro_batches(build_global_batch(packed=False), rank, ranks, ROWS // (2 * ranks))
     return [train_step(trained, batches, next_token(LossArgs())).loss for _ in range(steps)]
 
 

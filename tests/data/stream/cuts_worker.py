@@ -13,7 +13,7 @@ from litgpt.data.render.example import Example
 from litgpt.data.stream.batch import Batch, to_batch
 from litgpt.data.stream.samples import SampleRows
 from litgpt.recipe.train import LossArgs
-from tests.layouts.gradient_worker import SHAPE, gradient_of
+from tests.layouts.gradient_worker import SHAPE, compute_batch_gradients
 
 SIZES = (9, 1, 11, 4, 2, 12, 7, 5)
 """Tokens of each sample; the second has none to predict, and of the fourth none is trained."""
@@ -51,7 +51,7 @@ def open_reader(packs: list[list[int]] | None, padding: bool, rank: int, ranks: 
 def gradient(packs: str, padding: bool, degrees: tuple[int, int], rank: int, micro: int, **loss: Any) -> Gradients:
     """Every parameter's full gradient, and the loss."""
     batches = open_reader(PACKS[packs], padding, rank, degrees[0] * degrees[1], micro)
-    return gradient_of(batches, degrees, replace(SHAPE, block_size=64), LossArgs(chunk_rows=7, **loss))
+    return compute_batch_gradients(batches, degrees, replace(SHAPE, block_size=64), LossArgs(chunk_rows=7, **loss))
 
 
 def apart(one: Gradients, other: Gradients) -> float:
