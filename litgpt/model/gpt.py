@@ -128,9 +128,9 @@ class GPT(nn.Module):
             torch.set_default_dtype(default)
 
     @property
-    def local_blocks(self) -> list[nn.Module]:
+    def local_blocks(self) -> list[Block]:
         """The blocks, without placeholders for missing ones."""
-        return [block for block in self.blocks if not isinstance(block, MissingLayer)]
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     @property
     def output_weight(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Make a model parallel in one fixed order: split, compile per block, then replicate or shard."""
+"""Apply parallelism to a model in one fixed order: split it, compile its blocks, then shard or replicate it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
 
-from litgpt.parallel import expert
+from litgpt.model.gpt import GPT
 from litgpt.parallel.context_attention import build_local_tokens
+from litgpt.parallel.expert import apply_expert_fsdp, apply_expert_parallel
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.pipeline import Pipeline
 from litgpt.parallel.precision import Precision
@@ -26,87 +27,90 @@ from litgpt.recipe.recompute import RecomputeArgs
 
 
 def parallelize(
-    model: nn.Module,
+    model: GPT,
     mesh: Mesh | None,
     settings: ParallelArgs,
     *,
     precision: Precision,
     compile_blocks: bool,
     recompute: RecomputeArgs | None = None,
-) -> nn.Module:
-    """Split, compile and shard a model that may still be on the meta device.
+) -> None:
+    """Split, compile and shard a model in place, which may be on the meta device.
 
-    Parameters that are split or sharded become DTensors. A model that is only replicated stays as it is until
-    `replicate`.
+    Split or sharded parameters become DTensors. A model that is only replicated is wrapped by `apply_ddp`, once it has
+    values.
 
     Args:
-        model: has `blocks`, the units that are compiled and sharded one by one.
-        mesh: None for one process.
-        again: what is computed again in the backward pass; None for nothing.
+        mesh: None for a single process.
+        compile_blocks: compile each block with `torch.compile`.
+        recompute: the activations to recompute in the backward pass; None for none.
     """
     if mesh is not None and is_sharded(mesh):
         split_model(model, mesh, settings, precision)
     apply_recompute(model, recompute or RecomputeArgs(), compiled=compile_blocks)
     if compile_blocks:
         if settings.pipeline_schedule == "zbv":
-            functorch.donated_buffer = False  # each half of a backward pass looks at what is kept
-        for block in model.local_blocks:  # type: ignore[union-attr]
+            functorch.donated_buffer = False  # both halves of a backward pass need the saved tensors
+        for block in model.local_blocks:
             block.compile()
     if mesh is not None and is_sharded(mesh):
         apply_fsdp(model, mesh, settings, precision)
-    return model
 
 
-def split_model(model: nn.Module, mesh: Mesh, settings: ParallelArgs, precision: Precision) -> None:
-    """Split what every batch is worked on with: layers, matrices, experts and tokens, each over axes of their own."""
+def split_model(model: GPT, mesh: Mesh, settings: ParallelArgs, precision: Precision) -> None:
+    """Apply pipeline, tensor, expert and context parallelism."""
     if mesh.dims.pipeline > 1:
         model.pipeline = Pipeline(model, mesh, settings, precision.compute or precision.storage)  # type: ignore
-    vocabulary = apply_tensor_parallel(model, model.config, mesh, settings) if mesh.dims.tensor > 1 else None  # type: ignore[arg-type]
-    expert.apply_expert_parallel(model, model.config, mesh, settings)  # type: ignore[arg-type]
+    vocabulary = apply_tensor_parallel(model, mesh, settings) if mesh.dims.tensor > 1 else None
+    apply_expert_parallel(model, mesh, settings)
     if mesh.dims.context > 1 and settings.context_method == "ring":
-        check_ring_support(model.config, precision.compute or precision.storage, mesh.storage.device_type)  # type: ignore
+        check_ring_support(model.config, precision.compute or precision.storage, mesh.storage.device_type)
     if mesh.dims.tensor * mesh.dims.context > 1:
         model.local_tokens = build_local_tokens(mesh, settings, vocabulary)  # type: ignore[assignment]
 
 
-def apply_fsdp(model: nn.Module, mesh: Mesh, settings: ParallelArgs, precision: Precision) -> None:
-    """Shard every block's parameters, and the rest's, over `mesh.fsdp_mesh`: those of experts over their own ranks."""
+def apply_fsdp(model: GPT, mesh: Mesh, settings: ParallelArgs, precision: Precision) -> None:
+    """Shard every block, and then the rest of the model, with FSDP2; experts over a mesh of their own."""
     policy = MixedPrecisionPolicy(param_dtype=precision.compute, reduce_dtype=precision.reduce)
-    how: dict[str, Any] = {"mp_policy": policy}
+    options: dict[str, Any] = {"mp_policy": policy}
     if settings.cpu_offload:
-        how["offload_policy"] = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
     reshard = settings.level == 3
-    for block in model.local_blocks:  # type: ignore[union-attr]
+    for block in model.local_blocks:
         if mesh.has_expert_mesh and block.experts is not None:
-            expert.apply_expert_fsdp(block.experts, mesh, reshard_after_forward=reshard, **how)
-        fully_shard(block, mesh=mesh.fsdp_mesh, reshard_after_forward=reshard, **how)
-    fully_shard(model, mesh=mesh.fsdp_mesh, reshard_after_forward=False, **how)
+            apply_expert_fsdp(block.experts, mesh, reshard_after_forward=reshard, **options)
+        fully_shard(block, mesh=mesh.fsdp_mesh, reshard_after_forward=reshard, **options)
+    fully_shard(model, mesh=mesh.fsdp_mesh, reshard_after_forward=False, **options)
     model.zero = settings.level  # type: ignore[assignment]
     if settings.prefetch:
-        set_prefetch(model.local_blocks, settings.prefetch)  # type: ignore[arg-type]
+        set_prefetch(model.local_blocks, settings.prefetch)
     for module in _fsdp_modules(model):
-        # a share of one mean over the whole global batch is summed, not averaged; gloo cannot scale while it sums
+        # each loss is already divided by the global count, so gradients are summed; gloo has no scaled sums
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
 
 
 def set_prefetch(blocks: Sequence[nn.Module], number: int) -> None:
-    """Let each block gather the parameters of so many after it, or in backward before it, while it computes."""
-    parts = [list(_fsdp_modules(block)) for block in blocks]
-    for at, block in enumerate(blocks):
+    """Let each block all-gather the parameters of the next blocks, or of the previous ones in backward.
+
+    Args:
+        number: how many blocks.
+    """
+    sharded = [list(_fsdp_modules(block)) for block in blocks]
+    for index, block in enumerate(blocks):
         assert isinstance(block, FSDPModule)
-        after, before = parts[at + 1 : at + 1 + number], parts[max(0, at - number) : at]
-        block.set_modules_to_forward_prefetch([module for part in after for module in part])
-        block.set_modules_to_backward_prefetch([module for part in reversed(before) for module in part])
+        after, before = sharded[index + 1 : index + 1 + number], sharded[max(0, index - number) : index]
+        block.set_modules_to_forward_prefetch([module for modules in after for module in modules])
+        block.set_modules_to_backward_prefetch([module for modules in reversed(before) for module in modules])
 
 
 def is_sharded(mesh: Mesh | None) -> bool:
-    """Whether `parallelize` shards: FSDP2 then also casts what is computed with."""
+    """Whether `parallelize` applies FSDP2, which then also casts parameters."""
     return mesh is not None and not mesh.is_replicated_only
 
 
 def apply_ddp(model: nn.Module, mesh: Mesh | None) -> nn.Module:
-    """Wrap a materialized model so that its gradients are summed over the replicas, if that is how it is laid out."""
+    """Wrap a model in DistributedDataParallel if it is only replicated; return any other as it is."""
     if mesh is None or not mesh.is_replicated_only:
         return model
     group = mesh.group("data")
@@ -117,7 +121,7 @@ def apply_ddp(model: nn.Module, mesh: Mesh | None) -> nn.Module:
 
 def _all_reduce_hook(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
-    return work.get_future().then(lambda done: done.value()[0])
+    return work.get_future().then(lambda future: future.value()[0])
 
 
 def _fsdp_modules(model: nn.Module) -> Iterator[FSDPModule]:
@@ -125,9 +129,9 @@ def _fsdp_modules(model: nn.Module) -> Iterator[FSDPModule]:
 
 
 def init_mixed_precision(model: nn.Module) -> None:
-    """Let FSDP2 note number formats while all is trained that ever will be; it would do so at the first forward pass.
+    """Let FSDP2 initialize its mixed precision now, while all parameters that will ever be trained require gradients.
 
-    What a group of tensors is reduced in follows from those that are trained then.
+    It would do so in the first forward pass, and infers the reduction's type from what requires gradients then.
     """
     for module in _fsdp_modules(model):
         module.unshard()
@@ -136,15 +140,18 @@ def init_mixed_precision(model: nn.Module) -> None:
 
 @contextmanager
 def accumulate_gradients(model: nn.Module, *, is_last: bool) -> Iterator[None]:
-    """Forward and backward of one micro-batch; gradients meet those of the other ranks in the last one of a step.
+    """The context for forward and backward of one micro-batch, which reduces gradients in the last one of a step.
 
-    From level 2 of ZeRO on each micro-batch's gradients are reduced at once, since keeping them whole would undo the
-    sharding; at level 1 they, and gathered parameters, stay whole until the end of the step.
+    ZeRO-2 and ZeRO-3 reduce the gradients of every micro-batch, since unsharded ones would have to be kept otherwise.
+    With ZeRO-1 gradients and parameters stay unsharded until the end of the step.
+
+    Args:
+        is_last: whether the micro-batch is the last one of a step.
     """
-    once = getattr(unwrap_model(model), "zero", None) == 1
+    reduces_once = getattr(unwrap_model(model), "zero", None) == 1
     for module in _fsdp_modules(model):
         module.set_is_last_backward(is_last)
-        if once:
+        if reduces_once:
             module.set_reshard_after_backward(is_last, recurse=False)
             module.set_requires_gradient_sync(is_last, recurse=False)
     with model.no_sync() if isinstance(model, DistributedDataParallel) and not is_last else nullcontext():
@@ -152,14 +159,14 @@ def accumulate_gradients(model: nn.Module, *, is_last: bool) -> Iterator[None]:
 
 
 def reshard_parameters(model: nn.Module) -> None:
-    """Free what was gathered to look at a model, so that its parameters are shards again."""
+    """Free the parameters that a forward pass without backward has all-gathered."""
     for module in _fsdp_modules(model):
         module.reshard()
 
 
 @contextmanager
 def accumulate_pipeline_gradients(model: nn.Module, *, sync_each: bool) -> Iterator[None]:
-    """Forwards and backwards of all micro-batches of a step in any order; gradients meet those of others at the end.
+    """The context for forward and backward of all micro-batches of a step, in any order.
 
     Args:
         sync_each: all-gather parameters and reduce gradients in every micro-batch; else both stay whole until the end.
@@ -174,27 +181,28 @@ def accumulate_pipeline_gradients(model: nn.Module, *, sync_each: bool) -> Itera
         module.set_reshard_after_backward(True, recurse=False)
         module.set_requires_gradient_sync(True, recurse=False)
     state = fully_shard.state(model)  # type: ignore[attr-defined]
-    for group in (group for one in state._state_ctx.all_states for group in one._fsdp_param_groups):
+    for group in (group for module in state._state_ctx.all_states for group in module._fsdp_param_groups):
         group.post_backward()
     state._root_post_backward_final_callback()
 
 
 def copy_full_tensor(parameter: torch.Tensor, value: torch.Tensor) -> None:
-    """Copy a full tensor into a parameter, of which this rank may hold a shard only."""
+    """Copy a full tensor into a parameter, of which this rank may have only a shard."""
     with torch.no_grad():
         if not isinstance(parameter, DTensor):
             parameter.copy_(value)
             return
-        local, spread = parameter.to_local(), (parameter.device_mesh, parameter.placements)
-        _, starts = compute_local_shape_and_global_offset(parameter.shape, *spread)
-        local.copy_(value[tuple(slice(at, at + size) for at, size in zip(starts, local.shape, strict=True))])
+        local, layout = parameter.to_local(), (parameter.device_mesh, parameter.placements)
+        _, starts = compute_local_shape_and_global_offset(parameter.shape, *layout)
+        ends = map(int.__add__, starts, local.shape)
+        local.copy_(value[tuple(map(slice, starts, ends))])
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole tensor on every rank, whatever its layout."""
+    """The full tensor on every rank, gathered if it is a DTensor."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def unwrap_model(model: Any) -> nn.Module:
-    """The model itself, without the wrapper that sums gradients over replicas."""
+    """The model without its DistributedDataParallel wrapper, if it has one."""
     return model.module if isinstance(model, DistributedDataParallel) else model

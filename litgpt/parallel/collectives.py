@@ -15,11 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-Group = dist.ProcessGroup
 
-
-def all_gather_no_grad(x: Tensor, group: Group, dim: int) -> Tensor:
+def all_gather_no_grad(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     """The tensors of all ranks, of equal shapes, concatenated along a dim; without gradient."""
     dim %= x.dim()
     chunks = x.new_empty(dist.get_world_size(group), *x.shape)
@@ -27,7 +26,7 @@ def all_gather_no_grad(x: Tensor, group: Group, dim: int) -> Tensor:
     return chunks.movedim(0, dim).flatten(dim, dim + 1)
 
 
-def reduce_scatter_no_grad(x: Tensor, group: Group, dim: int) -> Tensor:
+def reduce_scatter_no_grad(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     """This rank's chunk along a dim of the sum of all ranks' tensors; without gradient."""
     dim %= x.dim()
     chunks = x.unflatten(dim, (dist.get_world_size(group), -1)).movedim(dim, 0).contiguous()
@@ -36,14 +35,16 @@ def reduce_scatter_no_grad(x: Tensor, group: Group, dim: int) -> Tensor:
     return chunk
 
 
-def all_reduce_no_grad(x: Tensor, group: Group, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+def all_reduce_no_grad(x: Tensor, group: ProcessGroup, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
     """The sum, or the maximum, of all ranks' tensors; without gradient."""
     reduced = x.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(reduced, op, group=group)
     return reduced
 
 
-def all_to_all_no_grad(rows: Tensor, group: Group, input_splits: Sequence[int], output_splits: Sequence[int]) -> Tensor:
+def all_to_all_no_grad(
+    rows: Tensor, group: ProcessGroup, input_splits: Sequence[int], output_splits: Sequence[int]
+) -> Tensor:
     """The rows that all ranks send to this one, in the order of ranks; without gradient."""
     received = rows.new_empty(sum(output_splits), *rows.shape[1:])
     dist.all_to_all_single(received, rows.contiguous(), list(output_splits), list(input_splits), group=group)
@@ -52,7 +53,7 @@ def all_to_all_no_grad(rows: Tensor, group: Group, input_splits: Sequence[int], 
 
 class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group, dim: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
         ctx.group, ctx.dim = group, dim
         return all_gather_no_grad(x, group, dim)
 
@@ -63,7 +64,7 @@ class _AllGather(torch.autograd.Function):
 
 class _ReduceScatter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group, dim: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
         ctx.group, ctx.dim = group, dim
         return reduce_scatter_no_grad(x, group, dim)
 
@@ -74,7 +75,7 @@ class _ReduceScatter(torch.autograd.Function):
 
 class _CopyToGroup(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
         return x.view_as(x)
 
@@ -85,7 +86,7 @@ class _CopyToGroup(torch.autograd.Function):
 
 class _AllReduce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
         return all_reduce_no_grad(x, group)
 
     @staticmethod
@@ -95,7 +96,7 @@ class _AllReduce(torch.autograd.Function):
 
 class _AllGatherReplicated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group, dim: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
         ctx.group, ctx.dim = group, dim
         return all_gather_no_grad(x, group, dim)
 
@@ -107,7 +108,9 @@ class _AllGatherReplicated(torch.autograd.Function):
 
 class _AllToAll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, group: Group, input_splits: list[int], output_splits: list[int]) -> Tensor:
+    def forward(
+        ctx: Any, rows: Tensor, group: ProcessGroup, input_splits: list[int], output_splits: list[int]
+    ) -> Tensor:
         ctx.group, ctx.input_splits, ctx.output_splits = group, input_splits, output_splits
         return all_to_all_no_grad(rows, group, input_splits, output_splits)
 
@@ -116,32 +119,32 @@ class _AllToAll(torch.autograd.Function):
         return all_to_all_no_grad(grad, ctx.group, ctx.output_splits, ctx.input_splits), None, None, None
 
 
-def all_gather(x: Tensor, group: Group, dim: int) -> Tensor:
+def all_gather(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     """Concatenate all ranks' tensors along a dim, if each rank then computes something different with the result."""
     return _AllGather.apply(x, group, dim)
 
 
-def reduce_scatter(x: Tensor, group: Group, dim: int) -> Tensor:
+def reduce_scatter(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     """This rank's chunk along a dim of the sum over ranks."""
     return _ReduceScatter.apply(x, group, dim)
 
 
-def copy_to_group(x: Tensor, group: Group) -> Tensor:
+def copy_to_group(x: Tensor, group: ProcessGroup) -> Tensor:
     """A tensor that is equal on all ranks, each of which then computes something different with it."""
     return _CopyToGroup.apply(x, group)
 
 
-def all_reduce(x: Tensor, group: Group) -> Tensor:
+def all_reduce(x: Tensor, group: ProcessGroup) -> Tensor:
     """The sum over ranks, if all of them then compute the same with it."""
     return _AllReduce.apply(x, group)
 
 
-def all_gather_replicated(x: Tensor, group: Group, dim: int) -> Tensor:
+def all_gather_replicated(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     """Concatenate all ranks' tensors along a dim, if all of them then compute the same with the result."""
     return _AllGatherReplicated.apply(x, group, dim)
 
 
-def all_to_all(rows: Tensor, group: Group, input_splits: Sequence[int], output_splits: Sequence[int]) -> Tensor:
+def all_to_all(rows: Tensor, group: ProcessGroup, input_splits: Sequence[int], output_splits: Sequence[int]) -> Tensor:
     """Exchange rows with all ranks of a group, in the order of ranks.
 
     Args:

@@ -8,10 +8,11 @@ from functools import partial
 from math import gcd
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from litgpt.errors import UserError
 from litgpt.model.attention_inputs import AttentionInputs
-from litgpt.parallel.collectives import Group, all_gather, all_to_all
+from litgpt.parallel.collectives import all_gather, all_to_all
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.ring_attention import ALTERNATIVE, ring_attention
 from litgpt.parallel.token_sharding import ContextAttention, HeadTailSharding, LocalTokens, VocabularyShard
@@ -23,7 +24,7 @@ Attend = Callable[..., Tensor]
 class AllGatherAttention:
     """Each rank gathers all keys and values during attention, for the queries of its own tokens."""
 
-    def __init__(self, group: Group, sharding: HeadTailSharding) -> None:
+    def __init__(self, group: ProcessGroup, sharding: HeadTailSharding) -> None:
         self.group, self.sharding, self.query_ranges = group, sharding, sharding.local_ranges
 
     def check(self, _inputs: AttentionInputs) -> None:
@@ -40,7 +41,7 @@ class AllGatherAttention:
 class UlyssesAttention:
     """Each rank has all tokens of some heads during attention (Jacobs et al. 2023, DeepSpeed Ulysses)."""
 
-    def __init__(self, group: Group, sharding: HeadTailSharding) -> None:
+    def __init__(self, group: ProcessGroup, sharding: HeadTailSharding) -> None:
         self.group, self.ranks, self.rank = group, sharding.ranks, sharding.rank
 
     def query_ranges(self, _tokens: int) -> None:
@@ -80,7 +81,7 @@ class RingAttention:
     No rank ever holds those of a whole row. Only causal attention over whole rows with a plain softmax is supported.
     """
 
-    def __init__(self, group: Group, _sharding: HeadTailSharding) -> None:
+    def __init__(self, group: ProcessGroup, _sharding: HeadTailSharding) -> None:
         self.group = group
 
     def query_ranges(self, _tokens: int) -> None:
@@ -107,7 +108,7 @@ class RingAttention:
         return ring_attention(q_BHPS, k_BKPS, v_BKPS, self.group, attend.keywords["scale"])
 
 
-ATTENTIONS: dict[str, Callable[[Group, HeadTailSharding], ContextAttention]] = {
+ATTENTIONS: dict[str, Callable[[ProcessGroup, HeadTailSharding], ContextAttention]] = {
     "all-gather": AllGatherAttention,
     "ulysses": UlyssesAttention,
     "ring": RingAttention,

@@ -55,7 +55,7 @@ class Mesh:
     @property
     def is_replicated_only(self) -> bool:
         """Whether every rank has the whole model, so that gradients are all that is communicated (DDP)."""
-        return self.dims.world == self.dims.data_replicate
+        return self.dims.world_size == self.dims.data_replicate
 
     @property
     def fsdp_mesh(self) -> DeviceMesh:

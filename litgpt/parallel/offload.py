@@ -1,6 +1,5 @@
-"""What layers keep for backward, in host memory instead of on the device."""
+"""Activation offloading: what layers save for backward, in host memory."""
 
-from collections.abc import Callable
 from functools import wraps
 from typing import Any, NamedTuple, Protocol
 
@@ -8,70 +7,70 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from litgpt.model.gpt import Block
 from litgpt.model.surgery import Function, wrap_forward
 
 
 class SavedTensorHooks(Protocol):
-    """Decides what is kept for backward in place of each tensor that a function saves."""
+    """Hooks for the tensors that a function saves for backward, as in `torch.autograd.graph.saved_tensors_hooks`."""
 
     def begin(self) -> None:
-        """A forward pass begins."""
+        """Called before each forward pass."""
 
     def pack(self, tensor: Tensor) -> Any:
-        """What to keep for a tensor."""
+        """What to save in place of a tensor."""
 
-    def unpack(self, kept: Any) -> Tensor:
-        """The tensor for what was kept."""
+    def unpack(self, packed: Any) -> Tensor:
+        """The tensor, from what `pack` returned for it."""
 
 
-def use_saved_tensor_hooks(keeper: SavedTensorHooks, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that hands what it keeps for backward to a keeper."""
+def use_saved_tensor_hooks(hooks: SavedTensorHooks, function: Function) -> Function:
+    """A function whose saved tensors go through hooks."""
 
     @wraps(function)
-    def kept(*arguments: Any, **named: Any) -> Any:
-        keeper.begin()
-        with saved_tensors_hooks(keeper.pack, keeper.unpack):
-            return function(*arguments, **named)
+    def hooked(*args: Any, **kwargs: Any) -> Any:
+        hooks.begin()
+        with saved_tensors_hooks(hooks.pack, hooks.unpack):
+            return function(*args, **kwargs)
 
-    return kept
+    return hooked
 
 
 class OffloadedTensor(NamedTuple):
-    """A tensor in host memory, the device that it was on, and when it has arrived."""
+    """A tensor in host memory, the device that it was on, and the CUDA event of its copy, if any."""
 
     values: Tensor
     device: torch.device
-    arrived: Any
+    copy_event: Any
 
 
 class HostOffload:
-    """Keeps a block's activations in host memory; copies run beside the computation on accelerators."""
+    """Saves a block's activations in host memory; on accelerators copies overlap with computation."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: Block) -> None:
         self.block = block
         self.parameters: set[int] = set()
-        experts: Any = getattr(block, "experts", None)
-        if experts is not None:  # sharded by themselves, they are gathered after the rest of the block
-            wrap_forward(experts, self._note_experts)
+        if block.experts is not None:  # a module of its own to FSDP2, all-gathered later than the rest of the block
+            wrap_forward(block.experts, self._add_experts)
 
     def begin(self) -> None:
-        """A forward pass begins: note where the block's parameters are, which stay on the device."""
+        """Record the memory of the block's parameters, which stay on the device."""
         self.parameters = set()
-        self.note(self.block)
+        self._add_parameters(self.block)
 
-    def _note_experts(self, forward: Function) -> Function:
-        def noted(*arguments: Any) -> Tensor:
-            self.note(self.block.experts)  # type: ignore[arg-type]
-            return forward(*arguments)
+    def _add_experts(self, forward: Function) -> Function:
+        def wrapped(*args: Any) -> Tensor:
+            assert self.block.experts is not None
+            self._add_parameters(self.block.experts)
+            return forward(*args)
 
-        return noted
+        return wrapped
 
-    def note(self, module: nn.Module) -> None:
-        """Add where a module's parameters are."""
+    def _add_parameters(self, module: nn.Module) -> None:
         self.parameters.update(storage_pointer(parameter) for parameter in module.parameters())
 
     def pack(self, tensor: Tensor) -> Any:
-        """Send a tensor to the host, unless it is a parameter or a number."""
+        """Copy a tensor to the host, unless it is a parameter or a scalar."""
         if not tensor.dim() or storage_pointer(tensor) in self.parameters:
             return tensor
         if tensor.device.type != "cuda":
@@ -84,26 +83,26 @@ class HostOffload:
             tensor.record_stream(stream)
         return OffloadedTensor(values, tensor.device, stream.record_event())
 
-    def unpack(self, kept: Any) -> Tensor:
-        """Bring a tensor back."""
-        if isinstance(kept, Tensor):
-            return kept
-        if kept.arrived is not None:
-            torch.cuda.current_stream(kept.device).wait_event(kept.arrived)
-        return kept.values.to(kept.device, non_blocking=True)
+    def unpack(self, packed: Any) -> Tensor:
+        """Copy a tensor back to its device."""
+        if isinstance(packed, Tensor):
+            return packed
+        if packed.copy_event is not None:
+            torch.cuda.current_stream(packed.device).wait_event(packed.copy_event)
+        return packed.values.to(packed.device, non_blocking=True)
 
 
 STREAMS: dict[torch.device, torch.cuda.Stream] = {}
 
 
 def get_copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream of a device that copies to the host."""
+    """The CUDA stream of a device for copies to the host."""
     if device not in STREAMS:
         STREAMS[device] = torch.cuda.Stream(device)
     return STREAMS[device]
 
 
 def storage_pointer(tensor: Tensor) -> int:
-    """Where a tensor's memory begins, or that of this rank's part of it."""
+    """The address of a tensor's memory, or of that of its local tensor."""
     local = getattr(tensor, "_local_tensor", tensor)
     return local.untyped_storage().data_ptr()

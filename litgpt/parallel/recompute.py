@@ -1,6 +1,6 @@
-"""Parts of a model that backward computes again, or finds in host memory, instead of on the device."""
+"""Activation recomputation: parts of a model run again in the backward pass, in exchange for memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial, wraps
 from typing import Any, NamedTuple
 
@@ -10,11 +10,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from litgpt.errors import UserError
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT, Block
 from litgpt.model.surgery import Function, wrap_forward
 from litgpt.parallel.offload import HostOffload, use_saved_tensor_hooks
 from litgpt.recipe.recompute import RecomputeArgs
 
-# where each part is: the attribute paths in a block that it may have
+# The methods of each part, as attribute paths in a block.
 RECOMPUTED = {"core_attention": ["attention.core_attention"], "mlp": ["mlp.forward"], "moe": ["mlp.forward"]}
 DISCARDED = {
     "norms": [f"{norm}.forward" for norm in ("norm_1", "norm_2", "norm_1_post", "norm_2_post")],
@@ -22,199 +24,206 @@ DISCARDED = {
     "expert_activation": ["mlp.experts.gating"],
     "up_projection": ["attention.project_qkv"],
 }
+"""Parts whose outputs are not saved either, but recomputed for the functions that save them."""
 
 
-def apply_recompute(model: nn.Module, settings: RecomputeArgs, *, compiled: bool) -> None:
-    """Let a model compute again what the settings say; before it is compiled and sharded, after it is split.
+def apply_recompute(model: GPT, settings: RecomputeArgs, *, compiled: bool) -> None:
+    """Apply activation recomputation and offloading, after a model is split, and before it is compiled and sharded.
 
     Args:
-        model: has `blocks` and `run_blocks`.
-        compiled: blocks will be; what to keep of small operations is then the compiler's choice.
+        compiled: whether blocks will be compiled; the compiler then decides what small operations save.
 
     Raises:
-        UserError: if the model has no part of a kind that is named.
+        UserError: if `recompute.modules` names a part that the model does not have.
     """
     stages = group_local_blocks(model)
     blocks = [block for stage in stages for block in stage]
-    again = checkpoint_function
     if settings.granularity == "full" and settings.method == "uniform" and settings.num_layers > 1:
-        recompute_block_groups(model, settings.num_layers, again)
+        recompute_block_groups(model, settings.num_layers)
     elif settings.granularity == "full":
         first = settings.num_layers if settings.method == "block" else len(blocks)
         for block in (block for stage in stages for block in stage[:first]):
-            wrap_forward(block, again)
+            wrap_forward(block, recompute_function)
     elif settings.granularity == "selective":
-        check_recompute_parts(model, settings.parts)
+        check_recompute_parts(model.config, settings.parts)
         for block in blocks:
-            recompute_parts(block, settings, again, compiled=compiled)
+            recompute_parts(block, settings, compiled=compiled)
     if settings.offload and settings.granularity != "selective":
         for block in blocks:
             wrap_forward(block, partial(use_saved_tensor_hooks, HostOffload(block)))
 
 
-def group_local_blocks(model: nn.Module) -> list[list[nn.Module]]:
-    """The blocks that lie here, those of each run of neighbours by themselves."""
-    stages: list[list[nn.Module]] = [[]]
-    for block in model.blocks:  # type: ignore[union-attr]
-        if hasattr(block, "attention"):
+def group_local_blocks(model: GPT) -> list[list[Block]]:
+    """The blocks of this process, in groups of consecutive ones."""
+    stages: list[list[Block]] = [[]]
+    for block in model.blocks:
+        if isinstance(block, Block):
             stages[-1].append(block)
-        else:  # it lies in another process
+        else:  # missing here
             stages.append([])
     return stages
 
 
-def checkpoint_function(function: Function) -> Function:
-    """A function of which only the arguments are kept for backward; random numbers are drawn as they were."""
+def recompute_function(function: Function) -> Function:
+    """A function that saves only its arguments, and runs again in backward with the same random numbers."""
     return wraps(function)(partial(checkpoint, function, use_reentrant=False))
 
 
-def recompute_block_groups(model: nn.Module, size: int, again: Callable[[Function], Function]) -> None:
-    """Compute `size` blocks again in one go, so that only what enters the first of them is kept."""
+def recompute_block_groups(model: GPT, size: int) -> None:
+    """Recompute `size` blocks at a time, so that only the inputs of the first one are saved."""
 
-    def by_groups(run_blocks: Function) -> Function:
-        group = again(run_blocks)
+    def run_in_groups(run_blocks: Function) -> Function:
+        run_group = recompute_function(run_blocks)
 
-        def run(layers: range, x_BTD: Tensor, *rest: Any) -> Tensor:
+        def wrapped(layers: range, x_BTD: Tensor, *args: Any) -> Tensor:
             for first in range(0, len(layers), size):
-                x_BTD = group(layers[first : first + size], x_BTD, *rest)
+                x_BTD = run_group(layers[first : first + size], x_BTD, *args)
             return x_BTD
 
-        return run
+        return wrapped
 
-    wrap_forward(model, by_groups, "run_blocks")
+    wrap_forward(model, run_in_groups, "run_blocks")
 
 
-def check_recompute_parts(model: nn.Module, parts: set[str]) -> None:
-    """Refuse parts that the whole model has not; a stage of it alone may lack some."""
-    config: Any = model.config
+def check_recompute_parts(config: Config, parts: set[str]) -> None:
+    """Check that the whole model has these parts; a pipeline stage may lack some of them.
+
+    Raises:
+        UserError: naming the part, and one that the model has.
+    """
     experts = [config.has_experts(layer) for layer in range(config.n_layer)]
-    lacking = {
+    missing = {
         "mlp": (all(experts), "moe"),
         "moe": (not any(experts), "mlp"),
         "expert_activation": (not any(experts), "activation"),
         "up_projection": (not config.latent_attention, "core_attention"),
     }
-    for part in sorted(parts & lacking.keys()):
-        lacks, other = lacking[part]
-        if lacks:
-            raise UserError(f"recompute.modules: {part}: this model has none; {other} would do")
+    for part in sorted(parts & missing.keys()):
+        is_missing, other = missing[part]
+        if is_missing:
+            raise UserError(f"recompute.modules: {part}: this model has none; use {other}")
 
 
-def recompute_parts(
-    block: nn.Module, settings: RecomputeArgs, again: Callable[[Function], Function], *, compiled: bool
-) -> None:
-    """Let a block compute the parts again that the settings name."""
-    host = HostOffload(block) if settings.offload else None
-    results = DiscardedOutputs(host)
-    dense = block.experts is None
+def recompute_parts(block: Block, settings: RecomputeArgs, *, compiled: bool) -> None:
+    """Recompute the parts of a block that the settings name."""
+    offload = HostOffload(block) if settings.offload else None
+    outputs = DiscardedOutputs(offload)
     for part in sorted(settings.parts):
-        if part not in ("mlp", "moe") or (part == "mlp") == dense:
-            for owner, name in find_methods(block, RECOMPUTED.get(part, [])):
-                wrap_forward(owner, again, name)
-            for owner, name in find_methods(block, DISCARDED.get(part, [])):
-                wrap_forward(owner, again if compiled else partial(results.discarded, again=again), name)
-    if not compiled and (settings.parts & DISCARDED.keys() or host is not None):
-        wrap_forward(block, partial(use_saved_tensor_hooks, results))
+        if part not in ("mlp", "moe") or (part == "mlp") == (block.experts is None):
+            for module, name in find_methods(block, RECOMPUTED.get(part, [])):
+                wrap_forward(module, recompute_function, name)
+            for module, name in find_methods(block, DISCARDED.get(part, [])):
+                wrap_forward(module, recompute_function if compiled else outputs.discard, name)
+    if not compiled and (settings.parts & DISCARDED.keys() or offload is not None):
+        wrap_forward(block, partial(use_saved_tensor_hooks, outputs))
 
 
 def find_methods(block: nn.Module, paths: list[str]) -> Iterator[tuple[nn.Module, str]]:
-    """The modules and names of those attributes that a block has."""
+    """The modules and names of those methods that a block has."""
     for path in paths:
-        *owners, name = path.split(".")
-        owner: Any = block
-        for step in owners:
-            owner = getattr(owner, step, None)
-        if owner is not None and not isinstance(owner, nn.Identity) and hasattr(owner, name):
-            yield owner, name
+        *parents, name = path.split(".")
+        module: Any = block
+        for parent in parents:
+            module = getattr(module, parent, None)
+        if module is not None and not isinstance(module, nn.Identity) and hasattr(module, name):
+            yield module, name
 
 
 class _SaveOutputs(torch.autograd.Function):
-    """Identity that keeps what passes for backward: in what is computed again, that is then made once more."""
+    """Identity that saves its inputs for backward, which recomputation then computes anew."""
 
     @staticmethod
-    def forward(context: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
-        context.save_for_backward(*tensors)
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*tensors)
         return tuple(tensor.view_as(tensor) for tensor in tensors)
 
     @staticmethod
-    def backward(context: Any, *slopes: Tensor) -> tuple[Tensor, ...]:
-        return slopes
+    def backward(_ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return grads
 
 
 class RecomputedOutputs:
-    """The results of one part; made again for the first that asks, and kept until all that saved one have asked."""
+    """The outputs of one part: recomputed when they are first needed, and freed when all that saved one have had it.
+
+    Args:
+        node: the autograd node of `_SaveOutputs`.
+    """
 
     def __init__(self, node: Any) -> None:
         self.node = node
-        self.saved = self.left = 0
+        self.saved = self.remaining = 0
         self.values: tuple[Tensor, ...] | None = None
 
-    def made(self, number: int) -> Tensor:
-        """The result of this number."""
+    def get_output(self, index: int) -> Tensor:
+        """The output of this index."""
         if self.values is None:
-            self.values, self.left = self.node.saved_tensors, self.saved
-        value = self.values[number]
-        self.left -= 1
-        if not self.left:
+            self.values, self.remaining = self.node.saved_tensors, self.saved
+        value = self.values[index]
+        self.remaining -= 1
+        if not self.remaining:
             self.values = None
         return value
 
 
 class OutputView(NamedTuple):
-    """A tensor that shares its memory with a result."""
+    """A tensor that shares its memory with a recomputed output: shape, strides and offset."""
 
-    result: RecomputedOutputs
-    number: int
+    outputs: RecomputedOutputs
+    position: int
     layout: tuple[Any, ...]
 
 
 class DiscardedOutputs:
-    """Keeps a block's activations, but not those that some of its parts can make again."""
+    """Hooks that save a block's activations, except outputs that some of its parts can recompute.
 
-    def __init__(self, rest: HostOffload | None) -> None:
-        self.rest = rest
-        self.known: dict[int, tuple[StorageWeakRef, RecomputedOutputs, int]] = {}
+    Args:
+        offload: hooks for the other activations, if they are saved in host memory.
+    """
+
+    def __init__(self, offload: HostOffload | None) -> None:
+        self.offload = offload
+        self.outputs: dict[int, tuple[StorageWeakRef, RecomputedOutputs, int]] = {}
 
     def begin(self) -> None:
-        """Forget the results of the last forward pass."""
-        self.known = {}
-        if self.rest is not None:
-            self.rest.begin()
+        """Forget the outputs of the last forward pass."""
+        self.outputs = {}
+        if self.offload is not None:
+            self.offload.begin()
 
-    def discarded(self, function: Function, *, again: Callable[[Function], Function]) -> Function:
-        """A function that is computed again, and whose results are made again for those that keep them."""
+    def discard(self, function: Function) -> Function:
+        """A function that is recomputed, also for the functions that save its outputs."""
 
-        def passed(*arguments: Any) -> tuple[Tensor, ...]:
-            results = function(*arguments)
-            return _SaveOutputs.apply(*(results if isinstance(results, tuple) else (results,)))
+        def save_outputs(*args: Any) -> tuple[Tensor, ...]:
+            outputs = function(*args)
+            return _SaveOutputs.apply(*(outputs if isinstance(outputs, tuple) else (outputs,)))
 
-        repeated = again(passed)
+        recomputed = recompute_function(save_outputs)
 
         @wraps(function)
-        def noted(*arguments: Any) -> Any:
-            results = repeated(*arguments)
-            if results[0].grad_fn is not None:
-                self._note(results)
-            return results if len(results) > 1 else results[0]
+        def wrapped(*args: Any) -> Any:
+            outputs = recomputed(*args)
+            if outputs[0].grad_fn is not None:
+                self._record(outputs)
+            return outputs if len(outputs) > 1 else outputs[0]
 
-        return noted
+        return wrapped
 
-    def _note(self, results: tuple[Tensor, ...]) -> None:
-        result = RecomputedOutputs(results[0].grad_fn)
-        for index, tensor in enumerate(results):
-            memory = StorageWeakRef(tensor.untyped_storage())
-            self.known[memory.cdata] = (memory, result, index)
+    def _record(self, tensors: tuple[Tensor, ...]) -> None:
+        outputs = RecomputedOutputs(tensors[0].grad_fn)
+        for index, tensor in enumerate(tensors):
+            storage = StorageWeakRef(tensor.untyped_storage())
+            self.outputs[storage.cdata] = (storage, outputs, index)
 
     def pack(self, tensor: Tensor) -> Any:
-        """What to keep for a tensor."""
-        memory, result, index = self.known.get(tensor.untyped_storage()._cdata, (None, None, 0))
-        if memory is None or result is None or memory.expired():
-            return tensor if self.rest is None else self.rest.pack(tensor)
-        result.saved += 1
-        return OutputView(result, index, (tensor.shape, tensor.stride(), tensor.storage_offset()))
+        """What to save in place of a tensor."""
+        storage, outputs, index = self.outputs.get(tensor.untyped_storage()._cdata, (None, None, 0))
+        if storage is None or outputs is None or storage.expired():
+            return tensor if self.offload is None else self.offload.pack(tensor)
+        outputs.saved += 1
+        return OutputView(outputs, index, (tensor.shape, tensor.stride(), tensor.storage_offset()))
 
-    def unpack(self, kept: Any) -> Tensor:
-        """The tensor for what was kept."""
-        if isinstance(kept, OutputView):
-            return kept.result.made(kept.number).as_strided(*kept.layout)
-        return kept if self.rest is None else self.rest.unpack(kept)
+    def unpack(self, packed: Any) -> Tensor:
+        """The tensor, from what `pack` returned for it."""
+        if isinstance(packed, OutputView):
+            return packed.outputs.get_output(packed.position).as_strided(*packed.layout)
+        return packed if self.offload is None else self.offload.unpack(packed)

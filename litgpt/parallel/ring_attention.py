@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.tensor.experimental._context_parallel._attention import (
     _cp_options,
     _templated_ring_attention,
@@ -19,7 +20,6 @@ from torch.distributed.tensor.experimental._context_parallel._attention import (
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
-from litgpt.parallel.collectives import Group
 
 ALTERNATIVE = "set context_method: all-gather"
 TOKENS_DIM = 2
@@ -54,7 +54,7 @@ KERNELS = {
 
 
 @torch.compiler.disable
-def ring_attention(q_BHPS: Tensor, k_BKPS: Tensor, v_BKPS: Tensor, group: Group, scale: float) -> Tensor:
+def ring_attention(q_BHPS: Tensor, k_BKPS: Tensor, v_BKPS: Tensor, group: ProcessGroup, scale: float) -> Tensor:
     """Causal attention, (B, H, P, S), of rows in head-tail shards (`token_sharding.HeadTailSharding`)."""
     set_rotate_method("alltoall")  # torch's other method gathers keys and values
     output: Tensor = RingFunction.apply(q_BHPS, k_BKPS, v_BKPS, group, scale)
@@ -65,7 +65,7 @@ class RingFunction(torch.autograd.Function):
     """torch's ring attention, forward and backward."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, group: Group, scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, group: ProcessGroup, scale: float) -> Tensor:
         kernel = KERNELS[q.device.type]
         attend = partial(_attend_grouped, kernel.forward)
         output, logsumexp, *rest = _templated_ring_attention(

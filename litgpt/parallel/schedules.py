@@ -1,7 +1,7 @@
-"""Which layers each stage of a pipeline has, and in which order its devices work on micro-batches.
+"""Pipeline schedules: the layers of each stage, and the order in which devices run micro-batches.
 
-A stage is a run of consecutive layers; a device has one, or several that are not neighbours. A schedule is built by
-letting the devices work in ticks that all tasks last, which settles the order in which results travel, too.
+A stage is a range of consecutive layers; a device has one stage, or several that are not adjacent. A schedule is built
+by simulating the devices in ticks, as if all tasks took equally long, which also gives the order of transfers.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -16,11 +16,11 @@ SEND, RECEIVE, SEND_GRAD, RECEIVE_GRAD = "send", "receive", "send_grad", "receiv
 
 
 class Task(NamedTuple):
-    """What a device does, with a stage of its own, for a micro-batch.
+    """What a device runs for one of its stages and one micro-batch.
 
     Attributes:
-        kind: `forward` and `backward`; `input` and `weight` are the halves of a backward that is split; the others move
-            hidden states to the next stage and their gradients back.
+        kind: `forward` or `backward`; `input` or `weight`, the two halves of a split backward; the others send and
+            receive hidden states, to the next stage, and their gradients, to the one before.
     """
 
     kind: str
@@ -32,37 +32,37 @@ def split_layers(settings: ParallelArgs, layers: int) -> list[range]:
     """The layers of every stage.
 
     Raises:
-        UserError: if they do not go round, naming the number to change.
+        UserError: if the settings do not fit the number of layers, naming the number to change.
     """
     given, devices = settings.pipeline_layers, settings.pipeline
     stages = devices * (2 if settings.pipeline_schedule in ("interleaved", "zbv") else 1)
     if isinstance(given, list):
-        allowed = len(given) == stages or (settings.pipeline_schedule == "interleaved" and len(given) > stages)
-        if not allowed or len(given) % devices:
+        is_allowed = len(given) == stages or (settings.pipeline_schedule == "interleaved" and len(given) > stages)
+        if not is_allowed or len(given) % devices:
             raise UserError(
                 f"parallel.pipeline_layers: {len(given)} numbers, but {settings.pipeline_schedule} on {devices} "
                 f"devices has {stages} stages; give {stages} numbers"
             )
         if sum(given) != layers:
             last = given[-1] + layers - sum(given)
-            would_do = f"change the last to {last}" if last > 0 else f"give {len(given)} numbers of sum {layers}"
+            cure = f"change the last to {last}" if last > 0 else f"give {len(given)} numbers of sum {layers}"
             raise UserError(
                 f"parallel.pipeline_layers: {' + '.join(map(str, given))} = {sum(given)}, but the model has {layers} "
-                f"layers; {would_do}, or set auto"
+                f"layers; {cure}, or set auto"
             )
         sizes = given
     else:
         if layers < stages:
-            would_do = f"parallel.pipeline: {layers * devices // stages or 1}"
             raise UserError(
-                f"parallel.pipeline: {devices} makes {stages} stages, but the model has {layers} layers; set {would_do}"
+                f"parallel.pipeline: {devices} makes {stages} stages, but the model has {layers} layers; "
+                f"set parallel.pipeline: {layers * devices // stages or 1}"
             )
         sizes = balance_layers(layers, stages)
     return [range(start, end) for start, end in pairwise(accumulate(sizes, initial=0))]
 
 
 def balance_layers(layers: int, stages: int) -> list[int]:
-    """Layers of each stage, where embedding and head weigh as much as a layer; a middle one gets more than the ends."""
+    """Layers of each stage, as if embedding and head were a layer each; stages in the middle get the remaining ones."""
     sizes = [1] * stages
     order = [*range(stages - 2, 0, -1), 0, stages - 1]
     for _ in range(layers - stages):
@@ -72,32 +72,32 @@ def balance_layers(layers: int, stages: int) -> list[int]:
 
 
 def assign_stages(schedule: str, device: int, devices: int, stages: int) -> tuple[int, ...]:
-    """The stages of a device: every so many, or, for `zbv`, there and back again."""
+    """The stages of a device: every `devices`-th one, or, for `zbv`, two in a V shape."""
     if schedule == "zbv":
         return device, 2 * devices - 1 - device
     return tuple(range(device, stages, devices))
 
 
-def build_schedule(schedule: str, devices: int, stages: int, micro_batches: int) -> list[list[Task]]:
-    """What each device does, moves included, in an order in which no two devices wait for each other.
+def build_pipeline_schedule(schedule: str, devices: int, stages: int, micro_batches: int) -> list[list[Task]]:
+    """The tasks of each device, transfers included, in an order without deadlocks.
 
-    All moves between devices are in one order everywhere, so that they may also be made one after the other.
+    Transfers are in the same order on all devices, so that they may also be synchronous.
     """
     owners = {stage: device for device in range(devices) for stage in assign_stages(schedule, device, devices, stages)}
-    made: list[list[Task]] = [[] for _ in range(devices)]
+    tasks: list[list[Task]] = [[] for _ in range(devices)]
     for tick in simulate_ticks(schedule, devices, stages, micro_batches):
         for device, task in tick.items():
-            made[device].append(task)
+            tasks[device].append(task)
         for task in tick.values():
             for sender, receiver in list_transfers(task, stages):
                 if owners[sender.stage] != owners[receiver.stage]:
-                    made[owners[sender.stage]].append(sender)
-                    made[owners[receiver.stage]].append(receiver)
-    return made
+                    tasks[owners[sender.stage]].append(sender)
+                    tasks[owners[receiver.stage]].append(receiver)
+    return tasks
 
 
 def list_transfers(task: Task, stages: int) -> Iterator[tuple[Task, Task]]:
-    """What has to be sent after a task, and what is received for that."""
+    """The send and the receive that follow a task, if any."""
     kind, stage, micro = task
     if kind == FORWARD and stage < stages - 1:
         yield Task(SEND, stage, micro), Task(RECEIVE, stage + 1, micro)
@@ -106,92 +106,96 @@ def list_transfers(task: Task, stages: int) -> Iterator[tuple[Task, Task]]:
 
 
 def simulate_ticks(schedule: str, devices: int, stages: int, micro_batches: int) -> Iterator[dict[int, Task]]:
-    """What the devices do at the same time, until all is done."""
-    own = [assign_stages(schedule, device, devices, stages) for device in range(devices)]
-    choices = [SCHEDULES[schedule](device, devices, own[device], micro_batches) for device in range(devices)]
+    """The tasks that devices run at the same time, until all are done."""
+    pickers = [
+        SCHEDULES[schedule](device, devices, assign_stages(schedule, device, devices, stages), micro_batches)
+        for device in range(devices)
+    ]
     done: set[Task] = set()
-    left = stages * micro_batches * (3 if schedule == "zbv" else 2)
-    while left:
-        chosen = {device: task for device in range(devices) if (task := choices[device](done, stages))}
+    remaining = stages * micro_batches * (3 if schedule == "zbv" else 2)
+    while remaining:
+        chosen = {device: task for device in range(devices) if (task := pickers[device](done, stages))}
         assert chosen, f"{schedule}: {devices} devices with {stages} stages and {micro_batches} micro-batches are stuck"
         done |= set(chosen.values())
-        left -= len(chosen)
+        remaining -= len(chosen)
         yield chosen
 
 
 def is_ready(task: Task, done: Collection[Task], stages: int) -> bool:
-    """Whether what a task needs is there."""
+    """Whether the tasks that a task depends on are done."""
     kind, stage, micro = task
     if kind == FORWARD:
         return stage == 0 or Task(FORWARD, stage - 1, micro) in done
     if kind == WEIGHT:
         return Task(INPUT, stage, micro) in done
-    after = stage == stages - 1 or Task(kind, stage + 1, micro) in done
-    return after and Task(FORWARD, stage, micro) in done
+    has_grad = stage == stages - 1 or Task(kind, stage + 1, micro) in done
+    return has_grad and Task(FORWARD, stage, micro) in done
 
 
 TaskPicker = Callable[[Collection[Task], int], Task | None]
+"""Given the tasks that are done and the number of stages, the next task of a device, or None to wait."""
 
 
 def pick_in_order(tasks: Sequence[Task]) -> TaskPicker:
-    """Always the next task of a list, once it is ready."""
-    place = 0
+    """Tasks in a fixed order, each once it is ready."""
+    index = 0
 
-    def choose(done: Collection[Task], stages: int) -> Task | None:
-        nonlocal place
-        if place == len(tasks) or not is_ready(tasks[place], done, stages):
+    def pick(done: Collection[Task], stages: int) -> Task | None:
+        nonlocal index
+        if index == len(tasks) or not is_ready(tasks[index], done, stages):
             return None
-        place += 1
-        return tasks[place - 1]
+        index += 1
+        return tasks[index - 1]
 
-    return choose
+    return pick
 
 
-def schedule_gpipe(device: int, devices: int, own: Sequence[int], micro_batches: int) -> TaskPicker:
-    """GPipe (Huang et al. 2019): every micro-batch forward, then every one backward."""
+def schedule_gpipe(_device: int, _devices: int, local_stages: Sequence[int], micro_batches: int) -> TaskPicker:
+    """GPipe (Huang et al. 2019): all micro-batches forward, then all backward."""
     numbers = range(micro_batches)
-    return pick_in_order([Task(kind, own[0], number) for kind in (FORWARD, BACKWARD) for number in numbers])
+    return pick_in_order([Task(kind, local_stages[0], number) for kind in (FORWARD, BACKWARD) for number in numbers])
 
 
-def schedule_1f1b(device: int, devices: int, own: Sequence[int], micro_batches: int) -> TaskPicker:
-    """1F1B, over several stages interleaved (Narayanan et al. 2021, section 2.2).
+def schedule_1f1b(device: int, devices: int, local_stages: Sequence[int], micro_batches: int) -> TaskPicker:
+    """1F1B, interleaved if devices have several stages (Narayanan et al. 2021, section 2.2).
 
-    With several stages a device works on one of them with a whole group of micro-batches before it turns to the next.
-    Groups are of as many as there are devices, or of a few more, the larger ones first.
+    A device with several stages runs a group of micro-batches through one of them before the next. Groups have as many
+    micro-batches as there are devices, or a few more, the larger ones first.
     """
     groups = max(1, micro_batches // devices)
     sizes = [micro_batches // groups + (number < micro_batches % groups) for number in range(groups)]
-    members = [range(start, end) for start, end in pairwise(accumulate(sizes, initial=0))]
-    forward = [Task(FORWARD, stage, number) for group in members for stage in own for number in group]
-    backward = [Task(BACKWARD, stage, number) for group in members for stage in reversed(own) for number in group]
-    before = devices - 1 - device
-    if len(own) > 1:
-        before = 2 * before + (len(own) - 1) * sizes[0]
-    paired = [task for pair in zip(forward[before:], backward, strict=False) for task in pair]
-    return pick_in_order([*forward[:before], *paired, *backward[max(len(forward) - before, 0) :]])
+    ranges = [range(start, end) for start, end in pairwise(accumulate(sizes, initial=0))]
+    forward = [Task(FORWARD, stage, number) for group in ranges for stage in local_stages for number in group]
+    last_first = local_stages[::-1]
+    backward = [Task(BACKWARD, stage, number) for group in ranges for stage in last_first for number in group]
+    warmup = devices - 1 - device
+    if len(local_stages) > 1:
+        warmup = 2 * warmup + (len(local_stages) - 1) * sizes[0]
+    paired = [task for pair in zip(forward[warmup:], backward, strict=False) for task in pair]
+    return pick_in_order([*forward[:warmup], *paired, *backward[max(len(forward) - warmup, 0) :]])
 
 
-def schedule_zero_bubble(device: int, devices: int, own: Sequence[int], micro_batches: int) -> TaskPicker:
-    """Stages there and back again, the gradients of weights put off into the gaps (Qi et al. 2024, "ZB-V").
+def schedule_zero_bubble(_device: int, devices: int, local_stages: Sequence[int], micro_batches: int) -> TaskPicker:
+    """ZB-V: stages in a V shape, and weight gradients delayed into the bubbles (Qi et al. 2024).
 
-    A backward goes first, then a forward, and what is nearer to the loss; a new micro-batch waits while a device holds
-    what 1F1B would hold at most. The gradients of weights are for when there is nothing else to do.
+    Input gradients have priority over forwards, and later stages over earlier ones. A new micro-batch waits while the
+    device holds as many as 1F1B would at most. Weight gradients are computed when nothing else is ready.
     """
     held = 0
-    next_of = {(kind, stage): 0 for kind in (INPUT, FORWARD, WEIGHT) for stage in own}
+    next_of = {(kind, stage): 0 for kind in (INPUT, FORWARD, WEIGHT) for stage in local_stages}
 
-    def choose(done: Collection[Task], stages: int) -> Task | None:
+    def pick(done: Collection[Task], stages: int) -> Task | None:
         nonlocal held
-        for kind, stage in ((kind, stage) for kind in (INPUT, FORWARD, WEIGHT) for stage in reversed(own)):
+        for kind, stage in ((kind, stage) for kind in (INPUT, FORWARD, WEIGHT) for stage in reversed(local_stages)):
             task = Task(kind, stage, next_of[kind, stage])
-            full = kind == FORWARD and stage == own[0] and held >= 2 * devices
-            if task.micro < micro_batches and not full and is_ready(task, done, stages):
+            is_full = kind == FORWARD and stage == local_stages[0] and held >= 2 * devices
+            if task.micro < micro_batches and not is_full and is_ready(task, done, stages):
                 next_of[kind, stage] += 1
                 held += {FORWARD: 1, WEIGHT: -1}.get(kind, 0)
                 return task
         return None
 
-    return choose
+    return pick
 
 
 SCHEDULES: dict[str, Callable[[int, int, Sequence[int], int], TaskPicker]] = {

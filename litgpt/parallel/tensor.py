@@ -1,9 +1,9 @@
-"""Tensor parallelism: every matrix of a layer is split over ranks, and between layers so are the tokens.
+"""Tensor parallelism: the matrices of every layer are split over ranks, and so are the tokens between layers.
 
-Parameters are DTensors; what computes is their local part, which `localize` puts in their place while a module runs.
-A block's layers run as they are, on the heads and inner widths that lie here (Shoeybi et al. 2019, section 3); around
-attention and feed-forward tokens are gathered, and sums over ranks scattered again (Korthikanti et al. 2022, section
-4.2.2), or, without `sequence`, only summed.
+Parameters are DTensors, which `use_local_params` replaces by their local tensors while a module runs. The layers of a
+block run unchanged, on the heads and inner widths of this rank (Shoeybi et al. 2019, section 3). Tokens are
+all-gathered before attention and feed-forward, and the outputs of all ranks reduce-scattered (sequence parallelism,
+Korthikanti et al. 2022, section 4.2.2), or all-reduced without `sequence`.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,14 +14,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
 from litgpt.errors import UserError
+from litgpt.model.attention import Attention
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.surgery import Function, wrap_forward
-from litgpt.parallel.collectives import Group, all_gather, all_reduce, copy_to_group, reduce_scatter
+from litgpt.parallel.collectives import all_gather, all_reduce, copy_to_group, reduce_scatter
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.token_sharding import VocabularyShard
 from litgpt.recipe.parallel import ParallelArgs
@@ -35,9 +37,9 @@ SPLIT_KINDS = {
     **dict.fromkeys(("attention.out", "mlp.down", "shared.down"), "rows"),
     "attention": "columns",
 }
-"""How each layer is split: its outputs (columns; groups are those of key-value heads) or its inputs (rows).
+"""How each layer is split: along its outputs (columns; groups are those of key-value heads) or its inputs (rows).
 
-Others have all of their parameters on every rank, and see a part of the tokens or of the heads.
+The parameters of other layers are replicated; these layers run on some of the tokens or of the heads.
 """
 
 COLUMNS = dict.fromkeys(
@@ -48,51 +50,55 @@ SPLIT_DIMS: dict[str, dict[str, int]] = {
     "groups": COLUMNS,
     "rows": {"weight": 1, "lora_a": 1, "lora_a_first": 1, "scale_in": 0},
 }
-"""The dim along which a parameter of such a layer is split."""
+"""The dim along which each parameter of a layer of these kinds is split."""
 REPLICATED = {
     "columns": ("lora_a", "lora_a_first", "scale_in"),
     "groups": ("lora_a", "lora_a_first", "scale_in"),
     "rows": ("lora_b", "lora_b_first", "scale_out"),
 }
-"""Parameters of such a layer that are whole on every rank."""
+"""Parameters of a layer of these kinds that are replicated."""
 RANK_ZERO_ONLY = ("bias", "shift")
-"""Parameters of a layer split by rows that one rank alone adds."""
+"""Parameters of a layer split along rows that only the first rank adds."""
 
 
 @dataclass(frozen=True)
 class LocalLayout:
-    """How a parameter lies on the ranks of an axis, and what computes of it.
+    """The layout of a parameter over an axis, and what a rank computes with.
 
     Attributes:
-        placements: of its DTensor.
-        grad_placements: how its gradient comes out of a rank's own tokens or heads; None for as it lies.
-        cut: what a rank takes of what lies here.
+        placements: of the DTensor.
+        grad_placements: of the gradient that a rank computes; None for `placements`.
+        select: selects what the rank computes with from the local tensor; None for all of it.
     """
 
     placements: tuple[Placement, ...]
     grad_placements: tuple[Placement, ...] | None = None
-    cut: TensorFunction | None = None
+    select: TensorFunction | None = None
 
     def to_local(self, parameter: Tensor) -> Tensor:
-        """What computes of a parameter."""
+        """The tensor that this rank computes with."""
         assert isinstance(parameter, DTensor)
         local = parameter.to_local(grad_placements=self.grad_placements)
-        return local if self.cut is None else self.cut(local)
+        return local if self.select is None else self.select(local)
 
 
-def use_local_params(module: nn.Module, layouts: dict[Any, dict[str, LocalLayout]]) -> None:
-    """Let modules compute with their local parameters whenever `module` runs."""
+def use_local_params(module: nn.Module, layouts: dict[nn.Module, dict[str, LocalLayout]]) -> None:
+    """Replace parameters by their local tensors while the forward of `module` runs.
+
+    Args:
+        layouts: of the parameters of `module`, or of its submodules, by module and name.
+    """
 
     def use_local(forward: Function) -> Function:
-        def wrapped(*arguments: Any, **named: Any) -> Any:
-            kept = [(owner, key, owner._parameters[key]) for owner, keys in layouts.items() for key in keys]
-            for owner, key, parameter in kept:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            parameters = [(owner, key, owner._parameters[key]) for owner, keys in layouts.items() for key in keys]
+            for owner, key, parameter in parameters:
                 if isinstance(parameter, DTensor):
                     owner._parameters[key] = layouts[owner][key].to_local(parameter)
             try:
-                return forward(*arguments, **named)
+                return forward(*args, **kwargs)
             finally:
-                for owner, key, parameter in kept:
+                for owner, key, parameter in parameters:
                     owner._parameters[key] = parameter
 
         return wrapped
@@ -100,12 +106,14 @@ def use_local_params(module: nn.Module, layouts: dict[Any, dict[str, LocalLayout
     wrap_forward(module, use_local)
 
 
-def communicate(module: Any, *, before: TensorFunction | None = None, after: TensorFunction | None = None) -> None:
+def communicate(
+    module: nn.Module, *, before: TensorFunction | None = None, after: TensorFunction | None = None
+) -> None:
     """Pass a module's first input through `before`, and its output through `after`."""
 
     def wrap(forward: Function) -> Function:
-        def wrapped(x: Tensor, *arguments: Any, **named: Any) -> Tensor:
-            y = forward(x if before is None else before(x), *arguments, **named)
+        def wrapped(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            y = forward(x if before is None else before(x), *args, **kwargs)
             return y if after is None else after(y)
 
         return wrapped
@@ -114,23 +122,23 @@ def communicate(module: Any, *, before: TensorFunction | None = None, after: Ten
 
 
 def distribute_parameter(module: nn.Module, key: str, mesh: DeviceMesh, layout: LocalLayout) -> None:
-    """Make a parameter, which may be on the meta device, a DTensor that lies as told."""
+    """Replace a parameter, which may be on the meta device, by a DTensor of this layout."""
     parameter = module._parameters[key]
     assert parameter is not None
-    whole = distribute_tensor(parameter.detach(), mesh, layout.placements, src_data_rank=None)
-    module._parameters[key] = nn.Parameter(whole, requires_grad=parameter.requires_grad)
+    distributed = distribute_tensor(parameter.detach(), mesh, layout.placements, src_data_rank=None)
+    module._parameters[key] = nn.Parameter(distributed, requires_grad=parameter.requires_grad)
 
 
-def apply_tensor_parallel(model: GPT, config: Config, mesh: Mesh, settings: ParallelArgs) -> VocabularyShard:
-    """Split a model over the tensor axis; experts apart, which are split by themselves.
+def apply_tensor_parallel(model: GPT, mesh: Mesh, settings: ParallelArgs) -> VocabularyShard:
+    """Split a model over the tensor axis, except its experts, which `apply_expert_parallel` splits.
 
     Returns:
-        what this rank has of the vocabulary.
+        this rank's shard of the vocabulary.
 
     Raises:
-        UserError: if heads or widths do not go round, or a tuner has no split.
+        UserError: if heads or widths are not divisible, or a tuner is not supported.
     """
-    axis, ranks = mesh.storage["tensor"], mesh.dims.tensor
+    config, axis, ranks = model.config, mesh.storage["tensor"], mesh.dims.tensor
     check_tensor_sizes(config, ranks)
     if not settings.sequence and config.n_expert:
         raise UserError("parallel.sequence: false would send every token to its experts several times; set true")
@@ -140,16 +148,21 @@ def apply_tensor_parallel(model: GPT, config: Config, mesh: Mesh, settings: Para
         for key, layout in keys.items():
             distribute_parameter(module, key, axis, layout)
     slice_quantized_weights(model, config, axis)
-    ends = {owner: plan.pop(owner) for owner in (model.embedding, model.head) if owner in plan}
+    ends: list[nn.Module] = [layer for layer in (model.embedding, model.head) if layer in plan]
+    vocabulary = {layer: plan.pop(layer) for layer in ends}
     for module, keys in plan.items():
         use_local_params(module, {module: keys})
     add_communication(model, group, sequence=settings.sequence)
-    use_local_params(model, ends)  # the model itself reads the matrix of the output
+    use_local_params(model, vocabulary)  # whose weights the model itself reads for its logits
     return VocabularyShard(group, (config.padded_vocab_size or 0) // ranks)
 
 
 def check_tensor_sizes(config: Config, ranks: int) -> None:
-    """Refuse a number of ranks that does not divide what is split."""
+    """Check that the ranks divide heads, widths and vocabulary.
+
+    Raises:
+        UserError: naming a number of ranks that does.
+    """
     sizes = {
         "n_head": config.n_head,
         "padded_vocab_size": config.padded_vocab_size,
@@ -158,8 +171,8 @@ def check_tensor_sizes(config: Config, ranks: int) -> None:
     }
     for name, size in sizes.items():
         if size is not None and size % ranks:
-            would_do = max(degree for degree in range(1, ranks + 1) if size % degree == 0)
-            raise UserError(f"parallel.tensor: {ranks} does not divide the model's {name}: {size}; set {would_do}")
+            divisor = max(number for number in range(1, ranks + 1) if size % number == 0)
+            raise UserError(f"parallel.tensor: {ranks} does not divide the model's {name}: {size}; set {divisor}")
     groups = config.n_query_groups or config.n_head
     if not config.latent_attention and groups % ranks and ranks % groups:
         raise UserError(
@@ -171,7 +184,7 @@ def check_tensor_sizes(config: Config, ranks: int) -> None:
 def plan_layouts(
     model: GPT, config: Config, axis: DeviceMesh, *, sequence: bool
 ) -> Iterator[tuple[nn.Module, dict[str, LocalLayout]]]:
-    """Every module with parameters of its own, save experts, and how each of these lies."""
+    """Every module with parameters of its own, except experts, and the layout of each."""
     for name, module in model.named_modules():
         keys = [key for key, parameter in module._parameters.items() if parameter is not None]
         if keys and not name.endswith(".experts"):
@@ -181,40 +194,41 @@ def plan_layouts(
 def plan_parameter(
     name: str, key: str, module: nn.Module, config: Config, axis: DeviceMesh, *, sequence: bool
 ) -> LocalLayout:
-    """How a parameter of the module of this name lies."""
+    """The layout of the parameter `key` of the module `name`."""
     kind = find_split_kind(name)
     key = key.removesuffix("_trained")
     if name.endswith((".norm_q", ".norm_k")) and config.norm_qk_type == "per_head" and config.norm_qk:
         kind = "columns" if name.endswith(".norm_q") else "groups"
     if kind is None:
-        outside = not sequence and ".attention." not in name and ".mlp." not in name
-        return LocalLayout((Replicate(),), None if outside else (Partial(),))
+        has_full_grad = not sequence and ".attention." not in name and ".mlp." not in name
+        return LocalLayout((Replicate(),), None if has_full_grad else (Partial(),))
     if key in getattr(module, "quant_tensors", ()):
         return LocalLayout((Replicate(),))
     if key == "lora_magnitude" and kind == "rows":
-        raise UserError("tuner.dora: true has no split for parallel.tensor: it norms whole rows; set dora: false")
+        raise UserError("tuner.dora: true is not supported with parallel.tensor: it norms whole rows; set dora: false")
     dim = SPLIT_DIMS[kind].get(key)
     if dim is None and key not in REPLICATED[kind] and not (kind == "rows" and key in RANK_ZERO_ONLY):
-        raise UserError(f"tuner: {name}.{key} has no split for parallel.tensor; LoRA has, or set parallel.tensor: 1")
+        raise UserError(
+            f"tuner: {name}.{key} is not supported with parallel.tensor; use LoRA, or set parallel.tensor: 1"
+        )
     if dim is None:
-        once = kind == "rows" and key in RANK_ZERO_ONLY and axis.get_local_rank() > 0
-        return LocalLayout((Replicate(),), (Partial(),), partial(torch.mul, other=0) if once else None)
+        is_masked = kind == "rows" and key in RANK_ZERO_ONLY and axis.get_local_rank() > 0
+        return LocalLayout((Replicate(),), (Partial(),), partial(torch.mul, other=0) if is_masked else None)
     groups, ranks = config.n_query_groups or config.n_head, axis.size()
     if kind == "groups" and groups % ranks:
-        return LocalLayout(
-            (Replicate(),), (Partial(),), partial(slice_group, rank=axis.get_local_rank(), ranks=ranks, groups=groups)
-        )
+        select = partial(slice_group, rank=axis.get_local_rank(), ranks=ranks, groups=groups)
+        return LocalLayout((Replicate(),), (Partial(),), select)
     return LocalLayout((Shard(dim),))
 
 
 def slice_quantized_weights(model: GPT, config: Config, axis: DeviceMesh) -> None:
-    """Let layers with packed weights, which lie whole on every rank, compute with this rank's part of them."""
+    """Let quantized layers, which are replicated, compute with this rank's slice of their weights."""
     rank, ranks = axis.get_local_rank(), axis.size()
     groups = config.n_query_groups or config.n_head
     for name, module in model.named_modules():
         if hasattr(module, "quant_tensors") and (kind := find_split_kind(name)):
             if hasattr(module, "lora_magnitude"):
-                raise UserError("tuner.dora: true is not for a packed base with parallel.tensor; set dora: false")
+                raise UserError("tuner.dora: true is not supported with quantize and parallel.tensor; set dora: false")
             if kind == "groups" and groups % ranks:
                 module.slice_weight = partial(slice_group, rank=rank, ranks=ranks, groups=groups)
             else:
@@ -222,46 +236,42 @@ def slice_quantized_weights(model: GPT, config: Config, axis: DeviceMesh) -> Non
 
 
 def find_split_kind(name: str) -> str | None:
-    """How the layer of this name is split."""
+    """How the layer of this name is split; None if it is not."""
     return next((SPLIT_KINDS[end] for end in SPLIT_KINDS if f".{name}".endswith(f".{end}")), None)
 
 
-def slice_group(whole: Tensor, *, rank: int, ranks: int, groups: int) -> Tensor:
-    """The rows of the one key-value head that this rank's queries read; several ranks have the same."""
-    rows = whole.shape[0] // groups
-    return whole.narrow(0, rank * groups // ranks * rows, rows)
+def slice_group(tensor: Tensor, *, rank: int, ranks: int, groups: int) -> Tensor:
+    """The rows of the only key-value head that this rank's queries need; several ranks use the same one."""
+    rows = tensor.shape[0] // groups
+    return tensor.narrow(0, rank * groups // ranks * rows, rows)
 
 
-def add_communication(model: GPT, group: Group, *, sequence: bool) -> None:
-    """Exchange tokens before and after what is split."""
-    join = partial(all_gather, group=group, dim=1) if sequence else partial(copy_to_group, group=group)
-    part = partial(reduce_scatter, group=group, dim=1) if sequence else partial(all_reduce, group=group)
-    blocks: list[Any] = model.local_blocks
-    for block in blocks:
-        communicate(block.attention, before=join, after=part)
+def add_communication(model: GPT, group: ProcessGroup, *, sequence: bool) -> None:
+    """Add the collectives before and after the split parts of the model."""
+    gather = partial(all_gather, group=group, dim=1) if sequence else partial(copy_to_group, group=group)
+    reduce = partial(reduce_scatter, group=group, dim=1) if sequence else partial(all_reduce, group=group)
+    gather_width, slice_width = (partial(function, group=group, dim=-1) for function in (all_gather, slice_local))
+    for block in model.local_blocks:
+        communicate(block.attention, before=gather, after=reduce)
         dense = block.mlp if block.experts is None else block.mlp.shared
         if dense is not None:
-            communicate(dense, before=join, after=part)
-        if getattr(block.attention, "norm_kind", None) == "olmo2":
-            for one in (block.attention.norm_q, block.attention.norm_k):
-                communicate(
-                    one,
-                    before=partial(all_gather, group=group, dim=-1),
-                    after=partial(slice_local, group=group, dim=-1),
-                )
-    split_vocab_lookup(model.embedding, group, part)
+            communicate(dense, before=gather, after=reduce)  # type: ignore[arg-type]
+        if isinstance(block.attention, Attention) and block.attention.norm_kind == "olmo2":
+            for norm in (block.attention.norm_q, block.attention.norm_k):
+                communicate(norm, before=gather_width, after=slice_width)
+    split_vocab_lookup(model.embedding, group, reduce)
     if model.position_embedding is not None and sequence:
         communicate(model.position_embedding, after=partial(slice_local, group=group, dim=-2))
-    communicate(model.norm, after=join)
+    communicate(model.norm, after=gather)
 
 
-def slice_local(whole: Tensor, group: Group, dim: int) -> Tensor:
-    """This rank's part along a dim."""
-    return whole.chunk(dist.get_world_size(group), dim)[dist.get_rank(group)]
+def slice_local(tensor: Tensor, group: ProcessGroup, dim: int) -> Tensor:
+    """This rank's chunk along a dim."""
+    return tensor.chunk(dist.get_world_size(group), dim)[dist.get_rank(group)]
 
 
-def split_vocab_lookup(embedding: Any, group: Group, reduce: TensorFunction) -> None:
-    """Let an embedding, of which some rows lie here, look up those and add up with the others."""
+def split_vocab_lookup(embedding: nn.Embedding, group: ProcessGroup, reduce: TensorFunction) -> None:
+    """Let an embedding look up the rows of this rank, and sum with the other ranks."""
 
     def split_lookup(forward: Function) -> Function:
         def wrapped(ids_BT: Tensor) -> Tensor:

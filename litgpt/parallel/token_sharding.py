@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs
 from litgpt.model.config import Config
-from litgpt.parallel.collectives import Group, all_gather_replicated, all_reduce_no_grad
+from litgpt.parallel.collectives import all_gather_replicated, all_reduce_no_grad
 
 
 class VocabularyShard:
@@ -25,7 +26,7 @@ class VocabularyShard:
         first_row: number of the first of them.
     """
 
-    def __init__(self, group: Group, rows: int) -> None:
+    def __init__(self, group: ProcessGroup, rows: int) -> None:
         self.group = group
         self.first_row = rows * dist.get_rank(group)
 
@@ -49,7 +50,7 @@ class HeadTailSharding:
     all ranks do the same amount of work (Llama Team 2024, section 3.3.2). Otherwise its chunks are consecutive.
     """
 
-    def __init__(self, group: Group, *, head_tail: bool) -> None:
+    def __init__(self, group: ProcessGroup, *, head_tail: bool) -> None:
         self.ranks, self.rank = dist.get_world_size(group), dist.get_rank(group)
         last = 2 * self.ranks - 1
         self.chunks = [(rank, last - rank) if head_tail else (2 * rank, 2 * rank + 1) for rank in range(self.ranks)]
@@ -102,7 +103,7 @@ class LocalTokens:
 
     def __init__(
         self,
-        group: Group,
+        group: ProcessGroup,
         sharding: HeadTailSharding,
         attention: ContextAttention | None,
         *,

@@ -1,4 +1,4 @@
-"""What of a forward pass is kept for the backward pass, and what is computed again."""
+"""The settings of activation recomputation and offloading."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,7 +20,7 @@ RecomputePart = Literal[
     "mla_up_proj",
 ]
 # Megatron's names
-ALIASES = {
+MODULE_ALIASES = {
     "core_attn": "core_attention",
     "layernorm": "norms",
     "moe_act": "expert_activation",
@@ -29,32 +29,32 @@ ALIASES = {
 
 
 def default_modules() -> list[RecomputePart]:
-    """What selective recomputing takes unless told."""
+    """Return the default modules of selective recomputation."""
     return ["core_attention"]
 
 
 @dataclass(frozen=True)
 class RecomputeArgs:
-    """Memory for time: what backward needs is computed a second time (Chen et al. 2016), or kept in host memory."""
+    """Activation recomputation in backward (Chen et al. 2016), and offloading to host memory."""
 
     granularity: Literal["none", "selective", "full"] = "none"
-    """Compute again: nothing; some parts of every layer (modules); whole layers."""
+    """What to recompute: nothing (none), some modules of every layer (selective), or whole layers (full)."""
     method: Literal["uniform", "block"] = "uniform"
-    """With full: all layers, num_layers at a time (uniform), or only the first num_layers of each stage (block)."""
+    """With full: recompute all layers, in segments of num_layers, or the first num_layers of each stage (block)."""
     num_layers: Count = 1
-    """With full: layers that are computed again in one go, or that are computed again at all."""
+    """With full: number of layers per recomputed segment (uniform), or of recomputed layers per stage (block)."""
     modules: list[RecomputePart] = field(default_factory=default_modules)
-    """With selective: the parts, out of core_attention, mlp, moe, norms, activation, expert_activation, up_projection.
+    """With selective: any of core_attention, mlp, moe, norms, activation, expert_activation, up_projection.
 
-    Of norms, activations and up-projections (those of latent attention) the results are not kept either.
+    The outputs of norms, activations and up-projections (of latent attention) are not stored either.
     """
     offload: bool = False
-    """Keep in host memory, and not on the device, what layers still keep for backward."""
+    """Offload the activations that layers store for backward to host memory."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "recompute.")
-        for key, value, usual in (("method", self.method, "uniform"), ("num_layers", self.num_layers, 1)):
-            if value != usual and self.granularity != "full":
+        for key, value, default in (("method", self.method, "uniform"), ("num_layers", self.num_layers, 1)):
+            if value != default and self.granularity != "full":
                 raise UserError(
                     f"recompute.{key}: {value} has no effect with recompute.granularity: {self.granularity}; "
                     "set recompute.granularity: full"
@@ -65,9 +65,9 @@ class RecomputeArgs:
                 f"{self.granularity}; set recompute.granularity: selective"
             )
         if self.granularity == "selective" and not self.modules:
-            raise UserError("recompute.modules: names nothing; name a part, or set recompute.granularity: none")
+            raise UserError("recompute.modules: empty; set a module, or set recompute.granularity: none")
 
     @property
     def parts(self) -> set[str]:
-        """The modules by our names."""
-        return {ALIASES.get(part, part) for part in self.modules}
+        """The modules by litgpt's names."""
+        return {MODULE_ALIASES.get(part, part) for part in self.modules}

@@ -1,6 +1,7 @@
 """Expert and context parallelism: every gradient is that of one process."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -159,14 +160,10 @@ def compare_uneven_rows(settings: dict[str, Any]) -> None:
     config = SHAPES["sinks"]
     torch.manual_seed(1)
     alone = Experts(config)
-    spread = torch.nn.Module()
-    block = torch.nn.Module()
-    block.mlp = torch.nn.Module()
-    block.mlp.experts = Experts(config)
-    block.mlp.experts.load_state_dict(alone.state_dict())
-    block.experts = block.mlp.experts
-    spread.local_blocks = [block]
-    expert.apply_expert_parallel(spread, config, mesh, ParallelArgs(**settings))
+    experts = Experts(config)
+    experts.load_state_dict(alone.state_dict())
+    model = SimpleNamespace(config=config, local_blocks=[SimpleNamespace(experts=experts)])
+    expert.apply_expert_parallel(model, mesh, ParallelArgs(**settings))  # type: ignore[arg-type]
     everyone = torch.tensor(ROWS)
     x, weights = torch.randn(int(everyone.sum()), 32), torch.rand(int(everyone.sum()), 1)
     owner = torch.arange(4).repeat(4).repeat_interleave(everyone.flatten())
@@ -177,10 +174,10 @@ def compare_uneven_rows(settings: dict[str, Any]) -> None:
     mine = range(int(everyone[: dist.get_rank()].sum()), int(everyone[: dist.get_rank() + 1].sum()))
     own_x = x[mine.start : mine.stop].requires_grad_()
     ends = everyone[dist.get_rank()].cumsum(0).int()
-    got = block.mlp.experts(own_x, ends, weights[mine.start : mine.stop])
+    got = experts(own_x, ends, weights[mine.start : mine.stop])
     torch.testing.assert_close(got, wanted[mine.start : mine.stop], rtol=1e-4, atol=1e-5)
     got.square().sum().backward()
-    for name, parameter in block.mlp.experts.named_parameters():
+    for name, parameter in experts.named_parameters():
         expected = alone.get_parameter(name).grad
         assert parameter.grad is not None and expected is not None
         summed = full_tensor(parameter.grad)

@@ -181,7 +181,7 @@ def test_nothing_is_computed_again_without_gradients() -> None:
     [("dense", "moe", "mlp"), ("experts", "mlp", "moe"), ("dense", "mla_up_proj", "core_attention")],
 )
 def test_parts_that_the_model_has_not_are_refused(shape: str, part: Any, hint: str) -> None:
-    with pytest.raises(UserError, match=f"this model has none; {hint} would do"):
+    with pytest.raises(UserError, match=f"this model has none; use {hint}"):
         build(shape, replace(SELECTIVE, modules=[part]))
 
 
@@ -191,7 +191,7 @@ def test_parts_that_the_model_has_not_are_refused(shape: str, part: Any, hint: s
         ({"num_layers": 2}, "recompute.num_layers: 2 has no effect with recompute.granularity: none"),
         ({"method": "block"}, "set recompute.granularity: full"),
         ({"modules": ["mlp"], "granularity": "full"}, "set recompute.granularity: selective"),
-        ({"modules": [], "granularity": "selective"}, "names nothing"),
+        ({"modules": [], "granularity": "selective"}, "recompute.modules: empty"),
     ],
 )
 def test_settings_without_effect_are_refused(settings: dict[str, Any], said: str) -> None:

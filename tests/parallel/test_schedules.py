@@ -19,7 +19,7 @@ from litgpt.parallel.schedules import (
     Task,
     assign_stages,
     balance_layers,
-    build_schedule,
+    build_pipeline_schedule,
     is_ready,
     simulate_ticks,
     split_layers,
@@ -98,7 +98,10 @@ def test_devices_never_wait_in_a_circle(schedule: str, stages_each: int) -> None
     """Also where a sender waits until its partner receives just that."""
     partner = {SEND: (RECEIVE, 1), SEND_GRAD: (RECEIVE_GRAD, -1)}
     for devices, micro_batches in SIZES:
-        left = [list(reversed(one)) for one in build_schedule(schedule, devices, devices * stages_each, micro_batches)]
+        left = [
+            list(reversed(one))
+            for one in build_pipeline_schedule(schedule, devices, devices * stages_each, micro_batches)
+        ]
         while any(left):
             moved = False
             for device in left:

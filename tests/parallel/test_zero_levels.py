@@ -86,11 +86,15 @@ def test_each_level_exchanges_as_often_as_it_must_and_trains_the_same(level: str
         ({"zero": 3, "reshard_after_forward": False}, 2, "parallel.zero: 3 contradicts reshard_after_forward: false"),
         ({"zero": 1, "reshard_after_forward": True}, 2, "parallel.zero: 1 contradicts reshard_after_forward: true"),
         ({"zero": 2, "pipeline": 2}, 2, "set 1 or 3"),
-        ({"zero": 3, "pipeline": 2, "pipeline_schedule": "zbv"}, 2, "parallel.zero: 3 is not for pipeline_schedule"),
+        (
+            {"zero": 3, "pipeline": 2, "pipeline_schedule": "zbv"},
+            2,
+            "parallel.zero: 3 is not supported with pipeline_schedule",
+        ),
         (
             {"reshard_after_forward": True, "pipeline": 2, "pipeline_schedule": "zbv"},
             2,
-            "parallel.reshard_after_forward: true is not for pipeline_schedule: zbv",
+            "parallel.reshard_after_forward: true is not supported with pipeline_schedule: zbv",
         ),
         ({"zero": 1, "data_replicate": 2}, 2, "parallel.zero: 1 needs devices to shard over.*set data_replicate: 1"),
         ({"cpu_offload": True}, 1, "parallel.cpu_offload: true needs devices to shard over.*devices: 2"),
@@ -102,4 +106,4 @@ def test_levels_that_cannot_be_are_refused(settings: dict[str, Any], ranks: int,
 
 
 def test_a_recipe_with_a_level_runs_on_one_device_too() -> None:
-    assert ParallelArgs(zero=1).resolve_dims(1).world == 1
+    assert ParallelArgs(zero=1).resolve_dims(1).world_size == 1

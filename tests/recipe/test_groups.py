@@ -71,7 +71,7 @@ def test_a_layout_that_does_not_fit_is_refused():
         ParallelArgs(data_replicate=2, tensor=4).resolve_dims(4)
     with pytest.raises(UserError, match=r"expert x expert_tensor: 3 x 1 does not divide .* 4; set parallel.expert: 4"):
         ParallelArgs(expert=3).resolve_dims(4)
-    with pytest.raises(UserError, match=r"pipeline_layers: 3 stages do not go round 2 devices"):
+    with pytest.raises(UserError, match=r"pipeline_layers: 3 stages are not divisible by 2"):
         ParallelArgs(pipeline=2, pipeline_layers=[1, 2, 3])
     with pytest.raises(UserError, match="parallel: 2 x 2 = 4"):
         Pretrain("x", devices=1, parallel=ParallelArgs(data_replicate=2, data_shard=2))
