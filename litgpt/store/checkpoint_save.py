@@ -280,9 +280,8 @@ class Checkpoints:
         verified = 0
         for _, path in list_checkpoints(self.out_dir):
             if verified >= self.keep:
-                discarded = path.rename(
-                    path.with_name(f"{path.name}.discarded")
-                )  # a half deleted one has no checkpoint's name
+                # renamed, so that a half deleted one is not taken for a checkpoint
+                discarded = path.rename(path.with_name(f"{path.name}.discarded"))
                 shutil.rmtree(discarded, ignore_errors=True)
             elif path in self._verified or find_damage(path) is None:
                 self._verified.add(path)

@@ -1,4 +1,4 @@
-"""Weights published in 8 or 4 bits, read as the numbers that they stand for: FP8 in blocks, and MXFP4."""
+"""Dequantize weights that are published in 8 or 4 bits: FP8 in blocks, and MXFP4."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ CHUNK = 1 << 22  # values that are held in float32 at once
 
 
 def dequantize_fp8(weight: Tensor, scale: Tensor, block: tuple[int, int] = DEFAULT_BLOCK) -> Tensor:
-    """The weights (out, in) in bfloat16 that FP8 numbers times their block's scale stand for (DeepSeek-V3, sec. 3.3).
+    """Weights (out, in) in bfloat16: FP8 numbers times the scale of their block (DeepSeek-V3, section 3.3).
 
     Args:
         scale: (out / block[0], in / block[1]), rounded up.
@@ -39,7 +39,7 @@ def dequantize_fp8(weight: Tensor, scale: Tensor, block: tuple[int, int] = DEFAU
 
 
 def dequantize_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
-    """The weights (experts, in, out) in bfloat16 that packed MXFP4 stands for, in the layout that gpt-oss computes in.
+    """Weights (experts, in, out) in bfloat16 of packed MXFP4, in the layout that gpt-oss computes in.
 
     Args:
         blocks: uint8 (experts, out, groups, bytes); a byte holds two E2M1 codes, the low half first.
@@ -61,19 +61,19 @@ def dequantize_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
     packed, exponents = blocks.reshape(-1, size), scales.reshape(-1, 1, 1).int() - E8M0_BIAS
     step = max(1, CHUNK // (2 * size))
     for start in range(0, len(packed), step):
-        here = slice(start, start + step)
-        codes = torch.stack((packed[here] & 15, packed[here] >> 4), dim=-1)
-        flat[here] = torch.ldexp(table[codes.int()], exponents[here])
+        chunk = slice(start, start + step)
+        codes = torch.stack((packed[chunk] & 15, packed[chunk] >> 4), dim=-1)
+        flat[chunk] = torch.ldexp(table[codes.int()], exponents[chunk])
     return values.mT
 
 
 def read_block_size(folder: Path) -> tuple[int, int]:
-    """The size of the blocks that share a scale, as the folder's config.json tells it; 128 x 128 where it does not."""
+    """The size of the blocks that share a scale, from the folder's config.json; 128 x 128 if it does not say."""
     values = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     settings = values.get("quantization_config") if isinstance(values, dict) else None
     block = settings.get("weight_block_size") if isinstance(settings, dict) else None
     if block is None:
         return DEFAULT_BLOCK
-    if not isinstance(block, list) or len(block) != 2 or not all(isinstance(one, int) and one > 0 for one in block):
+    if not isinstance(block, list) or len(block) != 2 or not all(isinstance(size, int) and size > 0 for size in block):
         raise UserError(f"{folder / 'config.json'}: weight_block_size: {block!r}; two sizes such as [128, 128]")
     return block[0], block[1]

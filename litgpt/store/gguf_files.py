@@ -27,25 +27,25 @@ def find_gguf(folder: Path) -> Path | None:
     """
     if folder.suffix == ".gguf" and folder.is_file():
         return folder
-    found = sorted(folder.glob("*.gguf"))
-    if len(found) > 1:
-        raise UserError(f"{folder}: holds {len(found)} .gguf files; name one, such as {found[0].name}")
-    return found[0] if found else None
+    paths = sorted(folder.glob("*.gguf"))
+    if len(paths) > 1:
+        raise UserError(f"{folder}: holds {len(paths)} .gguf files; name one, such as {paths[0].name}")
+    return paths[0] if paths else None
 
 
 class GGUFFile:
-    """A GGUF file: settings, tensors, tokenizer. Quantized weights are read as float32, exactly what they stand for."""
+    """A GGUF file: settings, tensors, tokenizer. Quantized weights are dequantized to float32."""
 
     def __init__(self, path: Path) -> None:
         """Map the file.
 
         Raises:
-            UserError: if the package `gguf` is missing, or the file is damaged or of an architecture not known here.
+            UserError: if the package `gguf` is missing, or the file is damaged or of an unknown architecture.
         """
         try:
             from gguf import GGUFReader
         except ImportError:
-            raise UserError(f"{path}: to read it, pip install 'litgpt[gguf]'") from None
+            raise UserError(f"{path}: the package gguf is not installed: pip install 'litgpt[gguf]'") from None
         self.path = path
         try:
             reader = GGUFReader(path)
@@ -53,29 +53,29 @@ class GGUFFile:
             raise DamagedFileError(f"{path}: not a whole GGUF file ({error})") from None
         self._fields = reader.fields
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        kind = self.setting("general.architecture")
-        known = load_family_files()["gguf"]["architectures"]
-        if kind not in known:
-            raise UserError(f"{path}: general.architecture: {kind!r} is not one of {', '.join(known)}")
-        self.kind = str(kind)
-        self.entry: dict[str, Any] = known[self.kind]
+        architecture = self.get_value("general.architecture")
+        architectures = load_family_files()["gguf"]["architectures"]
+        if architecture not in architectures:
+            raise UserError(f"{path}: general.architecture: {architecture!r} is not one of {', '.join(architectures)}")
+        self.architecture = str(architecture)
+        self.entry: dict[str, Any] = architectures[self.architecture]
         for key, values in self.entry.get("unlike", {}).items():
-            if self.of_kind(key) in values:
+            if (value := self.get_model_value(key)) in values:
                 raise UserError(
-                    f"{path}: {self.kind}.{key}: {self.of_kind(key)}; llama.cpp scales its attention by a rule that "
-                    "the file does not tell; use the safetensors of this model"
+                    f"{path}: {self.architecture}.{key}: {value}; the file does not say how llama.cpp scales the "
+                    "attention; use the safetensors of this model"
                 )
 
-    def setting(self, key: str) -> Any:
-        """The value of a key; None if the file has it not. Numbers of 32 bits as they were written in decimals."""
+    def get_value(self, key: str) -> Any:
+        """The value of a key; None if the file lacks it. Float32 numbers are rounded to their shortest decimal form."""
         if key not in self._fields:
             return None
         value = self._fields[key].contents()
         return float(str(np.float32(value))) if isinstance(value, float) else value
 
-    def of_kind(self, key: str) -> Any:
-        """The value of a key of this architecture."""
-        return self.setting(f"{self.kind}.{key}")
+    def get_model_value(self, key: str) -> Any:
+        """The value of a key of this architecture; None if the file lacks it."""
+        return self.get_value(f"{self.architecture}.{key}")
 
     @property
     def names(self) -> list[str]:
@@ -83,7 +83,7 @@ class GGUFFile:
 
     @property
     def name_table(self) -> NameTable:
-        """The table from the file's names to ours."""
+        """The table between the file's names and ours."""
         data = load_family_files()["gguf"]
         return build_name_table("gguf", data["tensors"], data["ignored"])
 
@@ -91,15 +91,15 @@ class GGUFFile:
     def config_json(self) -> dict[str, Any]:
         """The settings as the config.json of the published architecture has them."""
         settings: Mapping[str, str] = self.entry["settings"]
-        values = {theirs: self.of_kind(key) for key, theirs in settings.items()}
+        values = {hf_key: self.get_model_value(key) for key, hf_key in settings.items()}
         values = {key: value for key, value in values.items() if value is not None}
         lists = [key for key, value in values.items() if isinstance(value, list)]
         if lists:
-            raise UserError(f"{self.path}: {lists[0]}: differs from layer to layer, which no model here does")
+            raise UserError(f"{self.path}: {lists[0]}: differs between layers, which is not supported")
         values.setdefault("head_dim", values.get("hidden_size", 0) // max(1, values.get("num_attention_heads", 1)))
         if "token_embd.weight" in self._tensors:
             values["vocab_size"] = int(self._tensors["token_embd.weight"].shape[1])
-        if self.kind.startswith("gemma") and self.kind != "gemma":
+        if self.architecture.startswith("gemma") and self.architecture != "gemma":
             values["query_pre_attn_scalar"] = values["head_dim"]
         return {
             "model_type": self.entry["model_type"],
@@ -110,30 +110,32 @@ class GGUFFile:
         }
 
     def _rope_scaling(self) -> dict[str, Any] | None:
-        kind = self.of_kind("rope.scaling.type")
+        kind = self.get_model_value("rope.scaling.type")
         if "rope_freqs.weight" in self._tensors:
             return self._llama3_scaling()
         if kind in (None, "none"):
             return None
-        scaling = {"rope_type": kind, "factor": self.of_kind("rope.scaling.factor")}
-        first = self.of_kind("rope.scaling.original_context_length")
-        return scaling | ({} if first is None else {"original_max_position_embeddings": first})
+        scaling = {"rope_type": kind, "factor": self.get_model_value("rope.scaling.factor")}
+        original = self.get_model_value("rope.scaling.original_context_length")
+        return scaling | ({} if original is None else {"original_max_position_embeddings": original})
 
     def _llama3_scaling(self) -> dict[str, Any]:
-        """Llama 3's scaling, found by its divisors of the frequencies, which are all that the file keeps of it.
+        """Llama 3's scaling, recovered from its divisors of the frequencies, which is all that the file has of it.
 
         Raises:
-            UserError: if the divisors are those of no released Llama.
+            UserError: if the divisors are not those of a released Llama.
         """
         divisors = self.read("rope_freqs.weight").double()
-        base = self.of_kind("rope.freq_base") or 10000.0
+        base = self.get_model_value("rope.freq_base") or 10000.0
         plain = base ** (-torch.arange(len(divisors), dtype=torch.float64) / len(divisors))
         turns = LLAMA3["original_max_position_embeddings"] * plain / (2 * math.pi)
         low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
         share = ((turns - low) / (high - low)).clamp(0, 1)
         factor = round(float(divisors.max()), 3)
         if not torch.allclose(1 / ((1 - share) / factor + share), divisors, rtol=1e-4):
-            raise UserError(f"{self.path}: rope_freqs.weight: a scaling of frequencies that no released Llama has")
+            raise UserError(
+                f"{self.path}: rope_freqs.weight: not the frequency scaling of a released Llama; use its safetensors"
+            )
         return {"rope_type": "llama3", "factor": factor, **LLAMA3}
 
     def read_meta(self, name: str) -> Tensor:
@@ -146,7 +148,7 @@ class GGUFFile:
         """A tensor as the published architecture has it.
 
         Raises:
-            UserError: if it is quantized in a way that the package `gguf` does not know.
+            UserError: if it is quantized in a way that the package `gguf` does not support.
         """
         from gguf import dequantize
 
@@ -165,7 +167,7 @@ class GGUFFile:
         """Undo what llama.cpp does to weights: rows of q and k in pairs, norms with their offset added."""
         part = name.split(".")[-2]
         if self.entry.get("paired") and part in ("attn_q", "attn_k"):
-            heads = self.of_kind("attention.head_count" + ("_kv" * (part == "attn_k")))
-            heads = heads or self.of_kind("attention.head_count")
+            heads = self.get_model_value("attention.head_count" + ("_kv" * (part == "attn_k")))
+            heads = heads or self.get_model_value("attention.head_count")
             return values.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
         return values - 1 if self.entry.get("norm_offset") and part.endswith("norm") else values

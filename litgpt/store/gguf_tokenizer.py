@@ -12,73 +12,75 @@ from litgpt.store.gguf_files import GGUFFile
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # kinds of token (llama.cpp, `llama_token_type`)
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 SPACE = "▁"
-NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+GGUF_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
 def write_tokenizer(path: Path, folder: Path) -> None:
     """Write the tokenizer of a GGUF file into a folder.
 
     Raises:
-        UserError: if it is of a kind that is not known here.
+        UserError: if it is of an unknown kind.
     """
     file = GGUFFile(path)
-    kind, cut = file.setting("tokenizer.ggml.model"), file.setting("tokenizer.ggml.pre")
-    tokens = file.setting("tokenizer.ggml.tokens")
-    cuts = load_family_files()["gguf"]["cuts"]
-    if kind == "gpt2" and cut in cuts:
-        content = build_byte_bpe(tokens, file.setting("tokenizer.ggml.merges"), cuts[cut])
-    elif kind == "llama":
+    model, pretokenizer = file.get_value("tokenizer.ggml.model"), file.get_value("tokenizer.ggml.pre")
+    tokens = file.get_value("tokenizer.ggml.tokens")
+    pretokenizers = load_family_files()["gguf"]["cuts"]
+    if model == "gpt2" and pretokenizer in pretokenizers:
+        content = build_byte_bpe(tokens, file.get_value("tokenizer.ggml.merges"), pretokenizers[pretokenizer])
+    elif model == "llama":
         content = build_sentencepiece_bpe(
-            tokens, file.setting("tokenizer.ggml.scores"), spaced=file.setting("tokenizer.ggml.add_space_prefix")
+            tokens,
+            file.get_value("tokenizer.ggml.scores"),
+            add_prefix_space=file.get_value("tokenizer.ggml.add_space_prefix"),
         )
     else:
         raise UserError(
-            f"{path}: tokenizer.ggml.pre: a {kind!r} tokenizer of kind {cut!r} is not one of {', '.join(cuts)}; "
-            "put the tokenizer.json of this model beside the file"
+            f"{path}: tokenizer.ggml.pre: a {model!r} tokenizer of kind {pretokenizer!r} is not one of "
+            f"{', '.join(pretokenizers)}; put the tokenizer.json of this model next to the file"
         )
-    kinds = file.setting("tokenizer.ggml.token_type")
+    kinds = file.get_value("tokenizer.ggml.token_type")
     content["added_tokens"] = [
         build_added_token(number, token, special=kinds[number] != USER_DEFINED)
         for number, token in enumerate(tokens)
-        if kinds[number] in (CONTROL, USER_DEFINED) or (kinds[number] == UNKNOWN and kind == "llama")
+        if kinds[number] in (CONTROL, USER_DEFINED) or (kinds[number] == UNKNOWN and model == "llama")
     ]
-    numbers = {name: file.setting(f"tokenizer.ggml.{theirs}_token_id") for name, theirs in NAMED.items()}
-    named = {f"{name}_token": tokens[number] for name, number in numbers.items() if number is not None}
-    begins = file.setting("tokenizer.ggml.add_bos_token")
-    begins = kind == "llama" if begins is None else begins
-    if begins and "bos_token" in named:
-        content["post_processor"] = build_bos_processor(named["bos_token"], numbers["bos"])
+    token_ids = {name: file.get_value(f"tokenizer.ggml.{key}_token_id") for name, key in GGUF_TOKENS.items()}
+    named_tokens = {f"{name}_token": tokens[token_id] for name, token_id in token_ids.items() if token_id is not None}
+    adds_bos = file.get_value("tokenizer.ggml.add_bos_token")
+    adds_bos = model == "llama" if adds_bos is None else adds_bos
+    if adds_bos and "bos_token" in named_tokens:
+        content["post_processor"] = build_bos_processor(named_tokens["bos_token"], token_ids["bos"])
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    template = file.setting("tokenizer.chat_template")
+    template = file.get_value("tokenizer.chat_template")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": begins,
+        "add_bos_token": adds_bos,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": file.of_kind("context_length"),
-        **named,
+        "model_max_length": file.get_model_value("context_length"),
+        **named_tokens,
         **({"chat_template": template} if template else {}),
     }
     write_json(folder / "tokenizer_config.json", settings)
 
 
 def build_tokenizer_json(model: dict[str, Any], **parts: Any) -> dict[str, Any]:
-    """A tokenizer.json around a model; parts that are not given are left empty."""
+    """The content of tokenizer.json for a model; parts that are not given are null."""
     empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
     return {"version": "1.0", **empty, **parts, "model": model}
 
 
-def build_byte_bpe(tokens: list[str], merges: list[str], cuts: list[Any]) -> dict[str, Any]:
-    """A byte-level BPE; texts are cut by these expressions or steps, by GPT-2's own expression where there is none."""
+def build_byte_bpe(tokens: list[str], merges: list[str], splits: list[Any]) -> dict[str, Any]:
+    """A byte-level BPE; texts are split by these regular expressions or steps, else by GPT-2's expression."""
     steps = [
-        cut if isinstance(cut, dict) else {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated"}
-        for cut in cuts
+        split if isinstance(split, dict) else {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated"}
+        for split in splits
     ]
     steps = [{"invert": False, **step} if step["type"] == "Split" else step for step in steps]
-    cut_by_bytes = not any(step["type"] == "Split" for step in steps)
-    steps.append({**BYTE_LEVEL, "use_regex": cut_by_bytes})
+    splits_by_bytes = not any(step["type"] == "Split" for step in steps)
+    steps.append({**BYTE_LEVEL, "use_regex": splits_by_bytes})
     model = {
         "type": "BPE",
-        "ignore_merges": not cut_by_bytes,
+        "ignore_merges": not splits_by_bytes,
         "vocab": {token: number for number, token in enumerate(tokens)},
         "merges": [merge.split(" ") for merge in merges],
     }
@@ -86,11 +88,11 @@ def build_byte_bpe(tokens: list[str], merges: list[str], cuts: list[Any]) -> dic
     return build_tokenizer_json(model, pre_tokenizer=before, decoder={**BYTE_LEVEL, "use_regex": True})
 
 
-def build_sentencepiece_bpe(tokens: list[str], scores: list[float], *, spaced: bool | None) -> dict[str, Any]:
+def build_sentencepiece_bpe(tokens: list[str], scores: list[float], *, add_prefix_space: bool | None) -> dict[str, Any]:
     """A sentencepiece BPE with bytes to fall back on; pairs are merged in the order of their pieces' scores.
 
     Args:
-        spaced: whether a text gets a space before it, as sentencepiece does unless told; None is yes.
+        add_prefix_space: whether a space is put before a text; None for sentencepiece's default, yes.
     """
     numbers = {token: number for number, token in enumerate(tokens)}
     merges = []
@@ -110,7 +112,7 @@ def build_sentencepiece_bpe(tokens: list[str], scores: list[float], *, spaced: b
     }
     space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-    prefix = spaced is not False
+    prefix = add_prefix_space is not False
     return build_tokenizer_json(
         model,
         normalizer={"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}] * prefix + [space]},
@@ -123,13 +125,13 @@ def build_sentencepiece_bpe(tokens: list[str], scores: list[float], *, spaced: b
 
 
 def build_added_token(number: int, token: str, *, special: bool) -> dict[str, Any]:
-    """An entry of tokenizer.json for a token that is found in a text before it is cut."""
+    """An entry of tokenizer.json for a token that is matched before a text is split."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": number, "content": token, **flags, "special": special}
 
 
 def build_bos_processor(token: str, number: int) -> dict[str, Any]:
-    """A post-processor that puts one token before every text."""
+    """A post-processor that adds one token before every text."""
     first, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
     second = {"Sequence": {"id": "B", "type_id": 1}}
     return {

@@ -24,7 +24,7 @@ TOKENIZER = (
     "chat_template*.json",
     "chat_template*.jinja",
 )
-# The first line that fits takes all; later ones hold the same weights again.
+# Only the first line with a match is downloaded; later ones are the same weights in other formats.
 WEIGHTS = (
     ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
     ("*.safetensors", "*.safetensors.index.json"),
@@ -34,13 +34,15 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def match_patterns(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """The names, of files at the top of a repository only, that fit any of the patterns."""
+    """The names of files at the top of a repository that match any of the patterns."""
     patterns = tuple(patterns)
-    return [name for name in names if "/" not in name and any(fnmatch.fnmatchcase(name, one) for one in patterns)]
+    return [
+        name for name in names if "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    ]
 
 
 def select_files(names: Iterable[str], *, tokenizer_only: bool) -> list[str]:
-    """The files to download out of those that a repository holds: by an allow list, weights in one form only."""
+    """The files of a repository to download: by an allow list, weights in one format only."""
     names = sorted(names)
     chosen = match_patterns(names, SETTINGS + TOKENIZER)
     if not tokenizer_only:
@@ -56,14 +58,14 @@ def download(
     tokenizer_only: bool = False,
     revision: str | None = None,
 ) -> Path:
-    """Fetch a model into `<checkpoint_dir>/<org>/<name>`, going on where an interrupted download stopped.
+    """Download a model into `<checkpoint_dir>/<org>/<name>`, resuming an interrupted download.
 
     Returns:
         The model's folder.
 
     Raises:
-        UserError: if the repository is not there, asks for a licence, holds no weights, or cannot be reached; or if a
-            file is not what the hub lists.
+        UserError: if the repository does not exist, is gated, has no weights, or cannot be reached; or if a file
+            differs from what the hub lists.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -89,29 +91,29 @@ def download(
 
 
 def check_hash(path: Path, published: Any) -> None:
-    """Hold a file against the hash that the hub lists: SHA-256 for large files, that of git for others.
+    """Compare a file with the hash that the hub lists: SHA-256 for large files, git's for others.
 
     Args:
         published: the hub's entry of the file; without a hash in it, nothing is checked.
 
     Raises:
-        UserError: if the bytes are others; the file is deleted, so that the next download fetches it again.
+        UserError: if they differ; the file is deleted, so that the next download gets it again.
     """
     if published.lfs is not None:
-        expected, found = published.lfs.sha256, sha256(path)
+        expected, actual = published.lfs.sha256, sha256(path)
     elif published.blob_id is not None:
         digest = sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
         digest.update(path.read_bytes())
-        expected, found = published.blob_id, digest.hexdigest()
+        expected, actual = published.blob_id, digest.hexdigest()
     else:
         return
-    if found != expected:
+    if actual != expected:
         path.unlink()
         raise UserError(f"{path}: its bytes are not those that the hub lists; deleted, download again")
 
 
 def upload(folder: Path, repo_id: str, *, access_token: str | None = None) -> str:
-    """Upload a folder to a repository of the hub, made private if it is not there; returns its address.
+    """Upload a folder to a repository of the hub, created as private if it does not exist; returns its URL.
 
     Raises:
         UserError: if it cannot be reached, or this account may not write to it.
@@ -126,7 +128,7 @@ def upload(folder: Path, repo_id: str, *, access_token: str | None = None) -> st
 
 @contextmanager
 def raise_one_line(what: str, access_token: str | None, *, hint: str) -> Iterator[None]:
-    """Turn whatever the hub's client raises into one line that begins with `what`, without the token."""
+    """Turn any error of the hub's client into one line that begins with `what`, without the token."""
     from huggingface_hub.errors import (
         GatedRepoError,
         OfflineModeIsEnabled,

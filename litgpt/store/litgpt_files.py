@@ -1,4 +1,4 @@
-"""Write a model as LitGPT 0.5 keeps it: lit_model.pth and its form of model_config.yaml; or as one model.pth."""
+"""Write a model in the format of LitGPT 0.5: lit_model.pth and its model_config.yaml; or as one model.pth."""
 
 from dataclasses import fields
 from pathlib import Path

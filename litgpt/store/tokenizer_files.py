@@ -1,4 +1,4 @@
-"""The tokenizer's files in a model folder: which they are, copied, and the numbers of their special tokens."""
+"""The tokenizer's files in a model folder: found, copied, and the ids of their special tokens."""
 
 import shutil
 from pathlib import Path
@@ -27,7 +27,7 @@ def find_tokenizer_files(folder: Path) -> dict[str, Path]:
 
 
 def copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
-    """Copy what is not there yet of a tokenizer's files; returns its special tokens' numbers, as config.json has."""
+    """Copy the tokenizer's files that the target lacks; returns the ids of its special tokens for config.json."""
     for name, path in find_tokenizer_files(source).items():
         if not (target / name).exists():
             shutil.copyfile(path, target / name)
@@ -41,18 +41,18 @@ def copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
 
 
 def read_special_tokens(source: Path) -> dict[str, int]:
-    """The numbers of the special tokens that tokenizer_config.json names."""
+    """The ids of the special tokens that tokenizer_config.json names."""
     if not ((source / "tokenizer_config.json").is_file() and (source / "tokenizer.json").is_file()):
         return {}
     from tokenizers import Tokenizer
 
     values = read_json(source / "tokenizer_config.json")
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-    found = {}
+    token_ids = {}
     for token in SPECIAL_TOKENS:
         text = values.get(token)
         text = text.get("content") if isinstance(text, dict) else text
-        number = tokenizer.token_to_id(text) if isinstance(text, str) else None
-        if number is not None:
-            found[f"{token}_id"] = number
-    return found
+        token_id = tokenizer.token_to_id(text) if isinstance(text, str) else None
+        if token_id is not None:
+            token_ids[f"{token}_id"] = token_id
+    return token_ids

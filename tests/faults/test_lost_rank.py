@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_training import prepare, unbroken
+from tests.faults.test_killed_training import prepare, unbroken
 from tests.processes import find_free_port, join_ranks, run_litgpt, start_ranks
 from tests.runs import read_losses
 

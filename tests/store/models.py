@@ -1,4 +1,4 @@
-"""Small random models of several families, and what is asked of them in the tests of this room."""
+"""Small random models of several families, and helpers of the tests of store."""
 
 from pathlib import Path
 

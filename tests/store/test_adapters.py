@@ -1,4 +1,4 @@
-"""Adapters go to PEFT and come from there, and those that do not fit are one line."""
+"""Adapter folders load in PEFT, those of PEFT load here, and those that do not fit are refused in one line."""
 
 import json
 from pathlib import Path

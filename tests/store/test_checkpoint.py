@@ -1,4 +1,4 @@
-"""Checkpoints of one process: equal to the bit, whole or not at all, the right ones kept."""
+"""Checkpoints of one process: equal to the bit, whole or not at all, and the right ones are kept."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""Model folders: what we write, transformers loads; what others wrote, we load, or refuse in one line."""
+"""Model folders: transformers loads what is written, what others wrote is loaded or refused in one line."""
 
 import json
 from pathlib import Path

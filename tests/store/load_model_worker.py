@@ -1,4 +1,4 @@
-"""What a rank does in the test of slices: load a sharded model, and count which values of the file are looked at."""
+"""What a rank does in the test of loading: load a sharded model, and count which values of the file are read."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What any layout saved, any other loads to the bit and trains on from; it is written once, by all ranks."""
+"""Checkpoints of any layout load under any other, to the bit, and training continues; each value is written once."""
 
 import json
 from math import prod
@@ -13,7 +13,7 @@ from litgpt.store.published_tensor import list_parameters
 from litgpt.store.save_model import save_model_folder
 from tests.layouts.pool import POOL
 from tests.store.models import assert_loads, random_model, weights
-from tests.store.resumed_layouts import LAYOUTS, SHAPE, fill_and_write, resume, save
+from tests.store.parallel_models_worker import LAYOUTS, SHAPE, fill_and_write, resume, save
 
 
 @pytest.fixture(scope="module")

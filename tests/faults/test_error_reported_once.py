@@ -1,4 +1,4 @@
-"""What the user has to mend is said in one line, by whichever ranks find it, and all ranks of the run stop."""
+"""Errors of the user are reported in one line, by whichever ranks find them, and all ranks of the run stop."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_training import prepare
+from tests.faults.test_killed_training import prepare
 from tests.processes import join_ranks, run_litgpt, start_ranks
 
 ONE = {"data__init_args__val_data_path": "nothing"}  # the first rank prepares the data, the other waits for it

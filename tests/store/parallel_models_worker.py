@@ -1,4 +1,4 @@
-"""What a rank does in the test of checkpoints of laid out models: train, save, load what other layouts saved."""
+"""What a rank does in the tests of checkpoints of parallel models: train, save, load what other layouts saved."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Weights published in 8 and 4 bits are read as transformers reads them, and loaded under our names."""
+"""Weights published in 8 and 4 bits are dequantized as in transformers, and loaded under our names."""
 
 import json
 from pathlib import Path

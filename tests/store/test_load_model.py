@@ -1,4 +1,4 @@
-"""How a model folder is read: slice by slice, expert by expert, and out of memory again."""
+"""Loading model folders: slice by slice, expert by expert, and without keeping the files in memory."""
 
 import re
 import sys
@@ -20,8 +20,8 @@ from litgpt.store.save_model import save_model_folder
 from litgpt.store.tensor_audit import list_published
 from litgpt.store.weight_files import open_weights
 from tests.processes import join_ranks, start_ranks
+from tests.store.load_model_worker import check_slices
 from tests.store.models import assert_loads, random_model, small, weights
-from tests.store.slices_worker import check_slices
 
 EXPERTS: dict[str, Any] = {"n_expert": 4, "n_expert_per_token": 2, "intermediate_size": 16}
 MOE = {"mixtral": ("Mixtral-8x7B-v0.1", {}), "qwen3_moe": ("Qwen3-30B-A3B", {"moe_intermediate_size": 16})}
