@@ -33,37 +33,17 @@ raised attended as_of_now found one told mine made got lent here there
 # fmt: off
 REMAINING = {
     # long functions
-    "litgpt/train/setup.py:build",
+    "litgpt/api.py:generate",
     # long files
-    "litgpt/data/modules/text.py", "litgpt/model/config.py", "tests/data/modules/test_finetuning.py",
-    # cycles
-    "litgpt.data.cache.examples", "litgpt.data.cache.lazy_examples", "litgpt.data.modules.conversations",
-    "litgpt.data.modules.streamed_sources", "litgpt.model.config", "litgpt.model.config_experts",
-    "litgpt.model.config_json", "litgpt.model.config_layers", "litgpt.model.config_rope",
-    "litgpt.model.config_values", "litgpt.model.names", "litgpt.model.registry",
+    "tests/data/modules/test_finetuning.py",
     # imports inside functions
-    "litgpt/commands/validate.py:check_tensors", "litgpt/data/cache/examples.py:prepare_examples",
-    "litgpt/data/modules/conversations.py:__post_init__", "litgpt/data/modules/conversations.py:_rows_of",
-    "litgpt/data/modules/conversations.py:_streamed", "litgpt/data/modules/conversations.py:renders",
-    "litgpt/data/modules/conversations.py:train_stream", "litgpt/data/modules/finetuning.py:__post_init__",
-    "litgpt/data/modules/finetuning.py:_pieces", "litgpt/data/modules/finetuning.py:prepare_data",
-    "litgpt/data/modules/finetuning.py:train_stream", "litgpt/data/modules/finetuning.py:val_stream",
-    "litgpt/data/modules/instruction_sets.py:build_entry", "litgpt/data/modules/instruction_sets.py:renders",
-    "litgpt/data/modules/text.py:_chunk_stream", "litgpt/data/modules/text.py:_corpus",
-    "litgpt/data/modules/text.py:_litdata_stream", "litgpt/data/modules/text.py:_windows",
-    "litgpt/data/modules/text.py:corpora", "litgpt/data/modules/text.py:prepare_data",
-    "litgpt/data/modules/text.py:train_stream", "litgpt/data/modules/text.py:training_documents",
-    "litgpt/data/modules/text.py:val_stream", "litgpt/model/config.py:from_checkpoint",
-    "litgpt/model/config.py:from_name",
+    "litgpt/commands/validate.py:check_tensors",
     # several meanings
-    "COPY", "Group", "KINDS", "LayerCache", "Message", "NORMS", "OnError", "OnOverlong", "Rows", "STEP",
-    "Tensors", "build", "build_schedule", "check_names", "check_tensors", "check_tokenizer",
-    "count_rows", "fill", "initialize", "owners", "print_to_stderr", "publish", "quantize", "read", "refusal",
-    "render_tokens", "row_lengths", "shape_of", "split", "steps_of", "targets_of", "to_peft", "told", "whole",
+    "WRAPPERS", "_read_lines", "check_tensors", "check_tokenizer", "generate_sample", "open_data", "parse_number",
+    "print_to_stderr", "publish", "render_tokens", "to_row",
     # words
-    "Gathered", "Part", "Spread", "again", "ahead", "attended", "copied", "found", "gathered", "got", "here",
-    "ledger", "made", "mine", "misshapen", "one", "ours", "own", "peers", "raised", "reading", "slope", "slopes",
-    "summed", "theirs", "there",
+    "again", "attended", "copied", "found", "gathered", "here", "mine", "one", "ours", "own", "peers", "raised",
+    "slope", "slopes", "summed", "told",
 }
 # fmt: on
 
