@@ -115,10 +115,10 @@ def import_class(path: str, key: str) -> type:
     return cls
 
 
-def parse_number(value: Any) -> Any:
+def convert_numbers(value: Any) -> Any:
     """Convert strings that are numbers, such as 4e-4 in YAML, to numbers, also in lists."""
     if isinstance(value, list):
-        return [parse_number(item) for item in value]
+        return [convert_numbers(item) for item in value]
     if not isinstance(value, str) or isinstance(parse_whole_number(value), int):
         return parse_whole_number(value) if isinstance(value, str) else value
     try:
@@ -129,7 +129,7 @@ def parse_number(value: Any) -> Any:
 
 def normalize_custom_optimizer(choice: ClassChoice, key: str) -> ClassChoice:
     """Check the choice of an optimizer without a settings class against the signature of its constructor."""
-    path, arguments = choice["class_path"], {name: parse_number(item) for name, item in choice["init_args"].items()}
+    path, arguments = choice["class_path"], {name: convert_numbers(item) for name, item in choice["init_args"].items()}
     cls = import_class(path, key)
     if not callable(getattr(cls, "step", None)):
         raise UserError(f"{key}: {path} is not an optimizer: it has no step() method")
