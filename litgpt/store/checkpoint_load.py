@@ -15,7 +15,7 @@ from litgpt.store.collectives_io import (
     StageRanks,
     Warn,
     get_rank_and_size,
-    print_to_stderr,
+    print_warning,
     raise_on_all_ranks,
     share_first_message,
 )
@@ -42,7 +42,7 @@ def find_damage(folder: Path) -> str | None:
     return None
 
 
-def find_latest(out_dir: Path | str, warn: Warn = print_to_stderr, *, group: Group = None) -> Path | None:
+def find_latest(out_dir: Path | str, warn: Warn = print_warning, *, group: Group = None) -> Path | None:
     """The newest checkpoint of a run that verifies, None without one; every rank calls it, the first one hashes."""
     rank, _ = get_rank_and_size(group)
     step = find_latest_step(Path(out_dir), warn) if rank == 0 else -1
@@ -61,7 +61,7 @@ def find_latest_step(out_dir: Path, warn: Warn) -> int:
 
 
 def find_checkpoint(
-    resume: bool | str | Path, out_dir: Path | str, warn: Warn = print_to_stderr, *, group: Group = None
+    resume: bool | str | Path, out_dir: Path | str, warn: Warn = print_warning, *, group: Group = None
 ) -> Path | None:
     """The checkpoint of a recipe's `resume`: false, true, "auto", or a folder. None: start a new run.
 
@@ -105,7 +105,7 @@ def load_checkpoint(
     saved_names: Collection[str] | None = None,
     layout: Mapping[str, int] | None = None,
     group: Group = None,
-    warn: Warn = print_to_stderr,
+    warn: Warn = print_warning,
 ) -> dict[str, Any]:
     """Restore a model and its optimizers from a checkpoint, under any layout; returns its progress.
 

@@ -26,7 +26,7 @@ from litgpt.store.collectives_io import (
     Warn,
     all_gather_bytes,
     get_rank_and_size,
-    print_to_stderr,
+    print_warning,
     share_first_message,
 )
 from litgpt.store.optimizer_state import (
@@ -115,7 +115,7 @@ class Checkpoints:
         saved_names: Collection[str] | None = None,
         layout: Mapping[str, int] | None = None,
         group: Group = None,
-        warn: Warn = print_to_stderr,
+        warn: Warn = print_warning,
     ) -> None:
         """Remove what a run that died left half written.
 

@@ -18,8 +18,8 @@ Warn = Callable[[str], None]
 Group = dist.ProcessGroup | None
 
 
-def print_to_stderr(message: str) -> None:
-    """Print one line on standard error."""
+def print_warning(message: str) -> None:
+    """Print one line to standard error."""
     print(message, file=sys.stderr, flush=True)
 
 

@@ -17,7 +17,7 @@ from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.model.registry import find_family
 from litgpt.store.checkpoint_load import PROGRESS, resolve_checkpoint
-from litgpt.store.collectives_io import Warn, print_to_stderr
+from litgpt.store.collectives_io import Warn, print_warning
 from litgpt.store.gguf_files import find_gguf
 from litgpt.store.gguf_tokenizer import write_tokenizer
 from litgpt.store.load_model import iter_tensors, load_config
@@ -101,7 +101,7 @@ def write_copy(
     *,
     dtype: torch.dtype | None = None,
     shard_bytes: float = SHARD_BYTES,
-    warn: Warn = print_to_stderr,
+    warn: Warn = print_warning,
 ) -> None:
     """Write weights, settings and tokenizer of `source` into a staged folder, and read the weights back."""
     digests: Digests = {}

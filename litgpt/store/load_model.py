@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from litgpt.model import registry
 from litgpt.model.config import Config
-from litgpt.store.collectives_io import Warn, get_rank_and_size, print_to_stderr
+from litgpt.store.collectives_io import Warn, get_rank_and_size, print_warning
 from litgpt.store.gguf_files import GGUFFile, find_gguf
 from litgpt.store.published_tensor import PublishedTensor
 from litgpt.store.safetensors_files import get_shard
@@ -46,7 +46,7 @@ def read_dtypes(folder: Path, config: Config) -> dict[str, torch.dtype]:
     return {name: tensor.meta.dtype for tensor in published for name in tensor.mapping.names}
 
 
-def iter_tensors(folder: Path, config: Config, *, warn: Warn = print_to_stderr) -> Iterator[tuple[str, Tensor]]:
+def iter_tensors(folder: Path, config: Config, *, warn: Warn = print_warning) -> Iterator[tuple[str, Tensor]]:
     """The weights of a model folder under our names, whole, one at a time; memory-mapped where a rename suffices.
 
     Raises:
@@ -84,7 +84,7 @@ def load_model(
     *,
     config: Config | None = None,
     mmap: bool = False,
-    warn: Warn = print_to_stderr,
+    warn: Warn = print_warning,
 ) -> None:
     """Load the weights of a model folder; each rank copies only its shard of a parameter, cast to its type.
 

@@ -14,7 +14,7 @@ from litgpt.files import staged_folder, write_json
 from litgpt.model.config import Config
 from litgpt.model.names import TensorMapping
 from litgpt.model.registry import Family, find_family
-from litgpt.store.collectives_io import Group, StageRanks, Warn, get_rank_and_size, print_to_stderr, share_first_message
+from litgpt.store.collectives_io import Group, StageRanks, Warn, get_rank_and_size, print_warning, share_first_message
 from litgpt.store.published_tensor import list_parameters
 from litgpt.store.safetensors_files import write_tensors
 from litgpt.store.state_dict import iter_model_tensors
@@ -71,7 +71,7 @@ def save_model_folder(
     dtype: torch.dtype | None = None,
     shard_bytes: float = SHARD_BYTES,
     replace: bool = False,
-    warn: Warn = print_to_stderr,
+    warn: Warn = print_warning,
 ) -> None:
     """Write a model folder whole or not at all, as its published architecture has it, so that transformers loads it.
 

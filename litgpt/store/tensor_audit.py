@@ -16,7 +16,7 @@ from litgpt.files import read_json
 from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.model.names import NO_SUCH_PART, NameTable, TensorMapping
-from litgpt.store.collectives_io import Warn, print_to_stderr
+from litgpt.store.collectives_io import Warn, print_warning
 from litgpt.store.published_tensor import PublishedTensor, list_parameters, split_rows
 from litgpt.store.weight_files import WeightSource, open_weights
 
@@ -158,7 +158,7 @@ def list_missing(published_as: dict[str, dict[int | None, str]], config: Config)
     return missing
 
 
-def list_published(folder: Path, config: Config, *, warn: Warn = print_to_stderr) -> list[PublishedTensor]:
+def list_published(folder: Path, config: Config, *, warn: Warn = print_warning) -> list[PublishedTensor]:
     """Every tensor of a model in a folder, each checked by name, type and shape; reads no values.
 
     Args:

@@ -44,7 +44,7 @@ from litgpt.store.published_tensor import list_parameters
 PREFIX = "base_model.model."
 PAIR = re.compile(r"(?P<layer>.+)\.(?P<half>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\.default)?(\.weight)?")
 MAGNITUDE = re.compile(r"(?P<layer>.+)\.lora_magnitude_vector(\.default)?(\.weight)?")
-WRAPPERS = re.compile(r"(\.base_layer|\.modules_to_save\.default|\.modules_to_save)+\.")
+PEFT_WRAPPERS = re.compile(r"(\.base_layer|\.modules_to_save\.default|\.modules_to_save)+\.")
 Mappings = Mapping[str, TensorMapping]
 
 
@@ -190,7 +190,7 @@ def sort_by_kind(
         elif match := MAGNITUDE.fullmatch(name):
             peft.magnitudes[match["layer"]] = tensor
         else:
-            peft.copies[WRAPPERS.sub(".", name)] = tensor
+            peft.copies[PEFT_WRAPPERS.sub(".", name)] = tensor
     for layer, pair in peft.pairs.items():
         if pair.keys() != {"a", "b"}:
             raise UserError(f"{layer}: only one of lora_A and lora_B is in the file")

@@ -34,12 +34,12 @@ class PEFTTuner:
     constants: Mapping[str, Any] = field(default_factory=dict)
 
 
-def to_row(tensor: Tensor) -> Tensor:
+def reshape_to_row(tensor: Tensor) -> Tensor:
     """(in,) as (1, in)."""
     return tensor[None]
 
 
-def to_column(tensor: Tensor) -> Tensor:
+def reshape_to_column(tensor: Tensor) -> Tensor:
     """(out,) as (out, 1)."""
     return tensor[:, None]
 
@@ -50,7 +50,7 @@ def keep_shape(tensor: Tensor) -> Tensor:
 
 
 PEFT_TUNERS = (
-    PEFTTuner("IA3", IA3, {"scale_in": ("ia3_l", to_row), "scale_out": ("ia3_l", to_column)}, {}),
+    PEFTTuner("IA3", IA3, {"scale_in": ("ia3_l", reshape_to_row), "scale_out": ("ia3_l", reshape_to_column)}, {}),
     PEFTTuner(
         "VERA",
         VeRA,
@@ -62,7 +62,7 @@ PEFT_TUNERS = (
     PEFTTuner(
         "BOFT",
         BOFT,
-        {"boft_r": ("boft_R", keep_shape), "boft_scale": ("boft_s", to_column)},
+        {"boft_r": ("boft_R", keep_shape), "boft_scale": ("boft_s", reshape_to_column)},
         {"block_size": "boft_block_size", "butterfly_factors": "boft_n_butterfly_factor"},
         constants={"boft_block_num": 0, "boft_dropout": 0.0, "bias": "none"},
     ),
@@ -147,4 +147,4 @@ def convert_tuner_from_peft(
 
 def fits(reshape: Reshape, tensor: Tensor) -> bool:
     """Whether a tensor has the shape that a reshape gives."""
-    return reshape is keep_shape or (tensor.dim() == 2 and tensor.shape[reshape is to_column] == 1)
+    return reshape is keep_shape or (tensor.dim() == 2 and tensor.shape[reshape is reshape_to_column] == 1)
