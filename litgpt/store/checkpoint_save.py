@@ -267,10 +267,10 @@ class Checkpoints:
 
     def _rename_abandoned(self, step: int) -> None:
         """Rename later steps of an abandoned continuation of this run, so that `find_latest` skips them."""
-        for number, path in list_checkpoints(self.out_dir):
-            is_foreign = self.resumed_step is not None and number > self.resumed_step and path not in self._verified
-            if number >= step or is_foreign:
-                suffixes = chain(["abandoned"], (f"abandoned-{again}" for again in count(2)))
+        for saved_step, path in list_checkpoints(self.out_dir):
+            is_foreign = self.resumed_step is not None and saved_step > self.resumed_step and path not in self._verified
+            if saved_step >= step or is_foreign:
+                suffixes = chain(["abandoned"], (f"abandoned-{number}" for number in count(2)))
                 names = (path.with_name(f"{path.name}.{suffix}") for suffix in suffixes)
                 target = path.rename(next(name for name in names if not name.exists()))
                 self._warn(f"{path}: not of this run's past; renamed to {target.name}, delete it if you do not need it")

@@ -37,9 +37,9 @@ def all_gather_bytes(record: bytes, group: Group) -> list[bytes]:
         return [record]
     device = "cuda" if "nccl" in dist.get_backend(group) else "cpu"
     tensor = torch.frombuffer(bytearray(record), dtype=torch.uint8).to(device)
-    gathered = [torch.empty_like(tensor) for _ in range(ranks)]
-    dist.all_gather(gathered, tensor, group=group)
-    return [bytes(received.cpu().numpy()) for received in gathered]
+    outputs = [torch.empty_like(tensor) for _ in range(ranks)]
+    dist.all_gather(outputs, tensor, group=group)
+    return [bytes(received.cpu().numpy()) for received in outputs]
 
 
 def share_first_message(message: str, group: Group) -> str:
@@ -59,8 +59,8 @@ def raise_on_all_ranks(group: Group) -> Iterator[None]:
     error: UserError | None = None
     try:
         yield
-    except UserError as raised:
-        error = raised
+    except UserError as failure:
+        error = failure
     message = share_first_message(str(error or ""), group)
     if message:
         raise error or UserError(message)
@@ -82,8 +82,8 @@ class StageRanks:
         rank, _ = get_rank_and_size(group)
         digests = all_gather_bytes(hashlib.sha256("\n".join(sorted(names)).encode()).digest(), group)
         stage_digests = list(dict.fromkeys(digests))
-        peers = [other for other, digest in enumerate(digests) if digest == digests[rank]]
-        self.rank, self.size = peers.index(rank), len(peers)
+        same = [other for other, digest in enumerate(digests) if digest == digests[rank]]
+        self.rank, self.size = same.index(rank), len(same)
         self.stage = stage_digests.index(digests[rank])
         self.first_ranks = [digests.index(digest) for digest in stage_digests]
 

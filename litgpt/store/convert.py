@@ -165,14 +165,10 @@ def find_config(source: Path, model_name: str | None) -> Config:
     Raises:
         UserError: if none of them gives a shape.
     """
-    if model_name:
-        return Config.from_name(model_name)
     has_config = any((source / name).is_file() for name in ("model_config.yaml", "config.json")) or find_gguf(source)
-    return (
-        Config.from_name(source.name)
-        if not has_config and source.name in registry.list_model_names()
-        else load_config(source)
-    )
+    if not model_name and not has_config and source.name in registry.list_model_names():
+        model_name = source.name
+    return Config.from_name(model_name) if model_name else load_config(source)
 
 
 def link_or_copy(source: str, target: str) -> None:

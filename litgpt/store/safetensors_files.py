@@ -209,7 +209,7 @@ class SafetensorsFiles:
         Raises:
             DamagedFileError: if the files do not hold every value of the shard, or cannot be read.
         """
-        copied, blocks = 0, self.tensors[name].blocks
+        num_copied, blocks = 0, self.tensors[name].blocks
         for block in blocks:
             overlap = intersect_blocks(block.offset, block.shape, shard.offset, tuple(shard.local.shape))
             if overlap is None:
@@ -218,10 +218,10 @@ class SafetensorsFiles:
             values = self._open[block.path].view(name)[index]
             shard.local.detach()[local_index].copy_(values)
             self._open[block.path].release(name)
-            copied += values.numel()
-        if copied != shard.local.numel():
+            num_copied += values.numel()
+        if num_copied != shard.local.numel():
             paths = ", ".join(block.path.name for block in blocks)
-            raise DamagedFileError(f"{name}: {copied} of {shard.local.numel()} values found in {paths}")
+            raise DamagedFileError(f"{name}: {num_copied} of {shard.local.numel()} values found in {paths}")
 
     def read(self, name: str) -> Tensor:
         """Tensor `name` in full, on the CPU; if it is saved in one block a view of the file, not to be written to."""

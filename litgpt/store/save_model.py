@@ -239,14 +239,14 @@ def save_model(
         UserError: on every rank, if the first could not write.
     """
     rank, _ = get_rank_and_size(group)
-    gathered = gather_stages(model, iter_full_tensors(model) if tensors is None else tensors, group=group)
+    stage_tensors = gather_stages(model, iter_full_tensors(model) if tensors is None else tensors, group=group)
     error = ""
     if rank == 0:
         try:
-            save_model_folder(folder, config=config, tensors=gathered, **settings)
-        except (UserError, OSError) as raised:
-            error = str(raised)
-    for _ in gathered:
+            save_model_folder(folder, config=config, tensors=stage_tensors, **settings)
+        except (UserError, OSError) as failure:
+            error = str(failure)
+    for _ in stage_tensors:
         pass  # the other ranks, and a first one that failed, take part in every collective
     error = share_first_message(error, group)
     if error:

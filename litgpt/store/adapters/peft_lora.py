@@ -109,9 +109,9 @@ def convert_lora_to_peft(
             unconverted -= set(copies)
     if unconverted:
         raise UserError(f"{min(unconverted)}: not supported in PEFT's format; merge the adapter into its base instead")
-    copied = [name.removeprefix(PREFIX) for name in published if ".lora_" not in name]
+    copy_names = [name.removeprefix(PREFIX) for name in published if ".lora_" not in name]
     notes = {layer: [part.to_dict() for part in parts] for layer, (_, parts) in layers.items()}
-    return published, notes, build_lora_config(layers, copied, adapted_parameters, settings, base)
+    return published, notes, build_lora_config(layers, copy_names, adapted_parameters, settings, base)
 
 
 def is_embedding(layer: str, mapping: TensorMapping) -> bool:
