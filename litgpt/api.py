@@ -287,7 +287,7 @@ class LLM(nn.Module):
         if return_as_token_ids:
             numbers = self._truncate_tokens(tokens, stops, context) if stops else tokens
             return numbers if stream else torch.tensor(list(numbers), dtype=torch.int64)
-        text = truncate_at_stop(self.tokenizer.decode_stream(tokens, behind=context), stops)
+        text = truncate_at_stop(self.tokenizer.decode_stream(tokens, context=context), stops)
         return text if stream else "".join(text)
 
     def _truncate_tokens(self, tokens: Iterator[int], stops: list[str], context: list[int]) -> Iterator[int]:
@@ -295,7 +295,7 @@ class LLM(nn.Module):
         decoded: list[int] = []
         yielded = 0
         recorded = call_with_each(tokens, decoded.append)
-        for _ in truncate_at_stop(self.tokenizer.decode_stream(recorded, behind=context), stops):
+        for _ in truncate_at_stop(self.tokenizer.decode_stream(recorded, context=context), stops):
             yield from decoded[yielded:]
             yielded = len(decoded)
         yield from decoded[yielded:]

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from litgpt.data.preview import open_data, print_counts, print_rows
+from litgpt.data.preview import open_streams, print_counts, print_rows
 from litgpt.data.stream.batches import TrainStream, ValStream
 from litgpt.data.stream.samples import SampleRows
 from litgpt.data.stream.streaming import StreamedRows
@@ -46,7 +46,7 @@ def run(recipe: DataInspect) -> None:
         UserError: if there is no such data.
     """
     tokenizer = Tokenizer(recipe.tokenizer_dir) if recipe.tokenizer_dir else None
-    train, val = open_data(recipe.data, tokenizer, recipe.max_seq_length)
+    train, val = open_streams(recipe.data, tokenizer, recipe.max_seq_length)
     stream = train if recipe.split == "train" else val
     if stream is None:
         raise UserError(f"split: val: data: {type(recipe.data).__name__} has no validation data here; split: train has")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from litgpt.data.cache.examples import CachedExamples
 from litgpt.data.modules.finetuning import FinetuningData
-from litgpt.data.preview import list_windows, open_data, print_counts
+from litgpt.data.preview import list_windows, open_streams, print_counts
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.files import verify_manifest
 from litgpt.recipe.data import DataModule
@@ -23,7 +23,7 @@ def run(recipe: DataPrepare) -> None:
         UserError: if the data cannot be read, or token shards are damaged.
     """
     tokenizer = Tokenizer(recipe.tokenizer_dir) if recipe.tokenizer_dir else None
-    train, val = open_data(recipe.data, tokenizer, recipe.max_seq_length)
+    train, val = open_streams(recipe.data, tokenizer, recipe.max_seq_length)
     folders = [getattr(windows.tokens, "folder", Path()) for windows in [*list_windows(train), *list_windows(val)]]
     for folder in [*folders, *(file.folder for file in example_files(recipe.data))]:
         if (folder / "manifest.json").is_file():

@@ -24,7 +24,7 @@ TRAINED_MARKS = ("⟦", "⟧")
 """Surround trained tokens, since the output may be written to a file without colors."""
 
 
-def render_tokens(example: Example, tokenizer: Tokenizer) -> Text:
+def mark_trained(example: Example, tokenizer: Tokenizer) -> Text:
     """Render the text of a sample; trained tokens are in brackets, with their loss weight if it is not 1."""
     text = Text()
     for weight, run in itertools.groupby(zip(example.ids, example.weights, strict=True), key=lambda pair: pair[1]):
@@ -44,7 +44,7 @@ def decode_tokens(ids: list[int], tokenizer: Tokenizer) -> str:
     return tokenizer.decode(ids)
 
 
-def open_data(data: DataModule, tokenizer: Tokenizer | None, length: int) -> tuple[Stream, Stream | None]:
+def open_streams(data: DataModule, tokenizer: Tokenizer | None, length: int) -> tuple[Stream, Stream | None]:
     """Open the training and validation streams of one process with a batch size of 1."""
     data.connect(tokenizer, 1, length)
     data.prepare_data()
@@ -127,7 +127,7 @@ def print_rows(rows: SampleRows | StreamedRows, tokenizer: Tokenizer, number: in
         print_reports([(row_set.name, report) for row_set, report in zip(rows.row_sets, rows.reports, strict=True)])
     for index, examples in chosen:
         text = Text("\n──── next sample ────\n", style="bold yellow").join(
-            render_tokens(example, tokenizer) for example in examples
+            mark_trained(example, tokenizer) for example in examples
         )
         lengths = [len(example.ids) for example in examples]
         trained = sum(int(np.count_nonzero(example.weights[1:])) for example in examples)

@@ -8,7 +8,7 @@ import pytest
 from litgpt.commands import data_inspect, data_prepare
 from litgpt.data import JSON, Conversations
 from litgpt.data.modules.finetuning import Packing
-from litgpt.data.preview import render_tokens
+from litgpt.data.preview import mark_trained
 from litgpt.data.render.loss_weights import WeightRule
 from litgpt.errors import UserError
 from litgpt.recipe.data_commands import DataInspect, DataPrepare
@@ -74,5 +74,5 @@ def test_instructions_with_the_prompt_trained(folder: Path, capsys: pytest.Captu
     masked = JSON(folder / "data.json", prompt_style="phi-2", mask_prompt=True)
     data_inspect.run(DataInspect(masked, folder / "tokenizer", 60, samples=1))
     (_, other), *_ = masked.prepared
-    assert render_tokens(file.read(0), data.tokenizer).plain == "⟦Instruct: question 0\nOutput:fox<|im_end|>⟧"
-    assert render_tokens(other.read(0), data.tokenizer).plain == "Instruct: question 0\nOutput:⟦fox<|im_end|>⟧"
+    assert mark_trained(file.read(0), data.tokenizer).plain == "⟦Instruct: question 0\nOutput:fox<|im_end|>⟧"
+    assert mark_trained(other.read(0), data.tokenizer).plain == "Instruct: question 0\nOutput:⟦fox<|im_end|>⟧"

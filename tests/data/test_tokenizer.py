@@ -301,7 +301,7 @@ def test_missing_sentencepiece_is_one_line(pieces_folder: Path, monkeypatch: pyt
 
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(
-        UserError, match=r"tokenizer\.model: needs the package sentencepiece; `pip install litgpt\[data\]`"
+        UserError, match=r"tokenizer\.model: sentencepiece is not installed: pip install .litgpt\[data\]."
     ):
         Tokenizer(pieces_folder)
 
@@ -352,7 +352,7 @@ def test_a_stream_behind_a_prompt_begins_with_its_space(pieces_folder: Path) -> 
     tokenizer = Tokenizer(pieces_folder)
     prompt, both = tokenizer.encode("the fox").tolist(), tokenizer.encode("the fox jumps").tolist()
     assert both[: len(prompt)] == prompt
-    assert "".join(tokenizer.decode_stream(both[len(prompt) :], behind=prompt)) == " jumps"
+    assert "".join(tokenizer.decode_stream(both[len(prompt) :], context=prompt)) == " jumps"
     assert "".join(tokenizer.decode_stream(both[len(prompt) :])) == "jumps"
 
 
@@ -459,7 +459,7 @@ def test_real_sentencepiece_models(name: str, tmp_path: Path) -> None:
     compared = 0
     for text in real_texts():
         tokens = ours.encode(text, bos=False).tolist()
-        if not any(mark in text for mark in ours._pieces.special):
+        if not any(mark in text for mark in ours._sentencepiece.special):
             assert tokens == source.encode(text), text
         if "  " not in text and text[:1] != " " and not {"\u2581", "\0"} & set(text):
             compared += 1

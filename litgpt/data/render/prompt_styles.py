@@ -94,10 +94,12 @@ class TableStyle(PromptStyle):
         return "".join([turns["begin"], *parts, turns["reply"]])
 
     def stop_tokens(self, tokenizer: Tokenizer) -> tuple[list[int], ...]:
-        """Return the sequences of tokens that end a reply: the tokenizer's eos token, and the style's own."""
+        """Return the sequences of tokens that end a reply: the tokenizer's eos token, and those of the style."""
         stops = self.row.get("stops", [])
-        own = [[part if isinstance(part, int) else tokenizer.token_to_id(part) for part in stop] for stop in stops]
-        return (*super().stop_tokens(tokenizer), *own)
+        style_stops = [
+            [part if isinstance(part, int) else tokenizer.token_to_id(part) for part in stop] for stop in stops
+        ]
+        return (*super().stop_tokens(tokenizer), *style_stops)
 
 
 class ChatML(TableStyle):

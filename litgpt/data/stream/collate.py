@@ -43,15 +43,15 @@ def _concatenate(examples: Sequence[Example], total: int, weighted: bool, channe
     start = 0
     for number, example in enumerate(examples):
         size = len(example.ids)
-        here = np.s_[0, start : start + size]
+        tokens = np.s_[0, start : start + size]
         shifted = np.s_[0, start : start + size - 1]  # the last token has no next one
-        arrays["ids"][here] = example.ids
+        arrays["ids"][tokens] = example.ids
         arrays["labels"][shifted] = np.where(example.weights[1:] > 0, example.ids[1:], IGNORE)
-        arrays["documents"][here] = number
-        arrays["positions"][here] = np.arange(size)
+        arrays["documents"][tokens] = number
+        arrays["positions"][tokens] = np.arange(size)
         if weighted:
             arrays["weights"][shifted] = example.weights[1:]
         if channels:
-            arrays["channels"][here] = channels.index(example.channel or "default")
+            arrays["channels"][tokens] = channels.index(example.channel or "default")
         start += size
     return arrays

@@ -79,7 +79,7 @@ def take_all(_number: int) -> bool:
 def open_reader(path: Path) -> RowReader:
     """Open a file; .jsonl and .parquet files are entered without reading what comes before."""
     if ".jsonl" in path.suffixes[-2:]:
-        return partial(_read_lines, path)
+        return partial(_read_jsonl_rows, path)
     return partial(_read_groups if path.suffix == ".parquet" else _read_all, path)
 
 
@@ -127,7 +127,7 @@ def open_hub_shards(source: DataSource) -> list[RowReader]:
     return [partial(_read_hub_shard, shard, f"{source.path}/{number}") for number, shard in enumerate(shards)]
 
 
-def _read_lines(path: Path, row: int, byte: int, is_wanted: RowFilter) -> Iterator[FileRow]:
+def _read_jsonl_rows(path: Path, row: int, byte: int, is_wanted: RowFilter) -> Iterator[FileRow]:
     """Read the lines of a file; an uncompressed one is entered at a byte."""
     plain = path.suffix == ".jsonl"
     with _open(path) as raw:

@@ -290,8 +290,8 @@ class StreamedBatches(WorkerStream, Stream):
 
     def state_dict(self) -> dict[str, Any]:
         """The position, the fingerprint of the data, and the state of every rank; a collective call."""
-        gathered = self._shape.gather({str(self._shape.rank): self._state})
-        ranks = {rank: state for states in gathered for rank, state in states.items()}
+        states_of_ranks = self._shape.gather({str(self._shape.rank): self._state})
+        ranks = {rank: state for states in states_of_ranks for rank, state in states.items()}
         return {"position": self.position, "fingerprint": self._fingerprint, "ranks": ranks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -313,8 +313,8 @@ class StreamedBatches(WorkerStream, Stream):
 
     def report(self) -> Reports:
         """The rows that all ranks read and left out so far; a collective call."""
-        gathered = self._shape.gather({self._shape.rank: self._reports})
-        ranks = {rank: reports for item in gathered for rank, reports in item.items()}
+        states_of_ranks = self._shape.gather({self._shape.rank: self._reports})
+        ranks = {rank: reports for item in states_of_ranks for rank, reports in item.items()}
         merged = dict(self._cached_reports)
         for reports in ranks.values():
             for name, report in reports.items():

@@ -1,81 +1,27 @@
 """Modules of conversations and instructions: what is read, split, sampled, laid in rows, and gone on with exactly."""
 
-import itertools
 import json
 import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from litgpt.data import JSON, Conversations
+from litgpt.data import JSON
 from litgpt.data.modules.finetuning import Packing
-from litgpt.data.read.row_sources import parse_source, read_rows, split_sample
-from litgpt.data.render.loss_weights import WeightRule
-from litgpt.data.stream.batch import IGNORE, Batch
+from litgpt.data.stream.batch import IGNORE
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.recipe.data import BatchShape
+from tests.data.conversation_rows import equal, module, questions, rows, samples_of, take, write
 from tests.data.templates import write_tokenizer
-
-WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "forty", "two", "more"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return write_tokenizer(tmp_path_factory.mktemp("tokenizer"), "chatml")
-
-
-def rows(count: int, seed: int = 0, **rest: Any) -> list[dict[str, Any]]:
-    """Questions with their own number in them, and answers of many lengths."""
-    order = random.Random(seed)
-    return [
-        {"query": f"number {seed}-{number}", "response": " ".join(order.choices(WORDS, k=order.randint(1, 30)))} | rest
-        for number in range(count)
-    ]
-
-
-def write(path: Path, lines: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
-
-
-def module(tmp_path: Path, tokenizer: Tokenizer, sources: list[Any] | None = None, **settings: Any) -> Conversations:
-    if sources is None:
-        sources = [str(write(tmp_path / "rows.jsonl", rows(60)))]
-    made = Conversations(sources=sources, cache_dir=tmp_path / "cache", num_workers=0, **settings)
-    made.connect(tokenizer)
-    made.prepare_data()
-    made.setup()
-    return made
-
-
-def samples_of(batch: Batch) -> list[tuple[list[int], list[int]]]:
-    """The ids and labels of each sample in a batch, without padding."""
-    found = []
-    for row in range(batch.ids.shape[0]):
-        numbers = torch.zeros_like(batch.ids[row]) if batch.documents is None else batch.documents[row]
-        for number in range(int(numbers.max()) + 1):
-            found.append((batch.ids[row][numbers == number].tolist(), batch.labels[row][numbers == number].tolist()))
-    return found
-
-
-def questions(batches: list[Batch], tokenizer: Tokenizer) -> list[str]:
-    texts = [tokenizer.decode(ids) for batch in batches for ids, _ in samples_of(batch)]
-    return [text.split("number ")[1].split("\n")[0] for text in texts]
-
-
-def equal(one: Batch, other: Batch) -> bool:
-    names = ("ids", "labels", "documents", "positions", "weights", "channels")
-    pairs = [(getattr(one, name), getattr(other, name)) for name in names]
-    return all((a is None and b is None) or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
-
-
-def take(stream: Any, count: int) -> list[Batch]:
-    return list(itertools.islice(stream, count))
 
 
 SHAPE = BatchShape(4, 8, 64)
@@ -259,15 +205,6 @@ def test_sample_of_a_source(tmp_path: Path, tokenizer: Tokenizer, number: int) -
     )
 
 
-def test_a_name_with_a_hash(tmp_path: Path) -> None:
-    path = write(tmp_path / "a#3.jsonl", rows(2))
-    assert split_sample(str(path)) == (str(path), None)
-    assert split_sample(f"{path}#7") == (str(path), 7)
-    assert parse_source({"path": f"{path}#7", "channel": "x"}).sample == 7
-    with pytest.raises(UserError, match="sets a sample size"):
-        parse_source({"path": f"{path}#7", "sample": 3})
-
-
 def test_one_source_does_not_change_what_is_drawn_from_another(tmp_path: Path, tokenizer: Tokenizer) -> None:
     first = write(tmp_path / "first.jsonl", rows(20, seed=1))
     drawn = []
@@ -379,55 +316,6 @@ def test_overlong_samples(tmp_path: Path, tokenizer: Tokenizer) -> None:
         module(tmp_path, tokenizer, sources, on_overlong="drop").train_stream(BatchShape(1, 1, 4))
 
 
-def test_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
-    import csv
-    import gzip
-
-    import pyarrow
-    import pyarrow.parquet
-
-    lines = [
-        {"query": f"number 0-{n}", "response": text} for n, text in enumerate(["NA", "null", "é😀", 'a,"b"\nc', "1"])
-    ]
-    write(tmp_path / "a.jsonl", lines)
-    (tmp_path / "b.json").write_text(json.dumps(lines))
-    write(tmp_path / "c.json", lines)
-    (tmp_path / "d.json").write_text(json.dumps({"rows": lines}))
-    with (tmp_path / "e.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, ["query", "response"])
-        table.writeheader()
-        table.writerows(lines)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines), tmp_path / "f.parquet")
-    (tmp_path / "g.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
-    for path in sorted(tmp_path.iterdir()):
-        assert [row for _, row in read_rows(path)] == lines, path
-    for broken in ("[{", '[{"a": 1} {"b": 2}]', '[{"a": 1}', '[{"a": 1}] x', "3", "[" * 3000, '[{"a": "\udcff"}]'):
-        (tmp_path / "broken.json").write_bytes(broken.encode(errors="surrogateescape"))
-        with pytest.raises(UserError, match=r"broken\.json: [^\n]*$"):
-            list(read_rows(tmp_path / "broken.json"))
-    long = [{"query": "q" * 3_000_000, "response": "é" * 10}, 12, 3.5, None, {"a": []}, {"query": "r", "response": "s"}]
-    for text in (json.dumps(long, ensure_ascii=False), json.dumps(long, indent=2), "\ufeff [ ]\n", "[1, 2]"):
-        (tmp_path / "long.json").write_text(text)
-        assert [row for _, row in read_rows(tmp_path / "long.json")] == json.loads(text.lstrip("\ufeff"))
-    (tmp_path / "broken.json").write_text("[{")
-    with pytest.raises(UserError, match=r"broken\.json"):
-        list(read_rows(tmp_path / "broken.json"))
-
-
-def test_tools_of_other_shapes_survive_parquet(tmp_path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    from litgpt.data.read.conversation import to_conversation
-
-    tools = [[{"name": "f", "parameters": {"city": {"type": "string"}}}], [{"name": "g", "parameters": {"x": 1}}]]
-    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    lines = [{"messages": said, "tools": json.dumps(one)} for one in tools]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines), tmp_path / "t.parquet")
-    found = [to_conversation(row).tools for _, row in read_rows(tmp_path / "t.parquet")]
-    assert [json.loads(one or "") for one in found] == tools
-
-
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
@@ -504,54 +392,3 @@ def test_samples_are_made_once_and_again_for_another_tokenizer(
     damaged.write_bytes(damaged.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"tokens.npy"):  # which of the two was damaged is left open
         _ = [module(tmp_path, each) for each in (tokenizer, other)]
-
-
-def test_lengths_of_hundred_thousand() -> None:
-    from litgpt.data.stream.packing import compute_fill_ratio, pack_samples
-
-    lengths = np.clip(np.random.default_rng(0).lognormal(5.5, 0.9, 100_000), 4, 4096).astype(int)
-    assert compute_fill_ratio(lengths, pack_samples(lengths, 4096), 4096) > 0.97
-
-
-def test_lazy_batches_are_those_made_ahead(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    lines = [*rows(30, channel="a"), *rows(10, seed=1, weight=0.5), {"text": "the quick brown fox " * 20}]
-    sources = [str(write(tmp_path / "rows.jsonl", lines))]
-    for settings in (
-        {},
-        {"padding": True},
-        {"weights": [WeightRule(2, keyword="fox")]},
-        {"on_overlong": "truncate_left"},
-    ):
-        settings = {"on_overlong": "truncate_right"} | settings
-        ahead, lazy = (module(tmp_path, tokenizer, sources, tokenize=how, **settings) for how in ("ahead", "lazy"))
-        pairs = zip(take(ahead.train_stream(SHAPE), 12), take(lazy.train_stream(SHAPE), 12), strict=True)
-        assert all(equal(one, other) for one, other in pairs)
-        val, other_val = ahead.val_stream(SHAPE), lazy.val_stream(SHAPE)
-        assert val is not None and other_val is not None and all(map(equal, val, other_val))
-
-
-def test_lazy_samples_that_cannot_be(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
-    refused = {"messages": [{"role": "user", "content": "refuse"}, {"role": "assistant", "content": "a"}]}
-    sources = [str(write(tmp_path / "rows.jsonl", [*rows(3), refused, {"query": "q", "response": "fox " * 99}]))]
-    template = tmp_path / "template.jinja"
-    template.write_text(
-        "{% for m in messages %}{% if m.content == 'refuse' %}{{ raise_exception('no') }}{% endif %}"
-        "{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
-    )
-    settings = {"tokenize": "lazy", "chat_template": template, "val_fraction": 0.0}
-    for workers in (0, 1):
-        data = module(tmp_path, tokenizer, sources, **settings)
-        data.num_workers = workers
-        stream = data.train_stream(BatchShape(5, 5, 70))
-        with pytest.raises(UserError, match="conversation 4: the chat template rejects it") as raised:
-            take(stream, 1)
-        assert "\n" not in str(raised.value)
-        stream.close()
-    (batch,) = take(
-        module(tmp_path, tokenizer, sources, on_error="drop", **settings).train_stream(BatchShape(5, 5, 70)), 1
-    )
-    trained = [any(label != IGNORE for label in labels) for _, labels in samples_of(batch)]
-    assert sorted(trained) == [False, False, True, True, True] and "conversation 4" in capsys.readouterr().err
-    for other in ({"packing": Packing(True)}, {"on_overlong": "split"}, {"on_overlong": "raise"}):
-        with pytest.raises(UserError, match=r"data\.tokenize: ahead"):
-            module(tmp_path, tokenizer, sources, **(settings | other))

@@ -43,3 +43,8 @@ def test_rows_are_full(spread: float) -> None:
     assert compute_fill_ratio(lengths, rows, 4096) > 0.99
     in_order = pack_samples(lengths, 4096, "sequential")
     assert len(in_order) > len(rows)
+
+
+def test_lengths_of_hundred_thousand() -> None:
+    lengths = np.clip(np.random.default_rng(0).lognormal(5.5, 0.9, 100_000), 4, 4096).astype(int)
+    assert compute_fill_ratio(lengths, pack_samples(lengths, 4096), 4096) > 0.97

@@ -18,7 +18,7 @@ from litgpt.errors import UserError
 from litgpt.recipe.data import BatchShape
 from litgpt.recipe.train import TrainArgs
 from litgpt.train.schedule import count_steps
-from tests.data.modules.test_finetuning import equal, module, questions, rows, samples_of, take, write
+from tests.data.conversation_rows import equal, module, questions, rows, samples_of, take, write
 from tests.data.templates import write_tokenizer
 
 

@@ -1,0 +1,67 @@
+"""Rows read from files of every kind, and their names in recipes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from litgpt.data.read.conversation import to_conversation
+from litgpt.data.read.row_sources import parse_source, read_rows, split_sample
+from litgpt.errors import UserError
+from tests.data.conversation_rows import rows, write
+
+
+def test_a_name_with_a_hash(tmp_path: Path) -> None:
+    path = write(tmp_path / "a#3.jsonl", rows(2))
+    assert split_sample(str(path)) == (str(path), None)
+    assert split_sample(f"{path}#7") == (str(path), 7)
+    assert parse_source({"path": f"{path}#7", "channel": "x"}).sample == 7
+    with pytest.raises(UserError, match="sets a sample size"):
+        parse_source({"path": f"{path}#7", "sample": 3})
+
+
+def test_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
+    import csv
+    import gzip
+
+    import pyarrow
+    import pyarrow.parquet
+
+    lines = [
+        {"query": f"number 0-{n}", "response": text} for n, text in enumerate(["NA", "null", "é😀", 'a,"b"\nc', "1"])
+    ]
+    write(tmp_path / "a.jsonl", lines)
+    (tmp_path / "b.json").write_text(json.dumps(lines))
+    write(tmp_path / "c.json", lines)
+    (tmp_path / "d.json").write_text(json.dumps({"rows": lines}))
+    with (tmp_path / "e.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ["query", "response"])
+        table.writeheader()
+        table.writerows(lines)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines), tmp_path / "f.parquet")
+    (tmp_path / "g.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    for path in sorted(tmp_path.iterdir()):
+        assert [row for _, row in read_rows(path)] == lines, path
+    for broken in ("[{", '[{"a": 1} {"b": 2}]', '[{"a": 1}', '[{"a": 1}] x', "3", "[" * 3000, '[{"a": "\udcff"}]'):
+        (tmp_path / "broken.json").write_bytes(broken.encode(errors="surrogateescape"))
+        with pytest.raises(UserError, match=r"broken\.json: [^\n]*$"):
+            list(read_rows(tmp_path / "broken.json"))
+    long = [{"query": "q" * 3_000_000, "response": "é" * 10}, 12, 3.5, None, {"a": []}, {"query": "r", "response": "s"}]
+    for text in (json.dumps(long, ensure_ascii=False), json.dumps(long, indent=2), "\ufeff [ ]\n", "[1, 2]"):
+        (tmp_path / "long.json").write_text(text)
+        assert [row for _, row in read_rows(tmp_path / "long.json")] == json.loads(text.lstrip("\ufeff"))
+    (tmp_path / "broken.json").write_text("[{")
+    with pytest.raises(UserError, match=r"broken\.json"):
+        list(read_rows(tmp_path / "broken.json"))
+
+
+def test_tools_of_other_shapes_survive_parquet(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    tools = [[{"name": "f", "parameters": {"city": {"type": "string"}}}], [{"name": "g", "parameters": {"x": 1}}]]
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    lines = [{"messages": said, "tools": json.dumps(one)} for one in tools]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines), tmp_path / "t.parquet")
+    found = [to_conversation(row).tools for _, row in read_rows(tmp_path / "t.parquet")]
+    assert [json.loads(one or "") for one in found] == tools
