@@ -48,6 +48,7 @@ class BOFTLinear(AdaptedLayer):
         add_mixin(layer, cls)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The output of the layer with rotated inputs; (..., in) -> (..., out)."""
         if not self.adapter_on:
             return super().forward(x)
         y = super().forward(x @ build_rotation(own_parameter(self, "boft_r")).to(x.dtype))

@@ -73,6 +73,7 @@ class ScaledLinear(ScaledLayer):
     """A linear layer of a block, whose input and output are scaled."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """The output of the layer with its inputs or outputs scaled; (..., in) -> (..., out)."""
         y = super().forward((x * self.get_scale("scale_in", 1.0)).to(x.dtype))
         return ((y + self.get_scale("shift", 0.0)) * self.get_scale("scale_out", 1.0)).to(y.dtype)
 

@@ -105,6 +105,7 @@ class LoRALinear(LoRALayer):
     """A linear layer with a low-rank update that is never materialized: W x + s B (A x)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """The output of the layer plus its update; (..., in) -> (..., out)."""
         y = super().forward(x)
         if not self.adapter_on:
             return y

@@ -62,6 +62,7 @@ class QuantizedLinear(nn.Linear):
         return self.quant_format.dequantize(tensors, shape, dtype or self.original_dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Multiply by the dequantized weight, in the dtype of autocast if it is on; (..., in) -> (..., out)."""
         device = x.device.type
         x = x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
         dequantize = partial(self._dequantize, dtype=x.dtype)

@@ -31,6 +31,7 @@ class ReFTBlock(AdaptedLayer):
     merge_error = "edits of hidden states cannot be expressed in the base's weights"
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The block's output with its edit; (B, T, D) -> (B, T, D)."""
         hidden = super().forward(*args, **kwargs)
         if not self.adapter_on:
             return hidden

@@ -54,6 +54,7 @@ class VeRALinear(AdaptedLayer):
         add_mixin(layer, cls)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The output of the layer plus its update; (..., in) -> (..., out)."""
         y = super().forward(x)
         if not self.adapter_on:
             return y

@@ -55,6 +55,7 @@ class Block(nn.Module):
         return getattr(self.mlp, "experts", None)
 
     def forward(self, x_BTD: Tensor, inputs: AttentionInputs, cache: KVCacheLayer | None = None) -> Tensor:
+        """Attention and feed-forward, each with its residual; (B, T, D) -> (B, T, D)."""
         normed = self.norm_1(x_BTD)
         attended = self._scale_residual(self.norm_1_post(self.attention(normed, inputs, cache)))
         if self.parallel:

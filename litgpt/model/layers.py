@@ -20,6 +20,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize in the wider of the dtypes of x and weight; (..., size) -> (..., size) in the dtype of `x`."""
         dtype = torch.promote_types(x.dtype, self.weight.dtype)  # autocast may narrow x only
         return F.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), self.eps).to(x.dtype)
 
@@ -33,6 +34,7 @@ class OffsetRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize in float32 or wider; (..., size) -> (..., size) in the dtype of `x`."""
         dtype = torch.promote_types(x.dtype, torch.float32)  # 1 + weight would lose the weight in bfloat16
         return F.rms_norm(x.to(dtype), self.weight.shape, 1 + self.weight.to(dtype), self.eps).to(x.dtype)
 
@@ -47,6 +49,7 @@ class OffsetLayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize in float32 or wider; (..., size) -> (..., size) in the dtype of `x`."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         weight, bias = 1 + self.weight.to(dtype), self.bias.to(dtype)
         return F.layer_norm(x.to(dtype), self.weight.shape, weight, bias, self.eps).to(x.dtype)
@@ -61,6 +64,7 @@ class ScaleLayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize in float32 or wider; (..., size) -> (..., size) in the dtype of `x`."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         return (F.layer_norm(x.to(dtype), x.shape[-1:], eps=self.eps) * self.weight.to(dtype)).to(x.dtype)
 
@@ -151,6 +155,7 @@ class PlainMLP(nn.Module):
         self.activation = build_activation(config)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply both projections; (B, T, n_embd) -> (B, T, n_embd)."""
         return self.down(self.activation(self.up(x)))
 
 
@@ -167,4 +172,5 @@ class GatedMLP(nn.Module):
         self.gating = build_gating(config)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the three projections; (B, T, n_embd) -> (B, T, n_embd)."""
         return self.down(self.gating(self.gate(x), self.up(x)))

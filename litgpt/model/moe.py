@@ -28,6 +28,7 @@ class MoE(nn.Module):
         self.weights_input = config.router_weights == "input"
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """Route each token to its experts and sum what they return; (B, T, D) -> (B, T, D)."""
         x_ND = x_BTD.flatten(0, 1)
         weights_NK, experts_NK = self.router(x_ND)
         permutation = Permutation(experts_NK, self.router.weight.shape[0])

@@ -136,6 +136,7 @@ class NameRule:
     transposed: bool = False
 
     def applies_to(self, config: TransformerConfig) -> bool:
+        """Whether a model of this shape has the tensors of the rule."""
         return all(getattr(config, key) in values for key, values in self.when.items())
 
     def map_hf_name(self, hf_name: str) -> TensorMapping | None:

@@ -50,6 +50,7 @@ class Stage:
     hidden_BPD: Tensor | None = None
 
     def __call__(self, ids_BT: Tensor, **named: Any) -> Any:
+        """Run the stage on ids of a micro-batch, (B, T)."""
         return self.model(ids_BT, layers=self.layers, hidden_BTD=self.hidden_BPD, **named)
 
 

@@ -79,6 +79,7 @@ class GGUFFile:
 
     @property
     def names(self) -> list[str]:
+        """The names of the tensors in the file."""
         return list(self._tensors)
 
     @property

@@ -30,6 +30,7 @@ class Objective:
     weigh: Callable[[Batch], Batch]
 
     def __call__(self, model: nn.Module, local: LocalBatch) -> tuple[Tensor, dict[str, Any]]:
+        """Call `loss`."""
         return self.loss(model, local)
 
 
