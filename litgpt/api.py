@@ -271,17 +271,10 @@ class LLM(nn.Module):
         stops += format_stops
         sampling = Sampling(temperature, top_k, top_p)
         check_length(self.model, ids, max_new_tokens)
-        device = self.model.embedding.weight.device
-        generated = generate(
-            self.model,
-            ids,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            stop_tokens=stop_tokens,
-            generator=None if seed is None else torch.Generator(device).manual_seed(seed),
-            cache_size=self.cache_size,
-        )
-        tokens = call_with_each(generated, on_token)
+        rng = None if seed is None else torch.Generator(self.model.embedding.weight.device).manual_seed(seed)
+        settings: dict[str, Any] = {"sampling": sampling, "generator": rng, "cache_size": self.cache_size}
+        tokens = generate(self.model, ids, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens, **settings)
+        tokens = call_with_each(tokens, on_token)
         # a reply is a text of its own; a continuation begins with the space that follows the prompt
         context = [] if encoder.has_format(chat_template) else ids
         if return_as_token_ids:

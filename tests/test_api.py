@@ -71,10 +71,10 @@ def test_logits_equal_transformers(folder: Path) -> None:
 
     llm = LLM.load(folder, distribute=None)
     llm.distribute(accelerator="cpu", precision="32-true")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.arange(40)[None]
     with torch.no_grad():
-        torch.testing.assert_close(llm.model(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(llm.model(ids), reference(ids).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_loss_shifts_inside(llm: LLM) -> None:
@@ -112,14 +112,14 @@ def test_a_seed_gives_the_same_text_again(llm: LLM) -> None:
 def test_stop_strings_end_text_and_tokens(llm: LLM) -> None:
     settings: dict[str, Any] = {"max_new_tokens": 40, "temperature": 1.0, "seed": 2}
     text = llm.generate("the fox", **settings)
-    found = re.search("[a-zA-Z]{2,}", text[len(text) // 2 :])
-    assert found
-    stop = found[0]
+    match = re.search("[a-zA-Z]{2,}", text[len(text) // 2 :])
+    assert match
+    stop = match[0]
     before = text[: text.index(stop)]
-    told: list[int] = []
-    assert llm.generate("the fox", stop=[stop, "never there"], on_token=told.append, **settings) == before
+    tokens: list[int] = []
+    assert llm.generate("the fox", stop=[stop, "never there"], on_token=tokens.append, **settings) == before
     numbers = llm.generate("the fox", stop=stop, return_as_token_ids=True, **settings).tolist()
-    assert numbers == told and stop in llm.tokenizer.decode(numbers)
+    assert numbers == tokens and stop in llm.tokenizer.decode(numbers)
     assert stop not in llm.tokenizer.decode(numbers[:-1])
     with pytest.raises(UserError, match="stop: ''"):
         llm.generate("a", stop="")
@@ -147,14 +147,14 @@ def test_a_prompt_goes_through_the_chat_template(chatty: Path) -> None:
     assert with_template != llm.generate("the fox", chat_template=False, **settings).tolist()
 
 
-def test_prompts_that_the_folder_cannot_take_are_refused(llm: LLM) -> None:
+def test_unsupported_prompts_are_refused(llm: LLM) -> None:
     with pytest.raises(UserError, match=r"sys_prompt: 'you' is not supported with .* without a chat template"):
         llm.generate("a", sys_prompt="you")
     with pytest.raises(UserError, match="chat_template: true, but"):
         llm.generate("a", chat_template=True)
 
 
-def test_the_prompt_style_of_the_folder_goes_before_its_template(chatty: Path, tmp_path: Path) -> None:
+def test_the_prompt_style_of_the_folder_overrides_its_template(chatty: Path, tmp_path: Path) -> None:
     (chatty / "prompt_style.yaml").write_text("class_path: litgpt.prompts.Alpaca\n")
     llm = LLM.load(chatty, distribute=None)
     styled = llm.tokenizer.decode(llm.prompt_tokens("the fox"))
@@ -182,10 +182,10 @@ def test_stops_of_several_tokens_that_a_prompt_style_has(chatty: Path) -> None:
             return ([], [7], tokenizer.encode("dog over", bos=False).tolist())
 
     llm = LLM.load(chatty, distribute=None)
-    assert llm._prompts().stops(None) == ([1], [])
+    assert llm._prompt_encoder().get_stops(None) == ([1], [])
     llm.prompt_style = Ends()
-    assert llm._prompts().stops(None) == ([1, 7], ["dog over"])
-    assert llm._prompts().stops(False) == ([1], [])
+    assert llm._prompt_encoder().get_stops(None) == ([1, 7], ["dog over"])
+    assert llm._prompt_encoder().get_stops(False) == ([1], [])
 
 
 def test_saved_it_loads_again(llm: LLM, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_random_weights_of_a_known_shape(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"devices": 2}, "devices: 2"),
         ({"precision": "8-true"}, "precision: '8-true' is not known; set 64-true, 32-true"),
@@ -221,8 +221,8 @@ def test_random_weights_of_a_known_shape(folder: Path) -> None:
         ({"quantize": "bnb.nf4", "precision": "bf16-mixed"}, "quantize: bnb.nf4 is not supported with bf16-mixed"),
     ],
 )
-def test_distribute_refuses(llm: LLM, settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_distribute_refuses(llm: LLM, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         llm.distribute(**settings)
 
 
@@ -270,10 +270,10 @@ def test_missing_bitsandbytes_is_one_line(llm: LLM, monkeypatch: pytest.MonkeyPa
 
 
 def test_benchmark_counts_what_is_written(llm: LLM) -> None:
-    text, told = llm.benchmark(2, prompt="the fox", max_new_tokens=7, temperature=0)
+    text, figures = llm.benchmark(2, prompt="the fox", max_new_tokens=7, temperature=0)
     assert text == llm.generate("the fox", max_new_tokens=7, temperature=0)
-    assert told["Tokens generated"] == [7, 7] and len(told) == 5
-    for total, first, speed in zip(*(told[key] for key in list(told)[:2] + list(told)[3:4]), strict=True):
+    assert figures["Tokens generated"] == [7, 7] and len(figures) == 5
+    for total, first, speed in zip(*(figures[key] for key in list(figures)[:2] + list(figures)[3:4]), strict=True):
         assert 0 < first <= total and speed == pytest.approx(7 / total)
 
 
@@ -337,7 +337,7 @@ def generate(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-def test_command_prints_the_text_and_says_the_rest_aside(generate: Run, llm: LLM) -> None:
+def test_command_prints_the_text_to_stdout_and_times_to_stderr(generate: Run, llm: LLM) -> None:
     out, err = generate("--prompt", "the fox", "--temperature", "0")
     assert out == "the fox" + llm.generate("the fox", max_new_tokens=12, temperature=0) + "\n"
     assert "Time to load the model" in err and "Time for inference 1: " in err and "tokens/sec" in err
@@ -349,8 +349,8 @@ def test_command_repeats_itself_for_a_seed(generate: Run) -> None:
     first = generate(*flags)[0]
     assert generate(*flags, "--seed", "1234", "--stream", "false")[0] == first
     assert generate(*flags, "--seed", "5")[0] != first
-    one, other = first.split("\nthe")
-    assert one != "the" + other.removesuffix("\n")
+    sample, next_sample = first.split("\nthe")
+    assert sample != "the" + next_sample.removesuffix("\n")
 
 
 def test_command_stops_at_a_text(generate: Run) -> None:
@@ -371,7 +371,7 @@ def test_command_prints_a_reply_alone(generate: Run, chatty: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "code", "said"),
+    ("flags", "code", "message"),
     [
         (("--top_k", "0"), 2, "top_k: 0 is not valid"),
         (("--top_p", "1.5"), 2, "top_p"),
@@ -382,10 +382,10 @@ def test_command_prints_a_reply_alone(generate: Run, chatty: Path) -> None:
         (("--sys_prompt", "x"), 1, "sys_prompt: 'x' is not supported"),
     ],
 )
-def test_command_refuses_in_one_line(generate: Run, flags: tuple[str, ...], code: int, said: str) -> None:
+def test_command_refuses_in_one_line(generate: Run, flags: tuple[str, ...], code: int, message: str) -> None:
     out, err = generate(*flags, code=code)
     lines = [line for line in err.splitlines() if not line.startswith("Time")]
-    assert out == "" and len(lines) == 1 and lines[0].startswith("litgpt: error: ") and said in lines[0]
+    assert out == "" and len(lines) == 1 and lines[0].startswith("litgpt: error: ") and message in lines[0]
 
 
 def test_command_refuses_a_folder_without_a_model(generate: Run, tmp_path: Path) -> None:

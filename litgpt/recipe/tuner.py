@@ -215,5 +215,6 @@ class ReFT(Tuner):
     """Dropout probability of the edits."""
 
 
-KINDS: tuple[type[Tuner], ...] = (Full, LISA, LLaMAPro, LoRA, IA3, VeRA, BOFT, Adapter, AdapterV2, ReFT)
-TUNERS = {cls.__name__: cls for cls in KINDS}
+TUNERS: dict[str, type[Tuner]] = {
+    cls.__name__: cls for cls in (Full, LISA, LLaMAPro, LoRA, IA3, VeRA, BOFT, Adapter, AdapterV2, ReFT)
+}

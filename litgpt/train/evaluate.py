@@ -50,7 +50,7 @@ def validation_loss(
     return summed_loss / counted if counted else float("nan")
 
 
-def generate_sample(
+def sample_continuation(
     train_state: TrainState,
     prompt: list[int],
     *,

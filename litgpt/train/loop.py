@@ -18,7 +18,7 @@ from litgpt.parallel.strategy import is_rank_zero
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.store.tokenizer_files import find_tokenizer_files
 from litgpt.train.console import RunConsole, RunSummary
-from litgpt.train.evaluate import generate_sample, validation_loss
+from litgpt.train.evaluate import sample_continuation, validation_loss
 from litgpt.train.guard import Guard, Interrupts, perplexity
 from litgpt.train.metrics import Meter, device_peak, memory_gb
 from litgpt.train.optimizer import set_learning_rate
@@ -262,7 +262,7 @@ class Loop:
         run, tokenizer = self.run, self.run.data.tokenizer
         assert tokenizer is not None
         start = prompt or [tokenizer.bos_id or tokenizer.eos_id or 0]
-        new = generate_sample(
+        new = sample_continuation(
             run.train_state,
             start,
             max_new_tokens=tokens,

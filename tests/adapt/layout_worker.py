@@ -55,7 +55,7 @@ def build(case: str, ranks: int, precision: str = "64-true") -> GPT:
     return model
 
 
-def facts(case: str, ranks: int) -> dict[str, Tensor]:
+def compute_results(case: str, ranks: int) -> dict[str, Tensor]:
     """Gradients of a first step, parameters after two, logits with and without the adapter, and the merged model.
 
     Both ranks see the same rows, so that summed gradients are twice those of one.
@@ -65,28 +65,28 @@ def facts(case: str, ranks: int) -> dict[str, Tensor]:
         name: full_tensor(value).detach().clone() for name, value in model.named_parameters() if not value.requires_grad
     }
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-2)
-    found: dict[str, Tensor] = {}
+    results: dict[str, Tensor] = {}
     for number in range(2):
         optimizer.zero_grad()
         (loss_of(model(IDS)) / ranks).backward()
         if number == 1:
             named = model.named_parameters()
-            found |= {f"gradient {name}": full_tensor(value.grad) for name, value in named if value.grad is not None}
+            results |= {f"gradient {name}": full_tensor(value.grad) for name, value in named if value.grad is not None}
         optimizer.step()
     with torch.no_grad():
-        found["adapted"] = model(IDS)
+        results["adapted"] = model(IDS)
         with disable_adapters(model):
-            found["base"] = model(IDS)
-    found |= {
+            results["base"] = model(IDS)
+    results |= {
         f"tensor {name}": full_tensor(value).detach().clone()
         for name, value in adapt.get_adapter_parameters(model).items()
     }
     if case != "AdapterV2":
-        found |= {f"merged {name}": value.clone() for name, value in adapt.merge_adapter(model)}
+        results |= {f"merged {name}": value.clone() for name, value in adapt.merge_adapter(model)}
     now = dict(model.named_parameters())
     changed = [name for name, value in base.items() if not torch.equal(full_tensor(now[name]), value)]
     assert not changed, changed
-    return found
+    return results
 
 
 def compare(folder: Path) -> None:
@@ -94,10 +94,12 @@ def compare(folder: Path) -> None:
     dist.init_process_group("gloo")
     for name in SETTINGS:
         expected = torch.load(folder / f"{name}.pt", weights_only=True)
-        found = facts(name, dist.get_world_size())
-        assert found.keys() == expected.keys()
-        far: dict[str, Any] = {key: (found[key] - value).abs().max().item() for key, value in expected.items()}
-        assert max(far.values()) < 1e-10, far
+        results = compute_results(name, dist.get_world_size())
+        assert results.keys() == expected.keys()
+        differences: dict[str, Any] = {
+            key: (results[key] - value).abs().max().item() for key, value in expected.items()
+        }
+        assert max(differences.values()) < 1e-10, differences
         scores = build(name, dist.get_world_size(), "bf16-mixed")(IDS)
         loss_of(scores.float()).backward()
         assert scores.dtype == torch.bfloat16 and scores.isfinite().all()

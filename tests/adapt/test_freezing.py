@@ -1,4 +1,4 @@
-"""Full training freezes what it is told to, and says so when a name stands for nothing."""
+"""Full finetuning freezes the parameters that the settings name; a name that matches nothing is an error."""
 
 import pytest
 import torch
@@ -58,14 +58,14 @@ def test_freezing(settings: Full, expected: set[str]) -> None:
     assert trained(settings)[1] == expected
 
 
-def test_tied_embedding_counts_once_at_the_bottom() -> None:
+def test_a_tied_embedding_is_counted_once_and_frozen_first() -> None:
     model = random_model(small("Llama-3.2-1B", n_layer=4, tie_embeddings=True))
     share = model.embedding.weight.numel() / sum(value.numel() for value in model.parameters())
     adapt.attach(model, Full(freeze_parameters_ratio=share + 1e-4))
     assert {name for name, value in model.named_parameters() if not value.requires_grad} == {"embedding.weight"}
 
 
-def test_three_steps_change_what_is_trained_and_no_bit_of_the_rest() -> None:
+def test_steps_change_trained_parameters_and_no_bit_of_frozen_ones() -> None:
     model, expected = trained(Full(freeze_parameters=["embedding", "blocks.0"]))
     before = base_of(model)
     steps(model, lambda: model(IDS), 3)
@@ -76,7 +76,7 @@ def test_three_steps_change_what_is_trained_and_no_bit_of_the_rest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (
             {"freeze_parameters": ["blocks.9"]},
@@ -89,7 +89,7 @@ def test_three_steps_change_what_is_trained_and_no_bit_of_the_rest() -> None:
         ({"freeze_parameters_ratio": 1.0}, "every parameter is frozen"),
     ],
 )
-def test_wrong_settings_are_one_line(settings: dict[str, object], said: str) -> None:
-    with pytest.raises(UserError, match=said) as error:
+def test_wrong_settings_are_one_line(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         trained(Full(**settings))  # type: ignore[arg-type]
     assert "\n" not in str(error.value)

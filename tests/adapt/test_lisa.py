@@ -70,17 +70,17 @@ def test_active_blocks_are_trained_and_frozen_ones_hold_no_state(settings: Optim
 def test_a_router_s_correction_is_never_trained() -> None:
     model = random_model(small("Mixtral-8x7B-v0.1", n_expert=4, router_correction=True, sliding_window_size=None))
     adapt.attach(model, LISA(activated_layers=1))
-    assert [name for name, one in model.named_parameters() if not one.requires_grad] == [
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == [
         f"blocks.{layer}.mlp.router.correction" for layer in range(2)
     ]
     schedule = LISASchedule(model, LISA(activated_layers=1), 0)
     schedule.set_active(0)
     (drawn,) = schedule.draw_blocks(0)
-    assert not any("correction" in name and one.requires_grad for name, one in model.named_parameters())
+    assert not any("correction" in name and parameter.requires_grad for name, parameter in model.named_parameters())
     assert model.blocks[drawn].mlp.router.weight.requires_grad
     assert not model.blocks[1 - drawn].mlp.router.weight.requires_grad
 
 
-def test_more_blocks_than_there_are_are_refused() -> None:
+def test_more_active_blocks_than_the_model_has_are_refused() -> None:
     with pytest.raises(UserError, match=r"tuner.activated_layers: 6 of 5 blocks; set at most 5"):
         build_model(settings=LISA(activated_layers=6))

@@ -1,4 +1,4 @@
-"""Added blocks change nothing at first, are trained alone, and stay in a model that transformers loads."""
+"""LLaMA-Pro: inserted blocks start as the identity, only they are trained, and transformers loads the model."""
 
 import json
 from pathlib import Path
@@ -44,37 +44,37 @@ def base(case: str) -> GPT:
     return random_model(small(name, **{"n_layer": 4, **changes})).double()
 
 
-def expanded(model: GPT, settings: LLaMAPro) -> GPT:
-    """What a run trains: the grown model, filled from the tensors of its base."""
+def build_expanded(model: GPT, settings: LLaMAPro) -> GPT:
+    """The expanded model with the weights of its base, as in a run."""
     config = llama_pro.expand_config(model.config, settings)
-    found = GPT(config).double().eval()
+    grown = GPT(config).double().eval()
     with torch.no_grad():
-        for parameter in found.parameters():
+        for parameter in grown.parameters():
             parameter.fill_(float("nan"))
-    adapt.attach(found, settings)
+    adapt.attach(grown, settings)
     order = settings.get_block_order(model.config.n_layer)
-    llama_pro.load_expanded(found, model.named_parameters(), order)
-    return found
+    llama_pro.load_expanded(grown, model.named_parameters(), order)
+    return grown
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_first_scores_are_the_base_s_and_three_steps_change_the_added_alone(case: str) -> None:
+def test_initial_logits_equal_the_base_and_steps_change_only_inserted_blocks(case: str) -> None:
     model = base(case)
-    found = expanded(model, LLaMAPro(new_blocks=2))
-    assert found.config.n_layer == 6 and not any(value.isnan().any() for value in found.parameters())
-    assert torch.equal(found(IDS), model(IDS))
+    grown = build_expanded(model, LLaMAPro(new_blocks=2))
+    assert grown.config.n_layer == 6 and not any(value.isnan().any() for value in grown.parameters())
+    assert torch.equal(grown(IDS), model(IDS))
     own = {0: 0, 1: 1, 3: 2, 4: 3}
-    first = base_of(found)
+    first = base_of(grown)
     for name, value in weights(model).items():
         moved = name
         for place, layer in own.items():
             moved = f"blocks.{place}.{name.split('.', 2)[2]}" if name.startswith(f"blocks.{layer}.") else moved
         assert torch.equal(first[moved], value), name
-    losses = steps(found, lambda: found(IDS), 3)
+    losses = steps(grown, lambda: grown(IDS), 3)
     assert losses[-1] < losses[0]
-    now = base_of(found)
+    now = base_of(grown)
     changed = {name for name in now if not torch.equal(now[name], first[name])}
-    trained = {name for name, value in found.named_parameters() if value.requires_grad}
+    trained = {name for name, value in grown.named_parameters() if value.requires_grad}
     assert (
         changed
         == trained
@@ -82,7 +82,7 @@ def test_first_scores_are_the_base_s_and_three_steps_change_the_added_alone(case
     )
 
 
-def test_blocks_are_added_on_top_of_each_group() -> None:
+def test_blocks_are_inserted_after_each_group() -> None:
     assert LLaMAPro(new_blocks=2).get_block_order(4) == [
         (0, False), (1, False), (1, True), (2, False), (3, False), (3, True)
     ]  # fmt: skip
@@ -92,31 +92,31 @@ def test_blocks_are_added_on_top_of_each_group() -> None:
 
 
 @pytest.mark.parametrize("case", ["llama", "biases, side by side", "norms after", "windows"])
-def test_grown_model_is_loaded_by_transformers(case: str, tmp_path: Path) -> None:
+def test_transformers_loads_the_expanded_model(case: str, tmp_path: Path) -> None:
     model = base(case)
-    found = expanded(model, LLaMAPro(new_blocks=2))
-    steps(found, lambda: found(IDS), 2)
+    grown = build_expanded(model, LLaMAPro(new_blocks=2))
+    steps(grown, lambda: grown(IDS), 2)
     save_model_folder(
-        tmp_path / "grown", config=found.config, tensors=dict(adapt.merge_adapter(found)), dtype=torch.float32
+        tmp_path / "grown", config=grown.config, tensors=dict(adapt.merge_adapter(grown)), dtype=torch.float32
     )
     assert json.loads((tmp_path / "grown" / "config.json").read_text())["num_hidden_layers"] == 6
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "grown", dtype=torch.float32)
     scores: Tensor = loaded(IDS).logits
-    assert (scores - found.float()(IDS)).abs().max() < 1e-4
+    assert (scores - grown.float()(IDS)).abs().max() < 1e-4
     assert (scores - model.float()(IDS)).abs().max() > 1e-2
     again = GPT(load_config(tmp_path / "grown")).eval()
     load_model(again, tmp_path / "grown")
-    assert torch.equal(again(IDS), found(IDS))
+    assert torch.equal(again(IDS), grown(IDS))
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"new_blocks": 3}, r"tuner.groups: 4 and 3 new blocks are not divisible by 3; set 1"),
         ({"new_blocks": 4, "groups": 3}, r"tuner.groups: 4 and 4 new blocks are not divisible by 3; set 1 or 2 or 4"),
         ({"new_blocks": 5}, r"tuner.new_blocks: 5 is more than the model's 4 blocks; set at most 4"),
     ],
 )
-def test_groups_that_do_not_come_out_even_are_refused(settings: dict[str, int], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_groups_that_are_not_divisible_are_refused(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         llama_pro.expand_config(small("Llama-3.2-1B", n_layer=4), LLaMAPro(**settings))

@@ -39,7 +39,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def in_peft(name: str, modules: dict[str, str]) -> str:
-    """What PEFT calls one of our adapter's parameters."""
+    """The name in PEFT of a parameter of our adapter."""
     owner, _, key = name.rpartition(".")
     if key in KEYS:
         return f"base_model.model.{modules[owner]}.{KEYS[key]}"
@@ -49,11 +49,11 @@ def in_peft(name: str, modules: dict[str, str]) -> str:
     return f"base_model.model.{modules[owner]}.modules_to_save.default.weight"
 
 
-def pair(case: str, folder: Path) -> tuple[GPT, Any, dict[str, str]]:
+def build_pair(case: str, folder: Path) -> tuple[GPT, Any, dict[str, str]]:
     """Our model, PEFT's with the same numbers, and the names of our adapter's parameters there."""
-    ours, theirs = CASES[case]
-    model = adapted(LoRA(r=4, alpha=12, dropout=0.0, **ours), tie_embeddings=False)
-    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 12, "target_modules": ALL, **theirs})
+    settings, peft_settings = CASES[case]
+    model = adapted(LoRA(r=4, alpha=12, dropout=0.0, **settings), tie_embeddings=False)
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 12, "target_modules": ALL, **peft_settings})
     reference = peft.get_peft_model(transformers_model(model, folder / "base"), config).double()
     names = {
         name: in_peft(name, published_modules(model))
@@ -62,43 +62,45 @@ def pair(case: str, folder: Path) -> tuple[GPT, Any, dict[str, str]]:
     }
     trained = {name: value for name, value in reference.named_parameters() if value.requires_grad}
     assert sorted(names.values()) == sorted(trained)
-    if "init" not in ours:
+    if "init" not in settings:
         move(model)
         with torch.no_grad():
-            for name, theirs_name in names.items():
-                trained[theirs_name].copy_(dict(model.named_parameters())[name])
+            for name, peft_name in names.items():
+                trained[peft_name].copy_(dict(model.named_parameters())[name])
     return model, reference, names
 
 
-def worst(model: GPT, reference: Any, names: dict[str, str], what: str) -> float:
+def max_difference(model: GPT, reference: Any, names: dict[str, str], what: str) -> float:
     """The largest difference of values or gradients, relative to the largest of each tensor."""
-    ours, theirs = dict(model.named_parameters()), dict(reference.named_parameters())
+    parameters, peft_parameters = dict(model.named_parameters()), dict(reference.named_parameters())
 
     def difference(name: str) -> float:
-        one, other = (t.grad if what == "grad" else t.detach() for t in (ours[name], theirs[names[name]]))
-        return float((one - other).abs().max() / other.abs().max().clamp(min=1e-9))
+        value, expected = (
+            t.grad if what == "grad" else t.detach() for t in (parameters[name], peft_parameters[names[name]])
+        )
+        return float((value - expected).abs().max() / expected.abs().max().clamp(min=1e-9))
 
     return max(map(difference, names))
 
 
 @pytest.mark.parametrize("case", [name for name in CASES if name not in ("default", "gaussian")])
-def test_forward_gradients_and_steps_are_those_of_peft(case: str, tmp_path: Path) -> None:
-    model, reference, names = pair(case, tmp_path)
+def test_forward_gradients_and_steps_equal_peft(case: str, tmp_path: Path) -> None:
+    model, reference, names = build_pair(case, tmp_path)
     base = base_of(model)
     assert (model(IDS) - reference(IDS).logits).abs().max() < 1e-5
     loss_of(model(IDS)).backward()
     loss_of(reference(IDS).logits).backward()
-    assert worst(model, reference, names, "grad") < 1e-5
-    ours = steps(model, lambda: model(IDS), 5)
-    theirs = steps(reference, lambda: reference(IDS).logits, 5)
-    assert ours[-1] < ours[0]
-    assert ours == pytest.approx(theirs, abs=1e-5)
-    assert worst(model, reference, names, "value") < 1e-4
+    assert max_difference(model, reference, names, "grad") < 1e-5
+    losses = steps(model, lambda: model(IDS), 5)
+    peft_losses = steps(reference, lambda: reference(IDS).logits, 5)
+    assert losses[-1] < losses[0]
+    assert losses == pytest.approx(peft_losses, abs=1e-5)
+    assert max_difference(model, reference, names, "value") < 1e-4
     assert all(torch.equal(value, base[name]) for name, value in base_of(model).items())
 
 
 @pytest.mark.parametrize("case", ["default", "gaussian", "pissa", "olora"])
-def test_first_values_leave_the_model_as_it_was_and_are_drawn_as_in_peft(case: str, tmp_path: Path) -> None:
+def test_initialization_keeps_the_output_and_equals_peft(case: str, tmp_path: Path) -> None:
     settings = LoRA(r=4, alpha=12, **CASES[case][0])
     model = adapted(settings)
     with disable_adapters(model):
@@ -116,7 +118,7 @@ def test_first_values_leave_the_model_as_it_was_and_are_drawn_as_in_peft(case: s
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_merged_is_the_adapter_and_disabled_the_base(case: str) -> None:
+def test_merged_equals_adapted_and_disabled_equals_base(case: str) -> None:
     settings = LoRA(r=4, alpha=12, dropout=0.3, **CASES[case][0])
     model = adapted(settings, tie_embeddings=False).float()
     with disable_adapters(model):
@@ -141,7 +143,7 @@ def test_tied_embedding_stays_tied_when_its_copy_or_the_head_is_adapted() -> Non
         assert (plain(model)(IDS) - model(IDS)).abs().max() < 1e-9
 
 
-def test_only_what_is_added_is_trained_and_held_by_the_optimizer() -> None:
+def test_only_added_parameters_are_trained_and_in_the_optimizer() -> None:
     model = adapted(LoRA(target_modules=["q"], dropout=0.0))
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert trained == {f"blocks.{layer}.attention.q.lora_{part}" for layer in range(2) for part in "ab"}
@@ -149,17 +151,17 @@ def test_only_what_is_added_is_trained_and_held_by_the_optimizer() -> None:
     assert {name for name, value in model.named_parameters() if value.grad is not None} == trained
 
 
-def test_first_values_depend_on_seed_and_name_alone() -> None:
-    one, again, other_targets = (adapted(LoRA(target_modules=targets)) for targets in (["q"], ["q"], ["q", "k"]))
+def test_initial_values_depend_only_on_seed_and_name() -> None:
+    model, again, other_targets = (adapted(LoRA(target_modules=targets)) for targets in (["q"], ["q"], ["q", "k"]))
     name = "blocks.1.attention.q.lora_a"
-    values = [adapt.get_adapter_parameters(model)[name] for model in (one, again, other_targets)]
+    values = [adapt.get_adapter_parameters(model)[name] for model in (model, again, other_targets)]
     assert torch.equal(values[0], values[1]) and torch.equal(values[0], values[2])
     adapt.initialize_adapter(again, LoRA(), 1)
     assert not torch.equal(values[0], adapt.get_adapter_parameters(again)[name])
-    assert not torch.equal(values[0], adapt.get_adapter_parameters(one)["blocks.0.attention.q.lora_a"])
+    assert not torch.equal(values[0], adapt.get_adapter_parameters(model)["blocks.0.attention.q.lora_a"])
 
 
-def test_lora_plus_is_the_factor_of_b_alone() -> None:
+def test_lora_plus_multiplies_the_learning_rate_of_b_only() -> None:
     settings = LoRA(lora_plus=16)
     factors = {name: settings.get_lr_multiplier(name) for name in adapt.get_adapter_parameters(adapted(settings))}
     assert {name.rpartition(".")[2]: factor for name, factor in factors.items()} == {"lora_a": 1.0, "lora_b": 16.0}
@@ -177,17 +179,17 @@ def test_autocast_computes_in_bfloat16_near_the_exact_result() -> None:
     assert all(gradient is not None and gradient.isfinite().all() and gradient.any() for gradient in gradients)
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_dropout_is_torchs_and_keeps_one_byte_an_input(wanted: bool) -> None:
+@pytest.mark.parametrize("needs_grad", [True, False])
+def test_dropout_equals_torch_and_saves_one_byte_per_input(needs_grad: bool) -> None:
     x, a, slope = (torch.randn(size, dtype=torch.float64) for size in ((2, 5, 16), (4, 16), (2, 5, 4)))
-    found = []
+    results = []
     for way in (lambda: F.linear(F.dropout(x, 0.3), a), lambda: lora_down(x, a, 0.3)):
         kept: list[Tensor] = []
-        x.requires_grad_(wanted).grad, a.requires_grad_().grad = None, None
+        x.requires_grad_(needs_grad).grad, a.requires_grad_().grad = None, None
         torch.manual_seed(1)
-        with torch.autograd.graph.saved_tensors_hooks(lambda one, kept=kept: kept.append(one) or one, lambda one: one):
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x) or x, lambda x: x):
             y = way()
         y.backward(slope)
-        found.append([y, a.grad, *([x.grad] if wanted else [])])
-    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
-    assert {one.data_ptr() for one in kept if one.dtype != torch.bool} == {x.data_ptr(), a.data_ptr()}
+        results.append([y, a.grad, *([x.grad] if needs_grad else [])])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    assert {saved.data_ptr() for saved in kept if saved.dtype != torch.bool} == {x.data_ptr(), a.data_ptr()}

@@ -18,7 +18,7 @@ POSITIONS = torch.tensor([[*range(4), *range(9), *range(3)], [*range(16)]])
 
 
 def twins(name: str = "Qwen2.5-0.5B", alpha: float = 5.0) -> tuple[GPT, GPT]:
-    """A model without and one with noise."""
+    """A model without noise and one with noise."""
     plain = random_model(small(name)).train()
     disturbed = copy.deepcopy(plain)
     add_embedding_noise(disturbed, alpha)
@@ -34,16 +34,16 @@ def into_first_block(model: GPT, **named: Tensor) -> Tensor:
     return seen[0].detach()
 
 
-def test_noise_is_that_of_transformers_from_the_same_seed() -> None:
+def test_noise_equals_transformers_for_the_same_seed() -> None:
     x = torch.randn(2, 16, 32)
     torch.manual_seed(0)
-    theirs = neftune_post_forward_hook(SimpleNamespace(training=True, neftune_noise_alpha=5.0), None, x)
+    expected = neftune_post_forward_hook(SimpleNamespace(training=True, neftune_noise_alpha=5.0), None, x)
     torch.manual_seed(0)
-    torch.testing.assert_close(add_uniform_noise(x, 5.0, 16), theirs, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(add_uniform_noise(x, 5.0, 16), expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-0.5B", "Gemma-2b"])
-def test_every_number_moves_by_an_even_draw_that_shrinks_with_its_document(name: str) -> None:
+def test_noise_is_uniform_and_shrinks_with_the_length_of_the_document(name: str) -> None:
     plain, disturbed = twins(name)
     named = {"documents_BT": DOCUMENTS, "positions_BT": POSITIONS}
     draws = [into_first_block(disturbed, **named) - into_first_block(plain, **named) for _ in range(40)]
@@ -57,25 +57,25 @@ def test_every_number_moves_by_an_even_draw_that_shrinks_with_its_document(name:
     assert (draws[0] != draws[1]).all()
 
 
-def test_a_row_without_documents_is_one() -> None:
+def test_a_row_without_documents_is_one_document() -> None:
     plain, disturbed = twins()
     moved = torch.stack([into_first_block(disturbed) - into_first_block(plain) for _ in range(10)])
     most = 5 / (16 * 32) ** 0.5
     assert 0.99 * most < moved.abs().max() <= most * 1.001
 
 
-def test_nothing_moves_out_of_training() -> None:
+def test_no_noise_outside_of_training() -> None:
     plain, disturbed = twins()
     assert torch.equal(disturbed.eval()(IDS), plain.eval()(IDS))
     assert not torch.equal(disturbed.train()(IDS), plain.train()(IDS))
 
 
-def test_the_draw_is_that_of_the_generator_and_bfloat16_stays() -> None:
+def test_noise_is_drawn_from_the_default_generator_and_keeps_bfloat16() -> None:
     _, disturbed = twins()
     disturbed.bfloat16()
-    found = []
+    outputs = []
     for _ in range(2):
         torch.manual_seed(7)
-        found.append(disturbed(IDS))
-    assert torch.equal(*found) and found[0].dtype == torch.bfloat16
-    assert not torch.equal(found[0], disturbed(IDS))
+        outputs.append(disturbed(IDS))
+    assert torch.equal(*outputs) and outputs[0].dtype == torch.bfloat16
+    assert not torch.equal(outputs[0], disturbed(IDS))

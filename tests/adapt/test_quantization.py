@@ -30,8 +30,8 @@ BYTES = {
 }
 
 
-def packed(kind: str, settings: Tuner, folder: Path, dtype: torch.dtype = torch.float32) -> GPT:
-    """A random model in a folder, read as a run reads it: built on meta, packed as it comes from the disk."""
+def build_quantized(kind: str, settings: Tuner, folder: Path, dtype: torch.dtype = torch.float32) -> GPT:
+    """A random model in a folder, loaded as in a run: built on meta, quantized as it is read."""
     config = small("Qwen2.5-0.5B", tie_embeddings=False, **SHAPE)
     if not folder.exists():
         save_model_folder(folder, config=config, tensors=dict(random_model(config).named_parameters()))
@@ -45,8 +45,8 @@ def packed(kind: str, settings: Tuner, folder: Path, dtype: torch.dtype = torch.
     return model
 
 
-def as_it_stands(model: GPT, settings: Tuner) -> GPT:
-    """The same with plain weights: those that the packed ones stand for."""
+def build_dequantized(model: GPT, settings: Tuner) -> GPT:
+    """The same model with the dequantized weights."""
     other = GPT(model.config).to(next(model.parameters()).dtype)
     with torch.no_grad():
         for name, value in other.named_parameters():
@@ -58,7 +58,7 @@ def as_it_stands(model: GPT, settings: Tuner) -> GPT:
 
 
 @pytest.mark.parametrize("kind", QUANT_FORMATS)
-def test_a_packed_matrix_is_near_and_small(kind: str) -> None:
+def test_a_quantized_matrix_is_close_and_small(kind: str) -> None:
     quant_format: QuantFormat = QUANT_FORMATS[kind]
     weight = torch.randn(512, 384, generator=torch.Generator().manual_seed(0))
     quant_tensors = quant_format.quantize(weight)
@@ -72,7 +72,7 @@ def test_a_packed_matrix_is_near_and_small(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in QUANT_FORMATS if kind.startswith("bnb") and "int8" not in kind])
 @pytest.mark.parametrize("shape", [(48, 64), (5, 30)])
-def test_four_bits_are_those_of_bitsandbytes_to_the_bit(kind: str, shape: tuple[int, int]) -> None:
+def test_four_bits_equal_bitsandbytes_to_the_bit(kind: str, shape: tuple[int, int]) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     layer = bitsandbytes.nn.Linear4bit(
         shape[1],
@@ -85,14 +85,14 @@ def test_four_bits_are_those_of_bitsandbytes_to_the_bit(kind: str, shape: tuple[
     layer.weight.data.copy_(weight)
     layer.to("cpu")
     expected = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    ours = QUANT_FORMATS[kind].dequantize(QUANT_FORMATS[kind].quantize(weight), shape, torch.float32)
-    assert torch.equal(ours, expected)
+    dequantized = QUANT_FORMATS[kind].dequantize(QUANT_FORMATS[kind].quantize(weight), shape, torch.float32)
+    assert torch.equal(dequantized, expected)
     assert torch.equal(
         QUANT_FORMATS[kind].dequantize(QUANT_FORMATS[kind].quantize(weight), shape, torch.bfloat16), expected.bfloat16()
     ) or kind.endswith("dq")
 
 
-def test_torchao_is_read_back_to_the_bit() -> None:
+def test_torchao_is_dequantized_to_the_bit() -> None:
     from torchao.quantization import to_nf4
 
     weight = torch.randn(256, 128)
@@ -104,17 +104,17 @@ def test_torchao_is_read_back_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize("kind", QUANT_FORMATS)
-def test_lora_trains_as_over_the_weights_that_the_packed_ones_stand_for(kind: str, tmp_path: Path) -> None:
+def test_lora_trains_as_with_the_dequantized_weights(kind: str, tmp_path: Path) -> None:
     settings = LoRA(r=4, dropout=0.0)
-    model = packed(kind, settings, tmp_path / "base")
-    other = as_it_stands(model, settings)
+    model = build_quantized(kind, settings, tmp_path / "base")
+    other = build_dequantized(model, settings)
     base = {name: value.clone() for name, value in model.named_parameters() if not value.requires_grad}
     assert sum(isinstance(layer, QuantizedLinear) for layer in model.modules()) == 14
-    for one in (model, other):
-        move(one)
+    move(model)
+    move(other)
     assert (model(IDS) - other(IDS)).abs().max() < 1e-5
-    ours, theirs = (steps(one, lambda one=one: one(IDS), 3) for one in (model, other))
-    assert ours == pytest.approx(theirs, abs=1e-6) and ours[-1] < ours[0]
+    losses, expected_losses = (steps(m, lambda m=m: m(IDS), 3) for m in (model, other))
+    assert losses == pytest.approx(expected_losses, abs=1e-6) and losses[-1] < losses[0]
     for (name, value), expected in zip(
         adapt.get_adapter_parameters(model).items(), adapt.get_adapter_parameters(other).values(), strict=True
     ):
@@ -133,19 +133,19 @@ def merged_plain(model: GPT) -> GPT:
 @pytest.mark.parametrize(
     "settings", [LoRA(dora=True, dropout=0.0), LoRA(init="pissa", dropout=0.0), IA3(), VeRA(r=4), BOFT()], ids=str
 )
-def test_other_tuners_go_over_a_packed_base(settings: Tuner, tmp_path: Path) -> None:
-    model = packed("bnb.nf4", settings, tmp_path / "base")
-    other = as_it_stands(model, settings)
-    for one in (model, other):
-        move(one)
+def test_other_tuners_support_a_quantized_base(settings: Tuner, tmp_path: Path) -> None:
+    model = build_quantized("bnb.nf4", settings, tmp_path / "base")
+    other = build_dequantized(model, settings)
+    move(model)
+    move(other)
     assert (model(IDS) - other(IDS)).abs().max() < 1e-4
     assert (merged_plain(model)(IDS) - model(IDS)).abs().max() < 1e-4
     with layers.disable_adapters(model), layers.disable_adapters(other):
         assert (model(IDS) - other(IDS)).abs().max() < 1e-4
 
 
-def test_no_whole_weight_is_kept_for_the_backward_pass(tmp_path: Path) -> None:
-    model = packed("bnb.nf4", LoRA(r=4, dropout=0.0), tmp_path / "base")
+def test_no_dequantized_weight_is_saved_for_backward(tmp_path: Path) -> None:
+    model = build_quantized("bnb.nf4", LoRA(r=4, dropout=0.0), tmp_path / "base")
     kept: list[tuple[int, ...]] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -161,9 +161,9 @@ def test_no_whole_weight_is_kept_for_the_backward_pass(tmp_path: Path) -> None:
     assert kept and not {shape for shape in kept if shape in shapes or shape[::-1] in shapes}
 
 
-def test_filling_holds_one_weight_at_a_time(tmp_path: Path) -> None:
+def test_loading_holds_one_weight_at_a_time(tmp_path: Path) -> None:
     held: list[int] = []
-    model = packed("bnb.nf4", LoRA(), tmp_path / "base")
+    model = build_quantized("bnb.nf4", LoRA(), tmp_path / "base")
     before = base_of(model)
 
     def write(parameter: torch.nn.Parameter, value: Tensor) -> None:
@@ -177,13 +177,13 @@ def test_filling_holds_one_weight_at_a_time(tmp_path: Path) -> None:
 
 def test_bfloat16_and_autocast(tmp_path: Path) -> None:
     settings = LoRA(r=4, dropout=0.0)
-    exact = packed("bnb.nf4", settings, tmp_path / "base")(IDS)
-    true = packed("bnb.nf4", settings, tmp_path / "base", torch.bfloat16)
+    exact = build_quantized("bnb.nf4", settings, tmp_path / "base")(IDS)
+    true = build_quantized("bnb.nf4", settings, tmp_path / "base", torch.bfloat16)
     assert {value.dtype for value in adapt.get_adapter_parameters(true).values()} == {torch.float32}
     scores = true(IDS)
     loss_of(scores.float()).backward()
     assert scores.dtype == torch.bfloat16 and (scores - exact).abs().max() < 0.1 * exact.abs().max()
-    mixed = packed("bnb.nf4", settings, tmp_path / "base")
+    mixed = build_quantized("bnb.nf4", settings, tmp_path / "base")
     with torch.autocast("cpu", torch.bfloat16):
         scores = mixed(IDS)
     assert scores.dtype == torch.bfloat16 and (scores - exact).abs().max() < 0.1 * exact.abs().max()
@@ -196,14 +196,14 @@ def test_bfloat16_and_autocast(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "said"),
+    ("kind", "name", "message"),
     [
         ("nf4", "Qwen2.5-0.5B", "quantize: 'nf4' is not known; set bnb.nf4, bnb.nf4-dq"),
         ("bnb.nf4", "Mixtral-8x7B-v0.1", "quantize: bnb.nf4 is not supported with experts, .*; set null"),
     ],
 )
-def test_unsupported_formats_and_models_are_one_line(kind: str, name: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_unsupported_formats_and_models_are_one_line(kind: str, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         quantization.quantize(GPT(small(name)), kind)
 
 

@@ -12,9 +12,9 @@ from tests.store.models import small
 LAYERS = range(2)
 
 
-def targets(name: str, *endings: str, pattern: str | None = None, **changes: object) -> list[str]:
+def targets(name: str, *suffixes: str, pattern: str | None = None, **changes: object) -> list[str]:
     model = GPT(small(name, **changes))
-    return find_targets(model, get_module_aliases(model), endings, pattern)
+    return find_targets(model, get_module_aliases(model), suffixes, pattern)
 
 
 def in_blocks(*names: str) -> list[str]:
@@ -26,7 +26,7 @@ GATED = ["attention.q", "attention.k", "attention.v", "attention.out", "mlp.gate
 
 
 @pytest.mark.parametrize(
-    ("name", "endings", "expected"),
+    ("name", "suffixes", "expected"),
     [
         ("Llama-2-7b-hf", ["all-linear"], in_blocks(*GATED)),
         ("Llama-2-7b-hf", ["q", "v_proj"], in_blocks("attention.q", "attention.v")),
@@ -45,11 +45,11 @@ GATED = ["attention.q", "attention.k", "attention.v", "attention.out", "mlp.gate
         ("pythia-14m", ["all-linear"], in_blocks(*GATED[:4], "mlp.up", "mlp.down")),
     ],
 )
-def test_endings(name: str, endings: list[str], expected: list[str]) -> None:
-    assert targets(name, *endings) == expected
+def test_suffixes(name: str, suffixes: list[str], expected: list[str]) -> None:
+    assert targets(name, *suffixes) == expected
 
 
-def test_regex_is_of_whole_names_and_takes_the_place_of_endings() -> None:
+def test_regex_matches_whole_names_and_overrides_suffixes() -> None:
     name = "Llama-2-7b-hf"
     assert targets(name, "q", pattern=r".*\.mlp\.up") == in_blocks("mlp.up")
     assert targets(name, pattern=r"model\.layers\.1\..*_proj") == [f"blocks.1.{part}" for part in GATED]
@@ -58,7 +58,7 @@ def test_regex_is_of_whole_names_and_takes_the_place_of_endings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"target_modules": ["q_porj"]}, "tuner.target_modules: 'q_porj' matches nothing in this model; .* q_proj"),
         ({"target_modules": ["all-router"]}, "all-router, but this model has no experts; use all-linear"),
@@ -71,7 +71,7 @@ def test_regex_is_of_whole_names_and_takes_the_place_of_endings() -> None:
         ({"alpha": 0}, "tuner.alpha: 0 is not valid"),
     ],
 )
-def test_wrong_settings_are_one_line(settings: dict[str, object], said: str) -> None:
-    with pytest.raises(UserError, match=said) as error:
+def test_wrong_settings_are_one_line(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         adapted(LoRA(**settings))  # type: ignore[arg-type]
     assert "\n" not in str(error.value)

@@ -12,6 +12,7 @@ from litgpt import adapt
 from litgpt.adapt.boft import build_butterfly_order, build_rotation
 from litgpt.adapt.layers import disable_adapters
 from litgpt.errors import UserError
+from litgpt.model.attention_inputs import build_attention_inputs
 from litgpt.model.gpt import GPT
 from litgpt.model.layers import RMSNorm
 from litgpt.recipe.tuner import BOFT, IA3, Adapter, AdapterV2, LoRA, ReFT, Tuner, VeRA
@@ -29,7 +30,7 @@ TUNERS: dict[str, tuple[Tuner, dict[str, Any]]] = {
     "AdapterV2": (AdapterV2(start_layer=0), {"tie_embeddings": False}),
     "ReFT": (ReFT(r=3), {}),
 }
-SHIFTED = ("Adapter", "AdapterV2", "ReFT")
+UNMERGEABLE = ("Adapter", "AdapterV2", "ReFT")
 
 
 def build(case: str) -> GPT:
@@ -55,8 +56,8 @@ def test_starts_as_the_base_and_trains_all_that_it_adds_and_no_bit_of_the_base(c
         assert torch.equal(model(IDS), before)
 
 
-@pytest.mark.parametrize("case", [case for case in TUNERS if case not in SHIFTED])
-def test_merged_is_the_adapter(case: str) -> None:
+@pytest.mark.parametrize("case", [case for case in TUNERS if case not in UNMERGEABLE])
+def test_merged_equals_adapted(case: str) -> None:
     assert TUNERS[case][0].merges
     model = build(case)
     before = model(IDS)
@@ -65,7 +66,7 @@ def test_merged_is_the_adapter(case: str) -> None:
     assert (plain(model)(IDS) - model(IDS)).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("case", SHIFTED)
+@pytest.mark.parametrize("case", UNMERGEABLE)
 def test_changes_that_weights_cannot_express_are_not_merged(case: str) -> None:
     assert not TUNERS[case][0].merges
     reason = "cannot be expressed in the base's weights|has no bias to merge its shift into"
@@ -101,51 +102,49 @@ PEFTS = {
 
 
 @pytest.mark.parametrize("case", PEFTS)
-def test_forward_gradients_and_steps_are_those_of_peft(case: str, tmp_path: Path) -> None:
+def test_forward_gradients_and_steps_equal_peft(case: str, tmp_path: Path) -> None:
     model = build(case)
     reference = peft.get_peft_model(transformers_model(model, tmp_path / "base"), PEFTS[case]).double()
-    modules, theirs = published_modules(model), dict(reference.named_parameters())
+    modules, peft_parameters = published_modules(model), dict(reference.named_parameters())
     move(model)
     pairs = []
     for name, value in adapt.get_adapter_parameters(model).items():
         owner, _, key = name.rpartition(".")
         if value.requires_grad:
-            pairs.append((value, theirs.pop(f"base_model.model.{modules[owner]}.{IN_PEFT[key]}")))
-    assert not [name for name, value in theirs.items() if value.requires_grad]
+            pairs.append((value, peft_parameters.pop(f"base_model.model.{modules[owner]}.{IN_PEFT[key]}")))
+    assert not [name for name, value in peft_parameters.items() if value.requires_grad]
     with torch.no_grad():
-        for ours, other in pairs:
-            other.copy_(ours.view_as(other))
+        for value, expected in pairs:
+            expected.copy_(value.view_as(expected))
     assert (model(IDS) - reference(IDS).logits).abs().max() < 1e-5
     assert steps(model, lambda: model(IDS), 5) == pytest.approx(
         steps(reference, lambda: reference(IDS).logits, 5), abs=1e-5
     )
-    for ours, other in pairs:
-        assert torch.allclose(ours.grad, other.grad.view_as(ours), atol=1e-5)  # type: ignore[arg-type]
-        assert torch.allclose(ours, other.view_as(ours), atol=1e-4)
+    for value, expected in pairs:
+        assert torch.allclose(value.grad, expected.grad.view_as(value), atol=1e-5)  # type: ignore[arg-type]
+        assert torch.allclose(value, expected.view_as(value), atol=1e-4)
 
 
-def test_rotation_is_orthogonal_and_each_factor_doubles_what_is_mixed() -> None:
+def test_rotation_is_orthogonal_and_each_factor_doubles_the_mixed_inputs() -> None:
     for factors, reach in ((1, 4), (2, 8), (3, 16)):
         turn = build_rotation(torch.randn(factors, 8, 4, 4, dtype=torch.float64))
         assert torch.allclose(turn @ turn.mT, torch.eye(32, dtype=torch.float64), atol=1e-10)
         assert ((turn.abs() > 1e-12).sum(1) == reach).all()
 
 
-def test_shuffle_is_that_of_peft() -> None:
+def test_butterfly_order_equals_peft() -> None:
     from peft.tuners.boft.layer import BOFTLayer
 
     for number in range(3):
-        theirs = BOFTLayer.block_butterfly_perm(None, 32, 8 >> number, 2, 3)  # type: ignore[arg-type]
-        assert torch.equal(build_butterfly_order(8, 4, number), theirs)
+        expected = BOFTLayer.block_butterfly_perm(None, 32, 8 >> number, 2, 3)  # type: ignore[arg-type]
+        assert torch.equal(build_butterfly_order(8, 4, number), expected)
 
 
-def test_prompt_is_seen_by_a_softmax_of_its_own_through_the_gate() -> None:
+def test_prompt_attention_has_its_own_softmax_and_gate() -> None:
     model = adapted(Adapter(start_layer=1, prompt_length=3), norm_qk=False)
     move(model)
     attention = model.blocks[1].attention
     x = torch.randn(2, 5, 32, dtype=torch.float64)
-    from litgpt.model.attention_inputs import build_attention_inputs
-
     inputs = build_attention_inputs(model.config, torch.arange(5))
     with disable_adapters(model):
         plain_result = attention(x, inputs)
@@ -161,7 +160,7 @@ def test_prompt_is_seen_by_a_softmax_of_its_own_through_the_gate() -> None:
     assert torch.allclose(attention(x, inputs), plain_result + extra, atol=1e-9)
 
 
-def test_edit_is_that_of_the_formula_in_the_named_blocks_alone() -> None:
+def test_edits_follow_the_formula_only_in_the_listed_blocks() -> None:
     model = adapted(ReFT(r=3, layers=[1]))
     move(model)
     assert {name.split(".")[1] for name in adapt.get_adapter_parameters(model)} == {"1"}
@@ -175,11 +174,11 @@ def test_edit_is_that_of_the_formula_in_the_named_blocks_alone() -> None:
     rows = torch.linalg.svd(block.reft_basis, full_matrices=False)[2]  # another basis of the same space
     projector = rows.mT @ rows
     inside = torch.linalg.qr(block.reft_basis.mT)[0]
-    wanted = h - h @ projector + (h @ block.reft_weight.mT + block.reft_bias) @ inside.mT
-    assert torch.allclose(edited, wanted, atol=1e-9)
+    expected = h - h @ projector + (h @ block.reft_weight.mT + block.reft_bias) @ inside.mT
+    assert torch.allclose(edited, expected, atol=1e-9)
 
 
-def test_second_adapter_trains_norms_scales_and_shifts() -> None:
+def test_adapter_v2_trains_norms_scales_and_shifts() -> None:
     model = build("AdapterV2")
     names = {name for name, value in adapt.get_adapter_parameters(model).items() if value.requires_grad}
     norms = {f"{name}.weight_trained" for name, layer in model.named_modules() if isinstance(layer, RMSNorm)}
@@ -188,7 +187,7 @@ def test_second_adapter_trains_norms_scales_and_shifts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (Adapter(), "tuner.start_layer: 2 leaves none of 2 blocks; set at most 1"),
         (IA3(target_modules=["k"], feedforward_modules=["down"]), "down is not among the target_modules"),
@@ -202,7 +201,7 @@ def test_second_adapter_trains_norms_scales_and_shifts() -> None:
         (BOFT(block_size=5), "tuner.block_size: 5 with 1 factors does not tile the 32 inputs of blocks.0.attention.q"),
     ],
 )
-def test_wrong_settings_are_one_line(settings: Tuner, said: str) -> None:
-    with pytest.raises(UserError, match=said) as error:
+def test_wrong_settings_are_one_line(settings: Tuner, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         adapted(settings)
     assert "\n" not in str(error.value)

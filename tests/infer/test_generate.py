@@ -44,18 +44,18 @@ def without_cache(model: GPT, sampling: Sampling) -> tuple[list[int], list[Tenso
 
 @pytest.mark.parametrize("kind", KINDS_HERE)
 @torch.no_grad()
-def test_a_cache_changes_nothing(kind: str) -> None:
+def test_cached_generation_equals_uncached(kind: str) -> None:
     model = small(**KINDS_HERE[kind])
     for sampling in (GREEDY, Sampling(temperature=5.0)):
-        wanted, scores = without_cache(model, sampling)
+        expected, scores = without_cache(model, sampling)
         for size in (None, 20) if sampling is GREEDY else (None,):
             numbers = torch.Generator().manual_seed(3)
             tokens = generate(model, PROMPT, max_new_tokens=14, sampling=sampling, generator=numbers, cache_size=size)
-            assert list(tokens) == wanted
-    assert len(set(wanted)) > 6  # a varied text, as the last is
+            assert list(tokens) == expected
+    assert len(set(expected)) > 6  # a varied text, as the last is
     cache, read = KeyValueCache(4), torch.tensor([PROMPT])
-    for token, expected in zip(wanted, scores, strict=True):
-        torch.testing.assert_close(model(read, cache=cache)[:, -1], expected, atol=1e-5, rtol=1e-5)
+    for token, logits in zip(expected, scores, strict=True):
+        torch.testing.assert_close(model(read, cache=cache)[:, -1], logits, atol=1e-5, rtol=1e-5)
         read = torch.tensor([[token]])
     assert cache.length == 20 and cache.layers[0].keys.buffer is not None
     assert cache.layers[0].keys.buffer.shape[2] == 20
@@ -63,7 +63,7 @@ def test_a_cache_changes_nothing(kind: str) -> None:
 
 SIZES = {"vocab_size": 96, "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 80}
 IDS = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
-THEIRS: dict[str, dict[str, Any]] = {
+REFERENCES: dict[str, dict[str, Any]] = {
     "Llama": {"num_key_value_heads": 2},
     "Mistral": {"num_key_value_heads": 2, "sliding_window": 6},
     "Gemma2": {"num_key_value_heads": 2, "head_dim": 12, "sliding_window": 6, "attn_logit_softcapping": 5.0},
@@ -76,22 +76,27 @@ THEIRS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", THEIRS)
+@pytest.mark.parametrize("kind", REFERENCES)
 def test_greedy_text_equals_transformers(kind: str, tmp_path: Path) -> None:
     config = getattr(transformers, f"{kind}Config")(
-        **{**(SIZES if kind != "GPT2" else {"vocab_size": 96}), **IDS, "max_position_embeddings": 64, **THEIRS[kind]}
+        **{
+            **(SIZES if kind != "GPT2" else {"vocab_size": 96}),
+            **IDS,
+            "max_position_embeddings": 64,
+            **REFERENCES[kind],
+        }
     )
     config._attn_implementation = "eager"
     name = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}.get(kind, f"{kind}ForCausalLM")
-    theirs = getattr(transformers, name)(config).eval()
+    reference = getattr(transformers, name)(config).eval()
     numbers = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in theirs.parameters():
+        for parameter in reference.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=numbers) * 0.1)
-    theirs.save_pretrained(tmp_path)
-    ours = open_model(tmp_path, device=torch.device("cpu"))
-    wanted = theirs.generate(torch.tensor([PROMPT]), max_new_tokens=30, do_sample=False)[0, len(PROMPT) :].tolist()
-    assert list(generate(ours, PROMPT, max_new_tokens=30, sampling=GREEDY)) == wanted
+    reference.save_pretrained(tmp_path)
+    model = open_model(tmp_path, device=torch.device("cpu"))
+    expected = reference.generate(torch.tensor([PROMPT]), max_new_tokens=30, do_sample=False)[0, len(PROMPT) :].tolist()
+    assert list(generate(model, PROMPT, max_new_tokens=30, sampling=GREEDY)) == expected
 
 
 def test_a_seed_gives_the_same_tokens_again() -> None:
@@ -104,13 +109,13 @@ def test_a_seed_gives_the_same_tokens_again() -> None:
     assert write(7) == write(7) != write(8)
 
 
-def test_a_stop_token_ends_the_text_and_is_left_out() -> None:
+def test_a_stop_token_ends_the_text_and_is_not_yielded() -> None:
     model = small()
     whole = list(generate(model, PROMPT, max_new_tokens=20, sampling=GREEDY))
     stop = whole[6]
     place = whole.index(stop)
-    got = list(generate(model, PROMPT, max_new_tokens=20, sampling=GREEDY, stop_tokens=[95, stop]))
-    assert got == whole[:place]
+    tokens = list(generate(model, PROMPT, max_new_tokens=20, sampling=GREEDY, stop_tokens=[95, stop]))
+    assert tokens == whole[:place]
 
 
 def test_gradients_are_off_only_inside() -> None:
@@ -120,7 +125,7 @@ def test_gradients_are_off_only_inside() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "tokens", "size", "said"),
+    ("prompt", "tokens", "size", "message"),
     [
         ([], 5, None, "prompt: has no tokens"),
         ([*range(60), 1, 2, 3, 4], 1, None, "prompt: 64 tokens exceed the model's context of 64"),
@@ -129,17 +134,19 @@ def test_gradients_are_off_only_inside() -> None:
         (PROMPT, 10, 12, "fixed_kv_cache_size: 12 is less than 13 tokens"),
     ],
 )
-def test_texts_too_long_are_refused(prompt: list[int], tokens: int, size: int | None, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_texts_that_exceed_the_context_are_refused(
+    prompt: list[int], tokens: int, size: int | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
         list(generate(small(), prompt, max_new_tokens=tokens, sampling=GREEDY, cache_size=size))
 
 
-def test_the_model_is_read_to_its_last_place() -> None:
+def test_text_may_fill_the_context() -> None:
     assert len(list(generate(small(), PROMPT, max_new_tokens=57, sampling=GREEDY))) == 57
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_scores_that_are_no_numbers_are_one_line(value: float) -> None:
+def test_logits_that_are_not_finite_are_one_line(value: float) -> None:
     model = small()
     with torch.no_grad():
         model.norm.weight[0] = value
@@ -152,7 +159,7 @@ LETTERS = st.text("ab\u2581", max_size=30)
 
 @settings(max_examples=300, deadline=None)
 @given(LETTERS, st.lists(st.text("ab\u2581", min_size=1, max_size=4), max_size=3), st.data())
-def test_no_part_of_a_stop_string_is_shown(text: str, stops: list[str], data: st.DataObject) -> None:
+def test_no_part_of_a_stop_string_is_yielded(text: str, stops: list[str], data: st.DataObject) -> None:
     """However the text is cut in pieces, what is shown is what comes before the first stop string to be complete."""
     pieces, rest = [], text
     while rest:
@@ -179,7 +186,7 @@ def test_no_part_of_a_stop_string_is_shown(text: str, stops: list[str], data: st
         assert any(after.startswith(stop) for stop in stops)
 
 
-def test_text_is_shown_as_soon_as_it_cannot_be_a_stop_string() -> None:
+def test_text_is_yielded_once_it_cannot_be_a_stop_string() -> None:
     pieces = truncate_at_stop(iter(["a <", "en", "d", "less> b <end", "> c"]), ["<end>"])
     assert list(pieces) == ["a ", "<endless> b "]
     assert next(truncate_at_stop(iter(["a b", "never read"]), [])) == "a b"

@@ -26,38 +26,38 @@ def kept(scores: Tensor) -> list[bool]:
 @given(SCORES, SETTINGS)
 def test_kept_tokens_equal_those_of_transformers(values: list[float], sampling: Sampling) -> None:
     scores = torch.tensor([values])
-    wanted = scores - scores.max()  # they round otherwise where scores are large
+    expected = scores - scores.max()  # they round otherwise where scores are large
     steps = [TemperatureLogitsWarper(float(sampling.temperature))]
     steps += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
     steps += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
     for step in steps:
-        wanted = step(torch.zeros(1, 1, dtype=torch.long), wanted)
-    got = filter_logits(scores, sampling)
-    assert kept(got) == kept(wanted)
-    torch.testing.assert_close(got, wanted)
+        expected = step(torch.zeros(1, 1, dtype=torch.long), expected)
+    filtered = filter_logits(scores, sampling)
+    assert kept(filtered) == kept(expected)
+    torch.testing.assert_close(filtered, expected)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(-40, 40), min_size=2, max_size=9, unique=True), SETTINGS)
 def test_kept_tokens_by_brute_force(values: list[int], sampling: Sampling) -> None:
-    """Distinct scores: take the likeliest, one by one, while the number and the probability before them are too few."""
-    order = sorted(range(len(values)), key=lambda place: -values[place])[: sampling.top_k]
-    shares = [math.exp((values[place] - max(values)) / sampling.temperature) for place in order]
-    wanted, before = set(), 0.0
-    for place, share in zip(order, shares, strict=True):
+    """Distinct logits: keep the most likely tokens while their number and total probability are too small."""
+    order = sorted(range(len(values)), key=lambda token: -values[token])[: sampling.top_k]
+    shares = [math.exp((values[token] - max(values)) / sampling.temperature) for token in order]
+    expected, before = set(), 0.0
+    for token, share in zip(order, shares, strict=True):
         if before and abs(before / sum(shares) - sampling.top_p) < 1e-5:
             return  # too close to say
         if sampling.top_p < 1 and before / sum(shares) >= sampling.top_p:
             break
-        wanted.add(place)
+        expected.add(token)
         before += share
-    got = kept(filter_logits(torch.tensor([values], dtype=torch.float32), sampling))
+    filtered = kept(filter_logits(torch.tensor([values], dtype=torch.float32), sampling))
     if sampling.top_p == 1:
-        wanted = set(order)
-    assert {place for place, stays in enumerate(got) if stays} == wanted
+        expected = set(order)
+    assert {token for token, stays in enumerate(filtered) if stays} == expected
 
 
-def test_tokens_come_as_often_as_they_are_likely() -> None:
+def test_tokens_are_sampled_with_their_probabilities() -> None:
     scores = torch.tensor([[1.0, 0.0, 2.0, -1.0, 3.0]])
     sampling = Sampling(temperature=2.0, top_k=4)
     numbers = torch.Generator().manual_seed(3)
@@ -67,13 +67,13 @@ def test_tokens_come_as_often_as_they_are_likely() -> None:
 
 
 @pytest.mark.parametrize("sampling", [Sampling(0), Sampling(top_p=0.0), Sampling(top_k=1), Sampling(1e-30)])
-def test_the_likeliest_is_taken(sampling: Sampling) -> None:
+def test_greedy_sampling_selects_the_most_likely_token(sampling: Sampling) -> None:
     scores = torch.randn(50, 30, generator=torch.Generator().manual_seed(0)) * 1e4
     assert torch.equal(sample_token(scores, sampling).flatten(), scores.argmax(-1))
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"temperature": -0.1}, "temperature: -0.1"),
         ({"temperature": math.nan}, "temperature: nan"),
@@ -83,6 +83,6 @@ def test_the_likeliest_is_taken(sampling: Sampling) -> None:
         ({"top_p": math.nan}, "top_p: nan"),
     ],
 )
-def test_wrong_settings_are_refused(values: dict[str, float], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_wrong_settings_are_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         Sampling(**values)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
-from litgpt.train.evaluate import generate_sample, validation_loss
+from litgpt.train.evaluate import sample_continuation, validation_loss
 from litgpt.train.local_batch import build_local_batch
 from litgpt.train.objective import next_token
 from litgpt.train.step import TrainState
@@ -140,7 +140,7 @@ def looked_at(case: Case) -> tuple[float, list[int]]:
     rank, ranks = (mesh.rank("data"), mesh.dims.data_ranks) if mesh else (0, 1)
     batches = take_micro_batches(build_global_batch(packed=case.packed), rank, ranks, 2)
     loss = validation_loss(train_state, batches, next_token(LossArgs(chunk_rows=7)), max_iters=4)
-    return loss, generate_sample(train_state, [3, 1, 4, 1, 5], max_new_tokens=7, window=9, seed=2, temperature=2.0)
+    return loss, sample_continuation(train_state, [3, 1, 4, 1, 5], max_new_tokens=7, window=9, seed=2, temperature=2.0)
 
 
 @pytest.mark.parametrize("case", [CASES[9], SLOW[0], SLOW[1], CASES[15], Case("dense", 2, {"tensor": 2})], ids=str)

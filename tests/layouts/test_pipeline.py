@@ -15,7 +15,7 @@ from litgpt.parallel.precision import PRECISIONS
 from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
-from litgpt.train.evaluate import generate_sample, validation_loss
+from litgpt.train.evaluate import sample_continuation, validation_loss
 from litgpt.train.objective import next_token
 from litgpt.train.step import TrainState, gradients
 from tests.layouts.layouts import (
@@ -115,7 +115,7 @@ def evaluate_case(case: Case) -> tuple[float, list[int], bool]:
     )
     compute_gradient(train_state, batches)
     loss = validation_loss(train_state, batches, OBJECTIVE, max_iters=7)
-    text = generate_sample(train_state, [3, 1, 4], max_new_tokens=6, window=5, seed=2)
+    text = sample_continuation(train_state, [3, 1, 4], max_new_tokens=6, window=5, seed=2)
     parameters = {id(parameter) for parameter in train_state.core.parameters()}
     compute_gradient(train_state, batches)
     return loss, text, parameters == {id(parameter) for parameter in train_state.core.parameters()}

@@ -21,7 +21,7 @@ TARGETS = ["all-linear", "all-router"]
 @pytest.mark.parametrize(
     "settings", [{}, {"init": "pissa", "rslora": True}, {"dora": True}, {"init": "olora", "dora": True}], ids=str
 )
-def test_merged_is_the_adapter_and_disabled_the_base(settings: dict[str, Any]) -> None:
+def test_merged_equals_adapted_and_disabled_equals_base(settings: dict[str, Any]) -> None:
     model = adapted(LoRA(r=4, dropout=0.0, target_modules=TARGETS, **settings), **MIXTRAL)
     base = base_of(model)
     with disable_adapters(model):
@@ -36,7 +36,7 @@ def test_merged_is_the_adapter_and_disabled_the_base(settings: dict[str, Any]) -
     assert all(torch.equal(value, base[name]) for name, value in base_of(model).items())
 
 
-def test_gradients_are_those_of_weights_with_the_update_folded_in() -> None:
+def test_gradients_equal_those_of_merged_weights() -> None:
     model = adapted(LoRA(r=4, dropout=0.0, target_modules=TARGETS), **MIXTRAL)
     move(model)
     loss_of(model(IDS)).backward()
@@ -59,7 +59,7 @@ def test_experts_with_biases() -> None:
     assert (plain(model)(IDS) - model(IDS)).abs().max() < 1e-9
 
 
-def test_dropout_leaves_out_inputs_of_experts_while_training_only() -> None:
+def test_dropout_drops_inputs_of_experts_only_in_training() -> None:
     model = adapted(LoRA(r=4, dropout=0.5, target_modules=["mlp.experts.gate"]), **MIXTRAL)
     move(model)
     assert torch.equal(model(IDS), model(IDS))
@@ -67,7 +67,7 @@ def test_dropout_leaves_out_inputs_of_experts_while_training_only() -> None:
     assert not torch.equal(model(IDS), model(IDS))
 
 
-def test_autocast_takes_experts_along() -> None:
+def test_experts_compute_in_the_type_of_autocast() -> None:
     model = adapted(LoRA(r=4, dropout=0.0, target_modules=TARGETS), **MIXTRAL).float()
     move(model)
     with torch.autocast("cpu", torch.bfloat16):
