@@ -201,7 +201,7 @@ def compute_reference_logits(reference: Any, rows: list[Tensor], positions: Tens
     return [logits[number, longest - len(row) :] for number, row in enumerate(rows)]
 
 
-def check_tokenizer(recipe: Verify, config: Config) -> Check:
+def check_tokenizer(recipe: Verify, _config: Config) -> Check:
     """Check that texts are encoded and decoded as by transformers.
 
     Some tokenizer classes of transformers split texts by a rule of their own instead of the one in tokenizer.json.

@@ -25,7 +25,7 @@ def to_moe_layers(with_experts: list[int]) -> dict[str, Any]:
     return {} if all(with_experts) else {"moe_layers": with_experts}
 
 
-def read_either(values: Values, fields: Values, **keys: list[str]) -> dict[str, Any]:
+def read_either(values: Values, _fields: Values, **keys: list[str]) -> dict[str, Any]:
     """Fields with several possible keys; the first that is present is read."""
     return {
         name: next((values[key] for key in names if values.get(key) is not None), None) for name, names in keys.items()
@@ -87,7 +87,7 @@ def write_expert_span(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def read_groups(values: Values, fields: Values, *, best: int, method: str | None = None) -> dict[str, Any]:
+def read_groups(values: Values, _fields: Values, *, best: int, method: str | None = None) -> dict[str, Any]:
     """The limit on groups of experts.
 
     Args:
@@ -100,7 +100,7 @@ def read_groups(values: Values, fields: Values, *, best: int, method: str | None
     return {"n_expert_groups": groups, "n_topk_groups": values.get("topk_group"), "n_topk_scores_per_group": best}
 
 
-def write_groups(config: TransformerConfig, *, best: int, method: str | None = None) -> dict[str, Any]:
+def write_groups(config: TransformerConfig, *, method: str | None = None, **_: Any) -> dict[str, Any]:
     """The keys of `read_groups`."""
     groups = config.n_expert_groups or 1
     written: dict[str, Any] = {"n_group": groups, "topk_group": config.n_topk_groups if groups > 1 else 1}
@@ -109,13 +109,13 @@ def write_groups(config: TransformerConfig, *, best: int, method: str | None = N
     return written
 
 
-def read_latent(values: Values, fields: Values, *, norm_eps: float) -> dict[str, Any]:
+def read_latent(values: Values, _fields: Values, *, norm_eps: float) -> dict[str, Any]:
     """The sizes of latent attention, under the same keys; the epsilon of its norms has no key."""
     sizes = {key: values.get(key) for key in sorted(LATENT_SIZES)}
     return {"latent_attention": {**sizes, "norm_eps": norm_eps}, "head_size": values.get("qk_rope_head_dim")}
 
 
-def write_latent(config: TransformerConfig, *, norm_eps: float) -> dict[str, Any]:
+def write_latent(config: TransformerConfig, **_: Any) -> dict[str, Any]:
     """The keys of `read_latent`, and the size that transformers' rotary embedding needs."""
     sizes = config.latent_attention or dict.fromkeys(LATENT_SIZES)
     return {**{key: sizes[key] for key in sorted(LATENT_SIZES)}, "head_dim": sizes["qk_rope_head_dim"]}
@@ -139,7 +139,7 @@ def write_chunks(config: TransformerConfig) -> dict[str, Any]:
     return {"attention_chunk_size": config.sliding_window_size, "layer_types": kinds}
 
 
-def read_temperature(values: Values, fields: Values, *, first: float) -> dict[str, Any]:
+def read_temperature(values: Values, _fields: Values, *, first: float) -> dict[str, Any]:
     """A factor on queries that grows with the position, counted from `first`."""
     if not values.get("attn_temperature_tuning"):
         return {}
@@ -147,7 +147,7 @@ def read_temperature(values: Values, fields: Values, *, first: float) -> dict[st
     return {"query_temperature": settings}
 
 
-def write_temperature(config: TransformerConfig, *, first: float) -> dict[str, Any]:
+def write_temperature(config: TransformerConfig, **_: Any) -> dict[str, Any]:
     """The keys of `read_temperature`."""
     settings = config.query_temperature
     if settings is None:

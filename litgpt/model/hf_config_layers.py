@@ -108,7 +108,7 @@ def has_bias(config: TransformerConfig, which: str) -> bool:
     return bool(config.bias or value) if which == "attn_bias" else bool(config.bias if value is None else value)
 
 
-def read_biases(values: Values, fields: Values, **keys: str) -> dict[str, Any]:
+def read_biases(values: Values, _fields: Values, **keys: str) -> dict[str, Any]:
     """The bias fields from their keys; one key may set several fields."""
     return {name: values.get(key) for name, key in keys.items()}
 
@@ -118,7 +118,7 @@ def write_biases(config: TransformerConfig, **keys: str) -> dict[str, Any]:
     return {key: has_bias(config, name) for name, key in keys.items()}
 
 
-def read_inverse(values: Values, fields: Values, **keys: str) -> dict[str, Any]:
+def read_inverse(values: Values, _fields: Values, **keys: str) -> dict[str, Any]:
     """Factors that the published model divides by and this one multiplies with."""
     return {name: 1 / check_number(key, values.get(key)) for name, key in keys.items()}
 
@@ -128,7 +128,7 @@ def write_inverse(config: TransformerConfig, **keys: str) -> dict[str, Any]:
     return {key: 1 / getattr(config, name) for name, key in keys.items()}
 
 
-def read_attention_scalar(values: Values, fields: Values, *, key: str, multiplier: bool = False) -> dict[str, Any]:
+def read_attention_scalar(values: Values, _fields: Values, *, key: str, multiplier: bool = False) -> dict[str, Any]:
     """The number whose inverse square root scales attention; with `multiplier`, the key holds the scale itself."""
     number = check_number(key, values.get(key))
     return {"attention_scores_scalar": float(f"{number**-2:.12g}") if multiplier else number}

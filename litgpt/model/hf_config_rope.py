@@ -74,7 +74,7 @@ def write_rope(
     partial: str | None = None,
     original: str | None = None,
     temperature: str | None = None,
-    stretch: str | None = None,
+    **_: Any,
 ) -> dict[str, Any]:
     """The keys of `read_rope`, in the form before transformers 5 and in that since; a stretched base as it is."""
     scaling = write_scaling(config)

@@ -133,7 +133,7 @@ class DataModule(ABC):
         """
         raise UserError(f"data: {type(self).__name__} has no text to train a tokenizer on; set tokenizer_dir")
 
-    def encode_example_prompt(self, which: Literal["first", "random"] | int, seed: int) -> list[int]:
+    def encode_example_prompt(self, which: Literal["first", "random"] | int, seed: int) -> list[int]:  # noqa: ARG002
         """Return the token ids of the prompt of one training example, to generate an answer for; empty if none has one.
 
         Args:

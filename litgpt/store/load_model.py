@@ -42,7 +42,7 @@ def untie_if_saved_apart(folder: Path, config: Config) -> Config:
 
 def read_dtypes(folder: Path, config: Config) -> dict[str, torch.dtype]:
     """The type that the files of a model folder have for each of our parameters."""
-    published = list_published(folder, config, warn=lambda line: None)
+    published = list_published(folder, config, warn=lambda _line: None)
     return {name: tensor.meta.dtype for tensor in published for name in tensor.mapping.names}
 
 
@@ -104,6 +104,6 @@ def load_model(
     rank, _ = get_rank_and_size()
     parameters = dict(iter_model_tensors(model))
     shards = {name: get_shard(tensor) for name, tensor in parameters.items()}
-    for tensor in list_published(Path(folder), shape, warn=warn if rank == 0 else lambda line: None):
+    for tensor in list_published(Path(folder), shape, warn=warn if rank == 0 else lambda _line: None):
         if not (mmap and tensor.map_into(parameters)):
             tensor.copy_to(shards)

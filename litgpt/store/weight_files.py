@@ -47,7 +47,7 @@ class WeightSource:
     names: list[str]
     read_meta: Callable[[str], Tensor]
     read: Callable[[str], Tensor]
-    release: Callable[[str], None] = lambda name: None
+    release: Callable[[str], None] = lambda _name: None
     is_mapped: bool = False
     table: NameTable | None = None
 

@@ -17,7 +17,7 @@ Named = list[tuple[str, nn.Parameter]]
 
 
 def build_optimizers(
-    settings: Optimizer, model: nn.Module, *, factor: Callable[[str], float] = lambda name: 1.0
+    settings: Optimizer, model: nn.Module, *, factor: Callable[[str], float] = lambda _name: 1.0
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a run; more than one where a rule or a learning rate suits a part of the parameters only.
 

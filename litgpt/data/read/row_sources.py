@@ -244,7 +244,7 @@ def _read_csv(path: Path) -> Iterator[LocatedRow]:
 
 
 def _read_parquet(path: Path) -> Iterator[LocatedRow]:
-    return ((f"{path}[{number - 1}]", row) for number, row in read_parquet_rows(path, 0, lambda number: True))
+    return ((f"{path}[{number - 1}]", row) for number, row in read_parquet_rows(path, 0, lambda _number: True))
 
 
 def read_parquet_rows(path: Path, skip: int, is_wanted: Callable[[int], bool]) -> Iterator[tuple[int, Any]]:
