@@ -236,7 +236,7 @@ def test_what_cannot_be_merged_is_one_line(tmp_path: Path, capsys: pytest.Captur
         ("adapter", "--pretrained_checkpoint_dir", str(tmp_path / "gone")): "pretrained_checkpoint_dir: ",
         ("adapter", "--pretrained_checkpoint_dir", str(tmp_path / "edited/adapter")): "is an adapter too",
         ("shifted/adapter",): "cannot be merged: the layer has no bias",
-        ("edited/adapter",): "cannot be merged: its edits",
+        ("edited/adapter",): "cannot be merged: edits",
         ("lost",): "base_model_name_or_path: ",
         ("nothing",): "holds no adapter",
     }

@@ -62,11 +62,11 @@ def test_damage_to_any_file_is_refused_by_its_name_and_the_older_checkpoint_used
     run: Path, name: str, damage: object
 ) -> None:
     damage(run / "step-00000002" / name)  # type: ignore[operator]
-    said: list[str] = []
-    found = find_latest(run, said.append)
-    assert found == run / "step-00000001"
-    assert len(said) == 1 and name in said[0] and "step-00000002" in said[0] and "\n" not in said[0]
-    assert load_checkpoint(found, nn.Linear(5, 6))["tokens"] == 1
+    messages: list[str] = []
+    latest = find_latest(run, messages.append)
+    assert latest == run / "step-00000001"
+    assert len(messages) == 1 and name in messages[0] and "step-00000002" in messages[0] and "\n" not in messages[0]
+    assert load_checkpoint(latest, nn.Linear(5, 6))["tokens"] == 1
     with pytest.raises(UserError, match=name):
         find_checkpoint(run / "step-00000002", run)
 
@@ -85,6 +85,6 @@ def test_every_single_byte_of_a_manifest_counts(run: Path) -> None:
 def test_without_one_that_verifies_there_is_none(run: Path) -> None:
     for step in (1, 2):
         flip(run / f"step-0000000{step}" / "progress.json")
-    said: list[str] = []
-    assert find_latest(run, said.append) is None
-    assert len(said) == 2
+    messages: list[str] = []
+    assert find_latest(run, messages.append) is None
+    assert len(messages) == 2

@@ -41,9 +41,9 @@ def test_a_full_disk_ends_the_run_or_not_as_asked(small_disk: Path, asynchronous
     with pytest.raises(UserError, match=r"not saved .*No space left.*older checkpoints are intact.*on_error") as caught:
         save(small_disk, 2, 600, asynchronous=asynchronous)
     assert "\n" not in str(caught.value)
-    said: list[str] = []
-    assert save(small_disk, 3, 600, on_error="continue", warn=said.append, asynchronous=asynchronous) is None
-    assert len(said) == 1 and "No space left" in said[0]
+    messages: list[str] = []
+    assert save(small_disk, 3, 600, on_error="continue", warn=messages.append, asynchronous=asynchronous) is None
+    assert len(messages) == 1 and "No space left" in messages[0]
     assert [path.name for path in small_disk.iterdir()] == ["step-00000001"]
     assert find_latest(small_disk) == older
     assert save(small_disk, 4, 300, keep=1) == small_disk / "step-00000004", "the space of a failed save is free again"
@@ -88,11 +88,11 @@ def test_a_failure_at_any_single_write_leaves_the_older_checkpoint(
     failures = 0
     while failures < 100:
         left[0] = failures
-        said: list[str] = []
-        done = save(tmp_path, 2, 4, on_error="continue", warn=said.append)
+        messages: list[str] = []
+        done = save(tmp_path, 2, 4, on_error="continue", warn=messages.append)
         if done is not None:
             break
-        assert len(said) == 1 and "No space left" in said[0]
+        assert len(messages) == 1 and "No space left" in messages[0]
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
         assert find_latest(tmp_path) == older
         failures += 1

@@ -22,8 +22,8 @@ def test_what_one_rank_finds_ends_all(tmp_path: Path, changes: dict[str, object]
     ) == [1, 1]
     for rank in range(2):  # which write into files of their own
         text = (folder / f"rank-{rank}.log").read_text()
-        said = [line for line in text.splitlines() if line.startswith("litgpt: error: ")]
-        assert len(said) == 1 and words in said[0] and "Traceback" not in text, text
+        messages = [line for line in text.splitlines() if line.startswith("litgpt: error: ")]
+        assert len(messages) == 1 and words in messages[0] and "Traceback" not in text, text
 
 
 def test_ranks_that_share_a_terminal_say_it_once(tmp_path: Path) -> None:
@@ -31,6 +31,6 @@ def test_ranks_that_share_a_terminal_say_it_once(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "litgpt", "pretrain", "--config", "recipe.yaml"]
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
-    said = [line for line in ended.stderr.splitlines() if "litgpt: error: " in line]
-    assert ended.returncode == 1 and len(said) == 1 and "train.max_tokens: 3 " in said[0], ended.stderr
+    messages = [line for line in ended.stderr.splitlines() if "litgpt: error: " in line]
+    assert ended.returncode == 1 and len(messages) == 1 and "train.max_tokens: 3 " in messages[0], ended.stderr
     assert "Traceback" not in ended.stderr and "recvValue" not in ended.stderr

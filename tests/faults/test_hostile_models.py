@@ -228,7 +228,8 @@ def test_every_command_says_one_line_runs_nothing_and_writes_nothing(
     spoil(folder, tmp_path / "proof")  # type: ignore[operator]
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert main([command[0], str(folder), *command[1:]]) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert [line for line in said if line.startswith("litgpt: error: ")] == said[-1:] and "Traceback" not in said[-1]
+    messages = capsys.readouterr().err.splitlines()
+    errors = [line for line in messages if line.startswith("litgpt: error: ")]
+    assert errors == messages[-1:] and "Traceback" not in messages[-1]
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert not (tmp_path / "proof").exists()

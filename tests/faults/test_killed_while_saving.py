@@ -16,23 +16,23 @@ from tests.processes import CONTEXT, start_ranks
 
 def run_and_kill(folder: Path, ranks: int, attempt: int, seconds: float) -> int:
     """Start a run, kill one rank after a while and then the rest; returns the last step it told of, 0 if none."""
-    here, there = CONTEXT.Pipe(duplex=False)
-    workers = start_ranks(save_for_ever, folder, ranks, there, folder=folder.parent, ranks=ranks)
-    there.close()
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    workers = start_ranks(save_for_ever, folder, ranks, sender, folder=folder.parent, ranks=ranks)
+    sender.close()
     if attempt % 2 == 0:
-        here.poll(100)  # else it may be killed before its first save
+        receiver.poll(100)  # else it may be killed before its first save
     time.sleep(seconds)
     workers[attempt % ranks].kill()
     for worker in workers:
         worker.kill()  # the others wait for the dead one for ever
         worker.join()
-    told = 0
+    step = 0
     try:
-        while here.poll():
-            told = here.recv()
+        while receiver.poll():
+            step = receiver.recv()
     except EOFError:
-        return told
-    return told
+        return step
+    return step
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,11 @@ def test_there_is_always_a_loadable_latest(tmp_path: Path, ranks: int, kills: in
         last = run_and_kill(folder, ranks, attempt, random.uniform(0, 0.1) * ranks) or last
         half_done += len(list(folder.glob("step-*.partial")))
         said: list[str] = []
-        found = find_latest(folder, said.append)
+        latest = find_latest(folder, said.append)
         assert not said, said
-        assert found is not None
+        assert latest is not None
         model = nn.Linear(WIDTH, WIDTH)
-        step = load_checkpoint(found, model, warn=lambda _line: None)["value"]
+        step = load_checkpoint(latest, model, warn=lambda _line: None)["value"]
         assert step in (last, last + 1), "what was said to be saved is there"
         assert all(torch.all(parameter == step) for parameter in model.parameters())
         last = step

@@ -42,9 +42,9 @@ def test_the_rank_that_is_gone_is_named_and_the_others_stop(tmp_path: Path, lost
     victim.kill()
     join_ranks([victim])
     text = (tmp_path / f"rank-{1 - lost}.log").read_text()
-    (told,) = GONE.findall(text)
-    assert told.startswith(f"rank {lost} of 2")
-    assert lost == 0 or f"(process {victim.pid} on " in told
+    (message,) = GONE.findall(text)
+    assert message.startswith(f"rank {lost} of 2")
+    assert lost == 0 or f"(process {victim.pid} on " in message
     assert "Traceback" not in text
 
 
@@ -56,7 +56,7 @@ def children(process: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_torchrun_starts_all_ranks_again_and_the_run_goes_on(tmp_path: Path) -> None:
-    expected = unbroken(tmp_path / "unbroken", 2)
+    message = unbroken(tmp_path / "unbroken", 2)
     folder = prepare(tmp_path / "elastic", 2)
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
     meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{find_free_port()}"]
@@ -77,4 +77,4 @@ def test_torchrun_starts_all_ranks_again_and_the_run_goes_on(tmp_path: Path) -> 
     text = (folder / "log").read_text()
     assert len(GONE.findall(text)) <= 1
     assert "Resuming training from" in text
-    assert read_losses(folder) == expected
+    assert read_losses(folder) == message

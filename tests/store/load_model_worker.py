@@ -45,9 +45,9 @@ def watch() -> None:
     view = MappedFile.view
 
     def noted(self: MappedFile, name: str) -> Tensor:
-        found = view(self, name)
-        mapped[found.untyped_storage().data_ptr()] = found.nbytes
-        return found
+        values = view(self, name)
+        mapped[values.untyped_storage().data_ptr()] = values.nbytes
+        return values
 
     MappedFile.view = noted  # type: ignore[method-assign]
 
@@ -66,6 +66,6 @@ def check_slices(folder: Path) -> None:
     whole = sum(mapped.values())
     assert 0.49 < reads.bytes / whole < 0.51, (reads.bytes, whole)
     expected = random_model(Config.from_checkpoint(folder / "model"))
-    for (name, mine), (_, wanted) in zip(model.named_parameters(), expected.named_parameters(), strict=True):
-        assert isinstance(mine, DTensor) and torch.equal(mine.full_tensor(), wanted), name
+    for (name, local), (_, wanted) in zip(model.named_parameters(), expected.named_parameters(), strict=True):
+        assert isinstance(local, DTensor) and torch.equal(local.full_tensor(), wanted), name
     dist.destroy_process_group()

@@ -93,26 +93,26 @@ def save(layout: str, folder: Path) -> list[float]:
 
 def resume(layout: str, folder: Path, losses: dict[str, list[float]]) -> list[str]:
     """Load what every layout saved, to the bit, and train on as it did; what was said."""
-    said: list[str] = []
+    messages: list[str] = []
     for other in LAYOUTS:
         saved = folder / other / "step-00000002"
         trained = train_state(layout, 2)
-        load_checkpoint(saved, trained.core, trained.optimizers, layout=degrees(trained), warn=said.append)
+        load_checkpoint(saved, trained.core, trained.optimizers, layout=degrees(trained), warn=messages.append)
         compare(trained, saved)
         torch.testing.assert_close(train(trained, 3), losses[other], rtol=1e-9, atol=0)
-    return said
+    return messages
 
 
 def compare(trained: TrainState, saved: Path) -> None:
     """Hold all values, gathered by torch, against those in the files, and learning rates against the first."""
     files = open_checkpoint(saved)
     values: dict[str, Any] = {f"model.{name}": tensor for name, tensor in iter_model_tensors(trained.core)}
-    values |= {f"optimizer.{name}": one for name, one in iter_optimizer_state(trained.core, trained.optimizers)}
+    values |= {f"optimizer.{name}": item for name, item in iter_optimizer_state(trained.core, trained.optimizers)}
     assert len(values) > len(list(trained.core.parameters())) * 3
     for name, value in values.items():
         whole = value.full_tensor() if isinstance(value, DTensor) else value
         assert isinstance(whole, Tensor) and torch.equal(whole, files.read(name)), (saved, name)
-    assert {group["lr"] for one in trained.optimizers for group in one.param_groups} == {1e-2}
+    assert {group["lr"] for item in trained.optimizers for group in item.param_groups} == {1e-2}
 
 
 def fill_and_write(layout: str, folder: Path) -> None:
@@ -132,7 +132,7 @@ def fill_and_write(layout: str, folder: Path) -> None:
     save_model(folder / layout, model, tensors=iter(base.items()), config=SHAPE)
     for name, parameter in adapt.get_adapter_parameters(model).items():
         copy_full_tensor(parameter, torch.arange(parameter.numel()).view(parameter.shape) / 1e3 + len(name))
-    added = ((name, full_tensor(one.detach())) for name, one in adapt.get_adapter_parameters(model).items())
+    added = ((name, full_tensor(value.detach())) for name, value in adapt.get_adapter_parameters(model).items())
     whole = dict(gather_stages(model, added))
     if mesh is None or dist.get_rank() == 0:
         torch.save(whole, folder / f"{layout}.pt")

@@ -71,10 +71,10 @@ def test_ours_load_in_peft_and_back(case: str, tmp_path: Path) -> None:
     save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=settings, base="some/base")
     reference = peft.PeftModel.from_pretrained(transformers_model(model, tmp_path / "base"), tmp_path / "adapter")
     assert (reference.eval()(IDS).logits - model(IDS)).abs().max() < 1e-5
-    back = load_adapter_folder(tmp_path / "adapter", model.config)
-    assert back.settings == settings and back.base == "some/base"
-    assert back.tensors.keys() == whole(model).keys()
-    assert all(torch.equal(back.tensors[name], value) for name, value in whole(model).items())
+    loaded = load_adapter_folder(tmp_path / "adapter", model.config)
+    assert loaded.settings == settings and loaded.base == "some/base"
+    assert loaded.tensors.keys() == whole(model).keys()
+    assert all(torch.equal(loaded.tensors[name], value) for name, value in whole(model).items())
 
 
 STACKS = ["experts.gate_up_proj", "experts.down_proj"]
@@ -130,11 +130,11 @@ def test_theirs_load_in_ours(case: str, tmp_path: Path) -> None:
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     reference.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    theirs = load_adapter_folder(tmp_path / "adapter", base.config)
+    adapter = load_adapter_folder(tmp_path / "adapter", base.config)
     assert not torch.allclose(base(IDS), reference.eval()(IDS).logits, atol=1e-3)
-    adapt.attach(base, theirs.settings)
-    adapt.initialize_adapter(base, theirs.settings, 0)
-    adapt.load_adapter(base, theirs.tensors)
+    adapt.attach(base, adapter.settings)
+    adapt.initialize_adapter(base, adapter.settings, 0)
+    adapt.load_adapter(base, adapter.tensors)
     assert (reference(IDS).logits - base(IDS)).abs().max() < 1e-5
 
 
@@ -147,11 +147,11 @@ def test_other_tuners_come_back_to_the_bit(settings: Tuner, tmp_path: Path) -> N
     model = adapted(settings).float()
     move(model)
     save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=settings, base="some/base")
-    back = load_adapter_folder(tmp_path / "adapter", model.config)
-    assert back.settings == settings and back.base == "some/base"
-    other = adapted(back.settings).float()
+    loaded = load_adapter_folder(tmp_path / "adapter", model.config)
+    assert loaded.settings == settings and loaded.base == "some/base"
+    other = adapted(loaded.settings).float()
     assert not torch.equal(other(IDS), model(IDS))
-    adapt.load_adapter(other, back.tensors)
+    adapt.load_adapter(other, loaded.tensors)
     assert torch.equal(other(IDS), model(IDS))
 
 
@@ -187,10 +187,10 @@ def test_other_tuners_of_peft_load_in_ours(form: str, tmp_path: Path) -> None:
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     reference.save_pretrained(tmp_path / "adapter")
-    theirs = load_adapter_folder(tmp_path / "adapter", base.config)
-    adapt.attach(base, theirs.settings)
-    adapt.initialize_adapter(base, theirs.settings, 0)
-    adapt.load_adapter(base, theirs.tensors)
+    adapter = load_adapter_folder(tmp_path / "adapter", base.config)
+    adapt.attach(base, adapter.settings)
+    adapt.initialize_adapter(base, adapter.settings, 0)
+    adapt.load_adapter(base, adapter.tensors)
     assert (reference.eval()(IDS).logits - base(IDS)).abs().max() < 1e-5
 
 
@@ -199,9 +199,9 @@ def test_other_tuners_in_fused_layers_keep_our_names(tmp_path: Path) -> None:
     model = adapted(settings, **FUSED).float()
     move(model)
     save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=settings)
-    back = load_adapter_folder(tmp_path / "adapter", model.config)
-    assert back.settings == settings
-    assert all(torch.equal(back.tensors[name], value) for name, value in whole(model).items())
+    loaded = load_adapter_folder(tmp_path / "adapter", model.config)
+    assert loaded.settings == settings
+    assert all(torch.equal(loaded.tensors[name], value) for name, value in whole(model).items())
 
 
 def test_full_training_has_no_adapter(tmp_path: Path) -> None:
@@ -241,19 +241,19 @@ def test_stacks_that_are_not_turned_are_known_by_their_shapes(tmp_path: Path) ->
         a, b = tensors[name].unflatten(0, (4, -1)), tensors[other].unflatten(1, (-1, 4))
         tensors[name], tensors[other] = b.permute(2, 1, 0).flatten(0, 1), a.permute(2, 1, 0).flatten(1)
     save_file({name: value.contiguous() for name, value in tensors.items()}, file, metadata)
-    back = load_adapter_folder(tmp_path / "adapter", model.config)
-    assert all(torch.equal(back.tensors[name], value) for name, value in whole(model).items())
+    loaded = load_adapter_folder(tmp_path / "adapter", model.config)
+    assert all(torch.equal(loaded.tensors[name], value) for name, value in whole(model).items())
 
 
 def test_stacks_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
-    for number, (names, said) in enumerate(
+    for number, (names, message) in enumerate(
         {
             ("experts.gate_up_proj_bias",): "experts.gate_up_proj_bias is not supported; use .*experts.gate_up_proj",
             ("experts.down_proj",): r"base_layer.weight: no tensor of this name in the model",
         }.items()
     ):
         saved_stacks(tmp_path / str(number), target_parameters=names)
-        with pytest.raises(UserError, match=said) as error:
+        with pytest.raises(UserError, match=message) as error:
             load_adapter_folder(tmp_path / str(number), small(**STACKED if number == 0 else TURNED))
         assert "\n" not in str(error.value)
     model = saved_stacks(tmp_path / "other")
@@ -263,12 +263,12 @@ def test_stacks_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
 
 def test_an_adapter_of_another_base_is_refused_in_one_line(tmp_path: Path) -> None:
     config = saved(tmp_path / "adapter").config
-    for changes, said in (
+    for changes, message in (
         ({"n_embd": 64}, r"trained on some/base\): .* is \[4, 32\], but the model's .* is \[.*64\]; load its own base"),
         ({"n_layer": 1}, r"model.layers.1.*: no tensor of this name in the model; it has model.layers.0"),
         ({"intermediate_size": 40}, "the model's blocks.0.mlp"),
     ):
-        with pytest.raises(UserError, match=said) as error:
+        with pytest.raises(UserError, match=message) as error:
             load_adapter_folder(tmp_path / "adapter", type(config)(**{**config.to_dict(), **changes}))
         assert "\n" not in str(error.value)
 
@@ -290,12 +290,12 @@ def test_damaged_and_foreign_folders_are_refused_in_one_line(tmp_path: Path) -> 
 
 def test_names_and_shapes_are_held_against_the_settings() -> None:
     model = adapted(LoRA(r=4))
-    for tensors, said in (
+    for tensors, message in (
         ({}, "the adapter lacks blocks.0.attention.k.lora_a"),
         (whole(model) | {"head.lora_a": torch.zeros(1)}, "the adapter has head.lora_a"),
         (whole(adapted(LoRA(r=5))), r"lora_a is \[5, 32\], the model's \[4, 32\]"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             adapt.check_adapter(model, tensors)
 
 

@@ -64,8 +64,8 @@ OPTIMIZERS = {
 def optimizers_of(kind: str, model: nn.Module) -> list[torch.optim.Optimizer]:
     matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
     rest = [parameter for parameter in model.parameters() if parameter.dim() < 2]
-    made: list[torch.optim.Optimizer] = OPTIMIZERS[kind](matrices, rest)
-    return made
+    created: list[torch.optim.Optimizer] = OPTIMIZERS[kind](matrices, rest)
+    return created
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -87,12 +87,12 @@ def test_a_continued_run_equals_an_unbroken_one(tmp_path: Path, kind: str) -> No
     assert (progress["step"], progress["tokens"], progress["guard"]["window"]) == (3, 7, [0.1, 1e-300])
     for _ in range(3):
         step(other, *fresh)  # draws its inputs from the restored generator
-    for one, two in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(one, two)
+    for first, second in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(first, second)
     for old, new in zip(optimizers, fresh, strict=True):
-        for one, two in zip(old.param_groups, new.param_groups, strict=True):
-            assert {**one, "params": None} == {**two, "params": None}
-            for p, q in zip(one["params"], two["params"], strict=True):
+        for first, second in zip(old.param_groups, new.param_groups, strict=True):
+            assert {**first, "params": None} == {**second, "params": None}
+            for p, q in zip(first["params"], second["params"], strict=True):
                 assert old.state[p].keys() == new.state[q].keys()
                 for key, value in old.state[p].items():
                     assert type(value) is type(new.state[q][key])
@@ -140,7 +140,7 @@ def test_later_steps_do_not_change_what_is_saved(
     folder = checkpoints.commit()
     assert folder is not None and checkpoints.commit() is None
     load_checkpoint(folder, model)
-    assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
+    assert all(torch.equal(first, second) for first, second in zip(before, model.parameters(), strict=True))
 
 
 def test_a_folder_says_what_it_holds_and_carries_the_callers_files(tmp_path: Path) -> None:
@@ -167,12 +167,12 @@ def test_the_newest_that_verify_are_kept(tmp_path: Path) -> None:
 
 
 def test_after_a_rollback_newer_steps_are_set_aside(tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     for number in (2, 4, 6):
         save(tmp_path, number, keep=9)
-    save(tmp_path, 4, keep=9, warn=said.append)
-    save(tmp_path, 3, keep=9, resumed_step=2, warn=said.append)
-    save(tmp_path, 5, keep=9, resumed_step=3, warn=said.append)
+    save(tmp_path, 4, keep=9, warn=messages.append)
+    save(tmp_path, 3, keep=9, resumed_step=2, warn=messages.append)
+    save(tmp_path, 5, keep=9, resumed_step=3, warn=messages.append)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step-00000002",
         "step-00000003",
@@ -181,7 +181,7 @@ def test_after_a_rollback_newer_steps_are_set_aside(tmp_path: Path) -> None:
         "step-00000005",
         "step-00000006.abandoned",
     ]
-    assert len(said) == 3 and all("renamed" in line for line in said)
+    assert len(messages) == 3 and all("renamed" in line for line in messages)
     assert find_latest(tmp_path) == tmp_path / "step-00000005"
 
 
@@ -190,9 +190,9 @@ def test_a_step_that_is_saved_already_is_left_alone(tmp_path: Path) -> None:
     for _ in range(2):
         checkpoints.save(4, two_layers(), None, {})
         checkpoints.commit()
-    again = Checkpoints(tmp_path, resumed_step=4)
-    again.save(4, two_layers(), None, {})
-    assert again.commit() is None
+    second = Checkpoints(tmp_path, resumed_step=4)
+    second.save(4, two_layers(), None, {})
+    assert second.commit() is None
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
 
 
@@ -200,9 +200,9 @@ def test_what_a_dead_run_left_is_cleared_away(tmp_path: Path) -> None:
     save(tmp_path, 1)
     (tmp_path / "step-00000002.partial").mkdir()
     (tmp_path / "step-00000002.partial" / "shard").write_text("half")
-    said: list[str] = []
-    Checkpoints(tmp_path, warn=said.append)
-    assert len(said) == 1 and "step-00000002.partial" in said[0]
+    messages: list[str] = []
+    Checkpoints(tmp_path, warn=messages.append)
+    assert len(messages) == 1 and "step-00000002.partial" in messages[0]
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
@@ -245,11 +245,11 @@ def test_random_numbers_go_on_only_where_the_layout_is_the_same(tmp_path: Path) 
     assert torch.equal(torch.rand(3), expected)
     progress = json.loads((folder / "progress.json").read_text())
     (folder / "progress.json").write_text(json.dumps({**progress, "ranks": 2}))
-    said: list[str] = []
+    messages: list[str] = []
     state = torch.get_rng_state()
-    load_checkpoint(folder, model, warn=said.append)
+    load_checkpoint(folder, model, warn=messages.append)
     assert torch.equal(torch.get_rng_state(), state)
-    assert len(said) == 1 and "saved by 2 ranks" in said[0]
+    assert len(messages) == 1 and "saved by 2 ranks" in messages[0]
 
 
 def test_resume_finds_what_it_is_asked_for(tmp_path: Path) -> None:

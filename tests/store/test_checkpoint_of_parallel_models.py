@@ -22,9 +22,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, lis
     folder = tmp_path_factory.mktemp("saved")
     losses = {}
     for layout, (ranks, _) in LAYOUTS.items():
-        told = POOL.run(save, layout, folder, ranks=ranks)
-        assert all(one == told[0] for one in told)
-        losses[layout] = told[0]
+        results = POOL.run(save, layout, folder, ranks=ranks)
+        assert all(value == results[0] for value in results)
+        losses[layout] = results[0]
     return folder, losses
 
 
@@ -36,12 +36,12 @@ SLOW = ("hsdp", "tensor")  # the axes of these are in other layouts too
 )
 def test_every_layout_goes_on_from_every_other(layout: str, saved: tuple[Path, dict[str, list[float]]]) -> None:
     ranks, _ = LAYOUTS[layout]
-    said = [line for told in POOL.run(resume, layout, *saved, ranks=ranks) for line in told]
+    messages = [line for results in POOL.run(resume, layout, *saved, ranks=ranks) for line in results]
     others = [name for name in LAYOUTS if name != layout]
-    assert [line for line in said if "random generators are not restored" not in line] == []
-    assert len(said) == len(others)
+    assert [line for line in messages if "random generators are not restored" not in line] == []
+    assert len(messages) == len(others)
     alike = [name for name in others if LAYOUTS[name][0] == ranks]
-    assert sum("in another layout" in line for line in said) == len(alike)
+    assert sum("in another layout" in line for line in messages) == len(alike)
 
 
 def test_every_value_is_written_once_and_by_all_ranks(saved: tuple[Path, dict[str, list[float]]]) -> None:

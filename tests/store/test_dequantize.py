@@ -21,9 +21,9 @@ def fp8(weight: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
     numbers = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
     for row in range(scale.shape[0]):
         for column in range(scale.shape[1]):
-            here = slice(row * block, (row + 1) * block), slice(column * block, (column + 1) * block)
-            scale[row, column] = weight[here].abs().max() / 448
-            numbers[here] = (weight[here] / scale[row, column]).to(torch.float8_e4m3fn)
+            index = slice(row * block, (row + 1) * block), slice(column * block, (column + 1) * block)
+            scale[row, column] = weight[index].abs().max() / 448
+            numbers[index] = (weight[index] / scale[row, column]).to(torch.float8_e4m3fn)
     return numbers, scale
 
 
@@ -31,8 +31,8 @@ def test_fp8_is_what_transformers_makes_of_it() -> None:
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
     numbers, scale = fp8(torch.randn(256, 384), 128)
-    theirs = Fp8Dequantize(None)._dequantize_one(numbers, scale, torch.bfloat16)
-    assert torch.equal(dequantize_fp8(numbers, scale), theirs)
+    reference = Fp8Dequantize(None)._dequantize_one(numbers, scale, torch.bfloat16)
+    assert torch.equal(dequantize_fp8(numbers, scale), reference)
 
 
 def test_the_last_blocks_of_fp8_may_be_smaller() -> None:
@@ -49,9 +49,9 @@ def test_mxfp4_is_what_transformers_makes_of_it() -> None:
 
     blocks = torch.randint(0, 256, (3, 10, 4, 16), dtype=torch.uint8)
     scales = torch.randint(100, 140, (3, 10, 4), dtype=torch.uint8)
-    theirs = convert_moe_packed_tensors(blocks, scales)
-    assert theirs.shape == (3, 128, 10)
-    assert torch.equal(dequantize_mxfp4(blocks, scales), theirs)
+    reference = convert_moe_packed_tensors(blocks, scales)
+    assert reference.shape == (3, 128, 10)
+    assert torch.equal(dequantize_mxfp4(blocks, scales), reference)
     with pytest.raises(UserError, match="scales for"):
         dequantize_mxfp4(blocks, scales[:, :5])
     with pytest.raises(UserError, match="uint8"):
@@ -77,8 +77,8 @@ def test_a_folder_of_fp8_loads_as_what_it_stands_for(fp8_folder: tuple[Path, GPT
     folder, model = fp8_folder
     loaded = GPT(model.config)
     load_model(loaded, folder)
-    for (name, mine), (_, was) in zip(loaded.named_parameters(), model.named_parameters(), strict=True):
-        error = (mine - was).abs().max() / was.abs().max()
+    for (name, local), (_, was) in zip(loaded.named_parameters(), model.named_parameters(), strict=True):
+        error = (local - was).abs().max() / was.abs().max()
         assert error < 0.05 and (error > 0) == (".attention." in name or ".mlp." in name), name
 
 
@@ -86,13 +86,13 @@ def test_converted_it_is_a_plain_folder(fp8_folder: tuple[Path, GPT]) -> None:
     from litgpt.store.convert import convert_folder
 
     folder, model = fp8_folder
-    loaded, again = GPT(model.config), GPT(model.config)
+    loaded, second = GPT(model.config), GPT(model.config)
     load_model(loaded, folder)
     convert_folder(folder, None, "float32")
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
-    assert {one.dtype for one in load_file(folder / "model.safetensors").values()} == {torch.float32}
-    load_model(again, folder)
-    assert all(torch.equal(one, other) for one, other in zip(loaded.parameters(), again.parameters(), strict=True))
+    assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {torch.float32}
+    load_model(second, folder)
+    assert all(torch.equal(value, other) for value, other in zip(loaded.parameters(), second.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("change", ["no scale", "few scales", "odd block"])

@@ -51,9 +51,9 @@ def write_gguf(path: Path, model: GPT, kind: str, quantization: str = "F32", **s
     for key, value in settings.items():
         writer.add_tensor(key, value)
     data = load_family_files()["gguf"]
-    ours = weights(model)
-    for step in build_name_table("gguf", data["tensors"]).map_names(ours, config):
-        tensor = ours[step.names[0]]
+    tensors = weights(model)
+    for step in build_name_table("gguf", data["tensors"]).map_names(tensors, config):
+        tensor = tensors[step.names[0]]
         if kind == "llama" and ".attn_q." in step.hf_name:
             tensor = paired(tensor, config.n_head)
         if kind == "llama" and ".attn_k." in step.hf_name:
@@ -89,13 +89,13 @@ def test_a_file_loads_as_transformers_loads_it(tmp_path: Path, kind: str) -> Non
     loaded = GPT(load_config(tmp_path)).eval()
     load_model(loaded, tmp_path)
     assert all(torch.allclose(weights(loaded)[name], tensor, atol=1e-6) for name, tensor in weights(model).items())
-    theirs = AutoModelForCausalLM.from_pretrained(
+    hf_model = AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file="m.gguf", dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
     ids = torch.arange(20)[None] * 3 % 64
     with torch.no_grad():
-        wanted = theirs.eval()(ids).logits
-        assert (loaded(ids) - wanted).abs().max() < 1e-4 * wanted.abs().max()
+        expected = hf_model.eval()(ids).logits
+        assert (loaded(ids) - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("quantization", ["Q4_0", "Q4_1", "Q8_0", "F16", "BF16"])
@@ -111,8 +111,8 @@ def test_every_quantization_is_read_as_what_it_stands_for(tmp_path: Path, quanti
         heads = {"q": model.config.n_head, "k": model.config.n_query_groups}.get(name.split(".")[-2])
         stored = tensor if heads is None else paired(tensor, heads)
         read = torch.from_numpy(dequantize(quantize(stored.numpy(), code), code).copy())
-        back = read if heads is None else read.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
-        assert torch.equal(loaded[name].float(), back), name
+        restored = read if heads is None else read.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+        assert torch.equal(loaded[name].float(), restored), name
         kept = {"F16": torch.float16, "BF16": torch.bfloat16}.get(quantization, torch.float32)
         assert loaded[name].dtype == kept
 
@@ -150,9 +150,9 @@ def test_converted_it_is_a_folder_of_its_own(tmp_path: Path) -> None:
     folder = convert_folder(tmp_path, None, None)
     assert folder == tmp_path and (tmp_path / "notes.txt").read_text() == "mine"
     assert Config.from_checkpoint(folder).rope_base == model.config.rope_base
-    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    hf_model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
-        assert (theirs.eval()(torch.arange(9)[None]).logits - model(torch.arange(9)[None])).abs().max() < 1e-4
+        assert (hf_model.eval()(torch.arange(9)[None]).logits - model(torch.arange(9)[None])).abs().max() < 1e-4
 
 
 def test_the_scaling_of_llama_3_is_found_by_its_divisors(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_byte_level_tokenizer_is_written_as_it_was(tmp_path: Path) -> None:
     train_tokenizer(iter(["the llama eats 12 apples and the alpaca 345 pears"] * 50), "bpe", 300, tmp_path / "source")
     content = json.loads((tmp_path / "source" / "tokenizer.json").read_text())
     vocabulary = sorted(content["model"]["vocab"], key=content["model"]["vocab"].__getitem__)
-    special = [one["content"] for one in content["added_tokens"]]
+    special = [value["content"] for value in content["added_tokens"]]
     tokens = vocabulary + [token for token in special if token not in vocabulary]
     writer = GGUFWriter(tmp_path / "m.gguf", "llama")
     writer.add_tokenizer_model("gpt2")
@@ -215,12 +215,12 @@ def test_a_byte_level_tokenizer_is_written_as_it_was(tmp_path: Path) -> None:
     writer.close()
     (tmp_path / "out").mkdir()
     write_tokenizer(tmp_path / "m.gguf", tmp_path / "out")
-    made = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    created = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
     source = Tokenizer.from_file(str(tmp_path / "source" / "tokenizer.json"))
     for text in ("the llama", f"an apple{special[0]}the pears\n\n", "é 你好 the"):
-        mine = made.encode(text, add_special_tokens=False).ids
-        assert made.decode(mine, skip_special_tokens=False) == text
-        assert mine == source.encode(text, add_special_tokens=False).ids
-    ours = Ours(tmp_path / "out")
-    assert ours.use_bos and ours.encode("the")[0] == tokens.index(special[0])
-    assert len(made.encode("12", add_special_tokens=False).ids) == 2, "digits stand alone"
+        local = created.encode(text, add_special_tokens=False).ids
+        assert created.decode(local, skip_special_tokens=False) == text
+        assert local == source.encode(text, add_special_tokens=False).ids
+    model = Ours(tmp_path / "out")
+    assert model.use_bos and model.encode("the")[0] == tokens.index(special[0])
+    assert len(created.encode("12", add_special_tokens=False).ids) == 2, "digits stand alone"

@@ -136,7 +136,7 @@ def run_client(hub: Hub, *downloads: dict[str, Any], **more: str) -> list[str]:
 
 def test_a_model_is_fetched_checked_and_ready_to_load(hub: Hub, tmp_path: Path) -> None:
     place = {"repo_id": "org/tiny", "checkpoint_dir": str(tmp_path / "a"), "access_token": "hf_secret"}
-    said = run_client(
+    messages = run_client(
         hub,
         place,
         place,
@@ -148,8 +148,8 @@ def test_a_model_is_fetched_checked_and_ready_to_load(hub: Hub, tmp_path: Path) 
         {**place, "repo_id": "pythia-14"},
     )
     folder = tmp_path / "a" / "org" / "tiny"
-    assert said[:4] == [f"{folder}: ready"] * 2 + [f"{tmp_path / name / 'org' / 'tiny'}: ready" for name in "bc"]
-    for line, reason in zip(said[4:], ["licence", "not on the hub", "not org/name", "did you mean"], strict=True):
+    assert messages[:4] == [f"{folder}: ready"] * 2 + [f"{tmp_path / name / 'org' / 'tiny'}: ready" for name in "bc"]
+    for line, reason in zip(messages[4:], ["licence", "not on the hub", "not org/name", "did you mean"], strict=True):
         assert line.startswith("error: ") and reason in line
     names = ["config.json", "generation_config.json", "model.safetensors", "model_config.yaml", "tokenizer.json"]
     assert sorted(path.name for path in folder.iterdir() if path.name != ".cache") == names

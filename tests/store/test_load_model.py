@@ -30,8 +30,8 @@ MOE = {"mixtral": ("Mixtral-8x7B-v0.1", {}), "qwen3_moe": ("Qwen3-30B-A3B", {"mo
 def resident(path: Path) -> int:
     """The bytes of a mapped file that are in this process's memory."""
     text = Path("/proc/self/smaps").read_text()
-    found = re.findall(rf"{re.escape(str(path))}\n(?:(?!^[0-9a-f]+-).*\n)*?Rss:\s+(\d+) kB", text)
-    return sum(int(number) * 1024 for number in found)
+    matches = re.findall(rf"{re.escape(str(path))}\n(?:(?!^[0-9a-f]+-).*\n)*?Rss:\s+(\d+) kB", text)
+    return sum(int(number) * 1024 for number in matches)
 
 
 def written(folder: Path, name: str, **changes: Any) -> GPT:
@@ -78,10 +78,10 @@ def test_stacked_experts_are_published_apart_and_come_back(tmp_path: Path, famil
     assert_loads(tmp_path / "model", model)
     for name, tensor in load_model.iter_tensors(tmp_path / "model", model.config):
         assert torch.equal(tensor, weights(model)[name]), name
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    hf_model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     ids = torch.arange(12)[None]
     with torch.no_grad():
-        assert (theirs(ids).logits - model(ids)).abs().max() < 1e-4
+        assert (hf_model(ids).logits - model(ids)).abs().max() < 1e-4
 
 
 def test_no_stack_of_experts_is_held_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,9 +156,9 @@ def test_parts_that_the_model_has_not_are_counted_in_one_line(tmp_path: Path, mo
         "llama": replace(llama, tensors=replace(llama.tensors, unread=(r".*\.extra\..*",))),
     }
     monkeypatch.setattr(registry, "load_families", lambda: tables)
-    said: list[str] = []
-    load_model.load_model(model, tmp_path / "model", warn=said.append)
-    assert len(said) == 1 and "2 tensors" in said[0] and "model.layers.2.extra.weight" in said[0]
+    messages: list[str] = []
+    load_model.load_model(model, tmp_path / "model", warn=messages.append)
+    assert len(messages) == 1 and "2 tensors" in messages[0] and "model.layers.2.extra.weight" in messages[0]
 
 
 def test_a_training_checkpoint_is_a_model_folder_too(tmp_path: Path) -> None:
@@ -189,23 +189,23 @@ def test_lent_parameters_are_the_files_own_and_writing_to_them_changes_no_file(t
     model = written(tmp_path / "model", "pythia-14m")
     path = tmp_path / "model" / "model.safetensors"
     before = path.read_bytes()
-    lent = random_model(model.config, seed=1)
-    load_model.load_model(lent, tmp_path / "model", mmap=True)
+    mapped = random_model(model.config, seed=1)
+    load_model.load_model(mapped, tmp_path / "model", mmap=True)
     for name, tensor in weights(model).items():
-        assert torch.equal(lent.get_parameter(name), tensor), name
+        assert torch.equal(mapped.get_parameter(name), tensor), name
     maps = [
         line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line
     ]
     within = {
         name: any(int(start, 16) <= parameter.data_ptr() < int(end, 16) for start, end in maps)
-        for name, parameter in lent.named_parameters()
+        for name, parameter in mapped.named_parameters()
     }
     apart = {name for name in within if name.split(".")[-2] in ("q", "k", "v")}  # published in one matrix
     assert apart and {name for name, inside in within.items() if not inside} == apart
-    optimizer = torch.optim.SGD(lent.parameters(), lr=1.0)
-    lent(torch.arange(5)[None]).square().sum().backward()
+    optimizer = torch.optim.SGD(mapped.parameters(), lr=1.0)
+    mapped(torch.arange(5)[None]).square().sum().backward()
     optimizer.step()
-    assert not torch.equal(lent.embedding.weight, model.embedding.weight) and path.read_bytes() == before
+    assert not torch.equal(mapped.embedding.weight, model.embedding.weight) and path.read_bytes() == before
     cast = random_model(model.config, seed=1).bfloat16()
     load_model.load_model(cast, tmp_path / "model", mmap=True)
     assert torch.equal(cast.embedding.weight, model.embedding.weight.bfloat16())

@@ -28,11 +28,11 @@ def test_transformers_loads_what_we_write_and_we_load_it_back(tmp_path: Path, na
     model = random_model(small(MODELS[name]))
     folder = write(tmp_path / "model", model, shard_bytes=20_000 if name == "llama" else 5e9)
     assert (folder / "model.safetensors").exists() == (name != "llama")
-    theirs, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    hf_model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     ids = torch.arange(24).view(2, 12) % 50
     with torch.no_grad():
-        assert (theirs.eval()(ids).logits - model(ids)).abs().max() < 1e-4
+        assert (hf_model.eval()(ids).logits - model(ids)).abs().max() < 1e-4
     assert_loads(folder, model)
 
 
@@ -40,14 +40,14 @@ def test_a_folder_that_transformers_wrote_loads(tmp_path: Path) -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    theirs = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=64, max_position_embeddings=32, **shape)).eval()
-    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    hf_model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=64, max_position_embeddings=32, **shape)).eval()
+    hf_model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert (tmp_path / "model.safetensors.index.json").exists()
     model = GPT(Config.from_checkpoint(tmp_path)).eval()
     load_model(model, tmp_path)
     ids = torch.arange(10)[None]
     with torch.no_grad():
-        assert (theirs(ids).logits - model(ids)).abs().max() < 1e-5
+        assert (hf_model(ids).logits - model(ids)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", ["gpt_neox", "llama", "gemma"])
@@ -102,10 +102,10 @@ def test_bin_files_load_when_there_are_no_safetensors(tmp_path: Path, shards: in
 def test_a_shape_that_nobody_publishes_keeps_our_names_and_says_so(tmp_path: Path) -> None:
     config = small(MODELS["llama"], norm_class_name="LayerNorm", parallel_residual=True)
     assert find_family(config) is None
-    said: list[str] = []
+    messages: list[str] = []
     model = random_model(config)
-    folder = write(tmp_path / "model", model, warn=said.append)
-    assert len(said) == 1 and "only litgpt" in said[0]
+    folder = write(tmp_path / "model", model, warn=messages.append)
+    assert len(messages) == 1 and "only litgpt" in messages[0]
     assert not (folder / "config.json").exists()
     assert "embedding.weight" in load_file(folder / "model.safetensors")
     assert_loads(folder, model)
@@ -167,8 +167,8 @@ def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
         "model.layers.9": lambda state: state.update({"model.layers.9.input_layernorm.weight": torch.zeros(32)}),
     }
     for number, (message, change) in enumerate(cases.items()):
-        said = broken(tmp_path / str(number), change)
-        assert message in said or ("layers.9" in message and "blocks.9" in said), said
+        error = broken(tmp_path / str(number), change)
+        assert message in error or ("layers.9" in message and "blocks.9" in error), error
 
 
 def test_a_tied_head_in_the_file_must_be_the_embedding(tmp_path: Path) -> None:
