@@ -59,12 +59,12 @@ CASES = [
     Case("dense", 4, {"context": 2, "data_replicate": 2}),
     Case("dense", 2, {"context": 2} | RING),
     Case("one head", 4, {"context": 4} | RING, micro=1),
-    Case("learned", 4, {"context": 2, "tensor": 2} | RING),
     Case("tied", 4, {"context": 2, "pipeline": 2} | RING, tuner="lora"),
 ]
 SLOW = [
     Case("sinks", 4, {"context": 4, "expert": 2} | GATHER),
     Case("learned", 4, {"context": 2, "tensor": 2} | HEADS),
+    Case("learned", 4, {"context": 2, "tensor": 2} | RING),
     Case("latent", 4, {"context": 2, "tensor": 2}, packed=True),
 ]
 
