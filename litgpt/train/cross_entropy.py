@@ -1,4 +1,4 @@
-"""Cross-entropy over the vocabulary that never holds the logits of all tokens at once.
+"""Cross-entropy over the vocabulary, without materializing the logits of all tokens at once.
 
 Axes: N tokens, D model width, V vocabulary.
 """
@@ -17,14 +17,14 @@ from litgpt.parallel.token_sharding import VocabularyShard
 
 @dataclass(frozen=True)
 class Labels:
-    """What each position should give, and how much its loss counts.
+    """The labels of a batch and the weights of their losses.
 
     Attributes:
-        labels_BT: token numbers, `IGNORE` where there is none.
+        labels_BT: token ids, or `IGNORE`.
         weights_BT: factors of the losses; None for 1.
-        dft: multiply each loss by its own probability, which is taken as a constant: a token that the model finds
-            unlikely moves it less ("dynamic fine-tuning", Wu et al. 2025, eq. 9).
-        losses_N: takes in the loss of every label in nats, without factors, if it is there; zeros before.
+        dft: multiply each loss by the probability of its label, as a constant, so that unlikely tokens have smaller
+            gradients ("dynamic fine-tuning", Wu et al. 2025, eq. 9).
+        losses_N: zeros, set to the loss of every label in nats, without factors; None if that is not needed.
     """
 
     labels_BT: Tensor
@@ -42,14 +42,14 @@ def plain_cross_entropy(
     target: Labels,
     vocabulary: VocabularyShard | None = None,
 ) -> Tensor:
-    """The summed negative log-likelihood of the labels in nats, through the whole (B, T, V) logits.
+    """The summed negative log-likelihood of the labels in nats, from all (B, T, V) logits.
 
     Args:
-        vocabulary: whose rows weight and bias are, if the other rows lie elsewhere.
+        vocabulary: the shard of rows that weight and bias are; None if they are all rows.
     """
-    scores = compute_logits(hidden_BTD, weight_VD, bias_V, softcap)
-    scores = scores if vocabulary is None else vocabulary.gather_logits(scores)
-    upcast = scores if scores.dtype == torch.float64 else scores.float()
+    logits = compute_logits(hidden_BTD, weight_VD, bias_V, softcap)
+    logits = logits if vocabulary is None else vocabulary.gather_logits(logits)
+    upcast = logits if logits.dtype == torch.float64 else logits.float()
     labels_N = target.labels_BT.flatten()
     losses_N = F.cross_entropy(upcast.flatten(0, 1), labels_N, ignore_index=IGNORE, reduction="none")
     if target.losses_N is not None:
@@ -69,16 +69,16 @@ def chunked_cross_entropy(
     chunk_rows: int,
     vocabulary: VocabularyShard | None = None,
 ) -> Tensor:
-    """The same sum, `chunk_rows` tokens at a time.
+    """`plain_cross_entropy`, computed for `chunk_rows` tokens at a time.
 
-    The gradients of hidden states and weight are made along with the loss, while a chunk's probabilities are at hand
-    (Hsu et al. 2024, Liger Kernel, section 3.2), so no logits are kept or computed twice. Ignored tokens cost nothing.
+    The gradients of hidden states and weight are computed with the loss, from the probabilities of a chunk (Hsu et al.
+    2024, Liger Kernel, section 3.2), so no logits are stored or recomputed. Ignored tokens are skipped.
 
     Args:
-        hidden_BTD: what the head is applied to.
-        softcap: logits go through softcap tanh(logit / softcap).
-        vocabulary: whose rows weight and bias are, if the other rows lie elsewhere; the gradient of the hidden states
-            is then this rank's part of a sum over all of them.
+        hidden_BTD: input of the head.
+        softcap: logits become softcap tanh(logit / softcap).
+        vocabulary: the shard of rows that weight and bias are; None if they are all rows. The gradient of the hidden
+            states is then this rank's term of a sum over shards.
     """
     device = hidden_BTD.device.type
     if torch.is_autocast_enabled(device):
@@ -86,11 +86,13 @@ def chunked_cross_entropy(
         hidden_BTD, weight_VD = hidden_BTD.to(compute), weight_VD.to(compute)
         bias_V = None if bias_V is None else bias_V.to(compute)
     with torch.autocast(device, enabled=False):
-        return _Chunked.apply(hidden_BTD.flatten(0, 1), weight_VD, bias_V, target, chunk_rows, softcap, vocabulary)
+        return ChunkedCrossEntropy.apply(
+            hidden_BTD.flatten(0, 1), weight_VD, bias_V, target, chunk_rows, softcap, vocabulary
+        )
 
 
-class _Chunked(torch.autograd.Function):
-    """Sum of losses whose gradients are ready when the forward pass ends."""
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of losses; its gradients are computed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -104,56 +106,58 @@ class _Chunked(torch.autograd.Function):
         vocabulary: VocabularyShard | None,
     ) -> Tensor:
         labels_N = target.labels_BT.flatten()
-        kept = labels_N.ne(IGNORE).nonzero().squeeze(1)
-        labels, inputs = labels_N[kept], hidden_ND[kept]
+        indices = labels_N.ne(IGNORE).nonzero().squeeze(1)
+        labels, inputs = labels_N[indices], hidden_ND[indices]
         exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
         loss = torch.zeros((), dtype=exact, device=hidden_ND.device)
-        weights = None if target.weights_BT is None else target.weights_BT.flatten()[kept, None].to(exact)
-        wanted = ctx.needs_input_grad[:3]
-        gradients = _Gradients(inputs, weight_VD, bias_V, exact, head=any(wanted[1:])) if any(wanted) else None
+        weights = None if target.weights_BT is None else target.weights_BT.flatten()[indices, None].to(exact)
+        needs_grad = ctx.needs_input_grad[:3]
+        gradients = None
+        if any(needs_grad):
+            gradients = GradientSums(inputs, weight_VD, bias_V, exact, head=any(needs_grad[1:]))
         buffer = torch.empty(min(chunk_rows, len(labels)), len(weight_VD), dtype=inputs.dtype, device=inputs.device)
         for start in range(0, len(labels), chunk_rows):
-            part = slice(start, min(start + chunk_rows, len(labels)))
-            scores = torch.mm(inputs[part], weight_VD.T, out=buffer[: part.stop - start])
+            chunk = slice(start, min(start + chunk_rows, len(labels)))
+            logits = torch.mm(inputs[chunk], weight_VD.T, out=buffer[: chunk.stop - start])
             if bias_V is not None:
-                scores += bias_V
-            slopes = None if softcap is None else _cap(scores, softcap)
-            here, rows = _rows_of(labels[part], len(weight_VD), vocabulary)
-            picked = scores.gather(1, rows[:, None])
-            highest, total = _exponentials(scores, exact)
-            if vocabulary is None or here is None:
-                losses = highest + total.log() - picked
+                logits += bias_V
+            cap_grads = None if softcap is None else apply_softcap(logits, softcap)
+            is_local, rows = find_local_rows(labels[chunk], len(weight_VD), vocabulary)
+            label_logits = logits.gather(1, rows[:, None])
+            maxima, total = exponentiate(logits, exact)
+            if vocabulary is None or is_local is None:
+                losses = maxima + total.log() - label_logits
             else:
-                losses, total = _over_ranks(vocabulary, picked * here, highest, total)
+                losses, total = reduce_losses(vocabulary, label_logits * is_local, maxima, total)
             if target.losses_N is not None:
-                target.losses_N[kept[part]] = losses[:, 0].to(target.losses_N.dtype)
-            factors = _factors(losses, None if weights is None else weights[part], dft=target.dft)
+                target.losses_N[indices[chunk]] = losses[:, 0].to(target.losses_N.dtype)
+            factors = compute_factors(losses, None if weights is None else weights[chunk], dft=target.dft)
             loss += (losses if factors is None else losses * factors).sum()
             if gradients is not None:
-                gradients.add(part, _times(scores, slopes, factors), total)
-                gradients.take_labels(part, rows, slopes, _product(factors, here))
+                gradients.add_probabilities(chunk, multiply_(logits, cap_grads, factors), total)
+                gradients.subtract_labels(chunk, rows, cap_grads, mask_factors(factors, is_local))
         if gradients is not None:
-            hidden = torch.zeros_like(hidden_ND).index_copy_(0, kept, gradients.hidden)
-            weight = gradients.weight.to(weight_VD.dtype) if wanted[1] else None
-            bias = gradients.bias.to(bias_V.dtype) if bias_V is not None and wanted[2] else None
+            hidden = torch.zeros_like(hidden_ND).index_copy_(0, indices, gradients.hidden)
+            weight = gradients.weight.to(weight_VD.dtype) if needs_grad[1] else None
+            bias = gradients.bias.to(bias_V.dtype) if bias_V is not None and needs_grad[2] else None
             ctx.save_for_backward(hidden, weight, bias)
             ctx.scaled = False
         return loss
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        # The saved gradients belong to this node alone, so they are scaled in place. A backward pass that is split into
-        # halves comes here twice with the same scale; the second time they are ready.
+        # The saved gradients are used by this node only, so they are scaled in place. A backward pass that is split
+        # into halves calls this twice with the same scale.
         if not ctx.scaled:
             for saved in ctx.saved_tensors:
                 if saved is not None:
-                    saved.data.mul_(scale)  # as itself it could not be looked at again
+                    saved.data.mul_(scale)  # saved tensors are checked for changes in place
             ctx.scaled = True
         return (*ctx.saved_tensors, None, None, None, None)
 
 
-class _Gradients:
-    """Sums over chunks of the loss's gradients: probabilities minus one at the label, times the other factor."""
+class GradientSums:
+    """Gradients of the loss, summed over chunks: probabilities minus one at the label, times the other factor."""
 
     def __init__(
         self, inputs_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, exact: torch.dtype, *, head: bool
@@ -163,92 +167,95 @@ class _Gradients:
         self.weight = torch.zeros(weight_VD.shape if head else (0,), dtype=exact, device=weight_VD.device)
         self.bias = torch.zeros(len(weight_VD) if bias_V is not None else 0, dtype=exact, device=weight_VD.device)
 
-    def add(self, part: slice, exponentials: Tensor, total: Tensor) -> None:
-        """Add a chunk. Its exponentials are not divided by their total (n, 1): the smaller factor is."""
-        self.hidden[part] = (exponentials @ self.weight_VD) / total
+    def add_probabilities(self, chunk: slice, exponentials: Tensor, total: Tensor) -> None:
+        """Add the probabilities of a chunk; divides the smaller factor by the total (n, 1), not the exponentials (n, V)."""
+        self.hidden[chunk] = (exponentials @ self.weight_VD) / total
         if not self.head:
             return
-        share = (self.inputs[part] / total).to(exponentials.dtype)
+        scaled = (self.inputs[chunk] / total).to(exponentials.dtype)
         if self.weight.dtype == exponentials.dtype:
-            self.weight.addmm_(exponentials.T, share)
+            self.weight.addmm_(exponentials.T, scaled)
         else:
-            self.weight += exponentials.T @ share
+            self.weight += exponentials.T @ scaled
         if len(self.bias):
             self.bias += (exponentials / total).sum(0)
 
-    def take_labels(self, part: slice, labels: Tensor, slopes: Tensor | None, factors: Tensor | None) -> None:
-        """Subtract what a chunk's labels themselves contribute, times the slope of the cap and the loss's factor."""
-        slope = None if slopes is None else slopes.gather(1, labels[:, None])
+    def subtract_labels(self, chunk: slice, labels: Tensor, cap_grads: Tensor | None, factors: Tensor | None) -> None:
+        """Subtract the labels of a chunk, times the gradient of the softcap and the factor of the loss."""
+        cap_grad = None if cap_grads is None else cap_grads.gather(1, labels[:, None])
         ones = torch.ones_like(labels, dtype=self.bias.dtype)[:, None]
-        self.hidden[part] -= _times(self.weight_VD[labels], slope, factors)
+        self.hidden[chunk] -= multiply_(self.weight_VD[labels], cap_grad, factors)
         if not self.head:
             return
-        inputs = _times(self.inputs[part].clone(), slope, factors)
+        inputs = multiply_(self.inputs[chunk].clone(), cap_grad, factors)
         self.weight.index_add_(0, labels, inputs.to(self.weight.dtype), alpha=-1)
         if len(self.bias):
-            self.bias.index_add_(0, labels, _times(ones, slope, factors)[:, 0], alpha=-1)
+            self.bias.index_add_(0, labels, multiply_(ones, cap_grad, factors)[:, 0], alpha=-1)
 
 
-def _times(values: Tensor, *factors: Tensor | None) -> Tensor:
-    """`values`, multiplied in place by those factors that there are."""
+def multiply_(values: Tensor, *factors: Tensor | None) -> Tensor:
+    """Multiply `values` in place by the factors that are not None."""
     for factor in factors:
         if factor is not None:
             values.mul_(factor.to(values.dtype))
     return values
 
 
-def _rows_of(labels: Tensor, rows: int, vocabulary: VocabularyShard | None) -> tuple[Tensor | None, Tensor]:
-    """Whether each label's row is among ours (n, 1), None if all are, and its number (n,), any where it is not."""
+def find_local_rows(labels: Tensor, rows: int, vocabulary: VocabularyShard | None) -> tuple[Tensor | None, Tensor]:
+    """Whether the row of each label is local (n, 1), None if all are, and its index (n,), arbitrary if it is not."""
     if vocabulary is None:
         return None, labels
     numbers = labels - vocabulary.first_row
     return ((numbers >= 0) & (numbers < rows))[:, None], numbers.clamp(0, rows - 1)
 
 
-def _over_ranks(vocabulary: VocabularyShard, picked: Tensor, highest: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses (n, 1), and what the exponentials here are to be divided by, out of all parts of the rows."""
-    everywhere = vocabulary.all_reduce_max(highest)
-    whole = vocabulary.all_reduce_sum(total * torch.exp(highest - everywhere))
-    return everywhere + whole.log() - vocabulary.all_reduce_sum(picked), whole * torch.exp(everywhere - highest)
+def reduce_losses(
+    vocabulary: VocabularyShard, label_logits: Tensor, maxima: Tensor, total: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The losses (n, 1) over all shards of the rows, and the divisors of the local exponentials (n, 1)."""
+    global_maxima = vocabulary.all_reduce_max(maxima)
+    global_total = vocabulary.all_reduce_sum(total * torch.exp(maxima - global_maxima))
+    losses = global_maxima + global_total.log() - vocabulary.all_reduce_sum(label_logits)
+    return losses, global_total * torch.exp(global_maxima - maxima)
 
 
-def _product(factors: Tensor | None, here: Tensor | None) -> Tensor | None:
-    """Factors of the labels whose rows are here, and none for the others; None for 1."""
-    if here is None:
+def mask_factors(factors: Tensor | None, is_local: Tensor | None) -> Tensor | None:
+    """The factors of labels with a local row, 0 for the others; None for 1."""
+    if is_local is None:
         return factors
-    return here.float() if factors is None else factors * here
+    return is_local.float() if factors is None else factors * is_local
 
 
-def _factors(losses: Tensor, weights: Tensor | None, *, dft: bool) -> Tensor | None:
-    """What each loss (n, 1) and its gradient are multiplied by."""
+def compute_factors(losses: Tensor, weights: Tensor | None, *, dft: bool) -> Tensor | None:
+    """The factors of each loss (n, 1) and its gradient; None for 1."""
     if not dft:
         return weights
     likelihoods = torch.exp(-losses)
     return likelihoods if weights is None else likelihoods * weights
 
 
-def _cap(scores: Tensor, softcap: float) -> Tensor:
-    """Replace scores by softcap tanh(score / softcap); the slope of that at each, of the same shape."""
-    scores.div_(softcap).tanh_()
-    slopes = 1 - scores.square()
-    scores.mul_(softcap)
-    return slopes
+def apply_softcap(logits: Tensor, softcap: float) -> Tensor:
+    """Replace logits by softcap tanh(logit / softcap); returns its derivative at each logit."""
+    logits.div_(softcap).tanh_()
+    cap_grads = 1 - logits.square()
+    logits.mul_(softcap)
+    return cap_grads
 
 
-def _exponentials(scores: Tensor, exact: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Replace scores (n, V) by exp(score - highest of its row); give those highest (n, 1) and the rows' sums (n, 1)."""
-    highest = torch.empty(len(scores), 1, dtype=exact, device=scores.device)
-    total = torch.empty_like(highest)
-    # a few rows at a time stay in a core's cache through the five passes that follow
-    rows = max(1, CACHED_ELEMENTS // scores.shape[1]) if scores.device.type == "cpu" else len(scores)
-    for start in range(0, len(scores), rows):
-        part = slice(start, start + rows)
-        values = scores[part].to(exact)
-        highest[part] = values.amax(-1, keepdim=True)
-        torch.sum(values.sub_(highest[part]).exp_(), -1, keepdim=True, out=total[part])
-        if values.dtype != scores.dtype:
-            scores[part] = values
-    return highest, total
+def exponentiate(logits: Tensor, exact: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Replace logits (n, V) by exp(logit - maximum of the row); returns the maxima and the sums of rows, both (n, 1)."""
+    maxima = torch.empty(len(logits), 1, dtype=exact, device=logits.device)
+    total = torch.empty_like(maxima)
+    # a few rows at a time stay in a core's cache for the next five passes
+    rows = max(1, CACHED_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    for start in range(0, len(logits), rows):
+        chunk = slice(start, start + rows)
+        values = logits[chunk].to(exact)
+        maxima[chunk] = values.amax(-1, keepdim=True)
+        torch.sum(values.sub_(maxima[chunk]).exp_(), -1, keepdim=True, out=total[chunk])
+        if values.dtype != logits.dtype:
+            logits[chunk] = values
+    return maxima, total
 
 
 CACHED_ELEMENTS = 2**19

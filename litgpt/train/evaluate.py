@@ -1,4 +1,4 @@
-"""Look at a model in training: its validation loss, and a text that it writes."""
+"""Evaluate a model in training: validation loss and generated samples."""
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator
@@ -20,7 +20,7 @@ from litgpt.train.step import TrainState, evaluate, run_model
 
 @contextmanager
 def eval_mode(train_state: TrainState) -> Iterator[None]:
-    """Dropout off, no gradients, the run's number format."""
+    """No dropout, no gradients, the run's precision."""
     train_state.core.eval()
     try:
         with torch.no_grad(), train_state.precision.autocast(train_state.device, sharded=train_state.sharded):
@@ -33,16 +33,16 @@ def eval_mode(train_state: TrainState) -> Iterator[None]:
 def validation_loss(
     train_state: TrainState, batches: Iterable[Batch], objective: Objective, *, max_iters: int
 ) -> float:
-    """Mean loss in nats over what the objective counts in the first `max_iters` micro-batches of every data rank.
+    """Mean loss in nats over what the objective counts, in the first `max_iters` micro-batches of every data rank.
 
-    NaN if they hold no target.
+    NaN if they have no target.
     """
     loss, count = torch.zeros((), dtype=torch.float64), 0.0
     with eval_mode(train_state):
         for batch in itertools.islice(batches, max_iters):
             local = train_state.local_batch(objective.weigh(batch.to(train_state.device)))
-            found = evaluate(train_state, local, partial(objective, local=local))
-            loss = loss if found is None else loss + found[0].double().to(loss.device)
+            output = evaluate(train_state, local, partial(objective, local=local))
+            loss = loss if output is None else loss + output[0].double().to(loss.device)
             count += objective.count(batch)
     summed_loss, counted = all_reduce_sum(
         [loss.item() * train_state.counts_loss, count * train_state.counts_batch], train_state.device
@@ -74,7 +74,7 @@ def sample_continuation(
     def next_token(ids: list[int]) -> int:
         inputs = torch.tensor([ids[-window:]], device=train_state.device)
         local = train_state.local_batch(Batch(inputs, inputs))
-        head = partial(_last_logits, tokens=inputs.shape[1], sharding=train_state.local_tokens)
+        head = partial(compute_last_logits, tokens=inputs.shape[1], sharding=train_state.local_tokens)
         logits = evaluate(train_state, local, partial(run_model, local=local, head=head))
         token = 0
         if logits is not None:
@@ -86,7 +86,7 @@ def sample_continuation(
         return list(generate_tokens(next_token, prompt, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens))
 
 
-def _last_logits(
+def compute_last_logits(
     hidden_BPD: Tensor,
     weight_VD: Tensor,
     bias_V: Tensor | None,

@@ -46,11 +46,11 @@ def next_token(settings: LossArgs) -> Objective:
         losses_N = None if local.channels is None else torch.zeros(local.labels.numel(), device=local.labels.device)
         target = Labels(local.labels, local.weights, settings.type == "dft", losses_N)
         head = partial(cross_entropy, target=target, vocabulary=local.vocabulary)
-        summed = model(local.ids, inputs=local.inputs, head=head)
-        return summed, {} if losses_N is None else {"channels": sum_by_channel(local, losses_N)}
+        loss_sum = model(local.ids, inputs=local.inputs, head=head)
+        return loss_sum, {} if losses_N is None else {"channels": sum_by_channel(local, losses_N)}
 
     def weigh(batch: Batch) -> Batch:
-        return replace(batch, weights=SHARES[settings.normalize](batch))
+        return replace(batch, weights=WEIGHTS[settings.normalize](batch))
 
     return Objective(loss, COUNTS[settings.normalize], weigh)
 
@@ -63,29 +63,29 @@ def sum_by_channel(local: LocalBatch, losses_N: Tensor) -> Tensor:
     return torch.stack([torch.bincount(channels, weights=losses_N[kept].double()), torch.bincount(channels).double()])
 
 
-def by_token(batch: Batch) -> Tensor | None:
-    """Every target counts alike: the factors (B, T) are the batch's own."""
+def weigh_by_token(batch: Batch) -> Tensor | None:
+    """Weights (B, T) with which every target counts equally: those of the batch."""
     return batch.weights
 
 
-def by_micro_batch(batch: Batch) -> Tensor:
-    """Every micro-batch counts alike: factors (B, T) of one over its targets."""
-    return own_weights(batch) / max(batch.targets, 1)
+def weigh_by_micro_batch(batch: Batch) -> Tensor:
+    """Weights (B, T) with which every micro-batch counts equally: one over its targets."""
+    return get_weights(batch) / max(batch.targets, 1)
 
 
-def by_sample(batch: Batch) -> Tensor:
-    """Every sample counts alike: factors (B, T) of one over the targets of the sample that a label is in."""
-    sample, targets = samples_of(batch), batch.labels.ne(IGNORE)
-    return own_weights(batch) / targets_of(sample, targets).clamp(min=1)[sample].view_as(batch.labels)
+def weigh_by_sample(batch: Batch) -> Tensor:
+    """Weights (B, T) with which every sample counts equally: one over the targets of the sample of each label."""
+    sample, targets = number_samples(batch), batch.labels.ne(IGNORE)
+    return get_weights(batch) / count_targets(sample, targets).clamp(min=1)[sample].view_as(batch.labels)
 
 
-def own_weights(batch: Batch) -> Tensor:
-    """The batch's factors (B, T), 1 if it has none."""
+def get_weights(batch: Batch) -> Tensor:
+    """The weights (B, T) of the batch, 1 if it has none."""
     return torch.ones_like(batch.labels, dtype=torch.float32) if batch.weights is None else batch.weights
 
 
-def samples_of(batch: Batch) -> Tensor:
-    """A number for the sample of each token, (B T,): its row, or the document in its row."""
+def number_samples(batch: Batch) -> Tensor:
+    """The number of each token's sample, (B T,): its row, or its document in the row."""
     rows = torch.arange(len(batch.labels), device=batch.labels.device)[:, None].expand_as(batch.labels)
     if batch.documents is None:
         return rows.flatten()
@@ -93,19 +93,19 @@ def samples_of(batch: Batch) -> Tensor:
     return (rows * (documents.max() + 1) + documents).flatten()
 
 
-def targets_of(sample: Tensor, targets: Tensor) -> Tensor:
-    """How many targets each sample has, by its number."""
+def count_targets(sample: Tensor, targets: Tensor) -> Tensor:
+    """The number of targets of each sample."""
     return torch.bincount(sample, weights=targets.flatten().float())
 
 
-def samples_with_targets(batch: Batch) -> float:
-    """How many samples hold a target."""
-    return float(targets_of(samples_of(batch), batch.labels.ne(IGNORE)).gt(0).sum())
+def count_samples_with_targets(batch: Batch) -> float:
+    """The number of samples with a target."""
+    return float(count_targets(number_samples(batch), batch.labels.ne(IGNORE)).gt(0).sum())
 
 
-SHARES = {"token": by_token, "microbatch": by_micro_batch, "sample": by_sample}
+WEIGHTS = {"token": weigh_by_token, "microbatch": weigh_by_micro_batch, "sample": weigh_by_sample}
 COUNTS: dict[str, Callable[[Batch], float]] = {
     "token": lambda batch: batch.targets,
     "microbatch": lambda batch: float(batch.targets > 0),
-    "sample": samples_with_targets,
+    "sample": count_samples_with_targets,
 }
