@@ -41,7 +41,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        assert config.head_size is not None and config.n_query_groups is not None
+        assert config.head_size is not None
+        assert config.n_query_groups is not None
         self.head_size = config.head_size
         self.scale = (config.attention_scores_scalar or config.head_size) ** -0.5
         self.softcap = config.attention_logit_softcapping

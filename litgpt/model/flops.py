@@ -52,7 +52,8 @@ def count_multiplied_weights(config: Config) -> int:
 
 def count_attention_weights(config: Config) -> int:
     """Number of weights of a layer's attention."""
-    assert config.head_size is not None and config.n_query_groups is not None
+    assert config.head_size is not None
+    assert config.n_query_groups is not None
     if config.latent_attention is None:
         return 2 * (config.n_head + config.n_query_groups) * config.head_size * config.n_embd
     sizes = config.latent_attention

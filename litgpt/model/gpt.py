@@ -57,11 +57,11 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor, inputs: AttentionInputs, cache: KVCacheLayer | None = None) -> Tensor:
         """Attention and feed-forward, each with its residual; (B, T, D) -> (B, T, D)."""
         normed = self.norm_1(x_BTD)
-        attended = self._scale_residual(self.norm_1_post(self.attention(normed, inputs, cache)))
+        attention_BTD = self._scale_residual(self.norm_1_post(self.attention(normed, inputs, cache)))
         if self.parallel:
             mlp_input = normed if self.shared_norm else self.norm_2(x_BTD)
-            return x_BTD + attended + self._scale_residual(self.norm_2_post(self.mlp(mlp_input)))
-        x_BTD = x_BTD + attended
+            return x_BTD + attention_BTD + self._scale_residual(self.norm_2_post(self.mlp(mlp_input)))
+        x_BTD = x_BTD + attention_BTD
         return x_BTD + self._scale_residual(self.norm_2_post(self.mlp(self.norm_2(x_BTD))))
 
     def _scale_residual(self, x: Tensor) -> Tensor:

@@ -161,7 +161,9 @@ class Router(nn.Module):
         """True for experts of the groups with the highest sum of their best scores (DeepSeek-V2, section 2.2.2)."""
         config = self.config
         groups, topk, best = config.n_expert_groups, config.n_topk_groups, config.n_topk_scores_per_group
-        assert groups is not None and topk is not None and best is not None
+        assert groups is not None
+        assert topk is not None
+        assert best is not None
         scores_NGe = scores_NE.unflatten(1, (groups, -1))
         selected_Ng = scores_NGe.topk(best, dim=-1).values.sum(-1).topk(topk, dim=-1).indices
         mask_NG = torch.zeros(scores_NGe.shape[:2], dtype=torch.bool, device=scores_NE.device)

@@ -101,7 +101,8 @@ def is_stacked(name: str) -> bool:
 
 def group_sizes(config: TransformerConfig) -> tuple[int, list[int]]:
     """The number of key-value groups, and the rows of q, k and v in each."""
-    assert config.head_size is not None and config.n_query_groups is not None
+    assert config.head_size is not None
+    assert config.n_query_groups is not None
     queries = config.n_head // config.n_query_groups
     return config.n_query_groups, [queries * config.head_size, config.head_size, config.head_size]
 

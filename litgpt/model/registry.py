@@ -170,12 +170,12 @@ def lookup_config(name: str) -> TransformerConfig:
         UserError: with the nearest known names.
     """
     for family in load_families().values():
-        for known, hub in family.hub_names.items():
-            if name in (known, hub, hub.split("/")[-1]):
+        for local_name, hub in family.hub_names.items():
+            if name in (local_name, hub, hub.split("/")[-1]):
                 org, _, hub_name = hub.rpartition("/")
                 hf_config = {"org": org, "name": hub_name} if org else {}
                 return TransformerConfig(
-                    **{**family.shapes[known], **family.fixed, "name": known, "hf_config": hf_config}
+                    **{**family.shapes[local_name], **family.fixed, "name": local_name, "hf_config": hf_config}
                 )
     near = difflib.get_close_matches(name.split("/")[-1], list_model_names(), 3)
     hint = f"did you mean {', '.join(near)}?" if near else "`litgpt pretrain list` names them all"
@@ -215,8 +215,8 @@ def read_config(folder: Path) -> TransformerConfig:
     for family in load_families().values():
         if values.get("model_type") == family.model_type:
             return family.read(values, name=folder.resolve().name)
-    known = ", ".join(family.model_type for family in load_families().values())
-    raise UserError(f"{folder / 'config.json'}: model_type: {values.get('model_type')!r} is not one of {known}")
+    supported = ", ".join(family.model_type for family in load_families().values())
+    raise UserError(f"{folder / 'config.json'}: model_type: {values.get('model_type')!r} is not one of {supported}")
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -244,6 +244,6 @@ def read_model_config(path: Path) -> TransformerConfig:
             shape = family.shapes.get(str(values.get("name")))
             if shape is not None:
                 published = {**shape, **family.fixed}
-                said = ("tie_embeddings", *family.differs_in_litgpt)
-                values = {**values, **{key: published[key] for key in said if key in published}}
+                keys = ("tie_embeddings", *family.differs_in_litgpt)
+                values = {**values, **{key: published[key] for key in keys if key in published}}
     return TransformerConfig(**values)

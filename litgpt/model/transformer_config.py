@@ -144,13 +144,13 @@ class TransformerConfig:
     shared_expert_gate: bool = False
 
     def __init__(self, **values: Any) -> None:
-        known = {entry.name: entry for entry in fields(self)}
+        entries = {entry.name: entry for entry in fields(self)}
         for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1)
+            if key not in entries:
+                near = difflib.get_close_matches(str(key), entries, 1)
                 raise field_error(key, "unknown field", f"did you mean {near[0]}?" if near else "remove it")
         types = field_types()
-        for key, entry in known.items():
+        for key, entry in entries.items():
             default = {} if key == "hf_config" else entry.default
             setattr(self, key, check_type(key, values[key], types[key]) if key in values else default)
         if self.n_expert_groups and "router_score" not in values:  # LitGPT has one router with groups

@@ -168,7 +168,7 @@ class GradientSums:
         self.bias = torch.zeros(len(weight_VD) if bias_V is not None else 0, dtype=exact, device=weight_VD.device)
 
     def add_probabilities(self, chunk: slice, exponentials: Tensor, total: Tensor) -> None:
-        """Add the probabilities of a chunk; divides the smaller factor by the total (n, 1), not the exponentials (n, V)."""
+        """Add the probabilities of a chunk; the total (n, 1) divides the smaller factor of each product."""
         self.hidden[chunk] = (exponentials @ self.weight_VD) / total
         if not self.head:
             return
@@ -243,7 +243,7 @@ def apply_softcap(logits: Tensor, softcap: float) -> Tensor:
 
 
 def exponentiate(logits: Tensor, exact: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Replace logits (n, V) by exp(logit - maximum of the row); returns the maxima and the sums of rows, both (n, 1)."""
+    """Replace logits (n, V) by exp(logit - maximum of the row); returns maxima and sums of rows, (n, 1)."""
     maxima = torch.empty(len(logits), 1, dtype=exact, device=logits.device)
     total = torch.empty_like(maxima)
     # a few rows at a time stay in a core's cache for the next five passes
