@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.store.state_dict import canonical_name
+from litgpt.store.state_dict import get_canonical_name
 
 
-def torch_load(path: Path) -> Any:
+def load_torch_file(path: Path) -> Any:
     """Load a file of `torch.save`, its tensors memory-mapped where the format allows.
 
     Raises:
@@ -38,11 +38,11 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: if the file holds no weights, or something else among them.
     """
-    content = torch_load(path)
+    content = load_torch_file(path)
     weights = content.get("model", content) if isinstance(content, Mapping) else content
     if not isinstance(weights, Mapping) or not weights:
         raise UserError(f"{path}: holds no weights; a mapping of names to tensors was expected")
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
-    return {canonical_name(name): value for name, value in weights.items()}
+    return {get_canonical_name(name): value for name, value in weights.items()}

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from litgpt.errors import UserError
 from litgpt.store.safetensors_files import SafetensorsFiles, get_shard
-from litgpt.store.state_dict import canonical_name
+from litgpt.store.state_dict import get_canonical_name
 
 Optimizers = Optimizer | Sequence[Optimizer] | None
 
@@ -24,7 +24,7 @@ def list_optimizers(optimizer: Optimizers) -> list[Optimizer]:
 
 def iter_optimizer_state(model: nn.Module, optimizers: list[Optimizer]) -> Iterator[tuple[str, Any]]:
     """Every value that the optimizers keep for a parameter, as (`<key>.<parameter>`, tensor or number)."""
-    names = {parameter: canonical_name(name) for name, parameter in model.named_parameters()}
+    names = {parameter: get_canonical_name(name) for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -47,7 +47,7 @@ def check_state_value(key: str, name: str, value: Any, parameter: Tensor) -> Non
 
 def list_param_groups(model: nn.Module, optimizers: list[Optimizer]) -> list[dict[str, Any]]:
     """Every parameter group's settings and parameter names, as JSON holds them."""
-    names = {parameter: canonical_name(name) for name, parameter in model.named_parameters()}
+    names = {parameter: get_canonical_name(name) for name, parameter in model.named_parameters()}
     return [
         {
             "optimizer": type(optimizer).__name__,
@@ -134,7 +134,7 @@ def restore_optimizer(
                 if id(parameter) in held:
                     optimizer.state[parameter] = {
                         saved_name.split(".", 2)[1]: restore_state_value(files, saved_name, parameter, group)
-                        for saved_name in saved_values.pop(canonical_name(name), [])
+                        for saved_name in saved_values.pop(get_canonical_name(name), [])
                     }
     if unused := saved_values.keys() - set(remote_names):
         raise UserError(

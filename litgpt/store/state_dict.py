@@ -14,7 +14,7 @@ from litgpt.store.safetensors_files import DTYPE_NAMES, SafetensorsFiles, get_sh
 WRAPPERS = re.compile(r"(?:^module\.)|(?:^|(?<=\.))(?:_forward_module|_orig_mod|_checkpoint_wrapped_module)\.")
 
 
-def canonical_name(name: str) -> str:
+def get_canonical_name(name: str) -> str:
     """A parameter's name without what DDP, Fabric, `torch.compile` and activation checkpointing add to it."""
     return WRAPPERS.sub("", name)
 
@@ -28,11 +28,11 @@ def iter_model_tensors(model: nn.Module, saved_names: Collection[str] | None = N
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # after an evaluation the root still holds unsharded weights in place of its shards
-    tensors = [(canonical_name(name), parameter) for name, parameter in model.named_parameters()]
+    tensors = [(get_canonical_name(name), parameter) for name, parameter in model.named_parameters()]
     for prefix, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
-                tensors.append((canonical_name(f"{prefix}.{name}" if prefix else name), buffer))
+                tensors.append((get_canonical_name(f"{prefix}.{name}" if prefix else name), buffer))
     return ((name, tensor) for name, tensor in tensors if saved_names is None or name in saved_names)
 
 

@@ -14,7 +14,7 @@ from litgpt.store.checkpoint_save import Checkpoints
 WIDTH = 200
 
 
-def save_for_ever(folder: Path, ranks: int, told: Connection) -> None:
+def save_forever(folder: Path, ranks: int, told: Connection) -> None:
     """Fill the model with 1, 2, 3 ... and save it each time, going on from the latest; tell each step that is there."""
     model = nn.Linear(WIDTH, WIDTH)
     if ranks > 1:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.store.legacy import torch_load
+from litgpt.store.legacy import load_torch_file
 from litgpt.store.load_model import load_model
 from litgpt.store.save_model import save_model_folder
 from litgpt.store.weight_files import open_torch_files
@@ -93,7 +93,7 @@ def test_a_file_that_is_no_torch_file_has_one_line(tmp_path: Path, content: byte
 
 def test_a_missing_file_has_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.pth: no such file"):
-        torch_load(tmp_path / "none.pth")
+        load_torch_file(tmp_path / "none.pth")
     with pytest.raises(UserError, match="no weights in it"):
         load_model(GPT(CONFIG), tmp_path)
 
@@ -184,15 +184,15 @@ def rewrite_header(folder: Path, change: object) -> None:
     shard.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
 
 
-def lie_of_shape(folder: Path, _proof: Path) -> None:
+def forge_shape(folder: Path, _proof: Path) -> None:
     rewrite_header(folder, lambda entry: entry.update(shape=[10**6, 10**6]))
 
 
-def lie_of_place(folder: Path, _proof: Path) -> None:
+def forge_offsets(folder: Path, _proof: Path) -> None:
     rewrite_header(folder, lambda entry: entry.update(data_offsets=[0, 10**12]))
 
 
-def lie_of_type(folder: Path, _proof: Path) -> None:
+def forge_dtype(folder: Path, _proof: Path) -> None:
     rewrite_header(folder, lambda entry: entry.update(dtype="F64"))
 
 
@@ -200,7 +200,7 @@ def unknown_type(folder: Path, _proof: Path) -> None:
     rewrite_header(folder, lambda entry: entry.update(dtype="F3"))
 
 
-def lie_of_length(folder: Path, _proof: Path) -> None:
+def forge_length(folder: Path, _proof: Path) -> None:
     shard = sorted(folder.glob("model-*.safetensors"))[1]
     shard.write_bytes((2**63 - 1).to_bytes(8, "little") + shard.read_bytes()[8:])
 
@@ -213,11 +213,11 @@ def lie_of_length(folder: Path, _proof: Path) -> None:
         index_outside,
         cut_shard,
         wrong_type,
-        lie_of_shape,
-        lie_of_place,
-        lie_of_type,
+        forge_shape,
+        forge_offsets,
+        forge_dtype,
         unknown_type,
-        lie_of_length,
+        forge_length,
     ],
 )
 def test_every_command_says_one_line_runs_nothing_and_writes_nothing(

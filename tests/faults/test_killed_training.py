@@ -28,12 +28,12 @@ def prepare(folder: Path, ranks: int = 1, **changes: object) -> Path:
     return folder
 
 
-def log_of(folder: Path) -> str:
+def read_log(folder: Path) -> str:
     return "".join(path.read_text() for path in sorted(folder.glob("rank-*.log")))
 
 
-def unbroken(folder: Path, ranks: int = 1, **changes: object) -> dict[int, float]:
-    assert train(prepare(folder, ranks, **changes), ranks=ranks) == [0] * ranks, log_of(folder)
+def run_uninterrupted(folder: Path, ranks: int = 1, **changes: object) -> dict[int, float]:
+    assert train(prepare(folder, ranks, **changes), ranks=ranks) == [0] * ranks, read_log(folder)
     return read_losses(folder)
 
 
@@ -49,10 +49,10 @@ def kill_and_resume(folder: Path, *, kills: int, ranks: int, seconds: float, see
         refused: list[str] = []
         find_latest(folder / "out", refused.append)
         assert not refused
-    assert train(folder, "--resume", "auto", ranks=ranks) == [0] * ranks, log_of(folder)
+    assert train(folder, "--resume", "auto", ranks=ranks) == [0] * ranks, read_log(folder)
 
 
-def left_alive(folder: Path, seconds: float = 20) -> list[str]:
+def list_survivors(folder: Path, seconds: float = 20) -> list[str]:
     """The processes that still work in a folder after so many seconds at most."""
     until = time.monotonic() + seconds
     while True:
@@ -70,13 +70,13 @@ def works_in(link: Path, folder: Path) -> bool:
 
 
 def campaign(tmp_path: Path, *, kills: int, rounds: int, ranks: int, seconds: float) -> None:
-    expected = unbroken(tmp_path / "unbroken", ranks, **DROPOUT)
+    expected = run_uninterrupted(tmp_path / "unbroken", ranks, **DROPOUT)
     assert len(expected) == 12
     for number in range(rounds):
         folder = prepare(tmp_path / f"killed-{number}", ranks, **DROPOUT)
         kill_and_resume(folder, kills=kills, ranks=ranks, seconds=seconds, seed=number)
         assert read_losses(folder) == expected
-        assert not left_alive(folder)
+        assert not list_survivors(folder)
 
 
 def test_a_killed_run_ends_with_the_same_losses_to_the_bit(tmp_path: Path) -> None:
@@ -95,26 +95,26 @@ def test_fifty_kills(tmp_path: Path, ranks: int) -> None:
 
 
 def test_two_ranks_then_one(tmp_path: Path) -> None:
-    expected = unbroken(tmp_path / "unbroken", ranks=2)
+    expected = run_uninterrupted(tmp_path / "unbroken", ranks=2)
     folder = prepare(tmp_path / "elastic", ranks=2)
-    assert train(folder, "--train.max_steps", "6", "--train.lr_decay_steps", "12", ranks=2) == [0, 0], log_of(folder)
-    assert train(folder, "--resume", "auto", "--devices", "1", ranks=1) == [0], log_of(folder)
+    assert train(folder, "--train.max_steps", "6", "--train.lr_decay_steps", "12", ranks=2) == [0, 0], read_log(folder)
+    assert train(folder, "--resume", "auto", "--devices", "1", ranks=1) == [0], read_log(folder)
     assert read_losses(folder) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_leaves_with_zero_and_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    expected = unbroken(tmp_path / "unbroken", **DROPOUT)
+    expected = run_uninterrupted(tmp_path / "unbroken", **DROPOUT)
     folder = prepare(tmp_path / "stopped", **DROPOUT, train__save_interval=None)
     (process,) = start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", folder=folder)
-    while "step 2/12" not in log_of(folder) and process.is_alive():
+    while "step 2/12" not in read_log(folder) and process.is_alive():
         time.sleep(0.01)
     os.kill(process.pid, number)
-    assert join_ranks([process]) == [0], log_of(folder)
-    assert f"{number.name} received" in log_of(folder)
+    assert join_ranks([process]) == [0], read_log(folder)
+    assert f"{number.name} received" in read_log(folder)
     saved = find_latest(folder / "out")
     assert saved is not None
     assert not (folder / "out" / "final").exists()
-    assert train(folder, "--resume", "true") == [0], log_of(folder)
+    assert train(folder, "--resume", "true") == [0], read_log(folder)
     assert read_losses(folder) == expected
     assert (folder / "out" / "final" / "model.safetensors").is_file()

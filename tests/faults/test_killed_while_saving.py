@@ -10,14 +10,14 @@ from torch import nn
 
 from litgpt.store.checkpoint_load import find_latest, load_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
-from tests.faults.saving_worker import WIDTH, save_for_ever
+from tests.faults.saving_worker import WIDTH, save_forever
 from tests.processes import CONTEXT, start_ranks
 
 
 def run_and_kill(folder: Path, ranks: int, attempt: int, seconds: float) -> int:
     """Start a run, kill one rank after a while and then the rest; returns the last step it told of, 0 if none."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
-    workers = start_ranks(save_for_ever, folder, ranks, sender, folder=folder.parent, ranks=ranks)
+    workers = start_ranks(save_forever, folder, ranks, sender, folder=folder.parent, ranks=ranks)
     sender.close()
     if attempt % 2 == 0:
         receiver.poll(100)  # else it may be killed before its first save

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_killed_training import prepare, unbroken
+from tests.faults.test_killed_training import prepare, run_uninterrupted
 from tests.processes import find_free_port, join_ranks, run_litgpt, start_ranks
 from tests.runs import read_losses
 
@@ -56,7 +56,7 @@ def children(process: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_torchrun_starts_all_ranks_again_and_the_run_goes_on(tmp_path: Path) -> None:
-    message = unbroken(tmp_path / "unbroken", 2)
+    message = run_uninterrupted(tmp_path / "unbroken", 2)
     folder = prepare(tmp_path / "elastic", 2)
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
     meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{find_free_port()}"]

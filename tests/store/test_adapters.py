@@ -210,7 +210,7 @@ def test_full_training_has_no_adapter(tmp_path: Path) -> None:
         save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=Full())
 
 
-def saved(folder: Path, **changes: Any) -> GPT:
+def save_adapter(folder: Path, **changes: Any) -> GPT:
     settings = LoRA(r=4)
     model = adapted(settings).float()
     save_adapter_folder(folder, whole(model), config=model.config, settings=settings, base="some/base")
@@ -262,7 +262,7 @@ def test_stacks_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_an_adapter_of_another_base_is_refused_in_one_line(tmp_path: Path) -> None:
-    config = saved(tmp_path / "adapter").config
+    config = save_adapter(tmp_path / "adapter").config
     for changes, message in (
         ({"n_embd": 64}, r"trained on some/base\): .* is \[4, 32\], but the model's .* is \[.*64\]; load its own base"),
         ({"n_layer": 1}, r"model.layers.1.*: no tensor of this name in the model; it has model.layers.0"),
@@ -274,14 +274,14 @@ def test_an_adapter_of_another_base_is_refused_in_one_line(tmp_path: Path) -> No
 
 
 def test_damaged_and_foreign_folders_are_refused_in_one_line(tmp_path: Path) -> None:
-    model = saved(tmp_path / "kind", peft_type="LOHA")
+    model = save_adapter(tmp_path / "kind", peft_type="LOHA")
     with pytest.raises(UserError, match="peft_type: 'LOHA' is not one of LORA, IA3, VERA, BOFT"):
         load_adapter_folder(tmp_path / "kind", model.config)
     with pytest.raises(UserError, match="no such file"):
         load_adapter_folder(tmp_path / "nowhere", model.config)
     with pytest.raises(UserError, match="already exists"):
-        saved(tmp_path / "kind")
-    saved(tmp_path / "cut")
+        save_adapter(tmp_path / "kind")
+    save_adapter(tmp_path / "cut")
     data = (tmp_path / "cut" / ADAPTER_WEIGHTS).read_bytes()
     (tmp_path / "cut" / ADAPTER_WEIGHTS).write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="not a whole safetensors file"):

@@ -24,7 +24,7 @@ SIZES = {"n_embd": 256, "head_size": 64, "intermediate_size": 256, "padded_vocab
 KINDS = {"llama": "Llama-2-7b-hf", "qwen2": "Qwen2.5-0.5B", "qwen3": "Qwen3-0.6B", "gemma3": "Gemma-3-1b-it"}
 
 
-def paired(weight: torch.Tensor, heads: int) -> torch.Tensor:
+def pair_rows(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows of a head in the order of llama.cpp: the first of each half, the second of each half, ..."""
     return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
@@ -55,9 +55,9 @@ def write_gguf(path: Path, model: GPT, kind: str, quantization: str = "F32", **s
     for step in build_name_table("gguf", data["tensors"]).map_names(tensors, config):
         tensor = tensors[step.names[0]]
         if kind == "llama" and ".attn_q." in step.hf_name:
-            tensor = paired(tensor, config.n_head)
+            tensor = pair_rows(tensor, config.n_head)
         if kind == "llama" and ".attn_k." in step.hf_name:
-            tensor = paired(tensor, config.n_query_groups or 0)
+            tensor = pair_rows(tensor, config.n_query_groups or 0)
         if kind.startswith("gemma") and step.hf_name.endswith("norm.weight"):
             tensor = tensor + 1
         code = GGMLQuantizationType[quantization if tensor.dim() > 1 else "F32"]
@@ -109,7 +109,7 @@ def test_every_quantization_is_read_as_what_it_stands_for(tmp_path: Path, quanti
             assert torch.equal(loaded[name], tensor)
             continue
         heads = {"q": model.config.n_head, "k": model.config.n_query_groups}.get(name.split(".")[-2])
-        stored = tensor if heads is None else paired(tensor, heads)
+        stored = tensor if heads is None else pair_rows(tensor, heads)
         read = torch.from_numpy(dequantize(quantize(stored.numpy(), code), code).copy())
         restored = read if heads is None else read.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
         assert torch.equal(loaded[name].float(), restored), name

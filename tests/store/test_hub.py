@@ -47,7 +47,7 @@ class Hub(ThreadingHTTPServer):
         self.altered: set[str] = set()
 
 
-def listed(name: str, content: bytes) -> dict[str, Any]:
+def list_file(name: str, content: bytes) -> dict[str, Any]:
     """What the hub says of a file's bytes: their SHA-256 if they are weights, else git's hash."""
     if name.endswith(".safetensors"):
         return {
@@ -71,7 +71,7 @@ class Answer(BaseHTTPRequestHandler):
         if path.startswith("/api/models/org/tiny/tree/"):
             self.send_json([{"type": "file", "path": name, "size": len(files[name]), "oid": "0"} for name in files])
         elif path == "/api/models/org/tiny":
-            siblings = [{"rfilename": name, **listed(name, content)} for name, content in files.items()]
+            siblings = [{"rfilename": name, **list_file(name, content)} for name, content in files.items()]
             self.send_json({"id": "org/tiny", "sha": COMMIT, "siblings": siblings})
         elif path.startswith(f"/org/tiny/resolve/{COMMIT}/"):
             name = path.split("/", 5)[5]

@@ -34,7 +34,7 @@ def resident(path: Path) -> int:
     return sum(int(number) * 1024 for number in matches)
 
 
-def written(folder: Path, name: str, **changes: Any) -> GPT:
+def write_random_model(folder: Path, name: str, **changes: Any) -> GPT:
     model = random_model(small(name, **changes))
     save_model_folder(folder, config=model.config, tensors=weights(model))
     return model
@@ -42,7 +42,7 @@ def written(folder: Path, name: str, **changes: Any) -> GPT:
 
 @pytest.mark.parametrize("name", ["pythia-14m", "Llama-2-7b-hf"])
 def test_a_rank_looks_at_its_own_slices_alone(tmp_path: Path, name: str) -> None:
-    written(tmp_path / "model", name)
+    write_random_model(tmp_path / "model", name)
     codes = join_ranks(start_ranks(check_slices, tmp_path, folder=tmp_path, ranks=2))
     assert codes == [0, 0], [(tmp_path / f"rank-{rank}.log").read_text() for rank in range(2)]
 
@@ -50,7 +50,9 @@ def test_a_rank_looks_at_its_own_slices_alone(tmp_path: Path, name: str) -> None
 @pytest.mark.skipif(sys.platform != "linux", reason="resident pages of a file are counted on Linux only")
 @pytest.mark.parametrize("name", ["pythia-14m", "Llama-2-7b-hf"])
 def test_what_was_copied_is_out_of_memory_again(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = written(tmp_path / "model", name, n_embd=512, head_size=128, intermediate_size=2048, padded_vocab_size=2048)
+    model = write_random_model(
+        tmp_path / "model", name, n_embd=512, head_size=128, intermediate_size=2048, padded_vocab_size=2048
+    )
     path, seen = tmp_path / "model" / "model.safetensors", []
     release, block = MappedFile.release, 1 << 18
     monkeypatch.setattr(published_tensor, "BLOCK_BYTES", block)
@@ -72,7 +74,7 @@ def test_stacked_experts_are_published_apart_and_come_back(tmp_path: Path, famil
     from transformers import AutoModelForCausalLM
 
     name, more = MOE[family]
-    model = written(tmp_path / "model", name, **{**EXPERTS, **more})
+    model = write_random_model(tmp_path / "model", name, **{**EXPERTS, **more})
     state = load_file(tmp_path / "model" / "model.safetensors")
     assert sum(".experts." in key for key in state) == 3 * 4 * 2
     assert_loads(tmp_path / "model", model)
@@ -85,7 +87,7 @@ def test_stacked_experts_are_published_apart_and_come_back(tmp_path: Path, famil
 
 
 def test_no_stack_of_experts_is_held_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = written(tmp_path / "model", "Mixtral-8x7B-v0.1", **EXPERTS)
+    model = write_random_model(tmp_path / "model", "Mixtral-8x7B-v0.1", **EXPERTS)
     published_names, whole = [], SafetensorsFiles.read
 
     def read(self: SafetensorsFiles, name: str) -> Tensor:
@@ -104,7 +106,7 @@ def test_no_stack_of_experts_is_held_beside_the_model(tmp_path: Path, monkeypatc
 
 
 def test_a_rank_with_some_experts_reads_only_those(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = written(tmp_path / "model", "Mixtral-8x7B-v0.1", **EXPERTS)
+    model = write_random_model(tmp_path / "model", "Mixtral-8x7B-v0.1", **EXPERTS)
     read: list[str] = []
     source = open_weights(tmp_path / "model")
     whole = SafetensorsFiles.read
@@ -121,7 +123,7 @@ def test_a_rank_with_some_experts_reads_only_those(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "twice"])
 def test_the_experts_are_counted(tmp_path: Path, change: str) -> None:
-    model = written(tmp_path / "model", "Mixtral-8x7B-v0.1", **EXPERTS)
+    model = write_random_model(tmp_path / "model", "Mixtral-8x7B-v0.1", **EXPERTS)
     path = tmp_path / "model" / "model.safetensors"
     state = load_file(path)
     expert = next(name for name in state if ".experts.3." in name)
@@ -144,7 +146,7 @@ def test_parts_that_the_model_has_not_are_counted_in_one_line(tmp_path: Path, mo
 
     from litgpt.model import registry
 
-    model = written(tmp_path / "model", "Llama-2-7b-hf")
+    model = write_random_model(tmp_path / "model", "Llama-2-7b-hf")
     path = tmp_path / "model" / "model.safetensors"
     extra = {f"model.layers.{layer}.extra.weight": torch.ones(3) for layer in (2, 3)}
     save_file({**load_file(path), **extra}, path)
@@ -186,7 +188,7 @@ def test_a_view_of_a_file_never_changes_it(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the maps of a process are read on Linux only")
 def test_lent_parameters_are_the_files_own_and_writing_to_them_changes_no_file(tmp_path: Path) -> None:
-    model = written(tmp_path / "model", "pythia-14m")
+    model = write_random_model(tmp_path / "model", "pythia-14m")
     path = tmp_path / "model" / "model.safetensors"
     before = path.read_bytes()
     mapped = random_model(model.config, seed=1)

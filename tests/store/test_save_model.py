@@ -143,7 +143,7 @@ def test_the_tokenizer_travels_with_its_special_tokens(tmp_path: Path) -> None:
     assert (folder / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
 
 
-def broken(tmp_path: Path, change: object) -> str:
+def load_changed(tmp_path: Path, change: object) -> str:
     """The message for a Llama folder whose tensors `change` has spoilt."""
     folder = write(tmp_path / "model", random_model(small(MODELS["llama"])))
     state = load_file(folder / "model.safetensors")
@@ -167,7 +167,7 @@ def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
         "model.layers.9": lambda state: state.update({"model.layers.9.input_layernorm.weight": torch.zeros(32)}),
     }
     for number, (message, change) in enumerate(cases.items()):
-        error = broken(tmp_path / str(number), change)
+        error = load_changed(tmp_path / str(number), change)
         assert message in error or ("layers.9" in message and "blocks.9" in error), error
 
 

@@ -127,7 +127,9 @@ def convert_tuner_from_peft(
     tensors: dict[str, Tensor] = {}
     for name, tensor in published.items():
         layer, _, peft_key = name.removeprefix(PREFIX).rpartition(".")
-        keys = [key for key, (known, reshape) in tuner.keys.items() if known == peft_key and fits(reshape, tensor)]
+        keys = [
+            key for key, (known, reshape) in tuner.keys.items() if known == peft_key and has_shape_of(reshape, tensor)
+        ]
         if name in shared:
             tensors[shared[name]] = tensor
         elif layer in layers and keys:
@@ -145,6 +147,6 @@ def convert_tuner_from_peft(
     return tuner.settings_class(**settings), tensors
 
 
-def fits(reshape: Reshape, tensor: Tensor) -> bool:
+def has_shape_of(reshape: Reshape, tensor: Tensor) -> bool:
     """Whether a tensor has the shape that a reshape gives."""
     return reshape is keep_shape or (tensor.dim() == 2 and tensor.shape[reshape is reshape_to_column] == 1)
