@@ -279,8 +279,7 @@ def test_benchmark_counts_what_is_written(llm: LLM) -> None:
 
 def test_folders_and_names(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    here = tmp_path / "checkpoints" / "org" / "tiny"
-    here.mkdir(parents=True)
+    (tmp_path / "checkpoints" / "org" / "tiny").mkdir(parents=True)
     assert load.find_folder("org/tiny") == load.CHECKPOINTS / "org/tiny"
     assert load.find_folder(folder / "config.json") == folder
     asked = []

@@ -86,18 +86,20 @@ def measure_all(folder: Path) -> dict[str, dict[str, Any]]:
 
 def measure(folder: Path, name: str) -> dict[str, Any]:
     """Do one run in `<folder>/<name>`, and give its losses, gradient norms, and the hash of its final weights."""
-    run, place = RUNS[name], folder / name
-    write_text(place, documents=12)
+    run, run_folder = RUNS[name], folder / name
+    write_text(run_folder, documents=12)
     changes = {"model_config__block_size": 256, "train__max_seq_length": 32, "train__max_steps": 20, **run.changes}
-    path = write_recipe(place, devices=run.ranks, train__save_interval=None, **changes)
+    path = write_recipe(run_folder, devices=run.ranks, train__save_interval=None, **changes)
     if run.command != "pretrain":
-        _write_rows(place, path, base=folder / BASE / "out" / "final")
-    codes = join_ranks(start_ranks(run_litgpt, run.command, "--config", "recipe.yaml", folder=place, ranks=run.ranks))
-    assert codes == [0] * run.ranks, "".join(log.read_text() for log in sorted(place.glob("rank-*.log")))
-    with (place / "out/logs/csv/version_0/metrics.csv").open() as file:
+        _write_rows(run_folder, path, base=folder / BASE / "out" / "final")
+    codes = join_ranks(
+        start_ranks(run_litgpt, run.command, "--config", "recipe.yaml", folder=run_folder, ranks=run.ranks)
+    )
+    assert codes == [0] * run.ranks, "".join(log.read_text() for log in sorted(run_folder.glob("rank-*.log")))
+    with (run_folder / "out/logs/csv/version_0/metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["loss"]]
     columns = {key: [float(row[key]) for row in rows] for key in ("loss", "grad_norm")}
-    return {**columns, "weights": hash_weights(place / "out" / "final" / "model.safetensors")}
+    return {**columns, "weights": hash_weights(run_folder / "out" / "final" / "model.safetensors")}
 
 
 def _write_rows(folder: Path, recipe_path: Path, base: Path) -> None:

@@ -134,23 +134,23 @@ def test_rows_padded_on_the_left_equal_transformers(name: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", MODELS)
 def test_export_is_exact_and_loads_in_transformers(name: str, tmp_path: Path) -> None:
-    hf_model, model = load_both(name, tmp_path / "theirs")
+    hf_model, model = load_both(name, tmp_path / "reference")
     save_model_folder(
-        tmp_path / "ours", config=model.config, tensors=((k, v.detach()) for k, v in model.named_parameters())
+        tmp_path / "exported", config=model.config, tensors=((k, v.detach()) for k, v in model.named_parameters())
     )
-    tensors, exported = (load_file(tmp_path / folder / "model.safetensors") for folder in ("theirs", "ours"))
+    tensors, exported = (load_file(tmp_path / folder / "model.safetensors") for folder in ("reference", "exported"))
     assert exported.keys() == tensors.keys()
     assert all(torch.equal(exported[key], tensors[key]) for key in tensors)
     loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "ours", output_loading_info=True, dtype="float32", experts_implementation="eager",
+        tmp_path / "exported", output_loading_info=True, dtype="float32", experts_implementation="eager",
         attn_implementation="eager",
     )  # fmt: skip
     assert type(loaded) is type(hf_model) and not any(report.values()), report
     ids = torch.arange(100)[None] % 96
     with torch.no_grad():
         assert torch.equal(loaded.eval()(ids).logits, hf_model(ids).logits)
-    (tmp_path / "ours" / "model_config.yaml").unlink()
-    assert Config.from_checkpoint(tmp_path / "ours").to_dict() == {**model.config.to_dict(), "name": "ours"}
+    (tmp_path / "exported" / "model_config.yaml").unlink()
+    assert Config.from_checkpoint(tmp_path / "exported").to_dict() == {**model.config.to_dict(), "name": "exported"}
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2-moe-sparse", "deepseek-v2", "deepseek-v3", "gpt-oss", "llama4"])

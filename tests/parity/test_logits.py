@@ -135,7 +135,7 @@ def test_initialised_model_runs_in_transformers(tmp_path: Path) -> None:
     family = find_family(config)
     assert family is not None and family.name == "llama"
     hf_model = open_in_transformers(
-        tmp_path / "ours", family, config, to_hf_names(family.tensors, model.state_dict(), config)
+        tmp_path / "exported", family, config, to_hf_names(family.tensors, model.state_dict(), config)
     )
     ids = torch.arange(50)[None]
     with torch.no_grad():
