@@ -164,7 +164,7 @@ def list_model_names() -> list[str]:
 
 
 def lookup_config(name: str) -> TransformerConfig:
-    """The shape of a named model: our name, the hub's, or org/name.
+    """The config of a known model: its name here, its name on the hub, or org/name.
 
     Raises:
         UserError: with the nearest known names.
@@ -183,9 +183,9 @@ def lookup_config(name: str) -> TransformerConfig:
 
 
 def find_family(config: TransformerConfig) -> Family | None:
-    """The published architecture that computes exactly this shape, None if there is none.
+    """The published architecture that can express a config, None if there is none.
 
-    Of several it is the one that lists the shape, else the one it was read from, else the plainest.
+    Of several it is the one that lists the model, else the one it was read from, else that with the lowest order.
     """
 
     def preference(family: Family) -> tuple[bool, bool, int]:
@@ -197,15 +197,15 @@ def find_family(config: TransformerConfig) -> Family | None:
 
 
 def read_config(folder: Path) -> TransformerConfig:
-    """The shape of the model in a folder: `model_config.yaml`, else `config.json`.
+    """The config of the model in a folder, from `model_config.yaml`, else `config.json`.
 
     Raises:
-        UserError: if neither is there, one is malformed, or the architecture is not one that the model runs.
+        UserError: if both are missing, one is malformed, or the architecture is not supported.
     """
     if (folder / "model_config.yaml").is_file():
         return read_model_config(folder / "model_config.yaml")
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no model_config.yaml or config.json in it; give the folder of a model")
+        raise UserError(f"{folder}: has no model_config.yaml or config.json; use the folder of a model")
     try:
         values = read_json(folder / "config.json")
     except RecursionError:
@@ -220,15 +220,15 @@ def read_config(folder: Path) -> TransformerConfig:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file (JSON is YAML).
+    """Read a mapping from a YAML or JSON file.
 
     Raises:
-        UserError: if the file is missing, unreadable, or holds something else.
+        UserError: if the file is missing, unreadable, or not a mapping.
     """
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give an existing file") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); use an existing file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML ({error})") from None
     if not isinstance(value, dict):
@@ -237,7 +237,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def read_model_config(path: Path) -> TransformerConfig:
-    """The shape in a `model_config.yaml`; what LitGPT's form of it cannot say comes from the model that it names."""
+    """The config in a `model_config.yaml`; fields that LitGPT does not have are those of the model with its name."""
     values = read_mapping(path)
     if "tie_embeddings" not in values:
         for family in load_families().values():

@@ -13,91 +13,91 @@ def build_angles(config: Config, positions: Tensor, *, rope: str = "global") -> 
     """Cosine and sine of every position's angles, laid out for `apply_rotary`.
 
     Args:
-        positions: (T,), or (B, T) where rows differ.
+        positions: (T,), or (B, T) if rows differ.
         rope: `global`, or `local` for the unscaled embedding of base `rope_local_base_freq`.
 
     Returns:
-        two float32 tensors (..., 1, T, rotary_size), the 1 standing for heads; the sine that goes with the first of
-        two paired numbers is negative.
+        two float32 tensors (..., 1, T, rotary_size), broadcast over heads; the sine of the first of two paired
+        features is negative.
     """
     if rope == "local":
         assert config.rope_local_base_freq is not None
-        per_position, strength = plain_frequencies(config, config.rope_local_base_freq, positions.device), 1.0
+        frequencies, scale = compute_plain_frequencies(config, config.rope_local_base_freq, positions.device), 1.0
     else:
-        per_position, strength = frequencies(config, positions)
-    radians = (positions.float()[..., None] * per_position).unsqueeze(-3)
-    cos, sin = radians.cos() * strength, radians.sin() * strength
+        frequencies, scale = compute_frequencies(config, positions)
+    radians = (positions.float()[..., None] * frequencies).unsqueeze(-3)
+    cos, sin = radians.cos() * scale, radians.sin() * scale
     if config.rope_interleave:
         return cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2)
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def plain_frequencies(config: Config, base: float | Tensor, device: torch.device) -> Tensor:
+def compute_plain_frequencies(config: Config, base: float | Tensor, device: torch.device) -> Tensor:
     """Radians per position of each rotated pair, (rotary_size / 2,), in float32, without scaling."""
     size = config.rotary_size
     steps = torch.arange(0, size, 2, dtype=torch.float32, device=device)
     return 1.0 / (base ** (steps / size))
 
 
-def frequencies(config: Config, positions: Tensor) -> tuple[Tensor, float]:
+def compute_frequencies(config: Config, positions: Tensor) -> tuple[Tensor, float]:
     """Radians per position of each rotated pair, (rotary_size / 2,), and a factor on cosine and sine.
 
-    Dynamic and longrope scaling ask how long the sequence is: the highest of `positions`, plus one.
+    Dynamic and longrope scaling depend on the sequence length: the maximum of `positions`, plus one.
     """
-    plain = plain_frequencies(config, config.rope_base, positions.device) / config.rope_condense_ratio
+    plain = compute_plain_frequencies(config, config.rope_base, positions.device) / config.rope_condense_ratio
     rope = config.rope_adjustments
     if rope is None:
         return plain, 1.0
     if config.rope_kind == "dynamic":
-        return dynamic_frequencies(config, rope, positions), 1.0
+        return compute_dynamic_frequencies(config, rope, positions), 1.0
     if config.rope_kind == "longrope":
-        return longrope_frequencies(plain, rope, positions), longrope_strength(config, rope)
+        return compute_longrope_frequencies(plain, rope, positions), compute_longrope_strength(config, rope)
     if config.rope_kind == "yarn":
-        return yarn_frequencies(config, plain, rope), yarn_strength(rope)
+        return compute_yarn_frequencies(config, plain, rope), compute_yarn_strength(rope)
     if config.rope_kind == "llama3":
-        return llama3_frequencies(plain, rope), 1.0
+        return compute_llama3_frequencies(plain, rope), 1.0
     return plain / rope["factor"], 1.0
 
 
-def llama3_frequencies(plain: Tensor, rope: dict[str, Any]) -> Tensor:
+def compute_llama3_frequencies(plain: Tensor, rope: dict[str, Any]) -> Tensor:
     """Slow down long wavelengths, keep short ones, blend between (Llama 3.1 release, `apply_scaling`)."""
-    turns = rope["original_max_seq_len"] * plain / (2 * math.pi)  # over the context the model was first trained on
+    turns = rope["original_max_seq_len"] * plain / (2 * math.pi)  # over the original context length
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     share = ((turns - low) / (high - low)).clamp(0, 1)
     return (1 - share) * plain / rope["factor"] + share * plain
 
 
-def dynamic_frequencies(config: Config, rope: dict[str, Any], positions: Tensor) -> Tensor:
-    """A base that grows with the sequence beyond the first context (dynamic NTK; Peng et al. 2023, app. A.1)."""
+def compute_dynamic_frequencies(config: Config, rope: dict[str, Any], positions: Tensor) -> Tensor:
+    """A base that grows with sequences beyond the original length (dynamic NTK; Peng et al. 2023, app. A.1)."""
     size, factor, first = config.rotary_size, rope["factor"], rope["original_max_seq_len"]
     length = (positions.max() + 1).clamp(min=first).float()
     growth = (factor * length / first - (factor - 1)) ** (size / (size - 2))
-    return plain_frequencies(config, config.rope_base * growth, positions.device)
+    return compute_plain_frequencies(config, config.rope_base * growth, positions.device)
 
 
-def longrope_frequencies(plain: Tensor, rope: dict[str, Any], positions: Tensor) -> Tensor:
-    """A divisor for each pair, of two lists: one for sequences within the first context (Ding et al. 2024)."""
+def compute_longrope_frequencies(plain: Tensor, rope: dict[str, Any], positions: Tensor) -> Tensor:
+    """A divisor for each pair, from one of two lists by sequence length (Ding et al. 2024)."""
     short, long = (torch.tensor(rope[key], device=plain.device) for key in ("short_factor", "long_factor"))
     return plain / torch.where(positions.max() + 1 > rope["original_max_seq_len"], long, short)
 
 
-def longrope_strength(config: Config, rope: dict[str, Any]) -> float:
-    """sqrt(1 + ln(growth of the context) / ln(first context)) unless told (Ding et al. 2024, section 3.3)."""
+def compute_longrope_strength(config: Config, rope: dict[str, Any]) -> float:
+    """The factor on cosine and sine: sqrt(1 + ln(growth) / ln(original length)) (Ding et al. 2024, section 3.3)."""
     if rope.get("attention_factor") is not None:
         return rope["attention_factor"]
     growth = rope.get("factor") or config.block_size / rope["original_max_seq_len"]
     return math.sqrt(1 + math.log(growth) / math.log(rope["original_max_seq_len"])) if growth > 1 else 1.0
 
 
-def yarn_frequencies(config: Config, plain: Tensor, rope: dict[str, Any]) -> Tensor:
-    """Pairs that turn often in the first context stay, those that seldom do slow down (Peng et al. 2023, eq. 23)."""
+def compute_yarn_frequencies(config: Config, plain: Tensor, rope: dict[str, Any]) -> Tensor:
+    """Keep pairs of high frequency, slow down those of low frequency, blend between (Peng et al. 2023, eq. 23)."""
     size = config.rotary_size
 
-    def pair_turning(times: float) -> float:
-        context = rope["original_max_seq_len"] / (times * 2 * math.pi)
+    def find_pair(turns: float) -> float:
+        context = rope["original_max_seq_len"] / (turns * 2 * math.pi)
         return size * math.log(context) / (2 * math.log(config.rope_base))
 
-    low, high = pair_turning(rope["beta_fast"]), pair_turning(rope["beta_slow"])
+    low, high = find_pair(rope["beta_fast"]), find_pair(rope["beta_slow"])
     if rope.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, size - 1)
@@ -106,8 +106,8 @@ def yarn_frequencies(config: Config, plain: Tensor, rope: dict[str, Any]) -> Ten
     return plain / rope["factor"] * slowed + plain * (1 - slowed)
 
 
-def yarn_strength(rope: dict[str, Any]) -> float:
-    """0.1 ln(factor) + 1 unless told (YaRN, Peng et al. 2023, eq. 22), or the ratio of two such (DeepSeek-V2)."""
+def compute_yarn_strength(rope: dict[str, Any]) -> float:
+    """The factor on cosine and sine: 0.1 ln(factor) + 1 (Peng et al. 2023, eq. 22), or a ratio of two (DeepSeek-V2)."""
     if rope.get("attention_factor") is not None:
         return rope["attention_factor"]
     if rope.get("mscale") and rope.get("mscale_all_dim"):
@@ -118,20 +118,20 @@ def yarn_strength(rope: dict[str, Any]) -> float:
 
 
 def compute_yarn_mscale(factor: float, scale: float) -> float:
-    """0.1 scale ln(factor) + 1 for contexts that grew."""
+    """0.1 scale ln(factor) + 1 if factor > 1, else 1."""
     return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def apply_rotary(x_BHTS: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool = False) -> Tensor:
-    """Rotate the first numbers of each head, as many as `cos` has, by position.
+    """Rotate the first features of each head, as many as `cos` has, by position; (B, H, T, S).
 
-    Number i pairs with i + half of them, or with its neighbour if interleaved. Computed in float32 at least: in
-    bfloat16 the angle between two tokens would depend on where they stand.
+    Feature i is paired with i + half of them, or with its neighbour if interleaved. Computed in float32 or float64: in
+    bfloat16 the angle between two tokens would depend on their absolute positions.
     """
     size = cos.shape[-1]
-    turning, rest = x_BHTS.split([size, x_BHTS.shape[-1] - size], dim=-1)
-    turning = turning.to(torch.promote_types(turning.dtype, cos.dtype))
-    pairs = turning.unflatten(-1, (-1, 2) if interleave else (2, -1))
+    rotated, rest = x_BHTS.split([size, x_BHTS.shape[-1] - size], dim=-1)
+    rotated = rotated.to(torch.promote_types(rotated.dtype, cos.dtype))
+    pairs = rotated.unflatten(-1, (-1, 2) if interleave else (2, -1))
     partner = pairs.flip(-1 if interleave else -2).flatten(-2)
-    turned = torch.addcmul(turning * cos, partner, sin).to(x_BHTS.dtype)
-    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+    result = torch.addcmul(rotated * cos, partner, sin).to(x_BHTS.dtype)
+    return torch.cat([result, rest], dim=-1) if rest.shape[-1] else result

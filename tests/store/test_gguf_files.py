@@ -156,12 +156,12 @@ def test_converted_it_is_a_folder_of_its_own(tmp_path: Path) -> None:
 
 
 def test_the_scaling_of_llama_3_is_found_by_its_divisors(tmp_path: Path) -> None:
-    from litgpt.model.rotary import frequencies
+    from litgpt.model.rotary import compute_frequencies
 
     model = random_model(small("Llama-3.2-1B", **{**SIZES, "block_size": 64}))
     plain = type(model.config)(**{**model.config.to_dict(), "rope_adjustments": None})
     position = torch.tensor([1])
-    divisors = (frequencies(plain, position)[0] / frequencies(model.config, position)[0]).numpy()
+    divisors = (compute_frequencies(plain, position)[0] / compute_frequencies(model.config, position)[0]).numpy()
     write_gguf(tmp_path / "m.gguf", model, "llama", **{"rope_freqs.weight": divisors})
     assert load_config(tmp_path).rope_adjustments == model.config.rope_adjustments
     loaded = GPT(load_config(tmp_path))
