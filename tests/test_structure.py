@@ -19,7 +19,6 @@ SHARED_NAMES = {
     "__getattr__": "Python's lazy attributes, in the import paths of LitGPT",
     "main": "the entry point of a program",
     "run": "what a command does",
-    "attach": "adds a tuner to a model, once for each tuner",
     "DataModule": "the data of a run, and what a class of a user's own, as LitGPT has it, extends",
 }
 OLD_WORDS = """

@@ -1,4 +1,4 @@
-"""Adapters over two ranks: gradients, steps, merging and switching off, held against one process."""
+"""Adapters on two ranks: gradients, steps, merging and disabling, compared with one process."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 from litgpt.recipe.tuner import AdapterV2, LoRA, Tuner, VeRA
-from tests.adapt.models import IDS, loss_of
+from tests.adapt.models import IDS, compute_loss
 from tests.store.models import small
 
 SETTINGS: dict[str, Tuner] = {
@@ -68,7 +68,7 @@ def compute_results(case: str, ranks: int) -> dict[str, Tensor]:
     results: dict[str, Tensor] = {}
     for number in range(2):
         optimizer.zero_grad()
-        (loss_of(model(IDS)) / ranks).backward()
+        (compute_loss(model(IDS)) / ranks).backward()
         if number == 1:
             named = model.named_parameters()
             results |= {f"gradient {name}": full_tensor(value.grad) for name, value in named if value.grad is not None}
@@ -101,6 +101,6 @@ def compare(folder: Path) -> None:
         }
         assert max(differences.values()) < 1e-10, differences
         scores = build(name, dist.get_world_size(), "bf16-mixed")(IDS)
-        loss_of(scores.float()).backward()
+        compute_loss(scores.float()).backward()
         assert scores.dtype == torch.bfloat16 and scores.isfinite().all()
     dist.barrier()

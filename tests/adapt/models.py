@@ -1,4 +1,4 @@
-"""A small model with an adapter, the same in PEFT, and what is asked of both."""
+"""A small model with an adapter, its base in transformers, and steps of training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.store.models import random_model, small
 IDS = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(1))
 
 
-def adapted(settings: Tuner, name: str = "Qwen2.5-0.5B", **changes: Any) -> GPT:
+def build_adapted(settings: Tuner, name: str = "Qwen2.5-0.5B", **changes: Any) -> GPT:
     """A random model with a tuner attached and initialized in float32, as PEFT does, then made float64."""
     model = random_model(small(name, **changes))
     adapt.attach(model, settings)
@@ -29,54 +29,58 @@ def adapted(settings: Tuner, name: str = "Qwen2.5-0.5B", **changes: Any) -> GPT:
 
 
 @torch.no_grad()
-def move(model: GPT, seed: int = 3) -> None:
-    """Move what is trained away from its first values."""
+def perturb(model: GPT, seed: int = 3) -> None:
+    """Add normal noise to the trained parameters."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in adapt.get_adapter_parameters(model).values():
         if parameter.requires_grad:
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
 
 
-def base_of(model: GPT) -> dict[str, Tensor]:
+def copy_base(model: GPT) -> dict[str, Tensor]:
     """A copy of the base's parameters."""
     names = get_base_names(model)
     return {name: value.detach().clone() for name, value in model.named_parameters() if name in names}
 
 
-def plain(model: GPT) -> GPT:
-    """A model without adapter that holds what merging gives."""
+def build_merged(model: GPT) -> GPT:
+    """A model without an adapter that has the merged weights."""
     merged = random_model(model.config, seed=9).to(next(model.parameters()).dtype)
     merged.load_state_dict(dict(adapt.merge_adapter(model)))
     return merged
 
 
-def transformers_model(model: GPT, folder: Path) -> Any:
+def build_transformers_model(model: GPT, folder: Path) -> Any:
     """The base in transformers, in float32."""
-    save_model_folder(folder, config=model.config, tensors=base_of(model), dtype=torch.float32)
+    save_model_folder(folder, config=model.config, tensors=copy_base(model), dtype=torch.float32)
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def published_modules(model: GPT) -> dict[str, str]:
-    """The published name of each of our modules that has one to itself."""
+def map_published_modules(model: GPT) -> dict[str, str]:
+    """The published name of each of our modules that maps to a single one."""
     family = find_family(model.config)
     assert family is not None
-    steps = family.tensors.map_names(sorted(get_base_names(model)), model.config)
-    return {step.names[0].rpartition(".")[0]: step.hf_name.rpartition(".")[0] for step in steps if len(step.names) == 1}
+    mappings = family.tensors.map_names(sorted(get_base_names(model)), model.config)
+    return {
+        mapping.names[0].rpartition(".")[0]: mapping.hf_name.rpartition(".")[0]
+        for mapping in mappings
+        if len(mapping.names) == 1
+    }
 
 
-def loss_of(scores: Tensor) -> Tensor:
+def compute_loss(scores: Tensor) -> Tensor:
     """Mean loss of the next token."""
     return F.cross_entropy(scores[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
 
 
-def steps(model: nn.Module, scores: Callable[[], Tensor], count: int, **settings: Any) -> list[float]:
-    """Losses of AdamW steps over what is trained; eps is such that gradients of rounding errors move nothing."""
+def train_steps(model: nn.Module, scores: Callable[[], Tensor], count: int, **settings: Any) -> list[float]:
+    """Losses of AdamW steps; eps is large enough that gradients of rounding errors change nothing."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, **{"lr": 1e-2, "eps": 1e-5, **settings})
     losses = []
     for _ in range(count):
         optimizer.zero_grad()
-        loss = loss_of(scores())
+        loss = compute_loss(scores())
         loss.backward()
         optimizer.step()
         losses.append(loss.item())

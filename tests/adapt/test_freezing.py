@@ -7,7 +7,7 @@ from litgpt import adapt
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import Full
-from tests.adapt.models import IDS, base_of, loss_of, steps
+from tests.adapt.models import IDS, compute_loss, copy_base, train_steps
 from tests.store.models import random_model, small
 
 
@@ -67,11 +67,11 @@ def test_a_tied_embedding_is_counted_once_and_frozen_first() -> None:
 
 def test_steps_change_trained_parameters_and_no_bit_of_frozen_ones() -> None:
     model, expected = trained(Full(freeze_parameters=["embedding", "blocks.0"]))
-    before = base_of(model)
-    steps(model, lambda: model(IDS), 3)
-    after = base_of(model)
+    before = copy_base(model)
+    train_steps(model, lambda: model(IDS), 3)
+    after = copy_base(model)
     assert {name for name in before if not torch.equal(before[name], after[name])} == expected
-    loss_of(model(IDS)).backward()
+    compute_loss(model(IDS)).backward()
     assert {name for name, value in model.named_parameters() if value.grad is not None} == expected
 
 

@@ -14,7 +14,7 @@ from litgpt.recipe.optimizer import SGD, AdamW, Muon, Optimizer
 from litgpt.recipe.tuner import LISA
 from litgpt.train.optimizer import build_optimizers
 from litgpt.train.step import TrainState
-from tests.adapt.models import IDS, base_of, loss_of
+from tests.adapt.models import IDS, compute_loss, copy_base
 from tests.store.models import random_model, small
 
 SETTINGS = LISA(activated_layers=2, step_interval=3)
@@ -49,8 +49,8 @@ def test_active_blocks_are_trained_and_frozen_ones_hold_no_state(settings: Optim
     for step in range(9):
         state.set_active(step)
         assert state.model is model
-        drawn, before = schedule.draw_blocks(step), base_of(model)
-        loss_of(model(IDS)).backward()
+        drawn, before = schedule.draw_blocks(step), copy_base(model)
+        compute_loss(model(IDS)).backward()
         for optimizer in optimizers:
             optimizer.step()
         moments = {parameter: values for optimizer in optimizers for parameter, values in optimizer.state.items()}

@@ -16,7 +16,7 @@ from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import LLaMAPro
 from litgpt.store.load_model import load_config, load_model
 from litgpt.store.save_model import save_model_folder
-from tests.adapt.models import IDS, base_of, steps
+from tests.adapt.models import IDS, copy_base, train_steps
 from tests.store.models import random_model, small, weights
 
 EXPERTS = {"n_expert": 4, "n_expert_per_token": 2, "moe_intermediate_size": 16}
@@ -64,15 +64,15 @@ def test_initial_logits_equal_the_base_and_steps_change_only_inserted_blocks(cas
     assert grown.config.n_layer == 6 and not any(value.isnan().any() for value in grown.parameters())
     assert torch.equal(grown(IDS), model(IDS))
     own = {0: 0, 1: 1, 3: 2, 4: 3}
-    first = base_of(grown)
+    first = copy_base(grown)
     for name, value in weights(model).items():
         moved = name
         for place, layer in own.items():
             moved = f"blocks.{place}.{name.split('.', 2)[2]}" if name.startswith(f"blocks.{layer}.") else moved
         assert torch.equal(first[moved], value), name
-    losses = steps(grown, lambda: grown(IDS), 3)
+    losses = train_steps(grown, lambda: grown(IDS), 3)
     assert losses[-1] < losses[0]
-    now = base_of(grown)
+    now = copy_base(grown)
     changed = {name for name in now if not torch.equal(now[name], first[name])}
     trained = {name for name, value in grown.named_parameters() if value.requires_grad}
     assert (
@@ -95,7 +95,7 @@ def test_blocks_are_inserted_after_each_group() -> None:
 def test_transformers_loads_the_expanded_model(case: str, tmp_path: Path) -> None:
     model = base(case)
     grown = build_expanded(model, LLaMAPro(new_blocks=2))
-    steps(grown, lambda: grown(IDS), 2)
+    train_steps(grown, lambda: grown(IDS), 2)
     save_model_folder(
         tmp_path / "grown", config=grown.config, tensors=dict(adapt.merge_adapter(grown)), dtype=torch.float32
     )

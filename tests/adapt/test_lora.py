@@ -14,7 +14,17 @@ from litgpt.adapt.layers import disable_adapters
 from litgpt.adapt.lora import lora_down
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import LoRA
-from tests.adapt.models import IDS, adapted, base_of, loss_of, move, plain, published_modules, steps, transformers_model
+from tests.adapt.models import (
+    IDS,
+    build_adapted,
+    build_merged,
+    build_transformers_model,
+    compute_loss,
+    copy_base,
+    map_published_modules,
+    perturb,
+    train_steps,
+)
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 KEYS = {"lora_a": "lora_A.default.weight", "lora_b": "lora_B.default.weight"}
@@ -52,18 +62,18 @@ def in_peft(name: str, modules: dict[str, str]) -> str:
 def build_pair(case: str, folder: Path) -> tuple[GPT, Any, dict[str, str]]:
     """Our model, PEFT's with the same numbers, and the names of our adapter's parameters there."""
     settings, peft_settings = CASES[case]
-    model = adapted(LoRA(r=4, alpha=12, dropout=0.0, **settings), tie_embeddings=False)
+    model = build_adapted(LoRA(r=4, alpha=12, dropout=0.0, **settings), tie_embeddings=False)
     config = peft.LoraConfig(**{"r": 4, "lora_alpha": 12, "target_modules": ALL, **peft_settings})
-    reference = peft.get_peft_model(transformers_model(model, folder / "base"), config).double()
+    reference = peft.get_peft_model(build_transformers_model(model, folder / "base"), config).double()
     names = {
-        name: in_peft(name, published_modules(model))
+        name: in_peft(name, map_published_modules(model))
         for name, value in adapt.get_adapter_parameters(model).items()
         if value.requires_grad
     }
     trained = {name: value for name, value in reference.named_parameters() if value.requires_grad}
     assert sorted(names.values()) == sorted(trained)
     if "init" not in settings:
-        move(model)
+        perturb(model)
         with torch.no_grad():
             for name, peft_name in names.items():
                 trained[peft_name].copy_(dict(model.named_parameters())[name])
@@ -86,31 +96,31 @@ def max_difference(model: GPT, reference: Any, names: dict[str, str], what: str)
 @pytest.mark.parametrize("case", [name for name in CASES if name not in ("default", "gaussian")])
 def test_forward_gradients_and_steps_equal_peft(case: str, tmp_path: Path) -> None:
     model, reference, names = build_pair(case, tmp_path)
-    base = base_of(model)
+    base = copy_base(model)
     assert (model(IDS) - reference(IDS).logits).abs().max() < 1e-5
-    loss_of(model(IDS)).backward()
-    loss_of(reference(IDS).logits).backward()
+    compute_loss(model(IDS)).backward()
+    compute_loss(reference(IDS).logits).backward()
     assert max_difference(model, reference, names, "grad") < 1e-5
-    losses = steps(model, lambda: model(IDS), 5)
-    peft_losses = steps(reference, lambda: reference(IDS).logits, 5)
+    losses = train_steps(model, lambda: model(IDS), 5)
+    peft_losses = train_steps(reference, lambda: reference(IDS).logits, 5)
     assert losses[-1] < losses[0]
     assert losses == pytest.approx(peft_losses, abs=1e-5)
     assert max_difference(model, reference, names, "value") < 1e-4
-    assert all(torch.equal(value, base[name]) for name, value in base_of(model).items())
+    assert all(torch.equal(value, base[name]) for name, value in copy_base(model).items())
 
 
 @pytest.mark.parametrize("case", ["default", "gaussian", "pissa", "olora"])
 def test_initialization_keeps_the_output_and_equals_peft(case: str, tmp_path: Path) -> None:
     settings = LoRA(r=4, alpha=12, **CASES[case][0])
-    model = adapted(settings)
+    model = build_adapted(settings)
     with disable_adapters(model):
         before = model(IDS)
     assert torch.equal(model.eval()(IDS), before)
     config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=ALL, **CASES[case][1])
-    reference = dict(peft.get_peft_model(transformers_model(model, tmp_path / "base"), config).named_parameters())
+    reference = dict(peft.get_peft_model(build_transformers_model(model, tmp_path / "base"), config).named_parameters())
     for name, value in adapt.get_adapter_parameters(model).items():
         if value.requires_grad:
-            other = reference[in_peft(name, published_modules(model))]
+            other = reference[in_peft(name, map_published_modules(model))]
             if case in ("pissa", "olora"):
                 assert torch.allclose(value, other.double(), atol=1e-5), name
             else:
@@ -120,13 +130,13 @@ def test_initialization_keeps_the_output_and_equals_peft(case: str, tmp_path: Pa
 @pytest.mark.parametrize("case", CASES)
 def test_merged_equals_adapted_and_disabled_equals_base(case: str) -> None:
     settings = LoRA(r=4, alpha=12, dropout=0.3, **CASES[case][0])
-    model = adapted(settings, tie_embeddings=False).float()
+    model = build_adapted(settings, tie_embeddings=False).float()
     with disable_adapters(model):
         base = model(IDS)
-    move(model)
+    perturb(model)
     adapter = model(IDS)
     assert (adapter - base).abs().max() > 1e-2
-    assert (plain(model)(IDS) - adapter).abs().max() < 1e-6 * max(1.0, adapter.abs().max().item())
+    assert (build_merged(model)(IDS) - adapter).abs().max() < 1e-6 * max(1.0, adapter.abs().max().item())
     with disable_adapters(model):
         assert torch.equal(model(IDS), base)
     assert not torch.equal(model.train()(IDS), adapter)  # dropout
@@ -134,25 +144,27 @@ def test_merged_equals_adapted_and_disabled_equals_base(case: str) -> None:
 
 def test_tied_embedding_stays_tied_when_its_copy_or_the_head_is_adapted() -> None:
     for settings in (LoRA(modules_to_save=["embedding"]), LoRA(target_modules=["lm_head"])):
-        model = adapted(settings, tie_embeddings=True)
-        move(model)
+        model = build_adapted(settings, tie_embeddings=True)
+        perturb(model)
         merged: dict[str, Tensor] = dict(adapt.merge_adapter(model))
         assert "head.weight" not in merged
         assert torch.equal(merged["embedding.weight"], model.output_weight)
         assert not torch.equal(merged["embedding.weight"], dict(model.named_parameters())["embedding.weight"])
-        assert (plain(model)(IDS) - model(IDS)).abs().max() < 1e-9
+        assert (build_merged(model)(IDS) - model(IDS)).abs().max() < 1e-9
 
 
 def test_only_added_parameters_are_trained_and_in_the_optimizer() -> None:
-    model = adapted(LoRA(target_modules=["q"], dropout=0.0))
+    model = build_adapted(LoRA(target_modules=["q"], dropout=0.0))
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert trained == {f"blocks.{layer}.attention.q.lora_{part}" for layer in range(2) for part in "ab"}
-    loss_of(model(IDS)).backward()
+    compute_loss(model(IDS)).backward()
     assert {name for name, value in model.named_parameters() if value.grad is not None} == trained
 
 
 def test_initial_values_depend_only_on_seed_and_name() -> None:
-    model, again, other_targets = (adapted(LoRA(target_modules=targets)) for targets in (["q"], ["q"], ["q", "k"]))
+    model, again, other_targets = (
+        build_adapted(LoRA(target_modules=targets)) for targets in (["q"], ["q"], ["q", "k"])
+    )
     name = "blocks.1.attention.q.lora_a"
     values = [adapt.get_adapter_parameters(model)[name] for model in (model, again, other_targets)]
     assert torch.equal(values[0], values[1]) and torch.equal(values[0], values[2])
@@ -163,17 +175,17 @@ def test_initial_values_depend_only_on_seed_and_name() -> None:
 
 def test_lora_plus_multiplies_the_learning_rate_of_b_only() -> None:
     settings = LoRA(lora_plus=16)
-    factors = {name: settings.get_lr_multiplier(name) for name in adapt.get_adapter_parameters(adapted(settings))}
+    factors = {name: settings.get_lr_multiplier(name) for name in adapt.get_adapter_parameters(build_adapted(settings))}
     assert {name.rpartition(".")[2]: factor for name, factor in factors.items()} == {"lora_a": 1.0, "lora_b": 16.0}
 
 
 def test_autocast_computes_in_bfloat16_near_the_exact_result() -> None:
-    model = adapted(LoRA(dropout=0.0, dora=True)).float()
-    move(model)
+    model = build_adapted(LoRA(dropout=0.0, dora=True)).float()
+    perturb(model)
     expected = model(IDS)
     with torch.autocast("cpu", torch.bfloat16):
         scores = model(IDS)
-    loss_of(scores.float()).backward()
+    compute_loss(scores.float()).backward()
     assert 0 < (scores - expected).abs().max() < 0.1 * expected.abs().max()
     gradients = [value.grad for value in adapt.get_adapter_parameters(model).values()]
     assert all(gradient is not None and gradient.isfinite().all() and gradient.any() for gradient in gradients)

@@ -16,7 +16,7 @@ from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import BOFT, IA3, LoRA, Tuner, VeRA
 from litgpt.store.load_model import iter_tensors
 from litgpt.store.save_model import save_model_folder
-from tests.adapt.models import IDS, base_of, loss_of, move, plain, steps
+from tests.adapt.models import IDS, build_merged, compute_loss, copy_base, perturb, train_steps
 from tests.store.models import random_model, small
 
 SHAPE: dict[str, Any] = {"n_embd": 64, "intermediate_size": 96, "head_size": 16, "padded_vocab_size": 80}
@@ -110,10 +110,10 @@ def test_lora_trains_as_with_the_dequantized_weights(kind: str, tmp_path: Path) 
     other = build_dequantized(model, settings)
     base = {name: value.clone() for name, value in model.named_parameters() if not value.requires_grad}
     assert sum(isinstance(layer, QuantizedLinear) for layer in model.modules()) == 14
-    move(model)
-    move(other)
+    perturb(model)
+    perturb(other)
     assert (model(IDS) - other(IDS)).abs().max() < 1e-5
-    losses, expected_losses = (steps(m, lambda m=m: m(IDS), 3) for m in (model, other))
+    losses, expected_losses = (train_steps(m, lambda m=m: m(IDS), 3) for m in (model, other))
     assert losses == pytest.approx(expected_losses, abs=1e-6) and losses[-1] < losses[0]
     for (name, value), expected in zip(
         adapt.get_adapter_parameters(model).items(), adapt.get_adapter_parameters(other).values(), strict=True
@@ -121,7 +121,7 @@ def test_lora_trains_as_with_the_dequantized_weights(kind: str, tmp_path: Path) 
         assert torch.allclose(value, expected, atol=1e-5), name
     now = dict(model.named_parameters())
     assert all(torch.equal(now[name], value) for name, value in base.items())
-    assert (plain(other)(IDS) - merged_plain(model)(IDS)).abs().max() < 1e-4
+    assert (build_merged(other)(IDS) - merged_plain(model)(IDS)).abs().max() < 1e-4
 
 
 def merged_plain(model: GPT) -> GPT:
@@ -136,8 +136,8 @@ def merged_plain(model: GPT) -> GPT:
 def test_other_tuners_support_a_quantized_base(settings: Tuner, tmp_path: Path) -> None:
     model = build_quantized("bnb.nf4", settings, tmp_path / "base")
     other = build_dequantized(model, settings)
-    move(model)
-    move(other)
+    perturb(model)
+    perturb(other)
     assert (model(IDS) - other(IDS)).abs().max() < 1e-4
     assert (merged_plain(model)(IDS) - model(IDS)).abs().max() < 1e-4
     with layers.disable_adapters(model), layers.disable_adapters(other):
@@ -154,7 +154,7 @@ def test_no_dequantized_weight_is_saved_for_backward(tmp_path: Path) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss_of(model(IDS)).backward()
+        compute_loss(model(IDS)).backward()
     shapes = {
         (layer.out_features, layer.in_features) for layer in model.modules() if isinstance(layer, QuantizedLinear)
     }
@@ -164,7 +164,7 @@ def test_no_dequantized_weight_is_saved_for_backward(tmp_path: Path) -> None:
 def test_loading_holds_one_weight_at_a_time(tmp_path: Path) -> None:
     held: list[int] = []
     model = build_quantized("bnb.nf4", LoRA(), tmp_path / "base")
-    before = base_of(model)
+    before = copy_base(model)
 
     def write(parameter: torch.nn.Parameter, value: Tensor) -> None:
         held.append(value.numel() * value.element_size())
@@ -172,7 +172,7 @@ def test_loading_holds_one_weight_at_a_time(tmp_path: Path) -> None:
 
     quantization.load_quantized(model, iter_tensors(tmp_path / "base", model.config), write=write)
     assert max(held) == 80 * 64 * 4  # the embedding; every quantized tensor is smaller
-    assert all(torch.equal(value, before[name]) for name, value in base_of(model).items())
+    assert all(torch.equal(value, before[name]) for name, value in copy_base(model).items())
 
 
 def test_bfloat16_and_autocast(tmp_path: Path) -> None:
@@ -181,13 +181,13 @@ def test_bfloat16_and_autocast(tmp_path: Path) -> None:
     true = build_quantized("bnb.nf4", settings, tmp_path / "base", torch.bfloat16)
     assert {value.dtype for value in adapt.get_adapter_parameters(true).values()} == {torch.float32}
     scores = true(IDS)
-    loss_of(scores.float()).backward()
+    compute_loss(scores.float()).backward()
     assert scores.dtype == torch.bfloat16 and (scores - exact).abs().max() < 0.1 * exact.abs().max()
     mixed = build_quantized("bnb.nf4", settings, tmp_path / "base")
     with torch.autocast("cpu", torch.bfloat16):
         scores = mixed(IDS)
     assert scores.dtype == torch.bfloat16 and (scores - exact).abs().max() < 0.1 * exact.abs().max()
-    loss_of(scores.float()).backward()
+    compute_loss(scores.float()).backward()
     assert all(
         value.grad is not None and value.grad.any()
         for name, value in adapt.get_adapter_parameters(mixed).items()

@@ -6,7 +6,7 @@ from litgpt.adapt.targets import find_targets, get_module_aliases
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import LoRA
-from tests.adapt.models import adapted
+from tests.adapt.models import build_adapted
 from tests.store.models import small
 
 LAYERS = range(2)
@@ -73,5 +73,5 @@ def test_regex_matches_whole_names_and_overrides_suffixes() -> None:
 )
 def test_wrong_settings_are_one_line(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        adapted(LoRA(**settings))  # type: ignore[arg-type]
+        build_adapted(LoRA(**settings))  # type: ignore[arg-type]
     assert "\n" not in str(error.value)

@@ -16,7 +16,17 @@ from litgpt.model.attention_inputs import build_attention_inputs
 from litgpt.model.gpt import GPT
 from litgpt.model.layers import RMSNorm
 from litgpt.recipe.tuner import BOFT, IA3, Adapter, AdapterV2, LoRA, ReFT, Tuner, VeRA
-from tests.adapt.models import IDS, adapted, base_of, loss_of, move, plain, published_modules, steps, transformers_model
+from tests.adapt.models import (
+    IDS,
+    build_adapted,
+    build_merged,
+    build_transformers_model,
+    compute_loss,
+    copy_base,
+    map_published_modules,
+    perturb,
+    train_steps,
+)
 
 BIASED: dict[str, Any] = {"name": "pythia-14m"}  # every linear layer but the head has a bias
 TUNERS: dict[str, tuple[Tuner, dict[str, Any]]] = {
@@ -35,7 +45,7 @@ UNMERGEABLE = ("Adapter", "AdapterV2", "ReFT")
 
 def build(case: str) -> GPT:
     settings, changes = TUNERS[case]
-    return adapted(settings, **changes)
+    return build_adapted(settings, **changes)
 
 
 @pytest.mark.parametrize("case", TUNERS)
@@ -44,13 +54,13 @@ def test_starts_as_the_base_and_trains_all_that_it_adds_and_no_bit_of_the_base(c
     with disable_adapters(model):
         before = model(IDS)
     assert torch.allclose(model(IDS), before, atol=1e-6)
-    base, added = base_of(model), adapt.get_adapter_parameters(model)
+    base, added = copy_base(model), adapt.get_adapter_parameters(model)
     trained = {name for name, value in added.items() if value.requires_grad}
     first = {name: value.detach().clone() for name, value in added.items()}
-    losses = steps(model, lambda: model(IDS), 3)
+    losses = train_steps(model, lambda: model(IDS), 3)
     assert losses[-1] < losses[0]
     assert {name for name, value in added.items() if not torch.equal(value, first[name])} == trained
-    assert all(torch.equal(value, base[name]) for name, value in base_of(model).items())
+    assert all(torch.equal(value, base[name]) for name, value in copy_base(model).items())
     assert {name for name, value in model.named_parameters() if value.grad is not None} == trained
     with disable_adapters(model):
         assert torch.equal(model(IDS), before)
@@ -61,9 +71,9 @@ def test_merged_equals_adapted(case: str) -> None:
     assert TUNERS[case][0].merges
     model = build(case)
     before = model(IDS)
-    move(model)
+    perturb(model)
     assert (model(IDS) - before).abs().max() > 1e-3
-    assert (plain(model)(IDS) - model(IDS)).abs().max() < 1e-9
+    assert (build_merged(model)(IDS) - model(IDS)).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("case", UNMERGEABLE)
@@ -77,10 +87,10 @@ def test_changes_that_weights_cannot_express_are_not_merged(case: str) -> None:
 @pytest.mark.parametrize("case", TUNERS)
 def test_autocast_computes_in_bfloat16(case: str) -> None:
     model = build(case).float()
-    move(model)
+    perturb(model)
     with torch.autocast("cpu", torch.bfloat16):
         scores = model(IDS)
-    loss_of(scores.float()).backward()
+    compute_loss(scores.float()).backward()
     assert scores.dtype == torch.bfloat16
     assert F.cosine_similarity(scores.flatten().float(), model(IDS).flatten(), dim=0) > 0.99
     gradients = [value.grad for value in adapt.get_adapter_parameters(model).values() if value.requires_grad]
@@ -104,9 +114,9 @@ PEFTS = {
 @pytest.mark.parametrize("case", PEFTS)
 def test_forward_gradients_and_steps_equal_peft(case: str, tmp_path: Path) -> None:
     model = build(case)
-    reference = peft.get_peft_model(transformers_model(model, tmp_path / "base"), PEFTS[case]).double()
-    modules, peft_parameters = published_modules(model), dict(reference.named_parameters())
-    move(model)
+    reference = peft.get_peft_model(build_transformers_model(model, tmp_path / "base"), PEFTS[case]).double()
+    modules, peft_parameters = map_published_modules(model), dict(reference.named_parameters())
+    perturb(model)
     pairs = []
     for name, value in adapt.get_adapter_parameters(model).items():
         owner, _, key = name.rpartition(".")
@@ -117,8 +127,8 @@ def test_forward_gradients_and_steps_equal_peft(case: str, tmp_path: Path) -> No
         for value, expected in pairs:
             expected.copy_(value.view_as(expected))
     assert (model(IDS) - reference(IDS).logits).abs().max() < 1e-5
-    assert steps(model, lambda: model(IDS), 5) == pytest.approx(
-        steps(reference, lambda: reference(IDS).logits, 5), abs=1e-5
+    assert train_steps(model, lambda: model(IDS), 5) == pytest.approx(
+        train_steps(reference, lambda: reference(IDS).logits, 5), abs=1e-5
     )
     for value, expected in pairs:
         assert torch.allclose(value.grad, expected.grad.view_as(value), atol=1e-5)  # type: ignore[arg-type]
@@ -141,8 +151,8 @@ def test_butterfly_order_equals_peft() -> None:
 
 
 def test_prompt_attention_has_its_own_softmax_and_gate() -> None:
-    model = adapted(Adapter(start_layer=1, prompt_length=3), norm_qk=False)
-    move(model)
+    model = build_adapted(Adapter(start_layer=1, prompt_length=3), norm_qk=False)
+    perturb(model)
     attention = model.blocks[1].attention
     x = torch.randn(2, 5, 32, dtype=torch.float64)
     inputs = build_attention_inputs(model.config, torch.arange(5))
@@ -161,8 +171,8 @@ def test_prompt_attention_has_its_own_softmax_and_gate() -> None:
 
 
 def test_edits_follow_the_formula_only_in_the_listed_blocks() -> None:
-    model = adapted(ReFT(r=3, layers=[1]))
-    move(model)
+    model = build_adapted(ReFT(r=3, layers=[1]))
+    perturb(model)
     assert {name.split(".")[1] for name in adapt.get_adapter_parameters(model)} == {"1"}
     hidden: list[torch.Tensor] = []
     model.norm.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
@@ -203,5 +213,5 @@ def test_adapter_v2_trains_norms_scales_and_shifts() -> None:
 )
 def test_wrong_settings_are_one_line(settings: Tuner, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        adapted(settings)
+        build_adapted(settings)
     assert "\n" not in str(error.value)

@@ -20,7 +20,7 @@ from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, LoRA, ReFT, Tuner, VeRA
 from litgpt.store.adapters.folder import BasePrecision, save_adapter_folder
 from litgpt.store.save_model import save_model_folder
-from tests.adapt.models import IDS, adapted, base_of, move
+from tests.adapt.models import IDS, build_adapted, copy_base, perturb
 from tests.store.models import random_model, small
 
 CPU = torch.device("cpu")
@@ -44,9 +44,9 @@ KINDS: dict[str, tuple[Tuner, dict[str, Any]]] = {
 
 def write(folder: Path, settings: Tuner, dtype: torch.dtype = torch.float32, **changes: Any) -> GPT:
     """A base and an adapter that is not at its first values, on disk as `base` and `adapter`."""
-    model = adapted(settings, **changes).float()
-    move(model)
-    base = base_of(model)
+    model = build_adapted(settings, **changes).float()
+    perturb(model)
+    base = copy_base(model)
     save_model_folder(folder / "base", config=model.config, tensors=base, dtype=dtype)
     save(folder, model, settings)
     return model.eval()
@@ -116,13 +116,13 @@ def test_into_a_packed_base_as_training_saw_it_or_into_the_original(
 ) -> None:
     settings = LoRA(dropout=0.0)
     model = random_model(small("Qwen2.5-0.5B"))
-    save_model_folder(tmp_path / "base", config=model.config, tensors=base_of(model))
+    save_model_folder(tmp_path / "base", config=model.config, tensors=copy_base(model))
     packed = GPT(model.config)
     quantization.quantize(packed, "bnb.int8-training")
     adapt.attach(packed, settings)
     quantization.load_quantized(packed, list(model.named_parameters()))
     adapt.initialize_adapter(packed, settings, 0)
-    move(packed)
+    perturb(packed)
     save(tmp_path, packed, settings, dtype="float32", quantize="bnb.int8-training")
     wanted = packed.eval()(IDS)
     assert torch.equal(logits(tmp_path / "adapter"), wanted)
@@ -225,7 +225,7 @@ def test_nothing_is_there_before_it_is_whole(tmp_path: Path, monkeypatch: pytest
 def test_what_cannot_be_merged_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, LoRA())
     other = random_model(small("Qwen2.5-0.5B", n_embd=48, head_size=12))
-    save_model_folder(tmp_path / "wider", config=other.config, tensors=base_of(other))
+    save_model_folder(tmp_path / "wider", config=other.config, tensors=copy_base(other))
     write(tmp_path / "shifted", AdapterV2(start_layer=1))
     write(tmp_path / "edited", ReFT())
     config = tmp_path / "lost" / "adapter_config.json"

@@ -17,7 +17,7 @@ from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, Full, LoRA, ReFT, Tuner, VeRA
 from litgpt.store.adapters.folder import ADAPTER_WEIGHTS, load_adapter_folder, save_adapter_folder
-from tests.adapt.models import IDS, adapted, base_of, move, transformers_model
+from tests.adapt.models import IDS, build_adapted, build_transformers_model, copy_base, perturb
 from tests.store.models import random_model, small
 
 FUSED = {"name": "Phi-3-mini-4k-instruct", "sliding_window_size": None}
@@ -66,10 +66,10 @@ def whole(model: GPT) -> dict[str, Tensor]:
 @pytest.mark.parametrize("case", CASES)
 def test_ours_load_in_peft_and_back(case: str, tmp_path: Path) -> None:
     settings = LoRA(**{"r": 4, "alpha": 12, "dropout": 0.1, **CASES[case][0]})
-    model = adapted(settings, **CASES[case][1]).float()
-    move(model)
+    model = build_adapted(settings, **CASES[case][1]).float()
+    perturb(model)
     save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=settings, base="some/base")
-    reference = peft.PeftModel.from_pretrained(transformers_model(model, tmp_path / "base"), tmp_path / "adapter")
+    reference = peft.PeftModel.from_pretrained(build_transformers_model(model, tmp_path / "base"), tmp_path / "adapter")
     assert (reference.eval()(IDS).logits - model(IDS)).abs().max() < 1e-5
     loaded = load_adapter_folder(tmp_path / "adapter", model.config)
     assert loaded.settings == settings and loaded.base == "some/base"
@@ -123,7 +123,7 @@ def test_theirs_load_in_ours(case: str, tmp_path: Path) -> None:
     changes = dict(changes)
     base = random_model(small(changes.pop("name", "Qwen2.5-0.5B"), **changes))
     config = peft.LoraConfig(**{"r": 4, "lora_alpha": 12, **settings})
-    reference = peft.get_peft_model(transformers_model(base, tmp_path / "base"), config)
+    reference = peft.get_peft_model(build_transformers_model(base, tmp_path / "base"), config)
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in reference.parameters():
@@ -144,12 +144,12 @@ def test_theirs_load_in_ours(case: str, tmp_path: Path) -> None:
     ids=lambda one: type(one).__name__,
 )
 def test_other_tuners_come_back_to_the_bit(settings: Tuner, tmp_path: Path) -> None:
-    model = adapted(settings).float()
-    move(model)
+    model = build_adapted(settings).float()
+    perturb(model)
     save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=settings, base="some/base")
     loaded = load_adapter_folder(tmp_path / "adapter", model.config)
     assert loaded.settings == settings and loaded.base == "some/base"
-    other = adapted(loaded.settings).float()
+    other = build_adapted(loaded.settings).float()
     assert not torch.equal(other(IDS), model(IDS))
     adapt.load_adapter(other, loaded.tensors)
     assert torch.equal(other(IDS), model(IDS))
@@ -168,10 +168,10 @@ FORMS: dict[str, tuple[Tuner, peft.PeftConfig]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_other_tuners_load_in_peft(form: str, tmp_path: Path) -> None:
     settings, _ = FORMS[form]
-    model = adapted(settings).float()
-    move(model)
+    model = build_adapted(settings).float()
+    perturb(model)
     save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=settings)
-    reference = peft.PeftModel.from_pretrained(transformers_model(model, tmp_path / "base"), tmp_path / "adapter")
+    reference = peft.PeftModel.from_pretrained(build_transformers_model(model, tmp_path / "base"), tmp_path / "adapter")
     assert (reference.eval()(IDS).logits - model(IDS)).abs().max() < 1e-5
     with disable_adapters(model):
         assert (reference(IDS).logits - model(IDS)).abs().max() > 1e-4
@@ -180,7 +180,7 @@ def test_other_tuners_load_in_peft(form: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_other_tuners_of_peft_load_in_ours(form: str, tmp_path: Path) -> None:
     base = random_model(small("Qwen2.5-0.5B"))
-    reference = peft.get_peft_model(transformers_model(base, tmp_path / "base"), FORMS[form][1])
+    reference = peft.get_peft_model(build_transformers_model(base, tmp_path / "base"), FORMS[form][1])
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in reference.parameters():
@@ -196,8 +196,8 @@ def test_other_tuners_of_peft_load_in_ours(form: str, tmp_path: Path) -> None:
 
 def test_other_tuners_in_fused_layers_keep_our_names(tmp_path: Path) -> None:
     settings = IA3()
-    model = adapted(settings, **FUSED).float()
-    move(model)
+    model = build_adapted(settings, **FUSED).float()
+    perturb(model)
     save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=settings)
     loaded = load_adapter_folder(tmp_path / "adapter", model.config)
     assert loaded.settings == settings
@@ -205,14 +205,14 @@ def test_other_tuners_in_fused_layers_keep_our_names(tmp_path: Path) -> None:
 
 
 def test_full_training_has_no_adapter(tmp_path: Path) -> None:
-    model = adapted(Full())
+    model = build_adapted(Full())
     with pytest.raises(UserError, match="Full adds no adapter; save the model itself"):
         save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=Full())
 
 
 def save_adapter(folder: Path, **changes: Any) -> GPT:
     settings = LoRA(r=4)
-    model = adapted(settings).float()
+    model = build_adapted(settings).float()
     save_adapter_folder(folder, whole(model), config=model.config, settings=settings, base="some/base")
     if changes:
         config = json.loads((folder / "adapter_config.json").read_text())
@@ -222,8 +222,8 @@ def save_adapter(folder: Path, **changes: Any) -> GPT:
 
 def saved_stacks(folder: Path, **changes: Any) -> GPT:
     settings = LoRA(r=4, dropout=0.0, target_modules=EXPERTS)
-    model = adapted(settings, **TURNED).float()
-    move(model)
+    model = build_adapted(settings, **TURNED).float()
+    perturb(model)
     save_adapter_folder(folder, whole(model), config=model.config, settings=settings)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | changes))
@@ -289,11 +289,11 @@ def test_damaged_and_foreign_folders_are_refused_in_one_line(tmp_path: Path) -> 
 
 
 def test_names_and_shapes_are_held_against_the_settings() -> None:
-    model = adapted(LoRA(r=4))
+    model = build_adapted(LoRA(r=4))
     for tensors, message in (
         ({}, "the adapter lacks blocks.0.attention.k.lora_a"),
         (whole(model) | {"head.lora_a": torch.zeros(1)}, "the adapter has head.lora_a"),
-        (whole(adapted(LoRA(r=5))), r"lora_a is \[5, 32\], the model's \[4, 32\]"),
+        (whole(build_adapted(LoRA(r=5))), r"lora_a is \[5, 32\], the model's \[4, 32\]"),
     ):
         with pytest.raises(UserError, match=message):
             adapt.check_adapter(model, tensors)
@@ -302,8 +302,8 @@ def test_names_and_shapes_are_held_against_the_settings() -> None:
 @pytest.mark.parametrize(("target", "changes"), [("q", FUSED), ("experts.down", STACKED), ("router", TURNED)])
 def test_what_of_dora_has_no_form_in_peft(target: str, changes: dict[str, Any], tmp_path: Path) -> None:
     settings = LoRA(target_modules=[target], dora=True)
-    model = adapted(settings, **changes)
+    model = build_adapted(settings, **changes)
     with pytest.raises(UserError, match="lora_magnitude: not supported in PEFT's format"):
         save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=settings)
     assert not (tmp_path / "adapter").exists()
-    assert base_of(model)
+    assert copy_base(model)
