@@ -58,7 +58,8 @@ def publish(trained: Run) -> Path:
 def save_adapter(folder: Path, trained: Run) -> None:
     """Write the adapter as a folder that PEFT loads; one that PEFT cannot express is only in the merged model."""
     spec, core = trained.spec, trained.train_state.core
-    assert isinstance(core, GPT) and spec.tuner is not None
+    assert isinstance(core, GPT)
+    assert spec.tuner is not None
     local = ((name, full_tensor(tensor.detach())) for name, tensor in adapt.get_adapter_parameters(core).items())
     tensors = {name: tensor.to("cpu") for name, tensor in gather_stages(core, local)}
     if not is_rank_zero():

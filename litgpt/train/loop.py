@@ -23,7 +23,7 @@ from litgpt.train.guard import Guard, Interrupts, perplexity
 from litgpt.train.metrics import Meter, device_peak, memory_gb
 from litgpt.train.optimizer import set_learning_rate
 from litgpt.train.setup import Run
-from litgpt.train.step import StepResult, train_step
+from litgpt.train.step import StepResult, Votes, train_step
 
 
 def drop_samples_after(path: Path, step: int) -> None:
@@ -128,22 +128,23 @@ class Loop:
             micro_batches,
             run.objective,
             max_norm=self.train.max_norm,
-            flags=(self.interrupts.received is not None, self.is_out_of_time(), run.checkpoints.is_written),
+            votes=Votes(self.interrupts.received is not None, self.is_out_of_time(), run.checkpoints.is_written),
             channels=len(run.data.train.channels),
             fault=fault,
         )
         self.step += 1
         self.tokens += result.tokens
         self.count(result)
-        interrupted, late, written = result.asked
-        if run.checkpoints.is_pending and written == run.ranks:
+        votes = result.votes
+        if run.checkpoints.is_pending and votes.checkpoint_written == run.ranks:
             run.checkpoints.commit()
         if self.step % self.train.log_interval == 0:
             self.log(result, rate)
         if self.step % run.recipe.eval.interval == 0:
             self.evaluate()
-        if interrupted or late:
-            self.reason, self.complete = self.stop_reason(late=bool(late)), not interrupted
+        if votes.interrupted or votes.out_of_time:
+            self.reason = self.stop_reason(out_of_time=votes.out_of_time > 0)
+            self.complete = not votes.interrupted
         elif self.train.save_interval and self.step % self.train.save_interval == 0:
             with self.meter.apart("saving"):
                 self.save()
@@ -161,11 +162,11 @@ class Loop:
         """Whether `train.max_time` has passed."""
         return self.train.max_time is not None and self.meter.seconds >= self.train.max_time
 
-    def stop_reason(self, *, late: bool) -> str:
+    def stop_reason(self, *, out_of_time: bool) -> str:
         """Why the run stops before the last step."""
         if received := self.interrupts.received:
             return f"{received.name} received; set resume: auto to continue"
-        if late:
+        if out_of_time:
             return f"train.max_time: {self.train.max_time:g} s have passed"
         return "another rank received a signal"
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ from litgpt.train.objective import Objective
 
 @dataclass
 class TrainState:
-    """A model laid out over its ranks, with what steps it; without a mesh it is alone."""
+    """A model with its layout, and the state that trains it; `mesh` is None in a single process."""
 
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
@@ -43,28 +43,28 @@ class TrainState:
 
     @property
     def sharded(self) -> bool:
-        """Whether FSDP2 has the model, and casts its weights."""
+        """Whether FSDP2 shards the model and casts its weights."""
         return is_sharded(self.mesh)
 
     @property
     def counts_batch(self) -> bool:
-        """Whether this rank is the one that tells of its batch, on which several may work."""
+        """Whether this rank counts its batch, which other ranks may share."""
         return self.mesh is None or self.mesh.is_batch_leader
 
     @property
     def counts_loss(self) -> bool:
-        """Whether this rank's loss is to be added to that of the others."""
-        here = self.pipeline is None or self.pipeline.has_last
-        return here and (self.mesh is None or self.mesh.is_loss_leader)
+        """Whether this rank's loss is part of the sum over all ranks."""
+        has_loss = self.pipeline is None or self.pipeline.has_last
+        return has_loss and (self.mesh is None or self.mesh.is_loss_leader)
 
     @property
     def pipeline(self) -> Pipeline | None:
-        """What the model's layers are spread over, if they are."""
+        """The pipeline over which the model's layers are split; None without one."""
         return getattr(self.core, "pipeline", None)
 
     @property
     def core(self) -> nn.Module:
-        """The model without the wrapper that sums gradients."""
+        """The model without the DDP wrapper."""
         return unwrap_model(self.model)
 
     @property
@@ -78,7 +78,7 @@ class TrainState:
         return build_local_batch(batch, config, self.local_tokens)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
+        """The trained parameters."""
         return [parameter for parameter in self.core.parameters() if parameter.requires_grad]
 
     def set_active(self, step: int) -> None:
@@ -91,22 +91,39 @@ class TrainState:
             self.model = apply_ddp(self.core, self.mesh)
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Drop all gradients."""
         for parameter in self.parameters():
             parameter.grad = None
 
 
+class Votes(NamedTuple):
+    """What a rank tells the others with a step; in a `StepResult` the number of ranks that do.
+
+    Attributes:
+        interrupted: a signal asks the run to stop.
+        out_of_time: the run's time limit has passed.
+        checkpoint_written: the pending checkpoint is ready to be committed.
+    """
+
+    interrupted: int = 0
+    out_of_time: int = 0
+    checkpoint_written: int = 0
+
+
+NO_VOTES = Votes()
+
+
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did; the same on every rank.
+    """Result of one optimizer step; the same on every rank.
 
     Attributes:
         loss: mean over what the objective counts in the global batch, in nats.
-        targets: labels that counted, over all data ranks.
-        tokens: all that were read, padding apart, over all data ranks.
-        taken: False if loss or gradient was not finite, and so nothing was changed.
-        asked: how many ranks raised each of the caller's flags.
-        channels: mean loss of each channel, without factors; NaN where the global batch had none of it.
+        targets: labels that are not ignored, over all data ranks.
+        tokens: tokens read, without padding, over all data ranks.
+        taken: False if loss or gradient was not finite; weights and moments are unchanged then.
+        votes: how many ranks cast each vote.
+        channels: mean unweighted loss of each channel; NaN for channels that are not in the global batch.
     """
 
     loss: float
@@ -114,7 +131,7 @@ class StepResult:
     targets: int
     tokens: int
     taken: bool
-    asked: tuple[int, ...]
+    votes: Votes
     channels: tuple[float, ...] = ()
 
 
@@ -124,33 +141,33 @@ def train_step(
     objective: Objective,
     *,
     max_norm: float | None = None,
-    flags: Sequence[bool] = (),
+    votes: Votes = NO_VOTES,
     channels: int = 0,
     fault: UserError | None = None,
 ) -> StepResult:
-    """One optimizer step over this rank's micro-batches of a global batch.
+    """Take one optimizer step over this rank's micro-batches of a global batch.
 
-    The loss of every micro-batch is a share of one mean over the whole global batch, so the gradient depends neither on
-    how the batch was cut nor on how many ranks it was spread over.
+    Losses are divided by the count of the whole global batch, so the gradient depends neither on the size of the
+    micro-batches nor on the number of ranks.
 
     Args:
         max_norm: clip the gradient to this L2 norm.
-        flags: what this rank wishes to tell the others; travels with the count.
-        channels: how many the data has.
-        fault: why this rank has no batches.
+        votes: this rank's votes; reduced together with the count.
+        channels: number of channels of the data.
+        fault: the error for which this rank has no batches.
 
     Raises:
-        UserError: on all ranks, before anything is computed, if any has a fault.
+        UserError: on all ranks, before the forward pass, if any rank has a fault.
     """
-    told = batches if train_state.counts_batch else []
-    mine = [sum(map(objective.count, told)), sum(b.targets for b in told), sum(b.tokens for b in told)]
-    count, targets, tokens, *asked, faults = all_reduce_sum([*mine, *flags, fault is not None], train_state.device)
+    counted = batches if train_state.counts_batch else []
+    counts = [sum(map(objective.count, counted)), sum(b.targets for b in counted), sum(b.tokens for b in counted)]
+    count, targets, tokens, *cast, faults = all_reduce_sum([*counts, *votes, fault is not None], train_state.device)
     if faults:
-        raise fault or UserError("data: another rank cannot go on, for the reason that it gives")
+        raise fault or UserError("data: another rank has no batch; see its error")
     tally = torch.zeros(2, channels, dtype=torch.float64)
-    loss, norm = gradients(train_state, batches, objective, count=count, tally=tally)
-    losses_here = [loss, *tally.flatten().tolist()] if train_state.counts_loss else [0.0] * (1 + tally.numel())
-    loss, *by_channel, bad = all_reduce_sum([*losses_here, not math.isfinite(norm)], train_state.device)
+    loss, norm = compute_gradients(train_state, batches, objective, count=count, tally=tally)
+    local_losses = [loss, *tally.flatten().tolist()] if train_state.counts_loss else [0.0] * (1 + tally.numel())
+    loss, *by_channel, bad = all_reduce_sum([*local_losses, not math.isfinite(norm)], train_state.device)
     finite = math.isfinite(loss) and not bad
     if finite:
         if max_norm is not None and norm > max_norm:
@@ -159,11 +176,11 @@ def train_step(
             optimizer.step()
     train_state.zero_grad()
     sums, numbers = by_channel[:channels], by_channel[channels:]
-    means = [one / number if number else math.nan for one, number in zip(sums, numbers, strict=True)]
-    return StepResult(loss, norm, int(targets), int(tokens), finite, tuple(int(ranks) for ranks in asked), tuple(means))
+    means = tuple(total / number if number else math.nan for total, number in zip(sums, numbers, strict=True))
+    return StepResult(loss, norm, int(targets), int(tokens), finite, Votes(*map(int, cast)), means)
 
 
-def gradients(
+def compute_gradients(
     train_state: TrainState,
     batches: Sequence[Batch],
     objective: Objective,
@@ -171,11 +188,11 @@ def gradients(
     count: float,
     tally: torch.Tensor | None = None,
 ) -> tuple[float, float]:
-    """Leave the global batch's gradient on the parameters; returns this rank's share of the loss, and the norm.
+    """Accumulate the global batch's gradient on the parameters; returns this rank's share of the loss, and the norm.
 
     Args:
         count: the objective's count of the whole global batch.
-        tally: (2, C), takes in the sum and the number of the losses of each channel.
+        tally: (2, C), to which the sum and the number of the losses of each channel are added.
     """
     shares = torch.zeros((), dtype=torch.float64)
 
@@ -185,28 +202,28 @@ def gradients(
     def scaled_loss(model: Any, local: LocalBatch) -> torch.Tensor:
         nonlocal shares
         with train_state.precision.autocast(train_state.device, sharded=train_state.sharded):
-            summed, told = objective(model, local)
+            summed, metrics = objective(model, local)
         share = summed / max(count, 1)  # a share of one mean over the whole global batch
-        if tally is not None and "channels" in told:
-            tally[:, : told["channels"].shape[1]] += told["channels"].to(tally.device)
+        if tally is not None and "channels" in metrics:
+            tally[:, : metrics["channels"].shape[1]] += metrics["channels"].to(tally.device)
         shares = shares + share.detach().double().to(shares.device, non_blocking=True)
         return share * train_state.scale.factor
 
     if train_state.pipeline is not None:
-        through_stages(train_state.pipeline, [local_batch(batch) for batch in batches], scaled_loss)
+        run_pipeline(train_state.pipeline, [local_batch(batch) for batch in batches], scaled_loss)
     else:
         for number, batch in enumerate(batches, start=1):
             with accumulate_gradients(train_state.model, is_last=number == len(batches)):
                 scaled_loss(train_state.model, local_batch(batch)).backward()
     if train_state.scale.active:
         scale_gradients(train_state.parameters(), 1 / train_state.scale.factor)
-    return shares.item(), norm_of(train_state)
+    return shares.item(), compute_model_norm(train_state)
 
 
-def through_stages(
+def run_pipeline(
     pipeline: Pipeline, batches: Sequence[LocalBatch], loss: Callable[[Any, LocalBatch], torch.Tensor]
 ) -> None:
-    """Leave the gradients of all micro-batches of a step on the parameters of the stages that lie here."""
+    """Accumulate the gradients of a step's micro-batches on the parameters of this rank's stages."""
 
     def run(stage: Stage, number: int) -> torch.Tensor:
         return (loss if stage.last else run_model)(stage, batches[number])
@@ -221,8 +238,8 @@ def run_model(model: Any, local: LocalBatch, head: Head | None = None) -> Any:
     return model(local.ids, inputs=local.inputs, head=head)
 
 
-def norm_of(train_state: TrainState) -> float:
-    """The L2 norm of the whole model's gradient."""
+def compute_model_norm(train_state: TrainState) -> float:
+    """Compute the L2 norm of the whole model's gradient."""
     pipeline = train_state.pipeline
     if pipeline is None:
         return compute_gradient_norm(train_state.parameters()).item()
@@ -232,7 +249,7 @@ def norm_of(train_state: TrainState) -> float:
 
 
 def evaluate(train_state: TrainState, batch: LocalBatch, run: Callable[[Any], Any]) -> Any:
-    """What `run` makes of the model for a local batch, without gradients; None where the last layers do not lie."""
+    """Apply `run` to the model for a local batch, without gradients; None on ranks without the last stage."""
     if train_state.pipeline is None:
         return run(train_state.core)
     return train_state.pipeline.evaluate(

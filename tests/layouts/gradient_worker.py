@@ -17,7 +17,7 @@ from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 from litgpt.recipe.train import LossArgs
 from litgpt.train.objective import next_token
-from litgpt.train.step import TrainState, gradients
+from litgpt.train.step import TrainState, compute_gradients
 
 ROWS, LENGTH = 8, 12
 SHAPE = Config(
@@ -76,7 +76,7 @@ def compute_batch_gradients(
     device = torch.device("cpu")
     train_state = TrainState(apply_ddp(model, mesh), [], device, PRECISIONS["64-true"], mesh)
     (count,) = all_reduce_sum([sum(map(objective.count, batches))], device)
-    loss, _ = gradients(train_state, batches, objective, count=count)
+    loss, _ = compute_gradients(train_state, batches, objective, count=count)
     grads = {name: full_tensor(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     return grads, all_reduce_sum([loss], device)[0]
 

@@ -29,7 +29,7 @@ from litgpt.recipe.train import LossArgs
 from litgpt.recipe.tuner import LoRA, Tuner
 from litgpt.train.objective import next_token
 from litgpt.train.optimizer import build_optimizers
-from litgpt.train.step import TrainState, gradients, train_step
+from litgpt.train.step import TrainState, compute_gradients, train_step
 from tests.layouts.pool import POOL
 from tests.store.models import small
 
@@ -202,7 +202,7 @@ def collect_facts(case: Case) -> Facts:
     (targets,) = all_reduce_sum(
         [sum(batch.targets for batch in batches) * train_state.counts_batch], train_state.device
     )
-    loss, norm = gradients(train_state, batches, objective, count=targets)
+    loss, norm = compute_gradients(train_state, batches, objective, count=targets)
     (loss,) = all_reduce_sum([loss * train_state.counts_loss], train_state.device)
     facts["gradient"] = collect_full_tensors(model, lambda parameter: parameter.grad)
     train_state.zero_grad()

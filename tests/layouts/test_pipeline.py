@@ -17,7 +17,7 @@ from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.train.evaluate import sample_continuation, validation_loss
 from litgpt.train.objective import next_token
-from litgpt.train.step import TrainState, gradients
+from litgpt.train.step import TrainState, compute_gradients
 from tests.layouts.layouts import (
     Case,
     Facts,
@@ -58,7 +58,7 @@ def build_train_state(case: Case) -> TrainState:
 def compute_gradient(train_state: TrainState, batches: list[Batch]) -> tuple[dict[str, Tensor], float]:
     """Every gradient in full, and the gradient norm."""
     (count,) = all_reduce_sum([sum(batch.targets for batch in batches) * train_state.counts_batch], train_state.device)
-    _, norm = gradients(train_state, batches, OBJECTIVE, count=count)
+    _, norm = compute_gradients(train_state, batches, OBJECTIVE, count=count)
     grads = collect_full_tensors(train_state.core, lambda parameter: parameter.grad)  # type: ignore[arg-type]
     train_state.zero_grad()
     return grads, norm

@@ -18,7 +18,7 @@ from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.train.objective import next_token
 from litgpt.train.optimizer import build_optimizers
-from litgpt.train.step import TrainState, gradients, train_step
+from litgpt.train.step import TrainState, compute_gradients, train_step
 from tests.layouts.layouts import build_global_batch, take_micro_batches
 from tests.layouts.pool import POOL
 from tests.store.models import small
@@ -43,7 +43,7 @@ def train(settings: ParallelArgs) -> Found:
         train_step(train_state, batches, objective, max_norm=1.0)
     weights = {name: full_tensor(parameter).detach().clone() for name, parameter in model.named_parameters()}
     with CommDebugMode() as exchanges:
-        gradients(train_state, batches, objective, count=1.0)
+        compute_gradients(train_state, batches, objective, count=1.0)
     counts = {str(kind).removeprefix("c10d."): number for kind, number in exchanges.get_comm_counts().items()}
     return weights, counts
 

@@ -11,7 +11,7 @@ from litgpt.model.init import initialize
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.train import LossArgs
 from litgpt.train.objective import Objective, next_token
-from litgpt.train.step import TrainState, gradients
+from litgpt.train.step import TrainState, compute_gradients
 
 LENGTHS = (6, 1, 4, 3)
 
@@ -51,7 +51,7 @@ def in_one_row(weighted: bool) -> list[Batch]:
 
 def gradient(batches: list[Batch], objective: Objective) -> tuple[Tensor, float]:
     train_state = TrainState(model(), [], torch.device("cpu"), PRECISIONS["64-true"])
-    loss, _ = gradients(train_state, batches, objective, count=sum(map(objective.count, batches)))
+    loss, _ = compute_gradients(train_state, batches, objective, count=sum(map(objective.count, batches)))
     return torch.cat([parameter.grad.flatten() for parameter in train_state.parameters()]), loss
 
 
@@ -103,7 +103,7 @@ def test_losses_are_told_by_channel_without_factors(impl: str, normalize: str) -
     batch.channels = batch.documents % 2
     tally = torch.zeros(2, 3, dtype=torch.float64)
     train_state = TrainState(model(), [], torch.device("cpu"), PRECISIONS["64-true"])
-    gradients(train_state, [batch, batch], objective, count=1, tally=tally)
+    compute_gradients(train_state, [batch, batch], objective, count=1, tally=tally)
     scores = model()(batch.ids, positions_BT=batch.positions, documents_BT=batch.documents)[0]
     losses = torch.nn.functional.cross_entropy(scores, batch.labels[0], ignore_index=IGNORE, reduction="none")
     for channel in range(2):
