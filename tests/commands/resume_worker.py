@@ -11,7 +11,7 @@ from litgpt.train import run
 
 def worker(folders: list[Path]) -> int:
     """Run the recipe in each folder, then go on from its checkpoint of the middle in a folder beside it."""
-    run.leave = lambda _code: None  # this process has more runs to do
+    run.exit_process = lambda _code: None  # this process has more runs to do
     for folder in folders:
         os.chdir(folder)
         if code := main(["finetune_lora", "--config", "recipe.yaml"]):

@@ -178,7 +178,7 @@ from litgpt.errors import UserError
 
 
 class Stream:
-    position, epoch, samples_per_epoch = 0, 0.0, None
+    position, epoch, samples_per_epoch, channels = 0, 0.0, None, ()
 
     def __init__(self, rank):
         self.rank = rank
@@ -191,6 +191,9 @@ class Stream:
             yield Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
 
     def state_dict(self):
+        return {}
+
+    def report(self):
         return {}
 
     def close(self):
