@@ -53,7 +53,7 @@ def take_micro_batches(batch: Batch, rank: int, ranks: int, micro: int) -> list[
     return [Batch(batch.ids[start : start + micro], batch.labels[start : start + micro]) for start in starts]
 
 
-def compute_gradients(
+def compute_rank_gradients(
     degrees: tuple[int, int], rank: int, ranks: int, micro: int
 ) -> tuple[dict[str, torch.Tensor], float]:
     """Every parameter's full gradient, and the loss."""
@@ -88,7 +88,7 @@ def compare_layouts(folder: Path, rank: int, ranks: int) -> dict[str, float]:
     for layout, degrees in LAYOUTS[ranks].items():
         for micro in (1, 2, 4, 8):
             if ROWS % (micro * ranks) == 0:
-                grads, loss = compute_gradients(degrees, rank, ranks, micro)
+                grads, loss = compute_rank_gradients(degrees, rank, ranks, micro)
                 assert grads.keys() == save_reference["gradients"].keys()
                 pairs = ((grads[name], value) for name, value in save_reference["gradients"].items())
                 differences = [((a - b).norm() / b.norm()).item() for a, b in pairs]
@@ -98,7 +98,7 @@ def compare_layouts(folder: Path, rank: int, ranks: int) -> dict[str, float]:
 
 def save_reference(folder: Path) -> None:
     """Save the gradients of a single process with one micro-batch."""
-    grads, loss = compute_gradients((1, 1), 0, 1, ROWS)
+    grads, loss = compute_rank_gradients((1, 1), 0, 1, ROWS)
     torch.save({"gradients": grads, "loss": loss}, folder / "reference.pt")
 
 
