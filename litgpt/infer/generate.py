@@ -13,7 +13,7 @@ from litgpt.model.generation import generate_tokens
 from litgpt.model.gpt import GPT, compute_logits
 
 
-def compute_last_logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
+def compute_next_logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
     """Logits (B, V) of the last position only."""
     return compute_logits(hidden_BTD[:, -1:], weight_VD, bias_V, softcap)[:, 0]
 
@@ -62,7 +62,7 @@ def generate(
 
     def next_token(ids: list[int]) -> int:
         unread = torch.tensor([ids[cache.length :]], device=device)
-        return int(sample_finite(model(unread, head=compute_last_logits, cache=cache), sampling, generator))
+        return int(sample_finite(model(unread, head=compute_next_logits, cache=cache), sampling, generator))
 
     tokens = generate_tokens(next_token, prompt, max_new_tokens=max_new_tokens, stop_tokens=stops)
     yield from takewhile(lambda token: token not in stops, tokens)
