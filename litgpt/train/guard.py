@@ -1,4 +1,4 @@
-"""When not to step, what to report, and when to stop."""
+"""Steps to skip, losses to report, and signals to stop at."""
 
 import math
 import signal
@@ -16,19 +16,19 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Interrupts:
-    """Remembers a signal that asks the run to save and leave; a second SIGINT ends the process at once."""
+    """Records a signal that asks the run to save and stop; a second SIGINT ends the process at once."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Catch the signals inside the block, and put the earlier handlers back after it."""
-        earlier = {number: signal.signal(number, self._note) for number in SIGNALS}
+    def handle_signals(self) -> Iterator[None]:
+        """Handle the signals inside the block, and restore the previous handlers after it."""
+        previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
             yield
         finally:
-            for number, handler in earlier.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
@@ -49,7 +49,7 @@ class LossScale:
         self.good = 0
 
     def update(self, *, finite: bool) -> bool:
-        """Take a step's outcome into account; returns whether an overflow is explained by the factor."""
+        """Update the factor after a step; returns whether the factor explains an overflow."""
         if not self.active:
             return False
         self.good = self.good + 1 if finite else 0
@@ -61,16 +61,16 @@ class LossScale:
         return explained
 
     def state_dict(self) -> dict[str, float]:
-        """For a checkpoint."""
+        """Return the state for a checkpoint."""
         return {"factor": self.factor, "good": self.good}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from `state_dict`."""
+        """Restore a state."""
         self.factor, self.good = state["factor"], int(state["good"])
 
 
 class Guard:
-    """Counts steps that were skipped for not being finite and reports losses far above those before."""
+    """Counts steps skipped because loss or gradient was not finite, and reports spikes of the loss."""
 
     def __init__(self, settings: GuardArgs) -> None:
         self.settings = settings
@@ -79,7 +79,7 @@ class Guard:
         self.losses: deque[float] = deque(maxlen=settings.spike_window)
 
     def skip(self, step: int, *, loss: float, gradient_norm: float) -> str:
-        """Count a step that was not taken; returns what to say.
+        """Count a skipped step; returns the message.
 
         Raises:
             UserError: on the last of `guard.max_skipped` such steps in a row.
@@ -95,8 +95,8 @@ class Guard:
             )
         return report
 
-    def take(self, step: int, loss: float) -> str | None:
-        """Take a step's loss into account; returns what to say if it is a spike."""
+    def record(self, step: int, loss: float) -> str | None:
+        """Record a step's loss; returns a message if it is a spike."""
         self.in_a_row = 0
         spike = None
         if len(self.losses) >= max(2, self.settings.spike_window // 2):
@@ -108,11 +108,11 @@ class Guard:
         return spike
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Return the state for a checkpoint."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row, "losses": list(self.losses)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore a state."""
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
         self.losses = deque(state["losses"], maxlen=self.settings.spike_window)
 

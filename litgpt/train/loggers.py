@@ -45,7 +45,7 @@ def build_logger(
         return wandb(out_dir, log, resumed_step is not None, project, environment)
     if name == "mlflow":
         return mlflow(out_dir, log, resumed_step is not None, project, environment)
-    raise UserError(f"logger_name: {name!r} is no logger here; one of {', '.join(NAMES)} would do")
+    raise UserError(f"logger_name: {name!r} is not supported; use one of {', '.join(NAMES)}")
 
 
 class CSVLogger(Logger):
@@ -147,4 +147,4 @@ def require(package: str) -> None:
     from importlib.util import find_spec
 
     if find_spec(package) is None:
-        raise UserError(f"logger_name: {package} needs a package: pip install {package}, or set logger_name: csv")
+        raise UserError(f"logger_name: {package} is not installed: pip install {package}, or set logger_name: csv")

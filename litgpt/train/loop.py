@@ -96,7 +96,7 @@ class Loop:
     def fit(self) -> None:
         """Train until a limit is reached or a signal asks to stop; the last step is always saved."""
         run, recipe = self.run, self.run.recipe
-        with self.interrupts.watched(), self.console:
+        with self.interrupts.handle_signals(), self.console:
             try:
                 if recipe.eval.initial_validation and not self.step:
                     self.evaluate()
@@ -183,7 +183,7 @@ class Loop:
         if result.taken:
             self.last_loss = result.loss
             run.train_state.scale.update(finite=True)
-            if spike := self.guard.take(self.step, result.loss):
+            if spike := self.guard.record(self.step, result.loss):
                 self.spikes += 1
                 self.console.print(spike)
         elif run.train_state.scale.update(finite=False):

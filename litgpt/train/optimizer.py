@@ -40,7 +40,7 @@ def build_optimizers(
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], share: float) -> None:
-    """Give every parameter group `share` of its peak learning rate."""
+    """Set the learning rate of every parameter group to `share` of its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * share
@@ -101,9 +101,9 @@ def _galore(settings: GaLore, named: Named) -> list[torch.optim.Optimizer]:
     matrices = [pair for pair in named if pair[0].startswith("blocks.") and is_matrix(*pair)]
     inner = [pair for pair in matrices if min(pair[1].shape[-2:]) > settings.rank]
     if not inner:
-        most = max((min(one.shape[-2:]) for _, one in matrices), default=1) - 1
+        most = max((min(matrix.shape[-2:]) for _, matrix in matrices), default=1) - 1
         raise UserError(
-            f"optimizer.rank: {settings.rank} shortens no matrix that is trained; "
+            f"optimizer.rank: {settings.rank} is not below the sides of any trained matrix; "
             + (f"give at most {most}" if most else "use AdamW")
         )
     for _, matrix in inner:
@@ -128,7 +128,7 @@ def _custom(settings: Custom, named: Named) -> list[torch.optim.Optimizer]:
     try:
         return [dotted_class(settings.path)(groups, **arguments)]
     except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer.init_args: {arguments} do not suit {settings.path} ({error})") from None
+        raise UserError(f"optimizer.init_args: {arguments} are not accepted by {settings.path} ({error})") from None
 
 
 def dotted_class(path: str) -> Any:
@@ -141,7 +141,7 @@ def dotted_class(path: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"optimizer: {path} cannot be imported ({error}); AdamW would do") from None
+        raise UserError(f"optimizer: {path} cannot be imported ({error}); use AdamW") from None
 
 
 BUILDERS: dict[type, Any] = {

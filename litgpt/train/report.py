@@ -38,7 +38,7 @@ def write_report(out_dir: Path, output: Path | None = None) -> Path:
 
     rows = read_newest(out_dir)
     recipe = read_text(out_dir / "recipe.yaml")
-    skips = skipped(rows)
+    skips = find_skipped(rows)
     page = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.j2")
@@ -59,7 +59,7 @@ def write_report(out_dir: Path, output: Path | None = None) -> Path:
 def read_newest(out_dir: Path) -> Rows:
     """The rows of the newest metrics file of a run."""
     if not out_dir.is_dir():
-        raise UserError(f"out_dir: {out_dir} is no folder; give the out_dir of a run that was trained")
+        raise UserError(f"out_dir: {out_dir} is not a folder; give the out_dir of a run that was trained")
     root = out_dir / "logs" / "csv"
     numbers = [number for number in history.versions(root) if (root / f"version_{number}" / history.FILE_NAME).exists()]
     if not numbers:
@@ -77,7 +77,7 @@ def read_text(path: Path) -> str | None:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The texts that the model wrote as it learned, oldest first: rows of step, prompt and what followed it."""
+    """The samples generated while training, oldest first: rows of step, prompt and continuation."""
     samples = []
     for number, line in enumerate((read_text(path) or "").splitlines(), start=1):
         try:
@@ -85,28 +85,28 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
             written = row["text"].removeprefix(row["prompt"])
             samples.append({"step": int(row["step"]), "prompt": row["prompt"], "text": written})
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{path}: line {number} is no JSON with step, prompt and text; remove the line") from None
+            raise UserError(f"{path}: line {number} is not JSON with step, prompt and text; remove the line") from None
     return samples
 
 
 def column(rows: Rows, name: str) -> tuple[list[float], list[float]]:
-    """The steps at which a column has a finite value, and the values."""
+    """The steps at which a column is finite, and its values."""
     points = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
     return [step for step, _ in points], [value for _, value in points]
 
 
-def skipped(rows: Rows) -> list[tuple[int, int]]:
-    """The logged steps by which more steps had been skipped than before, and how many more."""
+def find_skipped(rows: Rows) -> list[tuple[int, int]]:
+    """The logged steps at which the count of skipped steps had grown, and by how many."""
     steps, counts = column(rows, "skipped_steps")
     changes = zip(steps, counts, [0.0, *counts], strict=False)
     return [(int(step), int(count - before)) for step, count, before in changes if count > before]
 
 
 def find_spikes(rows: Rows, settings: GuardArgs) -> list[tuple[int, str]]:
-    """The steps whose loss the run's own guard finds too high, and what it says of them."""
+    """Find the steps whose loss the run's guard reports as a spike, and its messages."""
     guard = Guard(settings)
-    said = ((int(step), guard.take(int(step), loss)) for step, loss in zip(*column(rows, "loss"), strict=True))
-    return [(step, text) for step, text in said if text]
+    messages = ((int(step), guard.record(int(step), loss)) for step, loss in zip(*column(rows, "loss"), strict=True))
+    return [(step, text) for step, text in messages if text]
 
 
 def guard_settings(recipe: str | None) -> GuardArgs:
@@ -115,7 +115,7 @@ def guard_settings(recipe: str | None) -> GuardArgs:
         groups = yaml.safe_load(recipe or "") or {}
         return GuardArgs(**groups.get("guard", {}))
     except (yaml.YAMLError, AttributeError, TypeError) as error:
-        raise UserError(f"recipe.yaml: cannot be read ({error}); remove or mend it") from None
+        raise UserError(f"recipe.yaml: cannot be read ({error}); fix or remove it") from None
 
 
 def tiles(rows: Rows, skips: list[tuple[int, int]]) -> list[tuple[str, str]]:
@@ -149,14 +149,14 @@ class Chart:
     columns: tuple[tuple[str, str], ...]
     """Column and name of each curve."""
     instead: tuple[tuple[str, str], ...] = ()
-    """Curves to draw where the columns are not there."""
+    """Curves to draw if the columns are missing."""
 
     def curves(self, rows: Rows) -> list[tuple[str, list[float], list[float]]]:
         """Name, steps and values of the curves that the rows hold."""
         for columns in (self.columns, self.instead):
-            found = [(label, *column(rows, name)) for name, label in columns]
-            if found := [curve for curve in found if curve[1]]:
-                return found
+            curves = [(label, *column(rows, name)) for name, label in columns]
+            if curves := [curve for curve in curves if curve[1]]:
+                return curves
         return []
 
     def has_any(self, rows: Rows) -> bool:
@@ -173,7 +173,7 @@ CHARTS = (
 
 
 def draw(chart: Chart, rows: Rows) -> str:
-    """A chart as SVG that takes the colour of its text from the page around it."""
+    """Draw a chart as SVG whose text has the colour of the page's."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -194,7 +194,7 @@ def draw(chart: Chart, rows: Rows) -> str:
 
 
 def add_curve(axes: "Axes", steps: list[float], values: list[float], label: str, colour: str) -> None:
-    """One curve; one of few points shows them."""
+    """Draw one curve, with markers if it has few points."""
     steps, values = thin(steps), thin(values)
     axes.plot(steps, values, color=colour, linewidth=1.4, label=label, marker="o" if len(steps) < 30 else "", ms=3.5)
 

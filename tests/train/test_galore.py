@@ -115,7 +115,9 @@ def test_matrices_of_blocks_longer_than_the_rank_are_taken() -> None:
 
 
 def test_a_rank_that_shortens_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match=r"optimizer.rank: 128 shortens no matrix that is trained; give at most 31"):
+    with pytest.raises(
+        UserError, match=r"optimizer.rank: 128 is not below the sides of any trained matrix; give at most 31"
+    ):
         build_optimizers(GaLore(), random_model(small("Llama-3.2-1B")))
 
 
