@@ -12,8 +12,8 @@ from typing import Any
 from litgpt.errors import UserError
 from litgpt.files import join_inside, sha256
 
-SETTINGS = ("config.json", "generation_config.json")
-TOKENIZER = (
+SETTINGS_PATTERNS = ("config.json", "generation_config.json")
+TOKENIZER_PATTERNS = (
     "tokenizer*.json",
     "tokenizer*.model",
     "tokenizer*.txt",
@@ -25,7 +25,7 @@ TOKENIZER = (
     "chat_template*.jinja",
 )
 # Only the first line with a match is downloaded; later ones are the same weights in other formats.
-WEIGHTS = (
+WEIGHT_PATTERNS = (
     ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
     ("*.safetensors", "*.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"),
@@ -44,9 +44,9 @@ def match_patterns(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
 def select_files(names: Iterable[str], *, tokenizer_only: bool) -> list[str]:
     """The files of a repository to download: by an allow list, weights in one format only."""
     names = sorted(names)
-    chosen = match_patterns(names, SETTINGS + TOKENIZER)
+    chosen = match_patterns(names, SETTINGS_PATTERNS + TOKENIZER_PATTERNS)
     if not tokenizer_only:
-        chosen += next(filter(None, (match_patterns(names, patterns) for patterns in WEIGHTS)), [])
+        chosen += next(filter(None, (match_patterns(names, patterns) for patterns in WEIGHT_PATTERNS)), [])
     return chosen
 
 
