@@ -89,9 +89,9 @@ def without_sums_over_widths(case: Case) -> Facts:
 def without_rows_of_others(case: Case) -> Facts:
     """The gradient of a row that was on another rank is lost on the way back."""
 
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
-        got = collectives.all_to_all_no_grad(slope, ctx.group, ctx.output_splits, ctx.input_splits)
-        parts = list(got.split(ctx.input_splits))
+    def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor, None, None, None]:
+        outputs = collectives.all_to_all_no_grad(grad_rows, ctx.group, ctx.output_splits, ctx.input_splits)
+        parts = list(outputs.split(ctx.input_splits))
         kept = dist.get_rank(ctx.group)
         return torch.cat([part * (rank == kept) for rank, part in enumerate(parts)]), None, None, None
 
@@ -125,12 +125,12 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
-def test_an_exchange_that_is_left_out_shows(mutation: Callable[[Case], Facts]) -> None:
+def test_a_missing_exchange_is_noticed(mutation: Callable[[Case], Facts]) -> None:
     case = MUTATIONS[mutation]
     assert measure_mutation(mutation, case)["gradient"] > 1e-3
 
 
-def looked_at(case: Case) -> tuple[float, list[int]]:
+def evaluate_case(case: Case) -> tuple[float, list[int]]:
     """The validation loss of a model, and what it writes."""
     mesh = Mesh(ParallelArgs(**case.parallel).resolve_dims(case.ranks), "cpu") if case.ranks > 1 else None
     model = build_model(case, mesh)
@@ -145,9 +145,9 @@ def looked_at(case: Case) -> tuple[float, list[int]]:
 
 @pytest.mark.parametrize("case", [CASES[9], SLOW[0], SLOW[1], CASES[15], Case("dense", 2, {"tensor": 2})], ids=str)
 def test_validation_and_samples_are_those_of_one_process(case: Case) -> None:
-    wanted, written = looked_at(case.single_process)
-    for loss, text in POOL.run(looked_at, case, ranks=case.ranks):
-        assert abs(loss - wanted) < 1e-9 and text == written
+    expected, expected_text = evaluate_case(case.single_process)
+    for loss, text in POOL.run(evaluate_case, case, ranks=case.ranks):
+        assert abs(loss - expected) < 1e-9 and text == expected_text
 
 
 ROWS = [[0, 5, 0, 2], [0, 0, 0, 0], [1, 0, 0, 0], [0, 4, 0, 0]]
@@ -159,30 +159,30 @@ def compare_uneven_rows(settings: dict[str, Any]) -> None:
     mesh = Mesh(ParallelArgs(**settings).resolve_dims(4), "cpu")
     config = SHAPES["sinks"]
     torch.manual_seed(1)
-    alone = Experts(config)
+    single = Experts(config)
     experts = Experts(config)
-    experts.load_state_dict(alone.state_dict())
+    experts.load_state_dict(single.state_dict())
     model = SimpleNamespace(config=config, local_blocks=[SimpleNamespace(experts=experts)])
     expert.apply_expert_parallel(model, mesh, ParallelArgs(**settings))  # type: ignore[arg-type]
-    everyone = torch.tensor(ROWS)
-    x, weights = torch.randn(int(everyone.sum()), 32), torch.rand(int(everyone.sum()), 1)
-    owner = torch.arange(4).repeat(4).repeat_interleave(everyone.flatten())
+    counts_RE = torch.tensor(ROWS)
+    x, weights = torch.randn(int(counts_RE.sum()), 32), torch.rand(int(counts_RE.sum()), 1)
+    owner = torch.arange(4).repeat(4).repeat_interleave(counts_RE.flatten())
     order = owner.sort(stable=True).indices
-    wanted = torch.empty_like(x)
-    wanted[order] = alone(x[order], everyone.sum(0).cumsum(0).int(), weights[order])
-    wanted.square().sum().backward()
-    mine = range(int(everyone[: dist.get_rank()].sum()), int(everyone[: dist.get_rank() + 1].sum()))
-    own_x = x[mine.start : mine.stop].requires_grad_()
-    ends = everyone[dist.get_rank()].cumsum(0).int()
-    got = experts(own_x, ends, weights[mine.start : mine.stop])
-    torch.testing.assert_close(got, wanted[mine.start : mine.stop], rtol=1e-4, atol=1e-5)
-    got.square().sum().backward()
+    expected = torch.empty_like(x)
+    expected[order] = single(x[order], counts_RE.sum(0).cumsum(0).int(), weights[order])
+    expected.square().sum().backward()
+    local_rows = range(int(counts_RE[: dist.get_rank()].sum()), int(counts_RE[: dist.get_rank() + 1].sum()))
+    local_x = x[local_rows.start : local_rows.stop].requires_grad_()
+    ends = counts_RE[dist.get_rank()].cumsum(0).int()
+    outputs = experts(local_x, ends, weights[local_rows.start : local_rows.stop])
+    torch.testing.assert_close(outputs, expected[local_rows.start : local_rows.stop], rtol=1e-4, atol=1e-5)
+    outputs.square().sum().backward()
     for name, parameter in experts.named_parameters():
-        expected = alone.get_parameter(name).grad
+        expected = single.get_parameter(name).grad
         assert parameter.grad is not None and expected is not None
-        summed = full_tensor(parameter.grad)
-        torch.testing.assert_close(summed, expected, rtol=1e-4, atol=1e-5, msg=name)
-        assert summed[2].eq(0).all(), name
+        grad = full_tensor(parameter.grad)
+        torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5, msg=name)
+        assert grad[2].eq(0).all(), name
 
 
 @pytest.mark.parametrize("dispatch", ["all-to-all", "all-gather"])
@@ -208,8 +208,8 @@ RING_REFUSES = {
 }
 
 
-def refused(shape: str, settings: dict[str, Any], ranks: int, documents: int = 0) -> str:
-    """What a layout is refused with."""
+def get_refusal(shape: str, settings: dict[str, Any], ranks: int, documents: int = 0) -> str:
+    """The message with which a layout is refused."""
     mesh = Mesh(ParallelArgs(**settings).resolve_dims(ranks), "cpu")
     with torch.device("meta"):
         model = GPT(SHAPES[shape])
@@ -225,15 +225,15 @@ def refused(shape: str, settings: dict[str, Any], ranks: int, documents: int = 0
     return ""
 
 
-@pytest.mark.parametrize("told", REFUSED)
-def test_what_does_not_go_round_is_refused_in_one_line(told: str) -> None:
-    shape, settings, ranks = REFUSED[told]
-    lines = POOL.run(refused, shape, settings, ranks, ranks=ranks)
-    assert all(told in line and "\n" not in line for line in lines), lines
+@pytest.mark.parametrize("message", REFUSED)
+def test_unsupported_layouts_are_refused_in_one_line(message: str) -> None:
+    shape, settings, ranks = REFUSED[message]
+    lines = POOL.run(get_refusal, shape, settings, ranks, ranks=ranks)
+    assert all(message in line and "\n" not in line for line in lines), lines
 
 
-@pytest.mark.parametrize("told", RING_REFUSES)
-def test_a_ring_refuses_what_it_cannot_attend_to(told: str) -> None:
-    for shape, documents in RING_REFUSES[told]:
-        lines = POOL.run(refused, shape, {"context": 2} | RING, 2, documents, ranks=2)
-        assert all(told in line and line.endswith("set context_method: all-gather") for line in lines), lines
+@pytest.mark.parametrize("message", RING_REFUSES)
+def test_unsupported_ring_attention_is_refused(message: str) -> None:
+    for shape, documents in RING_REFUSES[message]:
+        lines = POOL.run(get_refusal, shape, {"context": 2} | RING, 2, documents, ranks=2)
+        assert all(message in line and line.endswith("set context_method: all-gather") for line in lines), lines

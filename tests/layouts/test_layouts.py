@@ -107,6 +107,6 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
-def test_a_sum_that_is_left_out_shows(mutation: Callable[[Case], Facts]) -> None:
+def test_a_missing_sum_is_noticed(mutation: Callable[[Case], Facts]) -> None:
     case = MUTATIONS[mutation]
     assert measure_mutation(mutation, case)["gradient"] > 1e-3

@@ -145,6 +145,6 @@ def with_all_copies(case: Case) -> Facts:
 @pytest.mark.parametrize(
     "mutation", [without_tied_gradient_sum, with_all_copies], ids=lambda mutation: mutation.__name__
 )
-def test_a_copy_that_is_forgotten_shows(mutation: Callable[[Case], Facts]) -> None:
+def test_a_missing_copy_is_noticed(mutation: Callable[[Case], Facts]) -> None:
     case = build_cases("tied")["1f1b"]
     assert max(measure_mutation(mutation, case).values()) > 1e-4

@@ -77,9 +77,9 @@ class Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for one in torch.utils._pytree.tree_leaves(out):
-            if isinstance(one, Tensor):
-                memory = one.untyped_storage()
+        for value in torch.utils._pytree.tree_leaves(out):
+            if isinstance(value, Tensor):
+                memory = value.untyped_storage()
                 self.taken[memory._cdata] = (StorageWeakRef(memory), memory.nbytes())
         return out
 
@@ -89,19 +89,19 @@ class Live(TorchDispatchMode):
         return sum(size for memory, size in self.taken.values() if not memory.expired())
 
 
-def build(shape: str, again: RecomputeArgs | None, tuner: LoRA | None = None) -> GPT:
+def build(shape: str, recompute: RecomputeArgs | None, tuner: LoRA | None = None) -> GPT:
     with torch.device("meta"):
         model = GPT(Config(**SHAPES[shape]))
     if tuner:
         adapt.attach(model, tuner)
     layout = {"precision": PRECISIONS["32-true"], "compile_blocks": False}
-    parallelize(model, None, ParallelArgs(), recompute=again, **layout)  # type: ignore[arg-type]
+    parallelize(model, None, ParallelArgs(), recompute=recompute, **layout)  # type: ignore[arg-type]
     model.to_empty(device="cpu")
     initialize(model, 1)
     if tuner:
         adapt.initialize_adapter(model, tuner, 1)
-        for name, one in adapt.get_adapter_parameters(model).items():
-            one.data.normal_(generator=torch.Generator().manual_seed(len(name)))
+        for name, value in adapt.get_adapter_parameters(model).items():
+            value.data.normal_(generator=torch.Generator().manual_seed(len(name)))
     return model
 
 
@@ -114,14 +114,14 @@ def measure(model: nn.Module) -> tuple[dict[str, Tensor], int, int]:
             hidden = model(ids, head=lambda hidden, *_: hidden)
             kept = live.bytes
         hidden.square().sum().backward()
-    gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
     return gradients, kept, flops.get_total_flops()
 
 
-def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
+def assert_equal(grads: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert grads.keys() == expected.keys()
+    for name in grads:
+        assert torch.equal(grads[name], expected[name]), name
 
 
 FULL = RecomputeArgs(granularity="full")
@@ -212,11 +212,11 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize(("case", "settings"), LAYOUTS, ids=lambda one: str(one)[:60])
+@pytest.mark.parametrize(("case", "settings"), LAYOUTS, ids=lambda value: str(value)[:60])
 def test_every_axis_trains_the_same_with_recomputing(case: Case, settings: RecomputeArgs) -> None:
     case = replace(case, more={"recompute": settings})
-    found = measure_differences(case, POOL.run(collect_facts, case, ranks=case.ranks))
-    assert {kind: far for kind, far in found.items() if far > 1e-8} == {}
+    differences = measure_differences(case, POOL.run(collect_facts, case, ranks=case.ranks))
+    assert {kind: far for kind, far in differences.items() if far > 1e-8} == {}
 
 
 @pytest.mark.parametrize("tuner", [None, "lora"])
@@ -228,19 +228,19 @@ def test_split_attention_has_the_same_gradients_to_the_bit(tuner: str | None) ->
         assert_equal(with_recompute["after"], without["after"])
 
 
-def sent_away(case: Case) -> tuple[set[tuple[int, ...]], set[tuple[int, ...]]]:
+def collect_offloaded_shapes(case: Case) -> tuple[set[tuple[int, ...]], set[tuple[int, ...]]]:
     """The shapes of what a rank keeps in host memory, and of its parameters while they are gathered."""
     sent: set[tuple[int, ...]] = set()
     shapes: set[tuple[int, ...]] = set()
     pack = HostOffload.pack
 
-    def noted(host: HostOffload, tensor: Tensor) -> Any:
+    def record(host: HostOffload, tensor: Tensor) -> Any:
         kept = pack(host, tensor)
         if isinstance(kept, OffloadedTensor):
             sent.add(tuple(tensor.shape))
         return kept
 
-    HostOffload.pack = noted  # type: ignore[method-assign]
+    HostOffload.pack = record  # type: ignore[method-assign]
     try:
         mesh = Mesh(ParallelArgs(**case.parallel).resolve_dims(case.ranks), "cpu")
         model = build_model(case, mesh)
@@ -250,8 +250,8 @@ def sent_away(case: Case) -> tuple[set[tuple[int, ...]], set[tuple[int, ...]]]:
             if isinstance(module, FSDPModule):
                 module.unshard()
         for block in model.blocks:
-            locals_of = (getattr(one, "_local_tensor", one) for one in block.parameters())
-            shapes |= {tuple(one.shape) for one in locals_of if one.dim() > 1}
+            locals_of = (getattr(value, "_local_tensor", value) for value in block.parameters())
+            shapes |= {tuple(value.shape) for value in locals_of if value.dim() > 1}
     finally:
         HostOffload.pack = pack  # type: ignore[method-assign]
     return sent, shapes
@@ -259,7 +259,7 @@ def sent_away(case: Case) -> tuple[set[tuple[int, ...]], set[tuple[int, ...]]]:
 
 def test_parameters_stay_on_the_device_when_activations_leave_it() -> None:
     case = Case("shared experts", 4, {"expert": 2}, more={"recompute": RecomputeArgs(offload=True)})
-    for sent, shapes in POOL.run(sent_away, case, ranks=4):
+    for sent, shapes in POOL.run(collect_offloaded_shapes, case, ranks=4):
         assert len(sent) > 10
         stacks = {(shape[0], *sorted(shape[1:], reverse=True)) for shape in shapes if len(shape) == 3}
         assert stacks == {(4, 32, 16)}  # or transposed, which rows of some expert may be as well

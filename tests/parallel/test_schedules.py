@@ -30,8 +30,8 @@ KINDS = [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("interleaved", 3), ("zb
 SIZES = list(product((2, 3, 4, 7), (1, 2, 3, 4, 5, 8, 11)))
 
 
-def sizes(layers: int, **settings: Any) -> list[int]:
-    return [len(one) for one in split_layers(ParallelArgs(**settings), layers)]
+def stage_sizes(layers: int, **settings: Any) -> list[int]:
+    return [len(stage) for stage in split_layers(ParallelArgs(**settings), layers)]
 
 
 def test_layers_are_evened_out_with_embedding_and_head() -> None:
@@ -45,8 +45,8 @@ def test_layers_are_evened_out_with_embedding_and_head() -> None:
 
 def test_stages_are_runs_of_layers_in_order() -> None:
     assert split_layers(ParallelArgs(pipeline=2, pipeline_layers=[1, 3]), 4) == [range(1), range(1, 4)]
-    assert sizes(8, pipeline=2, pipeline_schedule="zbv") == [1, 3, 3, 1]
-    assert sizes(9, pipeline=3, pipeline_schedule="interleaved", pipeline_layers=[1] * 9) == [1] * 9
+    assert stage_sizes(8, pipeline=2, pipeline_schedule="zbv") == [1, 3, 3, 1]
+    assert stage_sizes(9, pipeline=3, pipeline_schedule="interleaved", pipeline_layers=[1] * 9) == [1] * 9
     assert assign_stages("zbv", 1, 4, 8) == (1, 6)
     assert assign_stages("interleaved", 1, 4, 12) == (1, 5, 9)
 
@@ -66,9 +66,9 @@ def test_stages_are_runs_of_layers_in_order() -> None:
          "devices has 2 stages; give 2 numbers"),
     ],
 )  # fmt: skip
-def test_what_does_not_go_round_is_refused(settings: dict[str, Any], layers: int, said: str) -> None:
+def test_layers_that_do_not_fit_are_refused(settings: dict[str, Any], layers: int, said: str) -> None:
     with pytest.raises(UserError) as caught:
-        sizes(layers, **settings)
+        stage_sizes(layers, **settings)
     assert str(caught.value) == said
 
 
@@ -99,8 +99,8 @@ def test_devices_never_wait_in_a_circle(schedule: str, stages_each: int) -> None
     partner = {SEND: (RECEIVE, 1), SEND_GRAD: (RECEIVE_GRAD, -1)}
     for devices, micro_batches in SIZES:
         left = [
-            list(reversed(one))
-            for one in build_pipeline_schedule(schedule, devices, devices * stages_each, micro_batches)
+            list(reversed(tasks))
+            for tasks in build_pipeline_schedule(schedule, devices, devices * stages_each, micro_batches)
         ]
         while any(left):
             moved = False
@@ -119,7 +119,7 @@ def test_devices_never_wait_in_a_circle(schedule: str, stages_each: int) -> None
             assert moved, (schedule, devices, micro_batches, [device[-3:] for device in left])
 
 
-def idle(schedule: str, devices: int, stages: int, micro_batches: int) -> int:
+def count_idle_ticks(schedule: str, devices: int, stages: int, micro_batches: int) -> int:
     """Ticks that a device has nothing to do in."""
     work = stages // devices * micro_batches * (3 if schedule == "zbv" else 2)
     return sum(1 for _ in simulate_ticks(schedule, devices, stages, micro_batches)) - work
@@ -129,11 +129,11 @@ def idle(schedule: str, devices: int, stages: int, micro_batches: int) -> int:
 def test_gaps_are_as_short_as_published(schedule: str, stages_each: int) -> None:
     for devices, micro_batches in SIZES:
         if micro_batches >= devices:
-            gap = idle(schedule, devices, devices * stages_each, micro_batches)
+            gap = count_idle_ticks(schedule, devices, devices * stages_each, micro_batches)
             assert gap <= 1.5 * devices if schedule == "zbv" else gap == 2 * (devices - 1)
 
 
-def held(schedule: str, devices: int, stages: int, micro_batches: int) -> int:
+def count_held(schedule: str, devices: int, stages: int, micro_batches: int) -> int:
     """The most forwards whose backward is not over, of all devices."""
     most, now = 0, [0] * devices
     ends = WEIGHT if schedule == "zbv" else BACKWARD
@@ -145,7 +145,7 @@ def held(schedule: str, devices: int, stages: int, micro_batches: int) -> int:
 
 
 def test_memory_does_not_grow_with_micro_batches() -> None:
-    assert held("gpipe", 4, 4, 32) == 32
-    assert held("1f1b", 4, 4, 32) == 4
-    assert held("interleaved", 4, 8, 32) == 11
-    assert held("zbv", 4, 8, 32) <= 12
+    assert count_held("gpipe", 4, 4, 32) == 32
+    assert count_held("1f1b", 4, 4, 32) == 4
+    assert count_held("interleaved", 4, 8, 32) == 11
+    assert count_held("zbv", 4, 8, 32) <= 12

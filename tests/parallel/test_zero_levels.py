@@ -24,10 +24,10 @@ from tests.layouts.pool import POOL
 from tests.store.models import small
 
 SHAPE = small("Llama-3.2-1B", n_layer=4, tie_embeddings=False)
-Found = tuple[dict[str, Tensor], dict[str, int]]
+Result = tuple[dict[str, Tensor], dict[str, int]]
 
 
-def train(settings: ParallelArgs) -> Found:
+def train(settings: ParallelArgs) -> Result:
     """Weights after two steps of four micro-batches, and how often ranks exchanged what in one more."""
     mesh, precision = Mesh(settings.resolve_dims(2), "cpu"), PRECISIONS["64-true"]
     with torch.device("meta"):
@@ -35,27 +35,27 @@ def train(settings: ParallelArgs) -> Found:
     parallelize(model, mesh, settings, precision=precision, compile_blocks=False)
     model.to_empty(device="cpu")
     initialize(model, 1, write=copy_full_tensor)
-    steppers = build_optimizers(AdamW(lr=1e-2), model)
-    train_state = TrainState(model, steppers, torch.device("cpu"), precision, mesh)
+    optimizers = build_optimizers(AdamW(lr=1e-2), model)
+    train_state = TrainState(model, optimizers, torch.device("cpu"), precision, mesh)
     batches = take_micro_batches(build_global_batch(packed=False), mesh.rank("data"), 2, 1)
     objective = next_token(LossArgs())
     for _ in range(2):
         train_step(train_state, batches, objective, max_norm=1.0)
     weights = {name: full_tensor(parameter).detach().clone() for name, parameter in model.named_parameters()}
-    with CommDebugMode() as exchanges:
+    with CommDebugMode() as comms:
         compute_gradients(train_state, batches, objective, count=1.0)
-    counts = {str(kind).removeprefix("c10d."): number for kind, number in exchanges.get_comm_counts().items()}
+    counts = {str(kind).removeprefix("c10d."): number for kind, number in comms.get_comm_counts().items()}
     return weights, counts
 
 
-def trained(**settings: Any) -> Found:
+def run_training(**settings: Any) -> Result:
     return POOL.run(train, ParallelArgs(**settings), ranks=2)[0]
 
 
 @pytest.fixture(scope="module")
-def freed() -> Found:
+def zero_3() -> Result:
     """What parameters that are freed after every use come to."""
-    return trained()
+    return run_training()
 
 
 # (4 blocks + embedding, norm and head) x 4 micro-batches; the latter are not freed between forward and backward
@@ -71,13 +71,13 @@ COUNTS: dict[str, tuple[dict[str, Any], int, int]] = {
 
 
 @pytest.mark.parametrize("level", COUNTS)
-def test_each_level_exchanges_as_often_as_it_must_and_trains_the_same(level: str, freed: Found) -> None:
+def test_each_level_exchanges_as_often_as_it_must_and_trains_the_same(level: str, zero_3: Result) -> None:
     settings, gathers, reductions = COUNTS[level]
-    weights, counts = trained(**settings)
+    weights, counts = run_training(**settings)
     assert counts["_allgather_base_"] == gathers
     assert counts["_reduce_scatter_base_"] == reductions
     for name, weight in weights.items():
-        torch.testing.assert_close(weight, freed[0][name], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(weight, zero_3[0][name], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
