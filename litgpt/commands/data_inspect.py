@@ -18,18 +18,18 @@ from litgpt.recipe.data import Stream
 from litgpt.recipe.data_commands import DataInspect
 
 
-def some_samples(stream: Stream, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Samples as (T,) tokens and (T,) document numbers; the first ones, where a stream cannot be entered anywhere."""
+def draw_samples(stream: Stream, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Draw samples as (T,) tokens and (T,) document numbers; the first ones of a stream without random access."""
     if isinstance(stream, TrainStream | ValStream):
         samples: Any = stream.samples
         chosen = random.Random(seed).sample(range(samples.count), min(number, samples.count))
         return [(samples.read_window(index)[0][:-1], samples.number_documents(index)) for index in chosen]
-    found = [batch.ids[0].numpy() for batch, _ in zip(stream, range(number), strict=False)]
-    return [(ids, np.zeros(len(ids), np.int32)) for ids in found]
+    rows_of_ids = [batch.ids[0].numpy() for batch, _ in zip(stream, range(number), strict=False)]
+    return [(ids, np.zeros(len(ids), np.int32)) for ids in rows_of_ids]
 
 
 def render_tokens(ids: np.ndarray, documents: np.ndarray, tokenizer: Tokenizer | None) -> Text:
-    """A sample's text with a line between documents."""
+    """Format a sample's text, with a line between documents."""
     text = Text()
     for number in np.unique(documents):
         part = ids[documents == number].tolist()
@@ -40,23 +40,23 @@ def render_tokens(ids: np.ndarray, documents: np.ndarray, tokenizer: Tokenizer |
 
 
 def run(recipe: DataInspect) -> None:
-    """Print counts, and some samples with their documents apart.
+    """Print counts, and some samples with their documents separated.
 
     Raises:
-        UserError: if there is no such data.
+        UserError: if the data has no validation split and the recipe asks for it.
     """
     tokenizer = Tokenizer(recipe.tokenizer_dir) if recipe.tokenizer_dir else None
     train, val = open_streams(recipe.data, tokenizer, recipe.max_seq_length)
     stream = train if recipe.split == "train" else val
     if stream is None:
-        raise UserError(f"split: val: data: {type(recipe.data).__name__} has no validation data here; split: train has")
+        raise UserError(f"split: val: data: {type(recipe.data).__name__} has no validation data; use split: train")
     print_counts(recipe.data, train, val, recipe.max_seq_length)
     if tokenizer is not None and isinstance(rows := getattr(stream, "samples", None), SampleRows | StreamedRows):
         print_rows(rows, tokenizer, recipe.samples, recipe.seed)
         stream.close()
         return
     table = Table("sample", "tokens", "documents", "different tokens", "text", show_lines=True)
-    for number, (ids, documents) in enumerate(some_samples(stream, recipe.samples, recipe.seed), 1):
+    for number, (ids, documents) in enumerate(draw_samples(stream, recipe.samples, recipe.seed), 1):
         lengths = ", ".join(map(str, np.bincount(documents)))
         table.add_row(
             str(number), str(len(ids)), lengths, str(len(np.unique(ids))), render_tokens(ids, documents, tokenizer)

@@ -1,4 +1,4 @@
-"""`litgpt merge_lora`: fold an adapter into its base; the merged model appears whole or not at all."""
+"""`litgpt merge_lora`: merge an adapter into its base model; the merged folder appears whole or not at all."""
 
 import shutil
 import sys
@@ -36,27 +36,26 @@ CPU = torch.device("cpu")
 
 
 def run(recipe: MergeLora) -> None:
-    """Merge, say how far the merged model is from base and adapter, and where it lies."""
+    """Merge, compare the logits with those of base and adapter, and print the output folder."""
     folder = resolve_model_folder(recipe.checkpoint_dir)
     whole = any((folder / name).is_file() for name in MODEL_FILES)
     if whole and not has_adapter(folder):
-        print(f"{folder}: holds a whole model and no adapter, so there is nothing left to merge", file=sys.stderr)
+        print(f"{folder}: holds a whole model and no adapter; nothing to merge", file=sys.stderr)
         return
     if not has_adapter(folder):
         raise UserError(f"checkpoint_dir: {folder} holds no adapter; give the folder with its {ADAPTER_CONFIG}")
-    output = recipe.output_dir or place_for(folder, whole=whole)
+    output = recipe.output_dir or choose_output(folder, whole=whole)
     base = find_base_folder(folder, recipe.pretrained_checkpoint_dir)
     with staged_output(output, folder) as staged:
-        told = merge(recipe, folder, base, staged)
-    print("\n".join([*told, f"{output}: {base} with {folder} folded in"]))
+        messages = merge(recipe, folder, base, staged)
+    print("\n".join([*messages, f"{output}: {base} with {folder} merged"]))
 
 
-def place_for(folder: Path, *, whole: bool) -> Path:
-    """Where a merged model goes unless told: into the adapter's folder, or beside a training checkpoint, which a run
-    may delete.
+def choose_output(folder: Path, *, whole: bool) -> Path:
+    """The default output: the adapter's folder, or one next to a training checkpoint, which its run may delete.
 
     Raises:
-        UserError: if there is a merged model already.
+        UserError: if the folder holds a merged model.
     """
     if whole:
         raise UserError(f"{folder} holds a merged model already; give an output_dir, or remove that model")
@@ -65,7 +64,7 @@ def place_for(folder: Path, *, whole: bool) -> Path:
 
 @contextmanager
 def staged_output(output: Path, adapter: Path) -> Iterator[Path]:
-    """A folder that becomes `output` when the block ends well; with the adapter's files in it if that is its folder."""
+    """Stage a folder that replaces `output` when the block succeeds; with the adapter's files if that is its folder."""
     inside = output.resolve() == adapter.resolve()
     with staged_folder(output, replace=inside) as staged:
         if inside:
@@ -76,61 +75,65 @@ def staged_output(output: Path, adapter: Path) -> Iterator[Path]:
 
 
 def merge(recipe: MergeLora, folder: Path, base: Path, staged: Path) -> list[str]:
-    """Write the merged model into a staged folder; what is to be said of it.
+    """Write the merged model into a staged folder; returns messages.
 
     Raises:
-        UserError: if base and adapter do not fit together, or cannot be merged, or give no numbers.
+        UserError: if base and adapter do not match or cannot be merged, or the logits are not finite.
     """
     config = load_config(base)
     adapter = load_adapter_folder(folder, config)
     dtype = torch.float32 if recipe.rows else find_main_dtype(base, config)
-    ids = rows_of(config, recipe.rows, recipe.seed)
+    ids = draw_rows(config, recipe.rows, recipe.seed)
     model = open_with_adapter(adapter, base, device=CPU, dtype=dtype, exact=True)
-    apart = scores(model, ids)
+    separate = compute_row_logits(model, ids)
     if recipe.quantize != "as_trained":
         model = open_with_adapter(adapter, base, device=CPU, dtype=dtype, exact=True, quantize=recipe.quantize)
-    asked = asked_type(recipe, adapter)
-    types = {name: asked or kept for name, kept in read_dtypes(base, config).items()}
-    add_texts(staged, folder)
+    dtype_given = choose_dtype(recipe, adapter)
+    types = {name: dtype_given or kept for name, kept in read_dtypes(base, config).items()}
+    copy_text_files(staged, folder)
     write_model_folder(staged, config, adapt.merge_adapter(model, types), tokenizer_dir=base)
     del model
-    return [gap(apart, scores(open_model(staged, device=CPU, dtype=torch.float32), ids))] if recipe.rows else []
+    return (
+        [compare_logits(separate, compute_row_logits(open_model(staged, device=CPU, dtype=torch.float32), ids))]
+        if recipe.rows
+        else []
+    )
 
 
-def asked_type(recipe: MergeLora, adapter: SavedAdapter) -> torch.dtype | None:
-    """The type of the merged model's numbers, where it is not that of the base's."""
+def choose_dtype(recipe: MergeLora, adapter: SavedAdapter) -> torch.dtype | None:
+    """The dtype of the merged model; None for that of the base."""
     if recipe.precision:
         return WEIGHT_DTYPES[recipe.precision]
     return adapter.dtype if adapter.base_precision.dtype else None
 
 
-def add_texts(staged: Path, adapter: Path) -> None:
-    """Copy the tokenizer and the prompt style of an adapter's folder, where it has such."""
+def copy_text_files(staged: Path, adapter: Path) -> None:
+    """Copy the tokenizer and the prompt style of an adapter's folder, if it has them."""
     copy_tokenizer(adapter, staged)
     if (adapter / STYLE).is_file() and not (staged / STYLE).exists():
         shutil.copyfile(adapter / STYLE, staged / STYLE)
 
 
-def rows_of(config: Config, rows: int, seed: int) -> Tensor:
-    """Random tokens (rows, T)."""
+def draw_rows(config: Config, rows: int, seed: int) -> Tensor:
+    """Draw random tokens (rows, T)."""
     length = min(LENGTH, config.block_size)
     return torch.randint(config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 @torch.inference_mode()
-def scores(model: GPT, ids: Tensor) -> Tensor:
-    """The logits (rows, T, V) of tokens, in float32; none for no rows."""
+def compute_row_logits(model: GPT, ids: Tensor) -> Tensor:
+    """Compute the logits (rows, T, V) of tokens in float32; empty for no rows."""
     return model(ids).float() if len(ids) else torch.empty(0)
 
 
-def gap(apart: Tensor, merged: Tensor) -> str:
-    """How far the logits of the merged model are from those of base and adapter.
+def compare_logits(separate: Tensor, merged: Tensor) -> str:
+    """Compare the logits of the merged model with those of base and adapter; returns a message.
 
     Raises:
-        UserError: if they are not numbers.
+        UserError: if they are not finite.
     """
     if not bool(merged.isfinite().all()):
-        raise UserError("the merged model's logits are not numbers; check the adapter, or give precision: 32-true")
-    difference = float((merged - apart).abs().max() / apart.abs().max())
-    same = float((merged.argmax(-1) == apart.argmax(-1)).float().mean())
+        raise UserError("the merged model's logits are not finite; check the adapter, or set precision: 32-true")
+    difference = float((merged - separate).abs().max() / separate.abs().max())
+    same = float((merged.argmax(-1) == separate.argmax(-1)).float().mean())
     return f"logit gap: {difference:.1e} of the largest logit; {same:.1%} of the likeliest tokens are the same"

@@ -78,8 +78,8 @@ def bases(gradient: Tensor, rank: int, proj_type: str) -> dict[str, Tensor]:
     whole = full_tensor(gradient)
     exact = whole.to(torch.promote_types(whole.dtype, torch.float32))
     left, _, right = torch.linalg.svd(exact, full_matrices=False)
-    found = {"left": left[..., :rank], "right": right[..., :rank, :].mT}
-    return {side: found[side].to(whole.dtype).contiguous() for side in sides}
+    vectors = {"left": left[..., :rank], "right": right[..., :rank, :].mT}
+    return {side: vectors[side].to(whole.dtype).contiguous() for side in sides}
 
 
 def projected(gradient: Tensor, state: dict[str, Any]) -> Tensor:

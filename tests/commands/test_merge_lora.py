@@ -205,7 +205,7 @@ def test_an_output_that_exists_is_left_alone(tmp_path: Path, capsys: pytest.Capt
         assert "already" in line
     assert (merged / "model.safetensors").read_bytes() == b"mine"
     assert main(["merge_lora", str(tmp_path / "base")]) == 0
-    assert "nothing left to merge" in capsys.readouterr().err
+    assert "nothing to merge" in capsys.readouterr().err
 
 
 def test_nothing_is_there_before_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def test_nothing_is_there_before_it_is_whole(tmp_path: Path, monkeypatch: pytest
     def broken(*_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(merge_lora, "gap", broken)  # the last that is done, when all files are written
+    monkeypatch.setattr(merge_lora, "compare_logits", broken)  # the last that is done, when all files are written
     for flags in ([], ["--output_dir", str(tmp_path / "merged")]):
         assert main(["merge_lora", str(tmp_path / "adapter"), *flags]) == 130
     assert {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()} == before
