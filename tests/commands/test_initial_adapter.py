@@ -76,7 +76,7 @@ def test_settings_beside_those_of_the_adapter_are_refused() -> None:
     ("changes", "words"),
     [
         ({"initial_adapter_dir": "BASE"}, "holds no adapter; give a folder with adapter_config.json"),
-        ({"initial_adapter_dir": "nowhere/at/all"}, "initial_adapter_dir: nowhere/at/all is no folder"),
+        ({"initial_adapter_dir": "nowhere/at/all"}, "initial_adapter_dir: nowhere/at/all is not a folder"),
         ({"checkpoint_dir": "FIRST"}, "as initial_adapter_dir to train it further"),
         ({"initial_adapter_dir": "FIRST", "lora_alpha": 3}, "lora_alpha: not supported with initial_adapter_dir"),
     ],
