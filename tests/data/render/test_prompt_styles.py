@@ -122,7 +122,7 @@ def test_lists_of_messages() -> None:
     )
     with pytest.raises(UserError, match="use llama3"):
         PromptStyle.from_name("alpaca").apply([{"role": "user", "content": "a"}])
-    with pytest.raises(UserError, match="message 2 of role 'system'"):
+    with pytest.raises(UserError, match="message 2 has role 'system'"):
         style.apply([{"role": "user", "content": "a"}, {"role": "system", "content": "b"}])
 
 

@@ -249,7 +249,7 @@ def test_what_cannot_be_streamed(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"train\.epochs: null and train\.max_steps"):
         count_steps(endless, 200, streamed(tmp_path, tokenizer).train_stream(BatchShape(1, 1, 200)).samples_per_epoch)
     hopeless = [str(write(tmp_path / "bad.jsonl", [{}] * 20))]
-    with pytest.raises(UserError, match=r"no row to train on in a whole pass; the first fault: .*:1: empty row"):
+    with pytest.raises(UserError, match=r"no row to train on in a whole pass; the first error: .*:1: empty row"):
         take(streamed(tmp_path, tokenizer, hopeless, on_error="drop").train_stream(BatchShape(1, 1, 200)), 1)
     stream = streamed(tmp_path, tokenizer).train_stream(
         BatchShape(1, 2, 200, 0, 2, gather=lambda one: [one, {"1": {}}])
@@ -272,7 +272,7 @@ def test_a_data_set_of_the_hub(tmp_path: Path, tokenizer: Tokenizer, monkeypatch
 
     def from_disk(name: str, **rest: Any) -> Any:
         assert name == "someone/something" and rest == {"split": "train", "streaming": True}
-        return real("json", load_family_files=[str(path) for path in sorted(folder.iterdir())], **rest)
+        return real("json", data_files=[str(path) for path in sorted(folder.iterdir())], **rest)
 
     monkeypatch.setattr(datasets, "load_dataset", from_disk)
     data = streamed(tmp_path, tokenizer, ["someone/something"], val_rows=2, shuffle_buffer=19)
