@@ -57,9 +57,9 @@ def count_attention_weights(config: Config) -> int:
     if config.latent_attention is None:
         return 2 * (config.n_head + config.n_query_groups) * config.head_size * config.n_embd
     sizes = config.latent_attention
-    width, latent, rank, value = config.n_embd, sizes["kv_lora_rank"], sizes["q_lora_rank"], sizes["v_head_dim"]
+    width, latent, q_rank, value = config.n_embd, sizes["kv_lora_rank"], sizes["q_lora_rank"], sizes["v_head_dim"]
     query = config.n_head * (sizes["qk_nope_head_dim"] + sizes["qk_rope_head_dim"])
-    queries = width * query if rank is None else rank * (width + query)
+    queries = width * query if q_rank is None else q_rank * (width + query)
     kv_up = latent * config.n_head * (sizes["qk_nope_head_dim"] + value)
     return queries + width * (latent + sizes["qk_rope_head_dim"]) + kv_up + config.n_head * value * width
 

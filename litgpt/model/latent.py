@@ -32,13 +32,13 @@ class LatentAttention(nn.Module):
         self.window = "local" if config.is_local(layer) else "global"
         self.rope, self.interleave = config.rope_of(layer), config.rope_interleave
         bias, eps = config.attn_bias, sizes["norm_eps"]
-        q_width, rank = config.n_head * head_size, sizes["q_lora_rank"]
-        if rank is None:
+        q_width, q_rank = config.n_head * head_size, sizes["q_lora_rank"]
+        if q_rank is None:
             self.q = nn.Linear(config.n_embd, q_width, bias=config.bias)
         else:
-            self.q_down = nn.Linear(config.n_embd, rank, bias=bias)
-            self.norm_q = build_norm(config, rank, eps=eps)
-            self.q_up = nn.Linear(rank, q_width, bias=config.bias)
+            self.q_down = nn.Linear(config.n_embd, q_rank, bias=bias)
+            self.norm_q = build_norm(config, q_rank, eps=eps)
+            self.q_up = nn.Linear(q_rank, q_width, bias=config.bias)
         self.kv_down = nn.Linear(config.n_embd, self.latent_size + self.rope_size, bias=bias)
         self.norm_kv = build_norm(config, self.latent_size, eps=eps)
         self.kv_up = nn.Linear(self.latent_size, config.n_head * (self.nope_size + self.value_size), bias=config.bias)

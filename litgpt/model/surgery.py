@@ -20,8 +20,8 @@ def wrap_forward(module: nn.Module, wrap: Callable[[Function], Function], name: 
 def override_parameter(module: nn.Module, name: str, compute: Callable[[Any, str], Tensor | None]) -> None:
     """Let the attribute `name` of a module be `compute(module, name)` whenever it is read.
 
-    `module.named_parameters()` still lists the parameter of this name. A shard of it is given as it is: FSDP2 asks a
-    module for its shards by attribute, and nothing computes with them.
+    `module.named_parameters()` still lists the parameter of this name. A DTensor is returned as it is: FSDP2
+    reads DTensors by attribute, and nothing computes with them.
     """
 
     def read(module: nn.Module) -> Tensor | None:

@@ -74,7 +74,7 @@ def sample_continuation(
     def next_token(ids: list[int]) -> int:
         inputs = torch.tensor([ids[-window:]], device=train_state.device)
         local = train_state.local_batch(Batch(inputs, inputs))
-        head = partial(compute_last_logits, tokens=inputs.shape[1], sharding=train_state.local_tokens)
+        head = partial(gather_last_logits, tokens=inputs.shape[1], sharding=train_state.local_tokens)
         logits = evaluate(train_state, local, partial(run_model, local=local, head=head))
         token = 0
         if logits is not None:
@@ -86,7 +86,7 @@ def sample_continuation(
         return list(generate_tokens(next_token, prompt, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens))
 
 
-def compute_last_logits(
+def gather_last_logits(
     hidden_BPD: Tensor,
     weight_VD: Tensor,
     bias_V: Tensor | None,

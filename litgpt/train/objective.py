@@ -50,7 +50,7 @@ def next_token(settings: LossArgs) -> Objective:
         return loss_sum, {} if losses_N is None else {"channels": sum_by_channel(local, losses_N)}
 
     def weigh(batch: Batch) -> Batch:
-        return replace(batch, weights=WEIGHTS[settings.normalize](batch))
+        return replace(batch, weights=NORMALIZATIONS[settings.normalize](batch))
 
     return Objective(loss, COUNTS[settings.normalize], weigh)
 
@@ -103,7 +103,7 @@ def count_samples_with_targets(batch: Batch) -> float:
     return float(count_targets(number_samples(batch), batch.labels.ne(IGNORE)).gt(0).sum())
 
 
-WEIGHTS = {"token": weigh_by_token, "microbatch": weigh_by_micro_batch, "sample": weigh_by_sample}
+NORMALIZATIONS = {"token": weigh_by_token, "microbatch": weigh_by_micro_batch, "sample": weigh_by_sample}
 COUNTS: dict[str, Callable[[Batch], float]] = {
     "token": lambda batch: batch.targets,
     "microbatch": lambda batch: float(batch.targets > 0),
