@@ -158,8 +158,6 @@ def check_tokenizer(recipe: Validate) -> str:
 
 def check_tensors(recipe: Validate) -> str:
     """Check that the weights have the names, shapes and dtypes of the model."""
-    from litgpt.store.load_model import load_config
-
     audit = audit_folder(weights_path(recipe), load_config(recipe.checkpoint_dir))
     if not audit.is_clean:
         faults = [f"{name} is missing" for name in audit.missing]

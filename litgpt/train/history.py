@@ -15,34 +15,29 @@ from litgpt.files import write_text
 FILE_NAME = "metrics.csv"
 
 
-def versions(root: Path) -> list[int]:
-    """The numbers N of the folders `version_N` in `root`, in rising order."""
+def list_versions(root: Path) -> list[int]:
+    """List the numbers N of the folders `version_N` in `root`, ascending."""
     names = (path.name.removeprefix("version_") for path in root.glob("version_*") if path.is_dir())
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def next_version(root: Path, *, resumed: bool) -> int:
+def choose_version(root: Path, *, resumed: bool) -> int:
     """The N of the folder `version_N` to log into: the newest one of a resumed run, otherwise a new one."""
-    taken = versions(root)
+    taken = list_versions(root)
     if resumed and taken:
         return taken[-1]
     return taken[-1] + 1 if taken else 0
 
 
-def to_line(values: Sequence[object]) -> str:
-    """One line of CSV, with its line end."""
+def format_line(values: Sequence[object]) -> str:
+    """Format one line of CSV, with its line end."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(values)
     return buffer.getvalue()
 
 
-def to_text(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
-    """Header and rows as CSV; a column that a row lacks stays empty."""
-    return to_line(columns) + "".join(to_line([row.get(name, "") for name in columns]) for row in rows)
-
-
-def read(path: Path) -> tuple[list[str], list[dict[str, float]]]:
-    """The columns of a metrics file and its rows, each with the values that it holds.
+def read_metrics(path: Path) -> tuple[list[str], list[dict[str, float]]]:
+    """Read the columns of a metrics file and its rows; a row holds no empty fields.
 
     Raises:
         UserError: naming the file, and the line, that is missing or holds something other than numbers.
@@ -56,12 +51,12 @@ def read(path: Path) -> tuple[list[str], list[dict[str, float]]]:
     columns, *table = list(csv.reader(lines[:-1])) or [[]]  # what follows the last line end was cut, or is empty
     if "step" not in columns or len(set(columns)) != len(columns):
         raise UserError(
-            f"{path}: line 1 is no header of a metrics file; it must name each column once, step among them"
+            f"{path}: line 1 is not the header of a metrics file; it must name each column once, step among them"
         )
-    return columns, [to_row(path, number, columns, values) for number, values in enumerate(table, start=2)]
+    return columns, [parse_row(path, number, columns, values) for number, values in enumerate(table, start=2)]
 
 
-def to_row(path: Path, number: int, columns: Sequence[str], values: Sequence[str]) -> dict[str, float]:
+def parse_row(path: Path, number: int, columns: Sequence[str], values: Sequence[str]) -> dict[str, float]:
     """The numbers of one line by column; empty fields are left out."""
     if len(values) != len(columns):
         raise UserError(f"{path}: line {number} has {len(values)} fields, the header {len(columns)}; remove the line")
@@ -90,7 +85,7 @@ class History:
 
     def cut(self, last_step: int) -> None:
         """Keep the rows of the steps up to `last_step`."""
-        self.columns, _ = read(self.path)
+        self.columns, _ = read_metrics(self.path)
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         place = self.columns.index("step")
         kept = [line for line in lines[1:] if line.endswith("\n") and float(line.split(",")[place]) <= last_step]
@@ -101,10 +96,10 @@ class History:
         if new := [name for name in row if name not in self.columns]:
             self.widen(new)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(to_line([row.get(name, "") for name in self.columns]))
+            file.write(format_line([row.get(name, "") for name in self.columns]))
 
     def widen(self, new: Sequence[str]) -> None:
         """Add columns, empty in the rows so far."""
         old = self.path.read_text(encoding="utf-8").splitlines()[1:] if self.columns else []
         self.columns += new
-        write_text(self.path, to_line(self.columns) + "".join(line + "," * len(new) + "\n" for line in old))
+        write_text(self.path, format_line(self.columns) + "".join(line + "," * len(new) + "\n" for line in old))

@@ -53,7 +53,7 @@ class CSVLogger(Logger):
 
     def __init__(self, out_dir: Path, resumed_step: int | None = None) -> None:
         root = out_dir / "logs" / "csv"
-        self.number = history.next_version(root, resumed=resumed_step is not None)
+        self.number = history.choose_version(root, resumed=resumed_step is not None)
         self.path = root / f"version_{self.number}" / history.FILE_NAME
         self.resumed_step = resumed_step
         self.history: history.History | None = None
@@ -91,7 +91,7 @@ def tensorboard(out_dir: Path, resumed_step: int | None) -> Logger:
     from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
     root = out_dir / "logs" / "tensorboard"
-    version = history.next_version(root, resumed=resumed_step is not None)
+    version = history.choose_version(root, resumed=resumed_step is not None)
     purge_step = None if resumed_step is None else resumed_step + 1
     return TensorBoardLogger(root.parent, name=root.name, version=version, purge_step=purge_step)
 

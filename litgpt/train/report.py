@@ -61,11 +61,13 @@ def read_newest(out_dir: Path) -> Rows:
     if not out_dir.is_dir():
         raise UserError(f"out_dir: {out_dir} is not a folder; give the out_dir of a run that was trained")
     root = out_dir / "logs" / "csv"
-    numbers = [number for number in history.versions(root) if (root / f"version_{number}" / history.FILE_NAME).exists()]
+    numbers = [
+        number for number in history.list_versions(root) if (root / f"version_{number}" / history.FILE_NAME).exists()
+    ]
     if not numbers:
         raise UserError(f"out_dir: {out_dir} holds no logs/csv/version_N/{history.FILE_NAME}; give a run's out_dir")
     path = root / f"version_{numbers[-1]}" / history.FILE_NAME
-    _, rows = history.read(path)
+    _, rows = history.read_metrics(path)
     if not rows:
         raise UserError(f"{path}: no step was logged yet; train for longer than train.log_interval")
     return rows

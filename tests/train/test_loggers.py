@@ -15,7 +15,7 @@ from litgpt.train import history, loggers
 
 def steps(path: Path) -> list[float]:
     """The step column of a metrics file."""
-    return [row["step"] for row in history.read(path)[1]]
+    return [row["step"] for row in history.read_metrics(path)[1]]
 
 
 def logged(out_dir: Path, numbers: range, resumed_step: int | None = None) -> loggers.CSVLogger:
@@ -32,7 +32,7 @@ def logged(out_dir: Path, numbers: range, resumed_step: int | None = None) -> lo
 def test_rows_are_there_as_soon_as_they_are_logged(tmp_path: Path) -> None:
     logger = logged(tmp_path, range(1, 4))
     assert logger.path == tmp_path / "logs" / "csv" / "version_0" / "metrics.csv"
-    columns, rows = history.read(logger.path)
+    columns, rows = history.read_metrics(logger.path)
     assert columns == ["step", "loss", "val_loss"]
     assert rows == [
         {"step": 1, "loss": 1.5},
@@ -46,7 +46,7 @@ def test_numbers_come_back_to_the_bit(tmp_path: Path) -> None:
     file = history.History(tmp_path / "metrics.csv")
     values = {"step": 1, "loss": 0.1 + 0.2, "tiny": 5e-324, "huge": 1.7976931348623157e308}
     file.append(values)
-    assert history.read(file.path)[1] == [values]
+    assert history.read_metrics(file.path)[1] == [values]
 
 
 def test_a_fresh_run_gets_a_version_of_its_own(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_building_a_logger_touches_nothing(tmp_path: Path) -> None:
     loggers.build_logger("csv", tmp_path, LogArgs(), 2)
     loggers.build_logger("csv", tmp_path, LogArgs())
     assert path.read_bytes() == before
-    assert history.versions(path.parent.parent) == [0]
+    assert history.list_versions(path.parent.parent) == [0]
 
 
 @settings(max_examples=60, deadline=None)
@@ -102,7 +102,7 @@ def test_a_new_column_leaves_earlier_rows_as_they_are(tmp_path: Path) -> None:
     file = history.History(tmp_path / "metrics.csv")
     file.append({"step": 1, "loss": 3.0})
     file.append({"step": 2, "grad_norm": 0.5, "loss": 2.0})
-    assert history.read(file.path) == (
+    assert history.read_metrics(file.path) == (
         ["step", "loss", "grad_norm"],
         [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0, "grad_norm": 0.5}],
     )
@@ -125,7 +125,7 @@ def test_a_file_that_is_no_history_is_refused_by_line(tmp_path: Path, text: str,
     path = tmp_path / "metrics.csv"
     path.write_text(text)
     with pytest.raises(UserError, match=says) as error:
-        history.read(path)
+        history.read_metrics(path)
     assert str(path) in str(error.value)
 
 
