@@ -247,10 +247,12 @@ def attach_lora(model: GPT, settings: LoRA) -> None:
     if both := sorted(saved & set(targets)):
         raise UserError(f"tuner.modules_to_save: {both[0]} is one of the target_modules too; name it in one of them")
     modules = [find_owner(model, name) for name in sorted(saved)]
-    copied = [(module, key) for module in modules for key in list_own_parameters(module)]
+    trained_copies = [(module, key) for module in modules for key in list_own_parameters(module)]
     if settings.bias == "all":
-        copied += [(module, key) for module in model.modules() for key in list_own_parameters(module) if is_bias(key)]
-    for module, key in copied:
+        trained_copies += [
+            (module, key) for module in model.modules() for key in list_own_parameters(module) if is_bias(key)
+        ]
+    for module, key in trained_copies:
         add_trained_copy(module, key)
     for name in targets:
         add_lora(model, name, settings)

@@ -99,13 +99,13 @@ def check_tensors(recipe: Verify, config: Config) -> Check:
     wrong = [f"{name} has no rule" for name in audit.unknown] + [f"{name} is missing" for name in audit.missing]
     wrong += audit.mismatched
     rules = ", ".join(f"{number} by {kind}" for kind, number in audit.count_kinds().items())
-    found = f"{len(audit.source.names)} in the files: {rules}, {len(audit.left_out)} left out"
+    summary = f"{len(audit.source.names)} in the files: {rules}, {len(audit.left_out)} left out"
     figures = {
         "read": {mapping.hf_name: [mapping.kind, *mapping.names] for mapping in audit.mappings},
         "left_out": audit.left_out,
         "wrong": wrong,
     }
-    return Check("tensors", not wrong, "; ".join([*wrong[:3], found]), figures)
+    return Check("tensors", not wrong, "; ".join([*wrong[:3], summary]), figures)
 
 
 def check_round_trip(recipe: Verify, config: Config) -> Check:
@@ -114,8 +114,8 @@ def check_round_trip(recipe: Verify, config: Config) -> Check:
     if not audit.is_clean:
         return Check("round trip", False, "the tensors do not match the model, so they cannot be written back", {})
     wrong = find_differing(audit, config)
-    found = f"{', '.join(wrong[:3])} differ" if wrong else f"{len(audit.mappings)} tensors are equal to the bit"
-    return Check("round trip", not wrong, found, {"differing": wrong})
+    summary = f"{', '.join(wrong[:3])} differ" if wrong else f"{len(audit.mappings)} tensors are equal to the bit"
+    return Check("round trip", not wrong, summary, {"differing": wrong})
 
 
 def check_settings(recipe: Verify, config: Config) -> Check:
@@ -128,8 +128,8 @@ def check_settings(recipe: Verify, config: Config) -> Check:
     written = normalize_config(family.read(family.config_json(config)), family.unused)
     model_type = AutoConfig.from_pretrained(recipe.checkpoint_dir).model_type
     wrong = [key for key, value in normalize_config(config, family.unused).items() if written[key] != value]
-    found = f"{', '.join(wrong)} differ" if wrong else f"config.json of {family.model_type} means the same"
-    return Check("settings", not wrong, found, {"model_type": model_type, "differing": wrong})
+    summary = f"{', '.join(wrong)} differ" if wrong else f"config.json of {family.model_type} means the same"
+    return Check("settings", not wrong, summary, {"model_type": model_type, "differing": wrong})
 
 
 def check_logits(recipe: Verify, config: Config) -> Check:
@@ -144,14 +144,17 @@ def check_logits(recipe: Verify, config: Config) -> Check:
             rows = [torch.randint(0, count_tokens(config), (length,)) for length in row_lengths(positions, recipe.rows)]
             expected = compute_reference_logits(reference, rows, positions)
             actual = [model(row[None], positions_BT=positions[None, : len(row)])[0] for row in rows]
-            differences = [float((ours - logits).abs().max()) for ours, logits in zip(actual, expected, strict=True)]
+            differences = [
+                float((row_logits - reference_logits).abs().max())
+                for row_logits, reference_logits in zip(actual, expected, strict=True)
+            ]
             scale = max(scale, *(float(logits.abs().max()) for logits in expected))
             largest = max(largest, *differences)
             ranges.append({"positions": name, "lengths": [len(row) for row in rows], "differences": differences})
     share = largest / scale if scale else float("inf")
     passed = share <= recipe.tolerance
-    found = f"differ by at most {largest:.2e}, {share:.2e} of the largest, {recipe.tolerance:g} allowed"
-    return Check("logits", passed, found, {"largest": largest, "share": share, "places": ranges})
+    summary = f"differ by at most {largest:.2e}, {share:.2e} of the largest, {recipe.tolerance:g} allowed"
+    return Check("logits", passed, summary, {"largest": largest, "share": share, "places": ranges})
 
 
 def load_reference_model(folder: Path) -> Any:
@@ -219,8 +222,8 @@ def check_tokenizer(recipe: Verify, _config: Config) -> Check:
         if len(plain) < len(wrong):
             note = f"; {type(reference).__name__}, which does not follow tokenizer.json, differs on {len(wrong)}"
             wrong = plain
-    found = f"{len(wrong)} of {total} texts differ" + (f", first {wrong[0]!r}" if wrong else "") + note
-    return Check("tokenizer", not wrong, found, {"differing": wrong, "note": note})
+    summary = f"{len(wrong)} of {total} texts differ" + (f", first {wrong[0]!r}" if wrong else "") + note
+    return Check("tokenizer", not wrong, summary, {"differing": wrong, "note": note})
 
 
 def find_differing_texts(recipe: Verify, reference: Any) -> list[str]:

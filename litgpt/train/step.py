@@ -202,8 +202,8 @@ def compute_gradients(
     def scaled_loss(model: Any, local: LocalBatch) -> torch.Tensor:
         nonlocal shares
         with train_state.precision.autocast(train_state.device, sharded=train_state.sharded):
-            summed, metrics = objective(model, local)
-        share = summed / max(count, 1)  # a share of one mean over the whole global batch
+            loss_sum, metrics = objective(model, local)
+        share = loss_sum / max(count, 1)  # a share of one mean over the whole global batch
         if tally is not None and "channels" in metrics:
             tally[:, : metrics["channels"].shape[1]] += metrics["channels"].to(tally.device)
         shares = shares + share.detach().double().to(shares.device, non_blocking=True)
