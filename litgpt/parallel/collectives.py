@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from litgpt.model.surgery import Function
+
 
 def all_gather_no_grad(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     """The tensors of all ranks, of equal shapes, concatenated along a dim; without gradient."""
@@ -51,97 +53,47 @@ def all_to_all_no_grad(
     return received
 
 
-class _AllGather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
-        ctx.group, ctx.dim = group, dim
-        return all_gather_no_grad(x, group, dim)
+def slice_local(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
+    """This rank's chunk of a tensor along a dim."""
+    return x.chunk(dist.get_world_size(group), dim)[dist.get_rank(group)]
+
+
+class _Collective(torch.autograd.Function):
+    """A function of a tensor and `args`; `backward` computes the gradient, of the output's gradient and `args`."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return reduce_scatter_no_grad(grad, ctx.group, ctx.dim), None, None
-
-
-class _ReduceScatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
-        ctx.group, ctx.dim = group, dim
-        return reduce_scatter_no_grad(x, group, dim)
+    def forward(ctx: Any, x: Tensor, forward: Function, backward: Function, *args: Any) -> Tensor:
+        ctx.compute_grad, ctx.args = backward, args
+        return forward(x, *args)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return all_gather_no_grad(grad, ctx.group, ctx.dim), None, None
-
-
-class _CopyToGroup(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return all_reduce_no_grad(grad, ctx.group), None
-
-
-class _AllReduce(torch.autograd.Function):
-    @staticmethod
-    def forward(_ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        return all_reduce_no_grad(x, group)
-
-    @staticmethod
-    def backward(_ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
-class _AllGatherReplicated(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
-        ctx.group, ctx.dim = group, dim
-        return all_gather_no_grad(x, group, dim)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        chunks = grad.chunk(dist.get_world_size(ctx.group), ctx.dim)
-        return chunks[dist.get_rank(ctx.group)], None, None
-
-
-class _AllToAll(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, group: ProcessGroup, input_splits: list[int], output_splits: list[int]
-    ) -> Tensor:
-        ctx.group, ctx.input_splits, ctx.output_splits = group, input_splits, output_splits
-        return all_to_all_no_grad(rows, group, input_splits, output_splits)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return all_to_all_no_grad(grad, ctx.group, ctx.output_splits, ctx.input_splits), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.compute_grad(grad, *ctx.args), None, None, *(None for _ in ctx.args)
 
 
 def all_gather(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     """Concatenate all ranks' tensors along a dim, if each rank then computes something different with the result."""
-    return _AllGather.apply(x, group, dim)
+    return _Collective.apply(x, all_gather_no_grad, reduce_scatter_no_grad, group, dim)
 
 
 def reduce_scatter(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     """This rank's chunk along a dim of the sum over ranks."""
-    return _ReduceScatter.apply(x, group, dim)
+    return _Collective.apply(x, reduce_scatter_no_grad, all_gather_no_grad, group, dim)
 
 
 def copy_to_group(x: Tensor, group: ProcessGroup) -> Tensor:
     """A tensor that is equal on all ranks, each of which then computes something different with it."""
-    return _CopyToGroup.apply(x, group)
+    return _Collective.apply(x, _copy, all_reduce_no_grad, group)
 
 
 def all_reduce(x: Tensor, group: ProcessGroup) -> Tensor:
     """The sum over ranks, if all of them then compute the same with it."""
-    return _AllReduce.apply(x, group)
+    return _Collective.apply(x, all_reduce_no_grad, _copy, group)
 
 
 def all_gather_replicated(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     """Concatenate all ranks' tensors along a dim, if all of them then compute the same with the result."""
-    return _AllGatherReplicated.apply(x, group, dim)
+    return _Collective.apply(x, all_gather_no_grad, slice_local, group, dim)
 
 
 def all_to_all(rows: Tensor, group: ProcessGroup, input_splits: Sequence[int], output_splits: Sequence[int]) -> Tensor:
@@ -151,4 +103,12 @@ def all_to_all(rows: Tensor, group: ProcessGroup, input_splits: Sequence[int], o
         input_splits: the number of rows to send to each rank.
         output_splits: the number of rows to receive from each rank.
     """
-    return _AllToAll.apply(rows, group, list(input_splits), list(output_splits))
+    return _Collective.apply(rows, all_to_all_no_grad, _return_rows, group, list(input_splits), list(output_splits))
+
+
+def _copy(x: Tensor, _group: ProcessGroup) -> Tensor:
+    return x.view_as(x)
+
+
+def _return_rows(rows: Tensor, group: ProcessGroup, input_splits: list[int], output_splits: list[int]) -> Tensor:
+    return all_to_all_no_grad(rows, group, output_splits, input_splits)

@@ -6,7 +6,7 @@ all-gathered before attention and feed-forward, and the outputs of all ranks red
 Korthikanti et al. 2022, section 4.2.2), or all-reduced without `sequence`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,12 +23,10 @@ from litgpt.model.attention import Attention
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.surgery import Function, wrap_forward
-from litgpt.parallel.collectives import all_gather, all_reduce, copy_to_group, reduce_scatter
+from litgpt.parallel.collectives import all_gather, all_reduce, copy_to_group, reduce_scatter, slice_local
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.token_sharding import VocabularyShard
 from litgpt.recipe.parallel import ParallelArgs
-
-TensorFunction = Callable[[Tensor], Tensor]
 
 SPLIT_KINDS = {
     **dict.fromkeys(("embedding", "head", "attention.q", "attention.q_up", "attention.kv_up"), "columns"),
@@ -73,7 +71,7 @@ class LocalLayout:
 
     placements: tuple[Placement, ...]
     grad_placements: tuple[Placement, ...] | None = None
-    select: TensorFunction | None = None
+    select: Function | None = None
 
     def to_local(self, parameter: Tensor) -> Tensor:
         """The tensor that this rank computes with."""
@@ -106,9 +104,7 @@ def use_local_params(module: nn.Module, layouts: dict[nn.Module, dict[str, Local
     wrap_forward(module, use_local)
 
 
-def communicate(
-    module: nn.Module, *, before: TensorFunction | None = None, after: TensorFunction | None = None
-) -> None:
+def communicate(module: nn.Module, *, before: Function | None = None, after: Function | None = None) -> None:
     """Pass a module's first input through `before`, and its output through `after`."""
 
     def wrap(forward: Function) -> Function:
@@ -265,12 +261,7 @@ def add_communication(model: GPT, group: ProcessGroup, *, sequence: bool) -> Non
     communicate(model.norm, after=gather)
 
 
-def slice_local(tensor: Tensor, group: ProcessGroup, dim: int) -> Tensor:
-    """This rank's chunk along a dim."""
-    return tensor.chunk(dist.get_world_size(group), dim)[dist.get_rank(group)]
-
-
-def split_vocab_lookup(embedding: nn.Embedding, group: ProcessGroup, reduce: TensorFunction) -> None:
+def split_vocab_lookup(embedding: nn.Embedding, group: ProcessGroup, reduce: Function) -> None:
     """Let an embedding look up the rows of this rank, and sum with the other ranks."""
 
     def split_lookup(forward: Function) -> Function:
