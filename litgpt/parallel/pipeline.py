@@ -5,7 +5,6 @@ Axes: B batch, P tokens of this rank, D model width.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,24 +13,10 @@ from torch import Tensor, nn
 from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 
 from litgpt.model.gpt import GPT, MissingLayer
+from litgpt.parallel import schedules
 from litgpt.parallel.mesh import Mesh
-from litgpt.parallel.schedules import (
-    BACKWARD,
-    FORWARD,
-    INPUT,
-    RECEIVE,
-    RECEIVE_GRAD,
-    SEND,
-    SEND_GRAD,
-    WEIGHT,
-    Task,
-    assign_stages,
-    build_pipeline_schedule,
-    split_layers,
-)
+from litgpt.parallel.schedules import RECEIVE, RECEIVE_GRAD, Task
 from litgpt.recipe.parallel import ParallelArgs
-
-get_schedule = cache(build_pipeline_schedule)
 
 
 @dataclass(frozen=True)
@@ -82,15 +67,11 @@ class Pipeline:
         self.schedule, self.devices = settings.pipeline_schedule, mesh.dims.pipeline
         self.needs_sync_each = settings.level == 3
         self.sequence_shards = mesh.dims.tensor if settings.sequence else 1
-        self.layers = split_layers(settings, model.config.n_layer)
+        self.layers = schedules.split_layers(settings, model.config.n_layer)
         self.stages = len(self.layers)
         self.group, self.device = mesh.group("pipeline"), mesh.rank("pipeline")
-        self.local_stages = assign_stages(self.schedule, self.device, self.devices, self.stages)
-        self.owners = {
-            stage: device
-            for device in range(self.devices)
-            for stage in assign_stages(self.schedule, device, self.devices, self.stages)
-        }
+        self.owners = schedules.assign_devices(self.schedule, self.devices, self.stages)
+        self.local_stages = [stage for stage in range(self.stages) if self.owners[stage] == self.device]
         self.sending: list[tuple[dist.Work, Tensor]] = []
         self._remove_other_layers()
         is_split = model.config.tie_embeddings and self.owners[0] != self.owners[self.stages - 1]
@@ -131,8 +112,9 @@ class Pipeline:
             run: runs a stage on a micro-batch.
         """
         runner = ScheduleRunner(self, shapes, run, self.first_trained_stage())
-        for task in get_schedule(self.schedule, self.devices, self.stages, len(shapes))[self.device]:
-            runner.run_task(task)
+        tasks = schedules.build_pipeline_schedule(self.schedule, self.devices, self.stages, len(shapes))[self.device]
+        for kind, stage, micro in tasks:
+            getattr(runner, kind)(stage, micro)
         self.wait_sends()
 
     def evaluate(self, shape: torch.Size, run: Callable[[Stage], Any]) -> Any:
@@ -154,9 +136,9 @@ class Pipeline:
                 output = None
         return output
 
-    def build_stage(self, number: int, hidden_BPD: Tensor | None) -> Stage:
+    def build_stage(self, stage: int, hidden_BPD: Tensor | None) -> Stage:
         """A stage with its input."""
-        return Stage(self.model, self.layers[number], number == self.stages - 1, hidden_BPD)
+        return Stage(self.model, self.layers[stage], stage == self.stages - 1, hidden_BPD)
 
     def send(self, tensor: Tensor, stage: int, tag: int) -> None:
         """Start to send a tensor to a stage, after waiting for old transfers if there are many."""
@@ -169,16 +151,11 @@ class Pipeline:
 
     def receive(self, shape: torch.Size, stage: int, tag: int) -> tuple[Tensor, dist.Work]:
         """Start to receive hidden states, or their gradient, of a micro-batch of shape (B, P) from a stage."""
-        rows, tokens = self.tokens(shape)
-        device = next(self.model.parameters()).device
-        buffer = torch.empty(rows, tokens, self.model.config.n_embd, dtype=self.dtype, device=device)
+        hidden_shape = (shape[0], shape[1] // self.sequence_shards, self.model.config.n_embd)
+        buffer = torch.empty(hidden_shape, dtype=self.dtype, device=next(self.model.parameters()).device)
         work = dist.irecv(buffer, group=self.group, group_src=self.owners[stage], tag=tag)
         assert work is not None
         return buffer, work
-
-    def tokens(self, shape: torch.Size) -> tuple[int, int]:
-        """Rows and tokens of the hidden states between blocks for a micro-batch of this shape."""
-        return shape[0], shape[1] // self.sequence_shards
 
     def wait_sends(self) -> None:
         """Wait until everything that was sent has arrived."""
@@ -187,21 +164,20 @@ class Pipeline:
 
     def first_trained_stage(self) -> int:
         """The first stage with trained parameters, before which no backward is needed; if none has, their number."""
-        trained = [stage for stage in self.local_stages if any(p.requires_grad for p in self.stage_parameters(stage))]
-        device = next(self.model.parameters()).device
-        first = torch.tensor(min(trained, default=self.stages), device=device)
+        trained = [stage for stage in self.local_stages if self.trained_parameters(stage)]
+        first = torch.tensor(min(trained, default=self.stages), device=next(self.model.parameters()).device)
         dist.all_reduce(first, op=dist.ReduceOp.MIN, group=self.group)
         return int(first)
 
-    def stage_parameters(self, stage: int) -> list[nn.Parameter]:
-        """The parameters of a stage."""
+    def trained_parameters(self, stage: int) -> list[nn.Parameter]:
+        """The trained parameters of a stage."""
         model = self.model
         modules: list[nn.Module | None] = [model.blocks[layer] for layer in self.layers[stage]]
         if stage == 0:
             modules += [model.embedding, model.position_embedding]
         if stage == self.stages - 1:
             modules += [model.norm, model.embedding if model.config.tie_embeddings else model.head]
-        return [parameter for module in modules if module is not None for parameter in module.parameters()]
+        return [p for module in modules if module is not None for p in module.parameters() if p.requires_grad]
 
     def sum_tied_gradients(self) -> None:
         """Sum the gradients of the tied embedding, which is on two devices."""
@@ -252,110 +228,90 @@ class ScheduleRunner:
         self.graphs: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}
         self.input_grads: dict[tuple[int, int], Tensor] = {}
         self.weight_groups: dict[tuple[int, int], Any] = {}
-        self.actions: dict[str, Callable[[int, int], None]] = {
-            FORWARD: self.forward,
-            BACKWARD: self.backward,
-            INPUT: self.backward_input,
-            WEIGHT: self.backward_weight,
-            SEND: self.send,
-            RECEIVE: self.receive,
-            SEND_GRAD: self.send_grad,
-            RECEIVE_GRAD: self.receive_grad,
-        }
 
-    def run_task(self, task: Task) -> None:
-        """Run one task."""
-        self.actions[task.kind](task.stage, task.micro)
-
-    def tag(self, kind: str, stage: int, number: int) -> int:
+    def tag(self, kind: str, stage: int, micro: int) -> int:
         """A tag that no other transfer of the step has."""
-        return 1 + (number * self.pipeline.stages + stage) * 2 + (kind == RECEIVE_GRAD)
+        return 1 + (micro * self.pipeline.stages + stage) * 2 + (kind == RECEIVE_GRAD)
 
-    def wait_received(self, kind: str, stage: int, number: int) -> Tensor:
+    def wait_received(self, kind: str, stage: int, micro: int) -> Tensor:
         """A received tensor, once it has arrived."""
-        tensor, work = self.received.pop(Task(kind, stage, number))
+        tensor, work = self.received.pop(Task(kind, stage, micro))
         if work is not None:
             work.wait()
         return tensor
 
-    def pass_locally(self, kind: str, stage: int, number: int, tensor: Tensor) -> None:
+    def pass_locally(self, kind: str, stage: int, micro: int, tensor: Tensor) -> None:
         """Pass a tensor to a stage if it is on this device; the others get it by a task of its own."""
         if stage in self.pipeline.local_stages:
-            self.received[Task(kind, stage, number)] = (tensor, None)
+            self.received[Task(kind, stage, micro)] = (tensor, None)
 
-    def forward(self, stage: int, number: int) -> None:
+    def forward(self, stage: int, micro: int) -> None:
         """Run a stage; its input is a leaf of the stage's own graph."""
-        hidden = None
-        if stage:
-            hidden = self.wait_received(RECEIVE, stage, number).requires_grad_(stage > self.first)
-        output = self.run(self.pipeline.build_stage(stage, hidden), number)
-        self.graphs[stage, number] = (hidden, output)
+        hidden = self.wait_received(RECEIVE, stage, micro).requires_grad_(stage > self.first) if stage else None
+        output = self.run(self.pipeline.build_stage(stage, hidden), micro)
+        self.graphs[stage, micro] = (hidden, output)
         if stage < self.pipeline.stages - 1:
-            self.pass_locally(RECEIVE, stage + 1, number, output.detach())
+            self.pass_locally(RECEIVE, stage + 1, micro, output.detach())
 
-    def backward(self, stage: int, number: int) -> None:
+    def backward(self, stage: int, micro: int) -> None:
         """Compute the gradients of a stage's parameters and of its input."""
         if stage < self.first:
-            del self.graphs[stage, number]
+            del self.graphs[stage, micro]
             return
-        hidden, output = self.graphs.pop((stage, number))
-        output.backward(self.output_grad(stage, number))
+        hidden, output = self.graphs.pop((stage, micro))
+        output.backward(self.output_grad(stage, micro))
         if hidden is not None and hidden.requires_grad:
-            self._pass_grad(stage, number, hidden)
+            self._pass_grad(stage, micro, hidden)
 
-    def backward_input(self, stage: int, number: int) -> None:
+    def backward_input(self, stage: int, micro: int) -> None:
         """Compute the gradient of a stage's input; if it needs none, `backward_weight` runs the whole backward."""
         if stage <= self.first:
             return
-        hidden, output = self.graphs.pop((stage, number))
+        hidden, output = self.graphs.pop((stage, micro))
         assert hidden is not None
-        grad = self.output_grad(stage, number)
-        weights = self.trained_parameters(stage)
-        _, groups = stage_backward_input([output], None if grad is None else [grad], [hidden], iter(weights))
-        self.weight_groups[stage, number] = groups
-        self._pass_grad(stage, number, hidden)
+        grad = self.output_grad(stage, micro)
+        weights = iter(self.pipeline.trained_parameters(stage))
+        _, groups = stage_backward_input([output], None if grad is None else [grad], [hidden], weights)
+        self.weight_groups[stage, micro] = groups
+        self._pass_grad(stage, micro, hidden)
 
-    def backward_weight(self, stage: int, number: int) -> None:
+    def backward_weight(self, stage: int, micro: int) -> None:
         """Compute the gradients of a stage's parameters."""
         if stage <= self.first:
-            self.backward(stage, number)
+            self.backward(stage, micro)
         else:
-            stage_backward_weight(iter(self.trained_parameters(stage)), self.weight_groups.pop((stage, number)))
+            weights = iter(self.pipeline.trained_parameters(stage))
+            stage_backward_weight(weights, self.weight_groups.pop((stage, micro)))
 
-    def trained_parameters(self, stage: int) -> list[nn.Parameter]:
-        """The trained parameters of a stage."""
-        return [parameter for parameter in self.pipeline.stage_parameters(stage) if parameter.requires_grad]
-
-    def output_grad(self, stage: int, number: int) -> Tensor | None:
+    def output_grad(self, stage: int, micro: int) -> Tensor | None:
         """The gradient of a stage's output; None for the loss."""
-        return None if stage == self.pipeline.stages - 1 else self.wait_received(RECEIVE_GRAD, stage, number)
+        return None if stage == self.pipeline.stages - 1 else self.wait_received(RECEIVE_GRAD, stage, micro)
 
-    def _pass_grad(self, stage: int, number: int, hidden: Tensor) -> None:
+    def _pass_grad(self, stage: int, micro: int, hidden: Tensor) -> None:
         grad = torch.zeros_like(hidden) if hidden.grad is None else hidden.grad
         if stage - 1 not in self.pipeline.local_stages:
-            self.input_grads[stage, number] = grad
-        self.pass_locally(RECEIVE_GRAD, stage - 1, number, grad)
+            self.input_grads[stage, micro] = grad
+        self.pass_locally(RECEIVE_GRAD, stage - 1, micro, grad)
 
-    def send(self, stage: int, number: int) -> None:
+    def send(self, stage: int, micro: int) -> None:
         """Start to send a stage's output."""
-        _, output = self.graphs[stage, number]
-        self.pipeline.send(output, stage + 1, self.tag(RECEIVE, stage + 1, number))
+        _, output = self.graphs[stage, micro]
+        self.pipeline.send(output, stage + 1, self.tag(RECEIVE, stage + 1, micro))
 
-    def receive(self, stage: int, number: int) -> None:
+    def receive(self, stage: int, micro: int) -> None:
         """Start to receive the output of the stage before."""
-        tag = self.tag(RECEIVE, stage, number)
-        self.received[Task(RECEIVE, stage, number)] = self.pipeline.receive(self.shapes[number], stage - 1, tag)
+        tag = self.tag(RECEIVE, stage, micro)
+        self.received[Task(RECEIVE, stage, micro)] = self.pipeline.receive(self.shapes[micro], stage - 1, tag)
 
-    def send_grad(self, stage: int, number: int) -> None:
+    def send_grad(self, stage: int, micro: int) -> None:
         """Start to send the gradient of a stage's input."""
         if stage > self.first:
-            grad = self.input_grads.pop((stage, number))
-            self.pipeline.send(grad, stage - 1, self.tag(RECEIVE_GRAD, stage - 1, number))
+            grad = self.input_grads.pop((stage, micro))
+            self.pipeline.send(grad, stage - 1, self.tag(RECEIVE_GRAD, stage - 1, micro))
 
-    def receive_grad(self, stage: int, number: int) -> None:
+    def receive_grad(self, stage: int, micro: int) -> None:
         """Start to receive the gradient of a stage's output."""
         if stage >= self.first:
-            tag = self.tag(RECEIVE_GRAD, stage, number)
-            self.received[Task(RECEIVE_GRAD, stage, number)] = self.pipeline.receive(
-                self.shapes[number], stage + 1, tag
-            )
+            tag = self.tag(RECEIVE_GRAD, stage, micro)
+            transfer = self.pipeline.receive(self.shapes[micro], stage + 1, tag)
+            self.received[Task(RECEIVE_GRAD, stage, micro)] = transfer

@@ -5,13 +5,14 @@ by simulating the devices in ticks, as if all tasks took equally long, which als
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import accumulate, pairwise
+from functools import cache
+from itertools import accumulate, pairwise, product
 from typing import NamedTuple
 
 from litgpt.errors import UserError
 from litgpt.recipe.parallel import ParallelArgs
 
-FORWARD, BACKWARD, INPUT, WEIGHT = "forward", "backward", "input", "weight"
+FORWARD, BACKWARD, INPUT, WEIGHT = "forward", "backward", "backward_input", "backward_weight"
 SEND, RECEIVE, SEND_GRAD, RECEIVE_GRAD = "send", "receive", "send_grad", "receive_grad"
 
 
@@ -19,8 +20,9 @@ class Task(NamedTuple):
     """What a device runs for one of its stages and one micro-batch.
 
     Attributes:
-        kind: `forward` or `backward`; `input` or `weight`, the two halves of a split backward; the others send and
-            receive hidden states, to the next stage, and their gradients, to the one before.
+        kind: the method of `pipeline.ScheduleRunner` that runs it: `forward`; `backward`, or its two halves
+            `backward_input` and `backward_weight`; or a transfer, of hidden states to the next stage or of their
+            gradients to the previous one.
     """
 
     kind: str
@@ -34,23 +36,22 @@ def split_layers(settings: ParallelArgs, layers: int) -> list[range]:
     Raises:
         UserError: if the settings do not fit the number of layers, naming the number to change.
     """
-    given, devices = settings.pipeline_layers, settings.pipeline
+    sizes, devices = settings.pipeline_layers, settings.pipeline
     stages = devices * (2 if settings.pipeline_schedule in ("interleaved", "zbv") else 1)
-    if isinstance(given, list):
-        is_allowed = len(given) == stages or (settings.pipeline_schedule == "interleaved" and len(given) > stages)
-        if not is_allowed or len(given) % devices:
+    if isinstance(sizes, list):
+        is_allowed = len(sizes) == stages or (settings.pipeline_schedule == "interleaved" and len(sizes) > stages)
+        if not is_allowed or len(sizes) % devices:
             raise UserError(
-                f"parallel.pipeline_layers: {len(given)} numbers, but {settings.pipeline_schedule} on {devices} "
+                f"parallel.pipeline_layers: {len(sizes)} numbers, but {settings.pipeline_schedule} on {devices} "
                 f"devices has {stages} stages; give {stages} numbers"
             )
-        if sum(given) != layers:
-            last = given[-1] + layers - sum(given)
-            cure = f"change the last to {last}" if last > 0 else f"give {len(given)} numbers of sum {layers}"
+        if sum(sizes) != layers:
+            last = sizes[-1] + layers - sum(sizes)
+            cure = f"change the last to {last}" if last > 0 else f"give {len(sizes)} numbers of sum {layers}"
             raise UserError(
-                f"parallel.pipeline_layers: {' + '.join(map(str, given))} = {sum(given)}, but the model has {layers} "
+                f"parallel.pipeline_layers: {' + '.join(map(str, sizes))} = {sum(sizes)}, but the model has {layers} "
                 f"layers; {cure}, or set auto"
             )
-        sizes = given
     else:
         if layers < stages:
             raise UserError(
@@ -71,19 +72,20 @@ def balance_layers(layers: int, stages: int) -> list[int]:
     return sizes
 
 
-def assign_stages(schedule: str, device: int, devices: int, stages: int) -> tuple[int, ...]:
-    """The stages of a device: every `devices`-th one, or, for `zbv`, two in a V shape."""
+def assign_devices(schedule: str, devices: int, stages: int) -> list[int]:
+    """The device of every stage: in rotation, or, for `zbv`, in a V shape."""
     if schedule == "zbv":
-        return device, 2 * devices - 1 - device
-    return tuple(range(device, stages, devices))
+        return [*range(devices), *reversed(range(devices))]
+    return [stage % devices for stage in range(stages)]
 
 
+@cache
 def build_pipeline_schedule(schedule: str, devices: int, stages: int, micro_batches: int) -> list[list[Task]]:
     """The tasks of each device, transfers included, in an order without deadlocks.
 
     Transfers are in the same order on all devices, so that they may also be synchronous.
     """
-    owners = {stage: device for device in range(devices) for stage in assign_stages(schedule, device, devices, stages)}
+    owners = assign_devices(schedule, devices, stages)
     tasks: list[list[Task]] = [[] for _ in range(devices)]
     for tick in simulate_ticks(schedule, devices, stages, micro_batches):
         for device, task in tick.items():
@@ -107,10 +109,9 @@ def list_transfers(task: Task, stages: int) -> Iterator[tuple[Task, Task]]:
 
 def simulate_ticks(schedule: str, devices: int, stages: int, micro_batches: int) -> Iterator[dict[int, Task]]:
     """The tasks that devices run at the same time, until all are done."""
-    pickers = [
-        SCHEDULES[schedule](device, devices, assign_stages(schedule, device, devices, stages), micro_batches)
-        for device in range(devices)
-    ]
+    owners = assign_devices(schedule, devices, stages)
+    local_stages = [[stage for stage in range(stages) if owners[stage] == device] for device in range(devices)]
+    pickers = [SCHEDULES[schedule](*rank, devices, micro_batches) for rank in enumerate(local_stages)]
     done: set[Task] = set()
     remaining = stages * micro_batches * (3 if schedule == "zbv" else 2)
     while remaining:
@@ -150,13 +151,13 @@ def pick_in_order(tasks: Sequence[Task]) -> TaskPicker:
     return pick
 
 
-def schedule_gpipe(_device: int, _devices: int, local_stages: Sequence[int], micro_batches: int) -> TaskPicker:
+def schedule_gpipe(_device: int, local_stages: Sequence[int], _devices: int, micro_batches: int) -> TaskPicker:
     """GPipe (Huang et al. 2019): all micro-batches forward, then all backward."""
     numbers = range(micro_batches)
     return pick_in_order([Task(kind, local_stages[0], number) for kind in (FORWARD, BACKWARD) for number in numbers])
 
 
-def schedule_1f1b(device: int, devices: int, local_stages: Sequence[int], micro_batches: int) -> TaskPicker:
+def schedule_1f1b(device: int, local_stages: Sequence[int], devices: int, micro_batches: int) -> TaskPicker:
     """1F1B, interleaved if devices have several stages (Narayanan et al. 2021, section 2.2).
 
     A device with several stages runs a group of micro-batches through one of them before the next. Groups have as many
@@ -175,22 +176,22 @@ def schedule_1f1b(device: int, devices: int, local_stages: Sequence[int], micro_
     return pick_in_order([*forward[:warmup], *paired, *backward[max(len(forward) - warmup, 0) :]])
 
 
-def schedule_zero_bubble(_device: int, devices: int, local_stages: Sequence[int], micro_batches: int) -> TaskPicker:
+def schedule_zero_bubble(_device: int, local_stages: Sequence[int], devices: int, micro_batches: int) -> TaskPicker:
     """ZB-V: stages in a V shape, and weight gradients delayed into the bubbles (Qi et al. 2024).
 
     Input gradients have priority over forwards, and later stages over earlier ones. A new micro-batch waits while the
     device holds as many as 1F1B would at most. Weight gradients are computed when nothing else is ready.
     """
     held = 0
-    next_of = {(kind, stage): 0 for kind in (INPUT, FORWARD, WEIGHT) for stage in local_stages}
+    next_micro = dict.fromkeys(product((INPUT, FORWARD, WEIGHT), reversed(local_stages)), 0)
 
     def pick(done: Collection[Task], stages: int) -> Task | None:
         nonlocal held
-        for kind, stage in ((kind, stage) for kind in (INPUT, FORWARD, WEIGHT) for stage in reversed(local_stages)):
-            task = Task(kind, stage, next_of[kind, stage])
+        for (kind, stage), micro in next_micro.items():
+            task = Task(kind, stage, micro)
             is_full = kind == FORWARD and stage == local_stages[0] and held >= 2 * devices
-            if task.micro < micro_batches and not is_full and is_ready(task, done, stages):
-                next_of[kind, stage] += 1
+            if micro < micro_batches and not is_full and is_ready(task, done, stages):
+                next_micro[kind, stage] += 1
                 held += {FORWARD: 1, WEIGHT: -1}.get(kind, 0)
                 return task
         return None
@@ -198,7 +199,7 @@ def schedule_zero_bubble(_device: int, devices: int, local_stages: Sequence[int]
     return pick
 
 
-SCHEDULES: dict[str, Callable[[int, int, Sequence[int], int], TaskPicker]] = {
+SCHEDULES: dict[str, Callable[[int, Sequence[int], int, int], TaskPicker]] = {
     "gpipe": schedule_gpipe,
     "1f1b": schedule_1f1b,
     "interleaved": schedule_1f1b,

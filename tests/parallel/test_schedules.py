@@ -17,7 +17,7 @@ from litgpt.parallel.schedules import (
     SEND_GRAD,
     WEIGHT,
     Task,
-    assign_stages,
+    assign_devices,
     balance_layers,
     build_pipeline_schedule,
     is_ready,
@@ -47,8 +47,8 @@ def test_stages_are_runs_of_layers_in_order() -> None:
     assert split_layers(ParallelArgs(pipeline=2, pipeline_layers=[1, 3]), 4) == [range(1), range(1, 4)]
     assert stage_sizes(8, pipeline=2, pipeline_schedule="zbv") == [1, 3, 3, 1]
     assert stage_sizes(9, pipeline=3, pipeline_schedule="interleaved", pipeline_layers=[1] * 9) == [1] * 9
-    assert assign_stages("zbv", 1, 4, 8) == (1, 6)
-    assert assign_stages("interleaved", 1, 4, 12) == (1, 5, 9)
+    assert assign_devices("zbv", 4, 8) == [0, 1, 2, 3, 3, 2, 1, 0]
+    assert assign_devices("interleaved", 4, 12) == [0, 1, 2, 3] * 3
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_every_task_is_done_once_and_when_it_can_be(schedule: str, stages_each: 
         for tick in simulate_ticks(schedule, devices, stages, micro_batches):
             before = set(done)
             for device, task in tick.items():
-                assert task.stage in assign_stages(schedule, device, devices, stages)
+                assert assign_devices(schedule, devices, stages)[task.stage] == device
                 assert is_ready(task, before, stages), task
             done += tick.values()
         assert Counter(done) == wanted
