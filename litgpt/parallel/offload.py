@@ -1,39 +1,13 @@
 """Activation offloading: what layers save for backward, in host memory."""
 
-from functools import wraps
-from typing import Any, NamedTuple, Protocol
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from litgpt.model.gpt import Block
 from litgpt.model.surgery import Function, wrap_forward
-
-
-class SavedTensorHooks(Protocol):
-    """Hooks for the tensors that a function saves for backward, as in `torch.autograd.graph.saved_tensors_hooks`."""
-
-    def begin(self) -> None:
-        """Called before each forward pass."""
-
-    def pack(self, tensor: Tensor) -> Any:
-        """What to save in place of a tensor."""
-
-    def unpack(self, packed: Any) -> Tensor:
-        """The tensor, from what `pack` returned for it."""
-
-
-def use_saved_tensor_hooks(hooks: SavedTensorHooks, function: Function) -> Function:
-    """A function whose saved tensors go through hooks."""
-
-    @wraps(function)
-    def hooked(*args: Any, **kwargs: Any) -> Any:
-        hooks.begin()
-        with saved_tensors_hooks(hooks.pack, hooks.unpack):
-            return function(*args, **kwargs)
-
-    return hooked
 
 
 class OffloadedTensor(NamedTuple):
@@ -50,24 +24,19 @@ class HostOffload:
     def __init__(self, block: Block) -> None:
         self.block = block
         self.parameters: set[int] = set()
-        if block.experts is not None:  # a module of its own to FSDP2, all-gathered later than the rest of the block
-            wrap_forward(block.experts, self._add_experts)
+        if block.experts is not None:  # FSDP2 all-gathers them later than the rest of the block
+            wrap_forward(block.experts, partial(self._add_experts, block.experts))
 
     def begin(self) -> None:
         """Record the memory of the block's parameters, which stay on the device."""
-        self.parameters = set()
-        self._add_parameters(self.block)
+        self.parameters = {storage_pointer(parameter) for parameter in self.block.parameters()}
 
-    def _add_experts(self, forward: Function) -> Function:
+    def _add_experts(self, experts: nn.Module, forward: Function) -> Function:
         def wrapped(*args: Any) -> Tensor:
-            assert self.block.experts is not None
-            self._add_parameters(self.block.experts)
+            self.parameters.update(map(storage_pointer, experts.parameters()))
             return forward(*args)
 
         return wrapped
-
-    def _add_parameters(self, module: nn.Module) -> None:
-        self.parameters.update(storage_pointer(parameter) for parameter in module.parameters())
 
     def pack(self, tensor: Tensor) -> Any:
         """Copy a tensor to the host, unless it is a parameter or a scalar."""
@@ -92,14 +61,10 @@ class HostOffload:
         return packed.values.to(packed.device, non_blocking=True)
 
 
-STREAMS: dict[torch.device, torch.cuda.Stream] = {}
-
-
+@cache
 def get_copy_stream(device: torch.device) -> torch.cuda.Stream:
     """The CUDA stream of a device for copies to the host."""
-    if device not in STREAMS:
-        STREAMS[device] = torch.cuda.Stream(device)
-    return STREAMS[device]
+    return torch.cuda.Stream(device)
 
 
 def storage_pointer(tensor: Tensor) -> int:

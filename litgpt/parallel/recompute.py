@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from functools import partial, wraps
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
@@ -13,7 +15,7 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT, Block
 from litgpt.model.surgery import Function, wrap_forward
-from litgpt.parallel.offload import HostOffload, use_saved_tensor_hooks
+from litgpt.parallel.offload import HostOffload
 from litgpt.recipe.recompute import RecomputeArgs
 
 # The methods of each part, as attribute paths in a block.
@@ -36,32 +38,20 @@ def apply_recompute(model: GPT, settings: RecomputeArgs, *, compiled: bool) -> N
     Raises:
         UserError: if `recompute.modules` names a part that the model does not have.
     """
-    stages = group_local_blocks(model)
-    blocks = [block for stage in stages for block in stage]
     if settings.granularity == "full" and settings.method == "uniform" and settings.num_layers > 1:
         recompute_block_groups(model, settings.num_layers)
     elif settings.granularity == "full":
-        first = settings.num_layers if settings.method == "block" else len(blocks)
-        for block in (block for stage in stages for block in stage[:first]):
-            wrap_forward(block, recompute_function)
+        size = settings.num_layers if settings.method == "block" else None
+        for is_local, stage in groupby(model.blocks, lambda block: isinstance(block, Block)):
+            for block in islice(stage, size) if is_local else ():
+                wrap_forward(block, recompute_function)
     elif settings.granularity == "selective":
         check_recompute_parts(model.config, settings.parts)
-        for block in blocks:
+        for block in model.local_blocks:
             recompute_parts(block, settings, compiled=compiled)
     if settings.offload and settings.granularity != "selective":
-        for block in blocks:
+        for block in model.local_blocks:
             wrap_forward(block, partial(use_saved_tensor_hooks, HostOffload(block)))
-
-
-def group_local_blocks(model: GPT) -> list[list[Block]]:
-    """The blocks of this process, in groups of consecutive ones."""
-    stages: list[list[Block]] = [[]]
-    for block in model.blocks:
-        if isinstance(block, Block):
-            stages[-1].append(block)
-        else:  # missing here
-            stages.append([])
-    return stages
 
 
 def recompute_function(function: Function) -> Function:
@@ -127,6 +117,18 @@ def find_methods(block: nn.Module, paths: list[str]) -> Iterator[tuple[nn.Module
             module = getattr(module, parent, None)
         if module is not None and not isinstance(module, nn.Identity) and hasattr(module, name):
             yield module, name
+
+
+def use_saved_tensor_hooks(hooks: "HostOffload | DiscardedOutputs", function: Function) -> Function:
+    """A function whose saved tensors go through hooks, as in `torch.autograd.graph.saved_tensors_hooks`."""
+
+    @wraps(function)
+    def hooked(*args: Any, **kwargs: Any) -> Any:
+        hooks.begin()
+        with saved_tensors_hooks(hooks.pack, hooks.unpack):
+            return function(*args, **kwargs)
+
+    return hooked
 
 
 class _SaveOutputs(torch.autograd.Function):
