@@ -149,13 +149,16 @@ def accumulate_gradients(model: nn.Module, *, is_last: bool) -> Iterator[None]:
         is_last: whether the micro-batch is the last one of a step.
     """
     reduces_once = getattr(unwrap_model(model), "zero", None) == 1
-    for module in _fsdp_modules(model):
-        module.set_is_last_backward(is_last)
-        if reduces_once:
-            module.set_reshard_after_backward(is_last, recurse=False)
-            module.set_requires_gradient_sync(is_last, recurse=False)
+    _set_gradient_sync(model, is_last=is_last, sync=is_last or not reduces_once)
     with model.no_sync() if isinstance(model, DistributedDataParallel) and not is_last else nullcontext():
         yield
+
+
+def _set_gradient_sync(model: nn.Module, *, is_last: bool, sync: bool) -> None:
+    for module in _fsdp_modules(model):
+        module.set_is_last_backward(is_last)
+        module.set_reshard_after_backward(sync, recurse=False)
+        module.set_requires_gradient_sync(sync, recurse=False)
 
 
 def reshard_parameters(model: nn.Module) -> None:
@@ -171,15 +174,9 @@ def accumulate_pipeline_gradients(model: nn.Module, *, sync_each: bool) -> Itera
     Args:
         sync_each: all-gather parameters and reduce gradients in every micro-batch; else both stay whole until the end.
     """
-    for module in _fsdp_modules(model):
-        module.set_is_last_backward(False)
-        module.set_reshard_after_backward(sync_each, recurse=False)
-        module.set_requires_gradient_sync(sync_each, recurse=False)
+    _set_gradient_sync(model, is_last=False, sync=sync_each)
     yield
-    for module in _fsdp_modules(model):
-        module.set_is_last_backward(True)
-        module.set_reshard_after_backward(True, recurse=False)
-        module.set_requires_gradient_sync(True, recurse=False)
+    _set_gradient_sync(model, is_last=True, sync=True)
     state = fully_shard.state(model)  # type: ignore[attr-defined]
     for group in (group for module in state._state_ctx.all_states for group in module._fsdp_param_groups):
         group.post_backward()

@@ -3,52 +3,34 @@
 Axes: B batch, H heads, K key-value heads, T tokens of a row, P tokens of this rank, S numbers of a head.
 """
 
-from collections.abc import Callable
-from functools import partial
 from math import gcd
 
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from litgpt.errors import UserError
 from litgpt.model.attention_inputs import AttentionInputs
-from litgpt.parallel.collectives import all_gather, all_to_all
+from litgpt.parallel.collectives import all_gather, all_to_all, slice_local
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.ring_attention import ALTERNATIVE, ring_attention
-from litgpt.parallel.token_sharding import ContextAttention, HeadTailSharding, LocalTokens, VocabularyShard
+from litgpt.parallel.token_sharding import Attend, ContextAttention, HeadTailSharding, LocalTokens, VocabularyShard
 from litgpt.recipe.parallel import ParallelArgs
 
-Attend = Callable[..., Tensor]
 
-
-class AllGatherAttention:
+class AllGatherAttention(ContextAttention):
     """Each rank gathers all keys and values during attention, for the queries of its own tokens."""
 
-    def __init__(self, group: ProcessGroup, sharding: HeadTailSharding) -> None:
-        self.group, self.sharding, self.query_ranges = group, sharding, sharding.local_ranges
-
-    def check(self, _inputs: AttentionInputs) -> None:
-        """All masks are supported."""
+    def query_ranges(self, tokens: int) -> list[range]:
+        """The positions of this rank's tokens."""
+        return self.sharding.local_ranges(tokens)
 
     def __call__(self, attend: Attend, q_BHPS: Tensor, k_BKPS: Tensor, v_BKPS: Tensor, sinks: Tensor | None) -> Tensor:
         """Attention output of this rank's tokens, (B, H, P, S)."""
-        k_BKTS, v_BKTS = (
-            self.sharding.restore_order(all_gather(local, self.group, 2), 2) for local in (k_BKPS, v_BKPS)
-        )
-        return attend(q_BHPS, k_BKTS, v_BKTS, sinks=sinks)
+        gathered = (all_gather(local, self.group, 2) for local in (k_BKPS, v_BKPS))
+        return attend(q_BHPS, *(self.sharding.restore_order(shards, 2) for shards in gathered), sinks=sinks)
 
 
-class UlyssesAttention:
+class UlyssesAttention(ContextAttention):
     """Each rank has all tokens of some heads during attention (Jacobs et al. 2023, DeepSpeed Ulysses)."""
-
-    def __init__(self, group: ProcessGroup, sharding: HeadTailSharding) -> None:
-        self.group, self.ranks, self.rank = group, sharding.ranks, sharding.rank
-
-    def query_ranges(self, _tokens: int) -> None:
-        """All queries attend on this rank, for some of the heads."""
-
-    def check(self, _inputs: AttentionInputs) -> None:
-        """All masks are supported."""
 
     def __call__(self, attend: Attend, q_BHPS: Tensor, k_BKPS: Tensor, v_BKPS: Tensor, sinks: Tensor | None) -> Tensor:
         """Attention output of this rank's tokens, (B, H, P, S).
@@ -56,36 +38,31 @@ class UlyssesAttention:
         Raises:
             UserError: if the number of heads is not divisible by the number of ranks.
         """
-        if (heads := q_BHPS.shape[1]) % self.ranks:
+        ranks = self.sharding.ranks
+        if (heads := q_BHPS.shape[1]) % ranks:
             raise UserError(
-                f"parallel.context: {self.ranks} does not divide the {heads} heads of a device, as context_method: "
+                f"parallel.context: {ranks} does not divide the {heads} heads of a device, as context_method: "
                 "ulysses requires; set context_method: all-gather"
             )
-        copies = self.ranks // gcd(k_BKPS.shape[1], self.ranks)
+        copies = ranks // gcd(k_BKPS.shape[1], ranks)
         k_BKPS, v_BKPS = (local.repeat_interleave(copies, dim=1) for local in (k_BKPS, v_BKPS))
         q, k, v = (self._all_to_all(local, 1, 2) for local in (q_BHPS, k_BKPS, v_BKPS))
         if sinks is not None:
-            sinks = sinks.chunk(self.ranks)[self.rank]
+            sinks = slice_local(sinks, self.group, 0)
         return self._all_to_all(attend(q, k, v, sinks=sinks), 2, 1)
 
     def _all_to_all(self, x: Tensor, split_dim: int, concat_dim: int) -> Tensor:
         """Turn a tensor that is sharded along `concat_dim` into one that is sharded along `split_dim`."""
-        ones = [1] * self.ranks
-        parts = x.unflatten(split_dim, (self.ranks, -1)).movedim(split_dim, 0)
-        return all_to_all(parts, self.group, ones, ones).movedim(0, concat_dim).flatten(concat_dim, concat_dim + 1)
+        ones = [1] * self.sharding.ranks
+        chunks = x.unflatten(split_dim, (len(ones), -1)).movedim(split_dim, 0)
+        return all_to_all(chunks, self.group, ones, ones).movedim(0, concat_dim).flatten(concat_dim, concat_dim + 1)
 
 
-class RingAttention:
+class RingAttention(ContextAttention):
     """Each rank has the keys and values of one rank after the other, for the queries of its own tokens.
 
     No rank ever holds those of a whole row. Only causal attention over whole rows with a plain softmax is supported.
     """
-
-    def __init__(self, group: ProcessGroup, _sharding: HeadTailSharding) -> None:
-        self.group = group
-
-    def query_ranges(self, _tokens: int) -> None:
-        """None, so that `check` is given the masks of whole rows."""
 
     def check(self, inputs: AttentionInputs) -> None:
         """Refuse all but causal attention over whole rows.
@@ -101,18 +78,12 @@ class RingAttention:
                 f"tokens than a window; {ALTERNATIVE}"
             )
 
-    def __call__(
-        self, attend: partial[Tensor], q_BHPS: Tensor, k_BKPS: Tensor, v_BKPS: Tensor, _sinks: Tensor | None
-    ) -> Tensor:
+    def __call__(self, attend: Attend, q_BHPS: Tensor, k_BKPS: Tensor, v_BKPS: Tensor, _sinks: Tensor | None) -> Tensor:
         """Attention output of this rank's tokens, (B, H, P, S)."""
         return ring_attention(q_BHPS, k_BKPS, v_BKPS, self.group, attend.keywords["scale"])
 
 
-ATTENTIONS: dict[str, Callable[[ProcessGroup, HeadTailSharding], ContextAttention]] = {
-    "all-gather": AllGatherAttention,
-    "ulysses": UlyssesAttention,
-    "ring": RingAttention,
-}
+ATTENTIONS = {"all-gather": AllGatherAttention, "ulysses": UlyssesAttention, "ring": RingAttention}
 
 
 def build_local_tokens(mesh: Mesh, settings: ParallelArgs, vocabulary: VocabularyShard | None) -> LocalTokens:

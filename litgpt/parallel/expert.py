@@ -10,7 +10,7 @@ this rank's experts, sorted by expert.
 from collections.abc import Callable
 from functools import partial
 from math import gcd
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,13 +26,7 @@ from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.moe import Permutation, permute, unpermute
 from litgpt.model.surgery import Function, wrap_forward
-from litgpt.parallel.collectives import (
-    all_gather,
-    all_gather_no_grad,
-    all_to_all,
-    all_to_all_no_grad,
-    reduce_scatter,
-)
+from litgpt.parallel import collectives
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.tensor import LocalLayout, distribute_parameter, use_local_params
 from litgpt.recipe.parallel import ParallelArgs
@@ -52,22 +46,6 @@ REPLICATED_EXPERT_PARAMS = {
 """Parameters without inner width, which are replicated over `expert_tensor`."""
 
 
-class TokenDispatcher(Protocol):
-    """Sends one rank's rows to the ranks of their experts, and their outputs back.
-
-    Attributes:
-        ends_E: the end of the rows of each local expert, int32.
-    """
-
-    ends_E: Tensor
-
-    def dispatch(self, rows_RD: Tensor) -> Tensor:
-        """The rows of all ranks for the local experts, (S, D)."""
-
-    def combine(self, rows_SD: Tensor) -> Tensor:
-        """The outputs for this rank's rows, summed over ranks, (R, D)."""
-
-
 class AllToAllDispatcher:
     """Sends each row only to the ranks that have its expert.
 
@@ -75,13 +53,16 @@ class AllToAllDispatcher:
         ends_E: the end of the rows of each of all experts.
         group: ranks in the order of their experts, those of the same experts next to each other.
         holders: the number of ranks with shards of the same expert.
+
+    Attributes:
+        ends_E: the end of the rows of each local expert, int32.
     """
 
     def __init__(self, ends_E: Tensor, group: ProcessGroup, holders: int) -> None:
         self.group, ranks = group, dist.get_world_size(group)
         counts_Ge = ends_E.diff(prepend=ends_E.new_zeros(1)).long().view(ranks // holders, -1)
         sent_Pe = counts_Ge.repeat_interleave(holders, dim=0)
-        received_Pe = all_to_all_no_grad(sent_Pe, group, [1] * ranks, [1] * ranks)
+        received_Pe = collectives.all_to_all_no_grad(sent_Pe, group, [1] * ranks, [1] * ranks)
         self.sent, self.received = torch.stack([sent_Pe.sum(1), received_Pe.sum(1)]).tolist()
         experts = received_Pe.shape[1]
         numbers_Pe = torch.arange(experts, device=ends_E.device).expand_as(received_Pe)
@@ -94,22 +75,25 @@ class AllToAllDispatcher:
         """The rows of all ranks for the local experts, (S, D)."""
         if self.copies is not None:
             rows_RD = permute(rows_RD, self.copies)
-        received = all_to_all(rows_RD, self.group, self.sent, self.received)
+        received = collectives.all_to_all(rows_RD, self.group, self.sent, self.received)
         return permute(received, self.sorted)
 
     def combine(self, rows_SD: Tensor) -> Tensor:
         """The outputs for this rank's rows, summed over ranks, (R, D)."""
         outputs = unpermute(rows_SD, self.sorted)
-        rows = all_to_all(outputs, self.group, self.received, self.sent)
+        rows = collectives.all_to_all(outputs, self.group, self.received, self.sent)
         return rows if self.copies is None else unpermute(rows, self.copies)
 
 
 class AllGatherDispatcher:
-    """Sends all rows to all ranks, which select those of their experts. Takes the arguments of `AllToAllDispatcher`."""
+    """Sends all rows to all ranks, which select those of their experts.
+
+    Arguments and attributes are those of `AllToAllDispatcher`.
+    """
 
     def __init__(self, ends_E: Tensor, group: ProcessGroup, holders: int) -> None:
         self.group, ranks = group, dist.get_world_size(group)
-        ends_PE = all_gather_no_grad(ends_E[None], group, 0)
+        ends_PE = collectives.all_gather_no_grad(ends_E[None], group, 0)
         self.rows, self.longest = torch.stack([ends_E[-1], ends_PE[:, -1].max()]).tolist()
         experts = len(ends_E) * holders // ranks
         index_PL = torch.arange(self.longest, device=ends_E.device, dtype=ends_E.dtype).repeat(ranks, 1)
@@ -123,18 +107,17 @@ class AllGatherDispatcher:
     def dispatch(self, rows_RD: Tensor) -> Tensor:
         """The rows of all ranks for the local experts, (S, D)."""
         padded = F.pad(rows_RD, (0, 0, 0, self.longest - self.rows))
-        return all_gather(padded, self.group, 0).index_select(0, self.local_S)
+        return collectives.all_gather(padded, self.group, 0).index_select(0, self.local_S)
 
     def combine(self, rows_SD: Tensor) -> Tensor:
         """The outputs for this rank's rows, summed over ranks, (R, D)."""
         outputs = rows_SD.new_zeros(self.longest * dist.get_world_size(self.group), rows_SD.shape[1])
-        return reduce_scatter(outputs.index_copy(0, self.local_S, rows_SD), self.group, 0)[: self.rows]
+        return collectives.reduce_scatter(outputs.index_copy(0, self.local_S, rows_SD), self.group, 0)[: self.rows]
 
 
-DISPATCHERS: dict[str, Callable[..., TokenDispatcher]] = {
-    "all-to-all": AllToAllDispatcher,
-    "all-gather": AllGatherDispatcher,
-}
+TokenDispatcher = AllToAllDispatcher | AllGatherDispatcher
+"""Dispatches one rank's rows to the ranks of their experts, and combines their outputs."""
+DISPATCHERS: dict[str, type[TokenDispatcher]] = {"all-to-all": AllToAllDispatcher, "all-gather": AllGatherDispatcher}
 
 
 def build_copies(counts_G: Tensor, holders: int) -> Permutation:
@@ -157,8 +140,8 @@ def apply_expert_parallel(model: GPT, mesh: Mesh, settings: ParallelArgs) -> Non
     axes, group = build_dispatch_group(mesh)
     build_dispatcher = partial(DISPATCHERS[settings.expert_dispatch], group=group, holders=dims.expert_tensor)
     for experts in [block.experts for block in model.local_blocks if block.experts is not None]:
-        keys = [key for key, parameter in experts._parameters.items() if parameter is not None]
-        layouts = {key: plan_expert_parameter(key, axes) for key in keys}
+        parameters = experts._parameters.items()
+        layouts = {key: plan_expert_parameter(key, axes) for key, parameter in parameters if parameter is not None}
         for key, layout in layouts.items():
             distribute_parameter(experts, key, axes, layout)
         use_local_params(experts, {experts: layouts})

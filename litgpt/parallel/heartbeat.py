@@ -38,10 +38,8 @@ class Heartbeat:
     def stop(self) -> None:
         """Send no more heartbeats, and let the other ranks know that none are expected."""
         self.stopped.set()
-        try:
+        with suppress(RuntimeError):  # the first rank, which holds the store, has exited already
             self.store.add(f"left/{self.rank}", 1)
-        except RuntimeError:  # the first rank, which holds the store, has exited already
-            return
 
     def _run(self) -> None:
         next_rank = (self.rank + 1) % self.world_size

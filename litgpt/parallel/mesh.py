@@ -7,10 +7,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from litgpt.recipe.parallel import ParallelDims
 
-STORAGE = ("pipeline", "data_replicate", "shard", "tensor")
-BATCH = ("pipeline", "data", "context", "tensor")
-EXPERT = ("pipeline", "data_replicate", "expert_shard", "expert", "expert_tensor")
-
 
 class Mesh:
     """Three device meshes over the same ranks, the slowest-varying axis first.
@@ -32,17 +28,23 @@ class Mesh:
     def __init__(self, dims: ParallelDims, device: str) -> None:
         # torch warns for every tensor that is gathered along several axes
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+
+        def arrange(**axes: int) -> DeviceMesh:
+            return init_device_mesh(device, tuple(axes.values()), mesh_dim_names=tuple(axes))
+
         self.dims = dims
-        self.storage = init_device_mesh(
-            device, (dims.pipeline, dims.data_replicate, dims.shard, dims.tensor), mesh_dim_names=STORAGE
-        )
-        self.batch = init_device_mesh(
-            device, (dims.pipeline, dims.data_ranks, dims.context, dims.tensor), mesh_dim_names=BATCH
-        )
+        stages, replicas, tensor = dims.pipeline, dims.data_replicate, dims.tensor
+        self.storage = arrange(pipeline=stages, data_replicate=replicas, shard=dims.shard, tensor=tensor)
+        self.batch = arrange(pipeline=stages, data=dims.data_ranks, context=dims.context, tensor=tensor)
         self.experts = self.storage
         if self.has_expert_mesh:
-            shape = (dims.pipeline, dims.data_replicate, dims.expert_shard, dims.expert, dims.expert_tensor)
-            self.experts = init_device_mesh(device, shape, mesh_dim_names=EXPERT)
+            self.experts = arrange(
+                pipeline=stages,
+                data_replicate=replicas,
+                expert_shard=dims.expert_shard,
+                expert=dims.expert,
+                expert_tensor=dims.expert_tensor,
+            )
 
     @property
     def has_expert_mesh(self) -> bool:

@@ -3,10 +3,8 @@
 Axes: B batch, T tokens of a row, P tokens of this rank, D model width, V vocabulary.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -17,6 +15,9 @@ from torch.distributed import ProcessGroup
 from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs
 from litgpt.model.config import Config
 from litgpt.parallel.collectives import all_gather_replicated, all_reduce_no_grad
+
+Attend = partial[Tensor]
+"""Attention of a layer, as a function of queries, keys, values and sinks."""
 
 
 class VocabularyShard:
@@ -71,24 +72,27 @@ class HeadTailSharding:
         return torch.cat([chunks[numbers.index(number)] for number in range(2 * self.ranks)], dim)
 
     def local_ranges(self, tokens: int) -> list[range]:
-        """The places of this rank's chunks in a row of this many tokens."""
+        """The positions of this rank's chunks in a row of this many tokens."""
         size = tokens // (2 * self.ranks)
         return [range(number * size, (number + 1) * size) for number in self.chunks[self.rank]]
 
 
-class ContextAttention(Protocol):
-    """Attention over rows whose tokens are sharded over the context axis."""
+class ContextAttention:
+    """Attention over rows whose tokens are sharded over the context axis; its subclasses communicate differently."""
 
-    def query_ranges(self, tokens: int, /) -> Sequence[range] | None:
-        """The places, in a row of this many tokens, of the queries that attend on this rank; None for all."""
+    def __init__(self, group: ProcessGroup, sharding: HeadTailSharding) -> None:
+        self.group, self.sharding = group, sharding
 
-    def check(self, inputs: AttentionInputs, /) -> None:
-        """Raise a UserError for masks and segments that are not supported."""
+    def query_ranges(self, _tokens: int) -> list[range] | None:
+        """The positions, in a row of this many tokens, of the queries that attend on this rank; None for all."""
+        return None
 
-    def __call__(
-        self, attend: partial[Tensor], q_BHPS: Tensor, k_BKPS: Tensor, v_BKPS: Tensor, sinks: Tensor | None, /
-    ) -> Tensor:
+    def check(self, inputs: AttentionInputs) -> None:
+        """Raise a UserError for masks and segments that are not supported; by default all are."""
+
+    def __call__(self, attend: Attend, q_BHPS: Tensor, k_BKPS: Tensor, v_BKPS: Tensor, sinks: Tensor | None) -> Tensor:
         """Attention output of this rank's tokens, (B, H, P, S)."""
+        raise NotImplementedError
 
 
 class LocalTokens:
