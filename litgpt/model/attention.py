@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from litgpt.model.attention_inputs import AttentionInputs, Mask, Segment
 from litgpt.model.config import Config
-from litgpt.model.cpu_attention import attend_half, is_half_on_cpu
+from litgpt.model.cpu_attention import HalfAttention, is_half_on_cpu
 from litgpt.model.flex_attention import BlockMask, attend_blocks
 from litgpt.model.layers import build_norm, build_scale_norm
 from litgpt.model.rotary import apply_rotary
@@ -41,17 +41,15 @@ class Attention(nn.Module):
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        assert config.head_size is not None
-        assert config.n_query_groups is not None
+        assert config.head_size is not None and config.n_query_groups is not None
         self.head_size = config.head_size
         self.scale = (config.attention_scores_scalar or config.head_size) ** -0.5
         self.softcap = config.attention_logit_softcapping
         self.window = "local" if config.is_local(layer) else "global"
         self.rope = config.rope_of(layer)
         self.interleave = config.rope_interleave
-        self.has_temperature = config.query_temperature is not None and (
-            config.rope_layers is None or self.rope is None
-        )
+        is_scaled = config.rope_layers is None or self.rope is None
+        self.has_temperature = config.query_temperature is not None and is_scaled
         bias = config.bias or config.attn_bias
         out_bias = config.bias if config.attn_out_bias is None else config.attn_out_bias
         self.q = nn.Linear(config.n_embd, config.n_head * config.head_size, bias=bias)
@@ -174,7 +172,7 @@ def attend(
     is_grouped = q_BHTS.shape[1] != k_BKUS.shape[1]
     if softcap is None and sinks is None:
         if mask is None and causal and is_half_on_cpu(q_BHTS, k_BKUS, v_BKUS):
-            return attend_half(q_BHTS, k_BKUS, v_BKUS, scale)
+            return HalfAttention.apply(q_BHTS, k_BKUS, v_BKUS, scale)
         return F.scaled_dot_product_attention(
             q_BHTS, k_BKUS, v_BKUS, mask, is_causal=mask is None and causal, scale=scale, enable_gqa=is_grouped
         )

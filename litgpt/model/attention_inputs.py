@@ -85,13 +85,16 @@ def build_attention_inputs(
         positions: of whole rows, (T,) if all rows have the same, else (B, T).
         documents_BT: the document of each token; attention stays within a document.
         cached: number of tokens before these.
-        queries: the places in a row of the queries that attend, one segment each; None for all.
+        queries: the indices in a row of the queries that attend, one segment each; None for all.
     """
     ropes = {rope for rope in map(config.rope_of, range(config.n_layer)) if rope}
     kinds = sorted({"local" if config.is_local(layer) else "global" for layer in range(config.n_layer)})
     segments: tuple[Segment, ...] | None = None
     if queries is not None:
-        segments = tuple(build_segment(config, kinds, positions, documents_BT, places) for places in queries)
+        segments = tuple(
+            Segment(len(places), build_masks(config, kinds, positions, documents_BT, places), keys=places.stop)
+            for places in queries
+        )
     elif documents_BT is not None:
         segments = split_documents(config, kinds, positions, documents_BT)
     keys = torch.arange(cached + positions.shape[-1], device=positions.device) if cached else positions
@@ -100,19 +103,11 @@ def build_attention_inputs(
         positions=positions,
         documents_BT=documents_BT,
         angles={rope: build_angles(config, positions, rope=rope) for rope in sorted(ropes)},
-        masks={} if segments else {kind: build_mask(config, kind, keys, documents_BT, places) for kind in kinds},
+        masks={} if segments else build_masks(config, kinds, keys, documents_BT, places),
         causal=cached == 0,
         temperature=compute_temperature(config, positions),
         segments=segments,
     )
-
-
-def build_segment(
-    config: Config, kinds: Sequence[str], positions: Tensor, documents_BT: Tensor | None, queries: range
-) -> Segment:
-    """The segment of the queries at these places of a row, whose keys are all up to the last of them."""
-    masks = {kind: build_mask(config, kind, positions, documents_BT, queries) for kind in kinds}
-    return Segment(len(queries), masks, keys=queries.stop)
 
 
 def split_documents(
@@ -130,35 +125,37 @@ def split_documents(
         return None
     sizes = lengths.tolist()
     return tuple(
-        Segment(size, {kind: build_mask(config, kind, places, None, range(size)) for kind in kinds})
+        Segment(size, build_masks(config, kinds, places, None, range(size)))
         for size, places in zip(sizes, positions.split(sizes, dim=-1), strict=True)
     )
 
 
-def build_mask(
-    config: Config, kind: str, positions: Tensor, documents_BT: Tensor | None, queries: range
-) -> Mask | None:
-    """(B or 1, 1, T, U), True where the query may attend to the key; None where `is_causal` is enough.
+def build_masks(
+    config: Config, kinds: Sequence[str], positions: Tensor, documents_BT: Tensor | None, queries: range
+) -> dict[str, Mask | None]:
+    """Masks (B or 1, 1, T, U), True where the query may attend to the key; None where `is_causal` is enough.
 
-    For several queries on an accelerator this is a block mask.
+    For several queries on an accelerator these are block masks.
 
     Args:
-        kind: `global` or `local`.
+        kinds: `global`, `local` or both.
         positions: of all tokens, (U,) or (B, U); later ones are ignored.
-        queries: the places of the T queries; keys are those up to the last of them, U.
+        queries: the indices in the row of the T queries; keys are those up to the last of them, U.
     """
-    window = config.sliding_window_size if kind == "local" else None
-    is_bounded = window is not None and queries.stop > window
-    if documents_BT is None and not is_bounded and (queries.start == 0 or len(queries) == 1):
-        return None
     build = build_block_mask if positions.device.type == "cuda" and len(queries) > 1 else build_dense_mask
-    return build(config, positions, documents_BT, queries, window=window if is_bounded else None)
+    masks: dict[str, Mask | None] = {}
+    for kind in kinds:
+        window = config.sliding_window_size if kind == "local" else None
+        window = None if window is None or queries.stop <= window else window
+        is_causal = documents_BT is None and window is None and (queries.start == 0 or len(queries) == 1)
+        masks[kind] = None if is_causal else build(config, positions, documents_BT, queries, window=window)
+    return masks
 
 
 def build_dense_mask(
     config: Config, positions: Tensor, documents_BT: Tensor | None, queries: range, *, window: int | None
 ) -> Tensor:
-    """The mask of `build_mask` as a boolean tensor, for layers with this window, or None for no window."""
+    """The mask of `build_masks` as a boolean tensor, for layers with this window, or None for no window."""
     places = torch.arange(queries.stop, device=positions.device)
     distances = places[queries.start :, None] - places[None, :]
     allowed = (distances >= 0)[None, None]

@@ -24,13 +24,8 @@ def is_half_on_cpu(q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor) -> bool:
     )
 
 
-def attend_half(q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor, scale: float) -> Tensor:
-    """Causal attention, (B, H, T, S); query head h uses key-value head h K / H."""
-    return HalfAttention.apply(q_BHTS, k_BKUS, v_BKUS, scale)
-
-
 class HalfAttention(torch.autograd.Function):
-    """Flash attention in 16 bits forward, in float32 backward."""
+    """Causal flash attention, (B, H, T, S), in 16 bits forward, in float32 backward; head h uses keys h K / H."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -29,7 +29,7 @@ def select_kernel(function: Callable[..., Any], device: torch.device) -> Callabl
 def build_block_mask(
     config: Config, positions: Tensor, documents_BT: Tensor | None, queries: range, *, window: int | None
 ) -> BlockMask:
-    """The mask of `attention_inputs.build_mask` as blocks.
+    """The mask of `attention_inputs.build_masks` as blocks.
 
     Args:
         window: of the kind of layer, None for none.

@@ -14,12 +14,8 @@ def compute_training_flops(config: Config, *, tokens: int, sequence_length: int,
     Args:
         frozen: the weights have no gradients, as with an adapter: 4 for each; the adapter itself is not counted.
     """
-    attention = (
-        6
-        * config.n_head
-        * sum(compute_head_sizes(config))
-        * sum(count_keys(config, layer, sequence_length) for layer in range(config.n_layer))
-    )
+    keys = sum(count_keys(config, layer, sequence_length) for layer in range(config.n_layer))
+    attention = 6 * config.n_head * sum(compute_head_sizes(config)) * keys
     return float(tokens) * ((4 if frozen else 6) * count_multiplied_weights(config) + attention)
 
 
@@ -44,16 +40,13 @@ def count_keys(config: Config, layer: int, sequence_length: int) -> float:
 def count_multiplied_weights(config: Config) -> int:
     """Number of weights that a token is multiplied with: those of all linear layers and the head."""
     assert config.padded_vocab_size is not None
-    layers = sum(
-        count_attention_weights(config) + count_feed_forward_weights(config, layer) for layer in range(config.n_layer)
-    )
-    return layers + config.n_embd * config.padded_vocab_size
+    feed_forward = sum(count_feed_forward_weights(config, layer) for layer in range(config.n_layer))
+    return config.n_layer * count_attention_weights(config) + feed_forward + config.n_embd * config.padded_vocab_size
 
 
 def count_attention_weights(config: Config) -> int:
     """Number of weights of a layer's attention."""
-    assert config.head_size is not None
-    assert config.n_query_groups is not None
+    assert config.head_size is not None and config.n_query_groups is not None
     if config.latent_attention is None:
         return 2 * (config.n_head + config.n_query_groups) * config.head_size * config.n_embd
     sizes = config.latent_attention

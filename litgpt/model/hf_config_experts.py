@@ -2,14 +2,8 @@
 
 from typing import Any
 
-from litgpt.model.hf_config_values import (
-    Translation,
-    Values,
-    check_count,
-    layer_range,
-    parse_layer_kinds,
-    unsupported_key,
-)
+from litgpt.model import hf_config_values as hf
+from litgpt.model.hf_config_values import Translation, Values, unsupported_key
 from litgpt.model.transformer_config import LATENT_SIZES, TransformerConfig
 
 CHUNKED, GLOBAL = "chunked_attention", "full_attention"
@@ -39,11 +33,11 @@ def write_either(config: TransformerConfig, **keys: list[str]) -> dict[str, Any]
 
 def read_sparse_step(values: Values, fields: Values) -> dict[str, Any]:
     """Experts in every `decoder_sparse_step`-th layer, except `mlp_only_layers`."""
-    step = check_count("decoder_sparse_step", values.get("decoder_sparse_step"))
+    step = hf.check_count("decoder_sparse_step", values.get("decoder_sparse_step"))
     dense = values.get("mlp_only_layers") or []
     if not isinstance(dense, list):
         raise unsupported_key("mlp_only_layers", dense, "a list of layers such as [0]")
-    return to_moe_layers([int((layer + 1) % step == 0 and layer not in dense) for layer in layer_range(fields)])
+    return to_moe_layers([int((layer + 1) % step == 0 and layer not in dense) for layer in hf.layer_range(fields)])
 
 
 def write_sparse_step(config: TransformerConfig) -> dict[str, Any]:
@@ -56,11 +50,11 @@ def read_expert_layers(values: Values, fields: Values) -> dict[str, Any]:
     """Experts in the layers of `moe_layers`, else in every `interleave_moe_layer_step`-th layer."""
     listed = values.get("moe_layers")
     if listed is None:
-        step = check_count("interleave_moe_layer_step", values.get("interleave_moe_layer_step"))
-        return to_moe_layers([int((layer + 1) % step == 0) for layer in layer_range(fields)])
+        step = hf.check_count("interleave_moe_layer_step", values.get("interleave_moe_layer_step"))
+        return to_moe_layers([int((layer + 1) % step == 0) for layer in hf.layer_range(fields)])
     if not isinstance(listed, list):
         raise unsupported_key("moe_layers", listed, "a list of layers such as [1, 3]")
-    return to_moe_layers([int(layer in listed) for layer in layer_range(fields)])
+    return to_moe_layers([int(layer in listed) for layer in hf.layer_range(fields)])
 
 
 def write_expert_layers(config: TransformerConfig) -> dict[str, Any]:
@@ -73,8 +67,8 @@ def read_expert_span(values: Values, fields: Values) -> dict[str, Any]:
     step, first, last = (values.get(f"moe_layer_{key}") for key in ("interval", "start_index", "end_index"))
     if not isinstance(first, int) or not isinstance(last, int):
         raise unsupported_key("moe_layer_start_index", first, "a whole number, and one for moe_layer_end_index")
-    every, last = check_count("moe_layer_interval", step), last if last >= 0 else len(layer_range(fields)) - 1
-    return to_moe_layers([int((layer + 1) % every == 0 and first <= layer <= last) for layer in layer_range(fields)])
+    every, last = hf.check_count("moe_layer_interval", step), last if last >= 0 else len(hf.layer_range(fields)) - 1
+    return to_moe_layers([int((layer + 1) % every == 0 and first <= layer <= last) for layer in hf.layer_range(fields)])
 
 
 def write_expert_span(config: TransformerConfig) -> dict[str, Any]:
@@ -124,9 +118,9 @@ def write_latent(config: TransformerConfig, **_: Any) -> dict[str, Any]:
 def read_chunks(values: Values, fields: Values) -> dict[str, Any]:
     """Layers with chunked attention; without `layer_types`, those with rotary embeddings."""
     size, types = values.get("attention_chunk_size"), values.get("layer_types")
-    chunked = fields.get("rope_layers") or [1] * len(layer_range(fields))
+    chunked = fields.get("rope_layers") or [1] * len(hf.layer_range(fields))
     if types is not None:
-        chunked = parse_layer_kinds("layer_types", types, fields, {CHUNKED: 1, GLOBAL: 0})
+        chunked = hf.parse_layer_kinds("layer_types", types, fields, {CHUNKED: 1, GLOBAL: 0})
     if size is None or not any(chunked):
         return {}
     indices = {} if all(chunked) else {"sliding_window_indices": chunked}

@@ -2,18 +2,8 @@
 
 from typing import Any
 
-from litgpt.model.hf_config_values import (
-    GLOBAL,
-    LOCAL,
-    Translation,
-    Values,
-    check_count,
-    check_number,
-    layer_range,
-    parse_layer_kinds,
-    read_window_layers,
-    unsupported_key,
-)
+from litgpt.model import hf_config_values as hf
+from litgpt.model.hf_config_values import Translation, Values, unsupported_key
 from litgpt.model.transformer_config import TransformerConfig
 
 
@@ -38,15 +28,15 @@ def read_layer_types(
     if window is None:
         return {}
     if values.get("layer_types") is not None:
-        windowed = parse_layer_kinds("layer_types", values["layer_types"], fields, {LOCAL: 1, GLOBAL: 0})
+        windowed = hf.parse_layer_kinds("layer_types", values["layer_types"], fields, {hf.LOCAL: 1, hf.GLOBAL: 0})
     elif period is not None:
-        every = check_count(period, values.get(period))
-        windowed = [int((layer + (not leading)) % every != 0) for layer in layer_range(fields)]
+        every = hf.check_count(period, values.get(period))
+        windowed = [int((layer + (not leading)) % every != 0) for layer in hf.layer_range(fields)]
     elif first is not None:
         start = values.get(first)
-        windowed = [int(isinstance(start, int) and layer >= start) for layer in layer_range(fields)]
+        windowed = [int(isinstance(start, int) and layer >= start) for layer in hf.layer_range(fields)]
     else:
-        windowed = [1] * len(layer_range(fields))
+        windowed = [1] * len(hf.layer_range(fields))
     if not any(windowed):
         return {}
     return {"sliding_window_size": window, **({} if all(windowed) else {"sliding_window_indices": windowed})}
@@ -63,7 +53,7 @@ def write_layer_types(
     """`layer_types`, and the keys of the rule as far as it can express the same."""
     local = [config.is_local(layer) for layer in range(config.n_layer)]
     written: dict[str, Any] = {"sliding_window": config.sliding_window_size}
-    written["layer_types"] = [LOCAL if mark else GLOBAL for mark in local]
+    written["layer_types"] = [hf.LOCAL if mark else hf.GLOBAL for mark in local]
     if switch is not None:
         written[switch] = any(local)
     if first is not None:
@@ -75,7 +65,7 @@ def write_layer_types(
 
 def read_windowed_rope(values: Values, fields: Values, *, without_window: bool) -> dict[str, Any]:
     """Rotary embeddings only in layers with a window; with `without_window`, in all layers if there is no window."""
-    windowed = read_window_layers(fields)
+    windowed = hf.read_window_layers(fields)
     if all(windowed) or (without_window and values.get("sliding_window") is None):
         return {}
     return {"rope_layers": windowed}
@@ -90,10 +80,10 @@ def read_rope_layers(values: Values, fields: Values, *, every: str) -> dict[str,
     """Layers with rotary embeddings: `no_rope_layers` (0 = without), or all but one in `every`."""
     given = values.get("no_rope_layers")
     if given:
-        rotated = parse_layer_kinds("no_rope_layers", given, fields, {0: 0, 1: 1})
+        rotated = hf.parse_layer_kinds("no_rope_layers", given, fields, {0: 0, 1: 1})
     else:
-        step = check_count(every, values.get(every))
-        rotated = [int((layer + 1) % step != 0) for layer in layer_range(fields)]
+        step = hf.check_count(every, values.get(every))
+        rotated = [int((layer + 1) % step != 0) for layer in hf.layer_range(fields)]
     return {} if all(rotated) else {"rope_layers": rotated}
 
 
@@ -120,7 +110,7 @@ def write_biases(config: TransformerConfig, **keys: str) -> dict[str, Any]:
 
 def read_inverse(values: Values, _fields: Values, **keys: str) -> dict[str, Any]:
     """Factors that the published model divides by and this one multiplies with."""
-    return {name: 1 / check_number(key, values.get(key)) for name, key in keys.items()}
+    return {name: 1 / hf.check_number(key, values.get(key)) for name, key in keys.items()}
 
 
 def write_inverse(config: TransformerConfig, **keys: str) -> dict[str, Any]:
@@ -130,7 +120,7 @@ def write_inverse(config: TransformerConfig, **keys: str) -> dict[str, Any]:
 
 def read_attention_scalar(values: Values, _fields: Values, *, key: str, multiplier: bool = False) -> dict[str, Any]:
     """The number whose inverse square root scales attention; with `multiplier`, the key holds the scale itself."""
-    number = check_number(key, values.get(key))
+    number = hf.check_number(key, values.get(key))
     return {"attention_scores_scalar": float(f"{number**-2:.12g}") if multiplier else number}
 
 

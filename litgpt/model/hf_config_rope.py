@@ -4,17 +4,8 @@ import math
 from typing import Any
 
 from litgpt.errors import UserError
-from litgpt.model.hf_config_values import (
-    GLOBAL,
-    LOCAL,
-    Translation,
-    Values,
-    check_count,
-    check_number,
-    compute_head_size,
-    read_window_layers,
-    unsupported_key,
-)
+from litgpt.model import hf_config_values as hf
+from litgpt.model.hf_config_values import Translation, Values, unsupported_key
 from litgpt.model.transformer_config import ROPE_KINDS, TransformerConfig
 
 # Settings of rope scaling with other names in a config.json.
@@ -54,8 +45,8 @@ def read_rope(
     beside = {ROPE_SETTINGS["original_max_seq_len"]: values[original]} if original and values.get(original) else {}
     base = rope.get("rope_theta", values.get(theta))
     if stretch and rope.get(stretch):
-        size = check_number("head_dim", fields.get("head_size"))
-        base = check_number(theta, base) * check_number(stretch, rope[stretch]) ** (size / (size - 2))
+        size = hf.check_number("head_dim", fields.get("head_size"))
+        base = hf.check_number(theta, base) * hf.check_number(stretch, rope[stretch]) ** (size / (size - 2))
         rope = {}
     settings = read_scaling({**rope, **beside}, fields)
     read = {"rope_base": base, "rope_adjustments": settings}
@@ -110,8 +101,8 @@ def read_scaling(rope: Values, fields: Values) -> dict[str, Any] | None:
         length = fields.get("block_size")
     merged[ROPE_SETTINGS["original_max_seq_len"]] = length
     if kind == "longrope" and merged.get("factor") is None:
-        new_length = check_number("max_position_embeddings", fields.get("block_size"))
-        merged["factor"] = new_length / check_number("original length", length)
+        new_length = hf.check_number("max_position_embeddings", fields.get("block_size"))
+        merged["factor"] = new_length / hf.check_number("original length", length)
     required, optional = ROPE_KINDS[kind]
     settings = {key: merged.get(ROPE_SETTINGS.get(key, key)) for key in sorted(required | optional)}
     return {key: value for key, value in settings.items() if value is not None or key in required}
@@ -141,9 +132,9 @@ def read_rope_by_layer(values: Values, fields: Values, *, theta: str, local: str
         theta, local: keys of their bases in files from before transformers 5.
     """
     rope = rope_mapping(values)
-    full, window = rope.get(GLOBAL, rope), rope.get(LOCAL, {})
+    full, window = rope.get(hf.GLOBAL, rope), rope.get(hf.LOCAL, {})
     if not isinstance(full, dict) or not isinstance(window, dict):
-        raise UserError(f"config.json: rope_parameters: {rope!r} is not a mapping such as {{{GLOBAL}: {{...}}}}")
+        raise UserError(f"config.json: rope_parameters: {rope!r} is not a mapping such as {{{hf.GLOBAL}: {{...}}}}")
     base = full.get("rope_theta", values.get(theta))
     local_base = window.get("rope_theta", values.get(local))
     adjustments = read_scaling(full, fields)
@@ -151,9 +142,9 @@ def read_rope_by_layer(values: Values, fields: Values, *, theta: str, local: str
     if adjustments is not None:
         read["rope_adjustments"] = adjustments
     if read_scaling(window, fields) is not None:
-        raise unsupported_key(f"rope_parameters.{LOCAL}", window, "rope_type: default")
+        raise unsupported_key(f"rope_parameters.{hf.LOCAL}", window, "rope_type: default")
     if local_base != base or adjustments is not None:
-        read |= {"rope_local_base_freq": local_base, "rope_indices": read_window_layers(fields)}
+        read |= {"rope_local_base_freq": local_base, "rope_indices": hf.read_window_layers(fields)}
     return read
 
 
@@ -167,16 +158,16 @@ def write_rope_by_layer(config: TransformerConfig, *, theta: str, local: str) ->
         theta: base,
         "rope_scaling": scaling if len(scaling) > 1 else None,
         "rope_parameters": {
-            GLOBAL: {**scaling, "rope_theta": base},
-            LOCAL: {"rope_type": "default", "rope_theta": local_base},
+            hf.GLOBAL: {**scaling, "rope_theta": base},
+            hf.LOCAL: {"rope_type": "default", "rope_theta": local_base},
         },
     }
 
 
 def read_rotary_dim(values: Values, fields: Values, *, key: str) -> dict[str, Any]:
     """The number of rotated features of a head, as a share of the head size."""
-    size = compute_head_size(fields)
-    rotated = check_count(key, values.get(key))
+    size = hf.compute_head_size(fields)
+    rotated = hf.check_count(key, values.get(key))
     share = rotated / size
     return {"rotary_percentage": share if int(share * size) == rotated else math.nextafter(share, 2)}
 

@@ -43,7 +43,6 @@ def draw_init_value(config: Config, name: str, shape: Sequence[int], seed: int) 
 def compute_std(config: Config, part: str) -> float:
     """Standard deviation of a weight: sqrt(2 / (5 width)) (Nguyen and Salazar 2019), and 1 / (sqrt(width) layers) for
     the layers whose outputs are added to the residual stream."""
-    is_residual = part == "out" or (part == "down" and config.mlp_class_name != "GptNeoxMLP")
-    if is_residual:
+    if part == "out" or (part == "down" and config.mlp_class_name != "GptNeoxMLP"):
         return 1 / (math.sqrt(config.n_embd) * config.n_layer)
     return math.sqrt(2 / (5 * config.n_embd))

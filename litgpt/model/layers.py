@@ -117,16 +117,11 @@ def build_gating(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
     if config.activation == "clamped_swiglu":
         return clamped_swiglu
     act = build_activation(config)
-    return swiglu if act is F.silu else lambda gate, up: act(gate) * up
-
-
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, which saves gate and up for the backward pass, but not silu(gate)."""
-    return SwiGLU.apply(gate, up)
+    return SwiGLU.apply if act is F.silu else lambda gate, up: act(gate) * up
 
 
 class SwiGLU(torch.autograd.Function):
-    """silu(gate) * up."""
+    """silu(gate) * up, which saves gate and up for the backward pass, but not silu(gate)."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:

@@ -130,14 +130,14 @@ class Router(nn.Module):
         """Weights and numbers of the selected experts, both (N, K)."""
         config = self.config
         logits_NE = self._compute_logits(x_ND)
-        softmax_first = config.router_softmax == "before_top_k"
+        softmax_last = config.router_score == "softmax" and config.router_softmax == "after_top_k"
         if config.router_score == "sigmoid":
             scores_NE = logits_NE.sigmoid()
         else:
-            scores_NE = logits_NE.softmax(-1) if softmax_first else logits_NE
+            scores_NE = logits_NE if softmax_last else logits_NE.softmax(-1)
         experts_NK = self._select_experts(scores_NE.detach())
         weights_NK = scores_NE.gather(1, experts_NK)
-        if config.router_score == "softmax" and not softmax_first:
+        if softmax_last:
             weights_NK = weights_NK.softmax(-1)
         elif config.norm_topk_prob:
             weights_NK = weights_NK / (weights_NK.sum(-1, keepdim=True) + 1e-20)
@@ -161,9 +161,7 @@ class Router(nn.Module):
         """True for experts of the groups with the highest sum of their best scores (DeepSeek-V2, section 2.2.2)."""
         config = self.config
         groups, topk, best = config.n_expert_groups, config.n_topk_groups, config.n_topk_scores_per_group
-        assert groups is not None
-        assert topk is not None
-        assert best is not None
+        assert groups is not None and topk is not None and best is not None
         scores_NGe = scores_NE.unflatten(1, (groups, -1))
         selected_Ng = scores_NGe.topk(best, dim=-1).values.sum(-1).topk(topk, dim=-1).indices
         mask_NG = torch.zeros(scores_NGe.shape[:2], dtype=torch.bool, device=scores_NE.device)
@@ -196,11 +194,9 @@ class Experts(nn.Module):
         if weights_R is None:
             return grouped_linear(inner_RI, self.down, self.down_bias, ends_E)
         y_RD = grouped_linear(inner_RI * weights_R.to(inner_RI.dtype), self.down, None, ends_E)
-        return (
-            y_RD
-            if self.down_bias is None
-            else y_RD + select_bias(self.down_bias, y_RD, ends_E) * weights_R.to(y_RD.dtype)
-        )
+        if self.down_bias is None:
+            return y_RD
+        return y_RD + select_bias(self.down_bias, y_RD, ends_E) * weights_R.to(y_RD.dtype)
 
     def _project(self, x_RD: Tensor, ends_E: Tensor) -> Sequence[Tensor]:
         """Gate and up projections, both (R, I).

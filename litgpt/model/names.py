@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from litgpt.errors import UserError
@@ -101,8 +102,7 @@ def is_stacked(name: str) -> bool:
 
 def group_sizes(config: TransformerConfig) -> tuple[int, list[int]]:
     """The number of key-value groups, and the rows of q, k and v in each."""
-    assert config.head_size is not None
-    assert config.n_query_groups is not None
+    assert config.head_size is not None and config.n_query_groups is not None
     queries = config.n_head // config.n_query_groups
     return config.n_query_groups, [queries * config.head_size, config.head_size, config.head_size]
 
@@ -217,12 +217,9 @@ class NameTable:
         return [hf_name, *(alias + hf_name[len(start) :] for start, alias in starts if hf_name.startswith(start))]
 
     def _matches(self, hf_name: str, patterns: Iterable[str], config: TransformerConfig) -> bool:
-        for pattern in patterns:
-            for alias in self._list_aliases(hf_name):
-                match = re.fullmatch(pattern.replace("<beyond>", r"(?P<beyond>\d+)"), alias)
-                if match and int(match.groupdict().get("beyond", config.n_layer)) >= config.n_layer:
-                    return True
-        return False
+        patterns = [pattern.replace("<beyond>", r"(?P<beyond>\d+)") for pattern in patterns]
+        matches = (re.fullmatch(*pair) for pair in product(patterns, self._list_aliases(hf_name)))
+        return any(m and int(m.groupdict().get("beyond", config.n_layer)) >= config.n_layer for m in matches)
 
 
 def build_name_table(

@@ -6,7 +6,6 @@ A family file is data: the keys of the architecture's `config.json` (see `hf_con
 """
 
 import difflib
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -41,7 +40,7 @@ class Family(ConfigKeys):
         order: precedence among the families that can express a config, lowest first.
         differs_in_litgpt: config fields that LitGPT does not have, or gives another value.
         module_names: ends of tensor names in files, and their names in transformers' modules.
-        turned_in_peft: whether PEFT takes stacked (in, out) matrices for (out, in).
+        transposed_in_peft: whether PEFT reads stacked (in, out) matrices as (out, in).
     """
 
     name: str
@@ -53,7 +52,7 @@ class Family(ConfigKeys):
     differs_in_litgpt: list[str] = field(default_factory=list)
     hub_names: Mapping[str, str] = field(default_factory=dict)
     module_names: Mapping[str, str] = field(default_factory=dict)
-    turned_in_peft: bool = False
+    transposed_in_peft: bool = False
 
     def can_express(self, config: TransformerConfig) -> bool:
         """Whether a config, written as this architecture's config.json and read back, computes the same."""
@@ -145,11 +144,8 @@ def load_family_files() -> dict[str, dict[str, Any]]:
 @cache
 def load_families() -> dict[str, Family]:
     """All supported architectures, by name."""
-    return {
-        name: build_family(merge_parent_family(name))
-        for name, data in load_family_files().items()
-        if "model_type" in data
-    }
+    names = [name for name, data in load_family_files().items() if "model_type" in data]
+    return {name: build_family(merge_parent_family(name)) for name in names}
 
 
 @cache
@@ -160,7 +156,7 @@ def load_litgpt_table() -> NameTable:
 
 def list_model_names() -> list[str]:
     """All names that `lookup_config` knows, family by family."""
-    return list(itertools.chain.from_iterable(family.shapes for family in load_families().values()))
+    return [name for family in load_families().values() for name in family.shapes]
 
 
 def lookup_config(name: str) -> TransformerConfig:
@@ -173,10 +169,8 @@ def lookup_config(name: str) -> TransformerConfig:
         for local_name, hub in family.hub_names.items():
             if name in (local_name, hub, hub.split("/")[-1]):
                 org, _, hub_name = hub.rpartition("/")
-                hf_config = {"org": org, "name": hub_name} if org else {}
-                return TransformerConfig(
-                    **{**family.shapes[local_name], **family.fixed, "name": local_name, "hf_config": hf_config}
-                )
+                labels = {"name": local_name, "hf_config": {"org": org, "name": hub_name} if org else {}}
+                return TransformerConfig(**{**family.shapes[local_name], **family.fixed, **labels})
     near = difflib.get_close_matches(name.split("/")[-1], list_model_names(), 3)
     hint = f"did you mean {', '.join(near)}?" if near else "`litgpt pretrain list` names them all"
     raise UserError(f"model {name!r} is not known; {hint}")

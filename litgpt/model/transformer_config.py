@@ -227,35 +227,27 @@ class TransformerConfig:
             raise field_error("n_query_groups", f"{self.n_query_groups} with latent_attention", f"use {self.n_head}")
 
     def _check_experts(self) -> None:
-        if self.mlp_class_name != "LLaMAMoE":
-            if self.n_expert:
-                raise field_error(
-                    "n_expert", f"{self.n_expert} with mlp_class_name {self.mlp_class_name}", "use LLaMAMoE"
-                )
+        experts, topk, kind = self.n_expert, self.n_expert_per_token, self.mlp_class_name
+        if kind != "LLaMAMoE":
+            if experts:
+                raise field_error("n_expert", f"{experts} with mlp_class_name {kind}", "use LLaMAMoE")
             return
-        if not 1 <= self.n_expert <= 2**16:
-            raise field_error("n_expert", f"{self.n_expert} with mlp_class_name LLaMAMoE", "use e.g. 8")
-        if not 1 <= self.n_expert_per_token <= self.n_expert:
-            raise field_error(
-                "n_expert_per_token", f"{self.n_expert_per_token} of {self.n_expert} experts", "use e.g. 2"
-            )
-        groups = self.n_expert_groups
+        if not 1 <= experts <= 2**16:
+            raise field_error("n_expert", f"{experts} with mlp_class_name {kind}", "use e.g. 8")
+        if not 1 <= topk <= experts:
+            raise field_error("n_expert_per_token", f"{topk} of {experts} experts", "use e.g. 2")
+        groups, topk_groups, best = self.n_expert_groups, self.n_topk_groups, self.n_topk_scores_per_group
         if groups is None:
             return
-        if groups < 1 or self.n_expert % groups:
-            raise field_error("n_expert_groups", f"{groups} does not divide n_expert {self.n_expert}", "use e.g. 1")
-        if self.n_topk_groups is None or not 1 <= self.n_topk_groups <= groups:
-            raise field_error("n_topk_groups", f"{self.n_topk_groups} of {groups} groups", f"use 1 to {groups}")
-        if self.n_expert_per_token > self.n_topk_groups * self.n_expert // groups:
-            selected = f"{self.n_expert_per_token} experts out of {self.n_topk_groups} of {groups} groups"
-            raise field_error(
-                "n_expert_per_token", f"{selected} of {self.n_expert}", "use fewer, or more n_topk_groups"
-            )
-        best = self.n_topk_scores_per_group
-        if best not in (1, 2) or best > self.n_expert // groups:
-            raise field_error(
-                "n_topk_scores_per_group", f"{best} of {self.n_expert // groups} in a group", "use 1 or 2"
-            )
+        if groups < 1 or experts % groups:
+            raise field_error("n_expert_groups", f"{groups} does not divide n_expert {experts}", "use e.g. 1")
+        if topk_groups is None or not 1 <= topk_groups <= groups:
+            raise field_error("n_topk_groups", f"{topk_groups} of {groups} groups", f"use 1 to {groups}")
+        if topk > topk_groups * experts // groups:
+            selected = f"{topk} experts out of {topk_groups} of {groups} groups of {experts}"
+            raise field_error("n_expert_per_token", selected, "use fewer, or more n_topk_groups")
+        if best not in (1, 2) or best > experts // groups:
+            raise field_error("n_topk_scores_per_group", f"{best} of {experts // groups} in a group", "use 1 or 2")
 
     def _resolve(self) -> None:
         """Derive the sizes that are None, and check sizes against each other."""
@@ -269,9 +261,8 @@ class TransformerConfig:
             raise field_error("n_query_groups", f"{self.n_query_groups} does not divide n_head {self.n_head}", "use 1")
         if self.position_embedding == "rotary" and self.rotary_size % 2:
             rotated = f"rotates {self.rotary_size} features of a head of {self.head_size}, an odd number"
-            raise field_error(
-                "rotary_percentage", f"{self.rotary_percentage} {rotated}", "set 0.5, 1 or another head_size"
-            )
+            problem = f"{self.rotary_percentage} {rotated}"
+            raise field_error("rotary_percentage", problem, "set 0.5, 1 or another head_size")
         for key in ("short_factor", "long_factor"):
             factors = (self.rope_adjustments or {}).get(key)
             if factors is not None and (not isinstance(factors, list) or len(factors) != self.rotary_size // 2):
@@ -280,9 +271,8 @@ class TransformerConfig:
                 raise field_error("rope_adjustments", message, "list one for each")
         if self.intermediate_size is None:
             if self.mlp_class_name != "GptNeoxMLP":
-                raise field_error(
-                    "intermediate_size", f"{self.mlp_class_name} requires it", f"use e.g. {4 * self.n_embd}"
-                )
+                problem = f"{self.mlp_class_name} requires it"
+                raise field_error("intermediate_size", problem, f"use e.g. {4 * self.n_embd}")
             self.intermediate_size = 4 * self.n_embd
         if self.padded_vocab_size is None:
             self.padded_vocab_size = math.ceil(self.vocab_size / self.padding_multiple) * self.padding_multiple
@@ -372,9 +362,8 @@ def check_type(key: str, value: Any, kind: Any) -> Any:
         value = int(value)
     accepted = (int, float) if kind is float else get_origin(kind) or kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise field_error(
-            key, f"{value!r} has the wrong type", f"use a value of type {getattr(kind, '__name__', kind)}"
-        )
+        cure = f"use a value of type {getattr(kind, '__name__', kind)}"
+        raise field_error(key, f"{value!r} has the wrong type", cure)
     if isinstance(value, dict) and get_args(kind)[-1] is not Any:
         return {inner_key: check_type(f"{key}.{inner_key}", inner, float) for inner_key, inner in value.items()}
     return value

@@ -11,7 +11,7 @@ from litgpt.model.attention_inputs import build_attention_inputs
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import draw_init_value, initialize
-from litgpt.model.layers import swiglu
+from litgpt.model.layers import SwiGLU
 
 LLAMA = {"norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "intermediate_size": 48, "bias": False}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -176,7 +176,7 @@ def test_swiglu_keeps_its_inputs_alone_and_has_the_gradient_of_the_formula() -> 
     gate, up, slope = torch.randn(3, 4, 5, dtype=torch.float64)
     inputs, kept = (gate.requires_grad_(), up.requires_grad_()), []
     with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
-        y = swiglu(gate, up)
+        y = SwiGLU(gate, up)
     plain = F.silu(gate) * up
     assert torch.equal(y, plain)
     assert {one.data_ptr() for one in kept} == {one.data_ptr() for one in inputs}

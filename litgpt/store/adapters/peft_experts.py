@@ -98,4 +98,4 @@ def unflatten_pair(mapping: TensorMapping, a: Tensor, b: Tensor, columns: int, c
 def is_transposed_in_peft(config: Config) -> bool:
     """Whether PEFT takes the matrices of this family's stacks for transposed ones."""
     family = find_family(config)
-    return family is not None and family.turned_in_peft
+    return family is not None and family.transposed_in_peft
