@@ -37,7 +37,7 @@ class KVCache(Protocol):
 
 
 class Attention(nn.Module):
-    """Self-attention over (B, T, D); its number of heads is read off its tensors, so that it can run on a part."""
+    """Self-attention over (B, T, D); it has as many heads as its tensors, which may be some of the model's."""
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ def attend(
     Args:
         mask: True where a query may attend to a key, or a block mask; None for `causal`, else for all keys.
         softcap: scores become softcap tanh(score / softcap) (Gemma 2).
-        sinks: (H,), a score of each head for attending to nothing (gpt-oss).
+        sinks: (H,), the score of each head's attention sink (gpt-oss).
     """
     if isinstance(mask, BlockMask):
         return attend_blocks(q_BHTS, k_BKUS, v_BKUS, mask=mask, scale=scale, softcap=softcap, sinks=sinks)

@@ -1,4 +1,4 @@
-"""What all attention layers of a forward pass share: rotary angles, masks and segments.
+"""The inputs that all attention layers of a forward pass share: rotary angles, masks and segments.
 
 Axes: B batch, H heads, K key-value heads, T tokens (query), U tokens (key), S numbers of a head.
 """
@@ -19,7 +19,7 @@ Mask = Tensor | BlockMask
 
 
 class Exchange(Protocol):
-    """A function around core attention, for keys and values that are not all at hand."""
+    """A wrapper around core attention, which completes keys and values that are only partly available."""
 
     def __call__(
         self, attend: partial[Tensor], q_BHTS: Tensor, k_BKTS: Tensor, v_BKTS: Tensor, sinks: Tensor | None, /
@@ -58,7 +58,7 @@ class AttentionInputs:
         causal: without a mask, whether a query attends to no later key, or (one query, cached keys) to every key.
         temperature: a factor on queries by position, (1 or B, 1, T, 1), or None.
         segments: queries that attend one segment after the other; None if all attend at once, by `masks`.
-        exchange: a function around core attention, or None.
+        exchange: a wrapper around core attention, or None.
     """
 
     positions: Tensor
@@ -92,18 +92,18 @@ def build_attention_inputs(
     segments: tuple[Segment, ...] | None = None
     if queries is not None:
         segments = tuple(
-            Segment(len(places), build_masks(config, kinds, positions, documents_BT, places), keys=places.stop)
-            for places in queries
+            Segment(len(chunk), build_masks(config, kinds, positions, documents_BT, chunk), keys=chunk.stop)
+            for chunk in queries
         )
     elif documents_BT is not None:
         segments = split_documents(config, kinds, positions, documents_BT)
     keys = torch.arange(cached + positions.shape[-1], device=positions.device) if cached else positions
-    places = range(cached, keys.shape[-1])
+    indices = range(cached, keys.shape[-1])
     return AttentionInputs(
         positions=positions,
         documents_BT=documents_BT,
         angles={rope: build_angles(config, positions, rope=rope) for rope in sorted(ropes)},
-        masks={} if segments else build_masks(config, kinds, keys, documents_BT, places),
+        masks={} if segments else build_masks(config, kinds, keys, documents_BT, indices),
         causal=cached == 0,
         temperature=compute_temperature(config, positions),
         segments=segments,
@@ -125,8 +125,8 @@ def split_documents(
         return None
     sizes = lengths.tolist()
     return tuple(
-        Segment(size, build_masks(config, kinds, places, None, range(size)))
-        for size, places in zip(sizes, positions.split(sizes, dim=-1), strict=True)
+        Segment(size, build_masks(config, kinds, document_positions, None, range(size)))
+        for size, document_positions in zip(sizes, positions.split(sizes, dim=-1), strict=True)
     )
 
 
@@ -156,8 +156,8 @@ def build_dense_mask(
     config: Config, positions: Tensor, documents_BT: Tensor | None, queries: range, *, window: int | None
 ) -> Tensor:
     """The mask of `build_masks` as a boolean tensor, for layers with this window, or None for no window."""
-    places = torch.arange(queries.stop, device=positions.device)
-    distances = places[queries.start :, None] - places[None, :]
+    indices = torch.arange(queries.stop, device=positions.device)
+    distances = indices[queries.start :, None] - indices[None, :]
     allowed = (distances >= 0)[None, None]
     if window is not None:
         if config.window_type == "sliding":

@@ -1,4 +1,4 @@
-"""The configuration of a model, with what finds it: by name, in a file, or in a checkpoint folder."""
+"""The configuration of a model, and how to construct it from a name, a file or a checkpoint folder."""
 
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ class Config(TransformerConfig):
         Sizes that are derived from others by default (head_size, n_query_groups, the plain MLP's intermediate_size)
         follow when those are overridden.
         """
-        named = lookup_config(name).to_dict()
-        if named["head_size"] == named["n_embd"] // named["n_head"]:
-            named["head_size"] = None
-        if named["n_query_groups"] == named["n_head"]:
-            named["n_query_groups"] = None
-        if named["mlp_class_name"] == "GptNeoxMLP" and named["intermediate_size"] == 4 * named["n_embd"]:
-            named["intermediate_size"] = None
-        return cls(**{**named, **overrides})
+        values = lookup_config(name).to_dict()
+        if values["head_size"] == values["n_embd"] // values["n_head"]:
+            values["head_size"] = None
+        if values["n_query_groups"] == values["n_head"]:
+            values["n_query_groups"] = None
+        if values["mlp_class_name"] == "GptNeoxMLP" and values["intermediate_size"] == 4 * values["n_embd"]:
+            values["intermediate_size"] = None
+        return cls(**{**values, **overrides})
 
     @classmethod
     def from_file(cls, path: str | Path, **overrides: Any) -> "Config":

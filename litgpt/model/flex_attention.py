@@ -38,14 +38,14 @@ def build_block_mask(
     per_row = [numbers for numbers in (documents_BT, chunks) if numbers is not None and numbers.dim() > 1]
 
     def is_allowed(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        place = query + queries.start
-        allowed = place >= key
+        index = query + queries.start
+        allowed = index >= key
         if chunks is not None:
             chunk = chunks[row] if chunks.dim() > 1 else chunks
-            allowed = allowed & (chunk[place] == chunk[key])
+            allowed = allowed & (chunk[index] == chunk[key])
         elif window is not None:
-            allowed = allowed & (place - key < window)
-        return allowed if documents_BT is None else allowed & (documents_BT[row, place] == documents_BT[row, key])
+            allowed = allowed & (index - key < window)
+        return allowed if documents_BT is None else allowed & (documents_BT[row, index] == documents_BT[row, key])
 
     create = select_kernel(create_block_mask, positions.device)
     rows = len(per_row[0]) if per_row else None
@@ -64,7 +64,7 @@ def attend_blocks(
 ) -> Tensor:
     """`attention.attend` with a block mask, (B, H, T, S of the values)."""
 
-    def cap_score(score: Tensor, *_places: Tensor) -> Tensor:
+    def cap_score(score: Tensor, *_indices: Tensor) -> Tensor:
         assert softcap is not None
         return softcap * torch.tanh(score / softcap)
 

@@ -71,7 +71,7 @@ class Block(nn.Module):
 
 
 class MissingLayer(nn.Module):
-    """Placeholder for a layer that another part of the model has; never called."""
+    """Placeholder for a layer that this instance of the model does not have; never called."""
 
 
 class GPT(nn.Module):

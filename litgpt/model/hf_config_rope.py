@@ -42,13 +42,13 @@ def read_rope(
     rope = rope_mapping(values)
     if any(isinstance(value, dict) for value in rope.values()):
         raise UserError(f"config.json: rope_parameters: {rope!r} is not a mapping such as {{rope_type: default}}")
-    beside = {ROPE_SETTINGS["original_max_seq_len"]: values[original]} if original and values.get(original) else {}
+    outside = {ROPE_SETTINGS["original_max_seq_len"]: values[original]} if original and values.get(original) else {}
     base = rope.get("rope_theta", values.get(theta))
     if stretch and rope.get(stretch):
         size = hf.check_number("head_dim", fields.get("head_size"))
         base = hf.check_number(theta, base) * hf.check_number(stretch, rope[stretch]) ** (size / (size - 2))
         rope = {}
-    settings = read_scaling({**rope, **beside}, fields)
+    settings = read_scaling({**rope, **outside}, fields)
     read = {"rope_base": base, "rope_adjustments": settings}
     if partial:
         read["rotary_percentage"] = rope.get("partial_rotary_factor", values.get(partial))
@@ -69,20 +69,20 @@ def write_rope(
 ) -> dict[str, Any]:
     """The keys of `read_rope`, in the form before transformers 5 and in that since; a stretched base as it is."""
     scaling = write_scaling(config)
-    share = {"partial_rotary_factor": config.rotary_percentage} if partial else {}
+    partial_factor = {"partial_rotary_factor": config.rotary_percentage} if partial else {}
     if temperature:  # transformers fails without a number
         scaling[temperature] = (config.query_temperature or {"scale": 0.0})["scale"]
-    old, beside = scaling, {}
+    old, outside = scaling, {}
     if original:  # older transformers then expects it nowhere else, and the kind as `type`
         old = {"type" if key == "rope_type" else key: value for key, value in scaling.items()}
-        beside = {original: old.pop(ROPE_SETTINGS["original_max_seq_len"], config.block_size)}
+        outside = {original: old.pop(ROPE_SETTINGS["original_max_seq_len"], config.block_size)}
     base = float(config.rope_base)
     return {
         theta: base,
         **({partial: config.rotary_percentage} if partial else {}),
-        **beside,
+        **outside,
         "rope_scaling": old if len(scaling) > 1 else None,
-        "rope_parameters": {**scaling, **share, "rope_theta": base},
+        "rope_parameters": {**scaling, **partial_factor, "rope_theta": base},
     }
 
 
@@ -165,11 +165,11 @@ def write_rope_by_layer(config: TransformerConfig, *, theta: str, local: str) ->
 
 
 def read_rotary_dim(values: Values, fields: Values, *, key: str) -> dict[str, Any]:
-    """The number of rotated features of a head, as a share of the head size."""
+    """The number of rotated features of a head, as a fraction of the head size."""
     size = hf.compute_head_size(fields)
     rotated = hf.check_count(key, values.get(key))
-    share = rotated / size
-    return {"rotary_percentage": share if int(share * size) == rotated else math.nextafter(share, 2)}
+    percentage = rotated / size
+    return {"rotary_percentage": percentage if int(percentage * size) == rotated else math.nextafter(percentage, 2)}
 
 
 def write_rotary_dim(config: TransformerConfig, *, key: str) -> dict[str, Any]:

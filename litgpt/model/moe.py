@@ -120,10 +120,10 @@ class Router(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Router":
         """Called by `to()`: keep the dtype of the correction, whose small updates bfloat16 would lose."""
-        kept = None if self.correction is None else self.correction.detach()
+        correction = None if self.correction is None else self.correction.detach()
         super()._apply(fn, recurse)
-        if kept is not None and self.correction is not None and self.correction.dtype != kept.dtype:
-            self.correction.data = kept.to(self.correction.device)
+        if correction is not None and self.correction is not None and self.correction.dtype != correction.dtype:
+            self.correction.data = correction.to(self.correction.device)
         return self
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,9 +248,9 @@ def padded_mm(x_RD: Tensor, weight_EDO: Tensor, *, offs: Tensor) -> Tensor:
     """`F.grouped_mm` for dtypes and sizes that it does not support, by padding every group to the longest."""
     expert_R = expert_of_rows(offs, len(x_RD))
     starts_E = F.pad(offs, (1, 0))[:-1]
-    place_R = torch.arange(len(x_RD), device=x_RD.device) - starts_E[expert_R]
+    index_R = torch.arange(len(x_RD), device=x_RD.device) - starts_E[expert_R]
     padded = x_RD.new_zeros(len(offs), int((offs - starts_E).max()), x_RD.shape[1])
-    return (padded.index_put((expert_R, place_R), x_RD) @ weight_EDO)[expert_R, place_R]
+    return (padded.index_put((expert_R, index_R), x_RD) @ weight_EDO)[expert_R, index_R]
 
 
 def expert_of_rows(ends_E: Tensor, rows: int) -> Tensor:

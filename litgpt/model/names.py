@@ -1,10 +1,10 @@
-"""Tensor names as tables that are read both ways: published name on the left, ours on the right.
+"""Tables of tensor names, used in both directions: the published name (`hf_name`) and the model's (`name`).
 
-A rule stands for a module's weight and bias alike, and for every block by `<i>`; names without `.weight` or `.bias` are
-written out in full. A plain string renames. `concat` lays several of our tensors one below the other, `interleaved`
-row by row in turn, `grouped` lays q, k and v of each key-value group together: `[q_1 .. q_r, k, v]` times the number of
-groups; `row` is a vector published as a matrix of one row. `transposed: true` says that matrices are published as
-(in, out). `<e>` in the published name stands for every expert, whose tensors ours holds stacked.
+A rule applies to both weight and bias of a module, and to every block by `<i>`; names without `.weight` or `.bias` are
+written in full. A plain string renames. `concat` concatenates several tensors of the model along rows, `interleaved`
+alternates their rows, `grouped` concatenates q, k and v of each key-value group: `[q_1 .. q_r, k, v]` times the number
+of groups; `row` is a vector published as a matrix of one row. With `transposed: true`, matrices are published as
+(in, out). `<e>` in the published name stands for every expert; the model has the tensors of all experts stacked.
 """
 
 import re
@@ -26,7 +26,7 @@ NO_SUCH_PART, NO_WEIGHTS = "the model has no such part", "holds no weights"  # w
 
 @dataclass(frozen=True)
 class TensorMapping:
-    """One published tensor and the tensors of ours that it holds, in order; with `expert`, that slice of each."""
+    """A published tensor and the tensors of the model that it contains, in order; with `expert`, that slice of each."""
 
     hf_name: str
     names: tuple[str, ...]
@@ -35,7 +35,7 @@ class TensorMapping:
     transposed: bool = False
 
     def split(self, tensor: "Tensor", config: TransformerConfig) -> "list[Tensor]":
-        """Our tensors (with `expert`, that slice of each) out of the published one: views where the layout allows it.
+        """Split a published tensor into those of the model (with `expert`, slices of them), as views where possible.
 
         Raises:
             UserError: if the tensor does not have the dims or rows of the model's shape.
@@ -55,15 +55,15 @@ class TensorMapping:
             return list(tensor.split(rows, dim=self._dim))
         if self.kind == "interleaved":
             return list(tensor.unflatten(self._dim, (-1, len(self.names))).unbind(self._dim + 1))
-        groups, each = group_sizes(config)
-        return [part.flatten(0, 1) for part in tensor.unflatten(0, (groups, -1)).split(each, dim=1)]
+        groups, sizes = group_sizes(config)
+        return [part.flatten(0, 1) for part in tensor.unflatten(0, (groups, -1)).split(sizes, dim=1)]
 
     def join(self, tensors: "list[Tensor]", config: TransformerConfig) -> "Tensor":
-        """The published tensor out of ours, which are given whole and in the order of `names`."""
+        """Join the model's tensors, which are whole and in the order of `names`, into the published one."""
         return self.join_parts(tensors if self.expert is None else [tensor[self.expert] for tensor in tensors], config)
 
     def join_parts(self, parts: "list[Tensor]", config: TransformerConfig) -> "Tensor":
-        """The published tensor out of what `split` gives of it."""
+        """Join what `split` returns into the published tensor."""
         joined = self._join_rows(parts, config)
         return joined.mT.contiguous() if self._is_transposed else joined
 
@@ -87,7 +87,7 @@ class TensorMapping:
 
     @property
     def _dim(self) -> int:
-        """The dim of rows: experts that are published stacked come before it."""
+        """The dim of rows, after that of experts if they are published stacked."""
         return int(is_stacked(self.names[0]) and self.expert is None)
 
     @property
@@ -96,7 +96,7 @@ class TensorMapping:
 
 
 def is_stacked(name: str) -> bool:
-    """Whether one of our tensors holds one slice for every expert, as its name says."""
+    """Whether a tensor of the model has one slice for every expert, by its name."""
     return ".experts." in name
 
 
@@ -108,7 +108,7 @@ def group_sizes(config: TransformerConfig) -> tuple[int, list[int]]:
 
 
 def count_tensor_rows(config: TransformerConfig, name: str) -> int:
-    """The rows of one of our tensors that a published tensor may hold with others."""
+    """The rows of a tensor of the model that a published tensor may contain with others."""
     assert config.intermediate_size is not None
     if is_stacked(name):
         return config.expert_size
@@ -128,7 +128,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class NameRule:
-    """One line of a table: a published pattern, our patterns, their layout, and for which shapes it applies."""
+    """A line of a table: a published pattern, patterns of the model, their layout, and which configs it applies to."""
 
     hf_name: str
     names: tuple[str, ...]
@@ -137,16 +137,16 @@ class NameRule:
     transposed: bool = False
 
     def applies_to(self, config: TransformerConfig) -> bool:
-        """Whether a model of this shape has the tensors of the rule."""
+        """Whether a model of this config has the tensors of the rule."""
         return all(getattr(config, key) in values for key, values in self.when.items())
 
     def map_hf_name(self, hf_name: str) -> TensorMapping | None:
-        """What the published tensor of this name becomes, if the rule knows it."""
+        """The mapping of a published name; None if the rule does not match it."""
         match = compile_pattern(self.hf_name).fullmatch(hf_name)
         return None if match is None else self._fill(match.groupdict())
 
     def map_name(self, name: str, config: TransformerConfig) -> list[TensorMapping]:
-        """How our tensor of this name is published: in one, in one for every expert, or in none by this rule."""
+        """The mappings of a name of the model: one, one for every expert, or none if the rule does not match it."""
         for pattern in self.names:
             if match := compile_pattern(pattern).fullmatch(name):
                 experts = range(config.n_expert) if "<e>" in self.hf_name else [None]
@@ -165,10 +165,10 @@ class NameRule:
 
 @dataclass(frozen=True)
 class NameTable:
-    """All rules of one naming; where two apply to a tensor of ours, the first is the one that is written.
+    """All rules of one naming; if several apply to a tensor of the model, the first is used for writing.
 
-    `ignored` are patterns of buffers without weights, `unread` those of parts that the model does not have, `<beyond>`
-    in them the number of a layer after the last. `starts` maps the start of a published name to that which rules know.
+    `ignored` are patterns of buffers without weights, `unread` those of parts that the model does not have; `<beyond>`
+    is the number of a layer after the last. `starts` maps prefixes of published names to those in the rules.
     """
 
     name: str
@@ -178,7 +178,7 @@ class NameTable:
     starts: Mapping[str, str] = field(default_factory=dict)
 
     def map_hf_name(self, hf_name: str, config: TransformerConfig) -> TensorMapping | None:
-        """What a published tensor becomes; None if no rule knows it."""
+        """The mapping of a published name; None if no rule matches it."""
         for alias in self._list_aliases(hf_name):
             for rule in self.rules:
                 mapping = rule.map_hf_name(alias)
@@ -193,10 +193,10 @@ class NameTable:
         return NO_WEIGHTS if self._matches(hf_name, self.ignored, config) else ""
 
     def map_names(self, names: Iterable[str], config: TransformerConfig) -> list[TensorMapping]:
-        """How the published tensors are made of those of ours that have these names.
+        """The mappings to publish the tensors of the model that have these names.
 
         Raises:
-            UserError: naming a tensor that no rule knows, or one that is missing beside another.
+            UserError: naming a tensor that no rule matches, or one that is missing from a joined tensor.
         """
         names = list(names)
         mappings = {mapping.hf_name: mapping for name in names for mapping in self._map_name(name, config)}
@@ -212,7 +212,7 @@ class NameTable:
         raise UserError(f"{name}: {self.name} has no name for this tensor; keep it under its own name")
 
     def _list_aliases(self, hf_name: str) -> list[str]:
-        """The name itself, then the names that the rules may know it by."""
+        """The name itself, then the names that rules may match instead."""
         starts = self.starts.items()
         return [hf_name, *(alias + hf_name[len(start) :] for start, alias in starts if hf_name.startswith(start))]
 
@@ -231,10 +231,10 @@ def build_name_table(
     prefix: str = "",
     starts: Mapping[str, str] | None = None,
 ) -> NameTable:
-    """A table out of its YAML form: `hf_name: name`, or `hf_name: {concat: [name, ...], when: {field: [value]}}`.
+    """Build a table from its YAML form: `hf_name: name`, or `hf_name: {concat: [name, ...], when: {field: [value]}}`.
 
     Args:
-        prefix: what names lack in the file of a model without head; short for `starts: {'': prefix}`.
+        prefix: prefix that names lack in the file of a model without head; short for `starts: {'': prefix}`.
     """
     rules = []
     for hf_name, line in lines.items():
@@ -248,7 +248,7 @@ def build_name_table(
 
 
 def to_hf_names(table: NameTable, tensors: "Mapping[str, Tensor]", config: TransformerConfig) -> "dict[str, Tensor]":
-    """Our state dict under published names; exact.
+    """Rename and join the tensors of a state dict to the published ones; exact.
 
     Raises:
         UserError: naming a tensor without a rule.

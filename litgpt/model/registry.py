@@ -59,10 +59,10 @@ class Family(ConfigKeys):
         if self.nested or (self.divisible and getattr(config, self.divisible[0]) % getattr(config, self.divisible[1])):
             return False
         try:
-            echo = self.read(self.config_json(config))
+            reread = self.read(self.config_json(config))
         except UserError:
             return False
-        return is_equivalent(normalize_config(echo, self.unused), normalize_config(config, self.unused))
+        return is_equivalent(normalize_config(reread, self.unused), normalize_config(config, self.unused))
 
 
 def normalize_config(config: TransformerConfig, unused: list[str]) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def list_model_names() -> list[str]:
 
 
 def lookup_config(name: str) -> TransformerConfig:
-    """The config of a known model: its name here, its name on the hub, or org/name.
+    """The config of a known model: its name in the family file, on the hub, or org/name.
 
     Raises:
         UserError: with the nearest known names.
@@ -183,8 +183,8 @@ def find_family(config: TransformerConfig) -> Family | None:
     """
 
     def preference(family: Family) -> tuple[bool, bool, int]:
-        read_from = config.hf_config.get("model_type") == family.model_type
-        return config.name not in family.shapes, not read_from, family.order
+        is_source = config.hf_config.get("model_type") == family.model_type
+        return config.name not in family.shapes, not is_source, family.order
 
     ranked = sorted(load_families().values(), key=preference)
     return next((family for family in ranked if family.can_express(config)), None)

@@ -10,7 +10,7 @@ from litgpt.model.config import Config
 
 
 def build_angles(config: Config, positions: Tensor, *, rope: str = "global") -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position's angles, laid out for `apply_rotary`.
+    """Cosine and sine of every position's angles, in the layout of `apply_rotary`.
 
     Args:
         positions: (T,), or (B, T) if rows differ.
@@ -61,10 +61,10 @@ def compute_frequencies(config: Config, positions: Tensor) -> tuple[Tensor, floa
 
 def compute_llama3_frequencies(plain: Tensor, rope: dict[str, Any]) -> Tensor:
     """Slow down long wavelengths, keep short ones, blend between (Llama 3.1 release, `apply_scaling`)."""
-    turns = rope["original_max_seq_len"] * plain / (2 * math.pi)  # over the original context length
+    rotations = rope["original_max_seq_len"] * plain / (2 * math.pi)  # over the original context length
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    share = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 - share) * plain / rope["factor"] + share * plain
+    blend = ((rotations - low) / (high - low)).clamp(0, 1)
+    return (1 - blend) * plain / rope["factor"] + blend * plain
 
 
 def compute_dynamic_frequencies(config: Config, rope: dict[str, Any], positions: Tensor) -> Tensor:
@@ -93,8 +93,8 @@ def compute_yarn_frequencies(config: Config, plain: Tensor, rope: dict[str, Any]
     """Keep pairs of high frequency, slow down those of low frequency, blend between (Peng et al. 2023, eq. 23)."""
     size = config.rotary_size
 
-    def find_pair(turns: float) -> float:
-        context = rope["original_max_seq_len"] / (turns * 2 * math.pi)
+    def find_pair(rotations: float) -> float:
+        context = rope["original_max_seq_len"] / (rotations * 2 * math.pi)
         return size * math.log(context) / (2 * math.log(config.rope_base))
 
     low, high = find_pair(rope["beta_fast"]), find_pair(rope["beta_slow"])

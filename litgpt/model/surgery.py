@@ -1,7 +1,7 @@
-"""The three ways in which a module is changed in place: a method is wrapped, a parameter overridden, a mixin added.
+"""Three ways to modify a module in place: wrap a method, override a parameter, add a mixin.
 
-A module that was changed is still the one that its model holds, and its parameters keep their names, so that a state
-dict does not show what was done. Changes nest: the last one made is the outermost.
+The module object stays the same and its parameters keep their names, so state dicts do not change. Modifications nest:
+the last one is the outermost.
 """
 
 from collections.abc import Callable

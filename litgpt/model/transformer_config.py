@@ -1,4 +1,4 @@
-"""The fields of a model's configuration: LitGPT's, checked, with named choices."""
+"""The fields of a model's configuration: those of LitGPT and further ones, with checks of their values."""
 
 import difflib
 import math

@@ -131,7 +131,7 @@ def _fsdp_modules(model: nn.Module) -> Iterator[FSDPModule]:
 def init_mixed_precision(model: nn.Module) -> None:
     """Let FSDP2 initialize its mixed precision now, while all parameters that will ever be trained require gradients.
 
-    It would do so in the first forward pass, and infers the reduction's type from what requires gradients then.
+    By default it does so in the first forward pass, and infers the reduction dtype from the parameters trained then.
     """
     for module in _fsdp_modules(model):
         module.unshard()

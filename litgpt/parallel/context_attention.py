@@ -65,13 +65,13 @@ class RingAttention(ContextAttention):
     """
 
     def check(self, inputs: AttentionInputs) -> None:
-        """Refuse all but causal attention over whole rows.
+        """Allow only causal attention over whole rows.
 
         Raises:
             UserError: if rows hold several documents, or more tokens than a window.
         """
         segments = inputs.segments or ()
-        masks = [mask for kinds in (inputs.masks, *(each.masks for each in segments)) for mask in kinds.values()]
+        masks = [mask for kinds in (inputs.masks, *(segment.masks for segment in segments)) for mask in kinds.values()]
         if len(segments) > 1 or any(mask is not None for mask in masks):
             raise UserError(
                 "parallel.context_method: ring supports whole rows only, but some rows hold several documents, or more "

@@ -50,8 +50,8 @@ class AllToAllDispatcher:
     """Sends each row only to the ranks that have its expert.
 
     Args:
-        ends_E: the end of the rows of each of all experts.
-        group: ranks in the order of their experts, those of the same experts next to each other.
+        ends_E: the end of each expert's rows, for all experts, int32.
+        group: ranks ordered by their experts; ranks with the same experts are adjacent.
         holders: the number of ranks with shards of the same expert.
 
     Attributes:
@@ -151,7 +151,7 @@ def apply_expert_parallel(model: GPT, mesh: Mesh, settings: ParallelArgs) -> Non
 def build_dispatch_group(mesh: Mesh) -> tuple[DeviceMesh, ProcessGroup]:
     """The mesh of those of the two axes that have several ranks, and the process group of all its ranks.
 
-    DTensor plans over all placements on every axis, so each further axis takes ten times as long.
+    DTensor plans over all placements on every axis: each further axis takes ten times as long.
     """
     dims = mesh.dims
     if min(dims.expert, dims.expert_tensor) == 1:
@@ -200,7 +200,7 @@ def dispatch_rows(forward: Function, build_dispatcher: Callable[[Tensor], TokenD
 
     Args:
         forward: of the local experts.
-        build_dispatcher: builds a dispatcher, given the end of the rows of each of all experts, (E,).
+        build_dispatcher: builds a dispatcher from the end of each expert's rows, (E,).
     """
 
     def dispatched(x_RD: Tensor, ends_E: Tensor, weights_R: Tensor | None = None) -> Tensor:
@@ -212,7 +212,7 @@ def dispatch_rows(forward: Function, build_dispatcher: Callable[[Tensor], TokenD
 
 
 def apply_expert_fsdp(experts: nn.Module, mesh: Mesh, **options: Any) -> None:
-    """Shard experts with FSDP2 over the ranks that have the same ones: along experts, or along rows if they are few.
+    """Shard experts with FSDP2 over the ranks that have the same experts: along experts, or along rows if they are few.
 
     Args:
         options: of `fully_shard`.

@@ -1,4 +1,4 @@
-"""Layouts of GaLore's bases and moments, where the matrices that they belong to are sharded."""
+"""Layouts of GaLore's bases and moments for sharded matrices."""
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -20,7 +20,7 @@ def check_galore_layout(matrix: Tensor) -> None:
 
 
 def distribute_basis(matrix: Tensor, basis: Tensor, *, left: bool) -> Tensor:
-    """Lay out a basis, equal on all ranks, so that it can be multiplied with its matrix.
+    """Distribute a basis, equal on all ranks, so that it can be multiplied with its matrix.
 
     Args:
         matrix: (..., M, N), which may be a DTensor.

@@ -15,7 +15,7 @@ from litgpt.errors import UserError
 INTERVAL = 1.0  # seconds between heartbeats
 PATIENCE = 8.0  # seconds that the other ranks have for a heartbeat after a collective has failed
 EXIT_TIMEOUT = 10.0  # seconds within which all ranks exit together
-POLL_INTERVAL = 0.05  # seconds between two checks of whether they are ready to
+POLL_INTERVAL = 0.05  # seconds between checks whether all are ready to
 ADVICE = "the others stop; start again with resume: auto"
 
 

@@ -1,4 +1,4 @@
-"""Activation offloading: what layers save for backward, in host memory."""
+"""Activation offloading: keep the tensors that are saved for backward in host memory."""
 
 from functools import cache, partial
 from typing import Any, NamedTuple

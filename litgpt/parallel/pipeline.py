@@ -21,7 +21,7 @@ from litgpt.recipe.parallel import ParallelArgs
 
 @dataclass(frozen=True)
 class Stage:
-    """A pipeline stage and its input, which is called like the whole model.
+    """A pipeline stage with its input; called like the whole model.
 
     Attributes:
         layers: the blocks of the stage, which returns their hidden states (B, P, D).
@@ -206,7 +206,7 @@ class Pipeline:
         return square.sqrt()
 
     def broadcast_from_last(self, number: int) -> int:
-        """A number that the last stage knows, on all devices."""
+        """Broadcast a number from the device of the last stage to all devices."""
         value = torch.tensor(number, device=next(self.model.parameters()).device)
         dist.broadcast(value, group=self.group, group_src=self.owners[self.stages - 1])
         return int(value)

@@ -132,7 +132,7 @@ def use_saved_tensor_hooks(hooks: "HostOffload | DiscardedOutputs", function: Fu
 
 
 class _SaveOutputs(torch.autograd.Function):
-    """Identity that saves its inputs for backward, which recomputation then computes anew."""
+    """Identity that saves its inputs for backward, so that recomputation computes them again."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -145,7 +145,7 @@ class _SaveOutputs(torch.autograd.Function):
 
 
 class RecomputedOutputs:
-    """The outputs of one part: recomputed when they are first needed, and freed when all that saved one have had it.
+    """The outputs of one part: recomputed when first needed, and freed after all functions that saved one have read it.
 
     Args:
         node: the autograd node of `_SaveOutputs`.

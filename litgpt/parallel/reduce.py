@@ -41,7 +41,7 @@ def compute_gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Ten
 def _norm_over_mesh(
     mesh: DeviceMesh | None, placements: tuple[Placement, ...], tensors: list[torch.Tensor]
 ) -> torch.Tensor:
-    """The L2 norm of local tensors of one layout. DTensor would plan this for seconds on a mesh of many axes."""
+    """The L2 norm of local tensors of one layout. DTensor takes seconds to plan this on a mesh of many axes."""
     norm = torch.nn.utils.get_total_norm(tensors)
     if mesh is None:
         return norm

@@ -27,7 +27,7 @@ TOKENS_DIM = 2
 
 @dataclass(frozen=True)
 class Kernel:
-    """Attention on one type of device that also returns what merging partial outputs needs.
+    """Attention on one type of device that also returns what is needed to merge partial outputs.
 
     Attributes:
         forward: returns output, logsumexp, and further values.

@@ -201,7 +201,9 @@ def plan_parameter(
     if key in getattr(module, "quant_tensors", ()):
         return LocalLayout((Replicate(),))
     if key == "lora_magnitude" and kind == "rows":
-        raise UserError("tuner.dora: true is not supported with parallel.tensor: it norms whole rows; set dora: false")
+        raise UserError(
+            "tuner.dora: true is not supported with parallel.tensor: it normalizes whole rows; set dora: false"
+        )
     dim = SPLIT_DIMS[kind].get(key)
     if dim is None and key not in REPLICATED[kind] and not (kind == "rows" and key in RANK_ZERO_ONLY):
         raise UserError(

@@ -45,7 +45,7 @@ class VocabularyShard:
 
 
 class HeadTailSharding:
-    """Which tokens of a row each rank has: a row is cut into two chunks per rank.
+    """Assigns the tokens of a row to ranks: each row is split into two chunks per rank.
 
     If `head_tail`, rank r of c has the chunks r and 2 c - 1 - r: one with few keys before it and one with many, so that
     all ranks do the same amount of work (Llama Team 2024, section 3.3.2). Otherwise its chunks are consecutive.
@@ -99,9 +99,9 @@ class LocalTokens:
     """The shard of each row's tokens on this rank of the context axis; rows are padded to a multiple of the shards.
 
     Args:
-        sharding: which tokens these are.
-        attention: how they attend to those of other ranks; None if a rank has whole rows.
-        multiple: of tokens, to which rows are padded.
+        sharding: assigns the tokens of a row to ranks.
+        attention: attention over sharded rows; None if every rank has whole rows.
+        multiple: rows are padded to a multiple of this many tokens.
         vocabulary: the rows of the output matrix on this rank; None if it has all.
     """
 
