@@ -6,7 +6,7 @@ from litgpt.model import hf_config_values as hf
 from litgpt.model.hf_config_values import Translation, Values, unsupported_key
 from litgpt.model.transformer_config import LATENT_SIZES, TransformerConfig
 
-CHUNKED, GLOBAL = "chunked_attention", "full_attention"
+CHUNKED = "chunked_attention"
 
 
 def list_expert_layers(config: TransformerConfig) -> list[int]:
@@ -120,7 +120,7 @@ def read_chunks(values: Values, fields: Values) -> dict[str, Any]:
     size, types = values.get("attention_chunk_size"), values.get("layer_types")
     chunked = fields.get("rope_layers") or [1] * len(hf.layer_range(fields))
     if types is not None:
-        chunked = hf.parse_layer_kinds("layer_types", types, fields, {CHUNKED: 1, GLOBAL: 0})
+        chunked = hf.parse_layer_kinds("layer_types", types, fields, {CHUNKED: 1, hf.GLOBAL: 0})
     if size is None or not any(chunked):
         return {}
     indices = {} if all(chunked) else {"sliding_window_indices": chunked}
@@ -129,7 +129,7 @@ def read_chunks(values: Values, fields: Values) -> dict[str, Any]:
 
 def write_chunks(config: TransformerConfig) -> dict[str, Any]:
     """The keys of `read_chunks`."""
-    kinds = [CHUNKED if config.is_local(layer) else GLOBAL for layer in range(config.n_layer)]
+    kinds = [CHUNKED if config.is_local(layer) else hf.GLOBAL for layer in range(config.n_layer)]
     return {"attention_chunk_size": config.sliding_window_size, "layer_types": kinds}
 
 

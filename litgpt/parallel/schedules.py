@@ -110,8 +110,10 @@ def list_transfers(task: Task, stages: int) -> Iterator[tuple[Task, Task]]:
 def simulate_ticks(schedule: str, devices: int, stages: int, micro_batches: int) -> Iterator[dict[int, Task]]:
     """The tasks that devices run at the same time, until all are done."""
     owners = assign_devices(schedule, devices, stages)
-    local_stages = [[stage for stage in range(stages) if owners[stage] == device] for device in range(devices)]
-    pickers = [SCHEDULES[schedule](*rank, devices, micro_batches) for rank in enumerate(local_stages)]
+    pickers = []
+    for device in range(devices):
+        local_stages = [stage for stage in range(stages) if owners[stage] == device]
+        pickers.append(SCHEDULES[schedule](device, local_stages, devices, micro_batches))
     done: set[Task] = set()
     remaining = stages * micro_batches * (3 if schedule == "zbv" else 2)
     while remaining:

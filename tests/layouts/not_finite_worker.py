@@ -20,14 +20,14 @@ from litgpt.train.optimizer import build_optimizers
 from tests.layouts.gradient_worker import SHAPE, build_global_batch, take_micro_batches
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
+def to_local_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def state_of(train_state: step.TrainState) -> list[torch.Tensor]:
+def copy_state(train_state: step.TrainState) -> list[torch.Tensor]:
     """Copies of this rank's weights and moments."""
     moments = (value for state in train_state.optimizers[0].state.values() for value in state.values())
-    return [local(tensor).clone() for tensor in (*train_state.parameters(), *moments)]
+    return [to_local_tensor(tensor).clone() for tensor in (*train_state.parameters(), *moments)]
 
 
 def worker(folder: Path, degrees: tuple[int, int]) -> None:
@@ -42,19 +42,19 @@ def worker(folder: Path, degrees: tuple[int, int]) -> None:
     train_state = step.TrainState(apply.apply_ddp(model, mesh), optimizers, device, precision, mesh)
     batches, objective = take_micro_batches(build_global_batch(), dist.get_rank(), 2, 2), next_token(LossArgs())
     assert step.train_step(train_state, batches, objective).taken
-    before = state_of(train_state)
-    measured = step.compute_gradient_norm
+    before = copy_state(train_state)
+    original = step.compute_gradient_norm
 
-    def poisoned(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+    def compute_with_nan(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
         if dist.get_rank() == 1:
-            local(next(p.grad for p in parameters if p.grad is not None)).view(-1)[0] = float("nan")
-        return measured(parameters)
+            to_local_tensor(next(p.grad for p in parameters if p.grad is not None)).view(-1)[0] = float("nan")
+        return original(parameters)
 
-    step.compute_gradient_norm = poisoned
+    step.compute_gradient_norm = compute_with_nan
     assert not step.train_step(train_state, batches, objective).taken
-    step.compute_gradient_norm = measured
-    assert all(torch.equal(now, then) for now, then in zip(state_of(train_state), before, strict=True))
+    step.compute_gradient_norm = original
+    assert all(torch.equal(value, old) for value, old in zip(copy_state(train_state), before, strict=True))
     assert step.train_step(train_state, batches, objective).taken
-    assert any(not torch.equal(now, then) for now, then in zip(state_of(train_state), before, strict=True))
+    assert any(not torch.equal(value, old) for value, old in zip(copy_state(train_state), before, strict=True))
     (folder / f"done-{degrees}-{dist.get_rank()}").touch()
     dist.barrier()

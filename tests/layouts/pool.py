@@ -1,4 +1,4 @@
-"""Processes that stay for the whole test session and form a process group of any size, a piece of work at a time."""
+"""Processes that live for the whole test session and form a process group of any size for each function."""
 
 import atexit
 import contextlib
@@ -17,7 +17,7 @@ SIZE = 8
 
 
 class Pool:
-    """Up to `SIZE` processes, started when first needed; all are started anew after one of them failed."""
+    """Up to `SIZE` processes, started when first needed; all are restarted after one of them failed."""
 
     def __init__(self) -> None:
         self.members: list[tuple[Any, Connection]] = []
@@ -30,29 +30,29 @@ class Pool:
             AssertionError: with the traceback of the first rank that raised.
         """
         while len(self.members) < ranks:
-            ours, theirs = CONTEXT.Pipe()
-            process = CONTEXT.Process(target=_serve, args=(theirs,), daemon=True)
+            parent_pipe, child_pipe = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_serve, args=(child_pipe,), daemon=True)
             process.start()
-            theirs.close()
-            self.members.append((process, ours))
+            child_pipe.close()
+            self.members.append((process, parent_pipe))
         port = find_free_port()
         pipes = [pipe for _, pipe in self.members[:ranks]]
         for rank, pipe in enumerate(pipes):
             pipe.send((work, arguments, rank_environment(rank, max(ranks, 2), port) | {"WORLD_SIZE": str(ranks)}))
-        answers: dict[Connection, Any] = {}
-        while len(answers) < ranks:
-            ready = wait([pipe for pipe in pipes if pipe not in answers], timeout)
+        results: dict[Connection, Any] = {}
+        while len(results) < ranks:
+            ready = wait([pipe for pipe in pipes if pipe not in results], timeout)
             for pipe in ready:
                 with contextlib.suppress(EOFError):
-                    answers[pipe] = pipe.recv()  # type: ignore[union-attr, index]
-                failed = answers.get(pipe, (False, "the process died"))  # type: ignore[call-overload]
+                    results[pipe] = pipe.recv()  # type: ignore[union-attr, index]
+                failed = results.get(pipe, (False, "the process died"))  # type: ignore[call-overload]
                 if not failed[0]:
                     self.close()
                     raise AssertionError(failed[1])
             if not ready:
                 self.close()
-                raise AssertionError(f"{ranks - len(answers)} of {ranks} ranks gave no answer in {timeout:g} s")
-        return [answers[pipe][1] for pipe in pipes]
+                raise AssertionError(f"{ranks - len(results)} of {ranks} ranks did not return within {timeout:g} s")
+        return [results[pipe][1] for pipe in pipes]
 
     def close(self) -> None:
         """End the processes."""
@@ -64,7 +64,7 @@ class Pool:
 
 
 def _serve(pipe: Connection) -> None:
-    """Do what comes in, one process group after the other."""
+    """Run each function that is received, in a new process group."""
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
     import torch.distributed as dist
@@ -78,21 +78,21 @@ def _serve(pipe: Connection) -> None:
         os.environ.update(names)
         try:
             dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-            answer = (True, work(*arguments))
+            result = (True, work(*arguments))
             dist.barrier()
             dist.destroy_process_group()
         except BaseException:
-            answer = (False, traceback.format_exc())
+            result = (False, traceback.format_exc())
         forget_meshes()
-        pipe.send(answer)
+        pipe.send(result)
 
 
 def forget_meshes() -> None:
-    """Empty what torch remembers by mesh: a mesh of the next process group can equal one of the last."""
+    """Clear torch's caches by mesh: a mesh of the next process group can equal one of the last."""
     from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
     _clear_sharding_prop_cache()
-    caches = [one for one in gc.get_objects() if type(one) is functools._lru_cache_wrapper]
+    caches = [item for item in gc.get_objects() if type(item) is functools._lru_cache_wrapper]
     for cache in caches:
         if (cache.__module__ or "").startswith("torch.distributed"):
             cache.cache_clear()

@@ -81,7 +81,7 @@ def without_grads_of_other_queries(case: Case) -> Facts:
 
 
 def without_sums_over_widths(case: Case) -> Facts:
-    """What all ranks of `expert_tensor` have alike gets the gradient of one's part."""
+    """Parameters replicated over `expert_tensor` get the gradient of one rank only."""
     expert.Partial = Replicate  # type: ignore[assignment, misc]
     return collect_facts(case)
 
@@ -91,27 +91,27 @@ def without_rows_of_others(case: Case) -> Facts:
 
     def return_own(grad_rows: Tensor, group: Any, input_splits: list[int], output_splits: list[int]) -> Tensor:
         outputs = collectives.all_to_all_no_grad(grad_rows, group, output_splits, input_splits)
-        kept = dist.get_rank(group)
-        return torch.cat([part * (rank == kept) for rank, part in enumerate(outputs.split(input_splits))])
+        own_rank = dist.get_rank(group)
+        return torch.cat([part * (rank == own_rank) for rank, part in enumerate(outputs.split(input_splits))])
 
     collectives._return_rows = return_own
     return collect_facts(case)
 
 
 def without_grads_of_the_ring(case: Case) -> Facts:
-    """The gradients of keys and values that were on other ranks are lost on the way home."""
-    whole = ring_attention._templated_ring_attention_backward
+    """The gradients of keys and values that were on other ranks are lost on the way back."""
+    original = ring_attention._templated_ring_attention_backward
 
-    def lost(**given: Any) -> tuple[Tensor, ...]:
-        kernel = given["op"]
+    def drop_remote_grads(**arguments: Any) -> tuple[Tensor, ...]:
+        kernel = arguments["op"]
 
-        def first_only(**more: Any) -> tuple[Tensor, ...]:
-            of_query, *others = kernel(**more)
-            return of_query, *(one if more["is_causal"] else torch.zeros_like(one) for one in others)
+        def keep_first_step(**settings: Any) -> tuple[Tensor, ...]:
+            query_grad, *others = kernel(**settings)
+            return query_grad, *(grad if settings["is_causal"] else torch.zeros_like(grad) for grad in others)
 
-        return whole(**{**given, "op": first_only})
+        return original(**{**arguments, "op": keep_first_step})
 
-    ring_attention._templated_ring_attention_backward = lost
+    ring_attention._templated_ring_attention_backward = drop_remote_grads
     return collect_facts(case)
 
 

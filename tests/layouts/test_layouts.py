@@ -76,26 +76,26 @@ def test_layout_trains_as_one_process(case: Case) -> None:
 
 
 def without_partial_sums(case: Case) -> Facts:
-    """Gradients of norms that see a part of the tokens stay this rank's."""
+    """Gradients of norms, which process some of the tokens, are not summed."""
     tensor.Partial = Replicate  # type: ignore[assignment, misc]
     return collect_facts(case)
 
 
 def without_scattered_sums(case: Case) -> Facts:
-    """Of what ranks add up each takes its own share only."""
+    """Each rank takes its own chunk instead of the sum over ranks."""
     collectives.reduce_scatter_no_grad = collectives.slice_local
     return collect_facts(case)
 
 
 def without_replica_sums(case: Case) -> Facts:
-    """Gradients of replicas stay apart."""
+    """Gradients of replicas are not reduced."""
 
-    def own(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def skip_reduction(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
         future.set_result(bucket.buffer())
         return future
 
-    apply._all_reduce_hook = own
+    apply._all_reduce_hook = skip_reduction
     return collect_facts(case)
 
 

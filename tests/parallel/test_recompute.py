@@ -68,25 +68,25 @@ SHAPES = {
 }
 
 
-class Live(TorchDispatchMode):
-    """Knows which of the memory that was taken inside has not been given back."""
+class MemoryTracker(TorchDispatchMode):
+    """Tracks the memory that was allocated in its context and is still in use."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.taken: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.allocated: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for value in torch.utils._pytree.tree_leaves(out):
             if isinstance(value, Tensor):
                 memory = value.untyped_storage()
-                self.taken[memory._cdata] = (StorageWeakRef(memory), memory.nbytes())
+                self.allocated[memory._cdata] = (StorageWeakRef(memory), memory.nbytes())
         return out
 
     @property
     def bytes(self) -> int:
-        """What is still in use."""
-        return sum(size for memory, size in self.taken.values() if not memory.expired())
+        """The bytes still in use."""
+        return sum(size for memory, size in self.allocated.values() if not memory.expired())
 
 
 def build(shape: str, recompute: RecomputeArgs | None, tuner: LoRA | None = None) -> GPT:
@@ -106,16 +106,16 @@ def build(shape: str, recompute: RecomputeArgs | None, tuner: LoRA | None = None
 
 
 def measure(model: nn.Module) -> tuple[dict[str, Tensor], int, int]:
-    """Every gradient, the bytes that blocks keep for backward, and the multiplications of both passes."""
+    """Every gradient, the bytes that blocks save for backward, and the multiplications of both passes."""
     torch.manual_seed(3)
     ids = torch.arange(64).view(2, 32) % 47
     with FlopCounterMode(display=False) as flops:
-        with Live() as live:
+        with MemoryTracker() as tracker:
             hidden = model(ids, head=lambda hidden, *_: hidden)
-            kept = live.bytes
+            saved_bytes = tracker.bytes
         hidden.square().sum().backward()
     gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
-    return gradients, kept, flops.get_total_flops()
+    return gradients, saved_bytes, flops.get_total_flops()
 
 
 def assert_equal(grads: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -126,7 +126,7 @@ def assert_equal(grads: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 FULL = RecomputeArgs(granularity="full")
 SELECTIVE = RecomputeArgs(granularity="selective")
-# what is kept at most, and what is computed, as shares of those without; torch does not count grouped products
+# the maximum of saved bytes, and the FLOPs, relative to no recomputation; torch does not count grouped products
 CASES = {
     "dense full": (FULL, 0.3, 1.333),
     "dense units of 2": (replace(FULL, num_layers=2), 0.28, 1.333),
@@ -150,18 +150,18 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_are_the_same_to_the_bit_and_less_is_kept(case: str) -> None:
-    settings, most_kept, computed = CASES[case]
+def test_gradients_are_equal_to_the_bit_and_less_is_saved(case: str) -> None:
+    settings, max_bytes, expected_flops = CASES[case]
     shape = case.split()[0]
-    expected, all_bytes, once = measure(build(shape, None))
-    gradients, kept, flops = measure(build(shape, settings))
+    expected, all_bytes, all_flops = measure(build(shape, None))
+    gradients, saved_bytes, flops = measure(build(shape, settings))
     assert_equal(gradients, expected)
-    assert kept <= most_kept * all_bytes
-    assert flops / once == pytest.approx(computed, abs=2e-3)
+    assert saved_bytes <= max_bytes * all_bytes
+    assert flops / all_flops == pytest.approx(expected_flops, abs=2e-3)
 
 
 @pytest.mark.parametrize("settings", [FULL, replace(SELECTIVE, modules=["mlp", "norms", "activation"])])
-def test_dropout_inside_adapters_is_drawn_the_same_a_second_time(settings: RecomputeArgs) -> None:
+def test_dropout_in_adapters_is_the_same_when_recomputed(settings: RecomputeArgs) -> None:
     tuner = LoRA(r=4, dropout=0.3)
     expected, *_ = measure(build("dense", None, tuner))
     gradients, *_ = measure(build("dense", settings, tuner))
@@ -180,13 +180,13 @@ def test_nothing_is_computed_again_without_gradients() -> None:
     ("shape", "part", "hint"),
     [("dense", "moe", "mlp"), ("experts", "mlp", "moe"), ("dense", "mla_up_proj", "core_attention")],
 )
-def test_parts_that_the_model_has_not_are_refused(shape: str, part: Any, hint: str) -> None:
+def test_parts_that_the_model_lacks_are_refused(shape: str, part: Any, hint: str) -> None:
     with pytest.raises(UserError, match=f"this model has none; use {hint}"):
         build(shape, replace(SELECTIVE, modules=[part]))
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"num_layers": 2}, "recompute.num_layers: 2 has no effect with recompute.granularity: none"),
         ({"method": "block"}, "set recompute.granularity: full"),
@@ -194,8 +194,8 @@ def test_parts_that_the_model_has_not_are_refused(shape: str, part: Any, hint: s
         ({"modules": [], "granularity": "selective"}, "recompute.modules: empty"),
     ],
 )
-def test_settings_without_effect_are_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_settings_without_effect_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         RecomputeArgs(**settings)
 
 
@@ -213,7 +213,7 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize(("case", "settings"), LAYOUTS, ids=lambda value: str(value)[:60])
-def test_every_axis_trains_the_same_with_recomputing(case: Case, settings: RecomputeArgs) -> None:
+def test_every_axis_trains_the_same_with_recomputation(case: Case, settings: RecomputeArgs) -> None:
     case = replace(case, more={"recompute": settings})
     differences = measure_differences(case, POOL.run(collect_facts, case, ranks=case.ranks))
     assert {kind: far for kind, far in differences.items() if far > 1e-8} == {}
@@ -235,10 +235,10 @@ def collect_offloaded_shapes(case: Case) -> tuple[set[tuple[int, ...]], set[tupl
     pack = HostOffload.pack
 
     def record(host: HostOffload, tensor: Tensor) -> Any:
-        kept = pack(host, tensor)
-        if isinstance(kept, OffloadedTensor):
+        packed = pack(host, tensor)
+        if isinstance(packed, OffloadedTensor):
             sent.add(tuple(tensor.shape))
-        return kept
+        return packed
 
     HostOffload.pack = record  # type: ignore[method-assign]
     try:

@@ -1,4 +1,4 @@
-"""Layers of stages, and orders of work: complete, possible, without waiting in circles, and with few gaps."""
+"""Pipeline schedules: layers of stages; tasks in a valid order, without deadlocks, and with short bubbles."""
 
 from collections import Counter
 from itertools import product
@@ -34,7 +34,7 @@ def stage_sizes(layers: int, **settings: Any) -> list[int]:
     return [len(stage) for stage in split_layers(ParallelArgs(**settings), layers)]
 
 
-def test_layers_are_evened_out_with_embedding_and_head() -> None:
+def test_layers_are_balanced_with_embedding_and_head() -> None:
     assert balance_layers(8, 2) == [4, 4]
     assert balance_layers(7, 2) == [4, 3]
     assert balance_layers(10, 4) == [2, 3, 3, 2]
@@ -43,7 +43,7 @@ def test_layers_are_evened_out_with_embedding_and_head() -> None:
     assert all(sum(balance_layers(layers, stages)) == layers for stages in range(2, 9) for layers in range(stages, 40))
 
 
-def test_stages_are_runs_of_layers_in_order() -> None:
+def test_stages_are_consecutive_layers() -> None:
     assert split_layers(ParallelArgs(pipeline=2, pipeline_layers=[1, 3]), 4) == [range(1), range(1, 4)]
     assert stage_sizes(8, pipeline=2, pipeline_schedule="zbv") == [1, 3, 3, 1]
     assert stage_sizes(9, pipeline=3, pipeline_schedule="interleaved", pipeline_layers=[1] * 9) == [1] * 9
@@ -52,7 +52,7 @@ def test_stages_are_runs_of_layers_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "layers", "said"),
+    ("settings", "layers", "message"),
     [
         ({"pipeline": 4, "pipeline_schedule": "zbv"}, 6, "parallel.pipeline: 4 makes 8 stages, but the model has 6 "
          "layers; set parallel.pipeline: 3"),
@@ -66,18 +66,18 @@ def test_stages_are_runs_of_layers_in_order() -> None:
          "devices has 2 stages; give 2 numbers"),
     ],
 )  # fmt: skip
-def test_layers_that_do_not_fit_are_refused(settings: dict[str, Any], layers: int, said: str) -> None:
+def test_layers_that_do_not_fit_are_refused(settings: dict[str, Any], layers: int, message: str) -> None:
     with pytest.raises(UserError) as caught:
         stage_sizes(layers, **settings)
-    assert str(caught.value) == said
+    assert str(caught.value) == message
 
 
-@pytest.mark.parametrize(("schedule", "stages_each"), KINDS)
-def test_every_task_is_done_once_and_when_it_can_be(schedule: str, stages_each: int) -> None:
+@pytest.mark.parametrize(("schedule", "stages_per_device"), KINDS)
+def test_every_task_runs_once_and_after_its_inputs(schedule: str, stages_per_device: int) -> None:
     for devices, micro_batches in SIZES:
-        stages = devices * stages_each
+        stages = devices * stages_per_device
         halves = (INPUT, WEIGHT) if schedule == "zbv" else (BACKWARD,)
-        wanted = Counter(
+        expected = Counter(
             Task(kind, stage, number)
             for kind in (FORWARD, *halves)
             for stage in range(stages)
@@ -90,17 +90,17 @@ def test_every_task_is_done_once_and_when_it_can_be(schedule: str, stages_each: 
                 assert assign_devices(schedule, devices, stages)[task.stage] == device
                 assert is_ready(task, before, stages), task
             done += tick.values()
-        assert Counter(done) == wanted
+        assert Counter(done) == expected
 
 
-@pytest.mark.parametrize(("schedule", "stages_each"), KINDS)
-def test_devices_never_wait_in_a_circle(schedule: str, stages_each: int) -> None:
-    """Also where a sender waits until its partner receives just that."""
+@pytest.mark.parametrize(("schedule", "stages_per_device"), KINDS)
+def test_schedules_have_no_deadlocks(schedule: str, stages_per_device: int) -> None:
+    """Also if a sender waits until its partner receives the same tensor."""
     partner = {SEND: (RECEIVE, 1), SEND_GRAD: (RECEIVE_GRAD, -1)}
     for devices, micro_batches in SIZES:
         left = [
             list(reversed(tasks))
-            for tasks in build_pipeline_schedule(schedule, devices, devices * stages_each, micro_batches)
+            for tasks in build_pipeline_schedule(schedule, devices, devices * stages_per_device, micro_batches)
         ]
         while any(left):
             moved = False
@@ -120,17 +120,17 @@ def test_devices_never_wait_in_a_circle(schedule: str, stages_each: int) -> None
 
 
 def count_idle_ticks(schedule: str, devices: int, stages: int, micro_batches: int) -> int:
-    """Ticks that a device has nothing to do in."""
+    """Ticks in which a device is idle."""
     work = stages // devices * micro_batches * (3 if schedule == "zbv" else 2)
     return sum(1 for _ in simulate_ticks(schedule, devices, stages, micro_batches)) - work
 
 
-@pytest.mark.parametrize(("schedule", "stages_each"), KINDS)
-def test_gaps_are_as_short_as_published(schedule: str, stages_each: int) -> None:
+@pytest.mark.parametrize(("schedule", "stages_per_device"), KINDS)
+def test_bubbles_are_as_short_as_published(schedule: str, stages_per_device: int) -> None:
     for devices, micro_batches in SIZES:
         if micro_batches >= devices:
-            gap = count_idle_ticks(schedule, devices, devices * stages_each, micro_batches)
-            assert gap <= 1.5 * devices if schedule == "zbv" else gap == 2 * (devices - 1)
+            idle_ticks = count_idle_ticks(schedule, devices, devices * stages_per_device, micro_batches)
+            assert idle_ticks <= 1.5 * devices if schedule == "zbv" else idle_ticks == 2 * (devices - 1)
 
 
 def count_held(schedule: str, devices: int, stages: int, micro_batches: int) -> int:

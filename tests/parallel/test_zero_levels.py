@@ -71,7 +71,7 @@ COUNTS: dict[str, tuple[dict[str, Any], int, int]] = {
 
 
 @pytest.mark.parametrize("level", COUNTS)
-def test_each_level_exchanges_as_often_as_it_must_and_trains_the_same(level: str, zero_3: Result) -> None:
+def test_each_level_communicates_as_often_as_needed_and_trains_the_same(level: str, zero_3: Result) -> None:
     settings, gathers, reductions = COUNTS[level]
     weights, counts = run_training(**settings)
     assert counts["_allgather_base_"] == gathers
@@ -81,7 +81,7 @@ def test_each_level_exchanges_as_often_as_it_must_and_trains_the_same(level: str
 
 
 @pytest.mark.parametrize(
-    ("settings", "ranks", "said"),
+    ("settings", "ranks", "message"),
     [
         ({"zero": 3, "reshard_after_forward": False}, 2, "parallel.zero: 3 contradicts reshard_after_forward: false"),
         ({"zero": 1, "reshard_after_forward": True}, 2, "parallel.zero: 1 contradicts reshard_after_forward: true"),
@@ -100,8 +100,8 @@ def test_each_level_exchanges_as_often_as_it_must_and_trains_the_same(level: str
         ({"cpu_offload": True}, 1, "parallel.cpu_offload: true needs devices to shard over.*devices: 2"),
     ],
 )
-def test_levels_that_cannot_be_are_refused(settings: dict[str, Any], ranks: int, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_unsupported_levels_are_refused(settings: dict[str, Any], ranks: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         ParallelArgs(**settings).resolve_dims(ranks)
 
 
