@@ -25,8 +25,8 @@ class AllGatherAttention(ContextAttention):
 
     def __call__(self, attend: Attend, q_BHPS: Tensor, k_BKPS: Tensor, v_BKPS: Tensor, sinks: Tensor | None) -> Tensor:
         """Attention output of this rank's tokens, (B, H, P, S)."""
-        gathered = (all_gather(local, self.group, 2) for local in (k_BKPS, v_BKPS))
-        return attend(q_BHPS, *(self.sharding.restore_order(shards, 2) for shards in gathered), sinks=sinks)
+        shards = (all_gather(local, self.group, 2) for local in (k_BKPS, v_BKPS))
+        return attend(q_BHPS, *(self.sharding.restore_order(x, 2) for x in shards), sinks=sinks)
 
 
 class UlyssesAttention(ContextAttention):
