@@ -68,6 +68,12 @@ def read_json(path: Path) -> Any:
         raise DamagedFileError(f"{path}: not valid JSON ({error})") from None
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read the JSON object in a file; empty if there is no such file, or it contains another value."""
+    value = read_json(path) if path.is_file() else {}
+    return value if isinstance(value, dict) else {}
+
+
 def publish_folder(staged: Path, final: Path) -> None:
     """Rename a staged folder to its final name, after fsync of all files in it.
 

@@ -1,4 +1,4 @@
-"""`litgpt data inspect`: show what a run would read."""
+"""`litgpt data inspect`: show samples of the data of a run."""
 
 import random
 from typing import Any
@@ -19,7 +19,7 @@ from litgpt.recipe.data_commands import DataInspect
 
 
 def draw_samples(stream: Stream, number: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Draw samples as (T,) tokens and (T,) document numbers; the first ones of a stream without random access."""
+    """Draw samples as (T,) tokens and (T,) document numbers; without random access, the first ones of the stream."""
     if isinstance(stream, TrainStream | ValStream):
         samples: Any = stream.samples
         chosen = random.Random(seed).sample(range(samples.count), min(number, samples.count))

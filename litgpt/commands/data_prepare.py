@@ -1,4 +1,4 @@
-"""`litgpt data prepare`: download and tokenize a run's data ahead of it, and count it."""
+"""`litgpt data prepare`: download, tokenize and count the data of a run in advance."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from litgpt.recipe.data import DataModule
 from litgpt.recipe.data_commands import DataPrepare
 
 
-def example_files(data: DataModule) -> list[CachedExamples]:
-    """The samples on disk that a module of conversations reads; none of another module."""
+def list_cached_examples(data: DataModule) -> list[CachedExamples]:
+    """The files of tokenized examples that a finetuning data module reads; none for other modules."""
     return [file for _, file in data.prepared] if isinstance(data, FinetuningData) else []
 
 
 def run(recipe: DataPrepare) -> None:
-    """Prepare the data, hold what is on disk against its hashes, and print the counts.
+    """Prepare the data, verify the hashes of the files on disk, and print the counts.
 
     Raises:
         UserError: if the data cannot be read, or token shards are damaged.
@@ -25,7 +25,7 @@ def run(recipe: DataPrepare) -> None:
     tokenizer = Tokenizer(recipe.tokenizer_dir) if recipe.tokenizer_dir else None
     train, val = open_streams(recipe.data, tokenizer, recipe.max_seq_length)
     folders = [getattr(windows.tokens, "folder", Path()) for windows in [*list_windows(train), *list_windows(val)]]
-    for folder in [*folders, *(file.folder for file in example_files(recipe.data))]:
+    for folder in [*folders, *(file.folder for file in list_cached_examples(recipe.data))]:
         if (folder / "manifest.json").is_file():
             verify_manifest(folder)
     print_counts(recipe.data, train, val, recipe.max_seq_length)

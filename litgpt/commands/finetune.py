@@ -20,7 +20,7 @@ from litgpt.train.setup import Run
 
 
 def run(recipe: Finetune) -> None:
-    """Find the model, finetune it, and publish it and its adapter."""
+    """Find the model, finetune it, and save it and its adapter."""
     given = find_folder(recipe.checkpoint_dir, access_token=recipe.access_token)
     folder = resolve_model_folder(given)
     base = str(recipe.checkpoint_dir if folder == given else folder)
@@ -28,7 +28,7 @@ def run(recipe: Finetune) -> None:
 
 
 def find_initial_adapter(recipe: Finetune) -> Path | None:
-    """The folder of the adapter to train further; in a run's folder, its newest one."""
+    """The folder of the adapter to continue training; for the folder of a run, its newest one."""
     if recipe.initial_adapter is None:
         return None
     try:
@@ -38,9 +38,9 @@ def find_initial_adapter(recipe: Finetune) -> Path | None:
 
 
 def publish(trained: Run) -> Path:
-    """Write the finished model with the adapter merged, and the adapter alone; called on every rank.
+    """Write the finished model with the adapter merged, and the adapter separately; called on every rank.
 
-    An adapter that cannot be merged is the finished model by itself: a folder that names its base.
+    If the adapter cannot be merged, its folder, which names the base, is written as the finished model.
     """
     final, spec, core = trained.recipe.out_dir / "final", trained.spec, trained.train_state.core
     assert isinstance(core, GPT)
@@ -56,7 +56,7 @@ def publish(trained: Run) -> Path:
 
 @torch.no_grad()
 def save_adapter(folder: Path, trained: Run) -> None:
-    """Write the adapter as a folder that PEFT loads; one that PEFT cannot express is only in the merged model."""
+    """Write the adapter as a folder that PEFT loads; without a format in PEFT it is only in the merged model."""
     spec, core = trained.spec, trained.train_state.core
     assert isinstance(core, GPT)
     assert spec.tuner is not None

@@ -1,4 +1,4 @@
-"""`litgpt merge_lora`: merge an adapter into its base model; the merged folder appears whole or not at all."""
+"""`litgpt merge_lora`: merge an adapter into its base model; the output folder is written atomically."""
 
 import shutil
 import sys
@@ -38,39 +38,37 @@ CPU = torch.device("cpu")
 def run(recipe: MergeLora) -> None:
     """Merge, compare the logits with those of base and adapter, and print the output folder."""
     folder = resolve_model_folder(recipe.checkpoint_dir)
-    whole = any((folder / name).is_file() for name in MODEL_FILES)
-    if whole and not has_adapter(folder):
+    has_model = any((folder / name).is_file() for name in MODEL_FILES)
+    if has_model and not has_adapter(folder):
         print(f"{folder}: holds a whole model and no adapter; nothing to merge", file=sys.stderr)
         return
     if not has_adapter(folder):
         raise UserError(f"checkpoint_dir: {folder} holds no adapter; give the folder with its {ADAPTER_CONFIG}")
-    output = recipe.output_dir or choose_output(folder, whole=whole)
+    output = recipe.output_dir or choose_output(folder, has_model=has_model)
     base = find_base_folder(folder, recipe.pretrained_checkpoint_dir)
     with staged_output(output, folder) as staged:
         messages = merge(recipe, folder, base, staged)
     print("\n".join([*messages, f"{output}: {base} with {folder} merged"]))
 
 
-def choose_output(folder: Path, *, whole: bool) -> Path:
-    """The default output: the adapter's folder, or one next to a training checkpoint, which its run may delete.
+def choose_output(folder: Path, *, has_model: bool) -> Path:
+    """The default output: the adapter's folder, or a new one next to a training checkpoint, which its run may delete.
 
     Raises:
         UserError: if the folder holds a merged model.
     """
-    if whole:
+    if has_model:
         raise UserError(f"{folder} holds a merged model already; give an output_dir, or remove that model")
     return folder.with_name(f"{folder.name}-merged") if (folder / PROGRESS).is_file() else folder
 
 
 @contextmanager
 def staged_output(output: Path, adapter: Path) -> Iterator[Path]:
-    """Stage a folder that replaces `output` when the block succeeds; with the adapter's files if that is its folder."""
-    inside = output.resolve() == adapter.resolve()
-    with staged_folder(output, replace=inside) as staged:
-        if inside:
+    """Stage the output folder, with the adapter's files if they are in the same folder; renamed on success."""
+    is_same = output.resolve() == adapter.resolve()
+    with staged_folder(output, replace=is_same) as staged:
+        if is_same:
             shutil.copytree(adapter, staged, symlinks=True, dirs_exist_ok=True, copy_function=link_or_copy)
-            for name in ("model_config.yaml", "config.json"):
-                (staged / name).unlink(missing_ok=True)  # another name of the old file, which stays as it is
         yield staged
 
 

@@ -10,7 +10,7 @@ from litgpt.train.setup import Run
 
 
 def run(recipe: Pretrain) -> None:
-    """Train a model and publish it."""
+    """Train a model and save it."""
     train(recipe, build_pretrain_spec(recipe), publish)
 
 

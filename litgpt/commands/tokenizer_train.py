@@ -1,4 +1,4 @@
-"""`litgpt tokenizer train`: make a tokenizer's folder from text."""
+"""`litgpt tokenizer train`: train a tokenizer on text and write its folder."""
 
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +10,7 @@ from litgpt.recipe.data_commands import TokenizerTrain
 
 
 def run(recipe: TokenizerTrain) -> None:
-    """Train the tokenizer and print what it makes of the first document.
+    """Train the tokenizer and print its statistics on the first document.
 
     Raises:
         UserError: if the text cannot be read, or the folder exists.

@@ -124,7 +124,7 @@ def weights_path(recipe: Validate) -> Path:
     return recipe.checkpoint_dir / recipe.model_filename if recipe.model_filename else recipe.checkpoint_dir
 
 
-def check_files(recipe: Validate) -> str:
+def validate_files(recipe: Validate) -> str:
     """Check that the files of weights, shape and tokenizer exist."""
     folder = recipe.checkpoint_dir
     if not folder.is_dir():
@@ -136,14 +136,14 @@ def check_files(recipe: Validate) -> str:
     return f"{len(source.names)} tensors in {source.path.name}"
 
 
-def check_shape(recipe: Validate) -> str:
+def validate_shape(recipe: Validate) -> str:
     """Check that the shape of the model can be read."""
     config = load_config(recipe.checkpoint_dir)
     sizes = ("n_layer", "n_embd", "n_head", "padded_vocab_size")
     return f"{config.name or 'unnamed'}, " + ", ".join(f"{size} {getattr(config, size)}" for size in sizes)
 
 
-def check_tokenizer(recipe: Validate) -> str:
+def validate_tokenizer(recipe: Validate) -> str:
     """Check that decoding inverts encoding, and that every token has a row in the embedding."""
     tokenizer = Tokenizer(recipe.checkpoint_dir)
     tokens = tokenizer.encode(TEXT, bos=False)
@@ -156,7 +156,7 @@ def check_tokenizer(recipe: Validate) -> str:
     return f"{tokenizer.vocab_size} tokens; {TEXT!r} is encoded as {tokens.tolist()} and decoded back"
 
 
-def check_tensors(recipe: Validate) -> str:
+def validate_tensors(recipe: Validate) -> str:
     """Check that the weights have the names, shapes and dtypes of the model."""
     audit = audit_folder(weights_path(recipe), load_config(recipe.checkpoint_dir))
     if not audit.is_clean:
@@ -166,7 +166,7 @@ def check_tensors(recipe: Validate) -> str:
     return f"all {len(audit.mappings)} match the model" + (f", {len(audit.left_out)} left out" * bool(audit.left_out))
 
 
-def check_memory(recipe: Validate) -> str:
+def validate_memory(recipe: Validate) -> str:
     """Check that the model fits into the GPU, if there is one."""
     memory = estimate_model_memory(load_config(recipe.checkpoint_dir), recipe.dtype, recipe.training)
     needs = f"{memory['param_count']:,} parameters, {memory['estimated_total_gb']:.2f} GiB in {recipe.dtype}"
@@ -179,9 +179,9 @@ def check_memory(recipe: Validate) -> str:
 
 
 STEPS = {
-    "files": check_files,
-    "shape": check_shape,
-    "tokenizer": check_tokenizer,
-    "tensors": check_tensors,
-    "memory": check_memory,
+    "files": validate_files,
+    "shape": validate_shape,
+    "tokenizer": validate_tokenizer,
+    "tensors": validate_tensors,
+    "memory": validate_memory,
 }

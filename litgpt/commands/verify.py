@@ -1,8 +1,9 @@
 """`litgpt verify`: compare a model folder with transformers: tensors, settings, logits, tokenizer."""
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,13 @@ class Check:
 
     Attributes:
         passed: None if the check was skipped.
-        found: one line for the terminal.
+        summary: one line for the terminal.
         figures: details for the report; JSON values.
     """
 
     name: str
     passed: bool | None
-    found: str
+    summary: str
     figures: dict[str, Any]
 
 
@@ -57,7 +58,7 @@ def run(recipe: Verify) -> None:
     for check in CHECKS:
         checks.append(run_check(check, recipe, config))
         word = {True: "passed", False: "FAILED", None: "skipped"}[checks[-1].passed]
-        print(f"{checks[-1].name}: {word}: {checks[-1].found}", flush=True)
+        print(f"{checks[-1].name}: {word}: {checks[-1].summary}", flush=True)
     failed = [check.name for check in checks if check.passed is False]
     if recipe.report:
         settings = {key: getattr(recipe, key) for key in ("rows", "length", "strings", "tolerance", "seed")}
@@ -65,7 +66,10 @@ def run(recipe: Verify) -> None:
             "folder": str(folder),
             "passed": not failed,
             "settings": settings,
-            "checks": [asdict(c) for c in checks],
+            "checks": [
+                {"name": check.name, "passed": check.passed, "found": check.summary, "figures": check.figures}
+                for check in checks
+            ],
         }
         write_json(recipe.report, report)
     if failed:
@@ -94,11 +98,12 @@ def run_check(check: Callable[[Verify, Config], Check], recipe: Verify, config: 
 
 
 def check_tensors(recipe: Verify, config: Config) -> Check:
-    """Check that every tensor of the folder has a rule, and that every parameter is there in its shape."""
+    """Check that every tensor of the folder has a rule, and that every parameter is present with its shape."""
     audit = audit_folder(recipe.checkpoint_dir, config)
     wrong = [f"{name} has no rule" for name in audit.unknown] + [f"{name} is missing" for name in audit.missing]
     wrong += audit.mismatched
-    rules = ", ".join(f"{number} by {kind}" for kind, number in audit.count_kinds().items())
+    kinds = Counter(mapping.kind for mapping in audit.mappings)
+    rules = ", ".join(f"{number} by {kind}" for kind, number in kinds.items())
     summary = f"{len(audit.source.names)} in the files: {rules}, {len(audit.left_out)} left out"
     figures = {
         "read": {mapping.hf_name: [mapping.kind, *mapping.names] for mapping in audit.mappings},
@@ -140,8 +145,9 @@ def check_logits(recipe: Verify, config: Config) -> Check:
     torch.manual_seed(recipe.seed)
     largest, scale, ranges = 0.0, 0.0, []
     with torch.no_grad():
-        for name, positions in position_ranges(config, recipe):
-            rows = [torch.randint(0, count_tokens(config), (length,)) for length in row_lengths(positions, recipe.rows)]
+        for name, positions in iter_position_ranges(config, recipe):
+            lengths = list_row_lengths(positions, recipe.rows)
+            rows = [torch.randint(0, count_tokens(config), (length,)) for length in lengths]
             expected = compute_reference_logits(reference, rows, positions)
             actual = [model(row[None], positions_BT=positions[None, : len(row)])[0] for row in rows]
             differences = [
@@ -150,7 +156,7 @@ def check_logits(recipe: Verify, config: Config) -> Check:
             ]
             scale = max(scale, *(float(logits.abs().max()) for logits in expected))
             largest = max(largest, *differences)
-            ranges.append({"positions": name, "lengths": [len(row) for row in rows], "differences": differences})
+            ranges.append({"positions": name, "lengths": lengths, "differences": differences})
     share = largest / scale if scale else float("inf")
     passed = share <= recipe.tolerance
     summary = f"differ by at most {largest:.2e}, {share:.2e} of the largest, {recipe.tolerance:g} allowed"
@@ -179,15 +185,15 @@ def count_tokens(config: Config) -> int:
     return min(config.vocab_size, config.padded_vocab_size)
 
 
-def position_ranges(config: Config, recipe: Verify) -> Iterator[tuple[str, Tensor]]:
+def iter_position_ranges(config: Config, recipe: Verify) -> Iterator[tuple[str, Tensor]]:
     """The positions (T,) of the longest row: from the start of the context, and up to its end."""
     length = min(recipe.length, config.block_size)
     yield "first", torch.arange(length)
     yield "last", torch.arange(config.block_size - length, config.block_size)
 
 
-def row_lengths(positions: Tensor, rows: int) -> list[int]:
-    """Lengths of the rows, from all positions down; the shorter ones are padded."""
+def list_row_lengths(positions: Tensor, rows: int) -> list[int]:
+    """Lengths of the rows, descending from the number of positions; shorter rows are padded."""
     return [max(1, len(positions) - PADDING * row) for row in range(rows)]
 
 
@@ -227,9 +233,9 @@ def check_tokenizer(recipe: Verify, _config: Config) -> Check:
 
 
 def find_differing_texts(recipe: Verify, reference: Any) -> list[str]:
-    """Find the texts that are encoded or decoded otherwise than by a tokenizer of transformers."""
+    """Find the texts that are encoded or decoded differently from a tokenizer of transformers."""
     tokenizer, wrong = Tokenizer(recipe.checkpoint_dir), []
-    for text in random_texts(recipe.strings, recipe.seed):
+    for text in draw_texts(recipe.strings, recipe.seed):
         plain = reference(text, add_special_tokens=False)["input_ids"]
         expected, actual = reference(text)["input_ids"], tokenizer.encode(text).tolist()
         decoded = reference.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -239,7 +245,7 @@ def find_differing_texts(recipe: Verify, reference: Any) -> list[str]:
     return wrong
 
 
-def random_texts(number: int, seed: int) -> list[str]:
+def draw_texts(number: int, seed: int) -> list[str]:
     """Draw texts of one to thirty words in many scripts, with spaces, line ends, code, numbers and special tokens."""
     draw = random.Random(seed)
     return [" ".join(draw.choices(WORDS, k=draw.randint(1, 30))) for _ in range(number)]

@@ -1,1 +1,1 @@
-"""What is kept on disk: training checkpoints, published model folders, downloads."""
+"""Training checkpoints, model folders, adapters and downloads on disk."""

@@ -10,18 +10,9 @@ from torch import Tensor, nn
 
 from litgpt.errors import UserError
 from litgpt.files import MANIFEST, DamagedFileError, read_json, verify_manifest
-from litgpt.store.collectives_io import (
-    Group,
-    StageRanks,
-    Warn,
-    get_rank_and_size,
-    print_warning,
-    raise_on_all_ranks,
-    share_first_message,
-)
-from litgpt.store.optimizer_state import Optimizers, list_optimizers, restore_optimizer, restore_param_groups
+from litgpt.store import collectives_io, state_dict
+from litgpt.store.collectives_io import Group, StageRanks, Warn, get_rank, print_warning, share_first_message
 from litgpt.store.safetensors_files import SafetensorsFiles
-from litgpt.store.state_dict import iter_model_tensors, restore_model, restore_rng_states
 
 STEP_FOLDER = re.compile(r"step-(\d+)")
 PROGRESS = "progress.json"
@@ -43,27 +34,22 @@ def find_damage(folder: Path) -> str | None:
 
 
 def find_latest(out_dir: Path | str, warn: Warn = print_warning, *, group: Group = None) -> Path | None:
-    """The newest checkpoint of a run that verifies, None without one; every rank calls it, the first one hashes."""
-    rank, _ = get_rank_and_size(group)
-    step = find_latest_step(Path(out_dir), warn) if rank == 0 else -1
-    step = int(share_first_message(str(step) if rank == 0 else "", group))
-    return dict(list_checkpoints(Path(out_dir)))[step] if step >= 0 else None
-
-
-def find_latest_step(out_dir: Path, warn: Warn) -> int:
-    """The step of the newest checkpoint whose every file is as it was written; -1 if there is none."""
-    for step, path in list_checkpoints(out_dir):
+    """The newest checkpoint of a run that verifies; None without one. Every rank calls it, the first one hashes."""
+    latest = ""
+    for _, path in list_checkpoints(Path(out_dir)) if get_rank(group) == 0 else ():
         damage = find_damage(path)
         if damage is None:
-            return step
+            latest = path.name
+            break
         warn(f"{path.name} refused: {damage}; looking for an older checkpoint")
-    return -1
+    latest = share_first_message(latest, group)
+    return Path(out_dir) / latest if latest else None
 
 
 def find_checkpoint(
     resume: bool | str | Path, out_dir: Path | str, warn: Warn = print_warning, *, group: Group = None
 ) -> Path | None:
-    """The checkpoint of a recipe's `resume`: false, true, "auto", or a folder. None: start a new run.
+    """The checkpoint that a recipe's `resume` (false, true, "auto" or a folder) selects; None to start a new run.
 
     Raises:
         UserError: if `resume` is true and there is none, or the folder is not a checkpoint or is damaged.
@@ -75,13 +61,10 @@ def find_checkpoint(
         if folder is None and resume is True:
             raise UserError(f"resume: true, but {out_dir} holds no checkpoint; use resume: auto to start without one")
         return folder
-    folder = Path(resume)
-    rank, _ = get_rank_and_size(group)
-    damage = None
-    if rank == 0:
+    folder, damage = Path(resume), None
+    if get_rank(group) == 0:
         damage = find_damage(folder) if folder.is_dir() else f"{folder}: no such folder"
-    error = share_first_message(damage or "", group)
-    if error:
+    if error := share_first_message(damage or "", group):
         raise UserError(f"resume: {error}; name a step folder of a run, or use resume: auto")
     return folder
 
@@ -99,7 +82,7 @@ def open_checkpoint(folder: Path) -> SafetensorsFiles:
 def load_checkpoint(
     folder: Path | str,
     model: nn.Module,
-    optimizer: Optimizers = None,
+    optimizer: state_dict.Optimizers = None,
     *,
     restore_rng: bool = True,
     saved_names: Collection[str] | None = None,
@@ -118,22 +101,21 @@ def load_checkpoint(
     Raises:
         UserError: on every rank, if the checkpoint is of another model, precision or optimizer.
     """
-    folder = Path(folder)
-    optimizers = list_optimizers(optimizer)
-    tensors = dict(iter_model_tensors(model, saved_names))
+    folder, optimizers = Path(folder), state_dict.list_optimizers(optimizer)
+    tensors = dict(state_dict.iter_model_tensors(model, saved_names))
     all_names = {name for names in StageRanks(tensors, group).all_gather_object(list(tensors)) for name in names}
-    rank, ranks = get_rank_and_size(group)
-    with raise_on_all_ranks(group):
+    rank, ranks = get_rank(group), collectives_io.get_world_size(group)
+    with collectives_io.raise_on_all_ranks(group):
         progress: dict[str, Any] = read_json(folder / PROGRESS)
         files = open_checkpoint(folder)
-        restore_model(tensors, files, folder.name, all_names)
+        state_dict.restore_model(tensors, files, folder.name, all_names)
         if optimizers:
             remote_names = all_names - tensors.keys()
-            restore_param_groups(model, optimizers, progress["groups"], remote_names)
-            restore_optimizer(model, optimizers, files, folder.name, remote_names)
+            state_dict.restore_param_groups(model, optimizers, progress["groups"], remote_names)
+            state_dict.restore_optimizer(model, optimizers, files, folder.name, remote_names)
         is_same_layout = progress["ranks"] == ranks and progress.get("layout") in (None, layout)
         if restore_rng and is_same_layout:
-            restore_rng_states(files, rank)
+            state_dict.restore_rng_states(files, rank)
         elif restore_rng and rank == 0:
             warn(
                 f"{folder.name}: saved by {progress['ranks']} ranks, loaded by {ranks}"

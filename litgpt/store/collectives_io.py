@@ -1,4 +1,4 @@
-"""Collectives of reading and writing: errors, bytes, and the tensors of all pipeline stages on the first rank."""
+"""Collectives for checkpoints: sharing errors and bytes, and gathering the tensors of all stages on the first rank."""
 
 import hashlib
 import sys
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 
-MESSAGE_BYTES = 400  # of a rank's error that is sent to all ranks
+MESSAGE_BYTES = 400  # the length to which a rank's error is cut
 
 Warn = Callable[[str], None]
 Group = dist.ProcessGroup | None
@@ -23,27 +23,29 @@ def print_warning(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def get_rank_and_size(group: Group = None) -> tuple[int, int]:
-    """This process's rank and the number of ranks; 0 of 1 without a process group."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return 0, 1
-    return dist.get_rank(group), dist.get_world_size(group)
+def get_rank(group: Group = None) -> int:
+    """The rank of this process; 0 without a process group."""
+    return dist.get_rank(group) if dist.is_initialized() else 0
+
+
+def get_world_size(group: Group = None) -> int:
+    """The number of ranks; 1 without a process group."""
+    return dist.get_world_size(group) if dist.is_initialized() else 1
 
 
 def all_gather_bytes(record: bytes, group: Group) -> list[bytes]:
     """Every rank's `record`, all of one length, in rank order."""
-    _, ranks = get_rank_and_size(group)
-    if ranks == 1:
+    if get_world_size(group) == 1:
         return [record]
     device = "cuda" if "nccl" in dist.get_backend(group) else "cpu"
     tensor = torch.frombuffer(bytearray(record), dtype=torch.uint8).to(device)
-    outputs = [torch.empty_like(tensor) for _ in range(ranks)]
+    outputs = [torch.empty_like(tensor) for _ in range(get_world_size(group))]
     dist.all_gather(outputs, tensor, group=group)
     return [bytes(received.cpu().numpy()) for received in outputs]
 
 
 def share_first_message(message: str, group: Group) -> str:
-    """Return the first message that any rank has, the same on every rank; empty if none has one."""
+    """Return, on every rank, the message of the first rank whose message is not empty; empty if all are."""
     record = message.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0")
     messages = (received.rstrip(b"\0").decode(errors="replace") for received in all_gather_bytes(record, group))
     return next(filter(None, messages), "")
@@ -51,10 +53,10 @@ def share_first_message(message: str, group: Group) -> str:
 
 @contextmanager
 def raise_on_all_ranks(group: Group) -> Iterator[None]:
-    """Raise on every rank the error that any rank raises inside, so that none waits for another.
+    """Raise a UserError on every rank if any rank raises one inside the block, so that no rank waits for another.
 
     Raises:
-        UserError: of the first rank that has one.
+        UserError: that of the first rank with an error, or this rank's own.
     """
     error: UserError | None = None
     try:
@@ -67,50 +69,47 @@ def raise_on_all_ranks(group: Group) -> Iterator[None]:
 
 
 class StageRanks:
-    """The ranks that hold shards of the same tensors as this one: all of them, or those of one pipeline stage.
+    """The ranks that hold shards of the same tensors as this one: all ranks, or those of one pipeline stage.
 
     Attributes:
-        rank: of this process among them.
-        size: how many they are.
+        rank: the rank of this process in its stage.
+        size: the number of ranks of the stage.
         stage: the index of this rank's stage.
         first_ranks: the first rank of each stage.
     """
 
     def __init__(self, names: Iterable[str], group: Group) -> None:
-        """Find them; every rank calls it with the names of the tensors that it holds shards of."""
+        """Compare the names of the tensors that each rank holds shards of; every rank calls it with its own."""
         self.group = group
-        rank, _ = get_rank_and_size(group)
-        digests = all_gather_bytes(hashlib.sha256("\n".join(sorted(names)).encode()).digest(), group)
+        rank, digest = get_rank(group), hashlib.sha256("\n".join(sorted(names)).encode()).digest()
+        digests = all_gather_bytes(digest, group)
         stage_digests = list(dict.fromkeys(digests))
-        same = [other for other, digest in enumerate(digests) if digest == digests[rank]]
-        self.rank, self.size = same.index(rank), len(same)
-        self.stage = stage_digests.index(digests[rank])
+        self.rank, self.size = digests[:rank].count(digest), digests.count(digest)
+        self.stage = stage_digests.index(digest)
         self.first_ranks = [digests.index(digest) for digest in stage_digests]
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """The value that each stage's first rank gives, in their order; every rank calls it."""
+        """The values of the first ranks of all stages, in the order of the stages; every rank calls it."""
         if len(self.first_ranks) == 1:
             return [value]
-        _, ranks = get_rank_and_size(self.group)
-        values: list[Any] = [None] * ranks
+        values: list[Any] = [None] * get_world_size(self.group)
         dist.all_gather_object(values, None if self.rank else [value], self.group)
         return [received[0] for received in values if received is not None]
 
     def gather_tensors(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of all stages on the first rank, one at a time, each name once; on others those of their own.
+        """Yield the tensors of all stages on the first rank, each name once, and on other ranks those of their stage.
 
         All ranks iterate to the end together.
 
         Args:
-            tensors: of this rank's stage, in full, the same on every rank of the stage.
+            tensors: the full tensors of this rank's stage, the same on every rank of the stage.
         """
-        rank, _ = get_rank_and_size(self.group)
         seen: set[str] = set()
         for stage, sender in enumerate(self.first_ranks):
             if stage == self.stage:
                 local = self._send(tensors) if stage and not self.rank else tensors
             else:
-                local = self._receive(sender) if not rank else ()
+                local = self._receive(sender) if get_rank(self.group) == 0 else ()
             for name, tensor in local:
                 if name not in seen:
                     seen.add(name)

@@ -1,4 +1,4 @@
-"""Make model folders out of others: staged, read back and compared with the source, then renamed into place."""
+"""Convert model folders: write to a staged folder, read back and compare with the source, rename into place."""
 
 import hashlib
 import os
@@ -12,10 +12,9 @@ import yaml
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.files import read_json, staged_folder, write_json, write_text
+from litgpt.files import read_json_object, staged_folder, write_json, write_text
 from litgpt.model import registry
 from litgpt.model.config import Config
-from litgpt.model.registry import find_family
 from litgpt.store.checkpoint_load import PROGRESS, resolve_checkpoint
 from litgpt.store.collectives_io import Warn, print_warning
 from litgpt.store.gguf_files import find_gguf
@@ -23,7 +22,7 @@ from litgpt.store.gguf_tokenizer import write_tokenizer
 from litgpt.store.load_model import iter_tensors, load_config
 from litgpt.store.published_tensor import list_parameters
 from litgpt.store.safetensors_files import iter_byte_blocks
-from litgpt.store.save_model import SHARD_BYTES, cast_tensors, write_settings, write_weights
+from litgpt.store.save_model import SHARD_BYTES, cast_tensors, write_model
 from litgpt.store.tensor_audit import list_published
 from litgpt.store.tokenizer_files import copy_tokenizer
 from litgpt.store.weight_files import SAFETENSORS, SAFETENSORS_INDEX, list_safetensors
@@ -41,7 +40,7 @@ def hash_tensor(tensor: Tensor) -> str:
 
 
 def record_digests(tensors: Iterable[tuple[str, Tensor]], digests: Digests) -> Iterator[tuple[str, Tensor]]:
-    """The same tensors, after adding type and hash of each to `digests`."""
+    """Yield the same tensors, after adding the type and hash of each to `digests`."""
     for name, tensor in tensors:
         digests[name] = (tensor.dtype, hash_tensor(tensor))
         yield name, tensor
@@ -61,14 +60,14 @@ def check_written(folder: Path, config: Config, digests: Digests) -> None:
 
 
 def rewrite_folder(folder: Path, source: Path, config: Config, *, dtype: torch.dtype | None = None) -> None:
-    """Make `folder` a model folder with safetensors, whatever files its weights are in; its other files stay.
+    """Rewrite a folder as a model folder with safetensors files; files other than weights and settings stay.
 
     Args:
         source: the folder or file that holds the weights.
-        dtype: cast to this type; None keeps each tensor's own.
+        dtype: cast to this type; None keeps the type of each tensor.
 
     Raises:
-        UserError: if the weights do not match the shape, or differ when read back. Nothing is changed then.
+        UserError: if the weights do not match the shape, or differ when read back; the folder is then unchanged.
     """
     replaced = {path.name for path in list_safetensors(source)} if source == folder else set()
     with staged_folder(folder, replace=True) as staged:
@@ -83,7 +82,7 @@ def rewrite_folder(folder: Path, source: Path, config: Config, *, dtype: torch.d
 def export_folder(
     folder: Path, source: Path, config: Config, *, dtype: torch.dtype | None = None, shard_bytes: float = SHARD_BYTES
 ) -> None:
-    """Make a new model folder of the weights and the tokenizer in another.
+    """Write the weights and the tokenizer of a folder to a new model folder.
 
     Args as in `rewrite_folder` and `save_model_folder`.
 
@@ -105,17 +104,14 @@ def write_copy(
 ) -> None:
     """Write weights, settings and tokenizer of `source` into a staged folder, and read the weights back."""
     digests: Digests = {}
-    family, parameters = find_family(config), list_parameters(config)
-    tensors = record_digests(cast_tensors(iter_tensors(source, config, warn=warn), dtype, parameters), digests)
-    saved_dtype = write_weights(staged, config, tensors, family, parameters, shard_bytes=shard_bytes)
+    weights = cast_tensors(iter_tensors(source, config, warn=warn), dtype, list_parameters(config))
     special_tokens = copy_or_build_tokenizer(source, staged)
-    values = read_json(source / "config.json") if (source / "config.json").is_file() else {}
-    for name in ("model_config.yaml", "config.json"):
-        (staged / name).unlink(missing_ok=True)  # it may be another name of the old file, which stays as it is
-    write_settings(staged, config, family, {"torch_dtype": saved_dtype, **special_tokens})
+    tensors = record_digests(weights, digests)
+    family, saved_dtype = write_model(staged, config, tensors, special_tokens, shard_bytes=shard_bytes)
+    values = read_json_object(source / "config.json")
     if family is None:
         warn(f"{source}: no published architecture has this shape; its tensors keep our names, only litgpt loads it")
-    elif isinstance(values, dict) and values.get("model_type") == family.model_type:
+    elif values.get("model_type") == family.model_type:
         values = {key: value for key, value in values.items() if key not in STALE_KEYS}
         write_json(staged / "config.json", {**values, "torch_dtype": saved_dtype})
     check_written(staged, config, digests)
@@ -125,11 +121,10 @@ def copy_or_build_tokenizer(source: Path, staged: Path) -> dict[str, Any]:
     """Copy a tokenizer to a staged folder, or build it from a GGUF file; returns the ids of its special tokens."""
     names = ("tokenizer.json", "tokenizer.model")
     has_tokenizer = any((folder / name).is_file() for folder in (source, staged) for name in names)
-    path = None if has_tokenizer else find_gguf(source)
-    if path is None:
-        return copy_tokenizer(source, staged)
-    write_tokenizer(path, staged)
-    return copy_tokenizer(staged, staged)
+    if not has_tokenizer and (path := find_gguf(source)):
+        write_tokenizer(path, staged)
+        source = staged
+    return copy_tokenizer(source, staged)
 
 
 def convert_folder(path: Path, model_name: str | None, dtype: str | None, *, per_tensor: bool = False) -> Path:
@@ -140,11 +135,11 @@ def convert_folder(path: Path, model_name: str | None, dtype: str | None, *, per
 
     Args:
         model_name: a named shape; None reads it from the folder.
-        dtype: cast to this type, as torch names it; None keeps each tensor's own.
+        dtype: the name of a torch type to cast to; None keeps the type of each tensor.
         per_tensor: print how each tensor is renamed.
 
     Raises:
-        UserError: if the weights do not match the shape. Nothing is changed then.
+        UserError: if the weights do not match the shape; the folder is then unchanged.
     """
     source = path if path.is_file() else resolve_checkpoint(path) or path
     folder = path.with_suffix("") if path.suffix == ".gguf" and path.is_file() else source

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.files import read_json
+from litgpt.files import read_json_object
 
 FP8_SCALE = "_scale_inv"  # beside X.weight
 MXFP4_BLOCKS, MXFP4_SCALES = "_blocks", "_scales"  # in place of X
@@ -69,8 +69,7 @@ def dequantize_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
 
 def read_block_size(folder: Path) -> tuple[int, int]:
     """The size of the blocks that share a scale, from the folder's config.json; 128 x 128 if it does not say."""
-    values = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    settings = values.get("quantization_config") if isinstance(values, dict) else None
+    settings = read_json_object(folder / "config.json").get("quantization_config")
     block = settings.get("weight_block_size") if isinstance(settings, dict) else None
     if block is None:
         return DEFAULT_BLOCK

@@ -11,6 +11,7 @@ from litgpt.store.gguf_files import GGUFFile
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # kinds of token (llama.cpp, `llama_token_type`)
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+ADDED_TOKEN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 SPACE = "▁"
 GGUF_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
@@ -40,7 +41,7 @@ def write_tokenizer(path: Path, folder: Path) -> None:
         )
     kinds = file.get_value("tokenizer.ggml.token_type")
     content["added_tokens"] = [
-        build_added_token(number, token, special=kinds[number] != USER_DEFINED)
+        {"id": number, "content": token, **ADDED_TOKEN, "special": kinds[number] != USER_DEFINED}
         for number, token in enumerate(tokens)
         if kinds[number] in (CONTROL, USER_DEFINED) or (kinds[number] == UNKNOWN and model == "llama")
     ]
@@ -122,12 +123,6 @@ def build_sentencepiece_bpe(tokens: list[str], scores: list[float], *, add_prefi
             + [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] * prefix,
         },
     )
-
-
-def build_added_token(number: int, token: str, *, special: bool) -> dict[str, Any]:
-    """An entry of tokenizer.json for a token that is matched before a text is split."""
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": number, "content": token, **flags, "special": special}
 
 
 def build_bos_processor(token: str, number: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Model folders from and to the Hugging Face hub: weights, settings and tokenizer, nothing that could run."""
+"""Download and upload model folders of the Hugging Face hub: weights, settings and tokenizers, no code."""
 
 import fnmatch
 import glob
@@ -35,10 +35,8 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 def match_patterns(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     """The names of files at the top of a repository that match any of the patterns."""
-    patterns = tuple(patterns)
-    return [
-        name for name in names if "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    ]
+    expression = re.compile("|".join(map(fnmatch.translate, patterns)))
+    return [name for name in names if "/" not in name and expression.match(name)]
 
 
 def select_files(names: Iterable[str], *, tokenizer_only: bool) -> list[str]:
@@ -80,10 +78,12 @@ def download(
             raise UserError(f"repo_id: {repo_id} holds no weights; give one with .safetensors files, or tokenizer_only")
         for name in names:
             join_inside(target, name)
-        patterns = [glob.escape(name) for name in names]
-        # by commit, so that files of two versions never mix
         snapshot_download(
-            repo_id, revision=repository.sha, token=access_token, local_dir=target, allow_patterns=patterns
+            repo_id,
+            revision=repository.sha,  # files of two versions never mix
+            token=access_token,
+            local_dir=target,
+            allow_patterns=[glob.escape(name) for name in names],
         )
         for name in names:
             check_hash(target / name, files[name])
@@ -129,28 +129,22 @@ def upload(folder: Path, repo_id: str, *, access_token: str | None = None) -> st
 @contextmanager
 def raise_one_line(what: str, access_token: str | None, *, hint: str) -> Iterator[None]:
     """Turn any error of the hub's client into one line that begins with `what`, without the token."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors
 
     try:
         yield
     except UserError:
         raise
-    except OfflineModeIsEnabled:
+    except errors.OfflineModeIsEnabled:
         raise UserError(f"{what}: HF_HUB_OFFLINE is set, so nothing is fetched; unset it, {hint}") from None
-    except GatedRepoError:
-        name = what.split()[-1]
+    except errors.GatedRepoError:
         raise UserError(
-            f"{what} asks for its licence to be accepted; do so at https://huggingface.co/{name}, "
+            f"{what} asks for its licence to be accepted; do so at https://huggingface.co/{what.split()[-1]}, "
             "then set HF_TOKEN or give --access_token"
         ) from None
-    except RevisionNotFoundError:
+    except errors.RevisionNotFoundError:
         raise UserError(f"{what} has no such revision; use main or leave it out") from None
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         raise UserError(f"{what} is not on the hub, or is private; check the name or set HF_TOKEN") from None
     except Exception as error:  # the client raises its HTTP library's own errors, which differ between versions
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]

@@ -1,4 +1,4 @@
-"""Read `.pth` and `.bin` files: torch's own format, as data only, so that nothing stored in one can run."""
+"""Read `.pth` and `.bin` files of `torch.save` with `weights_only`, so that no code in them can run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,10 +33,10 @@ def is_zip(path: Path) -> bool:
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """The weights in a file, bare or under the key `model` of a training state, without prefixes of `torch.compile`.
+    """Load the weights in a file, plain or under the key `model`, without the prefixes of `torch.compile`.
 
     Raises:
-        UserError: if the file holds no weights, or something else among them.
+        UserError: if the file holds no weights, or other objects among them.
     """
     content = load_torch_file(path)
     weights = content.get("model", content) if isinstance(content, Mapping) else content

@@ -2,7 +2,6 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -19,31 +18,21 @@ from litgpt.store.save_model import cast_tensors
 from litgpt.store.tokenizer_files import copy_tokenizer
 from litgpt.store.weight_files import LIT_MODEL
 
-# LitGPT's word for a norm; which of the two it means depends on the model's name.
+# LitGPT's names of norms; which of two norms a name means depends on the model's name.
 LITGPT_NORMS = {"OffsetRMSNorm": "RMSNorm", "BareLayerNorm": "LayerNorm"}
-FIRST_OF_OURS = "tie_embeddings"  # the fields of a shape before it are LitGPT's
-
-
-def list_litgpt_fields() -> list[str]:
-    """The fields of a shape that LitGPT has too."""
-    names = [field.name for field in fields(Config)]
-    return names[: names.index(FIRST_OF_OURS)]
-
-
-def to_litgpt_config(config: Config) -> dict[str, Any]:
-    """The mapping of LitGPT's model_config.yaml."""
-    values = config.to_dict()
-    litgpt_values = {name: values[name] for name in list_litgpt_fields()}
-    return {**litgpt_values, "norm_class_name": LITGPT_NORMS.get(config.norm_class_name, config.norm_class_name)}
+FIRST_OWN_FIELD = "tie_embeddings"  # the fields of a config before it are LitGPT's
 
 
 def write_litgpt_config(path: Path, config: Config) -> None:
-    """Write LitGPT's model_config.yaml of a shape, if it can express all of it.
+    """Write the config as LitGPT's model_config.yaml, if LitGPT can express all of it.
 
     Raises:
         UserError: naming the field that LitGPT cannot express.
     """
-    path.write_text(yaml.safe_dump(to_litgpt_config(config)), encoding="utf-8")
+    names, values = [field.name for field in fields(Config)], config.to_dict()
+    values = {name: values[name] for name in names[: names.index(FIRST_OWN_FIELD)]}
+    values["norm_class_name"] = LITGPT_NORMS.get(config.norm_class_name, config.norm_class_name)
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
     written, expected = normalize_config(read_model_config(path), []), normalize_config(config, [])
     written["tie_embeddings"] = expected["tie_embeddings"]  # LitGPT keeps the two matrices apart, with equal results
     wrong = [key for key in expected if written[key] != expected[key]]
@@ -57,7 +46,7 @@ def write_litgpt_config(path: Path, config: Config) -> None:
 
 
 def read_tensors(source: Path, config: Config, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Every weight under our names, cast."""
+    """Read all weights under our names, cast to `dtype`; None keeps the type of each."""
     return dict(cast_tensors(iter_tensors(source, config), dtype, list_parameters(config)))
 
 

@@ -1,4 +1,4 @@
-"""Read model folders, those of Hugging Face, of LitGPT and ours, under our names: memory-mapped, block by block."""
+"""Load model folders of Hugging Face, LitGPT and ours, under our names: memory-mapped or block by block."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from litgpt.model import registry
 from litgpt.model.config import Config
-from litgpt.store.collectives_io import Warn, get_rank_and_size, print_warning
+from litgpt.store.collectives_io import Warn, get_rank, print_warning
 from litgpt.store.gguf_files import GGUFFile, find_gguf
 from litgpt.store.published_tensor import PublishedTensor
 from litgpt.store.safetensors_files import get_shard
@@ -20,7 +20,7 @@ from litgpt.store.weight_files import LIT_MODEL, open_weights
 
 
 def load_config(folder: Path) -> Config:
-    """The shape of the model in a folder or a GGUF file: by model_config.yaml, config.json, or the GGUF file itself."""
+    """Load the config of the model in a folder or a GGUF file, from model_config.yaml, config.json or the GGUF file."""
     has_config = any((folder / name).is_file() for name in ("model_config.yaml", "config.json"))
     if not has_config and (path := find_gguf(folder)):
         values = GGUFFile(path).config_json
@@ -32,7 +32,7 @@ def load_config(folder: Path) -> Config:
 
 
 def untie_if_saved_apart(folder: Path, config: Config) -> Config:
-    """The shape with a head of its own if LitGPT's file has one: it trains the two matrices of a tied model apart."""
+    """The config with an untied head if LitGPT's file has another one: it trains the two matrices separately."""
     source = open_weights(folder)
     head, embedding = "lm_head.weight", "transformer.wte.weight"
     if not {head, embedding} <= set(source.names) or torch.equal(source.read(head), source.read(embedding)):
@@ -41,13 +41,13 @@ def untie_if_saved_apart(folder: Path, config: Config) -> Config:
 
 
 def read_dtypes(folder: Path, config: Config) -> dict[str, torch.dtype]:
-    """The type that the files of a model folder have for each of our parameters."""
+    """Read the types that the files of a model folder have for our parameters."""
     published = list_published(folder, config, warn=lambda _line: None)
     return {name: tensor.meta.dtype for tensor in published for name in tensor.mapping.names}
 
 
 def iter_tensors(folder: Path, config: Config, *, warn: Warn = print_warning) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a model folder under our names, whole, one at a time; memory-mapped where a rename suffices.
+    """Yield the full weights of a model folder under our names; memory-mapped where only the name differs.
 
     Raises:
         UserError: as `list_published`.
@@ -56,7 +56,7 @@ def iter_tensors(folder: Path, config: Config, *, warn: Warn = print_warning) ->
 
 
 def stack_experts(published: Iterable[PublishedTensor], n_expert: int) -> Iterator[tuple[str, Tensor]]:
-    """Our tensors out of published ones, each as soon as all of its experts have been read."""
+    """Yield our tensors of published ones, each as soon as all of its experts have been read."""
     stacks: dict[str, Tensor] = {}
     remaining: Counter[str] = Counter()
     for tensor in published:
@@ -88,22 +88,21 @@ def load_model(
 ) -> None:
     """Load the weights of a model folder; each rank copies only its shard of a parameter, cast to its type.
 
-    Beside the model, no more than a block of the files is in memory at a time.
+    In addition to the model, at most one block of the files is in memory at a time.
 
     Args:
         folder: a model folder, or a `.gguf` file.
-        config: the model's shape; `model.config` if None.
+        config: the model's config; `model.config` if None.
         mmap: map parameters that have the type of the files: they are read from disk when first used, and copied when
-            first written to. The files may be replaced meanwhile, but not changed.
+            first written to. Until then the files may be replaced, but not modified.
         warn: called on the first rank with one line if tensors are left out because the model has no such part.
 
     Raises:
-        UserError: as `list_published`. The model is then as it was.
+        UserError: as `list_published`; the model is then unchanged.
     """
     shape: Config = config or model.config  # type: ignore[assignment]
-    rank, _ = get_rank_and_size()
     parameters = dict(iter_model_tensors(model))
     shards = {name: get_shard(tensor) for name, tensor in parameters.items()}
-    for tensor in list_published(Path(folder), shape, warn=warn if rank == 0 else lambda _line: None):
+    for tensor in list_published(Path(folder), shape, warn=warn if get_rank() == 0 else lambda _line: None):
         if not (mmap and tensor.map_into(parameters)):
             tensor.copy_to(shards)

@@ -1,4 +1,4 @@
-"""A tensor in a model's files, not read yet, and the parameters that it becomes: mapped, or copied block by block."""
+"""Load a tensor of a model's files to the parameters that it contains: memory-mapped, or copied block by block."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from litgpt.model.names import TensorMapping
 from litgpt.store.safetensors_files import TensorShard, intersect_blocks
 from litgpt.store.weight_files import WeightSource
 
-BLOCK_BYTES = 32 << 20  # what is read of a file at once, and so what is in memory beside the model
+BLOCK_BYTES = 32 << 20  # read from a file at once; the memory that loading needs in addition to the model
 
 
 def list_parameters(config: Config) -> dict[str, Tensor]:
-    """Every parameter of a model of this shape on the meta device: bfloat16, but float32 where the shape keeps it."""
+    """All parameters of a model on the meta device: bfloat16, or float32 where the config requires it."""
     return dict(GPT.on_meta(config, torch.bfloat16).named_parameters())
 
 
 @dataclass(frozen=True)
 class PublishedTensor:
-    """A tensor of a source, and how it becomes parameters of a model (or with `mapping.expert`, that slice of each).
+    """A tensor of a source, and the parameters (or with `mapping.expert`, slices of parameters) that it contains.
 
     Attributes:
-        parameters: those of the model by name, on the meta device.
+        parameters: all parameters of the model by name, on the meta device.
     """
 
     source: WeightSource
@@ -46,11 +46,11 @@ class PublishedTensor:
         return self.source.read_meta(self.hf_name)
 
     def read(self) -> dict[str, Tensor]:
-        """Our tensors (or one expert's slice of each) in full: views of the file where the layout allows it."""
+        """Read our tensors (or one expert's slice of each): views of the file where the layout allows it."""
         return self._split(self.source.read(self.hf_name))
 
     def release(self) -> None:
-        """Take what was read of it out of memory again."""
+        """Free the memory of what was read of the tensor."""
         self.source.release(self.hf_name)
 
     def _split(self, tensor: Tensor) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ class PublishedTensor:
             raise UserError(f"{self.source.path}: {error}") from None
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        """The shape that the model needs of a parameter, or of an expert's slice of it."""
+        """The shape of a parameter of the model, or of an expert's slice of it."""
         shape = tuple(self.parameters[name].shape)
         return shape if self.mapping.expert is None else shape[1:]
 
@@ -84,7 +84,7 @@ class PublishedTensor:
                 raise UserError(f"{path}: {hf_name} is {list(actual)}, the model's {name} {list(expected)}; use {hint}")
 
     def map_into(self, parameters: Mapping[str, Tensor]) -> bool:
-        """Make a parameter a view of the file if it has the file's type and layout and is whole, on the CPU."""
+        """Make a parameter a view of the file; returns False if its type, layout or device does not allow that."""
         if not self.source.is_mapped or self.mapping.kind != "rename" or self.mapping.expert is not None:
             return False
         ((name, view),) = self.read().items()
@@ -98,11 +98,11 @@ class PublishedTensor:
         return True
 
     def copy_to(self, shards: Mapping[str, TensorShard]) -> None:
-        """Copy the values of this rank's shards of our tensors, a block of rows at a time; reads no other values.
+        """Copy values to this rank's shards of our tensors, a block of rows at a time; reads no other values.
 
-        The values are cast to the type of the shards, and sent to their device.
+        The values are cast to the type of the shards and moved to their device.
         """
-        local_names = (name for name in self.mapping.names if name in shards)  # the others are on other stages
+        local_names = (name for name in self.mapping.names if name in shards)  # others are on other stages
         targets = {name: overlap for name in local_names if (overlap := self._intersect(name, shards[name]))}
         if not targets:
             return
@@ -123,7 +123,7 @@ class PublishedTensor:
             self.release()
 
     def _intersect(self, name: str, shard: TensorShard) -> tuple[Tensor, tuple[slice, ...]] | None:
-        """The values of a shard that this tensor fills, and their index in our tensor; None if it fills none."""
+        """The values of a shard that this tensor contains, and their index in our tensor; None without any."""
         local, offset, shape = shard.local.detach(), shard.offset, self._shape(name)
         if self.mapping.expert is not None:
             expert = self.mapping.expert - offset[0]
@@ -135,7 +135,7 @@ class PublishedTensor:
 
 
 def split_rows(tensor: Tensor, like: Tensor) -> list[Tensor]:
-    """A tensor in runs of rows, as many in each as are `BLOCK_BYTES` of `like`."""
+    """Split a tensor into blocks of rows, with as many rows as have `BLOCK_BYTES` in `like`."""
     if not tensor.dim():
         return [tensor]
     row_bytes = max(1, like.nbytes // max(1, like.shape[0]))

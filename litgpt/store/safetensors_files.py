@@ -1,4 +1,4 @@
-"""Safetensors files: written and hashed in one pass; blocks of a tensor in several files are read as one tensor."""
+"""Write and hash safetensors files in one pass; read a tensor whose blocks are in several files as one tensor."""
 
 import hashlib
 import json
@@ -45,20 +45,16 @@ def iter_byte_blocks(tensor: Tensor) -> Iterator[memoryview]:
 
 
 def build_header(tensors: Mapping[str, Tensor], order: Iterable[str], metadata: dict[str, str]) -> bytes:
-    """The header of a safetensors file: eight bytes of length, then JSON that names, types and places each tensor."""
+    """The header of a safetensors file: its length in eight bytes, then JSON with dtype, shape and offsets by name."""
     header: dict[str, Any] = {"__metadata__": metadata}
     start = 0
     for name in order:
         tensor = tensors[name]
         if tensor.dtype not in DTYPE_NAMES:
             raise UserError(f"{name}: tensors of type {tensor.dtype} cannot be written to a safetensors file")
-        end = start + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-        start = end
+        offsets = [start, start + tensor.nbytes]
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        start = offsets[1]
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -115,7 +111,7 @@ class SavedBlock(NamedTuple):
 
 @dataclass
 class SavedTensor:
-    """A tensor as a set of files holds it: its shape and type, and its blocks."""
+    """A tensor in a set of files: its full shape, its type and its blocks."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -126,7 +122,7 @@ class SavedTensor:
 def intersect_blocks(
     offset: tuple[int, ...], shape: tuple[int, ...], other_offset: tuple[int, ...], other_shape: tuple[int, ...]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
-    """Where two blocks of one tensor overlap, as an index into the first and one into the second; None if nowhere."""
+    """The overlap of two blocks of a tensor, as an index into the first and one into the second; None without one."""
     index, other_index = [], []
     for first, size, other, other_size in zip(offset, shape, other_offset, other_shape, strict=True):
         start, end = max(first, other), min(first + size, other + other_size)
@@ -168,9 +164,9 @@ class MappedFile:
         return raw.view(dtype).view(shape)
 
     def release(self, name: str) -> None:
-        """Take a tensor's pages out of this process's memory; using it again reads them again."""
+        """Free the pages of a tensor in this process's memory; they are read again when the tensor is used."""
         _, _, start, end = self.entries[name]
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # pages shared with its neighbours stay
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # pages shared with neighboring tensors stay
         length = end // mmap.PAGESIZE * mmap.PAGESIZE - first
         if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
             self._bytes.madvise(mmap.MADV_DONTNEED, first, length)
@@ -185,15 +181,14 @@ class SafetensorsFiles:
         self._open: dict[Path, MappedFile] = {}
         for path in paths:
             try:
-                self._open[path] = MappedFile(path)
-                self._read_header(path)
+                self._open_file(path)
             except FileNotFoundError:
                 raise DamagedFileError(f"{path}: no such file") from None
             except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DamagedFileError(f"{path}: not a whole safetensors file ({error})") from None
 
-    def _read_header(self, path: Path) -> None:
-        file = self._open[path]
+    def _open_file(self, path: Path) -> None:
+        file = self._open[path] = MappedFile(path)
         self.metadata |= file.metadata
         blocks = json.loads(file.metadata.get("parts", "{}"))
         for name, (dtype, shape, _, _) in file.entries.items():
@@ -204,27 +199,25 @@ class SafetensorsFiles:
             tensor.blocks.append(SavedBlock(path, tuple(block.get("offset", [0] * len(shape))), shape))
 
     def copy_to(self, name: str, shard: TensorShard) -> None:
-        """Copy into `shard.local` its values of tensor `name`, reading no others.
+        """Copy the values of a shard of tensor `name` into `shard.local`; reads no other values.
 
         Raises:
             DamagedFileError: if the files do not hold every value of the shard, or cannot be read.
         """
         num_copied, blocks = 0, self.tensors[name].blocks
         for block in blocks:
-            overlap = intersect_blocks(block.offset, block.shape, shard.offset, tuple(shard.local.shape))
-            if overlap is None:
-                continue
-            index, local_index = overlap
-            values = self._open[block.path].view(name)[index]
-            shard.local.detach()[local_index].copy_(values)
-            self._open[block.path].release(name)
-            num_copied += values.numel()
+            if overlap := intersect_blocks(block.offset, block.shape, shard.offset, tuple(shard.local.shape)):
+                index, local_index = overlap
+                values = self._open[block.path].view(name)[index]
+                shard.local.detach()[local_index].copy_(values)
+                self._open[block.path].release(name)
+                num_copied += values.numel()
         if num_copied != shard.local.numel():
             paths = ", ".join(block.path.name for block in blocks)
             raise DamagedFileError(f"{name}: {num_copied} of {shard.local.numel()} values found in {paths}")
 
     def read(self, name: str) -> Tensor:
-        """Tensor `name` in full, on the CPU; if it is saved in one block a view of the file, not to be written to."""
+        """Read the full tensor `name` on the CPU; a view of the file, not to be written to, if it has one block."""
         saved = self.tensors[name]
         if len(saved.blocks) == 1 and saved.blocks[0].shape == saved.shape:
             return self._open[saved.blocks[0].path].view(name)
@@ -237,6 +230,6 @@ class SafetensorsFiles:
         return torch.empty(self.tensors[name].shape, dtype=self.tensors[name].dtype, device="meta")
 
     def release(self, name: str) -> None:
-        """Take the mapped pages of a tensor out of this process's memory."""
+        """Free the mapped pages of a tensor in this process's memory."""
         for block in self.tensors[name].blocks:
             self._open[block.path].release(name)

@@ -1,21 +1,25 @@
-"""The tensors of a training run under names that do not depend on its layout: listed, sharded, and restored."""
+"""The state of a training run under names that do not depend on its layout: model, optimizers and random generators."""
 
+import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from litgpt.errors import UserError
 from litgpt.store.safetensors_files import DTYPE_NAMES, SafetensorsFiles, get_shard
 
+Optimizers = Optimizer | Sequence[Optimizer] | None
 WRAPPERS = re.compile(r"(?:^module\.)|(?:^|(?<=\.))(?:_forward_module|_orig_mod|_checkpoint_wrapped_module)\.")
 
 
 def get_canonical_name(name: str) -> str:
-    """A parameter's name without what DDP, Fabric, `torch.compile` and activation checkpointing add to it."""
+    """A parameter's name without the prefixes of DDP, Fabric, `torch.compile` and activation checkpointing."""
     return WRAPPERS.sub("", name)
 
 
@@ -27,7 +31,7 @@ def iter_model_tensors(model: nn.Module, saved_names: Collection[str] | None = N
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.reshard()  # after an evaluation the root still holds unsharded weights in place of its shards
+            module.reshard()  # after an evaluation the root module still holds unsharded weights
     tensors = [(get_canonical_name(name), parameter) for name, parameter in model.named_parameters()]
     for prefix, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
@@ -39,14 +43,14 @@ def iter_model_tensors(model: nn.Module, saved_names: Collection[str] | None = N
 def restore_model(
     tensors: Mapping[str, Tensor], files: SafetensorsFiles, checkpoint: str, all_names: Collection[str]
 ) -> None:
-    """Fill this rank's tensors of a model from a checkpoint, each with its own shard.
+    """Restore this rank's shards of a model's tensors from a checkpoint.
 
     Args:
-        checkpoint: its name, for messages.
+        checkpoint: the name of the checkpoint, for messages.
         all_names: the names of all ranks' tensors.
 
     Raises:
-        UserError: naming tensors that only one side has, or that differ in shape or type.
+        UserError: naming tensors that only the model or only the checkpoint has, or that differ in shape or type.
     """
     prefix = "model."
     saved = {name.removeprefix(prefix) for name in files.tensors if name.startswith(prefix)}
@@ -63,6 +67,146 @@ def restore_model(
             )
     for name, tensor in tensors.items():
         files.copy_to(prefix + name, get_shard(tensor))
+
+
+def list_optimizers(optimizer: Optimizers) -> list[Optimizer]:
+    """The optimizers of a run as a list, without Fabric's wrapper."""
+    optimizers = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    return [getattr(wrapped, "optimizer", wrapped) for wrapped in optimizers]
+
+
+def iter_optimizer_state(model: nn.Module, optimizers: list[Optimizer]) -> Iterator[tuple[str, Any]]:
+    """Yield the state that the optimizers keep for each parameter, as (`<key>.<parameter>`, tensor or number)."""
+    names = {parameter: get_canonical_name(name) for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    if value is not None:
+                        check_state_value(key, names[parameter], value, parameter)
+                        yield f"{key}.{names[parameter]}", value
+
+
+def check_state_value(key: str, name: str, value: Any, parameter: Tensor) -> None:
+    """Check that a value can be saved, and loaded by another number of ranks."""
+    if not isinstance(value, Tensor | bool | int | float):
+        raise UserError(f"optimizer state {key!r} of {name} is a {type(value).__name__}; only tensors and numbers save")
+    if isinstance(parameter, DTensor) and isinstance(value, Tensor) and not isinstance(value, DTensor) and value.dim():
+        raise UserError(
+            f"optimizer state {key!r} of {name} is not sharded like its parameter, so it cannot be saved; "
+            "use AdamW, or parallel.data_shard: 1"
+        )
+
+
+def list_param_groups(model: nn.Module, optimizers: list[Optimizer]) -> list[dict[str, Any]]:
+    """The optimizer, settings and parameter names of each parameter group, as JSON values."""
+    names = {parameter: get_canonical_name(name) for name, parameter in model.named_parameters()}
+    return [
+        {
+            "optimizer": type(optimizer).__name__,
+            "settings": {
+                key: value.item() if isinstance(value, Tensor) else value
+                for key, value in group.items()
+                if key != "params" and isinstance(value, Tensor | bool | int | float | str | tuple | list | None)
+            },
+            "parameters": [names[parameter] for parameter in group["params"]],
+        }
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+    ]
+
+
+def merge_param_groups(groups_of_stages: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Merge the parameter groups of all stages: groups with the same optimizer and settings become one."""
+    merged: dict[str, dict[str, Any]] = {}
+    for group in (group for groups in groups_of_stages for group in groups):
+        key = json.dumps([group["optimizer"], group["settings"]], sort_keys=True)
+        target = merged.setdefault(key, {**group, "parameters": []})
+        target["parameters"] = list(dict.fromkeys([*target["parameters"], *group["parameters"]]))
+    return list(merged.values())
+
+
+def restore_param_groups(
+    model: nn.Module, optimizers: list[Optimizer], saved: list[dict[str, Any]], remote_names: Collection[str] = ()
+) -> None:
+    """Restore the settings of each parameter group from those that its parameters were saved with.
+
+    Args:
+        remote_names: parameters that only other ranks have.
+
+    Raises:
+        UserError: if the saved groups are of another optimizer or have other parameters.
+    """
+    current = list_param_groups(model, optimizers)
+    saved_in = {name: number for number, group in enumerate(saved) for name in group["parameters"]}
+    local_names = {name for group in current for name in group["parameters"]}
+    kinds, saved_kinds = ({group["optimizer"] for group in groups} for groups in (current, saved))
+    if kinds - saved_kinds or (not remote_names and saved_kinds - kinds):
+        raise UserError(
+            f"optimizer: the checkpoint was saved with {sorted(saved_kinds)}, this run has {sorted(kinds)}; "
+            "use the same"
+        )
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for group, listed in zip(groups, current, strict=True):
+        numbers = {saved_in.get(name, -1) for name in listed["parameters"]}
+        number = numbers.pop() if len(numbers) == 1 else -1
+        unknown = saved_in.keys() - local_names - set(remote_names)
+        if number < 0 or saved[number]["optimizer"] != listed["optimizer"] or unknown:
+            raise UserError("optimizer: the checkpoint groups the parameters in another way; use the same optimizer")
+        for key, value in saved[number]["settings"].items():
+            if isinstance(group.get(key), Tensor):
+                group[key].fill_(value)
+            else:
+                group[key] = tuple(value) if isinstance(value, list) else value
+
+
+def restore_optimizer(
+    model: nn.Module,
+    optimizers: list[Optimizer],
+    files: SafetensorsFiles,
+    checkpoint: str,
+    remote_names: Collection[str] = (),
+) -> None:
+    """Build the state of new optimizers from a checkpoint, each tensor in the layout of its parameter.
+
+    Args:
+        checkpoint: the name of the checkpoint, for messages.
+        remote_names: parameters that only other ranks have.
+
+    Raises:
+        UserError: if the checkpoint has state for parameters that the optimizers do not hold.
+    """
+    saved_values: dict[str, list[str]] = {}
+    for saved_name in files.tensors:
+        if saved_name.startswith("optimizer."):
+            saved_values.setdefault(saved_name.split(".", 2)[2], []).append(saved_name)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            held = {id(parameter) for parameter in group["params"]}
+            for name, parameter in model.named_parameters():
+                if id(parameter) in held:
+                    optimizer.state[parameter] = {
+                        saved_name.split(".", 2)[1]: restore_state_value(files, saved_name, parameter, group)
+                        for saved_name in saved_values.pop(get_canonical_name(name), [])
+                    }
+    if unused := saved_values.keys() - set(remote_names):
+        raise UserError(
+            f"{checkpoint}: holds optimizer state of {', '.join(sorted(unused)[:5])}, which this run does not train"
+        )
+
+
+def restore_state_value(files: SafetensorsFiles, name: str, parameter: Tensor, group: dict[str, Any]) -> Any:
+    """Read one value of a parameter's optimizer state, on the parameter's device and in its layout."""
+    saved = files.tensors[name]
+    if saved.is_number:
+        return files.read(name).item()
+    if saved.shape == tuple(parameter.shape) and saved.shape:
+        tensor = torch.zeros_like(parameter, dtype=saved.dtype, requires_grad=False)
+        files.copy_to(name, get_shard(tensor))
+        return tensor
+    # torch keeps step counters on the CPU unless the step itself runs on the device
+    is_cpu_counter = not saved.shape and not (group.get("capturable") or group.get("fused"))
+    return files.read(name).to("cpu" if is_cpu_counter else parameter.device, copy=True)
 
 
 def get_rng_states() -> dict[str, Tensor]:
@@ -85,9 +229,9 @@ def restore_rng_states(files: SafetensorsFiles, rank: int) -> None:
 def select_shards(
     tensors: Iterable[tuple[str, Any]], rank: int, ranks: int
 ) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
-    """What this rank writes: (name, its shard, shape of the full tensor and offset of the shard).
+    """Yield the shards that this rank writes: name, shard, and the shape of the full tensor with the shard's offset.
 
-    Of a sharded tensor every rank of the first replica writes its own shard; tensors that are the same on all `ranks`
+    Every rank of the first replica writes its own shard of a sharded tensor; tensors that are the same on all `ranks`
     are divided among them by size. A Python number is written as a tensor without dimensions.
     """
     replicated: list[tuple[str, Tensor, dict[str, Any]]] = []

@@ -1,9 +1,8 @@
-"""One pass over the tensor names of a folder: which parameters they become, and what is unknown, missing or mismatched.
+"""Map all tensor names of a folder to parameters in one pass, and list unknown, missing and mismatched ones.
 
-Loading reads what the audit lists, and refuses a folder whose audit is not clean; `verify` and `validate` report it.
+Loading reads the tensors that the audit lists, if it is clean; `verify` and `validate` report the audit.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.files import read_json
+from litgpt.files import read_json_object
 from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.model.names import NO_SUCH_PART, NameTable, TensorMapping
@@ -23,15 +22,15 @@ from litgpt.store.weight_files import WeightSource, open_weights
 
 @dataclass
 class TensorAudit:
-    """Every published tensor of a folder, and what becomes of it.
+    """The published tensors of a folder, sorted by their use.
 
     Attributes:
-        tensors: those that become parameters of the model.
-        tied_heads: output heads that are published though the model ties them to its embedding.
-        left_out: those without weights, or of parts that the model does not have; by name, with the reason.
-        unknown: those that the model does not have.
-        missing: parameters that no tensor of the folder becomes, with the index of the first expert that is missing.
-        mismatched: one line for each tensor of another shape or type than the model's, or that is there twice.
+        tensors: tensors that are loaded to parameters of the model.
+        tied_heads: output heads that are published although the model ties them to its embedding.
+        left_out: tensors that hold no weights or belong to parts that the model lacks; by name, with the reason.
+        unknown: names of tensors that the model does not have.
+        missing: parameters that the folder does not have, with the index of the first expert that is missing.
+        mismatched: a message for each tensor with another shape or type than the model's, or a second source.
     """
 
     source: WeightSource
@@ -53,15 +52,11 @@ class TensorAudit:
         """How each tensor that is read becomes ours."""
         return [tensor.mapping for tensor in (*self.tensors, *self.tied_heads)]
 
-    def count_kinds(self) -> dict[str, int]:
-        """How many tensors each kind of rule reads."""
-        return dict(Counter(mapping.kind for mapping in self.mappings))
-
     def check(self) -> None:
-        """Refuse a folder whose tensors are not those of the model.
+        """Check that the tensors of the folder are those of the model.
 
         Raises:
-            UserError: naming the tensors.
+            UserError: naming the tensors that are not.
         """
         path = self.source.path
         if self.unknown:
@@ -124,8 +119,7 @@ def find_name_table(source: WeightSource, folder: Path, config: Config) -> NameT
     if any(name.startswith("transformer.wte.") for name in source.names) and source.path.suffix == ".pth":
         return registry.load_litgpt_table()
     folder = folder.parent if folder.is_file() else folder
-    published = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    model_type = published.get("model_type") if isinstance(published, dict) else None
+    model_type = read_json_object(folder / "config.json").get("model_type")
     families = registry.load_families().values()
     family = next((family for family in families if family.model_type == model_type), None)
     family = family or registry.find_family(config)
@@ -137,7 +131,7 @@ def find_name_table(source: WeightSource, folder: Path, config: Config) -> NameT
 
 
 def check_published_once(tensor: PublishedTensor, published_as: dict[str, dict[int | None, str]]) -> None:
-    """Note by what a parameter, or an expert's slice of it, is published; refuse it if another tensor holds it too."""
+    """Record which tensor holds a parameter or an expert's slice of it; raises a UserError if another one does too."""
     expert = tensor.mapping.expert
     for name in tensor.mapping.names:
         for other_expert, other in published_as[name].items():
@@ -147,7 +141,7 @@ def check_published_once(tensor: PublishedTensor, published_as: dict[str, dict[i
 
 
 def list_missing(published_as: dict[str, dict[int | None, str]], config: Config) -> list[str]:
-    """The parameters that are not published; those whose experts are not all there, with the first expert's index."""
+    """The parameters that are not published; with the index of the first missing expert if others are published."""
     missing = []
     for name, experts in published_as.items():
         absent = [expert for expert in range(config.n_expert) if expert not in experts]
@@ -159,7 +153,7 @@ def list_missing(published_as: dict[str, dict[int | None, str]], config: Config)
 
 
 def list_published(folder: Path, config: Config, *, warn: Warn = print_warning) -> list[PublishedTensor]:
-    """Every tensor of a model in a folder, each checked by name, type and shape; reads no values.
+    """List the tensors of a model in a folder, checked by name, type and shape; reads no values.
 
     Args:
         folder: a model folder, or a `.gguf` file.

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from litgpt.files import read_json
+from litgpt.files import read_json_object
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -33,10 +33,9 @@ def copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
             shutil.copyfile(path, target / name)
     special: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
-        if (source / name).is_file():
-            values = read_json(source / name)
-            known = {f"{token}_id": values.get(f"{token}_id") for token in SPECIAL_TOKENS}
-            special |= {key: value for key, value in known.items() if value is not None}
+        values = read_json_object(source / name)
+        keys = (f"{token}_id" for token in SPECIAL_TOKENS)
+        special |= {key: values[key] for key in keys if values.get(key) is not None}
     return special or read_special_tokens(source)
 
 
@@ -46,7 +45,7 @@ def read_special_tokens(source: Path) -> dict[str, int]:
         return {}
     from tokenizers import Tokenizer
 
-    values = read_json(source / "tokenizer_config.json")
+    values = read_json_object(source / "tokenizer_config.json")
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
     token_ids = {}
     for token in SPECIAL_TOKENS:

@@ -1,6 +1,6 @@
 """The weights in a model folder, whatever files they are in: their names, and one tensor at a time."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,15 +11,8 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.files import MANIFEST, DamagedFileError, join_inside, read_json
 from litgpt.model.names import NameTable
+from litgpt.store import dequantize
 from litgpt.store.checkpoint_load import PROGRESS, open_checkpoint
-from litgpt.store.dequantize import (
-    FP8_SCALE,
-    MXFP4_BLOCKS,
-    MXFP4_SCALES,
-    dequantize_fp8,
-    dequantize_mxfp4,
-    read_block_size,
-)
 from litgpt.store.gguf_files import GGUFFile, find_gguf
 from litgpt.store.legacy import load_state_dict
 from litgpt.store.safetensors_files import SafetensorsFiles
@@ -37,10 +30,10 @@ class WeightSource:
 
     Attributes:
         read_meta: a tensor's shape and type, on the meta device.
-        read: its values; a view of a file where that is possible, not to be written to.
-        release: take what was read of it out of memory again.
-        is_mapped: whether what is read is memory-mapped, and nothing else shares it.
-        table: what the names mean, if the kind of file settles that; None leaves it to the folder.
+        read: its values; a view of the file where possible, which must not be written to.
+        release: free the memory of a tensor that was read.
+        is_mapped: whether tensors are memory-mapped, and nothing else shares the memory.
+        table: the name table, if the file format determines it; None if the folder does.
     """
 
     path: Path
@@ -53,7 +46,7 @@ class WeightSource:
 
 
 def open_weights(folder: Path) -> WeightSource:
-    """The weights in a model folder: safetensors first, then a training checkpoint, LitGPT's file, `.bin`, GGUF.
+    """Open the weights in a model folder: safetensors, a training checkpoint, LitGPT's file, `.bin` or GGUF.
 
     Args:
         folder: a model folder, or a file with weights.
@@ -108,7 +101,7 @@ def read_index(index: Path, suffix: str) -> tuple[list[Path], dict[str, str]]:
 
 
 def open_safetensors(path: Path, shards: list[Path], weight_map: Mapping[str, str] | None = None) -> WeightSource:
-    """A set of safetensors files as a source; weights in 4 or 8 bits are dequantized when read."""
+    """Open a set of safetensors files; weights in 4 or 8 bits are dequantized when read."""
     files = SafetensorsFiles(shards)
     for name, shard in (weight_map or {}).items():
         if name not in files.tensors or files.tensors[name].blocks[0].path.name != Path(shard).name:
@@ -123,7 +116,7 @@ def open_safetensors(path: Path, shards: list[Path], weight_map: Mapping[str, st
 
 
 def open_training_checkpoint(folder: Path) -> WeightSource:
-    """The weights of a training checkpoint as a source, under our own names."""
+    """Open the weights of a training checkpoint, under our own names."""
     files = open_checkpoint(folder)
     names = [name.removeprefix("model.") for name in files.tensors if name.startswith("model.")]
 
@@ -133,29 +126,30 @@ def open_training_checkpoint(folder: Path) -> WeightSource:
     return WeightSource(folder, names, add_prefix(files.read_meta), add_prefix(files.read), add_prefix(files.release))
 
 
-def open_torch_files(paths: Iterable[Path]) -> WeightSource:
-    """A set of `.pth` or `.bin` files as a source."""
+def open_torch_files(paths: list[Path]) -> WeightSource:
+    """Open a set of `.pth` or `.bin` files."""
     tensors: dict[str, Tensor] = {}
-    paths = list(paths)
     for path in paths:
         tensors |= load_state_dict(path)
     return WeightSource(paths[0], list(tensors), lambda name: tensors[name].to("meta"), tensors.__getitem__)
 
 
 def dequantize_source(source: WeightSource) -> WeightSource:
-    """A source whose weights in 8 or 4 bits are dequantized when read, and whose scales are not listed."""
+    """Wrap a source so that weights in 8 or 4 bits are dequantized when read, and their scales are not listed."""
     names = set(source.names)
     quantized: dict[str, tuple[Dequantize, str, str]] = {}  # how, the name of the values, that of the scales
     for name in source.names:
-        weight, blocks = name.removesuffix(FP8_SCALE), name.removesuffix(MXFP4_BLOCKS)
+        weight, blocks = name.removesuffix(dequantize.FP8_SCALE), name.removesuffix(dequantize.MXFP4_BLOCKS)
+        scales = blocks + dequantize.MXFP4_SCALES
         if weight != name and weight in names:
-            quantized[weight] = (partial(dequantize_fp8, block=read_block_size(source.path.parent)), weight, name)
-        elif blocks != name and blocks + MXFP4_SCALES in names:
-            quantized[blocks] = (dequantize_mxfp4, name, blocks + MXFP4_SCALES)
+            block = dequantize.read_block_size(source.path.parent)
+            quantized[weight] = (partial(dequantize.dequantize_fp8, block=block), weight, name)
+        elif blocks != name and scales in names:
+            quantized[blocks] = (dequantize.dequantize_mxfp4, name, scales)
     if not quantized:
         return source
 
-    def dequantize(name: str, read: Callable[[str], Tensor]) -> Tensor:
+    def read_dequantized(name: str, read: Callable[[str], Tensor]) -> Tensor:
         if name not in quantized:
             return read(name)
         convert, values, scales = quantized[name]
@@ -165,7 +159,7 @@ def dequantize_source(source: WeightSource) -> WeightSource:
             raise UserError(f"{source.path}: {name}: {error}") from None
 
     def read(name: str) -> Tensor:
-        tensor = dequantize(name, source.read)
+        tensor = read_dequantized(name, source.read)
         if name in quantized:
             release(name)
         return tensor
@@ -176,4 +170,4 @@ def dequantize_source(source: WeightSource) -> WeightSource:
 
     stored = {name for _, *names in quantized.values() for name in names}
     listed = [name for name in source.names if name not in stored] + list(quantized)
-    return WeightSource(source.path, listed, lambda name: dequantize(name, source.read_meta), read, release)
+    return WeightSource(source.path, listed, lambda name: read_dequantized(name, source.read_meta), read, release)

@@ -110,16 +110,16 @@ def test_nothing_changes_unless_all_is_right(tmp_path: Path, wrong: str, monkeyp
     (folder / "model_config.yaml").write_text(yaml.safe_dump(shape))
     torch.save(lit_state(model), folder / "lit_model.pth")
     if wrong == "read back":
-        write = convert.write_weights
+        write = convert.write_model
 
-        def damaged(staged: Path, *arguments: Any, **settings: Any) -> str:
+        def damaged(staged: Path, *arguments: Any, **settings: Any) -> Any:
             kept = write(staged, *arguments, **settings)
             state = load_file(staged / "model.safetensors")
             state["model.layers.1.mlp.up_proj.weight"][3, 4] += 1e-3
             save_file(state, staged / "model.safetensors")
             return kept
 
-        monkeypatch.setattr(convert, "write_weights", damaged)
+        monkeypatch.setattr(convert, "write_model", damaged)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError, match=r"blocks\.2|blocks\.1\.mlp\.up\.weight: read back"):
         to_litgpt(folder)

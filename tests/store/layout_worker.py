@@ -16,9 +16,8 @@ from litgpt.model.config import Config
 from litgpt.store.checkpoint_load import load_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.load_model import load_model
-from litgpt.store.optimizer_state import iter_optimizer_state
 from litgpt.store.save_model import save_model
-from litgpt.store.state_dict import iter_model_tensors
+from litgpt.store.state_dict import iter_model_tensors, iter_optimizer_state
 from tests.store.models import random_model
 
 LAYOUTS = {2: ["plain", "ddp", "fsdp"], 4: ["ddp", "fsdp", "hsdp"]}

@@ -22,9 +22,8 @@ from litgpt.recipe.tuner import LoRA
 from litgpt.store.checkpoint_load import load_checkpoint, open_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.load_model import load_model
-from litgpt.store.optimizer_state import iter_optimizer_state
 from litgpt.store.save_model import gather_stages, save_model
-from litgpt.store.state_dict import iter_model_tensors
+from litgpt.store.state_dict import iter_model_tensors, iter_optimizer_state
 from litgpt.train.objective import next_token
 from litgpt.train.optimizer import build_optimizers
 from litgpt.train.step import TrainState, train_step

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.errors import UserError
-from litgpt.files import read_json
+from litgpt.files import read_json_object
 
 ChatMessage = Mapping[str, Any]
 
@@ -131,8 +131,7 @@ def read_template(folder: Path, date: datetime | None = None) -> ChatTemplate | 
         path = folder / "chat_template.jinja"
         return ChatTemplate(_read_utf8(path), path, with_tools=with_tools, date=date)
     for path in (folder / "chat_template.json", folder / "tokenizer_config.json"):
-        values = read_json(path) if path.is_file() else {}
-        template = values.get("chat_template") if isinstance(values, dict) else None
+        template = read_json_object(path).get("chat_template")
         if template is None:
             continue
         templates = {"default": template}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.files import read_json, staged_folder, write_json
+from litgpt.files import read_json, read_json_object, staged_folder, write_json
 from litgpt.model.config import Config
 from litgpt.recipe.tuner import TUNERS, LoRA, Tuner
 from litgpt.store.adapters.litgpt_lora import LITGPT_WEIGHTS, load_litgpt_lora, read_litgpt_settings
@@ -65,16 +65,15 @@ def has_adapter(folder: Path) -> bool:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, and no whole model beside it."""
+    """Whether a folder holds an adapter and no full model."""
     return has_adapter(folder) and not any((folder / name).is_file() for name in MODEL_FILES)
 
 
 def read_base_name(folder: Path) -> str:
-    """The name or path of the model that an adapter was trained on; empty if it does not say."""
+    """The name or path of the model that an adapter was trained on; empty if the adapter does not name it."""
     if not (folder / ADAPTER_CONFIG).is_file():
         return str(read_litgpt_settings(folder).get("checkpoint_dir") or "")
-    values = read_json(folder / ADAPTER_CONFIG)
-    return str((values.get("base_model_name_or_path") if isinstance(values, dict) else None) or "")
+    return str(read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
 
 
 def build_own_config(settings: Tuner, base: str, base_precision: BasePrecision) -> dict[str, Any]:
@@ -94,12 +93,12 @@ def save_adapter_folder(
     tokenizer_dir: Path | str | None = None,
     replace: bool = False,
 ) -> None:
-    """Write an adapter as a folder, whole or not at all: in PEFT's format if it has one, else under our own names.
+    """Write an adapter folder atomically: in PEFT's format if it has one for the tuner, else under our own names.
 
     Args:
-        tensors: what the tuner added or trains, in full, on the CPU, under our names.
-        base: the name or path of the model that it was trained on.
-        base_precision: of that model while it was trained.
+        tensors: full tensors that the tuner added or trains, on the CPU, under our names.
+        base: the name or path of the model that the adapter was trained on.
+        base_precision: the precision of that model during training.
         tokenizer_dir: a folder whose tokenizer files are copied.
         replace: replace a folder that exists.
 
@@ -108,17 +107,14 @@ def save_adapter_folder(
     """
     notes: dict[str, Any] = {"settings": asdict(settings), "run": asdict(base_precision)}
     if isinstance(settings, LoRA):
-        published, parts, values = convert_lora_to_peft(tensors, settings, config, base)
-        notes["parts"] = parts
-        metadata = {"format": "pt", OWN_KEY: json.dumps(notes)}
+        published, notes["parts"], values = convert_lora_to_peft(tensors, settings, config, base)
     elif not settings.adds:
         raise UserError(f"tuner: {type(settings).__name__} adds no adapter; save the model itself")
     elif converted := convert_tuner_to_peft(tensors, settings, config):
-        published, metadata = converted[0], {"format": "pt", OWN_KEY: json.dumps(notes)}
-        values = {**converted[1], "base_model_name_or_path": base}
+        published, values = converted[0], {**converted[1], "base_model_name_or_path": base}
     else:
-        published, metadata = dict(tensors), {"format": "pt"}
-        values = build_own_config(settings, base, base_precision)
+        published, values, notes = dict(tensors), build_own_config(settings, base, base_precision), {}
+    metadata = {"format": "pt", **({OWN_KEY: json.dumps(notes)} if notes else {})}
     with staged_folder(Path(folder), replace=replace) as staged:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in published.items()}
         write_tensors(staged / ADAPTER_WEIGHTS, contiguous, metadata)
@@ -168,7 +164,7 @@ def load_adapter_folder(folder: Path | str, config: Config) -> SavedAdapter:
 
 
 def load_own_format(folder: Path, choice: Any, base: str) -> SavedAdapter:
-    """Load an adapter under our own names, out of its file or its training checkpoint."""
+    """Load an adapter under our own names from its file or its training checkpoint."""
     try:
         settings = TUNERS[choice["class_path"]](**choice["init_args"])
         base_precision = BasePrecision(**choice.get("run", {}))

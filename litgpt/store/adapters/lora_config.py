@@ -1,4 +1,4 @@
-"""`adapter_config.json` of PEFT's LoRA: written for our settings, and ranks and scales read from it."""
+"""Convert the settings of LoRA to and from PEFT's `adapter_config.json`."""
 
 import math
 import re
@@ -24,7 +24,7 @@ def build_lora_config(
     """The content of `adapter_config.json`: PEFT's keys, with the ranks and scales of layers that differ.
 
     Args:
-        layers: the published layers that have a pair, and its parts.
+        layers: the mapping of each published layer that has a pair, and the parts of the pair.
         copies: the names of published tensors that are trained copies.
         parameters: the published tensors that PEFT adapts as parameters, not as layers.
     """
@@ -58,12 +58,12 @@ def build_lora_config(
 
 
 def get_alpha(rank: int, settings: LoRA, *, rslora: bool) -> float:
-    """The alpha by which a pair of this rank has the scale of the settings."""
+    """The alpha that gives a pair of this rank the scale of the settings."""
     return settings.scale * (math.sqrt(rank) if rslora else rank)
 
 
 def read_scale(layer: str, values: Mapping[str, Any]) -> float:
-    """The factor on B A of a layer, by PEFT's config."""
+    """The scale of the update B A of a layer in PEFT's config."""
     names = (layer, f"{layer}.weight")  # a router's pattern may be that of its parameter
 
     def read(pattern_key: str, default_key: str) -> float:
@@ -76,7 +76,7 @@ def read_scale(layer: str, values: Mapping[str, Any]) -> float:
 
 
 def read_lora_settings(values: Mapping[str, Any], tensors: Mapping[str, Tensor], rank: int, scale: float) -> LoRA:
-    """Our settings of PEFT's, for tensors whose pairs all have this rank and scale."""
+    """Convert PEFT's settings to ours, for pairs that all have this rank and scale."""
     rslora, trains_bias = bool(values.get("use_rslora")), values.get("bias", "none") != "none"
     copies = [name.removesuffix(COPY_SUFFIX) for name in tensors if name.endswith(COPY_SUFFIX)]
     return LoRA(

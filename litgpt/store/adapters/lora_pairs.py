@@ -1,8 +1,8 @@
-"""LoRA pairs A, B of published layers, joined from those of our layers and split again.
+"""Join the LoRA pairs A, B of our layers to those of published layers, and split them again.
 
-A published layer that is several of ours (phi-3's `qkv_proj` is our q, k and v) has one pair: the parts' A are stacked
-in rows, and their B each in its own rows and columns of a B that is zero elsewhere. The pair of initial values that
-some initializations subtract is one more part, with B negated.
+A published layer that contains several of ours (phi-3's `qkv_proj` contains our q, k and v) has one pair: the A of the
+parts are stacked in rows, and each B has its own rows and columns in a block-diagonal B. The pair of initial values
+that some initializations subtract is another part, with B negated.
 """
 
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ FIRST_SUFFIX, COPY_SUFFIX = "_first", "_trained"
 
 @dataclass(frozen=True)
 class LoRAPart:
-    """The pair of one of our matrices inside a published one.
+    """The pair of one of our matrices that a published matrix contains.
 
     Attributes:
-        name: of our matrix.
+        name: the name of our matrix.
         first: whether it is the pair of initial values.
-        rank: of the pair.
+        rank: the rank of the pair.
     """
 
     name: str
@@ -53,12 +53,12 @@ class LoRAPart:
 
 
 def get_added_name(name: str, key: str) -> str:
-    """The name of a parameter that a tuner adds beside one of ours."""
+    """The name of a parameter that a tuner adds to a weight or bias."""
     return name.removesuffix("weight") + key if name.endswith(".weight") else f"{name}_{key}"
 
 
 def strip_ending(name: str) -> str:
-    """The layer that holds a weight or a bias."""
+    """The name of the layer of a weight or a bias."""
     return name.removesuffix(".weight").removesuffix(".bias")
 
 
@@ -91,12 +91,12 @@ def join_pair(
 
 
 def join_rows(mapping: TensorMapping, rows: list[Tensor], config: Config) -> Tensor:
-    """Rows of our matrices in the order of the published one's rows."""
+    """Join rows of our matrices in the order of the rows of the published matrix."""
     return rows[0] if mapping.kind == "rename" else replace(mapping, transposed=False).join(rows, config)
 
 
 def split_rows_by_name(mapping: TensorMapping, rows: Tensor, config: Config) -> dict[str, Tensor]:
-    """The rows of each of our matrices out of those of the published one."""
+    """Split the rows of a published matrix into those of each of our matrices."""
     parts = [rows] if mapping.kind == "rename" else replace(mapping, transposed=False).split(rows, config)
     return dict(zip(mapping.names, parts, strict=True))
 
@@ -104,7 +104,7 @@ def split_rows_by_name(mapping: TensorMapping, rows: Tensor, config: Config) -> 
 def split_pair(
     mapping: TensorMapping, parts: list[LoRAPart], a: Tensor, b: Tensor, config: Config
 ) -> dict[str, Tensor]:
-    """Our A and B, by name, out of those of a published matrix.
+    """Split A and B of a published matrix into our A and B by name.
 
     Raises:
         UserError: if the parts' ranks are not those of A and B.
@@ -123,7 +123,7 @@ def split_pair(
 
 
 def split_foreign_pair(mapping: TensorMapping, a: Tensor, b: Tensor, config: Config) -> dict[str, Tensor]:
-    """Our A and B, by name, out of a pair that was not joined here: each of ours has the whole A and its rows of B."""
+    """Split a pair that was trained elsewhere: each of our matrices gets the full A and its rows of B."""
     tensors: dict[str, Tensor] = {}
     for name, rows in split_rows_by_name(mapping, b, config).items():
         part = LoRAPart(name, False, a.shape[-2])

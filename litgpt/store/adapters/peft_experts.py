@@ -1,9 +1,9 @@
-"""Parameters in PEFT's LoRA: experts that are published as one tensor, and the routers beside them.
+"""LoRA on parameters in PEFT's format: experts that are published as one tensor, and their routers.
 
-The pair of a stack is flat in a file: A (E r, in), expert after expert, and B (out, r E), rank after rank. PEFT wraps a
-module once for each of its parameters that has a pair, and names the pair by the wrapper: the last has the module's
-name, each one before it `.base_layer` more. A stack whose matrices are (in, out) but taken for (out, in) has the pair
-of the transposed update.
+The pair of a stack is flat in a file: A (E r, in), expert by expert, and B (out, r E), rank by rank. PEFT wraps a
+module once for each of its parameters that has a pair, and names the pair after the wrapper: the last pair has the
+module's name, and each earlier one another `.base_layer`. If PEFT takes the (in, out) matrices of a stack for
+(out, in), the pair is that of the transposed update.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ def list_adapted_parameters(mappings: Mapping[str, TensorMapping]) -> set[str]:
 
 
 def map_fused_experts(mappings: Mapping[str, TensorMapping]) -> dict[str, TensorMapping]:
-    """The tensors in which transformers holds experts that are published one by one, and the routers beside them."""
+    """The fused tensors of transformers for experts that are published one by one, and their routers."""
     fused: dict[str, TensorMapping] = {}
     for first in [mapping for mapping in mappings.values() if mapping.expert == 0]:
         mlp = first.names[0].rpartition(".experts.")[0]
@@ -66,7 +66,7 @@ def match_target_parameters(target_parameters: Iterable[str], mappings: Mapping[
 
 
 def name_wrapped_pairs(hf_names: Sequence[str]) -> dict[str, str]:
-    """PEFT's name for the pair of each parameter that has one, given in the model's order."""
+    """PEFT's names for the pairs of parameters, which are given in the model's order."""
     modules = [name.rpartition(".")[0] for name in hf_names]
     depths = [modules[number + 1 :].count(module) for number, module in enumerate(modules)]
     return {name: module + BASE_LAYER * depth for name, module, depth in zip(hf_names, modules, depths, strict=True)}

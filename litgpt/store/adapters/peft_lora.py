@@ -1,4 +1,4 @@
-"""Convert LoRA to PEFT's format and from it: the tensors under their published names, and the settings."""
+"""Convert LoRA to and from PEFT's format: tensors under their published names, and settings."""
 
 import re
 from collections import Counter, defaultdict
@@ -16,29 +16,10 @@ from litgpt.model.names import TensorMapping
 from litgpt.model.registry import find_family
 from litgpt.recipe.keys import find_nearest
 from litgpt.recipe.tuner import LoRA
+from litgpt.store.adapters import lora_pairs, peft_experts
 from litgpt.store.adapters.lora_config import build_lora_config, read_lora_settings, read_scale
-from litgpt.store.adapters.lora_pairs import (
-    COPY_SUFFIX,
-    LoRAPart,
-    find_parts,
-    get_added_name,
-    join_pair,
-    join_rows,
-    split_foreign_pair,
-    split_pair,
-    split_rows_by_name,
-    strip_ending,
-)
-from litgpt.store.adapters.peft_experts import (
-    BASE_LAYER,
-    flatten_pair,
-    is_fused,
-    list_adapted_parameters,
-    map_fused_experts,
-    match_target_parameters,
-    name_wrapped_pairs,
-    unflatten_pair,
-)
+from litgpt.store.adapters.lora_pairs import COPY_SUFFIX, LoRAPart, get_added_name, strip_ending
+from litgpt.store.adapters.peft_experts import BASE_LAYER, is_fused
 from litgpt.store.published_tensor import list_parameters
 
 PREFIX = "base_model.model."
@@ -49,10 +30,10 @@ Mappings = Mapping[str, TensorMapping]
 
 
 def list_published_mappings(config: Config) -> dict[str, TensorMapping]:
-    """How each published tensor is made of ours, by its name; a head tied to the embedding is one more.
+    """The mappings of all published tensors by name, including a head that is tied to the embedding.
 
-    What transformers' modules name differently than files do is there under both names, with the module's in its
-    mapping.
+    A tensor that has another name in transformers' modules than in files is listed under both names; its mapping has
+    that of the module.
     """
     family, names = find_family(config), list(list_parameters(config))
     if family is None:
@@ -80,18 +61,18 @@ def convert_lora_to_peft(
     published: dict[str, Tensor] = {}
     layers: dict[str, tuple[TensorMapping, list[LoRAPart]]] = {}
     unconverted, parameters, named = set(tensors), list_parameters(config), list_published_mappings(config)
-    adapted_parameters = list_adapted_parameters(named)
+    adapted_parameters = peft_experts.list_adapted_parameters(named)
     mappings = {mapping.hf_name: mapping for mapping in named.values()}
-    parts_of = {hf_name: find_parts(mapping, tensors) for hf_name, mapping in mappings.items()}
-    wrapped_names = name_wrapped_pairs([hf_name for hf_name, parts in parts_of.items() if parts])
+    parts_of = {hf_name: lora_pairs.find_parts(mapping, tensors) for hf_name, mapping in mappings.items()}
+    wrapped_names = peft_experts.name_wrapped_pairs([hf_name for hf_name, parts in parts_of.items() if parts])
     wrappers = Counter(name.split(BASE_LAYER)[0] for name in wrapped_names.values())
     for hf_name, mapping in mappings.items():
         layer, parts = strip_ending(hf_name), parts_of[hf_name]
         is_parameter = hf_name in adapted_parameters
         if parts:
             layers[layer] = (mapping, parts)
-            pair = join_pair(mapping, parts, tensors, parameters, config)
-            pair = flatten_pair(*pair, config) if is_fused(mapping) else pair
+            pair = lora_pairs.join_pair(mapping, parts, tensors, parameters, config)
+            pair = peft_experts.flatten_pair(*pair, config) if is_fused(mapping) else pair
             published |= name_pair(wrapped_names[hf_name], mapping, *pair)
             unconverted -= {name for part in parts for name in (part.a, part.b)}
         magnitudes = [get_added_name(name, "lora_magnitude") for name in mapping.names]
@@ -99,7 +80,7 @@ def convert_lora_to_peft(
         if can_have_magnitude and all(name in tensors for name in magnitudes):
             expert = mapping.expert
             rows = [tensors[name] if expert is None else tensors[name][expert] for name in magnitudes]
-            published[f"{PREFIX}{layer}.lora_magnitude_vector"] = join_rows(mapping, rows, config)
+            published[f"{PREFIX}{layer}.lora_magnitude_vector"] = lora_pairs.join_rows(mapping, rows, config)
             unconverted -= set(magnitudes)
         copies = [name + COPY_SUFFIX for name in mapping.names]
         if all(name in tensors for name in copies) and not (is_fused(mapping) and is_parameter):
@@ -120,7 +101,7 @@ def is_embedding(layer: str, mapping: TensorMapping) -> bool:
 
 
 def name_pair(layer: str, mapping: TensorMapping, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """A pair under PEFT's names; that of an embedding is of its transposed matrix."""
+    """A pair under PEFT's names; the pair of an embedding is that of the transposed matrix."""
     if is_embedding(layer, mapping):
         return {f"{PREFIX}{layer}.lora_embedding_A": b.mT, f"{PREFIX}{layer}.lora_embedding_B": a.mT}
     return {f"{PREFIX}{layer}.lora_A.weight": a, f"{PREFIX}{layer}.lora_B.weight": b}
@@ -140,14 +121,14 @@ def convert_lora_from_peft(
 ) -> tuple[LoRA, dict[str, Tensor]]:
     """Our settings and tensors of a LoRA adapter in PEFT's format.
 
-    Pairs of other ranks and scales than most are padded and scaled to those of the settings.
+    Pairs whose rank or scale differs from that of the settings are padded and scaled.
 
     Args:
         values: the content of `adapter_config.json`.
-        notes: what we add to the file's metadata; None for an adapter that was not written here.
+        notes: our entry of the file's metadata; None for an adapter that was written by other software.
     """
     mappings = list_published_mappings(config)
-    mappings |= map_fused_experts(mappings)
+    mappings |= peft_experts.map_fused_experts(mappings)
     peft = sort_by_kind(published, mappings, values.get("target_parameters") or [], config)
     collector = TensorCollector(config)
     scales = {layer: read_scale(layer, values) for layer in peft.pairs} if not notes else {}
@@ -157,15 +138,15 @@ def convert_lora_from_peft(
         mapping, a, b = find_weight_mapping(layer, mappings), pair["a"], pair["b"]
         if notes:
             parts = [LoRAPart.from_dict(part) for part in notes["parts"][layer]]
-            collector.add(mapping, split_pair(mapping, parts, a, b, config))
+            collector.add(mapping, lora_pairs.split_pair(mapping, parts, a, b, config))
             continue
         b = b if scales[layer] == scale else b * (scales[layer] / scale)
         missing_ranks = rank - a.shape[-2]
         a, b = pad(a, (0, 0, 0, missing_ranks)), pad(b, (0, missing_ranks))
-        collector.add(mapping, split_foreign_pair(mapping, a, b, config))
+        collector.add(mapping, lora_pairs.split_foreign_pair(mapping, a, b, config))
     for layer, rows in peft.magnitudes.items():
         mapping = find_weight_mapping(layer, mappings)
-        parts_by_name = split_rows_by_name(mapping, rows.flatten(), config)
+        parts_by_name = lora_pairs.split_rows_by_name(mapping, rows.flatten(), config)
         collector.add(mapping, {get_added_name(name, "lora_magnitude"): part for name, part in parts_by_name.items()})
     for hf_name, tensor in peft.copies.items():
         mapping = find_mapping(hf_name, mappings)
@@ -178,9 +159,9 @@ def convert_lora_from_peft(
 def sort_by_kind(
     published: Mapping[str, Tensor], mappings: Mappings, target_parameters: Iterable[str], config: Config
 ) -> PEFTTensors:
-    """Sort the tensors of a PEFT file by kind; pairs are those of (out, in) matrices, or stacks of them."""
+    """Sort the tensors of a PEFT file by kind; converts pairs to those of (out, in) matrices or stacks of them."""
     peft = PEFTTensors()
-    wrapped_names = name_wrapped_pairs(match_target_parameters(target_parameters, mappings))
+    wrapped_names = peft_experts.name_wrapped_pairs(peft_experts.match_target_parameters(target_parameters, mappings))
     layers = {wrapped: strip_ending(hf_name) for hf_name, wrapped in wrapped_names.items()}
     for name, tensor in published.items():
         if match := PAIR.fullmatch(name):
@@ -196,7 +177,7 @@ def sort_by_kind(
             raise UserError(f"{layer}: only one of lora_A and lora_B is in the file")
         if is_fused(mapping := find_weight_mapping(layer, mappings)):
             columns = list_parameters(config)[mapping.names[0]].shape[-1]
-            pair["a"], pair["b"] = unflatten_pair(mapping, pair["a"], pair["b"], columns, config)
+            pair["a"], pair["b"] = peft_experts.unflatten_pair(mapping, pair["a"], pair["b"], columns, config)
     return peft
 
 
@@ -218,7 +199,7 @@ def find_weight_mapping(layer: str, mappings: Mappings) -> TensorMapping:
 
 
 class TensorCollector:
-    """Collects our tensors out of published ones: experts' one by one, the embedding's also from a tied head."""
+    """Collects our tensors from published ones: experts one by one, the embedding also from a tied head."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -226,7 +207,7 @@ class TensorCollector:
         self.experts: dict[str, dict[int, Tensor]] = defaultdict(dict)
 
     def add(self, mapping: TensorMapping, tensors: Mapping[str, Tensor]) -> None:
-        """Add what a published tensor holds.
+        """Add our tensors of a published one.
 
         Raises:
             UserError: if a head that is tied to the embedding has another update than the embedding.

@@ -1,6 +1,6 @@
-"""Convert tuners other than LoRA to PEFT's format and from it: names and shapes of tensors, and keys of the config."""
+"""Convert tuners other than LoRA to and from PEFT's format: names and shapes of tensors, and keys of the config."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,49 +12,32 @@ from litgpt.recipe.tuner import BOFT, IA3, Tuner, VeRA
 from litgpt.store.adapters.lora_pairs import strip_ending
 from litgpt.store.adapters.peft_lora import PREFIX, list_published_mappings
 
-Reshape = Callable[[Tensor], Tensor]
-
 
 @dataclass(frozen=True)
 class PEFTTuner:
     """PEFT's format of a tuner.
 
     Attributes:
-        keys: our parameter of a layer to PEFT's, and how PEFT's tensor is shaped.
-        settings: our setting to PEFT's.
-        shared: our parameters that all layers share to PEFT's.
-        constants: further keys of PEFT's config.
+        keys: our name of a parameter of a layer to PEFT's, and the dimension of size 1 that PEFT adds, if any.
+        settings: our name of a setting to PEFT's.
+        shared: our name of a parameter that all layers share to PEFT's.
+        constants: other keys of PEFT's config.
     """
 
     peft_type: str
     settings_class: type[Tuner]
-    keys: Mapping[str, tuple[str, Reshape]]
+    keys: Mapping[str, tuple[str, int | None]]
     settings: Mapping[str, str]
     shared: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
 
 
-def reshape_to_row(tensor: Tensor) -> Tensor:
-    """(in,) as (1, in)."""
-    return tensor[None]
-
-
-def reshape_to_column(tensor: Tensor) -> Tensor:
-    """(out,) as (out, 1)."""
-    return tensor[:, None]
-
-
-def keep_shape(tensor: Tensor) -> Tensor:
-    """The tensor itself."""
-    return tensor
-
-
 PEFT_TUNERS = (
-    PEFTTuner("IA3", IA3, {"scale_in": ("ia3_l", reshape_to_row), "scale_out": ("ia3_l", reshape_to_column)}, {}),
+    PEFTTuner("IA3", IA3, {"scale_in": ("ia3_l", 0), "scale_out": ("ia3_l", 1)}, {}),
     PEFTTuner(
         "VERA",
         VeRA,
-        {"vera_scale_d": ("vera_lambda_d", keep_shape), "vera_scale_b": ("vera_lambda_b", keep_shape)},
+        {"vera_scale_d": ("vera_lambda_d", None), "vera_scale_b": ("vera_lambda_b", None)},
         {"r": "r", "dropout": "vera_dropout", "d_initial": "d_initial", "projection_seed": "projection_prng_key"},
         {"projections.a": "base_model.vera_A", "projections.b": "base_model.vera_B"},
         {"save_projection": True, "bias": "none"},
@@ -62,7 +45,7 @@ PEFT_TUNERS = (
     PEFTTuner(
         "BOFT",
         BOFT,
-        {"boft_r": ("boft_R", keep_shape), "boft_scale": ("boft_s", reshape_to_column)},
+        {"boft_r": ("boft_R", None), "boft_scale": ("boft_s", 1)},
         {"block_size": "boft_block_size", "butterfly_factors": "boft_n_butterfly_factor"},
         constants={"boft_block_num": 0, "boft_dropout": 0.0, "bias": "none"},
     ),
@@ -70,7 +53,7 @@ PEFT_TUNERS = (
 
 
 def list_plain_layers(config: Config) -> dict[str, str]:
-    """Our linear layers that are published as one layer, stored as (out, in), and its name."""
+    """Our linear layers that are published as one layer each, stored as (out, in), and the published names."""
     return {
         strip_ending(mapping.names[0]): strip_ending(mapping.hf_name)
         for mapping in list_published_mappings(config).values()
@@ -82,7 +65,7 @@ def list_plain_layers(config: Config) -> dict[str, str]:
 def convert_tuner_to_peft(
     tensors: Mapping[str, Tensor], settings: Tuner, config: Config
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """PEFT's tensors and config; None if it has no format for the tuner, or not for a layer that is part of another."""
+    """PEFT's tensors and config; None if PEFT has no format for the tuner, or for layers that are published fused."""
     tuner = next((tuner for tuner in PEFT_TUNERS if tuner.settings_class is type(settings)), None)
     layers = list_plain_layers(config)
     if tuner is None or any(name.rpartition(".")[0] not in {*layers, "projections"} for name in tensors):
@@ -94,8 +77,8 @@ def convert_tuner_to_peft(
         if name in tuner.shared:
             published[tuner.shared[name]] = tensor
             continue
-        peft_key, reshape = tuner.keys[key]
-        published[f"{PREFIX}{layers[owner]}.{peft_key}"] = reshape(tensor)
+        peft_key, dim = tuner.keys[key]
+        published[f"{PREFIX}{layers[owner]}.{peft_key}"] = tensor if dim is None else tensor.unsqueeze(dim)
         target_modules.add(layers[owner])
         if key == "scale_in":
             feedforward_modules.add(layers[owner])
@@ -114,7 +97,7 @@ def convert_tuner_to_peft(
 def convert_tuner_from_peft(
     published: Mapping[str, Tensor], values: Mapping[str, Any], config: Config
 ) -> tuple[Tuner, dict[str, Tensor]] | None:
-    """Our settings and tensors of one of these tuners; None if the adapter is of another kind.
+    """Our settings and tensors of an adapter in PEFT's format; None if it is of another kind.
 
     Raises:
         UserError: naming a tensor that the model does not have.
@@ -128,13 +111,15 @@ def convert_tuner_from_peft(
     for name, tensor in published.items():
         layer, _, peft_key = name.removeprefix(PREFIX).rpartition(".")
         keys = [
-            key for key, (known, reshape) in tuner.keys.items() if known == peft_key and has_shape_of(reshape, tensor)
+            key
+            for key, (known, dim) in tuner.keys.items()
+            if known == peft_key and (dim is None or (tensor.dim() == 2 and tensor.shape[dim] == 1))
         ]
         if name in shared:
             tensors[shared[name]] = tensor
         elif layer in layers and keys:
-            is_reshaped = tuner.keys[keys[0]][1] is not keep_shape
-            tensors[f"{layers[layer]}.{keys[0]}"] = tensor.flatten() if is_reshaped else tensor
+            _, dim = tuner.keys[keys[0]]
+            tensors[f"{layers[layer]}.{keys[0]}"] = tensor if dim is None else tensor.squeeze(dim)
         else:
             raise UserError(f"{name}: no tensor of this name in the model; load the adapter's own base")
     if missing := sorted(tuner.shared.keys() - tensors.keys()):
@@ -145,8 +130,3 @@ def convert_tuner_from_peft(
     if tuner.settings_class is IA3:
         settings["feedforward_modules"] = owners["scale_in"]
     return tuner.settings_class(**settings), tensors
-
-
-def has_shape_of(reshape: Reshape, tensor: Tensor) -> bool:
-    """Whether a tensor has the shape that a reshape gives."""
-    return reshape is keep_shape or (tensor.dim() == 2 and tensor.shape[reshape is reshape_to_column] == 1)
