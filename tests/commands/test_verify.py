@@ -204,5 +204,5 @@ def test_without_transformers_one_line_names_the_extra(
 
 def test_the_texts_are_many_and_the_same_each_time() -> None:
     texts = verify.draw_texts(200, 42)
-    assert texts == verify.draw_texts(200, 42) != verify.random_texts(200, 43) and len(set(texts)) > 190
+    assert texts == verify.draw_texts(200, 42) != verify.draw_texts(200, 43) and len(set(texts)) > 190
     assert any("🦙" in text for text in texts) and any("\r\n" in text for text in texts)
