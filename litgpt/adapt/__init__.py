@@ -1,24 +1,17 @@
 """Tuners: what a run trains of a model and what it adds to the model; layers are changed in place, on any device."""
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from litgpt.adapt import boft, freezing, ia3, lisa, llama_adapter, llama_pro, lora, reft, vera
-from litgpt.adapt.layers import (
-    COPY_SUFFIX,
-    AdaptedLayer,
-    get_base_dtype,
-    get_base_value,
-    iter_adapted_layers,
-    own_parameter,
-)
+from litgpt.adapt import boft, freezing, ia3, layers, lisa, llama_adapter, llama_pro, lora, reft, vera
 from litgpt.adapt.targets import get_base_names
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
-from litgpt.model.init import copy_into
+from litgpt.model.init import Writer, copy_into
 from litgpt.recipe.tuner import BOFT, IA3, LISA, Adapter, AdapterV2, Full, LLaMAPro, LoRA, ReFT, Tuner, VeRA
 
 ATTACH: dict[type[Tuner], Callable[[GPT, Any], None]] = {
@@ -38,10 +31,10 @@ ATTACH: dict[type[Tuner], Callable[[GPT, Any], None]] = {
 def attach(model: GPT, settings: Tuner) -> None:
     """Prepare a model, which may be on the meta device, for training with a tuner; everything else is frozen.
 
-    The base's parameters keep their names. Added ones are uninitialized until `initialize_adapter`.
+    Parameters of the base model keep their names; those that are added are uninitialized until `initialize_adapter`.
 
     Raises:
-        UserError: if the settings name something that the model does not have.
+        UserError: if the settings name a layer or parameter that the model does not have.
     """
     if settings.adds:
         model.requires_grad_(False)
@@ -54,9 +47,7 @@ def build_schedule(model: GPT, settings: Tuner, seed: int) -> lisa.LISASchedule 
 
 
 @torch.no_grad()
-def initialize_adapter(
-    model: nn.Module, settings: Tuner, seed: int, *, write: Callable[[nn.Parameter, Tensor], None] = copy_into
-) -> None:
+def initialize_adapter(model: nn.Module, settings: Tuner, seed: int, *, write: Writer = copy_into) -> None:
     """Initialize what a tuner added, each parameter as a function of the seed, its name and the base's weights.
 
     All ranks call this together, after the base's weights are loaded.
@@ -64,9 +55,9 @@ def initialize_adapter(
     Args:
         write: stores a full value into a parameter, which may be sharded.
     """
-    for name, layer in iter_adapted_layers(model):
-        for key, value in layer.init_values(settings, f"{seed}/{name}"):
-            write(own_parameter(layer, key), value)
+    for name, layer in layers.iter_adapted_layers(model):
+        for key, value in chain(layers.iter_copy_values(layer), layer.init_values(settings, f"{seed}/{name}")):
+            write(layers.own_parameter(layer, key), value)
 
 
 def check_adapter(model: GPT, tensors: Mapping[str, Tensor]) -> None:
@@ -79,7 +70,7 @@ def check_adapter(model: GPT, tensors: Mapping[str, Tensor]) -> None:
         UserError: naming a tensor that only the adapter or only the model has, or whose shape differs.
     """
     parameters = get_adapter_parameters(model)
-    missing = {name for name in parameters.keys() - tensors.keys() if not name.endswith(COPY_SUFFIX)}
+    missing = {name for name in parameters.keys() - tensors.keys() if not name.endswith(layers.COPY_SUFFIX)}
     for verb, names in (("lacks", missing), ("has", tensors.keys() - parameters.keys())):
         if names:
             raise UserError(
@@ -94,12 +85,7 @@ def check_adapter(model: GPT, tensors: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def load_adapter(
-    model: GPT,
-    tensors: Mapping[str, Tensor],
-    *,
-    write: Callable[[nn.Parameter, Tensor], None] = copy_into,
-) -> None:
+def load_adapter(model: GPT, tensors: Mapping[str, Tensor], *, write: Writer = copy_into) -> None:
     """Load an adapter that `check_adapter` accepted; copies that it lacks are initialized from the base.
 
     All ranks call this together, after the base's weights are loaded.
@@ -108,10 +94,10 @@ def load_adapter(
         tensors: as for `check_adapter`; those of other pipeline stages are skipped.
         write: stores a full value into a parameter, which may be sharded.
     """
-    for owner, layer in iter_adapted_layers(model):
-        for key, value in AdaptedLayer.init_values(layer, None, owner):
+    for owner, layer in layers.iter_adapted_layers(model):
+        for key, value in layers.iter_copy_values(layer):
             if f"{owner}.{key}" not in tensors:
-                write(own_parameter(layer, key), value)
+                write(layers.own_parameter(layer, key), value)
     for name, parameter in get_adapter_parameters(model).items():
         if name in tensors:
             write(parameter, tensors[name])
@@ -128,7 +114,7 @@ def get_adapter_parameters(model: GPT) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def merge_adapter(model: GPT, dtypes: Mapping[str, torch.dtype] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter of the base in full with the adapters merged into it: summed in float32, then cast.
+    """Yield the full parameters of the base model with the adapters merged into them, added in float32 and then cast.
 
     All ranks iterate together.
 
@@ -136,9 +122,9 @@ def merge_adapter(model: GPT, dtypes: Mapping[str, torch.dtype] | None = None) -
         dtypes: the type of each; None for the type that it has in the model.
 
     Raises:
-        UserError: before the first, if an adapter cannot be expressed in the base's weights.
+        UserError: before the first, if an adapter cannot be merged into the weights of the base model.
     """
-    for name, layer in iter_adapted_layers(model):
+    for name, layer in layers.iter_adapted_layers(model):
         if layer.merge_error:
             raise UserError(f"{name} cannot be merged: {layer.merge_error}; keep base and adapter separate")
     base = get_base_names(model)
@@ -146,5 +132,8 @@ def merge_adapter(model: GPT, dtypes: Mapping[str, torch.dtype] | None = None) -
         if name in base:
             owner_name, _, key = name.rpartition(".")
             owner = model.get_submodule(owner_name)
-            value = owner.merge_parameter(key) if isinstance(owner, AdaptedLayer) else get_base_value(owner, key)
-            yield name, value.to(get_base_dtype(owner, key) if dtypes is None else dtypes[name])
+            if isinstance(owner, layers.AdaptedLayer):
+                value = owner.merge_parameter(key)
+            else:
+                value = layers.get_base_value(owner, key)
+            yield name, value.to(layers.get_base_dtype(owner, key) if dtypes is None else dtypes[name])

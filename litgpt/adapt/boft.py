@@ -3,15 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from litgpt.adapt.layers import (
-    AdaptedLayer,
-    InitValues,
-    add_parameter,
-    gather_full,
-    get_base_shape,
-    own_parameter,
-    upcast,
-)
+from litgpt.adapt.layers import AdaptedLayer, InitValues, add_parameter, gather_value, own_parameter, upcast
 from litgpt.adapt.targets import find_linears, get_module_aliases
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
@@ -34,7 +26,7 @@ class BOFTLinear(AdaptedLayer):
             UserError: if its number of inputs is not divisible by the size of the blocks that the factors mix.
         """
         weight = own_parameter(layer, "weight")
-        rows, columns = get_base_shape(layer, "weight")
+        columns = layer.in_features
         factors = settings.butterfly_factors
         tiles = settings.block_size * 2 ** (factors - 1)
         if columns % tiles or (factors > 1 and settings.block_size % 2):
@@ -44,7 +36,7 @@ class BOFTLinear(AdaptedLayer):
             )
         shape = (factors, columns // settings.block_size, settings.block_size, settings.block_size)
         add_parameter(layer, "boft_r", shape, weight)
-        add_parameter(layer, "boft_scale", (rows,), weight)
+        add_parameter(layer, "boft_scale", (layer.out_features,), weight)
         add_mixin(layer, cls)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,12 +52,11 @@ class BOFTLinear(AdaptedLayer):
         value = super().merge_parameter(name)
         if name != "weight":
             return value
-        factors, scale = (upcast(gather_full(own_parameter(self, key))) for key in ("boft_r", "boft_scale"))
+        factors, scale = (gather_value(self, key) for key in ("boft_r", "boft_scale"))
         return (value @ build_rotation(factors).to(value.dtype).mT) * scale[:, None]
 
-    def init_values(self, settings: BOFT, seed: str) -> InitValues:
+    def init_values(self, _settings: BOFT, _seed: str) -> InitValues:
         """Q is the identity and all scales are one."""
-        yield from super().init_values(settings, seed)
         yield "boft_r", torch.zeros(own_parameter(self, "boft_r").shape)
         yield "boft_scale", torch.ones(own_parameter(self, "boft_scale").shape)
 

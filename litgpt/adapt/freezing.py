@@ -9,8 +9,8 @@ from litgpt.recipe.tuner import Full
 def freeze_parameters(model: GPT, settings: Full) -> None:
     """Freeze the parameters that the settings exclude from training; the others stay trainable.
 
-    First the given share of parameters is frozen from the embedding upwards, then what `freeze_*` names;
-    `trainable_*` overrides both.
+    The fraction `freeze_parameters_ratio` is frozen first, from the embedding upwards, then the parameters that
+    `freeze_*` names; `trainable_*` overrides both.
 
     Raises:
         UserError: if a name matches nothing, or every parameter would be frozen.
@@ -29,7 +29,7 @@ def freeze_parameters(model: GPT, settings: Full) -> None:
 
 
 def select_first(sizes: dict[str, int], ratio: float) -> set[str]:
-    """The first names whose sizes sum to at most a ratio of the total."""
+    """The first parameters whose sizes sum to at most this fraction of the total."""
     budget, selected = int(sum(sizes.values()) * ratio), set()
     for name, size in sizes.items():
         budget -= size
@@ -40,7 +40,7 @@ def select_first(sizes: dict[str, int], ratio: float) -> set[str]:
 
 
 def match_names(key: str, prefixes: list[str], pattern: str | None, aliases: dict[str, set[str]]) -> set[str]:
-    """Our names of the parameters with one of these prefixes, or a match of the pattern."""
+    """The parameters, by our names, with a name that has one of the prefixes or matches the pattern."""
     selected = set() if pattern is None else find_by_regex(f"tuner.{key}_regex", pattern, aliases, whole_name=False)
     for prefix in prefixes:
         matches = {name for name, known in aliases.items() if any(starts_with(alias, prefix) for alias in known)}

@@ -3,20 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from litgpt.adapt.layers import (
-    AdaptedLayer,
-    InitValues,
-    add_parameter,
-    add_trained_copy,
-    gather_full,
-    own_parameter,
-    upcast,
-)
+from litgpt.adapt.layers import AdaptedLayer, InitValues, add_parameter, add_trained_copy, gather_value, own_parameter
 from litgpt.adapt.targets import find_by_suffix, find_linears, get_module_aliases
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.surgery import add_mixin, override_parameter
-from litgpt.recipe.tuner import IA3, Tuner
+from litgpt.recipe.tuner import IA3
 
 
 class ScaledLayer(AdaptedLayer):
@@ -27,35 +19,28 @@ class ScaledLayer(AdaptedLayer):
 
     def get_scale(self, key: str, default: float) -> Tensor | float:
         """One of the parameters above, or the default if the layer lacks it or the adapter is off."""
-        parameter = self._parameters.get(key)
-        return default if parameter is None or not self.adapter_on else parameter
+        return own_parameter(self, key) if self.adapter_on and key in self._parameters else default
 
     @property
     def merge_error(self) -> str:
         """A shift is merged into the bias, which the layer may lack."""
-        lacks_bias = self._parameters.get("shift") is not None and self._parameters.get("bias") is None
+        lacks_bias = "shift" in self._parameters and self._parameters.get("bias") is None
         return "the layer has no bias to merge its shift into" if lacks_bias else ""
 
     def merge_parameter(self, name: str) -> Tensor:
         """The scaled weight, or the shifted and scaled bias."""
-
-        def get_full(key: str) -> Tensor | None:
-            parameter = self._parameters.get(key)
-            return None if parameter is None else upcast(gather_full(parameter))
-
         value = super().merge_parameter(name)
-        scale_in, scale_out, shift = map(get_full, ("scale_in", "scale_out", "shift"))
-        if name == "weight":
-            value = value if scale_in is None else value * scale_in
-            return value if scale_out is None else value * scale_out[:, None]
-        value = value if shift is None else value + shift
-        return value if scale_out is None else value * scale_out
+        for key in ("scale_in", "scale_out") if name == "weight" else ("shift", "scale_out"):
+            if key in self._parameters:
+                change = gather_value(self, key)
+                change = change[:, None] if name == "weight" and key == "scale_out" else change
+                value = value + change if key == "shift" else value * change
+        return value
 
-    def init_values(self, settings: Tuner, seed: str) -> InitValues:
+    def init_values(self, _settings: IA3, _seed: str) -> InitValues:
         """All scales are one and all shifts zero."""
-        yield from super().init_values(settings, seed)
         for key, create in (("scale_in", torch.ones), ("scale_out", torch.ones), ("shift", torch.zeros)):
-            if self._parameters.get(key) is not None:
+            if key in self._parameters:
                 yield key, create(own_parameter(self, key).shape)
 
     def adapt_parameter(self, name: str) -> Tensor | None:
@@ -87,8 +72,8 @@ def attach_ia3(model: GPT, settings: IA3) -> None:
     aliases = get_module_aliases(model)
     feedforward = find_by_suffix("tuner.feedforward_modules", settings.feedforward_modules, aliases)
     targets = find_linears(model, aliases, settings.target_modules)
-    if stray := sorted(feedforward - {name for name, _ in targets}):
-        raise UserError(f"tuner.feedforward_modules: {stray[0]} is not among the target_modules; add it there too")
+    if extra := sorted(feedforward - {name for name, _ in targets}):
+        raise UserError(f"tuner.feedforward_modules: {extra[0]} is not in target_modules; add it")
     for name, layer in targets:
         key, size = ("scale_in", layer.in_features) if name in feedforward else ("scale_out", layer.out_features)
         add_parameter(layer, key, (size,), own_parameter(layer, "weight"))
@@ -99,7 +84,7 @@ def attach_scales_and_shifts(model: GPT) -> None:
     """Scale and shift the output of every linear layer and of the head; train copies of all norms (Adapter v2)."""
     for name, layer in model.named_modules():
         if name.rpartition(".")[2].startswith("norm"):
-            for key in [key for key, value in layer._parameters.items() if value is not None]:
+            for key, _ in list(layer.named_parameters(recurse=False)):
                 add_trained_copy(layer, key)
         if isinstance(layer, nn.Linear):
             for key in ("scale_out", "shift"):

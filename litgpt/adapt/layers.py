@@ -5,7 +5,6 @@ is used without the layer's own `forward`, `module.weight` becomes a property wi
 (`override_parameter`), while `module.named_parameters()` still lists the base's weight under its name.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,24 +25,24 @@ def own_parameter(module: nn.Module, name: str) -> nn.Parameter:
     return parameter
 
 
-def is_dtensor(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor; `torch.distributed` is not for this package to import."""
-    return hasattr(tensor, "full_tensor")
-
-
 def gather_full(tensor: Tensor) -> Tensor:
     """The full tensor, detached; a sharded one is gathered, so all ranks call this together."""
-    tensor = tensor.detach()
-    return tensor.full_tensor() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+    tensor = tensor.detach()  # the type DTensor is in torch.distributed, which this package does not import
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def upcast(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or in its own type if that is wider."""
+    """The tensor in float32, or in its own dtype if that is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def gather_value(module: nn.Module, name: str) -> Tensor:
+    """The full value of a parameter that a module stores, in float32 or wider."""
+    return upcast(gather_full(own_parameter(module, name)))
+
+
 def is_quantized(module: nn.Module, name: str) -> bool:
-    """Whether a parameter holds the codes of a quantized weight."""
+    """Whether a parameter stores a quantized weight."""
     return name == "weight" and hasattr(module, "dequantize_weight")
 
 
@@ -51,23 +50,16 @@ def get_base_value(module: nn.Module, name: str) -> Tensor:
     """The full value of a parameter of the base, in float32 or wider."""
     if is_quantized(module, name):
         return module.dequantize_weight(gather_full, torch.float32)  # type: ignore[operator]
-    return upcast(gather_full(own_parameter(module, name)))
+    return gather_value(module, name)
 
 
 def get_base_dtype(module: nn.Module, name: str) -> torch.dtype:
-    """The type of a parameter of the base; of a quantized weight, its type before it was quantized."""
+    """The dtype of a parameter of the base model; of a quantized weight, its dtype before quantization."""
     return module.original_dtype if is_quantized(module, name) else own_parameter(module, name).dtype  # type: ignore[return-value]
 
 
-def get_base_shape(layer: nn.Module, name: str) -> tuple[int, ...]:
-    """The shape of a parameter of the base; of a quantized weight, its shape before it was quantized."""
-    if name == "weight" and isinstance(layer, nn.Linear):
-        return layer.out_features, layer.in_features
-    return tuple(own_parameter(layer, name).shape)
-
-
 class AdaptedLayer(nn.Module):
-    """A layer with an adapter that can be switched off; used by itself for layers with trained copies of parameters."""
+    """A layer with an adapter that can be switched off; also the class of layers with nothing but trained copies."""
 
     adapter_on = True
 
@@ -77,34 +69,33 @@ class AdaptedLayer(nn.Module):
 
     def merge_parameter(self, name: str) -> Tensor:
         """The full value of a parameter of the base with the adapter merged into it, in float32 or wider."""
-        copy = self._parameters.get(name + COPY_SUFFIX)
-        return get_base_value(self, name) if copy is None else upcast(gather_full(copy))
+        copy = name + COPY_SUFFIX
+        return gather_value(self, copy) if copy in self._parameters else get_base_value(self, name)
 
     @property
     def merge_error(self) -> str:
-        """Why the adapter cannot be merged into the base's weights; empty if it can."""
+        """The reason why the adapter cannot be merged into the weights of the base model; empty if it can."""
         return ""
 
     def init_values(self, _settings: Any, _seed: str) -> InitValues:
-        """Yield the name and the full initial value of each parameter that the adapter added.
+        """Yield the name and the full initial value of each parameter that the adapter added, except trained copies.
 
         Args:
             _settings: the tuner's.
             _seed: text that is unique to this layer.
         """
-        for name in self._parameters:
-            if name.endswith(COPY_SUFFIX):
-                yield name, gather_full(own_parameter(self, name.removesuffix(COPY_SUFFIX)))
+        return iter(())
 
 
-def seeded_generator(seed: str) -> torch.Generator:
-    """A CPU generator whose state is a function of a text."""
-    digest = hashlib.sha256(seed.encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+def iter_copy_values(layer: AdaptedLayer) -> InitValues:
+    """Yield the name and the full initial value of each trained copy: the value of the base."""
+    for name in layer._parameters:
+        if name.endswith(COPY_SUFFIX):
+            yield name, gather_full(own_parameter(layer, name.removesuffix(COPY_SUFFIX)))
 
 
 def add_parameter(module: nn.Module, name: str, shape: Iterable[int], like: Tensor, *, trained: bool = True) -> None:
-    """Register an uninitialized parameter with the type and device of `like`; float32 if that holds quantized codes."""
+    """Register an uninitialized parameter with the dtype and device of `like`; float32 if `like` is quantized."""
     dtype = like.dtype if like.is_floating_point() else torch.float32
     values = torch.empty(tuple(shape), dtype=dtype, device=like.device)
     module.register_parameter(name, nn.Parameter(values, requires_grad=trained))
@@ -124,13 +115,13 @@ def add_trained_copy(module: nn.Module, name: str) -> None:
 
 
 def iter_adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
-    """Every layer that has an adapter, with its name."""
+    """Iterate over (name, layer) of the layers with an adapter."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, AdaptedLayer))
 
 
 @contextmanager
 def disable_adapters(model: nn.Module) -> Iterator[None]:
-    """Compute as the base model does, without its adapters."""
+    """Switch off the adapters of a model within the context, so that it computes as its base model."""
     layers = [layer for _, layer in iter_adapted_layers(model) if layer.adapter_on]
     for layer in layers:
         layer.adapter_on = False

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from litgpt.adapt.layers import seeded_generator
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
+from litgpt.model.init import seeded_generator
 from litgpt.recipe.tuner import LISA
 
 
@@ -23,7 +23,7 @@ def check_lisa(model: GPT, settings: LISA) -> None:
 
 
 class LISASchedule:
-    """Which blocks of a model are trained in which step: drawn uniformly, as a function of seed and step alone."""
+    """The blocks of a model that are trained in each step, drawn uniformly as a function of seed and step only."""
 
     def __init__(self, model: GPT, settings: LISA, seed: int) -> None:
         """Record the trainable parameters of each block; the model already has its parallel layout."""

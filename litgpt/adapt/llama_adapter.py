@@ -1,4 +1,4 @@
-"""LLaMA-Adapter: trained prompts that attention sees through a gate that starts at zero (Zhang et al. 2023).
+"""LLaMA-Adapter: trained prompts that attention attends to through a gate initialized to zero (Zhang et al. 2023).
 
 Axes: B batch, H query heads, K key-value heads, T tokens, L prompt length, S head size, D model width.
 """
@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from litgpt.adapt.ia3 import attach_scales_and_shifts
-from litgpt.adapt.layers import AdaptedLayer, InitValues, add_parameter, own_parameter, seeded_generator
+from litgpt.adapt.layers import AdaptedLayer, InitValues, add_parameter, own_parameter
 from litgpt.errors import UserError
 from litgpt.model.attention import Attention, attend
 from litgpt.model.attention_inputs import AttentionInputs
 from litgpt.model.gpt import GPT
+from litgpt.model.init import seeded_generator
 from litgpt.model.surgery import add_mixin
 from litgpt.recipe.tuner import Adapter, AdapterV2
 
@@ -19,7 +20,7 @@ from litgpt.recipe.tuner import Adapter, AdapterV2
 class PrefixAttention(AdaptedLayer):
     """Attention whose heads also attend to `prompt` (L, D), weighted by each head's `prompt_gate` (H,).
 
-    Keys and values of the prompt are computed by the layer's own projections, without positions.
+    Keys and values of the prompt are computed with the projections of the layer, without positional embeddings.
     """
 
     head_size: int
@@ -40,9 +41,8 @@ class PrefixAttention(AdaptedLayer):
         prompt_output = attend(q_BHTS, keys, values, mask=None, causal=False, scale=self.scale)
         return output + (own_parameter(self, "prompt_gate")[:, None, None] * prompt_output).to(output.dtype)
 
-    def init_values(self, settings: Adapter, seed: str) -> InitValues:
+    def init_values(self, _settings: Adapter, seed: str) -> InitValues:
         """Prompts are normal, gates zero."""
-        yield from super().init_values(settings, seed)
         prompt = torch.empty(own_parameter(self, "prompt").shape)
         yield "prompt", prompt.normal_(generator=seeded_generator(f"{seed}/prompt"))
         yield "prompt_gate", torch.zeros(own_parameter(self, "prompt_gate").shape)

@@ -1,21 +1,21 @@
-"""LLaMA-Pro: only blocks inserted between a model's own are trained, first as the identity (arXiv 2401.02415)."""
+"""LLaMA-Pro: only inserted blocks, initialized to the identity, are trained (Wu et al. 2024, arXiv 2401.02415)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.init import copy_into
+from litgpt.model.init import Writer, copy_into
 from litgpt.model.transformer_config import PER_LAYER
 from litgpt.recipe.tuner import BlockOrder, LLaMAPro, Tuner
 
 
 def expand_config(config: Config, settings: Tuner) -> Config:
-    """The shape of the model that is trained, given its base's: with the blocks that the tuner inserts.
+    """The config of the model to train, with the blocks that the tuner inserts into the base model.
 
     Raises:
         UserError: if they cannot be distributed evenly.
@@ -45,11 +45,7 @@ def freeze_base_blocks(model: GPT, settings: LLaMAPro) -> None:
 
 @torch.no_grad()
 def load_expanded(
-    model: GPT,
-    tensors: Iterable[tuple[str, Tensor]],
-    order: BlockOrder,
-    *,
-    write: Callable[[nn.Parameter, Tensor], None] = copy_into,
+    model: GPT, tensors: Iterable[tuple[str, Tensor]], order: BlockOrder, *, write: Writer = copy_into
 ) -> None:
     """Fill a model with an expanded shape from the base's full tensors; inserted blocks are copies with zero output.
 
@@ -78,10 +74,10 @@ def iter_expanded_names(name: str, order: BlockOrder) -> Iterator[tuple[str, boo
 
 
 def get_identity_value(config: Config, name: str) -> float | None:
-    """The value with which a parameter keeps its block from changing the residual stream; None to keep a copy.
+    """The value of a parameter with which its block does not change the residual stream; None to keep the copied value.
 
-    It is that of the last operation of a branch: the output matrix of attention and of the feed-forward layer, or the
-    norm after it. A zero matrix before a norm would make the norm's gradient one over the root of its epsilon.
+    Only the last operation of a branch has one: the output matrix of attention and of the feed-forward layer, or the
+    norm after it. A zero matrix before a norm would multiply gradients by 1 / sqrt(epsilon) of the norm.
     """
     branch, *inner = name.split(".")[2:]
     normed = {"attention": config.post_attention_norm, "mlp": config.post_mlp_norm}.get(branch)

@@ -5,100 +5,99 @@ Axes: in and out, the sizes of a layer; r, the rank. Matrices of stacked experts
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litgpt.adapt.layers import (
-    AdaptedLayer,
-    InitValues,
-    add_parameter,
-    add_trained_copy,
-    gather_full,
-    get_base_shape,
-    get_base_value,
-    own_parameter,
-    seeded_generator,
-    upcast,
-)
+from litgpt.adapt.layers import AdaptedLayer, InitValues, add_parameter, add_trained_copy, gather_value, get_base_value
 from litgpt.adapt.targets import find_by_suffix, find_owner, find_targets, get_module_aliases, resolve_tied_head
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
+from litgpt.model.init import seeded_generator
 from litgpt.model.moe import Experts, expert_of_rows, grouped_linear
 from litgpt.model.surgery import add_mixin, override_parameter
 from litgpt.recipe.tuner import LoRA
 
-GetParameter = Callable[[str, str], Tensor | None]
+
+class LoRAFactors(NamedTuple):
+    """The parameters of the update of one matrix, described in `LoRALayer`."""
+
+    a: Tensor
+    b: Tensor
+    a_first: Tensor | None
+    b_first: Tensor | None
+    magnitude: Tensor | None
 
 
 class LoRALayer(AdaptedLayer):
     """A layer that computes with W + s (B A - first B first A) instead of some of its matrices.
 
     The parameters of the update of `weight` are `lora_a` (r, in) and `lora_b` (out, r). If their initial values are
-    parts of W, `lora_a_first` and `lora_b_first` keep those, so that W itself does not change. DoRA adds
+    parts of W, `lora_a_first` and `lora_b_first` store these, so that W itself does not change. DoRA adds
     `lora_magnitude` (out,), the norms of the rows. The parameters of another matrix are prefixed with its name.
     """
 
     lora_scale: float
     lora_dropout: float
 
-    def get_lora(self, name: str, key: str) -> Tensor | None:
-        """One of the parameters above, of the matrix `name`."""
-        return self._parameters.get(lora_name(name, key))
+    def get_factors(self, name: str, *, full: bool = False) -> LoRAFactors | None:
+        """The parameters of the update of the matrix `name`; None if it has none.
+
+        Args:
+            full: gather sharded ones, and return them in float32 or wider.
+        """
+        get: Callable[[str], Any] = partial(gather_value, self) if full else self._parameters.get
+        keys = [lora_name(name, f"lora_{key}") for key in LoRAFactors._fields]
+        values: list[Any] = [get(key) if key in self._parameters else None for key in keys]
+        return None if values[0] is None else LoRAFactors(*values)
 
     def merge_parameter(self, name: str) -> Tensor:
         """The full matrix `name` with its update."""
+        weight, factors = super().merge_parameter(name), self.get_factors(name, full=True)
+        return weight if factors is None else self.merge_update(weight, factors)
 
-        def get_full(name: str, key: str) -> Tensor | None:
-            parameter = self.get_lora(name, key)
-            return None if parameter is None else upcast(gather_full(parameter))
-
-        weight = super().merge_parameter(name)
-        return weight if self.get_lora(name, "lora_a") is None else self.merge_update(name, weight, get_full)
-
-    def merge_update(self, name: str, weight: Tensor, get: GetParameter, *, dropout: float = 0.0) -> Tensor:
-        """The merged weight (out, in) of the matrix `name`; with DoRA, its rows have the trained norms.
+    def add_update(self, weight: Tensor, factors: LoRAFactors, dropout: float = 0.0) -> Tensor:
+        """A matrix (out, in) plus its update.
 
         Args:
             dropout: probability of dropping a column of A, since no input can be dropped here.
         """
-        a, b = get(name, "lora_a"), get(name, "lora_b")
-        assert a is not None
-        assert b is not None
+        a, b, a_first, b_first, _ = factors
         if dropout:
             a = a * F.dropout(torch.ones_like(a[..., :1, :]), dropout)
         update = b @ a
-        a_first, b_first = get(name, "lora_a_first"), get(name, "lora_b_first")
         if a_first is not None and b_first is not None:
             update = update - b_first @ a_first
-        weight = weight + (self.lora_scale * update).to(weight.dtype)
-        magnitude = get(name, "lora_magnitude")
-        if magnitude is None:
+        return weight + (self.lora_scale * update).to(weight.dtype)
+
+    def merge_update(self, weight: Tensor, factors: LoRAFactors, dropout: float = 0.0) -> Tensor:
+        """A matrix (out, in) plus its update; with DoRA, scaled so that its rows have the trained norms."""
+        weight = self.add_update(weight, factors, dropout)
+        if factors.magnitude is None:
             return weight
-        return weight * (magnitude / compute_row_norms(weight.detach())).unsqueeze(-1).to(weight.dtype)
+        return weight * (factors.magnitude / compute_row_norms(weight.detach())).unsqueeze(-1).to(weight.dtype)
 
     def adapt_parameter(self, name: str) -> Tensor:
         """The merged weight of the matrix `name`, for code that does not call the layer's `forward`."""
-        weight = self.base_parameter(name)
-        dropout = self.lora_dropout if self.training else 0.0
-        return self.merge_update(name, weight, self.get_lora, dropout=dropout) if self.adapter_on else weight
+        weight, factors = self.base_parameter(name), self.get_factors(name)
+        if not self.adapter_on or factors is None:
+            return weight
+        return self.merge_update(weight, factors, self.lora_dropout if self.training else 0.0)
 
     def init_values(self, settings: LoRA, seed: str) -> InitValues:
         """The update is zero at first; see `INIT_FACTORS`."""
-        yield from super().init_values(settings, seed)
-        for name in [name for name in list(self._parameters) if self.get_lora(name, "lora_a") is not None]:
+        for name in [name for name in self._parameters if self.get_factors(name)]:
             weight = get_base_value(self, name)
             rng = seeded_generator(f"{seed}/{lora_name(name, 'lora_a')}")
             a, b = INIT_FACTORS[settings.init](weight, settings, rng)
-            yield lora_name(name, "lora_a"), a
-            yield lora_name(name, "lora_b"), b
-            if self.get_lora(name, "lora_a_first") is not None:
-                yield lora_name(name, "lora_a_first"), a
-                yield lora_name(name, "lora_b_first"), b
-            if self.get_lora(name, "lora_magnitude") is not None:
-                yield lora_name(name, "lora_magnitude"), compute_row_norms(weight)
+            values = {"lora_a": a, "lora_b": b, "lora_a_first": a, "lora_b_first": b}
+            values["lora_magnitude"] = compute_row_norms(weight)
+            for key, value in values.items():
+                if lora_name(name, key) in self._parameters:
+                    yield lora_name(name, key), value
 
 
 class LoRALinear(LoRALayer):
@@ -106,32 +105,25 @@ class LoRALinear(LoRALayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """The output of the layer plus its update; (..., in) -> (..., out)."""
-        y = super().forward(x)
-        if not self.adapter_on:
+        y, factors = super().forward(x), self.get_factors("weight")
+        if not self.adapter_on or factors is None:
             return y
-        a, b, magnitude = (self.get_lora("weight", key) for key in ("lora_a", "lora_b", "lora_magnitude"))
-        assert a is not None
-        assert b is not None
+        a, b, a_first, b_first, magnitude = factors
         update = self.lora_scale * F.linear(lora_down(x, a, self.lora_dropout if self.training else 0.0), b)
-        a_first, b_first = (self.get_lora("weight", key) for key in ("lora_a_first", "lora_b_first"))
         if a_first is not None and b_first is not None:
             update = update - self.lora_scale * F.linear(lora_down(x, a_first), b_first)
         update = update.to(y.dtype)
         if magnitude is None:
             return y + update
         with torch.no_grad():
-            weight = self.merge_update("weight", self.base_parameter("weight"), self._get_without_magnitude)
-            norms = compute_row_norms(weight)
+            norms = compute_row_norms(self.add_update(self.base_parameter("weight"), factors))
         unscaled = (y if self.bias is None else y - self.bias) + update
         y = unscaled * (magnitude / norms).to(y.dtype)
         return y if self.bias is None else y + self.bias
 
-    def _get_without_magnitude(self, name: str, key: str) -> Tensor | None:
-        return None if key == "lora_magnitude" else self.get_lora(name, key)
-
 
 class LoRAExperts(LoRALayer):
-    """Stacked experts, each with low-rank updates of its own."""
+    """Stacked experts with low-rank updates for each expert."""
 
     gating: Callable[[Tensor, Tensor], Tensor]
 
@@ -149,15 +141,12 @@ class LoRAExperts(LoRALayer):
 
     def apply_matrix(self, name: str, x_RD: Tensor, ends_E: Tensor, *, add_bias: bool = True) -> Tensor:
         """Each row times the updated matrix of its expert, (R, out)."""
-        a, b = self.get_lora(name, "lora_a"), self.get_lora(name, "lora_b")
-        bias_EO = getattr(self, f"{name}_bias") if add_bias else None
-        if not self.adapter_on or a is None or b is None:
-            return grouped_linear(x_RD, self.base_parameter(name), bias_EO, ends_E)
-        if self.get_lora(name, "lora_magnitude") is not None:
+        factors, bias_EO = self.get_factors(name), getattr(self, f"{name}_bias") if add_bias else None
+        if not self.adapter_on or factors is None or factors.magnitude is not None:
             return grouped_linear(x_RD, self.adapt_parameter(name), bias_EO, ends_E)
+        a, b, a_first, b_first, _ = factors
         y_RO = grouped_linear(x_RD, self.base_parameter(name), bias_EO, ends_E)
         update = grouped_lora(F.dropout(x_RD, self.lora_dropout, self.training), a, b, ends_E)
-        a_first, b_first = (self.get_lora(name, key) for key in ("lora_a_first", "lora_b_first"))
         if a_first is not None and b_first is not None:
             update = update - grouped_lora(x_RD, a_first, b_first, ends_E)
         return y_RO + (self.lora_scale * update).to(y_RO.dtype)
@@ -245,46 +234,37 @@ def attach_lora(model: GPT, settings: LoRA) -> None:
     targets = find_targets(model, aliases, settings.target_modules, settings.target_regex)
     saved = find_by_suffix("tuner.modules_to_save", resolve_tied_head(model, settings.modules_to_save), aliases)
     if both := sorted(saved & set(targets)):
-        raise UserError(f"tuner.modules_to_save: {both[0]} is one of the target_modules too; name it in one of them")
+        raise UserError(f"tuner.modules_to_save: {both[0]} is also in target_modules; remove it from one of them")
     modules = [find_owner(model, name) for name in sorted(saved)]
-    trained_copies = [(module, key) for module in modules for key in list_own_parameters(module)]
+    trained_copies = [(module, key) for module in modules for key, _ in module.named_parameters(recurse=False)]
     if settings.bias == "all":
-        trained_copies += [
-            (module, key) for module in model.modules() for key in list_own_parameters(module) if is_bias(key)
-        ]
+        names = [name for name, _ in model.named_parameters() if name.endswith((".bias", "_bias"))]
+        trained_copies += [(find_owner(model, name), name.rpartition(".")[2]) for name in names]
     for module, key in trained_copies:
         add_trained_copy(module, key)
     for name in targets:
         add_lora(model, name, settings)
 
 
-def list_own_parameters(module: nn.Module) -> list[str]:
-    """The names of the parameters that a module itself holds."""
-    return [key for key, parameter in module._parameters.items() if parameter is not None]
-
-
-def is_bias(key: str) -> bool:
-    """Whether a parameter is a bias, by its name."""
-    return key == "bias" or key.endswith("_bias")
-
-
 def add_lora(model: GPT, name: str, settings: LoRA) -> None:
     """Add the update of one matrix, named as in `get_module_aliases`."""
     layer = find_owner(model, name)
     key = name.rpartition(".")[2] if isinstance(layer, Experts) else "weight"
-    shape = get_base_shape(layer, key) if key in layer._parameters else ()
-    if len(shape) < 2:
+    weight = layer._parameters.get(key)
+    shape = () if weight is None else tuple(weight.shape)
+    if isinstance(layer, nn.Linear):  # the parameter of a quantized weight is flat
+        shape = (layer.out_features, layer.in_features)
+    if weight is None or len(shape) < 2:
         raise UserError(f"tuner.target_modules: {name} is not a matrix; name it in modules_to_save to train it")
-    weight = own_parameter(layer, key)
     *experts, rows, columns = shape
     if settings.init in ("pissa", "olora") and settings.r > min(rows, columns):
         raise UserError(
             f"tuner.r: {settings.r} is more than the {min(rows, columns)} that {name} has for {settings.init}"
         )
-    for factor, shape in {"lora_a": (*experts, settings.r, columns), "lora_b": (*experts, rows, settings.r)}.items():
-        add_parameter(layer, lora_name(key, factor), shape, weight)
+    for factor, size in {"lora_a": (settings.r, columns), "lora_b": (rows, settings.r)}.items():
+        add_parameter(layer, lora_name(key, factor), (*experts, *size), weight)
         if settings.init in ("pissa", "olora"):
-            add_parameter(layer, lora_name(key, f"{factor}_first"), shape, weight, trained=False)
+            add_parameter(layer, lora_name(key, f"{factor}_first"), (*experts, *size), weight, trained=False)
     if settings.dora:
         add_parameter(layer, lora_name(key, "lora_magnitude"), (*experts, rows), weight)
     layer.lora_scale, layer.lora_dropout = settings.scale, settings.dropout  # type: ignore[assignment]

@@ -40,7 +40,7 @@ def add_embedding_noise(model: GPT, alpha: float) -> None:
 
 
 def count_document_tokens(documents_BT: Tensor | None, tokens: int) -> Tensor | int:
-    """The number of tokens in each token's document, (B, T); padding (-1) is a document too. None: one per row."""
+    """The number of tokens in the document of each token, (B, T); padding (-1) counts as one, None as one per row."""
     if documents_BT is None:
         return tokens
     numbers = documents_BT.long() + 1
@@ -49,7 +49,7 @@ def count_document_tokens(documents_BT: Tensor | None, tokens: int) -> Tensor | 
 
 
 def add_uniform_noise(x_BTD: Tensor, alpha: float, length: Tensor | int) -> Tensor:
-    """Embeddings with noise, drawn in float32 or wider; `length` is that of each token's document, (B, T) or one."""
+    """Embeddings with noise, drawn in float32 or wider; `length` is of each token's document, (B, T) or a scalar."""
     dtype = torch.promote_types(x_BTD.dtype, torch.float32)
     noise = torch.empty(x_BTD.shape, dtype=dtype, device=x_BTD.device).uniform_(-1, 1)
     bound = alpha * (torch.as_tensor(length, device=x_BTD.device) * x_BTD.shape[-1]).to(dtype) ** -0.5

@@ -1,8 +1,8 @@
 """Matrices in 4 or 8 bits: a frozen base for training (QLoRA, Dettmers et al. 2023), and a whole model for inference.
 
-For training a quantized weight is a few flat parameters of bytes, `weight` and others beside it, which are sharded,
-gathered and saved like any parameter; they are never cast. A product dequantizes the weight, and dequantizes it again
-for the gradient rather than keep it. For inference the layers are those of bitsandbytes, which have fused kernels.
+For training, a quantized weight is stored in flat uint8 parameters, `weight` and its scales, which are sharded,
+gathered and saved like any parameter; they are never cast. The weight is dequantized for each product, and again in
+backward instead of being saved. For inference, the layers are those of bitsandbytes, which have fused kernels.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from litgpt.adapt.layers import own_parameter
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
-from litgpt.model.init import copy_into
+from litgpt.model.init import Writer, copy_into
 from litgpt.model.surgery import add_mixin
 
 BLOCK = 64  # weights that share a scale
@@ -31,9 +31,9 @@ class QuantFormat:
     """A format for the quantized matrices of a base that is trained.
 
     Attributes:
-        sizes: the number of bytes of each tensor of a quantized matrix, given its shape (out, in).
-        quantize: the tensors of a quantized matrix, given the matrix in float32.
-        dequantize: the matrix of a shape, in a type, given its tensors.
+        sizes: returns the number of bytes of each tensor of a quantized matrix, given its shape (out, in).
+        quantize: returns the tensors of a quantized matrix, given the matrix in float32.
+        dequantize: returns the matrix, given its tensors, shape and dtype.
     """
 
     sizes: Callable[[tuple[int, int]], dict[str, int]]
@@ -56,22 +56,24 @@ class QuantizedLinear(nn.Linear):
     slice_weight: Callable[[Tensor], Tensor] | None = None
 
     def dequantize_weight(self, gather: Callable[[Tensor], Tensor] = lambda x: x, dtype: Any = None) -> Tensor:
-        """The weight (out, in), its tensors first passed through `gather`."""
-        tensors = {name: gather(own_parameter(self, name)) for name in self.quant_tensors}
-        shape = (self.out_features, self.in_features)
-        return self.quant_format.dequantize(tensors, shape, dtype or self.original_dtype)
+        """The weight (out, in); its tensors are passed through `gather` first."""
+        tensors = (gather(own_parameter(self, name)) for name in self.quant_tensors)
+        return self._dequantize(*tensors, dtype=dtype or self.original_dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply by the dequantized weight, in the dtype of autocast if it is on; (..., in) -> (..., out)."""
         device = x.device.type
         x = x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
-        dequantize = partial(self._dequantize, dtype=x.dtype)
-        y = quantized_matmul(x, dequantize, *(own_parameter(self, name) for name in self.quant_tensors))
+        tensors = (own_parameter(self, name) for name in self.quant_tensors)
+        y = quantized_matmul(x, partial(self._dequantize_local, dtype=x.dtype), *tensors)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _dequantize(self, *tensors: Tensor, dtype: torch.dtype) -> Tensor:
-        shape = (self.out_features, self.in_features)
-        weight = self.quant_format.dequantize(dict(zip(self.quant_tensors, tensors, strict=True)), shape, dtype)
+        named = dict(zip(self.quant_tensors, tensors, strict=True))
+        return self.quant_format.dequantize(named, (self.out_features, self.in_features), dtype)
+
+    def _dequantize_local(self, *tensors: Tensor, dtype: torch.dtype) -> Tensor:
+        weight = self._dequantize(*tensors, dtype=dtype)
         return weight if self.slice_weight is None else self.slice_weight(weight).contiguous()
 
 
@@ -138,7 +140,7 @@ def load_quantized(
     tensors: Iterable[tuple[str, Tensor]],
     *,
     device: torch.device | None = None,
-    write: Callable[[nn.Parameter, Tensor], None] = copy_into,
+    write: Writer = copy_into,
 ) -> None:
     """Load weights into a quantized model; they are quantized one at a time.
 
@@ -181,8 +183,7 @@ def build_inference_layer(layer: nn.Linear, kind: str) -> nn.Module:
     sizes, has_bias = (layer.in_features, layer.out_features), layer.bias is not None
     quantized: nn.Module
     if kind in BNB_4BIT:
-        quant_type, double_quant = BNB_4BIT[kind]
-        settings: dict[str, Any] = {"quant_type": quant_type, "compress_statistics": double_quant}
+        settings = BNB_4BIT[kind]
         quantized = bnb.Linear4bit(*sizes, bias=has_bias, compute_dtype=layer.weight.dtype, device="meta", **settings)
         quantized.weight = bnb.Params4bit(layer.weight.detach(), requires_grad=False, **settings)
     else:
@@ -207,38 +208,36 @@ def ceil_div(number: int, divisor: int) -> int:
     return -(-number // divisor)
 
 
-def size_bnb_4bit(shape: tuple[int, int], *, double_quant: bool) -> dict[str, int]:
-    """Half a byte per weight, and for 64 weights a scale of 4 bytes, or of one byte and a 256th of 4."""
+def size_bnb_4bit(shape: tuple[int, int], *, compress_statistics: bool, **_: Any) -> dict[str, int]:
+    """Half a byte per weight, and per 64 weights a scale of 4 bytes, or of one byte and a 256th of 4 bytes."""
     count = shape[0] * shape[1]
     blocks = ceil_div(count, BLOCK)
-    if not double_quant:
+    if not compress_statistics:
         return {"weight": ceil_div(count, 2), "weight_scale": 4 * blocks}
     scales = {"weight_scale": blocks, "weight_scale_scale": 4 * ceil_div(blocks, SCALE_BLOCK), "weight_offset": 4}
     return {"weight": ceil_div(count, 2), **scales}
 
 
-def quantize_bnb_4bit(weight: Tensor, *, quant_type: str, double_quant: bool) -> QuantTensors:
+def quantize_bnb_4bit(weight: Tensor, **settings: Any) -> QuantTensors:
     """Quantize with bitsandbytes."""
     from bitsandbytes import functional
 
-    codes, state = functional.quantize_4bit(
-        weight.contiguous(), blocksize=BLOCK, quant_type=quant_type, compress_statistics=double_quant
-    )
+    codes, state = functional.quantize_4bit(weight.contiguous(), blocksize=BLOCK, **settings)
     tensors = {"weight": codes.reshape(-1), "weight_scale": view_bytes(state.absmax)}
-    if double_quant:
+    if state.nested:
         tensors |= {"weight_scale_scale": view_bytes(state.state2.absmax), "weight_offset": view_bytes(state.offset)}
     return tensors
 
 
 def dequantize_bnb_4bit(
-    tensors: QuantTensors, shape: tuple[int, int], dtype: torch.dtype, *, quant_type: str, double_quant: bool
+    tensors: QuantTensors, shape: tuple[int, int], dtype: torch.dtype, *, quant_type: str, compress_statistics: bool
 ) -> Tensor:
     """Dequantize with bitsandbytes, which supports float32, float16 and bfloat16."""
     from bitsandbytes import functional
 
     codes, scale = tensors["weight"], tensors["weight_scale"]
     nested = {}
-    if double_quant:
+    if compress_statistics:
         scales = functional.QuantState(
             absmax=view_numbers(tensors["weight_scale_scale"]),
             code=get_bnb_code("dynamic", codes.device),
@@ -247,7 +246,7 @@ def dequantize_bnb_4bit(
         )
         nested = {"offset": view_numbers(tensors["weight_offset"])[0], "state2": scales}
     state = functional.QuantState(
-        absmax=scale if double_quant else view_numbers(scale),
+        absmax=scale if compress_statistics else view_numbers(scale),
         shape=torch.Size(shape),
         code=get_bnb_code(quant_type, codes.device),
         blocksize=BLOCK,
@@ -342,24 +341,22 @@ def build_torchao_template(device: torch.device) -> Any:
     return to_nf4(torch.zeros(1, BLOCK, device=device), BLOCK, 1)
 
 
-def build_bnb_4bit(quant_type: str, double_quant: bool) -> QuantFormat:
-    """The format of 4-bit types of bitsandbytes."""
-    return QuantFormat(
-        partial(size_bnb_4bit, double_quant=double_quant),
-        partial(quantize_bnb_4bit, quant_type=quant_type, double_quant=double_quant),
-        partial(dequantize_bnb_4bit, quant_type=quant_type, double_quant=double_quant),
-    )
-
-
-BNB_4BIT = {
-    "bnb.nf4": ("nf4", False),
-    "bnb.nf4-dq": ("nf4", True),
-    "bnb.fp4": ("fp4", False),
-    "bnb.fp4-dq": ("fp4", True),
+BNB_4BIT: dict[str, dict[str, Any]] = {
+    "bnb.nf4": {"quant_type": "nf4", "compress_statistics": False},
+    "bnb.nf4-dq": {"quant_type": "nf4", "compress_statistics": True},
+    "bnb.fp4": {"quant_type": "fp4", "compress_statistics": False},
+    "bnb.fp4-dq": {"quant_type": "fp4", "compress_statistics": True},
 }
-"""By name: the 4-bit type, and whether its scales are quantized too (Dettmers et al. 2023)."""
+"""Settings of bitsandbytes by name: the type, and whether its scales are quantized too (Dettmers et al. 2023)."""
 QUANT_FORMATS = {
-    **{kind: build_bnb_4bit(*settings) for kind, settings in BNB_4BIT.items()},
+    **{
+        kind: QuantFormat(
+            partial(size_bnb_4bit, **settings),
+            partial(quantize_bnb_4bit, **settings),
+            partial(dequantize_bnb_4bit, **settings),
+        )
+        for kind, settings in BNB_4BIT.items()
+    },
     "bnb.int8-training": QuantFormat(size_int8, quantize_int8, dequantize_int8),
     "torchao.nf4": QuantFormat(size_torchao, quantize_torchao, dequantize_torchao),
 }

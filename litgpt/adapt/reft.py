@@ -6,16 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.adapt.layers import (
-    AdaptedLayer,
-    InitValues,
-    add_parameter,
-    own_parameter,
-    seeded_generator,
-    upcast,
-)
+from litgpt.adapt.layers import AdaptedLayer, InitValues, add_parameter, own_parameter, upcast
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
+from litgpt.model.init import seeded_generator
 from litgpt.model.surgery import add_mixin
 from litgpt.recipe.tuner import ReFT
 
@@ -42,9 +36,8 @@ class ReFTBlock(AdaptedLayer):
         edit = F.linear(F.linear(inputs, weight, bias) - F.linear(inputs, rows), rows.mT)
         return hidden + F.dropout(edit, self.reft_dropout, self.training).to(hidden.dtype)
 
-    def init_values(self, settings: ReFT, seed: str) -> InitValues:
+    def init_values(self, _settings: ReFT, seed: str) -> InitValues:
         """W starts as R, so that nothing is edited."""
-        yield from super().init_values(settings, seed)
         basis = torch.empty(own_parameter(self, "reft_basis").shape)
         basis.normal_(generator=seeded_generator(f"{seed}/reft_basis"))
         yield "reft_basis", basis
@@ -53,7 +46,7 @@ class ReFTBlock(AdaptedLayer):
 
 
 def orthonormalize(rows: Tensor) -> Tensor:
-    """Orthonormal rows (r, D) with the span of the given ones, in float32 or wider."""
+    """Orthonormal rows (r, D) with the same span, in float32 or wider."""
     with torch.autocast(rows.device.type, enabled=False):
         return torch.linalg.qr(upcast(rows).mT)[0].mT
 
@@ -70,9 +63,9 @@ def attach_reft(model: GPT, settings: ReFT) -> None:
         raise UserError(f"tuner.layers: {wrong[0]} is not a block; set numbers from 0 to {config.n_layer - 1}")
     if settings.r > config.n_embd:
         raise UserError(f"tuner.r: {settings.r} is more than the model's width; set at most {config.n_embd}")
+    rows = (settings.r, config.n_embd)
     for block in (model.blocks[layer] for layer in layers):
-        for key, shape in {"basis": (settings.r, config.n_embd), "weight": (settings.r, config.n_embd)}.items():
-            add_parameter(block, f"reft_{key}", shape, model.embedding.weight)
-        add_parameter(block, "reft_bias", (settings.r,), model.embedding.weight)
+        for key, shape in {"reft_basis": rows, "reft_weight": rows, "reft_bias": rows[:1]}.items():
+            add_parameter(block, key, shape, model.embedding.weight)
         block.reft_dropout = settings.dropout  # type: ignore[assignment]
         add_mixin(block, ReFTBlock)

@@ -1,4 +1,4 @@
-"""Find the parts of a model that a tuner's settings name, by our names or by published ones."""
+"""Find the layers and parameters that the settings of a tuner name, by our names or by published ones."""
 
 import difflib
 import re
@@ -57,7 +57,7 @@ def starts_with(name: str, prefix: str) -> bool:
 
 
 def is_inside(name: str, module: str) -> bool:
-    """Whether a dotted name is that of something within a module of this name."""
+    """Whether a dotted name is that of a part of a module with this name."""
     return f".{module}." in f".{name}".removesuffix(name.rpartition(".")[2])
 
 
@@ -68,7 +68,9 @@ def no_match_error(key: str, value: str, known: Iterable[str]) -> UserError:
 
 
 def find_by_suffix(key: str, suffixes: Iterable[str], aliases: dict[str, set[str]]) -> set[str]:
-    """Our names of what has a name with one of these suffixes; our own names first, as a published `gate` is a router.
+    """The parameters or modules, by our names, with a name that ends with one of the suffixes.
+
+    Our names take precedence over published ones, because a published `gate` is a router.
 
     Raises:
         UserError: if a suffix matches nothing.
@@ -86,7 +88,7 @@ def find_by_suffix(key: str, suffixes: Iterable[str], aliases: dict[str, set[str
 
 
 def find_by_regex(key: str, pattern: str, aliases: dict[str, set[str]], *, whole_name: bool) -> set[str]:
-    """Our names of what has a name that the pattern matches, as a whole or anywhere.
+    """The parameters or modules, by our names, with a name that the pattern matches, as a whole or anywhere.
 
     Raises:
         UserError: if it matches nothing.
@@ -120,12 +122,12 @@ def resolve_tied_head(model: GPT, names: Iterable[str]) -> list[str]:
 
 
 def find_targets(model: GPT, aliases: dict[str, set[str]], suffixes: Iterable[str], pattern: str | None) -> list[str]:
-    """Our names of the layers that a tuner changes, in the model's order.
+    """The names of the layers that a tuner changes, in the order of the model.
 
     Args:
         aliases: as `get_module_aliases` returns them.
-        suffixes: of names; or names of modules for every linear layer within (mlp); all-linear for every linear layer
-            of the blocks, all-router for every router.
+        suffixes: of names; or names of modules (mlp) for every linear layer within them; all-linear for every linear
+            layer of the blocks; all-router for every router.
         pattern: a regular expression for whole names, used instead of `suffixes`.
 
     Raises:
@@ -153,7 +155,7 @@ def find_linears(model: GPT, aliases: dict[str, set[str]], suffixes: Iterable[st
     """The linear layers of blocks that a tuner changes, with their names, in the model's order.
 
     Raises:
-        UserError: as `find_targets`, and if a name matches something else than such a layer.
+        UserError: as `find_targets`, and if a name matches anything but a linear layer of a block.
     """
     linears = []
     for name in find_targets(model, aliases, suffixes, None):

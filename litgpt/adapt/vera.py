@@ -6,15 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litgpt.adapt.layers import (
-    AdaptedLayer,
-    InitValues,
-    add_parameter,
-    gather_full,
-    get_base_shape,
-    own_parameter,
-    upcast,
-)
+from litgpt.adapt.layers import AdaptedLayer, InitValues, add_parameter, gather_value, own_parameter
 from litgpt.adapt.targets import find_linears, get_module_aliases
 from litgpt.model.gpt import GPT
 from litgpt.model.surgery import add_mixin
@@ -71,13 +63,12 @@ class VeRALinear(AdaptedLayer):
         value = super().merge_parameter(name)
         if name != "weight":
             return value
-        a, b = (upcast(gather_full(own_parameter(self.vera_projections[0], key))) for key in ("a", "b"))
-        scale_d, scale_b = (upcast(gather_full(own_parameter(self, f"vera_scale_{key}"))) for key in ("d", "b"))
+        a, b = (gather_value(self.vera_projections[0], key) for key in ("a", "b"))
+        scale_d, scale_b = (gather_value(self, key) for key in ("vera_scale_d", "vera_scale_b"))
         return value + (scale_b[:, None] * b[: self.out_features]) @ (scale_d[:, None] * a[:, : self.in_features])
 
-    def init_values(self, settings: VeRA, seed: str) -> InitValues:
+    def init_values(self, settings: VeRA, _seed: str) -> InitValues:
         """The output scales are zero, so the layer starts as the base's."""
-        yield from super().init_values(settings, seed)
         yield "vera_scale_d", torch.full(own_parameter(self, "vera_scale_d").shape, settings.d_initial)
         yield "vera_scale_b", torch.zeros(own_parameter(self, "vera_scale_b").shape)
 
@@ -89,11 +80,10 @@ def attach_vera(model: GPT, settings: VeRA) -> None:
         UserError: if a name matches no linear layer.
     """
     layers = [layer for _, layer in find_linears(model, get_module_aliases(model), settings.target_modules)]
-    shapes = [get_base_shape(layer, "weight") for layer in layers]
     like = own_parameter(layers[0], "weight")
     projections = VeRAProjections()
-    add_parameter(projections, "a", (settings.r, max(shape[1] for shape in shapes)), like, trained=False)
-    add_parameter(projections, "b", (max(shape[0] for shape in shapes), settings.r), like, trained=False)
+    add_parameter(projections, "a", (settings.r, max(layer.in_features for layer in layers)), like, trained=False)
+    add_parameter(projections, "b", (max(layer.out_features for layer in layers), settings.r), like, trained=False)
     model.add_module("projections", projections)
     for layer in layers:
         VeRALinear.from_linear(layer, projections, settings)

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 
+Writer = Callable[[nn.Parameter, Tensor], None]
+"""Stores a full value into a parameter, which may keep only a part of it."""
+
 
 def copy_into(parameter: nn.Parameter, value: Tensor) -> None:
     """Overwrite a plain parameter in place."""
@@ -17,7 +20,7 @@ def copy_into(parameter: nn.Parameter, value: Tensor) -> None:
 
 
 @torch.no_grad()
-def initialize(model: GPT, seed: int, *, write: Callable[[nn.Parameter, Tensor], None] = copy_into) -> None:
+def initialize(model: GPT, seed: int, *, write: Writer = copy_into) -> None:
     """Initialize every parameter, as a function of the seed and its name only.
 
     Args:
@@ -34,10 +37,14 @@ def draw_init_value(config: Config, name: str, shape: Sequence[int], seed: int) 
         return torch.zeros(tuple(shape))
     if owner.startswith("norm"):
         return torch.full(tuple(shape), float(not config.norm_class_name.startswith("Offset")))
-    key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big", signed=True))
     part = owner if kind == "weight" else kind  # experts.down is a tensor, shared.down a module
-    return torch.empty(tuple(shape)).normal_(0, compute_std(config, part), generator=generator)
+    return torch.empty(tuple(shape)).normal_(0, compute_std(config, part), generator=seeded_generator(f"{seed}/{name}"))
+
+
+def seeded_generator(seed: str) -> torch.Generator:
+    """A CPU generator whose state is a function of a text."""
+    digest = hashlib.sha256(seed.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
 def compute_std(config: Config, part: str) -> float:

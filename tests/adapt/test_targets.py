@@ -64,7 +64,7 @@ def test_regex_matches_whole_names_and_overrides_suffixes() -> None:
         ({"target_modules": ["all-router"]}, "all-router, but this model has no experts; use all-linear"),
         ({"target_modules": ["norm_1"]}, "norm_1 is not a matrix; name it in modules_to_save"),
         ({"target_regex": "[", "target_modules": []}, "tuner.target_regex: .* is not a regular expression"),
-        ({"modules_to_save": ["q"]}, "is one of the target_modules too"),
+        ({"modules_to_save": ["q"]}, "is also in target_modules"),
         ({"modules_to_save": ["norms"]}, "tuner.modules_to_save: 'norms' matches nothing in this model"),
         ({"r": 33, "init": "pissa"}, "tuner.r: 33 is more than the 32"),
         ({"r": 0}, "tuner.r: 0 is not valid"),

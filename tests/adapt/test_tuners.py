@@ -200,7 +200,7 @@ def test_adapter_v2_trains_norms_scales_and_shifts() -> None:
     ("settings", "message"),
     [
         (Adapter(), "tuner.start_layer: 2 leaves none of 2 blocks; set at most 1"),
-        (IA3(target_modules=["k"], feedforward_modules=["down"]), "down is not among the target_modules"),
+        (IA3(target_modules=["k"], feedforward_modules=["down"]), "down is not in target_modules"),
         (
             IA3(target_modules=["norm"], feedforward_modules=[]),
             "is not a linear layer of a block; only LoRA supports it",
