@@ -91,7 +91,7 @@ class LLM(nn.Module):
         """Load a model from a folder (of Hugging Face, LitGPT, a run or one of its steps, an adapter) or by name.
 
         Args:
-            model: a folder, or the hub's org/name: downloaded into `checkpoints/` if it is not there.
+            model: a folder, or the hub's org/name: downloaded into `checkpoints/` if necessary.
             init: `random` initializes a model with the shape of a known one.
             tokenizer_dir: a folder with another tokenizer; required with `random`.
             access_token: for gated models; None to use HF_TOKEN.
@@ -138,7 +138,7 @@ class LLM(nn.Module):
             UserError: if there is no such device, or a setting is not supported.
         """
         if devices not in (1, "auto"):
-            raise UserError(f"devices: {devices} is not supported, as a model runs on one device here; set 1")
+            raise UserError(f"devices: {devices} is not supported, because a model runs on one device; set 1")
         if precision is not None and precision not in WEIGHT_DTYPES:
             raise UserError(f"precision: {precision!r} is not known; set {', '.join(WEIGHT_DTYPES)}")
         limit = self.config.block_size
@@ -208,7 +208,7 @@ class LLM(nn.Module):
         return any(iter_adapted_layers(self.model))
 
     def prompt_tokens(self, prompt: str, sys_prompt: str | None = None, chat_template: bool | None = None) -> list[int]:
-        """The tokens that the model reads for a prompt.
+        """The token ids of a prompt in the format of the model.
 
         Args:
             prompt: the user's message or, without a chat template, a text to continue.
@@ -253,7 +253,7 @@ class LLM(nn.Module):
             return_as_token_ids: return int64 token ids (T,), including those of a stop string, instead of a text.
             stream: return an iterator over pieces of the text, or over token ids, as they are generated.
             stop: strings that end the text; not part of the result.
-            seed: the same one gives the same text; None uses torch's default generator.
+            seed: of the random number generator; None to use torch's default generator.
             on_token: called with each token id as it is sampled.
 
         Returns:
@@ -275,7 +275,7 @@ class LLM(nn.Module):
         settings: dict[str, Any] = {"sampling": sampling, "generator": rng, "cache_size": self.cache_size}
         tokens = generate(self.model, ids, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens, **settings)
         tokens = call_with_each(tokens, on_token)
-        # a reply is a text of its own; a continuation begins with the space that follows the prompt
+        # a reply is a separate text; a continuation may begin with the space after the prompt
         context = [] if encoder.has_format(chat_template) else ids
         if return_as_token_ids:
             numbers = self._truncate_tokens(tokens, stops, context) if stops else tokens

@@ -78,7 +78,7 @@ def read_recipe(name: str, line: CommandLine) -> Any:
     from litgpt.recipe import build, show
 
     command = COMMANDS[name]
-    recipe = import_object(command.recipe)
+    recipe = command.import_recipe()
     flags = [build.Flag(key, value) for key, value in collect_flags(line, command)]
     if line.help:
         return build.build_parser(recipe, f"litgpt {name}").print_help()
@@ -105,7 +105,7 @@ def run_command(name: str, recipe: Any) -> None:
             print("\n".join(["Available values:", *import_object("litgpt.model.registry:list_model_names")()]))
             return
         recipe = resolve_out_dir(recipe)
-    import_object(COMMANDS[name].run)(recipe)
+    import_object(f"litgpt.commands.{COMMANDS[name].module}:run")(recipe)
 
 
 def print_error(error: UserError, code: int) -> int:

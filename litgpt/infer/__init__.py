@@ -1,1 +1,1 @@
-"""Write text with a model: load it, remember keys and values, choose tokens, stop."""
+"""Text generation: loading models, prompts, sampling and the key-value cache."""

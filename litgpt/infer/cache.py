@@ -1,4 +1,4 @@
-"""The keys and values of the tokens that a model has read, so that each token is computed once.
+"""The key-value cache of generation, with which each token is processed once.
 
 Axes: B batch, K key-value heads, T new tokens, U all tokens, S head size.
 """
@@ -8,7 +8,7 @@ from torch import Tensor
 from litgpt.errors import UserError
 
 GROWTH_STEP = 256
-"""Tokens that a cache without a capacity grows by; copying it this rarely costs less than 1 % of reading it."""
+"""Number of tokens by which a cache without a capacity grows; copying then takes less than 1 % of the time."""
 
 
 class GrowingTensor:
@@ -19,7 +19,7 @@ class GrowingTensor:
         self.buffer: Tensor | None = None
 
     def append(self, new_BKTS: Tensor, length: int) -> Tensor:
-        """Write the new tokens after the first `length` ones; a view (B, K, U, S) of all."""
+        """Write new tokens after the first `length` tokens, and return a view (B, K, U, S) of all."""
         end = length + new_BKTS.shape[2]
         if self.buffer is None or self.buffer.shape[2] < end:
             self._grow(new_BKTS, length, end)
@@ -36,7 +36,7 @@ class GrowingTensor:
 
 
 class LayerKeyValues:
-    """The keys and values of one layer; with a sliding window all are kept, and attention masks the older ones."""
+    """The keys and values of one layer; with a sliding window, all are stored and attention masks the older ones."""
 
     def __init__(self, capacity: int | None) -> None:
         self.capacity = capacity
@@ -44,7 +44,7 @@ class LayerKeyValues:
         self.keys, self.values = GrowingTensor(capacity), GrowingTensor(capacity)
 
     def append(self, k_BKTS: Tensor, v_BKTS: Tensor) -> tuple[Tensor, Tensor]:
-        """Append those of new tokens; all keys and values, (B, K, U, S).
+        """Append keys and values of new tokens, and return those of all tokens, (B, K, U, S).
 
         Raises:
             UserError: if they exceed the capacity.

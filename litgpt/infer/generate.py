@@ -1,4 +1,4 @@
-"""Generate text after a prompt: the prompt is read at once, then one token at a time with a cache."""
+"""Generate text with a key-value cache: the prompt is processed in one pass, then one token at a time."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
@@ -61,8 +61,8 @@ def generate(
     cache = KeyValueCache(model.config.n_layer, cache_size)
 
     def next_token(ids: list[int]) -> int:
-        unread = torch.tensor([ids[cache.length :]], device=device)
-        return int(sample_finite(model(unread, head=compute_next_logits, cache=cache), sampling, generator))
+        new_ids = torch.tensor([ids[cache.length :]], device=device)
+        return int(sample_finite(model(new_ids, head=compute_next_logits, cache=cache), sampling, generator))
 
     tokens = generate_tokens(next_token, prompt, max_new_tokens=max_new_tokens, stop_tokens=stops)
     yield from takewhile(lambda token: token not in stops, tokens)

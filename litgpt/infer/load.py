@@ -1,4 +1,4 @@
-"""Load a model for inference: find its folder, and load it as published, from a run or with an adapter."""
+"""Load a model for inference from a model folder, a training checkpoint, or an adapter and its base model."""
 
 from collections import Counter
 from pathlib import Path
@@ -97,7 +97,7 @@ def build_empty_model(config: Config, dtype: torch.dtype, device: torch.device) 
 
 
 def find_base_folder(adapter: Path, base: Path | None = None) -> Path:
-    """The folder of the base of an adapter: the given one, or else the one that the adapter names.
+    """The folder of the base model of an adapter: `base`, or the one that the adapter names.
 
     Raises:
         UserError: if it is not found, or is an adapter itself.
@@ -160,11 +160,11 @@ def open_with_adapter(
 
     Args:
         dtype: of the weights; None for the type that the adapter was trained in.
-        exact: keep the adapter's own parameters in float32 or wider, which not every layer supports in other types.
+        exact: keep the parameters of the adapter in float32 or wider; only for a model that computes in that dtype.
         quantize: format of the blocks' frozen matrices; None for no quantization.
 
     Raises:
-        UserError: if one of them is missing or damaged, or the adapter is for another base.
+        UserError: if adapter or base is missing or damaged, or the adapter belongs to another base model.
     """
     kind = adapter.base_precision.quantize if quantize == "as_trained" else quantize
     dtype = dtype or adapter.dtype
@@ -197,10 +197,10 @@ def open_quantized(base: Path, kind: str, *, device: torch.device, dtype: torch.
 @torch.no_grad()
 def convert_model(model: GPT, device: torch.device, dtype: torch.dtype | None) -> None:
     """Move a model and, if `dtype` is not None, cast the weights that the shape does not keep in float32."""
-    converted = {} if dtype is None else dict(GPT.on_meta(model.config, dtype).named_parameters())
+    template = {} if dtype is None else dict(GPT.on_meta(model.config, dtype).named_parameters())
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():  # not a quantized one
-            target = converted[name].dtype if name in converted else dtype or parameter.dtype
+            target = template[name].dtype if name in template else dtype or parameter.dtype
             parameter.data = parameter.data.to(device, target)
         elif parameter.device != device:
             parameter.data = parameter.data.to(device)

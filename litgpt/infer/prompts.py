@@ -1,4 +1,4 @@
-"""Encode a prompt for a model: as it is, or in the format that the model was trained with."""
+"""Encode a prompt for a model, as plain text or in the format that the model was trained with."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class PromptEncoder:
 
     Attributes:
         chat: the chat template in its folder, or None.
-        style: the prompt style that its folder names, or None; it overrides the template, as it was used last.
+        style: the prompt style that its folder names, or None; it takes precedence, because the last training used it.
     """
 
     tokenizer: Tokenizer
@@ -38,7 +38,7 @@ class PromptEncoder:
         return chat_template is None and self.style is not None and self.style.apply("x") != "x"
 
     def encode(self, prompt: str, sys_prompt: str | None, chat_template: bool | None) -> list[int]:
-        """The tokens that the model reads.
+        """The tokens of a prompt.
 
         Raises:
             UserError: if the format has no system prompt, or the template rejects the prompt.

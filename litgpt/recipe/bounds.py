@@ -45,11 +45,6 @@ def resolve_types(group: Any) -> dict[str, Any]:
     return {field.name: field.type for field in fields(group)}
 
 
-def collect_limits(group: Any) -> dict[str, Limits]:
-    """Return the limits of every field of a dataclass that has limits."""
-    return {name: limits for name, hint in resolve_types(group).items() if (limits := find_limits(hint))}
-
-
 def check_numbers(group: Any, prefix: str = "") -> None:
     """Check every number of a dataclass against the limits in its type.
 
@@ -57,7 +52,8 @@ def check_numbers(group: Any, prefix: str = "") -> None:
         UserError: for the first number out of range, naming its key (`prefix` and the field's name), its value and the
             limits. NaN is always out of range.
     """
-    for name, limits in collect_limits(type(group)).items():
-        value = getattr(group, name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and not limits.low <= value <= limits.high:
+    for name, hint in resolve_types(type(group)).items():
+        value, limits = getattr(group, name), find_limits(hint)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if limits and is_number and not limits.low <= value <= limits.high:
             raise UserError(f"{prefix}{name}: {value} is not valid; use a number {limits}")

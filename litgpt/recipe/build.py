@@ -10,21 +10,10 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader, set_parsing_settings
 
 from litgpt.errors import UserError
+from litgpt.recipe import keys
 from litgpt.recipe.choices import OPTIMIZER_PATHS, import_class, merge_choice, normalize_custom_optimizer, parse_choice
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.from_yaml import is_url, parse_text, read_yaml
-from litgpt.recipe.keys import (
-    REQUIRED,
-    find_choice_base,
-    find_group,
-    has_var_keywords,
-    list_keys,
-    list_settings,
-    list_types,
-    normalize_leaf,
-    unknown_key_error,
-    wrong_value_error,
-)
 from litgpt.recipe.optimizer import Optimizer
 from litgpt.recipe.tuner import Tuner
 
@@ -86,16 +75,16 @@ def merge_settings(recipe: type, old: Tree, new: Tree, *, trusted: bool, prefix:
         trusted: whether `new` may name classes by any dotted path; False for a recipe read from a URL.
         prefix: the dotted key of the group, with a dot at its end, for error messages.
     """
-    settings, merged = list_settings(recipe), dict(old)
+    settings, merged = keys.list_settings(recipe), dict(old)
     for name, value in new.items():
         name = KEY_ALIASES.get(prefix + name, prefix + name).removeprefix(prefix)
         hint = settings[name][0] if name in settings else None
-        group = find_group(hint)
-        if base := find_choice_base(hint):
+        group = keys.find_group(hint)
+        if base := keys.find_choice_base(hint):
             merged[name] = merge_choice(merged.get(name), parse_choice(base, value, prefix + name, trusted))
         elif group and value is not None:
             if not isinstance(value, dict):
-                raise wrong_value_error(prefix + name, value, hint)
+                raise keys.wrong_value_error(prefix + name, value, hint)
             merged[name] = merge_settings(
                 group, merged.get(name) or {}, value, trusted=trusted, prefix=f"{prefix}{name}."
             )
@@ -109,19 +98,15 @@ def merge_settings(recipe: type, old: Tree, new: Tree, *, trusted: bool, prefix:
 def flag_to_tree(recipe: type, flag: Flag) -> Tree:
     """Convert a flag to the mapping that is equivalent to it in YAML."""
     name, *subkeys = flag.key.split(".")
-    settings = list_settings(recipe)
-    if name not in settings:
-        raise unknown_key_error(flag.key, list(list_keys(recipe)))
-    hint = settings[name][0]
-    has_keys = bool(
-        find_group(hint) or find_choice_base(hint) or any(str(kind).startswith("dict") for kind in list_types(hint))
-    )
+    hint, _ = keys.list_settings(recipe).get(name, (None, None))
+    group, base = keys.find_group(hint), keys.find_choice_base(hint)
+    has_keys = group or base or any(str(kind).startswith("dict") for kind in keys.list_types(hint))
+    if hint is None or (subkeys and not has_keys):
+        raise keys.unknown_key_error(flag.key, list(keys.list_keys(recipe)))
     value: Any = flag.value
-    if not subkeys and has_keys:
-        value = parse_mapping_flag(flag, is_choice=find_choice_base(hint) is not None)
-    elif subkeys and not has_keys:
-        raise unknown_key_error(flag.key, list(list_keys(recipe)))
-    elif subkeys and not find_group(hint):
+    if has_keys and not subkeys:
+        value = parse_mapping_flag(flag, is_choice=base is not None)
+    elif subkeys and not group:
         value = parse_text(flag.value, f"--{flag.key}")
     for subkey in reversed(subkeys):
         value = {subkey: value}
@@ -147,39 +132,41 @@ def normalize_settings(recipe: type, tree: Tree, prefix: str = "", root: type | 
     Raises:
         UserError: naming the first key that does not exist, is missing, or has an invalid value.
     """
-    settings, normalized, root = list_settings(recipe), {}, root or recipe
+    settings, normalized, root = keys.list_settings(recipe), {}, root or recipe
     for name, value in tree.items():
         if name not in settings:
-            if has_var_keywords(recipe):
+            if keys.has_var_keywords(recipe):
                 normalized[name] = value
                 continue
-            known = [f"{prefix}{other}" for other in settings] if root is recipe and prefix else list(list_keys(root))
-            raise unknown_key_error(prefix + name, known)
+            known = (
+                [f"{prefix}{other}" for other in settings] if root is recipe and prefix else list(keys.list_keys(root))
+            )
+            raise keys.unknown_key_error(prefix + name, known)
         hint, default = settings[name]
         normalized[name] = normalize_value(hint, value, prefix + name, default, root)
     for name, (_, default) in settings.items():
-        if default is REQUIRED and normalized.get(name) is None:
+        if default is keys.REQUIRED and normalized.get(name) is None:
             raise UserError(f"{prefix}{name}: missing; set it with --{prefix}{name} or in the YAML file")
     return normalized
 
 
 def normalize_value(hint: Any, value: Any, key: str, default: Any, root: type) -> Any:
     """Prepare one value of a mapping for type conversion."""
-    optional = type(None) in list_types(hint)
-    if base := find_choice_base(hint):
+    optional = type(None) in keys.list_types(hint)
+    if base := keys.find_choice_base(hint):
         return normalize_choice(base, value, key) if value is not None or not optional else None
-    if group := find_group(hint):
+    if group := keys.find_group(hint):
         if value is None:
             return None if optional else {}
         if not isinstance(value, dict):
-            first = next(iter(list_settings(group)))
+            first = next(iter(keys.list_settings(group)))
             raise UserError(
                 f"{key}: {value!r} is a single value for a group of settings; set {key}.{first} or its other keys"
             )
         return normalize_settings(group, value, f"{key}.", root)
-    if value is None and not optional and Any not in list_types(hint) and default is not REQUIRED:
-        raise wrong_value_error(key, value, hint, default)
-    return normalize_leaf(hint, value, key, default)
+    if value is None and not optional and Any not in keys.list_types(hint) and default is not keys.REQUIRED:
+        raise keys.wrong_value_error(key, value, hint, default)
+    return keys.normalize_leaf(hint, value, key, default)
 
 
 def normalize_choice(base: type, value: Any, key: str) -> Tree:
@@ -194,7 +181,7 @@ def normalize_choice(base: type, value: Any, key: str) -> Tree:
         raise UserError(f"{key}: {choice['class_path']} is not a subclass of {base.__name__}")
     arguments = normalize_settings(cls, choice["init_args"], f"{key}.")
     if base is not DataModule:  # jsonargparse would keep the settings of the default class for another one
-        arguments = {name: default for name, (_, default) in list_settings(cls).items()} | arguments
+        arguments = {name: default for name, (_, default) in keys.list_settings(cls).items()} | arguments
     return {"class_path": choice["class_path"], "init_args": arguments}
 
 
@@ -226,7 +213,7 @@ def build_recipe(recipe: type, tree: Tree) -> Any:
         if user_error := find_user_error(error):
             raise user_error from None
         raise
-    return recipe(**{name: values[name] for name in list_settings(recipe)})
+    return recipe(**{name: values[name] for name in keys.list_settings(recipe)})
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
@@ -243,14 +230,14 @@ def explain_error(recipe: type, tree: Tree, error: BaseException) -> UserError:
     if user_error := find_user_error(error):
         return user_error
     path = [part for key in re.findall(r'[Pp]arser key "([^"]+)"', str(error)) for part in key.split(".")]
-    settings, value, hint, default = list_settings(recipe), tree, None, REQUIRED
+    settings, value, hint, default = keys.list_settings(recipe), tree, None, keys.REQUIRED
     for part in path:
         value = value.get("init_args", value).get(part) if isinstance(value, dict) else value
-        hint, default = settings.get(part, (None, REQUIRED))
-        if base := find_choice_base(hint):
-            settings = list_settings(import_class(value["class_path"], part)) if base and value else {}
-        elif group := find_group(hint):
-            settings = list_settings(group)
+        hint, default = settings.get(part, (None, keys.REQUIRED))
+        if base := keys.find_choice_base(hint):
+            settings = keys.list_settings(import_class(value["class_path"], part)) if base and value else {}
+        elif group := keys.find_group(hint):
+            settings = keys.list_settings(group)
     if path and hint is not None:
-        return wrong_value_error(".".join(path), value, hint, default)
+        return keys.wrong_value_error(".".join(path), value, hint, default)
     return UserError(" ".join(str(error).split()))

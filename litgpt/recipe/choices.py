@@ -10,15 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from litgpt.errors import UserError
+from litgpt.recipe import keys
 from litgpt.recipe.data import DATA_MODULES, DataModule
-from litgpt.recipe.keys import (
-    REQUIRED,
-    find_nearest,
-    has_var_keywords,
-    list_settings,
-    parse_whole_number,
-    unknown_key_error,
-)
 from litgpt.recipe.optimizer import OPTIMIZER_ALIASES, OPTIMIZERS, Custom, Optimizer
 from litgpt.recipe.tuner import TUNERS, Tuner
 
@@ -46,7 +39,7 @@ def resolve_class_path(base: type, name: str, key: str, trusted: bool) -> str:
         raise UserError(f"{key}: {name!r} is not allowed in a recipe from a URL; download the recipe and use the file")
     if "." in name and base is not Tuner:
         return name
-    near = find_nearest(name, table)
+    near = keys.find_nearest(name, table)
     raise UserError(f"{key}: {name!r} is not known; " + (f"did you mean {near}?" if near else suggest_names(table)))
 
 
@@ -110,7 +103,7 @@ def import_class(path: str, key: str) -> type:
         raise UserError(f"{key}: {path!r} cannot be imported ({error})") from None
     if not inspect.isclass(cls):
         names = [other for other in dir(import_user_module(module)) if not other.startswith("_")]
-        near = find_nearest(name, [*names, *OPTIMIZERS])
+        near = keys.find_nearest(name, [*names, *OPTIMIZERS])
         raise UserError(f"{key}: class {path} not found" + (f"; did you mean {near}?" if near else ""))
     return cls
 
@@ -119,8 +112,8 @@ def convert_numbers(value: Any) -> Any:
     """Convert strings that are numbers, such as 4e-4 in YAML, to numbers, also in lists."""
     if isinstance(value, list):
         return [convert_numbers(item) for item in value]
-    if not isinstance(value, str) or isinstance(parse_whole_number(value), int):
-        return parse_whole_number(value) if isinstance(value, str) else value
+    if not isinstance(value, str) or isinstance(keys.parse_whole_number(value), int):
+        return keys.parse_whole_number(value) if isinstance(value, str) else value
     try:
         return float(value)
     except ValueError:
@@ -133,12 +126,12 @@ def normalize_custom_optimizer(choice: ClassChoice, key: str) -> ClassChoice:
     cls = import_class(path, key)
     if not callable(getattr(cls, "step", None)):
         raise UserError(f"{key}: {path} is not an optimizer: it has no step() method")
-    known = list_settings(cls)
+    known = keys.list_settings(cls)
     known.pop(next(iter(known), ""), None)  # the parameters to optimize
     for name in arguments:
-        if name not in known and not has_var_keywords(cls):
-            raise unknown_key_error(f"{key}.{name}", [f"{key}.{other}" for other in known])
-    default = known.get("lr", (None, REQUIRED))[1]
+        if name not in known and not keys.has_var_keywords(cls):
+            raise keys.unknown_key_error(f"{key}.{name}", [f"{key}.{other}" for other in known])
+    default = known.get("lr", (None, keys.REQUIRED))[1]
     rate = arguments.pop("lr", default if isinstance(default, float) else 1e-3)
     return {
         "class_path": f"{Custom.__module__}.{Custom.__name__}",

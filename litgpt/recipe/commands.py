@@ -12,130 +12,98 @@ class Command(NamedTuple):
     """A command.
 
     Attributes:
-        recipe: `module:name` of the dataclass with its settings.
-        run: `module:name` of the function that runs it with a recipe.
+        recipe: `module:name` of the dataclass with its settings, in `litgpt.recipe`.
+        module: the module in `litgpt.commands` whose function `run` runs it with a recipe.
         help: the line in `litgpt --help`.
         positionals: the keys that may be given without their names, in order.
     """
 
     recipe: str
-    run: str
+    module: str
     help: str
     positionals: tuple[str, ...] = ()
+
+    def import_recipe(self) -> type:
+        """Import the dataclass with the settings."""
+        return import_object(f"litgpt.recipe.{self.recipe}")
 
 
 COMMANDS = {
     "pretrain": Command(
-        "litgpt.recipe.pretrain:Pretrain",
-        "litgpt.commands.pretrain:run",
+        "pretrain:Pretrain",
+        "pretrain",
         "Pretrain a model on text, from scratch or from existing weights.",
         ("model_name",),
     ),
     "finetune": Command(
-        "litgpt.recipe.finetune:FinetuneLora",
-        "litgpt.commands.finetune:run",
+        "finetune:FinetuneLora",
+        "finetune",
         "Finetune a model on conversations, with LoRA or another tuner.",
         ("checkpoint_dir",),
     ),
-    "finetune_lora": Command(
-        "litgpt.recipe.finetune:FinetuneLora",
-        "litgpt.commands.finetune:run",
-        "Same as finetune.",
-        ("checkpoint_dir",),
-    ),
+    "finetune_lora": Command("finetune:FinetuneLora", "finetune", "Same as finetune.", ("checkpoint_dir",)),
     "finetune_full": Command(
-        "litgpt.recipe.finetune:FinetuneFull",
-        "litgpt.commands.finetune:run",
-        "Finetune all or some of the weights of a model.",
-        ("checkpoint_dir",),
+        "finetune:FinetuneFull", "finetune", "Finetune all or some of the weights of a model.", ("checkpoint_dir",)
     ),
     "finetune_adapter": Command(
-        "litgpt.recipe.finetune:FinetuneAdapter",
-        "litgpt.commands.finetune:run",
-        "Finetune a model with LLaMA-Adapter.",
-        ("checkpoint_dir",),
+        "finetune:FinetuneAdapter", "finetune", "Finetune a model with LLaMA-Adapter.", ("checkpoint_dir",)
     ),
     "finetune_adapter_v2": Command(
-        "litgpt.recipe.finetune:FinetuneAdapterV2",
-        "litgpt.commands.finetune:run",
-        "Finetune a model with LLaMA-Adapter V2.",
-        ("checkpoint_dir",),
+        "finetune:FinetuneAdapterV2", "finetune", "Finetune a model with LLaMA-Adapter V2.", ("checkpoint_dir",)
     ),
-    "generate": Command(
-        "litgpt.recipe.generate:Generate",
-        "litgpt.commands.generate:run",
-        "Generate text with a model.",
-        ("checkpoint_dir",),
-    ),
+    "generate": Command("generate:Generate", "generate", "Generate text with a model.", ("checkpoint_dir",)),
     "download": Command(
-        "litgpt.recipe.store_commands:Download",
-        "litgpt.commands.download:run",
+        "store_commands:Download",
+        "download",
         "Download a model's weights and tokenizer from the Hugging Face hub.",
         ("repo_id",),
     ),
     "convert_to_litgpt": Command(
-        "litgpt.recipe.store_commands:ConvertToLitgpt",
-        "litgpt.commands.convert_to_litgpt:run",
+        "store_commands:ConvertToLitgpt",
+        "convert_to_litgpt",
         "Convert .bin, lit_model.pth or GGUF files, or a training checkpoint, to a model folder.",
         ("checkpoint_dir",),
     ),
     "convert_from_litgpt": Command(
-        "litgpt.recipe.store_commands:ConvertFromLitgpt",
-        "litgpt.commands.convert_from_litgpt:run",
+        "store_commands:ConvertFromLitgpt",
+        "convert_from_litgpt",
         "Export a model as a Hugging Face folder or in LitGPT's format.",
         ("checkpoint_dir", "output_dir"),
     ),
     "convert_pretrained_checkpoint": Command(
-        "litgpt.recipe.store_commands:ConvertPretrainedCheckpoint",
-        "litgpt.commands.convert_pretrained_checkpoint:run",
+        "store_commands:ConvertPretrainedCheckpoint",
+        "convert_pretrained_checkpoint",
         "Convert a training checkpoint to a model folder.",
         ("checkpoint_dir", "output_dir"),
     ),
     "merge_lora": Command(
-        "litgpt.recipe.merge_lora:MergeLora",
-        "litgpt.commands.merge_lora:run",
-        "Merge an adapter into its base model.",
-        ("checkpoint_dir",),
+        "merge_lora:MergeLora", "merge_lora", "Merge an adapter into its base model.", ("checkpoint_dir",)
     ),
     "validate": Command(
-        "litgpt.recipe.store_commands:Validate",
-        "litgpt.commands.validate:run",
+        "store_commands:Validate",
+        "validate",
         "Check a model folder: files, config, tokenizer, tensors, memory.",
         ("checkpoint_dir",),
     ),
     "verify": Command(
-        "litgpt.recipe.store_commands:Verify",
-        "litgpt.commands.verify:run",
+        "store_commands:Verify",
+        "verify",
         "Compare a model folder with transformers: tensors, logits, tokenizer.",
         ("checkpoint_dir",),
     ),
     "data prepare": Command(
-        "litgpt.recipe.data_commands:DataPrepare",
-        "litgpt.commands.data_prepare:run",
-        "Download and tokenize the data of a run in advance.",
-        ("data",),
+        "data_commands:DataPrepare", "data_prepare", "Download and tokenize the data of a run in advance.", ("data",)
     ),
     "data inspect": Command(
-        "litgpt.recipe.data_commands:DataInspect",
-        "litgpt.commands.data_inspect:run",
-        "Show the data of a run: counts, and samples as text.",
-        ("data",),
+        "data_commands:DataInspect", "data_inspect", "Show the data of a run: counts, and samples as text.", ("data",)
     ),
     "tokenizer train": Command(
-        "litgpt.recipe.data_commands:TokenizerTrain",
-        "litgpt.commands.tokenizer_train:run",
-        "Train a tokenizer on text.",
-        ("input", "output_dir"),
+        "data_commands:TokenizerTrain", "tokenizer_train", "Train a tokenizer on text.", ("input", "output_dir")
     ),
-    "report": Command(
-        "litgpt.recipe.report:Report",
-        "litgpt.commands.report:run",
-        "Write a self-contained HTML report of a run.",
-        ("out_dir",),
-    ),
+    "report": Command("report:Report", "report", "Write a self-contained HTML report of a run.", ("out_dir",)),
     "schema": Command(
-        "litgpt.recipe.schema:Schema",
-        "litgpt.commands.schema:run",
+        "schema:Schema",
+        "schema",
         "Print the JSON Schema of the recipe of one or all commands, for editors.",
         ("command", "subcommand"),
     ),

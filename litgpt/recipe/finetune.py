@@ -1,4 +1,4 @@
-"""Every setting of `litgpt finetune` and its relatives."""
+"""The settings of `litgpt finetune` and of its variants."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -35,13 +35,13 @@ class Finetune(Training):
     checkpoint_dir: Path
     """The model to start from: a folder, or org/name on the hub, which is downloaded if necessary."""
     access_token: str | None = field(default=None, repr=False, kw_only=True)
-    """For gated models and data; null to use HF_TOKEN."""
+    """Hugging Face access token, for gated models and data; null for HF_TOKEN."""
     train: TrainArgs = field(default_factory=train_defaults, kw_only=True)
     eval: EvalArgs = field(default_factory=lambda: EvalArgs(interval=100, max_new_tokens=100), kw_only=True)
     devices: int | Literal["auto"] = field(default=1, kw_only=True)
-    """Processes on this node, one per device; auto or -1 for the number of GPUs, or 1 without a GPU."""
+    """Number of devices per node; auto or -1 for all GPUs, or one CPU process without GPUs."""
     seed: Seed = field(default=1337, kw_only=True)
-    """Of the initialization of the tuner and the order of the data."""
+    """Random seed of the initialization of the tuner and the data order."""
     neftune_alpha: Positive | None = field(default=None, kw_only=True)
     """NEFTune: uniform noise on the embeddings, up to this over the root of sample length x model width."""
 
@@ -70,7 +70,7 @@ class Finetune(Training):
         self._check_splits()
 
     def _check_splits(self) -> None:
-        """Check that nothing needs whole samples or all blocks of a model that is split over devices."""
+        """Raise a UserError for settings that do not support samples or blocks that are split over devices."""
         for axis in ("tensor", "context", "pipeline"):
             degree = getattr(self.parallel, axis)
             if self.neftune_alpha and degree > 1:
@@ -159,7 +159,7 @@ class FinetuneLora(Finetune):
 
 @dataclass(frozen=True)
 class FinetuneAdapter(Finetune):
-    """Finetune prompts that the attention of a model with frozen weights reads (LLaMA-Adapter)."""
+    """Finetune prompts for the attention of a model with frozen weights (LLaMA-Adapter)."""
 
     kind: ClassVar[type[Tuner]] = Adapter
 

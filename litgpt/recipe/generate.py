@@ -1,4 +1,4 @@
-"""Every setting of `litgpt generate`."""
+"""The settings of `litgpt generate`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,17 +32,17 @@ class Generate:
     top_p: Fraction = 1.0
     """Sample among the most likely tokens whose probabilities sum to this; 0 for the most likely one."""
     temperature: Temperature = 0.8
-    """Below 1 for more likely tokens, above 1 for more varied ones; 0 for the most likely one."""
+    """Sampling temperature: below 1 for more likely tokens, above 1 for more varied ones; 0 for the most likely one."""
     quantize: InferenceQuantFormat | None = None
     """Quantize the matrices of the blocks to 4 or 8 bits with bitsandbytes."""
     precision: InferencePrecision | None = None
-    """Type to compute in; null for bf16-true on an accelerator, and the type of the files on a CPU."""
+    """Precision; null for bf16-true on an accelerator, and for the dtype of the files on a CPU."""
     compile: bool = False
     """Compile the model with torch.compile: slower to start, then faster."""
     stop: str | list[str] | None = None
-    """A string, or a list of strings, that ends a text; not printed."""
+    """A string or a list of strings at which a text ends; they are not printed."""
     seed: Seed = 1234
-    """The same seed generates the same text."""
+    """Random seed of the sampling."""
     stream: bool = True
     """Print the text as it is generated; false to print it when it is complete."""
     chat_template: bool | None = None

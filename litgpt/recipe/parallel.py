@@ -1,6 +1,6 @@
 """The settings of parallelism."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from typing import Annotated, Literal
 
@@ -155,15 +155,8 @@ class ParallelArgs:
                     f"parallel: {numbers} = {product} ({names}), "
                     f"but devices x num_nodes is {world_size}; set data_shard: auto or devices: {product}"
                 )
-        dims = ParallelDims(
-            pipeline=self.pipeline,
-            data_replicate=self.data_replicate,
-            data_shard=shard,
-            context=self.context,
-            tensor=self.tensor,
-            expert=self.expert,
-            expert_tensor=self.expert_tensor,
-        )
+        degrees = {field.name: getattr(self, field.name) for field in fields(ParallelDims)}
+        dims = ParallelDims(**degrees | {"data_shard": shard})
         if dims.data_replicate == dims.world_size and (self.cpu_offload or (self.zero and world_size > 1)):
             setting = "cpu_offload: true" if self.cpu_offload else f"zero: {self.zero}"
             raise UserError(

@@ -21,7 +21,7 @@ def all_linear() -> list[str]:
 
 @dataclass(frozen=True)
 class Tuner:
-    """What a run trains; `adds` to the model or not, and `merges` into the model's own weights or not."""
+    """What a run trains; `adds` is whether it adds to the model, `merges` whether that can be merged into the base."""
 
     adds: ClassVar[bool] = True
     merges: ClassVar[bool] = True
@@ -32,7 +32,7 @@ class Tuner:
             check_regex(f"tuner.{name}", getattr(self, name, None))
 
     def get_block_order(self, _layers: int) -> BlockOrder | None:
-        """The blocks of the model that is trained, given the number of the base's; None if they are the same."""
+        """The blocks of the model to train, given the number of blocks of the base model; None if they are the same."""
         return None
 
     def get_lr_multiplier(self, _name: str) -> float:
@@ -50,7 +50,7 @@ def check_regex(key: str, text: str | None) -> None:
 
 @dataclass(frozen=True)
 class Full(Tuner):
-    """Train the model's own weights, all or some; their order is embedding, blocks, norm, head."""
+    """Train all or some of the model's weights; their order is embedding, blocks, norm, head."""
 
     adds: ClassVar[bool] = False
 
@@ -68,7 +68,7 @@ class Full(Tuner):
 
 @dataclass(frozen=True)
 class LISA(Tuner):
-    """Train the model's own weights, but only a few blocks at a time, redrawn at an interval (Pan et al. 2024)."""
+    """Train the model's weights, but only a few blocks at a time, redrawn at an interval (Pan et al. 2024)."""
 
     adds: ClassVar[bool] = False
 
@@ -80,7 +80,7 @@ class LISA(Tuner):
 
 @dataclass(frozen=True)
 class LLaMAPro(Tuner):
-    """Insert blocks between the model's own, initialized to the identity, and train only them (Wu et al. 2024)."""
+    """Insert blocks that are initialized to the identity, and train only these (Wu et al. 2024)."""
 
     adds: ClassVar[bool] = False
 
@@ -130,7 +130,7 @@ class LoRA(Tuner):
     rslora: bool = False
     """Scale by alpha / sqrt(r) (Kalajdzievski 2023)."""
     dora: bool = False
-    """Train the length of each row of a matrix apart from its direction (Liu et al. 2024)."""
+    """Train the magnitude and the direction of each row of a matrix separately (Liu et al. 2024)."""
     init: Literal["default", "gaussian", "pissa", "olora"] = "default"
     """Initialization: random A and zero B, or from the SVD (Meng et al. 2024) or QR (Büyükakyüz 2024) of W."""
     lora_plus: Ratio = 1.0
@@ -186,7 +186,7 @@ class BOFT(Tuner):
 
 @dataclass(frozen=True)
 class Adapter(Tuner):
-    """LLaMA-Adapter: trained prompts that attention reads through a gate (Zhang et al. 2023)."""
+    """LLaMA-Adapter: trained prompts that attention attends to through a gate (Zhang et al. 2023)."""
 
     merges: ClassVar[bool] = False
 

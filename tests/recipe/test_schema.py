@@ -8,7 +8,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from litgpt.recipe.commands import COMMANDS, import_object
+from litgpt.recipe.commands import COMMANDS
 from litgpt.recipe.schema import build_schema
 
 CONFIG_HUB = sorted((Path(__file__).parents[2] / "config_hub").rglob("*.yaml"))
@@ -34,7 +34,7 @@ def errors(validator: Draft202012Validator, text: str) -> list[Any]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_schema_is_valid(name):
-    schema = build_schema(import_object(COMMANDS[name].recipe))
+    schema = build_schema(COMMANDS[name].import_recipe())
     Draft202012Validator.check_schema(schema)
     assert schema["additionalProperties"] is False
     assert all("description" in keys or "$ref" in keys for keys in schema["properties"].values())
@@ -42,7 +42,7 @@ def test_each_schema_is_valid(name):
 
 @cache
 def validator_of(command: str) -> Draft202012Validator:
-    return Draft202012Validator(build_schema(import_object(COMMANDS[command].recipe)))
+    return Draft202012Validator(build_schema(COMMANDS[command].import_recipe()))
 
 
 @pytest.mark.parametrize("path", CONFIG_HUB, ids=lambda path: f"{path.parent.name}-{path.stem}")
