@@ -266,20 +266,20 @@ class LLM(nn.Module):
         if "" in stops:
             raise UserError("stop: '' ends every text; set strings of one character or more")
         encoder = self._prompt_encoder()
-        ids = encoder.encode(prompt, sys_prompt, chat_template)
+        prompt_ids = encoder.encode(prompt, sys_prompt, chat_template)
         stop_tokens, format_stops = encoder.get_stops(chat_template)
         stops += format_stops
         sampling = Sampling(temperature, top_k, top_p)
-        check_length(self.model, ids, max_new_tokens)
+        check_length(self.model, prompt_ids, max_new_tokens)
         rng = None if seed is None else torch.Generator(self.model.embedding.weight.device).manual_seed(seed)
         settings: dict[str, Any] = {"sampling": sampling, "generator": rng, "cache_size": self.cache_size}
-        tokens = generate(self.model, ids, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens, **settings)
+        tokens = generate(self.model, prompt_ids, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens, **settings)
         tokens = call_with_each(tokens, on_token)
         # a reply is a separate text; a continuation may begin with the space after the prompt
-        context = [] if encoder.has_format(chat_template) else ids
+        context = [] if encoder.has_format(chat_template) else prompt_ids
         if return_as_token_ids:
-            numbers = self._truncate_tokens(tokens, stops, context) if stops else tokens
-            return numbers if stream else torch.tensor(list(numbers), dtype=torch.int64)
+            tokens = self._truncate_tokens(tokens, stops, context) if stops else tokens
+            return tokens if stream else torch.tensor(list(tokens), dtype=torch.int64)
         text = truncate_at_stop(self.tokenizer.decode_stream(tokens, context=context), stops)
         return text if stream else "".join(text)
 
@@ -302,14 +302,14 @@ class LLM(nn.Module):
         text = ""
         for _ in range(num_iterations):
             start, first = time.perf_counter(), None
-            numbers = []
-            for number in self.generate(**{**settings, "stream": True, "return_as_token_ids": True}):
+            tokens = []
+            for token in self.generate(**{**settings, "stream": True, "return_as_token_ids": True}):
                 first = first or time.perf_counter() - start
-                numbers.append(int(number))
+                tokens.append(int(token))
             seconds = time.perf_counter() - start
-            text = self.tokenizer.decode(numbers)
+            text = self.tokenizer.decode(tokens)
             memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
-            values = (seconds, first or seconds, len(numbers), len(numbers) / seconds, memory)
+            values = (seconds, first or seconds, len(tokens), len(tokens) / seconds, memory)
             for key, value in zip(BENCHMARK_KEYS, values, strict=True):
                 figures.setdefault(key, []).append(value)
         return text, figures

@@ -136,11 +136,7 @@ def quantize(model: GPT, kind: str) -> None:
 
 @torch.no_grad()
 def load_quantized(
-    model: GPT,
-    tensors: Iterable[tuple[str, Tensor]],
-    *,
-    device: torch.device | None = None,
-    write: Writer = copy_into,
+    model: GPT, tensors: Iterable[tuple[str, Tensor]], *, device: torch.device | None = None, write: Writer = copy_into
 ) -> None:
     """Load weights into a quantized model; they are quantized one at a time.
 

@@ -60,7 +60,7 @@ class PromptEncoder:
 
     def get_stops(self, chat_template: bool | None) -> tuple[list[int], list[str]]:
         """The stop tokens, and the stop strings."""
-        sequences = [[number] for number in self.tokenizer.stop_ids]
+        sequences = [[token] for token in self.tokenizer.stop_ids]
         if self._has_style(chat_template):
             assert self.style is not None
             sequences += [list(sequence) for sequence in self.style.stop_tokens(self.tokenizer) if sequence]

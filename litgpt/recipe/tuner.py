@@ -99,8 +99,8 @@ class LLaMAPro(Tuner):
         if new > layers:
             raise UserError(f"tuner.new_blocks: {new} is more than the model's {layers} blocks; set at most {layers}")
         if new % groups or layers % groups:
-            fit = " or ".join(str(count) for count in range(1, layers + 1) if not layers % count and not new % count)
-            raise UserError(f"tuner.groups: {layers} and {new} new blocks are not divisible by {groups}; set {fit}")
+            valid = " or ".join(str(count) for count in range(1, layers + 1) if not layers % count and not new % count)
+            raise UserError(f"tuner.groups: {layers} and {new} new blocks are not divisible by {groups}; set {valid}")
         size, copies = layers // groups, new // groups
         order = []
         for end in range(size, layers + 1, size):
