@@ -11,12 +11,11 @@ from litgpt.recipe.to_yaml import drop_defaults, drop_nulls, format_yaml, to_pla
 
 def fill_required(recipe: type, tree: Tree) -> tuple[Tree, list[str]]:
     """Fill the required keys that are missing from a mapping with placeholders, and list these keys."""
-    required = [
+    missing = [
         name
         for name, (hint, default) in list_settings(recipe).items()
-        if default is REQUIRED and not find_choice_base(hint)
+        if default is REQUIRED and not find_choice_base(hint) and tree.get(name) is None
     ]
-    missing = [name for name in required if tree.get(name) is None]
     return {**dict.fromkeys(missing, "?"), **tree}, missing
 
 

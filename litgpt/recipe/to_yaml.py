@@ -19,12 +19,9 @@ SECRETS = ("access_token", "token", "password", "api_key")
 def get_class_name(value: Any) -> str:
     """Return the name of an object's class in a recipe: its short name, or its dotted path for a user's class."""
     cls = type(value)
-    has_short_name = cls.__name__ in DATA_MODULES or isinstance(value, Optimizer | Tuner)
-    return (
-        cls.__name__
-        if has_short_name and cls.__module__.startswith("litgpt.")
-        else f"{cls.__module__}.{cls.__qualname__}"
-    )
+    is_named = cls.__name__ in DATA_MODULES or isinstance(value, Optimizer | Tuner)
+    has_short_name = is_named and cls.__module__.startswith("litgpt.")
+    return cls.__name__ if has_short_name else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def read_arguments(value: Any) -> dict[str, Any]:
