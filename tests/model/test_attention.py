@@ -47,11 +47,11 @@ KINDS: dict[str, dict[str, Any]] = {
 class ListedKeys:
     """The keys and values of one layer, joined token by token."""
 
-    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    chunks: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        self.kept.append((k, v))
-        keys, values = zip(*self.kept, strict=True)
+        self.chunks.append((k, v))
+        keys, values = zip(*self.chunks, strict=True)
         return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
 
@@ -133,14 +133,14 @@ def test_attention_is_the_softmax_of_its_scores(softcap: float | None, sunk: boo
     if masked:
         allowed &= torch.ones(6, 6, dtype=torch.bool).triu(-2)
     mask = allowed[None, None] if masked else None
-    got = attend(q, k, v, mask=mask, causal=True, scale=0.3, softcap=softcap, sinks=sinks)
+    actual = attend(q, k, v, mask=mask, causal=True, scale=0.3, softcap=softcap, sinks=sinks)
     for head in range(4):
         scores = q[:, head] @ k[:, head // 2].mT * 0.3
         if softcap:
             scores = softcap * (scores / softcap).tanh()
         weights = scores.exp() * allowed
         total = weights.sum(-1, keepdim=True) + (0 if sinks is None else sinks[head].exp())
-        torch.testing.assert_close(got[:, head], weights / total @ v[:, head // 2], atol=1e-12, rtol=1e-10)
+        torch.testing.assert_close(actual[:, head], weights / total @ v[:, head // 2], atol=1e-12, rtol=1e-10)
 
 
 def test_positions_beside_a_cache_that_holds_tokens_are_refused() -> None:
@@ -155,12 +155,12 @@ def test_positions_beside_a_cache_that_holds_tokens_are_refused() -> None:
 def test_gradients_in_bfloat16_are_those_of_float32_but_for_rounding(heads: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(1)
     sizes = [(2, count, 70, 16) for count in (heads[0], heads[1], heads[1], heads[0])]
-    *inputs, slope = (torch.randn(size, generator=generator).bfloat16() for size in sizes)
-    found = []
+    *inputs, output_grad = (torch.randn(size, generator=generator).bfloat16() for size in sizes)
+    results = []
     for dtype in (torch.float32, torch.bfloat16):
-        leaves = [one.to(dtype).requires_grad_() for one in inputs]
+        leaves = [x.to(dtype).requires_grad_() for x in inputs]
         y = attend(*leaves, mask=None, causal=True, scale=0.25)
-        found.append([y, *torch.autograd.grad(y, leaves, slope.to(dtype))])
-    for exact, narrow in zip(*found, strict=True):
+        results.append([y, *torch.autograd.grad(y, leaves, output_grad.to(dtype))])
+    for exact, narrow in zip(*results, strict=True):
         assert narrow.dtype == torch.bfloat16
         assert (narrow.float() - exact).norm() < 0.003 * exact.norm()  # 0.005 where the backward pass is narrow too

@@ -33,5 +33,5 @@ def test_blocks_see_what_the_mask_shows(
     config = shape(kind)
     mask = build_dense_mask(config, places, documents, queries, window=window)
     blocks = build_block_mask(config, places, documents, queries, window=window)
-    wanted = attend(q, k, v, mask=mask, causal=False, **settings)
-    assert torch.allclose(attend(q, k, v, mask=blocks, causal=False, **settings), wanted, atol=1e-6)
+    expected = attend(q, k, v, mask=mask, causal=False, **settings)
+    assert torch.allclose(attend(q, k, v, mask=blocks, causal=False, **settings), expected, atol=1e-6)

@@ -67,12 +67,12 @@ def test_later_tokens_change_nothing_before_them() -> None:
 def test_blocks_compile_without_breaks(name: str) -> None:
     model = small(**SHAPES[name])
     documents = torch.zeros(2, 24, dtype=torch.int32)
-    wanted = model(ids()), model(ids(), documents_BT=documents)
+    expected = model(ids()), model(ids(), documents_BT=documents)
     torch._dynamo.reset()
     for block in model.blocks:
         block.compile(fullgraph=True, backend="eager")
-    torch.testing.assert_close(model(ids()), wanted[0])
-    torch.testing.assert_close(model(ids(), documents_BT=documents), wanted[1])
+    torch.testing.assert_close(model(ids()), expected[0])
+    torch.testing.assert_close(model(ids(), documents_BT=documents), expected[1])
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -89,8 +89,8 @@ def test_float64_gradients_of_rows_add_up_to_the_batch(name: str) -> None:
     model = small(**SHAPES[name]).double()
     whole = torch.autograd.grad(model(ids(4)).logsumexp(-1).sum(), list(model.parameters()))
     parts = [torch.autograd.grad(model(row[None]).logsumexp(-1).sum(), list(model.parameters())) for row in ids(4)]
-    for wanted, *got in zip(whole, *parts, strict=True):
-        torch.testing.assert_close(sum(got), wanted, atol=1e-12, rtol=1e-12)
+    for expected, *actual in zip(whole, *parts, strict=True):
+        torch.testing.assert_close(sum(actual), expected, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -159,13 +159,13 @@ def test_first_values_depend_on_seed_and_name_alone() -> None:
 def test_first_values_have_the_deviations_asked_for() -> None:
     model = small(n_embd=256, n_head=4, head_size=64, **{**LLAMA, "intermediate_size": 512})
     block = model.blocks[0]
-    for weight, wanted in [
+    for weight, expected in [
         (model.embedding.weight, (2 / (5 * 256)) ** 0.5),
         (block.mlp.up.weight, (2 / (5 * 256)) ** 0.5),
         (block.mlp.down.weight, 1 / (256**0.5 * 2)),
         (block.attention.out.weight, 1 / (256**0.5 * 2)),
     ]:
-        assert abs(weight.std().item() / wanted - 1) < 0.02 and abs(weight.mean().item()) < 0.1 * wanted
+        assert abs(weight.std().item() / expected - 1) < 0.02 and abs(weight.mean().item()) < 0.1 * expected
     neox = small(n_embd=256, head_size=64).blocks[0]
     assert abs(neox.mlp.down.weight.std().item() / (2 / (5 * 256)) ** 0.5 - 1) < 0.02
     assert neox.mlp.down.bias.abs().sum() == 0 and torch.equal(neox.norm_1.weight, torch.ones(256))
@@ -173,12 +173,14 @@ def test_first_values_have_the_deviations_asked_for() -> None:
 
 
 def test_swiglu_keeps_its_inputs_alone_and_has_the_gradient_of_the_formula() -> None:
-    gate, up, slope = torch.randn(3, 4, 5, dtype=torch.float64)
-    inputs, kept = (gate.requires_grad_(), up.requires_grad_()), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+    gate, up, output_grad = torch.randn(3, 4, 5, dtype=torch.float64)
+    inputs, saved = (gate.requires_grad_(), up.requires_grad_()), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
         y = SwiGLU.apply(gate, up)
     plain = F.silu(gate) * up
     assert torch.equal(y, plain)
-    assert {one.data_ptr() for one in kept} == {one.data_ptr() for one in inputs}
-    pairs = zip(torch.autograd.grad(y, inputs, slope), torch.autograd.grad(plain, inputs, slope), strict=True)
+    assert {x.data_ptr() for x in saved} == {x.data_ptr() for x in inputs}
+    pairs = zip(
+        torch.autograd.grad(y, inputs, output_grad), torch.autograd.grad(plain, inputs, output_grad), strict=True
+    )
     assert all(torch.equal(*pair) for pair in pairs)

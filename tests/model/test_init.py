@@ -35,17 +35,17 @@ def test_every_kind_of_parameter(changes: dict[str, Any]) -> None:
         elif owner.startswith("norm"):
             assert (parameter == (0 if "Offset" in model.config.norm_class_name else 1)).all(), name
         else:
-            wanted = ADDED if "down" in (owner, kind) or owner == "out" else PLAIN
-            assert abs(parameter.std().item() / wanted - 1) < 0.2, name  # 64 numbers at least
-            assert abs(parameter.mean().item()) < wanted / 2, name
+            expected_std = ADDED if "down" in (owner, kind) or owner == "out" else PLAIN
+            assert abs(parameter.std().item() / expected_std - 1) < 0.2, name  # 64 numbers at least
+            assert abs(parameter.mean().item()) < expected_std / 2, name
 
 
 def test_experts_differ() -> None:
     model = GPT(Config(**SHAPE))
     initialize(model, 3)
     experts = model.blocks[1].mlp.experts
-    for one in (experts.gate, experts.up, experts.down):
-        assert len(one.flatten(1).unique(dim=0)) == 8
+    for weight in (experts.gate, experts.up, experts.down):
+        assert len(weight.flatten(1).unique(dim=0)) == 8
     assert not torch.equal(experts.gate, experts.up)
 
 

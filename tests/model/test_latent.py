@@ -98,8 +98,8 @@ def test_definition(name: str) -> None:
     layer = drawn(LatentAttention(config, 0)).double()
     x = torch.randn(1, 12, 32, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     inputs = build_attention_inputs(config, torch.arange(12))
-    got = layer(x, inputs)
-    torch.testing.assert_close(got[0], by_definition(layer, config, x[0]), atol=1e-6, rtol=1e-6)
+    actual = layer(x, inputs)
+    torch.testing.assert_close(actual[0], by_definition(layer, config, x[0]), atol=1e-6, rtol=1e-6)
 
 
 def small(**changes: Any) -> GPT:
@@ -154,19 +154,19 @@ def test_documents_are_separate_sequences(name: str) -> None:
 def test_half_of_the_heads_run_alone() -> None:
     config = Config(**SHAPE)
     layer, part = drawn(LatentAttention(config, 0)), drawn(LatentAttention(Config(**{**SHAPE, "n_head": 2}), 0))
-    wanted, inputs = None, build_attention_inputs(config, torch.arange(12))
+    expected, inputs = None, build_attention_inputs(config, torch.arange(12))
     x = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(5))
     for half in range(2):
         for name, parameter in part.named_parameters():
             whole = dict(layer.named_parameters())[name]
             dim = next((d for d in range(whole.dim()) if whole.shape[d] != parameter.shape[d]), None)
             parameter.data = whole if dim is None else whole.chunk(2, dim)[half]
-        wanted = part(x, inputs) if wanted is None else wanted + part(x, inputs)
-    torch.testing.assert_close(layer(x, inputs), wanted, atol=1e-4, rtol=1e-4)
+        expected = part(x, inputs) if expected is None else expected + part(x, inputs)
+    torch.testing.assert_close(layer(x, inputs), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("sizes", "told"),
+    ("sizes", "message"),
     [
         ({"norm_eps": 0}, "norm_eps: 0 is not an epsilon"),
         ({"norm_eps": "small"}, "norm_eps: 'small' is not an epsilon"),
@@ -174,6 +174,6 @@ def test_half_of_the_heads_run_alone() -> None:
         ({"rank": 3}, "are not its keys"),
     ],
 )
-def test_sizes_that_no_model_has_are_refused(sizes: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_sizes_that_no_model_has_are_refused(sizes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         Config(**{**SHAPE, "latent_attention": {**SIZES, **sizes}})

@@ -99,19 +99,19 @@ def test_grouped_experts_equal_one_at_a_time(name: str, dtype: torch.dtype, rows
     config = Config(**{**SHAPE, **BLOCKS[name]})
     moe = drawn(MoE(config)).to(dtype)
     x = tokens(config.n_embd, rows).to(dtype).requires_grad_()
-    wanted, got = one_by_one(moe, config, x), moe(x)
+    expected, actual = one_by_one(moe, config, x), moe(x)
     exact = {"atol": 1e-12, "rtol": 1e-12} if dtype == torch.float64 else {"atol": 2e-5, "rtol": 2e-5}
-    torch.testing.assert_close(got, wanted, **exact)
-    slope = torch.randn(x.shape, generator=torch.Generator().manual_seed(6), dtype=dtype)
-    trained = [(key, one) for key, one in moe.named_parameters() if one.requires_grad]
-    inputs = [x, *(one for _, one in trained)]
-    for (key, _), ours, theirs in zip(
+    torch.testing.assert_close(actual, expected, **exact)
+    output_grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(6), dtype=dtype)
+    trained = [(key, value) for key, value in moe.named_parameters() if value.requires_grad]
+    inputs = [x, *(value for _, value in trained)]
+    for (key, _), actual_grad, expected_grad in zip(
         [("x", x), *trained],
-        torch.autograd.grad(got, inputs, slope),
-        torch.autograd.grad(wanted, inputs, slope),
+        torch.autograd.grad(actual, inputs, output_grad),
+        torch.autograd.grad(expected, inputs, output_grad),
         strict=True,
     ):
-        torch.testing.assert_close(ours, theirs, **exact, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(actual_grad, expected_grad, **exact, msg=lambda text, key=key: f"{key}: {text}")
 
 
 def test_clamped_experts_are_clamped() -> None:
@@ -136,27 +136,27 @@ def test_experts_without_tokens_have_gradients_of_zero(width: int) -> None:
 @pytest.mark.parametrize("counts", [[5, 0, 3], [0, 0, 8], [0, 0, 0]])
 def test_groups_of_any_length(multiply: Any, counts: list[int]) -> None:
     x, weight = torch.randn(sum(counts), 8), torch.randn(3, 8, 12)
-    wanted = torch.cat([part @ one for part, one in zip(x.split(counts), weight, strict=True)])
-    got = multiply(x, weight, offs=torch.tensor(counts).cumsum(0).int())
-    torch.testing.assert_close(got, wanted)
+    expected = torch.cat([part @ matrix for part, matrix in zip(x.split(counts), weight, strict=True)])
+    actual = multiply(x, weight, offs=torch.tensor(counts).cumsum(0).int())
+    torch.testing.assert_close(actual, expected)
 
 
 def test_weights_that_are_views_of_a_published_tensor() -> None:
     published = torch.randn(3, 32, 16)
     x, ends = torch.randn(6, 32), torch.tensor([2, 2, 6], dtype=torch.int32)
-    got = grouped_linear(x, published[:, :, ::2].mT, None, ends)
-    torch.testing.assert_close(got, torch.cat([x[:2] @ published[0, :, ::2], x[2:] @ published[2, :, ::2]]))
+    actual = grouped_linear(x, published[:, :, ::2].mT, None, ends)
+    torch.testing.assert_close(actual, torch.cat([x[:2] @ published[0, :, ::2], x[2:] @ published[2, :, ::2]]))
 
 
 def best_choice(config: Config, scores: Tensor) -> set[int]:
-    """The experts with the highest sum, out of all sets that the limits on groups allow, tried one after the other."""
-    experts, kept = range(config.n_expert), None
+    """The experts with the highest sum, out of all sets that the limits on groups allow, by brute force."""
+    experts = range(config.n_expert)
     if config.n_expert_groups:
         size, best = config.n_expert // config.n_expert_groups, config.n_topk_scores_per_group
         sums = [scores[g * size : (g + 1) * size].topk(best).values.sum() for g in range(config.n_expert_groups)]
         sets = itertools.combinations(range(config.n_expert_groups), config.n_topk_groups)
-        kept = max(sets, key=lambda groups: sum(sums[g] for g in groups))
-        experts = [e for e in experts if e // size in kept]
+        best_groups = max(sets, key=lambda groups: sum(sums[g] for g in groups))
+        experts = [e for e in experts if e // size in best_groups]
     sets = itertools.combinations(experts, config.n_expert_per_token)
     return set(max(sets, key=lambda chosen: sum(scores[e] for e in chosen)))
 
@@ -172,10 +172,10 @@ def test_routers_against_all_choices(name: str) -> None:
     ranked = scores if router.correction is None else scores + router.correction
     for token, numbers in enumerate(chosen):
         assert set(numbers.tolist()) == best_choice(config, ranked[token])
-        kept = scores[token, numbers]
+        selected = scores[token, numbers]
         if config.norm_topk_prob or (config.router_score == "softmax" and config.router_softmax == "after_top_k"):
-            kept = kept / kept.sum()
-        torch.testing.assert_close(weights[token], kept * config.routed_scaling_factor)
+            selected = selected / selected.sum()
+        torch.testing.assert_close(weights[token], selected * config.routed_scaling_factor)
 
 
 def test_the_correction_chooses_but_does_not_weigh_or_learn() -> None:
@@ -222,7 +222,9 @@ def test_half_precision_stays_close(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mixed = moe(x)
         mixed.float().sum().backward()
-    assert mixed.dtype == torch.bfloat16 and all(one.grad is not None for one in moe.parameters() if one.requires_grad)
+    assert mixed.dtype == torch.bfloat16 and all(
+        value.grad is not None for value in moe.parameters() if value.requires_grad
+    )
     assert (mixed - exact).abs().mean() < 0.02 * exact.std()
     if name != "groups":  # whose choice may turn with the last bit of the input
         pure = copy.deepcopy(moe).bfloat16()(x.bfloat16())
@@ -233,23 +235,23 @@ def test_half_precision_stays_close(name: str) -> None:
 def test_recomputed_gradients_are_the_same(name: str) -> None:
     moe = drawn(MoE(Config(**{**SHAPE, **BLOCKS[name]})))
     x = tokens(moe.router.weight.shape[1])
-    inputs = [one for one in moe.parameters() if one.requires_grad]
-    wanted = torch.autograd.grad(moe(x).square().sum(), inputs)
+    inputs = [value for value in moe.parameters() if value.requires_grad]
+    expected = torch.autograd.grad(moe(x).square().sum(), inputs)
     again = torch.utils.checkpoint.checkpoint(moe, x, use_reentrant=False)
-    for one, other in zip(wanted, torch.autograd.grad(again.square().sum(), inputs), strict=True):
+    for one, other in zip(expected, torch.autograd.grad(again.square().sum(), inputs), strict=True):
         assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("name", ["weighed-input", "groups"])
 def test_blocks_compile_in_bfloat16_without_breaks_and_in_float32(name: str) -> None:
     model = small(**BLOCKS[name], n_layer=1)
-    wanted = model(ids())
+    expected = model(ids())
     with torch.autocast("cpu", torch.bfloat16):
         mixed = model(ids())
     torch._dynamo.reset()
     for block in model.blocks:
         block.compile(backend="eager")
-    torch.testing.assert_close(model(ids()), wanted)
+    torch.testing.assert_close(model(ids()), expected)
     for block in model.blocks:
         block.compile(backend="eager", fullgraph=True)
     with torch.autocast("cpu", torch.bfloat16):
@@ -273,11 +275,11 @@ def test_meta_build_gives_the_same_model(name: str) -> None:
 
 def test_float64_gradients_of_rows_add_up_to_the_batch() -> None:
     model = small(**BLOCKS["groups"], expert_bias=True, shared_expert_size=16).double()
-    trained = [one for one in model.parameters() if one.requires_grad]
+    trained = [value for value in model.parameters() if value.requires_grad]
     whole = torch.autograd.grad(model(ids()).logsumexp(-1).sum(), trained)
     parts = [torch.autograd.grad(model(row[None]).logsumexp(-1).sum(), trained) for row in ids()]
-    for wanted, *got in zip(whole, *parts, strict=True):
-        torch.testing.assert_close(sum(got), wanted, atol=1e-12, rtol=1e-12)
+    for expected, *actual in zip(whole, *parts, strict=True):
+        torch.testing.assert_close(sum(actual), expected, atol=1e-12, rtol=1e-12)
 
 
 def test_a_change_of_type_leaves_the_correction_exact() -> None:
