@@ -180,7 +180,5 @@ def test_swiglu_keeps_its_inputs_alone_and_has_the_gradient_of_the_formula() -> 
     plain = F.silu(gate) * up
     assert torch.equal(y, plain)
     assert {x.data_ptr() for x in saved} == {x.data_ptr() for x in inputs}
-    pairs = zip(
-        torch.autograd.grad(y, inputs, output_grad), torch.autograd.grad(plain, inputs, output_grad), strict=True
-    )
-    assert all(torch.equal(*pair) for pair in pairs)
+    grads = (torch.autograd.grad(output, inputs, output_grad) for output in (y, plain))
+    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))

@@ -222,9 +222,7 @@ def test_half_precision_stays_close(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mixed = moe(x)
         mixed.float().sum().backward()
-    assert mixed.dtype == torch.bfloat16 and all(
-        value.grad is not None for value in moe.parameters() if value.requires_grad
-    )
+    assert mixed.dtype == torch.bfloat16 and all(p.grad is not None for p in moe.parameters() if p.requires_grad)
     assert (mixed - exact).abs().mean() < 0.02 * exact.std()
     if name != "groups":  # whose choice may turn with the last bit of the input
         pure = copy.deepcopy(moe).bfloat16()(x.bfloat16())
@@ -238,8 +236,8 @@ def test_recomputed_gradients_are_the_same(name: str) -> None:
     inputs = [value for value in moe.parameters() if value.requires_grad]
     expected = torch.autograd.grad(moe(x).square().sum(), inputs)
     again = torch.utils.checkpoint.checkpoint(moe, x, use_reentrant=False)
-    for one, other in zip(expected, torch.autograd.grad(again.square().sum(), inputs), strict=True):
-        assert torch.equal(one, other)
+    for first, second in zip(expected, torch.autograd.grad(again.square().sum(), inputs), strict=True):
+        assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("name", ["weighed-input", "groups"])
