@@ -5,29 +5,19 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-_HOMES = {
-    "DataModule": "stream.loader",
-    "LoaderStream": "stream.loader",
-    "Batch": "stream.batch",
-    "Tokenizer": "tokenizer",
-    "TextFiles": "modules.text",
-    "PythonDocs": "modules.text",
-    "LitData": "modules.litdata",
-    "TinyStories": "modules.downloaded_text",
-    "TinyLlama": "modules.litdata",
-    "MicroLlama": "modules.litdata",
-    "OpenWebText": "modules.downloaded_text",
-    "Conversations": "modules.conversations",
-    "JSON": "modules.instruction_sets",
-    "Alpaca": "modules.instruction_sets",
-    "Alpaca2k": "modules.instruction_sets",
-    "AlpacaGPT4": "modules.instruction_sets",
-    "Deita": "modules.instruction_sets",
-    "Dolly": "modules.instruction_sets",
-    "FLAN": "modules.instruction_sets",
-    "LIMA": "modules.instruction_sets",
-    "LongForm": "modules.instruction_sets",
+_EXPORTS = {
+    "stream.loader": ("DataModule", "LoaderStream"),
+    "stream.batch": ("Batch",),
+    "tokenizer": ("Tokenizer",),
+    "modules.text": ("TextFiles", "PythonDocs"),
+    "modules.litdata": ("LitData", "TinyLlama", "MicroLlama"),
+    "modules.downloaded_text": ("TinyStories", "OpenWebText"),
+    "modules.conversations": ("Conversations",),
+    "modules.instruction_sets": (
+        *("JSON", "Alpaca", "Alpaca2k", "AlpacaGPT4", "Deita", "Dolly", "FLAN", "LIMA", "LongForm"),
+    ),
 }
+_HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 
 __all__ = list(_HOMES)
 

@@ -1,18 +1,16 @@
 """Find the samples of some rows in the cache, or build them."""
 
-import hashlib
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 from litgpt.data.cache.examples import EXAMPLES_FORMAT, CachedExamples, build_examples
+from litgpt.data.cache.folders import build_once
 from litgpt.data.cache.lazy_examples import LazyExamples, build_lazy_examples
 from litgpt.data.read.row_sets import OnError, RowSet, bad_row_error
 from litgpt.data.render.example import Renderer
 from litgpt.errors import UserError
-from litgpt.files import lock_folder, remove_partial, staged_folder
 
 
 def prepare_examples(
@@ -31,18 +29,8 @@ def prepare_examples(
     """
     build = build_examples if tokenize == "ahead" else build_lazy_examples
     sources = [asdict(source) for source in rows.sources]
-    parts = [EXAMPLES_FORMAT, tokenize, sources, rows.settings, renderer.fingerprint_parts(), rows.channel]
-    folder = cache / hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:20]
-    try:
-        if not folder.is_dir():
-            with lock_folder(cache):
-                if not folder.is_dir():
-                    remove_partial(cache)
-                    with staged_folder(folder) as staged:
-                        build(rows, renderer, staged, on_error)
-    except OSError as error:
-        where = error.filename or cache
-        raise UserError(f"data: {where}: {error.strerror or error}; fix that, or set data.cache_dir") from None
+    key = [EXAMPLES_FORMAT, tokenize, sources, rows.settings, renderer.fingerprint_parts(), rows.channel]
+    folder = build_once(cache, key, lambda staged: build(rows, renderer, staged, on_error))
     examples = CachedExamples(folder) if tokenize == "ahead" else LazyExamples(folder, renderer, on_error)
     report = examples.report
     if report.left_out:

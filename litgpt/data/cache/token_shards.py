@@ -6,7 +6,6 @@ name is a hash of everything that the tokens depend on.
 """
 
 import hashlib
-import json
 import sys
 from array import array
 from collections.abc import Iterable, Iterator
@@ -16,20 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from litgpt.data.read.corpus import Corpus
-from litgpt.data.read.documents import SkippedRows
+from litgpt.data.cache.folders import build_once
+from litgpt.data.read.documents import Corpus, SkippedRows
 from litgpt.data.read.progress import progress_bar
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
-from litgpt.files import (
-    DamagedFileError,
-    lock_folder,
-    read_json,
-    remove_partial,
-    staged_folder,
-    write_json,
-    write_manifest,
-)
+from litgpt.files import DamagedFileError, read_json, write_json, write_manifest
 
 TOKENS_FORMAT = 1
 BATCH_CHARACTERS = 1_000_000
@@ -87,20 +78,8 @@ def prepare_tokens(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenFi
         UserError: if the text cannot be read, or the cache cannot be written.
     """
     sources = [asdict(source) for source in corpus.sources]
-    parts = [TOKENS_FORMAT, sources, tokenizer.fingerprint(), corpus.bos, corpus.eos, corpus.bad_rows]
-    folder = cache / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
-    if folder.is_dir():
-        return TokenFile(folder)
-    try:
-        with lock_folder(cache):
-            if not folder.is_dir():
-                remove_partial(cache)
-                with staged_folder(folder) as staged:
-                    _build_tokens(corpus, tokenizer, staged)
-    except OSError as error:
-        where = error.filename or cache
-        raise UserError(f"data: {where}: {error.strerror or error}; fix that, or set data.cache_dir") from None
-    return TokenFile(folder)
+    key = [TOKENS_FORMAT, sources, tokenizer.fingerprint(), corpus.bos, corpus.eos, corpus.bad_rows]
+    return TokenFile(build_once(cache, key, lambda staged: _build_tokens(corpus, tokenizer, staged)))
 
 
 def _build_tokens(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:

@@ -12,9 +12,9 @@ from litgpt.data.modules import streamed_sources
 from litgpt.data.modules.finetuning import DatasetEntry, FinetuningData, Split, iter_conversations
 from litgpt.data.modules.streamed_sources import StreamedSource
 from litgpt.data.read.conversation import Conversation, iter_texts, to_conversation
-from litgpt.data.read.documents import Source, fingerprint_files
+from litgpt.data.read.documents import Source
 from litgpt.data.read.row_sets import RowSet
-from litgpt.data.read.row_sources import DataSource, LocatedRow, list_files, parse_source, read_rows
+from litgpt.data.read.row_sources import DataSource, LocatedRow, list_files, parse_source
 from litgpt.data.render.chat_renderer import ChatRenderer, LossMask
 from litgpt.data.render.chat_template import ChatTemplate, read_template
 from litgpt.data.render.example import Renderer
@@ -159,14 +159,7 @@ class Conversations(FinetuningData):
         ]
 
     def _read_rows(self, source: DataSource) -> RowSet:
-        files = list_files(source, self.cache_dir)
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
-
-        def read() -> Iterator[LocatedRow]:
-            for file in files:
-                yield from read_rows(file)
-
-        return self._build_row_set(source, fingerprint_files(files, self.cache_dir / "hashes.json"), read)
+        return self._build_row_set(source, *self.open_files(list_files(source, self.cache_dir)))
 
     def _build_row_set(
         self, source: DataSource, files: list[Source], read: Callable[[], Iterable[LocatedRow]]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from litgpt.data.modules.litdata import is_remote, join_folder, open_chunk_stream
 from litgpt.data.modules.text import TokenizedText
-from litgpt.data.read.corpus import Corpus
-from litgpt.data.read.documents import Source, fingerprint_files
+from litgpt.data.read.documents import Corpus, Source, fingerprint_files
 from litgpt.data.read.downloads import download_openwebtext, download_tinystories, read_parquet_texts, read_stories
 from litgpt.recipe.bounds import Fraction, Position, Seed
 from litgpt.recipe.data import BatchShape, Stream

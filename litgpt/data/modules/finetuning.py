@@ -3,7 +3,7 @@
 import hashlib
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -15,9 +15,10 @@ from litgpt.data import stream
 from litgpt.data.cache.examples import CachedExamples
 from litgpt.data.cache.prepare_examples import prepare_examples
 from litgpt.data.read.conversation import Conversation, iter_texts
+from litgpt.data.read.documents import Source, fingerprint_files
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.row_sets import OnError, RowReport, RowSet
-from litgpt.data.read.row_sources import DataSource
+from litgpt.data.read.row_sources import DataSource, LocatedRow, read_rows
 from litgpt.data.render.example import Renderer
 from litgpt.data.stream.packing import PackingStrategy, compute_fill_ratio, pack_samples
 from litgpt.data.stream.sampler import FeistelPermutation, LengthGrouping
@@ -123,6 +124,12 @@ class FinetuningData(DataModule):
     def cache_folder(self) -> Path:
         """The folder of the samples."""
         raise UserError(f"data: {type(self).__name__} has no folder for its samples")
+
+    def open_files(self, files: list[Path]) -> tuple[list[Source], Callable[[], Iterable[LocatedRow]]]:
+        """Fingerprint some files; returns the fingerprints and a function that iterates over the rows."""
+        self.cache_folder().mkdir(parents=True, exist_ok=True)
+        sources = fingerprint_files(files, self.cache_folder() / "hashes.json")
+        return sources, lambda: chain.from_iterable(map(read_rows, files))
 
     def default_val_fraction(self) -> float:
         """The fraction of rows for validation, where their source has none."""

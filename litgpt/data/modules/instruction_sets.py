@@ -2,19 +2,17 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from litgpt.data.modules.finetuning import DatasetEntry, FinetuningData, Split
 from litgpt.data.read.conversation import Conversation, Message, to_conversation
-from litgpt.data.read.documents import fingerprint_files
 from litgpt.data.read.downloads import download_file
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.row_sets import RowSet
-from litgpt.data.read.row_sources import DataSource, LocatedRow, download_dataset, read_rows
+from litgpt.data.read.row_sources import DataSource, download_dataset
 from litgpt.data.render.example import Renderer
 from litgpt.data.render.instruction_renderer import InstructionRenderer
 from litgpt.data.render.prompt_styles import parse_style, save_prompt_style
@@ -39,10 +37,10 @@ FLAN_TASKS = re.findall(
     "wmt16_translate_roen wmt16_translate_ruen wmt16_translate_tren wnli word_segment wsc yelp_polarity_reviews",
 )
 
-Convert = Callable[[Any], list[Conversation]]
+SPLITS: tuple[Split, Split] = ("train", "val")
 
 
-def convert_instruction(row: Any, columns: dict[str, str] | None = None) -> list[Conversation]:
+def convert_instruction(row: Any, columns: dict[str, str] | None) -> list[Conversation]:
     """Convert a row of `instruction`, `output` and optionally `input`, under these or other names."""
     return [to_conversation(row, columns, "instruction")]
 
@@ -89,17 +87,39 @@ class Instructions(FinetuningData):
         save_prompt_style(self.style, folder)
 
     def build_entry(
-        self, name: str, files: list[Path], convert: Convert, settings: Any, split: Split = "both"
+        self,
+        name: str,
+        files: list[Path],
+        settings: Any = None,
+        split: Split = "both",
+        convert: Callable[[Any, Any], list[Conversation]] = convert_instruction,
     ) -> DatasetEntry:
-        """Build the entry of some files; `settings` is what `convert` depends on."""
+        """Build the entry of some files, whose rows are converted by `convert(row, settings)`."""
+        sources, read = self.open_files(files)
+        rows = RowSet(name, sources, read, lambda row: convert(row, settings), ["instruction", settings])
+        return DatasetEntry(rows, DataSource(name), split)
 
-        def read() -> Iterator[LocatedRow]:
-            for file in files:
-                yield from read_rows(file)
 
-        self.cache_folder().mkdir(parents=True, exist_ok=True)
-        sources = fingerprint_files(files, self.cache_folder() / "hashes.json")
-        return DatasetEntry(RowSet(name, sources, read, convert, ["instruction", settings]), DataSource(name), split)
+class PublishedInstructions(Instructions):
+    """Base of the instruction data sets that are downloaded into a folder."""
+
+    download_dir: Path
+    val_split_fraction: float
+
+    def cache_folder(self) -> Path:
+        """The folder of the samples."""
+        return self.download_dir
+
+    def default_val_fraction(self) -> float:
+        """The fraction of the rows for validation."""
+        return self.val_split_fraction
+
+    def download(self, url: str, name: str) -> Path:
+        """Download a file unless it exists; returns its path."""
+        path = self.download_dir / name
+        if not path.is_file():
+            download_file(url, path)
+        return path
 
 
 @dataclass
@@ -137,11 +157,9 @@ class JSON(Instructions):
         if not self.json_path.is_dir():
             if not self.json_path.is_file() or self.json_path.suffix not in (".json", ".jsonl"):
                 raise UserError(f"data.json_path: {self.json_path} is not a .json or .jsonl file, or a folder of two")
-            return [self.build_entry(str(self.json_path), [self.json_path], convert_instruction, None)]
-        splits: tuple[Split, Split] = ("train", "val")
+            return [self.build_entry(str(self.json_path), [self.json_path])]
         return [
-            self.build_entry(f"{self.json_path}/{split}", [self._find_file(split)], convert_instruction, None, split)
-            for split in splits
+            self.build_entry(f"{self.json_path}/{split}", [self._find_file(split)], split=split) for split in SPLITS
         ]
 
     def _find_file(self, split: str) -> Path:
@@ -152,7 +170,7 @@ class JSON(Instructions):
 
 
 @dataclass
-class Alpaca(Instructions):
+class Alpaca(PublishedInstructions):
     """The 52,000 instructions of Stanford Alpaca (Taori et al. 2023), cleaned, downloaded from GitHub.
 
     On disk: `file_name` in `download_dir`, a list of instruction, input and output, and samples next to it.
@@ -166,24 +184,11 @@ class Alpaca(Instructions):
     """URL of the file."""
     file_name: str = "alpaca_data_cleaned_archive.json"
     """Name of the file on disk."""
-
-    def cache_folder(self) -> Path:
-        """The folder of the samples."""
-        return self.download_dir
-
-    def default_val_fraction(self) -> float:
-        """The fraction of the rows for validation."""
-        return self.val_split_fraction
+    columns: ClassVar[dict[str, str] | None] = None
 
     def list_entries(self) -> list[DatasetEntry]:
         """List the one file."""
-        return [self.build_entry(type(self).__name__, [self._download()], convert_instruction, None)]
-
-    def _download(self) -> Path:
-        path = self.download_dir / self.file_name
-        if not path.is_file():
-            download_file(self.file_url, path)
-        return path
+        return [self.build_entry(type(self).__name__, [self.download(self.file_url, self.file_name)], self.columns)]
 
 
 @dataclass
@@ -215,15 +220,11 @@ class Dolly(Alpaca):
     """URL of the file."""
     file_name: str = "dolly_data_cleaned.jsonl"
     """Name of the file on disk."""
-
-    def list_entries(self) -> list[DatasetEntry]:
-        """List the one file."""
-        columns = {"context": "input", "response": "output"}
-        return [self.build_entry("Dolly", [self._download()], partial(convert_instruction, columns=columns), columns)]
+    columns: ClassVar[dict[str, str] | None] = {"context": "input", "response": "output"}
 
 
 @dataclass
-class Alpaca2k(Instructions):
+class Alpaca2k(PublishedInstructions):
     """2,000 rows of Alpaca, downloaded from the hub: parquet files in `download_dir`, and samples next to them."""
 
     val_split_fraction: Fraction = 0.05
@@ -233,22 +234,13 @@ class Alpaca2k(Instructions):
     repo_id: str = "mhenrichsen/alpaca_2k_test"
     """Name on the hub."""
 
-    def cache_folder(self) -> Path:
-        """The folder of the samples."""
-        return self.download_dir
-
-    def default_val_fraction(self) -> float:
-        """The fraction of the rows for validation."""
-        return self.val_split_fraction
-
     def list_entries(self) -> list[DatasetEntry]:
         """List the files of the data set."""
-        files = list_hub_files(self.repo_id, self.download_dir, "")
-        return [self.build_entry("Alpaca2k", files, convert_instruction, None)]
+        return [self.build_entry("Alpaca2k", list_hub_files(self.repo_id, self.download_dir, ""))]
 
 
 @dataclass
-class Deita(Instructions):
+class Deita(PublishedInstructions):
     """10,000 conversations chosen by Deita (Liu et al. 2023), downloaded from the hub; samples next to them."""
 
     include_multiturn_conversations: bool = False
@@ -258,28 +250,17 @@ class Deita(Instructions):
     repo_id: str = "HuggingFaceH4/deita-10k-v0-sft"
     """Name on the hub."""
 
-    def cache_folder(self) -> Path:
-        """The folder of the samples."""
-        return self.download_dir
-
     def list_entries(self) -> list[DatasetEntry]:
         """List the splits train_sft and test_sft."""
-        multiturn = self.include_multiturn_conversations
-        splits: tuple[tuple[str, Split], ...] = (("train_sft", "train"), ("test_sft", "val"))
-        return [
-            self.build_entry(
-                f"Deita ({name})",
-                list_hub_files(self.repo_id, self.download_dir, name),
-                partial(convert_exchanges, multiturn=multiturn),
-                multiturn,
-                split,
-            )
-            for name, split in splits
-        ]
+        multiturn, entries = self.include_multiturn_conversations, []
+        for name, split in zip(("train_sft", "test_sft"), SPLITS, strict=True):
+            files = list_hub_files(self.repo_id, self.download_dir, name)
+            entries.append(self.build_entry(f"Deita ({name})", files, multiturn, split, convert_exchanges))
+        return entries
 
 
 @dataclass
-class LIMA(Instructions):
+class LIMA(PublishedInstructions):
     """1,000 conversations chosen by hand (Zhou et al. 2023), a gated data set of the hub; samples in data/lima."""
 
     val_split_fraction: Fraction = 0.1
@@ -290,24 +271,16 @@ class LIMA(Instructions):
     """Name on the hub."""
     access_token: str | None = field(default=None, repr=False)
     """Token of an account with access; null for $HF_TOKEN."""
-
-    def cache_folder(self) -> Path:
-        """The folder of the samples."""
-        return Path("./data/lima")
-
-    def default_val_fraction(self) -> float:
-        """The fraction of the rows for validation."""
-        return self.val_split_fraction
+    download_dir: ClassVar[Path] = Path("./data/lima")  # type: ignore[misc]
 
     def list_entries(self) -> list[DatasetEntry]:
         """List the split train."""
-        multiturn = self.include_multiturn_conversations
-        files = list_hub_files(self.repo_id, self.cache_folder(), "train", self.access_token or os.getenv("HF_TOKEN"))
-        return [self.build_entry("LIMA", files, partial(convert_exchanges, multiturn=multiturn), multiturn)]
+        files = list_hub_files(self.repo_id, self.download_dir, "train", self.access_token or os.getenv("HF_TOKEN"))
+        return [self.build_entry("LIMA", files, self.include_multiturn_conversations, convert=convert_exchanges)]
 
 
 @dataclass
-class LongForm(Instructions):
+class LongForm(PublishedInstructions):
     """Instructions for long texts (Köksal et al. 2023), downloaded from GitHub: train.json and val.json."""
 
     prompt_style: str | dict[str, Any] = field(default="longform", kw_only=True)
@@ -315,26 +288,17 @@ class LongForm(Instructions):
     download_dir: Path = Path("./data/longform")
     """Folder of the files and the samples."""
 
-    def cache_folder(self) -> Path:
-        """The folder of the samples."""
-        return self.download_dir
-
     def list_entries(self) -> list[DatasetEntry]:
         """List both files."""
-        columns = {"input": "instruction"}
-        splits: tuple[Split, Split] = ("train", "val")
-        for split in splits:
-            if not (self.download_dir / f"{split}.json").is_file():
-                download_file(f"{LONGFORM}/{split}.json", self.download_dir / f"{split}.json")
-        convert = partial(convert_instruction, columns=columns)
+        files = [self.download(f"{LONGFORM}/{split}.json", f"{split}.json") for split in SPLITS]
         return [
-            self.build_entry(f"LongForm ({split})", [self.download_dir / f"{split}.json"], convert, columns, split)
-            for split in splits
+            self.build_entry(f"LongForm ({split})", [file], {"input": "instruction"}, split)
+            for split, file in zip(SPLITS, files, strict=True)
         ]
 
 
 @dataclass
-class FLAN(Instructions):
+class FLAN(PublishedInstructions):
     """66 tasks of FLAN (Wei et al. 2021), downloaded from the hub: <subset>_train.jsonl and <subset>_test.jsonl."""
 
     prompt_style: str | dict[str, Any] = field(default="flan", kw_only=True)
@@ -354,25 +318,14 @@ class FLAN(Instructions):
             if name not in known:
                 raise UserError(f"data.subsets: {name!r} is unknown; use some of {', '.join(known[:3])}, ...")
 
-    def cache_folder(self) -> Path:
-        """The folder of the samples."""
-        return self.download_dir
-
     def list_entries(self) -> list[DatasetEntry]:
         """List all files for training and all for validation."""
-        columns = {"inputs": "instruction", "targets": "output"}
-        splits: tuple[tuple[str, Split], ...] = (("train", "train"), ("test", "val"))
-        convert = partial(convert_instruction, columns=columns)
-        return [
-            self.build_entry(f"FLAN ({name})", self._download(name), convert, columns, split) for name, split in splits
-        ]
-
-    def _download(self, split: str) -> list[Path]:
-        files = [self.download_dir / f"{name}_{split}.jsonl" for name in self.names]
-        for file in files:
-            if not file.is_file():
-                download_file(f"{self.url}/{file.name}", file)
-        return files
+        columns, entries = {"inputs": "instruction", "targets": "output"}, []
+        for name, split in zip(("train", "test"), SPLITS, strict=True):
+            file_names = [f"{task}_{name}.jsonl" for task in self.names]
+            files = [self.download(f"{self.url}/{file_name}", file_name) for file_name in file_names]
+            entries.append(self.build_entry(f"FLAN ({name})", files, columns, split))
+        return entries
 
 
 def list_hub_files(name: str, folder: Path, split: str, token: str | None = None) -> list[Path]:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.data import cache, stream
-from litgpt.data.read.corpus import Corpus
-from litgpt.data.read.documents import BadRows, SkippedRows, fingerprint_files, list_text_files, read_documents
+from litgpt.data.read.documents import BadRows, Corpus, SkippedRows, fingerprint_files, list_text_files, read_documents
 from litgpt.data.read.python_docs import write_python_docs
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Position, Seed, check_numbers

@@ -4,53 +4,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from litgpt.data.read.fields import (
-    BadRow,
-    check_text,
-    dump_json,
-    dump_tool_call,
-    dump_tools,
-    parse_channel,
-    parse_loss,
-    parse_value,
-    parse_weight,
-)
+from litgpt.data.read import fields
+from litgpt.data.read.fields import BadRow, check_text, parse_value
 
 Format = Literal["auto", "messages", "alpaca", "query-response", "text", "instruction"]
 RowMapping = Mapping[str, Any]
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "tool_call": "tool_call",
-    "function_call": "tool_call",
-    "tool": "tool",
-    "tool_response": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-    "function": "tool",
+ROLE_NAMES = {
+    "system": ("system", "developer"),
+    "user": ("user", "human"),
+    "assistant": ("assistant", "gpt", "bot", "model"),
+    "tool_call": ("tool_call", "function_call"),
+    "tool": ("tool", "tool_response", "observation", "function_response", "function"),
 }
-"""Maps the role names in use to ours."""
-
+"""Our roles and their names in use."""
+ROLES = {name: role for role, names in ROLE_NAMES.items() for name in names}
 QUERY = ("query", "prompt", "input", "instruction", "question", "problem")
 RESPONSE = (
-    "response",
-    "answer",
-    "output",
-    "targets",
-    "target",
-    "answer_key",
-    "answers",
-    "solution",
-    "text",
-    "completion",
-    "content",
+    *("response", "answer", "output", "targets", "target", "answer_key"),
+    *("answers", "solution", "text", "completion", "content"),
 )
 COLUMN_NAMES = {
     "messages": ("messages", "conversation", "conversations"),
@@ -129,9 +101,9 @@ def to_conversation(row: Any, columns: Mapping[str, str] | None = None, format: 
     conversation = FORMAT_READERS[detect_format(row) if format == "auto" else format](row)
     conversation = replace(
         conversation,
-        tools=dump_tools(row.get("tools")) or conversation.tools,
-        channel=parse_channel(row.get("channel")),
-        weight=parse_weight(row.get("weight"), "weight"),
+        tools=fields.dump_tools(row.get("tools")) or conversation.tools,
+        channel=fields.parse_channel(row.get("channel")),
+        weight=fields.parse_weight(row.get("weight"), "weight"),
     )
     if not conversation.messages:
         raise BadRow("no messages")
@@ -255,11 +227,13 @@ def parse_history(value: Any) -> list[Message]:
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise BadRow("history is not a list of pairs", repr(pair)[:80])
-        messages += [
-            Message("user", check_text(pair[0], "history")),
-            Message("assistant", check_text(pair[1], "history")),
-        ]
+        messages += build_pair(pair[0], pair[1], "history", "history")
     return messages
+
+
+def build_pair(question: Any, answer: Any, question_name: str, answer_name: str) -> list[Message]:
+    """Build the messages of a question and its answer; the names of their columns are for errors."""
+    return [Message("user", check_text(question, question_name)), Message("assistant", check_text(answer, answer_name))]
 
 
 def take_first(value: Any) -> Any:
@@ -282,12 +256,12 @@ def parse_message(item: Any) -> list[Message]:
     if not isinstance(item, Mapping):
         raise BadRow("message is not an object", type(item).__name__)
     if "role" not in item and "from" not in item and "human" in item and "assistant" in item:
-        return [
-            Message("user", check_text(item["human"], "human")),
-            Message("assistant", check_text(item["assistant"], "assistant")),
-        ]
+        return build_pair(item["human"], item["assistant"], "human", "assistant")
     role = parse_role(item)
-    loss, weight = parse_loss(item.get("loss")), parse_weight(item.get("loss_scale", item.get("weight")), "loss_scale")
+    loss, weight = (
+        fields.parse_loss(item.get("loss")),
+        fields.parse_weight(item.get("loss_scale", item.get("weight")), "loss_scale"),
+    )
     reasoning = item.get("reasoning_content", item.get("thinking")) if role == "assistant" else None
     content = item.get("content", item.get("value"))
     calls = parse_value(item.get("tool_calls") or [], "tool_calls")
@@ -296,9 +270,9 @@ def parse_message(item: Any) -> list[Message]:
     if content is None and not calls:
         raise BadRow("message without content", f"role {role}")
     if role == "tool_call":
-        content = dump_tool_call(content)
+        content = fields.dump_tool_call(content)
     messages = parse_content(content, role)
-    messages += [Message("tool_call", dump_tool_call(call)) for call in calls]
+    messages += [Message("tool_call", fields.dump_tool_call(call)) for call in calls]
     if reasoning and messages:
         messages[0] = replace(messages[0], reasoning=check_text(reasoning, "reasoning_content"))
     return [replace(message, loss=loss, weight=weight) for message in messages]
@@ -320,7 +294,11 @@ def parse_content(content: Any, role: str) -> list[Message]:
     if content is None:
         return []
     if not isinstance(content, list | tuple):
-        text = dump_json(content) if role == "tool" and isinstance(content, Mapping) else check_text(content, "content")
+        text = (
+            fields.dump_json(content)
+            if role == "tool" and isinstance(content, Mapping)
+            else check_text(content, "content")
+        )
         return [Message(role, text)]
     messages: list[Message] = []
     for block in content:
@@ -341,7 +319,9 @@ def parse_block(block: Any, role: str) -> Message:
     if kind == "text":
         return Message(role, check_text(block.get("text"), "content"))
     if kind == "tool_use":
-        return Message("tool_call", dump_tool_call({"name": block.get("name"), "arguments": block.get("input", {})}))
+        return Message(
+            "tool_call", fields.dump_tool_call({"name": block.get("name"), "arguments": block.get("input", {})})
+        )
     if kind == "tool_result":
         inner = block.get("content", "")
         return Message("tool", "".join(part.content for part in parse_content(inner, "tool")) if inner else "")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from litgpt.data.read.fields import has_surrogates
 from litgpt.data.read.progress import FileWrapper
 from litgpt.errors import UserError
 from litgpt.files import DamagedFileError, read_json, sha256, write_json
@@ -41,6 +42,27 @@ class SkippedRows:
         """Count one skipped row."""
         self.first = self.first or message
         self.count += 1
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text to be tokenized.
+
+    Args:
+        name: shown in messages.
+        sources: what the text is read from; part of the cache key.
+        documents: iterates over the documents from the start; gets a wrapper for files and a counter of skipped rows.
+        bos: start every document with the bos token: True, False, or None for the tokenizer's default.
+        eos: end every document with the eos token.
+        bad_rows: stop at an invalid row, or skip and count it.
+    """
+
+    name: str
+    sources: list[Source]
+    documents: Callable[[FileWrapper, SkippedRows], Iterable[str]]
+    bos: bool | None = None
+    eos: bool = False
+    bad_rows: BadRows = "stop"
 
 
 def list_text_files(path: Path, key: str) -> list[Path]:
@@ -122,10 +144,8 @@ def _decode_json(row: bytes) -> str:
     text = value.get("text") if isinstance(value, dict) else None
     if not isinstance(text, str) or not text:
         raise _RowError('"text" is missing or empty')
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise _RowError('"text" contains an unpaired surrogate') from None
+    if has_surrogates(text):
+        raise _RowError('"text" contains an unpaired surrogate')
     return text
 
 

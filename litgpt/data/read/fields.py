@@ -43,12 +43,18 @@ def check_text(value: Any, name: str) -> str:
     """Check that a value is text that UTF-8 can encode."""
     if not isinstance(value, str):
         raise BadRow(f"{name} is not text", type(value).__name__)
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            raise BadRow("unpaired surrogate", name) from None
+    if has_surrogates(value):
+        raise BadRow("unpaired surrogate", name)
     return value
+
+
+def has_surrogates(text: str) -> bool:
+    """Whether a text has unpaired surrogates, which UTF-8 cannot encode."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def dump_json(value: Any) -> str:

@@ -8,6 +8,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from litgpt.data.read.fields import has_surrogates
 from litgpt.errors import UserError
 from litgpt.files import lock_folder, staged_folder
 
@@ -73,7 +74,7 @@ def _read_docstrings(path: Path) -> list[str]:
     except (SyntaxError, ValueError):  # templates and files for other Python versions
         return []
     texts = (ast.get_docstring(node) for node in _iter_definitions(tree))
-    return [text.strip() for text in texts if text and len(text) >= 40 and _is_text(text)]
+    return [text.strip() for text in texts if text and len(text) >= 40 and not has_surrogates(text)]
 
 
 def _iter_definitions(node: ast.AST) -> "Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]":
@@ -83,11 +84,3 @@ def _iter_definitions(node: ast.AST) -> "Iterator[ast.Module | ast.ClassDef | as
     for name in ("body", "orelse", "handlers", "finalbody"):
         for child in getattr(node, name, ()):
             yield from _iter_definitions(child)
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

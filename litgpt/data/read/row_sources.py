@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from litgpt.data.read.conversation import Format
 from litgpt.data.read.documents import decompress_lines, number_lines
-from litgpt.data.read.fields import BadRow
+from litgpt.data.read.fields import BadRow, has_surrogates
 from litgpt.data.read.json_list import iter_json_list
 from litgpt.errors import UserError
 from litgpt.files import join_inside
@@ -238,7 +238,7 @@ def _read_csv(path: Path) -> Iterator[LocatedRow]:
             return
         except csv.Error as error:
             raise UserError(f"{path}:{rows.line_num}: not CSV ({error})") from None
-        invalid = any(isinstance(value, str) and _has_surrogates(value) for value in row.values())
+        invalid = any(isinstance(value, str) and has_surrogates(value) for value in row.values())
         bad_row = BadRow("not UTF-8") if invalid else BadRow("more fields than columns") if "" in row else None
         yield f"{path}:{rows.line_num}", bad_row or row
 
@@ -285,10 +285,6 @@ FILE_READERS: dict[str, Callable[[Path], Iterator[LocatedRow]]] = {
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
-
-
-def _has_surrogates(text: str) -> bool:
-    return not text.isascii() and any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def _decode(raw: bytes) -> str | BadRow:

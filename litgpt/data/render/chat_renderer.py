@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from litgpt.data.read.conversation import Conversation, Message
 from litgpt.data.read.fields import BadRow
 from litgpt.data.render.chat_template import ChatTemplate
-from litgpt.data.render.example import Example
+from litgpt.data.render.example import Example, Renderer
 from litgpt.data.render.loss_weights import WeightRule, split_by_weight
 from litgpt.data.render.spans import (
     Span,
@@ -56,7 +56,7 @@ class Turn:
     message: dict[str, Any]
     loss: bool | None
     weight: float
-    text: str = field(default="")
+    text: str = ""
 
     @property
     def is_answer(self) -> bool:
@@ -94,7 +94,7 @@ def build_turn(message: Message) -> Turn:
     return Turn(content, message.loss, message.weight, content["content"])
 
 
-class ChatRenderer:
+class ChatRenderer(Renderer):
     """Renders conversations by a model's chat template and determines which tokens are trained.
 
     An answer starts after the header that the template puts before the model's reply and ends before the next message.
@@ -122,17 +122,14 @@ class ChatRenderer:
         if tokenizer.backend != "huggingface":
             raise UserError(f"{tokenizer.folder}: chat templates need tokenizer.json; or set data.prompt_style")
         self.tokenizer, self.template, self.loss_mask = tokenizer, template, loss_mask or LossMask()
+        self.has_weights = bool(self.loss_mask.weights)
         self.variables, self.special = dict(variables or {}), tokenizer.special_tokens()
         self.processor = disable_offset_trimming(tokenizer.processor)
         self.added = [token.content for token in tokenizer.processor.get_added_tokens_decoder().values()]
         self.header, self.lead, ends = self._probe_template()
-        stop_tokens = sorted({*ends, *self._list_stop_tokens()}, key=len, reverse=True)
-        self.end = re.compile(rf"\s*(?:{'|'.join(map(re.escape, stop_tokens)) or '(?!)'})")
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether it gives parts of an answer their own loss weights."""
-        return bool(self.loss_mask.weights)
+        stop_texts = set(map(tokenizer.processor.id_to_token, tokenizer.stop_ids)) & set(self.added)
+        ends = sorted(stop_texts.union(ends), key=len, reverse=True)
+        self.end = re.compile(rf"\s*(?:{'|'.join(map(re.escape, ends)) or '(?!)'})")
 
     def fingerprint_parts(self) -> list[Any]:
         """Everything that the samples depend on besides the conversations, as JSON values."""
@@ -140,7 +137,7 @@ class ChatRenderer:
 
     def build_examples(self, conversations: Sequence[Conversation]) -> list[Example | BadRow]:
         """Tokenize each conversation, in parallel; a BadRow for one that cannot be rendered."""
-        rendered = [self._try_render(conversation) for conversation in conversations]
+        rendered = [self.try_render(conversation) for conversation in conversations]
         texts = [item[0] for item in rendered if not isinstance(item, BadRow)]
         encodings = iter(self.processor.encode_batch(texts, add_special_tokens=False))
         return [
@@ -171,12 +168,6 @@ class ChatRenderer:
         (message,) = conversation.messages
         weight = conversation.weight * message.weight * (message.loss is not False)
         return Example(ids, np.full(len(ids), weight, np.float32), conversation.channel)
-
-    def _try_render(self, conversation: Conversation) -> "tuple[str, list[Span]] | BadRow":
-        try:
-            return self.render(conversation)
-        except BadRow as error:
-            return error
 
     def render(self, conversation: Conversation) -> tuple[str, list[Span]]:
         """Render a conversation as text with the spans of different loss weights, in order.
@@ -306,10 +297,6 @@ class ChatRenderer:
         lead = before.removeprefix(asked) if before.startswith(asked) else ""
         end = re.match(rf"\s*({'|'.join(map(re.escape, self.added)) or '(?!)'})", after)
         return header, "" if header or lead.strip() else lead, [end[1]] if end else []
-
-    def _list_stop_tokens(self) -> list[str]:
-        texts = [self.tokenizer.processor.id_to_token(number) for number in self.tokenizer.stop_ids]
-        return [text for text in texts if text in self.added]
 
     def _build_spans(self, text: str, turns: Sequence[Turn], answers: dict[int, tuple[int, int]]) -> list[Span]:
         """Build the weighted spans: the whole text if everything is trained, then the spans with other weights."""

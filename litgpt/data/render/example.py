@@ -1,8 +1,9 @@
 """One tokenized sample, and the interface of what renders conversations to samples."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -30,18 +31,35 @@ class Example:
         return bool(((self.weights != 0) & (self.weights != 1)).any())
 
 
-class Renderer(Protocol):
+class Renderer(ABC):
     """Renders conversations to samples."""
 
+    has_weights = False
+    """Whether it gives parts of an answer their own loss weights."""
+
+    @abstractmethod
+    def render(self, conversation: Conversation) -> Any:
+        """Render a conversation as text.
+
+        Raises:
+            BadRow: if that is impossible.
+        """
+
+    def try_render(self, conversation: Conversation) -> Any:
+        """Render a conversation; returns the BadRow if that is impossible."""
+        try:
+            return self.render(conversation)
+        except BadRow as error:
+            return error
+
+    @abstractmethod
     def build_examples(self, conversations: Sequence[Conversation]) -> list[Example | BadRow]:
         """Tokenize each conversation; a BadRow for one that cannot be rendered."""
 
+    @abstractmethod
     def encode_prompt(self, conversation: Conversation) -> list[int]:
         """Tokens of the prompt of the conversation's first answer; empty without a prompt."""
 
+    @abstractmethod
     def fingerprint_parts(self) -> list[Any]:
         """Everything that the samples depend on besides the conversations, as JSON values; part of cache keys."""
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether it gives parts of an answer their own loss weights."""

@@ -7,12 +7,12 @@ import numpy as np
 
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
-from litgpt.data.render.example import Example
+from litgpt.data.render.example import Example, Renderer
 from litgpt.data.render.prompt_styles import PromptStyle
 from litgpt.data.tokenizer import Tokenizer
 
 
-class InstructionRenderer:
+class InstructionRenderer(Renderer):
     """Renders an instruction by a prompt style, followed by its answer.
 
     A style is plain text, and inference tokenizes the prompt alone. So the prompt is tokenized separately here too,
@@ -27,11 +27,6 @@ class InstructionRenderer:
     def __init__(self, tokenizer: Tokenizer, style: PromptStyle, *, mask_prompt: bool = False) -> None:
         self.tokenizer, self.style, self.mask_prompt = tokenizer, style, mask_prompt
 
-    @property
-    def has_weights(self) -> bool:
-        """Always False: answers have one loss weight."""
-        return False
-
     def fingerprint_parts(self) -> list[Any]:
         """Everything that the samples depend on besides the conversations, as JSON values."""
         prompts = [self.style.apply("a", sys_prompt=system, input=text) for system in (None, "b") for text in ("", "c")]
@@ -39,7 +34,7 @@ class InstructionRenderer:
 
     def build_examples(self, conversations: Sequence[Conversation]) -> list[Example | BadRow]:
         """Tokenize each conversation, in parallel; a BadRow for one that cannot be rendered."""
-        rendered = [self._try_render(conversation) for conversation in conversations]
+        rendered = [self.try_render(conversation) for conversation in conversations]
         texts = [text for turns in rendered if not isinstance(turns, BadRow) for turn in turns for text in turn[:2]]
         encoded = iter(self.tokenizer.encode_batch(texts))
         return [
@@ -53,12 +48,6 @@ class InstructionRenderer:
         """Tokens of the first prompt; empty for plain text."""
         prompt = self.render(conversation)[0][0]
         return self.tokenizer.encode(prompt).tolist() if prompt else []
-
-    def _try_render(self, conversation: Conversation) -> list[tuple[str, str, float]] | BadRow:
-        try:
-            return self.render(conversation)
-        except BadRow as error:
-            return error
 
     def render(self, conversation: Conversation) -> list[tuple[str, str, float]]:
         """Render each turn as prompt, answer and loss weight of the answer.

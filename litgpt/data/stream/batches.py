@@ -73,11 +73,7 @@ class TrainStream(WorkerStream, SampleStream):
     def __iter__(self) -> Iterator[Batch]:
         self.close()
         positions = itertools.count(self.position, self._shape.samples_per_round)
-        batches = MicroBatchDataset(self.samples, self._shape)
-        if self._workers:
-            self.start_workers(batches, self._workers, positions)
-        else:
-            self.prefetched = map(batches.__getitem__, positions)
+        self.start(MicroBatchDataset(self.samples, self._shape), self._workers, positions)
         while self.prefetched is not None:  # via the attribute: `close` must drop the last reference
             arrays = next(self.prefetched)
             self.position += self._shape.samples_per_round
@@ -122,9 +118,3 @@ class ValStream(SampleStream):
     def state_dict(self) -> dict[str, Any]:
         """Empty: every pass begins at the start."""
         return {}
-
-    def load_state_dict(self, _state: dict[str, Any]) -> None:
-        """Nothing to restore: every pass begins at the start."""
-
-    def close(self) -> None:
-        """There are no workers to stop."""

@@ -151,10 +151,15 @@ class StreamedRows(IterableDataset[Any]):
         self.reports = [RowReport.from_dict(report) for report in state["reports"]]
 
     def __iter__(self) -> Iterator[tuple[BatchArrays, dict[str, Any], Reports]]:
-        try:
-            yield from self._micro_batches()
-        except UserError as error:  # raised in a worker, its message would arrive with a traceback
-            yield {"error": np.array(str(error))}, {}, {}
+        batches = self._micro_batches()
+        while True:
+            # no `yield` inside of `try`, since Python may close the generator at exit, when UserError is None
+            try:
+                batch = next(batches)
+            except UserError as error:  # raised in a worker, its message would arrive with a traceback
+                yield {"error": np.array(str(error))}, {}, {}
+                return
+            yield batch
 
     def _micro_batches(self) -> Iterator[tuple[BatchArrays, dict[str, Any], Reports]]:
         queue: deque[tuple[dict[str, Any], int, list[Example]]] = deque()
@@ -277,10 +282,7 @@ class StreamedBatches(WorkerStream, Stream):
     def __iter__(self) -> Iterator[Batch]:
         self.close()
         self.samples.load_state(self._state)
-        if self._workers:
-            self.start_workers(self.samples, self._workers)
-        else:
-            self.prefetched = iter(self.samples)
+        self.start(self.samples, self._workers)
         while self.prefetched is not None:  # via the attribute: `close` must drop the last reference
             arrays, state, reports = next(self.prefetched)
             batch = to_batch(arrays)

@@ -24,13 +24,16 @@ class WorkerStream:
         self.prefetched: Iterator[Any] | None = None
         self._processes: list[Any] = []
 
-    def start_workers(self, dataset: Dataset[Any], workers: int, order: Iterable[int] | None = None) -> None:
-        """Prefetch the items of a dataset.
+    def start(self, dataset: Dataset[Any], workers: int, order: Iterable[int] | None = None) -> None:
+        """Start to read the items of a dataset.
 
         Args:
-            workers: number of processes, at least 1.
+            workers: number of processes that prefetch; 0 reads in this process.
             order: indices of the items; None for an iterable dataset.
         """
+        if not workers:
+            self.prefetched = iter(dataset) if order is None else map(dataset.__getitem__, order)
+            return
         # at exit, multiprocessing would send SIGTERM, which workers block, so they must be stopped before
         atexit.register(self.close)
         loader = DataLoader(
