@@ -23,7 +23,10 @@ def draw_samples(stream: Stream, number: int, seed: int) -> list[tuple[np.ndarra
     if isinstance(stream, TrainStream | ValStream):
         samples: Any = stream.samples
         chosen = random.Random(seed).sample(range(samples.count), min(number, samples.count))
-        return [(samples.read_window(index)[0][:-1], samples.number_documents(index)) for index in chosen]
+        return [
+            (windows.read_window(index)[0][:-1], windows.number_documents(index))
+            for windows, index in map(samples.locate, chosen)
+        ]
     rows_of_ids = [batch.ids[0].numpy() for batch, _ in zip(stream, range(number), strict=False)]
     return [(ids, np.zeros(len(ids), np.int32)) for ids in rows_of_ids]
 

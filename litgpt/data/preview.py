@@ -114,14 +114,8 @@ def print_reports(reports: list[tuple[str, RowReport]]) -> None:
 
 def print_rows(rows: SampleRows | StreamedRows, tokenizer: Tokenizer, number: int, seed: int) -> None:
     """Print some rows with their samples; streamed rows are drawn from the first window."""
-    table = Table(
-        "row",
-        "tokens",
-        "trained",
-        "lengths",
-        f"text (trained: {TRAINED_MARKS[0]}...{TRAINED_MARKS[1]})",
-        show_lines=True,
-    )
+    text_title = f"text (trained: {TRAINED_MARKS[0]}...{TRAINED_MARKS[1]})"
+    table = Table("row", "tokens", "trained", "lengths", text_title, show_lines=True)
     chosen = rows.draw_rows(number, random.Random(seed))
     if isinstance(rows, StreamedRows):
         print_reports([(row_set.name, report) for row_set, report in zip(rows.row_sets, rows.reports, strict=True)])

@@ -92,10 +92,7 @@ class Tokenizer:
         return {key: value for key, value in texts.items() if isinstance(value, str)}
 
     def _find_special_id(self, name: str) -> int | None:
-        token = self._config.get(f"{name}_token")
-        if isinstance(token, dict):
-            token = token.get("content")
-        if isinstance(token, str):
+        if (token := self.special_tokens().get(f"{name}_token")) is not None:
             return self.token_to_id(token)
         if self.backend == "sentencepiece":
             number = self.processor.bos_id() if name == "bos" else self.processor.eos_id()

@@ -7,7 +7,6 @@ from, with a report of the rows left out) and manifest.json. Its name is a hash 
 
 import itertools
 import sys
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,7 @@ class CachedExamples:
         try:
             self.count, self.tokens = int(self.metadata["examples"]), int(self.metadata["tokens"])
             self.channels: list[str | None] = list(self.metadata["channels"])
-            report = self.metadata["report"]
-            self.report = RowReport(int(report["rows"]), Counter(report["reasons"]), list(report["first"]))
+            self.report = RowReport.from_dict(self.metadata["report"])
             self.weighted = bool(self.metadata["weighted"])
         except (KeyError, TypeError, ValueError):
             raise DamagedFileError(f"{folder / 'examples.json'}: does not describe samples; delete {folder}") from None
@@ -119,8 +117,8 @@ class _ExampleWriter:
             np.save(self.folder / f"{name}.npy", values.astype(final_type, copy=False), allow_pickle=False)
             raw.unlink()
         offsets = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
-        arrays: dict[str, np.ndarray] = {"offsets": offsets, "targets": np.array(self.targets, np.int32)}
-        for name, array in (arrays | {"channels": np.array(self.numbers, np.int32)}).items():
+        targets, channels = (np.array(numbers, np.int32) for numbers in (self.targets, self.numbers))
+        for name, array in (("offsets", offsets), ("targets", targets), ("channels", channels)):
             np.save(self.folder / f"{name}.npy", array, allow_pickle=False)
         return total
 

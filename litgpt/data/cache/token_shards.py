@@ -117,7 +117,7 @@ def _build_tokens(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _group_texts(documents: Iterable[str], max_characters: int = BATCH_CHARACTERS) -> Iterator[list[str]]:
-    """Group texts to about so many characters, which bounds the memory of encoding."""
+    """Group texts to about `max_characters`, which bounds the memory of encoding."""
     batch: list[str] = []
     size = 0
     for text in documents:

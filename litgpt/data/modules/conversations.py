@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from litgpt.data.render.instruction_renderer import InstructionRenderer
 from litgpt.data.render.loss_weights import WeightRule
 from litgpt.data.render.prompt_styles import parse_style, save_prompt_style
 from litgpt.data.render.tools import RESULT_MASKS, write_tools_as_text
-from litgpt.data.stream.truncation import OnOverlong
+from litgpt.data.stream.packing import OnOverlong
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Position
 from litgpt.recipe.data import BatchShape, Stream
@@ -93,7 +94,6 @@ class Conversations(FinetuningData):
             [parse_source(source) for source in ([sources] if isinstance(sources, str) else sources)]
             for sources in (self.sources, self.val_sources)
         )
-        self._streamed: list[StreamedSource] | None = None
         if self.streaming:
             self._check_streaming()
         if self.prompt_style is not None:
@@ -151,7 +151,7 @@ class Conversations(FinetuningData):
     def list_entries(self) -> list[DatasetEntry]:
         """List the rows of all sources; with streaming, only those for validation."""
         if self.streaming:
-            held_out = [self._build_held_out(source) for source in self._open_sources()] if self.val_rows else []
+            held_out = [self._build_held_out(source) for source in self._streamed] if self.val_rows else []
             return held_out + [DatasetEntry(self._read_rows(source), source, "val") for source in self._val_sources]
         split: Split = "train" if self.val_sources else "both"
         return [DatasetEntry(self._read_rows(source), source, split) for source in self._sources] + [
@@ -223,12 +223,10 @@ class Conversations(FinetuningData):
         total = min(epochs) if self.stopping == "first_exhausted" else max(epochs)
         return [math.floor(total * share + 1e-9) for share in shares]
 
-    def _open_sources(self) -> list[StreamedSource]:
-        """Open the sources for streaming."""
-        if self._streamed is None:
-            open_source = streamed_sources.open_source
-            self._streamed = [open_source(source, self.cache_dir, self.val_rows) for source in self._sources]
-        return self._streamed
+    @cached_property
+    def _streamed(self) -> list[StreamedSource]:
+        """The sources, opened for streaming."""
+        return [streamed_sources.open_source(source, self.cache_dir, self.val_rows) for source in self._sources]
 
     def _build_held_out(self, source: StreamedSource) -> DatasetEntry:
         """Build the entry of the rows of a source that are held out for validation."""
@@ -241,7 +239,7 @@ class Conversations(FinetuningData):
         """Iterate over all conversations that are valid."""
         if not self.streaming:
             yield from super().iter_conversations()
-        for source in self._open_sources() if self.streaming else ():
+        for source in self._streamed if self.streaming else ():
             yield from iter_conversations(self._build_row_set(source.source, source.files, source.read_rows))
 
     def pick_conversation(self, which: Literal["first", "random"] | int, seed: int) -> int:
@@ -260,7 +258,7 @@ class Conversations(FinetuningData):
         """Stream the training samples, endlessly."""
         if not self.streaming:
             return super().train_stream(shape)
-        sources = self._open_sources()
+        sources = self._streamed
         packing = (self.packing.length or shape.max_seq_length, self.packing.strategy) if self.packing.enabled else None
         builder = stream.streaming.SampleBuilder(
             renderer=self.build_renderer(),

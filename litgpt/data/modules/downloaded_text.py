@@ -30,10 +30,6 @@ class TinyStories(TokenizedText):
     document_mask: bool = False
     """Confine attention to stories."""
 
-    def cache_folder(self) -> Path:
-        """The folder of the token shards."""
-        return self.data_path
-
     def build_corpora(self) -> tuple[Corpus, Corpus]:
         """Return the training and the validation text."""
         archive = download_tinystories(self.data_path)
@@ -70,10 +66,6 @@ class OpenWebText(TokenizedText):
     """Number of processes that prefetch; the batches do not depend on it."""
     document_mask: bool = False
     """Confine attention to documents."""
-
-    def cache_folder(self) -> Path:
-        """The folder of the token shards."""
-        return Path(self.data_path)
 
     def build_corpora(self) -> tuple[Corpus, Corpus]:
         """Return the training and the validation text."""

@@ -20,9 +20,8 @@ from litgpt.data.read.fields import BadRow
 from litgpt.data.read.row_sets import OnError, RowReport, RowSet
 from litgpt.data.read.row_sources import DataSource, LocatedRow, read_rows
 from litgpt.data.render.example import Renderer
-from litgpt.data.stream.packing import PackingStrategy, compute_fill_ratio, pack_samples
+from litgpt.data.stream.packing import OnOverlong, PackingStrategy, pack_samples
 from litgpt.data.stream.sampler import FeistelPermutation, LengthGrouping
-from litgpt.data.stream.truncation import OnOverlong
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Position, Seed, check_numbers
 from litgpt.recipe.data import BatchShape, DataModule, Stream
@@ -83,7 +82,7 @@ class FinetuningData(DataModule):
     padding: bool = False
     """Stack samples, padded to the longest, instead of concatenating them."""
     group_by_length: Position = 0
-    """Sort the samples of so many global batches by length together, so that those of a micro-batch have similar
+    """Sort the samples of this many global batches by length together, so that those of a micro-batch have similar
     lengths; 0 disables it, 50 is usual."""
 
     # set during a run; untyped, because the types of settings are resolved and these need torch
@@ -225,7 +224,7 @@ class FinetuningData(DataModule):
         length = self.packing.length or shape.max_seq_length
         rows = pack_samples(samples.lengths, length, self.packing.strategy)
         if shape.rank == 0:
-            ratio = compute_fill_ratio(samples.lengths, rows, length)
+            ratio = float(samples.lengths.sum()) / (len(rows) * length)
             print(
                 f"packed {len(samples.lengths):,} samples into {len(rows):,} rows of {length:,} tokens: "
                 f"{ratio:.1%} full, {len(samples.lengths) / len(rows):.1f} samples per row",
@@ -236,8 +235,8 @@ class FinetuningData(DataModule):
     def _select_samples(self, shape: BatchShape, split: Literal["train", "val"]) -> "SampleTable | None":
         """Select the samples for training or validation, none longer than the model's maximum length."""
         assert self.prepared is not None, "setup comes first"
-        pairs: list[tuple[DatasetEntry, CachedExamples]] = self.prepared
-        pairs = [(entry, file) for entry, file in pairs if entry.split in ("both", split)]
+        pairs: list[tuple[DatasetEntry, CachedExamples]]
+        pairs = [(entry, file) for entry, file in self.prepared if entry.split in ("both", split)]
         entries = [entry for entry, _ in pairs]
         parts = [self._split(entry, file.count)[split] for entry, file in pairs]
         if split == "train":

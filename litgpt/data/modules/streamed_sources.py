@@ -4,17 +4,13 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from litgpt.data import stream
 from litgpt.data.read.documents import Source
 from litgpt.data.read.row_sources import DataSource, LocatedRow, list_files
 from litgpt.data.stream import row_shards
 from litgpt.errors import UserError
 from litgpt.recipe.data import BatchShape
-
-if TYPE_CHECKING:
-    from litgpt.data.stream.streaming import WeightedShard
 
 HASHED_BYTES = 1 << 16
 """Bytes at each end of a file that are hashed: hashing all of it would take as long as training."""
@@ -45,7 +41,11 @@ class StreamedSource:
 
     def read_held_out(self) -> Iterator[LocatedRow]:
         """Read the rows for validation."""
-        return row_shards.read_held_out(self.readers, self.held_out)
+        for reader, last in zip(self.readers, self.held_out, strict=True):
+            for number, _, row in reader(0, 0, row_shards.take_all) if last else ():
+                if number > last:
+                    break
+                yield row
 
 
 def open_source(source: DataSource, downloads: Path, val_rows: int) -> StreamedSource:
@@ -71,33 +71,26 @@ def fingerprint_ends(path: Path) -> Source:
 
 def build_shards(
     sources: Sequence[StreamedSource], mix: Literal["concat", "interleave"], seed: int, shape: BatchShape
-) -> "list[WeightedShard]":
+) -> list[row_shards.RowShard]:
     """Build one shard of all files under `concat`, or one of each source with its weight under `interleave`."""
-    rank: dict[str, int] = {"rank": shape.rank, "ranks": shape.ranks}
-    if mix == "interleave":
-        if not sum(source.source.weight for source in sources):
-            raise UserError("data.sources: weight: all are 0; set one that is not")
-        return [
-            stream.streaming.WeightedShard(
-                row_shards.RowShard(
-                    source.source.path,
-                    source.readers,
-                    source.held_out,
-                    seed=derive_seed(seed, source.source.path),
-                    **rank,
-                ),
-                [number] * len(source.readers),
-                source.source.weight,
-            )
-            for number, source in enumerate(sources)
-        ]
-    readers = [reader for source in sources for reader in source.readers]
-    held_out = [last for source in sources for last in source.held_out]
-    set_numbers = [number for number, source in enumerate(sources) for _ in source.readers]
-    name = ", ".join(source.source.path for source in sources)
-    return [
-        stream.streaming.WeightedShard(row_shards.RowShard(name, readers, held_out, seed=seed, **rank), set_numbers)
-    ]
+    if mix == "interleave" and not sum(source.source.weight for source in sources):
+        raise UserError("data.sources: weight: all are 0; set one that is not")
+    groups = [list(enumerate(sources))] if mix == "concat" else [[item] for item in enumerate(sources)]
+    shards = []
+    for group in groups:
+        name = ", ".join(source.source.path for _, source in group)
+        shard = row_shards.RowShard(
+            name,
+            [reader for _, source in group for reader in source.readers],
+            [last for _, source in group for last in source.held_out],
+            [number for number, source in group for _ in source.readers],
+            group[0][1].source.weight if mix == "interleave" else 1.0,
+            seed=derive_seed(seed, name) if mix == "interleave" else seed,
+            rank=shape.rank,
+            ranks=shape.ranks,
+        )
+        shards.append(shard)
+    return shards
 
 
 def derive_seed(*parts: Any) -> int:

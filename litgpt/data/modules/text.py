@@ -21,6 +21,7 @@ class TokenizedText(DataModule):
     seed: int
     num_workers: int
     document_mask: bool
+    data_path: str | Path
 
     # set during a run; untyped, because the types of settings are resolved and these need torch
     tokenizer: Any = None
@@ -40,7 +41,7 @@ class TokenizedText(DataModule):
 
     def cache_folder(self) -> Path:
         """The folder of the token shards."""
-        raise UserError(f"data: {type(self).__name__} has no folder for its tokens")
+        return Path(self.data_path)
 
     def prepare_data(self) -> None:
         """Download and tokenize the text, unless that was done before."""
@@ -163,10 +164,6 @@ class PythonDocs(TokenizedText):
     """Number of processes that prefetch; the batches do not depend on it."""
     document_mask: bool = False
     """Confine attention to documents."""
-
-    def cache_folder(self) -> Path:
-        """The folder of the token shards."""
-        return self.data_path
 
     def build_corpora(self) -> tuple[Corpus, Corpus]:
         """Return the training and the validation text."""

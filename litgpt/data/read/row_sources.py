@@ -5,7 +5,7 @@ import json
 import sys
 from codecs import BOM_UTF8, iterdecode
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -53,40 +53,31 @@ class DataSource:
     val_fraction: float | None = None
 
     def __post_init__(self) -> None:
-        types: dict[str, tuple[Any, ...]] = {
-            "path": (str,),
-            "split": (str, type(None)),
-            "format": (str,),
-            "columns": (dict, type(None)),
-            "sample": (int, float, type(None)),
-            "weight": (int, float),
-            "channel": (str, type(None)),
-            "val_fraction": (int, float, type(None)),
-        }
-        for name, allowed in types.items():
+        for name, (allowed, example) in SETTINGS.items():
             value = getattr(self, name)
             if not isinstance(value, allowed) or isinstance(value, bool):
-                raise UserError(f"data.sources: {name}: {value!r} is not supported; use {EXAMPLES[name]}")
+                raise UserError(f"data.sources: {name}: {value!r} is not supported; use {example}")
         if self.format not in get_args(Format):
             raise UserError(f"data.sources: format: {self.format!r} is unknown; use {', '.join(get_args(Format))}")
         bounds = {"sample": (0, 1e12), "weight": (0, 1e6), "val_fraction": (0, 1)}
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise UserError(f"data.sources: {name}: {value} is out of range; use {EXAMPLES[name]}")
+                raise UserError(f"data.sources: {name}: {value} is out of range; use {SETTINGS[name][1]}")
         if self.sample is not None and self.sample > 1 and self.sample != int(self.sample):
-            raise UserError(f"data.sources: sample: {self.sample} is not a whole number; use {EXAMPLES['sample']}")
+            raise UserError(f"data.sources: sample: {self.sample} is not a whole number; use {SETTINGS['sample'][1]}")
 
 
-EXAMPLES = {
-    "path": "a file, a folder or the name of a data set on the hub",
-    "split": "a part of file names, such as train",
-    "format": "auto",
-    "columns": "keys and values such as {my_question: query}",
-    "sample": "a number of rows such as 500, or a fraction such as 0.1",
-    "weight": "a number from 0, such as 1.0",
-    "channel": "a name",
-    "val_fraction": "a fraction such as 0.05",
+# the type of each setting of a source, and an example for errors
+SETTINGS: dict[str, tuple[Any, str]] = {
+    "path": (str, "a file, a folder or the name of a data set on the hub"),
+    "split": (str | None, "a part of file names, such as train"),
+    "format": (str, "auto"),
+    "columns": (dict | None, "keys and values such as {my_question: query}"),
+    "sample": (int | float | None, "a number of rows such as 500, or a fraction such as 0.1"),
+    "weight": (int | float, "a number from 0, such as 1.0"),
+    "channel": (str | None, "a name"),
+    "val_fraction": (int | float | None, "a fraction such as 0.05"),
 }
 
 
@@ -101,12 +92,12 @@ def parse_source(value: Any) -> DataSource:
     settings = {"path": value} if isinstance(value, str | Path) else value
     if not isinstance(settings, dict) or "path" not in settings:
         raise UserError(f"data.sources: {value!r} is not a source; use a path, or a mapping with path and other keys")
-    known = [field.name for field in fields(DataSource)]
     for key in settings:
-        if key not in known:
-            nearest = find_nearest(str(key), known)
+        if key not in SETTINGS:
+            nearest = find_nearest(str(key), SETTINGS)
             raise UserError(
-                f"data.sources: {key} is not a key; " + (f"did you mean {nearest}?" if nearest else f"use {known}")
+                f"data.sources: {key} is not a key; "
+                + (f"did you mean {nearest}?" if nearest else f"use {list(SETTINGS)}")
             )
     path, sample = split_sample(str(settings["path"]))
     if sample is not None and settings.get("sample") is not None:
@@ -145,10 +136,19 @@ def list_files(source: DataSource, downloads: Path) -> list[Path]:
     return files
 
 
-def download_dataset(name: str, downloads: Path, token: str | None = None) -> Path:
-    """Download a data set from the hub, unless that was done before; returns its folder."""
+def check_hub_name(name: str) -> None:
+    """Check that a source that is no file or folder may be a data set on the hub.
+
+    Raises:
+        UserError: if it is not of the form org/name.
+    """
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"data.sources: {name}: no such file or folder, and not a data set on the hub such as org/name")
+
+
+def download_dataset(name: str, downloads: Path, token: str | None = None) -> Path:
+    """Download a data set from the hub, unless that was done before; returns its folder."""
+    check_hub_name(name)
     folder = join_inside(downloads, name.replace("/", "--"))
     marker = folder / ".complete"
     if not marker.is_file():

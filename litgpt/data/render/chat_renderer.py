@@ -10,16 +10,11 @@ import numpy as np
 
 from litgpt.data.read.conversation import Conversation, Message
 from litgpt.data.read.fields import BadRow
+from litgpt.data.render import spans as text_spans
 from litgpt.data.render.chat_template import ChatTemplate
 from litgpt.data.render.example import Example, Renderer
 from litgpt.data.render.loss_weights import WeightRule, split_by_weight
-from litgpt.data.render.spans import (
-    Span,
-    compute_token_weights,
-    count_common_prefix,
-    disable_offset_trimming,
-    remove_marks,
-)
+from litgpt.data.render.spans import Span
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 
@@ -124,7 +119,7 @@ class ChatRenderer(Renderer):
         self.tokenizer, self.template, self.loss_mask = tokenizer, template, loss_mask or LossMask()
         self.has_weights = bool(self.loss_mask.weights)
         self.variables, self.special = dict(variables or {}), tokenizer.special_tokens()
-        self.processor = disable_offset_trimming(tokenizer.processor)
+        self.processor = text_spans.disable_offset_trimming(tokenizer.processor)
         self.added = [token.content for token in tokenizer.processor.get_added_tokens_decoder().values()]
         self.header, self.lead, ends = self._probe_template()
         stop_texts = set(map(tokenizer.processor.id_to_token, tokenizer.stop_ids)) & set(self.added)
@@ -156,14 +151,11 @@ class ChatRenderer(Renderer):
         return list(self.processor.encode(text, add_special_tokens=False).ids)
 
     def _build_example(self, spans: list[Span], encoding: Any, conversation: Conversation) -> Example:
-        weights = compute_token_weights(spans, np.array(encoding.offsets, np.int64).reshape(-1, 2))
+        weights = text_spans.compute_token_weights(spans, np.array(encoding.offsets, np.int64).reshape(-1, 2))
         ids = np.array(encoding.ids, np.int32)
-        if conversation.is_text:
-            return self._frame_text(ids, conversation)
-        return Example(ids, weights * np.float32(conversation.weight), conversation.channel)
-
-    def _frame_text(self, ids: np.ndarray, conversation: Conversation) -> Example:
-        """Build the sample of a plain text with bos and eos tokens, all of it trained."""
+        if not conversation.is_text:
+            return Example(ids, weights * np.float32(conversation.weight), conversation.channel)
+        # a plain text is framed by bos and eos tokens, and all of it is trained
         ids = self.tokenizer.frame(ids, eos=self.tokenizer.eos_id is not None)
         (message,) = conversation.messages
         weight = conversation.weight * message.weight * (message.loss is not False)
@@ -224,7 +216,7 @@ class ChatRenderer(Renderer):
         """Find the spans in the text of the turns that may be trained: answers, and messages with `loss: true`."""
         wanted = [number for number, turn in enumerate(turns) if turn.is_answer or turn.loss]
         if self.template.marks_answers and all(turns[number].is_answer for number in wanted):
-            plain, blocks = remove_marks(self._apply_template(turns, tools, mark_answers=True))
+            plain, blocks = text_spans.remove_marks(self._apply_template(turns, tools, mark_answers=True))
             if plain == text and len(blocks) == len(wanted):
                 return dict(zip(wanted, blocks, strict=True))
         if (spans := self._find_all_spans(text, turns, wanted, tools)) is None:
@@ -266,8 +258,8 @@ class ChatRenderer(Renderer):
             raise BadRow("the chat template omits an answer", f"message {number + 1}")
         start = self._find_start(before, turns, number, last_end)
         if not text.startswith(before[:start]):
-            start = count_common_prefix(text, before)
-        return start, max(start, len(text) - count_common_prefix(text[::-1], after[::-1]))
+            start = text_spans.count_common_prefix(text, before)
+        return start, max(start, len(text) - text_spans.count_common_prefix(text[::-1], after[::-1]))
 
     def _find_start(self, before: str, turns: Sequence[Turn], number: int, last_end: int = 0) -> int:
         """Find where the model's reply starts, in the text before the answer itself.

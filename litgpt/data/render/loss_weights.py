@@ -15,7 +15,7 @@ from litgpt.recipe.bounds import Rate, check_numbers
 class WeightRule:
     """A factor of the loss where an answer matches.
 
-    Set `regex` for the text that it matches; or `keyword` for the word itself and the text up to the next keyword.
+    Set `regex` for the text that it matches; or `keyword` for the keyword and the text up to the next keyword.
     If several rules match, their weights are multiplied.
     """
 

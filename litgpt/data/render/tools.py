@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from litgpt.data.read.conversation import Conversation, Message
 from litgpt.data.read.fields import BadRow, dump_json
@@ -135,13 +135,12 @@ def write_calls(text: str, calls: Iterable[str], tool_format: ToolFormat) -> str
     elif tool_format == "json":
         parts = [f"CALLS: {dump_json([json.loads(call) for call in calls])}"]
     else:
-        parts = [_write_action(json.loads(call), tool_format) for call in calls]
-    return "\n".join([*([text] if text else []), *parts])
-
-
-def _write_action(call: dict[str, Any], tool_format: ToolFormat) -> str:
-    name, arguments, _ = FORMAT_WORDS[tool_format]
-    return f"{name}: {call['name']}\n{arguments}: {dump_json(call.get('arguments') or {})}"
+        name, arguments, _ = FORMAT_WORDS[tool_format]
+        parts = [
+            f"{name}: {call['name']}\n{arguments}: {dump_json(call.get('arguments') or {})}"
+            for call in map(json.loads, calls)
+        ]
+    return "\n".join([text, *parts] if text else parts)
 
 
 def write_results(results: list[str], tool_format: ToolFormat) -> str:

@@ -1,4 +1,4 @@
-"""Pack samples of different lengths into rows of one length: best fit decreasing in O(n log n)."""
+"""Fit samples of different lengths into rows of one length: truncate long ones, pack by best fit in O(n log n)."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -7,6 +7,18 @@ from typing import Literal
 import numpy as np
 
 PackingStrategy = Literal["best_fit", "sequential"]
+OnOverlong = Literal["drop", "truncate_left", "truncate_right", "split", "raise"]
+
+
+def find_cut_starts(size: int, length: int, on_overlong: OnOverlong) -> Sequence[int]:
+    """First tokens of the parts, of at most `length` tokens, that a sample of `size` > `length` tokens is cut into."""
+    starts: dict[str, Sequence[int]] = {
+        "drop": [],
+        "truncate_right": [0],
+        "truncate_left": [size - length],
+        "split": range(0, size, length),
+    }
+    return starts[on_overlong]
 
 
 def pack_samples(
@@ -29,26 +41,21 @@ def pack_samples(
     return [np.array(row, dtype=np.int64) for row in rows]
 
 
-def compute_fill_ratio(lengths: Sequence[int] | np.ndarray, rows: Sequence[np.ndarray], capacity: int) -> float:
-    """Fraction of the capacity of all rows that is filled with tokens."""
-    return float(np.sum(lengths)) / (len(rows) * capacity) if rows else 0.0
-
-
 def _best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
     rows: list[list[int]] = []
     rooms: list[int] = []  # distinct free sizes of rows, ascending
     rows_with: dict[int, list[int]] = {}  # rows by free size
     for sample in np.argsort(-sizes, kind="stable").tolist():
         size = int(sizes[sample])
-        place = bisect_left(rooms, size)
-        if place == len(rooms):
+        position = bisect_left(rooms, size)
+        if position == len(rooms):
             row, room = len(rows), capacity
             rows.append([])
         else:
-            room = rooms[place]
+            room = rooms[position]
             row = rows_with[room].pop()
             if not rows_with[room]:
-                del rows_with[room], rooms[place]
+                del rows_with[room], rooms[position]
         rows[row].append(sample)
         if (left := room - size) > 0:
             if left not in rows_with:

@@ -7,15 +7,22 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from litgpt.data.read.documents import decompress_lines, number_lines
-from litgpt.data.read.row_sources import DataSource, LocatedRow, parse_json, read_parquet_rows, read_rows
+from litgpt.data.read.row_sources import (
+    DataSource,
+    LocatedRow,
+    check_hub_name,
+    parse_json,
+    read_parquet_rows,
+    read_rows,
+)
 from litgpt.data.stream.sampler import FeistelPermutation
 from litgpt.errors import UserError
 
 RowFilter = Callable[[int], bool]
 FileRow = tuple[int, int, LocatedRow]
-"""A row's number in its file, from 1; the byte after it, in files that can be entered there; and the row."""
+"""A row's number in its file, from 1; the byte after it, in files that can be read from there; and the row."""
 RowReader = Callable[[int, int, RowFilter], Iterator[FileRow]]
-"""Reads a file after so many rows and bytes, and yields the rows whose numbers the filter accepts."""
+"""Reads a file after a number of rows and bytes, and yields the rows whose numbers the filter accepts."""
 
 
 class RowShard:
@@ -25,6 +32,8 @@ class RowShard:
         name: shown in messages.
         readers: read the files, or the shards of a data set on the hub.
         held_out: number of rows at the start of each file that are for validation.
+        set_numbers: the number of the row set that each file belongs to.
+        weight: sampling weight, relative to the other shards of the rank.
         seed: seed of the order of the files.
 
     Attributes:
@@ -32,9 +41,19 @@ class RowShard:
     """
 
     def __init__(
-        self, name: str, readers: Sequence[RowReader], held_out: Sequence[int], *, seed: int, rank: int, ranks: int
+        self,
+        name: str,
+        readers: Sequence[RowReader],
+        held_out: Sequence[int],
+        set_numbers: Sequence[int],
+        weight: float = 1.0,
+        *,
+        seed: int,
+        rank: int,
+        ranks: int,
     ) -> None:
         self.name, self.readers, self.held_out = name, readers, held_out
+        self.set_numbers, self.weight = set_numbers, weight
         self.seed, self.rank, self.ranks = seed, rank, ranks
         self.seek([0, 0, 0, 0])
 
@@ -44,7 +63,7 @@ class RowShard:
         self._rows = self._read()
 
     def __next__(self) -> tuple[int, LocatedRow]:
-        """The number of the file, and its next row."""
+        """The number of the row set of the next row, and the row."""
         return next(self._rows)
 
     def _read(self) -> Iterator[tuple[int, LocatedRow]]:
@@ -58,7 +77,7 @@ class RowShard:
                     self.position = [passes, index, number, end]
                     if number > self.held_out[file]:
                         count += 1
-                        yield file, located_row
+                        yield self.set_numbers[file], located_row
                 row = byte = 0
             if is_full_pass and not count:
                 raise UserError(
@@ -93,25 +112,13 @@ def count_held_out(readers: Sequence[RowReader], rows: int) -> list[int]:
     return held_out
 
 
-def read_held_out(readers: Sequence[RowReader], held_out: Sequence[int]) -> Iterator[LocatedRow]:
-    """Read the rows that are held out for validation."""
-    for reader, last in zip(readers, held_out, strict=True):
-        for number, _, row in reader(0, 0, take_all) if last else ():
-            if number > last:
-                break
-            yield row
-
-
 def open_hub_shards(source: DataSource) -> list[RowReader]:
     """Open the shards of a data set on the hub, which are downloaded while they are read.
 
     Raises:
         UserError: if the package `datasets` is not installed, or the hub cannot be reached.
     """
-    if source.path.count("/") != 1 or source.path.startswith((".", "/", "~")):
-        raise UserError(
-            f"data.sources: {source.path}: no such file or folder, and not a data set on the hub such as org/name"
-        )
+    check_hub_name(source.path)
     try:
         from datasets import load_dataset
     except ImportError:

@@ -10,8 +10,8 @@ from litgpt.data.cache.examples import CachedExamples
 from litgpt.data.render.example import Example
 from litgpt.data.stream.batch import BatchArrays
 from litgpt.data.stream.collate import collate_rows
+from litgpt.data.stream.packing import OnOverlong, find_cut_starts
 from litgpt.data.stream.sampler import LengthGrouping, build_sampler
-from litgpt.data.stream.truncation import OnOverlong, find_cut_starts
 from litgpt.errors import UserError
 
 

@@ -22,10 +22,9 @@ from litgpt.data.render.example import Example, Renderer
 from litgpt.data.stream.batch import Batch, BatchArrays, to_batch
 from litgpt.data.stream.collate import collate_rows
 from litgpt.data.stream.fingerprint import check_position
-from litgpt.data.stream.packing import PackingStrategy, pack_samples
+from litgpt.data.stream.packing import OnOverlong, PackingStrategy, find_cut_starts, pack_samples
 from litgpt.data.stream.row_shards import RowShard
 from litgpt.data.stream.sampler import FeistelPermutation
-from litgpt.data.stream.truncation import OnOverlong, find_cut_starts
 from litgpt.data.stream.workers import WorkerStream
 from litgpt.errors import UserError
 from litgpt.recipe.data import BatchShape, Stream
@@ -91,21 +90,6 @@ class DrawnConversation(NamedTuple):
     is_new: bool
 
 
-@dataclass(frozen=True)
-class WeightedShard:
-    """A shard of rows with its sampling weight.
-
-    Attributes:
-        shard: the rows.
-        set_numbers: the number of the row set that each file of the shard belongs to.
-        weight: sampling weight, relative to the other shards.
-    """
-
-    shard: RowShard
-    set_numbers: Sequence[int]
-    weight: float = 1.0
-
-
 class StreamedRows(IterableDataset[Any]):
     """The micro batches of one rank, each with the state from which the next one is read.
 
@@ -120,7 +104,7 @@ class StreamedRows(IterableDataset[Any]):
     def __init__(
         self,
         row_sets: Sequence[RowSet],
-        shards: Sequence[WeightedShard],
+        shards: Sequence[RowShard],
         builder: SampleBuilder,
         *,
         micro_batch_size: int,
@@ -135,7 +119,7 @@ class StreamedRows(IterableDataset[Any]):
     def state(self) -> dict[str, Any]:
         """The current position as JSON values."""
         return {
-            "places": [weighted.shard.position for weighted in self.shards],
+            "places": [shard.position for shard in self.shards],
             "taken": list(self.drawn_counts),
             "windows": self.window_count,
             "behind": self.rows_consumed,
@@ -144,8 +128,8 @@ class StreamedRows(IterableDataset[Any]):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
-        for weighted, position in zip(self.shards, state["places"], strict=True):
-            weighted.shard.seek(position)
+        for shard, position in zip(self.shards, state["places"], strict=True):
+            shard.seek(position)
         self.drawn_counts = list(state["taken"])
         self.window_count, self.rows_consumed = state["windows"], state["behind"]
         self.reports = [RowReport.from_dict(report) for report in state["reports"]]
@@ -187,10 +171,10 @@ class StreamedRows(IterableDataset[Any]):
     def _build_window(self) -> list[list[Example]]:
         """Read the next window that is not empty: rows of samples in their final order."""
         examples: list[Example] = []
-        first_pass = [weighted.shard.position[0] for weighted in self.shards]
+        first_pass = [shard.position[0] for shard in self.shards]
         while not examples:
-            passes = [weighted.shard.position[0] for weighted in self.shards]
-            weights = [weighted.weight for weighted in self.shards]
+            passes = [shard.position[0] for shard in self.shards]
+            weights = [shard.weight for shard in self.shards]
             if all(now > then + 1 for now, then, weight in zip(passes, first_pass, weights, strict=True) if weight):
                 first = next((report.first[0] for report in self.reports if report.first), "every answer is empty")
                 raise UserError(f"data: no row to train on in a whole pass; the first error: {first}")
@@ -203,12 +187,11 @@ class StreamedRows(IterableDataset[Any]):
 
     def _draw(self) -> list[DrawnConversation]:
         """Read the conversations of the next row."""
-        total, weights = sum(self.drawn_counts) + 1, [weighted.weight for weighted in self.shards]
+        total, weights = sum(self.drawn_counts) + 1, [shard.weight for shard in self.shards]
         chosen = max(range(len(weights)), key=lambda i: weights[i] / sum(weights) * total - self.drawn_counts[i])
         self.drawn_counts[chosen] += 1
-        shard = self.shards[chosen].shard
-        file, (location, row) = next(shard)
-        set_number, is_new = self.shards[chosen].set_numbers[file], shard.position[0] == 0
+        set_number, (location, row) = next(self.shards[chosen])
+        is_new = self.shards[chosen].position[0] == 0
         self.reports[set_number].rows += is_new
         try:
             conversations = self.row_sets[set_number].convert_located(row)

@@ -1,5 +1,6 @@
 """Samples of one length, cut from token streams; sample number i is a function of (seed, i)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -38,30 +39,24 @@ class SampleDataset(Protocol):
         """Collate samples `first` .. `first + size - 1`."""
 
 
-class WindowDataset(SampleDataset, Protocol):
-    """Samples of one length, cut from text."""
-
-    def read_window(self, index: int) -> Window:
-        """Read sample number `index` over all epochs."""
-
-    def number_documents(self, index: int) -> np.ndarray:
-        """(T,) int32: number of the document that each token of sample `index` belongs to, from 0."""
-
-
-class StackedWindows:
-    """Collates windows of one length by stacking them."""
+class WindowDataset(ABC):
+    """Base of datasets of windows of one length, whose micro batches are stacked."""
 
     channels: Sequence[str] = ()
 
-    def micro_batch(self: WindowDataset, first: int, size: int) -> BatchArrays:
+    @abstractmethod
+    def locate(self, index: int) -> "tuple[Windows, int]":
+        """Return the windows that sample `index` over all epochs comes from, and its index among them."""
+
+    def micro_batch(self, first: int, size: int) -> BatchArrays:
         """Stack samples to (B, T+1) `tokens`, and (B, T) `documents` if they are numbered."""
-        windows = [self.read_window(first + offset) for offset in range(size)]
-        documents = [numbers for _, numbers in windows if numbers is not None]
-        arrays = {"tokens": np.stack([tokens for tokens, _ in windows])}
+        samples = [windows.read_window(index) for windows, index in map(self.locate, range(first, first + size))]
+        documents = [numbers for _, numbers in samples if numbers is not None]
+        arrays = {"tokens": np.stack([tokens for tokens, _ in samples])}
         return arrays | ({"documents": np.stack(documents)} if documents else {})
 
 
-class Windows(StackedWindows):
+class Windows(WindowDataset):
     """Windows of T+1 tokens cut from one text at a stride of T, in a new order every epoch.
 
     Every token but the first is a label exactly once per epoch, except for the `tail` tokens at the end that do not
@@ -90,6 +85,10 @@ class Windows(StackedWindows):
         self._length, self._seed, self._document_mask = length, seed, document_mask
         self._permutation = (0, FeistelPermutation(self.count, seed, 0))
 
+    def locate(self, index: int) -> "tuple[Windows, int]":
+        """Return itself and `index`."""
+        return self, index
+
     def read_window(self, index: int) -> Window:
         """Read sample number `index` over all epochs."""
         start = self._find_start(index)
@@ -113,30 +112,21 @@ class Windows(StackedWindows):
         return is_start.cumsum(dtype=np.int32)
 
 
-class BlendedWindows(StackedWindows):
+class BlendedWindows(WindowDataset):
     """Two window datasets, interleaved so that the first n samples hold floor(n * share) of the first dataset.
 
     Args:
         share: fraction of the samples that come from `first`, between 0 and 1.
     """
 
-    def __init__(self, first: WindowDataset, second: WindowDataset, share: float) -> None:
+    def __init__(self, first: Windows, second: Windows, share: float) -> None:
         self.count = first.count + second.count
         self.fingerprint = compute_fingerprint(first.fingerprint, second.fingerprint, share)
         self.first, self.second = first, second
         self._millionths = round(share * 1_000_000)  # integers stay exact at every position
 
-    def read_window(self, index: int) -> Window:
-        """Read sample number `index`."""
-        dataset, local_index = self._locate(index)
-        return dataset.read_window(local_index)
-
-    def number_documents(self, index: int) -> np.ndarray:
-        """(T,) int32: number of the document that each token of sample `index` belongs to, from 0."""
-        dataset, local_index = self._locate(index)
-        return dataset.number_documents(local_index)
-
-    def _locate(self, index: int) -> tuple[WindowDataset, int]:
+    def locate(self, index: int) -> tuple[Windows, int]:
+        """Return the windows that sample `index` over all epochs comes from, and its index among them."""
         from_first = index * self._millionths // 1_000_000
         if (index + 1) * self._millionths // 1_000_000 > from_first:
             return self.first, from_first

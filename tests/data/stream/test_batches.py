@@ -207,13 +207,14 @@ def test_validation_is_equally_long_on_all_ranks(samples: int, ranks: int, micro
 def test_mix_keeps_its_share_and_every_sample() -> None:
     first, second = windows(70), Windows(Numbers(3 * 30 + 1), 3, 7)
     mix = BlendedWindows(first, second, 0.693584)
-    drawn = [mix._locate(index) for index in range(10_000)]
+    drawn = [mix.locate(index) for index in range(10_000)]
     for count in (1, 10, 333, 10_000):
         taken = sum(rows is first for rows, _ in drawn[:count])
         assert abs(taken - 0.693584 * count) < 1
     for rows in (first, second):  # each source in its own order, none left out
         assert [place for source, place in drawn if source is rows] == list(range(sum(s is rows for s, _ in drawn)))
-    assert mix.read_window(10**15)[0].shape == (4,)
+    source, place = mix.locate(10**15)
+    assert source.read_window(place)[0].shape == (4,)
 
 
 def test_shape_is_checked() -> None:

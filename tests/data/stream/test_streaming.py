@@ -60,7 +60,7 @@ def test_a_share_is_entered_anywhere(tmp_path: Path) -> None:
         for rank in range(ranks):
 
             def fresh(rank: int = rank, ranks: int = ranks) -> RowShard:
-                return RowShard("x", parts, [0] * 5, seed=3, rank=rank, ranks=ranks)
+                return RowShard("x", parts, [0] * 5, [0] * 5, seed=3, rank=rank, ranks=ranks)
 
             share, order, places = fresh(), [], []
             while share.position[0] == 0:
