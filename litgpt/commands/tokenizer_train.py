@@ -3,8 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from litgpt.data.read.documents import SkippedRows, list_text_files, read_documents
-from litgpt.data.read.progress import progress_bar
+from litgpt.data.read.documents import SkippedRows, list_text_files, progress_bar, read_documents
 from litgpt.data.tokenizer import train_tokenizer
 from litgpt.recipe.data_commands import TokenizerTrain
 

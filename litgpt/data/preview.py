@@ -62,23 +62,23 @@ def list_windows(stream: Stream | None) -> list[Windows]:
 
 def print_counts(data: DataModule, train: Stream, val: Stream | None, length: int) -> None:
     """Print documents, tokens, windows, unused tokens and the folder of each text; or the sets of samples."""
+    streams = [(name, stream) for name, stream in (("train", train), ("val", val)) if stream is not None]
     if isinstance(data, FinetuningData):
         print_row_sets(data)
-        streams = [(name, stream) for name, stream in (("train", train), ("val", val)) if stream is not None]
         sizes = [(name, stream.samples_per_epoch) for name, stream in streams]
         counts = [f"{name}: " + ("read on demand" if size is None else f"{size:,} rows") for name, size in sizes]
         print(*counts, *dict.fromkeys(f"in {file.folder}" for _, file in data.prepared), sep="\n")
         return
     table = Table("split", "documents", "tokens", f"windows of {length:,}", "tail tokens", "skipped rows")
     folders = []
-    for name, stream in (("train", train), ("val", val)):
+    for name, stream in streams:
         for windows in list_windows(stream):
             tokens: Any = windows.tokens
             numbers = [tokens.documents, tokens.total, windows.count, windows.tail]
             skipped = getattr(tokens, "metadata", {}).get("skipped", 0)
             table.add_row(name, *(f"{number:,}" for number in [*numbers, skipped]))
             folders.append(f"{name}: {tokens.folder}")
-        if stream is not None and not list_windows(stream):
+        if not list_windows(stream):
             samples = stream.samples_per_epoch
             table.add_row(name, "?", "?", "?" if samples is None else f"{samples:,}", "?", "?")
     Console().print(table)

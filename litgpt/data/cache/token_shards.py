@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from litgpt.data.cache.folders import build_once
-from litgpt.data.read.documents import Corpus, SkippedRows
-from litgpt.data.read.progress import progress_bar
+from litgpt.data.read.documents import Corpus, SkippedRows, progress_bar
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import DamagedFileError, read_json, write_json, write_manifest

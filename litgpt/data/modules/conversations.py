@@ -11,7 +11,6 @@ from typing import Any, Literal
 from litgpt.data import stream
 from litgpt.data.modules import streamed_sources
 from litgpt.data.modules.finetuning import DatasetEntry, FinetuningData, Split, iter_conversations
-from litgpt.data.modules.streamed_sources import StreamedSource
 from litgpt.data.read.conversation import Conversation, iter_texts, to_conversation
 from litgpt.data.read.documents import Source
 from litgpt.data.read.row_sets import RowSet
@@ -224,11 +223,11 @@ class Conversations(FinetuningData):
         return [math.floor(total * share + 1e-9) for share in shares]
 
     @cached_property
-    def _streamed(self) -> list[StreamedSource]:
+    def _streamed(self) -> list[streamed_sources.StreamedSource]:
         """The sources, opened for streaming."""
         return [streamed_sources.open_source(source, self.cache_dir, self.val_rows) for source in self._sources]
 
-    def _build_held_out(self, source: StreamedSource) -> DatasetEntry:
+    def _build_held_out(self, source: streamed_sources.StreamedSource) -> DatasetEntry:
         """Build the entry of the rows of a source that are held out for validation."""
         self.cache_dir.mkdir(parents=True, exist_ok=True)
         rows = self._build_row_set(source.source, source.files, source.read_held_out)

@@ -5,18 +5,19 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from litgpt.data.read.fields import has_surrogates
-from litgpt.data.read.progress import FileWrapper
 from litgpt.errors import UserError
 from litgpt.files import DamagedFileError, read_json, sha256, write_json
 
 TEXT_SUFFIXES = tuple(kind + compression for kind in (".txt", ".jsonl") for compression in ("", ".gz", ".zst"))
 BadRows = Literal["stop", "skip"]
+FileWrapper = Callable[[BinaryIO], BinaryIO]
+"""Wraps an open file, so that a progress bar follows its reads."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,19 @@ class Corpus:
     bos: bool | None = None
     eos: bool = False
     bad_rows: BadRows = "stop"
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[FileWrapper]:
+    """Show a progress bar on stderr for the files wrapped by the yielded function."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda file: progress.wrap_file(file, task_id=task)
 
 
 def list_text_files(path: Path, key: str) -> list[Path]:

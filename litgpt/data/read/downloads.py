@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from litgpt.data.read.progress import FileWrapper, progress_bar
+from litgpt.data.read.documents import FileWrapper, progress_bar
 from litgpt.errors import UserError
 
 HUB = "https://huggingface.co/datasets"

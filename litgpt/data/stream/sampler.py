@@ -1,7 +1,6 @@
 """The order of samples in an epoch: a keyed permutation, which takes no memory and has random access."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,13 +89,6 @@ class LengthGroupedSampler:
         starts = [group * index for index in map(shuffled, range(whole_groups))] if shuffled else []
         parts = [members[start : start + group] for start in starts]
         return np.concatenate([*parts, members[whole_groups * group :]])
-
-
-def build_sampler(lengths: np.ndarray, seed: int, epoch: int, grouping: LengthGrouping | None) -> Callable[[int], int]:
-    """Build the sampler of an epoch, which maps positions to sample numbers."""
-    if grouping is None:
-        return FeistelPermutation(len(lengths), seed, epoch)
-    return LengthGroupedSampler(lengths, seed, epoch, grouping)
 
 
 def _mix_bits(value: int) -> int:

@@ -8,10 +8,9 @@ import numpy as np
 
 from litgpt.data.cache.examples import CachedExamples
 from litgpt.data.render.example import Example
-from litgpt.data.stream.batch import BatchArrays
-from litgpt.data.stream.collate import collate_rows
+from litgpt.data.stream.batch import BatchArrays, collate_rows
 from litgpt.data.stream.packing import OnOverlong, find_cut_starts
-from litgpt.data.stream.sampler import LengthGrouping, build_sampler
+from litgpt.data.stream.sampler import FeistelPermutation, LengthGroupedSampler, LengthGrouping
 from litgpt.errors import UserError
 
 
@@ -127,7 +126,9 @@ class SampleRows:
 
     def _build_sampler(self, epoch: int) -> Callable[[int], int]:
         lengths = np.add.reduceat(self.samples.lengths[self._members], self._row_starts[:-1])
-        return build_sampler(lengths, self._seed or 0, epoch, self._grouping)
+        if self._grouping is None:
+            return FeistelPermutation(len(lengths), self._seed or 0, epoch)
+        return LengthGroupedSampler(lengths, self._seed or 0, epoch, self._grouping)
 
     def list_samples(self, index: int) -> list[int]:
         """List the samples in row number `index` over all epochs."""

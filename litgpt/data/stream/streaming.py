@@ -19,8 +19,7 @@ from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.row_sets import MAX_SHOWN, OnError, RowReport, RowSet, bad_row_error
 from litgpt.data.render.example import Example, Renderer
-from litgpt.data.stream.batch import Batch, BatchArrays, to_batch
-from litgpt.data.stream.collate import collate_rows
+from litgpt.data.stream.batch import Batch, BatchArrays, collate_rows, to_batch
 from litgpt.data.stream.fingerprint import check_position
 from litgpt.data.stream.packing import OnOverlong, PackingStrategy, find_cut_starts, pack_samples
 from litgpt.data.stream.row_shards import RowShard
