@@ -29,10 +29,6 @@ COLUMN_NAMES = {
     "query": QUERY,
     "response": RESPONSE,
     "system": ("system", "system_prompt"),
-    "history": ("history",),
-    "tools": ("tools",),
-    "channel": ("channel",),
-    "weight": ("weight",),
 }
 """Our columns and their aliases; the first name is ours."""
 

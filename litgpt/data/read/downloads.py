@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tarfile
 import uuid
 from collections.abc import Iterator
@@ -32,15 +33,12 @@ def download_file(url: str, path: Path) -> None:
             size = int(response.headers.get("Content-Length", 0))
             response.raw.decode_content = False
             with progress_bar(f"downloading {path.name}", size) as wrap_file:
-                body = wrap_file(cast(BinaryIO, response.raw))
-                while block := body.read(1 << 20):
-                    file.write(block)
+                shutil.copyfileobj(wrap_file(cast(BinaryIO, response.raw)), file, 1 << 20)
         if size and partial.stat().st_size != size:
             raise UserError(f"{url}: incomplete, {partial.stat().st_size} of {size} bytes; try again")
         partial.replace(path)
     except (requests.RequestException, OSError) as error:
-        reason = str(error)[:200]
-        raise UserError(f"{url}: cannot be downloaded ({reason}); put the file at {path}") from None
+        raise UserError(f"{url}: cannot be downloaded ({str(error)[:200]}); put the file at {path}") from None
     finally:
         partial.unlink(missing_ok=True)
 

@@ -106,10 +106,8 @@ class ChatML(TableStyle):
     """ChatML with an optional default system message."""
 
     def __init__(self, system_message: str | None = None) -> None:
-        chatml = load_styles()["qwen3"]
-        text = chatml["text_with_system"] if system_message else chatml["text"]
-        with_system = chatml["text_with_system"]
-        self.row = {"text": text, "text_with_system": with_system, "system": system_message or ""}  # type: ignore[misc]
+        row = load_styles()["qwen3"] | {"system": system_message or ""}
+        self.row = row | {"text": row["text_with_system"]} if system_message else row  # type: ignore[misc]
 
 
 def fill_text(text: str, **values: str) -> str:

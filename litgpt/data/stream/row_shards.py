@@ -1,6 +1,7 @@
 """One rank's shard of the rows of some files, pass after pass, resumable at any row."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,7 @@ RowReader = Callable[[int, int, RowFilter], Iterator[FileRow]]
 """Reads a file after a number of rows and bytes, and yields the rows whose numbers the filter accepts."""
 
 
+@dataclass(eq=False)
 class RowShard:
     """Every `ranks`-th row of some files, with the files in a new order every pass.
 
@@ -40,21 +42,16 @@ class RowShard:
         position: passes, files of the current pass, and rows and bytes of the current file read so far.
     """
 
-    def __init__(
-        self,
-        name: str,
-        readers: Sequence[RowReader],
-        held_out: Sequence[int],
-        set_numbers: Sequence[int],
-        weight: float = 1.0,
-        *,
-        seed: int,
-        rank: int,
-        ranks: int,
-    ) -> None:
-        self.name, self.readers, self.held_out = name, readers, held_out
-        self.set_numbers, self.weight = set_numbers, weight
-        self.seed, self.rank, self.ranks = seed, rank, ranks
+    name: str
+    readers: Sequence[RowReader]
+    held_out: Sequence[int]
+    set_numbers: Sequence[int]
+    weight: float = 1.0
+    seed: int = field(kw_only=True)
+    rank: int = field(kw_only=True)
+    ranks: int = field(kw_only=True)
+
+    def __post_init__(self) -> None:
         self.seek([0, 0, 0, 0])
 
     def seek(self, position: Sequence[int]) -> None:
