@@ -32,21 +32,21 @@ def write(path: Path, lines: list[Any]) -> Path:
 def module(tmp_path: Path, tokenizer: Tokenizer, sources: list[Any] | None = None, **settings: Any) -> Conversations:
     if sources is None:
         sources = [str(write(tmp_path / "rows.jsonl", rows(60)))]
-    made = Conversations(sources=sources, cache_dir=tmp_path / "cache", num_workers=0, **settings)
-    made.connect(tokenizer)
-    made.prepare_data()
-    made.setup()
-    return made
+    data = Conversations(sources=sources, cache_dir=tmp_path / "cache", num_workers=0, **settings)
+    data.connect(tokenizer)
+    data.prepare_data()
+    data.setup()
+    return data
 
 
 def samples_of(batch: Batch) -> list[tuple[list[int], list[int]]]:
     """The ids and labels of each sample in a batch, without padding."""
-    found = []
+    samples = []
     for row in range(batch.ids.shape[0]):
         numbers = torch.zeros_like(batch.ids[row]) if batch.documents is None else batch.documents[row]
         for number in range(int(numbers.max()) + 1):
-            found.append((batch.ids[row][numbers == number].tolist(), batch.labels[row][numbers == number].tolist()))
-    return found
+            samples.append((batch.ids[row][numbers == number].tolist(), batch.labels[row][numbers == number].tolist()))
+    return samples
 
 
 def questions(batches: list[Batch], tokenizer: Tokenizer) -> list[str]:

@@ -40,7 +40,7 @@ def test_inspect(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.count("⟦the quick fox<|im_end|>⟧") == 1
 
 
-def test_inspect_rows_that_are_read_as_needed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_streamed_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = Conversations(sources="rows.jsonl", on_error="drop", streaming=True, val_rows=2, shuffle_buffer=21)
     data_inspect.run(DataInspect(data, folder / "tokenizer", 60, samples=30))
     said = capsys.readouterr().out
@@ -49,7 +49,7 @@ def test_inspect_rows_that_are_read_as_needed(folder: Path, capsys: pytest.Captu
     assert "rows.jsonl: 3 of 21 rows left out" in said and "rows.jsonl:21: no answer" in said
 
 
-def test_prepare_holds_samples_against_their_hashes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_compares_samples_with_their_hashes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run() -> None:
         data = Conversations(sources="rows.jsonl", on_error="drop")
         data_prepare.run(DataPrepare(data, folder / "tokenizer", 60))

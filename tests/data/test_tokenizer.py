@@ -120,9 +120,9 @@ def test_transformers_reads_the_folder_alike(folders: dict[str, Path]) -> None:
     from transformers import AutoTokenizer
 
     for folder in folders.values():
-        theirs, ours = AutoTokenizer.from_pretrained(folder), Tokenizer(folder)
+        reference, tokenizer = AutoTokenizer.from_pretrained(folder), Tokenizer(folder)
         for text in [*TEXT, "", "  \n x"]:
-            assert theirs(text)["input_ids"] == ours.encode(text).tolist()
+            assert reference(text)["input_ids"] == tokenizer.encode(text).tolist()
 
 
 def test_fingerprint_sees_the_bos_rule(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -262,11 +262,15 @@ def test_special_tokens_in_sentencepiece_text_equal_transformers(
 ) -> None:
     from transformers import LlamaTokenizer
 
-    ours = with_config(pieces_folder, tmp_path / "t", LLAMA | {"legacy": legacy, "add_bos_token": True})
-    theirs = LlamaTokenizer.from_pretrained(tmp_path / "t", legacy=legacy)
+    tokenizer = with_config(pieces_folder, tmp_path / "t", LLAMA | {"legacy": legacy, "add_bos_token": True})
+    reference = LlamaTokenizer.from_pretrained(tmp_path / "t", legacy=legacy)
     for text in MARKED:
-        assert ours.encode(text, bos=False).tolist() == theirs(text, add_special_tokens=False)["input_ids"], text
-    assert [one.tolist() for one in ours.encode_batch(MARKED)] == [ours.encode(t, bos=False).tolist() for t in MARKED]
+        assert tokenizer.encode(text, bos=False).tolist() == reference(text, add_special_tokens=False)["input_ids"], (
+            text
+        )
+    assert [ids.tolist() for ids in tokenizer.encode_batch(MARKED)] == [
+        tokenizer.encode(t, bos=False).tolist() for t in MARKED
+    ]
 
 
 @settings(max_examples=100, deadline=None)
@@ -424,17 +428,17 @@ def test_real_tokenizers_equal_transformers(name: str) -> None:
     from transformers import AutoTokenizer
 
     folder = asset(f"tok/{name}")
-    ours, theirs = Tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    tokenizer, reference = Tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     texts = real_texts()
     assert len(texts) >= 200
     for text in texts:
-        wanted = theirs(text, add_special_tokens=False)["input_ids"]
-        assert ours.encode(text, bos=False).tolist() == wanted, text
-        assert ours.decode(wanted) == theirs.decode(wanted, skip_special_tokens=True)
-        assert "".join(ours.decode_stream(wanted)) == ours.decode(wanted)
-    assert (ours.bos_id, ours.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
+        wanted = reference(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.encode(text, bos=False).tolist() == wanted, text
+        assert tokenizer.decode(wanted) == reference.decode(wanted, skip_special_tokens=True)
+        assert "".join(tokenizer.decode_stream(wanted)) == tokenizer.decode(wanted)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (reference.bos_token_id, reference.eos_token_id)
     if name != "deepseek_v3":  # its tokenizer_config.json says add_bos_token: true, which transformers 5 does not read
-        assert ours.encode("a text", eos=None).tolist() == theirs("a text")["input_ids"]
+        assert tokenizer.encode("a text", eos=None).tolist() == reference("a text")["input_ids"]
 
 
 @pytest.mark.slow
@@ -453,18 +457,18 @@ def test_real_sentencepiece_models(name: str, tmp_path: Path) -> None:
 
     shutil.copy(asset(f"tok/mistral_common/data/{name}"), tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(LLAMA | {"add_bos_token": True, "legacy": False}))
-    ours = Tokenizer(tmp_path)
-    theirs = LlamaTokenizer.from_pretrained(tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    reference = LlamaTokenizer.from_pretrained(tmp_path)
     source = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     compared = 0
     for text in real_texts():
-        tokens = ours.encode(text, bos=False).tolist()
-        if not any(mark in text for mark in ours._sentencepiece.special):
+        tokens = tokenizer.encode(text, bos=False).tolist()
+        if not any(mark in text for mark in tokenizer._sentencepiece.special):
             assert tokens == source.encode(text), text
         if "  " not in text and text[:1] != " " and not {"\u2581", "\0"} & set(text):
             compared += 1
-            assert tokens == theirs(text, add_special_tokens=False)["input_ids"], text
-            assert ours.decode(tokens) == theirs.decode(tokens, skip_special_tokens=True)
-        assert "".join(ours.decode_stream(tokens)) == ours.decode(tokens)
+            assert tokens == reference(text, add_special_tokens=False)["input_ids"], text
+            assert tokenizer.decode(tokens) == reference.decode(tokens, skip_special_tokens=True)
+        assert "".join(tokenizer.decode_stream(tokens)) == tokenizer.decode(tokens)
     assert compared > 80
-    assert ours.encode("a text").tolist() == theirs("a text")["input_ids"]
+    assert tokenizer.encode("a text").tolist() == reference("a text")["input_ids"]

@@ -22,7 +22,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 SHAPE = BatchShape(4, 8, 64)
 
 
-def test_lazy_batches_are_those_made_ahead(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_lazy_batches_equal_those_tokenized_ahead(tmp_path: Path, tokenizer: Tokenizer) -> None:
     lines = [*rows(30, channel="a"), *rows(10, seed=1, weight=0.5), {"text": "the quick brown fox " * 20}]
     sources = [str(write(tmp_path / "rows.jsonl", lines))]
     for settings in (
@@ -39,7 +39,7 @@ def test_lazy_batches_are_those_made_ahead(tmp_path: Path, tokenizer: Tokenizer)
         assert val is not None and other_val is not None and all(map(equal, val, other_val))
 
 
-def test_lazy_samples_that_cannot_be(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_lazy_samples(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
     refused = {"messages": [{"role": "user", "content": "refuse"}, {"role": "assistant", "content": "a"}]}
     sources = [str(write(tmp_path / "rows.jsonl", [*rows(3), refused, {"query": "q", "response": "fox " * 99}]))]
     template = tmp_path / "template.jinja"

@@ -65,16 +65,18 @@ def test_second_time_reads_nothing(folder: Path, tokenizer: Tokenizer, monkeypat
 
 def test_what_changes_the_tokens_makes_them_again(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     cache, other = folder / "cache", train_tokenizer([], "bytes", 258, tmp_path / "bytes")
-    made = [prepare_tokens(corpus_of(folder), tokenizer, cache)]
-    made.append(prepare_tokens(corpus_of(folder), other, cache))
-    made.append(prepare_tokens(corpus_of(folder, bos=False), tokenizer, cache))
-    made.append(prepare_tokens(corpus_of(folder, eos=True), tokenizer, cache))
+    built = [prepare_tokens(corpus_of(folder), tokenizer, cache)]
+    built.append(prepare_tokens(corpus_of(folder), other, cache))
+    built.append(prepare_tokens(corpus_of(folder, bos=False), tokenizer, cache))
+    built.append(prepare_tokens(corpus_of(folder, eos=True), tokenizer, cache))
     (folder / "0.txt").write_text("the fax")  # same name, size and day
-    made.append(prepare_tokens(corpus_of(folder), tokenizer, cache))
+    built.append(prepare_tokens(corpus_of(folder), tokenizer, cache))
     (folder / "0.txt").rename(folder / "9.txt")  # same texts in another order
-    made.append(prepare_tokens(corpus_of(folder), tokenizer, cache))
-    assert len({tokens.fingerprint for tokens in made}) == len(made) == len([p for p in cache.iterdir() if p.is_dir()])
-    assert made[3].total == made[2].total + 2 * 4
+    built.append(prepare_tokens(corpus_of(folder), tokenizer, cache))
+    assert (
+        len({tokens.fingerprint for tokens in built}) == len(built) == len([p for p in cache.iterdir() if p.is_dir()])
+    )
+    assert built[3].total == built[2].total + 2 * 4
 
 
 class Stop(Exception):
@@ -139,8 +141,8 @@ def test_two_at_once_make_it_once(folder: Path, tokenizer: Tokenizer) -> None:
 
     corpus = corpus_of(folder, documents=slowly)
     with ThreadPoolExecutor(3) as pool:
-        made = list(pool.map(lambda _: prepare_tokens(corpus, tokenizer, folder / "cache"), range(3)))
-    assert len(opened) == 1 and len({tokens.total for tokens in made}) == 1
+        built = list(pool.map(lambda _: prepare_tokens(corpus, tokenizer, folder / "cache"), range(3)))
+    assert len(opened) == 1 and len({tokens.total for tokens in built}) == 1
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "documents.bin", "tokens.json"])
@@ -206,21 +208,21 @@ def variants(tokenizer: Tokenizer, root: Path) -> Iterator[Tokenizer]:
         (None, normalizers.Sequence([normalizers.Prepend("_"), normalizers.Replace(" ", "_")])),
     ]
     for number, (pre_tokenizer, normalizer) in enumerate(settings):
-        made = train_tokenizer(TEXTS * 5, "bpe", 300, root / str(number))
-        made.processor.pre_tokenizer = pre_tokenizer
+        built = train_tokenizer(TEXTS * 5, "bpe", 300, root / str(number))
+        built.processor.pre_tokenizer = pre_tokenizer
         if normalizer:
-            made.processor.normalizer = normalizer
-        yield made
+            built.processor.normalizer = normalizer
+        yield built
 
 
 def test_cutting_never_changes_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
     cuts = []
-    for number, made in enumerate(variants(tokenizer, tmp_path)):
+    for number, built in enumerate(variants(tokenizer, tmp_path)):
         special = random_text(number, 6000)
         for text in (special, special.replace("<|eos|>", "eos")):
-            parts = split_text(made, text, size=300)
+            parts = split_text(built, text, size=300)
             assert "".join(parts) == text
-            assert np.array_equal(np.concatenate(made.encode_batch(parts)), made.encode_batch([text])[0])
+            assert np.array_equal(np.concatenate(built.encode_batch(parts)), built.encode_batch([text])[0])
         cuts.append(len(parts))
     assert cuts[0] > 20 and cuts[1] > 20  # GPT-2's and Llama 3's way of splitting words
     assert cuts[2] == cuts[5] == cuts[6] == 1  # every text gets a space or mark of its own in front

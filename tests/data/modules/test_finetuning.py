@@ -89,7 +89,7 @@ def test_labels_are_the_next_tokens(tmp_path: Path, tokenizer: Tokenizer) -> Non
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_goes_on_exactly(tmp_path: Path, tokenizer: Tokenizer, layout: str, ranks: int) -> None:
+def test_resumes_exactly(tmp_path: Path, tokenizer: Tokenizer, layout: str, ranks: int) -> None:
     """20 batches are 10, a saved state, and 10 more; ranks read different samples and together all of them."""
     everything: list[str] = []
     for rank in range(ranks):
@@ -199,8 +199,8 @@ def test_sample_of_a_source(tmp_path: Path, tokenizer: Tokenizer, number: int) -
     path = write(tmp_path / "ten.jsonl", rows(10))
     stream = module(tmp_path, tokenizer, [f"{path}#{number}"], val_fraction=0.0).train_stream(BatchShape(1, 1, 64))
     assert stream.samples_per_epoch == number
-    found = Counter(questions(take(stream, number), tokenizer))
-    assert sorted(found.values()) == sorted(
+    counts = Counter(questions(take(stream, number), tokenizer))
+    assert sorted(counts.values()) == sorted(
         [number // 10 + 1] * (number % 10) + [number // 10] * (10 - number % 10 if number >= 10 else 0)
     )
 
@@ -241,11 +241,11 @@ def test_channels_and_weights_reach_the_batch(tmp_path: Path, tokenizer: Tokeniz
     (batch,) = take(stream, 1)
     assert stream.samples.channels == ["code", "math"] and batch.channels is not None and batch.weights is not None
     for number, question in enumerate(questions([batch], tokenizer)):
-        mine = batch.documents == number
-        trained = mine & (batch.labels != IGNORE)
-        assert set(batch.channels[mine].tolist()) == {question.startswith("1-")}
+        in_document = batch.documents == number
+        trained = in_document & (batch.labels != IGNORE)
+        assert set(batch.channels[in_document].tolist()) == {question.startswith("1-")}
         assert set(batch.weights[trained].tolist()) == {0.5 if question.startswith("1-") else 1.0}
-        assert not batch.weights[mine & (batch.labels == IGNORE)].any()
+        assert not batch.weights[in_document & (batch.labels == IGNORE)].any()
 
 
 BAD = [
@@ -329,7 +329,7 @@ def test_overlong_samples(tmp_path: Path, tokenizer: Tokenizer) -> None:
         ([3], "use a path"),
     ],
 )
-def test_sources_that_cannot_be(tmp_path: Path, tokenizer: Tokenizer, sources: list[Any], message: str) -> None:
+def test_invalid_sources(tmp_path: Path, tokenizer: Tokenizer, sources: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
         module(tmp_path, tokenizer, sources)
     assert "\n" not in str(raised.value) and "data" in str(raised.value)

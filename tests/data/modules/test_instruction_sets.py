@@ -55,12 +55,12 @@ def read(data: Instructions, tokenizer: Tokenizer) -> tuple[list[str], list[str]
     """The texts for training and for validation, sorted."""
     data.connect(tokenizer)
     data.prepare_data()
-    found = []
+    split_texts = []
     for part in ("train", "val"):
         pieces = data._select_samples(BatchShape(1, 1, 1000), part)  # type: ignore[arg-type]
         texts = [] if pieces is None else [tokenizer.decode(pieces.read(n).ids) for n in range(len(pieces.table))]
-        found.append(sorted(texts))
-    return found[0], found[1]
+        split_texts.append(sorted(texts))
+    return split_texts[0], split_texts[1]
 
 
 @pytest.mark.parametrize(("cls", "name", "held"), [(Alpaca, "alpaca", 1), (AlpacaGPT4, "alpacagpt4", 1)])

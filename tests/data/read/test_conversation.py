@@ -305,13 +305,13 @@ def test_faults(number: int) -> None:
 def test_two_thousand_faults_are_counted_exactly() -> None:
     order = random.Random(7)
     rows = [order.choice(FAULTS) for _ in range(2000)]
-    found: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
     for row, _ in rows:
         try:
             to_conversation(row)
         except BadRow as fault:
-            found[fault.reason] += 1
-    assert found == Counter(reason for _, reason in rows)
+            reasons[fault.reason] += 1
+    assert reasons == Counter(reason for _, reason in rows)
 
 
 def scrambled(value: Any, order: random.Random) -> Any:

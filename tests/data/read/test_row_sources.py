@@ -61,7 +61,7 @@ def test_tools_of_other_shapes_survive_parquet(tmp_path: Path) -> None:
 
     tools = [[{"name": "f", "parameters": {"city": {"type": "string"}}}], [{"name": "g", "parameters": {"x": 1}}]]
     said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    lines = [{"messages": said, "tools": json.dumps(one)} for one in tools]
+    lines = [{"messages": said, "tools": json.dumps(text)} for text in tools]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines), tmp_path / "t.parquet")
-    found = [to_conversation(row).tools for _, row in read_rows(tmp_path / "t.parquet")]
-    assert [json.loads(one or "") for one in found] == tools
+    read = [to_conversation(row).tools for _, row in read_rows(tmp_path / "t.parquet")]
+    assert [json.loads(text or "") for text in read] == tools

@@ -39,9 +39,9 @@ class Folder:
         return ChatRenderer(self.tokenizer, template, trained, variables)
 
     def example(self, conversation: Conversation, trained: LossMask | None = None) -> Example:
-        (found,) = self.renderer(trained).build_examples([conversation])
-        assert isinstance(found, Example), found
-        return found
+        (result,) = self.renderer(trained).build_examples([conversation])
+        assert isinstance(result, Example), result
+        return result
 
     def trained_text(self, example: Example) -> list[str]:
         """The runs of tokens that are trained, as text."""
@@ -124,14 +124,14 @@ def test_answers_and_their_ends_are_trained(folders: dict[str, Folder], kind: st
 @pytest.mark.parametrize("turns", [1, 2, 3, 4])
 def test_marked_answers_are_transformers_mask(folders: dict[str, Folder], turns: int) -> None:
     folder, conversation = folders["marked"], talk(turns, "Be brief.")
-    theirs = folder.theirs.apply_chat_template(
+    expected = folder.theirs.apply_chat_template(
         parse_message(conversation), return_assistant_tokens_mask=True, return_dict=True
     )
-    assert folder.example(conversation).weights.tolist() == theirs["assistant_masks"]
-    assert sum(theirs["assistant_masks"]) > 5 * turns
+    assert folder.example(conversation).weights.tolist() == expected["assistant_masks"]
+    assert sum(expected["assistant_masks"]) > 5 * turns
 
 
-def test_marks_and_stand_ins_find_the_same(folders: dict[str, Folder]) -> None:
+def test_marks_and_placeholders_find_equal_spans(folders: dict[str, Folder]) -> None:
     conversation = talk(3, "Be brief.")
     for trained in (LossMask(), LossMask(end_of_turn="none"), LossMask(end_of_turn="last"), LossMask("last_answer")):
         one, other = (folders[kind].example(conversation, trained) for kind in ("chatml", "marked"))
@@ -246,8 +246,8 @@ def test_answers_that_look_like_the_template(folders: dict[str, Folder]) -> None
             Message("assistant", pair[1]),
         ]
         text, parts = folder.renderer().render(Conversation(tuple(turns)))
-        found = [text[part.start : part.stop] for part in parts if part.weight]
-        assert found == [said + "<|im_end|>" for said in pair]
+        result = [text[part.start : part.stop] for part in parts if part.weight]
+        assert result == [said + "<|im_end|>" for said in pair]
 
 
 def test_template_that_leaves_answers_out(tmp_path: Path) -> None:
@@ -255,8 +255,8 @@ def test_template_that_leaves_answers_out(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}<|im_end|>{{ messages[-1].content }}")
     template = read_template(tmp_path)
     assert template is not None
-    (found,) = ChatRenderer(tokenizer, template).build_examples([talk(2)])
-    assert isinstance(found, BadRow) and found.reason == "the chat template omits an answer"
+    (result,) = ChatRenderer(tokenizer, template).build_examples([talk(2)])
+    assert isinstance(result, BadRow) and result.reason == "the chat template omits an answer"
 
 
 SILENT = {
@@ -274,13 +274,13 @@ def test_templates_that_leave_out_what_they_cannot_write(tmp_path: Path, what: s
     assert template is not None
     tools = [] if "system" in what else TOOLS
     messages = [CALLS[0], CALLS[1], CALLS[5]] if "system" in what else CALLS
-    (found,) = ChatRenderer(tokenizer, template).build_examples(
+    (result,) = ChatRenderer(tokenizer, template).build_examples(
         [to_conversation({"messages": messages, "tools": tools})]
     )
-    assert isinstance(found, BadRow) and found.reason == f"the chat template omits {what}"
+    assert isinstance(result, BadRow) and result.reason == f"the chat template omits {what}"
 
 
-def test_replies_that_go_on_behind_a_result(tmp_path: Path) -> None:
+def test_replies_that_continue_after_a_result(tmp_path: Path) -> None:
     """Where a reply has no header of its own after a tool's result, the result is not taken for a part of it."""
     tokenizer = write_tokenizer(tmp_path, "chatml")
     (tmp_path / "chat_template.jinja").write_text(
@@ -305,8 +305,8 @@ def test_hostile_templates_cost_a_row_not_the_run(tmp_path: Path, source: str) -
     (tmp_path / "chat_template.jinja").write_text(source)
     template = read_template(tmp_path)
     assert template is not None
-    (found,) = ChatRenderer(tokenizer, template).build_examples([talk(1)])
-    assert isinstance(found, BadRow)
+    (result,) = ChatRenderer(tokenizer, template).build_examples([talk(1)])
+    assert isinstance(result, BadRow)
 
 
 # a text, the rules, and (part, weight) of what becomes of it
@@ -360,6 +360,6 @@ def test_weights_reach_the_tokens(folders: dict[str, Folder]) -> None:
 
 
 @pytest.mark.parametrize("rule", [{}, {"regex": "a", "keyword": "b"}, {"regex": "("}, {"keyword": ""}])
-def test_rules_that_cannot_be(rule: dict[str, str]) -> None:
+def test_invalid_rules(rule: dict[str, str]) -> None:
     with pytest.raises(UserError, match=r"data\.weights"):
         WeightRule(1.0, **rule)

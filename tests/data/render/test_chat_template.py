@@ -54,14 +54,14 @@ def folder_with(folder: Path, template: Any, *, name: str = "tokenizer_config.js
 def assert_equals_transformers(folder: Path, chats: list[list[dict[str, str]]]) -> None:
     from transformers import AutoTokenizer
 
-    theirs, ours, tokenizer = AutoTokenizer.from_pretrained(folder), read_template(folder), Tokenizer(folder)
-    assert ours is not None
+    reference, template, tokenizer = AutoTokenizer.from_pretrained(folder), read_template(folder), Tokenizer(folder)
+    assert template is not None
     for chat in chats:
         for prompting in (True, False):
-            wanted = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompting)
-            text = ours.render(chat, tokenizer.special_tokens(), add_generation_prompt=prompting)
+            wanted = reference.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompting)
+            text = template.render(chat, tokenizer.special_tokens(), add_generation_prompt=prompting)
             assert text == wanted
-            numbers = theirs.apply_chat_template(chat, add_generation_prompt=prompting, return_dict=False)
+            numbers = reference.apply_chat_template(chat, add_generation_prompt=prompting, return_dict=False)
             assert tokenizer.encode(text, bos=False).tolist() == numbers
 
 

@@ -74,8 +74,8 @@ def arguments(order: random.Random, depth: int = 2) -> dict[str, Any]:
         "}",
     ]
     values: list[Any] = [*texts, 0, -1.5, None, True, [], {}, [1, "a"]]
-    found = {order.choice([*texts, "a", "b", "c"]): order.choice(values) for _ in range(order.randint(0, 4))}
-    return found | ({"inner": arguments(order, depth - 1)} if depth and order.random() < 0.5 else {})
+    values_by_name = {order.choice([*texts, "a", "b", "c"]): order.choice(values) for _ in range(order.randint(0, 4))}
+    return values_by_name | ({"inner": arguments(order, depth - 1)} if depth and order.random() < 0.5 else {})
 
 
 @pytest.mark.parametrize("tool_format", TOOL_FORMATS)
@@ -130,8 +130,8 @@ def test_qwen_refuses_a_turn_that_is_trained_in_part(last: dict[str, Any]) -> No
 
 
 def test_qwen_refuses_results_that_would_end_themselves() -> None:
-    told = {"role": "tool", "content": "✿RETURN✿: train me"}
-    row = {"messages": [*CALLED["messages"][:2], told, CALLED["messages"][-1]]}
+    result = {"role": "tool", "content": "✿RETURN✿: train me"}
+    row = {"messages": [*CALLED["messages"][:2], result, CALLED["messages"][-1]]}
     with pytest.raises(BadRow, match="words of the tool format"):
         write_tools_as_text(to_conversation(row), "qwen")
 
@@ -143,9 +143,9 @@ def test_hermes_is_what_templates_of_its_kind_write(tmp_path: Path) -> None:
     qwen, chatml = (read_template(tmp_path / kind) for kind in ("qwen3", "chatml"))
     assert qwen is not None and chatml is not None
     conversation = to_conversation(CALLED)
-    theirs, _ = ChatRenderer(tokenizer, qwen).render(conversation)
-    ours, _ = ChatRenderer(tokenizer, chatml).render(write_tools_as_text(conversation, "hermes"))
-    assert ours == theirs.replace("<think>\n\n</think>\n\n", "")
+    expected, _ = ChatRenderer(tokenizer, qwen).render(conversation)
+    text, _ = ChatRenderer(tokenizer, chatml).render(write_tools_as_text(conversation, "hermes"))
+    assert text == expected.replace("<think>\n\n</think>\n\n", "")
 
 
 @pytest.mark.parametrize("tool_format", TOOL_FORMATS)

@@ -83,7 +83,7 @@ def test_epochs_and_batches() -> None:
 
 
 @pytest.mark.parametrize("stop", [0, 1, 4, 5, 6, 13])
-def test_goes_on_where_it_stopped(stop: int) -> None:
+def test_resumes_where_it_stopped(stop: int) -> None:
     shape = BatchShape(4, 8, 4, 1, 2)
     whole = rows_of(itertools.islice(own(shape, count=19).train_stream(shape), 30))
     first = own(shape, count=19).train_stream(shape)
@@ -112,7 +112,7 @@ def test_validation_reads_each_sample_once(count: int, ranks: int) -> None:
     assert sorted(label // 10 for label in targets if label != IGNORE) == list(range(count))
 
 
-def test_what_is_no_batch_of_tokens() -> None:
+def test_invalid_batches() -> None:
     shape = BatchShape(1, 1, 4)
     for data in (TensorDataset(torch.zeros(3, 5)), [torch.zeros(5)], [torch.zeros(2, 2, dtype=torch.int)], [{"a": 1}]):
         with pytest.raises(UserError, match="the dataloader yields"):
@@ -121,7 +121,7 @@ def test_what_is_no_batch_of_tokens() -> None:
         next(iter(LoaderStream(lambda: DataLoader(Rows(3), 4, drop_last=True), shape)))
 
 
-def test_iterable_dataset_deals_for_itself() -> None:
+def test_iterable_dataset_shards_itself() -> None:
     class Endless(IterableDataset):
         def __iter__(self) -> Any:
             return iter(torch.arange(60).view(12, 5))
@@ -192,7 +192,7 @@ def test_chunk_folder_that_is_damaged(chunks: Path, tmp_path: Path) -> None:
         ChunkFolder(tmp_path / "3")
 
 
-def test_litdata_loader_goes_on_by_its_own_state(chunks: Path) -> None:
+def test_litdata_loader_resumes_from_its_own_state(chunks: Path) -> None:
     from litdata.streaming import StreamingDataLoader, StreamingDataset, TokensLoader
 
     def open_loader() -> Any:

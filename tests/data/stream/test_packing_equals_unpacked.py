@@ -67,10 +67,10 @@ SIZES = [9, 1, 17, 4, 2, 11]
 
 def batches(rows: list[list[int]] | None, *, padding: bool = False) -> list[Batch]:
     held: Any = Held(SIZES)
-    made = SampleRows(held, None if rows is None else [np.array(row) for row in rows], None, padding=padding)
+    built = SampleRows(held, None if rows is None else [np.array(row) for row in rows], None, padding=padding)
     if padding:
-        return [to_batch(made.micro_batch(0, made.count))]
-    return [to_batch(made.micro_batch(row, 1)) for row in range(made.count)]
+        return [to_batch(built.micro_batch(0, built.count))]
+    return [to_batch(built.micro_batch(row, 1)) for row in range(built.count)]
 
 
 def learnt(model: GPT, given: list[Batch], **changes: Any) -> tuple[float, dict[str, torch.Tensor], int]:
@@ -105,10 +105,10 @@ def apart(one: tuple[float, dict[str, torch.Tensor], int], other: tuple[float, d
 @pytest.fixture(params=SHAPES)
 def model(request: pytest.FixtureRequest) -> GPT:
     torch.manual_seed(1)
-    made = GPT(Config(name="tiny", **SHAPES[request.param]))
-    for parameter in made.parameters():
+    built = GPT(Config(name="tiny", **SHAPES[request.param]))
+    for parameter in built.parameters():
         torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
-    return made.double()
+    return built.double()
 
 
 def test_packed_equals_unpacked(model: GPT) -> None:

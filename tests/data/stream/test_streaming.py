@@ -49,7 +49,7 @@ def write_kinds(folder: Path, lines: list[dict[str, Any]]) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def test_a_share_is_entered_anywhere(tmp_path: Path) -> None:
+def test_shard_resumes_at_any_row(tmp_path: Path) -> None:
     """Shares are disjoint and together whole, and reading on from any place gives what was to come."""
     lines = rows(23)
     for path in write_kinds(tmp_path / "kinds", lines):
@@ -73,8 +73,8 @@ def test_a_share_is_entered_anywhere(tmp_path: Path) -> None:
             for number in range(0, len(order), 5):
                 later = fresh()
                 later.seek(places[number])
-                found = [(where, row["query"]) for _, (where, row) in (next(later) for _ in order[number:])]
-                assert found == order[number:]
+                continued = [(where, row["query"]) for _, (where, row) in (next(later) for _ in order[number:])]
+                assert continued == order[number:]
         assert seen == Counter({row["query"]: 5 for row in lines})
 
 
@@ -88,7 +88,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_goes_on_exactly(tmp_path: Path, tokenizer: Tokenizer, layout: str, ranks: int) -> None:
+def test_resumes_exactly(tmp_path: Path, tokenizer: Tokenizer, layout: str, ranks: int) -> None:
     """20 batches are some, a saved state, and the rest, wherever it is saved; ranks read different rows."""
     kinds = write_kinds(tmp_path / "kinds", rows(23))
     more = write(tmp_path / "more.jsonl", rows(9, seed=1))
@@ -102,7 +102,7 @@ def test_goes_on_exactly(tmp_path: Path, tokenizer: Tokenizer, layout: str, rank
         first = [data.train_stream(shape) for shape in shapes]
         halves = [take(stream, middle) for stream in first]
         states = [json.loads(json.dumps(stream.state_dict())) for stream in first]
-        state = states[0] | {"ranks": {rank: place for one in states for rank, place in one["ranks"].items()}}
+        state = states[0] | {"ranks": {rank: place for item in states for rank, place in item["ranks"].items()}}
         assert state["position"] == middle * 2 * ranks and len(json.dumps(state)) < 1500 * ranks
         for rank, shape in enumerate(shapes):
             second: Any = streamed(tmp_path, tokenizer, sources, **LAYOUTS[layout]).train_stream(shape)
@@ -117,16 +117,16 @@ def test_every_row_once_a_pass(tmp_path: Path, tokenizer: Tokenizer, layout: str
     sources = [str(write(tmp_path / "one.jsonl", rows(41))), str(write(tmp_path / "two.jsonl", rows(41, seed=1)))]
     settings = {"val_rows": 0} | LAYOUTS[layout]
     data = streamed(tmp_path, tokenizer, sources, **settings)
-    found: list[list[str]] = []
+    continued: list[list[str]] = []
     for rank in range(2):
         stream = data.train_stream(BatchShape(1, 2, 200, rank, 2))
         assert stream.samples_per_epoch is None and stream.epoch == 0
-        found.append([])
+        continued.append([])
         while stream.epoch < 2:
-            found[-1] += questions(take(stream, 1), tokenizer)
+            continued[-1] += questions(take(stream, 1), tokenizer)
     kept = [f"{seed}-{number}" for seed in (0, 1) for number in range(settings["val_rows"], 41)]
-    assert not set(found[0]) & set(found[1]) and sorted({*found[0], *found[1]}) == sorted(kept)
-    for mine in found:
+    assert not set(continued[0]) & set(continued[1]) and sorted({*continued[0], *continued[1]}) == sorted(kept)
+    for mine in continued:
         counts = Counter(mine)
         assert max(counts.values()) - min(counts.values()) <= 1  # what of the third pass was in the last window
         assert mine[: len(counts)] != sorted(mine[: len(counts)])
@@ -141,7 +141,7 @@ def test_every_row_once_a_pass(tmp_path: Path, tokenizer: Tokenizer, layout: str
         assert val is None
 
 
-def test_samples_are_those_of_data_read_ahead(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_samples_equal_those_tokenized_ahead(tmp_path: Path, tokenizer: Tokenizer) -> None:
     sources = [str(write(tmp_path / "rows.jsonl", [*rows(20), *rows(5, seed=2, weight=0.5)]))]
     for settings in ({}, {"packing": Packing(True, 150)}, {"num_workers": 1}, {"seed": 3}):
         workers = settings.pop("num_workers", 0)
@@ -155,12 +155,12 @@ def test_samples_are_those_of_data_read_ahead(tmp_path: Path, tokenizer: Tokeniz
         data.num_workers = workers
         stream = data.train_stream(BatchShape(1, 1, 200))
         batches: list[Batch] = []
-        found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-        while len(found) < 25:
+        continued: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        while len(continued) < 25:
             batches += take(stream, 1)
-            found += [(tuple(ids), tuple(labels)) for ids, labels in samples_of(batches[-1])]
+            continued += [(tuple(ids), tuple(labels)) for ids, labels in samples_of(batches[-1])]
         stream.close()
-        assert set(found) == there and len(found) == 25
+        assert set(continued) == there and len(continued) == 25
         weights = {float(batch.weights.max()) for batch in batches if batch.weights is not None}
         assert weights and weights <= {0.5, 1.0}
     plain, other = (
@@ -194,7 +194,7 @@ def test_interleaved_in_proportion(tmp_path: Path, tokenizer: Tokenizer) -> None
             assert set(batch.channels[batch.documents == number].tolist()) == {int(question[0]) - 1}
 
 
-def test_rows_that_cannot_be_are_counted_once(
+def test_invalid_rows_are_counted_once(
     tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = {"query": "number 9-9", "response": "fox " * 200}
@@ -226,7 +226,7 @@ def test_rows_that_cannot_be_are_counted_once(
             stream.close()
 
 
-def test_what_cannot_be_streamed(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_unsupported_streaming_settings(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = str(write(tmp_path / "rows.jsonl", rows(20)))
     for settings, words in (
         ({"tokenize": "lazy"}, r"data\.tokenize: lazy"),
@@ -262,7 +262,7 @@ def test_what_cannot_be_streamed(tmp_path: Path, tokenizer: Tokenizer) -> None:
             streamed(tmp_path, tokenizer, **other).train_stream(BatchShape(1, 1, 200)).load_state_dict(state)
 
 
-def test_a_data_set_of_the_hub(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_dataset(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     folder = tmp_path / "set"
     folder.mkdir()
