@@ -17,7 +17,7 @@ ROLE_NAMES = {
     "tool_call": ("tool_call", "function_call"),
     "tool": ("tool", "tool_response", "observation", "function_response", "function"),
 }
-"""Our roles and their names in use."""
+"""Aliases of each role."""
 ROLES = {name: role for role, names in ROLE_NAMES.items() for name in names}
 QUERY = ("query", "prompt", "input", "instruction", "question", "problem")
 RESPONSE = (
@@ -30,7 +30,7 @@ COLUMN_NAMES = {
     "response": RESPONSE,
     "system": ("system", "system_prompt"),
 }
-"""Our columns and their aliases; the first name is ours."""
+"""Aliases of each column."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def parse_message(item: Any) -> list[Message]:
 
 
 def parse_role(item: RowMapping) -> str:
-    """Return our name for the role of a message."""
+    """Return the role of a message, without aliases."""
     value = item.get("role", item.get("from"))
     if value is None:
         raise BadRow("message without a role", ", ".join(map(str, item))[:80])

@@ -178,18 +178,21 @@ def _distribute(loader: DataLoader, shape: BatchShape) -> DataLoader:
     sampler: DistributedSampler = DistributedSampler(
         loader.dataset, shape.ranks, shape.rank, shuffle=shuffle, seed=shape.seed, drop_last=shape.ranks > 1
     )
+    names = (
+        "batch_size",
+        "num_workers",
+        "collate_fn",
+        "pin_memory",
+        "drop_last",
+        "prefetch_factor",
+        "persistent_workers",
+    )
     return DataLoader(
         loader.dataset,
-        batch_size=loader.batch_size,
         sampler=sampler,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        drop_last=loader.drop_last,
         worker_init_fn=partial(start_worker, loader.worker_init_fn),
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
         generator=torch.Generator(),
+        **{name: getattr(loader, name) for name in names},
     )
 
 

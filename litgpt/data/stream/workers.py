@@ -42,7 +42,7 @@ class WorkerStream:
             sampler=order,
             num_workers=workers,
             collate_fn=_identity,
-            # forked, so that the run is a worker's parent: workers exit by themselves if their parent is killed
+            # forked, so that the run is a worker's parent: workers exit if their parent is killed
             multiprocessing_context="fork" if sys.platform == "linux" else None,
             # without its own generator the loader would draw from the run's, and dropout would depend on it
             generator=torch.Generator(),
@@ -76,7 +76,7 @@ def _block_signals() -> Iterator[None]:
     """Block SIGINT, SIGTERM and SIGUSR1 in the processes started here.
 
     Ctrl-C and a scheduler's SIGTERM reach the whole process group; the parent decides, and needs its workers until
-    then. A worker whose parent is gone notices that by itself. The mask is inherited, so workers never run without it.
+    then. A worker notices when its parent is gone. The mask is inherited, so workers never run without it.
     """
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
     try:
