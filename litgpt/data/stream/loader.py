@@ -179,13 +179,8 @@ def _distribute(loader: DataLoader, shape: BatchShape) -> DataLoader:
         loader.dataset, shape.ranks, shape.rank, shuffle=shuffle, seed=shape.seed, drop_last=shape.ranks > 1
     )
     names = (
-        "batch_size",
-        "num_workers",
-        "collate_fn",
-        "pin_memory",
-        "drop_last",
-        "prefetch_factor",
-        "persistent_workers",
+        *("batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last"),
+        *("prefetch_factor", "persistent_workers"),
     )
     return DataLoader(
         loader.dataset,
