@@ -42,7 +42,7 @@ class TinyStories(TokenizedText):
                 f"TinyStories ({split})",
                 [split_source],
                 lambda wrap_file, _: read_stories(archive, split, wrap_file),
-                bos=bos,
+                bos,
             )
 
         return build_corpus("train"), build_corpus("val")

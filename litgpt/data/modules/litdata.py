@@ -133,14 +133,10 @@ def open_chunk_stream(
     is_memory_mappable = cache.litdata_chunks.is_memory_mappable
     if any(is_remote(folder) or not is_memory_mappable(Path(folder)) for folder, _ in folders):
         return _open_litdata_stream(folders, module, shape, repeat=repeat)
+    texts = [cache.litdata_chunks.ChunkFolder(Path(folder)) for folder, _ in folders]
     windows = [
-        stream.windows.Windows(
-            cache.litdata_chunks.ChunkFolder(Path(folder)),
-            shape.max_seq_length,
-            module.seed + number,
-            module.document_mask,
-        )
-        for number, (folder, _) in enumerate(folders)
+        stream.windows.Windows(text, shape.max_seq_length, module.seed + number, module.document_mask)
+        for number, text in enumerate(texts)
     ]
     samples = windows[0] if len(windows) == 1 else stream.windows.BlendedWindows(*windows, folders[0][1])
     if repeat:

@@ -254,10 +254,8 @@ def parse_message(item: Any) -> list[Message]:
     if "role" not in item and "from" not in item and "human" in item and "assistant" in item:
         return build_pair(item["human"], item["assistant"], "human", "assistant")
     role = parse_role(item)
-    loss, weight = (
-        fields.parse_loss(item.get("loss")),
-        fields.parse_weight(item.get("loss_scale", item.get("weight")), "loss_scale"),
-    )
+    loss = fields.parse_loss(item.get("loss"))
+    weight = fields.parse_weight(item.get("loss_scale", item.get("weight")), "loss_scale")
     reasoning = item.get("reasoning_content", item.get("thinking")) if role == "assistant" else None
     content = item.get("content", item.get("value"))
     calls = parse_value(item.get("tool_calls") or [], "tool_calls")
@@ -290,12 +288,8 @@ def parse_content(content: Any, role: str) -> list[Message]:
     if content is None:
         return []
     if not isinstance(content, list | tuple):
-        text = (
-            fields.dump_json(content)
-            if role == "tool" and isinstance(content, Mapping)
-            else check_text(content, "content")
-        )
-        return [Message(role, text)]
+        is_json = role == "tool" and isinstance(content, Mapping)
+        return [Message(role, fields.dump_json(content) if is_json else check_text(content, "content"))]
     messages: list[Message] = []
     for block in content:
         message = parse_block(block, role)
@@ -315,9 +309,8 @@ def parse_block(block: Any, role: str) -> Message:
     if kind == "text":
         return Message(role, check_text(block.get("text"), "content"))
     if kind == "tool_use":
-        return Message(
-            "tool_call", fields.dump_tool_call({"name": block.get("name"), "arguments": block.get("input", {})})
-        )
+        call = {"name": block.get("name"), "arguments": block.get("input", {})}
+        return Message("tool_call", fields.dump_tool_call(call))
     if kind == "tool_result":
         inner = block.get("content", "")
         return Message("tool", "".join(part.content for part in parse_content(inner, "tool")) if inner else "")

@@ -83,11 +83,8 @@ def list_tools(tools: str, tool_format: ToolFormat) -> dict[str, str]:
 
 def _write_messages(messages: Iterable[Message], tool_format: ToolFormat) -> Iterator[Message]:
     """Merge an answer and its calls into one answer, and consecutive results into one turn or the answer."""
-    kinds = {
-        "assistant": "answer",
-        "tool_call": "answer",
-        "tool": "answer" if tool_format in RESULT_MASKS else "result",
-    }
+    result = "answer" if tool_format in RESULT_MASKS else "result"
+    kinds = {"assistant": "answer", "tool_call": "answer", "tool": result}
     for kind, group in itertools.groupby(messages, key=lambda message: kinds.get(message.role, message.role)):
         run = list(group)
         if kind == "answer" and any(message.role == "tool" for message in run):
