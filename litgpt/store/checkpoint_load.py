@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from litgpt.errors import UserError
 from litgpt.files import MANIFEST, DamagedFileError, read_json, verify_manifest
 from litgpt.store import collectives_io, state_dict
-from litgpt.store.collectives_io import Group, StageRanks, Warn, get_rank, print_warning, share_first_message
+from litgpt.store.collectives_io import StageRanks, Warn, get_rank, print_warning, share_first_message
 from litgpt.store.safetensors_files import SafetensorsFiles
 
 STEP_FOLDER = re.compile(r"step-(\d+)")
@@ -33,22 +33,20 @@ def find_damage(folder: Path) -> str | None:
     return None
 
 
-def find_latest(out_dir: Path | str, warn: Warn = print_warning, *, group: Group = None) -> Path | None:
+def find_latest(out_dir: Path | str, warn: Warn = print_warning) -> Path | None:
     """The newest checkpoint of a run that verifies; None without one. Every rank calls it, the first one hashes."""
     latest = ""
-    for _, path in list_checkpoints(Path(out_dir)) if get_rank(group) == 0 else ():
+    for _, path in list_checkpoints(Path(out_dir)) if get_rank() == 0 else ():
         damage = find_damage(path)
         if damage is None:
             latest = path.name
             break
         warn(f"{path.name} refused: {damage}; looking for an older checkpoint")
-    latest = share_first_message(latest, group)
+    latest = share_first_message(latest)
     return Path(out_dir) / latest if latest else None
 
 
-def find_checkpoint(
-    resume: bool | str | Path, out_dir: Path | str, warn: Warn = print_warning, *, group: Group = None
-) -> Path | None:
+def find_checkpoint(resume: bool | str | Path, out_dir: Path | str, warn: Warn = print_warning) -> Path | None:
     """The checkpoint that a recipe's `resume` (false, true, "auto" or a folder) selects; None to start a new run.
 
     Raises:
@@ -57,14 +55,14 @@ def find_checkpoint(
     if resume is False or resume is None:
         return None
     if resume is True or resume == "auto":
-        folder = find_latest(out_dir, warn, group=group)
+        folder = find_latest(out_dir, warn)
         if folder is None and resume is True:
             raise UserError(f"resume: true, but {out_dir} holds no checkpoint; use resume: auto to start without one")
         return folder
     folder, damage = Path(resume), None
-    if get_rank(group) == 0:
+    if get_rank() == 0:
         damage = find_damage(folder) if folder.is_dir() else f"{folder}: no such folder"
-    if error := share_first_message(damage or "", group):
+    if error := share_first_message(damage or ""):
         raise UserError(f"resume: {error}; name a step folder of a run, or use resume: auto")
     return folder
 
@@ -87,7 +85,6 @@ def load_checkpoint(
     restore_rng: bool = True,
     saved_names: Collection[str] | None = None,
     layout: Mapping[str, int] | None = None,
-    group: Group = None,
     warn: Warn = print_warning,
 ) -> dict[str, Any]:
     """Restore a model and its optimizers from a checkpoint, under any layout; returns its progress.
@@ -103,9 +100,9 @@ def load_checkpoint(
     """
     folder, optimizers = Path(folder), state_dict.list_optimizers(optimizer)
     tensors = dict(state_dict.iter_model_tensors(model, saved_names))
-    all_names = {name for names in StageRanks(tensors, group).all_gather_object(list(tensors)) for name in names}
-    rank, ranks = get_rank(group), collectives_io.get_world_size(group)
-    with collectives_io.raise_on_all_ranks(group):
+    all_names = {name for names in StageRanks(tensors).all_gather_object(list(tensors)) for name in names}
+    rank, ranks = get_rank(), collectives_io.get_world_size()
+    with collectives_io.raise_on_all_ranks():
         progress: dict[str, Any] = read_json(folder / PROGRESS)
         files = open_checkpoint(folder)
         state_dict.restore_model(tensors, files, folder.name, all_names)

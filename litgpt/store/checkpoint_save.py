@@ -22,7 +22,7 @@ from litgpt.errors import UserError
 from litgpt.files import publish_folder, sync_file, write_manifest
 from litgpt.store import collectives_io, state_dict
 from litgpt.store.checkpoint_load import PROGRESS, find_damage, list_checkpoints
-from litgpt.store.collectives_io import Group, StageRanks, Warn, print_warning, share_first_message
+from litgpt.store.collectives_io import StageRanks, Warn, print_warning, share_first_message
 from litgpt.store.safetensors_files import write_tensors
 
 LIBRARIES = ("litgpt", "torch", "lightning", "safetensors")
@@ -95,11 +95,10 @@ class Checkpoints:
     resumed_step: int | None = None
     saved_names: Collection[str] | None = None
     layout: Mapping[str, int] | None = None
-    group: Group = None
     warn: Warn = print_warning
 
     def __post_init__(self) -> None:
-        self.rank, self.ranks = collectives_io.get_rank(self.group), collectives_io.get_world_size(self.group)
+        self.rank, self.ranks = collectives_io.get_rank(), collectives_io.get_world_size()
         self._writing: ShardWrite | None = None
         self._committed_step: int | None = None
         self._verified: set[Path] = set()  # written or verified by this process, so not hashed again to prune
@@ -107,7 +106,7 @@ class Checkpoints:
             for path in sorted([*self.out_dir.glob("step-*.partial"), *self.out_dir.glob("step-*.discarded")]):
                 self.warn(f"{path}: left by a run that died while writing or deleting it; removed")
                 shutil.rmtree(path, ignore_errors=True)
-        share_first_message("", self.group)  # no rank stages before the old folders are removed
+        share_first_message("")  # no rank stages before the old folders are removed
 
     @property
     def is_pending(self) -> bool:
@@ -160,7 +159,7 @@ class Checkpoints:
         model_tensors = state_dict.iter_model_tensors(model, self.saved_names)
         state: dict[str, Any] = {f"model.{name}": value for name, value in model_tensors}
         state |= {f"optimizer.{name}": value for name, value in state_dict.iter_optimizer_state(model, optimizers)}
-        stage_ranks = StageRanks(state, self.group)
+        stage_ranks = StageRanks(state)
         stages = stage_ranks.all_gather_object((list(state), state_dict.list_param_groups(model, optimizers)))
         # an earlier stage writes a tied embedding, which two stages hold
         saved_before = {name for names, _ in stages[: stage_ranks.stage] for name in names}
@@ -184,12 +183,12 @@ class Checkpoints:
         if writing is None:
             return None
         writing.thread.join()
-        error = share_first_message(f"rank {self.rank}: {writing.error}" if writing.error else "", self.group)
-        hashes = collectives_io.all_gather_bytes(writing.sha256.encode().ljust(64), self.group)
+        error = share_first_message(f"rank {self.rank}: {writing.error}" if writing.error else "")
+        hashes = collectives_io.all_gather_bytes(writing.sha256.encode().ljust(64))
         final = writing.staged.with_suffix("")
         if self.rank == 0 and not error:
             error = self._publish(writing, [sha256.decode() for sha256 in hashes])
-        if not (error := share_first_message(error, self.group)):
+        if not (error := share_first_message(error)):
             self._committed_step = writing.step
             return final
         message = f"{final}: not saved ({error}); the older checkpoints are intact"

@@ -15,7 +15,6 @@ from litgpt.errors import UserError
 MESSAGE_BYTES = 400  # the length to which a rank's error is cut
 
 Warn = Callable[[str], None]
-Group = dist.ProcessGroup | None
 
 
 def print_warning(message: str) -> None:
@@ -23,36 +22,36 @@ def print_warning(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def get_rank(group: Group = None) -> int:
+def get_rank() -> int:
     """The rank of this process; 0 without a process group."""
-    return dist.get_rank(group) if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
-def get_world_size(group: Group = None) -> int:
+def get_world_size() -> int:
     """The number of ranks; 1 without a process group."""
-    return dist.get_world_size(group) if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def all_gather_bytes(record: bytes, group: Group) -> list[bytes]:
+def all_gather_bytes(record: bytes) -> list[bytes]:
     """Every rank's `record`, all of one length, in rank order."""
-    if get_world_size(group) == 1:
+    if get_world_size() == 1:
         return [record]
-    device = "cuda" if "nccl" in dist.get_backend(group) else "cpu"
+    device = "cuda" if "nccl" in dist.get_backend() else "cpu"
     tensor = torch.frombuffer(bytearray(record), dtype=torch.uint8).to(device)
-    outputs = [torch.empty_like(tensor) for _ in range(get_world_size(group))]
-    dist.all_gather(outputs, tensor, group=group)
+    outputs = [torch.empty_like(tensor) for _ in range(get_world_size())]
+    dist.all_gather(outputs, tensor)
     return [bytes(received.cpu().numpy()) for received in outputs]
 
 
-def share_first_message(message: str, group: Group) -> str:
+def share_first_message(message: str) -> str:
     """Return, on every rank, the message of the first rank whose message is not empty; empty if all are."""
     record = message.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0")
-    messages = (received.rstrip(b"\0").decode(errors="replace") for received in all_gather_bytes(record, group))
+    messages = (received.rstrip(b"\0").decode(errors="replace") for received in all_gather_bytes(record))
     return next(filter(None, messages), "")
 
 
 @contextmanager
-def raise_on_all_ranks(group: Group) -> Iterator[None]:
+def raise_on_all_ranks() -> Iterator[None]:
     """Raise a UserError on every rank if any rank raises one inside the block, so that no rank waits for another.
 
     Raises:
@@ -63,7 +62,7 @@ def raise_on_all_ranks(group: Group) -> Iterator[None]:
         yield
     except UserError as failure:
         error = failure
-    message = share_first_message(str(error or ""), group)
+    message = share_first_message(str(error or ""))
     if message:
         raise error or UserError(message)
 
@@ -78,11 +77,10 @@ class StageRanks:
         first_ranks: the first rank of each stage.
     """
 
-    def __init__(self, names: Iterable[str], group: Group) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
         """Compare the names of the tensors that each rank holds shards of; every rank calls it with its own."""
-        self.group = group
-        rank, digest = get_rank(group), hashlib.sha256("\n".join(sorted(names)).encode()).digest()
-        digests = all_gather_bytes(digest, group)
+        rank, digest = get_rank(), hashlib.sha256("\n".join(sorted(names)).encode()).digest()
+        digests = all_gather_bytes(digest)
         stage_digests = list(dict.fromkeys(digests))
         self.rank, self.size = digests[:rank].count(digest), digests.count(digest)
         self.stage = stage_digests.index(digest)
@@ -92,8 +90,8 @@ class StageRanks:
         """The values of the first ranks of all stages, in the order of the stages; every rank calls it."""
         if len(self.first_ranks) == 1:
             return [value]
-        values: list[Any] = [None] * get_world_size(self.group)
-        dist.all_gather_object(values, None if self.rank else [value], self.group)
+        values: list[Any] = [None] * get_world_size()
+        dist.all_gather_object(values, None if self.rank else [value])
         return [received[0] for received in values if received is not None]
 
     def gather_tensors(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -109,7 +107,7 @@ class StageRanks:
             if stage == self.stage:
                 local = self._send(tensors) if stage and not self.rank else tensors
             else:
-                local = self._receive(sender) if get_rank(self.group) == 0 else ()
+                local = self._receive(sender) if get_rank() == 0 else ()
             for name, tensor in local:
                 if name not in seen:
                     seen.add(name)
@@ -118,18 +116,18 @@ class StageRanks:
     def _send(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in tensors:
             values = tensor.detach().contiguous()
-            dist.send_object_list([(name, tuple(values.shape), values.dtype, values.device.type)], 0, self.group)
-            dist.send(values, 0, self.group)
+            dist.send_object_list([(name, tuple(values.shape), values.dtype, values.device.type)], 0)
+            dist.send(values, 0)
             yield name, tensor
-        dist.send_object_list([None], 0, self.group)
+        dist.send_object_list([None], 0)
 
     def _receive(self, sender: int) -> Iterator[tuple[str, Tensor]]:
         header: list[Any] = [None]
         while True:
-            dist.recv_object_list(header, sender, self.group)
+            dist.recv_object_list(header, sender)
             if header[0] is None:
                 return
             name, shape, dtype, device = header[0]
             tensor = torch.empty(shape, dtype=dtype, device=device)
-            dist.recv(tensor, sender, self.group)
+            dist.recv(tensor, sender)
             yield name, tensor

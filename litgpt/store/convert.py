@@ -16,7 +16,7 @@ from litgpt.files import read_json_object, staged_folder, write_json, write_text
 from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.store.checkpoint_load import PROGRESS, resolve_checkpoint
-from litgpt.store.collectives_io import Warn, print_warning
+from litgpt.store.collectives_io import print_warning
 from litgpt.store.gguf_files import find_gguf
 from litgpt.store.gguf_tokenizer import write_tokenizer
 from litgpt.store.load_model import iter_tensors, load_config
@@ -47,7 +47,7 @@ def record_digests(tensors: Iterable[tuple[str, Tensor]], digests: Digests) -> I
 
 
 def check_written(folder: Path, config: Config, digests: Digests) -> None:
-    """Read back a folder just written and compare every tensor with what was written, to the bit.
+    """Read back a folder and compare every tensor with what was written, to the bit.
 
     Raises:
         UserError: naming a tensor that differs, or is missing or unexpected.
@@ -100,17 +100,18 @@ def write_copy(
     *,
     dtype: torch.dtype | None = None,
     shard_bytes: float = SHARD_BYTES,
-    warn: Warn = print_warning,
 ) -> None:
     """Write weights, settings and tokenizer of `source` into a staged folder, and read the weights back."""
     digests: Digests = {}
-    weights = cast_tensors(iter_tensors(source, config, warn=warn), dtype, list_parameters(config))
+    weights = cast_tensors(iter_tensors(source, config), dtype, list_parameters(config))
     special_tokens = copy_or_build_tokenizer(source, staged)
     tensors = record_digests(weights, digests)
     family, saved_dtype = write_model(staged, config, tensors, special_tokens, shard_bytes=shard_bytes)
     values = read_json_object(source / "config.json")
     if family is None:
-        warn(f"{source}: no published architecture has this shape; its tensors keep our names, only litgpt loads it")
+        print_warning(
+            f"{source}: no published architecture has this shape; its tensors keep our names, only litgpt loads it"
+        )
     elif values.get("model_type") == family.model_type:
         values = {key: value for key, value in values.items() if key not in STALE_KEYS}
         write_json(staged / "config.json", {**values, "torch_dtype": saved_dtype})
@@ -155,7 +156,7 @@ def convert_folder(path: Path, model_name: str | None, dtype: str | None, *, per
 
 
 def find_config(source: Path, model_name: str | None) -> Config:
-    """Find the shape of the weights: of the named model, else from the folder's files, else by the folder's name.
+    """Find the config of the weights: that of the named model, else from the folder's files, else by its name.
 
     Raises:
         UserError: if none of them gives a shape.

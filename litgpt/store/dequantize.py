@@ -18,13 +18,13 @@ CHUNK = 1 << 22  # values that are held in float32 at once
 
 
 def dequantize_fp8(weight: Tensor, scale: Tensor, block: tuple[int, int] = DEFAULT_BLOCK) -> Tensor:
-    """Weights (out, in) in bfloat16: FP8 numbers times the scale of their block (DeepSeek-V3, section 3.3).
+    """Multiply FP8 weights (out, in) by the scales of their blocks (DeepSeek-V3, section 3.3); returns bfloat16.
 
     Args:
         scale: (out / block[0], in / block[1]), rounded up.
 
     Raises:
-        UserError: if the scales are not one for every block.
+        UserError: if there is not one scale for each block.
     """
     expected = tuple(-(-size // step) for size, step in zip(weight.shape, block, strict=True))
     if tuple(scale.shape) != expected:
@@ -39,14 +39,14 @@ def dequantize_fp8(weight: Tensor, scale: Tensor, block: tuple[int, int] = DEFAU
 
 
 def dequantize_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
-    """Weights (experts, in, out) in bfloat16 of packed MXFP4, in the layout that gpt-oss computes in.
+    """Dequantize packed MXFP4 to bfloat16 weights (experts, in, out), the layout in which gpt-oss computes.
 
     Args:
         blocks: uint8 (experts, out, groups, bytes); a byte holds two E2M1 codes, the low half first.
         scales: uint8 (experts, out, groups); a power of two with a bias of 127 for each group.
 
     Raises:
-        UserError: if the scales are not one for every group.
+        UserError: if there is not one scale for each group.
     """
     if blocks.dim() != 4 or blocks.shape[:-1] != scales.shape:
         raise UserError(f"{list(scales.shape)} scales for {list(blocks.shape)} blocks")
@@ -68,7 +68,7 @@ def dequantize_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
 
 
 def read_block_size(folder: Path) -> tuple[int, int]:
-    """The size of the blocks that share a scale, from the folder's config.json; 128 x 128 if it does not say."""
+    """Read the size of the blocks that share a scale from the folder's config.json; the default is 128 x 128."""
     settings = read_json_object(folder / "config.json").get("quantization_config")
     block = settings.get("weight_block_size") if isinstance(settings, dict) else None
     if block is None:

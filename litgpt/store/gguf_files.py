@@ -1,4 +1,4 @@
-"""Read GGUF files (llama.cpp): their weights dequantized, their settings as a config.json has them."""
+"""Read GGUF files (llama.cpp): dequantize their weights, and convert their settings to those of a config.json."""
 
 import math
 from collections.abc import Mapping
@@ -84,13 +84,13 @@ class GGUFFile:
 
     @property
     def name_table(self) -> NameTable:
-        """The table between the file's names and ours."""
+        """The table of the file's names and ours."""
         data = load_family_files()["gguf"]
         return build_name_table("gguf", data["tensors"], data["ignored"])
 
     @cached_property
     def config_json(self) -> dict[str, Any]:
-        """The settings as the config.json of the published architecture has them."""
+        """The settings in the format of the config.json of the published architecture."""
         settings: Mapping[str, str] = self.entry["settings"]
         values = {hf_key: self.get_model_value(key) for key, hf_key in settings.items()}
         values = {key: value for key, value in values.items() if value is not None}
@@ -121,7 +121,7 @@ class GGUFFile:
         return scaling | ({} if original is None else {"original_max_position_embeddings": original})
 
     def _llama3_scaling(self) -> dict[str, Any]:
-        """Llama 3's scaling, recovered from its divisors of the frequencies, which is all that the file has of it.
+        """Llama 3's scaling, recovered from the divisors of the frequencies, because the file has no other settings.
 
         Raises:
             UserError: if the divisors are not those of a released Llama.
@@ -140,13 +140,13 @@ class GGUFFile:
         return {"rope_type": "llama3", "factor": factor, **LLAMA3}
 
     def read_meta(self, name: str) -> Tensor:
-        """A tensor's shape, and the type it is read in, on the meta device."""
+        """The shape of a tensor and the type in which it is read, on the meta device."""
         tensor = self._tensors[name]
         shape = [int(size) for size in reversed(tensor.shape)]
         return torch.empty(shape, dtype=PLAIN.get(tensor.tensor_type.name, torch.float32), device="meta")
 
     def read(self, name: str) -> Tensor:
-        """A tensor as the published architecture has it.
+        """Read a tensor in the layout of the published architecture.
 
         Raises:
             UserError: if it is quantized in a way that the package `gguf` does not support.
@@ -165,7 +165,7 @@ class GGUFFile:
         return self._as_published(name, values)
 
     def _as_published(self, name: str, values: Tensor) -> Tensor:
-        """Undo what llama.cpp does to weights: rows of q and k in pairs, norms with their offset added."""
+        """Undo llama.cpp's changes to weights: the rows of q and k in pairs, and the offset added to norms."""
         part = name.split(".")[-2]
         if self.entry.get("paired") and part in ("attn_q", "attn_k"):
             heads = self.get_model_value("attention.head_count" + ("_kv" * (part == "attn_k")))

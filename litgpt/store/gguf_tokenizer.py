@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file, written as tokenizer.json and tokenizer_config.json."""
+"""Write the tokenizer of a GGUF file as tokenizer.json and tokenizer_config.json."""
 
 import json
 from pathlib import Path
@@ -65,13 +65,13 @@ def write_tokenizer(path: Path, folder: Path) -> None:
 
 
 def build_tokenizer_json(model: dict[str, Any], **parts: Any) -> dict[str, Any]:
-    """The content of tokenizer.json for a model; parts that are not given are null."""
+    """Build the content of tokenizer.json for a model; other parts are null."""
     empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
     return {"version": "1.0", **empty, **parts, "model": model}
 
 
 def build_byte_bpe(tokens: list[str], merges: list[str], splits: list[Any]) -> dict[str, Any]:
-    """A byte-level BPE; texts are split by these regular expressions or steps, else by GPT-2's expression."""
+    """Build a byte-level BPE that splits text by these regular expressions or steps, or by GPT-2's expression."""
     steps = [
         split if isinstance(split, dict) else {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated"}
         for split in splits
@@ -90,10 +90,10 @@ def build_byte_bpe(tokens: list[str], merges: list[str], splits: list[Any]) -> d
 
 
 def build_sentencepiece_bpe(tokens: list[str], scores: list[float], *, add_prefix_space: bool | None) -> dict[str, Any]:
-    """A sentencepiece BPE with bytes to fall back on; pairs are merged in the order of their pieces' scores.
+    """Build a sentencepiece BPE with byte fallback, which merges pairs in the order of their scores.
 
     Args:
-        add_prefix_space: whether a space is put before a text; None for sentencepiece's default, yes.
+        add_prefix_space: whether a space is added before a text; None for sentencepiece's default, true.
     """
     numbers = {token: number for number, token in enumerate(tokens)}
     merges = []
@@ -126,7 +126,7 @@ def build_sentencepiece_bpe(tokens: list[str], scores: list[float], *, add_prefi
 
 
 def build_bos_processor(token: str, number: int) -> dict[str, Any]:
-    """A post-processor that adds one token before every text."""
+    """Build a post-processor that adds one token before every text."""
     first, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
     second = {"Sequence": {"id": "B", "type_id": 1}}
     return {

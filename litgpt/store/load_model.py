@@ -46,13 +46,13 @@ def read_dtypes(folder: Path, config: Config) -> dict[str, torch.dtype]:
     return {name: tensor.meta.dtype for tensor in published for name in tensor.mapping.names}
 
 
-def iter_tensors(folder: Path, config: Config, *, warn: Warn = print_warning) -> Iterator[tuple[str, Tensor]]:
+def iter_tensors(folder: Path, config: Config) -> Iterator[tuple[str, Tensor]]:
     """Yield the full weights of a model folder under our names; memory-mapped where only the name differs.
 
     Raises:
         UserError: as `list_published`.
     """
-    return stack_experts(list_published(folder, config, warn=warn), config.n_expert)
+    return stack_experts(list_published(folder, config), config.n_expert)
 
 
 def stack_experts(published: Iterable[PublishedTensor], n_expert: int) -> Iterator[tuple[str, Tensor]]:

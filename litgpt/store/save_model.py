@@ -14,7 +14,7 @@ from litgpt.files import staged_folder, write_json
 from litgpt.model.config import Config
 from litgpt.model.names import TensorMapping
 from litgpt.model.registry import Family, find_family
-from litgpt.store.collectives_io import Group, StageRanks, Warn, get_rank, print_warning, share_first_message
+from litgpt.store.collectives_io import StageRanks, Warn, get_rank, print_warning, share_first_message
 from litgpt.store.published_tensor import list_parameters
 from litgpt.store.safetensors_files import write_tensors
 from litgpt.store.state_dict import iter_model_tensors
@@ -23,6 +23,7 @@ from litgpt.store.weight_files import SAFETENSORS, SAFETENSORS_INDEX
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 SHARD_BYTES = 5e9
+UNPUBLISHED = "no published architecture has this shape; its tensors keep our names, only litgpt loads it"
 
 
 def write_shards(folder: Path, tensors: NamedTensors, shard_bytes: float) -> set[torch.dtype]:
@@ -85,9 +86,7 @@ def save_model_folder(
             staged, config, tensors, tokenizer_dir=tokenizer_dir, dtype=dtype, shard_bytes=shard_bytes
         )
         if family is None:
-            warn(
-                f"{folder}: no published architecture has this shape; its tensors keep our names, only litgpt loads it"
-            )
+            warn(f"{folder}: {UNPUBLISHED}")
 
 
 def write_model_folder(
@@ -197,14 +196,14 @@ def iter_full_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name, (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
-def gather_stages(model: nn.Module, tensors: NamedTensors, *, group: Group = None) -> Iterator[tuple[str, Tensor]]:
+def gather_stages(model: nn.Module, tensors: NamedTensors) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a whole model on the first rank; all ranks iterate to the end together.
 
     Args:
         model: each rank may hold its shards or a stage of it.
         tensors: the full tensors of this rank's stage; all ranks of the stage iterate over them together.
     """
-    return StageRanks((name for name, _ in iter_model_tensors(model)), group).gather_tensors(tensors)
+    return StageRanks((name for name, _ in iter_model_tensors(model))).gather_tensors(tensors)
 
 
 def save_model(
@@ -213,7 +212,6 @@ def save_model(
     *,
     config: Config,
     tensors: Iterator[tuple[str, Tensor]] | None = None,
-    group: Group = None,
     **settings: Any,
 ) -> None:
     """Write a model folder from a model that may be sharded; all ranks call it, the first one writes.
@@ -228,14 +226,14 @@ def save_model(
     Raises:
         UserError: on every rank, if the first could not write.
     """
-    stage_tensors = gather_stages(model, iter_full_tensors(model) if tensors is None else tensors, group=group)
+    stage_tensors = gather_stages(model, iter_full_tensors(model) if tensors is None else tensors)
     error = ""
-    if get_rank(group) == 0:
+    if get_rank() == 0:
         try:
             save_model_folder(folder, config=config, tensors=stage_tensors, **settings)
         except (UserError, OSError) as failure:
             error = str(failure)
     for _ in stage_tensors:
-        pass  # the other ranks, and a first one that failed, take part in every collective
-    if error := share_first_message(error, group):
+        pass  # the other ranks, and the first one after an error, take part in all collectives
+    if error := share_first_message(error):
         raise UserError(f"{folder}: not written ({error})")

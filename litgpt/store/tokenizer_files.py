@@ -1,4 +1,4 @@
-"""The tokenizer's files in a model folder: found, copied, and the ids of their special tokens."""
+"""Find and copy the tokenizer files of a model folder, and read the ids of special tokens."""
 
 import shutil
 from pathlib import Path
@@ -22,12 +22,12 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
 
 
 def find_tokenizer_files(folder: Path) -> dict[str, Path]:
-    """The files of the tokenizer in a folder, by name."""
+    """Find the tokenizer files in a folder, by name."""
     return {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
 
 
 def copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
-    """Copy the tokenizer's files that the target lacks; returns the ids of its special tokens for config.json."""
+    """Copy tokenizer files that the target does not have; returns the ids of special tokens for config.json."""
     for name, path in find_tokenizer_files(source).items():
         if not (target / name).exists():
             shutil.copyfile(path, target / name)

@@ -1,4 +1,4 @@
-"""Save an adapter as a folder, and load it: in PEFT's format, or under our own names where PEFT has none."""
+"""Save and load adapter folders, in PEFT's format or, if PEFT has none for a tuner, under our own names."""
 
 import json
 from collections import Counter
@@ -31,11 +31,11 @@ MODEL_FILES = (SAFETENSORS, SAFETENSORS_INDEX, LIT_MODEL, BIN, BIN_INDEX)
 
 @dataclass(frozen=True)
 class BasePrecision:
-    """The precision of the base while an adapter was trained.
+    """The precision of the base model during the training of an adapter.
 
     Attributes:
-        dtype: the type of its weights, as torch names it (float32); None if unknown.
-        quantize: how its matrices were quantized (bnb.nf4); None for not.
+        dtype: the name of the torch type of its weights (float32); None if unknown.
+        quantize: the quantization of its matrices (bnb.nf4); None without one.
     """
 
     dtype: str | None = None
@@ -53,7 +53,7 @@ class SavedAdapter:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that it was trained in."""
+        """The type in which it was trained."""
         if self.base_precision.dtype:
             return getattr(torch, self.base_precision.dtype)
         return Counter(tensor.dtype for tensor in self.tensors.values()).most_common(1)[0][0]
@@ -124,7 +124,7 @@ def save_adapter_folder(
 
 
 def load_adapter_folder(folder: Path | str, config: Config) -> SavedAdapter:
-    """Load an adapter for a model of this shape: PEFT's folder, ours or LitGPT's, or a training checkpoint of ours.
+    """Load an adapter of a model from a folder of PEFT, ours or LitGPT, or from a training checkpoint of ours.
 
     Raises:
         UserError: in one line, if a file is missing or damaged, or the adapter is of another kind or for another base.

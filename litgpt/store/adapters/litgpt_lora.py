@@ -1,4 +1,4 @@
-"""Folders of LitGPT's LoRA runs: `lit_model.pth.lora` and `hyperparameters.yaml`, read as an adapter."""
+"""Load the adapters of LitGPT's LoRA runs from `lit_model.pth.lora` and `hyperparameters.yaml`."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -23,7 +23,7 @@ LITGPT_WEIGHTS, LITGPT_SETTINGS = "lit_model.pth.lora", "hyperparameters.yaml"
 
 
 def read_litgpt_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the LitGPT run that a folder is from.
+    """Read the settings of a LitGPT run from its folder.
 
     Raises:
         UserError: if they are missing or not readable.
@@ -41,7 +41,7 @@ def read_litgpt_settings(folder: Path) -> dict[str, Any]:
 
 
 def load_litgpt_lora(folder: Path, config: Config) -> tuple[LoRA, dict[str, Tensor]]:
-    """Settings and tensors, under our names, of the adapter in a folder.
+    """Load the settings and, under our names, the tensors of the adapter in a folder.
 
     Raises:
         UserError: if a file is missing or damaged, or the adapter is for a model of another shape.
@@ -72,7 +72,7 @@ def load_litgpt_lora(folder: Path, config: Config) -> tuple[LoRA, dict[str, Tens
 
 
 def read_pairs(path: Path) -> dict[str, dict[str, Tensor]]:
-    """The A and B of every layer in a file."""
+    """Read A and B of every layer in a file."""
     pairs: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in load_state_dict(path).items():
         layer, _, half = name.partition(".lora_")
@@ -83,7 +83,7 @@ def read_pairs(path: Path) -> dict[str, dict[str, Tensor]]:
 def split_litgpt_pair(
     mapping: TensorMapping, a: Tensor, b: Tensor, enabled: list[str], config: Config
 ) -> dict[str, Tensor]:
-    """Our pairs of a layer: of queries, keys and values those that are enabled, stacked in rows in A and in B."""
+    """Split the pair of a layer into ours; A and B of the enabled queries, keys and values are stacked in rows."""
     names = [name for name in mapping.names if len(mapping.names) == 1 or name.split(".")[-2] in enabled]
     rows = [b.shape[0]] if len(mapping.names) == 1 else [count_tensor_rows(config, name) for name in names]
     tensors: dict[str, Tensor] = {}
