@@ -22,7 +22,7 @@ from litgpt.store.gguf_tokenizer import write_tokenizer
 from litgpt.store.load_model import iter_tensors, load_config
 from litgpt.store.published_tensor import list_parameters
 from litgpt.store.safetensors_files import iter_byte_blocks
-from litgpt.store.save_model import SHARD_BYTES, cast_tensors, write_model
+from litgpt.store.save_model import SHARD_BYTES, UNPUBLISHED, cast_tensors, write_model
 from litgpt.store.tensor_audit import list_published
 from litgpt.store.tokenizer_files import copy_tokenizer
 from litgpt.store.weight_files import SAFETENSORS, SAFETENSORS_INDEX, list_safetensors
@@ -109,9 +109,7 @@ def write_copy(
     family, saved_dtype = write_model(staged, config, tensors, special_tokens, shard_bytes=shard_bytes)
     values = read_json_object(source / "config.json")
     if family is None:
-        print_warning(
-            f"{source}: no published architecture has this shape; its tensors keep our names, only litgpt loads it"
-        )
+        print_warning(f"{source}: {UNPUBLISHED}")
     elif values.get("model_type") == family.model_type:
         values = {key: value for key, value in values.items() if key not in STALE_KEYS}
         write_json(staged / "config.json", {**values, "torch_dtype": saved_dtype})
