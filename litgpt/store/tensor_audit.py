@@ -44,12 +44,12 @@ class TensorAudit:
 
     @property
     def is_clean(self) -> bool:
-        """Whether every tensor is known and fits, and every parameter is there."""
+        """Whether every tensor is known and matches the model, and no parameter is missing."""
         return not (self.unknown or self.missing or self.mismatched)
 
     @property
     def mappings(self) -> list[TensorMapping]:
-        """How each tensor that is read becomes ours."""
+        """The mappings of the tensors that are read."""
         return [tensor.mapping for tensor in (*self.tensors, *self.tied_heads)]
 
     def check(self) -> None:
@@ -85,7 +85,7 @@ def audit_folder(folder: Path, config: Config) -> TensorAudit:
 
 
 def audit_source(source: WeightSource, table: NameTable | None, config: Config) -> TensorAudit:
-    """Audit every tensor of a source whose names follow a table, or None for our own names."""
+    """Audit every tensor of a source; `table` maps its names to ours, None if they are ours."""
     parameters = list_parameters(config)
     audit = TensorAudit(source, table)
     published_as: dict[str, dict[int | None, str]] = {name: {} for name in parameters}
@@ -113,7 +113,7 @@ def audit_source(source: WeightSource, table: NameTable | None, config: Config) 
 
 
 def find_name_table(source: WeightSource, folder: Path, config: Config) -> NameTable | None:
-    """The table that the source's names follow; None for our own names."""
+    """Find the table that maps the names of a source to ours; None if they are ours."""
     if source.table or "embedding.weight" in source.names:
         return source.table
     if any(name.startswith("transformer.wte.") for name in source.names) and source.path.suffix == ".pth":
@@ -160,7 +160,7 @@ def list_published(folder: Path, config: Config, *, warn: Warn = print_warning) 
         warn: called with one line if tensors are left out because the model has no such part.
 
     Raises:
-        UserError: naming a tensor that only the folder or only the shape has, or of another shape or type.
+        UserError: naming a tensor that only the folder or only the model has, or whose shape or type differs.
     """
     audit = audit_folder(folder, config)
     audit.check()
@@ -171,7 +171,7 @@ def list_published(folder: Path, config: Config, *, warn: Warn = print_warning) 
 
 
 def is_equal(tensor: PublishedTensor, other: PublishedTensor) -> bool:
-    """Whether two published tensors hold the same values; compared block by block."""
+    """Whether two published tensors have the same values; compares them block by block."""
     pair = [tensor.source.read(tensor.hf_name), other.source.read(other.hf_name)]
     blocks: Iterable[tuple[Tensor, ...]] = zip(*(split_rows(values, pair[0]) for values in pair), strict=True)
     equal = pair[0].shape == pair[1].shape and all(torch.equal(*block) for block in blocks)
@@ -181,10 +181,10 @@ def is_equal(tensor: PublishedTensor, other: PublishedTensor) -> bool:
 
 
 def find_differing(audit: TensorAudit, config: Config) -> list[str]:
-    """The published tensors that are not equal to the bit when ours are written back by the same table.
+    """The published tensors that differ in any bit when they are converted to ours and back with the same table.
 
-    A head that repeats the embedding it is tied to is not compared, and tensors in an older layout or under another
-    start of their names by the rule that reads them.
+    An output head that is tied to the embedding is not compared. Tensors in an older layout or with another prefix are
+    converted back by the rule that reads them.
     """
     mappings = audit.table.map_names(list_parameters(config), config) if audit.table else audit.mappings
     unwritten = {(tensor.mapping.names, tensor.mapping.expert): tensor for tensor in audit.tensors}
@@ -196,8 +196,8 @@ def find_differing(audit: TensorAudit, config: Config) -> list[str]:
             continue
         values = audit.source.read(tensor.hf_name)
         parts = tensor.mapping.split(values, config)
-        back = (mapping if mapping.hf_name == tensor.hf_name else tensor.mapping).join_parts(parts, config)
-        if back.shape != values.shape or not torch.equal(back, values):
+        inverse = mapping if mapping.hf_name == tensor.hf_name else tensor.mapping
+        if not torch.equal(inverse.join_parts(parts, config), values):
             differing.append(tensor.hf_name)
         tensor.release()
     return differing + [tensor.hf_name for tensor in unwritten.values()]
