@@ -2,18 +2,11 @@
 
 from pathlib import Path
 
-from litgpt.data.cache.examples import CachedExamples
 from litgpt.data.modules.finetuning import FinetuningData
 from litgpt.data.preview import list_windows, open_streams, print_counts
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.files import verify_manifest
-from litgpt.recipe.data import DataModule
 from litgpt.recipe.data_commands import DataPrepare
-
-
-def list_cached_examples(data: DataModule) -> list[CachedExamples]:
-    """The files of tokenized examples that a finetuning data module reads; none for other modules."""
-    return [file for _, file in data.prepared] if isinstance(data, FinetuningData) else []
 
 
 def run(recipe: DataPrepare) -> None:
@@ -25,7 +18,9 @@ def run(recipe: DataPrepare) -> None:
     tokenizer = Tokenizer(recipe.tokenizer_dir) if recipe.tokenizer_dir else None
     train, val = open_streams(recipe.data, tokenizer, recipe.max_seq_length)
     folders = [getattr(windows.tokens, "folder", Path()) for windows in [*list_windows(train), *list_windows(val)]]
-    for folder in [*folders, *(file.folder for file in list_cached_examples(recipe.data))]:
+    if isinstance(recipe.data, FinetuningData):
+        folders += [examples.folder for _, examples in recipe.data.prepared]
+    for folder in folders:
         if (folder / "manifest.json").is_file():
             verify_manifest(folder)
     print_counts(recipe.data, train, val, recipe.max_seq_length)

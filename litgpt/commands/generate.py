@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections.abc import Iterable
 from itertools import chain
 
 import torch
@@ -27,7 +26,7 @@ def run(recipe: Generate) -> None:
 
 
 def generate_sample(llm: LLM, recipe: Generate, number: int) -> None:
-    """Generate and print one text, and its time."""
+    """Generate and print one text, piece by piece if it is streamed, and its time."""
     start = time.perf_counter()
     tokens: list[int] = []
     pieces = llm.generate(
@@ -42,17 +41,12 @@ def generate_sample(llm: LLM, recipe: Generate, number: int) -> None:
         chat_template=recipe.chat_template,
         on_token=tokens.append,
     )
-    prefix = [] if llm.replies(recipe.chat_template) else [recipe.prompt]
-    print_pieces(chain(prefix, pieces), stream=recipe.stream)
-    seconds = time.perf_counter() - start
-    print_to_stderr(f"Time for inference {number}: {seconds:.2f} sec total, {len(tokens) / seconds:.2f} tokens/sec")
-
-
-def print_pieces(pieces: Iterable[str], *, stream: bool) -> None:
-    """Print a text piece by piece, or at once when it is complete."""
-    for piece in pieces if stream else ["".join(pieces)]:
+    text = chain([] if llm.replies(recipe.chat_template) else [recipe.prompt], pieces)
+    for piece in text if recipe.stream else ["".join(text)]:
         print(piece, end="", flush=True)
     print(flush=True)
+    seconds = time.perf_counter() - start
+    print_to_stderr(f"Time for inference {number}: {seconds:.2f} sec total, {len(tokens) / seconds:.2f} tokens/sec")
 
 
 def print_to_stderr(line: str) -> None:
