@@ -20,8 +20,9 @@ def format_duration(seconds: float) -> str:
 def format_progress(metrics: Mapping[str, float], total_steps: int | None = None, fraction: float | None = None) -> str:
     """Format the state of a run as one line; metrics that were not measured are left out."""
     speed = metrics.get("items_per_sec", metrics.get("device/items_per_sec"))
-    step = f"step {metrics.get('step', 0):,.0f}" + (f"/{total_steps:,}" if total_steps else "")
-    shown = (
+    remaining = metrics.get("remaining_time")
+    parts = (
+        (f"step {{:,.0f}}{f'/{total_steps:,}' if total_steps else ''}", metrics.get("step", 0)),
         ("{:.0%}", fraction),
         ("loss {:.3f}", metrics.get("loss")),
         ("val {:.3f}", metrics.get("val_loss")),
@@ -31,22 +32,20 @@ def format_progress(metrics: Mapping[str, float], total_steps: int | None = None
         ("lr {:.2e}", metrics.get("learning_rate")),
         ("epoch {:.2f}", metrics.get("epoch")),
         ("skipped {:.0f}", metrics.get("skipped_steps") or None),
+        ("{} left", None if remaining is None else format_duration(remaining)),
     )
-    parts = [step, *(form.format(value) for form, value in shown if value is not None)]
-    if (left := metrics.get("remaining_time")) is not None:
-        parts.append(f"{format_duration(left)} left")
-    return " | ".join(parts)
+    return " | ".join(form.format(value) for form, value in parts if value is not None)
 
 
 class RunConsole:
-    """A progress line at the bottom of the terminal; without a terminal, every update prints a line."""
+    """A progress line at the bottom of the terminal; without a terminal, every update prints a line.
+
+    Args:
+        total_steps: optimizer steps of the whole run; None if it has no limit on steps.
+        enabled: whether to print; only the first rank does.
+    """
 
     def __init__(self, *, total_steps: int | None = None, enabled: bool = True, console: Console | None = None) -> None:
-        """
-        Args:
-            total_steps: optimizer steps of the whole run; None if it has no limit on steps.
-            enabled: only the first rank prints; False on all others.
-        """
         self.console = console or Console(soft_wrap=True)
         self.total_steps, self.enabled = total_steps, enabled
         self.metrics: dict[str, float] = {}
@@ -97,21 +96,20 @@ class RunSummary:
     """Tokens trained on in this run."""
     training_seconds: float
     """Seconds of this run spent training."""
-    apart_seconds: Mapping[str, float] = field(default_factory=dict)
+    other_seconds: Mapping[str, float] = field(default_factory=dict)
     """Other seconds of this run, by activity, such as `evaluation` and `saving`."""
     last_loss: float | None = None
-    last_val_loss: float | None = None
-    best_val_loss: float | None = None
-    best_val_step: int | None = None
+    val_losses: Mapping[int, float] = field(default_factory=dict)
+    """Validation loss by step."""
     skipped_steps: int = 0
     spikes: int = 0
     memory_gb: float | None = None
-    checkpoints: Path | None = None
+    checkpoint: Path | None = None
     """The newest checkpoint to resume from."""
     final: Path | None = None
-    """The finished model folder."""
+    """The folder of the finished model."""
     report: Path | None = None
-    """The HTML page."""
+    """The HTML report."""
 
 
 def render_summary(summary: RunSummary) -> RenderableType:
@@ -127,40 +125,35 @@ def render_summary(summary: RunSummary) -> RenderableType:
 def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
     """List the name and value of each line of the summary."""
     resumed = summary.steps_run != summary.steps
-    of_run = f" ({summary.steps_run:,} in this run)" if resumed else ""
-    tokens_of_run = f" ({summary.tokens_run:,} in this run)" if resumed else ""
+    steps, tokens = (
+        f"{total:,} ({in_run:,} in this run)" if resumed else f"{total:,}"
+        for total, in_run in ((summary.steps, summary.steps_run), (summary.tokens, summary.tokens_run))
+    )
     seconds = summary.training_seconds
+    times = [("training", seconds), *summary.other_seconds.items()]
     speed = f"{summary.tokens_run / seconds:,.0f} of this run's training time" if seconds > 0 else None
     rows: list[tuple[str, str | None]] = [
         ("Why", summary.reason),
-        ("Steps", f"{summary.steps:,}{of_run}"),
-        ("Tokens", f"{summary.tokens:,}{tokens_of_run}"),
-        ("Time", format_times(summary)),
+        ("Steps", steps),
+        ("Tokens", tokens),
+        ("Time", ", ".join(f"{name} {value:.1f} s" for name, value in times)),
         ("Tokens/s", speed),
         ("Loss", None if summary.last_loss is None else f"{summary.last_loss:.4f}"),
-        ("Validation loss", format_validation(summary)),
+        ("Validation loss", format_validation(summary.val_losses)),
         ("Skipped steps", f"{summary.skipped_steps:,} (gradient not finite)" if summary.skipped_steps else None),
         ("Loss spikes", f"{summary.spikes:,}" if summary.spikes else None),
         ("Memory", None if summary.memory_gb is None else f"{summary.memory_gb:.2f} GB at most"),
-        ("Checkpoint", None if summary.checkpoints is None else str(summary.checkpoints)),
+        ("Checkpoint", None if summary.checkpoint is None else str(summary.checkpoint)),
         ("Model", None if summary.final is None else str(summary.final)),
         ("Report", None if summary.report is None else str(summary.report)),
     ]
     return [(name, value) for name, value in rows if value is not None]
 
 
-def format_times(summary: RunSummary) -> str:
-    """Format the seconds of a run, by activity."""
-    others = (f"{name} {seconds:.1f} s" for name, seconds in summary.apart_seconds.items())
-    return ", ".join([f"training {summary.training_seconds:.1f} s", *others])
-
-
-def format_validation(summary: RunSummary) -> str | None:
-    """Format the last validation loss, and the best one if it differs."""
-    if summary.last_val_loss is None:
+def format_validation(losses: Mapping[int, float]) -> str | None:
+    """Format the last of the losses by step, and the best one if it differs; None without losses."""
+    if not losses:
         return None
-    best = summary.best_val_loss
-    if best is None or best >= summary.last_val_loss:
-        return f"{summary.last_val_loss:.4f}"
-    where = "" if summary.best_val_step is None else f" at step {summary.best_val_step:,}"
-    return f"{summary.last_val_loss:.4f}, best {best:.4f}{where}"
+    last, best_step = losses[max(losses)], min(losses, key=lambda step: losses[step])
+    best = losses[best_step]
+    return f"{last:.4f}, best {best:.4f} at step {best_step:,}" if best < last else f"{last:.4f}"

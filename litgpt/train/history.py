@@ -1,7 +1,7 @@
-"""The metrics file of a run: one CSV, a row for every logged step, that goes on where it was cut.
+"""The metrics file of a run: one CSV file with a row per logged step, which a resumed run appends to.
 
-Rows are appended whole and at once. A column that turns up later is added to the header by rewriting the file whole; a
-last line that was cut by a kill is dropped when the file is opened again.
+Each row is written by a single append. The file is rewritten to add a new column. A last line that was truncated by a
+killed process is dropped when the file is opened again.
 """
 
 import csv
@@ -22,11 +22,11 @@ def list_versions(root: Path) -> list[int]:
 
 
 def choose_version(root: Path, *, resumed: bool) -> int:
-    """The N of the folder `version_N` to log into: the newest one of a resumed run, otherwise a new one."""
-    taken = list_versions(root)
-    if resumed and taken:
-        return taken[-1]
-    return taken[-1] + 1 if taken else 0
+    """Return the N of the folder `version_N` to log into: the newest one for a resumed run, otherwise a new one."""
+    versions = list_versions(root)
+    if not versions:
+        return 0
+    return versions[-1] if resumed else versions[-1] + 1
 
 
 def format_line(values: Sequence[object]) -> str:
@@ -37,10 +37,10 @@ def format_line(values: Sequence[object]) -> str:
 
 
 def read_metrics(path: Path) -> tuple[list[str], list[dict[str, float]]]:
-    """Read the columns of a metrics file and its rows; a row holds no empty fields.
+    """Read the columns and the rows of a metrics file; empty fields are left out of the rows.
 
     Raises:
-        UserError: naming the file, and the line, that is missing or holds something other than numbers.
+        UserError: if the file does not exist or is not valid; names the file and the line.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -48,7 +48,7 @@ def read_metrics(path: Path) -> tuple[list[str], list[dict[str, float]]]:
         raise UserError(f"{path}: no such file; give the out_dir of a run that was trained") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a metrics file ({error})") from None
-    columns, *table = list(csv.reader(lines[:-1])) or [[]]  # what follows the last line end was cut, or is empty
+    columns, *table = list(csv.reader(lines[:-1])) or [[]]  # text after the last line end is truncated, or empty
     if "step" not in columns or len(set(columns)) != len(columns):
         raise UserError(
             f"{path}: line 1 is not the header of a metrics file; it must name each column once, step among them"
@@ -57,7 +57,7 @@ def read_metrics(path: Path) -> tuple[list[str], list[dict[str, float]]]:
 
 
 def parse_row(path: Path, number: int, columns: Sequence[str], values: Sequence[str]) -> dict[str, float]:
-    """The numbers of one line by column; empty fields are left out."""
+    """Parse the numbers of one line by column; empty fields are left out."""
     if len(values) != len(columns):
         raise UserError(f"{path}: line {number} has {len(values)} fields, the header {len(columns)}; remove the line")
     try:
@@ -70,36 +70,28 @@ def parse_row(path: Path, number: int, columns: Sequence[str], values: Sequence[
 
 
 class History:
-    """A metrics file being written."""
+    """A metrics file opened for appending.
+
+    Args:
+        path: the file; its folder is created with the first row.
+        resumed_step: the last optimizer step to keep in an existing file; later rows are removed.
+    """
 
     def __init__(self, path: Path, *, resumed_step: int | None = None) -> None:
-        """
-        Args:
-            path: the file; its folder is made with the first row.
-            resumed_step: the last optimizer step to keep in a file that is already there; later rows are removed.
-        """
         self.path = path
         self.columns: list[str] = []
         if resumed_step is not None and path.exists():
-            self.cut(resumed_step)
-
-    def cut(self, last_step: int) -> None:
-        """Keep the rows of the steps up to `last_step`."""
-        self.columns, _ = read_metrics(self.path)
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        place = self.columns.index("step")
-        kept = [line for line in lines[1:] if line.endswith("\n") and float(line.split(",")[place]) <= last_step]
-        write_text(self.path, lines[0] + "".join(kept))
+            self.columns, _ = read_metrics(path)
+            header, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            index = self.columns.index("step")
+            kept = [line for line in lines if line.endswith("\n") and float(line.split(",")[index]) <= resumed_step]
+            write_text(path, header + "".join(kept))
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Write one row; a name that was not seen before becomes a new last column."""
+        """Append one row; names that are not columns yet become the last columns, empty in earlier rows."""
         if new := [name for name in row if name not in self.columns]:
-            self.widen(new)
+            lines = self.path.read_text(encoding="utf-8").splitlines()[1:] if self.columns else []
+            self.columns += new
+            write_text(self.path, format_line(self.columns) + "".join(line + "," * len(new) + "\n" for line in lines))
         with self.path.open("a", encoding="utf-8") as file:
             file.write(format_line([row.get(name, "") for name in self.columns]))
-
-    def widen(self, new: Sequence[str]) -> None:
-        """Add columns, empty in the rows so far."""
-        old = self.path.read_text(encoding="utf-8").splitlines()[1:] if self.columns else []
-        self.columns += new
-        write_text(self.path, format_line(self.columns) + "".join(line + "," * len(new) + "\n" for line in old))

@@ -20,7 +20,7 @@ from litgpt.store.tokenizer_files import find_tokenizer_files
 from litgpt.train.console import RunConsole, RunSummary
 from litgpt.train.evaluate import sample_continuation, validation_loss
 from litgpt.train.guard import Guard, Interrupts, perplexity
-from litgpt.train.metrics import Meter, device_peak, memory_gb
+from litgpt.train.metrics import Meter, get_device_peak, get_peak_memory_gb
 from litgpt.train.optimizer import set_learning_rate
 from litgpt.train.setup import Run
 from litgpt.train.step import StepResult, Votes, train_step
@@ -57,7 +57,7 @@ class Loop:
         self.interrupts = Interrupts()
         self.guard = Guard(recipe.guard)
         device = run.train_state.device
-        self.meter = Meter(ranks=run.data_ranks, peak=device_peak(device, recipe.precision or "bf16-mixed"))
+        self.meter = Meter(ranks=run.data_ranks, peak=get_device_peak(device, recipe.precision or "bf16-mixed"))
         self.step = self.first_step = 0
         self.tokens = self.first_tokens = 0
         self.spikes = 0
@@ -105,7 +105,7 @@ class Loop:
                     self.advance(batches)
                 if self.complete and recipe.eval.final_validation and self.step not in self.val_losses:
                     self.evaluate()
-                with self.meter.apart("saving"):
+                with self.meter.exclude("saving"):
                     self.save()
                     run.checkpoints.commit()
             except UserError:  # raised on all ranks, so that all finish a pending checkpoint
@@ -146,7 +146,7 @@ class Loop:
             self.reason = self.stop_reason(out_of_time=votes.out_of_time > 0)
             self.complete = not votes.interrupted
         elif self.train.save_interval and self.step % self.train.save_interval == 0:
-            with self.meter.apart("saving"):
+            with self.meter.exclude("saving"):
                 self.save()
 
     def next_batches(self, batches: Iterator[Any]) -> tuple[list[Batch], UserError | None]:
@@ -217,7 +217,7 @@ class Loop:
             "total_tokens": self.tokens,
             "grad_norm": result.gradient_norm,
             "skipped_steps": self.guard.skipped,
-            "memory_gb": memory_gb(self.run.train_state.device),
+            "memory_gb": get_peak_memory_gb(self.run.train_state.device),
             **self.meter.totals(),
             **rates,
         }
@@ -246,7 +246,7 @@ class Loop:
     def evaluate(self) -> None:
         """Compute the validation loss and generate samples."""
         run, data, settings = self.run, self.run.data, self.run.recipe.eval
-        with self.meter.apart("evaluation"):
+        with self.meter.exclude("evaluation"):
             if data.validation is not None:
                 loss = validation_loss(run.train_state, data.validation, run.objective, max_iters=settings.max_iters)
                 self.val_losses[self.step] = loss
@@ -296,10 +296,8 @@ class Loop:
         if report and is_rank_zero():
             write_json(run.recipe.out_dir / "data_report.json", report)
 
-    def summary(self, final: Path | None) -> RunSummary:
-        """The results of the run."""
-        best = min(self.val_losses, key=lambda step: self.val_losses[step], default=None)
-        last = max(self.val_losses, default=None)
+    def summary(self, final: Path | None, report: Path) -> RunSummary:
+        """The results of the run; `final` is the folder of the finished model."""
         return RunSummary(
             reason=self.reason,
             steps=self.step,
@@ -307,14 +305,13 @@ class Loop:
             tokens=self.tokens,
             tokens_run=self.tokens - self.first_tokens,
             training_seconds=self.meter.training_seconds,
-            apart_seconds=self.meter.apart_seconds,
+            other_seconds=self.meter.other_seconds,
             last_loss=self.last_loss,
-            last_val_loss=None if last is None else self.val_losses[last],
-            best_val_loss=None if best is None else self.val_losses[best],
-            best_val_step=best,
+            val_losses=self.val_losses,
             skipped_steps=self.guard.skipped,
             spikes=self.spikes,
-            memory_gb=memory_gb(self.run.train_state.device),
-            checkpoints=self.run.recipe.out_dir / f"step-{self.step:08d}",
+            memory_gb=get_peak_memory_gb(self.run.train_state.device),
+            checkpoint=self.run.recipe.out_dir / f"step-{self.step:08d}",
             final=final,
+            report=report,
         )

@@ -1,14 +1,14 @@
-"""What is measured in a training run, and the column names it goes under.
+"""The metrics of a training run, and their column names.
 
-Names are LitGPT's. One process: `device/...` only; several: the whole run's figure under the bare name and one device's
-share under `device/...`.
+Names are LitGPT's. A single process has `device/...` columns only; with several, these are the figures of one
+device, and those of the whole run have the bare name.
 
     column                        unit
     time                          s since the first start of the run, evaluation and saving included
     batches, samples, lengths     micro-batches, samples, tokens of this process since the first start of the run
     device/batches_per_sec, device/samples_per_sec, device/items_per_sec    1/s over the window (items are tokens)
     device/flops_per_sec          FLOP/s over the window
-    device/mfu                    the former as a share (0 to 1) of the device's peak; absent where no peak is known
+    device/mfu                    the former as a fraction of the device's peak; missing if the peak is not known
 """
 
 import re
@@ -18,13 +18,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
-# Peak dense matmul TFLOP/s by a pattern in the device's name: bfloat16/float16, TF32, float32. Makers print tensor core
-# figures "with sparsity" as well, which is twice these. First match wins, so longer names come first.
+# Peak dense matmul TFLOP/s by a pattern of the device's name: bfloat16/float16, TF32, float32. Data sheets also give
+# tensor core figures "with sparsity", which are twice these. The first match wins, so longer names come first.
 #   NVIDIA data sheets: HGX B200, H200, H100, A100, A10, L40S, L40, L4; RTX: the Ada (AD102) and Ampere (GA102) white
 #   papers, tensor cores with float32 accumulation. AMD data sheets: MI300X, MI325X (float32 through the matrix cores).
 PEAK_TFLOPS: tuple[tuple[str, float, float, float], ...] = (
@@ -50,10 +48,10 @@ PEAK_TFLOPS: tuple[tuple[str, float, float, float], ...] = (
 
 
 def peak_flops(device_name: str, precision: str, *, tf32: bool = False) -> float | None:
-    """The most FLOP/s a device can do in the matmuls of a precision, or None if the table does not know it.
+    """Peak FLOP/s of a device in matmuls of a precision; None if the table does not have the device.
 
     Args:
-        device_name: as `torch.cuda.get_device_name` gives it.
+        device_name: as returned by `torch.cuda.get_device_name`.
         precision: Fabric's name, such as `bf16-mixed`.
         tf32: whether float32 matmuls may use TF32 (`torch.get_float32_matmul_precision() != "highest"`).
     """
@@ -68,30 +66,32 @@ def peak_flops(device_name: str, precision: str, *, tf32: bool = False) -> float
     return None
 
 
-def device_peak(device: "torch.device", precision: str) -> float | None:
-    """`peak_flops` of a torch device; None on a CPU, whose peak nobody can look up."""
+def get_device_peak(device: torch.device, precision: str) -> float | None:
+    """`peak_flops` of a torch device; None on a CPU."""
     if device.type != "cuda":
         return None
-    import torch
-
     tf32 = torch.get_float32_matmul_precision() != "highest"
     return peak_flops(torch.cuda.get_device_name(device), precision, tf32=tf32)
 
 
-def memory_gb(device: "torch.device | None" = None) -> float:
-    """The most memory used so far, in 1e9 bytes: the device's on CUDA, otherwise the resident set of this process."""
-    if device is not None and device.type == "cuda":
-        import torch
-
+def get_peak_memory_gb(device: torch.device) -> float:
+    """Peak memory so far in 1e9 bytes: allocated on a CUDA device, otherwise the resident set of this process."""
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 class Meter:
-    """Counts what a run has done, and how fast over its last few steps.
+    """Counts the work of a run, and measures its throughput over the last few steps.
 
-    Time spent in `with meter.apart("evaluation")` is booked under that name and belongs to no rate.
+    Time in `with meter.exclude("evaluation")` is counted under that name, and excluded from throughput.
+
+    Args:
+        ranks: processes that train; each is assumed to do the same amount of work.
+        peak: peak FLOP/s of one device, from `get_device_peak`.
+        window: number of steps over which throughput is measured.
+        clock: monotonic time in seconds.
     """
 
     def __init__(
@@ -102,54 +102,47 @@ class Meter:
         window: int = 20,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """
-        Args:
-            ranks: processes that train; each is taken to do the same amount of work.
-            peak: FLOP/s of one device, from `device_peak`.
-            window: updates that the rates look back over.
-            clock: seconds, never going back.
-        """
         self.ranks, self.peak, self.clock = ranks, peak, clock
-        self.began = clock()
-        self.apart_seconds: dict[str, float] = {}
-        self.done = {"batches": 0, "samples": 0, "tokens": 0, "flops": 0.0}  # of this process, in this run
-        self.earlier = {"time": 0.0, "batches": 0, "samples": 0, "lengths": 0}  # in the runs that this one continues
+        self.started = clock()
+        self.other_seconds: dict[str, float] = {}
+        self.counts = {"batches": 0, "samples": 0, "tokens": 0, "flops": 0.0}  # of this process since it started
+        self.resumed = {"time": 0.0, "batches": 0, "samples": 0, "lengths": 0}  # totals of the resumed checkpoint
         self.window: deque[tuple[float, dict[str, float]]] = deque(maxlen=window + 1)
         self.first_fraction: tuple[float, float] | None = None
 
     @property
     def seconds(self) -> float:
-        """Seconds since this run began, evaluation and saving included."""
-        return self.clock() - self.began
+        """Seconds since this process started, including evaluation and saving."""
+        return self.clock() - self.started
 
     @property
     def training_seconds(self) -> float:
-        """Seconds of this run less those booked apart."""
-        return self.seconds - sum(self.apart_seconds.values())
+        """Seconds since this process started, without the excluded ones."""
+        return self.seconds - sum(self.other_seconds.values())
 
     def update(self, *, samples: int, tokens: int, flops: float = 0.0, batches: int = 1) -> None:
-        """Book one optimizer step of this process: its samples, tokens, FLOPs and micro-batches."""
+        """Count one optimizer step of this process: its samples, tokens, FLOPs and micro-batches."""
         for name, count in (("batches", batches), ("samples", samples), ("tokens", tokens), ("flops", flops)):
-            self.done[name] += count
-        self.window.append((self.training_seconds, dict(self.done)))
+            self.counts[name] += count
+        self.window.append((self.training_seconds, dict(self.counts)))
 
     @contextmanager
-    def apart(self, name: str) -> Iterator[None]:
-        """Book the seconds of this block under `name`, outside of training."""
-        began = self.clock()
+    def exclude(self, name: str) -> Iterator[None]:
+        """Count the seconds of this block under `name`, not as training."""
+        started = self.clock()
         try:
             yield
         finally:
-            self.apart_seconds[name] = self.apart_seconds.get(name, 0.0) + self.clock() - began
+            self.other_seconds[name] = self.other_seconds.get(name, 0.0) + self.clock() - started
 
     def totals(self) -> dict[str, float]:
         """The columns `time`, `batches`, `samples` and `lengths`, counted from the first start of the run."""
-        now = {"time": self.seconds, "lengths": self.done["tokens"]}
-        now |= {name: self.done[name] for name in ("batches", "samples")}
-        return {name: self.earlier[name] + value for name, value in now.items()}
+        counts = {"time": self.seconds, "lengths": self.counts["tokens"]}
+        counts |= {name: self.counts[name] for name in ("batches", "samples")}
+        return {name: self.resumed[name] + value for name, value in counts.items()}
 
     def rates(self) -> dict[str, float]:
-        """The columns of throughput over the window; empty before the second update, which ends the first interval."""
+        """The columns of throughput over the window; empty before the second update."""
         if len(self.window) < 2:
             return {}
         (start, before), (end, after) = self.window[0], self.window[-1]
@@ -158,7 +151,7 @@ class Meter:
         columns = {"batches": "batches", "samples": "samples", "tokens": "items", "flops": "flops"}
         rates = {f"{column}_per_sec": (after[name] - before[name]) / (end - start) for name, column in columns.items()}
         if after["flops"] == before["flops"]:
-            del rates["flops_per_sec"]  # nobody counted them
+            del rates["flops_per_sec"]
         metrics = {f"device/{name}": rate for name, rate in rates.items()}
         if self.ranks > 1:
             metrics |= {name: rate * self.ranks for name, rate in rates.items()}
@@ -167,24 +160,24 @@ class Meter:
         return metrics
 
     def remaining(self, fraction: float | None) -> float | None:
-        """Seconds to the end of the run at the pace since the first call, or None as long as there is no telling.
+        """Estimated seconds to the end of the run, from the progress since the first call; None if not known yet.
 
         Args:
-            fraction: the share of the whole run that is done, 0 to 1; starts above 0 in a run that was resumed.
+            fraction: fraction of the whole run that is done, which starts above 0 in a resumed run; None if not known.
         """
         if fraction is None:
             return None
         if self.first_fraction is None:
-            self.first_fraction = (self.seconds, fraction)  # after the first step, so that compiling is not projected
+            self.first_fraction = (self.seconds, fraction)  # after the first step, to leave out the time of compiling
         since, start = self.first_fraction
         if fraction <= start:
             return None
         return max(0.0, (1 - fraction) * (self.seconds - since) / (fraction - start))
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps, so that a continued run counts on."""
+        """Return the totals for a checkpoint."""
         return self.totals()
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Count on from an earlier run's `state_dict`."""
-        self.earlier = {name: state[name] for name in self.earlier}
+        """Continue from the totals of a checkpoint."""
+        self.resumed = {name: state[name] for name in self.resumed}

@@ -1,7 +1,6 @@
-"""One training run from its spec to the finished model."""
+"""Run training from a spec to the finished model."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from litgpt.parallel.heartbeat import report_lost_ranks
@@ -30,6 +29,5 @@ def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> No
         loop.fit()
         final = publish(trained) if loop.complete else None
     if is_rank_zero():
-        report = write_report(recipe.out_dir)
-        console.print(render_summary(replace(loop.summary(final), report=report)))
+        console.print(render_summary(loop.summary(final, write_report(recipe.out_dir))))
     exit_process(0)

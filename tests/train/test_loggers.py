@@ -179,12 +179,14 @@ def test_wandb_names_come_from_the_recipe_then_the_environment_then_the_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr(loggers, "require", lambda _package: None)
     monkeypatch.setattr("lightning.pytorch.loggers.wandb.WandbLogger", lambda **arguments: given.update(arguments))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _package: True)
+    for name in ("WANDB_PROJECT", "WANDB_RUN_NAME", "WANDB_RUN_GROUP"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     for resumed_step in (None, 4):
         earlier = given.get("id")
-        loggers.build_logger(
-            "wandb", tmp_path, log, resumed_step, project="pretrain-pythia-14m", environment=environment
-        )
+        loggers.build_logger("wandb", tmp_path, log, resumed_step, project="pretrain-pythia-14m")
         assert (given["project"], given["name"], given["group"]) == expected
         assert resumed_step is None or given["id"] == earlier

@@ -3,10 +3,11 @@
 import io
 
 import pytest
+import torch
 from rich.console import Console
 
 from litgpt.train.console import RunConsole, RunSummary, format_duration, render_summary
-from litgpt.train.metrics import Meter, memory_gb, peak_flops
+from litgpt.train.metrics import Meter, get_peak_memory_gb, peak_flops
 
 
 class Clock:
@@ -74,12 +75,12 @@ def test_flops_that_nobody_counted_are_not_a_column() -> None:
 
 def test_evaluation_is_in_no_rate_but_in_the_time() -> None:
     meter, clock = meter_after([1.0, 2.0])
-    with meter.apart("evaluation"):
+    with meter.exclude("evaluation"):
         clock.now += 500
     clock.now += 2
     meter.update(samples=4, tokens=40, flops=1e9, batches=2)
     assert meter.rates()["device/items_per_sec"] == pytest.approx(20.0)
-    assert meter.apart_seconds == {"evaluation": 500.0}
+    assert meter.other_seconds == {"evaluation": 500.0}
     assert meter.training_seconds == pytest.approx(5.0)
     assert meter.totals() == {"time": 505.0, "batches": 6, "samples": 12, "lengths": 120}
 
@@ -91,7 +92,7 @@ def test_a_continued_run_counts_on_but_measures_itself_only() -> None:
     clock.now += 4
     meter.update(samples=4, tokens=40, batches=2)
     assert meter.totals() == {"time": 7.0, "batches": 6, "samples": 12, "lengths": 120}
-    assert meter.done["tokens"] == 40
+    assert meter.counts["tokens"] == 40
     assert meter.training_seconds == 4.0
 
 
@@ -137,11 +138,12 @@ def test_a_peak_that_is_not_known_is_not_guessed(name: str, precision: str) -> N
 
 
 def test_memory_is_measured() -> None:
-    before = memory_gb()
+    cpu = torch.device("cpu")
+    before = get_peak_memory_gb(cpu)
     block = bytearray(300_000_000)
     block[::4096] = b"x" * len(block[::4096])
     assert before > 0.005
-    assert memory_gb() >= before
+    assert get_peak_memory_gb(cpu) >= before
 
 
 METRICS = {
@@ -208,10 +210,8 @@ def test_end_report_of_a_resumed_run_tells_its_own_speed() -> None:
             tokens=102_400,
             tokens_run=20_480,
             training_seconds=10.24,
-            apart_seconds={"evaluation": 5.0, "saving": 1.5},
-            last_val_loss=3.5,
-            best_val_loss=3.25,
-            best_val_step=80,
+            other_seconds={"evaluation": 5.0, "saving": 1.5},
+            val_losses={80: 3.25, 100: 3.5},
         )
     )
     assert "2,000 of this run's training time" in text

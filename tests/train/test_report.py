@@ -55,7 +55,7 @@ def test_the_page_has_its_figures_curves_and_events(out_dir: Path) -> None:
     for words in ("Loss", "Learning rate", "Tokens per second", "Gradient norm", "3,000", "0:10:00", "4.7000", "900"):
         assert words in page.text
     assert [tag for tag, _ in page.tags].count("svg") == 4
-    assert re.search(r"50\s*1 skipped since the line before", page.text)
+    assert re.search(r"50\s*1 skipped since the previous row", page.text)
     assert "step 200: loss 50.0000 is a spike" in page.text
 
 
