@@ -8,7 +8,6 @@ import torch
 from litgpt import adapt
 from litgpt.errors import UserError
 from litgpt.infer.load import find_folder, resolve_model_folder
-from litgpt.model.gpt import GPT
 from litgpt.parallel.apply import full_tensor
 from litgpt.parallel.strategy import is_rank_zero
 from litgpt.recipe.finetune import Finetune
@@ -43,7 +42,6 @@ def publish(trained: Run) -> Path:
     If the adapter cannot be merged, its folder, which names the base, is written as the finished model.
     """
     final, spec, core = trained.recipe.out_dir / "final", trained.spec, trained.train_state.core
-    assert isinstance(core, GPT)
     if spec.tuner is None or spec.tuner.merges:
         tensors, tokenizer_dir = adapt.merge_adapter(core), trained.data.tokenizer_dir
         save_model(final, core, tensors=tensors, config=spec.config, tokenizer_dir=tokenizer_dir, replace=True)
@@ -58,7 +56,6 @@ def publish(trained: Run) -> Path:
 def save_adapter(folder: Path, trained: Run) -> None:
     """Write the adapter as a folder that PEFT loads; without a format in PEFT it is only in the merged model."""
     spec, core = trained.spec, trained.train_state.core
-    assert isinstance(core, GPT)
     assert spec.tuner is not None
     local = ((name, full_tensor(tensor.detach())) for name, tensor in adapt.get_adapter_parameters(core).items())
     tensors = {name: tensor.to("cpu") for name, tensor in gather_stages(core, local)}

@@ -1,9 +1,10 @@
-"""Evaluate a model in training: validation loss and generated samples."""
+"""Evaluate a model during training: validation loss and generated samples."""
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,16 +15,17 @@ from litgpt.model.gpt import compute_logits
 from litgpt.parallel.apply import reshard_parameters
 from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.parallel.token_sharding import LocalTokens
+from litgpt.train.local_batch import LocalBatch
 from litgpt.train.objective import Objective
-from litgpt.train.step import TrainState, evaluate, run_model
+from litgpt.train.step import TrainState, run_model
 
 
 @contextmanager
 def eval_mode(train_state: TrainState) -> Iterator[None]:
-    """No dropout, no gradients, the run's precision."""
+    """Disable dropout and gradients, and use the precision of the run."""
     train_state.core.eval()
     try:
-        with torch.no_grad(), train_state.precision.autocast(train_state.device, sharded=train_state.sharded):
+        with torch.no_grad(), train_state.autocast():
             yield
     finally:
         reshard_parameters(train_state.core)
@@ -33,21 +35,29 @@ def eval_mode(train_state: TrainState) -> Iterator[None]:
 def validation_loss(
     train_state: TrainState, batches: Iterable[Batch], objective: Objective, *, max_iters: int
 ) -> float:
-    """Mean loss in nats over what the objective counts, in the first `max_iters` micro-batches of every data rank.
+    """Mean loss in nats over the units that the objective counts; NaN if there are none.
 
-    NaN if they have no target.
+    Args:
+        max_iters: number of micro-batches of every data rank to evaluate, from the first one.
     """
     loss, count = torch.zeros((), dtype=torch.float64), 0.0
     with eval_mode(train_state):
         for batch in itertools.islice(batches, max_iters):
             local = train_state.local_batch(objective.weigh(batch.to(train_state.device)))
-            output = evaluate(train_state, local, partial(objective, local=local))
+            output = evaluate(train_state, local, objective.loss)
             loss = loss if output is None else loss + output[0].double().to(loss.device)
             count += objective.count(batch)
-    summed_loss, counted = all_reduce_sum(
-        [loss.item() * train_state.counts_loss, count * train_state.counts_batch], train_state.device
-    )
-    return summed_loss / counted if counted else float("nan")
+    sums = [loss.item() * train_state.counts_loss, count * train_state.counts_batch]
+    loss_sum, total = all_reduce_sum(sums, train_state.device)
+    return loss_sum / total if total else float("nan")
+
+
+def evaluate(train_state: TrainState, local: LocalBatch, run: Callable[[Any, LocalBatch], Any]) -> Any:
+    """Apply `run` to the model and a local batch, without gradients; None on ranks without the last stage."""
+    pipeline = train_state.pipeline
+    if pipeline is None:
+        return run(train_state.core, local)
+    return pipeline.evaluate(local.ids.shape, lambda stage: (run if stage.last else run_model)(stage, local))
 
 
 def sample_continuation(
@@ -61,13 +71,13 @@ def sample_continuation(
     top_k: int = 50,
     stop_tokens: Collection[int] = (),
 ) -> list[int]:
-    """The tokens that the model generates after a prompt, each sampled from the `top_k` most likely ones.
+    """Generate tokens after a prompt, each sampled from the `top_k` most likely ones. All ranks call this together.
 
-    The run's own random state does not change. All ranks call this together.
+    The random state of the run does not change.
 
     Args:
-        window: the number of previous tokens that the model reads.
-        stop_tokens: the first of them is the last token of the sample.
+        window: maximum number of previous tokens in the input of the model.
+        stop_tokens: generation stops after the first of these.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -75,7 +85,7 @@ def sample_continuation(
         inputs = torch.tensor([ids[-window:]], device=train_state.device)
         local = train_state.local_batch(Batch(inputs, inputs))
         head = partial(gather_last_logits, tokens=inputs.shape[1], sharding=train_state.local_tokens)
-        logits = evaluate(train_state, local, partial(run_model, local=local, head=head))
+        logits = evaluate(train_state, local, partial(run_model, head=head))
         token = 0
         if logits is not None:
             values, tokens = logits.float().cpu().topk(min(top_k, logits.shape[-1]))
@@ -95,7 +105,7 @@ def gather_last_logits(
     tokens: int,
     sharding: LocalTokens | None,
 ) -> Tensor:
-    """(V,) logits of the token after this many, the same on all ranks that share them."""
+    """The (V,) logits after the first `tokens` tokens, equal on all ranks of the shards."""
     hidden_BTD = hidden_BPD if sharding is None else sharding.gather(hidden_BPD)
     logits = compute_logits(hidden_BTD[0, tokens - 1], weight_VD, bias_V, softcap)
     return logits if sharding is None or sharding.vocabulary is None else sharding.vocabulary.gather_logits(logits)

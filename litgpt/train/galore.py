@@ -1,4 +1,4 @@
-"""GaLore: AdamW whose moments live in a subspace of each matrix's gradients (Zhao et al. 2024, arXiv 2403.03507)."""
+"""GaLore: AdamW with moments in a low-rank subspace of the gradients (Zhao et al. 2024, arXiv 2403.03507)."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,11 +13,17 @@ BASES = ("left", "right")
 
 
 class LowRankAdamW(torch.optim.Optimizer):
-    """AdamW on R = P^T G, R = G Q or R = P^T G Q (algorithm 2), whose step is brought back to the matrix by P and Q.
+    """AdamW on R = P^T G, R = G Q or R = P^T G Q (algorithm 2), whose update is projected back by P and Q.
 
-    P (..., M, R) and Q (..., N, R) are the first R singular vectors of the gradient G (..., M, N), found anew every
-    `update_proj_gap` steps; the moments, in the shape of R, go on. Weight decay acts on the whole matrix. Matrices may
-    lie in stacks, of which each has bases of its own, and be sharded; then G is gathered whenever bases are found.
+    P (..., M, R) and Q (..., N, R) are the first R singular vectors of the gradient G (..., M, N), computed again every
+    `update_proj_gap` steps; the moments, in the shape of R, are kept. Weight decay applies to the whole matrix. In a
+    stack of matrices, each matrix has its own bases. Sharded gradients are gathered to compute the bases.
+
+    Args:
+        params: matrices, both sides of which are longer than `rank`.
+        scale: factor on the update, in addition to lr.
+        proj_type: std shortens the shorter side (Q if M >= N, else P), reverse_std the longer, left is P, right
+            is Q, full both.
     """
 
     def __init__(
@@ -33,19 +39,12 @@ class LowRankAdamW(torch.optim.Optimizer):
         scale: float,
         proj_type: str,
     ) -> None:
-        """Take matrices, each with both sides longer than `rank`.
-
-        Args:
-            scale: what the step is multiplied by, beside lr.
-            proj_type: std shortens the shorter side (Q if M >= N, else P), reverse_std the longer, left is P, right
-                is Q, full both.
-        """
         settings = {"rank": rank, "update_proj_gap": update_proj_gap, "scale": scale, "proj_type": proj_type}
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, **settings})
 
     @torch.no_grad()
     def step(self, _closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step of every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -53,47 +52,43 @@ class LowRankAdamW(torch.optim.Optimizer):
 
     def _step(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         if state.get("step", 0) % group["update_proj_gap"] == 0:
-            state.update(bases(gradient, group["rank"], group["proj_type"]))
+            state.update(compute_bases(gradient, group["rank"], group["proj_type"]))
         for key in [key for key in BASES if key in state]:
-            # a checkpoint loads it whole
+            # a loaded checkpoint has full tensors
             state[key] = distribute_basis(gradient, state[key], left=key == "left")
-        small = projected(gradient, state)
+        low_rank = project(gradient, state)
         for key in ("exp_avg", "exp_avg_sq"):
-            state[key] = distribute_like(state[key], small) if key in state else torch.zeros_like(small)
+            state[key] = distribute_like(state[key], low_rank) if key in state else torch.zeros_like(low_rank)
         state["step"] = step = state.get("step", 0) + 1
-        first, second = group["betas"]
-        state["exp_avg"].lerp_(small, 1 - first)
-        state["exp_avg_sq"].mul_(second).addcmul_(small, small, value=1 - second)
-        deviation = (state["exp_avg_sq"] / (1 - second**step)).sqrt_().add_(group["eps"])
+        beta1, beta2 = group["betas"]
+        state["exp_avg"].lerp_(low_rank, 1 - beta1)
+        state["exp_avg_sq"].mul_(beta2).addcmul_(low_rank, low_rank, value=1 - beta2)
+        denominator = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        move = brought_back(state["exp_avg"] / deviation, state)
-        parameter.add_(move, alpha=-group["lr"] * group["scale"] / (1 - first**step))
+        update = project_back(state["exp_avg"] / denominator, state)
+        parameter.add_(update, alpha=-group["lr"] * group["scale"] / (1 - beta1**step))
 
 
-def bases(gradient: Tensor, rank: int, proj_type: str) -> dict[str, Tensor]:
-    """The first singular vectors on the sides that a type of projection shortens, whole, in the gradient's type."""
+def compute_bases(gradient: Tensor, rank: int, proj_type: str) -> dict[str, Tensor]:
+    """The first `rank` singular vectors on the sides that `proj_type` shortens, as full tensors."""
     rows, columns = gradient.shape[-2:]
     shorter, longer = ("right", "left") if rows >= columns else ("left", "right")
     sides = {"std": (shorter,), "reverse_std": (longer,), "full": BASES}.get(proj_type, (proj_type,))
-    whole = full_tensor(gradient)
-    exact = whole.to(torch.promote_types(whole.dtype, torch.float32))
-    left, _, right = torch.linalg.svd(exact, full_matrices=False)
+    full = full_tensor(gradient)
+    left, _, right = torch.linalg.svd(full.to(torch.promote_types(full.dtype, torch.float32)), full_matrices=False)
     vectors = {"left": left[..., :rank], "right": right[..., :rank, :].mT}
-    return {side: vectors[side].to(whole.dtype).contiguous() for side in sides}
+    return {side: vectors[side].to(full.dtype).contiguous() for side in sides}
 
 
-def projected(gradient: Tensor, state: dict[str, Any]) -> Tensor:
-    """A gradient in the subspace that the bases span."""
-    small = gradient
+def project(gradient: Tensor, state: dict[str, Any]) -> Tensor:
+    """Project a gradient into the subspace of the bases."""
     if "left" in state:
-        small = reduce_partial(state["left"].mT @ small)
-    if "right" in state:
-        small = reduce_partial(small @ state["right"])
-    return small
+        gradient = reduce_partial(state["left"].mT @ gradient)
+    return reduce_partial(gradient @ state["right"]) if "right" in state else gradient
 
 
-def brought_back(small: Tensor, state: dict[str, Any]) -> Tensor:
-    """A step in the subspace as one of the whole matrix."""
+def project_back(update: Tensor, state: dict[str, Any]) -> Tensor:
+    """Project an update in the subspace back to the shape of the matrix."""
     if "right" in state:
-        small = small @ state["right"].mT
-    return state["left"] @ small if "left" in state else small
+        update = update @ state["right"].mT
+    return state["left"] @ update if "left" in state else update

@@ -1,4 +1,4 @@
-"""Steps to skip, losses to report, and signals to stop at."""
+"""Skipped steps, loss spikes, the loss scale and signals."""
 
 import math
 import signal
@@ -24,14 +24,14 @@ class Interrupts:
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
         """Handle the signals inside the block, and restore the previous handlers after it."""
-        previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        previous = {number: signal.signal(number, self._record) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _record(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)

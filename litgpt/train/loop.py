@@ -26,8 +26,8 @@ from litgpt.train.setup import Run
 from litgpt.train.step import StepResult, Votes, train_step
 
 
-def drop_samples_after(path: Path, step: int) -> None:
-    """Remove samples generated after `step` from a run that is resumed there; all of them from a new run (step 0)."""
+def remove_samples_after(path: Path, step: int) -> None:
+    """Remove the samples generated after `step`, from which a run resumes; all samples for a new run (step 0)."""
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and step and json.loads(line)["step"] <= step]
@@ -35,10 +35,10 @@ def drop_samples_after(path: Path, step: int) -> None:
 
 
 def check_token_range(batches: list[Batch], rows: int) -> None:
-    """Check that every token has a row in the embedding; data of another tokenizer may not.
+    """Check that every token has a row in the embedding, which may not hold for data of another tokenizer.
 
     Raises:
-        UserError: naming the largest token.
+        UserError: with the largest token.
     """
     largest = max(int(max(batch.ids.max(), batch.labels.max())) for batch in batches)
     if largest >= rows:
@@ -49,7 +49,7 @@ def check_token_range(batches: list[Batch], rows: int) -> None:
 
 
 class Loop:
-    """A run in progress; its counters are what a checkpoint holds besides weights, moments and random generators."""
+    """A run in progress, whose counters are saved in checkpoints."""
 
     def __init__(self, run: Run, console: RunConsole) -> None:
         recipe = run.recipe
@@ -57,28 +57,21 @@ class Loop:
         self.interrupts = Interrupts()
         self.guard = Guard(recipe.guard)
         device = run.train_state.device
-        self.meter = Meter(ranks=run.data_ranks, peak=get_device_peak(device, recipe.precision or "bf16-mixed"))
-        self.step = self.first_step = 0
-        self.tokens = self.first_tokens = 0
-        self.spikes = 0
+        self.meter = Meter(ranks=run.data.ranks, peak=get_device_peak(device, recipe.precision or "bf16-mixed"))
         self.last_loss: float | None = None
-        self.val_losses: dict[int, float] = {}
         self.reason = ""
         self.complete = False  # the run reached its end, so the model can be published
-        self._restore(run.progress)
+        progress = run.progress
+        self.step = self.first_step = progress.get("step", 0)
+        self.tokens = self.first_tokens = progress.get("tokens", 0)
+        self.spikes = progress.get("spikes", 0)
+        self.val_losses: dict[int, float] = {int(step): loss for step, loss in progress.get("val_losses", {}).items()}
+        if progress:
+            self.guard.load_state_dict(progress["guard"])
+            self.meter.load_state_dict(progress["meter"])
+            run.train_state.scale.load_state_dict(progress["scale"])
         if is_rank_zero():
-            drop_samples_after(recipe.out_dir / "samples.jsonl", self.step)
-
-    def _restore(self, progress: dict[str, Any]) -> None:
-        if not progress:
-            return
-        self.step = self.first_step = progress["step"]
-        self.tokens = self.first_tokens = progress["tokens"]
-        self.spikes = progress["spikes"]
-        self.val_losses = {int(step): loss for step, loss in progress["val_losses"].items()}
-        self.guard.load_state_dict(progress["guard"])
-        self.meter.load_state_dict(progress["meter"])
-        self.run.train_state.scale.load_state_dict(progress["scale"])
+            remove_samples_after(recipe.out_dir / "samples.jsonl", self.step)
 
     def progress(self) -> dict[str, Any]:
         """The progress of the run for a checkpoint; JSON values."""
@@ -94,7 +87,7 @@ class Loop:
         }
 
     def fit(self) -> None:
-        """Train until a limit is reached or a signal asks to stop; the last step is always saved."""
+        """Train until a limit is reached or a signal is received; the last step is always saved."""
         run, recipe = self.run, self.run.recipe
         with self.interrupts.handle_signals(), self.console:
             try:
@@ -108,7 +101,7 @@ class Loop:
                 with self.meter.exclude("saving"):
                     self.save()
                     run.checkpoints.commit()
-            except UserError:  # raised on all ranks, so that all finish a pending checkpoint
+            except UserError:  # raised on all ranks, so all of them commit a pending checkpoint
                 run.checkpoints.commit()
                 raise
             finally:
@@ -117,7 +110,7 @@ class Loop:
             logger.finalize("success")
 
     def advance(self, batches: Iterator[Any]) -> None:
-        """Take one optimizer step, and log, evaluate and save if they are due."""
+        """Take one optimizer step, then log, evaluate and save at their intervals."""
         run = self.run
         rate = run.schedule.at(self.step)
         set_learning_rate(run.train_state.optimizers, rate / run.schedule.peak if run.schedule.peak else 0.0)
@@ -128,13 +121,13 @@ class Loop:
             micro_batches,
             run.objective,
             max_norm=self.train.max_norm,
-            votes=Votes(self.interrupts.received is not None, self.is_out_of_time(), run.checkpoints.is_written),
+            votes=Votes(self.interrupts.received is not None, self.is_out_of_time, run.checkpoints.is_written),
             channels=len(run.data.train.channels),
             fault=fault,
         )
         self.step += 1
         self.tokens += result.tokens
-        self.count(result)
+        self.record(result)
         votes = result.votes
         if run.checkpoints.is_pending and votes.checkpoint_written == run.ranks:
             run.checkpoints.commit()
@@ -143,27 +136,28 @@ class Loop:
         if self.step % run.recipe.eval.interval == 0:
             self.evaluate()
         if votes.interrupted or votes.out_of_time:
-            self.reason = self.stop_reason(out_of_time=votes.out_of_time > 0)
+            self.reason = self.get_stop_reason(out_of_time=votes.out_of_time > 0)
             self.complete = not votes.interrupted
         elif self.train.save_interval and self.step % self.train.save_interval == 0:
             with self.meter.exclude("saving"):
                 self.save()
 
     def next_batches(self, batches: Iterator[Any]) -> tuple[list[Batch], UserError | None]:
-        """The micro-batches of a step; none, and the error, if reading them failed."""
+        """Read the micro-batches of a step; returns none, and the error, if that fails."""
         try:
             micro_batches = list(itertools.islice(batches, self.run.data.micro_batches))
             check_token_range(micro_batches, self.run.spec.config.padded_vocab_size or 0)
-        except UserError as error:  # the other ranks may have read theirs, and must know before they compute
+        except UserError as error:  # other ranks may have no error, and must stop before the forward pass
             return [], error
         return micro_batches, None
 
+    @property
     def is_out_of_time(self) -> bool:
         """Whether `train.max_time` has passed."""
         return self.train.max_time is not None and self.meter.seconds >= self.train.max_time
 
-    def stop_reason(self, *, out_of_time: bool) -> str:
-        """Why the run stops before the last step."""
+    def get_stop_reason(self, *, out_of_time: bool) -> str:
+        """The reason why the run stops before the last step."""
         if received := self.interrupts.received:
             return f"{received.name} received; set resume: auto to continue"
         if out_of_time:
@@ -171,40 +165,34 @@ class Loop:
         return "another rank received a signal"
 
     def is_finished(self) -> bool:
-        """Whether the run has ended, by its steps or early."""
+        """Whether the run has ended, after all its steps or before."""
         steps = self.run.steps
         if not self.reason and steps is not None and self.step >= steps:
             self.reason, self.complete = f"all {steps:,} steps are done", True
         return bool(self.reason)
 
-    def count(self, result: StepResult) -> None:
-        """Update the guard, the loss scale and the meter with a step."""
-        run = self.run
-        if result.taken:
+    def record(self, result: StepResult) -> None:
+        """Update the guard, the loss scale and the meter after a step."""
+        run, scale = self.run, self.run.train_state.scale
+        if not result.skipped:
             self.last_loss = result.loss
-            run.train_state.scale.update(finite=True)
+            scale.update(finite=True)
             if spike := self.guard.record(self.step, result.loss):
                 self.spikes += 1
                 self.console.print(spike)
-        elif run.train_state.scale.update(finite=False):
-            self.console.print(
-                f"step {self.step} skipped: fp16 overflow; loss scale now {run.train_state.scale.factor:g}"
-            )
+        elif scale.update(finite=False):
+            self.console.print(f"step {self.step} skipped: fp16 overflow; loss scale now {scale.factor:g}")
         else:
             self.console.print(self.guard.skip(self.step, loss=result.loss, gradient_norm=result.gradient_norm))
-        samples, tokens = self.train.global_batch_size // run.data_ranks, result.tokens // run.data_ranks
-        length = result.tokens // self.train.global_batch_size
-        self.meter.update(
-            samples=samples,
-            tokens=tokens,
-            batches=run.data.micro_batches,
-            flops=compute_training_flops(
-                run.spec.config, tokens=result.tokens // run.ranks, sequence_length=length, frozen=run.spec.adapted
-            ),
+        samples, tokens = self.train.global_batch_size, result.tokens
+        flops = compute_training_flops(
+            run.spec.config, tokens=tokens // run.ranks, sequence_length=tokens // samples, frozen=run.spec.adapted
         )
+        ranks, batches = run.data.ranks, run.data.micro_batches
+        self.meter.update(samples=samples // ranks, tokens=tokens // ranks, flops=flops, batches=batches)
 
     def log(self, result: StepResult, rate: float) -> None:
-        """Send a step's metrics to the loggers and the progress line."""
+        """Log the metrics of a step, and show them in the progress line."""
         rates = self.meter.rates()
         fraction = self.fraction()
         metrics: dict[str, float] = {
@@ -213,7 +201,7 @@ class Loop:
             "step": self.step,
             "epoch": self.run.data.train.epoch,
             "learning_rate": rate,
-            "tokens": self.tokens // self.run.data_ranks,
+            "tokens": self.tokens // self.run.data.ranks,
             "total_tokens": self.tokens,
             "grad_norm": result.gradient_norm,
             "skipped_steps": self.guard.skipped,
@@ -224,24 +212,23 @@ class Loop:
         for name, loss in zip(self.run.data.train.channels, result.channels, strict=True):
             if not math.isnan(loss):
                 metrics[f"loss_{name}"] = loss
-        if per_second := rates.get("device/batches_per_sec"):
-            metrics["iter_time"] = 1 / per_second
-        if (left := self.meter.remaining(fraction)) is not None:
-            metrics["remaining_time"] = left
-        self.send(metrics)
+        if batches_per_sec := rates.get("device/batches_per_sec"):
+            metrics["iter_time"] = 1 / batches_per_sec
+        if (remaining := self.meter.remaining(fraction)) is not None:
+            metrics["remaining_time"] = remaining
+        self.log_metrics(metrics)
         self.console.update(metrics, fraction)
 
-    def send(self, metrics: dict[str, float]) -> None:
-        """Send a row of metrics to every logger."""
+    def log_metrics(self, metrics: dict[str, float]) -> None:
+        """Log a row of metrics with every logger."""
         for logger in self.run.loggers:
             logger.log_metrics(metrics, step=self.step)
 
     def fraction(self) -> float | None:
-        """The share of the run that is done, by steps or by time, whichever is larger; None without such a limit."""
-        shares = [] if self.run.steps is None else [self.step / self.run.steps]
-        if self.train.max_time:
-            shares.append(self.meter.seconds / self.train.max_time)
-        return min(1.0, max(shares)) if shares else None
+        """The fraction of the run that is done, by steps or by time, whichever is larger; None without a limit."""
+        limits = ((self.step, self.run.steps), (self.meter.seconds, self.train.max_time))
+        fractions = [done / limit for done, limit in limits if limit]
+        return min(1.0, max(fractions)) if fractions else None
 
     def evaluate(self) -> None:
         """Compute the validation loss and generate samples."""
@@ -250,7 +237,7 @@ class Loop:
             if data.validation is not None:
                 loss = validation_loss(run.train_state, data.validation, run.objective, max_iters=settings.max_iters)
                 self.val_losses[self.step] = loss
-                self.send({"val_loss": loss, "val_ppl": perplexity(loss), "step": self.step})
+                self.log_metrics({"val_loss": loss, "val_ppl": perplexity(loss), "step": self.step})
                 self.console.print(f"step {self.step}: val loss {loss:.4f}, val ppl {perplexity(loss):.1f}")
                 self.console.metrics["val_loss"] = loss
             if settings.sample_prompt is not None and data.tokenizer is not None:
@@ -274,9 +261,9 @@ class Loop:
         if is_rank_zero():
             text = tokenizer.decode(start + new)
             self.console.print(f"step {self.step}: {text}")
-            line = {"step": self.step, "prompt": tokenizer.decode(prompt), "text": text}
+            row = {"step": self.step, "prompt": tokenizer.decode(prompt), "text": text}
             with (run.recipe.out_dir / "samples.jsonl").open("a", encoding="utf-8") as file:
-                print(json.dumps(line), file=file)
+                print(json.dumps(row), file=file)
 
     def save(self) -> None:
         """Start to save a checkpoint of this step."""
@@ -291,8 +278,7 @@ class Loop:
             files[PROMPT_STYLE_FILE] = style
         files |= run.spec.adapter_files()
         run.checkpoints.save(self.step, run.train_state.core, run.train_state.optimizers, self.progress(), files)
-        # of rows that are read while training; called on every rank
-        report = run.data.train.report()
+        report = run.data.train.report()  # on every rank
         if report and is_rank_zero():
             write_json(run.recipe.out_dir / "data_report.json", report)
 

@@ -1,4 +1,4 @@
-"""What a run minimises: a summed loss for each micro-batch, and the count that the sums are divided by."""
+"""Training objectives: the summed loss of a micro-batch, and the count that the sums are divided by."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,22 +16,18 @@ from litgpt.train.local_batch import LocalBatch
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss, and what it is a mean over.
+    """A loss, and the units that it is a mean over.
 
     Attributes:
-        loss: of a model and a local batch: the sum of its losses in nats, and figures to log: `channels` (2, C), sum
-            and number of the losses of each channel, if the batch has channels.
-        count: how many losses a micro-batch holds; sums are divided by the count of the whole global batch.
+        loss: computes, for a model and a local batch, the sum of its losses in nats, and metrics: `channels` (2, C),
+            sum and number of the losses of each channel, if the batch has channels.
+        count: counts the units of a micro-batch; sums are divided by the count of the whole global batch.
         weigh: sets the weights of a micro-batch, before it is sharded into local batches.
     """
 
     loss: Callable[[nn.Module, LocalBatch], tuple[Tensor, dict[str, Any]]]
     count: Callable[[Batch], float]
     weigh: Callable[[Batch], Batch]
-
-    def __call__(self, model: nn.Module, local: LocalBatch) -> tuple[Tensor, dict[str, Any]]:
-        """Call `loss`."""
-        return self.loss(model, local)
 
 
 def next_token(settings: LossArgs) -> Objective:
@@ -50,7 +46,7 @@ def next_token(settings: LossArgs) -> Objective:
         return loss_sum, {} if losses_N is None else {"channels": sum_by_channel(local, losses_N)}
 
     def weigh(batch: Batch) -> Batch:
-        return replace(batch, weights=NORMALIZATIONS[settings.normalize](batch))
+        return replace(batch, weights=WEIGHTS[settings.normalize](batch))
 
     return Objective(loss, COUNTS[settings.normalize], weigh)
 
@@ -61,11 +57,6 @@ def sum_by_channel(local: LocalBatch, losses_N: Tensor) -> Tensor:
     kept = local.labels.flatten() != IGNORE
     channels = local.channels.flatten()[kept].long()
     return torch.stack([torch.bincount(channels, weights=losses_N[kept].double()), torch.bincount(channels).double()])
-
-
-def weigh_by_token(batch: Batch) -> Tensor | None:
-    """Weights (B, T) with which every target counts equally: those of the batch."""
-    return batch.weights
 
 
 def weigh_by_micro_batch(batch: Batch) -> Tensor:
@@ -103,7 +94,11 @@ def count_samples_with_targets(batch: Batch) -> float:
     return float(count_targets(number_samples(batch), batch.labels.ne(IGNORE)).gt(0).sum())
 
 
-NORMALIZATIONS = {"token": weigh_by_token, "microbatch": weigh_by_micro_batch, "sample": weigh_by_sample}
+WEIGHTS: dict[str, Callable[[Batch], Tensor | None]] = {
+    "token": lambda batch: batch.weights,
+    "microbatch": weigh_by_micro_batch,
+    "sample": weigh_by_sample,
+}
 COUNTS: dict[str, Callable[[Batch], float]] = {
     "token": lambda batch: batch.targets,
     "microbatch": lambda batch: float(batch.targets > 0),

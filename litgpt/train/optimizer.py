@@ -19,35 +19,35 @@ Named = list[tuple[str, nn.Parameter]]
 def build_optimizers(
     settings: Optimizer, model: nn.Module, *, factor: Callable[[str], float] = lambda _name: 1.0
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a run; more than one where a rule or a learning rate suits a part of the parameters only.
+    """Build the optimizers of a run: several if parameters differ in their optimizer or learning rate.
 
-    Every parameter group has its peak learning rate under `peak_lr`.
+    Every parameter group has its peak learning rate as `peak_lr`.
 
     Args:
-        factor: what the learning rate of a parameter, given by name, is multiplied by.
+        factor: factor on the learning rate of a parameter, given its name.
 
     Raises:
         UserError: if the class cannot be found, built, or used on this model.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    built = []
-    for share in sorted({factor(name) for name, _ in named}):
-        for optimizer in BUILDERS[type(settings)](settings, [pair for pair in named if factor(pair[0]) == share]):
+    optimizers = []
+    for multiplier in sorted({factor(name) for name, _ in named}):
+        for optimizer in BUILDERS[type(settings)](settings, [pair for pair in named if factor(pair[0]) == multiplier]):
             for group in optimizer.param_groups:
-                group["peak_lr"] = group["lr"] * share
-            built.append(optimizer)
-    return built
+                group["peak_lr"] = group["lr"] * multiplier
+            optimizers.append(optimizer)
+    return optimizers
 
 
-def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], share: float) -> None:
-    """Set the learning rate of every parameter group to `share` of its peak."""
+def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], fraction: float) -> None:
+    """Set the learning rate of every parameter group to a fraction of its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * share
+            group["lr"] = group["peak_lr"] * fraction
 
 
-def decay_groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices, which decay, and biases, norms and other vectors, which do not."""
+def build_groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
+    """Build the parameter groups: matrices with weight decay; biases, norms and other vectors without."""
     matrices = [parameter for name, parameter in named if is_matrix(name, parameter)]
     vectors = [parameter for name, parameter in named if not is_matrix(name, parameter)]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -55,30 +55,25 @@ def decay_groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a matrix or a stack of them, and no stack of biases or norms."""
+    """Whether a parameter is a matrix or a stack of matrices, not of biases or norms."""
     return parameter.dim() > 1 and not name.endswith("bias") and ".norm" not in name
 
 
 def _adamw(settings: AdamW, named: Named) -> list[torch.optim.Optimizer]:
-    arguments = asdict(settings) | {"fused": True if settings.fused is None else settings.fused}
-    return [torch.optim.AdamW(decay_groups(named, arguments.pop("weight_decay")), **arguments)]
+    arguments = asdict(settings) | {"fused": settings.fused is not False}
+    return [torch.optim.AdamW(build_groups(named, arguments.pop("weight_decay")), **arguments)]
 
 
 def _sgd(settings: SGD, named: Named) -> list[torch.optim.Optimizer]:
     arguments = asdict(settings)
-    return [torch.optim.SGD(decay_groups(named, arguments.pop("weight_decay")), **arguments)]
+    return [torch.optim.SGD(build_groups(named, arguments.pop("weight_decay")), **arguments)]
 
 
 def _muon(settings: Muon, named: Named) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside blocks (Jordan et al. 2024), AdamW for embedding, head and vectors."""
-    inner = [
-        (name, parameter)
-        for name, parameter in named
-        if name.startswith("blocks.") and parameter.dim() == 2 and is_matrix(name, parameter)
-    ]
-    outer = [pair for pair in named if pair not in inner]
+    matrices, others = split_block_matrices(named, lambda matrix: matrix.dim() == 2)
     muon = torch.optim.Muon(
-        [parameter for _, parameter in inner],
+        matrices,
         lr=settings.lr,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
@@ -87,7 +82,7 @@ def _muon(settings: Muon, named: Named) -> list[torch.optim.Optimizer]:
         adjust_lr_fn=settings.adjust_lr_fn,
     )
     adamw = torch.optim.AdamW(
-        decay_groups(outer, settings.weight_decay),
+        build_groups(others, settings.weight_decay),
         lr=settings.lr if settings.adamw_lr is None else settings.adamw_lr,
         betas=settings.adamw_betas,
         eps=settings.adamw_eps,
@@ -98,44 +93,47 @@ def _muon(settings: Muon, named: Named) -> list[torch.optim.Optimizer]:
 
 def _galore(settings: GaLore, named: Named) -> list[torch.optim.Optimizer]:
     """GaLore for the matrices inside blocks that are longer on both sides than the rank, AdamW for the rest."""
-    matrices = [pair for pair in named if pair[0].startswith("blocks.") and is_matrix(*pair)]
-    inner = [pair for pair in matrices if min(pair[1].shape[-2:]) > settings.rank]
-    if not inner:
-        most = max((min(matrix.shape[-2:]) for _, matrix in matrices), default=1) - 1
+    matrices, others = split_block_matrices(named, lambda matrix: min(matrix.shape[-2:]) > settings.rank)
+    if not matrices:
+        in_blocks, _ = split_block_matrices(named, lambda _: True)
+        most = max((min(matrix.shape[-2:]) for matrix in in_blocks), default=1) - 1
         raise UserError(
             f"optimizer.rank: {settings.rank} is not below the sides of any trained matrix; "
             + (f"give at most {most}" if most else "use AdamW")
         )
-    for _, matrix in inner:
+    for matrix in matrices:
         check_galore_layout(matrix)
-    arguments = asdict(settings)
-    galore = LowRankAdamW([parameter for _, parameter in inner], **arguments)
-    shared = {key: arguments[key] for key in ("lr", "betas", "eps")}
-    outer = [pair for pair in named if pair not in inner]
-    return [galore, torch.optim.AdamW(decay_groups(outer, settings.weight_decay), fused=True, **shared)]
+    groups = build_groups(others, settings.weight_decay)
+    adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+    return [LowRankAdamW(matrices, **asdict(settings)), adamw]
+
+
+def split_block_matrices(named: Named, condition: Callable[[nn.Parameter], bool]) -> tuple[list[nn.Parameter], Named]:
+    """Split parameters into the matrices inside blocks that meet a condition, and the others with their names."""
+    matrices = {name: p for name, p in named if name.startswith("blocks.") and is_matrix(name, p) and condition(p)}
+    return list(matrices.values()), [pair for pair in named if pair[0] not in matrices]
 
 
 def _adamw_8bit(settings: AdamW8bit, named: Named) -> list[torch.optim.Optimizer]:
-    arguments = asdict(settings)
-    arguments["betas"] = tuple(arguments["betas"])
-    weight_decay = arguments.pop("weight_decay")
-    return [dotted_class("bitsandbytes.optim.AdamW8bit")(decay_groups(named, weight_decay), **arguments)]
+    arguments = asdict(settings) | {"betas": tuple(settings.betas)}
+    groups = build_groups(named, arguments.pop("weight_decay"))
+    return [import_class("bitsandbytes.optim.AdamW8bit")(groups, **arguments)]
 
 
 def _custom(settings: Custom, named: Named) -> list[torch.optim.Optimizer]:
     arguments = dict(settings.arguments)
-    groups = decay_groups(named, arguments["weight_decay"]) if "weight_decay" in arguments else [p for _, p in named]
+    groups = build_groups(named, arguments["weight_decay"]) if "weight_decay" in arguments else [p for _, p in named]
     try:
-        return [dotted_class(settings.path)(groups, **arguments)]
+        return [import_class(settings.path)(groups, **arguments)]
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer.init_args: {arguments} are not accepted by {settings.path} ({error})") from None
 
 
-def dotted_class(path: str) -> Any:
-    """The class behind a dotted path.
+def import_class(path: str) -> Any:
+    """Import the class at a dotted path.
 
     Raises:
-        UserError: if its package is not installed or has no such class.
+        UserError: if its package is not installed or does not have the class.
     """
     module, _, name = path.rpartition(".")
     try:

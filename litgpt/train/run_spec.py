@@ -1,4 +1,4 @@
-"""What a run starts from: the model's shape and weights, data and tokenizer, as each task defines them."""
+"""The spec of a run: shape and weights of the model, data and tokenizer, for each task."""
 
 import json
 from dataclasses import dataclass
@@ -17,26 +17,19 @@ from litgpt.recipe.data import DataModule
 from litgpt.recipe.finetune import Finetune
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
 from litgpt.recipe.tuner import Tuner
-from litgpt.store.adapters.folder import (
-    ADAPTER_CONFIG,
-    BasePrecision,
-    build_own_config,
-    has_adapter,
-    is_adapter,
-    load_adapter_folder,
-)
+from litgpt.store.adapters import folder as adapter_folder
 from litgpt.store.load_model import load_config
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run starts from.
+    """The model, the data and the tokenizer of a run.
 
     Attributes:
         task: name of the task in the loggers.
         weights: model folder to load the initial weights from; None initializes them at random.
         tokenizer: settings of a tokenizer to train on the run's own text, instead of the one in `tokenizer_dir`.
-        tuner: what is trained, and what is added to the model; None trains all weights.
+        tuner: the finetuning method; None trains all weights.
         quantize: quantization of the frozen matrices of the blocks; None for none.
         noise: alpha of NEFTune's noise on the embeddings; None for none.
         dtype: dtype of the weights, as torch names it.
@@ -63,15 +56,16 @@ class RunSpec:
         return self.tuner is not None and self.tuner.adds
 
     @property
-    def base_precision(self) -> BasePrecision:
+    def base_precision(self) -> adapter_folder.BasePrecision:
         """How the base model is stored while an adapter is trained."""
-        return BasePrecision(self.dtype, self.quantize)
+        return adapter_folder.BasePrecision(self.dtype, self.quantize)
 
     def adapter_files(self) -> dict[str, str]:
         """Text by name of the files that mark a training checkpoint as an adapter's; empty without an adapter."""
         if self.tuner is None or not self.adapted:
             return {}
-        return {ADAPTER_CONFIG: json.dumps(build_own_config(self.tuner, self.base, self.base_precision), indent=1)}
+        config = adapter_folder.build_own_config(self.tuner, self.base, self.base_precision)
+        return {adapter_folder.ADAPTER_CONFIG: json.dumps(config, indent=1)}
 
     def learning_rate_factor(self, name: str) -> float:
         """The factor on the learning rate of the parameter of this name."""
@@ -120,7 +114,7 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
     Raises:
         UserError: if the folder holds only an adapter, or the adapter does not match the model.
     """
-    if is_adapter(folder):
+    if adapter_folder.is_adapter(folder):
         raise UserError(
             f"checkpoint_dir: {folder} is an adapter; give its base here, and the adapter as initial_adapter_dir "
             "to train it further, or merge it first (litgpt merge_lora)"
@@ -148,11 +142,12 @@ def load_tuner_settings(adapter: Path, config: Config) -> Tuner:
     Raises:
         UserError: if they do not match, or the folder holds no adapter.
     """
-    if not has_adapter(adapter):
-        raise UserError(f"initial_adapter_dir: {adapter} holds no adapter; give a folder with {ADAPTER_CONFIG}")
+    if not adapter_folder.has_adapter(adapter):
+        name = adapter_folder.ADAPTER_CONFIG
+        raise UserError(f"initial_adapter_dir: {adapter} holds no adapter; give a folder with {name}")
     model = GPT.on_meta(config)
     try:
-        saved = load_adapter_folder(adapter, config)
+        saved = adapter_folder.load_adapter_folder(adapter, config)
         adapt.attach(model, saved.settings)
         adapt.check_adapter(model, saved.tensors)
     except UserError as error:

@@ -1,19 +1,17 @@
-"""Build a run in order: processes, data, model and optimizers, checkpoint."""
+"""Set up a run: launch its processes, then build data, model and optimizers, and load the checkpoint."""
 
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 
 from litgpt import adapt
-from litgpt.adapt import quantization
-from litgpt.adapt.llama_pro import load_expanded
-from litgpt.adapt.neftune import add_embedding_noise
+from litgpt.adapt import llama_pro, neftune, quantization
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
@@ -50,6 +48,7 @@ class RunData:
 
     Attributes:
         sequence_length: tokens per sample.
+        ranks: number of ranks that read different data.
         micro_batches: micro-batches per data rank and optimizer step.
         example_prompt: token ids of a prompt from the data, to generate from; empty for none.
     """
@@ -59,6 +58,7 @@ class RunData:
     tokenizer: Tokenizer | None
     tokenizer_dir: Path | None
     sequence_length: int
+    ranks: int
     micro_batches: int
     example_prompt: list[int]
 
@@ -69,8 +69,8 @@ class Run:
 
     Attributes:
         steps: optimizer steps of the whole run; None if it has no limit on steps.
-        progress: what a checkpoint says of the run; empty if the run starts anew.
-        ranks: all processes of the run.
+        progress: counters from the checkpoint; empty for a new run.
+        ranks: number of processes.
     """
 
     recipe: Training
@@ -85,15 +85,9 @@ class Run:
     progress: dict[str, Any]
     ranks: int
 
-    @property
-    def data_ranks(self) -> int:
-        """Ranks that read data of their own."""
-        mesh = self.train_state.mesh
-        return 1 if mesh is None else mesh.dims.data_ranks
-
 
 def build(recipe: Training, spec: RunSpec, objective: Objective, notify: Notify) -> Run:
-    """Build a run up to its first optimizer step.
+    """Build a run that is ready for its first optimizer step.
 
     Args:
         notify: prints a line.
@@ -104,9 +98,10 @@ def build(recipe: Training, spec: RunSpec, objective: Objective, notify: Notify)
     length = resolve_sequence_length(recipe, spec.config)
     check_out_dir(recipe)
     fabric = launch(recipe)
+    mesh = cast(MeshStrategy, fabric.strategy).mesh
     resumed_from = find_checkpoint(recipe.resume, recipe.out_dir, notify)
-    data = open_data(recipe, spec, fabric, length, resumed=resumed_from is not None)
-    train_state = build_train_state(recipe, spec, fabric, resumed=resumed_from is not None)
+    data = open_data(recipe, spec, fabric, mesh, length, resumed=resumed_from is not None)
+    train_state = build_train_state(recipe, spec, mesh, fabric.device, resumed=resumed_from is not None)
     samples_per_epoch = data.train.samples_per_epoch
     steps = count_steps(recipe.train, length, samples_per_epoch)
     warmup = count_warmup_steps(recipe.train, samples_per_epoch, steps)
@@ -135,7 +130,7 @@ def resolve_sequence_length(recipe: Training, config: Config) -> int:
     """Tokens per sample.
 
     Raises:
-        UserError: if that is more than the model's context.
+        UserError: if it is more than the context length of the model.
     """
     length = recipe.train.max_seq_length or config.block_size
     if length > config.block_size:
@@ -159,7 +154,9 @@ def check_out_dir(recipe: Training) -> None:
         )
 
 
-def open_data(recipe: Training, spec: RunSpec, fabric: Fabric, length: int, *, resumed: bool) -> RunData:
+def open_data(
+    recipe: Training, spec: RunSpec, fabric: Fabric, mesh: Mesh | None, length: int, *, resumed: bool
+) -> RunData:
     """Prepare the data on the first rank, and open its streams on all.
 
     Raises:
@@ -179,7 +176,6 @@ def open_data(recipe: Training, spec: RunSpec, fabric: Fabric, length: int, *, r
         )
     if recipe.eval.sample_prompt is not None and tokenizer is None:
         raise UserError("eval.sample_prompt: needs a tokenizer; set tokenizer_dir, or sample_prompt: null")
-    mesh = get_mesh(fabric)
     shape = BatchShape(
         micro_batch_size=recipe.train.micro_batch_size,
         global_batch_size=recipe.train.global_batch_size,
@@ -197,41 +193,37 @@ def open_data(recipe: Training, spec: RunSpec, fabric: Fabric, length: int, *, r
         tokenizer=tokenizer,
         tokenizer_dir=folder,
         sequence_length=length,
+        ranks=shape.ranks,
         micro_batches=recipe.train.accumulation(shape.ranks),
         example_prompt=prompt,
     )
 
 
 def train_or_find_tokenizer(recipe: Training, spec: RunSpec, fabric: Fabric, *, resumed: bool) -> Path | None:
-    """The folder of the tokenizer, which the first rank trains if the recipe asks for it; None without one."""
+    """The folder of the tokenizer, which the first rank trains if the spec says so; None without a tokenizer."""
     if spec.tokenizer is None:
         return spec.tokenizer_dir
     folder = recipe.out_dir / "tokenizer"
     with fabric.rank_zero_first():
         if fabric.global_rank == 0 and not (resumed and folder.exists()):
-            shutil.rmtree(folder, ignore_errors=True)  # of a run without a checkpoint, maybe on other text
+            shutil.rmtree(folder, ignore_errors=True)  # of a run without a checkpoint, possibly trained on other text
             train_tokenizer(spec.data.training_documents(), spec.tokenizer.kind, spec.tokenizer.vocab_size, folder)
     return folder
 
 
-def get_mesh(fabric: Fabric) -> Mesh | None:
-    """The device mesh of the run; None for one process."""
-    assert isinstance(fabric.strategy, MeshStrategy)
-    return fabric.strategy.mesh
-
-
-def build_train_state(recipe: Training, spec: RunSpec, fabric: Fabric, *, resumed: bool) -> TrainState:
+def build_train_state(
+    recipe: Training, spec: RunSpec, mesh: Mesh | None, device: torch.device, *, resumed: bool
+) -> TrainState:
     """Build this rank's model with its initial weights, and the optimizers.
 
     Args:
-        resumed: a checkpoint will be loaded, so what it holds is not initialized.
+        resumed: whether a checkpoint will be loaded; tensors that it holds are not initialized.
     """
-    mesh = get_mesh(fabric)
     precision = PRECISIONS[recipe.precision or default_precision()]
-    model = build_meta_model(recipe, spec, mesh, fabric.device)
-    model.to_empty(device="cpu" if recipe.parallel.cpu_offload else fabric.device)
+    model = build_meta_model(recipe, spec, mesh, device)
+    model.to_empty(device="cpu" if recipe.parallel.cpu_offload else device)
     if spec.weights and (spec.adapted or not resumed):
-        load_weights(model, spec, fabric.device)
+        load_weights(model, spec, device)
     elif not resumed:
         initialize(model, recipe.seed, write=copy_full_tensor)
     if spec.adapter and not resumed:
@@ -246,7 +238,7 @@ def build_train_state(recipe: Training, spec: RunSpec, fabric: Fabric, *, resume
     return TrainState(
         model=apply_ddp(model, mesh),
         optimizers=optimizers,
-        device=fabric.device,
+        device=device,
         precision=precision,
         mesh=mesh,
         scale=LossScale(active=precision.scaled),
@@ -263,21 +255,17 @@ def build_meta_model(recipe: Training, spec: RunSpec, mesh: Mesh | None, device:
     if spec.tuner:
         adapt.attach(model, spec.tuner)
     if spec.noise:
-        add_embedding_noise(model, spec.noise)
+        neftune.add_embedding_noise(model, spec.noise)
+    by_default = device.type == "cuda" and not recipe.recompute.offload
     parallelize(
         model,
         mesh,
         recipe.parallel,
         precision=precision,
-        compile_blocks=resolve_compile(recipe, device),
+        compile_blocks=by_default if recipe.compile is None else recipe.compile,
         recompute=recipe.recompute,
     )
     return model
-
-
-def resolve_compile(recipe: Training, device: torch.device) -> bool:
-    """Whether to compile blocks: as the recipe says, else on CUDA, unless activations are offloaded."""
-    return (device.type == "cuda" and not recipe.recompute.offload) if recipe.compile is None else recipe.compile
 
 
 def load_weights(model: GPT, spec: RunSpec, device: torch.device) -> None:
@@ -290,7 +278,7 @@ def load_weights(model: GPT, spec: RunSpec, device: torch.device) -> None:
     base = load_config(spec.weights)
     order = spec.tuner.get_block_order(base.n_layer) if spec.tuner else None
     if order:
-        load_expanded(model, iter_tensors(spec.weights, base), order, write=copy_full_tensor)
+        llama_pro.load_expanded(model, iter_tensors(spec.weights, base), order, write=copy_full_tensor)
     else:
         load_model(model, spec.weights)
 
@@ -298,10 +286,9 @@ def load_weights(model: GPT, spec: RunSpec, device: torch.device) -> None:
 def open_checkpoints(
     recipe: Training, spec: RunSpec, train_state: TrainState, resumed_from: Path | None, notify: Notify
 ) -> tuple[Checkpoints, dict[str, Any]]:
-    """Load the checkpoint to resume from, if any, and open the run's checkpoints; returns also the progress."""
+    """Load the checkpoint to resume from, if any; returns the checkpoints of the run, and the progress."""
     model = train_state.core
-    assert isinstance(model, GPT)
-    names = set(adapt.get_adapter_parameters(model)) if spec.adapted else None  # the others never change
+    names = set(adapt.get_adapter_parameters(model)) if spec.adapted else None  # all others are frozen
     layout = {} if train_state.mesh is None else asdict(train_state.mesh.dims)
     settings, progress = recipe.checkpoint, {}
     if resumed_from is not None:

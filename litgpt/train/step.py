@@ -1,9 +1,10 @@
-"""The one training step: count before you divide, agree before you step."""
+"""One training step: count the targets, accumulate gradients, and update if all ranks have finite ones."""
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -11,14 +12,8 @@ from torch import nn
 from litgpt.adapt.lisa import LISASchedule
 from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
-from litgpt.model.gpt import Head
-from litgpt.parallel.apply import (
-    accumulate_gradients,
-    accumulate_pipeline_gradients,
-    apply_ddp,
-    is_sharded,
-    unwrap_model,
-)
+from litgpt.model.gpt import GPT, Head
+from litgpt.parallel import apply
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.pipeline import Pipeline, Stage
 from litgpt.parallel.precision import Precision
@@ -31,7 +26,7 @@ from litgpt.train.objective import Objective
 
 @dataclass
 class TrainState:
-    """A model with its layout, and the state that trains it; `mesh` is None in a single process."""
+    """A model, its layout and its optimizers; `mesh` is None in a single process."""
 
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
@@ -40,11 +35,6 @@ class TrainState:
     mesh: Mesh | None = None
     scale: LossScale = field(default_factory=lambda: LossScale(active=False))
     lisa_schedule: LISASchedule | None = None
-
-    @property
-    def sharded(self) -> bool:
-        """Whether FSDP2 shards the model and casts its weights."""
-        return is_sharded(self.mesh)
 
     @property
     def counts_batch(self) -> bool:
@@ -63,9 +53,9 @@ class TrainState:
         return getattr(self.core, "pipeline", None)
 
     @property
-    def core(self) -> nn.Module:
+    def core(self) -> GPT:
         """The model without the DDP wrapper."""
-        return unwrap_model(self.model)
+        return cast(GPT, apply.unwrap_model(self.model))
 
     @property
     def local_tokens(self) -> LocalTokens | None:
@@ -74,8 +64,11 @@ class TrainState:
 
     def local_batch(self, batch: Batch) -> LocalBatch:
         """This rank's tokens of a micro-batch, which is on the rank's device."""
-        config: Any = self.core.config
-        return build_local_batch(batch, config, self.local_tokens)
+        return build_local_batch(batch, self.core.config, self.local_tokens)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The autocast context of the forward pass."""
+        return self.precision.autocast(self.device, sharded=apply.is_sharded(self.mesh))
 
     def parameters(self) -> list[nn.Parameter]:
         """The trained parameters."""
@@ -88,7 +81,7 @@ class TrainState:
             for optimizer in self.optimizers:
                 optimizer.state.pop(parameter, None)
         if frozen:
-            self.model = apply_ddp(self.core, self.mesh)
+            self.model = apply.apply_ddp(self.core, self.mesh)
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -97,7 +90,7 @@ class TrainState:
 
 
 class Votes(NamedTuple):
-    """What a rank tells the others with a step; in a `StepResult` the number of ranks that do.
+    """Flags that a rank sends to the others with each step; in a `StepResult`, the number of ranks that set them.
 
     Attributes:
         interrupted: a signal asks the run to stop.
@@ -118,11 +111,11 @@ class StepResult:
     """Result of one optimizer step; the same on every rank.
 
     Attributes:
-        loss: mean over what the objective counts in the global batch, in nats.
+        loss: mean over the units that the objective counts in the global batch, in nats.
         targets: labels that are not ignored, over all data ranks.
         tokens: tokens read, without padding, over all data ranks.
-        taken: False if loss or gradient was not finite; weights and moments are unchanged then.
-        votes: how many ranks cast each vote.
+        skipped: whether loss or gradient was not finite; weights and moments are then unchanged.
+        votes: number of ranks that set each flag.
         channels: mean unweighted loss of each channel; NaN for channels that are not in the global batch.
     """
 
@@ -130,7 +123,7 @@ class StepResult:
     gradient_norm: float
     targets: int
     tokens: int
-    taken: bool
+    skipped: bool
     votes: Votes
     channels: tuple[float, ...] = ()
 
@@ -161,23 +154,22 @@ def train_step(
     """
     counted = batches if train_state.counts_batch else []
     counts = [sum(map(objective.count, counted)), sum(b.targets for b in counted), sum(b.tokens for b in counted)]
-    count, targets, tokens, *cast, faults = all_reduce_sum([*counts, *votes, fault is not None], train_state.device)
+    count, targets, tokens, *flags, faults = all_reduce_sum([*counts, *votes, fault is not None], train_state.device)
     if faults:
         raise fault or UserError("data: another rank has no batch; see its error")
-    tally = torch.zeros(2, channels, dtype=torch.float64)
-    loss, norm = compute_gradients(train_state, batches, objective, count=count, tally=tally)
-    local_losses = [loss, *tally.flatten().tolist()] if train_state.counts_loss else [0.0] * (1 + tally.numel())
-    loss, *by_channel, bad = all_reduce_sum([*local_losses, not math.isfinite(norm)], train_state.device)
-    finite = math.isfinite(loss) and not bad
-    if finite:
+    by_channel = torch.zeros(2, channels, dtype=torch.float64)
+    loss, norm = compute_gradients(train_state, batches, objective, count=count, by_channel=by_channel)
+    local_losses = [loss, *by_channel.flatten().tolist()] if train_state.counts_loss else [0.0] * (1 + 2 * channels)
+    loss, *sums, non_finite = all_reduce_sum([*local_losses, not math.isfinite(norm)], train_state.device)
+    skipped = not math.isfinite(loss) or non_finite > 0
+    if not skipped:
         if max_norm is not None and norm > max_norm:
             scale_gradients(train_state.parameters(), max_norm / norm)
         for optimizer in train_state.optimizers:
             optimizer.step()
     train_state.zero_grad()
-    sums, numbers = by_channel[:channels], by_channel[channels:]
-    means = tuple(total / number if number else math.nan for total, number in zip(sums, numbers, strict=True))
-    return StepResult(loss, norm, int(targets), int(tokens), finite, Votes(*map(int, cast)), means)
+    means = tuple(total / n if n else math.nan for total, n in zip(sums[:channels], sums[channels:], strict=True))
+    return StepResult(loss, norm, int(targets), int(tokens), skipped, Votes(*map(int, flags)), means)
 
 
 def compute_gradients(
@@ -186,38 +178,38 @@ def compute_gradients(
     objective: Objective,
     *,
     count: float,
-    tally: torch.Tensor | None = None,
+    by_channel: torch.Tensor | None = None,
 ) -> tuple[float, float]:
-    """Accumulate the global batch's gradient on the parameters; returns this rank's share of the loss, and the norm.
+    """Accumulate the gradients of the global batch; returns this rank's term of the mean loss, and the gradient norm.
 
     Args:
         count: the objective's count of the whole global batch.
-        tally: (2, C), to which the sum and the number of the losses of each channel are added.
+        by_channel: (2, C), to which the sum and the number of the losses of each channel are added.
     """
-    shares = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64)
 
     def local_batch(batch: Batch) -> LocalBatch:
         return train_state.local_batch(objective.weigh(batch.to(train_state.device)))
 
     def scaled_loss(model: Any, local: LocalBatch) -> torch.Tensor:
-        nonlocal shares
-        with train_state.precision.autocast(train_state.device, sharded=train_state.sharded):
-            loss_sum, metrics = objective(model, local)
-        share = loss_sum / max(count, 1)  # a share of one mean over the whole global batch
-        if tally is not None and "channels" in metrics:
-            tally[:, : metrics["channels"].shape[1]] += metrics["channels"].to(tally.device)
-        shares = shares + share.detach().double().to(shares.device, non_blocking=True)
-        return share * train_state.scale.factor
+        nonlocal total
+        with train_state.autocast():
+            loss_sum, metrics = objective.loss(model, local)
+        loss = loss_sum / max(count, 1)  # a term of one mean over the whole global batch
+        if by_channel is not None and "channels" in metrics:
+            by_channel[:, : metrics["channels"].shape[1]] += metrics["channels"].to(by_channel.device)
+        total = total + loss.detach().double().to(total.device, non_blocking=True)
+        return loss * train_state.scale.factor
 
     if train_state.pipeline is not None:
-        run_pipeline(train_state.pipeline, [local_batch(batch) for batch in batches], scaled_loss)
+        run_pipeline(train_state.pipeline, list(map(local_batch, batches)), scaled_loss)
     else:
         for number, batch in enumerate(batches, start=1):
-            with accumulate_gradients(train_state.model, is_last=number == len(batches)):
+            with apply.accumulate_gradients(train_state.model, is_last=number == len(batches)):
                 scaled_loss(train_state.model, local_batch(batch)).backward()
     if train_state.scale.active:
         scale_gradients(train_state.parameters(), 1 / train_state.scale.factor)
-    return shares.item(), compute_model_norm(train_state)
+    return total.item(), compute_model_norm(train_state)
 
 
 def run_pipeline(
@@ -225,16 +217,16 @@ def run_pipeline(
 ) -> None:
     """Accumulate the gradients of a step's micro-batches on the parameters of this rank's stages."""
 
-    def run(stage: Stage, number: int) -> torch.Tensor:
-        return (loss if stage.last else run_model)(stage, batches[number])
+    def forward(stage: Stage, index: int) -> torch.Tensor:
+        return (loss if stage.last else run_model)(stage, batches[index])
 
-    with accumulate_pipeline_gradients(pipeline.model, sync_each=pipeline.needs_sync_each):
-        pipeline.step([batch.ids.shape for batch in batches], run)
+    with apply.accumulate_pipeline_gradients(pipeline.model, sync_each=pipeline.needs_sync_each):
+        pipeline.step([batch.ids.shape for batch in batches], forward)
     pipeline.sum_tied_gradients()
 
 
 def run_model(model: Any, local: LocalBatch, head: Head | None = None) -> Any:
-    """The output of a model, or of a pipeline stage of it, for a local batch."""
+    """Run a model, or one of its pipeline stages, on a local batch."""
     return model(local.ids, inputs=local.inputs, head=head)
 
 
@@ -246,12 +238,3 @@ def compute_model_norm(train_state: TrainState) -> float:
     named = train_state.core.named_parameters()
     norm = compute_gradient_norm(parameter for name, parameter in named if name not in pipeline.tied_copies)
     return pipeline.reduce_norm(norm).item()
-
-
-def evaluate(train_state: TrainState, batch: LocalBatch, run: Callable[[Any], Any]) -> Any:
-    """Apply `run` to the model for a local batch, without gradients; None on ranks without the last stage."""
-    if train_state.pipeline is None:
-        return run(train_state.core)
-    return train_state.pipeline.evaluate(
-        batch.ids.shape, lambda stage: run(stage) if stage.last else run_model(stage, batch)
-    )

@@ -41,7 +41,7 @@ def worker(folder: Path, degrees: tuple[int, int]) -> None:
     device, precision = torch.device("cpu"), PRECISIONS["32-true"]
     train_state = step.TrainState(apply.apply_ddp(model, mesh), optimizers, device, precision, mesh)
     batches, objective = take_micro_batches(build_global_batch(), dist.get_rank(), 2, 2), next_token(LossArgs())
-    assert step.train_step(train_state, batches, objective).taken
+    assert not step.train_step(train_state, batches, objective).skipped
     before = copy_state(train_state)
     original = step.compute_gradient_norm
 
@@ -51,10 +51,10 @@ def worker(folder: Path, degrees: tuple[int, int]) -> None:
         return original(parameters)
 
     step.compute_gradient_norm = compute_with_nan
-    assert not step.train_step(train_state, batches, objective).taken
+    assert step.train_step(train_state, batches, objective).skipped
     step.compute_gradient_norm = original
     assert all(torch.equal(value, old) for value, old in zip(copy_state(train_state), before, strict=True))
-    assert step.train_step(train_state, batches, objective).taken
+    assert not step.train_step(train_state, batches, objective).skipped
     assert any(not torch.equal(value, old) for value, old in zip(copy_state(train_state), before, strict=True))
     (folder / f"done-{degrees}-{dist.get_rank()}").touch()
     dist.barrier()

@@ -101,13 +101,13 @@ def test_losses_are_told_by_channel_without_factors(impl: str, normalize: str) -
     batch = in_one_row(True)[0]
     assert batch.documents is not None
     batch.channels = batch.documents % 2
-    tally = torch.zeros(2, 3, dtype=torch.float64)
+    by_channel = torch.zeros(2, 3, dtype=torch.float64)
     train_state = TrainState(model(), [], torch.device("cpu"), PRECISIONS["64-true"])
-    compute_gradients(train_state, [batch, batch], objective, count=1, tally=tally)
+    compute_gradients(train_state, [batch, batch], objective, count=1, by_channel=by_channel)
     scores = model()(batch.ids, positions_BT=batch.positions, documents_BT=batch.documents)[0]
     losses = torch.nn.functional.cross_entropy(scores, batch.labels[0], ignore_index=IGNORE, reduction="none")
     for channel in range(2):
         mine = batch.channels[0] == channel
-        assert tally[0, channel].item() == pytest.approx(2 * losses[mine].sum().item(), rel=1e-5)
-        assert tally[1, channel] == 2 * (batch.labels[0][mine] != IGNORE).sum()
-    assert not tally[:, 2].any()
+        assert by_channel[0, channel].item() == pytest.approx(2 * losses[mine].sum().item(), rel=1e-5)
+        assert by_channel[1, channel] == 2 * (batch.labels[0][mine] != IGNORE).sum()
+    assert not by_channel[:, 2].any()
