@@ -117,13 +117,14 @@ def render_summary(summary: RunSummary) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in summary_rows(summary):
-        table.add_row(name, Text(value))
+    for name, value in build_summary_rows(summary):
+        if value is not None:
+            table.add_row(name, Text(value))
     return Panel(table, title="Training ended", title_align="left", expand=False)
 
 
-def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
-    """List the name and value of each line of the summary."""
+def build_summary_rows(summary: RunSummary) -> list[tuple[str, str | None]]:
+    """Name and value of each row of the summary; None for values that are left out."""
     resumed = summary.steps_run != summary.steps
     steps, tokens = (
         f"{total:,} ({in_run:,} in this run)" if resumed else f"{total:,}"
@@ -132,7 +133,7 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
     seconds = summary.training_seconds
     times = [("training", seconds), *summary.other_seconds.items()]
     speed = f"{summary.tokens_run / seconds:,.0f} of this run's training time" if seconds > 0 else None
-    rows: list[tuple[str, str | None]] = [
+    return [
         ("Why", summary.reason),
         ("Steps", steps),
         ("Tokens", tokens),
@@ -147,7 +148,6 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
         ("Model", None if summary.final is None else str(summary.final)),
         ("Report", None if summary.report is None else str(summary.report)),
     ]
-    return [(name, value) for name, value in rows if value is not None]
 
 
 def format_validation(losses: Mapping[int, float]) -> str | None:

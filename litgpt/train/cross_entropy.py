@@ -112,9 +112,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=exact, device=hidden_ND.device)
         weights = None if target.weights_BT is None else target.weights_BT.flatten()[indices, None].to(exact)
         needs_grad = ctx.needs_input_grad[:3]
-        gradients = None
-        if any(needs_grad):
-            gradients = GradientSums(inputs, weight_VD, bias_V, exact, head=any(needs_grad[1:]))
+        head = any(needs_grad[1:])
+        gradients = GradientSums(inputs, weight_VD, bias_V, exact, head=head) if any(needs_grad) else None
         buffer = torch.empty(min(chunk_rows, len(labels)), len(weight_VD), dtype=inputs.dtype, device=inputs.device)
         for start in range(0, len(labels), chunk_rows):
             chunk = slice(start, min(start + chunk_rows, len(labels)))

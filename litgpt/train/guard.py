@@ -86,14 +86,15 @@ class Guard:
         """
         self.skipped += 1
         self.in_a_row += 1
-        measured = f"loss {loss:.4g}, gradient norm {gradient_norm:.4g}"
-        report = f"step {step} skipped: {measured}; weights and moments unchanged"
+        message = (
+            f"step {step} skipped: loss {loss:.4g}, gradient norm {gradient_norm:.4g}; weights and moments unchanged"
+        )
         if self.in_a_row >= self.settings.max_skipped:
             raise UserError(
-                f"{report}; guard.max_skipped: {self.in_a_row} such steps in a row end the run; "
+                f"{message}; guard.max_skipped: {self.in_a_row} such steps in a row end the run; "
                 "try a lower optimizer.lr, or resume from an older checkpoint"
             )
-        return report
+        return message
 
     def record(self, step: int, loss: float) -> str | None:
         """Record a step's loss; returns a message if it is a spike."""

@@ -116,13 +116,15 @@ class Loop:
         set_learning_rate(run.train_state.optimizers, rate / run.schedule.peak if run.schedule.peak else 0.0)
         run.train_state.set_active(self.step)
         micro_batches, fault = self.next_batches(batches)
+        votes = Votes(self.interrupts.received is not None, self.is_out_of_time, run.checkpoints.is_written)
+        max_norm, channels = self.train.max_norm, len(run.data.train.channels)
         result = train_step(
             run.train_state,
             micro_batches,
             run.objective,
-            max_norm=self.train.max_norm,
-            votes=Votes(self.interrupts.received is not None, self.is_out_of_time, run.checkpoints.is_written),
-            channels=len(run.data.train.channels),
+            max_norm=max_norm,
+            votes=votes,
+            channels=channels,
             fault=fault,
         )
         self.step += 1
@@ -136,7 +138,7 @@ class Loop:
         if self.step % run.recipe.eval.interval == 0:
             self.evaluate()
         if votes.interrupted or votes.out_of_time:
-            self.reason = self.get_stop_reason(out_of_time=votes.out_of_time > 0)
+            self.reason = self.get_stop_reason(votes)
             self.complete = not votes.interrupted
         elif self.train.save_interval and self.step % self.train.save_interval == 0:
             with self.meter.exclude("saving"):
@@ -156,11 +158,11 @@ class Loop:
         """Whether `train.max_time` has passed."""
         return self.train.max_time is not None and self.meter.seconds >= self.train.max_time
 
-    def get_stop_reason(self, *, out_of_time: bool) -> str:
+    def get_stop_reason(self, votes: Votes) -> str:
         """The reason why the run stops before the last step."""
         if received := self.interrupts.received:
             return f"{received.name} received; set resume: auto to continue"
-        if out_of_time:
+        if votes.out_of_time:
             return f"train.max_time: {self.train.max_time:g} s have passed"
         return "another rank received a signal"
 
@@ -250,16 +252,12 @@ class Loop:
         run, tokenizer = self.run, self.run.data.tokenizer
         assert tokenizer is not None
         start = prompt or [tokenizer.bos_id or tokenizer.eos_id or 0]
-        new = sample_continuation(
-            run.train_state,
-            start,
-            max_new_tokens=tokens,
-            window=run.data.sequence_length,
-            seed=run.recipe.seed,
-            stop_tokens=tokenizer.stop_ids,
+        window, seed, stop_tokens = run.data.sequence_length, run.recipe.seed, tokenizer.stop_ids
+        continuation = sample_continuation(
+            run.train_state, start, max_new_tokens=tokens, window=window, seed=seed, stop_tokens=stop_tokens
         )
         if is_rank_zero():
-            text = tokenizer.decode(start + new)
+            text = tokenizer.decode(start + continuation)
             self.console.print(f"step {self.step}: {text}")
             row = {"step": self.step, "prompt": tokenizer.decode(prompt), "text": text}
             with (run.recipe.out_dir / "samples.jsonl").open("a", encoding="utf-8") as file:

@@ -143,11 +143,9 @@ class Meter:
 
     def rates(self) -> dict[str, float]:
         """The columns of throughput over the window; empty before the second update."""
-        if len(self.window) < 2:
+        if len(self.window) < 2 or self.window[-1][0] <= self.window[0][0]:
             return {}
         (start, before), (end, after) = self.window[0], self.window[-1]
-        if end <= start:
-            return {}
         columns = {"batches": "batches", "samples": "samples", "tokens": "items", "flops": "flops"}
         rates = {f"{column}_per_sec": (after[name] - before[name]) / (end - start) for name, column in columns.items()}
         if after["flops"] == before["flops"]:
@@ -169,10 +167,8 @@ class Meter:
             return None
         if self.first_fraction is None:
             self.first_fraction = (self.seconds, fraction)  # after the first step, to leave out the time of compiling
-        since, start = self.first_fraction
-        if fraction <= start:
-            return None
-        return max(0.0, (1 - fraction) * (self.seconds - since) / (fraction - start))
+        seconds, start = self.first_fraction
+        return max(0.0, (1 - fraction) * (self.seconds - seconds) / (fraction - start)) if fraction > start else None
 
     def state_dict(self) -> dict[str, float]:
         """Return the totals for a checkpoint."""

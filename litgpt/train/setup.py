@@ -231,19 +231,12 @@ def build_train_state(
     elif spec.tuner and not resumed:
         adapt.initialize_adapter(model, spec.tuner, recipe.seed, write=copy_full_tensor)
     optimizers = build_optimizers(recipe.optimizer, model, factor=spec.learning_rate_factor)
-    schedule = adapt.build_schedule(model, spec.tuner, recipe.seed) if spec.tuner else None
-    if schedule:
+    lisa_schedule = adapt.build_schedule(model, spec.tuner, recipe.seed) if spec.tuner else None
+    if lisa_schedule:
         init_mixed_precision(model)
-        schedule.set_active(0)
-    return TrainState(
-        model=apply_ddp(model, mesh),
-        optimizers=optimizers,
-        device=device,
-        precision=precision,
-        mesh=mesh,
-        scale=LossScale(active=precision.scaled),
-        lisa_schedule=schedule,
-    )
+        lisa_schedule.set_active(0)
+    scale = LossScale(active=precision.scaled)
+    return TrainState(apply_ddp(model, mesh), optimizers, device, precision, mesh, scale, lisa_schedule)
 
 
 def build_meta_model(recipe: Training, spec: RunSpec, mesh: Mesh | None, device: torch.device) -> GPT:
@@ -256,15 +249,8 @@ def build_meta_model(recipe: Training, spec: RunSpec, mesh: Mesh | None, device:
         adapt.attach(model, spec.tuner)
     if spec.noise:
         neftune.add_embedding_noise(model, spec.noise)
-    by_default = device.type == "cuda" and not recipe.recompute.offload
-    parallelize(
-        model,
-        mesh,
-        recipe.parallel,
-        precision=precision,
-        compile_blocks=by_default if recipe.compile is None else recipe.compile,
-        recompute=recipe.recompute,
-    )
+    compiled = device.type == "cuda" and not recipe.recompute.offload if recipe.compile is None else recipe.compile
+    parallelize(model, mesh, recipe.parallel, precision=precision, compile_blocks=compiled, recompute=recipe.recompute)
     return model
 
 
@@ -290,29 +276,13 @@ def open_checkpoints(
     model = train_state.core
     names = set(adapt.get_adapter_parameters(model)) if spec.adapted else None  # all others are frozen
     layout = {} if train_state.mesh is None else asdict(train_state.mesh.dims)
+    shared: dict[str, Any] = {"saved_names": names, "layout": layout, "warn": notify}
     settings, progress = recipe.checkpoint, {}
     if resumed_from is not None:
-        progress = load_checkpoint(
-            resumed_from,
-            model,
-            train_state.optimizers,
-            restore_rng=settings.save_rng,
-            saved_names=names,
-            layout=layout,
-            warn=notify,
-        )
-    checkpoints = Checkpoints(
-        recipe.out_dir,
-        keep=settings.keep,
-        asynchronous=settings.asynchronous,
-        on_error=settings.on_error,
-        save_rng=settings.save_rng,
-        resumed_step=progress.get("step", 0),
-        saved_names=names,
-        layout=layout,
-        warn=notify,
-    )
-    return checkpoints, progress
+        optimizers, restore_rng = train_state.optimizers, settings.save_rng
+        progress = load_checkpoint(resumed_from, model, optimizers, restore_rng=restore_rng, **shared)
+    resumed_step = progress.get("step", 0)
+    return Checkpoints(recipe.out_dir, resumed_step=resumed_step, **asdict(settings), **shared), progress
 
 
 def write_run_files(recipe: Training, spec: RunSpec) -> None:

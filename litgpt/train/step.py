@@ -231,10 +231,8 @@ def run_model(model: Any, local: LocalBatch, head: Head | None = None) -> Any:
 
 
 def compute_model_norm(train_state: TrainState) -> float:
-    """Compute the L2 norm of the whole model's gradient."""
-    pipeline = train_state.pipeline
-    if pipeline is None:
-        return compute_gradient_norm(train_state.parameters()).item()
-    named = train_state.core.named_parameters()
-    norm = compute_gradient_norm(parameter for name, parameter in named if name not in pipeline.tied_copies)
-    return pipeline.reduce_norm(norm).item()
+    """Compute the L2 norm of the gradients of the whole model."""
+    pipeline, named = train_state.pipeline, train_state.core.named_parameters()
+    copies = pipeline.tied_copies if pipeline else ()
+    norm = compute_gradient_norm([parameter for name, parameter in named if name not in copies])
+    return (pipeline.reduce_norm(norm) if pipeline else norm).item()
