@@ -16,8 +16,8 @@ def count_processes(recipe: Training) -> int:
     for environment in (TorchElasticEnvironment, SLURMEnvironment):
         if environment.detect():
             world = environment().world_size()
-            devices = recipe.devices if isinstance(recipe.devices, int) else -1
-            if devices > 0 and devices * recipe.num_nodes != world:
+            devices = recipe.devices
+            if isinstance(devices, int) and devices > 0 and devices * recipe.num_nodes != world:
                 raise UserError(
                     f"devices x num_nodes: {devices} x {recipe.num_nodes} is not {world}, the number of processes that "
                     "were started; set devices: auto"

@@ -116,15 +116,13 @@ class Loop:
         set_learning_rate(run.train_state.optimizers, rate / run.schedule.peak if run.schedule.peak else 0.0)
         run.train_state.set_active(self.step)
         micro_batches, fault = self.next_batches(batches)
-        votes = Votes(self.interrupts.received is not None, self.is_out_of_time, run.checkpoints.is_written)
-        max_norm, channels = self.train.max_norm, len(run.data.train.channels)
         result = train_step(
             run.train_state,
             micro_batches,
             run.objective,
-            max_norm=max_norm,
-            votes=votes,
-            channels=channels,
+            max_norm=self.train.max_norm,
+            votes=Votes(self.interrupts.received is not None, self.is_out_of_time, run.checkpoints.is_written),
+            channels=len(run.data.train.channels),
             fault=fault,
         )
         self.step += 1

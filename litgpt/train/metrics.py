@@ -147,9 +147,8 @@ class Meter:
             return {}
         (start, before), (end, after) = self.window[0], self.window[-1]
         columns = {"batches": "batches", "samples": "samples", "tokens": "items", "flops": "flops"}
-        rates = {f"{column}_per_sec": (after[name] - before[name]) / (end - start) for name, column in columns.items()}
-        if after["flops"] == before["flops"]:
-            del rates["flops_per_sec"]
+        deltas = {column: after[name] - before[name] for name, column in columns.items()}
+        rates = {f"{column}_per_sec": delta / (end - start) for column, delta in deltas.items() if delta}
         metrics = {f"device/{name}": rate for name, rate in rates.items()}
         if self.ranks > 1:
             metrics |= {name: rate * self.ranks for name, rate in rates.items()}

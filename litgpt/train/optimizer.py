@@ -72,23 +72,11 @@ def _sgd(settings: SGD, named: Named) -> list[torch.optim.Optimizer]:
 def _muon(settings: Muon, named: Named) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside blocks (Jordan et al. 2024), AdamW for embedding, head and vectors."""
     matrices, others = split_block_matrices(named, lambda matrix: matrix.dim() == 2)
-    muon = torch.optim.Muon(
-        matrices,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-        ns_steps=settings.ns_steps,
-        adjust_lr_fn=settings.adjust_lr_fn,
-    )
-    adamw = torch.optim.AdamW(
-        build_groups(others, settings.weight_decay),
-        lr=settings.lr if settings.adamw_lr is None else settings.adamw_lr,
-        betas=settings.adamw_betas,
-        eps=settings.adamw_eps,
-        fused=True,
-    )
-    return [muon, adamw]
+    arguments = asdict(settings)
+    lr, betas, eps = (arguments.pop(f"adamw_{name}") for name in ("lr", "betas", "eps"))
+    groups = build_groups(others, settings.weight_decay)
+    adamw = torch.optim.AdamW(groups, lr=settings.lr if lr is None else lr, betas=betas, eps=eps, fused=True)
+    return [torch.optim.Muon(matrices, **arguments), adamw]
 
 
 def _galore(settings: GaLore, named: Named) -> list[torch.optim.Optimizer]:
