@@ -1,6 +1,7 @@
 """GaLore: AdamW with moments in a low-rank subspace of the gradients (Zhao et al. 2024, arXiv 2403.03507)."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from litgpt.parallel.apply import full_tensor
 from litgpt.parallel.galore_layout import distribute_basis, distribute_like, reduce_partial
+from litgpt.recipe.optimizer import GaLore
 
 BASES = ("left", "right")
 
@@ -20,27 +22,11 @@ class LowRankAdamW(torch.optim.Optimizer):
     stack of matrices, each matrix has its own bases. Sharded gradients are gathered to compute the bases.
 
     Args:
-        params: matrices, both sides of which are longer than `rank`.
-        scale: factor on the update, in addition to lr.
-        proj_type: std shortens the shorter side (Q if M >= N, else P), reverse_std the longer, left is P, right
-            is Q, full both.
+        params: matrices, both sides of which are longer than `settings.rank`.
     """
 
-    def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        rank: int,
-        update_proj_gap: int,
-        scale: float,
-        proj_type: str,
-    ) -> None:
-        settings = {"rank": rank, "update_proj_gap": update_proj_gap, "scale": scale, "proj_type": proj_type}
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, **settings})
+    def __init__(self, params: Iterable[nn.Parameter], settings: GaLore) -> None:
+        super().__init__(params, asdict(settings))
 
     @torch.no_grad()
     def step(self, _closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -70,7 +56,11 @@ class LowRankAdamW(torch.optim.Optimizer):
 
 
 def compute_bases(gradient: Tensor, rank: int, proj_type: str) -> dict[str, Tensor]:
-    """The first `rank` singular vectors on the sides that `proj_type` shortens, as full tensors."""
+    """The first `rank` singular vectors on the sides to shorten, as full tensors.
+
+    Args:
+        proj_type: std shortens the shorter side ("right" if M >= N, else "left"), reverse_std the longer, full both.
+    """
     rows, columns = gradient.shape[-2:]
     shorter, longer = ("right", "left") if rows >= columns else ("left", "right")
     sides = {"std": (shorter,), "reverse_std": (longer,), "full": BASES}.get(proj_type, (proj_type,))

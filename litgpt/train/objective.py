@@ -32,11 +32,8 @@ class Objective:
 
 def next_token(settings: LossArgs) -> Objective:
     """The negative log-likelihood of each next token, summed over a micro-batch, in nats."""
-    cross_entropy: Callable[..., Tensor] = (
-        partial(chunked_cross_entropy, chunk_rows=settings.chunk_rows)
-        if settings.impl == "chunked"
-        else plain_cross_entropy
-    )
+    chunked = partial(chunked_cross_entropy, chunk_rows=settings.chunk_rows)
+    cross_entropy: Callable[..., Tensor] = chunked if settings.impl == "chunked" else plain_cross_entropy
 
     def loss(model: nn.Module, local: LocalBatch) -> tuple[Tensor, dict[str, Any]]:
         losses_N = None if local.channels is None else torch.zeros(local.labels.numel(), device=local.labels.device)

@@ -11,28 +11,29 @@ from torch import nn
 from litgpt.errors import UserError
 from litgpt.parallel.galore_layout import check_galore_layout
 from litgpt.recipe.optimizer import SGD, AdamW, AdamW8bit, Custom, GaLore, Muon, Optimizer
+from litgpt.recipe.tuner import Tuner
 from litgpt.train.galore import LowRankAdamW
 
 Named = list[tuple[str, nn.Parameter]]
 
 
-def build_optimizers(
-    settings: Optimizer, model: nn.Module, *, factor: Callable[[str], float] = lambda _name: 1.0
-) -> list[torch.optim.Optimizer]:
+def build_optimizers(settings: Optimizer, model: nn.Module, tuner: Tuner | None = None) -> list[torch.optim.Optimizer]:
     """Build the optimizers of a run: several if parameters differ in their optimizer or learning rate.
 
     Every parameter group has its peak learning rate as `peak_lr`.
 
     Args:
-        factor: factor on the learning rate of a parameter, given its name.
+        tuner: the finetuning method, which may multiply the learning rate of some parameters.
 
     Raises:
         UserError: if the class cannot be found, built, or used on this model.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    multipliers = {name: tuner.get_lr_multiplier(name) if tuner else 1.0 for name, _ in named}
     optimizers = []
-    for multiplier in sorted({factor(name) for name, _ in named}):
-        for optimizer in BUILDERS[type(settings)](settings, [pair for pair in named if factor(pair[0]) == multiplier]):
+    for multiplier in sorted(set(multipliers.values())):
+        members = [pair for pair in named if multipliers[pair[0]] == multiplier]
+        for optimizer in BUILDERS[type(settings)](settings, members):
             for group in optimizer.param_groups:
                 group["peak_lr"] = group["lr"] * multiplier
             optimizers.append(optimizer)
@@ -93,7 +94,7 @@ def _galore(settings: GaLore, named: Named) -> list[torch.optim.Optimizer]:
         check_galore_layout(matrix)
     groups = build_groups(others, settings.weight_decay)
     adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
-    return [LowRankAdamW(matrices, **asdict(settings)), adamw]
+    return [LowRankAdamW(matrices, settings), adamw]
 
 
 def split_block_matrices(named: Named, condition: Callable[[nn.Parameter], bool]) -> tuple[list[nn.Parameter], Named]:

@@ -67,10 +67,6 @@ class RunSpec:
         config = adapter_folder.build_own_config(self.tuner, self.base, self.base_precision)
         return {adapter_folder.ADAPTER_CONFIG: json.dumps(config, indent=1)}
 
-    def learning_rate_factor(self, name: str) -> float:
-        """The factor on the learning rate of the parameter of this name."""
-        return self.tuner.get_lr_multiplier(name) if self.tuner else 1.0
-
 
 def build_pretrain_spec(recipe: Pretrain) -> RunSpec:
     """Build the spec of a named shape, from scratch or with the weights of `initial_checkpoint_dir`.

@@ -230,7 +230,7 @@ def build_train_state(
         adapt.load_adapter(model, load_adapter_folder(spec.adapter, spec.config).tensors, write=copy_full_tensor)
     elif spec.tuner and not resumed:
         adapt.initialize_adapter(model, spec.tuner, recipe.seed, write=copy_full_tensor)
-    optimizers = build_optimizers(recipe.optimizer, model, factor=spec.learning_rate_factor)
+    optimizers = build_optimizers(recipe.optimizer, model, spec.tuner)
     lisa_schedule = adapt.build_schedule(model, spec.tuner, recipe.seed) if spec.tuner else None
     if lisa_schedule:
         init_mixed_precision(model)

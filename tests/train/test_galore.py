@@ -50,7 +50,7 @@ def of_the_paper(weight: Tensor, proj_type: str, scale: float) -> Tensor:
 
 def ours(weight: Tensor, proj_type: str, scale: float = 0.5, steps: int = STEPS) -> tuple[nn.Parameter, LowRankAdamW]:
     parameter = nn.Parameter(weight.clone())
-    optimizer = LowRankAdamW([parameter], scale=scale, proj_type=proj_type, **SETTINGS)
+    optimizer = LowRankAdamW([parameter], GaLore(scale=scale, proj_type=proj_type, **SETTINGS))
     for gradient in gradients(tuple(weight.shape))[:steps]:
         parameter.grad = gradient
         if isinstance(parameter.data, DTensor):
@@ -89,7 +89,7 @@ def test_matrices_in_a_stack_are_on_their_own(proj_type: str) -> None:
     parameter = ours(stack, proj_type)[0]
     for number, matrix in enumerate(stack):
         alone = nn.Parameter(matrix.clone())
-        optimizer = LowRankAdamW([alone], scale=0.5, proj_type=proj_type, **SETTINGS)
+        optimizer = LowRankAdamW([alone], GaLore(scale=0.5, proj_type=proj_type, **SETTINGS))
         for gradient in gradients((4, 6, 10)):
             alone.grad = gradient[number]
             optimizer.step()
