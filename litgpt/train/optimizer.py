@@ -106,19 +106,19 @@ def split_block_matrices(named: Named, condition: Callable[[nn.Parameter], bool]
 def _adamw_8bit(settings: AdamW8bit, named: Named) -> list[torch.optim.Optimizer]:
     arguments = asdict(settings) | {"betas": tuple(settings.betas)}
     groups = build_groups(named, arguments.pop("weight_decay"))
-    return [import_class("bitsandbytes.optim.AdamW8bit")(groups, **arguments)]
+    return [import_optimizer("bitsandbytes.optim.AdamW8bit")(groups, **arguments)]
 
 
 def _custom(settings: Custom, named: Named) -> list[torch.optim.Optimizer]:
     arguments = dict(settings.arguments)
     groups = build_groups(named, arguments["weight_decay"]) if "weight_decay" in arguments else [p for _, p in named]
     try:
-        return [import_class(settings.path)(groups, **arguments)]
+        return [import_optimizer(settings.path)(groups, **arguments)]
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer.init_args: {arguments} are not accepted by {settings.path} ({error})") from None
 
 
-def import_class(path: str) -> Any:
+def import_optimizer(path: str) -> Any:
     """Import the class at a dotted path.
 
     Raises:

@@ -88,7 +88,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     return samples
 
 
-def get_column(rows: Rows, name: str) -> tuple[list[float], list[float]]:
+def get_finite_values(rows: Rows, name: str) -> tuple[list[float], list[float]]:
     """The steps at which a column is finite, and its values."""
     points = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
     return [step for step, _ in points], [value for _, value in points]
@@ -96,7 +96,7 @@ def get_column(rows: Rows, name: str) -> tuple[list[float], list[float]]:
 
 def find_skipped(rows: Rows) -> list[tuple[int, int]]:
     """Find the logged steps at which the count of skipped steps increased, and by how much."""
-    steps, counts = get_column(rows, "skipped_steps")
+    steps, counts = get_finite_values(rows, "skipped_steps")
     changes = zip(steps, counts, [0.0, *counts], strict=False)
     return [(int(step), int(count - before)) for step, count, before in changes if count > before]
 
@@ -104,7 +104,7 @@ def find_skipped(rows: Rows) -> list[tuple[int, int]]:
 def find_spikes(rows: Rows, settings: GuardArgs) -> list[tuple[int, str]]:
     """Find the steps whose loss the run's guard reports as a spike, and its messages."""
     guard = Guard(settings)
-    points = zip(*get_column(rows, "loss"), strict=True)
+    points = zip(*get_finite_values(rows, "loss"), strict=True)
     return [(int(step), message) for step, loss in points if (message := guard.record(int(step), loss))]
 
 
@@ -123,7 +123,7 @@ def build_tiles(rows: Rows, skips: list[tuple[int, int]], speed: str) -> list[tu
     def format_column(
         name: str, form: Callable[[float], str], reduce: Callable[[list[float]], float] = lambda values: values[-1]
     ) -> str:
-        values = get_column(rows, name)[1]
+        values = get_finite_values(rows, name)[1]
         return form(reduce(values)) if values else ""
 
     tiles = [
@@ -151,7 +151,7 @@ def build_charts(rows: Rows, speed: str) -> list[tuple[str, str]]:
     }
     charts = []
     for title, labels in labels_by_title.items():
-        curves = [(label, *get_column(rows, name)) for name, label in labels.items()]
+        curves = [(label, *get_finite_values(rows, name)) for name, label in labels.items()]
         if present := [curve for curve in curves if curve[1]]:
             charts.append((title, draw_chart(title, present)))
     return charts
