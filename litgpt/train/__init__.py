@@ -1,1 +1,1 @@
-"""The one training loop and what it is made of."""
+"""Training: the loop, the step, objectives, optimizers, metrics and the report."""

@@ -13,8 +13,8 @@ from rich.text import Text
 
 def format_duration(seconds: float) -> str:
     """Format seconds as h:mm:ss; days are counted as hours."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
+    total = round(seconds)
+    return f"{total // 3600}:{total % 3600 // 60:02}:{total % 60:02}"
 
 
 def format_progress(metrics: Mapping[str, float], total_steps: int | None = None, fraction: float | None = None) -> str:

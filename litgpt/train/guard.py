@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Interrupts:
-    """Records a signal that asks the run to save and stop; a second SIGINT ends the process at once."""
+    """Records a signal to save and stop; a second SIGINT ends the process immediately."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -82,7 +82,7 @@ class Guard:
         """Count a skipped step; returns the message.
 
         Raises:
-            UserError: on the last of `guard.max_skipped` such steps in a row.
+            UserError: after `guard.max_skipped` consecutive skipped steps.
         """
         self.skipped += 1
         self.in_a_row += 1
@@ -91,7 +91,7 @@ class Guard:
         )
         if self.in_a_row >= self.settings.max_skipped:
             raise UserError(
-                f"{message}; guard.max_skipped: {self.in_a_row} such steps in a row end the run; "
+                f"{message}; guard.max_skipped: {self.in_a_row} consecutive skipped steps end the run; "
                 "try a lower optimizer.lr, or resume from an older checkpoint"
             )
         return message

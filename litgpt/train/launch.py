@@ -42,7 +42,7 @@ def launch(recipe: Training) -> Fabric:
     if rest:
         raise UserError(f"num_nodes: {recipe.num_nodes} does not divide the {world} processes that were started")
     if accelerator == "cuda" and per_node > torch.cuda.device_count():
-        raise UserError(f"devices: {per_node} is more than there are; give at most {torch.cuda.device_count()}")
+        raise UserError(f"devices: {per_node} is more than the number of GPUs; use at most {torch.cuda.device_count()}")
     # with offload, gradients are on the CPU, and so their norms are reduced there
     backend = "cpu:gloo,cuda:nccl" if accelerator == "cuda" and recipe.parallel.cpu_offload else None
     fabric = Fabric(

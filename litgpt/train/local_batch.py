@@ -1,4 +1,4 @@
-"""The tokens of a micro-batch that one rank computes, and how they attend."""
+"""The shard of a micro-batch that one rank computes, with its attention inputs."""
 
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ def build_local_batch(batch: Batch, config: Config, tokens: LocalTokens | None) 
     """Take this rank's tokens out of a micro-batch, which is on the rank's device.
 
     Args:
-        tokens: which those are; None for all.
+        tokens: the sharding of tokens over ranks; None if this rank computes all tokens.
     """
     positions = batch.positions
     if positions is None:

@@ -43,8 +43,8 @@ def check_token_range(batches: list[Batch], rows: int) -> None:
     largest = max(int(max(batch.ids.max(), batch.labels.max())) for batch in batches)
     if largest >= rows:
         raise UserError(
-            f"data: holds token {largest}, but the model has {rows} rows; use the tokenizer that the data was made "
-            f"with, or set model_config.padded_vocab_size: {largest + 1} or more"
+            f"data: holds token {largest}, but the model has {rows} rows; use the tokenizer of the data, "
+            f"or set model_config.padded_vocab_size: {largest + 1} or more"
         )
 
 

@@ -26,7 +26,7 @@ def build_optimizers(settings: Optimizer, model: nn.Module, tuner: Tuner | None 
         tuner: the finetuning method, which may multiply the learning rate of some parameters.
 
     Raises:
-        UserError: if the class cannot be found, built, or used on this model.
+        UserError: if the class cannot be imported or initialized, or does not support this model.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     multipliers = {name: tuner.get_lr_multiplier(name) if tuner else 1.0 for name, _ in named}

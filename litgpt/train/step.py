@@ -49,7 +49,7 @@ class TrainState:
 
     @property
     def pipeline(self) -> Pipeline | None:
-        """The pipeline over which the model's layers are split; None without one."""
+        """The pipeline over which the layers of the model are split; None without pipeline parallelism."""
         return getattr(self.core, "pipeline", None)
 
     @property
@@ -93,7 +93,7 @@ class Votes(NamedTuple):
     """Flags that a rank sends to the others with each step; in a `StepResult`, the number of ranks that set them.
 
     Attributes:
-        interrupted: a signal asks the run to stop.
+        interrupted: a signal to stop was received.
         out_of_time: the run's time limit has passed.
         checkpoint_written: the pending checkpoint is ready to be committed.
     """
