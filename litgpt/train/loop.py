@@ -21,6 +21,7 @@ from litgpt.train.console import RunConsole, RunSummary
 from litgpt.train.evaluate import sample_continuation, validation_loss
 from litgpt.train.guard import Guard, Interrupts, perplexity
 from litgpt.train.metrics import Meter, get_device_peak, get_peak_memory_gb
+from litgpt.train.objective import Objective
 from litgpt.train.optimizer import set_learning_rate
 from litgpt.train.setup import Run
 from litgpt.train.step import StepResult, Votes, train_step
@@ -51,9 +52,9 @@ def check_token_range(batches: list[Batch], rows: int) -> None:
 class Loop:
     """A run in progress, whose counters are saved in checkpoints."""
 
-    def __init__(self, run: Run, console: RunConsole) -> None:
+    def __init__(self, run: Run, objective: Objective, console: RunConsole) -> None:
         recipe = run.recipe
-        self.run, self.console, self.train = run, console, recipe.train
+        self.run, self.objective, self.console, self.train = run, objective, console, recipe.train
         self.interrupts = Interrupts()
         self.guard = Guard(recipe.guard)
         device = run.train_state.device
@@ -119,7 +120,7 @@ class Loop:
         result = train_step(
             run.train_state,
             micro_batches,
-            run.objective,
+            self.objective,
             max_norm=self.train.max_norm,
             votes=Votes(self.interrupts.received is not None, self.is_out_of_time, run.checkpoints.is_written),
             channels=len(run.data.train.channels),
@@ -235,7 +236,7 @@ class Loop:
         run, data, settings = self.run, self.run.data, self.run.recipe.eval
         with self.meter.exclude("evaluation"):
             if data.validation is not None:
-                loss = validation_loss(run.train_state, data.validation, run.objective, max_iters=settings.max_iters)
+                loss = validation_loss(run.train_state, data.validation, self.objective, max_iters=settings.max_iters)
                 self.val_losses[self.step] = loss
                 self.log_metrics({"val_loss": loss, "val_ppl": perplexity(loss), "step": self.step})
                 self.console.print(f"step {self.step}: val loss {loss:.4f}, val ppl {perplexity(loss):.1f}")

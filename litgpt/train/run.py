@@ -22,10 +22,10 @@ def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> No
     """
     console = RunConsole()
     with report_lost_ranks():
-        trained = build(recipe, spec, next_token(recipe.loss), console.print)
+        trained = build(recipe, spec, console.print)
         console.enabled = is_rank_zero()
         console.total_steps = trained.steps
-        loop = Loop(trained, console)
+        loop = Loop(trained, next_token(recipe.loss), console)
         loop.fit()
         final = publish(trained) if loop.complete else None
     if is_rank_zero():

@@ -33,7 +33,6 @@ from litgpt.store.load_model import iter_tensors, load_config, load_model
 from litgpt.train.guard import LossScale
 from litgpt.train.launch import launch
 from litgpt.train.loggers import build_logger
-from litgpt.train.objective import Objective
 from litgpt.train.optimizer import build_optimizers
 from litgpt.train.run_spec import RunSpec
 from litgpt.train.schedule import Schedule, count_steps, count_warmup_steps
@@ -76,7 +75,6 @@ class Run:
     recipe: Training
     spec: RunSpec
     train_state: TrainState
-    objective: Objective
     data: RunData
     schedule: Schedule
     steps: int | None
@@ -86,7 +84,7 @@ class Run:
     ranks: int
 
 
-def build(recipe: Training, spec: RunSpec, objective: Objective, notify: Notify) -> Run:
+def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     """Build a run that is ready for its first optimizer step.
 
     Args:
@@ -115,7 +113,6 @@ def build(recipe: Training, spec: RunSpec, objective: Objective, notify: Notify)
         recipe=recipe,
         spec=spec,
         train_state=train_state,
-        objective=objective,
         data=data,
         schedule=Schedule.from_args(recipe.train, peak=recipe.optimizer.lr, warmup=warmup, steps=steps),
         steps=steps,
