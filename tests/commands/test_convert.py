@@ -62,10 +62,10 @@ def test_every_form_becomes_a_model_folder_in_place(tmp_path: Path, form: str) -
     }
     assert (folder / "notes" / "mine.txt").read_text() == "keep"
     assert_loads(folder, model)
-    theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
+    reference = AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = torch.arange(9)[None]
     with torch.no_grad():
-        assert (theirs(ids).logits - model(ids)).abs().max() < 1e-4
+        assert (reference(ids).logits - model(ids)).abs().max() < 1e-4
     if form == "checkpoint":
         from litgpt.files import verify_manifest
 
@@ -89,8 +89,8 @@ def test_a_cast_takes_the_place_of_the_shards_and_keeps_the_rest(tmp_path: Path)
     model = random_model(small("Llama-2-7b-hf"))
     folder = tmp_path / "m"
     save_model_folder(folder, config=model.config, tensors=weights(model), shard_bytes=20_000)
-    told = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**told, "_name_or_path": "kept"}))
+    hf_config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**hf_config, "_name_or_path": "kept"}))
     (folder / "README.md").write_text("mine")
     to_litgpt(folder, dtype="bfloat16")
     assert [path.name for path in folder.glob("*.safetensors*")] == ["model.safetensors"]
@@ -144,9 +144,9 @@ def test_a_hugging_face_folder_is_written_cast_and_in_shards(tmp_path: Path) -> 
     recipe = ConvertFromLitgpt(source, tmp_path / "out", dtype="bfloat16", max_shard_size=2e-5)
     convert_from_litgpt.run(recipe)
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
-    theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    reference, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert theirs.dtype == torch.bfloat16
+    assert reference.dtype == torch.bfloat16
     for name, tensor in iter_tensors(tmp_path / "out", model.config):
         assert torch.equal(tensor, weights(model)[name].bfloat16())
     with pytest.raises(UserError, match="not empty"):
@@ -163,8 +163,8 @@ def test_litgpts_own_file_has_its_names_and_its_settings(tmp_path: Path, name: s
     assert state.keys() == lit_state(model).keys() and all(
         torch.equal(state[key], lit_state(model)[key]) for key in state
     )
-    told = yaml.safe_load((tmp_path / "out" / "model_config.yaml").read_text())
-    assert "tie_embeddings" not in told and told["norm_class_name"] in ("RMSNorm", "LayerNorm")
+    hf_config = yaml.safe_load((tmp_path / "out" / "model_config.yaml").read_text())
+    assert "tie_embeddings" not in hf_config and hf_config["norm_class_name"] in ("RMSNorm", "LayerNorm")
     assert_loads(tmp_path / "out", model)
 
 

@@ -37,7 +37,7 @@ def trained(*argv: str) -> int:
 
     publish = finetune.publish
 
-    def noted(run: Any, **settings: Any) -> Path:
+    def publish_with_logits(run: Any, **settings: Any) -> Path:
         with torch.no_grad():
             logits = run.train_state.core.eval()(IDS)
         reshard_parameters(run.train_state.core)  # as a run does when it has looked at its model
@@ -45,7 +45,7 @@ def trained(*argv: str) -> int:
             save_file({"logits": logits}, "logits.safetensors")
         return publish(run, **settings)
 
-    finetune.publish = noted
+    finetune.publish = publish_with_logits
     return main(argv)
 
 
@@ -101,8 +101,8 @@ def test_numbers_of_another_type_and_a_whole_model_out_of_an_adapter(base: Path,
     assert {parameter.dtype for parameter in llm.model.parameters()} == {torch.bfloat16}
     assert torch.nn.functional.cosine_similarity(logits_of(llm).float().flatten(), exact.flatten(), dim=0) > 0.999
     assert main(["merge_lora", str(out / "adapter"), "--output_dir", str(tmp_path / "merged")]) == 0
-    ours, finals = (load_file(folder / "model.safetensors") for folder in (tmp_path / "merged", out / "final"))
-    assert ours.keys() == finals.keys() and all(torch.equal(ours[name], finals[name]) for name in finals)
+    merged, finals = (load_file(folder / "model.safetensors") for folder in (tmp_path / "merged", out / "final"))
+    assert merged.keys() == finals.keys() and all(torch.equal(merged[name], finals[name]) for name in finals)
     assert main(["merge_lora", str(out)]) == 0  # the newest checkpoint, which holds the adapter alone
     (step,) = out.glob("step-*-merged")
     assert all(torch.equal(value, finals[name]) for name, value in load_file(step / "model.safetensors").items())

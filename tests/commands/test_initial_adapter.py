@@ -50,8 +50,8 @@ def test_two_ranks_begin_alike(base: Path, first: Path, tmp_path: Path, layout: 
     alone = run(tmp_path / "alone", base, **settings)
     shared = run(tmp_path / "shared", base, ranks=2, **settings, parallel=layout)
     assert shared == pytest.approx(alone, abs=1e-5) and len(set(alone.values())) == len(alone)
-    ours, theirs = (weights(tmp_path / name / "out" / "final") for name in ("shared", "alone"))
-    assert all(torch.allclose(ours[key], theirs[key], atol=1e-4) for key in theirs)
+    actual, expected = (weights(tmp_path / name / "out" / "final") for name in ("shared", "alone"))
+    assert all(torch.allclose(actual[key], expected[key], atol=1e-4) for key in expected)
 
 
 def test_a_second_run_is_resumed_to_the_bit(base: Path, first: Path, tmp_path: Path) -> None:
@@ -60,8 +60,8 @@ def test_a_second_run_is_resumed_to_the_bit(base: Path, first: Path, tmp_path: P
     run(tmp_path / "broken", base, **{**settings, "train__max_steps": 3})
     rest = run(tmp_path / "broken", base, **settings, resume=True)
     assert {step: rest[step] for step in (4, 5, 6)} == {step: whole[step] for step in (4, 5, 6)}
-    ours, theirs = (weights(tmp_path / name / "out" / "final") for name in ("broken", "whole"))
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    actual, expected = (weights(tmp_path / name / "out" / "final") for name in ("broken", "whole"))
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
 def test_settings_beside_those_of_the_adapter_are_refused() -> None:

@@ -48,8 +48,8 @@ def test_a_run_broken_off_and_resumed_ends_as_if_it_had_not_been(
     run(tmp_path / "broken", base, command, ranks, **{**settings, "train__max_steps": 3})
     second = run(tmp_path / "broken", base, command, ranks, **settings, resume=True)
     assert {step: second[step] for step in (4, 5, 6)} == {step: whole[step] for step in (4, 5, 6)}
-    ours, theirs = (weights(tmp_path / name / "out" / "final") for name in ("broken", "whole"))
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    actual, expected = (weights(tmp_path / name / "out" / "final") for name in ("broken", "whole"))
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
 def test_noise_changes_training_and_not_validation(base: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""litgpt validate and its Python functions: each fault is found, at its step, before anything is loaded."""
+"""litgpt validate and its Python functions: each fault is reported at its step, before weights are loaded."""
 
 import json
 from collections.abc import Callable
@@ -58,9 +58,9 @@ def test_a_fault_is_found_at_its_step(
 ) -> None:
     edit(folder)
     assert main(["validate", str(folder)]) == 1
-    found = capsys.readouterr()
-    assert any(f"] {step}: FAILED: " in line for line in found.out.splitlines()), found.out
-    assert found.err.count("\n") == 1 and step in found.err
+    output = capsys.readouterr()
+    assert any(f"] {step}: FAILED: " in line for line in output.out.splitlines()), output.out
+    assert output.err.count("\n") == 1 and step in output.err
 
 
 def test_tokens_without_a_row_are_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,10 +104,10 @@ def test_the_python_functions_say_what_is_wrong(folder: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), (torch.bfloat16, 2)])
 def test_memory_is_that_of_every_parameter(dtype: str | torch.dtype, size: int) -> None:
     config = small("Mixtral-8x7B-v0.1", n_expert=4, n_expert_per_token=2)
-    found = litgpt.estimate_model_memory(config, dtype)
-    assert found["param_count"] == sum(parameter.numel() for parameter in GPT(config).parameters())
-    assert found["param_memory_gb"] == found["estimated_total_gb"] == found["param_count"] * size / 2**30
+    estimate = litgpt.estimate_model_memory(config, dtype)
+    assert estimate["param_count"] == sum(parameter.numel() for parameter in GPT(config).parameters())
+    assert estimate["param_memory_gb"] == estimate["estimated_total_gb"] == estimate["param_count"] * size / 2**30
     training = litgpt.estimate_model_memory(config, dtype, training=True)
-    assert training["estimated_total_gb"] == 4 * found["param_memory_gb"]
+    assert training["estimated_total_gb"] == 4 * estimate["param_memory_gb"]
     assert litgpt.estimate_model_memory(Config.from_name("Llama-3.2-1B"))["param_count"] == 1_235_814_400
-    assert json.dumps(found)
+    assert json.dumps(estimate)

@@ -48,8 +48,8 @@ def mutate(
     """Read a family's folders by a table with changed rules."""
     before = registry.load_families()
     rules = tuple(change(rule) for rule in before[family].tensors.rules)
-    spoilt = replace(before[family], tensors=replace(before[family].tensors, rules=rules, **entries))
-    monkeypatch.setattr(registry, "load_families", lambda: {**before, family: spoilt})
+    modified = replace(before[family], tensors=replace(before[family].tensors, rules=rules, **entries))
+    monkeypatch.setattr(registry, "load_families", lambda: {**before, family: modified})
 
 
 def test_a_right_folder_passes_and_the_report_accounts_for_every_tensor(
@@ -136,11 +136,13 @@ def test_a_shifted_router_is_found(
     sizes |= {"head_dim": 8, "intermediate_size": 48, "moe_intermediate_size": 16, "vocab_size": 90}
     experts = {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
     torch.manual_seed(0)
-    theirs = Glm4MoeForCausalLM(Glm4MoeConfig(**sizes, **experts, first_k_dense_replace=1, max_position_embeddings=64))
-    for name, tensor in [*theirs.named_parameters(), *theirs.named_buffers()]:
+    hf_model = Glm4MoeForCausalLM(
+        Glm4MoeConfig(**sizes, **experts, first_k_dense_replace=1, max_position_embeddings=64)
+    )
+    for name, tensor in [*hf_model.named_parameters(), *hf_model.named_buffers()]:
         if tensor.is_floating_point() and "inv_freq" not in name:
             tensor.data.normal_(std=0.2)
-    theirs.save_pretrained(tmp_path / "m")
+    hf_model.save_pretrained(tmp_path / "m")
     code, said = outcome(tmp_path / "m", capsys)
     assert code == 0, said
     load = load_model.load_model

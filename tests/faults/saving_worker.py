@@ -14,8 +14,8 @@ from litgpt.store.checkpoint_save import Checkpoints
 WIDTH = 200
 
 
-def save_forever(folder: Path, ranks: int, told: Connection) -> None:
-    """Fill the model with 1, 2, 3 ... and save it each time, going on from the latest; tell each step that is there."""
+def save_forever(folder: Path, ranks: int, saved_steps: Connection) -> None:
+    """Fill the model with 1, 2, 3 ... and save it each time, starting at the latest; send each saved step."""
     model = nn.Linear(WIDTH, WIDTH)
     if ranks > 1:
         dist.init_process_group("gloo")
@@ -31,4 +31,4 @@ def save_forever(folder: Path, ranks: int, told: Connection) -> None:
                 parameter.fill_(step)
         checkpoints.save(step, model, optimizer, {"value": step})
         checkpoints.commit()
-        told.send(step)
+        saved_steps.send(step)

@@ -15,7 +15,7 @@ from tests.processes import CONTEXT, start_ranks
 
 
 def run_and_kill(folder: Path, ranks: int, attempt: int, seconds: float) -> int:
-    """Start a run, kill one rank after a while and then the rest; returns the last step it told of, 0 if none."""
+    """Start a run, kill one rank after a while and then the rest; returns the last step that it sent, 0 if none."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
     workers = start_ranks(save_forever, folder, ranks, sender, folder=folder.parent, ranks=ranks)
     sender.close()
@@ -24,7 +24,7 @@ def run_and_kill(folder: Path, ranks: int, attempt: int, seconds: float) -> int:
     time.sleep(seconds)
     workers[attempt % ranks].kill()
     for worker in workers:
-        worker.kill()  # the others wait for the dead one for ever
+        worker.kill()  # the others wait for the killed rank
         worker.join()
     step = 0
     try:
@@ -45,17 +45,17 @@ def test_there_is_always_a_loadable_latest(tmp_path: Path, ranks: int, kills: in
     for attempt in range(kills):
         last = run_and_kill(folder, ranks, attempt, random.uniform(0, 0.1) * ranks) or last
         half_done += len(list(folder.glob("step-*.partial")))
-        said: list[str] = []
-        latest = find_latest(folder, said.append)
-        assert not said, said
+        messages: list[str] = []
+        latest = find_latest(folder, messages.append)
+        assert not messages, messages
         assert latest is not None
         model = nn.Linear(WIDTH, WIDTH)
         step = load_checkpoint(latest, model, warn=lambda _line: None)["value"]
-        assert step in (last, last + 1), "what was said to be saved is there"
+        assert step in (last, last + 1), "a step that was sent is saved"
         assert all(torch.all(parameter == step) for parameter in model.parameters())
         last = step
     checkpoints = Checkpoints(folder, keep=2, warn=lambda _line: None)
     checkpoints.save(last + 1, nn.Linear(2, 2), None, {})
     checkpoints.commit()
-    assert len(list(folder.iterdir())) == 2, "a save that is let end leaves two checkpoints and nothing else"
+    assert len(list(folder.iterdir())) == 2, "a save that ends leaves two checkpoints and nothing else"
     print(f"{kills} kills, {half_done} of them inside a save, {last} steps")

@@ -21,7 +21,7 @@ mapped: dict[int, int] = {}  # where in memory the views of files begin, and the
 
 
 class Reads(TorchDispatchMode):
-    """Counts the bytes that every operation takes from a mapped file; one that only makes a view takes none."""
+    """Counts the bytes that every operation reads from a mapped file; one that only creates a view reads none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,25 +31,25 @@ class Reads(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        for one in args:
-            if isinstance(one, Tensor) and one.device.type == "cpu" and one.untyped_storage().data_ptr() in mapped:
-                made = out if isinstance(out, Tensor) else out[0] if out else one
-                is_view = made.untyped_storage().data_ptr() == one.untyped_storage().data_ptr()
-                chosen = made if "index" in str(func) else one  # of what is indexed, only the outcome is looked at
-                self.bytes += 0 if is_view else chosen.nbytes
+        for arg in args:
+            if isinstance(arg, Tensor) and arg.device.type == "cpu" and arg.untyped_storage().data_ptr() in mapped:
+                result = out if isinstance(out, Tensor) else out[0] if out else arg
+                is_view = result.untyped_storage().data_ptr() == arg.untyped_storage().data_ptr()
+                read = result if "index" in str(func) else arg  # indexing reads only the values that it returns
+                self.bytes += 0 if is_view else read.nbytes
         return out
 
 
 def watch() -> None:
-    """Note where the views of every mapped file lie."""
+    """Record the addresses of the views of every mapped file."""
     view = MappedFile.view
 
-    def noted(self: MappedFile, name: str) -> Tensor:
+    def recorded_view(self: MappedFile, name: str) -> Tensor:
         values = view(self, name)
         mapped[values.untyped_storage().data_ptr()] = values.nbytes
         return values
 
-    MappedFile.view = noted  # type: ignore[method-assign]
+    MappedFile.view = recorded_view  # type: ignore[method-assign]
 
 
 def check_slices(folder: Path) -> None:

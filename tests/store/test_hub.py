@@ -184,7 +184,7 @@ def test_bytes_that_the_hub_does_not_list_are_not_kept(hub: Hub, tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("held", "taken"),
+    ("names", "selected"),
     [
         (["a.py", "tokenizer.py", "README.md", "training_args.bin", "optimizer.bin"], []),
         (["pytorch_model.bin", "model.safetensors", "x/model.safetensors"], ["model.safetensors"]),
@@ -194,6 +194,6 @@ def test_bytes_that_the_hub_does_not_list_are_not_kept(hub: Hub, tmp_path: Path,
         (["chat_template.jinja", "vocab.json", "tokenizer_config.json", "config.json"], None),
     ],
 )
-def test_only_what_is_needed_is_taken(held: list[str], taken: list[str] | None) -> None:
-    expected = [name for name in held if "consolidated" not in name] if taken is None else taken
-    assert sorted(select_files(held, tokenizer_only=False)) == sorted(expected)
+def test_only_needed_files_are_selected(names: list[str], selected: list[str] | None) -> None:
+    expected = [name for name in names if "consolidated" not in name] if selected is None else selected
+    assert sorted(select_files(names, tokenizer_only=False)) == sorted(expected)
