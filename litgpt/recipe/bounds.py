@@ -12,6 +12,7 @@ Count = Annotated[int, Ge(1), Le(10**9)]
 Position = Annotated[int, Ge(0), Le(10**9)]
 TokenCount = Annotated[int, Ge(1), Le(10**18)]
 BatchSize = Annotated[int, Ge(1), Le(10**7)]
+ZeroStage = Annotated[int, Ge(1), Le(3)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # the range that NumPy and Fabric accept
 Fraction = Annotated[float, Ge(0.0), Le(1.0)]
 Rate = Annotated[float, Ge(0.0), Le(1e3)]

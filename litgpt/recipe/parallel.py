@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 
 from litgpt.errors import UserError
-from litgpt.recipe.bounds import Count, check_numbers
+from litgpt.recipe.bounds import Count, ZeroStage, check_numbers
 
 Prefetch = Annotated[int, Ge(0), Le(64)]
 Minutes = Annotated[float, Ge(0.05), Le(1e5)]
@@ -65,7 +65,7 @@ class ParallelArgs:
     """Number of devices that the parameters of a replica are sharded over (FSDP2); auto for all remaining devices."""
     reshard_after_forward: bool | Literal["auto"] = "auto"
     """Whether to reshard parameters between forward and backward: true is ZeRO-3, false is ZeRO-2."""
-    zero: Literal[1, 2, 3] | None = None
+    zero: ZeroStage | None = None
     """ZeRO stage (Rajbhandari et al. 2020): shard optimizer states (1), gradients too (2), parameters too (3, default).
 
     With 1, parameters are gathered and gradients reduced once per step, not per micro-batch. In a pipeline, the default

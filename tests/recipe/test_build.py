@@ -140,6 +140,7 @@ def test_another_optimizer_drops_the_settings_of_the_first(litgpt, config, tmp_p
         (["--train.min_lr", "0.5"], "train.min_lr: 0.5 is above the optimizer's lr: 0.001"),
         (["--optimizer.lr", "nan"], "optimizer.lr: 'nan' is not valid; use a number from 0 to 1000"),
         (["--seed", "-1"], "seed: -1 is not valid; use an integer from 0 to 4294967295, such as 42"),
+        (["--parallel.zero", "true"], "parallel.zero: 'true' is not valid; use an integer from 1 to 3 or null"),
         (["--out_dir", ""], "out_dir: '' is not valid; use a path, such as out/pretrain"),
         (["--devices", "0"], "devices: 0 is not valid; use auto or a number from 1"),
         (["--devices", "3"], "is not divisible by micro_batch_size x data ranks = 4 x 3 = 12; use 504 or 516"),
