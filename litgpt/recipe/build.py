@@ -11,7 +11,14 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_l
 
 from litgpt.errors import UserError
 from litgpt.recipe import keys
-from litgpt.recipe.choices import OPTIMIZER_PATHS, import_class, merge_choice, normalize_custom_optimizer, parse_choice
+from litgpt.recipe.choices import (
+    OPTIMIZER_PATHS,
+    import_class,
+    merge_choice,
+    merge_mappings,
+    normalize_custom_optimizer,
+    parse_choice,
+)
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.from_yaml import is_url, parse_text, read_yaml
 from litgpt.recipe.optimizer import Optimizer
@@ -88,11 +95,14 @@ def merge_settings(recipe: type, old: Tree, new: Tree, *, trusted: bool, prefix:
             merged[name] = merge_settings(
                 group, merged.get(name) or {}, value, trusted=trusted, prefix=f"{prefix}{name}."
             )
-        elif isinstance(value, dict) and isinstance(merged.get(name), dict):
-            merged[name] = merged[name] | value
         else:
-            merged[name] = value
+            merged = merge_mappings(merged, {name: value})
     return merged
+
+
+def count_levels(flag: Flag) -> int:
+    """Return the depth of the key of a flag; `data.class_path` has that of `data`."""
+    return sum(part not in ("class_path", "init_args") for part in flag.key.split("."))
 
 
 def flag_to_tree(recipe: type, flag: Flag) -> Tree:
@@ -186,11 +196,11 @@ def normalize_choice(base: type, value: Any, key: str) -> Tree:
 
 
 def collect_settings(recipe: type, configs: Iterable[str], flags: Iterable[Flag]) -> Tree:
-    """Merge the keys of all YAML files and then of all flags, whole groups before single keys."""
+    """Merge the keys of all YAML files and then of all flags, classes and whole groups before single keys."""
     tree: Tree = {}
     for source in configs:
         tree = merge_settings(recipe, tree, read_yaml(source), trusted=not is_url(source))
-    for flag in sorted(flags, key=lambda flag: "." in flag.key):
+    for flag in sorted(flags, key=count_levels):
         tree = merge_settings(recipe, tree, flag_to_tree(recipe, flag), trusted=True)
     return tree
 

@@ -61,7 +61,8 @@ def parse_choice(base: type, value: Any, key: str, trusted: bool = True) -> Clas
     init_args = {} if value.get("init_args") is None else value["init_args"]
     if not isinstance(init_args, dict):
         raise UserError(f"{key}.init_args: {init_args!r} is not valid; use keys and values")
-    arguments = {name: item for name, item in value.items() if name not in ("class_path", "init_args")} | init_args
+    direct = {name: item for name, item in value.items() if name not in ("class_path", "init_args")}
+    arguments = merge_mappings(direct, init_args)
     if not trusted and DOTTED.search(str(arguments.get("prompt_style", "")).replace("litgpt.prompts.", "")):
         raise UserError(f"{key}.prompt_style: a class is not allowed in a recipe from a URL; use a name")
     choice: ClassChoice = {"init_args": arguments}
@@ -72,11 +73,30 @@ def parse_choice(base: type, value: Any, key: str, trusted: bool = True) -> Clas
     return choice
 
 
+def names_another_class(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Return whether both mappings name a class and the classes differ."""
+    return None not in (names := (old.get("class_path"), new.get("class_path"))) and names[0] != names[1]
+
+
+def merge_mappings(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Merge two mappings at every depth; `new` takes precedence.
+
+    Lists and single values are replaced, and so is a mapping by one with another class_path.
+    """
+    merged = dict(old)
+    for name, value in new.items():
+        before = merged.get(name)
+        if isinstance(before, dict) and isinstance(value, dict) and not names_another_class(before, value):
+            value = merge_mappings(before, value)
+        merged[name] = value
+    return merged
+
+
 def merge_choice(old: ClassChoice | None, new: ClassChoice | None) -> ClassChoice | None:
     """Merge two choices; `new` takes precedence, and the arguments of a different class are dropped."""
-    if not old or not new or new.get("class_path", old.get("class_path")) != old.get("class_path"):
+    if not old or not new or names_another_class(old, new):
         return new
-    return old | new | {"init_args": old["init_args"] | new["init_args"]}
+    return merge_mappings(old, new)
 
 
 def import_user_module(name: str) -> ModuleType:

@@ -203,3 +203,71 @@ def test_positional_arguments(litgpt):
     assert "data: missing" in litgpt("data", "inspect", "--print_config").error_line()
     recipe = litgpt("convert_pretrained_checkpoint", "out/x", "clean").recipe
     assert (recipe.checkpoint_dir, recipe.output_dir) == (Path("out/x"), Path("clean"))
+
+
+CHATS = ["finetune", "x", "--data", "Conversations", "--data.sources", "[a.jsonl]"]
+MIX = "data: {class_path: Conversations, init_args: {sources: [a.jsonl], packing: {enabled: true, strategy: sequential}"
+MIX += ", template_args: {a: {x: 1, y: 2}, b: 2}}}"
+
+
+@pytest.mark.parametrize("by", ["flag", "init_args flag", "JSON flag", "file", "file without init_args"])
+def test_a_nested_key_leaves_its_siblings(litgpt, tmp_path, by):
+    (tmp_path / "mix.yaml").write_text(MIX)
+    (tmp_path / "over.yaml").write_text("data: {init_args: {packing: {length: 7}, template_args: {a: {x: 5}}}}")
+    (tmp_path / "direct.yaml").write_text("data: {packing: {length: 7}, template_args: {a: {x: 5}}}")
+    flags = {
+        "flag": ["--data.packing.length", "7", "--data.template_args.a.x", "5"],
+        "init_args flag": ["--data.init_args.packing.length", "7", "--data.init_args.template_args.a.x", "5"],
+        "JSON flag": ["--data.packing", "{length: 7}", "--data.template_args", "{a: {x: 5}}"],
+        "file": ["--config", tmp_path / "over.yaml"],
+        "file without init_args": ["--config", tmp_path / "direct.yaml"],
+    }
+    data = litgpt("finetune", "x", "--config", tmp_path / "mix.yaml", *flags[by]).recipe.data
+    assert (data.packing.enabled, data.packing.strategy, data.packing.length) == (True, "sequential", 7)
+    assert data.template_args == {"a": {"x": 5, "y": 2}, "b": 2} and data.sources == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_mapping_comes_before_its_keys(litgpt, order):
+    parts = ["--data.packing={enabled: true, length: 3}", "--data.packing.length=7"]
+    packing = litgpt(*CHATS, *(parts[at] for at in order)).recipe.data.packing
+    assert (packing.enabled, packing.length) == (True, 7)
+    classes = ["--optimizer.class_path=SGD", "--optimizer.momentum=0.5"]
+    assert litgpt("pretrain", "x", *(classes[at] for at in order)).recipe.optimizer == SGD(momentum=0.5)
+
+
+def test_lists_classes_and_nulls_replace(litgpt, tmp_path):
+    (tmp_path / "mix.yaml").write_text(MIX)
+    line = ["finetune", "x", "--config", tmp_path / "mix.yaml"]
+    assert litgpt(*line, "--data.sources", "[b.jsonl]").recipe.data.sources == ["b.jsonl"]
+    assert litgpt(*line, "--data", "JSON", "--data.json_path", "b").recipe.data.packing.enabled is False
+    assert "data.template_args: None is not valid" in litgpt(*line, "--data.template_args", "null").error_line()
+    (tmp_path / "style.yaml").write_text(
+        "data: {class_path: JSON, init_args: {json_path: b, prompt_style: {class_path: litgpt.prompts.ChatML}}}"
+    )
+    style = ["finetune", "x", "--config", tmp_path / "style.yaml"]
+    message = ["--data.prompt_style.init_args.system_message", "Hi"]
+    assert litgpt(*style, *message).recipe.data.prompt_style == {
+        "class_path": "litgpt.prompts.ChatML",
+        "init_args": {"system_message": "Hi"},
+    }
+    other = {"class_path": "litgpt.prompts.Alpaca", "init_args": {}}
+    flags = [*message, "--config", tmp_path / "other.yaml"]
+    (tmp_path / "other.yaml").write_text(f"data: {{init_args: {{prompt_style: {other}}}}}")
+    assert litgpt(*style, *flags[2:], "--data.prompt_style", "alpaca").recipe.data.prompt_style == "alpaca"
+    assert litgpt(*style, *flags[2:]).recipe.data.prompt_style == other
+
+
+def test_keys_without_a_class_belong_to_the_class_named_later(litgpt, tmp_path):
+    (tmp_path / "rate.yaml").write_text("model_name: x\noptimizer: {lr: 0.25}\n")
+    assert litgpt("pretrain", "--config", tmp_path / "rate.yaml", "--optimizer", "SGD").recipe.optimizer == SGD(lr=0.25)
+    (tmp_path / "twice.yaml").write_text("data: {class_path: Conversations, packing: {enabled: true}, init_args: ")
+    with (tmp_path / "twice.yaml").open("a") as file:
+        file.write("{sources: [a], packing: {length: 7}}}\n")
+    packing = litgpt("finetune", "x", "--config", tmp_path / "twice.yaml").recipe.data.packing
+    assert (packing.enabled, packing.length) == (True, 7)
+
+
+def test_a_nested_key_leaves_the_defaults_of_its_siblings(litgpt):
+    train = litgpt("finetune", "x", "--train.max_steps", "3").recipe.train
+    assert (train.epochs, train.global_batch_size) == (5, 16)
