@@ -20,6 +20,7 @@ OPTIMIZER_PATHS |= {alias: OPTIMIZER_PATHS[name] for alias, name in OPTIMIZER_AL
 TUNER_PATHS = {name: f"{cls.__module__}.{name}" for name, cls in TUNERS.items()}
 CLASS_PATHS: dict[type, dict[str, str]] = {DataModule: DATA_MODULES, Optimizer: OPTIMIZER_PATHS, Tuner: TUNER_PATHS}
 DOTTED = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]")
+SPARSE_OPTIMIZERS = {"torch.optim.SparseAdam": "sparse gradients"}
 ClassChoice = dict[str, Any]
 
 
@@ -140,17 +141,28 @@ def convert_numbers(value: Any) -> Any:
         return value
 
 
+def find_unsupported_step(path: str, cls: Any) -> str | None:
+    """Return what the step() of an optimizer class needs that training does not give it; None if it needs nothing."""
+    parameters = list(inspect.signature(cls.step).parameters.values())[1:]
+    has_argument = any(arg.default is arg.empty and arg.kind is arg.POSITIONAL_OR_KEYWORD for arg in parameters)
+    return SPARSE_OPTIMIZERS.get(path) or ("a closure" if has_argument else None)
+
+
 def normalize_custom_optimizer(choice: ClassChoice, key: str) -> ClassChoice:
     """Check the choice of an optimizer without a settings class against the signature of its constructor."""
     path, arguments = choice["class_path"], {name: convert_numbers(item) for name, item in choice["init_args"].items()}
     cls = import_class(path, key)
     if not callable(getattr(cls, "step", None)):
         raise UserError(f"{key}: {path} is not an optimizer: it has no step() method")
+    if reason := find_unsupported_step(path, cls):
+        raise UserError(f"{key}: {path} is not supported, because it needs {reason}; use AdamW")
     known = keys.list_settings(cls)
     known.pop(next(iter(known), ""), None)  # the parameters to optimize
     for name in arguments:
         if name not in known and not keys.has_var_keywords(cls):
             raise keys.unknown_key_error(f"{key}.{name}", [f"{key}.{other}" for other in known])
+    if "lr" not in known and not keys.has_var_keywords(cls):
+        raise UserError(f"{key}: {path} takes no lr, which is set at every step; use a class that takes it, or AdamW")
     default = known.get("lr", (None, keys.REQUIRED))[1]
     rate = arguments.pop("lr", default if isinstance(default, float) else 1e-3)
     return {

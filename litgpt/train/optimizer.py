@@ -10,6 +10,7 @@ from torch import nn
 
 from litgpt.errors import UserError
 from litgpt.parallel.galore_layout import check_galore_layout
+from litgpt.recipe.keys import list_settings
 from litgpt.recipe.optimizer import SGD, AdamW, AdamW8bit, Custom, GaLore, Muon, Optimizer
 from litgpt.recipe.tuner import Tuner
 from litgpt.train.galore import LowRankAdamW
@@ -110,12 +111,17 @@ def _adamw_8bit(settings: AdamW8bit, named: Named) -> list[torch.optim.Optimizer
 
 
 def _custom(settings: Custom, named: Named) -> list[torch.optim.Optimizer]:
-    arguments = dict(settings.arguments)
-    groups = build_groups(named, arguments["weight_decay"]) if "weight_decay" in arguments else [p for _, p in named]
+    """Any class; its weight decay, given or by default, applies to matrices only, as for the classes above."""
+    cls, arguments = import_optimizer(settings.path), {"lr": settings.lr, **settings.arguments}
+    decay = arguments.get("weight_decay", list_settings(cls).get("weight_decay", (Any, None))[1])
+    groups = [p for _, p in named] if decay is None else build_groups(named, decay)
     try:
-        return [import_optimizer(settings.path)(groups, **arguments)]
+        optimizer = cls(groups, **arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer.init_args: {arguments} are not accepted by {settings.path} ({error})") from None
+    if any("lr" not in group for group in optimizer.param_groups):
+        raise UserError(f"optimizer: {settings.path} has no lr in its param_groups; use a class that has one, or AdamW")
+    return [optimizer]
 
 
 def import_optimizer(path: str) -> Any:

@@ -1,9 +1,24 @@
 """Which parameters an optimizer trains, and which of them decay."""
 
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.recipe.optimizer import AdamW, Muon
+from litgpt.recipe.choices import OPTIMIZER_PATHS, find_unsupported_step
+from litgpt.recipe.optimizer import AdamW, Custom, Muon
 from litgpt.train.optimizer import build_optimizers
+
+TORCH_CLASSES = [
+    path
+    for name, cls in vars(torch.optim).items()
+    if isinstance(cls, type) and (path := f"torch.optim.{name}") not in {*OPTIMIZER_PATHS, "torch.optim.Optimizer"}
+    if find_unsupported_step(path, cls) is None
+]
 
 
 def model() -> GPT:
@@ -37,3 +52,48 @@ def test_muon_takes_the_matrices_of_blocks() -> None:
     assert taken == {f"blocks.0.{name}" for name in layers | {f"mlp.shared.{x}.weight" for x in ("gate", "up", "down")}}
     rest = {names[one] for group in adamw.param_groups for one in group["params"]}
     assert taken | rest == set(names.values()) - {"blocks.0.mlp.router.correction"}
+
+
+class PlainDescent(torch.optim.Optimizer):
+    """A class of a user, which takes only what it needs."""
+
+    def __init__(self, params, lr: float, bound: float = 1.0) -> None:
+        super().__init__(params, {"lr": lr, "bound": bound})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter -= group["lr"] * parameter.grad.clamp(-group["bound"], group["bound"])
+
+
+@pytest.mark.parametrize("path", [*TORCH_CLASSES, f"{__name__}.PlainDescent"])
+def test_every_other_class_trains_at_the_given_rate(path: str) -> None:
+    start = nn.Linear(4, 4)
+    steps = []
+    for lr in (1e-12, 1e-1):
+        layer = copy.deepcopy(start)
+        (optimizer,) = build_optimizers(Custom(lr=lr, path=path), layer)
+        assert {(group["lr"], group["peak_lr"]) for group in optimizer.param_groups} == {(lr, lr)}
+        layer(torch.ones(1, 4)).square().sum().backward()
+        optimizer.step()
+        steps.append((layer.weight - start.weight).abs().max().item())
+    assert steps[0] < 1e-5 and steps[1] > 1e-4
+
+
+def test_arguments_of_other_classes_reach_them() -> None:
+    settings = Custom(lr=1e-3, path="torch.optim.NAdam", arguments={"weight_decay": 0.3, "betas": [0.8, 0.9]})
+    (optimizer,) = build_optimizers(settings, nn.Linear(4, 4))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert all(group["betas"] == [0.8, 0.9] for group in optimizer.param_groups)
+
+
+def test_vectors_do_not_decay_by_the_default_of_a_class() -> None:
+    (optimizer,) = build_optimizers(Custom(path="torch.optim.adamw.AdamW"), nn.Linear(4, 4))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-2, 0.0]
+
+
+def test_a_value_that_a_class_refuses_is_one_line() -> None:
+    settings = Custom(path="torch.optim.Adam", arguments={"betas": [2.0, 0.9]})
+    with pytest.raises(UserError, match=r"optimizer.init_args: .* are not accepted by torch.optim.Adam \(Invalid beta"):
+        build_optimizers(settings, nn.Linear(4, 4))
