@@ -13,7 +13,8 @@ from litgpt import adapt
 from litgpt.adapt.layers import iter_adapted_layers
 from litgpt.adapt.quantization import quantize_for_inference
 from litgpt.data.render.chat_template import ChatTemplate, read_template
-from litgpt.data.render.prompt_styles import PromptStyle, has_prompt_style, load_prompt_style, save_prompt_style
+from litgpt.data.render.prompt_format import build_style_files
+from litgpt.data.render.prompt_styles import PromptStyle, parse_style
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.infer.generate import check_length, generate, truncate_at_stop
@@ -30,7 +31,7 @@ from litgpt.infer.load import (
     select_device,
     select_dtype,
 )
-from litgpt.infer.prompts import PromptEncoder
+from litgpt.infer.prompts import PromptEncoder, find_prompt_style
 from litgpt.infer.sampling import Sampling
 from litgpt.model.gpt import GPT
 from litgpt.model.surgery import wrap_forward
@@ -74,8 +75,7 @@ class LLM(nn.Module):
         self.chat = chat
         self.config = model.config
         self.checkpoint_dir = checkpoint_dir
-        folder = tokenizer.folder
-        self.prompt_style: PromptStyle | None = load_prompt_style(folder) if has_prompt_style(folder) else None
+        self.prompt_style: PromptStyle | None = find_prompt_style(tokenizer.folder, chat)
         self.cache_size: int | None = None
         self.eval()
 
@@ -198,9 +198,9 @@ class LLM(nn.Module):
         """
         tokenizer_dir = self.tokenizer.folder
         tensors = adapt.merge_adapter(self.model) if self.adapted else self.model.named_parameters()
-        save_model_folder(out_dir, config=self.config, tensors=tensors, tokenizer_dir=tokenizer_dir)
-        if style := prompt_style or self.prompt_style:
-            save_prompt_style(style, Path(out_dir))
+        style = prompt_style or self.prompt_style
+        files = build_style_files(parse_style(style), self.tokenizer) if style else None
+        save_model_folder(out_dir, config=self.config, tensors=tensors, tokenizer_dir=tokenizer_dir, prompt_files=files)
 
     @property
     def adapted(self) -> bool:

@@ -173,6 +173,22 @@ def test_the_prompt_style_of_the_folder_overrides_its_template(chatty: Path, tmp
     assert not again.replies()
 
 
+def test_a_style_of_the_user_is_rendered_by_the_chat_template_that_was_saved_with_it(
+    chatty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Colon(PromptStyle):
+        def apply(self, prompt: Any, **_kwargs: Any) -> str:
+            return f"{prompt}:"
+
+    LLM.load(chatty, distribute=None).save(tmp_path / "saved", prompt_style=Colon())
+    again = LLM.load(tmp_path / "saved", distribute=None)
+    assert again.tokenizer.decode(again.prompt_tokens("the fox")) == "the fox:"
+    assert "is not a class of litgpt.prompts" in capsys.readouterr().err
+    (tmp_path / "saved" / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match=r"is not a class of litgpt\.prompts"):
+        LLM.load(tmp_path / "saved", distribute=None)
+
+
 def test_stops_of_several_tokens_that_a_prompt_style_has(chatty: Path) -> None:
     class Ends(PromptStyle):
         def apply(self, prompt: Any, **_kwargs: Any) -> str:

@@ -43,10 +43,15 @@ def publish(trained: Run) -> Path:
     """
     final, spec, core = trained.recipe.out_dir / "final", trained.spec, trained.train_state.core
     if spec.tuner is None or spec.tuner.merges:
-        tensors, tokenizer_dir = adapt.merge_adapter(core), trained.data.tokenizer_dir
-        save_model(final, core, tensors=tensors, config=spec.config, tokenizer_dir=tokenizer_dir, replace=True)
-        if is_rank_zero():
-            spec.data.save_prompt_format(final)
+        save_model(
+            final,
+            core,
+            tensors=adapt.merge_adapter(core),
+            config=spec.config,
+            tokenizer_dir=trained.data.tokenizer_dir,
+            prompt_files=trained.data.prompt_files,
+            replace=True,
+        )
     if spec.tuner is not None and spec.adapted:
         save_adapter(trained.recipe.out_dir / "adapter" if spec.tuner.merges else final, trained)
     return final
@@ -70,9 +75,9 @@ def save_adapter(folder: Path, trained: Run) -> None:
             base=spec.base,
             base_precision=spec.base_precision,
             tokenizer_dir=trained.data.tokenizer_dir,
+            prompt_files=trained.data.prompt_files,
             replace=True,
         )
-        spec.data.save_prompt_format(folder)
     except UserError as error:
         if not spec.tuner.merges:
             raise

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from litgpt import adapt
-from litgpt.data.render.prompt_styles import PROMPT_STYLE_FILE as STYLE
 from litgpt.errors import UserError
 from litgpt.files import staged_folder
 from litgpt.infer.load import (
@@ -88,7 +87,7 @@ def merge(recipe: MergeLora, folder: Path, base: Path, staged: Path) -> list[str
         model = open_with_adapter(adapter, base, device=CPU, dtype=dtype, exact=True, quantize=recipe.quantize)
     dtype_given = choose_dtype(recipe, adapter)
     types = {name: dtype_given or kept for name, kept in read_dtypes(base, config).items()}
-    copy_text_files(staged, folder)
+    copy_tokenizer(folder, staged)
     write_model_folder(staged, config, adapt.merge_adapter(model, types), tokenizer_dir=base)
     del model
     return (
@@ -103,13 +102,6 @@ def choose_dtype(recipe: MergeLora, adapter: SavedAdapter) -> torch.dtype | None
     if recipe.precision:
         return WEIGHT_DTYPES[recipe.precision]
     return adapter.dtype if adapter.base_precision.dtype else None
-
-
-def copy_text_files(staged: Path, adapter: Path) -> None:
-    """Copy the tokenizer and the prompt style of an adapter's folder, if it has them."""
-    copy_tokenizer(adapter, staged)
-    if (adapter / STYLE).is_file() and not (staged / STYLE).exists():
-        shutil.copyfile(adapter / STYLE, staged / STYLE)
 
 
 def draw_rows(config: Config, rows: int, seed: int) -> Tensor:

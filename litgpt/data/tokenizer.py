@@ -121,14 +121,19 @@ class Tokenizer:
                 return True
         return name == "bos" and self._config.get("tokenizer_class") == "LlamaTokenizer"
 
+    def find_token(self, token: str) -> int | None:
+        """Return the id of a token; None if there is no such token."""
+        find = self.processor.token_to_id if self.backend == "huggingface" else self._sentencepiece.token_to_id
+        number: int | None = find(token)
+        return number
+
     def token_to_id(self, token: str) -> int:
         """Return the id of a token.
 
         Raises:
             UserError: if there is no such token.
         """
-        find = self.processor.token_to_id if self.backend == "huggingface" else self._sentencepiece.token_to_id
-        number: int | None = find(token)
+        number = self.find_token(token)
         if number is None:
             raise UserError(f"{self.folder}: the tokenizer has no token {token!r}")
         return number

@@ -1,9 +1,11 @@
 """Encode a prompt for a model, as plain text or in the format that the model was trained with."""
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
-from litgpt.data.render.chat_template import ChatTemplate
-from litgpt.data.render.prompt_styles import PromptStyle
+from litgpt.data.render.chat_template import ChatTemplate, find_turn_ends
+from litgpt.data.render.prompt_styles import PromptStyle, has_prompt_style, load_prompt_style
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 
@@ -32,7 +34,9 @@ class PromptEncoder:
         """
         if chat_template and self.chat is None:
             raise UserError(f"chat_template: true, but {self.tokenizer.folder} has none; set false or null")
-        return chat_template is not False and (self.chat is not None or self._has_style(chat_template))
+        if chat_template is None and self.style is not None:
+            return self._has_style(chat_template)
+        return chat_template is not False and self.chat is not None
 
     def _has_style(self, chat_template: bool | None) -> bool:
         return chat_template is None and self.style is not None and self.style.apply("x") != "x"
@@ -64,8 +68,28 @@ class PromptEncoder:
         if self._has_style(chat_template):
             assert self.style is not None
             sequences += [list(sequence) for sequence in self.style.stop_tokens(self.tokenizer) if sequence]
+        elif self.has_format(chat_template):
+            assert self.chat is not None
+            sequences += [[token] for token in find_turn_ends(self.chat, self.tokenizer)]
         texts = [self.tokenizer.decode(sequence) for sequence in sequences if len(sequence) > 1]
         return [sequence[0] for sequence in sequences if len(sequence) == 1], [text for text in texts if text]
+
+
+def find_prompt_style(folder: Path, chat: ChatTemplate | None) -> PromptStyle | None:
+    """The prompt style of a folder; None without one, or if only its chat template can be used, which is printed.
+
+    Raises:
+        UserError: if the style cannot be loaded, such as a class of the user's own, and there is no chat template.
+    """
+    if not has_prompt_style(folder):
+        return None
+    try:
+        return load_prompt_style(folder)
+    except UserError as error:
+        if chat is None:
+            raise
+        print(f"{error}; the chat template of the folder is used", file=sys.stderr)
+        return None
 
 
 def unsupported_system_prompt(sys_prompt: str, where: str) -> UserError:

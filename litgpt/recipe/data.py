@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from litgpt.errors import UserError
@@ -146,8 +145,12 @@ class DataModule(ABC):
         """Return the counts of skipped rows by reason, as JSON values; empty if the data has no rows."""
         return {}
 
-    def save_prompt_format(self, folder: Path) -> None:  # noqa: B027
-        """Save the prompt format of the data in the folder of the final model, if the tokenizer files lack it."""
+    def prompt_files(self) -> dict[str, str] | None:
+        """Return the files of the prompt format of the data, text by name, for the folders of the trained model.
+
+        They replace all files of the tokenizer's folder that hold a prompt format; None keeps those.
+        """
+        return None
 
     @abstractmethod
     def train_stream(self, shape: BatchShape) -> Stream:

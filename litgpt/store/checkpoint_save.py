@@ -244,6 +244,7 @@ def write_small_files(folder: Path, record: Mapping[str, Any], files: Mapping[st
     """Write `progress.json` and the caller's files into a staged folder, fsynced."""
     (folder / PROGRESS).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         if isinstance(content, Path):
             shutil.copyfile(content, folder / name)
         else:

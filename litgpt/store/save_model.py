@@ -63,6 +63,7 @@ def save_model_folder(
     config: Config,
     tensors: NamedTensors | Mapping[str, Tensor],
     tokenizer_dir: Path | str | None = None,
+    prompt_files: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
     shard_bytes: float = SHARD_BYTES,
     replace: bool = False,
@@ -73,6 +74,7 @@ def save_model_folder(
     Args:
         tensors: every parameter once, under our names.
         tokenizer_dir: a folder whose tokenizer files are copied.
+        prompt_files: files of the prompt format, text by name, in place of those of `tokenizer_dir`; None for these.
         dtype: cast to this type, except tensors that the config keeps in float32; None keeps the type of each tensor.
         shard_bytes: the maximum size of a file of weights; larger models are split.
         replace: replace a folder that exists.
@@ -83,7 +85,13 @@ def save_model_folder(
     """
     with staged_folder(Path(folder), replace=replace) as staged:
         family = write_model_folder(
-            staged, config, tensors, tokenizer_dir=tokenizer_dir, dtype=dtype, shard_bytes=shard_bytes
+            staged,
+            config,
+            tensors,
+            tokenizer_dir=tokenizer_dir,
+            prompt_files=prompt_files,
+            dtype=dtype,
+            shard_bytes=shard_bytes,
         )
         if family is None:
             warn(f"{folder}: {UNPUBLISHED}")
@@ -95,6 +103,7 @@ def write_model_folder(
     tensors: NamedTensors | Mapping[str, Tensor],
     *,
     tokenizer_dir: Path | str | None = None,
+    prompt_files: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
     shard_bytes: float = SHARD_BYTES,
 ) -> Family | None:
@@ -102,7 +111,7 @@ def write_model_folder(
 
     Args and errors as in `save_model_folder`.
     """
-    special_tokens = copy_tokenizer(Path(tokenizer_dir), staged) if tokenizer_dir else {}
+    special_tokens = copy_tokenizer(Path(tokenizer_dir), staged, prompt_files) if tokenizer_dir else {}
     tensors = tensors.items() if isinstance(tensors, Mapping) else tensors
     family, _ = write_model(staged, config, tensors, special_tokens, dtype=dtype, shard_bytes=shard_bytes)
     if family is not None and not (staged / "generation_config.json").exists():

@@ -1,10 +1,11 @@
 """Find and copy the tokenizer files of a model folder, and read the ids of special tokens."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from litgpt.files import read_json_object
+from litgpt.files import read_json_object, write_text
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -14,26 +15,41 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
     "generation_config.json",
 )
+FORMAT_FILES = (
+    "chat_template.jinja",
+    "chat_template.json",
+    "prompt_style.yaml",
+    "additional_chat_templates/*.jinja",
+)
+"""Patterns of the files that hold nothing but the format of prompts."""
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
 
 
-def find_tokenizer_files(folder: Path) -> dict[str, Path]:
-    """Find the tokenizer files in a folder, by name."""
-    return {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+def find_tokenizer_files(folder: Path, *, with_format: bool = True) -> dict[str, Path]:
+    """Find the tokenizer files in a folder, by name; optionally without those of the prompt format."""
+    patterns = TOKENIZER_FILES + (FORMAT_FILES if with_format else ())
+    return {str(path.relative_to(folder)): path for pattern in patterns for path in sorted(folder.glob(pattern))}
 
 
-def copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
-    """Copy tokenizer files that the target does not have; returns the ids of special tokens for config.json."""
-    for name, path in find_tokenizer_files(source).items():
+def copy_tokenizer(source: Path, target: Path, prompt_files: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Copy tokenizer files that the target does not have; returns the ids of special tokens for config.json.
+
+    Args:
+        prompt_files: written instead of the source's files of the prompt format, text by name. If None, these are
+            copied, unless the target has a tokenizer, which comes with its own format.
+    """
+    has_tokenizer = any((target / name).exists() for name in TOKENIZER_FILES[:2])
+    for name, text in (prompt_files or {}).items():
+        write_text(target / name, text)
+    for name, path in find_tokenizer_files(source, with_format=prompt_files is None and not has_tokenizer).items():
         if not (target / name).exists():
+            (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target / name)
     special: dict[str, Any] = {}
-    for name in ("config.json", "generation_config.json"):
-        values = read_json_object(source / name)
+    for path in (source / "config.json", target / "generation_config.json"):
+        values = read_json_object(path)
         keys = (f"{token}_id" for token in SPECIAL_TOKENS)
         special |= {key: values[key] for key in keys if values.get(key) is not None}
     return special or read_special_tokens(source)

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from litgpt.data.render.prompt_styles import PROMPT_STYLE_FILE
 from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
@@ -270,10 +269,8 @@ class Loop:
             "model_config.yaml": yaml.safe_dump(run.spec.config.to_dict()),
         }
         if run.data.tokenizer_dir:
-            files |= find_tokenizer_files(run.data.tokenizer_dir)
-        if (style := run.recipe.out_dir / PROMPT_STYLE_FILE).is_file():
-            files[PROMPT_STYLE_FILE] = style
-        files |= run.spec.adapter_files()
+            files |= find_tokenizer_files(run.data.tokenizer_dir, with_format=run.data.prompt_files is None)
+        files |= {**(run.data.prompt_files or {}), **run.spec.adapter_files()}
         run.checkpoints.save(self.step, run.train_state.core, run.train_state.optimizers, self.progress(), files)
         report = run.data.train.report()  # on every rank
         if report and is_rank_zero():

@@ -50,6 +50,7 @@ class RunData:
         ranks: number of ranks that read different data.
         micro_batches: micro-batches per data rank and optimizer step.
         example_prompt: token ids of a prompt from the data, to generate from; empty for none.
+        prompt_files: the files of the prompt format of the data, text by name; None for that of the tokenizer.
     """
 
     train: Stream
@@ -60,6 +61,7 @@ class RunData:
     ranks: int
     micro_batches: int
     example_prompt: list[int]
+    prompt_files: dict[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ def open_data(
         ranks=shape.ranks,
         micro_batches=recipe.train.accumulation(shape.ranks),
         example_prompt=prompt,
+        prompt_files=spec.data.prompt_files(),
     )
 
 
@@ -283,9 +286,8 @@ def open_checkpoints(
 
 
 def write_run_files(recipe: Training, spec: RunSpec) -> None:
-    """Write the recipe, the prompt format and the report on the data into `out_dir`."""
+    """Write the recipe and the report on the data into `out_dir`."""
     write_text(recipe.out_dir / "recipe.yaml", dump_recipe(recipe))
-    spec.data.save_prompt_format(recipe.out_dir)
     if report := spec.data.report():
         write_json(recipe.out_dir / "data_report.json", report)
 

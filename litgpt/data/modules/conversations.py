@@ -20,7 +20,8 @@ from litgpt.data.render.chat_template import ChatTemplate, read_template
 from litgpt.data.render.example import Renderer
 from litgpt.data.render.instruction_renderer import InstructionRenderer
 from litgpt.data.render.loss_weights import WeightRule
-from litgpt.data.render.prompt_styles import parse_style, save_prompt_style
+from litgpt.data.render.prompt_format import build_style_files, build_template_files
+from litgpt.data.render.prompt_styles import parse_style
 from litgpt.data.render.tools import RESULT_MASKS, write_tools_as_text
 from litgpt.data.stream.packing import OnOverlong
 from litgpt.errors import UserError
@@ -134,10 +135,14 @@ class Conversations(FinetuningData):
                     "or set weight, and data.mix: interleave"
                 )
 
-    def save_prompt_format(self, folder: Path) -> None:
-        """Save the prompt style, if one replaces the chat template."""
+    def prompt_files(self) -> dict[str, str] | None:
+        """Build the files of the chat template with its settings, or of the prompt style that replaces it."""
+        if self.tokenizer is None:
+            return None
         if self.prompt_style is not None:
-            save_prompt_style(parse_style(self.prompt_style), folder)
+            return build_style_files(parse_style(self.prompt_style), self.tokenizer)
+        template = self._read_template()
+        return build_template_files(template, self.tokenizer, variables=self.template_args, system=self.system)
 
     def cache_folder(self) -> Path:
         """The folder of the samples."""

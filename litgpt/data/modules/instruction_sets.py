@@ -15,7 +15,8 @@ from litgpt.data.read.row_sets import RowSet
 from litgpt.data.read.row_sources import DataSource, download_dataset
 from litgpt.data.render.example import Renderer
 from litgpt.data.render.instruction_renderer import InstructionRenderer
-from litgpt.data.render.prompt_styles import parse_style, save_prompt_style
+from litgpt.data.render.prompt_format import build_style_files
+from litgpt.data.render.prompt_styles import parse_style
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Fraction
 
@@ -82,9 +83,9 @@ class Instructions(FinetuningData):
         """Build the renderer of the prompt style."""
         return InstructionRenderer(self.tokenizer, self.style, mask_prompt=self.mask_prompt)
 
-    def save_prompt_format(self, folder: Path) -> None:
-        """Save the prompt style."""
-        save_prompt_style(self.style, folder)
+    def prompt_files(self) -> dict[str, str] | None:
+        """Build the files of the prompt style."""
+        return build_style_files(self.style, self.tokenizer) if self.tokenizer else None
 
     def build_entry(
         self,

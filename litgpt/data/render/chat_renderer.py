@@ -11,7 +11,7 @@ import numpy as np
 from litgpt.data.read.conversation import Conversation, Message
 from litgpt.data.read.fields import BadRow
 from litgpt.data.render import spans as text_spans
-from litgpt.data.render.chat_template import ChatTemplate
+from litgpt.data.render.chat_template import ChatTemplate, find_turn_ends
 from litgpt.data.render.example import Example, Renderer
 from litgpt.data.render.loss_weights import WeightRule, split_by_weight
 from litgpt.data.render.spans import Span
@@ -121,7 +121,8 @@ class ChatRenderer(Renderer):
         self.variables, self.special = dict(variables or {}), tokenizer.special_tokens()
         self.processor = text_spans.disable_offset_trimming(tokenizer.processor)
         self.added = [token.content for token in tokenizer.processor.get_added_tokens_decoder().values()]
-        self.header, self.lead, ends = self._probe_template()
+        self.header, self.lead = self._probe_template()
+        ends = [tokenizer.processor.id_to_token(end) for end in find_turn_ends(template, tokenizer, self.variables)]
         stop_texts = set(map(tokenizer.processor.id_to_token, tokenizer.stop_ids)) & set(self.added)
         ends = sorted(stop_texts.union(ends), key=len, reverse=True)
         self.end = re.compile(rf"\s*(?:{'|'.join(map(re.escape, ends)) or '(?!)'})")
@@ -276,19 +277,18 @@ class ChatRenderer(Renderer):
             return position + len(self.header)
         return len(before) - (len(self.lead) if self.lead and before.endswith(self.lead) else 0)
 
-    def _probe_template(self) -> tuple[str, str, list[str]]:
-        """Find the template's header of a reply, its white space before an answer, and its end-of-turn token."""
+    def _probe_template(self) -> tuple[str, str]:
+        """Find the template's header of a reply, and its white space before an answer."""
         question = Turn({"role": "user", "content": "?"}, None, 1.0)
         answer = make_placeholder(Turn({"role": "assistant", "content": ""}, None, 1.0), 0)
         try:
             asked, prompt = self._apply_template([question], None), self._apply_template([question], None, prompt=True)
-            before, _, after = self._apply_template([question, answer], None).partition(PLACEHOLDER.format(0))
+            before = self._apply_template([question, answer], None).partition(PLACEHOLDER.format(0))[0]
         except BadRow:
-            return "", "", []
+            return "", ""
         header = prompt.removeprefix(asked) if prompt.startswith(asked) else ""
         lead = before.removeprefix(asked) if before.startswith(asked) else ""
-        end = re.match(rf"\s*({'|'.join(map(re.escape, self.added)) or '(?!)'})", after)
-        return header, "" if header or lead.strip() else lead, [end[1]] if end else []
+        return header, "" if header or lead.strip() else lead
 
     def _build_spans(self, text: str, turns: Sequence[Turn], answers: dict[int, tuple[int, int]]) -> list[Span]:
         """Build the weighted spans: the whole text if everything is trained, then the spans with other weights."""

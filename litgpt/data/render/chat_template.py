@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
 
@@ -17,6 +18,12 @@ ChatMessage = Mapping[str, Any]
 
 GENERATION_MARKS = ("\U000f8a31", "\U000f8a32")
 """Private-use characters that surround the text of `{% generation %}` blocks on request."""
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+"""The files that may hold the template of a model's folder, in the order in which they are read."""
+ADDITIONAL_TEMPLATES = "additional_chat_templates"
+"""The folder of the templates beside the default one, such as the one for conversations with tools."""
+ANSWER = "\U000f8a33answer\U000f8a34"
+"""Stands for an answer, to find what a template writes after it."""
 
 
 class ChatTemplate:
@@ -125,12 +132,12 @@ def read_template(folder: Path, date: datetime | None = None) -> ChatTemplate | 
     Raises:
         UserError: if a file is damaged or is not a template.
     """
-    if (folder / "chat_template.jinja").is_file():
-        tool_use = folder / "additional_chat_templates" / "tool_use.jinja"
+    path = folder / TEMPLATE_FILES[0]
+    if path.is_file():
+        tool_use = folder / ADDITIONAL_TEMPLATES / "tool_use.jinja"
         with_tools = _read_utf8(tool_use) if tool_use.is_file() else None
-        path = folder / "chat_template.jinja"
         return ChatTemplate(_read_utf8(path), path, with_tools=with_tools, date=date)
-    for path in (folder / "chat_template.json", folder / "tokenizer_config.json"):
+    for path in (folder / name for name in TEMPLATE_FILES[1:]):
         template = read_json_object(path).get("chat_template")
         if template is None:
             continue
@@ -142,6 +149,23 @@ def read_template(folder: Path, date: datetime | None = None) -> ChatTemplate | 
             raise UserError(f"{path}: chat_template is {type(template).__name__} without a default template")
         return ChatTemplate(source, path, with_tools=with_tools, date=date)
     return None
+
+
+def find_turn_ends(
+    template: ChatTemplate, tokenizer: Tokenizer, variables: Mapping[str, Any] | None = None
+) -> list[int]:
+    """Find the token that the template writes after an answer; empty if it writes none, or rejects a conversation."""
+    if tokenizer.backend != "huggingface":
+        return []
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+    try:
+        special = tokenizer.special_tokens()
+        text = template.render(messages, special, add_generation_prompt=False, variables=variables)
+    except UserError:
+        return []
+    after = text.rpartition(ANSWER)[2].lstrip()
+    added = sorted(tokenizer.processor.get_added_tokens_decoder().items(), key=lambda item: -len(item[1].content))
+    return [number for number, token in added if token.content and after.startswith(token.content)][:1]
 
 
 def _read_utf8(path: Path) -> str:

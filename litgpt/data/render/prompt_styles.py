@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import yaml
@@ -64,6 +65,8 @@ class TableStyle(PromptStyle):
     """A style of the table."""
 
     row: ClassVar[dict[str, Any]]
+    init_args: Mapping[str, Any] = MappingProxyType({})
+    """Arguments of the class that give the same style; prompt_style.yaml holds them."""
 
     def apply(self, prompt: str | Messages, *, sys_prompt: str | None = None, **kwargs: str) -> str:
         """Format the prompt of a model; only some styles use `input`.
@@ -97,15 +100,18 @@ class TableStyle(PromptStyle):
         """Return the sequences of tokens that end a reply: the tokenizer's eos token, and those of the style."""
         stops = self.row.get("stops", [])
         style_stops = [
-            [part if isinstance(part, int) else tokenizer.token_to_id(part) for part in stop] for stop in stops
+            [part if isinstance(part, int) else tokenizer.find_token(part) for part in stop] for stop in stops
         ]
-        return (*super().stop_tokens(tokenizer), *style_stops)
+        # a tokenizer that lacks a token never ends a reply with it
+        known = [[part for part in stop if part is not None] for stop in style_stops if None not in stop]
+        return (*super().stop_tokens(tokenizer), *known)
 
 
 class ChatML(TableStyle):
     """ChatML with an optional default system message."""
 
     def __init__(self, system_message: str | None = None) -> None:
+        self.init_args = {"system_message": system_message} if system_message else {}
         row = load_styles()["qwen3"] | {"system": system_message or ""}
         self.row = row | {"text": row["text_with_system"]} if system_message else row  # type: ignore[misc]
 
@@ -167,11 +173,19 @@ def parse_style(value: "str | PromptStyle | dict[str, Any]") -> PromptStyle:
         raise UserError(f"prompt_style: {path} does not accept init_args {arguments} ({error})") from None
 
 
+def dump_prompt_style(style: PromptStyle) -> str:
+    """Write the text of prompt_style.yaml: the class path of a style and, if it has any, its arguments."""
+    module = PROMPTS_MODULE if type(style).__name__ in build_style_classes() else type(style).__module__
+    values: dict[str, Any] = {"class_path": f"{module}.{type(style).__name__}"}
+    if arguments := dict(getattr(style, "init_args", {})):
+        values["init_args"] = arguments
+    return yaml.safe_dump(values, allow_unicode=True)
+
+
 def save_prompt_style(style: str | PromptStyle, checkpoint_dir: Path) -> None:
     """Write prompt_style.yaml, which holds the class path of a style."""
     style = PromptStyle.from_name(style) if isinstance(style, str) else style
-    module = PROMPTS_MODULE if type(style).__name__ in build_style_classes() else type(style).__module__
-    write_text(checkpoint_dir / PROMPT_STYLE_FILE, yaml.safe_dump({"class_path": f"{module}.{type(style).__name__}"}))
+    write_text(checkpoint_dir / PROMPT_STYLE_FILE, dump_prompt_style(style))
 
 
 def has_prompt_style(checkpoint_dir: Path) -> bool:
@@ -188,11 +202,14 @@ def load_prompt_style(checkpoint_dir: Path) -> PromptStyle:
     path = checkpoint_dir / PROMPT_STYLE_FILE
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        name = config["class_path"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError):
+        name, arguments = config["class_path"], config.get("init_args") or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError, KeyError):
         raise UserError(f"{path}: no class_path such as litgpt.prompts.Alpaca") from None
     known = build_style_classes()
     module, _, last = str(name).rpartition(".")
     if module != PROMPTS_MODULE or last not in known:
         raise UserError(f"{path}: {name!r} is not a class of litgpt.prompts; use one such as Alpaca")
-    return known[last]()
+    try:
+        return known[last](**arguments)
+    except TypeError as error:
+        raise UserError(f"{path}: {last} does not accept init_args {arguments} ({error})") from None

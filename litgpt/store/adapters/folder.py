@@ -91,6 +91,7 @@ def save_adapter_folder(
     base: str = "",
     base_precision: BasePrecision = BasePrecision(),
     tokenizer_dir: Path | str | None = None,
+    prompt_files: Mapping[str, str] | None = None,
     replace: bool = False,
 ) -> None:
     """Write an adapter folder atomically: in PEFT's format if it has one for the tuner, else under our own names.
@@ -99,7 +100,7 @@ def save_adapter_folder(
         tensors: full tensors that the tuner added or trains, on the CPU, under our names.
         base: the name or path of the model that the adapter was trained on.
         base_precision: the precision of that model during training.
-        tokenizer_dir: a folder whose tokenizer files are copied.
+        tokenizer_dir, prompt_files: as in `save_model_folder`.
         replace: replace a folder that exists.
 
     Raises:
@@ -120,7 +121,7 @@ def save_adapter_folder(
         write_tensors(staged / ADAPTER_WEIGHTS, contiguous, metadata)
         write_json(staged / ADAPTER_CONFIG, values)
         if tokenizer_dir:
-            copy_tokenizer(Path(tokenizer_dir), staged)
+            copy_tokenizer(Path(tokenizer_dir), staged, prompt_files)
 
 
 def load_adapter_folder(folder: Path | str, config: Config) -> SavedAdapter:
