@@ -15,7 +15,7 @@ from litgpt.model.init import initialize
 from litgpt.model.registry import list_model_names
 from litgpt.store import hub
 from litgpt.store.adapters.folder import ADAPTER_CONFIG, SavedAdapter, is_adapter, load_adapter_folder, read_base_name
-from litgpt.store.checkpoint_load import PROGRESS, iter_checkpoint_weights, resolve_checkpoint
+from litgpt.store.checkpoint_load import resolve_checkpoint
 from litgpt.store.load_model import iter_tensors, load_config, load_model
 from litgpt.store.tensor_audit import list_published
 from litgpt.store.tokenizer_files import find_tokenizer_files
@@ -135,15 +135,8 @@ def open_model(folder: Path, *, device: torch.device, dtype: torch.dtype | None 
         base = find_base_folder(folder)
         return open_with_adapter(load_adapter_folder(folder, load_config(base)), base, device=device, dtype=dtype)
     config = load_config(folder)
-    if not (folder / PROGRESS).is_file():
-        model = build_empty_model(config, dtype or find_main_dtype(folder, config), device)
-        load_model(model, folder, mmap=True)
-        return model
-    model = build_empty_model(config, dtype or next(iter_checkpoint_weights(folder))[1].dtype, device)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in iter_checkpoint_weights(folder):
-            parameters[name].copy_(tensor)
+    model = build_empty_model(config, dtype or find_main_dtype(folder, config), device)
+    load_model(model, folder, mmap=True)
     return model
 
 

@@ -1,8 +1,9 @@
 """The weights in a model folder, whatever files they are in: their names, and one tensor at a time."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from litgpt.files import MANIFEST, DamagedFileError, join_inside, read_json
 from litgpt.model.names import NameTable
 from litgpt.store import dequantize
 from litgpt.store.checkpoint_load import PROGRESS, open_checkpoint
+from litgpt.store.collectives_io import get_rank, print_warning
 from litgpt.store.gguf_files import GGUFFile, find_gguf
 from litgpt.store.legacy import load_state_dict
 from litgpt.store.safetensors_files import SafetensorsFiles
@@ -20,6 +22,8 @@ from litgpt.store.safetensors_files import SafetensorsFiles
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 LIT_MODEL = "lit_model.pth"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CONSOLIDATED = "consolidated"  # the beginning of the names of Mistral's own files
 
 Dequantize = Callable[[Tensor, Tensor], Tensor]
 
@@ -54,37 +58,108 @@ def open_weights(folder: Path) -> WeightSource:
     Raises:
         UserError: if there are none, a shard is missing or damaged, or an index names a file outside the folder.
     """
-    if folder.is_file() and folder.suffix in (".pth", ".bin"):
-        return open_torch_files([folder])
-    if folder.is_file() and folder.suffix == ".safetensors":
-        return open_safetensors(folder, [folder])
-    if (folder / SAFETENSORS_INDEX).is_file():
-        return open_safetensors(folder / SAFETENSORS_INDEX, *read_index(folder / SAFETENSORS_INDEX, ".safetensors"))
-    if (folder / SAFETENSORS).is_file():
-        return open_safetensors(folder / SAFETENSORS, [folder / SAFETENSORS])
-    if (folder / PROGRESS).is_file() and (folder / MANIFEST).is_file():
-        return open_training_checkpoint(folder)
-    if loose := sorted(folder.glob("*.safetensors")):
-        return open_safetensors(folder, loose)
-    if (folder / LIT_MODEL).is_file():
-        return open_torch_files([folder / LIT_MODEL])
-    if (folder / BIN_INDEX).is_file():
-        return open_torch_files(read_index(folder / BIN_INDEX, ".bin")[0])
-    if (folder / BIN).is_file():
-        return open_torch_files([folder / BIN])
-    if path := find_gguf(folder):
+    path = choose_weights(folder)
+    if path is None:
+        raise UserError(
+            f"{folder}: no weights in it; a model folder holds {SAFETENSORS}, {LIT_MODEL}, {BIN} or one .gguf"
+        )
+    if path.is_dir():
+        return open_safetensors(path, list_loose(path))
+    if path.name == PROGRESS:
+        return open_training_checkpoint(path.parent)
+    if path.suffix == ".gguf":
         file = GGUFFile(path)
         return WeightSource(path, file.names, file.read_meta, file.read, table=file.name_table)
-    raise UserError(f"{folder}: no weights in it; a model folder holds {SAFETENSORS}, {LIT_MODEL}, {BIN} or one .gguf")
+    if path.suffix in (".pth", ".bin"):
+        return open_torch_files([path])
+    if path.suffix == ".safetensors":
+        return open_safetensors(path, [path])
+    if path.name == BIN_INDEX:
+        return open_torch_files(read_index(path, ".bin")[0])
+    return open_safetensors(path, *read_index(path, ".safetensors"))
+
+
+def choose_weights(folder: Path) -> Path | None:
+    """The file, the index or the folder of loose files that the weights in a folder are read from; None without any.
+
+    Of several sets of weights, transformers' choice is read: a whole file rather than an index, safetensors rather
+    than `.bin`. A line on standard error names the others, which are not opened, once in a process.
+    """
+    if folder.is_file():
+        return folder
+    sets = list_weights(folder)
+    if not sets or sets[0].suffix == ".gguf":
+        return find_gguf(folder)  # refuses several
+    read, *unread = map(name_weights, sets)
+    if unread:
+        warn_of_unread(folder, read, ", ".join(unread))
+    return sets[0]
+
+
+def list_weights(folder: Path) -> list[Path]:
+    """The sets of weights in a folder, the one that is read first: each as its file, its index, or the folder of files.
+
+    An index of which no shard is there comes last.
+    """
+    indexes = [folder / name for name in (SAFETENSORS_INDEX, BIN_INDEX) if (folder / name).is_file()]
+    absent = [index for index in indexes if not has_shards(index)]
+    whole = [folder / SAFETENSORS, folder / SAFETENSORS_INDEX]
+    if (folder / MANIFEST).is_file():
+        whole.append(folder / PROGRESS)
+    sets = [path for path in whole if path.is_file() and path not in absent]
+    if folder / SAFETENSORS_INDEX not in indexes and list_loose(folder):
+        sets.append(folder)
+    sets += [path for path in (folder / name for name in (LIT_MODEL, BIN, BIN_INDEX)) if path.is_file()]
+    sets += [*sorted(folder.glob("*.gguf")), *sorted(folder.glob(f"{CONSOLIDATED}*.safetensors"))]
+    return [path for path in sets if path not in absent] + absent
+
+
+def list_loose(folder: Path) -> list[Path]:
+    """The safetensors files with weights that no index lists: not a training checkpoint's, an adapter's or Mistral's.
+
+    Mistral's `consolidated*.safetensors` are the same weights under other names.
+    """
+    is_checkpoint = (folder / PROGRESS).is_file()
+    return [
+        path
+        for path in sorted(folder.glob("*.safetensors"))
+        if path.name not in (SAFETENSORS, ADAPTER_WEIGHTS)
+        and not path.name.startswith(CONSOLIDATED)
+        and not (is_checkpoint and path.name.startswith("shard-"))
+    ]
+
+
+def has_shards(index: Path) -> bool:
+    """Whether any file that an index lists is there; True for a damaged index, which is refused when it is opened."""
+    try:
+        content = read_json(index)
+    except UserError:
+        return True
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    names = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+    return not names or any(os.path.isfile(index.parent / name) for name in names)
+
+
+def name_weights(path: Path) -> str:
+    """A set of weights for a message: the name of its file or index, or its first loose file."""
+    return list_loose(path)[0].name if path.is_dir() else path.name
+
+
+@cache
+def warn_of_unread(folder: Path, read: str, unread: str) -> None:
+    """Print, once in a process, which of several sets of weights is read."""
+    if get_rank() == 0:
+        print_warning(f"{folder}: reads {read}, not {unread} beside it, which may hold other weights")
 
 
 def list_safetensors(folder: Path) -> list[Path]:
     """The safetensors files that `open_weights` reads the weights in a folder from, and their index."""
-    if (folder / SAFETENSORS_INDEX).is_file():
-        return [folder / SAFETENSORS_INDEX, *read_index(folder / SAFETENSORS_INDEX, ".safetensors")[0]]
-    if (folder / SAFETENSORS).is_file():
-        return [folder / SAFETENSORS]
-    return [] if (folder / PROGRESS).is_file() else sorted(folder.glob("*.safetensors"))
+    path = choose_weights(folder)
+    if path is not None and path.is_dir():
+        return list_loose(path)
+    if path is None or ".safetensors" not in path.name:
+        return []
+    return [path] if path.suffix == ".safetensors" else [path, *read_index(path, ".safetensors")[0]]
 
 
 def read_index(index: Path, suffix: str) -> tuple[list[Path], dict[str, str]]:
@@ -142,7 +217,7 @@ def dequantize_source(source: WeightSource) -> WeightSource:
         weight, blocks = name.removesuffix(dequantize.FP8_SCALE), name.removesuffix(dequantize.MXFP4_BLOCKS)
         scales = blocks + dequantize.MXFP4_SCALES
         if weight != name and weight in names:
-            block = dequantize.read_block_size(source.path.parent)
+            block = dequantize.read_block_size(source.path if source.path.is_dir() else source.path.parent)
             quantized[weight] = (partial(dequantize.dequantize_fp8, block=block), weight, name)
         elif blocks != name and scales in names:
             quantized[blocks] = (dequantize.dequantize_mxfp4, name, scales)

@@ -22,10 +22,10 @@ from litgpt.store.checkpoint_load import PROGRESS, iter_checkpoint_weights
 from litgpt.store.published_tensor import list_parameters
 from litgpt.store.safetensors_files import SafetensorsFiles, write_tensors
 from litgpt.store.tokenizer_files import copy_tokenizer
-from litgpt.store.weight_files import BIN, BIN_INDEX, LIT_MODEL, SAFETENSORS, SAFETENSORS_INDEX
+from litgpt.store.weight_files import ADAPTER_WEIGHTS, BIN, BIN_INDEX, LIT_MODEL, SAFETENSORS, SAFETENSORS_INDEX
 
 OWN_KEY = "litgpt"  # of adapter_config.json in our format, and of our notes in PEFT's tensor file
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 MODEL_FILES = (SAFETENSORS, SAFETENSORS_INDEX, LIT_MODEL, BIN, BIN_INDEX)
 
 
