@@ -4,6 +4,7 @@ import os
 import sys
 
 from litgpt import cli
+from litgpt.interrupts import EXIT_CODE, exit_now
 
 
 def main() -> None:
@@ -14,6 +15,9 @@ def main() -> None:
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    sys.stderr.flush()
+    if code == EXIT_CODE:  # at once: without waiting for threads, or for other processes
+        exit_now()
     sys.exit(code)
 
 

@@ -3,15 +3,20 @@
 import errno
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from litgpt.errors import UserError
+from litgpt.interrupts import EXIT_CODE, exit_on_interrupt
 from litgpt.recipe.commands import COMMANDS, Command, find_command, import_object
 from litgpt.version import __version__
 
 FOOTER = "Every command accepts --config FILE-or-URL, --key value for each key of its YAML, --print_config and --help."
+
+OTHERS_WAIT = 10.0  # seconds
+INTERRUPTED = "litgpt: interrupted"
 
 
 class CommandLine(NamedTuple):
@@ -108,8 +113,18 @@ def run_command(name: str, recipe: Any) -> None:
     import_object(f"litgpt.commands.{COMMANDS[name].module}:run")(recipe)
 
 
+def get_local_rank() -> int:
+    """The index of this process among those that torchrun, SLURM or this program started on this machine."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
 def print_error(error: UserError, code: int) -> int:
-    """Print an error in one line on stderr and return the exit code."""
+    """Print an error in one line on stderr and return the exit code.
+
+    Other processes of a run wait for the first one, which has the same error: torchrun ends them when it exits.
+    """
+    if get_local_rank() > 0:
+        time.sleep(OTHERS_WAIT)
     print(f"litgpt: error: {error}", file=sys.stderr)
     return code
 
@@ -135,7 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return print_error(error, 2)
     try:
         if recipe is not None:
-            run_command(name, recipe)
+            with exit_on_interrupt(INTERRUPTED if get_local_rank() == 0 else ""):
+                run_command(name, recipe)
     except UserError as error:
         return print_error(error, 1)
     except OSError as error:
@@ -144,5 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = error.filename or "writing"
         return print_error(UserError(f"{path}: {error.strerror}; free disk space; earlier checkpoints are intact"), 1)
     except KeyboardInterrupt:
-        return 130
+        if get_local_rank() == 0:
+            print(INTERRUPTED, file=sys.stderr)
+        return EXIT_CODE
     return 0

@@ -88,7 +88,7 @@ def test_an_error_while_running_is_one_line_with_exit_code_1(monkeypatch, capsys
 
     monkeypatch.setattr(cli, "import_object", lambda path: interrupted if path.endswith(":run") else real(path))
     assert cli.main(["report", "out/x"]) == 130
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "litgpt: interrupted\n"
 
     def bug(_recipe):
         raise ZeroDivisionError
@@ -144,3 +144,16 @@ def test_a_full_disk_is_an_error_in_one_line(
     monkeypatch.setattr(cli, "run_command", fill)
     assert cli.main(["report", "out"]) == 1
     assert capsys.readouterr().err.startswith("litgpt: error: out/metrics.csv: No space left on device; free disk")
+
+
+def test_processes_of_torchrun_leave_an_error_to_the_first_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ends them when the first one exits; without it, every one still says what is wrong."""
+    waits: list[float] = []
+    monkeypatch.setattr(cli.time, "sleep", waits.append)
+    for rank, expected in (("0", []), ("1", [cli.OTHERS_WAIT])):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert cli.main(["pretrain", "--seeed", "1"]) == 2
+        assert capsys.readouterr().err.startswith("litgpt: error: seeed")
+        assert waits == expected

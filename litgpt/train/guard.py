@@ -3,38 +3,68 @@
 import math
 import signal
 import statistics
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from litgpt.errors import UserError
+from litgpt.interrupts import CLEANUP_SECONDS, exit_now, watch_signals
 from litgpt.recipe.train import GuardArgs
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Interrupts:
-    """Records a signal to save and stop; a second SIGINT ends the process immediately."""
+    """Records a signal to save and stop after the step in progress, and announces it at once.
 
-    def __init__(self) -> None:
+    A second SIGINT ends the process immediately.
+
+    Args:
+        announce: prints a line; called in another thread.
+
+    Attributes:
+        received: the first signal.
+        activity: what is in progress and will be finished.
+    """
+
+    def __init__(self, announce: Callable[[str], None] = print) -> None:
         self.received: signal.Signals | None = None
+        self.activity = "setup"
+        self._announce = announce
+        self._announced = False
+        self._left = threading.Event()
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
         """Handle the signals inside the block, and restore the previous handlers after it."""
         previous = {number: signal.signal(number, self._record) for number in SIGNALS}
         try:
-            yield
+            with watch_signals(self._notice):
+                yield
         finally:
+            self._left.set()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def _record(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received == signal.SIGINT:
+        if number == signal.SIGINT and self.received is not None:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        self.received = self.received or signal.Signals(number)
+
+    def _notice(self, number: int) -> None:
+        """Announce the first signal; end the process if the main thread does not, after another one, SIGINT."""
+        if number not in SIGNALS:
+            return
+        if not self._announced:
+            self._announced = True
+            repeated = "again" if number == signal.SIGINT else "SIGINT"
+            name = signal.Signals(number).name
+            self._announce(f"{name}: finishing {self.activity}, then saving; {repeated} stops at once")
+        elif number == signal.SIGINT and not self._left.wait(CLEANUP_SECONDS):
+            exit_now("litgpt: interrupted")
 
 
 class LossScale:

@@ -13,6 +13,7 @@ from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
 from litgpt.model.flops import compute_training_flops
+from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.parallel.strategy import is_rank_zero
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.store.tokenizer_files import find_tokenizer_files
@@ -54,7 +55,7 @@ class Loop:
     def __init__(self, run: Run, objective: Objective, console: RunConsole) -> None:
         recipe = run.recipe
         self.run, self.objective, self.console, self.train = run, objective, console, recipe.train
-        self.interrupts = Interrupts()
+        self.interrupts = Interrupts(console.print)
         self.guard = Guard(recipe.guard)
         device = run.train_state.device
         self.meter = Meter(ranks=run.data.ranks, peak=get_device_peak(device, recipe.precision or "bf16-mixed"))
@@ -91,7 +92,7 @@ class Loop:
         run, recipe = self.run, self.run.recipe
         with self.interrupts.handle_signals(), self.console:
             try:
-                if recipe.eval.initial_validation and not self.step:
+                if self.is_evaluation_due():
                     self.evaluate()
                 batches = iter(run.data.train)
                 while not self.is_finished():
@@ -109,19 +110,28 @@ class Loop:
         for logger in run.loggers:
             logger.finalize("success")
 
+    def is_evaluation_due(self) -> bool:
+        """Whether to evaluate before the first step of this process: the run was interrupted instead, or is new."""
+        settings = self.run.recipe.eval
+        if not self.step:
+            return settings.initial_validation
+        has_validation = self.run.data.validation is not None
+        return has_validation and self.step % settings.interval == 0 and self.step not in self.val_losses
+
     def advance(self, batches: Iterator[Any]) -> None:
         """Take one optimizer step, then log, evaluate and save at their intervals."""
         run = self.run
         rate = run.schedule.at(self.step)
         set_learning_rate(run.train_state.optimizers, rate / run.schedule.peak if run.schedule.peak else 0.0)
         run.train_state.set_active(self.step)
+        self.interrupts.activity = f"step {self.step + 1}"
         micro_batches, fault = self.next_batches(batches)
         result = train_step(
             run.train_state,
             micro_batches,
             self.objective,
             max_norm=self.train.max_norm,
-            votes=Votes(self.interrupts.received is not None, self.is_out_of_time, run.checkpoints.is_written),
+            votes=self.cast_votes,
             channels=len(run.data.train.channels),
             fault=fault,
         )
@@ -133,7 +143,7 @@ class Loop:
             run.checkpoints.commit()
         if self.step % self.train.log_interval == 0:
             self.log(result, rate)
-        if self.step % run.recipe.eval.interval == 0:
+        if self.step % run.recipe.eval.interval == 0 and not votes.interrupted:
             self.evaluate()
         if votes.interrupted or votes.out_of_time:
             self.reason = self.get_stop_reason(votes)
@@ -141,6 +151,17 @@ class Loop:
         elif self.train.save_interval and self.step % self.train.save_interval == 0:
             with self.meter.exclude("saving"):
                 self.save()
+            self.stop_if_interrupted()
+
+    def cast_votes(self) -> Votes:
+        """The votes of this rank at the end of a step."""
+        return Votes(self.interrupts.received is not None, self.is_out_of_time, self.run.checkpoints.is_written)
+
+    def stop_if_interrupted(self) -> None:
+        """Stop before the next step if any rank received a signal, of which a step would know at its end only."""
+        (interrupted,) = all_reduce_sum([self.interrupts.received is not None], self.run.train_state.device)
+        if interrupted and not self.reason:
+            self.reason = self.get_stop_reason(Votes(interrupted=int(interrupted)))
 
     def next_batches(self, batches: Iterator[Any]) -> tuple[list[Batch], UserError | None]:
         """Read the micro-batches of a step; returns none, and the error, if that fails."""
@@ -233,6 +254,7 @@ class Loop:
     def evaluate(self) -> None:
         """Compute the validation loss and generate samples."""
         run, data, settings = self.run, self.run.data, self.run.recipe.eval
+        self.interrupts.activity = f"the evaluation after step {self.step}"
         with self.meter.exclude("evaluation"):
             if data.validation is not None:
                 loss = validation_loss(run.train_state, data.validation, self.objective, max_iters=settings.max_iters)
@@ -244,6 +266,7 @@ class Loop:
                 self.write_sample(data.tokenizer.encode(settings.sample_prompt).tolist(), settings.sample_tokens)
             if data.example_prompt and settings.max_new_tokens:
                 self.write_sample(data.example_prompt, settings.max_new_tokens)
+        self.stop_if_interrupted()
 
     def write_sample(self, prompt: list[int], tokens: int) -> None:
         """Generate a continuation of a prompt, print the text and append it to `samples.jsonl`."""
@@ -264,6 +287,7 @@ class Loop:
     def save(self) -> None:
         """Start to save a checkpoint of this step."""
         run = self.run
+        self.interrupts.activity = f"the checkpoint of step {self.step}"
         files: dict[str, str | Path] = {
             "recipe.yaml": dump_recipe(run.recipe),
             "model_config.yaml": yaml.safe_dump(run.spec.config.to_dict()),

@@ -103,7 +103,9 @@ class Votes(NamedTuple):
     checkpoint_written: int = 0
 
 
-NO_VOTES = Votes()
+def cast_no_votes() -> Votes:
+    """The votes of a step that nothing can end."""
+    return Votes()
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def train_step(
     objective: Objective,
     *,
     max_norm: float | None = None,
-    votes: Votes = NO_VOTES,
+    votes: Callable[[], Votes] = cast_no_votes,
     channels: int = 0,
     fault: UserError | None = None,
 ) -> StepResult:
@@ -145,7 +147,7 @@ def train_step(
 
     Args:
         max_norm: clip the gradient to this L2 norm.
-        votes: this rank's votes; reduced together with the count.
+        votes: returns this rank's votes; called after the gradients are computed, and reduced together with the loss.
         channels: number of channels of the data.
         fault: the error for which this rank has no batches.
 
@@ -154,13 +156,15 @@ def train_step(
     """
     counted = batches if train_state.counts_batch else []
     counts = [sum(map(objective.count, counted)), sum(b.targets for b in counted), sum(b.tokens for b in counted)]
-    count, targets, tokens, *flags, faults = all_reduce_sum([*counts, *votes, fault is not None], train_state.device)
+    count, targets, tokens, faults = all_reduce_sum([*counts, fault is not None], train_state.device)
     if faults:
         raise fault or UserError("data: another rank has no batch; see its error")
     by_channel = torch.zeros(2, channels, dtype=torch.float64)
     loss, norm = compute_gradients(train_state, batches, objective, count=count, by_channel=by_channel)
     local_losses = [loss, *by_channel.flatten().tolist()] if train_state.counts_loss else [0.0] * (1 + 2 * channels)
-    loss, *sums, non_finite = all_reduce_sum([*local_losses, not math.isfinite(norm)], train_state.device)
+    flags = [not math.isfinite(norm), *votes()]
+    totals = all_reduce_sum([*local_losses, *flags], train_state.device)
+    (loss, *sums), (non_finite, *counted_votes) = totals[: -len(flags)], totals[-len(flags) :]
     skipped = not math.isfinite(loss) or non_finite > 0
     if not skipped:
         if max_norm is not None and norm > max_norm:
@@ -169,7 +173,7 @@ def train_step(
             optimizer.step()
     train_state.zero_grad()
     means = tuple(total / n if n else math.nan for total, n in zip(sums[:channels], sums[channels:], strict=True))
-    return StepResult(loss, norm, int(targets), int(tokens), skipped, Votes(*map(int, flags)), means)
+    return StepResult(loss, norm, int(targets), int(tokens), skipped, Votes(*map(int, counted_votes)), means)
 
 
 def compute_gradients(

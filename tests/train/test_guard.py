@@ -1,12 +1,16 @@
 """Skipping, spikes, loss scale and signals."""
 
+import hashlib
 import os
 import random
 import signal
+import threading
+import time
 
 import pytest
 
 from litgpt.errors import UserError
+from litgpt.interrupts import exit_on_interrupt
 from litgpt.recipe.train import GuardArgs
 from litgpt.train.guard import Guard, Interrupts, LossScale
 
@@ -69,9 +73,50 @@ def test_a_signal_is_noted_and_the_old_handler_comes_back(number: signal.Signals
     assert signal.getsignal(number) == before
 
 
-def test_a_second_ctrl_c_stops_at_once() -> None:
-    interrupts = Interrupts()
+def wait_for_lines(lines: list[str], count: int) -> None:
+    until = time.monotonic() + 10
+    while len(lines) < count and time.monotonic() < until:
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("number", "again"), [(signal.SIGTERM, "SIGINT"), (signal.SIGINT, "again"), (signal.SIGUSR1, "SIGINT")]
+)
+def test_a_signal_is_acknowledged_once_and_ctrl_c_after_it_stops_at_once(number: signal.Signals, again: str) -> None:
+    lines: list[str] = []
+    interrupts = Interrupts(lines.append)
     with interrupts.handle_signals():
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupts.activity = "step 3"
+        os.kill(os.getpid(), number)
+        wait_for_lines(lines, 1)
+        if number != signal.SIGINT:  # a scheduler may send it to the group, and torchrun again to each process
+            os.kill(os.getpid(), number)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+    assert interrupts.received == number
+    assert lines == [f"{number.name}: finishing step 3, then saving; {again} stops at once"]
+
+
+def test_a_signal_is_acknowledged_during_a_call_that_python_does_not_interrupt() -> None:
+    times: list[float] = []
+    interrupts = Interrupts(lambda _line: times.append(time.monotonic()))
+    with interrupts.handle_signals():
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 1_500_000)  # releases the lock of the interpreter, as a matmul does
+        end = time.monotonic()
+    assert interrupts.received == signal.SIGINT
+    assert times and times[0] < end - 0.1
+
+
+def test_ctrl_c_ends_a_process_whose_main_thread_does_not_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr("litgpt.interrupts.CLEANUP_SECONDS", 0.05)
+    monkeypatch.setattr("litgpt.interrupts.exit_now", messages.append)
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt), exit_on_interrupt("interrupted"):
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 1_500_000)
+    assert messages == ["interrupted"]
+    with pytest.raises(KeyboardInterrupt), exit_on_interrupt("interrupted"):
+        os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+    assert messages == ["interrupted"]  # the main thread ended by itself

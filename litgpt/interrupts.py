@@ -1,0 +1,72 @@
+"""Signals that are noticed at once, also while the main thread is in a long call that Python does not interrupt."""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+EXIT_CODE = 130  # 128 + SIGINT, as shells have it
+CLEANUP_SECONDS = 1.0  # seconds that the main thread has to clean up after Ctrl-C
+SHOW_CURSOR = "\x1b[?25h"
+
+
+@contextmanager
+def watch_signals(notice: Callable[[int], None]) -> Iterator[None]:
+    """Call `notice` in a thread with the number of every signal that Python handles, as soon as it arrives.
+
+    Python's own handlers run between two instructions of the main thread: not during a backward pass, a collective or
+    the training of a tokenizer. In other threads than the main one, the block is not watched.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+
+    def read_signals() -> None:
+        while numbers := receiver.recv(64):
+            for number in numbers:
+                notice(number)
+
+    thread = threading.Thread(target=read_signals, name="signals", daemon=True)
+    thread.start()
+    previous = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        sender.close()
+
+
+@contextmanager
+def exit_on_interrupt(message: str) -> Iterator[None]:
+    """End the process if the main thread does not leave the block within `CLEANUP_SECONDS` of Ctrl-C.
+
+    Args:
+        message: printed in that case; empty for none.
+    """
+    left = threading.Event()
+
+    def notice(number: int) -> None:
+        if number == signal.SIGINT and not left.wait(CLEANUP_SECONDS):
+            exit_now(message)
+
+    with watch_signals(notice):
+        try:
+            yield
+        finally:
+            left.set()
+
+
+def exit_now(message: str = "") -> None:
+    """End the process without cleaning up.
+
+    Args:
+        message: printed to stderr; empty for none.
+    """
+    if message:
+        cursor = SHOW_CURSOR if os.isatty(2) else ""  # which a progress line hides
+        os.write(2, f"{cursor}{message}\n".encode())  # not sys.stderr, in whose lock the main thread may be
+    os._exit(EXIT_CODE)
