@@ -18,7 +18,7 @@ from litgpt.data.read.row_sets import OnError, RowReport, RowSet, bad_row_error
 from litgpt.data.render.example import Example, Renderer
 from litgpt.files import DamagedFileError, read_json, write_json, write_manifest
 
-EXAMPLES_FORMAT = 1
+EXAMPLES_FORMAT = 2
 ROWS_PER_BATCH = 512
 """Conversations that are tokenized in parallel."""
 
@@ -133,10 +133,11 @@ def build_examples(rows: RowSet, renderer: Renderer, folder: Path, on_error: OnE
     conversations = rows.read_conversations(report)
     while group := list(itertools.islice(conversations, ROWS_PER_BATCH)):
         examples = renderer.build_examples([conversation for _, conversation in group])
-        for (location, _), example in zip(group, examples, strict=True):
+        for (location, conversation), example in zip(group, examples, strict=True):
             if isinstance(example, BadRow):
                 report.add(location, example)
             else:
+                report.unread.update({*conversation.unread, *renderer.list_unread(conversation)})
                 writer.add(example, example.channel if example.channel is not None else rows.channel)
         if on_error == "raise" and report.first:
             break
@@ -153,7 +154,12 @@ def write_metadata(folder: Path, rows: RowSet, report: RowReport, counts: dict[s
     metadata = {
         "format": EXAMPLES_FORMAT,
         "name": rows.name,
-        "report": {"rows": report.rows, "reasons": dict(report.reasons), "first": report.first},
+        "report": {
+            "rows": report.rows,
+            "reasons": dict(report.reasons),
+            "first": report.first,
+            "unread": dict(report.unread),
+        },
         "sources": [asdict(source) for source in rows.sources],
     }
     write_json(folder / "examples.json", metadata | counts)

@@ -10,6 +10,11 @@ from litgpt.errors import UserError
 from litgpt.files import lock_folder, remove_partial, staged_folder
 
 
+def hash_key(key: list[Any]) -> str:
+    """Hash JSON values to the name of a folder."""
+    return hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()[:20]
+
+
 def build_once(cache: Path, key: list[Any], build: Callable[[Path], None]) -> Path:
     """Return the folder of `cache` with this key; builds it first if it is missing.
 
@@ -22,7 +27,7 @@ def build_once(cache: Path, key: list[Any], build: Callable[[Path], None]) -> Pa
     Raises:
         UserError: if the cache cannot be written.
     """
-    folder = cache / hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()[:20]
+    folder = cache / hash_key(key)
     try:
         if not folder.is_dir():
             with lock_folder(cache):

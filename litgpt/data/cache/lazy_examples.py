@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from litgpt.data.cache.examples import CachedExamples, write_metadata
-from litgpt.data.read.conversation import Conversation, Message
+from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow, dump_json
+from litgpt.data.read.message import Message
 from litgpt.data.read.row_sets import MAX_SHOWN, OnError, RowReport, RowSet, bad_row_error
 from litgpt.data.render.example import Example, Renderer
 from litgpt.files import DamagedFileError
@@ -83,7 +84,8 @@ def build_lazy_examples(rows: RowSet, renderer: Renderer, folder: Path, on_error
             weights = [conversation.weight, *(message.weight for message in conversation.messages)]
             weighted = weighted or any(weight not in (0, 1) for weight in weights)
             channels[channel] = None
-            line = dump_json(asdict(conversation) | {"channel": channel})
+            report.unread.update({*conversation.unread, *renderer.list_unread(conversation)})
+            line = dump_json(asdict(conversation) | {"channel": channel, "unread": ()})
             offsets.append(offsets[-1] + file.write(line.encode() + b"\n"))
     if on_error == "raise" and report.first:
         raise bad_row_error(report.first[0])

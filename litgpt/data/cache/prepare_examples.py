@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from litgpt.data.cache.examples import EXAMPLES_FORMAT, CachedExamples, build_examples
-from litgpt.data.cache.folders import build_once
+from litgpt.data.cache.folders import build_once, hash_key
 from litgpt.data.cache.lazy_examples import LazyExamples, build_lazy_examples
 from litgpt.data.read.row_sets import OnError, RowSet, bad_row_error
 from litgpt.data.render.example import Renderer
@@ -29,15 +29,18 @@ def prepare_examples(
     """
     build = build_examples if tokenize == "ahead" else build_lazy_examples
     sources = [asdict(source) for source in rows.sources]
-    key = [EXAMPLES_FORMAT, tokenize, sources, rows.settings, renderer.fingerprint_parts(), rows.channel]
-    folder = build_once(cache, key, lambda staged: build(rows, renderer, staged, on_error))
+    key = [tokenize, sources, rows.settings, renderer.fingerprint_parts(), rows.channel]
+    folder = build_once(cache, [EXAMPLES_FORMAT, *key], lambda staged: build(rows, renderer, staged, on_error))
     examples = CachedExamples(folder) if tokenize == "ahead" else LazyExamples(folder, renderer, on_error)
+    examples.fingerprint = hash_key([1, *key])  # the first format's, so that checkpoints of all formats resume
     report = examples.report
     if report.left_out:
         if on_error == "raise":
             raise bad_row_error(report.first[0])
         shown = report.first if on_error == "warn" else []
         print(f"{rows.name}: {report}", *(f"  {line}" for line in shown), sep="\n", file=sys.stderr)
+    if unread := report.describe_unread():
+        print(f"{rows.name}: {unread}", file=sys.stderr)
     if examples.count == 0:
         reason = f"the first error: {report.first[0]}" if report.first else "it is empty"
         raise UserError(f"data: {rows.name} has no row to train on; {reason}")

@@ -3,14 +3,15 @@
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from litgpt.data.modules.finetuning import DatasetEntry, FinetuningData, Split
-from litgpt.data.read.conversation import Conversation, Message, to_conversation
+from litgpt.data.read.conversation import Conversation, to_conversation
 from litgpt.data.read.downloads import download_file
 from litgpt.data.read.fields import BadRow
+from litgpt.data.read.message import Message
 from litgpt.data.read.row_sets import RowSet
 from litgpt.data.read.row_sources import DataSource, download_dataset
 from litgpt.data.render.example import Renderer
@@ -51,15 +52,19 @@ def convert_exchanges(row: Any, multiturn: bool) -> list[Conversation]:
     texts = row.get("conversations") if isinstance(row, dict) else None
     if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
         messages: Sequence[Message] = [Message("user", text) for text in texts]  # the roles alternate
+        unread = [name for name in row if name != "conversations"]
     else:
-        messages = to_conversation(row, format="messages").messages
+        conversation = to_conversation(row, format="messages")
+        messages = conversation.messages
+        unread = [*conversation.unread, *(["system"] if conversation.system else [])]
     pairs = list(zip(messages[::2], messages[1::2], strict=False))
     if not pairs:
         raise BadRow("no answer")
-    return [
+    conversations = [
         Conversation((Message("user", question.content), Message("assistant", answer.content)))
         for question, answer in (pairs if multiturn else pairs[:1])
     ]
+    return [replace(conversations[0], unread=tuple(unread)), *conversations[1:]]
 
 
 @dataclass(kw_only=True)

@@ -6,19 +6,10 @@ from typing import Any, Literal
 
 from litgpt.data.read import fields
 from litgpt.data.read.fields import BadRow, check_text, parse_value
+from litgpt.data.read.message import Message, RowMapping, build_pair, check_media, list_fields, parse_message
 
 Format = Literal["auto", "messages", "alpaca", "query-response", "text", "instruction"]
-RowMapping = Mapping[str, Any]
 
-ROLE_NAMES = {
-    "system": ("system", "developer"),
-    "user": ("user", "human"),
-    "assistant": ("assistant", "gpt", "bot", "model"),
-    "tool_call": ("tool_call", "function_call"),
-    "tool": ("tool", "tool_response", "observation", "function_response", "function"),
-}
-"""Aliases of each role."""
-ROLES = {name: role for role, names in ROLE_NAMES.items() for name in names}
 QUERY = ("query", "prompt", "input", "instruction", "question", "problem")
 RESPONSE = (
     *("response", "answer", "output", "targets", "target", "answer_key"),
@@ -29,29 +20,11 @@ COLUMN_NAMES = {
     "query": QUERY,
     "response": RESPONSE,
     "system": ("system", "system_prompt"),
+    "tools": ("tools", "functions"),
 }
 """Aliases of each column."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """One message.
-
-    Attributes:
-        role: system, user, assistant, tool_call or tool.
-        content: the text; for a tool_call, JSON with `name` and `arguments`, as spelled in the row.
-        loss: whether it is trained; None for the default of the run.
-        weight: factor of the loss of its tokens.
-        reasoning: the assistant's reasoning before the answer, if the row has it as a separate field.
-        context: the `input` of an instruction, which prompt styles write apart.
-    """
-
-    role: str
-    content: str
-    loss: bool | None = None
-    weight: float = 1.0
-    reasoning: str = ""
-    context: str = ""
+PREFERENCE_COLUMNS = (("chosen", "rejected"), ("rejected_response",), ("rejected_messages",))
+"""Columns that only rows of preferences have."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +37,7 @@ class Conversation:
         tools: the functions that may be called, as a JSON list in text form, so that storing it changes nothing.
         channel: the group that the loss of this row is reported in.
         weight: factor of the loss of all tokens.
+        unread: names of the columns of the row that nothing reads, and of fields that were lost on the way.
     """
 
     messages: tuple[Message, ...]
@@ -71,6 +45,7 @@ class Conversation:
     tools: str | None = None
     channel: str | None = None
     weight: float = 1.0
+    unread: tuple[str, ...] = ()
 
     @property
     def is_text(self) -> bool:
@@ -91,21 +66,74 @@ def to_conversation(row: Any, columns: Mapping[str, str] | None = None, format: 
     """
     if not isinstance(row, Mapping):
         raise BadRow("not an object", type(row).__name__)
-    row = rename_columns(row, columns or {})
+    row = TrackedRow(rename_columns(row, columns or {}))
     if not row:
         raise BadRow("empty row")
-    conversation = FORMAT_READERS[detect_format(row) if format == "auto" else format](row)
+    detected = detect_format(row) if format == "auto" else format
+    check_supported(row, detected)
+    row.names_read.clear()
+    conversation = FORMAT_READERS[detected](row)
     conversation = replace(
         conversation,
-        tools=fields.dump_tools(row.get("tools")) or conversation.tools,
+        tools=fields.dump_tools(get_column(row, "tools")),
         channel=fields.parse_channel(row.get("channel")),
         weight=fields.parse_weight(row.get("weight"), "weight"),
     )
+    unread = [name for name, value in row.items() if name not in row.names_read and value not in ("", [], {})]
+    conversation = replace(conversation, unread=(*unread, *conversation.unread))
     if not conversation.messages:
         raise BadRow("no messages")
     if conversation.messages[-1].role not in ("assistant", "tool_call"):
         raise BadRow("does not end with an answer", f"the last message has role {conversation.messages[-1].role}")
     return conversation
+
+
+class TrackedRow(dict[str, Any]):
+    """A row that remembers the names of the columns whose values were read."""
+
+    def __init__(self, values: RowMapping) -> None:
+        super().__init__(values)
+        self.names_read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.names_read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the value of a column, or the default if there is none."""
+        self.names_read.add(name)
+        return super().get(name, default)
+
+
+def check_supported(row: RowMapping, format: str) -> None:
+    """Check that a row is not one of images, video or audio, nor one of preferences.
+
+    A row of questions and answers whose `label` is true or false is one of preferences (KTO); other labels are columns
+    that nothing reads.
+
+    Raises:
+        BadRow: naming the column, and what to change to train on the row without it.
+    """
+    check_media(row, "row")
+    reason = "preference row; alignment is not available yet"
+    for names in PREFERENCE_COLUMNS:
+        if all(name in row for name in names):
+            unused = {names[-1]: "unused"}
+            if "chosen" in names and not any(name in row for name in COLUMN_NAMES["messages"]):
+                unused |= {"chosen": find_chosen_column(row)}
+            mapping = ", ".join(f"{name}: {other}" for name, other in sorted(unused.items()))
+            raise BadRow(reason, f"{' and '.join(names)}; to train on the chosen answers set columns: {{{mapping}}}")
+    if format != "text" and isinstance(row.get("label"), bool):
+        raise BadRow(reason, "label is true or false; to train on all answers set columns: {label: unused}")
+
+
+def find_chosen_column(row: RowMapping) -> str:
+    """Find the column that the `chosen` of a preference row corresponds to."""
+    chosen = row["chosen"]
+    first = chosen[0] if isinstance(chosen, list | tuple) and chosen else None
+    if isinstance(first, Mapping) and first.get("role", first.get("from")) not in ("assistant", "gpt"):
+        return "messages"
+    return "response" if any(name in row for name in QUERY) else "text" if isinstance(chosen, str) else "messages"
 
 
 def rename_columns(row: RowMapping, columns: Mapping[str, str]) -> dict[str, Any]:
@@ -129,7 +157,7 @@ def detect_format(row: RowMapping) -> Literal["messages", "alpaca", "query-respo
     """Detect the format of a row from its columns."""
     if any(name in row for name in COLUMN_NAMES["messages"]):
         return "messages"
-    if "instruction" in row and "input" in row:
+    if "instruction" in row and get_input_name(row) in row:
         return "alpaca"
     has_query = any(name in row for name in (*QUERY, "history"))
     return "query-response" if has_query or not any(name in row for name in RESPONSE) else "text"
@@ -148,18 +176,34 @@ def read_messages(row: RowMapping) -> Conversation:
     items = parse_value(get_column(row, "messages"), "messages")
     if not isinstance(items, list | tuple):
         raise BadRow("messages is not a list", type(items).__name__)
-    messages = [message for item in items for message in parse_message(item)]
+    return build_conversation(row, parse_messages(items))
+
+
+def parse_messages(items: Iterable[Any]) -> list[Message]:
+    """Parse the entries of a list of messages."""
+    return [message for item in items for message in parse_message(item)]
+
+
+def build_conversation(row: RowMapping, messages: list[Message]) -> Conversation:
+    """Build a conversation, whose first message may be the system message."""
     system = get_system(row)
-    if messages and messages[0].role == "system":
-        system, messages = messages[0].content, messages[1:]
-    return Conversation(tuple(messages), system)
+    if not messages or messages[0].role != "system":
+        return Conversation(tuple(messages), system)
+    first, *rest = messages
+    lost = [*(["system"] if system not in (None, first.content) else []), *list_fields([first])]
+    return Conversation(tuple(rest), first.content, unread=tuple(lost))
 
 
 def read_alpaca(row: RowMapping) -> Conversation:
     """Read `instruction` and `input`, joined by a newline, and `output`."""
-    parts = [check_text(row.get(name, ""), name) for name in ("instruction", "input")]
+    parts = [check_text(row.get(name, ""), name) for name in ("instruction", get_input_name(row))]
     answer = row["output"] if "output" in row else get_column(row, "response")
     return build_exchange(row, "\n".join(part for part in parts if part), answer)
+
+
+def get_input_name(row: RowMapping) -> str:
+    """Return the column of an instruction's input: `input`, or `context` without one, as Dolly names it."""
+    return "context" if "input" not in row and isinstance(row.get("context"), str) else "input"
 
 
 def read_query(row: RowMapping) -> Conversation:
@@ -170,7 +214,33 @@ def read_query(row: RowMapping) -> Conversation:
     # `content` and `text` name an answer only if no other column does
     specific = [name for name in RESPONSE if name in row and name not in ("text", "content")]
     answer = row[specific[0]] if len(specific) == 1 else get_column(row, "response")
+    if is_message_list(query) or is_message_list(answer):
+        return build_prompt_completion(row, query, answer)
     return build_exchange(row, check_text(query, "query"), answer)
+
+
+def is_message_list(value: Any) -> bool:
+    """Whether a value is a list of messages."""
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
+def build_prompt_completion(row: RowMapping, prompt: Any, completion: Any) -> Conversation:
+    """Build a conversation of a prompt and a completion, of which at least one is a list of messages, as TRL has them.
+
+    Answers in the prompt are not trained, unless they set `loss`.
+    """
+    before = parse_messages(prompt) if is_message_list(prompt) else [Message("user", check_text(prompt, "query"))]
+    before = [
+        replace(message, loss=False) if message.loss is None and message.role in ("assistant", "tool_call") else message
+        for message in before
+    ]
+    if completion is None:
+        raise BadRow("no answer")
+    if is_message_list(completion):
+        after = parse_messages(completion)
+    else:
+        after = [Message("assistant", check_text(take_first(completion), "answer"))]
+    return build_conversation(row, [*parse_history(row.get("history")), *before, *after])
 
 
 def read_plain_text(row: RowMapping) -> Conversation:
@@ -187,7 +257,9 @@ def read_instruction(row: RowMapping) -> Conversation:
         if name not in row:
             raise BadRow(f"no {name}", f"columns {', '.join(row)}"[:120])
     question = Message(
-        "user", check_text(row["instruction"], "instruction"), context=check_text(row.get("input", ""), "input")
+        "user",
+        check_text(row["instruction"], "instruction"),
+        context=check_text(row.get(get_input_name(row), ""), "input"),
     )
     return Conversation((question, Message("assistant", check_text(row["output"], "output"))), get_system(row))
 
@@ -210,8 +282,9 @@ def build_exchange(row: RowMapping, query: str, answer: Any) -> Conversation:
     text = check_text(take_first(answer), "answer")
     if not text:
         raise BadRow("empty answer")
-    turns = [Message("user", query), Message("assistant", text)]
-    return Conversation((*parse_history(row.get("history")), *turns), get_system(row))
+    turns = [*parse_history(row.get("history")), Message("user", query), Message("assistant", text)]
+    lost = ("answers after the first",) if isinstance(answer, list | tuple) and len(answer) > 1 else ()
+    return Conversation(tuple(turns), get_system(row), unread=lost)
 
 
 def parse_history(value: Any) -> list[Message]:
@@ -227,11 +300,6 @@ def parse_history(value: Any) -> list[Message]:
     return messages
 
 
-def build_pair(question: Any, answer: Any, question_name: str, answer_name: str) -> list[Message]:
-    """Build the messages of a question and its answer; the names of their columns are for errors."""
-    return [Message("user", check_text(question, question_name)), Message("assistant", check_text(answer, answer_name))]
-
-
 def take_first(value: Any) -> Any:
     """Return the first of several answers."""
     if isinstance(value, list | tuple):
@@ -245,76 +313,6 @@ def get_system(row: RowMapping) -> str | None:
     """Return the system message of a row."""
     value = get_column(row, "system")
     return None if value is None else check_text(value, "system")
-
-
-def parse_message(item: Any) -> list[Message]:
-    """Parse an entry of a list of messages, which may contain several."""
-    if not isinstance(item, Mapping):
-        raise BadRow("message is not an object", type(item).__name__)
-    if "role" not in item and "from" not in item and "human" in item and "assistant" in item:
-        return build_pair(item["human"], item["assistant"], "human", "assistant")
-    role = parse_role(item)
-    loss = fields.parse_loss(item.get("loss"))
-    weight = fields.parse_weight(item.get("loss_scale", item.get("weight")), "loss_scale")
-    reasoning = item.get("reasoning_content", item.get("thinking")) if role == "assistant" else None
-    content = item.get("content", item.get("value"))
-    calls = parse_value(item.get("tool_calls") or [], "tool_calls")
-    if not isinstance(calls, list | tuple):
-        raise BadRow("tool_calls is not a list", type(calls).__name__)
-    if content is None and not calls:
-        raise BadRow("message without content", f"role {role}")
-    if role == "tool_call":
-        content = fields.dump_tool_call(content)
-    messages = parse_content(content, role)
-    messages += [Message("tool_call", fields.dump_tool_call(call)) for call in calls]
-    if reasoning and messages:
-        messages[0] = replace(messages[0], reasoning=check_text(reasoning, "reasoning_content"))
-    return [replace(message, loss=loss, weight=weight) for message in messages]
-
-
-def parse_role(item: RowMapping) -> str:
-    """Return the role of a message, without aliases."""
-    value = item.get("role", item.get("from"))
-    if value is None:
-        raise BadRow("message without a role", ", ".join(map(str, item))[:80])
-    role = ROLES.get(value.lower()) if isinstance(value, str) else None
-    if role is None:
-        raise BadRow("unknown role", repr(value)[:80])
-    return role
-
-
-def parse_content(content: Any, role: str) -> list[Message]:
-    """Parse the content of a message: text, or a list of texts, tool calls and tool results."""
-    if content is None:
-        return []
-    if not isinstance(content, list | tuple):
-        is_json = role == "tool" and isinstance(content, Mapping)
-        return [Message(role, fields.dump_json(content) if is_json else check_text(content, "content"))]
-    messages: list[Message] = []
-    for block in content:
-        message = parse_block(block, role)
-        if messages and messages[-1].role == message.role and message.role in ("system", "user", "assistant"):
-            message = replace(message, content=messages.pop().content + message.content)
-        messages.append(message)
-    if not messages:
-        raise BadRow("message without content", f"role {role}")
-    return messages
-
-
-def parse_block(block: Any, role: str) -> Message:
-    """Parse one block of the content of a message."""
-    if isinstance(block, str):
-        return Message(role, check_text(block, "content"))
-    kind = block.get("type") if isinstance(block, Mapping) else None
-    if kind == "text":
-        return Message(role, check_text(block.get("text"), "content"))
-    if kind == "tool_use":
-        call = {"name": block.get("name"), "arguments": block.get("input", {})}
-        return Message("tool_call", fields.dump_tool_call(call))
-    if kind == "tool_result":
-        inner = block.get("content", "")
-        return Message("tool", "".join(part.content for part in parse_content(inner, "tool")) if inner else "")
-    raise BadRow("content is not text", f"a block of type {kind!r}"[:80])
 
 
 def iter_texts(conversations: Iterable[Conversation]) -> Iterable[str]:

@@ -89,10 +89,32 @@ def parse_channel(value: Any) -> str | None:
     return None if value is None else check_text(str(value) if isinstance(value, int) else value, "channel")
 
 
-def dump_tool_call(value: Any) -> str:
-    """Serialize a tool call as JSON with `name` and `arguments`; text in that form is returned unchanged."""
+def to_json_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert values to those that JSON has, so that storing them changes nothing; others, such as dates, become text.
+
+    Raises:
+        BadRow: for values that cannot be serialized.
+    """
+    if not values:
+        return {}
+    try:
+        text = json.dumps(values, ensure_ascii=False, default=str)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadRow("value cannot be serialized as JSON", str(error)[:80]) from None
+    converted: dict[str, Any] = json.loads(check_text(text, "JSON"))
+    return converted
+
+
+def dump_tool_call(value: Any) -> tuple[str, dict[str, Any]]:
+    """Serialize a tool call as JSON with `name` and `arguments`; text in that form is returned unchanged.
+
+    Returns:
+        the JSON, and the other fields of the call, with those of its function in `function`.
+    """
     call = parse_value(value, "tool call")
+    outer: dict[str, Any] | None = None
     if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping):
+        outer = {name: item for name, item in call.items() if name != "function" and item is not None}
         value = call = call["function"]
     if not isinstance(call, Mapping):
         raise BadRow("tool call is not an object", type(call).__name__)
@@ -102,9 +124,12 @@ def dump_tool_call(value: Any) -> str:
     arguments = parse_value(arguments, "tool call arguments") if isinstance(arguments, str) and arguments else arguments
     if not isinstance(arguments or {}, Mapping):
         raise BadRow("tool call arguments are not an object", type(arguments).__name__)
+    known = ("name", "arguments", "parameters")
+    inner = {name: item for name, item in call.items() if name not in known and item is not None}
+    rest = to_json_values(inner if outer is None else outer | ({"function": inner} if inner else {}))
     if isinstance(value, str) and isinstance(call.get("arguments"), Mapping):
-        return value
-    return dump_json({"name": call["name"], "arguments": arguments or {}})
+        return value, rest
+    return dump_json({"name": call["name"], "arguments": arguments or {}}), rest
 
 
 def dump_tools(value: Any) -> str | None:

@@ -18,7 +18,7 @@ OnError = Literal["raise", "drop", "warn"]
 
 @dataclass
 class RowReport:
-    """Counts the rows that were left out, by reason.
+    """Counts the rows that were left out, by reason, and the columns and fields that nothing reads.
 
     Attributes:
         rows: number of rows read.
@@ -26,6 +26,7 @@ class RowReport:
         first: location and error of the first few.
         overlong: samples longer than the model's maximum length.
         untrained: samples left out because none of their tokens are trained.
+        unread: number of rows with each column, or field of a message, that the samples do not depend on.
     """
 
     rows: int = 0
@@ -33,15 +34,18 @@ class RowReport:
     first: list[str] = field(default_factory=list)
     overlong: int = 0
     untrained: int = 0
+    unread: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RowReport":
         """Restore a report from JSON values."""
-        return cls(**values | {"reasons": Counter(values["reasons"])})
+        counters = {name: Counter(values.get(name, {})) for name in ("reasons", "unread")}
+        return cls(**values | counters)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return {**asdict(self), "reasons": dict(self.reasons), "first": list(self.first)}
+        counters = {"reasons": dict(self.reasons), "unread": dict(self.unread)}
+        return {**asdict(self), **counters, "first": list(self.first)}
 
     @property
     def left_out(self) -> int:
@@ -57,7 +61,13 @@ class RowReport:
     def merge(self, other: "RowReport") -> "RowReport":
         """Return the sum of two reports."""
         counts = {name: getattr(self, name) + getattr(other, name) for name in ("rows", "overlong", "untrained")}
-        return RowReport(reasons=self.reasons + other.reasons, first=[*self.first, *other.first][:MAX_SHOWN], **counts)
+        first = [*self.first, *other.first][:MAX_SHOWN]
+        return RowReport(reasons=self.reasons + other.reasons, first=first, unread=self.unread + other.unread, **counts)
+
+    def describe_unread(self) -> str:
+        """Name the columns and fields that nothing reads, with their counts, in one line; empty if there are none."""
+        parts = [f"{name} ({count:,} rows)" for name, count in self.unread.most_common()]
+        return f"not read: {', '.join(parts)}; rename a column to use it" if parts else ""
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())

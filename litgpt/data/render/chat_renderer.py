@@ -2,14 +2,15 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from litgpt.data.read.conversation import Conversation, Message
+from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
+from litgpt.data.read.message import Message, list_fields, remove_fields
 from litgpt.data.render import spans as text_spans
 from litgpt.data.render.chat_template import ChatTemplate, find_turn_ends
 from litgpt.data.render.example import Example, Renderer
@@ -23,6 +24,8 @@ EndOfTurn = Literal["turn", "last", "none"]
 
 PLACEHOLDER = "\U000f8a33stand-in-{}\U000f8a34"
 """Replaces an answer to find where a template puts it."""
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+"""Names under which rows and templates have the reasoning before an answer."""
 
 
 @dataclass(frozen=True)
@@ -71,22 +74,39 @@ def build_turns(conversation: Conversation) -> list[Turn]:
         else:
             if previous is None or previous.role not in ("assistant", "tool_call"):
                 turns.append(Turn({"role": "assistant", "content": ""}, message.loss, message.weight))
-            function = json.loads(message.content)
-            call = {"name": function["name"], "arguments": function.get("arguments") or {}}
-            turns[-1].message.setdefault("tool_calls", []).append({"type": "function", "function": call})
+            turns[-1].message.setdefault("tool_calls", []).append(build_call(message))
         previous = message
     return turns
 
 
+def build_call(message: Message) -> dict[str, Any]:
+    """Build a call in the form that templates expect, with the other fields that it has in the row."""
+    parsed, rest = json.loads(message.content), dict(message.fields)
+    inner = rest.pop("function", {})
+    function = {"name": parsed["name"], "arguments": parsed.get("arguments") or {}, **inner}
+    return {**({} if "type" in rest else {"type": "function"}), **rest, "function": function}
+
+
 def build_turn(message: Message) -> Turn:
     """Build the turn of a message without tool calls."""
-    content = {
-        "role": message.role,
-        "content": f"{message.content}\n{message.context}" if message.context else message.content,
-    }
-    if message.reasoning:
-        content["reasoning_content"] = message.reasoning
-    return Turn(content, message.loss, message.weight, content["content"])
+    text = f"{message.content}\n{message.context}" if message.context else message.content
+    return Turn({"role": message.role, "content": text, **message.fields}, message.loss, message.weight, text)
+
+
+def rename_reasoning(turn: Turn, names: Container[str]) -> Turn:
+    """Rename the reasoning of an answer to the name that a template reads, unless it reads the name in the row."""
+    name_in_row = next((name for name in REASONING_FIELDS if name in turn.message), None)
+    other = next((name for name in REASONING_FIELDS if name in names), None)
+    if name_in_row is None or name_in_row in names or other is None:
+        return turn
+    return replace(
+        turn, message={(other if name == name_in_row else name): value for name, value in turn.message.items()}
+    )
+
+
+def fill_content(turn: Turn) -> Turn:
+    """Replace the null content of an answer of calls only by an empty text."""
+    return replace(turn, message=turn.message | {"content": ""}) if turn.message["content"] is None else turn
 
 
 class ChatRenderer(Renderer):
@@ -170,10 +190,47 @@ class ChatRenderer(Renderer):
         """
         if conversation.is_text:
             return conversation.messages[0].content, []
-        turns, tools = build_turns(conversation), json.loads(conversation.tools) if conversation.tools else None
-        text = self._apply_template(turns, tools)
+        text, turns, tools = self._render_turns(conversation)
         self._check_complete(text, turns, tools)
         return text, self._build_spans(text, turns, self.find_answers(text, turns, tools))
+
+    def _render_turns(self, conversation: Conversation) -> tuple[str, list[Turn], Any]:
+        """Render a conversation as text; returns it with the turns in the form that suits the template, and the tools.
+
+        A null content is passed as null, as in the row; to a template that rejects it, or writes it, as an empty text.
+        """
+        tools = json.loads(conversation.tools) if conversation.tools else None
+        turns = [rename_reasoning(turn, self.template.names) for turn in build_turns(conversation)]
+        filled = [fill_content(turn) for turn in turns]
+        if filled == turns:
+            return self._apply_template(turns, tools), turns, tools
+        try:
+            text = self._apply_template(turns, tools)
+        except BadRow:
+            return self._apply_template(filled, tools), filled, tools
+        if "None" in text:
+            other = self._apply_template(filled, tools)
+            if other.count("None") < text.count("None"):
+                return other, filled, tools
+        return text, turns, tools
+
+    def list_unread(self, conversation: Conversation) -> list[str]:
+        """List the names of the fields of messages and calls without which the text is the same."""
+        names = list_fields(conversation.messages)
+        if not names or conversation.is_text:
+            return names
+
+        def render_without(removed: list[str]) -> str | None:
+            messages = tuple(remove_fields(message, removed) for message in conversation.messages)
+            try:
+                return self._render_turns(replace(conversation, messages=messages))[0]
+            except BadRow:
+                return None
+
+        text = render_without([])
+        if text is None:
+            return []  # the row is left out and counted
+        return names if render_without(names) == text else [name for name in names if render_without([name]) == text]
 
     def _check_complete(self, text: str, turns: list[Turn], tools: Any) -> None:
         """Check that the text contains the system message, tools and calls, which some templates omit silently.
@@ -327,12 +384,13 @@ class ChatRenderer(Renderer):
 
 
 def make_placeholder(turn: Turn, number: int) -> Turn:
-    """Build a turn of the same role with a placeholder as its text."""
-    return replace(turn, message={"role": turn.message["role"], "content": PLACEHOLDER.format(number)})
+    """Build a turn of the same role and name with a placeholder as its text."""
+    header = {name: turn.message[name] for name in ("role", "name") if name in turn.message}
+    return replace(turn, message=header | {"content": PLACEHOLDER.format(number)})
 
 
 def list_spellings(turn: Turn) -> list[str]:
     """List how templates may write the text of a turn: verbatim, or stripped of white space."""
-    if "tool_calls" in turn.message or "reasoning_content" in turn.message:
+    if any(name in turn.message for name in ("tool_calls", *REASONING_FIELDS)):
         return []
     return [turn.text, turn.text.strip(), turn.text.strip("\n"), turn.text.rstrip(), turn.text.lstrip()]

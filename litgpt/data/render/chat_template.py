@@ -35,6 +35,9 @@ class ChatTemplate:
         with_tools: the template for conversations with tools, if it is a different one.
         date: the current date for templates; None for today.
 
+    Attributes:
+        names: names of the fields that the template reads, of messages and others.
+
     Raises:
         UserError: if the template is not jinja.
     """
@@ -43,11 +46,13 @@ class ChatTemplate:
         import jinja2
 
         self.path, self.sources = path, (source, with_tools, date and date.isoformat())
+        self.names = set[str]()
         self.marks_answers = re.search(r"\{%[-+]?\s*generation\b", source + (with_tools or "")) is not None
         jinja = build_environment(date)
         try:
             self._template = jinja.from_string(source)
             self._with_tools = jinja.from_string(with_tools) if with_tools is not None else self._template
+            self.names |= find_names(jinja, source) | find_names(jinja, with_tools or "")
         except jinja2.TemplateError as error:
             raise UserError(f"{path}: not a chat template ({str(error)[:200]})") from None
 
@@ -87,6 +92,19 @@ class ChatTemplate:
             )
         except Exception as error:  # a template is a program and may raise anything
             raise UserError(f"{self.path}: rejects this conversation ({str(error)[:200]})") from None
+
+
+def find_names(jinja: Any, source: str) -> set[str]:
+    """Find the names that a template reads of objects: `message.name`, `message["name"]` or `message.get("name")`."""
+    from jinja2 import nodes
+
+    tree = jinja.parse(source)
+    names = {node.attr for node in tree.find_all(nodes.Getattr)}
+    keys = [node.arg for node in tree.find_all(nodes.Getitem)]
+    for call in tree.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Getattr) and call.node.attr == "get":
+            keys += call.args[:1]
+    return names | {key.value for key in keys if isinstance(key, nodes.Const) and isinstance(key.value, str)}
 
 
 def build_environment(date: datetime | None = None) -> Any:

@@ -57,6 +57,10 @@ class Renderer(ABC):
         """Tokenize each conversation; a BadRow for one that cannot be rendered."""
 
     @abstractmethod
+    def list_unread(self, conversation: Conversation) -> list[str]:
+        """List the names of the fields of messages and calls that the samples do not depend on."""
+
+    @abstractmethod
     def encode_prompt(self, conversation: Conversation) -> list[int]:
         """Tokens of the prompt of the conversation's first answer; empty without a prompt."""
 

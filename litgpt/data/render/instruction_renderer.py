@@ -7,6 +7,7 @@ import numpy as np
 
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
+from litgpt.data.read.message import list_fields
 from litgpt.data.render.example import Example, Renderer
 from litgpt.data.render.prompt_styles import PromptStyle
 from litgpt.data.tokenizer import Tokenizer
@@ -43,6 +44,10 @@ class InstructionRenderer(Renderer):
             else self._build_example([(next(encoded), next(encoded), weight) for *_, weight in turns], conversation)
             for turns, conversation in zip(rendered, conversations, strict=True)
         ]
+
+    def list_unread(self, conversation: Conversation) -> list[str]:
+        """List the names of all fields: a prompt style writes only texts."""
+        return list_fields(conversation.messages)
 
     def encode_prompt(self, conversation: Conversation) -> list[int]:
         """Tokens of the first prompt; empty for plain text."""

@@ -10,10 +10,11 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-from litgpt.data.read.conversation import Conversation, Message
+from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow, dump_json
+from litgpt.data.read.message import Message, list_fields
 from litgpt.data.render.loss_weights import WeightRule
 
 ToolFormat = Literal["hermes", "json", "qwen", "react"]
@@ -63,7 +64,9 @@ def write_tools_as_text(conversation: Conversation, tool_format: ToolFormat) -> 
         prompt = TOOL_PROMPTS[tool_format].format(**list_tools(conversation.tools, tool_format))
         system = f"{system}\n\n{prompt}" if system else prompt
     messages = tuple(_write_messages(conversation.messages, tool_format))
-    return replace(conversation, messages=messages, system=system, tools=None)
+    kept = list_fields(messages)
+    lost = [name for name in list_fields(conversation.messages) if name not in kept]
+    return replace(conversation, messages=messages, system=system, tools=None, unread=(*conversation.unread, *lost))
 
 
 def list_tools(tools: str, tool_format: ToolFormat) -> dict[str, str]:
@@ -94,7 +97,8 @@ def _write_messages(messages: Iterable[Message], tool_format: ToolFormat) -> Ite
         elif any(message.role == "tool_call" for message in run):
             text = "\n".join(message.content for message in run if message.role == "assistant")
             calls = [message.content for message in run if message.role == "tool_call"]
-            yield replace(run[0], role="assistant", content=write_calls(text, calls, tool_format))
+            content = write_calls(text, calls, tool_format)
+            yield replace(run[0], role="assistant", content=content, fields=_merge_fields(run))
         else:
             yield from run
 
@@ -122,7 +126,13 @@ def _merge_turn(run: list[Message], tool_format: ToolFormat) -> Message:
             parts.append(f"{RETURN}: {written}" if after_results and text else written)
         after_results = is_result
     first = next((message for message in run if message.role != "tool"), run[0])
-    return replace(first, role="assistant", content="\n".join(parts))
+    return replace(first, role="assistant", content="\n".join(parts), fields=_merge_fields(run))
+
+
+def _merge_fields(run: Iterable[Message]) -> dict[str, Any]:
+    """Merge the fields of answers, without those of calls and results, which have no place in a text."""
+    answers = [message.fields for message in run if message.role == "assistant"]
+    return {name: value for answer in answers for name, value in answer.items() if name != "content"}
 
 
 def write_calls(text: str, calls: Iterable[str], tool_format: ToolFormat) -> str:

@@ -210,15 +210,25 @@ class StreamedRows(IterableDataset[Any]):
         if self.builder.on_error == "warn" and report.left_out <= MAX_SHOWN:
             print(f"{report.first[-1]}; left out", file=sys.stderr)
 
+    def _count_unread(self, set_number: int, conversation: Conversation) -> None:
+        """Count the columns and fields that nothing reads; the first rank prints each name once."""
+        report = self.reports[set_number]
+        unread = {*conversation.unread, *self.builder.renderer.list_unread(conversation)}
+        if self.shards[0].rank == 0 and (fresh := sorted(unread - set(report.unread))):
+            print(f"{self.row_sets[set_number].name}: not read: {', '.join(fresh)}", file=sys.stderr)
+        report.unread.update(unread)
+
     def _build_examples(self, drawn: list[DrawnConversation]) -> list[Example]:
         """Render conversations to samples, none longer than the model's maximum length."""
         samples: list[Example] = []
         examples = self.builder.renderer.build_examples([conversation for _, _, conversation, _ in drawn])
-        for (set_number, location, _, is_new), example in zip(drawn, examples, strict=True):
+        for (set_number, location, conversation, is_new), example in zip(drawn, examples, strict=True):
             if isinstance(example, BadRow):
                 self._handle_error(set_number, location, example, is_new)
                 continue
             report = self.reports[set_number]
+            if is_new:
+                self._count_unread(set_number, conversation)
             report.overlong += is_new and len(example.ids) > self.builder.length
             channel = example.channel if example.channel in self.channels else self.row_sets[set_number].channel
             parts = self.builder.truncate(location, replace(example, channel=channel))

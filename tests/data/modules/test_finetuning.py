@@ -392,3 +392,21 @@ def test_samples_are_made_once_and_again_for_another_tokenizer(
     damaged.write_bytes(damaged.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"tokens.npy"):  # which of the two was damaged is left open
         _ = [module(tmp_path, each) for each in (tokenizer, other)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"tokenize": "lazy"}, {"streaming": True}, {"prompt_style": "alpaca"}])
+def test_columns_and_fields_that_nothing_reads_are_counted(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str], settings: dict[str, Any]
+) -> None:
+    said = [{"role": "user", "content": "q", "name": "Ada"}, {"role": "assistant", "content": "a"}]
+    lines = [{"messages": said, "id": 7}, {"messages": said[1:], "id": 8, "tags": []}, *rows(4)]
+    fraction = {} if "streaming" in settings else {"val_fraction": 0.0}
+    data = module(tmp_path, tokenizer, [str(write(tmp_path / "rows.jsonl", lines))], **fraction, **settings)
+    stream = data.train_stream(BatchShape(1, 1, 64))
+    take(stream, 8)
+    reports = stream.report() or data.report()
+    (report,) = reports.values()
+    assert report["unread"] == {"id": 2, "messages.name": 1} and report["reasons"] == {}
+    error = capsys.readouterr().err
+    assert error.count("not read: ") == 1
+    assert ("not read: id (2 rows), messages.name (1 rows)" in error) == ("streaming" not in settings)

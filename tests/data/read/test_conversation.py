@@ -3,12 +3,15 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
+from itertools import starmap
 from typing import Any
 
 import pytest
 
-from litgpt.data.read.conversation import Conversation, Message, to_conversation
+from litgpt.data.read.conversation import Conversation, to_conversation
 from litgpt.data.read.fields import BadRow
+from litgpt.data.read.message import Message
 
 U, A, C, T, S = "user", "assistant", "tool_call", "tool", "system"
 CALL = '{"name": "add", "arguments": {"a": 1}}'
@@ -47,7 +50,7 @@ GOLDEN: list[tuple[dict[str, Any], list[tuple[str, str]], dict[str, Any]]] = [
             ],
         },
         [(U, "q"), (A, "a")],
-        {"system": ""},
+        {"system": "", "unread": ("system",)},
     ),
     (
         {
@@ -86,7 +89,7 @@ GOLDEN: list[tuple[dict[str, Any], list[tuple[str, str]], dict[str, Any]]] = [
                 {"role": "assistant", "content": "two"},
             ]
         },
-        [(U, "q"), (C, CALL), (T, "2"), (A, "two")],
+        [(U, "q"), (A, ""), (C, CALL), (T, "2"), (A, "two")],
         {},
     ),
     (
@@ -149,13 +152,24 @@ GOLDEN: list[tuple[dict[str, Any], list[tuple[str, str]], dict[str, Any]]] = [
     ({"instruction": "i", "input": "", "output": "a"}, [(U, "i"), (A, "a")], {}),
     ({"instruction": "", "input": "x", "output": "a"}, [(U, "x"), (A, "a")], {}),
     ({"instruction": "i", "output": "a"}, [(U, "i"), (A, "a")], {}),
-    ({"instruction": "i", "input": "x", "output": "a", "text": "all of it"}, [(U, "i\nx"), (A, "a")], {}),
+    (
+        {"instruction": "i", "input": "x", "output": "a", "text": "all of it"},
+        [(U, "i\nx"), (A, "a")],
+        {"unread": ("text",)},
+    ),
     ({"instruction": "i", "input": None, "output": "a"}, [(U, "i"), (A, "a")], {}),
     (
         {"instruction": "i", "input": "x", "output": "a", "system": "s", "history": [["q", "r"]]},
         [(U, "q"), (A, "r"), (U, "i\nx"), (A, "a")],
         {"system": "s"},
     ),
+    ({"instruction": "i", "context": "x", "response": "a"}, [(U, "i\nx"), (A, "a")], {}),
+    (
+        {"instruction": "i", "context": "x", "input": "y", "output": "a"},
+        [(U, "i\ny"), (A, "a")],
+        {"unread": ("context",)},
+    ),
+    ({"question": "q", "context": "x", "answer": "a"}, [(U, "q"), (A, "a")], {"unread": ("context",)}),
     # question and answer
     ({"query": "q", "response": "a"}, [(U, "q"), (A, "a")], {}),
     ({"prompt": "q", "completion": "a"}, [(U, "q"), (A, "a")], {}),
@@ -163,8 +177,8 @@ GOLDEN: list[tuple[dict[str, Any], list[tuple[str, str]], dict[str, Any]]] = [
     ({"problem": "q", "solution": "a"}, [(U, "q"), (A, "a")], {}),
     ({"Question": "q", "Answer": "a"}, [(U, "q"), (A, "a")], {}),
     ({"input": "q", "targets": "a"}, [(U, "q"), (A, "a")], {}),
-    ({"question": "q", "answers": ["a", "b"]}, [(U, "q"), (A, "a")], {}),
-    ({"query": "q", "response": "a", "text": "q a"}, [(U, "q"), (A, "a")], {}),
+    ({"question": "q", "answers": ["a", "b"]}, [(U, "q"), (A, "a")], {"unread": ("answers after the first",)}),
+    ({"query": "q", "response": "a", "text": "q a"}, [(U, "q"), (A, "a")], {"unread": ("text",)}),
     ({"query": "q", "response": "a", "system_prompt": "s"}, [(U, "q"), (A, "a")], {"system": "s"}),
     (
         {"query": "q", "response": "a", "history": [["h", "i"]]},
@@ -176,7 +190,13 @@ GOLDEN: list[tuple[dict[str, Any], list[tuple[str, str]], dict[str, Any]]] = [
         [(U, "h"), (A, "i"), (U, "q"), (A, "a")],
         {},
     ),
-    ({"query": "q", "response": "a", "source": "s", "id": 7, "score": None}, [(U, "q"), (A, "a")], {}),
+    (
+        {"query": "q", "response": "a", "source": "s", "id": 7, "score": None},
+        [(U, "q"), (A, "a")],
+        {"unread": ("source", "id")},
+    ),
+    ({"query": "q", "response": "a", "tags": [], "label": 1}, [(U, "q"), (A, "a")], {"unread": ("label",)}),
+    ({"text": "once", "label": True}, [(A, "once")], {"unread": ("label",)}),
     ({"query": "q", "response": "a", "channel": "math"}, [(U, "q"), (A, "a")], {"channel": "math"}),
     ({"query": "q", "response": "a", "weight": 0.5}, [(U, "q"), (A, "a")], {"weight": 0.5}),
     ({"query": "q", "response": "a", "tools": json.loads(TOOLS)}, [(U, "q"), (A, "a")], {"tools": TOOLS}),
@@ -192,7 +212,9 @@ GOLDEN: list[tuple[dict[str, Any], list[tuple[str, str]], dict[str, Any]]] = [
 def test_rows(number: int) -> None:
     row, said, rest = GOLDEN[number]
     before = json.dumps(row)
-    assert to_conversation(row) == Conversation(tuple(Message(role, text) for role, text in said), **rest)
+    conversation = to_conversation(row)
+    spoken = tuple(replace(message, fields={}) for message in conversation.messages)
+    assert replace(conversation, messages=spoken) == Conversation(tuple(starmap(Message, said)), **rest)
     assert json.dumps(row) == before  # nothing of the caller's is changed
 
 
@@ -219,7 +241,7 @@ def test_messages_say_whether_they_are_trained() -> None:
     }
     _, first, _, last = to_conversation(row).messages
     assert (first.loss, first.weight) == (False, 1.0)
-    assert (last.loss, last.weight, last.reasoning) == (True, 2.0, "hm")
+    assert (last.loss, last.weight, last.fields) == (True, 2.0, {"reasoning_content": "hm"})
 
 
 def test_tool_json_is_kept_as_it_is_spelled() -> None:
@@ -258,7 +280,8 @@ FAULTS: list[tuple[Any, str]] = [
     ({"messages": [{"role": "user"}]}, "message without content"),
     ({"messages": [{"role": "user", "content": []}]}, "message without content"),
     ({"messages": [{"role": "user", "content": 5}]}, "content is not text"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content is not text"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "image_url data is not supported yet"),
+    ({"messages": [{"role": "user", "content": [{"type": "table"}]}]}, "content is not text"),
     ({"messages": QA[:1]}, "does not end with an answer"),
     ({"messages": [{"role": "system", "content": "s"}]}, "no messages"),
     ({"messages": [*QA, {"role": "tool_call", "content": "add(1)"}]}, "tool call: not JSON"),

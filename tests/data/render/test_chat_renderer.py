@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from litgpt.data.read.conversation import Conversation, Message, to_conversation
+from litgpt.data.read.conversation import Conversation, to_conversation
 from litgpt.data.read.fields import BadRow
+from litgpt.data.read.message import Message
 from litgpt.data.render.chat_renderer import ChatRenderer, LossMask, build_turns
-from litgpt.data.render.chat_template import read_template
+from litgpt.data.render.chat_template import ChatTemplate, read_template
 from litgpt.data.render.example import Example
 from litgpt.data.render.loss_weights import WeightRule, split_by_weight
 from litgpt.errors import UserError
@@ -152,7 +153,9 @@ def test_reasoning_that_a_template_leaves_out_of_earlier_answers(folders: dict[s
     folder = folders["qwen3"]
     example = folder.example(REASONED)
     assert folder.trained_text(example) == ["the fox<|im_end|>", "<think>\nit jumps\n</think>\n\nthe dog<|im_end|>"]
-    apart = Conversation((Message("user", "q"), Message("assistant", "the fox", reasoning="it jumps")))
+    apart = Conversation(
+        (Message("user", "q"), Message("assistant", "the fox", fields={"reasoning_content": "it jumps"}))
+    )
     written = "<think>\nit jumps\n</think>\n\nthe fox<|im_end|>"
     assert folder.trained_text(folder.example(apart)) == [written]
 
@@ -363,3 +366,61 @@ def test_weights_reach_the_tokens(folders: dict[str, Folder]) -> None:
 def test_invalid_rules(rule: dict[str, str]) -> None:
     with pytest.raises(UserError, match=r"data\.weights"):
         WeightRule(1.0, **rule)
+
+
+NAMES = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}\n{{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}[{{ c.id }} {{ c.function.name }}]{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WHOLE = "{% for m in messages %}<|im_start|>{{ m | tojson }}<|im_end|>\n{% endfor %}"
+# a template, and which fields of the row it does not read
+READERS = {
+    NAMES: ["messages.thinking", "messages.tool_call_id", "messages.refused"],
+    WHOLE: [],
+    NAMES + "{{ messages[1].thinking }}": ["messages.tool_call_id", "messages.refused"],
+    NAMES + "{{ messages[1]['reasoning'] }}": ["messages.tool_call_id", "messages.refused"],
+    NAMES + "{{ messages[1].get('reasoning_content') }}": ["messages.tool_call_id", "messages.refused"],
+}
+
+
+@pytest.mark.parametrize("source", READERS)
+def test_fields_arrive_at_the_template_and_the_others_are_listed(folders: dict[str, Folder], source: str) -> None:
+    calls = [{"id": "abc", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "q", "name": "Ada"},
+        {"role": "assistant", "content": None, "thinking": "hm", "tool_calls": calls},
+        {"role": "tool", "content": "2", "tool_call_id": "abc", "name": "add"},
+        {"role": "assistant", "content": "two", "name": "Bob", "refused": False},
+    ]
+    folder = folders["chatml"]
+    renderer = ChatRenderer(folder.tokenizer, ChatTemplate(source, Path("chat.jinja")))
+    conversation = to_conversation({"messages": messages})
+    text, _ = renderer.render(conversation)
+    if source == WHOLE:
+        assert text == "".join(f"<|im_start|>{json.dumps(message)}<|im_end|>\n" for message in messages)
+    else:  # transformers knows the reasoning under every name but the last
+        named = [{name.replace("thinking", "reasoning"): value for name, value in item.items()} for item in messages]
+        wanted = named if "'reasoning'" in source else messages
+        assert text == folder.theirs.apply_chat_template(wanted, chat_template=source, tokenize=False)
+    assert renderer.list_unread(conversation) == READERS[source]
+    if source == NAMES:  # the name in the header of an answer is not trained
+        trained = folder.trained_text(renderer.build_examples([conversation])[0])  # type: ignore[arg-type]
+        assert trained == ["[abc add]<|im_end|>", "two<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("content", "written"),
+    [
+        ("{{ m.content }}", ""),  # a template that would write None gets an empty text
+        ("{{ '' + m.content }}", ""),  # and one that rejects it
+        ("{{ 'calls' if m.content is none else m.content }}", "calls"),
+    ],
+)
+def test_a_content_that_is_null(folders: dict[str, Folder], content: str, written: str) -> None:
+    source = "{% for m in messages %}<|im_start|>" + content + "{{ m.tool_calls or '' }}<|im_end|>{% endfor %}"
+    renderer = ChatRenderer(folders["chatml"].tokenizer, ChatTemplate(source, Path("chat.jinja")))
+    call = {"function": {"name": "f", "arguments": {}}}
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [call]}]}
+    text, _ = renderer.render(to_conversation(row))
+    assert text.startswith(f"<|im_start|>q<|im_end|><|im_start|>{written}[{{'type'")

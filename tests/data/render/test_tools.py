@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from litgpt.data.read.conversation import Conversation, Message, to_conversation
+from litgpt.data.read.conversation import Conversation, to_conversation
 from litgpt.data.read.fields import BadRow, dump_json
+from litgpt.data.read.message import Message
 from litgpt.data.render.chat_renderer import ChatRenderer, LossMask
 from litgpt.data.render.chat_template import read_template
 from litgpt.data.render.example import Example
