@@ -26,6 +26,8 @@ from litgpt.recipe.tuner import Tuner
 
 KEY_ALIASES = {"checkpoint.async": "checkpoint.asynchronous"}  # `async` is a keyword of Python
 DEFAULT_CHOICES = {Optimizer: "AdamW", DataModule: "TinyLlama", Tuner: "LoRA"}
+REPLACED_DEFAULTS = {"max_steps": "epochs", "max_tokens": "epochs", "lr_warmup_fraction": "lr_warmup_steps"}
+"""Keys of train, and the one whose default is null if they are given."""
 Tree = dict[str, Any]
 
 
@@ -217,6 +219,10 @@ def build_recipe(recipe: type, tree: Tree) -> Any:
         typed = parser.parse_object(normalized)
     except ArgumentError as error:
         raise explain_error(recipe, normalized, error) from None
+    given = normalized.get("train", {})
+    for key, replaced in REPLACED_DEFAULTS.items():
+        if key in given and replaced not in given and typed[f"train.{key}"] is not None:
+            typed[f"train.{replaced}"] = None
     try:
         values = parser.instantiate(typed)
     except Exception as error:  # jsonargparse wraps the errors that groups raise

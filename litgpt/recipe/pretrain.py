@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Seed, check_numbers
@@ -31,6 +31,8 @@ class TokenizerArgs:
 class Pretrain(Training):
     """Pretrain a model on text, from scratch or from existing weights."""
 
+    default_min_lr: ClassVar[float] = 4e-5
+
     model_name: str
     """A model name from `litgpt pretrain list`, or a new name with a complete model_config."""
     model_config: dict[str, Any] | None = None
@@ -44,7 +46,7 @@ class Pretrain(Training):
     out_dir: Path = field(default=Path("out/pretrain"), kw_only=True)
     """Output folder for checkpoints, logs and the final model."""
     train: TrainArgs = field(
-        default_factory=lambda: TrainArgs(global_batch_size=512, lr_warmup_steps=2000, max_norm=1.0, min_lr=4e-5),
+        default_factory=lambda: TrainArgs(global_batch_size=512, lr_warmup_steps=2000, max_norm=1.0),
         kw_only=True,
     )
     eval: EvalArgs = field(default_factory=lambda: EvalArgs(interval=1000), kw_only=True)

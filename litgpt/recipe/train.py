@@ -22,9 +22,9 @@ class TrainArgs:
     lr_warmup_steps: Position | None = 100
     """Number of optimizer steps of learning rate warmup from 0; null for no warmup."""
     lr_warmup_fraction: Fraction | None = None
-    """Fraction of one epoch for learning rate warmup, instead of lr_warmup_steps."""
+    """Fraction of the run, or of lr_decay_steps if given, for learning rate warmup, instead of lr_warmup_steps."""
     epochs: Count | None = None
-    """Maximum number of passes over the training data."""
+    """Maximum number of passes over the training data; by default no limit if max_steps or max_tokens is given."""
     max_tokens: TokenCount | None = None
     """Maximum number of training tokens, over all devices."""
     max_steps: Count | None = None
@@ -37,8 +37,8 @@ class TrainArgs:
     """Whether the output layer shares the weights of the embedding; null for the setting of the model."""
     max_norm: Positive | None = None
     """Maximum gradient norm over all parameters, for gradient clipping; null for no clipping."""
-    min_lr: Rate = 6e-5
-    """Learning rate at the end of the decay."""
+    min_lr: Rate | None = None
+    """Learning rate at the end of the decay; null for 6e-5 (4e-5 when pretraining), or lr / 10 if that is above lr."""
     lr_decay_style: Literal["cosine", "linear", "constant", "inverse-sqrt", "wsd"] = "cosine"
     """Learning rate schedule after warmup; wsd is warmup-stable-decay."""
     lr_decay_steps: Count | None = None

@@ -1,8 +1,8 @@
 """The settings of all training commands."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Seed, check_numbers
@@ -15,7 +15,9 @@ from litgpt.recipe.train import CheckpointArgs, EvalArgs, GuardArgs, LogArgs, Lo
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The settings that pretraining and finetuning share."""
+    """The settings that pretraining and finetuning share; `default_min_lr` is train.min_lr if it is null."""
+
+    default_min_lr: ClassVar[float] = 6e-5
 
     out_dir: Path
     """Output folder for checkpoints, logs and the final model."""
@@ -48,11 +50,12 @@ class Training:
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        if self.train.lr_decay_style != "constant" and self.train.min_lr > self.optimizer.lr:
-            raise UserError(
-                f"train.min_lr: {self.train.min_lr} is above the optimizer's lr: {self.optimizer.lr}; "
-                "set train.min_lr: 0"
-            )
+        lr, min_lr = self.optimizer.lr, self.train.min_lr
+        if min_lr is None:
+            default = self.default_min_lr if self.default_min_lr <= lr else lr / 10
+            object.__setattr__(self, "train", replace(self.train, min_lr=default))
+        elif self.train.lr_decay_style != "constant" and min_lr > lr:
+            raise UserError(f"train.min_lr: {min_lr} is above the optimizer's lr: {lr}; set train.min_lr: 0")
         if self.compile and self.recompute.offload:
             raise UserError("recompute.offload: true and compile: true are mutually exclusive; set compile: false")
         self._check_layout()

@@ -30,8 +30,9 @@ class Schedule:
     def from_args(cls, train: TrainArgs, *, peak: float, warmup: int, steps: int | None) -> "Schedule":
         """Build the schedule of a run of `steps` optimizer steps; None for a run without a limit."""
         end = train.lr_decay_steps or steps or math.inf
+        floor = peak if train.min_lr is None else min(train.min_lr, peak)
         wsd = train.wsd_decay_steps or max(1, end // 10)
-        return cls(train.lr_decay_style, peak, min(train.min_lr, peak), warmup, end, wsd, train.wsd_decay_style)
+        return cls(train.lr_decay_style, peak, floor, warmup, end, wsd, train.wsd_decay_style)
 
     def at(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0."""
@@ -93,15 +94,21 @@ def count_steps(train: TrainArgs, length: int, samples_per_epoch: int | None) ->
     return min(limits, default=None)
 
 
-def count_warmup_steps(train: TrainArgs, samples_per_epoch: int | None, steps: int | None) -> int:
-    """Count the optimizer steps of warm-up, at most `steps`.
+def count_warmup_steps(train: TrainArgs, steps: int | None) -> int:
+    """Count the optimizer steps of warm-up, at most the `steps` of the run.
+
+    A fraction is of `lr_decay_steps`, or of the run without them, as in Megatron-LM.
 
     Raises:
-        UserError: if an epoch's length is needed and the data does not have one.
+        UserError: for a fraction of a run without a number of steps.
     """
     warmup = train.lr_warmup_steps or 0
     if train.lr_warmup_fraction is not None:
-        if samples_per_epoch is None:
-            raise UserError("train.lr_warmup_fraction: the data has no known length; set train.lr_warmup_steps")
-        warmup = math.ceil(train.lr_warmup_fraction * samples_per_epoch / train.global_batch_size)
+        end = train.lr_decay_steps or steps
+        if end is None:
+            raise UserError(
+                f"train.lr_warmup_fraction: {train.lr_warmup_fraction} needs the number of steps; set train.max_steps, "
+                "or lr_warmup_steps instead"
+            )
+        warmup = math.ceil(round(train.lr_warmup_fraction * end, 6))
     return warmup if steps is None else min(warmup, steps)

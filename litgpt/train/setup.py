@@ -102,9 +102,8 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     resumed_from = find_checkpoint(recipe.resume, recipe.out_dir, notify)
     data = open_data(recipe, spec, fabric, mesh, length, resumed=resumed_from is not None)
     train_state = build_train_state(recipe, spec, mesh, fabric.device, resumed=resumed_from is not None)
-    samples_per_epoch = data.train.samples_per_epoch
-    steps = count_steps(recipe.train, length, samples_per_epoch)
-    warmup = count_warmup_steps(recipe.train, samples_per_epoch, steps)
+    steps = count_steps(recipe.train, length, data.train.samples_per_epoch)
+    warmup = count_warmup_steps(recipe.train, steps)
     checkpoints, progress = open_checkpoints(recipe, spec, train_state, resumed_from, notify)
     if progress:
         data.train.load_state_dict(progress["stream"])

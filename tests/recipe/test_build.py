@@ -129,7 +129,7 @@ def test_another_optimizer_drops_the_settings_of_the_first(litgpt, config, tmp_p
         ),
         (["--eval.max_new_tokens", "5"], "eval.max_new_tokens: 5 is not supported for pretraining"),
         (
-            ["--train.lr_warmup_fraction", "0.1"],
+            ["--train.lr_warmup_fraction", "0.1", "--train.lr_warmup_steps", "2000"],
             "train.lr_warmup_fraction: 0.1 and train.lr_warmup_steps: 2000 are mutually",
         ),
         (
@@ -272,5 +272,39 @@ def test_keys_without_a_class_belong_to_the_class_named_later(litgpt, tmp_path):
 
 
 def test_a_nested_key_leaves_the_defaults_of_its_siblings(litgpt):
-    train = litgpt("finetune", "x", "--train.max_steps", "3").recipe.train
+    train = litgpt("finetune", "x", "--train.max_time", "3").recipe.train
     assert (train.epochs, train.global_batch_size) == (5, 16)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], {"epochs": 5, "max_steps": None, "lr_warmup_steps": 100}),
+        (["--train.max_steps", "3"], {"epochs": None, "max_steps": 3}),
+        (["--train.max_tokens", "3000"], {"epochs": None, "max_tokens": 3000}),
+        (["--train.max_steps", "3", "--train.epochs", "2"], {"epochs": 2, "max_steps": 3}),
+        (["--train.max_steps", "null"], {"epochs": 5, "max_steps": None}),
+        (["--train.max_time", "60"], {"epochs": 5, "max_time": 60.0}),
+        (["--train.lr_warmup_fraction", "0.1"], {"lr_warmup_steps": None, "lr_warmup_fraction": 0.1}),
+        (["--train.lr_warmup_fraction", "null"], {"lr_warmup_steps": 100, "lr_warmup_fraction": None}),
+    ],
+)
+def test_defaults_follow_what_is_given(litgpt, flags, expected):
+    train = litgpt("finetune_full", "x", *flags).recipe.train
+    assert {name: getattr(train, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "lr", "min_lr"),
+    [
+        ("finetune_full", "1e-5", 1e-6),
+        ("finetune_full", "6e-5", 6e-5),
+        ("finetune_lora", "2e-4", 6e-5),
+        ("pretrain", "4e-5", 4e-5),
+        ("pretrain", "2e-5", 2e-6),
+    ],
+)
+def test_the_default_of_min_lr_follows_lr(litgpt, command, lr, min_lr):
+    assert litgpt(command, "x", "--optimizer.lr", lr).recipe.train.min_lr == pytest.approx(min_lr)
+    line = litgpt(command, "x", "--optimizer.lr", lr, "--train.min_lr", "1e-2").error_line()
+    assert line == f"train.min_lr: 0.01 is above the optimizer's lr: {float(lr)}; set train.min_lr: 0"

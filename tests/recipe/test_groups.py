@@ -98,6 +98,7 @@ def test_the_default_of_max_tokens_is_litgpts():
 
 
 def test_a_constant_learning_rate_ignores_min_lr():
-    assert Pretrain("x", optimizer=AdamW(lr=1e-6), train=TrainArgs(lr_decay_style="constant")).train.min_lr == 6e-5
+    train = TrainArgs(lr_decay_style="constant", min_lr=6e-5)
+    assert Pretrain("x", optimizer=AdamW(lr=1e-6), train=train).train.min_lr == 6e-5
     with pytest.raises(UserError, match=r"train\.min_lr: 6e-05 is above the optimizer's lr: 1e-06"):
-        Pretrain("x", optimizer=AdamW(lr=1e-6), train=TrainArgs())
+        Pretrain("x", optimizer=AdamW(lr=1e-6), train=TrainArgs(min_lr=6e-5))

@@ -2,8 +2,9 @@
 
 import pytest
 
+from litgpt.errors import UserError
 from litgpt.recipe.train import TrainArgs
-from litgpt.train.schedule import Schedule
+from litgpt.train.schedule import Schedule, count_warmup_steps
 
 
 def rates(style: str, steps: list[int], **settings: object) -> list[float]:
@@ -54,3 +55,27 @@ def test_decay_steps_end_the_decay_before_the_run_does() -> None:
 def test_a_floor_above_the_peak_does_not_raise_the_rate() -> None:
     schedule = Schedule.from_args(TrainArgs(min_lr=1.0), peak=0.5, warmup=0, steps=10)
     assert max(schedule.at(step) for step in range(20)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "expected"),
+    [
+        ({"lr_warmup_steps": None, "lr_warmup_fraction": 0.1}, 30, 3),
+        ({"lr_warmup_steps": None, "lr_warmup_fraction": 0.07}, 30, 3),
+        ({"lr_warmup_steps": None, "lr_warmup_fraction": 0.1, "lr_decay_steps": 20}, 30, 2),
+        ({"lr_warmup_steps": None, "lr_warmup_fraction": 0.1, "lr_decay_steps": 20}, None, 2),
+        ({"lr_warmup_steps": None, "lr_warmup_fraction": 0.0}, 30, 0),
+        ({"lr_warmup_steps": 7}, None, 7),
+        ({"lr_warmup_steps": 7}, 5, 5),
+        ({"lr_warmup_steps": None}, 5, 0),
+    ],
+)
+def test_a_fraction_of_warm_up_is_of_the_run(settings: dict[str, object], steps: int | None, expected: int) -> None:
+    assert count_warmup_steps(TrainArgs(**settings), steps) == expected  # type: ignore[arg-type]
+
+
+def test_a_fraction_of_a_run_without_end_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"train.lr_warmup_fraction: 0.1 needs the number of steps; set train.max_steps"
+    ):
+        count_warmup_steps(TrainArgs(lr_warmup_steps=None, lr_warmup_fraction=0.1), None)
