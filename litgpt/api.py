@@ -1,5 +1,6 @@
 """The Python API: load a model from a folder or by name, generate text with it, call it."""
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from litgpt.data.render.prompt_format import build_style_files
 from litgpt.data.render.prompt_styles import PromptStyle, parse_style
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
-from litgpt.infer.generate import check_length, generate, truncate_at_stop
+from litgpt.infer.generate import check_prompt, generate, truncate_at_stop
 from litgpt.infer.load import (
     AUTOCAST_DTYPES,
     WEIGHT_DTYPES,
@@ -77,6 +78,8 @@ class LLM(nn.Module):
         self.checkpoint_dir = checkpoint_dir
         self.prompt_style: PromptStyle | None = find_prompt_style(tokenizer.folder, chat)
         self.cache_size: int | None = None
+        for warning in tokenizer.warnings:
+            print(warning, file=sys.stderr)
         self.eval()
 
     @classmethod
@@ -270,7 +273,7 @@ class LLM(nn.Module):
         stop_tokens, format_stops = encoder.get_stops(chat_template)
         stops += format_stops
         sampling = Sampling(temperature, top_k, top_p)
-        check_length(self.model, prompt_ids, max_new_tokens)
+        check_prompt(self.model, prompt_ids, max_new_tokens)
         rng = None if seed is None else torch.Generator(self.model.embedding.weight.device).manual_seed(seed)
         settings: dict[str, Any] = {"sampling": sampling, "generator": rng, "cache_size": self.cache_size}
         tokens = generate(self.model, prompt_ids, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens, **settings)

@@ -421,3 +421,12 @@ def test_command_takes_the_keys_of_litgpt(tmp_path: Path, litgpt: Run) -> None:
 def test_importing_litgpt_loads_no_torch() -> None:
     code = "import sys, litgpt; assert 'torch' not in sys.modules; litgpt.cli if hasattr(litgpt, 'cli') else 0"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+
+
+@pytest.mark.parametrize(("prompt", "sys_prompt", "key"), [("a\ud800", None, "prompt"), ("a", "a\ud800", "sys_prompt")])
+def test_a_prompt_that_is_not_utf8_is_named(chatty: Path, prompt: str, sys_prompt: str | None, key: str) -> None:
+    llm = LLM.load(chatty, distribute=None)
+    with pytest.raises(UserError, match=rf"^{key}: 'a\\ud800' is not UTF-8 at character 2"):
+        llm.generate(prompt, sys_prompt)
+    with pytest.raises(UserError, match=r"text: .* is not UTF-8"):
+        llm.tokenizer.encode("a\ud800")

@@ -157,3 +157,30 @@ def test_processes_of_torchrun_leave_an_error_to_the_first_one(
         assert cli.main(["pretrain", "--seeed", "1"]) == 2
         assert capsys.readouterr().err.startswith("litgpt: error: seeed")
         assert waits == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("generate m --prompt TEXT", "prompt"),
+        ("generate m --sys_prompt TEXT", "sys_prompt"),
+        ("generate m --stop TEXT", "stop"),
+        ("generate TEXT", "checkpoint_dir"),
+        ("finetune m --eval.sample_prompt TEXT", "eval.sample_prompt"),
+        ("finetune m --data Conversations --data.sources [a.jsonl] --data.system TEXT", "data.system"),
+        ("pretrain pythia-14m --out_dir TEXT", "out_dir"),
+        ("pretrain pythia-14m --model_config.name TEXT", "model_config.name"),
+        ("data inspect --data JSON --data.json_path TEXT", "data.json_path"),
+    ],
+)
+def test_a_text_that_is_not_utf8_is_named(line: str, key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = b"a\xffb".decode(errors="surrogateescape")  # as Python reads such a byte on the command line
+    assert cli.main(line.replace("TEXT", text).split()) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error == f"litgpt: error: {key}: 'a\\udcffb' is not UTF-8 at character 2; give it in UTF-8"
+
+
+def test_a_text_of_a_file_that_is_not_utf8_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text('model_name: pythia-14m\neval: {sample_prompt: "a\\ud800"}\n')
+    assert cli.main(["pretrain", "--config", str(tmp_path / "recipe.yaml")]) == 2
+    assert "eval.sample_prompt: 'a\\ud800' is not UTF-8 at character 2" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """`litgpt data inspect`: show samples of the data of a run."""
 
 import random
+import sys
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,8 @@ def run(recipe: DataInspect) -> None:
         UserError: if the data has no validation split and the recipe asks for it.
     """
     tokenizer = Tokenizer(recipe.tokenizer_dir) if recipe.tokenizer_dir else None
+    for warning in tokenizer.warnings if tokenizer else ():
+        print(warning, file=sys.stderr)
     train, val = open_streams(recipe.data, tokenizer, recipe.max_seq_length)
     stream = train if recipe.split == "train" else val
     if stream is None:

@@ -1,5 +1,6 @@
 """`litgpt data prepare`: download, tokenize and count the data of a run in advance."""
 
+import sys
 from pathlib import Path
 
 from litgpt.data.modules.finetuning import FinetuningData
@@ -16,6 +17,8 @@ def run(recipe: DataPrepare) -> None:
         UserError: if the data cannot be read, or token shards are damaged.
     """
     tokenizer = Tokenizer(recipe.tokenizer_dir) if recipe.tokenizer_dir else None
+    for warning in tokenizer.warnings if tokenizer else ():
+        print(warning, file=sys.stderr)
     train, val = open_streams(recipe.data, tokenizer, recipe.max_seq_length)
     folders = [getattr(windows.tokens, "folder", Path()) for windows in [*list_windows(train), *list_windows(val)]]
     if isinstance(recipe.data, FinetuningData):

@@ -1,5 +1,6 @@
 """`litgpt validate`: check that a model folder can be used, without loading it."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,8 @@ def validate_tokenizer(recipe: Validate) -> str:
     assert rows is not None
     if tokenizer.id_limit > rows:
         raise UserError(f"tokens go up to {tokenizer.id_limit - 1}, but the embedding has {rows} rows")
+    for warning in tokenizer.warnings:
+        print(warning, file=sys.stderr)
     return f"{tokenizer.vocab_size} tokens; {TEXT!r} is encoded as {tokens.tolist()} and decoded back"
 
 

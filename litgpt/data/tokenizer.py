@@ -9,7 +9,7 @@ import numpy as np
 
 from litgpt.data.sentencepiece import SentencePieceTokenizer, read_sentencepiece
 from litgpt.errors import UserError
-from litgpt.files import read_json, staged_folder, write_json
+from litgpt.files import find_surrogate, read_json, staged_folder, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,7 @@ class Tokenizer:
         use_bos, use_eos: whether `bos_id` and `eos_id` are added to texts by default.
         vocab_size: number of tokens without those added after training (as in LitGPT).
         id_limit: the largest token id plus one: the size that an embedding table needs.
+        warnings: special tokens in the files that the tokenizer does not have, which are left out; one line each.
 
     Raises:
         UserError: if a file is missing or damaged.
@@ -43,6 +44,7 @@ class Tokenizer:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
+        self.warnings: list[str] = []
         self.model_name = self.folder.resolve().name
         self._config = _read_settings(self.folder / "tokenizer_config.json")
         self.backend: Literal["huggingface", "sentencepiece"]
@@ -93,11 +95,18 @@ class Tokenizer:
 
     def _find_special_id(self, name: str) -> int | None:
         if (token := self.special_tokens().get(f"{name}_token")) is not None:
-            return self.token_to_id(token)
+            if (number := self.find_token(token)) is not None:
+                return number
+            path = self.folder / "tokenizer_config.json"
+            self._warn(f"{path}: {name}_token: {token!r} is not a token of the tokenizer; left out")
         if self.backend == "sentencepiece":
             number = self.processor.bos_id() if name == "bos" else self.processor.eos_id()
             return number if number >= 0 else None
         return next(iter(self._read_generation_ids(name)), None)
+
+    def _warn(self, line: str) -> None:
+        if line not in self.warnings:
+            self.warnings.append(line)
 
     def _read_generation_ids(self, name: str) -> list[int]:
         """Read the bos or eos ids in generation_config.json, or else in config.json: one or several."""
@@ -107,9 +116,13 @@ class Tokenizer:
         value = _read_settings(paths[0]).get(f"{name}_token_id")
         numbers = value if isinstance(value, list) else [] if value is None else [value]
         for number in numbers:
-            if type(number) is not int or number < 0 or (paths[0].name != "config.json" and number >= self.id_limit):
+            if type(number) is not int:
                 raise UserError(f"{paths[0]}: {name}_token_id: {number!r} is not a token id")
-        return [number for number in numbers if number < self.id_limit]  # config.json may have the default of its class
+            # config.json may have the default of its class
+            if not 0 <= number < self.id_limit and paths[0].name != "config.json":
+                limit = self.id_limit - 1
+                self._warn(f"{paths[0]}: {name}_token_id: {number} is not a token (0 to {limit}); left out")
+        return [number for number in numbers if 0 <= number < self.id_limit]
 
     def _adds_by_default(self, name: Literal["bos", "eos"]) -> bool:
         setting = self._config.get(f"add_{name}_token")
@@ -174,7 +187,15 @@ class Tokenizer:
         return np.concatenate([np.array(before, np.int32), tokens, np.array(after, np.int32)])
 
     def encode_batch(self, strings: list[str]) -> list[np.ndarray]:
-        """Encode texts in parallel as (T,) int32 token ids, without bos and eos."""
+        """Encode texts in parallel as (T,) int32 token ids, without bos and eos.
+
+        Raises:
+            UserError: for a text that is not UTF-8, which has a lone surrogate.
+        """
+        for string in strings:
+            if (position := find_surrogate(string)) is not None:
+                part = string[max(position - 20, 0) : position + 20]
+                raise UserError(f"text: {part!r} is not UTF-8 at character {position + 1}; give it in UTF-8")
         if self.backend == "sentencepiece":
             return [np.array(ids, dtype=np.int32) for ids in self._sentencepiece.encode_batch(strings)]
         encodings = self.processor.encode_batch_fast(strings, add_special_tokens=False)

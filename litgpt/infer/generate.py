@@ -18,15 +18,18 @@ def compute_next_logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | 
     return compute_logits(hidden_BTD[:, -1:], weight_VD, bias_V, softcap)[:, 0]
 
 
-def check_length(model: GPT, prompt: Sequence[int], max_new_tokens: int) -> None:
-    """Check that prompt and new tokens fit into the model's context.
+def check_prompt(model: GPT, prompt: Sequence[int], max_new_tokens: int) -> None:
+    """Check that prompt and new tokens fit into the model's context, and the model has all tokens of the prompt.
 
     Raises:
         UserError: if they do not, or the prompt is empty.
     """
-    limit = model.config.block_size
+    limit, rows = model.config.block_size, model.config.padded_vocab_size or 0
     if not prompt:
         raise UserError("prompt: has no tokens; set at least one")
+    if not 0 <= min(prompt) <= max(prompt) < rows:
+        wrong = max(prompt) if max(prompt) >= rows else min(prompt)
+        raise UserError(f"prompt: has token {wrong}, but the model has {rows} tokens; use the model's own tokenizer")
     if len(prompt) >= limit:
         raise UserError(f"prompt: {len(prompt)} tokens exceed the model's context of {limit}; use a shorter one")
     if max_new_tokens < 1 or len(prompt) + max_new_tokens > limit:
@@ -56,7 +59,7 @@ def generate(
     Raises:
         UserError: if the text would exceed the model's context or the cache, or logits are not finite.
     """
-    check_length(model, prompt, max_new_tokens)
+    check_prompt(model, prompt, max_new_tokens)
     device, stops = model.embedding.weight.device, set(stop_tokens)
     cache = KeyValueCache(model.config.n_layer, cache_size)
 

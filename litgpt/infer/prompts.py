@@ -8,6 +8,7 @@ from litgpt.data.render.chat_template import ChatTemplate, find_turn_ends
 from litgpt.data.render.prompt_styles import PromptStyle, has_prompt_style, load_prompt_style
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
+from litgpt.files import find_surrogate
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,11 @@ class PromptEncoder:
         """The tokens of a prompt.
 
         Raises:
-            UserError: if the format has no system prompt, or the template rejects the prompt.
+            UserError: if a text is not UTF-8, the format has no system prompt, or the template rejects the prompt.
         """
+        for key, text in (("prompt", prompt), ("sys_prompt", sys_prompt or "")):
+            if (position := find_surrogate(text)) is not None:
+                raise UserError(f"{key}: {text[:40]!r} is not UTF-8 at character {position + 1}; give it in UTF-8")
         if not self.has_format(chat_template):
             if sys_prompt is not None:
                 raise unsupported_system_prompt(sys_prompt, f"{self.tokenizer.folder} without a chat template")

@@ -201,8 +201,11 @@ def collect_settings(recipe: type, configs: Iterable[str], flags: Iterable[Flag]
     """Merge the keys of all YAML files and then of all flags, classes and whole groups before single keys."""
     tree: Tree = {}
     for source in configs:
-        tree = merge_settings(recipe, tree, read_yaml(source), trusted=not is_url(source))
+        values = read_yaml(source)
+        keys.check_utf8(values, "")
+        tree = merge_settings(recipe, tree, values, trusted=not is_url(source))
     for flag in sorted(flags, key=count_levels):
+        keys.check_utf8(flag.value, flag.key)
         tree = merge_settings(recipe, tree, flag_to_tree(recipe, flag), trusted=True)
     return tree
 

@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from litgpt.errors import UserError
+from litgpt.files import find_surrogate
 from litgpt.recipe.bounds import find_limits, resolve_types
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.optimizer import Optimizer
@@ -34,6 +35,24 @@ def list_types(hint: Any) -> list[Any]:
     if get_origin(hint) in (Union, UnionType):
         return [kind for member in get_args(hint) for kind in list_types(member)]
     return [hint]
+
+
+def check_utf8(value: Any, key: str) -> None:
+    """Check all texts of a value, which has a lone surrogate for each byte of a command line that is not UTF-8.
+
+    Raises:
+        UserError: naming the key of the first that is not UTF-8.
+    """
+    if isinstance(value, dict):
+        for name, member in value.items():
+            part = "" if name in ("class_path", "init_args") else str(name)
+            check_utf8(str(name), key)
+            check_utf8(member, f"{key}.{part}".strip("."))
+    elif isinstance(value, list):
+        for member in value:
+            check_utf8(member, key)
+    elif isinstance(value, str) and (position := find_surrogate(value)) is not None:
+        raise UserError(f"{key}: {value[:40]!r} is not UTF-8 at character {position + 1}; give it in UTF-8")
 
 
 def find_group(hint: Any) -> type | None:

@@ -101,6 +101,8 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     mesh = cast(MeshStrategy, fabric.strategy).mesh
     resumed_from = find_checkpoint(recipe.resume, recipe.out_dir, notify)
     data = open_data(recipe, spec, fabric, mesh, length, resumed=resumed_from is not None)
+    for warning in data.tokenizer.warnings if data.tokenizer else ():
+        notify(warning)
     train_state = build_train_state(recipe, spec, mesh, fabric.device, resumed=resumed_from is not None)
     steps = count_steps(recipe.train, length, data.train.samples_per_epoch)
     warmup = count_warmup_steps(recipe.train, steps)

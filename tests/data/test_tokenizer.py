@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,8 +97,30 @@ def test_special_tokens_from_generation_config(folders: dict[str, Path], tmp_pat
     generation = {"bos_token_id": 0, "eos_token_id": [1, 0]}
     tokenizer = with_files(tmp_path / "t", folders["bpe"], post_processor=False, generation_config=generation)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.use_bos) == (0, 1, False)
-    with pytest.raises(UserError, match=r"generation_config\.json.*999999"):
-        with_files(tmp_path / "u", folders["bpe"], post_processor=False, generation_config={"bos_token_id": 999999})
+    assert tokenizer.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("files", "bos", "stops", "warning"),
+    [
+        ({"generation_config": {"eos_token_id": [1, 999999]}}, None, (1,), "eos_token_id: 999999 is not a token (0 to"),
+        ({"generation_config": {"bos_token_id": -1}}, None, (), "bos_token_id: -1 is not a token (0 to"),
+        ({"generation_config": {"pad_token_id": 999999, "eos_token_id": 1}}, None, (1,), ""),  # never read
+        ({"tokenizer_config": {"bos_token": "<s>", "eos_token": "<|eos|>"}}, None, (1,), "bos_token: '<s>' is not a"),
+        ({"config": {"bos_token_id": 50256, "eos_token_id": 50256}}, None, (), ""),  # the defaults of GPT2Config
+    ],
+)
+def test_special_tokens_that_the_tokenizer_lacks_are_left_out(
+    folders: dict[str, Path], tmp_path: Path, files: dict[str, Any], bos: int | None, stops: Any, warning: str
+) -> None:
+    tokenizer = with_files(tmp_path / "t", folders["bpe"], post_processor=False, **files)
+    assert (tokenizer.bos_id, tokenizer.stop_ids) == (bos, stops)
+    assert len(tokenizer.warnings) == bool(warning) and warning in "".join(tokenizer.warnings)
+
+
+def test_a_special_token_id_must_be_a_number(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id: 'x' is not a token id"):
+        with_files(tmp_path / "t", folders["bpe"], post_processor=False, generation_config={"eos_token_id": "x"})
 
 
 def test_bos_on_request_without_one_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ def test_gradients_are_off_only_inside() -> None:
     [
         ([], 5, None, "prompt: has no tokens"),
         ([*range(60), 1, 2, 3, 4], 1, None, "prompt: 64 tokens exceed the model's context of 64"),
+        ([0, 9999], 1, None, "prompt: has token 9999, but the model has"),
         (PROMPT, 58, None, "max_new_tokens: 58 after a prompt of 7 .* set 1 to 57"),
         (PROMPT, 0, None, "max_new_tokens: 0"),
         (PROMPT, 10, 12, "fixed_kv_cache_size: 12 is less than 13 tokens"),
