@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from litgpt import cli
-from litgpt.recipe.commands import COMMANDS
+from litgpt.recipe.commands import COMMANDS, FIELD_COMMANDS, MISSING_COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -28,6 +28,47 @@ def test_help_lists_the_commands(litgpt):
     assert "did you mean pretrain?" in litgpt("pretrian", "x").error_line()
     assert "did you mean data prepare or data inspect?" in litgpt("data").error_line()
     assert "'--nothing' is not a command" in litgpt("--nothing").error_line()
+
+
+@pytest.mark.parametrize("name", MISSING_COMMANDS)
+def test_missing_commands_are_not_available_yet(litgpt, name):
+    for argv in ([name], [name, "some/model", "--prompt", "a"], [name, "--help"]):
+        line = litgpt(*argv).error_line()
+        assert line.startswith(f"{name} is not available yet; use ") and "did you mean" not in line
+    assert name not in COMMANDS
+    used = line.partition("use litgpt ")[2].split()
+    assert not used or used[0] in COMMANDS
+
+
+def test_all_commands_of_litgpt_are_here_or_missing():
+    names = "download chat finetune finetune_lora finetune_full finetune_adapter finetune_adapter_v2 pretrain generate "
+    names += "generate_full generate_adapter generate_adapter_v2 generate_sequentially generate_speculatively "
+    names += (
+        "generate_tp convert_to_litgpt convert_from_litgpt convert_pretrained_checkpoint merge_lora evaluate serve "
+    )
+    assert set(f"{names}validate".split()) <= set(COMMANDS) | set(MISSING_COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["sft", "--model", "x"], "'sft' is not a command; did you mean finetune?"),
+        (["pt"], "'pt' is not a command; did you mean pretrain?"),
+        (["train", "x"], "'train' is not a command; did you mean pretrain or finetune?"),
+        (["finetune", "lora", "x"], "'finetune lora' is not a command; did you mean finetune_lora?"),
+        (["finetune", "adapter", "v2"], "'finetune adapter v2' is not a command; did you mean finetune_adapter_v2?"),
+        (["zzz"], "'zzz' is not a command; the commands are pretrain, "),
+    ],
+)
+def test_hints_for_commands(litgpt, words, hint):
+    assert hint in litgpt(*words).error_line()
+    assert all(name in COMMANDS for names in FIELD_COMMANDS.values() for name in names)
+
+
+def test_a_folder_is_not_taken_for_a_part_of_the_command(litgpt, tmp_path, monkeypatch):
+    (tmp_path / "lora").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert litgpt("finetune", "lora").recipe.checkpoint_dir == Path("lora")
 
 
 @pytest.mark.parametrize(

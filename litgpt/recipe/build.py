@@ -3,7 +3,7 @@
 import re
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import yaml
@@ -23,6 +23,7 @@ from litgpt.recipe.data import DataModule
 from litgpt.recipe.from_yaml import is_url, parse_text, read_yaml
 from litgpt.recipe.optimizer import Optimizer
 from litgpt.recipe.tuner import Tuner
+from litgpt.recipe.unknown_key import KnownKeys, unknown_key_error
 
 KEY_ALIASES = {"checkpoint.async": "checkpoint.asynchronous"}  # `async` is a keyword of Python
 DEFAULT_CHOICES = {Optimizer: "AdamW", DataModule: "TinyLlama", Tuner: "LoRA"}
@@ -107,14 +108,43 @@ def count_levels(flag: Flag) -> int:
     return sum(part not in ("class_path", "init_args") for part in flag.key.split("."))
 
 
-def flag_to_tree(recipe: type, flag: Flag) -> Tree:
+def list_known_keys(recipe: type, tree: Tree) -> list[str]:
+    """List every key of a recipe, including those of the classes that `tree` names or that are the default."""
+    known = []
+    for name, (hint, default) in keys.list_settings(recipe).items():
+        known.append(name)
+        if group := keys.find_group(hint):
+            known += keys.list_keys(group, f"{name}.")
+        elif base := keys.find_choice_base(hint):
+            known += [
+                key for cls in find_classes(base, tree.get(name), default) for key in keys.list_keys(cls, f"{name}.")
+            ]
+    return known
+
+
+def find_classes(base: type, choice: Any, default: Any) -> list[type]:
+    """Return the class of a choice, or of its default, in a list; an empty list if it has none or is wrong."""
+    if not isinstance(choice, dict) or "class_path" not in choice:
+        if isinstance(default, base):
+            return [type(default)]
+        if base is DataModule:  # its default depends on the command, and has keys that are hardly ever meant
+            return []
+        choice = parse_choice(base, DEFAULT_CHOICES[base], "") or {}
+    try:
+        cls = import_class(choice["class_path"], "")
+    except UserError:
+        return []
+    return [cls] if issubclass(cls, base) else []
+
+
+def flag_to_tree(recipe: type, flag: Flag, known: KnownKeys) -> Tree:
     """Convert a flag to the mapping that is equivalent to it in YAML."""
     name, *subkeys = flag.key.split(".")
     hint, _ = keys.list_settings(recipe).get(name, (None, None))
     group, base = keys.find_group(hint), keys.find_choice_base(hint)
     has_keys = group or base or any(str(kind).startswith("dict") for kind in keys.list_types(hint))
     if hint is None or (subkeys and not has_keys):
-        raise keys.unknown_key_error(flag.key, list(keys.list_keys(recipe)))
+        raise unknown_key_error(flag.key, known())
     value: Any = flag.value
     if has_keys and not subkeys:
         value = parse_mapping_flag(flag, is_choice=base is not None)
@@ -134,39 +164,36 @@ def parse_mapping_flag(flag: Flag, *, is_choice: bool) -> Any:
     return read_yaml(flag.value)
 
 
-def normalize_settings(recipe: type, tree: Tree, prefix: str = "", root: type | None = None) -> Tree:
+def normalize_settings(recipe: type, tree: Tree, known: KnownKeys, prefix: str = "") -> Tree:
     """Check the keys of a mapping and prepare its values for type conversion.
 
     Args:
+        known: lists the keys that are suggested for an unknown key.
         prefix: the dotted key of the group, with a dot at its end.
-        root: the class whose keys are suggested for an unknown key; `recipe` if None.
 
     Raises:
         UserError: naming the first key that does not exist, is missing, or has an invalid value.
     """
-    settings, normalized, root = keys.list_settings(recipe), {}, root or recipe
+    settings, normalized = keys.list_settings(recipe), {}
     for name, value in tree.items():
         if name not in settings:
             if keys.has_var_keywords(recipe):
                 normalized[name] = value
                 continue
-            known = (
-                [f"{prefix}{other}" for other in settings] if root is recipe and prefix else list(keys.list_keys(root))
-            )
-            raise keys.unknown_key_error(prefix + name, known)
+            raise unknown_key_error(prefix + name, known())
         hint, default = settings[name]
-        normalized[name] = normalize_value(hint, value, prefix + name, default, root)
+        normalized[name] = normalize_value(hint, value, prefix + name, default, known)
     for name, (_, default) in settings.items():
         if default is keys.REQUIRED and normalized.get(name) is None:
             raise UserError(f"{prefix}{name}: missing; set it with --{prefix}{name} or in the YAML file")
     return normalized
 
 
-def normalize_value(hint: Any, value: Any, key: str, default: Any, root: type) -> Any:
+def normalize_value(hint: Any, value: Any, key: str, default: Any, known: KnownKeys) -> Any:
     """Prepare one value of a mapping for type conversion."""
     optional = type(None) in keys.list_types(hint)
     if base := keys.find_choice_base(hint):
-        return normalize_choice(base, value, key) if value is not None or not optional else None
+        return normalize_choice(base, value, key, known) if value is not None or not optional else None
     if group := keys.find_group(hint):
         if value is None:
             return None if optional else {}
@@ -175,13 +202,13 @@ def normalize_value(hint: Any, value: Any, key: str, default: Any, root: type) -
             raise UserError(
                 f"{key}: {value!r} is a single value for a group of settings; set {key}.{first} or its other keys"
             )
-        return normalize_settings(group, value, f"{key}.", root)
+        return normalize_settings(group, value, known, f"{key}.")
     if value is None and not optional and Any not in keys.list_types(hint) and default is not keys.REQUIRED:
         raise keys.wrong_value_error(key, value, hint, default)
     return keys.normalize_leaf(hint, value, key, default)
 
 
-def normalize_choice(base: type, value: Any, key: str) -> Tree:
+def normalize_choice(base: type, value: Any, key: str, known: KnownKeys) -> Tree:
     """Check that the class of a choice exists, and prepare its arguments for type conversion."""
     choice = value or {"init_args": {}}
     if "class_path" not in choice:
@@ -191,7 +218,7 @@ def normalize_choice(base: type, value: Any, key: str) -> Tree:
     cls = import_class(choice["class_path"], key)
     if not issubclass(cls, base):
         raise UserError(f"{key}: {choice['class_path']} is not a subclass of {base.__name__}")
-    arguments = normalize_settings(cls, choice["init_args"], f"{key}.")
+    arguments = normalize_settings(cls, choice["init_args"], known, f"{key}.")
     if base is not DataModule:  # jsonargparse would keep the settings of the default class for another one
         arguments = {name: default for name, (_, default) in keys.list_settings(cls).items()} | arguments
     return {"class_path": choice["class_path"], "init_args": arguments}
@@ -204,9 +231,11 @@ def collect_settings(recipe: type, configs: Iterable[str], flags: Iterable[Flag]
         values = read_yaml(source)
         keys.check_utf8(values, "")
         tree = merge_settings(recipe, tree, values, trusted=not is_url(source))
-    for flag in sorted(flags, key=count_levels):
+    settings = keys.list_settings(recipe)
+    for flag in sorted(flags, key=lambda flag: (flag.key.split(".")[0] not in settings, count_levels(flag))):
         keys.check_utf8(flag.value, flag.key)
-        tree = merge_settings(recipe, tree, flag_to_tree(recipe, flag), trusted=True)
+        known = partial(list_known_keys, recipe, tree)
+        tree = merge_settings(recipe, tree, flag_to_tree(recipe, flag, known), trusted=True)
     return tree
 
 
@@ -216,7 +245,7 @@ def build_recipe(recipe: type, tree: Tree) -> Any:
     Raises:
         UserError: naming the key, its value and the accepted values.
     """
-    normalized = normalize_settings(recipe, tree)
+    normalized = normalize_settings(recipe, tree, partial(list_known_keys, recipe, tree))
     parser = build_parser(recipe, "litgpt")
     try:
         typed = parser.parse_object(normalized)

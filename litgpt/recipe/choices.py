@@ -14,6 +14,7 @@ from litgpt.recipe import keys
 from litgpt.recipe.data import DATA_MODULES, DataModule
 from litgpt.recipe.optimizer import OPTIMIZER_ALIASES, OPTIMIZERS, Custom, Optimizer
 from litgpt.recipe.tuner import TUNERS, Tuner
+from litgpt.recipe.unknown_key import unknown_key_error
 
 OPTIMIZER_PATHS = {name: f"{cls.__module__}.{name}" for name, cls in OPTIMIZERS.items()}
 OPTIMIZER_PATHS |= {alias: OPTIMIZER_PATHS[name] for alias, name in OPTIMIZER_ALIASES.items()}
@@ -160,7 +161,7 @@ def normalize_custom_optimizer(choice: ClassChoice, key: str) -> ClassChoice:
     known.pop(next(iter(known), ""), None)  # the parameters to optimize
     for name in arguments:
         if name not in known and not keys.has_var_keywords(cls):
-            raise keys.unknown_key_error(f"{key}.{name}", [f"{key}.{other}" for other in known])
+            raise unknown_key_error(f"{key}.{name}", [f"{key}.{other}" for other in known])
     if "lr" not in known and not keys.has_var_keywords(cls):
         raise UserError(f"{key}: {path} takes no lr, which is set at every step; use a class that takes it, or AdamW")
     default = known.get("lr", (None, keys.REQUIRED))[1]

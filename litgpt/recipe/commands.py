@@ -3,6 +3,7 @@
 import difflib
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from litgpt.errors import UserError
@@ -110,6 +111,36 @@ COMMANDS = {
 }
 
 
+# Commands of LitGPT that do not exist here yet, and what does their work until then.
+MISSING_COMMANDS = {
+    "chat": "use litgpt generate FOLDER --prompt TEXT for one answer",
+    "serve": "use litgpt generate FOLDER for one answer, or vllm serve FOLDER with the `final` folder of a run",
+    "evaluate": "use lm_eval --model hf --model_args pretrained=FOLDER of lm-evaluation-harness, which reads `final`",
+    "generate_full": "use litgpt generate FOLDER, such as out/finetune/full/final",
+    "generate_adapter": "use litgpt generate ADAPTER_FOLDER, such as out/finetune/adapter/final",
+    "generate_adapter_v2": "use litgpt generate ADAPTER_FOLDER, such as out/finetune/adapter-v2/final",
+    "generate_sequentially": "use litgpt generate FOLDER on one device, with --quantize for a large model",
+    "generate_speculatively": "use litgpt generate FOLDER with the target model, which has the same distribution",
+    "generate_tp": "use litgpt generate FOLDER on one device, with --quantize for a large model",
+}
+# Commands by the names that other projects have for them.
+FIELD_COMMANDS = {
+    "pt": ("pretrain",),
+    "train": ("pretrain", "finetune"),
+    "sft": ("finetune",),
+    "lora": ("finetune_lora",),
+    "infer": ("generate",),
+    "inference": ("generate",),
+    "sample": ("generate",),
+    "export": ("convert_from_litgpt", "merge_lora"),
+    "convert": ("convert_to_litgpt", "convert_from_litgpt"),
+    "merge": ("merge_lora",),
+    "merge-lora": ("merge_lora",),
+    "prepare": ("data prepare",),
+    "tokenize": ("data prepare",),
+}
+
+
 def import_object(path: str) -> Any:
     """Import the object at `module:name`."""
     module, _, name = path.partition(":")
@@ -118,15 +149,30 @@ def import_object(path: str) -> Any:
 
 def find_command(argv: Sequence[str]) -> tuple[str, list[str]]:
     """Return the command that a command line begins with, and the remaining arguments."""
+    if joined := join_command(argv):
+        raise UserError(f"{' '.join(argv[: joined.count('_') + 1])!r} is not a command; did you mean {joined}?")
     for words in (2, 1):
         if (name := " ".join(argv[:words])) in COMMANDS:
             return name, list(argv[words:])
-    given = " ".join(word for word in argv[:2] if not word.startswith("-"))
-    subcommands = [name for name in COMMANDS if name.startswith(f"{argv[0]} ")]
+    name = argv[0]
+    if name in MISSING_COMMANDS:
+        raise UserError(f"{name} is not available yet; {MISSING_COMMANDS[name]}")
+    raise UserError(f"{name!r} is not a command; {find_command_hint(argv)}")
+
+
+def find_command_hint(argv: Sequence[str]) -> str:
+    """Return the end of the error for an unknown command: the commands that are probably meant, or all."""
+    name, words = argv[0], " ".join(word for word in argv[:2] if not word.startswith("-"))
     near = (
-        subcommands
-        or difflib.get_close_matches(given, COMMANDS, n=1)
-        or difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        [other for other in COMMANDS if other.startswith(f"{name} ")]
+        or FIELD_COMMANDS.get(name)
+        or difflib.get_close_matches(words, COMMANDS, n=1)
+        or difflib.get_close_matches(name, COMMANDS, n=1)
     )
-    hint = f"did you mean {' or '.join(near)}?" if near else f"the commands are {', '.join(COMMANDS)}"
-    raise UserError(f"{given or argv[0]!r} is not a command; {hint}")
+    return f"did you mean {' or '.join(near)}?" if near else f"the commands are {', '.join(COMMANDS)}"
+
+
+def join_command(argv: Sequence[str]) -> str | None:
+    """Return the command that the first words name if they are joined, as finetune_lora; None if the next is a path."""
+    joined = ("_".join(argv[:words]) for words in (3, 2) if len(argv) >= words)
+    return next((name for name in joined if name in COMMANDS and not Path(argv[1]).exists()), None)

@@ -112,15 +112,6 @@ def find_nearest(word: str, known: Iterable[str]) -> str | None:
     return lower[matches[0]] if matches else None
 
 
-def unknown_key_error(key: str, known: list[str]) -> UserError:
-    """Return the error for an unknown key, with the most similar known key."""
-    last = key.rpartition(".")[2]
-    same_end = [other for other in known if other.rpartition(".")[2] == last]
-    if near := next(iter(same_end), None) or find_nearest(key, known):
-        return UserError(f"{key} is not a key; did you mean {near}?")
-    return UserError(f"{key} is not a key; the available keys are {', '.join(known[:40])}")
-
-
 def describe_type(hint: Any) -> str:
     """Describe the values that a type hint allows."""
     words = []
