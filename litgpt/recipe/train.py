@@ -94,8 +94,8 @@ class EvalArgs:
     """Number of optimizer steps between validations."""
     max_new_tokens: Count | None = None
     """Number of tokens to generate for evaluate_example, when finetuning; use sample_tokens when pretraining."""
-    max_iters: Count = 100
-    """Maximum number of micro-batches per validation, on each device."""
+    max_iters: Count | Literal[-1] | None = 100
+    """Maximum number of micro-batches per validation, over all devices; -1 or null for all validation data."""
     initial_validation: bool = False
     """Validate before the first step."""
     final_validation: bool = True
@@ -108,6 +108,8 @@ class EvalArgs:
     """Number of tokens to generate for sample_prompt."""
 
     def __post_init__(self) -> None:
+        if self.max_iters == -1:
+            object.__setattr__(self, "max_iters", None)
         check_numbers(self, "eval.")
 
 

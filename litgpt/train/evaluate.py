@@ -33,16 +33,22 @@ def eval_mode(train_state: TrainState) -> Iterator[None]:
 
 
 def validation_loss(
-    train_state: TrainState, batches: Iterable[Batch], objective: Objective, *, max_iters: int
+    train_state: TrainState, batches: Iterable[Batch], objective: Objective, *, max_iters: int | None
 ) -> float:
     """Mean loss in nats over the units that the objective counts; NaN if there are none.
 
     Args:
-        max_iters: number of micro-batches of every data rank to evaluate, from the first one.
+        batches: this data rank's micro-batches; rank r of R has numbers r, r + R, ... of all micro-batches.
+        max_iters: number of micro-batches to evaluate, over all data ranks, from the first one; None for all.
     """
     loss, count = torch.zeros((), dtype=torch.float64), 0.0
+    mesh = train_state.mesh
+    rank, ranks = (0, 1) if mesh is None else (mesh.rank("data"), mesh.dims.data_ranks)
+    rounds = None if max_iters is None else -(-max_iters // ranks)  # all ranks take part in the collectives of each
     with eval_mode(train_state):
-        for batch in itertools.islice(batches, max_iters):
+        for number, batch in enumerate(itertools.islice(batches, rounds)):
+            if max_iters is not None and number * ranks + rank >= max_iters:
+                batch = batch.without_targets()
             local = train_state.local_batch(objective.weigh(batch.to(train_state.device)))
             output = evaluate(train_state, local, objective.loss)
             loss = loss if output is None else loss + output[0].double().to(loss.device)

@@ -18,7 +18,7 @@ GROUPS = [TrainArgs, EvalArgs, CheckpointArgs, GuardArgs, LossArgs, ParallelArgs
 @pytest.mark.parametrize("absurd", [-1, float("nan"), float("inf"), 10**30])
 def test_numbers_out_of_range_are_refused(group, absurd):
     for name, value in dataclasses.asdict(group()).items():
-        if type(value) in (int, float):
+        if type(value) in (int, float) and (name, absurd) != ("max_iters", -1):
             with pytest.raises(UserError, match=rf"{name}: .* is not valid; use a number from"):
                 group(**{name: absurd})
 
@@ -102,3 +102,8 @@ def test_a_constant_learning_rate_ignores_min_lr():
     assert Pretrain("x", optimizer=AdamW(lr=1e-6), train=train).train.min_lr == 6e-5
     with pytest.raises(UserError, match=r"train\.min_lr: 6e-05 is above the optimizer's lr: 1e-06"):
         Pretrain("x", optimizer=AdamW(lr=1e-6), train=TrainArgs(min_lr=6e-5))
+
+
+@pytest.mark.parametrize(("given", "used"), [(-1, None), (None, None), (1, 1)])
+def test_all_of_the_validation_data_is_minus_one_or_null(given: int | None, used: int | None) -> None:
+    assert EvalArgs(max_iters=given).max_iters == used

@@ -1,7 +1,7 @@
 """One micro batch: tokens, labels, and document boundaries; and how samples are collated to one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -46,6 +46,10 @@ class Batch:
     def tokens(self) -> int:
         """Number of tokens that are not padding."""
         return self.ids.numel() if self.documents is None else int((self.documents >= 0).sum())
+
+    def without_targets(self) -> "Batch":
+        """The batch with all labels ignored."""
+        return replace(self, labels=torch.full_like(self.labels, IGNORE))
 
     def to(self, device: torch.device | str) -> "Batch":
         """Copy the batch to a device."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
 
-from litgpt.data.stream.batch import IGNORE, Batch
+from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
 from litgpt.recipe import data as recipe
 from litgpt.recipe.data import BatchShape, Stream
@@ -118,7 +118,7 @@ class LoaderStream(Stream):
         batches = map(self._to_batch, self._loader)
         while group := list(itertools.islice(batches, readers)):
             index = self._shape.rank % readers
-            batch = group[index] if index < len(group) else _mask_labels(group[0])
+            batch = group[index] if index < len(group) else group[0].without_targets()
             self.position += sum(other.ids.shape[0] for other in group) * (self._shape.ranks // readers)
             yield batch
 
@@ -197,7 +197,3 @@ def start_worker(init_fn: Callable[[int], None] | None, worker: int) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if init_fn is not None:
         init_fn(worker)
-
-
-def _mask_labels(batch: Batch) -> Batch:
-    return Batch(ids=batch.ids, labels=torch.full_like(batch.labels, IGNORE))
