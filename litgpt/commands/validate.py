@@ -1,19 +1,22 @@
 """`litgpt validate`: check that a model folder can be used, without loading it."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from litgpt import adapt
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
+from litgpt.infer.load import find_base_folder, find_tokenizer_folder, resolve_model_folder
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.recipe.store_commands import Validate
-from litgpt.store.load_model import load_config
+from litgpt.store.adapters.folder import is_adapter, load_adapter_folder
+from litgpt.store.load_model import load_config, load_saved_config
 from litgpt.store.tensor_audit import audit_folder
 from litgpt.store.weight_files import open_weights
 
@@ -105,9 +108,13 @@ def estimate_model_memory(
 def run(recipe: Validate) -> None:
     """Run all checks and print one line for each.
 
+    The folder of a run stands for its latest checkpoint or final model, as in the commands that load it.
+
     Raises:
         UserError: after the last check, if any failed.
     """
+    if recipe.checkpoint_dir.is_dir():
+        recipe = replace(recipe, checkpoint_dir=resolve_model_folder(recipe.checkpoint_dir))
     failed = []
     for number, (name, step) in enumerate(STEPS.items(), 1):
         try:
@@ -120,17 +127,25 @@ def run(recipe: Validate) -> None:
     print(f"{recipe.checkpoint_dir}: valid")
 
 
+def model_folder(recipe: Validate) -> Path:
+    """The folder that holds the weights; for an adapter, that of its base."""
+    return find_base_folder(recipe.checkpoint_dir) if is_adapter(recipe.checkpoint_dir) else recipe.checkpoint_dir
+
+
 def weights_path(recipe: Validate) -> Path:
     """The folder, or the named file in it, that holds the weights."""
-    return recipe.checkpoint_dir / recipe.model_filename if recipe.model_filename else recipe.checkpoint_dir
+    return model_folder(recipe) / recipe.model_filename if recipe.model_filename else model_folder(recipe)
 
 
 def validate_files(recipe: Validate) -> str:
     """Check that the files of weights, shape and tokenizer exist."""
-    folder = recipe.checkpoint_dir
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    for names in (("model_config.yaml", "config.json"), ("tokenizer.json", "tokenizer.model")):
+    if not recipe.checkpoint_dir.is_dir():
+        raise UserError(f"{recipe.checkpoint_dir}: no such folder")
+    tokenizer_folder = find_tokenizer_folder(recipe.checkpoint_dir)
+    for folder, names in (
+        (model_folder(recipe), ("model_config.yaml", "config.json")),
+        (tokenizer_folder, ("tokenizer.json", "tokenizer.model")),
+    ):
         if not any((folder / name).is_file() for name in names):
             raise UserError(f"{folder}: has no {' or '.join(names)}")
     source = open_weights(weights_path(recipe))
@@ -139,18 +154,18 @@ def validate_files(recipe: Validate) -> str:
 
 def validate_shape(recipe: Validate) -> str:
     """Check that the shape of the model can be read."""
-    config = load_config(recipe.checkpoint_dir)
+    config = load_saved_config(model_folder(recipe))
     sizes = ("n_layer", "n_embd", "n_head", "padded_vocab_size")
     return f"{config.name or 'unnamed'}, " + ", ".join(f"{size} {getattr(config, size)}" for size in sizes)
 
 
 def validate_tokenizer(recipe: Validate) -> str:
     """Check that decoding inverts encoding, and that every token has a row in the embedding."""
-    tokenizer = Tokenizer(recipe.checkpoint_dir)
+    tokenizer = Tokenizer(find_tokenizer_folder(recipe.checkpoint_dir))
     tokens = tokenizer.encode(TEXT, bos=False)
     if tokenizer.decode(tokens).strip() != TEXT:
         raise UserError(f"{TEXT!r} is encoded as {tokens.tolist()} and decoded as {tokenizer.decode(tokens)!r}")
-    rows = load_config(recipe.checkpoint_dir).padded_vocab_size
+    rows = load_saved_config(model_folder(recipe)).padded_vocab_size
     assert rows is not None
     if tokenizer.id_limit > rows:
         raise UserError(f"tokens go up to {tokenizer.id_limit - 1}, but the embedding has {rows} rows")
@@ -161,17 +176,22 @@ def validate_tokenizer(recipe: Validate) -> str:
 
 def validate_tensors(recipe: Validate) -> str:
     """Check that the weights have the names, shapes and dtypes of the model."""
-    audit = audit_folder(weights_path(recipe), load_config(recipe.checkpoint_dir))
+    config = load_config(model_folder(recipe))
+    audit = audit_folder(weights_path(recipe), config)
     if not audit.is_clean:
         faults = [f"{name} is missing" for name in audit.missing]
         faults += [f"{name} is not in the model" for name in audit.unknown] + audit.mismatched
         raise UserError("; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else ""))
+    if is_adapter(recipe.checkpoint_dir):
+        adapter, model = load_adapter_folder(recipe.checkpoint_dir, config), GPT.on_meta(config)
+        adapt.attach(model, adapter.settings)
+        adapt.check_adapter(model, adapter.tensors)
     return f"all {len(audit.mappings)} match the model" + (f", {len(audit.left_out)} left out" * bool(audit.left_out))
 
 
 def validate_memory(recipe: Validate) -> str:
     """Check that the model fits into the GPU, if there is one."""
-    memory = estimate_model_memory(load_config(recipe.checkpoint_dir), recipe.dtype, recipe.training)
+    memory = estimate_model_memory(load_config(model_folder(recipe)), recipe.dtype, recipe.training)
     needs = f"{memory['param_count']:,} parameters, {memory['estimated_total_gb']:.2f} GiB in {recipe.dtype}"
     needs += " with gradients and moments" if recipe.training else ""
     if memory["available_gpu_memory_gb"] is None:

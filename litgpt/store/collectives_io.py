@@ -4,6 +4,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +21,13 @@ Warn = Callable[[str], None]
 def print_warning(message: str) -> None:
     """Print one line to standard error."""
     print(message, file=sys.stderr, flush=True)
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Print one line to standard error, on the first rank and once in a process."""
+    if get_rank() == 0:
+        print_warning(message)
 
 
 def get_rank() -> int:

@@ -19,7 +19,7 @@ from litgpt.store.checkpoint_load import PROGRESS, resolve_checkpoint
 from litgpt.store.collectives_io import print_warning
 from litgpt.store.gguf_files import find_gguf
 from litgpt.store.gguf_tokenizer import write_tokenizer
-from litgpt.store.load_model import iter_tensors, load_config
+from litgpt.store.load_model import iter_tensors, load_config, untie_if_head_differs
 from litgpt.store.published_tensor import list_parameters
 from litgpt.store.safetensors_files import iter_byte_blocks
 from litgpt.store.save_model import SHARD_BYTES, UNPUBLISHED, cast_tensors, write_model
@@ -111,7 +111,9 @@ def write_copy(
     if family is None:
         print_warning(f"{source}: {UNPUBLISHED}")
     elif values.get("model_type") == family.model_type:
+        written = read_json_object(staged / "config.json")
         values = {key: value for key, value in values.items() if key not in STALE_KEYS}
+        values |= {key: written[key] for key in ("tie_word_embeddings",) if key in written}
         write_json(staged / "config.json", {**values, "torch_dtype": saved_dtype})
     check_written(staged, config, digests)
 
@@ -162,7 +164,7 @@ def find_config(source: Path, model_name: str | None) -> Config:
     has_config = any((source / name).is_file() for name in ("model_config.yaml", "config.json")) or find_gguf(source)
     if not model_name and not has_config and source.name in registry.list_model_names():
         model_name = source.name
-    return Config.from_name(model_name) if model_name else load_config(source)
+    return untie_if_head_differs(source, Config.from_name(model_name)) if model_name else load_config(source)
 
 
 def link_or_copy(source: str, target: str) -> None:

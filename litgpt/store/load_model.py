@@ -10,34 +10,51 @@ from torch import Tensor, nn
 
 from litgpt.model import registry
 from litgpt.model.config import Config
-from litgpt.store.collectives_io import Warn, get_rank, print_warning
+from litgpt.store.collectives_io import Warn, get_rank, print_warning, warn_once
 from litgpt.store.gguf_files import GGUFFile, find_gguf
 from litgpt.store.published_tensor import PublishedTensor
 from litgpt.store.safetensors_files import get_shard
 from litgpt.store.state_dict import iter_model_tensors
-from litgpt.store.tensor_audit import list_published
-from litgpt.store.weight_files import LIT_MODEL, open_weights
+from litgpt.store.tensor_audit import audit_folder, list_published
+from litgpt.store.weight_files import choose_weights
 
 
 def load_config(folder: Path) -> Config:
-    """Load the config of the model in a folder or a GGUF file, from model_config.yaml, config.json or the GGUF file."""
+    """Load the config of the model in a folder or a GGUF file; untied if the weights hold another head.
+
+    Raises:
+        UserError: if the config is missing or invalid; or if it ties the head, and the weights are damaged.
+    """
+    return untie_if_head_differs(folder, load_saved_config(folder))
+
+
+def untie_if_head_differs(folder: Path, config: Config) -> Config:
+    """The config, as in transformers 5 without tied embeddings if the files hold an output head with other values.
+
+    A line on standard error says so. Files without a head, or with one that equals the embedding, leave it as it is.
+    """
+    if not config.tie_embeddings or choose_weights(folder) is None:
+        return config
+    audit = audit_folder(folder, config)
+    head = audit.find_untied_head()
+    if head is None:
+        return config
+    warn_once(
+        f"{audit.source.path}: {head.hf_name} differs from the embedding that config.json ties it to; "
+        "loaded untied, as by transformers 5"
+    )
+    return replace(config, tie_embeddings=False)
+
+
+def load_saved_config(folder: Path) -> Config:
+    """Load the config of a folder or a GGUF file as model_config.yaml, config.json or the GGUF file has it."""
     has_config = any((folder / name).is_file() for name in ("model_config.yaml", "config.json"))
     if not has_config and (path := find_gguf(folder)):
         values = GGUFFile(path).config_json
         families = registry.load_families().values()
         family = next(family for family in families if family.model_type == values["model_type"])
         return Config(**family.read(values, name=path.stem).to_dict())
-    config = Config.from_checkpoint(folder)
-    return untie_if_saved_apart(folder, config) if config.tie_embeddings and (folder / LIT_MODEL).is_file() else config
-
-
-def untie_if_saved_apart(folder: Path, config: Config) -> Config:
-    """The config with an untied head if LitGPT's file has another one: it trains the two matrices separately."""
-    source = open_weights(folder)
-    head, embedding = "lm_head.weight", "transformer.wte.weight"
-    if not {head, embedding} <= set(source.names) or torch.equal(source.read(head), source.read(embedding)):
-        return config
-    return replace(config, tie_embeddings=False)
+    return Config.from_checkpoint(folder)
 
 
 def read_dtypes(folder: Path, config: Config) -> dict[str, torch.dtype]:

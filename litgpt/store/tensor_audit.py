@@ -65,13 +65,16 @@ class TensorAudit:
             raise UserError(f"{path}: lacks {shorten(self.missing)}; use the model_config of this folder")
         if self.mismatched:
             raise UserError(self.mismatched[0])
-        for head in self.tied_heads:
-            embedding = next(tensor for tensor in self.tensors if "embedding.weight" in tensor.mapping.names)
-            if not is_equal(head, embedding):
-                raise UserError(
-                    f"{path}: {head.hf_name} differs from {embedding.hf_name}, but the model ties them; "
-                    "set model_config.tie_embeddings: false"
-                )
+        if head := self.find_untied_head():
+            raise UserError(
+                f"{path}: {head.hf_name} differs from the embedding, but the model ties them; "
+                "set model_config.tie_embeddings: false"
+            )
+
+    def find_untied_head(self) -> PublishedTensor | None:
+        """The published output head that differs from the embedding that the model ties it to; None without one."""
+        embeddings = [tensor for tensor in self.tensors if "embedding.weight" in tensor.mapping.names]
+        return next((head for head in self.tied_heads for other in embeddings if not is_equal(head, other)), None)
 
 
 def audit_folder(folder: Path, config: Config) -> TensorAudit:
@@ -173,7 +176,7 @@ def list_published(folder: Path, config: Config, *, warn: Warn = print_warning) 
 def is_equal(tensor: PublishedTensor, other: PublishedTensor) -> bool:
     """Whether two published tensors have the same values; compares them block by block."""
     pair = [tensor.source.read(tensor.hf_name), other.source.read(other.hf_name)]
-    blocks: Iterable[tuple[Tensor, ...]] = zip(*(split_rows(values, pair[0]) for values in pair), strict=True)
+    blocks: Iterable[tuple[Tensor, ...]] = zip(*(split_rows(values, pair[0]) for values in pair), strict=False)
     equal = pair[0].shape == pair[1].shape and all(torch.equal(*block) for block in blocks)
     tensor.release()
     other.release()

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from litgpt.files import MANIFEST, DamagedFileError, join_inside, read_json
 from litgpt.model.names import NameTable
 from litgpt.store import dequantize
 from litgpt.store.checkpoint_load import PROGRESS, open_checkpoint
-from litgpt.store.collectives_io import get_rank, print_warning
+from litgpt.store.collectives_io import warn_once
 from litgpt.store.gguf_files import GGUFFile, find_gguf
 from litgpt.store.legacy import load_state_dict
 from litgpt.store.safetensors_files import SafetensorsFiles
@@ -92,7 +92,7 @@ def choose_weights(folder: Path) -> Path | None:
         return find_gguf(folder)  # refuses several
     read, *unread = map(name_weights, sets)
     if unread:
-        warn_of_unread(folder, read, ", ".join(unread))
+        warn_once(f"{folder}: reads {read}, not {', '.join(unread)} beside it, which may hold other weights")
     return sets[0]
 
 
@@ -143,13 +143,6 @@ def has_shards(index: Path) -> bool:
 def name_weights(path: Path) -> str:
     """A set of weights for a message: the name of its file or index, or its first loose file."""
     return list_loose(path)[0].name if path.is_dir() else path.name
-
-
-@cache
-def warn_of_unread(folder: Path, read: str, unread: str) -> None:
-    """Print, once in a process, which of several sets of weights is read."""
-    if get_rank() == 0:
-        print_warning(f"{folder}: reads {read}, not {unread} beside it, which may hold other weights")
 
 
 def list_safetensors(folder: Path) -> list[Path]:
