@@ -1,5 +1,6 @@
 """Atomic writes of files and folders, checksum manifests, and path joins that cannot leave a folder."""
 
+import codecs
 import hashlib
 import json
 import os
@@ -12,10 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from litgpt.errors import UserError
 
 MANIFEST = "manifest.json"
 HASHING_THREADS = 8
+# UTF-32 first, since its little-endian mark starts with that of UTF-16
+OTHER_ENCODINGS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+"""Encodings by the byte order mark at the start of a file."""
 
 
 class DamagedFileError(UserError):
@@ -63,6 +74,82 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+class EncodingError(ValueError):
+    """Bytes that are not UTF-8.
+
+    Attributes:
+        reason: a few words.
+        detail: the byte, if it is one that UTF-8 does not have there.
+        line: number of the line, from 1.
+    """
+
+    def __init__(self, reason: str, detail: str = "", line: int = 1) -> None:
+        super().__init__(f"{reason} ({detail})" if detail else reason)
+        self.reason, self.detail, self.line = reason, detail, line
+
+
+def check_encoding(start: bytes) -> None:
+    """Check that the first bytes of a file are not the byte order mark of another encoding than UTF-8.
+
+    Raises:
+        EncodingError: naming the encoding.
+    """
+    for mark, encoding in OTHER_ENCODINGS.items():
+        if start.startswith(mark):
+            raise EncodingError(f"{encoding}, not UTF-8")
+
+
+def decode_utf8(data: bytes) -> str:
+    """Decode text; a byte order mark at its start is not a part of it.
+
+    Raises:
+        EncodingError: if it is not UTF-8.
+    """
+    check_encoding(data)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise EncodingError("not UTF-8", f"byte 0x{data[error.start]:02x}", line) from None
+
+
+def read_utf8(path: Path) -> str:
+    """Read a text file; its line ends become "\\n".
+
+    Raises:
+        UserError: naming the file, and the line if it is not UTF-8.
+    """
+    try:
+        text = decode_utf8(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); use an existing file") from None
+    except EncodingError as error:
+        raise UserError(f"{path}:{error.line}: {error}; convert it to UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_mapping(path: Path, example: str = "n_layer: 6") -> dict[str, Any]:
+    """Read a mapping from a YAML or JSON file.
+
+    Args:
+        example: a key and its value, for the error.
+
+    Raises:
+        UserError: if the file is missing, unreadable, or not a mapping.
+    """
+    text = read_utf8(path)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: not valid YAML ({error.problem})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds {type(value).__name__}, not a mapping such as {example!r}")
+    return value
+
+
 def read_json(path: Path) -> Any:
     """Read the JSON value in a file.
 
@@ -70,10 +157,10 @@ def read_json(path: Path) -> Any:
         DamagedFileError: if the file is missing or is not valid JSON in UTF-8.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(decode_utf8(path.read_bytes()))
     except FileNotFoundError:
         raise DamagedFileError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path}: not valid JSON ({error})") from None
 
 

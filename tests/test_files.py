@@ -1,11 +1,15 @@
 """Files and folders are written atomically, and no file name leads out of its folder."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from litgpt import files
 from litgpt.errors import UserError
 from litgpt.files import join_inside, staged_folder, verify_manifest, write_manifest, write_text
+from litgpt.recipe.from_yaml import read_yaml
 
 
 def test_a_folder_is_written_atomically(tmp_path: Path) -> None:
@@ -54,3 +58,24 @@ def test_a_name_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> None
     with pytest.raises(UserError, match="invalid file name"):
         join_inside(folder, name)
     assert join_inside(folder, "a/b.txt") == folder / "a" / "b.txt"
+
+
+READERS: dict[str, tuple[Callable[[Path], Any], str, Any]] = {
+    "read_json": (files.read_json, '{"é": 1}', {"é": 1}),
+    "read_mapping": (files.read_mapping, "é: 1\nb: 2\n", {"é": 1, "b": 2}),
+    "read_utf8": (files.read_utf8, "é\nb", "é\nb"),
+    "read_yaml": (lambda path: read_yaml(str(path)), "é: 1\nb: 2\n", {"é": 1, "b": 2}),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_accepts_utf8_alone_with_or_without_a_mark(tmp_path: Path, name: str) -> None:
+    read, text, value = READERS[name]
+    path = tmp_path / "a"
+    for content in (text.encode(), text.encode("utf-8-sig"), text.replace("\n", "\r\n").encode()):
+        path.write_bytes(content)
+        assert read(path) == value
+    for encoding, reason in {"utf-16": "UTF-16, not", "utf-32": "UTF-32, not", "latin-1": "not"}.items():
+        path.write_bytes(text.encode(encoding))
+        with pytest.raises(UserError, match=rf"/a.*{reason} UTF-8[^\n]*$"):
+            read(path)

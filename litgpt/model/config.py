@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from litgpt.model.registry import lookup_config, read_config, read_mapping
+from litgpt.files import read_mapping
+from litgpt.model.registry import lookup_config, read_config
 from litgpt.model.transformer_config import TransformerConfig
 
 

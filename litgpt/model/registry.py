@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from litgpt.errors import UserError
-from litgpt.files import read_json
+from litgpt.files import read_json, read_mapping
 from litgpt.model.hf_config import ConfigKeys
 from litgpt.model.hf_config_experts import normalize_expert_fields
 from litgpt.model.hf_config_layers import has_bias
@@ -211,23 +211,6 @@ def read_config(folder: Path) -> TransformerConfig:
             return family.read(values, name=folder.resolve().name)
     supported = ", ".join(family.model_type for family in load_families().values())
     raise UserError(f"{folder / 'config.json'}: model_type: {values.get('model_type')!r} is not one of {supported}")
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a mapping from a YAML or JSON file.
-
-    Raises:
-        UserError: if the file is missing, unreadable, or not a mapping.
-    """
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); use an existing file") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds {type(value).__name__}, not a mapping such as 'n_layer: 6'")
-    return value
 
 
 def read_model_config(path: Path) -> TransformerConfig:

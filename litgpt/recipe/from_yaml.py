@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from litgpt.errors import UserError
+from litgpt.files import EncodingError, decode_utf8
 
 TIMEOUT_SECONDS = 30
 MAX_BYTES = 4 * 2**20  # of a recipe, because YAML is slow to parse
@@ -87,9 +88,9 @@ def read_yaml(source: str) -> dict[str, Any]:
     if len(data) > MAX_BYTES:
         raise UserError(f"{source}: {len(data)} bytes exceed the maximum size of a recipe, {MAX_BYTES} bytes")
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source}: not valid UTF-8 (byte {error.start})") from None
+        text = decode_utf8(data)
+    except EncodingError as error:
+        raise UserError(f"{source}:{error.line}: {error}; convert it to UTF-8") from None
     tree = parse_text(text, source)
     if tree is None:
         return {}

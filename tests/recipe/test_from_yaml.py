@@ -13,7 +13,7 @@ import pytest
         (b"seed: [1\n", "bad.yaml:2: not valid YAML"),
         (b"a: *b\n", "bad.yaml:1: not valid YAML (aliases are not supported)"),
         (b"- seed\n", "bad.yaml: contains a list; use keys and values"),
-        (b"seed: \xff\n", "bad.yaml: not valid UTF-8 (byte 6)"),
+        (b"seed: \xff\n", "bad.yaml:1: not UTF-8 (byte 0xff); convert it to UTF-8"),
         (b"seed: \x00\n", "bad.yaml: not valid YAML"),
         (b"1: 2\n", "bad.yaml:1: not valid YAML (key 1 is not a string)"),
         (b"a: " + b"[" * 5000, "bad.yaml: nested too deeply"),

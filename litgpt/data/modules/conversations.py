@@ -25,6 +25,7 @@ from litgpt.data.render.prompt_styles import parse_style
 from litgpt.data.render.tools import RESULT_MASKS, write_tools_as_text
 from litgpt.data.stream.packing import OnOverlong
 from litgpt.errors import UserError
+from litgpt.files import read_utf8
 from litgpt.recipe.bounds import Count, Fraction, Position
 from litgpt.recipe.data import BatchShape, Stream
 
@@ -201,11 +202,7 @@ class Conversations(FinetuningData):
 
     def _read_template(self) -> ChatTemplate:
         if self.chat_template is not None:
-            try:
-                source = self.chat_template.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"data.chat_template: {self.chat_template} cannot be read ({error})") from None
-            return ChatTemplate(source, self.chat_template, date=self._date)
+            return ChatTemplate(read_utf8(self.chat_template), self.chat_template, date=self._date)
         template = read_template(self.tokenizer.folder, self._date)
         if template is None:
             raise UserError(

@@ -122,9 +122,12 @@ def check_supported(row: RowMapping, format: str) -> None:
             if "chosen" in names and not any(name in row for name in COLUMN_NAMES["messages"]):
                 unused |= {"chosen": find_chosen_column(row)}
             mapping = ", ".join(f"{name}: {other}" for name, other in sorted(unused.items()))
-            raise BadRow(reason, f"{' and '.join(names)}; to train on the chosen answers set columns: {{{mapping}}}")
+            raise BadRow(
+                reason,
+                f"{' and '.join(names)}; data: Conversations with columns: {{{mapping}}} trains on the chosen answers",
+            )
     if format != "text" and isinstance(row.get("label"), bool):
-        raise BadRow(reason, "label is true or false; to train on all answers set columns: {label: unused}")
+        raise BadRow(reason, "label; data: Conversations with columns: {label: unused} trains on all answers")
 
 
 def find_chosen_column(row: RowMapping) -> str:

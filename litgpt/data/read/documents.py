@@ -1,6 +1,7 @@
 """Read documents from text files: .txt (one document per file) and .jsonl (one per line), plain, gzip or zstandard."""
 
 import gzip
+import itertools
 import json
 import time
 import zlib
@@ -12,7 +13,7 @@ from typing import BinaryIO, Literal
 
 from litgpt.data.read.fields import has_surrogates
 from litgpt.errors import UserError
-from litgpt.files import DamagedFileError, read_json, sha256, write_json
+from litgpt.files import DamagedFileError, EncodingError, check_encoding, decode_utf8, read_json, sha256, write_json
 
 TEXT_SUFFIXES = tuple(kind + compression for kind in (".txt", ".jsonl") for compression in ("", ".gz", ".zst"))
 BadRows = Literal["stop", "skip"]
@@ -121,46 +122,41 @@ def read_documents(
         else:
             rows, decode = iter([(1, b"".join(line for _, line in lines))]), _decode_text
         for number, row in rows:
+            # no `yield` inside of `try`, so that an error of the consumer is never taken for one of the file
             try:
-                yield decode(row)
-            except _RowError as error:
-                message = f"{path}:{number + error.lines}: {error}"
+                text = decode(row)
+            except (EncodingError, _RowError) as error:
+                message = f"{path}:{number + getattr(error, 'line', 1) - 1}: {error}"
                 if bad_rows == "stop":
                     raise UserError(f"{message}; fix it, or set bad_rows: skip") from None
                 skipped.add(message)
+                continue
+            yield text
 
 
 class _RowError(Exception):
-    """An invalid row, with the offset of the faulty line in it."""
-
-    def __init__(self, message: str, lines: int = 0) -> None:
-        super().__init__(message)
-        self.lines = lines
+    """An invalid row."""
 
 
 def _decode_text(row: bytes) -> str:
-    try:
-        text = row.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _RowError(f"not UTF-8 (byte 0x{row[error.start]:02x})", row.count(b"\n", 0, error.start)) from None
+    text = decode_utf8(row)
     if not text:
         raise _RowError("empty")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _decode_json(row: bytes) -> str:
+    text = decode_utf8(row)
     try:
-        value = json.loads(row)
-    except UnicodeDecodeError as error:
-        raise _RowError(f"not UTF-8 (byte 0x{row[error.start]:02x})") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise _RowError(f"not JSON ({error})") from None
-    text = value.get("text") if isinstance(value, dict) else None
-    if not isinstance(text, str) or not text:
+    document = value.get("text") if isinstance(value, dict) else None
+    if not isinstance(document, str) or not document:
         raise _RowError('"text" is missing or empty')
-    if has_surrogates(text):
+    if has_surrogates(document):
         raise _RowError('"text" contains an unpaired surrogate')
-    return text
+    return document
 
 
 def decompress_lines(path: Path, raw: BinaryIO) -> Iterable[bytes]:
@@ -194,20 +190,27 @@ def number_lines(path: Path, file: Iterable[bytes]) -> Iterator[tuple[int, bytes
     """Number the lines of a file from 1.
 
     Raises:
-        UserError: if the file is damaged or truncated.
+        UserError: if the file is damaged or truncated, or has the byte order mark of another encoding than UTF-8.
     """
-    number = 0
-    try:
-        for number, line in enumerate(file, 1):
-            yield number, line
-    except Exception as error:
-        import zstandard
+    lines = iter(file)
+    for number in itertools.count(1):
+        try:
+            line = next(lines, None)
+            if number == 1:
+                check_encoding(line or b"")
+        except EncodingError as error:
+            raise UserError(f"{path}: {error}; convert it to UTF-8") from None
+        except Exception as error:
+            import zstandard
 
-        if not isinstance(error, EOFError | gzip.BadGzipFile | zlib.error | zstandard.ZstdError):
-            raise
-        raise UserError(
-            f"{path}:{number + 1}: cannot be decompressed, the file is damaged or truncated ({error})"
-        ) from None
+            if not isinstance(error, EOFError | gzip.BadGzipFile | zlib.error | zstandard.ZstdError):
+                raise
+            raise UserError(
+                f"{path}:{number}: cannot be decompressed, the file is damaged or truncated ({error})"
+            ) from None
+        if line is None:
+            return
+        yield number, line
 
 
 def fingerprint_files(files: list[Path], hash_file: Path) -> list[Source]:

@@ -1,9 +1,10 @@
 """Read rows from files: .jsonl, .json, .csv, .parquet and .txt, in folders or on the Hugging Face hub."""
 
 import csv
+import itertools
 import json
 import sys
-from codecs import BOM_UTF8, iterdecode
+from codecs import BOM_UTF8, getincrementaldecoder
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from litgpt.data.read.documents import decompress_lines, number_lines
 from litgpt.data.read.fields import BadRow, has_surrogates
 from litgpt.data.read.json_list import iter_json_list
 from litgpt.errors import UserError
-from litgpt.files import join_inside
+from litgpt.files import EncodingError, decode_utf8, join_inside
 from litgpt.recipe.keys import find_nearest
 
 COMPRESSIONS = ("", ".gz", ".zst")
@@ -23,6 +24,8 @@ ROW_SUFFIXES = (
     *(kind + compression for kind in (".jsonl", ".json", ".csv", ".txt") for compression in COMPRESSIONS),
     ".parquet",
 )
+END = object()
+"""Marks the end of a list, whose items may be any JSON value."""
 LocatedRow = tuple[str, Mapping[str, Any] | BadRow]
 """The location of a row, as file:line, and the row, or the reason why it is invalid."""
 
@@ -204,32 +207,55 @@ def _read_json(path: Path) -> Iterator[LocatedRow]:
 
 
 def _read_list(path: Path) -> Iterator[LocatedRow]:
-    try:
-        for number, row in enumerate(iter_json_list(iterdecode(_read_blocks(path), "utf-8-sig"))):
-            yield f"{path}[{number}]", row
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x}); convert it to UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({str(error)[:80]}); use a list of objects or JSON lines") from None
+    rows = iter_json_list(_decode_blocks(path))
+    for number in itertools.count():
+        try:
+            row: Any = next(rows, END)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not JSON ({str(error)[:80]}); use a list of objects or JSON lines") from None
+        if row is END:
+            return
+        yield f"{path}[{number}]", row
 
 
 def _read_blocks(path: Path) -> Iterator[bytes]:
     """Read the bytes of a file, one megabyte or one line at a time."""
     with path.open("rb") as raw:
-        if path.suffix in (".gz", ".zst"):
-            yield from (line for _, line in number_lines(path, decompress_lines(path, raw)))
-        else:
-            yield from iter(partial(raw.read, 1 << 20), b"")
+        is_plain = path.suffix not in (".gz", ".zst")
+        blocks = iter(partial(raw.read, 1 << 20), b"") if is_plain else decompress_lines(path, raw)
+        yield from (block for _, block in number_lines(path, blocks))
+
+
+def _decode_blocks(path: Path) -> Iterator[str]:
+    """Decode the text of a file block by block.
+
+    Raises:
+        UserError: if it is not UTF-8.
+    """
+    decoder, lines = getincrementaldecoder("utf-8-sig")(), 1
+    for block in itertools.chain(_read_blocks(path), [b""]):
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            lines += error.object.count(b"\n", 0, error.start)
+            byte = error.object[error.start]
+            raise UserError(f"{path}:{lines}: not UTF-8 (byte 0x{byte:02x}); convert it to UTF-8") from None
+        lines += block.count(b"\n")
+        yield text
 
 
 def _read_text(path: Path) -> Iterator[LocatedRow]:
-    text = _decode(b"".join(line for _, line in _read_lines(path)))
-    yield str(path), text if isinstance(text, BadRow) else {"text": text.replace("\r\n", "\n").replace("\r", "\n")}
+    try:
+        text = decode_utf8(b"".join(line for _, line in _read_lines(path)))
+    except EncodingError as error:
+        return iter([(f"{path}:{error.line}", BadRow(error.reason, error.detail))])
+    return iter([(str(path), {"text": text.replace("\r\n", "\n").replace("\r", "\n")})])
 
 
 def _read_csv(path: Path) -> Iterator[LocatedRow]:
     csv.field_size_limit(sys.maxsize)  # Python's default limit of 128 KiB per field is too small for documents
-    lines = (line.decode("utf-8", "surrogateescape") for _, line in _read_lines(path))
+    numbered = ((number, line.decode("utf-8", "surrogateescape")) for number, line in _read_lines(path))
+    lines = (line if number > 1 else line.removeprefix("\ufeff") for number, line in numbered)
     rows = csv.DictReader(lines, restkey="", strict=True)
     while True:
         try:
@@ -238,7 +264,7 @@ def _read_csv(path: Path) -> Iterator[LocatedRow]:
             return
         except csv.Error as error:
             raise UserError(f"{path}:{rows.line_num}: not CSV ({error})") from None
-        invalid = any(isinstance(value, str) and has_surrogates(value) for value in row.values())
+        invalid = any(isinstance(value, str) and has_surrogates(value) for value in [*row, *row.values()])
         bad_row = BadRow("not UTF-8") if invalid else BadRow("more fields than columns") if "" in row else None
         yield f"{path}:{rows.line_num}", bad_row or row
 
@@ -287,19 +313,11 @@ FILE_READERS: dict[str, Callable[[Path], Iterator[LocatedRow]]] = {
 }
 
 
-def _decode(raw: bytes) -> str | BadRow:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return BadRow("not UTF-8", f"byte 0x{raw[error.start]:02x}")
-
-
 def parse_json(raw: bytes) -> Any:
     """Parse JSON; returns a BadRow if it is invalid."""
-    text = _decode(raw)
-    if isinstance(text, BadRow):
-        return text
     try:
-        return json.loads(text)
+        return json.loads(decode_utf8(raw))
+    except EncodingError as error:
+        return BadRow(error.reason, error.detail)
     except (ValueError, RecursionError) as error:
         return BadRow("not JSON", str(error)[:80])

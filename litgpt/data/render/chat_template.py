@@ -12,7 +12,7 @@ from typing import Any
 
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
-from litgpt.files import read_json_object
+from litgpt.files import read_json_object, read_utf8
 
 ChatMessage = Mapping[str, Any]
 
@@ -153,8 +153,8 @@ def read_template(folder: Path, date: datetime | None = None) -> ChatTemplate | 
     path = folder / TEMPLATE_FILES[0]
     if path.is_file():
         tool_use = folder / ADDITIONAL_TEMPLATES / "tool_use.jinja"
-        with_tools = _read_utf8(tool_use) if tool_use.is_file() else None
-        return ChatTemplate(_read_utf8(path), path, with_tools=with_tools, date=date)
+        with_tools = read_utf8(tool_use) if tool_use.is_file() else None
+        return ChatTemplate(read_utf8(path), path, with_tools=with_tools, date=date)
     for path in (folder / name for name in TEMPLATE_FILES[1:]):
         template = read_json_object(path).get("chat_template")
         if template is None:
@@ -184,10 +184,3 @@ def find_turn_ends(
     after = text.rpartition(ANSWER)[2].lstrip()
     added = sorted(tokenizer.processor.get_added_tokens_decoder().items(), key=lambda item: -len(item[1].content))
     return [number for number, token in added if token.content and after.startswith(token.content)][:1]
-
-
-def _read_utf8(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None

@@ -12,7 +12,7 @@ import yaml
 
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
-from litgpt.files import write_text
+from litgpt.files import read_mapping, write_text
 from litgpt.model.config import Config
 from litgpt.recipe.choices import import_class
 from litgpt.recipe.keys import find_nearest
@@ -201,9 +201,9 @@ def load_prompt_style(checkpoint_dir: Path) -> PromptStyle:
     """
     path = checkpoint_dir / PROMPT_STYLE_FILE
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = read_mapping(path, "class_path: litgpt.prompts.Alpaca")
         name, arguments = config["class_path"], config.get("init_args") or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError, KeyError):
+    except KeyError:
         raise UserError(f"{path}: no class_path such as litgpt.prompts.Alpaca") from None
     known = build_style_classes()
     module, _, last = str(name).rpartition(".")

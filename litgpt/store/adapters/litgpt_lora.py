@@ -4,10 +4,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from litgpt.errors import UserError
+from litgpt.files import read_mapping
 from litgpt.model.config import Config
 from litgpt.model.names import TensorMapping, count_tensor_rows
 from litgpt.model.registry import load_litgpt_table
@@ -29,15 +29,9 @@ def read_litgpt_settings(folder: Path) -> dict[str, Any]:
         UserError: if they are missing or not readable.
     """
     path = folder / LITGPT_SETTINGS
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it has the settings of {LITGPT_WEIGHTS}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: not the settings of a run")
-    return values
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; it has the settings of {LITGPT_WEIGHTS}")
+    return read_mapping(path, "lora_r: 8")
 
 
 def load_litgpt_lora(folder: Path, config: Config) -> tuple[LoRA, dict[str, Tensor]]:

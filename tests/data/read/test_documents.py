@@ -105,3 +105,16 @@ def test_hashes_are_remembered_but_not_of_files_just_written(tmp_path: Path) -> 
     assert fingerprint_files([path], memory)[0].sha256 != second[0].sha256
     memory.write_text("{")  # damaged: hashed again
     assert fingerprint_files([path], memory)[0].bytes == 4
+
+
+@pytest.mark.parametrize("suffix", TEXT_SUFFIXES)
+def test_encodings(tmp_path: Path, suffix: str) -> None:
+    text = '{"text": "é"}\n' if ".jsonl" in suffix else "é\nb"
+    path = write(tmp_path / f"a{suffix}", text.encode())
+    expected = list(read_documents(path))
+    for content in (text.encode("utf-8-sig"), text.replace("\n", "\r\n").encode()):
+        assert list(read_documents(write(path, content))) == expected
+    for encoding in ("utf-16", "utf-32"):
+        write(path, text.encode(encoding))
+        with pytest.raises(UserError, match=f"{suffix}: {encoding.upper()}, not UTF-8; convert it to UTF-8"):
+            list(read_documents(path, bad_rows="skip"))

@@ -149,7 +149,7 @@ def test_folders_name_their_style(tmp_path: Path) -> None:
     assert type(load_prompt_style(tmp_path)).__name__ == "Qwen3"
     for text in ("class_path: os.system", "class_path: litgpt.prompts.rows", "[]", "a: b", "\x00", "class_path: 3"):
         (tmp_path / "prompt_style.yaml").write_text(text)
-        with pytest.raises(UserError, match=r"prompt_style\.yaml.*Alpaca"):
+        with pytest.raises(UserError, match=r"prompt_style\.yaml[: ].*(Alpaca|not valid YAML)"):
             load_prompt_style(tmp_path)
 
 
