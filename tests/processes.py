@@ -20,8 +20,6 @@ CONTEXT.set_forkserver_preload(
         "lightning",
         "jsonargparse",
         "pydantic.type_adapter",
-        "matplotlib.figure",
-        "matplotlib.backends.backend_svg",
         "litgpt.recipe.build",
         "litgpt.cli",
         "litgpt.commands.finetune",

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from litgpt.recipe.data import DATA_MODULES, DataModule
-from litgpt.recipe.keys import list_init_fields
+from litgpt.recipe.keys import REQUIRED, list_init_fields, list_settings
 from litgpt.recipe.optimizer import Custom, Optimizer
 from litgpt.recipe.tuner import Tuner
 
@@ -31,6 +31,14 @@ def read_arguments(value: Any) -> dict[str, Any]:
     else:
         names = [name for name in inspect.signature(type(value)).parameters if hasattr(value, name)]
     return {name: to_plain(getattr(value, name)) for name in names if name not in SECRETS}
+
+
+def read_changed_arguments(value: Any) -> dict[str, Any]:
+    """Read the constructor arguments of an object that differ from the defaults of its class."""
+    defaults = {name: to_plain(default) for name, (_, default) in list_settings(type(value)).items()}
+    return {
+        name: item for name, item in read_arguments(value).items() if name not in defaults or item != defaults[name]
+    }
 
 
 def to_plain(value: Any) -> Any:
@@ -58,6 +66,20 @@ def drop_defaults(tree: dict[str, Any], default: dict[str, Any]) -> dict[str, An
         if value != other:
             kept[key] = value
     return kept
+
+
+def find_changes(recipe: Any) -> dict[str, Any]:
+    """Return the settings of a recipe that differ from the defaults of its command, and those without a default."""
+    required = {
+        name: getattr(recipe, name) for name, (_, default) in list_settings(type(recipe)).items() if default is REQUIRED
+    }
+    default = to_plain(type(recipe)(**required))
+    changes = drop_defaults(to_plain(recipe), {key: value for key, value in default.items() if key not in required})
+    for name in changes:
+        value = getattr(recipe, name)
+        if isinstance(value, DataModule | Optimizer | Tuner) and not isinstance(value, Custom):
+            changes[name] = {"class_path": get_class_name(value), "init_args": read_changed_arguments(value)}
+    return changes
 
 
 def drop_nulls(value: Any) -> Any:

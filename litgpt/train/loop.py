@@ -23,6 +23,7 @@ from litgpt.train.guard import Guard, Interrupts, perplexity
 from litgpt.train.metrics import Meter, get_device_peak, get_peak_memory_gb
 from litgpt.train.objective import Objective
 from litgpt.train.optimizer import set_learning_rate
+from litgpt.train.schedule import list_step_limits
 from litgpt.train.setup import Run
 from litgpt.train.step import StepResult, Votes, train_step
 
@@ -189,7 +190,10 @@ class Loop:
         """Whether the run has ended, after all its steps or before."""
         steps = self.run.steps
         if not self.reason and steps is not None and self.step >= steps:
-            self.reason, self.complete = f"all {steps:,} steps are done", True
+            data = self.run.data
+            limits = list_step_limits(self.train, data.sequence_length, data.train.samples_per_epoch)
+            lowest = min(limits, key=lambda key: limits[key])
+            self.reason, self.complete = f"{lowest}: all {steps:,} steps are done", True
         return bool(self.reason)
 
     def record(self, result: StepResult) -> None:

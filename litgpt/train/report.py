@@ -1,29 +1,32 @@
 """An HTML report of a run in a single file, without external resources."""
 
-import io
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from litgpt.errors import UserError
-from litgpt.files import write_text
+from litgpt.files import read_json_object, write_text
+from litgpt.recipe.to_yaml import format_yaml
 from litgpt.recipe.train import GuardArgs
 from litgpt.train import history
 from litgpt.train.console import format_duration
 from litgpt.train.guard import Guard
+from litgpt.train.run_record import RECORD_FILE
 
 Rows = list[dict[str, float]]
-Curve = tuple[str, list[float], list[float]]
-"""Label, steps and values."""
+Table = dict[str, list[float | None]]
+"""Columns of equal length; None for values that are missing or not finite."""
 
-INK = "#010203"  # a placeholder for the color of text and axes, replaced by that of the page
-COLORS = ("#3b82f6", "#f97316")  # readable on white and on black
+COLORS = ("first", "second")  # classes of the page's style
 MAX_POINTS = 1500  # per curve: more than the pixels of the page, and few enough for a small file
+AXES = {"step": "step", "tokens": "total_tokens", "time": "time"}
+"""Column of each horizontal axis of the charts."""
 
 
 def write_report(out_dir: Path, output: Path | None = None) -> Path:
@@ -34,29 +37,33 @@ def write_report(out_dir: Path, output: Path | None = None) -> Path:
     """
     from jinja2 import Environment, FileSystemLoader
 
-    rows = read_newest_metrics(out_dir)
+    path, rows = read_newest_metrics(out_dir)
+    record = read_record(out_dir / RECORD_FILE)
     recipe = read_text(out_dir / "recipe.yaml")
-    skips = find_skipped(rows)
     speed = "items_per_sec" if any("items_per_sec" in row for row in rows) else "device/items_per_sec"
     page = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.j2")
     output = output or out_dir / "report.html"
+    name = out_dir.name or str(out_dir)
     text = page.render(
-        title=out_dir.name or str(out_dir),
-        tiles=build_tiles(rows, skips, speed),
-        charts=build_charts(rows, speed),
-        skips=skips,
-        spikes=find_spikes(rows, load_guard_args(recipe)),
+        title=record["model"]["name"] if record else name,
+        lead=" · ".join([record["task"], name, format_dates(record), get_end_reason(record)]) if record else "",
+        tiles=build_tiles(rows, find_skipped(rows), speed),
+        facts=build_facts(record),
+        page=build_charts(rows, speed, [start["step"] for start in record.get("starts", [])[1:]]),
+        metrics=path.relative_to(out_dir),
+        events=find_events(rows, load_guard_args(recipe), record),
         samples=read_samples(out_dir / "samples.jsonl"),
+        changes=format_yaml(record.get("changes", {})) if record else "",
         recipe=recipe,
     )
     write_text(output, text)
     return output
 
 
-def read_newest_metrics(out_dir: Path) -> Rows:
-    """Read the rows of the newest metrics file of a run."""
+def read_newest_metrics(out_dir: Path) -> tuple[Path, Rows]:
+    """Find and read the newest metrics file of a run."""
     if not out_dir.is_dir():
         raise UserError(f"out_dir: {out_dir} is not a folder; give the out_dir of a run that was trained")
     root = out_dir / "logs" / "csv"
@@ -67,7 +74,65 @@ def read_newest_metrics(out_dir: Path) -> Rows:
     _, rows = history.read_metrics(existing[-1])
     if not rows:
         raise UserError(f"{existing[-1]}: no step was logged yet; train for longer than train.log_interval")
-    return rows
+    return existing[-1], rows
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read the record of a run, which is empty for runs of versions that wrote none.
+
+    Raises:
+        UserError: if it is not a record.
+    """
+    record = read_json_object(path)
+    try:
+        build_facts(record)
+        find_events([], GuardArgs(), record)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError):
+        raise UserError(f"{path}: is not the record of a run; remove the file") from None
+    return record
+
+
+def format_dates(record: Mapping[str, Any]) -> str:
+    """Format the dates at which a run first started and last ended."""
+    first, last = record["starts"][0], record["starts"][-1]
+    end = (last.get("end") or {}).get("date")
+    dates = [first["date"], end] if end else [first["date"]]
+    return " to ".join(f"{datetime.fromisoformat(date):%Y-%m-%d %H:%M}" for date in dates)
+
+
+def get_end_reason(record: Mapping[str, Any]) -> str:
+    """The reason why a run ended."""
+    end = record["starts"][-1].get("end")
+    return end["reason"] if end else "no end was recorded: the process was killed, or is still running"
+
+
+def build_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and value of the facts about a run: its end, model, data, machine and software; none without a record."""
+    if not record:
+        return []
+    model, data, start = record["model"], record["data"], record["starts"][-1]
+    trained, total = model["trained_parameters"], model["parameters"]
+    samples, length, held_out = data["samples"], data["sequence_length"], data["validation_samples"]
+    size = "no known number of samples" if samples is None else f"{samples:,} samples an epoch"
+    settings = [f"{name}: {value}" for name, value in data["settings"].items()]
+    starts = len(record["starts"])
+    facts = [
+        ("Task", f"{record['task']}, {format_dates(record)}"),
+        ("End", get_end_reason(record)),
+        (
+            "Parameters",
+            f"{total:,}, " + ("all trained" if trained == total else f"{trained:,} trained ({trained / total:.2%})"),
+        ),
+        ("Method", record.get("tuner")),
+        ("Data", ", ".join((data["source"], *settings))),
+        ("Samples", f"{size}, up to {length:,} tokens each" + (f"; {held_out:,} for validation" if held_out else "")),
+        ("Precision", start["precision"]),
+        ("Machine", f"{start['host']}, {start['system']}, {start['processes']} x {start['device']}"),
+        ("Layout", ", ".join(f"{axis} {degree}" for axis, degree in start["layout"].items() if degree > 1)),
+        ("Software", ", ".join(f"{name} {version}" for name, version in start["versions"].items())),
+        ("Starts", f"{starts}, the last at step {start['step']:,}" if starts > 1 else None),
+    ]
+    return [(name, value) for name, value in facts if value]
 
 
 def read_text(path: Path) -> str | None:
@@ -131,18 +196,34 @@ def build_tiles(rows: Rows, skips: list[tuple[int, int]], speed: str) -> list[tu
         ("Tokens", format_column("total_tokens", "{:,.0f}".format)),
         ("Time", format_column("time", format_duration)),
         ("Last loss", format_column("loss", "{:.4f}".format)),
-        ("Last validation loss", format_column("val_loss", "{:.4f}".format)),
-        ("Best validation loss", format_column("val_loss", "{:.4f}".format, min)),
-        ("Tokens/s, median", format_column(speed, "{:,.0f}".format, statistics.median)),
-        ("MFU, median", format_column("device/mfu", "{:.1%}".format, statistics.median)),
-        ("Most memory", format_column("memory_gb", "{:.2f} GB".format, max)),
-        ("Skipped steps", format_column("skipped_steps", lambda _: f"{sum(count for _, count in skips):,}")),
+        ("Validation loss", format_column("val_loss", "{:.4f}".format)),
+        ("Best validation", format_column("val_loss", "{:.4f}".format, min)),
+        ("Tokens/s", format_column(speed, "{:,.0f}".format, statistics.median)),
+        ("MFU", format_column("device/mfu", "{:.1%}".format, statistics.median)),
+        ("Memory", format_column("memory_gb", "{:.2f} GB".format, max)),
+        ("Skipped steps", f"{sum(count for _, count in skips):,}" if skips else ""),
     ]
     return [(name, value) for name, value in tiles if value]
 
 
-def build_charts(rows: Rows, speed: str) -> list[tuple[str, str]]:
-    """Title and SVG of each chart that has a curve; `speed` is the column of tokens per second."""
+def find_events(rows: Rows, settings: GuardArgs, record: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Find skipped steps, spikes of the loss, and the starts and ends of a run, in the order of their steps."""
+    skips = [
+        (step, f"{count} skipped since the previous row: gradient or loss was not finite")
+        for step, count in find_skipped(rows)
+    ]
+    starts = record.get("starts", [])
+    resumes = [(start["step"], f"resumed on {start['host']}, {start['date']}") for start in starts[1:]]
+    ends = [(start["end"]["step"], f"ended: {start['end']['reason']}") for start in starts if start.get("end")]
+    return sorted([*skips, *find_spikes(rows, settings), *ends, *resumes], key=lambda event: event[0])
+
+
+def build_charts(rows: Rows, speed: str, resumed_steps: Sequence[int]) -> dict[str, Any]:
+    """Build the charts that have a curve, and their numbers, as JSON values for the page's script.
+
+    Args:
+        speed: the column of tokens per second.
+    """
     labels_by_title = {
         "Loss": {"loss": "training", "val_loss": "validation"},
         "Learning rate": {"learning_rate": ""},
@@ -151,41 +232,62 @@ def build_charts(rows: Rows, speed: str) -> list[tuple[str, str]]:
     }
     charts = []
     for title, labels in labels_by_title.items():
-        curves = [(label, *get_finite_values(rows, name)) for name, label in labels.items()]
-        if present := [curve for curve in curves if curve[1]]:
-            charts.append((title, draw_chart(title, present)))
-    return charts
+        curves = [
+            {
+                "name": name,
+                "label": label,
+                "color": color,
+                "rows": "validation" if name == "val_loss" else "training",
+                "smooth": name not in ("val_loss", "learning_rate"),
+            }
+            for (name, label), color in zip(labels.items(), COLORS, strict=False)
+            if get_finite_values(rows, name)[1]
+        ]
+        if curves:
+            charts.append({"title": title, "curves": curves})
+    training, validation = split_validation_rows(rows)
+    return {
+        "charts": charts,
+        "rows": {
+            "training": tabulate(training, ["loss", "learning_rate", speed, "grad_norm"]),
+            "validation": tabulate(validation, ["val_loss"]),
+        },
+        "resumes": find_positions(training, resumed_steps),
+    }
 
 
-def draw_chart(title: str, curves: Sequence[Curve]) -> str:
-    """Draw curves over the steps as SVG, with text in the color of the page's."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10}
-    style |= {name: INK for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")}
-    buffer = io.StringIO()
-    with rc_context(style):
-        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
-        axes = figure.add_subplot()
-        for (label, *points), color in zip(curves, COLORS, strict=False):
-            steps, values = map(downsample, points)
-            marker = "o" if len(steps) < 30 else ""
-            axes.plot(steps, values, color=color, linewidth=1.4, label=label, marker=marker, ms=3.5)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(curves) > 1:
-            axes.legend(frameon=False)
-        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+def split_validation_rows(rows: Rows) -> tuple[Rows, Rows]:
+    """Split rows into those of training and those of validation, which get tokens and time of the row before them."""
+    training: Rows = []
+    validation: Rows = []
+    position: dict[str, float] = dict.fromkeys(AXES.values(), 0.0)
+    for row in rows:
+        if "val_loss" in row:
+            validation.append(position | row)
+        else:
+            training.append(row)
+            position |= {column: row[column] for column in AXES.values() if column in row}
+    return training, validation
 
 
-def downsample(values: Sequence[float]) -> list[float]:
-    """At most `MAX_POINTS` values: means over neighbors."""
-    size = -(-len(values) // MAX_POINTS)
-    return [statistics.fmean(values[start : start + size]) for start in range(0, len(values), size)]
+def tabulate(rows: Rows, names: Sequence[str]) -> Table:
+    """The axes and columns of at most `MAX_POINTS` rows, each the mean over neighbors, with 6 digits."""
+    size = max(1, -(-len(rows) // MAX_POINTS))
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    columns = AXES | {name: name for name in names}
+    return {name: [average(group, column) for group in groups] for name, column in columns.items()}
+
+
+def average(rows: Rows, name: str) -> float | None:
+    """The mean of the finite values of a column; None if there are none."""
+    values = get_finite_values(rows, name)[1]
+    return float(f"{statistics.fmean(values):.6g}") if values else None
+
+
+def find_positions(rows: Rows, steps: Sequence[int]) -> list[dict[str, float]]:
+    """Find the position of each step on every axis, in the last row up to that step."""
+    positions = []
+    for step in steps:
+        before = [row for row in rows if row["step"] <= step] or [{}]
+        positions.append({axis: before[-1].get(column, 0.0) for axis, column in AXES.items()} | {"step": step})
+    return positions

@@ -10,6 +10,7 @@ from litgpt.train.console import RunConsole, render_summary
 from litgpt.train.loop import Loop
 from litgpt.train.objective import next_token
 from litgpt.train.report import write_report
+from litgpt.train.run_record import record_run
 from litgpt.train.run_spec import RunSpec
 from litgpt.train.setup import Run, build
 
@@ -26,7 +27,8 @@ def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> No
         console.enabled = is_rank_zero()
         console.total_steps = trained.steps
         loop = Loop(trained, next_token(recipe.loss), console)
-        loop.fit()
+        with record_run(trained, loop):
+            loop.fit()
         final = publish(trained) if loop.complete else None
     if is_rank_zero():
         console.print(render_summary(loop.summary(final, write_report(recipe.out_dir))))

@@ -64,22 +64,19 @@ DECAYS = {
 }
 
 
-def count_steps(train: TrainArgs, length: int, samples_per_epoch: int | None) -> int | None:
-    """Count the optimizer steps of a run by whichever limit on steps, tokens or epochs is the lowest.
+def list_step_limits(train: TrainArgs, length: int, samples_per_epoch: int | None) -> dict[str, int]:
+    """List the optimizer steps that each limit on steps, tokens or epochs allows, by its key.
 
     Args:
         length: tokens per sample.
 
-    Returns:
-        None if the recipe sets no such limit.
-
     Raises:
         UserError: if an epoch's length is needed and the data does not have one, or the limit is less than a step.
     """
-    limits = [train.max_steps] if train.max_steps else []
+    limits = {"train.max_steps": train.max_steps} if train.max_steps else {}
     if train.max_tokens:
-        limits.append(train.max_tokens // (train.global_batch_size * length))
-        if not limits[-1]:
+        limits["train.max_tokens"] = train.max_tokens // (train.global_batch_size * length)
+        if not limits["train.max_tokens"]:
             raise UserError(
                 f"train.max_tokens: {train.max_tokens} is less than one step of global_batch_size x max_seq_length = "
                 f"{train.global_batch_size * length} tokens"
@@ -90,8 +87,13 @@ def count_steps(train: TrainArgs, length: int, samples_per_epoch: int | None) ->
                 f"train.epochs: {train.epochs}, but the data has no known length; set train.epochs: null and "
                 "train.max_steps"
             )
-        limits.append(math.ceil(train.epochs * samples_per_epoch / train.global_batch_size))
-    return min(limits, default=None)
+        limits["train.epochs"] = math.ceil(train.epochs * samples_per_epoch / train.global_batch_size)
+    return limits
+
+
+def count_steps(train: TrainArgs, length: int, samples_per_epoch: int | None) -> int | None:
+    """Count the optimizer steps of a run by its lowest limit; None if the recipe sets no limit on steps."""
+    return min(list_step_limits(train, length, samples_per_epoch).values(), default=None)
 
 
 def count_warmup_steps(train: TrainArgs, steps: int | None) -> int:
