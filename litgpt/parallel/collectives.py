@@ -24,7 +24,7 @@ def all_gather_no_grad(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     """The tensors of all ranks, of equal shapes, concatenated along a dim; without gradient."""
     dim %= x.dim()
     chunks = x.new_empty(dist.get_world_size(group), *x.shape)
-    dist.all_gather_into_tensor(chunks.flatten(0, 1), x.contiguous(), group=group)  # gloo needs concatenated outputs
+    dist.all_gather_single(chunks.flatten(0, 1), x.contiguous(), group=group)  # gloo needs concatenated outputs
     return chunks.movedim(0, dim).flatten(dim, dim + 1)
 
 
@@ -33,7 +33,7 @@ def reduce_scatter_no_grad(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     dim %= x.dim()
     chunks = x.unflatten(dim, (dist.get_world_size(group), -1)).movedim(dim, 0).contiguous()
     chunk = torch.empty_like(chunks[0])
-    dist.reduce_scatter_tensor(chunk, chunks.flatten(0, 1), group=group)
+    dist.reduce_scatter_single(chunk, chunks.flatten(0, 1), group=group)
     return chunk
 
 

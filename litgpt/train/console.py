@@ -17,24 +17,39 @@ def format_duration(seconds: float) -> str:
     return f"{total // 3600}:{total % 3600 // 60:02}:{total % 60:02}"
 
 
-def format_progress(metrics: Mapping[str, float], total_steps: int | None = None, fraction: float | None = None) -> str:
-    """Format the state of a run as one line; metrics that were not measured are left out."""
+def format_progress(
+    metrics: Mapping[str, float],
+    total_steps: int | None = None,
+    fraction: float | None = None,
+    width: int | None = None,
+) -> str:
+    """Format the state of a run as one line; metrics that were not measured are left out.
+
+    Args:
+        width: columns of the terminal, in which the first parts that fit are shown; None for all parts.
+    """
     speed = metrics.get("items_per_sec", metrics.get("device/items_per_sec"))
     remaining = metrics.get("remaining_time")
     parts = (
         (f"step {{:,.0f}}{f'/{total_steps:,}' if total_steps else ''}", metrics.get("step", 0)),
-        ("{:.0%}", fraction),
+        ("{} left", None if remaining is None else format_duration(remaining)),
         ("loss {:.3f}", metrics.get("loss")),
         ("val {:.3f}", metrics.get("val_loss")),
-        ("{:,.0f} tokens/s", speed),
-        ("MFU {:.1%}", metrics.get("device/mfu")),
-        ("{:.1f} GB", metrics.get("memory_gb")),
-        ("lr {:.2e}", metrics.get("learning_rate")),
-        ("epoch {:.2f}", metrics.get("epoch")),
         ("skipped {:.0f}", metrics.get("skipped_steps") or None),
-        ("{} left", None if remaining is None else format_duration(remaining)),
+        ("{:,.0f} tokens/s", speed),
+        ("lr {:.2e}", metrics.get("learning_rate")),
+        ("{:.1f} GB", metrics.get("memory_gb")),
+        ("MFU {:.1%}", metrics.get("device/mfu")),
+        ("epoch {:.2f}", metrics.get("epoch")),
+        ("{:.0%}", fraction),
     )
-    return " | ".join(form.format(value) for form, value in parts if value is not None)
+    line = ""
+    for form, value in parts:
+        part = "" if value is None else " | " * bool(line) + form.format(value)
+        if width is not None and len(line + part) >= width:
+            break
+        line += part
+    return line
 
 
 class RunConsole:
@@ -68,11 +83,12 @@ class RunConsole:
         self.metrics |= metrics
         if not self.enabled:
             return
-        text = Text(format_progress(self.metrics, self.total_steps, fraction), no_wrap=True, overflow="ellipsis")
+        width = self.console.width if self.console.is_terminal else None
+        text = format_progress(self.metrics, self.total_steps, fraction, width)
         if self.console.is_terminal:
-            self.display.update(text, refresh=True)
+            self.display.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
         else:
-            self.console.print(text, highlight=False, no_wrap=True, crop=False, overflow="ignore")
+            self.console.print(text, highlight=False, markup=False, no_wrap=True, crop=False, overflow="ignore")
 
     def print(self, text: RenderableType) -> None:
         """Print text that stays, above the progress line."""
@@ -94,6 +110,8 @@ class RunSummary:
     """Tokens trained on since the first start, over all ranks."""
     tokens_run: int
     """Tokens trained on in this run."""
+    tokens_per_sec: float | None
+    """Throughput of this run over all ranks, of all steps but the first one; None after fewer than two steps."""
     training_seconds: float
     """Seconds of this run spent training."""
     other_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -130,9 +148,8 @@ def build_summary_rows(summary: RunSummary) -> list[tuple[str, str | None]]:
         f"{total:,} ({in_run:,} in this run)" if resumed else f"{total:,}"
         for total, in_run in ((summary.steps, summary.steps_run), (summary.tokens, summary.tokens_run))
     )
-    seconds = summary.training_seconds
-    times = [("training", seconds), *summary.other_seconds.items()]
-    speed = f"{summary.tokens_run / seconds:,.0f} of this run's training time" if seconds > 0 else None
+    times = [("training", summary.training_seconds), *summary.other_seconds.items()]
+    speed = None if summary.tokens_per_sec is None else f"{summary.tokens_per_sec:,.0f}, mean after the first step"
     return [
         ("Why", summary.reason),
         ("Steps", steps),

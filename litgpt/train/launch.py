@@ -1,5 +1,6 @@
 """Start the processes of a run."""
 
+import logging
 from datetime import timedelta
 
 import torch
@@ -52,6 +53,8 @@ def launch(recipe: Training) -> Fabric:
         strategy=MeshStrategy(dims, timeout=timedelta(minutes=recipe.parallel.timeout_minutes), backend=backend),
         precision="32-true",  # FSDP2 and autocast apply the recipe's precision, not Fabric
     )
+    for package in ("lightning.fabric", "lightning.pytorch"):  # without banners, which both of them write
+        logging.getLogger(package).setLevel(logging.WARNING)
     fabric.launch()
     # for dropout: ranks that compute the same tokens need the same seed; initialization and data have own generators
     ranks_per_seed = 1 if recipe.parallel.sequence else dims.tensor

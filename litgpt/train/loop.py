@@ -312,6 +312,7 @@ class Loop:
             steps_run=self.step - self.first_step,
             tokens=self.tokens,
             tokens_run=self.tokens - self.first_tokens,
+            tokens_per_sec=self.meter.mean_tokens_per_sec(),
             training_seconds=self.meter.training_seconds,
             other_seconds=self.meter.other_seconds,
             last_loss=self.last_loss,

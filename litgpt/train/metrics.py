@@ -1,7 +1,12 @@
 """The metrics of a training run, and their column names.
 
 Names are LitGPT's. A single process has `device/...` columns only; with several, these are the figures of one
-device, and those of the whole run have the bare name.
+device, and those of the whole run have the bare name. Ranks that share a batch (tensor, context and pipeline
+parallelism) count as one device, except in FLOPs.
+
+Tokens per second are the tokens of all ranks by the seconds of training: without the first step, which compiles, and
+without evaluation and saving. The columns and the progress line have it over the last steps, the summary at the end
+over all steps of the process.
 
     column                        unit
     time                          s since the first start of the run, evaluation and saving included
@@ -108,6 +113,7 @@ class Meter:
         self.counts = {"batches": 0, "samples": 0, "tokens": 0, "flops": 0.0}  # of this process since it started
         self.resumed = {"time": 0.0, "batches": 0, "samples": 0, "lengths": 0}  # totals of the resumed checkpoint
         self.window: deque[tuple[float, dict[str, float]]] = deque(maxlen=window + 1)
+        self.first: tuple[float, dict[str, float]] | None = None  # after the first step
         self.first_fraction: tuple[float, float] | None = None
 
     @property
@@ -125,6 +131,7 @@ class Meter:
         for name, count in (("batches", batches), ("samples", samples), ("tokens", tokens), ("flops", flops)):
             self.counts[name] += count
         self.window.append((self.training_seconds, dict(self.counts)))
+        self.first = self.first or self.window[-1]
 
     @contextmanager
     def exclude(self, name: str) -> Iterator[None]:
@@ -155,6 +162,13 @@ class Meter:
         if self.peak and "flops_per_sec" in rates:
             metrics["device/mfu"] = rates["flops_per_sec"] / self.peak
         return metrics
+
+    def mean_tokens_per_sec(self) -> float | None:
+        """Tokens per second of all ranks over all steps of this process but the first; None before the second step."""
+        if self.first is None or self.window[-1][0] <= self.first[0]:
+            return None
+        (start, before), (end, after) = self.first, self.window[-1]
+        return self.ranks * (after["tokens"] - before["tokens"]) / (end - start)
 
     def remaining(self, fraction: float | None) -> float | None:
         """Estimated seconds to the end of the run, from the progress since the first call; None if not known yet.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from litgpt.train.console import RunConsole, RunSummary, format_duration, render_summary
+from litgpt.train.console import RunConsole, RunSummary, format_duration, format_progress, render_summary
 from litgpt.train.metrics import Meter, get_peak_memory_gb, peak_flops
 
 
@@ -85,6 +85,17 @@ def test_evaluation_is_in_no_rate_but_in_the_time() -> None:
     assert meter.totals() == {"time": 505.0, "batches": 6, "samples": 12, "lengths": 120}
 
 
+def test_the_summary_and_the_line_have_the_same_tokens_per_second() -> None:
+    meter, clock = meter_after([60.0, 2.0, 4.0, 3.0], ranks=2)
+    with meter.exclude("saving"):
+        clock.now += 50
+    assert meter.mean_tokens_per_sec() == meter.rates()["items_per_sec"] == pytest.approx(2 * 40 * 3 / 9)
+    assert meter_after([60.0])[0].mean_tokens_per_sec() is None
+    late, _ = meter_after([60.0, 1.0, *[2.0] * 30])  # over a window, and over all steps
+    assert late.rates()["device/items_per_sec"] == pytest.approx(20.0)
+    assert late.mean_tokens_per_sec() == pytest.approx(40 * 31 / 61)
+
+
 def test_a_continued_run_counts_on_but_measures_itself_only() -> None:
     earlier, _ = meter_after([1.0, 2.0])
     meter, clock = meter_after([])
@@ -157,10 +168,12 @@ METRICS = {
 }
 
 
-def shown(*updates: dict[str, float], terminal: bool, enabled: bool = True, fraction: float | None = None) -> str:
+def shown(
+    *updates: dict[str, float], terminal: bool, enabled: bool = True, fraction: float | None = None, width: int = 200
+) -> str:
     """What the progress line shows for these updates."""
     file = io.StringIO()
-    console = Console(file=file, force_terminal=terminal, width=200, soft_wrap=True)
+    console = Console(file=file, force_terminal=terminal, width=width, soft_wrap=True)
     with RunConsole(total_steps=100, enabled=enabled, console=console) as progress:
         for metrics in updates:
             progress.update(metrics, fraction)
@@ -171,7 +184,7 @@ def shown(*updates: dict[str, float], terminal: bool, enabled: bool = True, frac
 def test_without_a_terminal_each_update_is_an_ordinary_line() -> None:
     lines = shown(METRICS, {"step": 13.0, "val_loss": 3.4}, terminal=False, fraction=0.12).splitlines()
     assert lines[0] == (
-        "step 12/100 | 12% | loss 3.210 | 2,900 tokens/s | 1.2 GB | lr 3.00e-04 | epoch 0.50 | 1:02:05 left"
+        "step 12/100 | 1:02:05 left | loss 3.210 | 2,900 tokens/s | lr 3.00e-04 | 1.2 GB | epoch 0.50 | 12%"
     )
     assert "val 3.400" in lines[1] and "loss 3.210" in lines[1]
     assert lines[2:] == ["Saved step-00000012 [as it is]"]
@@ -182,6 +195,17 @@ def test_on_a_terminal_the_line_is_written_over() -> None:
     assert "step 13/100" in text
     assert "\x1b[2K" in text
     assert "Saved step-00000012" in text
+
+
+def test_the_line_of_a_terminal_of_80_columns_has_what_comes_first_and_does_not_wrap() -> None:
+    most = METRICS | {"step": 123_456.0, "val_loss": 3.4, "skipped_steps": 2.0, "device/mfu": 0.41}
+    line = format_progress(most, 200_000, 0.62, width=80)
+    assert line == "step 123,456/200,000 | 1:02:05 left | loss 3.210 | val 3.400 | skipped 2"
+    assert format_progress(most, 200_000, 0.62).startswith(line)
+    for width in range(20, 120):
+        assert len(format_progress(most, 200_000, 0.62, width=width)) < width
+    text = shown(most, terminal=True, width=80)
+    assert line.replace("200,000", "100") in text and "2,900" not in text and "…" not in text
 
 
 def test_only_the_first_rank_prints() -> None:
@@ -209,19 +233,24 @@ def test_end_report_of_a_resumed_run_tells_its_own_speed() -> None:
             steps_run=20,
             tokens=102_400,
             tokens_run=20_480,
+            tokens_per_sec=2_000.0,
             training_seconds=10.24,
             other_seconds={"evaluation": 5.0, "saving": 1.5},
             val_losses={80: 3.25, 100: 3.5},
         )
     )
-    assert "2,000 of this run's training time" in text
+    assert "2,000, mean after the first step" in text
     assert "102,400 (20,480 in this run)" in text
     assert "training 10.2 s, evaluation 5.0 s, saving 1.5 s" in text
     assert "3.5000, best 3.2500 at step 80" in text
 
 
 def test_end_report_leaves_out_what_is_not_known() -> None:
-    text = as_text(RunSummary(reason="SIGTERM", steps=0, steps_run=0, tokens=0, tokens_run=0, training_seconds=0.0))
+    text = as_text(
+        RunSummary(
+            reason="SIGTERM", steps=0, steps_run=0, tokens=0, tokens_run=0, tokens_per_sec=None, training_seconds=0.0
+        )
+    )
     assert "SIGTERM" in text
     assert not any(word in text for word in ("Tokens/s", "Validation", "Skipped", "None", "in this run"))
 
