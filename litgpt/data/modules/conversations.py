@@ -211,9 +211,8 @@ class Conversations(FinetuningData):
             )
         return template
 
-    def count_samples(self, sources: list[DataSource], counts: list[int]) -> list[int]:
+    def count_samples(self, sources: list[DataSource], sizes: list[int]) -> list[int]:
         """Number of samples per epoch from each source."""
-        sizes = super().count_samples(sources, counts)
         if self.mix == "concat":
             return sizes
         weights = [source.weight for source in sources]

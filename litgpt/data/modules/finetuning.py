@@ -134,9 +134,9 @@ class FinetuningData(DataModule):
         """The fraction of rows for validation, where their source has none."""
         return 0.0
 
-    def count_samples(self, sources: list[DataSource], counts: list[int]) -> list[int]:
-        """Number of samples per epoch from each training source, given the number that exists."""
-        return [_count_wanted(source, count) for source, count in zip(sources, counts, strict=True)]
+    def count_samples(self, sources: list[DataSource], sizes: list[int]) -> list[int]:  # noqa: ARG002
+        """Number of samples per epoch from each training source, given that of each source alone."""
+        return sizes
 
     def prepare_data(self) -> None:
         """Download and tokenize the rows, unless that was done before."""
@@ -238,10 +238,15 @@ class FinetuningData(DataModule):
         pairs: list[tuple[DatasetEntry, CachedExamples]]
         pairs = [(entry, file) for entry, file in self.prepared if entry.split in ("both", split)]
         entries = [entry for entry, _ in pairs]
-        parts = [self._split(entry, file.count)[split] for entry, file in pairs]
+        split_parts = [self._split(entry, file.count) for entry, file in pairs]
+        parts = [part[split] for part in split_parts]
         if split == "train":
             available = [len(numbers) for numbers in parts]
-            counts = self.count_samples([entry.source for entry in entries], available)
+            # a source's `sample` counts the rows of both sets; if it is more than there are, those for training repeat
+            wanted = [_count_wanted(entry.source, file.count) for entry, file in pairs]
+            held_out = [len(part.get("val", ())) for part in split_parts]
+            sizes = [max(total - rows, 0) for total, rows in zip(wanted, held_out, strict=True)]
+            counts = self.count_samples([entry.source for entry in entries], sizes)
             seeds = [self._derive_seed(entry) for entry in entries]
             parts = [_draw_samples(*arguments) for arguments in zip(parts, counts, seeds, strict=True)]
             if shape.rank == 0:
@@ -264,15 +269,17 @@ class FinetuningData(DataModule):
         return table
 
     def _split(self, entry: DatasetEntry, count: int) -> dict[str, np.ndarray]:
-        """Split the sample numbers of a set for training and validation."""
+        """Split the sample numbers of a set for training and validation, of as many as its source asks for."""
+        wanted = min(_count_wanted(entry.source, count), count)
+        numbers = _draw_samples(np.arange(count), wanted, self._derive_seed(entry))
         if entry.split != "both":
-            return {entry.split: np.arange(count)}
+            return {entry.split: numbers}
         fraction = entry.source.val_fraction
         fraction = self.default_val_fraction() if fraction is None else fraction
-        val_count = min(max(int(count * fraction), 1), count - 1) if fraction > 0 else 0
-        is_train = np.ones(count, bool)
-        is_train[list(map(FeistelPermutation(count, self._derive_seed(entry), 0), range(val_count)))] = False
-        return {"train": np.flatnonzero(is_train), "val": np.flatnonzero(~is_train)}
+        val_count = min(max(int(wanted * fraction), 1), max(wanted - 1, 0)) if fraction > 0 else 0
+        is_train = np.ones(wanted, bool)
+        is_train[list(map(FeistelPermutation(wanted, self._derive_seed(entry), 0), range(val_count)))] = False
+        return {"train": numbers[is_train], "val": numbers[~is_train]}
 
     def _derive_seed(self, entry: DatasetEntry) -> int:
         """Derive a seed for a set, so that other sets do not change which of its samples are drawn."""

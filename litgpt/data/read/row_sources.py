@@ -39,8 +39,8 @@ class DataSource:
         split: of a data set on the hub, or a folder: only files whose names contain this word.
         format: how rows are read; auto detects it from the columns.
         columns: renames columns, from the name in the file to the expected name.
-        sample: rows per epoch: a number, or a fraction such as 0.1; None for all. More than the source has repeats
-            rows.
+        sample: rows of the source that are used, for training and validation together: a number, or a fraction such as
+            0.1; None for all. More than the source has repeats rows in training.
         weight: sampling weight where sources are interleaved, relative to the others.
         channel: the group that the loss is reported in, where a row names none.
         val_fraction: the fraction of rows held out for validation; None for the data module's.

@@ -205,6 +205,23 @@ def test_sample_of_a_source(tmp_path: Path, tokenizer: Tokenizer, number: int) -
     )
 
 
+@pytest.mark.parametrize(
+    ("number", "trained", "held_out"), [(4, 3, 1), (8, 6, 2), (0.5, 4, 1), (10, 8, 2), (25, 23, 2), (1, 1, 0)]
+)
+def test_sample_counts_training_and_validation_alike(
+    tmp_path: Path, tokenizer: Tokenizer, number: float, trained: int, held_out: int
+) -> None:
+    source = {"path": str(write(tmp_path / "ten.jsonl", rows(10))), "sample": number}
+    data = module(tmp_path, tokenizer, [source], val_fraction=0.25)
+    training, validation = data.train_stream(BatchShape(1, 1, 64)), data.val_stream(BatchShape(1, 1, 64))
+    said = questions(take(training, training.samples_per_epoch or 0), tokenizer)
+    held = questions(list(validation or []), tokenizer)
+    assert (len(said), len(held)) == (trained, held_out) and not set(said) & set(held)
+    other = module(tmp_path, tokenizer, [source["path"]], val_sources=[source])
+    stream = other.val_stream(BatchShape(1, 1, 64))
+    assert stream is not None and stream.samples_per_epoch == min(trained + held_out, 10)
+
+
 def test_one_source_does_not_change_what_is_drawn_from_another(tmp_path: Path, tokenizer: Tokenizer) -> None:
     first = write(tmp_path / "first.jsonl", rows(20, seed=1))
     drawn = []
@@ -213,7 +230,7 @@ def test_one_source_does_not_change_what_is_drawn_from_another(tmp_path: Path, t
         stream = module(tmp_path, tokenizer, [f"{first}#7", str(second)]).train_stream(BatchShape(1, 1, 64))
         said = questions(take(stream, stream.samples_per_epoch or 0), tokenizer)
         drawn.append(sorted(question for question in said if question.startswith("1-")))
-    assert drawn[0] == drawn[1] and len(drawn[0]) == 7
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 6  # one of the seven is held out
 
 
 @pytest.mark.parametrize(("stopping", "expected"), [("first_exhausted", [30, 10]), ("all_exhausted", [120, 40])])
