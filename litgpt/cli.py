@@ -10,10 +10,14 @@ from typing import Any, NamedTuple
 
 from litgpt.errors import UserError
 from litgpt.interrupts import EXIT_CODE, exit_on_interrupt
+from litgpt.recipe.columns import format_columns
 from litgpt.recipe.commands import COMMANDS, Command, find_command, import_object
 from litgpt.version import __version__
 
-FOOTER = "Every command accepts --config FILE-or-URL, --key value for each key of its YAML, --print_config and --help."
+FOOTER = (
+    "Every command accepts --config FILE-or-URL, --KEY VALUE for each key of its",
+    "YAML, --print_config, which prints the resulting YAML, and --help.",
+)
 
 OTHERS_WAIT = 10.0  # seconds
 INTERRUPTED = "litgpt: interrupted"
@@ -26,28 +30,29 @@ class CommandLine(NamedTuple):
         arguments: positional arguments.
         flags: (key, value) of each flag.
         configs: the files and URLs of `--config`.
-        help: whether `--help` is given.
+        help: the group of keys after `--help`, empty if it has none; None without that flag.
         print_config: the value of `--print_config`, or None without that flag.
     """
 
     arguments: list[str]
     flags: list[tuple[str, str]]
     configs: list[str]
-    help: bool
+    help: str | None
     print_config: str | None
 
 
 def format_overview() -> str:
     """Return the text of `litgpt --help`."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: litgpt COMMAND ...", "", *lines, "", FOOTER])
+    lines = format_columns(((name, command.help) for name, command in COMMANDS.items()), left=20)
+    return "\n".join(["usage: litgpt COMMAND ...", "", *lines, "", *FOOTER])
 
 
 def split_arguments(argv: list[str]) -> CommandLine:
     """Split a command line into positional arguments and flags; a flag has one value, after a space or `=`."""
-    line = CommandLine([], [], [], "-h" in argv or "--help" in argv, find_print_flags(argv))
-    rest = iter(word for word in argv if word not in ("-h", "--help") and not word.startswith("--print_config"))
+    if (topic := find_help_topic(argv)) is not None:
+        return CommandLine([], [], [], topic, None)
+    line = CommandLine([], [], [], None, find_print_flags(argv))
+    rest = iter(word for word in argv if not word.startswith("--print_config"))
     for word in rest:
         if not word.startswith("--"):
             line.arguments.append(word)
@@ -62,6 +67,15 @@ def split_arguments(argv: list[str]) -> CommandLine:
         else:
             line.flags.append((key, value))
     return line
+
+
+def find_help_topic(argv: list[str]) -> str | None:
+    """Return the word after `--help`, empty if there is none; None without that flag."""
+    for word, following in zip(argv, [*argv, ""][1:], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag in ("-h", "--help"):
+            return value if equals else following * (not following.startswith("-"))
+    return None
 
 
 def find_print_flags(argv: list[str]) -> str | None:
@@ -80,15 +94,15 @@ def collect_flags(line: CommandLine, command: Command) -> list[tuple[str, str]]:
 
 def read_recipe(name: str, line: CommandLine) -> Any:
     """Build the recipe of a command line; None if it only prints help or the configuration."""
-    from litgpt.recipe import build, show
+    from litgpt.recipe import build, help_text, show
 
     command = COMMANDS[name]
+    if line.help is not None:
+        return help_text.print_help(name, line.help)
     recipe = command.import_recipe()
     flags = [build.Flag(key, value) for key, value in collect_flags(line, command)]
-    if line.help:
-        return build.build_parser(recipe, f"litgpt {name}").print_help()
     if help_flag := next((flag for flag in flags if flag.key.endswith(".help")), None):
-        return show.print_choice_help(recipe, help_flag.key.removesuffix(".help"), help_flag.value)
+        return help_text.print_topic(recipe, help_flag.key.removesuffix(".help"), help_flag.value)
     tree = build.collect_settings(recipe, line.configs, flags)
     if line.print_config is not None:
         return show.print_config(recipe, tree, line.print_config)

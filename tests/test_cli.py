@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,21 +11,67 @@ import pytest
 
 from litgpt import cli
 from litgpt.recipe.commands import COMMANDS, FIELD_COMMANDS, MISSING_COMMANDS
+from litgpt.recipe.keys import list_keys
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(litgpt, name):
-    outcome = litgpt(*name.split(), "--help")
-    assert outcome.code == 0 and outcome.recipe is None and outcome.err == ""
-    assert outcome.out.startswith(f"usage: litgpt {name}")
-    assert "Annotated" not in outcome.out and "Ge(" not in outcome.out
+    for topic in ([], ["all"]):
+        outcome = litgpt(*name.split(), "--help", *topic)
+        assert outcome.code == 0 and outcome.recipe is None and outcome.err == ""
+        assert outcome.out.startswith(f"usage: litgpt {name} ") and "\nexample:\n  litgpt " in outcome.out
+        assert not any(word in outcome.out for word in ("Annotated", "Ge(", "<class", "REQUIRED", "<object"))
+        assert max(map(len, outcome.out.splitlines())) <= 80
+    positionals = COMMANDS[name].positionals
+    for key in list_keys(COMMANDS[name].import_recipe()):
+        assert find_line(outcome.out, key.upper() if key in positionals else f"--{key}") or f"\n{key}:" in outcome.out
+
+
+def find_line(text: str, start: str) -> str | None:
+    """The line of a help text that begins with a key; None if there is none."""
+    return next((line for line in text.splitlines() if line.strip().split(" ")[0] == start), None)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_of_the_help_parse(litgpt, name):
+    words = shlex.split(COMMANDS[name].example.partition(" > ")[0])
+    assert words[: 1 + len(name.split())] == ["litgpt", *name.split()]
+    assert litgpt(*words[1:]).recipe is not None
+
+
+def test_help_begins_with_the_keys_of_a_first_run(litgpt):
+    text = litgpt("finetune", "--help").out
+    assert len(text.splitlines()) < 90
+    for key, default in {
+        "CHECKPOINT_DIR": "required",
+        "--train.epochs": "default 5",
+        "--train.global_batch_size": "default 16",
+        "--optimizer.lr": "default 0.001",
+        "--out_dir": "default out/finetune/lora",
+    }.items():
+        assert default in " ".join(text[text.index(f"\n  {key} ") :].split("[")[1].split("]")[0].split())
+    rest = text[text.index("more keys, by group:") :]
+    assert "  parallel    data_replicate, data_shard" in rest and "lr_warmup_steps" in rest
+    assert "--help GROUP" in rest and "--tuner.help" in rest
+
+
+def test_help_of_one_group(litgpt):
+    text = litgpt("pretrain", "--help", "train").out
+    assert text.startswith("train:\n  --train.save_interval ") and "--eval.interval" not in text
+    for line in (["--train.help"], ["--help=train"], ["x", "--data", "--help", "train"]):
+        assert litgpt("pretrain", *line).out == text
+    assert litgpt("pretrain", "--help", "data").out == litgpt("pretrain", "--data.help").out
+    assert "trian is not a group of keys; use --help all, or general, tokenizer, train, " in (
+        litgpt("pretrain", "--help", "trian").error_line()
+    )
 
 
 def test_help_lists_the_commands(litgpt):
     for argv in ([], ["--help"], ["-h"]):
         outcome = litgpt(*argv)
         assert outcome.code == 0
-        assert all(f"  {name} " in outcome.out for name in COMMANDS)
+        assert all(f"\n  {name}" in outcome.out for name in COMMANDS)
+        assert max(map(len, outcome.out.splitlines())) <= 80
     assert "did you mean pretrain?" in litgpt("pretrian", "x").error_line()
     assert "did you mean data prepare or data inspect?" in litgpt("data").error_line()
     assert "'--nothing' is not a command" in litgpt("--nothing").error_line()
@@ -78,6 +125,7 @@ def test_a_folder_is_not_taken_for_a_part_of_the_command(litgpt, tmp_path, monke
         ["pretrain", "--help"],
         ["pretrain", "x", "--data", "TextFiles", "--data.train_data_path", "a", "--print_config"],
         ["pretrain", "--data.help"],
+        ["finetune", "--help", "all"],
     ],
 )
 def test_help_and_recipes_import_neither_torch_nor_lightning(argv):

@@ -1,13 +1,13 @@
 """Build a validated recipe from YAML files and command-line flags; jsonargparse converts the types of the values."""
 
 import re
-from argparse import SUPPRESS, ArgumentError
+from argparse import ArgumentError
 from collections.abc import Iterable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader, set_parsing_settings
+from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
 from litgpt.errors import UserError
 from litgpt.recipe import keys
@@ -49,31 +49,10 @@ class Flag(NamedTuple):
     value: str
 
 
-class RecipeHelpFormatter(DefaultHelpFormatter):
-    """Formats the help of a command: types without their limits, and classes by their short names."""
-
-    def _expand_help(self, action: Any) -> str:
-        text = re.sub(r"Annotated\[(\w+)(, [GL]e\([^)]*\))*\]", r"\1", super()._expand_help(action))
-        text = re.sub(r"default: \{'class_path': '[\w.]*?(\w+)',.*\}\}", r"default: \1", text)
-        return re.sub(r", known subclasses: .*(?=\))", "", text)
-
-
 @cache
-def build_parser(recipe: type, program: str) -> ArgumentParser:
-    """Build the jsonargparse parser of a recipe, which prints its help and converts its values."""
-    parser = ArgumentParser(
-        prog=program, exit_on_error=False, formatter_class=RecipeHelpFormatter, parser_mode="litgpt"
-    )
-    parser.add_argument(
-        "--config", metavar="FILE-or-URL", default=SUPPRESS, help="YAML file with any of these keys. May be repeated."
-    )
-    parser.add_argument(
-        "--print_config",
-        nargs="?",
-        metavar="=FLAGS",
-        default=SUPPRESS,
-        help="Print the resulting YAML and exit; optionally =skip_default,skip_null.",
-    )
+def build_parser(recipe: type) -> ArgumentParser:
+    """Build the jsonargparse parser of a recipe, which converts its values."""
+    parser = ArgumentParser(prog="litgpt", exit_on_error=False, parser_mode="litgpt")
     parser.add_class_arguments(recipe, as_positional=True)
     return parser
 
@@ -246,7 +225,7 @@ def build_recipe(recipe: type, tree: Tree) -> Any:
         UserError: naming the key, its value and the accepted values.
     """
     normalized = normalize_settings(recipe, tree, partial(list_known_keys, recipe, tree))
-    parser = build_parser(recipe, "litgpt")
+    parser = build_parser(recipe)
     try:
         typed = parser.parse_object(normalized)
     except ArgumentError as error:

@@ -17,16 +17,34 @@ class Command(NamedTuple):
         module: the module in `litgpt.commands` whose function `run` runs it with a recipe.
         help: the line in `litgpt --help`.
         positionals: the keys that may be given without their names, in order.
+        example: a command line for the help, with the files of a user in place.
+        first: the keys that the help of a command with many keys describes first.
     """
 
     recipe: str
     module: str
     help: str
     positionals: tuple[str, ...] = ()
+    example: str = ""
+    first: tuple[str, ...] = ()
 
     def import_recipe(self) -> type:
         """Import the dataclass with the settings."""
         return import_object(f"litgpt.recipe.{self.recipe}")
+
+
+RUN_KEYS = (
+    *("data", "out_dir", "train.max_steps", "train.epochs", "train.global_batch_size", "train.micro_batch_size"),
+    *("train.max_seq_length", "train.save_interval", "eval.interval", "optimizer.lr", "precision", "devices"),
+    *("resume", "logger_name"),
+)
+PRETRAIN_KEYS = ("tokenizer_dir", "initial_checkpoint_dir", *RUN_KEYS, "train.max_tokens")
+CHATS = "--data Conversations --data.sources chats.jsonl"
+
+
+def finetune_command(recipe: str, text: str, example: str, *keys: str) -> Command:
+    """Describe a command that finetunes; `keys` are described first in its help, before those of all runs."""
+    return Command(recipe, "finetune", text, ("checkpoint_dir",), example, (*keys, *RUN_KEYS))
 
 
 COMMANDS = {
@@ -35,78 +53,131 @@ COMMANDS = {
         "pretrain",
         "Pretrain a model on text, from scratch or from existing weights.",
         ("model_name",),
+        "litgpt pretrain pythia-14m --data TextFiles --data.train_data_path books"
+        " --tokenizer_dir checkpoints/EleutherAI/pythia-14m --train.max_tokens 1e8",
+        PRETRAIN_KEYS,
     ),
-    "finetune": Command(
+    "finetune": finetune_command(
         "finetune:FinetuneLora",
-        "finetune",
         "Finetune a model on conversations, with LoRA or another tuner.",
+        f"litgpt finetune Qwen/Qwen3-0.6B {CHATS} --train.epochs 1",
+        "lora_r",
+        "lora_alpha",
+        "quantize",
+    ),
+    "finetune_lora": finetune_command(
+        "finetune:FinetuneLora",
+        "Same as finetune.",
+        f"litgpt finetune_lora Qwen/Qwen3-0.6B {CHATS} --train.epochs 1",
+        "lora_r",
+        "lora_alpha",
+        "quantize",
+    ),
+    "finetune_full": finetune_command(
+        "finetune:FinetuneFull",
+        "Finetune all or some of the weights of a model.",
+        f"litgpt finetune_full Qwen/Qwen3-0.6B {CHATS} --train.epochs 1 --optimizer.lr 1e-5",
+    ),
+    "finetune_adapter": finetune_command(
+        "finetune:FinetuneAdapter",
+        "Finetune a model with LLaMA-Adapter.",
+        f"litgpt finetune_adapter Qwen/Qwen3-0.6B {CHATS} --train.epochs 1",
+    ),
+    "finetune_adapter_v2": finetune_command(
+        "finetune:FinetuneAdapterV2",
+        "Finetune a model with LLaMA-Adapter V2.",
+        f"litgpt finetune_adapter_v2 Qwen/Qwen3-0.6B {CHATS} --train.epochs 1",
+    ),
+    "generate": Command(
+        "generate:Generate",
+        "generate",
+        "Generate text with a model.",
         ("checkpoint_dir",),
+        "litgpt generate out/finetune/lora/final --prompt 'What is a llama?'",
     ),
-    "finetune_lora": Command("finetune:FinetuneLora", "finetune", "Same as finetune.", ("checkpoint_dir",)),
-    "finetune_full": Command(
-        "finetune:FinetuneFull", "finetune", "Finetune all or some of the weights of a model.", ("checkpoint_dir",)
-    ),
-    "finetune_adapter": Command(
-        "finetune:FinetuneAdapter", "finetune", "Finetune a model with LLaMA-Adapter.", ("checkpoint_dir",)
-    ),
-    "finetune_adapter_v2": Command(
-        "finetune:FinetuneAdapterV2", "finetune", "Finetune a model with LLaMA-Adapter V2.", ("checkpoint_dir",)
-    ),
-    "generate": Command("generate:Generate", "generate", "Generate text with a model.", ("checkpoint_dir",)),
     "download": Command(
         "store_commands:Download",
         "download",
         "Download a model's weights and tokenizer from the Hugging Face hub.",
         ("repo_id",),
+        "litgpt download EleutherAI/pythia-14m",
     ),
     "convert_to_litgpt": Command(
         "store_commands:ConvertToLitgpt",
         "convert_to_litgpt",
         "Convert .bin, lit_model.pth or GGUF files, or a training checkpoint, to a model folder.",
         ("checkpoint_dir",),
+        "litgpt convert_to_litgpt checkpoints/EleutherAI/pythia-14m",
     ),
     "convert_from_litgpt": Command(
         "store_commands:ConvertFromLitgpt",
         "convert_from_litgpt",
         "Export a model as a Hugging Face folder or in LitGPT's format.",
         ("checkpoint_dir", "output_dir"),
+        "litgpt convert_from_litgpt out/pretrain/final exported",
     ),
     "convert_pretrained_checkpoint": Command(
         "store_commands:ConvertPretrainedCheckpoint",
         "convert_pretrained_checkpoint",
         "Convert a training checkpoint to a model folder.",
         ("checkpoint_dir", "output_dir"),
+        "litgpt convert_pretrained_checkpoint out/pretrain/step-00001000 model",
     ),
     "merge_lora": Command(
-        "merge_lora:MergeLora", "merge_lora", "Merge an adapter into its base model.", ("checkpoint_dir",)
+        "merge_lora:MergeLora",
+        "merge_lora",
+        "Merge an adapter into its base model.",
+        ("checkpoint_dir",),
+        "litgpt merge_lora out/finetune/lora/adapter --output_dir merged",
     ),
     "validate": Command(
         "store_commands:Validate",
         "validate",
         "Check a model folder: files, config, tokenizer, tensors, memory.",
         ("checkpoint_dir",),
+        "litgpt validate checkpoints/EleutherAI/pythia-14m",
     ),
     "verify": Command(
         "store_commands:Verify",
         "verify",
         "Compare a model folder with transformers: tensors, logits, tokenizer.",
         ("checkpoint_dir",),
+        "litgpt verify checkpoints/EleutherAI/pythia-14m",
     ),
     "data prepare": Command(
-        "data_commands:DataPrepare", "data_prepare", "Download and tokenize the data of a run in advance.", ("data",)
+        "data_commands:DataPrepare",
+        "data_prepare",
+        "Download and tokenize the data of a run in advance.",
+        ("data",),
+        "litgpt data prepare TinyStories --tokenizer_dir checkpoints/EleutherAI/pythia-14m",
     ),
     "data inspect": Command(
-        "data_commands:DataInspect", "data_inspect", "Show the data of a run: counts, and samples as text.", ("data",)
+        "data_commands:DataInspect",
+        "data_inspect",
+        "Show the data of a run: counts, and samples as text.",
+        ("data",),
+        f"litgpt data inspect {CHATS.removeprefix('--data ')} --tokenizer_dir checkpoints/Qwen/Qwen3-0.6B",
     ),
     "tokenizer train": Command(
-        "data_commands:TokenizerTrain", "tokenizer_train", "Train a tokenizer on text.", ("input", "output_dir")
+        "data_commands:TokenizerTrain",
+        "tokenizer_train",
+        "Train a tokenizer on text.",
+        ("input", "output_dir"),
+        "litgpt tokenizer train books tokenizer --vocab_size 4096",
     ),
-    "report": Command("report:Report", "report", "Write a self-contained HTML report of a run.", ("out_dir",)),
+    "report": Command(
+        "report:Report",
+        "report",
+        "Write a self-contained HTML report of a run.",
+        ("out_dir",),
+        "litgpt report out/finetune/lora",
+    ),
     "schema": Command(
         "schema:Schema",
         "schema",
         "Print the JSON Schema of the recipe of one or all commands, for editors.",
         ("command", "subcommand"),
+        "litgpt schema pretrain > pretrain.schema.json",
     ),
 }
 

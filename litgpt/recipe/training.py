@@ -26,7 +26,7 @@ class Training:
     resume: bool | Literal["auto"] | Path = False
     """Resume from the latest checkpoint in out_dir (true), the latest one if any (auto), or a given one (a path)."""
     data: DataModule | None = None
-    """Data module."""
+    """Data module; null for Alpaca when finetuning, for TinyLlama when pretraining."""
     train: TrainArgs = field(default_factory=TrainArgs)
     eval: EvalArgs = field(default_factory=EvalArgs)
     log: LogArgs = field(default_factory=LogArgs)
