@@ -1,10 +1,15 @@
 """The key and the detail of an error for users."""
 
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 
+import litgpt
 from litgpt.errors import UserError
+from litgpt.recipe.commands import COMMANDS
+from tests.recipe.test_unknown_key import TREES, list_keys_with
 
 
 @pytest.mark.parametrize(
@@ -23,3 +28,15 @@ def test_an_error_has_a_key_and_a_detail(message: str, key: str, detail: str) ->
 
 def test_an_error_is_one_line() -> None:
     assert str(UserError("a: b\n  c")) == "a: b c"
+
+
+def test_each_key_that_a_message_tells_to_set_exists() -> None:
+    """As text such as `set train.epochs: 1`; names of one word may be Python's own."""
+    told = {
+        key
+        for path in Path(litgpt.__file__).parent.rglob("*.py")
+        for key in re.findall(r"\b(?:set|use) ((?:[a-z_]+\.)+[a-z_]+): ", path.read_text(encoding="utf-8"))
+    }
+    pairs = [(command, tuple(choices.items())) for command in COMMANDS for choices in TREES]
+    known = {key for command, choices in pairs for key in list_keys_with(command, choices)}
+    assert len(told) > 20 and not told - known

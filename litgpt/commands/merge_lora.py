@@ -88,7 +88,7 @@ def merge(recipe: MergeLora, folder: Path, base: Path, staged: Path) -> list[str
     dtype_given = choose_dtype(recipe, adapter)
     types = {name: dtype_given or kept for name, kept in read_dtypes(base, config).items()}
     copy_tokenizer(folder, staged)
-    write_model_folder(staged, config, adapt.merge_adapter(model, types), tokenizer_dir=base)
+    write_model_folder(staged, model.config, adapt.merge_adapter(model, types), tokenizer_dir=base)
     del model
     return (
         [compare_logits(separate, compute_row_logits(open_model(staged, device=CPU, dtype=torch.float32), ids))]

@@ -1,8 +1,9 @@
 """Load a model for inference from a model folder, a training checkpoint, or an adapter and its base model."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -16,6 +17,7 @@ from litgpt.model.registry import list_model_names
 from litgpt.store import hub
 from litgpt.store.adapters.folder import ADAPTER_CONFIG, SavedAdapter, is_adapter, load_adapter_folder, read_base_name
 from litgpt.store.checkpoint_load import resolve_checkpoint
+from litgpt.store.config_overrides import override_config
 from litgpt.store.load_model import iter_tensors, load_config, load_model
 from litgpt.store.tensor_audit import list_published
 from litgpt.store.tokenizer_files import find_tokenizer_files
@@ -122,11 +124,18 @@ def find_tokenizer_folder(folder: Path) -> Path:
     return find_base_folder(folder) if is_adapter(folder) and not find_tokenizer_files(folder) else folder
 
 
-def open_model(folder: Path, *, device: torch.device, dtype: torch.dtype | None = None) -> GPT:
+def open_model(
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    model_config: Mapping[str, Any] | None = None,
+) -> GPT:
     """The model in a folder that `resolve_model_folder` returned; of an adapter, its base with the adapter.
 
     Args:
         dtype: of the weights; None for that of the files.
+        model_config: fields of the configuration to change, of a model that is not an adapter.
 
     Raises:
         UserError: if the folder has no model, or a damaged one.
@@ -134,7 +143,7 @@ def open_model(folder: Path, *, device: torch.device, dtype: torch.dtype | None 
     if is_adapter(folder):
         base = find_base_folder(folder)
         return open_with_adapter(load_adapter_folder(folder, load_config(base)), base, device=device, dtype=dtype)
-    config = load_config(folder)
+    config = override_config(load_config(folder), model_config or {})
     model = build_empty_model(config, dtype or find_main_dtype(folder, config), device)
     load_model(model, folder, mmap=True)
     return model
@@ -160,11 +169,11 @@ def open_with_adapter(
         UserError: if adapter or base is missing or damaged, or the adapter belongs to another base model.
     """
     kind = adapter.base_precision.quantize if quantize == "as_trained" else quantize
-    dtype = dtype or adapter.dtype
+    dtype, changes = dtype or adapter.dtype, adapter.base_precision.model_config
     if kind:
-        model = open_quantized(base, kind, device=device, dtype=dtype)
+        model = open_quantized(base, kind, device=device, dtype=dtype, model_config=changes)
     else:
-        model = open_model(base, device=device, dtype=dtype)
+        model = open_model(base, device=device, dtype=dtype, model_config=changes)
     try:
         adapt.attach(model, adapter.settings)
         for parameter in adapt.get_adapter_parameters(model).values():
@@ -177,9 +186,11 @@ def open_with_adapter(
     return model.eval()
 
 
-def open_quantized(base: Path, kind: str, *, device: torch.device, dtype: torch.dtype) -> GPT:
-    """The model in a folder with the blocks' matrices quantized as in training."""
-    config = load_config(base)
+def open_quantized(
+    base: Path, kind: str, *, device: torch.device, dtype: torch.dtype, model_config: Mapping[str, Any]
+) -> GPT:
+    """The model in a folder with the blocks' matrices quantized as in training, and its configuration changed."""
+    config = override_config(load_config(base), model_config)
     model = GPT.on_meta(config, dtype).eval()
     quantization.quantize(model, kind)
     model.to_empty(device=device)

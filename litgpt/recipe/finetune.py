@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Positive, Seed
@@ -36,6 +36,9 @@ class Finetune(Training):
     """The model to start from: a folder, or org/name on the hub, which is downloaded if necessary."""
     access_token: str | None = field(default=None, repr=False, kw_only=True)
     """Hugging Face access token, for gated models and data; null for HF_TOKEN."""
+    model_config: dict[str, Any] | None = field(default=None, kw_only=True)
+    """Fields of the model configuration that change no tensor, such as rope_adjustments or dropout; they override those
+    of checkpoint_dir."""
     train: TrainArgs = field(default_factory=train_defaults, kw_only=True)
     eval: EvalArgs = field(default_factory=lambda: EvalArgs(interval=100, max_new_tokens=100), kw_only=True)
     devices: int | Literal["auto"] = field(default=1, kw_only=True)

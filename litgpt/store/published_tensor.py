@@ -16,6 +16,8 @@ from litgpt.store.weight_files import WeightSource
 
 BLOCK_BYTES = 32 << 20  # read from a file at once; the memory that loading needs in addition to the model
 
+CORRECT_CONFIG = "correct model_config.yaml or config.json of that folder"
+
 
 def list_parameters(config: Config) -> dict[str, Tensor]:
     """All parameters of a model on the meta device: bfloat16, or float32 where the config requires it."""
@@ -78,10 +80,8 @@ class PublishedTensor:
         for name, part in self._split(meta).items():
             actual, expected = tuple(part.shape), self._shape(name)
             if actual != expected:
-                hint = "the shape in its model_config.yaml or config.json"
-                if name in ("embedding.weight", "head.weight") and actual[1:] == expected[1:]:
-                    hint = f"model_config.padded_vocab_size: {actual[0]}"
-                raise UserError(f"{path}: {hf_name} is {list(actual)}, the model's {name} {list(expected)}; use {hint}")
+                sizes = f"{hf_name} is {list(actual)}, the model's {name} {list(expected)}"
+                raise UserError(f"{path}: {sizes}; {CORRECT_CONFIG}")
 
     def map_into(self, parameters: Mapping[str, Tensor]) -> bool:
         """Make a parameter a view of the file; returns False if its type, layout or device does not allow that."""

@@ -16,7 +16,7 @@ from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.model.names import NO_SUCH_PART, NameTable, TensorMapping
 from litgpt.store.collectives_io import Warn, print_warning
-from litgpt.store.published_tensor import PublishedTensor, list_parameters, split_rows
+from litgpt.store.published_tensor import CORRECT_CONFIG, PublishedTensor, list_parameters, split_rows
 from litgpt.store.weight_files import WeightSource, open_weights
 
 
@@ -60,9 +60,9 @@ class TensorAudit:
         """
         path = self.source.path
         if self.unknown:
-            raise UserError(f"{path}: {shorten(self.unknown)}: no tensor of this name in the model; check model_config")
+            raise UserError(f"{path}: {shorten(self.unknown)}: no tensor of this name in the model; {CORRECT_CONFIG}")
         if self.missing:
-            raise UserError(f"{path}: lacks {shorten(self.missing)}; use the model_config of this folder")
+            raise UserError(f"{path}: lacks {shorten(self.missing)}; {CORRECT_CONFIG}")
         if self.mismatched:
             raise UserError(self.mismatched[0])
         if head := self.find_untied_head():

@@ -23,6 +23,7 @@ from litgpt.train.guard import Guard, Interrupts, perplexity
 from litgpt.train.metrics import Meter, get_device_peak, get_peak_memory_gb
 from litgpt.train.objective import Objective
 from litgpt.train.optimizer import set_learning_rate
+from litgpt.train.run_spec import RunSpec
 from litgpt.train.schedule import list_step_limits
 from litgpt.train.setup import Run
 from litgpt.train.step import StepResult, Votes, train_step
@@ -36,18 +37,17 @@ def remove_samples_after(path: Path, step: int) -> None:
         write_text(path, "".join(kept))
 
 
-def check_token_range(batches: list[Batch], rows: int) -> None:
+def check_token_range(batches: list[Batch], spec: RunSpec) -> None:
     """Check that every token has a row in the embedding, which may not hold for data of another tokenizer.
 
     Raises:
         UserError: with the largest token.
     """
     largest = max(int(max(batch.ids.max(), batch.labels.max())) for batch in batches)
+    rows = spec.config.padded_vocab_size or 0
     if largest >= rows:
-        raise UserError(
-            f"data: holds token {largest}, but the model has {rows} rows; use the tokenizer of the data, "
-            f"or set model_config.padded_vocab_size: {largest + 1} or more"
-        )
+        cure = spec.get_vocabulary_cure(largest + 1)
+        raise UserError(f"data: holds token {largest}, but the model has {rows} rows; {cure}")
 
 
 class Loop:
@@ -168,7 +168,7 @@ class Loop:
         """Read the micro-batches of a step; returns none, and the error, if that fails."""
         try:
             micro_batches = list(itertools.islice(batches, self.run.data.micro_batches))
-            check_token_range(micro_batches, self.run.spec.config.padded_vocab_size or 0)
+            check_token_range(micro_batches, self.run.spec)
         except UserError as error:  # other ranks may have no error, and must stop before the forward pass
             return [], error
         return micro_batches, None

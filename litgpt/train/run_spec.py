@@ -1,8 +1,10 @@
 """The spec of a run: shape and weights of the model, data and tokenizer, for each task."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from litgpt import adapt
 from litgpt.adapt.llama_pro import expand_config
@@ -18,6 +20,7 @@ from litgpt.recipe.finetune import Finetune
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
 from litgpt.recipe.tuner import Tuner
 from litgpt.store.adapters import folder as adapter_folder
+from litgpt.store.config_overrides import merge_fields, override_config
 from litgpt.store.load_model import load_config
 
 
@@ -35,6 +38,7 @@ class RunSpec:
         dtype: dtype of the weights, as torch names it.
         base: name or path of the base model in an adapter's config.
         adapter: folder of an adapter to train further; None to initialize a new one.
+        model_config: fields of the base model's config that differ in this run.
     """
 
     task: str
@@ -49,6 +53,13 @@ class RunSpec:
     dtype: str | None = None
     base: str = ""
     adapter: Path | None = None
+    model_config: Mapping[str, Any] = field(default_factory=dict)
+
+    def get_vocabulary_cure(self, tokens: int) -> str:
+        """What to change for a model with rows for this number of tokens."""
+        if self.weights is None:
+            return f"set model_config.padded_vocab_size: {-(-tokens // 64) * 64}"
+        return "use the model's own tokenizer, or resize its embedding before (resize_token_embeddings in transformers)"
 
     @property
     def adapted(self) -> bool:
@@ -58,7 +69,7 @@ class RunSpec:
     @property
     def base_precision(self) -> adapter_folder.BasePrecision:
         """How the base model is stored while an adapter is trained."""
-        return adapter_folder.BasePrecision(self.dtype, self.quantize)
+        return adapter_folder.BasePrecision(self.dtype, self.quantize, self.model_config)
 
     def adapter_files(self) -> dict[str, str]:
         """Text by name of the files that mark a training checkpoint as an adapter's; empty without an adapter."""
@@ -74,11 +85,19 @@ def build_pretrain_spec(recipe: Pretrain) -> RunSpec:
     Raises:
         UserError: if the shape is unknown or `initial_checkpoint_dir` is not a folder.
     """
-    if recipe.initial_checkpoint_dir and not recipe.initial_checkpoint_dir.is_dir():
-        raise UserError(f"initial_checkpoint_dir: {recipe.initial_checkpoint_dir} is not a folder")
+    config, weights = resolve_config(recipe), recipe.initial_checkpoint_dir
+    if weights and not weights.is_dir():
+        raise UserError(f"initial_checkpoint_dir: {weights} is not a folder")
+    if weights and any((weights / name).is_file() for name in ("model_config.yaml", "config.json")):
+        rows = Config.from_checkpoint(weights).padded_vocab_size
+        if rows != config.padded_vocab_size:
+            raise UserError(
+                f"model_config.padded_vocab_size: {config.padded_vocab_size}, but initial_checkpoint_dir: {weights} "
+                f"has {rows} rows; set model_config.padded_vocab_size: {rows}"
+            )
     return RunSpec(
         task="pretrain",
-        config=resolve_config(recipe),
+        config=config,
         data=recipe.data or TinyLlama(),
         weights=recipe.initial_checkpoint_dir,
         tokenizer_dir=recipe.tokenizer_dir,
@@ -97,7 +116,8 @@ def resolve_config(recipe: Pretrain) -> Config:
         overrides["tie_embeddings"] = recipe.train.tie_embeddings
     if overrides.get("n_layer") and recipe.model_name not in list_model_names():
         return Config(**{"name": recipe.model_name} | overrides)
-    return Config.from_name(recipe.model_name, **overrides)
+    named = Config.from_name(recipe.model_name)
+    return Config.from_name(recipe.model_name, **merge_fields(named.to_dict(), overrides))
 
 
 def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path | None = None) -> RunSpec:
@@ -115,8 +135,12 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
             f"checkpoint_dir: {folder} is an adapter; give its base here, and the adapter as initial_adapter_dir "
             "to train it further, or merge it first (litgpt merge_lora)"
         )
-    config = load_config(folder)
-    tuner = load_tuner_settings(adapter, config) if adapter else recipe.resolved_tuner
+    base_config = load_config(folder)
+    saved = load_initial_adapter(adapter, base_config) if adapter else None
+    tuner = saved.settings if saved else recipe.resolved_tuner
+    inherited = saved.base_precision.model_config if saved else {}
+    changes = {**inherited, **merge_fields(inherited, recipe.model_config or {})}
+    config = override_config(base_config, changes)
     return RunSpec(
         task="finetune",
         config=expand_config(config, tuner),
@@ -129,11 +153,12 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
         base=base,
         noise=recipe.neftune_alpha,
         adapter=adapter,
+        model_config=changes,
     )
 
 
-def load_tuner_settings(adapter: Path, config: Config) -> Tuner:
-    """Load the settings of an adapter, after checking that its tensors match a model of this shape.
+def load_initial_adapter(adapter: Path, config: Config) -> adapter_folder.SavedAdapter:
+    """Load an adapter to train further, after checking that its tensors match a model of this shape.
 
     Raises:
         UserError: if they do not match, or the folder holds no adapter.
@@ -148,4 +173,4 @@ def load_tuner_settings(adapter: Path, config: Config) -> Tuner:
         adapt.check_adapter(model, saved.tensors)
     except UserError as error:
         raise UserError(f"initial_adapter_dir: {error}") from None
-    return saved.settings
+    return saved

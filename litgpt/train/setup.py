@@ -171,8 +171,13 @@ def open_data(
     rows = spec.config.padded_vocab_size or 0
     if tokenizer and tokenizer.id_limit > rows:
         raise UserError(
-            f"tokenizer_dir: {tokenizer.id_limit} tokens, but the model has {rows} rows; "
-            f"set model_config.padded_vocab_size: {-(-tokenizer.id_limit // 64) * 64}"
+            f"{folder}: the tokenizer has {tokenizer.id_limit} tokens, but the model has {rows} rows; "
+            f"{spec.get_vocabulary_cure(tokenizer.id_limit)}"
+        )
+    if tokenizer and tokenizer.is_much_smaller_than(rows):
+        tokenizer.warnings.append(
+            f"{folder}: the tokenizer has {tokenizer.id_limit:,} tokens, but the model has {rows:,} rows; "
+            f"{spec.get_vocabulary_cure(tokenizer.id_limit)}"
         )
     if recipe.eval.sample_prompt is not None and tokenizer is None:
         raise UserError("eval.sample_prompt: needs a tokenizer; set tokenizer_dir, or sample_prompt: null")

@@ -1,6 +1,7 @@
 """`litgpt merge_lora`: what comes out computes what base and adapter do, appears whole, and replaces nothing."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,18 @@ def test_merged_computes_what_base_and_adapter_do(kind: str, tmp_path: Path) -> 
     assert (logits(merged) - wanted).abs().max() < 1e-5 * wanted.abs().max()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     assert (theirs(IDS).logits - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def test_a_base_whose_configuration_was_changed_for_the_training(tmp_path: Path) -> None:
+    settings = LoRA(target_modules=["q"])
+    model = write(tmp_path, settings)
+    as_published = logits(tmp_path / "adapter")
+    shutil.rmtree(tmp_path / "adapter")
+    save(tmp_path, model, settings, model_config={"rope_base": 50})
+    merged = merge(tmp_path)
+    assert (logits(tmp_path / "adapter") - as_published).abs().max() > 1e-3
+    torch.testing.assert_close(logits(merged), logits(tmp_path / "adapter"), atol=1e-5, rtol=0)
+    assert json.loads((merged / "config.json").read_text())["rope_theta"] == 50
 
 
 def test_it_is_summed_in_float32_and_cast_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

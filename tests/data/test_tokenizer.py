@@ -162,7 +162,7 @@ def test_training_refuses(tmp_path: Path, kind: str, size: int, key: str) -> Non
 
 
 def test_folder_without_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="tokenizer_dir"):
+    with pytest.raises(UserError, match="has neither tokenizer"):
         Tokenizer(tmp_path)
 
 

@@ -162,8 +162,8 @@ def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
         "extra.weight: no tensor": lambda state: state.update({"extra.weight": torch.zeros(1)}),
         f"{row} is [3, 32]": lambda state: state.update({row: torch.zeros(3, 32)}),
         f"{row} is of type torch.int64": lambda state: state.update({row: torch.zeros(32, 32, dtype=torch.int64)}),
-        "padded_vocab_size: 70": lambda state: state.update({"model.embed_tokens.weight": torch.zeros(70, 32)}),
-        "padded_vocab_size: 9": lambda state: state.update({"lm_head.weight": torch.zeros(9, 32)}),
+        "tokens.weight is [70, 32]": lambda state: state.update({"model.embed_tokens.weight": torch.zeros(70, 32)}),
+        "lm_head.weight is [9, 32]": lambda state: state.update({"lm_head.weight": torch.zeros(9, 32)}),
         "model.layers.9": lambda state: state.update({"model.layers.9.input_layernorm.weight": torch.zeros(32)}),
     }
     for number, (message, change) in enumerate(cases.items()):

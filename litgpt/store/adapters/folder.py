@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,21 @@ MODEL_FILES = (SAFETENSORS, SAFETENSORS_INDEX, LIT_MODEL, BIN, BIN_INDEX)
 
 @dataclass(frozen=True)
 class BasePrecision:
-    """The precision of the base model during the training of an adapter.
+    """The precision, and changes of the configuration, of the base model during the training of an adapter.
 
     Attributes:
         dtype: the name of the torch type of its weights (float32); None if unknown.
         quantize: the quantization of its matrices (bnb.nf4); None without one.
+        model_config: the fields of its configuration that the run changed.
     """
 
     dtype: str | None = None
     quantize: str | None = None
+    model_config: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values, without changes of the configuration if there are none."""
+        return {key: value for key, value in asdict(self).items() if key != "model_config" or value}
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def read_base_name(folder: Path) -> str:
 
 def build_own_config(settings: Tuner, base: str, base_precision: BasePrecision) -> dict[str, Any]:
     """The content of `adapter_config.json` in our own format."""
-    choice = {"class_path": type(settings).__name__, "init_args": asdict(settings), "run": asdict(base_precision)}
+    choice = {"class_path": type(settings).__name__, "init_args": asdict(settings), "run": base_precision.to_dict()}
     return {OWN_KEY: choice, "base_model_name_or_path": base}
 
 
@@ -106,7 +112,7 @@ def save_adapter_folder(
     Raises:
         UserError: if the folder exists and is not empty, or PEFT has no format for a tensor.
     """
-    notes: dict[str, Any] = {"settings": asdict(settings), "run": asdict(base_precision)}
+    notes: dict[str, Any] = {"settings": asdict(settings), "run": base_precision.to_dict()}
     if isinstance(settings, LoRA):
         published, notes["parts"], values = convert_lora_to_peft(tensors, settings, config, base)
     elif not settings.adds:

@@ -1,0 +1,57 @@
+"""Change fields of the configuration of saved weights, of which no tensor depends."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from litgpt.errors import UserError
+from litgpt.model.config import Config
+from litgpt.store.published_tensor import list_parameters
+
+
+def override_config(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """The config with some fields changed; a mapping changes single keys of a mapping.
+
+    Args:
+        overrides: values by field. None leaves a field as it is, and removes a key of a mapping.
+
+    Raises:
+        UserError: naming a field that is wrong, or changes the shape of a tensor.
+    """
+    values = config.to_dict()
+    given = merge_fields(values, overrides)
+    if not given:
+        return config
+    changed = Config(**{**values, **given})
+    old, new = list_shapes(config), list_shapes(changed)
+    for name in (*old, *new):
+        if old.get(name) != new.get(name):
+            sizes = f"{old.get(name, 'no tensor')} to {new.get(name, 'no tensor')}"
+            key = find_key_of_shape(config, given)
+            raise UserError(f"model_config.{key}: {given[key]} changes {name} from {sizes}; leave it out")
+    return changed
+
+
+def merge_fields(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `overrides` that are not None, each merged with that of `values` if both are mappings."""
+    given = {key: value for key, value in overrides.items() if value is not None}
+    for key, value in given.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
+            merged = {**values[key], **value}
+            given[key] = {name: part for name, part in merged.items() if part is not None}
+    return given
+
+
+def list_shapes(config: Config) -> dict[str, list[int]]:
+    """The shapes of all parameters of a model."""
+    return {name: list(parameter.shape) for name, parameter in list_parameters(config).items()}
+
+
+def find_key_of_shape(config: Config, given: Mapping[str, Any]) -> str:
+    """The first of some fields that changes the shape of a parameter by itself, or else the first of them."""
+    for key, value in given.items():
+        try:
+            if list_shapes(Config(**{**config.to_dict(), key: value})) != list_shapes(config):
+                return key
+        except UserError:
+            continue  # it needs another one of them
+    return next(iter(given))
