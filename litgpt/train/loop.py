@@ -23,7 +23,7 @@ from litgpt.train.guard import Guard, Interrupts, perplexity
 from litgpt.train.metrics import Meter, get_device_peak, get_peak_memory_gb
 from litgpt.train.objective import Objective
 from litgpt.train.optimizer import set_learning_rate
-from litgpt.train.run_spec import RunSpec
+from litgpt.train.run_spec import check_token_range
 from litgpt.train.schedule import list_step_limits
 from litgpt.train.setup import Run
 from litgpt.train.step import StepResult, Votes, train_step
@@ -35,19 +35,6 @@ def remove_samples_after(path: Path, step: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and step and json.loads(line)["step"] <= step]
         write_text(path, "".join(kept))
-
-
-def check_token_range(batches: list[Batch], spec: RunSpec) -> None:
-    """Check that every token has a row in the embedding, which may not hold for data of another tokenizer.
-
-    Raises:
-        UserError: with the largest token.
-    """
-    largest = max(int(max(batch.ids.max(), batch.labels.max())) for batch in batches)
-    rows = spec.config.padded_vocab_size or 0
-    if largest >= rows:
-        cure = spec.get_vocabulary_cure(largest + 1)
-        raise UserError(f"data: holds token {largest}, but the model has {rows} rows; {cure}")
 
 
 class Loop:
@@ -168,7 +155,8 @@ class Loop:
         """Read the micro-batches of a step; returns none, and the error, if that fails."""
         try:
             micro_batches = list(itertools.islice(batches, self.run.data.micro_batches))
-            check_token_range(micro_batches, self.run.spec)
+            for batch in micro_batches:
+                check_token_range(batch, self.run.spec)
         except UserError as error:  # other ranks may have no error, and must stop before the forward pass
             return [], error
         return micro_batches, None
@@ -261,7 +249,8 @@ class Loop:
         self.interrupts.activity = f"the evaluation after step {self.step}"
         with self.meter.exclude("evaluation"):
             if data.validation is not None:
-                loss = validation_loss(run.train_state, data.validation, self.objective, max_iters=settings.max_iters)
+                batches = (check_token_range(batch, run.spec) for batch in data.validation)
+                loss = validation_loss(run.train_state, batches, self.objective, max_iters=settings.max_iters)
                 self.val_losses[self.step] = loss
                 self.log_metrics({"val_loss": loss, "val_ppl": perplexity(loss), "step": self.step})
                 self.console.print(f"step {self.step}: val loss {loss:.4f}, val ppl {perplexity(loss):.1f}")

@@ -10,6 +10,7 @@ from litgpt import adapt
 from litgpt.adapt.llama_pro import expand_config
 from litgpt.data.modules.instruction_sets import Alpaca
 from litgpt.data.modules.litdata import TinyLlama
+from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
@@ -77,6 +78,23 @@ class RunSpec:
             return {}
         config = adapter_folder.build_own_config(self.tuner, self.base, self.base_precision)
         return {adapter_folder.ADAPTER_CONFIG: json.dumps(config, indent=1)}
+
+
+def check_token_range(batch: Batch, spec: RunSpec) -> Batch:
+    """Check that every token has a row in the embedding, which may not hold for data of another tokenizer.
+
+    Raises:
+        UserError: with the largest token, or a negative one.
+    """
+    largest = int(max(batch.ids.max(), batch.labels.max()))
+    rows = spec.config.padded_vocab_size or 0
+    if largest >= rows:
+        cure = spec.get_vocabulary_cure(largest + 1)
+        raise UserError(f"data: holds token {largest}, but the model has {rows} rows; {cure}")
+    smallest = int(min(batch.ids.min(), batch.labels.masked_fill(batch.labels == IGNORE, 0).min()))
+    if smallest < 0:
+        raise UserError(f"data: holds token {smallest}, which is negative; write the data with tokens from 0")
+    return batch
 
 
 def build_pretrain_spec(recipe: Pretrain) -> RunSpec:

@@ -12,6 +12,8 @@ from lightning.fabric.loggers.logger import Logger
 
 from litgpt import adapt
 from litgpt.adapt import llama_pro, neftune, quantization
+from litgpt.data.stream.batch import to_batch
+from litgpt.data.stream.windows import WindowDataset
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
@@ -34,7 +36,7 @@ from litgpt.train.guard import LossScale
 from litgpt.train.launch import launch
 from litgpt.train.loggers import build_logger
 from litgpt.train.optimizer import build_optimizers
-from litgpt.train.run_spec import RunSpec
+from litgpt.train.run_spec import RunSpec, check_token_range
 from litgpt.train.schedule import Schedule, count_steps, count_warmup_steps
 from litgpt.train.step import TrainState
 
@@ -164,10 +166,6 @@ def open_data(
     """
     folder = train_or_find_tokenizer(recipe, spec, fabric, resumed=resumed)
     tokenizer = Tokenizer(folder) if folder else None
-    spec.data.connect(tokenizer, batch_size=recipe.train.micro_batch_size, max_seq_length=length)
-    with fabric.rank_zero_first():
-        spec.data.prepare_data()
-    spec.data.setup()
     rows = spec.config.padded_vocab_size or 0
     if tokenizer and tokenizer.id_limit > rows:
         raise UserError(
@@ -179,6 +177,10 @@ def open_data(
             f"{folder}: the tokenizer has {tokenizer.id_limit:,} tokens, but the model has {rows:,} rows; "
             f"{spec.get_vocabulary_cure(tokenizer.id_limit)}"
         )
+    spec.data.connect(tokenizer, batch_size=recipe.train.micro_batch_size, max_seq_length=length)
+    with fabric.rank_zero_first():
+        spec.data.prepare_data()
+    spec.data.setup()
     if recipe.eval.sample_prompt is not None and tokenizer is None:
         raise UserError("eval.sample_prompt: needs a tokenizer; set tokenizer_dir, or sample_prompt: null")
     shape = BatchShape(
@@ -192,9 +194,13 @@ def open_data(
     )
     settings = recipe.eval
     prompt = spec.data.encode_example_prompt(settings.evaluate_example, recipe.seed) if settings.max_new_tokens else []
+    train, validation = spec.data.train_stream(shape), spec.data.val_stream(shape)
+    for samples in (getattr(opened, "samples", None) for opened in (train, validation)):
+        if isinstance(samples, WindowDataset):  # known before the model is loaded; all others when they are read
+            check_token_range(to_batch(samples.micro_batch(0, shape.micro_batch_size)), spec)
     return RunData(
-        train=spec.data.train_stream(shape),
-        validation=spec.data.val_stream(shape),
+        train=train,
+        validation=validation,
         tokenizer=tokenizer,
         tokenizer_dir=folder,
         sequence_length=length,

@@ -16,8 +16,7 @@ from litgpt.model.init import initialize
 from litgpt.recipe.finetune import FinetuneFull
 from litgpt.recipe.pretrain import Pretrain
 from litgpt.store.save_model import save_model_folder
-from litgpt.train.loop import check_token_range
-from litgpt.train.run_spec import build_finetune_spec, build_pretrain_spec
+from litgpt.train.run_spec import build_finetune_spec, build_pretrain_spec, check_token_range
 from tests.runs import SHAPE
 
 SCALED = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_seq_len": 32}
@@ -80,9 +79,9 @@ def test_a_cure_is_a_key_of_the_command(base: Path, tmp_path: Path) -> None:
     batch: Any = type("Batch", (), {"ids": torch.tensor([9999]), "labels": torch.tensor([3])})
     spec = build_finetune_spec(FinetuneFull(base), base, str(base))
     with pytest.raises(UserError, match=r"data: holds token 9999, but the model has .* use the model's own tokenizer"):
-        check_token_range([batch], spec)
+        check_token_range(batch, spec)
     with pytest.raises(UserError, match=r"set model_config.padded_vocab_size: 10048"):
-        check_token_range([batch], replace(spec, weights=None))
+        check_token_range(batch, replace(spec, weights=None))
     (tmp_path / "model_config.yaml").write_text("n_embd: 33\nn_head: 4\n")
     with pytest.raises(UserError, match=r"^.*/model_config.yaml: n_embd: 33 is not divisible by n_head 4"):
         Config.from_checkpoint(tmp_path)
