@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from litgpt.errors import UserError
 from litgpt.interrupts import EXIT_CODE, exit_on_interrupt
+from litgpt.phases import show_phases
 from litgpt.recipe.columns import format_columns
 from litgpt.recipe.commands import COMMANDS, Command, find_command, import_object
 from litgpt.version import __version__
@@ -164,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return print_error(error, 2)
     try:
         if recipe is not None:
-            with exit_on_interrupt(INTERRUPTED if get_local_rank() == 0 else ""):
+            is_first = get_local_rank() == 0
+            display = import_object("litgpt.train.console:build_phase_display")(enabled=is_first)
+            with exit_on_interrupt(INTERRUPTED if is_first else ""), show_phases(display):
                 run_command(name, recipe)
     except UserError as error:
         return print_error(error, 1)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from litgpt.errors import UserError
+from litgpt.phases import phase
 
 MANIFEST = "manifest.json"
 HASHING_THREADS = 8
@@ -230,8 +231,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process that prepares {folder}", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with phase(f"waiting for another process that prepares {folder}"):
+                fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

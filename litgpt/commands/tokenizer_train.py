@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from litgpt.data.read.documents import SkippedRows, list_text_files, progress_bar, read_documents
+from litgpt.data.read.documents import SkippedRows, list_text_files, open_file_phase, read_documents
 from litgpt.data.tokenizer import train_tokenizer
 from litgpt.recipe.data_commands import TokenizerTrain
 
@@ -15,7 +15,7 @@ def run(recipe: TokenizerTrain) -> None:
         UserError: if the text cannot be read, or the folder exists.
     """
     files, skipped = list_text_files(recipe.input, "input"), SkippedRows()
-    with progress_bar("reading", sum(file.stat().st_size for file in files)) as wrap_file:
+    with open_file_phase("reading", sum(file.stat().st_size for file in files)) as wrap_file:
         documents = (
             text
             for file in files

@@ -10,6 +10,7 @@ import numpy as np
 from litgpt.data.sentencepiece import SentencePieceTokenizer, read_sentencepiece
 from litgpt.errors import UserError
 from litgpt.files import find_surrogate, read_json, staged_folder, write_json
+from litgpt.phases import phase
 
 if TYPE_CHECKING:
     import torch
@@ -303,7 +304,8 @@ def train_tokenizer(
             initial_alphabet=alphabet,
             show_progress=False,
         )
-        backend.train_from_iterator(documents, trainer)
+        with phase("training the tokenizer"):
+            backend.train_from_iterator(documents, trainer)
     else:
         backend.add_special_tokens([BOS, EOS])
     backend.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])

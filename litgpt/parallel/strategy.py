@@ -7,6 +7,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from lightning.fabric.strategies.parallel import ParallelStrategy
+from lightning.fabric.utilities.rank_zero import _get_rank
 
 from litgpt.parallel import heartbeat
 from litgpt.parallel.mesh import Mesh
@@ -74,5 +75,5 @@ def exit_process(code: int) -> None:
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the process that prints and logs."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    """Whether this is the process that prints and logs; before the process group exists, as its environment says."""
+    return dist.get_rank() == 0 if dist.is_initialized() else not _get_rank()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from litgpt.errors import UserError
 from litgpt.files import MANIFEST, DamagedFileError, read_json, verify_manifest
+from litgpt.phases import phase
 from litgpt.store import collectives_io, state_dict
 from litgpt.store.collectives_io import StageRanks, Warn, get_rank, print_warning, share_first_message
 from litgpt.store.safetensors_files import SafetensorsFiles
@@ -37,7 +38,8 @@ def find_latest(out_dir: Path | str, warn: Warn = print_warning) -> Path | None:
     """The newest checkpoint of a run that verifies; None without one. Every rank calls it, the first one hashes."""
     latest = ""
     for _, path in list_checkpoints(Path(out_dir)) if get_rank() == 0 else ():
-        damage = find_damage(path)
+        with phase(f"verifying {path}"):
+            damage = find_damage(path)
         if damage is None:
             latest = path.name
             break
@@ -61,7 +63,8 @@ def find_checkpoint(resume: bool | str | Path, out_dir: Path | str, warn: Warn =
         return folder
     folder, damage = Path(resume), None
     if get_rank() == 0:
-        damage = find_damage(folder) if folder.is_dir() else f"{folder}: no such folder"
+        with phase(f"verifying {folder}"):
+            damage = find_damage(folder) if folder.is_dir() else f"{folder}: no such folder"
     if error := share_first_message(damage or ""):
         raise UserError(f"resume: {error}; name a step folder of a run, or use resume: auto")
     return folder
@@ -102,7 +105,7 @@ def load_checkpoint(
     tensors = dict(state_dict.iter_model_tensors(model, saved_names))
     all_names = {name for names in StageRanks(tensors).all_gather_object(list(tensors)) for name in names}
     rank, ranks = get_rank(), collectives_io.get_world_size()
-    with collectives_io.raise_on_all_ranks():
+    with phase(f"loading {folder}"), collectives_io.raise_on_all_ranks():
         progress: dict[str, Any] = read_json(folder / PROGRESS)
         files = open_checkpoint(folder)
         state_dict.restore_model(tensors, files, folder.name, all_names)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from litgpt.model import registry
 from litgpt.model.config import Config
+from litgpt.phases import phase
 from litgpt.store.collectives_io import Warn, get_rank, print_warning, warn_once
 from litgpt.store.gguf_files import GGUFFile, find_gguf
 from litgpt.store.published_tensor import PublishedTensor
@@ -120,6 +121,9 @@ def load_model(
     shape: Config = config or model.config  # type: ignore[assignment]
     parameters = dict(iter_model_tensors(model))
     shards = {name: get_shard(tensor) for name, tensor in parameters.items()}
-    for tensor in list_published(Path(folder), shape, warn=warn if get_rank() == 0 else lambda _line: None):
-        if not (mmap and tensor.map_into(parameters)):
-            tensor.copy_to(shards)
+    tensors = list_published(Path(folder), shape, warn=warn if get_rank() == 0 else lambda _line: None)
+    with phase(f"loading {folder}", len(tensors)) as entry:
+        for tensor in tensors:
+            entry.advance()
+            if not (mmap and tensor.map_into(parameters)):
+                tensor.copy_to(shards)

@@ -14,6 +14,7 @@ from litgpt.files import staged_folder, write_json
 from litgpt.model.config import Config
 from litgpt.model.names import TensorMapping
 from litgpt.model.registry import Family, find_family
+from litgpt.phases import phase
 from litgpt.store.collectives_io import StageRanks, Warn, get_rank, print_warning, share_first_message
 from litgpt.store.published_tensor import list_parameters
 from litgpt.store.safetensors_files import write_tensors
@@ -83,7 +84,7 @@ def save_model_folder(
     Raises:
         UserError: if the folder exists and is not empty, or a tensor is missing, unknown or of another shape.
     """
-    with staged_folder(Path(folder), replace=replace) as staged:
+    with phase(f"writing {folder}"), staged_folder(Path(folder), replace=replace) as staged:
         family = write_model_folder(
             staged,
             config,

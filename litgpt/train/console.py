@@ -10,6 +10,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from litgpt.phases import Display, Phase
+
 
 def format_duration(seconds: float) -> str:
     """Format seconds as h:mm:ss; days are counted as hours."""
@@ -64,14 +66,19 @@ class RunConsole:
         self.console = console or Console(soft_wrap=True)
         self.total_steps, self.enabled = total_steps, enabled
         self.metrics: dict[str, float] = {}
+        self.fraction: float | None = None
+        self.phase: Phase | None = None
+        self.is_running = False  # between the first and the last step
         self.display = Live(console=self.console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> "RunConsole":
+        self.is_running = True
         if self.enabled and self.console.is_terminal:
             self.display.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.is_running = False
         self.display.stop()
 
     def update(self, metrics: Mapping[str, float], fraction: float | None = None) -> None:
@@ -81,19 +88,44 @@ class RunConsole:
             fraction: share of the run that is done, 0 to 1.
         """
         self.metrics |= metrics
-        if not self.enabled:
-            return
-        width = self.console.width if self.console.is_terminal else None
-        text = format_progress(self.metrics, self.total_steps, fraction, width)
-        if self.console.is_terminal:
-            self.display.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
-        else:
-            self.console.print(text, highlight=False, markup=False, no_wrap=True, crop=False, overflow="ignore")
+        self.fraction = fraction
+        if self.enabled and self.console.is_terminal:
+            self.refresh()
+        elif self.enabled:
+            self.print_line(format_progress(self.metrics, self.total_steps, fraction))
+
+    def show_phase(self, phase: Phase | None) -> None:
+        """Show a phase in front of the progress line; without a terminal, print its name once."""
+        previous, self.phase = self.phase, phase
+        if self.enabled and self.console.is_terminal:
+            self.display.start()
+            self.refresh()
+            if phase is None and not self.is_running:
+                self.display.stop()
+        elif self.enabled and phase is not None and phase is not previous:
+            self.print_line(f"{phase.name} ...")
+
+    def refresh(self) -> None:
+        """Write the progress line again."""
+        start = "" if self.phase is None else f"{self.phase.describe()}, {format_duration(self.phase.seconds)}"
+        width = self.console.width - len(start) - 3 * bool(start)
+        line = format_progress(self.metrics, self.total_steps, self.fraction, width) if self.metrics else ""
+        text = Text(" | ".join(filter(None, (start, line))), no_wrap=True, overflow="ellipsis")
+        self.display.update(text, refresh=True)
+
+    def print_line(self, text: str) -> None:
+        """Print one line, however long."""
+        self.console.print(text, highlight=False, markup=False, no_wrap=True, crop=False, overflow="ignore")
 
     def print(self, text: RenderableType) -> None:
         """Print text that stays, above the progress line."""
         if self.enabled:
             self.console.print(text, highlight=False, markup=False)
+
+
+def build_phase_display(*, enabled: bool) -> Display:
+    """The display of the phases of a command that has no progress line of its own, on stderr."""
+    return RunConsole(enabled=enabled, console=Console(stderr=True, soft_wrap=True)).show_phase
 
 
 @dataclass(frozen=True)

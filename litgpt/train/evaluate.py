@@ -1,7 +1,7 @@
 """Evaluate a model during training: validation loss and generated samples."""
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from litgpt.model.gpt import compute_logits
 from litgpt.parallel.apply import reshard_parameters
 from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.parallel.token_sharding import LocalTokens
+from litgpt.phases import phase
 from litgpt.train.local_batch import LocalBatch
 from litgpt.train.objective import Objective
 from litgpt.train.step import TrainState, run_model
@@ -45,8 +46,11 @@ def validation_loss(
     mesh = train_state.mesh
     rank, ranks = (0, 1) if mesh is None else (mesh.rank("data"), mesh.dims.data_ranks)
     rounds = None if max_iters is None else -(-max_iters // ranks)  # all ranks take part in the collectives of each
-    with eval_mode(train_state):
+    size = len(batches) if isinstance(batches, Sized) else None
+    expected = min((limit for limit in (rounds, size) if limit is not None), default=None)
+    with eval_mode(train_state), phase("validating", expected) as entry:
         for number, batch in enumerate(itertools.islice(batches, rounds)):
+            entry.advance()
             if max_iters is not None and number * ranks + rank >= max_iters:
                 batch = batch.without_targets()
             local = train_state.local_batch(objective.weigh(batch.to(train_state.device)))
@@ -98,8 +102,12 @@ def sample_continuation(
             token = int(tokens[torch.multinomial((values / temperature).softmax(-1), 1, generator=generator)])
         return token if train_state.pipeline is None else train_state.pipeline.broadcast_from_last(token)
 
-    with eval_mode(train_state):
-        return list(generate_tokens(next_token, prompt, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens))
+    tokens = []
+    with eval_mode(train_state), phase("sampling", max_new_tokens) as entry:
+        for token in generate_tokens(next_token, prompt, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens):
+            tokens.append(token)
+            entry.advance()
+    return tokens
 
 
 def gather_last_logits(

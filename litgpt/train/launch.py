@@ -9,6 +9,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 
 from litgpt.errors import UserError
 from litgpt.parallel.strategy import MeshStrategy
+from litgpt.phases import phase
 from litgpt.recipe.training import Training
 
 
@@ -55,7 +56,8 @@ def launch(recipe: Training) -> Fabric:
     )
     for package in ("lightning.fabric", "lightning.pytorch"):  # without banners, which both of them write
         logging.getLogger(package).setLevel(logging.WARNING)
-    fabric.launch()
+    with phase(f"starting {per_node} processes" if per_node > 1 else "starting"):
+        fabric.launch()
     # for dropout: ranks that compute the same tokens need the same seed; initialization and data have own generators
     ranks_per_seed = 1 if recipe.parallel.sequence else dims.tensor
     fabric.seed_everything(recipe.seed + fabric.global_rank // ranks_per_seed, verbose=False)

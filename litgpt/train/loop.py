@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from litgpt.files import write_json, write_text
 from litgpt.model.flops import compute_training_flops
 from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.parallel.strategy import is_rank_zero
+from litgpt.phases import phase
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.store.tokenizer_files import find_tokenizer_files
 from litgpt.train.console import RunConsole, RunSummary
@@ -25,7 +27,7 @@ from litgpt.train.objective import Objective
 from litgpt.train.optimizer import set_learning_rate
 from litgpt.train.run_spec import check_token_range
 from litgpt.train.schedule import list_step_limits
-from litgpt.train.setup import Run
+from litgpt.train.setup import Run, is_compiled
 from litgpt.train.step import StepResult, Votes, train_step
 
 
@@ -84,10 +86,11 @@ class Loop:
                     self.evaluate()
                 batches = iter(run.data.train)
                 while not self.is_finished():
-                    self.advance(batches)
+                    with self.open_step_phase():
+                        self.advance(batches)
                 if self.complete and recipe.eval.final_validation and self.step not in self.val_losses:
                     self.evaluate()
-                with self.meter.exclude("saving"):
+                with self.meter.exclude("saving"), phase("saving"):
                     self.save()
                     run.checkpoints.commit()
             except UserError:  # raised on all ranks, so all of them commit a pending checkpoint
@@ -97,6 +100,13 @@ class Loop:
                 run.data.train.close()
         for logger in run.loggers:
             logger.finalize("success")
+
+    def open_step_phase(self) -> AbstractContextManager[Any]:
+        """A phase for the first step of this process, which may compile; later ones have the progress line."""
+        if self.step > self.first_step:
+            return nullcontext()
+        compiled = is_compiled(self.run.recipe, self.run.train_state.device)
+        return phase("the first step, which compiles the model" if compiled else "the first step")
 
     def is_evaluation_due(self) -> bool:
         """Whether to evaluate before the first step of this process: the run was interrupted instead, or is new."""
@@ -137,7 +147,7 @@ class Loop:
             self.reason = self.get_stop_reason(votes)
             self.complete = not votes.interrupted
         elif self.train.save_interval and self.step % self.train.save_interval == 0:
-            with self.meter.exclude("saving"):
+            with self.meter.exclude("saving"), phase("saving"):
                 self.save()
             self.stop_if_interrupted()
 

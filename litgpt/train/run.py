@@ -5,6 +5,7 @@ from pathlib import Path
 
 from litgpt.parallel.heartbeat import report_lost_ranks
 from litgpt.parallel.strategy import exit_process, is_rank_zero
+from litgpt.phases import phase, show_phases
 from litgpt.recipe.training import Training
 from litgpt.train.console import RunConsole, render_summary
 from litgpt.train.loop import Loop
@@ -21,15 +22,16 @@ def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> No
     Args:
         publish: writes the finished model and returns its folder; called on every rank.
     """
-    console = RunConsole()
-    with report_lost_ranks():
+    console = RunConsole(enabled=is_rank_zero())
+    with report_lost_ranks(), show_phases(console.show_phase):
         trained = build(recipe, spec, console.print)
-        console.enabled = is_rank_zero()
         console.total_steps = trained.steps
         loop = Loop(trained, next_token(recipe.loss), console)
         with record_run(trained, loop):
             loop.fit()
         final = publish(trained) if loop.complete else None
-    if is_rank_zero():
-        console.print(render_summary(loop.summary(final, write_report(recipe.out_dir))))
+        if console.enabled:
+            with phase("writing the report"):
+                report = write_report(recipe.out_dir)
+            console.print(render_summary(loop.summary(final, report)))
     exit_process(0)

@@ -25,6 +25,7 @@ from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS, default_precision
 from litgpt.parallel.reduce import all_gather_objects
 from litgpt.parallel.strategy import MeshStrategy
+from litgpt.phases import phase
 from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.recipe.training import Training
@@ -235,9 +236,11 @@ def build_train_state(
     model = build_meta_model(recipe, spec, mesh, device)
     model.to_empty(device="cpu" if recipe.parallel.cpu_offload else device)
     if spec.weights and (spec.adapted or not resumed):
-        load_weights(model, spec, device)
+        with phase(f"loading {spec.weights}"):
+            load_weights(model, spec, device)
     elif not resumed:
-        initialize(model, recipe.seed, write=copy_full_tensor)
+        with phase("initializing the weights"):
+            initialize(model, recipe.seed, write=copy_full_tensor)
     if spec.adapter and not resumed:
         adapt.load_adapter(model, load_adapter_folder(spec.adapter, spec.config).tensors, write=copy_full_tensor)
     elif spec.tuner and not resumed:
@@ -251,6 +254,11 @@ def build_train_state(
     return TrainState(apply_ddp(model, mesh), optimizers, device, precision, mesh, scale, lisa_schedule)
 
 
+def is_compiled(recipe: Training, device: torch.device) -> bool:
+    """Whether the blocks of the model are compiled."""
+    return recipe.compile if recipe.compile is not None else device.type == "cuda" and not recipe.recompute.offload
+
+
 def build_meta_model(recipe: Training, spec: RunSpec, mesh: Mesh | None, device: torch.device) -> GPT:
     """Build this rank's part of the model on the meta device: quantized, adapted, split and sharded."""
     precision = PRECISIONS[recipe.precision or default_precision()]
@@ -261,8 +269,14 @@ def build_meta_model(recipe: Training, spec: RunSpec, mesh: Mesh | None, device:
         adapt.attach(model, spec.tuner)
     if spec.noise:
         neftune.add_embedding_noise(model, spec.noise)
-    compiled = device.type == "cuda" and not recipe.recompute.offload if recipe.compile is None else recipe.compile
-    parallelize(model, mesh, recipe.parallel, precision=precision, compile_blocks=compiled, recompute=recipe.recompute)
+    parallelize(
+        model,
+        mesh,
+        recipe.parallel,
+        precision=precision,
+        compile_blocks=is_compiled(recipe, device),
+        recompute=recipe.recompute,
+    )
     return model
 
 

@@ -55,6 +55,7 @@ def trained(folder: Path, ranks: int = 1, **changes: Any) -> dict[int, float]:
     first, *others = [path.read_text() for path in sorted(folder.glob("rank-*.log"))]
     assert codes == [0] * ranks, "".join([first, *others])
     assert not re.search("Warning|deprecated|[Dd]istributed|MEMBER", first), first
+    assert not any(others), others  # the first rank alone prints
     return read_losses(folder)
 
 

@@ -17,6 +17,7 @@ from litgpt.data.read.fields import BadRow
 from litgpt.data.read.row_sets import OnError, RowReport, RowSet, bad_row_error
 from litgpt.data.render.example import Example, Renderer
 from litgpt.files import DamagedFileError, read_json, write_json, write_manifest
+from litgpt.phases import phase
 
 EXAMPLES_FORMAT = 2
 ROWS_PER_BATCH = 512
@@ -131,16 +132,18 @@ def build_examples(rows: RowSet, renderer: Renderer, folder: Path, on_error: OnE
     """
     report, writer = RowReport(), _ExampleWriter(folder)
     conversations = rows.read_conversations(report)
-    while group := list(itertools.islice(conversations, ROWS_PER_BATCH)):
-        examples = renderer.build_examples([conversation for _, conversation in group])
-        for (location, conversation), example in zip(group, examples, strict=True):
-            if isinstance(example, BadRow):
-                report.add(location, example)
-            else:
-                report.unread.update({*conversation.unread, *renderer.list_unread(conversation)})
-                writer.add(example, example.channel if example.channel is not None else rows.channel)
-        if on_error == "raise" and report.first:
-            break
+    with phase(f"tokenizing {rows.name}") as entry:
+        while group := list(itertools.islice(conversations, ROWS_PER_BATCH)):
+            entry.advance(len(group))
+            examples = renderer.build_examples([conversation for _, conversation in group])
+            for (location, conversation), example in zip(group, examples, strict=True):
+                if isinstance(example, BadRow):
+                    report.add(location, example)
+                else:
+                    report.unread.update({*conversation.unread, *renderer.list_unread(conversation)})
+                    writer.add(example, example.channel if example.channel is not None else rows.channel)
+            if on_error == "raise" and report.first:
+                break
     if on_error == "raise" and report.first:
         raise bad_row_error(report.first[0])
     total = writer.finish()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from litgpt.data.cache.folders import build_once
-from litgpt.data.read.documents import Corpus, SkippedRows, progress_bar
+from litgpt.data.read.documents import Corpus, SkippedRows, open_file_phase
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import DamagedFileError, read_json, write_json, write_manifest
@@ -85,7 +85,7 @@ def _build_tokens(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
     dtype = np.dtype("<u2" if tokenizer.id_limit <= 65536 else "<u4")
     skipped, starts, total, digest = SkippedRows(), array("q"), 0, hashlib.sha256()
     size = sum(source.bytes for source in corpus.sources)
-    with progress_bar(f"tokenizing {corpus.name}", size) as wrap_file, (folder / "tokens.bin").open("wb") as file:
+    with open_file_phase(f"tokenizing {corpus.name}", size) as wrap_file, (folder / "tokens.bin").open("wb") as file:
         for batch in _group_texts(corpus.documents(wrap_file, skipped)):
             for tokens in encode_documents(tokenizer, batch):
                 data = tokenizer.frame(tokens, bos=corpus.bos, eos=corpus.eos).astype(dtype).tobytes()

@@ -14,11 +14,12 @@ from typing import BinaryIO, Literal
 from litgpt.data.read.fields import has_surrogates
 from litgpt.errors import UserError
 from litgpt.files import DamagedFileError, EncodingError, check_encoding, decode_utf8, read_json, sha256, write_json
+from litgpt.phases import phase
 
 TEXT_SUFFIXES = tuple(kind + compression for kind in (".txt", ".jsonl") for compression in ("", ".gz", ".zst"))
 BadRows = Literal["stop", "skip"]
 FileWrapper = Callable[[BinaryIO], BinaryIO]
-"""Wraps an open file, so that a progress bar follows its reads."""
+"""Wraps an open file, to count what is read."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,15 @@ class Corpus:
 
 
 @contextmanager
-def progress_bar(title: str, total: int) -> Iterator[FileWrapper]:
-    """Show a progress bar on stderr for the files wrapped by the yielded function."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+def open_file_phase(title: str, total: int) -> Iterator[FileWrapper]:
+    """Open a phase that counts the bytes read from the files wrapped by the yielded function."""
+    from rich.progress import Progress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda file: progress.wrap_file(file, task_id=task)
+    counter = Progress(disable=True)
+    task = counter.add_task(title, total=total)
+    with phase(title, total, percent=True) as entry:
+        entry.done = lambda: counter.tasks[0].completed
+        yield lambda file: counter.wrap_file(file, task_id=task)
 
 
 def list_text_files(path: Path, key: str) -> list[Path]:
@@ -108,7 +108,7 @@ def read_documents(
     Args:
         bad_rows: `stop` at the first row that is not UTF-8, not JSON, or without a non-empty `text`; or `skip` it.
         skipped: counts the skipped rows.
-        wrap_file: wraps the open file, for a progress bar.
+        wrap_file: wraps the open file, to count what is read.
 
     Raises:
         UserError: naming file and line. A truncated archive raises under either policy.
@@ -229,7 +229,8 @@ def fingerprint_files(files: list[Path], hash_file: Path) -> list[Source]:
         status = path.stat()
         stamp = [status.st_size, status.st_mtime_ns]
         entry = known.get(str(path.resolve())) if isinstance(known, dict) else None
-        digest = entry[2] if isinstance(entry, list) and entry[:2] == stamp else sha256(path)
+        with phase(f"hashing {path.name}"):
+            digest = entry[2] if isinstance(entry, list) and entry[:2] == stamp else sha256(path)
         # a file written within the clock's resolution may change again under the same modification time
         if time.time_ns() - status.st_mtime_ns > 2_000_000_000:
             fresh[str(path.resolve())] = [*stamp, digest]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from litgpt.data.read.documents import FileWrapper, progress_bar
+from litgpt.data.read.documents import FileWrapper, open_file_phase
 from litgpt.errors import UserError
 
 HUB = "https://huggingface.co/datasets"
@@ -18,7 +18,7 @@ OPENWEBTEXT = "Skylion007/openwebtext"
 
 
 def download_file(url: str, path: Path) -> None:
-    """Download a file with a progress bar; an interrupted download leaves nothing behind.
+    """Download a file; an interrupted download leaves nothing behind.
 
     Raises:
         UserError: if the server cannot be reached or the download is incomplete.
@@ -32,7 +32,7 @@ def download_file(url: str, path: Path) -> None:
             response.raise_for_status()
             size = int(response.headers.get("Content-Length", 0))
             response.raw.decode_content = False
-            with progress_bar(f"downloading {path.name}", size) as wrap_file:
+            with open_file_phase(f"downloading {path.name}", size) as wrap_file:
                 shutil.copyfileobj(wrap_file(cast(BinaryIO, response.raw)), file, 1 << 20)
         if size and partial.stat().st_size != size:
             raise UserError(f"{url}: incomplete, {partial.stat().st_size} of {size} bytes; try again")
