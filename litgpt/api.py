@@ -18,6 +18,7 @@ from litgpt.data.render.prompt_format import build_style_files
 from litgpt.data.render.prompt_styles import PromptStyle, parse_style
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
+from litgpt.files import extend_checkpoint_dir
 from litgpt.infer.generate import check_prompt, generate, truncate_at_stop
 from litgpt.infer.load import (
     AUTOCAST_DTYPES,
@@ -117,9 +118,11 @@ class LLM(nn.Module):
             if tokenizer_dir is None:
                 raise UserError("tokenizer_dir: None, but random weights have no tokenizer; set a folder with one")
             decoder = build_random_model(str(model), device=device, dtype=select_dtype(device))
-            return cls(decoder, Tokenizer(tokenizer_dir), read_template(Path(tokenizer_dir)), None)
+            folder = extend_checkpoint_dir(Path(tokenizer_dir))
+            return cls(decoder, Tokenizer(folder), read_template(folder), None)
         folder = resolve_model_folder(find_folder(model, access_token=access_token))
-        tokenizer_folder = Path(tokenizer_dir) if tokenizer_dir else find_tokenizer_folder(folder)
+        given = extend_checkpoint_dir(Path(tokenizer_dir)) if tokenizer_dir else None
+        tokenizer_folder = given or find_tokenizer_folder(folder)
         tokenizer, chat = Tokenizer(tokenizer_folder), read_template(tokenizer_folder)
         return cls(open_model(folder, device=device, dtype=select_dtype(device)), tokenizer, chat, folder)
 

@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from litgpt.errors import UserError
@@ -13,7 +12,14 @@ from litgpt.interrupts import EXIT_CODE, exit_on_interrupt
 from litgpt.phases import show_phases
 from litgpt.recipe.columns import format_columns
 from litgpt.recipe.commands import COMMANDS, Command, find_command, import_object
+from litgpt.recipe.paths import resolve_paths
 from litgpt.version import __version__
+
+PATH_ERRORS = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "EISDIR", "ENOTDIR", "EEXIST", "ENAMETOOLONG", "ELOOP", "ENOTEMPTY")
+}
+"""Errors of a path that the user gave, rather than of the program."""
 
 FOOTER = (
     "Every command accepts --config FILE-or-URL, --KEY VALUE for each key of its",
@@ -110,21 +116,11 @@ def read_recipe(name: str, line: CommandLine) -> Any:
     return build.build_recipe(recipe, tree)
 
 
-def resolve_out_dir(recipe: Any) -> Any:
-    """Return the recipe with a relative out_dir moved into LIGHTNING_ARTIFACTS_DIR, if that is set."""
-    root = os.environ.get("LIGHTNING_ARTIFACTS_DIR")
-    if root and not recipe.out_dir.is_absolute():
-        return replace(recipe, out_dir=type(recipe.out_dir)(root) / recipe.out_dir)
-    return recipe
-
-
 def run_command(name: str, recipe: Any) -> None:
     """Run a command with its recipe."""
-    if name == "pretrain":
-        if recipe.model_name == "list":
-            print("\n".join(["Available values:", *import_object("litgpt.model.registry:list_model_names")()]))
-            return
-        recipe = resolve_out_dir(recipe)
+    if name == "pretrain" and recipe.model_name == "list":
+        print("\n".join(["Available values:", *import_object("litgpt.model.registry:list_model_names")()]))
+        return
     import_object(f"litgpt.commands.{COMMANDS[name].module}:run")(recipe)
 
 
@@ -161,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         name, rest = find_command(argv)
         recipe = read_recipe(name, split_arguments(rest))
+        recipe = recipe and resolve_paths(name, recipe)
     except UserError as error:
         return print_error(error, 2)
     try:
@@ -172,10 +169,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return print_error(error, 1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            cure = "free disk space; earlier checkpoints are intact"
+        elif error.filename is not None and error.errno in PATH_ERRORS:
+            cure = "use a path that can be read and written"
+        else:
             raise
-        path = error.filename or "writing"
-        return print_error(UserError(f"{path}: {error.strerror}; free disk space; earlier checkpoints are intact"), 1)
+        return print_error(UserError(f"{error.filename or 'writing'}: {error.strerror}; {cure}"), 1)
     except KeyboardInterrupt:
         if get_local_rank() == 0:
             print(INTERRUPTED, file=sys.stderr)

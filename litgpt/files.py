@@ -1,11 +1,13 @@
 """Atomic writes of files and folders, checksum manifests, and path joins that cannot leave a folder."""
 
 import codecs
+import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ from litgpt.errors import UserError
 from litgpt.phases import phase
 
 MANIFEST = "manifest.json"
+CHECKPOINTS = Path("checkpoints")  # the folder of downloaded models
 HASHING_THREADS = 8
 # UTF-32 first, since its little-endian mark starts with that of UTF-16
 OTHER_ENCODINGS = {
@@ -169,6 +172,33 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file; empty if there is no such file, or it contains another value."""
     value = read_json(path) if path.is_file() else {}
     return value if isinstance(value, dict) else {}
+
+
+def check_writable(path: Path, key: str, *, is_file: bool = False) -> None:
+    """Check that a folder (or with `is_file`, a file) can be made at a path and written to; leaves nothing behind.
+
+    Raises:
+        UserError: naming the key, the path and the reason.
+    """
+    folder = path.parent if is_file else path
+    try:
+        if is_file and path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+        with tempfile.TemporaryDirectory(dir=existing, prefix=".litgpt-") as temporary:
+            (Path(temporary) / path.relative_to(existing)).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{key}: {path} cannot be written ({reason}); set another path") from None
+
+
+def extend_checkpoint_dir(path: Path) -> Path:
+    """Return LitGPT's short name of a folder, such as EleutherAI/pythia-14m, as `checkpoints/EleutherAI/pythia-14m`.
+
+    A path that is a folder, or is absolute, or that `checkpoints` does not have, stays as it is.
+    """
+    is_short = not (path.is_absolute() or path.is_dir() or path.parts[:1] == CHECKPOINTS.parts)
+    return CHECKPOINTS / path if is_short and (CHECKPOINTS / path).exists() else path
 
 
 def publish_folder(staged: Path, final: Path) -> None:

@@ -8,7 +8,15 @@ import pytest
 
 from litgpt import files
 from litgpt.errors import UserError
-from litgpt.files import join_inside, staged_folder, verify_manifest, write_manifest, write_text
+from litgpt.files import (
+    check_writable,
+    extend_checkpoint_dir,
+    join_inside,
+    staged_folder,
+    verify_manifest,
+    write_manifest,
+    write_text,
+)
 from litgpt.recipe.from_yaml import read_yaml
 
 
@@ -79,3 +87,73 @@ def test_every_reader_accepts_utf8_alone_with_or_without_a_mark(tmp_path: Path, 
         path.write_bytes(text.encode(encoding))
         with pytest.raises(UserError, match=rf"/a.*{reason} UTF-8[^\n]*$"):
             read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("file", "Not a directory"),
+        ("file/x", "Not a directory"),
+        ("dangling", "No such file"),
+        ("dangling/x", "No such file"),
+        ("loop", "symbolic links"),
+        ("n" * 300, "name too long"),
+        ("a/b/" + "n" * 300, "name too long"),
+        ("nul\0", "null"),
+        ("/proc/x/y", "No such file"),
+        ("/dev/null/x", "Not a directory"),
+    ],
+)
+@pytest.mark.parametrize("is_file", [False, True])
+def test_an_output_that_cannot_be_written_is_named_with_its_key(
+    tmp_path: Path, name: str, reason: str, is_file: bool
+) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    before = sorted(tmp_path.rglob("*"))
+    path = tmp_path / name
+    if is_file and "/" not in name and len(name) < 200:
+        path = path / "out.json"
+    with pytest.raises(UserError, match=f"^out_dir: .* cannot be written .*{reason}.*; set another path$"):
+        check_writable(path, "out_dir", is_file=is_file)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_output_that_can_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    (tmp_path / "old.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    for folder in ("a/b/c", "empty", "link", "link/x", ".", tmp_path / "new"):
+        check_writable(Path(folder), "out_dir")
+    for file in ("a/b.json", "old.json", "empty/x.json"):
+        check_writable(Path(file), "report", is_file=True)
+    with pytest.raises(UserError, match="Is a directory"):
+        check_writable(Path("empty"), "report", is_file=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.mkdir", refuse)  # a test may run as root, who may write anywhere
+    with pytest.raises(UserError, match="Permission denied"):
+        check_writable(tmp_path, "out_dir")
+
+
+def test_short_names_of_folders_are_those_of_litgpt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("checkpoints/org/model", "org/other", "checkpoints/org/other"):
+        (tmp_path / folder).mkdir(parents=True)
+    expected = {
+        "org/model": "checkpoints/org/model",
+        "org/other": "org/other",
+        "checkpoints/org/model": "checkpoints/org/model",
+        "org/none": "org/none",
+        ".": ".",
+        str(tmp_path / "org/model"): str(tmp_path / "org/model"),
+    }
+    assert {path: str(extend_checkpoint_dir(Path(path))) for path in expected} == expected

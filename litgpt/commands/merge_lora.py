@@ -11,7 +11,7 @@ from torch import Tensor
 
 from litgpt import adapt
 from litgpt.errors import UserError
-from litgpt.files import staged_folder
+from litgpt.files import check_writable, staged_folder
 from litgpt.infer.load import (
     WEIGHT_DTYPES,
     find_base_folder,
@@ -44,6 +44,7 @@ def run(recipe: MergeLora) -> None:
     if not has_adapter(folder):
         raise UserError(f"checkpoint_dir: {folder} holds no adapter; give the folder with its {ADAPTER_CONFIG}")
     output = recipe.output_dir or choose_output(folder, has_model=has_model)
+    check_writable(output, "output_dir")
     base = find_base_folder(folder, recipe.pretrained_checkpoint_dir)
     with staged_output(output, folder) as staged:
         messages = merge(recipe, folder, base, staged)

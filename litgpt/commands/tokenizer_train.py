@@ -5,6 +5,7 @@ from rich.table import Table
 
 from litgpt.data.read.documents import SkippedRows, list_text_files, open_file_phase, read_documents
 from litgpt.data.tokenizer import train_tokenizer
+from litgpt.files import check_unused
 from litgpt.recipe.data_commands import TokenizerTrain
 
 
@@ -14,6 +15,7 @@ def run(recipe: TokenizerTrain) -> None:
     Raises:
         UserError: if the text cannot be read, or the folder exists.
     """
+    check_unused(recipe.output_dir)
     files, skipped = list_text_files(recipe.input, "input"), SkippedRows()
     with open_file_phase("reading", sum(file.stat().st_size for file in files)) as wrap_file:
         documents = (

@@ -10,6 +10,7 @@ import torch
 from litgpt import adapt
 from litgpt.adapt import quantization
 from litgpt.errors import UserError
+from litgpt.files import CHECKPOINTS, extend_checkpoint_dir
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
@@ -22,7 +23,6 @@ from litgpt.store.load_model import iter_tensors, load_config, load_model
 from litgpt.store.tensor_audit import list_published
 from litgpt.store.tokenizer_files import find_tokenizer_files
 
-CHECKPOINTS = Path("checkpoints")
 WEIGHT_DTYPES = {
     "64-true": torch.float64,
     "32-true": torch.float32,
@@ -52,8 +52,8 @@ def find_folder(name: Path | str, *, access_token: str | None = None) -> Path:
         return path.parent
     if path.is_dir():
         return path
-    if not path.is_absolute() and (CHECKPOINTS / path).is_dir():
-        return CHECKPOINTS / path
+    if (extended := extend_checkpoint_dir(path)) != path:
+        return extended
     repository = str(name) if hub.REPOSITORY.fullmatch(str(name)) else find_repository(str(name))
     if repository is None or path.is_absolute() or path.parts[0] == CHECKPOINTS.name:
         raise UserError(f"checkpoint_dir: {name} is not a folder; set a model's folder or its org/name on the hub")

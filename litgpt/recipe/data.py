@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from litgpt.errors import UserError
@@ -140,6 +141,10 @@ class DataModule(ABC):
             seed: seed of the random choice.
         """
         return []
+
+    def list_outputs(self) -> dict[str, Path]:
+        """Return the folders that `prepare_data` writes to, by the key that sets each; empty if it writes nothing."""
+        return {}
 
     def report(self) -> dict[str, Any]:
         """Return the counts of skipped rows by reason, as JSON values; empty if the data has no rows."""

@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.files import read_json_object, staged_folder, write_json, write_text
+from litgpt.files import check_writable, read_json_object, staged_folder, write_json, write_text
 from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.store.checkpoint_load import PROGRESS, resolve_checkpoint
@@ -145,6 +145,7 @@ def convert_folder(path: Path, model_name: str | None, dtype: str | None, *, per
     source = path if path.is_file() else resolve_checkpoint(path) or path
     folder = path.with_suffix("") if path.suffix == ".gguf" and path.is_file() else source
     config = find_config(source, model_name)
+    check_writable(folder, "checkpoint_dir")
     tensors = list_published(source, config)
     for tensor in tensors if per_tensor else ():
         print(f"{tensor.hf_name} -> {', '.join(tensor.mapping.names)} ({tensor.mapping.kind})")

@@ -87,6 +87,10 @@ class OpenWebText(TokenizedText):
 
         return build_corpus("train"), build_corpus("val")
 
+    def list_outputs(self) -> dict[str, Path]:
+        """The folder of the token shards, by the key that sets it; none if the path is remote."""
+        return {} if is_remote(self.data_path) else super().list_outputs()
+
     def prepare_data(self) -> None:
         """Download and tokenize the text, unless that was done before or the path is remote."""
         if not is_remote(self.data_path):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -66,6 +66,8 @@ class DatasetEntry:
 class FinetuningData(DataModule):
     """Base of the data modules of conversations: builds or finds the samples, splits them, and batches them in rows."""
 
+    output_key: ClassVar[str] = "data.cache_dir"
+
     seed: Seed = 42
     """Seed of the sample order and of the split for validation."""
     num_workers: Position = 4
@@ -123,6 +125,10 @@ class FinetuningData(DataModule):
     def cache_folder(self) -> Path:
         """The folder of the samples."""
         raise UserError(f"data: {type(self).__name__} has no folder for its samples")
+
+    def list_outputs(self) -> dict[str, Path]:
+        """The folder of the samples, by the key that sets it."""
+        return {self.output_key: self.cache_folder()}
 
     def open_files(self, files: list[Path]) -> tuple[list[Source], Callable[[], Iterable[LocatedRow]]]:
         """Fingerprint some files; returns the fingerprints and a function that iterates over the rows."""

@@ -109,6 +109,7 @@ class Instructions(FinetuningData):
 class PublishedInstructions(Instructions):
     """Base of the instruction data sets that are downloaded into a folder."""
 
+    output_key: ClassVar[str] = "data.download_dir"
     download_dir: Path
     val_split_fraction: float
 
@@ -135,6 +136,8 @@ class JSON(Instructions):
     On disk: a .json file (a list) or .jsonl file (one object per line) of `instruction`, `output` and optionally
     `input`; or a folder with two of them, train and val. Samples are cached next to it in .litgpt-tokens.
     """
+
+    output_key: ClassVar[str] = "data.json_path"
 
     json_path: Path
     """The file, or a folder with train.json(l) and val.json(l)."""
@@ -277,6 +280,7 @@ class LIMA(PublishedInstructions):
     """Name on the hub."""
     access_token: str | None = field(default=None, repr=False)
     """Token of an account with access; null for $HF_TOKEN."""
+    output_key: ClassVar[str] = "data"
     download_dir: ClassVar[Path] = Path("./data/lima")  # type: ignore[misc]
 
     def list_entries(self) -> list[DatasetEntry]:

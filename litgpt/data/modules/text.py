@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from litgpt.data import cache, stream
 from litgpt.data.read.documents import BadRows, Corpus, SkippedRows, fingerprint_files, list_text_files, read_documents
@@ -22,6 +22,7 @@ class TokenizedText(DataModule):
     num_workers: int
     document_mask: bool
     data_path: str | Path
+    output_key: ClassVar[str] = "data.data_path"
 
     # set during a run; untyped, because the types of settings are resolved and these need torch
     tokenizer: Any = None
@@ -42,6 +43,10 @@ class TokenizedText(DataModule):
     def cache_folder(self) -> Path:
         """The folder of the token shards."""
         return Path(self.data_path)
+
+    def list_outputs(self) -> dict[str, Path]:
+        """The folder of the token shards, by the key that sets it."""
+        return {self.output_key: self.cache_folder()}
 
     def prepare_data(self) -> None:
         """Download and tokenize the text, unless that was done before."""
@@ -108,6 +113,8 @@ class TextFiles(TokenizedText):
     On disk: a folder of .txt files, one document each, or .jsonl files, one document per line in its `text`; also .gz
     and .zst of both. Each document is encoded as the tokenizer's bos token, if it has one, and its tokens.
     """
+
+    output_key: ClassVar[str] = "data.cache_dir"
 
     train_data_path: Path
     """Folder of the training text."""

@@ -1,0 +1,70 @@
+"""The paths in a recipe: short names of model folders, and outputs, which are checked before any work."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from litgpt.files import check_writable, extend_checkpoint_dir
+
+
+class PathKeys(NamedTuple):
+    """The keys of a command that are paths.
+
+    Attributes:
+        models: folders that may be given by their names in `checkpoints`.
+        folders: folders that the command makes.
+        files: files that it writes.
+    """
+
+    models: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+
+FINETUNE = PathKeys(folders=("out_dir",))  # its model is found by commands.finetune, on the hub too
+EXPORT = PathKeys(models=("checkpoint_dir",), folders=("output_dir",))
+DATA = PathKeys(models=("tokenizer_dir",))
+PATH_KEYS = {
+    "pretrain": PathKeys(models=("initial_checkpoint_dir", "tokenizer_dir"), folders=("out_dir",)),
+    "finetune": FINETUNE,
+    "finetune_lora": FINETUNE,
+    "finetune_full": FINETUNE,
+    "finetune_adapter": FINETUNE,
+    "finetune_adapter_v2": FINETUNE,
+    "download": PathKeys(folders=("checkpoint_dir",)),
+    "convert_to_litgpt": PathKeys(models=("checkpoint_dir",)),
+    "convert_from_litgpt": EXPORT,
+    "convert_pretrained_checkpoint": EXPORT,
+    "merge_lora": EXPORT,
+    "validate": PathKeys(models=("checkpoint_dir",)),
+    "verify": PathKeys(models=("checkpoint_dir",), files=("report",)),
+    "data prepare": DATA,
+    "data inspect": DATA,
+    "tokenizer train": PathKeys(folders=("output_dir",)),
+    "report": PathKeys(files=("output",)),
+}
+
+
+def resolve_paths(name: str, recipe: Any) -> Any:
+    """Return the recipe of a command with the full paths of short names, after a check that its outputs can be written.
+
+    A relative out_dir of `pretrain` is moved into LIGHTNING_ARTIFACTS_DIR, if that is set.
+
+    Raises:
+        UserError: naming the key of an output that cannot be written.
+    """
+    keys = PATH_KEYS.get(name, PathKeys())
+    changes = {key: extend_checkpoint_dir(path) for key in keys.models if (path := getattr(recipe, key)) is not None}
+    root = os.environ.get("LIGHTNING_ARTIFACTS_DIR")
+    if name == "pretrain" and root and not recipe.out_dir.is_absolute():
+        changes["out_dir"] = Path(root) / recipe.out_dir
+    changes = {key: path for key, path in changes.items() if path != getattr(recipe, key)}
+    recipe = replace(recipe, **changes) if changes else recipe
+    for key in (*keys.folders, *keys.files):
+        if (path := getattr(recipe, key)) is not None:
+            check_writable(path, key, is_file=key in keys.files)
+    if (data := getattr(recipe, "data", None)) is not None:
+        for key, folder in data.list_outputs().items():
+            check_writable(folder, key)
+    return recipe
