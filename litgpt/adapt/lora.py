@@ -240,6 +240,9 @@ def attach_lora(model: GPT, settings: LoRA) -> None:
     if settings.bias == "all":
         names = [name for name, _ in model.named_parameters() if name.endswith((".bias", "_bias"))]
         trained_copies += [(find_owner(model, name), name.rpartition(".")[2]) for name in names]
+    if settings.bias == "lora_only":
+        owners = [find_owner(model, name) for name in targets]
+        trained_copies += [(owner, "bias") for owner in owners if owner._parameters.get("bias") is not None]
     for module, key in trained_copies:
         add_trained_copy(module, key)
     for name in targets:

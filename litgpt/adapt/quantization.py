@@ -138,7 +138,7 @@ def quantize(model: GPT, kind: str) -> None:
 def load_quantized(
     model: GPT, tensors: Iterable[tuple[str, Tensor]], *, device: torch.device | None = None, write: Writer = copy_into
 ) -> None:
-    """Load weights into a quantized model; they are quantized one at a time.
+    """Load weights into a model, each quantized if its layer is; one at a time.
 
     Args:
         tensors: every parameter of the base in full, under our names.

@@ -74,6 +74,7 @@ def save_adapter(folder: Path, trained: Run) -> None:
             settings=spec.tuner,
             base=spec.base,
             base_precision=spec.base_precision,
+            changes=spec.base_changes,
             tokenizer_dir=trained.data.tokenizer_dir,
             prompt_files=trained.data.prompt_files,
             replace=True,

@@ -23,7 +23,8 @@ from litgpt.infer.load import (
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.recipe.merge_lora import MergeLora
-from litgpt.store.adapters.folder import ADAPTER_CONFIG, MODEL_FILES, SavedAdapter, has_adapter, load_adapter_folder
+from litgpt.store.adapters.folder import ADAPTER_CONFIG, MODEL_FILES, has_adapter, load_adapter_folder
+from litgpt.store.adapters.saved_adapter import SavedAdapter
 from litgpt.store.checkpoint_load import PROGRESS
 from litgpt.store.convert import link_or_copy
 from litgpt.store.load_model import load_config, read_dtypes
@@ -78,16 +79,20 @@ def merge(recipe: MergeLora, folder: Path, base: Path, staged: Path) -> list[str
     Raises:
         UserError: if base and adapter do not match or cannot be merged, or the logits are not finite.
     """
-    config = load_config(base)
-    adapter = load_adapter_folder(folder, config)
-    dtype = torch.float32 if recipe.rows else find_main_dtype(base, config)
+    base_config = load_config(base)
+    adapter = load_adapter_folder(folder, base_config)
+    config = adapter.config
+    dtype = torch.float32 if recipe.rows else find_main_dtype(base, base_config)
     ids = draw_rows(config, recipe.rows, recipe.seed)
     model = open_with_adapter(adapter, base, device=CPU, dtype=dtype, exact=True)
     separate = compute_row_logits(model, ids)
     if recipe.quantize != "as_trained":
         model = open_with_adapter(adapter, base, device=CPU, dtype=dtype, exact=True, quantize=recipe.quantize)
     dtype_given = choose_dtype(recipe, adapter)
-    types = {name: dtype_given or kept for name, kept in read_dtypes(base, config).items()}
+    base_types = read_dtypes(base, base_config)
+    if base_config.tie_embeddings:
+        base_types["head.weight"] = base_types["embedding.weight"]
+    types = {name: dtype_given or kept for name, kept in base_types.items()}
     copy_tokenizer(folder, staged)
     write_model_folder(staged, model.config, adapt.merge_adapter(model, types), tokenizer_dir=base)
     del model

@@ -1,7 +1,7 @@
 """Load a model for inference from a model folder, a training checkpoint, or an adapter and its base model."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,15 @@ from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.model.registry import list_model_names
 from litgpt.store import hub
-from litgpt.store.adapters.folder import ADAPTER_CONFIG, SavedAdapter, is_adapter, load_adapter_folder, read_base_name
+from litgpt.store.adapters.folder import (
+    ADAPTER_CONFIG,
+    is_adapter,
+    list_subfolder_adapters,
+    load_adapter_folder,
+    read_base_name,
+    read_base_revision,
+)
+from litgpt.store.adapters.saved_adapter import SavedAdapter, iter_changed_base
 from litgpt.store.checkpoint_load import resolve_checkpoint
 from litgpt.store.config_overrides import override_config
 from litgpt.store.load_model import iter_tensors, load_config, load_model
@@ -77,11 +85,13 @@ def resolve_model_folder(folder: Path) -> Path:
     """The folder with the weights: of a run, its latest checkpoint or else its final model; otherwise the folder.
 
     Raises:
-        UserError: naming a damaged file of a checkpoint.
+        UserError: naming a damaged file of a checkpoint, or the adapters in subfolders if the folder holds no model.
     """
     step = resolve_checkpoint(folder) if folder.is_dir() else None
     if step is None and not (folder / "config.json").is_file() and (folder / "final").is_dir():
         return folder / "final"
+    if step is None and (names := list_subfolder_adapters(folder)):
+        raise UserError(f"checkpoint_dir: {folder} holds {len(names)} adapters; give one of them: {', '.join(names)}")
     return step or folder
 
 
@@ -104,10 +114,15 @@ def find_base_folder(adapter: Path, base: Path | None = None) -> Path:
     Raises:
         UserError: if it is not found, or is an adapter itself.
     """
-    name = str(base or read_base_name(adapter))
+    name, revision = str(base or read_base_name(adapter)), None if base else read_base_revision(adapter)
     key = "pretrained_checkpoint_dir" if base else f"{adapter / ADAPTER_CONFIG}: base_model_name_or_path"
     if not name:
         raise UserError(f"{key}: empty; set the folder of the base model")
+    if revision and not Path(name).is_dir():
+        raise UserError(
+            f"{adapter / ADAPTER_CONFIG}: revision: {revision} of {name} is not downloaded; download it, and set "
+            "base_model_name_or_path to its folder"
+        )
     try:
         folder = resolve_model_folder(find_folder(name))
     except UserError as error:
@@ -169,11 +184,19 @@ def open_with_adapter(
         UserError: if adapter or base is missing or damaged, or the adapter belongs to another base model.
     """
     kind = adapter.base_precision.quantize if quantize == "as_trained" else quantize
-    dtype, changes = dtype or adapter.dtype, adapter.base_precision.model_config
+    dtype, overrides = dtype or adapter.dtype, adapter.base_precision.model_config
+    base_config = load_config(base)
+    config = override_config(adapter.config, overrides)
+    changes = (base_config, config, adapter.base_weights, adapter.token_rows)
     if kind:
-        model = open_quantized(base, kind, device=device, dtype=dtype, model_config=changes)
+        tensors = iter_changed_base(iter_tensors(base, base_config), *changes)
+        model = build_quantized(config, tensors, kind, device=device, dtype=dtype)
+    elif adapter.changes_base(base_config):
+        tensors = iter_changed_base(open_model(base, device=device, dtype=dtype).named_parameters(), *changes)
+        model = build_empty_model(config, dtype, device)
+        model.load_state_dict(dict(tensors))
     else:
-        model = open_model(base, device=device, dtype=dtype, model_config=changes)
+        model = open_model(base, device=device, dtype=dtype, model_config=overrides)
     try:
         adapt.attach(model, adapter.settings)
         for parameter in adapt.get_adapter_parameters(model).values():
@@ -186,15 +209,14 @@ def open_with_adapter(
     return model.eval()
 
 
-def open_quantized(
-    base: Path, kind: str, *, device: torch.device, dtype: torch.dtype, model_config: Mapping[str, Any]
+def build_quantized(
+    config: Config, tensors: Iterable[tuple[str, torch.Tensor]], kind: str, *, device: torch.device, dtype: torch.dtype
 ) -> GPT:
-    """The model in a folder with the blocks' matrices quantized as in training, and its configuration changed."""
-    config = override_config(load_config(base), model_config)
+    """A model with these weights, the blocks' matrices quantized as in training."""
     model = GPT.on_meta(config, dtype).eval()
     quantization.quantize(model, kind)
     model.to_empty(device=device)
-    quantization.load_quantized(model, iter_tensors(base, config), device=device)
+    quantization.load_quantized(model, tensors, device=device)
     return model
 
 

@@ -10,6 +10,7 @@ from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Position, Positive, Seed, check_numbers
 
 Ratio = Annotated[float, Ge(1e-3), Le(1e6)]
+Bias = Literal["none", "all", "lora_only"]
 BlockOrder = list[tuple[int, bool]]
 """For each block: the block of the base that it is or copies, and whether it is inserted."""
 
@@ -125,8 +126,8 @@ class LoRA(Tuner):
     """Regular expression for whole names of layers, ours or published; used instead of target_modules."""
     modules_to_save: list[str] = field(default_factory=list)
     """Modules whose parameters are trained as full copies, such as embedding or norm."""
-    bias: Literal["none", "all"] = "none"
-    """Whether to train copies of all biases."""
+    bias: Bias = "none"
+    """Whether to train copies of all biases, or of those of the target layers."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) (Kalajdzievski 2023)."""
     dora: bool = False

@@ -21,8 +21,10 @@ from litgpt.recipe.finetune import Finetune
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
 from litgpt.recipe.tuner import Tuner
 from litgpt.store.adapters import folder as adapter_folder
+from litgpt.store.adapters.saved_adapter import BasePrecision, SavedAdapter, check_further_training, list_changes
 from litgpt.store.config_overrides import merge_fields, override_config
 from litgpt.store.load_model import load_config
+from litgpt.store.tokenizer_files import find_tokenizer_files
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class RunSpec:
         base: name or path of the base model in an adapter's config.
         adapter: folder of an adapter to train further; None to initialize a new one.
         model_config: fields of the base model's config that differ in this run.
+        base_changes: the fields of `config` that differ from the config in `weights` because that adapter changed them.
     """
 
     task: str
@@ -55,6 +58,7 @@ class RunSpec:
     base: str = ""
     adapter: Path | None = None
     model_config: Mapping[str, Any] = field(default_factory=dict)
+    base_changes: Mapping[str, Any] = field(default_factory=dict)
 
     def get_vocabulary_cure(self, tokens: int) -> str:
         """What to change for a model with rows for this number of tokens."""
@@ -68,15 +72,15 @@ class RunSpec:
         return self.tuner is not None and self.tuner.adds
 
     @property
-    def base_precision(self) -> adapter_folder.BasePrecision:
+    def base_precision(self) -> BasePrecision:
         """How the base model is stored while an adapter is trained."""
-        return adapter_folder.BasePrecision(self.dtype, self.quantize, self.model_config)
+        return BasePrecision(self.dtype, self.quantize, self.model_config)
 
     def adapter_files(self) -> dict[str, str]:
         """Text by name of the files that mark a training checkpoint as an adapter's; empty without an adapter."""
         if self.tuner is None or not self.adapted:
             return {}
-        config = adapter_folder.build_own_config(self.tuner, self.base, self.base_precision)
+        config = adapter_folder.build_own_config(self.tuner, self.base, self.base_precision, self.base_changes)
         return {adapter_folder.ADAPTER_CONFIG: json.dumps(config, indent=1)}
 
 
@@ -154,17 +158,19 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
             "to train it further, or merge it first (litgpt merge_lora)"
         )
     base_config = load_config(folder)
-    saved = load_initial_adapter(adapter, base_config) if adapter else None
+    saved = load_initial_adapter(adapter, folder, base_config) if adapter else None
+    trained_config = saved.config if saved else base_config
+    base_changes = list_changes(base_config, trained_config)
     tuner = saved.settings if saved else recipe.resolved_tuner
     inherited = saved.base_precision.model_config if saved else {}
     changes = {**inherited, **merge_fields(inherited, recipe.model_config or {})}
-    config = override_config(base_config, changes)
+    config = override_config(trained_config, changes)
     return RunSpec(
         task="finetune",
         config=expand_config(config, tuner),
         data=recipe.data or Alpaca(),
         weights=folder,
-        tokenizer_dir=folder,
+        tokenizer_dir=adapter if adapter and base_changes and find_tokenizer_files(adapter) else folder,
         tuner=tuner,
         quantize=recipe.quantization,
         dtype=str(PRECISIONS[recipe.precision or default_precision()].storage).removeprefix("torch."),
@@ -172,23 +178,25 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
         noise=recipe.neftune_alpha,
         adapter=adapter,
         model_config=changes,
+        base_changes=base_changes,
     )
 
 
-def load_initial_adapter(adapter: Path, config: Config) -> adapter_folder.SavedAdapter:
-    """Load an adapter to train further, after checking that its tensors match a model of this shape.
+def load_initial_adapter(adapter: Path, base: Path, config: Config) -> SavedAdapter:
+    """Load an adapter to train further, after checking that its tensors match its base.
 
     Raises:
-        UserError: if they do not match, or the folder holds no adapter.
+        UserError: if they do not match, the folder holds no adapter, or training cannot continue as it began.
     """
     if not adapter_folder.has_adapter(adapter):
         name = adapter_folder.ADAPTER_CONFIG
         raise UserError(f"initial_adapter_dir: {adapter} holds no adapter; give a folder with {name}")
-    model = GPT.on_meta(config)
     try:
         saved = adapter_folder.load_adapter_folder(adapter, config)
+        model = GPT.on_meta(saved.config)
         adapt.attach(model, saved.settings)
         adapt.check_adapter(model, saved.tensors)
+        check_further_training(saved, base, config)
     except UserError as error:
         raise UserError(f"initial_adapter_dir: {error}") from None
     return saved

@@ -30,6 +30,7 @@ from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.recipe.training import Training
 from litgpt.store.adapters.folder import load_adapter_folder
+from litgpt.store.adapters.saved_adapter import iter_changed_base
 from litgpt.store.checkpoint_load import find_checkpoint, list_checkpoints, load_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.load_model import iter_tensors, load_config, load_model
@@ -241,8 +242,9 @@ def build_train_state(
     elif not resumed:
         with phase("initializing the weights"):
             initialize(model, recipe.seed, write=copy_full_tensor)
-    if spec.adapter and not resumed:
-        adapt.load_adapter(model, load_adapter_folder(spec.adapter, spec.config).tensors, write=copy_full_tensor)
+    if spec.adapter and spec.weights and not resumed:
+        saved = load_adapter_folder(spec.adapter, load_config(spec.weights))
+        adapt.load_adapter(model, saved.tensors, write=copy_full_tensor)
     elif spec.tuner and not resumed:
         adapt.initialize_adapter(model, spec.tuner, recipe.seed, write=copy_full_tensor)
     optimizers = build_optimizers(recipe.optimizer, model, spec.tuner)
@@ -283,11 +285,11 @@ def build_meta_model(recipe: Training, spec: RunSpec, mesh: Mesh | None, device:
 def load_weights(model: GPT, spec: RunSpec, device: torch.device) -> None:
     """Load the initial weights into a model, which may be quantized or expanded."""
     assert spec.weights is not None
-    if spec.quantize:
-        tensors = iter_tensors(spec.weights, spec.config)
+    base = load_config(spec.weights)
+    if spec.quantize or spec.base_changes:
+        tensors = iter_changed_base(iter_tensors(spec.weights, base), base, spec.config)
         quantization.load_quantized(model, tensors, device=device, write=copy_full_tensor)
         return
-    base = load_config(spec.weights)
     order = spec.tuner.get_block_order(base.n_layer) if spec.tuner else None
     if order:
         llama_pro.load_expanded(model, iter_tensors(spec.weights, base), order, write=copy_full_tensor)

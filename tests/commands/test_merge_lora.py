@@ -19,7 +19,8 @@ from litgpt.commands import merge_lora
 from litgpt.infer.load import open_model
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, LoRA, ReFT, Tuner, VeRA
-from litgpt.store.adapters.folder import BasePrecision, save_adapter_folder
+from litgpt.store.adapters.folder import save_adapter_folder
+from litgpt.store.adapters.saved_adapter import BasePrecision
 from litgpt.store.save_model import save_model_folder
 from tests.adapt.models import IDS, build_adapted, copy_base, perturb
 from tests.store.models import random_model, small

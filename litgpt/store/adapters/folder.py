@@ -1,13 +1,12 @@
 """Save and load adapter folders, in PEFT's format or, if PEFT has none for a tuner, under our own names."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
@@ -17,52 +16,19 @@ from litgpt.recipe.tuner import TUNERS, LoRA, Tuner
 from litgpt.store.adapters.litgpt_lora import LITGPT_WEIGHTS, load_litgpt_lora, read_litgpt_settings
 from litgpt.store.adapters.lora_pairs import COPY_SUFFIX, get_added_name
 from litgpt.store.adapters.peft_lora import PREFIX, convert_lora_from_peft, convert_lora_to_peft
+from litgpt.store.adapters.peft_options import check_options
 from litgpt.store.adapters.peft_tuners import PEFT_TUNERS, convert_tuner_from_peft, convert_tuner_to_peft
+from litgpt.store.adapters.saved_adapter import UNKNOWN_PRECISION, BasePrecision, SavedAdapter, check_new_rows
 from litgpt.store.checkpoint_load import PROGRESS, iter_checkpoint_weights
+from litgpt.store.legacy import load_state_dict
 from litgpt.store.published_tensor import list_parameters
 from litgpt.store.safetensors_files import SafetensorsFiles, write_tensors
 from litgpt.store.tokenizer_files import copy_tokenizer
 from litgpt.store.weight_files import ADAPTER_WEIGHTS, BIN, BIN_INDEX, LIT_MODEL, SAFETENSORS, SAFETENSORS_INDEX
 
 OWN_KEY = "litgpt"  # of adapter_config.json in our format, and of our notes in PEFT's tensor file
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, PEFT_BIN = "adapter_config.json", "adapter_model.bin"
 MODEL_FILES = (SAFETENSORS, SAFETENSORS_INDEX, LIT_MODEL, BIN, BIN_INDEX)
-
-
-@dataclass(frozen=True)
-class BasePrecision:
-    """The precision, and changes of the configuration, of the base model during the training of an adapter.
-
-    Attributes:
-        dtype: the name of the torch type of its weights (float32); None if unknown.
-        quantize: the quantization of its matrices (bnb.nf4); None without one.
-        model_config: the fields of its configuration that the run changed.
-    """
-
-    dtype: str | None = None
-    quantize: str | None = None
-    model_config: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON values, without changes of the configuration if there are none."""
-        return {key: value for key, value in asdict(self).items() if key != "model_config" or value}
-
-
-@dataclass(frozen=True)
-class SavedAdapter:
-    """An adapter in a folder: its settings, its tensors under our names, the base and the base's precision."""
-
-    settings: Tuner
-    tensors: dict[str, Tensor]
-    base: str
-    base_precision: BasePrecision = BasePrecision()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type in which it was trained."""
-        if self.base_precision.dtype:
-            return getattr(torch, self.base_precision.dtype)
-        return Counter(tensor.dtype for tensor in self.tensors.values()).most_common(1)[0][0]
 
 
 def has_adapter(folder: Path) -> bool:
@@ -75,6 +41,21 @@ def is_adapter(folder: Path) -> bool:
     return has_adapter(folder) and not any((folder / name).is_file() for name in MODEL_FILES)
 
 
+def list_subfolder_adapters(folder: Path) -> list[str]:
+    """The subfolders with an adapter of a folder without a model or an adapter, as PEFT saves several of them."""
+    if not folder.is_dir() or has_adapter(folder) or any((folder / name).is_file() for name in MODEL_FILES):
+        return []
+    return sorted(path.name for path in folder.iterdir() if (path / ADAPTER_CONFIG).is_file())
+
+
+def read_base_revision(folder: Path) -> str | None:
+    """The revision of the base model that an adapter of PEFT names; None for the newest one."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    revision = read_json_object(folder / ADAPTER_CONFIG).get("revision")
+    return None if revision in (None, "", "main") else str(revision)
+
+
 def read_base_name(folder: Path) -> str:
     """The name or path of the model that an adapter was trained on; empty if the adapter does not name it."""
     if not (folder / ADAPTER_CONFIG).is_file():
@@ -82,10 +63,16 @@ def read_base_name(folder: Path) -> str:
     return str(read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
 
 
-def build_own_config(settings: Tuner, base: str, base_precision: BasePrecision) -> dict[str, Any]:
-    """The content of `adapter_config.json` in our own format."""
+def build_own_config(
+    settings: Tuner, base: str, base_precision: BasePrecision, changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of `adapter_config.json` in our own format.
+
+    Args:
+        changes: the fields that differ from the config of the base.
+    """
     choice = {"class_path": type(settings).__name__, "init_args": asdict(settings), "run": base_precision.to_dict()}
-    return {OWN_KEY: choice, "base_model_name_or_path": base}
+    return {OWN_KEY: {**choice, "model": dict(changes)}, "base_model_name_or_path": base}
 
 
 def save_adapter_folder(
@@ -95,7 +82,8 @@ def save_adapter_folder(
     config: Config,
     settings: Tuner,
     base: str = "",
-    base_precision: BasePrecision = BasePrecision(),
+    base_precision: BasePrecision = UNKNOWN_PRECISION,
+    changes: Mapping[str, Any] = MappingProxyType({}),
     tokenizer_dir: Path | str | None = None,
     prompt_files: Mapping[str, str] | None = None,
     replace: bool = False,
@@ -106,13 +94,14 @@ def save_adapter_folder(
         tensors: full tensors that the tuner added or trains, on the CPU, under our names.
         base: the name or path of the model that the adapter was trained on.
         base_precision: the precision of that model during training.
+        changes: the fields of `config` that differ from the config of that model.
         tokenizer_dir, prompt_files: as in `save_model_folder`.
         replace: replace a folder that exists.
 
     Raises:
         UserError: if the folder exists and is not empty, or PEFT has no format for a tensor.
     """
-    notes: dict[str, Any] = {"settings": asdict(settings), "run": base_precision.to_dict()}
+    notes: dict[str, Any] = {"settings": asdict(settings), "run": base_precision.to_dict(), "model": dict(changes)}
     if isinstance(settings, LoRA):
         published, notes["parts"], values = convert_lora_to_peft(tensors, settings, config, base)
     elif not settings.adds:
@@ -120,7 +109,7 @@ def save_adapter_folder(
     elif converted := convert_tuner_to_peft(tensors, settings, config):
         published, values = converted[0], {**converted[1], "base_model_name_or_path": base}
     else:
-        published, values, notes = dict(tensors), build_own_config(settings, base, base_precision), {}
+        published, values, notes = dict(tensors), build_own_config(settings, base, base_precision, changes), {}
     metadata = {"format": "pt", **({OWN_KEY: json.dumps(notes)} if notes else {})}
     with staged_folder(Path(folder), replace=replace) as staged:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in published.items()}
@@ -141,46 +130,76 @@ def load_adapter_folder(folder: Path | str, config: Config) -> SavedAdapter:
         settings, tensors = load_litgpt_lora(folder, config)
         check_shapes(tensors, config)
         dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-        return SavedAdapter(settings, tensors, read_base_name(folder), BasePrecision(dtype))
+        return SavedAdapter(settings, tensors, config, read_base_name(folder), BasePrecision(dtype))
     values = read_json(folder / ADAPTER_CONFIG)
     values = values if isinstance(values, dict) else {}
     base = str(values.get("base_model_name_or_path") or "")
     if OWN_KEY in values:
-        return load_own_format(folder, values[OWN_KEY], base)
+        return load_own_format(folder, values[OWN_KEY], base, config)
     peft_types = ["LORA", *(tuner.peft_type for tuner in PEFT_TUNERS)]
     if values.get("peft_type") not in peft_types:
         raise UserError(
             f"{folder / ADAPTER_CONFIG}: peft_type: {values.get('peft_type')!r} is not one of {', '.join(peft_types)}"
         )
-    files = SafetensorsFiles([folder / ADAPTER_WEIGHTS])
-    published = {name.removeprefix(PREFIX): files.read(name) for name in files.tensors}
+    path, tensors, metadata = read_peft_tensors(folder)
+    published = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     try:
-        notes = json.loads(files.metadata.get(OWN_KEY, "null"))
-        converted = convert_tuner_from_peft(published, values, config)
-        if converted is None:
-            converted = convert_lora_from_peft(published, values, notes, config)
-            check_shapes(converted[1], config)
-        elif notes:
-            converted = type(converted[0])(**notes["settings"]), converted[1]
-        return SavedAdapter(*converted, base, BasePrecision(**(notes or {}).get("run", {})))
+        notes = json.loads(metadata.get(OWN_KEY, "null"))
+        adapter = convert_from_peft(published, values, notes, config)
+        return replace(adapter, base=base, base_precision=BasePrecision(**(notes or {}).get("run", {})))
     except UserError as error:
         trained_on = f" (trained on {base})" if base else ""
-        raise UserError(f"{folder / ADAPTER_WEIGHTS}{trained_on}: {error}") from None
+        raise UserError(f"{path}{trained_on}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder}: not a readable adapter ({type(error).__name__}: {error})") from None
 
 
-def load_own_format(folder: Path, choice: Any, base: str) -> SavedAdapter:
+def read_peft_tensors(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
+    """Read the tensors in a folder of PEFT: the path of their file, the tensors by name, and the file's metadata."""
+    path = folder / PEFT_BIN
+    if path.is_file() and not (folder / ADAPTER_WEIGHTS).is_file():
+        return path, load_state_dict(path), {}
+    files = SafetensorsFiles([folder / ADAPTER_WEIGHTS])
+    return folder / ADAPTER_WEIGHTS, {name: files.read(name) for name in files.tensors}, files.metadata
+
+
+def convert_from_peft(
+    published: Mapping[str, Tensor], values: Mapping[str, Any], notes: Any, config: Config
+) -> SavedAdapter:
+    """An adapter in PEFT's format.
+
+    Args:
+        published: by their names without the prefix.
+        values: the content of `adapter_config.json`.
+        notes: our entry of the file's metadata; None for an adapter that was written by other software.
+        config: of the base model.
+
+    Raises:
+        UserError: if an option is not supported, or the adapter belongs to another base.
+    """
+    if notes is None:
+        check_options(values)
+    if (converted := convert_tuner_from_peft(published, values, config)) is not None:
+        settings, tensors = converted
+        return SavedAdapter(type(settings)(**notes["settings"]) if notes else settings, tensors, config)
+    adapter = convert_lora_from_peft(published, values, notes, config)
+    check_shapes(adapter.tensors, adapter.config)
+    check_new_rows(adapter, config)
+    return adapter
+
+
+def load_own_format(folder: Path, choice: Any, base: str, config: Config) -> SavedAdapter:
     """Load an adapter under our own names from its file or its training checkpoint."""
     try:
         settings = TUNERS[choice["class_path"]](**choice["init_args"])
         base_precision = BasePrecision(**choice.get("run", {}))
+        config = replace(config, **choice.get("model", {}))
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / ADAPTER_CONFIG}: {OWN_KEY}: not the settings of a tuner ({error})") from None
     if (folder / PROGRESS).is_file():
-        return SavedAdapter(settings, dict(iter_checkpoint_weights(folder)), base, base_precision)
+        return SavedAdapter(settings, dict(iter_checkpoint_weights(folder)), config, base, base_precision)
     files = SafetensorsFiles([folder / ADAPTER_WEIGHTS])
-    return SavedAdapter(settings, {name: files.read(name) for name in files.tensors}, base, base_precision)
+    return SavedAdapter(settings, {name: files.read(name) for name in files.tensors}, config, base, base_precision)
 
 
 def check_shapes(tensors: Mapping[str, Tensor], config: Config) -> None:

@@ -4,12 +4,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from litgpt.model.names import TensorMapping, is_stacked
-from litgpt.recipe.tuner import LoRA
+from litgpt.recipe.tuner import Bias, LoRA
 from litgpt.store.adapters.lora_pairs import COPY_SUFFIX, LoRAPart, strip_ending
 from litgpt.store.adapters.peft_experts import is_router
 
@@ -77,7 +77,7 @@ def read_scale(layer: str, values: Mapping[str, Any]) -> float:
 
 def read_lora_settings(values: Mapping[str, Any], tensors: Mapping[str, Tensor], rank: int, scale: float) -> LoRA:
     """Convert PEFT's settings to ours, for pairs that all have this rank and scale."""
-    rslora, trains_bias = bool(values.get("use_rslora")), values.get("bias", "none") != "none"
+    rslora, bias = bool(values.get("use_rslora")), cast("Bias", values.get("bias") or "none")
     copies = [name.removesuffix(COPY_SUFFIX) for name in tensors if name.endswith(COPY_SUFFIX)]
     return LoRA(
         r=rank,
@@ -85,9 +85,9 @@ def read_lora_settings(values: Mapping[str, Any], tensors: Mapping[str, Tensor],
         dropout=float(values.get("lora_dropout") or 0.0),
         target_modules=list_owners(tensors, "lora_a"),
         modules_to_save=sorted(
-            {name.rpartition(".")[0] for name in copies if not (trains_bias and name.endswith("bias"))}
+            {name.rpartition(".")[0] for name in copies if bias == "none" or not name.endswith("bias")}
         ),
-        bias="all" if trains_bias else "none",
+        bias=bias,
         rslora=rslora,
         dora=bool(values.get("use_dora")),
     )
