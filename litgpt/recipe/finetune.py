@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Positive, Seed
+from litgpt.recipe.effect import check_effects
 from litgpt.recipe.train import EvalArgs, TrainArgs
 from litgpt.recipe.training import Training
 from litgpt.recipe.tuner import LISA, Adapter, AdapterV2, Full, LoRA, Tuner
@@ -44,7 +45,10 @@ class Finetune(Training):
     devices: int | Literal["auto"] = field(default=1, kw_only=True)
     """Number of devices per node; auto or -1 for all GPUs, or one CPU process without GPUs."""
     seed: Seed = field(default=1337, kw_only=True)
-    """Random seed of the initialization of the tuner and the data order."""
+    """Random seed of the tuner's initial weights, its draws of blocks, dropout, noise and generated samples.
+
+    The data order and the validation split have data.seed.
+    """
     neftune_alpha: Positive | None = field(default=None, kw_only=True)
     """NEFTune: uniform noise on the embeddings, up to this over the root of sample length x model width."""
 
@@ -70,6 +74,14 @@ class Finetune(Training):
         if train.tie_embeddings is not None:
             raise UserError(f"train.tie_embeddings: {train.tie_embeddings} is not supported by finetuning; set null")
         super().__post_init__()
+        rule = (
+            "evaluate_example",
+            "first",
+            self.eval.max_new_tokens is not None,
+            "eval.max_new_tokens: null",
+            "set it to 100",
+        )
+        check_effects(self.eval, "eval.", [rule])
         self._check_splits()
 
     def _check_splits(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Positive, Rate, check_numbers
+from litgpt.recipe.effect import check_effects
 
 Betas = tuple[Fraction, Fraction]
 
@@ -65,6 +66,19 @@ class SGD(Optimizer):
     """L2 penalty coefficient, applied to matrices only."""
     nesterov: bool = False
     """Whether to use Nesterov momentum."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        other, cure = "optimizer.momentum: 0", "set optimizer.momentum: 0.9"
+        rules = [
+            (name, default, self.momentum > 0, other, cure) for name, default in (("dampening", 0), ("nesterov", False))
+        ]
+        check_effects(self, "optimizer.", rules)
+        if self.nesterov and self.dampening:
+            raise UserError(
+                f"optimizer.nesterov: true is not supported with optimizer.dampening: {self.dampening:g}; "
+                "set optimizer.dampening: 0"
+            )
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,17 @@ from annotated_types import Ge, Le
 
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, ZeroStage, check_numbers
+from litgpt.recipe.effect import check_effects
 
 Prefetch = Annotated[int, Ge(0), Le(64)]
+AXIS_OF = {
+    "sequence": "tensor",
+    "context_method": "context",
+    "pipeline_schedule": "pipeline",
+    "pipeline_layers": "pipeline",
+    "expert_dispatch": "expert",
+}
+"""Settings of an axis, by the name of its degree."""
 Minutes = Annotated[float, Ge(0.05), Le(1e5)]
 
 
@@ -101,6 +110,12 @@ class ParallelArgs:
 
     def __post_init__(self) -> None:
         check_numbers(self, "parallel.")
+        defaults = {field.name: field.default for field in fields(self)}
+        rules = [
+            (name, defaults[name], getattr(self, axis) > 1, f"parallel.{axis}: 1", f"set parallel.{axis}: 2 or more")
+            for name, axis in AXIS_OF.items()
+        ]
+        check_effects(self, "parallel.", rules)
         self._check_zero()
         if isinstance(self.pipeline_layers, list) and len(self.pipeline_layers) % self.pipeline:
             raise UserError(

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Seed, check_numbers
+from litgpt.recipe.effect import check_effects
 from litgpt.recipe.train import EvalArgs, TrainArgs
 from litgpt.recipe.training import Training
 
@@ -23,6 +24,8 @@ class TokenizerArgs:
 
     def __post_init__(self) -> None:
         check_numbers(self, "tokenizer.")
+        rule = ("vocab_size", 4096, self.kind == "bpe", "tokenizer.kind: bytes", "set tokenizer.kind: bpe")
+        check_effects(self, "tokenizer.", [rule])
         if self.kind == "bpe" and self.vocab_size <= 256:
             raise UserError(f"tokenizer.vocab_size: {self.vocab_size} is too small for bpe; use 512 or more")
 
@@ -53,7 +56,7 @@ class Pretrain(Training):
     logger_name: Literal["csv", "tensorboard", "wandb", "mlflow"] = field(default="tensorboard", kw_only=True)
     """Logger."""
     seed: Seed = field(default=42, kw_only=True)
-    """Random seed of the initial weights and the data order."""
+    """Random seed of the initial weights, dropout and generated samples; the data order has data.seed."""
 
     def __post_init__(self) -> None:
         train = self.train

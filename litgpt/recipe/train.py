@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import BatchSize, Count, Fraction, Position, Positive, Rate, TokenCount, check_numbers
+from litgpt.recipe.effect import check_effects
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,14 @@ class TrainArgs:
                 f"train.micro_batch_size: {self.micro_batch_size} is larger than train.global_batch_size: "
                 f"{self.global_batch_size}; use at most {self.global_batch_size}"
             )
-        if self.wsd_decay_steps and self.lr_decay_style != "wsd":
-            raise UserError(
-                f"train.wsd_decay_steps: {self.wsd_decay_steps} has no effect with train.lr_decay_style: "
-                f"{self.lr_decay_style}; set train.lr_decay_style: wsd"
-            )
+        style = self.lr_decay_style
+        is_wsd, other, cure = style == "wsd", f"train.lr_decay_style: {style}", "set train.lr_decay_style: wsd"
+        rules = [
+            ("wsd_decay_steps", None, is_wsd, other, cure),
+            ("wsd_decay_style", "linear", is_wsd, other, cure),
+            ("lr_decay_steps", None, style not in ("constant", "inverse-sqrt"), other, "set null"),
+        ]
+        check_effects(self, "train.", rules)
 
     def accumulation(self, data_ranks: int) -> int:
         """Return the number of gradient accumulation steps: micro-batches per rank and optimizer step.
@@ -111,6 +115,9 @@ class EvalArgs:
         if self.max_iters == -1:
             object.__setattr__(self, "max_iters", None)
         check_numbers(self, "eval.")
+        has_prompt = self.sample_prompt is not None
+        rule = ("sample_tokens", 64, has_prompt, "eval.sample_prompt: null", "set eval.sample_prompt")
+        check_effects(self, "eval.", [rule])
 
 
 @dataclass(frozen=True)
@@ -157,6 +164,8 @@ class LossArgs:
 
     def __post_init__(self) -> None:
         check_numbers(self, "loss.")
+        rule = ("chunk_rows", 512, self.impl == "chunked", "loss.impl: plain", "set loss.impl: chunked")
+        check_effects(self, "loss.", [rule])
 
 
 @dataclass(frozen=True)

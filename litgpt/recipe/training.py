@@ -7,10 +7,14 @@ from typing import ClassVar, Literal
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Seed, check_numbers
 from litgpt.recipe.data import DataModule
+from litgpt.recipe.effect import describe_no_effect
 from litgpt.recipe.optimizer import AdamW, Optimizer
-from litgpt.recipe.parallel import ParallelArgs
+from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 from litgpt.recipe.recompute import RecomputeArgs
 from litgpt.recipe.train import CheckpointArgs, EvalArgs, GuardArgs, LogArgs, LossArgs, TrainArgs
+
+SHARDED_DEFAULTS = {"zero": None, "reshard_after_forward": "auto", "prefetch": 0}
+"""Settings of ParallelArgs that need parameters to be sharded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ class Training:
     logger_name: Literal["csv", "tensorboard", "wandb", "mlflow"] = "csv"
     """Logger."""
     seed: Seed
-    """Random seed of the initial weights and the data order."""
+    """Random seed of the initial weights, dropout and generated samples; the data order has data.seed."""
     compile: bool | None = None
     """Whether to compile the model with torch.compile; null to compile where it is faster."""
     parallel: ParallelArgs = field(default_factory=ParallelArgs)
@@ -52,13 +56,31 @@ class Training:
         check_numbers(self)
         lr, min_lr = self.optimizer.lr, self.train.min_lr
         if min_lr is None:
-            default = self.default_min_lr if self.default_min_lr <= lr else lr / 10
-            object.__setattr__(self, "train", replace(self.train, min_lr=default))
+            object.__setattr__(self, "train", replace(self.train, min_lr=self._get_default_min_lr()))
         elif self.train.lr_decay_style != "constant" and min_lr > lr:
             raise UserError(f"train.min_lr: {min_lr} is above the optimizer's lr: {lr}; set train.min_lr: 0")
         if self.compile and self.recompute.offload:
             raise UserError("recompute.offload: true and compile: true are mutually exclusive; set compile: false")
         self._check_layout()
+
+    def _get_default_min_lr(self) -> float:
+        return self.default_min_lr if self.default_min_lr <= self.optimizer.lr else self.optimizer.lr / 10
+
+    def list_unused_settings(self, dims: ParallelDims) -> list[str]:
+        """List the settings without effect that LitGPT accepts, or that have one in another layout; one line each."""
+        train, parallel = self.train, self.parallel
+        unused = []
+        if train.lr_decay_style == "constant" and train.min_lr != self._get_default_min_lr():
+            style = "train.lr_decay_style: constant"
+            unused.append(describe_no_effect("train.min_lr", train.min_lr, style, "set train.lr_decay_style: cosine"))
+        for name in ("project", "run", "group") if self.logger_name not in ("wandb", "mlflow") else ():
+            if value := getattr(self.log, name):
+                other, cure = f"logger_name: {self.logger_name}", "set logger_name: wandb or mlflow"
+                unused.append(describe_no_effect(f"log.{name}", value, other, cure))
+        for name, default in SHARDED_DEFAULTS.items() if dims.shard == 1 else ():
+            if (value := getattr(parallel, name)) != default:
+                unused.append(describe_no_effect(f"parallel.{name}", value, "1 shard", "set parallel.data_shard: 2"))
+        return unused
 
     def _check_layout(self) -> None:
         """Check the number of devices and, if it is given, that the parallel degrees and the batch size divide it."""

@@ -8,6 +8,7 @@ from annotated_types import Ge, Le
 
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Position, Positive, Seed, check_numbers
+from litgpt.recipe.effect import check_effects
 
 Ratio = Annotated[float, Ge(1e-3), Le(1e6)]
 Bias = Literal["none", "all", "lora_only"]
@@ -65,6 +66,13 @@ class Full(Tuner):
     """Parameters to train although the settings above freeze them."""
     trainable_parameters_regex: str | None = None
     """Also train parameters whose names have a match of this regular expression."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        freezes = bool(self.freeze_parameters or self.freeze_parameters_regex or self.freeze_parameters_ratio)
+        other, cure = "nothing frozen", "set tuner.freeze_parameters_ratio: 1, or leave it out"
+        for name, default in (("trainable_parameters", []), ("trainable_parameters_regex", None)):
+            check_effects(self, "tuner.", [(name, default, freezes, other, cure)])
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,11 @@ class LoRA(Tuner):
     """Initialization: random A and zero B, or from the SVD (Meng et al. 2024) or QR (Büyükakyüz 2024) of W."""
     lora_plus: Ratio = 1.0
     """Ratio of the learning rate of B to that of A (Hayou et al. 2024)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule = ("target_modules", all_linear(), not self.target_regex, "tuner.target_regex", "set one of them")
+        check_effects(self, "tuner.", [rule])
 
     @property
     def scale(self) -> float:

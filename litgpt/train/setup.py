@@ -24,7 +24,7 @@ from litgpt.parallel.apply import apply_ddp, copy_full_tensor, init_mixed_precis
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS, default_precision
 from litgpt.parallel.reduce import all_gather_objects
-from litgpt.parallel.strategy import MeshStrategy
+from litgpt.parallel.strategy import MeshStrategy, is_rank_zero
 from litgpt.phases import phase
 from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.to_yaml import dump_recipe
@@ -110,6 +110,8 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     train_state = build_train_state(recipe, spec, mesh, fabric.device, resumed=resumed_from is not None)
     steps = count_steps(recipe.train, length, data.train.samples_per_epoch)
     warmup = count_warmup_steps(recipe.train, steps)
+    for line in list_warnings(recipe, data, steps, fabric.world_size):
+        notify(line)
     checkpoints, progress = open_checkpoints(recipe, spec, train_state, resumed_from, notify)
     if progress:
         data.train.load_state_dict(progress["stream"])
@@ -128,6 +130,22 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
         progress=progress,
         ranks=fabric.world_size,
     )
+
+
+def list_warnings(recipe: Training, data: RunData, steps: int | None, ranks: int) -> list[str]:
+    """List the settings without effect in this run; one line each, empty on ranks other than the first."""
+    if not is_rank_zero():
+        return []
+    lines = recipe.list_unused_settings(recipe.parallel.resolve_dims(ranks))
+    warmup = recipe.train.lr_warmup_steps or 0
+    if steps is not None and warmup > steps:
+        lines.append(
+            f"train.lr_warmup_steps: {warmup} is more than the {steps} steps of the run, which are all warmup; set at "
+            f"most {max(1, steps // 10)}"
+        )
+    if recipe.eval.initial_validation and data.validation is None:
+        lines.append("eval.initial_validation: true has no effect without validation data; set false")
+    return lines
 
 
 def resolve_sequence_length(recipe: Training, config: Config) -> int:

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from litgpt.errors import UserError
-from litgpt.recipe.optimizer import OPTIMIZERS, AdamW, Muon
+from litgpt.recipe.finetune import FinetuneFull
+from litgpt.recipe.optimizer import OPTIMIZERS, SGD, AdamW, Muon
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
 from litgpt.recipe.train import CheckpointArgs, EvalArgs, GuardArgs, LogArgs, LossArgs, TrainArgs
+from litgpt.recipe.tuner import Full, LoRA
 
 GROUPS = [TrainArgs, EvalArgs, CheckpointArgs, GuardArgs, LossArgs, ParallelArgs, TokenizerArgs, *OPTIMIZERS.values()]
 
@@ -107,3 +109,95 @@ def test_a_constant_learning_rate_ignores_min_lr():
 @pytest.mark.parametrize(("given", "used"), [(-1, None), (None, None), (1, 1)])
 def test_all_of_the_validation_data_is_minus_one_or_null(given: int | None, used: int | None) -> None:
     assert EvalArgs(max_iters=given).max_iters == used
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: TrainArgs(wsd_decay_steps=5),
+            "train.wsd_decay_steps: 5 has no effect with train.lr_decay_style: cosine",
+        ),
+        (
+            lambda: TrainArgs(wsd_decay_style="cosine"),
+            "train.wsd_decay_style: cosine has no effect with train.lr_decay",
+        ),
+        (
+            lambda: TrainArgs(lr_decay_steps=5, lr_decay_style="constant"),
+            "train.lr_decay_steps: 5 has no effect with train.lr_decay_style: constant; set null",
+        ),
+        (lambda: TrainArgs(lr_decay_steps=5, lr_decay_style="inverse-sqrt"), "train.lr_decay_style: inverse-sqrt"),
+        (
+            lambda: LossArgs(impl="plain", chunk_rows=7),
+            "loss.chunk_rows: 7 has no effect with loss.impl: plain; set loss.impl: chunked",
+        ),
+        (lambda: EvalArgs(sample_tokens=7), "eval.sample_tokens: 7 has no effect with eval.sample_prompt: null"),
+        (lambda: TokenizerArgs(kind="bytes", vocab_size=512), "tokenizer.vocab_size: 512 has no effect with tokenizer"),
+        (
+            lambda: ParallelArgs(sequence=False),
+            "parallel.sequence: false has no effect with parallel.tensor: 1; set par",
+        ),
+        (
+            lambda: ParallelArgs(context_method="ring"),
+            "parallel.context_method: ring has no effect with parallel.conte",
+        ),
+        (lambda: ParallelArgs(pipeline_schedule="gpipe"), "parallel.pipeline_schedule: gpipe has no effect with paral"),
+        (
+            lambda: ParallelArgs(pipeline_layers=[2]),
+            r"parallel.pipeline_layers: \[2\] has no effect with parallel.pipel",
+        ),
+        (lambda: ParallelArgs(expert_dispatch="all-gather"), "parallel.expert_dispatch: all-gather has no effect"),
+        (lambda: SGD(nesterov=True), "optimizer.nesterov: true has no effect with optimizer.momentum: 0"),
+        (lambda: SGD(dampening=0.5), "optimizer.dampening: 0.5 has no effect with optimizer.momentum: 0"),
+        (lambda: SGD(momentum=0.9, nesterov=True, dampening=0.5), "set optimizer.dampening: 0"),
+        (
+            lambda: Full(trainable_parameters=["head"]),
+            r"tuner.trainable_parameters: \['head'\] has no effect with noth",
+        ),
+        (
+            lambda: LoRA(target_regex="q", target_modules=["k"]),
+            "has no effect with tuner.target_regex; set one of them",
+        ),
+        (
+            lambda: FinetuneFull(Path("x"), eval=EvalArgs(evaluate_example=3)),
+            "eval.evaluate_example: 3 has no effect with eval.max_new_tokens: null",
+        ),
+    ],
+)
+def test_a_setting_without_effect_is_refused(build, message):
+    with pytest.raises(UserError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("settings", "warnings"),
+    [
+        ({}, []),
+        ({"optimizer": AdamW(lr=1e-6), "train": TrainArgs(lr_decay_style="constant")}, []),
+        (
+            {"train": TrainArgs(lr_decay_style="constant", min_lr=1e-5)},
+            ["train.min_lr: 1e-05 has no effect with train.lr_decay_style: constant; set train.lr_decay_style: cosine"],
+        ),
+        (
+            {"log": LogArgs(project="a", group="b")},
+            [
+                f"log.{name} has no effect with logger_name: tensorboard; set logger_name: wandb or mlflow"
+                for name in ("project: a", "group: b")
+            ],
+        ),
+        ({"log": LogArgs(project="a"), "logger_name": "wandb"}, []),
+        (
+            {"parallel": ParallelArgs(zero=2)},
+            ["parallel.zero: 2 has no effect with 1 shard; set parallel.data_shard: 2"],
+        ),
+        (
+            {"parallel": ParallelArgs(reshard_after_forward=False, prefetch=2)},
+            [
+                f"parallel.{name} has no effect with 1 shard; set parallel.data_shard: 2"
+                for name in ("reshard_after_forward: false", "prefetch: 2")
+            ],
+        ),
+    ],
+)
+def test_what_litgpt_accepts_without_effect_is_a_warning(settings, warnings):
+    assert Pretrain("x", **settings).list_unused_settings(ParallelDims()) == warnings

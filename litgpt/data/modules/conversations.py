@@ -28,6 +28,10 @@ from litgpt.errors import UserError
 from litgpt.files import read_utf8
 from litgpt.recipe.bounds import Count, Fraction, Position
 from litgpt.recipe.data import BatchShape, Stream
+from litgpt.recipe.effect import check_effects
+
+TRAINING_ONLY: tuple[tuple[str, Any], ...] = (("weight", 1.0), ("val_fraction", None))
+"""Settings of a source that have no effect on validation, and their defaults."""
 
 
 @dataclass
@@ -95,6 +99,7 @@ class Conversations(FinetuningData):
             [parse_source(source) for source in ([sources] if isinstance(sources, str) else sources)]
             for sources in (self.sources, self.val_sources)
         )
+        self._check_effects()
         if self.streaming:
             self._check_streaming()
         if self.prompt_style is not None:
@@ -103,6 +108,29 @@ class Conversations(FinetuningData):
             self._date = datetime.fromisoformat(self.date)
         except ValueError:
             raise UserError(f"data.date: {self.date!r} is not a date; use one such as 2026-01-01") from None
+
+    def _check_effects(self) -> None:
+        """Reject settings of the mix and of the validation split that have no effect.
+
+        Raises:
+            UserError: naming the setting and a cure.
+        """
+        is_mixed, held_out = self.mix == "interleave", not self._val_sources
+        other, mixed = "data.mix: concat", "set data.mix: interleave"
+        given, cure = "data.val_sources", "set one of them"
+        check_effects(
+            self,
+            "data.",
+            [("stopping", "first_exhausted", is_mixed, other, mixed), ("val_fraction", None, held_out, given, cure)],
+        )
+        for source in self._sources:
+            rules = [("weight", 1.0, is_mixed, other, mixed), ("val_fraction", None, held_out, given, cure)]
+            check_effects(source, "data.sources: ", rules)
+        for source in self._val_sources:
+            other, cure = "validation", "set it in data.sources"
+            check_effects(
+                source, "data.val_sources: ", [(name, default, False, other, cure) for name, default in TRAINING_ONLY]
+            )
 
     def _check_streaming(self) -> None:
         """Reject settings that need the number of rows.

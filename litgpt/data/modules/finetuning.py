@@ -25,6 +25,7 @@ from litgpt.data.stream.sampler import FeistelPermutation, LengthGrouping
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Position, Seed, check_numbers
 from litgpt.recipe.data import BatchShape, DataModule, Stream
+from litgpt.recipe.effect import check_effects
 
 if TYPE_CHECKING:
     from litgpt.data.stream.samples import SampleRows, SampleTable
@@ -45,6 +46,9 @@ class Packing:
 
     def __post_init__(self) -> None:
         check_numbers(self, "data.packing.")
+        other, cure = "data.packing.enabled: false", "set data.packing.enabled: true"
+        rules = [("length", None, self.enabled, other, cure), ("strategy", "best_fit", self.enabled, other, cure)]
+        check_effects(self, "data.packing.", rules)
 
 
 @dataclass(frozen=True)
@@ -110,9 +114,18 @@ class FinetuningData(DataModule):
                 if is_set:
                     raise UserError(f"{setting} needs the lengths of all samples; set data.tokenize: ahead")
 
-    def connect(self, tokenizer: Any = None, *_args: Any, **_kwargs: Any) -> None:
-        """Set the tokenizer; batch size and sequence length are part of a stream's shape."""
-        self.tokenizer = tokenizer
+    def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None) -> None:  # noqa: ARG002
+        """Set the tokenizer; batch size and sequence length are part of a stream's shape.
+
+        Raises:
+            UserError: if packed rows are longer than the sequence length.
+        """
+        self.tokenizer, length = tokenizer, self.packing.length
+        if length and max_seq_length and length > max_seq_length:
+            raise UserError(
+                f"data.packing.length: {length} is longer than train.max_seq_length: {max_seq_length}; "
+                f"use at most {max_seq_length}"
+            )
 
     def list_entries(self) -> list[DatasetEntry]:
         """List the rows that are read."""

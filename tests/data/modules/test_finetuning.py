@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from litgpt.data import JSON
+from litgpt.data import JSON, Conversations
 from litgpt.data.modules.finetuning import Packing
 from litgpt.data.stream.batch import IGNORE
 from litgpt.data.tokenizer import Tokenizer
@@ -350,6 +350,48 @@ def test_invalid_sources(tmp_path: Path, tokenizer: Tokenizer, sources: list[Any
     with pytest.raises(UserError, match=message) as raised:
         module(tmp_path, tokenizer, sources)
     assert "\n" not in str(raised.value) and "data" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sources": [{"path": "x", "weight": 2}]}, "data.sources: weight: 2 has no effect with data.mix: concat; set"),
+        (
+            {"stopping": "all_exhausted"},
+            "data.stopping: all_exhausted has no effect with data.mix: concat; set data.mix",
+        ),
+        (
+            {"val_sources": [{"path": "x", "weight": 2}], "mix": "interleave"},
+            "data.val_sources: weight: 2 has no effect with validation; set it in data.sources",
+        ),
+        ({"val_sources": "x", "val_fraction": 0.1}, "data.val_fraction: 0.1 has no effect with data.val_sources; set"),
+        (
+            {"sources": [{"path": "x", "val_fraction": 0.1}], "val_sources": "x"},
+            "data.sources: val_fraction: 0.1 has no effect with data.val_sources",
+        ),
+    ],
+)
+def test_a_setting_without_effect_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Conversations(**{"sources": "x"} | settings)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("length", 64), ("strategy", "sequential")])
+def test_settings_of_packing_need_it(setting: str, value: Any) -> None:
+    message = (
+        f"data.packing.{setting}: {value} has no effect with data.packing.enabled: false; set data.packing.enabled"
+    )
+    with pytest.raises(UserError, match=message):
+        Packing(**{setting: value})
+
+
+def test_packed_rows_are_at_most_as_long_as_samples(tokenizer: Tokenizer) -> None:
+    data = Conversations(sources="x", packing=Packing(True, 65))
+    data.connect(tokenizer, 1, 65)
+    with pytest.raises(
+        UserError, match=r"data.packing.length: 65 is longer than train.max_seq_length: 64; use at most 64"
+    ):
+        data.connect(tokenizer, 1, 64)
 
 
 def instructions(count: int) -> list[dict[str, str]]:

@@ -92,7 +92,9 @@ def test_resumes_exactly(tmp_path: Path, tokenizer: Tokenizer, layout: str, rank
     """20 batches are some, a saved state, and the rest, wherever it is saved; ranks read different rows."""
     kinds = write_kinds(tmp_path / "kinds", rows(23))
     more = write(tmp_path / "more.jsonl", rows(9, seed=1))
-    sources = [{"path": str(tmp_path / "kinds"), "weight": 5}, {"path": str(more), "weight": 2}]
+    is_mixed = LAYOUTS[layout].get("mix") == "interleave"
+    weights = [{"weight": weight} if is_mixed else {} for weight in (5, 2)]
+    sources = [{"path": str(path), **weight} for path, weight in zip((tmp_path / "kinds", more), weights, strict=True)]
     assert len(kinds) == 5
     data = streamed(tmp_path, tokenizer, sources, **LAYOUTS[layout])
     shapes = [BatchShape(2, 4 * ranks, 200, rank, ranks) for rank in range(ranks)]
