@@ -1,7 +1,8 @@
-"""The commands of every tutorial run, in order, as a reader would type them; only the models are smaller.
+"""The commands of every tutorial run, in order, as a reader would type them.
 
-Blocks fenced as bash run in a temporary folder that holds toy text and a toy base model under the names in the pages.
-Blocks fenced as console (downloads, clusters) do not run.
+Blocks fenced as bash run in a temporary folder that holds a base model under the name in the pages, and the text,
+tokenizer and recipe that the first blocks of `pretrain.md` make. Blocks fenced as console (downloads, clusters) do not
+run. The models are smaller than in the pages, except in the slow test, which runs what a page states the minutes of.
 """
 
 import json
@@ -10,6 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,8 +43,14 @@ def read_blocks(page: Path) -> list[str]:
     return re.findall(r"^```bash\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
-def write_model(folder: Path) -> None:
-    """Write a toy base model with its tokenizer, which is also written into the folder beside it."""
+def read_minutes(page: Path) -> int | None:
+    """The minutes that a page states for its commands; None if it states none."""
+    match = re.search(r"about\s+(\d+)\s+minutes\s+on\s+two\s+CPU\s+cores", page.read_text(encoding="utf-8"))
+    return int(match[1]) if match else None
+
+
+def write_model(folder: Path, shape: dict[str, int]) -> None:
+    """Write a base model with its tokenizer, which is also written into the folder beside it."""
     from litgpt.data.tokenizer import train_tokenizer
     from litgpt.model.config import Config
     from litgpt.model.gpt import GPT
@@ -49,22 +58,36 @@ def write_model(folder: Path) -> None:
     from litgpt.store.save_model import save_model_folder
 
     train_tokenizer((make_document(seed) for seed in range(3)), "bpe", 512, folder.parent / "tokenizer")
-    model = GPT(Config.from_name("pythia-14m", **SHAPE))
+    model = GPT(Config.from_name("pythia-14m", **shape))
     initialize(model, 1)
     save_model_folder(
         folder, config=model.config, tensors=model.named_parameters(), tokenizer_dir=folder.parent / "tokenizer"
     )
 
 
+def run_block(block: str, folder: Path, *, page: str) -> None:
+    """Run a block of a page in a folder, whose `bin` holds the program."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment["PATH"] = os.pathsep.join((str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
+    if page == "launch":
+        environment["LITGPT"] = str(Path(sys.executable).with_name("litgpt"))  # the program that starts ranks itself
+    run = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert run.returncode == 0, f"{block}\n{run.stdout[-3000:]}"
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A working folder with the files that the pages assume, and a `litgpt` that trains small models."""
-    for name in ("books", "letters"):
-        (tmp_path / name).mkdir()
-        for number in range(3):
-            (tmp_path / name / f"{number}.txt").write_text(make_document(number + len(name)))
+def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A working folder with the files that the pages assume, and a `litgpt` that trains small models, or any."""
+    shrunk = "as_it_stands" not in request.function.__name__
     models = tmp_path / "checkpoints"
-    write_model(models / "EleutherAI" / "pythia-14m")
+    write_model(models / "EleutherAI" / "pythia-14m", SHAPE if shrunk else {})
     shutil.copytree(models / "EleutherAI" / "tokenizer", models / "meta-llama" / "Llama-2-7b-hf")
     for split in ("train", "validation"):
         (tmp_path / "slimpajama-raw" / split).mkdir(parents=True)
@@ -76,12 +99,16 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     program.write_text(
         f"""#!/bin/sh
 case "$*" in *--devices*) ;; pretrain*) set -- "$@" --devices=1 ;; esac
-[ "$1" = pretrain ] && set -- "$@" {" ".join(SHRINK)}
+[ "$1" = pretrain ] && set -- "$@" {" ".join(SHRINK if shrunk else [])}
 exec "${{LITGPT:-{tmp_path}/bin/fork}}" "$@"
 """
     )
     program.chmod(0o755)
     server = serve_program(tmp_path / "bin" / "fork")
+    page: Path = request.getfixturevalue("page")
+    if page.stem != "pretrain" and "books.yaml" in page.read_text(encoding="utf-8"):
+        for block in read_blocks(ROOT / "tutorials" / "pretrain.md")[:2]:
+            run_block(block, tmp_path, page=page.stem)
     yield tmp_path
     server.kill()
 
@@ -89,25 +116,33 @@ exec "${{LITGPT:-{tmp_path}/bin/fork}}" "$@"
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_of_the_page_run(page: Path, folder: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment["PATH"] = os.pathsep.join((str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
-    if page.stem == "launch":
-        environment["LITGPT"] = str(Path(sys.executable).with_name("litgpt"))  # the program that starts ranks itself
     blocks = read_blocks(page)
     assert blocks
     for block in blocks:
-        run = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block],
-            cwd=folder,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        assert run.returncode == 0, f"{block}\n{run.stdout[-3000:]}"
+        run_block(block, folder, page=page.stem)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", [page for page in PAGES if read_minutes(page)], ids=lambda page: page.stem)
+def test_the_page_runs_as_it_stands_within_its_minutes(page: Path, folder: Path) -> None:
+    started = time.monotonic()
+    for block in read_blocks(page):
+        run_block(block, folder, page=page.stem)
+    assert time.monotonic() - started <= 60 * (read_minutes(page) or 0)
+
+
+def test_no_two_pages_write_one_folder() -> None:
+    pages = defaultdict(set)
+    for page in PAGES:
+        for block in read_blocks(page):
+            for folder in re.findall(r"\bout/[\w.-]+", block):
+                pages[folder].add(page.stem)
+    assert len(pages) > 20
+    assert {folder: names for folder, names in pages.items() if len(names) > 1} == {}
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
 def test_links_of_the_page_exist(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
