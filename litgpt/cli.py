@@ -121,6 +121,8 @@ def run_command(name: str, recipe: Any) -> None:
     if name == "pretrain" and recipe.model_name == "list":
         print("\n".join(["Available values:", *import_object("litgpt.model.registry:list_model_names")()]))
         return
+    if check := COMMANDS[name].check:
+        import_object(f"litgpt.train.early_checks:{check}")(recipe)
     import_object(f"litgpt.commands.{COMMANDS[name].module}:run")(recipe)
 
 

@@ -1,11 +1,22 @@
 """The configuration of a model, and how to construct it from a name, a file or a checkpoint folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from litgpt.files import read_mapping
 from litgpt.model.registry import lookup_config, read_config
 from litgpt.model.transformer_config import TransformerConfig
+
+
+def merge_fields(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `overrides` that are not None, each merged with that of `values` if both are mappings."""
+    given = {key: value for key, value in overrides.items() if value is not None}
+    for key, value in given.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
+            merged = {**values[key], **value}
+            given[key] = {name: part for name, part in merged.items() if part is not None}
+    return given
 
 
 class Config(TransformerConfig):

@@ -11,6 +11,7 @@ from litgpt.errors import UserError
 from litgpt.model.attention_inputs import AttentionInputs
 from litgpt.parallel.collectives import all_gather, all_to_all, slice_local
 from litgpt.parallel.mesh import Mesh
+from litgpt.parallel.model_sizes import check_context_heads
 from litgpt.parallel.ring_attention import ALTERNATIVE, ring_attention
 from litgpt.parallel.token_sharding import Attend, ContextAttention, HeadTailSharding, LocalTokens, VocabularyShard
 from litgpt.recipe.parallel import ParallelArgs
@@ -39,11 +40,7 @@ class UlyssesAttention(ContextAttention):
             UserError: if the number of heads is not divisible by the number of ranks.
         """
         ranks = self.sharding.ranks
-        if (heads := q_BHPS.shape[1]) % ranks:
-            raise UserError(
-                f"parallel.context: {ranks} does not divide the {heads} heads of a device, as context_method: "
-                "ulysses requires; set context_method: all-gather"
-            )
+        check_context_heads(q_BHPS.shape[1], ranks)
         copies = ranks // gcd(k_BKPS.shape[1], ranks)
         k_BKPS, v_BKPS = (local.repeat_interleave(copies, dim=1) for local in (k_BKPS, v_BKPS))
         q, k, v = (self._all_to_all(local, 1, 2) for local in (q_BHPS, k_BKPS, v_BKPS))

@@ -9,7 +9,6 @@ this rank's experts, sorted by expert.
 
 from collections.abc import Callable
 from functools import partial
-from math import gcd
 from typing import Any
 
 import torch
@@ -22,12 +21,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from litgpt.errors import UserError
-from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.moe import Permutation, permute, unpermute
 from litgpt.model.surgery import Function, wrap_forward
 from litgpt.parallel import collectives
 from litgpt.parallel.mesh import Mesh
+from litgpt.parallel.model_sizes import check_expert_sizes
 from litgpt.parallel.tensor import LocalLayout, distribute_parameter, use_local_params
 from litgpt.recipe.parallel import ParallelArgs
 
@@ -161,21 +160,6 @@ def build_dispatch_group(mesh: Mesh) -> tuple[DeviceMesh, ProcessGroup]:
     return axes, axes._flatten("dispatch").get_group()
 
 
-def check_expert_sizes(config: Config, expert: int, expert_tensor: int) -> None:
-    """Check that the ranks divide the number of experts and their inner width.
-
-    Raises:
-        UserError: naming a number of ranks that does.
-    """
-    sizes = {"expert": (expert, "n_expert", config.n_expert)}
-    if config.n_expert:
-        sizes["expert_tensor"] = (expert_tensor, "width of experts", config.expert_size)
-    for axis, (ranks, name, size) in sizes.items():
-        if ranks > 1 and (not size or size % ranks):
-            divisor = gcd(size, ranks) if size else 1
-            raise UserError(f"parallel.{axis}: {ranks} does not divide the model's {name}: {size}; set {divisor}")
-
-
 def plan_expert_parameter(key: str, axes: DeviceMesh) -> LocalLayout:
     """The layout of a parameter of stacked experts over those of `expert` and `expert_tensor` that `axes` has."""
     assert axes.mesh_dim_names is not None
@@ -186,7 +170,9 @@ def plan_expert_parameter(key: str, axes: DeviceMesh) -> LocalLayout:
     if dim := INNER_DIM.get(key):
         return LocalLayout((*expert_placements, Shard(dim)))
     if key not in REPLICATED_EXPERT_PARAMS:
-        raise UserError(f"tuner: experts.{key} is not supported with parallel.expert_tensor; set expert_tensor: 1")
+        raise UserError(
+            f"tuner: experts.{key} is not supported with parallel.expert_tensor; set parallel.expert_tensor: 1"
+        )
     is_masked = key == "down_bias" and axes.get_local_rank("expert_tensor") > 0
     return LocalLayout(
         (*expert_placements, Replicate()),

@@ -21,7 +21,7 @@ from torch.distributed.tensor.experimental._context_parallel._attention import (
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 
-ALTERNATIVE = "set context_method: all-gather"
+ALTERNATIVE = "set parallel.context_method: all-gather"
 TOKENS_DIM = 2
 
 

@@ -25,6 +25,7 @@ from litgpt.model.gpt import GPT
 from litgpt.model.surgery import Function, wrap_forward
 from litgpt.parallel.collectives import all_gather, all_reduce, copy_to_group, reduce_scatter, slice_local
 from litgpt.parallel.mesh import Mesh
+from litgpt.parallel.model_sizes import check_tensor_sizes
 from litgpt.parallel.token_sharding import VocabularyShard
 from litgpt.recipe.parallel import ParallelArgs
 
@@ -135,9 +136,7 @@ def apply_tensor_parallel(model: GPT, mesh: Mesh, settings: ParallelArgs) -> Voc
         UserError: if heads or widths are not divisible, or a tuner is not supported.
     """
     config, axis, ranks = model.config, mesh.storage["tensor"], mesh.dims.tensor
-    check_tensor_sizes(config, ranks)
-    if not settings.sequence and config.n_expert:
-        raise UserError("parallel.sequence: false would send every token to its experts several times; set true")
+    check_tensor_sizes(config, ranks, sequence=settings.sequence)
     group = mesh.group("tensor")
     plan = dict(plan_layouts(model, config, axis, sequence=settings.sequence))
     for module, keys in plan.items():
@@ -151,30 +150,6 @@ def apply_tensor_parallel(model: GPT, mesh: Mesh, settings: ParallelArgs) -> Voc
     add_communication(model, group, sequence=settings.sequence)
     use_local_params(model, vocabulary)  # whose weights the model itself reads for its logits
     return VocabularyShard(group, (config.padded_vocab_size or 0) // ranks)
-
-
-def check_tensor_sizes(config: Config, ranks: int) -> None:
-    """Check that the ranks divide heads, widths and vocabulary.
-
-    Raises:
-        UserError: naming a number of ranks that does.
-    """
-    sizes = {
-        "n_head": config.n_head,
-        "padded_vocab_size": config.padded_vocab_size,
-        "intermediate_size": config.intermediate_size,
-        "shared expert width": config.shared_size or 0,
-    }
-    for name, size in sizes.items():
-        if size is not None and size % ranks:
-            divisor = max(number for number in range(1, ranks + 1) if size % number == 0)
-            raise UserError(f"parallel.tensor: {ranks} does not divide the model's {name}: {size}; set {divisor}")
-    groups = config.n_query_groups or config.n_head
-    if not config.latent_attention and groups % ranks and ranks % groups:
-        raise UserError(
-            f"parallel.tensor: {ranks} and the model's n_query_groups: {groups} do not divide each other; "
-            f"set parallel.tensor: {groups}"
-        )
 
 
 def plan_layouts(
@@ -202,7 +177,7 @@ def plan_parameter(
         return LocalLayout((Replicate(),))
     if key == "lora_magnitude" and kind == "rows":
         raise UserError(
-            "tuner.dora: true is not supported with parallel.tensor: it normalizes whole rows; set dora: false"
+            "tuner.dora: true is not supported with parallel.tensor: it normalizes whole rows; set tuner.dora: false"
         )
     dim = SPLIT_DIMS[kind].get(key)
     if dim is None and key not in REPLICATED[kind] and not (kind == "rows" and key in RANK_ZERO_ONLY):
@@ -226,7 +201,9 @@ def slice_quantized_weights(model: GPT, config: Config, axis: DeviceMesh) -> Non
     for name, module in model.named_modules():
         if hasattr(module, "quant_tensors") and (kind := find_split_kind(name)):
             if hasattr(module, "lora_magnitude"):
-                raise UserError("tuner.dora: true is not supported with quantize and parallel.tensor; set dora: false")
+                raise UserError(
+                    "tuner.dora: true is not supported with quantize and parallel.tensor; set tuner.dora: false"
+                )
             if kind == "groups" and groups % ranks:
                 module.slice_weight = partial(slice_group, rank=rank, ranks=ranks, groups=groups)
             else:

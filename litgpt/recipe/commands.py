@@ -19,6 +19,7 @@ class Command(NamedTuple):
         positionals: the keys that may be given without their names, in order.
         example: a command line for the help, with the files of a user in place.
         first: the keys that the help of a command with many keys describes first.
+        check: the function in `litgpt.train.early_checks` that checks a recipe before torch is imported, if any.
     """
 
     recipe: str
@@ -27,6 +28,7 @@ class Command(NamedTuple):
     positionals: tuple[str, ...] = ()
     example: str = ""
     first: tuple[str, ...] = ()
+    check: str = ""
 
     def import_recipe(self) -> type:
         """Import the dataclass with the settings."""
@@ -44,7 +46,7 @@ CHATS = "--data Conversations --data.sources chats.jsonl"
 
 def finetune_command(recipe: str, text: str, example: str, *keys: str) -> Command:
     """Describe a command that finetunes; `keys` are described first in its help, before those of all runs."""
-    return Command(recipe, "finetune", text, ("checkpoint_dir",), example, (*keys, *RUN_KEYS))
+    return Command(recipe, "finetune", text, ("checkpoint_dir",), example, (*keys, *RUN_KEYS), "check_finetuning")
 
 
 COMMANDS = {
@@ -56,6 +58,7 @@ COMMANDS = {
         "litgpt pretrain pythia-14m --data TextFiles --data.train_data_path books"
         " --tokenizer_dir checkpoints/EleutherAI/pythia-14m --train.max_tokens 1e8",
         PRETRAIN_KEYS,
+        check="check_pretraining",
     ),
     "finetune": finetune_command(
         "finetune:FinetuneLora",
@@ -94,6 +97,7 @@ COMMANDS = {
         "Generate text with a model.",
         ("checkpoint_dir",),
         "litgpt generate out/finetune/lora/final --prompt 'What is a llama?'",
+        check="check_generation",
     ),
     "download": Command(
         "store_commands:Download",

@@ -113,13 +113,23 @@ class Stream(Protocol):
 
 
 class DataModule(ABC):
-    """The data of a run. Its methods are called in order: connect, prepare_data (on rank 0 first), setup, streams."""
+    """The data of a run.
+
+    Its methods are called in order: check_files, connect, prepare_data (on rank 0 first), setup, streams.
+    """
 
     @abstractmethod
     def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
         """Set the tokenizer, the micro-batch size in samples and the sample length in tokens."""
 
-    def prepare_data(self) -> None:  # noqa: B027 - optional
+    def check_files(self, *, has_tokenizer: bool) -> None:  # noqa: B027 - optional
+        """Check, before anything is loaded, that the user's files exist and that text has a tokenizer.
+
+        Raises:
+            UserError: naming the key.
+        """
+
+    def prepare_data(self) -> None:  # noqa: B027
         """Download and tokenize the data. Called on rank 0 first, then on the other ranks."""
 
     def setup(self, stage: str = "") -> None:  # noqa: B027

@@ -22,6 +22,8 @@ LORA_SWITCHES = {
     "lora_mlp": ("mlp",),
     "lora_head": ("head",),
 }
+# LitGPT's other keys, and our settings of LoRA.
+LORA_SETTINGS = {"lora_r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout"}
 
 
 def train_defaults() -> TrainArgs:
@@ -151,7 +153,8 @@ class FinetuneLora(Finetune):
         super().__post_init__()
         changed = [f.name for f in fields(self) if f.name.startswith("lora_") and getattr(self, f.name) != f.default]
         if self.tuner is not None and changed:
-            raise UserError(f"{changed[0]}: not supported with tuner; set tuner.init_args, or remove tuner")
+            key = LORA_SETTINGS.get(changed[0], "target_modules")
+            raise UserError(f"{changed[0]}: not supported with tuner; set tuner.{key}, or remove tuner")
         if self.initial_adapter_dir and (self.tuner is not None or changed):
             key = changed[0] if changed else "tuner"
             raise UserError(f"{key}: not supported with initial_adapter_dir, which has its own settings; remove it")

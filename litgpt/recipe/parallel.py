@@ -132,7 +132,8 @@ class ParallelArgs:
         if self.level == 3 and self.pipeline > 1 and self.pipeline_schedule == "zbv":
             key = key if self.zero else "parallel.reshard_after_forward: true"
             raise UserError(
-                f"{key} is not supported with pipeline_schedule: zbv; set zero: 1, or pipeline_schedule: 1f1b"
+                f"{key} is not supported with parallel.pipeline_schedule: zbv; set parallel.zero: 1, or "
+                "parallel.pipeline_schedule: 1f1b"
             )
 
     @property
@@ -147,36 +148,32 @@ class ParallelArgs:
         Raises:
             UserError: if their product is not `world_size`, or expert x expert_tensor does not divide a replica.
         """
-        others = {
-            name: getattr(self, name)
-            for name in ("pipeline", "data_replicate", "context", "tensor")
-            if getattr(self, name) > 1 or name == "data_replicate"
-        }
+        others = {name: getattr(self, name) for name in ("pipeline", "data_replicate", "context", "tensor")}
+        others = {name: degree for name, degree in others.items() if degree > 1}
         used = prod(others.values())
         if self.data_shard == "auto":
             shard, rest = divmod(world_size, used)
             if rest:
-                axes = " x ".join(others)
                 raise UserError(
-                    f"parallel.{axes}: {used} does not divide devices x num_nodes = {world_size}; "
-                    f"set {axes}: 1 or devices: {used}"
+                    f"{format_product(others)} does not divide devices x num_nodes = {world_size}; "
+                    f"set {find_cure(others, world_size)}"
                 )
         else:
             shard = self.data_shard
-            degrees = others | {"data_shard": shard}
-            if (product := used * shard) != world_size:
-                numbers, names = " x ".join(map(str, degrees.values())), " x ".join(degrees)
+            if used * shard != world_size:
+                product = format_product(others | {"data_shard": shard})
                 raise UserError(
-                    f"parallel: {numbers} = {product} ({names}), "
-                    f"but devices x num_nodes is {world_size}; set data_shard: auto or devices: {product}"
+                    f"{product}, but devices x num_nodes is {world_size}; set parallel.data_shard: auto, or "
+                    f"devices: {used * shard}"
                 )
         degrees = {field.name: getattr(self, field.name) for field in fields(ParallelDims)}
         dims = ParallelDims(**degrees | {"data_shard": shard})
         if dims.data_replicate == dims.world_size and (self.cpu_offload or (self.zero and world_size > 1)):
             setting = "cpu_offload: true" if self.cpu_offload else f"zero: {self.zero}"
+            off = "cpu_offload: false" if self.cpu_offload else "zero: null"
             raise UserError(
                 f"parallel.{setting} needs devices to shard over, but each has the whole model; "
-                + ("set data_replicate: 1" if world_size > 1 else "set cpu_offload: false, or devices: 2")
+                + ("set parallel.data_replicate: 1" if world_size > 1 else f"set parallel.{off}, or devices: 2")
             )
         if dims.ranks_per_replica % (self.expert * self.expert_tensor):
             raise UserError(
@@ -185,3 +182,19 @@ class ParallelArgs:
                 f"set parallel.expert: {dims.ranks_per_replica // self.expert_tensor or 1}"
             )
         return dims
+
+
+def format_product(degrees: dict[str, int]) -> str:
+    """Format the product of parallel degrees with their keys, such as `parallel.pipeline x tensor: 2 x 4 = 8`."""
+    numbers, product = " x ".join(map(str, degrees.values())), prod(degrees.values())
+    return f"parallel.{' x '.join(degrees)}: {numbers}" + (f" = {product}" if len(degrees) > 1 else "")
+
+
+def find_cure(degrees: dict[str, int], world_size: int) -> str:
+    """Return the settings with which the product of parallel degrees divides the number of processes."""
+    used = prod(degrees.values())
+    for name, degree in reversed(degrees.items()):
+        if world_size % (used // degree) == 0:
+            largest = max(number for number in range(1, degree) if world_size // (used // degree) % number == 0)
+            return f"parallel.{name}: {largest}, or devices: {used}"
+    return f"devices: {used}"

@@ -14,15 +14,9 @@ from litgpt.phases import phase
 from litgpt.store import collectives_io, state_dict
 from litgpt.store.collectives_io import StageRanks, Warn, get_rank, print_warning, share_first_message
 from litgpt.store.safetensors_files import SafetensorsFiles
+from litgpt.store.step_folders import list_checkpoints, no_checkpoint_error
 
-STEP_FOLDER = re.compile(r"step-(\d+)")
 PROGRESS = "progress.json"
-
-
-def list_checkpoints(out_dir: Path) -> list[tuple[int, Path]]:
-    """The finished checkpoint folders of a run with their steps, newest first."""
-    matches = [(STEP_FOLDER.fullmatch(path.name), path) for path in out_dir.glob("step-*") if path.is_dir()]
-    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
 
 
 def find_damage(folder: Path) -> str | None:
@@ -59,7 +53,7 @@ def find_checkpoint(resume: bool | str | Path, out_dir: Path | str, warn: Warn =
     if resume is True or resume == "auto":
         folder = find_latest(out_dir, warn)
         if folder is None and resume is True:
-            raise UserError(f"resume: true, but {out_dir} holds no checkpoint; use resume: auto to start without one")
+            raise no_checkpoint_error(Path(out_dir))
         return folder
     folder, damage = Path(resume), None
     if get_rank() == 0:

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from litgpt.errors import UserError
 from litgpt.files import publish_folder, sync_file, write_manifest
 from litgpt.store import collectives_io, state_dict
-from litgpt.store.checkpoint_load import PROGRESS, find_damage, list_checkpoints
+from litgpt.store.checkpoint_load import PROGRESS, find_damage
 from litgpt.store.collectives_io import StageRanks, Warn, print_warning, share_first_message
 from litgpt.store.safetensors_files import write_tensors
+from litgpt.store.step_folders import list_checkpoints
 
 LIBRARIES = ("litgpt", "torch", "lightning", "safetensors")
 

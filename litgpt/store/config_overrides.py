@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from litgpt.errors import UserError
-from litgpt.model.config import Config
+from litgpt.model.config import Config, merge_fields
 from litgpt.store.published_tensor import list_parameters
 
 
@@ -29,16 +29,6 @@ def override_config(config: Config, overrides: Mapping[str, Any]) -> Config:
             key = find_key_of_shape(config, given)
             raise UserError(f"model_config.{key}: {given[key]} changes {name} from {sizes}; leave it out")
     return changed
-
-
-def merge_fields(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `overrides` that are not None, each merged with that of `values` if both are mappings."""
-    given = {key: value for key, value in overrides.items() if value is not None}
-    for key, value in given.items():
-        if isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
-            merged = {**values[key], **value}
-            given[key] = {name: part for name, part in merged.items() if part is not None}
-    return given
 
 
 def list_shapes(config: Config) -> dict[str, list[int]]:

@@ -12,9 +12,8 @@ from litgpt.data.modules.instruction_sets import Alpaca
 from litgpt.data.modules.litdata import TinyLlama
 from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.errors import UserError
-from litgpt.model.config import Config
+from litgpt.model.config import Config, merge_fields
 from litgpt.model.gpt import GPT
-from litgpt.model.registry import list_model_names
 from litgpt.parallel.precision import PRECISIONS, default_precision
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.finetune import Finetune
@@ -22,9 +21,10 @@ from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
 from litgpt.recipe.tuner import Tuner
 from litgpt.store.adapters import folder as adapter_folder
 from litgpt.store.adapters.saved_adapter import BasePrecision, SavedAdapter, check_further_training, list_changes
-from litgpt.store.config_overrides import merge_fields, override_config
+from litgpt.store.config_overrides import override_config
 from litgpt.store.load_model import load_config
 from litgpt.store.tokenizer_files import find_tokenizer_files
+from litgpt.train.early_checks import check_initial_weights, get_vocabulary_cure, resolve_config
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,7 @@ class RunSpec:
 
     def get_vocabulary_cure(self, tokens: int) -> str:
         """What to change for a model with rows for this number of tokens."""
-        if self.weights is None:
-            return f"set model_config.padded_vocab_size: {-(-tokens // 64) * 64}"
-        return "use the model's own tokenizer, or resize its embedding before (resize_token_embeddings in transformers)"
+        return get_vocabulary_cure(tokens, has_weights=self.weights is not None)
 
     @property
     def adapted(self) -> bool:
@@ -108,15 +106,7 @@ def build_pretrain_spec(recipe: Pretrain) -> RunSpec:
         UserError: if the shape is unknown or `initial_checkpoint_dir` is not a folder.
     """
     config, weights = resolve_config(recipe), recipe.initial_checkpoint_dir
-    if weights and not weights.is_dir():
-        raise UserError(f"initial_checkpoint_dir: {weights} is not a folder")
-    if weights and any((weights / name).is_file() for name in ("model_config.yaml", "config.json")):
-        rows = Config.from_checkpoint(weights).padded_vocab_size
-        if rows != config.padded_vocab_size:
-            raise UserError(
-                f"model_config.padded_vocab_size: {config.padded_vocab_size}, but initial_checkpoint_dir: {weights} "
-                f"has {rows} rows; set model_config.padded_vocab_size: {rows}"
-            )
+    check_initial_weights(config, weights)
     return RunSpec(
         task="pretrain",
         config=config,
@@ -125,21 +115,6 @@ def build_pretrain_spec(recipe: Pretrain) -> RunSpec:
         tokenizer_dir=recipe.tokenizer_dir,
         tokenizer=recipe.tokenizer,
     )
-
-
-def resolve_config(recipe: Pretrain) -> Config:
-    """The model's shape: the named one with the fields of `model_config` overridden, or a complete `model_config`.
-
-    Raises:
-        UserError: if the name is unknown and there is no `model_config`, or a field is wrong.
-    """
-    overrides = {key: value for key, value in (recipe.model_config or {}).items() if value is not None}
-    if recipe.train.tie_embeddings is not None:
-        overrides["tie_embeddings"] = recipe.train.tie_embeddings
-    if overrides.get("n_layer") and recipe.model_name not in list_model_names():
-        return Config(**{"name": recipe.model_name} | overrides)
-    named = Config.from_name(recipe.model_name)
-    return Config.from_name(recipe.model_name, **merge_fields(named.to_dict(), overrides))
 
 
 def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path | None = None) -> RunSpec:

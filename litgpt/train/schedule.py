@@ -77,9 +77,12 @@ def list_step_limits(train: TrainArgs, length: int, samples_per_epoch: int | Non
     if train.max_tokens:
         limits["train.max_tokens"] = train.max_tokens // (train.global_batch_size * length)
         if not limits["train.max_tokens"]:
+            tokens = train.global_batch_size * length
+            samples = train.max_tokens // length // train.micro_batch_size * train.micro_batch_size
             raise UserError(
                 f"train.max_tokens: {train.max_tokens} is less than one step of global_batch_size x max_seq_length = "
-                f"{train.global_batch_size * length} tokens"
+                f"{tokens} tokens; set train.max_tokens: {tokens}"
+                + (f", or train.global_batch_size: {samples}" if samples else "")
             )
     if train.epochs:
         if samples_per_epoch is None:

@@ -17,7 +17,6 @@ from litgpt.data.stream.windows import WindowDataset
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
-from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.parallel.apply import apply_ddp, copy_full_tensor, init_mixed_precision, parallelize
@@ -31,9 +30,10 @@ from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.recipe.training import Training
 from litgpt.store.adapters.folder import load_adapter_folder
 from litgpt.store.adapters.saved_adapter import iter_changed_base
-from litgpt.store.checkpoint_load import find_checkpoint, list_checkpoints, load_checkpoint
+from litgpt.store.checkpoint_load import find_checkpoint, load_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.load_model import iter_tensors, load_config, load_model
+from litgpt.train.early_checks import check_resumption, check_vocabulary, resolve_sequence_length
 from litgpt.train.guard import LossScale
 from litgpt.train.launch import launch
 from litgpt.train.loggers import build_logger
@@ -100,7 +100,7 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
         UserError: on all ranks.
     """
     length = resolve_sequence_length(recipe, spec.config)
-    check_out_dir(recipe)
+    check_resumption(recipe)
     fabric = launch(recipe)
     mesh = cast(MeshStrategy, fabric.strategy).mesh
     resumed_from = find_checkpoint(recipe.resume, recipe.out_dir, notify)
@@ -148,34 +148,6 @@ def list_warnings(recipe: Training, data: RunData, steps: int | None, ranks: int
     return lines
 
 
-def resolve_sequence_length(recipe: Training, config: Config) -> int:
-    """Tokens per sample.
-
-    Raises:
-        UserError: if it is more than the context length of the model.
-    """
-    length = recipe.train.max_seq_length or config.block_size
-    if length > config.block_size:
-        raise UserError(
-            f"train.max_seq_length: {length} is more than the model's block_size; give at most {config.block_size}"
-        )
-    return length
-
-
-def check_out_dir(recipe: Training) -> None:
-    """Check that a new run does not mix its checkpoints with those of another.
-
-    Raises:
-        UserError: if `out_dir` holds checkpoints and the recipe does not resume.
-    """
-    steps = [folder for _, folder in list_checkpoints(recipe.out_dir)]
-    if recipe.resume is False and steps:
-        raise UserError(
-            f"out_dir: {recipe.out_dir} holds a run already ({steps[0].name}); set resume: auto to continue it, or "
-            "another out_dir"
-        )
-
-
 def open_data(
     recipe: Training, spec: RunSpec, fabric: Fabric, mesh: Mesh | None, length: int, *, resumed: bool
 ) -> RunData:
@@ -187,11 +159,8 @@ def open_data(
     folder = train_or_find_tokenizer(recipe, spec, fabric, resumed=resumed)
     tokenizer = Tokenizer(folder) if folder else None
     rows = spec.config.padded_vocab_size or 0
-    if tokenizer and tokenizer.id_limit > rows:
-        raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.id_limit} tokens, but the model has {rows} rows; "
-            f"{spec.get_vocabulary_cure(tokenizer.id_limit)}"
-        )
+    if tokenizer:
+        check_vocabulary(tokenizer, spec.config, has_weights=spec.weights is not None)
     if tokenizer and tokenizer.is_much_smaller_than(rows):
         tokenizer.warnings.append(
             f"{folder}: the tokenizer has {tokenizer.id_limit:,} tokens, but the model has {rows:,} rows; "
@@ -202,7 +171,7 @@ def open_data(
         spec.data.prepare_data()
     spec.data.setup()
     if recipe.eval.sample_prompt is not None and tokenizer is None:
-        raise UserError("eval.sample_prompt: needs a tokenizer; set tokenizer_dir, or sample_prompt: null")
+        raise UserError("eval.sample_prompt: needs a tokenizer; set tokenizer_dir, or eval.sample_prompt: null")
     shape = BatchShape(
         micro_batch_size=recipe.train.micro_batch_size,
         global_batch_size=recipe.train.global_batch_size,

@@ -89,14 +89,18 @@ def test_each_level_communicates_as_often_as_needed_and_trains_the_same(level: s
         (
             {"zero": 3, "pipeline": 2, "pipeline_schedule": "zbv"},
             2,
-            "parallel.zero: 3 is not supported with pipeline_schedule",
+            "parallel.zero: 3 is not supported with parallel.pipeline_schedule",
         ),
         (
             {"reshard_after_forward": True, "pipeline": 2, "pipeline_schedule": "zbv"},
             2,
-            "parallel.reshard_after_forward: true is not supported with pipeline_schedule: zbv",
+            "parallel.reshard_after_forward: true is not supported with parallel.pipeline_schedule: zbv",
         ),
-        ({"zero": 1, "data_replicate": 2}, 2, "parallel.zero: 1 needs devices to shard over.*set data_replicate: 1"),
+        (
+            {"zero": 1, "data_replicate": 2},
+            2,
+            "parallel.zero: 1 needs devices to shard over.*set parallel.data_replicate: 1",
+        ),
         ({"cpu_offload": True}, 1, "parallel.cpu_offload: true needs devices to shard over.*devices: 2"),
     ],
 )

@@ -63,19 +63,39 @@ def test_data_shard_auto_uses_the_remaining_devices(world):
 
 
 def test_a_layout_that_does_not_fit_is_refused():
-    with pytest.raises(
-        UserError, match=r"1 x 8 = 8 .* but devices x num_nodes is 4; set data_shard: auto or devices: 8"
+    for settings, world, message in (
+        (
+            {"data_shard": 8},
+            4,
+            "data_shard: 8, but devices x num_nodes is 4; set parallel.data_shard: auto, or devices: 8",
+        ),
+        (
+            {"data_replicate": 3},
+            4,
+            "data_replicate: 3 does not divide {} = 4; set parallel.data_replicate: 2, or devices: 3",
+        ),
+        ({"tensor": 3}, 1, "tensor: 3 does not divide {} = 1; set parallel.tensor: 1, or devices: 3"),
+        (
+            {"pipeline": 2, "tensor": 4},
+            4,
+            "pipeline x tensor: 2 x 4 = 8 does not divide {} = 4; set parallel.tensor: 2, or devices: 8",
+        ),
+        ({"pipeline": 2, "tensor": 2}, 3, "pipeline x tensor: 2 x 2 = 4 does not divide {} = 3; set devices: 4"),
+        (
+            {"tensor": 2, "data_shard": 4},
+            4,
+            "tensor x data_shard: 2 x 4 = 8, but {} is 4; set parallel.data_shard: auto, or devices: 8",
+        ),
     ):
-        ParallelArgs(data_shard=8).resolve_dims(4)
-    with pytest.raises(UserError, match=r"parallel\.data_replicate: 3 does not divide devices x num_nodes = 4"):
-        ParallelArgs(data_replicate=3).resolve_dims(4)
-    with pytest.raises(UserError, match=r"data_replicate x tensor: 8 does not divide devices x num_nodes = 4"):
-        ParallelArgs(data_replicate=2, tensor=4).resolve_dims(4)
+        with pytest.raises(UserError) as caught:
+            ParallelArgs(**settings).resolve_dims(world)
+        assert str(caught.value) == "parallel." + message.format("devices x num_nodes")
+        assert ParallelArgs(**settings).resolve_dims(int(message.rpartition("devices: ")[2]))
     with pytest.raises(UserError, match=r"expert x expert_tensor: 3 x 1 does not divide .* 4; set parallel.expert: 4"):
         ParallelArgs(expert=3).resolve_dims(4)
     with pytest.raises(UserError, match=r"pipeline_layers: 3 stages are not divisible by 2"):
         ParallelArgs(pipeline=2, pipeline_layers=[1, 2, 3])
-    with pytest.raises(UserError, match="parallel: 2 x 2 = 4"):
+    with pytest.raises(UserError, match=r"parallel\.data_replicate x data_shard: 2 x 2 = 4"):
         Pretrain("x", devices=1, parallel=ParallelArgs(data_replicate=2, data_shard=2))
     assert Pretrain("x", devices=2, num_nodes=2, parallel=ParallelArgs(data_replicate=2)).parallel.resolve_dims(
         4

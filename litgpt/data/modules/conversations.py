@@ -14,7 +14,7 @@ from litgpt.data.modules.finetuning import DatasetEntry, FinetuningData, Split, 
 from litgpt.data.read.conversation import Conversation, iter_texts, to_conversation
 from litgpt.data.read.documents import Source
 from litgpt.data.read.row_sets import RowSet
-from litgpt.data.read.row_sources import DataSource, LocatedRow, list_files, parse_source
+from litgpt.data.read.row_sources import DataSource, LocatedRow, check_hub_name, list_files, parse_source
 from litgpt.data.render.chat_renderer import ChatRenderer, LossMask
 from litgpt.data.render.chat_template import ChatTemplate, read_template
 from litgpt.data.render.example import Renderer
@@ -164,6 +164,13 @@ class Conversations(FinetuningData):
                     "or set weight, and data.mix: interleave"
                 )
 
+    def check_files(self, *, has_tokenizer: bool) -> None:
+        """Check that each source is a file or a folder, or may be on the hub, and that there is a tokenizer."""
+        super().check_files(has_tokenizer=has_tokenizer)
+        for source in (*self._sources, *self._val_sources):
+            if not Path(source.path).expanduser().exists():
+                check_hub_name(source.path)
+
     def prompt_files(self) -> dict[str, str] | None:
         """Build the files of the chat template with its settings, or of the prompt style that replaces it."""
         if self.tokenizer is None:
@@ -220,7 +227,7 @@ class Conversations(FinetuningData):
             if self.tool_format in RESULT_MASKS:
                 raise UserError(
                     f"data.tool_format: {self.tool_format} writes results into answers, which data.prompt_style would "
-                    "train; set tool_format: hermes"
+                    "train; set data.tool_format: hermes"
                 )
             mask_prompt = self.train_on == "answers"
             return InstructionRenderer(self.tokenizer, parse_style(self.prompt_style), mask_prompt=mask_prompt)

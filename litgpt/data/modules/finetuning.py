@@ -157,12 +157,16 @@ class FinetuningData(DataModule):
         """Number of samples per epoch from each training source, given that of each source alone."""
         return sizes
 
-    def prepare_data(self) -> None:
-        """Download and tokenize the rows, unless that was done before."""
-        if self.tokenizer is None:
+    def check_files(self, *, has_tokenizer: bool) -> None:
+        """Check that there is a tokenizer for the rows."""
+        if not has_tokenizer:
             raise UserError(
                 f"tokenizer_dir: missing, but data: {type(self).__name__} is text; set it to the folder of a tokenizer"
             )
+
+    def prepare_data(self) -> None:
+        """Download and tokenize the rows, unless that was done before."""
+        self.check_files(has_tokenizer=self.tokenizer is not None)
         renderer, folder = self.build_renderer(), self.cache_folder()
         self.prepared = [
             (entry, prepare_examples(entry.rows, renderer, folder, self.on_error, self.tokenize))

@@ -161,15 +161,25 @@ class JSON(Instructions):
         """The fraction of a single file for validation."""
         return 0.05 if self.val_split_fraction is None else self.val_split_fraction
 
+    def check_files(self, *, has_tokenizer: bool) -> None:
+        """Check that the file exists, or the two in the folder, and that there is a tokenizer."""
+        super().check_files(has_tokenizer=has_tokenizer)
+        self._list_files()
+
     def list_entries(self) -> list[DatasetEntry]:
         """List the file, or the two in the folder."""
-        if not self.json_path.is_dir():
-            if not self.json_path.is_file() or self.json_path.suffix not in (".json", ".jsonl"):
-                raise UserError(f"data.json_path: {self.json_path} is not a .json or .jsonl file, or a folder of two")
-            return [self.build_entry(str(self.json_path), [self.json_path])]
-        return [
-            self.build_entry(f"{self.json_path}/{split}", [self._find_file(split)], split=split) for split in SPLITS
-        ]
+        files = self._list_files()
+        if len(files) == 1:
+            return [self.build_entry(str(self.json_path), files)]
+        pairs = zip(SPLITS, files, strict=True)
+        return [self.build_entry(f"{self.json_path}/{split}", [file], split=split) for split, file in pairs]
+
+    def _list_files(self) -> list[Path]:
+        if self.json_path.is_dir():
+            return [self._find_file(split) for split in SPLITS]
+        if not self.json_path.is_file() or self.json_path.suffix not in (".json", ".jsonl"):
+            raise UserError(f"data.json_path: {self.json_path} is not a .json or .jsonl file, or a folder of two")
+        return [self.json_path]
 
     def _find_file(self, split: str) -> Path:
         paths = [path for suffix in ("json", "jsonl") if (path := self.json_path / f"{split}.{suffix}").is_file()]

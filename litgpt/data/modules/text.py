@@ -48,13 +48,17 @@ class TokenizedText(DataModule):
         """The folder of the token shards, by the key that sets it."""
         return {self.output_key: self.cache_folder()}
 
-    def prepare_data(self) -> None:
-        """Download and tokenize the text, unless that was done before."""
-        if self.tokenizer is None:
+    def check_files(self, *, has_tokenizer: bool) -> None:
+        """Check that there is a tokenizer for the text."""
+        if not has_tokenizer:
             raise UserError(
                 f"tokenizer_dir: missing, but data: {type(self).__name__} is text; set it to the folder of a "
                 "tokenizer, or set tokenizer.kind: bpe"
             )
+
+    def prepare_data(self) -> None:
+        """Download and tokenize the text, unless that was done before."""
+        self.check_files(has_tokenizer=self.tokenizer is not None)
         try:
             train, val = self.build_corpora()
         except OSError as error:
@@ -136,8 +140,20 @@ class TextFiles(TokenizedText):
         folder = self.train_data_path if self.train_data_path.is_dir() else self.train_data_path.parent
         return self.cache_dir or folder / ".litgpt-tokens"
 
+    def check_files(self, *, has_tokenizer: bool) -> None:
+        """Check that there is text, and a tokenizer for it."""
+        super().check_files(has_tokenizer=has_tokenizer)
+        self._list_files()
+
     def build_corpora(self) -> tuple[Corpus, Corpus]:
         """Return the training and the validation text."""
+        train, val = self._list_files()
+        return (
+            self._build_corpus("training text", train, self.bad_rows),
+            self._build_corpus("validation text", val, self.bad_rows),
+        )
+
+    def _list_files(self) -> tuple[list[Path], list[Path]]:
         train = list_text_files(self.train_data_path, "data.train_data_path")
         if self.val_data_path is not None:
             val = list_text_files(self.val_data_path, "data.val_data_path")
@@ -148,10 +164,7 @@ class TextFiles(TokenizedText):
                 f"data.train_data_path: {self.train_data_path} has only one file, which is used for validation; "
                 "add a second, or set data.val_data_path"
             )
-        return (
-            self._build_corpus("training text", train, self.bad_rows),
-            self._build_corpus("validation text", val, self.bad_rows),
-        )
+        return train, val
 
 
 @dataclass

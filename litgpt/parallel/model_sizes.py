@@ -1,0 +1,78 @@
+"""Checks that parallel degrees divide the layers, heads and widths of a model, before any process is started."""
+
+from math import gcd
+
+from litgpt.errors import UserError
+from litgpt.model.config import Config
+from litgpt.parallel.schedules import split_layers
+from litgpt.recipe.parallel import ParallelArgs, ParallelDims
+
+
+def check_model_sizes(settings: ParallelArgs, dims: ParallelDims, config: Config) -> None:
+    """Check that a layout fits a model.
+
+    Raises:
+        UserError: naming the degree, the size of the model, and a degree that fits.
+    """
+    if dims.pipeline > 1:
+        split_layers(settings, config.n_layer)
+    if dims.tensor > 1:
+        check_tensor_sizes(config, dims.tensor, sequence=settings.sequence)
+    if dims.expert * dims.expert_tensor > 1:
+        check_expert_sizes(config, dims.expert, dims.expert_tensor)
+    if dims.context > 1 and settings.context_method == "ulysses":
+        check_context_heads(config.n_head // dims.tensor, dims.context)
+
+
+def check_tensor_sizes(config: Config, ranks: int, *, sequence: bool) -> None:
+    """Check that the ranks divide heads, widths and vocabulary, and that experts have sequence parallelism.
+
+    Raises:
+        UserError: naming a number of ranks that does.
+    """
+    sizes = {
+        "n_head": config.n_head,
+        "padded_vocab_size": config.padded_vocab_size,
+        "intermediate_size": config.intermediate_size,
+        "shared expert width": config.shared_size or 0,
+    }
+    for name, size in sizes.items():
+        if size is not None and size % ranks:
+            divisor = max(number for number in range(1, ranks + 1) if size % number == 0)
+            raise UserError(f"parallel.tensor: {ranks} does not divide the model's {name}: {size}; set {divisor}")
+    groups = config.n_query_groups or config.n_head
+    if not config.latent_attention and groups % ranks and ranks % groups:
+        raise UserError(
+            f"parallel.tensor: {ranks} and the model's n_query_groups: {groups} do not divide each other; "
+            f"set parallel.tensor: {groups}"
+        )
+    if not sequence and config.n_expert:
+        raise UserError("parallel.sequence: false would send every token to its experts several times; set true")
+
+
+def check_expert_sizes(config: Config, expert: int, expert_tensor: int) -> None:
+    """Check that the ranks divide the number of experts and their inner width.
+
+    Raises:
+        UserError: naming a number of ranks that does.
+    """
+    sizes = {"expert": (expert, "n_expert", config.n_expert)}
+    if config.n_expert:
+        sizes["expert_tensor"] = (expert_tensor, "width of experts", config.expert_size)
+    for axis, (ranks, name, size) in sizes.items():
+        if ranks > 1 and (not size or size % ranks):
+            divisor = gcd(size, ranks) if size else 1
+            raise UserError(f"parallel.{axis}: {ranks} does not divide the model's {name}: {size}; set {divisor}")
+
+
+def check_context_heads(heads: int, ranks: int) -> None:
+    """Check that Ulysses can give each rank some of the heads of a device.
+
+    Raises:
+        UserError: naming a method that has no such limit.
+    """
+    if heads % ranks:
+        raise UserError(
+            f"parallel.context: {ranks} does not divide the {heads} heads of a device, as context_method: "
+            "ulysses requires; set parallel.context_method: all-gather"
+        )

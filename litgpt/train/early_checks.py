@@ -1,0 +1,172 @@
+"""Checks that need neither torch nor other processes: names, paths, the layout, and the size of the tokenizer."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from litgpt.data.tokenizer import Tokenizer
+from litgpt.errors import UserError
+from litgpt.files import CHECKPOINTS, extend_checkpoint_dir
+from litgpt.model.config import Config, merge_fields
+from litgpt.model.registry import list_model_names
+from litgpt.parallel.model_sizes import check_model_sizes
+from litgpt.recipe.finetune import Finetune
+from litgpt.recipe.generate import Generate
+from litgpt.recipe.pretrain import Pretrain
+from litgpt.recipe.training import Training
+from litgpt.store import hub
+from litgpt.store.step_folders import list_checkpoints, no_checkpoint_error
+from litgpt.train.schedule import list_step_limits
+
+CONFIG_FILES = ("model_config.yaml", "config.json")
+OWN_TOKENIZER = (
+    "use the model's own tokenizer, or resize its embedding before (resize_token_embeddings in transformers)"
+)
+
+
+def check_pretraining(recipe: Pretrain) -> None:
+    """Check the settings of a pretraining run before torch is imported.
+
+    Raises:
+        UserError: naming the first key that does not fit.
+    """
+    config, weights = resolve_config(recipe), recipe.initial_checkpoint_dir
+    check_initial_weights(config, weights)
+    check_run(recipe, config)
+    if recipe.data is not None:
+        recipe.data.check_files(has_tokenizer=bool(recipe.tokenizer_dir or recipe.tokenizer))
+    if recipe.tokenizer_dir:
+        check_vocabulary(Tokenizer(recipe.tokenizer_dir), config, has_weights=weights is not None)
+
+
+def check_finetuning(recipe: Finetune) -> None:
+    """Check the settings of a finetuning run before torch is imported, as far as its model is on this machine.
+
+    Raises:
+        UserError: naming the first key that does not fit.
+    """
+    folder = find_model_folder("checkpoint_dir", recipe.checkpoint_dir)
+    if recipe.initial_adapter is not None:
+        find_model_folder("initial_adapter_dir", recipe.initial_adapter)
+    check_resumption(recipe)
+    if recipe.data is not None:
+        recipe.data.check_files(has_tokenizer=True)
+    if folder is not None and has_config(folder):
+        config = Config.from_checkpoint(folder)
+        check_run(recipe, config)
+        check_vocabulary(Tokenizer(folder), config, has_weights=True)
+
+
+def check_generation(recipe: Generate) -> None:
+    """Check that the model of a command may exist.
+
+    Raises:
+        UserError: if it is neither a folder nor a name on the hub.
+    """
+    find_model_folder("checkpoint_dir", recipe.checkpoint_dir)
+
+
+def check_run(recipe: Training, config: Config) -> None:
+    """Check the length of samples and of the run, its output folder, and the layout if `devices` is a number."""
+    list_step_limits(replace(recipe.train, epochs=None), resolve_sequence_length(recipe, config), None)
+    check_resumption(recipe)
+    if isinstance(recipe.devices, int) and recipe.devices > 0:
+        check_model_sizes(recipe.parallel, recipe.parallel.resolve_dims(recipe.devices * recipe.num_nodes), config)
+
+
+def find_model_folder(key: str, name: Path) -> Path | None:
+    """Find the folder of a model on this machine; None for a model on the hub.
+
+    Raises:
+        UserError: if it can be neither.
+    """
+    folder = extend_checkpoint_dir(name)
+    if folder.exists():
+        return folder
+    is_repository = hub.REPOSITORY.fullmatch(str(name)) and name.parts[0] != CHECKPOINTS.name
+    if not is_repository and str(name) not in list_model_names():
+        raise UserError(f"{key}: {name} is not a folder; set a model's folder or its org/name on the hub")
+    return None
+
+
+def has_config(folder: Path) -> bool:
+    """Return whether a folder has the configuration of a model, which those of runs and adapters do not have."""
+    return any((folder / name).is_file() for name in CONFIG_FILES) and not (folder / "adapter_config.json").exists()
+
+
+def resolve_config(recipe: Pretrain) -> Config:
+    """The model's shape: the named one with the fields of `model_config` overridden, or a complete `model_config`.
+
+    Raises:
+        UserError: if the name is unknown and there is no `model_config`, or a field is wrong.
+    """
+    overrides = {key: value for key, value in (recipe.model_config or {}).items() if value is not None}
+    if recipe.train.tie_embeddings is not None:
+        overrides["tie_embeddings"] = recipe.train.tie_embeddings
+    if overrides.get("n_layer") and recipe.model_name not in list_model_names():
+        return Config(**{"name": recipe.model_name} | overrides)
+    named = Config.from_name(recipe.model_name)
+    return Config.from_name(recipe.model_name, **merge_fields(named.to_dict(), overrides))
+
+
+def resolve_sequence_length(recipe: Training, config: Config) -> int:
+    """Tokens per sample.
+
+    Raises:
+        UserError: if it is more than the context length of the model.
+    """
+    length = recipe.train.max_seq_length or config.block_size
+    if length > config.block_size:
+        raise UserError(
+            f"train.max_seq_length: {length} is more than the model's block_size; give at most {config.block_size}"
+        )
+    return length
+
+
+def check_resumption(recipe: Training) -> None:
+    """Check that a new run does not mix its checkpoints with those of another, and that there is one to resume.
+
+    Raises:
+        UserError: if `out_dir` holds checkpoints and the recipe does not resume, or holds none and `resume` is true.
+    """
+    steps = [folder for _, folder in list_checkpoints(recipe.out_dir)]
+    if recipe.resume is False and steps:
+        raise UserError(
+            f"out_dir: {recipe.out_dir} holds a run already ({steps[0].name}); set resume: auto to continue it, or "
+            "another out_dir"
+        )
+    if recipe.resume is True and not steps:
+        raise no_checkpoint_error(recipe.out_dir)
+
+
+def check_initial_weights(config: Config, weights: Path | None) -> None:
+    """Check that the folder of the initial weights exists, and has as many rows in its embedding as the model.
+
+    Raises:
+        UserError: if not.
+    """
+    if weights is None:
+        return
+    if not weights.is_dir():
+        raise UserError(f"initial_checkpoint_dir: {weights} is not a folder")
+    if has_config(weights) and (rows := Config.from_checkpoint(weights).padded_vocab_size) != config.padded_vocab_size:
+        raise UserError(
+            f"model_config.padded_vocab_size: {config.padded_vocab_size}, but initial_checkpoint_dir: {weights} "
+            f"has {rows} rows; set model_config.padded_vocab_size: {rows}"
+        )
+
+
+def get_vocabulary_cure(tokens: int, *, has_weights: bool) -> str:
+    """Return what to change for a model with rows for this number of tokens."""
+    return OWN_TOKENIZER if has_weights else f"set model_config.padded_vocab_size: {-(-tokens // 64) * 64}"
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: Config, *, has_weights: bool) -> None:
+    """Check that the embedding has a row for every token of a tokenizer.
+
+    Raises:
+        UserError: if it has not.
+    """
+    tokens, rows = tokenizer.id_limit, config.padded_vocab_size or 0
+    if tokens > rows:
+        cure = get_vocabulary_cure(tokens, has_weights=has_weights)
+        raise UserError(f"{tokenizer.folder}: the tokenizer has {tokens} tokens, but the model has {rows} rows; {cure}")
