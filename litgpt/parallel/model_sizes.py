@@ -8,14 +8,14 @@ from litgpt.parallel.schedules import split_layers
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 
 
-def check_model_sizes(settings: ParallelArgs, dims: ParallelDims, config: Config) -> None:
+def check_model_sizes(settings: ParallelArgs, dims: ParallelDims, config: Config, layers: int) -> None:
     """Check that a layout fits a model.
 
     Raises:
         UserError: naming the degree, the size of the model, and a degree that fits.
     """
     if dims.pipeline > 1:
-        split_layers(settings, config.n_layer)
+        split_layers(settings, layers)
     if dims.tensor > 1:
         check_tensor_sizes(config, dims.tensor, sequence=settings.sequence)
     if dims.expert * dims.expert_tensor > 1:

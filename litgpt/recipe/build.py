@@ -224,6 +224,7 @@ def build_recipe(recipe: type, tree: Tree) -> Any:
     Raises:
         UserError: naming the key, its value and the accepted values.
     """
+    tree = name_default_data(recipe, tree)
     normalized = normalize_settings(recipe, tree, partial(list_known_keys, recipe, tree))
     parser = build_parser(recipe)
     try:
@@ -241,6 +242,14 @@ def build_recipe(recipe: type, tree: Tree) -> Any:
             raise user_error from None
         raise
     return recipe(**{name: values[name] for name in keys.list_settings(recipe)})
+
+
+def name_default_data(recipe: type, tree: Tree) -> Tree:
+    """Return the settings with the command's default class for `data`, if its keys are set without a class."""
+    choice, name = tree.get("data"), getattr(recipe, "default_data", None)
+    if name is None or not isinstance(choice, dict) or "class_path" in choice:
+        return tree
+    return tree | {"data": merge_choice(parse_choice(DataModule, name, "data"), choice)}
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:

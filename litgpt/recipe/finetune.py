@@ -35,6 +35,8 @@ def train_defaults() -> TrainArgs:
 class Finetune(Training):
     """Settings of all kinds of finetuning."""
 
+    default_data: ClassVar[str] = "Alpaca"
+
     checkpoint_dir: Path
     """The model to start from: a folder, or org/name on the hub, which is downloaded if necessary."""
     access_token: str | None = field(default=None, repr=False, kw_only=True)

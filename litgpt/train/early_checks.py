@@ -31,7 +31,7 @@ def check_pretraining(recipe: Pretrain) -> None:
     """
     config, weights = resolve_config(recipe), recipe.initial_checkpoint_dir
     check_initial_weights(config, weights)
-    check_run(recipe, config)
+    check_run(recipe, config, layers=config.n_layer)
     if recipe.data is not None:
         recipe.data.check_files(has_tokenizer=bool(recipe.tokenizer_dir or recipe.tokenizer))
     if recipe.tokenizer_dir:
@@ -50,9 +50,11 @@ def check_finetuning(recipe: Finetune) -> None:
     check_resumption(recipe)
     if recipe.data is not None:
         recipe.data.check_files(has_tokenizer=True)
-    if folder is not None and has_config(folder):
-        config = Config.from_checkpoint(folder)
-        check_run(recipe, config)
+    if folder is not None and has_config(folder) and recipe.initial_adapter is None:  # which may change the config
+        values = Config.from_checkpoint(folder).to_dict()
+        config = Config(**{**values, **merge_fields(values, recipe.model_config or {})})
+        order = recipe.resolved_tuner.get_block_order(config.n_layer)
+        check_run(recipe, config, layers=len(order) if order else config.n_layer)
         check_vocabulary(Tokenizer(folder), config, has_weights=True)
 
 
@@ -65,12 +67,14 @@ def check_generation(recipe: Generate) -> None:
     find_model_folder("checkpoint_dir", recipe.checkpoint_dir)
 
 
-def check_run(recipe: Training, config: Config) -> None:
+def check_run(recipe: Training, config: Config, *, layers: int) -> None:
     """Check the length of samples and of the run, its output folder, and the layout if `devices` is a number."""
     list_step_limits(replace(recipe.train, epochs=None), resolve_sequence_length(recipe, config), None)
     check_resumption(recipe)
     if isinstance(recipe.devices, int) and recipe.devices > 0:
-        check_model_sizes(recipe.parallel, recipe.parallel.resolve_dims(recipe.devices * recipe.num_nodes), config)
+        check_model_sizes(
+            recipe.parallel, recipe.parallel.resolve_dims(recipe.devices * recipe.num_nodes), config, layers
+        )
 
 
 def find_model_folder(key: str, name: Path) -> Path | None:

@@ -238,4 +238,6 @@ def test_unsupported_layouts_are_refused_in_one_line(message: str) -> None:
 def test_unsupported_ring_attention_is_refused(message: str) -> None:
     for shape, documents in RING_REFUSES[message]:
         lines = POOL.run(get_refusal, shape, {"context": 2} | RING, 2, documents, ranks=2)
-        assert all(message in line and line.endswith("set parallel.context_method: all-gather") for line in lines), lines
+        assert all(message in line and line.endswith("set parallel.context_method: all-gather") for line in lines), (
+            lines
+        )

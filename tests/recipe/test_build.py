@@ -308,3 +308,9 @@ def test_the_default_of_min_lr_follows_lr(litgpt, command, lr, min_lr):
     assert litgpt(command, "x", "--optimizer.lr", lr).recipe.train.min_lr == pytest.approx(min_lr)
     line = litgpt(command, "x", "--optimizer.lr", lr, "--train.min_lr", "1e-2").error_line()
     assert line == f"train.min_lr: 0.01 is above the optimizer's lr: {float(lr)}; set train.min_lr: 0"
+
+
+@pytest.mark.parametrize(("command", "name"), [("pretrain", "TinyLlama"), ("finetune", "Alpaca")])
+def test_keys_of_data_without_a_class_are_those_of_the_default(litgpt, command, name):
+    data = litgpt(command, "x", "--data.seed", "7").recipe.data
+    assert (type(data).__name__, data.seed) == (name, 7)

@@ -88,6 +88,13 @@ def test_early_errors_import_no_torch(folders):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("argv", [PRETRAIN, FINETUNE, ["generate", "model"], ["finetune", "pythia-14m"]])
+PRO = ["--tuner=LLaMAPro", "--tuner.new_blocks=1", "--devices=4", "--parallel.pipeline=4"]
+LONG = ["--train.max_seq_length=256", "--model_config.block_size=256"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [PRETRAIN, FINETUNE, [*FINETUNE, *PRO], [*FINETUNE, *LONG], ["generate", "model"], ["finetune", "pythia-14m"]],
+)
 def test_correct_settings_pass(argv, folders, litgpt):  # noqa: ARG001
     import_object(f"litgpt.train.early_checks:{COMMANDS[argv[0]].check}")(litgpt(*argv).recipe)
