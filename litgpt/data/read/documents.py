@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
-from litgpt.data.read.fields import has_surrogates
+from litgpt.data.read.fields import BadRow, has_surrogates
+from litgpt.data.read.message import check_media
 from litgpt.errors import UserError
 from litgpt.files import DamagedFileError, EncodingError, check_encoding, decode_utf8, read_json, sha256, write_json
 from litgpt.phases import phase
@@ -20,6 +21,7 @@ TEXT_SUFFIXES = tuple(kind + compression for kind in (".txt", ".jsonl") for comp
 BadRows = Literal["stop", "skip"]
 FileWrapper = Callable[[BinaryIO], BinaryIO]
 """Wraps an open file, to count what is read."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,22 @@ class Source:
     name: str
     bytes: int
     sha256: str
+
+
+def convert_errors(
+    items: Iterable[T], errors: type[Exception] | tuple[type[Exception], ...], convert: Callable[[Any], UserError]
+) -> Iterator[T]:
+    """Iterate over items; errors of reading one are converted, those of the consumer are not."""
+    iterator = iter(items)
+    while True:
+        # no `yield` inside of `try`, since a generator may be closed or thrown into while it waits there
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except errors as error:
+            raise convert(error) from None
+        yield item
 
 
 class SkippedRows:
@@ -125,7 +143,7 @@ def read_documents(
             # no `yield` inside of `try`, so that an error of the consumer is never taken for one of the file
             try:
                 text = decode(row)
-            except (EncodingError, _RowError) as error:
+            except (EncodingError, BadRow) as error:
                 message = f"{path}:{number + getattr(error, 'line', 1) - 1}: {error}"
                 if bad_rows == "stop":
                     raise UserError(f"{message}; fix it, or set bad_rows: skip") from None
@@ -134,14 +152,10 @@ def read_documents(
             yield text
 
 
-class _RowError(Exception):
-    """An invalid row."""
-
-
 def _decode_text(row: bytes) -> str:
     text = decode_utf8(row)
     if not text:
-        raise _RowError("empty")
+        raise BadRow("empty")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -150,12 +164,13 @@ def _decode_json(row: bytes) -> str:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _RowError(f"not JSON ({error})") from None
+        raise BadRow("not JSON", str(error)) from None
     document = value.get("text") if isinstance(value, dict) else None
     if not isinstance(document, str) or not document:
-        raise _RowError('"text" is missing or empty')
+        raise BadRow('"text" is missing or empty')
     if has_surrogates(document):
-        raise _RowError('"text" contains an unpaired surrogate')
+        raise BadRow('"text" contains an unpaired surrogate')
+    check_media(value, "row")
     return document
 
 

@@ -6,10 +6,11 @@ import shutil
 import tarfile
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from litgpt.data.read.documents import FileWrapper, open_file_phase
+from litgpt.data.read.documents import FileWrapper, convert_errors, open_file_phase
 from litgpt.errors import UserError
 
 HUB = "https://huggingface.co/datasets"
@@ -57,17 +58,22 @@ def read_stories(archive: Path, split: str, wrap_file: FileWrapper) -> Iterator[
     Raises:
         UserError: if the archive is damaged or has other contents.
     """
-    try:
+
+    def read() -> Iterator[str]:
         with archive.open("rb") as raw, tarfile.open(fileobj=wrap_file(raw), mode="r|gz") as members:
             for member in members:
                 name = re.fullmatch(r"(?:\./)?data(\d+)\.json", member.name)
                 file = members.extractfile(member) if name and (int(name[1]) == 0) == (split == "val") else None
                 for row in json.load(file) if file else ():
                     yield row["story"].strip()
-    except (tarfile.TarError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
+
+    def convert(error: Exception) -> UserError:
+        return UserError(
             f"{archive}: damaged, or not the TinyStories archive ({error}); delete it to download it again"
-        ) from None
+        )
+
+    errors = (tarfile.TarError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError)
+    return convert_errors(read(), errors, convert)
 
 
 def download_openwebtext(folder: Path) -> list[Path]:
@@ -104,10 +110,14 @@ def read_parquet_texts(files: list[Path], wrap_file: FileWrapper) -> Iterator[st
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise UserError("data: pyarrow is not installed: pip install 'litgpt[data]'") from None
+
+    def read(path: Path) -> Iterator[str]:
+        with path.open("rb") as raw:
+            for rows in ParquetFile(wrap_file(raw)).iter_batches(columns=["text"]):
+                yield from (text for text in rows.column("text").to_pylist() if text)
+
+    def convert(path: Path, error: Exception) -> UserError:
+        return UserError(f"{path}: damaged, or no column text ({str(error)[:200]})")
+
     for path in files:
-        try:
-            with path.open("rb") as raw:
-                for rows in ParquetFile(wrap_file(raw)).iter_batches(columns=["text"]):
-                    yield from (text for text in rows.column("text").to_pylist() if text)
-        except (ArrowException, OSError, KeyError) as error:
-            raise UserError(f"{path}: damaged, or no column text ({str(error)[:200]})") from None
+        yield from convert_errors(read(path), (ArrowException, OSError, KeyError), partial(convert, path))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from litgpt.data.read.conversation import Format
-from litgpt.data.read.documents import decompress_lines, number_lines
+from litgpt.data.read.documents import convert_errors, decompress_lines, number_lines
 from litgpt.data.read.fields import BadRow, has_surrogates
 from litgpt.data.read.json_list import iter_json_list
 from litgpt.errors import UserError
@@ -24,8 +24,6 @@ ROW_SUFFIXES = (
     *(kind + compression for kind in (".jsonl", ".json", ".csv", ".txt") for compression in COMPRESSIONS),
     ".parquet",
 )
-END = object()
-"""Marks the end of a list, whose items may be any JSON value."""
 LocatedRow = tuple[str, Mapping[str, Any] | BadRow]
 """The location of a row, as file:line, and the row, or the reason why it is invalid."""
 
@@ -174,10 +172,11 @@ def read_rows(path: Path) -> Iterator[LocatedRow]:
         UserError: for a file that cannot be read, such as a truncated one.
     """
     suffix = path.suffixes[-2] if path.suffix in (".gz", ".zst") and len(path.suffixes) > 1 else path.suffix
-    try:
-        yield from FILE_READERS[suffix](path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; fix that, or use another path") from None
+
+    def convert(error: OSError) -> UserError:
+        return UserError(f"{path}: {error.strerror or error}; fix that, or use another path")
+
+    return convert_errors(FILE_READERS[suffix](path), OSError, convert)
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -207,15 +206,11 @@ def _read_json(path: Path) -> Iterator[LocatedRow]:
 
 
 def _read_list(path: Path) -> Iterator[LocatedRow]:
-    rows = iter_json_list(_decode_blocks(path))
-    for number in itertools.count():
-        try:
-            row: Any = next(rows, END)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not JSON ({str(error)[:80]}); use a list of objects or JSON lines") from None
-        if row is END:
-            return
-        yield f"{path}[{number}]", row
+    def convert(error: Exception) -> UserError:
+        return UserError(f"{path}: not JSON ({str(error)[:80]}); use a list of objects or JSON lines")
+
+    rows = convert_errors(iter_json_list(_decode_blocks(path)), (ValueError, RecursionError), convert)
+    return ((f"{path}[{number}]", row) for number, row in enumerate(rows))
 
 
 def _read_blocks(path: Path) -> Iterator[bytes]:
@@ -245,11 +240,13 @@ def _decode_blocks(path: Path) -> Iterator[str]:
 
 
 def _read_text(path: Path) -> Iterator[LocatedRow]:
+    located: LocatedRow
     try:
         text = decode_utf8(b"".join(line for _, line in _read_lines(path)))
+        located = str(path), {"text": text.replace("\r\n", "\n").replace("\r", "\n")}
     except EncodingError as error:
-        return iter([(f"{path}:{error.line}", BadRow(error.reason, error.detail))])
-    return iter([(str(path), {"text": text.replace("\r\n", "\n").replace("\r", "\n")})])
+        located = f"{path}:{error.line}", BadRow(error.reason, error.detail)
+    yield located
 
 
 def _read_csv(path: Path) -> Iterator[LocatedRow]:
@@ -288,9 +285,9 @@ def read_parquet_rows(path: Path, skip: int, is_wanted: Callable[[int], bool]) -
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise UserError(f"{path}: pyarrow is not installed: pip install 'litgpt[data]'") from None
-    number = 0
-    try:
-        file = ParquetFile(path)
+
+    def read() -> Iterator[tuple[int, Any]]:
+        number, file = 0, ParquetFile(path)
         for group in range(file.num_row_groups):
             if (size := file.metadata.row_group(group).num_rows) + number <= skip:
                 number += size
@@ -300,8 +297,11 @@ def read_parquet_rows(path: Path, skip: int, is_wanted: Callable[[int], bool]) -
                 if wanted := [n for n in numbers if n > skip and is_wanted(n)]:
                     yield from zip(wanted, batch.take([n - number - 1 for n in wanted]).to_pylist(), strict=True)
                 number += batch.num_rows
-    except (ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged, or not a parquet file ({str(error)[:160]})") from None
+
+    def convert(error: Exception) -> UserError:
+        return UserError(f"{path}: damaged, or not a parquet file ({str(error)[:160]})")
+
+    return convert_errors(read(), (ArrowException, UnicodeDecodeError), convert)
 
 
 FILE_READERS: dict[str, Callable[[Path], Iterator[LocatedRow]]] = {

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from litgpt.data.read.documents import decompress_lines, number_lines
+from litgpt.data.read.documents import convert_errors, decompress_lines, number_lines
 from litgpt.data.read.row_sources import (
     DataSource,
     LocatedRow,
@@ -156,13 +156,14 @@ def _read_all(path: Path, row: int, _byte: int, is_wanted: RowFilter) -> Iterato
 
 
 def _read_hub_shard(shard: Any, name: str, row: int, _byte: int, is_wanted: RowFilter) -> Iterator[FileRow]:
-    try:
-        for number, values in enumerate(shard.skip(row), row + 1):
-            if is_wanted(number):
-                yield number, 0, (f"{name}[{number - 1}]", values)
-    except Exception as error:  # of the hub, the network and the file formats
+    def convert(error: Exception) -> UserError:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"data.sources: {name}: reading failed ({reason}); resume with resume: auto") from None
+        return UserError(f"data.sources: {name}: reading failed ({reason}); resume with resume: auto")
+
+    # errors of the hub, the network and the file formats
+    for number, values in enumerate(convert_errors(shard.skip(row), Exception, convert), row + 1):
+        if is_wanted(number):
+            yield number, 0, (f"{name}[{number - 1}]", values)
 
 
 def _open(path: Path) -> BinaryIO:

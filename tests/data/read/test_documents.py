@@ -2,12 +2,21 @@
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zstandard
 
-from litgpt.data.read.documents import TEXT_SUFFIXES, SkippedRows, fingerprint_files, list_text_files, read_documents
+from litgpt.data.read.documents import (
+    TEXT_SUFFIXES,
+    SkippedRows,
+    convert_errors,
+    fingerprint_files,
+    list_text_files,
+    read_documents,
+)
+from litgpt.data.read.fields import BadRow
 from litgpt.errors import UserError
 
 ROWS = [{"text": "first"}, {"text": "zweiter – Text", "id": 3}, {"id": 4, "text": "third\nline"}]
@@ -118,3 +127,31 @@ def test_encodings(tmp_path: Path, suffix: str) -> None:
         write(path, text.encode(encoding))
         with pytest.raises(UserError, match=f"{suffix}: {encoding.upper()}, not UTF-8; convert it to UTF-8"):
             list(read_documents(path, bad_rows="skip"))
+
+
+def test_errors_of_the_consumer_are_not_those_of_the_items() -> None:
+    def read() -> Iterator[int]:
+        yield 1
+        raise OSError("broken")
+
+    items = convert_errors(read(), OSError, lambda error: UserError(f"a.txt: {error}"))
+    assert next(items) == 1
+    with pytest.raises(UserError, match=r"a\.txt: broken"):
+        next(items)
+    items = convert_errors(read(), OSError, lambda error: UserError(f"a.txt: {error}"))
+    next(items)
+    with pytest.raises(OSError, match="disk full"):
+        items.throw(OSError("disk full"))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_documents_thrown_into_and_rows_of_images(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, b'{"text": "a"}\n{"text": "b", "images": ["b.png"]}\n')
+    documents = read_documents(path)
+    next(documents)
+    with pytest.raises(BadRow, match="mine"):  # not counted as a row of the file
+        documents.throw(BadRow("mine"))  # type: ignore[attr-defined]
+    if name == "a.jsonl":
+        with pytest.raises(UserError, match=r"a\.jsonl:2: image data is not supported yet \(row\.images"):
+            list(read_documents(path))
+        assert list(read_documents(path, bad_rows="skip")) == ["a"]

@@ -180,3 +180,9 @@ def test_rows_of_preferences_are_refused_with_columns_that_work(number: int) -> 
         to_conversation(row)
     assert "{" + ", ".join(f"{name}: {other}" for name, other in columns.items()) + "}" in raised.value.detail
     assert to_conversation(row, columns).messages[-1].role == "assistant"
+
+
+def test_instructions_of_litgpt_have_a_context_too() -> None:
+    row = {"instruction": "i", "context": "x", "output": "a", "id": 1}
+    conversation = to_conversation(row, format="instruction")
+    assert conversation.messages[0] == Message("user", "i", context="x") and conversation.unread == ("id",)
