@@ -6,7 +6,12 @@ from typing import Any
 from litgpt.model.config import Config
 from litgpt.model.registry import list_model_names
 
-__all__ = ["Config", "configs", "name_to_config"]  # noqa: F822, built on first use
+__all__ = ["Config", "configs", "find_multiple", "name_to_config"]  # noqa: F822, built on first use
+
+
+def find_multiple(n: int, k: int) -> int:
+    """Return the smallest multiple of k that is at least n, such as a padded vocabulary size."""
+    return -(-n // k) * k
 
 
 @cache

@@ -10,10 +10,19 @@ from litgpt.data.render.prompt_styles import (
     has_prompt_style,
     load_prompt_style,
     load_styles,
+    model_name_to_prompt_style,
     save_prompt_style,
 )
 
-__all__ = ["ChatML", "PromptStyle", "has_prompt_style", "load_prompt_style", "prompt_styles", "save_prompt_style"]  # noqa: F822
+__all__ = [  # noqa: F822, prompt_styles is built on first use
+    "ChatML",
+    "PromptStyle",
+    "has_prompt_style",
+    "load_prompt_style",
+    "model_name_to_prompt_style",
+    "prompt_styles",
+    "save_prompt_style",
+]
 
 
 def __getattr__(name: str) -> Any:

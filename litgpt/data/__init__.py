@@ -8,6 +8,7 @@ from typing import Any
 _EXPORTS = {
     "stream.loader": ("DataModule", "LoaderStream"),
     "stream.batch": ("Batch",),
+    "stream.sft_dataset": ("SFTDataset", "get_sft_collate_fn"),
     "tokenizer": ("Tokenizer",),
     "modules.text": ("TextFiles", "PythonDocs"),
     "modules.litdata": ("LitData", "TinyLlama", "MicroLlama"),

@@ -53,7 +53,9 @@ def to_plain(value: Any) -> Any:
         return {str(key): to_plain(item) for key, item in value.items() if key not in SECRETS}
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return str(value) if isinstance(value, Path) else {"class_path": get_class_name(value)}
 
 
 def drop_defaults(tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Prompt styles: how an instruction is formatted for a model. The formats are in prompt_styles.yaml."""
 
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -55,10 +56,13 @@ class PromptStyle(ABC):
     @classmethod
     def from_config(cls, config: Config) -> "PromptStyle":
         """Return the style that a named model was trained with, or else the one that adds nothing."""
-        names = (
-            name for name, row in load_styles().items() if "models" in row and re.search(row["models"], config.name)
-        )
-        return cls.from_name(next(names, "default"))
+        return model_name_to_prompt_style(config.name)
+
+
+def model_name_to_prompt_style(model_name: str) -> PromptStyle:
+    """Return the style that a named model was trained with, or else the one that adds nothing."""
+    names = (name for name, row in load_styles().items() if "models" in row and re.search(row["models"], model_name))
+    return PromptStyle.from_name(next(names, "default"))
 
 
 class TableStyle(PromptStyle):
@@ -197,7 +201,8 @@ def load_prompt_style(checkpoint_dir: Path) -> PromptStyle:
     """Load the style of a folder.
 
     Raises:
-        UserError: if the file is damaged, or names a class outside litgpt.prompts, which could run any code.
+        UserError: if the file is damaged, or names a class that is neither in litgpt.prompts nor imported already;
+            nothing is imported here, because a folder could name any code.
     """
     path = checkpoint_dir / PROMPT_STYLE_FILE
     try:
@@ -207,9 +212,13 @@ def load_prompt_style(checkpoint_dir: Path) -> PromptStyle:
         raise UserError(f"{path}: no class_path such as litgpt.prompts.Alpaca") from None
     known = build_style_classes()
     module, _, last = str(name).rpartition(".")
-    if module != PROMPTS_MODULE or last not in known:
-        raise UserError(f"{path}: {name!r} is not a class of litgpt.prompts; use one such as Alpaca")
+    style = known.get(last) if module == PROMPTS_MODULE else getattr(sys.modules.get(module), last, None)
+    if not (isinstance(style, type) and issubclass(style, PromptStyle)):
+        raise UserError(
+            f"{path}: {name!r} is not a class of litgpt.prompts such as Alpaca; import the module of your own style "
+            "before the model is loaded, or remove the file"
+        )
     try:
-        return known[last](**arguments)
+        return style(**arguments)
     except TypeError as error:
         raise UserError(f"{path}: {last} does not accept init_args {arguments} ({error})") from None

@@ -1,9 +1,9 @@
-"""Data modules and streams for any dataloader that yields (B, T+1) token tensors, such as those of LitGPT users."""
+"""Data modules and streams for any dataloader, such as those of LitGPT users: of tokens, or of tokens and labels."""
 
 import itertools
 import signal
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
 
-from litgpt.data.stream.batch import Batch
+from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.errors import UserError
 from litgpt.recipe import data as recipe
 from litgpt.recipe.data import BatchShape, Stream
@@ -20,8 +20,10 @@ from litgpt.recipe.data import BatchShape, Stream
 class DataModule(recipe.DataModule):
     """Base class of custom data modules: implement `train_dataloader` and, for validation, `val_dataloader`.
 
-    Each yields integer tensors of shape (B, max_seq_length + 1), where B is the `batch_size` given to `connect`. A
-    loader over a map-style dataset is sharded over the ranks here; an iterable dataset must do that itself.
+    Each yields integer tensors of shape (B, max_seq_length + 1), where B is the `batch_size` given to `connect`; or,
+    for finetuning, dictionaries of `input_ids` and `labels` as of `get_sft_collate_fn`: both (B, T) and not shifted,
+    with negative labels for tokens that are excluded from the loss. A loader over a map-style dataset is sharded over
+    the ranks here; an iterable dataset must do that itself.
     """
 
     def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
@@ -123,12 +125,23 @@ class LoaderStream(Stream):
             yield batch
 
     def _to_batch(self, raw: Any) -> Batch:
+        if isinstance(raw, Mapping):
+            ids, labels = (self._cut_rows(raw.get(name), f"{name}: ") for name in ("input_ids", "labels"))
+            if ids.shape != labels.shape:
+                raise UserError(f"data: input_ids {tuple(ids.shape)} and labels {tuple(labels.shape)} differ in shape")
+        else:
+            ids = labels = self._cut_rows(raw)
+        labels = labels[:, 1:]
+        return Batch(ids=ids[:, :-1].contiguous(), labels=torch.where(labels < 0, IGNORE, labels))
+
+    def _cut_rows(self, raw: Any, name: str = "") -> Tensor:
         is_valid = isinstance(raw, Tensor) and raw.ndim == 2 and not raw.is_floating_point() and raw.shape[1] >= 2
         if not is_valid:
             kind = f"{raw.dtype} of shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__
-            raise UserError(f"data: the dataloader yields {kind}; pretraining needs (B, T+1) integer tensors")
-        rows = raw[:, : self._shape.max_seq_length + 1].to(torch.int64)
-        return Batch(ids=rows[:, :-1].contiguous(), labels=rows[:, 1:].contiguous())
+            raise UserError(
+                f"data: the dataloader yields {name}{kind}; yield (B, T+1) integer tensors, or input_ids and labels"
+            )
+        return raw[:, : self._shape.max_seq_length + 1].to(torch.int64)
 
     def state_dict(self) -> dict[str, Any]:
         """Position, epoch, batch of the epoch, number of ranks, and the loader's own state if it has one."""
