@@ -1,22 +1,86 @@
 """Estimate the floating-point operations of training."""
 
+from dataclasses import dataclass
+
+from torch import nn
+
 from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 
 
-def compute_training_flops(config: Config, *, tokens: int, sequence_length: int, frozen: bool = False) -> float:
+@dataclass(frozen=True)
+class TrainedShares:
+    """The shares of a model's weights that are trained.
+
+    Attributes:
+        attention, feed_forward: of each layer.
+        head: of the output matrix; with tied embeddings, of the embedding.
+        lowest: the first layer that the backward pass reaches; the number of layers if it reaches none.
+        hidden: whether the backward pass reaches the input of the head.
+    """
+
+    attention: tuple[float, ...]
+    feed_forward: tuple[float, ...]
+    head: float
+    lowest: int
+    hidden: bool
+
+    @classmethod
+    def measure(cls, model: GPT, *, adapted: bool = False, active: float = 1.0) -> "TrainedShares":
+        """Measure a whole model, which may be on the meta device.
+
+        Args:
+            adapted: what requires gradients was added to the model, whose own weights are frozen.
+            active: share of the blocks that are trained at a time.
+        """
+        factor = 0.0 if adapted else active
+        layers, trained = len(model.blocks), {name for name, p in model.named_parameters() if p.requires_grad}
+        return cls(
+            tuple(factor * compute_trained_share(block.attention) for block in model.local_blocks),
+            tuple(factor * compute_trained_share(block.mlp) for block in model.local_blocks),
+            0.0 if adapted else float(model.output_weight.requires_grad),
+            min((find_layer(name, layers) for name in trained), default=layers),
+            any(not name.startswith("head.") for name in trained),
+        )
+
+
+def compute_trained_share(module: nn.Module) -> float:
+    """The share of the weights of a module's matrices that requires gradients."""
+    matrices = [p for name, p in module.named_parameters() if p.dim() > 1 and not name.endswith("bias")]
+    return sum(p.numel() for p in matrices if p.requires_grad) / max(1, sum(p.numel() for p in matrices))
+
+
+def find_layer(name: str, layers: int) -> int:
+    """The layer of a parameter: 0 for embeddings, `layers` for the last norm and the head."""
+    part, _, rest = name.partition(".")
+    return int(rest.partition(".")[0]) if part == "blocks" else 0 if "embedding" in part else layers
+
+
+def compute_training_flops(
+    config: Config, *, tokens: int, sequence_length: int, trained: TrainedShares | None = None
+) -> float:
     """FLOPs of forward and backward for `tokens` tokens in sequences of `sequence_length`.
 
-    Per token: 6 for every multiplied weight (2 forward, 4 backward; not the embedding, but the head even if it is tied;
-    only the experts of a token), and for attention 12 * heads * head size * keys in each layer (Chowdhery et al. 2022,
-    "PaLM", appendix B), with the average number of keys per query: half of the sequence, less with a window. Biases,
-    norms, rotation and softmax are not counted.
+    Per token, for every multiplied weight (not the embedding, but the head even if it is tied; only the experts of a
+    token): 2 in forward, 2 for the gradient of its input in all layers from the lowest one that is trained, and 2 for
+    its own gradient if it is trained, so 6 if all are. For attention, 12 * heads * head size * keys in each layer
+    (Chowdhery et al. 2022, "PaLM", appendix B), a third of it below the lowest trained layer, with the average number
+    of keys per query: half of the sequence, less with a window. Biases, norms, rotation, softmax and adapters are not
+    counted, nor is what is recomputed in backward.
 
     Args:
-        frozen: the weights have no gradients, as with an adapter: 4 for each; the adapter itself is not counted.
+        trained: what is trained; None for all weights.
     """
-    keys = sum(count_keys(config, layer, sequence_length) for layer in range(config.n_layer))
-    attention = 6 * config.n_head * sum(compute_head_sizes(config)) * keys
-    return float(tokens) * ((4 if frozen else 6) * count_multiplied_weights(config) + attention)
+    layers = config.n_layer
+    trained = trained or TrainedShares((1.0,) * layers, (1.0,) * layers, 1.0, 0, True)
+    total = (2 + 2 * trained.hidden + 2 * trained.head) * count_head_weights(config)
+    for layer in range(layers):
+        passes = 2 if layer >= trained.lowest else 1  # a gradient of the input costs as much as the output
+        total += (2 * passes + 2 * trained.attention[layer]) * count_attention_weights(config)
+        total += (2 * passes + 2 * trained.feed_forward[layer]) * count_feed_forward_weights(config, layer)
+        keys = count_keys(config, layer, sequence_length)
+        total += 2 * (2 * passes - 1) * config.n_head * sum(compute_head_sizes(config)) * keys
+    return tokens * total
 
 
 def compute_head_sizes(config: Config) -> tuple[int, int]:
@@ -37,11 +101,10 @@ def count_keys(config: Config, layer: int, sequence_length: int) -> float:
     return window / 2 if config.window_type == "chunked" else window - window**2 / (2 * sequence_length)
 
 
-def count_multiplied_weights(config: Config) -> int:
-    """Number of weights that a token is multiplied with: those of all linear layers and the head."""
+def count_head_weights(config: Config) -> int:
+    """Number of weights of the head."""
     assert config.padded_vocab_size is not None
-    feed_forward = sum(count_feed_forward_weights(config, layer) for layer in range(config.n_layer))
-    return config.n_layer * count_attention_weights(config) + feed_forward + config.n_embd * config.padded_vocab_size
+    return config.n_embd * config.padded_vocab_size
 
 
 def count_attention_weights(config: Config) -> int:

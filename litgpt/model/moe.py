@@ -152,7 +152,7 @@ class Router(nn.Module):
     def _select_experts(self, scores_NE: Tensor) -> Tensor:
         """The K experts with the highest scores, within the best groups if the model limits groups."""
         if self.correction is not None:
-            scores_NE = scores_NE + self.correction
+            scores_NE = scores_NE + self.correction.to(scores_NE.device)  # which may be in host memory
         if (self.config.n_expert_groups or 1) > 1:
             scores_NE = scores_NE.masked_fill(~self._mask_groups(scores_NE), float("-inf"))
         return scores_NE.topk(self.config.n_expert_per_token, dim=-1).indices

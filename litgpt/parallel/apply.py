@@ -14,6 +14,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.nn.parallel import DistributedDataParallel
 
 from litgpt.model.gpt import GPT
+from litgpt.model.moe import Router
 from litgpt.parallel.context_attention import build_local_tokens
 from litgpt.parallel.expert import apply_expert_fsdp, apply_expert_parallel
 from litgpt.parallel.mesh import Mesh
@@ -70,7 +71,10 @@ def split_model(model: GPT, mesh: Mesh, settings: ParallelArgs, precision: Preci
 
 
 def apply_fsdp(model: GPT, mesh: Mesh, settings: ParallelArgs, precision: Precision) -> None:
-    """Shard every block, and then the rest of the model, with FSDP2; experts over a mesh of their own."""
+    """Shard every block, and then the rest of the model, with FSDP2; experts over a mesh of their own.
+
+    The corrections of routers stay whole on every rank, and so in float32: FSDP2 would gather them in `policy`'s type.
+    """
     policy = MixedPrecisionPolicy(param_dtype=precision.compute, reduce_dtype=precision.reduce)
     options: dict[str, Any] = {"mp_policy": policy}
     if settings.cpu_offload:
@@ -79,7 +83,9 @@ def apply_fsdp(model: GPT, mesh: Mesh, settings: ParallelArgs, precision: Precis
     for block in model.local_blocks:
         if mesh.has_expert_mesh and block.experts is not None:
             apply_expert_fsdp(block.experts, mesh, reshard_after_forward=reshard, **options)
-        fully_shard(block, mesh=mesh.fsdp_mesh, reshard_after_forward=reshard, **options)
+        corrections = (module.correction for module in block.modules() if isinstance(module, Router))
+        exact = {correction for correction in corrections if correction is not None}
+        fully_shard(block, mesh=mesh.fsdp_mesh, reshard_after_forward=reshard, ignored_params=exact, **options)
     fully_shard(model, mesh=mesh.fsdp_mesh, reshard_after_forward=False, **options)
     model.zero = settings.level  # type: ignore[assignment]
     if settings.prefetch:

@@ -37,6 +37,10 @@ class Tuner:
         """The blocks of the model to train, given the number of blocks of the base model; None if they are the same."""
         return None
 
+    def get_active_share(self, _layers: int) -> float:
+        """The share of the blocks that are trained at a time, given the number of blocks."""
+        return 1.0
+
     def get_lr_multiplier(self, _name: str) -> float:
         """The factor on the learning rate of the parameter of this name."""
         return 1.0
@@ -85,6 +89,10 @@ class LISA(Tuner):
     """Blocks trained at a time; embedding, last norm and head are always trained."""
     step_interval: Count = 20
     """Optimizer steps after which the blocks are redrawn."""
+
+    def get_active_share(self, layers: int) -> float:
+        """The activated layers out of all."""
+        return self.activated_layers / layers
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class Loop:
         self.guard = Guard(recipe.guard)
         device = run.train_state.device
         self.meter = Meter(ranks=run.data.ranks, peak=get_device_peak(device, recipe.precision or "bf16-mixed"))
+        self.trained_shares = run.spec.measure_trained_shares()
         self.last_loss: float | None = None
         self.reason = ""
         self.complete = False  # the run reached its end, so the model can be published
@@ -209,7 +210,7 @@ class Loop:
             self.console.print(self.guard.skip(self.step, loss=result.loss, gradient_norm=result.gradient_norm))
         samples, tokens = self.train.global_batch_size, result.tokens
         flops = compute_training_flops(
-            run.spec.config, tokens=tokens // run.ranks, sequence_length=tokens // samples, frozen=run.spec.adapted
+            run.spec.config, tokens=tokens // run.ranks, sequence_length=tokens // samples, trained=self.trained_shares
         )
         ranks, batches = run.data.ranks, run.data.micro_batches
         self.meter.update(samples=samples // ranks, tokens=tokens // ranks, flops=flops, batches=batches)

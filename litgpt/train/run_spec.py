@@ -13,6 +13,7 @@ from litgpt.data.modules.litdata import TinyLlama
 from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.errors import UserError
 from litgpt.model.config import Config, merge_fields
+from litgpt.model.flops import TrainedShares
 from litgpt.model.gpt import GPT
 from litgpt.parallel.precision import PRECISIONS, default_precision
 from litgpt.recipe.data import DataModule
@@ -73,6 +74,15 @@ class RunSpec:
     def base_precision(self) -> BasePrecision:
         """How the base model is stored while an adapter is trained."""
         return BasePrecision(self.dtype, self.quantize, self.model_config)
+
+    def measure_trained_shares(self) -> TrainedShares:
+        """Measure which weights the run trains, for a count of its operations."""
+        model = GPT.on_meta(self.config)
+        if self.tuner is None:
+            return TrainedShares.measure(model)
+        adapt.attach(model, self.tuner)
+        active = self.tuner.get_active_share(self.config.n_layer)
+        return TrainedShares.measure(model, adapted=self.adapted, active=active)
 
     def adapter_files(self) -> dict[str, str]:
         """Text by name of the files that mark a training checkpoint as an adapter's; empty without an adapter."""

@@ -110,7 +110,7 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     train_state = build_train_state(recipe, spec, mesh, fabric.device, resumed=resumed_from is not None)
     steps = count_steps(recipe.train, length, data.train.samples_per_epoch)
     warmup = count_warmup_steps(recipe.train, steps)
-    for line in list_warnings(recipe, data, steps, fabric.world_size):
+    for line in list_warnings(recipe, spec, data, steps, fabric.world_size):
         notify(line)
     checkpoints, progress = open_checkpoints(recipe, spec, train_state, resumed_from, notify)
     if progress:
@@ -132,8 +132,8 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     )
 
 
-def list_warnings(recipe: Training, data: RunData, steps: int | None, ranks: int) -> list[str]:
-    """List the settings without effect in this run; one line each, empty on ranks other than the first."""
+def list_warnings(recipe: Training, spec: RunSpec, data: RunData, steps: int | None, ranks: int) -> list[str]:
+    """List what has no effect or is not trained in this run; one line each, empty on ranks other than the first."""
     if not is_rank_zero():
         return []
     lines = recipe.list_unused_settings(recipe.parallel.resolve_dims(ranks))
@@ -145,6 +145,8 @@ def list_warnings(recipe: Training, data: RunData, steps: int | None, ranks: int
         )
     if recipe.eval.initial_validation and data.validation is None:
         lines.append("eval.initial_validation: true has no effect without validation data; set false")
+    if spec.config.router_correction and not spec.adapted:
+        lines.append("router_correction: true: the corrections are not updated in training; they keep their values")
     return lines
 
 

@@ -52,6 +52,33 @@ def run_training(**settings: Any) -> Result:
     return POOL.run(train, ParallelArgs(**settings), ranks=2)[0]
 
 
+def read_corrections(settings: dict[str, Any]) -> list[Tensor]:
+    """The corrections that routers read in a forward pass under bf16-mixed, after a copy of a checkpoint's values."""
+    parallel, precision = ParallelArgs(**settings), PRECISIONS["bf16-mixed"]
+    mesh = Mesh(parallel.resolve_dims(2), "cpu")
+    config = small("Mixtral-8x7B-v0.1", n_expert=4, n_layer=2, router_correction=True, router_softmax="before_top_k")
+    with torch.device("meta"):
+        model = GPT(config).to(precision.storage)
+    parallelize(model, mesh, parallel, precision=precision, compile_blocks=False)
+    model.to_empty(device="cpu")
+    initialize(model, 1, write=copy_full_tensor)
+    read: list[Tensor] = []
+    for block in model.local_blocks:
+        router: Any = block.mlp.router
+        copy_full_tensor(router.correction, torch.arange(4) * 2.0**-12 + 1)
+        router.register_forward_hook(lambda module, *_: read.append(full_tensor(module.correction).detach().clone()))
+    model(torch.arange(8)[None])
+    return read
+
+
+@pytest.mark.parametrize("settings", [{}, {"cpu_offload": True, "zero": 1}, {"expert": 2}, {"tensor": 2}], ids=str)
+def test_the_correction_of_a_router_is_read_in_float32(settings: dict[str, Any]) -> None:
+    for read in POOL.run(read_corrections, settings, ranks=2):
+        assert len(read) == 2
+        for correction in read:
+            assert correction.dtype == torch.float32 and correction.tolist() == [1 + n * 2.0**-12 for n in range(4)]
+
+
 @pytest.fixture(scope="module")
 def zero_3() -> Result:
     """What parameters that are freed after every use come to."""

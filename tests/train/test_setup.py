@@ -1,0 +1,43 @@
+"""The warnings of a run before its first step."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from litgpt.model.config import Config
+from litgpt.recipe.pretrain import Pretrain
+from litgpt.recipe.train import EvalArgs, TrainArgs
+from litgpt.train.run_spec import RunSpec
+from litgpt.train.setup import list_warnings
+from tests.runs import SHAPE
+
+EXPERTS = {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2, "moe_intermediate_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "warnings"),
+    [
+        ({}, {}, []),
+        (
+            {"train": TrainArgs(lr_warmup_steps=31)},
+            {},
+            ["train.lr_warmup_steps: 31 is more than the 30 steps of the run, which are all warmup; set at most 3"],
+        ),
+        (
+            {"eval": EvalArgs(initial_validation=True)},
+            {},
+            ["eval.initial_validation: true has no effect without validation data; set false"],
+        ),
+        (
+            {},
+            EXPERTS | {"router_correction": True},
+            ["router_correction: true: the corrections are not updated in training; they keep their values"],
+        ),
+    ],
+)
+def test_warnings_before_the_first_step(settings: dict[str, Any], shape: dict[str, Any], warnings: list[str]) -> None:
+    recipe = Pretrain("x", **{"train": TrainArgs(lr_warmup_steps=30)} | settings)
+    spec: Any = RunSpec("pretrain", Config(**{**SHAPE, **shape}), None, None, None)  # type: ignore[arg-type]
+    data: Any = SimpleNamespace(validation=None)
+    assert list_warnings(recipe, spec, data, 30, ranks=1) == warnings
