@@ -272,8 +272,11 @@ def explain_error(recipe: type, tree: Tree, error: BaseException) -> UserError:
         hint, default = settings.get(part, (None, keys.REQUIRED))
         if base := keys.find_choice_base(hint):
             settings = keys.list_settings(import_class(value["class_path"], part)) if base and value else {}
-        elif group := keys.find_group(hint):
+        elif group := keys.find_group(hint) or keys.find_item_group(hint):
             settings = keys.list_settings(group)
+    if path and keys.find_choice_base(hint) and isinstance(value, dict):
+        reason = next(iter(re.findall(r"^ *- (.+)$", str(error), re.MULTILINE)), "a value has the wrong type")
+        return UserError(f"{'.'.join(path)}: {reason}; --{path[0]}.help CLASS describes the values")
     if path and hint is not None:
         return keys.wrong_value_error(".".join(path), value, hint, default)
     return UserError(" ".join(str(error).split()))

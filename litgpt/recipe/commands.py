@@ -112,6 +112,7 @@ COMMANDS = {
         "Convert .bin, lit_model.pth or GGUF files, or a training checkpoint, to a model folder.",
         ("checkpoint_dir",),
         "litgpt convert_to_litgpt checkpoints/EleutherAI/pythia-14m",
+        check="check_model",
     ),
     "convert_from_litgpt": Command(
         "store_commands:ConvertFromLitgpt",
@@ -119,6 +120,7 @@ COMMANDS = {
         "Export a model as a Hugging Face folder or in LitGPT's format.",
         ("checkpoint_dir", "output_dir"),
         "litgpt convert_from_litgpt out/pretrain/final exported",
+        check="check_model",
     ),
     "convert_pretrained_checkpoint": Command(
         "store_commands:ConvertPretrainedCheckpoint",
@@ -126,6 +128,7 @@ COMMANDS = {
         "Convert a training checkpoint to a model folder.",
         ("checkpoint_dir", "output_dir"),
         "litgpt convert_pretrained_checkpoint out/pretrain/step-00001000 model",
+        check="check_model",
     ),
     "merge_lora": Command(
         "merge_lora:MergeLora",
@@ -133,6 +136,7 @@ COMMANDS = {
         "Merge an adapter into its base model.",
         ("checkpoint_dir",),
         "litgpt merge_lora out/finetune/lora/adapter --output_dir merged",
+        check="check_model",
     ),
     "validate": Command(
         "store_commands:Validate",
@@ -140,6 +144,7 @@ COMMANDS = {
         "Check a model folder: files, config, tokenizer, tensors, memory.",
         ("checkpoint_dir",),
         "litgpt validate checkpoints/EleutherAI/pythia-14m",
+        check="check_model",
     ),
     "verify": Command(
         "store_commands:Verify",
@@ -147,6 +152,7 @@ COMMANDS = {
         "Compare a model folder with transformers: tensors, logits, tokenizer.",
         ("checkpoint_dir",),
         "litgpt verify checkpoints/EleutherAI/pythia-14m",
+        check="check_model",
     ),
     "data prepare": Command(
         "data_commands:DataPrepare",
@@ -154,6 +160,7 @@ COMMANDS = {
         "Download and tokenize the data of a run in advance.",
         ("data",),
         "litgpt data prepare TinyStories --tokenizer_dir checkpoints/EleutherAI/pythia-14m",
+        check="check_data",
     ),
     "data inspect": Command(
         "data_commands:DataInspect",
@@ -161,6 +168,7 @@ COMMANDS = {
         "Show the data of a run: counts, and samples as text.",
         ("data",),
         f"litgpt data inspect {CHATS.removeprefix('--data ')} --tokenizer_dir checkpoints/Qwen/Qwen3-0.6B",
+        check="check_data",
     ),
     "tokenizer train": Command(
         "data_commands:TokenizerTrain",

@@ -60,6 +60,12 @@ def find_group(hint: Any) -> type | None:
     return next((kind for kind in list_types(hint) if is_dataclass(kind) and not find_choice_base(kind)), None)  # type: ignore
 
 
+def find_item_group(hint: Any) -> type | None:
+    """Return the dataclass of the items of a list that a hint allows, or None."""
+    items = [item for kind in list_types(hint) if get_origin(kind) is list for item in get_args(kind)]
+    return next((item for item in items if is_dataclass(item)), None)  # type: ignore[return-value]
+
+
 def find_choice_base(hint: Any) -> type | None:
     """Return DataModule, Optimizer or Tuner if the hint is one of their subclasses, or None."""
     classes = [kind for kind in list_types(hint) if inspect.isclass(kind)]
@@ -123,7 +129,8 @@ def describe_type(hint: Any) -> str:
         elif get_origin(kind) is dict or is_dataclass(kind):
             words.append("keys and values")
         elif get_origin(kind) in (list, tuple):
-            words.append("a list such as [0.9, 0.95]" if kind is not list else "a list")
+            numbers = {float, int} & {item for part in get_args(kind) for item in list_types(part)}
+            words.append("a list such as [0.9, 0.95]" if numbers else "a list")
         elif kind in TYPE_WORDS:
             words.append(TYPE_WORDS[kind])
     return " or ".join(words) or getattr(hint, "__name__", str(hint))

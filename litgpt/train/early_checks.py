@@ -9,14 +9,24 @@ from litgpt.files import CHECKPOINTS, extend_checkpoint_dir
 from litgpt.model.config import Config, merge_fields
 from litgpt.model.registry import list_model_names
 from litgpt.parallel.model_sizes import check_model_sizes
+from litgpt.recipe.data_commands import DataInspect, DataPrepare
 from litgpt.recipe.finetune import Finetune
 from litgpt.recipe.generate import Generate
+from litgpt.recipe.merge_lora import MergeLora
 from litgpt.recipe.pretrain import Pretrain
+from litgpt.recipe.store_commands import (
+    ConvertFromLitgpt,
+    ConvertPretrainedCheckpoint,
+    ConvertToLitgpt,
+    Validate,
+    Verify,
+)
 from litgpt.recipe.training import Training
 from litgpt.store import hub
 from litgpt.store.step_folders import list_checkpoints, no_checkpoint_error
 from litgpt.train.schedule import list_step_limits
 
+StoredModel = Validate | Verify | ConvertToLitgpt | ConvertFromLitgpt | ConvertPretrainedCheckpoint | MergeLora
 CONFIG_FILES = ("model_config.yaml", "config.json")
 OWN_TOKENIZER = (
     "use the model's own tokenizer, or resize its embedding before (resize_token_embeddings in transformers)"
@@ -65,6 +75,27 @@ def check_generation(recipe: Generate) -> None:
         UserError: if it is neither a folder nor a name on the hub.
     """
     find_model_folder("checkpoint_dir", recipe.checkpoint_dir)
+
+
+def check_model(recipe: StoredModel) -> None:
+    """Check that the folder or file that a command reads exists.
+
+    Raises:
+        UserError: if not.
+    """
+    if not recipe.checkpoint_dir.exists():
+        raise UserError(
+            f"checkpoint_dir: {recipe.checkpoint_dir} does not exist; set the folder of a model or of a run"
+        )
+
+
+def check_data(recipe: DataPrepare | DataInspect) -> None:
+    """Check that the files of data exist, and its tokenizer.
+
+    Raises:
+        UserError: if not.
+    """
+    recipe.data.check_files(has_tokenizer=recipe.tokenizer_dir is not None)
 
 
 def check_run(recipe: Training, config: Config, *, layers: int) -> None:

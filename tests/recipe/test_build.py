@@ -314,3 +314,22 @@ def test_the_default_of_min_lr_follows_lr(litgpt, command, lr, min_lr):
 def test_keys_of_data_without_a_class_are_those_of_the_default(litgpt, command, name):
     data = litgpt(command, "x", "--data.seed", "7").recipe.data
     assert (type(data).__name__, data.seed) == (name, 7)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data.weights=[{regex: 3}]"], "data.weights.regex: [{'regex': 3}] is not valid; use a string or null"),
+        (["--data.sources=7"], "data.sources: 7 is not valid; use a string or a list"),
+        (["--tuner.target_modules=7"], "tuner.target_modules: 7 is not valid; use a list"),
+        (["--optimizer.betas=7"], "optimizer.betas: 7 is not valid; use a list such as [0.9, 0.95]"),
+    ],
+)
+def test_a_wrong_value_inside_of_a_class_is_named(litgpt, flags, message):
+    assert litgpt(*CHATS, *flags).error_line() == message
+
+
+def test_a_wrong_class_inside_of_a_class_is_named(litgpt):
+    style = "--data.prompt_style={class_path: ChatML, init_args: {system_message: a}}"
+    line = litgpt("finetune", "x", "--data=JSON", "--data.json_path=a", style).error_line()
+    assert line.startswith("data: Expected a dot import path string: ChatML; --data.help CLASS")

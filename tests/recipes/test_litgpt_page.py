@@ -29,7 +29,6 @@ LINES = [
     "litgpt download EleutherAI/pythia-160m --tokenizer_only true",
     "litgpt download EleutherAI/pythia-160m --tokenizer_only True",
     "litgpt convert_pretrained_checkpoint out/pretrain/final out/converted_model",
-    "litgpt convert_pretrained_checkpoint path/to/pretrained_checkpoint/final path/to/new_checkpoint",
     "litgpt finetune_lora EleutherAI/pythia-160m",
     "litgpt finetune EleutherAI/pythia-160m",
 ]
@@ -40,6 +39,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The working directory: the recipes, texts, and what `litgpt download` writes, without the weights."""
     (tmp_path / "config_hub").symlink_to(ROOT / "config_hub")
     (tmp_path / "custom_texts").mkdir()
+    (tmp_path / "out" / "pretrain" / "final").mkdir(parents=True)
     for name in ("a.txt", "b.txt"):
         (tmp_path / "custom_texts" / name).write_text("a")
     for name in ("pythia-14m", "pythia-160m"):

@@ -53,6 +53,22 @@ CASES = [
     (["finetune", "model", "--data=Conversations", "--data.sources=[a/b/c]"], "data.sources: a/b/c: no such file"),
     ([*FINETUNE, "--devices=4", "--parallel.pipeline=4"], "parallel.pipeline: 4 makes 4 stages, but the model has 3"),
     ([*FINETUNE, "--out_dir=old"], "out_dir: old holds a run already"),
+    *[
+        ([command, "none", *output], "checkpoint_dir: none does not exist; set the folder of a model or of a run")
+        for command, output in {
+            "validate": [],
+            "verify": [],
+            "convert_to_litgpt": [],
+            "convert_from_litgpt": ["new"],
+            "convert_pretrained_checkpoint": ["new"],
+            "merge_lora": [],
+        }.items()
+    ],
+    (["data", "inspect", *PRETRAIN[2:4]], "tokenizer_dir: missing, but data: TextFiles is text"),
+    (
+        ["data", "prepare", *FINETUNE[2:3], "--data.json_path=no.json", "--tokenizer_dir=small"],
+        "data.json_path: no.json",
+    ),
     (["generate", "none"], "checkpoint_dir: none is not a folder"),
 ]
 

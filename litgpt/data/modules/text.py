@@ -53,7 +53,7 @@ class TokenizedText(DataModule):
         if not has_tokenizer:
             raise UserError(
                 f"tokenizer_dir: missing, but data: {type(self).__name__} is text; set it to the folder of a "
-                "tokenizer, or set tokenizer.kind: bpe"
+                "tokenizer, such as one that `litgpt tokenizer train` writes"
             )
 
     def prepare_data(self) -> None:
