@@ -54,6 +54,8 @@ def resolve_paths(name: str, recipe: Any) -> Any:
     Raises:
         UserError: naming the key of an output that cannot be written.
     """
+    if "list" in (getattr(recipe, "model_name", ""), getattr(recipe, "repo_id", "")):
+        return recipe  # prints names and writes nothing
     keys = PATH_KEYS.get(name, PathKeys())
     changes = {key: extend_checkpoint_dir(path) for key in keys.models if (path := getattr(recipe, key)) is not None}
     root = os.environ.get("LIGHTNING_ARTIFACTS_DIR")

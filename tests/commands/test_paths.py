@@ -67,6 +67,13 @@ def test_remote_data_is_not_written(litgpt: Any) -> None:
     assert litgpt("data", "prepare", "OpenWebText", "--data.data_path", "s3://bucket/owt").code == 0
 
 
+@pytest.mark.parametrize("line", [["pretrain", "list", "--out_dir"], ["download", "list", "--checkpoint_dir"]])
+def test_a_list_of_names_needs_no_output(tmp_path: Path, line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("x")
+    assert main([*line, str(tmp_path / "file" / "x")]) == 0
+    assert "pythia-14m" in capsys.readouterr().out
+
+
 def test_every_path_of_a_recipe_is_known() -> None:
     unknown = []
     for name, command in COMMANDS.items():
