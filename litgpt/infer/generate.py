@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.infer.cache import KeyValueCache
 from litgpt.infer.sampling import Sampling, sample_finite
 from litgpt.model.generation import generate_tokens
 from litgpt.model.gpt import GPT, compute_logits
+from litgpt.model.kv_cache import KeyValueCache
 
 
 def compute_next_logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:

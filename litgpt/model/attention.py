@@ -30,7 +30,10 @@ class KVCache(Protocol):
     """The keys and values of all layers, for `length` tokens."""
 
     length: int
-    layers: Sequence[KVCacheLayer]
+
+    @property
+    def layers(self) -> Sequence[KVCacheLayer]:
+        """The keys and values of each layer."""
 
     def advance(self, tokens: int) -> None:
         """Count tokens that every layer has appended."""

@@ -103,7 +103,7 @@ def build_attention_inputs(
         positions=positions,
         documents_BT=documents_BT,
         angles={rope: build_angles(config, positions, rope=rope) for rope in sorted(ropes)},
-        masks={} if segments else build_masks(config, kinds, keys, documents_BT, indices),
+        masks={} if segments else build_masks(config, kinds, keys, documents_BT, indices, dense=cached > 0),
         causal=cached == 0,
         temperature=compute_temperature(config, positions),
         segments=segments,
@@ -131,18 +131,25 @@ def split_documents(
 
 
 def build_masks(
-    config: Config, kinds: Sequence[str], positions: Tensor, documents_BT: Tensor | None, queries: range
+    config: Config,
+    kinds: Sequence[str],
+    positions: Tensor,
+    documents_BT: Tensor | None,
+    queries: range,
+    *,
+    dense: bool = False,
 ) -> dict[str, Mask | None]:
     """Masks (B or 1, 1, T, U), True where the query may attend to the key; None where `is_causal` is enough.
 
-    For several queries on an accelerator these are block masks.
+    For several queries on an accelerator these are block masks, unless `dense`, as for the few queries after a cache.
 
     Args:
         kinds: `global`, `local` or both.
         positions: of all tokens, (U,) or (B, U); later ones are ignored.
         queries: the indices in the row of the T queries; keys are those up to the last of them, U.
     """
-    build = build_block_mask if positions.device.type == "cuda" and len(queries) > 1 else build_dense_mask
+    is_blocked = positions.device.type == "cuda" and len(queries) > 1 and not dense
+    build = build_block_mask if is_blocked else build_dense_mask
     masks: dict[str, Mask | None] = {}
     for kind in kinds:
         window = config.sliding_window_size if kind == "local" else None

@@ -206,6 +206,19 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+@contextmanager
+def run_blocks_eagerly(model: GPT) -> Iterator[None]:
+    """Run blocks that `parallelize` compiles without their compiled code, which would be built for each new shape."""
+    compiled = [(block, block._compiled_call_impl) for block in model.local_blocks]
+    try:
+        for block, _ in compiled:
+            block._compiled_call_impl = None
+        yield
+    finally:
+        for block, call in compiled:
+            block._compiled_call_impl = call
+
+
 def unwrap_model(model: Any) -> nn.Module:
     """The model without its DistributedDataParallel wrapper, if it has one."""
     return model.module if isinstance(model, DistributedDataParallel) else model

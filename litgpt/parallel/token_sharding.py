@@ -125,11 +125,14 @@ class LocalTokens:
         """(B, P), this rank's tokens of padded rows."""
         return self.sharding.local_shard(self.pad(rows_BT, padding), -1)
 
-    def build_attention_inputs(self, config: Config, positions: Tensor, documents_BT: Tensor | None) -> AttentionInputs:
+    def build_attention_inputs(
+        self, config: Config, positions: Tensor, documents_BT: Tensor | None, *, cached: int = 0
+    ) -> AttentionInputs:
         """The attention inputs of this rank's tokens.
 
         Args:
             positions, documents_BT: of whole rows, as in `attention_inputs.build_attention_inputs`.
+            cached: number of tokens before these, whose keys and values are in a cache; 0 if rows are sharded.
 
         Raises:
             UserError: if the attention does not support the masks that these need.
@@ -137,7 +140,7 @@ class LocalTokens:
         positions = self.pad(positions, 0)
         documents_BT = None if documents_BT is None else self.pad(documents_BT, -1)
         queries = None if self.attention is None else self.attention.query_ranges(positions.shape[-1])
-        rows = build_attention_inputs(config, positions, documents_BT, queries=queries)
+        rows = build_attention_inputs(config, positions, documents_BT, cached=cached, queries=queries)
         if self.attention is None:
             return rows
         self.attention.check(rows)

@@ -12,7 +12,8 @@ from torch import Tensor
 from litgpt.data.stream.batch import Batch
 from litgpt.model.generation import generate_tokens
 from litgpt.model.gpt import compute_logits
-from litgpt.parallel.apply import reshard_parameters
+from litgpt.model.kv_cache import KeyValueCache
+from litgpt.parallel.apply import reshard_parameters, run_blocks_eagerly
 from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.parallel.token_sharding import LocalTokens
 from litgpt.phases import phase
@@ -62,12 +63,30 @@ def validation_loss(
     return loss_sum / total if total else float("nan")
 
 
-def evaluate(train_state: TrainState, local: LocalBatch, run: Callable[[Any, LocalBatch], Any]) -> Any:
-    """Apply `run` to the model and a local batch, without gradients; None on ranks without the last stage."""
+def evaluate(
+    train_state: TrainState,
+    local: LocalBatch,
+    run: Callable[[Any, LocalBatch], Any],
+    cache: KeyValueCache | None = None,
+) -> Any:
+    """Apply `run` to the model and a local batch, without gradients; None on ranks without the last stage.
+
+    Args:
+        cache: of the stages before the last one, on which `run` is not called.
+    """
     pipeline = train_state.pipeline
     if pipeline is None:
         return run(train_state.core, local)
-    return pipeline.evaluate(local.ids.shape, lambda stage: (run if stage.last else run_model)(stage, local))
+    run_other = partial(run_model, cache=cache)
+    return pipeline.evaluate(local.ids.shape, lambda stage: (run if stage.last else run_other)(stage, local))
+
+
+def build_cache(train_state: TrainState) -> KeyValueCache | None:
+    """A key-value cache for samples; None if the tokens of a row are on several ranks, which attend to all of it."""
+    tokens = train_state.local_tokens
+    if tokens is not None and tokens.attention is not None:
+        return None
+    return KeyValueCache(train_state.core.config.n_layer)
 
 
 def sample_continuation(
@@ -83,19 +102,25 @@ def sample_continuation(
 ) -> list[int]:
     """Generate tokens after a prompt, each sampled from the `top_k` most likely ones. All ranks call this together.
 
-    The random state of the run does not change.
+    The random state of the run does not change. Each token is computed once, with a key-value cache, up to `window`
+    tokens; beyond, and with context parallelism, the model runs over all previous tokens for each one.
 
     Args:
         window: maximum number of previous tokens in the input of the model.
         stop_tokens: generation stops after the first of these.
     """
     generator = torch.Generator().manual_seed(seed)
+    kv_cache = build_cache(train_state)
 
     def next_token(ids: list[int]) -> int:
-        inputs = torch.tensor([ids[-window:]], device=train_state.device)
-        local = train_state.local_batch(Batch(inputs, inputs))
+        cache = kv_cache if len(ids) <= window else None
+        cached = cache.length if cache else 0
+        inputs = torch.tensor([ids[-window:][cached:]], device=train_state.device)
+        local = train_state.local_batch(Batch(inputs, inputs), cached=cached)
         head = partial(gather_last_logits, tokens=inputs.shape[1], sharding=train_state.local_tokens)
-        logits = evaluate(train_state, local, partial(run_model, head=head))
+        logits = evaluate(train_state, local, partial(run_model, head=head, cache=cache), cache)
+        if cache:
+            cache.truncate(len(ids))  # without the padding of a row, and once for all stages of a pipeline
         token = 0
         if logits is not None:
             values, tokens = logits.float().cpu().topk(min(top_k, logits.shape[-1]))
@@ -103,7 +128,7 @@ def sample_continuation(
         return token if train_state.pipeline is None else train_state.pipeline.broadcast_from_last(token)
 
     tokens = []
-    with eval_mode(train_state), phase("sampling", max_new_tokens) as entry:
+    with eval_mode(train_state), run_blocks_eagerly(train_state.core), phase("sampling", max_new_tokens) as entry:
         for token in generate_tokens(next_token, prompt, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens):
             tokens.append(token)
             entry.advance()

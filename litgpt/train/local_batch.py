@@ -30,22 +30,23 @@ class LocalBatch:
     vocabulary: VocabularyShard | None = None
 
 
-def build_local_batch(batch: Batch, config: Config, tokens: LocalTokens | None) -> LocalBatch:
+def build_local_batch(batch: Batch, config: Config, tokens: LocalTokens | None, *, cached: int = 0) -> LocalBatch:
     """Take this rank's tokens out of a micro-batch, which is on the rank's device.
 
     Args:
         tokens: the sharding of tokens over ranks; None if this rank computes all tokens.
+        cached: number of tokens before these, whose keys and values are in a cache.
     """
     positions = batch.positions
     if positions is None:
-        positions = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        positions = torch.arange(cached, cached + batch.ids.shape[1], device=batch.ids.device)
     if tokens is None:
-        inputs = build_attention_inputs(config, positions, batch.documents)
+        inputs = build_attention_inputs(config, positions, batch.documents, cached=cached)
         return LocalBatch(batch.ids, batch.labels, inputs, batch.weights, batch.channels)
     return LocalBatch(
         ids=tokens.local_shard(batch.ids, 0),
         labels=tokens.local_shard(batch.labels, IGNORE),
-        inputs=tokens.build_attention_inputs(config, positions, batch.documents),
+        inputs=tokens.build_attention_inputs(config, positions, batch.documents, cached=cached),
         weights=None if batch.weights is None else tokens.local_shard(batch.weights, 0.0),
         channels=None if batch.channels is None else tokens.local_shard(batch.channels, 0),
         vocabulary=tokens.vocabulary,

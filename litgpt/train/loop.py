@@ -277,7 +277,7 @@ class Loop:
         run, tokenizer = self.run, self.run.data.tokenizer
         assert tokenizer is not None
         start = prompt or [tokenizer.bos_id or tokenizer.eos_id or 0]
-        window, seed, stop_tokens = run.data.sequence_length, run.recipe.seed, tokenizer.stop_ids
+        window, seed, stop_tokens = run.data.sequence_length, run.recipe.seed, run.data.stop_ids
         continuation = sample_continuation(
             run.train_state, start, max_new_tokens=tokens, window=window, seed=seed, stop_tokens=stop_tokens
         )

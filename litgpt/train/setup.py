@@ -1,5 +1,6 @@
 """Set up a run: launch its processes, then build data, model and optimizers, and load the checkpoint."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -54,6 +55,7 @@ class RunData:
         ranks: number of ranks that read different data.
         micro_batches: micro-batches per data rank and optimizer step.
         example_prompt: token ids of a prompt from the data, to generate from; empty for none.
+        stop_ids: tokens that end a generated text.
         prompt_files: the files of the prompt format of the data, text by name; None for that of the tokenizer.
     """
 
@@ -65,6 +67,7 @@ class RunData:
     ranks: int
     micro_batches: int
     example_prompt: list[int]
+    stop_ids: tuple[int, ...]
     prompt_files: dict[str, str] | None
 
 
@@ -183,6 +186,7 @@ def open_data(
         seed=recipe.seed,
         gather=all_gather_objects,
     )
+    files = spec.data.prompt_files()
     settings = recipe.eval
     prompt = spec.data.encode_example_prompt(settings.evaluate_example, recipe.seed) if settings.max_new_tokens else []
     train, validation = spec.data.train_stream(shape), spec.data.val_stream(shape)
@@ -198,8 +202,16 @@ def open_data(
         ranks=shape.ranks,
         micro_batches=recipe.train.accumulation(shape.ranks),
         example_prompt=prompt,
-        prompt_files=spec.data.prompt_files(),
+        stop_ids=list_stop_ids(tokenizer, files),
+        prompt_files=files,
     )
+
+
+def list_stop_ids(tokenizer: Tokenizer | None, prompt_files: dict[str, str] | None) -> tuple[int, ...]:
+    """The tokens that end a text: those of the tokenizer, and those of the prompt format of the data."""
+    ends = json.loads((prompt_files or {}).get("generation_config.json", "{}")).get("eos_token_id", [])
+    ends = ends if isinstance(ends, list) else [ends]
+    return tuple(dict.fromkeys([*(tokenizer.stop_ids if tokenizer else ()), *ends]))
 
 
 def train_or_find_tokenizer(recipe: Training, spec: RunSpec, fabric: Fabric, *, resumed: bool) -> Path | None:

@@ -12,6 +12,7 @@ from torch import nn
 from litgpt.adapt.lisa import LISASchedule
 from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
+from litgpt.model.attention import KVCache
 from litgpt.model.gpt import GPT, Head
 from litgpt.parallel import apply
 from litgpt.parallel.mesh import Mesh
@@ -62,9 +63,9 @@ class TrainState:
         """The sharding of tokens over ranks, None if this rank computes all tokens of its batches."""
         return getattr(self.core, "local_tokens", None)
 
-    def local_batch(self, batch: Batch) -> LocalBatch:
-        """This rank's tokens of a micro-batch, which is on the rank's device."""
-        return build_local_batch(batch, self.core.config, self.local_tokens)
+    def local_batch(self, batch: Batch, *, cached: int = 0) -> LocalBatch:
+        """This rank's tokens of a micro-batch, which is on the rank's device; as in `build_local_batch`."""
+        return build_local_batch(batch, self.core.config, self.local_tokens, cached=cached)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The autocast context of the forward pass."""
@@ -229,9 +230,9 @@ def run_pipeline(
     pipeline.sum_tied_gradients()
 
 
-def run_model(model: Any, local: LocalBatch, head: Head | None = None) -> Any:
+def run_model(model: Any, local: LocalBatch, head: Head | None = None, cache: KVCache | None = None) -> Any:
     """Run a model, or one of its pipeline stages, on a local batch."""
-    return model(local.ids, inputs=local.inputs, head=head)
+    return model(local.ids, inputs=local.inputs, head=head, cache=cache)
 
 
 def compute_model_norm(train_state: TrainState) -> float:

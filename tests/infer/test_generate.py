@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.infer import cache as cache_module
-from litgpt.infer.cache import KeyValueCache
 from litgpt.infer.generate import generate, truncate_at_stop
 from litgpt.infer.load import open_model
 from litgpt.infer.sampling import Sampling, sample_token
+from litgpt.model import kv_cache as cache_module
 from litgpt.model.gpt import GPT
+from litgpt.model.kv_cache import KeyValueCache
 from tests.model.test_attention import KINDS, small
 
 GREEDY = Sampling(temperature=0)

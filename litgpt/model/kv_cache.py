@@ -70,3 +70,9 @@ class KeyValueCache:
     def advance(self, tokens: int) -> None:
         """Count tokens that every layer has appended."""
         self.length += tokens
+
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens of every layer; the next ones are written in place of the others."""
+        self.length = length
+        for layer in self.layers:
+            layer.length = min(layer.length, length)
