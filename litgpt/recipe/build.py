@@ -172,7 +172,7 @@ def normalize_value(hint: Any, value: Any, key: str, default: Any, known: KnownK
     """Prepare one value of a mapping for type conversion."""
     optional = type(None) in keys.list_types(hint)
     if base := keys.find_choice_base(hint):
-        return normalize_choice(base, value, key, known) if value is not None or not optional else None
+        return normalize_choice(base, value, key, default, known) if value is not None or not optional else None
     if group := keys.find_group(hint):
         if value is None:
             return None if optional else {}
@@ -187,11 +187,15 @@ def normalize_value(hint: Any, value: Any, key: str, default: Any, known: KnownK
     return keys.normalize_leaf(hint, value, key, default)
 
 
-def normalize_choice(base: type, value: Any, key: str, known: KnownKeys) -> Tree:
-    """Check that the class of a choice exists, and prepare its arguments for type conversion."""
+def normalize_choice(base: type, value: Any, key: str, default: Any, known: KnownKeys) -> Tree:
+    """Check that the class of a choice exists, and prepare its arguments for type conversion.
+
+    A choice that names no class is of the class of the command's default, or else of that in `DEFAULT_CHOICES`.
+    """
     choice = value or {"init_args": {}}
     if "class_path" not in choice:
-        choice = choice | {"class_path": parse_choice(base, DEFAULT_CHOICES[base], key)["class_path"]}  # type: ignore
+        name = type(default).__name__ if isinstance(default, base) else DEFAULT_CHOICES[base]
+        choice = choice | {"class_path": parse_choice(base, name, key)["class_path"]}  # type: ignore
     if base is Optimizer and choice["class_path"] not in OPTIMIZER_PATHS.values():
         return normalize_custom_optimizer(choice, key)
     cls = import_class(choice["class_path"], key)

@@ -99,6 +99,14 @@ class RecipeSchemaGenerator(GenerateJsonSchema):
         return deepcopy(build_choice_schema(schema["cls"])) if is_choice else super().dataclass_schema(schema)
 
 
+def let_omit_class(choice: dict[str, Any], name: str) -> None:
+    """Require a class_path in the schema of a choice for all classes except the one of this name."""
+    for kind in choice["oneOf"][1:]:  # the first is that of a plain name
+        spellings = kind["properties"]["class_path"]["enum"]
+        kind["required"] = [key for key in kind["required"] if key != "class_path"]
+        kind["required"] += ["class_path"] * (name not in spellings)
+
+
 def build_schema(recipe: type) -> dict[str, Any]:
     """Build the JSON Schema (draft 2020-12) of the YAML of a recipe."""
     forbid_extra_keys(recipe)
@@ -106,6 +114,9 @@ def build_schema(recipe: type) -> dict[str, Any]:
     for base in filter(is_dataclass, recipe.__mro__[1:]):  # pydantic ignores inherited docstrings
         for name, keys in build_schema(base)["properties"].items():
             schema["properties"][name] = keys | schema["properties"][name]
+    for _, default in list_settings(recipe).values():
+        if isinstance(default, Tuner):
+            let_omit_class(schema["$defs"][Tuner.__name__], type(default).__name__)
     for alias, key in KEY_ALIASES.items():
         group, name = key.split(".")
         if group in schema["properties"]:

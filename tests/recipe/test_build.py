@@ -48,6 +48,25 @@ def test_flags_override_files_in_either_order(litgpt, config, order):
     assert (recipe.optimizer.weight_decay, recipe.train.max_tokens) == (0.1, 3000)
 
 
+@pytest.mark.parametrize(
+    ("command", "flag", "value", "tuner"),
+    [
+        ("finetune_full", "freeze_parameters_ratio", 0.5, "Full"),
+        ("finetune_adapter", "start_layer", 1, "Adapter"),
+        ("finetune_adapter_v2", "prompt_length", 3, "AdapterV2"),
+        ("finetune", "r", 3, "LoRA"),
+        ("finetune_lora", "r", 3, "LoRA"),
+    ],
+)
+def test_keys_below_tuner_are_those_of_the_tuner_of_the_command(litgpt, tmp_path, command, flag, value, tuner):
+    (tmp_path / "t.yaml").write_text(f"tuner: {{init_args: {{{flag}: {value}}}}}\n")
+    for arguments in ([f"--tuner.{flag}", str(value)], ["--config", tmp_path / "t.yaml"]):
+        recipe = litgpt(command, "m", *arguments).recipe
+        assert type(recipe.tuner).__name__ == tuner and getattr(recipe.tuner, flag) == value
+    said = litgpt(command, "m", "--tuner.gibberish", "1").error_line()
+    assert "tuner.gibberish is not a key; the keys of tuner are " in said and flag in said
+
+
 def test_later_files_override_earlier_ones(litgpt, config, tmp_path):
     (tmp_path / "more.yaml").write_text("seed: 8\ntrain: {max_tokens: 10}\noptimizer: {init_args: {lr: 0.25}}\n")
     recipe = litgpt("pretrain", "--config", config, "--config", tmp_path / "more.yaml").recipe

@@ -90,6 +90,16 @@ def test_incorrect_recipes_are_invalid(validator, text):
     assert errors(validator, text)
 
 
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [("finetune_full", "freeze_parameters_ratio"), ("finetune_adapter", "start_layer"), ("finetune", "r")],
+)
+def test_a_tuner_without_a_class_is_that_of_the_command(command, key):
+    schema = validator_of(command)
+    assert not errors(schema, f"{{checkpoint_dir: x, tuner: {{init_args: {{{key}: 1}}}}}}")
+    assert errors(schema, "{checkpoint_dir: x, tuner: {init_args: {block_size: 1}}}")
+
+
 def test_properties_have_descriptions_and_choices(validator):
     group = validator.schema["$defs"]["TrainArgs"]["properties"]
     assert group["micro_batch_size"]["description"] == "Number of samples per forward pass on one device."
