@@ -4,6 +4,7 @@ import re
 from argparse import ArgumentError
 from collections.abc import Iterable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -123,7 +124,7 @@ def flag_to_tree(recipe: type, flag: Flag, known: KnownKeys) -> Tree:
     group, base = keys.find_group(hint), keys.find_choice_base(hint)
     has_keys = group or base or any(str(kind).startswith("dict") for kind in keys.list_types(hint))
     if hint is None or (subkeys and not has_keys):
-        raise unknown_key_error(flag.key, known())
+        raise unknown_key_error([flag.key], known())
     value: Any = flag.value
     if has_keys and not subkeys:
         value = parse_mapping_flag(flag, is_choice=base is not None)
@@ -138,9 +139,15 @@ def parse_mapping_flag(flag: Flag, *, is_choice: bool) -> Any:
     """Parse the value of a flag that sets several keys: inline JSON, a YAML file, or a class name for a choice."""
     if flag.value.lstrip().startswith("{") or flag.value in ("null", ""):
         return parse_text(flag.value, f"--{flag.key}")
-    if is_choice and not flag.value.endswith((".yaml", ".yml", ".json")):
+    if is_choice and (not flag.value.endswith((".yaml", ".yml", ".json")) or holds_list(flag.value)):
         return flag.value
     return read_yaml(flag.value)
+
+
+def holds_list(path: str) -> bool:
+    """Return whether a file begins as a list in JSON, so that it holds rows and not settings."""
+    file = Path(path)
+    return file.suffix == ".json" and file.is_file() and file.read_bytes()[:100].lstrip()[:1] == b"["
 
 
 def normalize_settings(recipe: type, tree: Tree, known: KnownKeys, prefix: str = "") -> Tree:
@@ -159,7 +166,7 @@ def normalize_settings(recipe: type, tree: Tree, known: KnownKeys, prefix: str =
             if keys.has_var_keywords(recipe):
                 normalized[name] = value
                 continue
-            raise unknown_key_error(prefix + name, known())
+            raise unknown_key_error([prefix + name for name in tree if name not in settings], known())
         hint, default = settings[name]
         normalized[name] = normalize_value(hint, value, prefix + name, default, known)
     for name, (_, default) in settings.items():
@@ -214,11 +221,16 @@ def collect_settings(recipe: type, configs: Iterable[str], flags: Iterable[Flag]
         values = read_yaml(source)
         keys.check_utf8(values, "")
         tree = merge_settings(recipe, tree, values, trusted=not is_url(source))
-    settings = keys.list_settings(recipe)
-    for flag in sorted(flags, key=lambda flag: (flag.key.split(".")[0] not in settings, count_levels(flag))):
+    settings, unknown = keys.list_settings(recipe), []
+    for flag in sorted(flags, key=count_levels):
         keys.check_utf8(flag.value, flag.key)
-        known = partial(list_known_keys, recipe, tree)
-        tree = merge_settings(recipe, tree, flag_to_tree(recipe, flag, known), trusted=True)
+        if flag.key.split(".")[0] in settings:
+            known = partial(list_known_keys, recipe, tree)
+            tree = merge_settings(recipe, tree, flag_to_tree(recipe, flag, known), trusted=True)
+        else:
+            unknown.append(flag.key)
+    if unknown:
+        raise unknown_key_error(unknown, list_known_keys(recipe, tree))
     return tree
 
 

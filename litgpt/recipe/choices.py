@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +23,7 @@ TUNER_PATHS = {name: f"{cls.__module__}.{name}" for name, cls in TUNERS.items()}
 CLASS_PATHS: dict[type, dict[str, str]] = {DataModule: DATA_MODULES, Optimizer: OPTIMIZER_PATHS, Tuner: TUNER_PATHS}
 DOTTED = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]")
 SPARSE_OPTIMIZERS = {"torch.optim.SparseAdam": "sparse gradients"}
+ROW_FILES = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".gz", ".zst")
 ClassChoice = dict[str, Any]
 
 
@@ -39,6 +41,11 @@ def resolve_class_path(base: type, name: str, key: str, trusted: bool) -> str:
         name = f"torch.optim.{name}"
     if not trusted and name.rpartition(".")[0] != "torch.optim":
         raise UserError(f"{key}: {name!r} is not allowed in a recipe from a URL; download the recipe and use the file")
+    if base is DataModule and (name.endswith(ROW_FILES) or "/" in name or Path(name).exists()):
+        raise UserError(
+            f"{key}: {name!r} is a path or a name on the hub, and not a class; set data: Conversations and "
+            f"data.sources: [{name}]"
+        )
     if "." in name and base is not Tuner:
         return name
     near = keys.find_nearest(name, table)
@@ -161,7 +168,7 @@ def normalize_custom_optimizer(choice: ClassChoice, key: str) -> ClassChoice:
     known.pop(next(iter(known), ""), None)  # the parameters to optimize
     for name in arguments:
         if name not in known and not keys.has_var_keywords(cls):
-            raise unknown_key_error(f"{key}.{name}", [f"{key}.{other}" for other in known])
+            raise unknown_key_error([f"{key}.{name}"], [f"{key}.{other}" for other in known])
     if "lr" not in known and not keys.has_var_keywords(cls):
         raise UserError(f"{key}: {path} takes no lr, which is set at every step; use a class that takes it, or AdamW")
     default = known.get("lr", (None, keys.REQUIRED))[1]

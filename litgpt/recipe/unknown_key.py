@@ -84,12 +84,15 @@ def find_hint(key: str, known: list[str]) -> str | None:
     return nearest if rate >= CUTOFF else None
 
 
-def unknown_key_error(key: str, known: list[str]) -> UserError:
-    """Return the error for an unknown key, with the key that is probably meant, or the keys beside it."""
-    if hint := find_hint(key, known):
-        return UserError(f"{key} is not a key; did you mean {hint}?")
-    group = key.rpartition(".")[0]
+def unknown_key_error(unknown: list[str], known: list[str]) -> UserError:
+    """Return the error for unknown keys, with the keys that are probably meant, or else those beside the first one."""
+    hints = {key: hint for key in unknown if (hint := find_hint(key, known))}
+    subject = f"{unknown[0]} is not a key" if len(unknown) == 1 else f"{', '.join(unknown)} are not keys"
+    if hints:
+        texts = list(hints.values()) if len(unknown) == 1 else [f"{hint} ({key})" for key, hint in hints.items()]
+        return UserError(f"{subject}; did you mean {', '.join(texts)}?")
+    group = unknown[0].rpartition(".")[0]
     siblings = [other for other in known if group and other.rpartition(".")[0] == group]
     if siblings:
-        return UserError(f"{key} is not a key; the keys of {group} are {', '.join(map(get_last_part, siblings))}")
-    return UserError(f"{key} is not a key; --help all lists the keys of the command")
+        return UserError(f"{subject}; the keys of {group} are {', '.join(map(get_last_part, siblings))}")
+    return UserError(f"{subject}; --help all lists the keys of the command")

@@ -139,3 +139,24 @@ def test_without_a_similar_key_the_keys_beside_it_are_listed(litgpt):
     assert litgpt("pretrain", "x", "--zzz", "1").error_line() == (
         "zzz is not a key; --help all lists the keys of the command"
     )
+
+
+def test_all_unknown_keys_are_answered_at_once(litgpt, tmp_path):
+    line = litgpt("finetune", "--model", "x", "--lr", "1e-4", "--bf16", "true", "--zzz", "1").error_line()
+    hints = "checkpoint_dir (model), optimizer.lr (lr), precision: bf16-mixed (bf16)"
+    assert line == f"model, lr, bf16, zzz are not keys; did you mean {hints}?"
+    (tmp_path / "hf.yaml").write_text("learning_rate: 1e-4\nnum_train_epochs: 3\ntrain: {lr: 1, foo: 2}\n")
+    line = litgpt("finetune", "x", "--config", tmp_path / "hf.yaml").error_line()
+    assert line == (
+        "learning_rate, num_train_epochs are not keys; did you mean optimizer.lr (learning_rate), "
+        "train.epochs (num_train_epochs)?"
+    )
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "books", "org/rows", "none/rows.csv"])
+def test_a_path_in_the_place_of_a_data_module(litgpt, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "books").mkdir()
+    (tmp_path / "rows.json").write_text(" [{}]")
+    line = litgpt("finetune", "x", "--data", name).error_line()
+    assert line.endswith(f"and not a class; set data: Conversations and data.sources: [{name}]")
