@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from litgpt.errors import UserError
 from litgpt.store import weight_files
+from litgpt.store.adapters.folder import read_peft_tensors
 from litgpt.store.weight_files import list_safetensors, open_weights
 
 INDEX, SHARDS = "model.safetensors.index.json", ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -88,6 +89,13 @@ def test_weights_that_cannot_be_chosen_are_refused(tmp_path: Path, names: list[s
     write_sets(tmp_path / "m", names)
     with pytest.raises(UserError, match=reason):
         open_weights(tmp_path / "m")
+
+
+def test_an_adapter_in_two_formats_is_read_from_safetensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sets(tmp_path / "m", ["adapter_model.safetensors", "adapter_model.bin"])
+    path, tensors, _ = read_peft_tensors(tmp_path / "m")
+    assert path.name == "adapter_model.safetensors" and tensors["a"].tolist() == [0, 0]
+    assert "reads adapter_model.safetensors, not adapter_model.bin" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "loose.safetensors"])

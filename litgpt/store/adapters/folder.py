@@ -20,6 +20,7 @@ from litgpt.store.adapters.peft_options import check_options
 from litgpt.store.adapters.peft_tuners import PEFT_TUNERS, convert_tuner_from_peft, convert_tuner_to_peft
 from litgpt.store.adapters.saved_adapter import UNKNOWN_PRECISION, BasePrecision, SavedAdapter, check_new_rows
 from litgpt.store.checkpoint_load import PROGRESS, iter_checkpoint_weights
+from litgpt.store.collectives_io import warn_once
 from litgpt.store.legacy import load_state_dict
 from litgpt.store.published_tensor import list_parameters
 from litgpt.store.safetensors_files import SafetensorsFiles, write_tensors
@@ -159,6 +160,8 @@ def read_peft_tensors(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, 
     path = folder / PEFT_BIN
     if path.is_file() and not (folder / ADAPTER_WEIGHTS).is_file():
         return path, load_state_dict(path), {}
+    if path.is_file():
+        warn_once(f"{folder}: reads {ADAPTER_WEIGHTS}, not {PEFT_BIN} beside it, which may hold other weights")
     files = SafetensorsFiles([folder / ADAPTER_WEIGHTS])
     return folder / ADAPTER_WEIGHTS, {name: files.read(name) for name in files.tensors}, files.metadata
 
