@@ -118,11 +118,15 @@ def read_recipe(name: str, line: CommandLine) -> Any:
 
 def run_command(name: str, recipe: Any) -> None:
     """Run a command with its recipe."""
+    from litgpt.recipe.training import Training
+
     if name == "pretrain" and recipe.model_name == "list":
         print("\n".join(["Available values:", *import_object("litgpt.model.registry:list_model_names")()]))
         return
     if check := COMMANDS[name].check:
         import_object(f"litgpt.train.early_checks:{check}")(recipe)
+    if isinstance(recipe, Training) and get_local_rank() == 0:  # before seconds of imports
+        print(f"litgpt {name} {getattr(recipe, COMMANDS[name].positionals[0])}: output in {recipe.out_dir}", flush=True)
     import_object(f"litgpt.commands.{COMMANDS[name].module}:run")(recipe)
 
 

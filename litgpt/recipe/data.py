@@ -80,6 +80,11 @@ class Stream(Protocol):
         """Number of samples per epoch, over all ranks; None if the source does not know it."""
 
     @property
+    def tokens_per_epoch(self) -> int | None:
+        """Number of tokens per epoch, over all ranks; None if the source does not know it."""
+        return None
+
+    @property
     def epoch(self) -> float:
         """Number of epochs completed so far, as a fraction."""
 

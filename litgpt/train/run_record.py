@@ -11,15 +11,13 @@ from typing import Any
 
 import torch
 
-from litgpt import adapt
 from litgpt.errors import UserError
 from litgpt.files import read_json_object, write_json
-from litgpt.model.gpt import GPT
 from litgpt.parallel.precision import default_precision
 from litgpt.parallel.strategy import is_rank_zero
 from litgpt.recipe.to_yaml import find_changes, get_class_name, read_changed_arguments
+from litgpt.train.header import count_parameters
 from litgpt.train.loop import Loop
-from litgpt.train.run_spec import RunSpec
 from litgpt.train.setup import Run
 from litgpt.version import __version__
 
@@ -73,15 +71,6 @@ def describe_run(run: Run) -> dict[str, Any]:
         "steps": run.steps,
         "changes": find_changes(run.recipe),
     }
-
-
-def count_parameters(spec: RunSpec) -> tuple[int, int]:
-    """Count the parameters of the whole model with its adapter, all and trained; tied ones once."""
-    model = GPT.on_meta(spec.config)
-    if spec.tuner:
-        adapt.attach(model, spec.tuner)
-    parameters = list(model.parameters())
-    return sum(item.numel() for item in parameters), sum(item.numel() for item in parameters if item.requires_grad)
 
 
 def describe_start(run: Run, step: int) -> dict[str, Any]:

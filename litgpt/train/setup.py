@@ -34,9 +34,10 @@ from litgpt.store.adapters.saved_adapter import iter_changed_base
 from litgpt.store.checkpoint_load import find_checkpoint, load_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.load_model import iter_tensors, load_config, load_model
+from litgpt.train import header
 from litgpt.train.early_checks import check_resumption, check_vocabulary, resolve_sequence_length
 from litgpt.train.guard import LossScale
-from litgpt.train.launch import launch
+from litgpt.train.launch import count_processes, launch
 from litgpt.train.loggers import build_logger
 from litgpt.train.optimizer import build_optimizers
 from litgpt.train.run_spec import RunSpec, check_token_range
@@ -104,21 +105,25 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     """
     length = resolve_sequence_length(recipe, spec.config)
     check_resumption(recipe)
+    notify(header.describe_setup(recipe, spec, recipe.parallel.resolve_dims(count_processes(recipe))))
     fabric = launch(recipe)
     mesh = cast(MeshStrategy, fabric.strategy).mesh
     resumed_from = find_checkpoint(recipe.resume, recipe.out_dir, notify)
     data = open_data(recipe, spec, fabric, mesh, length, resumed=resumed_from is not None)
     for warning in data.tokenizer.warnings if data.tokenizer else ():
         notify(warning)
-    train_state = build_train_state(recipe, spec, mesh, fabric.device, resumed=resumed_from is not None)
     steps = count_steps(recipe.train, length, data.train.samples_per_epoch)
     warmup = count_warmup_steps(recipe.train, steps)
+    streams = (data.train, data.validation)
+    notify(header.describe_data(recipe, spec, streams, length=length, steps=steps, warmup=warmup))
     for line in list_warnings(recipe, spec, data, steps, fabric.world_size):
         notify(line)
+    train_state = build_train_state(recipe, spec, mesh, fabric.device, resumed=resumed_from is not None)
     checkpoints, progress = open_checkpoints(recipe, spec, train_state, resumed_from, notify)
     if progress:
         data.train.load_state_dict(progress["stream"])
-        notify(f"Resuming training from {resumed_from}")
+    if recipe.resume is not False:
+        notify(header.format_rows([header.describe_origin(recipe, spec, resumed_from, progress.get("step", 0))]))
     if fabric.global_rank == 0:
         write_run_files(recipe, spec)
     return Run(

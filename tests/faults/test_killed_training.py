@@ -119,5 +119,6 @@ def test_a_signal_saves_leaves_with_zero_and_loses_nothing(tmp_path: Path, numbe
     assert saved is not None
     assert not (folder / "out" / "final").exists()
     assert train(folder, "--resume", "true") == [0], read_log(folder)
+    assert f"Start     Resuming training from out/{saved.name}, after step {step}\n" in read_log(folder)
     assert read_losses(folder) == expected
     assert (folder / "out" / "final" / "model.safetensors").is_file()

@@ -47,6 +47,9 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+HEADER = {"litgpt pre", "Model", "Device", "Data", "Steps", "Start"}
+
+
 def trained(folder: Path, ranks: int = 1, **changes: Any) -> dict[int, float]:
     """The losses of a run that must end well."""
     write_text(folder)
@@ -56,6 +59,10 @@ def trained(folder: Path, ranks: int = 1, **changes: Any) -> dict[int, float]:
     assert codes == [0] * ranks, "".join([first, *others])
     assert not re.search("Warning|deprecated|[Dd]istributed|MEMBER", first), first
     assert not any(others), others  # the first rank alone prints
+    header = [line for line in first[: first.index("\nstep 1")].splitlines() if line[:10].strip() in HEADER]
+    assert {line[:10].strip() for line in header} == HEADER, first
+    assert max(map(len, header)) <= 80, first
+    assert ("Layout" in first) == (ranks > 1)
     return read_losses(folder)
 
 
@@ -81,7 +88,16 @@ def test_layouts_have_the_losses_of_one_process(tmp_path: Path) -> None:
 def test_training_goes_on_from_a_finished_model(tmp_path: Path) -> None:
     first = trained(tmp_path / "first")
     final = tmp_path / "first" / "out" / "final"
+    log = (tmp_path / "first" / "rank-0.log").read_text()
+    assert "litgpt pretrain toy: output in out\n" in log
+    assert "Model     toy: 14,672 parameters, all trained\nDevice    1 x CPU, 32-true\n" in log
+    assert "\nStart     random weights, seed 42\n" in log
+    assert "\nData      TextFiles text: 387 samples of 32 tokens, 12,384 tokens in all\n" in log
+    assert "validation: 128 samples (24.9% of all)" in log
+    assert "Steps     12 of 8 samples, 256 tokens = 0.25 epochs, warm-up 2 steps\n" in log
     second = trained(tmp_path / "second", initial_checkpoint_dir=str(final), optimizer__init_args__lr=1e-3)
+    log = (tmp_path / "second" / "rank-0.log").read_text()
+    assert re.search(rf"\nStart     weights of\s+{final}\n", log), log
     assert second[1] < first[1] - 0.3
     assert second[1] == pytest.approx(first[12], abs=0.3)
 

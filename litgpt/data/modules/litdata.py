@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -149,6 +150,7 @@ def _open_litdata_stream(folders: list[tuple[str, float]], module: Any, shape: B
         raise UserError(
             "data.document_mask: true needs local, uncompressed chunk folders; set data.document_mask: false"
         )
+    warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)  # litdata copies it
     from litdata.streaming import CombinedStreamingDataset, StreamingDataLoader, StreamingDataset, TokensLoader
 
     def open_folder(folder: str) -> StreamingDataset:

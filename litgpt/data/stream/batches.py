@@ -41,6 +41,11 @@ class SampleStream(Stream):
         return self.samples.count
 
     @property
+    def tokens_per_epoch(self) -> int:
+        """Tokens in one pass over the data, over all ranks."""
+        return self.samples.token_count
+
+    @property
     def epoch(self) -> float:
         """Passes over the data so far."""
         return self.position / self.samples.count

@@ -115,6 +115,7 @@ class SampleRows:
         sizes = np.ones(len(samples.table), np.int64) if rows is None else np.array([len(row) for row in rows])
         self._row_starts = np.concatenate([[0], np.cumsum(sizes)])
         self.count = len(sizes)
+        self.token_count = int(samples.lengths[self._members].sum())
         self.weighted = any(file.weighted for file in samples.files)
         names = sorted({name or "default" for file in samples.files for name in file.channels})
         self.channels: Sequence[str] = [] if names == ["default"] else names

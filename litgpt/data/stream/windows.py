@@ -32,6 +32,7 @@ class SampleDataset(Protocol):
     """Numbered samples without end: number `count` is the first of the second epoch."""
 
     count: int
+    token_count: int
     fingerprint: str
     channels: Sequence[str]
 
@@ -79,6 +80,7 @@ class Windows(WindowDataset):
                 f"train.max_seq_length: {length} needs {length + 1} tokens of text, but there are only {tokens.total}; "
                 f"add more text or set train.max_seq_length to {max(1, tokens.total - 1)} or less"
             )
+        self.token_count = self.count * length
         self.tail = tokens.total - 1 - self.count * length
         self.fingerprint = compute_fingerprint(tokens.fingerprint, length, seed)
         self.tokens = tokens
@@ -121,6 +123,7 @@ class BlendedWindows(WindowDataset):
 
     def __init__(self, first: Windows, second: Windows, share: float) -> None:
         self.count = first.count + second.count
+        self.token_count = first.token_count + second.token_count
         self.fingerprint = compute_fingerprint(first.fingerprint, second.fingerprint, share)
         self.first, self.second = first, second
         self._millionths = round(share * 1_000_000)  # integers stay exact at every position
