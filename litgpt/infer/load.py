@@ -91,7 +91,7 @@ def resolve_model_folder(folder: Path) -> Path:
     if step is None and not (folder / "config.json").is_file() and (folder / "final").is_dir():
         return folder / "final"
     if step is None and (names := list_subfolder_adapters(folder)):
-        raise UserError(f"checkpoint_dir: {folder} holds {len(names)} adapters; give one of them: {', '.join(names)}")
+        raise UserError(f"checkpoint_dir: {folder} has adapters in subfolders; give one of them: {', '.join(names)}")
     return step or folder
 
 

@@ -247,6 +247,7 @@ def test_what_cannot_be_merged_is_one_line(tmp_path: Path, capsys: pytest.Captur
     write(tmp_path / "edited", ReFT())
     config = tmp_path / "lost" / "adapter_config.json"
     config.parent.mkdir()
+    (tmp_path / "empty").mkdir()
     config.write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "gone")}))
     cases = {
         ("adapter", "--pretrained_checkpoint_dir", str(tmp_path / "wider")): "load its own base",
@@ -255,7 +256,8 @@ def test_what_cannot_be_merged_is_one_line(tmp_path: Path, capsys: pytest.Captur
         ("shifted/adapter",): "cannot be merged: the layer has no bias",
         ("edited/adapter",): "cannot be merged: edits",
         ("lost",): "base_model_name_or_path: ",
-        ("nothing",): "holds no adapter",
+        ("nothing",): "does not exist",
+        ("empty",): "holds no adapter",
     }
     for (folder, *flags), said in cases.items():
         output = ["--output_dir", str(tmp_path / "merged")]

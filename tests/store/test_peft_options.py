@@ -20,6 +20,7 @@ from litgpt.infer.load import open_model
 from litgpt.model.gpt import GPT
 from litgpt.recipe.finetune import FinetuneLora
 from litgpt.store.adapters.folder import load_adapter_folder
+from litgpt.store.adapters.peft_tuners import convert_tuner_from_peft
 from litgpt.store.load_model import load_config
 from litgpt.store.save_model import save_model_folder
 from litgpt.train.run_spec import build_finetune_spec
@@ -203,6 +204,11 @@ OTHERS = {
     "VeRA, bias": (peft.VeraConfig, {"r": 4, "bias": "all"}, "bias: all"),
     "VeRA without projection": (peft.VeraConfig, {"r": 4, "save_projection": False}, "save_projection: true"),
     "BOFT": (peft.BOFTConfig, {"boft_block_size": 4, "boft_block_num": 0, "bias": "all"}, "bias: all"),
+    "BOFT, blocks": (
+        peft.BOFTConfig,
+        {"boft_block_size": 0, "boft_block_num": 4, "target_modules": ["q_proj", "down_proj"]},
+        "boft_block_num: blocks of sizes 8, 12",
+    ),
     "LoHa": (peft.LoHaConfig, {"r": 4}, "peft_type: 'LOHA' is not one of LORA, IA3, VERA, BOFT"),
     "prefix": (peft.PrefixTuningConfig, {"num_virtual_tokens": 4}, "peft_type: 'PREFIX_TUNING'"),
     "prompt": (peft.PromptTuningConfig, {"num_virtual_tokens": 4}, "peft_type: 'PROMPT_TUNING'"),
@@ -213,9 +219,15 @@ OTHERS = {
 def test_other_tuners_are_refused_by_name(name: str, tmp_path: Path) -> None:
     config, options, words = OTHERS[name]
     targets = {} if "PREFIX" in words or "PROMPT" in words else {"target_modules": Q}
-    train_in_peft(tmp_path, {**options, **targets}, {}, config=config)
+    train_in_peft(tmp_path, {**targets, **options}, {}, config=config)
     with pytest.raises(UserError, match=words):
         load_adapter_folder(tmp_path / "adapter", load_config(tmp_path / "base"))
+
+
+def test_other_tuners_in_fused_layers_are_refused() -> None:
+    tensors = {"model.layers.0.self_attn.qkv_proj.ia3_l": torch.ones(64, 1)}
+    with pytest.raises(UserError, match=r"target_modules: IA3 on .*qkv_proj is not supported"):
+        convert_tuner_from_peft(tensors, {"peft_type": "IA3"}, small("Phi-3-mini-4k-instruct"))
 
 
 @torch.no_grad()
@@ -239,7 +251,7 @@ def test_a_folder_of_several_adapters_lists_them(
     ):
         assert main(arguments) == 1
         said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert "holds 2 adapters; give one of them: first, second" in said, said
+        assert "has adapters in subfolders; give one of them: first, second" in said, said
 
 
 def test_a_resized_vocabulary_without_its_rows_is_refused(tmp_path: Path) -> None:
@@ -290,3 +302,9 @@ def test_further_training_keeps_what_changed_of_the_base(rows: int, tmp_path: Pa
     assert (adapter - final).abs().max() < 1e-4 and torch.equal(adapter, step)
     assert not torch.allclose(before, final, atol=1e-5)
     assert (out / "final" / "tokenizer.json").is_file()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if rows != ROWS:
+        theirs.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        theirs = peft.PeftModel.from_pretrained(theirs, out / "adapter").eval()(IDS).logits
+    assert (theirs - adapter).abs().max() < 2e-5 * theirs.abs().max()

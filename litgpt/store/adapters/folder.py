@@ -16,7 +16,7 @@ from litgpt.recipe.tuner import TUNERS, LoRA, Tuner
 from litgpt.store.adapters.litgpt_lora import LITGPT_WEIGHTS, load_litgpt_lora, read_litgpt_settings
 from litgpt.store.adapters.lora_pairs import COPY_SUFFIX, get_added_name
 from litgpt.store.adapters.peft_lora import PREFIX, convert_lora_from_peft, convert_lora_to_peft
-from litgpt.store.adapters.peft_options import check_options
+from litgpt.store.adapters.peft_options import MERGE, check_options
 from litgpt.store.adapters.peft_tuners import PEFT_TUNERS, convert_tuner_from_peft, convert_tuner_to_peft
 from litgpt.store.adapters.saved_adapter import UNKNOWN_PRECISION, BasePrecision, SavedAdapter, check_new_rows
 from litgpt.store.checkpoint_load import PROGRESS, iter_checkpoint_weights
@@ -139,9 +139,8 @@ def load_adapter_folder(folder: Path | str, config: Config) -> SavedAdapter:
         return load_own_format(folder, values[OWN_KEY], base, config)
     peft_types = ["LORA", *(tuner.peft_type for tuner in PEFT_TUNERS)]
     if values.get("peft_type") not in peft_types:
-        raise UserError(
-            f"{folder / ADAPTER_CONFIG}: peft_type: {values.get('peft_type')!r} is not one of {', '.join(peft_types)}"
-        )
+        kind = f"peft_type: {values.get('peft_type')!r}"
+        raise UserError(f"{folder / ADAPTER_CONFIG}: {kind} is not one of {', '.join(peft_types)}; {MERGE}")
     path, tensors, metadata = read_peft_tensors(folder)
     published = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     try:

@@ -11,6 +11,7 @@ from litgpt.model.config import Config
 from litgpt.recipe.tuner import BOFT, IA3, Tuner, VeRA
 from litgpt.store.adapters.lora_pairs import strip_ending
 from litgpt.store.adapters.peft_lora import PREFIX, list_published_mappings
+from litgpt.store.adapters.peft_options import MERGE
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def convert_tuner_from_peft(
     if tuner is None:
         return None
     layers = {hf_name: name for name, hf_name in list_plain_layers(config).items()}
+    others = {strip_ending(hf_name) for hf_name in list_published_mappings(config)} - layers.keys()
     shared = {peft_name: name for name, peft_name in tuner.shared.items()}
     tensors: dict[str, Tensor] = {}
     for name, tensor in published.items():
@@ -120,6 +122,8 @@ def convert_tuner_from_peft(
         elif layer in layers and keys:
             _, dim = tuner.keys[keys[0]]
             tensors[f"{layers[layer]}.{keys[0]}"] = tensor if dim is None else tensor.squeeze(dim)
+        elif layer in others:
+            raise UserError(f"target_modules: {tuner.peft_type} on {layer} is not supported; {MERGE}")
         else:
             raise UserError(f"{name}: no tensor of this name in the model; load the adapter's own base")
     if missing := sorted(tuner.shared.keys() - tensors.keys()):
@@ -129,4 +133,18 @@ def convert_tuner_from_peft(
     settings["target_modules"] = sorted({name for names in owners.values() for name in names})
     if tuner.settings_class is IA3:
         settings["feedforward_modules"] = owners["scale_in"]
+    if tuner.settings_class is BOFT:
+        settings["block_size"] = find_boft_block_size(tensors)
     return tuner.settings_class(**settings), tensors
+
+
+def find_boft_block_size(tensors: Mapping[str, Tensor]) -> int:
+    """The size of BOFT's blocks.
+
+    Raises:
+        UserError: if the blocks of layers differ in size.
+    """
+    sizes = sorted({tensor.shape[-1] for name, tensor in tensors.items() if name.endswith("boft_r")})
+    if len(sizes) != 1:
+        raise UserError(f"boft_block_num: blocks of sizes {', '.join(map(str, sizes))} are not supported; {MERGE}")
+    return sizes[0]
