@@ -61,6 +61,8 @@ def test_help_of_one_group(litgpt):
     for line in (["--train.help"], ["--help=train"], ["x", "--data", "--help", "train"]):
         assert litgpt("pretrain", *line).out == text
     assert litgpt("pretrain", "--help", "data").out == litgpt("pretrain", "--data.help").out
+    text = litgpt("pretrain", "--help", "optimizer").out
+    assert text.startswith("optimizer:\n  --optimizer.lr ") and "\nclasses of optimizer:\n  AdamW " in text
     assert "trian is not a group of keys; use --help all, or general, tokenizer, train, " in (
         litgpt("pretrain", "--help", "trian").error_line()
     )

@@ -137,6 +137,8 @@ def print_topic(recipe: type, topic: str, name: str = "") -> None:
     """
     groups, settings = list_groups(recipe), list_settings(recipe)
     if base := find_choice_base(settings.get(topic, (None, None))[0]):
+        if topic in groups and not name:  # of the default class
+            print("\n".join([f"{topic}:", *format_entries(groups[topic]), "", f"classes of {topic}:"]))
         print("\n".join(format_choice(base, topic, name)))
     elif topic in groups:
         print("\n".join([f"{topic}:", *format_entries(groups[topic])]))
