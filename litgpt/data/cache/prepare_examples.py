@@ -1,6 +1,5 @@
 """Find the samples of some rows in the cache, or build them."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -21,7 +20,7 @@ def prepare_examples(
     Two processes may call it at once; the second waits for the first.
 
     Args:
-        on_error: for invalid rows: raise; drop and count them; or warn, which also prints the first few.
+        on_error: for invalid rows: raise; or else count them.
         tokenize: ahead, or lazily when samples are read.
 
     Raises:
@@ -34,13 +33,8 @@ def prepare_examples(
     examples = CachedExamples(folder) if tokenize == "ahead" else LazyExamples(folder, renderer, on_error)
     examples.fingerprint = hash_key([1, *key])  # the first format's, so that checkpoints of all formats resume
     report = examples.report
-    if report.left_out:
-        if on_error == "raise":
-            raise bad_row_error(report.first[0])
-        shown = report.first if on_error == "warn" else []
-        print(f"{rows.name}: {report}", *(f"  {line}" for line in shown), sep="\n", file=sys.stderr)
-    if unread := report.describe_unread():
-        print(f"{rows.name}: {unread}", file=sys.stderr)
+    if report.left_out and on_error == "raise":
+        raise bad_row_error(report.first[0])
     if examples.count == 0:
         reason = f"the first error: {report.first[0]}" if report.first else "it is empty"
         raise UserError(f"data: {rows.name} has no row to train on; {reason}")

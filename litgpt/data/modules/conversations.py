@@ -293,6 +293,7 @@ class Conversations(FinetuningData):
         """Stream the training samples, endlessly."""
         if not self.streaming:
             return super().train_stream(shape)
+        self.print_row_reports(shape)
         sources = self._streamed
         packing = (self.packing.length or shape.max_seq_length, self.packing.strategy) if self.packing.enabled else None
         builder = stream.streaming.SampleBuilder(

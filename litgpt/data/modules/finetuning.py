@@ -219,8 +219,18 @@ class FinetuningData(DataModule):
             raise UserError(f"eval.evaluate_example: {which} of {count} conversations; use 0 to {count - 1}")
         return int(index)
 
+    def print_row_reports(self, shape: BatchShape) -> None:
+        """Print, on the first rank, the rows that were left out, and the columns and fields that nothing reads."""
+        for entry, file in self.prepared if shape.rank == 0 else ():
+            if file.report.left_out:
+                shown = file.report.first if self.on_error == "warn" else []
+                print(f"{entry.rows.name}: {file.report}", *(f"  {line}" for line in shown), sep="\n", file=sys.stderr)
+            if unread := file.report.describe_unread():
+                print(f"{entry.rows.name}: {unread}", file=sys.stderr)
+
     def train_stream(self, shape: BatchShape) -> Stream:
         """Stream the training samples, endlessly."""
+        self.print_row_reports(shape)
         samples = self._select_samples(shape, "train")
         assert samples is not None
         grouping = LengthGrouping(shape.global_batch_size, self.group_by_length) if self.group_by_length else None

@@ -79,7 +79,9 @@ def to_conversation(row: Any, columns: Mapping[str, str] | None = None, format: 
         channel=fields.parse_channel(row.get("channel")),
         weight=fields.parse_weight(row.get("weight"), "weight"),
     )
-    unread = [name for name, value in row.items() if name not in row.names_read and value not in ("", [], {})]
+    # empty values lose nothing, and renamed columns are known to the user
+    ignored = row.names_read | {name.lower() for name in (columns or {}).values()}
+    unread = [name for name, value in row.items() if name not in ignored and value not in ("", [], {})]
     conversation = replace(conversation, unread=(*unread, *conversation.unread))
     if not conversation.messages:
         raise BadRow("no messages")

@@ -179,7 +179,8 @@ def test_rows_of_preferences_are_refused_with_columns_that_work(number: int) -> 
     with pytest.raises(BadRow, match="preference row; alignment is not available yet") as raised:
         to_conversation(row)
     assert "{" + ", ".join(f"{name}: {other}" for name, other in columns.items()) + "}" in raised.value.detail
-    assert to_conversation(row, columns).messages[-1].role == "assistant"
+    conversation = to_conversation(row, columns)
+    assert conversation.messages[-1].role == "assistant" and "unused" not in conversation.unread
 
 
 def test_instructions_of_litgpt_have_a_context_too() -> None:
