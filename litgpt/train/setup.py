@@ -27,6 +27,7 @@ from litgpt.parallel.reduce import all_gather_objects
 from litgpt.parallel.strategy import MeshStrategy, is_rank_zero
 from litgpt.phases import phase
 from litgpt.recipe.data import BatchShape, Stream
+from litgpt.recipe.effect import describe_no_effect
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.recipe.training import Training
 from litgpt.store.adapters.folder import load_adapter_folder
@@ -153,6 +154,9 @@ def list_warnings(recipe: Training, spec: RunSpec, data: RunData, steps: int | N
         )
     if recipe.eval.initial_validation and data.validation is None:
         lines.append("eval.initial_validation: true has no effect without validation data; set false")
+    bias = getattr(spec.tuner, "bias", "none")
+    if bias != "none" and not any(name.endswith("bias") for name, _ in GPT.on_meta(spec.config).named_parameters()):
+        lines.append(describe_no_effect("tuner.bias", bias, "a model without biases", "set none"))
     if spec.config.router_correction and not spec.adapted:
         lines.append("router_correction: true: the corrections are not updated in training; they keep their values")
     return lines

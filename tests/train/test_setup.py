@@ -8,6 +8,7 @@ import pytest
 from litgpt.model.config import Config
 from litgpt.recipe.pretrain import Pretrain
 from litgpt.recipe.train import EvalArgs, TrainArgs
+from litgpt.recipe.tuner import LoRA
 from litgpt.train.run_spec import RunSpec
 from litgpt.train.setup import list_warnings
 from tests.runs import SHAPE
@@ -19,6 +20,8 @@ EXPERTS = {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2,
     ("settings", "shape", "warnings"),
     [
         ({}, {}, []),
+        ({"tuner": LoRA(bias="all")}, {"bias": True}, []),
+        ({"tuner": LoRA(bias="all")}, {}, ["tuner.bias: all has no effect with a model without biases; set none"]),
         (
             {"train": TrainArgs(lr_warmup_steps=31)},
             {},
@@ -37,7 +40,8 @@ EXPERTS = {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2,
     ],
 )
 def test_warnings_before_the_first_step(settings: dict[str, Any], shape: dict[str, Any], warnings: list[str]) -> None:
+    tuner = settings.pop("tuner", None)
     recipe = Pretrain("x", **{"train": TrainArgs(lr_warmup_steps=30)} | settings)
-    spec: Any = RunSpec("pretrain", Config(**{**SHAPE, **shape}), None, None, None)  # type: ignore[arg-type]
+    spec: Any = RunSpec("pretrain", Config(**{**SHAPE, **shape}), None, None, None, tuner=tuner)  # type: ignore[arg-type]
     data: Any = SimpleNamespace(validation=None)
     assert list_warnings(recipe, spec, data, 30, ranks=1) == warnings
