@@ -27,7 +27,7 @@ SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 4, "head_size": 8, "intermediate_
 SHAPE |= {"padded_vocab_size": 1024}
 SHRINK = [f"--model_config.{key}={value}" for key, value in SHAPE.items()] + [
     *("--train.max_seq_length=32", "--train.global_batch_size=2", "--train.micro_batch_size=2"),
-    *("--precision=32-true", "--eval.max_iters=1", "--eval.sample_tokens=4"),
+    *("--precision=32-true", "--eval.max_iters=1"),
 ]
 WORDS = "the first letter of a book is where its reader begins and whoever comes later finds less of it there"
 
