@@ -297,9 +297,9 @@ def test_two_thousand_bad_rows_are_counted(
     assert len(report["first"]) == 10
     where = next(number for number, (_, reason) in enumerate(lines, 1) if reason)
     assert report["first"][0].startswith(f"{path}:{where}: {lines[where - 1][1]}")
-    data.train_stream(BatchShape(1, 1, 64, rank=1, ranks=2))
+    data.train_stream(BatchShape(1, 2, 64, rank=1, ranks=2))
     assert "left out:" not in capsys.readouterr().err  # the first rank says it
-    data.train_stream(BatchShape(1, 1, 64, rank=0, ranks=2))
+    data.train_stream(BatchShape(1, 2, 64, rank=0, ranks=2))
     said = capsys.readouterr().err
     assert "2,000 of 2,050 rows left out" in said and f":{where}:" not in said
     module(tmp_path, tokenizer, [str(path)], on_error="warn").train_stream(BatchShape(1, 2, 64))
