@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from litgpt.errors import UserError
 from litgpt.interrupts import EXIT_CODE, exit_on_interrupt
+from litgpt.messages import mute_messages
 from litgpt.phases import show_phases
 from litgpt.recipe.columns import format_columns
 from litgpt.recipe.commands import COMMANDS, Command, find_command, import_object
@@ -170,7 +171,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if recipe is not None:
             is_first = get_local_rank() == 0
             display = import_object("litgpt.train.console:build_phase_display")(enabled=is_first)
-            with exit_on_interrupt(INTERRUPTED if is_first else ""), show_phases(display):
+            with (
+                exit_on_interrupt(INTERRUPTED if is_first else ""),
+                show_phases(display),
+                mute_messages(muted=not is_first),
+            ):
                 run_command(name, recipe)
     except UserError as error:
         return print_error(error, 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from litgpt import cli
+from litgpt.messages import print_message
 from litgpt.recipe.commands import COMMANDS, FIELD_COMMANDS, MISSING_COMMANDS
 from litgpt.recipe.keys import list_keys
 
@@ -275,3 +276,18 @@ def test_a_text_of_a_file_that_is_not_utf8_is_named(tmp_path: Path, capsys: pyte
     (tmp_path / "recipe.yaml").write_text('model_name: pythia-14m\neval: {sample_prompt: "a\\ud800"}\n')
     assert cli.main(["pretrain", "--config", str(tmp_path / "recipe.yaml")]) == 2
     assert "eval.sample_prompt: 'a\\ud800' is not UTF-8 at character 2" in capsys.readouterr().err
+
+
+def test_what_every_process_would_say_the_first_one_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = cli.import_object
+
+    def run(_recipe: object) -> None:
+        print_message("no validation", "of 3 rows")
+
+    monkeypatch.setattr(cli, "import_object", lambda path: run if path.endswith(":run") else real(path))
+    for rank, expected in (("0", "no validation\nof 3 rows\n"), ("1", "")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert cli.main(["report", "out/x"]) == 0
+        assert capsys.readouterr().err == expected

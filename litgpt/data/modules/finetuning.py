@@ -2,7 +2,6 @@
 
 import hashlib
 import random
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -23,6 +22,7 @@ from litgpt.data.render.example import Renderer
 from litgpt.data.stream.packing import OnOverlong, PackingStrategy, pack_samples
 from litgpt.data.stream.sampler import FeistelPermutation, LengthGrouping
 from litgpt.errors import UserError
+from litgpt.messages import print_message
 from litgpt.recipe.bounds import Count, Position, Seed, check_numbers
 from litgpt.recipe.data import BatchShape, DataModule, Stream
 from litgpt.recipe.effect import check_effects
@@ -224,9 +224,9 @@ class FinetuningData(DataModule):
         for entry, file in self.prepared if shape.rank == 0 else ():
             if file.report.left_out:
                 shown = file.report.first if self.on_error == "warn" else []
-                print(f"{entry.rows.name}: {file.report}", *(f"  {line}" for line in shown), sep="\n", file=sys.stderr)
+                print_message(f"{entry.rows.name}: {file.report}", *(f"  {line}" for line in shown))
             if unread := file.report.describe_unread():
-                print(f"{entry.rows.name}: {unread}", file=sys.stderr)
+                print_message(f"{entry.rows.name}: {unread}")
 
     def train_stream(self, shape: BatchShape) -> Stream:
         """Stream the training samples, endlessly."""
@@ -251,17 +251,16 @@ class FinetuningData(DataModule):
         """Store and print the fraction of padding in the first micro-batches."""
         total, padding = rows.count_padding(shape.micro_batch_size)
         self.padding_report = {"places": total, "padding": padding, "group_by_length": self.group_by_length}
-        print(f"padding: {padding / total:.1%} of {total:,} tokens", file=sys.stderr)
+        print_message(f"padding: {padding / total:.1%} of {total:,} tokens")
 
     def _pack(self, samples: "SampleTable", shape: BatchShape) -> list[np.ndarray]:
         length = self.packing.length or shape.max_seq_length
         rows = pack_samples(samples.lengths, length, self.packing.strategy)
         if shape.rank == 0:
             ratio = float(samples.lengths.sum()) / (len(rows) * length)
-            print(
+            print_message(
                 f"packed {len(samples.lengths):,} samples into {len(rows):,} rows of {length:,} tokens: "
                 f"{ratio:.1%} full, {len(samples.lengths) / len(rows):.1f} samples per row",
-                file=sys.stderr,
             )
         return rows
 
@@ -294,10 +293,9 @@ class FinetuningData(DataModule):
         counts_of_files = zip(table.overlong.tolist(), table.untrained.tolist(), strict=True)
         self.cut_counts[split] = dict(zip([entry.rows.name for entry in entries], counts_of_files, strict=True))
         if shape.rank == 0 and (table.overlong.any() or table.left_out):
-            print(
+            print_message(
                 f"{split}: {table.overlong.sum():,} samples are longer than {shape.max_seq_length:,} tokens "
                 f"({self.on_overlong}); {table.left_out:,} left out",
-                file=sys.stderr,
             )
         return table
 
@@ -347,8 +345,7 @@ def _print_mix(entries: list[DatasetEntry], parts: list[np.ndarray], available: 
     """Print the fraction of an epoch that comes from each of several sets, and how often its samples repeat."""
     total = sum(map(len, parts))
     for entry, part, count in zip(entries, parts, available, strict=True) if len(entries) > 1 else ():
-        print(
+        print_message(
             f"{entry.rows.name}: {len(part):,} samples, {len(part) / max(total, 1):.1%} of an epoch, "
             f"{len(part) / max(count, 1):.2f} times each",
-            file=sys.stderr,
         )

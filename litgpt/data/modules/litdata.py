@@ -1,7 +1,6 @@
 """Data modules of tokens in chunk folders that litdata wrote, local or remote."""
 
 import re
-import sys
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 
 from litgpt.data import cache, stream
 from litgpt.errors import UserError
+from litgpt.messages import print_message
 from litgpt.recipe.bounds import Position, Seed, check_numbers
 from litgpt.recipe.data import BatchShape, DataModule, Stream
 
@@ -52,9 +52,8 @@ class ChunkFolders(DataModule):
         """Stream one pass over the validation tokens; None without any."""
         folder = self.val_folder()
         if folder is None:
-            print(
+            print_message(
                 f"no validation: data: {type(self).__name__} has no validation tokens; set data.split_names",
-                file=sys.stderr,
             )
             return None
         return open_chunk_stream([(folder, 1.0)], self, shape, repeat=False)

@@ -1,6 +1,5 @@
 """Data modules of text, which is tokenized to token shards once and read in windows."""
 
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -11,6 +10,7 @@ from litgpt.data import cache, stream
 from litgpt.data.read.documents import BadRows, Corpus, SkippedRows, fingerprint_files, list_text_files, read_documents
 from litgpt.data.read.python_docs import write_python_docs
 from litgpt.errors import UserError
+from litgpt.messages import print_message
 from litgpt.recipe.bounds import Position, Seed, check_numbers
 from litgpt.recipe.data import BatchShape, DataModule, Stream
 
@@ -86,10 +86,9 @@ class TokenizedText(DataModule):
         if self.val_tokens is None:
             return None
         if self.val_tokens.total <= shape.max_seq_length:
-            print(
+            print_message(
                 f"no validation: its {self.val_tokens.total} tokens do not fill one window; add text or set "
                 f"train.max_seq_length below {self.val_tokens.total}",
-                file=sys.stderr,
             )
             return None
         return stream.batches.ValStream(self._cut_windows(self.val_tokens, shape), shape)

@@ -1,0 +1,23 @@
+"""Lines to the user on stderr that every process of a run would print, and the first one on each machine does."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+mutes: list[bool] = []
+
+
+def print_message(*lines: str) -> None:
+    """Print lines to stderr, unless this process is muted."""
+    if not any(mutes):
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def mute_messages(*, muted: bool) -> Iterator[None]:
+    """Print no messages inside the block if `muted`."""
+    mutes.append(muted)
+    try:
+        yield
+    finally:
+        mutes.pop()
