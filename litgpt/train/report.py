@@ -113,7 +113,8 @@ def build_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     model, data, start = record["model"], record["data"], record["starts"][-1]
     trained, total = model["trained_parameters"], model["parameters"]
     samples, length, held_out = data["samples"], data["sequence_length"], data["validation_samples"]
-    size = "no known number of samples" if samples is None else f"{samples:,} samples an epoch"
+    tokens = f", {data['tokens']:,} tokens in all" if data.get("tokens") else ""
+    size = ("unknown number" if samples is None else f"{samples:,} an epoch") + tokens
     settings = [f"{name}: {value}" for name, value in data["settings"].items()]
     starts = len(record["starts"])
     facts = [
@@ -123,9 +124,10 @@ def build_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
             "Parameters",
             f"{total:,}, " + ("all trained" if trained == total else f"{trained:,} trained ({trained / total:.2%})"),
         ),
+        ("Initial weights", record.get("weights") or "random"),
         ("Method", record.get("tuner")),
         ("Data", ", ".join((data["source"], *settings))),
-        ("Samples", f"{size}, up to {length:,} tokens each" + (f"; {held_out:,} for validation" if held_out else "")),
+        ("Samples", f"{size}, at most {length:,} tokens each" + (f"; {held_out:,} for validation" if held_out else "")),
         ("Precision", start["precision"]),
         ("Machine", f"{start['host']}, {start['system']}, {start['processes']} x {start['device']}"),
         ("Layout", ", ".join(f"{axis} {degree}" for axis, degree in start["layout"].items() if degree > 1)),

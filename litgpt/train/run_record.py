@@ -61,10 +61,12 @@ def describe_run(run: Run) -> dict[str, Any]:
         "task": spec.task,
         "model": {"name": spec.config.name, "parameters": total, "trained_parameters": trained},
         "tuner": get_class_name(spec.tuner) if spec.tuner else None,
+        "weights": str(spec.weights) if spec.weights else None,
         "data": {
             "source": get_class_name(spec.data),
             "settings": read_changed_arguments(spec.data),
             "samples": data.train.samples_per_epoch,
+            "tokens": getattr(data.train, "tokens_per_epoch", None),  # a user's own stream may not have it
             "validation_samples": data.validation.samples_per_epoch if data.validation else 0,
             "sequence_length": data.sequence_length,
         },

@@ -30,6 +30,7 @@ def test_the_record_has_the_facts_of_a_run(tmp_path: Path) -> None:
     assert record["model"]["parameters"] == record["model"]["trained_parameters"] > 10_000
     assert record["data"]["source"] == "TextFiles" and record["data"]["settings"]["train_data_path"] == "text"
     assert record["data"]["samples"] > 10 and record["data"]["sequence_length"] == 32
+    assert record["data"]["tokens"] == 32 * record["data"]["samples"] and record["weights"] is None
     assert record["changes"]["train"]["max_steps"] == 2 and "num_nodes" not in record["changes"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "all 2 steps are done" in page and start["host"] in page
