@@ -105,6 +105,6 @@ def test_a_path_that_fails_later_has_one_line(
         (tmp_path / "file" / "x").mkdir()
 
     monkeypatch.setattr("litgpt.commands.validate.run", fail)
-    assert main(["validate", "m"]) == 1
+    assert main(["validate", str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"litgpt: error: {tmp_path}/file/x: Not a directory; ")
