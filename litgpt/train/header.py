@@ -40,7 +40,7 @@ def format_rows(rows: list[tuple[str, str]]) -> str:
 def describe_setup(recipe: Training, spec: RunSpec, dims: ParallelDims) -> str:
     """Describe the model, the device, the layout and, unless that depends on checkpoints, the start of a run."""
     total, trained = count_parameters(spec)
-    share = "all trained" if trained == total else f"{trained:,} trained ({trained / total:.2g} of all)"
+    share = "all trained" if trained == total else f"{trained:,} trained ({trained / total:.2%})"
     tuner = f" with {get_class_name(spec.tuner)}" if spec.tuner and spec.adapted else ""
     rows = [("Model", f"{spec.config.name}{tuner}: {total:,} parameters, {share}")]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

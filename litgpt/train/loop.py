@@ -283,7 +283,8 @@ class Loop:
         )
         if is_rank_zero():
             text = tokenizer.decode(start + continuation)
-            self.console.print(f"step {self.step}: {text}")
+            lines = [line for line in text.splitlines() if line.strip()]  # blank ones are in the file only
+            self.console.print("\n".join([f"step {self.step}, sample:", *lines]))
             row = {"step": self.step, "prompt": tokenizer.decode(prompt), "text": text}
             with (run.recipe.out_dir / "samples.jsonl").open("a", encoding="utf-8") as file:
                 print(json.dumps(row), file=file)

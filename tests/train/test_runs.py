@@ -63,6 +63,7 @@ def trained(folder: Path, ranks: int = 1, **changes: Any) -> dict[int, float]:
     assert {line[:10].strip() for line in header} == HEADER, first
     assert max(map(len, header)) <= 80, first
     assert ("Layout" in first) == (ranks > 1)
+    assert ", sample:\nword1" in first
     return read_losses(folder)
 
 
