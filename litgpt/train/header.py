@@ -48,7 +48,7 @@ def describe_setup(recipe: Training, spec: RunSpec, dims: ParallelDims) -> str:
     rows.append(("Device", f"{dims.world_size} x {device}, {recipe.precision or default_precision()}{quantized}"))
     degrees = {name: degree for name, degree in vars(dims).items() if degree > 1}
     if degrees:
-        rows.append(("Layout", " x ".join(f"{name} {degree}" for name, degree in degrees.items())))
+        rows.append(("Layout", ", ".join(f"{name} {degree}" for name, degree in degrees.items())))
     if recipe.resume is False:
         rows.append(describe_origin(recipe, spec, None, 0))
     return format_rows(rows)
