@@ -121,7 +121,11 @@ class Conversations(FinetuningData):
         check_effects(
             self,
             "data.",
-            [("stopping", "first_exhausted", is_mixed, other, mixed), ("val_fraction", None, held_out, given, cure)],
+            [
+                ("stopping", "first_exhausted", is_mixed, other, mixed),
+                ("val_fraction", None, held_out, given, cure),
+                ("date", "2026-01-01", self.prompt_style is None, "data.prompt_style", "leave it out"),
+            ],
         )
         for source in self._sources:
             rules = [("weight", 1.0, is_mixed, other, mixed), ("val_fraction", None, held_out, given, cure)]
