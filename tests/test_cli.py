@@ -64,8 +64,8 @@ def test_help_of_one_group(litgpt):
     assert litgpt("pretrain", "--help", "data").out == litgpt("pretrain", "--data.help").out
     text = litgpt("pretrain", "--help", "optimizer").out
     assert text.startswith("optimizer:\n  --optimizer.lr ") and "\nclasses of optimizer:\n  AdamW " in text
-    assert "trian is not a group of keys; use --help all, or general, tokenizer, train, " in (
-        litgpt("pretrain", "--help", "trian").error_line()
+    assert "trane is not a group of keys; use --help all, or general, tokenizer, train, " in (
+        litgpt("pretrain", "--help", "trane").error_line()
     )
 
 

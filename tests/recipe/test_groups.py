@@ -172,7 +172,7 @@ def test_all_of_the_validation_data_is_minus_one_or_null(given: int | None, used
         (lambda: SGD(momentum=0.9, nesterov=True, dampening=0.5), "set optimizer.dampening: 0"),
         (
             lambda: Full(trainable_parameters=["head"]),
-            r"tuner.trainable_parameters: \['head'\] has no effect with noth",
+            r"tuner.trainable_parameters: \['head'\] has no effect with",
         ),
         (
             lambda: LoRA(target_regex="q", target_modules=["k"]),
