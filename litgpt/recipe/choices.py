@@ -166,11 +166,11 @@ def normalize_custom_optimizer(choice: ClassChoice, key: str) -> ClassChoice:
         raise UserError(f"{key}: {path} is not supported, because it needs {reason}; use AdamW")
     known = keys.list_settings(cls)
     known.pop(next(iter(known), ""), None)  # the parameters to optimize
+    if "lr" not in known and not keys.has_var_keywords(cls):
+        raise UserError(f"{key}: {path} takes no lr, which is set at every step; use a class that takes it, or AdamW")
     for name in arguments:
         if name not in known and not keys.has_var_keywords(cls):
             raise unknown_key_error([f"{key}.{name}"], [f"{key}.{other}" for other in known])
-    if "lr" not in known and not keys.has_var_keywords(cls):
-        raise UserError(f"{key}: {path} takes no lr, which is set at every step; use a class that takes it, or AdamW")
     default = known.get("lr", (None, keys.REQUIRED))[1]
     rate = arguments.pop("lr", default if isinstance(default, float) else 1e-3)
     return {

@@ -86,6 +86,9 @@ def find_hint(key: str, known: list[str]) -> str | None:
 
 def unknown_key_error(unknown: list[str], known: list[str]) -> UserError:
     """Return the error for unknown keys, with the keys that are probably meant, or else those beside the first one."""
+    if dotted := next((key for key in unknown if key in known), None):
+        group, _, name = dotted.rpartition(".")
+        return UserError(f"{dotted}: keys with dots are of the command line; in YAML write {name} below {group}")
     hints = {key: hint for key in unknown if (hint := find_hint(key, known))}
     subject = f"{unknown[0]} is not a key" if len(unknown) == 1 else f"{', '.join(unknown)} are not keys"
     if hints:

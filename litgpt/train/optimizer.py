@@ -77,8 +77,8 @@ def _muon(settings: Muon, named: Named) -> list[torch.optim.Optimizer]:
     arguments = asdict(settings)
     lr, betas, eps = (arguments.pop(f"adamw_{name}") for name in ("lr", "betas", "eps"))
     groups = build_groups(others, settings.weight_decay)
-    adamw = torch.optim.AdamW(groups, lr=settings.lr if lr is None else lr, betas=betas, eps=eps, fused=True)
-    return [torch.optim.Muon(matrices, **arguments), adamw]
+    muon = [torch.optim.Muon(matrices, **arguments)] if matrices else []
+    return [*muon, *_adamw_or_none(groups, lr=settings.lr if lr is None else lr, betas=betas, eps=eps)]
 
 
 def _galore(settings: GaLore, named: Named) -> list[torch.optim.Optimizer]:
@@ -94,8 +94,13 @@ def _galore(settings: GaLore, named: Named) -> list[torch.optim.Optimizer]:
     for matrix in matrices:
         check_galore_layout(matrix)
     groups = build_groups(others, settings.weight_decay)
-    adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
-    return [LowRankAdamW(matrices, settings), adamw]
+    rest = _adamw_or_none(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    return [LowRankAdamW(matrices, settings), *rest]
+
+
+def _adamw_or_none(groups: list[dict[str, Any]], **arguments: Any) -> list[torch.optim.Optimizer]:
+    """AdamW of the parameters beside the matrices of blocks; a finetuning method may train none of them."""
+    return [torch.optim.AdamW(groups, fused=True, **arguments)] if groups else []
 
 
 def split_block_matrices(named: Named, condition: Callable[[nn.Parameter], bool]) -> tuple[list[nn.Parameter], Named]:

@@ -141,6 +141,24 @@ def test_without_a_similar_key_the_keys_beside_it_are_listed(litgpt):
     )
 
 
+def test_a_key_with_dots_in_a_file(litgpt, tmp_path):
+    (tmp_path / "flat.yaml").write_text("train.max_steps: 7\n")
+    assert litgpt("finetune", "x", "--config", tmp_path / "flat.yaml").error_line() == (
+        "train.max_steps: keys with dots are of the command line; in YAML write max_steps below train"
+    )
+
+
+def test_an_optimizer_without_settings(litgpt, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = "class Still:\n    def __init__(self, params): ...\n    def step(self): ...\n"
+    (tmp_path / "own_optimizer.py").write_text(code)
+    line = litgpt("pretrain", "x", "--optimizer", "own_optimizer.Still", "--optimizer.lr", "1").error_line()
+    assert (
+        line
+        == "optimizer: own_optimizer.Still takes no lr, which is set at every step; use a class that takes it, or AdamW"
+    )
+
+
 def test_all_unknown_keys_are_answered_at_once(litgpt, tmp_path):
     line = litgpt("finetune", "--model", "x", "--lr", "1e-4", "--bf16", "true", "--zzz", "1").error_line()
     hints = "checkpoint_dir (model), optimizer.lr (lr), precision: bf16-mixed (bf16)"

@@ -10,7 +10,7 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.recipe.choices import OPTIMIZER_PATHS, find_unsupported_step
-from litgpt.recipe.optimizer import AdamW, Custom, Muon
+from litgpt.recipe.optimizer import AdamW, Custom, GaLore, Muon
 from litgpt.train.optimizer import build_optimizers
 
 TORCH_CLASSES = [
@@ -52,6 +52,21 @@ def test_muon_takes_the_matrices_of_blocks() -> None:
     assert taken == {f"blocks.0.{name}" for name in layers | {f"mlp.shared.{x}.weight" for x in ("gate", "up", "down")}}
     rest = {names[one] for group in adamw.param_groups for one in group["params"]}
     assert taken | rest == set(names.values()) - {"blocks.0.mlp.router.correction"}
+
+
+@pytest.mark.parametrize("settings", [Muon(lr=1e-3), GaLore(lr=1e-3, rank=2)])
+@pytest.mark.parametrize("part", ["attention.q.weight", "attention.q", "embedding"])
+def test_only_some_parameters_are_trained(settings: Muon | GaLore, part: str) -> None:
+    decoder = model()
+    for name, parameter in decoder.named_parameters():
+        parameter.requires_grad = part in name
+    if isinstance(settings, GaLore) and part == "embedding":
+        with pytest.raises(UserError, match="rank: 2 is not below the sides of any trained matrix; use AdamW"):
+            build_optimizers(settings, decoder)
+        return
+    groups = [group for optimizer in build_optimizers(settings, decoder) for group in optimizer.param_groups]
+    trained = {one for group in groups for one in group["params"]}
+    assert trained == {one for one in decoder.parameters() if one.requires_grad}
 
 
 class PlainDescent(torch.optim.Optimizer):
