@@ -1,6 +1,5 @@
 """The Python API: load a model from a folder or by name, generate text with it, call it."""
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -35,6 +34,7 @@ from litgpt.infer.load import (
 )
 from litgpt.infer.prompts import PromptEncoder, find_prompt_style
 from litgpt.infer.sampling import Sampling
+from litgpt.messages import print_message
 from litgpt.model.gpt import GPT
 from litgpt.model.surgery import wrap_forward
 from litgpt.store.save_model import save_model_folder
@@ -83,8 +83,7 @@ class LLM(nn.Module):
         if tokenizer.is_much_smaller_than(rows):
             sizes = f"the tokenizer has {tokenizer.id_limit:,} tokens, but the model has {rows:,} rows"
             tokenizer.warnings.append(f"{tokenizer.folder}: {sizes}; use the model's own tokenizer")
-        for warning in tokenizer.warnings:
-            print(warning, file=sys.stderr)
+        print_message(*tokenizer.warnings)
         self.eval()
 
     @classmethod

@@ -8,8 +8,8 @@ mutes: list[bool] = []
 
 
 def print_message(*lines: str) -> None:
-    """Print lines to stderr, unless this process is muted."""
-    if not any(mutes):
+    """Print lines to stderr, if there are any and this process is not muted."""
+    if lines and not any(mutes):
         print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 

@@ -1,7 +1,6 @@
 """`litgpt data inspect`: show samples of the data of a run."""
 
 import random
-import sys
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from litgpt.data.stream.samples import SampleRows
 from litgpt.data.stream.streaming import StreamedRows
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
+from litgpt.messages import print_message
 from litgpt.recipe.data import Stream
 from litgpt.recipe.data_commands import DataInspect
 
@@ -50,8 +50,7 @@ def run(recipe: DataInspect) -> None:
         UserError: if the data has no validation split and the recipe asks for it.
     """
     tokenizer = Tokenizer(recipe.tokenizer_dir) if recipe.tokenizer_dir else None
-    for warning in tokenizer.warnings if tokenizer else ():
-        print(warning, file=sys.stderr)
+    print_message(*(tokenizer.warnings if tokenizer else ()))
     train, val = open_streams(recipe.data, tokenizer, recipe.max_seq_length)
     stream = train if recipe.split == "train" else val
     if stream is None:

@@ -1,12 +1,12 @@
 """`litgpt data prepare`: download, tokenize and count the data of a run in advance."""
 
-import sys
 from pathlib import Path
 
 from litgpt.data.modules.finetuning import FinetuningData
 from litgpt.data.preview import list_windows, open_streams, print_counts
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.files import verify_manifest
+from litgpt.messages import print_message
 from litgpt.recipe.data_commands import DataPrepare
 
 
@@ -17,8 +17,7 @@ def run(recipe: DataPrepare) -> None:
         UserError: if the data cannot be read, or token shards are damaged.
     """
     tokenizer = Tokenizer(recipe.tokenizer_dir) if recipe.tokenizer_dir else None
-    for warning in tokenizer.warnings if tokenizer else ():
-        print(warning, file=sys.stderr)
+    print_message(*(tokenizer.warnings if tokenizer else ()))
     train, val = open_streams(recipe.data, tokenizer, recipe.max_seq_length)
     folders = [getattr(windows.tokens, "folder", Path()) for windows in [*list_windows(train), *list_windows(val)]]
     if isinstance(recipe.data, FinetuningData):

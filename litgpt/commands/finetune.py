@@ -1,6 +1,5 @@
 """`litgpt finetune` and its variants: finetune a model on conversations, its own weights or an adapter."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from litgpt import adapt
 from litgpt.errors import UserError
 from litgpt.infer.load import find_folder, resolve_model_folder
+from litgpt.messages import print_message
 from litgpt.parallel.apply import full_tensor
 from litgpt.parallel.strategy import is_rank_zero
 from litgpt.recipe.finetune import Finetune
@@ -82,4 +82,4 @@ def save_adapter(folder: Path, trained: Run) -> None:
     except UserError as error:
         if not spec.tuner.merges:
             raise
-        print(f"{folder}: adapter not written ({error}); the finished model has it merged", file=sys.stderr)
+        print_message(f"{folder}: adapter not written ({error}); the finished model has it merged")

@@ -1,12 +1,12 @@
 """`litgpt generate`: print generated text to stdout and timings to stderr."""
 
-import sys
 import time
 from itertools import chain
 
 import torch
 
 from litgpt.api import LLM
+from litgpt.messages import print_message
 from litgpt.recipe.generate import Generate
 
 
@@ -17,12 +17,12 @@ def run(recipe: Generate) -> None:
     llm.distribute(precision=recipe.precision, quantize=recipe.quantize)
     if recipe.compile:
         llm.model.compile(dynamic=True)
-    print_to_stderr(f"Time to load the model: {time.perf_counter() - start:.2f} seconds.")
+    print_message(f"Time to load the model: {time.perf_counter() - start:.2f} seconds.")
     torch.manual_seed(recipe.seed)
     for number in range(1, recipe.num_samples + 1):
         generate_sample(llm, recipe, number)
     if llm.model.embedding.weight.device.type == "cuda":
-        print_to_stderr(f"Memory used: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
+        print_message(f"Memory used: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
 
 
 def generate_sample(llm: LLM, recipe: Generate, number: int) -> None:
@@ -46,9 +46,4 @@ def generate_sample(llm: LLM, recipe: Generate, number: int) -> None:
         print(piece, end="", flush=True)
     print(flush=True)
     seconds = time.perf_counter() - start
-    print_to_stderr(f"Time for inference {number}: {seconds:.2f} sec total, {len(tokens) / seconds:.2f} tokens/sec")
-
-
-def print_to_stderr(line: str) -> None:
-    """Print a line to standard error."""
-    print(line, file=sys.stderr, flush=True)
+    print_message(f"Time for inference {number}: {seconds:.2f} sec total, {len(tokens) / seconds:.2f} tokens/sec")

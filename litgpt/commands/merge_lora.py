@@ -1,7 +1,6 @@
 """`litgpt merge_lora`: merge an adapter into its base model; the output folder is written atomically."""
 
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from litgpt.infer.load import (
     open_with_adapter,
     resolve_model_folder,
 )
+from litgpt.messages import print_message
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.recipe.merge_lora import MergeLora
@@ -40,7 +40,7 @@ def run(recipe: MergeLora) -> None:
     folder = resolve_model_folder(recipe.checkpoint_dir)
     has_model = any((folder / name).is_file() for name in MODEL_FILES)
     if has_model and not has_adapter(folder):
-        print(f"{folder}: holds a whole model and no adapter; nothing to merge", file=sys.stderr)
+        print_message(f"{folder}: holds a whole model and no adapter; nothing to merge")
         return
     if not has_adapter(folder):
         raise UserError(f"checkpoint_dir: {folder} holds no adapter; give the folder with its {ADAPTER_CONFIG}")

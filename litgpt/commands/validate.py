@@ -1,6 +1,5 @@
 """`litgpt validate`: check that a model folder can be used, without loading it."""
 
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from litgpt import adapt
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.infer.load import find_base_folder, find_tokenizer_folder, resolve_model_folder
+from litgpt.messages import print_message
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.recipe.store_commands import Validate
@@ -127,14 +127,14 @@ def run(recipe: Validate) -> None:
     print(f"{recipe.checkpoint_dir}: valid")
 
 
-def model_folder(recipe: Validate) -> Path:
+def find_weights_folder(recipe: Validate) -> Path:
     """The folder that holds the weights; for an adapter, that of its base."""
     return find_base_folder(recipe.checkpoint_dir) if is_adapter(recipe.checkpoint_dir) else recipe.checkpoint_dir
 
 
-def weights_path(recipe: Validate) -> Path:
+def find_weights(recipe: Validate) -> Path:
     """The folder, or the named file in it, that holds the weights."""
-    return model_folder(recipe) / recipe.model_filename if recipe.model_filename else model_folder(recipe)
+    return find_weights_folder(recipe) / (recipe.model_filename or "")
 
 
 def validate_files(recipe: Validate) -> str:
@@ -143,18 +143,18 @@ def validate_files(recipe: Validate) -> str:
         raise UserError(f"{recipe.checkpoint_dir}: no such folder")
     tokenizer_folder = find_tokenizer_folder(recipe.checkpoint_dir)
     for folder, names in (
-        (model_folder(recipe), ("model_config.yaml", "config.json")),
+        (find_weights_folder(recipe), ("model_config.yaml", "config.json")),
         (tokenizer_folder, ("tokenizer.json", "tokenizer.model")),
     ):
         if not any((folder / name).is_file() for name in names):
             raise UserError(f"{folder}: has no {' or '.join(names)}")
-    source = open_weights(weights_path(recipe))
+    source = open_weights(find_weights(recipe))
     return f"{len(source.names)} tensors in {source.path.name}"
 
 
 def validate_shape(recipe: Validate) -> str:
     """Check that the shape of the model can be read."""
-    config = load_saved_config(model_folder(recipe))
+    config = load_saved_config(find_weights_folder(recipe))
     sizes = ("n_layer", "n_embd", "n_head", "padded_vocab_size")
     return f"{config.name or 'unnamed'}, " + ", ".join(f"{size} {getattr(config, size)}" for size in sizes)
 
@@ -165,19 +165,18 @@ def validate_tokenizer(recipe: Validate) -> str:
     tokens = tokenizer.encode(TEXT, bos=False)
     if tokenizer.decode(tokens).strip() != TEXT:
         raise UserError(f"{TEXT!r} is encoded as {tokens.tolist()} and decoded as {tokenizer.decode(tokens)!r}")
-    rows = load_saved_config(model_folder(recipe)).padded_vocab_size
+    rows = load_saved_config(find_weights_folder(recipe)).padded_vocab_size
     assert rows is not None
     if tokenizer.id_limit > rows:
         raise UserError(f"tokens go up to {tokenizer.id_limit - 1}, but the embedding has {rows} rows")
-    for warning in tokenizer.warnings:
-        print(warning, file=sys.stderr)
+    print_message(*tokenizer.warnings)
     return f"{tokenizer.vocab_size} tokens; {TEXT!r} is encoded as {tokens.tolist()} and decoded back"
 
 
 def validate_tensors(recipe: Validate) -> str:
     """Check that the weights have the names, shapes and dtypes of the model."""
-    config = load_config(model_folder(recipe))
-    audit = audit_folder(weights_path(recipe), config)
+    config = load_config(find_weights_folder(recipe))
+    audit = audit_folder(find_weights(recipe), config)
     if not audit.is_clean:
         faults = [f"{name} is missing" for name in audit.missing]
         faults += [f"{name} is not in the model" for name in audit.unknown] + audit.mismatched
@@ -191,7 +190,7 @@ def validate_tensors(recipe: Validate) -> str:
 
 def validate_memory(recipe: Validate) -> str:
     """Check that the model fits into the GPU, if there is one."""
-    memory = estimate_model_memory(load_config(model_folder(recipe)), recipe.dtype, recipe.training)
+    memory = estimate_model_memory(load_config(find_weights_folder(recipe)), recipe.dtype, recipe.training)
     needs = f"{memory['param_count']:,} parameters, {memory['estimated_total_gb']:.2f} GiB in {recipe.dtype}"
     needs += " with gradients and moments" if recipe.training else ""
     if memory["available_gpu_memory_gb"] is None:

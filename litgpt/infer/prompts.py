@@ -1,6 +1,5 @@
 """Encode a prompt for a model, as plain text or in the format that the model was trained with."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from litgpt.data.render.prompt_styles import PromptStyle, has_prompt_style, load
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import find_surrogate
+from litgpt.messages import print_message
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def find_prompt_style(folder: Path, chat: ChatTemplate | None) -> PromptStyle | 
     except UserError as error:
         if chat is None:
             raise
-        print(f"{error}; the chat template of the folder is used", file=sys.stderr)
+        print_message(f"{error}; the chat template of the folder is used")
         return None
 
 

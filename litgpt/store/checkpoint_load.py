@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from litgpt.errors import UserError
 from litgpt.files import MANIFEST, DamagedFileError, read_json, verify_manifest
+from litgpt.messages import print_message
 from litgpt.phases import phase
 from litgpt.store import collectives_io, state_dict
-from litgpt.store.collectives_io import StageRanks, Warn, get_rank, print_warning, share_first_message
+from litgpt.store.collectives_io import StageRanks, Warn, get_rank, share_first_message
 from litgpt.store.safetensors_files import SafetensorsFiles
 from litgpt.store.step_folders import list_checkpoints, no_checkpoint_error
 
@@ -28,7 +29,7 @@ def find_damage(folder: Path) -> str | None:
     return None
 
 
-def find_latest(out_dir: Path | str, warn: Warn = print_warning) -> Path | None:
+def find_latest(out_dir: Path | str, warn: Warn = print_message) -> Path | None:
     """The newest checkpoint of a run that verifies; None without one. Every rank calls it, the first one hashes."""
     latest = ""
     for _, path in list_checkpoints(Path(out_dir)) if get_rank() == 0 else ():
@@ -42,7 +43,7 @@ def find_latest(out_dir: Path | str, warn: Warn = print_warning) -> Path | None:
     return Path(out_dir) / latest if latest else None
 
 
-def find_checkpoint(resume: bool | str | Path, out_dir: Path | str, warn: Warn = print_warning) -> Path | None:
+def find_checkpoint(resume: bool | str | Path, out_dir: Path | str, warn: Warn = print_message) -> Path | None:
     """The checkpoint that a recipe's `resume` (false, true, "auto" or a folder) selects; None to start a new run.
 
     Raises:
@@ -82,7 +83,7 @@ def load_checkpoint(
     restore_rng: bool = True,
     saved_names: Collection[str] | None = None,
     layout: Mapping[str, int] | None = None,
-    warn: Warn = print_warning,
+    warn: Warn = print_message,
 ) -> dict[str, Any]:
     """Restore a model and its optimizers from a checkpoint, under any layout; returns its progress.
 

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from litgpt.errors import UserError
 from litgpt.files import publish_folder, sync_file, write_manifest
+from litgpt.messages import print_message
 from litgpt.store import collectives_io, state_dict
 from litgpt.store.checkpoint_load import PROGRESS, find_damage
-from litgpt.store.collectives_io import StageRanks, Warn, print_warning, share_first_message
+from litgpt.store.collectives_io import StageRanks, Warn, share_first_message
 from litgpt.store.safetensors_files import write_tensors
 from litgpt.store.step_folders import list_checkpoints
 
@@ -96,7 +97,7 @@ class Checkpoints:
     resumed_step: int | None = None
     saved_names: Collection[str] | None = None
     layout: Mapping[str, int] | None = None
-    warn: Warn = print_warning
+    warn: Warn = print_message
 
     def __post_init__(self) -> None:
         self.rank, self.ranks = collectives_io.get_rank(), collectives_io.get_world_size()

@@ -1,7 +1,6 @@
 """Collectives for checkpoints: sharing errors and bytes, and gathering the tensors of all stages on the first rank."""
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,22 +11,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from litgpt.errors import UserError
+from litgpt.messages import print_message
 
 MESSAGE_BYTES = 400  # the length to which a rank's error is cut
 
 Warn = Callable[[str], None]
 
 
-def print_warning(message: str) -> None:
-    """Print one line to standard error."""
-    print(message, file=sys.stderr, flush=True)
-
-
 @cache
 def warn_once(message: str) -> None:
     """Print one line to standard error, on the first rank and once in a process."""
     if get_rank() == 0:
-        print_warning(message)
+        print_message(message)
 
 
 def get_rank() -> int:

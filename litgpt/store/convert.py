@@ -13,10 +13,10 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.files import check_writable, read_json_object, staged_folder, write_json, write_text
+from litgpt.messages import print_message
 from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.store.checkpoint_load import PROGRESS, resolve_checkpoint
-from litgpt.store.collectives_io import print_warning
 from litgpt.store.gguf_files import find_gguf
 from litgpt.store.gguf_tokenizer import write_tokenizer
 from litgpt.store.load_model import iter_tensors, load_config, untie_if_head_differs
@@ -109,7 +109,7 @@ def write_copy(
     family, saved_dtype = write_model(staged, config, tensors, special_tokens, shard_bytes=shard_bytes)
     values = read_json_object(source / "config.json")
     if family is None:
-        print_warning(f"{source}: {UNPUBLISHED}")
+        print_message(f"{source}: {UNPUBLISHED}")
     elif values.get("model_type") == family.model_type:
         written = read_json_object(staged / "config.json")
         values = {key: value for key, value in values.items() if key not in STALE_KEYS}

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from litgpt.messages import print_message
 from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.phases import phase
-from litgpt.store.collectives_io import Warn, get_rank, print_warning, warn_once
+from litgpt.store.collectives_io import Warn, get_rank, warn_once
 from litgpt.store.gguf_files import GGUFFile, find_gguf
 from litgpt.store.published_tensor import PublishedTensor
 from litgpt.store.safetensors_files import get_shard
@@ -102,7 +103,7 @@ def load_model(
     *,
     config: Config | None = None,
     mmap: bool = False,
-    warn: Warn = print_warning,
+    warn: Warn = print_message,
 ) -> None:
     """Load the weights of a model folder; each rank copies only its shard of a parameter, cast to its type.
 

@@ -11,11 +11,12 @@ from torch.distributed.tensor import DTensor
 
 from litgpt.errors import UserError
 from litgpt.files import staged_folder, write_json
+from litgpt.messages import print_message
 from litgpt.model.config import Config
 from litgpt.model.names import TensorMapping
 from litgpt.model.registry import Family, find_family
 from litgpt.phases import phase
-from litgpt.store.collectives_io import StageRanks, Warn, get_rank, print_warning, share_first_message
+from litgpt.store.collectives_io import StageRanks, Warn, get_rank, share_first_message
 from litgpt.store.published_tensor import list_parameters
 from litgpt.store.safetensors_files import write_tensors
 from litgpt.store.state_dict import iter_model_tensors
@@ -68,7 +69,7 @@ def save_model_folder(
     dtype: torch.dtype | None = None,
     shard_bytes: float = SHARD_BYTES,
     replace: bool = False,
-    warn: Warn = print_warning,
+    warn: Warn = print_message,
 ) -> None:
     """Write a model folder atomically, in the format of its published architecture, which transformers loads.
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
+from litgpt.messages import print_message
 from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.model.names import NO_SUCH_PART, NameTable, TensorMapping
-from litgpt.store.collectives_io import Warn, print_warning
+from litgpt.store.collectives_io import Warn
 from litgpt.store.published_tensor import CORRECT_CONFIG, PublishedTensor, list_parameters, split_rows
 from litgpt.store.weight_files import WeightSource, open_weights
 
@@ -155,7 +156,7 @@ def list_missing(published_as: dict[str, dict[int | None, str]], config: Config)
     return missing
 
 
-def list_published(folder: Path, config: Config, *, warn: Warn = print_warning) -> list[PublishedTensor]:
+def list_published(folder: Path, config: Config, *, warn: Warn = print_message) -> list[PublishedTensor]:
     """List the tensors of a model in a folder, checked by name, type and shape; reads no values.
 
     Args:
