@@ -79,10 +79,7 @@ class LLM(nn.Module):
         self.checkpoint_dir = checkpoint_dir
         self.prompt_style: PromptStyle | None = find_prompt_style(tokenizer.folder, chat)
         self.cache_size: int | None = None
-        rows = self.config.padded_vocab_size or 0
-        if tokenizer.is_much_smaller_than(rows):
-            sizes = f"the tokenizer has {tokenizer.id_limit:,} tokens, but the model has {rows:,} rows"
-            tokenizer.warnings.append(f"{tokenizer.folder}: {sizes}; use the model's own tokenizer")
+        tokenizer.check_rows(self.config.padded_vocab_size or 0)
         print_message(*tokenizer.warnings)
         self.eval()
 

@@ -37,7 +37,8 @@ class Tokenizer:
         use_bos, use_eos: whether `bos_id` and `eos_id` are added to texts by default.
         vocab_size: number of tokens without those added after training (as in LitGPT).
         id_limit: the largest token id plus one: the size that an embedding table needs.
-        warnings: special tokens in the files that the tokenizer does not have, which are left out; one line each.
+        warnings: special tokens in the files that the tokenizer does not have, which are left out, and what
+            `check_rows` found; one line each.
 
     Raises:
         UserError: if a file is missing or damaged.
@@ -141,6 +142,13 @@ class Tokenizer:
         Published models have up to about 1,000 such rows, at most 2 % of all, which pad the size to a round number.
         """
         return rows - self.id_limit > max(512, rows // 10)
+
+    def check_rows(self, rows: int) -> None:
+        """Add a warning if the tokenizer is larger, or much smaller, than an embedding of this many rows."""
+        if self.id_limit > rows or self.is_much_smaller_than(rows):
+            sizes = f"the tokenizer has {self.id_limit:,} tokens, but the model has {rows:,} rows"
+            cure = "a text with a token beyond them is refused; " if self.id_limit > rows else ""
+            self._warn(f"{self.folder}: {sizes}; {cure}use the model's own tokenizer")
 
     def find_token(self, token: str) -> int | None:
         """Return the id of a token; None if there is no such token."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 import litgpt
@@ -63,11 +62,16 @@ def test_a_fault_is_found_at_its_step(
     assert output.err.count("\n") == 1 and step in output.err
 
 
-def test_tokens_without_a_row_are_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small_head = SHAPE.to_dict() | {"padded_vocab_size": 200, "vocab_size": 200}
-    (folder / "model_config.yaml").write_text(yaml.safe_dump(small_head))
-    assert main(["validate", str(folder)]) == 1
-    assert "but the embedding has 200 rows" in capsys.readouterr().out
+def test_tokens_without_a_row_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_tokenizer(iter(["Hello llama, hello alpaca"] * 30), "bpe", 290, tmp_path / "tokenizer")
+    short = small("Llama-2-7b-hf", padded_vocab_size=270)
+    save_model_folder(
+        tmp_path / "m", config=short, tensors=weights(random_model(short)), tokenizer_dir=tmp_path / "tokenizer"
+    )
+    for line in (["validate"], ["generate", "--prompt", "o", "--max_new_tokens", "1"]):
+        assert main([line[0], str(tmp_path / "m"), *line[1:]]) == 0
+        (warning,) = (line for line in capsys.readouterr().err.splitlines() if "rows" in line)
+        assert "tokens, but the model has 270 rows; a text with a token beyond them is refused" in warning
 
 
 def test_the_file_that_is_named_is_the_one_that_is_checked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

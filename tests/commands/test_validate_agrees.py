@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -87,6 +88,12 @@ def as_run(folder: Path) -> None:
         path.rename(folder / "final" / path.name)
 
 
+def add_tokens(folder: Path) -> None:
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([f"<{number}>" for number in range(60)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 ABSENT = json.dumps({"weight_map": {HEAD: "model-00001-of-00001.safetensors"}})
 NORM = "model.norm.weight"
 FOLDERS: dict[str, tuple[Callable[[Path], object], bool]] = {
@@ -120,6 +127,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], bool]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), False),
     "model_config.yaml damaged": (write("model_config.yaml", "n_layer: many"), False),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), False),
+    "tokens beyond the embedding": (add_tokens, True),
     "tokenizer damaged": (write("tokenizer.json", "{}"), False),
     "tokenizer_config.json damaged": (write("tokenizer_config.json", "["), False),
     "generation_config.json damaged": (write("generation_config.json", "["), False),
