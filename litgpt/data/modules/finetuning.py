@@ -265,7 +265,14 @@ class FinetuningData(DataModule):
         return rows
 
     def _select_samples(self, shape: BatchShape, split: Literal["train", "val"]) -> "SampleTable | None":
-        """Select the samples for training or validation, none longer than the model's maximum length."""
+        """Select the samples for training or validation, none longer than the model's maximum length.
+
+        Returns:
+            None if no sample is left for validation.
+
+        Raises:
+            UserError: if no sample is left to train on.
+        """
         assert self.prepared is not None, "setup comes first"
         pairs: list[tuple[DatasetEntry, CachedExamples]]
         pairs = [(entry, file) for entry, file in self.prepared if entry.split in ("both", split)]
@@ -297,7 +304,11 @@ class FinetuningData(DataModule):
                 f"{split}: {table.overlong.sum():,} samples are longer than {shape.max_seq_length:,} tokens "
                 f"({self.on_overlong}); {table.left_out:,} left out",
             )
-        return table
+        if table.none_left and split == "train":
+            raise UserError(f"data: {table.none_left}")
+        if table.none_left and shape.rank == 0:
+            print_message(f"{split}: {table.none_left}; there is no validation")
+        return None if table.none_left else table
 
     def _split(self, entry: DatasetEntry, count: int) -> dict[str, np.ndarray]:
         """Split the sample numbers of a set for training and validation, of as many as its source asks for."""

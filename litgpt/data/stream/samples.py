@@ -29,9 +29,10 @@ class SampleTable:
         overlong: (F,) number of `chosen` that were longer, by file.
         untrained: (F,) number left out because they have no trained tokens, at least after truncation.
         left_out: number left out in all.
+        none_left: why no sample is left; empty if one is.
 
     Raises:
-        UserError: for a longer one under `raise`, or if no sample is left.
+        UserError: for a longer one under `raise`.
     """
 
     def __init__(
@@ -62,11 +63,11 @@ class SampleTable:
         self.untrained = np.bincount(chosen[untrained, 0], minlength=len(self.files))
         self.left_out = len(chosen) - len(fitting) - sum(map(bool, cut))
         self.lengths = self.table[:, 3] - self.table[:, 2]
-        if not len(self.table):
-            raise UserError(
-                f"data: none of {len(chosen)} samples has an answer within train.max_seq_length: {length} tokens; the "
-                f"longest has {int(sizes.max(initial=0))}: increase it"
-            )
+        none_left = (
+            f"none of {len(chosen)} samples has an answer within train.max_seq_length: {length} tokens; the longest has "
+            f"{int(sizes.max(initial=0))}: increase it"
+        )
+        self.none_left = "" if len(self.table) else none_left
 
     def _cut(self, file: int, number: int, size: int) -> list[tuple[int, int, int, int]]:
         """Cut a sample that is too long; only parts with trained tokens are returned."""

@@ -336,6 +336,23 @@ def test_overlong_samples(tmp_path: Path, tokenizer: Tokenizer) -> None:
         module(tmp_path, tokenizer, sources, on_overlong="drop").train_stream(BatchShape(1, 1, 4))
 
 
+def test_overlong_samples_of_validation(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are left out and counted like those for training; with none left there is no validation."""
+    long = {"query": "number 9-9", "response": "fox " * 200}
+    train = str(write(tmp_path / "train.jsonl", rows(4)))
+    for lines, left in (([long], None), ([long, *rows(2)], 2)):
+        held_out = str(write(tmp_path / "held_out.jsonl", lines))
+        data = module(tmp_path, tokenizer, [train], val_sources=[held_out], on_overlong="drop")
+        stream = data.val_stream(BatchShape(1, 1, 70))
+        assert (stream and stream.samples_per_epoch) == left
+        printed = capsys.readouterr().err
+        assert "val: 1 samples are longer than 70 tokens (drop); 1 left out" in printed
+        assert ("val: none of 1 samples has an answer" in printed) == (left is None)
+        assert data.report()[held_out]["overlong"] == 1
+
+
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
