@@ -5,7 +5,6 @@ manifest.json.
 """
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from litgpt.data.read.message import Message
 from litgpt.data.read.row_sets import MAX_SHOWN, OnError, RowReport, RowSet, bad_row_error
 from litgpt.data.render.example import Example, Renderer
 from litgpt.files import DamagedFileError
+from litgpt.messages import print_message
 
 
 class LazyExamples(CachedExamples):
@@ -65,7 +65,7 @@ class LazyExamples(CachedExamples):
             raise bad_row_error(message)
         self._error_count += 1
         if self._error_count <= MAX_SHOWN:
-            print(f"{message}; not trained", file=sys.stderr)
+            print_message(f"{message}; not trained")
         return Example(np.zeros(1, np.int32), np.zeros(1, np.float32), self.channels[0])
 
 

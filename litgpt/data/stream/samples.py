@@ -64,8 +64,8 @@ class SampleTable:
         self.left_out = len(chosen) - len(fitting) - sum(map(bool, cut))
         self.lengths = self.table[:, 3] - self.table[:, 2]
         none_left = (
-            f"none of {len(chosen)} samples has an answer within train.max_seq_length: {length} tokens; the longest has "
-            f"{int(sizes.max(initial=0))}: increase it"
+            f"none of {len(chosen)} samples has an answer within train.max_seq_length: {length} tokens; the longest "
+            f"has {int(sizes.max(initial=0))}: increase it"
         )
         self.none_left = "" if len(self.table) else none_left
 

@@ -26,6 +26,7 @@ from litgpt.data.stream.row_shards import RowShard
 from litgpt.data.stream.sampler import FeistelPermutation
 from litgpt.data.stream.workers import WorkerStream
 from litgpt.errors import UserError
+from litgpt.messages import print_message
 from litgpt.recipe.data import BatchShape, Stream
 
 Reports = dict[str, dict[str, Any]]
@@ -208,14 +209,14 @@ class StreamedRows(IterableDataset[Any]):
         report = self.reports[set_number]
         report.add(location, error)
         if self.builder.on_error == "warn" and report.left_out <= MAX_SHOWN:
-            print(f"{report.first[-1]}; left out", file=sys.stderr)
+            print_message(f"{report.first[-1]}; left out")
 
     def _count_unread(self, set_number: int, conversation: Conversation) -> None:
         """Count the columns and fields that nothing reads; the first rank prints each name once."""
         report = self.reports[set_number]
         unread = {*conversation.unread, *self.builder.renderer.list_unread(conversation)}
         if self.shards[0].rank == 0 and (fresh := sorted(unread - set(report.unread))):
-            print(f"{self.row_sets[set_number].name}: not read: {', '.join(fresh)}", file=sys.stderr)
+            print_message(f"{self.row_sets[set_number].name}: not read: {', '.join(fresh)}")
         report.unread.update(unread)
 
     def _build_examples(self, drawn: list[DrawnConversation]) -> list[Example]:
