@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from litgpt import adapt
+from litgpt.data.render.chat_template import find_turn_ends, read_template
+from litgpt.data.render.prompt_format import extend_stop_ids
+from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
-from litgpt.files import check_writable, staged_folder
+from litgpt.files import check_writable, staged_folder, write_text
 from litgpt.infer.load import (
     WEIGHT_DTYPES,
     find_base_folder,
@@ -29,7 +32,7 @@ from litgpt.store.checkpoint_load import PROGRESS
 from litgpt.store.convert import link_or_copy
 from litgpt.store.load_model import load_config, read_dtypes
 from litgpt.store.save_model import write_model_folder
-from litgpt.store.tokenizer_files import copy_tokenizer
+from litgpt.store.tokenizer_files import copy_tokenizer, find_tokenizer_files
 
 LENGTH = 64  # tokens in a row of the comparison
 CPU = torch.device("cpu")
@@ -93,13 +96,26 @@ def merge(recipe: MergeLora, folder: Path, base: Path, staged: Path) -> list[str
     if base_config.tie_embeddings:
         base_types["head.weight"] = base_types["embedding.weight"]
     types = {name: dtype_given or kept for name, kept in base_types.items()}
-    copy_tokenizer(folder, staged)
+    copy_adapter_tokenizer(folder, base, staged)
     write_model_folder(staged, model.config, adapt.merge_adapter(model, types), tokenizer_dir=base)
     del model
     if not recipe.rows:
         return []
     merged = compute_row_logits(open_model(staged, device=CPU, dtype=torch.float32), ids)
     return [compare_logits(separate, merged), *explain_quantization(recipe, adapter)]
+
+
+def copy_adapter_tokenizer(adapter: Path, base: Path, staged: Path) -> None:
+    """Copy the tokenizer of an adapter's folder, if it has one, and what it lacks from the base's folder.
+
+    The tokens that end a text with the adapter's tokenizer and chat template end one with the merged model too.
+    """
+    copy_tokenizer(adapter, staged)
+    copy_tokenizer(base, staged)
+    if find_tokenizer_files(adapter):
+        tokenizer, template = Tokenizer(staged), read_template(staged)
+        for name, text in extend_stop_ids(tokenizer, find_turn_ends(template, tokenizer) if template else ()).items():
+            write_text(staged / name, text)
 
 
 def choose_dtype(recipe: MergeLora, adapter: SavedAdapter) -> torch.dtype | None:

@@ -16,6 +16,7 @@ from litgpt.adapt import quantization
 from litgpt.adapt.layers import disable_adapters
 from litgpt.cli import main
 from litgpt.commands import merge_lora
+from litgpt.data.tokenizer import Tokenizer
 from litgpt.infer.load import open_model
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, LoRA, ReFT, Tuner, VeRA
@@ -23,6 +24,7 @@ from litgpt.store.adapters.folder import save_adapter_folder
 from litgpt.store.adapters.saved_adapter import BasePrecision
 from litgpt.store.save_model import save_model_folder
 from tests.adapt.models import IDS, build_adapted, copy_base, perturb
+from tests.data.templates import write_tokenizer
 from tests.store.models import random_model, small
 
 CPU = torch.device("cpu")
@@ -237,6 +239,19 @@ def test_nothing_is_there_before_it_is_whole(tmp_path: Path, monkeypatch: pytest
         assert main(["merge_lora", str(tmp_path / "adapter"), *flags]) == 130
     assert {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+def test_the_merged_model_stops_where_the_tokenizer_of_the_adapter_says(tmp_path: Path) -> None:
+    write(tmp_path, LoRA())
+    for folder, kind in (("base", "llama3"), ("adapter", "chatml")):
+        write_tokenizer(tmp_path / folder, kind)
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps({"eos_token_id": 3, "top_k": 5}))
+    end = Tokenizer(tmp_path / "adapter").token_to_id("<|im_end|>")
+    merged = merge(tmp_path)
+    assert Tokenizer(merged).fingerprint() == Tokenizer(tmp_path / "adapter").fingerprint()
+    values = transformers.GenerationConfig.from_pretrained(merged)
+    assert {3, end} <= set(values.eos_token_id) and values.top_k == 5
+    assert set(json.loads((merged / "config.json").read_text())["eos_token_id"]) == set(values.eos_token_id)
 
 
 def test_what_cannot_be_merged_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
