@@ -48,7 +48,8 @@ class Loop:
         self.interrupts = Interrupts(console.print)
         self.guard = Guard(recipe.guard)
         device = run.train_state.device
-        self.meter = Meter(ranks=run.data.ranks, peak=get_device_peak(device, recipe.precision or "bf16-mixed"))
+        peak = get_device_peak(device, recipe.precision or "bf16-mixed")
+        self.meter = Meter(ranks=run.data.ranks, processes=run.ranks, peak=peak)
         self.trained_shares = run.spec.measure_trained_shares()
         self.last_loss: float | None = None
         self.reason = ""
@@ -210,10 +211,10 @@ class Loop:
             self.console.print(self.guard.skip(self.step, loss=result.loss, gradient_norm=result.gradient_norm))
         samples, tokens = self.train.global_batch_size, result.tokens
         flops = compute_training_flops(
-            run.spec.config, tokens=tokens // run.ranks, sequence_length=tokens // samples, trained=self.trained_shares
+            run.spec.config, tokens=tokens, sequence_length=tokens // samples, trained=self.trained_shares
         )
         ranks, batches = run.data.ranks, run.data.micro_batches
-        self.meter.update(samples=samples // ranks, tokens=tokens // ranks, flops=flops, batches=batches)
+        self.meter.update(samples=samples // ranks, tokens=tokens // ranks, flops=flops / run.ranks, batches=batches)
 
     def log(self, result: StepResult, rate: float) -> None:
         """Log the metrics of a step, and show them in the progress line."""
@@ -238,7 +239,9 @@ class Loop:
                 metrics[f"loss_{name}"] = loss
         if batches_per_sec := rates.get("device/batches_per_sec"):
             metrics["iter_time"] = 1 / batches_per_sec
-        if (remaining := self.meter.remaining(fraction)) is not None:
+        steps_left = None if self.run.steps is None else self.run.steps - self.step
+        seconds_left = None if self.train.max_time is None else self.train.max_time - self.meter.seconds
+        if (remaining := self.meter.estimate_remaining(steps_left, seconds_left)) is not None:
             metrics["remaining_time"] = remaining
         self.log_metrics(metrics)
         self.console.update(metrics, fraction)

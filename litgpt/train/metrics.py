@@ -2,7 +2,7 @@
 
 Names are LitGPT's. A single process has `device/...` columns only; with several, these are the figures of one
 device, and those of the whole run have the bare name. Ranks that share a batch (tensor, context and pipeline
-parallelism) count as one device, except in FLOPs.
+parallelism) count as one device, except in FLOPs, which are those of one process and of all processes.
 
 Tokens per second are the tokens of all ranks by the seconds of training: without the first step, which compiles, and
 without evaluation and saving. The columns and the progress line have it over the last steps, the summary at the end
@@ -93,7 +93,8 @@ class Meter:
     Time in `with meter.exclude("evaluation")` is counted under that name, and excluded from throughput.
 
     Args:
-        ranks: processes that train; each is assumed to do the same amount of work.
+        ranks: data ranks; each is assumed to train on as many samples.
+        processes: processes that train; each is assumed to compute as much. None for one per data rank.
         peak: peak FLOP/s of one device, from `get_device_peak`.
         window: number of steps over which throughput is measured.
         clock: monotonic time in seconds.
@@ -103,18 +104,18 @@ class Meter:
         self,
         *,
         ranks: int = 1,
+        processes: int | None = None,
         peak: float | None = None,
         window: int = 20,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.ranks, self.peak, self.clock = ranks, peak, clock
+        self.ranks, self.processes, self.peak, self.clock = ranks, processes or ranks, peak, clock
         self.started = clock()
         self.other_seconds: dict[str, float] = {}
         self.counts = {"batches": 0, "samples": 0, "tokens": 0, "flops": 0.0}  # of this process since it started
         self.resumed = {"time": 0.0, "batches": 0, "samples": 0, "lengths": 0}  # totals of the resumed checkpoint
         self.window: deque[tuple[float, dict[str, float]]] = deque(maxlen=window + 1)
         self.first: tuple[float, dict[str, float]] | None = None  # after the first step
-        self.first_fraction: tuple[float, float] | None = None
 
     @property
     def seconds(self) -> float:
@@ -157,8 +158,9 @@ class Meter:
         deltas = {column: after[name] - before[name] for name, column in columns.items()}
         rates = {f"{column}_per_sec": delta / (end - start) for column, delta in deltas.items() if delta}
         metrics = {f"device/{name}": rate for name, rate in rates.items()}
-        if self.ranks > 1:
-            metrics |= {name: rate * self.ranks for name, rate in rates.items()}
+        if self.processes > 1:
+            factors = {"flops_per_sec": self.processes}
+            metrics |= {name: rate * factors.get(name, self.ranks) for name, rate in rates.items()}
         if self.peak and "flops_per_sec" in rates:
             metrics["device/mfu"] = rates["flops_per_sec"] / self.peak
         return metrics
@@ -170,18 +172,22 @@ class Meter:
         (start, before), (end, after) = self.first, self.window[-1]
         return self.ranks * (after["tokens"] - before["tokens"]) / (end - start)
 
-    def remaining(self, fraction: float | None) -> float | None:
-        """Estimated seconds to the end of the run, from the progress since the first call; None if not known yet.
+    def estimate_remaining(self, steps: int | None, seconds: float | None) -> float | None:
+        """Estimated seconds to the end of the run, whichever limit is reached first; None if not known yet.
+
+        Steps are estimated to take as long as those of the window, which has neither the first step nor what is
+        excluded.
 
         Args:
-            fraction: fraction of the whole run that is done, which starts above 0 in a resumed run; None if not known.
+            steps: optimizer steps that are left; None without a limit.
+            seconds: seconds that are left; None without a limit.
         """
-        if fraction is None:
+        if len(self.window) < 2:
             return None
-        if self.first_fraction is None:
-            self.first_fraction = (self.seconds, fraction)  # after the first step, to leave out the time of compiling
-        seconds, start = self.first_fraction
-        return max(0.0, (1 - fraction) * (self.seconds - seconds) / (fraction - start)) if fraction > start else None
+        seconds_per_step = (self.window[-1][0] - self.window[0][0]) / (len(self.window) - 1)
+        limits = [] if seconds is None else [seconds]
+        limits += [] if steps is None else [steps * seconds_per_step]
+        return max(0.0, min(limits)) if limits else None
 
     def state_dict(self) -> dict[str, float]:
         """Return the totals for a checkpoint."""

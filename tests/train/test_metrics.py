@@ -56,6 +56,16 @@ def test_several_ranks_have_the_sum_under_the_bare_name() -> None:
     assert rates["device/items_per_sec"] == pytest.approx(20.0)
     assert rates["items_per_sec"] == pytest.approx(80.0)
     assert rates["samples_per_sec"] == pytest.approx(8.0)
+    assert rates["flops_per_sec"] == pytest.approx(2e9)
+
+
+def test_flops_are_those_of_all_processes_also_of_ranks_that_share_a_batch() -> None:
+    rates = meter_after([1.0, 2.0], ranks=2, processes=8, peak=1e9)[0].rates()  # such as 2 data ranks of 4 processes
+    assert rates["items_per_sec"] == pytest.approx(40.0)
+    assert rates["device/flops_per_sec"] == pytest.approx(5e8) and rates["flops_per_sec"] == pytest.approx(4e9)
+    assert rates["device/mfu"] == pytest.approx(0.5)
+    shared = meter_after([1.0, 2.0], processes=4)[0].rates()
+    assert shared["flops_per_sec"] == pytest.approx(2e9) and shared["items_per_sec"] == pytest.approx(20.0)
 
 
 def test_mfu_is_a_share_of_the_peak_of_one_device() -> None:
@@ -107,13 +117,18 @@ def test_a_continued_run_counts_on_but_measures_itself_only() -> None:
     assert meter.training_seconds == 4.0
 
 
-def test_remaining_time_goes_by_the_pace_of_this_run() -> None:
+def test_remaining_time_goes_by_steady_steps() -> None:
+    """Neither the first step after a start nor evaluation and saving are in the time of a step."""
     meter, clock = meter_after([30.0])
-    assert meter.remaining(None) is None
-    assert meter.remaining(0.5) is None  # a resumed run begins half way; how fast it is shows later
-    clock.now += 10
-    assert meter.remaining(0.6) == pytest.approx(40.0)
-    assert meter.remaining(1.0) == 0.0
+    assert meter.estimate_remaining(100, None) is None
+    with meter.exclude("evaluation"):
+        clock.now += 500
+    clock.now += 2
+    meter.update(samples=4, tokens=40)
+    assert meter.estimate_remaining(50, None) == pytest.approx(100.0)
+    assert meter.estimate_remaining(50, 70.0) == 70.0
+    assert meter.estimate_remaining(0, 70.0) == meter.estimate_remaining(None, -1.0) == 0.0
+    assert meter.estimate_remaining(None, None) is None
 
 
 @pytest.mark.parametrize(

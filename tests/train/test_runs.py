@@ -147,9 +147,14 @@ def real_text(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 def outcome(folder: Path, ranks: int = 1, **changes: Any) -> tuple[dict[int, float], list[float], str]:
     """Training losses, validation losses and the text that the model wrote, on real text."""
     got = trained(folder, ranks, data={"class_path": "PythonDocs"}, eval__interval=6, **changes)
-    logs = (folder / "out" / "logs" / "csv" / "version_0" / "metrics.csv").open()
-    validation = [float(row["val_loss"]) for row in csv.DictReader(logs) if row["val_loss"]]
+    validation = [float(row["val_loss"]) for row in read_metrics(folder, "val_loss")]
     return got, validation, (folder / "out" / "samples.jsonl").read_text()
+
+
+def read_metrics(folder: Path, column: str) -> list[dict[str, str]]:
+    """The rows of the log of a run that have a value in this column."""
+    with (folder / "out" / "logs" / "csv" / "version_0" / "metrics.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row[column]]
 
 
 @pytest.mark.parametrize("name", SPLIT)
@@ -160,6 +165,8 @@ def test_split_models_end_where_one_process_does(name: str, tmp_path: Path, real
     assert got[0] == pytest.approx(training, abs=1e-4)
     assert len(validation) == 2 and got[1] == pytest.approx(validation, abs=1e-4)
     assert got[2] == samples
+    (*_, last) = read_metrics(tmp_path, "loss")
+    assert float(last["flops_per_sec"]) == pytest.approx(ranks * float(last["device/flops_per_sec"]))
     finals = (load_file(one / "out" / "final" / "model.safetensors") for one in (folder, tmp_path))
     for name, (alone, split) in paired(*finals).items():
         assert torch.allclose(alone, split, atol=1e-4), name
