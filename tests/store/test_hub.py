@@ -1,11 +1,8 @@
 """`litgpt download` against a small server that answers as the hub does."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,28 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 
+from litgpt.commands.download import run
+from litgpt.errors import UserError
+from litgpt.recipe.store_commands import Download
 from litgpt.store.hub import select_files
 from litgpt.store.save_model import save_model_folder
 from tests.store.models import assert_loads, random_model, small, weights
 
 COMMIT = "c" * 40
-# Runs downloads given as JSON, and prints what a user would read.
-CLIENT = """
-import json, sys
-from pathlib import Path
-from litgpt.commands.download import run
-from litgpt.errors import UserError
-from litgpt.recipe.store_commands import Download
-for settings in json.loads(sys.argv[1]):
-    recipe = Download(**{**settings, "checkpoint_dir": Path(settings["checkpoint_dir"])})
-    assert "hf_secret" not in repr(recipe)
-    try:
-        run(recipe)
-    except UserError as error:
-        print("error:", error)
-"""
 
 
 class Hub(ThreadingHTTPServer):
@@ -117,27 +103,39 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     server.server_close()
 
 
-def run_client(hub: Hub, *downloads: dict[str, Any], **more: str) -> list[str]:
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "0",
-        **more,
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", CLIENT, json.dumps(downloads)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "hf_secret" not in done.stdout + done.stderr
-    return done.stdout.splitlines()
+@pytest.fixture
+def run_client(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., list[str]]:
+    """A function that does downloads given as settings, and returns what a user would read."""
+    address = f"http://127.0.0.1:{hub.server_port}"
+    url = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    changes = {"ENDPOINT": address, "HUGGINGFACE_CO_URL_TEMPLATE": address + url}
+    changes |= {"HF_HUB_DISABLE_TELEMETRY": True, "HF_HUB_DISABLE_XET": True}
+    for name, value in changes.items():
+        monkeypatch.setattr(constants, name, value)
+
+    def run_all(*downloads: dict[str, Any], offline: bool = False) -> list[str]:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        for settings in downloads:
+            recipe = Download(**{**settings, "checkpoint_dir": Path(settings["checkpoint_dir"])})
+            assert "hf_secret" not in repr(recipe)
+            try:
+                run(recipe)
+            except UserError as error:
+                print("error:", error)
+        out, err = capsys.readouterr()
+        assert "hf_secret" not in out + err
+        return out.splitlines()
+
+    return run_all
 
 
-def test_a_model_is_fetched_checked_and_ready_to_load(hub: Hub, tmp_path: Path) -> None:
+def test_a_model_is_fetched_checked_and_ready_to_load(
+    hub: Hub, run_client: Callable[..., list[str]], tmp_path: Path
+) -> None:
     place = {"repo_id": "org/tiny", "checkpoint_dir": str(tmp_path / "a"), "access_token": "hf_secret"}
     messages = run_client(
-        hub,
         place,
         place,
         {**place, "checkpoint_dir": str(tmp_path / "b"), "tokenizer_only": True},
@@ -160,27 +158,31 @@ def test_a_model_is_fetched_checked_and_ready_to_load(hub: Hub, tmp_path: Path) 
     assert {tensor.dtype for tensor in cast.values()} == {torch.bfloat16}
 
 
-def test_a_hub_that_does_not_answer_has_one_line(hub: Hub, tmp_path: Path) -> None:
+def test_a_hub_that_does_not_answer_has_one_line(
+    hub: Hub, run_client: Callable[..., list[str]], tmp_path: Path
+) -> None:
     hub.shutdown()
     hub.server_close()
-    (line,) = run_client(hub, {"repo_id": "org/tiny", "checkpoint_dir": str(tmp_path), "access_token": "hf_secret"})
+    (line,) = run_client({"repo_id": "org/tiny", "checkpoint_dir": str(tmp_path), "access_token": "hf_secret"})
     assert "cannot be reached" in line and "put the model's files into" in line
 
 
-def test_a_client_that_is_to_stay_offline_says_so(hub: Hub, tmp_path: Path) -> None:
-    (line,) = run_client(hub, {"repo_id": "org/tiny", "checkpoint_dir": str(tmp_path)}, HF_HUB_OFFLINE="1")
+def test_a_client_that_is_to_stay_offline_says_so(run_client: Callable[..., list[str]], tmp_path: Path) -> None:
+    (line,) = run_client({"repo_id": "org/tiny", "checkpoint_dir": str(tmp_path)}, offline=True)
     assert "HF_HUB_OFFLINE is set" in line and not list(tmp_path.glob("org/*"))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_bytes_that_the_hub_does_not_list_are_not_kept(hub: Hub, tmp_path: Path, name: str) -> None:
+def test_bytes_that_the_hub_does_not_list_are_not_kept(
+    hub: Hub, run_client: Callable[..., list[str]], tmp_path: Path, name: str
+) -> None:
     hub.altered = {name}
     place = {"repo_id": "org/tiny", "checkpoint_dir": str(tmp_path / "new")}
-    (line,) = run_client(hub, place)
+    (line,) = run_client(place)
     assert line.startswith("error: ") and name in line and "not those that the hub lists" in line
     assert not (tmp_path / "new" / "org" / "tiny" / name).exists()
     hub.altered = set()
-    assert run_client(hub, place) == [f"{tmp_path / 'new' / 'org' / 'tiny'}: ready"]
+    assert run_client(place) == [f"{tmp_path / 'new' / 'org' / 'tiny'}: ready"]
 
 
 @pytest.mark.parametrize(
