@@ -15,7 +15,7 @@ class TrainArgs:
     save_interval: Count | None = 1000
     """Number of optimizer steps between checkpoints; null saves only at the end."""
     log_interval: Count = 1
-    """Number of optimizer steps between log entries."""
+    """Number of optimizer steps between log entries; the last step is always logged."""
     global_batch_size: BatchSize = 64
     """Number of samples per optimizer step, over all devices."""
     micro_batch_size: BatchSize = 4

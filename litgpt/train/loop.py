@@ -141,7 +141,8 @@ class Loop:
         votes = result.votes
         if run.checkpoints.is_pending and votes.checkpoint_written == run.ranks:
             run.checkpoints.commit()
-        if self.step % self.train.log_interval == 0:
+        is_last = self.step == run.steps or votes.interrupted or votes.out_of_time
+        if self.step % self.train.log_interval == 0 or is_last:
             self.log(result, rate)
         if self.step % run.recipe.eval.interval == 0 and not votes.interrupted:
             self.evaluate()

@@ -73,7 +73,7 @@ def read_newest_metrics(out_dir: Path) -> tuple[Path, Rows]:
         raise UserError(f"out_dir: {out_dir} holds no logs/csv/version_N/{history.FILE_NAME}; give a run's out_dir")
     _, rows = history.read_metrics(existing[-1])
     if not rows:
-        raise UserError(f"{existing[-1]}: no step was logged yet; train for longer than train.log_interval")
+        raise UserError(f"{existing[-1]}: no step was logged yet; wait until one is, after train.log_interval steps")
     return existing[-1], rows
 
 
