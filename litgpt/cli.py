@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from litgpt.errors import UserError
-from litgpt.interrupts import EXIT_CODE, exit_on_interrupt
+from litgpt.interrupts import EXIT_CODE, INTERRUPTED, exit_on_interrupt
 from litgpt.messages import mute_messages
 from litgpt.phases import show_phases
 from litgpt.recipe.columns import format_columns
@@ -28,7 +28,6 @@ FOOTER = (
 )
 
 OTHERS_WAIT = 10.0  # seconds
-INTERRUPTED = "litgpt: interrupted"
 
 
 class CommandLine(NamedTuple):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 EXIT_CODE = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = "litgpt: interrupted"
 CLEANUP_SECONDS = 1.0  # seconds that the main thread has to clean up after Ctrl-C
 SHOW_CURSOR = "\x1b[?25h"
 

@@ -1,12 +1,9 @@
 """The error for a setting that another one makes useless."""
 
-from collections.abc import Iterable
+from dataclasses import MISSING
 from typing import Any
 
 from litgpt.errors import UserError
-
-Effect = tuple[str, Any, bool, str, str]
-"""Name of a setting, its default, whether it has an effect, the setting that it has none with, and the cure."""
 
 
 def describe_no_effect(key: str, value: Any, other: str, cure: str) -> str:
@@ -15,16 +12,21 @@ def describe_no_effect(key: str, value: Any, other: str, cure: str) -> str:
     return f"{key}: {shown} has no effect with {other}; {cure}"
 
 
-def check_effects(group: Any, prefix: str, rules: Iterable[Effect]) -> None:
-    """Check that every setting of a group that is not at its default has an effect.
+def check_effects(group: Any, prefix: str, *names: str, have_effect: bool, other: str, cure: str) -> None:
+    """Check that settings without an effect are at their defaults.
 
     Args:
-        prefix: the dotted key of the group, with a dot at its end.
+        group: a dataclass.
+        prefix: its dotted key, with a dot at its end.
+        names: the settings.
+        have_effect: whether they have an effect.
+        other: the setting that they have none with.
+        cure: what to change.
 
     Raises:
-        UserError: for the first one without.
+        UserError: for the first one that is not.
     """
-    for name, default, has_effect, other, cure in rules:
-        value = getattr(group, name)
-        if not has_effect and value != default:
+    for name in names if not have_effect else ():
+        field, value = group.__dataclass_fields__[name], getattr(group, name)
+        if value != (field.default if field.default_factory is MISSING else field.default_factory()):
             raise UserError(describe_no_effect(prefix + name, value, other, cure))

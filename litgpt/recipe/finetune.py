@@ -78,14 +78,10 @@ class Finetune(Training):
         if train.tie_embeddings is not None:
             raise UserError(f"train.tie_embeddings: {train.tie_embeddings} is not supported by finetuning; set null")
         super().__post_init__()
-        rule = (
-            "evaluate_example",
-            "first",
-            self.eval.max_new_tokens is not None,
-            "eval.max_new_tokens: null",
-            "set it to 100",
+        has_samples, other = self.eval.max_new_tokens is not None, "eval.max_new_tokens: null"
+        check_effects(
+            self.eval, "eval.", "evaluate_example", have_effect=has_samples, other=other, cure="set it to 100"
         )
-        check_effects(self.eval, "eval.", [rule])
         self._check_splits()
 
     def _check_splits(self) -> None:

@@ -70,10 +70,8 @@ class SGD(Optimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         other, cure = "optimizer.momentum: 0", "set optimizer.momentum: 0.9"
-        rules = [
-            (name, default, self.momentum > 0, other, cure) for name, default in (("dampening", 0), ("nesterov", False))
-        ]
-        check_effects(self, "optimizer.", rules)
+        names = ("dampening", "nesterov")
+        check_effects(self, "optimizer.", *names, have_effect=self.momentum > 0, other=other, cure=cure)
         if self.nesterov and self.dampening:
             raise UserError(
                 f"optimizer.nesterov: true is not supported with optimizer.dampening: {self.dampening:g}; "

@@ -110,12 +110,9 @@ class ParallelArgs:
 
     def __post_init__(self) -> None:
         check_numbers(self, "parallel.")
-        defaults = {field.name: field.default for field in fields(self)}
-        rules = [
-            (name, defaults[name], getattr(self, axis) > 1, f"parallel.{axis}: 1", f"set parallel.{axis}: 2 or more")
-            for name, axis in AXIS_OF.items()
-        ]
-        check_effects(self, "parallel.", rules)
+        for name, axis in AXIS_OF.items():
+            other, cure = f"parallel.{axis}: 1", f"set parallel.{axis}: 2 or more"
+            check_effects(self, "parallel.", name, have_effect=getattr(self, axis) > 1, other=other, cure=cure)
         self._check_zero()
         if isinstance(self.pipeline_layers, list) and len(self.pipeline_layers) % self.pipeline:
             raise UserError(

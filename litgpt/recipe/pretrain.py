@@ -24,8 +24,8 @@ class TokenizerArgs:
 
     def __post_init__(self) -> None:
         check_numbers(self, "tokenizer.")
-        rule = ("vocab_size", 4096, self.kind == "bpe", "tokenizer.kind: bytes", "set tokenizer.kind: bpe")
-        check_effects(self, "tokenizer.", [rule])
+        other, cure = "tokenizer.kind: bytes", "set tokenizer.kind: bpe"
+        check_effects(self, "tokenizer.", "vocab_size", have_effect=self.kind == "bpe", other=other, cure=cure)
         if self.kind == "bpe" and self.vocab_size <= 256:
             raise UserError(f"tokenizer.vocab_size: {self.vocab_size} is too small for bpe; use 512 or more")
 

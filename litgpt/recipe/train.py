@@ -62,13 +62,10 @@ class TrainArgs:
                 f"{self.global_batch_size}; use at most {self.global_batch_size}"
             )
         style = self.lr_decay_style
-        is_wsd, other, cure = style == "wsd", f"train.lr_decay_style: {style}", "set train.lr_decay_style: wsd"
-        rules = [
-            ("wsd_decay_steps", None, is_wsd, other, cure),
-            ("wsd_decay_style", "linear", is_wsd, other, cure),
-            ("lr_decay_steps", None, style not in ("constant", "inverse-sqrt"), other, "set null"),
-        ]
-        check_effects(self, "train.", rules)
+        has_end, other, cure = style not in ("constant", "inverse-sqrt"), f"train.lr_decay_style: {style}", "set null"
+        check_effects(self, "train.", "lr_decay_steps", have_effect=has_end, other=other, cure=cure)
+        names, cure = ("wsd_decay_steps", "wsd_decay_style"), "set train.lr_decay_style: wsd"
+        check_effects(self, "train.", *names, have_effect=style == "wsd", other=other, cure=cure)
 
     def accumulation(self, data_ranks: int) -> int:
         """Return the number of gradient accumulation steps: micro-batches per rank and optimizer step.
@@ -115,9 +112,9 @@ class EvalArgs:
         if self.max_iters == -1:
             object.__setattr__(self, "max_iters", None)
         check_numbers(self, "eval.")
-        has_prompt = self.sample_prompt is not None
-        rule = ("sample_tokens", 64, has_prompt, "eval.sample_prompt: null", "set eval.sample_prompt")
-        check_effects(self, "eval.", [rule])
+        has_prompt, other = self.sample_prompt is not None, "eval.sample_prompt: null"
+        cure = "set eval.sample_prompt"
+        check_effects(self, "eval.", "sample_tokens", have_effect=has_prompt, other=other, cure=cure)
 
 
 @dataclass(frozen=True)
@@ -164,8 +161,8 @@ class LossArgs:
 
     def __post_init__(self) -> None:
         check_numbers(self, "loss.")
-        rule = ("chunk_rows", 512, self.impl == "chunked", "loss.impl: plain", "set loss.impl: chunked")
-        check_effects(self, "loss.", [rule])
+        other, cure = "loss.impl: plain", "set loss.impl: chunked"
+        check_effects(self, "loss.", "chunk_rows", have_effect=self.impl == "chunked", other=other, cure=cure)
 
 
 @dataclass(frozen=True)

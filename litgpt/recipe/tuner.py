@@ -75,8 +75,8 @@ class Full(Tuner):
         super().__post_init__()
         freezes = bool(self.freeze_parameters or self.freeze_parameters_regex or self.freeze_parameters_ratio)
         other, cure = "nothing frozen", "set tuner.freeze_parameters_ratio: 1, or leave it out"
-        for name, default in (("trainable_parameters", []), ("trainable_parameters_regex", None)):
-            check_effects(self, "tuner.", [(name, default, freezes, other, cure)])
+        names = ("trainable_parameters", "trainable_parameters_regex")
+        check_effects(self, "tuner.", *names, have_effect=freezes, other=other, cure=cure)
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ class LoRA(Tuner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = ("target_modules", all_linear(), not self.target_regex, "tuner.target_regex", "set one of them")
-        check_effects(self, "tuner.", [rule])
+        other, cure = "tuner.target_regex", "set one of them"
+        check_effects(self, "tuner.", "target_modules", have_effect=not self.target_regex, other=other, cure=cure)
 
     @property
     def scale(self) -> float:

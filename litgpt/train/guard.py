@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from litgpt.errors import UserError
-from litgpt.interrupts import CLEANUP_SECONDS, exit_now, watch_signals
+from litgpt.interrupts import CLEANUP_SECONDS, INTERRUPTED, exit_now, watch_signals
 from litgpt.recipe.train import GuardArgs
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -64,7 +64,7 @@ class Interrupts:
             name = signal.Signals(number).name
             self._announce(f"{name}: finishing {self.activity}, then saving; {repeated} stops at once")
         elif number == signal.SIGINT and not self._left.wait(CLEANUP_SECONDS):
-            exit_now("litgpt: interrupted")
+            exit_now(INTERRUPTED)
 
 
 class LossScale:

@@ -30,9 +30,6 @@ from litgpt.recipe.bounds import Count, Fraction, Position
 from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.effect import check_effects
 
-TRAINING_ONLY: tuple[tuple[str, Any], ...] = (("weight", 1.0), ("val_fraction", None))
-"""Settings of a source that have no effect on validation, and their defaults."""
-
 
 @dataclass
 class Conversations(FinetuningData):
@@ -115,26 +112,19 @@ class Conversations(FinetuningData):
         Raises:
             UserError: naming the setting and a cure.
         """
-        is_mixed, held_out = self.mix == "interleave", not self._val_sources
-        other, mixed = "data.mix: concat", "set data.mix: interleave"
-        given, cure = "data.val_sources", "set one of them"
-        check_effects(
-            self,
-            "data.",
-            [
-                ("stopping", "first_exhausted", is_mixed, other, mixed),
-                ("val_fraction", None, held_out, given, cure),
-                ("date", "2026-01-01", self.prompt_style is None, "data.prompt_style", "leave it out"),
-            ],
-        )
+        is_mixed, other, cure = self.mix == "interleave", "data.mix: concat", "set data.mix: interleave"
+        check_effects(self, "data.", "stopping", have_effect=is_mixed, other=other, cure=cure)
         for source in self._sources:
-            rules = [("weight", 1.0, is_mixed, other, mixed), ("val_fraction", None, held_out, given, cure)]
-            check_effects(source, "data.sources: ", rules)
+            check_effects(source, "data.sources: ", "weight", have_effect=is_mixed, other=other, cure=cure)
+        is_split, other, cure = not self._val_sources, "data.val_sources", "set one of them"
+        check_effects(self, "data.", "val_fraction", have_effect=is_split, other=other, cure=cure)
+        for source in self._sources:
+            check_effects(source, "data.sources: ", "val_fraction", have_effect=is_split, other=other, cure=cure)
+        has_date = self.prompt_style is None
+        check_effects(self, "data.", "date", have_effect=has_date, other="data.prompt_style", cure="leave it out")
         for source in self._val_sources:
-            other, cure = "validation", "set it in data.sources"
-            check_effects(
-                source, "data.val_sources: ", [(name, default, False, other, cure) for name, default in TRAINING_ONLY]
-            )
+            names, cure = ("weight", "val_fraction"), "set it in data.sources"
+            check_effects(source, "data.val_sources: ", *names, have_effect=False, other="validation", cure=cure)
 
     def _check_streaming(self) -> None:
         """Reject settings that need the number of rows.

@@ -47,8 +47,8 @@ class Packing:
     def __post_init__(self) -> None:
         check_numbers(self, "data.packing.")
         other, cure = "data.packing.enabled: false", "set data.packing.enabled: true"
-        rules = [("length", None, self.enabled, other, cure), ("strategy", "best_fit", self.enabled, other, cure)]
-        check_effects(self, "data.packing.", rules)
+        names = ("length", "strategy")
+        check_effects(self, "data.packing.", *names, have_effect=self.enabled, other=other, cure=cure)
 
 
 @dataclass(frozen=True)
