@@ -14,6 +14,7 @@ from litgpt.infer.load import find_base_folder, find_tokenizer_folder, resolve_m
 from litgpt.messages import print_message
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
+from litgpt.model.registry import CONFIG_FILES
 from litgpt.recipe.store_commands import Validate
 from litgpt.store.adapters.folder import is_adapter, load_adapter_folder
 from litgpt.store.load_model import load_config, load_saved_config
@@ -143,7 +144,7 @@ def validate_files(recipe: Validate) -> str:
         raise UserError(f"{recipe.checkpoint_dir}: no such folder")
     tokenizer_folder = find_tokenizer_folder(recipe.checkpoint_dir)
     for folder, names in (
-        (find_weights_folder(recipe), ("model_config.yaml", "config.json")),
+        (find_weights_folder(recipe), CONFIG_FILES),
         (tokenizer_folder, ("tokenizer.json", "tokenizer.model")),
     ):
         if not any((folder / name).is_file() for name in names):

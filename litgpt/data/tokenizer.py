@@ -136,19 +136,16 @@ class Tokenizer:
                 return True
         return name == "bos" and self._config.get("tokenizer_class") == "LlamaTokenizer"
 
-    def is_much_smaller_than(self, rows: int) -> bool:
-        """Whether an embedding of this many rows has more than 512 rows, and a tenth of all, without a token.
+    def check_rows(self, rows: int, cure: str = "use the model's own tokenizer") -> None:
+        """Add a warning if the tokenizer is larger, or much smaller, than an embedding of this many rows.
 
-        Published models have up to about 1,000 such rows, at most 2 % of all, which pad the size to a round number.
+        Published models have up to about 1,000 rows without a token, at most 2 % of all, which pad the size to a round
+        number; many are more than 512 rows, and a tenth of all.
         """
-        return rows - self.id_limit > max(512, rows // 10)
-
-    def check_rows(self, rows: int) -> None:
-        """Add a warning if the tokenizer is larger, or much smaller, than an embedding of this many rows."""
-        if self.id_limit > rows or self.is_much_smaller_than(rows):
+        if self.id_limit > rows or rows - self.id_limit > max(512, rows // 10):
             sizes = f"the tokenizer has {self.id_limit:,} tokens, but the model has {rows:,} rows"
-            cure = "a text with a token beyond them is refused; " if self.id_limit > rows else ""
-            self._warn(f"{self.folder}: {sizes}; {cure}use the model's own tokenizer")
+            refusal = "a text with a token beyond them is refused; " if self.id_limit > rows else ""
+            self._warn(f"{self.folder}: {sizes}; {refusal}{cure}")
 
     def find_token(self, token: str) -> int | None:
         """Return the id of a token; None if there is no such token."""

@@ -25,6 +25,7 @@ from litgpt.model.hf_config_layers import has_bias
 from litgpt.model.names import NameTable, build_name_table
 from litgpt.model.transformer_config import TransformerConfig
 
+CONFIG_FILES = ("model_config.yaml", "config.json")
 # Fields that do not change what the model computes.
 LABELS = ("name", "hf_config", "dropout", "padding_multiple", "vocab_size")
 # Entries that a family inherits, key by key.
@@ -189,6 +190,11 @@ def find_family(config: TransformerConfig) -> Family | None:
 
     ranked = sorted(load_families().values(), key=preference)
     return next((family for family in ranked if family.can_express(config)), None)
+
+
+def has_config(folder: Path) -> bool:
+    """Whether a folder has a file with the configuration of a model."""
+    return any((folder / name).is_file() for name in CONFIG_FILES)
 
 
 def read_config(folder: Path) -> TransformerConfig:

@@ -162,7 +162,7 @@ def find_config(source: Path, model_name: str | None) -> Config:
     Raises:
         UserError: if none of them gives a shape.
     """
-    has_config = any((source / name).is_file() for name in ("model_config.yaml", "config.json")) or find_gguf(source)
+    has_config = registry.has_config(source) or find_gguf(source)
     if not model_name and not has_config and source.name in registry.list_model_names():
         model_name = source.name
     return untie_if_head_differs(source, Config.from_name(model_name)) if model_name else load_config(source)

@@ -50,8 +50,7 @@ def untie_if_head_differs(folder: Path, config: Config) -> Config:
 
 def load_saved_config(folder: Path) -> Config:
     """Load the config of a folder or a GGUF file as model_config.yaml, config.json or the GGUF file has it."""
-    has_config = any((folder / name).is_file() for name in ("model_config.yaml", "config.json"))
-    if not has_config and (path := find_gguf(folder)):
+    if not registry.has_config(folder) and (path := find_gguf(folder)):
         values = GGUFFile(path).config_json
         families = registry.load_families().values()
         family = next(family for family in families if family.model_type == values["model_type"])

@@ -14,7 +14,7 @@ from litgpt.files import staged_folder, write_json
 from litgpt.messages import print_message
 from litgpt.model.config import Config
 from litgpt.model.names import TensorMapping
-from litgpt.model.registry import Family, find_family
+from litgpt.model.registry import CONFIG_FILES, Family, find_family
 from litgpt.phases import phase
 from litgpt.store.collectives_io import StageRanks, Warn, get_rank, share_first_message
 from litgpt.store.published_tensor import list_parameters
@@ -150,7 +150,7 @@ def write_model(
     named_tensors = cast_tensors(tensors, dtype, parameters)
     dtypes = write_shards(folder, join_tensors(mappings, named_tensors, parameters, config), shard_bytes)
     saved_dtype = str(dtype or (dtypes.pop() if len(dtypes) == 1 else torch.float32)).removeprefix("torch.")
-    for name in ("model_config.yaml", "config.json"):
+    for name in CONFIG_FILES:
         (folder / name).unlink(missing_ok=True)  # if it is a hard link, the other file does not change
     (folder / "model_config.yaml").write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
     if family is not None:

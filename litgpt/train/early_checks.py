@@ -7,7 +7,7 @@ from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import CHECKPOINTS, extend_checkpoint_dir
 from litgpt.model.config import Config, merge_fields
-from litgpt.model.registry import list_model_names
+from litgpt.model.registry import has_config, list_model_names
 from litgpt.parallel.model_sizes import check_model_sizes
 from litgpt.recipe.data_commands import DataInspect, DataPrepare
 from litgpt.recipe.finetune import Finetune
@@ -27,7 +27,6 @@ from litgpt.store.step_folders import list_checkpoints, no_checkpoint_error
 from litgpt.train.schedule import list_step_limits
 
 StoredModel = Validate | Verify | ConvertToLitgpt | ConvertFromLitgpt | ConvertPretrainedCheckpoint | MergeLora
-CONFIG_FILES = ("model_config.yaml", "config.json")
 OWN_TOKENIZER = (
     "use the model's own tokenizer, or resize its embedding before (resize_token_embeddings in transformers)"
 )
@@ -60,7 +59,7 @@ def check_finetuning(recipe: Finetune) -> None:
     check_resumption(recipe)
     if recipe.data is not None:
         recipe.data.check_files(has_tokenizer=True)
-    if folder is not None and has_config(folder) and recipe.initial_adapter is None:  # which may change the config
+    if folder is not None and is_base_model(folder) and recipe.initial_adapter is None:  # which may change the config
         values = Config.from_checkpoint(folder).to_dict()
         config = Config(**{**values, **merge_fields(values, recipe.model_config or {})})
         order = recipe.resolved_tuner.get_block_order(config.n_layer)
@@ -123,9 +122,9 @@ def find_model_folder(key: str, name: Path) -> Path | None:
     return None
 
 
-def has_config(folder: Path) -> bool:
+def is_base_model(folder: Path) -> bool:
     """Return whether a folder has the configuration of a model, which those of runs and adapters do not have."""
-    return any((folder / name).is_file() for name in CONFIG_FILES) and not (folder / "adapter_config.json").exists()
+    return has_config(folder) and not (folder / "adapter_config.json").exists()
 
 
 def resolve_config(recipe: Pretrain) -> Config:
@@ -183,7 +182,8 @@ def check_initial_weights(config: Config, weights: Path | None) -> None:
         return
     if not weights.is_dir():
         raise UserError(f"initial_checkpoint_dir: {weights} is not a folder")
-    if has_config(weights) and (rows := Config.from_checkpoint(weights).padded_vocab_size) != config.padded_vocab_size:
+    rows = (Config.from_checkpoint(weights) if is_base_model(weights) else config).padded_vocab_size
+    if rows != config.padded_vocab_size:
         raise UserError(
             f"model_config.padded_vocab_size: {config.padded_vocab_size}, but initial_checkpoint_dir: {weights} "
             f"has {rows} rows; set model_config.padded_vocab_size: {rows}"

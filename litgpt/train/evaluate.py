@@ -1,7 +1,7 @@
 """Evaluate a model during training: validation loss and generated samples."""
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -35,19 +35,24 @@ def eval_mode(train_state: TrainState) -> Iterator[None]:
 
 
 def validation_loss(
-    train_state: TrainState, batches: Iterable[Batch], objective: Objective, *, max_iters: int | None
+    train_state: TrainState,
+    batches: Iterable[Batch],
+    objective: Objective,
+    *,
+    max_iters: int | None,
+    size: int | None = None,
 ) -> float:
     """Mean loss in nats over the units that the objective counts; NaN if there are none.
 
     Args:
         batches: this data rank's micro-batches; rank r of R has numbers r, r + R, ... of all micro-batches.
         max_iters: number of micro-batches to evaluate, over all data ranks, from the first one; None for all.
+        size: number of `batches`, if known.
     """
     loss, count = torch.zeros((), dtype=torch.float64), 0.0
     mesh = train_state.mesh
     rank, ranks = (0, 1) if mesh is None else (mesh.rank("data"), mesh.dims.data_ranks)
     rounds = None if max_iters is None else -(-max_iters // ranks)  # all ranks take part in the collectives of each
-    size = len(batches) if isinstance(batches, Sized) else None
     expected = min((limit for limit in (rounds, size) if limit is not None), default=None)
     with eval_mode(train_state), phase("validating", expected) as entry:
         for number, batch in enumerate(itertools.islice(batches, rounds)):

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -265,7 +265,10 @@ class Loop:
         with self.meter.exclude("evaluation"):
             if data.validation is not None:
                 batches = (check_token_range(batch, run.spec) for batch in data.validation)
-                loss = validation_loss(run.train_state, batches, self.objective, max_iters=settings.max_iters)
+                size = len(data.validation) if isinstance(data.validation, Sized) else None
+                loss = validation_loss(
+                    run.train_state, batches, self.objective, max_iters=settings.max_iters, size=size
+                )
                 self.val_losses[self.step] = loss
                 self.log_metrics({"val_loss": loss, "val_ppl": perplexity(loss), "step": self.step})
                 self.console.print(f"step {self.step}: val loss {loss:.4f}, val ppl {perplexity(loss):.1f}")

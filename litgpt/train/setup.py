@@ -172,14 +172,9 @@ def open_data(
     """
     folder = train_or_find_tokenizer(recipe, spec, fabric, resumed=resumed)
     tokenizer = Tokenizer(folder) if folder else None
-    rows = spec.config.padded_vocab_size or 0
     if tokenizer:
         check_vocabulary(tokenizer, spec.config, has_weights=spec.weights is not None)
-    if tokenizer and tokenizer.is_much_smaller_than(rows):
-        tokenizer.warnings.append(
-            f"{folder}: the tokenizer has {tokenizer.id_limit:,} tokens, but the model has {rows:,} rows; "
-            f"{spec.get_vocabulary_cure(tokenizer.id_limit)}"
-        )
+        tokenizer.check_rows(spec.config.padded_vocab_size or 0, spec.get_vocabulary_cure(tokenizer.id_limit))
     spec.data.connect(tokenizer, batch_size=recipe.train.micro_batch_size, max_seq_length=length)
     with fabric.rank_zero_first():
         spec.data.prepare_data()

@@ -94,8 +94,10 @@ def test_a_tokenizer_that_is_much_smaller_than_the_vocabulary(
     # the sizes of phi-2, command-r, gpt-oss and Qwen2.5 in proportion, and multiples of 512
     for tokens, rows in ((50295, 51200), (255029, 256000), (200019, 201088), (151665, 151936), (258, 512), (258, 770)):
         tokenizer.id_limit = tokens
-        assert not tokenizer.is_much_smaller_than(rows)
-    assert tokenizer.is_much_smaller_than(51200 * 6)
+        tokenizer.check_rows(rows, "")
+    assert tokenizer.warnings == []
+    tokenizer.check_rows(51200 * 6, "use another")
+    assert "has 258 tokens, but the model has 307,200 rows; use another" in tokenizer.warnings[0]
     model = GPT(Config(**{**SHAPE, "padded_vocab_size": 1024}))
     save_model_folder(tmp_path / "m", config=model.config, tensors=dict(model.named_parameters()), tokenizer_dir=base)
     LLM.load(tmp_path / "m", distribute=None)

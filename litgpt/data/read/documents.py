@@ -11,10 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
-from litgpt.data.read.fields import BadRow, has_surrogates
+from litgpt.data.read.fields import BadRow
 from litgpt.data.read.message import check_media
 from litgpt.errors import UserError
-from litgpt.files import DamagedFileError, EncodingError, check_encoding, decode_utf8, read_json, sha256, write_json
+from litgpt.files import (
+    DamagedFileError,
+    EncodingError,
+    check_encoding,
+    decode_utf8,
+    find_surrogate,
+    read_json,
+    sha256,
+    write_json,
+)
 from litgpt.phases import phase
 
 TEXT_SUFFIXES = tuple(kind + compression for kind in (".txt", ".jsonl") for compression in ("", ".gz", ".zst"))
@@ -168,7 +177,7 @@ def _decode_json(row: bytes) -> str:
     document = value.get("text") if isinstance(value, dict) else None
     if not isinstance(document, str) or not document:
         raise BadRow('"text" is missing or empty')
-    if has_surrogates(document):
+    if find_surrogate(document) is not None:
         raise BadRow('"text" contains an unpaired surrogate')
     check_media(value, "row")
     return document

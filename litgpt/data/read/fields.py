@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from litgpt.files import find_surrogate
+
 LITERAL_LIMIT = 1_000_000
 """Maximum characters of a Python literal: Python's parser takes a hundred times the memory of its input."""
 
@@ -43,18 +45,9 @@ def check_text(value: Any, name: str) -> str:
     """Check that a value is text that UTF-8 can encode."""
     if not isinstance(value, str):
         raise BadRow(f"{name} is not text", type(value).__name__)
-    if has_surrogates(value):
+    if find_surrogate(value) is not None:
         raise BadRow("unpaired surrogate", name)
     return value
-
-
-def has_surrogates(text: str) -> bool:
-    """Whether a text has unpaired surrogates, which UTF-8 cannot encode."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def dump_json(value: Any) -> str:

@@ -8,9 +8,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from litgpt.data.read.fields import has_surrogates
 from litgpt.errors import UserError
-from litgpt.files import lock_folder, staged_folder
+from litgpt.files import find_surrogate, lock_folder, staged_folder
 
 SKIPPED_FOLDERS = frozenset(
     ("test", "tests", "site-packages", "dist-packages", "lib2to3", "idlelib", "distutils", "encodings")
@@ -74,7 +73,7 @@ def _read_docstrings(path: Path) -> list[str]:
     except (SyntaxError, ValueError):  # templates and files for other Python versions
         return []
     texts = (ast.get_docstring(node) for node in _iter_definitions(tree))
-    return [text.strip() for text in texts if text and len(text) >= 40 and not has_surrogates(text)]
+    return [text.strip() for text in texts if text and len(text) >= 40 and find_surrogate(text) is None]
 
 
 def _iter_definitions(node: ast.AST) -> "Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]":

@@ -13,10 +13,10 @@ from typing import Any, get_args
 
 from litgpt.data.read.conversation import Format
 from litgpt.data.read.documents import convert_errors, decompress_lines, number_lines
-from litgpt.data.read.fields import BadRow, has_surrogates
+from litgpt.data.read.fields import BadRow
 from litgpt.data.read.json_list import iter_json_list
 from litgpt.errors import UserError
-from litgpt.files import EncodingError, decode_utf8, join_inside
+from litgpt.files import EncodingError, decode_utf8, find_surrogate, join_inside
 from litgpt.recipe.keys import find_nearest
 
 COMPRESSIONS = ("", ".gz", ".zst")
@@ -261,7 +261,7 @@ def _read_csv(path: Path) -> Iterator[LocatedRow]:
             return
         except csv.Error as error:
             raise UserError(f"{path}:{rows.line_num}: not CSV ({error})") from None
-        invalid = any(isinstance(value, str) and has_surrogates(value) for value in [*row, *row.values()])
+        invalid = any(isinstance(value, str) and find_surrogate(value) is not None for value in [*row, *row.values()])
         bad_row = BadRow("not UTF-8") if invalid else BadRow("more fields than columns") if "" in row else None
         yield f"{path}:{rows.line_num}", bad_row or row
 
