@@ -87,7 +87,8 @@ def describe_data(
     rows = [("Data", text), ("", describe_validation(samples, validation))]
     epochs = f" = {steps * batch / samples:.2f} epochs" if steps and samples else ""
     limits = [f"{format_count(steps)} of {batch:,} samples, {at_most}{batch * length:,} tokens{epochs}"]
-    limits.append(f"warm-up {warmup:,} steps")
+    if steps is None or (recipe.train.lr_warmup_steps or 0) <= steps:  # a longer one is warned of
+        limits.append(f"warm-up {warmup:,} steps")
     if recipe.train.max_time is not None:
         limits.append(f"at most {recipe.train.max_time:g} s")
     return format_rows([*rows, ("Steps", ", ".join(limits))])

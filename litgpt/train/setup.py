@@ -149,8 +149,8 @@ def list_warnings(recipe: Training, spec: RunSpec, data: RunData, steps: int | N
     warmup = recipe.train.lr_warmup_steps or 0
     if steps is not None and warmup > steps:
         lines.append(
-            f"train.lr_warmup_steps: {warmup} is more than the {steps} steps of the run, which are all warmup; set at "
-            f"most {max(1, steps // 10)}"
+            f"train.lr_warmup_steps: {warmup} is more than the {steps} steps of the run, so the learning rate rises to "
+            f"the end; set at most {max(1, steps // 10)}"
         )
     if recipe.eval.initial_validation and data.validation is None:
         lines.append("eval.initial_validation: true has no effect without validation data; set false")

@@ -1,14 +1,17 @@
 """The warnings of a run before its first step."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from litgpt.data import PythonDocs
 from litgpt.model.config import Config
 from litgpt.recipe.pretrain import Pretrain
 from litgpt.recipe.train import EvalArgs, TrainArgs
 from litgpt.recipe.tuner import LoRA
+from litgpt.train.header import describe_data
 from litgpt.train.run_spec import RunSpec
 from litgpt.train.setup import list_warnings
 from tests.runs import SHAPE
@@ -25,7 +28,10 @@ EXPERTS = {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2,
         (
             {"train": TrainArgs(lr_warmup_steps=31)},
             {},
-            ["train.lr_warmup_steps: 31 is more than the 30 steps of the run, which are all warmup; set at most 3"],
+            [
+                "train.lr_warmup_steps: 31 is more than the 30 steps of the run, so the learning rate rises to the "
+                "end; set at most 3"
+            ],
         ),
         (
             {"eval": EvalArgs(initial_validation=True)},
@@ -45,3 +51,6 @@ def test_warnings_before_the_first_step(settings: dict[str, Any], shape: dict[st
     spec: Any = RunSpec("pretrain", Config(**{**SHAPE, **shape}), None, None, None, tuner=tuner)  # type: ignore[arg-type]
     data: Any = SimpleNamespace(validation=None)
     assert list_warnings(recipe, spec, data, 30, ranks=1) == warnings
+    stream: Any = SimpleNamespace(samples_per_epoch=240)
+    header = describe_data(recipe, replace(spec, data=PythonDocs()), (stream, None), length=32, steps=30, warmup=30)
+    assert ("warm-up" in header) != any("warmup" in line for line in warnings)  # said once
