@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from litgpt.files import check_writable, extend_checkpoint_dir
+from litgpt.recipe.choices import import_class
+from litgpt.recipe.data import DATA_MODULES
 
 
 class PathKeys(NamedTuple):
@@ -66,7 +68,22 @@ def resolve_paths(name: str, recipe: Any) -> Any:
     for key in (*keys.folders, *keys.files):
         if (path := getattr(recipe, key)) is not None:
             check_writable(path, key, is_file=key in keys.files)
-    if (data := getattr(recipe, "data", None)) is not None:
-        for key, folder in data.list_outputs().items():
-            check_writable(folder, key)
+    check_logger(getattr(recipe, "logger_name", ""))
+    data, default_data = getattr(recipe, "data", None), getattr(recipe, "default_data", None)
+    if data is None and default_data is not None:
+        data = import_class(DATA_MODULES[default_data], "data")()
+    for key, folder in data.list_outputs().items() if data is not None else ():
+        check_writable(folder, key)
     return recipe
+
+
+def check_logger(logger_name: str) -> None:
+    """Check that a logger can write outside of out_dir, where it does.
+
+    Raises:
+        UserError: naming the environment variable that sets the path.
+    """
+    if logger_name == "wandb":
+        check_writable(Path(os.environ.get("WANDB_DIR", ".")), "WANDB_DIR")
+    if logger_name == "mlflow" and "MLFLOW_TRACKING_URI" not in os.environ:
+        check_writable(Path("mlflow.db"), "MLFLOW_TRACKING_URI", is_file=True)

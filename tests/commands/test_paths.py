@@ -63,6 +63,26 @@ def test_the_folder_of_the_data_is_checked_too(litgpt: Any, tmp_path: Path, name
     assert outcome.error_line().startswith(f"{key}: {tmp_path}/file cannot be written")
 
 
+def test_the_folder_of_the_default_data_is_checked_too(
+    litgpt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").write_text("x")
+    outcome = litgpt("finetune_lora", "m", "--out_dir", "out")
+    assert outcome.error_line().startswith("data.download_dir: data/alpaca cannot be written (Not a directory)")
+
+
+def test_what_a_logger_writes_is_checked_too(litgpt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlflow.db").mkdir()
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("WANDB_DIR", "file")
+    line = ["pretrain", "pythia-14m", "--data", "PythonDocs", "--logger_name"]
+    assert litgpt(*line, "wandb").error_line().startswith("WANDB_DIR: file cannot be written (")
+    assert litgpt(*line, "mlflow").error_line().startswith("MLFLOW_TRACKING_URI: mlflow.db cannot be written (")
+    assert litgpt(*line, "csv").code == 0
+
+
 def test_remote_data_is_not_written(litgpt: Any) -> None:
     assert litgpt("data", "prepare", "OpenWebText", "--data.data_path", "s3://bucket/owt").code == 0
 
