@@ -54,7 +54,10 @@ class WorkerStream:
 
     def close(self) -> None:
         """Stop the workers, if any; the next iteration starts them again at the current position."""
-        self.prefetched = None  # tells the workers to exit, and waits a few seconds
+        if self.prefetched is not None and self._processes:
+            # not by dropping it: a traceback may refer to it, and it would later report the workers killed below
+            self.prefetched._shutdown_workers()  # type: ignore[attr-defined]  # waits a few seconds
+        self.prefetched = None
         for process in self._processes:
             if process.is_alive():
                 process.kill()

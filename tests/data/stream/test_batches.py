@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import multiprocessing
 import time
 from pathlib import Path
 
@@ -139,6 +140,19 @@ def test_resumed_with_workers_midway() -> None:
     read += samples_of(take(second, 19))
     second.close()
     assert read == whole
+
+
+def test_closing_is_silent_while_a_traceback_refers_to_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second Ctrl-C leaves through `next`, whose frames the traceback keeps until the process exits."""
+    reported: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", reported.append)
+    stream = TrainStream(windows(17), BatchShape(2, 2, 3), workers=1)
+    take(stream, 2)
+    referred = stream.prefetched
+    stream.close()
+    assert not multiprocessing.active_children()
+    del referred
+    assert not reported
 
 
 def test_far_position_is_quick_and_state_small() -> None:
