@@ -82,7 +82,10 @@ def test_steps_change_trained_parameters_and_no_bit_of_frozen_ones() -> None:
             {"freeze_parameters": ["blocks.9"]},
             "tuner.freeze_parameters: 'blocks.9' matches nothing in this model; .* blocks",
         ),
-        ({"trainable_parameters": ["model.layer.1"]}, "closest names are .*model.layers.1"),
+        (
+            {"freeze_parameters_ratio": 0.5, "trainable_parameters": ["model.layer.1"]},
+            "closest names are .*model.layers.1",
+        ),
         ({"freeze_parameters_regex": "qqq"}, "tuner.freeze_parameters_regex: 'qqq' matches nothing in this model"),
         ({"freeze_parameters_regex": "(blocks"}, "tuner.freeze_parameters_regex: .* is not a regular expression"),
         ({"freeze_parameters_ratio": 1.5}, "tuner.freeze_parameters_ratio: 1.5 is not valid"),

@@ -7,18 +7,34 @@ from pathlib import Path
 
 import pytest
 
+from litgpt import cli
 from tests.faults.test_killed_training import prepare
 from tests.processes import join_ranks, run_litgpt, start_ranks
 
-ONE = {"data__init_args__val_data_path": "nothing"}  # the first rank prepares the data, the other waits for it
+ONE = {"data__init_args__val_data_path": "damaged"}  # the first rank prepares the data, the other waits for it
 ALL = {"train__max_tokens": 3}  # found by every rank
 
 
-@pytest.mark.parametrize(("changes", "words"), [(ONE, "nothing"), (ALL, "train.max_tokens: 3 ")], ids=["one", "all"])
+def prepare_wrong(folder: Path, **changes: object) -> Path:
+    """A run of two ranks with a file of text that is damaged."""
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / "text.txt.gz").write_bytes(b"no gzip")
+    return prepare(folder, 2, **changes)
+
+
+def run_without_wait(*argv: str) -> int:
+    """Run a command line of which later ranks do not wait for the first to print its error."""
+    cli.OTHERS_WAIT = 0
+    return run_litgpt(*argv)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), [(ONE, "text.txt.gz:1: "), (ALL, "train.max_tokens: 3 ")], ids=["one", "all"]
+)
 def test_what_one_rank_finds_ends_all(tmp_path: Path, changes: dict[str, object], words: str) -> None:
-    folder = prepare(tmp_path, 2, **changes)
+    folder = prepare_wrong(tmp_path, **changes)
     assert join_ranks(
-        start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", folder=folder, ranks=2), timeout=30
+        start_ranks(run_without_wait, "pretrain", "--config", "recipe.yaml", folder=folder, ranks=2), timeout=30
     ) == [1, 1]
     for rank in range(2):  # which write into files of their own
         text = (folder / f"rank-{rank}.log").read_text()
@@ -27,10 +43,10 @@ def test_what_one_rank_finds_ends_all(tmp_path: Path, changes: dict[str, object]
 
 
 def test_ranks_that_share_a_terminal_say_it_once(tmp_path: Path) -> None:
-    folder = prepare(tmp_path, 2, **ALL)
+    folder = prepare_wrong(tmp_path, **ONE)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "litgpt", "pretrain", "--config", "recipe.yaml"]
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     messages = [line for line in ended.stderr.splitlines() if "litgpt: error: " in line]
-    assert ended.returncode == 1 and len(messages) == 1 and "train.max_tokens: 3 " in messages[0], ended.stderr
+    assert ended.returncode == 1 and len(messages) == 1 and "text.txt.gz:1: " in messages[0], ended.stderr
     assert "Traceback" not in ended.stderr and "recvValue" not in ended.stderr
