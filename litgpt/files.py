@@ -104,32 +104,50 @@ def check_encoding(start: bytes) -> None:
 
 
 def decode_utf8(data: bytes) -> str:
-    """Decode text; a byte order mark at its start is not a part of it.
+    """Decode text; a byte order mark at its start is not a part of it, and line ends become "\\n".
 
     Raises:
         EncodingError: if it is not UTF-8.
     """
     check_encoding(data)
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise EncodingError("not UTF-8", f"byte 0x{data[error.start]:02x}", line) from None
 
 
+def decode_source(data: bytes, source: Path | str) -> str:
+    """Decode the text of a file or a URL; a UserError names it and the line, if it is not UTF-8."""
+    try:
+        return decode_utf8(data)
+    except EncodingError as error:
+        raise UserError(f"{source}:{error.line}: {error}; convert it to UTF-8") from None
+
+
 def read_utf8(path: Path) -> str:
-    """Read a text file; its line ends become "\\n".
+    """Read a text file.
 
     Raises:
         UserError: naming the file, and the line if it is not UTF-8.
     """
     try:
-        text = decode_utf8(path.read_bytes())
+        return decode_source(path.read_bytes(), path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); use an existing file") from None
-    except EncodingError as error:
-        raise UserError(f"{path}:{error.line}: {error}; convert it to UTF-8") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_yaml(text: str, source: Path | str, loader: Any = yaml.SafeLoader) -> Any:
+    """Parse a YAML text; `source` is its name in the UserError of one that is not valid."""
+    try:
+        return loader(text).get_single_data()
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{source}{line}: not valid YAML ({error.problem})") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{source}: not valid YAML ({' '.join(str(error).split())[:200]})") from None
+    except RecursionError:
+        raise UserError(f"{source}: nested too deeply") from None
 
 
 def read_mapping(path: Path, example: str = "n_layer: 6") -> dict[str, Any]:
@@ -141,14 +159,7 @@ def read_mapping(path: Path, example: str = "n_layer: 6") -> dict[str, Any]:
     Raises:
         UserError: if the file is missing, unreadable, or not a mapping.
     """
-    text = read_utf8(path)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line}: not valid YAML ({error.problem})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]})") from None
+    value = parse_yaml(read_utf8(path), path)
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds {type(value).__name__}, not a mapping such as {example!r}")
     return value

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from litgpt.errors import UserError
-from litgpt.files import EncodingError, decode_utf8
+from litgpt.files import decode_source, parse_yaml
 
 TIMEOUT_SECONDS = 30
 MAX_BYTES = 4 * 2**20  # of a recipe, because YAML is slow to parse
@@ -66,16 +66,8 @@ def read_bytes(source: str) -> bytes:
 
 
 def parse_text(text: str, source: str) -> Any:
-    """Parse a YAML text; `source` is its name in error messages."""
-    try:
-        return StrictLoader(text).get_single_data()
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{source}{line}: not valid YAML ({error.problem})") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{source}: not valid YAML ({error})") from None
-    except RecursionError:
-        raise UserError(f"{source}: nested too deeply") from None
+    """Parse the YAML text of a recipe; `source` is its name in error messages."""
+    return parse_yaml(text, source, StrictLoader)
 
 
 def read_yaml(source: str) -> dict[str, Any]:
@@ -87,11 +79,7 @@ def read_yaml(source: str) -> dict[str, Any]:
     data = read_bytes(source)
     if len(data) > MAX_BYTES:
         raise UserError(f"{source}: {len(data)} bytes exceed the maximum size of a recipe, {MAX_BYTES} bytes")
-    try:
-        text = decode_utf8(data)
-    except EncodingError as error:
-        raise UserError(f"{source}:{error.line}: {error}; convert it to UTF-8") from None
-    tree = parse_text(text, source)
+    tree = parse_text(decode_source(data, source), source)
     if tree is None:
         return {}
     if not isinstance(tree, dict):

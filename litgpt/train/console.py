@@ -19,6 +19,11 @@ def format_duration(seconds: float) -> str:
     return f"{total // 3600}:{total % 3600 // 60:02}:{total % 60:02}"
 
 
+def format_trained(trained: int, total: int) -> str:
+    """Format how many of a model's parameters are trained."""
+    return "all trained" if trained == total else f"{trained:,} trained ({trained / total:.2%})"
+
+
 def format_progress(
     metrics: Mapping[str, float],
     total_steps: int | None = None,

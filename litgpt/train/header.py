@@ -6,28 +6,27 @@ from typing import Any
 
 import torch
 
-from litgpt import adapt
-from litgpt.model.gpt import GPT
 from litgpt.parallel.precision import default_precision
+from litgpt.recipe.columns import WIDTH
 from litgpt.recipe.data import Stream
 from litgpt.recipe.parallel import ParallelDims
 from litgpt.recipe.to_yaml import get_class_name, read_arguments
 from litgpt.recipe.training import Training
+from litgpt.train.console import format_trained
 from litgpt.train.run_spec import RunSpec
 
-MAX_WIDTH = 80
 NAMES_WIDTH = 10
 SOURCE_KEYS = ("train_data_path", "data_path", "json_path", "sources", "repo_id", "download_dir")
 """The settings of data modules that say where the data is; the first one is shown."""
 
 
 def format_rows(rows: list[tuple[str, str]]) -> str:
-    """Format names and values, one a line, longer values in several lines of at most `MAX_WIDTH` columns."""
+    """Format names and values, one a line, longer values in several lines of at most `WIDTH` columns."""
     indent = " " * NAMES_WIDTH
     return "\n".join(
         textwrap.fill(
             value,
-            MAX_WIDTH - 1,
+            WIDTH - 1,
             initial_indent=f"{name:<{NAMES_WIDTH}}",
             subsequent_indent=indent,
             break_long_words=False,
@@ -40,9 +39,8 @@ def format_rows(rows: list[tuple[str, str]]) -> str:
 def describe_setup(recipe: Training, spec: RunSpec, dims: ParallelDims) -> str:
     """Describe the model, the device, the layout and, unless that depends on checkpoints, the start of a run."""
     total, trained = count_parameters(spec)
-    share = "all trained" if trained == total else f"{trained:,} trained ({trained / total:.2%})"
     tuner = f" with {get_class_name(spec.tuner)}" if spec.tuner and spec.adapted else ""
-    rows = [("Model", f"{spec.config.name}{tuner}: {total:,} parameters, {share}")]
+    rows = [("Model", f"{spec.config.name}{tuner}: {total:,} parameters, {format_trained(trained, total)}")]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     quantized = f", base in {spec.quantize}" if spec.quantize else ""
     rows.append(("Device", f"{dims.world_size} x {device}, {recipe.precision or default_precision()}{quantized}"))
@@ -120,8 +118,5 @@ def format_count(count: int | None) -> str:
 
 def count_parameters(spec: RunSpec) -> tuple[int, int]:
     """Count the parameters of the whole model with its adapter, all and trained; tied ones once."""
-    model = GPT.on_meta(spec.config)
-    if spec.tuner:
-        adapt.attach(model, spec.tuner)
-    parameters = list(model.parameters())
+    parameters = list(spec.build_whole_model().parameters())
     return sum(item.numel() for item in parameters), sum(item.numel() for item in parameters if item.requires_grad)

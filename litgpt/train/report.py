@@ -15,7 +15,7 @@ from litgpt.files import read_json_object, write_text
 from litgpt.recipe.to_yaml import format_yaml
 from litgpt.recipe.train import GuardArgs
 from litgpt.train import history
-from litgpt.train.console import format_duration
+from litgpt.train.console import format_duration, format_trained
 from litgpt.train.guard import Guard
 from litgpt.train.run_record import RECORD_FILE
 
@@ -120,10 +120,7 @@ def build_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = [
         ("Task", f"{record['task']}, {format_dates(record)}"),
         ("End", get_end_reason(record)),
-        (
-            "Parameters",
-            f"{total:,}, " + ("all trained" if trained == total else f"{trained:,} trained ({trained / total:.2%})"),
-        ),
+        ("Parameters", f"{total:,}, {format_trained(trained, total)}"),
         ("Initial weights", record.get("weights") or "random"),
         ("Method", record.get("tuner")),
         ("Data", ", ".join((data["source"], *settings))),

@@ -77,12 +77,15 @@ class RunSpec:
 
     def measure_trained_shares(self) -> TrainedShares:
         """Measure which weights the run trains, for a count of its operations."""
+        active = self.tuner.get_active_share(self.config.n_layer) if self.tuner else 1.0
+        return TrainedShares.measure(self.build_whole_model(), adapted=self.adapted, active=active)
+
+    def build_whole_model(self) -> GPT:
+        """Build the whole model, with what the tuner adds to it, on the meta device."""
         model = GPT.on_meta(self.config)
-        if self.tuner is None:
-            return TrainedShares.measure(model)
-        adapt.attach(model, self.tuner)
-        active = self.tuner.get_active_share(self.config.n_layer)
-        return TrainedShares.measure(model, adapted=self.adapted, active=active)
+        if self.tuner:
+            adapt.attach(model, self.tuner)
+        return model
 
     def adapter_files(self) -> dict[str, str]:
         """Text by name of the files that mark a training checkpoint as an adapter's; empty without an adapter."""

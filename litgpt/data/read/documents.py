@@ -165,7 +165,7 @@ def _decode_text(row: bytes) -> str:
     text = decode_utf8(row)
     if not text:
         raise BadRow("empty")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text
 
 
 def _decode_json(row: bytes) -> str:

@@ -242,8 +242,7 @@ def _decode_blocks(path: Path) -> Iterator[str]:
 def _read_text(path: Path) -> Iterator[LocatedRow]:
     located: LocatedRow
     try:
-        text = decode_utf8(b"".join(line for _, line in _read_lines(path)))
-        located = str(path), {"text": text.replace("\r\n", "\n").replace("\r", "\n")}
+        located = str(path), {"text": decode_utf8(b"".join(line for _, line in _read_lines(path)))}
     except EncodingError as error:
         located = f"{path}:{error.line}", BadRow(error.reason, error.detail)
     yield located
