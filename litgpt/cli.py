@@ -146,6 +146,13 @@ def print_error(error: UserError, code: int) -> int:
     return code
 
 
+def print_interrupt() -> int:
+    """Print on stderr, in the first process, that Ctrl-C ended the command, and return the exit code."""
+    if get_local_rank() == 0:
+        print(INTERRUPTED, file=sys.stderr)
+    return EXIT_CODE
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
@@ -166,6 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe = recipe and resolve_paths(name, recipe)
     except UserError as error:
         return print_error(error, 2)
+    except KeyboardInterrupt:
+        return print_interrupt()
     try:
         if recipe is not None:
             is_first = get_local_rank() == 0
@@ -187,7 +196,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return print_error(UserError(f"{error.filename or 'writing'}: {error.strerror}; {cure}"), 1)
     except KeyboardInterrupt:
-        if get_local_rank() == 0:
-            print(INTERRUPTED, file=sys.stderr)
-        return EXIT_CODE
+        return print_interrupt()
     return 0

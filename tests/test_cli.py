@@ -181,6 +181,10 @@ def test_an_error_while_running_is_one_line_with_exit_code_1(monkeypatch, capsys
     monkeypatch.setattr(cli, "import_object", lambda path: interrupted if path.endswith(":run") else real(path))
     assert cli.main(["report", "out/x"]) == 130
     assert capsys.readouterr().err == "litgpt: interrupted\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "split_arguments", interrupted)
+        assert cli.main(["report", "out/x"]) == 130
+        assert capsys.readouterr().err == "litgpt: interrupted\n"
 
     def bug(_recipe):
         raise ZeroDivisionError

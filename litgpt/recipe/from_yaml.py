@@ -14,7 +14,7 @@ MAX_BYTES = 4 * 2**20  # of a recipe, because YAML is slow to parse
 
 
 class StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader without duplicate keys, keys that are not strings, and aliases."""
+    """PyYAML's safe loader without duplicate keys, keys that are not strings, aliases and dates, which are strings."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Construct a mapping after a check that its keys are unique strings."""
@@ -33,6 +33,12 @@ class StrictLoader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):  # nested aliases expand a small file to gigabytes
             raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=self.peek_event().start_mark)
         return super().compose_node(parent, index)
+
+
+StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def is_url(source: str) -> bool:

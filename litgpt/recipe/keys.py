@@ -129,8 +129,10 @@ def describe_type(hint: Any) -> str:
         elif get_origin(kind) is dict or is_dataclass(kind):
             words.append("keys and values")
         elif get_origin(kind) in (list, tuple):
-            numbers = {float, int} & {item for part in get_args(kind) for item in list_types(part)}
-            words.append("a list such as [0.9, 0.95]" if numbers else "a list")
+            items = [item for part in get_args(kind) for item in list_types(part)]
+            choices = [str(choice) for item in items if get_origin(item) is Literal for choice in get_args(item)]
+            words.append("a list such as [0.9, 0.95]" if {float, int} & set(items) else "a list")
+            words[-1] += f" of {', '.join(choices)}" if choices else ""
         elif kind in TYPE_WORDS:
             words.append(TYPE_WORDS[kind])
     return " or ".join(words) or getattr(hint, "__name__", str(hint))

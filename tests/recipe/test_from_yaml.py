@@ -17,7 +17,7 @@ import pytest
         (b"seed: \x00\n", "bad.yaml: not valid YAML"),
         (b"1: 2\n", "bad.yaml:1: not valid YAML (key 1 is not a string)"),
         (b"a: " + b"[" * 5000, "bad.yaml: nested too deeply"),
-        (b"seed: 2024-13-45\n", "bad.yaml: not valid YAML (month must be in 1..12)"),
+        (b"seed: !!int x\n", "bad.yaml: not valid YAML (invalid literal"),
         (b"!!python/object/apply:os.system [ls]\n", "bad.yaml:1: not valid YAML"),
         (b"data: [1]\n", "data: [1] is not valid"),
         (b"train: 7\n", "train: 7 is not valid; use keys and values"),
@@ -69,3 +69,10 @@ def test_a_recipe_comes_from_a_url(litgpt, site, user_module):
 def test_a_recipe_from_a_url_cannot_name_a_foreign_class(litgpt, tmp_path, site, text):
     (tmp_path / "their.yaml").write_text(f"model_name: x\n{text}\n")
     assert "is not allowed in a recipe from a URL" in litgpt("pretrain", "--config", f"{site}/their.yaml").error_line()
+
+
+def test_a_date_is_a_string(litgpt, tmp_path):
+    (tmp_path / "dated.yaml").write_text("data: {class_path: Conversations, sources: [r.jsonl], date: 2024-02-28}\n")
+    flags = ("--data", "Conversations", "--data.sources", "[r.jsonl]", "--data.date", "2024-02-28")
+    for words in (flags, ("--config", tmp_path / "dated.yaml")):
+        assert litgpt("finetune", "x", *words).recipe.data.date == "2024-02-28"

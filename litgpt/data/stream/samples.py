@@ -66,6 +66,8 @@ class SampleTable:
         none_left = (
             f"none of {len(chosen)} samples has an answer within train.max_seq_length: {length} tokens; the longest "
             f"has {int(sizes.max(initial=0))}: increase it"
+            if longer.any()
+            else f"none of {len(chosen)} samples has trained tokens; set `loss` or `weight` of messages to train them"
         )
         self.none_left = "" if len(self.table) else none_left
 

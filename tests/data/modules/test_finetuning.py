@@ -334,6 +334,10 @@ def test_overlong_samples(tmp_path: Path, tokenizer: Tokenizer) -> None:
         module(tmp_path, tokenizer, sources, on_overlong="raise").train_stream(BatchShape(1, 1, 70))
     with pytest.raises(UserError, match="none of"):
         module(tmp_path, tokenizer, sources, on_overlong="drop").train_stream(BatchShape(1, 1, 4))
+    untrained = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss": False}]
+    (tmp_path / "untrained.jsonl").write_text(json.dumps({"messages": untrained}))
+    with pytest.raises(UserError, match="none of 1 samples has trained tokens; set `loss` or `weight`"):
+        module(tmp_path, tokenizer, [str(tmp_path / "untrained.jsonl")]).train_stream(BatchShape(1, 1, 70))
 
 
 def test_overlong_samples_of_validation(
