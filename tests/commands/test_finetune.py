@@ -90,11 +90,21 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def test_an_adapter_is_trained_and_folded_into_the_final_model(base: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def plain(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, float]]:
+    """The output and the losses of a run with LoRA."""
+    folder = tmp_path_factory.mktemp("plain")
+    losses = run(folder, base, **LORA)
+    return folder / "out", losses
+
+
+def test_an_adapter_is_trained_and_folded_into_the_final_model(
+    base: Path, plain: tuple[Path, dict[int, float]]
+) -> None:
+    out, got = plain
     before = weights(base)
-    got = run(tmp_path, base, **LORA)
     assert got[10] < got[1] - 0.3
-    after, adapter = weights(tmp_path / "out" / "final"), load_file(tmp_path / "out/adapter/adapter_model.safetensors")
+    after, adapter = weights(out / "final"), load_file(out / "adapter" / "adapter_model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     targets = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
     assert changed == {name for name in before if any(target in name for target in targets)}
@@ -102,8 +112,8 @@ def test_an_adapter_is_trained_and_folded_into_the_final_model(base: Path, tmp_p
     a, b = (adapter[f"base_model.model.{layer}.lora_{half}.weight"] for half in "AB")
     folded = before[f"{layer}.weight"] + 16 / 4 * b @ a
     torch.testing.assert_close(after[f"{layer}.weight"], folded, atol=1e-6, rtol=1e-5)
-    assert "prompts.Alpaca" in (tmp_path / "out" / "final" / "prompt_style.yaml").read_text()
-    (told,) = json.loads((tmp_path / "out" / "data_report.json").read_text()).values()
+    assert "prompts.Alpaca" in (out / "final" / "prompt_style.yaml").read_text()
+    (told,) = json.loads((out / "data_report.json").read_text()).values()
     assert told["rows"] == 32 and told["reasons"] == {}
 
 
@@ -190,28 +200,30 @@ def test_a_run_that_is_broken_off_and_resumed_ends_as_if_it_had_not_been(
             assert (resumed / "out/data_report.json").read_text() == (folder / "out/data_report.json").read_text()
 
 
-def test_two_ranks_have_the_losses_of_one(base: Path, tmp_path: Path) -> None:
-    alone = run(tmp_path / "alone", base, **LORA)
+def test_two_ranks_have_the_losses_of_one(base: Path, plain: tuple[Path, dict[int, float]], tmp_path: Path) -> None:
+    _, alone = plain
     shared = run(tmp_path / "shared", base, ranks=2, **LORA)
     replicated = run(tmp_path / "replicated", base, ranks=2, parallel={"data_replicate": 2, "data_shard": 1}, **LORA)
     assert shared == pytest.approx(alone, abs=1e-5) and replicated == pytest.approx(alone, abs=1e-5)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_packed_base_is_trained_beside_and_resumed(base: Path, tmp_path: Path, ranks: int) -> None:
+def test_a_packed_base_is_trained_beside_and_resumed(
+    base: Path, plain: tuple[Path, dict[int, float]], tmp_path: Path, ranks: int
+) -> None:
     settings = {**LORA, "quantize": "bnb.int8-training"}
-    plain = run(tmp_path / "plain", base, **LORA)
+    _, unpacked = plain
     whole = run(tmp_path / "whole", base, ranks=ranks, **settings)
-    assert whole[10] < whole[1] - 0.3 and whole == pytest.approx(plain, abs=0.05) and whole != plain
+    assert whole[10] < whole[1] - 0.3 and whole == pytest.approx(unpacked, abs=0.05) and whole != unpacked
     folder = tmp_path / "broken"
     run(folder, base, ranks=ranks, **settings, train__max_steps=5, train__lr_decay_steps=10)
     second = run(folder, base, ranks=ranks, **settings, resume=True, train__lr_decay_steps=10)
     assert {step: second[step] for step in range(6, 11)} == {step: whole[step] for step in range(6, 11)}
 
 
-def test_checkpoints_of_an_adapter_hold_no_base(base: Path, tmp_path: Path) -> None:
-    run(tmp_path, base, **LORA)
-    (shard,) = (tmp_path / "out" / "step-00000010").glob("shard-*.safetensors")
+def test_checkpoints_of_an_adapter_hold_no_base(plain: tuple[Path, dict[int, float]]) -> None:
+    out, _ = plain
+    (shard,) = (out / "step-00000010").glob("shard-*.safetensors")
     names = [name for name in load_file(shard) if name.startswith("model.")]
     assert names and all("lora_" in name for name in names)
 

@@ -46,7 +46,7 @@ def kill_and_resume(folder: Path, *, kills: int, ranks: int, seconds: float, see
         processes = start_ranks(run_litgpt, *flags, folder=folder, ranks=ranks)
         time.sleep(chance.uniform(0, seconds))
         processes[chance.randrange(ranks)].kill()
-        join_ranks(processes, timeout=10)  # as torchrun does, end the others soon after one is gone
+        join_ranks(processes, timeout=2)  # as torchrun does, end the others soon after one is gone
         refused: list[str] = []
         find_latest(folder / "out", refused.append)
         assert not refused
