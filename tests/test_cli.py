@@ -280,6 +280,16 @@ def test_a_text_of_a_file_that_is_not_utf8_is_named(tmp_path: Path, capsys: pyte
     (tmp_path / "recipe.yaml").write_text('model_name: pythia-14m\neval: {sample_prompt: "a\\ud800"}\n')
     assert cli.main(["pretrain", "--config", str(tmp_path / "recipe.yaml")]) == 2
     assert "eval.sample_prompt: 'a\\ud800' is not UTF-8 at character 2" in capsys.readouterr().err
+    group = tmp_path / "group.yaml"
+    lines = [('key: "a\\ud800"', str(group), f"{group}: eval.key: "), ("", '{"key": "a\\ud800"}', "eval.key: ")]
+    for content, value, named in lines:
+        group.write_text(content)
+        assert cli.main(["pretrain", "pythia-14m", "--eval", value]) == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert error == f"litgpt: error: {named}'a\\ud800' is not UTF-8 at character 2; give it in UTF-8"
+    group.write_bytes(b"max_iters: \xff")
+    assert cli.main(["pretrain", "pythia-14m", "--eval", str(group)]) == 2
+    assert f"{group}:1: not UTF-8 (byte 0xff)" in capsys.readouterr().err
 
 
 def test_what_every_process_would_say_the_first_one_says(

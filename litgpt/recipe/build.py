@@ -130,6 +130,7 @@ def flag_to_tree(recipe: type, flag: Flag, known: KnownKeys) -> Tree:
         value = parse_mapping_flag(flag, is_choice=base is not None)
     elif subkeys and not group:
         value = parse_text(flag.value, f"--{flag.key}")
+    keys.check_utf8(value, flag.key)
     for subkey in reversed(subkeys):
         value = {subkey: value}
     return {name: value}
@@ -141,7 +142,9 @@ def parse_mapping_flag(flag: Flag, *, is_choice: bool) -> Any:
         return parse_text(flag.value, f"--{flag.key}")
     if is_choice and (not flag.value.endswith((".yaml", ".yml", ".json")) or holds_list(flag.value)):
         return flag.value
-    return read_yaml(flag.value)
+    values = read_yaml(flag.value)
+    keys.check_utf8(values, f"{flag.value}: {flag.key}")
+    return values
 
 
 def holds_list(path: str) -> bool:
