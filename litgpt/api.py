@@ -18,7 +18,7 @@ from litgpt.data.render.prompt_styles import PromptStyle, parse_style
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import extend_checkpoint_dir
-from litgpt.infer.generate import check_prompt, generate, truncate_at_stop
+from litgpt.infer.generate import check_prompt, check_tokens, generate, truncate_at_stop
 from litgpt.infer.load import (
     AUTOCAST_DTYPES,
     WEIGHT_DTYPES,
@@ -35,6 +35,7 @@ from litgpt.infer.load import (
 from litgpt.infer.prompts import PromptEncoder, find_prompt_style
 from litgpt.infer.sampling import Sampling
 from litgpt.messages import print_message
+from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.surgery import wrap_forward
 from litgpt.store.save_model import save_model_folder
@@ -46,6 +47,7 @@ BENCHMARK_KEYS = (
     "Inference speed in tokens/sec",
     "Total GPU memory allocated in GB",
 )
+IGNORED = -100  # of targets, as in torch.nn.functional.cross_entropy
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -54,6 +56,18 @@ def call_with_each(tokens: Iterable[int], callback: Callable[[int], object]) -> 
     for token in tokens:
         callback(token)
         yield token
+
+
+def check_ids(key: str, ids: Tensor, config: Config) -> None:
+    """Check that a model has all of these tokens, of any shape.
+
+    Raises:
+        UserError: naming the key and a token that it does not have, or if there are none.
+    """
+    if not ids.numel():
+        raise UserError(f"{key}: has no tokens; set at least one")
+    smallest, largest = torch.stack(ids.aminmax()).tolist()
+    check_tokens(key, (smallest, largest), config.padded_vocab_size or 0)
 
 
 class LLM(nn.Module):
@@ -180,7 +194,13 @@ class LLM(nn.Module):
             target_ids: (B, T), usually `input_ids` again: the logits of each token are compared with the next target;
                 -100 is ignored.
             loss_fn: of logits (N, V) and targets (N,); None for mean cross-entropy in nats.
+
+        Raises:
+            UserError: if there are no tokens, or the model does not have one of them.
         """
+        check_ids("input_ids", input_ids, self.config)
+        if target_ids is not None and len(trained := target_ids[target_ids != IGNORED]):
+            check_ids("target_ids", trained, self.config)
         logits = self.model(input_ids)
         if target_ids is None:
             return logits

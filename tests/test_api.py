@@ -66,6 +66,16 @@ def test_on_the_cpu_in_the_type_of_the_files(llm: LLM, folder: Path) -> None:
     assert (llm.config.name, llm.checkpoint_dir) == ("tiny", folder)
 
 
+@pytest.mark.parametrize("token", [-1, 320])
+def test_tokens_that_the_model_does_not_have_are_named(llm: LLM, token: int) -> None:
+    ids, wrong = torch.tensor([[5, 6]]), torch.tensor([[5, token]])
+    for key, arguments in {"input_ids": (wrong,), "target_ids": (ids, wrong)}.items():
+        with pytest.raises(UserError, match=f"^{key}: has token {token}, but the model has 320 tokens"):
+            llm(*arguments)
+    with pytest.raises(UserError, match=r"^input_ids: has no tokens"):
+        llm(ids[:, :0])
+
+
 def test_logits_equal_transformers(folder: Path) -> None:
     import transformers
 

@@ -18,6 +18,17 @@ def compute_next_logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | 
     return compute_logits(hidden_BTD[:, -1:], weight_VD, bias_V, softcap)[:, 0]
 
 
+def check_tokens(key: str, tokens: tuple[int, int], rows: int) -> None:
+    """Check that a model with this number of tokens has the smallest and the largest of some token ids.
+
+    Raises:
+        UserError: naming the key of the ids and the first of the two that it does not have.
+    """
+    for token in tokens:
+        if not 0 <= token < rows:
+            raise UserError(f"{key}: has token {token}, but the model has {rows} tokens; use the model's own tokenizer")
+
+
 def check_prompt(model: GPT, prompt: Sequence[int], max_new_tokens: int) -> None:
     """Check that prompt and new tokens fit into the model's context, and the model has all tokens of the prompt.
 
@@ -27,9 +38,7 @@ def check_prompt(model: GPT, prompt: Sequence[int], max_new_tokens: int) -> None
     limit, rows = model.config.block_size, model.config.padded_vocab_size or 0
     if not prompt:
         raise UserError("prompt: has no tokens; set at least one")
-    if not 0 <= min(prompt) <= max(prompt) < rows:
-        wrong = max(prompt) if max(prompt) >= rows else min(prompt)
-        raise UserError(f"prompt: has token {wrong}, but the model has {rows} tokens; use the model's own tokenizer")
+    check_tokens("prompt", (min(prompt), max(prompt)), rows)
     if len(prompt) >= limit:
         raise UserError(f"prompt: {len(prompt)} tokens exceed the model's context of {limit}; use a shorter one")
     if max_new_tokens < 1 or len(prompt) + max_new_tokens > limit:
