@@ -19,7 +19,7 @@ from litgpt.model.config import Config
 from litgpt.store.checkpoint_load import PROGRESS, resolve_checkpoint
 from litgpt.store.gguf_files import find_gguf
 from litgpt.store.gguf_tokenizer import write_tokenizer
-from litgpt.store.load_model import iter_tensors, load_config, untie_if_head_differs
+from litgpt.store.load_model import iter_tensors, load_config, load_saved_config, untie_if_head_differs
 from litgpt.store.published_tensor import list_parameters
 from litgpt.store.safetensors_files import iter_byte_blocks
 from litgpt.store.save_model import SHARD_BYTES, UNPUBLISHED, cast_tensors, write_model
@@ -152,8 +152,18 @@ def convert_folder(path: Path, model_name: str | None, dtype: str | None, *, per
     if dtype or folder != source or (folder / PROGRESS).is_file() or not list_safetensors(source):
         rewrite_folder(folder, source, config, dtype=getattr(torch, dtype) if dtype else None)
     else:
+        untie_settings(folder, config)
         write_text(folder / "model_config.yaml", yaml.safe_dump(config.to_dict()))
     return folder
+
+
+def untie_settings(folder: Path, config: Config) -> None:
+    """Set in the config.json of a folder that the head of an untied model is not tied, if it says otherwise."""
+    values, key = read_json_object(folder / "config.json"), "tie_word_embeddings"
+    if not values or config.tie_embeddings:
+        return
+    if values[key] if key in values else load_saved_config(folder).tie_embeddings:
+        write_json(folder / "config.json", {**values, key: False})
 
 
 def find_config(source: Path, model_name: str | None) -> Config:

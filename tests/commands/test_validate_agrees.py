@@ -169,6 +169,8 @@ def test_a_head_that_differs_is_loaded_and_saved_apart(
         assert "lm_head.weight differs" in line
         llm.save(tmp_path / "saved")
         assert main(["convert_from_litgpt", str(tmp_path / "m"), str(tmp_path / "exported")]) == 0
-        for name in ("saved", "exported"):
+        assert main(["convert_to_litgpt", str(tmp_path / "m")]) == 0
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "m").config.tie_word_embeddings is False
+        for name in ("saved", "exported", "m"):
             assert json.loads((tmp_path / name / "config.json").read_text())["tie_word_embeddings"] is False
             assert torch.allclose(LLM.load(tmp_path / name).model(ids), expected, atol=1e-5)
