@@ -122,6 +122,11 @@ class Conversations(FinetuningData):
             check_effects(source, "data.sources: ", "val_fraction", have_effect=is_split, other=other, cure=cure)
         has_date = self.prompt_style is None
         check_effects(self, "data.", "date", have_effect=has_date, other="data.prompt_style", cure="leave it out")
+        if self.prompt_style is not None and self.system is not None:
+            raise UserError(
+                f"data.system: {self.system[:40]!r} is not supported with data.prompt_style, which is saved "
+                "without it; leave data.prompt_style out, or set the system message in the rows"
+            )
         for source in self._val_sources:
             names, cure = ("weight", "val_fraction"), "set it in data.sources"
             check_effects(source, "data.val_sources: ", *names, have_effect=False, other="validation", cure=cure)

@@ -389,6 +389,10 @@ def test_invalid_sources(tmp_path: Path, tokenizer: Tokenizer, sources: list[Any
             "data.val_sources: weight: 2 has no effect with validation; set it in data.sources",
         ),
         (
+            {"prompt_style": "alpaca", "system": "Be brief."},
+            "data.system: 'Be brief.' is not supported with data.prompt",
+        ),
+        (
             {"prompt_style": "alpaca", "date": "2025-01-01"},
             "data.date: 2025-01-01 has no effect with data.prompt_style",
         ),
