@@ -69,7 +69,7 @@ def find_hint(key: str, known: list[str]) -> str | None:
         key: the unknown key.
         known: the keys of the command, in order.
     """
-    last, group = get_last_part(key).lower(), key.rpartition(".")[0]
+    last, group = get_last_part(key).lower().replace("-", "_"), key.rpartition(".")[0]  # Megatron's names have hyphens
     known_set = frozenset(known)
     hints = [hint for hint in load_field_names().get(last, []) if is_available(hint, known_set)]
     same = [other for other in known if get_last_part(other) == last or other.replace(".", "_") == key]

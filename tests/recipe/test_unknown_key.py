@@ -141,6 +141,16 @@ def test_without_a_similar_key_the_keys_beside_it_are_listed(litgpt):
     )
 
 
+def test_names_with_hyphens(litgpt):
+    hints = {
+        "lr-decay-style": "train.lr_decay_style",
+        "tensor-model-parallel-size": "parallel.tensor",
+        "out-dir": "out_dir",
+    }
+    for name, hint in hints.items():
+        assert litgpt("finetune", "x", f"--{name}", "1").error_line() == f"{name} is not a key; did you mean {hint}?"
+
+
 def test_a_key_with_dots_in_a_file(litgpt, tmp_path):
     (tmp_path / "flat.yaml").write_text("train.max_steps: 7\n")
     assert litgpt("finetune", "x", "--config", tmp_path / "flat.yaml").error_line() == (
