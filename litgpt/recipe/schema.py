@@ -99,8 +99,8 @@ class RecipeSchemaGenerator(GenerateJsonSchema):
         return deepcopy(build_choice_schema(schema["cls"])) if is_choice else super().dataclass_schema(schema)
 
 
-def let_omit_class(choice: dict[str, Any], name: str) -> None:
-    """Require a class_path in the schema of a choice for all classes except the one of this name."""
+def make_class_path_optional(choice: dict[str, Any], name: str) -> None:
+    """Let a choice leave out the class_path, in its schema, for the class of this name alone."""
     for kind in choice["oneOf"][1:]:  # the first is that of a plain name
         spellings = kind["properties"]["class_path"]["enum"]
         kind["required"] = [key for key in kind["required"] if key != "class_path"]
@@ -116,7 +116,7 @@ def build_schema(recipe: type) -> dict[str, Any]:
             schema["properties"][name] = keys | schema["properties"][name]
     for _, default in list_settings(recipe).values():
         if isinstance(default, Tuner):
-            let_omit_class(schema["$defs"][Tuner.__name__], type(default).__name__)
+            make_class_path_optional(schema["$defs"][Tuner.__name__], type(default).__name__)
     for alias, key in KEY_ALIASES.items():
         group, name = key.split(".")
         if group in schema["properties"]:

@@ -1,4 +1,4 @@
-"""Change fields of the configuration of saved weights, of which no tensor depends."""
+"""Change fields of the configuration of saved weights that no tensor depends on."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -181,7 +181,7 @@ def check_initial_weights(config: Config, weights: Path | None) -> None:
     if weights is None:
         return
     if not weights.is_dir():
-        raise UserError(f"initial_checkpoint_dir: {weights} is not a folder")
+        raise UserError(f"initial_checkpoint_dir: {weights} is not a folder; set that of a model")
     rows = (Config.from_checkpoint(weights) if is_base_model(weights) else config).padded_vocab_size
     if rows != config.padded_vocab_size:
         raise UserError(

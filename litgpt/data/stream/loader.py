@@ -128,7 +128,8 @@ class LoaderStream(Stream):
         if isinstance(raw, Mapping):
             ids, labels = (self._cut_rows(raw.get(name), f"{name}: ") for name in ("input_ids", "labels"))
             if ids.shape != labels.shape:
-                raise UserError(f"data: input_ids {tuple(ids.shape)} and labels {tuple(labels.shape)} differ in shape")
+                shapes = f"input_ids {tuple(ids.shape)} and labels {tuple(labels.shape)}"
+                raise UserError(f"data: {shapes} differ in shape; yield a label for every token")
         else:
             ids = labels = self._cut_rows(raw)
         labels = labels[:, 1:]
