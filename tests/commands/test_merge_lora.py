@@ -17,9 +17,11 @@ from litgpt.adapt.layers import disable_adapters
 from litgpt.cli import main
 from litgpt.commands import merge_lora
 from litgpt.data.tokenizer import Tokenizer
+from litgpt.errors import UserError
 from litgpt.infer.load import open_model
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, LoRA, ReFT, Tuner, VeRA
+from litgpt.store import hub
 from litgpt.store.adapters.folder import save_adapter_folder
 from litgpt.store.adapters.saved_adapter import BasePrecision
 from litgpt.store.save_model import save_model_folder
@@ -252,6 +254,38 @@ def test_the_merged_model_stops_where_the_tokenizer_of_the_adapter_says(tmp_path
     values = transformers.GenerationConfig.from_pretrained(merged)
     assert {3, end} <= set(values.eos_token_id) and values.top_k == 5
     assert set(json.loads((merged / "config.json").read_text())["eos_token_id"]) == set(values.eos_token_id)
+
+
+def test_a_base_on_the_hub_is_the_one_downloaded_or_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, LoRA())
+    wanted = logits(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "org/tiny"}))
+    (tmp_path / "base").rename(tmp_path / "published")
+    fetched = []
+
+    def download(repo_id: str, checkpoint_dir: Path, **_: Any) -> Path:
+        if fetched:
+            raise UserError(f"repo_id: {repo_id}: the hub cannot be reached; check the network")
+        fetched.append(repo_id)
+        shutil.copytree(tmp_path / "published", checkpoint_dir / repo_id)
+        return checkpoint_dir / repo_id
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "download", download)
+    for name in ("first", "second"):
+        assert main(["merge_lora", "adapter", "--output_dir", name]) == 0
+        assert (logits(tmp_path / name) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    shutil.rmtree(tmp_path / "checkpoints")
+    capsys.readouterr()
+    for line in (["merge_lora", "adapter", "--output_dir", "third"], ["generate", "adapter"], ["validate", "adapter"]):
+        assert main(line) == 1
+        output = capsys.readouterr()
+        assert "base_model_name_or_path" in output.out + output.err and "cannot be reached" in output.out + output.err
+        assert len(output.err.splitlines()) == 1
+    assert fetched == ["org/tiny"]
 
 
 def test_what_cannot_be_merged_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
