@@ -388,14 +388,8 @@ def test_invalid_sources(tmp_path: Path, tokenizer: Tokenizer, sources: list[Any
             {"val_sources": [{"path": "x", "weight": 2}], "mix": "interleave"},
             "data.val_sources: weight: 2 has no effect with validation; set it in data.sources",
         ),
-        (
-            {"prompt_style": "alpaca", "system": "Be brief."},
-            "data.system: 'Be brief.' is not supported with data.prompt",
-        ),
-        (
-            {"prompt_style": "alpaca", "date": "2025-01-01"},
-            "data.date: 2025-01-01 has no effect with data.prompt_style",
-        ),
+        ({"prompt_style": "alpaca", "system": "Be brief."}, "data.system: 'Be brief.' is not supported with data.p"),
+        ({"prompt_style": "alpaca", "date": "2025-01-01"}, "data.date: 2025-01-01 has no effect with data.prompt"),
         ({"val_sources": "x", "val_fraction": 0.1}, "data.val_fraction: 0.1 has no effect with data.val_sources; set"),
         (
             {"sources": [{"path": "x", "val_fraction": 0.1}], "val_sources": "x"},
