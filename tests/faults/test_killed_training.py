@@ -103,6 +103,20 @@ def test_two_ranks_then_one(tmp_path: Path) -> None:
     assert read_losses(folder) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("signalled", [(0,), (1,), (0, 1)])
+def test_a_signal_to_any_of_two_ranks_saves_and_ends_both(tmp_path: Path, signalled: tuple[int, ...]) -> None:
+    folder = prepare(tmp_path, 2, train__max_steps=100_000, train__save_interval=None)
+    ranks = start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", folder=folder, ranks=2)
+    while "step 2/100" not in read_log(folder) and ranks[0].is_alive():
+        time.sleep(0.01)
+    for rank in signalled:
+        os.kill(ranks[rank].pid, signal.SIGTERM)
+    assert join_ranks(ranks) == [0, 0], read_log(folder)
+    assert read_log(folder).count("SIGTERM: finishing step") == (0 in signalled)
+    assert not (folder / "rank-1.log").read_text()
+    assert find_latest(folder / "out") is not None and not (folder / "out" / "final").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_leaves_with_zero_and_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
     expected = run_uninterrupted(tmp_path / "unbroken", **DROPOUT)
