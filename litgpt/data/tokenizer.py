@@ -65,7 +65,7 @@ class Tokenizer:
         else:
             raise UserError(
                 f"{self.folder}: has neither tokenizer.json nor tokenizer.model; use the folder of a "
-                "model, or train a tokenizer with `litgpt tokenizer train`"
+                "model, get one with `litgpt download`, or train a tokenizer with `litgpt tokenizer train`"
             )
         self.bos_id = self._find_special_id("bos")
         self.eos_id = self._find_special_id("eos")

@@ -42,7 +42,10 @@ CASES = [
     ([*PRETRAIN, "--out_dir=old"], "out_dir: old holds a run already (step-00000002); set resume: auto"),
     ([*PRETRAIN, "--initial_checkpoint_dir=none"], "initial_checkpoint_dir: none is not a folder"),
     ([*PRETRAIN, "--initial_checkpoint_dir=model"], "set model_config.padded_vocab_size: 64"),
-    ([*PRETRAIN, "--tokenizer_dir=none"], "none: has neither tokenizer.json nor tokenizer.model"),
+    (
+        [*PRETRAIN, "--tokenizer_dir=none"],
+        "none: has neither tokenizer.json nor tokenizer.model; use the folder of a model, get one",
+    ),
     (PRETRAIN[:-1], "tokenizer_dir: missing, but data: TextFiles is text"),
     ([*PRETRAIN, "--data.train_data_path=none"], "data.train_data_path: none is not a folder of text files"),
     ([*PRETRAIN, "--model_config.padded_vocab_size=3"], "small: the tokenizer has 4 tokens, but the model has 3 rows"),
