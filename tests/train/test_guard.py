@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -108,6 +109,15 @@ def test_a_signal_is_acknowledged_during_a_call_that_python_does_not_interrupt()
     assert times and times[0] < end - 0.1
 
 
+@pytest.fixture
+def _default_sigint() -> Iterator[None]:
+    """Python's own handler, which it does not install in a background process of a shell."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("_default_sigint")
 def test_ctrl_c_ends_a_process_whose_main_thread_does_not_return(monkeypatch: pytest.MonkeyPatch) -> None:
     messages: list[str] = []
     monkeypatch.setattr("litgpt.interrupts.CLEANUP_SECONDS", 0.05)
