@@ -21,21 +21,26 @@ def load_field_names() -> dict[str, list[str]]:
     return yaml.safe_load(text)
 
 
+def drop_condition(hint: str) -> str:
+    """Return a hint without the key that its command must have, after "if"."""
+    return hint.partition(" if ")[0]
+
+
 def list_hint_keys(hint: str) -> dict[str, str]:
     """Return the values of a hint by their keys; an empty string for a key without a value."""
-    parts = [part.partition(": ") for part in hint.split(" and ")]
+    parts = [part.partition(": ") for part in drop_condition(hint).split(" and ")]
     return {key: value for key, _, value in parts}
 
 
 def is_available(hint: str, known: Collection[str]) -> bool:
     """Return whether a command has all keys of a hint; keys of a class that the hint names are."""
-    settings = list_hint_keys(hint)
+    settings, condition = list_hint_keys(hint), hint.partition(" if ")[2]
 
     def has(key: str) -> bool:
         group = key.partition(".")[0]
         return key in known or (group in known and (group in OPEN_KEYS or bool(settings.get(group))))
 
-    return all(map(has, settings))
+    return all(map(has, settings)) and (not condition or condition in known)
 
 
 def get_last_part(key: str) -> str:
@@ -71,13 +76,13 @@ def find_hint(key: str, known: list[str]) -> str | None:
     """
     last, group = get_last_part(key).lower().replace("-", "_"), key.rpartition(".")[0]  # Megatron's names have hyphens
     known_set = frozenset(known)
-    hints = [hint for hint in load_field_names().get(last, []) if is_available(hint, known_set)]
+    hints = [drop_condition(hint) for hint in load_field_names().get(last, []) if is_available(hint, known_set)]
     same = [other for other in known if get_last_part(other) == last or other.replace(".", "_") == key]
     if candidates := [*hints, *same]:
         return min(candidates, key=lambda hint: not (group and hint.startswith(f"{group}.")))
     rated = [(rate_key(last, other) + get_bonus(group, other), other) for other in known]
     for name, hints in load_field_names().items():
-        hint = next((hint for hint in hints if is_available(hint, known_set)), None)
+        hint = next((drop_condition(hint) for hint in hints if is_available(hint, known_set)), None)
         if hint:
             rated.append((rate_similarity(last, name) + get_bonus(group, hint if group else name), hint))
     rate, nearest = max(rated, key=lambda pair: pair[0])
