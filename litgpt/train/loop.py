@@ -155,8 +155,11 @@ class Loop:
             self.stop_if_interrupted()
 
     def cast_votes(self) -> Votes:
-        """The votes of this rank at the end of a step."""
-        return Votes(self.interrupts.received is not None, self.is_out_of_time, self.run.checkpoints.is_written)
+        """The votes of this rank at the end of a step; a signal that arrives later ends the next step."""
+        interrupted = self.interrupts.received is not None
+        if not interrupted and self.step + 1 != self.run.steps:
+            self.interrupts.activity = f"step {self.step + 2}"
+        return Votes(interrupted, self.is_out_of_time, self.run.checkpoints.is_written)
 
     def stop_if_interrupted(self) -> None:
         """Stop before the next step if any rank received a signal, of which a step would know at its end only."""
