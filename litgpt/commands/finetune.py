@@ -73,7 +73,7 @@ def save_adapter(folder: Path, trained: Run) -> None:
             config=spec.config,
             settings=spec.tuner,
             base=spec.base,
-            base_precision=spec.base_precision,
+            base_settings=spec.base_settings,
             changes=spec.base_changes,
             tokenizer_dir=trained.data.tokenizer_dir,
             prompt_files=trained.data.prompt_files,

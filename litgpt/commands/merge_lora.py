@@ -122,7 +122,7 @@ def choose_dtype(recipe: MergeLora, adapter: SavedAdapter) -> torch.dtype | None
     """The dtype of the merged model; None for that of the base."""
     if recipe.precision:
         return WEIGHT_DTYPES[recipe.precision]
-    return adapter.dtype if adapter.base_precision.dtype else None
+    return adapter.dtype if adapter.base_settings.dtype else None
 
 
 def draw_rows(config: Config, rows: int, seed: int) -> Tensor:
@@ -155,7 +155,7 @@ def compare_logits(separate: Tensor, merged: Tensor) -> str:
 
 def explain_quantization(recipe: MergeLora, adapter: SavedAdapter) -> list[str]:
     """Explain a gap that comes from merging into other weights of the base than those of the training."""
-    trained = adapter.base_precision.quantize
+    trained = adapter.base_settings.quantize
     if recipe.quantize in ("as_trained", trained):
         return []
     before, after = (kind or "its original weights" for kind in (trained, recipe.quantize))

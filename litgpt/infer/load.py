@@ -14,7 +14,6 @@ from litgpt.files import CHECKPOINTS, extend_checkpoint_dir
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
-from litgpt.model.registry import list_model_names
 from litgpt.store import hub
 from litgpt.store.adapters.folder import (
     ADAPTER_CONFIG,
@@ -53,32 +52,18 @@ def find_folder(name: Path | str, *, access_token: str | None = None) -> Path:
     Raises:
         UserError: if it is none of these, or the download fails.
     """
-    path = Path(name)
-    if path.suffix == ".gguf" and path.is_file():
-        return path
+    path = extend_checkpoint_dir(Path(name))
     if path.is_file():
-        return path.parent
-    if path.is_dir():
+        return path if path.suffix == ".gguf" else path.parent
+    if path.exists():
         return path
-    if (extended := extend_checkpoint_dir(path)) != path:
-        return extended
-    repository = str(name) if hub.REPOSITORY.fullmatch(str(name)) else find_repository(str(name))
-    if repository is None or path.is_absolute() or path.parts[0] == CHECKPOINTS.name:
-        raise UserError(f"checkpoint_dir: {name} is not a folder; set a model's folder or its org/name on the hub")
+    repository = hub.find_repository("checkpoint_dir", Path(name))
     if (CHECKPOINTS / repository).is_dir():
         return CHECKPOINTS / repository
     try:
         return hub.download(repository, CHECKPOINTS, access_token=access_token)
     except UserError as error:
         raise UserError(f"checkpoint_dir: {name} is not a folder, and {error.detail}") from None
-
-
-def find_repository(name: str) -> str | None:
-    """The org/name of a known model on the hub; None for other names."""
-    if name not in list_model_names():
-        return None
-    repository = Config.from_name(name).hf_config
-    return f"{repository['org']}/{repository['name']}" if "org" in repository else None
 
 
 def resolve_model_folder(folder: Path) -> Path:
@@ -183,8 +168,8 @@ def open_with_adapter(
     Raises:
         UserError: if adapter or base is missing or damaged, or the adapter belongs to another base model.
     """
-    kind = adapter.base_precision.quantize if quantize == "as_trained" else quantize
-    dtype, overrides = dtype or adapter.dtype, adapter.base_precision.model_config
+    kind = adapter.base_settings.quantize if quantize == "as_trained" else quantize
+    dtype, overrides = dtype or adapter.dtype, adapter.base_settings.model_config
     base_config = load_config(base)
     config = override_config(adapter.config, overrides)
     changes = (base_config, config, adapter.base_weights, adapter.token_rows)

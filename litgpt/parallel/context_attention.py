@@ -3,9 +3,11 @@
 Axes: B batch, H heads, K key-value heads, T tokens of a row, P tokens of this rank, S numbers of a head.
 """
 
+from collections.abc import Callable
 from math import gcd
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from litgpt.errors import UserError
 from litgpt.model.attention_inputs import AttentionInputs
@@ -80,7 +82,11 @@ class RingAttention(ContextAttention):
         return ring_attention(q_BHPS, k_BKPS, v_BKPS, self.group, attend.keywords["scale"])
 
 
-ATTENTIONS = {"all-gather": AllGatherAttention, "ulysses": UlyssesAttention, "ring": RingAttention}
+ATTENTIONS: dict[str, Callable[[ProcessGroup, HeadTailSharding], ContextAttention]] = {
+    "all-gather": AllGatherAttention,
+    "ulysses": UlyssesAttention,
+    "ring": RingAttention,
+}
 
 
 def build_local_tokens(mesh: Mesh, settings: ParallelArgs, vocabulary: VocabularyShard | None) -> LocalTokens:

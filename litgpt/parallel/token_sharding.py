@@ -3,6 +3,7 @@
 Axes: B batch, T tokens of a row, P tokens of this rank, D model width, V vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import partial
 
@@ -77,7 +78,7 @@ class HeadTailSharding:
         return [range(number * size, (number + 1) * size) for number in self.chunks[self.rank]]
 
 
-class ContextAttention:
+class ContextAttention(ABC):
     """Attention over rows whose tokens are sharded over the context axis; its subclasses communicate differently."""
 
     def __init__(self, group: ProcessGroup, sharding: HeadTailSharding) -> None:
@@ -87,12 +88,12 @@ class ContextAttention:
         """The positions, in a row of this many tokens, of the queries that attend on this rank; None for all."""
         return None
 
-    def check(self, inputs: AttentionInputs) -> None:
+    def check(self, inputs: AttentionInputs) -> None:  # noqa: B027 - most subclasses support all
         """Raise a UserError for masks and segments that are not supported; by default all are."""
 
+    @abstractmethod
     def __call__(self, attend: Attend, q_BHPS: Tensor, k_BKPS: Tensor, v_BKPS: Tensor, sinks: Tensor | None) -> Tensor:
         """Attention output of this rank's tokens, (B, H, P, S)."""
-        raise NotImplementedError
 
 
 class LocalTokens:

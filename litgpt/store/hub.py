@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.errors import UserError
-from litgpt.files import join_inside, sha256
+from litgpt.files import CHECKPOINTS, join_inside, sha256
+from litgpt.model.config import Config
+from litgpt.model.registry import list_model_names
 
 SETTINGS_PATTERNS = ("config.json", "generation_config.json")
 TOKENIZER_PATTERNS = (
@@ -31,6 +33,20 @@ WEIGHT_PATTERNS = (
     ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"),
 )
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def find_repository(key: str, name: Path) -> str:
+    """The org/name on the hub of a model that is no folder here: its name as it is, or that of a known model.
+
+    Raises:
+        UserError: naming `key`, if the model has none.
+    """
+    if REPOSITORY.fullmatch(str(name)) and name.parts[0] != CHECKPOINTS.name:
+        return str(name)
+    known = (Config.from_name(str(name)).hf_config if str(name) in list_model_names() else None) or {}
+    if "org" not in known:
+        raise UserError(f"{key}: {name} is not a folder; set a model's folder or its org/name on the hub")
+    return f"{known['org']}/{known['name']}"
 
 
 def match_patterns(names: Iterable[str], patterns: Iterable[str]) -> list[str]:

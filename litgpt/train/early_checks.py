@@ -5,7 +5,7 @@ from pathlib import Path
 
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
-from litgpt.files import CHECKPOINTS, extend_checkpoint_dir
+from litgpt.files import extend_checkpoint_dir
 from litgpt.model.config import Config, merge_fields
 from litgpt.model.registry import has_config, list_model_names
 from litgpt.parallel.model_sizes import check_model_sizes
@@ -116,9 +116,7 @@ def find_model_folder(key: str, name: Path) -> Path | None:
     folder = extend_checkpoint_dir(name)
     if folder.exists():
         return folder
-    is_repository = hub.REPOSITORY.fullmatch(str(name)) and name.parts[0] != CHECKPOINTS.name
-    if not is_repository and str(name) not in list_model_names():
-        raise UserError(f"{key}: {name} is not a folder; set a model's folder or its org/name on the hub")
+    hub.find_repository(key, name)
     return None
 
 

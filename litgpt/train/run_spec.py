@@ -21,7 +21,7 @@ from litgpt.recipe.finetune import Finetune
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
 from litgpt.recipe.tuner import Tuner
 from litgpt.store.adapters import folder as adapter_folder
-from litgpt.store.adapters.saved_adapter import BasePrecision, SavedAdapter, check_further_training, list_changes
+from litgpt.store.adapters.saved_adapter import BaseSettings, SavedAdapter, check_further_training, list_changes
 from litgpt.store.config_overrides import override_config
 from litgpt.store.load_model import load_config
 from litgpt.store.tokenizer_files import find_tokenizer_files
@@ -71,9 +71,9 @@ class RunSpec:
         return self.tuner is not None and self.tuner.adds
 
     @property
-    def base_precision(self) -> BasePrecision:
+    def base_settings(self) -> BaseSettings:
         """How the base model is stored while an adapter is trained."""
-        return BasePrecision(self.dtype, self.quantize, self.model_config)
+        return BaseSettings(self.dtype, self.quantize, self.model_config)
 
     def measure_trained_shares(self) -> TrainedShares:
         """Measure which weights the run trains, for a count of its operations."""
@@ -91,7 +91,7 @@ class RunSpec:
         """Text by name of the files that mark a training checkpoint as an adapter's; empty without an adapter."""
         if self.tuner is None or not self.adapted:
             return {}
-        config = adapter_folder.build_own_config(self.tuner, self.base, self.base_precision, self.base_changes)
+        config = adapter_folder.build_own_config(self.tuner, self.base, self.base_settings, self.base_changes)
         return {adapter_folder.ADAPTER_CONFIG: json.dumps(config, indent=1)}
 
 
@@ -150,7 +150,7 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
     trained_config = saved.config if saved else base_config
     base_changes = list_changes(base_config, trained_config)
     tuner = saved.settings if saved else recipe.resolved_tuner
-    inherited = saved.base_precision.model_config if saved else {}
+    inherited = saved.base_settings.model_config if saved else {}
     changes = {**inherited, **merge_fields(inherited, recipe.model_config or {})}
     config = override_config(trained_config, changes)
     return RunSpec(

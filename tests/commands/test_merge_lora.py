@@ -23,7 +23,7 @@ from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, LoRA, ReFT, Tuner, VeRA
 from litgpt.store import hub
 from litgpt.store.adapters.folder import save_adapter_folder
-from litgpt.store.adapters.saved_adapter import BasePrecision
+from litgpt.store.adapters.saved_adapter import BaseSettings
 from litgpt.store.save_model import save_model_folder
 from tests.adapt.models import IDS, build_adapted, copy_base, perturb
 from tests.data.templates import write_tokenizer
@@ -60,14 +60,14 @@ def write(folder: Path, settings: Tuner, dtype: torch.dtype = torch.float32, **c
 
 def save(folder: Path, model: GPT, settings: Tuner, **run: Any) -> None:
     tensors = {name: value.detach().clone() for name, value in adapt.get_adapter_parameters(model).items()}
-    precision = BasePrecision(**run)
+    precision = BaseSettings(**run)
     save_adapter_folder(
         folder / "adapter",
         tensors,
         config=model.config,
         settings=settings,
         base=str(folder / "base"),
-        base_precision=precision,
+        base_settings=precision,
     )
 
 

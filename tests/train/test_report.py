@@ -168,7 +168,7 @@ def test_the_page_asks_nothing_of_any_network(out_dir: Path) -> None:
     assert "default-src 'none'" in text  # so that a browser refuses any request
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+@pytest.mark.skipif(shutil.which("node") is None, reason="node, which checks the script's syntax, is not installed")
 def test_the_script_of_the_page_is_valid(out_dir: Path, tmp_path: Path) -> None:
     script = re.findall(r"<script>(.*?)</script>", write_report(out_dir).read_text(), flags=re.DOTALL)[-1]
     (tmp_path / "page.js").write_text(script)

@@ -18,7 +18,7 @@ from litgpt.store.adapters.lora_pairs import COPY_SUFFIX, get_added_name
 from litgpt.store.adapters.peft_lora import PREFIX, convert_lora_from_peft, convert_lora_to_peft
 from litgpt.store.adapters.peft_options import MERGE, check_options
 from litgpt.store.adapters.peft_tuners import PEFT_TUNERS, convert_tuner_from_peft, convert_tuner_to_peft
-from litgpt.store.adapters.saved_adapter import UNKNOWN_PRECISION, BasePrecision, SavedAdapter, check_new_rows
+from litgpt.store.adapters.saved_adapter import UNKNOWN_SETTINGS, BaseSettings, SavedAdapter, check_new_rows
 from litgpt.store.checkpoint_load import PROGRESS, iter_checkpoint_weights
 from litgpt.store.collectives_io import warn_once
 from litgpt.store.legacy import load_state_dict
@@ -65,14 +65,14 @@ def read_base_name(folder: Path) -> str:
 
 
 def build_own_config(
-    settings: Tuner, base: str, base_precision: BasePrecision, changes: Mapping[str, Any]
+    settings: Tuner, base: str, base_settings: BaseSettings, changes: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The content of `adapter_config.json` in our own format.
 
     Args:
         changes: the fields that differ from the config of the base.
     """
-    choice = {"class_path": type(settings).__name__, "init_args": asdict(settings), "run": base_precision.to_dict()}
+    choice = {"class_path": type(settings).__name__, "init_args": asdict(settings), "run": base_settings.to_dict()}
     return {OWN_KEY: {**choice, "model": dict(changes)}, "base_model_name_or_path": base}
 
 
@@ -83,7 +83,7 @@ def save_adapter_folder(
     config: Config,
     settings: Tuner,
     base: str = "",
-    base_precision: BasePrecision = UNKNOWN_PRECISION,
+    base_settings: BaseSettings = UNKNOWN_SETTINGS,
     changes: Mapping[str, Any] = MappingProxyType({}),
     tokenizer_dir: Path | str | None = None,
     prompt_files: Mapping[str, str] | None = None,
@@ -94,7 +94,7 @@ def save_adapter_folder(
     Args:
         tensors: full tensors that the tuner added or trains, on the CPU, under our names.
         base: the name or path of the model that the adapter was trained on.
-        base_precision: the precision of that model during training.
+        base_settings: the precision and changed configuration of that model during training.
         changes: the fields of `config` that differ from the config of that model.
         tokenizer_dir, prompt_files: as in `save_model_folder`.
         replace: replace a folder that exists.
@@ -102,7 +102,7 @@ def save_adapter_folder(
     Raises:
         UserError: if the folder exists and is not empty, or PEFT has no format for a tensor.
     """
-    notes: dict[str, Any] = {"settings": asdict(settings), "run": base_precision.to_dict(), "model": dict(changes)}
+    notes: dict[str, Any] = {"settings": asdict(settings), "run": base_settings.to_dict(), "model": dict(changes)}
     if isinstance(settings, LoRA):
         published, notes["parts"], values = convert_lora_to_peft(tensors, settings, config, base)
     elif not settings.adds:
@@ -110,7 +110,7 @@ def save_adapter_folder(
     elif converted := convert_tuner_to_peft(tensors, settings, config):
         published, values = converted[0], {**converted[1], "base_model_name_or_path": base}
     else:
-        published, values, notes = dict(tensors), build_own_config(settings, base, base_precision, changes), {}
+        published, values, notes = dict(tensors), build_own_config(settings, base, base_settings, changes), {}
     metadata = {"format": "pt", **({OWN_KEY: json.dumps(notes)} if notes else {})}
     with staged_folder(Path(folder), replace=replace) as staged:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in published.items()}
@@ -131,7 +131,7 @@ def load_adapter_folder(folder: Path | str, config: Config) -> SavedAdapter:
         settings, tensors = load_litgpt_lora(folder, config)
         check_shapes(tensors, config)
         dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-        return SavedAdapter(settings, tensors, config, read_base_name(folder), BasePrecision(dtype))
+        return SavedAdapter(settings, tensors, config, read_base_name(folder), BaseSettings(dtype))
     values = read_json(folder / ADAPTER_CONFIG)
     values = values if isinstance(values, dict) else {}
     base = str(values.get("base_model_name_or_path") or "")
@@ -146,7 +146,7 @@ def load_adapter_folder(folder: Path | str, config: Config) -> SavedAdapter:
     try:
         notes = json.loads(metadata.get(OWN_KEY, "null"))
         adapter = convert_from_peft(published, values, notes, config)
-        return replace(adapter, base=base, base_precision=BasePrecision(**(notes or {}).get("run", {})))
+        return replace(adapter, base=base, base_settings=BaseSettings(**(notes or {}).get("run", {})))
     except UserError as error:
         trained_on = f" (trained on {base})" if base else ""
         raise UserError(f"{path}{trained_on}: {error}") from None
@@ -194,14 +194,14 @@ def load_own_format(folder: Path, choice: Any, base: str, config: Config) -> Sav
     """Load an adapter under our own names from its file or its training checkpoint."""
     try:
         settings = TUNERS[choice["class_path"]](**choice["init_args"])
-        base_precision = BasePrecision(**choice.get("run", {}))
+        base_settings = BaseSettings(**choice.get("run", {}))
         config = replace(config, **choice.get("model", {}))
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / ADAPTER_CONFIG}: {OWN_KEY}: not the settings of a tuner ({error})") from None
     if (folder / PROGRESS).is_file():
-        return SavedAdapter(settings, dict(iter_checkpoint_weights(folder)), config, base, base_precision)
+        return SavedAdapter(settings, dict(iter_checkpoint_weights(folder)), config, base, base_settings)
     files = SafetensorsFiles([folder / ADAPTER_WEIGHTS])
-    return SavedAdapter(settings, {name: files.read(name) for name in files.tensors}, config, base, base_precision)
+    return SavedAdapter(settings, {name: files.read(name) for name in files.tensors}, config, base, base_settings)
 
 
 def check_shapes(tensors: Mapping[str, Tensor], config: Config) -> None:

@@ -24,7 +24,7 @@ CHANGED_FIELDS = ("tie_embeddings", "vocab_size", "padded_vocab_size")
 
 
 @dataclass(frozen=True)
-class BasePrecision:
+class BaseSettings:
     """The precision, and changes of the configuration, of the base model during the training of an adapter.
 
     Attributes:
@@ -42,7 +42,7 @@ class BasePrecision:
         return {key: value for key, value in asdict(self).items() if key != "model_config" or value}
 
 
-UNKNOWN_PRECISION = BasePrecision()
+UNKNOWN_SETTINGS = BaseSettings()
 
 
 class TokenRows(NamedTuple):
@@ -69,7 +69,7 @@ class SavedAdapter:
     tensors: dict[str, Tensor]
     config: Config
     base: str = ""
-    base_precision: BasePrecision = UNKNOWN_PRECISION
+    base_settings: BaseSettings = UNKNOWN_SETTINGS
     base_weights: dict[str, Tensor] = field(default_factory=dict)
     token_rows: dict[str, TokenRows] = field(default_factory=dict)
     training_error: str = ""
@@ -77,8 +77,8 @@ class SavedAdapter:
     @property
     def dtype(self) -> torch.dtype:
         """The type in which it was trained."""
-        if self.base_precision.dtype:
-            return getattr(torch, self.base_precision.dtype)
+        if self.base_settings.dtype:
+            return getattr(torch, self.base_settings.dtype)
         return Counter(tensor.dtype for tensor in self.tensors.values()).most_common(1)[0][0]
 
     def changes_base(self, base: Config) -> bool:
