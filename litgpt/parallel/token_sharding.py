@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs
 from litgpt.model.config import Config
-from litgpt.parallel.collectives import all_gather_replicated, all_reduce_no_grad
+from litgpt.parallel.collectives import all_gather_replicated, all_reduce, all_reduce_no_grad
 
 Attend = partial[Tensor]
 """Attention of a layer, as a function of queries, keys, values and sinks."""
@@ -125,6 +125,15 @@ class LocalTokens:
     def local_shard(self, rows_BT: Tensor, padding: float) -> Tensor:
         """(B, P), this rank's tokens of padded rows."""
         return self.sharding.local_shard(self.pad(rows_BT, padding), -1)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank is the first of those that share the tokens of a row."""
+        return self.sharding.rank == 0
+
+    def sum_over_shards(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over the ranks that share the tokens of a row, which then compute the same with it."""
+        return values if self.sharding.ranks == 1 else all_reduce(values, self.group)
 
     def build_attention_inputs(
         self, config: Config, positions: Tensor, documents_BT: Tensor | None, *, cached: int = 0

@@ -42,6 +42,8 @@ def format_progress(
         ("{} left", None if remaining is None else format_duration(remaining)),
         ("loss {:.3f}", metrics.get("loss")),
         ("val {:.3f}", metrics.get("val_loss")),
+        ("accuracy {:.2f}", metrics.get("rewards/accuracies")),
+        ("margin {:.3f}", metrics.get("rewards/margins")),
         ("skipped {:.0f}", metrics.get("skipped_steps") or None),
         ("{:,.0f} tokens/s", speed),
         ("lr {:.2e}", metrics.get("learning_rate")),
@@ -57,6 +59,17 @@ def format_progress(
             break
         line += part
     return line
+
+
+def render_validation(metrics: Mapping[str, float]) -> str:
+    """Format the metrics of an evaluation as one line."""
+    forms = {
+        "val_loss": "val loss {:.4f}",
+        "val_ppl": "val ppl {:.1f}",
+        "val_rewards/accuracies": "val accuracy {:.3f}",
+        "val_rewards/margins": "val margin {:.4f}",
+    }
+    return ", ".join(form.format(metrics[name]) for name, form in forms.items() if name in metrics)
 
 
 class RunConsole:

@@ -1,8 +1,10 @@
-"""Evaluate a model during training: validation loss and generated samples."""
+"""Evaluate a model during training: loss and metrics on the validation data, and generated samples."""
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +21,7 @@ from litgpt.parallel.token_sharding import LocalTokens
 from litgpt.phases import phase
 from litgpt.train.local_batch import LocalBatch
 from litgpt.train.objective import Objective
-from litgpt.train.step import TrainState, run_model
+from litgpt.train.step import TrainState, compute_means, run_model
 
 
 @contextmanager
@@ -34,22 +36,23 @@ def eval_mode(train_state: TrainState) -> Iterator[None]:
         train_state.core.train()
 
 
-def validation_loss(
+def compute_validation_metrics(
     train_state: TrainState,
     batches: Iterable[Batch],
     objective: Objective,
     *,
     max_iters: int | None,
     size: int | None = None,
-) -> float:
-    """Mean loss in nats over the units that the objective counts; NaN if there are none.
+) -> dict[str, float]:
+    """Compute `val_loss`, NaN if the objective counts nothing, `val_ppl` where it is defined, and other metrics.
 
     Args:
         batches: this data rank's micro-batches; rank r of R has numbers r, r + R, ... of all micro-batches.
         max_iters: number of micro-batches to evaluate, over all data ranks, from the first one; None for all.
         size: number of `batches`, if known.
     """
-    loss, count = torch.zeros((), dtype=torch.float64), 0.0
+    losses, counts = torch.zeros(objective.terms, dtype=torch.float64), [0.0] * objective.terms
+    metric_sums = torch.zeros(2, len(objective.metrics), dtype=torch.float64)
     mesh = train_state.mesh
     rank, ranks = (0, 1) if mesh is None else (mesh.rank("data"), mesh.dims.data_ranks)
     rounds = None if max_iters is None else -(-max_iters // ranks)  # all ranks take part in the collectives of each
@@ -59,13 +62,30 @@ def validation_loss(
             entry.advance()
             if max_iters is not None and number * ranks + rank >= max_iters:
                 batch = batch.without_targets()
-            local = train_state.local_batch(objective.weigh(batch.to(train_state.device)))
-            output = evaluate(train_state, local, objective.loss)
-            loss = loss if output is None else loss + output[0].double().to(loss.device)
-            count += objective.count(batch)
-    sums = [loss.item() * train_state.counts_loss, count * train_state.counts_batch]
-    loss_sum, total = all_reduce_sum(sums, train_state.device)
-    return loss_sum / total if total else float("nan")
+            counts = [total + count for total, count in zip(counts, objective.count(batch), strict=True)]
+            batch = replace(batch, channels=None)  # which are numbered as in another stream
+            (prepared,) = objective.prepare(train_state, [batch.to(train_state.device)])
+            output = evaluate(train_state, train_state.local_batch(objective.weigh(prepared)), objective.loss)
+            if output is not None:
+                sums, metrics = output
+                losses += sums.double().to(losses.device)
+                metric_sums += 0.0 if metrics is None else metrics.to(metric_sums.device)
+    local = [value * train_state.counts_loss for value in (*losses.tolist(), *metric_sums.flatten().tolist())]
+    local += [count * train_state.counts_batch for count in counts]
+    totals = all_reduce_sum(local, train_state.device)
+    terms = objective.terms
+    return summarize(objective, losses=totals[:terms], counts=totals[-terms:], metric_sums=totals[terms:-terms])
+
+
+def summarize(
+    objective: Objective, *, losses: Sequence[float], counts: Sequence[float], metric_sums: Sequence[float]
+) -> dict[str, float]:
+    """The validation metrics, given the sums and counts of the terms of the loss, and sums and numbers of metrics."""
+    means = [loss / count for loss, count in zip(losses, counts, strict=True) if count]
+    loss = sum(means) if means else math.nan
+    perplexities = {"val_ppl": math.exp(loss) if loss < 700 else math.inf} if objective.has_perplexity else {}
+    metrics = compute_means(objective.metrics, metric_sums)
+    return {"val_loss": loss, **perplexities, **{f"val_{name}": value for name, value in metrics.items()}}
 
 
 def evaluate(

@@ -1,6 +1,5 @@
 """Skipped steps, loss spikes, the loss scale and signals."""
 
-import math
 import signal
 import statistics
 import threading
@@ -146,8 +145,3 @@ class Guard:
         """Restore a state."""
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
         self.losses = deque(state["losses"], maxlen=self.settings.spike_window)
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that overflows."""
-    return math.exp(loss) if loss < 700 else math.inf

@@ -10,6 +10,9 @@ from litgpt.model.attention_inputs import AttentionInputs, build_attention_input
 from litgpt.model.config import Config
 from litgpt.parallel.token_sharding import LocalTokens, VocabularyShard
 
+PADDING = {"ids": 0, "labels": IGNORE, "weights": 0.0, "channels": 0, "answers": -1}
+"""The rows of a `Batch` that are sharded, and their values at padding."""
+
 
 @dataclass(frozen=True)
 class LocalBatch:
@@ -17,9 +20,10 @@ class LocalBatch:
 
     Attributes:
         ids: (B, P) token ids.
-        labels: (B, P), as in `Batch`; likewise `weights` and `channels`.
+        labels: (B, P), as in `Batch`; likewise `weights`, `channels` and `answers`.
         inputs: attention inputs of these tokens.
-        vocabulary: the rows of the output matrix on this rank; None if it has all.
+        answer_values: as in `Batch`, of all answers of the micro-batch.
+        tokens: the sharding of tokens over ranks; None if this rank computes all tokens.
     """
 
     ids: Tensor
@@ -27,7 +31,23 @@ class LocalBatch:
     inputs: AttentionInputs
     weights: Tensor | None = None
     channels: Tensor | None = None
-    vocabulary: VocabularyShard | None = None
+    answers: Tensor | None = None
+    answer_values: dict[str, Tensor] | None = None
+    tokens: LocalTokens | None = None
+
+    @property
+    def vocabulary(self) -> VocabularyShard | None:
+        """The rows of the output matrix on this rank; None if it has all."""
+        return None if self.tokens is None else self.tokens.vocabulary
+
+    def sum_over_shards(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over the ranks that share the tokens of a row, which then compute the same with it."""
+        return values if self.tokens is None else self.tokens.sum_over_shards(values)
+
+    def report_once(self, sums: Tensor) -> Tensor:
+        """A tensor that is equal on all ranks that share the tokens of a row, as terms of its sum over them: zero on
+        all but the first. Gradients do not change."""
+        return sums if self.tokens is None or self.tokens.is_first else sums - sums.detach()
 
 
 def build_local_batch(batch: Batch, config: Config, tokens: LocalTokens | None, *, cached: int = 0) -> LocalBatch:
@@ -40,14 +60,9 @@ def build_local_batch(batch: Batch, config: Config, tokens: LocalTokens | None, 
     positions = batch.positions
     if positions is None:
         positions = torch.arange(cached, cached + batch.ids.shape[1], device=batch.ids.device)
-    if tokens is None:
-        inputs = build_attention_inputs(config, positions, batch.documents, cached=cached)
-        return LocalBatch(batch.ids, batch.labels, inputs, batch.weights, batch.channels)
-    return LocalBatch(
-        ids=tokens.local_shard(batch.ids, 0),
-        labels=tokens.local_shard(batch.labels, IGNORE),
-        inputs=tokens.build_attention_inputs(config, positions, batch.documents, cached=cached),
-        weights=None if batch.weights is None else tokens.local_shard(batch.weights, 0.0),
-        channels=None if batch.channels is None else tokens.local_shard(batch.channels, 0),
-        vocabulary=tokens.vocabulary,
-    )
+    build_inputs = build_attention_inputs if tokens is None else tokens.build_attention_inputs
+    rows = {name: getattr(batch, name) for name in PADDING}
+    if tokens is not None:
+        rows = {name: None if row is None else tokens.local_shard(row, PADDING[name]) for name, row in rows.items()}
+    inputs = build_inputs(config, positions, batch.documents, cached=cached)
+    return LocalBatch(**rows, inputs=inputs, answer_values=batch.answer_values, tokens=tokens)

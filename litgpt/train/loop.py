@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from collections.abc import Iterator, Sized
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,9 +18,9 @@ from litgpt.parallel.strategy import is_rank_zero
 from litgpt.phases import phase
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.store.tokenizer_files import find_tokenizer_files
-from litgpt.train.console import RunConsole, RunSummary
-from litgpt.train.evaluate import sample_continuation, validation_loss
-from litgpt.train.guard import Guard, Interrupts, perplexity
+from litgpt.train.console import RunConsole, RunSummary, render_validation
+from litgpt.train.evaluate import compute_validation_metrics, sample_continuation
+from litgpt.train.guard import Guard, Interrupts
 from litgpt.train.metrics import Meter, get_device_peak, get_peak_memory_gb
 from litgpt.train.objective import Objective
 from litgpt.train.optimizer import set_learning_rate
@@ -132,7 +131,6 @@ class Loop:
             self.objective,
             max_norm=self.train.max_norm,
             votes=self.cast_votes,
-            channels=len(run.data.train.channels),
             fault=fault,
         )
         self.step += 1
@@ -237,10 +235,8 @@ class Loop:
             "memory_gb": get_peak_memory_gb(self.run.train_state.device),
             **self.meter.totals(),
             **rates,
+            **result.metrics,
         }
-        for name, loss in zip(self.run.data.train.channels, result.channels, strict=True):
-            if not math.isnan(loss):
-                metrics[f"loss_{name}"] = loss
         if batches_per_sec := rates.get("device/batches_per_sec"):
             metrics["iter_time"] = 1 / batches_per_sec
         steps_left = None if self.run.steps is None else self.run.steps - self.step
@@ -269,13 +265,13 @@ class Loop:
             if data.validation is not None:
                 batches = (check_token_range(batch, run.spec) for batch in data.validation)
                 size = len(data.validation) if isinstance(data.validation, Sized) else None
-                loss = validation_loss(
+                metrics = compute_validation_metrics(
                     run.train_state, batches, self.objective, max_iters=settings.max_iters, size=size
                 )
-                self.val_losses[self.step] = loss
-                self.log_metrics({"val_loss": loss, "val_ppl": perplexity(loss), "step": self.step})
-                self.console.print(f"step {self.step}: val loss {loss:.4f}, val ppl {perplexity(loss):.1f}")
-                self.console.metrics["val_loss"] = loss
+                self.val_losses[self.step] = metrics["val_loss"]
+                self.log_metrics(metrics | {"step": self.step})
+                self.console.print(f"step {self.step}: {render_validation(metrics)}")
+                self.console.metrics["val_loss"] = metrics["val_loss"]
             if settings.sample_prompt is not None and data.tokenizer is not None:
                 self.write_sample(data.tokenizer.encode(settings.sample_prompt).tolist(), settings.sample_tokens)
             if data.example_prompt and settings.max_new_tokens:

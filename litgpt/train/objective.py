@@ -1,9 +1,9 @@
-"""Training objectives: the summed loss of a micro-batch, and the count that the sums are divided by."""
+"""Training objectives: the summed losses of a micro-batch, and the counts that the sums are divided by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,47 +13,76 @@ from litgpt.recipe.train import LossArgs
 from litgpt.train.cross_entropy import Labels, chunked_cross_entropy, plain_cross_entropy
 from litgpt.train.local_batch import LocalBatch
 
+if TYPE_CHECKING:
+    from litgpt.train.step import TrainState
+
+
+def keep_batches(_train_state: "TrainState", batches: Sequence[Batch]) -> list[Batch]:
+    """The batches as they are."""
+    return list(batches)
+
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss, and the units that it is a mean over.
+    """A loss of K terms, each a mean over units of its own, and metrics.
 
     Attributes:
-        loss: computes, for a model and a local batch, the sum of its losses in nats, and metrics: `channels` (2, C),
-            sum and number of the losses of each channel, if the batch has channels.
-        count: counts the units of a micro-batch; sums are divided by the count of the whole global batch.
+        loss: computes, for a model and a local batch, the sum of each term in nats (K,), and of the metrics the sum and
+            the number of values (2, M); None if the batch has none.
+        count: counts the units of each term in a micro-batch; sums are divided by the counts of the whole global batch.
         weigh: sets the weights of a micro-batch, before it is sharded into local batches.
+        prepare: completes all micro-batches of this rank in a step, before the first forward pass with gradients.
+        metrics: names of the metrics; one without values in a global batch is left out.
+        terms: the number of terms K.
+        has_perplexity: whether the loss is a negative log-likelihood per token.
     """
 
-    loss: Callable[[nn.Module, LocalBatch], tuple[Tensor, dict[str, Any]]]
-    count: Callable[[Batch], float]
+    loss: Callable[[nn.Module, LocalBatch], tuple[Tensor, Tensor | None]]
+    count: Callable[[Batch], tuple[float, ...]]
     weigh: Callable[[Batch], Batch]
+    prepare: Callable[["TrainState", Sequence[Batch]], list[Batch]] = keep_batches
+    metrics: tuple[str, ...] = ()
+    terms: int = 1
+    has_perplexity: bool = False
+
+    def count_batches(self, batches: Sequence[Batch]) -> list[float]:
+        """The counts (K) of several micro-batches together; zeros for none."""
+        counts = [self.count(batch) for batch in batches]
+        return [sum(count[term] for count in counts) for term in range(self.terms)]
 
 
-def next_token(settings: LossArgs) -> Objective:
-    """The negative log-likelihood of each next token, summed over a micro-batch, in nats."""
+def next_token(settings: LossArgs, channels: Sequence[str] = ()) -> Objective:
+    """The negative log-likelihood of each next token, summed over a micro-batch, in nats.
+
+    Args:
+        channels: the names of the numbers in `Batch.channels`; the mean loss of each is a metric.
+    """
     chunked = partial(chunked_cross_entropy, chunk_rows=settings.chunk_rows)
     cross_entropy: Callable[..., Tensor] = chunked if settings.impl == "chunked" else plain_cross_entropy
 
-    def loss(model: nn.Module, local: LocalBatch) -> tuple[Tensor, dict[str, Any]]:
+    def loss(model: nn.Module, local: LocalBatch) -> tuple[Tensor, Tensor | None]:
         losses_N = None if local.channels is None else torch.zeros(local.labels.numel(), device=local.labels.device)
         target = Labels(local.labels, local.weights, settings.type == "dft", losses_N)
         head = partial(cross_entropy, target=target, vocabulary=local.vocabulary)
         loss_sum = model(local.ids, inputs=local.inputs, head=head)
-        return loss_sum, {} if losses_N is None else {"channels": sum_by_channel(local, losses_N)}
+        return loss_sum[None], None if losses_N is None else sum_by_channel(local, losses_N, len(channels))
 
     def weigh(batch: Batch) -> Batch:
         return replace(batch, weights=WEIGHTS[settings.normalize](batch))
 
-    return Objective(loss, COUNTS[settings.normalize], weigh)
+    def count(batch: Batch) -> tuple[float]:
+        return (COUNTS[settings.normalize](batch),)
+
+    return Objective(loss, count, weigh, has_perplexity=True, metrics=tuple(f"loss_{name}" for name in channels))
 
 
-def sum_by_channel(local: LocalBatch, losses_N: Tensor) -> Tensor:
-    """(2, C): the sum and the number of the losses of each channel; C is the highest channel number plus one."""
+def sum_by_channel(local: LocalBatch, losses_N: Tensor, size: int) -> Tensor:
+    """(2, size): the sum and the number of the losses of each channel."""
     assert local.channels is not None
     kept = local.labels.flatten() != IGNORE
     channels = local.channels.flatten()[kept].long()
-    return torch.stack([torch.bincount(channels, weights=losses_N[kept].double()), torch.bincount(channels).double()])
+    sums = torch.bincount(channels, losses_N[kept].double(), minlength=size)
+    return torch.stack([sums, torch.bincount(channels, minlength=size).double()])
 
 
 def weigh_by_micro_batch(batch: Batch) -> Tensor:

@@ -9,15 +9,25 @@ from litgpt.phases import phase, show_phases
 from litgpt.recipe.training import Training
 from litgpt.train.console import RunConsole, render_summary
 from litgpt.train.loop import Loop
-from litgpt.train.objective import next_token
+from litgpt.train.objective import Objective, next_token
 from litgpt.train.report import write_report
 from litgpt.train.run_record import record_run
 from litgpt.train.run_spec import RunSpec
 from litgpt.train.setup import Run, build
 
 
-def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> None:
-    """Train with the next-token objective and print a summary; on failure all processes of the run stop.
+def build_next_token(trained: Run) -> Objective:
+    """Build the objective of pretraining and finetuning."""
+    return next_token(trained.recipe.loss, trained.data.train.channels)
+
+
+def train(
+    recipe: Training,
+    spec: RunSpec,
+    publish: Callable[[Run], Path],
+    build_objective: Callable[[Run], Objective] = build_next_token,
+) -> None:
+    """Train and print a summary; on failure all processes of the run stop.
 
     Args:
         publish: writes the finished model and returns its folder; called on every rank.
@@ -26,7 +36,7 @@ def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> No
     with report_lost_ranks(), show_phases(console.show_phase):
         trained = build(recipe, spec, console.print)
         console.total_steps = trained.steps
-        loop = Loop(trained, next_token(recipe.loss), console)
+        loop = Loop(trained, build_objective(trained), console)
         with record_run(trained, loop):
             loop.fit()
         final = publish(trained) if loop.complete else None

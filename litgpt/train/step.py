@@ -114,12 +114,12 @@ class StepResult:
     """Result of one optimizer step; the same on every rank.
 
     Attributes:
-        loss: mean over the units that the objective counts in the global batch, in nats.
+        loss: the objective's loss over the global batch, in nats.
         targets: labels that are not ignored, over all data ranks.
         tokens: tokens read, without padding, over all data ranks.
         skipped: whether loss or gradient was not finite; weights and moments are then unchanged.
         votes: number of ranks that set each flag.
-        channels: mean unweighted loss of each channel; NaN for channels that are not in the global batch.
+        metrics: mean of each metric of the objective that has values in the global batch.
     """
 
     loss: float
@@ -128,7 +128,7 @@ class StepResult:
     tokens: int
     skipped: bool
     votes: Votes
-    channels: tuple[float, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def train_step(
@@ -138,34 +138,34 @@ def train_step(
     *,
     max_norm: float | None = None,
     votes: Callable[[], Votes] = cast_no_votes,
-    channels: int = 0,
     fault: UserError | None = None,
 ) -> StepResult:
     """Take one optimizer step over this rank's micro-batches of a global batch.
 
-    Losses are divided by the count of the whole global batch, so the gradient depends neither on the size of the
+    Losses are divided by their counts in the whole global batch, so the gradient depends neither on the size of the
     micro-batches nor on the number of ranks.
 
     Args:
         max_norm: clip the gradient to this L2 norm.
         votes: returns this rank's votes; called after the gradients are computed, and reduced together with the loss.
-        channels: number of channels of the data.
         fault: the error for which this rank has no batches.
 
     Raises:
         UserError: on all ranks, before the forward pass, if any rank has a fault.
     """
     counted = batches if train_state.counts_batch else []
-    counts = [sum(map(objective.count, counted)), sum(b.targets for b in counted), sum(b.tokens for b in counted)]
-    count, targets, tokens, faults = all_reduce_sum([*counts, fault is not None], train_state.device)
+    sizes = [sum(batch.targets for batch in counted), sum(batch.tokens for batch in counted)]
+    totals = all_reduce_sum([fault is not None, *sizes, *objective.count_batches(counted)], train_state.device)
+    faults, targets, tokens, *counts = totals
     if faults:
         raise fault or UserError("data: another rank has no batch; see its error")
-    by_channel = torch.zeros(2, channels, dtype=torch.float64)
-    loss, norm = compute_gradients(train_state, batches, objective, count=count, by_channel=by_channel)
-    local_losses = [loss, *by_channel.flatten().tolist()] if train_state.counts_loss else [0.0] * (1 + 2 * channels)
+    metric_sums = torch.zeros(2, len(objective.metrics), dtype=torch.float64)
+    batches = objective.prepare(train_state, batches)
+    loss, norm = compute_gradients(train_state, batches, objective, counts=counts, metric_sums=metric_sums)
+    losses = [value * train_state.counts_loss for value in (loss, *metric_sums.flatten().tolist())]
     flags = [not math.isfinite(norm), *votes()]
-    totals = all_reduce_sum([*local_losses, *flags], train_state.device)
-    (loss, *sums), (non_finite, *counted_votes) = totals[: -len(flags)], totals[-len(flags) :]
+    totals = all_reduce_sum([*losses, *flags], train_state.device)
+    (loss, *sums), (non_finite, *counted_votes) = totals[: len(losses)], totals[len(losses) :]
     skipped = not math.isfinite(loss) or non_finite > 0
     if not skipped:
         if max_norm is not None and norm > max_norm:
@@ -173,8 +173,14 @@ def train_step(
         for optimizer in train_state.optimizers:
             optimizer.step()
     train_state.zero_grad()
-    means = tuple(total / n if n else math.nan for total, n in zip(sums[:channels], sums[channels:], strict=True))
-    return StepResult(loss, norm, int(targets), int(tokens), skipped, Votes(*map(int, counted_votes)), means)
+    metrics = compute_means(objective.metrics, sums)
+    return StepResult(loss, norm, int(targets), int(tokens), skipped, Votes(*map(int, counted_votes)), metrics)
+
+
+def compute_means(names: Sequence[str], sums: Sequence[float]) -> dict[str, float]:
+    """The mean of each metric that has values, given the sums of all metrics and then the numbers of their values."""
+    numbers = sums[len(names) :]
+    return {name: total / number for name, total, number in zip(names, sums, numbers, strict=False) if number}
 
 
 def compute_gradients(
@@ -182,14 +188,14 @@ def compute_gradients(
     batches: Sequence[Batch],
     objective: Objective,
     *,
-    count: float,
-    by_channel: torch.Tensor | None = None,
+    counts: Sequence[float],
+    metric_sums: torch.Tensor | None = None,
 ) -> tuple[float, float]:
-    """Accumulate the gradients of the global batch; returns this rank's term of the mean loss, and the gradient norm.
+    """Accumulate the gradients of the global batch; returns this rank's part of the loss, and the gradient norm.
 
     Args:
-        count: the objective's count of the whole global batch.
-        by_channel: (2, C), to which the sum and the number of the losses of each channel are added.
+        counts: the objective's counts of the whole global batch.
+        metric_sums: (2, M), to which the sum and the number of the values of each metric are added.
     """
     total = torch.zeros((), dtype=torch.float64)
 
@@ -199,10 +205,11 @@ def compute_gradients(
     def scaled_loss(model: Any, local: LocalBatch) -> torch.Tensor:
         nonlocal total
         with train_state.autocast():
-            loss_sum, metrics = objective.loss(model, local)
-        loss = loss_sum / max(count, 1)  # a term of one mean over the whole global batch
-        if by_channel is not None and "channels" in metrics:
-            by_channel[:, : metrics["channels"].shape[1]] += metrics["channels"].to(by_channel.device)
+            sums, metrics = objective.loss(model, local)
+        # parts of means over the whole global batch
+        loss = torch.stack([term / max(count, 1) for term, count in zip(sums, counts, strict=True)]).sum()
+        if metric_sums is not None and metrics is not None:
+            metric_sums.add_(metrics.to(metric_sums.device))
         total = total + loss.detach().double().to(total.device, non_blocking=True)
         return loss * train_state.scale.factor
 

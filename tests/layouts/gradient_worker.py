@@ -75,8 +75,8 @@ def compute_batch_gradients(
     initialize(model, 3, write=copy_full_tensor)
     device = torch.device("cpu")
     train_state = TrainState(apply_ddp(model, mesh), [], device, PRECISIONS["64-true"], mesh)
-    (count,) = all_reduce_sum([sum(map(objective.count, batches))], device)
-    loss, _ = compute_gradients(train_state, batches, objective, count=count)
+    counts = all_reduce_sum(objective.count_batches(batches), device)
+    loss, _ = compute_gradients(train_state, batches, objective, counts=counts)
     grads = {name: full_tensor(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     return grads, all_reduce_sum([loss], device)[0]
 

@@ -202,7 +202,7 @@ def collect_facts(case: Case) -> Facts:
     (targets,) = all_reduce_sum(
         [sum(batch.targets for batch in batches) * train_state.counts_batch], train_state.device
     )
-    loss, norm = compute_gradients(train_state, batches, objective, count=targets)
+    loss, norm = compute_gradients(train_state, batches, objective, counts=[targets])
     (loss,) = all_reduce_sum([loss * train_state.counts_loss], train_state.device)
     facts["gradient"] = collect_full_tensors(model, lambda parameter: parameter.grad)
     train_state.zero_grad()

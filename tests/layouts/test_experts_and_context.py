@@ -20,7 +20,7 @@ from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
-from litgpt.train.evaluate import sample_continuation, validation_loss
+from litgpt.train.evaluate import compute_validation_metrics, sample_continuation
 from litgpt.train.local_batch import build_local_batch
 from litgpt.train.objective import next_token
 from litgpt.train.step import TrainState
@@ -141,7 +141,7 @@ def evaluate_case(case: Case) -> tuple[float, list[int]]:
     train_state = TrainState(model, [], torch.device("cpu"), PRECISIONS["64-true"], mesh)
     rank, ranks = (mesh.rank("data"), mesh.dims.data_ranks) if mesh else (0, 1)
     batches = take_micro_batches(build_global_batch(packed=case.packed), rank, ranks, 2)
-    loss = validation_loss(train_state, batches, next_token(LossArgs(chunk_rows=7)), max_iters=3)
+    loss = compute_validation_metrics(train_state, batches, next_token(LossArgs(chunk_rows=7)), max_iters=3)["val_loss"]
     return loss, sample_continuation(train_state, [3, 1, 4, 1, 5], max_new_tokens=7, window=9, seed=2, temperature=2.0)
 
 

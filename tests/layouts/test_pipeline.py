@@ -15,7 +15,7 @@ from litgpt.parallel.precision import PRECISIONS
 from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
-from litgpt.train.evaluate import sample_continuation, validation_loss
+from litgpt.train.evaluate import compute_validation_metrics, sample_continuation
 from litgpt.train.objective import next_token
 from litgpt.train.step import TrainState, compute_gradients
 from tests.layouts.layouts import (
@@ -57,8 +57,8 @@ def build_train_state(case: Case) -> TrainState:
 
 def compute_gradient(train_state: TrainState, batches: list[Batch]) -> tuple[dict[str, Tensor], float]:
     """Every gradient in full, and the gradient norm."""
-    (count,) = all_reduce_sum([sum(batch.targets for batch in batches) * train_state.counts_batch], train_state.device)
-    _, norm = compute_gradients(train_state, batches, OBJECTIVE, count=count)
+    counts = all_reduce_sum([sum(batch.targets for batch in batches) * train_state.counts_batch], train_state.device)
+    _, norm = compute_gradients(train_state, batches, OBJECTIVE, counts=counts)
     grads = collect_full_tensors(train_state.core, lambda parameter: parameter.grad)  # type: ignore[arg-type]
     train_state.zero_grad()
     return grads, norm
@@ -114,7 +114,7 @@ def evaluate_case(case: Case) -> tuple[float, list[int], bool]:
         whole, train_state.mesh.rank("data") if train_state.mesh else 0, case.ranks // 2 or 1, 1
     )
     compute_gradient(train_state, batches)
-    loss = validation_loss(train_state, batches, OBJECTIVE, max_iters=7)
+    loss = compute_validation_metrics(train_state, batches, OBJECTIVE, max_iters=7)["val_loss"]
     text = sample_continuation(train_state, [3, 1, 4], max_new_tokens=6, window=5, seed=2)
     parameters = {id(parameter) for parameter in train_state.core.parameters()}
     compute_gradient(train_state, batches)

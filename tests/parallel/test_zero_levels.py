@@ -43,7 +43,7 @@ def train(settings: ParallelArgs) -> Result:
         train_step(train_state, batches, objective, max_norm=1.0)
     weights = {name: full_tensor(parameter).detach().clone() for name, parameter in model.named_parameters()}
     with CommDebugMode() as comms:
-        compute_gradients(train_state, batches, objective, count=1.0)
+        compute_gradients(train_state, batches, objective, counts=[1.0])
     counts = {str(kind).removeprefix("c10d."): number for kind, number in comms.get_comm_counts().items()}
     return weights, counts
 

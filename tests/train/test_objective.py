@@ -51,7 +51,7 @@ def in_one_row(weighted: bool) -> list[Batch]:
 
 def gradient(batches: list[Batch], objective: Objective) -> tuple[Tensor, float]:
     train_state = TrainState(model(), [], torch.device("cpu"), PRECISIONS["64-true"])
-    loss, _ = compute_gradients(train_state, batches, objective, count=sum(map(objective.count, batches)))
+    loss, _ = compute_gradients(train_state, batches, objective, counts=objective.count_batches(batches))
     return torch.cat([parameter.grad.flatten() for parameter in train_state.parameters()]), loss
 
 
@@ -91,20 +91,20 @@ def test_samples_without_targets_are_not_counted() -> None:
     objective = next_token(LossArgs(normalize="sample"))
     batch = in_one_row(False)[0]
     batch.labels[batch.documents == 2] = IGNORE
-    assert objective.count(batch) == 3
+    assert objective.count(batch) == (3,)
 
 
 @pytest.mark.parametrize("impl", ["chunked", "plain"])
 @pytest.mark.parametrize("normalize", ["token", "sample"])
 def test_losses_are_told_by_channel_without_factors(impl: str, normalize: str) -> None:
     chunks = {"chunk_rows": 3} if impl == "chunked" else {}
-    objective = next_token(LossArgs(normalize=normalize, impl=impl, **chunks))
+    objective = next_token(LossArgs(normalize=normalize, impl=impl, **chunks), channels=["a", "b", "c"])
     batch = in_one_row(True)[0]
     assert batch.documents is not None
     batch.channels = batch.documents % 2
     by_channel = torch.zeros(2, 3, dtype=torch.float64)
     train_state = TrainState(model(), [], torch.device("cpu"), PRECISIONS["64-true"])
-    compute_gradients(train_state, [batch, batch], objective, count=1, by_channel=by_channel)
+    compute_gradients(train_state, [batch, batch], objective, counts=[1], metric_sums=by_channel)
     scores = model()(batch.ids, positions_BT=batch.positions, documents_BT=batch.documents)[0]
     losses = torch.nn.functional.cross_entropy(scores, batch.labels[0], ignore_index=IGNORE, reduction="none")
     for channel in range(2):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ class Batch:
         positions: (B, T) int64 position of each token in its document; None means 0 .. T-1.
         weights: (B, T) float32 factor of each label's loss, 0 where it is ignored; None means 1.
         channels: (B, T) int32 number of the channel that each label's loss is reported in; None means one channel.
+        answers: (B, T) int32 number of the answer in the micro batch that each token belongs to, if answers are scored
+            as a whole; otherwise None. -1 is padding. Answers 2 i and 2 i + 1 belong to sample i.
+        answer_values: values of each answer, (A,) each, by name.
     """
 
     ids: Tensor
@@ -36,6 +40,8 @@ class Batch:
     positions: Tensor | None = None
     weights: Tensor | None = None
     channels: Tensor | None = None
+    answers: Tensor | None = None
+    answer_values: dict[str, Tensor] | None = None
 
     @property
     def targets(self) -> int:
@@ -53,12 +59,13 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Copy the batch to a device."""
-        moved = {
-            field.name: value.to(device, non_blocking=True)
-            for field in fields(self)
-            if (value := getattr(self, field.name)) is not None
-        }
-        return Batch(**moved)
+
+        def move(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: move(tensor) for name, tensor in value.items()}
+            return None if value is None else value.to(device, non_blocking=True)
+
+        return Batch(**{field.name: move(getattr(self, field.name)) for field in fields(self)})
 
 
 def to_batch(arrays: BatchArrays, *, trained: int | None = None) -> Batch:
@@ -75,7 +82,7 @@ def to_batch(arrays: BatchArrays, *, trained: int | None = None) -> Batch:
         raise UserError(str(arrays["error"]))
     sample_ends = arrays.pop("sample_ends", None)
     tokens = arrays.pop("tokens", None)
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if tokens is not None:
         rows = torch.from_numpy(tokens.astype(np.int64))
         tensors |= {"ids": rows[:, :-1].contiguous(), "labels": rows[:, 1:].contiguous()}
