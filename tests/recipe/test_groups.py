@@ -9,11 +9,22 @@ from litgpt.errors import UserError
 from litgpt.recipe.finetune import FinetuneFull
 from litgpt.recipe.optimizer import OPTIMIZERS, SGD, AdamW, Muon
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
+from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
 from litgpt.recipe.train import CheckpointArgs, EvalArgs, GuardArgs, LogArgs, LossArgs, TrainArgs
 from litgpt.recipe.tuner import Full, LoRA
 
-GROUPS = [TrainArgs, EvalArgs, CheckpointArgs, GuardArgs, LossArgs, ParallelArgs, TokenizerArgs, *OPTIMIZERS.values()]
+GROUPS = [
+    TrainArgs,
+    EvalArgs,
+    CheckpointArgs,
+    GuardArgs,
+    LossArgs,
+    ParallelArgs,
+    PreferenceArgs,
+    TokenizerArgs,
+    *OPTIMIZERS.values(),
+]
 
 
 @pytest.mark.parametrize("group", GROUPS)
