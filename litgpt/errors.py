@@ -1,6 +1,9 @@
 """The exception for errors that the user can fix."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 RECIPE_KEY = re.compile(r"\w+(\.\w+)*")
 
@@ -20,3 +23,14 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return " ".join(super().__str__().split())
+
+
+@contextmanager
+def name_file(path: Path, group: str) -> Iterator[None]:
+    """Name the file that settings were read from, and not the recipe's group of that name, in errors about a key."""
+    try:
+        yield
+    except UserError as error:
+        if not error.key.startswith(f"{group}."):
+            raise
+        raise UserError(f"{path}: {error.key.removeprefix(f'{group}.')}: {error.detail}") from None

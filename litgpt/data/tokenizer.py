@@ -293,9 +293,9 @@ def train_tokenizer(
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
     if kind not in ("bpe", "bytes"):
-        raise UserError(f"tokenizer.kind: {kind!r} is unknown; use bpe or bytes")
+        raise UserError(f"kind: {kind!r} is unknown; use bpe or bytes")
     if kind == "bpe" and not 258 <= vocab_size <= 4_000_000:
-        raise UserError(f"tokenizer.vocab_size: {vocab_size} is out of range; use 258 to 4000000, such as 8192")
+        raise UserError(f"vocab_size: {vocab_size} is out of range; use 258 to 4000000, such as 8192")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: number for number, token in enumerate([BOS, EOS, *alphabet])}
     backend = Backend(models.BPE(vocab=vocab, merges=[]))

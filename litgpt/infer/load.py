@@ -189,7 +189,8 @@ def open_with_adapter(
                 parameter.data = parameter.data.to(torch.promote_types(adapter.dtype, torch.float32))
         adapt.check_adapter(model, adapter.tensors)
     except UserError as error:
-        raise UserError(f"{base} is not the base of this adapter: {error}") from None
+        reason = str(error).removeprefix("tuner.")  # which is no key of the command
+        raise UserError(f"{base} is not the base of this adapter: {reason}") from None
     adapt.load_adapter(model, adapter.tensors)
     return model.eval()
 

@@ -7,8 +7,7 @@ A family file is data: the keys of the architecture's `config.json` (see `hf_con
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
@@ -17,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from litgpt.errors import UserError
+from litgpt.errors import UserError, name_file
 from litgpt.files import read_json, read_mapping
 from litgpt.model.hf_config import ConfigKeys
 from litgpt.model.hf_config_experts import normalize_expert_fields
@@ -215,7 +214,7 @@ def read_config(folder: Path) -> TransformerConfig:
         raise UserError(f"{folder / 'config.json'}: holds {type(values).__name__}, not a mapping")
     for family in load_families().values():
         if values.get("model_type") == family.model_type:
-            with name_file(folder / "config.json"):
+            with name_file(folder / "config.json", "model_config"):
                 return family.read(values, name=folder.resolve().name)
     supported = ", ".join(family.model_type for family in load_families().values())
     raise UserError(f"{folder / 'config.json'}: model_type: {values.get('model_type')!r} is not one of {supported}")
@@ -231,16 +230,5 @@ def read_model_config(path: Path) -> TransformerConfig:
                 published = {**shape, **family.fixed}
                 keys = ("tie_embeddings", *family.differs_in_litgpt)
                 values = {**values, **{key: published[key] for key in keys if key in published}}
-    with name_file(path):
+    with name_file(path, "model_config"):
         return TransformerConfig(**values)
-
-
-@contextmanager
-def name_file(path: Path) -> Iterator[None]:
-    """Name the file, and not the recipe's `model_config`, in errors about a field of a configuration."""
-    try:
-        yield
-    except UserError as error:
-        if not error.key.startswith("model_config."):
-            raise
-        raise UserError(f"{path}: {error.key.removeprefix('model_config.')}: {error.detail}") from None

@@ -13,6 +13,7 @@ Position = Annotated[int, Ge(0), Le(10**9)]
 TokenCount = Annotated[int, Ge(1), Le(10**18)]
 BatchSize = Annotated[int, Ge(1), Le(10**7)]
 ZeroStage = Annotated[int, Ge(1), Le(3)]
+VocabularySize = Annotated[int, Ge(258), Le(4_000_000)]  # of a new tokenizer: 256 bytes and two special tokens at least
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # the range that NumPy and Fabric accept
 Fraction = Annotated[float, Ge(0.0), Le(1.0)]
 Rate = Annotated[float, Ge(0.0), Le(1e3)]

@@ -26,7 +26,11 @@ from litgpt.recipe.optimizer import Optimizer
 from litgpt.recipe.tuner import Tuner
 from litgpt.recipe.unknown_key import KnownKeys, unknown_key_error
 
-KEY_ALIASES = {"checkpoint.async": "checkpoint.asynchronous"}  # `async` is a keyword of Python
+KEY_ALIASES = {
+    "checkpoint.async": "checkpoint.asynchronous",  # `async` is a keyword of Python
+    "train.max_seq_length": "max_seq_length",  # the commands of data accept the name of a run, which messages have
+}
+"""Other names of keys; a command accepts one if it has the key and no key of that name."""
 DEFAULT_CHOICES = {Optimizer: "AdamW", DataModule: "TinyLlama", Tuner: "LoRA"}
 REPLACED_DEFAULTS = {"max_steps": "epochs", "max_tokens": "epochs", "lr_warmup_fraction": "lr_warmup_steps"}
 """Keys of train, and the one whose default is null if they are given."""
@@ -67,7 +71,6 @@ def merge_settings(recipe: type, old: Tree, new: Tree, *, trusted: bool, prefix:
     """
     settings, merged = keys.list_settings(recipe), dict(old)
     for name, value in new.items():
-        name = KEY_ALIASES.get(prefix + name, prefix + name).removeprefix(prefix)
         hint = settings[name][0] if name in settings else None
         group = keys.find_group(hint)
         if base := keys.find_choice_base(hint):
@@ -81,6 +84,34 @@ def merge_settings(recipe: type, old: Tree, new: Tree, *, trusted: bool, prefix:
         else:
             merged = merge_mappings(merged, {name: value})
     return merged
+
+
+def find_aliases(recipe: type) -> dict[str, str]:
+    """Return the other names of keys that a recipe accepts, and those keys."""
+    known = set(keys.list_keys(recipe))
+    return {alias: key for alias, key in KEY_ALIASES.items() if key in known and alias not in known}
+
+
+def rename_aliases(tree: Tree, aliases: dict[str, str]) -> Tree:
+    """Replace the aliases in a mapping, which is changed, by their keys.
+
+    Raises:
+        UserError: if it has an alias and its key.
+    """
+    for alias, key in aliases.items():
+        group, _, name = alias.partition(".")
+        settings = tree.get(group)
+        if not isinstance(settings, dict) or name not in settings:
+            continue
+        value = settings.pop(name)
+        if not settings:
+            tree.pop(group)
+        key_group, _, key_name = key.rpartition(".")
+        target = tree.setdefault(key_group, {}) if key_group else tree
+        if key_name in target:
+            raise UserError(f"{alias} and {key} are the same setting; set one of them")
+        target[key_name] = value
+    return tree
 
 
 def count_levels(flag: Flag) -> int:
@@ -220,16 +251,19 @@ def normalize_choice(base: type, value: Any, key: str, default: Any, known: Know
 def collect_settings(recipe: type, configs: Iterable[str], flags: Iterable[Flag]) -> Tree:
     """Merge the keys of all YAML files and then of all flags, classes and whole groups before single keys."""
     tree: Tree = {}
+    aliases = find_aliases(recipe)
     for source in configs:
-        values = read_yaml(source)
+        values = rename_aliases(read_yaml(source), aliases)
         keys.check_utf8(values, "")
         tree = merge_settings(recipe, tree, values, trusted=not is_url(source))
     settings, unknown = keys.list_settings(recipe), []
+    flags = [flag._replace(key=aliases.get(flag.key, flag.key)) for flag in flags]
     for flag in sorted(flags, key=count_levels):
         keys.check_utf8(flag.value, flag.key)
         if flag.key.split(".")[0] in settings:
             known = partial(list_known_keys, recipe, tree)
-            tree = merge_settings(recipe, tree, flag_to_tree(recipe, flag, known), trusted=True)
+            new = rename_aliases(flag_to_tree(recipe, flag, known), aliases)
+            tree = merge_settings(recipe, tree, new, trusted=True)
         else:
             unknown.append(flag.key)
     if unknown:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from litgpt.recipe.bounds import Count, Seed, check_numbers
+from litgpt.recipe.bounds import Count, Seed, VocabularySize, check_numbers
 from litgpt.recipe.data import DataModule
+from litgpt.recipe.effect import check_effects
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class DataPrepare:
     tokenizer_dir: Path | None = None
     """Folder of the tokenizer; not needed for data that is already tokenized."""
     max_seq_length: Count = 1024
-    """Sequence length, in tokens, for counting samples."""
+    """Sequence length, in tokens, for counting samples; train.max_seq_length, its name in a run, is accepted too."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -32,7 +33,7 @@ class DataInspect:
     tokenizer_dir: Path | None = None
     """Folder of the tokenizer; without it, samples are shown as token ids."""
     max_seq_length: Count = 1024
-    """Sequence length, in tokens."""
+    """Sequence length, in tokens; train.max_seq_length, its name in a run, is accepted too."""
     split: Literal["train", "val"] = "train"
     """The split to show."""
     samples: Count = 3
@@ -52,7 +53,7 @@ class TokenizerTrain:
     """Text file (.txt or .jsonl, also .gz and .zst) or a folder of text files."""
     output_dir: Path
     """Output folder, which must not exist."""
-    vocab_size: Count = 8192
+    vocab_size: VocabularySize = 8192
     """Vocabulary size of bpe, including special tokens."""
     kind: Literal["bpe", "bytes"] = "bpe"
     """Tokenizer type: bpe is byte-pair encoding; bytes has one token per byte."""
@@ -61,3 +62,5 @@ class TokenizerTrain:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        other, cure = "kind: bytes", "set kind: bpe"
+        check_effects(self, "", "vocab_size", have_effect=self.kind == "bpe", other=other, cure=cure)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from litgpt.errors import UserError
-from litgpt.recipe.bounds import Count, Seed, check_numbers
+from litgpt.recipe.bounds import Seed, VocabularySize, check_numbers
 from litgpt.recipe.effect import check_effects
 from litgpt.recipe.train import EvalArgs, TrainArgs
 from litgpt.recipe.training import Training
@@ -19,15 +19,13 @@ class TokenizerArgs:
 
     kind: Literal["bpe", "bytes"] = "bpe"
     """Tokenizer type: bpe is byte-pair encoding; bytes has one token per byte."""
-    vocab_size: Count = 4096
+    vocab_size: VocabularySize = 4096
     """Vocabulary size of bpe, including special tokens."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "tokenizer.")
         other, cure = "tokenizer.kind: bytes", "set tokenizer.kind: bpe"
         check_effects(self, "tokenizer.", "vocab_size", have_effect=self.kind == "bpe", other=other, cure=cure)
-        if self.kind == "bpe" and self.vocab_size <= 256:
-            raise UserError(f"tokenizer.vocab_size: {self.vocab_size} is too small for bpe; use 512 or more")
 
 
 @dataclass(frozen=True)

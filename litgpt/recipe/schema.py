@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, with_config
 from pydantic.json_schema import GenerateJsonSchema
 
-from litgpt.recipe.build import DEFAULT_CHOICES, KEY_ALIASES
+from litgpt.recipe.build import DEFAULT_CHOICES, find_aliases
 from litgpt.recipe.choices import CLASS_PATHS, import_class
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.keys import find_group, list_settings
@@ -107,6 +107,19 @@ def make_class_path_optional(choice: dict[str, Any], name: str) -> None:
         kind["required"] += ["class_path"] * (name not in spellings)
 
 
+def add_aliases(recipe: type, schema: dict[str, Any]) -> None:
+    """Add the other names of keys to the schema of a recipe, in their groups."""
+    settings = list_settings(recipe)
+    for alias, key in find_aliases(recipe).items():
+        group, name = alias.split(".")
+        if group in settings:
+            properties = schema["$defs"][find_group(settings[group][0]).__name__]["properties"]  # type: ignore
+            properties[name] = properties[key.rpartition(".")[2]]
+        else:
+            keys = {"type": "object", "properties": {name: schema["properties"][key]}, "additionalProperties": False}
+            schema["properties"][group] = {"description": f"Another name of {key}.", **keys}
+
+
 def build_schema(recipe: type) -> dict[str, Any]:
     """Build the JSON Schema (draft 2020-12) of the YAML of a recipe."""
     forbid_extra_keys(recipe)
@@ -117,9 +130,5 @@ def build_schema(recipe: type) -> dict[str, Any]:
     for _, default in list_settings(recipe).values():
         if isinstance(default, Tuner):
             make_class_path_optional(schema["$defs"][Tuner.__name__], type(default).__name__)
-    for alias, key in KEY_ALIASES.items():
-        group, name = key.split(".")
-        if group in schema["properties"]:
-            properties = schema["$defs"][find_group(list_settings(recipe)[group][0]).__name__]["properties"]  # type: ignore
-            properties[alias.split(".")[1]] = properties[name]
+    add_aliases(recipe, schema)
     return {"$schema": DRAFT, **schema}

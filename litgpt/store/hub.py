@@ -91,7 +91,7 @@ def download(
         files = {file.rfilename: file for file in repository.siblings or ()}
         names = select_files(files, tokenizer_only=tokenizer_only)
         if not tokenizer_only and not any(name.endswith((".safetensors", ".bin")) for name in names):
-            raise UserError(f"repo_id: {repo_id} holds no weights; give one with .safetensors files, or tokenizer_only")
+            raise UserError(f"repo_id: {repo_id} holds no weights; give one with .safetensors files")
         for name in names:
             join_inside(target, name)
         snapshot_download(
@@ -156,7 +156,7 @@ def raise_one_line(what: str, access_token: str | None, *, hint: str) -> Iterato
     except errors.GatedRepoError:
         raise UserError(
             f"{what} asks for its licence to be accepted; do so at https://huggingface.co/{what.split()[-1]}, "
-            "then set HF_TOKEN or give --access_token"
+            "then set HF_TOKEN"
         ) from None
     except errors.RevisionNotFoundError:
         raise UserError(f"{what} has no such revision; use main or leave it out") from None

@@ -142,8 +142,8 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
     """
     if adapter_folder.is_adapter(folder):
         raise UserError(
-            f"checkpoint_dir: {folder} is an adapter; give its base here, and the adapter as initial_adapter_dir "
-            "to train it further, or merge it first (litgpt merge_lora)"
+            f"checkpoint_dir: {folder} is an adapter; merge it first (litgpt merge_lora), or train it further with "
+            "litgpt finetune BASE --initial_adapter_dir ADAPTER"
         )
     base_config = load_config(folder)
     saved = load_initial_adapter(adapter, folder, base_config) if adapter else None
@@ -186,5 +186,5 @@ def load_initial_adapter(adapter: Path, base: Path, config: Config) -> SavedAdap
         adapt.check_adapter(model, saved.tensors)
         check_further_training(saved, base, config)
     except UserError as error:
-        raise UserError(f"initial_adapter_dir: {error}") from None
+        raise UserError(f"initial_adapter_dir: {str(error).removeprefix('tuner.')}") from None
     return saved

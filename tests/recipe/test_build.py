@@ -168,7 +168,10 @@ def test_another_optimizer_drops_the_settings_of_the_first(litgpt, config, tmp_p
         (["--devices", "3"], "is not divisible by micro_batch_size x data ranks = 4 x 3 = 12; use 504 or 516"),
         (["--devices", "4", "--parallel.data_replicate", "2", "--parallel.data_shard", "4"], "2 x 4 = 8"),
         (["--tokenizer.kind", "bpe", "--tokenizer_dir", "x"], "tokenizer: bpe and tokenizer_dir: x are mutually"),
-        (["--tokenizer.vocab_size", "100"], "tokenizer.vocab_size: 100 is too small for bpe; use 512 or more"),
+        (
+            ["--tokenizer.vocab_size", "100"],
+            "tokenizer.vocab_size: 100 is not valid; use an integer from 258",
+        ),
         (["--tokenizer.kind", "words"], "tokenizer.kind: 'words' is not valid; use bpe or bytes"),
         (["--train", "no.yaml"], "no.yaml: no such file"),
         (["--train.max_steps"], "--train.max_steps: needs a value"),

@@ -45,7 +45,10 @@ def test_numbers_out_of_range_are_refused(group, absurd):
         (lambda: TrainArgs(wsd_decay_steps=3), "set train.lr_decay_style: wsd"),
         (lambda: LogArgs(teamspace="a"), "log.teamspace: 'a' is a setting of litlogger"),
         (lambda: LogArgs(save_logs=False), "log.save_logs: False is a setting of litlogger"),
-        (lambda: TokenizerArgs(vocab_size=100), "tokenizer.vocab_size: 100 is too small for bpe"),
+        (
+            lambda: TokenizerArgs(vocab_size=100),
+            "tokenizer.vocab_size: 100 is not valid; use a number from 258",
+        ),
         (lambda: AdamW(betas=(0.9, 1.0)), r"optimizer.betas: \[0.9, 1.0\] is not valid"),
         (lambda: Muon(adamw_betas=(-0.1, 0.9)), "optimizer.adamw_betas"),
         (lambda: Pretrain("x", resume="auto", initial_checkpoint_dir=Path("a")), "resume: auto and initial"),

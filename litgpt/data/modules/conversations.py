@@ -100,7 +100,7 @@ class Conversations(FinetuningData):
         if self.streaming:
             self._check_streaming()
         if self.prompt_style is not None:
-            parse_style(self.prompt_style)
+            parse_style(self.prompt_style, "data.prompt_style")
         try:
             self._date = datetime.fromisoformat(self.date)
         except ValueError:

@@ -82,7 +82,7 @@ class Instructions(FinetuningData):
         super().__post_init__()
         if self.ignore_index != -100:
             raise UserError(f"data.ignore_index: {self.ignore_index} is not supported; set it to -100")
-        self.style = parse_style(self.prompt_style)
+        self.style = parse_style(self.prompt_style, "data.prompt_style")
 
     def build_renderer(self) -> Renderer:
         """Build the renderer of the prompt style."""

@@ -102,7 +102,10 @@ class TokenizedText(DataModule):
             name=name,
             sources=fingerprint_files(files, self.cache_folder() / "hashes.json"),
             documents=lambda wrap_file, skipped: chain.from_iterable(
-                read_documents(file, bad_rows=bad_rows, skipped=skipped, wrap_file=wrap_file) for file in files
+                read_documents(
+                    file, bad_rows=bad_rows, bad_rows_key="data.bad_rows", skipped=skipped, wrap_file=wrap_file
+                )
+                for file in files
             ),
             bos=self.tokenizer is not None and self.tokenizer.bos_id is not None,
             bad_rows=bad_rows,

@@ -127,6 +127,7 @@ def read_documents(
     path: Path,
     *,
     bad_rows: BadRows = "stop",
+    bad_rows_key: str = "",
     skipped: SkippedRows | None = None,
     wrap_file: FileWrapper = lambda file: file,
 ) -> Iterator[str]:
@@ -134,6 +135,7 @@ def read_documents(
 
     Args:
         bad_rows: `stop` at the first row that is not UTF-8, not JSON, or without a non-empty `text`; or `skip` it.
+        bad_rows_key: the key of `bad_rows` in the recipe, which errors name; empty for none.
         skipped: counts the skipped rows.
         wrap_file: wraps the open file, to count what is read.
 
@@ -155,7 +157,8 @@ def read_documents(
             except (EncodingError, BadRow) as error:
                 message = f"{path}:{number + getattr(error, 'line', 1) - 1}: {error}"
                 if bad_rows == "stop":
-                    raise UserError(f"{message}; fix it, or set bad_rows: skip") from None
+                    cure = f"fix it, or set {bad_rows_key}: skip" if bad_rows_key else "fix it"
+                    raise UserError(f"{message}; {cure}") from None
                 skipped.add(message)
                 continue
             yield text

@@ -149,8 +149,8 @@ def build_style_classes() -> dict[str, type[PromptStyle]]:
     return styles | {"ChatML": ChatML}
 
 
-def parse_style(value: "str | PromptStyle | dict[str, Any]") -> PromptStyle:
-    """Parse the style of a recipe: a name, a class, or class_path and init_args.
+def parse_style(value: "str | PromptStyle | dict[str, Any]", key: str = "prompt_style") -> PromptStyle:
+    """Parse the style of a recipe: a name, a class, or class_path and init_args; `key` is its key in the recipe.
 
     Raises:
         UserError: if it is neither a named style nor a subclass of PromptStyle.
@@ -161,20 +161,23 @@ def parse_style(value: "str | PromptStyle | dict[str, Any]") -> PromptStyle:
         (value.get("class_path"), value.get("init_args") or {}) if isinstance(value, dict) else (value, {})
     )
     if not isinstance(path, str):
-        raise UserError(f"prompt_style: {value!r} is not a style; use a name such as alpaca")
+        raise UserError(f"{key}: {value!r} is not a style; use a name such as alpaca")
     module, _, last = path.rpartition(".")
     if last in build_style_classes() and module in ("", PROMPTS_MODULE):
         cls = build_style_classes()[last]
     elif module and path not in load_styles():
-        cls = import_class(path, "prompt_style")
+        cls = import_class(path, key)
         if not issubclass(cls, PromptStyle):
-            raise UserError(f"prompt_style: {path} is not a PromptStyle; use a name such as alpaca")
+            raise UserError(f"{key}: {path} is not a PromptStyle; use a name such as alpaca")
     else:
-        return PromptStyle.from_name(path)
+        try:
+            return PromptStyle.from_name(path)
+        except UserError as error:
+            raise UserError(f"{key}: {error.detail}") from None
     try:
         return cls(**arguments)
     except TypeError as error:
-        raise UserError(f"prompt_style: {path} does not accept init_args {arguments} ({error})") from None
+        raise UserError(f"{key}: {path} does not accept init_args {arguments} ({error})") from None
 
 
 def dump_prompt_style(style: PromptStyle) -> str:

@@ -24,6 +24,6 @@ def check_position(state: dict[str, Any], fingerprint: str) -> int:
         raise UserError(
             f"data: the checkpoint was at sample {position} of another data set ({state.get('fingerprint')}, now "
             f"{fingerprint}): the text, the tokenizer, train.max_seq_length or data.seed changed; restore it, or "
-            "start a new run with initial_checkpoint_dir"
+            "start a new run in another out_dir"
         )
     return position

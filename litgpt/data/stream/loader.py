@@ -101,7 +101,7 @@ class LoaderStream(Stream):
                 self.position += batch.ids.shape[0] * self._shape.ranks
                 yield batch
             if self._batches == skipped == 0:
-                raise UserError("data: the dataloader yields no batch; add data, or set train.micro_batch_size: 1")
+                raise UserError("data: the dataloader yields no batch; add data, or yield smaller batches")
             self._passes, self._batches = self._passes + 1, 0
 
     def _resume_epoch(self) -> Iterator[Any]:

@@ -158,7 +158,7 @@ def _read_all(path: Path, row: int, _byte: int, is_wanted: RowFilter) -> Iterato
 def _read_hub_shard(shard: Any, name: str, row: int, _byte: int, is_wanted: RowFilter) -> Iterator[FileRow]:
     def convert(error: Exception) -> UserError:
         reason = " ".join(str(error).split())[:160]
-        return UserError(f"data.sources: {name}: reading failed ({reason}); resume with resume: auto")
+        return UserError(f"data.sources: {name}: reading failed ({reason}); run the command again")
 
     # errors of the hub, the network and the file formats
     for number, values in enumerate(convert_errors(shard.skip(row), Exception, convert), row + 1):

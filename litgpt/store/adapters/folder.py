@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from litgpt.errors import UserError
+from litgpt.errors import UserError, name_file
 from litgpt.files import read_json, read_json_object, staged_folder, write_json
 from litgpt.model.config import Config
 from litgpt.recipe.tuner import TUNERS, LoRA, Tuner
@@ -145,7 +145,8 @@ def load_adapter_folder(folder: Path | str, config: Config) -> SavedAdapter:
     published = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     try:
         notes = json.loads(metadata.get(OWN_KEY, "null"))
-        adapter = convert_from_peft(published, values, notes, config)
+        with name_file(folder / ADAPTER_CONFIG, "tuner"):
+            adapter = convert_from_peft(published, values, notes, config)
         return replace(adapter, base=base, base_settings=BaseSettings(**(notes or {}).get("run", {})))
     except UserError as error:
         trained_on = f" (trained on {base})" if base else ""
@@ -193,7 +194,8 @@ def convert_from_peft(
 def load_own_format(folder: Path, choice: Any, base: str, config: Config) -> SavedAdapter:
     """Load an adapter under our own names from its file or its training checkpoint."""
     try:
-        settings = TUNERS[choice["class_path"]](**choice["init_args"])
+        with name_file(folder / ADAPTER_CONFIG, "tuner"):
+            settings = TUNERS[choice["class_path"]](**choice["init_args"])
         base_settings = BaseSettings(**choice.get("run", {}))
         config = replace(config, **choice.get("model", {}))
     except (KeyError, TypeError) as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from litgpt.errors import UserError
+from litgpt.errors import UserError, name_file
 from litgpt.files import read_mapping
 from litgpt.model.config import Config
 from litgpt.model.names import TensorMapping, count_tensor_rows
@@ -55,12 +55,13 @@ def load_litgpt_lora(folder: Path, config: Config) -> tuple[LoRA, dict[str, Tens
             raise UserError(f"{path}: {layer} has {sizes}, which do not fit {LITGPT_SETTINGS}") from None
     tensors = collector.stack_experts()
     try:
-        return LoRA(
-            r=values["lora_r"],
-            alpha=values["lora_alpha"],
-            dropout=values.get("lora_dropout", 0.0),
-            target_modules=list_owners(tensors, "lora_a"),
-        ), tensors
+        with name_file(folder / LITGPT_SETTINGS, "tuner"):
+            return LoRA(
+                r=values["lora_r"],
+                alpha=values["lora_alpha"],
+                dropout=values.get("lora_dropout", 0.0),
+                target_modules=list_owners(tensors, "lora_a"),
+            ), tensors
     except KeyError as error:
         raise UserError(f"{folder / LITGPT_SETTINGS}: {error.args[0]} is missing") from None
 
