@@ -21,7 +21,8 @@ from litgpt.parallel.token_sharding import LocalTokens
 from litgpt.phases import phase
 from litgpt.train.local_batch import LocalBatch
 from litgpt.train.objective import Objective
-from litgpt.train.step import TrainState, compute_means, run_model
+from litgpt.train.step import compute_means, run_model
+from litgpt.train.train_state import TrainState
 
 
 @contextmanager

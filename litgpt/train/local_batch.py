@@ -10,7 +10,7 @@ from litgpt.model.attention_inputs import AttentionInputs, build_attention_input
 from litgpt.model.config import Config
 from litgpt.parallel.token_sharding import LocalTokens, VocabularyShard
 
-PADDING = {"ids": 0, "labels": IGNORE, "weights": 0.0, "channels": 0, "answers": -1}
+ROW_PADDING = {"ids": 0, "labels": IGNORE, "weights": 0.0, "channels": 0, "answers": -1}
 """The rows of a `Batch` that are sharded, and their values at padding."""
 
 
@@ -61,8 +61,8 @@ def build_local_batch(batch: Batch, config: Config, tokens: LocalTokens | None, 
     if positions is None:
         positions = torch.arange(cached, cached + batch.ids.shape[1], device=batch.ids.device)
     build_inputs = build_attention_inputs if tokens is None else tokens.build_attention_inputs
-    rows = {name: getattr(batch, name) for name in PADDING}
+    rows = {name: getattr(batch, name) for name in ROW_PADDING}
     if tokens is not None:
-        rows = {name: None if row is None else tokens.local_shard(row, PADDING[name]) for name, row in rows.items()}
+        rows = {name: None if row is None else tokens.local_shard(row, ROW_PADDING[name]) for name, row in rows.items()}
     inputs = build_inputs(config, positions, batch.documents, cached=cached)
     return LocalBatch(**rows, inputs=inputs, answer_values=batch.answer_values, tokens=tokens)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +11,10 @@ from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.recipe.train import LossArgs
 from litgpt.train.cross_entropy import Labels, chunked_cross_entropy, plain_cross_entropy
 from litgpt.train.local_batch import LocalBatch
-
-if TYPE_CHECKING:
-    from litgpt.train.step import TrainState
+from litgpt.train.train_state import TrainState
 
 
-def keep_batches(_train_state: "TrainState", batches: Sequence[Batch]) -> list[Batch]:
+def keep_batches(_train_state: TrainState, batches: Sequence[Batch]) -> list[Batch]:
     """The batches as they are."""
     return list(batches)
 
@@ -40,7 +37,7 @@ class Objective:
     loss: Callable[[nn.Module, LocalBatch], tuple[Tensor, Tensor | None]]
     count: Callable[[Batch], tuple[float, ...]]
     weigh: Callable[[Batch], Batch]
-    prepare: Callable[["TrainState", Sequence[Batch]], list[Batch]] = keep_batches
+    prepare: Callable[[TrainState, Sequence[Batch]], list[Batch]] = keep_batches
     metrics: tuple[str, ...] = ()
     terms: int = 1
     has_perplexity: bool = False

@@ -43,7 +43,7 @@ from litgpt.train.loggers import build_logger
 from litgpt.train.optimizer import build_optimizers
 from litgpt.train.run_spec import RunSpec, check_token_range
 from litgpt.train.schedule import Schedule, count_steps, count_warmup_steps
-from litgpt.train.step import TrainState
+from litgpt.train.train_state import TrainState
 
 Notify = Callable[[str], None]
 

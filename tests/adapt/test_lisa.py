@@ -13,7 +13,7 @@ from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.optimizer import SGD, AdamW, Muon, Optimizer
 from litgpt.recipe.tuner import LISA
 from litgpt.train.optimizer import build_optimizers
-from litgpt.train.step import TrainState
+from litgpt.train.train_state import TrainState
 from tests.adapt.models import IDS, compute_loss, copy_base
 from tests.store.models import random_model, small
 

@@ -17,7 +17,8 @@ from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 from litgpt.recipe.train import LossArgs
 from litgpt.train.objective import next_token
-from litgpt.train.step import TrainState, compute_gradients
+from litgpt.train.step import compute_gradients
+from litgpt.train.train_state import TrainState
 
 ROWS, LENGTH = 8, 12
 SHAPE = Config(

@@ -29,7 +29,8 @@ from litgpt.recipe.train import LossArgs
 from litgpt.recipe.tuner import LoRA, Tuner
 from litgpt.train.objective import next_token
 from litgpt.train.optimizer import build_optimizers
-from litgpt.train.step import TrainState, compute_gradients, train_step
+from litgpt.train.step import compute_gradients, train_step
+from litgpt.train.train_state import TrainState
 from tests.layouts.pool import POOL
 from tests.store.models import small
 

@@ -17,6 +17,7 @@ from litgpt.recipe.train import LossArgs
 from litgpt.train import step
 from litgpt.train.objective import next_token
 from litgpt.train.optimizer import build_optimizers
+from litgpt.train.train_state import TrainState
 from tests.layouts.gradient_worker import SHAPE, build_global_batch, take_micro_batches
 
 
@@ -24,7 +25,7 @@ def to_local_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def copy_state(train_state: step.TrainState) -> list[torch.Tensor]:
+def copy_state(train_state: TrainState) -> list[torch.Tensor]:
     """Copies of this rank's weights and moments."""
     moments = (value for state in train_state.optimizers[0].state.values() for value in state.values())
     return [to_local_tensor(tensor).clone() for tensor in (*train_state.parameters(), *moments)]
@@ -39,7 +40,7 @@ def worker(folder: Path, degrees: tuple[int, int]) -> None:
     initialize(model, 3, write=apply.copy_full_tensor)
     optimizers = build_optimizers(AdamW(lr=1e-3), model)
     device, precision = torch.device("cpu"), PRECISIONS["32-true"]
-    train_state = step.TrainState(apply.apply_ddp(model, mesh), optimizers, device, precision, mesh)
+    train_state = TrainState(apply.apply_ddp(model, mesh), optimizers, device, precision, mesh)
     batches, objective = take_micro_batches(build_global_batch(), dist.get_rank(), 2, 2), next_token(LossArgs())
     assert not step.train_step(train_state, batches, objective).skipped
     before = copy_state(train_state)

@@ -23,7 +23,7 @@ from litgpt.recipe.train import LossArgs
 from litgpt.train.evaluate import compute_validation_metrics, sample_continuation
 from litgpt.train.local_batch import build_local_batch
 from litgpt.train.objective import next_token
-from litgpt.train.step import TrainState
+from litgpt.train.train_state import TrainState
 from tests.layouts.layouts import (
     SHAPES,
     Case,

@@ -17,7 +17,8 @@ from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.train.evaluate import compute_validation_metrics, sample_continuation
 from litgpt.train.objective import next_token
-from litgpt.train.step import TrainState, compute_gradients
+from litgpt.train.step import compute_gradients
+from litgpt.train.train_state import TrainState
 from tests.layouts.layouts import (
     Case,
     Facts,

@@ -18,7 +18,8 @@ from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.train.objective import next_token
 from litgpt.train.optimizer import build_optimizers
-from litgpt.train.step import TrainState, compute_gradients, train_step
+from litgpt.train.step import compute_gradients, train_step
+from litgpt.train.train_state import TrainState
 from tests.layouts.layouts import build_global_batch, take_micro_batches
 from tests.layouts.pool import POOL
 from tests.store.models import small

@@ -18,7 +18,8 @@ from litgpt.store.load_model import load_model
 from litgpt.train.objective import next_token
 from litgpt.train.optimizer import build_optimizers, set_learning_rate
 from litgpt.train.schedule import Schedule
-from litgpt.train.step import TrainState, train_step
+from litgpt.train.step import train_step
+from litgpt.train.train_state import TrainState
 
 STEPS, PEAK, FLOOR, WARMUP = 20, 3e-3, 1e-4, 4
 REFERENCES = {

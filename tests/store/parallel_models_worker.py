@@ -26,7 +26,8 @@ from litgpt.store.save_model import gather_stages, save_model
 from litgpt.store.state_dict import iter_model_tensors, iter_optimizer_state
 from litgpt.train.objective import next_token
 from litgpt.train.optimizer import build_optimizers
-from litgpt.train.step import TrainState, train_step
+from litgpt.train.step import train_step
+from litgpt.train.train_state import TrainState
 from tests.layouts.layouts import ROWS, build_global_batch, take_micro_batches
 from tests.store.models import small
 

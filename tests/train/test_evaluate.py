@@ -9,7 +9,7 @@ from litgpt import adapt
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.tuner import Adapter
 from litgpt.train import evaluate
-from litgpt.train.step import TrainState
+from litgpt.train.train_state import TrainState
 from tests.infer.test_generate import KINDS_HERE, PROMPT
 from tests.model.test_attention import small
 

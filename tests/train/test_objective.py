@@ -11,7 +11,8 @@ from litgpt.model.init import initialize
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.train import LossArgs
 from litgpt.train.objective import Objective, next_token
-from litgpt.train.step import TrainState, compute_gradients
+from litgpt.train.step import compute_gradients
+from litgpt.train.train_state import TrainState
 
 LENGTHS = (6, 1, 4, 3)
 

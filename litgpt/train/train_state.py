@@ -1,0 +1,84 @@
+"""The model, its layout and its optimizers, as a run trains them."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import nn
+
+from litgpt.adapt.lisa import LISASchedule
+from litgpt.data.stream.batch import Batch
+from litgpt.model.gpt import GPT
+from litgpt.parallel import apply
+from litgpt.parallel.mesh import Mesh
+from litgpt.parallel.pipeline import Pipeline
+from litgpt.parallel.precision import Precision
+from litgpt.parallel.token_sharding import LocalTokens
+from litgpt.train.guard import LossScale
+from litgpt.train.local_batch import LocalBatch, build_local_batch
+
+
+@dataclass
+class TrainState:
+    """A model, its layout and its optimizers; `mesh` is None in a single process."""
+
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    device: torch.device
+    precision: Precision
+    mesh: Mesh | None = None
+    scale: LossScale = field(default_factory=lambda: LossScale(active=False))
+    lisa_schedule: LISASchedule | None = None
+
+    @property
+    def counts_batch(self) -> bool:
+        """Whether this rank counts its batch, which other ranks may share."""
+        return self.mesh is None or self.mesh.is_batch_leader
+
+    @property
+    def counts_loss(self) -> bool:
+        """Whether this rank's loss is part of the sum over all ranks."""
+        has_loss = self.pipeline is None or self.pipeline.has_last
+        return has_loss and (self.mesh is None or self.mesh.is_loss_leader)
+
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """The pipeline over which the layers of the model are split; None without pipeline parallelism."""
+        return getattr(self.core, "pipeline", None)
+
+    @property
+    def core(self) -> GPT:
+        """The model without the DDP wrapper."""
+        return cast(GPT, apply.unwrap_model(self.model))
+
+    @property
+    def local_tokens(self) -> LocalTokens | None:
+        """The sharding of tokens over ranks, None if this rank computes all tokens of its batches."""
+        return getattr(self.core, "local_tokens", None)
+
+    def local_batch(self, batch: Batch, *, cached: int = 0) -> LocalBatch:
+        """This rank's tokens of a micro-batch, which is on the rank's device; as in `build_local_batch`."""
+        return build_local_batch(batch, self.core.config, self.local_tokens, cached=cached)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The autocast context of the forward pass."""
+        return self.precision.autocast(self.device, sharded=apply.is_sharded(self.mesh))
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trained parameters."""
+        return [parameter for parameter in self.core.parameters() if parameter.requires_grad]
+
+    def set_active(self, step: int) -> None:
+        """Train the blocks that the tuner schedules for a step; drop the moments of those that become frozen."""
+        frozen = self.lisa_schedule.set_active(step) if self.lisa_schedule else []
+        for parameter in frozen:
+            for optimizer in self.optimizers:
+                optimizer.state.pop(parameter, None)
+        if frozen:
+            self.model = apply.apply_ddp(self.core, self.mesh)
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
