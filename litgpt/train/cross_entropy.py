@@ -3,6 +3,7 @@
 Axes: N tokens, D model width, V vocabulary.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,33 +109,19 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         labels_N = target.labels_BT.flatten()
         indices = labels_N.ne(IGNORE).nonzero().squeeze(1)
         labels, inputs = labels_N[indices], hidden_ND[indices]
-        exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
+        exact = get_exact_dtype(hidden_ND)
         loss = torch.zeros((), dtype=exact, device=hidden_ND.device)
         weights = None if target.weights_BT is None else target.weights_BT.flatten()[indices, None].to(exact)
         needs_grad = ctx.needs_input_grad[:3]
         head = any(needs_grad[1:])
         gradients = GradientSums(inputs, weight_VD, bias_V, exact, head=head) if any(needs_grad) else None
-        buffer = torch.empty(min(chunk_rows, len(labels)), len(weight_VD), dtype=inputs.dtype, device=inputs.device)
-        for start in range(0, len(labels), chunk_rows):
-            chunk = slice(start, min(start + chunk_rows, len(labels)))
-            logits = torch.mm(inputs[chunk], weight_VD.T, out=buffer[: chunk.stop - start])
-            if bias_V is not None:
-                logits += bias_V
-            cap_grads = None if softcap is None else apply_softcap(logits, softcap)
-            is_local, rows = find_local_rows(labels[chunk], len(weight_VD), vocabulary)
-            label_logits = logits.gather(1, rows[:, None])
-            maxima, total = exponentiate(logits, exact)
-            if vocabulary is None or is_local is None:
-                losses = maxima + total.log() - label_logits
-            else:
-                losses, total = reduce_losses(vocabulary, label_logits * is_local, maxima, total)
+        for part, chunk in iterate_chunks(inputs, weight_VD, bias_V, labels, chunk_rows, softcap, vocabulary):
             if target.losses_N is not None:
-                target.losses_N[indices[chunk]] = losses[:, 0].to(target.losses_N.dtype)
-            factors = compute_factors(losses, None if weights is None else weights[chunk], dft=target.dft)
-            loss += (losses if factors is None else losses * factors).sum()
+                target.losses_N[indices[part]] = chunk.losses[:, 0].to(target.losses_N.dtype)
+            factors = compute_factors(chunk.losses, None if weights is None else weights[part], dft=target.dft)
+            loss += (chunk.losses if factors is None else chunk.losses * factors).sum()
             if gradients is not None:
-                gradients.add_probabilities(chunk, multiply_(logits, cap_grads, factors), total)
-                gradients.subtract_labels(chunk, rows, cap_grads, mask_factors(factors, is_local))
+                gradients.add(part, chunk, factors)
         if gradients is not None:
             hidden = torch.zeros_like(hidden_ND).index_copy_(0, indices, gradients.hidden)
             weight = gradients.weight.to(weight_VD.dtype) if needs_grad[1] else None
@@ -155,6 +142,67 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return (*ctx.saved_tensors, None, None, None, None)
 
 
+@dataclass(frozen=True)
+class LogitChunk:
+    """The losses of n labels, and what their gradients need.
+
+    Attributes:
+        losses: (n, 1), in nats.
+        exponentials: (n, V) local exponentials, which are probabilities when divided by `total`.
+        total: (n, 1).
+        cap_grads: (n, V) derivative of the softcap at each logit; None without one.
+        is_local: (n, 1), whether the row of each label is local; None if all are.
+        rows: (n,), its index, arbitrary if it is not.
+    """
+
+    losses: Tensor
+    exponentials: Tensor
+    total: Tensor
+    cap_grads: Tensor | None
+    is_local: Tensor | None
+    rows: Tensor
+
+
+def iterate_chunks(
+    inputs_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    labels_N: Tensor,
+    chunk_rows: int,
+    softcap: float | None,
+    vocabulary: VocabularyShard | None,
+    logit_sums_N: Tensor | None = None,
+) -> Iterator[tuple[slice, LogitChunk]]:
+    """Yield the losses of `chunk_rows` labels at a time, and their range; each chunk overwrites the one before.
+
+    Args:
+        logit_sums_N: set to the sum of the local logits of each token; None if that is not needed.
+    """
+    exact = get_exact_dtype(inputs_ND)
+    buffer = inputs_ND.new_empty(min(chunk_rows, len(labels_N)), len(weight_VD))
+    for start in range(0, len(labels_N), chunk_rows):
+        part = slice(start, min(start + chunk_rows, len(labels_N)))
+        logits = torch.mm(inputs_ND[part], weight_VD.T, out=buffer[: part.stop - start])
+        if bias_V is not None:
+            logits += bias_V
+        cap_grads = None if softcap is None else apply_softcap(logits, softcap)
+        if logit_sums_N is not None:
+            torch.sum(logits, -1, dtype=exact, out=logit_sums_N[part])
+        is_local, rows = find_local_rows(labels_N[part], len(weight_VD), vocabulary)
+        label_logits = logits.gather(1, rows[:, None])
+        maxima, total = exponentiate(logits, exact)
+        if vocabulary is None or is_local is None:
+            losses = maxima + total.log() - label_logits
+        else:
+            losses, total = reduce_losses(vocabulary, label_logits * is_local, maxima, total)
+        yield part, LogitChunk(losses, logits, total, cap_grads, is_local, rows)
+
+
+def get_exact_dtype(inputs: Tensor) -> torch.dtype:
+    """The type of sums and losses."""
+    return torch.float64 if inputs.dtype == torch.float64 else torch.float32
+
+
 class GradientSums:
     """Gradients of the loss, summed over chunks: probabilities minus one at the label, times the other factor."""
 
@@ -165,6 +213,11 @@ class GradientSums:
         self.hidden = torch.empty_like(inputs_ND)
         self.weight = torch.zeros(weight_VD.shape if head else (0,), dtype=exact, device=weight_VD.device)
         self.bias = torch.zeros(len(weight_VD) if bias_V is not None else 0, dtype=exact, device=weight_VD.device)
+
+    def add(self, part: slice, chunk: LogitChunk, factors: Tensor | None) -> None:
+        """Add the gradients of the losses of a chunk, times factors (n, 1); its exponentials are overwritten."""
+        self.add_probabilities(part, multiply_(chunk.exponentials, chunk.cap_grads, factors), chunk.total)
+        self.subtract_labels(part, chunk.rows, chunk.cap_grads, mask_factors(factors, chunk.is_local))
 
     def add_probabilities(self, chunk: slice, exponentials: Tensor, total: Tensor) -> None:
         """Add the probabilities of a chunk; the total (n, 1) divides the smaller factor of each product."""
