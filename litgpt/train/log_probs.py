@@ -115,7 +115,8 @@ class ChunkedLogProbs(torch.autograd.Function):
         if ctx.needs_input_grad[0] and not ctx.trains_head:
             gradients = GradientSums(inputs, weight_VD, bias_V, exact, head=False)
         ctx.arguments = (chunk_rows, softcap, vocabulary)
-        for part, chunk in iterate_chunks(inputs, weight_VD, bias_V, labels, *ctx.arguments, logit_sums_N=logit_sums):
+        chunks = iterate_chunks(inputs, weight_VD, bias_V, labels, chunk_rows, softcap, vocabulary, logit_sums)
+        for part, chunk in chunks:
             log_probs[indices[part]] = -chunk.losses[:, 0]
             if target.log_squares_N is not None:
                 target.log_squares_N[indices[part]] = compute_log_squares(chunk, vocabulary)
