@@ -13,10 +13,13 @@ from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_set
 from litgpt.errors import UserError
 from litgpt.recipe import keys
 from litgpt.recipe.choices import (
+    CLASS_PATHS,
     OPTIMIZER_PATHS,
+    find_default_class,
     import_class,
     merge_choice,
     merge_mappings,
+    name_default_classes,
     normalize_custom_optimizer,
     parse_choice,
 )
@@ -31,7 +34,6 @@ KEY_ALIASES = {
     "train.max_seq_length": "max_seq_length",  # the commands of data accept the name of a run, which messages have
 }
 """Other names of keys; a command accepts one if it has the key and no key of that name."""
-DEFAULT_CHOICES = {Optimizer: "AdamW", DataModule: "TinyLlama", Tuner: "LoRA"}
 REPLACED_DEFAULTS = {"max_steps": "epochs", "max_tokens": "epochs", "lr_warmup_fraction": "lr_warmup_steps"}
 """Keys of train, and the one whose default is null if they are given."""
 Tree = dict[str, Any]
@@ -120,32 +122,30 @@ def count_levels(flag: Flag) -> int:
 
 
 def list_known_keys(recipe: type, tree: Tree) -> list[str]:
-    """List every key of a recipe, including those of the classes that `tree` names or that are the default."""
+    """List every key of a recipe, including those of the classes that `tree` names or that are the default.
+
+    Those of the default for `data` are hardly ever meant, and not listed.
+    """
     known = []
-    for name, (hint, default) in keys.list_settings(recipe).items():
+    for name, (hint, _) in keys.list_settings(recipe).items():
         known.append(name)
         if group := keys.find_group(hint):
             known += keys.list_keys(group, f"{name}.")
         elif base := keys.find_choice_base(hint):
-            known += [
-                key for cls in find_classes(base, tree.get(name), default) for key in keys.list_keys(cls, f"{name}.")
-            ]
+            choice, default = tree.get(name), None if base is DataModule else find_default_class(recipe, name)
+            path = choice.get("class_path") if isinstance(choice, dict) else None
+            path = path or CLASS_PATHS[base].get(default or "")
+            known += keys.list_keys(cls, f"{name}.") if path and (cls := find_class(base, path)) else []
     return known
 
 
-def find_classes(base: type, choice: Any, default: Any) -> list[type]:
-    """Return the class of a choice, or of its default, in a list; an empty list if it has none or is wrong."""
-    if not isinstance(choice, dict) or "class_path" not in choice:
-        if isinstance(default, base):
-            return [type(default)]
-        if base is DataModule:  # its default depends on the command, and has keys that are hardly ever meant
-            return []
-        choice = parse_choice(base, DEFAULT_CHOICES[base], "") or {}
+def find_class(base: type, path: str) -> type | None:
+    """Return the class at a dotted path; None if there is none, or it is not a subclass of `base`."""
     try:
-        cls = import_class(choice["class_path"], "")
+        cls = import_class(path, "")
     except UserError:
-        return []
-    return [cls] if issubclass(cls, base) else []
+        return None
+    return cls if issubclass(cls, base) else None
 
 
 def flag_to_tree(recipe: type, flag: Flag, known: KnownKeys) -> Tree:
@@ -213,7 +213,7 @@ def normalize_value(hint: Any, value: Any, key: str, default: Any, known: KnownK
     """Prepare one value of a mapping for type conversion."""
     optional = type(None) in keys.list_types(hint)
     if base := keys.find_choice_base(hint):
-        return normalize_choice(base, value, key, default, known) if value is not None or not optional else None
+        return None if value is None else normalize_choice(base, value, key, known)
     if group := keys.find_group(hint):
         if value is None:
             return None if optional else {}
@@ -228,15 +228,8 @@ def normalize_value(hint: Any, value: Any, key: str, default: Any, known: KnownK
     return keys.normalize_leaf(hint, value, key, default)
 
 
-def normalize_choice(base: type, value: Any, key: str, default: Any, known: KnownKeys) -> Tree:
-    """Check that the class of a choice exists, and prepare its arguments for type conversion.
-
-    A choice that names no class is of the class of the command's default, or else of that in `DEFAULT_CHOICES`.
-    """
-    choice = value or {"init_args": {}}
-    if "class_path" not in choice:
-        name = type(default).__name__ if isinstance(default, base) else DEFAULT_CHOICES[base]
-        choice = choice | {"class_path": parse_choice(base, name, key)["class_path"]}  # type: ignore
+def normalize_choice(base: type, choice: Tree, key: str, known: KnownKeys) -> Tree:
+    """Check that the class of a choice exists, and prepare its arguments for type conversion."""
     if base is Optimizer and choice["class_path"] not in OPTIMIZER_PATHS.values():
         return normalize_custom_optimizer(choice, key)
     cls = import_class(choice["class_path"], key)
@@ -277,7 +270,7 @@ def build_recipe(recipe: type, tree: Tree) -> Any:
     Raises:
         UserError: naming the key, its value and the accepted values.
     """
-    tree = name_default_data(recipe, tree)
+    tree = name_default_classes(recipe, tree)
     normalized = normalize_settings(recipe, tree, partial(list_known_keys, recipe, tree))
     parser = build_parser(recipe)
     try:
@@ -295,14 +288,6 @@ def build_recipe(recipe: type, tree: Tree) -> Any:
             raise user_error from None
         raise
     return recipe(**{name: values[name] for name in keys.list_settings(recipe)})
-
-
-def name_default_data(recipe: type, tree: Tree) -> Tree:
-    """Return the settings with the command's default class for `data`, if its keys are set without a class."""
-    choice, name = tree.get("data"), getattr(recipe, "default_data", None)
-    if name is None or not isinstance(choice, dict) or "class_path" in choice:
-        return tree
-    return tree | {"data": merge_choice(parse_choice(DataModule, name, "data"), choice)}
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:

@@ -21,6 +21,8 @@ OPTIMIZER_PATHS = {name: f"{cls.__module__}.{name}" for name, cls in OPTIMIZERS.
 OPTIMIZER_PATHS |= {alias: OPTIMIZER_PATHS[name] for alias, name in OPTIMIZER_ALIASES.items()}
 TUNER_PATHS = {name: f"{cls.__module__}.{name}" for name, cls in TUNERS.items()}
 CLASS_PATHS: dict[type, dict[str, str]] = {DataModule: DATA_MODULES, Optimizer: OPTIMIZER_PATHS, Tuner: TUNER_PATHS}
+DEFAULT_CLASSES: dict[type, str] = {Optimizer: "AdamW", Tuner: "LoRA"}
+"""The classes of choices without a default and without a class; that of `data` depends on the command."""
 DOTTED = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]")
 SPARSE_OPTIMIZERS = {"torch.optim.SparseAdam": "sparse gradients"}
 ROW_FILES = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".gz", ".zst")
@@ -106,6 +108,41 @@ def merge_choice(old: ClassChoice | None, new: ClassChoice | None) -> ClassChoic
     if not old or not new or names_another_class(old, new):
         return new
     return merge_mappings(old, new)
+
+
+def find_default_class(recipe: type, name: str) -> str | None:
+    """Return the name of the class of a choice that names none, such as `data` in a recipe; None without a default."""
+    hint, default = keys.list_settings(recipe)[name]
+    base = keys.find_choice_base(hint)
+    assert base is not None
+    if isinstance(default, base):
+        return type(default).__name__
+    return getattr(recipe, "default_data", None) if base is DataModule else DEFAULT_CLASSES[base]
+
+
+def name_default_classes(recipe: type, tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with the class of each choice whose keys are set without one.
+
+    Raises:
+        UserError: if a choice names no class and has no default.
+    """
+    named = dict(tree)
+    for name, (hint, _) in keys.list_settings(recipe).items():
+        base, choice = keys.find_choice_base(hint), tree.get(name)
+        is_null = choice is None and name in tree and type(None) not in keys.list_types(hint)
+        if base is None or not (is_null or (isinstance(choice, dict) and "class_path" not in choice)):
+            continue
+        default = find_default_class(recipe, name)
+        if default is None:
+            raise UserError(f"{name}.class_path: missing; {suggest_names(CLASS_PATHS[base])}")
+        named[name] = merge_choice(parse_choice(base, default, name), choice or {"init_args": {}})
+    return named
+
+
+def build_default_data(recipe: Any) -> DataModule | None:
+    """Build the data module of a recipe that has none; None if its command has no default."""
+    name = find_default_class(type(recipe), "data") if hasattr(recipe, "data") else None
+    return None if name is None else import_class(DATA_MODULES[name], "data")()
 
 
 def import_user_module(name: str) -> ModuleType:

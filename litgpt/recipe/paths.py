@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from litgpt.files import check_writable, extend_checkpoint_dir
-from litgpt.recipe.choices import import_class
-from litgpt.recipe.data import DATA_MODULES
+from litgpt.recipe.choices import build_default_data
 
 
 class PathKeys(NamedTuple):
@@ -69,9 +68,7 @@ def resolve_paths(name: str, recipe: Any) -> Any:
         if (path := getattr(recipe, key)) is not None:
             check_writable(path, key, is_file=key in keys.files)
     check_logger(getattr(recipe, "logger_name", ""))
-    data, default_data = getattr(recipe, "data", None), getattr(recipe, "default_data", None)
-    if data is None and default_data is not None:
-        data = import_class(DATA_MODULES[default_data], "data")()
+    data = getattr(recipe, "data", None) or build_default_data(recipe)
     for key, folder in data.list_outputs().items() if data is not None else ():
         check_writable(folder, key)
     return recipe

@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, with_config
 from pydantic.json_schema import GenerateJsonSchema
 
-from litgpt.recipe.build import DEFAULT_CHOICES, find_aliases
-from litgpt.recipe.choices import CLASS_PATHS, import_class
+from litgpt.recipe.build import find_aliases
+from litgpt.recipe.choices import CLASS_PATHS, find_default_class, import_class
 from litgpt.recipe.data import DataModule
-from litgpt.recipe.keys import find_group, list_settings
+from litgpt.recipe.keys import find_choice_base, find_group, list_settings
 from litgpt.recipe.optimizer import Optimizer
 from litgpt.recipe.tuner import Tuner
 
@@ -71,10 +71,7 @@ def build_choice_schema(base: type) -> dict[str, Any]:
     if base is not Tuner:
         kinds += [others, build_class_schema({"type": "string", **others}, {"type": "object"})]
     for path, spellings in names.items():
-        kind = build_class_schema({"enum": spellings}, build_arguments_schema(import_class(path, path)))
-        if DEFAULT_CHOICES[base] in spellings:
-            kind["required"].remove("class_path")
-        kinds.append(kind)
+        kinds.append(build_class_schema({"enum": spellings}, build_arguments_schema(import_class(path, path))))
     return {"oneOf": kinds}
 
 
@@ -99,12 +96,14 @@ class RecipeSchemaGenerator(GenerateJsonSchema):
         return deepcopy(build_choice_schema(schema["cls"])) if is_choice else super().dataclass_schema(schema)
 
 
-def make_class_path_optional(choice: dict[str, Any], name: str) -> None:
-    """Let a choice leave out the class_path, in its schema, for the class of this name alone."""
-    for kind in choice["oneOf"][1:]:  # the first is that of a plain name
-        spellings = kind["properties"]["class_path"]["enum"]
-        kind["required"] = [key for key in kind["required"] if key != "class_path"]
-        kind["required"] += ["class_path"] * (name not in spellings)
+def make_class_path_optional(recipe: type, schema: dict[str, Any], name: str) -> None:
+    """Let a choice of a recipe leave out the class_path, in its schema, for its default class."""
+    base, default = find_choice_base(list_settings(recipe)[name][0]), find_default_class(recipe, name)
+    choice = schema.get("$defs", {}).get(base.__name__) or schema["properties"][name]  # type: ignore
+    kinds = next(part["oneOf"] for part in (choice, *choice.get("anyOf", ())) if "oneOf" in part)
+    for kind in kinds:
+        if default in kind.get("properties", {}).get("class_path", {}).get("enum", ()):
+            kind["required"] = [key for key in kind["required"] if key != "class_path"]
 
 
 def add_aliases(recipe: type, schema: dict[str, Any]) -> None:
@@ -127,8 +126,8 @@ def build_schema(recipe: type) -> dict[str, Any]:
     for base in filter(is_dataclass, recipe.__mro__[1:]):  # pydantic ignores inherited docstrings
         for name, keys in build_schema(base)["properties"].items():
             schema["properties"][name] = keys | schema["properties"][name]
-    for _, default in list_settings(recipe).values():
-        if isinstance(default, Tuner):
-            make_class_path_optional(schema["$defs"][Tuner.__name__], type(default).__name__)
+    for name, (hint, _) in list_settings(recipe).items():
+        if find_choice_base(hint):
+            make_class_path_optional(recipe, schema, name)
     add_aliases(recipe, schema)
     return {"$schema": DRAFT, **schema}

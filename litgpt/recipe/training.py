@@ -19,9 +19,10 @@ SHARDED_DEFAULTS = {"zero": None, "reshard_after_forward": "auto", "prefetch": 0
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The settings that pretraining and finetuning share; `default_min_lr` is train.min_lr if it is null."""
+    """The settings that pretraining and finetuning share; `default_min_lr` and `default_data` are used for null."""
 
     default_min_lr: ClassVar[float] = 6e-5
+    default_data: ClassVar[str] = "TinyLlama"
 
     out_dir: Path
     """Output folder for checkpoints, logs and the final model."""

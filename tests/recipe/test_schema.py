@@ -105,3 +105,24 @@ def test_properties_have_descriptions_and_choices(validator):
     assert group["micro_batch_size"]["description"] == "Number of samples per forward pass on one device."
     assert "wsd" in group["lr_decay_style"]["enum"]
     assert "AdamW" in str(validator.schema["$defs"]["Optimizer"])
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "is_valid"),
+    [
+        ("pretrain", "{model_name: x, data: {init_args: {use_starcoder: false}}}", True),
+        ("pretrain", "{model_name: x, data: {init_args: {val_split_fraction: 0.1}}}", False),
+        ("finetune", "{checkpoint_dir: x, data: {init_args: {val_split_fraction: 0.1}}}", True),
+        ("finetune", "{checkpoint_dir: x, data: {init_args: {use_starcoder: false}}}", False),
+        ("finetune", "{checkpoint_dir: x, max_seq_length: 8}", False),
+        ("data inspect", "{data: {init_args: {use_starcoder: false}}}", False),
+        ("data inspect", "{data: TinyLlama, train: {max_seq_length: 8}}", True),
+        ("data inspect", "{data: TinyLlama, max_seq_length: 8}", True),
+        ("data inspect", "{data: TinyLlama, train: {max_steps: 8}}", False),
+    ],
+)
+def test_default_data_and_other_names_depend_on_the_command(command, text, is_valid, litgpt, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert (errors(validator_of(command), text) == []) is is_valid
+    outcome = litgpt(*command.split(), "--config", str(tmp_path / "recipe.yaml"))
+    assert (outcome.recipe is not None) is is_valid
