@@ -42,6 +42,9 @@ RUN_KEYS = (
 )
 PRETRAIN_KEYS = ("tokenizer_dir", "initial_checkpoint_dir", *RUN_KEYS, "train.max_tokens")
 CHATS = "--data Conversations --data.sources chats.jsonl"
+PAIRS = "--data Preferences --data.sources pairs.jsonl"
+
+ALIGN_KEYS = ("preference.loss_type", "preference.beta", "lora_r", "quantize")
 
 
 def finetune_command(recipe: str, text: str, example: str, *keys: str) -> Command:
@@ -90,6 +93,30 @@ COMMANDS = {
         "finetune:FinetuneAdapterV2",
         "Finetune a model with LLaMA-Adapter V2.",
         f"litgpt finetune_adapter_v2 Qwen/Qwen3-0.6B {CHATS} --train.epochs 1",
+    ),
+    "align": finetune_command(
+        "align:Align",
+        "Train a model on preferences between answers: DPO and its variants, with LoRA or another tuner.",
+        f"litgpt align Qwen/Qwen3-0.6B {PAIRS} --preference.beta 0.1",
+        *ALIGN_KEYS,
+    ),
+    "dpo": finetune_command(
+        "align:Align",
+        "Same as align.",
+        f"litgpt dpo Qwen/Qwen3-0.6B {PAIRS} --preference.beta 0.1",
+        *ALIGN_KEYS,
+    ),
+    "kto": finetune_command(
+        "align:AlignKTO",
+        "Train a model on answers that are rated as desirable or not (KTO).",
+        "litgpt kto Qwen/Qwen3-0.6B --data Preferences --data.sources rated.jsonl",
+        *ALIGN_KEYS,
+    ),
+    "rm": finetune_command(
+        "align:AlignReward",
+        "Train a reward model on preferences between answers.",
+        f"litgpt rm Qwen/Qwen3-0.6B {PAIRS}",
+        *ALIGN_KEYS,
     ),
     "generate": Command(
         "generate:Generate",
@@ -211,6 +238,10 @@ FIELD_COMMANDS = {
     "pt": ("pretrain",),
     "train": ("pretrain", "finetune"),
     "sft": ("finetune",),
+    "rlhf": ("align",),
+    "orpo": ("align",),
+    "simpo": ("align",),
+    "cpo": ("align",),
     "lora": ("finetune_lora",),
     "infer": ("generate",),
     "inference": ("generate",),

@@ -36,6 +36,7 @@ class Finetune(Training):
     """Settings of all kinds of finetuning."""
 
     default_data: ClassVar[str] = "Alpaca"
+    task: ClassVar[str] = "finetune"
 
     checkpoint_dir: Path
     """The model to start from: a folder, or org/name on the hub, which is downloaded if necessary."""

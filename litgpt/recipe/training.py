@@ -53,6 +53,11 @@ class Training:
     checkpoint: CheckpointArgs = field(default_factory=CheckpointArgs)
     guard: GuardArgs = field(default_factory=GuardArgs)
 
+    @property
+    def objective(self) -> str:
+        """The objective of the run, a row of the table in `train.run`."""
+        return "next_token"
+
     def __post_init__(self) -> None:
         check_numbers(self)
         lr, min_lr = self.optimizer.lr, self.train.min_lr

@@ -21,13 +21,11 @@ def build_next_token(trained: Run) -> Objective:
     return next_token(trained.recipe.loss, trained.data.train.channels)
 
 
-def train(
-    recipe: Training,
-    spec: RunSpec,
-    publish: Callable[[Run], Path],
-    build_objective: Callable[[Run], Objective] = build_next_token,
-) -> None:
-    """Train and print a summary; on failure all processes of the run stop.
+OBJECTIVES: dict[str, Callable[[Run], Objective]] = {"next_token": build_next_token}
+
+
+def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> None:
+    """Train with the objective of the recipe, and print a summary; on failure all processes of the run stop.
 
     Args:
         publish: writes the finished model and returns its folder; called on every rank.
@@ -36,7 +34,7 @@ def train(
     with report_lost_ranks(), show_phases(console.show_phase):
         trained = build(recipe, spec, console.print)
         console.total_steps = trained.steps
-        loop = Loop(trained, build_objective(trained), console)
+        loop = Loop(trained, OBJECTIVES[recipe.objective](trained), console)
         with record_run(trained, loop):
             loop.fit()
         final = publish(trained) if loop.complete else None

@@ -154,7 +154,7 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
     changes = {**inherited, **merge_fields(inherited, recipe.model_config or {})}
     config = override_config(trained_config, changes)
     return RunSpec(
-        task="finetune",
+        task=recipe.task,
         config=expand_config(config, tuner),
         data=recipe.data or Alpaca(),
         weights=folder,

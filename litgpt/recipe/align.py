@@ -1,0 +1,66 @@
+"""The settings of `litgpt align` and of its variants."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from litgpt.errors import UserError
+from litgpt.recipe.bounds import Seed
+from litgpt.recipe.effect import check_effects
+from litgpt.recipe.finetune import FinetuneLora
+from litgpt.recipe.preference import PreferenceArgs
+from litgpt.recipe.train import EvalArgs, TrainArgs
+
+OWN_OBJECTIVES = {"kto": "kto", "reward": "reward"}
+"""The objectives of the losses that are not of pairs of answers relative to each other."""
+
+
+@dataclass(frozen=True)
+class Align(FinetuneLora):
+    """Train a model on preferences between answers."""
+
+    default_data: ClassVar[str] = "Preferences"
+    task: ClassVar[str] = "align"
+
+    out_dir: Path = field(default=Path("out/align"), kw_only=True)
+    """Folder for checkpoints, logs, the adapter and the final model."""
+    preference: PreferenceArgs = field(default_factory=PreferenceArgs, kw_only=True)
+    train: TrainArgs = field(
+        default_factory=lambda: TrainArgs(global_batch_size=16, micro_batch_size=1, epochs=1), kw_only=True
+    )
+    eval: EvalArgs = field(default_factory=lambda: EvalArgs(interval=100), kw_only=True)
+    seed: Seed = field(default=1337, kw_only=True)
+    """Random seed of the tuner's initial weights, dropout and generated samples.
+
+    The data order and the validation split have data.seed.
+    """
+
+    @property
+    def objective(self) -> str:
+        """The row of the table of objectives."""
+        return OWN_OBJECTIVES.get(self.preference.types[0], "pairs")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data is None:
+            raise UserError("data: missing; set data: Preferences, and data.sources: '[pairs.jsonl]'")
+        cure, other = "leave it out", f"preference.loss_type: {', '.join(self.preference.types)}"
+        check_effects(self.loss, "loss.", "type", "normalize", have_effect=False, other=other, cure=cure)
+
+
+@dataclass(frozen=True)
+class AlignKTO(Align):
+    """Train a model on answers that are rated as desirable or not (KTO)."""
+
+    preference: PreferenceArgs = field(default_factory=lambda: PreferenceArgs(loss_type="kto"), kw_only=True)
+    out_dir: Path = field(default=Path("out/kto"), kw_only=True)
+    """Folder for checkpoints, logs, the adapter and the final model."""
+
+
+@dataclass(frozen=True)
+class AlignReward(Align):
+    """Train a reward model on preferences between answers."""
+
+    preference: PreferenceArgs = field(default_factory=lambda: PreferenceArgs(loss_type="reward"), kw_only=True)
+    out_dir: Path = field(default=Path("out/reward"), kw_only=True)
+    """Folder for checkpoints, logs, the adapter and the final model."""
