@@ -42,7 +42,7 @@ RUN_KEYS = (
 )
 PRETRAIN_KEYS = ("tokenizer_dir", "initial_checkpoint_dir", *RUN_KEYS, "train.max_tokens")
 CHATS = "--data Conversations --data.sources chats.jsonl"
-PAIRS = "--data Preferences --data.sources pairs.jsonl"
+PREFERENCES = "--data Preferences --data.sources pairs.jsonl"
 
 ALIGN_KEYS = ("preference.loss_type", "preference.beta", "lora_r", "quantize")
 
@@ -97,13 +97,13 @@ COMMANDS = {
     "align": finetune_command(
         "align:Align",
         "Train a model on preferences between answers: DPO and its variants, with LoRA or another tuner.",
-        f"litgpt align Qwen/Qwen3-0.6B {PAIRS} --preference.beta 0.1",
+        f"litgpt align Qwen/Qwen3-0.6B {PREFERENCES} --preference.beta 0.1",
         *ALIGN_KEYS,
     ),
     "dpo": finetune_command(
         "align:Align",
         "Same as align.",
-        f"litgpt dpo Qwen/Qwen3-0.6B {PAIRS} --preference.beta 0.1",
+        f"litgpt dpo Qwen/Qwen3-0.6B {PREFERENCES} --preference.beta 0.1",
         *ALIGN_KEYS,
     ),
     "kto": finetune_command(
@@ -115,7 +115,7 @@ COMMANDS = {
     "rm": finetune_command(
         "align:AlignReward",
         "Train a reward model on preferences between answers.",
-        f"litgpt rm Qwen/Qwen3-0.6B {PAIRS}",
+        f"litgpt rm Qwen/Qwen3-0.6B {PREFERENCES}",
         *ALIGN_KEYS,
     ),
     "generate": Command(
