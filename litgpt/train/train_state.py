@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import nn
@@ -19,9 +19,20 @@ from litgpt.train.guard import LossScale
 from litgpt.train.local_batch import LocalBatch, build_local_batch
 
 
+class WeightExchange(Protocol):
+    """Weights that can take the place of a model's."""
+
+    def applied(self, model: nn.Module, /) -> AbstractContextManager[object]:
+        """Run the model with these weights, and give it back its own ones at the end."""
+
+
 @dataclass
 class TrainState:
-    """A model, its layout and its optimizers; `mesh` is None in a single process."""
+    """A model, its layout and its optimizers; `mesh` is None in a single process.
+
+    Attributes:
+        reference: the weights of the reference model; None for a loss without one.
+    """
 
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
@@ -30,6 +41,7 @@ class TrainState:
     mesh: Mesh | None = None
     scale: LossScale = field(default_factory=lambda: LossScale(active=False))
     lisa_schedule: LISASchedule | None = None
+    reference: WeightExchange | None = None
 
     @property
     def counts_batch(self) -> bool:
