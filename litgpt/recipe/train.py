@@ -7,6 +7,8 @@ from litgpt.errors import UserError
 from litgpt.recipe.bounds import BatchSize, Count, Fraction, Position, Positive, Rate, TokenCount, check_numbers
 from litgpt.recipe.effect import check_effects
 
+LOWER_IS_BETTER = ("val_loss", "val_ppl")
+
 
 @dataclass(frozen=True)
 class TrainArgs:
@@ -32,6 +34,8 @@ class TrainArgs:
     """Maximum number of optimizer steps."""
     max_time: Positive | None = None
     """Maximum training time, in seconds."""
+    patience: Count | None = None
+    """Stop after this number of validations without a better checkpoint.best.metric; null to never stop early."""
     max_seq_length: Count | None = None
     """Maximum sequence length of a sample, in tokens; null for the block_size of the model."""
     tie_embeddings: bool | None = None
@@ -166,6 +170,27 @@ class LossArgs:
 
 
 @dataclass(frozen=True)
+class BestArgs:
+    """By which metric a checkpoint is the best one."""
+
+    metric: str = "val_loss"
+    """Metric of the validations, as it is named in metrics.csv: val_loss, val_ppl or val_rewards/accuracies."""
+    mode: Literal["min", "max"] | None = None
+    """Whether the lowest (min) or the highest (max) value is the best; null is min for val_loss and val_ppl."""
+
+    def __post_init__(self) -> None:
+        if self.mode is None and self.metric not in LOWER_IS_BETTER:
+            raise UserError(
+                f"checkpoint.best.mode: null is not valid for checkpoint.best.metric: {self.metric}; set min or max"
+            )
+
+    @property
+    def direction(self) -> Literal["min", "max"]:
+        """Whether the lowest or the highest value is the best."""
+        return self.mode or "min"
+
+
+@dataclass(frozen=True)
 class CheckpointArgs:
     """How training checkpoints are saved, and how many are kept."""
 
@@ -177,6 +202,8 @@ class CheckpointArgs:
     """What to do if a checkpoint cannot be written, for example because the disk is full."""
     save_rng: bool = True
     """Save the states of the random number generators, so that a resumed run is bit-identical."""
+    best: BestArgs | None = None
+    """Save a checkpoint at every validation that is the best so far, and keep the best one; null for none."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "checkpoint.")

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Seed, check_numbers
 from litgpt.recipe.data import DataModule
-from litgpt.recipe.effect import describe_no_effect
+from litgpt.recipe.effect import check_effects, describe_no_effect
 from litgpt.recipe.optimizer import AdamW, Optimizer
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 from litgpt.recipe.recompute import RecomputeArgs
@@ -67,6 +67,9 @@ class Training:
             raise UserError(f"train.min_lr: {min_lr} is above the optimizer's lr: {lr}; set train.min_lr: 0")
         if self.compile and self.recompute.offload:
             raise UserError("recompute.offload: true and compile: true are mutually exclusive; set compile: false")
+        has_best, other = self.checkpoint.best is not None, "checkpoint.best: null"
+        cure = "set checkpoint.best.metric: val_loss"
+        check_effects(self.train, "train.", "patience", have_effect=has_best, other=other, cure=cure)
         self._check_layout()
 
     def _get_default_min_lr(self) -> float:

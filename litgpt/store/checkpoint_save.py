@@ -25,7 +25,7 @@ from litgpt.store import collectives_io, state_dict
 from litgpt.store.checkpoint_load import PROGRESS, find_damage
 from litgpt.store.collectives_io import StageRanks, Warn, share_first_message
 from litgpt.store.safetensors_files import write_tensors
-from litgpt.store.step_folders import list_checkpoints
+from litgpt.store.step_folders import get_step_folder, list_checkpoints
 
 LIBRARIES = ("litgpt", "torch", "lightning", "safetensors")
 
@@ -49,15 +49,17 @@ def get_library_versions() -> dict[str, str]:
 class ShardWrite:
     """A thread that writes one rank's shard of a checkpoint, and the shard's SHA-256 or the error once it ends."""
 
-    def __init__(self, step: int, staged: Path, write: Callable[[], str]) -> None:
+    def __init__(self, step: int, staged: Path, write: Callable[[], str], *, is_best: bool = False) -> None:
         """Start the thread.
 
         Args:
             staged: the folder of all ranks' shards until the commit.
             write: writes the shard and returns its SHA-256.
+            is_best: whether the checkpoint is the best one once it is committed.
         """
         self.step = step
         self.staged = staged
+        self.is_best = is_best
         self.sha256 = ""
         self.error = ""
         self.thread = threading.Thread(target=self._run, args=(write,), name="checkpoint", daemon=True)
@@ -80,6 +82,7 @@ class Checkpoints:
 
     Attributes:
         keep: the number of checkpoints that verify to keep; older ones are deleted once a newer one is in place.
+        best_step: the step of the best checkpoint, which is kept besides these; None for none.
         asynchronous: write in a thread, from a copy in host memory (as large as the weights and moments of a rank).
         on_error: whether a failed save ends the run with a `UserError`, or only warns.
         resumed_step: the step this run begins at, if known: later steps are of an abandoned run.
@@ -91,6 +94,7 @@ class Checkpoints:
     out_dir: Path
     _: KW_ONLY
     keep: int = 2
+    best_step: int | None = None
     asynchronous: bool = True
     on_error: Literal["stop", "continue"] = "stop"
     save_rng: bool = True
@@ -127,16 +131,22 @@ class Checkpoints:
         optimizer: state_dict.Optimizers,
         progress: Mapping[str, Any],
         files: Mapping[str, str | Path] | None = None,
+        *,
+        is_best: bool = False,
     ) -> None:
         """Start to write a checkpoint, after committing a pending one; a step that is already saved is skipped.
 
         Args:
             progress: JSON values that the run needs to resume.
             files: further files by name: their text, or a path to copy.
+            is_best: whether to keep this checkpoint, instead of the best one until now.
         """
+        if self._writing is not None and self._writing.step == step:
+            return
         self.commit()
-        final = self.out_dir / f"step-{step:08d}"
+        final = get_step_folder(self.out_dir, step)
         if step in (self._committed_step, self.resumed_step) and final.exists():
+            self.best_step = step if is_best else self.best_step
             return  # the same state is saved already
         staged = final.with_name(f"{final.name}.partial")
         tensors, blocks, groups = self._copy_state(model, state_dict.list_optimizers(optimizer))
@@ -150,7 +160,7 @@ class Checkpoints:
             path = staged / get_shard_name(self.rank, self.ranks)
             return write_tensors(path, tensors, {"format": "pt", "parts": json.dumps(blocks)})
 
-        self._writing = ShardWrite(step, staged, write)
+        self._writing = ShardWrite(step, staged, write, is_best=is_best)
         if not self.asynchronous:
             self._writing.thread.join()
 
@@ -216,6 +226,7 @@ class Checkpoints:
         except (OSError, UserError) as error:
             return f"{type(error).__name__}: {error}"
         self._verified.add(final)
+        self.best_step = writing.step if writing.is_best else self.best_step
         self._prune()
         return ""
 
@@ -230,9 +241,11 @@ class Checkpoints:
                 self.warn(f"{path}: not of this run's past; renamed to {target.name}, delete it if you do not need it")
 
     def _prune(self) -> None:
-        """Delete the checkpoints older than the newest `keep` that verify."""
+        """Delete the checkpoints older than the newest `keep` that verify, except the best one."""
         verified = 0
-        for _, path in list_checkpoints(self.out_dir):
+        for step, path in list_checkpoints(self.out_dir):
+            if verified >= self.keep and step == self.best_step:
+                continue
             if verified >= self.keep:
                 # renamed first, so that a partly deleted folder is not taken for a checkpoint
                 discarded = path.rename(path.with_name(f"{path.name}.discarded"))

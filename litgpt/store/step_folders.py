@@ -8,6 +8,11 @@ from litgpt.errors import UserError
 STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
+def get_step_folder(out_dir: Path, step: int) -> Path:
+    """The folder of the checkpoint of a step."""
+    return out_dir / f"step-{step:08d}"
+
+
 def list_checkpoints(out_dir: Path) -> list[tuple[int, Path]]:
     """The finished checkpoint folders of a run with their steps, newest first."""
     matches = [(STEP_FOLDER.fullmatch(path.name), path) for path in out_dir.glob("step-*") if path.is_dir()]

@@ -174,6 +174,8 @@ class RunSummary:
     memory_gb: float | None = None
     checkpoint: Path | None = None
     """The newest checkpoint to resume from."""
+    best: str | None = None
+    """The best metric, and the checkpoint of its step."""
     final: Path | None = None
     """The folder of the finished model."""
     report: Path | None = None
@@ -212,6 +214,7 @@ def build_summary_rows(summary: RunSummary) -> list[tuple[str, str | None]]:
         ("Loss spikes", f"{summary.spikes:,}" if summary.spikes else None),
         ("Memory", None if summary.memory_gb is None else f"{summary.memory_gb:.2f} GB at most"),
         ("Checkpoint", None if summary.checkpoint is None else str(summary.checkpoint)),
+        ("Best", summary.best),
         ("Model", None if summary.final is None else str(summary.final)),
         ("Report", None if summary.report is None else str(summary.report)),
     ]

@@ -78,6 +78,12 @@ def compute_validation_metrics(
     return summarize(objective, losses=totals[:terms], counts=totals[-terms:], metric_sums=totals[terms:-terms])
 
 
+def list_validation_metrics(objective: Objective) -> list[str]:
+    """List the names of the metrics that an evaluation may have."""
+    perplexities = ["val_ppl"] if objective.has_perplexity else []
+    return ["val_loss", *perplexities, *(f"val_{name}" for name in objective.metrics)]
+
+
 def summarize(
     objective: Objective, *, losses: Sequence[float], counts: Sequence[float], metric_sums: Sequence[float]
 ) -> dict[str, float]:

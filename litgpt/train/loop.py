@@ -17,9 +17,11 @@ from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.parallel.strategy import is_rank_zero
 from litgpt.phases import phase
 from litgpt.recipe.to_yaml import dump_recipe
+from litgpt.store.step_folders import get_step_folder
 from litgpt.store.tokenizer_files import find_tokenizer_files
+from litgpt.train.best_metric import BestMetric
 from litgpt.train.console import RunConsole, RunSummary, render_validation
-from litgpt.train.evaluate import compute_validation_metrics, sample_continuation
+from litgpt.train.evaluate import compute_validation_metrics, list_validation_metrics, sample_continuation
 from litgpt.train.guard import Guard, Interrupts
 from litgpt.train.metrics import Meter, get_device_peak, get_peak_memory_gb
 from litgpt.train.objective import Objective
@@ -46,6 +48,7 @@ class Loop:
         self.run, self.objective, self.console, self.train = run, objective, console, recipe.train
         self.interrupts = Interrupts(console.print)
         self.guard = Guard(recipe.guard)
+        self.best = BestMetric(recipe.checkpoint.best, list_validation_metrics(objective), recipe.train.patience)
         device = run.train_state.device
         peak = get_device_peak(device, recipe.precision or "bf16-mixed")
         self.meter = Meter(ranks=run.data.ranks, processes=run.ranks, peak=peak)
@@ -61,6 +64,8 @@ class Loop:
         if progress:
             self.guard.load_state_dict(progress["guard"])
             self.meter.load_state_dict(progress["meter"])
+            self.best.load_state_dict(progress.get("best"))
+            run.checkpoints.best_step = self.best.step
             run.train_state.scale.load_state_dict(progress["scale"])
         if is_rank_zero():
             remove_samples_after(recipe.out_dir / "samples.jsonl", self.step)
@@ -73,6 +78,7 @@ class Loop:
             "spikes": self.spikes,
             "val_losses": self.val_losses,
             "guard": self.guard.state_dict(),
+            "best": self.best.state_dict(),
             "meter": self.meter.state_dict(),
             "scale": self.run.train_state.scale.state_dict(),
             "stream": self.run.data.train.state_dict(),
@@ -91,8 +97,8 @@ class Loop:
                         self.advance(batches)
                 if self.complete and recipe.eval.final_validation and self.step not in self.val_losses:
                     self.evaluate()
+                self.save()
                 with self.meter.exclude("saving"), phase("saving"):
-                    self.save()
                     run.checkpoints.commit()
             except UserError:  # raised on all ranks, so all of them commit a pending checkpoint
                 run.checkpoints.commit()
@@ -113,7 +119,7 @@ class Loop:
         """Whether to evaluate before the first step of this process: the run was interrupted instead, or is new."""
         settings = self.run.recipe.eval
         if not self.step:
-            return settings.initial_validation
+            return settings.initial_validation and not self.val_losses
         has_validation = self.run.data.validation is not None
         return has_validation and self.step % settings.interval == 0 and self.step not in self.val_losses
 
@@ -140,16 +146,18 @@ class Loop:
         if run.checkpoints.is_pending and votes.checkpoint_written == run.ranks:
             run.checkpoints.commit()
         is_last = self.step == run.steps or votes.interrupted or votes.out_of_time
-        if self.step % self.train.log_interval == 0 or is_last:
+        is_logged = self.step % self.train.log_interval == 0 or is_last
+        if is_logged:
             self.log(result, rate)
         if self.step % run.recipe.eval.interval == 0 and not votes.interrupted:
             self.evaluate()
+            if self.best.is_exhausted and not is_logged:
+                self.log(result, rate)
         if votes.interrupted or votes.out_of_time:
             self.reason = self.get_stop_reason(votes)
             self.complete = not votes.interrupted
-        elif self.train.save_interval and self.step % self.train.save_interval == 0:
-            with self.meter.exclude("saving"), phase("saving"):
-                self.save()
+        elif self.train.save_interval and self.step % self.train.save_interval == 0 and not is_last:
+            self.save()  # the last step is saved after its evaluation, which is part of its progress
             self.stop_if_interrupted()
 
     def cast_votes(self) -> Votes:
@@ -196,6 +204,8 @@ class Loop:
             limits = list_step_limits(self.train, data.sequence_length, data.train.samples_per_epoch)
             lowest = min(limits, key=lambda key: limits[key])
             self.reason, self.complete = f"{lowest}: all {steps:,} steps are done", True
+        if not self.reason and self.best.is_exhausted:
+            self.reason, self.complete = self.best.get_stop_reason(), True
         return bool(self.reason)
 
     def record(self, result: StepResult) -> None:
@@ -258,8 +268,8 @@ class Loop:
         return min(1.0, max(fractions)) if fractions else None
 
     def evaluate(self) -> None:
-        """Compute the validation loss and generate samples."""
-        run, data, settings = self.run, self.run.data, self.run.recipe.eval
+        """Compute the validation metrics and generate samples; saves a checkpoint if it is the best so far."""
+        run, data, settings, is_best = self.run, self.run.data, self.run.recipe.eval, False
         self.interrupts.activity = f"the evaluation after step {self.step}"
         with self.meter.exclude("evaluation"):
             if data.validation is not None:
@@ -269,6 +279,7 @@ class Loop:
                     run.train_state, batches, self.objective, max_iters=settings.max_iters, size=size
                 )
                 self.val_losses[self.step] = metrics["val_loss"]
+                is_best = self.best.record(self.step, metrics)
                 self.log_metrics(metrics | {"step": self.step})
                 self.console.print(f"step {self.step}: {render_validation(metrics)}")
                 self.console.metrics["val_loss"] = metrics["val_loss"]
@@ -276,6 +287,8 @@ class Loop:
                 self.write_sample(data.tokenizer.encode(settings.sample_prompt).tolist(), settings.sample_tokens)
             if data.example_prompt and settings.max_new_tokens:
                 self.write_sample(data.example_prompt, settings.max_new_tokens)
+        if is_best:
+            self.save()
         self.stop_if_interrupted()
 
     def write_sample(self, prompt: list[int], tokens: int) -> None:
@@ -306,7 +319,15 @@ class Loop:
         if run.data.tokenizer_dir:
             files |= find_tokenizer_files(run.data.tokenizer_dir, with_format=run.data.prompt_files is None)
         files |= {**(run.data.prompt_files or {}), **run.spec.adapter_files()}
-        run.checkpoints.save(self.step, run.train_state.core, run.train_state.optimizers, self.progress(), files)
+        with self.meter.exclude("saving"), phase("saving"):
+            run.checkpoints.save(
+                self.step,
+                run.train_state.core,
+                run.train_state.optimizers,
+                self.progress(),
+                files,
+                is_best=self.best.step == self.step,
+            )
         report = run.data.train.report()  # on every rank
         if report and is_rank_zero():
             write_json(run.recipe.out_dir / "data_report.json", report)
@@ -327,7 +348,8 @@ class Loop:
             skipped_steps=self.guard.skipped,
             spikes=self.spikes,
             memory_gb=get_peak_memory_gb(self.run.train_state.device),
-            checkpoint=self.run.recipe.out_dir / f"step-{self.step:08d}",
+            checkpoint=get_step_folder(self.run.recipe.out_dir, self.step),
+            best=self.best.describe(self.run.recipe.out_dir),
             final=final,
             report=report,
         )

@@ -194,6 +194,9 @@ def open_data(
     settings = recipe.eval
     prompt = spec.data.encode_example_prompt(settings.evaluate_example, recipe.seed) if settings.max_new_tokens else []
     train, validation = spec.data.train_stream(shape), spec.data.val_stream(shape)
+    if recipe.checkpoint.best and validation is None:
+        metric = recipe.checkpoint.best.metric
+        raise UserError(f"checkpoint.best.metric: {metric} needs validation data; add some, or set checkpoint.best: null")
     for samples in (getattr(opened, "samples", None) for opened in (train, validation)):
         if isinstance(samples, WindowDataset):  # known before the model is loaded; all others when they are read
             check_token_range(to_batch(samples.micro_batch(0, shape.micro_batch_size)), spec)
@@ -315,7 +318,8 @@ def open_checkpoints(
         optimizers, restore_rng = train_state.optimizers, settings.save_rng
         progress = load_checkpoint(resumed_from, model, optimizers, restore_rng=restore_rng, **shared)
     resumed_step = progress.get("step", 0)
-    return Checkpoints(recipe.out_dir, resumed_step=resumed_step, **asdict(settings), **shared), progress
+    kept = {name: getattr(settings, name) for name in ("keep", "asynchronous", "on_error", "save_rng")}
+    return Checkpoints(recipe.out_dir, resumed_step=resumed_step, **kept, **shared), progress
 
 
 def write_run_files(recipe: Training, spec: RunSpec) -> None:
