@@ -156,11 +156,11 @@ def flag_to_tree(recipe: type, flag: Flag, known: KnownKeys) -> Tree:
     has_keys = group or base or any(str(kind).startswith("dict") for kind in keys.list_types(hint))
     if hint is None or (subkeys and not has_keys):
         raise unknown_key_error([flag.key], known())
-    for subkey in subkeys if group else ():
-        hint, _ = keys.list_settings(group).get(subkey, (None, None)) if group else (None, None)
-        group = keys.find_group(hint)
+    named_group = group
+    for subkey in subkeys:
+        named_group = named_group and keys.find_group(keys.list_settings(named_group).get(subkey, (None,))[0])
     value: Any = flag.value
-    if has_keys and not subkeys:
+    if (has_keys and not subkeys) or named_group:
         value = parse_mapping_flag(flag, is_choice=base is not None)
     elif subkeys and not group:
         value = parse_text(flag.value, f"--{flag.key}")

@@ -69,6 +69,8 @@ def list_entries(cls: type, prefix: str = "", values: Any = None) -> Iterator[En
     for name, (hint, default) in list_settings(cls).items():
         value = getattr(values, name, default)
         if group := find_group(hint):
+            if prefix:  # a group of the recipe itself has a heading
+                yield Entry(prefix + name, hint, value, descriptions.get(name, ""))
             yield from list_entries(group, f"{prefix}{name}.", None if value is REQUIRED else value)
             continue
         yield Entry(prefix + name, hint, value, descriptions.get(name, ""))

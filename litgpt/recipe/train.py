@@ -181,7 +181,8 @@ class BestArgs:
     def __post_init__(self) -> None:
         if self.mode is None and self.metric not in LOWER_IS_BETTER:
             raise UserError(
-                f"checkpoint.best.mode: null is not valid for checkpoint.best.metric: {self.metric}; set min or max"
+                f"checkpoint.best.mode: null is valid for {' and '.join(LOWER_IS_BETTER)} only, not for "
+                f"checkpoint.best.metric: {self.metric}; set min or max"
             )
 
     @property

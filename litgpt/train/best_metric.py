@@ -16,21 +16,16 @@ class BestMetric:
     Without settings nothing is recorded.
 
     Args:
-        names: the metrics of the run.
         patience: number of evaluations without a better value after which training stops; None for no limit.
 
     Attributes:
         step: the step of the best value; None without one.
         value: the best value, which is finite; None without one.
         evaluations_since: number of evaluations after the best one.
-
-    Raises:
-        UserError: if the run does not have the metric.
     """
 
-    def __init__(self, settings: BestArgs | None, names: Collection[str], patience: int | None = None) -> None:
+    def __init__(self, settings: BestArgs | None, patience: int | None = None) -> None:
         self.settings, self.patience = settings, patience
-        self._check_metric(names)
         self.step: int | None = None
         self.value: float | None = None
         self.evaluations_since = 0
@@ -43,7 +38,7 @@ class BestMetric:
         """
         if self.settings is None:
             return False
-        self._check_metric(metrics)
+        self.check_metric(metrics)
         value = metrics[self.settings.metric]
         sign = 1 if self.settings.direction == "min" else -1
         if is_best := math.isfinite(value) and (self.value is None or sign * value < sign * self.value):
@@ -51,7 +46,12 @@ class BestMetric:
         self.evaluations_since = 0 if is_best else self.evaluations_since + 1
         return is_best
 
-    def _check_metric(self, names: Collection[str]) -> None:
+    def check_metric(self, names: Collection[str]) -> None:
+        """Check that the metric is among those of a run.
+
+        Raises:
+            UserError: naming those.
+        """
         if self.settings and self.settings.metric not in names:
             metric, known = self.settings.metric, " or ".join(names)
             raise UserError(f"checkpoint.best.metric: {metric} is not a metric of this run; use {known}")
@@ -83,5 +83,9 @@ class BestMetric:
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Restore a state; that of another metric or mode is ignored, so that the search for the best starts again."""
-        if self.settings and state and (state["metric"], state["mode"]) == (self.settings.metric, self.settings.direction):
+        if (
+            self.settings
+            and state
+            and (state["metric"], state["mode"]) == (self.settings.metric, self.settings.direction)
+        ):
             self.step, self.value, self.evaluations_since = state["step"], state["value"], state["evaluations_since"]

@@ -48,7 +48,8 @@ class Loop:
         self.run, self.objective, self.console, self.train = run, objective, console, recipe.train
         self.interrupts = Interrupts(console.print)
         self.guard = Guard(recipe.guard)
-        self.best = BestMetric(recipe.checkpoint.best, list_validation_metrics(objective), recipe.train.patience)
+        self.best = BestMetric(recipe.checkpoint.best, recipe.train.patience)
+        self.best.check_metric(list_validation_metrics(objective))
         device = run.train_state.device
         peak = get_device_peak(device, recipe.precision or "bf16-mixed")
         self.meter = Meter(ranks=run.data.ranks, processes=run.ranks, peak=peak)

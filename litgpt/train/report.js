@@ -90,10 +90,10 @@
         `<text x="${LEFT - 8}" y="${y(tick) + 4}" text-anchor="end">${formatNumber(tick)}</text>`);
     for (const tick of findTicks(...rangeX, Math.max(2, Math.floor(width / 80)), logX, axis))
       parts.push(`<text x="${x(tick)}" y="${HEIGHT - 10}" text-anchor="middle">${formatX(tick, axis)}</text>`);
-    for (const resume of page.resumes) {
-      const at = x(resume[axis]);
+    for (const mark of page.marks) {
+      const at = x(mark[axis]);
       if (at >= LEFT && at <= width - RIGHT)
-        parts.push(`<g class="resume"><line x1="${at}" x2="${at}" y1="${TOP}" y2="${HEIGHT - BOTTOM}"/><title>resumed at step ${resume.step}</title></g>`);
+        parts.push(`<g class="mark"><line x1="${at}" x2="${at}" y1="${TOP}" y2="${HEIGHT - BOTTOM}"/><title>${escapeText(mark.text)} at step ${mark.step}</title></g>`);
     }
     const place = (values) => values.map((value) => (value === null || (logY && value <= 0) ? null : y(value)));
     for (const curve of curves) {

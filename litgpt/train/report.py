@@ -13,8 +13,9 @@ import yaml
 from litgpt.errors import UserError
 from litgpt.files import read_json_object, write_text
 from litgpt.recipe.to_yaml import format_yaml
-from litgpt.recipe.train import GuardArgs
+from litgpt.recipe.train import BestArgs, GuardArgs
 from litgpt.train import history
+from litgpt.train.best_metric import BestMetric
 from litgpt.train.console import format_duration, format_trained
 from litgpt.train.guard import Guard
 from litgpt.train.run_record import RECORD_FILE
@@ -40,6 +41,8 @@ def write_report(out_dir: Path, output: Path | None = None) -> Path:
     path, rows = read_newest_metrics(out_dir)
     record = read_record(out_dir / RECORD_FILE)
     recipe = read_text(out_dir / "recipe.yaml")
+    guard, best_args = load_settings(recipe)
+    best = find_best(rows, best_args)
     speed = "items_per_sec" if any("items_per_sec" in row for row in rows) else "device/items_per_sec"
     page = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -49,11 +52,11 @@ def write_report(out_dir: Path, output: Path | None = None) -> Path:
     text = page.render(
         title=record["model"]["name"] if record else name,
         lead=" · ".join([record["task"], name, format_dates(record), get_end_reason(record)]) if record else "",
-        tiles=build_tiles(rows, find_skipped(rows), speed),
+        tiles=build_tiles(rows, find_skipped(rows), speed, best),
         facts=build_facts(record),
-        page=build_charts(rows, speed, [start["step"] for start in record.get("starts", [])[1:]]),
+        page=build_charts(rows, speed, list_marks(record, best)),
         metrics=path.relative_to(out_dir),
-        events=find_events(rows, load_guard_args(recipe), record),
+        events=find_events(rows, guard, record, best),
         samples=read_samples(out_dir / "samples.jsonl"),
         changes=format_yaml(record.get("changes", {})) if record else "",
         recipe=recipe,
@@ -86,7 +89,7 @@ def read_record(path: Path) -> dict[str, Any]:
     record = read_json_object(path)
     try:
         build_facts(record)
-        find_events([], GuardArgs(), record)
+        find_events([], GuardArgs(), record, BestMetric(None))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError):
         raise UserError(f"{path}: is not the record of a run; remove the file") from None
     return record
@@ -172,16 +175,26 @@ def find_spikes(rows: Rows, settings: GuardArgs) -> list[tuple[int, str]]:
     return [(int(step), message) for step, loss in points if (message := guard.record(int(step), loss))]
 
 
-def load_guard_args(recipe: str | None) -> GuardArgs:
-    """Load the group `guard` of a recipe in YAML; defaults for settings that it does not have."""
+def load_settings(recipe: str | None) -> tuple[GuardArgs, BestArgs | None]:
+    """Load the groups `guard` and `checkpoint.best` of a recipe in YAML; defaults for what it does not have."""
     try:
         groups = yaml.safe_load(recipe or "") or {}
-        return GuardArgs(**groups.get("guard", {}))
+        best = groups.get("checkpoint", {}).get("best")
+        return GuardArgs(**groups.get("guard", {})), None if best is None else BestArgs(**best)
     except (yaml.YAMLError, AttributeError, TypeError) as error:
         raise UserError(f"recipe.yaml: cannot be read ({error}); fix or remove it") from None
 
 
-def build_tiles(rows: Rows, skips: list[tuple[int, int]], speed: str) -> list[tuple[str, str]]:
+def find_best(rows: Rows, settings: BestArgs | None) -> BestMetric:
+    """Find the best evaluation; none without settings."""
+    best = BestMetric(settings)
+    for row in rows:
+        if settings and settings.metric in row:
+            best.record(int(row["step"]), row)
+    return best
+
+
+def build_tiles(rows: Rows, skips: list[tuple[int, int]], speed: str, best: BestMetric) -> list[tuple[str, str]]:
     """Name and value of the figures at the top of the page; `speed` is the column of tokens per second."""
 
     def format_column(
@@ -197,6 +210,7 @@ def build_tiles(rows: Rows, skips: list[tuple[int, int]], speed: str) -> list[tu
         ("Last loss", format_column("loss", "{:.4f}".format)),
         ("Validation loss", format_column("val_loss", "{:.4f}".format)),
         ("Best validation", format_column("val_loss", "{:.4f}".format, min)),
+        ("Best checkpoint", "" if best.step is None else f"step {best.step:,}"),
         ("Tokens/s", format_column(speed, "{:,.0f}".format, statistics.median)),
         ("MFU", format_column("device/mfu", "{:.1%}".format, statistics.median)),
         ("Memory", format_column("memory_gb", "{:.2f} GB".format, max)),
@@ -205,8 +219,8 @@ def build_tiles(rows: Rows, skips: list[tuple[int, int]], speed: str) -> list[tu
     return [(name, value) for name, value in tiles if value]
 
 
-def find_events(rows: Rows, settings: GuardArgs, record: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """Find skipped steps, spikes of the loss, and the starts and ends of a run, in the order of their steps."""
+def find_events(rows: Rows, settings: GuardArgs, record: Mapping[str, Any], best: BestMetric) -> list[tuple[int, str]]:
+    """Find skipped steps, loss spikes, the best evaluation, and the starts and ends of a run, in order of steps."""
     skips = [
         (step, f"{count} skipped since the previous row: gradient or loss was not finite")
         for step, count in find_skipped(rows)
@@ -214,10 +228,17 @@ def find_events(rows: Rows, settings: GuardArgs, record: Mapping[str, Any]) -> l
     starts = record.get("starts", [])
     resumes = [(start["step"], f"resumed on {start['host']}, {start['date']}") for start in starts[1:]]
     ends = [(start["end"]["step"], f"ended: {start['end']['reason']}") for start in starts if start.get("end")]
-    return sorted([*skips, *find_spikes(rows, settings), *ends, *resumes], key=lambda event: event[0])
+    best_events = [] if best.step is None else [(best.step, f"the best checkpoint: {best.describe()}")]
+    return sorted([*skips, *find_spikes(rows, settings), *best_events, *ends, *resumes], key=lambda event: event[0])
 
 
-def build_charts(rows: Rows, speed: str, resumed_steps: Sequence[int]) -> dict[str, Any]:
+def list_marks(record: Mapping[str, Any], best: BestMetric) -> list[tuple[int, str]]:
+    """The steps that the charts mark, and why: the steps from which the run was resumed, and the best one."""
+    marks = [(start["step"], "resumed") for start in record.get("starts", [])[1:]]
+    return marks if best.step is None else [*marks, (best.step, "the best checkpoint")]
+
+
+def build_charts(rows: Rows, speed: str, marks: Sequence[tuple[int, str]]) -> dict[str, Any]:
     """Build the charts that have a curve, and their numbers, as JSON values for the page's script.
 
     Args:
@@ -251,7 +272,7 @@ def build_charts(rows: Rows, speed: str, resumed_steps: Sequence[int]) -> dict[s
             "training": tabulate(training, ["loss", "learning_rate", speed, "grad_norm"]),
             "validation": tabulate(validation, ["val_loss"]),
         },
-        "resumes": find_positions(training, resumed_steps),
+        "marks": find_positions(training, marks),
     }
 
 
@@ -283,10 +304,11 @@ def average(rows: Rows, name: str) -> float | None:
     return float(f"{statistics.fmean(values):.6g}") if values else None
 
 
-def find_positions(rows: Rows, steps: Sequence[int]) -> list[dict[str, float]]:
-    """Find the position of each step on every axis, in the last row up to that step."""
+def find_positions(rows: Rows, marks: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+    """Find the position of each mark on every axis, in the last row up to its step."""
     positions = []
-    for step in steps:
+    for step, text in marks:
         before = [row for row in rows if row["step"] <= step] or [{}]
-        positions.append({axis: before[-1].get(column, 0.0) for axis, column in AXES.items()} | {"step": step})
+        position = {axis: before[-1].get(column, 0.0) for axis, column in AXES.items()}
+        positions.append(position | {"step": step, "text": text})
     return positions

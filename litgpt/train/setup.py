@@ -196,7 +196,9 @@ def open_data(
     train, validation = spec.data.train_stream(shape), spec.data.val_stream(shape)
     if recipe.checkpoint.best and validation is None:
         metric = recipe.checkpoint.best.metric
-        raise UserError(f"checkpoint.best.metric: {metric} needs validation data; add some, or set checkpoint.best: null")
+        raise UserError(
+            f"checkpoint.best.metric: {metric} needs validation data; add some, or set checkpoint.best: null"
+        )
     for samples in (getattr(opened, "samples", None) for opened in (train, validation)):
         if isinstance(samples, WindowDataset):  # known before the model is loaded; all others when they are read
             check_token_range(to_batch(samples.micro_batch(0, shape.micro_batch_size)), spec)

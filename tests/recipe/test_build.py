@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from litgpt.recipe.optimizer import SGD, AdamW, AdamW8bit, Custom, Muon
+from litgpt.recipe.train import BestArgs
 
 
 def test_every_key_of_litgpt_parses(litgpt, config):
@@ -33,6 +34,18 @@ def test_integers_have_many_spellings(litgpt, tmp_path, key, spelling):
     (tmp_path / "t.yaml").write_text(f"model_name: x\n{group}:\n  {name}: {spelling}\n")
     value = getattr(litgpt("pretrain", "--config", tmp_path / "t.yaml").recipe.train, name)
     assert value == 10**9 and type(value) is int
+
+
+def test_a_group_in_a_group_is_set_key_by_key_or_as_a_whole(litgpt, tmp_path):
+    (tmp_path / "best.yaml").write_text("model_name: x\ncheckpoint: {best: {metric: val_ppl, mode: max}}\n")
+    given = ("pretrain", "--config", tmp_path / "best.yaml")
+    assert litgpt(*given).recipe.checkpoint.best == BestArgs("val_ppl", "max")
+    assert litgpt(*given, "--checkpoint.best.metric", "a").recipe.checkpoint.best == BestArgs("a", "max")
+    assert litgpt(*given, "--checkpoint.best", "{mode: min}").recipe.checkpoint.best == BestArgs("val_ppl", "min")
+    assert litgpt(*given, "--checkpoint.best", "null").recipe.checkpoint.best is None
+    assert litgpt("pretrain", "x", "--checkpoint.best", "{}").recipe.checkpoint.best == BestArgs()
+    assert "checkpoint.best.mod is not a key" in litgpt(*given, "--checkpoint.best.mod", "a").error_line()
+    assert "checkpoint.best" in litgpt(*given, "--checkpoint.best", "val_loss").error_line()
 
 
 @pytest.mark.parametrize("value", ["1.5", "1e-9", "nan", "inf", "1e999999999", "true", "[1]", "-3", "0", "", "many"])

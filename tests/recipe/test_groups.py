@@ -11,7 +11,7 @@ from litgpt.recipe.optimizer import OPTIMIZERS, SGD, AdamW, Muon
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
-from litgpt.recipe.train import CheckpointArgs, EvalArgs, GuardArgs, LogArgs, LossArgs, TrainArgs
+from litgpt.recipe.train import BestArgs, CheckpointArgs, EvalArgs, GuardArgs, LogArgs, LossArgs, TrainArgs
 from litgpt.recipe.tuner import Full, LoRA
 
 GROUPS = [
@@ -55,6 +55,14 @@ def test_numbers_out_of_range_are_refused(group, absurd):
         (
             lambda: Pretrain("x", eval=EvalArgs(evaluate_example="random")),
             "eval.evaluate_example: random is not supported for",
+        ),
+        (
+            lambda: BestArgs("val_rewards/accuracies"),
+            "checkpoint.best.mode: null is valid for val_loss and val_ppl only",
+        ),
+        (
+            lambda: Pretrain("x", train=TrainArgs(patience=3)),
+            "train.patience: 3 has no effect with checkpoint.best: null; set checkpoint.best.metric: val_loss",
         ),
         (lambda: Pretrain("x", devices=-2), "devices: -2 is not valid"),
         (lambda: Pretrain("x", num_nodes=0), "num_nodes: 0 is not valid"),

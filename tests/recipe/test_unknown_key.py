@@ -137,8 +137,8 @@ def test_the_class_decides_on_the_hint(litgpt):
 
 
 def test_without_a_similar_key_the_keys_beside_it_are_listed(litgpt):
-    line = litgpt("pretrain", "x", "--optimizer.modle", "1").error_line()
-    assert line.startswith("optimizer.modle is not a key; the keys of optimizer are lr, betas, eps")
+    line = litgpt("pretrain", "x", "--optimizer.xyz", "1").error_line()
+    assert line.startswith("optimizer.xyz is not a key; the keys of optimizer are lr, betas, eps")
     assert litgpt("pretrain", "x", "--zzz", "1").error_line() == (
         "zzz is not a key; --help all lists the keys of the command"
     )

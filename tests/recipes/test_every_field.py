@@ -96,6 +96,9 @@ ROWS: dict[str, Row] = {
     "train.max_tokens": Row("256", "losses"),
     "train.max_steps": Row("2", "losses"),
     "train.max_time": Row("1e-9", "says", "train.max_time"),
+    "train.patience": Row(
+        "1", "losses", given="--checkpoint.best.metric val_loss --checkpoint.best.mode max --eval.interval 1"
+    ),
     "train.max_seq_length": Row("16", "losses"),
     "train.tie_embeddings": Row("true", "losses"),
     "train.max_norm": Row("0.01", "losses"),
@@ -157,6 +160,8 @@ ROWS: dict[str, Row] = {
     "checkpoint.asynchronous": Row("false", "operations"),
     "checkpoint.on_error": Row("sometimes", "refused", "use stop or continue"),
     "checkpoint.save_rng": Row("false", "checkpoint"),
+    "checkpoint.best.metric": Row("val_ppl", "says", "Best val_ppl"),
+    "checkpoint.best.mode": Row("max", "says", "at step 2: out/step-00000002"),
 }
 FINETUNE_ROWS: dict[str, Row] = {
     "checkpoint_dir": Row("BASE/other/out/final", "losses"),

@@ -29,10 +29,10 @@ def step(model: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
     model.zero_grad()
 
 
-def save(out_dir: Path, number: int, **settings: Any) -> Path:
+def save(out_dir: Path, number: int, *, is_best: bool = False, **settings: Any) -> Path:
     model = two_layers(number)
     checkpoints = Checkpoints(out_dir, **settings)
-    checkpoints.save(number, model, None, {"tokens": number})
+    checkpoints.save(number, model, None, {"tokens": number}, is_best=is_best)
     folder = checkpoints.commit()
     assert folder is not None
     return folder
@@ -164,6 +164,28 @@ def test_the_newest_that_verify_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003", "step-00000004"]
     save(tmp_path, 5, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
+def test_the_best_is_kept_until_a_better_one_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def list_steps() -> list[int]:
+        return sorted(int(path.name.removeprefix("step-")) for path in tmp_path.glob("step-*"))
+
+    checkpoints = Checkpoints(tmp_path, keep=1, on_error="continue", warn=lambda _line: None)
+
+    def save_step(number: int, *, is_best: bool = False) -> list[int]:
+        checkpoints.save(number, two_layers(), None, {}, is_best=is_best)
+        checkpoints.save(number, two_layers(), None, {}, is_best=is_best)  # while it is written: nothing more to do
+        checkpoints.commit()
+        return list_steps()
+
+    assert [save_step(1, is_best=True), save_step(2), save_step(3)] == [[1], [1, 2], [1, 3]]
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoint_save, "write_tensors", lambda *_: 1 / 0)
+        assert save_step(4, is_best=True) == [1, 3], "a checkpoint that is not written replaces none"
+    assert save_step(5) == [1, 5]
+    checkpoints.save(5, two_layers(), None, {}, is_best=True)  # saved before it was evaluated
+    assert [save_step(6), save_step(7, is_best=True)] == [[5, 6], [7]]
+    assert save(tmp_path, 8, keep=1, best_step=7) == tmp_path / "step-00000008" and list_steps() == [7, 8]
 
 
 def test_after_a_rollback_newer_steps_are_set_aside(tmp_path: Path) -> None:

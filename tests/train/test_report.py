@@ -138,7 +138,7 @@ def test_the_page_has_the_facts_of_the_record(out_dir: Path) -> None:
         assert words in page.text
     assert "tensor 1" not in page.text
     assert page.text.index("What differs") < page.text.index("guard: {}")  # the changes come before the whole recipe
-    assert read_data(text)["resumes"] == [{"step": 120, "tokens": 1200, "time": 240}]
+    assert read_data(text)["marks"] == [{"step": 120, "tokens": 1200, "time": 240, "text": "resumed"}]
 
 
 def test_the_answer_of_a_sample_comes_before_a_long_prompt(out_dir: Path) -> None:
@@ -192,6 +192,20 @@ def test_the_newest_version_is_shown(out_dir: Path) -> None:
 def test_a_run_that_only_just_began_has_a_page(tmp_path: Path) -> None:
     History(tmp_path / "logs" / "csv" / "version_0" / "metrics.csv").append({"step": 1, "loss": float("nan")})
     assert "Steps" in write_report(tmp_path).read_text()
+
+
+def test_the_best_checkpoint_is_marked(out_dir: Path) -> None:
+    write_record(out_dir)
+    (out_dir / "recipe.yaml").write_text("checkpoint:\n  best: {metric: val_loss, mode: max}\n")
+    text = write_report(out_dir).read_text()
+    assert "the best checkpoint: val_loss 4.9000 at step 100" in text and "step 100</dd>" in text
+    mark = {"step": 100, "tokens": 1000, "time": 200, "text": "the best checkpoint"}
+    assert read_data(text)["marks"][1:] == [mark]
+    (out_dir / "recipe.yaml").write_text("checkpoint:\n  best:\n")
+    assert "best checkpoint" not in write_report(out_dir).read_text()
+    (out_dir / "recipe.yaml").write_text("checkpoint:\n  best: 3\n")
+    with pytest.raises(UserError, match=r"recipe\.yaml: cannot be read"):
+        write_report(out_dir)
 
 
 def test_the_spike_rule_is_the_recipes(out_dir: Path) -> None:
