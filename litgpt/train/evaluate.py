@@ -28,13 +28,14 @@ from litgpt.train.train_state import TrainState
 @contextmanager
 def eval_mode(train_state: TrainState) -> Iterator[None]:
     """Disable dropout and gradients, and use the precision of the run."""
+    training = train_state.core.training
     train_state.core.eval()
     try:
         with torch.no_grad(), train_state.autocast():
             yield
     finally:
         reshard_parameters(train_state.core)
-        train_state.core.train()
+        train_state.core.train(training)
 
 
 def compute_validation_metrics(

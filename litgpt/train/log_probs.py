@@ -119,11 +119,13 @@ class ChunkedLogProbs(torch.autograd.Function):
         for part, chunk in chunks:
             log_probs[indices[part]] = -chunk.losses[:, 0]
             if target.log_squares_N is not None:
-                target.log_squares_N[indices[part]] = compute_log_squares(chunk, vocabulary)
+                log_squares = compute_log_squares(chunk, vocabulary)
+                target.log_squares_N[indices[part]] = log_squares.to(target.log_squares_N.dtype)
             if gradients is not None:
                 gradients.add(part, chunk, None)
         if target.mean_logits_N is not None and logit_sums is not None:
-            target.mean_logits_N[indices] = compute_mean_logits(logit_sums, len(weight_VD), vocabulary)
+            mean_logits = compute_mean_logits(logit_sums, len(weight_VD), vocabulary)
+            target.mean_logits_N[indices] = mean_logits.to(target.mean_logits_N.dtype)
         if ctx.trains_head:
             ctx.save_for_backward(indices, hidden_ND, weight_VD, bias_V, labels)
         elif gradients is not None:

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from litgpt.parallel.heartbeat import report_lost_ranks
 from litgpt.parallel.strategy import exit_process, is_rank_zero
 from litgpt.phases import phase, show_phases
+from litgpt.recipe.align import Align
 from litgpt.recipe.training import Training
 from litgpt.train.console import RunConsole, render_summary
 from litgpt.train.loop import Loop
 from litgpt.train.objective import Objective, next_token
+from litgpt.train.preference import paired_answers
 from litgpt.train.report import write_report
 from litgpt.train.run_record import record_run
 from litgpt.train.run_spec import RunSpec
@@ -21,7 +24,13 @@ def build_next_token(trained: Run) -> Objective:
     return next_token(trained.recipe.loss, trained.data.train.channels)
 
 
-OBJECTIVES: dict[str, Callable[[Run], Objective]] = {"next_token": build_next_token}
+def build_paired_answers(trained: Run) -> Objective:
+    """Build the objective of preferences between pairs of answers."""
+    recipe = cast(Align, trained.recipe)
+    return paired_answers(recipe.preference, recipe.loss)
+
+
+OBJECTIVES: dict[str, Callable[[Run], Objective]] = {"next_token": build_next_token, "pairs": build_paired_answers}
 
 
 def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> None:

@@ -16,7 +16,7 @@ from tests.model.test_attention import small
 
 def sample(kind: str, precision: str = "32-true", **settings: Any) -> tuple[list[int], list[int]]:
     """A sample, and the number of tokens that each forward pass computes."""
-    model, lengths = small(**KINDS_HERE[kind]), list[int]()
+    model, lengths = small(**KINDS_HERE[kind]).train(), list[int]()
     adapt.attach(model, Adapter(start_layer=0))
     adapt.initialize_adapter(model, Adapter(start_layer=0), 0)
     model.register_forward_pre_hook(lambda _model, ids: lengths.append(ids[0].shape[1]))
