@@ -14,6 +14,7 @@ _EXPORTS = {
     "modules.litdata": ("LitData", "TinyLlama", "MicroLlama"),
     "modules.downloaded_text": ("TinyStories", "OpenWebText"),
     "modules.conversations": ("Conversations",),
+    "modules.preferences": ("Preferences",),
     "modules.instruction_sets": (
         *("JSON", "Alpaca", "Alpaca2k", "AlpacaGPT4", "Deita", "Dolly", "FLAN", "LIMA", "LongForm"),
     ),

@@ -13,6 +13,7 @@ DATA_MODULES = {
     for name in (
         *("TextFiles", "PythonDocs", "LitData", "TinyStories", "TinyLlama", "MicroLlama", "OpenWebText"),
         *("JSON", "Alpaca", "Alpaca2k", "AlpacaGPT4", "Deita", "Dolly", "FLAN", "LIMA", "LongForm", "Conversations"),
+        *("Preferences",),
     )
 }
 """Dotted paths of the data modules by the short names that `data` accepts; any other class is given by its path."""
@@ -126,6 +127,17 @@ class DataModule(ABC):
     @abstractmethod
     def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
         """Set the tokenizer, the micro-batch size in samples and the sample length in tokens."""
+
+    def set_objective(self, objective: str) -> None:
+        """Set the objective of the run, a row of the table in `train.run`.
+
+        Raises:
+            UserError: if the data does not have what it needs; by default the data is text.
+        """
+        if objective != "next_token":
+            raise UserError(
+                f"data: {type(self).__name__} has no preferences; set data: Preferences, or use litgpt finetune"
+            )
 
     def check_files(self, *, has_tokenizer: bool) -> None:  # noqa: B027 - optional
         """Check, before anything is loaded, that the user's files exist and that text has a tokenizer.

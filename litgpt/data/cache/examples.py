@@ -1,8 +1,10 @@
 """Tokenized samples on disk: built once, memory-mapped, and rebuilt when anything they depend on changes.
 
 A folder holds tokens.npy and weights.npy (of all samples, concatenated), offsets.npy (start of each sample, and the
-end), targets.npy (number of labels of each), channels.npy (channel number of each), examples.json (what they were built
-from, with a report of the rows left out) and manifest.json. Its name is a hash of everything the samples depend on.
+end), targets.npy (number of labels of each), channels.npy (channel number of each), for samples of two answers also
+splits.npy (tokens of the first one) and values.npy (the number that belongs to both), examples.json (what they were
+built from, with a report of the rows left out) and manifest.json. Its name is a hash of everything the samples depend
+on.
 """
 
 import itertools
@@ -41,10 +43,14 @@ class CachedExamples:
             self.channels: list[str | None] = list(self.metadata["channels"])
             self.report = RowReport.from_dict(self.metadata["report"])
             self.weighted = bool(self.metadata["weighted"])
+            self.paired = bool(self.metadata.get("paired", False))
         except (KeyError, TypeError, ValueError):
             raise DamagedFileError(f"{folder / 'examples.json'}: does not describe samples; delete {folder}") from None
         sizes = {"tokens": self.tokens, "weights": self.tokens, "offsets": self.count + 1}
         sizes |= {"targets": self.count, "channels": self.count}
+        if self.paired:
+            self.array_names = (*self.array_names, "splits", "values")
+            sizes |= {"splits": self.count, "values": self.count}
         for name in self.array_names:
             if len(self._open(name)) != sizes[name]:
                 raise DamagedFileError(
@@ -73,6 +79,10 @@ class CachedExamples:
         """(count,) tokens of each sample."""
         return np.diff(self.get_array("offsets"))
 
+    def splits(self) -> np.ndarray:
+        """(count,) tokens of the first of two answers; 0 for samples that are a single document."""
+        return self.get_array("splits") if self.paired else np.zeros(self.count, np.int64)
+
     def targets(self) -> np.ndarray:
         """(count,) labels of each sample."""
         return self.get_array("targets")
@@ -84,7 +94,11 @@ class CachedExamples:
         part = slice(low + start, high if stop is None else low + stop)
         channel = self.channels[int(self.get_array("channels")[number])]
         weights = self.get_array("weights")[part].astype(np.float32)
-        return Example(self.get_array("tokens")[part].astype(np.int32), weights, channel)
+        ids = self.get_array("tokens")[part].astype(np.int32)
+        if not self.paired:
+            return Example(ids, weights, channel)
+        split, value = int(self.get_array("splits")[number]), float(self.get_array("values")[number])
+        return Example(ids, weights, channel, split, value)
 
 
 class _ExampleWriter:
@@ -97,15 +111,24 @@ class _ExampleWriter:
         self.targets: list[int] = []
         self.numbers: list[int] = []
         self.channels: dict[str | None, int] = {}
+        self.splits: list[int] = []
+        self.values: list[float] = []
         self.weighted = False
 
     def add(self, example: Example, channel: str | None) -> None:
         self.files["tokens"].write(example.ids.astype("<i4").tobytes())
         self.files["weights"].write(example.weights.astype("<f4").tobytes())
         self.lengths.append(len(example.ids))
-        self.targets.append(int(np.count_nonzero(example.weights[1:])))
+        self.targets.append(sum(int(np.count_nonzero(part.weights[1:])) for part in example.documents))
+        self.splits.append(example.split)
+        self.values.append(example.value)
         self.numbers.append(self.channels.setdefault(channel, len(self.channels)))
         self.weighted = self.weighted or example.is_weighted
+
+    @property
+    def paired(self) -> bool:
+        """Whether the samples have two answers."""
+        return any(self.splits)
 
     def finish(self) -> int:
         """Write the .npy files; returns the number of tokens."""
@@ -119,7 +142,10 @@ class _ExampleWriter:
             raw.unlink()
         offsets = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
         targets, channels = (np.array(numbers, np.int32) for numbers in (self.targets, self.numbers))
-        for name, array in (("offsets", offsets), ("targets", targets), ("channels", channels)):
+        arrays: dict[str, np.ndarray] = {"offsets": offsets, "targets": targets, "channels": channels}
+        if self.paired:
+            arrays |= {"splits": np.array(self.splits, np.int64), "values": np.array(self.values, np.float32)}
+        for name, array in arrays.items():
             np.save(self.folder / f"{name}.npy", array, allow_pickle=False)
         return total
 
@@ -147,7 +173,7 @@ def build_examples(rows: RowSet, renderer: Renderer, folder: Path, on_error: OnE
     if on_error == "raise" and report.first:
         raise bad_row_error(report.first[0])
     total = writer.finish()
-    counts = {"examples": len(writer.lengths), "tokens": total, "weighted": writer.weighted}
+    counts = {"examples": len(writer.lengths), "tokens": total, "weighted": writer.weighted, "paired": writer.paired}
     write_metadata(folder, rows, report, counts | {"channels": list(writer.channels)})
     print(f"tokenized {rows.name}: {len(writer.lengths):,} samples, {total:,} tokens", file=sys.stderr)
 

@@ -204,15 +204,18 @@ class Conversations(FinetuningData):
         self, source: DataSource, files: list[Source], read: Callable[[], Iterable[LocatedRow]]
     ) -> RowSet:
         def convert(row: Any) -> list[Conversation]:
-            conversation = to_conversation(row, source.columns, source.format)
-            if conversation.system is None and self.system is not None and not conversation.is_text:
-                conversation = replace(conversation, system=self.system)
-            if self.tool_format == "template":
-                return [conversation]
-            return [write_tools_as_text(conversation, self.tool_format)]
+            return [self.complete(to_conversation(row, source.columns, source.format))]
 
         settings = [source.format, source.columns, self.system, self.tool_format]
         return RowSet(source.path, files, read, convert, settings, source.channel)
+
+    def complete(self, conversation: Conversation) -> Conversation:
+        """Add the default system message to a conversation, and write its tools in the format of the settings."""
+        if conversation.system is None and self.system is not None and not conversation.is_text:
+            conversation = replace(conversation, system=self.system)
+        if self.tool_format == "template":
+            return conversation
+        return write_tools_as_text(conversation, self.tool_format)
 
     def build_renderer(self) -> Renderer:
         """Build the renderer of the chat template, or of the prompt style that replaces it."""

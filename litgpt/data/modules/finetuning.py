@@ -40,7 +40,7 @@ class Packing:
     enabled: bool = False
     """Pack samples into rows; a row counts as one sample of the batch."""
     length: Count | None = None
-    """Tokens per row; null for train.max_seq_length."""
+    """Tokens per row; null for train.max_seq_length, or for twice that with samples of two answers."""
     strategy: PackingStrategy = "best_fit"
     """best_fit fills rows best; sequential keeps the order of the data."""
 
@@ -71,6 +71,8 @@ class FinetuningData(DataModule):
     """Base of the data modules of conversations: builds or finds the samples, splits them, and batches them in rows."""
 
     output_key: ClassVar[str] = "data.cache_dir"
+    answers_per_sample: ClassVar[int] = 1
+    """Number of documents of a sample; each may have train.max_seq_length tokens."""
 
     seed: Seed = 42
     """Seed of the sample order and of the split for validation."""
@@ -121,10 +123,12 @@ class FinetuningData(DataModule):
             UserError: if packed rows are longer than the sequence length.
         """
         self.tokenizer, length = tokenizer, self.packing.length
-        if length and max_seq_length and length > max_seq_length:
+        longest = max_seq_length * self.answers_per_sample if max_seq_length else None
+        if length and longest and length > longest:
             raise UserError(
-                f"data.packing.length: {length} is longer than train.max_seq_length: {max_seq_length}; "
-                f"use at most {max_seq_length}"
+                f"data.packing.length: {length} is longer than "
+                f"{'twice ' if self.answers_per_sample == 2 else ''}train.max_seq_length: {max_seq_length}; "
+                f"use at most {longest}"
             )
 
     def list_entries(self) -> list[DatasetEntry]:
@@ -134,6 +138,11 @@ class FinetuningData(DataModule):
     def build_renderer(self) -> Renderer:
         """Build the renderer of conversations."""
         raise UserError(f"data: {type(self).__name__} has no format for conversations")
+
+    @property
+    def value_name(self) -> str | None:
+        """Name of the number that belongs to the answers of a sample; None for samples that are single documents."""
+        return None
 
     def cache_folder(self) -> Path:
         """The folder of the samples."""
@@ -235,7 +244,9 @@ class FinetuningData(DataModule):
         assert samples is not None
         grouping = LengthGrouping(shape.global_batch_size, self.group_by_length) if self.group_by_length else None
         packed = self._pack(samples, shape) if self.packing.enabled else None
-        rows = stream.samples.SampleRows(samples, packed, self.seed, padding=self.padding, grouping=grouping)
+        rows = stream.samples.SampleRows(
+            samples, packed, self.seed, padding=self.padding, grouping=grouping, value_name=self.value_name
+        )
         if self.padding and self.tokenize == "ahead" and shape.rank == 0:
             self._count_padding(rows, shape)
         return stream.batches.TrainStream(rows, shape, workers=self.num_workers)
@@ -245,7 +256,8 @@ class FinetuningData(DataModule):
         samples = self._select_samples(shape, "val")
         if samples is None:
             return None
-        return stream.batches.ValStream(stream.samples.SampleRows(samples, None, None, padding=self.padding), shape)
+        rows = stream.samples.SampleRows(samples, None, None, padding=self.padding, value_name=self.value_name)
+        return stream.batches.ValStream(rows, shape)
 
     def _count_padding(self, rows: "SampleRows", shape: BatchShape) -> None:
         """Store and print the fraction of padding in the first micro-batches."""
@@ -254,7 +266,7 @@ class FinetuningData(DataModule):
         print_message(f"padding: {padding / total:.1%} of {total:,} tokens")
 
     def _pack(self, samples: "SampleTable", shape: BatchShape) -> list[np.ndarray]:
-        length = self.packing.length or shape.max_seq_length
+        length = self.packing.length or shape.max_seq_length * self.answers_per_sample
         rows = pack_samples(samples.lengths, length, self.packing.strategy)
         if shape.rank == 0:
             ratio = float(samples.lengths.sum()) / (len(rows) * length)

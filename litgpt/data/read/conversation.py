@@ -117,7 +117,7 @@ def check_supported(row: RowMapping, format: str) -> None:
         BadRow: naming the column, and what to change to train on the row without it.
     """
     check_media(row, "row")
-    reason = "preference row; alignment is not available yet"
+    reason = "preference row; use litgpt align with data: Preferences"
     for names in PREFERENCE_COLUMNS:
         if all(name in row for name in names):
             unused = {names[-1]: "unused"}
@@ -126,10 +126,10 @@ def check_supported(row: RowMapping, format: str) -> None:
             mapping = ", ".join(f"{name}: {other}" for name, other in sorted(unused.items()))
             raise BadRow(
                 reason,
-                f"{' and '.join(names)}; data: Conversations with columns: {{{mapping}}} trains on the chosen answers",
+                f"{' and '.join(names)}; or columns: {{{mapping}}} trains on the chosen answers",
             )
     if format != "text" and isinstance(row.get("label"), bool):
-        raise BadRow(reason, "label; data: Conversations with columns: {label: unused} trains on all answers")
+        raise BadRow(reason, "label; or columns: {label: unused} trains on all answers")
 
 
 def find_chosen_column(row: RowMapping) -> str:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,16 +19,46 @@ class Example:
         ids: (T,) int32 tokens.
         weights: (T,) float32 factor of the loss of each token; 0 for a token that is not trained.
         channel: the group that the loss is reported in.
+        split: number of tokens of the first of two answers, each with its prompt, that are scored as a whole; 0 for a
+            sample that is a single document.
+        value: a number that belongs to the two answers, such as the margin of a preference.
     """
 
     ids: np.ndarray
     weights: np.ndarray
     channel: str | None = None
+    split: int = 0
+    value: float = 0.0
+
+    @property
+    def documents(self) -> tuple["Example", ...]:
+        """The two answers as samples of their own; the sample itself if it is a single document."""
+        if not self.split:
+            return (self,)
+        parts = (slice(self.split), slice(self.split, None))
+        return tuple(Example(self.ids[part], self.weights[part], self.channel) for part in parts)
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether each of its documents has a trained token that another one precedes."""
+        return all(bool(document.weights[1:].any()) for document in self.documents)
+
+    def take(self, tokens: slice) -> "Example":
+        """Take some tokens of each document."""
+        documents = [Example(part.ids[tokens], part.weights[tokens]) for part in self.documents]
+        ids, weights = (np.concatenate([getattr(part, name) for part in documents]) for name in ("ids", "weights"))
+        return replace(self, ids=ids, weights=weights, split=len(documents[0].ids) if self.split else 0)
 
     @property
     def is_weighted(self) -> bool:
         """Whether some weights are neither 0 nor 1."""
         return bool(((self.weights != 0) & (self.weights != 1)).any())
+
+
+def join_answers(first: Example, second: Example, *, value: float = 0.0) -> Example:
+    """Join two answers, each with its prompt, to one sample."""
+    ids, weights = np.concatenate([first.ids, second.ids]), np.concatenate([first.weights, second.weights])
+    return Example(ids, weights, first.channel, split=len(first.ids), value=value)
 
 
 class Renderer(ABC):

@@ -13,6 +13,8 @@ from litgpt.errors import UserError
 
 IGNORE = -100
 """The label of a token that is not a target: excluded from the loss and not counted."""
+VALUE_NAMES = ("margin", "desirable")
+"""The names of numbers that belong to answers."""
 BatchArrays = dict[str, np.ndarray]
 """A micro batch as worker processes return it; `to_batch` converts it to a Batch."""
 
@@ -53,6 +55,25 @@ class Batch:
         """Number of tokens that are not padding."""
         return self.ids.numel() if self.documents is None else int((self.documents >= 0).sum())
 
+    def select_answers(self, selected: Tensor) -> "Batch":
+        """Select some answers, (A,) bool, as documents in one row."""
+        assert self.answers is not None
+        tokens = (self.answers >= 0) & selected[self.answers.clamp(min=0).long()]
+        numbers = (selected.cumsum(0) - 1).int()[self.answers[tokens].long()][None]
+        positions = self.positions
+        if positions is None:
+            positions = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
+        rows = {name: getattr(self, name) for name in ("ids", "labels", "weights", "channels")}
+        values = {name: value[selected] for name, value in (self.answer_values or {}).items()}
+        taken: dict[str, Any] = {name: None if row is None else row[tokens][None] for name, row in rows.items()}
+        return Batch(
+            **taken,
+            positions=positions[tokens][None],
+            documents=numbers,
+            answers=numbers,
+            answer_values=values,
+        )
+
     def without_targets(self) -> "Batch":
         """The batch with all labels ignored."""
         return replace(self, labels=torch.full_like(self.labels, IGNORE))
@@ -86,16 +107,24 @@ def to_batch(arrays: BatchArrays, *, trained: int | None = None) -> Batch:
     if tokens is not None:
         rows = torch.from_numpy(tokens.astype(np.int64))
         tensors |= {"ids": rows[:, :-1].contiguous(), "labels": rows[:, 1:].contiguous()}
-    batch = Batch(**tensors)
-    if trained is not None and sample_ends is None:
+    values = {name: tensors.pop(name) for name in VALUE_NAMES if name in tensors}
+    batch = Batch(**tensors, answer_values=values if "answers" in tensors else None)
+    if trained is not None and sample_ends is None and batch.answers is None:
         batch.labels[trained:] = IGNORE
+    elif trained is not None and batch.answers is not None:
+        batch.labels[batch.answers >= 2 * trained] = IGNORE
     elif trained is not None and sample_ends is not None and trained < len(sample_ends):
         batch.labels[:, int(sample_ends[trained - 1]) if trained else 0 :] = IGNORE  # the samples share one row
     return batch
 
 
 def collate_rows(
-    rows: Sequence[Sequence[Example]], *, padding: bool, weighted: bool, channels: Sequence[str]
+    rows: Sequence[Sequence[Example]],
+    *,
+    padding: bool,
+    weighted: bool,
+    channels: Sequence[str],
+    values: str | None = None,
 ) -> BatchArrays:
     """Collate rows of samples: concatenated in one row with the `sample_ends` of each, or padded.
 
@@ -103,7 +132,11 @@ def collate_rows(
         padding: stack the rows, padded on the right.
         weighted: include the weights of labels.
         channels: the names of the numbers in `channels`; empty to leave them out.
+        values: the name of the numbers that belong to answers, which are then numbered; None for samples that are
+            single documents.
     """
+    if values is not None:
+        return _collate_answers(rows, values, padding=padding, weighted=weighted, channels=channels)
     sizes = [sum(len(example.ids) for example in row) for row in rows]
     if padding:
         padded = [_concatenate(row, max(sizes), weighted, channels) for row in rows]
@@ -112,6 +145,19 @@ def collate_rows(
     if sum(map(len, rows)) == 1:  # one sample needs no mask
         del arrays["documents"], arrays["positions"]
     return arrays | {"sample_ends": np.cumsum(sizes)}
+
+
+def _collate_answers(
+    rows: Sequence[Sequence[Example]], values: str, *, padding: bool, weighted: bool, channels: Sequence[str]
+) -> BatchArrays:
+    """Collate rows of samples of two answers each: every answer is a document, in a row of its own if padded."""
+    samples = [sample for row in rows for sample in row]
+    answers = [answer for sample in samples for answer in sample.documents]
+    arrays = collate_rows([[answer] for answer in answers], padding=padding, weighted=weighted, channels=channels)
+    documents = arrays["documents"]
+    numbers = np.arange(len(answers), dtype=np.int32)[:, None] if padding else documents
+    arrays["answers"] = np.where(documents >= 0, numbers, -1).astype(np.int32)
+    return arrays | {values: np.repeat(np.array([sample.value for sample in samples], np.float32), 2)}
 
 
 def _concatenate(examples: Sequence[Example], total: int, weighted: bool, channels: Sequence[str]) -> BatchArrays:

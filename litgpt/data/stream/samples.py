@@ -3,6 +3,7 @@
 import hashlib
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from litgpt.errors import UserError
 
 
 class SampleTable:
-    """The samples of a run, none longer than the model's maximum length.
+    """The samples of a run, none longer than the model's maximum length; of two answers, neither is.
 
     Args:
         files: the caches that hold them.
@@ -30,6 +31,7 @@ class SampleTable:
         untrained: (F,) number left out because they have no trained tokens, at least after truncation.
         left_out: number left out in all.
         none_left: why no sample is left; empty if one is.
+        paired: whether samples have two answers.
 
     Raises:
         UserError: for a longer one under `raise`.
@@ -39,55 +41,63 @@ class SampleTable:
         self, files: Sequence[CachedExamples], chosen: np.ndarray, length: int, on_overlong: OnOverlong = "drop"
     ) -> None:
         self.files, self.length, self.on_overlong = list(files), length, on_overlong
-        sizes, targets = np.zeros(len(chosen), np.int64), np.zeros(len(chosen), np.int64)
+        sizes, targets, splits = (np.zeros(len(chosen), np.int64) for _ in range(3))
         for number, file in enumerate(self.files):
             in_file = chosen[:, 0] == number
-            sizes[in_file] = file.lengths()[chosen[in_file, 1]]
-            targets[in_file] = file.targets()[chosen[in_file, 1]]
-        longer = sizes > length
+            numbers = chosen[in_file, 1]
+            sizes[in_file], targets[in_file], splits[in_file] = (
+                values[numbers] for values in (file.lengths(), file.targets(), file.splits())
+            )
+        self.paired = bool(splits.any())
+        documents = np.column_stack([splits, sizes - splits])  # tokens of each answer
+        longer = documents.max(1, initial=0) > length
         self.overlong = np.bincount(chosen[longer, 0], minlength=len(self.files))
         if longer.any() and on_overlong == "raise":
             raise UserError(
-                f"data: a sample has {int(sizes.max())} tokens and {longer.sum()} have more than "
+                f"data: a sample has {int(documents.max())} tokens and {longer.sum()} have more than "
                 f"train.max_seq_length: {length}; increase it, or set data.on_overlong: truncate_right"
             )
-        fitting = np.column_stack([chosen, np.zeros_like(sizes), sizes])[~longer & (targets > 0)]
+        fitting = np.column_stack([chosen, np.zeros_like(sizes), sizes, sizes])[~longer & (targets > 0)]
         cut = [
             self._cut(int(file), int(number), int(size))
             for (file, number), size in zip(chosen[longer], sizes[longer], strict=True)
         ]
-        kept = np.array([part for parts in cut for part in parts], np.int64).reshape(-1, 4)
-        self.table = np.concatenate([fitting, kept]).astype(np.int64)
+        kept = np.array([part for parts in cut for part in parts], np.int64).reshape(-1, 5)
+        table = np.concatenate([fitting, kept]).astype(np.int64)
+        self.table, self.lengths = np.ascontiguousarray(table[:, :4]), table[:, 4]
         untrained = ~longer & (targets == 0)
         untrained[longer] = [not parts and on_overlong != "drop" for parts in cut]
         self.untrained = np.bincount(chosen[untrained, 0], minlength=len(self.files))
         self.left_out = len(chosen) - len(fitting) - sum(map(bool, cut))
-        self.lengths = self.table[:, 3] - self.table[:, 2]
         none_left = (
             f"none of {len(chosen)} samples has an answer within train.max_seq_length: {length} tokens; the longest "
-            f"has {int(sizes.max(initial=0))}: increase it"
+            f"has {int(documents.max(initial=0))}: increase it"
             if longer.any()
             else f"none of {len(chosen)} samples has trained tokens; set `loss` or `weight` of messages to train them"
         )
         self.none_left = "" if len(self.table) else none_left
 
-    def _cut(self, file: int, number: int, size: int) -> list[tuple[int, int, int, int]]:
-        """Cut a sample that is too long; only parts with trained tokens are returned."""
+    def _cut(self, file: int, number: int, size: int) -> list[tuple[int, int, int, int, int]]:
+        """Cut a sample that is too long; returns file, number, first token, end and tokens of parts with targets."""
+        if self.paired:  # both answers are cut by the same rule when the sample is read
+            example = self._truncate(self.files[file].read(number))
+            return [(file, number, 0, size, len(example.ids))] if example.has_targets else []
         starts = find_cut_starts(size, self.length, self.on_overlong)
         parts = [(file, number, start, min(start + self.length, size)) for start in starts]
-        return [part for part in parts if self.files[file].read(*part[1:]).weights[1:].any()]
+        return [(*part, part[3] - part[2]) for part in parts if self.files[file].read(*part[1:]).has_targets]
 
     def read(self, index: int) -> Example:
         """Read sample `index` of the table."""
         file, number, start, stop = self.table[index].tolist()
         example = self.files[file].read(number, start, stop)
-        return example if len(example.ids) <= self.length else self._truncate(example)
+        is_longer = any(len(document.ids) > self.length for document in example.documents)
+        return self._truncate(example) if is_longer else example
 
     def _truncate(self, example: Example) -> Example:
-        """Truncate a sample that turns out too long when it is read; under `drop` it is not trained."""
+        """Truncate the documents of a sample that is too long; under `drop` it is not trained."""
         kept = slice(-self.length, None) if self.on_overlong == "truncate_left" else slice(self.length)
-        weights = example.weights[kept] * np.float32(self.on_overlong != "drop")
-        return Example(example.ids[kept], weights, example.channel)
+        part = example.take(kept)
+        return replace(part, weights=part.weights * np.float32(self.on_overlong != "drop"))
 
 
 class SampleRows:
@@ -99,6 +109,8 @@ class SampleRows:
         seed: seed of the order; None keeps the given order.
         padding: stack the rows of a micro batch, padded on the right, instead of concatenating them.
         grouping: batch samples of similar lengths.
+        value_name: name in `Batch.answer_values` of the numbers that belong to the answers; None for samples that are
+            single documents.
 
     Attributes:
         channels: the names of the numbers in `channels` of a batch; empty for a single unnamed channel.
@@ -112,6 +124,7 @@ class SampleRows:
         *,
         padding: bool = False,
         grouping: LengthGrouping | None = None,
+        value_name: str | None = None,
     ) -> None:
         self.samples, self.padding, self._seed = samples, padding, seed
         self._members = np.arange(len(samples.table)) if rows is None else np.concatenate(rows)
@@ -125,7 +138,7 @@ class SampleRows:
         settings = ([file.fingerprint for file in samples.files], seed, padding, *([grouping] if grouping else []))
         content = samples.table.tobytes() + self._members.tobytes() + self._row_starts.tobytes()
         self.fingerprint = hashlib.sha256(repr(settings).encode() + content).hexdigest()[:16]
-        self._grouping = grouping
+        self._grouping, self._value_name = grouping, value_name
         self._sampler = (0, self._build_sampler(0))
 
     def _build_sampler(self, epoch: int) -> Callable[[int], int]:
@@ -157,12 +170,22 @@ class SampleRows:
             max_rows: number of rows that are counted.
         """
         counted = min(self.count, max_rows)
-        sizes = np.array([int(self.samples.lengths[self.list_samples(index)].sum()) for index in range(counted)])
-        batches = np.split(sizes, range(micro_batch_size, counted, micro_batch_size))
+        sizes = [self._list_row_sizes(index) for index in range(counted)]
+        batches = [
+            np.concatenate(sizes[start : start + micro_batch_size]) for start in range(0, counted, micro_batch_size)
+        ]
         total = sum(int(batch.max()) * len(batch) for batch in batches)
-        return total, total - int(sizes.sum())
+        return total, total - sum(int(batch.sum()) for batch in batches)
+
+    def _list_row_sizes(self, index: int) -> np.ndarray:
+        """Tokens of a row, or of each answer in it, which are rows of their own in a padded batch."""
+        if self._value_name is None:
+            return self.samples.lengths[self.list_samples(index)].sum(keepdims=True)
+        return np.array([len(answer.ids) for sample in self._read_row(index) for answer in sample.documents])
 
     def micro_batch(self, first: int, size: int) -> BatchArrays:
         """Collate rows `first` .. `first + size - 1`."""
         rows = [self._read_row(first + offset) for offset in range(size)]
-        return collate_rows(rows, padding=self.padding, weighted=self.weighted, channels=self.channels)
+        return collate_rows(
+            rows, padding=self.padding, weighted=self.weighted, channels=self.channels, values=self._value_name
+        )

@@ -176,7 +176,7 @@ PREFERENCES: list[tuple[dict[str, Any], dict[str, str]]] = [
 @pytest.mark.parametrize("number", range(len(PREFERENCES)))
 def test_rows_of_preferences_are_refused_with_columns_that_work(number: int) -> None:
     row, columns = PREFERENCES[number]
-    with pytest.raises(BadRow, match="preference row; alignment is not available yet") as raised:
+    with pytest.raises(BadRow, match="preference row; use litgpt align with data: Preferences") as raised:
         to_conversation(row)
     assert "{" + ", ".join(f"{name}: {other}" for name, other in columns.items()) + "}" in raised.value.detail
     conversation = to_conversation(row, columns)

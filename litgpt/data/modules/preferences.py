@@ -1,0 +1,97 @@
+"""The data module `Preferences`: rows of two answers that are compared, or of one that is rated."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from litgpt.data.modules.conversations import Conversations
+from litgpt.data.read.conversation import Conversation
+from litgpt.data.read.documents import Source
+from litgpt.data.read.preference import Preference, PreferenceKind, has_pair, to_preferences
+from litgpt.data.read.row_sets import RowSet
+from litgpt.data.read.row_sources import DataSource, LocatedRow, list_files, read_rows
+from litgpt.data.render.example import Renderer
+from litgpt.data.render.preference_renderer import PreferenceRenderer
+from litgpt.errors import UserError
+
+
+@dataclass
+class Preferences(Conversations):
+    """Preferences between two answers to a prompt, or ratings of answers, rendered by the model's chat template.
+
+    On disk: files of rows as for Conversations. Rows of pairs have `chosen` and `rejected` (texts, messages or lists of
+    messages) after a `prompt`, a question or `messages`, or whole conversations in both; or `messages` and
+    `rejected_response` or `rejected_messages`. Rated rows are conversations with a `label` of true or false.
+    """
+
+    answers_per_sample: ClassVar[int] = 2
+
+    cache_dir: Path = Path("data/preferences")
+    """Folder of samples and downloads."""
+
+    objective: Any = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        supported = {"streaming": False, "tokenize": "ahead", "train_on": "answers"}
+        for name, value in supported.items():
+            if (given := getattr(self, name)) != value:
+                shown, cure = (str(item).lower() for item in (given, value))
+                raise UserError(f"data.{name}: {shown} is not supported by Preferences; set data.{name}: {cure}")
+        if self.on_overlong == "split":
+            raise UserError("data.on_overlong: split is not supported by Preferences; set data.on_overlong: drop")
+        for source in (*self._sources, *self._val_sources):
+            if source.format != "auto":
+                raise UserError(
+                    f"data.sources: format: {source.format} is not supported by Preferences, whose rows are "
+                    "recognized by their columns; leave it out, or rename columns"
+                )
+
+    def set_objective(self, objective: str) -> None:
+        """Set the objective of the run, which compares answers or rates them.
+
+        Raises:
+            UserError: if it does neither.
+        """
+        if objective == "next_token":
+            raise UserError(
+                "data: Preferences has two answers in a sample; use litgpt align, or train on the chosen ones with "
+                "data: Conversations"
+            )
+        self.objective = objective
+
+    @cached_property
+    def kind(self) -> PreferenceKind:
+        """What the samples are: as the objective needs them, or by default as the first row is."""
+        if self.objective is not None:
+            return "rated" if self.objective == "kto" else "pairs"
+        source = self._sources[0]
+        rows = (row for path in list_files(source, self.cache_dir) for _, row in read_rows(path))
+        first = next(rows, None)
+        names = source.columns.values() if source.columns else ()
+        is_pair = has_pair(first) or "rejected" in names
+        return "pairs" if is_pair or not isinstance(first, dict) else "rated"
+
+    @property
+    def value_name(self) -> str:
+        """Name of the number that belongs to the answers of a sample."""
+        return "margin" if self.kind == "pairs" else "desirable"
+
+    def build_renderer(self) -> Renderer:
+        """Build the renderer of both answers."""
+        return PreferenceRenderer(super().build_renderer())
+
+    def _build_row_set(
+        self, source: DataSource, files: list[Source], read: Callable[[], Iterable[LocatedRow]]
+    ) -> RowSet:
+        def complete(preference: Preference) -> Preference:
+            rejected = None if preference.rejected is None else self.complete(preference.rejected)
+            return Preference(**vars(self.complete(preference)) | {"rejected": rejected})
+
+        def convert(row: Any) -> list[Conversation]:
+            return [complete(preference) for preference in to_preferences(row, source.columns, self.kind)]
+
+        rows = super()._build_row_set(source, files, read)
+        return replace(rows, convert=convert, settings=[self.kind, *rows.settings])

@@ -1,0 +1,251 @@
+"""Samples of two answers: the same tokens in every layout, pairs stay together, and both answers are cut alike."""
+
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from litgpt.data.modules.preferences import Preferences
+from litgpt.data.stream.batch import IGNORE, Batch
+from litgpt.data.tokenizer import Tokenizer
+from litgpt.errors import UserError
+from litgpt.recipe.data import BatchShape
+from tests.data.conversation_rows import WORDS, module, take, write
+from tests.data.templates import write_tokenizer
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "concatenated": {},
+    "padded": {"padding": True},
+    "packed": {"packing": {"enabled": True}},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"), "chatml")
+
+
+def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    order = random.Random(seed)
+
+    def answer() -> str:
+        return " ".join(order.choices(WORDS, k=order.randint(2, 20)))
+
+    return [
+        {"prompt": f"number {number}", "chosen": f"yes {answer()}", "rejected": f"no {answer()}", "margin": number}
+        for number in range(count)
+    ]
+
+
+def open_pairs(
+    folder: Path, tokenizer: Tokenizer, rows: list[Any], objective: str = "pairs", **settings: Any
+) -> Preferences:
+    from litgpt.data.modules.finetuning import Packing
+
+    if "packing" in settings:
+        settings["packing"] = Packing(**settings["packing"])
+    data = Preferences(
+        sources=[str(write(folder / "rows.jsonl", rows))], cache_dir=folder / "cache", num_workers=0, **settings
+    )
+    data.set_objective(objective)
+    data.connect(tokenizer)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def iter_answers(batch: Batch) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], float]]:
+    """Ids, labels and value of each answer, in order."""
+    assert batch.answers is not None and batch.answer_values is not None
+    (values,) = batch.answer_values.values()
+    assert len(values) == int(batch.answers.max()) + 1
+    for number, value in enumerate(values.tolist()):
+        tokens = batch.answers == number
+        yield tuple(batch.ids[tokens].tolist()), tuple(batch.labels[tokens].tolist()), value
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pairs_have_the_tokens_of_their_conversations(tmp_path: Path, tokenizer: Tokenizer, layout: str) -> None:
+    rows = pairs(40)
+    sides: dict[str, list[tuple[int, ...]]] = {}
+    for name in ("chosen", "rejected"):
+        (tmp_path / name).mkdir()
+        lines = [{"query": row["prompt"], "response": row[name]} for row in rows]
+        source = str(write(tmp_path / name / "rows.jsonl", lines))
+        data = module(tmp_path / name, tokenizer, [source], val_fraction=0.0)
+        batches = take(data.train_stream(BatchShape(1, 1, 64)), 40)
+        sides[name] = [tuple(batch.ids[0].tolist()) for batch in batches]
+    expected = {(a[: len(a)], b) for a, b in itertools.product(sides["chosen"], sides["rejected"])}
+    data = open_pairs(tmp_path, tokenizer, rows, val_fraction=0.0, **LAYOUTS[layout])
+    stream = data.train_stream(BatchShape(2, 4, 64))
+    seen = set()
+    for batch in take(stream, -(-stream.samples_per_epoch // 2)):
+        answers = list(iter_answers(batch))
+        for (first, labels, margin), (second, others, same) in zip(answers[::2], answers[1::2], strict=True):
+            assert (first, second) in expected and margin == same
+            row = rows[int(margin)]
+            text = tokenizer.processor.decode([label for label in labels if label != IGNORE], skip_special_tokens=False)
+            assert text == row["chosen"] + "<|im_end|>"
+            text = tokenizer.processor.decode([label for label in others if label != IGNORE], skip_special_tokens=False)
+            assert text == row["rejected"] + "<|im_end|>"
+            seen.add(int(margin))
+    assert seen == set(range(40))
+
+
+def test_answers_of_all_layouts_are_the_same(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    found = {}
+    for layout, settings in LAYOUTS.items():
+        data = open_pairs(tmp_path, tokenizer, pairs(30), val_fraction=0.0, **settings)
+        stream = data.train_stream(BatchShape(3, 3, 64))
+        batches = take(stream, -(-stream.samples_per_epoch // 3))
+        found[layout] = {answer for batch in batches for answer in iter_answers(batch)}
+    assert found["concatenated"] == found["padded"] == found["packed"] and len(found["packed"]) == 60
+
+
+@pytest.mark.parametrize("rule", ["truncate_right", "truncate_left", "drop"])
+def test_both_answers_are_cut_by_the_same_rule(tmp_path: Path, tokenizer: Tokenizer, rule: Any) -> None:
+    rows = pairs(40)
+    whole = open_pairs(tmp_path, tokenizer, rows, val_fraction=0.0)
+    lengths = {margin: [] for margin in range(40)}
+    for batch in take(whole.train_stream(BatchShape(1, 1, 64)), 40):
+        for ids, _, margin in iter_answers(batch):
+            lengths[int(margin)].append(ids)
+    cut = open_pairs(tmp_path, tokenizer, rows, val_fraction=0.0, on_overlong=rule, padding=True)
+    stream = cut.train_stream(BatchShape(1, 1, 36))
+    longer = {margin for margin, sides in lengths.items() if max(map(len, sides)) > 36}
+    assert 5 < len(longer) < 35
+    seen = set()
+    for batch in take(stream, stream.samples_per_epoch):
+        answers = list(iter_answers(batch))
+        for (ids, labels, margin), side in zip(answers, lengths[int(answers[0][2])], strict=True):
+            assert ids == (side[-36:] if rule == "truncate_left" else side[:36])
+            assert any(label != IGNORE for label in labels)
+            seen.add(int(margin))
+    assert longer.isdisjoint(seen) == (rule == "drop") and set(lengths) - longer <= seen
+    report = next(iter(cut.report().values()))
+    assert report["overlong"] == len(longer)
+
+
+def test_some_answers_are_selected(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for settings in LAYOUTS.values():
+        data = open_pairs(tmp_path, tokenizer, pairs(12), val_fraction=0.0, **settings)
+        (batch,) = take(data.train_stream(BatchShape(3, 3, 64)), 1)
+        answers = list(iter_answers(batch))
+        selected = torch.arange(len(answers)) % 3 != 1
+        part = batch.select_answers(selected)
+        assert list(iter_answers(part)) == [answer for number, answer in enumerate(answers) if number % 3 != 1]
+        assert part.documents is not None and part.positions is not None and len(part.ids) == 1
+        starts = part.positions[0] == 0
+        assert torch.equal(starts.cumsum(0) - 1, part.documents[0].long())
+
+
+def test_validation_pairs_past_the_end_are_not_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for layout in ("concatenated", "padded"):
+        data = open_pairs(tmp_path, tokenizer, pairs(20), val_fraction=0.15, **LAYOUTS[layout])
+        stream = data.val_stream(BatchShape(2, 2, 64))
+        assert stream is not None
+        counts = []
+        for batch in stream:
+            answers = list(iter_answers(batch))
+            trained = [any(label != IGNORE for label in labels) for _, labels, _ in answers]
+            assert trained[::2] == trained[1::2]
+            counts.append(sum(trained) // 2)
+        assert counts == [2, 1]
+
+
+def test_rated_rows_come_with_a_mismatched_answer(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rows = [{"prompt": f"number {i}", "completion": f"answer {i}", "label": i % 2 == 0} for i in range(10)]
+    data = open_pairs(tmp_path, tokenizer, rows, "kto", val_fraction=0.0)
+    assert data.value_name == "desirable"
+    for batch in take(data.train_stream(BatchShape(1, 1, 64)), 10):
+        texts = [tokenizer.processor.decode(list(ids), skip_special_tokens=False) for ids, *_ in iter_answers(batch)]
+        number = int(texts[0].split("number ")[1].split("<")[0])
+        assert f"answer {number}<" in texts[0] and f"number {number}<" in texts[1]
+        assert f"answer {(number + 1) % 10}<" in texts[1]
+        assert batch.answer_values["desirable"].tolist() == [float(number % 2 == 0)] * 2
+
+
+def test_kinds_of_rows_are_found_or_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rated = [{"prompt": "a", "completion": "b", "label": True}]
+    with pytest.raises(UserError, match="rows with a label are for litgpt kto"):
+        open_pairs(tmp_path, tokenizer, rated)
+    data = Preferences(sources=[str(tmp_path / "rows.jsonl")], cache_dir=tmp_path / "cache")
+    assert data.kind == "rated"
+    data = open_pairs(tmp_path, tokenizer, pairs(6), "kto", val_fraction=0.0)
+    assert data.train_stream(BatchShape(1, 1, 64)).samples_per_epoch == 12
+    with pytest.raises(UserError, match="use litgpt align"):
+        data.set_objective("next_token")
+    with pytest.raises(UserError, match="set data: Preferences"):
+        module(tmp_path, tokenizer).set_objective("pairs")
+
+
+@pytest.mark.parametrize(
+    ("setting", "error"),
+    [
+        ({"streaming": True}, "data.streaming: true"),
+        ({"tokenize": "lazy"}, "data.tokenize: lazy"),
+        ({"train_on": "everything"}, "data.train_on: everything"),
+        ({"on_overlong": "split"}, "data.on_overlong: split"),
+    ],
+)
+def test_settings_that_pairs_do_not_support(setting: dict[str, Any], error: str) -> None:
+    with pytest.raises(UserError, match=error):
+        Preferences(sources=["x.jsonl"], **setting)
+
+
+def test_malformed_rows_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """1,000 rows with values of all kinds in the columns: no exception, and each is a sample or is counted."""
+    order = random.Random(0)
+    text, message = ["", "a", "b c", "\ud800", "[{", "x" * 5000], {"role": "assistant", "content": "d"}
+    values: list[Any] = [
+        *text,
+        None,
+        3,
+        1.5,
+        float("nan"),
+        True,
+        [],
+        {},
+        message,
+        [message],
+        [{"role": "user", "content": "q"}, message],
+        [[1]],
+        {"a": {"b": []}},
+        [None],
+        [{"role": "judge", "content": "x"}],
+    ]
+    names = [
+        "prompt",
+        "chosen",
+        "rejected",
+        "messages",
+        "rejected_response",
+        "rejected_messages",
+        "margin",
+        "label",
+        "system",
+        "tools",
+        "history",
+        "conversations",
+    ]
+    rows: list[Any] = []
+    for _ in range(900):
+        columns = order.sample(names, order.randint(0, 6)) + ["chosen", "rejected"] * order.randint(0, 1)
+        rows.append({name: order.choice(values) for name in columns})
+    rows += [order.choice([3, "row", None, [], [1], True, {}]) for _ in range(80)] + pairs(20)
+    order.shuffle(rows)
+    for objective in ("pairs", "kto"):
+        data = open_pairs(tmp_path, tokenizer, rows, objective, on_error="drop", val_fraction=0.0)
+        (_, file), report = data.prepared[0], next(iter(data.report().values()))
+        left_out = sum(report["reasons"].values())
+        assert report["rows"] == 1000 and left_out > 500
+        if objective == "pairs":
+            assert file.count + left_out == 1000
+            assert file.count >= 20
+        ids = np.concatenate([file.read(number).ids for number in range(file.count)])
+        assert len(ids) == file.tokens
