@@ -1,7 +1,8 @@
 """Find a run's checkpoints and restore a model and its optimizers from one, under any layout."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from litgpt.messages import print_message
 from litgpt.phases import phase
 from litgpt.store import collectives_io, state_dict
 from litgpt.store.collectives_io import StageRanks, Warn, get_rank, share_first_message
-from litgpt.store.safetensors_files import SafetensorsFiles
+from litgpt.store.safetensors_files import SafetensorsFiles, get_shard
 from litgpt.store.step_folders import list_checkpoints, no_checkpoint_error
 
 PROGRESS = "progress.json"
@@ -117,6 +118,30 @@ def load_checkpoint(
                 f"{' in another layout' if progress['ranks'] == ranks else ''}; random generators are not restored"
             )
     return progress
+
+
+@torch.no_grad()
+def load_reference(folder: Path, model: nn.Module, allocate: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Load the other values of parameters that a checkpoint holds, under any layout: this rank's shards by name.
+
+    Args:
+        allocate: returns a tensor for the values of a shard, given the model's own.
+
+    Raises:
+        UserError: on every rank, if the checkpoint has none.
+    """
+    values = {}
+    with phase(f"loading the reference of {folder}"), collectives_io.raise_on_all_ranks():
+        files = open_checkpoint(folder)
+        saved = {name for name in files.tensors if name.startswith(state_dict.REFERENCE)}
+        if not saved:
+            raise UserError(f"{folder}: was saved without a reference model; start a new run")
+        for name, tensor in state_dict.iter_model_tensors(model):
+            if (saved_name := state_dict.REFERENCE + name) in saved:
+                shard = get_shard(tensor)
+                values[name] = allocate(shard.local)
+                files.copy_to(saved_name, replace(shard, local=values[name]))
+    return values
 
 
 def resolve_checkpoint(folder: Path) -> Path | None:

@@ -1,16 +1,16 @@
 """Save training checkpoints: sharded, in the background, and atomically.
 
 A checkpoint is a folder `step-00000008` with one safetensors file a rank (`shard-00000-of-00002.safetensors`: weights,
-optimizer state and random generators, each block with its offset in the full tensor), `progress.json`, the files that
-the caller adds, and `manifest.json` (bytes and SHA-256 of every other file), written last. It is staged in
-`step-00000008.partial` and then renamed.
+optimizer state, a reference model if there is one and random generators, each block with its offset in the full
+tensor), `progress.json`, the files that the caller adds, and `manifest.json` (bytes and SHA-256 of every other file),
+written last. It is staged in `step-00000008.partial` and then renamed.
 """
 
 import json
 import shutil
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, count
 from pathlib import Path
@@ -87,6 +87,7 @@ class Checkpoints:
         on_error: whether a failed save ends the run with a `UserError`, or only warns.
         resumed_step: the step this run begins at, if known: later steps are of an abandoned run.
         saved_names: names of the model's tensors that are written, if the others never change; None for all.
+        reference: other values of the model's parameters to save, by name: local tensors, which `load_reference` returns.
         layout: degrees of parallelism, for the record: random generators are restored only under the same.
         warn: called on rank 0 with one line.
     """
@@ -100,6 +101,7 @@ class Checkpoints:
     save_rng: bool = True
     resumed_step: int | None = None
     saved_names: Collection[str] | None = None
+    reference: Mapping[str, Tensor] = field(default_factory=dict)
     layout: Mapping[str, int] | None = None
     warn: Warn = print_message
 
@@ -171,6 +173,8 @@ class Checkpoints:
         model_tensors = state_dict.iter_model_tensors(model, self.saved_names)
         state: dict[str, Any] = {f"model.{name}": value for name, value in model_tensors}
         state |= {f"optimizer.{name}": value for name, value in state_dict.iter_optimizer_state(model, optimizers)}
+        reference = state_dict.iter_reference(model, self.reference)
+        state |= {f"{state_dict.REFERENCE}{name}": shard for name, shard in reference}
         stage_ranks = StageRanks(state)
         stages = stage_ranks.all_gather_object((list(state), state_dict.list_param_groups(model, optimizers)))
         # an earlier stage writes a tied embedding, which two stages hold

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from litgpt.errors import UserError
-from litgpt.store.safetensors_files import DTYPE_NAMES, SafetensorsFiles, get_shard
+from litgpt.store.safetensors_files import DTYPE_NAMES, SafetensorsFiles, TensorShard, get_shard
 
+REFERENCE = "reference."
+"""The prefix of the names of other values of parameters in a checkpoint."""
 Optimizers = Optimizer | Sequence[Optimizer] | None
 WRAPPERS = re.compile(r"(?:^module\.)|(?:^|(?<=\.))(?:_forward_module|_orig_mod|_checkpoint_wrapped_module)\.")
 
@@ -38,6 +41,16 @@ def iter_model_tensors(model: nn.Module, saved_names: Collection[str] | None = N
             if name not in module._non_persistent_buffers_set:
                 tensors.append((get_canonical_name(f"{prefix}.{name}" if prefix else name), buffer))
     return ((name, tensor) for name, tensor in tensors if saved_names is None or name in saved_names)
+
+
+def iter_reference(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[tuple[str, TensorShard]]:
+    """The shards of other values of some parameters of a model, in the layout of its own.
+
+    Args:
+        values: this rank's local tensors by name, which may be on another device.
+    """
+    for name, tensor in iter_model_tensors(model, values):
+        yield name, replace(get_shard(tensor), local=values[name])
 
 
 def restore_model(
@@ -231,15 +244,17 @@ def select_shards(
 ) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
     """Yield the shards that this rank writes: name, shard, and the shape of the full tensor with the shard's offset.
 
+    Values are tensors, shards or numbers.
+
     Every rank of the first replica writes its own shard of a sharded tensor; tensors that are the same on all `ranks`
     are divided among them by size. A Python number is written as a tensor without dimensions.
     """
     replicated: list[tuple[str, Tensor, dict[str, Any]]] = []
     for name, value in tensors:
-        is_number = not isinstance(value, Tensor)
+        is_number = not isinstance(value, Tensor | TensorShard)
         # float64, to give the same Python number back
         tensor = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None) if is_number else value
-        shard = get_shard(tensor)
+        shard = tensor if isinstance(tensor, TensorShard) else get_shard(tensor)
         block: dict[str, Any] = {"shape": list(shard.shape), "offset": list(shard.offset)}
         if is_number:
             block["python"] = True

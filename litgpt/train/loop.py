@@ -129,7 +129,7 @@ class Loop:
         run = self.run
         rate = run.schedule.at(self.step)
         set_learning_rate(run.train_state.optimizers, rate / run.schedule.peak if run.schedule.peak else 0.0)
-        run.train_state.set_active(self.step)
+        run.train_state.begin_step(self.step)
         self.interrupts.activity = f"step {self.step + 1}"
         micro_batches, fault = self.next_batches(batches)
         result = train_step(

@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -17,21 +17,16 @@ from litgpt.parallel.precision import Precision
 from litgpt.parallel.token_sharding import LocalTokens
 from litgpt.train.guard import LossScale
 from litgpt.train.local_batch import LocalBatch, build_local_batch
-
-
-class WeightExchange(Protocol):
-    """Weights that can take the place of a model's."""
-
-    def applied(self, model: nn.Module, /) -> AbstractContextManager[object]:
-        """Run the model with these weights, and give it back its own ones at the end."""
+from litgpt.train.reference import Reference
 
 
 @dataclass
 class TrainState:
-    """A model, its layout and its optimizers; `mesh` is None in a single process.
+    """A model, its layout and its optimizers.
 
     Attributes:
-        reference: the weights of the reference model; None for a loss without one.
+        mesh: None in a single process.
+        reference: the weights that the objective compares the model with; None for none.
     """
 
     model: nn.Module
@@ -41,7 +36,7 @@ class TrainState:
     mesh: Mesh | None = None
     scale: LossScale = field(default_factory=lambda: LossScale(active=False))
     lisa_schedule: LISASchedule | None = None
-    reference: WeightExchange | None = None
+    reference: Reference | None = None
 
     @property
     def counts_batch(self) -> bool:
@@ -81,8 +76,13 @@ class TrainState:
         """The trained parameters."""
         return [parameter for parameter in self.core.parameters() if parameter.requires_grad]
 
-    def set_active(self, step: int) -> None:
-        """Train the blocks that the tuner schedules for a step; drop the moments of those that become frozen."""
+    def begin_step(self, step: int) -> None:
+        """Move the reference if that is due before a step, and train the blocks that the tuner schedules for it.
+
+        The moments of blocks that become frozen are dropped.
+        """
+        if self.reference is not None:
+            self.reference.move(self.core, step)
         frozen = self.lisa_schedule.set_active(step) if self.lisa_schedule else []
         for parameter in frozen:
             for optimizer in self.optimizers:

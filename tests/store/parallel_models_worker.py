@@ -19,13 +19,14 @@ from litgpt.recipe.optimizer import AdamW
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.recipe.tuner import LoRA
-from litgpt.store.checkpoint_load import load_checkpoint, open_checkpoint
+from litgpt.store.checkpoint_load import load_checkpoint, load_reference, open_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.load_model import load_model
 from litgpt.store.save_model import gather_stages, save_model
 from litgpt.store.state_dict import iter_model_tensors, iter_optimizer_state
 from litgpt.train.objective import next_token
 from litgpt.train.optimizer import build_optimizers
+from litgpt.train.reference import copy_values
 from litgpt.train.step import train_step
 from litgpt.train.train_state import TrainState
 from tests.layouts.layouts import ROWS, build_global_batch, take_micro_batches
@@ -42,6 +43,8 @@ SHAPE = small(
     tie_embeddings=True,
     padded_vocab_size=62,
 )
+REFERENCE = ("embedding.weight", "blocks.0.attention.q.weight", "blocks.1.mlp.experts.down")
+"""The parameters whose initial values are saved too: one in two stages of a pipeline, and one in each of them."""
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one": (1, {}),
     "ddp": (2, {"data_replicate": 2}),
@@ -80,10 +83,11 @@ def degrees(trained: TrainState) -> dict[str, int]:
 
 
 def save(layout: str, folder: Path) -> list[float]:
-    """Train two steps and save; the losses of the next three."""
+    """Train two steps and save them with initial values; the losses of the next three."""
     trained = train_state(layout, 1)
+    reference = copy_values(trained.core, REFERENCE)
     train(trained, 2)
-    checkpoints = Checkpoints(folder / layout, layout=degrees(trained))
+    checkpoints = Checkpoints(folder / layout, layout=degrees(trained), reference=reference)
     checkpoints.save(2, trained.core, trained.optimizers, {})
     saved = checkpoints.commit()
     assert saved is not None
@@ -94,11 +98,15 @@ def save(layout: str, folder: Path) -> list[float]:
 def resume(layout: str, folder: Path, losses: dict[str, list[float]]) -> list[str]:
     """Load what every layout saved, to the bit, and train on as it did; what was said."""
     messages: list[str] = []
+    reference = copy_values(train_state(layout, 1).core, REFERENCE)
     for other in LAYOUTS:
         saved = folder / other / "step-00000002"
         trained = train_state(layout, 2)
         load_checkpoint(saved, trained.core, trained.optimizers, layout=degrees(trained), warn=messages.append)
         compare(trained, saved)
+        loaded = load_reference(saved, trained.core, torch.empty_like)
+        assert loaded.keys() == reference.keys()
+        assert all(torch.equal(loaded[name], value) for name, value in reference.items())
         torch.testing.assert_close(train(trained, 3), losses[other], rtol=1e-9, atol=0)
     return messages
 
