@@ -87,7 +87,7 @@ class Checkpoints:
         on_error: whether a failed save ends the run with a `UserError`, or only warns.
         resumed_step: the step this run begins at, if known: later steps are of an abandoned run.
         saved_names: names of the model's tensors that are written, if the others never change; None for all.
-        reference: other values of the model's parameters to save, by name: local tensors, which `load_reference` returns.
+        reference: other values of the model's parameters, by name: local tensors for `load_reference` to return.
         layout: degrees of parallelism, for the record: random generators are restored only under the same.
         warn: called on rank 0 with one line.
     """

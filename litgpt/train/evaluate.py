@@ -15,7 +15,8 @@ from litgpt.data.stream.batch import Batch
 from litgpt.model.generation import generate_tokens
 from litgpt.model.gpt import compute_logits
 from litgpt.model.kv_cache import KeyValueCache
-from litgpt.parallel.apply import reshard_parameters, run_blocks_eagerly
+from litgpt.parallel.apply import run_blocks_eagerly
+from litgpt.parallel.exchange import forget_forward
 from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.parallel.token_sharding import LocalTokens
 from litgpt.phases import phase
@@ -34,7 +35,7 @@ def eval_mode(train_state: TrainState) -> Iterator[None]:
         with torch.no_grad(), train_state.autocast():
             yield
     finally:
-        reshard_parameters(train_state.core)
+        forget_forward(train_state.core)
         train_state.core.train(training)
 
 

@@ -47,7 +47,7 @@ class Reference:
     def move(self, model: nn.Module, step: int) -> None:
         """Mix the policy's weights into the reference if that is due before step `step`, counted from 0.
 
-        The soft update of TR-DPO (Gorbatovski et al. 2024, arXiv 2404.09656), and its hard update if `mixup_alpha` is 1.
+        The soft update of TR-DPO (Gorbatovski et al. 2024, arXiv 2404.09656), or the hard one if `mixup_alpha` is 1.
         The factors of an adapter are mixed one by one.
         """
         if self.sync_steps is None or step == 0 or step % self.sync_steps:

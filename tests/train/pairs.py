@@ -1,7 +1,6 @@
 """Pairs of answers for tests: a tiny model, batches of pairs in any arrangement, and scores from all logits."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.parallel.precision import PRECISIONS
+from litgpt.train.reference import Reference, copy_values
 from litgpt.train.train_state import TrainState
 
 SHAPE = Config(
@@ -88,32 +88,9 @@ def build_model(seed: int = 0) -> GPT:
     return model.double()
 
 
-class OtherWeights:
-    """The weights of another model."""
-
-    def __init__(self, other: nn.Module) -> None:
-        self.tensors = {name: parameter.detach().clone() for name, parameter in other.named_parameters()}
-
-    @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
-        """Give them to the model, and its own ones back at the end."""
-        own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        self.copy(model, self.tensors)
-        try:
-            yield
-        finally:
-            self.copy(model, own)
-
-    @staticmethod
-    def copy(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(tensors[name])
-
-
 def build_state(model: GPT, reference: nn.Module | None = None) -> TrainState:
-    weights = None if reference is None else OtherWeights(reference)
-    return TrainState(model, [], torch.device("cpu"), PRECISIONS["64-true"], reference=weights)
+    other = None if reference is None else Reference(copy_values(reference, dict(reference.named_parameters())))
+    return TrainState(model, [], torch.device("cpu"), PRECISIONS["64-true"], reference=other)
 
 
 def compute_token_log_probs(model: GPT, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
