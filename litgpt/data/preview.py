@@ -114,18 +114,22 @@ def print_reports(reports: list[tuple[str, RowReport]]) -> None:
 
 def print_rows(rows: SampleRows | StreamedRows, tokenizer: Tokenizer, number: int, seed: int) -> None:
     """Print some rows with their samples; streamed rows are drawn from the first window."""
-    text_title = f"text (trained: {TRAINED_MARKS[0]}...{TRAINED_MARKS[1]})"
-    table = Table("row", "tokens", "trained", "lengths", text_title, show_lines=True)
+    titles = getattr(rows, "answer_titles", ("text",))
+    marks = f" (trained: {TRAINED_MARKS[0]}...{TRAINED_MARKS[1]})"
+    table = Table("row", "tokens", "trained", "lengths", *(title + marks for title in titles), show_lines=True)
     chosen = rows.draw_rows(number, random.Random(seed))
     if isinstance(rows, StreamedRows):
         print_reports([(row_set.name, report) for row_set, report in zip(rows.row_sets, rows.reports, strict=True)])
     for index, examples in chosen:
-        text = Text("\n──── next sample ────\n", style="bold yellow").join(
-            mark_trained(example, tokenizer) for example in examples
-        )
-        lengths = [len(example.ids) for example in examples]
-        trained = sum(int(np.count_nonzero(example.weights[1:])) for example in examples)
+        documents = [example.documents for example in examples]
+        separator = Text("\n──── next sample ────\n", style="bold yellow")
+        texts = [
+            separator.join(mark_trained(document, tokenizer) for document in side)
+            for side in zip(*documents, strict=True)
+        ]
+        lengths = [len(document.ids) for sides in documents for document in sides]
+        trained = sum(int(np.count_nonzero(document.weights[1:])) for sides in documents for document in sides)
         channels = sorted({example.channel for example in examples if example.channel is not None})
         name = f"{index}" + (f" ({', '.join(channels)})" if channels else "")
-        table.add_row(name, str(sum(lengths)), str(trained), ", ".join(map(str, lengths)), text)
+        table.add_row(name, str(sum(lengths)), str(trained), ", ".join(map(str, lengths)), *texts)
     Console().print(table)

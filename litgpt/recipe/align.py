@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from litgpt.errors import UserError
 from litgpt.recipe.bounds import Seed
 from litgpt.recipe.effect import check_effects
 from litgpt.recipe.finetune import FinetuneLora
@@ -21,6 +20,7 @@ class Align(FinetuneLora):
 
     default_data: ClassVar[str] = "Preferences"
     task: ClassVar[str] = "align"
+    requires_data: ClassVar[bool] = True
 
     out_dir: Path = field(default=Path("out/align"), kw_only=True)
     """Folder for checkpoints, logs, the adapter and the final model."""
@@ -42,8 +42,6 @@ class Align(FinetuneLora):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.data is None:
-            raise UserError("data: missing; set data: Preferences, and data.sources: '[pairs.jsonl]'")
         cure, other = "leave it out", f"preference.loss_type: {', '.join(self.preference.types)}"
         check_effects(self.loss, "loss.", "type", "normalize", have_effect=False, other=other, cure=cure)
 

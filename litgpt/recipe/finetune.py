@@ -37,6 +37,7 @@ class Finetune(Training):
 
     default_data: ClassVar[str] = "Alpaca"
     task: ClassVar[str] = "finetune"
+    requires_data: ClassVar[bool] = False
 
     checkpoint_dir: Path
     """The model to start from: a folder, or org/name on the hub, which is downloaded if necessary."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from litgpt.commands import data_inspect, data_prepare
-from litgpt.data import JSON, Conversations
+from litgpt.data import JSON, Conversations, Preferences
 from litgpt.data.modules.finetuning import Packing
 from litgpt.data.preview import mark_trained
 from litgpt.data.render.loss_weights import WeightRule
@@ -38,6 +38,17 @@ def test_inspect(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = Conversations(sources="rows.jsonl", on_error="drop")
     data_inspect.run(DataInspect(data, folder / "tokenizer", 60, split="val", samples=5))
     assert capsys.readouterr().out.count("⟦the quick fox<|im_end|>⟧") == 1
+
+
+def test_inspect_pairs_side_by_side(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"question {n}", "chosen": "the quick fox", "rejected": "the dog"} for n in range(20)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"prompt": "q", "chosen": "a"}])))
+    data = Preferences(sources="pairs.jsonl", on_error="drop")
+    data_inspect.run(DataInspect(data, folder / "tokenizer", 60, samples=1))
+    said = capsys.readouterr().out
+    (line,) = [line for line in said.splitlines() if "⟦the" in line]
+    assert "⟦the quick fox<|im_end|>⟧" in line and "⟦the dog<|im_end|>⟧" in line
+    assert "chosen" in said and "rejected" in said and "1 of 21 rows left out: 1 not two answers" in said
 
 
 def test_inspect_streamed_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,6 +141,12 @@ class SampleRows:
         self._grouping, self._value_name = grouping, value_name
         self._sampler = (0, self._build_sampler(0))
 
+    @property
+    def answer_titles(self) -> tuple[str, ...]:
+        """What the documents of a sample are."""
+        titles = {"margin": ("chosen", "rejected"), "desirable": ("rated answer", "mismatched answer")}
+        return titles.get(self._value_name or "", ("text",))
+
     def _build_sampler(self, epoch: int) -> Callable[[int], int]:
         lengths = np.add.reduceat(self.samples.lengths[self._members], self._row_starts[:-1])
         if self._grouping is None:
