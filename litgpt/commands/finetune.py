@@ -14,7 +14,7 @@ from litgpt.recipe.finetune import Finetune
 from litgpt.store.adapters.folder import save_adapter_folder
 from litgpt.store.save_model import gather_stages, save_model
 from litgpt.train.run import train
-from litgpt.train.run_spec import build_finetune_spec
+from litgpt.train.run_spec import add_preference, build_finetune_spec
 from litgpt.train.setup import Run
 
 
@@ -23,17 +23,26 @@ def run(recipe: Finetune) -> None:
     given = find_folder(recipe.checkpoint_dir, access_token=recipe.access_token)
     folder = resolve_model_folder(given)
     base = str(recipe.checkpoint_dir if folder == given else folder)
-    train(recipe, build_finetune_spec(recipe, folder, base, adapter=find_initial_adapter(recipe)), publish)
+    adapter = find_other_folder("initial_adapter_dir", recipe.initial_adapter, recipe)
+    spec = build_finetune_spec(recipe, folder, base, adapter=adapter)
+    if recipe.preference_settings is not None:
+        reference = find_other_folder("preference.reference", recipe.preference_settings.reference, recipe)
+        spec = add_preference(spec, recipe.preference_settings, reference)
+    train(recipe, spec, publish)
 
 
-def find_initial_adapter(recipe: Finetune) -> Path | None:
-    """The folder of the adapter to continue training; for the folder of a run, its newest one."""
-    if recipe.initial_adapter is None:
+def find_other_folder(key: str, name: Path | None, recipe: Finetune) -> Path | None:
+    """The folder of another model or adapter, which a setting names; for that of a run, its newest one.
+
+    Raises:
+        UserError: naming the key of the setting, if there is none.
+    """
+    if name is None:
         return None
     try:
-        return resolve_model_folder(find_folder(recipe.initial_adapter, access_token=recipe.access_token))
+        return resolve_model_folder(find_folder(name, access_token=recipe.access_token))
     except UserError as error:
-        raise UserError(f"initial_adapter_dir: {error.detail}") from None
+        raise UserError(f"{key}: {error.detail}") from None
 
 
 def publish(trained: Run) -> Path:

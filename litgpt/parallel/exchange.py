@@ -30,15 +30,15 @@ def exchange_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> Itera
     """
     reshard_parameters(model)
     parameters = dict(model.named_parameters())
-    exchanged = []
+    changed = []
     try:
         for name, value in values.items():
             exchange_values(parameters[name], value)
-            exchanged.append(name)
+            changed.append(name)
         yield
     finally:
         forget_forward(model)
-        for name in exchanged:
+        for name in changed:
             exchange_values(parameters[name], values[name])
 
 
@@ -46,9 +46,9 @@ def exchange_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> Itera
 def exchange_values(parameter: Tensor, value: Tensor) -> None:
     """Exchange the values of a parameter's local tensor and another tensor."""
     local = get_local_tensor(parameter)
-    own = local.clone()
+    saved = local.clone()
     local.copy_(value)
-    value.copy_(own)
+    value.copy_(saved)
 
 
 def forget_forward(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Positive, Seed
 from litgpt.recipe.effect import check_effects
+from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.train import EvalArgs, TrainArgs
 from litgpt.recipe.training import Training
 from litgpt.recipe.tuner import LISA, Adapter, AdapterV2, Full, LoRA, Tuner
@@ -67,6 +68,11 @@ class Finetune(Training):
     def initial_adapter(self) -> Path | None:
         """The folder of an adapter to train further; None to start a new one."""
         return getattr(self, "initial_adapter_dir", None)
+
+    @property
+    def preference_settings(self) -> PreferenceArgs | None:
+        """The settings of preference training; None for other objectives."""
+        return getattr(self, "preference", None)
 
     @property
     def resolved_tuner(self) -> Tuner:

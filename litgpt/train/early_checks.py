@@ -56,6 +56,8 @@ def check_finetuning(recipe: Finetune) -> None:
     folder = find_model_folder("checkpoint_dir", recipe.checkpoint_dir)
     if recipe.initial_adapter is not None:
         find_model_folder("initial_adapter_dir", recipe.initial_adapter)
+    if recipe.preference_settings is not None and recipe.preference_settings.reference is not None:
+        find_model_folder("preference.reference", recipe.preference_settings.reference)
     check_resumption(recipe)
     if recipe.data is not None:
         recipe.data.check_files(has_tokenizer=True)

@@ -68,11 +68,15 @@ def copy_values(model: nn.Module, names: Iterable[str], *, in_host_memory: bool 
 
 
 def copy_tensor(tensor: Tensor, *, in_host_memory: bool) -> Tensor:
-    """A copy of a tensor, on its device or in host memory, which is pinned if the tensor is not."""
-    if not in_host_memory or tensor.device.type == "cpu":
-        return tensor.clone()
-    copy = torch.empty_like(tensor, device="cpu", pin_memory=tensor.device.type == "cuda")
-    return copy.copy_(tensor)
+    """A copy of a tensor, on its device or in host memory."""
+    return allocate_copy(tensor, in_host_memory=in_host_memory).copy_(tensor)
+
+
+def allocate_copy(tensor: Tensor, *, in_host_memory: bool) -> Tensor:
+    """Memory for a copy of a tensor, on its device or in host memory, which is pinned if the tensor is on a GPU."""
+    if not in_host_memory:
+        return torch.empty_like(tensor)
+    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.device.type == "cuda")
 
 
 def hash_parameters(model: nn.Module) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from litgpt.model.gpt import GPT
 from litgpt.parallel.precision import PRECISIONS, default_precision
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.finetune import Finetune
+from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
 from litgpt.recipe.tuner import Tuner
 from litgpt.store.adapters import folder as adapter_folder
@@ -44,6 +45,8 @@ class RunSpec:
         adapter: folder of an adapter to train further; None to initialize a new one.
         model_config: fields of the base model's config that differ in this run.
         base_changes: the fields of `config` that differ from the config in `weights` because that adapter changed them.
+        preference: the settings of preference training; None for other objectives.
+        disabled_dropout: the probabilities of dropout that these set to 0, by key.
     """
 
     task: str
@@ -60,6 +63,8 @@ class RunSpec:
     adapter: Path | None = None
     model_config: Mapping[str, Any] = field(default_factory=dict)
     base_changes: Mapping[str, Any] = field(default_factory=dict)
+    preference: PreferenceArgs | None = None
+    disabled_dropout: Mapping[str, float] = field(default_factory=dict)
 
     def get_vocabulary_cure(self, tokens: int) -> str:
         """What to change for a model with rows for this number of tokens."""
@@ -168,6 +173,23 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
         model_config=changes,
         base_changes=base_changes,
     )
+
+
+def add_preference(spec: RunSpec, preference: PreferenceArgs, reference: Path | None) -> RunSpec:
+    """A spec with the settings of preference training, without dropout if they say so.
+
+    Args:
+        reference: folder of the reference model or adapter; None for the initial weights.
+    """
+    spec = replace(spec, preference=replace(preference, reference=reference))
+    if not preference.disable_dropout:
+        return spec
+    tuner, config = spec.tuner, spec.config
+    disabled = {"model_config.dropout": config.dropout, "tuner.dropout": getattr(tuner, "dropout", 0.0)}
+    if tuner is not None and disabled["tuner.dropout"]:
+        tuner = replace(tuner, dropout=0.0)  # type: ignore[call-arg]
+    disabled = {key: value for key, value in disabled.items() if value}
+    return replace(spec, config=replace(config, dropout=0.0), tuner=tuner, disabled_dropout=disabled)
 
 
 def load_initial_adapter(adapter: Path, base: Path, config: Config) -> SavedAdapter:

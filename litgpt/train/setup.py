@@ -12,32 +12,28 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 
 from litgpt import adapt
-from litgpt.adapt import llama_pro, neftune, quantization
+from litgpt.adapt import neftune, quantization
 from litgpt.data.stream.batch import to_batch
 from litgpt.data.stream.windows import WindowDataset
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
 from litgpt.model.gpt import GPT
-from litgpt.model.init import initialize
-from litgpt.parallel.apply import apply_ddp, copy_full_tensor, init_mixed_precision, parallelize
+from litgpt.parallel.apply import apply_ddp, init_mixed_precision, parallelize
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS, default_precision
 from litgpt.parallel.reduce import all_gather_objects
 from litgpt.parallel.strategy import MeshStrategy, is_rank_zero
-from litgpt.phases import phase
 from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.effect import describe_no_effect
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.recipe.training import Training
-from litgpt.store.adapters.folder import load_adapter_folder
-from litgpt.store.adapters.saved_adapter import iter_changed_base
 from litgpt.store.checkpoint_load import find_checkpoint, load_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
-from litgpt.store.load_model import iter_tensors, load_config, load_model
 from litgpt.train import header
 from litgpt.train.early_checks import check_resumption, check_vocabulary, resolve_sequence_length
 from litgpt.train.guard import LossScale
+from litgpt.train.initial_weights import build_reference, fill_model, resume_reference
 from litgpt.train.launch import count_processes, launch
 from litgpt.train.loggers import build_logger
 from litgpt.train.optimizer import build_optimizers
@@ -157,6 +153,9 @@ def list_warnings(recipe: Training, spec: RunSpec, data: RunData, steps: int | N
     bias = getattr(spec.tuner, "bias", "none")
     if bias != "none" and not any(name.endswith("bias") for name, _ in GPT.on_meta(spec.config).named_parameters()):
         lines.append(describe_no_effect("tuner.bias", bias, "a model without biases", "set none"))
+    for key, value in spec.disabled_dropout.items():
+        cure = "set preference.disable_dropout: false"
+        lines.append(describe_no_effect(key, value, "preference.disable_dropout: true", cure))
     if spec.config.router_correction and not spec.adapted:
         lines.append("router_correction: true: the corrections are not updated in training; they keep their values")
     return lines
@@ -246,24 +245,15 @@ def build_train_state(
     precision = PRECISIONS[recipe.precision or default_precision()]
     model = build_meta_model(recipe, spec, mesh, device)
     model.to_empty(device="cpu" if recipe.parallel.cpu_offload else device)
-    if spec.weights and (spec.adapted or not resumed):
-        with phase(f"loading {spec.weights}"):
-            load_weights(model, spec, device)
-    elif not resumed:
-        with phase("initializing the weights"):
-            initialize(model, recipe.seed, write=copy_full_tensor)
-    if spec.adapter and spec.weights and not resumed:
-        saved = load_adapter_folder(spec.adapter, load_config(spec.weights))
-        adapt.load_adapter(model, saved.tensors, write=copy_full_tensor)
-    elif spec.tuner and not resumed:
-        adapt.initialize_adapter(model, spec.tuner, recipe.seed, write=copy_full_tensor)
+    fill_model(model, spec, recipe.seed, device, resumed=resumed)
+    reference = None if resumed else build_reference(model, spec, recipe.seed, device)
     optimizers = build_optimizers(recipe.optimizer, model, spec.tuner)
     lisa_schedule = adapt.build_schedule(model, spec.tuner, recipe.seed) if spec.tuner else None
     if lisa_schedule:
         init_mixed_precision(model)
         lisa_schedule.set_active(0)
     scale = LossScale(active=precision.scaled)
-    return TrainState(apply_ddp(model, mesh), optimizers, device, precision, mesh, scale, lisa_schedule)
+    return TrainState(apply_ddp(model, mesh), optimizers, device, precision, mesh, scale, lisa_schedule, reference)
 
 
 def is_compiled(recipe: Training, device: torch.device) -> bool:
@@ -292,21 +282,6 @@ def build_meta_model(recipe: Training, spec: RunSpec, mesh: Mesh | None, device:
     return model
 
 
-def load_weights(model: GPT, spec: RunSpec, device: torch.device) -> None:
-    """Load the initial weights into a model, which may be quantized or expanded."""
-    assert spec.weights is not None
-    base = load_config(spec.weights)
-    if spec.quantize or spec.base_changes:
-        tensors = iter_changed_base(iter_tensors(spec.weights, base), base, spec.config)
-        quantization.load_quantized(model, tensors, device=device, write=copy_full_tensor)
-        return
-    order = spec.tuner.get_block_order(base.n_layer) if spec.tuner else None
-    if order:
-        llama_pro.load_expanded(model, iter_tensors(spec.weights, base), order, write=copy_full_tensor)
-    else:
-        load_model(model, spec.weights)
-
-
 def open_checkpoints(
     recipe: Training, spec: RunSpec, train_state: TrainState, resumed_from: Path | None, notify: Notify
 ) -> tuple[Checkpoints, dict[str, Any]]:
@@ -319,9 +294,11 @@ def open_checkpoints(
     if resumed_from is not None:
         optimizers, restore_rng = train_state.optimizers, settings.save_rng
         progress = load_checkpoint(resumed_from, model, optimizers, restore_rng=restore_rng, **shared)
+        train_state.reference = resume_reference(model, spec, resumed_from)
+    reference = {} if train_state.reference is None else train_state.reference.values
     resumed_step = progress.get("step", 0)
     kept = {name: getattr(settings, name) for name in ("keep", "asynchronous", "on_error", "save_rng")}
-    return Checkpoints(recipe.out_dir, resumed_step=resumed_step, **kept, **shared), progress
+    return Checkpoints(recipe.out_dir, resumed_step=resumed_step, reference=reference, **kept, **shared), progress
 
 
 def write_run_files(recipe: Training, spec: RunSpec) -> None:

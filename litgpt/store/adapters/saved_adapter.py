@@ -151,15 +151,17 @@ def check_new_rows(adapter: SavedAdapter, base: Config) -> None:
         )
 
 
-def check_further_training(adapter: SavedAdapter, folder: Path, base: Config) -> None:
+FINETUNE_MERGED = "merge it (litgpt merge_lora) and finetune the merged model"
+
+
+def check_further_training(adapter: SavedAdapter, folder: Path, base: Config, *, cure: str = FINETUNE_MERGED) -> None:
     """Check that an adapter can be trained further on the base in a folder.
 
     Raises:
         UserError: if an option of it is not supported, or it comes with weights of another base.
     """
-    cure = "merge it (litgpt merge_lora) and finetune the merged model"
     if adapter.training_error:
-        raise UserError(f"{adapter.training_error}, which is not supported in further training; {cure}")
+        raise UserError(f"{adapter.training_error}, which is not supported in training; {cure}")
     wanted = {name if name in list_parameters(base) else "embedding.weight": name for name in adapter.base_weights}
     for published in list_published(folder, base, warn=lambda _line: None) if wanted else []:
         for name in wanted.keys() & set(published.mapping.names):
