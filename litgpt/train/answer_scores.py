@@ -18,6 +18,8 @@ from litgpt.train.local_batch import LocalBatch
 from litgpt.train.log_probs import TokenLabels, chunked_log_probs, plain_log_probs
 from litgpt.train.train_state import TrainState
 
+TOKEN_METRICS = ("logits/chosen", "logits/rejected", "nll_loss")
+
 
 @dataclass(frozen=True)
 class AnswerScorer:
@@ -129,3 +131,22 @@ def sum_by_answer(local: LocalBatch, values_N: Tensor) -> Tensor:
     sums = torch.zeros(len(local.answer_values["length"]), dtype=torch.float64, device=values_N.device)
     sums = sums.index_add(0, answers[kept], values_N[kept].double())
     return local.sum_over_shards(sums.to(values_N.dtype))
+
+
+def measure_tokens(
+    local: LocalBatch, log_probs_N: Tensor, target: TokenLabels, is_chosen: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The loss of the labels of chosen answers in nats, and the sums and numbers of `TOKEN_METRICS`, (2, 3).
+
+    Args:
+        is_chosen: whether an answer is a chosen one, (A,).
+    """
+    assert local.answers is not None and target.mean_logits_N is not None
+    labelled = local.labels.flatten() != IGNORE
+    in_chosen = is_chosen[local.answers.flatten().clamp(min=0).long()]
+    chosen, rejected = labelled & in_chosen, labelled & ~in_chosen
+    weights = 1.0 if local.weights is None else local.weights.flatten()
+    nll = -(log_probs_N * weights)[chosen].sum()
+    sums = [target.mean_logits_N[chosen].sum(), target.mean_logits_N[rejected].sum(), nll.detach()]
+    numbers = [chosen.sum(), rejected.sum(), chosen.sum()]
+    return nll, torch.stack([torch.stack([value.double() for value in row]) for row in (sums, numbers)])

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litgpt.data.stream.batch import IGNORE, Batch
+from litgpt.data.stream.batch import Batch
 from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.train import LossArgs
-from litgpt.train.answer_scores import AnswerScorer, count_labels, sum_by_answer
+from litgpt.train.answer_scores import TOKEN_METRICS, AnswerScorer, count_labels, measure_tokens, sum_by_answer
 from litgpt.train.local_batch import LocalBatch
 from litgpt.train.log_probs import TokenLabels
 from litgpt.train.objective import Objective
@@ -24,7 +24,6 @@ PAIR_METRICS = (
     *("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
     *("logps/chosen", "logps/rejected"),
 )
-TOKEN_METRICS = ("logits/chosen", "logits/rejected", "nll_loss")
 
 
 def paired_answers(preference: PreferenceArgs, settings: LossArgs) -> Objective:
@@ -36,18 +35,19 @@ def paired_answers(preference: PreferenceArgs, settings: LossArgs) -> Objective:
     scorer = AnswerScorer(settings, preference.ld_alpha)
 
     def loss(model: Any, local: LocalBatch) -> tuple[Tensor, Tensor]:
-        size, device = local.labels.numel(), local.labels.device
-        log_squares = torch.zeros(size, device=device) if preference.use_weighting else None
-        target = TokenLabels(local.labels, log_squares, torch.zeros(size, device=device))
+        zeros = torch.zeros(2, local.labels.numel(), dtype=torch.float64, device=local.labels.device)
+        log_squares = zeros[0] if preference.use_weighting else None
+        target = TokenLabels(local.labels, log_squares, zeros[1])
         log_probs = scorer.compute_log_probs(model, local, target)
         scores, kept = build_pair_scores(local, sum_by_answer(local, log_probs * scorer.weigh_labels(local)))
         losses = compute_pair_losses(scores, preference)
         if log_squares is not None:
-            losses = losses * weigh_pairs(local, log_probs.detach() - log_squares)[kept]
-        tokens, token_metrics = measure_tokens(local, log_probs, target)
-        nll = preference.nll_weight * tokens if preference.nll_weight else torch.zeros_like(tokens)
+            losses = losses * weigh_pairs(local, log_probs.detach() - log_squares)[kept].to(losses)
+        is_chosen = torch.arange(2 * len(kept), device=kept.device) % 2 == 0
+        nll, token_metrics = measure_tokens(local, log_probs, target, is_chosen)
+        weighted = preference.nll_weight * nll if preference.nll_weight else torch.zeros_like(nll)
         metrics = torch.cat([measure_pairs(local, scores, preference), token_metrics], dim=1)
-        return torch.stack([local.report_once(losses.sum()), nll]), metrics
+        return torch.stack([local.report_once(losses.sum()), weighted]), metrics
 
     def prepare(train_state: TrainState, batches: Sequence[Batch]) -> list[Batch]:
         return scorer.score_reference(train_state, batches) if preference.needs_reference else list(batches)
@@ -88,15 +88,3 @@ def measure_pairs(local: LocalBatch, scores: PairScores, preference: PreferenceA
     rows = [chosen, rejected, (chosen > rejected).to(chosen), chosen - rejected, scores.chosen, scores.rejected]
     values = torch.stack(rows).detach().double()
     return local.report_once(torch.stack([values.sum(1), torch.ones_like(values).sum(1)]))
-
-
-def measure_tokens(local: LocalBatch, log_probs: Tensor, target: TokenLabels) -> tuple[Tensor, Tensor]:
-    """The negative log-likelihood of the chosen answers, and the sums and numbers of `TOKEN_METRICS`, (2, 3)."""
-    assert local.answers is not None and target.mean_logits_N is not None
-    labelled, is_rejected = local.labels.flatten() != IGNORE, local.answers.flatten() % 2 == 1
-    chosen, rejected = labelled & ~is_rejected, labelled & is_rejected
-    weights = 1.0 if local.weights is None else local.weights.flatten()
-    nll = -(log_probs * weights)[chosen].sum()
-    sums = [target.mean_logits_N[chosen].sum(), target.mean_logits_N[rejected].sum(), nll.detach()]
-    numbers = [chosen.sum(), rejected.sum(), chosen.sum()]
-    return nll, torch.stack([torch.stack(sums).double(), torch.stack(numbers).double()])

@@ -10,6 +10,7 @@ from litgpt.phases import phase, show_phases
 from litgpt.recipe.align import Align
 from litgpt.recipe.training import Training
 from litgpt.train.console import RunConsole, render_summary
+from litgpt.train.kto import rated_answers
 from litgpt.train.loop import Loop
 from litgpt.train.objective import Objective, next_token
 from litgpt.train.preference import paired_answers
@@ -30,7 +31,17 @@ def build_paired_answers(trained: Run) -> Objective:
     return paired_answers(recipe.preference, recipe.loss)
 
 
-OBJECTIVES: dict[str, Callable[[Run], Objective]] = {"next_token": build_next_token, "pairs": build_paired_answers}
+def build_rated_answers(trained: Run) -> Objective:
+    """Build the objective of answers that are rated as desirable or not."""
+    recipe = cast(Align, trained.recipe)
+    return rated_answers(recipe.preference, recipe.loss)
+
+
+OBJECTIVES: dict[str, Callable[[Run], Objective]] = {
+    "next_token": build_next_token,
+    "pairs": build_paired_answers,
+    "kto": build_rated_answers,
+}
 
 
 def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> None:

@@ -8,6 +8,7 @@ the whole batch.
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,16 +26,21 @@ from litgpt.parallel.precision import PRECISIONS
 from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.recipe.optimizer import AdamW
 from litgpt.recipe.parallel import ParallelArgs
+from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.recipe.tuner import LoRA, Tuner
-from litgpt.train.objective import next_token
+from litgpt.train.kto import rated_answers
+from litgpt.train.objective import Objective, next_token
 from litgpt.train.optimizer import build_optimizers
+from litgpt.train.preference import paired_answers
 from litgpt.train.step import compute_gradients, train_step
 from litgpt.train.train_state import TrainState
 from tests.layouts.pool import POOL
 from tests.store.models import small
+from tests.train.pairs import OtherWeights, collate, draw_answers
 
 ROWS, LENGTH = 8, 22  # not a multiple of the token shards
+LOSS = LossArgs(chunk_rows=7)
 Facts = dict[str, dict[str, Tensor]]
 
 SHAPES: dict[str, Config] = {
@@ -76,6 +82,17 @@ SHAPES: dict[str, Config] = {
         },
     ),
 }
+PREFERENCES = {
+    "dpo": PreferenceArgs(rpo_alpha=0.5, use_weighting=True, ld_alpha=0.5),
+    "ipo": PreferenceArgs(loss_type="ipo", f_divergence_type="js_divergence"),
+    "simpo": PreferenceArgs(loss_type="simpo", cpo_alpha=0.5),
+    "kto": PreferenceArgs(loss_type="kto", undesirable_weight=0.5),
+}
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "next token": lambda: next_token(LOSS),
+    **{name: partial(paired_answers, PREFERENCES[name], LOSS) for name in ("dpo", "ipo", "simpo")},
+    "kto": partial(rated_answers, PREFERENCES["kto"], LOSS),
+}
 TUNERS: dict[str, Tuner] = {
     "lora": LoRA(r=4, dropout=0.0, bias="all", target_modules=["all-linear"]),
     "lora and head": LoRA(r=4, dropout=0.0, target_modules=["q", "v", "head"], modules_to_save=["norm", "embedding"]),
@@ -94,6 +111,7 @@ class Case:
         packed: rows hold several documents.
         tuner: of `TUNERS`.
         quantize: format of the quantized base.
+        objective: of `OBJECTIVES`.
         more: further arguments of `parallelize`.
     """
 
@@ -104,6 +122,7 @@ class Case:
     packed: bool = False
     tuner: str | None = None
     quantize: str | None = None
+    objective: str = "next token"
     more: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -115,6 +134,7 @@ class Case:
             "packed" * self.packed,
             self.tuner or "",
             self.quantize or "",
+            self.objective * (self.objective != "next token"),
             *map(str, self.more),
         ]
         return ", ".join(mark for mark in marks if mark)
@@ -149,6 +169,16 @@ def take_micro_batches(batch: Batch, rank: int, ranks: int, micro: int) -> list[
     return [Batch(**{name: value[start : start + micro] for name, value in fields.items()}) for start in starts]
 
 
+def build_micro_batches(case: Case, rank: int, ranks: int) -> list[Batch]:
+    """The micro-batches of one data rank, in the order of the data stream."""
+    if case.objective == "next token":
+        return take_micro_batches(build_global_batch(packed=case.packed), rank, ranks, case.micro)
+    answers, desirable = draw_answers(ROWS, weighted=True), (torch.arange(2 * ROWS) // 4 % 2).float()
+    starts = range(2 * rank * case.micro, 2 * ROWS, 2 * ranks * case.micro)
+    parts = [slice(start, start + 2 * case.micro) for start in starts]
+    return [collate(answers[part], packed=case.packed, desirable=desirable[part]) for part in parts]
+
+
 def build_model(case: Case, mesh: Mesh | None) -> GPT:
     """The model with the layout of the case and its initial weights."""
     with torch.device("meta"):
@@ -177,7 +207,14 @@ def draw_values(_config: Config, name: str, shape: Iterable[int]) -> Tensor:
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
     draw = torch.Generator().manual_seed(seed)
     values = torch.randn(tuple(shape), generator=draw, dtype=torch.float64) * 0.1
-    return values + (1.0 if ".norm" in name or name.startswith("norm") else 0.0)
+    return values + (1.0 if ".norm" in name or name.removeprefix("reference ").startswith("norm") else 0.0)
+
+
+def copy_values(model: GPT, prefix: str = "") -> None:
+    """Set every parameter to values that are a function of the prefix and its name."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            copy_full_tensor(parameter, draw_values(model.config, prefix + name, parameter.shape))
 
 
 def collect_facts(case: Case) -> Facts:
@@ -186,29 +223,28 @@ def collect_facts(case: Case) -> Facts:
     mesh = Mesh(settings.resolve_dims(case.ranks), "cpu") if case.ranks > 1 else None
     model = build_model(case, mesh)
     facts: Facts = {"first": collect_full_tensors(model, lambda parameter: parameter)}
-    for name, parameter in model.named_parameters():
-        if not parameter.is_floating_point():
-            continue
-        copy_full_tensor(parameter, draw_values(model.config, name, parameter.shape))
+    copy_values(model, "reference ")
+    reference = OtherWeights(model)
+    copy_values(model)
     train_state = TrainState(
         apply_ddp(model, mesh),
         build_optimizers(AdamW(lr=1e-2, weight_decay=0.1), model),
         torch.device("cpu"),
         PRECISIONS["64-true"],
         mesh,
+        reference=reference,
     )
     rank, ranks = (mesh.rank("data"), mesh.dims.data_ranks) if mesh else (0, 1)
-    batches = take_micro_batches(build_global_batch(packed=case.packed), rank, ranks, case.micro)
-    objective = next_token(LossArgs(chunk_rows=7))
-    (targets,) = all_reduce_sum(
-        [sum(batch.targets for batch in batches) * train_state.counts_batch], train_state.device
-    )
-    loss, norm = compute_gradients(train_state, batches, objective, counts=[targets])
+    batches, objective = build_micro_batches(case, rank, ranks), OBJECTIVES[case.objective]()
+    counted = [count * train_state.counts_batch for count in objective.count_batches(batches)]
+    counts = all_reduce_sum(counted, train_state.device)
+    loss, norm = compute_gradients(train_state, objective.prepare(train_state, batches), objective, counts=counts)
     (loss,) = all_reduce_sum([loss * train_state.counts_loss], train_state.device)
     facts["gradient"] = collect_full_tensors(model, lambda parameter: parameter.grad)
     train_state.zero_grad()
-    losses = [train_step(train_state, batches, objective, max_norm=1.0).loss for _ in range(3)]
+    results = [train_step(train_state, batches, objective, max_norm=1.0) for _ in range(3)]
     facts["after"] = collect_full_tensors(model, lambda parameter: parameter)
+    losses = [value for result in results for value in (result.loss, *result.metrics.values())]
     facts["model"] = {"loss": to_tensor([loss, *losses]), "gradient norm": to_tensor([norm])}
     return facts
 
