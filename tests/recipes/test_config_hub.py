@@ -10,10 +10,12 @@ from litgpt.adapt import attach
 from litgpt.adapt.quantization import quantize
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
+from litgpt.recipe.tuner import Full
 
 HUB = Path(__file__).parents[2] / "config_hub"
 PRETRAIN = sorted((HUB / "pretrain").glob("*.yaml"))
 FINETUNE = sorted((HUB / "finetune").glob("*/*.yaml"))
+ALIGN = sorted((HUB / "align").glob("*.yaml"))
 
 # out_dir, data, global batch, micro batch, warm-up steps, tokens, length, lr, min_lr, tokenizer, logger
 LITGPT = {
@@ -86,3 +88,19 @@ def test_each_finetuning_recipe_fits_the_model_that_it_names(litgpt, path):
         )
     else:
         assert type(recipe.data).__name__ == "Alpaca2k" and recipe.optimizer.lr == 2e-4
+
+
+@pytest.mark.parametrize("path", ALIGN, ids=lambda path: path.stem)
+def test_each_preference_recipe_fits_the_model_that_it_names(litgpt, path):
+    outcome = litgpt("align", "--config", path)
+    assert outcome.code == 0, outcome.err
+    recipe = outcome.recipe
+    assert path.read_text().startswith("# ") and path.read_text().splitlines()[1].startswith("# ")
+    assert path.stem.partition("-")[0] in {"pairs": "dpo", "kto": "kto", "reward": "reward"}[recipe.objective]
+    assert (recipe.quantization is not None) == path.stem.endswith("qlora")
+    assert isinstance(recipe.resolved_tuner, Full) == (path.stem in ("dpo-full", "reward"))
+    with torch.device("meta"):
+        model = GPT(Config.from_name(recipe.checkpoint_dir.relative_to("checkpoints").as_posix(), n_layer=1))
+    attach(model, recipe.resolved_tuner)
+    train = recipe.train
+    assert train.global_batch_size % (train.micro_batch_size * recipe.devices) == 0 and train.max_seq_length == 1024
