@@ -9,6 +9,7 @@ from litgpt.recipe.bounds import Count, Fraction, Positive, Rate, check_numbers
 from litgpt.recipe.effect import check_effects
 
 Betas = tuple[Fraction, Fraction]
+StateFormatName = Literal["fp32", "bf16", "fp16", "fp8", "8bit", "4bit"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,13 @@ class Optimizer:
             if any(not 0 <= beta < 1 for beta in betas):
                 raise UserError(f"optimizer.{name}: {list(betas)} is not valid; use two numbers in [0, 1)")
 
+    def check_precision(self, precision: str | None) -> None:
+        """Check the settings against the precision of the run.
+
+        Raises:
+            UserError: if they do not fit.
+        """
+
 
 @dataclass(frozen=True)
 class AdamW(Optimizer):
@@ -40,6 +48,38 @@ class AdamW(Optimizer):
     """Whether to use the AMSGrad variant."""
     fused: bool | None = None
     """Whether to use the fused implementation; null to use it where the device supports it."""
+
+
+@dataclass(frozen=True)
+class PrecisionAwareAdamW(Optimizer):
+    """AdamW with float32 arithmetic and states in fewer bytes, also sharded and in host memory."""
+
+    betas: Betas = (0.9, 0.999)
+    """Decay rates of the first and second moments."""
+    eps: Rate = 1e-8
+    """Term added to the denominator for numerical stability."""
+    weight_decay: Rate = 1e-2
+    """Decoupled weight decay coefficient, applied to matrices only."""
+    exp_avg_dtype: StateFormatName = "fp32"
+    """Format of the first moment: bf16; fp16 and fp8 with scales of blocks; 8bit and 4bit codes of torchao."""
+    exp_avg_sq_dtype: StateFormatName = "fp32"
+    """Format of the second moment."""
+    main_params_dtype: Literal["fp32", "fp16"] | None = None
+    """Format of master weights with precision: bf16-true; null for none, but stochastic rounding."""
+    offload_fraction: Fraction = 0.0
+    """Fraction of the parameters whose states are in host memory, and are updated there."""
+
+    def check_precision(self, precision: str | None) -> None:
+        """Check the formats against the precision of the run."""
+        if precision == "64-true":
+            raise UserError(
+                "precision: 64-true is not supported with optimizer: PrecisionAwareAdamW; set optimizer: AdamW"
+            )
+        if self.main_params_dtype is not None and precision != "bf16-true":
+            raise UserError(
+                f"optimizer.main_params_dtype: {self.main_params_dtype} needs precision: bf16-true, because the "
+                f"weights of precision: {precision or 'null'} are in float32; set optimizer.main_params_dtype: null"
+            )
 
 
 @dataclass(frozen=True)
@@ -131,7 +171,9 @@ class Custom(Optimizer):
     """Constructor arguments other than the parameters and lr."""
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {cls.__name__: cls for cls in (AdamW, AdamW8bit, SGD, Muon, GaLore)}
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    cls.__name__: cls for cls in (AdamW, PrecisionAwareAdamW, AdamW8bit, SGD, Muon, GaLore)
+}
 OPTIMIZER_ALIASES = {
     "torch.optim.AdamW": "AdamW",
     "torch.optim.SGD": "SGD",

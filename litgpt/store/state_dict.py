@@ -13,10 +13,13 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from litgpt.errors import UserError
-from litgpt.store.safetensors_files import DTYPE_NAMES, SafetensorsFiles, TensorShard, get_shard
+from litgpt.store.safetensors_files import DTYPE_NAMES, SafetensorsFiles, SavedTensor, TensorShard, get_shard
 
 REFERENCE = "reference."
 """The prefix of the names of other values of parameters in a checkpoint."""
+BuildState = Callable[[nn.Parameter, Mapping[str, tuple[int, ...]]], Mapping[str, Tensor]]
+"""A method of optimizers whose state has other shapes than its parameter: new tensors for those saved, of these shapes.
+"""
 Optimizers = Optimizer | Sequence[Optimizer] | None
 WRAPPERS = re.compile(r"(?:^module\.)|(?:^|(?<=\.))(?:_forward_module|_orig_mod|_checkpoint_wrapped_module)\.")
 
@@ -75,8 +78,8 @@ def restore_model(
         stored = files.tensors[prefix + name]
         if (stored.shape, stored.dtype) != (tuple(tensor.shape), tensor.dtype):
             raise UserError(
-                f"{checkpoint}: {name} was saved as {DTYPE_NAMES[stored.dtype]} {list(stored.shape)}, "
-                f"in this run it is {DTYPE_NAMES[tensor.dtype]} {list(tensor.shape)}; use the same model and precision"
+                f"{checkpoint}: {name} was saved as {format_tensor(stored)}, "
+                f"in this run it is {format_tensor(tensor)}; use the same model and precision"
             )
     for name, tensor in tensors.items():
         files.copy_to(prefix + name, get_shard(tensor))
@@ -187,32 +190,75 @@ def restore_optimizer(
         remote_names: parameters that only other ranks have.
 
     Raises:
-        UserError: if the checkpoint has state for parameters that the optimizers do not hold.
+        UserError: if the checkpoint has state for parameters that the optimizers do not hold, or in other formats.
     """
     saved_values: dict[str, list[str]] = {}
     for saved_name in files.tensors:
         if saved_name.startswith("optimizer."):
             saved_values.setdefault(saved_name.split(".", 2)[2], []).append(saved_name)
     for optimizer in optimizers:
+        build_state: BuildState | None = getattr(optimizer, "build_state", None)
         for group in optimizer.param_groups:
             held = {id(parameter) for parameter in group["params"]}
             for name, parameter in model.named_parameters():
                 if id(parameter) in held:
-                    optimizer.state[parameter] = {
-                        saved_name.split(".", 2)[1]: restore_state_value(files, saved_name, parameter, group)
-                        for saved_name in saved_values.pop(get_canonical_name(name), [])
-                    }
+                    names = saved_values.pop(get_canonical_name(name), [])
+                    optimizer.state[parameter] = restore_parameter_state(files, names, parameter, group, build_state)
     if unused := saved_values.keys() - set(remote_names):
         raise UserError(
             f"{checkpoint}: holds optimizer state of {', '.join(sorted(unused)[:5])}, which this run does not train"
         )
 
 
-def restore_state_value(files: SafetensorsFiles, name: str, parameter: Tensor, group: dict[str, Any]) -> Any:
-    """Read one value of a parameter's optimizer state, on the parameter's device and in its layout."""
+def restore_parameter_state(
+    files: SafetensorsFiles,
+    names: Iterable[str],
+    parameter: nn.Parameter,
+    group: dict[str, Any],
+    build_state: BuildState | None,
+) -> dict[str, Any]:
+    """Read the optimizer state of a parameter.
+
+    Args:
+        names: of its values in `files`.
+        build_state: of the optimizer; None to build tensors by their shapes.
+
+    Raises:
+        UserError: naming the first tensor that the optimizer has in another format.
+    """
+    keys = {name.split(".", 2)[1]: name for name in names}
+    saved = {key: files.tensors[name] for key, name in keys.items() if not files.tensors[name].is_number}
+    built = build_state(parameter, {key: tensor.shape for key, tensor in saved.items()}) if build_state and keys else {}
+    for key in dict.fromkeys([*built, *saved]) if built else ():
+        was, now = (format_tensor(values[key]) if key in values else "absent" for values in (saved, built))
+        if was != now:
+            _, _, name = next(iter(keys.values())).split(".", 2)
+            raise UserError(
+                f"optimizer: {key} of {name} was saved as {was}, in this run it is {now}; use the same "
+                "optimizer.init_args"
+            )
+    return {key: restore_state_value(files, name, parameter, group, built.get(key)) for key, name in keys.items()}
+
+
+def format_tensor(tensor: Tensor | SavedTensor) -> str:
+    """The type and shape of a tensor, for messages."""
+    return f"{DTYPE_NAMES[tensor.dtype]} {list(tensor.shape)}"
+
+
+def restore_state_value(
+    files: SafetensorsFiles, name: str, parameter: Tensor, group: dict[str, Any], built: Tensor | None
+) -> Any:
+    """Read one value of a parameter's optimizer state, on the parameter's device and in its layout.
+
+    Args:
+        built: the tensor to read into; None to build one.
+    """
     saved = files.tensors[name]
     if saved.is_number:
         return files.read(name).item()
+    if built is not None:
+        files.copy_to(name, get_shard(built))
+        return built
     if saved.shape == tuple(parameter.shape) and saved.shape:
         tensor = torch.zeros_like(parameter, dtype=saved.dtype, requires_grad=False)
         files.copy_to(name, get_shard(tensor))

@@ -11,9 +11,19 @@ from torch import nn
 from litgpt.errors import UserError
 from litgpt.parallel.galore_layout import check_galore_layout
 from litgpt.recipe.keys import list_settings
-from litgpt.recipe.optimizer import SGD, AdamW, AdamW8bit, Custom, GaLore, Muon, Optimizer
+from litgpt.recipe.optimizer import (
+    SGD,
+    AdamW,
+    AdamW8bit,
+    Custom,
+    GaLore,
+    Muon,
+    Optimizer,
+    PrecisionAwareAdamW,
+)
 from litgpt.recipe.tuner import Tuner
 from litgpt.train.galore import LowRankAdamW
+from litgpt.train.precision_aware import PrecisionAwareOptimizer
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -64,6 +74,11 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
 def _adamw(settings: AdamW, named: Named) -> list[torch.optim.Optimizer]:
     arguments = asdict(settings) | {"fused": settings.fused is not False}
     return [torch.optim.AdamW(build_groups(named, arguments.pop("weight_decay")), **arguments)]
+
+
+def _precision_aware_adamw(settings: PrecisionAwareAdamW, named: Named) -> list[torch.optim.Optimizer]:
+    names = {parameter: name for name, parameter in named}
+    return [PrecisionAwareOptimizer(build_groups(named, settings.weight_decay), settings, names)]
 
 
 def _sgd(settings: SGD, named: Named) -> list[torch.optim.Optimizer]:
@@ -144,6 +159,7 @@ def import_optimizer(path: str) -> Any:
 
 BUILDERS: dict[type, Any] = {
     AdamW: _adamw,
+    PrecisionAwareAdamW: _precision_aware_adamw,
     SGD: _sgd,
     Muon: _muon,
     AdamW8bit: _adamw_8bit,

@@ -326,6 +326,10 @@ def test_a_field_of_the_guard_has_an_effect(name: str) -> None:
 
 OPTIMIZER_VALUES: dict[str, dict[str, Any]] = {
     "AdamW": {"lr": 0.3, "betas": (0.5, 0.6), "eps": 0.1, "weight_decay": 0.5, "amsgrad": True, "fused": False},
+    "PrecisionAwareAdamW": {
+        **{"lr": 0.3, "betas": (0.5, 0.6), "eps": 0.1, "weight_decay": 0.5, "exp_avg_dtype": "bf16"},
+        **{"exp_avg_sq_dtype": "fp8", "main_params_dtype": "fp32", "offload_fraction": 0.5},
+    },
     "AdamW8bit": {"lr": 0.3, "betas": (0.5, 0.6), "eps": 0.1, "weight_decay": 0.5},
     "SGD": {"lr": 0.3, "momentum": 0.5, "dampening": 0.5, "weight_decay": 0.5, "nesterov": True},
     "Muon": {
@@ -366,12 +370,12 @@ TUNER_BASES: dict[str, dict[str, Any]] = {
 }
 
 
-def measure_training(optimizer: Optimizer, tuner: Tuner | None = None) -> list[Any]:
+def measure_training(optimizer: Optimizer, tuner: Tuner | None = None, dtype: torch.dtype = torch.float32) -> list[Any]:
     """What is trained, how fast, with which arguments, and its sums after some steps."""
     torch.manual_seed(0)
     config = Config(**{**SHAPE, "n_layer": 4, "n_embd": 32, "bias": True})
     model = GPT(expand_config(config, tuner) if tuner else config)
-    initialize(model, 0)
+    initialize(model.to(dtype), 0)
     if tuner:
         adapt.attach(model, tuner)
         adapt.initialize_adapter(model, tuner, 0)
@@ -387,7 +391,8 @@ def measure_training(optimizer: Optimizer, tuner: Tuner | None = None) -> list[A
     groups = [group for one in optimizers for group in one.param_groups]
     order = tuner.get_block_order(4) if tuner else None
     trained = {name: p.double().sum().item() for name, p in model.named_parameters() if p.requires_grad}
-    return [trained, [{"fused": group.get("fused"), "peak_lr": group["peak_lr"]} for group in groups], order]
+    on_host = [len(getattr(one, "on_host", ())) for one in optimizers]
+    return [trained, [{"fused": group.get("fused"), "peak_lr": group["peak_lr"]} for group in groups], order, on_host]
 
 
 def test_every_setting_of_a_class_has_a_value() -> None:
@@ -403,7 +408,8 @@ def test_a_setting_of_an_optimizer_has_an_effect(cls: str, name: str) -> None:
         pytest.importorskip("bitsandbytes")
     usual = {"lr": 0.1} | OPTIMIZER_BASES.get(cls, {})
     first, second = (OPTIMIZERS[cls](**settings) for settings in (usual, usual | {name: OPTIMIZER_VALUES[cls][name]}))
-    assert measure_training(first) != measure_training(second)
+    dtype = torch.bfloat16 if name == "main_params_dtype" else torch.float32
+    assert measure_training(first, dtype=dtype) != measure_training(second, dtype=dtype)
 
 
 @pytest.mark.parametrize(("cls", "name"), [(cls, name) for cls, values in TUNER_VALUES.items() for name in values])

@@ -20,6 +20,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain loss": {"loss": {"impl": "plain"}},
     "document mask": {"data__init_args__document_mask": True},
     "muon": {"optimizer": {"class_path": "Muon", "init_args": {"lr": 1e-2}}},
+    "moments in fp8": {
+        "precision": "bf16-true",
+        "optimizer": {
+            "class_path": "PrecisionAwareAdamW",
+            "init_args": {"lr": 1e-2, "exp_avg_dtype": "fp8", "exp_avg_sq_dtype": "fp8", "main_params_dtype": "fp32"},
+        },
+    },
     "sgd": {"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.5, "momentum": 0.9}}},
     "torch class": {"optimizer": {"class_path": "torch.optim.Adagrad", "init_args": {"lr": 3e-2}}},
     "tied": {"train__tie_embeddings": True},
