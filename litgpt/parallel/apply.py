@@ -115,19 +115,27 @@ def is_sharded(mesh: Mesh | None) -> bool:
     return mesh is not None and not mesh.is_replicated_only
 
 
-def apply_ddp(model: nn.Module, mesh: Mesh | None) -> nn.Module:
-    """Wrap a model in DistributedDataParallel if it is only replicated; return any other as it is."""
+def apply_ddp(model: nn.Module, mesh: Mesh | None, reduce_dtype: torch.dtype | None = None) -> nn.Module:
+    """Wrap a model in DistributedDataParallel if it is only replicated; return any other as it is.
+
+    Args:
+        reduce_dtype: of gradients while they are summed over ranks; None for their type.
+    """
     if mesh is None or not mesh.is_replicated_only:
         return model
     group = mesh.group("data")
     wrapped = DistributedDataParallel(model, process_group=group, gradient_as_bucket_view=True)
-    wrapped.register_comm_hook(group, _all_reduce_hook)
+    wrapped.register_comm_hook((group, reduce_dtype), _all_reduce_hook)
     return wrapped
 
 
-def _all_reduce_hook(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
-    return work.get_future().then(lambda future: future.value()[0])
+def _all_reduce_hook(
+    state: tuple[dist.ProcessGroup, torch.dtype | None], bucket: dist.GradBucket
+) -> torch.futures.Future[torch.Tensor]:
+    group, reduce_dtype = state
+    gradients = bucket.buffer()
+    work = dist.all_reduce(gradients.to(reduce_dtype or gradients.dtype), group=group, async_op=True)
+    return work.get_future().then(lambda future: future.value()[0].to(gradients.dtype))
 
 
 def _fsdp_modules(model: nn.Module) -> Iterator[FSDPModule]:

@@ -1,7 +1,7 @@
 """The data types of a run: of parameters, of computation and of gradient reduction."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -37,6 +37,20 @@ PRECISIONS = {
     "bf16-mixed": Precision(torch.float32, compute=torch.bfloat16, reduce=torch.float32),
     "16-mixed": Precision(torch.float32, compute=torch.float16, reduce=torch.float32, scaled=True),
 }
+
+
+REDUCE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def build_precision(name: str | None, reduce_dtype: str | None) -> Precision:
+    """The data types of a run.
+
+    Args:
+        name: of `PRECISIONS`; None for the default.
+        reduce_dtype: of `REDUCE_DTYPES`; None for that of the precision.
+    """
+    precision = PRECISIONS[name or default_precision()]
+    return precision if reduce_dtype is None else replace(precision, reduce=REDUCE_DTYPES[reduce_dtype])
 
 
 def default_precision() -> str:

@@ -6,11 +6,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 from litgpt.parallel.apply import copy_full_tensor
-
-
-def get_local(tensor: Tensor) -> Tensor:
-    """This rank's shard of a tensor, which shares its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+from litgpt.parallel.exchange import get_local_tensor
 
 
 def zeros_in_layout(parameter: Tensor, dtype: torch.dtype, device: torch.device, *, values: int = 1) -> Tensor:
@@ -24,7 +20,7 @@ def zeros_in_layout(parameter: Tensor, dtype: torch.dtype, device: torch.device,
     def shorten(shape: torch.Size) -> torch.Size:
         return torch.Size((*shape[:-1], shape[-1] // values)) if values > 1 else shape
 
-    local = torch.zeros(shorten(get_local(parameter).shape), dtype=dtype, device=device)
+    local = torch.zeros(shorten(get_local_tensor(parameter).shape), dtype=dtype, device=device)
     if not isinstance(parameter, DTensor):
         return local
     shape = shorten(parameter.shape)

@@ -82,6 +82,8 @@ class ParallelArgs:
     """
     cpu_offload: bool = False
     """Keep parameters, gradients and moments in host memory, and run the optimizer there."""
+    reduce_dtype: Literal["fp32", "bf16"] | None = None
+    """Data type of gradients while they are summed over data ranks; null for fp32, or fp64 with precision: 64-true."""
     prefetch: Prefetch = 0
     """Number of layers whose parameters are prefetched; 0 for FSDP2's default, which is one."""
     tensor: Count = 1

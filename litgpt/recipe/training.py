@@ -92,6 +92,9 @@ class Training:
         for name, default in SHARDED_DEFAULTS.items() if dims.shard == 1 else ():
             if (value := getattr(parallel, name)) != default:
                 unused.append(describe_no_effect(f"parallel.{name}", value, "1 shard", "set parallel.data_shard: 2"))
+        if parallel.reduce_dtype is not None and dims.shard * dims.data_replicate == 1:
+            other, cure = "1 data rank", "set parallel.reduce_dtype: null"
+            unused.append(describe_no_effect("parallel.reduce_dtype", parallel.reduce_dtype, other, cure))
         return unused
 
     def _check_layout(self) -> None:

@@ -8,8 +8,9 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
+from litgpt.parallel.exchange import get_local_tensor
 from litgpt.parallel.host_copies import HostCopies
-from litgpt.parallel.state_layout import get_local, shard_scales, zeros_in_layout
+from litgpt.parallel.state_layout import shard_scales, zeros_in_layout
 from litgpt.recipe.optimizer import PrecisionAwareAdamW
 from litgpt.store.safetensors_files import get_shard
 from litgpt.train.master_weights import MASTERS, NO_MASTER, REMAINDER, MasterFormat
@@ -62,16 +63,16 @@ class PrecisionAwareOptimizer(torch.optim.Optimizer):
         """Update every parameter that has a gradient, those with states in host memory there."""
         work = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
         on_host = [(p, group) for p, group in work if p in self.on_host]
-        copies = HostCopies([(get_local(p), get_local(p.grad)) for p, _ in on_host])
+        copies = HostCopies([(get_local_tensor(p), get_local_tensor(p.grad)) for p, _ in on_host])
         for parameter, group in work:
             if parameter not in self.on_host:
-                self._update(parameter, get_local(parameter), get_local(parameter.grad), group)
+                self._update(parameter, get_local_tensor(parameter), get_local_tensor(parameter.grad), group)
         for (parameter, group), (weight, gradient) in zip(on_host, copies, strict=True):
             self._update(parameter, weight, gradient, group)
 
     def choose_formats(self, parameter: Tensor) -> Formats:
         """The formats of a parameter: vectors, and matrices whose rows would have short blocks, have no scales."""
-        width = get_local(parameter).shape[-1]
+        width = get_local_tensor(parameter).shape[-1]
 
         def choose(wanted: Any, without_scales: Any) -> Any:
             is_scaled = wanted.block > 1 and (parameter.dim() < 2 or gcd(width, wanted.block) < MIN_BLOCK)
@@ -92,7 +93,7 @@ class PrecisionAwareOptimizer(torch.optim.Optimizer):
                 of another size, which are kept if they are smaller. If they are larger, the tensor of scales is built
                 in full, and `shard_scales` splits it.
         """
-        local = get_local(parameter)
+        local = get_local_tensor(parameter)
         device = torch.device("cpu") if parameter in self.on_host else local.device
         built = {}
         for key, tensors in self.choose_formats(parameter).list_tensors(local.shape[-1]).items():
@@ -121,7 +122,7 @@ class PrecisionAwareOptimizer(torch.optim.Optimizer):
                     state[key + suffix] = shard_scales(state[key + suffix], parameter, values)
         for rows in iter_row_slices(weight):
             stored = {
-                key: {suffix: get_local(state[key + suffix])[rows] for suffix in suffixes}
+                key: {suffix: get_local_tensor(state[key + suffix])[rows] for suffix in suffixes}
                 for key, suffixes in tensors.items()
             }
             offset = (shard.offset[0] + rows.start, *shard.offset[1:])
@@ -169,7 +170,7 @@ def iter_row_slices(tensor: Tensor) -> Iterator[slice]:
 
 def choose_host_parameters(parameters: Sequence[nn.Parameter], fraction: float) -> set[nn.Parameter]:
     """Choose parameters, the largest first, with at most this fraction of all values on this rank."""
-    sizes = {parameter: get_local(parameter).numel() for parameter in parameters}
+    sizes = {parameter: get_local_tensor(parameter).numel() for parameter in parameters}
     rest, chosen = fraction * sum(sizes.values()), set()
     for parameter in sorted(parameters, key=lambda parameter: -sizes[parameter]):
         if sizes[parameter] <= rest:

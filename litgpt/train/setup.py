@@ -21,7 +21,7 @@ from litgpt.files import write_json, write_text
 from litgpt.model.gpt import GPT
 from litgpt.parallel.apply import apply_ddp, init_mixed_precision, parallelize
 from litgpt.parallel.mesh import Mesh
-from litgpt.parallel.precision import PRECISIONS, default_precision
+from litgpt.parallel.precision import build_precision
 from litgpt.parallel.reduce import all_gather_objects
 from litgpt.parallel.strategy import MeshStrategy, is_rank_zero
 from litgpt.recipe.data import BatchShape, Stream
@@ -242,7 +242,7 @@ def build_train_state(
     Args:
         resumed: whether a checkpoint will be loaded; tensors that it holds are not initialized.
     """
-    precision = PRECISIONS[recipe.precision or default_precision()]
+    precision = build_precision(recipe.precision, recipe.parallel.reduce_dtype)
     model = build_meta_model(recipe, spec, mesh, device)
     model.to_empty(device="cpu" if recipe.parallel.cpu_offload else device)
     fill_model(model, spec, recipe.seed, device, resumed=resumed)
@@ -253,7 +253,9 @@ def build_train_state(
         init_mixed_precision(model)
         lisa_schedule.set_active(0)
     scale = LossScale(active=precision.scaled)
-    return TrainState(apply_ddp(model, mesh), optimizers, device, precision, mesh, scale, lisa_schedule, reference)
+    return TrainState(
+        apply_ddp(model, mesh, precision.reduce), optimizers, device, precision, mesh, scale, lisa_schedule, reference
+    )
 
 
 def is_compiled(recipe: Training, device: torch.device) -> bool:
@@ -263,7 +265,7 @@ def is_compiled(recipe: Training, device: torch.device) -> bool:
 
 def build_meta_model(recipe: Training, spec: RunSpec, mesh: Mesh | None, device: torch.device) -> GPT:
     """Build this rank's part of the model on the meta device: quantized, adapted, split and sharded."""
-    precision = PRECISIONS[recipe.precision or default_precision()]
+    precision = build_precision(recipe.precision, recipe.parallel.reduce_dtype)
     model = GPT.on_meta(spec.config).to(precision.storage)
     if spec.quantize:
         quantization.quantize(model, spec.quantize)

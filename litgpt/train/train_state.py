@@ -88,7 +88,7 @@ class TrainState:
             for optimizer in self.optimizers:
                 optimizer.state.pop(parameter, None)
         if frozen:
-            self.model = apply.apply_ddp(self.core, self.mesh)
+            self.model = apply.apply_ddp(self.core, self.mesh, self.precision.reduce)
 
     def zero_grad(self) -> None:
         """Drop all gradients."""

@@ -29,15 +29,17 @@ from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.recipe.tuner import LoRA, Tuner
+from litgpt.train import reference as reference_weights
 from litgpt.train.kto import rated_answers
 from litgpt.train.objective import Objective, next_token
 from litgpt.train.optimizer import build_optimizers
 from litgpt.train.preference import paired_answers
+from litgpt.train.reference import Reference
 from litgpt.train.step import compute_gradients, train_step
 from litgpt.train.train_state import TrainState
 from tests.layouts.pool import POOL
 from tests.store.models import small
-from tests.train.pairs import OtherWeights, collate, draw_answers
+from tests.train.pairs import collate, draw_answers
 
 ROWS, LENGTH = 8, 22  # not a multiple of the token shards
 LOSS = LossArgs(chunk_rows=7)
@@ -224,7 +226,7 @@ def collect_facts(case: Case) -> Facts:
     model = build_model(case, mesh)
     facts: Facts = {"first": collect_full_tensors(model, lambda parameter: parameter)}
     copy_values(model, "reference ")
-    reference = OtherWeights(model)
+    reference = Reference(reference_weights.copy_values(model, dict(model.named_parameters())))
     copy_values(model)
     train_state = TrainState(
         apply_ddp(model, mesh),

@@ -21,9 +21,10 @@ from litgpt.train.kto import rated_answers
 from litgpt.train.objective import Objective
 from litgpt.train.preference import paired_answers
 from litgpt.train.preference_losses import PairScores, compute_pair_losses
+from litgpt.train.reference import Reference, copy_values
 from litgpt.train.step import compute_gradients
 from litgpt.train.train_state import TrainState
-from tests.train.pairs import Answer, OtherWeights, collate, draw_answers
+from tests.train.pairs import Answer, collate, draw_answers
 from tests.train.test_preference_losses import COLUMNS, GOLDEN
 
 pytestmark = pytest.mark.slow  # importing TRL and its trainers takes longer than all tests here
@@ -146,7 +147,8 @@ def compute_our_loss(
     models: list[GPT], batches: list[Batch], objective: Objective
 ) -> tuple[float, Tensor, dict[str, float]]:
     """Loss, gradient of the embedding, and metrics."""
-    precision, weights = PRECISIONS["32-true"], OtherWeights(models[1])
+    precision = PRECISIONS["32-true"]
+    weights = Reference(copy_values(models[1], dict(models[1].named_parameters())))
     train_state = TrainState(models[0], [], torch.device("cpu"), precision, reference=weights)
     sums = torch.zeros(2, len(objective.metrics), dtype=torch.float64)
     counts = objective.count_batches(batches)

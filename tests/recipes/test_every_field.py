@@ -135,6 +135,7 @@ ROWS: dict[str, Row] = {
     "parallel.reshard_after_forward": Row("false", "says", "parallel.reshard_after_forward: false has no effect"),
     "parallel.zero": Row("2", "says", "parallel.zero: 2 has no effect"),
     "parallel.cpu_offload": Row("true", "refused", "needs devices to shard over"),
+    "parallel.reduce_dtype": Row("bf16", "says", "parallel.reduce_dtype: bf16 has no effect with 1 data rank"),
     "parallel.prefetch": Row("2", "says", "parallel.prefetch: 2 has no effect"),
     "parallel.tensor": Row("2", "refused", SPLIT),
     "parallel.sequence": Row("false", "refused", "no effect with parallel.tensor: 1"),

@@ -23,7 +23,11 @@ from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.train import precision_aware
 from litgpt.train.optimizer import build_optimizers
 from litgpt.train.precision_aware import PrecisionAwareOptimizer
+from litgpt.train.state_formats import FORMATS
 from tests.layouts.pool import POOL
+from tests.processes import join_ranks, run_litgpt, start_ranks
+from tests.runs import SHAPE as RUN_SHAPE
+from tests.runs import read_losses, write_recipe
 from tests.store.models import small
 
 SHAPE = small(  # rows of 256 that are split into whole blocks
@@ -242,3 +246,39 @@ def test_formats_that_do_not_fit_the_precision_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         Pretrain("x", precision=precision, optimizer=PrecisionAwareAdamW(**settings))
+
+
+def train_200_steps(folder: Path, precision: str, **settings: str) -> float:
+    """The mean loss of the last 20 of 200 steps on real text."""
+    shape = {**RUN_SHAPE, "n_embd": 64, "intermediate_size": 128, "block_size": 128}
+    write_recipe(
+        folder,
+        model_config=shape,
+        precision=precision,
+        data={"class_path": "PythonDocs"},
+        train__max_steps=200,
+        train__save_interval=None,
+        optimizer={"class_path": "PrecisionAwareAdamW", "init_args": {"lr": 3e-3, **settings}},
+    )
+    codes = join_ranks(start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", folder=folder), timeout=250)
+    assert codes == [0], (folder / "rank-0.log").read_text()
+    losses = read_losses(folder)
+    return sum(losses[step] for step in range(181, 201)) / 20
+
+
+@pytest.mark.slow
+@needs_torchao
+@pytest.mark.timeout(1200)
+def test_losses_after_200_steps_are_those_of_states_in_float32(tmp_path: Path) -> None:
+    losses = {}
+    for name in FORMATS:
+        (tmp_path / name).mkdir()
+        losses[name] = train_200_steps(tmp_path / name, "32-true", exp_avg_dtype=name, exp_avg_sq_dtype=name)
+    for master in ("fp32", "fp16"):
+        folder = tmp_path / f"master {master}"
+        folder.mkdir()
+        losses[f"master {master}"] = train_200_steps(folder, "bf16-true", main_params_dtype=master)
+    (tmp_path / "no master").mkdir()
+    losses["no master"] = train_200_steps(tmp_path / "no master", "bf16-true")
+    print(losses)
+    assert {name: loss for name, loss in losses.items() if loss > losses["fp32"] + 0.02} == {}
