@@ -126,7 +126,9 @@ def run_command(name: str, recipe: Any) -> None:
     if check := COMMANDS[name].check:
         import_object(f"litgpt.train.early_checks:{check}")(recipe)
     if isinstance(recipe, Training) and get_local_rank() == 0:  # before seconds of imports
-        print(f"litgpt {name} {getattr(recipe, COMMANDS[name].positionals[0])}: output in {recipe.out_dir}", flush=True)
+        print(f"litgpt {name} {getattr(recipe, COMMANDS[name].positionals[0])}: output in {recipe.out_dir}")
+        header = import_object("litgpt.train.header:list_early_rows")(recipe)
+        print(import_object("litgpt.train.header:format_rows")(header), flush=True)
     import_object(f"litgpt.commands.{COMMANDS[name].module}:run")(recipe)
 
 

@@ -65,6 +65,11 @@ class Finetune(Training):
         return getattr(self, "quantize", None)
 
     @property
+    def initial_weights(self) -> Path | None:
+        """The model to start from."""
+        return self.checkpoint_dir
+
+    @property
     def initial_adapter(self) -> Path | None:
         """The folder of an adapter to train further; None to start a new one."""
         return getattr(self, "initial_adapter_dir", None)

@@ -56,6 +56,11 @@ class Pretrain(Training):
     seed: Seed = field(default=42, kw_only=True)
     """Random seed of the initial weights, dropout and generated samples; the data order has data.seed."""
 
+    @property
+    def initial_weights(self) -> Path | None:
+        """The model to start from; None for random weights."""
+        return self.initial_checkpoint_dir
+
     def __post_init__(self) -> None:
         train = self.train
         if not (train.max_tokens or train.max_steps or train.epochs or train.max_time):

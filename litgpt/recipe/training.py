@@ -58,6 +58,16 @@ class Training:
         """The objective of the run, a row of the table in `train.run`."""
         return "next_token"
 
+    @property
+    def initial_weights(self) -> Path | None:
+        """The model to start from; None for random weights."""
+        return None
+
+    @property
+    def initial_adapter(self) -> Path | None:
+        """The folder of an adapter to train further; None to start a new one."""
+        return None
+
     def __post_init__(self) -> None:
         check_numbers(self)
         if self.data is not None:

@@ -124,7 +124,12 @@ def find_model_folder(key: str, name: Path) -> Path | None:
 
 def is_base_model(folder: Path) -> bool:
     """Return whether a folder has the configuration of a model, which those of runs and adapters do not have."""
-    return has_config(folder) and not (folder / "adapter_config.json").exists()
+    return has_config(folder) and not has_adapter_config(folder)
+
+
+def has_adapter_config(folder: Path) -> bool:
+    """Return whether a folder has the configuration of an adapter."""
+    return (folder / "adapter_config.json").exists()
 
 
 def resolve_config(recipe: Pretrain) -> Config:

@@ -102,25 +102,26 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     """
     length = resolve_sequence_length(recipe, spec.config)
     check_resumption(recipe)
-    notify(header.describe_setup(recipe, spec, recipe.parallel.resolve_dims(count_processes(recipe))))
+    announced = print_setup(recipe, spec, notify)
     fabric = launch(recipe)
     mesh = cast(MeshStrategy, fabric.strategy).mesh
     resumed_from = find_checkpoint(recipe.resume, recipe.out_dir, notify)
+    start = header.describe_origin(recipe, spec.weights, spec.adapter, resumed_from)
+    if start != announced:  # a damaged checkpoint was left out, or there is none
+        notify(header.format_rows([("Start", start)]))
     data = open_data(recipe, spec, fabric, mesh, length, resumed=resumed_from is not None)
     for warning in data.tokenizer.warnings if data.tokenizer else ():
         notify(warning)
     steps = count_steps(recipe.train, length, data.train.samples_per_epoch)
     warmup = count_warmup_steps(recipe.train, steps)
     streams = (data.train, data.validation)
-    notify(header.describe_data(recipe, spec, streams, length=length, steps=steps, warmup=warmup))
+    notify(header.format_rows(header.describe_data(recipe, streams, length=length, steps=steps, warmup=warmup)))
     for line in list_warnings(recipe, spec, data, steps, fabric.world_size):
         notify(line)
     train_state = build_train_state(recipe, spec, mesh, fabric.device, resumed=resumed_from is not None)
     checkpoints, progress = open_checkpoints(recipe, spec, train_state, resumed_from, notify)
     if progress:
         data.train.load_state_dict(progress["stream"])
-    if recipe.resume is not False:
-        notify(header.format_rows([header.describe_origin(recipe, spec, resumed_from, progress.get("step", 0))]))
     if fabric.global_rank == 0:
         write_run_files(recipe, spec)
     return Run(
@@ -135,6 +136,18 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
         progress=progress,
         ranks=fabric.world_size,
     )
+
+
+def print_setup(recipe: Training, spec: RunSpec, notify: Notify) -> str | None:
+    """Print the rows of the header that need no other process; returns the start, if it is known."""
+    early = header.find_start(recipe)  # which the command line has printed
+    start = early if recipe.resume else header.describe_origin(recipe, spec.weights, spec.adapter, None)
+    rows = [("Start", start)] if start and start != early else []
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    dims = recipe.parallel.resolve_dims(count_processes(recipe))
+    rows += header.describe_setup(spec, dims, device, recipe.precision or default_precision())
+    notify(header.format_rows(rows))
+    return start
 
 
 def list_warnings(recipe: Training, spec: RunSpec, data: RunData, steps: int | None, ranks: int) -> list[str]:

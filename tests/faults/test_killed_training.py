@@ -136,3 +136,13 @@ def test_a_signal_saves_leaves_with_zero_and_loses_nothing(tmp_path: Path, numbe
     assert f"Start     Resuming training from out/{saved.name}, after step {step}\n" in read_log(folder)
     assert read_losses(folder) == expected
     assert (folder / "out" / "final" / "model.safetensors").is_file()
+
+
+def test_the_header_names_the_older_checkpoint_if_the_newest_one_is_damaged(tmp_path: Path) -> None:
+    folder = prepare(tmp_path, train__max_steps=4)
+    assert train(folder) == [0], read_log(folder)
+    (folder / "out" / "step-00000004" / "progress.json").write_text("{}")
+    assert train(folder, "--resume", "auto") == [0], read_log(folder)
+    log = read_log(folder).split("litgpt pretrain toy")[-1]
+    starts = [f"Start     Resuming training from out/step-0000000{step}, after step {step}\n" for step in (4, 2)]
+    assert log.index(starts[0]) < log.index("step-00000004 refused") < log.index(starts[1]) < log.index("step 3/4")
