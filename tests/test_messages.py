@@ -35,6 +35,7 @@ OF_OTHER_COMMANDS = {
     ("store/checkpoint_load.py", "find_checkpoint"),  # all that train
     ("store/checkpoint_save.py", "commit"),
     ("store/state_dict.py", "check_state_value"),
+    ("store/state_dict.py", "restore_parameter_state"),
     ("store/step_folders.py", "no_checkpoint_error"),
     ("store/tensor_audit.py", "check"),  # pretrain, whose config the folder does not give
     ("store/litgpt_files.py", "write_litgpt_config"),  # convert_from_litgpt
