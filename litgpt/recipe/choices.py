@@ -139,12 +139,16 @@ def name_default_classes(recipe: type, tree: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
-def build_default_data(recipe: Any) -> DataModule | None:
-    """Build the data module of a recipe that has none; None if its command has no default."""
-    name = find_default_class(type(recipe), "data") if hasattr(recipe, "data") else None
+def build_default_data(recipe: Any) -> DataModule:
+    """Build the data module of a recipe that has none.
+
+    Raises:
+        UserError: if its command needs one.
+    """
+    name = find_default_class(type(recipe), "data")
     if getattr(recipe, "requires_data", False):
         raise UserError(f"data: missing; set data: {name}, and data.sources: a file of rows")
-    return None if name is None else import_class(DATA_MODULES[name], "data")()
+    return import_class(DATA_MODULES[str(name)], "data")()
 
 
 def import_user_module(name: str) -> ModuleType:

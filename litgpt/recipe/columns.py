@@ -25,6 +25,8 @@ def format_columns(
         if len(name) > left:
             lines.append(f"{before}{name}")
             head = " " * start
-        options: dict[str, bool] = {"break_on_hyphens": False, "break_long_words": False}
-        lines += textwrap.wrap(head + text, WIDTH, subsequent_indent=" " * start, **options) or [head]
+        wrapper = textwrap.TextWrapper(
+            WIDTH, subsequent_indent=" " * start, break_on_hyphens=False, break_long_words=False
+        )
+        lines += wrapper.wrap(head + text) or [head]
     return lines

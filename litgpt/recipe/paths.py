@@ -72,8 +72,9 @@ def resolve_paths(name: str, recipe: Any) -> Any:
         if (path := getattr(recipe, key)) is not None:
             check_writable(path, key, is_file=key in keys.files)
     check_logger(getattr(recipe, "logger_name", ""))
-    data = getattr(recipe, "data", None) or build_default_data(recipe)
-    for key, folder in data.list_outputs().items() if data is not None else ():
+    if not hasattr(recipe, "data"):
+        return recipe
+    for key, folder in (recipe.data or build_default_data(recipe)).list_outputs().items():
         check_writable(folder, key)
     return recipe
 

@@ -8,14 +8,13 @@ from typing import Any
 
 from litgpt import adapt
 from litgpt.adapt.llama_pro import expand_config
-from litgpt.data.modules.instruction_sets import Alpaca
-from litgpt.data.modules.litdata import TinyLlama
 from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.errors import UserError
 from litgpt.model.config import Config, merge_fields
 from litgpt.model.flops import TrainedShares
 from litgpt.model.gpt import GPT
 from litgpt.parallel.precision import PRECISIONS, default_precision
+from litgpt.recipe.choices import build_default_data
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.finetune import Finetune
 from litgpt.recipe.preference import PreferenceArgs
@@ -128,7 +127,7 @@ def build_pretrain_spec(recipe: Pretrain) -> RunSpec:
     return RunSpec(
         task="pretrain",
         config=config,
-        data=recipe.data or TinyLlama(),
+        data=recipe.data or build_default_data(recipe),
         weights=recipe.initial_checkpoint_dir,
         tokenizer_dir=recipe.tokenizer_dir,
         tokenizer=recipe.tokenizer,
@@ -161,7 +160,7 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
     return RunSpec(
         task=recipe.task,
         config=expand_config(config, tuner),
-        data=recipe.data or Alpaca(),
+        data=recipe.data or build_default_data(recipe),
         weights=folder,
         tokenizer_dir=adapter if adapter and base_changes and find_tokenizer_files(adapter) else folder,
         tuner=tuner,
