@@ -21,7 +21,7 @@ from litgpt.files import write_json, write_text
 from litgpt.model.gpt import GPT
 from litgpt.parallel.apply import apply_ddp, init_mixed_precision, parallelize
 from litgpt.parallel.mesh import Mesh
-from litgpt.parallel.precision import build_precision
+from litgpt.parallel.precision import build_precision, default_precision
 from litgpt.parallel.reduce import all_gather_objects
 from litgpt.parallel.strategy import MeshStrategy, is_rank_zero
 from litgpt.recipe.data import BatchShape, Stream
