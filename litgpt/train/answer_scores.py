@@ -80,6 +80,8 @@ class AnswerScorer:
         """Add `reference` to the values of the answers: their scores by the reference. Stored ones are kept."""
         if all("reference" in get_values(batch) for batch in batches):
             return list(batches)
+        if train_state.reference_scores is not None:
+            return [train_state.reference_scores.add_to(self.measure(batch)) for batch in batches]
         assert train_state.reference is not None
         with train_state.reference.applied(train_state.core):
             return add_values(batches, "reference", self.score(train_state, batches))

@@ -67,22 +67,25 @@ def load_weights(model: GPT, spec: RunSpec, device: torch.device) -> None:
 
 
 @torch.no_grad()
-def build_reference(model: GPT, spec: RunSpec, seed: int, device: torch.device) -> Reference | None:
+def build_reference(model: GPT, spec: RunSpec, seed: int, device: torch.device, *, resumed: bool) -> Reference | None:
     """Build the reference of a run, None for a run without one. All ranks call this together.
 
     Args:
         model: with its initial weights, which it has again when this returns.
         seed, device: as for `fill_model`.
+        resumed: whether a checkpoint will be loaded.
 
     Raises:
         UserError: naming the folder of the reference, if it cannot be loaded or does not match the model.
     """
     settings = spec.preference
-    if settings is None or not settings.needs_reference:
+    if settings is None or not spec.needs_reference:
         return None
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    offload = settings.reference_offload
-    if settings.reference is None:
+    offload = settings.reference_offload or spec.scores_ahead
+    if settings.reference is None and spec.scores_ahead and not resumed:
+        values = {}  # the model is its own reference until the first step
+    elif settings.reference is None:
         values = copy_values(model, trained, in_host_memory=offload)
     else:
         values = load_other_weights(model, spec, settings.reference, seed, device, trained=trained, offload=offload)
@@ -92,7 +95,7 @@ def build_reference(model: GPT, spec: RunSpec, seed: int, device: torch.device) 
 def resume_reference(model: GPT, spec: RunSpec, checkpoint: Path) -> Reference | None:
     """Load the reference of a run from its checkpoint, None for a run without one. All ranks call this together."""
     settings = spec.preference
-    if settings is None or not settings.needs_reference:
+    if settings is None or not spec.needs_reference:
         return None
     allocate = partial(allocate_copy, in_host_memory=settings.reference_offload)
     return hold_reference(load_reference(checkpoint, model, allocate), settings)

@@ -9,11 +9,13 @@ from litgpt.parallel.strategy import exit_process, is_rank_zero
 from litgpt.phases import phase, show_phases
 from litgpt.recipe.align import Align
 from litgpt.recipe.training import Training
+from litgpt.train.answer_scores import AnswerScorer
 from litgpt.train.console import RunConsole, render_summary
 from litgpt.train.kto import rated_answers
 from litgpt.train.loop import Loop
 from litgpt.train.objective import Objective, next_token
 from litgpt.train.preference import paired_answers
+from litgpt.train.reference_pass import store_reference_scores
 from litgpt.train.report import write_report
 from litgpt.train.run_record import record_run
 from litgpt.train.run_spec import RunSpec
@@ -28,12 +30,14 @@ def build_next_token(trained: Run) -> Objective:
 def build_paired_answers(trained: Run) -> Objective:
     """Build the objective of preferences between pairs of answers."""
     recipe = cast(Align, trained.recipe)
+    store_reference_scores(trained, AnswerScorer(recipe.loss, recipe.preference.ld_alpha))
     return paired_answers(recipe.preference, recipe.loss)
 
 
 def build_rated_answers(trained: Run) -> Objective:
     """Build the objective of answers that are rated as desirable or not."""
     recipe = cast(Align, trained.recipe)
+    store_reference_scores(trained, AnswerScorer(recipe.loss))
     return rated_answers(recipe.preference, recipe.loss)
 
 

@@ -75,6 +75,16 @@ class RunSpec:
         return self.tuner is not None and self.tuner.adds
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether the objective compares the model with a reference."""
+        return self.preference is not None and self.preference.needs_reference
+
+    @property
+    def scores_ahead(self) -> bool:
+        """Whether the reference computes log-probabilities before training, and is not needed then."""
+        return self.preference is not None and self.needs_reference and self.preference.precompute_ref_log_probs
+
+    @property
     def base_settings(self) -> BaseSettings:
         """How the base model is stored while an adapter is trained."""
         return BaseSettings(self.dtype, self.quantize, self.model_config)

@@ -258,8 +258,9 @@ def build_train_state(
     precision = build_precision(recipe.precision, recipe.parallel.reduce_dtype)
     model = build_meta_model(recipe, spec, mesh, device)
     model.to_empty(device="cpu" if recipe.parallel.cpu_offload else device)
-    fill_model(model, spec, recipe.seed, device, resumed=resumed)
-    reference = None if resumed else build_reference(model, spec, recipe.seed, device)
+    starts_over = not resumed or spec.scores_ahead
+    fill_model(model, spec, recipe.seed, device, resumed=not starts_over)
+    reference = build_reference(model, spec, recipe.seed, device, resumed=resumed) if starts_over else None
     optimizers = build_optimizers(recipe.optimizer, model, spec.tuner)
     lisa_schedule = adapt.build_schedule(model, spec.tuner, recipe.seed) if spec.tuner else None
     if lisa_schedule:
@@ -309,8 +310,9 @@ def open_checkpoints(
     if resumed_from is not None:
         optimizers, restore_rng = train_state.optimizers, settings.save_rng
         progress = load_checkpoint(resumed_from, model, optimizers, restore_rng=restore_rng, **shared)
-        train_state.reference = resume_reference(model, spec, resumed_from)
-    reference = {} if train_state.reference is None else train_state.reference.values
+        if not spec.scores_ahead:
+            train_state.reference = resume_reference(model, spec, resumed_from)
+    reference = {} if train_state.reference is None or spec.scores_ahead else train_state.reference.values
     resumed_step = progress.get("step", 0)
     kept = {name: getattr(settings, name) for name in ("keep", "asynchronous", "on_error", "save_rng")}
     return Checkpoints(recipe.out_dir, resumed_step=resumed_step, reference=reference, **kept, **shared), progress

@@ -18,6 +18,7 @@ from litgpt.parallel.token_sharding import LocalTokens
 from litgpt.train.guard import LossScale
 from litgpt.train.local_batch import LocalBatch, build_local_batch
 from litgpt.train.reference import Reference
+from litgpt.train.stored_scores import StoredScores
 
 
 @dataclass
@@ -27,6 +28,7 @@ class TrainState:
     Attributes:
         mesh: None in a single process.
         reference: the weights that the objective compares the model with; None for none.
+        reference_scores: what the reference has computed before training, in its place; None for none.
     """
 
     model: nn.Module
@@ -37,6 +39,7 @@ class TrainState:
     scale: LossScale = field(default_factory=lambda: LossScale(active=False))
     lisa_schedule: LISASchedule | None = None
     reference: Reference | None = None
+    reference_scores: StoredScores | None = None
 
     @property
     def counts_batch(self) -> bool:
