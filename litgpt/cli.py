@@ -54,8 +54,13 @@ def format_overview() -> str:
     return "\n".join(["usage: litgpt COMMAND ...", "", *lines, "", *FOOTER])
 
 
-def split_arguments(argv: list[str]) -> CommandLine:
-    """Split a command line into positional arguments and flags; a flag has one value, after a space or `=`."""
+def split_arguments(argv: list[str], switches: Sequence[str] = ()) -> CommandLine:
+    """Split a command line into positional arguments and flags; a flag has one value, after a space or `=`.
+
+    Args:
+        argv: the words of the command line.
+        switches: flags that are true without a value.
+    """
     if (topic := find_help_topic(argv)) is not None:
         return CommandLine([], [], [], topic, None)
     line = CommandLine([], [], [], None, find_print_flags(argv))
@@ -65,9 +70,11 @@ def split_arguments(argv: list[str]) -> CommandLine:
             line.arguments.append(word)
             continue
         key, equals, value = word[2:].partition("=")
-        if not equals:
+        if not equals and key in switches:
+            value = "true"
+        elif not equals:
             value = next(rest, "" if key.endswith(".help") else "--")
-            if value.startswith("--"):
+            if value.startswith("--") and " " not in value.strip():  # several words are a quoted value
                 raise UserError(f"--{key}: needs a value")
         if key == "config":
             line.configs.append(value)
@@ -171,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         name, rest = find_command(argv)
-        recipe = read_recipe(name, split_arguments(rest))
+        recipe = read_recipe(name, split_arguments(rest, COMMANDS[name].switches))
         recipe = recipe and resolve_paths(name, recipe)
     except UserError as error:
         return print_error(error, 2)

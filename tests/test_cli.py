@@ -175,7 +175,7 @@ def test_an_error_while_running_is_one_line_with_exit_code_1(monkeypatch, capsys
     assert cli.main(["report", "out/x"]) == 1
     assert capsys.readouterr().err == "litgpt: error: checkpoints/x: no such folder\n"
 
-    def interrupted(_recipe):
+    def interrupted(*_arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "import_object", lambda path: interrupted if path.endswith(":run") else real(path))

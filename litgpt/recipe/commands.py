@@ -20,6 +20,7 @@ class Command(NamedTuple):
         example: a command line for the help, with the files of a user in place.
         first: the keys that the help of a command with many keys describes first.
         check: the function in `litgpt.train.early_checks` that checks a recipe before torch is imported, if any.
+        switches: the keys that are true if they are given without a value.
     """
 
     recipe: str
@@ -29,6 +30,7 @@ class Command(NamedTuple):
     example: str = ""
     first: tuple[str, ...] = ()
     check: str = ""
+    switches: tuple[str, ...] = ()
 
     def import_recipe(self) -> type:
         """Import the dataclass with the settings."""
@@ -210,6 +212,14 @@ COMMANDS = {
         "Write a self-contained HTML report of a run.",
         ("out_dir",),
         "litgpt report out/finetune/lora",
+    ),
+    "explain": Command(
+        "explain:Explain",
+        "explain",
+        "Translate a launch script of Megatron-SWIFT or ms-swift to a recipe.",
+        ("file",),
+        "litgpt explain launch.sh > recipe.yaml",
+        switches=("list",),
     ),
     "schema": Command(
         "schema:Schema",

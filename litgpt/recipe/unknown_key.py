@@ -1,6 +1,6 @@
 """The error for a key that a command does not have, with the key that its user probably means."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from difflib import SequenceMatcher
 from functools import cache
 from importlib.resources import files
@@ -8,17 +8,23 @@ from importlib.resources import files
 import yaml
 
 from litgpt.errors import UserError
+from litgpt.recipe.option_table import index_options, list_hints
 
 OPEN_KEYS = ("model_config",)  # mappings of fields that another part of the package defines
 CUTOFF = 0.85  # of the similarity of two words, from 0 to 1, plus a bonus for the same group
 KnownKeys = Callable[[], list[str]]
 
 
-@cache
-def load_field_names() -> dict[str, list[str]]:
-    """Load the hints by the names that other projects have for settings."""
+def load_own_field_names() -> dict[str, list[str]]:
+    """Load the hints by the names that other projects have for settings, without those of the table of options."""
     text = (files("litgpt.recipe") / "field_names.yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)
+
+
+@cache
+def load_field_names() -> dict[str, Sequence[str]]:
+    """Load the hints by the names that other projects have for settings."""
+    return {**load_own_field_names(), **dict(list_hints())}
 
 
 def drop_condition(hint: str) -> str:
@@ -80,6 +86,8 @@ def find_hint(key: str, known: list[str]) -> str | None:
     same = [other for other in known if get_last_part(other) == last or other.replace(".", "_") == key]
     if candidates := [*hints, *same]:
         return min(candidates, key=lambda hint: not (group and hint.startswith(f"{group}.")))
+    if last in load_field_names() or last in index_options():  # its key is of another command, or of another class
+        return None
     rated = [(rate_key(last, other) + get_bonus(group, other), other) for other in known]
     for name, hints in load_field_names().items():
         hint = next((drop_condition(hint) for hint in hints if is_available(hint, known_set)), None)
