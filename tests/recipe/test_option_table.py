@@ -10,11 +10,9 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, with_config
 
 from litgpt.model.transformer_config import TransformerConfig
-from litgpt.recipe.build import build_recipe, list_known_keys, merge_settings
-from litgpt.recipe.choices import parse_choice
+from litgpt.recipe.build import build_recipe, merge_settings
 from litgpt.recipe.commands import COMMANDS
 from litgpt.recipe.from_yaml import parse_text
-from litgpt.recipe.keys import find_choice_base, list_settings
 from litgpt.recipe.launch_script import parse_launch
 from litgpt.recipe.option_table import (
     TABLES,
@@ -256,24 +254,6 @@ def test_each_value_of_an_option_is_one_of_its_key() -> None:
                 continue
             translation = build_translation(option, theirs)
             build(translation)
-
-
-def test_keys_exist_in_a_recipe() -> None:
-    known: set[str] = set()
-    for command in ("pretrain", "finetune", "finetune_full", "generate", "merge_lora", "convert_from_litgpt"):
-        recipe = COMMANDS[command].import_recipe()
-        for trees in ({"data": "Conversations"}, {"tuner": "Full"}, {"tuner": "LoRA"}, {"optimizer": "SGD"}):
-            tree = {
-                name: parse_choice(base, value, name)
-                for name, value in trees.items()
-                if (base := find_choice_base(list_settings(recipe).get(name, (None, None))[0]))
-            }
-            known |= set(list_known_keys(recipe, tree))
-    for option in load_options():
-        key = (option.key or "").partition(": ")[0]
-        if key and option.name.split("_")[0] not in ("galore", "lisa", "llamapro", "reft", "vera", "boft"):
-            assert key in known or key.startswith(("model_config.", "data.packing.")), option.name
-        assert all(other in known | {"output_dir"} for other in option.extra), option.name
 
 
 def test_every_option_has_a_value_that_shlex_reads() -> None:
