@@ -89,8 +89,8 @@ def find_hint(key: str, known: list[str]) -> str | None:
     if last in load_field_names() or last in index_options():  # its key is of another command, or of another class
         return None
     rated = [(rate_key(last, other) + get_bonus(group, other), other) for other in known]
-    for name, hints in load_field_names().items():
-        hint = next((drop_condition(hint) for hint in hints if is_available(hint, known_set)), None)
+    for name, others in load_field_names().items():
+        hint = next((drop_condition(hint) for hint in others if is_available(hint, known_set)), None)
         if hint:
             rated.append((rate_similarity(last, name) + get_bonus(group, hint if group else name), hint))
     rate, nearest = max(rated, key=lambda pair: pair[0])
