@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from litgpt.recipe.bounds import Seed
+from litgpt.recipe.bounds import Fraction, Seed
 from litgpt.recipe.effect import check_effects
 from litgpt.recipe.finetune import FinetuneLora
 from litgpt.recipe.preference import PreferenceArgs
@@ -24,6 +24,8 @@ class Align(FinetuneLora):
 
     out_dir: Path = field(default=Path("out/align"), kw_only=True)
     """Folder for checkpoints, logs, the adapter and the final model."""
+    lora_dropout: Fraction = 0.0
+    """Dropout probability of the updates' inputs; it needs preference.disable_dropout: false."""
     preference: PreferenceArgs = field(default_factory=PreferenceArgs, kw_only=True)
     train: TrainArgs = field(
         default_factory=lambda: TrainArgs(global_batch_size=16, micro_batch_size=1, epochs=1), kw_only=True

@@ -45,7 +45,7 @@ class RunSpec:
         model_config: fields of the base model's config that differ in this run.
         base_changes: the fields of `config` that differ from the config in `weights` because that adapter changed them.
         preference: the settings of preference training; None for other objectives.
-        disabled_dropout: the probabilities of dropout that these set to 0, by key.
+        disabled_dropout: the probabilities of dropout that these set to 0, by key, without a tuner's default.
     """
 
     task: str
@@ -194,10 +194,11 @@ def add_preference(spec: RunSpec, preference: PreferenceArgs, reference: Path | 
     if not preference.disable_dropout:
         return spec
     tuner, config = spec.tuner, spec.config
-    disabled = {"model_config.dropout": config.dropout, "tuner.dropout": getattr(tuner, "dropout", 0.0)}
-    if tuner is not None and disabled["tuner.dropout"]:
+    disabled = {"model_config.dropout": config.dropout} if config.dropout else {}
+    if tuner is not None and (value := getattr(tuner, "dropout", 0.0)):
+        if value != type(tuner).__dataclass_fields__["dropout"].default:
+            disabled["tuner.dropout"] = value
         tuner = replace(tuner, dropout=0.0)  # type: ignore[call-arg]
-    disabled = {key: value for key, value in disabled.items() if value}
     return replace(spec, config=replace(config, dropout=0.0), tuner=tuner, disabled_dropout=disabled)
 
 

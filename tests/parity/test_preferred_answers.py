@@ -1,0 +1,99 @@
+"""A real instruction model learns to prefer answers by a rule that can be checked: even numbers to odd ones.
+
+`LITGPT_TEST_ASSETS` names a folder with `SmolLM2`, a model folder of Hugging Face's; the test takes minutes.
+"""
+
+import csv
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from litgpt.cli import main
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+SHORT = {
+    "--data": "Preferences",
+    "--data.sources": "[pairs.jsonl]",
+    "--data.val_fraction": "0.25",
+    "--data.num_workers": "0",
+    "--precision": "32-true",
+    "--train.max_seq_length": "128",
+    "--train.global_batch_size": "16",
+    "--train.micro_batch_size": "16",
+    "--train.lr_warmup_steps": "2",
+    "--optimizer.lr": "5e-4",
+    "--eval.max_iters": "-1",
+    "--eval.initial_validation": "true",
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    folder = Path(os.environ.get("LITGPT_TEST_ASSETS", "nowhere")) / "SmolLM2"
+    if not (folder / "config.json").is_file():
+        pytest.skip("LITGPT_TEST_ASSETS names no folder with SmolLM2")
+    return folder
+
+
+def build_pairs(count: int) -> list[dict[str, str]]:
+    """Questions for a number, an even and an odd one of which are equally far from the middle of the range."""
+    draw = random.Random(0)
+    pairs = []
+    for _ in range(count):
+        low = draw.randrange(2, 500)
+        odd = low + 2 * draw.randrange(0, 20) + (low % 2 == 0)
+        even = odd + draw.choice((-1, 1))
+        question = f"Name a number from {low - 2} to {low + 45}."
+        pairs.append({"prompt": question, "chosen": str(even), "rejected": str(odd)})
+    return pairs
+
+
+def read_validation(folder: Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv with metrics of an evaluation."""
+    with next(folder.glob("logs/csv/version_*/metrics.csv")).open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("val_loss")]
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]
+
+
+def align(folder: Path, model: Path, *flags: str) -> list[dict[str, float]]:
+    """The metrics of the evaluations of a run."""
+    words = [word for pair in SHORT.items() for word in pair]
+    assert main(["align", str(model), *words, "--out_dir", str(folder), *flags]) == 0
+    return read_validation(folder)
+
+
+def test_a_real_model_learns_to_prefer_even_numbers(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in build_pairs(240)))
+    # without a reference, the rewards are the log-probabilities: the accuracy is that of the model as it is
+    before, *_ = align(Path("before"), model, "--preference.reference_free", "true", "--train.max_steps", "1")
+    assert 0.3 < before["val_rewards/accuracies"] < 0.7
+    first, *_, last = align(
+        Path("out"), model, "--train.epochs", "2", "--lora_mlp", "true", "--lora_projection", "true"
+    )
+    assert first["val_loss"] == pytest.approx(0.6931, abs=1e-4) and first["val_rewards/margins"] == 0
+    print({"before": before, "first": first, "last": last})
+    assert last["val_rewards/accuracies"] > 0.9
+    assert last["val_logps/chosen"] > first["val_logps/chosen"] - 3  # of about 5 tokens
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    merged = AutoModelForCausalLM.from_pretrained("out/final", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained("out/final")
+    draw, even = random.Random(1), 0
+    for _ in range(20):
+        low = draw.randrange(2, 500)
+        question = [{"role": "user", "content": f"Name a number from {low - 2} to {low + 45}."}]
+        ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        text = tokenizer.decode(
+            merged.generate(**ids, max_new_tokens=6, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        )
+        digits = "".join(letter for letter in text.partition("<|im_end|>")[0] if letter.isdigit())
+        even += bool(digits) and int(digits) % 2 == 0
+    assert even >= 16
