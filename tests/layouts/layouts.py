@@ -97,6 +97,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
 }
 TUNERS: dict[str, Tuner] = {
     "lora": LoRA(r=4, dropout=0.0, bias="all", target_modules=["all-linear"]),
+    "lora on experts": LoRA(r=2, dropout=0.0, bias="all", target_modules=["gate", "up", "down", "q"]),
     "lora and head": LoRA(r=4, dropout=0.0, target_modules=["q", "v", "head"], modules_to_save=["norm", "embedding"]),
 }
 

@@ -17,6 +17,11 @@ CASES = [
     Case("moe", 2, {"expert": 2}, objective="ipo", packed=True),
 ]
 SLOW = [
+    Case("dense", 2, {"data_replicate": 2}, objective="dpo"),
+    Case("tied", 2, {"data_shard": 2, "zero": 1}, objective="dpo", micro=1),
+    Case("tied", 2, {"pipeline": 2, "pipeline_schedule": "zbv"}, objective="dpo", packed=True),
+    Case("shared experts", 2, {"expert": 2}, objective="dpo", tuner="lora on experts", packed=True),
+    Case("moe", 4, {"data_shard": 4, "expert": 2}, objective="dpo"),
     Case("deep", 2, {"pipeline": 2, "pipeline_schedule": "zbv"}, objective="dpo", tuner="lora and head"),
     Case("tied", 4, {"tensor": 2, "context": 2}, objective="dpo", packed=True),
     Case("tied", 4, {"tensor": 2, "data_shard": 2}, objective="simpo"),

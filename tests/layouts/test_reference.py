@@ -28,7 +28,7 @@ from tests.layouts.layouts import Case, build_global_batch, build_model, draw_va
 from tests.layouts.pool import POOL
 
 OBJECTIVE = next_token(LossArgs(chunk_rows=7))
-layouts.TUNERS["lora on experts"] = LoRA(r=2, dropout=0.3, bias="all", target_modules=["gate", "up", "down", "q"])
+layouts.TUNERS["lora with dropout"] = LoRA(r=2, dropout=0.3, bias="all", target_modules=["gate", "up", "down", "q"])
 CASES = [
     Case("dense"),
     Case("dense", tuner="lora", quantize="bnb.nf4"),
@@ -40,7 +40,7 @@ CASES = [
     Case("tied", 2, {"pipeline": 2, "pipeline_schedule": "zbv"}, tuner="lora"),
     Case("dense", 2, {"context": 2}, packed=True),
     Case("shared experts", 2, {"expert": 2}),
-    Case("shared experts", 2, {"expert": 2}, tuner="lora on experts"),
+    Case("shared experts", 2, {"expert": 2}, tuner="lora with dropout"),
     Case("moe", 4, {"pipeline": 2, "data_shard": 2, "zero": 1}),
     Case("one head", 2, {"tensor": 2}, tuner="lora", quantize="bnb.nf4-dq"),
 ]
