@@ -15,6 +15,7 @@ from litgpt.data.cache.examples import CachedExamples, write_metadata
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow, dump_json
 from litgpt.data.read.message import Message
+from litgpt.data.read.preference import Preference, list_sides
 from litgpt.data.read.row_sets import MAX_SHOWN, OnError, RowReport, RowSet, bad_row_error
 from litgpt.data.render.example import Example, Renderer
 from litgpt.files import DamagedFileError
@@ -55,8 +56,7 @@ class LazyExamples(CachedExamples):
         with (self.folder / "conversations.jsonl").open("rb") as file:
             file.seek(int(offsets[number]))
             values = json.loads(file.read(int(offsets[number + 1] - offsets[number])))
-        messages = tuple(Message(**message) for message in values.pop("messages"))
-        (example,) = self.renderer.build_examples([Conversation(messages, **values)])
+        (example,) = self.renderer.build_examples([restore_conversation(values)])
         return self._handle_error(number, example) if isinstance(example, BadRow) else example
 
     def _handle_error(self, number: int, error: BadRow) -> Example:
@@ -66,7 +66,16 @@ class LazyExamples(CachedExamples):
         self._error_count += 1
         if self._error_count <= MAX_SHOWN:
             print_message(f"{message}; not trained")
-        return Example(np.zeros(1, np.int32), np.zeros(1, np.float32), self.channels[0])
+        size = self.renderer.answers_per_sample
+        return Example(np.zeros(size, np.int32), np.zeros(size, np.float32), self.channels[0], split=size - 1)
+
+
+def restore_conversation(values: dict[str, Any]) -> Conversation:
+    """Build a conversation, or a preference, of the JSON values that `asdict` gave."""
+    values = values | {"messages": tuple(Message(**message) for message in values["messages"])}
+    if "other" not in values:
+        return Conversation(**values)
+    return Preference(**values | {"other": restore_conversation(values["other"])})
 
 
 def build_lazy_examples(rows: RowSet, renderer: Renderer, folder: Path, on_error: OnError) -> None:
@@ -81,7 +90,8 @@ def build_lazy_examples(rows: RowSet, renderer: Renderer, folder: Path, on_error
             if on_error == "raise" and report.first:
                 break
             channel = conversation.channel if conversation.channel is not None else rows.channel
-            weights = [conversation.weight, *(message.weight for message in conversation.messages)]
+            sides = list_sides(conversation)
+            weights = [conversation.weight, *(message.weight for side in sides for message in side.messages)]
             weighted = weighted or any(weight not in (0, 1) for weight in weights)
             channels[channel] = None
             report.unread.update({*conversation.unread, *renderer.list_unread(conversation)})

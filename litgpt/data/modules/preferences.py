@@ -1,6 +1,6 @@
 """The data module `Preferences`: rows of two answers that are compared, or of one that is rated."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from litgpt.data.modules.conversations import Conversations
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.documents import Source
-from litgpt.data.read.preference import Preference, PreferenceKind, has_pair, to_preferences
+from litgpt.data.read.preference import Preference, PreferenceKind, has_pair, mismatch_answers, to_preferences
 from litgpt.data.read.row_sets import RowSet
 from litgpt.data.read.row_sources import DataSource, LocatedRow, list_files, read_rows
 from litgpt.data.render.example import Renderer
@@ -35,7 +35,7 @@ class Preferences(Conversations):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        supported = {"streaming": False, "tokenize": "ahead", "train_on": "answers"}
+        supported = {"streaming": False, "train_on": "answers"}
         for name, value in supported.items():
             if (given := getattr(self, name)) != value:
                 shown, cure = (str(item).lower() for item in (given, value))
@@ -64,15 +64,16 @@ class Preferences(Conversations):
 
     @cached_property
     def kind(self) -> PreferenceKind:
-        """What the samples are: as the objective needs them, or by default as the first row is."""
+        """What the samples are: as the objective needs them; without one, rated if the first row has a label alone."""
         if self.objective is not None:
             return "rated" if self.objective == "kto" else "pairs"
         source = self._sources[0]
         rows = (row for path in list_files(source, self.cache_dir) for _, row in read_rows(path))
-        first = next(rows, None)
-        names = source.columns.values() if source.columns else ()
-        is_pair = has_pair(first) or "rejected" in names
-        return "pairs" if is_pair or not isinstance(first, dict) else "rated"
+        first = next((row for row in rows if isinstance(row, Mapping)), {})
+        names = {str(name).lower() for name in first}
+        renamed = [new for old, new in (source.columns or {}).items() if old.lower() in names]
+        is_pair = has_pair({**first, **dict.fromkeys(renamed)})
+        return "rated" if not is_pair and "label" in names.union(renamed) else "pairs"
 
     @property
     def value_name(self) -> str:
@@ -87,11 +88,12 @@ class Preferences(Conversations):
         self, source: DataSource, files: list[Source], read: Callable[[], Iterable[LocatedRow]]
     ) -> RowSet:
         def complete(preference: Preference) -> Preference:
-            rejected = None if preference.rejected is None else self.complete(preference.rejected)
-            return Preference(**vars(self.complete(preference)) | {"rejected": rejected})
+            other = None if preference.other is None else self.complete(preference.other)
+            return Preference(**vars(self.complete(preference)) | {"other": other})
 
         def convert(row: Any) -> list[Conversation]:
             return [complete(preference) for preference in to_preferences(row, source.columns, self.kind)]
 
         rows = super()._build_row_set(source, files, read)
-        return replace(rows, convert=convert, settings=[self.kind, *rows.settings])
+        relate = mismatch_answers if self.kind == "rated" else rows.relate
+        return replace(rows, convert=convert, settings=[self.kind, *rows.settings], relate=relate)

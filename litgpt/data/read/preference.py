@@ -1,7 +1,7 @@
 """Convert rows of the usual formats to preferences: two answers that are compared, or one that is rated."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,12 +17,13 @@ from litgpt.data.read.conversation import (
     to_conversation,
 )
 from litgpt.data.read.fields import BadRow, parse_value
-from litgpt.data.read.message import Message, RowMapping, check_media
+from litgpt.data.read.message import Message, RowMapping, check_media, parse_message
 
 PreferenceKind = Literal["pairs", "rated"]
 SHARED_COLUMNS = ("history", *COLUMN_NAMES["system"], *COLUMN_NAMES["tools"], "channel", "weight")
 """Columns that belong to both answers."""
-ANSWER_COLUMNS = {"chosen", "rejected", "rejected_response", "rejected_messages", "margin", "label"}
+REJECTED_COLUMNS = ("rejected", "rejected_response", "rejected_messages")
+ANSWER_COLUMNS = {"chosen", *REJECTED_COLUMNS, "margin", "label"}
 ANSWER_ROLES = ("assistant", "tool_call")
 
 
@@ -31,12 +32,19 @@ class Preference(Conversation):
     """A conversation whose last answers are preferred to those of another, or are rated.
 
     Attributes:
-        rejected: the other conversation; None for one that is rated.
+        other: the conversation that is not preferred; for one that is rated, its prompt with the answers of another
+            one, and None until `mismatch_answers` has set it.
         value: the margin of the preference; of one that is rated, 1 if it is desirable, and 0 if not.
     """
 
-    rejected: Conversation | None = None
+    other: Conversation | None = None
     value: float = 0.0
+
+
+def list_sides(conversation: Conversation) -> list[Conversation]:
+    """List the conversations of both answers of a preference; of others, the conversation itself."""
+    other = conversation.other if isinstance(conversation, Preference) else None
+    return [conversation] if other is None else [conversation, other]
 
 
 def has_pair(row: Any) -> bool:
@@ -67,8 +75,11 @@ def to_preferences(row: Any, columns: Mapping[str, str] | None, kind: Preference
     pair = build_preference(row)
     if kind == "pairs":
         return [pair]
-    assert pair.rejected is not None
-    chosen, rejected = vars(pair) | {"rejected": None, "value": 1.0}, vars(pair.rejected)
+    assert pair.other is not None
+    if not find_last_round(pair.messages):
+        raise BadRow("no question")
+    unread = (*pair.unread, *(["margin"] if "margin" in row else []))
+    chosen, rejected = vars(pair) | {"other": None, "value": 1.0, "unread": unread}, vars(pair.other)
     return [Preference(**chosen), Preference(**rejected, value=0.0)]
 
 
@@ -78,22 +89,32 @@ def rate_conversation(row: RowMapping) -> Preference:
     if label not in (True, False, 0, 1):
         raise BadRow("no label of true or false", repr(label)[:80])
     conversation = to_conversation({name: value for name, value in row.items() if name != "label"})
-    return Preference(**vars(mask_answers(conversation, len(conversation.messages) - 1)), value=float(label))
+    start = find_last_round(conversation.messages)
+    if not start:
+        raise BadRow("no question")
+    return Preference(**vars(mask_answers(conversation, start)), value=float(label))
 
 
 def build_preference(row: RowMapping) -> Preference:
     """Build the preference of a row with two answers."""
+    names = [name for name in REJECTED_COLUMNS if name in row]
+    if len(names) > 1:
+        raise BadRow("duplicate column", f"{names[0]} and {names[1]} are both the rejected answer; set columns")
     first, second = build_conversations(row)
+    if first.is_text != second.is_text:
+        raise BadRow("no question", "one of the answers is a text without it")
+    if not (has_answer(first.messages) and has_answer(second.messages)):
+        raise BadRow("empty answer")
     if first.messages == second.messages:
         raise BadRow("identical answers")
     common = count_common(first.messages, second.messages)
     chosen, rejected = mask_answers(first, common), mask_answers(second, common)
-    read = {*ANSWER_COLUMNS, *SHARED_COLUMNS, *COLUMN_NAMES["messages"], *QUERY}
+    read = {*ANSWER_COLUMNS, *SHARED_COLUMNS, *COLUMN_NAMES["messages"], *QUERY} - {"label"}
     if "chosen" not in row:
         read |= {*COLUMN_NAMES["response"]}
     unread = [name for name, value in row.items() if name not in read and value not in ("", [], {})]
     chosen = replace(chosen, unread=tuple(dict.fromkeys([*unread, *chosen.unread, *rejected.unread])))
-    return Preference(**vars(chosen), rejected=rejected, value=parse_margin(row.get("margin")))
+    return Preference(**vars(chosen), other=rejected, value=parse_margin(row.get("margin")))
 
 
 def parse_margin(value: Any) -> float:
@@ -132,9 +153,47 @@ def build_conversations(row: RowMapping) -> tuple[Conversation, Conversation]:
     if "rejected_messages" in row:
         return first, to_conversation(shared | {"messages": row["rejected_messages"]})
     answer = parse_messages(list_answers(row["rejected_response"]))
-    if not any(message.content or message.role == "tool_call" for message in answer):
-        raise BadRow("empty answer")
     return first, replace(first, messages=(*first.messages[: find_last_answer(first.messages)], *answer))
+
+
+def has_answer(messages: tuple[Message, ...]) -> bool:
+    """Whether the messages after the last one that is no answer have a text or a call."""
+    answers = messages[find_last_answer(messages) :]
+    return any(message.content or message.role == "tool_call" for message in answers)
+
+
+def find_last_round(messages: tuple[Message, ...]) -> int:
+    """Index of the first message after the last question; 0 without one."""
+    return max((index + 1 for index, message in enumerate(messages) if message.role == "user"), default=0)
+
+
+def mismatch_answers(located: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Give each rated conversation the answers of the next one with another prompt, the last ones those of the first.
+
+    KTO estimates by them how far the policy is from the reference (Ethayarajh et al. 2024, section 4.2). If all have
+    the same prompt, the answers stay.
+    """
+    first: Preference | None = None
+    waiting: list[tuple[str, Preference]] = []  # all with the same prompt
+    for location, preference in located:
+        first = preference if first is None else first
+        if waiting and get_prompt(waiting[0][1]) != get_prompt(preference):
+            yield from ((place, borrow_answers(item, preference)) for place, item in waiting)
+            waiting = []
+        waiting.append((location, preference))
+    yield from ((place, borrow_answers(item, item if first is None else first)) for place, item in waiting)
+
+
+def get_prompt(conversation: Conversation) -> tuple[Message, ...]:
+    """The messages before the last answers."""
+    return conversation.messages[: find_last_round(conversation.messages)]
+
+
+def borrow_answers(preference: Preference, other: Preference) -> Preference:
+    """Set the conversation of a rated one that has the last answers of another."""
+    answers = other.messages[find_last_round(other.messages) :]
+    fields = {name: value for name, value in vars(preference).items() if name not in ("other", "value")}
+    return replace(preference, other=Conversation(**fields | {"messages": (*get_prompt(preference), *answers)}))
 
 
 def find_last_answer(messages: tuple[Message, ...]) -> int:
@@ -171,8 +230,18 @@ def build_side(row: RowMapping, answer: Any, shared: Mapping[str, Any]) -> dict[
         if not isinstance(answer, str):
             raise BadRow("no question")
         return {**shared, "text": answer}
-    has_messages = any(map(is_message_list, query.values())) or not isinstance(answer, str)
-    return {**shared, **query, "output": list_answers(answer) if has_messages else answer}
+    prompts = [value for value in query.values() if is_message_list(value)]
+    if not prompts and isinstance(answer, str):
+        return {**shared, **query, "output": answer}
+    answers = list_answers(answer)
+    if prompts and answers and ends_with_answer(prompts[0], answers[0]):
+        raise BadRow("an answer before chosen and rejected", "end the prompt with a question or a result")
+    return {**shared, **query, "output": answers}
+
+
+def ends_with_answer(prompt: Any, answer: Any) -> bool:
+    """Whether the last message of a prompt is a text of the assistant, as is the answer's first."""
+    return all(parse_message(item)[side].role == "assistant" for item, side in ((prompt[-1], -1), (answer, 0)))
 
 
 def is_conversation(answer: Any) -> bool:

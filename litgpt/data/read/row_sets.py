@@ -91,6 +91,7 @@ class RowSet:
         convert: converts a row to conversations, usually one; raises BadRow.
         settings: everything else that `convert` depends on, as JSON values; part of cache keys.
         channel: the channel of rows that name none.
+        relate: adds to conversations, with their locations, what depends on those after them; by default nothing.
     """
 
     name: str
@@ -99,6 +100,7 @@ class RowSet:
     convert: Callable[[Any], list[Conversation]]
     settings: list[Any]
     channel: str | None = None
+    relate: Callable[[Iterable[tuple[str, Any]]], Iterator[tuple[str, Any]]] = iter
 
     def convert_located(self, row: Any) -> list[Conversation]:
         """Convert one item of `read`.
@@ -112,6 +114,9 @@ class RowSet:
 
     def read_conversations(self, report: RowReport) -> Iterator[tuple[str, Conversation]]:
         """Iterate over the conversations with their locations; invalid rows are counted in `report`."""
+        return self.relate(self._convert_rows(report))
+
+    def _convert_rows(self, report: RowReport) -> Iterator[tuple[str, Conversation]]:
         for location, row in self.read():
             report.rows += 1
             try:

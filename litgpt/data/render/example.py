@@ -66,6 +66,8 @@ class Renderer(ABC):
 
     has_weights = False
     """Whether it gives parts of an answer their own loss weights."""
+    answers_per_sample = 1
+    """Number of documents of a sample."""
 
     @abstractmethod
     def render(self, conversation: Conversation) -> Any:

@@ -94,10 +94,10 @@ class SampleTable:
         return self._truncate(example) if is_longer else example
 
     def _truncate(self, example: Example) -> Example:
-        """Truncate the documents of a sample that is too long; under `drop` it is not trained."""
+        """Truncate the documents of a sample; it is not trained under `drop`, or if one of them has no target left."""
         kept = slice(-self.length, None) if self.on_overlong == "truncate_left" else slice(self.length)
         part = example.take(kept)
-        return replace(part, weights=part.weights * np.float32(self.on_overlong != "drop"))
+        return replace(part, weights=part.weights * np.float32(self.on_overlong != "drop" and part.has_targets))
 
 
 class SampleRows:

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from litgpt.data.modules.preferences import Preferences
+from litgpt.data.render.loss_weights import WeightRule
 from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.recipe.data import BatchShape
-from tests.data.conversation_rows import WORDS, module, take, write
+from tests.data.conversation_rows import WORDS, equal, module, take, write
 from tests.data.templates import write_tokenizer
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -131,6 +131,86 @@ def test_both_answers_are_cut_by_the_same_rule(tmp_path: Path, tokenizer: Tokeni
     assert report["overlong"] == len(longer)
 
 
+def test_lazy_pairs_equal_those_tokenized_ahead(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for settings in ({}, {"padding": True}, {"weights": [WeightRule(2, keyword="fox")]}):
+        ahead, lazy = (
+            open_pairs(tmp_path, tokenizer, pairs(40), tokenize=how, on_overlong="truncate_left", **settings)
+            for how in ("ahead", "lazy")
+        )
+        streams = [data.train_stream(BatchShape(2, 4, 64)) for data in (ahead, lazy)]
+        batches = zip(*(take(stream, 12) for stream in streams), strict=True)
+        assert all(equal(*both) and list(iter_answers(both[0])) == list(iter_answers(both[1])) for both in batches)
+        validation = [data.val_stream(BatchShape(2, 4, 64)) for data in (ahead, lazy)]
+        assert all(itertools.starmap(equal, zip(*validation, strict=True)))
+        streams = [data.train_stream(BatchShape(1, 1, 36)) for data in (ahead, lazy)]
+        cut = [{answer for batch in take(stream, 38) for answer in iter_answers(batch)} for stream in streams]
+        assert cut[0] == cut[1] and len(cut[0]) == 76
+
+
+def test_lazy_pairs_that_are_too_long_are_not_trained(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    ahead, lazy = (
+        open_pairs(tmp_path, tokenizer, pairs(40), tokenize=how, val_fraction=0.0) for how in ("ahead", "lazy")
+    )
+    kept = ahead.train_stream(BatchShape(1, 1, 36)).samples_per_epoch
+    answers = [list(iter_answers(batch)) for batch in take(lazy.train_stream(BatchShape(1, 1, 36)), 40)]
+    trained = [[any(label != IGNORE for label in labels) for _, labels, _ in pair] for pair in answers]
+    assert trained.count([True, True]) == kept < 40 and trained.count([False, False]) == 40 - kept
+
+
+def test_a_lazy_pair_that_cannot_be_rendered_is_not_trained(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rows = [*pairs(3), {"prompt": "q", "chosen": "a", "rejected": "b", "weight": 0}]
+    data = open_pairs(tmp_path, tokenizer, rows, tokenize="lazy", on_error="drop", val_fraction=0.0)
+    (batch,) = take(data.train_stream(BatchShape(4, 4, 64)), 1)
+    trained = [any(label != IGNORE for label in labels) for _, labels, _ in iter_answers(batch)]
+    assert sorted(zip(trained[::2], trained[1::2], strict=True)) == [(False, False), *[(True, True)] * 3]
+
+
+@pytest.mark.parametrize("strategy", ["best_fit", "sequential"])
+def test_packing_keeps_pairs_whole(tmp_path: Path, tokenizer: Tokenizer, strategy: str) -> None:
+    """In packed rows of any length, answers 2 i and 2 i + 1 are those of one pair, and every pair occurs once."""
+    for seed, length in itertools.product(range(3), (150, 400)):
+        folder = tmp_path / f"{seed}"
+        folder.mkdir(exist_ok=True)
+        packing = {"enabled": True, "length": length, "strategy": strategy}
+        data = open_pairs(folder, tokenizer, pairs(30, seed), val_fraction=0.0, packing=packing)
+        stream = data.train_stream(BatchShape(1, 1, 64))
+        assert stream.samples_per_epoch < 30
+        margins = []
+        for batch in take(stream, stream.samples_per_epoch):
+            values = [value for *_, value in iter_answers(batch)]
+            assert values[::2] == values[1::2] and batch.ids.numel() <= length
+            margins += values[::2]
+        assert sorted(margins) == list(range(30))
+
+
+def test_pairs_are_grouped_by_length(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    reports = []
+    for groups in (0, 4):
+        data = open_pairs(tmp_path, tokenizer, pairs(60), val_fraction=0.0, padding=True, group_by_length=groups)
+        stream = data.train_stream(BatchShape(2, 4, 64))
+        margins = [answer[2] for batch in take(stream, 30) for answer in list(iter_answers(batch))[::2]]
+        assert sorted(margins) == list(range(60))
+        places = sum(batch.ids.numel() for batch in take(data.train_stream(BatchShape(2, 4, 64)), 30))
+        assert data.padding_report["places"] == places
+        reports.append(data.padding_report["padding"])
+    assert reports[1] < reports[0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"padding": True, "group_by_length": 2}, {"packing": {"enabled": True}}])
+def test_streams_of_pairs_resume(tmp_path: Path, tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
+    shape = BatchShape(2, 4, 64)
+    whole = take(open_pairs(tmp_path, tokenizer, pairs(30), **settings).train_stream(shape), 20)
+    first = open_pairs(tmp_path, tokenizer, pairs(30), **settings).train_stream(shape)
+    take(first, 9)
+    second = open_pairs(tmp_path, tokenizer, pairs(30), **settings).train_stream(shape)
+    second.load_state_dict(first.state_dict())
+    for one, other in zip(whole[9:], take(second, 11), strict=True):
+        assert equal(one, other) and list(iter_answers(one)) == list(iter_answers(other))
+    rated = open_pairs(tmp_path, tokenizer, pairs(30), "kto", **settings).train_stream(shape)
+    with pytest.raises(UserError, match="data"):
+        rated.load_state_dict(first.state_dict())
+
+
 def test_some_answers_are_selected(tmp_path: Path, tokenizer: Tokenizer) -> None:
     for settings in LAYOUTS.values():
         data = open_pairs(tmp_path, tokenizer, pairs(12), val_fraction=0.0, **settings)
@@ -188,7 +268,6 @@ def test_kinds_of_rows_are_found_or_refused(tmp_path: Path, tokenizer: Tokenizer
     ("setting", "error"),
     [
         ({"streaming": True}, "data.streaming: true"),
-        ({"tokenize": "lazy"}, "data.tokenize: lazy"),
         ({"train_on": "everything"}, "data.train_on: everything"),
         ({"on_overlong": "split"}, "data.on_overlong: split"),
     ],
@@ -196,56 +275,3 @@ def test_kinds_of_rows_are_found_or_refused(tmp_path: Path, tokenizer: Tokenizer
 def test_settings_that_pairs_do_not_support(setting: dict[str, Any], error: str) -> None:
     with pytest.raises(UserError, match=error):
         Preferences(sources=["x.jsonl"], **setting)
-
-
-def test_malformed_rows_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """1,000 rows with values of all kinds in the columns: no exception, and each is a sample or is counted."""
-    order = random.Random(0)
-    text, message = ["", "a", "b c", "\ud800", "[{", "x" * 5000], {"role": "assistant", "content": "d"}
-    values: list[Any] = [
-        *text,
-        None,
-        3,
-        1.5,
-        float("nan"),
-        True,
-        [],
-        {},
-        message,
-        [message],
-        [{"role": "user", "content": "q"}, message],
-        [[1]],
-        {"a": {"b": []}},
-        [None],
-        [{"role": "judge", "content": "x"}],
-    ]
-    names = [
-        "prompt",
-        "chosen",
-        "rejected",
-        "messages",
-        "rejected_response",
-        "rejected_messages",
-        "margin",
-        "label",
-        "system",
-        "tools",
-        "history",
-        "conversations",
-    ]
-    rows: list[Any] = []
-    for _ in range(900):
-        columns = order.sample(names, order.randint(0, 6)) + ["chosen", "rejected"] * order.randint(0, 1)
-        rows.append({name: order.choice(values) for name in columns})
-    rows += [order.choice([3, "row", None, [], [1], True, {}]) for _ in range(80)] + pairs(20)
-    order.shuffle(rows)
-    for objective in ("pairs", "kto"):
-        data = open_pairs(tmp_path, tokenizer, rows, objective, on_error="drop", val_fraction=0.0)
-        (_, file), report = data.prepared[0], next(iter(data.report().values()))
-        left_out = sum(report["reasons"].values())
-        assert report["rows"] == 1000 and left_out > 500
-        if objective == "pairs":
-            assert file.count + left_out == 1000
-            assert file.count >= 20
-        ids = np.concatenate([file.read(number).ids for number in range(file.count)])
-        assert len(ids) == file.tokens
