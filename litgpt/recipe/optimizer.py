@@ -64,7 +64,7 @@ class PrecisionAwareAdamW(Optimizer):
     """Format of the first moment: bf16; fp16 and fp8 with scales of blocks; 8bit and 4bit codes of torchao."""
     exp_avg_sq_dtype: StateFormatName = "fp32"
     """Format of the second moment."""
-    main_params_dtype: Literal["fp32", "fp16"] | None = None
+    main_params_dtype: Literal["fp32", "fp16", "fp8"] | None = None
     """Format of master weights with precision: bf16-true; null for none, but stochastic rounding."""
     offload_fraction: Fraction = 0.0
     """Fraction of the parameters whose states are in host memory, and are updated there."""
@@ -121,7 +121,7 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True)
 class Muon(Optimizer):
-    """Muon for the matrices inside blocks (torch.optim.Muon), and AdamW for all other parameters."""
+    """Muon for the matrices inside blocks, those of experts too, and AdamW for all other parameters."""
 
     momentum: Fraction = 0.95
     """Momentum factor."""

@@ -123,4 +123,5 @@ MASTERS: dict[str | None, MasterFormat] = {
     None: NO_MASTER,
     "fp32": REMAINDER,
     "fp16": MasterCopy(FORMATS["fp16"]),
+    "fp8": MasterCopy(FORMATS["fp8"]),
 }

@@ -23,6 +23,7 @@ from litgpt.recipe.optimizer import (
 )
 from litgpt.recipe.tuner import Tuner
 from litgpt.train.galore import LowRankAdamW
+from litgpt.train.muon import StackedMuon
 from litgpt.train.precision_aware import PrecisionAwareOptimizer
 
 Named = list[tuple[str, nn.Parameter]]
@@ -87,20 +88,19 @@ def _sgd(settings: SGD, named: Named) -> list[torch.optim.Optimizer]:
 
 
 def _muon(settings: Muon, named: Named) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside blocks (Jordan et al. 2024), AdamW for embedding, head and vectors."""
-    matrices, others = split_block_matrices(named, lambda matrix: matrix.dim() == 2)
-    arguments = asdict(settings)
-    lr, betas, eps = (arguments.pop(f"adamw_{name}") for name in ("lr", "betas", "eps"))
+    """Muon for the matrices inside blocks, also of experts; AdamW for embedding, head and vectors."""
+    matrices, others = split_block_matrices(named, lambda name, matrix: matrix.dim() == 2 or ".experts." in name)
+    lr, betas, eps = settings.adamw_lr, settings.adamw_betas, settings.adamw_eps
     groups = build_groups(others, settings.weight_decay)
-    muon = [torch.optim.Muon(matrices, **arguments)] if matrices else []
+    muon = [StackedMuon(matrices, settings)] if matrices else []
     return [*muon, *_adamw_or_none(groups, lr=settings.lr if lr is None else lr, betas=betas, eps=eps)]
 
 
 def _galore(settings: GaLore, named: Named) -> list[torch.optim.Optimizer]:
     """GaLore for the matrices inside blocks that are longer on both sides than the rank, AdamW for the rest."""
-    matrices, others = split_block_matrices(named, lambda matrix: min(matrix.shape[-2:]) > settings.rank)
+    matrices, others = split_block_matrices(named, lambda _, matrix: min(matrix.shape[-2:]) > settings.rank)
     if not matrices:
-        in_blocks, _ = split_block_matrices(named, lambda _: True)
+        in_blocks, _ = split_block_matrices(named, lambda *_: True)
         most = max((min(matrix.shape[-2:]) for matrix in in_blocks), default=1) - 1
         raise UserError(
             f"optimizer.rank: {settings.rank} is not below the sides of any trained matrix; "
@@ -118,9 +118,13 @@ def _adamw_or_none(groups: list[dict[str, Any]], **arguments: Any) -> list[torch
     return [torch.optim.AdamW(groups, fused=True, **arguments)] if groups else []
 
 
-def split_block_matrices(named: Named, condition: Callable[[nn.Parameter], bool]) -> tuple[list[nn.Parameter], Named]:
+def split_block_matrices(
+    named: Named, condition: Callable[[str, nn.Parameter], bool]
+) -> tuple[list[nn.Parameter], Named]:
     """Split parameters into the matrices inside blocks that meet a condition, and the others with their names."""
-    matrices = {name: p for name, p in named if name.startswith("blocks.") and is_matrix(name, p) and condition(p)}
+    matrices = {
+        name: p for name, p in named if name.startswith("blocks.") and is_matrix(name, p) and condition(name, p)
+    }
     return list(matrices.values()), [pair for pair in named if pair[0] not in matrices]
 
 

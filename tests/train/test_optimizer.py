@@ -49,7 +49,9 @@ def test_muon_takes_the_matrices_of_blocks() -> None:
     names = {parameter: name for name, parameter in decoder.named_parameters()}
     taken = {names[one] for group in muon.param_groups for one in group["params"]}
     layers = {f"attention.{part}.weight" for part in ("q", "k", "v", "out")} | {"mlp.router.weight"}
-    assert taken == {f"blocks.0.{name}" for name in layers | {f"mlp.shared.{x}.weight" for x in ("gate", "up", "down")}}
+    for part in ("gate", "up", "down"):
+        layers |= {f"mlp.shared.{part}.weight", f"mlp.experts.{part}"}
+    assert taken == {f"blocks.0.{name}" for name in layers}
     rest = {names[one] for group in adamw.param_groups for one in group["params"]}
     assert taken | rest == set(names.values()) - {"blocks.0.mlp.router.correction"}
 

@@ -11,12 +11,7 @@ from torch import Tensor, nn
 
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
-from litgpt.model.init import initialize, seeded_generator
-from litgpt.parallel.apply import copy_full_tensor, parallelize
-from litgpt.parallel.mesh import Mesh
-from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.optimizer import PrecisionAwareAdamW
-from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.pretrain import Pretrain
 from litgpt.store.checkpoint_load import load_checkpoint, open_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
@@ -29,6 +24,7 @@ from tests.processes import join_ranks, run_litgpt, start_ranks
 from tests.runs import SHAPE as RUN_SHAPE
 from tests.runs import read_losses, write_recipe
 from tests.store.models import small
+from tests.train.layouts import LAYOUTS, build_model, train_on_drawn_gradients
 
 SHAPE = small(  # rows of 256 that are split into whole blocks
     "Qwen3-30B-A3B",
@@ -40,41 +36,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fp8 and masters": {"exp_avg_dtype": "fp8", "exp_avg_sq_dtype": "fp8", "main_params_dtype": "fp32"},
     "codes and masters": {"exp_avg_dtype": "4bit", "exp_avg_sq_dtype": "8bit", "main_params_dtype": "fp16"},
 }
-LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "one": (1, {}),
-    "shards": (2, {"data_shard": 2}),
-    "tensor": (2, {"tensor": 2}),
-    "tensor and shards": (4, {"tensor": 2, "data_shard": 2}),
-    "experts": (4, {"tensor": 2, "data_shard": 2, "expert": 2, "expert_tensor": 2}),
-}
 needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
 
 
 def build(layout: str, settings: dict[str, Any], seed: int = 1) -> tuple[GPT, PrecisionAwareOptimizer]:
     """A model in a layout, and its optimizer."""
-    ranks, degrees = LAYOUTS[layout]
-    parallel = ParallelArgs(**degrees)
-    mesh = Mesh(parallel.resolve_dims(ranks), "cpu") if ranks > 1 else None
-    precision = PRECISIONS["bf16-true" if settings.get("main_params_dtype") else "32-true"]
-    with torch.device("meta"):
-        model = GPT(SHAPE).to(precision.storage)
-    parallelize(model, mesh, parallel, precision=precision, compile_blocks=False)
-    model.to_empty(device="cpu")
-    initialize(model, seed, write=copy_full_tensor)
+    model = build_model(SHAPE, layout, "bf16-true" if settings.get("main_params_dtype") else "32-true", seed)
     (optimizer,) = build_optimizers(PrecisionAwareAdamW(lr=1e-2, **settings), model)
     assert isinstance(optimizer, PrecisionAwareOptimizer)
     return model, optimizer
-
-
-def train(model: GPT, optimizer: PrecisionAwareOptimizer, steps: range) -> None:
-    """Steps with gradients that are the same in every layout."""
-    for step in steps:
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                drawn = torch.randn(parameter.shape, generator=seeded_generator(f"{name}/{step}"))
-                parameter.grad = torch.zeros_like(parameter)
-                copy_full_tensor(parameter.grad, drawn.to(parameter.dtype))
-        optimizer.step()
 
 
 def save(layout: str, kind: str, folder: Path, resume: Path | None = None) -> None:
@@ -82,7 +52,7 @@ def save(layout: str, kind: str, folder: Path, resume: Path | None = None) -> No
     model, optimizer = build(layout, SETTINGS[kind], seed=2 if resume else 1)
     if resume:
         load_checkpoint(resume, model, [optimizer], warn=lambda _: None)
-    train(model, optimizer, range(3, 5) if resume else range(3))
+    train_on_drawn_gradients(model, [optimizer], range(3, 5) if resume else range(3))
     checkpoints = Checkpoints(folder, save_rng=False)
     checkpoints.save(5 if resume else 3, model, [optimizer], {})
     checkpoints.commit()
@@ -110,7 +80,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in SETTINGS:
         save("one", kind, folder / kind)
         model, optimizer = build("one", SETTINGS[kind])
-        train(model, optimizer, range(5))
+        train_on_drawn_gradients(model, [optimizer], range(5))
         checkpoints = Checkpoints(folder / kind, save_rng=False, keep=9)
         checkpoints.save(5, model, [optimizer], {})
         checkpoints.commit()
@@ -199,7 +169,7 @@ def test_states_in_host_memory_change_no_bit(kind: str) -> None:
         model, optimizer = build("one", {**SETTINGS[kind], "offload_fraction": fraction})
         total, on_host = (sum(p.numel() for p in some) for some in (model.parameters(), optimizer.on_host))
         assert fraction - 0.02 <= on_host / total <= fraction
-        train(model, optimizer, range(4))
+        train_on_drawn_gradients(model, [optimizer], range(4))
         results.append([parameter.detach() for parameter in model.parameters()])
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
@@ -219,8 +189,8 @@ def test_states_take_the_bytes_that_the_tutorial_states(name: str, stated: str) 
     assert len(BYTES) == 6
 
 
-@pytest.mark.parametrize(("master", "stated"), [(None, 0), ("fp32", 2), ("fp16", 2 + 1 / 32)])
-def test_master_weights_take_two_bytes_beside_the_weights(master: str | None, stated: float) -> None:
+@pytest.mark.parametrize(("master", "stated"), [(None, 0), ("fp32", 2), ("fp16", 2 + 1 / 32), ("fp8", 1 + 1 / 32)])
+def test_master_weights_take_at_most_two_bytes_beside_the_weights(master: str | None, stated: float) -> None:
     weight, optimizer = step_on(torch.randn(256, 1024).bfloat16(), 1, main_params_dtype=master)
     measured = sum(one.nbytes for one in optimizer.state[weight].values() if isinstance(one, Tensor))
     assert measured / weight.numel() == 8 + stated
@@ -274,7 +244,7 @@ def test_losses_after_200_steps_are_those_of_states_in_float32(tmp_path: Path) -
     for name in FORMATS:
         (tmp_path / name).mkdir()
         losses[name] = train_200_steps(tmp_path / name, "32-true", exp_avg_dtype=name, exp_avg_sq_dtype=name)
-    for master in ("fp32", "fp16"):
+    for master in ("fp32", "fp16", "fp8"):
         folder = tmp_path / f"master {master}"
         folder.mkdir()
         losses[f"master {master}"] = train_200_steps(folder, "bf16-true", main_params_dtype=master)
