@@ -47,7 +47,7 @@ def test_active_blocks_are_trained_and_frozen_ones_hold_no_state(settings: Optim
     state = TrainState(model, optimizers, torch.device("cpu"), PRECISIONS["32-true"], lisa_schedule=schedule)
     resting, trained_once = set(range(5)), set()
     for step in range(9):
-        state.set_active(step)
+        state.begin_step(step)
         assert state.model is model
         drawn, before = schedule.draw_blocks(step), copy_base(model)
         compute_loss(model(IDS)).backward()
