@@ -6,6 +6,7 @@ from litgpt.errors import UserError
 from litgpt.files import check_unused
 from litgpt.recipe.store_commands import ConvertFromLitgpt
 from litgpt.store import hub, litgpt_files
+from litgpt.store.adapters.folder import check_whole_model
 from litgpt.store.checkpoint_load import resolve_checkpoint
 from litgpt.store.convert import export_folder
 from litgpt.store.load_model import load_config
@@ -21,6 +22,7 @@ def run(recipe: ConvertFromLitgpt) -> None:
     if recipe.push_to_hub and not hub.REPOSITORY.fullmatch(recipe.push_to_hub):
         raise UserError(f"push_to_hub: {recipe.push_to_hub!r} is not org/name, such as me/my-model")
     source = resolve_checkpoint(recipe.checkpoint_dir) or recipe.checkpoint_dir
+    check_whole_model(source)
     config = load_config(source)
     dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
     if recipe.format == "lit_model.pth":

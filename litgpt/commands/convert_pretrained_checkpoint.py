@@ -2,6 +2,7 @@
 
 from litgpt.files import check_unused
 from litgpt.recipe.store_commands import ConvertPretrainedCheckpoint
+from litgpt.store.adapters.folder import check_whole_model
 from litgpt.store.checkpoint_load import resolve_checkpoint
 from litgpt.store.convert import export_folder
 from litgpt.store.load_model import load_config
@@ -12,5 +13,6 @@ def run(recipe: ConvertPretrainedCheckpoint) -> None:
     check_unused(recipe.output_dir)
     folder = recipe.checkpoint_dir.parent if recipe.checkpoint_dir.is_file() else recipe.checkpoint_dir
     source = resolve_checkpoint(folder) or folder
+    check_whole_model(source)
     export_folder(recipe.output_dir, source, load_config(source))
     print(f"{recipe.output_dir}: a model folder made of {source}")

@@ -291,8 +291,10 @@ def find_command_hint(argv: Sequence[str]) -> str:
         [other for other in COMMANDS if other.startswith(f"{name} ")]
         or FIELD_COMMANDS.get(name)
         or difflib.get_close_matches(words, COMMANDS, n=1)
-        or difflib.get_close_matches(name, COMMANDS, n=1)
+        or difflib.get_close_matches(name, [*COMMANDS, *MISSING_COMMANDS], n=1)
     )
+    if near and near[0] in MISSING_COMMANDS:
+        return f"did you mean {near[0]}? It is not available yet; {MISSING_COMMANDS[near[0]]}"
     return f"did you mean {' or '.join(near)}?" if near else f"the commands are {', '.join(COMMANDS)}"
 
 

@@ -134,8 +134,10 @@ def format_entries(entries: list[Entry], positionals: tuple[str, ...] = ()) -> l
 def print_topic(recipe: type, topic: str, name: str = "") -> None:
     """Print the keys of a group; for the key of a class, the names of the classes, or the keys of the class `name`.
 
+    For any other key, its description is printed.
+
     Raises:
-        UserError: if the topic is neither, or there is no such class.
+        UserError: if the topic is none of these, or there is no such class.
     """
     groups, settings = list_groups(recipe), list_settings(recipe)
     if base := find_choice_base(settings.get(topic, (None, None))[0]):
@@ -144,6 +146,8 @@ def print_topic(recipe: type, topic: str, name: str = "") -> None:
         print("\n".join(format_choice(base, topic, name)))
     elif topic in groups:
         print("\n".join([f"{topic}:", *format_entries(groups[topic])]))
+    elif entry := next((entry for entries in groups.values() for entry in entries if entry.key == topic), None):
+        print("\n".join(format_entries([entry])))
     else:
         choices = [key for key, (hint, _) in settings.items() if find_choice_base(hint)]
         raise UserError(

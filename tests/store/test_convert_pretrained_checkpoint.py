@@ -1,11 +1,14 @@
 """`litgpt convert_pretrained_checkpoint`: training checkpoints of ours and of LitGPT become model folders."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
 import yaml
 
+from litgpt import cli
 from litgpt.commands.convert_pretrained_checkpoint import run
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
@@ -14,12 +17,13 @@ from litgpt.store.checkpoint_save import Checkpoints
 from tests.store.models import assert_loads, lit_state, random_model, small
 
 
-def save_run(folder: Path, model: GPT) -> Path:
+def save_run(folder: Path, model: GPT, files: Mapping[str, str | Path] = MappingProxyType({})) -> Path:
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.arange(6)[None]).sum().backward()
     optimizer.step()
     checkpoints = Checkpoints(folder)
-    files: dict[str, str | Path] = {
+    files = {
+        **files,
         "model_config.yaml": yaml.safe_dump(model.config.to_dict()),
         "tokenizer_config.json": "{}",
         "recipe.yaml": "seed: 1\n",
@@ -66,3 +70,12 @@ def test_a_training_state_of_litgpt_becomes_a_model_folder(tmp_path: Path, as_fi
     (source / "model_config.yaml").write_text(yaml.safe_dump(model.config.to_dict()))
     run(ConvertPretrainedCheckpoint(source / "lit_model.pth" if as_file else source, tmp_path / "clean"))
     assert_loads(tmp_path / "clean", model)
+
+
+@pytest.mark.parametrize("command", ["convert_pretrained_checkpoint", "convert_from_litgpt", "convert_to_litgpt"])
+def test_an_adapter_is_refused_with_the_command_that_merges_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    step = save_run(tmp_path / "run", random_model(small("pythia-14m")), {"adapter_config.json": "{}"})
+    assert cli.main([command, str(step.parent), *([str(tmp_path / "new")] if "to" not in command else [])]) == 1
+    assert f"holds an adapter; merge it: litgpt merge_lora {step}" in capsys.readouterr().err

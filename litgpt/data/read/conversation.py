@@ -15,6 +15,8 @@ RESPONSE = (
     *("response", "answer", "output", "targets", "target", "answer_key"),
     *("answers", "solution", "text", "completion", "content"),
 )
+TEXT_COLUMNS = ("text", "content")
+"""The columns of RESPONSE that may also be a text without a question."""
 COLUMN_NAMES = {
     "messages": ("messages", "conversation", "conversations"),
     "query": QUERY,
@@ -66,10 +68,12 @@ def to_conversation(row: Any, columns: Mapping[str, str] | None = None, format: 
     """
     if not isinstance(row, Mapping):
         raise BadRow("not an object", type(row).__name__)
-    row = TrackedRow(rename_columns(row, columns or {}))
+    given, row = row, TrackedRow(rename_columns(row, columns or {}))
     if not row:
         raise BadRow("empty row")
     detected = detect_format(row) if format == "auto" else format
+    if detected == "text" and not any(name in row for name in TEXT_COLUMNS):
+        check_question(given, columns or {})
     check_supported(row, detected)
     row.names_read.clear()
     conversation = FORMAT_READERS[detected](row)
@@ -158,6 +162,14 @@ def rename_columns(row: RowMapping, columns: Mapping[str, str]) -> dict[str, Any
     return values
 
 
+def check_question(row: RowMapping, columns: Mapping[str, str]) -> None:
+    """Check that a row with an answer has no column for a question that is null; raises a BadRow if it has."""
+    new_names = {old.lower(): new.lower() for old, new in columns.items()}
+    for column, value in row.items():
+        if value is None and new_names.get(column.lower(), column.lower()) in QUERY:
+            raise BadRow("no question", f"{column} is null")
+
+
 def detect_format(row: RowMapping) -> Literal["messages", "alpaca", "query-response", "text"]:
     """Detect the format of a row from its columns."""
     if any(name in row for name in COLUMN_NAMES["messages"]):
@@ -217,7 +229,7 @@ def read_query(row: RowMapping) -> Conversation:
     if query is None:
         raise BadRow("no messages", f"columns {', '.join(row)}"[:120])
     # `content` and `text` name an answer only if no other column does
-    specific = [name for name in RESPONSE if name in row and name not in ("text", "content")]
+    specific = [name for name in RESPONSE if name in row and name not in TEXT_COLUMNS]
     answer = row[specific[0]] if len(specific) == 1 else get_column(row, "response")
     if is_message_list(query) or is_message_list(answer):
         return build_prompt_completion(row, query, answer)

@@ -42,6 +42,16 @@ def is_adapter(folder: Path) -> bool:
     return has_adapter(folder) and not any((folder / name).is_file() for name in MODEL_FILES)
 
 
+def check_whole_model(folder: Path) -> None:
+    """Check that a folder whose weights are read does not hold an adapter alone.
+
+    Raises:
+        UserError: if it does.
+    """
+    if is_adapter(folder):
+        raise UserError(f"checkpoint_dir: {folder} holds an adapter; merge it: litgpt merge_lora {folder}")
+
+
 def list_subfolder_adapters(folder: Path) -> list[str]:
     """The subfolders with an adapter of a folder without a model or an adapter, as PEFT saves several of them."""
     if not folder.is_dir() or has_adapter(folder) or any((folder / name).is_file() for name in MODEL_FILES):

@@ -304,6 +304,8 @@ FAULTS: list[tuple[Any, str]] = [
     ({"messages": QA, "tools": [{"type": "function"}]}, "tool without a name"),
     ({"messages": QA, "channel": 1.5}, "channel is not text"),
     ({"query": "", "response": "a"}, "empty question"),
+    ({"query": None, "response": "a"}, "no question"),
+    ({"Instruction": None, "output": "a"}, "no question"),
     ({"query": "q", "response": ""}, "empty answer"),
     ({"query": "q", "response": []}, "empty answer"),
     ({"query": "q"}, "no answer"),
