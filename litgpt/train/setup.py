@@ -166,6 +166,10 @@ def list_warnings(recipe: Training, spec: RunSpec, data: RunData, steps: int | N
     bias = getattr(spec.tuner, "bias", "none")
     if bias != "none" and not any(name.endswith("bias") for name, _ in GPT.on_meta(spec.config).named_parameters()):
         lines.append(describe_no_effect("tuner.bias", bias, "a model without biases", "set none"))
+    in_host_memory = recipe.parallel.cpu_offload or not torch.accelerator.is_available()
+    if spec.preference is not None and spec.preference.reference_offload and in_host_memory:
+        other, cure = "a model in host memory", "set false"
+        lines.append(describe_no_effect("preference.reference_offload", True, other, cure))
     for key, value in spec.disabled_dropout.items():
         cure = "set preference.disable_dropout: false"
         lines.append(describe_no_effect(key, value, "preference.disable_dropout: true", cure))
