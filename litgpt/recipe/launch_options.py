@@ -9,9 +9,11 @@ from litgpt.recipe.keys import parse_whole_number
 from litgpt.recipe.launch_script import Launch
 from litgpt.recipe.option_table import index_options, load_defaults, write_value
 
-TRAINING = ("pretrain", "finetune", "finetune_full")
+TRAINING = ("pretrain", "finetune", "finetune_full", "align", "kto", "rm")
+ALIGNMENTS = {"dpo": "align", "orpo": "align", "simpo": "align", "cpo": "align", "kto": "kto", "rm": "rm"}
+"""Commands for the kinds of alignment."""
 NOT_TRANSLATED = {
-    "rlhf": "not built",
+    "rlhf": f"the kinds that are translated are {', '.join(ALIGNMENTS)}",
     "deploy": "vllm serve FOLDER serves the folder final of a run",
     "rollout": "not built",
     "eval": "lm_eval --model hf --model_args pretrained=FOLDER reads the folder final of a run",
@@ -83,6 +85,8 @@ class LaunchOptions:
             return "merge_lora"
         if verb == "export" and self.is_true("push_to_hub"):
             return "convert_from_litgpt"
+        if verb == "rlhf":
+            return ALIGNMENTS.get(str(self.given.get("rlhf_type", "dpo")), "")
         return {"infer": "generate", "merge-lora": "merge_lora"}.get(verb, "")
 
     def explain_no_command(self) -> str:

@@ -14,6 +14,10 @@ State = Literal["same", "other", "translated", "refused"]
 TABLES = ("megatron", "swift", "environment")
 
 
+class RefusedValue(ValueError):
+    """A value of an option that cannot be translated; the message is the reason."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Option:
     """A row of the table.
@@ -24,7 +28,7 @@ class Option:
         key: our dotted key; or `KEY: VALUE`, which is set if the option is true. None for an option that sets nothing.
         values: our value for each of theirs, as lower-case text; a value that is missing is refused.
         transform: the name of a function in `option_transforms.TRANSFORMS`.
-        is_list: whether the key is a list, also of a single value.
+        is_list: whether it has several values; without a transform its key is a list, also of a single value.
         extra: further keys that are set with it (`with` in the table).
         when: what other options must be for an effect: values, joined by commas; `not` and values; `set` or `unset`.
         already: values that need no setting.

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from litgpt.recipe.launch_options import LaunchOptions
+from litgpt.recipe.option_table import RefusedValue
 
 Settings = dict[str, Any]
 TRAINING_PRECISIONS = {"bfloat16": "bf16-mixed", "float16": "16-mixed", "float32": "32-true"}
@@ -22,6 +23,8 @@ MEGATRON_MODULES = {
 ROPE_KEYS = {"original_max_position_embeddings": "original_max_seq_len", "rope_type": None, "type": None}
 """Keys of a rope_scaling, and ours; None for those that the other keys imply."""
 ROPE_DEFAULTS = {"yarn": {"beta_fast": 32.0, "beta_slow": 1.0}}
+COMMAND_LOSSES = {"kto": "kto", "rm": "reward"}
+CPO_LOSSES = {"sigmoid": "cpo", "hinge": "cpo_hinge", "ipo": "cpo_ipo"}
 MAX_MINUTES = 100_000
 SUFFIX = "-mcore"
 """The end of the name of a folder in Megatron's format, by the convention of ms-swift's pages."""
@@ -29,13 +32,20 @@ MIN_BATCH = 16
 """Samples per optimizer step that ms-swift accumulates to, unless it is told."""
 
 
-class RefusedValue(ValueError):
-    """A value of an option that cannot be translated; the message is the reason."""
-
-
 def as_list(value: Any) -> list[Any]:
     """Return a list of one or several values."""
     return value if isinstance(value, list) else [value]
+
+
+def as_number(value: Any) -> Any:
+    """Return a number.
+
+    Raises:
+        RefusedValue: for any other value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RefusedValue(f"{value!r} is not a number")
+    return value
 
 
 def negate(key: str, value: Any, _launch: LaunchOptions) -> Settings:
@@ -43,14 +53,19 @@ def negate(key: str, value: Any, _launch: LaunchOptions) -> Settings:
     return {key: not value}
 
 
+def complement(key: str, value: Any, _launch: LaunchOptions) -> Settings:
+    """A fraction that is counted from the other end."""
+    return {key: 1 - as_number(value)}
+
+
 def zero_to_null(key: str, value: Any, _launch: LaunchOptions) -> Settings:
     """A number that switches off at 0, where ours does at null."""
-    return {key: value or None}
+    return {key: as_number(value) or None}
 
 
 def seconds_to_minutes(key: str, value: Any, _launch: LaunchOptions) -> Settings:
     """A time limit; at most the longest that is supported."""
-    return {key: min(value / 60, MAX_MINUTES)}
+    return {key: min(as_number(value) / 60, MAX_MINUTES)}
 
 
 def join_betas(key: str, _value: Any, launch: LaunchOptions) -> Settings:
@@ -66,14 +81,18 @@ def name_eps(key: str, value: Any, launch: LaunchOptions) -> Settings:
 
 def count_micro_batches(key: str, value: Any, launch: LaunchOptions) -> Settings:
     """A number of global batches as one of micro-batches over all devices; -1 for all data."""
-    return {key: value if value < 0 else value * launch.get("global_batch_size") // launch.get("micro_batch_size")}
+    if as_number(value) < 0:
+        return {key: value}
+    return {
+        key: value * as_number(launch.get("global_batch_size")) // max(1, as_number(launch.get("micro_batch_size")))
+    }
 
 
 def count_global_batch(key: str, value: Any, launch: LaunchOptions) -> Settings:
     """The samples per optimizer step, from the steps of gradient accumulation; `auto` for those of ms-swift."""
-    ranks = launch.count_processes() // launch.get("sequence_parallel_size", 1)
-    per_round = launch.get("micro_batch_size") * max(1, ranks)
-    return {key: per_round * (-(-MIN_BATCH // per_round) if value == "auto" else value)}
+    ranks = launch.count_processes() // max(1, as_number(launch.get("sequence_parallel_size")))
+    per_round = max(1, as_number(launch.get("micro_batch_size")) * ranks)
+    return {key: per_round * (-(-MIN_BATCH // per_round) if value == "auto" else as_number(value))}
 
 
 def count_devices(key: str, value: Any, launch: LaunchOptions) -> Settings:
@@ -163,11 +182,11 @@ def name_system(key: str, value: Any, launch: LaunchOptions) -> Settings:
 
 def list_stage_layers(key: str, _value: Any, launch: LaunchOptions) -> Settings:
     """The layers of every stage, from those of the first and last one; the others have equally many."""
-    layers, stages = launch.count_layers(), launch.get("pipeline_model_parallel_size")
+    layers, stages = launch.count_layers(), as_number(launch.get("pipeline_model_parallel_size"))
     if layers is None:
         raise RefusedValue(f"set {key} to the layers of each stage, such as [11, 13]")
     first, last = launch.get("decoder_first_pipeline_num_layers"), launch.get("decoder_last_pipeline_num_layers")
-    ends = [count for count in (first, last) if count is not None]
+    ends = [as_number(count) for count in (first, last) if count is not None]
     middle = stages - len(ends)
     if middle < 0 or (layers - sum(ends)) % max(1, middle) or (middle == 0 and sum(ends) != layers):
         raise RefusedValue(f"{layers} layers do not divide into {stages} stages with these")
@@ -178,7 +197,7 @@ def list_stage_layers(key: str, _value: Any, launch: LaunchOptions) -> Settings:
 def list_moe_layers(key: str, value: Any, launch: LaunchOptions) -> Settings:
     """A 1 for each layer with experts and a 0 for the others, from an interval or from a pattern as [0]*1+[1]*26."""
     layers = launch.count_layers()
-    if isinstance(value, int):
+    if isinstance(value, int) and value > 0:
         if layers is None:
             raise RefusedValue(f"set {key} to a 0 or 1 for each layer")
         return {key: [int(layer % value == 0) for layer in range(layers)]}
@@ -189,6 +208,27 @@ def list_moe_layers(key: str, value: Any, launch: LaunchOptions) -> Settings:
             raise RefusedValue(f"set {key} to a 0 or 1 for each layer")
         marks += [int(mark) for mark in match[1].split(",")] * int(match[2] or 1)
     return {key: marks}
+
+
+def name_reference(key: str, value: Any, launch: LaunchOptions) -> Settings:
+    """The folder of the reference model or adapter; nothing for the one that the run starts from."""
+    paths = [launch.converted.get(str(path), str(path)) for path in as_list(value)]
+    if len(paths) > 1:
+        raise RefusedValue("one reference is supported")
+    start = launch.given.get("adapter_load", launch.given.get("model", launch.given.get("load")))
+    return {} if value == start else {key: paths[0].removesuffix(SUFFIX)}
+
+
+def choose_loss(key: str, _value: Any, launch: LaunchOptions) -> Settings:
+    """The loss of a kind of alignment and its loss_type; nothing where the command has it."""
+    kind = str(launch.get("rlhf_type", "dpo"))
+    types = [str(name) for name in as_list(launch.get("loss_type", COMMAND_LOSSES.get(kind, "sigmoid")))]
+    if kind in COMMAND_LOSSES:
+        if types != [COMMAND_LOSSES[kind]]:
+            raise RefusedValue(f"the loss of {kind} is {COMMAND_LOSSES[kind]}")
+        return {}
+    names = [CPO_LOSSES.get(name, name) if kind == "cpo" else name if kind == "dpo" else kind for name in types]
+    return {key: names[0] if len(names) == 1 else names}
 
 
 def read_object(value: Any) -> dict[str, Any]:
@@ -216,14 +256,25 @@ def read_min_lr(key: str, value: Any, launch: LaunchOptions) -> Settings:
     if set(given) == {"min_lr"}:
         return {key: given["min_lr"]}
     if set(given) == {"min_lr_rate"}:
-        return {key: given["min_lr_rate"] * launch.get("lr")}
+        return {key: as_number(given["min_lr_rate"]) * as_number(launch.get("lr"))}
     raise RefusedValue("its keys are min_lr and min_lr_rate")
 
 
 TRANSFORMS: dict[str, Callable[[str, Any, LaunchOptions], Settings]] = {
     function.__name__: function
     for function in (
-        *(negate, zero_to_null, seconds_to_minutes, join_betas, name_eps, count_micro_batches, count_global_batch),
+        *(
+            negate,
+            complement,
+            choose_loss,
+            name_reference,
+            zero_to_null,
+            seconds_to_minutes,
+            join_betas,
+            name_eps,
+            count_micro_batches,
+            count_global_batch,
+        ),
         *(count_devices, choose_zero, choose_precision, choose_quantization, choose_logger, name_model, name_output),
         *(name_adapter, name_targets, name_system, list_stage_layers, list_moe_layers, read_rope_scaling, read_min_lr),
     )

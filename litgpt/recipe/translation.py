@@ -2,21 +2,23 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from litgpt.recipe.commands import COMMANDS
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.keys import REQUIRED, find_choice_base, find_group, list_settings
-from litgpt.recipe.launch_options import LaunchOptions, parse_words, unknown_layers
+from litgpt.recipe.launch_options import ALIGNMENTS, LaunchOptions, parse_words, unknown_layers
 from litgpt.recipe.launch_script import VARIABLE, Launch
 from litgpt.recipe.optimizer import OPTIMIZERS
-from litgpt.recipe.option_table import Option, index_options, load_options, write_value
-from litgpt.recipe.option_transforms import TRANSFORMS, RefusedValue, Settings, as_list
+from litgpt.recipe.option_table import Option, RefusedValue, index_options, load_options, write_value
+from litgpt.recipe.option_transforms import TRANSFORMS, Settings, as_list
 from litgpt.recipe.tuner import TUNERS
 
 PROGRAM_NAMES = {"megatron": "Megatron-SWIFT", "swift": "ms-swift"}
-CONVERSATIONS = "Conversations"
 CLASSES: dict[str, Mapping[str, type]] = {"optimizer": OPTIMIZERS, "tuner": TUNERS}
+
+list_fields = cache(list_settings)  # resolving the types of a recipe takes a millisecond
 
 
 @dataclass
@@ -44,6 +46,15 @@ class RecipeTranslation:
     unset: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
+
+    def list_classes(self) -> dict[str, str]:
+        """Return the classes of the keys that are a class with settings: those that are set, or else the command's."""
+        classes = {
+            "data": "Preferences" if self.command in ALIGNMENTS.values() else "Conversations",
+            "optimizer": "AdamW",
+            "tuner": "Full" if self.command == "finetune_full" else "LoRA",
+        }
+        return {key: self.settings.get(key, name) for key, name in classes.items()}
 
     def set_key(self, key: str, value: Any, comment: str) -> None:
         """Set a key, and add a comment to those that it has."""
@@ -81,6 +92,8 @@ def translate_value(option: Option, value: Any, launch: LaunchOptions) -> Settin
         raise Unset(option.note)
     if (colon and is_off(value)) or value in (None, ""):
         raise Unset("it is off")
+    if isinstance(value, list) and not option.is_list:
+        raise RefusedValue("it has one value")
     if option.values:
         settings = {key: find_value(option, value)}
     elif option.transform:
@@ -106,17 +119,17 @@ def list_sources(launch: Launch) -> dict[str, tuple[str, list[str]]]:
 
 def find_default(command: str, key: str, classes: Mapping[str, type]) -> Any:
     """Return the default of a key in the recipe of a command; REQUIRED if it has none, or has it in the data."""
-    settings, default = list_settings(COMMANDS[command].import_recipe()), REQUIRED
+    settings, default = list_fields(COMMANDS[command].import_recipe()), REQUIRED
     for part in key.split("."):
         if part not in settings:
             return REQUIRED
         hint, default = settings[part]
         if group := find_group(hint):
             settings = {
-                name: (kind, getattr(default, name, REQUIRED)) for name, (kind, _) in list_settings(group).items()
+                name: (kind, getattr(default, name, REQUIRED)) for name, (kind, _) in list_fields(group).items()
             }
         elif part in classes:
-            settings, default = list_settings(classes[part]), type(default).__name__
+            settings, default = list_fields(classes[part]), type(default).__name__
         elif find_choice_base(hint) is DataModule:
             return REQUIRED
     return default
@@ -141,7 +154,7 @@ def add_option(translation: RecipeTranslation, launch: LaunchOptions, name: str,
     except RefusedValue as refusal:
         translation.refused.append(f"{text}: {refusal}")
         return
-    known = list_settings(COMMANDS[translation.command].import_recipe())
+    known = list_fields(COMMANDS[translation.command].import_recipe())
     unknown = [key for key in settings if key.split(".")[0] not in known]
     if unknown or not settings:
         command = f"litgpt {translation.command} has no {unknown[0]}" if unknown else option.note
@@ -156,7 +169,8 @@ def add_option(translation: RecipeTranslation, launch: LaunchOptions, name: str,
 def add_defaults(translation: RecipeTranslation, launch: LaunchOptions) -> None:
     """Add the defaults of the program that differ from those of the command, for keys that the script does not set."""
     comment = f"default of {PROGRAM_NAMES[translation.launch.program]}"
-    given, known = set(translation.settings), list_settings(COMMANDS[translation.command].import_recipe())
+    classes = {key: table[translation.list_classes()[key]] for key, table in CLASSES.items()}
+    given, known = set(translation.settings), list_fields(COMMANDS[translation.command].import_recipe())
     for name, value in launch.defaults.items():
         if launch.is_given(name):
             continue
@@ -166,20 +180,14 @@ def add_defaults(translation: RecipeTranslation, launch: LaunchOptions) -> None:
             continue
         for key, setting in settings.items():
             is_known = key.split(".")[0] in known and key not in given
-            if is_known and find_default(translation.command, key, find_choice_classes(translation)) != setting:
+            if is_known and find_default(translation.command, key, classes) != setting:
                 translation.settings[key] = setting
                 translation.comments.setdefault(key, comment)
 
 
-def find_choice_classes(translation: RecipeTranslation) -> dict[str, type]:
-    """Return the classes of the optimizer and the tuner of a translation."""
-    defaults = {"optimizer": "AdamW", "tuner": "Full" if translation.command == "finetune_full" else "LoRA"}
-    return {key: table[translation.settings.get(key, defaults[key])] for key, table in CLASSES.items()}
-
-
 def list_missing_keys(translation: RecipeTranslation) -> list[str]:
     """List the keys that a command needs and the translation does not have."""
-    settings = list_settings(COMMANDS[translation.command].import_recipe())
+    settings = list_fields(COMMANDS[translation.command].import_recipe())
     needed = [name for name, (_, default) in settings.items() if default is REQUIRED]
     if any(key.startswith("data.") for key in translation.settings):
         needed.append("data.sources")

@@ -8,10 +8,8 @@ import yaml
 from litgpt.recipe.commands import COMMANDS
 from litgpt.recipe.keys import list_settings
 from litgpt.recipe.option_table import index_options
-from litgpt.recipe.translation import CONVERSATIONS, RecipeTranslation
+from litgpt.recipe.translation import RecipeTranslation
 
-CHOICES = {"data": CONVERSATIONS, "optimizer": "AdamW", "tuner": "LoRA"}
-"""Keys that are a class with its settings, and the class of those that name none."""
 LINE_WIDTH = 1_000_000  # one line for each value, so that its comment stands beside it
 
 
@@ -21,7 +19,7 @@ def nest_settings(translation: RecipeTranslation) -> tuple[dict[str, Any], dict[
     Returns:
         The mapping, and the comments by the dotted keys in it, which have `init_args` and `class_path` as parts.
     """
-    order = list(list_settings(COMMANDS[translation.command].import_recipe()))
+    order, classes = list(list_settings(COMMANDS[translation.command].import_recipe())), translation.list_classes()
     tree: dict[str, Any] = {}
     comments: dict[str, str] = {}
 
@@ -32,8 +30,8 @@ def nest_settings(translation: RecipeTranslation) -> tuple[dict[str, Any], dict[
         value = translation.settings[key]
         top, *parts = key.split(".")
         group = tree
-        if top in CHOICES:
-            choice = tree.setdefault(top, {"class_path": get_class(translation, top), "init_args": {}})
+        if top in classes:
+            choice = tree.setdefault(top, {"class_path": classes[top], "init_args": {}})
             parts = [top, "init_args", *parts] if parts else [top, "class_path"]
             group = {top: choice}
         else:
@@ -43,18 +41,13 @@ def nest_settings(translation: RecipeTranslation) -> tuple[dict[str, Any], dict[
         group[parts[-1]] = value
         if key in translation.comments:
             comments[".".join(parts)] = translation.comments[key]
-    return {key: simplify_choice(key, value) for key, value in tree.items()}, comments
+    return {key: simplify_choice(value) for key, value in tree.items()}, comments
 
 
-def get_class(translation: RecipeTranslation, top: str) -> str:
-    """Return the class of a choice."""
-    default = "Full" if top == "tuner" and translation.command == "finetune_full" else CHOICES[top]
-    return translation.settings.get(top, default)
-
-
-def simplify_choice(key: str, value: Any) -> Any:
+def simplify_choice(value: Any) -> Any:
     """Leave out the settings of a class that has none."""
-    return {"class_path": value["class_path"]} if key in CHOICES and not value["init_args"] else value
+    has_none = isinstance(value, dict) and value.get("init_args") == {}
+    return {"class_path": value["class_path"]} if has_none else value
 
 
 def format_scalar(value: Any) -> str:

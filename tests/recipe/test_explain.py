@@ -120,6 +120,15 @@ def test_values_that_cannot_be_translated(capsys):
         ("swift", "--warmup_ratio 0.05", {"train.lr_warmup_fraction": 0.05}),
         ("swift", "--lr_scheduler_kwargs '{\"min_lr_rate\": 0.1}' --learning_rate 1e-3", {"train.min_lr": 1e-4}),
         ("swift", "--train_type full --lisa_activated_layers 2", {"tuner.class_path": "LISA"}),
+        (
+            "megatron",
+            "rlhf --rlhf_type dpo --dataset p.jsonl --beta 0.1 --loss_type sigmoid --rpo_alpha 0.1",
+            {"preference.rpo_alpha": 0.1, "data.class_path": "Preferences", "tuner.class_path": "Full"},
+        ),
+        ("swift", "rlhf --rlhf_type cpo --loss_type hinge", {"preference.loss_type": "cpo_hinge"}),
+        ("swift", "rlhf --loss_type sigmoid sft --loss_weights 1 0.5", {"preference.loss_type": ["sigmoid", "sft"]}),
+        ("swift", "rlhf --rlhf_type kto --desirable_weight 2", {"preference.desirable_weight": 2}),
+        ("swift", "rlhf --model m --ref_model r", {"preference.reference": "r"}),
         ("swift", "infer --model a/b --temperature 0 --stream true", {"checkpoint_dir": "a/b", "temperature": 0}),
         ("swift", "infer --adapters out --model a/b", {"checkpoint_dir": "out"}),
         ("swift", "export --adapters out --merge_lora true", {"checkpoint_dir": "out"}),
@@ -133,6 +142,20 @@ def test_translations(capsys, program, text, expected):
         for part in key.split("."):
             found = found[part]
         assert found == pytest.approx(value) if isinstance(value, float) else found == value, key
+
+
+def test_alignment(capsys, litgpt, tmp_path):
+    given = "--model a/b --dataset pairs.jsonl"
+    for kind, command in {"dpo": "align", "orpo": "align", "simpo": "align", "kto": "kto", "rm": "rm"}.items():
+        text = explain(capsys, "--megatron", f"rlhf --rlhf_type {kind} {given} --ref_model a/b")
+        assert f"-> litgpt {command} --config" in text and "reference:" not in text
+        (tmp_path / "recipe.yaml").write_text(text)
+        outcome = litgpt(command, "--config", tmp_path / "recipe.yaml")
+        assert outcome.code == 0, outcome.err
+    text = explain(capsys, "--megatron", f"--rlhf_type grpo {given}")
+    assert text == "# megatron rlhf: the kinds that are translated are dpo, orpo, simpo, cpo, kto, rm\n"
+    text = explain(capsys, "--swift", f"rlhf --rlhf_type kto --loss_type apo_zero_unpaired {given}")
+    assert "--loss_type apo_zero_unpaired: the loss of kto is kto" in text
 
 
 def test_a_default_does_not_replace_an_option(capsys):

@@ -1,5 +1,6 @@
 """The table of options of Megatron-SWIFT and ms-swift: complete, well-formed, and each translation builds a recipe."""
 
+import itertools
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -99,6 +100,19 @@ SWIFT_SAMPLES = {
     "cp_comm_type": "a2a",
     "ddp_timeout": "7200",
     "make_vocab_size_divisible_by": "128",
+    "loss_weights": "0.5 0.5 --loss_type sigmoid hinge",
+    "ld_alpha": "0.5",
+    "discopop_tau": "0.1",
+    "simpo_gamma": "0.5",
+    "cpo_alpha": "0.5",
+    "desirable_weight": "2.0",
+    "undesirable_weight": "2.0",
+    "center_rewards_coefficient": "0.01",
+    "f_alpha_divergence_coef": "0.3",
+    "sync_ref_model": "true",
+    "ref_model_mixup_alpha": "0.5",
+    "ref_model_sync_steps": "100",
+    "precompute_ref_log_probs": "true",
     "NPROC_PER_NODE": "4",
     "CUDA_VISIBLE_DEVICES": "0,1,2",
     "NNODES": "2",
@@ -133,7 +147,7 @@ GIVEN = "--model Qwen/Qwen3-8B --dataset rows.jsonl --train_iters 1000"
 
 def fulfil(option: Option) -> Iterator[str]:
     """Arguments with which an option has an effect."""
-    for name, wanted in option.when.items():
+    for name in option.when:
         original = next(value for key, value in find_row(option)["when"].items() if key == name)
         value = str(original).split(", ")[0]
         if name == "command" or (value.lower().startswith("not ") and value.lower() != "not 1") or value == "unset":
@@ -143,7 +157,7 @@ def fulfil(option: Option) -> Iterator[str]:
         elif name == "tuner_class" and (name, value) not in CONDITIONS:
             yield f"--train_type {value.lower()}"
         else:
-            yield CONDITIONS.get((name, value), f"--{name} {wanted}")
+            yield CONDITIONS.get((name, value), f"--{name} {value}")
 
 
 def find_row(option: Option) -> dict[str, Any]:
@@ -153,7 +167,8 @@ def find_row(option: Option) -> dict[str, Any]:
 def build_translation(option: Option, value: str) -> RecipeTranslation:
     """Translate a launch in which an option has a value and an effect."""
     command = option.when.get("command", "")
-    verb = {"pretrain": "pt", "generate": "infer", "convert_from_litgpt": "export"}.get(command, "sft")
+    verbs = {"pretrain": "pt", "generate": "infer", "convert_from_litgpt": "export", "align, kto, rm": "rlhf"}
+    verb = "rlhf" if "preference." in (option.key or "") else verbs.get(command, "sft")
     tail = f"{' '.join(fulfil(option))} {NEEDS.get(option.key or '', '')}"
     given = {"export": "--model m --output_dir o --push_to_hub true", "infer": "--model m"}.get(verb, GIVEN)
     program = "swift" if verb in ("export", "infer") else "megatron"
@@ -260,3 +275,11 @@ def test_every_option_has_a_value_that_shlex_reads() -> None:
     for section in SAMPLES.values():
         for name, value in section.items():
             assert shlex.split(value), name
+
+
+@pytest.mark.parametrize("value", ["", "x", "a b", "''", "1e999", "null"])
+def test_any_value_is_translated_or_refused(value: str) -> None:
+    verbs = itertools.cycle([("megatron", "sft"), ("megatron", "pt"), ("swift", "rlhf"), ("swift", "infer")])
+    for option, (program, verb) in zip(load_options(), verbs, strict=False):
+        translation = translate(parse_launch(f"{verb} --{option.name} {value}", program, "test"))
+        assert isinstance(parse_text(format_translation(translation), "test") or {}, dict)
