@@ -27,8 +27,8 @@ class AnswerScorer:
 
     Attributes:
         settings: selects the implementation of the head.
-        ld_alpha: factor of the labels beyond as many as the shorter answer of a pair has (Liu et al. 2024, LD-DPO, eq.
-            9); None for 1.
+        ld_alpha: factor of the labels beyond as many as the shorter answer of a pair has (Liu et al. 2024, LD-DPO);
+            None for 1.
     """
 
     settings: LossArgs

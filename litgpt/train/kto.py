@@ -35,7 +35,7 @@ ANSWER_METRICS = (
 
 
 def rated_answers(preference: PreferenceArgs, settings: LossArgs) -> Objective:
-    """The loss of KTO (eq. 8), a mean over the rated answers of the global batch.
+    """The loss of KTO, a mean over the rated answers of the global batch.
 
     It is w (1 - sigmoid(b (log-ratio - KL))) for a desirable answer, and w (1 - sigmoid(b (KL - log-ratio))) for an
     undesirable one, with a weight w for each kind and b for `beta`.

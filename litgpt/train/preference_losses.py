@@ -190,7 +190,10 @@ def discopop(scores: PairScores, settings: PreferenceArgs) -> Tensor:
 
 
 def orpo(scores: PairScores, settings: PreferenceArgs) -> Tensor:
-    """The odds ratio loss (Hong et al. 2024, ORPO, eq. 6-7) of mean log-probabilities; b is their lambda."""
+    """The odds ratio loss (Hong et al. 2024, ORPO, eq. 6-7) of mean log-probabilities; b is their lambda.
+
+    The loss of the tokens that is added to it is that of the chosen answer, as in the paper; TRL adds the prompt.
+    """
     chosen, rejected = scores.divide_by_length(scores.chosen, scores.rejected)
     return -settings.resolved_beta * F.logsigmoid(compute_log_odds(chosen) - compute_log_odds(rejected))
 

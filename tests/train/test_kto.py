@@ -40,7 +40,7 @@ def train_once(
 
 
 def compute_expected(settings: dict[str, Any], answers: list[Answer], reference: GPT) -> tuple[float, Tensor, float]:
-    """Loss, gradient and KL by eq. 8 of the paper."""
+    """Loss, gradient and KL by the formulas of the paper."""
     model, preference = build_model(0), PreferenceArgs(loss_type="kto", **settings)
     scores = torch.stack([compute_token_log_probs(model, answer)[0].sum() for answer in answers])
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_validation_estimates_the_divergence_of_each_micro_batch() -> None:
 
 @pytest.mark.parametrize(
     ("kl", "expected"),
-    # eq. 8 of the paper for log-ratios 1.5, -2.5, 0.5 and 5, the first two desirable, with weights 1.2 and 0.7
+    # the loss of the paper for log-ratios 1.5, -2.5, 0.5 and 5, the first two desirable, with weights 1.2 and 0.7
     [(0.0, [0.555084, 0.674611, 0.358748, 0.435722]), (2.0, [0.614997, 0.732767, 0.323799, 0.40211])],
 )
 def test_frozen_numbers(kl: float, expected: list[float]) -> None:
