@@ -15,6 +15,7 @@ from litgpt.recipe.unknown_key import find_hint, is_available, list_hint_keys, l
 TREES: list[dict[str, str]] = [
     *[{}, {"data": "Conversations"}, {"data": "JSON"}, {"data": "TextFiles"}, {"data": "LitData"}],
     *[{"data": "Alpaca"}, {"tuner": "LoRA"}, {"tuner": "Full"}, {"optimizer": "SGD"}],
+    {"optimizer": "PrecisionAwareAdamW"},
 ]
 
 
