@@ -1,8 +1,10 @@
 """Signals that are noticed at once, also while the main thread is in a long call that Python does not interrupt."""
 
+import errno
 import os
 import signal
 import socket
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,6 +61,18 @@ def exit_on_interrupt(message: str) -> Iterator[None]:
             yield
         finally:
             left.set()
+
+
+def replace_closed_terminals() -> None:
+    """Send output to nowhere if its terminal was closed, so that printing does not end a run that will be saved."""
+    for output in (1, 2):
+        try:
+            termios.tcgetattr(output)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:  # a file or a pipe has another error
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, output)
+                os.close(nowhere)
 
 
 def exit_now(message: str = "") -> None:

@@ -10,10 +10,10 @@ from types import FrameType
 from typing import Any
 
 from litgpt.errors import UserError
-from litgpt.interrupts import CLEANUP_SECONDS, INTERRUPTED, exit_now, watch_signals
+from litgpt.interrupts import CLEANUP_SECONDS, INTERRUPTED, exit_now, replace_closed_terminals, watch_signals
 from litgpt.recipe.train import GuardArgs
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Interrupts:
@@ -39,7 +39,8 @@ class Interrupts:
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
         """Handle the signals inside the block, and restore the previous handlers after it."""
-        previous = {number: signal.signal(number, self._record) for number in SIGNALS}
+        handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # by nohup
+        previous = {number: signal.signal(number, self._record) for number in handled}
         try:
             with watch_signals(self._notice):
                 yield
@@ -49,6 +50,7 @@ class Interrupts:
                 signal.signal(number, handler)
 
     def _record(self, number: int, _frame: FrameType | None) -> None:
+        replace_closed_terminals()
         if number == signal.SIGINT and self.received is not None:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number)
@@ -59,6 +61,7 @@ class Interrupts:
             return
         if not self._announced:
             self._announced = True
+            replace_closed_terminals()
             repeated = "again" if number == signal.SIGINT else "SIGINT"
             name = signal.Signals(number).name
             self._announce(f"{name}: finishing {self.activity}, then saving; {repeated} stops at once")

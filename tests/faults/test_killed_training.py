@@ -117,7 +117,7 @@ def test_a_signal_to_any_of_two_ranks_saves_and_ends_both(tmp_path: Path, signal
     assert find_latest(folder / "out") is not None and not (folder / "out" / "final").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_leaves_with_zero_and_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
     expected = run_uninterrupted(tmp_path / "unbroken", **DROPOUT)
     folder = prepare(tmp_path / "stopped", **DROPOUT, train__save_interval=None)
