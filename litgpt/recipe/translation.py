@@ -157,7 +157,11 @@ def add_option(translation: RecipeTranslation, launch: LaunchOptions, name: str,
     known = list_fields(COMMANDS[translation.command].import_recipe())
     unknown = [key for key in settings if key.split(".")[0] not in known]
     if unknown or not settings:
-        command = f"litgpt {translation.command} has no {unknown[0]}" if unknown else option.note
+        command = (
+            f"litgpt {translation.command} has no {unknown[0]}"
+            if unknown
+            else option.note or "it is that of the command"
+        )
         (translation.left_over if unknown else translation.unset).append(f"{text}: {command}")
         return
     for key, setting in settings.items():

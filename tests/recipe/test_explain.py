@@ -1,5 +1,6 @@
 """`litgpt explain`: launch scripts as recipes, with a comment on what changed, and errors in one line."""
 
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from litgpt.model.config import Config
 from litgpt.parallel.model_sizes import check_model_sizes
 from litgpt.recipe.launch_script import parse_launch, read_script
 from litgpt.recipe.option_table import index_options
+from tests.recipes import megatron_page
 
 SCRIPTS = Path(__file__).parent / "launch_scripts"
 
@@ -146,16 +148,18 @@ def test_translations(capsys, program, text, expected):
 
 def test_alignment(capsys, litgpt, tmp_path):
     given = "--model a/b --dataset pairs.jsonl"
-    for kind, command in {"dpo": "align", "orpo": "align", "simpo": "align", "kto": "kto", "rm": "rm"}.items():
-        text = explain(capsys, "--megatron", f"rlhf --rlhf_type {kind} {given} --ref_model a/b")
-        assert f"-> litgpt {command} --config" in text and "reference:" not in text
-        (tmp_path / "recipe.yaml").write_text(text)
-        outcome = litgpt(command, "--config", tmp_path / "recipe.yaml")
-        assert outcome.code == 0, outcome.err
     text = explain(capsys, "--megatron", f"--rlhf_type grpo {given}")
     assert text == "# megatron rlhf: the kinds that are translated are dpo, orpo, simpo, cpo, kto, rm\n"
     text = explain(capsys, "--swift", f"rlhf --rlhf_type kto --loss_type apo_zero_unpaired {given}")
     assert "--loss_type apo_zero_unpaired: the loss of kto is kto" in text
+    commands = {"dpo": "align", "orpo": "align", "simpo": "align", "kto": "kto", "rm": "rm"}
+    for kind in commands:
+        text = explain(capsys, "--megatron", f"rlhf --rlhf_type {kind} {given} --ref_model a/b")
+        assert f"-> litgpt {commands[kind]} --config" in text and "  reference:" not in text
+        (tmp_path / f"{kind}.yaml").write_text(text)
+    for kind, command in commands.items():
+        outcome = litgpt(command, "--config", tmp_path / f"{kind}.yaml")
+        assert outcome.code == 0, outcome.err
 
 
 def test_a_default_does_not_replace_an_option(capsys):
@@ -205,6 +209,14 @@ def test_a_configuration_file_of_the_program(tmp_path):
     (tmp_path / "train.yaml").write_text("model: a/b\ndataset: [x.jsonl, y.jsonl]\nlearning_rate: 1e-5\n")
     launch = parse_launch(f"sft --config {tmp_path}/train.yaml --learning_rate 2e-5", "swift", "--swift")
     assert launch.options == {"model": ["a/b"], "dataset": ["x.jsonl", "y.jsonl"], "learning_rate": ["2e-5"]}
+
+
+def test_the_page_shows_the_output_and_the_whole_table(capsys, tmp_path):
+    text = megatron_page.PAGE.read_text(encoding="utf-8")
+    assert text == megatron_page.format_page(), "run python -m tests.recipes.megatron_page"
+    script, shown = re.search(r"<<'END'\n(.*?)END\n.*?```yaml\n(.*?)```", text, re.DOTALL).groups()
+    (tmp_path / "launch.sh").write_text(script)
+    assert explain(capsys, str(tmp_path / "launch.sh")) == shown
 
 
 def test_errors_are_one_line(capsys, tmp_path):
