@@ -110,7 +110,7 @@ def check_state_value(key: str, name: str, value: Any, parameter: Tensor) -> Non
     if isinstance(parameter, DTensor) and isinstance(value, Tensor) and not isinstance(value, DTensor) and value.dim():
         raise UserError(
             f"optimizer state {key!r} of {name} is not sharded like its parameter, so it cannot be saved; "
-            "use AdamW, or parallel.data_shard: 1"
+            "use AdamW or PrecisionAwareAdamW, or parallel.data_shard: 1"
         )
 
 

@@ -4,6 +4,8 @@ The random number of an element is a hash of its position in the full tensor, of
 that is resumed, or laid out in another way, rounds the same values in the same way.
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -30,17 +32,21 @@ class Noise:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.seed = seed
+        self.shape, self.offset, self.full_shape = shape, offset, full_shape
+        self.seed, self.device = seed, device
         self.number = 0
-        index = torch.zeros((), dtype=torch.int32, device=device)
+
+    @cached_property
+    def index(self) -> Tensor:
+        """The position of every element in the full tensor, modulo 2^32."""
+        index = torch.zeros((), dtype=torch.int32, device=self.device)
         stride = 1
-        for dim in reversed(range(len(shape))):
-            steps = torch.arange(shape[dim], dtype=torch.int32, device=device) * wrap_int32(stride)
-            start = wrap_int32(offset[dim] * stride)
-            index = index + (steps + start).view(-1, *[1] * (len(shape) - 1 - dim))
-            stride *= full_shape[dim]
-        self.index = index  # modulo 2^32
-        self.bits = index
+        for dim in reversed(range(len(self.shape))):
+            steps = torch.arange(self.shape[dim], dtype=torch.int32, device=self.device) * wrap_int32(stride)
+            start = wrap_int32(self.offset[dim] * stride)
+            index = index + (steps + start).view(-1, *[1] * (len(self.shape) - 1 - dim))
+            stride *= self.full_shape[dim]
+        return index
 
     def draw(self) -> Tensor:
         """Random numbers in (0, 1) of 16 bits, in the shape of the block."""
