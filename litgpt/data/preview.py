@@ -13,6 +13,7 @@ from litgpt.data.cache.examples import CachedExamples
 from litgpt.data.modules.finetuning import FinetuningData
 from litgpt.data.read.row_sets import RowReport
 from litgpt.data.render.example import Example
+from litgpt.data.stream.batch import ANSWER_TITLES
 from litgpt.data.stream.batches import TrainStream, ValStream
 from litgpt.data.stream.samples import SampleRows
 from litgpt.data.stream.streaming import StreamedRows
@@ -114,7 +115,7 @@ def print_reports(reports: list[tuple[str, RowReport]]) -> None:
 
 def print_rows(rows: SampleRows | StreamedRows, tokenizer: Tokenizer, number: int, seed: int) -> None:
     """Print some rows with their samples; streamed rows are drawn from the first window."""
-    titles = getattr(rows, "answer_titles", ("text",))
+    titles = ANSWER_TITLES.get(rows.value_name or "", ("text",))
     marks = f" (trained: {TRAINED_MARKS[0]}...{TRAINED_MARKS[1]})"
     table = Table("row", "tokens", "trained", "lengths", *(title + marks for title in titles), show_lines=True)
     chosen = rows.draw_rows(number, random.Random(seed))

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from litgpt.data import JSON, Conversations, TextFiles
+from litgpt.data import JSON, Conversations, Preferences, TextFiles
 from litgpt.data.modules.finetuning import Packing
 from litgpt.data.render.loss_weights import WeightRule
 from litgpt.data.tokenizer import Tokenizer
@@ -75,7 +76,23 @@ VALUES: dict[type, dict[str, tuple[Any, dict[str, Any]]]] = {
         "bad_rows": ("skip", {"train_data_path": Path("bad")}),
     },
 }
+REFUSED: dict[type, dict[str, str]] = {Preferences: {"train_on": "set data.train_on: answers"}}
+"""Settings that a data module does not support, and the end of the error."""
+PAIRED_FILES = {f"{name}.jsonl": f"{name}_pairs.jsonl" for name in ("rows", "more", "long", "bad", "tools", "single")}
+
+
+def use_pairs(value: Any) -> Any:
+    """Replace the names of files of conversations in settings by those of files of pairs."""
+    if isinstance(value, dict):
+        return {name: use_pairs(item) for name, item in value.items()}
+    return [use_pairs(item) for item in value] if isinstance(value, list) else PAIRED_FILES.get(str(value), value)
+
+
+VALUES[Preferences] = {
+    name: (use_pairs(value), use_pairs(given)) for name, (value, given) in VALUES[Conversations].items()
+}
 USUAL: dict[type, dict[str, Any]] = {
+    Preferences: {"sources": "rows_pairs.jsonl", "cache_dir": Path("cache"), "num_workers": 0},
     Conversations: {"sources": "rows.jsonl", "cache_dir": Path("cache"), "num_workers": 0},
     JSON: {"json_path": Path("rows.json"), "num_workers": 0},
     TextFiles: {"train_data_path": Path("text"), "num_workers": 0},
@@ -105,6 +122,9 @@ def write_data(folder: Path) -> None:
     write(folder / "tools.jsonl", [talk(n, 3) | {"tools": [TOOL]} for n in range(8)])
     write(folder / "bad.jsonl", [talk(1, 3), {"messages": [{"role": "user"}]}, *(talk(n, 3) for n in range(5))])
     (folder / "bad.json").write_text(json.dumps([*(answer(n, 3) for n in range(5)), {"instruction": 3}]))
+    for path in sorted(folder.glob("*.jsonl")):  # the same with another answer
+        rows = map(json.loads, path.read_text().splitlines())
+        write(folder / PAIRED_FILES[path.name], [row | {"rejected_response": "few"} for row in rows])
     (folder / "chat.jinja").write_text(TEMPLATE)
     for name in ("text", "other", "bad"):
         (folder / name).mkdir()
@@ -129,7 +149,7 @@ def read_facts(cls: type, settings: dict[str, Any], tokenizer: Tokenizer, folder
     except UserError as error:
         return str(error)
     values = [
-        {name: value.tolist() for name, value in vars(batch).items() if value is not None}
+        {name: value.tolist() for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
         for part in batches
         for batch in part
     ]
@@ -157,6 +177,9 @@ def test_a_setting_has_an_effect(
         write_data(folder)
         monkeypatch.chdir(folder)
         facts.append(read_facts(cls, settings, tokenizer, folder))
+    if name in REFUSED.get(cls, {}):
+        assert str(facts[1]).endswith(REFUSED[cls][name])
+        return
     assert facts[0] != facts[1]
     assert name in ("on_error", "bad_rows", "tool_format") or isinstance(facts[0], list), facts[0]
     assert name == "ignore_index" or isinstance(facts[1], list), facts[1]

@@ -297,7 +297,8 @@ class Conversations(FinetuningData):
             return super().train_stream(shape)
         self.print_row_reports(shape)
         sources = self._streamed
-        packing = (self.packing.length or shape.max_seq_length, self.packing.strategy) if self.packing.enabled else None
+        length = self.packing.length or shape.max_seq_length * self.answers_per_sample
+        packing = (length, self.packing.strategy) if self.packing.enabled else None
         builder = stream.streaming.SampleBuilder(
             renderer=self.build_renderer(),
             on_error=self.on_error,
@@ -316,6 +317,7 @@ class Conversations(FinetuningData):
             builder,
             micro_batch_size=shape.micro_batch_size,
             channels=[] if channels == ["default"] else channels,
+            value_name=self.value_name,
         )
         contents = [[rows.sources, rows.settings, rows.channel] for rows in row_sets]
         weights = [source.source.weight for source in sources]

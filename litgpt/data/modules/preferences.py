@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,11 +36,10 @@ class Preferences(Conversations):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        supported = {"streaming": False, "train_on": "answers"}
-        for name, value in supported.items():
-            if (given := getattr(self, name)) != value:
-                shown, cure = (str(item).lower() for item in (given, value))
-                raise UserError(f"data.{name}: {shown} is not supported by Preferences; set data.{name}: {cure}")
+        if self.train_on != "answers":
+            raise UserError(
+                f"data.train_on: {self.train_on} is not supported by Preferences; set data.train_on: answers"
+            )
         if self.on_overlong == "split":
             raise UserError("data.on_overlong: split is not supported by Preferences; set data.on_overlong: drop")
         for source in (*self._sources, *self._val_sources):
@@ -68,8 +68,12 @@ class Preferences(Conversations):
         if self.objective is not None:
             return "rated" if self.objective == "kto" else "pairs"
         source = self._sources[0]
-        rows = (row for path in list_files(source, self.cache_dir) for _, row in read_rows(path))
-        first = next((row for row in rows if isinstance(row, Mapping)), {})
+        located = (
+            self._streamed[0].read_rows()
+            if self.streaming
+            else chain.from_iterable(map(read_rows, list_files(source, self.cache_dir)))
+        )
+        first = next((row for _, row in located if isinstance(row, Mapping)), {})
         names = {str(name).lower() for name in first}
         renamed = [new for old, new in (source.columns or {}).items() if old.lower() in names]
         is_pair = has_pair({**first, **dict.fromkeys(renamed)})

@@ -39,6 +39,11 @@ class Example:
         return tuple(Example(self.ids[part], self.weights[part], self.channel) for part in parts)
 
     @property
+    def longest(self) -> int:
+        """Tokens of its longest document."""
+        return max(self.split, len(self.ids) - self.split)
+
+    @property
     def has_targets(self) -> bool:
         """Whether each of its documents has a trained token that another one precedes."""
         return all(bool(document.weights[1:].any()) for document in self.documents)

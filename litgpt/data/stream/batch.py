@@ -13,8 +13,8 @@ from litgpt.errors import UserError
 
 IGNORE = -100
 """The label of a token that is not a target: excluded from the loss and not counted."""
-VALUE_NAMES = ("margin", "desirable")
-"""The names of numbers that belong to answers."""
+ANSWER_TITLES = {"margin": ("chosen", "rejected"), "desirable": ("rated answer", "mismatched answer")}
+"""What the two answers of a sample are, by the name of their number."""
 BatchArrays = dict[str, np.ndarray]
 """A micro batch as worker processes return it; `to_batch` converts it to a Batch."""
 
@@ -107,7 +107,7 @@ def to_batch(arrays: BatchArrays, *, trained: int | None = None) -> Batch:
     if tokens is not None:
         rows = torch.from_numpy(tokens.astype(np.int64))
         tensors |= {"ids": rows[:, :-1].contiguous(), "labels": rows[:, 1:].contiguous()}
-    values = {name: tensors.pop(name) for name in VALUE_NAMES if name in tensors}
+    values = {name: tensors.pop(name) for name in ANSWER_TITLES if name in tensors}
     batch = Batch(**tensors, answer_values=values if "answers" in tensors else None)
     if trained is not None and sample_ends is None and batch.answers is None:
         batch.labels[trained:] = IGNORE

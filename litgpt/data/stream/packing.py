@@ -21,6 +21,13 @@ def find_cut_starts(size: int, length: int, on_overlong: OnOverlong) -> Sequence
     return starts[on_overlong]
 
 
+def cut_slices(size: int, length: int, on_overlong: OnOverlong) -> list[slice]:
+    """The parts, of at most `length` tokens, that a sample of `size` > `length` tokens is cut into."""
+    if on_overlong == "truncate_left":
+        return [slice(-length, None)]
+    return [slice(start, start + length) for start in find_cut_starts(size, length, on_overlong)]
+
+
 def pack_samples(
     lengths: Sequence[int] | np.ndarray, capacity: int, strategy: PackingStrategy = "best_fit"
 ) -> list[np.ndarray]:

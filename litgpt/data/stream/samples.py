@@ -90,8 +90,7 @@ class SampleTable:
         """Read sample `index` of the table."""
         file, number, start, stop = self.table[index].tolist()
         example = self.files[file].read(number, start, stop)
-        is_longer = any(len(document.ids) > self.length for document in example.documents)
-        return self._truncate(example) if is_longer else example
+        return self._truncate(example) if example.longest > self.length else example
 
     def _truncate(self, example: Example) -> Example:
         """Truncate the documents of a sample; it is not trained under `drop`, or if one of them has no target left."""
@@ -138,14 +137,8 @@ class SampleRows:
         settings = ([file.fingerprint for file in samples.files], seed, padding, *([grouping] if grouping else []))
         content = samples.table.tobytes() + self._members.tobytes() + self._row_starts.tobytes()
         self.fingerprint = hashlib.sha256(repr(settings).encode() + content).hexdigest()[:16]
-        self._grouping, self._value_name = grouping, value_name
+        self._grouping, self.value_name = grouping, value_name
         self._sampler = (0, self._build_sampler(0))
-
-    @property
-    def answer_titles(self) -> tuple[str, ...]:
-        """What the documents of a sample are."""
-        titles = {"margin": ("chosen", "rejected"), "desirable": ("rated answer", "mismatched answer")}
-        return titles.get(self._value_name or "", ("text",))
 
     def _build_sampler(self, epoch: int) -> Callable[[int], int]:
         lengths = np.add.reduceat(self.samples.lengths[self._members], self._row_starts[:-1])
@@ -185,7 +178,7 @@ class SampleRows:
 
     def _list_row_sizes(self, index: int) -> np.ndarray:
         """Tokens of a row, or of each answer in it, which are rows of their own in a padded batch."""
-        if self._value_name is None:
+        if self.value_name is None:
             return self.samples.lengths[self.list_samples(index)].sum(keepdims=True)
         return np.array([len(answer.ids) for sample in self._read_row(index) for answer in sample.documents])
 
@@ -193,5 +186,5 @@ class SampleRows:
         """Collate rows `first` .. `first + size - 1`."""
         rows = [self._read_row(first + offset) for offset in range(size)]
         return collate_rows(
-            rows, padding=self.padding, weighted=self.weighted, channels=self.channels, values=self._value_name
+            rows, padding=self.padding, weighted=self.weighted, channels=self.channels, values=self.value_name
         )

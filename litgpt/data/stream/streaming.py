@@ -21,7 +21,7 @@ from litgpt.data.read.row_sets import MAX_SHOWN, OnError, RowReport, RowSet, bad
 from litgpt.data.render.example import Example, Renderer
 from litgpt.data.stream.batch import Batch, BatchArrays, collate_rows, to_batch
 from litgpt.data.stream.fingerprint import check_position
-from litgpt.data.stream.packing import OnOverlong, PackingStrategy, find_cut_starts, pack_samples
+from litgpt.data.stream.packing import OnOverlong, PackingStrategy, cut_slices, pack_samples
 from litgpt.data.stream.row_shards import RowShard
 from litgpt.data.stream.sampler import FeistelPermutation
 from litgpt.data.stream.workers import WorkerStream
@@ -68,7 +68,7 @@ class SampleBuilder:
         Raises:
             UserError: under `on_overlong: raise`.
         """
-        size = len(example.ids)
+        size = example.longest
         if size <= self.length:
             return [example]
         if self.on_overlong == "raise":
@@ -76,9 +76,7 @@ class SampleBuilder:
                 f"{location}: {size} tokens are more than train.max_seq_length: {self.length}; increase it, or set "
                 "data.on_overlong: truncate_right"
             )
-        starts = find_cut_starts(size, self.length, self.on_overlong)
-        parts = [slice(start, start + self.length) for start in starts]
-        return [replace(example, ids=example.ids[part], weights=example.weights[part]) for part in parts]
+        return [example.take(part) for part in cut_slices(size, self.length, self.on_overlong)]
 
 
 class DrawnConversation(NamedTuple):
@@ -99,6 +97,7 @@ class StreamedRows(IterableDataset[Any]):
         micro_batch_size: rows per micro batch.
         channels: the names of the numbers in `channels` of a batch; a row whose channel is not among them counts
             for the channel of its row set.
+        value_name: name of the numbers that belong to the answers; None for samples that are single documents.
     """
 
     def __init__(
@@ -109,7 +108,9 @@ class StreamedRows(IterableDataset[Any]):
         *,
         micro_batch_size: int,
         channels: Sequence[str],
+        value_name: str | None = None,
     ) -> None:
+        self.value_name = value_name
         self.row_sets, self.shards, self.builder = row_sets, shards, builder
         self.micro_batch_size, self.channels = micro_batch_size, channels
         self.reports = [RowReport() for _ in row_sets]
@@ -155,7 +156,13 @@ class StreamedRows(IterableDataset[Any]):
                 self.rows_consumed = 0
             rows = [queue.popleft()[2] for _ in range(self.micro_batch_size)]
             weighted = any(example.is_weighted for row in rows for example in row)
-            arrays = collate_rows(rows, padding=self.builder.padding, weighted=weighted, channels=self.channels)
+            arrays = collate_rows(
+                rows,
+                padding=self.builder.padding,
+                weighted=weighted,
+                channels=self.channels,
+                values=self.value_name,
+            )
             window_state, consumed, _ = queue[0]
             yield arrays, window_state | {"behind": consumed}, self.list_reports()
 
@@ -222,18 +229,22 @@ class StreamedRows(IterableDataset[Any]):
     def _build_examples(self, drawn: list[DrawnConversation]) -> list[Example]:
         """Render conversations to samples, none longer than the model's maximum length."""
         samples: list[Example] = []
-        examples = self.builder.renderer.build_examples([conversation for _, _, conversation, _ in drawn])
-        for (set_number, location, conversation, is_new), example in zip(drawn, examples, strict=True):
+        located = [(str(number), conversation) for number, (_, _, conversation, _) in enumerate(drawn)]
+        conversations = [conversation for _, conversation in self.row_sets[0].relate(located)]
+        examples = self.builder.renderer.build_examples(conversations)
+        for (set_number, location, _, is_new), conversation, example in zip(
+            drawn, conversations, examples, strict=True
+        ):
             if isinstance(example, BadRow):
                 self._handle_error(set_number, location, example, is_new)
                 continue
             report = self.reports[set_number]
             if is_new:
                 self._count_unread(set_number, conversation)
-            report.overlong += is_new and len(example.ids) > self.builder.length
+            report.overlong += is_new and example.longest > self.builder.length
             channel = example.channel if example.channel in self.channels else self.row_sets[set_number].channel
             parts = self.builder.truncate(location, replace(example, channel=channel))
-            trained = [part for part in parts if part.weights[1:].any()]
+            trained = [part for part in parts if part.has_targets]
             report.untrained += is_new and not trained and bool(parts)
             samples += trained
         return samples

@@ -267,7 +267,6 @@ def test_kinds_of_rows_are_found_or_refused(tmp_path: Path, tokenizer: Tokenizer
 @pytest.mark.parametrize(
     ("setting", "error"),
     [
-        ({"streaming": True}, "data.streaming: true"),
         ({"train_on": "everything"}, "data.train_on: everything"),
         ({"on_overlong": "split"}, "data.on_overlong: split"),
     ],
@@ -275,3 +274,27 @@ def test_kinds_of_rows_are_found_or_refused(tmp_path: Path, tokenizer: Tokenizer
 def test_settings_that_pairs_do_not_support(setting: dict[str, Any], error: str) -> None:
     with pytest.raises(UserError, match=error):
         Preferences(sources=["x.jsonl"], **setting)
+
+
+@pytest.mark.parametrize("objective", ["pairs", "kto"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_streamed_pairs(tmp_path: Path, tokenizer: Tokenizer, layout: str, objective: str) -> None:
+    """The same samples as tokenized ahead; a stream resumes, and its held-out rows are those of validation."""
+    settings = {"on_overlong": "truncate_right", **LAYOUTS[layout]}
+    shape, rows = BatchShape(2, 4, 36), pairs(24)
+    ahead = open_pairs(tmp_path, tokenizer, rows, objective, val_fraction=0.0, **settings).train_stream(shape)
+    expected = {answer for batch in take(ahead, -(-ahead.samples_per_epoch // 2)) for answer in iter_answers(batch)}
+    data = open_pairs(tmp_path, tokenizer, rows, objective, streaming=True, shuffle_buffer=24, **settings)
+    stream = data.train_stream(shape)
+    batches = take(stream, 30)
+    assert {answer for batch in batches for answer in iter_answers(batch)} == expected
+    assert all(batch.answers is not None and int(batch.answers.max()) % 2 == 1 for batch in batches)
+    first = open_pairs(tmp_path, tokenizer, rows, objective, streaming=True, shuffle_buffer=24, **settings)
+    stream = first.train_stream(shape)
+    take(stream, 9)
+    other = first.train_stream(shape)
+    other.load_state_dict(stream.state_dict())
+    assert all(itertools.starmap(equal, zip(batches[9:], take(other, 21), strict=True)))
+    held_out = open_pairs(tmp_path, tokenizer, rows, objective, streaming=True, val_rows=3)
+    validation = held_out.val_stream(BatchShape(1, 1, 64))
+    assert validation is not None and len(list(validation)) == (3 if objective == "pairs" else 6)
