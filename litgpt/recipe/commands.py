@@ -249,6 +249,8 @@ FIELD_COMMANDS = {
     "train": ("pretrain", "finetune"),
     "sft": ("finetune",),
     "rlhf": ("align",),
+    "megatron": ("explain",),
+    "swift": ("explain",),
     "orpo": ("align",),
     "simpo": ("align",),
     "cpo": ("align",),

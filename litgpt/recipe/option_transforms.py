@@ -25,6 +25,8 @@ ROPE_KEYS = {"original_max_position_embeddings": "original_max_seq_len", "rope_t
 ROPE_DEFAULTS = {"yarn": {"beta_fast": 32.0, "beta_slow": 1.0}}
 COMMAND_LOSSES = {"kto": "kto", "rm": "reward"}
 CPO_LOSSES = {"sigmoid": "cpo", "hinge": "cpo_hinge", "ipo": "cpo_ipo"}
+EXO_SMOOTHING = 1e-3
+"""The label_smoothing that ms-swift sets in exo_pair, whose loss is infinite without."""
 MAX_MINUTES = 100_000
 SUFFIX = "-mcore"
 """The end of the name of a folder in Megatron's format, by the convention of ms-swift's pages."""
@@ -228,7 +230,9 @@ def choose_loss(key: str, _value: Any, launch: LaunchOptions) -> Settings:
             raise RefusedValue(f"the loss of {kind} is {COMMAND_LOSSES[kind]}")
         return {}
     names = [CPO_LOSSES.get(name, name) if kind == "cpo" else name if kind == "dpo" else kind for name in types]
-    return {key: names[0] if len(names) == 1 else names}
+    smoothing = {"preference.label_smoothing": EXO_SMOOTHING}
+    needs_smoothing = "exo_pair" in names and not launch.get("label_smoothing")
+    return {key: names[0] if len(names) == 1 else names} | (smoothing if needs_smoothing else {})
 
 
 def read_object(value: Any) -> dict[str, Any]:

@@ -127,6 +127,7 @@ def test_values_that_cannot_be_translated(capsys):
             "rlhf --rlhf_type dpo --dataset p.jsonl --beta 0.1 --loss_type sigmoid --rpo_alpha 0.1",
             {"preference.rpo_alpha": 0.1, "data.class_path": "Preferences", "tuner.class_path": "Full"},
         ),
+        ("swift", "rlhf --loss_type exo_pair", {"preference.label_smoothing": 1e-3}),
         ("swift", "rlhf --rlhf_type cpo --loss_type hinge", {"preference.loss_type": "cpo_hinge"}),
         ("swift", "rlhf --loss_type sigmoid sft --loss_weights 1 0.5", {"preference.loss_type": ["sigmoid", "sft"]}),
         ("swift", "rlhf --rlhf_type kto --desirable_weight 2", {"preference.desirable_weight": 2}),
