@@ -66,7 +66,7 @@ def test_there_is_a_recipe_that_needs_nothing(litgpt):
 
 @pytest.mark.parametrize("path", FINETUNE, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_each_finetuning_recipe_fits_the_model_that_it_names(litgpt, path):
-    outcome = litgpt("finetune_full" if path.stem == "full" else "finetune", "--config", path)
+    outcome = litgpt("finetune_full" if path.stem.startswith("full") else "finetune", "--config", path)
     assert outcome.code == 0, outcome.err
     recipe = outcome.recipe
     shape = Config.from_name(recipe.checkpoint_dir.relative_to("checkpoints").as_posix(), n_layer=1)
@@ -76,7 +76,7 @@ def test_each_finetuning_recipe_fits_the_model_that_it_names(litgpt, path):
         quantize(model, recipe.quantization)
     attach(model, recipe.resolved_tuner)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trained and (path.stem == "full" or all("lora_" in name for name in trained))
+    assert trained and (path.stem.startswith("full") or all("lora_" in name for name in trained))
     assert (recipe.quantization is not None) == path.stem.endswith("qlora")
     train = recipe.train
     assert train.global_batch_size % (train.micro_batch_size * recipe.devices) == 0 and train.max_seq_length == 512
@@ -87,7 +87,8 @@ def test_each_finetuning_recipe_fits_the_model_that_it_names(litgpt, path):
             len(rows) > 20 and all(row["query"] and "Aster" in row["response"] for row in rows) and "#" in other_source
         )
     else:
-        assert type(recipe.data).__name__ == "Alpaca2k" and recipe.optimizer.lr == 2e-4
+        rate = 1e-5 if path.stem == "full-1-gpu" else 2e-4
+        assert type(recipe.data).__name__ == "Alpaca2k" and recipe.optimizer.lr == rate
 
 
 @pytest.mark.parametrize("path", ALIGN, ids=lambda path: path.stem)
