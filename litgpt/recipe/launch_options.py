@@ -167,8 +167,9 @@ class LaunchOptions:
                 fulfilled = self.is_given(name) == (wanted == "set")
                 text = f"{'with' if wanted == 'set' else 'without'} {name}"
             else:
-                listed = [part.strip() for part in wanted.lower().removeprefix("not ").split(",")]
-                fulfilled = (write_value(self.get(name)) in listed) != wanted.lower().startswith("not ")
-                text = f"with {name.removesuffix('_class')}: {wanted}"
+                values, excluded = wanted.removeprefix("not "), wanted.startswith("not ")
+                listed = [part.strip() for part in values.lower().split(",")]
+                fulfilled = (write_value(self.get(name)) in listed) != excluded
+                text = f"with {name.removesuffix('_class')}" + (f" other than {values}" if excluded else f": {values}")
             if not fulfilled:
                 yield text

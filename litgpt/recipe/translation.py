@@ -79,6 +79,8 @@ def translate_value(option: Option, value: Any, launch: LaunchOptions) -> Settin
         Unset: if nothing is to be set.
         RefusedValue: if the option, or the value, is refused.
     """
+    if list(launch.list_unmet({name: wanted for name, wanted in option.when.items() if name == "command"})):
+        raise Unset(f"it has no effect in litgpt {launch.command}")
     if unmet := list(launch.list_unmet(option.when)):
         raise Unset(f"it has an effect only {' and '.join(unmet)}")
     if write_value(value) in option.already:
