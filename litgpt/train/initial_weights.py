@@ -13,6 +13,7 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
+from litgpt.model.moe import Router
 from litgpt.model.registry import LABELS
 from litgpt.parallel.apply import copy_full_tensor
 from litgpt.parallel.exchange import get_local_tensor
@@ -81,7 +82,7 @@ def build_reference(model: GPT, spec: RunSpec, seed: int, device: torch.device, 
     settings = spec.preference
     if settings is None or not spec.needs_reference:
         return None
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = find_trained_names(model)
     offload = settings.reference_offload or spec.scores_ahead
     if settings.reference is None and spec.scores_ahead and not resumed:
         values = {}  # the model is its own reference until the first step
@@ -90,6 +91,13 @@ def build_reference(model: GPT, spec: RunSpec, seed: int, device: torch.device, 
     else:
         values = load_other_weights(model, spec, settings.reference, seed, device, trained=trained, offload=offload)
     return hold_reference(values, settings)
+
+
+def find_trained_names(model: GPT) -> set[str]:
+    """The names of the parameters that training changes: by their gradients or, of routers, by the load of experts."""
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    routers = (name for name, module in model.named_modules() if isinstance(module, Router))
+    return names | {f"{name}.correction" for name in routers if model.config.router_correction}
 
 
 def resume_reference(model: GPT, spec: RunSpec, checkpoint: Path) -> Reference | None:
@@ -161,11 +169,11 @@ def load_reference_adapter(folder: Path, spec: RunSpec) -> SavedAdapter:
         saved = load_adapter_folder(folder, load_config(spec.weights))
         check_reference_adapter(saved, spec)
     except UserError as error:
-        raise name_reference(error, folder) from None
+        raise name_setting_and_folder(error, folder) from None
     return saved
 
 
-def name_reference(error: UserError, folder: Path) -> UserError:
+def name_setting_and_folder(error: UserError, folder: Path) -> UserError:
     """The error of a reference in a folder, with the name of the setting."""
     detail = str(error).removeprefix("tuner.")  # which is no key of the command
     return UserError(f"preference.reference: {detail if str(folder) in detail else f'{folder}: {detail}'}")
@@ -198,7 +206,7 @@ def check_reference_model(folder: Path, spec: RunSpec) -> None:
     try:
         reference = load_config(folder)
     except UserError as error:
-        raise name_reference(error, folder) from None
+        raise name_setting_and_folder(error, folder) from None
     for name in Config.__dataclass_fields__:
         values = [getattr(config, name) for config in (reference, base)]
         is_label = name in LABELS or (name == "block_size" and base.position_embedding != "learned")

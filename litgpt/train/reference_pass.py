@@ -20,6 +20,8 @@ from litgpt.train.run_spec import check_token_range
 from litgpt.train.setup import Run
 from litgpt.train.stored_scores import StoredScores, hash_answers
 
+SAVE_INTERVAL = 1000
+"""Number of micro-batches of each rank after which scores are saved, so that a run that is killed keeps them."""
 RECORD = "reference.json"
 """The file in `out_dir` with the identity of the reference."""
 
@@ -43,20 +45,17 @@ def store_reference_scores(run: Run, scorer: AnswerScorer) -> None:
         check_identity(run, identity)
         folder = cache / "reference" / identity[:20]
         scores = read_scores(folder)
-        stored = len(scores.values)
+        stored = saved = len(scores.values)
         for name, batches, rounds in list_batches(run):
             with phase(f"computing log-probabilities of the reference: {name}", rounds) as entry:
-                for batch in islice(batches, rounds):
+                for number, batch in enumerate(islice(batches, rounds), start=1):
                     entry.advance()
                     add_scores(run, scorer, scores, check_token_range(batch, run.spec))
+                    if number % SAVE_INTERVAL == 0:
+                        saved = save_scores(scores, folder, saved)
         run.data.train.close()
         run.data.train.load_state_dict(position)
-    for values in all_gather_objects(scores.values):
-        scores.values |= values
-    with raise_on_all_ranks():
-        if is_rank_zero() and len(scores.values) > stored:
-            scores.write(folder)
-    computed = len(scores.values) - stored
+    computed = save_scores(scores, folder, saved) - stored
     warn_once(f"log-probabilities of the reference: {computed:,} computed, {stored:,} read from {folder}")
     train_state.reference, train_state.reference_scores = None, scores
 
@@ -107,6 +106,20 @@ def add_scores(run: Run, scorer: AnswerScorer, scores: StoredScores, batch: Batc
     if values is not None:  # on ranks with the last stage of a pipeline
         computed = zip(keys, values.tolist(), strict=True)
         scores.values |= {key: value for key, value in computed if key is not None and key not in scores.values}
+
+
+def save_scores(scores: StoredScores, folder: Path, saved: int) -> int:
+    """Give all ranks the scores of each, and write them; returns the number of scores.
+
+    Args:
+        saved: the number of the first scores that were given to all ranks before.
+    """
+    for items in all_gather_objects(list(scores.values.items())[saved:]):
+        scores.values |= dict(items)
+    with raise_on_all_ranks():
+        if is_rank_zero() and len(scores.values) > saved:
+            scores.write(folder)
+    return len(scores.values)
 
 
 def read_scores(folder: Path) -> StoredScores:

@@ -18,6 +18,7 @@ from litgpt.recipe.tuner import LoRA
 from litgpt.store.adapters.folder import save_adapter_folder
 from litgpt.store.checkpoint_load import open_checkpoint
 from litgpt.store.load_model import iter_tensors
+from litgpt.train import reference_pass
 from tests.commands import resume_worker
 from tests.commands.test_finetune import recipe_of, write_base
 from tests.processes import join_ranks, start_ranks
@@ -70,8 +71,14 @@ def prepare(folder: Path, base: Path, ranks: int = 1, **changes: Any) -> Path:
     return folder
 
 
-def run_all(folders: list[Path], folder: Path, ranks: int = 1, command: str = "align") -> None:
-    codes = join_ranks(start_ranks(resume_worker.run_all, folders, command, folder=folder, ranks=ranks), timeout=300)
+def align(folders: list[Path]) -> int:
+    """Run the recipe in each folder; log-probabilities that are computed ahead are saved after every third batch."""
+    reference_pass.SAVE_INTERVAL = 3
+    return resume_worker.run_all(folders, "align")
+
+
+def run_all(folders: list[Path], folder: Path, ranks: int = 1) -> None:
+    codes = join_ranks(start_ranks(align, folders, folder=folder, ranks=ranks), timeout=300)
     assert codes == [0] * ranks, "".join(path.read_text() for path in sorted(folder.glob("rank-*.log")))
 
 

@@ -19,6 +19,7 @@ from litgpt.recipe.tuner import IA3, Full, LLaMAPro, LoRA, Tuner
 from litgpt.store.adapters.folder import load_adapter_folder, save_adapter_folder
 from litgpt.store.load_model import load_config
 from litgpt.store.save_model import save_model_folder
+from litgpt.train.initial_weights import find_trained_names
 from litgpt.train.reference import hash_parameters
 from litgpt.train.run_spec import add_preference, build_finetune_spec
 from litgpt.train.setup import build_train_state
@@ -151,6 +152,12 @@ def test_only_weights_that_differ_or_are_trained_are_held(folder: Path) -> None:
 
 def adapt_names(train_state: TrainState) -> set[str]:
     return set(adapt.get_adapter_parameters(train_state.core))
+
+
+def test_the_corrections_of_routers_are_held_too() -> None:
+    model = GPT(small("Mixtral-8x7B-v0.1", n_expert=4, router_correction=True, router_softmax="before_top_k"))
+    names = set(dict(model.requires_grad_(False).named_parameters()))
+    assert find_trained_names(model) == {f"blocks.{layer}.mlp.router.correction" for layer in (0, 1)} <= names
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
