@@ -1,4 +1,4 @@
-"""The inputs that all attention layers of a forward pass share: rotary angles, masks and segments.
+"""The inputs that all layers of a forward pass share: rotary angles, masks and segments of attention, and routing.
 
 Axes: B batch, H heads, K key-value heads, T tokens (query), U tokens (key), S numbers of a head.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from litgpt.model.config import Config
 from litgpt.model.flex_attention import BlockMask, build_block_mask
 from litgpt.model.rotary import build_angles
+from litgpt.model.routing import Routing
 
 Mask = Tensor | BlockMask
 
@@ -59,6 +60,7 @@ class AttentionInputs:
         temperature: a factor on queries by position, (1 or B, 1, T, 1), or None.
         segments: queries that attend one segment after the other; None if all attend at once, by `masks`.
         exchange: a wrapper around core attention, or None.
+        routing: how routers work in training; None for inference.
     """
 
     positions: Tensor
@@ -69,6 +71,7 @@ class AttentionInputs:
     temperature: Tensor | None = None
     segments: tuple[Segment, ...] | None = None
     exchange: Exchange | None = None
+    routing: Routing | None = None
 
 
 def build_attention_inputs(

@@ -30,7 +30,7 @@ def compute_logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None,
 def build_feed_forward(config: Config, layer: int) -> nn.Module:
     """The feed-forward module of a layer."""
     if config.has_experts(layer):
-        return MoE(config)
+        return MoE(config, layer)
     return PlainMLP(config) if config.mlp_class_name == "GptNeoxMLP" else GatedMLP(config)
 
 
@@ -60,9 +60,12 @@ class Block(nn.Module):
         attention_BTD = self._scale_residual(self.norm_1_post(self.attention(normed, inputs, cache)))
         if self.parallel:
             mlp_input = normed if self.shared_norm else self.norm_2(x_BTD)
-            return x_BTD + attention_BTD + self._scale_residual(self.norm_2_post(self.mlp(mlp_input)))
+            return x_BTD + attention_BTD + self._scale_residual(self.norm_2_post(self._apply_mlp(mlp_input, inputs)))
         x_BTD = x_BTD + attention_BTD
-        return x_BTD + self._scale_residual(self.norm_2_post(self.mlp(self.norm_2(x_BTD))))
+        return x_BTD + self._scale_residual(self.norm_2_post(self._apply_mlp(self.norm_2(x_BTD), inputs)))
+
+    def _apply_mlp(self, x_BTD: Tensor, inputs: AttentionInputs) -> Tensor:
+        return self.mlp(x_BTD) if self.experts is None else self.mlp(x_BTD, inputs.routing)
 
     def _scale_residual(self, x: Tensor) -> Tensor:
         """Apply dropout and the residual scale to what is added to the residual stream."""

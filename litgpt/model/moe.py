@@ -5,6 +5,7 @@ experts, sorted by expert), I intermediate size of an expert.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,26 +14,31 @@ from torch import Tensor, nn
 
 from litgpt.model.config import Config
 from litgpt.model.layers import GatedMLP, build_gating, has_mlp_bias
+from litgpt.model.routing import Routing
 
 
 class MoE(nn.Module):
     """The weighted sum of each token's experts, plus the shared experts; (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, layer: int = 0) -> None:
         super().__init__()
-        self.router = Router(config)
+        self.router = Router(config, layer)
         self.experts = Experts(config)
         self.shared = GatedMLP(config, config.shared_size) if config.shared_size else None
         gated = self.shared is not None and config.shared_expert_gate
         self.shared_gate = nn.Linear(config.n_embd, 1, bias=False) if gated else None
         self.weights_input = config.router_weights == "input"
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Route each token to its experts and sum what they return; (B, T, D) -> (B, T, D)."""
+    def forward(self, x_BTD: Tensor, routing: Routing | None = None) -> Tensor:
+        """Route each token to its experts and sum what they return; (B, T, D) -> (B, T, D).
+
+        Args:
+            routing: of the forward pass in training; None for inference.
+        """
         x_ND = x_BTD.flatten(0, 1)
-        weights_NK, experts_NK = self.router(x_ND)
-        permutation = Permutation(experts_NK, self.router.weight.shape[0])
-        weights_R = weights_NK.flatten().index_select(0, permutation.order_R)[:, None].to(x_ND.dtype)
+        weights_NK, experts_NK = self.router(x_ND, routing)
+        permutation = self._permute(experts_NK, routing)
+        weights_R = select_rows(weights_NK.flatten()[:, None], permutation.order_R, permutation.has_gaps).to(x_ND.dtype)
         x_RD = permute(x_ND, permutation)
         if self.weights_input:
             y_RD = self.experts(x_RD * weights_R, permutation.ends_E)
@@ -40,6 +46,14 @@ class MoE(nn.Module):
             y_RD = self.experts(x_RD, permutation.ends_E, weights_R)
         y_BTD = unpermute(y_RD, permutation).view_as(x_BTD)
         return y_BTD if self.shared is None else y_BTD + self._apply_shared(x_BTD)
+
+    def _permute(self, experts_NK: Tensor, routing: Routing | None) -> "Permutation":
+        experts = self.router.config.n_expert
+        capacity = None if routing is None else routing.compute_capacity(experts_NK, experts)
+        if routing is None or capacity is None:
+            return Permutation(experts_NK, experts)
+        padded = routing.settings.pad_expert_input_to_capacity
+        return PartialPermutation(experts_NK, experts, capacity if padded else None)
 
     def _apply_shared(self, x_BTD: Tensor) -> Tensor:
         assert self.shared is not None
@@ -55,7 +69,10 @@ class Permutation:
         token_R: the token of each row.
         row_NK: the rows of each token.
         ends_E: the end of each expert's rows, int32.
+        has_gaps: whether rows without a token (number N) and tokens without a row (number R) are possible.
     """
+
+    has_gaps = False
 
     def __init__(self, experts_NK: Tensor, experts: int) -> None:
         expert_R, self.order_R = experts_NK.flatten().sort(stable=True)
@@ -67,40 +84,83 @@ class Permutation:
         self.row_NK = row_R.view_as(experts_NK)
 
 
+class PartialPermutation(Permutation):
+    """Tokens sorted by expert, without those that their experts drop.
+
+    Args:
+        experts_NK: experts of each token, the number `experts` for one that drops it.
+        capacity: the number of rows of each expert, of which those after its tokens are zero; None for one per token.
+    """
+
+    has_gaps = True
+
+    def __init__(self, experts_NK: Tensor, experts: int, capacity: int | None) -> None:
+        super().__init__(experts_NK, experts)
+        starts = F.pad(self.ends_E, (1, 0))
+        if capacity is None:
+            rows = int(starts[-1])
+            self.order_R = self.order_R[:rows]
+        else:
+            rows, pairs = experts * capacity, experts_NK.numel()
+            self.row_NK = experts_NK * capacity + self.row_NK - starts[experts_NK]
+            row_R = self.row_NK.flatten().clamp(max=rows)
+            order_R = row_R.new_full((rows + 1,), pairs)
+            self.order_R = order_R.scatter(0, row_R, torch.arange(pairs, device=row_R.device))[:-1]
+            self.ends_E = torch.arange(1, experts + 1, device=row_R.device, dtype=torch.int32) * capacity
+        self.row_NK = self.row_NK.clamp(max=rows)
+        self.token_R = self.order_R // experts_NK.shape[1]
+
+
 def permute(x_ND: Tensor, permutation: Permutation) -> Tensor:
     """Copy each token once for each of its experts, (N, D) -> (R, D); gradients are summed in a fixed order."""
-    return Permute.apply(x_ND, permutation.token_R, permutation.row_NK)
+    return Permute.apply(x_ND, permutation.token_R, permutation.row_NK, permutation.has_gaps)
 
 
 def unpermute(y_RD: Tensor, permutation: Permutation) -> Tensor:
     """Sum the rows of each token, (R, D) -> (N, D)."""
-    return Unpermute.apply(y_RD, permutation.token_R, permutation.row_NK)
+    return Unpermute.apply(y_RD, permutation.token_R, permutation.row_NK, permutation.has_gaps)
+
+
+def select_rows(x: Tensor, index: Tensor, has_gaps: bool) -> Tensor:
+    """Rows of x; with gaps, the number `len(x)` selects zeros."""
+    return (F.pad(x, (0, 0, 0, 1)) if has_gaps else x).index_select(0, index)
 
 
 class Permute(torch.autograd.Function):
     """`permute`, whose backward is `Unpermute`."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, token_R: Tensor, row_NK: Tensor) -> Tensor:
+    def forward(ctx: Any, x_ND: Tensor, token_R: Tensor, row_NK: Tensor, has_gaps: bool) -> Tensor:
         ctx.save_for_backward(token_R, row_NK)
-        return x_ND.index_select(0, token_R)
+        ctx.has_gaps = has_gaps
+        return select_rows(x_ND, token_R, has_gaps)
 
     @staticmethod
-    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None]:
-        return Unpermute.apply(grad_RD, *ctx.saved_tensors), None, None
+    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None, None]:
+        return Unpermute.apply(grad_RD, *ctx.saved_tensors, ctx.has_gaps), None, None, None
 
 
 class Unpermute(torch.autograd.Function):
     """`unpermute`, whose backward is `Permute`."""
 
     @staticmethod
-    def forward(ctx: Any, y_RD: Tensor, token_R: Tensor, row_NK: Tensor) -> Tensor:
+    def forward(ctx: Any, y_RD: Tensor, token_R: Tensor, row_NK: Tensor, has_gaps: bool) -> Tensor:
         ctx.save_for_backward(token_R, row_NK)
+        ctx.has_gaps = has_gaps
+        y_RD = F.pad(y_RD, (0, 0, 0, 1)) if has_gaps else y_RD
         return F.embedding_bag(row_NK, y_RD, mode="sum")  # gathers and sums in one pass over memory
 
     @staticmethod
-    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None]:
-        return Permute.apply(grad_ND, *ctx.saved_tensors), None, None
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None, None]:
+        return Permute.apply(grad_ND, *ctx.saved_tensors, ctx.has_gaps), None, None, None
+
+
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": partial(torch.softmax, dim=-1),
+    "sigmoid": torch.sigmoid,
+    "sqrtsoftplus": lambda logits_NE: F.softplus(logits_NE).sqrt(),
+}
+"""Scores of the experts, by `router_score`."""
 
 
 class Router(nn.Module):
@@ -110,9 +170,9 @@ class Router(nn.Module):
     float32 and is not trained by gradients (DeepSeek-V3, section 2.1.2: "auxiliary-loss-free load balancing").
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, layer: int = 0) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.layer = config, layer
         self.weight = uniform_parameter(config.n_expert, config.n_embd)
         self.bias = nn.Parameter(torch.zeros(config.n_expert)) if config.router_bias else None
         correction = nn.Parameter(torch.zeros(config.n_expert, dtype=torch.float32), requires_grad=False)
@@ -126,25 +186,40 @@ class Router(nn.Module):
             self.correction.data = correction.to(self.correction.device)
         return self
 
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and numbers of the selected experts, both (N, K)."""
+    def forward(self, x_ND: Tensor, routing: Routing | None = None) -> tuple[Tensor, Tensor]:
+        """Weights and numbers of the selected experts, both (N, K); the number E for one that drops the token.
+
+        Args:
+            routing: of the forward pass in training; None for inference.
+        """
         config = self.config
-        logits_NE = self._compute_logits(x_ND)
+        logits_NE = self._compute_logits(x_ND, torch.float32 if routing is None else routing.dtype)
         softmax_last = config.router_score == "softmax" and config.router_softmax == "after_top_k"
-        if config.router_score == "sigmoid":
-            scores_NE = logits_NE.sigmoid()
+        scores_NE = logits_NE if softmax_last else SCORES[config.router_score](logits_NE)
+        if routing is not None and routing.settings.router_load_balancing_type == "sinkhorn":
+            experts_NK = routing.assign_evenly(logits_NE).topk(config.n_expert_per_token, dim=-1).indices
         else:
-            scores_NE = logits_NE if softmax_last else logits_NE.softmax(-1)
-        experts_NK = self._select_experts(scores_NE.detach())
+            experts_NK = self._select_experts(scores_NE.detach())
         weights_NK = scores_NE.gather(1, experts_NK)
         if softmax_last:
             weights_NK = weights_NK.softmax(-1)
         elif config.norm_topk_prob:
             weights_NK = weights_NK / (weights_NK.sum(-1, keepdim=True) + 1e-20)
-        return weights_NK * config.routed_scaling_factor, experts_NK
+        weights_NK = weights_NK * config.routed_scaling_factor
+        if routing is None:
+            return weights_NK, experts_NK
+        shares_NE = logits_NE.softmax(-1) if config.router_score == "softmax" else scores_NE
+        return routing.train(
+            self.layer,
+            weights_NK,
+            experts_NK,
+            logits_NE=logits_NE,
+            shares_NE=shares_NE / (shares_NE.sum(-1, keepdim=True) + 1e-20),
+            highest_NK=scores_NE.detach().topk(config.n_expert_per_token, dim=-1).indices,
+        )
 
-    def _compute_logits(self, x_ND: Tensor) -> Tensor:
-        exact = torch.promote_types(torch.promote_types(x_ND.dtype, self.weight.dtype), torch.float32)
+    def _compute_logits(self, x_ND: Tensor, dtype: torch.dtype) -> Tensor:
+        exact = torch.promote_types(torch.promote_types(x_ND.dtype, self.weight.dtype), dtype)
         with torch.autocast(x_ND.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.to(exact)
             return F.linear(x_ND.to(exact), self.weight.to(exact), bias)

@@ -134,7 +134,7 @@ class TransformerConfig:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     moe_layers: list[int] | None = None
-    router_score: Literal["softmax", "sigmoid"] = "softmax"
+    router_score: Literal["softmax", "sigmoid", "sqrtsoftplus"] = "softmax"
     router_softmax: Literal["after_top_k", "before_top_k"] = "after_top_k"
     router_bias: bool = False
     router_correction: bool = False

@@ -8,6 +8,7 @@ from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Seed, check_numbers
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.effect import check_effects, describe_no_effect
+from litgpt.recipe.moe import MoEArgs
 from litgpt.recipe.optimizer import AdamW, Optimizer
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 from litgpt.recipe.recompute import RecomputeArgs
@@ -50,6 +51,7 @@ class Training:
     parallel: ParallelArgs = field(default_factory=ParallelArgs)
     recompute: RecomputeArgs = field(default_factory=RecomputeArgs)
     loss: LossArgs = field(default_factory=LossArgs)
+    moe: MoEArgs = field(default_factory=MoEArgs)
     checkpoint: CheckpointArgs = field(default_factory=CheckpointArgs)
     guard: GuardArgs = field(default_factory=GuardArgs)
 

@@ -1,6 +1,6 @@
 """Checks that need neither torch nor other processes: names, paths, the layout, and the size of the tokenizer."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from litgpt.data.tokenizer import Tokenizer
@@ -10,9 +10,11 @@ from litgpt.model.config import Config, merge_fields
 from litgpt.model.registry import has_config, list_model_names
 from litgpt.parallel.model_sizes import check_model_sizes
 from litgpt.recipe.data_commands import DataInspect, DataPrepare
+from litgpt.recipe.effect import check_effects, describe_no_effect
 from litgpt.recipe.finetune import Finetune
 from litgpt.recipe.generate import Generate
 from litgpt.recipe.merge_lora import MergeLora
+from litgpt.recipe.moe import MoEArgs
 from litgpt.recipe.pretrain import Pretrain
 from litgpt.recipe.store_commands import (
     ConvertFromLitgpt,
@@ -65,7 +67,8 @@ def check_finetuning(recipe: Finetune) -> None:
         values = Config.from_checkpoint(folder).to_dict()
         config = Config(**{**values, **merge_fields(values, recipe.model_config or {})})
         order = recipe.resolved_tuner.get_block_order(config.n_layer)
-        check_run(recipe, config, layers=len(order) if order else config.n_layer)
+        adapted = recipe.resolved_tuner.adds
+        check_run(recipe, config, layers=len(order) if order else config.n_layer, adapted=adapted)
         check_vocabulary(Tokenizer(folder), config, has_weights=True)
 
 
@@ -99,13 +102,42 @@ def check_data(recipe: DataPrepare | DataInspect) -> None:
     recipe.data.check_files(has_tokenizer=recipe.tokenizer_dir is not None)
 
 
-def check_run(recipe: Training, config: Config, *, layers: int) -> None:
+def check_run(recipe: Training, config: Config, *, layers: int, adapted: bool = False) -> None:
     """Check the length of samples and of the run, its output folder, and the layout if `devices` is a number."""
     list_step_limits(replace(recipe.train, epochs=None), resolve_sequence_length(recipe, config), None)
     check_resumption(recipe)
+    check_routing(recipe.moe, config, adapted=adapted)
     if isinstance(recipe.devices, int) and recipe.devices > 0:
         check_model_sizes(
             recipe.parallel, recipe.parallel.resolve_dims(recipe.devices * recipe.num_nodes), config, layers
+        )
+
+
+def check_routing(settings: MoEArgs, config: Config, *, adapted: bool) -> None:
+    """Check that the settings of routers have an effect on a model.
+
+    Args:
+        adapted: whether the run trains an adapter, not the model's own weights.
+
+    Raises:
+        UserError: naming the first one that has none.
+    """
+    names, has_experts = [entry.name for entry in fields(settings)], config.n_expert > 0
+    check_effects(
+        settings, "moe.", *names, have_effect=has_experts, other="a model without experts", cure="remove the line"
+    )
+    rate, kind = settings.router_bias_update_rate, settings.router_load_balancing_type
+    if rate and not config.router_correction:
+        other, cure = "the model's router_correction: false", "set model_config.router_correction: true"
+        raise UserError(describe_no_effect("moe.router_bias_update_rate", rate, other, cure))
+    if rate and adapted:
+        raise UserError(
+            f"moe.router_bias_update_rate: {rate} changes the base model, which an adapter leaves as it is; set 0"
+        )
+    if kind == "sinkhorn" and (config.router_correction or (config.n_expert_groups or 1) > 1):
+        name = "router_correction" if config.router_correction else "n_expert_groups"
+        raise UserError(
+            f"moe.router_load_balancing_type: sinkhorn is not supported with the model's {name}; set seq_aux_loss"
         )
 
 

@@ -329,9 +329,10 @@ class Loop:
                 files,
                 is_best=self.best.step == self.step,
             )
-        report = run.data.train.report()  # on every rank
-        if report and is_rank_zero():
-            write_json(run.recipe.out_dir / "data_report.json", report)
+        reports = {"data_report.json": run.data.train.report(), **run.train_state.reports()}  # on every rank
+        for name, report in reports.items():
+            if report and is_rank_zero():
+                write_json(run.recipe.out_dir / name, report)
 
     def summary(self, final: Path | None, report: Path) -> RunSummary:
         """The results of the run; `final` is the folder of the finished model."""

@@ -18,6 +18,7 @@ from litgpt.train import history
 from litgpt.train.best_metric import BestMetric
 from litgpt.train.console import format_duration, format_trained
 from litgpt.train.guard import Guard
+from litgpt.train.router_training import LOAD_FILE
 from litgpt.train.run_record import RECORD_FILE
 
 Rows = list[dict[str, float]]
@@ -58,6 +59,7 @@ def write_report(out_dir: Path, output: Path | None = None) -> Path:
         metrics=path.relative_to(out_dir),
         events=find_events(rows, guard, record, best),
         samples=read_samples(out_dir / "samples.jsonl"),
+        load=read_load(out_dir / LOAD_FILE),
         changes=format_yaml(record.get("changes", {})) if record else "",
         recipe=recipe,
     )
@@ -155,6 +157,19 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     return samples
 
 
+def read_load(path: Path) -> list[tuple[int, list[tuple[float, float]]]]:
+    """Read the last load of the experts: layers, and of each expert its load and the opacity that shows it.
+
+    Raises:
+        UserError: if the file is not such a table.
+    """
+    table = read_json_object(path)
+    try:
+        return [(int(layer), [(load, round(min(load / 2, 1), 2)) for load in table[layer]]) for layer in table]
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: is not a table of loads by layer; remove the file") from None
+
+
 def get_finite_values(rows: Rows, name: str) -> tuple[list[float], list[float]]:
     """The steps at which a column is finite, and its values."""
     points = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
@@ -249,8 +264,15 @@ def build_charts(rows: Rows, speed: str, marks: Sequence[tuple[int, str]]) -> di
         "Learning rate": {"learning_rate": ""},
         "Tokens per second": {speed: ""},
         "Gradient norm": {"grad_norm": ""},
+        "Load of experts, relative to the mean": {
+            "experts/max_load": "most loaded",
+            "experts/min_load": "least loaded",
+        },
+        "Dropped share of tokens": {"experts/dropped": ""},
+        "Router entropy": {"router/entropy": ""},
+        "Balance loss": {"router/aux_loss": ""},
     }
-    charts = []
+    charts: list[dict[str, Any]] = []
     for title, labels in labels_by_title.items():
         curves = [
             {
@@ -266,10 +288,11 @@ def build_charts(rows: Rows, speed: str, marks: Sequence[tuple[int, str]]) -> di
         if curves:
             charts.append({"title": title, "curves": curves})
     training, validation = split_validation_rows(rows)
+    drawn = [curve["name"] for chart in charts for curve in chart["curves"]]
     return {
         "charts": charts,
         "rows": {
-            "training": tabulate(training, ["loss", "learning_rate", speed, "grad_norm"]),
+            "training": tabulate(training, [name for name in drawn if name != "val_loss"]),
             "validation": tabulate(validation, ["val_loss"]),
         },
         "marks": find_positions(training, marks),

@@ -31,12 +31,13 @@ from litgpt.recipe.training import Training
 from litgpt.store.checkpoint_load import find_checkpoint, load_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.train import header
-from litgpt.train.early_checks import check_resumption, check_vocabulary, resolve_sequence_length
+from litgpt.train.early_checks import check_resumption, check_routing, check_vocabulary, resolve_sequence_length
 from litgpt.train.guard import LossScale
 from litgpt.train.initial_weights import build_reference, fill_model, resume_reference
 from litgpt.train.launch import count_processes, launch
 from litgpt.train.loggers import build_logger
 from litgpt.train.optimizer import build_optimizers
+from litgpt.train.router_training import RouterTrainer
 from litgpt.train.run_spec import RunSpec, check_token_range
 from litgpt.train.schedule import Schedule, count_steps, count_warmup_steps
 from litgpt.train.train_state import TrainState
@@ -102,6 +103,7 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     """
     length = resolve_sequence_length(recipe, spec.config)
     check_resumption(recipe)
+    check_routing(recipe.moe, spec.config, adapted=spec.adapted)
     announced = print_setup(recipe, spec, notify)
     fabric = launch(recipe)
     mesh = cast(MeshStrategy, fabric.strategy).mesh
@@ -173,8 +175,11 @@ def list_warnings(recipe: Training, spec: RunSpec, data: RunData, steps: int | N
     for key, value in spec.disabled_dropout.items():
         cure = "set preference.disable_dropout: false"
         lines.append(describe_no_effect(key, value, "preference.disable_dropout: true", cure))
-    if spec.config.router_correction and not spec.adapted:
-        lines.append("router_correction: true: the corrections are not updated in training; they keep their values")
+    if spec.config.router_correction and not spec.adapted and not recipe.moe.router_bias_update_rate:
+        lines.append(
+            "moe.router_bias_update_rate: 0 leaves the model's router_correction at its values; set 0.001 to balance "
+            "the load of experts by it"
+        )
     return lines
 
 
@@ -271,9 +276,10 @@ def build_train_state(
         init_mixed_precision(model)
         lisa_schedule.set_active(0)
     scale = LossScale(active=precision.scaled)
-    return TrainState(
-        apply_ddp(model, mesh, precision.reduce), optimizers, device, precision, mesh, scale, lisa_schedule, reference
-    )
+    wrapped = apply_ddp(model, mesh, precision.reduce)
+    state = TrainState(wrapped, optimizers, device, precision, mesh, scale, lisa_schedule, reference)
+    state.routers = RouterTrainer(recipe.moe, model, mesh) if spec.config.n_expert else None
+    return state
 
 
 def is_compiled(recipe: Training, device: torch.device) -> bool:

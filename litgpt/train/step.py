@@ -48,7 +48,7 @@ class StepResult:
         tokens: tokens read, without padding, over all data ranks.
         skipped: whether loss or gradient was not finite; weights and moments are then unchanged.
         votes: number of ranks that set each flag.
-        metrics: mean of each metric of the objective that has values in the global batch.
+        metrics: mean of each metric of the objective that has values in the global batch; those of routers.
     """
 
     loss: float
@@ -90,6 +90,8 @@ def train_step(
         raise fault or UserError("data: another rank has no batch; see its error")
     metric_sums = torch.zeros(2, len(objective.metrics), dtype=torch.float64)
     batches = objective.prepare(train_state, batches)
+    if train_state.routers is not None:
+        train_state.routers.begin(tokens, train_state.scale.factor)
     loss, norm = compute_gradients(train_state, batches, objective, counts=counts, metric_sums=metric_sums)
     losses = [value * train_state.counts_loss for value in (loss, *metric_sums.flatten().tolist())]
     flags = [not math.isfinite(norm), *votes()]
@@ -103,6 +105,8 @@ def train_step(
             optimizer.step()
     train_state.zero_grad()
     metrics = compute_means(objective.metrics, sums)
+    if train_state.routers is not None:
+        metrics |= train_state.routers.finish(skipped=skipped)
     return StepResult(loss, norm, int(targets), int(tokens), skipped, Votes(*map(int, counted_votes)), metrics)
 
 
@@ -129,7 +133,9 @@ def compute_gradients(
     total = torch.zeros((), dtype=torch.float64)
 
     def local_batch(batch: Batch) -> LocalBatch:
-        return train_state.local_batch(objective.weigh(batch.to(train_state.device)))
+        batch = objective.weigh(batch.to(train_state.device))
+        local = train_state.local_batch(batch)
+        return local if train_state.routers is None else train_state.routers.attach(batch, local)
 
     def scaled_loss(model: Any, local: LocalBatch) -> torch.Tensor:
         nonlocal total

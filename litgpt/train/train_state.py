@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from litgpt.parallel.token_sharding import LocalTokens
 from litgpt.train.guard import LossScale
 from litgpt.train.local_batch import LocalBatch, build_local_batch
 from litgpt.train.reference import Reference
+from litgpt.train.router_training import LOAD_FILE, RouterTrainer
 from litgpt.train.stored_scores import StoredScores
 
 
@@ -29,6 +30,7 @@ class TrainState:
         mesh: None in a single process.
         reference: the weights that the objective compares the model with; None for none.
         reference_scores: what the reference has computed before training, in its place; None for none.
+        routers: trains the routers of a mixture of experts; None without experts.
     """
 
     model: nn.Module
@@ -40,6 +42,7 @@ class TrainState:
     lisa_schedule: LISASchedule | None = None
     reference: Reference | None = None
     reference_scores: StoredScores | None = None
+    routers: RouterTrainer | None = None
 
     @property
     def counts_batch(self) -> bool:
@@ -74,6 +77,11 @@ class TrainState:
     def autocast(self) -> AbstractContextManager[object]:
         """The autocast context of the forward pass."""
         return self.precision.autocast(self.device, sharded=apply.is_sharded(self.mesh))
+
+    def reports(self) -> dict[str, Any]:
+        """What this state reports of the last step, as JSON values by the name of a file; equal on all ranks."""
+        load = self.routers.report() if self.routers is not None else None
+        return {LOAD_FILE: load} if load else {}
 
     def parameters(self) -> list[nn.Parameter]:
         """The trained parameters."""

@@ -24,9 +24,11 @@ from litgpt.parallel.apply import apply_ddp, copy_full_tensor, full_tensor, para
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.parallel.reduce import all_reduce_sum
+from litgpt.recipe.moe import MoEArgs
 from litgpt.recipe.optimizer import AdamW
 from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.preference import PreferenceArgs
+from litgpt.recipe.to_yaml import find_changes
 from litgpt.recipe.train import LossArgs
 from litgpt.recipe.tuner import LoRA, Tuner
 from litgpt.train import reference as reference_weights
@@ -35,6 +37,7 @@ from litgpt.train.objective import Objective, next_token
 from litgpt.train.optimizer import build_optimizers
 from litgpt.train.preference import paired_answers
 from litgpt.train.reference import Reference
+from litgpt.train.router_training import RouterTrainer
 from litgpt.train.step import compute_gradients, train_step
 from litgpt.train.train_state import TrainState
 from tests.layouts.pool import POOL
@@ -57,6 +60,19 @@ SHAPES: dict[str, Config] = {
     "moe": small("Mixtral-8x7B-v0.1", n_expert=4, sliding_window_size=None, n_layer=4),
     "shared experts": small(
         "Qwen3-30B-A3B", n_expert=8, n_expert_per_token=2, moe_intermediate_size=16, shared_expert_size=16
+    ),
+    "corrected": small(
+        "Qwen3-30B-A3B",
+        n_expert=8,
+        n_expert_per_token=2,
+        moe_intermediate_size=16,
+        n_layer=4,
+        moe_layers=[0, 1, 1, 1],
+        router_score="sigmoid",
+        router_correction=True,
+        n_expert_groups=4,
+        n_topk_groups=2,
+        n_topk_scores_per_group=2,
     ),
     "sinks": small("gpt-oss-20b", n_expert=4, n_expert_per_token=2, moe_intermediate_size=16, sliding_window_size=7),
     "chunked": small(
@@ -116,6 +132,8 @@ class Case:
         quantize: format of the quantized base.
         objective: of `OBJECTIVES`.
         more: further arguments of `parallelize`.
+        moe: how routers are trained.
+        fixed_micro: whether the result depends on which rows share a micro-batch.
     """
 
     shape: str
@@ -127,6 +145,8 @@ class Case:
     quantize: str | None = None
     objective: str = "next token"
     more: dict[str, Any] = field(default_factory=dict)
+    moe: MoEArgs | None = None
+    fixed_micro: bool = False
 
     def __str__(self) -> str:
         layout = " ".join(f"{key} {value}" for key, value in self.parallel.items()) or "auto"
@@ -135,17 +155,19 @@ class Case:
             f"x{self.ranks}",
             layout,
             "packed" * self.packed,
+            f"micro {self.micro}" * (self.moe is not None),
             self.tuner or "",
             self.quantize or "",
             self.objective * (self.objective != "next token"),
             *map(str, self.more),
+            *(f"{name} {value}" for name, value in find_changes(self.moe or MoEArgs()).items()),
         ]
         return ", ".join(mark for mark in marks if mark)
 
     @property
     def single_process(self) -> "Case":
-        """The same case on one process, in one micro-batch."""
-        return replace(self, ranks=1, parallel={}, micro=ROWS, more={})
+        """The same case on one process, in one micro-batch, or in the same ones."""
+        return replace(self, ranks=1, parallel={}, micro=self.micro if self.fixed_micro else ROWS, more={})
 
 
 def build_global_batch(*, packed: bool) -> Batch:
@@ -236,11 +258,15 @@ def collect_facts(case: Case) -> Facts:
         PRECISIONS["64-true"],
         mesh,
         reference=reference,
+        routers=None if case.moe is None else RouterTrainer(case.moe, model, mesh),
     )
     rank, ranks = (mesh.rank("data"), mesh.dims.data_ranks) if mesh else (0, 1)
     batches, objective = build_micro_batches(case, rank, ranks), OBJECTIVES[case.objective]()
     counted = [count * train_state.counts_batch for count in objective.count_batches(batches)]
     counts = all_reduce_sum(counted, train_state.device)
+    if train_state.routers is not None:
+        (tokens,) = all_reduce_sum([sum(b.tokens for b in batches) * train_state.counts_batch], train_state.device)
+        train_state.routers.begin(tokens, 1.0)
     loss, norm = compute_gradients(train_state, objective.prepare(train_state, batches), objective, counts=counts)
     (loss,) = all_reduce_sum([loss * train_state.counts_loss], train_state.device)
     facts["gradient"] = collect_full_tensors(model, lambda parameter: parameter.grad)
@@ -249,6 +275,8 @@ def collect_facts(case: Case) -> Facts:
     facts["after"] = collect_full_tensors(model, lambda parameter: parameter)
     losses = [value for result in results for value in (result.loss, *result.metrics.values())]
     facts["model"] = {"loss": to_tensor([loss, *losses]), "gradient norm": to_tensor([norm])}
+    if train_state.routers is not None:
+        facts["model"]["load"] = to_tensor([value for load in train_state.routers.load.values() for value in load])
     return facts
 
 

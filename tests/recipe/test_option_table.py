@@ -33,6 +33,7 @@ from litgpt.recipe.unknown_key import load_own_field_names
 SAMPLES: dict[str, dict[str, str]] = yaml.safe_load((Path(__file__).parent / "megatron_options.yaml").read_text())
 NAMES = [name for section in SAMPLES.values() for name in section]
 SWIFT_SAMPLES = {
+    "moe_pad_expert_input_to_capacity": "true",
     "max_length": "2048",
     "metric_for_best_model": "loss",
     "greater_is_better": "false --metric_for_best_model loss",
@@ -143,6 +144,8 @@ NEEDS = {  # options whose meaning depends on others
     "parallel.cpu_offload": "--NPROC_PER_NODE 2",
     "parallel.zero": "--NPROC_PER_NODE 2",
     "parallel.expert": "--NPROC_PER_NODE 8",
+    "moe.router_load_balancing_type": "--moe_aux_loss_coeff 1e-3",
+    **dict.fromkeys(("moe.token_drop_policy", "moe.pad_expert_input_to_capacity"), "--moe_expert_capacity_factor 1.25"),
     "data.group_by_length: 50": "--packing false",
 }
 GIVEN = "--model Qwen/Qwen3-8B --dataset rows.jsonl --train_iters 1000"

@@ -110,7 +110,7 @@ def test_each_entry_of_the_table_is_a_key_of_some_command():
                 "optimizer.xyz": None,
                 "metric_for_best_model": "checkpoint.best.metric",
                 "early_stopping_patience": "train.patience and checkpoint.best.metric",
-                "moe_aux_loss_coeff": None,
+                "moe_aux_loss_coeff": "moe.aux_loss_coeff",
                 "fp8_format": None,
                 "freeze_vit": None,
             },

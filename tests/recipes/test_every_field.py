@@ -76,6 +76,9 @@ class Row(NamedTuple):
 
 
 SPLIT = "does not divide devices x num_nodes = 1"
+SHAPE_OF_EXPERTS = {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2, "router_correction": True}
+EXPERTS = " ".join(f"--model_config.{name} {json.dumps(value)}" for name, value in SHAPE_OF_EXPERTS.items())
+LIMITED = f"{EXPERTS} --moe.expert_capacity_factor 0.5"
 ROWS: dict[str, Row] = {
     "model_name": Row("other", "config"),
     "model_config": Row("{n_layer: 1}", "losses"),
@@ -157,6 +160,14 @@ ROWS: dict[str, Row] = {
     "loss.normalize": Row("sample", "operations"),
     "loss.impl": Row("plain", "operations"),
     "loss.chunk_rows": Row("7", "operations"),
+    "moe.router_load_balancing_type": Row("seq_aux_loss", "losses", given=f"{EXPERTS} --moe.aux_loss_coeff 0.5"),
+    "moe.aux_loss_coeff": Row("0.5", "losses", given=EXPERTS),
+    "moe.z_loss_coeff": Row("0.5", "losses", given=EXPERTS),
+    "moe.router_bias_update_rate": Row("0.5", "losses", given=EXPERTS),
+    "moe.router_dtype": Row("fp64", "operations", given=EXPERTS),
+    "moe.expert_capacity_factor": Row("0.5", "losses", given=EXPERTS),
+    "moe.token_drop_policy": Row("position", "losses", given=LIMITED),
+    "moe.pad_expert_input_to_capacity": Row("true", "operations", given=LIMITED),
     "checkpoint.keep": Row("1", "files", given="--train.save_interval 1"),
     "checkpoint.asynchronous": Row("false", "operations"),
     "checkpoint.on_error": Row("sometimes", "refused", "use stop or continue"),

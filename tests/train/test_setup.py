@@ -39,7 +39,10 @@ EXPERTS = {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2,
         (
             {},
             EXPERTS | {"router_correction": True},
-            ["router_correction: true: the corrections are not updated in training; they keep their values"],
+            [
+                "moe.router_bias_update_rate: 0 leaves the model's router_correction at its values; set 0.001 to "
+                "balance the load of experts by it"
+            ],
         ),
     ],
 )
