@@ -26,8 +26,8 @@ class Optimizer:
             if any(not 0 <= beta < 1 for beta in betas):
                 raise UserError(f"optimizer.{name}: {list(betas)} is not valid; use two numbers in [0, 1)")
 
-    def check_precision(self, precision: str | None) -> None:
-        """Check the settings against the precision of the run.
+    def check_run(self, precision: str | None, *, cpu_offload: bool) -> None:
+        """Check the settings against `precision` and `parallel.cpu_offload` of a run.
 
         Raises:
             UserError: if they do not fit.
@@ -69,8 +69,10 @@ class PrecisionAwareAdamW(Optimizer):
     offload_fraction: Fraction = 0.0
     """Fraction of the parameters whose states are in host memory, and are updated there."""
 
-    def check_precision(self, precision: str | None) -> None:
-        """Check the formats against the precision of the run."""
+    def check_run(self, precision: str | None, *, cpu_offload: bool) -> None:
+        """Check that the formats fit the precision, and that there is something to offload."""
+        other, cure = "parallel.cpu_offload: true", "set optimizer.offload_fraction: 0"
+        check_effects(self, "optimizer.", "offload_fraction", have_effect=not cpu_offload, other=other, cure=cure)
         if precision == "64-true":
             raise UserError(
                 "precision: 64-true is not supported with optimizer: PrecisionAwareAdamW; set optimizer: AdamW"

@@ -74,7 +74,7 @@ class Training:
         check_numbers(self)
         if self.data is not None:
             self.data.set_objective(self.objective)
-        self.optimizer.check_precision(self.precision)
+        self.optimizer.check_run(self.precision, cpu_offload=self.parallel.cpu_offload)
         lr, min_lr = self.optimizer.lr, self.train.min_lr
         if min_lr is None:
             object.__setattr__(self, "train", replace(self.train, min_lr=self._get_default_min_lr()))

@@ -8,6 +8,7 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
+from litgpt.errors import UserError
 from litgpt.parallel.exchange import get_local_tensor
 from litgpt.parallel.host_copies import HostCopies
 from litgpt.parallel.state_layout import shard_scales, zeros_in_layout
@@ -67,15 +68,14 @@ class PrecisionAwareOptimizer(torch.optim.Optimizer):
         for parameter, group in work:
             if parameter not in self.on_host:
                 self._update(parameter, get_local_tensor(parameter), get_local_tensor(parameter.grad), group)
-        for (parameter, group), (weight, gradient) in zip(on_host, copies, strict=True):
+        for (weight, gradient), (parameter, group) in zip(copies, on_host, strict=True):
             self._update(parameter, weight, gradient, group)
 
     def choose_formats(self, parameter: Tensor) -> Formats:
         """The formats of a parameter: vectors, and matrices whose rows would have short blocks, have no scales."""
-        width = get_local_tensor(parameter).shape[-1]
 
         def choose(wanted: Any, without_scales: Any) -> Any:
-            is_scaled = wanted.block > 1 and (parameter.dim() < 2 or gcd(width, wanted.block) < MIN_BLOCK)
+            is_scaled = wanted.block > 1 and (parameter.dim() < 2 or gcd(parameter.shape[-1], wanted.block) < MIN_BLOCK)
             return without_scales if is_scaled else wanted
 
         exp_avg, exp_avg_sq, main_param = self.formats
@@ -98,6 +98,11 @@ class PrecisionAwareOptimizer(torch.optim.Optimizer):
         built = {}
         for key, tensors in self.choose_formats(parameter).list_tensors(local.shape[-1]).items():
             for suffix, (dtype, values, is_scale) in tensors.items():
+                if local.shape[-1] % values:
+                    raise UserError(
+                        f"optimizer.{key}_dtype: 4bit needs rows of an even length, which parallel splits into "
+                        f"{local.shape[-1]} values; use 8bit"
+                    )
                 shape = (saved_shapes or {}).get(key + suffix, ())
                 blocks = shape[-1] if is_scale and shape else parameter.shape[-1] // values
                 if blocks < parameter.shape[-1] // values:

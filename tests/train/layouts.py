@@ -21,6 +21,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "replicas and shards": (4, {"data_replicate": 2, "data_shard": 2}),
     "uneven shards": (3, {"data_shard": 3}),
     "experts": (4, {"tensor": 2, "data_shard": 2, "expert": 2, "expert_tensor": 2}),
+    "experts and shards": (4, {"data_shard": 4, "expert": 2}),
+    "rows of experts": (8, {"data_shard": 4, "tensor": 2}),
 }
 
 

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
+from litgpt.parallel.apply import full_tensor
+from litgpt.parallel.exchange import get_local_tensor
+from litgpt.parallel.state_layout import shard_scales, zeros_in_layout
 from litgpt.recipe.optimizer import PrecisionAwareAdamW
+from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.pretrain import Pretrain
 from litgpt.store.checkpoint_load import load_checkpoint, open_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
@@ -103,6 +107,46 @@ def test_a_run_goes_on_in_another_layout_equal_to_the_bit(
     assert_equal(last, tmp_path / "whole" / "step-00000005")
     POOL.run(save, layout, kind, tmp_path / "again", first, ranks=ranks)
     assert_equal(last, tmp_path / "again" / "step-00000005")
+
+
+def read_first_moments(layout: str, folder: Path, resume: Path | None = None) -> dict[str, Tensor]:
+    """The first moments, in full, of a model that is saved after three steps, or of one that is loaded."""
+    config = small("Llama-3.2-1B", n_layer=1, intermediate_size=24)  # a layout splits blocks of 8 values
+    model = build_model(config, layout, "32-true", seed=1)
+    (optimizer,) = build_optimizers(PrecisionAwareAdamW(exp_avg_dtype="fp8"), model)
+    assert isinstance(optimizer, PrecisionAwareOptimizer)
+    if resume:
+        load_checkpoint(resume, model, [optimizer], warn=lambda _: None)
+    else:
+        train_on_drawn_gradients(model, [optimizer], range(3))
+        checkpoints = Checkpoints(folder, save_rng=False)
+        checkpoints.save(3, model, [optimizer], {})
+        checkpoints.commit()
+    moments = {}
+    for name, parameter in model.named_parameters():
+        state, width = optimizer.state[parameter], get_local_tensor(parameter).shape[-1]
+        formats = optimizer.choose_formats(parameter)
+        stored = {
+            suffix: get_local_tensor(shard_scales(state[f"exp_avg{suffix}"], parameter, one.values))
+            for suffix, one in formats.list_tensors(width)["exp_avg"].items()
+        }
+        values = zeros_in_layout(parameter, torch.float32, torch.device("cpu"))
+        get_local_tensor(values).copy_(formats.exp_avg.read(stored, signed=True))
+        moments[name] = full_tensor(values)
+    return moments
+
+
+def test_moments_are_kept_where_a_layout_splits_their_blocks(tmp_path: Path) -> None:
+    whole = read_first_moments("one", tmp_path / "one")
+    split = POOL.run(read_first_moments, "tensor", tmp_path / "tensor", ranks=2)[0]
+    checkpoint, other = (tmp_path / name / "step-00000003" for name in ("one", "tensor"))
+    name = "optimizer.exp_avg_exponent.blocks.0.mlp.down.weight"
+    exponents = [open_checkpoint(one).tensors[name] for one in (checkpoint, other)]
+    assert [saved.shape[1] for saved in exponents] == [24 // 8, 24 // 4]
+    for loaded in POOL.run(read_first_moments, "tensor", tmp_path, checkpoint, ranks=2):
+        assert all(torch.equal(moment, whole[name]) for name, moment in loaded.items())
+    loaded = read_first_moments("one", tmp_path, other)
+    assert all(torch.equal(moment, split[name]) for name, moment in loaded.items())
 
 
 def draw_gradients(steps: int, *shape: int) -> list[Tensor]:
@@ -216,6 +260,11 @@ def test_formats_that_do_not_fit_the_precision_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         Pretrain("x", precision=precision, optimizer=PrecisionAwareAdamW(**settings))
+
+
+def test_offloading_what_is_in_host_memory_is_refused() -> None:
+    with pytest.raises(UserError, match=r"offload_fraction: 0\.5 has no effect with parallel.cpu_offload: true; set"):
+        Pretrain("x", parallel=ParallelArgs(cpu_offload=True), optimizer=PrecisionAwareAdamW(offload_fraction=0.5))
 
 
 def train_200_steps(folder: Path, precision: str, **settings: str) -> float:
