@@ -64,7 +64,9 @@ def count_rounds(run: Run) -> int:
     """The number of micro-batches of each rank in which every answer of the run occurs: at most two epochs."""
     samples, position = run.data.train.samples_per_epoch, run.data.train.position
     if samples is None:
-        raise UserError("preference.precompute_ref_log_probs: true needs data of a known size; set false")
+        raise UserError(
+            "preference.precompute_ref_log_probs: true needs data of a known size; set false, or data.streaming: false"
+        )
     epoch = -(-samples // (run.recipe.train.micro_batch_size * run.data.ranks))
     limit = epoch if position % samples == 0 else 2 * epoch  # the second of which is a whole one
     if run.steps is None:
