@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from litgpt.adapt.layers import AdaptedLayer, InitValues, add_parameter, add_trained_copy, gather_value, own_parameter
-from litgpt.adapt.targets import find_by_suffix, find_linears, get_module_aliases
+from litgpt.adapt.targets import OUTPUT_LAYERS, find_by_suffix, find_linears, get_module_aliases
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.surgery import add_mixin, override_parameter
@@ -89,7 +89,7 @@ def attach_scales_and_shifts(model: GPT) -> None:
         if isinstance(layer, nn.Linear):
             for key in ("scale_out", "shift"):
                 add_parameter(layer, key, (layer.out_features,), own_parameter(layer, "weight"))
-            if name == "head":
+            if name in OUTPUT_LAYERS:
                 add_mixin(layer, ScaledLayer)
                 for key in ("weight", "bias"):
                     override_parameter(layer, key, ScaledLayer.adapt_parameter)

@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.adapt.layers import AdaptedLayer, InitValues, add_parameter, add_trained_copy, gather_value, get_base_value
-from litgpt.adapt.targets import find_by_suffix, find_owner, find_targets, get_module_aliases, resolve_tied_head
+from litgpt.adapt.targets import (
+    OUTPUT_LAYERS,
+    find_by_suffix,
+    find_owner,
+    find_targets,
+    get_module_aliases,
+    resolve_tied_head,
+)
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.init import seeded_generator
@@ -271,7 +278,7 @@ def add_lora(model: GPT, name: str, settings: LoRA) -> None:
     if settings.dora:
         add_parameter(layer, lora_name(key, "lora_magnitude"), (*experts, rows), weight)
     layer.lora_scale, layer.lora_dropout = settings.scale, settings.dropout  # type: ignore[assignment]
-    if isinstance(layer, nn.Linear) and name != "head":
+    if isinstance(layer, nn.Linear) and name not in OUTPUT_LAYERS:
         add_mixin(layer, LoRALinear)
     elif isinstance(layer, Experts):
         add_mixin(layer, LoRAExperts)

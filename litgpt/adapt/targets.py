@@ -12,7 +12,9 @@ from litgpt.model.gpt import GPT
 from litgpt.model.moe import Experts
 from litgpt.model.registry import find_family
 
-PARTS = ("embedding", "position_embedding", "blocks", "norm", "head")
+PARTS = ("embedding", "position_embedding", "blocks", "norm", "head", "score")
+OUTPUT_LAYERS = ("head", "score")
+"""The layers whose weights the model reads without calling them."""
 
 
 def get_base_names(model: GPT) -> set[str]:
@@ -109,15 +111,16 @@ def find_owner(model: GPT, name: str) -> nn.Module:
 
 
 def is_linear(model: GPT, name: str) -> bool:
-    """Whether a name is that of a linear layer of a block, stacked experts included; not of the head or a router."""
+    """Whether a name is that of a linear layer of a block, stacked experts included; not of an output or a router."""
     owner = find_owner(model, name)
     is_stack = isinstance(owner, Experts) and not name.endswith("_bias")
-    return name != "head" and (is_stack or isinstance(owner, nn.Linear))
+    return name not in OUTPUT_LAYERS and (is_stack or isinstance(owner, nn.Linear))
 
 
 def resolve_tied_head(model: GPT, names: Iterable[str]) -> list[str]:
     """The same names, except that a head tied to the embedding is the embedding."""
-    tied = {"head": "embedding", "lm_head": "embedding"} if model.head is None else {}
+    is_tied = model.head is None and model.score is None
+    tied = {"head": "embedding", "lm_head": "embedding"} if is_tied else {}
     return [tied.get(name, name) for name in names]
 
 
@@ -160,7 +163,7 @@ def find_linears(model: GPT, aliases: dict[str, set[str]], suffixes: Iterable[st
     linears = []
     for name in find_targets(model, aliases, suffixes, None):
         layer = find_owner(model, name)
-        if name == "head" or not isinstance(layer, nn.Linear):
+        if name in OUTPUT_LAYERS or not isinstance(layer, nn.Linear):
             raise UserError(f"tuner.target_modules: {name} is not a linear layer of a block; only LoRA supports it")
         linears.append((name, layer))
     return linears

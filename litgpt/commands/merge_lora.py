@@ -93,8 +93,8 @@ def merge(recipe: MergeLora, folder: Path, base: Path, staged: Path) -> list[str
         model = open_with_adapter(adapter, base, device=CPU, dtype=dtype, exact=True, quantize=recipe.quantize)
     dtype_given = choose_dtype(recipe, adapter)
     base_types = read_dtypes(base, base_config)
-    if base_config.tie_embeddings:
-        base_types["head.weight"] = base_types["embedding.weight"]
+    for name in ("head.weight", "score.weight"):  # which the base does not have if it is tied, or no reward model
+        base_types.setdefault(name, base_types["embedding.weight"])
     types = {name: dtype_given or kept for name, kept in base_types.items()}
     copy_adapter_tokenizer(folder, base, staged)
     write_model_folder(staged, model.config, adapt.merge_adapter(model, types), tokenizer_dir=base)
@@ -138,7 +138,7 @@ def compute_row_logits(model: GPT, ids: Tensor) -> Tensor:
 
 
 def compare_logits(separate: Tensor, merged: Tensor) -> str:
-    """Compare the logits of the merged model with those of base and adapter; returns a message.
+    """Compare the logits or scores of the merged model with those of base and adapter; returns a message.
 
     Raises:
         UserError: if they are not finite.
@@ -146,11 +146,11 @@ def compare_logits(separate: Tensor, merged: Tensor) -> str:
     if not bool(merged.isfinite().all()):
         raise UserError("the merged model's logits are not finite; check the adapter, or set precision: 32-true")
     difference = float((merged - separate).abs().max() / separate.abs().max())
+    rows = f"(the merged model against its base with the adapter, on {len(merged)} rows of random tokens)"
+    if merged.shape[-1] == 1:
+        return f"score gap: {difference:.1e} of the largest score {rows}"
     same = float((merged.argmax(-1) == separate.argmax(-1)).float().mean())
-    return (
-        f"logit gap: {difference:.1e} of the largest logit; {same:.1%} of the likeliest tokens are the same "
-        f"(the merged model against its base with the adapter, on {len(merged)} rows of random tokens)"
-    )
+    return f"logit gap: {difference:.1e} of the largest logit; {same:.1%} of the likeliest tokens are the same {rows}"
 
 
 def explain_quantization(recipe: MergeLora, adapter: SavedAdapter) -> list[str]:

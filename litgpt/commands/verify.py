@@ -139,7 +139,7 @@ def check_settings(recipe: Verify, config: Config) -> Check:
 
 def check_logits(recipe: Verify, config: Config) -> Check:
     """Check the logits in float32: rows of several lengths at both ends of the context, padded to the left."""
-    reference = load_reference_model(recipe.checkpoint_dir)
+    reference = load_reference_model(recipe.checkpoint_dir, config)
     model = GPT(config).eval()
     load_model(model, recipe.checkpoint_dir)
     torch.manual_seed(recipe.seed)
@@ -163,17 +163,18 @@ def check_logits(recipe: Verify, config: Config) -> Check:
     return Check("logits", passed, summary, {"largest": largest, "share": share, "places": ranges})
 
 
-def load_reference_model(folder: Path) -> Any:
+def load_reference_model(folder: Path, config: Config) -> Any:
     """Load a folder with transformers, in float32 and with eager attention.
 
     Raises:
         UserError: if transformers cannot load the folder.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    loader = {"logits": transformers.AutoModelForCausalLM, "score": transformers.AutoModelForSequenceClassification}
     settings = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
+        return loader[config.output].from_pretrained(folder, **settings).eval()
     except Exception as error:  # transformers raises errors of many types
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"transformers cannot load {folder} ({type(error).__name__}: {reason})") from None
@@ -198,7 +199,10 @@ def list_row_lengths(positions: Tensor, rows: int) -> list[int]:
 
 
 def compute_reference_logits(reference: Any, rows: list[Tensor], positions: Tensor) -> list[Tensor]:
-    """Compute logits (T, V) of rows (T,) in one batch padded to the left; those of the padding are dropped."""
+    """Compute logits (T, V) of rows (T,) in one batch padded to the left; those of the padding are dropped.
+
+    Of a reward model, the scores (T, 1) of all tokens.
+    """
     longest = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)
     mask, position_ids = torch.zeros_like(ids), torch.zeros_like(ids)
@@ -206,7 +210,11 @@ def compute_reference_logits(reference: Any, rows: list[Tensor], positions: Tens
         ids[number, longest - len(row) :] = row
         mask[number, longest - len(row) :] = 1
         position_ids[number, longest - len(row) :] = positions[: len(row)]
-    logits = reference(input_ids=ids, attention_mask=mask, position_ids=position_ids, use_cache=False).logits
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids, "use_cache": False}
+    if hasattr(reference, "score"):  # its own output is the score of the last token
+        logits = reference.score(reference.base_model(**inputs)[0])
+    else:
+        logits = reference(**inputs).logits
     return [logits[number, longest - len(row) :] for number, row in enumerate(rows)]
 
 

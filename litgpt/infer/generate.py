@@ -33,8 +33,12 @@ def check_prompt(model: GPT, prompt: Sequence[int], max_new_tokens: int) -> None
     """Check that prompt and new tokens fit into the model's context, and the model has all tokens of the prompt.
 
     Raises:
-        UserError: if they do not, or the prompt is empty.
+        UserError: if they do not, the prompt is empty, or the model is a reward model.
     """
+    if model.config.output == "score":
+        raise UserError(
+            f"{model.config.name}: a reward model computes scores, not text; generate with a language model"
+        )
     limit, rows = model.config.block_size, model.config.padded_vocab_size or 0
     if not prompt:
         raise UserError("prompt: has no tokens; set at least one")

@@ -40,7 +40,7 @@ class TrainedShares:
             tuple(factor * compute_trained_share(block.mlp) for block in model.local_blocks),
             0.0 if adapted else float(model.output_weight.requires_grad),
             min((find_layer(name, layers) for name in trained), default=layers),
-            any(not name.startswith("head.") for name in trained),
+            any(not name.startswith(("head.", "score.")) for name in trained),
         )
 
 
@@ -104,7 +104,7 @@ def count_keys(config: Config, layer: int, sequence_length: int) -> float:
 def count_head_weights(config: Config) -> int:
     """Number of weights of the head."""
     assert config.padded_vocab_size is not None
-    return config.n_embd * config.padded_vocab_size
+    return config.n_embd * (1 if config.output == "score" else config.padded_vocab_size)
 
 
 def count_attention_weights(config: Config) -> int:

@@ -81,7 +81,8 @@ class GPT(nn.Module):
     """A causal language model with the architecture of a `Config`.
 
     It has no buffers, so it can be built on the meta device and given memory by `to_empty`. With tied embeddings there
-    is no `head` module: `output_weight` is the embedding's weight, one parameter under one name.
+    is no `head` module: `output_weight` is the embedding's weight, one parameter under one name. A reward model, whose
+    config has the output `score`, has a module `score` instead, with one row: V is 1 in its outputs.
 
     Inputs:
         ids_BT: token ids.
@@ -108,8 +109,9 @@ class GPT(nn.Module):
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd) if learned else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = build_norm(config)
-        tied = config.tie_embeddings
-        self.head = None if tied else nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
+        self.score = nn.Linear(config.n_embd, 1, bias=False) if config.output == "score" else None
+        has_head = self.score is None and not config.tie_embeddings
+        self.head = nn.Linear(config.n_embd, config.padded_vocab_size, config.lm_head_bias) if has_head else None
 
     @classmethod
     def from_name(cls, name: str, **overrides: Any) -> "GPT":
@@ -138,7 +140,9 @@ class GPT(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The (V, D) matrix that projects hidden states to logits."""
+        """The (V, D) matrix that projects hidden states to logits, or to scores."""
+        if self.score is not None:
+            return self.score.weight
         return self.embedding.weight if self.head is None else self.head.weight
 
     @property

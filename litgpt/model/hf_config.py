@@ -15,6 +15,21 @@ from litgpt.model.hf_config_values import Translation, Values, unsupported_key
 from litgpt.model.transformer_config import TransformerConfig
 
 TRANSLATIONS: dict[str, Translation] = {**ROPE_TRANSLATIONS, **LAYER_TRANSLATIONS, **EXPERT_TRANSLATIONS}
+SINGLE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+"""The labels of a classifier with one output, as transformers writes them."""
+
+
+def read_single_label(values: Values) -> dict[str, Any]:
+    """The config fields of a reward model, which is a classifier with a single label.
+
+    Raises:
+        UserError: if it has several, as by default.
+    """
+    labels = values.get("id2label")
+    count = values.get("num_labels", len(labels) if isinstance(labels, dict) else 2)
+    if count != 1:
+        raise unsupported_key("num_labels", count, "1, which is a reward model")
+    return {"output": "score"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +43,7 @@ class ConfigKeys:
         expect: keys that must have one of some values; the first is written.
         missing: transformers' defaults of absent keys.
         nested: the key of the language model in a multimodal config, which is only read.
+        reward_architecture: the architecture of its reward models, which have one label; None without one.
     """
 
     architectures: list[str]
@@ -38,6 +54,7 @@ class ConfigKeys:
     expect: Mapping[str, list[Any]] = field(default_factory=dict)
     missing: Values = field(default_factory=dict)
     nested: str | None = None
+    reward_architecture: str | None = None
 
     def read(self, values: Values, *, name: str = "") -> TransformerConfig:
         """Read the `config.json` of a model of this architecture.
@@ -52,6 +69,8 @@ class ConfigKeys:
         fields = {name: values[key] for name, key in self.config.items() if values.get(key) is not None}
         for kind, settings in self.translated.items():
             fields |= TRANSLATIONS[kind].read(values, fields, **settings)
+        if self.reward_architecture in (values.get("architectures") or []):
+            fields |= read_single_label(values)
         labels = {"name": name, "hf_config": {"model_type": self.model_type}}
         return TransformerConfig(**{**fields, "vocab_size": fields.get("padded_vocab_size"), **self.fixed, **labels})
 
@@ -69,6 +88,8 @@ class ConfigKeys:
         """The `config.json` of a model, rope in the form before transformers 5 and in that since."""
         written: dict[str, Any] = {"architectures": list(self.architectures), "model_type": self.model_type}
         written["pad_token_id"] = None  # the default of an architecture may be outside the vocabulary
+        if config.output == "score" and self.reward_architecture:
+            written |= {"architectures": [self.reward_architecture], **SINGLE_LABEL}
         written |= {key: accepted[0] for key, accepted in self.expect.items()}
         written |= {key: getattr(config, name) for name, key in self.config.items()}
         for kind, settings in self.translated.items():

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,16 @@ def copy_into(parameter: nn.Parameter, value: Tensor) -> None:
 
 
 @torch.no_grad()
-def initialize(model: GPT, seed: int, *, write: Writer = copy_into) -> None:
+def initialize(model: GPT, seed: int, *, write: Writer = copy_into, names: Collection[str] | None = None) -> None:
     """Initialize every parameter, as a function of the seed and its name only.
 
     Args:
         write: stores a full value in a parameter, which may keep a part of it.
+        names: of the parameters to initialize; None for all.
     """
     for name, parameter in model.named_parameters():
+        if names is not None and name not in names:
+            continue
         write(parameter, draw_init_value(model.config, name, parameter.shape, seed))
 
 
@@ -48,8 +51,10 @@ def seeded_generator(seed: str) -> torch.Generator:
 
 
 def compute_std(config: Config, part: str) -> float:
-    """Standard deviation of a weight: sqrt(2 / (5 width)) (Nguyen and Salazar 2019), and 1 / (sqrt(width) layers) for
-    the layers whose outputs are added to the residual stream."""
+    """Standard deviation of a weight: sqrt(2 / (5 width)) (Nguyen and Salazar 2019), 1 / (sqrt(width) layers) for the
+    layers whose outputs are added to the residual stream, and 1 / sqrt(width + 1) for scores (Stiennon et al. 2020)."""
+    if part == "score":
+        return 1 / math.sqrt(config.n_embd + 1)
     if part == "out" or (part == "down" and config.mlp_class_name != "GptNeoxMLP"):
         return 1 / (math.sqrt(config.n_embd) * config.n_layer)
     return math.sqrt(2 / (5 * config.n_embd))

@@ -52,6 +52,8 @@ ROPE_KINDS = {
 }
 LATENT_SIZES = {"q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"}
 TEMPERATURE = {"floor_scale", "scale", "first_position"}
+LOGIT_FIELDS = ("tie_embeddings", "lm_head_bias", "final_logit_softcapping", "logit_scale")
+"""The fields of logits, which a model with the output `score` does not have."""
 PER_LAYER = ("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers")
 
 
@@ -142,6 +144,7 @@ class TransformerConfig:
     expert_bias: bool = False
     shared_expert_size: int | None = None
     shared_expert_gate: bool = False
+    output: Literal["logits", "score"] = "logits"
 
     def __init__(self, **values: Any) -> None:
         entries = {entry.name: entry for entry in fields(self)}
@@ -160,6 +163,9 @@ class TransformerConfig:
         self._check_layers()
         self._check_latent()
         self._check_experts()
+        if self.output == "score":
+            for key in LOGIT_FIELDS:
+                setattr(self, key, entries[key].default)
         self._resolve()
 
     def _check_numbers(self) -> None:

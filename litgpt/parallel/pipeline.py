@@ -94,6 +94,7 @@ class Pipeline:
             "position_embedding": first,
             "norm": last,
             "head": last,
+            "score": last,
         }
         for name, needed in is_needed.items():
             if getattr(model, name) is not None and not needed:
@@ -176,7 +177,7 @@ class Pipeline:
         if stage == 0:
             modules += [model.embedding, model.position_embedding]
         if stage == self.stages - 1:
-            modules += [model.norm, model.embedding if model.config.tie_embeddings else model.head]
+            modules += [model.norm, model.score, model.embedding if model.config.tie_embeddings else model.head]
         return [p for module in modules if module is not None for p in module.parameters() if p.requires_grad]
 
     def sum_tied_gradients(self) -> None:

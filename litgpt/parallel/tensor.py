@@ -23,7 +23,14 @@ from litgpt.model.attention import Attention
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.surgery import Function, wrap_forward
-from litgpt.parallel.collectives import all_gather, all_reduce, copy_to_group, reduce_scatter, slice_local
+from litgpt.parallel.collectives import (
+    all_gather,
+    all_gather_replicated,
+    all_reduce,
+    copy_to_group,
+    reduce_scatter,
+    slice_local,
+)
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.model_sizes import check_tensor_sizes
 from litgpt.parallel.token_sharding import VocabularyShard
@@ -143,7 +150,7 @@ def apply_tensor_parallel(model: GPT, mesh: Mesh, settings: ParallelArgs) -> Voc
         for key, layout in keys.items():
             distribute_parameter(module, key, axis, layout)
     slice_quantized_weights(model, config, axis)
-    ends: list[nn.Module] = [layer for layer in (model.embedding, model.head) if layer in plan]
+    ends: list[nn.Module] = [layer for layer in (model.embedding, model.head, model.score) if layer in plan]
     vocabulary = {layer: plan.pop(layer) for layer in ends}
     for module, keys in plan.items():
         use_local_params(module, {module: keys})
@@ -170,6 +177,8 @@ def plan_parameter(
     key = key.removesuffix("_trained")
     if name.endswith((".norm_q", ".norm_k")) and config.norm_qk_type == "per_head" and config.norm_qk:
         kind = "columns" if name.endswith(".norm_q") else "groups"
+    if name == "score":  # every rank computes it for all tokens
+        return LocalLayout((Replicate(),))
     if kind is None:
         has_full_grad = not sequence and ".attention." not in name and ".mlp." not in name
         return LocalLayout((Replicate(),), None if has_full_grad else (Partial(),))
@@ -237,7 +246,10 @@ def add_communication(model: GPT, group: ProcessGroup, *, sequence: bool) -> Non
     split_vocab_lookup(model.embedding, group, reduce)
     if model.position_embedding is not None and sequence:
         communicate(model.position_embedding, after=partial(slice_local, group=group, dim=-2))
-    communicate(model.norm, after=gather)
+    if model.score is None:
+        communicate(model.norm, after=gather)
+    elif sequence:  # not split, so all ranks compute the same
+        communicate(model.norm, after=partial(all_gather_replicated, group=group, dim=1))
 
 
 def split_vocab_lookup(embedding: nn.Embedding, group: ProcessGroup, reduce: Function) -> None:

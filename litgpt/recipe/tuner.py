@@ -1,7 +1,7 @@
 """The settings of tuners: which parameters of a model a run trains, and what it adds to the model."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
@@ -45,6 +45,14 @@ class Tuner:
         """The factor on the learning rate of the parameter of this name."""
         return 1.0
 
+    def train_module(self, name: str) -> "Tuner":
+        """The settings that also train a module that the base model does not have.
+
+        Raises:
+            UserError: if the tuner trains nothing of the model itself.
+        """
+        raise UserError(f"tuner: {type(self).__name__} does not train the new module {name}; use LoRA, LISA or Full")
+
 
 def check_regex(key: str, text: str | None) -> None:
     """Check that a text is a regular expression."""
@@ -71,6 +79,10 @@ class Full(Tuner):
     trainable_parameters_regex: str | None = None
     """Also train parameters whose names have a match of this regular expression."""
 
+    def train_module(self, _name: str) -> Tuner:
+        """These settings, which train all that they do not freeze."""
+        return self
+
     def __post_init__(self) -> None:
         super().__post_init__()
         freezes = bool(self.freeze_parameters or self.freeze_parameters_regex or self.freeze_parameters_ratio)
@@ -89,6 +101,10 @@ class LISA(Tuner):
     """Blocks trained at a time; embedding, last norm and head are always trained."""
     step_interval: Count = 20
     """Optimizer steps after which the blocks are redrawn."""
+
+    def train_module(self, _name: str) -> Tuner:
+        """These settings, which always train what is in no block."""
+        return self
 
     def get_active_share(self, layers: int) -> float:
         """The activated layers out of all."""
@@ -162,6 +178,10 @@ class LoRA(Tuner):
     def scale(self) -> float:
         """The factor on B A."""
         return self.alpha / (self.r**0.5 if self.rslora else self.r)
+
+    def train_module(self, name: str) -> Tuner:
+        """These settings, with the module among `modules_to_save`."""
+        return replace(self, modules_to_save=list(dict.fromkeys((*self.modules_to_save, name))))
 
     def get_lr_multiplier(self, name: str) -> float:
         """LoRA+: B has a larger learning rate."""

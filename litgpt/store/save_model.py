@@ -154,8 +154,19 @@ def write_model(
         (folder / name).unlink(missing_ok=True)  # if it is a hard link, the other file does not change
     (folder / "model_config.yaml").write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
     if family is not None:
-        write_json(folder / "config.json", {**family.config_json(config), "torch_dtype": saved_dtype, **special_tokens})
+        tokens = drop_final_padding(special_tokens) if config.output == "score" else special_tokens
+        write_json(folder / "config.json", {**family.config_json(config), "torch_dtype": saved_dtype, **tokens})
     return family, saved_dtype
+
+
+def drop_final_padding(special_tokens: Mapping[str, Any]) -> dict[str, Any]:
+    """The ids of special tokens without a padding token that also ends texts.
+
+    transformers takes the score of the last token that is not padding, which would be the one before the end.
+    """
+    ends = special_tokens.get("eos_token_id")
+    is_end = special_tokens.get("pad_token_id") in (ends if isinstance(ends, list) else [ends])
+    return {name: token for name, token in special_tokens.items() if not (is_end and name == "pad_token_id")}
 
 
 def cast_tensors(

@@ -173,6 +173,8 @@ def resolve_config(recipe: Pretrain) -> Config:
     overrides = {key: value for key, value in (recipe.model_config or {}).items() if value is not None}
     if recipe.train.tie_embeddings is not None:
         overrides["tie_embeddings"] = recipe.train.tie_embeddings
+    if overrides.get("output", "logits") != "logits":
+        raise UserError(f"model_config.output: {overrides['output']} is not pretrained; use litgpt rm, or leave it out")
     if overrides.get("n_layer") and recipe.model_name not in list_model_names():
         return Config(**{"name": recipe.model_name} | overrides)
     named = Config.from_name(recipe.model_name)

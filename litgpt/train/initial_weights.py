@@ -42,6 +42,8 @@ def fill_model(model: GPT, spec: RunSpec, seed: int, device: torch.device, *, re
     if spec.weights and (spec.adapted or not resumed):
         with phase(f"loading {spec.weights}"):
             load_weights(model, spec, device)
+        if "output" in spec.base_changes:
+            initialize(model, seed, write=copy_full_tensor, names=["score.weight"])
     elif not resumed:
         with phase("initializing the weights"):
             initialize(model, seed, write=copy_full_tensor)

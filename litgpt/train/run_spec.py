@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from litgpt import adapt
 from litgpt.adapt.llama_pro import expand_config
@@ -26,6 +26,9 @@ from litgpt.store.config_overrides import override_config
 from litgpt.store.load_model import load_config
 from litgpt.store.tokenizer_files import find_tokenizer_files
 from litgpt.train.early_checks import check_initial_weights, get_vocabulary_cure, resolve_config
+
+Output = Literal["logits", "score"]
+"""What a model computes for each token: logits of the next one, or the score of the text up to here."""
 
 
 @dataclass(frozen=True)
@@ -144,15 +147,19 @@ def build_pretrain_spec(recipe: Pretrain) -> RunSpec:
     )
 
 
-def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path | None = None) -> RunSpec:
+def build_finetune_spec(
+    recipe: Finetune, folder: Path, base: str, adapter: Path | None = None, *, output: Output = "logits"
+) -> RunSpec:
     """Build the spec of the model in a folder, with its own tokenizer.
 
     Args:
         base: name or path of the model in an adapter's config.
         adapter: folder of an adapter of this model to train further.
+        output: what the run trains the model to compute; scores replace the logits of a language model.
 
     Raises:
-        UserError: if the folder holds only an adapter, or the adapter does not match the model.
+        UserError: if the folder holds only an adapter, the adapter does not match the model, or a reward model is
+            trained as a language model.
     """
     if adapter_folder.is_adapter(folder):
         raise UserError(
@@ -161,9 +168,16 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
         )
     base_config = load_config(folder)
     saved = load_initial_adapter(adapter, folder, base_config) if adapter else None
-    trained_config = saved.config if saved else base_config
+    trained_config = saved.config if saved else choose_output(folder, base_config, output)
+    if trained_config.output != output:
+        raise UserError(
+            f"initial_adapter_dir: {adapter} was trained for {trained_config.output}, not for {output}; merge it "
+            "(litgpt merge_lora), and give the merged model as checkpoint_dir"
+        )
     base_changes = list_changes(base_config, trained_config)
     tuner = saved.settings if saved else recipe.resolved_tuner
+    if tuner and not saved and "output" in base_changes:
+        tuner = tuner.train_module(output)
     inherited = saved.base_settings.model_config if saved else {}
     changes = {**inherited, **merge_fields(inherited, recipe.model_config or {})}
     config = override_config(trained_config, changes)
@@ -200,6 +214,19 @@ def add_preference(spec: RunSpec, preference: PreferenceArgs, reference: Path | 
             disabled["tuner.dropout"] = value
         tuner = replace(tuner, dropout=0.0)  # type: ignore[call-arg]
     return replace(spec, config=replace(config, dropout=0.0), tuner=tuner, disabled_dropout=disabled)
+
+
+def choose_output(folder: Path, config: Config, output: Output) -> Config:
+    """The config of the model in a folder with the output that a run trains.
+
+    Raises:
+        UserError: if the model is a reward model, and the run trains a language model.
+    """
+    if config.output == "score" and output == "logits":
+        raise UserError(
+            f"checkpoint_dir: {folder} is a reward model; train it with litgpt rm, or give a language model"
+        )
+    return replace(config, output=output)
 
 
 def load_initial_adapter(adapter: Path, base: Path, config: Config) -> SavedAdapter:

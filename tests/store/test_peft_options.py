@@ -167,7 +167,7 @@ REFUSED: dict[str, Any] = {
     "lora_bias": True,
     "megatron_config": {"tensor_model_parallel_size": 2},
     "monteclora_config": {"num_samples": 8},
-    "task_type": "SEQ_CLS",
+    "task_type": "TOKEN_CLS",
     "use_bdlora": {"nblocks": 2},
     "use_qalora": True,
 }

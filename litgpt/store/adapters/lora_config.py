@@ -20,6 +20,7 @@ def build_lora_config(
     parameters: Collection[str],
     settings: LoRA,
     base: str,
+    task_type: str,
 ) -> dict[str, Any]:
     """The content of `adapter_config.json`: PEFT's keys, with the ranks and scales of layers that differ.
 
@@ -27,6 +28,7 @@ def build_lora_config(
         layers: the mapping of each published layer that has a pair, and the parts of the pair.
         copies: the names of published tensors that are trained copies.
         parameters: the published tensors that PEFT adapts as parameters, not as layers.
+        task_type: PEFT's name of what the model is for.
     """
     adapted = {layer: mapping.hf_name for layer, (mapping, _) in layers.items() if mapping.hf_name in parameters}
     ranks = {adapted.get(layer, layer): sum(part.rank for part in parts) for layer, (_, parts) in layers.items()}
@@ -38,7 +40,7 @@ def build_lora_config(
     saved = {strip_ending(name) for name in copies if settings.bias == "none" or not name.endswith("bias")}
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": get_alpha(rank, settings, rslora=rslora),

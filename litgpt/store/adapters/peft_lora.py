@@ -20,7 +20,7 @@ from litgpt.store.adapters import lora_pairs, peft_experts
 from litgpt.store.adapters.lora_config import build_lora_config, read_lora_settings, read_scale
 from litgpt.store.adapters.lora_pairs import COPY_SUFFIX, LoRAPart, get_added_name, strip_ending
 from litgpt.store.adapters.peft_experts import BASE_LAYER, is_fused
-from litgpt.store.adapters.peft_options import MERGE, find_training_error
+from litgpt.store.adapters.peft_options import MERGE, TASK_TYPES, find_training_error
 from litgpt.store.adapters.saved_adapter import SavedAdapter, TokenRows
 from litgpt.store.published_tensor import list_parameters
 
@@ -98,7 +98,8 @@ def convert_lora_to_peft(
         raise UserError(f"{min(unconverted)}: not supported in PEFT's format; merge the adapter into its base instead")
     copy_names = [name.removeprefix(PREFIX) for name in published if ".lora_" not in name]
     notes = {layer: [part.to_dict() for part in parts] for layer, (_, parts) in layers.items()}
-    return published, notes, build_lora_config(layers, copy_names, adapted_parameters, settings, base)
+    task_type = TASK_TYPES[config.output]
+    return published, notes, build_lora_config(layers, copy_names, adapted_parameters, settings, base, task_type)
 
 
 def name_vocabulary_layers(config: Config) -> tuple[str, str]:
@@ -207,6 +208,10 @@ def find_trained_config(peft: PEFTTensors, values: Mapping[str, Any], base: Conf
     Raises:
         UserError: if embedding and head have different numbers of rows, or must be tied and are not.
     """
+    if values.get("task_type") == TASK_TYPES["score"] and base.output != "score":
+        if "score.weight" not in peft.copies:
+            raise UserError("score.weight: missing in an adapter of SEQ_CLS; save it with modules_to_save: [score]")
+        base = replace(base, output="score")
     embedding, head = name_vocabulary_layers(base)
     if embedding in peft.magnitudes:
         raise UserError(f"use_dora: true is not supported on the embedding; {MERGE}")

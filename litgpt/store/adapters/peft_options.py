@@ -9,6 +9,8 @@ CONVERT = "save it with PEFT's path_initial_model_for_weight_conversion"
 MERGE = "merge it with PEFT, and use the merged model"
 BASE_CHANGING_INITS = {"pissa": CONVERT, "olora": CONVERT, "corda": CONVERT, "lora_ga": CONVERT, "loftq": MERGE}
 """Values of `init_lora_weights` that change the base's weights; by prefix, with a cure."""
+TASK_TYPES = {"logits": "CAUSAL_LM", "score": "SEQ_CLS"}
+"""PEFT's `task_type` of a model, by its output."""
 UNSUPPORTED = {
     "LORA": {
         "alora_invocation_tokens": "it applies to the tokens after these alone; use PEFT",
@@ -42,8 +44,9 @@ def check_options(values: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming the option.
     """
-    if values.get("task_type") not in (None, "CAUSAL_LM"):
-        raise UserError(f"task_type: {values['task_type']} is not supported; use an adapter of CAUSAL_LM")
+    if values.get("task_type") not in (None, *TASK_TYPES.values()):
+        supported = " or ".join(TASK_TYPES.values())
+        raise UserError(f"task_type: {values['task_type']} is not supported; use an adapter of {supported}")
     for key, cure in UNSUPPORTED.get(str(values.get("peft_type")), {}).items():
         if values.get(key) not in (None, False, "none", [], {}):
             raise UserError(f"{key}: {values[key]} is not supported; {cure}")

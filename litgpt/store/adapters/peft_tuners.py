@@ -11,7 +11,7 @@ from litgpt.model.config import Config
 from litgpt.recipe.tuner import BOFT, IA3, Tuner, VeRA
 from litgpt.store.adapters.lora_pairs import strip_ending
 from litgpt.store.adapters.peft_lora import PREFIX, list_published_mappings
-from litgpt.store.adapters.peft_options import MERGE
+from litgpt.store.adapters.peft_options import MERGE, TASK_TYPES
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def convert_tuner_to_peft(
             feedforward_modules.add(layers[owner])
     values = {
         "peft_type": tuner.peft_type,
-        "task_type": "CAUSAL_LM",
+        "task_type": TASK_TYPES[config.output],
         "target_modules": sorted(target_modules),
         "inference_mode": True,
         **({"feedforward_modules": sorted(feedforward_modules)} if tuner.settings_class is IA3 else {}),

@@ -19,7 +19,7 @@ from litgpt.store.tensor_audit import list_published
 
 VOCABULARY_TENSORS = ("embedding.weight", "head.weight", "head.bias")
 """The parameters with a row for each token."""
-CHANGED_FIELDS = ("tie_embeddings", "vocab_size", "padded_vocab_size")
+CHANGED_FIELDS = ("tie_embeddings", "vocab_size", "padded_vocab_size", "output")
 """The fields of a base model's config that the training of an adapter may change."""
 
 
@@ -102,7 +102,7 @@ def iter_changed_base(
     """Yield the weights of the base model as they were in the training of an adapter.
 
     A resized vocabulary has fewer rows, or more, which are zero unless the adapter has their values; a head that is
-    no longer tied to the embedding starts as its copy.
+    no longer tied to the embedding starts as its copy. A reward model has zeros for the scores in place of a head.
 
     Args:
         tensors: every parameter of the base, under our names.
@@ -110,11 +110,16 @@ def iter_changed_base(
         config: that of the model with the adapter.
         base_weights, token_rows: as in `SavedAdapter`.
     """
+    is_scored = config.output == "score" and base.output != "score"
     for name, tensor in tensors:
+        if is_scored and name.startswith("head."):
+            continue
         value = resize_rows(tensor, config) if name in VOCABULARY_TENSORS else tensor
         value = base_weights.get(name, value)
         yield name, replace_rows(value, token_rows.get(name))
-        if name == "embedding.weight" and base.tie_embeddings and not config.tie_embeddings:
+        if is_scored and name == "embedding.weight":
+            yield "score.weight", tensor.new_zeros(1, config.n_embd)
+        elif name == "embedding.weight" and base.tie_embeddings and not config.tie_embeddings:
             yield "head.weight", replace_rows(base_weights.get("head.weight", value), token_rows.get("head.weight"))
 
 
