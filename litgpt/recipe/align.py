@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from litgpt.recipe.bounds import Fraction, Seed
 from litgpt.recipe.effect import check_effects
@@ -42,10 +42,20 @@ class Align(FinetuneLora):
         """The row of the table of objectives."""
         return OWN_OBJECTIVES.get(self.preference.types[0], "pairs")
 
+    @property
+    def output(self) -> Literal["logits", "score"]:
+        """Scores for a reward model, which replace the logits of a language model."""
+        return "score" if self.objective == "reward" else "logits"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         cure, other = "leave it out", f"preference.loss_type: {', '.join(self.preference.types)}"
         check_effects(self.loss, "loss.", "type", "normalize", have_effect=False, other=other, cure=cure)
+        has_logits = self.output == "logits"
+        check_effects(self.loss, "loss.", "impl", "chunk_rows", have_effect=has_logits, other=other, cure=cure)
+        check_effects(
+            self.eval, "eval.", "max_new_tokens", "sample_prompt", have_effect=has_logits, other=other, cure=cure
+        )
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,11 @@ class Finetune(Training):
     """NEFTune: uniform noise on the embeddings, up to this over the root of sample length x model width."""
 
     @property
+    def output(self) -> Literal["logits", "score"]:
+        """What the model is trained to compute for each token: logits of the next one, or the score of the text."""
+        return "logits"
+
+    @property
     def quantization(self) -> str | None:
         """The format of the blocks' frozen matrices; None for no quantization."""
         return getattr(self, "quantize", None)

@@ -84,7 +84,11 @@ def weigh_pairs(local: LocalBatch, log_ratios: Tensor) -> Tensor:
 
 def measure_pairs(local: LocalBatch, scores: PairScores, preference: PreferenceArgs) -> Tensor:
     """The sums and numbers of `PAIR_METRICS`, (2, 6)."""
-    chosen, rejected = (reward.detach() for reward in compute_rewards(scores, preference))
-    rows = [chosen, rejected, (chosen > rejected).to(chosen), chosen - rejected, scores.chosen, scores.rejected]
-    values = torch.stack(rows).detach().double()
+    return sum_rewards(local, *compute_rewards(scores, preference), scores.chosen, scores.rejected)
+
+
+def sum_rewards(local: LocalBatch, chosen: Tensor, rejected: Tensor, *others: Tensor) -> Tensor:
+    """The sums and numbers of the metrics of rewards of pairs (P,), and of other values of them, (2, M)."""
+    values = torch.stack([chosen, rejected, (chosen > rejected).to(chosen), chosen - rejected, *others])
+    values = values.detach().double()
     return local.report_once(torch.stack([values.sum(1), torch.ones_like(values).sum(1)]))

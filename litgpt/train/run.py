@@ -17,6 +17,7 @@ from litgpt.train.objective import Objective, next_token
 from litgpt.train.preference import paired_answers
 from litgpt.train.reference_pass import store_reference_scores
 from litgpt.train.report import write_report
+from litgpt.train.reward import pair_rewards
 from litgpt.train.run_record import record_run
 from litgpt.train.run_spec import RunSpec
 from litgpt.train.setup import Run, build
@@ -41,10 +42,16 @@ def build_rated_answers(trained: Run) -> Objective:
     return rated_answers(recipe.preference, recipe.loss)
 
 
+def build_pair_rewards(trained: Run) -> Objective:
+    """Build the objective of reward models."""
+    return pair_rewards(cast(Align, trained.recipe).preference)
+
+
 OBJECTIVES: dict[str, Callable[[Run], Objective]] = {
     "next_token": build_next_token,
     "pairs": build_paired_answers,
     "kto": build_rated_answers,
+    "reward": build_pair_rewards,
 }
 
 

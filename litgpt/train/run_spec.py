@@ -27,9 +27,6 @@ from litgpt.store.load_model import load_config
 from litgpt.store.tokenizer_files import find_tokenizer_files
 from litgpt.train.early_checks import check_initial_weights, get_vocabulary_cure, resolve_config
 
-Output = Literal["logits", "score"]
-"""What a model computes for each token: logits of the next one, or the score of the text up to here."""
-
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -147,15 +144,12 @@ def build_pretrain_spec(recipe: Pretrain) -> RunSpec:
     )
 
 
-def build_finetune_spec(
-    recipe: Finetune, folder: Path, base: str, adapter: Path | None = None, *, output: Output = "logits"
-) -> RunSpec:
+def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path | None = None) -> RunSpec:
     """Build the spec of the model in a folder, with its own tokenizer.
 
     Args:
         base: name or path of the model in an adapter's config.
         adapter: folder of an adapter of this model to train further.
-        output: what the run trains the model to compute; scores replace the logits of a language model.
 
     Raises:
         UserError: if the folder holds only an adapter, the adapter does not match the model, or a reward model is
@@ -168,16 +162,16 @@ def build_finetune_spec(
         )
     base_config = load_config(folder)
     saved = load_initial_adapter(adapter, folder, base_config) if adapter else None
-    trained_config = saved.config if saved else choose_output(folder, base_config, output)
-    if trained_config.output != output:
+    trained_config = saved.config if saved else choose_output(folder, base_config, recipe.output)
+    if trained_config.output != recipe.output:
         raise UserError(
-            f"initial_adapter_dir: {adapter} was trained for {trained_config.output}, not for {output}; merge it "
-            "(litgpt merge_lora), and give the merged model as checkpoint_dir"
+            f"initial_adapter_dir: {adapter} was trained for the output {trained_config.output}, not {recipe.output}; "
+            "merge it (litgpt merge_lora), and give the merged model as checkpoint_dir"
         )
     base_changes = list_changes(base_config, trained_config)
     tuner = saved.settings if saved else recipe.resolved_tuner
     if tuner and not saved and "output" in base_changes:
-        tuner = tuner.train_module(output)
+        tuner = tuner.train_module(recipe.output)
     inherited = saved.base_settings.model_config if saved else {}
     changes = {**inherited, **merge_fields(inherited, recipe.model_config or {})}
     config = override_config(trained_config, changes)
@@ -216,7 +210,7 @@ def add_preference(spec: RunSpec, preference: PreferenceArgs, reference: Path | 
     return replace(spec, config=replace(config, dropout=0.0), tuner=tuner, disabled_dropout=disabled)
 
 
-def choose_output(folder: Path, config: Config, output: Output) -> Config:
+def choose_output(folder: Path, config: Config, output: Literal["logits", "score"]) -> Config:
     """The config of the model in a folder with the output that a run trains.
 
     Raises:

@@ -17,7 +17,7 @@ from litgpt.infer.sampling import Sampling
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.registry import load_families
-from litgpt.store.litgpt_files import write_litgpt_folder
+from litgpt.store.litgpt_files import write_litgpt_config
 from litgpt.store.load_model import load_model
 from litgpt.store.save_model import save_model_folder
 from tests.parity import test_expert_families, test_families
@@ -151,8 +151,8 @@ def test_a_padding_token_that_ends_texts_is_not_published(published: Path, tmp_p
         assert read_json(folder / "config.json").get("pad_token_id") == kept
 
 
-def test_other_formats_refuse_it(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_formats_and_pretraining_refuse_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="LitGPT cannot express output: 'score'"):
-        write_litgpt_folder(tmp_path / "lit", published, Config.from_checkpoint(published))
+        write_litgpt_config(tmp_path / "model_config.yaml", Config.from_name("Llama-3.2-1B", output="score"))
     assert main(["pretrain", "pythia-14m", "--model_config.output", "score"]) != 0
     assert "model_config.output: score is not pretrained; use litgpt rm" in capsys.readouterr().err
