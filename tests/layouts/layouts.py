@@ -37,6 +37,7 @@ from litgpt.train.objective import Objective, next_token
 from litgpt.train.optimizer import build_optimizers
 from litgpt.train.preference import paired_answers
 from litgpt.train.reference import Reference
+from litgpt.train.reward import pair_rewards
 from litgpt.train.router_training import RouterTrainer
 from litgpt.train.step import compute_gradients, train_step
 from litgpt.train.train_state import TrainState
@@ -53,6 +54,7 @@ SHAPES: dict[str, Config] = {
     "tied": small("Qwen2.5-0.5B", n_layer=4),
     "gemma": small("Gemma-2-2b", n_layer=4, sliding_window_size=7),
     "neox": small("pythia-14m", n_layer=2),
+    "scores": small("Qwen2.5-0.5B", n_layer=4, output="score"),
     "learned": small("gpt2", n_query_groups=4),
     "olmo2": small("OLMo-2-1124-7B"),
     "one head": small("Qwen3-0.6B", n_query_groups=1),
@@ -105,15 +107,18 @@ PREFERENCES = {
     "ipo": PreferenceArgs(loss_type="ipo", f_divergence_type="js_divergence"),
     "simpo": PreferenceArgs(loss_type="simpo", cpo_alpha=0.5),
     "kto": PreferenceArgs(loss_type="kto", undesirable_weight=0.5),
+    "reward": PreferenceArgs(loss_type="reward", center_rewards_coefficient=0.1),
 }
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "next token": lambda: next_token(LOSS),
     **{name: partial(paired_answers, PREFERENCES[name], LOSS) for name in ("dpo", "ipo", "simpo")},
     "kto": partial(rated_answers, PREFERENCES["kto"], LOSS),
+    "reward": partial(pair_rewards, PREFERENCES["reward"]),
 }
 TUNERS: dict[str, Tuner] = {
     "lora": LoRA(r=4, dropout=0.0, bias="all", target_modules=["all-linear"]),
     "lora on experts": LoRA(r=2, dropout=0.0, bias="all", target_modules=["gate", "up", "down", "q"]),
+    "lora and scores": LoRA(r=4, dropout=0.0, target_modules=["q", "v"], modules_to_save=["score"]),
     "lora and head": LoRA(r=4, dropout=0.0, target_modules=["q", "v", "head"], modules_to_save=["norm", "embedding"]),
 }
 
@@ -199,9 +204,13 @@ def build_micro_batches(case: Case, rank: int, ranks: int) -> list[Batch]:
     if case.objective == "next token":
         return take_micro_batches(build_global_batch(packed=case.packed), rank, ranks, case.micro)
     answers, desirable = draw_answers(ROWS, weighted=True), (torch.arange(2 * ROWS) // 4 % 2).float()
+    values = {"desirable": desirable, "margin": torch.linspace(0, 1, ROWS).repeat_interleave(2)}
     starts = range(2 * rank * case.micro, 2 * ROWS, 2 * ranks * case.micro)
     parts = [slice(start, start + 2 * case.micro) for start in starts]
-    return [collate(answers[part], packed=case.packed, desirable=desirable[part]) for part in parts]
+    return [
+        collate(answers[part], packed=case.packed, **{name: value[part] for name, value in values.items()})
+        for part in parts
+    ]
 
 
 def build_model(case: Case, mesh: Mesh | None) -> GPT:

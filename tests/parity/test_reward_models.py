@@ -1,13 +1,17 @@
 """Reward models as transformers publishes them, classifiers with one label: every family read, written and verified."""
 
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from litgpt.cli import main
 from litgpt.errors import UserError
@@ -17,11 +21,17 @@ from litgpt.infer.sampling import Sampling
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.registry import load_families
+from litgpt.parallel.precision import PRECISIONS
+from litgpt.recipe.preference import PreferenceArgs
 from litgpt.store.litgpt_files import write_litgpt_config
 from litgpt.store.load_model import load_model
 from litgpt.store.save_model import save_model_folder
+from litgpt.train.reward import pair_rewards
+from litgpt.train.step import compute_gradients
+from litgpt.train.train_state import TrainState
 from tests.parity import test_expert_families, test_families
 from tests.parity.test_families import IDS, SIZES
+from tests.train.pairs import collate, draw_answers
 
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **{row.kind: (SIZES | IDS, row.settings) for row in reversed(test_families.ROWS.values())},
@@ -156,3 +166,45 @@ def test_other_formats_and_pretraining_refuse_it(tmp_path: Path, capsys: pytest.
         write_litgpt_config(tmp_path / "model_config.yaml", Config.from_name("Llama-3.2-1B", output="score"))
     assert main(["pretrain", "pythia-14m", "--model_config.output", "score"]) != 0
     assert "model_config.output: score is not pretrained; use litgpt rm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("margin", [False, True])
+def test_loss_and_metrics_equal_trl(margin: bool, tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    hf_model = build_reference("LlamaForSequenceClassification")
+    hf_model.save_pretrained(tmp_path)
+    answers = draw_answers(3)
+    ids = pad_sequence([torch.tensor(answer.ids) for answer in (*answers[0::2], *answers[1::2])], batch_first=True)
+    inputs = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    margins = torch.tensor([0.3, 1.0, 0.0]) if margin else torch.zeros(3)
+    args = SimpleNamespace(center_rewards_coefficient=0.02)
+    trainer = SimpleNamespace(
+        args=args,
+        model=hf_model,
+        accelerator=Accelerator(cpu=True),
+        _total_train_tokens=0,
+        _tp_size=1,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+    )
+    given = inputs | ({"margin": margins} if margin else {})
+    expected = trl.RewardTrainer.compute_loss(trainer, hf_model, given)
+    expected.backward()
+
+    model = GPT(Config.from_checkpoint(tmp_path))
+    load_model(model, tmp_path)
+    batch = collate(answers, margin=margins.repeat_interleave(2))
+    objective = pair_rewards(PreferenceArgs(loss_type="reward", center_rewards_coefficient=0.02))
+    sums = torch.zeros(2, 4, dtype=torch.float64)
+    state = TrainState(model, [], torch.device("cpu"), PRECISIONS["32-true"])
+    loss, _ = compute_gradients(state, [batch], objective, counts=objective.count(batch), metric_sums=sums)
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
+    torch.testing.assert_close(model.score.weight.grad, hf_model.score.weight.grad, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        model.embedding.weight.grad, hf_model.model.embed_tokens.weight.grad, atol=1e-5, rtol=1e-4
+    )
+    chosen, rejected, accuracy, margin_of_rewards = (sums[0] / sums[1]).tolist()
+    metrics = {name: values[0] for name, values in trainer._metrics["eval"].items() if name != "num_tokens"}
+    assert accuracy == pytest.approx(metrics["accuracy"]) and margin_of_rewards == pytest.approx(
+        metrics["margin"], abs=1e-5
+    )
+    assert (chosen + rejected) / 2 == pytest.approx(metrics["mean_reward"], abs=1e-5)
