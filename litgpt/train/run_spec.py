@@ -162,7 +162,7 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
         )
     base_config = load_config(folder)
     saved = load_initial_adapter(adapter, folder, base_config) if adapter else None
-    trained_config = saved.config if saved else choose_output(folder, base_config, recipe.output)
+    trained_config = saved.config if saved else replace_output(folder, base_config, recipe.output)
     if trained_config.output != recipe.output:
         raise UserError(
             f"initial_adapter_dir: {adapter} was trained for the output {trained_config.output}, not {recipe.output}; "
@@ -210,7 +210,7 @@ def add_preference(spec: RunSpec, preference: PreferenceArgs, reference: Path | 
     return replace(spec, config=replace(config, dropout=0.0), tuner=tuner, disabled_dropout=disabled)
 
 
-def choose_output(folder: Path, config: Config, output: Literal["logits", "score"]) -> Config:
+def replace_output(folder: Path, config: Config, output: Literal["logits", "score"]) -> Config:
     """The config of the model in a folder with the output that a run trains.
 
     Raises:
