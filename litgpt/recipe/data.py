@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from litgpt.errors import UserError
 
@@ -123,6 +123,9 @@ class DataModule(ABC):
 
     Its methods are called in order: check_files, connect, prepare_data (on rank 0 first), setup, streams.
     """
+
+    answers_per_sample: ClassVar[int] = 1
+    """Number of documents of a sample; each may have train.max_seq_length tokens."""
 
     @abstractmethod
     def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None) -> None:

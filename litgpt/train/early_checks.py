@@ -104,7 +104,8 @@ def check_data(recipe: DataPrepare | DataInspect) -> None:
 
 def check_run(recipe: Training, config: Config, *, layers: int, adapted: bool = False) -> None:
     """Check the length of samples and of the run, its output folder, and the layout if `devices` is a number."""
-    list_step_limits(replace(recipe.train, epochs=None), resolve_sequence_length(recipe, config), None)
+    length, answers = resolve_sequence_length(recipe, config), recipe.data.answers_per_sample if recipe.data else 1
+    list_step_limits(replace(recipe.train, epochs=None), length, None, answers=answers)
     check_resumption(recipe)
     check_routing(recipe.moe, config, adapted=adapted)
     if isinstance(recipe.devices, int) and recipe.devices > 0:

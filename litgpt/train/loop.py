@@ -202,7 +202,8 @@ class Loop:
         steps = self.run.steps
         if not self.reason and steps is not None and self.step >= steps:
             data = self.run.data
-            limits = list_step_limits(self.train, data.sequence_length, data.train.samples_per_epoch)
+            answers = self.run.spec.data.answers_per_sample
+            limits = list_step_limits(self.train, data.sequence_length, data.train.samples_per_epoch, answers=answers)
             lowest = min(limits, key=lambda key: limits[key])
             self.reason, self.complete = f"{lowest}: all {steps:,} steps are done", True
         if not self.reason and self.best.is_exhausted:

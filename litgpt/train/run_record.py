@@ -68,7 +68,7 @@ def describe_run(run: Run) -> dict[str, Any]:
             "samples": data.train.samples_per_epoch,
             "tokens": getattr(data.train, "tokens_per_epoch", None),  # a user's own stream may not have it
             "validation_samples": data.validation.samples_per_epoch if data.validation else 0,
-            "sequence_length": data.sequence_length,
+            "sequence_length": data.sequence_length * spec.data.answers_per_sample,
         },
         "steps": run.steps,
         "changes": find_changes(run.recipe),

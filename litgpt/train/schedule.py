@@ -64,24 +64,28 @@ DECAYS = {
 }
 
 
-def list_step_limits(train: TrainArgs, length: int, samples_per_epoch: int | None) -> dict[str, int]:
+def list_step_limits(
+    train: TrainArgs, length: int, samples_per_epoch: int | None, *, answers: int = 1
+) -> dict[str, int]:
     """List the optimizer steps that each limit on steps, tokens or epochs allows, by its key.
 
     Args:
-        length: tokens per sample.
+        length: tokens per sample, or per answer of a sample.
+        answers: answers per sample.
 
     Raises:
         UserError: if an epoch's length is needed and the data does not have one, or the limit is less than a step.
     """
     limits = {"train.max_steps": train.max_steps} if train.max_steps else {}
     if train.max_tokens:
-        limits["train.max_tokens"] = train.max_tokens // (train.global_batch_size * length)
+        tokens = train.global_batch_size * length * answers
+        limits["train.max_tokens"] = train.max_tokens // tokens
         if not limits["train.max_tokens"]:
-            tokens = train.global_batch_size * length
-            samples = train.max_tokens // length // train.micro_batch_size * train.micro_batch_size
+            samples = train.max_tokens // (length * answers) // train.micro_batch_size * train.micro_batch_size
+            factor = "" if answers == 1 else f" x {answers} answers"
             raise UserError(
-                f"train.max_tokens: {train.max_tokens} is less than one step of global_batch_size x max_seq_length = "
-                f"{tokens} tokens; set train.max_tokens: {tokens}"
+                f"train.max_tokens: {train.max_tokens} is less than one step of global_batch_size x max_seq_length"
+                f"{factor} = {tokens} tokens; set train.max_tokens: {tokens}"
                 + (f", or train.global_batch_size: {samples}" if samples else "")
             )
     if train.epochs:
@@ -94,9 +98,9 @@ def list_step_limits(train: TrainArgs, length: int, samples_per_epoch: int | Non
     return limits
 
 
-def count_steps(train: TrainArgs, length: int, samples_per_epoch: int | None) -> int | None:
+def count_steps(train: TrainArgs, length: int, samples_per_epoch: int | None, *, answers: int = 1) -> int | None:
     """Count the optimizer steps of a run by its lowest limit; None if the recipe sets no limit on steps."""
-    return min(list_step_limits(train, length, samples_per_epoch).values(), default=None)
+    return min(list_step_limits(train, length, samples_per_epoch, answers=answers).values(), default=None)
 
 
 def count_warmup_steps(train: TrainArgs, steps: int | None) -> int:

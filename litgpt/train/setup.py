@@ -114,10 +114,12 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     data = open_data(recipe, spec, fabric, mesh, length, resumed=resumed_from is not None)
     for warning in data.tokenizer.warnings if data.tokenizer else ():
         notify(warning)
-    steps = count_steps(recipe.train, length, data.train.samples_per_epoch)
+    answers = spec.data.answers_per_sample
+    steps = count_steps(recipe.train, length, data.train.samples_per_epoch, answers=answers)
     warmup = count_warmup_steps(recipe.train, steps)
     streams = (data.train, data.validation)
-    notify(header.format_rows(header.describe_data(recipe, streams, length=length, steps=steps, warmup=warmup)))
+    sizes = header.describe_data(recipe, streams, length=length * answers, steps=steps, warmup=warmup)
+    notify(header.format_rows(sizes))
     for line in list_warnings(recipe, spec, data, steps, fabric.world_size):
         notify(line)
     train_state = build_train_state(recipe, spec, mesh, fabric.device, resumed=resumed_from is not None)

@@ -78,3 +78,16 @@ def test_streamed_pairs_train_and_resume(base: Path) -> None:
     assert call("dpo", base, "Preferences", "pairs", **streamed, **resumed) == 0
     whole, rest = read_losses(Path("whole")), read_losses(Path("rest"))
     assert list(whole) == [1, 2, 3, 4] and rest == {step: whole[step] for step in (3, 4)}
+
+
+def test_both_answers_count_for_limits_on_tokens(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    limits = {"train.max_seq_length": 200, "train.epochs": "null", "out_dir": "run/out"}
+    assert call("dpo", base, "Preferences", "pairs", **limits, **{"train.max_tokens": 3300}) == 0
+    assert list(read_losses(Path("run"))) == [1, 2]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of at most 400 tokens" in said and "2 of 4 samples, at most 1,600 tokens" in said
+    assert call("dpo", base, "Preferences", "pairs", **limits | {"out_dir": "other", "train.max_tokens": 1000}) in (
+        1,
+        2,
+    )
+    assert "global_batch_size x max_seq_length x 2 answers = 1600 tokens" in capsys.readouterr().err

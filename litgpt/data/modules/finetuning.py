@@ -71,8 +71,6 @@ class FinetuningData(DataModule):
     """Base of the data modules of conversations: builds or finds the samples, splits them, and batches them in rows."""
 
     output_key: ClassVar[str] = "data.cache_dir"
-    answers_per_sample: ClassVar[int] = 1
-    """Number of documents of a sample; each may have train.max_seq_length tokens."""
 
     seed: Seed = 42
     """Seed of the sample order and of the split for validation."""
