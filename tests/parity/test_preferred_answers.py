@@ -1,4 +1,4 @@
-"""A real instruction model learns to prefer answers by a rule that can be checked: even numbers to odd ones.
+"""A real instruction model learns to prefer answers by a rule that can be checked: words of an even number of letters.
 
 `LITGPT_TEST_ASSETS` names a folder with `SmolLM2`, a model folder of Hugging Face's; the test takes minutes.
 """
@@ -15,6 +15,11 @@ import torch
 from litgpt.cli import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+ANIMALS = (
+    *("cow", "horse", "goat", "sheep", "duck", "mouse", "bear", "tiger", "lion", "zebra"),
+    *("wolf", "camel", "deer", "eagle", "frog", "otter", "donkey", "giraffe", "monkey", "dolphin"),
+    *("rabbit", "lobster", "parrot", "penguin", "turkey", "buffalo", "elephant", "butterfly", "squirrel", "crocodile"),
+)
 SHORT = {
     "--data": "Preferences",
     "--data.sources": "[pairs.jsonl]",
@@ -40,16 +45,18 @@ def model() -> Path:
 
 
 def build_pairs(count: int) -> list[dict[str, str]]:
-    """Questions for a number, an even and an odd one of which are equally far from the middle of the range."""
+    """Questions for an animal, with one of an even and one of an odd number of letters."""
     draw = random.Random(0)
-    pairs = []
-    for _ in range(count):
-        low = draw.randrange(2, 500)
-        odd = low + 2 * draw.randrange(0, 20) + (low % 2 == 0)
-        even = odd + draw.choice((-1, 1))
-        question = f"Name a number from {low - 2} to {low + 45}."
-        pairs.append({"prompt": question, "chosen": str(even), "rejected": str(odd)})
-    return pairs
+    even, odd = ([word for word in ANIMALS if len(word) % 2 == rest] for rest in (0, 1))
+    return [
+        {"prompt": ask(number), "chosen": draw.choice(even).capitalize(), "rejected": draw.choice(odd).capitalize()}
+        for number in range(count)
+    ]
+
+
+def ask(number: int) -> str:
+    """A question for an animal."""
+    return f"Name an animal for card {number} of the game. Answer with one word."
 
 
 def read_validation(folder: Path) -> list[dict[str, float]]:
@@ -66,7 +73,7 @@ def align(folder: Path, model: Path, *flags: str) -> list[dict[str, float]]:
     return read_validation(folder)
 
 
-def test_a_real_model_learns_to_prefer_even_numbers(
+def test_a_real_model_learns_to_prefer_words_of_even_length(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -86,14 +93,11 @@ def test_a_real_model_learns_to_prefer_even_numbers(
 
     merged = AutoModelForCausalLM.from_pretrained("out/final", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained("out/final")
-    draw, even = random.Random(1), 0
-    for _ in range(20):
-        low = draw.randrange(2, 500)
-        question = [{"role": "user", "content": f"Name a number from {low - 2} to {low + 45}."}]
+    even = 0
+    for number in range(1000, 1020):
+        question = [{"role": "user", "content": ask(number)}]
         ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        text = tokenizer.decode(
-            merged.generate(**ids, max_new_tokens=6, do_sample=False)[0, ids["input_ids"].shape[1] :]
-        )
-        digits = "".join(letter for letter in text.partition("<|im_end|>")[0] if letter.isdigit())
-        even += bool(digits) and int(digits) % 2 == 0
+        output = merged.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        word = tokenizer.decode(output, skip_special_tokens=True).strip().lower()
+        even += word in ANIMALS and len(word) % 2 == 0
     assert even >= 16
