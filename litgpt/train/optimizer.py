@@ -22,6 +22,7 @@ from litgpt.recipe.optimizer import (
     PrecisionAwareAdamW,
 )
 from litgpt.recipe.tuner import Tuner
+from litgpt.store.safetensors_files import get_shard
 from litgpt.train.galore import LowRankAdamW
 from litgpt.train.muon import StackedMuon
 from litgpt.train.precision_aware import PrecisionAwareOptimizer
@@ -129,6 +130,11 @@ def split_block_matrices(
 
 
 def _adamw_8bit(settings: AdamW8bit, named: Named) -> list[torch.optim.Optimizer]:
+    if any(get_shard(parameter).is_sharded for _, parameter in named):
+        raise UserError(
+            "optimizer: AdamW8bit is not supported with sharded parameters; use PrecisionAwareAdamW with "
+            "exp_avg_dtype: 8bit and exp_avg_sq_dtype: 8bit"
+        )
     arguments = asdict(settings) | {"betas": tuple(settings.betas)}
     groups = build_groups(named, arguments.pop("weight_decay"))
     return [import_optimizer("bitsandbytes.optim.AdamW8bit")(groups, **arguments)]

@@ -10,8 +10,11 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.recipe.choices import OPTIMIZER_PATHS, find_unsupported_step
-from litgpt.recipe.optimizer import AdamW, Custom, GaLore, Muon
+from litgpt.recipe.optimizer import AdamW, AdamW8bit, Custom, GaLore, Muon
 from litgpt.train.optimizer import build_optimizers
+from tests.layouts.pool import POOL
+from tests.store.models import small
+from tests.train.layouts import build_model
 
 TORCH_CLASSES = [
     path
@@ -69,6 +72,17 @@ def test_only_some_parameters_are_trained(settings: Muon | GaLore, part: str) ->
     groups = [group for optimizer in build_optimizers(settings, decoder) for group in optimizer.param_groups]
     trained = {one for group in groups for one in group["params"]}
     assert trained == {one for one in decoder.parameters() if one.requires_grad}
+
+
+def build_8bit_on_shards() -> str:
+    with pytest.raises(UserError) as error:
+        build_optimizers(AdamW8bit(), build_model(small("Llama-3.2-1B", n_layer=1), "shards", "32-true", seed=1))
+    return str(error.value)
+
+
+def test_shards_are_not_for_bitsandbytes() -> None:
+    for message in POOL.run(build_8bit_on_shards, ranks=2):
+        assert "AdamW8bit is not supported with sharded parameters; use PrecisionAwareAdamW" in message
 
 
 class PlainDescent(torch.optim.Optimizer):
