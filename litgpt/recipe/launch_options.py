@@ -43,9 +43,9 @@ def parse_word(word: str) -> Any:
         return word
 
 
-def parse_words(words: list[str]) -> Any:
-    """Parse the values of an option: true without one, a single value, or a list."""
-    values = [parse_word(word) for word in words]
+def parse_words(words: list[str], *, is_text: bool = False) -> Any:
+    """Parse the values of an option: true without one, a single value, or a list; texts stay as they are."""
+    values = words if is_text else [parse_word(word) for word in words]
     return True if not values else values[0] if len(values) == 1 else values
 
 
@@ -73,7 +73,11 @@ class LaunchOptions:
         """The values in the script, by the names of the table; those that it does not have are left out."""
         words = self.launch.options | {name: [value] for name, value in self.launch.environment.items()}
         known = index_options()
-        return {known[name].name: parse_words(values) for name, values in words.items() if name in known}
+        return {
+            known[name].name: parse_words(values, is_text=known[name].is_text)
+            for name, values in words.items()
+            if name in known
+        }
 
     @cached_property
     def command(self) -> str:

@@ -29,6 +29,7 @@ class Option:
         values: our value for each of theirs, as lower-case text; a value that is missing is refused.
         transform: the name of a function in `option_transforms.TRANSFORMS`.
         is_list: whether it has several values; without a transform its key is a list, also of a single value.
+        is_text: whether its values are texts, also if they look like numbers.
         extra: further keys that are set with it (`with` in the table).
         when: what other options must be for an effect: values, joined by commas; `not` and values; `set` or `unset`.
         already: values that need no setting.
@@ -45,6 +46,7 @@ class Option:
     values: Mapping[str, Any] = field(default_factory=dict)
     transform: str | None = None
     is_list: bool = False
+    is_text: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     when: Mapping[str, str] = field(default_factory=dict)
     already: tuple[str, ...] = ()

@@ -147,7 +147,7 @@ def add_option(translation: RecipeTranslation, launch: LaunchOptions, name: str,
         keys = f"; set {option.key}" if option.key else ""
         translation.left_over.append(f"{text}: {names[0]} is not set in the script{keys}")
         return
-    value = parse_words(words)
+    value = parse_words(words, is_text=option.is_text)
     try:
         settings = translate_value(option, value, launch)
     except Unset as unset:

@@ -179,6 +179,15 @@ def test_an_adapter_that_is_trained_further_has_its_settings(capsys, litgpt, tmp
     assert "--lora_rank 16: it has an effect only with tuner: LoRA" in text
 
 
+def test_texts_that_look_like_numbers(capsys, litgpt, tmp_path):
+    options = "--model 7 --dataset 9 --wandb_project 10 --wandb_exp_name 1e3 --system true --save 5"
+    (tmp_path / "recipe.yaml").write_text(explain(capsys, "--swift", options))
+    recipe = litgpt("finetune", "--config", tmp_path / "recipe.yaml").recipe
+    assert (recipe.checkpoint_dir, recipe.out_dir) == (Path("7"), Path("5"))
+    assert (recipe.log.project, recipe.log.run) == ("10", "1e3")
+    assert (recipe.data.sources, recipe.data.system) == (["9"], "true")
+
+
 def test_scripts_are_read_as_a_shell_does():
     script = """
         # a comment with an apostrophe: don't
