@@ -111,6 +111,11 @@ def test_values_that_cannot_be_translated(capsys):
             "--train_type lora --target_modules linear_qkv",
             {"tuner.init_args.target_modules": ["q", "k", "v"]},
         ),
+        (
+            "megatron",
+            "pt --moe_router_enable_expert_bias true --moe_router_bias_update_rate 1e-2 --moe_z_loss_coeff 1e-3",
+            {"moe.router_bias_update_rate": 0.01, "moe.z_loss_coeff": 1e-3, "model_config.router_correction": True},
+        ),
         ("megatron", "--optimizer sgd", {"optimizer.class_path": "SGD", "optimizer.init_args.momentum": 0.9}),
         ("megatron", "pt --model Qwen/Qwen3-8B", {"model_name": "Qwen3-8B", "initial_checkpoint_dir": "Qwen/Qwen3-8B"}),
         ("megatron", "pt --dataset a.jsonl", {"data.init_args.train_on": "everything"}),
@@ -180,12 +185,12 @@ def test_an_adapter_that_is_trained_further_has_its_settings(capsys, litgpt, tmp
 
 
 def test_texts_that_look_like_numbers(capsys, litgpt, tmp_path):
-    options = "--model 7 --dataset 9 --wandb_project 10 --wandb_exp_name 1e3 --system true --save 5"
+    options = "--model 7 --dataset rows --wandb_project 10 --wandb_exp_name 1e3 --system true --save 5"
     (tmp_path / "recipe.yaml").write_text(explain(capsys, "--swift", options))
     recipe = litgpt("finetune", "--config", tmp_path / "recipe.yaml").recipe
     assert (recipe.checkpoint_dir, recipe.out_dir) == (Path("7"), Path("5"))
     assert (recipe.log.project, recipe.log.run) == ("10", "1e3")
-    assert (recipe.data.sources, recipe.data.system) == (["9"], "true")
+    assert (recipe.data.sources, recipe.data.system) == (["rows"], "true")
 
 
 def test_scripts_are_read_as_a_shell_does():
