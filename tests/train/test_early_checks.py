@@ -73,6 +73,8 @@ CASES = [
         "data.json_path: no.json",
     ),
     (["generate", "none"], "checkpoint_dir: none is not a folder"),
+    ([*PRETRAIN, "--moe.aux_loss_coeff=0.1"], "moe.aux_loss_coeff: 0.1 has no effect with a model without experts"),
+    ([*FINETUNE, "--moe.z_loss_coeff=0.1"], "moe.z_loss_coeff: 0.1 has no effect with a model without experts"),
 ]
 
 
