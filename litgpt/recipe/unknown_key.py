@@ -107,6 +107,9 @@ def unknown_key_error(unknown: list[str], known: list[str]) -> UserError:
     if hints:
         texts = list(hints.values()) if len(unknown) == 1 else [f"{hint} ({key})" for key, hint in hints.items()]
         return UserError(f"{subject}; did you mean {', '.join(texts)}?")
+    option = index_options().get(get_last_part(unknown[0]).replace("-", "_"))
+    if option and not option.key and not option.hints:
+        return UserError(f"{subject}, and nothing is set in its place: {option.describe()}")
     group = unknown[0].rpartition(".")[0]
     siblings = [other for other in known if group and other.rpartition(".")[0] == group]
     if siblings:

@@ -147,6 +147,17 @@ def test_without_a_similar_key_the_keys_beside_it_are_listed(litgpt):
     )
 
 
+def test_options_that_no_key_is_set_for(litgpt):
+    reasons = {
+        "overlap_grad_reduce": "always, by FSDP2 and DDP",
+        "parallel.overlap-grad-reduce": "always, by FSDP2 and DDP",
+        "no_rope_fusion": "compile fuses all elementwise operations; compile: false fuses none",
+    }
+    for name, reason in reasons.items():
+        line = litgpt("finetune", "x", f"--{name}", "1").error_line()
+        assert line == f"{name} is not a key, and nothing is set in its place: {reason}"
+
+
 def test_names_with_hyphens(litgpt):
     hints = {
         "lr-decay-style": "train.lr_decay_style",
