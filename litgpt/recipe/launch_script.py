@@ -140,7 +140,10 @@ def read_launch(words: list[str], environment: dict[str, str]) -> Launch | None:
     program, verb, before, after = program_words
     launcher, _ = split_options(words[:before])
     options, extra = split_options(words[after:])
-    if config := options.pop("config", None):
+    config = options.pop("config", None)
+    if config == []:
+        raise UserError(f"{program} {verb}: --config: needs a file")
+    if config:
         options = {name: list_words(value) for name, value in read_yaml(config[0]).items()} | options
     return Launch(program, verb, launcher | options, environment, extra)
 

@@ -18,7 +18,7 @@ from litgpt.recipe.tuner import TUNERS
 PROGRAM_NAMES = {"megatron": "Megatron-SWIFT", "swift": "ms-swift"}
 CLASSES: dict[str, Mapping[str, type]] = {"optimizer": OPTIMIZERS, "tuner": TUNERS}
 
-list_fields = cache(list_settings)  # resolving the types of a recipe takes a millisecond
+list_command_settings = cache(list_settings)  # resolving the types of a recipe takes a millisecond
 
 
 @dataclass
@@ -121,17 +121,18 @@ def list_sources(launch: Launch) -> dict[str, tuple[str, list[str]]]:
 
 def find_default(command: str, key: str, classes: Mapping[str, type]) -> Any:
     """Return the default of a key in the recipe of a command; REQUIRED if it has none, or has it in the data."""
-    settings, default = list_fields(COMMANDS[command].import_recipe()), REQUIRED
+    settings, default = list_command_settings(COMMANDS[command].import_recipe()), REQUIRED
     for part in key.split("."):
         if part not in settings:
             return REQUIRED
         hint, default = settings[part]
         if group := find_group(hint):
             settings = {
-                name: (kind, getattr(default, name, REQUIRED)) for name, (kind, _) in list_fields(group).items()
+                name: (kind, getattr(default, name, REQUIRED))
+                for name, (kind, _) in list_command_settings(group).items()
             }
         elif part in classes:
-            settings, default = list_fields(classes[part]), type(default).__name__
+            settings, default = list_command_settings(classes[part]), type(default).__name__
         elif find_choice_base(hint) is DataModule:
             return REQUIRED
     return default
@@ -142,6 +143,9 @@ def add_option(translation: RecipeTranslation, launch: LaunchOptions, name: str,
     option = index_options().get(name)
     if option is None:
         translation.left_over.append(f"{text}: not an option of the table")
+        return
+    if any("$(" in word or "`" in word for word in words):
+        translation.left_over.append(f"{text}: commands in a script are not run")
         return
     if names := [match[0] for word in words for match in VARIABLE.finditer(word)]:
         keys = f"; set {option.key}" if option.key else ""
@@ -156,7 +160,7 @@ def add_option(translation: RecipeTranslation, launch: LaunchOptions, name: str,
     except RefusedValue as refusal:
         translation.refused.append(f"{text}: {refusal}")
         return
-    known = list_fields(COMMANDS[translation.command].import_recipe())
+    known = list_command_settings(COMMANDS[translation.command].import_recipe())
     unknown = [key for key in settings if key.split(".")[0] not in known]
     if unknown or not settings:
         command = (
@@ -176,7 +180,7 @@ def add_defaults(translation: RecipeTranslation, launch: LaunchOptions) -> None:
     """Add the defaults of the program that differ from those of the command, for keys that the script does not set."""
     comment = f"default of {PROGRAM_NAMES[translation.launch.program]}"
     classes = {key: table[translation.list_classes()[key]] for key, table in CLASSES.items()}
-    given, known = set(translation.settings), list_fields(COMMANDS[translation.command].import_recipe())
+    given, known = set(translation.settings), list_command_settings(COMMANDS[translation.command].import_recipe())
     for name, value in launch.defaults.items():
         if launch.is_given(name):
             continue
@@ -193,7 +197,7 @@ def add_defaults(translation: RecipeTranslation, launch: LaunchOptions) -> None:
 
 def list_missing_keys(translation: RecipeTranslation) -> list[str]:
     """List the keys that a command needs and the translation does not have."""
-    settings = list_fields(COMMANDS[translation.command].import_recipe())
+    settings = list_command_settings(COMMANDS[translation.command].import_recipe())
     needed = [name for name, (_, default) in settings.items() if default is REQUIRED]
     if any(key.startswith("data.") for key in translation.settings):
         needed.append("data.sources")

@@ -1,5 +1,6 @@
 """Format translations as YAML with comments, and the table of options as lines."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,6 +53,8 @@ def simplify_choice(value: Any) -> Any:
 
 def format_scalar(value: Any) -> str:
     """Format a value that is no group in one line of YAML."""
+    if isinstance(value, str) and "\n" in value:
+        return json.dumps(value, ensure_ascii=False)
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=LINE_WIDTH)
     return text.removesuffix("...\n").strip()
 

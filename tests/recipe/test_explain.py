@@ -82,6 +82,13 @@ def test_what_is_left_over(capsys):
     assert yaml.safe_load(text)["optimizer"]["init_args"]["lr"] == 1e-4
 
 
+def test_texts_of_several_lines_and_commands(capsys):
+    text = explain(capsys, "--swift", "--dataset $(ls) --val_dataset `ls` --system 'a: # 1\nb: # 2'")
+    assert yaml.safe_load(text)["data"]["init_args"]["system"] == "a: # 1\nb: # 2"
+    assert "--dataset $(ls): commands in a script are not run" in text and "--val_dataset `ls`: commands" in text
+    assert "# To set:\n#   checkpoint_dir\n#   data.sources\n" in text
+
+
 def test_values_that_cannot_be_translated(capsys):
     text = explain(capsys, "--megatron", "--moe_token_dispatcher_type flex --expert_model_parallel_size 2")
     assert "--moe_token_dispatcher_type flex: the dispatchers are alltoall and allgather" in text
@@ -244,6 +251,7 @@ def test_errors_are_one_line(capsys, tmp_path):
     assert fail(capsys, str(tmp_path / "x.sh")).endswith(
         "x.sh:2: no closing quotation; close it with the quotation mark"
     )
+    assert fail(capsys, "--swift", "--lr 1e-5 --config") == "swift sft: --config: needs a file"
     assert "no closing quotation" in fail(capsys, "--megatron", "--lr '1e-5")
     assert fail(capsys, "--megatron", "sft") == (
         "--megatron: 'sft' has no options; give them in quotes, such as --megatron '--lr 1e-5'"
