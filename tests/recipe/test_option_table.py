@@ -267,6 +267,7 @@ def test_keys_of_models_are_fields_of_its_config() -> None:
             assert field in TransformerConfig.__dataclass_fields__, option.name
 
 
+@pytest.mark.slow
 def test_each_value_of_an_option_is_one_of_its_key() -> None:
     """Every value of every table of values builds a recipe."""
     for option in load_options():
