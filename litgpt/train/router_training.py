@@ -52,14 +52,17 @@ class RouterTrainer:
         self.passes.append(routing)
         return replace(local, inputs=replace(local.inputs, routing=routing))
 
-    def finish(self, *, skipped: bool) -> dict[str, float]:
-        """Update the corrections, unless the step is skipped; returns the metrics of the step, equal on all ranks."""
+    def finish(self, device: torch.device, *, skipped: bool) -> dict[str, float]:
+        """Update the corrections, unless the step is skipped; returns the metrics of the step, equal on all ranks.
+
+        Args:
+            device: of the run; parameters may be in host memory.
+        """
         config = self.model.config
         totals_LS = torch.zeros(config.n_layer, config.n_expert + len(STATISTICS), dtype=torch.float64)
         for layer in self.passes[0].records if self.passes else ():
             records = torch.stack([routing.records[layer] for routing in self.passes])
             totals_LS[layer] = records.to("cpu", torch.float64).sum(0)
-        device = next(self.model.parameters()).device
         totals_LS = torch.tensor(all_reduce_sum(totals_LS.flatten().tolist(), device)).view_as(totals_LS)
         self.passes = []
         if self.settings.router_bias_update_rate and not skipped:

@@ -106,7 +106,7 @@ def train_step(
     train_state.zero_grad()
     metrics = compute_means(objective.metrics, sums)
     if train_state.routers is not None:
-        metrics |= train_state.routers.finish(skipped=skipped)
+        metrics |= train_state.routers.finish(train_state.device, skipped=skipped)
     return StepResult(loss, norm, int(targets), int(tokens), skipped, Votes(*map(int, counted_votes)), metrics)
 
 

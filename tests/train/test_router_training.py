@@ -48,7 +48,7 @@ def test_a_skipped_step_leaves_the_corrections() -> None:
         trainer.passes = [
             Routing(trainer.settings, rows=1, scale=1.0, records=dict.fromkeys((1, 2), torch.arange(12.0)))
         ]
-        trainer.finish(skipped=skipped)
+        trainer.finish(torch.device("cpu"), skipped=skipped)
         assert bool(trainer.model.blocks[1].mlp.router.correction.any()) != skipped
 
 
