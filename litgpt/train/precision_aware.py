@@ -15,7 +15,7 @@ from litgpt.parallel.state_layout import shard_scales, zeros_in_layout
 from litgpt.recipe.optimizer import PrecisionAwareAdamW
 from litgpt.store.safetensors_files import get_shard
 from litgpt.train.master_weights import MASTERS, NO_MASTER, REMAINDER, MasterFormat
-from litgpt.train.state_formats import FLOAT32, FORMATS, StateFormat, Stored, StoredTensor
+from litgpt.train.state_formats import FLOAT32, StateFormat, Stored, StoredTensor, get_format
 from litgpt.train.stochastic_rounding import Noise
 
 MIN_BLOCK = 8  # values; shorter blocks would spend more on scales than they save
@@ -54,7 +54,9 @@ class PrecisionAwareOptimizer(torch.optim.Optimizer):
     ) -> None:
         super().__init__(groups, {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps})
         self.formats = Formats(
-            FORMATS[settings.exp_avg_dtype], FORMATS[settings.exp_avg_sq_dtype], MASTERS[settings.main_params_dtype]
+            get_format(settings.exp_avg_dtype),
+            get_format(settings.exp_avg_sq_dtype),
+            MASTERS[settings.main_params_dtype],
         )
         self.seeds = {parameter: crc32(name.encode()) for parameter, name in names.items()}
         self.on_host = choose_host_parameters(list(names), settings.offload_fraction)

@@ -1,5 +1,6 @@
 """Formats of optimizer states: float32 values in four bytes or fewer."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -196,12 +197,17 @@ def import_torchao(bits: int) -> Any:
     Raises:
         UserError: if torchao is not installed.
     """
+    logger = logging.getLogger("torch.utils._pytree")  # warns of a class of torchao
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         from torchao.optim import subclass_4bit, subclass_8bit
     except ImportError as error:
         raise UserError(
             f"optimizer: states of {bits}bit need torchao ({error}); run pip install 'litgpt[quantize]', or use fp8"
         ) from None
+    finally:
+        logger.setLevel(level)
     return {4: subclass_4bit, 8: subclass_8bit}[bits]
 
 
@@ -222,3 +228,15 @@ FORMATS: dict[str, StateFormat] = {
     "8bit": TorchaoFormat(8),
     "4bit": TorchaoFormat(4),
 }
+
+
+def get_format(name: str) -> StateFormat:
+    """The format of a name in `FORMATS`.
+
+    Raises:
+        UserError: if it needs torchao, which is not installed.
+    """
+    state_format = FORMATS[name]
+    if isinstance(state_format, TorchaoFormat):
+        import_torchao(state_format.bits)
+    return state_format

@@ -1,6 +1,7 @@
 """AdamW with states in few bytes: its steps, its memory, its checkpoints and its layouts."""
 
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.train import precision_aware
 from litgpt.train.optimizer import build_optimizers
 from litgpt.train.precision_aware import PrecisionAwareOptimizer
-from litgpt.train.state_formats import FORMATS
+from litgpt.train.state_formats import FORMATS, import_torchao
 from tests.layouts.pool import POOL
 from tests.processes import join_ranks, run_litgpt, start_ranks
 from tests.runs import SHAPE as RUN_SHAPE
@@ -260,6 +261,15 @@ def test_formats_that_do_not_fit_the_precision_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         Pretrain("x", precision=precision, optimizer=PrecisionAwareAdamW(**settings))
+
+
+def test_missing_torchao_is_named_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    import_torchao.cache_clear()
+    with pytest.raises(
+        UserError, match=r"states of 4bit need torchao .*; run pip install 'litgpt\[quantize\]', or use fp8"
+    ):
+        build_optimizers(PrecisionAwareAdamW(exp_avg_dtype="4bit"), nn.Linear(4, 4))
 
 
 def test_offloading_what_is_in_host_memory_is_refused() -> None:
