@@ -206,8 +206,8 @@ def _distribute(loader: DataLoader, shape: BatchShape) -> DataLoader:
 
 
 def start_worker(init_fn: Callable[[int], None] | None, worker: int) -> None:
-    """Initialize a worker: Ctrl-C and SIGUSR1 reach the whole process group, but only the parent handles them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    """Initialize a worker: signals that reach the whole process group are handled by the parent alone."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     if init_fn is not None:
         init_fn(worker)

@@ -76,12 +76,13 @@ def _identity(batch: Any) -> Any:
 
 @contextmanager
 def _block_signals() -> Iterator[None]:
-    """Block SIGINT, SIGTERM and SIGUSR1 in the processes started here.
+    """Block SIGINT, SIGTERM, SIGUSR1 and SIGHUP in the processes started here.
 
-    Ctrl-C and a scheduler's SIGTERM reach the whole process group; the parent decides, and needs its workers until
-    then. A worker notices when its parent is gone. The mask is inherited, so workers never run without it.
+    Ctrl-C, a scheduler's SIGTERM and a closed terminal reach the whole process group; the parent decides, and needs its
+    workers until then. A worker notices when its parent is gone. The mask is inherited, so workers never run without it.
     """
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+    blocked = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
         yield
     finally:
