@@ -15,11 +15,11 @@ ALIGNMENTS = {"dpo": "align", "orpo": "align", "simpo": "align", "cpo": "align",
 NOT_TRANSLATED = {
     "rlhf": f"the kinds that are translated are {', '.join(ALIGNMENTS)}",
     "deploy": "vllm serve FOLDER serves the folder final of a run",
-    "rollout": "not built",
+    "rollout": "not supported",
     "eval": "lm_eval --model hf --model_args pretrained=FOLDER reads the folder final of a run",
     "app": "litgpt generate answers a prompt",
     "web-ui": "a recipe is a YAML file",
-    "sample": "not built",
+    "sample": "not supported",
 }
 """Why commands of the programs have none here."""
 SWITCHED_OPTIMIZERS = (
