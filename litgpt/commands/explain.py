@@ -5,13 +5,14 @@ from litgpt.files import read_utf8
 from litgpt.model.registry import list_model_names, lookup_config
 from litgpt.recipe.explain import Explain
 from litgpt.recipe.launch_script import Launch, parse_launch, read_script
+from litgpt.recipe.option_transforms import MCORE_SUFFIX
 from litgpt.recipe.translation import translate_script
 from litgpt.recipe.translation_yaml import format_translation, list_option_lines
 
 
 def count_model_layers(name: str) -> int | None:
     """The number of layers of a model by its name, which may be that of a folder; None if it is not known."""
-    known = name.rpartition("/")[2].removesuffix("-mcore")
+    known = name.rpartition("/")[2].removesuffix(MCORE_SUFFIX)
     return lookup_config(known).n_layer if known in list_model_names() else None
 
 

@@ -45,7 +45,6 @@ RUN_KEYS = (
 PRETRAIN_KEYS = ("tokenizer_dir", "initial_checkpoint_dir", *RUN_KEYS, "train.max_tokens")
 CHATS = "--data Conversations --data.sources chats.jsonl"
 PREFERENCES = "--data Preferences --data.sources pairs.jsonl"
-
 ALIGN_KEYS = ("preference.loss_type", "preference.beta", "lora_r", "quantize")
 
 

@@ -28,7 +28,7 @@ CPO_LOSSES = {"sigmoid": "cpo", "hinge": "cpo_hinge", "ipo": "cpo_ipo"}
 EXO_SMOOTHING = 1e-3
 """The label_smoothing that ms-swift sets in exo_pair, whose loss is infinite without."""
 MAX_MINUTES = 100_000
-SUFFIX = "-mcore"
+MCORE_SUFFIX = "-mcore"
 """The end of the name of a folder in Megatron's format, by the convention of ms-swift's pages."""
 MIN_BATCH = 16
 """Samples per optimizer step that ms-swift accumulates to, unless it is told."""
@@ -147,14 +147,14 @@ def name_model(key: str, value: Any, launch: LaunchOptions) -> Settings:
     """The folder or name of the model, under the key of the command."""
     path = launch.converted.get(str(value), str(value))
     if launch.command == "pretrain":
-        name = PurePath(path).name.removesuffix(SUFFIX)
-        path = path.removesuffix(SUFFIX)
+        name = PurePath(path).name.removesuffix(MCORE_SUFFIX)
+        path = path.removesuffix(MCORE_SUFFIX)
         return {"model_name": name, "initial_checkpoint_dir": path, "tokenizer_dir": path}
     if launch.command == "merge_lora":
         return {"pretrained_checkpoint_dir": path}
     if launch.command == "generate" and launch.is_given("adapter_load"):
         return {}
-    return {key: path.removesuffix(SUFFIX)}
+    return {key: path.removesuffix(MCORE_SUFFIX)}
 
 
 def name_output(key: str, value: Any, launch: LaunchOptions) -> Settings:
@@ -218,7 +218,7 @@ def name_reference(key: str, value: Any, launch: LaunchOptions) -> Settings:
     if len(paths) > 1:
         raise RefusedValue("one reference is supported")
     start = launch.given.get("adapter_load", launch.given.get("model", launch.given.get("load")))
-    return {} if value == start else {key: paths[0].removesuffix(SUFFIX)}
+    return {} if value == start else {key: paths[0].removesuffix(MCORE_SUFFIX)}
 
 
 def choose_loss(key: str, _value: Any, launch: LaunchOptions) -> Settings:
@@ -267,20 +267,30 @@ def read_min_lr(key: str, value: Any, launch: LaunchOptions) -> Settings:
 TRANSFORMS: dict[str, Callable[[str, Any, LaunchOptions], Settings]] = {
     function.__name__: function
     for function in (
-        *(
-            negate,
-            complement,
-            choose_loss,
-            name_reference,
-            zero_to_null,
-            seconds_to_minutes,
-            join_betas,
-            name_eps,
-            count_micro_batches,
-            count_global_batch,
-        ),
-        *(count_devices, choose_zero, choose_precision, choose_quantization, choose_logger, name_model, name_output),
-        *(name_adapter, name_targets, name_system, list_stage_layers, list_moe_layers, read_rope_scaling, read_min_lr),
+        negate,
+        complement,
+        zero_to_null,
+        seconds_to_minutes,
+        join_betas,
+        name_eps,
+        count_micro_batches,
+        count_global_batch,
+        count_devices,
+        choose_zero,
+        choose_precision,
+        choose_quantization,
+        choose_logger,
+        name_model,
+        name_output,
+        name_adapter,
+        name_targets,
+        name_system,
+        list_stage_layers,
+        list_moe_layers,
+        name_reference,
+        choose_loss,
+        read_rope_scaling,
+        read_min_lr,
     )
 }
 """The functions that the table names: (key, value, all options) -> settings; they raise RefusedValue."""

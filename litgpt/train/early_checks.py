@@ -1,4 +1,4 @@
-"""Checks that need neither torch nor other processes: names, paths, the layout, and the size of the tokenizer."""
+"""Checks that need neither torch nor other processes: names, paths, layout, routers, and the tokenizer's size."""
 
 from dataclasses import fields, replace
 from pathlib import Path

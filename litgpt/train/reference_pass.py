@@ -92,7 +92,7 @@ def find_cache(run: Run) -> Path:
     if find_folder is None:
         raise UserError(
             f"preference.precompute_ref_log_probs: true is not supported with data: {type(run.spec.data).__name__}, "
-            "which has no folder for them; set false, or use data: Preferences"
+            "which has no cache folder; set false, or use data: Preferences"
         )
     return find_folder()
 

@@ -59,14 +59,9 @@ class StateFormat(Protocol):
 
 @dataclass(frozen=True)
 class PlainFormat:
-    """A floating-point format without scales; all but float32 are rounded stochastically.
-
-    Attributes:
-        mantissa_bits: as in `compute_spacing`.
-    """
+    """float32, or bfloat16 with stochastic rounding; without scales."""
 
     dtype: torch.dtype
-    mantissa_bits: int
     block: int = 1
 
     def list_tensors(self, block: int) -> dict[str, StoredTensor]:
@@ -219,10 +214,10 @@ def build_torchao_table(bits: int, signed: bool, device: torch.device) -> Tensor
     return torch.tensor(numbers, dtype=torch.float32, device=device)
 
 
-FLOAT32 = PlainFormat(torch.float32, 23)
+FLOAT32 = PlainFormat(torch.float32)
 FORMATS: dict[str, StateFormat] = {
     "fp32": FLOAT32,
-    "bf16": PlainFormat(torch.bfloat16, 7),
+    "bf16": PlainFormat(torch.bfloat16),
     "fp16": ScaledFormat(torch.float16, 10, smallest=2.0**-14, largest_exponent=14),
     "fp8": ScaledFormat(torch.float8_e4m3fn, 3, smallest=2.0**-6, largest_exponent=7),
     "8bit": TorchaoFormat(8),

@@ -32,7 +32,7 @@ class Preferences(Conversations):
     cache_dir: Path = Path("data/preferences")
     """Folder of samples and downloads."""
 
-    objective: Any = field(default=None, init=False, repr=False)
+    objective: str | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
