@@ -82,6 +82,7 @@ def test_what_is_read_is_what_was_written(name: str, signed: bool) -> None:
     if name in ("8bit", "4bit"):
         pytest.importorskip("torchao")
     state_format = FORMATS[name]
+    torch.manual_seed(0)
     values = torch.randn(64, 256) * torch.logspace(-12, 3, 64)[:, None]
     values = values if signed else values.square()
     tensors = state_format.list_tensors(state_format.block)
@@ -89,6 +90,7 @@ def test_what_is_read_is_what_was_written(name: str, signed: bool) -> None:
     if name == "fp32":
         stored[""].copy_(values)
     state_format.write(stored, values, Noise((64, 256), (0, 0), (64, 256), 1, CPU), signed=signed)
-    error = (state_format.read(stored, signed=signed) - values).norm() / values.norm()
-    assert error <= {"fp32": 0, "bf16": 2**-7, "fp16": 2**-9, "fp8": 0.1, "8bit": 0.02, "4bit": 0.15}[name]
+    errors = (state_format.read(stored, signed=signed) - values).double().norm(dim=1) / values.double().norm(dim=1)
+    error = errors.median()  # scales of torchao are 1e-12 or more, so the smallest rows have larger errors
+    assert error <= {"fp32": 0, "bf16": 2**-7, "fp16": 2**-9, "fp8": 0.1, "8bit": 0.02, "4bit": 0.25}[name]
     assert error > 0 or name == "fp32"

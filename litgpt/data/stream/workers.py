@@ -79,7 +79,7 @@ def _block_signals() -> Iterator[None]:
     """Block SIGINT, SIGTERM, SIGUSR1 and SIGHUP in the processes started here.
 
     Ctrl-C, a scheduler's SIGTERM and a closed terminal reach the whole process group; the parent decides, and needs its
-    workers until then. A worker notices when its parent is gone. The mask is inherited, so workers never run without it.
+    workers until then. A worker notices when its parent is gone. The mask is inherited: no worker runs without it.
     """
     blocked = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
