@@ -177,12 +177,12 @@ def step_as_torch(weight: Tensor, gradients: list[Tensor]) -> Tensor:
 
 def test_states_in_float32_step_as_torch_s_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision_aware, "UPDATE_SIZE", 640)  # ten rows at a time
-    weight = torch.randn(33, 64)
+    (weight,) = draw_gradients(1, 33, 64)
     assert torch.equal(step_on(weight)[0], step_as_torch(weight, draw_gradients(12, 33, 64)))
 
 
 def test_master_weights_in_float32_are_those_of_torch_to_the_bit() -> None:
-    weight = torch.randn(33, 64).bfloat16()
+    weight = draw_gradients(1, 33, 64)[0].bfloat16()
     halves, optimizer = step_on(weight, main_params_dtype="fp32")
     expected = step_as_torch(weight.float(), [gradient.bfloat16().float() for gradient in draw_gradients(12, 33, 64)])
     master = optimizer.formats.main_param.read(halves.detach(), {"": optimizer.state[halves]["main_param"]})

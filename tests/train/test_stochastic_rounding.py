@@ -50,7 +50,8 @@ def test_tensors_of_more_than_four_billion_elements_have_numbers() -> None:
     (torch.bfloat16, 7, 2.0**-100), (torch.float16, 10, 2.0**-14), (torch.float8_e4m3fn, 3, 2.0**-6),
 ])  # fmt: skip
 def test_values_go_to_a_neighbor_and_keep_their_mean(dtype: torch.dtype, bits: int, smallest: float) -> None:
-    values = torch.cat([torch.randn(60) * 10.0**-power for power in range(4)] + [torch.tensor([0.0, 1.0, -2.0])])
+    drawn = torch.randn(4, 60, generator=torch.Generator().manual_seed(4)) * 10.0 ** -torch.arange(4)[:, None]
+    values = torch.cat([drawn.flatten(), torch.tensor([0.0, 1.0, -2.0])])
     count = 40_000
     many = values.repeat_interleave(count)
     rounded = round_stochastically(many, uniform(len(many)), mantissa_bits=bits, smallest=smallest)
@@ -64,7 +65,8 @@ def test_values_go_to_a_neighbor_and_keep_their_mean(dtype: torch.dtype, bits: i
 
 
 def test_squares_of_rounded_roots_keep_their_mean_and_are_not_zero() -> None:
-    roots = torch.cat([torch.rand(200) * 200, torch.rand(100) * 2**-5, torch.tensor([0.0, 2.0**-12])])
+    drawn = torch.rand(300, generator=torch.Generator().manual_seed(4))
+    roots = torch.cat([drawn[:200] * 200, drawn[200:] * 2**-5, torch.tensor([0.0, 2.0**-12])])
     count = 40_000
     many = roots.repeat_interleave(count)
     rounded = round_root_stochastically(many, uniform(len(many)), mantissa_bits=3, smallest=2.0**-6)
