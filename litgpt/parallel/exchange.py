@@ -23,6 +23,7 @@ def exchange_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> Itera
 
     They are exchanged one parameter at a time: `values` has the model's own values meanwhile. Both have the same bits
     as before when the context ends, also with an error. Sharded parameters keep their memory, which FSDP2 gathers from.
+    Autocast forgets its copies of the parameters in a lower precision, which it would use within and after the context.
 
     Args:
         model: without a DDP wrapper.
@@ -35,11 +36,13 @@ def exchange_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> Itera
         for name, value in values.items():
             exchange_values(parameters[name], value)
             changed.append(name)
+        torch.clear_autocast_cache()
         yield
     finally:
         forget_forward(model)
         for name in changed:
             exchange_values(parameters[name], values[name])
+        torch.clear_autocast_cache()
 
 
 @torch.no_grad()

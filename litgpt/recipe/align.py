@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from litgpt.recipe.bounds import Fraction, Seed
+from litgpt.recipe.data import DataModule
 from litgpt.recipe.effect import check_effects
 from litgpt.recipe.finetune import FinetuneLora
 from litgpt.recipe.preference import PreferenceArgs
@@ -27,6 +28,8 @@ class Align(FinetuneLora):
     lora_dropout: Fraction = 0.0
     """Dropout probability of the updates' inputs; it needs preference.disable_dropout: false."""
     preference: PreferenceArgs = field(default_factory=PreferenceArgs, kw_only=True)
+    data: DataModule | None = field(default=None, kw_only=True)
+    """Data module: Preferences, with data.sources."""
     train: TrainArgs = field(
         default_factory=lambda: TrainArgs(global_batch_size=16, micro_batch_size=1, epochs=1), kw_only=True
     )

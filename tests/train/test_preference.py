@@ -1,6 +1,7 @@
 """The objective of pairs: loss, gradients and metrics against scores from all logits, however a batch is cut."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from litgpt.data.stream.batch import Batch
 from litgpt.model.gpt import GPT
+from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.train.answer_scores import AnswerScorer
@@ -210,3 +212,17 @@ def test_validation_has_the_metrics_of_all_pairs() -> None:
     validated = compute_validation_metrics(train_state, cut(answers, 2, packed=True), objective, max_iters=None)
     assert validated.pop("val_loss") == pytest.approx(loss, rel=1e-10)
     assert validated == pytest.approx({f"val_{name}": value for name, value in metrics.items()}, rel=1e-10)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_validation_in_mixed_precision_has_rewards(precision: str) -> None:
+    objective, batches = paired_answers(PreferenceArgs(), CHUNKED), cut(draw_answers(4), 2, packed=True)
+
+    def validate(name: str) -> float:
+        state = build_state(build_model(0).float(), build_model(1).float())
+        state = replace(state, precision=PRECISIONS[name])
+        return compute_validation_metrics(state, batches, objective, max_iters=None)["val_rewards/margins"]
+
+    expected = validate("32-true")
+    assert abs(expected) > 0.05
+    assert validate(precision) == pytest.approx(expected, rel=0.1)
