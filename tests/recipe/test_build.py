@@ -357,7 +357,10 @@ def test_keys_of_data_without_a_class_are_those_of_the_default(litgpt, command, 
         (["--data.weights=[{regex: 3}]"], "data.weights.regex: [{'regex': 3}] is not valid; use a string or null"),
         (["--data.sources=7"], "data.sources: 7 is not valid; use a string or a list"),
         (["--tuner.target_modules=7"], "tuner.target_modules: 7 is not valid; use a list"),
-        (["--optimizer.betas=7"], "optimizer.betas: 7 is not valid; use a list such as [0.9, 0.95]"),
+        (
+            ["--optimizer.betas=7"],
+            "optimizer.betas: 7 is not valid; use a list of numbers from 0 to 1, such as [0.9, 0.95]",
+        ),
     ],
 )
 def test_a_wrong_value_inside_of_a_class_is_named(litgpt, flags, message):
