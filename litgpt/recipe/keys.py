@@ -131,8 +131,8 @@ def describe_type(hint: Any) -> str:
         elif get_origin(kind) in (list, tuple):
             items = [item for part in get_args(kind) for item in list_types(part)]
             choices = [str(choice) for item in items if get_origin(item) is Literal for choice in get_args(item)]
-            limits = "".join(f" of numbers {text}," for part in get_args(kind)[:1] if (text := find_limits(part)))
-            words.append(f"a list{limits} such as [0.9, 0.95]" if {float, int} & set(items) else "a list")
+            bounds = "".join(f" of numbers {text}," for part in get_args(kind)[:1] if (text := find_limits(part)))
+            words.append(f"a list{bounds} such as [0.9, 0.95]" if {float, int} & set(items) else "a list")
             words[-1] += f" of {', '.join(choices)}" if set(choices) - set(words) else " of these" if choices else ""
         elif kind in TYPE_WORDS:
             words.append(TYPE_WORDS[kind])
