@@ -77,7 +77,7 @@ def test_settings_beside_those_of_the_adapter_are_refused() -> None:
     [
         ({"initial_adapter_dir": "BASE"}, "holds no adapter; give a folder with adapter_config.json"),
         ({"initial_adapter_dir": "nowhere/at/all"}, "initial_adapter_dir: nowhere/at/all is not a folder"),
-        ({"checkpoint_dir": "FIRST"}, "as initial_adapter_dir to train it further"),
+        ({"checkpoint_dir": "FIRST"}, "train it further with litgpt finetune BASE --initial_adapter_dir ADAPTER"),
         ({"initial_adapter_dir": "FIRST", "lora_alpha": 3}, "lora_alpha: not supported with initial_adapter_dir"),
     ],
 )

@@ -8,6 +8,7 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,13 +92,24 @@ def test_a_real_model_learns_to_prefer_words_of_even_length(
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    merged = AutoModelForCausalLM.from_pretrained("out/final", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained("out/final")
-    even = 0
-    for number in range(1000, 1020):
-        question = [{"role": "user", "content": ask(number)}]
-        ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        output = merged.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
-        word = tokenizer.decode(output, skip_special_tokens=True).strip().lower()
-        even += word in ANIMALS and len(word) % 2 == 0
-    assert even >= 16
+    scores = []
+    for folder in (model, "out/final"):
+        network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        scores.append([score(network, tokenizer, pair) for pair in build_pairs(260)[240:]])
+    margins = [after - base for base, after in zip(*scores, strict=True)]
+    assert sum(margin > 0 for margin in margins) >= 18
+
+
+@torch.no_grad()
+def score(network: Any, tokenizer: Any, pair: dict[str, str]) -> float:
+    """The difference of the log-probabilities of the two answers of a pair, by transformers."""
+    totals = []
+    for name in ("chosen", "rejected"):
+        question = [{"role": "user", "content": pair["prompt"]}]
+        start = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+        prompt = tokenizer(start, return_tensors="pt").input_ids
+        ids = tokenizer(f"{start}{pair[name]}<|im_end|>", return_tensors="pt").input_ids
+        log_probs = network(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+        totals.append(float(log_probs[prompt.shape[1] - 1 :].sum()))
+    return totals[0] - totals[1]
