@@ -86,20 +86,20 @@ def transform_ratio(ratio: Tensor, settings: PreferenceArgs) -> Tensor:
     return torch.expm1((order * ratio).clamp(max=MAX_EXPONENT)) / order
 
 
-def compare(scores: PairScores, settings: PreferenceArgs) -> Tensor:
+def compare_ratios(scores: PairScores, settings: PreferenceArgs) -> Tensor:
     """b times the difference of the transformed log-ratios."""
     chosen = transform_ratio(scores.chosen_ratio, settings)
     return settings.resolved_beta * (chosen - transform_ratio(scores.rejected_ratio, settings))
 
 
-def compare_means(scores: PairScores, settings: PreferenceArgs) -> Tensor:
+def compare_mean_ratios(scores: PairScores, settings: PreferenceArgs) -> Tensor:
     """The difference of the transformed log-ratios, each divided by the length of its answer."""
     chosen, rejected = transform_ratio(scores.chosen_ratio, settings), transform_ratio(scores.rejected_ratio, settings)
     chosen, rejected = scores.divide_by_length(chosen, rejected)
     return chosen - rejected
 
 
-def smooth(logits: Tensor, settings: PreferenceArgs) -> Tensor:
+def compute_smoothed_loss(logits: Tensor, settings: PreferenceArgs) -> Tensor:
     """-log sigmoid, for labels that are wrong with probability e (Mitchell 2023, conservative DPO)."""
     wrong = settings.label_smoothing
     return -(1 - wrong) * F.logsigmoid(logits) - wrong * F.logsigmoid(-logits)
@@ -107,27 +107,27 @@ def smooth(logits: Tensor, settings: PreferenceArgs) -> Tensor:
 
 def sigmoid(scores: PairScores, settings: PreferenceArgs) -> Tensor:
     """DPO (Rafailov et al. 2023, eq. 7); with label_smoothing conservative DPO, which TRL 1 leaves out."""
-    return smooth(compare(scores, settings), settings)
+    return compute_smoothed_loss(compare_ratios(scores, settings), settings)
 
 
 def sigmoid_norm(scores: PairScores, settings: PreferenceArgs) -> Tensor:
     """DPO of mean log-ratios (Lambert et al. 2024, Tulu 3)."""
-    return -F.logsigmoid(settings.resolved_beta * compare_means(scores, settings))
+    return -F.logsigmoid(settings.resolved_beta * compare_mean_ratios(scores, settings))
 
 
 def hinge(scores: PairScores, settings: PreferenceArgs) -> Tensor:
     """SLiC with a reference (Zhao et al. 2023; Liu et al. 2024, RSO)."""
-    return torch.relu(1 - compare(scores, settings))
+    return torch.relu(1 - compare_ratios(scores, settings))
 
 
 def ipo(scores: PairScores, settings: PreferenceArgs) -> Tensor:
     """IPO (Azar et al. 2024, eq. 17) of mean log-ratios, as its authors train it; b is their tau."""
-    return (compare_means(scores, settings) - 1 / (2 * settings.resolved_beta)).square()
+    return (compare_mean_ratios(scores, settings) - 1 / (2 * settings.resolved_beta)).square()
 
 
 def exo_pair(scores: PairScores, settings: PreferenceArgs) -> Tensor:
     """EXO for pairs (Ji et al. 2024, eq. 16): the reverse KL divergence to the smoothed labels 1 - e and e."""
-    logits, wrong = compare(scores, settings), settings.label_smoothing
+    logits, wrong = compare_ratios(scores, settings), settings.label_smoothing
     chosen = logits.sigmoid() * (F.logsigmoid(logits) - math.log1p(-wrong))
     return chosen + (-logits).sigmoid() * (F.logsigmoid(-logits) - math.log(wrong))
 
@@ -140,7 +140,7 @@ def nca_pair(scores: PairScores, settings: PreferenceArgs) -> Tensor:
 
 def robust(scores: PairScores, settings: PreferenceArgs) -> Tensor:
     """Robust DPO (Chowdhury et al. 2024): unbiased if labels are wrong with probability e."""
-    logits, wrong = compare(scores, settings), settings.label_smoothing
+    logits, wrong = compare_ratios(scores, settings), settings.label_smoothing
     return (-(1 - wrong) * F.logsigmoid(logits) + wrong * F.logsigmoid(-logits)) / (1 - 2 * wrong)
 
 
@@ -160,14 +160,14 @@ def aot(scores: PairScores, settings: PreferenceArgs) -> Tensor:
     """AOT (Melnyk et al. 2024): the sorted margins of the micro-batch against those of the reference."""
     margins, _ = torch.sort(scores.chosen - scores.rejected)
     reference, _ = torch.sort(scores.reference_chosen - scores.reference_rejected)
-    return smooth(settings.resolved_beta * (margins - reference), settings)
+    return compute_smoothed_loss(settings.resolved_beta * (margins - reference), settings)
 
 
 def aot_unpaired(scores: PairScores, settings: PreferenceArgs) -> Tensor:
     """Unpaired AOT (Melnyk et al. 2024): the sorted chosen log-ratios of the micro-batch against the rejected ones."""
     chosen, _ = torch.sort(scores.chosen_ratio)
     rejected, _ = torch.sort(scores.rejected_ratio)
-    return smooth(settings.resolved_beta * (chosen - rejected), settings)
+    return compute_smoothed_loss(settings.resolved_beta * (chosen - rejected), settings)
 
 
 def apo_zero(scores: PairScores, settings: PreferenceArgs) -> Tensor:
@@ -184,7 +184,7 @@ def apo_down(scores: PairScores, settings: PreferenceArgs) -> Tensor:
 
 def discopop(scores: PairScores, settings: PreferenceArgs) -> Tensor:
     """DiscoPOP (Lu et al. 2024, eq. 5): a blend of the logistic and the exponential loss."""
-    logits = compare(scores, settings)
+    logits = compare_ratios(scores, settings)
     share = torch.sigmoid(logits / settings.discopop_tau)
     return -F.logsigmoid(logits) * (1 - share) + torch.exp((-logits).clamp(max=MAX_EXPONENT)) * share
 
@@ -206,7 +206,7 @@ def compute_log_odds(log_probs: Tensor) -> Tensor:
 
 def cpo(scores: PairScores, settings: PreferenceArgs) -> Tensor:
     """CPO (Xu et al. 2024, eq. 3): DPO with a uniform reference."""
-    return smooth(settings.resolved_beta * (scores.chosen - scores.rejected), settings)
+    return compute_smoothed_loss(settings.resolved_beta * (scores.chosen - scores.rejected), settings)
 
 
 def cpo_hinge(scores: PairScores, settings: PreferenceArgs) -> Tensor:
@@ -223,7 +223,7 @@ def cpo_ipo(scores: PairScores, settings: PreferenceArgs) -> Tensor:
 def simpo(scores: PairScores, settings: PreferenceArgs) -> Tensor:
     """SimPO (Meng et al. 2024, eq. 6): mean log-probabilities with a margin."""
     chosen, rejected = scores.divide_by_length(scores.chosen, scores.rejected)
-    return smooth(settings.resolved_beta * (chosen - rejected) - settings.simpo_gamma, settings)
+    return compute_smoothed_loss(settings.resolved_beta * (chosen - rejected) - settings.simpo_gamma, settings)
 
 
 MEANS = {"orpo", "simpo", "cpo_ipo"}

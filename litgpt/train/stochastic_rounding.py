@@ -86,6 +86,14 @@ def compute_spacing(values: Tensor, mantissa_bits: int, smallest: float) -> Tens
     return powers.clamp_(min=smallest).mul_(2.0**-mantissa_bits)
 
 
+def split_into_steps(values: Tensor, mantissa_bits: int, smallest: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The next lower number of a format and the rest, both in units of the spacing there, and this spacing."""
+    spacing = compute_spacing(values, mantissa_bits, smallest)
+    position = values / spacing
+    lower = position.floor()
+    return lower, position.sub_(lower), spacing
+
+
 def round_stochastically(values: Tensor, noise: Tensor, *, mantissa_bits: int, smallest: float) -> Tensor:
     """Round float32 values down or up to a neighboring number of a format, so that the expected value is unchanged.
 
@@ -94,10 +102,8 @@ def round_stochastically(values: Tensor, noise: Tensor, *, mantissa_bits: int, s
         mantissa_bits: as in `compute_spacing`.
         smallest: as in `compute_spacing`.
     """
-    spacing = compute_spacing(values, mantissa_bits, smallest)
-    position = values / spacing
-    lower = position.floor()
-    return lower.add_(noise < position.sub_(lower)).mul_(spacing)
+    lower, fraction, spacing = split_into_steps(values, mantissa_bits, smallest)
+    return lower.add_(noise < fraction).mul_(spacing)
 
 
 def round_root_stochastically(values: Tensor, noise: Tensor, *, mantissa_bits: int, smallest: float) -> Tensor:
@@ -112,10 +118,7 @@ def round_root_stochastically(values: Tensor, noise: Tensor, *, mantissa_bits: i
         mantissa_bits: as in `compute_spacing`.
         smallest: as in `compute_spacing`.
     """
-    spacing = compute_spacing(values, mantissa_bits, smallest)
-    position = values / spacing
-    lower = position.floor()
-    fraction = position.sub_(lower)
+    lower, fraction, spacing = split_into_steps(values, mantissa_bits, smallest)
     # (x^2 - lower^2) / (upper^2 - lower^2) in units of the spacing
     probability = fraction * (2 * lower + fraction) / (2 * lower + 1)
     rounded = lower.add_(noise < probability).clamp_(min=1).mul_(spacing)

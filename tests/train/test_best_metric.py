@@ -138,7 +138,7 @@ def test_final_holds_the_last_weights(stopped: tuple[Path, str]) -> None:
     assert not torch.equal(at_best["model.embedding.weight"], final)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_run_stops_where_an_uninterrupted_one_does(
     stopped: tuple[Path, str], tmp_path: Path, ranks: int
 ) -> None:
