@@ -8,6 +8,7 @@ from litgpt.recipe.bounds import Fraction, Seed
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.effect import check_effects
 from litgpt.recipe.finetune import FinetuneLora
+from litgpt.recipe.optimizer import AdamW, Optimizer
 from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.train import EvalArgs, TrainArgs
 
@@ -34,6 +35,8 @@ class Align(FinetuneLora):
         default_factory=lambda: TrainArgs(global_batch_size=16, micro_batch_size=1, epochs=1), kw_only=True
     )
     eval: EvalArgs = field(default_factory=lambda: EvalArgs(interval=100), kw_only=True)
+    optimizer: Optimizer = field(default_factory=lambda: AdamW(lr=5e-5), kw_only=True)
+    """Optimizer and its settings."""
     seed: Seed = field(default=1337, kw_only=True)
     """Random seed of the tuner's initial weights, dropout and generated samples.
 

@@ -151,6 +151,12 @@ class PreferenceArgs:
                 "preference.label_smoothing: 0 is not valid with preference.loss_type: exo_pair, whose loss is then "
                 "infinite; set 0.001"
             )
+        if not any(self.weights):
+            raise UserError(f"preference.loss_weights: {self.loss_weights} trains nothing; set one that is not 0")
+        if self.types == ("kto",) and not (self.desirable_weight or self.undesirable_weight):
+            raise UserError(
+                "preference.desirable_weight: 0 and preference.undesirable_weight: 0 train nothing; set one to 1"
+            )
         if self.rpo_alpha is not None and "sft" in self.types:
             raise UserError(
                 f"preference.rpo_alpha: {self.rpo_alpha:g} and preference.loss_type: sft are the same loss; set "

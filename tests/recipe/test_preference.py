@@ -75,6 +75,8 @@ def test_which_losses_need_a_reference(name: str, needed: bool) -> None:
     [
         ({"loss_type": []}, "loss_type: .* is empty; use sigmoid"),
         ({"loss_weights": [1.0, 2.0]}, "use 1, one for each of preference.loss_type: sigmoid"),
+        ({"loss_weights": [0.0]}, "loss_weights: .* trains nothing"),
+        ({"loss_type": "kto", "desirable_weight": 0.0, "undesirable_weight": 0.0}, "train nothing; set one to 1"),
         ({"beta": float("nan")}, "beta: nan is not valid"),
         ({"label_smoothing": 0.5}, "label_smoothing: 0.5 is not valid; use a number from 0 to 0.49"),
         ({"loss_type": "exo_pair"}, "label_smoothing: 0 is not valid with preference.loss_type: exo_pair.*set 0.001"),
