@@ -26,8 +26,9 @@ class Mesh:
     """
 
     def __init__(self, dims: ParallelDims, device: str) -> None:
-        # torch warns for every tensor that is gathered along several axes
-        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+        # torch warns for every tensor that is gathered along several axes, and that gloo exchanges shards more slowly
+        for module in ("_redistribute", "_collective_utils"):
+            logging.getLogger(f"torch.distributed.tensor.{module}").setLevel(logging.ERROR)
 
         def arrange(**axes: int) -> DeviceMesh:
             return init_device_mesh(device, tuple(axes.values()), mesh_dim_names=tuple(axes))
