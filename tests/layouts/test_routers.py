@@ -54,7 +54,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case.ranks > 2 else case for case in CASES], ids=str
+)
 def test_routers_are_trained_as_in_one_process(case: Case) -> None:
     assert find_deviations(case) == {}
 
