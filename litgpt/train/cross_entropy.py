@@ -81,15 +81,26 @@ def chunked_cross_entropy(
         vocabulary: the shard of rows that weight and bias are; None if they are all rows. The gradient of the hidden
             states is then this rank's term of a sum over shards.
     """
+    return apply_in_autocast_dtype(
+        ChunkedCrossEntropy, hidden_BTD, weight_VD, bias_V, target, chunk_rows, softcap, vocabulary
+    )
+
+
+def apply_in_autocast_dtype(
+    function: type[torch.autograd.Function],
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    *arguments: Any,
+) -> Tensor:
+    """Apply a function of (N, D) hidden states, weight and bias, in the data type of autocast if that is enabled."""
     device = hidden_BTD.device.type
     if torch.is_autocast_enabled(device):
         compute = torch.get_autocast_dtype(device)
         hidden_BTD, weight_VD = hidden_BTD.to(compute), weight_VD.to(compute)
         bias_V = None if bias_V is None else bias_V.to(compute)
     with torch.autocast(device, enabled=False):
-        return ChunkedCrossEntropy.apply(
-            hidden_BTD.flatten(0, 1), weight_VD, bias_V, target, chunk_rows, softcap, vocabulary
-        )
+        return function.apply(hidden_BTD.flatten(0, 1), weight_VD, bias_V, *arguments)
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):

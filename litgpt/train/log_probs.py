@@ -12,7 +12,13 @@ from torch import Tensor
 from litgpt.data.stream.batch import IGNORE
 from litgpt.model.gpt import compute_logits
 from litgpt.parallel.token_sharding import VocabularyShard
-from litgpt.train.cross_entropy import GradientSums, LogitChunk, get_exact_dtype, iterate_chunks
+from litgpt.train.cross_entropy import (
+    GradientSums,
+    LogitChunk,
+    apply_in_autocast_dtype,
+    get_exact_dtype,
+    iterate_chunks,
+)
 
 
 @dataclass(frozen=True)
@@ -79,15 +85,9 @@ def chunked_log_probs(
         vocabulary: the shard of rows that weight and bias are; None if they are all rows. The gradient of the hidden
             states is then this rank's term of a sum over shards.
     """
-    device = hidden_BTD.device.type
-    if torch.is_autocast_enabled(device):
-        compute = torch.get_autocast_dtype(device)
-        hidden_BTD, weight_VD = hidden_BTD.to(compute), weight_VD.to(compute)
-        bias_V = None if bias_V is None else bias_V.to(compute)
-    with torch.autocast(device, enabled=False):
-        return ChunkedLogProbs.apply(
-            hidden_BTD.flatten(0, 1), weight_VD, bias_V, target, chunk_rows, softcap, vocabulary
-        )
+    return apply_in_autocast_dtype(
+        ChunkedLogProbs, hidden_BTD, weight_VD, bias_V, target, chunk_rows, softcap, vocabulary
+    )
 
 
 class ChunkedLogProbs(torch.autograd.Function):
