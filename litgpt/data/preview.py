@@ -19,6 +19,7 @@ from litgpt.data.stream.samples import SampleRows
 from litgpt.data.stream.streaming import StreamedRows
 from litgpt.data.stream.windows import BlendedWindows, Windows
 from litgpt.data.tokenizer import Tokenizer
+from litgpt.recipe.columns import format_columns
 from litgpt.recipe.data import BatchShape, DataModule, Stream
 
 TRAINED_MARKS = ("⟦", "⟧")
@@ -88,29 +89,29 @@ def print_counts(data: DataModule, train: Stream, val: Stream | None, length: in
 
 def print_row_sets(data: FinetuningData) -> None:
     """Print the rows read and left out, the samples and the tokens of every set of rows."""
-    table = Table("rows of", "read", "left out", "samples", "tokens", "trained", "length: median", "99 %", "longest")
     reports: list[tuple[str, RowReport]] = []
     for entry, file in data.prepared:
         assert isinstance(file, CachedExamples)
-        lengths = file.lengths()
-        trained = int(file.targets().sum())
-        middle, high = np.percentile(lengths, [50, 99]) if len(lengths) else (0, 0)
-        numbers = [file.report.rows, file.report.left_out, file.count, file.tokens, trained]
-        numbers += [int(middle), int(high), int(lengths.max(initial=0))]
-        columns = [f"{number:,}" for number in numbers]
+        parts = [f"{file.report.rows:,} rows read, {file.report.left_out:,} left out"]
         if data.tokenize == "lazy":
-            columns[3:] = ["?"] * 5
-        table.add_row(entry.rows.name, *columns)
+            parts.append("tokenized when they are used")
+        else:
+            lengths, trained = file.lengths(), int(file.targets().sum())
+            middle, high = np.percentile(lengths, [50, 99]).astype(int) if len(lengths) else (0, 0)
+            parts.append(f"{file.count:,} samples of {file.tokens:,} tokens, {trained:,} trained")
+            parts.append(f"lengths: median {middle:,}, 99 % {high:,}, longest {lengths.max(initial=0):,}")
+        print(*format_columns([(f"{entry.rows.name}: ", "; ".join(parts))], indent=0, start=2), sep="\n")
         reports.append((entry.rows.name, file.report))
-    Console().print(table)
     print_reports(reports)
 
 
 def print_reports(reports: list[tuple[str, RowReport]]) -> None:
-    """Print the number of rows of each set that were left out, and the first of them."""
+    """Print the rows of each set that were left out, the first of them, and the columns that nothing reads."""
     for name, report in reports:
         if report.left_out:
             print(f"{name}: {report}", *(f"  {line}" for line in report.first), sep="\n")
+        if unread := report.describe_unread():
+            print(f"{name}: {unread}")
 
 
 def print_rows(rows: SampleRows | StreamedRows, tokenizer: Tokenizer, number: int, seed: int) -> None:

@@ -54,14 +54,13 @@ class Align(FinetuneLora):
         return "score" if self.objective == "reward" else "logits"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         cure, other = "leave it out", f"preference.loss_type: {', '.join(self.preference.types)}"
         check_effects(self.loss, "loss.", "type", "normalize", have_effect=False, other=other, cure=cure)
         has_logits = self.output == "logits"
         check_effects(self.loss, "loss.", "impl", "chunk_rows", have_effect=has_logits, other=other, cure=cure)
-        check_effects(
-            self.eval, "eval.", "max_new_tokens", "sample_prompt", have_effect=has_logits, other=other, cure=cure
-        )
+        names = ("max_new_tokens", "sample_prompt", "evaluate_example")
+        check_effects(self.eval, "eval.", *names, have_effect=has_logits, other=other, cure=cure)
+        super().__post_init__()  # whose cures may be these settings
 
 
 @dataclass(frozen=True)

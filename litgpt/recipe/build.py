@@ -79,7 +79,7 @@ def merge_settings(recipe: type, old: Tree, new: Tree, *, trusted: bool, prefix:
             merged[name] = merge_choice(merged.get(name), parse_choice(base, value, prefix + name, trusted))
         elif group and value is not None:
             if not isinstance(value, dict):
-                raise keys.wrong_value_error(prefix + name, value, hint)
+                raise keys.single_value_error(prefix + name, value, group)
             merged[name] = merge_settings(
                 group, merged.get(name) or {}, value, trusted=trusted, prefix=f"{prefix}{name}."
             )
@@ -174,8 +174,11 @@ def parse_mapping_flag(flag: Flag, *, is_choice: bool) -> Any:
     """Parse the value of a flag that sets several keys: inline JSON, a YAML file, or a class name for a choice."""
     if flag.value.lstrip().startswith("{") or flag.value in ("null", ""):
         return parse_text(flag.value, f"--{flag.key}")
-    if is_choice and (not flag.value.endswith((".yaml", ".yml", ".json")) or holds_list(flag.value)):
+    is_file = flag.value.endswith((".yaml", ".yml", ".json"))
+    if is_choice and (not is_file or holds_list(flag.value)):
         return flag.value
+    if not is_file and not is_url(flag.value) and not Path(flag.value).exists():
+        return flag.value  # which is refused with the names of the keys
     values = read_yaml(flag.value)
     keys.check_utf8(values, f"{flag.value}: {flag.key}")
     return values
@@ -205,11 +208,25 @@ def normalize_settings(recipe: type, tree: Tree, known: KnownKeys, prefix: str =
                 continue
             raise unknown_key_error([prefix + name for name in tree if name not in settings], known())
         hint, default = settings[name]
+        check_other_names(recipe, name, value, prefix + name)
         normalized[name] = normalize_value(hint, value, prefix + name, default, known)
     for name, (_, default) in settings.items():
         if default is keys.REQUIRED and normalized.get(name) is None:
             raise UserError(f"{prefix}{name}: missing; set it with --{prefix}{name} or in the YAML file")
     return normalized
+
+
+def check_other_names(group: type, name: str, value: Any, key: str) -> None:
+    """Check that a value, or an item of a list, is not one that has another name here (`OTHER_NAMES` of the group).
+
+    Raises:
+        UserError: with the name that it has.
+    """
+    names = getattr(group, "OTHER_NAMES", {}).get(name, {})
+    items = value if isinstance(value, list) else str(value).strip("[]").split(",") if names else []
+    for shown in (str(item).strip().lower() for item in items):
+        if shown in names:
+            raise UserError(f"{key}: {shown} is not valid; did you mean {names[shown]}?")
 
 
 def normalize_value(hint: Any, value: Any, key: str, default: Any, known: KnownKeys) -> Any:
@@ -221,10 +238,7 @@ def normalize_value(hint: Any, value: Any, key: str, default: Any, known: KnownK
         if value is None:
             return None if optional else {}
         if not isinstance(value, dict):
-            first = next(iter(keys.list_settings(group)))
-            raise UserError(
-                f"{key}: {value!r} is a single value for a group of settings; set {key}.{first} or its other keys"
-            )
+            raise keys.single_value_error(key, value, group)
         return normalize_settings(group, value, known, f"{key}.")
     if value is None and not optional and Any not in keys.list_types(hint) and default is not keys.REQUIRED:
         raise keys.wrong_value_error(key, value, hint, default)

@@ -147,6 +147,12 @@ def wrong_value_error(key: str, value: Any, hint: Any, default: Any = REQUIRED) 
     return UserError(f"{key}: {shown} is not valid; use {describe_type(hint)}{example}")
 
 
+def single_value_error(key: str, value: Any, group: type) -> UserError:
+    """Return the error for a single value in place of a group of settings."""
+    first = next(iter(list_settings(group)))
+    return UserError(f"{key}: {value!r} is a single value for a group of settings; set {key}.{first} or its other keys")
+
+
 def parse_whole_number(value: Any) -> Any:
     """Convert 1_000_000, 1e9, "30e9" and 2.0 to integers; return any other value unchanged."""
     try:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from annotated_types import Ge, Le
 
@@ -44,6 +44,14 @@ SORTED = {"aot", "aot_unpaired"}
 @dataclass(frozen=True)
 class PreferenceArgs:
     """The loss of preference training, and the reference model that it is relative to."""
+
+    OTHER_NAMES: ClassVar = {
+        "loss_type": {
+            **{"dpo": "sigmoid", "cdpo": "sigmoid", "rso": "hinge", "slic": "hinge", "exo": "exo_pair"},
+            **{"nca": "nca_pair", "bco": "bco_pair", "sppo": "sppo_hard", "aot_pair": "aot_unpaired", "rm": "reward"},
+        }
+    }
+    """Values by their names in other projects."""
 
     loss_type: LossType | list[LossType] = "sigmoid"
     """One loss, or a list of DPO losses to add: sigmoid is DPO; sft is the loss of the chosen answers."""
@@ -128,6 +136,23 @@ class PreferenceArgs:
     def needs_reference(self) -> bool:
         """Whether the loss is relative to a reference model."""
         return not self.reference_free and bool(WITH_REFERENCE & set(self.types))
+
+    def describe(self) -> str:
+        """Describe the losses, their strength and the reference in one line."""
+        factors = [f"{weight:g} x " if weight != 1 else "" for weight in self.weights]
+        parts = [" + ".join(factor + name for factor, name in zip(factors, self.types, strict=True))]
+        if set(self.types) - {"sft", "reward"}:
+            parts.append(f"beta {self.resolved_beta:g}")
+        if self.nll_weight and self.types != ("sft",):
+            parts.append(f"loss of chosen answers x {self.nll_weight:g}")
+        if self.needs_reference:
+            reference = self.reference or "the initial weights"
+            moves = f", moved every {self.ref_model_sync_steps:,} steps" if self.sync_ref_model else ""
+            ahead = ", computed before training" if self.precompute_ref_log_probs else ""
+            parts.append(f"reference: {reference}{moves}{ahead}")
+        elif set(self.types) & WITH_REFERENCE:
+            parts.append("no reference (reference_free)")
+        return "; ".join(parts)
 
     def _check_types(self) -> None:
         if not self.types:

@@ -76,9 +76,14 @@ def check_generation(recipe: Generate) -> None:
     """Check that the model of a command may exist.
 
     Raises:
-        UserError: if it is neither a folder nor a name on the hub.
+        UserError: if it is neither a folder nor a name on the hub, or is a reward model.
     """
-    find_model_folder("checkpoint_dir", recipe.checkpoint_dir)
+    folder = find_model_folder("checkpoint_dir", recipe.checkpoint_dir)
+    for path in (folder, folder / "final") if folder else ():
+        if is_base_model(path) and Config.from_checkpoint(path).output == "score":
+            raise UserError(
+                f"checkpoint_dir: {path} is a reward model, which computes scores, not text; give a language model"
+            )
 
 
 def check_model(recipe: StoredModel) -> None:

@@ -22,7 +22,7 @@ from litgpt.parallel.token_sharding import LocalTokens
 from litgpt.phases import phase
 from litgpt.train.local_batch import LocalBatch
 from litgpt.train.objective import Objective
-from litgpt.train.step import compute_means, run_model
+from litgpt.train.step import run_model
 from litgpt.train.train_state import TrainState
 
 
@@ -83,7 +83,7 @@ def compute_validation_metrics(
 def list_validation_metrics(objective: Objective) -> list[str]:
     """List the names of the metrics that an evaluation may have."""
     perplexities = ["val_ppl"] if objective.has_perplexity else []
-    return ["val_loss", *perplexities, *(f"val_{name}" for name in objective.metrics)]
+    return ["val_loss", *perplexities, *(f"val_{name}" for name in (*objective.metrics, *objective.differences))]
 
 
 def summarize(
@@ -93,7 +93,7 @@ def summarize(
     means = [loss / count for loss, count in zip(losses, counts, strict=True) if count]
     loss = sum(means) if means else math.nan
     perplexities = {"val_ppl": math.exp(loss) if loss < 700 else math.inf} if objective.has_perplexity else {}
-    metrics = compute_means(objective.metrics, metric_sums)
+    metrics = objective.compute_metrics(metric_sums)
     return {"val_loss": loss, **perplexities, **{f"val_{name}": value for name, value in metrics.items()}}
 
 

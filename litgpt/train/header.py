@@ -74,10 +74,10 @@ def describe_setup(spec: "RunSpec", dims: ParallelDims, device: str, precision: 
     total, trained = count_parameters(spec)
     tuner = f" with {get_class_name(spec.tuner)}" if spec.tuner and spec.adapted else ""
     quantized = f", base in {spec.quantize}" if spec.quantize else ""
-    rows = [
-        ("Model", f"{spec.config.name}{tuner}: {total:,} parameters, {format_trained(trained, total)}"),
-        ("Device", f"{dims.world_size} x {device}, {precision}{quantized}"),
-    ]
+    rows = [("Model", f"{spec.config.name}{tuner}: {total:,} parameters, {format_trained(trained, total)}")]
+    if spec.preference is not None:
+        rows.append(("Loss", spec.preference.describe()))
+    rows.append(("Device", f"{dims.world_size} x {device}, {precision}{quantized}"))
     degrees = {name: degree for name, degree in vars(dims).items() if degree > 1}
     layout = [("Layout", ", ".join(f"{name} {degree}" for name, degree in degrees.items()))] if degrees else []
     return rows + layout

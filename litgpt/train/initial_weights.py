@@ -193,7 +193,11 @@ def check_reference_adapter(saved: SavedAdapter, spec: RunSpec) -> None:
         raise UserError(f"it is {described[0]}, but the run trains {described[1]}; {USE_MERGED}")
     if list_changes(base, saved.config) != dict(spec.base_changes):
         raise UserError(f"it changes the vocabulary of its base, which the run does not; {USE_MERGED}")
-    adapt.check_adapter(spec.build_whole_model(), saved.tensors)
+    try:
+        adapt.check_adapter(spec.build_whole_model(), saved.tensors)
+    except UserError as error:
+        reason = str(error).partition(";")[0]
+        raise UserError(f"{reason}; train with the rank and the layers of this adapter, or {USE_MERGED}") from None
     check_further_training(saved, spec.weights, base, cure=USE_MERGED)
 
 

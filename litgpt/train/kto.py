@@ -33,6 +33,9 @@ ANSWER_METRICS = (
     *("logps/chosen", "logps/rejected", "kl"),
 )
 
+MARGINS = {"rewards/margins": ("rewards/chosen", "rewards/rejected")}
+"""Defined where a batch has answers of both kinds."""
+
 
 def rated_answers(preference: PreferenceArgs, settings: LossArgs) -> Objective:
     """The loss of KTO, a mean over the rated answers of the global batch.
@@ -66,7 +69,8 @@ def rated_answers(preference: PreferenceArgs, settings: LossArgs) -> Objective:
         values = [get_values(batch)["desirable"] for batch in rated]
         return add_values(rated, "kl", [torch.full_like(value, kl, dtype=torch.float64) for value in values])
 
-    return Objective(loss, count_rated, scorer.measure, prepare, metrics=(*ANSWER_METRICS, *TOKEN_METRICS))
+    metrics = (*ANSWER_METRICS, *TOKEN_METRICS)
+    return Objective(loss, count_rated, scorer.measure, prepare, metrics=metrics, differences=MARGINS)
 
 
 def count_rated(batch: Batch) -> tuple[float]:

@@ -1,7 +1,7 @@
 """Training objectives: the summed losses of a micro-batch, and the counts that the sums are divided by."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -30,6 +30,7 @@ class Objective:
         weigh: sets the weights of a micro-batch, before it is sharded into local batches.
         prepare: completes all micro-batches of this rank in a step, before the first forward pass with gradients.
         metrics: names of the metrics; one without values in a global batch is left out.
+        differences: metrics that are the difference of the means of two others.
         terms: the number of terms K.
         has_perplexity: whether the loss is a negative log-likelihood per token.
     """
@@ -39,6 +40,7 @@ class Objective:
     weigh: Callable[[Batch], Batch]
     prepare: Callable[[TrainState, Sequence[Batch]], list[Batch]] = keep_batches
     metrics: tuple[str, ...] = ()
+    differences: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     terms: int = 1
     has_perplexity: bool = False
 
@@ -46,6 +48,18 @@ class Objective:
         """The counts (K) of several micro-batches together; zeros for none."""
         counts = [self.count(batch) for batch in batches]
         return [sum(count[term] for count in counts) for term in range(self.terms)]
+
+    def compute_metrics(self, sums: Sequence[float]) -> dict[str, float]:
+        """The metrics that have values, given the sums of all of `metrics` and then the numbers of their values."""
+        numbers = sums[len(self.metrics) :]
+        totals = zip(self.metrics, sums, numbers, strict=False)
+        means = {name: total / number for name, total, number in totals if number}
+        differences = {
+            name: means[first] - means[second]
+            for name, (first, second) in self.differences.items()
+            if first in means and second in means
+        }
+        return means | differences
 
 
 def next_token(settings: LossArgs, channels: Sequence[str] = ()) -> Objective:

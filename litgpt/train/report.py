@@ -128,6 +128,7 @@ def build_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Parameters", f"{total:,}, {format_trained(trained, total)}"),
         ("Initial weights", record.get("weights") or "random"),
         ("Method", record.get("tuner")),
+        ("Loss", record.get("loss")),
         ("Data", ", ".join((data["source"], *settings))),
         ("Samples", f"{size}, at most {length:,} tokens each" + (f"; {held_out:,} for validation" if held_out else "")),
         ("Precision", start["precision"]),

@@ -62,6 +62,7 @@ def describe_run(run: Run) -> dict[str, Any]:
         "model": {"name": spec.config.name, "parameters": total, "trained_parameters": trained},
         "tuner": get_class_name(spec.tuner) if spec.tuner else None,
         "weights": str(spec.weights) if spec.weights else None,
+        "loss": spec.preference.describe() if spec.preference else None,
         "data": {
             "source": get_class_name(spec.data),
             "settings": read_changed_arguments(spec.data),

@@ -37,6 +37,7 @@ from litgpt.train.initial_weights import build_reference, fill_model, resume_ref
 from litgpt.train.launch import count_processes, launch
 from litgpt.train.loggers import build_logger
 from litgpt.train.optimizer import build_optimizers
+from litgpt.train.resumed_recipe import describe_changes
 from litgpt.train.router_training import RouterTrainer
 from litgpt.train.run_spec import RunSpec, check_token_range
 from litgpt.train.schedule import Schedule, count_steps, count_warmup_steps
@@ -109,8 +110,11 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     mesh = cast(MeshStrategy, fabric.strategy).mesh
     resumed_from = find_checkpoint(recipe.resume, recipe.out_dir, notify)
     start = header.describe_origin(recipe, spec.weights, spec.adapter, resumed_from)
-    if start != announced:  # a damaged checkpoint was left out, or there is none
-        notify(header.format_rows([("Start", start)]))
+    rows = [("Start", start)] if start != announced else []  # a damaged checkpoint was left out, or there is none
+    if resumed_from is not None and (changes := describe_changes(recipe, resumed_from)):
+        rows.append(("Changed", changes))
+    if rows:
+        notify(header.format_rows(rows))
     data = open_data(recipe, spec, fabric, mesh, length, resumed=resumed_from is not None)
     for warning in data.tokenizer.warnings if data.tokenizer else ():
         notify(warning)

@@ -104,16 +104,10 @@ def train_step(
         for optimizer in train_state.optimizers:
             optimizer.step()
     train_state.zero_grad()
-    metrics = compute_means(objective.metrics, sums)
+    metrics = objective.compute_metrics(sums)
     if train_state.routers is not None:
         metrics |= train_state.routers.finish(train_state.device, skipped=skipped)
     return StepResult(loss, norm, int(targets), int(tokens), skipped, Votes(*map(int, counted_votes)), metrics)
-
-
-def compute_means(names: Sequence[str], sums: Sequence[float]) -> dict[str, float]:
-    """The mean of each metric that has values, given the sums of all metrics and then the numbers of their values."""
-    numbers = sums[len(names) :]
-    return {name: total / number for name, total, number in zip(names, sums, numbers, strict=False) if number}
 
 
 def compute_gradients(

@@ -20,7 +20,10 @@ import pytest
         (b"seed: !!int x\n", "bad.yaml: not valid YAML (invalid literal"),
         (b"!!python/object/apply:os.system [ls]\n", "bad.yaml:1: not valid YAML"),
         (b"data: [1]\n", "data: [1] is not valid"),
-        (b"train: 7\n", "train: 7 is not valid; use keys and values"),
+        (
+            b"train: 7\n",
+            "train: 7 is a single value for a group of settings; set train.save_interval or its other keys",
+        ),
         (b"optimizer: {class_path: 3}\n", "optimizer.class_path: 3 is not valid"),
         (b"optimizer: {class_path: AdamW, init_args: 3}\n", "optimizer.init_args: 3 is not valid"),
         (b"model_config: 5\n", "model_config: 5 is not valid; use keys and values or null"),

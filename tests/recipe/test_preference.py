@@ -1,13 +1,16 @@
 """The settings of preference training: which losses combine, and which settings have an effect with which loss."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 from litgpt.errors import UserError
+from litgpt.recipe.align import AlignReward
 from litgpt.recipe.build import Flag, build_recipe, collect_settings
 from litgpt.recipe.preference import DPO, WITH_DIVERGENCE, LossType, PreferenceArgs
+from litgpt.recipe.train import EvalArgs, LossArgs
 
 REQUIRED: dict[str, Any] = {"exo_pair": {"label_smoothing": 0.001}}
 
@@ -31,6 +34,9 @@ def test_one_loss_or_a_list_with_weights() -> None:
     assert (both.types, both.weights, both.nll_weight) == (("sigmoid", "sft"), (1.0, 0.5), 0.5)
     with pytest.raises(UserError, match=r"loss_type: 'x' is not valid; use sigmoid or .* or reward or a list of these"):
         parse("preference.loss_type=x")
+    for value, name in (("dpo", "sigmoid"), ("[sft, aot_pair]", "aot_unpaired")):
+        with pytest.raises(UserError, match=rf"preference.loss_type: \w+ is not valid; did you mean {name}\?"):
+            parse(f"preference.loss_type={value}")
 
 
 @pytest.mark.parametrize("name", get_args(LossType))
@@ -110,3 +116,17 @@ def test_which_losses_need_a_reference(name: str, needed: bool) -> None:
 def test_contradictions_and_settings_without_effect_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         PreferenceArgs(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("eval.max_new_tokens: 5", {"eval": EvalArgs(max_new_tokens=5)}),
+        ("eval.evaluate_example: random", {"eval": EvalArgs(evaluate_example="random")}),
+        ("eval.sample_prompt: a", {"eval": EvalArgs(sample_prompt="a")}),
+        ("loss.impl: plain", {"loss": LossArgs(impl="plain")}),
+    ],
+)
+def test_settings_of_language_models_have_no_effect_on_reward_models(name: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{name} has no effect with preference.loss_type: reward"):
+        AlignReward(Path("model"), **settings)

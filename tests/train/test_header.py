@@ -46,6 +46,29 @@ def test_what_is_known_before_torch(folder, litgpt, argv, start):  # noqa: ARG00
     assert list_early_rows(litgpt(*argv).recipe) == [data, *([("Start", start)] if start else [])]
 
 
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ((), "sigmoid; beta 0.1; reference: the initial weights"),
+        (("loss_type=simpo",), "simpo; beta 2"),
+        (("loss_type=cpo", "cpo_alpha=0.5"), "cpo; beta 0.1; loss of chosen answers x 0.5"),
+        (("loss_type=[sigmoid, sft]", "loss_weights=[1, 0.5]"), None),
+        (("reference_free=true", "beta=0.3"), "sigmoid; beta 0.3; no reference (reference_free)"),
+        (("reference=other", "sync_ref_model=true"), "sigmoid; beta 0.1; reference: other, moved every 512 steps"),
+        (
+            ("precompute_ref_log_probs=true",),
+            "sigmoid; beta 0.1; reference: the initial weights, computed before training",
+        ),
+        (("loss_type=reward",), "reward"),
+    ],
+)
+def test_the_loss_its_strength_and_the_reference(litgpt, flags, shown):
+    flags = [f"--preference.{flag}" for flag in flags]
+    recipe = litgpt("align", "model", "--data=Preferences", "--data.sources=pairs.jsonl", *flags).recipe
+    shown = shown or "sigmoid + 0.5 x sft; beta 0.1; loss of chosen answers x 0.5; reference: the initial weights"
+    assert recipe.preference.describe() == shown
+
+
 def test_the_first_rows_need_no_torch(folder):
     code = """if True:
         import json, sys

@@ -163,9 +163,12 @@ def test_the_corrections_of_routers_are_held_too() -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({**LORA, "reference": "nothing"}, "nothing"),
     "a damaged adapter": ({**LORA, "reference": "damaged adapter"}, "adapter_model.safetensors"),
-    "an adapter of another rank": ({**LORA, "reference": "wide adapter"}, "is \\[8, 32\\], the model's \\[4, 32\\]"),
+    "an adapter of another rank": (
+        {**LORA, "reference": "wide adapter"},
+        "is \\[8, 32\\], the model's \\[4, 32\\]; train with the rank .*, or merge",
+    ),
     "an adapter of another scale": ({**LORA, "reference": "strong adapter"}, "with a scale of 16.*merge it"),
-    "an adapter with other layers": ({**LORA, "reference": "short adapter"}, "lacks .*lora_a"),
+    "an adapter with other layers": ({**LORA, "reference": "short adapter"}, "lacks .*lora_a.*, or merge it"),
     "another kind of adapter": ({**LORA, "reference": "IA3 adapter"}, "is IA3, but the run trains LoRA.*merge it"),
     "an adapter without one to train": ({"tuner": Full(), "reference": "adapter"}, "tuner: Full trains none; merge it"),
     "an adapter of another base": ({**LORA, "reference": "narrow adapter"}, "adapter"),

@@ -36,7 +36,7 @@ def train_once(
     prepared = objective.prepare(train_state, batches)
     value, _ = compute_gradients(train_state, prepared, objective, counts=counts, metric_sums=sums)
     gradient = torch.cat([parameter.grad.flatten() for parameter in train_state.parameters()])
-    return value, gradient, dict(zip(objective.metrics, (sums[0] / sums[1]).tolist(), strict=True))
+    return value, gradient, objective.compute_metrics(sums.flatten().tolist())
 
 
 def compute_expected(settings: dict[str, Any], answers: list[Answer], reference: GPT) -> tuple[float, Tensor, float]:
@@ -89,6 +89,7 @@ def test_metrics_are_those_of_desirable_and_undesirable_answers() -> None:
     expected = {
         "rewards/chosen": rewards[desirable].mean(),
         "rewards/rejected": rewards[~desirable].mean(),
+        "rewards/margins": rewards[desirable].mean() - rewards[~desirable].mean(),
         "rewards/accuracies": ((rewards > 0.2 * metrics["kl"]) == desirable).double().mean(),
         "logps/chosen": scores[desirable].mean(),
         "logps/rejected": scores[~desirable].mean(),
@@ -98,6 +99,12 @@ def test_metrics_are_those_of_desirable_and_undesirable_answers() -> None:
     }
     assert metrics.pop("kl") > 0
     assert metrics == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-10)
+
+
+def test_margins_need_answers_of_both_kinds() -> None:
+    answers, reference = draw_answers(1, seed=2), build_model(3)  # a desirable one
+    _, _, metrics = train_once({}, cut(answers, 1, packed=False), reference)
+    assert "rewards/chosen" in metrics and not {"rewards/rejected", "rewards/margins"} & set(metrics)
 
 
 def test_samples_without_labels_count_nothing() -> None:

@@ -318,6 +318,7 @@ class Conversations(FinetuningData):
             micro_batch_size=shape.micro_batch_size,
             channels=[] if channels == ["default"] else channels,
             value_name=self.value_name,
+            columns_read=self.columns_read(),
         )
         contents = [[rows.sources, rows.settings, rows.channel] for rows in row_sets]
         weights = [source.source.weight for source in sources]

@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -69,6 +69,9 @@ class DatasetEntry:
 @dataclass(kw_only=True)
 class FinetuningData(DataModule):
     """Base of the data modules of conversations: builds or finds the samples, splits them, and batches them in rows."""
+
+    OTHER_NAMES: ClassVar = {"group_by_length": {"true": "50", "false": "0"}}
+    """Values by their names in other projects."""
 
     output_key: ClassVar[str] = "data.cache_dir"
 
@@ -142,6 +145,10 @@ class FinetuningData(DataModule):
         """Name of the number that belongs to the answers of a sample; None for samples that are single documents."""
         return None
 
+    def columns_read(self) -> Collection[str]:
+        """Columns and fields that rows list as unread, although the objective of the run reads them."""
+        return ()
+
     def cache_folder(self) -> Path:
         """The folder of the samples."""
         raise UserError(f"data: {type(self).__name__} has no folder for its samples")
@@ -179,6 +186,8 @@ class FinetuningData(DataModule):
             (entry, prepare_examples(entry.rows, renderer, folder, self.on_error, self.tokenize))
             for entry in self.list_entries()
         ]
+        for _, file in self.prepared:
+            file.report.remove_read(self.columns_read())
 
     def setup(self, *_args: Any, **_kwargs: Any) -> None:
         """Open the samples."""
@@ -267,10 +276,12 @@ class FinetuningData(DataModule):
         length = self.packing.length or shape.max_seq_length * self.answers_per_sample
         rows = pack_samples(samples.lengths, length, self.packing.strategy)
         if shape.rank == 0:
-            ratio = float(samples.lengths.sum()) / (len(rows) * length)
+            longer = samples.lengths[samples.lengths > length]  # each has a row of its own
+            ratio = float(samples.lengths.sum()) / (len(rows) * length + float((longer - length).sum()))
+            more = f"; {len(longer):,} samples are longer, and have rows of their own" if len(longer) else ""
             print_message(
                 f"packed {len(samples.lengths):,} samples into {len(rows):,} rows of {length:,} tokens: "
-                f"{ratio:.1%} full, {len(samples.lengths) / len(rows):.1f} samples per row",
+                f"{ratio:.1%} full, {len(samples.lengths) / len(rows):.1f} samples per row{more}",
             )
         return rows
 

@@ -1,6 +1,6 @@
 """The data module `Preferences`: rows of two answers that are compared, or of one that is rated."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -10,12 +10,20 @@ from typing import Any, ClassVar
 from litgpt.data.modules.conversations import Conversations
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.documents import Source
-from litgpt.data.read.preference import Preference, PreferenceKind, has_pair, mismatch_answers, to_preferences
+from litgpt.data.read.preference import (
+    COLUMNS_READ,
+    Preference,
+    PreferenceKind,
+    has_pair,
+    mismatch_answers,
+    to_preferences,
+)
 from litgpt.data.read.row_sets import RowSet
 from litgpt.data.read.row_sources import DataSource, LocatedRow, list_files, read_rows
 from litgpt.data.render.example import Renderer
 from litgpt.data.render.preference_renderer import PreferenceRenderer
 from litgpt.errors import UserError
+from litgpt.recipe.effect import check_effects, describe_no_effect
 
 
 @dataclass
@@ -48,18 +56,30 @@ class Preferences(Conversations):
                     f"data.sources: format: {source.format} is not supported by Preferences, whose rows are "
                     "recognized by their columns; leave it out, or rename columns"
                 )
+            if source.channel is not None:
+                raise UserError(
+                    describe_no_effect(
+                        "data.sources: channel",
+                        source.channel,
+                        "Preferences, which has no losses by channel",
+                        "leave it out",
+                    )
+                )
 
     def set_objective(self, objective: str) -> None:
         """Set the objective of the run, which compares answers or rates them.
 
         Raises:
-            UserError: if it does neither.
+            UserError: if it does neither, or does not use a setting.
         """
         if objective == "next_token":
             raise UserError(
                 "data: Preferences has two answers in a sample; use litgpt align, or train on the chosen ones with "
                 "data: Conversations"
             )
+        if objective == "reward":
+            other, cure = "preference.loss_type: reward", "leave it out"
+            check_effects(self, "data.", "weights", "end_of_turn", have_effect=False, other=other, cure=cure)
         self.objective = objective
 
     @cached_property
@@ -83,6 +103,10 @@ class Preferences(Conversations):
     def value_name(self) -> str:
         """Name of the number that belongs to the answers of a sample."""
         return "margin" if self.kind == "pairs" else "desirable"
+
+    def columns_read(self) -> Collection[str]:
+        """Columns and fields that the objective reads, and not all objectives; without an objective, all of these."""
+        return set().union(*COLUMNS_READ.values()) if self.objective is None else COLUMNS_READ[self.objective]
 
     def build_renderer(self) -> Renderer:
         """Build the renderer of both answers."""

@@ -18,7 +18,7 @@ RESPONSE = (
 TEXT_COLUMNS = ("text", "content")
 """The columns of RESPONSE that may also be a text without a question."""
 COLUMN_NAMES = {
-    "messages": ("messages", "conversation", "conversations"),
+    "messages": ("messages", "conversation", "conversations", "chosen_messages"),
     "query": QUERY,
     "response": RESPONSE,
     "system": ("system", "system_prompt"),

@@ -28,7 +28,7 @@ MEDIA_BLOCKS = (
 MEDIA_FIELDS = ("image", "images", "video", "videos", "audio", "audios")
 """Columns of rows and fields of messages that are not text."""
 PARSED_FIELDS = {
-    *("role", "from", "content", "value", "loss", "loss_scale", "weight"),
+    *("role", "from", "content", "value", "loss", "loss_scale", "weight", "loss_weight"),
     *("tool_calls", "function_call"),
 }
 """Fields of a message that `parse_message` parses; all others are kept for templates."""
@@ -92,8 +92,7 @@ def parse_message(item: Any) -> list[Message]:
         return build_pair(item[pair[0]], item[pair[1]], *pair)
     role = parse_role(item)
     check_media(item, "message")
-    loss = fields.parse_loss(item.get("loss"))
-    weight = fields.parse_weight(item.get("loss_scale", item.get("weight")), "loss_scale")
+    loss, weight = parse_training(item, role)
     calls = parse_calls(item)
     content = item.get("content", item.get("value"))
     if isinstance(content, list | tuple) and not content and calls:
@@ -111,6 +110,21 @@ def parse_message(item: Any) -> list[Message]:
         messages.insert(0, Message(role, "", fields={"content": None}))
     messages[0] = replace(messages[0], fields={**messages[0].fields, **rest})
     return [replace(message, loss=loss, weight=weight) for message in [*messages, *map(parse_call, calls)]]
+
+
+def parse_training(item: RowMapping, role: str) -> tuple[bool | None, float]:
+    """Parse whether a message is trained, None for the default of the run, and the factor of its loss.
+
+    `loss_weight`, as LLaMA-Factory names it, is both: it trains questions, or not an answer.
+    """
+    loss = fields.parse_loss(item.get("loss"))
+    name = next((name for name in ("loss_scale", "weight", "loss_weight") if name in item), "loss_scale")
+    weight = fields.parse_weight(item.get(name), name)
+    if name == "loss_weight" and loss is None:
+        is_answer = role in ("assistant", "tool_call")
+        loss = None if is_answer == (weight > 0) else weight > 0
+        weight = weight or 1.0
+    return loss, weight
 
 
 def parse_role(item: RowMapping) -> str:
@@ -178,13 +192,15 @@ def parse_block(block: Any, role: str) -> Message:
         return Message(role, check_text(block, "content"))
     kind = block.get("type") if isinstance(block, Mapping) else None
     if kind in ("text", "input_text", "output_text"):
-        return Message(role, check_text(block.get("text"), "content"))
-    if kind == "thinking" and role == "assistant":
-        inner = parse_content(block.get("thinking"), role)
+        return Message(role, check_text(block.get("text", block.get("value")), "content"))
+    if kind in ("thinking", "reasoning") and role == "assistant":
+        inner = parse_content(block.get("thinking", block.get("value")), role)
         return Message(role, "", fields={"thinking": "".join(part.content for part in inner)})
     if kind == "tool_use":
         call = {"name": block.get("name"), "arguments": block.get("input", {})}
         return parse_call(call if block.get("id") is None else {"id": block["id"], **call})
+    if kind == "tool_call":
+        return parse_call(block.get("value"))
     if kind == "tool_result":
         inner = parse_content(block.get("content") or "", "tool")
         call_id = block.get("tool_use_id")

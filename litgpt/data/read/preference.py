@@ -25,6 +25,12 @@ SHARED_COLUMNS = ("history", *COLUMN_NAMES["system"], *COLUMN_NAMES["tools"], "c
 REJECTED_COLUMNS = ("rejected", "rejected_response", "rejected_messages")
 ANSWER_COLUMNS = {"chosen", *REJECTED_COLUMNS, "margin", "label"}
 ANSWER_ROLES = ("assistant", "tool_call")
+COLUMNS_READ = {
+    "reward": {"margin"},
+    "pairs": {"weight", "messages.loss_scale"},
+    "kto": {"weight", "messages.loss_scale"},
+}
+"""The columns and fields that not all objectives of preferences read, by objective; none reads `channel`."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +77,23 @@ def to_preferences(row: Any, columns: Mapping[str, str] | None, kind: Preference
         if kind == "pairs":
             detail = "rows with a label are for litgpt kto" if "label" in row else f"columns {', '.join(row)}"[:120]
             raise BadRow("not two answers: no chosen and rejected", detail)
-        return [rate_conversation(row)]
-    pair = build_preference(row)
+        return [list_conditional(rate_conversation(row), row)]
+    pair = list_conditional(build_preference(row), row)
     if kind == "pairs":
         return [pair]
     assert pair.other is not None
     if not find_last_round(pair.messages):
         raise BadRow("no question")
-    unread = (*pair.unread, *(["margin"] if "margin" in row else []))
-    chosen, rejected = vars(pair) | {"other": None, "value": 1.0, "unread": unread}, vars(pair.other)
+    chosen, rejected = vars(pair) | {"other": None, "value": 1.0}, vars(pair.other)
     return [Preference(**chosen), Preference(**rejected, value=0.0)]
+
+
+def list_conditional(preference: Preference, row: RowMapping) -> Preference:
+    """Add to the unread columns those that some objectives read, or none; a report leaves out what its run reads."""
+    names = [name for name in ("margin", "channel", "weight") if name in row]
+    messages = (message for side in list_sides(preference) for message in side.messages)
+    scaled = ["messages.loss_scale"] if any(message.weight != 1 for message in messages) else []
+    return replace(preference, unread=tuple(dict.fromkeys([*preference.unread, *names, *scaled])))
 
 
 def rate_conversation(row: RowMapping) -> Preference:

@@ -1,7 +1,7 @@
 """Sets of rows, converted to conversations, with a report of the rows that were left out."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -63,6 +63,10 @@ class RowReport:
         counts = {name: getattr(self, name) + getattr(other, name) for name in ("rows", "overlong", "untrained")}
         first = [*self.first, *other.first][:MAX_SHOWN]
         return RowReport(reasons=self.reasons + other.reasons, first=first, unread=self.unread + other.unread, **counts)
+
+    def remove_read(self, names: Collection[str]) -> None:
+        """Remove columns and fields that are read after all."""
+        self.unread = Counter({name: count for name, count in self.unread.items() if name not in names})
 
     def describe_unread(self) -> str:
         """Name the columns and fields that nothing reads, with their counts, in one line; empty if there are none."""

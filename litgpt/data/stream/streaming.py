@@ -8,7 +8,7 @@ so a checkpoint holds only a few numbers per rank.
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -98,6 +98,7 @@ class StreamedRows(IterableDataset[Any]):
         channels: the names of the numbers in `channels` of a batch; a row whose channel is not among them counts
             for the channel of its row set.
         value_name: name of the numbers that belong to the answers; None for samples that are single documents.
+        columns_read: columns and fields that rows list as unread, although the run reads them.
     """
 
     def __init__(
@@ -109,8 +110,9 @@ class StreamedRows(IterableDataset[Any]):
         micro_batch_size: int,
         channels: Sequence[str],
         value_name: str | None = None,
+        columns_read: Collection[str] = (),
     ) -> None:
-        self.value_name = value_name
+        self.value_name, self.columns_read = value_name, columns_read
         self.row_sets, self.shards, self.builder = row_sets, shards, builder
         self.micro_batch_size, self.channels = micro_batch_size, channels
         self.reports = [RowReport() for _ in row_sets]
@@ -221,7 +223,7 @@ class StreamedRows(IterableDataset[Any]):
     def _count_unread(self, set_number: int, conversation: Conversation) -> None:
         """Count the columns and fields that nothing reads; the first rank prints each name once."""
         report = self.reports[set_number]
-        unread = {*conversation.unread, *self.builder.renderer.list_unread(conversation)}
+        unread = {*conversation.unread, *self.builder.renderer.list_unread(conversation)}.difference(self.columns_read)
         if self.shards[0].rank == 0 and (fresh := sorted(unread - set(report.unread))):
             print_message(f"{self.row_sets[set_number].name}: not read: {', '.join(fresh)}")
         report.unread.update(unread)

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,18 @@ def test_a_lazy_pair_that_cannot_be_rendered_is_not_trained(tmp_path: Path, toke
     assert sorted(zip(trained[::2], trained[1::2], strict=True)) == [(False, False), *[(True, True)] * 3]
 
 
+def test_pairs_longer_than_a_packed_row_are_counted(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = open_pairs(tmp_path, tokenizer, pairs(20), val_fraction=0.0, packing={"enabled": True, "length": 60})
+    lengths = [len(list(iter_answers(batch))) for batch in take(data.train_stream(BatchShape(1, 1, 64)), 20)]
+    assert min(lengths) == 2
+    found = re.search(
+        r"rows of 60 tokens: ([\d.]+)% full, .* per row; (\d+) samples are longer", capsys.readouterr().err
+    )
+    assert found is not None and float(found[1]) <= 100 and 0 < int(found[2]) < 20
+
+
 @pytest.mark.parametrize("strategy", ["best_fit", "sequential"])
 def test_packing_keeps_pairs_whole(tmp_path: Path, tokenizer: Tokenizer, strategy: str) -> None:
     """In packed rows of any length, answers 2 i and 2 i + 1 are those of one pair, and every pair occurs once."""
@@ -264,16 +277,40 @@ def test_kinds_of_rows_are_found_or_refused(tmp_path: Path, tokenizer: Tokenizer
         module(tmp_path, tokenizer).set_objective("pairs")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("objective", "unread"),
+    [
+        ("pairs", "channel (4 rows), margin (4 rows)"),
+        ("kto", "channel (4 rows), margin (4 rows)"),
+        ("reward", "channel (4 rows), weight (4 rows), messages.loss_scale (4 rows)"),
+    ],
+)
+def test_columns_that_the_objective_does_not_read_are_counted(
+    tmp_path: Path, tokenizer: Tokenizer, objective: str, unread: str, streaming: bool
+) -> None:
+    answer = {"role": "assistant", "content": "yes", "loss_scale": 2}
+    rows = [row | {"chosen": [answer], "channel": "a", "weight": 2} for row in pairs(4)]
+    settings = {"streaming": True, "shuffle_buffer": 4} if streaming else {"val_fraction": 0.0}
+    open_pairs(tmp_path, tokenizer, rows, "pairs", **settings)  # which has built the cache
+    data = open_pairs(tmp_path, tokenizer, rows, objective, **settings)
+    stream = data.train_stream(BatchShape(1, 1, 64))
+    take(stream, 4)
+    (report,) = (stream if streaming else data).report().values()
+    assert {f"{name} ({count} rows)" for name, count in report["unread"].items()} == set(unread.split(", "))
+
+
 @pytest.mark.parametrize(
     ("setting", "error"),
     [
         ({"train_on": "everything"}, "data.train_on: everything"),
         ({"on_overlong": "split"}, "data.on_overlong: split"),
+        ({"sources": [{"path": "x.jsonl", "channel": "a"}]}, "data.sources: channel: a has no effect"),
     ],
 )
 def test_settings_that_pairs_do_not_support(setting: dict[str, Any], error: str) -> None:
     with pytest.raises(UserError, match=error):
-        Preferences(sources=["x.jsonl"], **setting)
+        Preferences(**{"sources": ["x.jsonl"]} | setting)
 
 
 @pytest.mark.parametrize("objective", ["pairs", "kto"])

@@ -100,6 +100,32 @@ FORMS: list[tuple[dict[str, Any], list[Message]]] = [
         {"messages": [Q, {**A, "content": [{"type": "tool_use", "name": "f", "input": {}}], "thinking": "hm"}]},
         [Message("user", "q"), Message("assistant", "", fields=NULL | {"thinking": "hm"}), call()],
     ),
+    # LLaMA-Factory: blocks with values, and loss_weight
+    (
+        {
+            "messages": [
+                {**Q, "content": [{"type": "text", "value": "q"}], "loss_weight": 0.0},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "reasoning", "value": "hm"},
+                        {"type": "text", "value": "a"},
+                        {"type": "tool_call", "value": CALL},
+                    ],
+                    "loss_weight": 0.5,
+                },
+                {"role": "tool", "content": [{"type": "text", "value": "2"}], "loss_weight": 1},
+                {**A, "loss_weight": 0.0},
+            ]
+        },
+        [
+            Message("user", "q"),
+            Message("assistant", "a", weight=0.5, fields={"thinking": "hm"}),
+            Message("tool_call", CALL, weight=0.5),
+            Message("tool", "2", loss=True),
+            Message("assistant", "a", loss=False),
+        ],
+    ),
     # fields under names that templates read; null is what Parquet writes for a field that other messages have
     (
         {"messages": [{**Q, "name": "Ada", "from": None}, {**A, "reasoning": "", "thinking": None, "at": 7}]},

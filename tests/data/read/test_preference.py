@@ -28,6 +28,13 @@ FORMS: dict[str, dict[str, Any]] = {
     "messages and the other answer": {"messages": [Q, A], "rejected_response": "b"},
     "messages and the other answer's message": {"messages": [Q, A], "rejected_response": [B]},
     "messages and other messages": {"messages": [Q, A], "rejected_messages": [Q, B]},
+    "messages of LLaMA-Factory": {
+        f"{side}_messages": [
+            {"role": role, "content": [{"type": "text", "value": text}], "loss_weight": weight}
+            for role, text, weight in (("user", "q", 0.0), ("assistant", answer, 1.0))
+        ]
+        for side, answer in (("chosen", "a"), ("rejected", "b"))
+    },
     "question, answer and the other": {"query": "q", "response": "a", "rejected_response": "b"},
     "alpaca": {"instruction": "q", "input": "", "chosen": "a", "rejected": "b"},
 }
@@ -54,7 +61,7 @@ def test_columns_that_belong_to_both_are_read(form: str) -> None:
     preference = pair_of(row)
     for side in (preference, preference.other):
         assert (side.system, side.channel) == ("s", "c") and "f" in (side.tools or "")
-    assert preference.value == 1.5 and preference.unread == ("score",)
+    assert preference.value == 1.5 and preference.unread == ("score", "margin", "channel")
 
 
 def test_texts_without_a_question_are_plain_text() -> None:
@@ -83,7 +90,7 @@ def test_calls_and_their_results_are_parts_of_answers() -> None:
 
 def test_columns_of_the_other_kind_are_not_read() -> None:
     row = FORMS["whole conversations"] | {"label": True, "margin": 1.0}
-    assert pair_of(row).unread == ("label",)
+    assert pair_of(row).unread == ("label", "margin")
     chosen, rejected = to_preferences(row, None, "rated")
     assert chosen.unread == ("label", "margin") and rejected.unread == ()
 
