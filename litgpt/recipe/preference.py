@@ -148,8 +148,8 @@ class PreferenceArgs:
         if self.needs_reference:
             reference = self.reference or "the initial weights"
             moves = f", moved every {self.ref_model_sync_steps:,} steps" if self.sync_ref_model else ""
-            ahead = ", computed before training" if self.precompute_ref_log_probs else ""
-            parts.append(f"reference: {reference}{moves}{ahead}")
+            precomputed = ", computed before training" if self.precompute_ref_log_probs else ""
+            parts.append(f"reference: {reference}{moves}{precomputed}")
         elif set(self.types) & WITH_REFERENCE:
             parts.append("no reference (reference_free)")
         return "; ".join(parts)

@@ -45,7 +45,9 @@ def test_a_group_in_a_group_is_set_key_by_key_or_as_a_whole(litgpt, tmp_path):
     assert litgpt(*given, "--checkpoint.best", "null").recipe.checkpoint.best is None
     assert litgpt("pretrain", "x", "--checkpoint.best", "{}").recipe.checkpoint.best == BestArgs()
     assert "checkpoint.best.mod is not a key" in litgpt(*given, "--checkpoint.best.mod", "a").error_line()
-    assert "val_loss: no such file" in litgpt(*given, "--checkpoint.best", "val_loss").error_line()
+    said = "'val_loss' is a single value for a group of settings; set checkpoint.best.metric"
+    assert said in litgpt(*given, "--checkpoint.best", "val_loss").error_line()
+    assert "best2.yaml: no such file" in litgpt(*given, "--checkpoint.best", "best2.yaml").error_line()
 
 
 @pytest.mark.parametrize("value", ["1.5", "1e-9", "nan", "inf", "1e999999999", "true", "[1]", "-3", "0", "", "many"])
@@ -230,7 +232,7 @@ def test_resume(litgpt, value):
 def test_a_wrong_group_is_not_hidden_by_a_later_right_one(litgpt, tmp_path):
     (tmp_path / "a.yaml").write_text("train: 7\n")
     outcome = litgpt("pretrain", "x", "--config", tmp_path / "a.yaml", "--train.max_steps", "3")
-    assert "train: 7 is not valid" in outcome.error_line()
+    assert "train: 7 is a single value for a group" in outcome.error_line()
 
 
 def test_positional_arguments(litgpt):
