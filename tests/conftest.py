@@ -1,8 +1,11 @@
 """Fixtures for tests of several rooms."""
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 
@@ -71,6 +74,18 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "own_letters.py").write_text(USER_MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     return "own_letters.Letters"
+
+
+@pytest.fixture(autouse=True)
+def keep_process_alone() -> Iterator[None]:
+    """Restore the environment, where libraries look for a rank, and check that no process group is left.
+
+    A run in a process with a group ends the process.
+    """
+    with mock.patch.dict(os.environ):
+        yield
+    distributed = sys.modules.get("torch.distributed")
+    assert distributed is None or not distributed.is_initialized(), "the test leaves a process group"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,11 +3,13 @@
 import json
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,12 @@ CONTEXT.set_forkserver_preload(
 
 
 def find_free_port() -> int:
-    """Return a TCP port that is free."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Return a TCP port that is free, below those that the system gives to connections, which take it before a rank."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_768)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:

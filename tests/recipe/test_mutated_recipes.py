@@ -114,11 +114,11 @@ def scramble(count: int, seed: int, litgpt, user_module: str, folder) -> None:
 
 
 def test_mutated_recipes(litgpt, user_module, tmp_path):
-    campaign(150, 1, litgpt, user_module, tmp_path)
+    campaign(60, 1, litgpt, user_module, tmp_path)
 
 
 def test_scrambled_recipes(litgpt, user_module, tmp_path):
-    scramble(50, 2, litgpt, user_module, tmp_path)
+    scramble(25, 2, litgpt, user_module, tmp_path)
 
 
 @pytest.mark.slow
