@@ -13,6 +13,9 @@ EXIT_CODE = 130  # 128 + SIGINT, as shells have it
 INTERRUPTED = "litgpt: interrupted"
 CLEANUP_SECONDS = 1.0  # seconds that the main thread has to clean up after Ctrl-C
 SHOW_CURSOR = "\x1b[?25h"
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+is_program = threading.Event()
+"""Set in a process that is the program `litgpt`, which ends when its command returns."""
 
 
 @contextmanager
@@ -61,6 +64,12 @@ def exit_on_interrupt(message: str) -> Iterator[None]:
             yield
         finally:
             left.set()
+
+
+def ignore_signals() -> None:
+    """Ignore the signals that ask a process to end, because it has nothing left to do but exit."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def replace_closed_terminals() -> None:

@@ -164,6 +164,7 @@ def _run_rank(
     os.environ.update(variables)
     os.environ["OMP_NUM_THREADS"] = "1"
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored in a background process of a shell
     log = os.open(f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -10,7 +10,7 @@ import torch
 from litgpt import adapt
 from litgpt.adapt import quantization
 from litgpt.errors import UserError
-from litgpt.files import CHECKPOINTS, extend_checkpoint_dir
+from litgpt.files import CHECKPOINTS
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
@@ -52,14 +52,9 @@ def find_folder(name: Path | str, *, access_token: str | None = None) -> Path:
     Raises:
         UserError: if it is none of these, or the download fails.
     """
-    path = extend_checkpoint_dir(Path(name))
-    if path.is_file():
-        return path if path.suffix == ".gguf" else path.parent
-    if path.exists():
-        return path
+    if (path := hub.find_local_folder("checkpoint_dir", Path(name))) is not None:
+        return path.parent if path.is_file() and path.suffix != ".gguf" else path
     repository = hub.find_repository("checkpoint_dir", Path(name))
-    if (CHECKPOINTS / repository).is_dir():
-        return CHECKPOINTS / repository
     try:
         return hub.download(repository, CHECKPOINTS, access_token=access_token)
     except UserError as error:

@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.files import read_mapping
+from litgpt.mappings import drop_nulls, merge_mappings
 from litgpt.model.registry import lookup_config, read_config
 from litgpt.model.transformer_config import TransformerConfig
 
 
-def merge_fields(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `overrides` that are not None, each merged with that of `values` if both are mappings."""
+def override_fields(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are overridden, with their new values: mappings are merged with those of `values`.
+
+    None leaves a field as it is, and removes a key of a mapping.
+    """
     given = {key: value for key, value in overrides.items() if value is not None}
-    for key, value in given.items():
-        if isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
-            merged = {**values[key], **value}
-            given[key] = {name: part for name, part in merged.items() if part is not None}
-    return given
+    merged = merge_mappings(values, given)
+    return {key: drop_nulls(merged[key]) if isinstance(values.get(key), Mapping) else merged[key] for key in given}
 
 
 class Config(TransformerConfig):

@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
 from litgpt.errors import UserError
+from litgpt.mappings import merge_mappings
 from litgpt.recipe import keys
 from litgpt.recipe.choices import (
     CLASS_PATHS,
@@ -18,7 +19,6 @@ from litgpt.recipe.choices import (
     find_default_class,
     import_class,
     merge_choice,
-    merge_mappings,
     name_default_classes,
     normalize_custom_optimizer,
     parse_choice,

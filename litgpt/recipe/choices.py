@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from litgpt.errors import UserError
+from litgpt.mappings import merge_mappings, names_another_class
 from litgpt.recipe import keys
 from litgpt.recipe.data import DATA_MODULES, DataModule
 from litgpt.recipe.optimizer import OPTIMIZER_ALIASES, OPTIMIZERS, Custom, Optimizer
@@ -82,25 +83,6 @@ def parse_choice(base: type, value: Any, key: str, trusted: bool = True) -> Clas
             raise UserError(f"{class_key}: {name!r} is not valid; {suggest_names(CLASS_PATHS[base])}")
         choice["class_path"] = resolve_class_path(base, name, class_key, trusted)
     return choice
-
-
-def names_another_class(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Return whether both mappings name a class and the classes differ."""
-    return None not in (names := (old.get("class_path"), new.get("class_path"))) and names[0] != names[1]
-
-
-def merge_mappings(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Merge two mappings at every depth; `new` takes precedence.
-
-    Lists and single values are replaced, and so is a mapping by one with another class_path.
-    """
-    merged = dict(old)
-    for name, value in new.items():
-        before = merged.get(name)
-        if isinstance(before, dict) and isinstance(value, dict) and not names_another_class(before, value):
-            value = merge_mappings(before, value)
-        merged[name] = value
-    return merged
 
 
 def merge_choice(old: ClassChoice | None, new: ClassChoice | None) -> ClassChoice | None:

@@ -141,7 +141,7 @@ class ParallelArgs:
         levels = {True: 3, False: 1, "auto": 1} if self.pipeline > 1 else {True: 3, False: 2, "auto": 3}
         return self.zero or levels[self.reshard_after_forward]
 
-    def resolve_dims(self, world_size: int) -> ParallelDims:
+    def resolve_dims(self, world_size: int, *, num_nodes: int = 1) -> ParallelDims:
         """Return the parallel degrees for `world_size` = devices x num_nodes processes.
 
         Raises:
@@ -155,7 +155,7 @@ class ParallelArgs:
             if rest:
                 raise UserError(
                     f"{format_product(others)} does not divide devices x num_nodes = {world_size}; "
-                    f"set {find_cure(others, world_size)}"
+                    f"set {find_cure(others, world_size, num_nodes)}"
                 )
         else:
             shard = self.data_shard
@@ -163,7 +163,7 @@ class ParallelArgs:
                 product = format_product(others | {"data_shard": shard})
                 raise UserError(
                     f"{product}, but devices x num_nodes is {world_size}; set parallel.data_shard: auto, or "
-                    f"devices: {used * shard}"
+                    f"{format_devices(used * shard, num_nodes)}"
                 )
         degrees = {field.name: getattr(self, field.name) for field in fields(ParallelDims)}
         dims = ParallelDims(**degrees | {"data_shard": shard})
@@ -189,11 +189,18 @@ def format_product(degrees: dict[str, int]) -> str:
     return f"parallel.{' x '.join(degrees)}: {numbers}" + (f" = {product}" if len(degrees) > 1 else "")
 
 
-def find_cure(degrees: dict[str, int], world_size: int) -> str:
+def find_cure(degrees: dict[str, int], world_size: int, num_nodes: int) -> str:
     """Return the settings with which the product of parallel degrees divides the number of processes."""
     used = prod(degrees.values())
+    devices = format_devices(used, num_nodes)
     for name, degree in reversed(degrees.items()):
         if world_size % (used // degree) == 0:
             largest = max(number for number in range(1, degree) if world_size // (used // degree) % number == 0)
-            return f"parallel.{name}: {largest}, or devices: {used}"
-    return f"devices: {used}"
+            return f"parallel.{name}: {largest}, or {devices}"
+    return devices
+
+
+def format_devices(processes: int, num_nodes: int) -> str:
+    """Format the setting of `devices`, which are those of each node, for a number of processes on all nodes."""
+    devices, rest = divmod(processes, num_nodes)
+    return f"num_nodes: 1 and devices: {processes}" if rest else f"devices: {devices}"

@@ -1,9 +1,10 @@
 """The output of `--print_config`."""
 
 from litgpt.errors import UserError
+from litgpt.mappings import drop_nulls
 from litgpt.recipe.build import REPLACED_DEFAULTS, Tree, build_recipe
 from litgpt.recipe.keys import REQUIRED, find_choice_base, find_group, list_settings
-from litgpt.recipe.to_yaml import drop_defaults, drop_nulls, format_yaml, to_plain
+from litgpt.recipe.to_yaml import drop_defaults, format_yaml, to_plain
 
 
 def fill_required(recipe: type, tree: Tree) -> tuple[Tree, list[str]]:

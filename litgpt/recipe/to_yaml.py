@@ -84,13 +84,6 @@ def find_changes(recipe: Any) -> dict[str, Any]:
     return changes
 
 
-def drop_nulls(value: Any) -> Any:
-    """Return a mapping without its null values."""
-    if not isinstance(value, dict):
-        return value
-    return {key: drop_nulls(item) for key, item in value.items() if item is not None}
-
-
 def format_yaml(tree: dict[str, Any]) -> str:
     """Format a mapping as YAML, keeping its order."""
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)

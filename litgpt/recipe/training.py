@@ -115,4 +115,5 @@ class Training:
             return
         if not 1 <= self.devices <= 2**16:
             raise UserError(f"devices: {self.devices} is not valid; use auto or a number from 1")
-        self.train.accumulation(self.parallel.resolve_dims(self.devices * self.num_nodes).data_ranks)
+        dims = self.parallel.resolve_dims(self.devices * self.num_nodes, num_nodes=self.num_nodes)
+        self.train.accumulation(dims.data_ranks)

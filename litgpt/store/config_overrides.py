@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from litgpt.errors import UserError
-from litgpt.model.config import Config, merge_fields
+from litgpt.model.config import Config, override_fields
 from litgpt.store.published_tensor import list_parameters
 
 
@@ -18,7 +18,7 @@ def override_config(config: Config, overrides: Mapping[str, Any]) -> Config:
         UserError: naming a field that is wrong, or changes the shape of a tensor.
     """
     values = config.to_dict()
-    given = merge_fields(values, overrides)
+    given = override_fields(values, overrides)
     if not given:
         return config
     changed = Config(**{**values, **given})

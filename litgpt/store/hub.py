@@ -9,8 +9,9 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
+from litgpt.connection import check_hub_connection
 from litgpt.errors import UserError
-from litgpt.files import CHECKPOINTS, join_inside, sha256
+from litgpt.files import CHECKPOINTS, extend_checkpoint_dir, join_inside, sha256
 from litgpt.model.config import Config
 from litgpt.model.registry import list_model_names
 
@@ -47,6 +48,32 @@ def find_repository(key: str, name: Path) -> str:
     if "org" not in known:
         raise UserError(f"{key}: {name} is not a folder; set a model's folder or its org/name on the hub")
     return f"{known['org']}/{known['name']}"
+
+
+def find_local_folder(key: str, name: Path) -> Path | None:
+    """Find the folder of a model on this machine; None for one that would be downloaded from the hub.
+
+    Args:
+        name: a folder, a file in one, one under `checkpoints/`, the hub's org/name, or a known model's name.
+
+    Raises:
+        UserError: naming `key`, if it can be neither.
+    """
+    if (path := extend_checkpoint_dir(name)).exists():
+        return path
+    folder = CHECKPOINTS / find_repository(key, name)
+    return folder if folder.is_dir() else None
+
+
+def check_access(key: str, name: Path) -> None:
+    """Check that a model that is no folder here can be downloaded, as far as the hub can be reached.
+
+    Raises:
+        UserError: naming `key` and the folder that the model's files can be put into.
+    """
+    target = CHECKPOINTS / find_repository(key, name)
+    with raise_one_line(f"{key}: {name} is not a folder here", None, hint=f"or put its files into {target}"):
+        check_hub_connection()
 
 
 def match_patterns(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
@@ -87,6 +114,7 @@ def download(
         raise UserError(f"repo_id: {repo_id!r} is not org/name, such as EleutherAI/pythia-14m")
     target = checkpoint_dir / repo_id
     with raise_one_line(f"repo_id: {repo_id}", access_token, hint=f"or put the model's files into {target}"):
+        check_hub_connection()
         repository = HfApi().model_info(repo_id, revision=revision, token=access_token, files_metadata=True)
         files = {file.rfilename: file for file in repository.siblings or ()}
         names = select_files(files, tokenizer_only=tokenizer_only)
@@ -137,6 +165,7 @@ def upload(folder: Path, repo_id: str, *, access_token: str | None = None) -> st
     from huggingface_hub import HfApi
 
     with raise_one_line(f"push_to_hub: {repo_id}", access_token, hint=f"the folder {folder} is whole"):
+        check_hub_connection()
         api = HfApi(token=access_token)
         api.create_repo(repo_id, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder))

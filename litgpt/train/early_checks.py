@@ -5,8 +5,7 @@ from pathlib import Path
 
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
-from litgpt.files import extend_checkpoint_dir
-from litgpt.model.config import Config, merge_fields
+from litgpt.model.config import Config, override_fields
 from litgpt.model.registry import has_config, list_model_names
 from litgpt.parallel.model_sizes import check_model_sizes
 from litgpt.recipe.data_commands import DataInspect, DataPrepare
@@ -65,7 +64,7 @@ def check_finetuning(recipe: Finetune) -> None:
         recipe.data.check_files(has_tokenizer=True)
     if folder is not None and is_base_model(folder) and recipe.initial_adapter is None:  # which may change the config
         values = Config.from_checkpoint(folder).to_dict()
-        config = Config(**{**values, **merge_fields(values, recipe.model_config or {})})
+        config = Config(**{**values, **override_fields(values, recipe.model_config or {})})
         order = recipe.resolved_tuner.get_block_order(config.n_layer)
         adapted = recipe.resolved_tuner.adds
         check_run(recipe, config, layers=len(order) if order else config.n_layer, adapted=adapted)
@@ -151,13 +150,11 @@ def find_model_folder(key: str, name: Path) -> Path | None:
     """Find the folder of a model on this machine; None for a model on the hub.
 
     Raises:
-        UserError: if it can be neither.
+        UserError: if it can be neither, or the hub cannot be reached.
     """
-    folder = extend_checkpoint_dir(name)
-    if folder.exists():
-        return folder
-    hub.find_repository(key, name)
-    return None
+    if (folder := hub.find_local_folder(key, name)) is None:
+        hub.check_access(key, name)
+    return folder
 
 
 def is_base_model(folder: Path) -> bool:
@@ -184,7 +181,7 @@ def resolve_config(recipe: Pretrain) -> Config:
     if overrides.get("n_layer") and recipe.model_name not in list_model_names():
         return Config(**{"name": recipe.model_name} | overrides)
     named = Config.from_name(recipe.model_name)
-    return Config.from_name(recipe.model_name, **merge_fields(named.to_dict(), overrides))
+    return Config.from_name(recipe.model_name, **override_fields(named.to_dict(), overrides))
 
 
 def resolve_sequence_length(recipe: Training, config: Config) -> int:

@@ -10,10 +10,17 @@ from types import FrameType
 from typing import Any
 
 from litgpt.errors import UserError
-from litgpt.interrupts import CLEANUP_SECONDS, INTERRUPTED, exit_now, replace_closed_terminals, watch_signals
+from litgpt.interrupts import (
+    CLEANUP_SECONDS,
+    INTERRUPTED,
+    SIGNALS,
+    exit_now,
+    ignore_signals,
+    is_program,
+    replace_closed_terminals,
+    watch_signals,
+)
 from litgpt.recipe.train import GuardArgs
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Interrupts:
@@ -27,18 +34,21 @@ class Interrupts:
     Attributes:
         received: the first signal.
         activity: what is in progress and will be finished.
+        outcome: what follows it.
+        is_over: the run has ended and is saved, so signals are not announced and stop nothing.
     """
 
     def __init__(self, announce: Callable[[str], None] = print) -> None:
         self.received: signal.Signals | None = None
-        self.activity = "setup"
+        self.activity, self.outcome = "setup", "saving"
+        self.is_over = False
         self._announce = announce
         self._announced = False
         self._left = threading.Event()
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Handle the signals inside the block, and restore the previous handlers after it."""
+        """Handle the signals inside the block; after it they are ignored in a program, else as they were before."""
         handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # by nohup
         previous = {number: signal.signal(number, self._record) for number in handled}
         try:
@@ -46,25 +56,28 @@ class Interrupts:
                 yield
         finally:
             self._left.set()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            if is_program.is_set():
+                ignore_signals()
+            else:
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
 
     def _record(self, number: int, _frame: FrameType | None) -> None:
         replace_closed_terminals()
-        if number == signal.SIGINT and self.received is not None:
+        if number == signal.SIGINT and self.received is not None and not self.is_over:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number)
 
     def _notice(self, number: int) -> None:
         """Announce the first signal; end the process if the main thread does not, after another one, SIGINT."""
-        if number not in SIGNALS:
+        if number not in SIGNALS or self.is_over:
             return
         if not self._announced:
             self._announced = True
             replace_closed_terminals()
             repeated = "again" if number == signal.SIGINT else "SIGINT"
             name = signal.Signals(number).name
-            self._announce(f"{name}: finishing {self.activity}, then saving; {repeated} stops at once")
+            self._announce(f"{name}: finishing {self.activity}, then {self.outcome}; {repeated} stops at once")
         elif number == signal.SIGINT and not self._left.wait(CLEANUP_SECONDS):
             exit_now(INTERRUPTED)
 

@@ -38,7 +38,7 @@ def launch(recipe: Training) -> Fabric:
     """
     world = count_processes(recipe)
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    dims = recipe.parallel.resolve_dims(world)
+    dims = recipe.parallel.resolve_dims(world, num_nodes=recipe.num_nodes)
     recipe.train.accumulation(dims.data_ranks)
     per_node, rest = divmod(world, recipe.num_nodes)
     if rest:

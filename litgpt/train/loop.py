@@ -88,7 +88,7 @@ class Loop:
     def fit(self) -> None:
         """Train until a limit is reached or a signal is received; the last step is always saved."""
         run, recipe = self.run, self.run.recipe
-        with self.interrupts.handle_signals(), self.console:
+        with self.console:
             try:
                 if self.is_evaluation_due():
                     self.evaluate()

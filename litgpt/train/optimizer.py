@@ -144,14 +144,41 @@ def _custom(settings: Custom, named: Named) -> list[torch.optim.Optimizer]:
     """Any class; its weight decay, given or by default, applies to matrices only, as for the classes above."""
     cls, arguments = import_optimizer(settings.path), {"lr": settings.lr, **settings.arguments}
     decay = arguments.get("weight_decay", list_settings(cls).get("weight_decay", (Any, None))[1])
-    groups = [p for _, p in named] if decay is None else build_groups(named, decay)
-    try:
-        optimizer = cls(groups, **arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer.init_args: {arguments} are not accepted by {settings.path} ({error})") from None
+    groups = [{"params": [p for _, p in named]}] if decay is None else build_groups(named, decay)
+    check_first_step(settings.path, cls, groups, arguments)
+    optimizer = cls(groups, **arguments)
     if any("lr" not in group for group in optimizer.param_groups):
         raise UserError(f"optimizer: {settings.path} has no lr in its param_groups; use a class that has one, or AdamW")
     return [optimizer]
+
+
+def check_first_step(path: str, cls: Any, groups: list[dict[str, Any]], arguments: dict[str, Any]) -> None:
+    """Check that an optimizer of a class can be initialized and take a step on the run's device.
+
+    Raises:
+        UserError: with the reason if not, naming an argument without which it can.
+    """
+    if (reason := try_step(cls, groups, arguments)) is None:
+        return
+    for name, value in arguments.items():
+        others = {other: arguments[other] for other in arguments if other != name}
+        if name != "lr" and try_step(cls, groups, others) is None:
+            raise UserError(f"optimizer.{name}: {value} is not accepted by {path} ({reason}); leave it out")
+    raise UserError(f"optimizer.init_args: {arguments} are not accepted by {path} ({reason}); use AdamW")
+
+
+def try_step(cls: Any, groups: list[dict[str, Any]], arguments: dict[str, Any]) -> str | None:
+    """Take a step on zeros of the shape of the smallest parameter of each group; returns the error, or None."""
+    trial_groups = []
+    for group in groups:
+        zeros = nn.Parameter(torch.zeros_like(min(group["params"], key=torch.Tensor.numel)))
+        zeros.grad = torch.zeros_like(zeros)
+        trial_groups.append({**group, "params": [zeros]})
+    try:
+        cls(trial_groups, **arguments).step()
+    except Exception as error:  # classes check their arguments in any way, some of them at the first step
+        return (str(error) or type(error).__name__).splitlines()[0][:200]
+    return None
 
 
 def import_optimizer(path: str) -> Any:

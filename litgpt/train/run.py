@@ -66,11 +66,16 @@ def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> No
         trained = build(recipe, spec, console.print)
         console.total_steps = trained.steps
         loop = Loop(trained, OBJECTIVES[recipe.objective](trained), console)
-        with record_run(trained, loop):
-            loop.fit()
-        final = publish(trained) if loop.complete else None
-        if console.enabled:
-            with phase("writing the report"):
-                report = write_report(recipe.out_dir)
-            console.print(render_summary(loop.summary(final, report)))
+        with loop.interrupts.handle_signals():
+            with record_run(trained, loop):
+                loop.fit()
+            loop.interrupts.activity = "the final model" if loop.complete else "the report"
+            loop.interrupts.outcome = "ending"
+            final = publish(trained) if loop.complete else None
+            if console.enabled:
+                with phase("writing the report"):
+                    report = write_report(recipe.out_dir)
+            loop.interrupts.is_over = True
+            if console.enabled:
+                console.print(render_summary(loop.summary(final, report)))
     exit_process(0)

@@ -10,7 +10,7 @@ from litgpt import adapt
 from litgpt.adapt.llama_pro import expand_config
 from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.errors import UserError
-from litgpt.model.config import Config, merge_fields
+from litgpt.model.config import Config, override_fields
 from litgpt.model.flops import TrainedShares
 from litgpt.model.gpt import GPT
 from litgpt.parallel.precision import PRECISIONS, default_precision
@@ -173,7 +173,7 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
     if tuner and not saved and "output" in base_changes:
         tuner = tuner.train_module(recipe.output)
     inherited = saved.base_settings.model_config if saved else {}
-    changes = {**inherited, **merge_fields(inherited, recipe.model_config or {})}
+    changes = {**inherited, **override_fields(inherited, recipe.model_config or {})}
     config = override_config(trained_config, changes)
     return RunSpec(
         task=recipe.task,

@@ -152,7 +152,7 @@ def print_setup(recipe: Training, spec: RunSpec, notify: Notify) -> str | None:
     start = early if recipe.resume else header.describe_origin(recipe, spec.weights, spec.adapter, None)
     rows = [("Start", start)] if start and start != early else []
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    dims = recipe.parallel.resolve_dims(count_processes(recipe))
+    dims = recipe.parallel.resolve_dims(count_processes(recipe), num_nodes=recipe.num_nodes)
     rows += header.describe_setup(spec, dims, device, recipe.precision or default_precision())
     notify(header.format_rows(rows))
     return start

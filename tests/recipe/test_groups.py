@@ -113,6 +113,11 @@ def test_a_layout_that_does_not_fit_is_refused():
             ParallelArgs(**settings).resolve_dims(world)
         assert str(caught.value) == "parallel." + message.format("devices x num_nodes")
         assert ParallelArgs(**settings).resolve_dims(int(message.rpartition("devices: ")[2]))
+    for settings, nodes, cure in (({"tensor": 4}, 2, "devices: 2"), ({"tensor": 3}, 2, "num_nodes: 1 and devices: 3")):
+        with pytest.raises(UserError, match=rf"devices x num_nodes = {nodes}; set .*or {cure}$"):
+            ParallelArgs(**settings).resolve_dims(nodes, num_nodes=nodes)
+    with pytest.raises(UserError, match=r"data_shard: auto, or devices: 4$"):
+        Pretrain("x", devices=1, num_nodes=2, parallel=ParallelArgs(data_shard=8))
     with pytest.raises(UserError, match=r"expert x expert_tensor: 3 x 1 does not divide .* 4; set parallel.expert: 4"):
         ParallelArgs(expert=3).resolve_dims(4)
     with pytest.raises(UserError, match=r"pipeline_layers: 3 stages are not divisible by 2"):

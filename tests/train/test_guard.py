@@ -11,9 +11,17 @@ from collections.abc import Iterator
 import pytest
 
 from litgpt.errors import UserError
-from litgpt.interrupts import exit_on_interrupt
+from litgpt.interrupts import SIGNALS, exit_on_interrupt, is_program
 from litgpt.recipe.train import GuardArgs
 from litgpt.train.guard import Guard, Interrupts, LossScale
+
+
+@pytest.fixture(autouse=True)
+def _default_sigint() -> Iterator[None]:
+    """Python's own handler, which it does not install in a background process of a shell."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 def test_the_run_ends_after_so_many_skips_in_a_row() -> None:
@@ -74,6 +82,24 @@ def test_a_signal_is_noted_and_the_old_handler_comes_back(number: signal.Signals
     assert signal.getsignal(number) == before
 
 
+def test_a_program_that_has_ended_its_run_ignores_signals_until_it_exits() -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    lines: list[str] = []
+    interrupts = Interrupts(lines.append)
+    is_program.set()
+    try:
+        with interrupts.handle_signals():
+            interrupts.is_over = True
+            for number in SIGNALS * 2:
+                os.kill(os.getpid(), number)
+        assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_IGN}
+    finally:
+        is_program.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert lines == []
+
+
 def wait_for_lines(lines: list[str], count: int) -> None:
     until = time.monotonic() + 10
     while len(lines) < count and time.monotonic() < until:
@@ -109,15 +135,6 @@ def test_a_signal_is_acknowledged_during_a_call_that_python_does_not_interrupt()
     assert times and times[0] < end - 0.1
 
 
-@pytest.fixture
-def _default_sigint() -> Iterator[None]:
-    """Python's own handler, which it does not install in a background process of a shell."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
-@pytest.mark.usefixtures("_default_sigint")
 def test_ctrl_c_ends_a_process_whose_main_thread_does_not_return(monkeypatch: pytest.MonkeyPatch) -> None:
     messages: list[str] = []
     monkeypatch.setattr("litgpt.interrupts.CLEANUP_SECONDS", 0.05)

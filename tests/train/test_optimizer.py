@@ -124,7 +124,21 @@ def test_vectors_do_not_decay_by_the_default_of_a_class() -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-2, 0.0]
 
 
-def test_a_value_that_a_class_refuses_is_one_line() -> None:
-    settings = Custom(path="torch.optim.Adam", arguments={"betas": [2.0, 0.9]})
-    with pytest.raises(UserError, match=r"optimizer.init_args: .* are not accepted by torch.optim.Adam \(Invalid beta"):
-        build_optimizers(settings, nn.Linear(4, 4))
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        (
+            "Adam",
+            {"betas": [2.0, 0.9]},
+            r"optimizer.betas: \[2.0, 0.9\] is not accepted by torch.optim.Adam \(Invalid beta",
+        ),
+        ("Adam", {"capturable": True, "eps": 1e-6}, r"optimizer.capturable: True .* supported devices.*; leave it out"),
+        ("RMSprop", {"centered": True, "differentiable": True}, "optimizer.differentiable: True .*; leave it out"),
+        ("Adagrad", {"foreach": True, "fused": True}, r"optimizer.foreach: True .*cannot be.*together.*; leave it out"),
+        ("NAdam", {"capturable": True, "differentiable": True}, "optimizer.init_args: .*; use AdamW"),
+    ],
+)
+def test_arguments_that_a_class_does_not_accept_at_its_first_step_are_one_line(name, arguments, message) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        build_optimizers(Custom(path=f"torch.optim.{name}", arguments=arguments), nn.Linear(4, 4))
+    assert "\n" not in str(caught.value)

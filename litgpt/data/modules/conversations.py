@@ -14,9 +14,9 @@ from litgpt.data.modules.finetuning import DatasetEntry, FinetuningData, Split, 
 from litgpt.data.read.conversation import Conversation, iter_texts, to_conversation
 from litgpt.data.read.documents import Source
 from litgpt.data.read.row_sets import RowSet
-from litgpt.data.read.row_sources import DataSource, LocatedRow, check_hub_name, list_files, parse_source
+from litgpt.data.read.row_sources import DataSource, LocatedRow, check_dataset, list_files, parse_source
 from litgpt.data.render.chat_renderer import ChatRenderer, LossMask
-from litgpt.data.render.chat_template import ChatTemplate, read_template
+from litgpt.data.render.chat_template import ChatTemplate, check_variables, read_template
 from litgpt.data.render.example import Renderer
 from litgpt.data.render.instruction_renderer import InstructionRenderer
 from litgpt.data.render.loss_weights import WeightRule
@@ -168,7 +168,7 @@ class Conversations(FinetuningData):
         super().check_files(has_tokenizer=has_tokenizer)
         for source in (*self._sources, *self._val_sources):
             if not Path(source.path).expanduser().exists():
-                check_hub_name(source.path)
+                check_dataset(source.path, self.cache_dir)
 
     def prompt_files(self) -> dict[str, str] | None:
         """Build the files of the chat template with its settings, or of the prompt style that replaces it."""
@@ -239,13 +239,16 @@ class Conversations(FinetuningData):
 
     def _read_template(self) -> ChatTemplate:
         if self.chat_template is not None:
-            return ChatTemplate(read_utf8(self.chat_template), self.chat_template, date=self._date)
-        template = read_template(self.tokenizer.folder, self._date)
+            source = read_utf8(self.chat_template)
+            template: ChatTemplate | None = ChatTemplate(source, self.chat_template, date=self._date)
+        else:
+            template = read_template(self.tokenizer.folder, self._date)
         if template is None:
             raise UserError(
                 f"data: {self.tokenizer.folder} has no chat template; set data.prompt_style: alpaca, or "
                 "data.chat_template: a file"
             )
+        check_variables(template, self.template_args, "data.template_args")
         return template
 
     def count_samples(self, sources: list[DataSource], sizes: list[int]) -> list[int]:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from litgpt.connection import check_hub_connection
 from litgpt.data.read.documents import FileWrapper, convert_errors, open_file_phase
 from litgpt.errors import UserError
 
@@ -87,6 +88,7 @@ def download_openwebtext(folder: Path) -> list[Path]:
         from huggingface_hub import snapshot_download
 
         try:
+            check_hub_connection()
             snapshot_download(
                 OPENWEBTEXT, repo_type="dataset", allow_patterns=["*.parquet"], local_dir=folder / "parquet"
             )

@@ -6,11 +6,13 @@ import json
 import sys
 from codecs import BOM_UTF8, getincrementaldecoder
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from litgpt.connection import check_hub_connection
 from litgpt.data.read.conversation import Format
 from litgpt.data.read.documents import convert_errors, decompress_lines, number_lines
 from litgpt.data.read.fields import BadRow
@@ -24,6 +26,7 @@ ROW_SUFFIXES = (
     *(kind + compression for kind in (".jsonl", ".json", ".csv", ".txt") for compression in COMPRESSIONS),
     ".parquet",
 )
+COMPLETE = ".complete"  # the file in the folder of a data set that was downloaded
 LocatedRow = tuple[str, Mapping[str, Any] | BadRow]
 """The location of a row, as file:line, and the row, or the reason why it is invalid."""
 
@@ -147,22 +150,49 @@ def check_hub_name(name: str) -> None:
         raise UserError(f"data.sources: {name}: no such file or folder, and not a data set on the hub such as org/name")
 
 
-def download_dataset(name: str, downloads: Path, token: str | None = None) -> Path:
-    """Download a data set from the hub, unless that was done before; returns its folder."""
+def find_download(name: str, downloads: Path) -> tuple[Path, bool]:
+    """The folder of a data set on the hub, and whether it was downloaded before."""
     check_hub_name(name)
     folder = join_inside(downloads, name.replace("/", "--"))
-    marker = folder / ".complete"
-    if not marker.is_file():
+    return folder, (folder / COMPLETE).is_file()
+
+
+def check_dataset(name: str, downloads: Path) -> None:
+    """Check that a data set on the hub was downloaded before, or that the hub can be reached.
+
+    Raises:
+        UserError: if neither, or it is not of the form org/name.
+    """
+    if not find_download(name, downloads)[1]:
+        with raise_no_dataset(name):
+            check_hub_connection()
+
+
+def download_dataset(name: str, downloads: Path, token: str | None = None) -> Path:
+    """Download a data set from the hub, unless that was done before; returns its folder."""
+    folder, is_complete = find_download(name, downloads)
+    if not is_complete:
         from huggingface_hub import snapshot_download
 
         patterns = [f"*{suffix}" for suffix in ROW_SUFFIXES]
-        try:
+        with raise_no_dataset(name):
+            check_hub_connection()
             snapshot_download(name, repo_type="dataset", allow_patterns=patterns, local_dir=folder, token=token)
-        except Exception as error:  # the hub raises errors of several libraries
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"data: {name}: no such file, and cannot be downloaded from the hub ({reason})") from None
-        marker.touch()
+        (folder / COMPLETE).touch()
     return folder
+
+
+@contextmanager
+def raise_no_dataset(name: str) -> Iterator[None]:
+    """Turn any error of the hub's client into one line about a data set."""
+    try:
+        yield
+    except Exception as error:  # the hub raises errors of several libraries
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"data: {name}: no such file or folder, and cannot be downloaded from the hub ({reason}); check the path, "
+            "or the network"
+        ) from None
 
 
 def read_rows(path: Path) -> Iterator[LocatedRow]:

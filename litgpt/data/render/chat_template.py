@@ -13,6 +13,7 @@ from typing import Any
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import read_json_object, read_utf8
+from litgpt.recipe.keys import find_nearest
 
 ChatMessage = Mapping[str, Any]
 
@@ -26,6 +27,13 @@ ANSWER = "\U000f8a33answer\U000f8a34"
 """Stands for an answer, to find what a template writes after it."""
 
 
+CONVERSATION_VARIABLES = {
+    *("messages", "tools", "documents", "add_generation_prompt"),
+    *("generation_begins", "generation_ends"),
+}
+"""The variables of a template that are set for each conversation."""
+
+
 class ChatTemplate:
     """A model's chat template.
 
@@ -37,22 +45,25 @@ class ChatTemplate:
 
     Attributes:
         names: names of the fields that the template reads, of messages and others.
+        variables: names of the variables that it reads.
 
     Raises:
         UserError: if the template is not jinja.
     """
 
     def __init__(self, source: str, path: Path, *, with_tools: str | None = None, date: datetime | None = None) -> None:
-        import jinja2
+        import jinja2.meta
 
         self.path, self.sources = path, (source, with_tools, date and date.isoformat())
-        self.names = set[str]()
+        self.names, self.variables = set[str](), set[str]()
         self.marks_answers = re.search(r"\{%[-+]?\s*generation\b", source + (with_tools or "")) is not None
         jinja = build_environment(date)
         try:
             self._template = jinja.from_string(source)
             self._with_tools = jinja.from_string(with_tools) if with_tools is not None else self._template
-            self.names |= find_names(jinja, source) | find_names(jinja, with_tools or "")
+            for text in (source, with_tools or ""):
+                self.names |= find_names(jinja, text)
+                self.variables |= jinja2.meta.find_undeclared_variables(jinja.parse(text))
         except jinja2.TemplateError as error:
             raise UserError(f"{path}: not a chat template ({str(error)[:200]})") from None
 
@@ -92,6 +103,25 @@ class ChatTemplate:
             )
         except Exception as error:  # a template is a program and may raise anything
             raise UserError(f"{self.path}: rejects this conversation ({str(error)[:200]})") from None
+
+
+def check_variables(template: ChatTemplate, variables: Mapping[str, Any], key: str) -> None:
+    """Check that a template reads the variables that are set for it, and that they are not the conversation's own.
+
+    Args:
+        key: the recipe key of the variables, for the message.
+
+    Raises:
+        UserError: naming the first one that it does not read.
+    """
+    known = template.variables - CONVERSATION_VARIABLES
+    for name, value in variables.items():
+        if name in CONVERSATION_VARIABLES:
+            raise UserError(f"{key}.{name}: {value} would replace that of each conversation; leave it out")
+        if name not in known:
+            near = find_nearest(name, known)
+            cure = f"did you mean {near}?" if near else f"leave it out; it reads {', '.join(sorted(known)) or 'none'}"
+            raise UserError(f"{key}.{name}: {value} has no effect, because {template.path} does not read it; {cure}")
 
 
 def find_names(jinja: Any, source: str) -> set[str]:

@@ -13,6 +13,7 @@ from litgpt.data.read.row_sources import (
     LocatedRow,
     check_hub_name,
     parse_json,
+    raise_no_dataset,
     read_parquet_rows,
     read_rows,
 )
@@ -120,14 +121,9 @@ def open_hub_shards(source: DataSource) -> list[RowReader]:
         from datasets import load_dataset
     except ImportError:
         raise UserError(f"data.sources: {source.path}: datasets is not installed: pip install 'litgpt[data]'") from None
-    try:
+    with raise_no_dataset(source.path):
         dataset: Any = load_dataset(source.path, split=source.split or "train", streaming=True)
         shards = [dataset.shard(num_shards=dataset.num_shards, index=index) for index in range(dataset.num_shards)]
-    except Exception as error:  # the library raises errors of several others
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"data.sources: {source.path}: no such file, and cannot be downloaded from the hub ({reason})"
-        ) from None
     return [partial(_read_hub_shard, shard, f"{source.path}/{number}") for number, shard in enumerate(shards)]
 
 

@@ -13,6 +13,7 @@ from litgpt.data.render.chat_template import read_template
 from litgpt.data.render.prompt_format import build_style_files
 from litgpt.data.render.prompt_styles import ChatML, PromptStyle, load_prompt_style, load_styles
 from litgpt.data.tokenizer import Tokenizer
+from litgpt.errors import UserError
 from litgpt.infer.prompts import PromptEncoder
 from litgpt.store.tokenizer_files import copy_tokenizer
 from tests.data.templates import KINDS, write_tokenizer
@@ -22,7 +23,7 @@ SYSTEM = {"role": "system", "content": "It's 'you'\n"}
 OTHER = (
     "{%- macro head(role) %}{% if loud %}{{ role | upper }}{% else %}{{ role }}{% endif %}{% endmacro %}"
     "{% for m in messages %}### {{ head(m.role) }}{{ tag }}: {{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}### {{ head('assistant') }}: {% endif %}"
+    "{% if add_generation_prompt %}### {{ head('assistant') }}: {% endif %}{% if enable_thinking %}{% endif %}"
 )
 
 
@@ -72,7 +73,7 @@ def test_a_template_with_another_for_tools_stays_whole(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     (folder / "chat_template.jinja").write_text("a{% for m in messages %}{{ m.content }}{% endfor %}")
     (folder / "additional_chat_templates").mkdir()
-    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("b{{ tools | length }}")
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("b{{ tools | length }}{% if x %}{% endif %}")
     (folder / "prompt_style.yaml").write_text("class_path: litgpt.prompts.Alpaca\n")  # of an earlier run
     data = Conversations(sources="a.jsonl")
     data.connect(tokenizer)
@@ -84,6 +85,25 @@ def test_a_template_with_another_for_tools_stays_whole(tmp_path: Path) -> None:
     data = Conversations(sources="a.jsonl", template_args={"x": 1})
     data.connect(tokenizer)
     assert save(tmp_path / "again", data).apply_chat_template(MESSAGES[:1], tools=tools, tokenize=False) == "b1"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "louder",
+            "data.template_args.louder: True has no effect, because .*other.jinja does not read it; did you mean loud?",
+        ),
+        ("x", "data.template_args.x: True .*; leave it out; it reads enable_thinking, loud, tag"),
+        ("messages", "data.template_args.messages: True would replace that of each conversation; leave it out"),
+    ],
+)
+def test_a_variable_that_no_template_reads_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "other.jinja").write_text(OTHER)
+    data = Conversations(sources="a.jsonl", chat_template=tmp_path / "other.jinja", template_args={name: True})
+    data.connect(write_tokenizer(tmp_path / "model", "chatml"))
+    with pytest.raises(UserError, match=message):
+        data.build_renderer()
 
 
 @pytest.mark.parametrize("name", load_styles())

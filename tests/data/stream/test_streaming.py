@@ -274,6 +274,7 @@ def test_hub_dataset(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.M
     folder.mkdir()
     for number in range(3):
         write(folder / f"train-{number}.jsonl", rows(7, seed=number))
+    monkeypatch.setattr("litgpt.data.read.row_sources.check_hub_connection", lambda: None)
     real = datasets.load_dataset
 
     def from_disk(name: str, **rest: Any) -> Any:
