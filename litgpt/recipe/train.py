@@ -202,7 +202,13 @@ class CheckpointArgs:
     on_error: Literal["stop", "continue"] = "stop"
     """What to do if a checkpoint cannot be written, for example because the disk is full."""
     save_rng: bool = True
-    """Save the states of the random number generators, so that a resumed run is bit-identical."""
+    """Save the states of the random number generators, without which a resumed run draws other dropout."""
+    save_optimizer: bool = True
+    """Save the optimizer state; without it, a checkpoint is a third as large, and a resumed run has new moments."""
+    load_optimizer: bool = True
+    """Load the optimizer state when resuming; false starts with new moments, and allows another optimizer."""
+    load_rng: bool = True
+    """Load the states of the random number generators when resuming."""
     best: BestArgs | None = None
     """Save a checkpoint at every validation that is the best so far, and keep the best one; null for none."""
 

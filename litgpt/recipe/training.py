@@ -101,6 +101,9 @@ class Training:
             if value := getattr(self.log, name):
                 other, cure = f"logger_name: {self.logger_name}", "set logger_name: wandb or mlflow"
                 unused.append(describe_no_effect(f"log.{name}", value, other, cure))
+        for name in ("load_optimizer", "load_rng") if self.resume is False else ():
+            if not getattr(self.checkpoint, name):
+                unused.append(describe_no_effect(f"checkpoint.{name}", False, "resume: false", "set resume: auto"))
         for name, default in SHARDED_DEFAULTS.items() if dims.shard == 1 else ():
             if (value := getattr(parallel, name)) != default:
                 unused.append(describe_no_effect(f"parallel.{name}", value, "1 shard", "set parallel.data_shard: 2"))

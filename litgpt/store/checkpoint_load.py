@@ -75,6 +75,17 @@ def open_checkpoint(folder: Path) -> SafetensorsFiles:
     return SafetensorsFiles(folder / name for name in shards)
 
 
+def list_unsaved_parts(
+    progress: Mapping[str, Any], files: SafetensorsFiles, optimizers: list[Any], *, restore_rng: bool
+) -> list[str]:
+    """The parts to restore that a checkpoint was saved without, for a message; empty on ranks other than the first."""
+    if get_rank() > 0:
+        return []
+    has_rng = any(name.startswith(state_dict.RNG) for name in files.tensors)
+    missing = ["optimizer state (checkpoint.save_optimizer: false)"] if optimizers and not progress["groups"] else []
+    return missing + (["random generators (checkpoint.save_rng: false)"] if restore_rng and not has_rng else [])
+
+
 @torch.no_grad()
 def load_checkpoint(
     folder: Path | str,
@@ -105,7 +116,9 @@ def load_checkpoint(
         progress: dict[str, Any] = read_json(folder / PROGRESS)
         files = open_checkpoint(folder)
         state_dict.restore_model(tensors, files, folder.name, all_names)
-        if optimizers:
+        if missing := list_unsaved_parts(progress, files, optimizers, restore_rng=restore_rng):
+            warn(f"{folder.name}: has no {' and no '.join(missing)}; this begins anew")
+        if optimizers and progress["groups"]:
             remote_names = all_names - tensors.keys()
             state_dict.restore_param_groups(model, optimizers, progress["groups"], remote_names)
             state_dict.restore_optimizer(model, optimizers, files, folder.name, remote_names)

@@ -84,6 +84,7 @@ class Checkpoints:
         keep: the number of checkpoints that verify to keep; older ones are deleted once a newer one is in place.
         best_step: the step of the best checkpoint, which is kept besides these; None for none.
         asynchronous: write in a thread, from a copy in host memory (as large as the weights and moments of a rank).
+        save_optimizer: write the optimizer state and the parameter groups.
         on_error: whether a failed save ends the run with a `UserError`, or only warns.
         resumed_step: the step this run begins at, if known: later steps are of an abandoned run.
         saved_names: names of the model's tensors that are written, if the others never change; None for all.
@@ -99,6 +100,7 @@ class Checkpoints:
     asynchronous: bool = True
     on_error: Literal["stop", "continue"] = "stop"
     save_rng: bool = True
+    save_optimizer: bool = True
     resumed_step: int | None = None
     saved_names: Collection[str] | None = None
     reference: Mapping[str, Tensor] = field(default_factory=dict)
@@ -151,7 +153,8 @@ class Checkpoints:
             self.best_step = step if is_best else self.best_step
             return  # the same state is saved already
         staged = final.with_name(f"{final.name}.partial")
-        tensors, blocks, groups = self._copy_state(model, state_dict.list_optimizers(optimizer))
+        optimizers = state_dict.list_optimizers(optimizer) if self.save_optimizer else []
+        tensors, blocks, groups = self._copy_state(model, optimizers)
         record = {**progress, "step": step, "ranks": self.ranks, "layout": self.layout}
         record |= {"libraries": get_library_versions(), "groups": groups}
 
@@ -186,7 +189,8 @@ class Checkpoints:
             tensors[name] = local.detach().to("cpu", copy=self.asynchronous)
             blocks[name] = block
         if self.save_rng:
-            tensors |= {f"rng.{self.rank:05d}.{device}": rng for device, rng in state_dict.get_rng_states().items()}
+            prefix, states = f"{state_dict.RNG}{self.rank:05d}", state_dict.get_rng_states()
+            tensors |= {f"{prefix}.{device}": rng for device, rng in states.items()}
         return tensors, blocks, state_dict.merge_param_groups(groups for _, groups in stages)
 
     def commit(self) -> Path | None:

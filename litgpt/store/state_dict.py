@@ -3,7 +3,8 @@
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -13,10 +14,15 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from litgpt.errors import UserError
+from litgpt.recipe.optimizer import OPTIMIZERS
 from litgpt.store.safetensors_files import DTYPE_NAMES, SafetensorsFiles, SavedTensor, TensorShard, get_shard
 
 REFERENCE = "reference."
 """The prefix of the names of other values of parameters in a checkpoint."""
+RNG = "rng."
+"""The prefix of the names of the states of random generators."""
+OPTIMIZER_SETTINGS = {"peak_lr"} | {setting.name for cls in OPTIMIZERS.values() for setting in fields(cls)}
+"""What parameter groups hold of a recipe, besides the arguments of any other optimizer class."""
 BuildState = Callable[[nn.Parameter, Mapping[str, tuple[int, ...]]], Mapping[str, Tensor]]
 """A method of optimizers whose state has other shapes than its parameter: new tensors for those saved, of these shapes.
 """
@@ -145,7 +151,9 @@ def merge_param_groups(groups_of_stages: Iterable[list[dict[str, Any]]]) -> list
 def restore_param_groups(
     model: nn.Module, optimizers: list[Optimizer], saved: list[dict[str, Any]], remote_names: Collection[str] = ()
 ) -> None:
-    """Restore the settings of each parameter group from those that its parameters were saved with.
+    """Restore what an optimizer counts in its parameter groups, such as the steps of a schedule-free optimizer.
+
+    Settings, such as betas or weight decay, are those of this run.
 
     Args:
         remote_names: parameters that only other ranks have.
@@ -160,16 +168,22 @@ def restore_param_groups(
     if kinds - saved_kinds or (not remote_names and saved_kinds - kinds):
         raise UserError(
             f"optimizer: the checkpoint was saved with {sorted(saved_kinds)}, this run has {sorted(kinds)}; "
-            "use the same"
+            "use the same, or set checkpoint.load_optimizer: false"
         )
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    for group, listed in zip(groups, current, strict=True):
+    groups = [(group, type(optimizer)) for optimizer in optimizers for group in optimizer.param_groups]
+    for (group, cls), listed in zip(groups, current, strict=True):
         numbers = {saved_in.get(name, -1) for name in listed["parameters"]}
         number = numbers.pop() if len(numbers) == 1 else -1
         unknown = saved_in.keys() - local_names - set(remote_names)
         if number < 0 or saved[number]["optimizer"] != listed["optimizer"] or unknown:
-            raise UserError("optimizer: the checkpoint groups the parameters in another way; use the same optimizer")
+            raise UserError(
+                "optimizer: the checkpoint groups the parameters in another way; use the same optimizer, or set "
+                "checkpoint.load_optimizer: false"
+            )
+        settings = OPTIMIZER_SETTINGS | signature(cls).parameters.keys()
         for key, value in saved[number]["settings"].items():
+            if key in settings:
+                continue
             if isinstance(group.get(key), Tensor):
                 group[key].fill_(value)
             else:
@@ -280,7 +294,7 @@ def restore_rng_states(files: SafetensorsFiles, rank: int) -> None:
     """Set torch's random generators to this rank's state in the checkpoint."""
     setters: dict[str, Callable[[Tensor], None]] = {"cpu": torch.set_rng_state, "cuda": torch.cuda.set_rng_state}
     for device, setter in setters.items():
-        name = f"rng.{rank:05d}.{device}"
+        name = f"{RNG}{rank:05d}.{device}"
         if name in files.tensors and (device == "cpu" or torch.cuda.is_available()):
             setter(files.read(name))
 

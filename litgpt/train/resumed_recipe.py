@@ -12,6 +12,8 @@ from litgpt.recipe.training import Training
 
 FIXED = {"preference.reference": "the reference in the checkpoint is that of the run's start"}
 """Settings that only a new run can change, and why."""
+STATE_FORMATS = ("optimizer.rank", "optimizer.proj_type", "optimizer.amsgrad")
+"""Settings of optimizers that the state in a checkpoint depends on."""
 
 
 def describe_changes(recipe: Training, checkpoint: Path) -> str:
@@ -29,6 +31,11 @@ def describe_changes(recipe: Training, checkpoint: Path) -> str:
             raise UserError(
                 f"{key}: {format_value(now)} is not the {format_value(before)} of {path}, and {FIXED[key]}; set "
                 f"{key}: {format_value(before)}, or start a new run in another out_dir"
+            )
+        if key in STATE_FORMATS and recipe.checkpoint.load_optimizer and None not in (before, now):
+            raise UserError(
+                f"{key}: {format_value(now)} is not the {format_value(before)} of {path}, whose optimizer state "
+                f"depends on it; set {key}: {format_value(before)}, or checkpoint.load_optimizer: false"
             )
     return ", ".join(f"{key}: {format_value(before)} -> {format_value(now)}" for key, before, now in differences)
 

@@ -324,13 +324,14 @@ def open_checkpoints(
     shared: dict[str, Any] = {"saved_names": names, "layout": layout, "warn": notify}
     settings, progress = recipe.checkpoint, {}
     if resumed_from is not None:
-        optimizers, restore_rng = train_state.optimizers, settings.save_rng
-        progress = load_checkpoint(resumed_from, model, optimizers, restore_rng=restore_rng, **shared)
+        optimizers = train_state.optimizers if settings.load_optimizer else None
+        progress = load_checkpoint(resumed_from, model, optimizers, restore_rng=settings.load_rng, **shared)
         if not spec.scores_ahead:
             train_state.reference = resume_reference(model, spec, resumed_from)
     reference = {} if train_state.reference is None or spec.scores_ahead else train_state.reference.values
     resumed_step = progress.get("step", 0)
-    kept = {name: getattr(settings, name) for name in ("keep", "asynchronous", "on_error", "save_rng")}
+    kept = {name: getattr(settings, name) for name in ("keep", "asynchronous", "on_error")}
+    kept |= {"save_rng": settings.save_rng, "save_optimizer": settings.save_optimizer}
     return Checkpoints(recipe.out_dir, resumed_step=resumed_step, reference=reference, **kept, **shared), progress
 
 

@@ -79,6 +79,7 @@ SPLIT = "does not divide devices x num_nodes = 1"
 SHAPE_OF_EXPERTS = {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2, "router_correction": True}
 EXPERTS = " ".join(f"--model_config.{name} {json.dumps(value)}" for name, value in SHAPE_OF_EXPERTS.items())
 LIMITED = f"{EXPERTS} --moe.expert_capacity_factor 0.5"
+RESUMED = "--resume BASE/out/step-00000003 --train.max_steps 5"
 ROWS: dict[str, Row] = {
     "model_name": Row("other", "config"),
     "model_config": Row("{n_layer: 1}", "losses"),
@@ -172,6 +173,9 @@ ROWS: dict[str, Row] = {
     "checkpoint.asynchronous": Row("false", "operations"),
     "checkpoint.on_error": Row("sometimes", "refused", "use stop or continue"),
     "checkpoint.save_rng": Row("false", "checkpoint"),
+    "checkpoint.save_optimizer": Row("false", "checkpoint"),
+    "checkpoint.load_optimizer": Row("false", "losses", given=RESUMED),
+    "checkpoint.load_rng": Row("false", "losses", given=f"{RESUMED} --seed 7 --model_config.dropout 0.5"),
     "checkpoint.best.metric": Row("val_ppl", "says", "Best val_ppl"),
     "checkpoint.best.mode": Row("max", "says", "at step 2: out/step-00000002"),
 }
@@ -309,7 +313,8 @@ def usual_facts(base: Path, folder: Path, command: str, given: str) -> dict[str,
 def test_a_field_has_an_effect(command: str, key: str, base: Path, tmp_path: Path) -> None:
     row = (ROWS if command == "pretrain" else FINETUNE_ROWS)[key]
     value, *others = re.split(r" (?=--)", row.value.replace("BASE", str(base)))
-    flags = [*row.given.split(), f"--{key}", value, *" ".join(others).split()]
+    given = row.given.replace("BASE", str(base))
+    flags = [*given.split(), f"--{key}", value, *" ".join(others).split()]
     facts = pretrain(tmp_path, *flags) if command == "pretrain" else tune(tmp_path, base, *flags)
     if row.fact == "refused":
         assert facts["code"] and re.match(f"litgpt: error: .*{re.escape(row.text)}", facts["text"]), facts["text"]
@@ -319,7 +324,7 @@ def test_a_field_has_an_effect(command: str, key: str, base: Path, tmp_path: Pat
         assert row.text in facts["text"]
         return
     name = re.sub(r"\W", "", f"{command}{row.given}")
-    usual = usual_facts(base, base / "usual" / name, command, row.given)
+    usual = usual_facts(base, base / "usual" / name, command, given)
     assert usual["code"] == 0 and facts[row.fact] != usual[row.fact]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from litgpt.errors import UserError
@@ -74,7 +75,7 @@ def test_a_continued_run_equals_an_unbroken_one(tmp_path: Path, kind: str) -> No
     optimizers = optimizers_of(kind, model)
     for _ in range(3):
         step(model, *optimizers)
-    optimizers[0].param_groups[0]["lr"] = 0.0123
+    optimizers[0].param_groups[0]["k"] = 3  # as schedule-free optimizers count their steps
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, model, optimizers, {"tokens": 7, "guard": {"window": [0.1, 1e-300]}})
     for _ in range(3):
@@ -255,6 +256,43 @@ def test_another_optimizer_is_refused(tmp_path: Path) -> None:
         load_checkpoint(folder, model, torch.optim.AdamW(model.parameters()))
     with pytest.raises(UserError, match="groups the parameters in another way"):
         load_checkpoint(folder, model, torch.optim.SGD(list(model.parameters())[:2], lr=0.1))
+
+
+def test_settings_of_groups_are_those_of_the_run_that_resumes(tmp_path: Path) -> None:
+    model = two_layers()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, betas=(0.5, 0.6), weight_decay=0.3)
+    step(model, optimizer)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, model, optimizer, {})
+    folder = checkpoints.commit()
+    assert folder is not None
+    resumed = torch.optim.AdamW(model.parameters(), lr=0.2, betas=(0.8, 0.9), eps=1e-5, weight_decay=0.0)
+    before = {**resumed.param_groups[0]}
+    load_checkpoint(folder, model, resumed)
+    assert resumed.param_groups[0] == before
+    assert len(resumed.state) == 4
+
+
+def test_a_checkpoint_without_optimizer_state_says_what_begins_anew(tmp_path: Path) -> None:
+    model = two_layers()
+    optimizer = torch.optim.AdamW(model.parameters())
+    step(model, optimizer)
+    sizes, messages = [], []
+    for number, saved in enumerate((True, False), start=1):
+        checkpoints = Checkpoints(tmp_path, save_optimizer=saved, save_rng=saved)
+        checkpoints.save(number, model, optimizer, {})
+        folder = checkpoints.commit()
+        assert folder is not None
+        sizes.append(sum(tensor.nbytes for tensor in load_file(next(folder.glob("*.safetensors"))).values()))
+        resumed = torch.optim.AdamW(model.parameters())
+        load_checkpoint(folder, two_layers(1), None, restore_rng=False, warn=messages.append)
+        assert load_checkpoint(folder, model, resumed, warn=messages.append)["step"] == number
+        assert bool(resumed.state) == saved
+    assert sizes[1] == sum(parameter.nbytes for parameter in model.parameters()) < sizes[0] / 3
+    assert messages == [
+        "step-00000002: has no optimizer state (checkpoint.save_optimizer: false) and no random generators "
+        "(checkpoint.save_rng: false); this begins anew"
+    ]
 
 
 def test_random_numbers_go_on_only_where_the_layout_is_the_same(tmp_path: Path) -> None:

@@ -54,3 +54,15 @@ def test_another_reference_is_refused(saved: Path, litgpt: Any) -> None:
 
 def test_a_checkpoint_without_a_recipe_has_no_changes(tmp_path: Path, litgpt: Any) -> None:
     assert describe_changes(build(litgpt), tmp_path) == ""
+
+
+def test_settings_that_the_optimizer_state_depends_on_need_a_new_state(tmp_path: Path, litgpt: Any) -> None:
+    galore = "--optimizer={class_path: GaLore, init_args: {lr: 1e-4, rank: %d}}"
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(build(litgpt, galore % 4)))
+    assert (
+        describe_changes(build(litgpt, galore % 4, "--optimizer.scale=0.5"), tmp_path) == "optimizer.scale: 1.0 -> 0.5"
+    )
+    with pytest.raises(UserError, match=r"optimizer.rank: 8 .* 4 .*; set optimizer.rank: 4, or checkpoint.load_opt"):
+        describe_changes(build(litgpt, galore % 8), tmp_path)
+    changes = describe_changes(build(litgpt, galore % 8, "--checkpoint.load_optimizer=false"), tmp_path)
+    assert changes == "optimizer.rank: 4 -> 8, checkpoint.load_optimizer: true -> false"
