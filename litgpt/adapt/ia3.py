@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from litgpt.adapt.layers import AdaptedLayer, InitValues, add_parameter, add_trained_copy, gather_value, own_parameter
-from litgpt.adapt.targets import OUTPUT_LAYERS, find_by_suffix, find_linears, get_module_aliases
+from litgpt.adapt.targets import OUTPUT_LAYERS, find_by_suffix, find_linears, get_module_aliases, is_prediction
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.surgery import add_mixin, override_parameter
@@ -83,6 +83,8 @@ def attach_ia3(model: GPT, settings: IA3) -> None:
 def attach_scales_and_shifts(model: GPT) -> None:
     """Scale and shift the output of every linear layer and of the head; train copies of all norms (Adapter v2)."""
     for name, layer in model.named_modules():
+        if is_prediction(model, name):
+            continue
         if name.rpartition(".")[2].startswith("norm"):
             for key, _ in list(layer.named_parameters(recurse=False)):
                 add_trained_copy(layer, key)

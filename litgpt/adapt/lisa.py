@@ -26,9 +26,13 @@ class LISASchedule:
     """The blocks of a model that are trained in each step, drawn uniformly as a function of seed and step only."""
 
     def __init__(self, model: GPT, settings: LISA, seed: int) -> None:
-        """Record the trainable parameters of each block; the model already has its parallel layout."""
+        """Record the trainable parameters of each layer; the model already has its parallel layout.
+
+        Prediction layers are trained in every step, as embedding and head are.
+        """
         self.settings, self.seed = settings, seed
-        self.blocks = [[p for p in block.parameters() if p.requires_grad] for block in model.blocks]
+        layers = model.blocks[: model.config.n_layer]
+        self.blocks = [[p for p in block.parameters() if p.requires_grad] for block in layers]
 
     def draw_blocks(self, step: int) -> set[int]:
         """The indices of the blocks that are trained in a step."""

@@ -60,7 +60,7 @@ def attach_llama_adapter(model: GPT, settings: Adapter) -> None:
             f"tuner.start_layer: {settings.start_layer} leaves none of {config.n_layer} blocks; set at most "
             f"{config.n_layer - 1}"
         )
-    for block in model.blocks[settings.start_layer :]:
+    for block in model.blocks[settings.start_layer : config.n_layer]:
         attention = block.attention
         if not isinstance(attention, Attention):
             raise UserError("tuner: Adapter is not supported with latent attention; use LoRA")

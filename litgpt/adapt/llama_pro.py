@@ -68,6 +68,9 @@ def iter_expanded_names(name: str, order: BlockOrder) -> Iterator[tuple[str, boo
         yield name, False
         return
     number, _, inner = rest.partition(".")
+    beyond = int(number) - len({layer for layer, _ in order})
+    if beyond >= 0:  # a prediction layer
+        yield f"blocks.{len(order) + beyond}.{inner}", False
     for position, (layer, is_new) in enumerate(order):
         if layer == int(number):
             yield f"blocks.{position}.{inner}", is_new

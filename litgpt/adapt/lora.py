@@ -19,6 +19,7 @@ from litgpt.adapt.targets import (
     find_owner,
     find_targets,
     get_module_aliases,
+    is_prediction,
     resolve_tied_head,
 )
 from litgpt.errors import UserError
@@ -246,6 +247,7 @@ def attach_lora(model: GPT, settings: LoRA) -> None:
     trained_copies = [(module, key) for module in modules for key, _ in module.named_parameters(recurse=False)]
     if settings.bias == "all":
         names = [name for name, _ in model.named_parameters() if name.endswith((".bias", "_bias"))]
+        names = [name for name in names if not is_prediction(model, name)]
         trained_copies += [(find_owner(model, name), name.rpartition(".")[2]) for name in names]
     if settings.bias == "lora_only":
         owners = [find_owner(model, name) for name in targets]

@@ -41,11 +41,21 @@ def strip_parameter(name: str) -> str:
 
 
 def get_module_aliases(model: GPT) -> dict[str, set[str]]:
-    """All names of every module with parameters; of stacked experts, of each stack."""
+    """All names of every module with parameters that adapters may change; of stacked experts, of each stack."""
     aliases: dict[str, set[str]] = defaultdict(set)
     for name, known in get_parameter_aliases(model).items():
-        aliases[strip_parameter(name)].update(map(strip_parameter, known))
+        if not is_prediction(model, name):
+            aliases[strip_parameter(name)].update(map(strip_parameter, known))
     return dict(aliases)
+
+
+def is_prediction(model: GPT, name: str) -> bool:
+    """Whether a name is that of a part of a prediction layer, which adapters leave as it is.
+
+    What loads an adapter does not have these layers.
+    """
+    layers = range(model.config.n_layer, model.config.n_blocks)
+    return name.startswith(tuple(f"blocks.{layer}." for layer in layers))
 
 
 def ends_with(name: str, suffix: str) -> bool:

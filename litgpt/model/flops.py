@@ -13,7 +13,7 @@ class TrainedShares:
     """The shares of a model's weights that are trained.
 
     Attributes:
-        attention, feed_forward: of each layer.
+        attention, feed_forward: of each layer, and of each prediction layer if they are trained.
         head: of the output matrix; with tied embeddings, of the embedding.
         lowest: the first layer that the backward pass reaches; the number of layers if it reaches none.
         hidden: whether the backward pass reaches the input of the head.
@@ -34,10 +34,12 @@ class TrainedShares:
             active: share of the blocks that are trained at a time.
         """
         factor = 0.0 if adapted else active
-        layers, trained = len(model.blocks), {name for name, p in model.named_parameters() if p.requires_grad}
+        layers, trained = model.config.n_layer, {name for name, p in model.named_parameters() if p.requires_grad}
+        predictions = model.prediction_blocks if model.trains_predictions else []
+        blocks = [*((block, factor) for block in model.local_blocks[:layers]), *((block, 1.0) for block in predictions)]
         return cls(
-            tuple(factor * compute_trained_share(block.attention) for block in model.local_blocks),
-            tuple(factor * compute_trained_share(block.mlp) for block in model.local_blocks),
+            tuple(share * compute_trained_share(block.attention) for block, share in blocks),
+            tuple(share * compute_trained_share(block.mlp) for block, share in blocks),
             0.0 if adapted else float(model.output_weight.requires_grad),
             min((find_layer(name, layers) for name in trained), default=layers),
             any(not name.startswith(("head.", "score.")) for name in trained),
@@ -65,18 +67,21 @@ def compute_training_flops(
     token): 2 in forward, 2 for the gradient of its input in all layers from the lowest one that is trained, and 2 for
     its own gradient if it is trained, so 6 if all are. For attention, 12 * heads * head size * keys in each layer
     (Chowdhery et al. 2022, "PaLM", appendix B), a third of it below the lowest trained layer, with the average number
-    of keys per query: half of the sequence, less with a window. Biases, norms, rotation, softmax and adapters are not
+    of keys per query: half of the sequence, less with a window. Each prediction layer, if they are trained, has a
+    projection of 2 width^2 weights, and the head once more. Biases, norms, rotation, softmax and adapters are not
     counted, nor is what is recomputed in backward.
 
     Args:
         trained: what is trained; None for all weights.
     """
-    layers = config.n_layer
-    trained = trained or TrainedShares((1.0,) * layers, (1.0,) * layers, 1.0, 0, True)
-    total = (2 + 2 * trained.hidden + 2 * trained.head) * count_head_weights(config)
+    trained = trained or TrainedShares((1.0,) * config.n_blocks, (1.0,) * config.n_blocks, 1.0, 0, True)
+    layers = len(trained.attention)
+    heads = 1 + layers - config.n_layer
+    total = (2 + 2 * trained.hidden + 2 * trained.head) * heads * count_head_weights(config)
     for layer in range(layers):
         passes = 2 if layer >= trained.lowest else 1  # a gradient of the input costs as much as the output
-        total += (2 * passes + 2 * trained.attention[layer]) * count_attention_weights(config)
+        projection = 2 * config.n_embd**2 * (layer >= config.n_layer)
+        total += (2 * passes + 2 * trained.attention[layer]) * (count_attention_weights(config) + projection)
         total += (2 * passes + 2 * trained.feed_forward[layer]) * count_feed_forward_weights(config, layer)
         keys = count_keys(config, layer, sequence_length)
         total += 2 * (2 * passes - 1) * config.n_head * sum(compute_head_sizes(config)) * keys

@@ -3,7 +3,7 @@
 Axes: B batch, T tokens, D model width, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -73,6 +73,26 @@ class Block(nn.Module):
         return x if self.residual_scale == 1 else x * self.residual_scale
 
 
+class PredictionBlock(Block):
+    """A layer after the last that predicts one token further ahead than the layer before (DeepSeek-AI 2024, V3, 2.2).
+
+    It joins the normalized output of the layer before with the embedding of the token that this layer predicted: the
+    input has both, embedding first, (B, T, 2 D), and the output is normalized, (B, T, D).
+    """
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__(config, layer)
+        self.norm_embedding, self.norm_hidden = build_norm(config), build_norm(config)
+        self.projection = nn.Linear(2 * config.n_embd, config.n_embd, bias=False)
+        self.norm_output = build_norm(config)
+
+    def forward(self, x_BTD: Tensor, inputs: AttentionInputs, cache: KVCacheLayer | None = None) -> Tensor:
+        """The hidden states for the prediction; (B, T, 2 D) -> (B, T, D)."""
+        embedding_BTD, hidden_BTD = x_BTD.chunk(2, -1)
+        joined = torch.cat([self.norm_embedding(embedding_BTD), self.norm_hidden(hidden_BTD)], -1)
+        return self.norm_output(super().forward(self.projection(joined), inputs, cache))
+
+
 class MissingLayer(nn.Module):
     """Placeholder for a layer that this instance of the model does not have; never called."""
 
@@ -83,6 +103,8 @@ class GPT(nn.Module):
     It has no buffers, so it can be built on the meta device and given memory by `to_empty`. With tied embeddings there
     is no `head` module: `output_weight` is the embedding's weight, one parameter under one name. A reward model, whose
     config has the output `score`, has a module `score` instead, with one row: V is 1 in its outputs.
+
+    `blocks` are the layers, and after them the prediction layers, which only training runs.
 
     Inputs:
         ids_BT: token ids.
@@ -95,9 +117,11 @@ class GPT(nn.Module):
         layers: range of the blocks to run, None for all. If the last block is not among them, the output is their
             hidden states (B, T, D).
         hidden_BTD: the output of the blocks before `layers`; None if `layers` start with the first.
+        predictions: for each prediction layer to run, from the first, the tokens (B, T) that the layer before it
+            predicts, and the function to call as `head`.
 
     Outputs:
-        the logits (B, T, V), or what `head` returns.
+        the logits (B, T, V), or what `head` returns; with `predictions`, a list of it and what their functions return.
     """
 
     def __init__(self, config: Config) -> None:
@@ -108,7 +132,9 @@ class GPT(nn.Module):
         learned = config.position_embedding == "learned"
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd) if learned else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.blocks.extend(PredictionBlock(config, layer) for layer in range(config.n_layer, config.n_blocks))
         self.norm = build_norm(config)
+        self.head_input = nn.Identity()  # where ranks gather the tokens that they have sharded
         self.score = nn.Linear(config.n_embd, 1, bias=False) if config.output == "score" else None
         has_head = self.score is None and not config.tie_embeddings
         self.head = nn.Linear(config.n_embd, config.padded_vocab_size, config.lm_head_bias) if has_head else None
@@ -139,6 +165,16 @@ class GPT(nn.Module):
         return [block for block in self.blocks if isinstance(block, Block)]
 
     @property
+    def prediction_blocks(self) -> list[PredictionBlock]:
+        """The prediction layers, without placeholders for missing ones."""
+        return [block for block in self.local_blocks if isinstance(block, PredictionBlock)]
+
+    @property
+    def trains_predictions(self) -> bool:
+        """Whether any weight of the prediction layers is trained; otherwise training does not run them."""
+        return any(parameter.requires_grad for block in self.prediction_blocks for parameter in block.parameters())
+
+    @property
     def output_weight(self) -> Tensor:
         """The (V, D) matrix that projects hidden states to logits, or to scores."""
         if self.score is not None:
@@ -161,16 +197,21 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         layers: range | None = None,
         hidden_BTD: Tensor | None = None,
+        predictions: Sequence[tuple[Tensor, Head]] = (),
     ) -> Any:
         """Compute logits, or what `head` returns; see the class for arguments."""
         if inputs is None:
             inputs = self._build_inputs(ids_BT, positions_BT, documents_BT, cache)
-        layers = range(len(self.blocks)) if layers is None else layers
+        layers = range(self.config.n_layer) if layers is None else layers
         x_BTD = self._embed(ids_BT, inputs.positions) if hidden_BTD is None else hidden_BTD
         x_BTD = self.run_blocks(layers, x_BTD, inputs, cache)
         if cache is not None:
             cache.advance(ids_BT.shape[1])
-        return self._apply_head(x_BTD, head or compute_logits) if layers.stop == len(self.blocks) else x_BTD
+        if layers.stop < self.config.n_layer:
+            return x_BTD
+        hidden_BTD = self.norm(x_BTD)
+        output = self._apply_head(hidden_BTD, head or compute_logits)
+        return [output, *self._predict(hidden_BTD, inputs, predictions)] if predictions else output
 
     def run_blocks(self, layers: range, x_BTD: Tensor, inputs: AttentionInputs, cache: KVCache | None = None) -> Tensor:
         """Run some blocks in order, (B, T, D) -> (B, T, D)."""
@@ -199,8 +240,16 @@ class GPT(nn.Module):
             x_BTD = x_BTD + self.position_embedding(positions)
         return F.dropout(x_BTD, self.config.dropout, self.training) if self.config.dropout else x_BTD
 
-    def _apply_head(self, x_BTD: Tensor, head: Head) -> Any:
-        hidden_BTD = self.norm(x_BTD)
+    def _predict(
+        self, hidden_BTD: Tensor, inputs: AttentionInputs, predictions: Sequence[tuple[Tensor, Head]]
+    ) -> Iterator[Any]:
+        """Run one prediction layer after the other on normalized hidden states; what each head returns."""
+        for block, (ids_BT, head) in zip(self.prediction_blocks, predictions, strict=False):
+            hidden_BTD = block(torch.cat([self._embed(ids_BT, inputs.positions), hidden_BTD], -1), inputs)
+            yield self._apply_head(hidden_BTD, head)
+
+    def _apply_head(self, hidden_BTD: Tensor, head: Head) -> Any:
+        hidden_BTD = self.head_input(hidden_BTD)
         if self.config.logit_scale != 1:
             hidden_BTD = hidden_BTD * self.config.logit_scale
         return head(hidden_BTD, self.output_weight, self.output_bias, self.config.final_logit_softcapping)

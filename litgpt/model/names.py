@@ -168,7 +168,8 @@ class NameTable:
     """All rules of one naming; if several apply to a tensor of the model, the first is used for writing.
 
     `ignored` are patterns of buffers without weights, `unread` those of parts that the model does not have; `<beyond>`
-    is the number of a layer after the last. `starts` maps prefixes of published names to those in the rules.
+    is the number of a layer after the last. `starts` maps prefixes of published names to those in the rules. `copies`
+    are published names with the number `<i>` of a prediction layer, and the tensors of the model that they repeat.
     """
 
     name: str
@@ -176,6 +177,7 @@ class NameTable:
     ignored: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     starts: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
 
     def map_hf_name(self, hf_name: str, config: TransformerConfig) -> TensorMapping | None:
         """The mapping of a published name; None if no rule matches it."""
@@ -205,6 +207,15 @@ class NameTable:
             raise UserError(f"{min(missing)}: missing, but {self.name} stores it in one tensor with others")
         return list(mappings.values())
 
+    def list_copies(self, config: TransformerConfig) -> list[TensorMapping]:
+        """The mappings of tensors of the model that are published again in every prediction layer, which share them."""
+        tied = {"head.weight": "embedding.weight"} if config.tie_embeddings else {}
+        return [
+            TensorMapping(hf_name.replace("<i>", str(layer)), (tied.get(name, name),), "rename")
+            for layer in range(config.n_layer, config.n_blocks)
+            for hf_name, name in self.copies.items()
+        ]
+
     def _map_name(self, name: str, config: TransformerConfig) -> list[TensorMapping]:
         for rule in self.rules:
             if rule.applies_to(config) and (mappings := rule.map_name(name, config)):
@@ -219,7 +230,7 @@ class NameTable:
     def _matches(self, hf_name: str, patterns: Iterable[str], config: TransformerConfig) -> bool:
         patterns = [pattern.replace("<beyond>", r"(?P<beyond>\d+)") for pattern in patterns]
         matches = (re.fullmatch(*pair) for pair in product(patterns, self._list_aliases(hf_name)))
-        return any(m and int(m.groupdict().get("beyond", config.n_layer)) >= config.n_layer for m in matches)
+        return any(m and int(m.groupdict().get("beyond", config.n_blocks)) >= config.n_blocks for m in matches)
 
 
 def build_name_table(
@@ -230,11 +241,13 @@ def build_name_table(
     unread: Iterable[str] = (),
     prefix: str = "",
     starts: Mapping[str, str] | None = None,
+    copies: Mapping[str, str] | None = None,
 ) -> NameTable:
     """Build a table from its YAML form: `hf_name: name`, or `hf_name: {concat: [name, ...], when: {field: [value]}}`.
 
     Args:
         prefix: prefix that names lack in the file of a model without head; short for `starts: {'': prefix}`.
+        copies: as in `NameTable`.
     """
     rules = []
     for hf_name, line in lines.items():
@@ -244,7 +257,7 @@ def build_name_table(
         assert kind in MAPPING_KINDS, f"{name}: {hf_name}: {kind}"
         rules.append(NameRule(hf_name, tuple(names), kind, when, transposed))
     aliases = {**({"": prefix} if prefix else {}), **(starts or {})}
-    return NameTable(name, tuple(rules), tuple(ignored), tuple(unread), aliases)
+    return NameTable(name, tuple(rules), tuple(ignored), tuple(unread), aliases, copies or {})
 
 
 def to_hf_names(table: NameTable, tensors: "Mapping[str, Tensor]", config: TransformerConfig) -> "dict[str, Tensor]":
@@ -253,5 +266,5 @@ def to_hf_names(table: NameTable, tensors: "Mapping[str, Tensor]", config: Trans
     Raises:
         UserError: naming a tensor without a rule.
     """
-    mappings = table.map_names(tensors, config)
+    mappings = [*table.map_names(tensors, config), *table.list_copies(config)]
     return {mapping.hf_name: mapping.join([tensors[name] for name in mapping.names], config) for mapping in mappings}

@@ -101,7 +101,7 @@ def merge_parent_family(name: str) -> dict[str, Any]:
         entries = data.get(key, {})
         inherited = {name: value for name, value in base.get(key, {}).items() if name not in entries}
         data[key] = {name: value for name, value in {**entries, **inherited}.items() if value is not None}
-    for key in ("ignored", "prefix", "unused", "divisible", "module_names"):
+    for key in ("ignored", "prefix", "unused", "divisible", "module_names", "copies"):
         if key in base:
             data.setdefault(key, base[key])
     return data
@@ -110,7 +110,7 @@ def merge_parent_family(name: str) -> dict[str, Any]:
 def build_family(data: dict[str, Any]) -> Family:
     """Build a family from the entries of its file."""
     defaults, rows = data.pop("defaults", {}), data.pop("shapes", [])
-    for_table = {key: data.pop(key) for key in ("ignored", "unread", "prefix", "starts") if key in data}
+    for_table = {key: data.pop(key) for key in ("ignored", "unread", "prefix", "starts", "copies") if key in data}
     tensors = build_name_table(data["name"], data.pop("tensors"), **for_table)
     family = Family(**data, tensors=tensors, shapes={})
     shapes, hub_names = {}, {}

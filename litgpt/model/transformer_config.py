@@ -52,8 +52,8 @@ ROPE_KINDS = {
 }
 LATENT_SIZES = {"q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"}
 TEMPERATURE = {"floor_scale", "scale", "first_position"}
-LOGIT_FIELDS = ("tie_embeddings", "lm_head_bias", "final_logit_softcapping", "logit_scale")
-"""The fields of logits, which a model with the output `score` does not have."""
+LOGIT_FIELDS = ("tie_embeddings", "lm_head_bias", "final_logit_softcapping", "logit_scale", "n_prediction_layers")
+"""The fields of logits and further predictions, which a model with the output `score` does not have."""
 PER_LAYER = ("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers")
 
 
@@ -145,6 +145,7 @@ class TransformerConfig:
     shared_expert_size: int | None = None
     shared_expert_gate: bool = False
     output: Literal["logits", "score"] = "logits"
+    n_prediction_layers: int = 0
 
     def __init__(self, **values: Any) -> None:
         entries = {entry.name: entry for entry in fields(self)}
@@ -177,6 +178,11 @@ class TransformerConfig:
             value = getattr(self, key)
             if value is not None and not 0 < value < math.inf:
                 raise field_error(key, f"{value} is not positive", "use e.g. 1")
+        if not 0 <= self.n_prediction_layers <= 64:
+            raise field_error("n_prediction_layers", f"{self.n_prediction_layers} is out of range", "use 0 to 64")
+        if self.n_prediction_layers and self.position_embedding == "learned":
+            problem = f"{self.n_prediction_layers} with position_embedding: learned"
+            raise field_error("n_prediction_layers", problem, "use 0, or position_embedding: rotary")
         if self.rotary_percentage > 1:
             raise field_error("rotary_percentage", f"{self.rotary_percentage} is above 1", "use e.g. 1.0")
         if not 0 <= self.dropout < 1:
@@ -289,6 +295,11 @@ class TransformerConfig:
             raise field_error("lm_head_bias", "true is not supported with tie_embeddings: true", "use false")
 
     @property
+    def n_blocks(self) -> int:
+        """Number of blocks: the layers, and the prediction layers after them."""
+        return self.n_layer + self.n_prediction_layers
+
+    @property
     def rotary_size(self) -> int:
         """Number of features of a head that are rotated by position."""
         if self.latent_attention is not None:
@@ -316,21 +327,24 @@ class TransformerConfig:
 
     def is_local(self, layer: int) -> bool:
         """Whether the attention of the layer is limited to `sliding_window_size` tokens."""
-        marks = self.sliding_window_indices
-        return self.sliding_window_size is not None and (marks is None or marks[layer] == 1)
+        return self.sliding_window_size is not None and self._is_marked(self.sliding_window_indices, layer)
 
     def rope_of(self, layer: int) -> Literal["global", "local"] | None:
         """Which of the two rotary embeddings the layer uses; None if it uses none."""
-        if self.position_embedding != "rotary" or (self.rope_layers is not None and not self.rope_layers[layer]):
+        if self.position_embedding != "rotary" or not self._is_marked(self.rope_layers, layer):
             return None
-        local = self.rope_local_base_freq is not None and (self.rope_indices is None or self.rope_indices[layer] == 1)
+        local = self.rope_local_base_freq is not None and self._is_marked(self.rope_indices, layer)
         return "local" if local else "global"
 
     def has_experts(self, layer: int) -> bool:
         """Whether the layer's feed-forward is a mixture of experts."""
         if self.mlp_class_name != "LLaMAMoE" or layer < (self.first_k_dense_replace or 0):
             return False
-        return self.moe_layers is None or self.moe_layers[layer] == 1
+        return self._is_marked(self.moe_layers, layer)
+
+    def _is_marked(self, marks: list[int] | None, layer: int) -> bool:
+        """Whether a list per layer marks a layer, as one without list does; prediction layers are as the last layer."""
+        return marks is None or marks[min(layer, self.n_layer - 1)] == 1
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as for `Config(**values)` and a `model_config.yaml`."""

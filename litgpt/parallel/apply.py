@@ -89,7 +89,8 @@ def apply_fsdp(model: GPT, mesh: Mesh, settings: ParallelArgs, precision: Precis
     fully_shard(model, mesh=mesh.fsdp_mesh, reshard_after_forward=False, **options)
     model.zero = settings.level  # type: ignore[assignment]
     if settings.prefetch:
-        set_prefetch(model.local_blocks, settings.prefetch)
+        unused = [] if model.trains_predictions else model.prediction_blocks  # would be gathered, but never run
+        set_prefetch([block for block in model.local_blocks if block not in unused], settings.prefetch)
     for module in _fsdp_modules(model):
         # each loss is already divided by the global count, so gradients are summed; gloo has no scaled sums
         module.set_gradient_divide_factor(1.0)

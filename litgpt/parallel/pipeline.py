@@ -50,7 +50,7 @@ class Pipeline:
         local_stages: the indices of this device's stages.
         needs_sync_each: whether parameters are resharded, and gradients reduced, after every micro-batch.
         tied_copies: names of the parameters that are copies of another device's: those of the embedding on the last
-            device, if it is tied to the head.
+            device, if its head or its prediction layers use it.
     """
 
     def __init__(self, model: GPT, mesh: Mesh, settings: ParallelArgs, dtype: torch.dtype) -> None:
@@ -73,8 +73,9 @@ class Pipeline:
         self.owners = schedules.assign_devices(self.schedule, self.devices, self.stages)
         self.local_stages = [stage for stage in range(self.stages) if self.owners[stage] == self.device]
         self.sending: list[tuple[dist.Work, Tensor]] = []
+        self.embeds_twice = model.config.tie_embeddings or model.trains_predictions
         self._remove_other_layers()
-        is_split = model.config.tie_embeddings and self.owners[0] != self.owners[self.stages - 1]
+        is_split = self.embeds_twice and self.owners[0] != self.owners[self.stages - 1]
         self.has_tied_embedding = is_split and self.device in (self.owners[0], self.owners[self.stages - 1])
         self.tied_copies = frozenset(self._embedding() if self.has_tied_embedding and self.has_last else ())
 
@@ -85,12 +86,12 @@ class Pipeline:
 
     def _remove_other_layers(self) -> None:
         model, first, last = self.model, 0 in self.local_stages, self.has_last
-        local_layers = {layer for stage in self.local_stages for layer in self.layers[stage]}
+        local_layers = {layer for stage in self.local_stages for layer in self.list_blocks(stage)}
         for layer in range(len(model.blocks)):
             if layer not in local_layers:
                 model.blocks[layer] = MissingLayer()
         is_needed = {
-            "embedding": first or (last and model.config.tie_embeddings),
+            "embedding": first or (last and self.embeds_twice),
             "position_embedding": first,
             "norm": last,
             "head": last,
@@ -99,6 +100,12 @@ class Pipeline:
         for name, needed in is_needed.items():
             if getattr(model, name) is not None and not needed:
                 setattr(model, name, MissingLayer())
+
+    def list_blocks(self, stage: int) -> list[int]:
+        """The numbers of a stage's blocks: its layers and, for the last one, the prediction layers."""
+        config = self.model.config
+        predictions = range(config.n_layer, config.n_blocks) if stage == self.stages - 1 else ()
+        return [*self.layers[stage], *predictions]
 
     def _embedding(self) -> dict[str, nn.Parameter]:
         return {f"embedding.{name}": parameter for name, parameter in self.model.embedding.named_parameters()}
@@ -173,15 +180,15 @@ class Pipeline:
     def trained_parameters(self, stage: int) -> list[nn.Parameter]:
         """The trained parameters of a stage."""
         model = self.model
-        modules: list[nn.Module | None] = [model.blocks[layer] for layer in self.layers[stage]]
+        modules: list[nn.Module | None] = [model.blocks[layer] for layer in self.list_blocks(stage)]
         if stage == 0:
             modules += [model.embedding, model.position_embedding]
         if stage == self.stages - 1:
-            modules += [model.norm, model.score, model.embedding if model.config.tie_embeddings else model.head]
+            modules += [model.norm, model.score, model.head, model.embedding if self.embeds_twice else None]
         return [p for module in modules if module is not None for p in module.parameters() if p.requires_grad]
 
     def sum_tied_gradients(self) -> None:
-        """Sum the gradients of the tied embedding, which is on two devices."""
+        """Sum the gradients of an embedding that is on two devices."""
         if not self.has_tied_embedding:
             return
         other = self.owners[0] if self.has_last else self.owners[self.stages - 1]

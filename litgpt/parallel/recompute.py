@@ -73,6 +73,8 @@ def recompute_block_groups(model: GPT, size: int) -> None:
         return wrapped
 
     wrap_forward(model, run_in_groups, "run_blocks")
+    for block in model.prediction_blocks:
+        wrap_forward(block, recompute_function)
 
 
 def check_recompute_parts(config: Config, parts: set[str]) -> None:

@@ -247,9 +247,9 @@ def add_communication(model: GPT, group: ProcessGroup, *, sequence: bool) -> Non
     if model.position_embedding is not None and sequence:
         communicate(model.position_embedding, after=partial(slice_local, group=group, dim=-2))
     if model.score is None:
-        communicate(model.norm, after=gather)
+        communicate(model.head_input, after=gather)
     elif sequence:  # not split, so all ranks compute the same
-        communicate(model.norm, after=partial(all_gather_replicated, group=group, dim=1))
+        communicate(model.head_input, after=partial(all_gather_replicated, group=group, dim=1))
 
 
 def split_vocab_lookup(embedding: nn.Embedding, group: ProcessGroup, reduce: Function) -> None:

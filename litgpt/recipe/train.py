@@ -162,6 +162,8 @@ class LossArgs:
     """Implementation: chunked computes the logits in chunks of tokens; plain computes all logits at once."""
     chunk_rows: Count = 512
     """Number of tokens per chunk of logits in the chunked implementation."""
+    prediction_weight: Rate = 0.1
+    """Weight of the mean loss of the prediction layers, in models that have some; 0 leaves them as they are."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "loss.")

@@ -1,6 +1,7 @@
 """Change fields of the configuration of saved weights that no tensor depends on."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from litgpt.errors import UserError
@@ -10,6 +11,8 @@ from litgpt.store.published_tensor import list_parameters
 
 def override_config(config: Config, overrides: Mapping[str, Any]) -> Config:
     """The config with some fields changed; a mapping changes single keys of a mapping.
+
+    Prediction layers may be left out, but no other tensor.
 
     Args:
         overrides: values by field. None leaves a field as it is, and removes a key of a mapping.
@@ -22,7 +25,8 @@ def override_config(config: Config, overrides: Mapping[str, Any]) -> Config:
     if not given:
         return config
     changed = Config(**{**values, **given})
-    old, new = list_shapes(config), list_shapes(changed)
+    layers = min(config.n_prediction_layers, changed.n_prediction_layers)
+    old, new = list_shapes(replace(config, n_prediction_layers=layers)), list_shapes(changed)
     for name in (*old, *new):
         if old.get(name) != new.get(name):
             sizes = f"{old.get(name, 'no tensor')} to {new.get(name, 'no tensor')}"

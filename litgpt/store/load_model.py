@@ -22,12 +22,32 @@ from litgpt.store.weight_files import choose_weights
 
 
 def load_config(folder: Path) -> Config:
-    """Load the config of the model in a folder or a GGUF file; untied if the weights hold another head.
+    """Load the config of the model in a folder or a GGUF file, corrected by the weights.
+
+    It is untied if they hold another head, and without prediction layers if they hold none.
 
     Raises:
         UserError: if the config is missing or invalid; or if it ties the head, and the weights are damaged.
     """
-    return untie_if_head_differs(folder, load_saved_config(folder))
+    return leave_out_missing_predictions(folder, untie_if_head_differs(folder, load_saved_config(folder)))
+
+
+def leave_out_missing_predictions(folder: Path, config: Config) -> Config:
+    """The config without prediction layers if the files hold none, as those that transformers writes.
+
+    A line on standard error says so.
+    """
+    if not config.n_prediction_layers or choose_weights(folder) is None:
+        return config
+    audit, layers = audit_folder(folder, config), range(config.n_layer, config.n_blocks)
+    prefixes = tuple(f"blocks.{layer}." for layer in layers)
+    if any(name.startswith(prefixes) for tensor in audit.tensors for name in tensor.mapping.names):
+        return config
+    warn_once(
+        f"{audit.source.path}: has no weights of the {len(layers)} prediction layers that config.json lists; "
+        "loaded without"
+    )
+    return replace(config, n_prediction_layers=0)
 
 
 def untie_if_head_differs(folder: Path, config: Config) -> Config:

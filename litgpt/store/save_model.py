@@ -146,7 +146,7 @@ def write_model(
     if family is None:
         mappings = [TensorMapping(name, (name,), "rename") for name in parameters]
     else:
-        mappings = family.tensors.map_names(parameters, config)
+        mappings = [*family.tensors.map_names(parameters, config), *family.tensors.list_copies(config)]
     named_tensors = cast_tensors(tensors, dtype, parameters)
     dtypes = write_shards(folder, join_tensors(mappings, named_tensors, parameters, config), shard_bytes)
     saved_dtype = str(dtype or (dtypes.pop() if len(dtypes) == 1 else torch.float32)).removeprefix("torch.")
@@ -202,7 +202,7 @@ def join_tensors(
         pending[name] = tensor
         names = mappings_of[name][0].names
         if all(part in pending for part in names):
-            for mapping in mappings_of[name]:  # a single one, or one for each expert of a stack
+            for mapping in mappings_of[name]:  # one for each expert of a stack, and for each copy
                 yield mapping.hf_name, mapping.join([pending[part] for part in mapping.names], config)
             for part in names:
                 del pending[part]

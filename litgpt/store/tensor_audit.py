@@ -3,7 +3,7 @@
 Loading reads the tensors that the audit lists, if it is clean; `verify` and `validate` report the audit.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class TensorAudit:
     Attributes:
         tensors: tensors that are loaded to parameters of the model.
         tied_heads: output heads that are published although the model ties them to its embedding.
+        copies: tensors of prediction layers that repeat those of the model, which they share.
         left_out: tensors that hold no weights or belong to parts that the model lacks; by name, with the reason.
         unknown: names of tensors that the model does not have.
         missing: parameters that the folder does not have, with the index of the first expert that is missing.
@@ -38,6 +39,7 @@ class TensorAudit:
     table: NameTable | None
     tensors: list[PublishedTensor] = field(default_factory=list)
     tied_heads: list[PublishedTensor] = field(default_factory=list)
+    copies: list[PublishedTensor] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -51,7 +53,7 @@ class TensorAudit:
     @property
     def mappings(self) -> list[TensorMapping]:
         """The mappings of the tensors that are read."""
-        return [tensor.mapping for tensor in (*self.tensors, *self.tied_heads)]
+        return [tensor.mapping for tensor in (*self.tensors, *self.tied_heads, *self.copies)]
 
     def check(self) -> None:
         """Check that the tensors of the folder are those of the model.
@@ -71,11 +73,21 @@ class TensorAudit:
                 f"{path}: {head.hf_name} differs from the embedding, but the model ties them; "
                 "set model_config.tie_embeddings: false"
             )
+        for copy in self.list_differing_copies():
+            raise UserError(
+                f"{path}: {copy.hf_name} differs from the model's {copy.mapping.names[0]}, but prediction layers share "
+                "it; set model_config.n_prediction_layers: 0 to leave them out"
+            )
 
     def find_untied_head(self) -> PublishedTensor | None:
         """The published output head that differs from the embedding that the model ties it to; None without one."""
         embeddings = [tensor for tensor in self.tensors if "embedding.weight" in tensor.mapping.names]
         return next((head for head in self.tied_heads for other in embeddings if not is_equal(head, other)), None)
+
+    def list_differing_copies(self) -> Iterator[PublishedTensor]:
+        """The tensors of prediction layers that differ from those of the model that they repeat."""
+        published = {tensor.mapping.names[0]: tensor for tensor in self.tensors}
+        return (copy for copy in self.copies if not is_equal(copy, published[copy.mapping.names[0]]))
 
 
 def audit_folder(folder: Path, config: Config) -> TensorAudit:
@@ -93,9 +105,13 @@ def audit_source(source: WeightSource, table: NameTable | None, config: Config) 
     parameters = list_parameters(config)
     audit = TensorAudit(source, table)
     published_as: dict[str, dict[int | None, str]] = {name: {} for name in parameters}
+    copies = {mapping.hf_name: mapping for mapping in table.list_copies(config)} if table else {}
     for hf_name in source.names:
         if reason := table.get_skip_reason(hf_name, config) if table else "":
             audit.left_out[hf_name] = reason
+            continue
+        if hf_name in copies:
+            audit.copies.append(PublishedTensor(source, copies[hf_name], config, parameters))
             continue
         mapping = table.map_hf_name(hf_name, config) if table else TensorMapping(hf_name, (hf_name,), "rename")
         tensor = PublishedTensor(source, mapping, config, parameters) if mapping else None
@@ -204,7 +220,7 @@ def find_differing(audit: TensorAudit, config: Config) -> list[str]:
         if not torch.equal(inverse.join_parts(parts, config), values):
             differing.append(tensor.hf_name)
         tensor.release()
-    return differing + [tensor.hf_name for tensor in unwritten.values()]
+    return differing + [tensor.hf_name for tensor in (*unwritten.values(), *audit.list_differing_copies())]
 
 
 def shorten(names: list[str]) -> str:

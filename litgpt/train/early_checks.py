@@ -112,6 +112,7 @@ def check_run(recipe: Training, config: Config, *, layers: int, adapted: bool = 
     list_step_limits(replace(recipe.train, epochs=None), length, None, answers=answers)
     check_resumption(recipe)
     check_routing(recipe.moe, config, adapted=adapted)
+    check_predictions(recipe, config, adapted=adapted)
     if isinstance(recipe.devices, int) and recipe.devices > 0:
         check_model_sizes(
             recipe.parallel, recipe.parallel.resolve_dims(recipe.devices * recipe.num_nodes), config, layers
@@ -143,6 +144,30 @@ def check_routing(settings: MoEArgs, config: Config, *, adapted: bool) -> None:
         name = "router_correction" if config.router_correction else "n_expert_groups"
         raise UserError(
             f"moe.router_load_balancing_type: sinkhorn is not supported with the model's {name}; set seq_aux_loss"
+        )
+
+
+def check_predictions(recipe: Training, config: Config, *, adapted: bool) -> None:
+    """Check that the weight of the loss of prediction layers fits the model, and what the run trains of it.
+
+    Args:
+        adapted: whether the run trains an adapter, not the model's own weights.
+
+    Raises:
+        UserError: if it has no effect, or new layers would not be trained.
+    """
+    others = {
+        "a model without prediction layers": not config.n_prediction_layers,
+        "an adapter, which leaves prediction layers as they are": adapted,
+    }
+    for other, is_given in others.items():
+        check_effects(
+            recipe.loss, "loss.", "prediction_weight", have_effect=not is_given, other=other, cure="remove the line"
+        )
+    if config.n_prediction_layers and not recipe.loss.prediction_weight and recipe.initial_weights is None:
+        raise UserError(
+            "loss.prediction_weight: 0 leaves the model's prediction layers at their random initial values; set "
+            "model_config.n_prediction_layers: 0"
         )
 
 

@@ -1,6 +1,8 @@
 """The shard of a micro-batch that one rank computes, with its attention inputs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ class LocalBatch:
         labels: (B, P), as in `Batch`; likewise `weights`, `channels` and `answers`.
         inputs: attention inputs of these tokens.
         answer_values: as in `Batch`, of all answers of the micro-batch.
+        ahead: as in `Batch`, (K, B, P).
         tokens: the sharding of tokens over ranks; None if this rank computes all tokens.
     """
 
@@ -33,6 +36,7 @@ class LocalBatch:
     channels: Tensor | None = None
     answers: Tensor | None = None
     answer_values: dict[str, Tensor] | None = None
+    ahead: dict[str, Tensor] | None = None
     tokens: LocalTokens | None = None
 
     @property
@@ -61,8 +65,14 @@ def build_local_batch(batch: Batch, config: Config, tokens: LocalTokens | None, 
     if positions is None:
         positions = torch.arange(cached, cached + batch.ids.shape[1], device=batch.ids.device)
     build_inputs = build_attention_inputs if tokens is None else tokens.build_attention_inputs
-    rows = {name: getattr(batch, name) for name in ROW_PADDING}
-    if tokens is not None:
-        rows = {name: None if row is None else tokens.local_shard(row, ROW_PADDING[name]) for name, row in rows.items()}
+    rows = take_rows({name: getattr(batch, name) for name in ROW_PADDING}, tokens)
+    ahead = None if batch.ahead is None else take_rows(batch.ahead, tokens)
     inputs = build_inputs(config, positions, batch.documents, cached=cached)
-    return LocalBatch(**rows, inputs=inputs, answer_values=batch.answer_values, tokens=tokens)
+    return LocalBatch(**rows, inputs=inputs, answer_values=batch.answer_values, ahead=ahead, tokens=tokens)
+
+
+def take_rows(rows: Mapping[str, Any], tokens: LocalTokens | None) -> dict[str, Any]:
+    """This rank's tokens of rows (..., T) by name, padded as in `ROW_PADDING`; None stays None."""
+    if tokens is None:
+        return dict(rows)
+    return {name: None if row is None else tokens.local_shard(row, ROW_PADDING[name]) for name, row in rows.items()}

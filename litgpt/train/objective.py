@@ -11,6 +11,7 @@ from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.recipe.train import LossArgs
 from litgpt.train.cross_entropy import Labels, chunked_cross_entropy, plain_cross_entropy
 from litgpt.train.local_batch import LocalBatch
+from litgpt.train.predictions import compute_prediction_losses, take_later_tokens
 from litgpt.train.train_state import TrainState
 
 
@@ -62,34 +63,49 @@ class Objective:
         return means | differences
 
 
-def next_token(settings: LossArgs, channels: Sequence[str] = ()) -> Objective:
+def next_token(settings: LossArgs, channels: Sequence[str] = (), *, prediction_layers: int = 0) -> Objective:
     """The negative log-likelihood of each next token, summed over a micro-batch, in nats.
+
+    The losses of prediction layers, with the same divisor, are trained but not part of the sum: the mean of each over
+    its labels is a metric.
 
     Args:
         channels: the names of the numbers in `Batch.channels`; the mean loss of each is a metric.
+        prediction_layers: the number of the model's prediction layers, if they are trained.
     """
     chunked = partial(chunked_cross_entropy, chunk_rows=settings.chunk_rows)
     cross_entropy: Callable[..., Tensor] = chunked if settings.impl == "chunked" else plain_cross_entropy
+    predictions = [f"prediction_loss/{number}" for number in range(1, prediction_layers + 1)]
+    names = (*(f"loss_{name}" for name in channels), *predictions)
 
     def loss(model: nn.Module, local: LocalBatch) -> tuple[Tensor, Tensor | None]:
         losses_N = None if local.channels is None else torch.zeros(local.labels.numel(), device=local.labels.device)
         target = Labels(local.labels, local.weights, settings.type == "dft", losses_N)
-        head = partial(cross_entropy, target=target, vocabulary=local.vocabulary)
-        loss_sum = model(local.ids, inputs=local.inputs, head=head)
-        return loss_sum[None], None if losses_N is None else sum_by_channel(local, losses_N, len(channels))
+        head = partial(cross_entropy, vocabulary=local.vocabulary)
+        sums = torch.zeros(2, 0, dtype=torch.float64, device=local.labels.device)
+        if local.ahead is None:
+            loss_sum = model(local.ids, inputs=local.inputs, head=partial(head, target=target))
+        else:
+            loss_sum, predicted, sums = compute_prediction_losses(model, local, head, target)
+            loss_sum = loss_sum + settings.prediction_weight * (predicted - predicted.detach())  # trained, not reported
+        metrics = torch.cat([sum_by_channel(local, losses_N, len(channels)), sums], 1)
+        return loss_sum[None], metrics if names else None
 
     def weigh(batch: Batch) -> Batch:
-        return replace(batch, weights=WEIGHTS[settings.normalize](batch))
+        weighted = replace(batch, weights=WEIGHTS[settings.normalize](batch))
+        ahead = take_later_tokens(weighted, prediction_layers) if prediction_layers else None
+        return replace(weighted, ahead=ahead)
 
     def count(batch: Batch) -> tuple[float]:
         return (COUNTS[settings.normalize](batch),)
 
-    return Objective(loss, count, weigh, has_perplexity=True, metrics=tuple(f"loss_{name}" for name in channels))
+    return Objective(loss, count, weigh, has_perplexity=True, metrics=names)
 
 
-def sum_by_channel(local: LocalBatch, losses_N: Tensor, size: int) -> Tensor:
-    """(2, size): the sum and the number of the losses of each channel."""
-    assert local.channels is not None
+def sum_by_channel(local: LocalBatch, losses_N: Tensor | None, size: int) -> Tensor:
+    """(2, size): the sum and the number of the losses of each channel; zeros for a batch without channels."""
+    if losses_N is None or local.channels is None:
+        return torch.zeros(2, size, dtype=torch.float64, device=local.labels.device)
     kept = local.labels.flatten() != IGNORE
     channels = local.channels.flatten()[kept].long()
     sums = torch.bincount(channels, losses_N[kept].double(), minlength=size)

@@ -59,7 +59,7 @@ class RouterTrainer:
             device: of the run; parameters may be in host memory.
         """
         config = self.model.config
-        totals_LS = torch.zeros(config.n_layer, config.n_expert + len(STATISTICS), dtype=torch.float64)
+        totals_LS = torch.zeros(config.n_blocks, config.n_expert + len(STATISTICS), dtype=torch.float64)
         for layer in self.passes[0].records if self.passes else ():
             records = torch.stack([routing.records[layer] for routing in self.passes])
             totals_LS[layer] = records.to("cpu", torch.float64).sum(0)
@@ -67,7 +67,8 @@ class RouterTrainer:
         self.passes = []
         if self.settings.router_bias_update_rate and not skipped:
             self.update_corrections(totals_LS[:, : config.n_expert])
-        layers = [layer for layer in range(config.n_layer) if config.has_experts(layer)]
+        ran = [layer for layer in range(config.n_blocks) if layer < config.n_layer or totals_LS[layer].any()]
+        layers = [layer for layer in ran if config.has_experts(layer)]
         self.load = {layer: totals_LS[layer, : config.n_expert].tolist() for layer in layers}
         metrics = compute_metrics(totals_LS[layers], config.n_expert, self.tokens)
         if self.settings.expert_capacity_factor is None:

@@ -25,7 +25,8 @@ from litgpt.train.setup import Run, build
 
 def build_next_token(trained: Run) -> Objective:
     """Build the objective of pretraining and finetuning."""
-    return next_token(trained.recipe.loss, trained.data.train.channels)
+    layers = trained.spec.count_trained_predictions()
+    return next_token(trained.recipe.loss, trained.data.train.channels, prediction_layers=layers)
 
 
 def build_paired_answers(trained: Run) -> Objective:

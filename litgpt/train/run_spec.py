@@ -46,6 +46,7 @@ class RunSpec:
         base_changes: the fields of `config` that differ from the config in `weights` because that adapter changed them.
         preference: the settings of preference training; None for other objectives.
         disabled_dropout: the probabilities of dropout that these set to 0, by key, without a tuner's default.
+        predicts: whether prediction layers are trained, if the tuner leaves any of their weights to train.
     """
 
     task: str
@@ -64,6 +65,7 @@ class RunSpec:
     base_changes: Mapping[str, Any] = field(default_factory=dict)
     preference: PreferenceArgs | None = None
     disabled_dropout: Mapping[str, float] = field(default_factory=dict)
+    predicts: bool = True
 
     def get_vocabulary_cure(self, tokens: int) -> str:
         """What to change for a model with rows for this number of tokens."""
@@ -97,9 +99,19 @@ class RunSpec:
     def build_whole_model(self) -> GPT:
         """Build the whole model, with what the tuner adds to it, on the meta device."""
         model = GPT.on_meta(self.config)
+        self.select_trained(model)
+        return model
+
+    def select_trained(self, model: GPT) -> None:
+        """Prepare a whole model for the tuner, if any, and freeze prediction layers that the objective does not run."""
         if self.tuner:
             adapt.attach(model, self.tuner)
-        return model
+        for block in model.prediction_blocks if not self.predicts else ():
+            block.requires_grad_(False)
+
+    def count_trained_predictions(self) -> int:
+        """Count the prediction layers that training runs: all of them, or none."""
+        return self.config.n_prediction_layers if self.build_whole_model().trains_predictions else 0
 
     def adapter_files(self) -> dict[str, str]:
         """Text by name of the files that mark a training checkpoint as an adapter's; empty without an adapter."""
@@ -141,6 +153,7 @@ def build_pretrain_spec(recipe: Pretrain) -> RunSpec:
         weights=recipe.initial_checkpoint_dir,
         tokenizer_dir=recipe.tokenizer_dir,
         tokenizer=recipe.tokenizer,
+        predicts=recipe.loss.prediction_weight > 0,
     )
 
 
@@ -189,6 +202,7 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
         adapter=adapter,
         model_config=changes,
         base_changes=base_changes,
+        predicts=recipe.loss.prediction_weight > 0,
     )
 
 
@@ -198,7 +212,7 @@ def add_preference(spec: RunSpec, preference: PreferenceArgs, reference: Path | 
     Args:
         reference: folder of the reference model or adapter; None for the initial weights.
     """
-    spec = replace(spec, preference=replace(preference, reference=reference))
+    spec = replace(spec, preference=replace(preference, reference=reference), predicts=False)
     if not preference.disable_dropout:
         return spec
     tuner, config = spec.tuner, spec.config

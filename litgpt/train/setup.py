@@ -31,7 +31,13 @@ from litgpt.recipe.training import Training
 from litgpt.store.checkpoint_load import find_checkpoint, load_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.train import header
-from litgpt.train.early_checks import check_resumption, check_routing, check_vocabulary, resolve_sequence_length
+from litgpt.train.early_checks import (
+    check_predictions,
+    check_resumption,
+    check_routing,
+    check_vocabulary,
+    resolve_sequence_length,
+)
 from litgpt.train.guard import LossScale
 from litgpt.train.initial_weights import build_reference, fill_model, resume_reference
 from litgpt.train.launch import count_processes, launch
@@ -105,6 +111,7 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     length = resolve_sequence_length(recipe, spec.config)
     check_resumption(recipe)
     check_routing(recipe.moe, spec.config, adapted=spec.adapted)
+    check_predictions(recipe, spec.config, adapted=spec.adapted)
     announced = print_setup(recipe, spec, notify)
     fabric = launch(recipe)
     mesh = cast(MeshStrategy, fabric.strategy).mesh
@@ -181,6 +188,9 @@ def list_warnings(recipe: Training, spec: RunSpec, data: RunData, steps: int | N
     for key, value in spec.disabled_dropout.items():
         cure = "set preference.disable_dropout: false"
         lines.append(describe_no_effect(key, value, "preference.disable_dropout: true", cure))
+    layers = spec.config.n_prediction_layers
+    if layers and recipe.loss.prediction_weight and not spec.count_trained_predictions():
+        lines.append(f"n_prediction_layers: {layers} of the model are not trained here, and saved as they are")
     if spec.config.router_correction and not spec.adapted and not recipe.moe.router_bias_update_rate:
         lines.append(
             "moe.router_bias_update_rate: 0 leaves the model's router_correction at its values; set 0.001 to balance "
@@ -299,8 +309,7 @@ def build_meta_model(recipe: Training, spec: RunSpec, mesh: Mesh | None, device:
     model = GPT.on_meta(spec.config).to(precision.storage)
     if spec.quantize:
         quantization.quantize(model, spec.quantize)
-    if spec.tuner:
-        adapt.attach(model, spec.tuner)
+    spec.select_trained(model)
     if spec.noise:
         neftune.add_embedding_noise(model, spec.noise)
     parallelize(

@@ -102,6 +102,20 @@ SHAPES: dict[str, Config] = {
         },
     ),
 }
+SHAPES["predictions"] = small(
+    "DeepSeek-V3",
+    n_expert=4,
+    n_expert_per_token=2,
+    moe_intermediate_size=16,
+    n_query_groups=4,
+    first_k_dense_replace=1,
+    n_expert_groups=2,
+    n_topk_groups=1,
+    n_prediction_layers=2,
+    rope_adjustments=None,
+    latent_attention={**(SHAPES["latent"].latent_attention or {}), "q_lora_rank": 12},
+)
+SHAPES["dense predictions"] = replace(SHAPES["dense"], n_prediction_layers=1)
 PREFERENCES = {
     "dpo": PreferenceArgs(rpo_alpha=0.5, use_weighting=True, ld_alpha=0.5),
     "ipo": PreferenceArgs(loss_type="ipo", f_divergence_type="js_divergence"),
@@ -111,6 +125,8 @@ PREFERENCES = {
 }
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "next token": lambda: next_token(LOSS),
+    "predictions": lambda: next_token(replace(LOSS, prediction_weight=0.5), prediction_layers=2),
+    "one prediction": lambda: next_token(replace(LOSS, impl="plain", chunk_rows=512), prediction_layers=1),
     **{name: partial(paired_answers, PREFERENCES[name], LOSS) for name in ("dpo", "ipo", "simpo")},
     "kto": partial(rated_answers, PREFERENCES["kto"], LOSS),
     "reward": partial(pair_rewards, PREFERENCES["reward"]),
@@ -201,7 +217,7 @@ def take_micro_batches(batch: Batch, rank: int, ranks: int, micro: int) -> list[
 
 def build_micro_batches(case: Case, rank: int, ranks: int) -> list[Batch]:
     """The micro-batches of one data rank, in the order of the data stream."""
-    if case.objective == "next token":
+    if case.objective not in PREFERENCES:
         return take_micro_batches(build_global_batch(packed=case.packed), rank, ranks, case.micro)
     answers, desirable = draw_answers(ROWS, weighted=True), (torch.arange(2 * ROWS) // 4 % 2).float()
     values = {"desirable": desirable, "margin": torch.linspace(0, 1, ROWS).repeat_interleave(2)}

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from litgpt.adapt.llama_pro import expand_config
 from litgpt.model.config import Config
 from litgpt.model.flops import TrainedShares, compute_head_sizes, compute_training_flops, count_keys
-from litgpt.model.gpt import GPT
+from litgpt.model.gpt import GPT, compute_logits
 from litgpt.recipe.tuner import LISA, Full, LLaMAPro, LoRA, Tuner
 from litgpt.train.run_spec import RunSpec
 
@@ -25,6 +25,7 @@ SHAPES: list[dict[str, Any]] = [
     {**LLAMA, "latent_attention": {**SIZES, "q_lora_rank": None}},
     {**EXPERTS, "n_shared_expert": 2},
     {**EXPERTS, "first_k_dense_replace": 1, "shared_expert_size": 40, "shared_expert_gate": True},
+    {**EXPERTS, "first_k_dense_replace": 1, "n_prediction_layers": 2},
 ]
 
 
@@ -35,9 +36,11 @@ def test_formula_equals_the_count(changes: dict[str, Any]) -> None:
     grouped = {torch.ops.aten._grouped_mm: lambda x, y, *_, **__: 2 * x[0] * x[1] * y[-1]}
     counter = FlopCounterMode(display=False, custom_mapping=grouped)
     with counter, sdpa_kernel(SDPBackend.MATH):
-        model(torch.zeros(2, 32, dtype=torch.int64)).sum().backward()
+        ids = torch.zeros(2, 32, dtype=torch.int64)
+        outputs = model(ids, predictions=[(ids, compute_logits)] * config.n_prediction_layers)
+        sum(logits.sum() for logits in outputs).backward()
     # The counter sees the whole score matrix; the formula counts the half that the causal mask leaves.
-    unmasked = 3 * config.n_layer * config.n_head * sum(compute_head_sizes(config)) * 32 * 64
+    unmasked = 3 * config.n_blocks * config.n_head * sum(compute_head_sizes(config)) * 32 * 64
     assert counter.get_total_flops() == compute_training_flops(config, tokens=64, sequence_length=32) + unmasked
 
 

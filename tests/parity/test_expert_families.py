@@ -14,7 +14,7 @@ from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.names import NO_SUCH_PART
 from litgpt.model.registry import find_family, load_families
-from litgpt.store.load_model import load_model
+from litgpt.store.load_model import load_config, load_model
 from litgpt.store.save_model import save_model_folder
 from tests.store.models import to_our_names
 
@@ -88,12 +88,12 @@ def build_reference(name: str) -> Any:
 def save_and_read(model: Any, folder: Path) -> tuple[Config, dict[str, Tensor]]:
     """Shape and tensors as they are in the folder that transformers writes."""
     model.save_pretrained(folder)
-    return Config.from_checkpoint(folder), load_file(folder / "model.safetensors")
+    return load_config(folder), load_file(folder / "model.safetensors")
 
 
 def read_model(folder: Path) -> GPT:
     """Our model of the folder that transformers wrote."""
-    model = GPT(Config.from_checkpoint(folder)).eval()
+    model = GPT(load_config(folder)).eval()
     load_model(model, folder)
     return model
 
@@ -224,7 +224,7 @@ PARAMETERS = {
     "OLMoE-1B-7B-0924": 6_919_161_856,
     "DeepSeek-V2-Lite": 15_706_484_224,
     "DeepSeek-V2": 235_741_434_880,
-    "DeepSeek-V3": 671_026_419_200,
+    "DeepSeek-V3": 671_026_419_200 + 11_610_068_224,  # with its prediction layer
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
 }
@@ -241,5 +241,6 @@ def test_a_named_shape_is_what_transformers_builds_of_its_config(name: str, tmp_
         model = GPT(config)
     numbers = sum(tensor.numel() for tensor in model.parameters())
     corrections = sum(tensor.numel() for key, tensor in hf_model.named_buffers() if "correction" in key)
-    assert numbers == sum(tensor.numel() for tensor in hf_model.parameters()) + corrections
+    predictions = sum(tensor.numel() for block in model.prediction_blocks for tensor in block.parameters())
+    assert numbers == sum(tensor.numel() for tensor in hf_model.parameters()) + corrections + predictions
     assert numbers == PARAMETERS.get(name, numbers)

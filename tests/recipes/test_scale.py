@@ -49,6 +49,19 @@ def tiny_llama(_rank: int) -> float:
     return (22 * layer + 2 * 32000 * 2048 + 2048) / 8
 
 
+def deepseek_v3(rank: int) -> float:
+    """256 experts over the 64 ranks of a stage, as all else but the corrections; the last one has the prediction."""
+    query, key_value = 1536 * (7168 + 128 * 192), 7168 * (512 + 64) + 512 * 128 * (128 + 128)
+    attention = query + key_value + 128 * 128 * 7168 + (1536 + 512 + 2 * 7168)  # and the norms
+    dense, shared, experts = 3 * 7168 * 18432, 3 * 7168 * 2048, 256 * 3 * 7168 * 2048
+    routed = (attention + 256 * 7168 + shared + experts) / 64 + 256
+    ends = 129280 * 7168 / 64  # embedding or head
+    if rank < 64:
+        return 3 * (attention + dense) / 64 + routed + ends
+    prediction = routed + (2 * 7168 * 7168 + 3 * 7168) / 64
+    return routed + prediction + 2 * ends + 7168 / 64 if rank >= 15 * 64 else 4 * routed
+
+
 HELD: dict[str, Callable[[int], float]] = {
     "qwen2.5-14b-8-gpus": qwen_14b,
     "qwen3-30b-a3b-16-gpus": lambda rank: qwen_30b(rank, stages=1, shard=16, expert_shard=2),
@@ -56,6 +69,7 @@ HELD: dict[str, Callable[[int], float]] = {
     "qwen3-30b-a3b-16-gpus-pipeline": lambda rank: qwen_30b(rank, stages=2, shard=8, expert_shard=1),
     "llama-3.1-70b-64-gpus": llama_70b,
     "tinyllama-64-gpus": tiny_llama,
+    "deepseek-v3-1024-gpus": deepseek_v3,
 }
 
 
