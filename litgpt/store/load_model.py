@@ -24,12 +24,15 @@ from litgpt.store.weight_files import choose_weights
 def load_config(folder: Path) -> Config:
     """Load the config of the model in a folder or a GGUF file, corrected by the weights.
 
-    It is untied if they hold another head, and without prediction layers if they hold none.
-
     Raises:
-        UserError: if the config is missing or invalid; or if it ties the head, and the weights are damaged.
+        UserError: if the config is missing or invalid; or if the weights have to be read to correct it, and are damaged.
     """
-    return leave_out_missing_predictions(folder, untie_if_head_differs(folder, load_saved_config(folder)))
+    return correct_by_weights(folder, load_saved_config(folder))
+
+
+def correct_by_weights(folder: Path, config: Config) -> Config:
+    """The config, untied if the files hold another head, and without prediction layers if they hold none."""
+    return leave_out_missing_predictions(folder, untie_if_head_differs(folder, config))
 
 
 def leave_out_missing_predictions(folder: Path, config: Config) -> Config:
