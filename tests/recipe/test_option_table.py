@@ -116,6 +116,7 @@ SWIFT_SAMPLES = {
     "precompute_ref_log_probs": "true",
     "muon_momentum": "0.9",
     "muon_num_ns_steps": "6",
+    "mtp_loss_scaling_factor": "0.3",
     "NPROC_PER_NODE": "4",
     "CUDA_VISIBLE_DEVICES": "0,1,2",
     "NNODES": "2",
@@ -130,6 +131,7 @@ CONDITIONS = {  # what fulfils a condition on the options that are no options of
     ("quant_bits", "set"): "--quant_bits 4 --train_type lora",
     ("lr_decay_style", "WSD"): "--lr_decay_style WSD",
     ("train_type", "full"): "--train_type full",
+    ("mtp_num_layers", "set"): "--mtp_num_layers 1",
 }
 NEEDS = {  # options whose meaning depends on others
     "initial_adapter_dir": "--train_type lora",
