@@ -25,7 +25,7 @@ def load_config(folder: Path) -> Config:
     """Load the config of the model in a folder or a GGUF file, corrected by the weights.
 
     Raises:
-        UserError: if the config is missing or invalid; or if the weights have to be read to correct it, and are damaged.
+        UserError: if the config is missing or invalid; or if the weights are needed to correct it, and are damaged.
     """
     return correct_by_weights(folder, load_saved_config(folder))
 
