@@ -98,7 +98,7 @@ def print_row_sets(data: FinetuningData) -> None:
         else:
             lengths, trained = file.lengths(), int(file.targets().sum())
             middle, high = np.percentile(lengths, [50, 99]).astype(int) if len(lengths) else (0, 0)
-            parts.append(f"{file.count:,} samples of {file.tokens:,} tokens, {trained:,} trained")
+            parts.append(f"{file.count:,} samples with {file.tokens:,} tokens in all, {trained:,} trained")
             parts.append(f"lengths: median {middle:,}, 99 % {high:,}, longest {lengths.max(initial=0):,}")
         print(*format_columns([(f"{entry.rows.name}: ", "; ".join(parts))], indent=0, start=2), sep="\n")
         reports.append((entry.rows.name, file.report))

@@ -69,7 +69,7 @@ def test_lazy_rows_train_as_those_tokenized_ahead(base: Path, command: str, rows
     assert losses[0] == losses[1] and len(losses[0]) == 3
 
 
-def test_streamed_pairs_train_and_resume(base: Path) -> None:
+def test_streamed_pairs_train_and_resume(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     streamed = {"data.streaming": "true", "data.shuffle_buffer": 6, "data.val_rows": 2, "train.epochs": "null"}
     streamed |= {"train.save_interval": 2, "data.packing.enabled": "true", "data.packing.length": 80}
     streamed |= {"train.max_steps": 4}
@@ -78,6 +78,9 @@ def test_streamed_pairs_train_and_resume(base: Path) -> None:
     assert call("dpo", base, "Preferences", "pairs", **streamed, **resumed) == 0
     whole, rest = read_losses(Path("whole")), read_losses(Path("rest"))
     assert list(whole) == [1, 2, 3, 4] and rest == {step: whole[step] for step in (3, 4)}
+    loss, said = "sigmoid; beta 0.1; reference: the initial weights", capsys.readouterr().out
+    assert said.count(f"\nLoss      {loss}\n") == 2 and loss in Path("rest/out/report.html").read_text()
+    assert "\nChanged   out_dir: whole/out -> rest/out\n" in said
 
 
 def test_both_answers_count_for_limits_on_tokens(base: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,16 +11,16 @@ CASES = [
     Case("tied", 2, {"data_shard": 2}, objective="dpo"),
     Case("tied", 2, {"tensor": 2}, objective="dpo", packed=True),
     Case("tied", 2, {"context": 2}, objective="dpo", packed=True),
-    Case("tied", 2, {"context": 2}, objective="kto"),
     Case("tied", 2, {"pipeline": 2}, objective="dpo"),
     Case("scores", 2, {"data_shard": 2}, objective="reward", packed=True),
     Case("scores", 2, {"tensor": 2, "sequence": False}, objective="reward", tuner="lora and scores"),
-    Case("scores", 2, {"context": 2}, objective="reward", packed=True),
     Case("scores", 2, {"pipeline": 2}, objective="reward", micro=1),
     Case("tied", 2, {"pipeline": 2, "pipeline_schedule": "zbv"}, objective="kto", packed=True, tuner="lora"),
     Case("moe", 2, {"expert": 2}, objective="ipo", packed=True),
 ]
 SLOW = [
+    Case("tied", 2, {"context": 2}, objective="kto"),
+    Case("scores", 2, {"context": 2}, objective="reward", packed=True),
     Case("dense", 2, {"data_replicate": 2}, objective="dpo"),
     Case("tied", 2, {"data_shard": 2, "zero": 1}, objective="dpo", micro=1),
     Case("tied", 2, {"pipeline": 2, "pipeline_schedule": "zbv"}, objective="dpo", packed=True),

@@ -130,7 +130,9 @@ def exchange_and_compare(case: Case) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow) if case.ranks > 2 else case for case in CASES], ids=str
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow) if case.ranks > 1 + (not case.quantize) else case for case in CASES],
+    ids=str,
 )
 def test_a_reference_takes_the_place_of_the_policy(case: Case) -> None:
     for facts in POOL.run(exchange_and_compare, case, ranks=case.ranks):
