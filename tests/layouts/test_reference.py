@@ -41,6 +41,8 @@ CASES = [
     Case("dense", 2, {"context": 2}, packed=True),
     Case("shared experts", 2, {"expert": 2}),
     Case("shared experts", 2, {"expert": 2}, tuner="lora with dropout"),
+]
+SLOW = [
     Case("moe", 4, {"pipeline": 2, "data_shard": 2, "zero": 1}),
     Case("one head", 2, {"tensor": 2}, tuner="lora", quantize="bnb.nf4-dq"),
 ]
@@ -129,11 +131,7 @@ def exchange_and_compare(case: Case) -> dict[str, bool]:
     return facts
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=pytest.mark.slow) if case.ranks > 1 + (not case.quantize) else case for case in CASES],
-    ids=str,
-)
+@pytest.mark.parametrize("case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)], ids=str)
 def test_a_reference_takes_the_place_of_the_policy(case: Case) -> None:
     for facts in POOL.run(exchange_and_compare, case, ranks=case.ranks):
         assert [name for name, holds in facts.items() if not holds] == []
