@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
+from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Seed, check_numbers
 
 Gigabytes = Annotated[float, Ge(1e-6), Le(1e6)]
@@ -51,16 +52,17 @@ class ConvertToLitgpt:
 
 @dataclass(frozen=True)
 class ConvertFromLitgpt:
-    """Export a model as a Hugging Face folder or in LitGPT's format."""
+    """Export a model as a Hugging Face folder, in LitGPT's format, or as a GGUF file."""
 
     checkpoint_dir: Path
     """Folder of a model, a run or a training checkpoint."""
     output_dir: Path
     """Output folder, new or empty."""
-    format: Literal["huggingface", "lit_model.pth", "model.pth"] = "huggingface"
-    """A Hugging Face folder, lit_model.pth for LitGPT 0.5, or one torch file with the published tensor names."""
-    dtype: WeightType | None = None
-    """Convert the weights to this dtype; null keeps their dtype."""
+    format: Literal["huggingface", "lit_model.pth", "model.pth", "gguf"] = "huggingface"
+    """A Hugging Face folder, lit_model.pth for LitGPT 0.5, one torch file with the published tensor names, or a GGUF
+    file for llama.cpp with a Modelfile for Ollama."""
+    dtype: WeightType | Literal["q8_0"] | None = None
+    """Convert the weights to this dtype, in a GGUF file also q8_0, 8-bit blocks; null keeps their dtype."""
     max_shard_size: Gigabytes = 5.0
     """Maximum size of a safetensors file, in GB."""
     push_to_hub: str | None = None
@@ -70,6 +72,8 @@ class ConvertFromLitgpt:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        if self.dtype == "q8_0" and self.format != "gguf":
+            raise UserError(f"dtype: q8_0 is not supported with format: {self.format}; set bfloat16, or format: gguf")
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ class GGUFFile:
             values["query_pre_attn_scalar"] = values["head_dim"]
         return {
             "model_type": self.entry["model_type"],
+            **self.entry.get("constants", {}),
             **values,
             "tie_word_embeddings": "output.weight" not in self._tensors,
             "attention_bias": "blk.0.attn_q.bias" in self._tensors,
@@ -145,8 +146,16 @@ class GGUFFile:
         shape = [int(size) for size in reversed(tensor.shape)]
         return torch.empty(shape, dtype=PLAIN.get(tensor.tensor_type.name, torch.float32), device="meta")
 
+    def get_type(self, name: str) -> str:
+        """The type of a tensor, such as F32 or Q8_0."""
+        return str(self._tensors[name].tensor_type.name)
+
     def read(self, name: str) -> Tensor:
-        """Read a tensor in the layout of the published architecture.
+        """Read a tensor in the layout of the published architecture; raises as `read_stored`."""
+        return self._as_published(name, self.read_stored(name))
+
+    def read_stored(self, name: str) -> Tensor:
+        """Read a tensor in the layout of the file.
 
         Raises:
             UserError: if it is quantized in a way that the package `gguf` does not support.
@@ -156,13 +165,11 @@ class GGUFFile:
         tensor, meta = self._tensors[name], self.read_meta(name)
         if tensor.tensor_type.name in PLAIN:
             raw = torch.from_numpy(np.ascontiguousarray(tensor.data).view(np.uint8).reshape(-1).copy())
-            values = raw.view(meta.dtype).view(meta.shape)
-        else:
-            try:
-                values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)).view(meta.shape)
-            except (NotImplementedError, ValueError) as error:
-                raise UserError(f"{self.path}: {name}: {tensor.tensor_type.name} cannot be read ({error})") from None
-        return self._as_published(name, values)
+            return raw.view(meta.dtype).view(meta.shape)
+        try:
+            return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)).view(meta.shape)
+        except (NotImplementedError, ValueError) as error:
+            raise UserError(f"{self.path}: {name}: {tensor.tensor_type.name} cannot be read ({error})") from None
 
     def _as_published(self, name: str, values: Tensor) -> Tensor:
         """Undo llama.cpp's changes to weights: the rows of q and k in pairs, and the offset added to norms."""

@@ -1,18 +1,22 @@
-"""Write the tokenizer of a GGUF file as tokenizer.json and tokenizer_config.json."""
+"""Convert the tokenizer of a GGUF file to tokenizer.json and tokenizer_config.json, and back."""
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from litgpt.errors import UserError
-from litgpt.files import write_json
+from litgpt.files import read_json_object, write_json
 from litgpt.model.registry import load_family_files
 from litgpt.store.gguf_files import GGUFFile
+from litgpt.store.tokenizer_files import read_special_tokens
 
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # kinds of token (llama.cpp, `llama_token_type`)
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # kinds of token (llama.cpp, `llama_token_type`)
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 ADDED_TOKEN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 SPACE = "▁"
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 GGUF_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
@@ -72,21 +76,25 @@ def build_tokenizer_json(model: dict[str, Any], **parts: Any) -> dict[str, Any]:
 
 def build_byte_bpe(tokens: list[str], merges: list[str], splits: list[Any]) -> dict[str, Any]:
     """Build a byte-level BPE that splits text by these regular expressions or steps, or by GPT-2's expression."""
+    before = build_splits(splits)
+    model = {
+        "type": "BPE",
+        "ignore_merges": not before["pretokenizers"][-1]["use_regex"],
+        "vocab": {token: number for number, token in enumerate(tokens)},
+        "merges": [merge.split(" ") for merge in merges],
+    }
+    return build_tokenizer_json(model, pre_tokenizer=before, decoder={**BYTE_LEVEL, "use_regex": True})
+
+
+def build_splits(splits: list[Any]) -> dict[str, Any]:
+    """Build a pre-tokenizer that splits text by these regular expressions or steps, or by GPT-2's expression."""
     steps = [
         split if isinstance(split, dict) else {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated"}
         for split in splits
     ]
     steps = [{"invert": False, **step} if step["type"] == "Split" else step for step in steps]
     splits_by_bytes = not any(step["type"] == "Split" for step in steps)
-    steps.append({**BYTE_LEVEL, "use_regex": splits_by_bytes})
-    model = {
-        "type": "BPE",
-        "ignore_merges": not splits_by_bytes,
-        "vocab": {token: number for number, token in enumerate(tokens)},
-        "merges": [merge.split(" ") for merge in merges],
-    }
-    before = {"type": "Sequence", "pretokenizers": steps}
-    return build_tokenizer_json(model, pre_tokenizer=before, decoder={**BYTE_LEVEL, "use_regex": True})
+    return {"type": "Sequence", "pretokenizers": [*steps, {**BYTE_LEVEL, "use_regex": splits_by_bytes}]}
 
 
 def build_sentencepiece_bpe(tokens: list[str], scores: list[float], *, add_prefix_space: bool | None) -> dict[str, Any]:
@@ -135,3 +143,107 @@ def build_bos_processor(token: str, number: int) -> dict[str, Any]:
         "pair": [first, text, second],
         "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
     }
+
+
+def collect_tokenizer_fields(folder: Path, rows: int) -> dict[str, Any]:
+    """The fields of a GGUF file for the tokenizer of a model folder.
+
+    Args:
+        rows: the number of rows of the model's embedding; tokens beyond the tokenizer's are unused ones.
+
+    Raises:
+        UserError: if the tokenizer is not one that llama.cpp has.
+    """
+    content = read_json_object(folder / "tokenizer.json")
+    model: dict[str, Any] = content.get("model", {})
+    if model.get("type") != "BPE":
+        raise unwritten_tokenizer(f"{folder} has no tokenizer.json with a BPE")
+    added = {token["id"]: token for token in content.get("added_tokens") or []}
+    texts = {number: token for token, number in model["vocab"].items()}
+    texts |= {number: token["content"] for number, token in added.items()}
+    if max(texts) >= rows:
+        raise unwritten_tokenizer(f"the tokenizer has token {max(texts)}, but the model has {rows} tokens")
+    kinds = {number: CONTROL if token["special"] else USER_DEFINED for number, token in added.items()}
+    if model.get("byte_fallback"):
+        kinds |= {number: BYTE for number, text in texts.items() if BYTE_TOKEN.fullmatch(text)}
+        kinds |= {number: UNKNOWN for number, text in texts.items() if text == model.get("unk_token")}
+    tokens = [texts.get(number, f"[PAD{number}]") for number in range(rows)]
+    kind_fields = (
+        collect_sentencepiece_bpe(tokens, content) if model.get("byte_fallback") else collect_byte_bpe(content)
+    )
+    return {
+        **kind_fields,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [
+            kinds.get(number, NORMAL if number in texts else UNUSED) for number in range(rows)
+        ],
+        **collect_special_tokens(folder, model),
+    }
+
+
+def collect_byte_bpe(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a byte-level BPE: merges, and the name of the way in which it splits text."""
+    steps = flatten_steps(content["pre_tokenizer"])
+    names = load_family_files()["gguf"]["cuts"]
+    found = [name for name, splits in names.items() if steps == flatten_steps(build_splits(splits))]
+    if not found or flatten_steps(content.get("normalizer")) not in ([], [{"type": "NFC"}]):
+        raise unwritten_tokenizer(f"the tokenizer splits text in none of the ways {', '.join(names)}")
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": found[0],
+        "tokenizer.ggml.merges": list_merges(content["model"]),
+    }
+
+
+def collect_sentencepiece_bpe(tokens: list[str], content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a sentencepiece BPE, whose scores are the order of its merges."""
+    merges = list_merges(content["model"])
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(merges):
+        ranks.setdefault(merge.replace(" ", ""), rank)
+    scores = [-float(ranks.get(token, 0)) for token in tokens]
+    prefix = any(step["type"] == "Prepend" for step in flatten_steps(content.get("normalizer")))
+    rebuilt = build_sentencepiece_bpe(tokens, scores, add_prefix_space=prefix)
+    same = all(
+        flatten_steps(rebuilt[part]) == flatten_steps(content.get(part)) for part in ("normalizer", "pre_tokenizer")
+    )
+    if not same or list_merges(rebuilt["model"]) != merges:
+        raise unwritten_tokenizer("the tokenizer merges otherwise than sentencepiece does")
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.add_space_prefix": prefix,
+    }
+
+
+def collect_special_tokens(folder: Path, model: Mapping[str, Any]) -> dict[str, Any]:
+    """The ids of special tokens, and whether a text begins with one."""
+    from tokenizers import Tokenizer
+
+    ids = {GGUF_TOKENS[key.removesuffix("_token_id")]: number for key, number in read_special_tokens(folder).items()}
+    if model.get("unk_token") is not None:
+        ids["unknown"] = model["vocab"][model["unk_token"]]
+    first = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a").ids[0]
+    fields: dict[str, Any] = {f"tokenizer.ggml.{name}_token_id": number for name, number in ids.items()}
+    return fields | {"tokenizer.ggml.add_bos_token": first == ids.get("bos")}
+
+
+def list_merges(model: Mapping[str, Any]) -> list[str]:
+    """The merges of a BPE as texts, the parts apart by a space."""
+    return [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+
+
+def flatten_steps(step: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer without those that only group others, and without offsets."""
+    if step is None:
+        return []
+    for key in ("pretokenizers", "normalizers"):
+        if key in step:
+            return [part for inner in step[key] for part in flatten_steps(inner)]
+    return [{key: value for key, value in step.items() if key != "trim_offsets"}]
+
+
+def unwritten_tokenizer(reason: str) -> UserError:
+    """The error for a tokenizer that llama.cpp does not have."""
+    return UserError(f"format: gguf: {reason}; use format: huggingface")
