@@ -7,21 +7,54 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litgpt.adapt import boft, freezing, ia3, layers, lisa, llama_adapter, llama_pro, lora, reft, vera
+from litgpt.adapt import (
+    adalora,
+    boft,
+    bone,
+    fourierft,
+    freezing,
+    ia3,
+    layers,
+    lisa,
+    llama_adapter,
+    llama_pro,
+    lora,
+    reft,
+    vera,
+)
+from litgpt.adapt.schedule import TunerSchedule
 from litgpt.adapt.targets import get_base_names
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.init import Writer, copy_into
-from litgpt.recipe.tuner import BOFT, IA3, LISA, Adapter, AdapterV2, Full, LLaMAPro, LoRA, ReFT, Tuner, VeRA
+from litgpt.recipe.tuner import (
+    BOFT,
+    IA3,
+    LISA,
+    AdaLoRA,
+    Adapter,
+    AdapterV2,
+    Bone,
+    FourierFT,
+    Full,
+    LLaMAPro,
+    LoRA,
+    ReFT,
+    Tuner,
+    VeRA,
+)
 
 ATTACH: dict[type[Tuner], Callable[[GPT, Any], None]] = {
     Full: freezing.freeze_parameters,
     LISA: lisa.check_lisa,
     LLaMAPro: llama_pro.freeze_base_blocks,
     LoRA: lora.attach_lora,
+    AdaLoRA: adalora.attach_adalora,
     IA3: ia3.attach_ia3,
     VeRA: vera.attach_vera,
     BOFT: boft.attach_boft,
+    FourierFT: fourierft.attach_fourierft,
+    Bone: bone.attach_bone,
     Adapter: llama_adapter.attach_llama_adapter,
     AdapterV2: llama_adapter.attach_llama_adapter,
     ReFT: reft.attach_reft,
@@ -41,9 +74,20 @@ def attach(model: GPT, settings: Tuner) -> None:
     ATTACH[type(settings)](model, settings)
 
 
-def build_schedule(model: GPT, settings: Tuner, seed: int) -> lisa.LISASchedule | None:
-    """The schedule of a tuner that trains different blocks at different steps; None if it always trains the same."""
-    return lisa.LISASchedule(model, settings, seed) if isinstance(settings, LISA) else None
+SCHEDULES: dict[type[Tuner], Callable[[GPT, Any, int, int | None], TunerSchedule]] = {
+    LISA: lambda model, settings, seed, _steps: lisa.LISASchedule(model, settings, seed),
+    AdaLoRA: lambda model, settings, _seed, steps: adalora.RankSchedule(model, settings, steps),
+}
+
+
+def build_schedule(model: GPT, settings: Tuner, seed: int, steps: int | None = None) -> TunerSchedule | None:
+    """What a tuner does in each step of training, given the number of all steps; None if it does nothing.
+
+    Raises:
+        UserError: if it needs a number of steps, or another one.
+    """
+    build = SCHEDULES.get(type(settings))
+    return build(model, settings, seed, steps) if build else None
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from litgpt.adapt.schedule import TunerSchedule
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.init import seeded_generator
@@ -22,7 +23,7 @@ def check_lisa(model: GPT, settings: LISA) -> None:
         )
 
 
-class LISASchedule:
+class LISASchedule(TunerSchedule):
     """The blocks of a model that are trained in each step, drawn uniformly as a function of seed and step only."""
 
     def __init__(self, model: GPT, settings: LISA, seed: int) -> None:
@@ -40,7 +41,7 @@ class LISASchedule:
         order = torch.randperm(len(self.blocks), generator=seeded_generator(f"{self.seed}/lisa/{interval}"))
         return set(order[: self.settings.activated_layers].tolist())
 
-    def set_active(self, step: int) -> list[nn.Parameter]:
+    def begin_step(self, step: int) -> list[nn.Parameter]:
         """Make the blocks of a step trainable and freeze the others; returns the parameters that became frozen."""
         active, frozen = self.draw_blocks(step), []
         for number, parameters in enumerate(self.blocks):

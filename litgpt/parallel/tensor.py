@@ -58,9 +58,9 @@ SPLIT_DIMS: dict[str, dict[str, int]] = {
 }
 """The dim along which each parameter of a layer of these kinds is split."""
 REPLICATED = {
-    "columns": ("lora_a", "lora_a_first", "scale_in"),
-    "groups": ("lora_a", "lora_a_first", "scale_in"),
-    "rows": ("lora_b", "lora_b_first", "scale_out"),
+    "columns": ("lora_a", "lora_e", "lora_a_first", "scale_in"),
+    "groups": ("lora_a", "lora_e", "lora_a_first", "scale_in"),
+    "rows": ("lora_b", "lora_e", "lora_b_first", "scale_out"),
 }
 """Parameters of a layer of these kinds that are replicated."""
 RANK_ZERO_ONLY = ("bias", "shift")

@@ -10,7 +10,7 @@ from litgpt.recipe.effect import check_effects
 from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.train import EvalArgs, TrainArgs
 from litgpt.recipe.training import Training
-from litgpt.recipe.tuner import LISA, Adapter, AdapterV2, Full, LoRA, Tuner
+from litgpt.recipe.tuner import Adapter, AdapterV2, Full, LoRA, Tuner
 
 TrainingQuantFormat = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training", "torchao.nf4"]
 
@@ -111,10 +111,10 @@ class Finetune(Training):
                     f"neftune_alpha: {self.neftune_alpha:g} is not supported with parallel.{axis}: {degree}; "
                     f"set parallel.{axis}: 1, or neftune_alpha: null"
                 )
-        if isinstance(self.resolved_tuner, LISA) and self.parallel.pipeline > 1:
+        if self.resolved_tuner.spans_blocks and self.parallel.pipeline > 1:
             raise UserError(
-                f"tuner: LISA is not supported with parallel.pipeline: {self.parallel.pipeline}; "
-                "set parallel.pipeline: 1"
+                f"tuner: {type(self.resolved_tuner).__name__} is not supported with parallel.pipeline: "
+                f"{self.parallel.pipeline}; set parallel.pipeline: 1"
             )
 
 

@@ -23,6 +23,11 @@ MEGATRON_MODULES = {
 ROPE_KEYS = {"original_max_position_embeddings": "original_max_seq_len", "rope_type": None, "type": None}
 """Keys of a rope_scaling, and ours; None for those that the other keys imply."""
 ROPE_DEFAULTS = {"yarn": {"beta_fast": 32.0, "beta_slow": 1.0}}
+INITIALIZATIONS = {
+    "LoRA": {"true": "default", "gaussian": "gaussian", "pissa": "pissa", "olora": "olora"},
+    "Bone": {"true": "bone", "bat": "bat"},
+}
+"""The values of init_weights by tuner, and ours; of Bone, they select its variant."""
 COMMAND_LOSSES = {"kto": "kto", "rm": "reward"}
 CPO_LOSSES = {"sigmoid": "cpo", "hinge": "cpo_hinge", "ipo": "cpo_ipo"}
 EXO_SMOOTHING = 1e-3
@@ -175,6 +180,15 @@ def name_targets(key: str, value: Any, _launch: LaunchOptions) -> Settings:
     return {key: [layer for name in as_list(value) for layer in MEGATRON_MODULES.get(name, [name])]}
 
 
+def choose_initialization(key: str, value: Any, launch: LaunchOptions) -> Settings:
+    """The initialization of LoRA, or the variant of Bone."""
+    tuner, name = str(launch.get("tuner_class")), str(value).lower()
+    known = INITIALIZATIONS.get(tuner, {})
+    if name not in known:
+        raise RefusedValue(f"the initializations are {', '.join(known)}")
+    return {key if tuner == "LoRA" else "tuner.variant": known[name]}
+
+
 def name_system(key: str, value: Any, launch: LaunchOptions) -> Settings:
     """The system message, which is given as a text."""
     if str(value).endswith(".txt"):
@@ -284,6 +298,7 @@ TRANSFORMS: dict[str, Callable[[str, Any, LaunchOptions], Settings]] = {
         name_output,
         name_adapter,
         name_targets,
+        choose_initialization,
         name_system,
         list_stage_layers,
         list_moe_layers,

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Le
 
 from litgpt.errors import UserError
-from litgpt.recipe.bounds import Count, Fraction, Position, Positive, Seed, check_numbers
+from litgpt.recipe.bounds import Count, Fraction, Position, Positive, Rate, Seed, check_numbers
 from litgpt.recipe.effect import check_effects
 
 Ratio = Annotated[float, Ge(1e-3), Le(1e6)]
@@ -23,10 +23,17 @@ def all_linear() -> list[str]:
 
 @dataclass(frozen=True)
 class Tuner:
-    """What a run trains; `adds` is whether it adds to the model, `merges` whether that can be merged into the base."""
+    """What a run trains.
+
+    Attributes:
+        adds: whether it adds to the model.
+        merges: whether that can be merged into the base.
+        spans_blocks: whether it selects what it trains among all blocks, so that a rank needs them all.
+    """
 
     adds: ClassVar[bool] = True
     merges: ClassVar[bool] = True
+    spans_blocks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_numbers(self, "tuner.")
@@ -96,6 +103,7 @@ class LISA(Tuner):
     """Train the model's weights, but only a few blocks at a time, redrawn at an interval (Pan et al. 2024)."""
 
     adds: ClassVar[bool] = False
+    spans_blocks: ClassVar[bool] = True
 
     activated_layers: Count = 2
     """Blocks trained at a time; embedding, last norm and head are always trained."""
@@ -227,6 +235,80 @@ class BOFT(Tuner):
 
 
 @dataclass(frozen=True)
+class AdaLoRA(Tuner):
+    """Low-rank updates in the form of an SVD, whose ranks are allocated by importance (Zhang et al. 2023)."""
+
+    spans_blocks: ClassVar[bool] = True
+
+    target_r: Count = 8
+    """Mean rank of the updates at the end."""
+    init_r: Count = 12
+    """Rank of each update at the beginning."""
+    alpha: Positive = 32.0
+    """Scale of the updates, which is alpha / init_r."""
+    dropout: Fraction = 0.05
+    """Dropout probability of the inputs of the updates."""
+    tinit: Position = 0
+    """Steps before the first pruning."""
+    tfinal: Position = 0
+    """Last steps, in which the ranks stay."""
+    delta_t: Count = 1
+    """Steps between prunings; a pruned singular value may grow again until the next one."""
+    beta1: Fraction = 0.85
+    """Decay rate of the mean sensitivity of each parameter."""
+    beta2: Fraction = 0.85
+    """Decay rate of the mean change of its sensitivity."""
+    orth_reg_weight: Rate = 0.5
+    """Weight of the loss that keeps the singular vectors orthonormal."""
+    target_modules: list[str] = field(default_factory=all_linear)
+    """Linear layers, named as for LoRA."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_r > self.init_r:
+            raise UserError(f"tuner.target_r: {self.target_r} is more than tuner.init_r; set at most {self.init_r}")
+
+
+@dataclass(frozen=True)
+class FourierFT(Tuner):
+    """Matrices changed by the inverse Fourier transform of a few trained frequencies (Gao et al. 2024)."""
+
+    n_frequency: Count = 2000
+    """Number of trained frequencies of each matrix."""
+    scaling: Positive = 300.0
+    """Factor on the inverse transform."""
+    frequency_seed: Seed = 777
+    """Seed of the choice of frequencies."""
+    init: Literal["normal", "zero"] = "normal"
+    """Initial values: a standard normal distribution, as in the paper; or zeros, to start as the base."""
+    target_modules: list[str] = field(default_factory=all_linear)
+    """Linear layers, named as for LoRA."""
+
+
+@dataclass(frozen=True)
+class Bone(Tuner):
+    """Bone, now MiSS: one trained block that is added to all shards of a matrix (Kang and Yin 2024)."""
+
+    r: Count = 64
+    """Columns of a shard."""
+    variant: Literal["bone", "bat", "mini"] = "bone"
+    """The block is added to each shard; bat: square blocks are also multiplied by it; mini: it has mini_r columns."""
+    mini_r: Count = 1
+    """Columns of the block of mini, which is repeated for all outputs."""
+    dropout: Fraction = 0.0
+    """Dropout probability of the inputs of the block."""
+    target_modules: list[str] = field(default_factory=all_linear)
+    """Linear layers, named as for LoRA."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        other, is_mini = f"tuner.variant: {self.variant}", self.variant == "mini"
+        check_effects(self, "tuner.", "mini_r", have_effect=is_mini, other=other, cure="set tuner.variant: mini")
+        has_dropout = self.variant != "bat"
+        check_effects(self, "tuner.", "dropout", have_effect=has_dropout, other=other, cure="set tuner.dropout: 0")
+
+
+@dataclass(frozen=True)
 class Adapter(Tuner):
     """LLaMA-Adapter: trained prompts that attention attends to through a gate (Zhang et al. 2023)."""
 
@@ -258,5 +340,6 @@ class ReFT(Tuner):
 
 
 TUNERS: dict[str, type[Tuner]] = {
-    cls.__name__: cls for cls in (Full, LISA, LLaMAPro, LoRA, IA3, VeRA, BOFT, Adapter, AdapterV2, ReFT)
+    cls.__name__: cls
+    for cls in (Full, LISA, LLaMAPro, LoRA, AdaLoRA, IA3, VeRA, BOFT, FourierFT, Bone, Adapter, AdapterV2, ReFT)
 }

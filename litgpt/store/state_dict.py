@@ -23,6 +23,8 @@ RNG = "rng."
 """The prefix of the names of the states of random generators."""
 OPTIMIZER_SETTINGS = {"peak_lr"} | {setting.name for cls in OPTIMIZERS.values() for setting in fields(cls)}
 """What parameter groups hold of a recipe, besides the arguments of any other optimizer class."""
+TUNER_STATE = "tuner_"
+"""The prefix of the keys that a tuner keeps in the state of any optimizer."""
 BuildState = Callable[[nn.Parameter, Mapping[str, tuple[int, ...]]], Mapping[str, Tensor]]
 """A method of optimizers whose state has other shapes than its parameter: new tensors for those saved, of these shapes.
 """
@@ -241,8 +243,9 @@ def restore_parameter_state(
         UserError: naming the first tensor that the optimizer has in another format.
     """
     keys = {name.split(".", 2)[1]: name for name in names}
-    saved = {key: files.tensors[name] for key, name in keys.items() if not files.tensors[name].is_number}
-    built = build_state(parameter, {key: tensor.shape for key, tensor in saved.items()}) if build_state and keys else {}
+    own = {key: name for key, name in keys.items() if not key.startswith(TUNER_STATE)}
+    saved = {key: files.tensors[name] for key, name in own.items() if not files.tensors[name].is_number}
+    built = build_state(parameter, {key: tensor.shape for key, tensor in saved.items()}) if build_state and own else {}
     for key in dict.fromkeys([*built, *saved]) if built else ():
         was, now = (format_tensor(values[key]) if key in values else "absent" for values in (saved, built))
         if was != now:

@@ -133,7 +133,8 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     notify(header.format_rows(sizes))
     for line in list_warnings(recipe, spec, data, steps, fabric.world_size):
         notify(line)
-    train_state = build_train_state(recipe, spec, mesh, fabric.device, resumed=resumed_from is not None)
+    resumed = resumed_from is not None
+    train_state = build_train_state(recipe, spec, mesh, fabric.device, resumed=resumed, steps=steps)
     checkpoints, progress = open_checkpoints(recipe, spec, train_state, resumed_from, notify)
     if progress:
         data.train.load_state_dict(progress["stream"])
@@ -273,11 +274,18 @@ def train_or_find_tokenizer(recipe: Training, spec: RunSpec, fabric: Fabric, *, 
 
 
 def build_train_state(
-    recipe: Training, spec: RunSpec, mesh: Mesh | None, device: torch.device, *, resumed: bool
+    recipe: Training,
+    spec: RunSpec,
+    mesh: Mesh | None,
+    device: torch.device,
+    *,
+    resumed: bool,
+    steps: int | None = None,
 ) -> TrainState:
     """Build this rank's model with its initial weights, and the optimizers.
 
     Args:
+        steps: of the whole run; None if it has no limit on steps.
         resumed: whether a checkpoint will be loaded; tensors that it holds are not initialized.
     """
     precision = build_precision(recipe.precision, recipe.parallel.reduce_dtype)
@@ -287,13 +295,13 @@ def build_train_state(
     fill_model(model, spec, recipe.seed, device, resumed=not starts_over)
     reference = build_reference(model, spec, recipe.seed, device, resumed=resumed) if starts_over else None
     optimizers = build_optimizers(recipe.optimizer, model, spec.tuner)
-    lisa_schedule = adapt.build_schedule(model, spec.tuner, recipe.seed) if spec.tuner else None
-    if lisa_schedule:
+    schedule = adapt.build_schedule(model, spec.tuner, recipe.seed, steps) if spec.tuner else None
+    if schedule:
         init_mixed_precision(model)
-        lisa_schedule.set_active(0)
+        schedule.begin_step(0)
     scale = LossScale(active=precision.scaled)
     wrapped = apply_ddp(model, mesh, precision.reduce)
-    state = TrainState(wrapped, optimizers, device, precision, mesh, scale, lisa_schedule, reference)
+    state = TrainState(wrapped, optimizers, device, precision, mesh, scale, schedule, reference)
     state.routers = RouterTrainer(recipe.moe, model, mesh) if spec.config.n_expert else None
     return state
 

@@ -103,8 +103,10 @@ def train_step(
             scale_gradients(train_state.parameters(), max_norm / norm)
         for optimizer in train_state.optimizers:
             optimizer.step()
-    train_state.zero_grad()
     metrics = objective.compute_metrics(sums)
+    if train_state.tuner_schedule is not None and not skipped:
+        metrics |= train_state.tuner_schedule.end_step(train_state.optimizers, apply.copy_full_tensor)
+    train_state.zero_grad()
     if train_state.routers is not None:
         metrics |= train_state.routers.finish(train_state.device, skipped=skipped)
     return StepResult(loss, norm, int(targets), int(tokens), skipped, Votes(*map(int, counted_votes)), metrics)
@@ -150,6 +152,8 @@ def compute_gradients(
                 scaled_loss(train_state.model, local_batch(batch)).backward()
     if train_state.scale.active:
         scale_gradients(train_state.parameters(), 1 / train_state.scale.factor)
+    if train_state.tuner_schedule is not None:
+        train_state.tuner_schedule.add_gradients(apply.copy_full_tensor)
     return total.item(), compute_model_norm(train_state)
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from litgpt.adapt.lisa import LISASchedule
+from litgpt.adapt.schedule import TunerSchedule
 from litgpt.data.stream.batch import Batch
 from litgpt.model.gpt import GPT
 from litgpt.parallel import apply
@@ -30,6 +30,7 @@ class TrainState:
         mesh: None in a single process.
         reference: the weights that the objective compares the model with; None for none.
         reference_scores: what the reference has computed before training, in its place; None for none.
+        tuner_schedule: what the tuner does in each step; None for nothing.
         routers: trains the routers of a mixture of experts; None without experts.
     """
 
@@ -39,7 +40,7 @@ class TrainState:
     precision: Precision
     mesh: Mesh | None = None
     scale: LossScale = field(default_factory=lambda: LossScale(active=False))
-    lisa_schedule: LISASchedule | None = None
+    tuner_schedule: TunerSchedule | None = None
     reference: Reference | None = None
     reference_scores: StoredScores | None = None
     routers: RouterTrainer | None = None
@@ -88,13 +89,13 @@ class TrainState:
         return [parameter for parameter in self.core.parameters() if parameter.requires_grad]
 
     def begin_step(self, step: int) -> None:
-        """Move the reference if that is due before a step, and train the blocks that the tuner schedules for it.
+        """Move the reference if that is due before a step, and train the parameters that the tuner schedules for it.
 
-        The moments of blocks that become frozen are dropped.
+        The moments of those that become frozen are dropped.
         """
         if self.reference is not None:
             self.reference.move(self.core, step)
-        frozen = self.lisa_schedule.set_active(step) if self.lisa_schedule else []
+        frozen = self.tuner_schedule.begin_step(step) if self.tuner_schedule else []
         for parameter in frozen:
             for optimizer in self.optimizers:
                 optimizer.state.pop(parameter, None)

@@ -11,13 +11,14 @@ from litgpt import adapt
 from litgpt.adapt import quantization
 from litgpt.adapt.layers import disable_adapters
 from litgpt.adapt.quantization import QUANT_FORMATS
+from litgpt.adapt.schedule import TunerSchedule
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.parallel.apply import copy_full_tensor, full_tensor, parallelize
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
-from litgpt.recipe.tuner import AdapterV2, LoRA, Tuner, VeRA
+from litgpt.recipe.tuner import AdaLoRA, AdapterV2, Bone, FourierFT, LoRA, Tuner, VeRA
 from tests.adapt.models import IDS, compute_loss
 from tests.store.models import small
 
@@ -26,6 +27,10 @@ SETTINGS: dict[str, Tuner] = {
     "pissa": LoRA(r=4, dropout=0.0, init="pissa", dora=True, target_modules=["all-linear", "head"]),
     "experts": LoRA(r=4, dropout=0.0, target_modules=["all-linear", "all-router"]),
     "VeRA": VeRA(r=4),
+    "AdaLoRA": AdaLoRA(init_r=3, target_r=1, dropout=0.0),
+    "FourierFT": FourierFT(n_frequency=51),
+    "Bone": Bone(r=5),
+    "bat": Bone(r=4, variant="bat"),
     "AdapterV2": AdapterV2(start_layer=0),
     "bnb.nf4-dq": LoRA(r=4, dropout=0.0),
     "torchao.nf4": LoRA(r=4, dropout=0.0, init="pissa"),
@@ -64,15 +69,19 @@ def compute_results(case: str, ranks: int) -> dict[str, Tensor]:
     base = {
         name: full_tensor(value).detach().clone() for name, value in model.named_parameters() if not value.requires_grad
     }
-    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, eps=1e-5)
     results: dict[str, Tensor] = {}
+    schedule = adapt.build_schedule(model, SETTINGS[case], 3, steps=4) or TunerSchedule()
     for number in range(2):
+        schedule.begin_step(number)
         optimizer.zero_grad()
         (compute_loss(model(IDS)) / ranks).backward()
+        schedule.add_gradients(copy_full_tensor)
         if number == 1:
             named = model.named_parameters()
             results |= {f"gradient {name}": full_tensor(value.grad) for name, value in named if value.grad is not None}
         optimizer.step()
+        schedule.end_step([optimizer], copy_full_tensor)
     with torch.no_grad():
         results["adapted"] = model(IDS)
         with disable_adapters(model):

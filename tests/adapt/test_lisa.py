@@ -43,8 +43,8 @@ def test_active_blocks_are_trained_and_frozen_ones_hold_no_state(settings: Optim
     optimizers = build_optimizers(settings, model)
     schedule = adapt.build_schedule(model, SETTINGS, 0)
     assert schedule is not None
-    schedule.set_active(0)
-    state = TrainState(model, optimizers, torch.device("cpu"), PRECISIONS["32-true"], lisa_schedule=schedule)
+    schedule.begin_step(0)
+    state = TrainState(model, optimizers, torch.device("cpu"), PRECISIONS["32-true"], tuner_schedule=schedule)
     resting, trained_once = set(range(5)), set()
     for step in range(9):
         state.begin_step(step)
@@ -74,7 +74,7 @@ def test_a_router_s_correction_is_never_trained() -> None:
         f"blocks.{layer}.mlp.router.correction" for layer in range(2)
     ]
     schedule = LISASchedule(model, LISA(activated_layers=1), 0)
-    schedule.set_active(0)
+    schedule.begin_step(0)
     (drawn,) = schedule.draw_blocks(0)
     assert not any("correction" in name and parameter.requires_grad for name, parameter in model.named_parameters())
     assert model.blocks[drawn].mlp.router.weight.requires_grad

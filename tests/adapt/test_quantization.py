@@ -13,7 +13,7 @@ from litgpt.adapt import layers, quantization
 from litgpt.adapt.quantization import QUANT_FORMATS, QuantFormat, QuantizedLinear
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
-from litgpt.recipe.tuner import BOFT, IA3, LoRA, Tuner, VeRA
+from litgpt.recipe.tuner import BOFT, IA3, Bone, FourierFT, LoRA, Tuner, VeRA
 from litgpt.store.load_model import iter_tensors
 from litgpt.store.save_model import save_model_folder
 from tests.adapt.models import IDS, build_merged, compute_loss, copy_base, perturb, train_steps
@@ -131,7 +131,12 @@ def merged_plain(model: GPT) -> GPT:
 
 
 @pytest.mark.parametrize(
-    "settings", [LoRA(dora=True, dropout=0.0), LoRA(init="pissa", dropout=0.0), IA3(), VeRA(r=4), BOFT()], ids=str
+    "settings",
+    [
+        *(LoRA(dora=True, dropout=0.0), LoRA(init="pissa", dropout=0.0), IA3(), VeRA(r=4), BOFT()),
+        *(FourierFT(n_frequency=50), Bone(r=5), Bone(r=16, variant="bat")),
+    ],
+    ids=str,
 )
 def test_other_tuners_support_a_quantized_base(settings: Tuner, tmp_path: Path) -> None:
     model = build_quantized("bnb.nf4", settings, tmp_path / "base")

@@ -15,7 +15,7 @@ from litgpt.errors import UserError
 from litgpt.model.attention_inputs import build_attention_inputs
 from litgpt.model.gpt import GPT
 from litgpt.model.layers import RMSNorm
-from litgpt.recipe.tuner import BOFT, IA3, Adapter, AdapterV2, LoRA, ReFT, Tuner, VeRA
+from litgpt.recipe.tuner import BOFT, IA3, AdaLoRA, Adapter, AdapterV2, Bone, FourierFT, LoRA, ReFT, Tuner, VeRA
 from tests.adapt.models import (
     IDS,
     build_adapted,
@@ -31,11 +31,16 @@ from tests.adapt.models import (
 BIASED: dict[str, Any] = {"name": "pythia-14m"}  # every linear layer but the head has a bias
 TUNERS: dict[str, tuple[Tuner, dict[str, Any]]] = {
     "LoRA": (LoRA(dropout=0.0), {}),
+    "AdaLoRA": (AdaLoRA(init_r=4, target_r=2, dropout=0.0), {}),
     "IA3": (IA3(), {}),
     "IA3, biases": (IA3(target_modules=["q", "up", "down"]), BIASED),
     "VeRA": (VeRA(r=8), {}),
     "BOFT": (BOFT(), {}),
     "BOFT, 3 factors": (BOFT(butterfly_factors=3, target_modules=["q", "up"]), {}),
+    "FourierFT": (FourierFT(n_frequency=50, scaling=60.0, init="zero"), {}),
+    "Bone": (Bone(r=5), {}),
+    "Bone, mini": (Bone(r=4, variant="mini", mini_r=2), {}),
+    "Bone, bat": (Bone(r=4, variant="bat"), {}),
     "Adapter": (Adapter(start_layer=1), {}),
     "AdapterV2": (AdapterV2(start_layer=0), {"tie_embeddings": False}),
     "ReFT": (ReFT(r=3), {}),
@@ -103,11 +108,20 @@ IN_PEFT = {
     "boft_r": "boft_R.default",
     "boft_scale": "boft_s.default",
 }
+IN_PEFT |= {"fourier_spectrum": "fourierft_spectrum.default", "bone_block": "miss_block.default"}
 IN_PEFT |= {"vera_scale_d": "vera_lambda_d.default", "vera_scale_b": "vera_lambda_b.default"}
+IN_PEFT |= {f"lora_{key}": f"lora_{key.upper()}.default" for key in "aeb"}
 PEFTS = {
+    "AdaLoRA": peft.AdaLoraConfig(
+        init_r=4, target_r=2, lora_alpha=32, lora_dropout=0.0, total_step=9, target_modules="all-linear"
+    ),
     "IA3": peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
     "VeRA": peft.VeraConfig(r=8, target_modules="all-linear"),
     "BOFT": peft.BOFTConfig(boft_block_size=4, boft_block_num=0, target_modules="all-linear"),
+    "FourierFT": peft.FourierFTConfig(n_frequency=50, scaling=60.0, init_weights=True, target_modules="all-linear"),
+    "Bone": peft.MissConfig(r=5, target_modules="all-linear"),
+    "Bone, mini": peft.MissConfig(r=4, mini_r=2, init_weights="mini", target_modules="all-linear"),
+    "Bone, bat": peft.MissConfig(r=4, init_weights="bat", target_modules="all-linear"),
 }
 
 
@@ -208,6 +222,13 @@ def test_adapter_v2_trains_norms_scales_and_shifts() -> None:
         (ReFT(layers=[2]), "tuner.layers: 2 is not a block; set numbers from 0 to 1"),
         (ReFT(r=33), "tuner.r: 33 is more than the model's width; set at most 32"),
         (VeRA(target_modules=["qq"]), "tuner.target_modules: 'qq' matches nothing in this model"),
+        (
+            FourierFT(),
+            "tuner.n_frequency: 2000 is more than the 1024 weights of blocks.0.attention.q; set at most 1024",
+        ),
+        (Bone(), "tuner.r: 64 is more than the 32 inputs of blocks.0.attention.q; set at most 32"),
+        (Bone(r=3, variant="bat"), r"tuner.r: 3 does not divide blocks.0.attention.q \(32, 32\); set a common divisor"),
+        (Bone(r=4, variant="mini", mini_r=3), "tuner.mini_r: 3 does not divide the 32 outputs of .*; set 1"),
         (BOFT(block_size=5), "tuner.block_size: 5 with 1 factors does not tile the 32 inputs of blocks.0.attention.q"),
     ],
 )

@@ -20,7 +20,7 @@ from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.infer.load import open_model
 from litgpt.model.gpt import GPT
-from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, LoRA, ReFT, Tuner, VeRA
+from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, Bone, FourierFT, LoRA, ReFT, Tuner, VeRA
 from litgpt.store import hub
 from litgpt.store.adapters.folder import save_adapter_folder
 from litgpt.store.adapters.saved_adapter import BaseSettings
@@ -45,6 +45,8 @@ KINDS: dict[str, tuple[Tuner, dict[str, Any]]] = {
     "VeRA": (VeRA(r=8), {}),
     "IA3": (IA3(), {}),
     "BOFT": (BOFT(), {}),
+    "FourierFT": (FourierFT(n_frequency=50), {}),
+    "Bone": (Bone(r=5, target_modules=["q", "down"]), {}),
 }
 
 

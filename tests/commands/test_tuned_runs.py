@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from litgpt.errors import UserError
 from litgpt.recipe.finetune import FinetuneFull, FinetuneLora
 from litgpt.recipe.parallel import ParallelArgs
-from litgpt.recipe.tuner import LISA
+from litgpt.recipe.tuner import LISA, AdaLoRA
 from tests.commands.test_finetune import LORA, base, run, weights
 
 __all__ = ["base"]
@@ -23,13 +23,16 @@ SHORT = {
     "eval__final_validation": False,
 }
 LISA_SETTINGS = {"activated_layers": 1, "step_interval": 2}
+ADALORA = {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 2, "dropout": 0.1}
 GALORE = {"lr": 1e-2, "rank": 4, "update_proj_gap": 2, "scale": 0.25, "weight_decay": 0.0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "noise": ("finetune_lora", {**LORA, "neftune_alpha": 5.0}),
     "LISA": ("finetune_full", {"tuner": {"class_path": "LISA", "init_args": LISA_SETTINGS}}),
     "LLaMAPro": ("finetune_full", {"tuner": {"class_path": "LLaMAPro", "init_args": {"new_blocks": 2}}}),
+    "AdaLoRA": ("finetune_lora", {"tuner": {"class_path": "AdaLoRA", "init_args": ADALORA}}),
     "GaLore": ("finetune_full", {"optimizer": {"class_path": "GaLore", "init_args": GALORE}}),
 }
+SLOW = {"AdaLoRA": pytest.mark.slow}
 
 
 def validation_losses(folder: Path) -> list[float]:
@@ -38,7 +41,7 @@ def validation_losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=SLOW.get(case, ())) for case in CASES])
 def test_a_run_broken_off_and_resumed_ends_as_if_it_had_not_been(
     base: Path, tmp_path: Path, case: str, ranks: int
 ) -> None:
@@ -67,6 +70,27 @@ def test_blocks_take_turns_alike_on_any_layout(base: Path, tmp_path: Path) -> No
         assert run(tmp_path / name, base, command, 2, **settings, **SHORT, **layout) == pytest.approx(alone, abs=1e-5)
     before, after = weights(base), weights(tmp_path / "alone" / "out" / "final")
     assert not [name for name in before if torch.equal(before[name], after[name])]
+
+
+@pytest.mark.slow
+def test_ranks_are_pruned_alike_on_any_layout(base: Path, tmp_path: Path) -> None:
+    command, settings = CASES["AdaLoRA"]
+    settings = {"tuner": {"class_path": "AdaLoRA", "init_args": {**ADALORA, "dropout": 0.0}}}
+    optimizer = {"class_path": "PrecisionAwareAdamW", "init_args": {"lr": 1e-2, "eps": 1e-5}}
+    settings |= {"optimizer": optimizer, **SHORT}
+    alone = run(tmp_path / "alone", base, command, **settings)
+    assert alone[6] < alone[1]
+    layouts = {"shared": {}, "replicated": {"data_replicate": 2, "data_shard": 1}, "split": {"tensor": 2}}
+    for name, layout in layouts.items():
+        shared = run(tmp_path / name, base, command, 2, **settings, parallel=layout)
+        assert shared == pytest.approx(alone, abs=1e-5), name
+        actual, expected = (
+            load_file(tmp_path / one / "out/adapter/adapter_model.safetensors") for one in (name, "alone")
+        )
+        values = {key for key in expected if key.endswith("lora_E")}
+        assert all(torch.equal(actual[key] == 0, expected[key] == 0) for key in values)
+        kept = sum(int(expected[key].ne(0).sum()) for key in values)
+        assert kept == 2 * len(values)
 
 
 def test_moments_of_low_rank_are_alike_on_any_layout_and_small(base: Path, tmp_path: Path) -> None:
@@ -109,5 +133,7 @@ def test_splits_that_would_be_wrong_are_refused() -> None:
             FinetuneLora(Path("x"), neftune_alpha=5, devices=2, parallel=ParallelArgs(**{axis: 2}))
     with pytest.raises(UserError, match=r"tuner: LISA is not supported with parallel.pipeline: 2; set"):
         FinetuneFull(Path("x"), tuner=LISA(), devices=2, parallel=ParallelArgs(pipeline=2))
+    with pytest.raises(UserError, match=r"tuner: AdaLoRA is not supported with parallel.pipeline: 2; set"):
+        FinetuneLora(Path("x"), tuner=AdaLoRA(), devices=2, parallel=ParallelArgs(pipeline=2))
     with pytest.raises(UserError, match=r"quantize: bnb.nf4 is not supported with tuner: LISA, which trains the"):
         FinetuneLora(Path("x"), tuner=LISA(), quantize="bnb.nf4")

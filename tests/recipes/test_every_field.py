@@ -21,11 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from litgpt import adapt, cli
 from litgpt.adapt.llama_pro import expand_config
+from litgpt.adapt.schedule import TunerSchedule
 from litgpt.commands import finetune
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.init import initialize
+from litgpt.model.init import copy_into, initialize
 from litgpt.recipe.finetune import FinetuneAdapter, FinetuneFull, FinetuneLora
 from litgpt.recipe.keys import find_choice_base, find_group, list_keys, list_settings
 from litgpt.recipe.optimizer import OPTIMIZERS, SGD, Optimizer
@@ -374,17 +375,30 @@ TUNER_VALUES: dict[str, dict[str, Any]] = {
         **{"r": 3, "alpha": 9, "dropout": 0.5, "target_modules": ["q"], "target_regex": "q_proj|.*\\.k", "bias": "all"},
         **{"modules_to_save": ["norm"], "rslora": True, "dora": True, "init": "gaussian", "lora_plus": 4.0},
     },
+    "AdaLoRA": {
+        **{"target_r": 3, "init_r": 6, "alpha": 9, "dropout": 0.5, "tinit": 3, "tfinal": 2, "delta_t": 3},
+        **{"beta1": 0.1, "beta2": 0.1, "orth_reg_weight": 3.0, "target_modules": ["q"]},
+    },
     "IA3": {"target_modules": ["q", "down"], "feedforward_modules": []},
     "VeRA": {"r": 8, "target_modules": ["q"], "dropout": 0.5, "d_initial": 0.5, "projection_seed": 3},
     "BOFT": {"block_size": 8, "butterfly_factors": 2, "target_modules": ["q"]},
+    "FourierFT": {"n_frequency": 9, "scaling": 30.0, "frequency_seed": 3, "init": "zero", "target_modules": ["q"]},
+    "Bone": {"r": 4, "variant": "bat", "mini_r": 2, "dropout": 0.5, "target_modules": ["q"]},
     "Adapter": {"prompt_length": 3, "start_layer": 1},
     "AdapterV2": {"prompt_length": 3, "start_layer": 1},
     "ReFT": {"r": 2, "layers": [1], "dropout": 0.5},
 }
 FREEZES = {"freeze_parameters": ["embedding", "blocks"]}
+RANKS, PRUNED = {"init_r": 4, "target_r": 1}, {"init_r": 8, "target_r": 1, "beta1": 0.1, "alpha": 500.0}
+FEW, SHARDS = {"n_frequency": 20}, {"r": 8}
 TUNER_BASES: dict[str, dict[str, Any]] = {
     **{"Full trainable_parameters": FREEZES, "Full trainable_parameters_regex": FREEZES},
     "LISA step_interval": {"activated_layers": 1},
+    **dict.fromkeys([f"FourierFT {name}" for name in ("scaling", "frequency_seed", "init", "target_modules")], FEW),
+    **dict.fromkeys([f"AdaLoRA {name}" for name in TUNER_VALUES["AdaLoRA"]], RANKS),
+    "AdaLoRA beta2": PRUNED,
+    **dict.fromkeys([f"Bone {name}" for name in ("r", "variant", "dropout", "target_modules")], SHARDS),
+    "Bone mini_r": {"r": 8, "variant": "mini"},
 }
 
 
@@ -398,14 +412,15 @@ def measure_training(optimizer: Optimizer, tuner: Tuner | None = None, dtype: to
         adapt.attach(model, tuner)
         adapt.initialize_adapter(model, tuner, 0)
     optimizers = build_optimizers(optimizer, model, tuner)
-    schedule = adapt.build_schedule(model, tuner, 0) if tuner else None
+    schedule = (adapt.build_schedule(model, tuner, 0, steps=6) if tuner else None) or TunerSchedule()
     for step in range(6):
-        if schedule:
-            schedule.set_active(step)
+        schedule.begin_step(step)
         model.zero_grad()
         model(torch.arange(16)[None] + step).square().mean().backward()
+        schedule.add_gradients(copy_into)
         for one in optimizers:
             one.step()
+        schedule.end_step(optimizers, copy_into)
     groups = [group for one in optimizers for group in one.param_groups]
     order = tuner.get_block_order(4) if tuner else None
     trained = {name: p.double().sum().item() for name, p in model.named_parameters() if p.requires_grad}

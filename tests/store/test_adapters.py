@@ -15,7 +15,7 @@ from litgpt import adapt
 from litgpt.adapt.layers import disable_adapters
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
-from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, Full, LoRA, ReFT, Tuner, VeRA
+from litgpt.recipe.tuner import BOFT, IA3, AdaLoRA, AdapterV2, Bone, FourierFT, Full, LoRA, ReFT, Tuner, VeRA
 from litgpt.store.adapters.folder import ADAPTER_WEIGHTS, load_adapter_folder, save_adapter_folder
 from tests.adapt.models import IDS, build_adapted, build_transformers_model, copy_base, perturb
 from tests.store.models import random_model, small
@@ -140,7 +140,16 @@ def test_theirs_load_in_ours(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [IA3(), VeRA(r=3), BOFT(), AdapterV2(start_layer=1), ReFT(layers=[1])],
+    [
+        IA3(),
+        VeRA(r=3),
+        BOFT(),
+        FourierFT(n_frequency=9),
+        Bone(r=3),
+        AdaLoRA(init_r=3, target_r=2),
+        AdapterV2(start_layer=1),
+        ReFT(layers=[1]),
+    ],
     ids=lambda one: type(one).__name__,
 )
 def test_other_tuners_come_back_to_the_bit(settings: Tuner, tmp_path: Path) -> None:
@@ -156,12 +165,26 @@ def test_other_tuners_come_back_to_the_bit(settings: Tuner, tmp_path: Path) -> N
 
 
 FORMS: dict[str, tuple[Tuner, peft.PeftConfig]] = {
+    "AdaLoRA": (
+        AdaLoRA(init_r=5, target_r=3, alpha=9),
+        peft.AdaLoraConfig(init_r=4, target_r=2, lora_alpha=12, total_step=9, target_modules=["q_proj", "up_proj"]),
+    ),
     "IA3": (
         IA3(target_modules=["k", "q", "down"]),
         peft.IA3Config(target_modules=["k_proj", "q_proj", "down_proj"], feedforward_modules=["down_proj"]),
     ),
     "VeRA": (VeRA(r=5, projection_seed=3), peft.VeraConfig(r=5, target_modules=["q_proj", "up_proj"], d_initial=0.2)),
     "BOFT": (BOFT(), peft.BOFTConfig(boft_block_size=4, boft_block_num=0, target_modules=["q_proj", "down_proj"])),
+    "FourierFT": (
+        FourierFT(n_frequency=20, scaling=50.0, frequency_seed=3),
+        peft.FourierFTConfig(n_frequency=20, scaling=40.0, random_loc_seed=5, target_modules=["q_proj", "down_proj"]),
+    ),
+    "Bone": (Bone(r=5), peft.MissConfig(r=3, target_modules=["k_proj", "up_proj"])),
+    "Bone, bat": (Bone(r=4, variant="bat"), peft.MissConfig(r=4, init_weights="bat", target_modules=["q_proj"])),
+    "Bone, mini": (
+        Bone(r=4, variant="mini", mini_r=2),
+        peft.MissConfig(r=5, init_weights="mini", mini_r=4, target_modules=["q_proj"]),
+    ),
 }
 
 
@@ -192,6 +215,24 @@ def test_other_tuners_of_peft_load_in_ours(form: str, tmp_path: Path) -> None:
     adapt.initialize_adapter(base, adapter.settings, 0)
     adapt.load_adapter(base, adapter.tensors)
     assert (reference.eval()(IDS).logits - base(IDS)).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_a_folder_of_bone_is_one_of_miss_with_other_names(tmp_path: Path) -> None:
+    model = build_adapted(Bone(r=5)).float()
+    perturb(model)
+    save_adapter_folder(tmp_path / "adapter", whole(model), config=model.config, settings=Bone(r=5))
+    file, config = tmp_path / "adapter" / ADAPTER_WEIGHTS, tmp_path / "adapter" / "adapter_config.json"
+    tensors = {name.replace("miss_block", "bone_block"): value for name, value in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    older = json.loads(config.read_text()) | {"peft_type": "BONE"}
+    config.write_text(json.dumps({key: older[key] for key in older if key not in ("mini_r", "miss_dropout")}))
+    loaded = load_adapter_folder(tmp_path / "adapter", model.config)
+    assert isinstance(loaded.settings, Bone) and (loaded.settings.r, loaded.settings.variant) == (5, "bone")
+    assert all(torch.equal(loaded.tensors[name], value) for name, value in whole(model).items())
+    config.write_text(json.dumps(older | {"init_weights": False}))
+    with pytest.raises(UserError, match="init_weights: False is not one of True, bat, mini; merge it with PEFT"):
+        load_adapter_folder(tmp_path / "adapter", model.config)
 
 
 def test_other_tuners_in_fused_layers_keep_our_names(tmp_path: Path) -> None:
@@ -275,7 +316,7 @@ def test_an_adapter_of_another_base_is_refused_in_one_line(tmp_path: Path) -> No
 
 def test_damaged_and_foreign_folders_are_refused_in_one_line(tmp_path: Path) -> None:
     model = save_adapter(tmp_path / "kind", peft_type="LOHA")
-    with pytest.raises(UserError, match="peft_type: 'LOHA' is not one of LORA, IA3, VERA, BOFT"):
+    with pytest.raises(UserError, match="peft_type: 'LOHA' is not one of LORA, IA3, VERA, BOFT, "):
         load_adapter_folder(tmp_path / "kind", model.config)
     with pytest.raises(UserError, match="no such file"):
         load_adapter_folder(tmp_path / "nowhere", model.config)

@@ -209,7 +209,13 @@ OTHERS = {
         {"boft_block_size": 0, "boft_block_num": 4, "target_modules": ["q_proj", "down_proj"]},
         "boft_block_num: blocks of sizes 8, 12",
     ),
-    "LoHa": (peft.LoHaConfig, {"r": 4}, "peft_type: 'LOHA' is not one of LORA, IA3, VERA, BOFT"),
+    "LoHa": (peft.LoHaConfig, {"r": 4}, "peft_type: 'LOHA' is not one of LORA, IA3, VERA, BOFT, "),
+    "FourierFT": (
+        peft.FourierFTConfig,
+        {"n_frequency": 9, "n_frequency_pattern": {"q_proj": 8}},
+        "n_frequency_pattern: {'q_proj': 8} is not supported; merge",
+    ),
+    "Bone": (peft.MissConfig, {"r": 4, "modules_to_save": ["lm_head"]}, "modules_to_save"),
     "prefix": (peft.PrefixTuningConfig, {"num_virtual_tokens": 4}, "peft_type: 'PREFIX_TUNING'"),
     "prompt": (peft.PromptTuningConfig, {"num_virtual_tokens": 4}, "peft_type: 'PROMPT_TUNING'"),
 }

@@ -23,9 +23,13 @@ UNSUPPORTED = {
         "use_bdlora": MERGE,
         "use_qalora": "it is for GPTQ layers; use PEFT",
     },
+    "ADALORA": {"modules_to_save": MERGE, "bias": MERGE},
     "IA3": {"modules_to_save": MERGE},
     "VERA": {"modules_to_save": MERGE, "bias": MERGE},
     "BOFT": {"modules_to_save": MERGE, "bias": MERGE},
+    "FOURIERFT": {"modules_to_save": MERGE, "bias": MERGE, "n_frequency_pattern": MERGE},
+    "MISS": {"modules_to_save": MERGE, "bias": MERGE},
+    "BONE": {"modules_to_save": MERGE, "bias": MERGE},
 }
 """Options that change what an adapter computes, with a cure; by `peft_type`."""
 UNSUPPORTED_IN_TRAINING = {

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
-from litgpt.recipe.tuner import BOFT, IA3, Tuner, VeRA
+from litgpt.recipe.tuner import BOFT, IA3, AdaLoRA, Bone, FourierFT, Tuner, VeRA
 from litgpt.store.adapters.lora_pairs import strip_ending
 from litgpt.store.adapters.peft_lora import PREFIX, list_published_mappings
 from litgpt.store.adapters.peft_options import MERGE, TASK_TYPES
@@ -21,6 +22,7 @@ class PEFTTuner:
     Attributes:
         keys: our name of a parameter of a layer to PEFT's, and the dimension of size 1 that PEFT adds, if any.
         settings: our name of a setting to PEFT's.
+        choices: our name of a setting to PEFT's value of each of our values.
         shared: our name of a parameter that all layers share to PEFT's.
         constants: other keys of PEFT's config.
     """
@@ -31,9 +33,22 @@ class PEFTTuner:
     settings: Mapping[str, str]
     shared: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
+    choices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
+BONE_SETTINGS = {"r": "r", "variant": "init_weights"}
+BONE_VARIANTS = {"variant": {"bone": True, "bat": "bat", "mini": "mini"}}
 PEFT_TUNERS = (
+    PEFTTuner(
+        "ADALORA",
+        AdaLoRA,
+        {"lora_a": ("lora_A", None), "lora_e": ("lora_E", 1), "lora_b": ("lora_B", None)},
+        {
+            **{key: key for key in ("target_r", "init_r", "tinit", "tfinal", "beta1", "beta2", "orth_reg_weight")},
+            **{"alpha": "lora_alpha", "dropout": "lora_dropout", "delta_t": "deltaT"},
+        },
+        constants={"bias": "none", "rank_pattern": None},
+    ),
     PEFTTuner("IA3", IA3, {"scale_in": ("ia3_l", 0), "scale_out": ("ia3_l", 1)}, {}),
     PEFTTuner(
         "VERA",
@@ -50,7 +65,30 @@ PEFT_TUNERS = (
         {"block_size": "boft_block_size", "butterfly_factors": "boft_n_butterfly_factor"},
         constants={"boft_block_num": 0, "boft_dropout": 0.0, "bias": "none"},
     ),
+    PEFTTuner(
+        "FOURIERFT",
+        FourierFT,
+        {"fourier_spectrum": ("fourierft_spectrum", None)},
+        {
+            "n_frequency": "n_frequency",
+            "scaling": "scaling",
+            "frequency_seed": "random_loc_seed",
+            "init": "init_weights",
+        },
+        constants={"bias": "none"},
+        choices={"init": {"normal": False, "zero": True}},
+    ),
+    PEFTTuner(
+        "MISS",
+        Bone,
+        {"bone_block": ("miss_block", None)},
+        {**BONE_SETTINGS, "mini_r": "mini_r", "dropout": "miss_dropout"},
+        constants={"bias": "none"},
+        choices=BONE_VARIANTS,
+    ),
+    PEFTTuner("BONE", Bone, {"bone_block": ("bone_block", None)}, BONE_SETTINGS, choices=BONE_VARIANTS),
 )
+"""PEFT's format of each tuner; the first one of a tuner is written, and others are those of older versions of PEFT."""
 
 
 def list_plain_layers(config: Config) -> dict[str, str]:
@@ -89,10 +127,33 @@ def convert_tuner_to_peft(
         "target_modules": sorted(target_modules),
         "inference_mode": True,
         **({"feedforward_modules": sorted(feedforward_modules)} if tuner.settings_class is IA3 else {}),
-        **{peft_key: getattr(settings, key) for key, peft_key in tuner.settings.items()},
+        # without a number of steps PEFT loads no adapter of this kind; that of the run is not known here
+        **({"total_step": settings.tinit + settings.tfinal + 1} if isinstance(settings, AdaLoRA) else {}),
+        **{peft_key: convert_setting(tuner, key, settings) for key, peft_key in tuner.settings.items()},
         **tuner.constants,
     }
     return published, values
+
+
+def convert_setting(tuner: PEFTTuner, key: str, settings: Tuner) -> Any:
+    """PEFT's value of one of our settings."""
+    value = getattr(settings, key)
+    return tuner.choices[key][value] if key in tuner.choices else value
+
+
+def read_setting(tuner: PEFTTuner, key: str, values: Mapping[str, Any]) -> Any:
+    """Our value of one of PEFT's settings.
+
+    Raises:
+        UserError: if we have no such value.
+    """
+    peft_key = tuner.settings[key]
+    if key not in tuner.choices:
+        return values[peft_key]
+    known = {str(theirs): ours for ours, theirs in tuner.choices[key].items()}
+    if str(values[peft_key]) not in known:
+        raise UserError(f"{peft_key}: {values[peft_key]} is not one of {', '.join(known)}; {MERGE}")
+    return known[str(values[peft_key])]
 
 
 def convert_tuner_from_peft(
@@ -106,6 +167,7 @@ def convert_tuner_from_peft(
     tuner = next((tuner for tuner in PEFT_TUNERS if tuner.peft_type == values.get("peft_type")), None)
     if tuner is None:
         return None
+    published = restore_pruned_ranks(published, values.get("rank_pattern") or {})
     layers = {hf_name: name for name, hf_name in list_plain_layers(config).items()}
     others = {strip_ending(hf_name) for hf_name in list_published_mappings(config)} - layers.keys()
     shared = {peft_name: name for name, peft_name in tuner.shared.items()}
@@ -129,13 +191,35 @@ def convert_tuner_from_peft(
     if missing := sorted(tuner.shared.keys() - tensors.keys()):
         raise UserError(f"{tuner.shared[missing[0]]} is missing; save the adapter with save_projection: true")
     owners = {key: sorted({name.rpartition(".")[0] for name in tensors if name.endswith(key)}) for key in tuner.keys}
-    settings = {key: values[peft_key] for key, peft_key in tuner.settings.items()}
+    settings = {key: read_setting(tuner, key, values) for key in tuner.settings}
     settings["target_modules"] = sorted({name for names in owners.values() for name in names})
     if tuner.settings_class is IA3:
         settings["feedforward_modules"] = owners["scale_in"]
     if tuner.settings_class is BOFT:
         settings["block_size"] = find_boft_block_size(tensors)
     return tuner.settings_class(**settings), tensors
+
+
+def restore_pruned_ranks(published: Mapping[str, Tensor], pattern: Mapping[str, list[bool]]) -> dict[str, Tensor]:
+    """The tensors of AdaLoRA with zeros for the singular values and vectors that PEFT leaves out of the file.
+
+    Args:
+        pattern: whether each singular value is in the file, by its published name.
+
+    Raises:
+        UserError: if a tensor has another rank.
+    """
+    restored = dict(published)
+    for name, kept in pattern.items():
+        indices = torch.tensor(kept).nonzero().flatten()
+        for key, dim in (("lora_A", 0), ("lora_E", 0), ("lora_B", 1)):
+            full_name = name.removesuffix("lora_E") + key
+            tensor = published[full_name]
+            if tensor.shape[dim] != len(indices):
+                raise UserError(f"rank_pattern: {full_name} has {tensor.shape[dim]} ranks, not {len(indices)}; {MERGE}")
+            shape = [len(kept) if number == dim else size for number, size in enumerate(tensor.shape)]
+            restored[full_name] = tensor.new_zeros(shape).index_copy_(dim, indices, tensor)
+    return restored
 
 
 def find_boft_block_size(tensors: Mapping[str, Tensor]) -> int:
