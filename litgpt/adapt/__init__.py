@@ -74,7 +74,7 @@ def attach(model: GPT, settings: Tuner) -> None:
     ATTACH[type(settings)](model, settings)
 
 
-SCHEDULES: dict[type[Tuner], Callable[[GPT, Any, int, int | None], TunerSchedule]] = {
+TUNER_SCHEDULES: dict[type[Tuner], Callable[[GPT, Any, int, int | None], TunerSchedule]] = {
     LISA: lambda model, settings, seed, _steps: lisa.LISASchedule(model, settings, seed),
     AdaLoRA: lambda model, settings, _seed, steps: adalora.RankSchedule(model, settings, steps),
 }
@@ -86,7 +86,7 @@ def build_schedule(model: GPT, settings: Tuner, seed: int, steps: int | None = N
     Raises:
         UserError: if it needs a number of steps, or another one.
     """
-    build = SCHEDULES.get(type(settings))
+    build = TUNER_SCHEDULES.get(type(settings))
     return build(model, settings, seed, steps) if build else None
 
 

@@ -158,7 +158,12 @@ class RankSchedule(TunerSchedule):
     def end_step(self, optimizers: Sequence[torch.optim.Optimizer], write: Writer) -> dict[str, float]:
         """Update the importance of each singular value with its vectors, and set the least important ones to zero."""
         settings, end = self.settings, self.steps - self.settings.tfinal
-        states = {p: one.state[p] for one in optimizers for group in one.param_groups for p in group["params"]}
+        states = {
+            parameter: optimizer.state[parameter]
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
         for parameter in (p for triplets in self.layers for p in triplets):
             if self.step < end:
                 update_importance(states[parameter], parameter, settings)
@@ -180,7 +185,7 @@ class RankSchedule(TunerSchedule):
 
     def choose_ranks(self, states: Mapping[nn.Parameter, Mapping[str, Any]]) -> list[Tensor]:
         """Whether each singular value (r,) of each layer is kept: those whose score is among the highest of all."""
-        scores = [compute_scores(triplets, states) for triplets in self.layers]
+        scores = [compute_rank_scores(triplets, states) for triplets in self.layers]
         pruned = self.settings.init_r * len(self.layers) - self.compute_budget()
         if not pruned:
             return [torch.ones_like(score, dtype=torch.bool) for score in scores]
@@ -207,7 +212,7 @@ def update_importance(state: dict[str, Any], parameter: nn.Parameter, settings: 
     state[UNCERTAINTY].lerp_((sensitivity - state[IMPORTANCE]).abs_(), 1 - settings.beta2)
 
 
-def compute_scores(triplets: Triplets, states: Mapping[nn.Parameter, Mapping[str, Any]]) -> Tensor:
+def compute_rank_scores(triplets: Triplets, states: Mapping[nn.Parameter, Mapping[str, Any]]) -> Tensor:
     """The score (r,) of each singular value: its own, and the means over its two vectors (eq. 7, 8 and 11)."""
     total = torch.zeros(())
     for parameter, dim in zip(triplets, (1, None, 0), strict=True):

@@ -12,7 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litgpt.adapt.layers import AdaptedLayer, InitValues, add_parameter, add_trained_copy, gather_value, get_base_value
+from litgpt.adapt.layers import (
+    AdaptedLayer,
+    InitValues,
+    add_parameter,
+    add_trained_copy,
+    gather_value,
+    get_base_value,
+    is_quantized,
+)
 from litgpt.adapt.targets import (
     OUTPUT_LAYERS,
     find_by_suffix,
@@ -46,10 +54,12 @@ class LoRALayer(AdaptedLayer):
     The parameters of the update of `weight` are `lora_a` (r, in) and `lora_b` (out, r). If their initial values are
     parts of W, `lora_a_first` and `lora_b_first` store these, so that W itself does not change. DoRA adds
     `lora_magnitude` (out,), the norms of the rows. The parameters of another matrix are prefixed with its name.
+    A weight that LoftQ quantized is already without `lora_b_first` `lora_a_first`.
     """
 
     lora_scale: float
     lora_dropout: float
+    subtracts_first = True
 
     def get_factors(self, name: str, *, full: bool = False) -> LoRAFactors | None:
         """The parameters of the update of the matrix `name`; None if it has none.
@@ -59,7 +69,8 @@ class LoRALayer(AdaptedLayer):
         """
         get: Callable[[str], Any] = partial(gather_value, self) if full else self._parameters.get
         keys = [lora_name(name, f"lora_{key}") for key in LoRAFactors._fields]
-        values: list[Any] = [get(key) if key in self._parameters else None for key in keys]
+        used = [key in self._parameters and (self.subtracts_first or not key.endswith("_first")) for key in keys]
+        values: list[Any] = [get(key) if is_used else None for key, is_used in zip(keys, used, strict=True)]
         return None if values[0] is None else LoRAFactors(*values)
 
     def merge_parameter(self, name: str) -> Tensor:
@@ -218,7 +229,12 @@ def init_random(weight: Tensor, settings: LoRA, rng: torch.Generator) -> tuple[T
 
 def init_pissa(weight: Tensor, settings: LoRA, _rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """s B A is the part of W with the r largest singular values (Meng et al. 2024, eq. 2 to 4)."""
-    u, values, v = torch.linalg.svd(weight, full_matrices=False)
+    return decompose(weight, settings)
+
+
+def decompose(matrix: Tensor, settings: LoRA) -> tuple[Tensor, Tensor]:
+    """A and B for which s B A is the part of a matrix with the r largest singular values, which both share equally."""
+    u, values, v = torch.linalg.svd(matrix, full_matrices=False)
     roots = (values[..., : settings.r] / settings.scale).sqrt()
     return roots.unsqueeze(-1) * v[..., : settings.r, :], u[..., : settings.r] * roots.unsqueeze(-2)
 
@@ -229,7 +245,31 @@ def init_olora(weight: Tensor, settings: LoRA, _rng: torch.Generator) -> tuple[T
     return r[..., : settings.r, :], q[..., : settings.r]
 
 
-INIT_FACTORS = {"default": init_random, "gaussian": init_random, "pissa": init_pissa, "olora": init_olora}
+def init_lora_ga(gradient: Tensor, settings: LoRA) -> tuple[Tensor, Tensor]:
+    """Singular vectors of the gradient of W, so that the first step is nearest to one of W (Wang et al. 2024).
+
+    A has rows of V and B columns of U, of different singular values among the first 2 r (theorem 3.1), both times
+    out^(1/4) / gamma^(1/2) (theorem 3.2).
+    """
+    r = settings.r
+    u, _, v = torch.linalg.svd(gradient, full_matrices=False)
+    of_a, of_b = {
+        "ArBr": (slice(1, 2 * r, 2), slice(0, 2 * r, 2)),
+        "A2rBr": (slice(r, 2 * r), slice(r)),
+        "ArB2r": (slice(r), slice(r, 2 * r)),
+    }[settings.ga_direction]
+    scale = gradient.shape[-2] ** 0.25 / settings.ga_gamma**0.5 if settings.ga_scale == "stable" else 1.0
+    return scale * v[..., of_a, :], scale * u[..., of_b]
+
+
+INIT_FACTORS = {
+    **dict.fromkeys(("default", "gaussian", "loftq", "lora_ga"), init_random),
+    "pissa": init_pissa,
+    "olora": init_olora,
+}
+"""The first values; those of LoftQ and LoRA-GA are replaced once the weights or their gradients are known."""
+SINGULAR_VALUES = {"pissa": 1, "olora": 1, "loftq": 1, "lora_ga": 2}
+"""How many times r singular values an initialization takes of each matrix."""
 
 
 def attach_lora(model: GPT, settings: LoRA) -> None:
@@ -269,17 +309,18 @@ def add_lora(model: GPT, name: str, settings: LoRA) -> None:
     if weight is None or len(shape) < 2:
         raise UserError(f"tuner.target_modules: {name} is not a matrix; name it in modules_to_save to train it")
     *experts, rows, columns = shape
-    if settings.init in ("pissa", "olora") and settings.r > min(rows, columns):
-        raise UserError(
-            f"tuner.r: {settings.r} is more than the {min(rows, columns)} that {name} has for {settings.init}"
-        )
+    taken = SINGULAR_VALUES.get(settings.init)
+    if taken and settings.r > (most := min(rows, columns) // taken):
+        raise UserError(f"tuner.r: {settings.r} is more than the {most} that {name} has for {settings.init}")
     for factor, size in {"lora_a": (settings.r, columns), "lora_b": (rows, settings.r)}.items():
         add_parameter(layer, lora_name(key, factor), (*experts, *size), weight)
-        if settings.init in ("pissa", "olora"):
+        if settings.stores_first:
             add_parameter(layer, lora_name(key, f"{factor}_first"), (*experts, *size), weight, trained=False)
     if settings.dora:
         add_parameter(layer, lora_name(key, "lora_magnitude"), (*experts, rows), weight)
     layer.lora_scale, layer.lora_dropout = settings.scale, settings.dropout  # type: ignore[assignment]
+    if settings.init == "loftq" and is_quantized(layer, key):
+        layer.subtracts_first = False  # type: ignore[assignment]
     if isinstance(layer, nn.Linear) and name not in OUTPUT_LAYERS:
         add_mixin(layer, LoRALinear)
     elif isinstance(layer, Experts):

@@ -8,12 +8,13 @@ from typing import Any, Literal
 import torch
 
 from litgpt import adapt
-from litgpt.adapt import quantization
+from litgpt.adapt import loftq, quantization
 from litgpt.errors import UserError
 from litgpt.files import CHECKPOINTS
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
+from litgpt.recipe.tuner import LoRA
 from litgpt.store import hub
 from litgpt.store.adapters.folder import (
     ADAPTER_CONFIG,
@@ -187,6 +188,8 @@ def open_with_adapter(
         reason = str(error).removeprefix("tuner.")  # which is no key of the command
         raise UserError(f"{base} is not the base of this adapter: {reason}") from None
     adapt.load_adapter(model, adapter.tensors)
+    if kind and isinstance(adapter.settings, LoRA) and adapter.settings.loftq_iterations > 1:
+        loftq.quantize_for_adapter(model, iter_changed_base(iter_tensors(base, base_config), *changes), device=device)
     return model.eval()
 
 

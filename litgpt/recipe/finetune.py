@@ -101,6 +101,27 @@ class Finetune(Training):
             self.eval, "eval.", "evaluate_example", have_effect=has_samples, other=other, cure="set it to 100"
         )
         self._check_splits()
+        self._check_initialization()
+
+    def _check_initialization(self) -> None:
+        """Raise a UserError if the adapter is initialized by what the run does not have."""
+        init, quantized = getattr(self.resolved_tuner, "init", None), self.quantization
+        if init == "loftq" and quantized is None:
+            raise UserError("tuner.init: loftq has no effect without a quantized base; set quantize: bnb.nf4")
+        if init != "lora_ga":
+            return
+        if quantized is not None:
+            raise UserError(
+                f"tuner.init: lora_ga needs gradients of the weights, which quantize: {quantized} freezes; set "
+                "quantize: null, or tuner.init: loftq"
+            )
+        if self.preference_settings is not None:
+            raise UserError("tuner.init: lora_ga is not supported for preferences; set tuner.init: pissa")
+        for axis in ("tensor", "pipeline"):
+            if (degree := getattr(self.parallel, axis)) > 1:
+                raise UserError(
+                    f"tuner.init: lora_ga is not supported with parallel.{axis}: {degree}; set parallel.{axis}: 1"
+                )
 
     def _check_splits(self) -> None:
         """Raise a UserError for settings that do not support samples or blocks that are split over devices."""

@@ -172,8 +172,19 @@ class LoRA(Tuner):
     """Scale by alpha / sqrt(r) (Kalajdzievski 2023)."""
     dora: bool = False
     """Train the magnitude and the direction of each row of a matrix separately (Liu et al. 2024)."""
-    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
-    """Initialization: random A and zero B, or from the SVD (Meng et al. 2024) or QR (Büyükakyüz 2024) of W."""
+    init: Literal["default", "gaussian", "pissa", "olora", "loftq", "lora_ga"] = "default"
+    """Initialization: random A and zero B; from the SVD (Meng et al. 2024) or QR (Büyükakyüz 2024) of W; loftq: from
+    the error of its quantization (Li et al. 2023); lora_ga: from its gradient (Wang et al. 2024)."""
+    loftq_iterations: Count = 1
+    """Rounds of quantization and SVD of loftq; with more than one, the base is quantized for the update."""
+    ga_batches: Count = 1
+    """Global batches whose mean gradient lora_ga decomposes."""
+    ga_direction: Literal["ArBr", "A2rBr", "ArB2r"] = "ArB2r"
+    """Singular vectors of lora_ga: A has the odd ones, the second or the first r, and B the others of the first 2 r."""
+    ga_scale: Literal["stable", "unit"] = "stable"
+    """Scale of the vectors of lora_ga: out^(1/4) / gamma^(1/2), or 1."""
+    ga_gamma: Positive = 16.0
+    """The gamma of the stable scale."""
     lora_plus: Ratio = 1.0
     """Ratio of the learning rate of B to that of A (Hayou et al. 2024)."""
 
@@ -181,6 +192,19 @@ class LoRA(Tuner):
         super().__post_init__()
         other, cure = "tuner.target_regex", "set one of them"
         check_effects(self, "tuner.", "target_modules", have_effect=not self.target_regex, other=other, cure=cure)
+        for init, names in {
+            "loftq": ("loftq_iterations",),
+            "lora_ga": ("ga_batches", "ga_direction", "ga_scale", "ga_gamma"),
+        }.items():
+            other, cure, is_set = f"tuner.init: {self.init}", f"set tuner.init: {init}", self.init == init
+            check_effects(self, "tuner.", *names, have_effect=is_set, other=other, cure=cure)
+        if self.dora and self.init in ("loftq", "lora_ga"):
+            raise UserError(f"tuner.dora: true is not supported with tuner.init: {self.init}; set tuner.init: pissa")
+
+    @property
+    def stores_first(self) -> bool:
+        """Whether the first values of A and B are stored, because their update is subtracted from W."""
+        return self.init in ("pissa", "olora", "lora_ga") or self.loftq_iterations > 1
 
     @property
     def scale(self) -> float:
@@ -252,6 +276,8 @@ class AdaLoRA(Tuner):
     """Steps before the first pruning."""
     tfinal: Position = 0
     """Last steps, in which the ranks stay."""
+    total_steps: Count | None = None
+    """Steps in all; null for those of the run."""
     delta_t: Count = 1
     """Steps between prunings; a pruned singular value may grow again until the next one."""
     beta1: Fraction = 0.85

@@ -243,9 +243,11 @@ def restore_parameter_state(
         UserError: naming the first tensor that the optimizer has in another format.
     """
     keys = {name.split(".", 2)[1]: name for name in names}
-    own = {key: name for key, name in keys.items() if not key.startswith(TUNER_STATE)}
-    saved = {key: files.tensors[name] for key, name in own.items() if not files.tensors[name].is_number}
-    built = build_state(parameter, {key: tensor.shape for key, tensor in saved.items()}) if build_state and own else {}
+    given = {key: name for key, name in keys.items() if not key.startswith(TUNER_STATE)}
+    saved = {key: files.tensors[name] for key, name in given.items() if not files.tensors[name].is_number}
+    built = (
+        build_state(parameter, {key: tensor.shape for key, tensor in saved.items()}) if build_state and given else {}
+    )
     for key in dict.fromkeys([*built, *saved]) if built else ():
         was, now = (format_tensor(values[key]) if key in values else "absent" for values in (saved, built))
         if was != now:

@@ -1,5 +1,6 @@
 """The weights that a run starts from, and those of its reference."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from litgpt import adapt
-from litgpt.adapt import llama_pro, quantization
+from litgpt.adapt import llama_pro, loftq, quantization
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
@@ -50,8 +51,32 @@ def fill_model(model: GPT, spec: RunSpec, seed: int, device: torch.device, *, re
     if spec.adapter and spec.weights and not resumed:
         saved = load_adapter_folder(spec.adapter, load_config(spec.weights))
         adapt.load_adapter(model, saved.tensors, write=copy_full_tensor)
+        restore_quantized_base(model, spec, device)
     elif spec.tuner and not resumed:
-        adapt.initialize_adapter(model, spec.tuner, seed, write=copy_full_tensor)
+        initialize_tuner(model, spec, seed, device)
+
+
+def initialize_tuner(model: GPT, spec: RunSpec, seed: int, device: torch.device) -> None:
+    """Initialize what the tuner added to a model with the weights of the spec."""
+    assert spec.tuner is not None
+    adapt.initialize_adapter(model, spec.tuner, seed, write=copy_full_tensor)
+    if isinstance(spec.tuner, LoRA) and spec.tuner.init == "loftq":
+        with phase("decomposing the errors of quantization"):
+            tensors = iter_base_tensors(spec)
+            loftq.initialize_loftq(model, spec.tuner, tensors, device=device, write=copy_full_tensor)
+
+
+def restore_quantized_base(model: GPT, spec: RunSpec, device: torch.device) -> None:
+    """Quantize the base of a loaded adapter as it was trained, if that depends on the adapter."""
+    if isinstance(spec.tuner, LoRA) and spec.tuner.loftq_iterations > 1 and spec.quantize:
+        loftq.quantize_for_adapter(model, iter_base_tensors(spec), device=device, write=copy_full_tensor)
+
+
+def iter_base_tensors(spec: RunSpec) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of the model that a run starts from, with the changes of an adapter."""
+    assert spec.weights is not None
+    base = load_config(spec.weights)
+    return iter_changed_base(iter_tensors(spec.weights, base), base, spec.config)
 
 
 def load_weights(model: GPT, spec: RunSpec, device: torch.device) -> None:
@@ -59,8 +84,7 @@ def load_weights(model: GPT, spec: RunSpec, device: torch.device) -> None:
     assert spec.weights is not None
     base = load_config(spec.weights)
     if spec.quantize or spec.base_changes:
-        tensors = iter_changed_base(iter_tensors(spec.weights, base), base, spec.config)
-        quantization.load_quantized(model, tensors, device=device, write=copy_full_tensor)
+        quantization.load_quantized(model, iter_base_tensors(spec), device=device, write=copy_full_tensor)
         return
     order = spec.tuner.get_block_order(base.n_layer) if spec.tuner else None
     if order:
@@ -145,9 +169,10 @@ def load_other_weights(
             adapt.load_adapter(model, saved.tensors, write=copy_full_tensor)
         else:
             check_reference_model(folder, spec)
-            load_weights(model, replace(spec, weights=folder, base_changes={}), device)
+            other = replace(spec, weights=folder, base_changes={})
+            load_weights(model, other, device)
             if spec.tuner and spec.adapted:
-                adapt.initialize_adapter(model, spec.tuner, seed, write=copy_full_tensor)
+                initialize_tuner(model, other, seed, device)
     local = {name: get_local_tensor(parameters[name]) for name in first}
     differing = {name for name, value in first.items() if not torch.equal(value, local[name].cpu())}
     names = trained.union(*all_gather_objects(differing))  # each rank compares its shards

@@ -11,6 +11,7 @@ from litgpt.recipe.align import Align
 from litgpt.recipe.training import Training
 from litgpt.train.answer_scores import AnswerScorer
 from litgpt.train.console import RunConsole, render_summary
+from litgpt.train.gradient_init import initialize_by_gradient
 from litgpt.train.kto import rated_answers
 from litgpt.train.loop import Loop
 from litgpt.train.objective import Objective, next_token
@@ -66,7 +67,9 @@ def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> No
     with report_lost_ranks(), show_phases(console.show_phase):
         trained = build(recipe, spec, console.print)
         console.total_steps = trained.steps
-        loop = Loop(trained, OBJECTIVES[recipe.objective](trained), console)
+        objective = OBJECTIVES[recipe.objective](trained)
+        initialize_by_gradient(trained, objective)
+        loop = Loop(trained, objective, console)
         with loop.interrupts.handle_signals():
             with record_run(trained, loop):
                 loop.fit()

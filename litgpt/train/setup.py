@@ -39,7 +39,7 @@ from litgpt.train.early_checks import (
     resolve_sequence_length,
 )
 from litgpt.train.guard import LossScale
-from litgpt.train.initial_weights import build_reference, fill_model, resume_reference
+from litgpt.train.initial_weights import build_reference, fill_model, restore_quantized_base, resume_reference
 from litgpt.train.launch import count_processes, launch
 from litgpt.train.loggers import build_logger
 from litgpt.train.optimizer import build_optimizers
@@ -138,6 +138,7 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     checkpoints, progress = open_checkpoints(recipe, spec, train_state, resumed_from, notify)
     if progress:
         data.train.load_state_dict(progress["stream"])
+        restore_quantized_base(train_state.core, spec, fabric.device)
     if fabric.global_rank == 0:
         write_run_files(recipe, spec)
     return Run(

@@ -20,22 +20,28 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from litgpt import adapt, cli
+from litgpt.adapt import loftq, quantization
 from litgpt.adapt.llama_pro import expand_config
 from litgpt.adapt.schedule import TunerSchedule
 from litgpt.commands import finetune
+from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import copy_into, initialize
+from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.finetune import FinetuneAdapter, FinetuneFull, FinetuneLora
 from litgpt.recipe.keys import find_choice_base, find_group, list_keys, list_settings
 from litgpt.recipe.optimizer import OPTIMIZERS, SGD, Optimizer
 from litgpt.recipe.pretrain import Pretrain
-from litgpt.recipe.train import GuardArgs
-from litgpt.recipe.tuner import TUNERS, Tuner
+from litgpt.recipe.train import GuardArgs, LossArgs
+from litgpt.recipe.tuner import TUNERS
 from litgpt.train import launch
+from litgpt.train.gradient_init import initialize_from_batches
 from litgpt.train.guard import Guard
+from litgpt.train.objective import next_token
 from litgpt.train.optimizer import build_optimizers
+from litgpt.train.train_state import TrainState
 from tests.runs import SHAPE, write_recipe, write_text
 
 pytestmark = pytest.mark.slow
@@ -374,6 +380,7 @@ TUNER_VALUES: dict[str, dict[str, Any]] = {
     "LoRA": {
         **{"r": 3, "alpha": 9, "dropout": 0.5, "target_modules": ["q"], "target_regex": "q_proj|.*\\.k", "bias": "all"},
         **{"modules_to_save": ["norm"], "rslora": True, "dora": True, "init": "gaussian", "lora_plus": 4.0},
+        **{"loftq_iterations": 3, "ga_batches": 2, "ga_direction": "ArBr", "ga_scale": "unit", "ga_gamma": 4.0},
     },
     "AdaLoRA": {
         **{"target_r": 3, "init_r": 6, "alpha": 9, "dropout": 0.5, "tinit": 3, "tfinal": 2, "delta_t": 3},
@@ -390,11 +397,14 @@ TUNER_VALUES: dict[str, dict[str, Any]] = {
 }
 FREEZES = {"freeze_parameters": ["embedding", "blocks"]}
 RANKS, PRUNED = {"init_r": 4, "target_r": 1}, {"init_r": 8, "target_r": 1, "beta1": 0.1, "alpha": 500.0}
+GRADIENT = {"init": "lora_ga", "r": 2}
 FEW, SHARDS = {"n_frequency": 20}, {"r": 8}
 TUNER_BASES: dict[str, dict[str, Any]] = {
     **{"Full trainable_parameters": FREEZES, "Full trainable_parameters_regex": FREEZES},
     "LISA step_interval": {"activated_layers": 1},
     **dict.fromkeys([f"FourierFT {name}" for name in ("scaling", "frequency_seed", "init", "target_modules")], FEW),
+    "LoRA loftq_iterations": {"init": "loftq"},
+    **dict.fromkeys([f"LoRA ga_{name}" for name in ("batches", "direction", "scale", "gamma")], GRADIENT),
     **dict.fromkeys([f"AdaLoRA {name}" for name in TUNER_VALUES["AdaLoRA"]], RANKS),
     "AdaLoRA beta2": PRUNED,
     **dict.fromkeys([f"Bone {name}" for name in ("r", "variant", "dropout", "target_modules")], SHARDS),
@@ -402,15 +412,25 @@ TUNER_BASES: dict[str, dict[str, Any]] = {
 }
 
 
-def measure_training(optimizer: Optimizer, tuner: Tuner | None = None, dtype: torch.dtype = torch.float32) -> list[Any]:
+def measure_training(optimizer: Optimizer, tuner: Any = None, dtype: torch.dtype = torch.float32) -> list[Any]:
     """What is trained, how fast, with which arguments, and its sums after some steps."""
     torch.manual_seed(0)
     config = Config(**{**SHAPE, "n_layer": 4, "n_embd": 32, "bias": True})
     model = GPT(expand_config(config, tuner) if tuner else config)
     initialize(model.to(dtype), 0)
+    base, init = {name: p.detach().clone() for name, p in model.named_parameters()}, getattr(tuner, "init", None)
+    if init == "loftq":
+        quantization.quantize(model, "bnb.int8-training")
+        quantization.load_quantized(model, base.items())
     if tuner:
         adapt.attach(model, tuner)
         adapt.initialize_adapter(model, tuner, 0)
+    if init == "loftq":
+        loftq.initialize_loftq(model, tuner, base.items())
+    if init == "lora_ga":
+        state = TrainState(model, [], torch.device("cpu"), PRECISIONS["32-true"])
+        ids = torch.randint(300, (tuner.ga_batches, 2, 16))
+        initialize_from_batches(state, next_token(LossArgs()), [Batch(row, row) for row in ids], tuner)
     optimizers = build_optimizers(optimizer, model, tuner)
     schedule = (adapt.build_schedule(model, tuner, 0, steps=6) if tuner else None) or TunerSchedule()
     for step in range(6):

@@ -209,7 +209,7 @@ OTHERS = {
         {"boft_block_size": 0, "boft_block_num": 4, "target_modules": ["q_proj", "down_proj"]},
         "boft_block_num: blocks of sizes 8, 12",
     ),
-    "LoHa": (peft.LoHaConfig, {"r": 4}, "peft_type: 'LOHA' is not one of LORA, IA3, VERA, BOFT, "),
+    "LoHa": (peft.LoHaConfig, {"r": 4}, "peft_type: 'LOHA' is not one of LORA, ADALORA, IA3, "),
     "FourierFT": (
         peft.FourierFTConfig,
         {"n_frequency": 9, "n_frequency_pattern": {"q_proj": 8}},

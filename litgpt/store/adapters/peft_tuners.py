@@ -150,7 +150,7 @@ def read_setting(tuner: PEFTTuner, key: str, values: Mapping[str, Any]) -> Any:
     peft_key = tuner.settings[key]
     if key not in tuner.choices:
         return values[peft_key]
-    known = {str(theirs): ours for ours, theirs in tuner.choices[key].items()}
+    known = {str(peft_value): value for value, peft_value in tuner.choices[key].items()}
     if str(values[peft_key]) not in known:
         raise UserError(f"{peft_key}: {values[peft_key]} is not one of {', '.join(known)}; {MERGE}")
     return known[str(values[peft_key])]
