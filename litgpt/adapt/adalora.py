@@ -109,19 +109,18 @@ class RankSchedule(TunerSchedule):
         """Record the parameters of the updates.
 
         Args:
-            steps: of the whole run; None if it has no limit on steps.
+            steps: of the whole run, unless the settings have a number; None if it has no limit on steps.
 
         Raises:
             UserError: if there are no steps in which ranks are allocated.
         """
+        steps = settings.total_steps or steps
         if steps is None:
-            raise UserError(
-                "tuner: AdaLoRA allocates ranks over a number of steps; set train.max_steps or train.epochs"
-            )
+            raise UserError("tuner: AdaLoRA allocates ranks over a number of steps; set tuner.total_steps")
         if settings.tinit + settings.tfinal >= steps:
             raise UserError(
                 f"tuner.tinit: {settings.tinit} and tuner.tfinal: {settings.tfinal} leave none of {steps} steps to "
-                "allocate ranks; lower one of them, or raise train.max_steps"
+                "allocate ranks; lower one of them, or raise tuner.total_steps"
             )
         self.settings, self.steps, self.step = settings, steps, 0
         layers = [layer for _, layer in iter_adapted_layers(model) if isinstance(layer, AdaLoRALinear)]
@@ -158,7 +157,7 @@ class RankSchedule(TunerSchedule):
     def end_step(self, optimizers: Sequence[torch.optim.Optimizer], write: Writer) -> dict[str, float]:
         """Update the importance of each singular value with its vectors, and set the least important ones to zero."""
         settings, end = self.settings, self.steps - self.settings.tfinal
-        states = {
+        states: dict[Tensor, dict[str, Any]] = {
             parameter: optimizer.state[parameter]
             for optimizer in optimizers
             for group in optimizer.param_groups
@@ -183,9 +182,12 @@ class RankSchedule(TunerSchedule):
                         states[parameter].pop(key, None)
         return {"adalora/rank": self.compute_budget() / len(self.layers)}
 
-    def choose_ranks(self, states: Mapping[nn.Parameter, Mapping[str, Any]]) -> list[Tensor]:
+    def choose_ranks(self, states: Mapping[Tensor, Mapping[str, Any]]) -> list[Tensor]:
         """Whether each singular value (r,) of each layer is kept: those whose score is among the highest of all."""
-        scores = [compute_rank_scores(triplets, states) for triplets in self.layers]
+        layer_scores = [compute_rank_scores(triplets, states) for triplets in self.layers]
+        scores = [score for score in layer_scores if score is not None]
+        if len(scores) < len(layer_scores):  # after a checkpoint without optimizer state; the pruned ones are zeros
+            return [gather_full(triplets.e).ne(0) for triplets in self.layers]
         pruned = self.settings.init_r * len(self.layers) - self.compute_budget()
         if not pruned:
             return [torch.ones_like(score, dtype=torch.bool) for score in scores]
@@ -200,7 +202,7 @@ def compute_orthogonality_gradient(rows: Tensor) -> Tensor:
     return 2 * difference @ rows / norm.clamp(min=torch.finfo(rows.dtype).tiny)
 
 
-def update_importance(state: dict[str, Any], parameter: nn.Parameter, settings: AdaLoRA) -> None:
+def update_importance(state: dict[str, Any], parameter: Tensor, settings: AdaLoRA) -> None:
     """Update the means of the sensitivity of each value and of its distance to its mean (eq. 9 and 10)."""
     if parameter.grad is None:
         return
@@ -212,8 +214,13 @@ def update_importance(state: dict[str, Any], parameter: nn.Parameter, settings: 
     state[UNCERTAINTY].lerp_((sensitivity - state[IMPORTANCE]).abs_(), 1 - settings.beta2)
 
 
-def compute_rank_scores(triplets: Triplets, states: Mapping[nn.Parameter, Mapping[str, Any]]) -> Tensor:
-    """The score (r,) of each singular value: its own, and the means over its two vectors (eq. 7, 8 and 11)."""
+def compute_rank_scores(triplets: Triplets, states: Mapping[Tensor, Mapping[str, Any]]) -> Tensor | None:
+    """The score (r,) of each singular value: its own, and the means over its two vectors (eq. 7, 8 and 11).
+
+    None if no sensitivities are known.
+    """
+    if any(IMPORTANCE not in states[parameter] for parameter in triplets):
+        return None
     total = torch.zeros(())
     for parameter, dim in zip(triplets, (1, None, 0), strict=True):
         score = states[parameter][IMPORTANCE] * states[parameter][UNCERTAINTY]

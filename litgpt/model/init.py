@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 
-Writer = Callable[[nn.Parameter, Tensor], None]
+Writer = Callable[[Tensor, Tensor], None]
 """Stores a full value into a parameter, which may keep only a part of it."""
 
 
-def copy_into(parameter: nn.Parameter, value: Tensor) -> None:
+def copy_into(parameter: Tensor, value: Tensor) -> None:
     """Overwrite a plain parameter in place."""
     parameter.copy_(value)
 

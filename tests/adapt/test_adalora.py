@@ -103,6 +103,19 @@ def test_the_gradient_of_the_orthogonality_is_that_of_autograd() -> None:
     assert torch.equal(compute_orthogonality_gradient(exact), torch.zeros(3, 7))
 
 
+def test_ranks_stay_after_a_checkpoint_without_optimizer_state() -> None:
+    model = build_adapted(SETTINGS)
+    train_ours(model, count=5)
+    schedule = RankSchedule(model, SETTINGS, STEPS)
+    kept = [layer.e.ne(0) for layer in schedule.layers]
+    assert 8 <= sum(int(layer.sum()) for layer in kept) < 16
+    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    for step in (6, 7):
+        schedule.begin_step(step)
+        schedule.end_step([optimizer], copy_into)
+    assert all(torch.equal(layer.e.ne(0), was) for layer, was in zip(schedule.layers, kept, strict=True))
+
+
 def test_means_are_kept_until_the_ranks_are_final() -> None:
     model = build_adapted(SETTINGS)
     *_, optimizer = train_ours(model, count=4)
@@ -118,7 +131,7 @@ def test_means_are_kept_until_the_ranks_are_final() -> None:
 @pytest.mark.parametrize(
     ("settings", "steps", "message"),
     [
-        ({}, None, "tuner: AdaLoRA allocates ranks over a number of steps; set train.max_steps"),
+        ({}, None, "tuner: AdaLoRA allocates ranks over a number of steps; set tuner.total_steps"),
         ({"tinit": 5, "tfinal": 5}, 10, "tuner.tinit: 5 and tuner.tfinal: 5 leave none of 10 steps"),
         ({"target_r": 9, "init_r": 8}, 10, "tuner.target_r: 9 is more than tuner.init_r; set at most 8"),
     ],

@@ -23,7 +23,7 @@ SHORT = {
     "eval__final_validation": False,
 }
 LISA_SETTINGS = {"activated_layers": 1, "step_interval": 2}
-ADALORA = {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 2, "dropout": 0.1}
+ADALORA = {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 2, "total_steps": 6, "dropout": 0.1}
 GALORE = {"lr": 1e-2, "rank": 4, "update_proj_gap": 2, "scale": 0.25, "weight_decay": 0.0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "noise": ("finetune_lora", {**LORA, "neftune_alpha": 5.0}),

@@ -383,7 +383,16 @@ TUNER_VALUES: dict[str, dict[str, Any]] = {
         **{"loftq_iterations": 3, "ga_batches": 2, "ga_direction": "ArBr", "ga_scale": "unit", "ga_gamma": 4.0},
     },
     "AdaLoRA": {
-        **{"target_r": 3, "init_r": 6, "alpha": 9, "dropout": 0.5, "tinit": 3, "tfinal": 2, "delta_t": 3},
+        **{
+            "target_r": 3,
+            "init_r": 6,
+            "alpha": 9,
+            "dropout": 0.5,
+            "tinit": 3,
+            "tfinal": 2,
+            "delta_t": 3,
+            "total_steps": 12,
+        },
         **{"beta1": 0.1, "beta2": 0.1, "orth_reg_weight": 3.0, "target_modules": ["q"]},
     },
     "IA3": {"target_modules": ["q", "down"], "feedforward_modules": []},

@@ -127,8 +127,12 @@ def convert_tuner_to_peft(
         "target_modules": sorted(target_modules),
         "inference_mode": True,
         **({"feedforward_modules": sorted(feedforward_modules)} if tuner.settings_class is IA3 else {}),
-        # without a number of steps PEFT loads no adapter of this kind; that of the run is not known here
-        **({"total_step": settings.tinit + settings.tfinal + 1} if isinstance(settings, AdaLoRA) else {}),
+        # PEFT loads no adapter of this kind without a number of steps, which may be that of the run
+        **(
+            {"total_step": settings.total_steps or settings.tinit + settings.tfinal + 1}
+            if isinstance(settings, AdaLoRA)
+            else {}
+        ),
         **{peft_key: convert_setting(tuner, key, settings) for key, peft_key in tuner.settings.items()},
         **tuner.constants,
     }
