@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
