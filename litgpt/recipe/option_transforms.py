@@ -24,7 +24,14 @@ ROPE_KEYS = {"original_max_position_embeddings": "original_max_seq_len", "rope_t
 """Keys of a rope_scaling, and ours; None for those that the other keys imply."""
 ROPE_DEFAULTS = {"yarn": {"beta_fast": 32.0, "beta_slow": 1.0}}
 INITIALIZATIONS = {
-    "LoRA": {"true": "default", "gaussian": "gaussian", "pissa": "pissa", "olora": "olora", "loftq": "loftq", "lora-ga": "lora_ga"},
+    "LoRA": {
+        "true": "default",
+        "gaussian": "gaussian",
+        "pissa": "pissa",
+        "olora": "olora",
+        "loftq": "loftq",
+        "lora-ga": "lora_ga",
+    },
     "Bone": {"true": "bone", "bat": "bat"},
 }
 """The values of init_weights by tuner, and ours; of Bone, they select its variant."""
