@@ -22,7 +22,9 @@ def read_launches(recipe: Explain) -> list[Launch]:
         if (text := getattr(recipe, program)) is not None:
             return [parse_launch(text, program, f"--{program}")]
     if recipe.file is None or not recipe.file.is_file():
-        raise UserError(f"file: {recipe.file} is not a file; give a launch script")
+        raise UserError(
+            f"file: {recipe.file} is not a file; give a launch script, or the line itself after --megatron or --swift"
+        )
     return read_script(read_utf8(recipe.file), str(recipe.file))
 
 

@@ -27,7 +27,7 @@ from litgpt.recipe.data import DataModule
 from litgpt.recipe.from_yaml import is_url, parse_text, read_yaml
 from litgpt.recipe.optimizer import Optimizer
 from litgpt.recipe.tuner import Tuner
-from litgpt.recipe.unknown_key import KnownKeys, unknown_key_error
+from litgpt.recipe.unknown_key import KnownKeys, find_hint, unknown_key_error
 
 KEY_ALIASES = {
     "checkpoint.async": "checkpoint.asynchronous",  # `async` is a keyword of Python
@@ -252,10 +252,26 @@ def normalize_choice(base: type, choice: Tree, key: str, known: KnownKeys) -> Tr
     cls = import_class(choice["class_path"], key)
     if not issubclass(cls, base):
         raise UserError(f"{key}: {choice['class_path']} is not a subclass of {base.__name__}")
+    check_class_has_keys(base, cls, choice["init_args"], key, known)
     arguments = normalize_settings(cls, choice["init_args"], known, f"{key}.")
     if base is not DataModule:  # jsonargparse would keep the settings of the default class for another one
         arguments = {name: default for name, (_, default) in keys.list_settings(cls).items()} | arguments
     return {"class_path": choice["class_path"], "init_args": arguments}
+
+
+def check_class_has_keys(base: type, cls: type, arguments: Tree, key: str, known: KnownKeys) -> None:
+    """Check that no argument of a class, often the default one, is only a key of another class.
+
+    Raises:
+        UserError: naming that class.
+    """
+    settings = keys.list_settings(cls)
+    for name in arguments:
+        if name in settings or keys.has_var_keywords(cls) or find_hint(f"{key}.{name}", known()):
+            continue
+        for other, path in CLASS_PATHS[base].items():
+            if name in keys.list_settings(import_class(path, key)):
+                raise UserError(f"{key}.{name} is not a key of {cls.__name__}, but of {other}; set {key}: {other}")
 
 
 def collect_settings(recipe: type, configs: Iterable[str], flags: Iterable[Flag]) -> Tree:

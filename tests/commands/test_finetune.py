@@ -172,7 +172,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_that_is_broken_off_and_resumed_ends_as_if_it_had_not_been(
     base: Path, tmp_path: Path, ranks: int
 ) -> None:
@@ -207,7 +207,7 @@ def test_two_ranks_have_the_losses_of_one(base: Path, plain: tuple[Path, dict[in
     assert shared == pytest.approx(alone, abs=1e-5) and replicated == pytest.approx(alone, abs=1e-5)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_packed_base_is_trained_beside_and_resumed(
     base: Path, plain: tuple[Path, dict[int, float]], tmp_path: Path, ranks: int
 ) -> None:

@@ -44,7 +44,9 @@ def test_a_second_run_begins_where_the_first_one_ended(base: Path, tmp_path: Pat
     assert before.keys() == after.keys() and not all(torch.equal(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize("layout", [{}, {"tensor": 2}, {"pipeline": 2}], ids=str)
+@pytest.mark.parametrize(
+    "layout", [{}, *(pytest.param({axis: 2}, marks=pytest.mark.slow) for axis in ("tensor", "pipeline"))], ids=str
+)
 def test_two_ranks_begin_alike(base: Path, first: Path, tmp_path: Path, layout: dict[str, int]) -> None:
     settings = {**SECOND, "initial_adapter_dir": str(first)}
     alone = run(tmp_path / "alone", base, **settings)

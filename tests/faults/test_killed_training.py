@@ -81,11 +81,11 @@ def campaign(tmp_path: Path, *, kills: int, rounds: int, ranks: int, seconds: fl
 
 
 def test_a_killed_run_ends_with_the_same_losses_to_the_bit(tmp_path: Path) -> None:
-    campaign(tmp_path, kills=5, rounds=1, ranks=1, seconds=3)
+    campaign(tmp_path, kills=3, rounds=1, ranks=1, seconds=2)
 
 
 def test_a_run_of_two_ranks_survives_the_death_of_one(tmp_path: Path) -> None:
-    campaign(tmp_path, kills=2, rounds=1, ranks=2, seconds=5)
+    campaign(tmp_path, kills=1, rounds=1, ranks=2, seconds=4)
 
 
 @pytest.mark.slow

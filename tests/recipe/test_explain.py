@@ -244,7 +244,9 @@ def test_the_page_shows_the_output_and_the_whole_table(capsys, tmp_path):
 def test_errors_are_one_line(capsys, tmp_path):
     assert fail(capsys) == "nothing is given; give one of a file, --megatron, --swift and --list"
     assert "file, megatron is given" in fail(capsys, "x.sh", "--megatron", "--lr 1")
-    assert fail(capsys, str(tmp_path / "x.sh")).endswith("x.sh is not a file; give a launch script")
+    assert fail(capsys, str(tmp_path / "x.sh")).endswith(
+        "x.sh is not a file; give a launch script, or the line itself after --megatron or --swift"
+    )
     (tmp_path / "x.sh").write_text("echo hello\n")
     assert "starts neither megatron nor swift" in fail(capsys, str(tmp_path / "x.sh"))
     (tmp_path / "x.sh").write_text("# first\nmegatron sft --system 'You are\n")

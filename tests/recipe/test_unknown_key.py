@@ -205,3 +205,14 @@ def test_a_path_in_the_place_of_a_data_module(litgpt, tmp_path, monkeypatch, nam
     (tmp_path / "rows.json").write_text(" [{}]")
     line = litgpt("finetune", "x", "--data", name).error_line()
     assert line.endswith(f"and not a class; set data: Conversations and data.sources: [{name}]")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--data.sources", "rows.jsonl"], "data.sources is not a key of Alpaca, but of Conversations; set data: "),
+        (["--tuner.vera_r", "3", "--tuner", "IA3"], "tuner.vera_r is not a key"),
+    ],
+)
+def test_a_key_of_another_class_names_the_class(line, message, litgpt):
+    assert litgpt("finetune", "model", *line).error_line().startswith(message)

@@ -50,7 +50,7 @@ def read_minutes(page: Path) -> int | None:
 
 
 def write_model(folder: Path, shape: dict[str, int]) -> None:
-    """Write a base model with its tokenizer, which is also written into the folder beside it."""
+    """Write a base model of the folder's name with its tokenizer, which is also written into the folder beside it."""
     from litgpt.data.tokenizer import train_tokenizer
     from litgpt.model.config import Config
     from litgpt.model.gpt import GPT
@@ -58,7 +58,7 @@ def write_model(folder: Path, shape: dict[str, int]) -> None:
     from litgpt.store.save_model import save_model_folder
 
     train_tokenizer((make_document(seed) for seed in range(3)), "bpe", 512, folder.parent / "tokenizer")
-    model = GPT(Config.from_name("pythia-14m", **shape))
+    model = GPT(Config.from_name(folder.name, **shape))
     initialize(model, 1)
     save_model_folder(
         folder, config=model.config, tensors=model.named_parameters(), tokenizer_dir=folder.parent / "tokenizer"

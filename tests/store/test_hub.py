@@ -1,10 +1,6 @@
 """`litgpt download` against a small server that answers as the hub does."""
 
-import json
-import threading
 from collections.abc import Callable, Iterator
-from hashlib import sha1, sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,74 +14,12 @@ from litgpt.errors import UserError
 from litgpt.recipe.store_commands import Download
 from litgpt.store.hub import select_files
 from litgpt.store.save_model import save_model_folder
+from tests.hub import Hub, serve_hub
 from tests.store.models import assert_loads, random_model, small, weights
-
-COMMIT = "c" * 40
-
-
-class Hub(ThreadingHTTPServer):
-    """A hub with one open repository of given files, and one that is gated."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.files = files
-        self.fetched: list[str] = []
-        self.altered: set[str] = set()
-
-
-def list_file(name: str, content: bytes) -> dict[str, Any]:
-    """What the hub says of a file's bytes: their SHA-256 if they are weights, else git's hash."""
-    if name.endswith(".safetensors"):
-        return {
-            "size": len(content),
-            "lfs": {"sha256": sha256(content).hexdigest(), "size": len(content), "pointerSize": 1},
-        }
-    return {"size": len(content), "blobId": sha1(b"blob %d\0" % len(content) + content).hexdigest()}
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def log_message(self, *_: object) -> None:
-        """Keep quiet."""
-
-    def do_GET(self) -> None:
-        path, files = self.path.split("?")[0], self.server.files
-        if path.startswith("/api/models/org/tiny/tree/"):
-            self.send_json([{"type": "file", "path": name, "size": len(files[name]), "oid": "0"} for name in files])
-        elif path == "/api/models/org/tiny":
-            siblings = [{"rfilename": name, **list_file(name, content)} for name, content in files.items()]
-            self.send_json({"id": "org/tiny", "sha": COMMIT, "siblings": siblings})
-        elif path.startswith(f"/org/tiny/resolve/{COMMIT}/"):
-            name = path.split("/", 5)[5]
-            if self.command == "GET":
-                self.server.fetched.append(name)
-            sent = files[name][:-1] + b"?" if name in self.server.altered else files[name]
-            self.send_bytes(sent, {"ETag": f'"{sha1(files[name]).hexdigest()}"', "X-Repo-Commit": COMMIT})
-        else:
-            gated = "gated" in path
-            self.send_response(403 if gated else 404)
-            self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    def send_json(self, value: Any) -> None:
-        self.send_bytes(json.dumps(value).encode(), {})
-
-    def send_bytes(self, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(200)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     model = random_model(small("Llama-2-7b-hf"))
     save_model_folder(tmp_path / "source", config=model.config, tensors=weights(model))
     (tmp_path / "source" / "model_config.yaml").unlink()
@@ -96,24 +30,14 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         "pytorch_model.bin": b"no",
         "onnx/model.safetensors": b"",
     }
-    server = Hub(files | trap | {"tokenizer.json": b"{}", "../outside.json": b"{}"})
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    files |= trap | {"tokenizer.json": b"{}", "../outside.json": b"{}"}
+    with serve_hub({"org/tiny": files}, monkeypatch) as server:
+        yield server
 
 
 @pytest.fixture
-def run_client(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., list[str]]:
+def run_client(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
     """A function that does downloads given as settings, and returns what a user would read."""
-    address = f"http://127.0.0.1:{hub.server_port}"
-    url = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
-    changes = {"ENDPOINT": address, "HUGGINGFACE_CO_URL_TEMPLATE": address + url}
-    changes |= {"HF_HUB_DISABLE_TELEMETRY": True, "HF_HUB_DISABLE_XET": True}
-    for name, value in changes.items():
-        monkeypatch.setattr(constants, name, value)
 
     def run_all(*downloads: dict[str, Any], offline: bool = False) -> list[str]:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
