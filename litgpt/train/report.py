@@ -272,6 +272,7 @@ def build_charts(rows: Rows, speed: str, marks: Sequence[tuple[int, str]]) -> di
         "Dropped share of tokens": {"experts/dropped": ""},
         "Router entropy": {"router/entropy": ""},
         "Balance loss": {"router/aux_loss": ""},
+        "Loss of the first prediction layer": {"prediction_loss/1": ""},
     }
     charts: list[dict[str, Any]] = []
     for title, labels in labels_by_title.items():

@@ -111,7 +111,8 @@ class RunSpec:
 
     def count_trained_predictions(self) -> int:
         """Count the prediction layers that training runs: all of them, or none."""
-        return self.config.n_prediction_layers if self.build_whole_model().trains_predictions else 0
+        layers = self.config.n_prediction_layers
+        return layers if layers and self.build_whole_model().trains_predictions else 0
 
     def adapter_files(self) -> dict[str, str]:
         """Text by name of the files that mark a training checkpoint as an adapter's; empty without an adapter."""
