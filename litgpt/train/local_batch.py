@@ -25,7 +25,7 @@ class LocalBatch:
         labels: (B, P), as in `Batch`; likewise `weights`, `channels` and `answers`.
         inputs: attention inputs of these tokens.
         answer_values: as in `Batch`, of all answers of the micro-batch.
-        ahead: as in `Batch`, (K, B, P).
+        later_tokens: as in `Batch`, (K, B, P).
         tokens: the sharding of tokens over ranks; None if this rank computes all tokens.
     """
 
@@ -36,7 +36,7 @@ class LocalBatch:
     channels: Tensor | None = None
     answers: Tensor | None = None
     answer_values: dict[str, Tensor] | None = None
-    ahead: dict[str, Tensor] | None = None
+    later_tokens: dict[str, Tensor] | None = None
     tokens: LocalTokens | None = None
 
     @property
@@ -66,9 +66,10 @@ def build_local_batch(batch: Batch, config: Config, tokens: LocalTokens | None, 
         positions = torch.arange(cached, cached + batch.ids.shape[1], device=batch.ids.device)
     build_inputs = build_attention_inputs if tokens is None else tokens.build_attention_inputs
     rows = take_rows({name: getattr(batch, name) for name in ROW_PADDING}, tokens)
-    ahead = None if batch.ahead is None else take_rows(batch.ahead, tokens)
+    later_tokens = None if batch.later_tokens is None else take_rows(batch.later_tokens, tokens)
     inputs = build_inputs(config, positions, batch.documents, cached=cached)
-    return LocalBatch(**rows, inputs=inputs, answer_values=batch.answer_values, ahead=ahead, tokens=tokens)
+    values = {"answer_values": batch.answer_values, "later_tokens": later_tokens}
+    return LocalBatch(**rows, **values, inputs=inputs, tokens=tokens)
 
 
 def take_rows(rows: Mapping[str, Any], tokens: LocalTokens | None) -> dict[str, Any]:

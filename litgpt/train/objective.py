@@ -83,7 +83,7 @@ def next_token(settings: LossArgs, channels: Sequence[str] = (), *, prediction_l
         target = Labels(local.labels, local.weights, settings.type == "dft", losses_N)
         head = partial(cross_entropy, vocabulary=local.vocabulary)
         sums = torch.zeros(2, 0, dtype=torch.float64, device=local.labels.device)
-        if local.ahead is None:
+        if local.later_tokens is None:
             loss_sum = model(local.ids, inputs=local.inputs, head=partial(head, target=target))
         else:
             loss_sum, predicted, sums = compute_prediction_losses(model, local, head, target)
@@ -93,8 +93,8 @@ def next_token(settings: LossArgs, channels: Sequence[str] = (), *, prediction_l
 
     def weigh(batch: Batch) -> Batch:
         weighted = replace(batch, weights=WEIGHTS[settings.normalize](batch))
-        ahead = take_later_tokens(weighted, prediction_layers) if prediction_layers else None
-        return replace(weighted, ahead=ahead)
+        later_tokens = take_later_tokens(weighted, prediction_layers) if prediction_layers else None
+        return replace(weighted, later_tokens=later_tokens)
 
     def count(batch: Batch) -> tuple[float]:
         return (COUNTS[settings.normalize](batch),)

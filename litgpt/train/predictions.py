@@ -58,16 +58,16 @@ def compute_prediction_losses(
         the summed loss of the next tokens, the mean over layers of the summed loss of their predictions, and the sum
         and the number of these losses, without factors, by layer (2, K).
     """
-    assert local.ahead is not None
-    labels_KBP = local.ahead["labels"]
-    weights_K = local.ahead.get("weights", [None] * len(labels_KBP))
+    assert local.later_tokens is not None
+    ids_KBP, labels_KBP = local.later_tokens["ids"], local.later_tokens["labels"]
+    weights_K = local.later_tokens.get("weights", [None] * len(labels_KBP))
     losses_KN = torch.zeros_like(labels_KBP, dtype=torch.float64).flatten(1)
     targets = [
         replace(target, labels_BT=labels, weights_BT=weights, losses_N=losses)
         for labels, weights, losses in zip(labels_KBP, weights_K, losses_KN, strict=True)
     ]
-    predictions = [(ids, partial(head, target=own)) for ids, own in zip(local.ahead["ids"], targets, strict=True)]
-    main = partial(head, target=target)
-    loss_sum, *sums = model(local.ids, inputs=local.inputs, head=main, predictions=predictions)
+    heads = [partial(head, target=labels) for labels in (target, *targets)]
+    predictions = list(zip(ids_KBP, heads[1:], strict=True))
+    loss_sum, *sums = model(local.ids, inputs=local.inputs, head=heads[0], predictions=predictions)
     numbers_K = labels_KBP.ne(IGNORE).flatten(1).sum(1)
     return loss_sum, torch.stack(sums).mean(), torch.stack([losses_KN.sum(1), numbers_K.double()])

@@ -116,11 +116,11 @@ def test_each_metric_is_a_mean_over_its_own_labels() -> None:
     assert objective.metrics == ("loss_chat", "prediction_loss/1", "prediction_loss/2")
     ids = torch.arange(6).view(1, 6)
     batch = Batch(ids, ids + 1, documents=torch.tensor([[0, 0, 0, 0, 1, 1]]))
-    ahead = objective.weigh(batch).ahead
-    assert ahead is not None
+    later = objective.weigh(batch).later_tokens
+    assert later is not None
     labels = [[[2, 3, 4, IGNORE, 6, IGNORE]], [[3, 4, IGNORE, IGNORE, IGNORE, IGNORE]]]
-    assert ahead["labels"].tolist() == labels
-    assert ahead["ids"].tolist() == [[[1, 2, 3, 0, 5, 0]], [[2, 3, 0, 0, 0, 0]]]
+    assert later["labels"].tolist() == labels
+    assert later["ids"].tolist() == [[[1, 2, 3, 0, 5, 0]], [[2, 3, 0, 0, 0, 0]]]
     (loss,), metrics = compute(build_model(), replace(batch, ids=ids, labels=ids + 1), objective)
     assert metrics is not None
     assert metrics.shape == (2, 3) and metrics[1].tolist() == [0, 4, 2] and loss > 0
