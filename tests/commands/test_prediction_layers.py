@@ -13,7 +13,7 @@ from litgpt.recipe.finetune import FinetuneLora
 from litgpt.recipe.pretrain import Pretrain
 from litgpt.recipe.train import LossArgs
 from litgpt.train.early_checks import check_predictions
-from tests.commands.test_finetune import LORA, run, weights, write_base
+from tests.commands.test_finetune import run, weights, write_base
 from tests.train.test_runs import trained
 
 DEEPSEEK: dict[str, Any] = {
@@ -34,6 +34,7 @@ DEEPSEEK: dict[str, Any] = {
     },
 }  # fmt: skip
 SHORT = {"train__max_steps": 2, "train__save_interval": None, "train__global_batch_size": 4}
+LORA = {"class_path": "LoRA", "init_args": {"r": 4, "target_modules": ["all-linear"], "modules_to_save": ["embedding"]}}
 LAYER = "model.layers.2."
 
 
@@ -71,7 +72,7 @@ def test_the_layer_is_trained_by_a_loss_of_its_own(base: Path, tmp_path: Path) -
     ("command", "settings"),
     [
         ("finetune_full", {"loss": {"prediction_weight": 0.0}}),
-        pytest.param("finetune_lora", LORA, marks=pytest.mark.slow),
+        pytest.param("finetune_lora", {"tuner": LORA}, marks=pytest.mark.slow),
     ],
 )
 def test_the_layer_is_saved_as_it_was(base: Path, tmp_path: Path, command: str, settings: dict[str, Any]) -> None:

@@ -115,6 +115,7 @@ SHAPES["predictions"] = small(
     rope_adjustments=None,
     latent_attention={**(SHAPES["latent"].latent_attention or {}), "q_lora_rank": 12},
 )
+SHAPES["deep predictions"] = replace(SHAPES["predictions"], n_layer=4)
 SHAPES["dense predictions"] = replace(SHAPES["dense"], n_prediction_layers=1)
 PREFERENCES = {
     "dpo": PreferenceArgs(rpo_alpha=0.5, use_weighting=True, ld_alpha=0.5),

@@ -26,13 +26,18 @@ CASES = [
 SLOW = [
     replace(PREDICTIONS, ranks=2, parallel={"data_replicate": 2}),
     Case("predictions", 4, {"pipeline": 2, "data_shard": 2}, tuner="lora"),
-    replace(PREDICTIONS, ranks=2, parallel={"pipeline": 2, "pipeline_schedule": "zbv"}),
+    replace(PREDICTIONS, shape="deep predictions", ranks=2, parallel={"pipeline": 2, "pipeline_schedule": "zbv"}),
     replace(PREDICTIONS, ranks=2, parallel={"context": 2, "context_method": "ulysses"}),
     replace(PREDICTIONS, ranks=4, parallel={"pipeline": 2, "data_shard": 2, "expert": 2}, moe=SEQ),
     replace(PREDICTIONS, ranks=4, parallel={"pipeline": 2, "tensor": 2}),
     replace(PREDICTIONS, ranks=4, parallel={"context": 2, "tensor": 2}, moe=SEQ),
     Case("dense predictions", 2, {"context": 2, "context_method": "ring"}, objective="one prediction"),
-    Case("dense predictions", 4, {"pipeline": 2, "pipeline_schedule": "interleaved"}, objective="one prediction"),
+    replace(
+        PREDICTIONS,
+        shape="deep predictions",
+        ranks=4,
+        parallel={"pipeline": 2, "data_shard": 2, "pipeline_schedule": "interleaved"},
+    ),
 ]
 
 
