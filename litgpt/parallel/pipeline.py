@@ -48,6 +48,7 @@ class Pipeline:
 
     Attributes:
         local_stages: the indices of this device's stages.
+        predicts: whether the last stage runs prediction layers in training.
         needs_sync_each: whether parameters are resharded, and gradients reduced, after every micro-batch.
         tied_copies: names of the parameters that are copies of another device's: those of the embedding on the last
             device, if its head or its prediction layers use it.
@@ -73,7 +74,8 @@ class Pipeline:
         self.owners = schedules.assign_devices(self.schedule, self.devices, self.stages)
         self.local_stages = [stage for stage in range(self.stages) if self.owners[stage] == self.device]
         self.sending: list[tuple[dist.Work, Tensor]] = []
-        self.embeds_twice = model.config.tie_embeddings or model.trains_predictions
+        self.predicts = model.trains_predictions
+        self.embeds_twice = model.config.tie_embeddings or self.predicts
         self._remove_other_layers()
         is_split = self.embeds_twice and self.owners[0] != self.owners[self.stages - 1]
         self.has_tied_embedding = is_split and self.device in (self.owners[0], self.owners[self.stages - 1])
@@ -275,6 +277,9 @@ class ScheduleRunner:
         """Compute the gradient of a stage's input; if it needs none, `backward_weight` runs the whole backward."""
         if stage <= self.first:
             return
+        if self.has_other_inputs(stage):
+            self.backward(stage, micro)
+            return
         hidden, output = self.graphs.pop((stage, micro))
         assert hidden is not None
         grad = self.output_grad(stage, micro)
@@ -287,9 +292,13 @@ class ScheduleRunner:
         """Compute the gradients of a stage's parameters."""
         if stage <= self.first:
             self.backward(stage, micro)
-        else:
+        elif not self.has_other_inputs(stage):
             weights = iter(self.pipeline.trained_parameters(stage))
             stage_backward_weight(weights, self.weight_groups.pop((stage, micro)))
+
+    def has_other_inputs(self, stage: int) -> bool:
+        """Whether a stage embeds later tokens, which `stage_backward_weight` does not support."""
+        return self.pipeline.predicts and stage == self.pipeline.stages - 1
 
     def output_grad(self, stage: int, micro: int) -> Tensor | None:
         """The gradient of a stage's output; None for the loss."""
