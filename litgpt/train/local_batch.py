@@ -66,10 +66,9 @@ def build_local_batch(batch: Batch, config: Config, tokens: LocalTokens | None, 
         positions = torch.arange(cached, cached + batch.ids.shape[1], device=batch.ids.device)
     build_inputs = build_attention_inputs if tokens is None else tokens.build_attention_inputs
     rows = take_rows({name: getattr(batch, name) for name in ROW_PADDING}, tokens)
-    later_tokens = None if batch.later_tokens is None else take_rows(batch.later_tokens, tokens)
+    later = None if batch.later_tokens is None else take_rows(batch.later_tokens, tokens)
     inputs = build_inputs(config, positions, batch.documents, cached=cached)
-    values = {"answer_values": batch.answer_values, "later_tokens": later_tokens}
-    return LocalBatch(**rows, **values, inputs=inputs, tokens=tokens)
+    return LocalBatch(**rows, inputs=inputs, answer_values=batch.answer_values, later_tokens=later, tokens=tokens)
 
 
 def take_rows(rows: Mapping[str, Any], tokens: LocalTokens | None) -> dict[str, Any]:
