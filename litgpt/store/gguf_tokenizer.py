@@ -185,12 +185,12 @@ def collect_byte_bpe(content: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a byte-level BPE: merges, and the name of the way in which it splits text."""
     steps = flatten_steps(content["pre_tokenizer"])
     names = load_family_files()["gguf"]["cuts"]
-    found = [name for name, splits in names.items() if steps == flatten_steps(build_splits(splits))]
-    if not found or flatten_steps(content.get("normalizer")) not in ([], [{"type": "NFC"}]):
+    matching = [name for name, splits in names.items() if steps == flatten_steps(build_splits(splits))]
+    if not matching or flatten_steps(content.get("normalizer")) not in ([], [{"type": "NFC"}]):
         raise unwritten_tokenizer(f"the tokenizer splits text in none of the ways {', '.join(names)}")
     return {
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": found[0],
+        "tokenizer.ggml.pre": matching[0],
         "tokenizer.ggml.merges": list_merges(content["model"]),
     }
 

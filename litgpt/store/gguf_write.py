@@ -182,7 +182,7 @@ def check_gguf(path: Path, architecture: GGUFArchitecture, source: Path, config:
         UserError: naming a setting or tensor that differs.
     """
     unused = architecture.family.unused
-    expected, actual = (normalize_config(one, unused) for one in (config, load_saved_config(path)))
+    expected, actual = (normalize_config(shape, unused) for shape in (config, load_saved_config(path)))
     differing = [key for key in expected if not is_equivalent(actual[key], expected[key])]
     if differing:
         raise UserError(
