@@ -13,11 +13,12 @@ HALF_TYPES = (torch.bfloat16, torch.float16)
 
 
 def is_half_on_cpu(q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor) -> bool:
-    """Whether these are 16-bit queries, keys and values on a CPU that require a gradient."""
+    """Whether these are 16-bit queries, keys and values on a CPU that require a gradient, for a flash kernel."""
     tensors = (q_BHTS, k_BKUS, v_BKUS)
     return (
         torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and torch.backends.cuda.flash_sdp_enabled()
         and any(x.requires_grad for x in tensors)
         and all(x.device.type == "cpu" and x.dtype in HALF_TYPES and x.stride(-1) == 1 for x in tensors)
         and len({(x.dtype, *x.shape[2:]) for x in tensors}) == 1

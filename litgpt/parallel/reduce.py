@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement
 
+Layout = tuple[DeviceMesh | None, tuple[Placement, ...]]
+
 
 def all_reduce_sum(values: Iterable[float], device: torch.device) -> list[float]:
     """The sum of each value over all ranks, in float64."""
@@ -28,13 +30,33 @@ def all_gather_objects(value: Any) -> list[Any]:
 
 def compute_gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
     """The L2 norm of all gradients as one vector; a scalar, equal on every rank."""
-    groups: dict[tuple[DeviceMesh | None, tuple[Placement, ...]], list[torch.Tensor]] = {}
-    for parameter in parameters:
-        if isinstance(gradient := parameter.grad, DTensor):
-            groups.setdefault((gradient.device_mesh, gradient.placements), []).append(gradient.to_local())
-        elif gradient is not None:
-            groups.setdefault((None, ()), []).append(gradient)
-    norms = [_norm_over_mesh(*layout, tensors) for layout, tensors in groups.items()]
+    groups = _group_by_layout(parameter.grad for parameter in parameters if parameter.grad is not None)
+    return _combine_norms([_norm_over_mesh(*layout, tensors) for layout, tensors in groups.items()])
+
+
+def compute_parameter_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
+    """The L2 norm of all parameters as one vector, in float32 or more; a scalar, equal on every rank."""
+    norms = []
+    for layout, tensors in _group_by_layout(parameter.detach() for parameter in parameters).items():
+        dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+        local = [torch.linalg.vector_norm(tensor, dtype=dtype) for tensor in tensors]  # without copies in float32
+        norms.append(_norm_over_mesh(*layout, local))
+    return _combine_norms(norms)
+
+
+def _group_by_layout(tensors: Iterable[torch.Tensor]) -> dict[Layout, list[torch.Tensor]]:
+    """This rank's part of each tensor, by layout."""
+    groups: dict[Layout, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        if isinstance(tensor, DTensor):
+            groups.setdefault((tensor.device_mesh, tensor.placements), []).append(tensor.to_local())
+        else:
+            groups.setdefault((None, ()), []).append(tensor)
+    return groups
+
+
+def _combine_norms(norms: list[torch.Tensor]) -> torch.Tensor:
+    """The norm of several vectors as one."""
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 

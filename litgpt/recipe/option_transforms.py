@@ -77,6 +77,11 @@ def zero_to_null(key: str, value: Any, _launch: LaunchOptions) -> Settings:
     return {key: as_number(value) or None}
 
 
+def choose_gc_interval(key: str, value: Any, launch: LaunchOptions) -> Settings:
+    """The steps between garbage collections, of which a manual one without an interval has none."""
+    return {key: launch.get("manual_gc_interval", 0)} if value else {}
+
+
 def seconds_to_minutes(key: str, value: Any, _launch: LaunchOptions) -> Settings:
     """A time limit; at most the longest that is supported."""
     return {key: min(as_number(value) / 60, MAX_MINUTES)}
@@ -291,6 +296,7 @@ TRANSFORMS: dict[str, Callable[[str, Any, LaunchOptions], Settings]] = {
         negate,
         complement,
         zero_to_null,
+        choose_gc_interval,
         seconds_to_minutes,
         join_betas,
         name_eps,

@@ -1,6 +1,7 @@
 """The groups of settings of a training run: train, eval, log, loss, checkpoint and guard."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from litgpt.errors import UserError
@@ -52,6 +53,9 @@ class TrainArgs:
     """Number of optimizer steps in the decay phase of wsd; null for a tenth of the training steps."""
     wsd_decay_style: Literal["linear", "cosine", "exponential", "minus-sqrt"] = "linear"
     """Shape of the decay phase of wsd."""
+    gc_interval: Position | None = None
+    """Number of optimizer steps between garbage collections of Python, on all ranks at once; 0 for none; null to leave
+    them to Python."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "train.")
@@ -123,7 +127,7 @@ class EvalArgs:
 
 @dataclass(frozen=True)
 class LogArgs:
-    """Names of the run in W&B and MLflow."""
+    """What is logged, where, and under which names in W&B and MLflow."""
 
     project: str | None = None
     """W&B project or MLflow experiment."""
@@ -131,6 +135,14 @@ class LogArgs:
     """Name of the run."""
     group: str | None = None
     """W&B group of the run."""
+    save_dir: Path | None = None
+    """Folder of the files of TensorBoard or W&B; null for logs in out_dir, or WANDB_DIR."""
+    tensorboard_queue_size: Count = 10
+    """Number of values that TensorBoard holds in memory before it writes them."""
+    params_norm: bool = False
+    """Log the L2 norm of all trained parameters."""
+    timers: bool = False
+    """Log the seconds per step of each phase of a step; the device is synchronized between them, which costs time."""
     teamspace: str | None = None
     """Only for litlogger, which is not supported."""
     metadata: dict[str, Any] | None = None

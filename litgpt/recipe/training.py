@@ -48,6 +48,11 @@ class Training:
     """Random seed of the initial weights, dropout and generated samples; the data order has data.seed."""
     compile: bool | None = None
     """Whether to compile the model with torch.compile; null to compile where it is faster."""
+    deterministic: bool = False
+    """Use deterministic algorithms only, so that runs on GPUs are equal to the bit; an operation without one is an
+    error."""
+    attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"
+    """Kernel of attention without a mask: one of torch's scaled_dot_product_attention; auto for the fastest."""
     parallel: ParallelArgs = field(default_factory=ParallelArgs)
     recompute: RecomputeArgs = field(default_factory=RecomputeArgs)
     loss: LossArgs = field(default_factory=LossArgs)
@@ -101,6 +106,12 @@ class Training:
             if value := getattr(self.log, name):
                 other, cure = f"logger_name: {self.logger_name}", "set logger_name: wandb or mlflow"
                 unused.append(describe_no_effect(f"log.{name}", value, other, cure))
+        if self.logger_name != "tensorboard" and self.log.tensorboard_queue_size != LogArgs.tensorboard_queue_size:
+            name, other, cure = "tensorboard_queue_size", f"logger_name: {self.logger_name}", "set tensorboard"
+            unused.append(describe_no_effect(f"log.{name}", self.log.tensorboard_queue_size, other, cure))
+        if self.logger_name not in ("tensorboard", "wandb") and self.log.save_dir is not None:
+            other, cure = f"logger_name: {self.logger_name}", "set logger_name: tensorboard or wandb"
+            unused.append(describe_no_effect("log.save_dir", self.log.save_dir, other, cure))
         for name in ("load_optimizer", "load_rng") if self.resume is False else ():
             if not getattr(self.checkpoint, name):
                 unused.append(describe_no_effect(f"checkpoint.{name}", False, "resume: false", "set resume: auto"))

@@ -35,7 +35,7 @@ def build_logger(
     if name == "csv":
         return CSVLogger(out_dir, resumed_step)
     if name == "tensorboard":
-        return build_tensorboard(out_dir, resumed_step)
+        return build_tensorboard(out_dir, log, resumed_step)
     if name not in NAMES:
         raise UserError(f"logger_name: {name!r} is not supported; use one of {', '.join(NAMES)}")
     if importlib.util.find_spec(name) is None:
@@ -78,14 +78,25 @@ class CSVLogger(Logger):
         """Do nothing: the recipe is saved as recipe.yaml."""
 
 
-def build_tensorboard(out_dir: Path, resumed_step: int | None) -> Logger:
-    """Build a logger of event files in `<out_dir>/logs/tensorboard/version_N`; repeated steps replace the old ones."""
+def build_tensorboard(out_dir: Path, log: LogArgs, resumed_step: int | None) -> Logger:
+    """Build a logger of event files in `<out_dir>/logs/tensorboard/version_N`; repeated steps replace the old ones.
+
+    With `log.save_dir` they are in `<save_dir>/version_N`, which several runs may share, so N is saved in `out_dir`.
+    """
     from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
-    root = out_dir / "logs" / "tensorboard"
-    version = history.choose_version(root, resumed=resumed_step is not None)
+    root, is_resumed = log.save_dir or out_dir / "logs" / "tensorboard", resumed_step is not None
+    version_file = out_dir / "logs" / "tensorboard" / "version"
+    if log.save_dir and is_resumed and version_file.exists():
+        version = int(version_file.read_text(encoding="utf-8"))
+    else:
+        version = history.choose_version(root, resumed=is_resumed and not log.save_dir)
+    if log.save_dir and is_rank_zero():
+        (root / f"version_{version}").mkdir(parents=True, exist_ok=True)  # before another run chooses the same
+        write_text(version_file, f"{version}\n")
     purge_step = None if resumed_step is None else resumed_step + 1
-    return TensorBoardLogger(root.parent, name=root.name, version=version, purge_step=purge_step)
+    queue_size = log.tensorboard_queue_size
+    return TensorBoardLogger(root.parent, name=root.name, version=version, purge_step=purge_step, max_queue=queue_size)
 
 
 def build_wandb(log: LogArgs, project: str, id_file: Path, run_id: str | None) -> Logger:
@@ -103,7 +114,7 @@ def build_wandb(log: LogArgs, project: str, id_file: Path, run_id: str | None) -
         project=log.project or os.environ.get("WANDB_PROJECT") or project,
         name=log.run or os.environ.get("WANDB_RUN_NAME"),
         group=log.group or os.environ.get("WANDB_RUN_GROUP"),
-        save_dir=os.environ.get("WANDB_DIR", "."),
+        save_dir=log.save_dir or os.environ.get("WANDB_DIR", "."),
         id=run_id,
     )
     return cast(Logger, logger)

@@ -22,6 +22,7 @@ from litgpt.store.tokenizer_files import find_tokenizer_files
 from litgpt.train.best_metric import BestMetric
 from litgpt.train.console import RunConsole, RunSummary, render_validation
 from litgpt.train.evaluate import compute_validation_metrics, list_validation_metrics, sample_continuation
+from litgpt.train.garbage_collection import GarbageCollection
 from litgpt.train.guard import Guard, Interrupts
 from litgpt.train.metrics import Meter, get_device_peak, get_peak_memory_gb
 from litgpt.train.objective import Objective
@@ -29,7 +30,7 @@ from litgpt.train.optimizer import set_learning_rate
 from litgpt.train.run_spec import check_token_range
 from litgpt.train.schedule import list_step_limits
 from litgpt.train.setup import Run, is_compiled
-from litgpt.train.step import StepResult, Votes, train_step
+from litgpt.train.step import StepResult, Votes, compute_trained_norm, train_step
 
 
 def remove_samples_after(path: Path, step: int) -> None:
@@ -88,7 +89,7 @@ class Loop:
     def fit(self) -> None:
         """Train until a limit is reached or a signal is received; the last step is always saved."""
         run, recipe = self.run, self.run.recipe
-        with self.console:
+        with self.console, GarbageCollection(self.train.gc_interval) as garbage:
             try:
                 if self.is_evaluation_due():
                     self.evaluate()
@@ -96,6 +97,7 @@ class Loop:
                 while not self.is_finished():
                     with self.open_step_phase():
                         self.advance(batches)
+                    garbage.collect(self.step)
                 if self.complete and recipe.eval.final_validation and self.step not in self.val_losses:
                     self.evaluate()
                 self.save()
@@ -131,7 +133,8 @@ class Loop:
         set_learning_rate(run.train_state.optimizers, rate / run.schedule.peak if run.schedule.peak else 0.0)
         run.train_state.begin_step(self.step)
         self.interrupts.activity = f"step {self.step + 1}"
-        micro_batches, fault = self.next_batches(batches)
+        with run.train_state.measure("data"):
+            micro_batches, fault = self.next_batches(batches)
         result = train_step(
             run.train_state,
             micro_batches,
@@ -253,6 +256,10 @@ class Loop:
             metrics["iter_time"] = 1 / batches_per_sec
         steps_left = None if self.run.steps is None else self.run.steps - self.step
         seconds_left = None if self.train.max_time is None else self.train.max_time - self.meter.seconds
+        if self.run.train_state.timers is not None:
+            metrics |= self.run.train_state.timers.read()
+        if self.run.recipe.log.params_norm:
+            metrics["params_norm"] = compute_trained_norm(self.run.train_state)
         if (remaining := self.meter.estimate_remaining(steps_left, seconds_left)) is not None:
             metrics["remaining_time"] = remaining
         self.log_metrics(metrics)

@@ -22,6 +22,7 @@ from litgpt.train.reward import pair_rewards
 from litgpt.train.run_record import record_run
 from litgpt.train.run_spec import RunSpec
 from litgpt.train.setup import Run, build
+from litgpt.train.torch_backends import select_backends
 
 
 def build_next_token(trained: Run) -> Objective:
@@ -64,7 +65,8 @@ def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> No
         publish: writes the finished model and returns its folder; called on every rank.
     """
     console = RunConsole(enabled=is_rank_zero())
-    with report_lost_ranks(), show_phases(console.show_phase):
+    backends = select_backends(deterministic=recipe.deterministic, attention=recipe.attention)
+    with report_lost_ranks(), show_phases(console.show_phase), backends:
         trained = build(recipe, spec, console.print)
         console.total_steps = trained.steps
         objective = OBJECTIVES[recipe.objective](trained)

@@ -47,6 +47,8 @@ from litgpt.train.resumed_recipe import describe_changes
 from litgpt.train.router_training import RouterTrainer
 from litgpt.train.run_spec import RunSpec, check_token_range
 from litgpt.train.schedule import Schedule, count_steps, count_warmup_steps
+from litgpt.train.step_timers import StepTimers
+from litgpt.train.torch_backends import check_attention_kernel
 from litgpt.train.train_state import TrainState
 
 Notify = Callable[[str], None]
@@ -115,6 +117,8 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     announced = print_setup(recipe, spec, notify)
     fabric = launch(recipe)
     mesh = cast(MeshStrategy, fabric.strategy).mesh
+    precision = build_precision(recipe.precision, recipe.parallel.reduce_dtype)
+    check_attention_kernel(recipe.attention, spec.config, fabric.device, precision.compute or precision.storage)
     resumed_from = find_checkpoint(recipe.resume, recipe.out_dir, notify)
     start = header.describe_origin(recipe, spec.weights, spec.adapter, resumed_from)
     rows = [("Start", start)] if start != announced else []  # a damaged checkpoint was left out, or there is none
@@ -303,6 +307,7 @@ def build_train_state(
     scale = LossScale(active=precision.scaled)
     wrapped = apply_ddp(model, mesh, precision.reduce)
     state = TrainState(wrapped, optimizers, device, precision, mesh, scale, schedule, reference)
+    state.timers = StepTimers(device) if recipe.log.timers else None
     state.routers = RouterTrainer(recipe.moe, model, mesh) if spec.config.n_expert else None
     return state
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
@@ -13,7 +14,7 @@ from litgpt.model.attention import KVCache
 from litgpt.model.gpt import Head
 from litgpt.parallel import apply
 from litgpt.parallel.pipeline import Pipeline, Stage
-from litgpt.parallel.reduce import all_reduce_sum, compute_gradient_norm, scale_gradients
+from litgpt.parallel.reduce import all_reduce_sum, compute_gradient_norm, compute_parameter_norm, scale_gradients
 from litgpt.train.local_batch import LocalBatch
 from litgpt.train.objective import Objective
 from litgpt.train.train_state import TrainState
@@ -89,7 +90,8 @@ def train_step(
     if faults:
         raise fault or UserError("data: another rank has no batch; see its error")
     metric_sums = torch.zeros(2, len(objective.metrics), dtype=torch.float64)
-    batches = objective.prepare(train_state, batches)
+    with train_state.measure("preparation"):
+        batches = objective.prepare(train_state, batches)
     if train_state.routers is not None:
         train_state.routers.begin(tokens, train_state.scale.factor)
     loss, norm = compute_gradients(train_state, batches, objective, counts=counts, metric_sums=metric_sums)
@@ -99,10 +101,11 @@ def train_step(
     (loss, *sums), (non_finite, *counted_votes) = totals[: len(losses)], totals[len(losses) :]
     skipped = not math.isfinite(loss) or non_finite > 0
     if not skipped:
-        if max_norm is not None and norm > max_norm:
-            scale_gradients(train_state.parameters(), max_norm / norm)
-        for optimizer in train_state.optimizers:
-            optimizer.step()
+        with train_state.measure("optimizer"):
+            if max_norm is not None and norm > max_norm:
+                scale_gradients(train_state.parameters(), max_norm / norm)
+            for optimizer in train_state.optimizers:
+                optimizer.step()
     metrics = objective.compute_metrics(sums)
     if train_state.tuner_schedule is not None and not skipped:
         metrics |= train_state.tuner_schedule.end_step(train_state.optimizers, apply.copy_full_tensor)
@@ -145,16 +148,27 @@ def compute_gradients(
         return loss * train_state.scale.factor
 
     if train_state.pipeline is not None:
-        run_pipeline(train_state.pipeline, list(map(local_batch, batches)), scaled_loss)
+        with train_state.measure("forward_backward"):
+            run_pipeline(train_state.pipeline, list(map(local_batch, batches)), scaled_loss)
     else:
         for number, batch in enumerate(batches, start=1):
             with apply.accumulate_gradients(train_state.model, is_last=number == len(batches)):
-                scaled_loss(train_state.model, local_batch(batch)).backward()
-    if train_state.scale.active:
-        scale_gradients(train_state.parameters(), 1 / train_state.scale.factor)
-    if train_state.tuner_schedule is not None:
-        train_state.tuner_schedule.add_gradients(apply.copy_full_tensor)
-    return total.item(), compute_model_norm(train_state)
+                with train_state.measure("forward"):
+                    loss = scaled_loss(train_state.model, local_batch(batch))
+                with train_state.measure("backward"):
+                    loss.backward()
+    with train_state.measure("gradient_norm"):
+        if train_state.scale.active:
+            scale_gradients(train_state.parameters(), 1 / train_state.scale.factor)
+        if train_state.tuner_schedule is not None:
+            train_state.tuner_schedule.add_gradients(apply.copy_full_tensor)
+        return total.item(), compute_model_norm(train_state, compute_gradient_norm)
+
+
+def compute_trained_norm(train_state: TrainState) -> float:
+    """Compute the L2 norm of all trained parameters of the whole model."""
+    apply.reshard_parameters(train_state.core)
+    return compute_model_norm(train_state, compute_parameter_norm)
 
 
 def run_pipeline(
@@ -175,9 +189,13 @@ def run_model(model: Any, local: LocalBatch, head: Head | None = None, cache: KV
     return model(local.ids, inputs=local.inputs, head=head, cache=cache)
 
 
-def compute_model_norm(train_state: TrainState) -> float:
-    """Compute the L2 norm of the gradients of the whole model."""
+def compute_model_norm(train_state: TrainState, compute: Callable[[list[nn.Parameter]], torch.Tensor]) -> float:
+    """Compute the L2 norm of the parameters of the whole model, or of their gradients.
+
+    Args:
+        compute: the norm of the trained parameters of this rank's stages.
+    """
     pipeline, named = train_state.pipeline, train_state.core.named_parameters()
     copies = pipeline.tied_copies if pipeline else ()
-    norm = compute_gradient_norm([parameter for name, parameter in named if name not in copies])
+    norm = compute([item for name, item in named if name not in copies and item.requires_grad])
     return (pipeline.reduce_norm(norm) if pipeline else norm).item()

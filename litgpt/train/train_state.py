@@ -1,6 +1,6 @@
 """The model, its layout and its optimizers, as a run trains them."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from litgpt.train.guard import LossScale
 from litgpt.train.local_batch import LocalBatch, build_local_batch
 from litgpt.train.reference import Reference
 from litgpt.train.router_training import LOAD_FILE, RouterTrainer
+from litgpt.train.step_timers import StepTimers
 from litgpt.train.stored_scores import StoredScores
 
 
@@ -31,6 +32,7 @@ class TrainState:
         reference: the weights that the objective compares the model with; None for none.
         reference_scores: what the reference has computed before training, in its place; None for none.
         tuner_schedule: what the tuner does in each step; None for nothing.
+        timers: of the phases of steps; None to measure none.
         routers: trains the routers of a mixture of experts; None without experts.
     """
 
@@ -44,6 +46,7 @@ class TrainState:
     reference: Reference | None = None
     reference_scores: StoredScores | None = None
     routers: RouterTrainer | None = None
+    timers: StepTimers | None = None
 
     @property
     def counts_batch(self) -> bool:
@@ -79,6 +82,10 @@ class TrainState:
         """The autocast context of the forward pass."""
         return self.precision.autocast(self.device, sharded=apply.is_sharded(self.mesh))
 
+    def measure(self, phase: str) -> AbstractContextManager[None]:
+        """Measure the time of a phase of a step, if these are logged."""
+        return nullcontext() if self.timers is None else self.timers.measure(phase)
+
     def reports(self) -> dict[str, Any]:
         """What this state reports of the last step, as JSON values by the name of a file; equal on all ranks."""
         load = self.routers.report() if self.routers is not None else None
@@ -93,6 +100,8 @@ class TrainState:
 
         The moments of those that become frozen are dropped.
         """
+        if self.timers is not None:
+            self.timers.steps += 1
         if self.reference is not None:
             self.reference.move(self.core, step)
         frozen = self.tuner_schedule.begin_step(step) if self.tuner_schedule else []

@@ -39,7 +39,7 @@ from litgpt.train.preference import paired_answers
 from litgpt.train.reference import Reference
 from litgpt.train.reward import pair_rewards
 from litgpt.train.router_training import RouterTrainer
-from litgpt.train.step import compute_gradients, train_step
+from litgpt.train.step import compute_gradients, compute_trained_norm, train_step
 from litgpt.train.train_state import TrainState
 from tests.layouts.pool import POOL
 from tests.store.models import small
@@ -301,6 +301,7 @@ def collect_facts(case: Case) -> Facts:
     facts["after"] = collect_full_tensors(model, lambda parameter: parameter)
     losses = [value for result in results for value in (result.loss, *result.metrics.values())]
     facts["model"] = {"loss": to_tensor([loss, *losses]), "gradient norm": to_tensor([norm])}
+    facts["model"]["parameter norm"] = to_tensor([compute_trained_norm(train_state)])
     if train_state.routers is not None:
         facts["model"]["load"] = to_tensor([value for load in train_state.routers.load.values() for value in load])
     return facts

@@ -234,6 +234,21 @@ def test_a_setting_without_effect_is_refused(build, message):
         ),
         ({"log": LogArgs(project="a"), "logger_name": "wandb"}, []),
         (
+            {"log": LogArgs(save_dir=Path("d"), tensorboard_queue_size=1), "logger_name": "mlflow"},
+            [
+                "log.tensorboard_queue_size: 1 has no effect with logger_name: mlflow; set tensorboard",
+                "log.save_dir: d has no effect with logger_name: mlflow; set logger_name: tensorboard or wandb",
+            ],
+        ),
+        ({"log": LogArgs(save_dir=Path("d"), tensorboard_queue_size=1), "logger_name": "tensorboard"}, []),
+        (
+            {"checkpoint": CheckpointArgs(load_optimizer=False, load_rng=False)},
+            [
+                f"checkpoint.{name}: false has no effect with resume: false; set resume: auto"
+                for name in ("load_optimizer", "load_rng")
+            ],
+        ),
+        (
             {"parallel": ParallelArgs(zero=2)},
             ["parallel.zero: 2 has no effect with 1 shard; set parallel.data_shard: 2"],
         ),

@@ -7,6 +7,7 @@ warned of, on one process; that they take effect on several is tested in `tests/
 import contextlib
 import csv
 import functools
+import gc
 import io
 import json
 import re
@@ -37,6 +38,7 @@ from litgpt.recipe.pretrain import Pretrain
 from litgpt.recipe.train import GuardArgs, LossArgs
 from litgpt.recipe.tuner import TUNERS
 from litgpt.train import launch
+from litgpt.train.garbage_collection import GarbageCollection
 from litgpt.train.gradient_init import initialize_from_batches
 from litgpt.train.guard import Guard
 from litgpt.train.objective import next_token
@@ -120,6 +122,7 @@ ROWS: dict[str, Row] = {
     "train.wsd_decay_style": Row(
         "minus-sqrt", "rates", given="--train.lr_decay_style wsd --train.wsd_decay_steps 2 --train.min_lr 0"
     ),
+    "train.gc_interval": Row("1", "collections"),
     "eval.interval": Row("1", "validation"),
     "eval.max_new_tokens": Row("4", "refused", "not supported for pretraining"),
     "eval.max_iters": Row("1", "validation"),
@@ -131,6 +134,10 @@ ROWS: dict[str, Row] = {
     "log.project": Row("p", "says", "log.project: p has no effect with logger_name: csv"),
     "log.run": Row("r", "says", "log.run: r has no effect"),
     "log.group": Row("g", "says", "log.group: g has no effect"),
+    "log.save_dir": Row("d", "says", "log.save_dir: d has no effect with logger_name: csv"),
+    "log.tensorboard_queue_size": Row("1", "says", "log.tensorboard_queue_size: 1 has no effect with logger_name: csv"),
+    "log.params_norm": Row("true", "columns"),
+    "log.timers": Row("true", "columns"),
     "log.teamspace": Row("t", "refused", "litlogger"),
     "log.metadata": Row("{a: b}", "refused", "litlogger"),
     "log.log_model": Row("true", "refused", "litlogger"),
@@ -141,6 +148,8 @@ ROWS: dict[str, Row] = {
     "logger_name": Row("tensorboard", "files"),
     "seed": Row("7", "losses"),
     "compile": Row("true --recompute.offload true", "refused", "mutually exclusive"),
+    "deterministic": Row("true", "deterministic"),
+    "attention": Row("math", "operations"),
     "parallel.data_replicate": Row("2", "refused", SPLIT),
     "parallel.data_shard": Row("2", "refused", "devices x num_nodes is 1"),
     "parallel.reshard_after_forward": Row("false", "says", "parallel.reshard_after_forward: false has no effect"),
@@ -244,18 +253,24 @@ class CountOperations(TorchDispatchMode):
 def train(folder: Path, *argv: str) -> dict[str, Any]:
     """The facts of a run in this process, in a folder that holds its data."""
     timeouts, tokens, output = [], [], io.StringIO()
+    deterministic, collections = [], []
     strategy, find = launch.MeshStrategy, finetune.find_folder
 
     def record_strategy(*args: Any, **settings: Any) -> Any:
         timeouts.append(settings["timeout"])
+        deterministic.append(torch.are_deterministic_algorithms_enabled())
         return strategy(*args, **settings)
 
     def record_token(path: Path, *, access_token: str | None = None) -> Path:
         tokens.append(access_token)
         return find(path, access_token=access_token)
 
+    def collect(self: GarbageCollection, step: int) -> None:
+        collections.append(not gc.isenabled() and step % (self.interval or step + 1) == 0)
+
     with (
         contextlib.chdir(folder),
+        mock.patch.object(GarbageCollection, "collect", collect),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),
         mock.patch.object(launch, "MeshStrategy", record_strategy),
@@ -282,6 +297,9 @@ def train(folder: Path, *argv: str) -> dict[str, Any]:
         "operations": operations.count,
         "timeout": timeouts,
         "token": tokens,
+        "deterministic": deterministic,
+        "collections": collections,
+        "columns": sorted(rows[0]) if rows else [],
     }
 
 

@@ -142,6 +142,17 @@ def test_tensorboard_goes_on_where_the_run_was_cut(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 9))
 
 
+def test_runs_that_share_a_folder_of_tensorboard_keep_their_versions(tmp_path: Path) -> None:
+    shared = LogArgs(save_dir=tmp_path / "all", tensorboard_queue_size=3)
+    versions = []
+    for run, resumed_step in (("a", None), ("b", None), ("a", 2), ("b", 2), ("c", None), ("d", 2)):
+        logger: Any = loggers.build_logger("tensorboard", tmp_path / run, shared, resumed_step)
+        assert Path(logger.log_dir).parent == tmp_path / "all"
+        versions.append(logger.version)
+    assert versions == [0, 1, 0, 1, 2, 3]
+    assert logger.experiment.max_queue == 3
+
+
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_missing_package_is_named_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _package: None)
