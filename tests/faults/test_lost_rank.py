@@ -15,7 +15,7 @@ from tests.processes import find_free_port, join_ranks, run_litgpt, start_ranks
 from tests.runs import read_losses
 
 GONE = re.compile(r"litgpt: error: (.*) is gone; the others stop; start again with resume: auto")
-ENDLESS = {"train__max_steps": 10**6, "train__save_interval": None, "parallel": {"timeout_minutes": 0.15}}
+ENDLESS = {"train__max_steps": 10**6, "train__save_interval": None, "parallel": {"timeout_minutes": 0.25}}
 
 
 def wait_for(text: str, log: Path, seconds: float = 200) -> None:
