@@ -98,6 +98,8 @@ def test_a_real_model_learns_to_prefer_words_of_even_length(
         network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         scores.append([score(network, tokenizer, pair) for pair in build_pairs(260)[240:]])
     margins = [after - base for base, after in zip(*scores, strict=True)]
+    preferred = [sum(value > 0 for value in values) for values in scores]
+    print({"of 20 new pairs in transformers": dict(zip(("before", "after"), preferred, strict=True))})
     assert sum(margin > 0 for margin in margins) >= 18
 
 
