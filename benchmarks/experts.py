@@ -1,12 +1,15 @@
-"""Compare forward and backward of one MoE block: LitGPT's loop, transformers' eager loop and this package.
+"""Compare forward and backward of one MoE block: LitGPT's, transformers' and this package's, and its products alone.
 
     python benchmarks/experts.py --work /tmp/pretrain-benchmark --rounds 5
 
 The block has 32 experts with top-4 routing, for 4,096 tokens, in several sizes. All sides get the same weights and
-tokens, and their outputs and gradients are compared. Run it with the interpreter that this package is installed in; the
-peers get their own environments in the work folder, which is shared with `pretrain.py`. Prints the median wall and CPU
-seconds of a pass for each size and side, and the times of the peers relative to this package. Wall seconds require an
-idle machine; CPU seconds (preferably with `--threads 1`) are less sensitive.
+tokens, and their outputs and gradients are compared: LitGPT's loop over experts, and transformers' implementations that
+run on any device (`eager` is a loop over experts). `products` are only the matrix products of the block, on inputs that
+are ready: three of each projection (output, gradient of the input, gradient of the weights), grouped by expert, and
+three of the router in float32. Run it with the interpreter that this package is installed in; the peers get their own
+environments in the work folder, which is shared with `pretrain.py`. Prints the median and the least wall and CPU
+seconds of a pass for each size and side, relative to this package, and the load of the machine. Wall seconds require
+an idle machine; CPU seconds (preferably with `--threads 1`) are less sensitive.
 """
 
 import argparse
@@ -16,6 +19,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,7 @@ from pretrain import SIDES, create_environments
 
 EXPERTS, CHOSEN, TOKENS = 32, 4, 4096
 SIZES = ((64, 32), (128, 32), (256, 64), (512, 256), (1024, 512))  # model width and inner width of an expert
+DTYPES = {"float32": 4, "bfloat16": 2}  # bytes of a value
 
 
 def main() -> None:
@@ -32,16 +38,28 @@ def main() -> None:
         return
     options = read_options()
     pythons = create_environments(options.work.resolve(), list(SIDES))
-    for width, inner in options.sizes:
-        rounds_by_side: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-        for _ in range(options.rounds):
-            for side in SIDES:
-                rounds_by_side[side].append(run_side(pythons[side], side, width, inner, options))
-        compare_norms({side: rounds[-1] for side, rounds in rounds_by_side.items()})
-        for clock in ("wall", "cpu"):
+    for dtype in options.dtypes:
+        for width, inner in options.sizes:
+            compare_size(pythons, width, inner, dtype, options)
+
+
+def compare_size(pythons: dict[str, Path], width: int, inner: int, dtype: str, options: argparse.Namespace) -> None:
+    """Time all sides in turn for one size and type, and print the results."""
+    copied = 2 * 3 * inner * width * TOKENS * CHOSEN * DTYPES[dtype] / 1e9  # expert weights of each row, and gradients
+    sides = [side for side in BLOCKS if side != "batched_mm" or copied <= options.memory]
+    if "batched_mm" not in sides:
+        print(f"width {width}, inner {inner}, {dtype}: batched_mm is left out; it copies {copied:.0f} GB of weights")
+    rounds_by_side: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for _ in range(options.rounds):
+        for side in sides:
+            python = pythons[ENVIRONMENTS.get(side, side)]
+            rounds_by_side[side].append(run_side(python, side, width, inner, dtype, options))
+    compare_norms({side: rounds[-1] for side, rounds in rounds_by_side.items() if "output" in rounds[-1]})
+    for clock in ("wall", "cpu"):
+        for name, reduce in (("median", statistics.median), ("min", min)):
             print_results(
-                f"width {width}, inner {inner}, {clock}",
-                {side: statistics.median(norms[clock] for norms in rounds) for side, rounds in rounds_by_side.items()},
+                f"width {width}, inner {inner}, {dtype}, load {os.getloadavg()[0]:.1f}, {name} {clock}",
+                {side: reduce(result[clock][name] for result in rounds) for side, rounds in rounds_by_side.items()},
             )
 
 
@@ -53,7 +71,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="timed passes per process, after one warmup pass")
     parser.add_argument("--threads", type=int, default=2, help="cores that each process may use")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--dtypes", nargs="+", default=tuple(DTYPES), choices=tuple(DTYPES))
+    parser.add_argument("--memory", type=float, default=8, help="GB that copies of weights by batched_mm may take")
     parser.add_argument(
         "--sizes", nargs="+", type=parse_size, default=SIZES, help="model x expert width, such as 512x256"
     )
@@ -66,9 +85,11 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(width), int(inner)
 
 
-def run_side(python: Path, side: str, width: int, inner: int, options: argparse.Namespace) -> dict[str, float]:
+def run_side(
+    python: Path, side: str, width: int, inner: int, dtype: str, options: argparse.Namespace
+) -> dict[str, Any]:
     """Measure one side in a new process."""
-    command = [python, __file__, "measure", side, width, inner, options.repeats, options.device, options.dtype]
+    command = [python, __file__, "measure", side, width, inner, options.repeats, options.device, dtype]
     threads = {"OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
     done = subprocess.run(
         [str(word) for word in command], check=True, text=True, stdout=subprocess.PIPE, env={**os.environ, **threads}
@@ -76,7 +97,7 @@ def run_side(python: Path, side: str, width: int, inner: int, options: argparse.
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare_norms(sums: dict[str, dict[str, float]]) -> None:
+def compare_norms(sums: dict[str, dict[str, Any]]) -> None:
     """Check that the norms of outputs and gradients agree between all sides."""
     for key in ("output", "input", "router", "experts"):
         expected = sums["ours"][key]
@@ -113,14 +134,18 @@ def measure(side: str, width: str, inner: str, repeats: str, device: str, dtype:
             parameter.grad = None
         wall, cpu = read_clock(device), time.process_time()
         y = block(x)
-        y.backward(grad_output)
+        if y.requires_grad:
+            y.backward(grad_output)
         walls.append(read_clock(device) - wall)
         cpus.append(time.process_time() - cpu)
-    assert x.grad is not None
-    inputs = {"output": y.detach(), "input": x.grad, "router": parameters[0].grad}
-    norms = {key: tensor.float().norm().item() for key, tensor in inputs.items()}
-    norms["experts"] = sum(parameter.grad.float().square().sum().item() for parameter in parameters[1:]) ** 0.5
-    print(json.dumps({"wall": statistics.median(walls[1:]), "cpu": statistics.median(cpus[1:]), **norms}))
+    norms = {}
+    if x.grad is not None:
+        inputs = {"output": y.detach(), "input": x.grad, "router": parameters[0].grad}
+        norms = {key: tensor.float().norm().item() for key, tensor in inputs.items()}
+        norms["experts"] = sum(parameter.grad.float().square().sum().item() for parameter in parameters[1:]) ** 0.5
+    clocks = {"wall": walls[1:], "cpu": cpus[1:]}
+    times = {name: {"median": statistics.median(spent), "min": min(spent)} for name, spent in clocks.items()}
+    print(json.dumps({**times, **norms}))
 
 
 def read_clock(device: str) -> float:
@@ -156,20 +181,45 @@ def build_litgpt(model: int, hidden: int, router: Any, gate: Any, up: Any, down:
     return block, list(block.parameters())
 
 
-def build_transformers(model: int, hidden: int, router: Any, gate: Any, up: Any, down: Any) -> tuple[Any, list[Any]]:
-    """Build the Mixtral block of transformers with its eager loop."""
+def build_transformers(
+    model: int, hidden: int, router: Any, gate: Any, up: Any, down: Any, *, implementation: str
+) -> tuple[Any, list[Any]]:
+    """Build the Mixtral block of transformers with one of its implementations of experts."""
     import torch
     from transformers.models.mixtral.modeling_mixtral import MixtralConfig, MixtralSparseMoeBlock
 
     config = MixtralConfig(
         hidden_size=model, intermediate_size=hidden, num_local_experts=EXPERTS, num_experts_per_tok=CHOSEN,
-        experts_implementation="eager",
+        experts_implementation=implementation,
     )  # fmt: skip
-    assert config._experts_implementation == "eager"
+    assert config._experts_implementation == implementation
     block = MixtralSparseMoeBlock(config).to(router)
     fused = torch.cat([gate, up], dim=1)
     block.load_state_dict({"gate.weight": router, "experts.gate_up_proj": fused, "experts.down_proj": down})
     return block, list(block.parameters())
+
+
+def build_products(model: int, hidden: int, router: Any, gate: Any, up: Any, down: Any) -> tuple[Any, list[Any]]:
+    """Build a function of the matrix products of a block, forward and backward, for tokens that are spread evenly."""
+    import torch
+    import torch.nn.functional as F
+
+    rows = TOKENS * CHOSEN
+    ends = torch.arange(1, EXPERTS + 1, dtype=torch.int32, device=router.device) * (rows // EXPERTS)
+    wide, narrow = router.new_ones(rows, model), router.new_ones(rows, hidden)
+    tokens, logits = (torch.ones(TOKENS, size, device=router.device) for size in (model, EXPERTS))
+    scores = router.float()
+
+    @torch.no_grad()
+    def multiply(_x: Any) -> Any:
+        logits @ scores, tokens @ scores.T, logits.T @ tokens
+        for weight, x, grad in ((gate, wide, narrow), (up, wide, narrow), (down, narrow, wide)):
+            F.grouped_mm(x, weight.mT, offs=ends)
+            F.grouped_mm(grad, weight, offs=ends)
+            y = F.grouped_mm(grad.mT, x, offs=ends)
+        return y
+
+    return multiply, []
 
 
 def config_fields(model: int, hidden: int) -> dict[str, Any]:
@@ -180,7 +230,16 @@ def config_fields(model: int, hidden: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-BLOCKS = {"ours": build_ours, "litgpt": build_litgpt, "transformers": build_transformers}
+BLOCKS: dict[str, Callable[..., tuple[Any, list[Any]]]] = {
+    "ours": build_ours,
+    "products": build_products,
+    "litgpt": build_litgpt,
+    **{kind: partial(build_transformers, implementation=kind) for kind in ("eager", "grouped_mm", "batched_mm")},
+}
+ENVIRONMENTS = {
+    "products": "ours",
+    **dict.fromkeys(("eager", "grouped_mm", "batched_mm"), "transformers"),
+}
 
 if __name__ == "__main__":
     main()

@@ -4,8 +4,7 @@ from litgpt.files import check_unused
 from litgpt.recipe.store_commands import ConvertPretrainedCheckpoint
 from litgpt.store.adapters.folder import check_whole_model
 from litgpt.store.checkpoint_load import resolve_checkpoint
-from litgpt.store.convert import export_folder
-from litgpt.store.load_model import load_config
+from litgpt.store.convert import export_folder, find_config
 
 
 def run(recipe: ConvertPretrainedCheckpoint) -> None:
@@ -14,5 +13,5 @@ def run(recipe: ConvertPretrainedCheckpoint) -> None:
     folder = recipe.checkpoint_dir.parent if recipe.checkpoint_dir.is_file() else recipe.checkpoint_dir
     source = resolve_checkpoint(folder) or folder
     check_whole_model(source)
-    export_folder(recipe.output_dir, source, load_config(source))
+    export_folder(recipe.output_dir, source, find_config(source, recipe.model_name))
     print(f"{recipe.output_dir}: a model folder made of {source}")

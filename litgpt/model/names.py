@@ -3,7 +3,8 @@
 A rule applies to both weight and bias of a module, and to every block by `<i>`; names without `.weight` or `.bias` are
 written in full. A plain string renames. `concat` concatenates several tensors of the model along rows, `interleaved`
 alternates their rows, `grouped` concatenates q, k and v of each key-value group: `[q_1 .. q_r, k, v]` times the number
-of groups; `row` is a vector published as a matrix of one row. With `transposed: true`, matrices are published as
+of groups; `row` is a vector published as a matrix of one row, `padded` has further rows after those of the model's
+vocabulary. With `transposed: true`, matrices are published as
 (in, out). `<e>` in the published name stands for every expert; the model has the tensors of all experts stacked.
 """
 
@@ -20,7 +21,7 @@ from litgpt.model.transformer_config import TransformerConfig
 if TYPE_CHECKING:  # names alone need no torch
     from torch import Tensor
 
-MAPPING_KINDS = ("rename", "concat", "grouped", "interleaved", "row")
+MAPPING_KINDS = ("rename", "concat", "grouped", "interleaved", "row", "padded")
 NO_SUCH_PART, NO_WEIGHTS = "the model has no such part", "holds no weights"  # why a tensor is not read
 
 
@@ -46,6 +47,8 @@ class TensorMapping:
             tensor = tensor.mT
         if self.kind == "rename":
             return [tensor]
+        if self.kind == "padded":
+            return [tensor[: config.padded_vocab_size]]
         rows = [1] if self.kind == "row" else [count_tensor_rows(config, name) for name in self.names]
         if tensor.shape[self._dim] != sum(rows):
             raise UserError(f"{self.hf_name}: {tensor.shape[self._dim]} rows, but the model needs {sum(rows)}")
@@ -70,7 +73,7 @@ class TensorMapping:
     def _join_rows(self, parts: "list[Tensor]", config: TransformerConfig) -> "Tensor":
         import torch
 
-        if self.kind == "rename":
+        if self.kind in ("rename", "padded"):
             return parts[0]
         if self.kind == "row":
             return parts[0][None]

@@ -78,12 +78,14 @@ class ConvertFromLitgpt:
 
 @dataclass(frozen=True)
 class ConvertPretrainedCheckpoint:
-    """Convert a training checkpoint to a model folder."""
+    """Convert a training checkpoint, also of Megatron-core (torch_dist), to a model folder."""
 
     checkpoint_dir: Path
     """Training checkpoint, folder of a run (its latest checkpoint is used), or a folder with a lit_model.pth."""
     output_dir: Path
     """Output folder, new or empty."""
+    model_name: str | None = None
+    """Name of the known model whose configuration the weights have; null to read it from the folder."""
 
 
 @dataclass(frozen=True)

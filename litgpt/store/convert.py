@@ -20,6 +20,7 @@ from litgpt.store.checkpoint_load import PROGRESS, resolve_checkpoint
 from litgpt.store.gguf_files import find_gguf
 from litgpt.store.gguf_tokenizer import write_tokenizer
 from litgpt.store.load_model import correct_by_weights, iter_tensors, load_config, load_saved_config
+from litgpt.store.megatron_files import find_torch_dist
 from litgpt.store.published_tensor import list_parameters
 from litgpt.store.safetensors_files import iter_byte_blocks
 from litgpt.store.save_model import SHARD_BYTES, UNPUBLISHED, cast_tensors, write_model
@@ -172,7 +173,7 @@ def find_config(source: Path, model_name: str | None) -> Config:
     Raises:
         UserError: if none of them gives a shape.
     """
-    has_config = registry.has_config(source) or find_gguf(source)
+    has_config = registry.has_config(source) or find_gguf(source) or find_torch_dist(source)
     if not model_name and not has_config and source.name in registry.list_model_names():
         model_name = source.name
     return correct_by_weights(source, Config.from_name(model_name)) if model_name else load_config(source)

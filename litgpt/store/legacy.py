@@ -1,5 +1,6 @@
-"""Read `.pth` and `.bin` files of `torch.save` with `weights_only`, so that no code in them can run."""
+"""Read what `torch.save` wrote with `weights_only`, so that no code in it can run."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,31 @@ def load_torch_file(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # damaged files raise nearly anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: refused, it is damaged or holds more than tensors ({reason[:200]})") from None
+        raise refuse_file(path, error) from None
+
+
+def load_tensor(data: bytes, source: str) -> Tensor:
+    """The tensor that `torch.save` wrote as these bytes.
+
+    Args:
+        source: where they are from, for messages.
+
+    Raises:
+        UserError: if they are damaged, or hold something else.
+    """
+    try:
+        tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise nearly anything
+        raise refuse_file(source, error) from None
+    if not isinstance(tensor, Tensor):
+        raise UserError(f"{source}: a {type(tensor).__name__}, not a tensor")
+    return tensor
+
+
+def refuse_file(source: Path | str, error: Exception) -> UserError:
+    """The error for a file of `torch.save` that cannot be loaded, with the first line of the reason."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(f"{source}: refused, it is damaged or holds more than tensors ({reason[:200]})")
 
 
 def is_zip(path: Path) -> bool:

@@ -14,6 +14,8 @@ from litgpt.model.config import Config
 from litgpt.phases import phase
 from litgpt.store.collectives_io import Warn, get_rank, warn_once
 from litgpt.store.gguf_files import GGUFFile, find_gguf
+from litgpt.store.megatron_config import load_megatron_config
+from litgpt.store.megatron_files import find_torch_dist
 from litgpt.store.published_tensor import PublishedTensor
 from litgpt.store.safetensors_files import get_shard
 from litgpt.store.state_dict import iter_model_tensors
@@ -72,12 +74,16 @@ def untie_if_head_differs(folder: Path, config: Config) -> Config:
 
 
 def load_saved_config(folder: Path) -> Config:
-    """Load the config of a folder or a GGUF file as model_config.yaml, config.json or the GGUF file has it."""
-    if not registry.has_config(folder) and (path := find_gguf(folder)):
+    """Load the config of a folder or a GGUF file: of model_config.yaml, config.json, GGUF or Megatron's arguments."""
+    if registry.has_config(folder):
+        return Config.from_checkpoint(folder)
+    if path := find_gguf(folder):
         values = GGUFFile(path).config_json
         families = registry.load_families().values()
         family = next(family for family in families if family.model_type == values["model_type"])
         return Config(**family.read(values, name=path.stem).to_dict())
+    if checkpoint := find_torch_dist(folder):
+        return load_megatron_config(checkpoint, folder.resolve().name)
     return Config.from_checkpoint(folder)
 
 

@@ -17,6 +17,7 @@ from litgpt.store.checkpoint_load import PROGRESS, open_checkpoint
 from litgpt.store.collectives_io import warn_once
 from litgpt.store.gguf_files import GGUFFile, find_gguf
 from litgpt.store.legacy import load_state_dict
+from litgpt.store.megatron_files import METADATA, TorchDistFolder, find_torch_dist
 from litgpt.store.safetensors_files import SafetensorsFiles
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -50,7 +51,7 @@ class WeightSource:
 
 
 def open_weights(folder: Path) -> WeightSource:
-    """Open the weights in a model folder: safetensors, a training checkpoint, LitGPT's file, `.bin` or GGUF.
+    """Open the weights in a model folder: safetensors, a training checkpoint, LitGPT's, `.bin`, GGUF or Megatron's.
 
     Args:
         folder: a model folder, or a file with weights.
@@ -61,7 +62,8 @@ def open_weights(folder: Path) -> WeightSource:
     path = choose_weights(folder)
     if path is None:
         raise UserError(
-            f"{folder}: no weights in it; a model folder holds {SAFETENSORS}, {LIT_MODEL}, {BIN} or one .gguf"
+            f"{folder}: no weights in it; a model folder holds {SAFETENSORS}, {LIT_MODEL}, {BIN}, one .gguf or a "
+            "torch_dist checkpoint of Megatron-core"
         )
     if path.is_dir():
         return open_safetensors(path, list_loose(path))
@@ -70,6 +72,9 @@ def open_weights(folder: Path) -> WeightSource:
     if path.suffix == ".gguf":
         file = GGUFFile(path)
         return WeightSource(path, file.names, file.read_meta, file.read, table=file.name_table)
+    if path.name == METADATA:
+        megatron = TorchDistFolder(path.parent)
+        return WeightSource(path.parent, megatron.names, megatron.read_meta, megatron.read, table=megatron.name_table)
     if path.suffix in (".pth", ".bin"):
         return open_torch_files([path])
     if path.suffix == ".safetensors":
@@ -111,6 +116,7 @@ def list_weights(folder: Path) -> list[Path]:
         sets.append(folder)
     sets += [path for path in (folder / name for name in (LIT_MODEL, BIN, BIN_INDEX)) if path.is_file()]
     sets += [*sorted(folder.glob("*.gguf")), *sorted(folder.glob(f"{CONSOLIDATED}*.safetensors"))]
+    sets += [megatron / METADATA] if (megatron := find_torch_dist(folder)) else []
     return [path for path in sets if path not in absent] + absent
 
 
