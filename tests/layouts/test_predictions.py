@@ -14,16 +14,16 @@ GROUPS = RecomputeArgs("full", num_layers=2)
 PREDICTIONS = Case("predictions", packed=True, objective="predictions")
 CASES = [
     replace(PREDICTIONS, micro=1, moe=SEQ),  # accumulation
-    replace(PREDICTIONS, more={"recompute": GROUPS}),
-    replace(PREDICTIONS, ranks=2, parallel={"data_shard": 2, "prefetch": 1}),
     replace(PREDICTIONS, ranks=2, parallel={"context": 2}, moe=SEQ),
     replace(PREDICTIONS, ranks=2, parallel={"pipeline": 2}, moe=SEQ),
-    replace(PREDICTIONS, ranks=2, parallel={"tensor": 2}),
-    replace(PREDICTIONS, ranks=2, parallel={"expert": 2, "data_shard": 2}),
-    Case("dense predictions", 2, {"tensor": 2, "sequence": False}, objective="one prediction"),
-    Case("predictions", 2, {"data_shard": 2, "prefetch": 1}, tuner="lora"),  # they are frozen, and do not run
 ]
 SLOW = [
+    replace(PREDICTIONS, ranks=2, parallel={"data_shard": 2, "expert": 2, "prefetch": 1}),
+    replace(PREDICTIONS, more={"recompute": GROUPS}),
+    replace(PREDICTIONS, ranks=2, parallel={"data_shard": 2, "prefetch": 1}),
+    replace(PREDICTIONS, ranks=2, parallel={"tensor": 2}),
+    Case("dense predictions", 2, {"tensor": 2, "sequence": False}, objective="one prediction"),
+    Case("predictions", 2, {"data_shard": 2, "prefetch": 1}, tuner="lora"),  # they are frozen, and do not run
     replace(PREDICTIONS, ranks=2, parallel={"data_replicate": 2}),
     Case("predictions", 4, {"pipeline": 2, "data_shard": 2}, tuner="lora"),
     replace(PREDICTIONS, shape="deep predictions", ranks=2, parallel={"pipeline": 2, "pipeline_schedule": "zbv"}),
