@@ -36,15 +36,16 @@ def split_layers(settings: ParallelArgs, layers: int) -> list[range]:
     Raises:
         UserError: if the settings do not fit the number of layers, naming the number to change.
     """
-    sizes, devices = settings.pipeline_layers, settings.pipeline
+    given, devices = settings.pipeline_layers, settings.pipeline
     stages = devices * (2 if settings.pipeline_schedule in ("interleaved", "zbv") else 1)
-    if isinstance(sizes, list):
-        is_allowed = len(sizes) == stages or (settings.pipeline_schedule == "interleaved" and len(sizes) > stages)
-        if not is_allowed or len(sizes) % devices:
+    if isinstance(given, list):
+        is_allowed = len(given) == stages or (settings.pipeline_schedule == "interleaved" and len(given) > stages)
+        if not is_allowed or len(given) % devices:
             raise UserError(
-                f"parallel.pipeline_layers: {len(sizes)} numbers, but {settings.pipeline_schedule} on {devices} "
+                f"parallel.pipeline_layers: {len(given)} numbers, but {settings.pipeline_schedule} on {devices} "
                 f"devices has {stages} stages; give {stages} numbers"
             )
+        sizes = share_layers(given, layers)
         if sum(sizes) != layers:
             last = sizes[-1] + layers - sum(sizes)
             cure = f"change the last to {last}" if last > 0 else f"give {len(sizes)} numbers of sum {layers}"
@@ -60,6 +61,22 @@ def split_layers(settings: ParallelArgs, layers: int) -> list[range]:
             )
         sizes = balance_layers(layers, stages)
     return [range(start, end) for start, end in pairwise(accumulate(sizes, initial=0))]
+
+
+def share_layers(sizes: Sequence[int | None], layers: int) -> list[int]:
+    """Give stages without a number equal shares of the layers that are left.
+
+    Raises:
+        UserError: if these do not divide equally.
+    """
+    rest, stages = layers - sum(size or 0 for size in sizes), sizes.count(None)
+    if stages and (rest < stages or rest % stages):
+        shown = ", ".join("null" if size is None else str(size) for size in sizes)
+        raise UserError(
+            f"parallel.pipeline_layers: [{shown}] leaves {rest} of {layers} layers for {stages} stages, which does not "
+            "divide equally; change a number, or set auto"
+        )
+    return [rest // stages if size is None else size for size in sizes]
 
 
 def balance_layers(layers: int, stages: int) -> list[int]:

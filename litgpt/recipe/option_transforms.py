@@ -209,17 +209,16 @@ def name_system(key: str, value: Any, launch: LaunchOptions) -> Settings:
 
 
 def list_stage_layers(key: str, _value: Any, launch: LaunchOptions) -> Settings:
-    """The layers of every stage, from those of the first and last one; the others have equally many."""
-    layers, stages = launch.count_layers(), as_number(launch.get("pipeline_model_parallel_size"))
-    if layers is None:
-        raise RefusedValue(f"set {key} to the layers of each stage, such as [11, 13]")
+    """The layers of every stage: those of the first and last one, and equal shares of the rest for the others."""
+    stages = as_number(launch.get("pipeline_model_parallel_size"))
     first, last = launch.get("decoder_first_pipeline_num_layers"), launch.get("decoder_last_pipeline_num_layers")
     ends = [as_number(count) for count in (first, last) if count is not None]
-    middle = stages - len(ends)
-    if middle < 0 or (layers - sum(ends)) % max(1, middle) or (middle == 0 and sum(ends) != layers):
+    if stages < max(2, len(ends)):
+        raise RefusedValue("it needs a pipeline of several stages")
+    layers, rest = launch.count_layers(), stages - len(ends)
+    if layers is not None and (layers - sum(ends) < rest or (layers - sum(ends)) % max(1, rest)):
         raise RefusedValue(f"{layers} layers do not divide into {stages} stages with these")
-    even = [(layers - sum(ends)) // max(1, middle)] * middle
-    return {key: [*([first] if first else []), *even, *([last] if last else [])]}
+    return {key: [*([first] if first else []), *[None] * rest, *([last] if last else [])]}
 
 
 def list_moe_layers(key: str, value: Any, launch: LaunchOptions) -> Settings:

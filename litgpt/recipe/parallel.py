@@ -98,8 +98,9 @@ class ParallelArgs:
     """Pipeline parallelism: number of devices that the layers are split over."""
     pipeline_schedule: Literal["1f1b", "gpipe", "interleaved", "zbv"] = "1f1b"
     """Pipeline schedule; interleaved and zbv have two stages per device."""
-    pipeline_layers: Literal["auto"] | list[Count] = "auto"
-    """Number of layers of each stage; auto balances layers, embedding and head."""
+    pipeline_layers: Literal["auto"] | list[Count | None] = "auto"
+    """Number of layers of each stage; null, as in [11, null, 13], for an equal share of the rest; auto balances layers,
+    embedding and head."""
     expert: Count = 1
     """Expert parallelism: number of devices, out of data_shard x context x tensor, that experts are split over."""
     expert_tensor: Count = 1

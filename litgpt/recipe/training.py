@@ -31,6 +31,8 @@ class Training:
     """Floating-point precision of training; null for the best that the device supports."""
     resume: bool | Literal["auto"] | Path = False
     """Resume from the latest checkpoint in out_dir (true), the latest one if any (auto), or a given one (a path)."""
+    add_version: bool = False
+    """Write into a new folder version_N in out_dir, so that each run has one of its own."""
     data: DataModule | None = None
     """Data module; null for Alpaca when finetuning, for TinyLlama when pretraining."""
     train: TrainArgs = field(default_factory=TrainArgs)
@@ -80,6 +82,12 @@ class Training:
         if self.data is not None:
             self.data.set_objective(self.objective)
         self.optimizer.check_run(self.precision, cpu_offload=self.parallel.cpu_offload)
+        if self.add_version and self.resume in (True, "auto"):
+            resume = str(self.resume).lower()
+            raise UserError(
+                f"add_version: true and resume: {resume} are mutually exclusive; to resume a version, set its folder "
+                "as out_dir and add_version: false"
+            )
         lr, min_lr = self.optimizer.lr, self.train.min_lr
         if min_lr is None:
             object.__setattr__(self, "train", replace(self.train, min_lr=self._get_default_min_lr()))

@@ -229,6 +229,8 @@ def check_resumption(recipe: Training) -> None:
     Raises:
         UserError: if `out_dir` holds checkpoints and the recipe does not resume, or holds none and `resume` is true.
     """
+    if recipe.add_version:
+        return
     steps = [folder for _, folder in list_checkpoints(recipe.out_dir)]
     if recipe.resume is False and steps:
         raise UserError(

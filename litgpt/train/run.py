@@ -80,7 +80,7 @@ def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> No
             final = publish(trained) if loop.complete else None
             if console.enabled:
                 with phase("writing the report"):
-                    report = write_report(recipe.out_dir)
+                    report = write_report(trained.recipe.out_dir)
             loop.interrupts.is_over = True
             if console.enabled:
                 console.print(render_summary(loop.summary(final, report)))

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.recipe.training import Training
 from litgpt.store.checkpoint_load import find_checkpoint, load_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
+from litgpt.store.collectives_io import share_first_message
 from litgpt.train import header
 from litgpt.train.early_checks import (
     check_predictions,
@@ -39,6 +40,7 @@ from litgpt.train.early_checks import (
     resolve_sequence_length,
 )
 from litgpt.train.guard import LossScale
+from litgpt.train.history import choose_version
 from litgpt.train.initial_weights import build_reference, fill_model, restore_quantized_base, resume_reference
 from litgpt.train.launch import count_processes, launch
 from litgpt.train.loggers import build_logger
@@ -116,6 +118,9 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     check_predictions(recipe, spec.config, adapted=spec.adapted)
     announced = print_setup(recipe, spec, notify)
     fabric = launch(recipe)
+    if recipe.add_version:
+        recipe = replace(recipe, out_dir=create_version(recipe.out_dir), add_version=False)
+        notify(header.format_rows([("Version", str(recipe.out_dir))]))
     mesh = cast(MeshStrategy, fabric.strategy).mesh
     precision = build_precision(recipe.precision, recipe.parallel.reduce_dtype)
     check_attention_kernel(recipe.attention, spec.config, fabric.device, precision.compute or precision.storage)
@@ -157,6 +162,18 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
         progress=progress,
         ranks=fabric.world_size,
     )
+
+
+def create_version(out_dir: Path) -> Path:
+    """Create the next folder `version_N`, on the first rank; returns it on all of them."""
+    name = ""
+    while is_rank_zero() and not name:
+        name = f"version_{choose_version(out_dir, resumed=False)}"
+        try:
+            (out_dir / name).mkdir(parents=True)
+        except FileExistsError:  # another run has created it in the meantime
+            name = ""
+    return out_dir / share_first_message(name)
 
 
 def print_setup(recipe: Training, spec: RunSpec, notify: Notify) -> str | None:

@@ -26,6 +26,7 @@ MIXED = {"sources": ["rows.jsonl", "more.jsonl"]}
 STREAMED: dict[str, Any] = {"streaming": True}
 SHARED: dict[str, tuple[Any, dict[str, Any]]] = {
     "seed": (7, {}),
+    "shuffle": (False, {}),
     "num_workers": (1, {}),
     "packing": (Packing(True), {}),
     "tokenize": ("lazy", {}),
@@ -70,6 +71,7 @@ VALUES: dict[type, dict[str, tuple[Any, dict[str, Any]]]] = {
         "train_data_path": (Path("other"), {}),
         "val_data_path": (Path("other"), {}),
         "seed": (7, {}),
+        "shuffle": (False, {}),
         "num_workers": (1, {}),
         "document_mask": (True, {}),
         "cache_dir": (Path("elsewhere"), {}),

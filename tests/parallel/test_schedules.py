@@ -46,6 +46,7 @@ def test_layers_are_balanced_with_embedding_and_head() -> None:
 def test_stages_are_consecutive_layers() -> None:
     assert split_layers(ParallelArgs(pipeline=2, pipeline_layers=[1, 3]), 4) == [range(1), range(1, 4)]
     assert stage_sizes(8, pipeline=2, pipeline_schedule="zbv") == [1, 3, 3, 1]
+    assert stage_sizes(28, pipeline=4, pipeline_layers=[5, None, None, 7]) == [5, 8, 8, 7]
     assert stage_sizes(9, pipeline=3, pipeline_schedule="interleaved", pipeline_layers=[1] * 9) == [1] * 9
     assert assign_devices("zbv", 4, 8) == [0, 1, 2, 3, 3, 2, 1, 0]
     assert assign_devices("interleaved", 4, 12) == [0, 1, 2, 3] * 3
@@ -58,6 +59,8 @@ def test_stages_are_consecutive_layers() -> None:
          "layers; set parallel.pipeline: 3"),
         ({"pipeline": 2, "pipeline_layers": [3, 4]}, 8, "parallel.pipeline_layers: 3 + 4 = 7, but the model has 8 "
          "layers; change the last to 5, or set auto"),
+        ({"pipeline": 4, "pipeline_layers": [1, None, None, 2]}, 8, "parallel.pipeline_layers: [1, null, null, 2] "
+         "leaves 5 of 8 layers for 2 stages, which does not divide equally; change a number, or set auto"),
         ({"pipeline": 2, "pipeline_layers": [6, 4]}, 5, "parallel.pipeline_layers: 6 + 4 = 10, but the model has 5 "
          "layers; give 2 numbers of sum 5, or set auto"),
         ({"pipeline": 2, "pipeline_schedule": "zbv", "pipeline_layers": [4, 4]}, 8, "parallel.pipeline_layers: "

@@ -95,8 +95,10 @@ def test_values_that_cannot_be_translated(capsys):
     text = explain(capsys, "--swift", "--train_type longlora --deepspeed ds.json")
     assert "--train_type longlora: the tuners are" in text
     assert "--deepspeed ds.json: set parallel.zero to its stage" in text
-    text = explain(capsys, "--megatron", "--decoder_last_pipeline_num_layers 11 --pipeline_model_parallel_size 2")
-    assert "set parallel.pipeline_layers to the layers of each stage" in text
+    stages = "--decoder_first_pipeline_num_layers 11 --decoder_last_pipeline_num_layers 13"
+    text = explain(capsys, "--megatron", f"{stages} --pipeline_model_parallel_size 4")
+    assert yaml.safe_load(text)["parallel"]["pipeline_layers"] == [11, None, None, 13]
+    assert "it needs a pipeline of several stages" in explain(capsys, "--megatron", stages)
     text = explain(capsys, "--megatron", "--train_type lora --tp_comm_overlap false")
     assert "Refused" not in text
 
@@ -111,7 +113,7 @@ def test_values_that_cannot_be_translated(capsys):
         (
             "megatron",
             "--model Qwen/Qwen1.5-MoE-A2.7B --pipeline_model_parallel_size 2 --decoder_last_pipeline_num_layers 11",
-            {"parallel.pipeline_layers": [13, 11]},
+            {"parallel.pipeline_layers": [None, 11]},
         ),
         (
             "megatron",

@@ -35,6 +35,7 @@ NAMES = [name for section in SAMPLES.values() for name in section]
 SWIFT_SAMPLES = {
     "moe_pad_expert_input_to_capacity": "true",
     "max_length": "2048",
+    "dataset_shuffle": "false",
     "metric_for_best_model": "loss",
     "greater_is_better": "false --metric_for_best_model loss",
     "early_stop_interval": "3",

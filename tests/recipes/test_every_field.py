@@ -99,6 +99,7 @@ ROWS: dict[str, Row] = {
     "out_dir": Row("elsewhere", "losses"),  # nothing is written in the usual folder
     "precision": Row("bf16-true", "losses"),
     "resume": Row("true", "refused", "resume"),
+    "add_version": Row("true", "files"),
     "train.save_interval": Row("1", "files"),
     "train.log_interval": Row("2", "losses"),
     "train.global_batch_size": Row("8", "losses"),

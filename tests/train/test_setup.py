@@ -1,17 +1,19 @@
 """The warnings of a run before its first step."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.recipe.pretrain import Pretrain
 from litgpt.recipe.train import EvalArgs, TrainArgs
 from litgpt.recipe.tuner import LoRA
 from litgpt.train.header import describe_data
 from litgpt.train.run_spec import RunSpec
-from litgpt.train.setup import list_warnings
+from litgpt.train.setup import create_version, list_warnings
 from tests.runs import SHAPE
 
 EXPERTS = {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2, "moe_intermediate_size": 8}
@@ -55,3 +57,12 @@ def test_warnings_before_the_first_step(settings: dict[str, Any], shape: dict[st
     stream: Any = SimpleNamespace(samples_per_epoch=240)
     header = str(describe_data(recipe, (stream, None), length=32, steps=30, warmup=30))
     assert ("warm-up" in header) != any("warmup" in line for line in warnings)  # said once
+
+
+def test_each_version_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "version_7").mkdir()
+    assert [create_version(tmp_path).name for _ in range(2)] == ["version_8", "version_9"]
+    Pretrain("x", add_version=True, resume=Path("out/step-00000002"))
+    for resume in (True, "auto"):
+        with pytest.raises(UserError, match=r"add_version: true and resume: .* are mutually exclusive"):
+            Pretrain("x", add_version=True, resume=resume)  # type: ignore[arg-type]

@@ -143,6 +143,8 @@ class Conversations(FinetuningData):
                 raise UserError(
                     f"data.{name}: {value} is not supported with data.streaming: true; set data.{name}: {supported}"
                 )
+        if not self.shuffle:
+            raise UserError("data.shuffle: false is not supported with data.streaming: true; set data.streaming: false")
         if self.group_by_length:
             raise UserError(
                 f"data.group_by_length: {self.group_by_length} needs all lengths; set data.streaming: false"

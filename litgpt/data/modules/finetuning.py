@@ -77,6 +77,8 @@ class FinetuningData(DataModule):
 
     seed: Seed = 42
     """Seed of the sample order and of the split for validation."""
+    shuffle: bool = True
+    """Read the samples in a new order in every epoch; false is the order of the sources and of their rows."""
     num_workers: Position = 4
     """Number of processes that prefetch; the batches do not depend on it."""
     on_error: OnError = "raise"
@@ -107,6 +109,11 @@ class FinetuningData(DataModule):
                 f"data.group_by_length: {self.group_by_length} has no effect on packed rows, which have equal length; "
                 "set data.group_by_length: 0, or data.packing.enabled: false"
             )
+        if not self.shuffle and (
+            self.group_by_length or (self.packing.enabled and self.packing.strategy == "best_fit")
+        ):
+            cure = "data.group_by_length: 0" if self.group_by_length else "data.packing.strategy: sequential"
+            raise UserError(f"data.shuffle: false needs {cure}, which keeps the order of samples; set it")
         if self.tokenize == "lazy":
             needs_lengths = {
                 "data.packing: true": self.packing.enabled,
@@ -252,7 +259,12 @@ class FinetuningData(DataModule):
         grouping = LengthGrouping(shape.global_batch_size, self.group_by_length) if self.group_by_length else None
         packed = self._pack(samples, shape) if self.packing.enabled else None
         rows = stream.samples.SampleRows(
-            samples, packed, self.seed, padding=self.padding, grouping=grouping, value_name=self.value_name
+            samples,
+            packed,
+            self.seed if self.shuffle else None,
+            padding=self.padding,
+            grouping=grouping,
+            value_name=self.value_name,
         )
         if self.padding and self.tokenize == "ahead" and shape.rank == 0:
             self._count_padding(rows, shape)

@@ -21,6 +21,7 @@ class TokenizedText(DataModule):
     seed: int
     num_workers: int
     document_mask: bool
+    shuffle: bool = True
     data_path: str | Path
     output_key: ClassVar[str] = "data.data_path"
 
@@ -94,7 +95,9 @@ class TokenizedText(DataModule):
         return stream.batches.ValStream(self._cut_windows(self.val_tokens, shape), shape)
 
     def _cut_windows(self, tokens: Any, shape: BatchShape) -> Any:
-        return stream.windows.Windows(tokens, shape.max_seq_length, self.seed, self.document_mask)
+        return stream.windows.Windows(
+            tokens, shape.max_seq_length, self.seed if self.shuffle else None, self.document_mask
+        )
 
     def _build_corpus(self, name: str, files: list[Path], bad_rows: BadRows = "stop") -> Corpus:
         """Build a corpus of text files; documents start with the bos token, if there is one."""
@@ -128,6 +131,8 @@ class TextFiles(TokenizedText):
     """Folder (or one file) of the validation text; null uses the first training file, by name."""
     seed: Seed = 42
     """Seed of the sample order."""
+    shuffle: bool = True
+    """Read the samples in a new order in every epoch; false is the order of the files and of their text."""
     num_workers: Position = 4
     """Number of processes that prefetch; the batches do not depend on it."""
     document_mask: bool = False

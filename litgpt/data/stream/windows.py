@@ -66,14 +66,14 @@ class Windows(WindowDataset):
     Args:
         tokens: the text.
         length: T, the maximum sequence length of the model.
-        seed: seed of the order.
+        seed: seed of the order; None for that of the text.
         document_mask: number the documents in each window.
 
     Raises:
         UserError: if the text is shorter than one window.
     """
 
-    def __init__(self, tokens: TokenReader, length: int, seed: int, document_mask: bool = False) -> None:
+    def __init__(self, tokens: TokenReader, length: int, seed: int | None, document_mask: bool = False) -> None:
         self.count = (tokens.total - 1) // length
         if self.count < 1:
             raise UserError(
@@ -85,7 +85,7 @@ class Windows(WindowDataset):
         self.fingerprint = compute_fingerprint(tokens.fingerprint, length, seed)
         self.tokens = tokens
         self._length, self._seed, self._document_mask = length, seed, document_mask
-        self._permutation = (0, FeistelPermutation(self.count, seed, 0))
+        self._permutation = (0, FeistelPermutation(self.count, seed or 0, 0))
 
     def locate(self, index: int) -> "tuple[Windows, int]":
         """Return itself and `index`."""
@@ -103,6 +103,8 @@ class Windows(WindowDataset):
 
     def _find_start(self, index: int) -> int:
         epoch, offset = divmod(index, self.count)
+        if self._seed is None:
+            return offset * self._length
         if self._permutation[0] != epoch:
             self._permutation = (epoch, FeistelPermutation(self.count, self._seed, epoch))
         return self._permutation[1](offset) * self._length

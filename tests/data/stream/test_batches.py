@@ -47,6 +47,11 @@ def take(stream: TrainStream, count: int) -> list[Batch]:
     return list(itertools.islice(stream, count))
 
 
+def test_windows_without_a_seed_are_in_the_order_of_the_text() -> None:
+    stream = TrainStream(Windows(Numbers(31), 3, None), BatchShape(2, 2, 3))
+    assert samples_of(take(stream, 10)) == [*range(10), *range(10)]
+
+
 @settings(max_examples=300, deadline=None)
 @given(count=st.integers(1, 3000), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 10**6))
 def test_permutation_is_one(count: int, seed: int, epoch: int) -> None:

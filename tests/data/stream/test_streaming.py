@@ -237,6 +237,7 @@ def test_unsupported_streaming_settings(tmp_path: Path, tokenizer: Tokenizer) ->
     for settings, words in (
         ({"tokenize": "lazy"}, r"data\.tokenize: lazy"),
         ({"stopping": "all_exhausted"}, r"data\.stopping: all_exhausted"),
+        ({"shuffle": False}, r"data\.shuffle: false is not supported with data\.streaming"),
         ({"group_by_length": 4}, r"data\.group_by_length: 4"),
         ({"val_fraction": 0.1}, r"data\.val_rows: 500"),
         ({"val_rows": 2, "val_sources": [path]}, r"data\.val_rows: 0"),
