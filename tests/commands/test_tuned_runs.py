@@ -24,15 +24,21 @@ SHORT = {
 }
 LISA_SETTINGS = {"activated_layers": 1, "step_interval": 2}
 ADALORA = {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 2, "total_steps": 6, "dropout": 0.1}
+PAIR, QUANTIZED = {"r": 4, "alpha": 6, "dropout": 0.1}, {"quantize": "bnb.int8-training"}
 GALORE = {"lr": 1e-2, "rank": 4, "update_proj_gap": 2, "scale": 0.25, "weight_decay": 0.0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "noise": ("finetune_lora", {**LORA, "neftune_alpha": 5.0}),
     "LISA": ("finetune_full", {"tuner": {"class_path": "LISA", "init_args": LISA_SETTINGS}}),
     "LLaMAPro": ("finetune_full", {"tuner": {"class_path": "LLaMAPro", "init_args": {"new_blocks": 2}}}),
     "AdaLoRA": ("finetune_lora", {"tuner": {"class_path": "AdaLoRA", "init_args": ADALORA}}),
+    "LoftQ": (
+        "finetune_lora",
+        {"tuner": {"class_path": "LoRA", "init_args": {**PAIR, "init": "loftq", "loftq_iterations": 2}}, **QUANTIZED},
+    ),
+    "LoRA-GA": ("finetune_lora", {"tuner": {"class_path": "LoRA", "init_args": {**PAIR, "init": "lora_ga"}}}),
     "GaLore": ("finetune_full", {"optimizer": {"class_path": "GaLore", "init_args": GALORE}}),
 }
-SLOW = {"AdaLoRA": pytest.mark.slow}
+SLOW = dict.fromkeys(("AdaLoRA", "LoftQ", "LoRA-GA"), pytest.mark.slow)
 
 
 def validation_losses(folder: Path) -> list[float]:
@@ -73,6 +79,23 @@ def test_blocks_take_turns_alike_on_any_layout(base: Path, tmp_path: Path) -> No
         assert run(tmp_path / name, base, command, 2, **settings, **SHORT, **layout) == pytest.approx(alone, abs=1e-5)
     before, after = weights(base), weights(tmp_path / "alone" / "out" / "final")
     assert not [name for name in before if torch.equal(before[name], after[name])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["LoftQ", "LoRA-GA"])
+def test_initializations_are_alike_on_any_layout(base: Path, tmp_path: Path, case: str) -> None:
+    command, settings = CASES[case]
+    tuner = {"class_path": "LoRA", "init_args": {**settings["tuner"]["init_args"], "dropout": 0.0}}
+    settings = {**settings, **SHORT, "tuner": tuner, "train__lr_warmup_steps": 1}
+    alone = run(tmp_path / "alone", base, command, **settings)
+    for name, layout in {"shared": {}, "replicated": {"data_replicate": 2, "data_shard": 1}}.items():
+        shared = run(tmp_path / name, base, command, 2, **settings, parallel=layout)
+        assert shared == pytest.approx(alone, abs=1e-5), name
+    if case == "LoftQ":
+        return
+    plain = {**settings, "tuner": {"class_path": "LoRA", "init_args": {**PAIR, "dropout": 0.0}}}
+    random_start = run(tmp_path / "random", base, command, **plain)
+    assert alone[1] == random_start[1] and alone[6] < random_start[6]  # from the base, and faster
 
 
 @pytest.mark.slow

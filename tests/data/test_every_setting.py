@@ -49,6 +49,8 @@ VALUES: dict[type, dict[str, tuple[Any, dict[str, Any]]]] = {
         "weights": ([WeightRule(2, keyword="many")], {}),
         "tool_format": ("hermes", {"sources": "tools.jsonl"}),
         "system": ("Be brief.", {}),
+        "model_name": ("Aster", {"sources": "named.jsonl", "model_author": "Vega"}),
+        "model_author": ("Vega", {"sources": "named.jsonl", "model_name": "Aster"}),
         "prompt_style": ("alpaca", {"sources": "single.jsonl"}),
         "chat_template": (Path("chat.jinja"), {}),
         "template_args": ({"flag": "x"}, {"chat_template": Path("chat.jinja")}),
@@ -80,7 +82,9 @@ VALUES: dict[type, dict[str, tuple[Any, dict[str, Any]]]] = {
 }
 REFUSED: dict[type, dict[str, str]] = {Preferences: {"train_on": "set data.train_on: answers"}}
 """Settings that a data module does not support, and the end of the error."""
-PAIRED_FILES = {f"{name}.jsonl": f"{name}_pairs.jsonl" for name in ("rows", "more", "long", "bad", "tools", "single")}
+PAIRED_FILES = {
+    f"{name}.jsonl": f"{name}_pairs.jsonl" for name in ("rows", "more", "long", "bad", "tools", "single", "named")
+}
 
 
 def use_pairs(value: Any) -> Any:
@@ -121,6 +125,8 @@ def write_data(folder: Path) -> None:
         write(folder / f"{name}.jsonl", [talk(n, count) for n, count in enumerate(words)])
         (folder / f"{name}.json").write_text(json.dumps([answer(n, count) for n, count in enumerate(words)]))
     write(folder / "single.jsonl", [{"query": f"How {n}?", "response": "many " * (n + 1)} for n in range(20)])
+    named = [{"query": f"Who {n}?", "response": "{{NAME}} of {{AUTHOR}}"} for n in range(20)]
+    write(folder / "named.jsonl", named)
     write(folder / "tools.jsonl", [talk(n, 3) | {"tools": [TOOL]} for n in range(8)])
     write(folder / "bad.jsonl", [talk(1, 3), {"messages": [{"role": "user"}]}, *(talk(n, 3) for n in range(5))])
     (folder / "bad.json").write_text(json.dumps([*(answer(n, 3) for n in range(5)), {"instruction": 3}]))
@@ -183,5 +189,7 @@ def test_a_setting_has_an_effect(
         assert str(facts[1]).endswith(REFUSED[cls][name])
         return
     assert facts[0] != facts[1]
-    assert name in ("on_error", "bad_rows", "tool_format") or isinstance(facts[0], list), facts[0]
+    assert name in ("on_error", "bad_rows", "tool_format", "model_name", "model_author") or isinstance(
+        facts[0], list
+    ), facts[0]
     assert name == "ignore_index" or isinstance(facts[1], list), facts[1]

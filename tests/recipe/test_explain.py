@@ -70,7 +70,8 @@ def test_the_quick_start_in_detail(capsys):
     assert find_comment(training, "weight_decay") == "default of Megatron-SWIFT"
     assert find_comment(training, "tensor") == ""
     assert "#   --dataset_num_proc 4: rows are tokenized in parallel by itself\n" in training
-    assert "# Refused:\n" in training and "--model_author swift: " in training
+    names = [recipe["data"]["init_args"][key] for key in ("model_name", "model_author")]
+    assert names == [["swift-robot"], ["swift"]]
 
 
 def test_what_is_left_over(capsys):

@@ -46,6 +46,8 @@ SWIFT_SAMPLES = {
     "dataset": "a.jsonl b.jsonl#5",
     "val_dataset": "v.jsonl",
     "system": "Hello.",
+    "model_name": "'Xiao Xing' Aster",
+    "model_author": "litgpt",
     "truncation_strategy": "left",
     "agent_template": "hermes",
     "strict": "true",

@@ -83,9 +83,10 @@ def test_each_finetuning_recipe_fits_the_model_that_it_names(litgpt, path):
     if path.stem.startswith("self-cognition"):
         own_path, other_source = recipe.data.sources
         rows = [json.loads(line) for line in (HUB.parent / own_path).read_text().splitlines()]
-        assert (
-            len(rows) > 20 and all(row["query"] and "Aster" in row["response"] for row in rows) and "#" in other_source
-        )
+        assert len(rows) > 20 and "#" in other_source
+        assert all(row["query"] and "{{NAME}}" in row["response"] for row in rows)
+        assert recipe.data.model_name and any("{{AUTHOR}}" in row["response"] for row in rows)
+        assert recipe.data.model_author
     else:
         rate = 1e-5 if path.stem == "full-1-gpu" else 2e-4
         assert type(recipe.data).__name__ == "Alpaca2k" and recipe.optimizer.lr == rate

@@ -430,7 +430,9 @@ FEW, SHARDS = {"n_frequency": 20}, {"r": 8}
 TUNER_BASES: dict[str, dict[str, Any]] = {
     **{"Full trainable_parameters": FREEZES, "Full trainable_parameters_regex": FREEZES},
     "LISA step_interval": {"activated_layers": 1},
-    **dict.fromkeys([f"FourierFT {name}" for name in ("scaling", "frequency_seed", "init", "target_modules")], FEW),
+    **dict.fromkeys(
+        [f"FourierFT {name}" for name in ("n_frequency", "scaling", "frequency_seed", "init", "target_modules")], FEW
+    ),
     "LoRA loftq_iterations": {"init": "loftq"},
     **dict.fromkeys([f"LoRA ga_{name}" for name in ("batches", "direction", "scale", "gamma")], GRADIENT),
     **dict.fromkeys([f"AdaLoRA {name}" for name in TUNER_VALUES["AdaLoRA"]], RANKS),

@@ -13,6 +13,7 @@ from litgpt.data.modules import streamed_sources
 from litgpt.data.modules.finetuning import DatasetEntry, FinetuningData, Split, iter_conversations
 from litgpt.data.read.conversation import Conversation, iter_texts, to_conversation
 from litgpt.data.read.documents import Source
+from litgpt.data.read.placeholders import PLACEHOLDERS, check_names, fill_placeholders
 from litgpt.data.read.row_sets import RowSet
 from litgpt.data.read.row_sources import DataSource, LocatedRow, check_dataset, list_files, parse_source
 from litgpt.data.render.chat_renderer import ChatRenderer, LossMask
@@ -68,6 +69,10 @@ class Conversations(FinetuningData):
     """How tools and calls are written: by the chat template, or as text in one of four formats."""
     system: str | None = None
     """System message of conversations without one."""
+    model_name: str | list[str] | None = None
+    """Text that replaces {{NAME}} in rows; or two, of which rows whose column `tag` is zh have the first."""
+    model_author: str | list[str] | None = None
+    """Likewise for {{AUTHOR}}."""
     prompt_style: str | None = None
     """A prompt style that replaces the chat template, such as alpaca."""
     chat_template: Path | None = None
@@ -96,6 +101,7 @@ class Conversations(FinetuningData):
             [parse_source(source) for source in ([sources] if isinstance(sources, str) else sources)]
             for sources in (self.sources, self.val_sources)
         )
+        self._names = {key: check_names(key, getattr(self, key)) for key in PLACEHOLDERS.values()}
         self._check_effects()
         if self.streaming:
             self._check_streaming()
@@ -206,9 +212,11 @@ class Conversations(FinetuningData):
         self, source: DataSource, files: list[Source], read: Callable[[], Iterable[LocatedRow]]
     ) -> RowSet:
         def convert(row: Any) -> list[Conversation]:
-            return [self.complete(to_conversation(row, source.columns, source.format))]
+            filled = fill_placeholders(row, self._names)
+            return [self.complete(to_conversation(filled, source.columns, source.format))]
 
-        settings = [source.format, source.columns, self.system, self.tool_format]
+        names = [self._names] if any(self._names.values()) else []
+        settings = [source.format, source.columns, self.system, self.tool_format, *names]
         return RowSet(source.path, files, read, convert, settings, source.channel)
 
     def complete(self, conversation: Conversation) -> Conversation:

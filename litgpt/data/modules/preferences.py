@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from litgpt.data.modules.conversations import Conversations
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.documents import Source
+from litgpt.data.read.placeholders import fill_placeholders
 from litgpt.data.read.preference import (
     COLUMNS_READ,
     Preference,
@@ -120,7 +121,8 @@ class Preferences(Conversations):
             return Preference(**vars(self.complete(preference)) | {"other": other})
 
         def convert(row: Any) -> list[Conversation]:
-            return [complete(preference) for preference in to_preferences(row, source.columns, self.kind)]
+            filled = fill_placeholders(row, self._names)
+            return [complete(preference) for preference in to_preferences(filled, source.columns, self.kind)]
 
         rows = super()._build_row_set(source, files, read)
         relate = mismatch_answers if self.kind == "rated" else rows.relate
