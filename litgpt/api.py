@@ -26,6 +26,7 @@ from litgpt.infer.load import (
     convert_model,
     find_device,
     find_folder,
+    find_format_folder,
     find_tokenizer_folder,
     open_model,
     resolve_model_folder,
@@ -133,8 +134,11 @@ class LLM(nn.Module):
         folder = resolve_model_folder(find_folder(model, access_token=access_token))
         given = extend_checkpoint_dir(Path(tokenizer_dir)) if tokenizer_dir else None
         tokenizer_folder = given or find_tokenizer_folder(folder)
-        tokenizer, chat = Tokenizer(tokenizer_folder), read_template(tokenizer_folder)
-        return cls(open_model(folder, device=device, dtype=select_dtype(device)), tokenizer, chat, folder)
+        format_folder = given or find_format_folder(folder)
+        tokenizer, chat = Tokenizer(tokenizer_folder), read_template(format_folder)
+        llm = cls(open_model(folder, device=device, dtype=select_dtype(device)), tokenizer, chat, folder)
+        llm.prompt_style = find_prompt_style(format_folder, chat)
+        return llm
 
     def distribute(
         self,

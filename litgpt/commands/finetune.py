@@ -27,7 +27,8 @@ def run(recipe: Finetune) -> None:
     spec = build_finetune_spec(recipe, folder, base, adapter=adapter)
     if recipe.preference_settings is not None:
         reference = find_other_folder("preference.reference", recipe.preference_settings.reference, recipe)
-        spec = add_preference(spec, recipe.preference_settings, reference)
+        dropout = recipe.list_dropout(spec.tuner) if spec.tuner else {}
+        spec = add_preference(spec, recipe.preference_settings, reference, dropout)
     train(recipe, spec, publish)
 
 

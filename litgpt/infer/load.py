@@ -29,7 +29,7 @@ from litgpt.store.checkpoint_load import resolve_checkpoint
 from litgpt.store.config_overrides import override_config
 from litgpt.store.load_model import iter_tensors, load_config, load_model
 from litgpt.store.tensor_audit import list_published
-from litgpt.store.tokenizer_files import find_tokenizer_files
+from litgpt.store.tokenizer_files import has_prompt_format, has_tokenizer
 
 WEIGHT_DTYPES = {
     "64-true": torch.float64,
@@ -117,7 +117,13 @@ def find_tokenizer_folder(folder: Path) -> Path:
     """The folder with the tokenizer of a model's folder or file; that of an adapter may be its base's."""
     if not folder.is_dir():
         return folder.parent
-    return find_base_folder(folder) if is_adapter(folder) and not find_tokenizer_files(folder) else folder
+    return find_base_folder(folder) if is_adapter(folder) and not has_tokenizer(folder) else folder
+
+
+def find_format_folder(folder: Path) -> Path:
+    """The folder with the prompt format of a model's folder or file; an adapter may have one without a tokenizer."""
+    is_own = folder.is_dir() and is_adapter(folder) and has_prompt_format(folder)
+    return folder if is_own else find_tokenizer_folder(folder)
 
 
 def open_model(

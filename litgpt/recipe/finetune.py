@@ -89,6 +89,11 @@ class Finetune(Training):
         """The tuner that the settings select."""
         return getattr(self, "tuner", None) or Full()
 
+    def list_dropout(self, tuner: Tuner) -> dict[str, float]:
+        """The dropout of the tuner of the run by its key; empty if it is the default."""
+        field, value = tuner.__dataclass_fields__.get("dropout"), getattr(tuner, "dropout", 0.0)
+        return {} if field is None or value in (0.0, field.default) else {"tuner.dropout": value}
+
     def __post_init__(self) -> None:
         train = self.train
         if not (train.max_tokens or train.max_steps or train.epochs or train.max_time):
@@ -202,6 +207,15 @@ class FinetuneLora(Finetune):
             )
         if self.tuner is None and not any(getattr(self, name) for name in LORA_SWITCHES):
             raise UserError("lora_query: false, and no other layer is adapted; set lora_query: true or another")
+
+    def list_dropout(self, tuner: Tuner) -> dict[str, float]:
+        """The dropout of the tuner of the run by the key that sets it; empty if it is the default."""
+        if self.initial_adapter_dir:
+            return {f"dropout of {self.initial_adapter_dir}": value for value in super().list_dropout(tuner).values()}
+        if self.tuner is not None:
+            return super().list_dropout(tuner)
+        default = type(self).__dataclass_fields__["lora_dropout"].default
+        return {} if self.lora_dropout in (0.0, default) else {"lora_dropout": self.lora_dropout}
 
     @property
     def resolved_tuner(self) -> Tuner:

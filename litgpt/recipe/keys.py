@@ -165,7 +165,7 @@ def parse_whole_number(value: Any) -> Any:
 
 
 def normalize_leaf(hint: Any, value: Any, key: str, default: Any) -> Any:
-    """Prepare a single value for type conversion: convert integers, reject booleans for numbers and empty paths.
+    """Prepare a single value for type conversion: integers, also of paths; reject booleans for numbers and empty paths.
 
     Raises:
         UserError: naming the key, its value and the accepted values.
@@ -177,4 +177,7 @@ def normalize_leaf(hint: Any, value: Any, key: str, default: Any) -> Any:
         raise wrong_value_error(key, value, hint, default)
     if isinstance(value, str | float) and int in kinds and float not in kinds:
         return parse_whole_number(value)
+    is_path = Path in kinds or (str in kinds and any(get_origin(kind) is list for kind in kinds))
+    if type(value) is int and is_path and not numeric:
+        return str(value)  # a name of digits
     return value

@@ -33,17 +33,27 @@ def find_tokenizer_files(folder: Path, *, with_format: bool = True) -> dict[str,
     return {str(path.relative_to(folder)): path for pattern in patterns for path in sorted(folder.glob(pattern))}
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer, and not only files that belong to one."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES[:2])
+
+
+def has_prompt_format(folder: Path) -> bool:
+    """Whether a folder holds files of a prompt format."""
+    return any(path for pattern in FORMAT_FILES for path in folder.glob(pattern))
+
+
 def copy_tokenizer(source: Path, target: Path, prompt_files: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Copy tokenizer files that the target does not have; returns the ids of special tokens for config.json.
 
     Args:
         prompt_files: written instead of the source's files of the prompt format, text by name. If None, these are
-            copied, unless the target has a tokenizer, which comes with its own format.
+            copied, unless the target has a tokenizer, which comes with its own format, or files of another format.
     """
-    has_tokenizer = any((target / name).exists() for name in TOKENIZER_FILES[:2])
+    has_format = has_tokenizer(target) or has_prompt_format(target)
     for name, text in (prompt_files or {}).items():
         write_text(target / name, text)
-    for name, path in find_tokenizer_files(source, with_format=prompt_files is None and not has_tokenizer).items():
+    for name, path in find_tokenizer_files(source, with_format=prompt_files is None and not has_format).items():
         if not (target / name).exists():
             (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target / name)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from litgpt import adapt
@@ -24,7 +25,7 @@ from litgpt.store.adapters import folder as adapter_folder
 from litgpt.store.adapters.saved_adapter import BaseSettings, SavedAdapter, check_further_training, list_changes
 from litgpt.store.config_overrides import override_config
 from litgpt.store.load_model import load_config
-from litgpt.store.tokenizer_files import find_tokenizer_files
+from litgpt.store.tokenizer_files import has_tokenizer
 from litgpt.train.early_checks import check_initial_weights, get_vocabulary_cure, resolve_config
 
 
@@ -194,7 +195,7 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
         config=expand_config(config, tuner),
         data=recipe.data or build_default_data(recipe),
         weights=folder,
-        tokenizer_dir=adapter if adapter and base_changes and find_tokenizer_files(adapter) else folder,
+        tokenizer_dir=adapter if adapter and base_changes and has_tokenizer(adapter) else folder,
         tuner=tuner,
         quantize=recipe.quantization,
         dtype=str(PRECISIONS[recipe.precision or default_precision()].storage).removeprefix("torch."),
@@ -207,20 +208,25 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
     )
 
 
-def add_preference(spec: RunSpec, preference: PreferenceArgs, reference: Path | None) -> RunSpec:
+def add_preference(
+    spec: RunSpec,
+    preference: PreferenceArgs,
+    reference: Path | None,
+    tuner_dropout: Mapping[str, float] = MappingProxyType({}),
+) -> RunSpec:
     """A spec with the settings of preference training, without dropout if they say so.
 
     Args:
         reference: folder of the reference model or adapter; None for the initial weights.
+        tuner_dropout: the tuner's dropout by its key, unless it is the default.
     """
     spec = replace(spec, preference=replace(preference, reference=reference), predicts=False)
     if not preference.disable_dropout:
         return spec
     tuner, config = spec.tuner, spec.config
     disabled = {"model_config.dropout": config.dropout} if config.dropout else {}
-    if tuner is not None and (value := getattr(tuner, "dropout", 0.0)):
-        if value != type(tuner).__dataclass_fields__["dropout"].default:
-            disabled["tuner.dropout"] = value
+    disabled |= tuner_dropout
+    if tuner is not None and getattr(tuner, "dropout", 0.0):
         tuner = replace(tuner, dropout=0.0)  # type: ignore[call-arg]
     return replace(spec, config=replace(config, dropout=0.0), tuner=tuner, disabled_dropout=disabled)
 

@@ -18,7 +18,7 @@ from litgpt.cli import main
 from litgpt.commands import merge_lora
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
-from litgpt.infer.load import open_model
+from litgpt.infer.load import find_format_folder, find_tokenizer_folder, open_model
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, Bone, FourierFT, LoRA, ReFT, Tuner, VeRA
 from litgpt.store import hub
@@ -256,6 +256,25 @@ def test_the_merged_model_stops_where_the_tokenizer_of_the_adapter_says(tmp_path
     values = transformers.GenerationConfig.from_pretrained(merged)
     assert {3, end} <= set(values.eos_token_id) and values.top_k == 5
     assert set(json.loads((merged / "config.json").read_text())["eos_token_id"]) == set(values.eos_token_id)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "prompt_style.yaml"])
+def test_an_adapter_with_a_prompt_format_alone_has_the_tokenizer_of_its_base(name: str, tmp_path: Path) -> None:
+    write(tmp_path, LoRA())
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    write_tokenizer(base, "llama3")
+    for other in ("chat_template.jinja", "prompt_style.yaml"):
+        (base / other).write_text("{{ messages[0].content }}" if "chat" in other else "class_path: Alpaca\n")
+    (adapter / name).write_text("<{{ messages[0].content }}>" if "chat" in name else "class_path: Default\n")
+    assert (find_tokenizer_folder(adapter), find_format_folder(adapter)) == (base, adapter)
+    merged = merge(tmp_path)
+    assert Tokenizer(merged).fingerprint() == Tokenizer(base).fingerprint()
+    assert [path.name for path in merged.iterdir() if path.name in ("chat_template.jinja", "prompt_style.yaml")] == [
+        name
+    ]
+    assert (merged / name).read_text() == (adapter / name).read_text()
+    (adapter / name).unlink()
+    assert (find_tokenizer_folder(adapter), find_format_folder(adapter)) == (base, base)
 
 
 def test_a_base_on_the_hub_is_the_one_downloaded_or_is_downloaded(

@@ -373,3 +373,16 @@ def test_a_wrong_class_inside_of_a_class_is_named(litgpt):
     style = "--data.prompt_style={class_path: ChatML, init_args: {system_message: a}}"
     line = litgpt("finetune", "x", "--data=JSON", "--data.json_path=a", style).error_line()
     assert line.startswith("data: Expected a dot import path string: ChatML; --data.help CLASS")
+
+
+def test_a_path_of_digits_is_a_path(litgpt, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("checkpoint_dir: 7\ninitial_adapter_dir: 123\n")
+    outcome = litgpt(
+        "finetune", "--config", tmp_path / "recipe.yaml", "--data", "Conversations", "--data.sources", "45"
+    )
+    assert outcome.code == 0, outcome.err
+    recipe = outcome.recipe
+    assert (recipe.checkpoint_dir, recipe.initial_adapter_dir) == (Path("7"), Path("123"))
+    assert recipe.data.sources == "45"
+    listed = litgpt("finetune", "7", "--data", "Conversations", "--data.sources", "[45, {path: 6}]")
+    assert [source.path for source in listed.recipe.data._sources] == ["45", "6"]

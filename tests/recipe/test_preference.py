@@ -7,10 +7,11 @@ from typing import Any, get_args
 import pytest
 
 from litgpt.errors import UserError
-from litgpt.recipe.align import AlignReward
+from litgpt.recipe.align import Align, AlignReward
 from litgpt.recipe.build import Flag, build_recipe, collect_settings
 from litgpt.recipe.preference import DPO, WITH_DIVERGENCE, LossType, PreferenceArgs
 from litgpt.recipe.train import EvalArgs, LossArgs
+from litgpt.recipe.tuner import IA3, LoRA
 
 REQUIRED: dict[str, Any] = {"exo_pair": {"label_smoothing": 0.001}}
 
@@ -130,3 +131,17 @@ def test_contradictions_and_settings_without_effect_are_refused(settings: dict[s
 def test_settings_of_language_models_have_no_effect_on_reward_models(name: str, settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"{name} has no effect with preference.loss_type: reward"):
         AlignReward(Path("model"), **settings)
+
+
+def test_dropout_is_named_by_the_key_that_sets_it() -> None:
+    model = Path("model")
+    for recipe, expected in (
+        (Align(model), {}),
+        (Align(model, lora_dropout=0.05), {"lora_dropout": 0.05}),
+        (Align(model, tuner=LoRA()), {}),
+        (Align(model, tuner=LoRA(dropout=0.1)), {"tuner.dropout": 0.1}),
+        (Align(model, tuner=IA3()), {}),
+    ):
+        assert recipe.list_dropout(recipe.resolved_tuner) == expected
+    further = Align(model, initial_adapter_dir=Path("old"))
+    assert further.list_dropout(LoRA(dropout=0.1)) == {"dropout of old": 0.1}

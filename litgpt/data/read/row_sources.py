@@ -93,7 +93,8 @@ def parse_source(value: Any) -> DataSource:
     """
     if isinstance(value, DataSource):
         return value
-    settings = {"path": value} if isinstance(value, str | Path) else value
+    is_path = isinstance(value, str | Path) or type(value) is int  # a name of digits
+    settings = {"path": value} if is_path else value
     if not isinstance(settings, dict) or "path" not in settings:
         raise UserError(f"data.sources: {value!r} is not a source; use a path, or a mapping with path and other keys")
     for key in settings:

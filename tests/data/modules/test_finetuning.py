@@ -367,7 +367,7 @@ def test_overlong_samples_of_validation(
         ([{"path": "x", "format": "chat"}], "use auto, messages"),
         ([{"path": "x", "sample": -1}], "sample: -1"),
         ([{"path": "x", "weight": "2"}], "weight: '2'"),
-        ([3], "use a path"),
+        ([3.5], "use a path"),
     ],
 )
 def test_invalid_sources(tmp_path: Path, tokenizer: Tokenizer, sources: list[Any], message: str) -> None:
