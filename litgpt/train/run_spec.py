@@ -226,7 +226,7 @@ def add_preference(
     tuner, config = spec.tuner, spec.config
     disabled = {"model_config.dropout": config.dropout} if config.dropout else {}
     disabled |= tuner_dropout
-    if tuner is not None and getattr(tuner, "dropout", 0.0):
+    if tuner is not None and getattr(tuner, "dropout", False):
         tuner = replace(tuner, dropout=0.0)  # type: ignore[call-arg]
     return replace(spec, config=replace(config, dropout=0.0), tuner=tuner, disabled_dropout=disabled)
 
