@@ -265,22 +265,27 @@ class Experts(nn.Module):
             ends_E: end of each expert's rows, int32.
             weights_R: factors of the outputs, (R, 1); applied before `down`, where rows are narrower.
         """
-        inner_RI = self.gating(*self._project(x_RD, ends_E))
+        inner_RI = self.gating(*self.project(x_RD, ends_E))
         if weights_R is None:
-            return grouped_linear(inner_RI, self.down, self.down_bias, ends_E)
-        y_RD = grouped_linear(inner_RI * weights_R.to(inner_RI.dtype), self.down, None, ends_E)
+            return self.apply_matrix("down", inner_RI, ends_E)
+        y_RD = self.apply_matrix("down", inner_RI * weights_R.to(inner_RI.dtype), ends_E, add_bias=False)
         if self.down_bias is None:
             return y_RD
         return y_RD + select_bias(self.down_bias, y_RD, ends_E) * weights_R.to(y_RD.dtype)
 
-    def _project(self, x_RD: Tensor, ends_E: Tensor) -> Sequence[Tensor]:
+    def apply_matrix(self, name: str, x_RD: Tensor, ends_E: Tensor, *, add_bias: bool = True) -> Tensor:
+        """x W^T + b with the matrix `name` (gate, up or down) of each row's expert, (R, O)."""
+        bias_EO = getattr(self, f"{name}_bias") if add_bias else None
+        return grouped_linear(x_RD, getattr(self, name), bias_EO, ends_E)
+
+    def project(self, x_RD: Tensor, ends_E: Tensor) -> Sequence[Tensor]:
         """Gate and up projections, both (R, I).
 
         On a CPU, narrow experts of many rows use one product for both: a copy of the weights is then smaller than x.
         """
         weights, biases = (self.gate, self.up), (self.gate_bias, self.up_bias)
         if x_RD.device.type != "cpu" or sum(weight[..., 0].numel() for weight in weights) >= len(x_RD):
-            return [grouped_linear(x_RD, *layer, ends_E) for layer in zip(weights, biases, strict=True)]
+            return [self.apply_matrix(name, x_RD, ends_E) for name in ("gate", "up")]
         present: list[Tensor] = [bias_EI for bias_EI in biases if bias_EI is not None]
         bias_EO = torch.cat(present, 1) if present else None
         return grouped_linear(x_RD, torch.cat(weights, 1), bias_EO, ends_E).chunk(2, -1)

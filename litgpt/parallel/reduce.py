@@ -19,6 +19,14 @@ def all_reduce_sum(values: Iterable[float], device: torch.device) -> list[float]
     return sums.tolist()
 
 
+def all_reduce_max(values: torch.Tensor) -> torch.Tensor:
+    """The largest value of each element over all ranks."""
+    if dist.is_initialized():
+        values = values.clone()
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values
+
+
 def all_gather_objects(value: Any) -> list[Any]:
     """A picklable value of every process, in the order of ranks."""
     if not dist.is_initialized():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
 
+from litgpt.recipe.fp8 import E4M3_ONLY
 from litgpt.recipe.launch_options import LaunchOptions
 from litgpt.recipe.option_table import RefusedValue
 
@@ -139,6 +140,14 @@ def choose_precision(key: str, value: Any, launch: LaunchOptions) -> Settings:
     if value not in table:
         raise RefusedValue(f"use {', '.join(table)}")
     return {key: table[value]}
+
+
+def choose_fp8_format(key: str, value: Any, launch: LaunchOptions) -> Settings:
+    """The types of FP8 operands, which some recipes have one of."""
+    recipe = str(launch.get("fp8_recipe"))
+    if value == "hybrid" and recipe in E4M3_ONLY:
+        raise RefusedValue(f"with fp8_recipe {recipe} all operands are e4m3")
+    return {key: value}
 
 
 def choose_quantization(key: str, _value: Any, launch: LaunchOptions) -> Settings:
@@ -304,6 +313,7 @@ TRANSFORMS: dict[str, Callable[[str, Any, LaunchOptions], Settings]] = {
         count_devices,
         choose_zero,
         choose_precision,
+        choose_fp8_format,
         choose_quantization,
         choose_logger,
         name_model,

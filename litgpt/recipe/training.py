@@ -8,6 +8,7 @@ from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Seed, check_numbers
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.effect import check_effects, describe_no_effect
+from litgpt.recipe.fp8 import FP8Args
 from litgpt.recipe.moe import MoEArgs
 from litgpt.recipe.optimizer import AdamW, Optimizer
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
@@ -59,6 +60,7 @@ class Training:
     recompute: RecomputeArgs = field(default_factory=RecomputeArgs)
     loss: LossArgs = field(default_factory=LossArgs)
     moe: MoEArgs = field(default_factory=MoEArgs)
+    fp8: FP8Args = field(default_factory=FP8Args)
     checkpoint: CheckpointArgs = field(default_factory=CheckpointArgs)
     guard: GuardArgs = field(default_factory=GuardArgs)
 
@@ -82,6 +84,7 @@ class Training:
         if self.data is not None:
             self.data.set_objective(self.objective)
         self.optimizer.check_run(self.precision, cpu_offload=self.parallel.cpu_offload)
+        self.fp8.check_run(self.precision, self.parallel)
         if self.add_version and self.resume in (True, "auto"):
             resume = str(self.resume).lower()
             raise UserError(

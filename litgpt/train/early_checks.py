@@ -11,6 +11,7 @@ from litgpt.parallel.model_sizes import check_model_sizes
 from litgpt.recipe.data_commands import DataInspect, DataPrepare
 from litgpt.recipe.effect import check_effects, describe_no_effect
 from litgpt.recipe.finetune import Finetune
+from litgpt.recipe.fp8 import FP8Args
 from litgpt.recipe.generate import Generate
 from litgpt.recipe.merge_lora import MergeLora
 from litgpt.recipe.moe import MoEArgs
@@ -113,6 +114,7 @@ def check_run(recipe: Training, config: Config, *, layers: int, adapted: bool = 
     check_resumption(recipe)
     check_routing(recipe.moe, config, adapted=adapted)
     check_predictions(recipe, config, adapted=adapted)
+    check_fp8(recipe.fp8, adapted=adapted)
     if isinstance(recipe.devices, int) and recipe.devices > 0:
         check_model_sizes(
             recipe.parallel, recipe.parallel.resolve_dims(recipe.devices * recipe.num_nodes), config, layers
@@ -168,6 +170,19 @@ def check_predictions(recipe: Training, config: Config, *, adapted: bool) -> Non
         raise UserError(
             "loss.prediction_weight: 0 leaves the model's prediction layers at their random initial values; set "
             "model_config.n_prediction_layers: 0"
+        )
+
+
+def check_fp8(settings: FP8Args, *, adapted: bool) -> None:
+    """Check that a run with FP8 trains the model's own weights, whose gradients it computes.
+
+    Raises:
+        UserError: if it trains an adapter.
+    """
+    if settings.recipe is not None and adapted:
+        raise UserError(
+            f"fp8.recipe: {settings.recipe} is not supported with adapters such as LoRA, quantized or not; set "
+            "fp8.recipe: null, or train all weights (litgpt finetune_full)"
         )
 
 

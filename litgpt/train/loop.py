@@ -327,7 +327,7 @@ class Loop:
         }
         if run.data.tokenizer_dir:
             files |= find_tokenizer_files(run.data.tokenizer_dir, with_format=run.data.prompt_files is None)
-        files |= {**(run.data.prompt_files or {}), **run.spec.adapter_files()}
+        files |= {**(run.data.prompt_files or {}), **run.spec.adapter_files(), **run.train_state.checkpoint_files()}
         with self.meter.exclude("saving"), phase("saving"):
             run.checkpoints.save(
                 self.step,

@@ -20,12 +20,14 @@ from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
 from litgpt.model.gpt import GPT
 from litgpt.parallel.apply import apply_ddp, init_mixed_precision, parallelize
+from litgpt.parallel.fp8 import apply_fp8, describe_fp8
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import build_precision, default_precision
 from litgpt.parallel.reduce import all_gather_objects
 from litgpt.parallel.strategy import MeshStrategy, is_rank_zero
 from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.effect import describe_no_effect
+from litgpt.recipe.parallel import ParallelDims
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.recipe.training import Training
 from litgpt.store.checkpoint_load import find_checkpoint, load_checkpoint
@@ -33,6 +35,7 @@ from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.collectives_io import share_first_message
 from litgpt.train import header
 from litgpt.train.early_checks import (
+    check_fp8,
     check_predictions,
     check_resumption,
     check_routing,
@@ -116,6 +119,7 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     check_resumption(recipe)
     check_routing(recipe.moe, spec.config, adapted=spec.adapted)
     check_predictions(recipe, spec.config, adapted=spec.adapted)
+    check_fp8(recipe.fp8, adapted=spec.adapted)
     announced = print_setup(recipe, spec, notify)
     fabric = launch(recipe)
     if recipe.add_version:
@@ -140,7 +144,7 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     streams = (data.train, data.validation)
     sizes = header.describe_data(recipe, streams, length=length * answers, steps=steps, warmup=warmup)
     notify(header.format_rows(sizes))
-    for line in list_warnings(recipe, spec, data, steps, fabric.world_size):
+    for line in list_warnings(recipe, spec, data, steps, fabric):
         notify(line)
     resumed = resumed_from is not None
     train_state = build_train_state(recipe, spec, mesh, fabric.device, resumed=resumed, steps=steps)
@@ -188,11 +192,13 @@ def print_setup(recipe: Training, spec: RunSpec, notify: Notify) -> str | None:
     return start
 
 
-def list_warnings(recipe: Training, spec: RunSpec, data: RunData, steps: int | None, ranks: int) -> list[str]:
+def list_warnings(recipe: Training, spec: RunSpec, data: RunData, steps: int | None, fabric: Fabric) -> list[str]:
     """List what has no effect or is not trained in this run; one line each, empty on ranks other than the first."""
     if not is_rank_zero():
         return []
-    lines = recipe.list_unused_settings(recipe.parallel.resolve_dims(ranks))
+    dims = recipe.parallel.resolve_dims(fabric.world_size)
+    lines = recipe.list_unused_settings(dims)
+    lines += describe_fp8(GPT.on_meta(spec.config), recipe.fp8, dims, fabric.device)
     warmup = recipe.train.lr_warmup_steps or 0
     if steps is not None and warmup > steps:
         lines.append(
@@ -343,6 +349,8 @@ def build_meta_model(recipe: Training, spec: RunSpec, mesh: Mesh | None, device:
     spec.select_trained(model)
     if spec.noise:
         neftune.add_embedding_noise(model, spec.noise)
+    dims = ParallelDims() if mesh is None else mesh.dims
+    model.amax_history = apply_fp8(model, recipe.fp8, dims, device)  # type: ignore[assignment]
     parallelize(
         model,
         mesh,
@@ -366,6 +374,7 @@ def open_checkpoints(
     if resumed_from is not None:
         optimizers = train_state.optimizers if settings.load_optimizer else None
         progress = load_checkpoint(resumed_from, model, optimizers, restore_rng=settings.load_rng, **shared)
+        train_state.load_files(resumed_from)
         if not spec.scores_ahead:
             train_state.reference = resume_reference(model, spec, resumed_from)
     reference = {} if train_state.reference is None or spec.scores_ahead else train_state.reference.values

@@ -14,7 +14,13 @@ from litgpt.model.attention import KVCache
 from litgpt.model.gpt import Head
 from litgpt.parallel import apply
 from litgpt.parallel.pipeline import Pipeline, Stage
-from litgpt.parallel.reduce import all_reduce_sum, compute_gradient_norm, compute_parameter_norm, scale_gradients
+from litgpt.parallel.reduce import (
+    all_reduce_max,
+    all_reduce_sum,
+    compute_gradient_norm,
+    compute_parameter_norm,
+    scale_gradients,
+)
 from litgpt.train.local_batch import LocalBatch
 from litgpt.train.objective import Objective
 from litgpt.train.train_state import TrainState
@@ -106,6 +112,8 @@ def train_step(
                 scale_gradients(train_state.parameters(), max_norm / norm)
             for optimizer in train_state.optimizers:
                 optimizer.step()
+    if train_state.amax_history is not None:
+        train_state.amax_history.update(all_reduce_max, skipped=skipped)
     metrics = objective.compute_metrics(sums)
     if train_state.tuner_schedule is not None and not skipped:
         metrics |= train_state.tuner_schedule.end_step(train_state.optimizers, apply.copy_full_tensor)

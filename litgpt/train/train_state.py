@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from litgpt.adapt.schedule import TunerSchedule
 from litgpt.data.stream.batch import Batch
+from litgpt.model.delayed_scaling import HISTORY_FILE, AmaxHistory
 from litgpt.model.gpt import GPT
 from litgpt.parallel import apply
 from litgpt.parallel.mesh import Mesh
@@ -73,6 +75,20 @@ class TrainState:
     def local_tokens(self) -> LocalTokens | None:
         """The sharding of tokens over ranks, None if this rank computes all tokens of its batches."""
         return getattr(self.core, "local_tokens", None)
+
+    @property
+    def amax_history(self) -> AmaxHistory | None:
+        """The values that delayed scales of FP8 are computed from; None without delayed scaling."""
+        return getattr(self.core, "amax_history", None)
+
+    def checkpoint_files(self) -> dict[str, str]:
+        """What a checkpoint holds beside tensors and progress: the text of files by name; equal on all ranks."""
+        return {HISTORY_FILE: self.amax_history.to_text()} if self.amax_history is not None else {}
+
+    def load_files(self, folder: Path) -> None:
+        """Load the files of a checkpoint, if it has them: others are of runs with another recipe of FP8."""
+        if self.amax_history is not None and (folder / HISTORY_FILE).is_file():
+            self.amax_history.load_text((folder / HISTORY_FILE).read_text(encoding="utf-8"))
 
     def local_batch(self, batch: Batch, *, cached: int = 0) -> LocalBatch:
         """This rank's tokens of a micro-batch, which is on the rank's device; as in `build_local_batch`."""

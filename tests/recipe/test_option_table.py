@@ -148,6 +148,7 @@ CONDITIONS = {  # what fulfils a condition on the options that are no options of
     ("lr_decay_style", "WSD"): "--lr_decay_style WSD",
     ("train_type", "full"): "--train_type full",
     ("mtp_num_layers", "set"): "--mtp_num_layers 1",
+    ("fp8_format", "set"): "--fp8_format e4m3",
 }
 NEEDS = {  # options whose meaning depends on others
     "initial_adapter_dir": "--train_type lora",

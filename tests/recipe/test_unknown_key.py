@@ -111,7 +111,7 @@ def test_each_entry_of_the_table_is_a_key_of_some_command():
                 "metric_for_best_model": "checkpoint.best.metric",
                 "early_stopping_patience": "train.patience and checkpoint.best.metric",
                 "moe_aux_loss_coeff": "moe.aux_loss_coeff",
-                "fp8_format": None,
+                "fp8_format": "fp8.format",
                 "freeze_vit": None,
             },
         ),

@@ -75,6 +75,7 @@ SHAPE_OF_EXPERTS = {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_t
 EXPERTS = " ".join(f"--model_config.{name} {json.dumps(value)}" for name, value in SHAPE_OF_EXPERTS.items())
 LIMITED = f"{EXPERTS} --moe.expert_capacity_factor 0.5"
 RESUMED = "--resume BASE/out/step-00000003 --train.max_steps 5"
+WIDE = "--precision bf16-mixed --model_config.n_embd 32 --model_config.intermediate_size 48"
 ROWS: dict[str, Row] = {
     "model_name": Row("other", "config"),
     "model_config": Row("{n_layer: 1}", "losses"),
@@ -173,6 +174,14 @@ ROWS: dict[str, Row] = {
     "moe.expert_capacity_factor": Row("0.5", "losses", given=EXPERTS),
     "moe.token_drop_policy": Row("position", "losses", given=LIMITED),
     "moe.pad_expert_input_to_capacity": Row("true", "operations", given=LIMITED),
+    "fp8.recipe": Row("rowwise", "losses", given=WIDE),
+    "fp8.format": Row("e4m3", "losses", given=f"{WIDE} --fp8.recipe tensorwise"),
+    "fp8.amax_history_len": Row("1", "checkpoint_files", given=f"{WIDE} --fp8.recipe delayed"),
+    "fp8.amax_compute_algo": Row("most_recent", "losses", given=f"{WIDE} --fp8.recipe delayed --train.max_steps 6"),
+    "fp8.param_gather": Row("true", "says", "no effect with 1 shard", given=f"{WIDE} --fp8.recipe tensorwise"),
+    "fp8.exclude": Row("[mlp]", "losses", given=f"{WIDE} --fp8.recipe tensorwise"),
+    "fp8.num_layers_at_start_in_bf16": Row("1", "losses", given=f"{WIDE} --fp8.recipe tensorwise"),
+    "fp8.num_layers_at_end_in_bf16": Row("1", "losses", given=f"{WIDE} --fp8.recipe tensorwise"),
     "checkpoint.keep": Row("1", "files", given="--train.save_interval 1"),
     "checkpoint.asynchronous": Row("false", "operations"),
     "checkpoint.on_error": Row("sometimes", "refused", "use stop or continue"),
@@ -280,6 +289,7 @@ def train(folder: Path, *argv: str) -> dict[str, Any]:
         "samples": [path.read_text() for path in out.glob("samples.jsonl")],
         "config": [path.read_text() for path in out.glob("final/model_config.yaml")],
         "files": files,
+        "checkpoint_files": [path.read_text() for path in out.glob("step-*/fp8_amax_history.json")],
         "checkpoint": [sorted(load_file(path)) for path in out.glob("step-*/*.safetensors")],
         "operations": operations.count,
         "timeout": timeouts,

@@ -66,6 +66,7 @@ HELD: dict[str, Callable[[int], float]] = {
     "qwen2.5-14b-8-gpus": qwen_14b,
     "qwen3-30b-a3b-16-gpus": lambda rank: qwen_30b(rank, stages=1, shard=16, expert_shard=2),
     "qwen3-30b-a3b-16-gpus-balanced": lambda rank: qwen_30b(rank, stages=1, shard=16, expert_shard=2),
+    "qwen3-30b-a3b-16-gpus-fp8": lambda rank: qwen_30b(rank, stages=1, shard=16, expert_shard=2),
     "qwen3-30b-a3b-16-gpus-pipeline": lambda rank: qwen_30b(rank, stages=2, shard=8, expert_shard=1),
     "llama-3.1-70b-64-gpus": llama_70b,
     "tinyllama-64-gpus": tiny_llama,
