@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litgpt.model.fp8 import MIN_AMAX, Product, build_float8_config, build_mm_config, import_torchao
+from litgpt.model.fp8 import MIN_AMAX, Product, build_float8_config, build_mm_config, import_float8
 
 OPERANDS = ("input", "weight", "grad_output")
 HISTORY_FILE = "fp8_amax_history.json"
@@ -47,7 +47,7 @@ class AmaxHistory:
         casts = (config.cast_config_input, config.cast_config_weight, config.cast_config_grad_output)
         self.dtypes = [cast.target_dtype for cast in casts]
         self.mm_config = build_mm_config(config)
-        roles = import_torchao("float8.float8_training_tensor").GemmInputRole
+        roles = import_float8("float8.float8_training_tensor").GemmInputRole
         self.roles = [roles.INPUT, roles.WEIGHT, roles.GRAD_OUTPUT]
         self.limits_3 = torch.tensor([torch.finfo(dtype).max for dtype in self.dtypes], device=device)
         self.history_HM3 = torch.zeros(0, len(names), len(OPERANDS), device=device)
@@ -76,7 +76,7 @@ class AmaxHistory:
             self.step_M3[index, operand] = torch.maximum(self.step_M3[index, operand], amax)
         scale = self.scale_M3[index, operand]
         scale = torch.where(scale > 0, scale, self.limits_3[operand] / amax.clamp(min=MIN_AMAX))
-        to_float8 = import_torchao("float8.float8_training_tensor").hp_tensor_and_scale_to_float8
+        to_float8 = import_float8("float8.float8_training_tensor").hp_tensor_and_scale_to_float8
         return to_float8(values, scale, self.dtypes[operand], self.mm_config, self.roles[operand])
 
     def update(self, max_over_ranks: Callable[[Tensor], Tensor], *, skipped: bool) -> None:

@@ -6,10 +6,8 @@ operands are rounded to FP8 and multiplied in float32.
 Axes: R rows (tokens), I inputs, O outputs of a layer, E experts.
 """
 
-import logging
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -17,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litgpt.errors import UserError
 from litgpt.model.moe import Experts, select_bias
 from litgpt.model.surgery import add_mixin
+from litgpt.model.torchao import import_torchao
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """(R, I), (O, I) -> (R, O)"""
 EXPERT_MATRICES = ("gate", "up", "down")
 SIZE_UNITS = {"tensorwise": 16, "rowwise": 16, "delayed": 16, "mxfp8": 32, "blockwise": 128}
 """What the sizes of a layer are multiples of: the alignment of FP8 hardware, or the size of a block."""
-BLOCK = 128  # DeepSeek-V3, section 3.3.2
+SCALE_BLOCK = 128  # DeepSeek-V3, section 3.3.2
 CAPABILITIES = {
     **dict.fromkeys(("tensorwise", "delayed"), ((8, 9), (99, 0))),
     "rowwise": ((9, 0), (99, 0)),
@@ -43,23 +41,13 @@ def is_emulated(recipe: str, device: torch.device) -> bool:
     return device.type != "cuda" or not low <= torch.cuda.get_device_capability(device) < high
 
 
-def import_torchao(name: str) -> Any:
-    """A module of torchao.
+def import_float8(name: str) -> Any:
+    """A module of torchao for products in FP8.
 
     Raises:
         UserError: if torchao is not installed.
     """
-    logger = logging.getLogger("torch.utils._pytree")  # warns of classes of torchao
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        return import_module(f"torchao.{name}")
-    except ImportError as error:
-        raise UserError(
-            f"fp8.recipe: needs torchao ({error}); run pip install 'litgpt[quantize]', or set fp8.recipe: null"
-        ) from None
-    finally:
-        logger.setLevel(level)
+    return import_torchao(name, "fp8.recipe: products in FP8 need", "set fp8.recipe: null")
 
 
 def build_product(recipe: str, formats: str, *, emulate: bool) -> Product:
@@ -71,25 +59,25 @@ def build_product(recipe: str, formats: str, *, emulate: bool) -> Product:
         emulate: whether to multiply in float32.
     """
     if recipe == "mxfp8":
-        kernels = import_torchao("quantization.quantize_.common.kernel_preference").KernelPreference
-        mode = import_torchao("prototype.mx_formats.config").ScaleCalculationMode.RCEIL
-        multiply = import_torchao("prototype.moe_training.mxfp8_linear")._to_mxfp8_then_scaled_mm
+        kernels = import_float8("quantization.quantize_.common.kernel_preference").KernelPreference
+        mode = import_float8("prototype.mx_formats.config").ScaleCalculationMode.RCEIL
+        multiply = import_float8("prototype.moe_training.mxfp8_linear")._to_mxfp8_then_scaled_mm
         kernel = kernels.EMULATED if emulate else kernels.AUTO
         return partial(multiply, kernel_preference=kernel, scale_calculation_mode=mode)
     if recipe == "blockwise" and emulate:
         return EmulatedBlockwiseProduct.apply
     if recipe == "blockwise":
-        multiply = import_torchao("prototype.blockwise_fp8_training.linear").fp8_blockwise_mm.apply
-        return lambda x_RI, weight_OI: multiply(x_RI, weight_OI, BLOCK, x_RI.dtype)
+        multiply = import_float8("prototype.blockwise_fp8_training.linear").fp8_blockwise_mm.apply
+        return lambda x_RI, weight_OI: multiply(x_RI, weight_OI, SCALE_BLOCK, x_RI.dtype)
     config = build_float8_config(recipe, formats, emulate=emulate)
-    multiply = import_torchao("float8.float8_linear").matmul_with_hp_or_float8_args.apply
+    multiply = import_float8("float8.float8_linear").matmul_with_hp_or_float8_args.apply
     mm_config = build_mm_config(config)
     return lambda x_RI, weight_OI: multiply(x_RI, weight_OI.t(), mm_config, config)
 
 
 def build_float8_config(recipe: str, formats: str, *, emulate: bool) -> Any:
     """torchao's config of the recipes tensorwise and rowwise, with the types of `formats`."""
-    module = import_torchao("float8.config")
+    module = import_float8("float8.config")
     granularity = {"tensorwise": "TENSORWISE", "rowwise": "AXISWISE"}[recipe]
     scaling = {"scaling_granularity": module.ScalingGranularity[granularity]}
     gradient = module.e5m2_dtype if formats == "hybrid" else module.e4m3_dtype
@@ -104,7 +92,7 @@ def build_float8_config(recipe: str, formats: str, *, emulate: bool) -> Any:
 
 def build_mm_config(config: Any) -> Any:
     """The settings of a layer's three products: output, gradient of the input, gradient of the weight."""
-    module = import_torchao("float8.float8_training_tensor")
+    module = import_float8("float8.float8_training_tensor")
     gemms = (config.gemm_config_output, config.gemm_config_grad_input, config.gemm_config_grad_weight)
     settings = [module.ScaledMMConfig(config.emulate, gemm.use_fast_accum, False, False) for gemm in gemms]
     return module.LinearMMConfig(*settings)
@@ -123,14 +111,14 @@ class EmulatedBlockwiseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_RI: Tensor, weight_OI: Tensor) -> Tensor:
         ctx.save_for_backward(x_RI, weight_OI)
-        y_RO = round_to_blocks(x_RI, (1, BLOCK)) @ round_to_blocks(weight_OI, (BLOCK, BLOCK)).t()
+        y_RO = round_to_blocks(x_RI, (1, SCALE_BLOCK)) @ round_to_blocks(weight_OI, (SCALE_BLOCK, SCALE_BLOCK)).t()
         return y_RO.to(x_RI.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_RO: Tensor) -> tuple[Tensor, Tensor]:
         x_RI, weight_OI = ctx.saved_tensors
-        grad_RI = round_to_blocks(grad_RO, (1, BLOCK)) @ round_to_blocks(weight_OI, (BLOCK, BLOCK))
-        grad_OI = round_to_blocks(grad_RO, (BLOCK, 1)).t() @ round_to_blocks(x_RI, (BLOCK, 1))
+        grad_RI = round_to_blocks(grad_RO, (1, SCALE_BLOCK)) @ round_to_blocks(weight_OI, (SCALE_BLOCK, SCALE_BLOCK))
+        grad_OI = round_to_blocks(grad_RO, (SCALE_BLOCK, 1)).t() @ round_to_blocks(x_RI, (SCALE_BLOCK, 1))
         return grad_RI.to(x_RI.dtype), grad_OI.to(weight_OI.dtype)
 
 

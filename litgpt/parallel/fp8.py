@@ -15,7 +15,7 @@ from litgpt.model.fp8 import (
     build_float8_config,
     build_mm_config,
     build_product,
-    import_torchao,
+    import_float8,
     is_emulated,
     use_fp8,
 )
@@ -57,7 +57,7 @@ def select_fp8_layers(model: GPT, settings: FP8Args, dims: ParallelDims) -> FP8L
             layers.misfits[name] = sizes
         else:
             layers.fitting.append(name)
-    if unknown := [part for part, found in excluded.items() if not found]:
+    if unknown := [part for part, matches in excluded.items() if not matches]:
         names = ", ".join(dict.fromkeys(name.split(".", 2)[2] for name, _ in iter_matrices(model, dims)))
         raise UserError(f"fp8.exclude: {unknown[0]} matches no layer; use parts of the names blocks.N.{{{names}}}")
     if not layers.fitting:
@@ -131,7 +131,7 @@ def apply_fp8(model: GPT, settings: FP8Args, dims: ParallelDims, device: torch.d
 def gather_in_fp8(layer: nn.Linear, formats: str, *, emulate: bool) -> None:
     """Let FSDP2 cast the weight of a layer to FP8 before it gathers it."""
     config = build_float8_config("tensorwise", formats, emulate=emulate)
-    weight_class = import_torchao("float8.fsdp_utils").WeightWithDynamicFloat8CastTensor
+    weight_class = import_float8("float8.fsdp_utils").WeightWithDynamicFloat8CastTensor
     weight = weight_class(layer.weight.detach(), build_mm_config(config), config.cast_config_weight.target_dtype)
     layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
 

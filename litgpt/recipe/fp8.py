@@ -12,7 +12,7 @@ FP8Recipe = Literal["tensorwise", "rowwise", "blockwise", "mxfp8", "delayed"]
 DEFAULT_FORMATS = {"tensorwise": "hybrid", "delayed": "hybrid"}
 """The formats of recipes; e4m3 for the others."""
 E4M3_ONLY = ("blockwise", "mxfp8")
-PRECISIONS = (None, "bf16-mixed", "bf16-true")
+BF16_PRECISIONS = (None, "bf16-mixed", "bf16-true")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class FP8Args:
         """
         if self.recipe is None:
             return
-        if precision not in PRECISIONS:
+        if precision not in BF16_PRECISIONS:
             raise UserError(
                 f"precision: {precision} is not supported with fp8.recipe: {self.recipe}; set precision: bf16-mixed"
             )

@@ -1,6 +1,5 @@
 """Formats of optimizer states: float32 values in four bytes or fewer."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from litgpt.errors import UserError
+from litgpt.model.torchao import import_torchao
 from litgpt.train.stochastic_rounding import Noise, round_root_stochastically, round_stochastically
 
 
@@ -178,38 +177,26 @@ class TorchaoFormat:
 
     def _wrap(self, stored: Stored, *, signed: bool) -> Any:
         codes, scale = stored[""], stored["_scale"].view(-1)
-        module, table = import_torchao(self.bits), build_torchao_table(self.bits, signed, codes.device)
+        module, table = import_state_class(self.bits), build_torchao_table(self.bits, signed, codes.device)
         if self.bits == 8:
             return module.OptimState8bit(codes, scale, table, signed)
         shape = (*codes.shape[:-1], codes.shape[-1] * 2)
         return module.OptimState4bit(codes.view(-1), scale, table, signed, shape)
 
 
-@cache
-def import_torchao(bits: int) -> Any:
+def import_state_class(bits: int) -> Any:
     """The module of torchao for codes of 8 or 4 bits.
 
     Raises:
         UserError: if torchao is not installed.
     """
-    logger = logging.getLogger("torch.utils._pytree")  # warns of a class of torchao
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        from torchao.optim import subclass_4bit, subclass_8bit
-    except ImportError as error:
-        raise UserError(
-            f"optimizer: states of {bits}bit need torchao ({error}); run pip install 'litgpt[quantize]', or use fp8"
-        ) from None
-    finally:
-        logger.setLevel(level)
-    return {4: subclass_4bit, 8: subclass_8bit}[bits]
+    return import_torchao(f"optim.subclass_{bits}bit", f"optimizer: states of {bits}bit need", "use fp8")
 
 
 @cache
 def build_torchao_table(bits: int, signed: bool, device: torch.device) -> Tensor:
     """The numbers that the codes stand for."""
-    module = import_torchao(bits)
+    module = import_state_class(bits)
     numbers = module.get_qmap_signed() if signed else module.get_qmap_unsigned()
     return torch.tensor(numbers, dtype=torch.float32, device=device)
 
@@ -233,5 +220,5 @@ def get_format(name: str) -> StateFormat:
     """
     state_format = FORMATS[name]
     if isinstance(state_format, TorchaoFormat):
-        import_torchao(state_format.bits)
+        import_state_class(state_format.bits)
     return state_format

@@ -1,5 +1,6 @@
 """The layers whose products are in FP8: by size, name and position; what cannot work has one line."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
+from litgpt.model.torchao import import_torchao
 from litgpt.parallel.fp8 import apply_fp8, describe_fp8, select_fp8_layers
 from litgpt.recipe.fp8 import FP8Args
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
@@ -126,6 +128,13 @@ def test_runs_that_cannot_work_are_refused(precision: str | None, parallel: dict
     with pytest.raises(UserError, match=message):
         FP8Args(recipe="tensorwise", param_gather=True).check_run(precision, ParallelArgs(**parallel))
     FP8Args(recipe="tensorwise").check_run("bf16-true", ParallelArgs(tensor=2))
+
+
+def test_missing_torchao_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.float8.config", None)
+    import_torchao.cache_clear()
+    with pytest.raises(UserError, match=r"fp8.recipe: products in FP8 need torchao .*; run pip .* fp8.recipe: null"):
+        apply_fp8(GPT.on_meta(CONFIG), FP8Args(recipe="rowwise"), ONE, torch.device("cpu"))
 
 
 def test_adapters_are_refused() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
+from litgpt.model.torchao import import_torchao
 from litgpt.parallel.apply import full_tensor
 from litgpt.parallel.exchange import get_local_tensor
 from litgpt.parallel.state_layout import shard_scales, zeros_in_layout
@@ -23,7 +24,7 @@ from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.train import precision_aware
 from litgpt.train.optimizer import build_optimizers
 from litgpt.train.precision_aware import PrecisionAwareOptimizer
-from litgpt.train.state_formats import FORMATS, import_torchao
+from litgpt.train.state_formats import FORMATS
 from tests.layouts.pool import POOL
 from tests.processes import join_ranks, run_litgpt, start_ranks
 from tests.runs import SHAPE as RUN_SHAPE
