@@ -24,7 +24,7 @@ Product = Callable[[Tensor, Tensor], Tensor]
 EXPERT_MATRICES = ("gate", "up", "down")
 SIZE_UNITS = {"tensorwise": 16, "rowwise": 16, "delayed": 16, "mxfp8": 32, "blockwise": 128}
 """What the sizes of a layer are multiples of: the alignment of FP8 hardware, or the size of a block."""
-SCALE_BLOCK = 128  # DeepSeek-V3, section 3.3.2
+FP8_BLOCK = 128  # DeepSeek-V3, section 3.3.2
 CAPABILITIES = {
     **dict.fromkeys(("tensorwise", "delayed"), ((8, 9), (99, 0))),
     "rowwise": ((9, 0), (99, 0)),
@@ -68,7 +68,7 @@ def build_product(recipe: str, formats: str, *, emulate: bool) -> Product:
         return EmulatedBlockwiseProduct.apply
     if recipe == "blockwise":
         multiply = import_float8("prototype.blockwise_fp8_training.linear").fp8_blockwise_mm.apply
-        return lambda x_RI, weight_OI: multiply(x_RI, weight_OI, SCALE_BLOCK, x_RI.dtype)
+        return lambda x_RI, weight_OI: multiply(x_RI, weight_OI, FP8_BLOCK, x_RI.dtype)
     config = build_float8_config(recipe, formats, emulate=emulate)
     multiply = import_float8("float8.float8_linear").matmul_with_hp_or_float8_args.apply
     mm_config = build_mm_config(config)
@@ -111,14 +111,14 @@ class EmulatedBlockwiseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_RI: Tensor, weight_OI: Tensor) -> Tensor:
         ctx.save_for_backward(x_RI, weight_OI)
-        y_RO = round_to_blocks(x_RI, (1, SCALE_BLOCK)) @ round_to_blocks(weight_OI, (SCALE_BLOCK, SCALE_BLOCK)).t()
+        y_RO = round_to_blocks(x_RI, (1, FP8_BLOCK)) @ round_to_blocks(weight_OI, (FP8_BLOCK, FP8_BLOCK)).t()
         return y_RO.to(x_RI.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_RO: Tensor) -> tuple[Tensor, Tensor]:
         x_RI, weight_OI = ctx.saved_tensors
-        grad_RI = round_to_blocks(grad_RO, (1, SCALE_BLOCK)) @ round_to_blocks(weight_OI, (SCALE_BLOCK, SCALE_BLOCK))
-        grad_OI = round_to_blocks(grad_RO, (SCALE_BLOCK, 1)).t() @ round_to_blocks(x_RI, (SCALE_BLOCK, 1))
+        grad_RI = round_to_blocks(grad_RO, (1, FP8_BLOCK)) @ round_to_blocks(weight_OI, (FP8_BLOCK, FP8_BLOCK))
+        grad_OI = round_to_blocks(grad_RO, (FP8_BLOCK, 1)).t() @ round_to_blocks(x_RI, (FP8_BLOCK, 1))
         return grad_RI.to(x_RI.dtype), grad_OI.to(weight_OI.dtype)
 
 

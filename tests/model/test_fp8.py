@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.model import fp8
-from litgpt.model.fp8 import SCALE_BLOCK, EmulatedBlockwiseProduct, build_product, is_emulated, multiply_groups, use_fp8
+from litgpt.model.fp8 import FP8_BLOCK, EmulatedBlockwiseProduct, build_product, is_emulated, multiply_groups, use_fp8
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.model.moe import grouped_linear
@@ -98,19 +98,15 @@ def round_blocks(x: Tensor, rows: int, columns: int) -> Tensor:
 def test_blockwise_is_that_of_deepseek() -> None:
     draw = torch.Generator().manual_seed(3)
     x, weight, grad = (
-        torch.randn(*shape, generator=draw) for shape in ((SCALE_BLOCK, 256), (384, 256), (SCALE_BLOCK, 384))
+        torch.randn(*shape, generator=draw) for shape in ((FP8_BLOCK, 256), (384, 256), (FP8_BLOCK, 384))
     )
     inputs = x.requires_grad_(), weight.requires_grad_()
     y = EmulatedBlockwiseProduct.apply(*inputs)
     grad_x, grad_weight = torch.autograd.grad(y, inputs, grad)
     x, weight = x.detach(), weight.detach()
-    torch.testing.assert_close(
-        y.detach(), round_blocks(x, 1, SCALE_BLOCK) @ round_blocks(weight, SCALE_BLOCK, SCALE_BLOCK).T
-    )
-    torch.testing.assert_close(
-        grad_x, round_blocks(grad, 1, SCALE_BLOCK) @ round_blocks(weight, SCALE_BLOCK, SCALE_BLOCK)
-    )
-    torch.testing.assert_close(grad_weight, round_blocks(grad, SCALE_BLOCK, 1).T @ round_blocks(x, SCALE_BLOCK, 1))
+    torch.testing.assert_close(y.detach(), round_blocks(x, 1, FP8_BLOCK) @ round_blocks(weight, FP8_BLOCK, FP8_BLOCK).T)
+    torch.testing.assert_close(grad_x, round_blocks(grad, 1, FP8_BLOCK) @ round_blocks(weight, FP8_BLOCK, FP8_BLOCK))
+    torch.testing.assert_close(grad_weight, round_blocks(grad, FP8_BLOCK, 1).T @ round_blocks(x, FP8_BLOCK, 1))
 
 
 def test_autocast_computes_as_casting_does() -> None:
