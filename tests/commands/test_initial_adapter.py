@@ -20,6 +20,10 @@ TUNERS: dict[str, Any] = {
     "LoRA": {"class_path": "LoRA", "init_args": PISSA},
     "VeRA": {"class_path": "VeRA", "init_args": {"r": 4}},
     "AdapterV2": {"class_path": "AdapterV2", "init_args": {"start_layer": 0}},
+    "AdaLoRA": {"class_path": "AdaLoRA", "init_args": {"init_r": 4, "target_r": 2, "dropout": 0.0}},
+    "FourierFT": {"class_path": "FourierFT", "init_args": {"n_frequency": 50}},
+    "Bone": {"class_path": "Bone", "init_args": {"r": 8, "variant": "bat"}},
+    "LoftQ": {"class_path": "LoRA", "init_args": {"r": 4, "dropout": 0.0, "init": "loftq", "loftq_iterations": 2}},
 }
 FIRST = {**SHORT, "train__max_steps": 4, "eval": {"interval": 100, "final_validation": True}}
 SECOND = {**SHORT, "train__lr_decay_steps": 6, "eval": {"initial_validation": True, "final_validation": False}}
@@ -33,11 +37,15 @@ def first(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out" / "adapter"
 
 
-@pytest.mark.parametrize(("tuner", "where"), [("LoRA", "."), ("VeRA", "adapter"), ("AdapterV2", "final")])
+SLOW = [pytest.param(name, "adapter", marks=pytest.mark.slow) for name in ("AdaLoRA", "FourierFT", "Bone", "LoftQ")]
+
+
+@pytest.mark.parametrize(("tuner", "where"), [("LoRA", "."), ("VeRA", "adapter"), ("AdapterV2", "final"), *SLOW])
 def test_a_second_run_begins_where_the_first_one_ended(base: Path, tmp_path: Path, tuner: str, where: str) -> None:
-    run(tmp_path / "first", base, **FIRST, tuner=TUNERS[tuner])
+    base_settings = {"quantize": "bnb.int8-training"} if tuner == "LoftQ" else {}
+    run(tmp_path / "first", base, **FIRST, **base_settings, tuner=TUNERS[tuner])
     begun = tmp_path / "first" / "out" / where  # a run, its adapter, or what cannot be folded in
-    run(tmp_path / "second", base, **SECOND, initial_adapter_dir=str(begun))
+    run(tmp_path / "second", base, **SECOND, **base_settings, initial_adapter_dir=str(begun))
     assert validation_losses(tmp_path / "second") == pytest.approx(validation_losses(tmp_path / "first"), abs=1e-6)
     name = "final" if tuner == "AdapterV2" else "adapter"
     before, after = (load_file(tmp_path / one / f"out/{name}/adapter_model.safetensors") for one in ("first", "second"))

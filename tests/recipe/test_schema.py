@@ -49,7 +49,7 @@ def validator_of(command: str) -> Draft202012Validator:
 def test_recipes_of_the_hub_are_valid(path):
     full = path.stem == "full" or path.parent.name == "scale"
     finetuning = "finetune_full" if full else "finetune"
-    command = "pretrain" if "model_name:" in path.read_text() else finetuning
+    command = "pretrain" if "\nmodel_name:" in path.read_text() else finetuning
     command = "align" if path.parent.name == "align" else command
     assert errors(validator_of(command), path.read_text()) == []
 
