@@ -19,7 +19,7 @@ BF16_PRECISIONS = (None, "bf16-mixed", "bf16-true")
 class FP8Args:
     """Matrix products of the layers in FP8; weights, gradients and optimizer have the types of `precision`.
 
-    Embedding, head, norms, routers and attention's own products stay as they are. Devices without FP8 emulate it.
+    All other products, such as those of attention, head and routers, stay as they are. Devices without FP8 emulate it.
     """
 
     recipe: FP8Recipe | None = None
