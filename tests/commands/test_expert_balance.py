@@ -63,6 +63,7 @@ def train(folder: Path, name: str) -> tuple[float, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_balanced_experts_have_an_even_load_and_no_higher_loss(tmp_path: Path) -> None:
     load, loss = train(tmp_path, "none")
     assert load > 2
