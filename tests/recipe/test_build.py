@@ -357,7 +357,7 @@ def test_keys_of_data_without_a_class_are_those_of_the_default(litgpt, command, 
     ("flags", "message"),
     [
         (["--data.weights=[{regex: 3}]"], "data.weights.regex: [{'regex': 3}] is not valid; use a string or null"),
-        (["--data.sources=7"], "data.sources: 7 is not valid; use a string or a list"),
+        (["--data.sources=7.5"], "data.sources: 7.5 is not valid; use a string or a list"),
         (["--tuner.target_modules=7"], "tuner.target_modules: 7 is not valid; use a list"),
         (
             ["--optimizer.betas=7"],
