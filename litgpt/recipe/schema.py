@@ -119,6 +119,14 @@ def add_aliases(recipe: type, schema: dict[str, Any]) -> None:
             schema["properties"][group] = {"description": f"Another name of {key}.", **keys}
 
 
+def accept_digits(schema: Any) -> None:
+    """Let paths in a schema be integers, which are names of digits."""
+    if isinstance(schema, dict) and schema.get("format") == "path":
+        schema["type"] = ["string", "integer"]
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        accept_digits(part)
+
+
 def build_schema(recipe: type) -> dict[str, Any]:
     """Build the JSON Schema (draft 2020-12) of the YAML of a recipe."""
     forbid_extra_keys(recipe)
@@ -130,4 +138,5 @@ def build_schema(recipe: type) -> dict[str, Any]:
         if find_choice_base(hint):
             make_class_path_optional(recipe, schema, name)
     add_aliases(recipe, schema)
+    accept_digits(schema)
     return {"$schema": DRAFT, **schema}
