@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
@@ -53,7 +54,8 @@ def test_warnings_before_the_first_step(settings: dict[str, Any], shape: dict[st
     recipe = Pretrain("x", **{"train": TrainArgs(lr_warmup_steps=30)} | settings)
     spec: Any = RunSpec("pretrain", Config(**{**SHAPE, **shape}), None, None, None, tuner=tuner)  # type: ignore[arg-type]
     data: Any = SimpleNamespace(validation=None)
-    assert list_warnings(recipe, spec, data, 30, ranks=1) == warnings
+    fabric: Any = SimpleNamespace(world_size=1, device=torch.device("cpu"))
+    assert list_warnings(recipe, spec, data, 30, fabric) == warnings
     stream: Any = SimpleNamespace(samples_per_epoch=240)
     header = str(describe_data(recipe, (stream, None), length=32, steps=30, warmup=30))
     assert ("warm-up" in header) != any("warmup" in line for line in warnings)  # said once
