@@ -204,6 +204,7 @@ def test_a_folder_is_uploaded_where_it_is_asked_to(tmp_path: Path, monkeypatch: 
             return "https://hub/me/model"
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(hub, "check_hub_connection", lambda: None)
     recipe = ConvertFromLitgpt(source, tmp_path / "out", push_to_hub="me/model", access_token="secret")
     convert_from_litgpt.run(recipe)
     assert done[0] == "secret" and done[1] == ("me/model", {"private": True, "exist_ok": True})
