@@ -37,6 +37,6 @@ def test_each_key_that_a_message_tells_to_set_exists() -> None:
         for path in Path(litgpt.__file__).parent.rglob("*.py")
         for key in re.findall(r"\b(?:set|use) ((?:[a-z_]+\.)+[a-z_]+): ", path.read_text(encoding="utf-8"))
     }
-    pairs = [(command, tuple(choices.items())) for command in COMMANDS for choices in TREES]
+    pairs = [(command, tuple(choices.items())) for command in COMMANDS for choices in (*TREES, {"tuner": "Bone"})]
     known = {key for command, choices in pairs for key in list_keys_with(command, choices)}
     assert len(told) > 20 and not told - known
