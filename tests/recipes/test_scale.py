@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from litgpt.cli import main
 from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 from tests.processes import join_ranks, start_ranks
 from tests.recipes import scale_worker
 
+SCRIPTS = Path(__file__).parents[1] / "recipe/launch_scripts"
 SCALE = sorted((Path(__file__).parents[2] / "config_hub/scale").glob("*.yaml"))
 
 
@@ -98,3 +101,21 @@ def test_the_first_and_the_last_rank_hold_what_they_should(litgpt: Any, tmp_path
 @pytest.mark.parametrize("path", SCALE, ids=lambda path: path.stem)
 def test_every_rank_holds_what_it_should(litgpt: Any, tmp_path: Path, path: Path) -> None:
     check(litgpt, tmp_path, path, every=True)
+
+
+@pytest.mark.parametrize(("name", "nodes"), [("quick_start", 1), ("dense_14b", 1), ("moe_30b", 2)])
+def test_launch_scripts_translate_to_recipes_that_build(
+    litgpt: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, nodes: int
+) -> None:
+    assert main(["explain", str(SCRIPTS / f"{name}.sh")]) == 0
+    yaml = next(part for part in capsys.readouterr().out.split("---\n") if "checkpoint_dir:" in part)
+    (tmp_path / "recipe.yaml").write_text(yaml)
+    outcome = litgpt("finetune_full", "--config", tmp_path / "recipe.yaml", "--num_nodes", nodes)
+    assert outcome.code == 0, outcome.err
+    recipe, config = outcome.recipe, Config.from_name(outcome.recipe.checkpoint_dir.name)
+    ranks = [0, recipe.devices * nodes - 1]
+    work = start_ranks(scale_worker.worker, tmp_path, recipe, config, ranks, folder=tmp_path)
+    assert join_ranks(work, timeout=250) == [0], (tmp_path / "rank-0.log").read_text()[-2000:]
+    whole = sum(p.numel() for p in GPT.on_meta(config).parameters())
+    held = json.loads((tmp_path / "held.json").read_text())
+    assert list(held.values()) == pytest.approx([whole / (recipe.devices * nodes)] * 2, rel=1e-3)
