@@ -93,10 +93,18 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+FAST = ("shards", "tensor")
+
+
 @needs_torchao
-@pytest.mark.parametrize("kind", SETTINGS)
 @pytest.mark.parametrize(
-    "layout", ["shards", "tensor", *(pytest.param(name, marks=pytest.mark.slow) for name in list(LAYOUTS)[3:])]
+    ("layout", "kind"),
+    [
+        pytest.param(name, kind, marks=() if name in FAST else pytest.mark.slow)
+        for name in list(LAYOUTS)[1:]
+        for kind in SETTINGS
+        if "experts" not in name or kind == "codes and masters"  # layouts of experts take minutes
+    ],
 )
 def test_a_run_goes_on_in_another_layout_equal_to_the_bit(
     layout: str, kind: str, unbroken: Path, tmp_path: Path
