@@ -14,13 +14,16 @@ from typing import Any
 from tests.processes import CONTEXT, find_free_port, rank_environment
 
 SIZE = 8
+MAX_RUNS = 8
+"""Functions that a process runs before it is replaced: gloo leaves threads behind that use the processor."""
 
 
 class Pool:
-    """Up to `SIZE` processes, started when first needed; all are restarted after one of them failed."""
+    """Up to `SIZE` processes, started when first needed; all are restarted after `MAX_RUNS` functions or a failure."""
 
     def __init__(self) -> None:
         self.members: list[tuple[Any, Connection]] = []
+        self.runs = 0
         atexit.register(self.close)
 
     def run(self, work: Callable[..., Any], *arguments: Any, ranks: int, timeout: float = 120) -> list[Any]:
@@ -29,6 +32,9 @@ class Pool:
         Raises:
             AssertionError: with the traceback of the first rank that raised.
         """
+        if self.runs == MAX_RUNS:
+            self.close()
+        self.runs += 1
         while len(self.members) < ranks:
             parent_pipe, child_pipe = CONTEXT.Pipe()
             process = CONTEXT.Process(target=_serve, args=(child_pipe,), daemon=True)
@@ -60,7 +66,7 @@ class Pool:
             process.kill()
             process.join()
             pipe.close()
-        self.members = []
+        self.members, self.runs = [], 0
 
 
 def _serve(pipe: Connection) -> None:
