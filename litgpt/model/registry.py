@@ -107,10 +107,14 @@ def merge_parent_family(name: str) -> dict[str, Any]:
     return data
 
 
+TABLE_KEYS = ("ignored", "unread", "prefix", "starts", "copies")
+"""The entries of a file that belong to its table of names, beside `tensors`."""
+
+
 def build_family(data: dict[str, Any]) -> Family:
     """Build a family from the entries of its file."""
     defaults, rows = data.pop("defaults", {}), data.pop("shapes", [])
-    for_table = {key: data.pop(key) for key in ("ignored", "unread", "prefix", "starts", "copies") if key in data}
+    for_table = {key: data.pop(key) for key in TABLE_KEYS if key in data}
     tensors = build_name_table(data["name"], data.pop("tensors"), **for_table)
     family = Family(**data, tensors=tensors, shapes={})
     shapes, hub_names = {}, {}
@@ -150,9 +154,15 @@ def load_families() -> dict[str, Family]:
 
 
 @cache
+def load_format_table(name: str) -> NameTable:
+    """The table of the tensor names of a file format: litgpt, gguf or megatron."""
+    data = load_family_files()[name]
+    return build_name_table(name, data["tensors"], **{key: data[key] for key in TABLE_KEYS if key in data})
+
+
 def load_litgpt_table() -> NameTable:
     """The table of LitGPT's parameter names."""
-    return build_name_table("litgpt", load_family_files()["litgpt"]["tensors"])
+    return load_format_table("litgpt")
 
 
 def list_model_names() -> list[str]:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.files import DamagedFileError
-from litgpt.model.names import NameTable, build_name_table
-from litgpt.model.registry import load_family_files
+from litgpt.model.names import NameTable
+from litgpt.model.registry import load_family_files, load_format_table
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -85,8 +85,7 @@ class GGUFFile:
     @property
     def name_table(self) -> NameTable:
         """The table of the file's names and ours."""
-        data = load_family_files()["gguf"]
-        return build_name_table("gguf", data["tensors"], data["ignored"])
+        return load_format_table("gguf")
 
     @cached_property
     def config_json(self) -> dict[str, Any]:
@@ -100,8 +99,7 @@ class GGUFFile:
         values.setdefault("head_dim", values.get("hidden_size", 0) // max(1, values.get("num_attention_heads", 1)))
         if "token_embd.weight" in self._tensors:
             values["vocab_size"] = int(self._tensors["token_embd.weight"].shape[1])
-        if self.architecture.startswith("gemma") and self.architecture != "gemma":
-            values["query_pre_attn_scalar"] = values["head_dim"]
+        values |= {hf_key: values["head_dim"] for hf_key in self.entry.get("head_dims", ())}
         return {
             "model_type": self.entry["model_type"],
             **self.entry.get("constants", {}),

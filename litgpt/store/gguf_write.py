@@ -13,8 +13,14 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.files import write_text
 from litgpt.model.config import Config
-from litgpt.model.names import NameTable, build_name_table
-from litgpt.model.registry import Family, is_equivalent, load_families, load_family_files, normalize_config
+from litgpt.model.registry import (
+    Family,
+    is_equivalent,
+    load_families,
+    load_family_files,
+    load_format_table,
+    normalize_config,
+)
 from litgpt.model.rotary import compute_frequencies, compute_plain_frequencies
 from litgpt.store.gguf_files import GGUFFile
 from litgpt.store.gguf_tokenizer import collect_tokenizer_fields
@@ -48,8 +54,10 @@ def find_architecture(config: Config) -> GGUFArchitecture:
     architectures: Mapping[str, Any] = load_family_files()["gguf"]["architectures"]
     for name, entry in architectures.items():
         family = families[entry["model_type"]]
-        unlike = entry.get("unlike", {}).get("block_count", [])
-        if config.output != "score" and config.n_layer not in unlike and family.can_express(config):
+        if config.output == "score" or not family.can_express(config):
+            continue
+        values = family.config_json(config)
+        if not any(values[entry["settings"][key]] in unlike for key, unlike in entry.get("unlike", {}).items()):
             return GGUFArchitecture(name, family, entry)
     raise UserError(
         f"format: gguf: no architecture of {', '.join(architectures)} computes what {config.name} does; "
@@ -148,10 +156,8 @@ def collect_model_fields(architecture: GGUFArchitecture, config: Config) -> dict
 
 def iter_gguf_tensors(architecture: GGUFArchitecture, source: Path, config: Config) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a model under llama.cpp's names and in its layout."""
-    data = load_family_files()["gguf"]
-    table: NameTable = build_name_table("gguf", data["tensors"], data["ignored"])
     parameters = list_parameters(config)
-    mappings = table.map_names(parameters, config)
+    mappings = load_format_table("gguf").map_names(parameters, config)
     for name, tensor in join_tensors(mappings, iter_tensors(source, config), parameters, config):
         yield name, to_gguf_layout(architecture.entry, name, tensor, config)
     if config.rope_kind == "llama3":

@@ -44,10 +44,14 @@ def load_tensor(data: bytes, source: str) -> Tensor:
     return tensor
 
 
-def refuse_file(source: Path | str, error: Exception) -> UserError:
-    """The error for a file of `torch.save` that cannot be loaded, with the first line of the reason."""
+def refuse_file(source: Path | str, error: Exception, content: str = "tensors") -> UserError:
+    """The error for a pickle that cannot be loaded, with the first line of the reason.
+
+    Args:
+        content: what it should hold.
+    """
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(f"{source}: refused, it is damaged or holds more than tensors ({reason[:200]})")
+    return UserError(f"{source}: refused, it is damaged or holds more than {content} ({reason[:200]})")
 
 
 def is_zip(path: Path) -> bool:

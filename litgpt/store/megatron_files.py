@@ -15,9 +15,9 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.files import DamagedFileError, decode_source, join_inside
-from litgpt.model.names import NameTable, build_name_table
-from litgpt.model.registry import load_family_files
-from litgpt.store.legacy import load_tensor, load_torch_file
+from litgpt.model.names import NameTable
+from litgpt.model.registry import load_format_table
+from litgpt.store.legacy import load_tensor, load_torch_file, refuse_file
 from litgpt.store.safetensors_files import DTYPE_NAMES, intersect_blocks
 
 METADATA, COMMON = ".metadata", "common.pt"
@@ -167,9 +167,7 @@ class TorchDistFolder:
     @property
     def name_table(self) -> NameTable:
         """The table of Megatron-core's names and ours."""
-        data = load_family_files()["megatron"]
-        lists = {key: data[key] for key in ("ignored", "unread", "starts")}
-        return build_name_table("megatron", data["tensors"], **lists)
+        return load_format_table("megatron")
 
     def read_meta(self, name: str) -> Tensor:
         """The shape and type of a tensor, on the meta device."""
@@ -208,8 +206,7 @@ def load_metadata(path: Path) -> Record:
         with path.open("rb") as file:
             metadata = MetadataUnpickler(file).load()
     except Exception as error:  # damaged pickles raise nearly anything
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{path}: refused, it is damaged or holds more than a list of tensors ({reason[0]})") from None
+        raise refuse_file(path, error, "a list of tensors") from None
     if not isinstance(metadata, Record):
         raise DamagedFileError(f"{path}: holds {type(metadata).__name__}, not the metadata of a checkpoint")
     return metadata

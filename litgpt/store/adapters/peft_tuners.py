@@ -1,6 +1,6 @@
 """Convert tuners other than LoRA to and from PEFT's format: names and shapes of tensors, and keys of the config."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ class PEFTTuner:
         choices: our name of a setting to PEFT's value of each of our values.
         shared: our name of a parameter that all layers share to PEFT's.
         constants: other keys of PEFT's config.
+        computed: further keys of PEFT's config, and their values as a function of our settings.
     """
 
     peft_type: str
@@ -34,6 +35,12 @@ class PEFTTuner:
     shared: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     choices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    computed: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+
+
+def count_schedule_steps(settings: AdaLoRA) -> int:
+    """A number of steps, without which PEFT loads no adapter: that of the settings, or the fewest that they allow."""
+    return settings.total_steps or settings.tinit + settings.tfinal + 1
 
 
 BONE_SETTINGS = {"r": "r", "variant": "init_weights"}
@@ -48,6 +55,7 @@ PEFT_TUNERS = (
             **{"alpha": "lora_alpha", "dropout": "lora_dropout", "delta_t": "deltaT"},
         },
         constants={"bias": "none", "rank_pattern": None},
+        computed={"total_step": count_schedule_steps},
     ),
     PEFTTuner("IA3", IA3, {"scale_in": ("ia3_l", 0), "scale_out": ("ia3_l", 1)}, {}),
     PEFTTuner(
@@ -127,12 +135,7 @@ def convert_tuner_to_peft(
         "target_modules": sorted(target_modules),
         "inference_mode": True,
         **({"feedforward_modules": sorted(feedforward_modules)} if tuner.settings_class is IA3 else {}),
-        # PEFT loads no adapter of this kind without a number of steps, which may be that of the run
-        **(
-            {"total_step": settings.total_steps or settings.tinit + settings.tfinal + 1}
-            if isinstance(settings, AdaLoRA)
-            else {}
-        ),
+        **{peft_key: compute(settings) for peft_key, compute in tuner.computed.items()},
         **{peft_key: convert_setting(tuner, key, settings) for key, peft_key in tuner.settings.items()},
         **tuner.constants,
     }
