@@ -8,6 +8,7 @@ from annotated_types import Ge, Le
 
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Seed, check_numbers
+from litgpt.recipe.effect import check_effects
 
 Gigabytes = Annotated[float, Ge(1e-6), Le(1e6)]
 Tolerance = Annotated[float, Ge(1e-12), Le(1.0)]
@@ -74,6 +75,8 @@ class ConvertFromLitgpt:
         check_numbers(self)
         if self.dtype == "q8_0" and self.format != "gguf":
             raise UserError(f"dtype: q8_0 is not supported with format: {self.format}; set bfloat16, or format: gguf")
+        has_shards, other = self.format == "huggingface", f"format: {self.format}"
+        check_effects(self, "", "max_shard_size", have_effect=has_shards, other=other, cure="leave it out")
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,9 @@ def test_what_a_file_cannot_hold_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert "no architecture of llama, " in refuse(write_source(tmp_path / "neox", model), "--format", "gguf")
     source = write_source(tmp_path, random_model(small("Llama-2-7b-hf", **{**SIZES, "padded_vocab_size": ROWS})))
     assert "dtype: q8_0 is not supported with format: huggingface" in refuse(source, "--dtype", "q8_0")
+    assert "max_shard_size: 2.0 has no effect with format: gguf" in refuse(
+        source, "--format", "gguf", "--max_shard_size", "2"
+    )
     content = read_json(source / "tokenizer.json")
     for changes, words in {
         json.dumps({"pre_tokenizer": {"type": "Whitespace"}}): "splits text in none of the ways gpt-2, ",
