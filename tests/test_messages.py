@@ -40,6 +40,7 @@ OF_OTHER_COMMANDS = {
     ("store/step_folders.py", "no_checkpoint_error"),
     ("store/tensor_audit.py", "check"),  # pretrain, whose config the folder does not give
     ("store/litgpt_files.py", "write_litgpt_config"),  # convert_from_litgpt
+    ("store/gguf_write.py", "write_gguf"),
     ("store/gguf_write.py", "find_architecture"),
     ("store/gguf_write.py", "check_gguf"),
     ("store/gguf_tokenizer.py", "unwritten_tokenizer"),

@@ -89,7 +89,7 @@ def write_gguf(
     try:
         from gguf import GGML_QUANT_SIZES, GGUFWriter
     except ImportError:
-        raise UserError(f"{path}: the package gguf is not installed: pip install 'litgpt[gguf]'") from None
+        raise UserError("format: gguf: the package gguf is not installed: pip install 'litgpt[gguf]'") from None
     architecture = find_architecture(config)
     matrix_type = MATRIX_TYPES[dtype or find_dtype(source, config)]
     writer = GGUFWriter(path, architecture.name)
