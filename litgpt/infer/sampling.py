@@ -4,12 +4,17 @@ Axes: B batch, V vocabulary.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
+
+if TYPE_CHECKING:
+    from litgpt.infer.requests import Constraint
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,23 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether the most likely token is always selected."""
         return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
+
+
+@dataclass(frozen=True)
+class SampledRow:
+    """What the next token of one text depends on, besides its logits.
+
+    Attributes:
+        prompt, generated: the tokens so far; those generated are appended to.
+        generator: on the device of the logits; None for torch's default generator.
+        constraint: of the tokens that may follow, or None.
+    """
+
+    sampling: Sampling
+    prompt: Sequence[int]
+    generated: list[int]
+    generator: torch.Generator | None = None
+    constraint: "Constraint | None" = None
 
 
 def filter_logits(logits_BV: Tensor, sampling: Sampling) -> Tensor:
@@ -82,3 +104,19 @@ def sample_finite(logits_BV: Tensor, sampling: Sampling, generator: torch.Genera
     if not bool(logits_BV.amax().isfinite()):
         raise UserError("the model's logits are not finite; set precision: 32-true, or check the weights")
     return sample_token(logits_BV, sampling, generator)
+
+
+def sample_rows(logits_RV: Tensor, rows: Sequence[SampledRow]) -> Tensor:
+    """The next token of each of several texts, (R,).
+
+    Raises:
+        UserError: as `sample_finite`.
+    """
+    if all(row.sampling.greedy and row.constraint is None for row in rows):
+        return sample_finite(logits_RV, rows[0].sampling, None)[:, 0]
+    tokens = []
+    for logits_V, row in zip(logits_RV, rows, strict=True):
+        if row.constraint is not None:
+            logits_V = logits_V.masked_fill(~row.constraint.allowed(), -math.inf)
+        tokens.append(sample_finite(logits_V[None], row.sampling, row.generator)[0])
+    return torch.cat(tokens)

@@ -19,11 +19,15 @@ from litgpt.model.layers import build_norm, build_scale_norm
 from litgpt.model.rotary import apply_rotary
 
 
+Keys = Tensor | Sequence[Tensor]
+"""Keys or values, (B, K, U, S); or, of a cache with many texts, (texts, K, U, S) for each segment of queries."""
+
+
 class KVCacheLayer(Protocol):
     """The keys and values of one layer for the tokens so far."""
 
-    def append(self, k_BKTS: Tensor, v_BKTS: Tensor) -> tuple[Tensor, Tensor]:
-        """Append those of the next tokens; returns all keys (B, K, U, S) and values, the new ones last."""
+    def append(self, k_BKTS: Tensor, v_BKTS: Tensor) -> tuple[Keys, Keys]:
+        """Append those of the next tokens; returns all keys and values, the new ones last."""
 
 
 class KVCache(Protocol):
@@ -77,12 +81,11 @@ class Attention(nn.Module):
         q, k = self._apply_rotary(q, k, inputs)
         if self.has_temperature and inputs.temperature is not None:
             q = (q * inputs.temperature).to(q.dtype)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        return self.out(self.core_attention(q, k, v, inputs, self.sinks).transpose(1, 2).flatten(2))
+        keys, values = (k, v) if cache is None else cache.append(k, v)
+        return self.out(self.core_attention(q, keys, values, inputs, self.sinks).transpose(1, 2).flatten(2))
 
     def core_attention(
-        self, q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor, inputs: AttentionInputs, sinks: Tensor | None
+        self, q_BHTS: Tensor, k_BKUS: Keys, v_BKUS: Keys, inputs: AttentionInputs, sinks: Tensor | None
     ) -> Tensor:
         """Attention without its projections, (B, H, T, S)."""
         settings: dict[str, Any] = {"window": self.window, "scale": self.scale, "softcap": self.softcap}
@@ -113,8 +116,8 @@ def build_qk_norm(config: Config, heads: int, kind: str | None) -> nn.Module:
 def apply_attention(
     inputs: AttentionInputs,
     q_BHTS: Tensor,
-    k_BKUS: Tensor,
-    v_BKUS: Tensor,
+    k_BKUS: Keys,
+    v_BKUS: Keys,
     *,
     window: str,
     sinks: Tensor | None = None,
@@ -124,29 +127,42 @@ def apply_attention(
     attention: partial[Tensor] = partial(attend_segments, inputs, window=window, **settings)
     if inputs.exchange is None:
         return attention(q_BHTS, k_BKUS, v_BKUS, sinks=sinks)
+    assert isinstance(k_BKUS, Tensor) and isinstance(v_BKUS, Tensor)
     return inputs.exchange(attention, q_BHTS, k_BKUS, v_BKUS, sinks)
 
 
 def attend_segments(
-    inputs: AttentionInputs, q_BHTS: Tensor, k_BKUS: Tensor, v_BKUS: Tensor, *, window: str, **settings: Any
+    inputs: AttentionInputs, q_BHTS: Tensor, k_BKUS: Keys, v_BKUS: Keys, *, window: str, **settings: Any
 ) -> Tensor:
     """Attend one segment after the other, or all at once; (B, H, T, S of the values)."""
     segments = inputs.segments
     if segments is None:
+        assert isinstance(k_BKUS, Tensor) and isinstance(v_BKUS, Tensor)
         return attend(q_BHTS, k_BKUS, v_BKUS, mask=inputs.masks[window], causal=inputs.causal, **settings)
     queries = q_BHTS.split([segment.tokens for segment in segments], dim=2)
     keys, values = (split_keys(segments, x_BKUS) for x_BKUS in (k_BKUS, v_BKUS))
-    return torch.cat(
-        [
-            attend(q, k, v, mask=segment.masks[window], causal=q.shape[2] == k.shape[2], **settings)
-            for segment, q, k, v in zip(segments, queries, keys, values, strict=True)
-        ],
-        dim=2,
-    )
+    outputs = []
+    for segment, q, k, v in zip(segments, queries, keys, values, strict=True):
+        q = split_texts(q, segment.texts)
+        output = attend(q, k, v, mask=segment.masks[window], causal=q.shape[2] == k.shape[2], **settings)
+        outputs.append(join_texts(output, segment.texts))
+    return torch.cat(outputs, dim=2)
 
 
-def split_keys(segments: Sequence[Segment], x_BKUS: Tensor) -> Sequence[Tensor]:
+def split_texts(x_BHTS: Tensor, texts: int) -> Tensor:
+    """The tokens of several texts in one row, (1, H, N T, S), as (N, H, T, S)."""
+    return x_BHTS if texts == 1 else x_BHTS[0].unflatten(1, (texts, -1)).transpose(0, 1)
+
+
+def join_texts(x_NHTS: Tensor, texts: int) -> Tensor:
+    """The tokens of several texts, (N, H, T, S), in one row, (1, H, N T, S)."""
+    return x_NHTS if texts == 1 else x_NHTS.transpose(0, 1).flatten(1, 2)[None]
+
+
+def split_keys(segments: Sequence[Segment], x_BKUS: Keys) -> Sequence[Tensor]:
     """The keys, or values, of each segment."""
+    if not isinstance(x_BKUS, Tensor):
+        return x_BKUS
     if all(segment.keys is None for segment in segments):
         return x_BKUS.split([segment.tokens for segment in segments], dim=2)
     return [x_BKUS[:, :, : segment.keys] for segment in segments]

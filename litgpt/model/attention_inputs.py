@@ -39,11 +39,14 @@ class Segment:
         tokens: number of queries; they follow those of the segment before.
         masks: as in `AttentionInputs`.
         keys: number of keys, counted from the start of the row; None for the keys of the same tokens.
+        texts: the number of texts that the queries belong to, the same number each, one text after the other; with a
+            cache that has keys (texts, K, U, S) for them.
     """
 
     tokens: int
     masks: Mapping[str, Mask | None]
     keys: int | None = None
+    texts: int = 1
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,7 @@ def build_attention_inputs(
         cached: number of tokens before these.
         queries: the indices in a row of the queries that attend, one segment each; None for all.
     """
-    ropes = {rope for rope in map(config.rope_of, range(config.n_layer)) if rope}
-    kinds = sorted({"local" if config.is_local(layer) else "global" for layer in range(config.n_layer)})
+    ropes, kinds = list_ropes(config), list_attention_kinds(config)
     segments: tuple[Segment, ...] | None = None
     if queries is not None:
         segments = tuple(
@@ -105,12 +107,22 @@ def build_attention_inputs(
     return AttentionInputs(
         positions=positions,
         documents_BT=documents_BT,
-        angles={rope: build_angles(config, positions, rope=rope) for rope in sorted(ropes)},
+        angles={rope: build_angles(config, positions, rope=rope) for rope in ropes},
         masks={} if segments else build_masks(config, kinds, keys, documents_BT, indices, dense=cached > 0),
         causal=cached == 0,
         temperature=compute_temperature(config, positions),
         segments=segments,
     )
+
+
+def list_ropes(config: Config) -> list[str]:
+    """The rotary embeddings of the layers."""
+    return sorted({rope for rope in map(config.rope_of, range(config.n_layer)) if rope})
+
+
+def list_attention_kinds(config: Config) -> list[str]:
+    """The kinds of the layers' attention: `global`, `local` or both."""
+    return sorted({"local" if config.is_local(layer) else "global" for layer in range(config.n_layer)})
 
 
 def split_documents(
@@ -170,15 +182,48 @@ def build_dense_mask(
     distances = indices[queries.start :, None] - indices[None, :]
     allowed = (distances >= 0)[None, None]
     if window is not None:
-        if config.window_type == "sliding":
-            allowed = allowed & (distances < window)
-        else:  # equal chunks of positions, which restart with every document
-            chunks = positions[..., : queries.stop] // window
-            allowed = allowed & (chunks[..., queries.start :, None] == chunks[..., None, :]).unsqueeze(-3)
+        ends = positions[..., : queries.stop]
+        allowed = allowed & is_in_window(config, window, distances, ends[..., queries.start :], ends).unsqueeze(-3)
     if documents_BT is not None:
         documents = documents_BT[:, None, : queries.stop]
         allowed = allowed & (documents[..., queries.start :, None] == documents[..., None, :])
     return allowed
+
+
+def is_in_window(config: Config, window: int, distances: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+    """Whether a key is within the window of a query, (..., T, U), from positions (..., T) and (..., U).
+
+    Args:
+        distances: the number of tokens from key to query, (..., T, U); positions restart with every document.
+    """
+    if config.window_type == "sliding":
+        return distances < window
+    return (q_positions // window)[..., :, None] == (k_positions // window)[..., None, :]  # equal chunks
+
+
+def build_cached_masks(
+    config: Config, kinds: Sequence[str], starts: Sequence[int], tokens: int, device: torch.device
+) -> dict[str, Mask | None]:
+    """Masks (N, 1, T, U) for texts of which the last T tokens are queries and all tokens are keys; None for no mask.
+
+    Args:
+        kinds: `global`, `local` or both.
+        starts: number of tokens of each text before its queries; U is for the longest text, T is `tokens`.
+    """
+    longest = max(starts) + tokens
+    is_plain = (tokens == 1 or longest == tokens) and min(starts) == max(starts)
+    k_positions = torch.arange(longest, device=device)
+    q_positions = torch.tensor(starts, device=device)[:, None] + torch.arange(tokens, device=device)
+    distances = q_positions[:, :, None] - k_positions
+    masks: dict[str, Mask | None] = {}
+    for kind in kinds:
+        window = config.sliding_window_size if kind == "local" else None
+        allowed = distances >= 0
+        if window is not None and longest > window:
+            masks[kind] = (allowed & is_in_window(config, window, distances, q_positions, k_positions))[:, None]
+        else:
+            masks[kind] = None if is_plain else allowed[:, None]
+    return masks
 
 
 def compute_temperature(config: Config, positions: Tensor) -> Tensor | None:

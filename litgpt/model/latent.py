@@ -6,7 +6,7 @@ Axes: B batch, H heads, T tokens, S numbers of a head, D model width, L numbers 
 import torch
 from torch import Tensor, nn
 
-from litgpt.model.attention import KVCacheLayer, apply_attention
+from litgpt.model.attention import Keys, KVCacheLayer, apply_attention
 from litgpt.model.attention_inputs import AttentionInputs
 from litgpt.model.config import Config
 from litgpt.model.layers import build_norm
@@ -50,9 +50,8 @@ class LatentAttention(nn.Module):
         q_BTD = self.q_down(x_BTD) if hasattr(self, "q_down") else x_BTD
         latent_BTL, k_rope_BTS = self.kv_down(x_BTD).split([self.latent_size, self.rope_size], dim=-1)
         q, k, v = self.project_qkv(q_BTD, latent_BTL, k_rope_BTS, inputs)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        return self.out(self.core_attention(q, k, v, inputs).transpose(1, 2).flatten(2))
+        keys, values = (k, v) if cache is None else cache.append(k, v)
+        return self.out(self.core_attention(q, keys, values, inputs).transpose(1, 2).flatten(2))
 
     def project_qkv(
         self, q_BTD: Tensor, latent_BTL: Tensor, k_rope_BTS: Tensor, inputs: AttentionInputs
@@ -65,7 +64,7 @@ class LatentAttention(nn.Module):
         q = torch.cat([q_nope, q_rope], dim=-1)
         return q, torch.cat([k_BHTS, k_rope.expand(-1, k_BHTS.shape[1], -1, -1)], dim=-1), v_BHTS
 
-    def core_attention(self, q_BHTS: Tensor, k_BHUS: Tensor, v_BHUS: Tensor, inputs: AttentionInputs) -> Tensor:
+    def core_attention(self, q_BHTS: Tensor, k_BHUS: Keys, v_BHUS: Keys, inputs: AttentionInputs) -> Tensor:
         """Attention without its projections, (B, H, T, S of the values)."""
         return apply_attention(inputs, q_BHTS, k_BHUS, v_BHUS, window=self.window, scale=self.scale)
 

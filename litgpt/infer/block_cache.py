@@ -1,0 +1,134 @@
+"""A cache of keys and values in blocks of a few sizes, which all texts share.
+
+A text has one block, and moves to a larger one when it is full. Blocks of a size are neighbours in memory, so that one
+call of attention reads those of many texts without a copy. Blocks of finished texts are kept as long as no other text
+needs the memory: a text that begins as they do copies the keys and values of the common prefix.
+
+Axes: N blocks, K key-value heads, T tokens, U tokens of a block, S head size.
+"""
+
+import bisect
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+FIRST_SIZE = 64  # tokens; the sizes are 64, 96, 128, 192, 256, 384, ...
+SLAB_BLOCKS, SLAB_TOKENS = 16, 16384
+"""The number of blocks that are allocated at once, at most."""
+
+
+def round_up_size(tokens: int) -> int:
+    """The smallest size of a block that holds this many tokens."""
+    size = FIRST_SIZE
+    while size < tokens:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
+
+
+def count_common(first: list[int], second: list[int]) -> int:
+    """The length of the common prefix of two lists."""
+    shorter = min(len(first), len(second))
+    return bisect.bisect_left(range(1, shorter + 1), True, key=lambda size: first[:size] != second[:size])
+
+
+class Slab:
+    """Blocks of one size, neighbours in memory, which is allocated when a layer writes for the first time."""
+
+    def __init__(self, size: int, blocks: int) -> None:
+        self.size, self.blocks = size, blocks
+        self.free = list(range(blocks))  # ascending
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def get_layer(self, layer: int, k_BKTS: Tensor, v_BKTS: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, (N, K, U, S), for heads as those of the given ones."""
+        if layer not in self.layers:  # zeros: masked ones take part in products, and must be finite
+            self.layers[layer] = tuple(
+                x.new_zeros(self.blocks, x.shape[1], self.size, x.shape[3]) for x in (k_BKTS, v_BKTS)
+            )  # type: ignore[assignment]
+        return self.layers[layer]
+
+
+@dataclass(eq=False)
+class Block:
+    """The memory of one text: `ids` are the tokens whose keys and values it holds."""
+
+    slab: Slab
+    index: int
+    ids: list[int] = field(default_factory=list)
+
+
+class BlockCache:
+    """Blocks for at most `max_tokens` tokens in all."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self.slabs: list[Slab] = []
+        self.blocks: list[Block] = []
+        self.kept: list[Block] = []  # of finished texts, the one not used for the longest time first
+
+    @property
+    def allocated_tokens(self) -> int:
+        """The number of tokens for which memory is allocated."""
+        return sum(slab.size * slab.blocks for slab in self.slabs)
+
+    def allocate(self, tokens: int) -> Block | None:
+        """A block for a text of this many tokens; None if there is no memory, even without those kept."""
+        size = min(round_up_size(tokens), self.max_tokens)
+        while (slab := self._find_slab(size)) is None:
+            if not self.kept:
+                return None
+            self.free(self.kept[0])
+        block = Block(slab, slab.free.pop(0))
+        self.blocks.append(block)
+        return block
+
+    def _find_slab(self, size: int) -> Slab | None:
+        """A slab with a free block of this size, a new one if necessary."""
+        if (found := next((slab for slab in self.slabs if slab.size == size and slab.free), None)) is not None:
+            return found
+        if self.allocated_tokens + size > self.max_tokens:
+            self.slabs = [slab for slab in self.slabs if len(slab.free) < slab.blocks]
+        count = min(SLAB_BLOCKS, max(1, SLAB_TOKENS // size), (self.max_tokens - self.allocated_tokens) // size)
+        if count < 1:
+            return None
+        self.slabs.append(Slab(size, count))
+        return self.slabs[-1]
+
+    def free(self, block: Block) -> None:
+        """Make the memory of a block available to other texts."""
+        bisect.insort(block.slab.free, block.index)
+        self.blocks.remove(block)
+        if block in self.kept:
+            self.kept.remove(block)
+
+    def keep(self, block: Block) -> None:
+        """Keep the block of a finished text until its memory is needed."""
+        self.kept.append(block)
+
+    def find_prefix(self, ids: list[int]) -> tuple[Block | None, int]:
+        """The block with the longest common prefix, and the length of that."""
+        lengths = [count_common(block.ids, ids) for block in self.blocks]
+        longest = max(lengths, default=0)
+        return (self.blocks[lengths.index(longest)] if longest else None), longest
+
+    def copy_prefix(self, source: Block, target: Block, tokens: int) -> None:
+        """Copy keys and values of the first tokens of one text to another."""
+        for layer, tensors in source.slab.layers.items():
+            copies = target.slab.get_layer(layer, *tensors)
+            for from_NKUS, to_NKUS in zip(tensors, copies, strict=True):
+                to_NKUS[target.index, :, :tokens] = from_NKUS[source.index, :, :tokens]
+        target.ids = source.ids[:tokens]
+        if source in self.kept:  # recently used
+            self.kept.remove(source)
+            self.kept.append(source)
+
+    def move(self, block: Block, tokens: int) -> bool:
+        """Move a text to a block for this many tokens; False if there is no memory."""
+        target = self.allocate(tokens)
+        if target is None:
+            return False
+        self.copy_prefix(block, target, len(block.ids))
+        bisect.insort(block.slab.free, block.index)
+        self.blocks.remove(target)
+        block.slab, block.index = target.slab, target.index
+        return True

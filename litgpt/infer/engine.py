@@ -1,0 +1,290 @@
+"""Generate many texts at once: each forward pass has the next token of every text and a part of new prompts.
+
+Texts join and leave between forward passes (continuous batching; Yu et al. 2022, Orca). A text for which there is no
+memory is put back in the queue, and its keys and values are computed again later.
+
+Axes: R rows of logits, V vocabulary.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from litgpt.errors import UserError
+from litgpt.infer.block_cache import Block, BlockCache, count_common
+from litgpt.infer.generate import check_prompt
+from litgpt.infer.packed_step import Chunk, run_packed
+from litgpt.infer.requests import FinishReason, GeneratedToken, Request
+from litgpt.infer.sampling import SampledRow, sample_rows
+from litgpt.model.gpt import GPT
+
+GROWTH = 64  # tokens after the prompt for which memory is reserved at first
+MIN_PREFIX = 16  # tokens; shorter common prefixes are computed again
+
+
+class Sequence:
+    """A request and what has been generated for it.
+
+    Attributes:
+        tokens: the generated tokens.
+        prompt_logprobs: of the prompt's tokens but the first, if requested.
+        finish_reason: `stop`, `length` or `cancelled`; None as long as it is not finished.
+    """
+
+    def __init__(self, request: Request, device: torch.device) -> None:
+        self.request = request
+        self.tokens: list[GeneratedToken] = []
+        self.prompt_logprobs: list[GeneratedToken] = []
+        self.finish_reason: FinishReason | None = None
+        self.ids = list(request.prompt)
+        self.block: Block | None = None
+        self.was_preempted = False
+        generator = None if request.seed is None else torch.Generator(device).manual_seed(request.seed)
+        self.row = SampledRow(request.sampling, request.prompt, [], generator, request.constraint)
+
+    @property
+    def max_length(self) -> int:
+        """The number of tokens whose keys and values it may need."""
+        return len(self.request.prompt) + self.request.max_new_tokens
+
+    @property
+    def computed(self) -> int:
+        """The number of tokens whose keys and values are in the cache."""
+        return 0 if self.block is None else len(self.block.ids)
+
+
+class Engine:
+    """Generates texts with one model; a single thread may call it.
+
+    Args:
+        max_sequences: the maximum number of texts at a time; others wait.
+        cache_tokens: the maximum number of tokens of all texts whose keys and values are in memory; None for
+            `max_sequences` texts of the model's context.
+        prefill_chunk: the maximum number of prompt tokens of one forward pass.
+    """
+
+    def __init__(
+        self, model: GPT, *, max_sequences: int = 32, cache_tokens: int | None = None, prefill_chunk: int = 512
+    ) -> None:
+        self.model = model
+        self.max_sequences, self.prefill_chunk = max_sequences, prefill_chunk
+        self.cache = BlockCache(cache_tokens or max_sequences * model.config.block_size)
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+
+    @property
+    def running(self) -> int:
+        """The number of texts with keys and values in memory."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """The number of texts that have not begun, or are put back."""
+        return len(self._waiting)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any text is not finished."""
+        return bool(self._running or self._waiting)
+
+    def submit(self, request: Request) -> Sequence:
+        """Add a request to the queue.
+
+        Raises:
+            UserError: if prompt and new tokens exceed the model's context or the cache.
+        """
+        check_prompt(self.model, request.prompt, request.max_new_tokens)
+        sequence = Sequence(request, self.model.embedding.weight.device)
+        if sequence.max_length > self.cache.max_tokens:
+            raise UserError(
+                f"cache_tokens: {self.cache.max_tokens} is less than {sequence.max_length}, the tokens of prompt and "
+                f"text; set {sequence.max_length} or more"
+            )
+        self._waiting.append(sequence)
+        return sequence
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a text and free its memory."""
+        if sequence.finish_reason is None:
+            self._finish(sequence, "cancelled")
+
+    def run(self, requests: Iterable[Request]) -> list[Sequence]:
+        """Generate the texts of all requests, in their order."""
+        sequences = [self.submit(request) for request in requests]
+        while any(sequence.finish_reason is None for sequence in sequences):
+            self.step()
+        return sequences
+
+    def stream(self, request: Request) -> Iterator[GeneratedToken]:
+        """Yield the tokens of one text as they are generated; it is cancelled if the iterator is closed."""
+        sequence = self.submit(request)
+        try:
+            while sequence.finish_reason is None:
+                for changed, token in self.step():
+                    if changed is sequence:
+                        yield token
+        finally:
+            self.cancel(sequence)
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Sequence, GeneratedToken]]:
+        """Run one forward pass; the tokens that it generated.
+
+        Raises:
+            UserError: if logits are not finite.
+        """
+        self._admit()
+        chunks = self._plan()
+        if not chunks:
+            return []
+        logits = run_packed(self.model, list(chunks.values()), self.cache.slabs)
+        rows: list[tuple[Sequence, Tensor]] = []
+        for (sequence, chunk), chunk_logits in zip(chunks.items(), logits, strict=True):
+            if sequence.request.prompt_logprobs is not None and not sequence.tokens:
+                self._record_prompt(sequence, chunk, chunk_logits)
+            if sequence.computed == len(sequence.ids):
+                rows.append((sequence, chunk_logits[-1]))
+        return self._sample(rows) if rows else []
+
+    def _admit(self) -> None:
+        """Start waiting texts for which there is memory, in their order."""
+        delayed: list[Sequence] = []
+        while self._waiting and len(self._running) < self.max_sequences:
+            sequence = self._waiting.popleft()
+            if self._waits_for_prefix(sequence):
+                delayed.append(sequence)
+            elif not self._start(sequence):
+                self._waiting.appendleft(sequence)
+                break
+            else:
+                self._running.append(sequence)
+        self._waiting.extendleft(reversed(delayed))
+
+    def _waits_for_prefix(self, sequence: Sequence) -> bool:
+        """Whether another text is about to compute a prefix of this one."""
+        if sequence.request.prompt_logprobs is not None:
+            return False
+        known = self.cache.find_prefix(sequence.ids)[1]
+        others = (other.ids for other in self._running if other.computed < len(other.request.prompt))
+        return any(min(count_common(ids, sequence.ids), len(ids) - 1) >= known + MIN_PREFIX for ids in others)
+
+    def _start(self, sequence: Sequence) -> bool:
+        """Give a text memory, with the prefix that other texts have computed; whether there was enough."""
+        reserved = sequence.max_length if sequence.was_preempted else len(sequence.ids) + GROWTH
+        source, common = self.cache.find_prefix(sequence.ids)
+        is_kept = source is not None and source in self.cache.kept
+        if is_kept and source is not None:  # may not be evicted by the allocation
+            self.cache.kept.remove(source)
+        sequence.block = self.cache.allocate(min(reserved, sequence.max_length))
+        if is_kept and source is not None:
+            self.cache.keep(source)
+        if sequence.block is None and is_kept and source is not None:
+            self.cache.free(source)
+            source, sequence.block = None, self.cache.allocate(min(reserved, sequence.max_length))
+        if sequence.block is None:
+            return False
+        common = min(common, len(sequence.ids) - 1)  # the logits of the last token are needed
+        has_logprobs = sequence.request.prompt_logprobs is not None and not sequence.tokens
+        if source is not None and common >= MIN_PREFIX and not has_logprobs:
+            self.cache.copy_prefix(source, sequence.block, common)
+        return True
+
+    def _plan(self) -> dict[Sequence, Chunk]:
+        """The tokens of the next forward pass: the last one of each text, and parts of prompts."""
+        chunks: dict[Sequence, Chunk] = {}
+        budget = self.prefill_chunk
+        for sequence in list(self._running):
+            if sequence.block is None:  # put back for the memory of an earlier one
+                continue
+            missing = len(sequence.ids) - sequence.computed
+            tokens = missing if missing == 1 else min(missing, budget)
+            if tokens == 0 or not self._reserve(sequence, sequence.computed + tokens):
+                continue
+            budget -= tokens if missing > 1 else 0
+            assert sequence.block is not None
+            ids = sequence.ids[sequence.computed : sequence.computed + tokens]
+            has_logprobs = sequence.request.prompt_logprobs is not None and not sequence.tokens
+            chunks[sequence] = Chunk(sequence.block, ids, tokens if has_logprobs else int(tokens == missing))
+        return {sequence: chunk for sequence, chunk in chunks.items() if sequence.block is not None}
+
+    def _reserve(self, sequence: Sequence, tokens: int) -> bool:
+        """Make room for this many tokens of a text, if necessary by putting the latest ones back in the queue."""
+        while True:
+            block = sequence.block
+            if block is None:
+                return False
+            if tokens <= block.slab.size or self.cache.move(block, min(tokens + GROWTH, sequence.max_length)):
+                return True
+            self._preempt(self._running[-1])
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Put a text back in the queue, before all others."""
+        assert sequence.block is not None
+        self.cache.free(sequence.block)
+        sequence.block, sequence.was_preempted = None, True
+        self._running.remove(sequence)
+        self._waiting.appendleft(sequence)
+
+    def _record_prompt(self, sequence: Sequence, chunk: Chunk, logits_RV: Tensor) -> None:
+        """Record the log-probabilities of the prompt's tokens after those of a chunk."""
+        targets = sequence.ids[sequence.computed - len(chunk.ids) + 1 : sequence.computed + 1]
+        top = sequence.request.prompt_logprobs or 0
+        sequence.prompt_logprobs += list_logprobs(logits_RV[: len(targets)], targets, [top] * len(targets))
+
+    def _sample(self, rows: list[tuple[Sequence, Tensor]]) -> list[tuple[Sequence, GeneratedToken]]:
+        """Sample one token for each text, and end the texts whose last it is."""
+        sequences = [sequence for sequence, _ in rows]
+        logits_RV = torch.stack([row for _, row in rows])
+        ids = sample_rows(logits_RV, [sequence.row for sequence in sequences]).tolist()
+        tops = [sequence.request.logprobs for sequence in sequences]
+        if any(top is not None for top in tops):
+            tokens = list_logprobs(logits_RV, ids, [top or 0 for top in tops])
+        else:
+            tokens = [GeneratedToken(token) for token in ids]
+        return [(sequence, self._append(sequence, token)) for sequence, token in zip(sequences, tokens, strict=True)]
+
+    def _append(self, sequence: Sequence, token: GeneratedToken) -> GeneratedToken:
+        """Add a generated token to its text; the same token with the reason if it is the last."""
+        request, number = sequence.request, token.token
+        reason: FinishReason | None = None
+        if number in request.stop_tokens:
+            reason = "stop"
+        elif len(sequence.tokens) + 1 == request.max_new_tokens:
+            reason = "length"
+        if request.logprobs is None:
+            token = GeneratedToken(number, finish_reason=reason)
+        else:
+            token = GeneratedToken(number, token.logprob, token.top, reason)
+        sequence.tokens.append(token)
+        sequence.ids.append(number)
+        sequence.row.generated.append(number)
+        if request.constraint is not None:
+            request.constraint.accept(number)
+        if reason is not None:
+            self._finish(sequence, reason)
+        return token
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End a text; its block is kept for texts with the same prefix."""
+        sequence.finish_reason = reason
+        if sequence in self._running:
+            self._running.remove(sequence)
+        else:
+            self._waiting.remove(sequence)
+        if sequence.block is not None:
+            self.cache.keep(sequence.block)
+            sequence.block = None
+
+
+def list_logprobs(logits_RV: Tensor, ids: list[int], tops: list[int]) -> list[GeneratedToken]:
+    """Tokens with their log-probabilities, and with as many of the most likely tokens as `tops` says."""
+    logprobs_RV = logits_RV.float().log_softmax(-1)
+    chosen = logprobs_RV.gather(-1, torch.tensor(ids, device=logits_RV.device)[:, None])[:, 0].tolist()
+    best = logprobs_RV.topk(max(tops, default=0), -1)
+    pairs = zip(ids, chosen, tops, best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        GeneratedToken(token, logprob, tuple(zip(tokens[:top], values[:top], strict=True)))
+        for token, logprob, top, tokens, values in pairs
+    ]

@@ -1,0 +1,188 @@
+"""One forward pass over the next tokens of many texts, packed in one row, with their keys and values in blocks.
+
+Axes: B batch (1), K key-value heads, T tokens, N texts of a part, U tokens of a text, S head size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from litgpt.infer.block_cache import Block, Slab
+from litgpt.model.attention_inputs import (
+    AttentionInputs,
+    Segment,
+    build_cached_masks,
+    compute_temperature,
+    list_attention_kinds,
+    list_ropes,
+)
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT, compute_logits
+from litgpt.model.rotary import build_angles
+
+LENGTH_ROPES = ("dynamic", "longrope")
+"""Kinds of rotary embeddings whose frequencies depend on the length of the text."""
+MAX_SHARED_TOKENS = 16
+"""Texts with more new tokens each are parts of their own, because a common mask would be large."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The next tokens of one text, and how many of its last tokens need logits."""
+
+    block: Block
+    ids: Sequence[int]
+    logits: int = 1
+
+    @property
+    def start(self) -> int:
+        """The number of tokens before these."""
+        return len(self.block.ids)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Chunks of the same number of tokens in neighbouring blocks."""
+
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens of each chunk."""
+        return len(self.chunks[0].ids)
+
+    @property
+    def slab(self) -> Slab:
+        """The memory of all blocks."""
+        return self.chunks[0].block.slab
+
+    def can_append(self, chunk: Chunk) -> bool:
+        """Whether the chunk's block is the next one, and it has the same number of tokens."""
+        last = self.chunks[-1].block
+        is_next = chunk.block.slab is last.slab and chunk.block.index == last.index + 1
+        return is_next and len(chunk.ids) == self.tokens <= MAX_SHARED_TOKENS
+
+
+def build_parts(chunks: Sequence[Chunk], slabs: Sequence[Slab]) -> list[Part]:
+    """The chunks in an order in which as many as possible are neighbours."""
+    numbers = {id(slab): number for number, slab in enumerate(slabs)}
+    parts: list[Part] = []
+    for chunk in sorted(chunks, key=lambda c: (len(c.ids), numbers[id(c.block.slab)], c.block.index)):
+        if parts and parts[-1].can_append(chunk):
+            parts[-1] = Part((*parts[-1].chunks, chunk))
+        else:
+            parts.append(Part((chunk,)))
+    return parts
+
+
+class PartWriter:
+    """Writes the keys and values of one part, and returns those of its texts."""
+
+    def __init__(self, part: Part, device: torch.device) -> None:
+        self.slab, self.tokens, self.texts = part.slab, part.tokens, len(part.chunks)
+        self.first = part.chunks[0].block.index
+        self.starts = [chunk.start for chunk in part.chunks]
+        self.end = max(self.starts) + part.tokens
+        positions = torch.tensor(self.starts, device=device)[:, None] + torch.arange(part.tokens, device=device)
+        self.blocks_NT = torch.arange(self.texts, device=device)[:, None].expand_as(positions)
+        self.positions_NT = positions
+
+    def write(self, layer: int, k_BKTS: Tensor, v_BKTS: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new keys and values (1, K, N T, S); all of them, (N, K, U, S)."""
+        buffers = self.slab.get_layer(layer, k_BKTS, v_BKTS)
+        k, v = (self._write(x, buffer) for x, buffer in zip((k_BKTS, v_BKTS), buffers, strict=True))
+        return k, v
+
+    def _write(self, x_BKTS: Tensor, buffer_NKUS: Tensor) -> Tensor:
+        blocks = buffer_NKUS[self.first : self.first + self.texts]
+        if self.texts == 1:
+            blocks[0, :, self.starts[0] : self.end] = x_BKTS[0]
+        else:  # (N, T, K, S), because the indexed axes come first
+            blocks[self.blocks_NT, :, self.positions_NT] = x_BKTS[0].unflatten(1, (self.texts, -1)).permute(1, 2, 0, 3)
+        return blocks[:, :, : self.end]
+
+
+class PackedLayer:
+    """The keys and values of one layer for all texts of a forward pass."""
+
+    def __init__(self, writers: Sequence[PartWriter], layer: int) -> None:
+        self.writers, self.layer = writers, layer
+        self.sizes = [writer.texts * writer.tokens for writer in writers]
+
+    def append(self, k_BKTS: Tensor, v_BKTS: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Append those of the new tokens, and return those of each part, (N, K, U, S)."""
+        news = zip(self.writers, k_BKTS.split(self.sizes, 2), v_BKTS.split(self.sizes, 2), strict=True)
+        written = [writer.write(self.layer, k, v) for writer, k, v in news]
+        return [k for k, _ in written], [v for _, v in written]
+
+
+class PackedCache:
+    """The keys and values of all layers for all texts of a forward pass."""
+
+    length = 0
+
+    def __init__(self, parts: Sequence[Part], layers: int, device: torch.device) -> None:
+        writers = [PartWriter(part, device) for part in parts]
+        self.layers = [PackedLayer(writers, layer) for layer in range(layers)]
+
+    def advance(self, tokens: int) -> None:
+        """Nothing to count: each block has the tokens that it holds."""
+
+
+def build_packed_inputs(config: Config, parts: Sequence[Part], device: torch.device) -> AttentionInputs:
+    """Angles of all tokens, and one segment of queries for each part."""
+    kinds = list_attention_kinds(config)
+    chunks = [chunk for part in parts for chunk in part.chunks]
+    ranges = [range(chunk.start, chunk.start + len(chunk.ids)) for chunk in chunks]
+    positions = torch.tensor([position for span in ranges for position in span], device=device)
+    pieces = positions.split([len(span) for span in ranges]) if config.rope_kind in LENGTH_ROPES else [positions]
+    angles = {}
+    for rope in list_ropes(config):
+        cos, sin = zip(*(build_angles(config, piece, rope=rope) for piece in pieces), strict=True)
+        angles[rope] = torch.cat(cos, -2), torch.cat(sin, -2)
+    return AttentionInputs(
+        positions=positions,
+        documents_BT=None,
+        angles=angles,
+        masks={},
+        temperature=compute_temperature(config, positions),
+        segments=tuple(
+            Segment(
+                part.tokens * len(part.chunks),
+                build_cached_masks(config, kinds, [chunk.start for chunk in part.chunks], part.tokens, device),
+                texts=len(part.chunks),
+            )
+            for part in parts
+        ),
+    )
+
+
+def compute_indexed_logits(indices: Tensor, hidden_BTD: Tensor, *head: Any) -> Tensor:
+    """Logits (R, V) of these tokens of a row."""
+    return compute_logits(hidden_BTD[:, indices], *head)[0]
+
+
+def run_packed(model: GPT, chunks: Sequence[Chunk], slabs: Sequence[Slab]) -> list[Tensor]:
+    """Process the chunks in one forward pass; for each, the logits (its number of tokens with logits, V).
+
+    The tokens of the chunks are added to those of their blocks.
+    """
+    device = model.embedding.weight.device
+    parts = build_parts(chunks, slabs)
+    ordered = [chunk for part in parts for chunk in part.chunks]
+    ids = torch.tensor([[token for chunk in ordered for token in chunk.ids]], device=device)
+    ends, indices = 0, []
+    for chunk in ordered:
+        ends += len(chunk.ids)
+        indices += range(ends - chunk.logits, ends)
+    head = partial(compute_indexed_logits, torch.tensor(indices, device=device, dtype=torch.int64))
+    inputs = build_packed_inputs(model.config, parts, device)
+    logits = model(ids, inputs=inputs, head=head, cache=PackedCache(parts, model.config.n_layer, device))
+    by_chunk = dict(zip(map(id, ordered), logits.split([chunk.logits for chunk in ordered]), strict=True))
+    for chunk in ordered:
+        chunk.block.ids.extend(chunk.ids)
+    return [by_chunk[id(chunk)] for chunk in chunks]
