@@ -175,7 +175,8 @@ def run_packed(model: GPT, chunks: Sequence[Chunk], slabs: Sequence[Slab]) -> li
     parts = build_parts(chunks, slabs)
     ordered = [chunk for part in parts for chunk in part.chunks]
     ids = torch.tensor([[token for chunk in ordered for token in chunk.ids]], device=device)
-    ends, indices = 0, []
+    ends = 0
+    indices: list[int] = []
     for chunk in ordered:
         ends += len(chunk.ids)
         indices += range(ends - chunk.logits, ends)

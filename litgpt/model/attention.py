@@ -18,7 +18,6 @@ from litgpt.model.flex_attention import BlockMask, attend_blocks
 from litgpt.model.layers import build_norm, build_scale_norm
 from litgpt.model.rotary import apply_rotary
 
-
 Keys = Tensor | Sequence[Tensor]
 """Keys or values, (B, K, U, S); or, of a cache with many texts, (texts, K, U, S) for each segment of queries."""
 
