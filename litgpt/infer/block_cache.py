@@ -25,7 +25,7 @@ def round_up_size(tokens: int) -> int:
     return size
 
 
-def count_common(first: list[int], second: list[int]) -> int:
+def count_common_tokens(first: list[int], second: list[int]) -> int:
     """The length of the common prefix of two lists."""
     shorter = min(len(first), len(second))
     return bisect.bisect_left(range(1, shorter + 1), True, key=lambda size: first[:size] != second[:size])
@@ -49,7 +49,7 @@ class Slab:
 
 
 @dataclass(eq=False)
-class Block:
+class CacheBlock:
     """The memory of one text: `ids` are the tokens whose keys and values it holds."""
 
     slab: Slab
@@ -63,29 +63,29 @@ class BlockCache:
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens
         self.slabs: list[Slab] = []
-        self.blocks: list[Block] = []
-        self.kept: list[Block] = []  # of finished texts, the one not used for the longest time first
+        self.blocks: list[CacheBlock] = []
+        self.kept: list[CacheBlock] = []  # of finished texts, the one not used for the longest time first
 
     @property
     def allocated_tokens(self) -> int:
         """The number of tokens for which memory is allocated."""
         return sum(slab.size * slab.blocks for slab in self.slabs)
 
-    def allocate(self, tokens: int) -> Block | None:
+    def allocate(self, tokens: int) -> CacheBlock | None:
         """A block for a text of this many tokens; None if there is no memory, even without those kept."""
         size = min(round_up_size(tokens), self.max_tokens)
         while (slab := self._find_slab(size)) is None:
             if not self.kept:
                 return None
             self.free(self.kept[0])
-        block = Block(slab, slab.free.pop(0))
+        block = CacheBlock(slab, slab.free.pop(0))
         self.blocks.append(block)
         return block
 
     def _find_slab(self, size: int) -> Slab | None:
         """A slab with a free block of this size, a new one if necessary."""
-        if (found := next((slab for slab in self.slabs if slab.size == size and slab.free), None)) is not None:
-            return found
+        if (slab := next((slab for slab in self.slabs if slab.size == size and slab.free), None)) is not None:
+            return slab
         if self.allocated_tokens + size > self.max_tokens:
             self.slabs = [slab for slab in self.slabs if len(slab.free) < slab.blocks]
         count = min(SLAB_BLOCKS, max(1, SLAB_TOKENS // size), (self.max_tokens - self.allocated_tokens) // size)
@@ -94,24 +94,24 @@ class BlockCache:
         self.slabs.append(Slab(size, count))
         return self.slabs[-1]
 
-    def free(self, block: Block) -> None:
+    def free(self, block: CacheBlock) -> None:
         """Make the memory of a block available to other texts."""
         bisect.insort(block.slab.free, block.index)
         self.blocks.remove(block)
         if block in self.kept:
             self.kept.remove(block)
 
-    def keep(self, block: Block) -> None:
+    def keep(self, block: CacheBlock) -> None:
         """Keep the block of a finished text until its memory is needed."""
         self.kept.append(block)
 
-    def find_prefix(self, ids: list[int]) -> tuple[Block | None, int]:
+    def find_prefix(self, ids: list[int]) -> tuple[CacheBlock | None, int]:
         """The block with the longest common prefix, and the length of that."""
-        lengths = [count_common(block.ids, ids) for block in self.blocks]
+        lengths = [count_common_tokens(block.ids, ids) for block in self.blocks]
         longest = max(lengths, default=0)
         return (self.blocks[lengths.index(longest)] if longest else None), longest
 
-    def copy_prefix(self, source: Block, target: Block, tokens: int) -> None:
+    def copy_prefix(self, source: CacheBlock, target: CacheBlock, tokens: int) -> None:
         """Copy keys and values of the first tokens of one text to another."""
         for layer, tensors in source.slab.layers.items():
             copies = target.slab.get_layer(layer, *tensors)
@@ -122,7 +122,7 @@ class BlockCache:
             self.kept.remove(source)
             self.kept.append(source)
 
-    def move(self, block: Block, tokens: int) -> bool:
+    def move(self, block: CacheBlock, tokens: int) -> bool:
         """Move a text to a block for this many tokens; False if there is no memory."""
         target = self.allocate(tokens)
         if target is None:

@@ -1,4 +1,4 @@
-"""Generate many texts at once: each forward pass has the next token of every text and a part of new prompts.
+"""Generate many texts at once: each forward pass has the next token of every text and chunks of new prompts.
 
 Texts join and leave between forward passes (continuous batching; Yu et al. 2022, Orca). A text for which there is no
 memory is put back in the queue, and its keys and values are computed again later.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.infer.block_cache import Block, BlockCache, count_common
+from litgpt.infer.block_cache import BlockCache, CacheBlock, count_common_tokens
 from litgpt.infer.generate import check_prompt
 from litgpt.infer.packed_step import Chunk, run_packed
 from litgpt.infer.requests import FinishReason, GeneratedToken, Request
@@ -39,7 +39,7 @@ class Sequence:
         self.prompt_logprobs: list[GeneratedToken] = []
         self.finish_reason: FinishReason | None = None
         self.ids = list(request.prompt)
-        self.block: Block | None = None
+        self.block: CacheBlock | None = None
         self.was_preempted = False
         generator = None if request.seed is None else torch.Generator(device).manual_seed(request.seed)
         self.row = SampledRow(request.sampling, request.prompt, [], generator, request.constraint)
@@ -168,7 +168,7 @@ class Engine:
             return False
         known = self.cache.find_prefix(sequence.ids)[1]
         others = (other.ids for other in self._running if other.computed < len(other.request.prompt))
-        return any(min(count_common(ids, sequence.ids), len(ids) - 1) >= known + MIN_PREFIX for ids in others)
+        return any(min(count_common_tokens(ids, sequence.ids), len(ids) - 1) >= known + MIN_PREFIX for ids in others)
 
     def _start(self, sequence: Sequence) -> bool:
         """Give a text memory, with the prefix that other texts have computed; whether there was enough."""
@@ -192,7 +192,7 @@ class Engine:
         return True
 
     def _plan(self) -> dict[Sequence, Chunk]:
-        """The tokens of the next forward pass: the last one of each text, and parts of prompts."""
+        """The tokens of the next forward pass: the last one of each text, and chunks of prompts."""
         chunks: dict[Sequence, Chunk] = {}
         budget = self.prefill_chunk
         for sequence in list(self._running):

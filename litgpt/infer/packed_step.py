@@ -1,6 +1,6 @@
 """One forward pass over the next tokens of many texts, packed in one row, with their keys and values in blocks.
 
-Axes: B batch (1), K key-value heads, T tokens, N texts of a part, U tokens of a text, S head size.
+Axes: B batch (1), K key-value heads, T tokens, N texts of a group, U tokens of a text, S head size.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litgpt.infer.block_cache import Block, Slab
+from litgpt.infer.block_cache import CacheBlock, Slab
 from litgpt.model.attention_inputs import (
     AttentionInputs,
     Segment,
@@ -27,14 +27,14 @@ from litgpt.model.rotary import build_angles
 LENGTH_ROPES = ("dynamic", "longrope")
 """Kinds of rotary embeddings whose frequencies depend on the length of the text."""
 MAX_SHARED_TOKENS = 16
-"""Texts with more new tokens each are parts of their own, because a common mask would be large."""
+"""Texts with more new tokens each are groups of their own, because a common mask would be large."""
 
 
 @dataclass(frozen=True)
 class Chunk:
     """The next tokens of one text, and how many of its last tokens need logits."""
 
-    block: Block
+    block: CacheBlock
     ids: Sequence[int]
     logits: int = 1
 
@@ -45,7 +45,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Part:
+class ChunkGroup:
     """Chunks of the same number of tokens in neighbouring blocks."""
 
     chunks: tuple[Chunk, ...]
@@ -67,27 +67,27 @@ class Part:
         return is_next and len(chunk.ids) == self.tokens <= MAX_SHARED_TOKENS
 
 
-def build_parts(chunks: Sequence[Chunk], slabs: Sequence[Slab]) -> list[Part]:
+def group_chunks(chunks: Sequence[Chunk], slabs: Sequence[Slab]) -> list[ChunkGroup]:
     """The chunks in an order in which as many as possible are neighbours."""
     numbers = {id(slab): number for number, slab in enumerate(slabs)}
-    parts: list[Part] = []
+    groups: list[ChunkGroup] = []
     for chunk in sorted(chunks, key=lambda c: (len(c.ids), numbers[id(c.block.slab)], c.block.index)):
-        if parts and parts[-1].can_append(chunk):
-            parts[-1] = Part((*parts[-1].chunks, chunk))
+        if groups and groups[-1].can_append(chunk):
+            groups[-1] = ChunkGroup((*groups[-1].chunks, chunk))
         else:
-            parts.append(Part((chunk,)))
-    return parts
+            groups.append(ChunkGroup((chunk,)))
+    return groups
 
 
-class PartWriter:
-    """Writes the keys and values of one part, and returns those of its texts."""
+class GroupWriter:
+    """Writes the keys and values of one group, and returns those of its texts."""
 
-    def __init__(self, part: Part, device: torch.device) -> None:
-        self.slab, self.tokens, self.texts = part.slab, part.tokens, len(part.chunks)
-        self.first = part.chunks[0].block.index
-        self.starts = [chunk.start for chunk in part.chunks]
-        self.end = max(self.starts) + part.tokens
-        positions = torch.tensor(self.starts, device=device)[:, None] + torch.arange(part.tokens, device=device)
+    def __init__(self, group: ChunkGroup, device: torch.device) -> None:
+        self.slab, self.tokens, self.texts = group.slab, group.tokens, len(group.chunks)
+        self.first = group.chunks[0].block.index
+        self.starts = [chunk.start for chunk in group.chunks]
+        self.end = max(self.starts) + group.tokens
+        positions = torch.tensor(self.starts, device=device)[:, None] + torch.arange(group.tokens, device=device)
         self.blocks_NT = torch.arange(self.texts, device=device)[:, None].expand_as(positions)
         self.positions_NT = positions
 
@@ -109,12 +109,12 @@ class PartWriter:
 class PackedLayer:
     """The keys and values of one layer for all texts of a forward pass."""
 
-    def __init__(self, writers: Sequence[PartWriter], layer: int) -> None:
+    def __init__(self, writers: Sequence[GroupWriter], layer: int) -> None:
         self.writers, self.layer = writers, layer
         self.sizes = [writer.texts * writer.tokens for writer in writers]
 
     def append(self, k_BKTS: Tensor, v_BKTS: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Append those of the new tokens, and return those of each part, (N, K, U, S)."""
+        """Append those of the new tokens, and return those of each group, (N, K, U, S)."""
         news = zip(self.writers, k_BKTS.split(self.sizes, 2), v_BKTS.split(self.sizes, 2), strict=True)
         written = [writer.write(self.layer, k, v) for writer, k, v in news]
         return [k for k, _ in written], [v for _, v in written]
@@ -125,18 +125,18 @@ class PackedCache:
 
     length = 0
 
-    def __init__(self, parts: Sequence[Part], layers: int, device: torch.device) -> None:
-        writers = [PartWriter(part, device) for part in parts]
+    def __init__(self, groups: Sequence[ChunkGroup], layers: int, device: torch.device) -> None:
+        writers = [GroupWriter(group, device) for group in groups]
         self.layers = [PackedLayer(writers, layer) for layer in range(layers)]
 
     def advance(self, tokens: int) -> None:
         """Nothing to count: each block has the tokens that it holds."""
 
 
-def build_packed_inputs(config: Config, parts: Sequence[Part], device: torch.device) -> AttentionInputs:
-    """Angles of all tokens, and one segment of queries for each part."""
+def build_packed_inputs(config: Config, groups: Sequence[ChunkGroup], device: torch.device) -> AttentionInputs:
+    """Angles of all tokens, and one segment of queries for each group."""
     kinds = list_attention_kinds(config)
-    chunks = [chunk for part in parts for chunk in part.chunks]
+    chunks = [chunk for group in groups for chunk in group.chunks]
     ranges = [range(chunk.start, chunk.start + len(chunk.ids)) for chunk in chunks]
     positions = torch.tensor([position for span in ranges for position in span], device=device)
     pieces = positions.split([len(span) for span in ranges]) if config.rope_kind in LENGTH_ROPES else [positions]
@@ -152,11 +152,11 @@ def build_packed_inputs(config: Config, parts: Sequence[Part], device: torch.dev
         temperature=compute_temperature(config, positions),
         segments=tuple(
             Segment(
-                part.tokens * len(part.chunks),
-                build_cached_masks(config, kinds, [chunk.start for chunk in part.chunks], part.tokens, device),
-                texts=len(part.chunks),
+                group.tokens * len(group.chunks),
+                build_cached_masks(config, kinds, [chunk.start for chunk in group.chunks], group.tokens, device),
+                texts=len(group.chunks),
             )
-            for part in parts
+            for group in groups
         ),
     )
 
@@ -172,8 +172,8 @@ def run_packed(model: GPT, chunks: Sequence[Chunk], slabs: Sequence[Slab]) -> li
     The tokens of the chunks are added to those of their blocks.
     """
     device = model.embedding.weight.device
-    parts = build_parts(chunks, slabs)
-    ordered = [chunk for part in parts for chunk in part.chunks]
+    groups = group_chunks(chunks, slabs)
+    ordered = [chunk for group in groups for chunk in group.chunks]
     ids = torch.tensor([[token for chunk in ordered for token in chunk.ids]], device=device)
     ends = 0
     indices: list[int] = []
@@ -181,8 +181,8 @@ def run_packed(model: GPT, chunks: Sequence[Chunk], slabs: Sequence[Slab]) -> li
         ends += len(chunk.ids)
         indices += range(ends - chunk.logits, ends)
     head = partial(compute_indexed_logits, torch.tensor(indices, device=device, dtype=torch.int64))
-    inputs = build_packed_inputs(model.config, parts, device)
-    logits = model(ids, inputs=inputs, head=head, cache=PackedCache(parts, model.config.n_layer, device))
+    inputs = build_packed_inputs(model.config, groups, device)
+    logits = model(ids, inputs=inputs, head=head, cache=PackedCache(groups, model.config.n_layer, device))
     by_chunk = dict(zip(map(id, ordered), logits.split([chunk.logits for chunk in ordered]), strict=True))
     for chunk in ordered:
         chunk.block.ids.extend(chunk.ids)

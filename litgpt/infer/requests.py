@@ -1,23 +1,11 @@
 """What an engine is asked for, and what it answers."""
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
-from torch import Tensor
-
-from litgpt.infer.sampling import Sampling
+from litgpt.infer.sampling import Constraint, Sampling
 
 FinishReason = Literal["stop", "length", "cancelled"]
-
-
-class Constraint(Protocol):
-    """A grammar that the tokens of one text follow."""
-
-    def allowed(self) -> Tensor:
-        """The tokens that may follow, (V,) boolean."""
-
-    def accept(self, token: int) -> None:
-        """Continue after this token, which is an allowed one."""
 
 
 @dataclass(frozen=True)

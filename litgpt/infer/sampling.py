@@ -6,15 +6,12 @@ Axes: B batch, V vocabulary.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-
-if TYPE_CHECKING:
-    from litgpt.infer.requests import Constraint
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,16 @@ class Sampling:
         return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
 
 
+class Constraint(Protocol):
+    """A grammar that the tokens of one text follow."""
+
+    def allowed(self) -> Tensor:
+        """The tokens that may follow, (V,) boolean."""
+
+    def accept(self, token: int) -> None:
+        """Continue after this token, which is an allowed one."""
+
+
 @dataclass(frozen=True)
 class SampledRow:
     """What the next token of one text depends on, besides its logits.
@@ -63,7 +70,7 @@ class SampledRow:
     prompt: Sequence[int]
     generated: list[int]
     generator: torch.Generator | None = None
-    constraint: "Constraint | None" = None
+    constraint: Constraint | None = None
 
 
 def filter_logits(logits_BV: Tensor, sampling: Sampling) -> Tensor:
