@@ -280,7 +280,7 @@ class Engine:
 
 def list_logprobs(logits_RV: Tensor, ids: list[int], tops: list[int]) -> list[GeneratedToken]:
     """Tokens with their log-probabilities, and with as many of the most likely tokens as `tops` says."""
-    logprobs_RV = logits_RV.float().log_softmax(-1)
+    logprobs_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32)).log_softmax(-1)
     chosen = logprobs_RV.gather(-1, torch.tensor(ids, device=logits_RV.device)[:, None])[:, 0].tolist()
     best = logprobs_RV.topk(max(tops, default=0), -1)
     pairs = zip(ids, chosen, tops, best.indices.tolist(), best.values.tolist(), strict=True)
