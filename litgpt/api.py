@@ -18,7 +18,7 @@ from litgpt.data.render.prompt_styles import PromptStyle, parse_style
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import extend_checkpoint_dir
-from litgpt.infer.generate import check_prompt, check_tokens, generate, truncate_at_stop
+from litgpt.infer.generate import generate, truncate_at_stop
 from litgpt.infer.load import (
     AUTOCAST_DTYPES,
     WEIGHT_DTYPES,
@@ -34,6 +34,7 @@ from litgpt.infer.load import (
     select_dtype,
 )
 from litgpt.infer.prompts import PromptEncoder, find_prompt_style
+from litgpt.infer.requests import check_prompt, check_tokens
 from litgpt.infer.sampling import Sampling
 from litgpt.messages import print_message
 from litgpt.model.config import Config
@@ -301,8 +302,7 @@ class LLM(nn.Module):
         stops += format_stops
         sampling = Sampling(temperature, top_k, top_p)
         check_prompt(self.model, prompt_ids, max_new_tokens)
-        rng = None if seed is None else torch.Generator(self.model.embedding.weight.device).manual_seed(seed)
-        settings: dict[str, Any] = {"sampling": sampling, "generator": rng, "cache_size": self.cache_size}
+        settings: dict[str, Any] = {"sampling": sampling, "seed": seed, "cache_size": self.cache_size}
         tokens = generate(self.model, prompt_ids, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens, **settings)
         tokens = call_with_each(tokens, on_token)
         # a reply is a separate text; a continuation may begin with the space after the prompt

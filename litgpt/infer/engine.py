@@ -14,9 +14,8 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.infer.block_cache import BlockCache, CacheBlock, count_common_tokens
-from litgpt.infer.generate import check_prompt
 from litgpt.infer.packed_step import Chunk, run_packed
-from litgpt.infer.requests import FinishReason, GeneratedToken, Request
+from litgpt.infer.requests import FinishReason, GeneratedToken, Request, check_prompt
 from litgpt.infer.sampling import SampledRow, sample_rows
 from litgpt.model.gpt import GPT
 
@@ -43,11 +42,6 @@ class Sequence:
         self.was_preempted = False
         generator = None if request.seed is None else torch.Generator(device).manual_seed(request.seed)
         self.row = SampledRow(request.sampling, request.prompt, [], generator, request.constraint)
-
-    @property
-    def max_length(self) -> int:
-        """The number of tokens whose keys and values it may need."""
-        return len(self.request.prompt) + self.request.max_new_tokens
 
     @property
     def computed(self) -> int:
@@ -97,10 +91,10 @@ class Engine:
         """
         check_prompt(self.model, request.prompt, request.max_new_tokens)
         sequence = Sequence(request, self.model.embedding.weight.device)
-        if sequence.max_length > self.cache.max_tokens:
+        if request.cached_tokens > self.cache.max_tokens:
             raise UserError(
-                f"cache_tokens: {self.cache.max_tokens} is less than {sequence.max_length}, the tokens of prompt and "
-                f"text; set {sequence.max_length} or more"
+                f"cache_tokens: {self.cache.max_tokens} is less than {request.cached_tokens}, the tokens of prompt and "
+                f"text; set {request.cached_tokens} or more"
             )
         self._waiting.append(sequence)
         return sequence
@@ -172,17 +166,17 @@ class Engine:
 
     def _start(self, sequence: Sequence) -> bool:
         """Give a text memory, with the prefix that other texts have computed; whether there was enough."""
-        reserved = sequence.max_length if sequence.was_preempted else len(sequence.ids) + GROWTH
+        reserved = sequence.request.cached_tokens if sequence.was_preempted else len(sequence.ids) + GROWTH
         source, common = self.cache.find_prefix(sequence.ids)
         is_kept = source is not None and source in self.cache.kept
         if is_kept and source is not None:  # may not be evicted by the allocation
             self.cache.kept.remove(source)
-        sequence.block = self.cache.allocate(min(reserved, sequence.max_length))
+        sequence.block = self.cache.allocate(min(reserved, sequence.request.cached_tokens))
         if is_kept and source is not None:
             self.cache.keep(source)
         if sequence.block is None and is_kept and source is not None:
             self.cache.free(source)
-            source, sequence.block = None, self.cache.allocate(min(reserved, sequence.max_length))
+            source, sequence.block = None, self.cache.allocate(min(reserved, sequence.request.cached_tokens))
         if sequence.block is None:
             return False
         common = min(common, len(sequence.ids) - 1)  # the logits of the last token are needed
@@ -215,7 +209,9 @@ class Engine:
             block = sequence.block
             if block is None:
                 return False
-            if tokens <= block.slab.size or self.cache.move(block, min(tokens + GROWTH, sequence.max_length)):
+            if tokens <= block.slab.size or self.cache.move(
+                block, min(tokens + GROWTH, sequence.request.cached_tokens)
+            ):
                 return True
             self._preempt(self._running[-1])
 

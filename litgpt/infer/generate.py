@@ -1,58 +1,14 @@
-"""Generate text with a key-value cache: the prompt is processed in one pass, then one token at a time."""
+"""The text after one prompt, and where it ends."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import takewhile
-
-import torch
-from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.infer.sampling import Sampling, sample_finite
-from litgpt.model.generation import generate_tokens
-from litgpt.model.gpt import GPT, compute_logits
-from litgpt.model.kv_cache import KeyValueCache
+from litgpt.infer.engine import Engine
+from litgpt.infer.requests import Request, check_prompt
+from litgpt.infer.sampling import Sampling
+from litgpt.model.gpt import GPT
 
 
-def compute_next_logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
-    """Logits (B, V) of the last position only."""
-    return compute_logits(hidden_BTD[:, -1:], weight_VD, bias_V, softcap)[:, 0]
-
-
-def check_tokens(key: str, tokens: tuple[int, int], rows: int) -> None:
-    """Check that a model with this number of tokens has the smallest and the largest of some token ids.
-
-    Raises:
-        UserError: naming the key of the ids and the first of the two that it does not have.
-    """
-    for token in tokens:
-        if not 0 <= token < rows:
-            raise UserError(f"{key}: has token {token}, but the model has {rows} tokens; use the model's own tokenizer")
-
-
-def check_prompt(model: GPT, prompt: Sequence[int], max_new_tokens: int) -> None:
-    """Check that prompt and new tokens fit into the model's context, and the model has all tokens of the prompt.
-
-    Raises:
-        UserError: if they do not, the prompt is empty, or the model is a reward model.
-    """
-    if model.config.output == "score":
-        raise UserError(
-            f"{model.config.name}: a reward model computes scores, not text; generate with a language model"
-        )
-    limit, rows = model.config.block_size, model.config.padded_vocab_size or 0
-    if not prompt:
-        raise UserError("prompt: has no tokens; set at least one")
-    check_tokens("prompt", (min(prompt), max(prompt)), rows)
-    if len(prompt) >= limit:
-        raise UserError(f"prompt: {len(prompt)} tokens exceed the model's context of {limit}; use a shorter one")
-    if max_new_tokens < 1 or len(prompt) + max_new_tokens > limit:
-        raise UserError(
-            f"max_new_tokens: {max_new_tokens} after a prompt of {len(prompt)} tokens exceeds the model's context "
-            f"of {limit}; set 1 to {limit - len(prompt)}"
-        )
-
-
-@torch.inference_mode()
 def generate(
     model: GPT,
     prompt: Sequence[int],
@@ -60,28 +16,27 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling,
     stop_tokens: Iterable[int] = (),
-    generator: torch.Generator | None = None,
+    seed: int | None = None,
     cache_size: int | None = None,
 ) -> Iterator[int]:
     """Yield the tokens that follow a prompt, up to a stop token, which is not yielded.
 
     Args:
-        generator: on the model's device.
-        cache_size: number of tokens to allocate the cache for; None for a cache that grows.
+        seed: of the random numbers; None to use torch's default generator.
+        cache_size: the maximum number of tokens whose keys and values are in memory; None for the model's context.
 
     Raises:
         UserError: if the text would exceed the model's context or the cache, or logits are not finite.
     """
-    check_prompt(model, prompt, max_new_tokens)
-    device, stops = model.embedding.weight.device, set(stop_tokens)
-    cache = KeyValueCache(model.config.n_layer, cache_size)
-
-    def next_token(ids: list[int]) -> int:
-        new_ids = torch.tensor([ids[cache.length :]], device=device)
-        return int(sample_finite(model(new_ids, head=compute_next_logits, cache=cache), sampling, generator))
-
-    tokens = generate_tokens(next_token, prompt, max_new_tokens=max_new_tokens, stop_tokens=stops)
-    yield from takewhile(lambda token: token not in stops, tokens)
+    request = Request(tuple(prompt), max_new_tokens, sampling, frozenset(stop_tokens), seed)
+    check_prompt(model, request.prompt, max_new_tokens)
+    if cache_size is not None and request.cached_tokens > cache_size:
+        raise UserError(
+            f"fixed_kv_cache_size: {cache_size} is less than {request.cached_tokens} tokens; set a larger one"
+        )
+    for token in Engine(model, max_sequences=1, cache_tokens=cache_size).stream(request):
+        if token.finish_reason != "stop":
+            yield token.token
 
 
 def truncate_at_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:

@@ -1,9 +1,12 @@
 """What an engine is asked for, and what it answers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from litgpt.errors import UserError
 from litgpt.infer.sampling import Constraint, Sampling
+from litgpt.model.gpt import GPT
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -31,6 +34,11 @@ class Request:
     prompt_logprobs: int | None = None
     constraint: Constraint | None = None
 
+    @property
+    def cached_tokens(self) -> int:
+        """The number of tokens whose keys and values it may need: all but the last."""
+        return len(self.prompt) + self.max_new_tokens - 1
+
 
 @dataclass(frozen=True)
 class GeneratedToken:
@@ -46,3 +54,37 @@ class GeneratedToken:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     finish_reason: FinishReason | None = None
+
+
+def check_tokens(key: str, tokens: tuple[int, int], rows: int) -> None:
+    """Check that a model with this number of tokens has the smallest and the largest of some token ids.
+
+    Raises:
+        UserError: naming the key of the ids and the first of the two that it does not have.
+    """
+    for token in tokens:
+        if not 0 <= token < rows:
+            raise UserError(f"{key}: has token {token}, but the model has {rows} tokens; use the model's own tokenizer")
+
+
+def check_prompt(model: GPT, prompt: Sequence[int], max_new_tokens: int) -> None:
+    """Check that prompt and new tokens fit into the model's context, and the model has all tokens of the prompt.
+
+    Raises:
+        UserError: if they do not, the prompt is empty, or the model is a reward model.
+    """
+    if model.config.output == "score":
+        raise UserError(
+            f"{model.config.name}: a reward model computes scores, not text; generate with a language model"
+        )
+    limit, rows = model.config.block_size, model.config.padded_vocab_size or 0
+    if not prompt:
+        raise UserError("prompt: has no tokens; set at least one")
+    check_tokens("prompt", (min(prompt), max(prompt)), rows)
+    if len(prompt) >= limit:
+        raise UserError(f"prompt: {len(prompt)} tokens exceed the model's context of {limit}; use a shorter one")
+    if max_new_tokens < 1 or len(prompt) + max_new_tokens > limit:
+        raise UserError(
+            f"max_new_tokens: {max_new_tokens} after a prompt of {len(prompt)} tokens exceeds the model's context "
+            f"of {limit}; set 1 to {limit - len(prompt)}"
+        )

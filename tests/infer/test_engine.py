@@ -1,4 +1,4 @@
-"""The engine: prefixes are computed once, texts join, leave and are preempted, memory is bounded, errors are one line."""
+"""The engine: prefixes are computed once, texts join, leave and are preempted, memory is bounded, errors say what."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -124,7 +124,7 @@ def test_the_iterator_of_one_text_cancels_it_when_closed() -> None:
         (Request((), 3), "prompt: has no tokens"),
         (Request((5, 10**6), 3), "prompt: has token 1000000"),
         (Request(PROMPT, 25), "max_new_tokens: 25 after a prompt of 40 tokens exceeds the model's context of 64"),
-        (Request(PROMPT, 12), "cache_tokens: 50 is less than 52"),
+        (Request(PROMPT, 12), "cache_tokens: 50 is less than 51"),
     ],
 )
 def test_requests_that_never_fit_are_one_line(request_: Request, message: str) -> None:

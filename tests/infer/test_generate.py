@@ -49,8 +49,7 @@ def test_cached_generation_equals_uncached(kind: str) -> None:
     for sampling in (GREEDY, Sampling(temperature=5.0)):
         expected, scores = without_cache(model, sampling)
         for size in (None, 20) if sampling is GREEDY else (None,):
-            numbers = torch.Generator().manual_seed(3)
-            tokens = generate(model, PROMPT, max_new_tokens=14, sampling=sampling, generator=numbers, cache_size=size)
+            tokens = generate(model, PROMPT, max_new_tokens=14, sampling=sampling, seed=3, cache_size=size)
             assert list(tokens) == expected
     assert len(set(expected)) > 6  # a varied text, as the last is
     cache, read = KeyValueCache(4), torch.tensor([PROMPT])
@@ -103,8 +102,7 @@ def test_a_seed_gives_the_same_tokens_again() -> None:
     model, sampling = small(), Sampling(temperature=1.5, top_k=40, top_p=0.95)
 
     def write(seed: int) -> list[int]:
-        numbers = torch.Generator().manual_seed(seed)
-        return list(generate(model, PROMPT, max_new_tokens=20, sampling=sampling, generator=numbers))
+        return list(generate(model, PROMPT, max_new_tokens=20, sampling=sampling, seed=seed))
 
     assert write(7) == write(7) != write(8)
 
@@ -132,7 +130,7 @@ def test_gradients_are_off_only_inside() -> None:
         ([0, 9999], 1, None, "prompt: has token 9999, but the model has"),
         (PROMPT, 58, None, "max_new_tokens: 58 after a prompt of 7 .* set 1 to 57"),
         (PROMPT, 0, None, "max_new_tokens: 0"),
-        (PROMPT, 10, 12, "fixed_kv_cache_size: 12 is less than 13 tokens"),
+        (PROMPT, 10, 12, "fixed_kv_cache_size: 12 is less than 16 tokens"),
     ],
 )
 def test_texts_that_exceed_the_context_are_refused(

@@ -1,4 +1,4 @@
-"""The engine's texts against transformers, token for token: alone, batched, in chunks, with shared prefixes, preempted."""
+"""The engine against transformers, token for token: alone, batched, in chunks, with shared prefixes, preempted."""
 
 from pathlib import Path
 
