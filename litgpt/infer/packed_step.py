@@ -6,12 +6,12 @@ Axes: B batch (1), K key-value heads, T tokens, N texts of a group, U tokens of 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from litgpt.infer.block_cache import CacheBlock, Slab
+from litgpt.infer.onednn import ReorderedMatrix, is_reordered_product
 from litgpt.model.attention_inputs import (
     AttentionInputs,
     Segment,
@@ -161,15 +161,31 @@ def build_packed_inputs(config: Config, groups: Sequence[ChunkGroup], device: to
     )
 
 
-def compute_indexed_logits(indices: Tensor, hidden_BTD: Tensor, *head: Any) -> Tensor:
-    """Logits (R, V) of these tokens of a row."""
-    return compute_logits(hidden_BTD[:, indices], *head)[0]
+def compute_indexed_logits(
+    head: ReorderedMatrix | None,
+    indices: Tensor,
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    softcap: float | None,
+) -> Tensor:
+    """Logits (R, V) of these tokens of a row; by oneDNN if `head` is not None."""
+    x_RD = hidden_BTD[0, indices]
+    if head is None or not is_reordered_product(x_RD, weight_VD):
+        return compute_logits(x_RD, weight_VD, bias_V, softcap)
+    logits_RV = head.multiply(x_RD, weight_VD, bias_V)
+    return logits_RV if softcap is None else torch.tanh(logits_RV / softcap) * softcap
 
 
-def run_packed(model: GPT, chunks: Sequence[Chunk], slabs: Sequence[Slab]) -> list[Tensor]:
+def run_packed(
+    model: GPT, chunks: Sequence[Chunk], slabs: Sequence[Slab], head: ReorderedMatrix | None = None
+) -> list[Tensor]:
     """Process the chunks in one forward pass; for each, the logits (its number of tokens with logits, V).
 
     The tokens of the chunks are added to those of their blocks.
+
+    Args:
+        head: the output weight in oneDNN's layout, or None.
     """
     device = model.embedding.weight.device
     groups = group_chunks(chunks, slabs)
@@ -180,9 +196,9 @@ def run_packed(model: GPT, chunks: Sequence[Chunk], slabs: Sequence[Slab]) -> li
     for chunk in ordered:
         ends += len(chunk.ids)
         indices += range(ends - chunk.logits, ends)
-    head = partial(compute_indexed_logits, torch.tensor(indices, device=device, dtype=torch.int64))
+    compute = partial(compute_indexed_logits, head, torch.tensor(indices, device=device, dtype=torch.int64))
     inputs = build_packed_inputs(model.config, groups, device)
-    logits = model(ids, inputs=inputs, head=head, cache=PackedCache(groups, model.config.n_layer, device))
+    logits = model(ids, inputs=inputs, head=compute, cache=PackedCache(groups, model.config.n_layer, device))
     by_chunk = dict(zip(map(id, ordered), logits.split([chunk.logits for chunk in ordered]), strict=True))
     for chunk in ordered:
         chunk.block.ids.extend(chunk.ids)

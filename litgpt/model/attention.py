@@ -191,6 +191,10 @@ def attend(
     if softcap is None and sinks is None:
         if mask is None and causal and is_half_on_cpu(q_BHTS, k_BKUS, v_BKUS):
             return HalfAttention.apply(q_BHTS, k_BKUS, v_BKUS, scale)
+        if is_grouped and q_BHTS.shape[2] == 1 and q_BHTS.element_size() == 2 and not (mask is None and causal):
+            # one query a head: those of a group share keys, which torch's CPU kernel reads once for each in 16 bits
+            q_BKGS = q_BHTS.unflatten(1, (k_BKUS.shape[1], -1)).squeeze(3)
+            return F.scaled_dot_product_attention(q_BKGS, k_BKUS, v_BKUS, mask, scale=scale).flatten(1, 2).unsqueeze(2)
         return F.scaled_dot_product_attention(
             q_BHTS, k_BKUS, v_BKUS, mask, is_causal=mask is None and causal, scale=scale, enable_gqa=is_grouped
         )

@@ -1,0 +1,54 @@
+"""Products by oneDNN in inference: equal up to rounding, of the weights as they are, and not in training."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from litgpt.infer.engine import Engine
+from litgpt.infer.onednn import ReorderedForward, reorder_linear_layers
+from litgpt.infer.requests import Request
+from litgpt.infer.sampling import Sampling
+from tests.model.test_attention import small
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_equal_those_of_torch(dtype: torch.dtype) -> None:
+    model = small().to(dtype)
+    layer = model.blocks[0].attention.q
+    assert isinstance(layer, nn.Linear)
+    reorder_linear_layers(model)
+    reorder_linear_layers(model)
+    forward = layer.__dict__["forward"]
+    assert isinstance(forward, ReorderedForward) and not isinstance(forward.forward, ReorderedForward)
+    x = torch.randn(1, 7, layer.in_features, dtype=dtype)
+    for _ in range(2):
+        with torch.inference_mode():
+            torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+        assert forward.matrix.matrix is not None
+        with torch.no_grad():
+            layer.weight.mul_(2)  # the next product is with the new weight
+    assert layer(x.requires_grad_()).requires_grad
+
+
+def test_an_engine_continues_with_the_weights_of_a_training_step() -> None:
+    model, request = small(), Request(tuple(range(5, 30)), 8, Sampling(0))
+    engine = Engine(model)
+    before = [token.token for token in engine.run([request])[0].tokens]
+    optimizer = torch.optim.SGD(model.parameters(), lr=3.0)
+    model(torch.arange(5, 30)[None]).square().mean().backward()
+    optimizer.step()
+    after = [token.token for token in engine.run([request])[0].tokens]
+    assert after != before
+    assert after == [token.token for token in Engine(model, reorder=False).run([request])[0].tokens]
+
+
+def test_double_precision_and_autocast_are_computed_by_torch() -> None:
+    for dtype, is_mixed in ((torch.float64, False), (torch.float32, True)):
+        model = small().to(dtype)
+        reorder_linear_layers(model)
+        layer = model.blocks[0].attention.q
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            output = layer(torch.randn(1, 3, layer.in_features, dtype=dtype))
+        assert output.dtype == (torch.bfloat16 if is_mixed else torch.float64)
+        assert is_mixed is False or layer.__dict__["forward"].matrix.matrix is None
