@@ -41,11 +41,16 @@ class MoE(nn.Module):
         weights_R = select_rows(weights_NK.flatten()[:, None], permutation.order_R, permutation.has_gaps).to(x_ND.dtype)
         x_RD = permute(x_ND, permutation)
         if self.weights_input:
-            y_RD = self.experts(x_RD * weights_R, permutation.ends_E)
+            compute_experts = self.start_experts(x_RD * weights_R, permutation.ends_E)
         else:
-            y_RD = self.experts(x_RD, permutation.ends_E, weights_R)
-        y_BTD = unpermute(y_RD, permutation).view_as(x_BTD)
-        return y_BTD if self.shared is None else y_BTD + self._apply_shared(x_BTD)
+            compute_experts = self.start_experts(x_RD, permutation.ends_E, weights_R)
+        shared_BTD = None if self.shared is None else self._apply_shared(x_BTD)
+        y_BTD = unpermute(compute_experts(), permutation).view_as(x_BTD)
+        return y_BTD if shared_BTD is None else y_BTD + shared_BTD
+
+    def start_experts(self, x_RD: Tensor, ends_E: Tensor, weights_R: Tensor | None = None) -> Callable[[], Tensor]:
+        """A function that computes `self.experts(x_RD, ends_E, weights_R)`; expert parallelism sends rows before."""
+        return partial(self.experts, x_RD, ends_E, weights_R)
 
     def _permute(self, experts_NK: Tensor, routing: Routing | None) -> "Permutation":
         experts = self.router.config.n_expert

@@ -7,9 +7,11 @@ copy_to_group            identity          all-reduce
 all_reduce               all-reduce        identity
 all_gather_replicated    all-gather        this rank's chunk
 all_to_all               all-to-all        all-to-all
+start_all_to_all         all-to-all        all-to-all
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,6 +53,22 @@ def all_to_all_no_grad(
     received = rows.new_empty(sum(output_splits), *rows.shape[1:])
     dist.all_to_all_single(received, rows.contiguous(), list(output_splits), list(input_splits), group=group)
     return received
+
+
+def start_all_to_all_no_grad(
+    rows: Tensor, group: ProcessGroup, input_splits: Sequence[int], output_splits: Sequence[int]
+) -> Callable[[], Tensor]:
+    """Start `all_to_all_no_grad`; the function that is returned waits for the rows."""
+    received = rows.new_empty(sum(output_splits), *rows.shape[1:])
+    splits = list(output_splits), list(input_splits)
+    work = dist.all_to_all_single(received, rows.contiguous(), *splits, group=group, async_op=True)
+    assert work is not None  # for a rank of the group
+
+    def wait() -> Tensor:
+        work.wait()
+        return received
+
+    return wait
 
 
 def slice_local(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
@@ -104,6 +122,54 @@ def all_to_all(rows: Tensor, group: ProcessGroup, input_splits: Sequence[int], o
         output_splits: the number of rows to receive from each rank.
     """
     return _Collective.apply(rows, all_to_all_no_grad, _return_rows, group, list(input_splits), list(output_splits))
+
+
+@torch.compiler.disable  # an exchange under way is not a tensor
+def start_all_to_all(
+    rows: Tensor, group: ProcessGroup, input_splits: Sequence[int], output_splits: Sequence[int]
+) -> Callable[[], Tensor]:
+    """Start `all_to_all`; the function that is returned waits for the rows.
+
+    What is computed before that function is called overlaps with the exchange. So does its backward with the exchange
+    of gradients, since autograd runs the functions that are ready in the reverse order of forward.
+    """
+    waits: list[Callable[[], Tensor]] = []
+    settings = (waits, group, list(input_splits), list(output_splits))
+    received = _StartAllToAll.apply(rows, *settings)
+    return torch.compiler.disable(partial(_FinishAllToAll.apply, received, *settings))
+
+
+class _StartAllToAll(torch.autograd.Function):
+    """Starts an exchange of rows; waits for the exchange of gradients. `waits` has the one that is under way."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, waits: list[Any], *settings: Any) -> Tensor:
+        ctx.waits = waits
+        waits.append(start_all_to_all_no_grad(rows, *settings))
+        return rows.new_empty(())
+
+    @staticmethod
+    def backward(ctx: Any, _grad: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.waits.pop()(), None, None, None, None
+
+
+class _FinishAllToAll(torch.autograd.Function):
+    """Waits for an exchange of rows; starts the exchange of gradients.
+
+    Its input is a scalar of `_StartAllToAll` that only connects the two, since rows that are sent back have the shape
+    of neither.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, _started: Tensor, waits: list[Any], *settings: Any) -> Tensor:
+        ctx.waits, ctx.settings = waits, settings
+        return waits.pop()()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        group, input_splits, output_splits = ctx.settings
+        ctx.waits.append(start_all_to_all_no_grad(grad, group, output_splits, input_splits))
+        return grad.new_zeros(()), None, None, None, None
 
 
 def _copy(x: Tensor, _group: ProcessGroup) -> Tensor:

@@ -70,12 +70,12 @@ class AllToAllDispatcher:
         self.ends_E = self.sorted.ends_E
         self.copies = build_copies(counts_Ge.sum(1), holders) if holders > 1 else None
 
-    def dispatch(self, rows_RD: Tensor) -> Tensor:
-        """The rows of all ranks for the local experts, (S, D)."""
+    def start_dispatch(self, rows_RD: Tensor) -> Callable[[], Tensor]:
+        """Send rows; the function that is returned waits for those of all ranks for the local experts, (S, D)."""
         if self.copies is not None:
             rows_RD = permute(rows_RD, self.copies)
-        received = collectives.all_to_all(rows_RD, self.group, self.sent, self.received)
-        return permute(received, self.sorted)
+        wait = collectives.start_all_to_all(rows_RD, self.group, self.sent, self.received)
+        return lambda: permute(wait(), self.sorted)
 
     def combine(self, rows_SD: Tensor) -> Tensor:
         """The outputs for this rank's rows, summed over ranks, (R, D)."""
@@ -103,10 +103,10 @@ class AllGatherDispatcher:
         self.ends_E = self.sorted.ends_E
         self.local_S = self.sorted.order_R[: int(self.ends_E[-1])]
 
-    def dispatch(self, rows_RD: Tensor) -> Tensor:
-        """The rows of all ranks for the local experts, (S, D)."""
+    def start_dispatch(self, rows_RD: Tensor) -> Callable[[], Tensor]:
+        """A function that returns the rows of all ranks for the local experts, (S, D)."""
         padded = F.pad(rows_RD, (0, 0, 0, self.longest - self.rows))
-        return collectives.all_gather(padded, self.group, 0).index_select(0, self.local_S)
+        return lambda: collectives.all_gather(padded, self.group, 0).index_select(0, self.local_S)
 
     def combine(self, rows_SD: Tensor) -> Tensor:
         """The outputs for this rank's rows, summed over ranks, (R, D)."""
@@ -138,13 +138,15 @@ def apply_expert_parallel(model: GPT, mesh: Mesh, settings: ParallelArgs) -> Non
     check_expert_sizes(model.config, dims.expert, dims.expert_tensor)
     axes, group = build_dispatch_group(mesh)
     build_dispatcher = partial(DISPATCHERS[settings.expert_dispatch], group=group, holders=dims.expert_tensor)
-    for experts in [block.experts for block in model.local_blocks if block.experts is not None]:
+    for block in model.local_blocks:
+        if (experts := block.experts) is None:
+            continue
         parameters = experts._parameters.items()
         layouts = {key: plan_expert_parameter(key, axes) for key, parameter in parameters if parameter is not None}
         for key, layout in layouts.items():
             distribute_parameter(experts, key, axes, layout)
         use_local_params(experts, {experts: layouts})
-        wrap_forward(experts, partial(dispatch_rows, build_dispatcher=build_dispatcher))
+        wrap_forward(block.mlp, partial(dispatch_rows, build_dispatcher=build_dispatcher), "start_experts")
 
 
 def build_dispatch_group(mesh: Mesh) -> tuple[DeviceMesh, ProcessGroup]:
@@ -181,20 +183,27 @@ def plan_expert_parameter(key: str, axes: DeviceMesh) -> LocalLayout:
     )
 
 
-def dispatch_rows(forward: Function, build_dispatcher: Callable[[Tensor], TokenDispatcher]) -> Function:
-    """Wrap the forward of a rank's experts: rows are dispatched to it, and its outputs combined.
+def dispatch_rows(start_experts: Function, build_dispatcher: Callable[[Tensor], TokenDispatcher]) -> Function:
+    """Wrap `MoE.start_experts` of a rank's experts: rows are dispatched to it, and its outputs combined.
+
+    The block computes its shared experts while rows are under way.
 
     Args:
-        forward: of the local experts.
+        start_experts: of the local experts.
         build_dispatcher: builds a dispatcher from the end of each expert's rows, (E,).
     """
 
-    def dispatched(x_RD: Tensor, ends_E: Tensor, weights_R: Tensor | None = None) -> Tensor:
+    def start_dispatch(x_RD: Tensor, ends_E: Tensor, weights_R: Tensor | None = None) -> Callable[[], Tensor]:
         dispatcher = build_dispatcher(ends_E)
-        weights_S = None if weights_R is None else dispatcher.dispatch(weights_R)
-        return dispatcher.combine(forward(dispatcher.dispatch(x_RD), dispatcher.ends_E, weights_S))
+        waits = [dispatcher.start_dispatch(rows) for rows in (x_RD, weights_R) if rows is not None]
 
-    return dispatched
+        def compute_experts() -> Tensor:
+            x_SD, *weights_S = (wait() for wait in waits)
+            return dispatcher.combine(start_experts(x_SD, dispatcher.ends_E, *weights_S)())
+
+        return compute_experts
+
+    return start_dispatch
 
 
 def apply_expert_fsdp(experts: nn.Module, mesh: Mesh, **options: Any) -> None:

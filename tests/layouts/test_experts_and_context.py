@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from torch.distributed.tensor import Replicate
 from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
-from litgpt.model.moe import Experts
+from litgpt.model.moe import Experts, MoE
 from litgpt.parallel import collectives, context_attention, expert, ring_attention
 from litgpt.parallel.apply import copy_full_tensor, full_tensor, parallelize
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.parallel import ParallelArgs
+from litgpt.recipe.recompute import RecomputeArgs
 from litgpt.recipe.train import LossArgs
 from litgpt.train.evaluate import compute_validation_metrics, sample_continuation
 from litgpt.train.local_batch import build_local_batch
@@ -41,7 +43,7 @@ from tests.layouts.pool import POOL
 GATHER, HEADS, RING = ({"context_method": method} for method in ("all-gather", "ulysses", "ring"))
 CASES = [
     # experts
-    Case("shared experts", 2, {"expert": 2}, packed=True),
+    Case("shared experts", 2, {"expert": 2}, packed=True, more={"recompute": RecomputeArgs("full")}),
     Case("shared experts", 4, {"expert": 4, "expert_dispatch": "all-gather"}),
     Case("sinks", 2, {"expert_tensor": 2}, tuner="lora"),
     Case("chunked", 4, {"expert": 2}),  # an expert's rows are sharded
@@ -56,6 +58,9 @@ CASES = [
     Case("tied", 4, {"context": 2, "pipeline": 2} | RING, tuner="lora"),
 ]
 SLOW = [
+    Case("shared experts", 2, {"expert": 2}, packed=True),
+    Case("shared experts", 2, {"expert": 2}, more={"recompute": RecomputeArgs("selective", modules=["moe", "norms"])}),
+    Case("moe", 4, {"expert": 2, "pipeline": 2, "pipeline_schedule": "zbv"}, micro=1),
     Case("shared experts", 4, {"expert": 2, "tensor": 2}, tuner="lora"),
     Case("sinks", 4, {"expert": 2, "expert_tensor": 2}),
     Case("latent", 4, {"tensor": 2, "expert": 4}),
@@ -167,10 +172,10 @@ def compare_uneven_rows(settings: dict[str, Any]) -> None:
     mesh = Mesh(ParallelArgs(**settings).resolve_dims(4), "cpu")
     config = SHAPES["sinks"]
     torch.manual_seed(1)
-    single = Experts(config)
-    experts = Experts(config)
+    single, block = Experts(config), MoE(config)
+    experts = block.experts
     experts.load_state_dict(single.state_dict())
-    model = SimpleNamespace(config=config, local_blocks=[SimpleNamespace(experts=experts)])
+    model = SimpleNamespace(config=config, local_blocks=[SimpleNamespace(mlp=block, experts=experts)])
     expert.apply_expert_parallel(model, mesh, ParallelArgs(**settings))  # type: ignore[arg-type]
     counts_RE = torch.tensor(ROWS)
     x, weights = torch.randn(int(counts_RE.sum()), 32), torch.rand(int(counts_RE.sum()), 1)
@@ -182,7 +187,7 @@ def compare_uneven_rows(settings: dict[str, Any]) -> None:
     local_rows = range(int(counts_RE[: dist.get_rank()].sum()), int(counts_RE[: dist.get_rank() + 1].sum()))
     local_x = x[local_rows.start : local_rows.stop].requires_grad_()
     ends = counts_RE[dist.get_rank()].cumsum(0).int()
-    outputs = experts(local_x, ends, weights[local_rows.start : local_rows.stop])
+    outputs = block.start_experts(local_x, ends, weights[local_rows.start : local_rows.stop])()
     torch.testing.assert_close(outputs, expected[local_rows.start : local_rows.stop], rtol=1e-4, atol=1e-5)
     outputs.square().sum().backward()
     for name, parameter in experts.named_parameters():
@@ -197,6 +202,40 @@ def compare_uneven_rows(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("degrees", [{"expert": 4}, {"expert": 2, "expert_tensor": 2}], ids=str)
 def test_ranks_without_rows_and_experts_without_tokens(dispatch: str, degrees: dict[str, int]) -> None:
     POOL.run(compare_uneven_rows, {**degrees, "expert_dispatch": dispatch}, ranks=4)
+
+
+def record_overlap() -> list[str]:
+    """What one rank of a block with shared experts does, in order, in forward and in backward."""
+    settings, block, events = {"expert": 2}, MoE(SHAPES["shared experts"]), []
+    model = SimpleNamespace(
+        config=block.router.config, local_blocks=[SimpleNamespace(mlp=block, experts=block.experts)]
+    )
+    mesh = Mesh(ParallelArgs(**settings).resolve_dims(2), "cpu")
+    expert.apply_expert_parallel(model, mesh, ParallelArgs(**settings))  # type: ignore[arg-type]
+    exchange = dist.all_to_all_single
+
+    def record_exchange(*arguments: Any, async_op: bool = False, **more: Any) -> Any:
+        work = exchange(*arguments, async_op=async_op, **more)
+        if not async_op:
+            return work
+        events.append("start")
+        return SimpleNamespace(wait=lambda: (work.wait(), events.append("wait")))
+
+    assert block.shared is not None
+    for name, module in {"shared": block.shared, "experts": block.experts}.items():
+        module.register_forward_hook(lambda *_, name=name: events.append(name))
+    block.shared.gate.weight.register_hook(lambda _: events.append("shared gradient"))
+    block.experts.gate.register_hook(lambda _: events.append("experts gradient"))
+    with patch.object(dist, "all_to_all_single", record_exchange):
+        block(torch.randn(1, 9, 32, requires_grad=True)).sum().backward()
+    return events
+
+
+def test_shared_experts_run_while_rows_and_their_gradients_are_sent() -> None:
+    exchange = ["start", "start", "wait", "wait"]
+    forward, backward = ([*exchange[:2], f"shared{step}", *exchange[2:]] for step in ("", " gradient"))
+    for events in POOL.run(record_overlap, ranks=2):
+        assert events == [*forward, "experts", "experts gradient", *backward]
 
 
 REFUSED = {
