@@ -16,7 +16,7 @@ from litgpt.errors import UserError
 from litgpt.infer.block_cache import BlockCache, CacheBlock, count_common_tokens
 from litgpt.infer.onednn import ReorderedMatrix, can_reorder, read_version, reorder_linear_layers
 from litgpt.infer.packed_step import Chunk, run_packed
-from litgpt.infer.requests import FinishReason, GeneratedToken, Request, check_prompt
+from litgpt.infer.requests import FinishReason, GeneratedToken, Request, check_prompt, check_tokens
 from litgpt.infer.sampling import SampledRow, sample_rows
 from litgpt.model.gpt import GPT
 
@@ -104,6 +104,8 @@ class Engine:
             UserError: if prompt and new tokens exceed the model's context or the cache.
         """
         check_prompt(self.model, request.prompt, request.max_new_tokens)
+        if bias := request.sampling.logit_bias:
+            check_tokens("logit_bias", (min(bias), max(bias)), self.model.config.padded_vocab_size or 0)
         sequence = Sequence(request, self.model.embedding.weight.device)
         if request.cached_tokens > self.cache.max_tokens:
             raise UserError(

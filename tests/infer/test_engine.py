@@ -125,6 +125,7 @@ def test_the_iterator_of_one_text_cancels_it_when_closed() -> None:
         (Request((5, 10**6), 3), "prompt: has token 1000000"),
         (Request(PROMPT, 25), "max_new_tokens: 25 after a prompt of 40 tokens exceeds the model's context of 64"),
         (Request(PROMPT, 12), "cache_tokens: 50 is less than 51"),
+        (Request(PROMPT, 3, Sampling(logit_bias={3: 1.0, -1: 2.0})), "logit_bias: has token -1"),
     ],
 )
 def test_requests_that_never_fit_are_one_line(request_: Request, message: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.infer.generate import generate, truncate_at_stop
 from litgpt.infer.load import open_model
-from litgpt.infer.sampling import Sampling, sample_token
+from litgpt.infer.sampling import SampledRow, Sampling, sample_rows
 from litgpt.model import kv_cache as cache_module
 from litgpt.model.gpt import GPT
 from litgpt.model.kv_cache import KeyValueCache
@@ -38,7 +38,7 @@ def without_cache(model: GPT, sampling: Sampling) -> tuple[list[int], list[Tenso
     ids, scores, numbers = list(PROMPT), [], torch.Generator().manual_seed(3)
     for _ in range(14):
         scores.append(model(torch.tensor([ids]))[:, -1])
-        ids.append(int(sample_token(scores[-1], sampling, numbers)))
+        ids.append(int(sample_rows(scores[-1], [SampledRow(sampling, PROMPT, [], numbers)])))
     return ids[len(PROMPT) :], scores
 
 
