@@ -219,7 +219,7 @@ def build_continuous(folder: Path, dtype: str) -> Generate:
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation="sdpa_paged"
+        folder, dtype=getattr(torch, dtype), attn_implementation="paged|sdpa"
     ).eval()
 
     def generate(prompts: Prompts, count: int) -> list[list[int]]:
