@@ -90,8 +90,8 @@ class ConstraintCompiler:
 
         Args:
             form: of `source`: `json_schema`, a JSON text or the object that it describes; `json_object`, any JSON
-                object, without `source`; `regex`, a regular expression that the whole text matches, in the syntax of Rust's
-                crate regex, in which `\\d` is a digit of any script; `lark`, a grammar in llguidance's variant of Lark.
+                object, without `source`; `regex`, a regular expression that the whole text matches, in the syntax of
+                the crate regex of Rust; `lark`, a grammar in llguidance's variant of Lark.
             key: named in errors; None for `form`.
 
         Raises:

@@ -127,7 +127,7 @@ def test_the_constraint_of_one_text_does_not_change_that_of_another(tokenizer: T
     [
         ("json_schema", "{", "json_schema: '{': Expecting property name"),
         ("json_schema", "[]", r"json_schema: '\[\]': not a JSON object; set an object"),
-        ("json_schema", {"type": "objct"}, "Invalid type: objct; set another one"),
+        ("json_schema", {"type": "whole"}, "Invalid type: whole; set another one"),
         ("json_schema", {"not": {"type": "string"}}, r'Unimplemented keys: \["not"\]'),
         ("regex", "([", r"regex: '\(\[': .*unclosed character class"),
         ("lark", "start: foo", "lark: 'start: foo': .*unknown name"),
