@@ -6,10 +6,12 @@ The block has 32 experts with top-4 routing, for 4,096 tokens, in several sizes.
 tokens, and their outputs and gradients are compared: LitGPT's loop over experts, and transformers' implementations that
 run on any device (`eager` is a loop over experts). `products` are only the matrix products of the block, on inputs that
 are ready: three of each projection (output, gradient of the input, gradient of the weights), grouped by expert, and
-three of the router in float32. Run it with the interpreter that this package is installed in; the peers get their own
-environments in the work folder, which is shared with `pretrain.py`. Prints the median and the least wall and CPU
-seconds of a pass for each size and side, relative to this package, and the load of the machine. Wall seconds require
-an idle machine; CPU seconds (preferably with `--threads 1`) are less sensitive.
+three of the router in float32; they take turns with this package's block in one process, since their ratio is small
+beside what a busy machine adds to a process. Run it with the interpreter that this package is installed in; the peers
+get their own environments in the work folder, which is shared with `pretrain.py`. Prints the median and the least wall
+and CPU seconds of a pass for each size and side, relative to this package, the ratio of block and products, and the
+load of the machine. Wall seconds require an idle machine; CPU seconds (preferably with `--threads 1`) are less
+sensitive.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,14 +48,15 @@ def main() -> None:
 def compare_size(pythons: dict[str, Path], width: int, inner: int, dtype: str, options: argparse.Namespace) -> None:
     """Time all sides in turn for one size and type, and print the results."""
     copied = 2 * 3 * inner * width * TOKENS * CHOSEN * DTYPES[dtype] / 1e9  # expert weights of each row, and gradients
-    sides = [side for side in BLOCKS if side != "batched_mm" or copied <= options.memory]
-    if "batched_mm" not in sides:
+    processes = [sides for sides in PROCESSES if sides != ("batched_mm",) or copied <= options.memory]
+    if len(processes) < len(PROCESSES):
         print(f"width {width}, inner {inner}, {dtype}: batched_mm is left out; it copies {copied:.0f} GB of weights")
-    rounds_by_side: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    rounds_by_side: dict[str, list[dict[str, Any]]] = {side: [] for sides in processes for side in sides}
     for _ in range(options.rounds):
-        for side in sides:
-            python = pythons[ENVIRONMENTS.get(side, side)]
-            rounds_by_side[side].append(run_side(python, side, width, inner, dtype, options))
+        for sides in processes:
+            python = pythons[ENVIRONMENTS.get(sides[0], sides[0])]
+            for side, result in run_sides(python, sides, width, inner, dtype, options).items():
+                rounds_by_side[side].append(result)
     compare_norms({side: rounds[-1] for side, rounds in rounds_by_side.items() if "output" in rounds[-1]})
     for clock in ("wall", "cpu"):
         for name, reduce in (("median", statistics.median), ("min", min)):
@@ -68,7 +71,9 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for environments")
     parser.add_argument("--rounds", type=int, default=3, help="processes per side, alternating between sides")
-    parser.add_argument("--repeats", type=int, default=5, help="timed passes per process, after one warmup pass")
+    parser.add_argument(
+        "--repeats", type=int, default=15, help="timed passes of a side per process, after one warmup pass"
+    )
     parser.add_argument("--threads", type=int, default=2, help="cores that each process may use")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtypes", nargs="+", default=tuple(DTYPES), choices=tuple(DTYPES))
@@ -85,11 +90,11 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(width), int(inner)
 
 
-def run_side(
-    python: Path, side: str, width: int, inner: int, dtype: str, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Measure one side in a new process."""
-    command = [python, __file__, "measure", side, width, inner, options.repeats, options.device, dtype]
+def run_sides(
+    python: Path, sides: Sequence[str], width: int, inner: int, dtype: str, options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Measure sides, which take turns, in a new process, which ignores PYTHONPATH."""
+    command = [python, "-E", __file__, "measure", ",".join(sides), width, inner, options.repeats, options.device, dtype]
     threads = {"OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
     done = subprocess.run(
         [str(word) for word in command], check=True, text=True, stdout=subprocess.PIPE, env={**os.environ, **threads}
@@ -110,11 +115,13 @@ def print_results(label: str, seconds: dict[str, float]) -> None:
     ours = seconds["ours"]
     ratios = ", ".join(f"{side} {time / ours:.2f}x" for side, time in seconds.items() if side != "ours")
     times = ", ".join(f"{side} {time:.3f} s" for side, time in seconds.items())
-    print(f"{label}: {times}; relative to ours: {ratios}", flush=True)
+    print(
+        f"{label}: {times}; relative to ours: {ratios}; block / products {ours / seconds['products']:.2f}", flush=True
+    )
 
 
-def measure(side: str, width: str, inner: str, repeats: str, device: str, dtype: str) -> None:
-    """Time the block of one side, and print times and norms of output and gradients as JSON."""
+def measure(sides: str, width: str, inner: str, repeats: str, device: str, dtype: str) -> None:
+    """Time the blocks of sides in turn, and print times and norms of output and gradients of each as JSON."""
     import torch
 
     generator = torch.Generator().manual_seed(1)
@@ -125,27 +132,40 @@ def measure(side: str, width: str, inner: str, repeats: str, device: str, dtype:
 
     model, hidden = int(width), int(inner)
     weights = [draw(EXPERTS, model), *(draw(EXPERTS, hidden, model) for _ in "gu"), draw(EXPERTS, model, hidden)]
-    x = (draw(1, TOKENS, model) * model**0.5).requires_grad_()
-    grad_output = draw(1, TOKENS, model)
-    block, parameters = BLOCKS[side](model, hidden, *weights)
-    walls, cpus = [], []
-    for _ in range(int(repeats) + 1):
-        for parameter in (x, *parameters):
-            parameter.grad = None
-        wall, cpu = read_clock(device), time.process_time()
-        y = block(x)
-        if y.requires_grad:
-            y.backward(grad_output)
-        walls.append(read_clock(device) - wall)
-        cpus.append(time.process_time() - cpu)
+    x, grad_output = draw(1, TOKENS, model) * model**0.5, draw(1, TOKENS, model)
+    blocks = {side: BLOCKS[side](model, hidden, *weights) for side in sides.split(",")}
+    clocks = {side: {"wall": [], "cpu": []} for side in blocks}
     norms = {}
-    if x.grad is not None:
-        inputs = {"output": y.detach(), "input": x.grad, "router": parameters[0].grad}
-        norms = {key: tensor.float().norm().item() for key, tensor in inputs.items()}
-        norms["experts"] = sum(parameter.grad.float().square().sum().item() for parameter in parameters[1:]) ** 0.5
-    clocks = {"wall": walls[1:], "cpu": cpus[1:]}
-    times = {name: {"median": statistics.median(spent), "min": min(spent)} for name, spent in clocks.items()}
-    print(json.dumps({**times, **norms}))
+    for _ in range(int(repeats) + 1):
+        for side, (block, parameters) in blocks.items():
+            wall, cpu, norms[side] = run_pass(block, x, grad_output, parameters, device)
+            clocks[side]["wall"].append(wall)
+            clocks[side]["cpu"].append(cpu)
+    times = {
+        side: {name: {"median": statistics.median(spent[1:]), "min": min(spent[1:])} for name, spent in clock.items()}
+        for side, clock in clocks.items()
+    }
+    print(json.dumps({side: times[side] | norms[side] for side in blocks}))
+
+
+def run_pass(
+    block: Any, x: Any, grad_output: Any, parameters: list[Any], device: str
+) -> tuple[float, float, dict[str, float]]:
+    """Wall and CPU seconds of forward and backward, and norms of output and gradients, if there are any."""
+    x = x.detach().requires_grad_()
+    for parameter in parameters:
+        parameter.grad = None
+    wall, cpu = read_clock(device), time.process_time()
+    y = block(x)
+    if y.requires_grad:
+        y.backward(grad_output)
+    wall, cpu = read_clock(device) - wall, time.process_time() - cpu
+    if x.grad is None:
+        return wall, cpu, {}
+    inputs = {"output": y.detach(), "input": x.grad, "router": parameters[0].grad}
+    norms = {key: tensor.float().norm().item() for key, tensor in inputs.items()}
+    norms["experts"] = sum(parameter.grad.float().square().sum().item() for parameter in parameters[1:]) ** 0.5
+    return wall, cpu, norms
 
 
 def read_clock(device: str) -> float:
@@ -236,8 +256,9 @@ BLOCKS: dict[str, Callable[..., tuple[Any, list[Any]]]] = {
     "litgpt": build_litgpt,
     **{kind: partial(build_transformers, implementation=kind) for kind in ("eager", "grouped_mm", "batched_mm")},
 }
+PROCESSES = (("ours", "products"), *((side,) for side in BLOCKS if side not in ("ours", "products")))
+"""The sides that share a process."""
 ENVIRONMENTS = {
-    "products": "ours",
     **dict.fromkeys(("eager", "grouped_mm", "batched_mm"), "transformers"),
 }
 

@@ -293,7 +293,8 @@ class Experts(nn.Module):
             return [self.apply_matrix(name, x_RD, ends_E) for name in ("gate", "up")]
         present: list[Tensor] = [bias_EI for bias_EI in biases if bias_EI is not None]
         bias_EO = torch.cat(present, 1) if present else None
-        return grouped_linear(x_RD, torch.cat(weights, 1), bias_EO, ends_E).chunk(2, -1)
+        fused_RO = grouped_linear(x_RD, torch.cat(weights, 1), bias_EO, ends_E)
+        return [half_RI.contiguous() for half_RI in fused_RO.chunk(2, -1)]  # kernels are slow with narrow rows
 
 
 def uniform_parameter(*shape: int) -> nn.Parameter:
