@@ -7,7 +7,7 @@ Axes: R rows of logits, V vocabulary.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from litgpt.infer.onednn import ReorderedMatrix, can_reorder, read_version, reor
 from litgpt.infer.packed_step import Chunk, run_packed
 from litgpt.infer.requests import FinishReason, GeneratedToken, Request, check_prompt, check_tokens
 from litgpt.infer.sampling import SampledRow, sample_rows
+from litgpt.infer.speculative import Draft, Proposal, check_draft
 from litgpt.model.gpt import GPT
 
 GROWTH = 64  # tokens after the prompt for which memory is reserved at first
@@ -60,6 +61,11 @@ class Engine:
         prefill_chunk: the maximum number of prompt tokens of one forward pass.
         reorder: multiply with weights in oneDNN's layout where it has a kernel, on a CPU: faster, and equal up to
             rounding; False for exactly the products of training, and without a second copy of the weights.
+        draft: a small model with the same tokens, which proposes tokens; None for no speculative decoding.
+        speculative_k: the number of tokens that it proposes in a step.
+
+    Attributes:
+        draft: the proposed and accepted tokens, or None.
     """
 
     def __init__(
@@ -70,6 +76,8 @@ class Engine:
         cache_tokens: int | None = None,
         prefill_chunk: int = 512,
         reorder: bool = True,
+        draft: GPT | None = None,
+        speculative_k: int = 3,
     ) -> None:
         self.model = model
         self._head = ReorderedMatrix() if reorder and can_reorder(model.output_weight) else None
@@ -79,6 +87,12 @@ class Engine:
         self.max_sequences, self.prefill_chunk = max_sequences, prefill_chunk
         self._max_tokens = cache_tokens or max_sequences * model.config.block_size
         self.cache = BlockCache(self._max_tokens)
+        self.draft: Draft | None = None
+        if draft is not None:
+            check_draft(draft, model)
+            self.draft = Draft(draft, proposed_tokens=speculative_k, max_tokens=self._max_tokens)
+            if reorder:
+                reorder_linear_layers(draft)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
 
@@ -154,17 +168,21 @@ class Engine:
             UserError: if logits are not finite.
         """
         self._admit()
-        chunks = self._plan()
+        proposals = self._propose()
+        chunks = self._plan(proposals)
         if not chunks:
             return []
         logits = run_packed(self.model, list(chunks.values()), self.cache.slabs, self._head)
         rows: list[tuple[Sequence, Tensor]] = []
+        changes: list[tuple[Sequence, GeneratedToken]] = []
         for (sequence, chunk), chunk_logits in zip(chunks.items(), logits, strict=True):
             if sequence.request.prompt_logprobs is not None and not sequence.tokens:
                 self._record_prompt(sequence, chunk, chunk_logits)
-            if sequence.computed == len(sequence.ids):
+            if sequence.computed > len(sequence.ids):
+                changes += self._check_proposal(sequence, proposals[sequence], chunk_logits)
+            elif sequence.computed == len(sequence.ids):
                 rows.append((sequence, chunk_logits[-1]))
-        return self._sample(rows) if rows else []
+        return changes + self._sample(rows) if rows else changes
 
     def _admit(self) -> None:
         """Start waiting texts for which there is memory, in their order."""
@@ -209,7 +227,34 @@ class Engine:
             self.cache.copy_prefix(source, sequence.block, common)
         return True
 
-    def _plan(self) -> dict[Sequence, Chunk]:
+    def _propose(self) -> dict[Sequence, Proposal]:
+        """Tokens that the draft proposes for texts whose prompts are processed, and which follow no grammar."""
+        if self.draft is None:
+            return {}
+        texts = {
+            id(sequence): (sequence.ids, sequence.row, sequence.request.max_new_tokens - len(sequence.tokens))
+            for sequence in self._running
+            if len(sequence.ids) - sequence.computed == 1 and sequence.request.constraint is None
+        }
+        proposals = self.draft.propose(texts)
+        return {sequence: proposals[id(sequence)] for sequence in self._running if id(sequence) in proposals}
+
+    def _check_proposal(
+        self, sequence: Sequence, proposal: Proposal, logits_RV: Tensor
+    ) -> list[tuple[Sequence, GeneratedToken]]:
+        """Add the proposed tokens that are accepted to their text, and one more."""
+        assert self.draft is not None and sequence.block is not None
+        ids = self.draft.check(proposal, logits_RV, sequence.row)
+        del sequence.block.ids[len(sequence.ids) + len(ids) - 1 :]
+        tokens = list_logprobs(logits_RV[: len(ids)], ids, [sequence.request.logprobs or 0] * len(ids))
+        changes = []
+        for token in tokens:
+            changes.append((sequence, self._append(sequence, token)))
+            if sequence.finish_reason is not None:
+                break
+        return changes
+
+    def _plan(self, proposals: Mapping[Sequence, Proposal]) -> dict[Sequence, Chunk]:
         """The tokens of the next forward pass: the last one of each text, and chunks of prompts."""
         chunks: dict[Sequence, Chunk] = {}
         budget = self.prefill_chunk
@@ -218,13 +263,14 @@ class Engine:
                 continue
             missing = len(sequence.ids) - sequence.computed
             tokens = missing if missing == 1 else min(missing, budget)
-            if tokens == 0 or not self._reserve(sequence, sequence.computed + tokens):
+            more = proposals[sequence].tokens if sequence in proposals else []
+            if tokens == 0 or not self._reserve(sequence, sequence.computed + tokens + len(more)):
                 continue
             budget -= tokens if missing > 1 else 0
             assert sequence.block is not None
-            ids = sequence.ids[sequence.computed : sequence.computed + tokens]
+            ids = [*sequence.ids[sequence.computed : sequence.computed + tokens], *more]
             has_logprobs = sequence.request.prompt_logprobs is not None and not sequence.tokens
-            chunks[sequence] = Chunk(sequence.block, ids, tokens if has_logprobs else int(tokens == missing))
+            chunks[sequence] = Chunk(sequence.block, ids, len(ids) if has_logprobs or more else int(tokens == missing))
         return {sequence: chunk for sequence, chunk in chunks.items() if sequence.block is not None}
 
     def _reserve(self, sequence: Sequence, tokens: int) -> bool:
@@ -289,6 +335,8 @@ class Engine:
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a text; its block is kept for texts with the same prefix."""
         sequence.finish_reason = reason
+        if self.draft is not None:
+            self.draft.release(id(sequence))
         if sequence in self._running:
             self._running.remove(sequence)
         else:

@@ -36,6 +36,10 @@ class ReorderedMatrix:
         self.version: tuple[int, int] | None = None
         self.matrix: Tensor | None = None
 
+    def __reduce__(self) -> tuple[type["ReorderedMatrix"], tuple[()]]:
+        """Copies and pickles of a model reorder their own weights."""
+        return ReorderedMatrix, ()
+
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x @ weight.T + bias, (..., K) -> (..., N)."""
         if self.version != (version := read_version(weight)):

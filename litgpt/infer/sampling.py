@@ -122,6 +122,18 @@ def sample_rows(logits_RV: Tensor, rows: Sequence[SampledRow]) -> Tensor:
     return tokens_R
 
 
+def compute_probabilities(logits_RV: Tensor, rows: Sequence[SampledRow]) -> Tensor:
+    """The probabilities (R, V) that `sample_rows` draws from; of a greedy text, 1 for its most likely token."""
+    if any(row.sampling.adjusts_logits or row.constraint is not None for row in rows):
+        logits_RV = adjust_logits(logits_RV, rows)
+    best_RV = torch.zeros_like(logits_RV, dtype=torch.promote_types(logits_RV.dtype, torch.float32))
+    best_RV.scatter_(-1, logits_RV.argmax(-1, keepdim=True), 1.0)
+    drawn = [index for index, row in enumerate(rows) if not row.sampling.greedy]
+    if drawn:
+        best_RV[drawn] = filter_logits(logits_RV[drawn], [rows[index].sampling for index in drawn]).softmax(-1)
+    return best_RV
+
+
 def adjust_logits(logits_RV: Tensor, rows: Sequence[SampledRow]) -> Tensor:
     """Logits (R, V), at least in float32, after bias and penalties; minus infinity for tokens that may not follow."""
     logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32), copy=True)

@@ -1,5 +1,7 @@
 """Products by oneDNN in inference: equal up to rounding, of the weights as they are, and not in training."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,10 @@ def test_products_equal_those_of_torch(dtype: torch.dtype) -> None:
         with torch.no_grad():
             layer.weight.mul_(2)  # the next product is with the new weight
     assert layer(x.requires_grad_()).requires_grad
+    other = copy.deepcopy(layer)
+    with torch.inference_mode():
+        other.weight.zero_()
+        assert torch.equal(other(x), F.linear(x, other.weight, other.bias)) and not torch.equal(other(x), layer(x))
 
 
 def test_an_engine_continues_with_the_weights_of_a_training_step() -> None:

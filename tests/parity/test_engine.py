@@ -1,5 +1,6 @@
 """The engine against transformers, token for token: alone, batched, in chunks, with shared prefixes, preempted."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -58,9 +59,21 @@ def test_texts_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     assert list_ids(Engine(model, prefill_chunk=5).run(plain)) == expected
     small = Engine(model, cache_tokens=200, prefill_chunk=16)
     assert list_ids(small.run(plain)) == expected and small.cache.allocated_tokens <= 200
+    speculative = Engine(model, draft=build_draft(model), prefill_chunk=16)
+    assert list_ids(speculative.run(plain)) == expected
+    assert speculative.draft is not None and 0 < speculative.draft.accepted < speculative.draft.proposed
     requests = [Request(prompt, NEW_TOKENS, Sampling(0), logprobs=3, prompt_logprobs=0) for prompt in build_prompts()]
     for sequence in Engine(model.double(), prefill_chunk=16).run(requests):
         check_logprobs(model, sequence)
+
+
+@torch.no_grad()
+def build_draft(model: GPT) -> GPT:
+    """A model that often agrees: the same with some noise."""
+    draft, generator = copy.deepcopy(model), torch.Generator().manual_seed(5)
+    for parameter in draft.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator) * parameter.std() * 0.1)
+    return draft
 
 
 @torch.no_grad()
