@@ -1,7 +1,8 @@
 """The Python API: load a model from a folder or by name, generate text with it, call it."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from litgpt.data.render.prompt_styles import PromptStyle, parse_style
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import extend_checkpoint_dir
+from litgpt.infer.constraint import ConstraintCompiler, GrammarConstraint
 from litgpt.infer.generate import generate, truncate_at_stop
 from litgpt.infer.load import (
     AUTOCAST_DTYPES,
@@ -250,13 +252,14 @@ class LLM(nn.Module):
         Raises:
             UserError: if a template is requested and the folder has none, or `sys_prompt` is not supported.
         """
-        return self._prompt_encoder().encode(prompt, sys_prompt, chat_template)
+        return self.prompt_encoder().encode(prompt, sys_prompt, chat_template)
 
     def replies(self, chat_template: bool | None = None) -> bool:
         """Whether the generated text is a reply to the prompt; otherwise it continues the prompt."""
-        return self._prompt_encoder().has_format(chat_template)
+        return self.prompt_encoder().has_format(chat_template)
 
-    def _prompt_encoder(self) -> PromptEncoder:
+    def prompt_encoder(self) -> PromptEncoder:
+        """The formats of prompts."""
         return PromptEncoder(self.tokenizer, self.chat, self.prompt_style)
 
     def generate(
@@ -272,6 +275,12 @@ class LLM(nn.Module):
         *,
         stop: str | list[str] | None = None,
         seed: int | None = None,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        json_schema: str | dict[str, Any] | None = None,
+        regex: str | None = None,
         chat_template: bool | None = None,
         on_token: Callable[[int], object] = lambda _token: None,
     ) -> Any:
@@ -280,7 +289,8 @@ class LLM(nn.Module):
         Args:
             prompt, sys_prompt, chat_template: as in `prompt_tokens`.
             max_new_tokens: the maximum number of tokens; the model may stop earlier.
-            temperature, top_k, top_p: as in `Sampling`.
+            temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty: as in `Sampling`.
+            json_schema, regex: what the text is valid under or matches; see `ConstraintCompiler.compile`.
             return_as_token_ids: return int64 token ids (T,), including those of a stop string, instead of a text.
             stream: return an iterator over pieces of the text, or over token ids, as they are generated.
             stop: strings that end the text; not part of the result.
@@ -296,13 +306,16 @@ class LLM(nn.Module):
         stops = [stop] if isinstance(stop, str) else list(stop or [])
         if "" in stops:
             raise UserError("stop: '' ends every text; set strings of one character or more")
-        encoder = self._prompt_encoder()
+        encoder = self.prompt_encoder()
         prompt_ids = encoder.encode(prompt, sys_prompt, chat_template)
         stop_tokens, format_stops = encoder.get_stops(chat_template)
         stops += format_stops
-        sampling = Sampling(temperature, top_k, top_p)
+        penalties = (repetition_penalty, presence_penalty, frequency_penalty)
+        sampling = Sampling(temperature, top_k, top_p, min_p, *penalties)
         check_prompt(self.model, prompt_ids, max_new_tokens)
+        compiled = self.prepare_constraint(stop_tokens, json_schema=json_schema, regex=regex)
         settings: dict[str, Any] = {"sampling": sampling, "seed": seed, "cache_size": self.cache_size}
+        settings["constraint"] = compiled()
         tokens = generate(self.model, prompt_ids, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens, **settings)
         tokens = call_with_each(tokens, on_token)
         # a reply is a separate text; a continuation may begin with the space after the prompt
@@ -312,6 +325,23 @@ class LLM(nn.Module):
             return tokens if stream else torch.tensor(list(tokens), dtype=torch.int64)
         text = truncate_at_stop(self.tokenizer.decode_stream(tokens, context=context), stops)
         return text if stream else "".join(text)
+
+    def prepare_constraint(
+        self, stop_tokens: Sequence[int], *, json_schema: str | dict[str, Any] | None = None, regex: str | None = None
+    ) -> Callable[[], GrammarConstraint | None]:
+        """A function that makes the constraint of one more text: None if neither a schema nor an expression is given.
+
+        Raises:
+            UserError: if both are given, or the tokenizer has no stop tokens; from the function: if one is wrong.
+        """
+        if json_schema is None and regex is None:
+            return lambda: None
+        if json_schema is not None and regex is not None:
+            raise UserError("regex: a text follows either json_schema or regex; leave one of them out")
+        compiler = ConstraintCompiler(self.tokenizer, self.config.padded_vocab_size or 0, stop_tokens)
+        if regex is not None:
+            return partial(compiler.compile, "regex", regex)
+        return partial(compiler.compile, "json_schema", json_schema)
 
     def _truncate_tokens(self, tokens: Iterator[int], stops: list[str], context: list[int]) -> Iterator[int]:
         """Yield the tokens up to the one that completes a stop string."""

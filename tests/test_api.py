@@ -208,10 +208,10 @@ def test_stops_of_several_tokens_that_a_prompt_style_has(chatty: Path) -> None:
             return ([], [7], tokenizer.encode("dog over", bos=False).tolist())
 
     llm = LLM.load(chatty, distribute=None)
-    assert llm._prompt_encoder().get_stops(None) == ([1], [])
+    assert llm.prompt_encoder().get_stops(None) == ([1], [])
     llm.prompt_style = Ends()
-    assert llm._prompt_encoder().get_stops(None) == ([1, 7], ["dog over"])
-    assert llm._prompt_encoder().get_stops(False) == ([1], [])
+    assert llm.prompt_encoder().get_stops(None) == ([1, 7], ["dog over"])
+    assert llm.prompt_encoder().get_stops(False) == ([1], [])
 
 
 def test_saved_it_loads_again(llm: LLM, tmp_path: Path) -> None:
@@ -395,9 +395,73 @@ def test_command_prints_a_reply_alone(generate: Run, chatty: Path) -> None:
     assert generate(*asked, "--chat_template", "false", where=chatty)[0].startswith("the fox")
 
 
+def test_command_writes_the_texts_of_a_file_in_its_order(generate: Run, llm: LLM, tmp_path: Path) -> None:
+    """Each is that of its prompt alone, whatever its length and that of others."""
+    prompts = ["the fox", "a", "the lazy dog jumps over the quick brown fox"] * 12  # more than run at a time
+    (tmp_path / "prompts.txt").write_text("\n\n".join(prompts))
+    output = tmp_path / "new" / "texts.jsonl"
+    given = ("--prompts", str(tmp_path / "prompts.txt"), "--output", str(output), "--temperature", "0")
+    out, err = generate(*given, "--logprobs", "2")
+    assert out == "" and "Time for 36 texts" in err
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["index"] for row in rows] == list(range(36)) and [row["prompt"] for row in rows] == prompts
+    for row in rows[:3]:
+        assert row["text"] == llm.generate(row["prompt"], max_new_tokens=12, temperature=0)
+        assert row["finish_reason"] in ("stop", "length")
+        for token in row["logprobs"]:  # greedy: the token is the most likely one
+            assert len(token["top"]) == 2 and token["logprob"] == token["top"][0]["logprob"] <= 0
+    assert not list(output.parent.glob("*.partial"))
+    stop = rows[0]["text"][-3:]
+    generate(*given, "--stop", stop)
+    first = json.loads(output.read_text().splitlines()[0])
+    assert first["text"] == rows[0]["text"][: rows[0]["text"].index(stop)] and first["finish_reason"] == "stop"
+
+
+def test_command_answers_chats_of_a_file(generate: Run, chatty: Path, tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "you"}, {"role": "user", "content": "the fox"}]
+    lines = [{"messages": messages}, {"prompt": "the fox"}]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out, _ = generate("--prompts", str(tmp_path / "chats.jsonl"), "--temperature", "0", where=chatty)
+    llm = LLM.load(chatty, distribute=None)
+    expected = [llm.generate("the fox", sys_prompt, max_new_tokens=12, temperature=0) for sys_prompt in ("you", None)]
+    assert [json.loads(line)["text"] for line in out.splitlines()] == expected
+
+
+def test_command_follows_a_schema_and_an_expression(generate: Run, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["red", "green"]}')
+    asked = ("--prompt", "the fox", "--temperature", "3")
+    assert generate(*asked, "--json_schema", str(schema))[0].removeprefix("the fox").strip() in ('"red"', '"green"')
+    assert re.fullmatch("the fox[xyz]{3}\n", generate(*asked, "--regex", "[xyz]{3}")[0])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "prompts.jsonl:2: not JSON"),
+        ('{"text": "a"}', "prompts.jsonl:2: has not exactly one of prompt and messages"),
+        ('{"prompt": 3}', "prompts.jsonl:2: prompt: 3 is not valid"),
+        ('{"messages": []}', "prompts.jsonl:2: messages: [] is not valid"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "prompts.jsonl:2: messages: "),
+        (json.dumps({"prompt": "the fox " * 400}), "prompts.jsonl:2: prompt: "),
+    ],
+)
+def test_command_names_the_line_that_has_no_prompt(generate: Run, tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(f'{{"prompt": "a"}}\n{line}\n')
+    out, err = generate("--prompts", str(path), code=1)
+    assert out == "" and message in err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
+        (("--logprobs", "1"), 2, "logprobs: 1 has no effect with a single prompt; set prompts: FILE"),
+        (("--prompts", "none.txt"), 2, "prompts: none.txt is not a file"),
+        (("--presence_penalty", "3"), 2, "presence_penalty"),
+        (("--json_schema", "none.json"), 1, "json_schema: none.json is neither a JSON object nor a file"),
+        (("--json_schema", "{}", "--regex", "a"), 2, "regex: a text follows either json_schema or regex"),
         (("--top_k", "0"), 2, "top_k: 0 is not valid"),
         (("--top_p", "1.5"), 2, "top_p"),
         (("--temperature", "-1"), 2, "temperature"),

@@ -1,26 +1,43 @@
 """`litgpt generate`: print generated text to stdout and timings to stderr."""
 
+import json
+import os
 import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from litgpt.api import LLM
+from litgpt.data.tokenizer import Tokenizer
+from litgpt.errors import UserError
+from litgpt.files import read_utf8
+from litgpt.infer.engine import Engine
+from litgpt.infer.prompt_files import PromptRow, generate_texts, read_prompts
+from litgpt.infer.requests import GeneratedToken, Request, check_prompt
+from litgpt.infer.sampling import Constraint, Sampling
 from litgpt.messages import print_message
 from litgpt.recipe.generate import Generate
 
 
 def run(recipe: Generate) -> None:
     """Load the model and generate the samples."""
+    rows = None if recipe.prompts is None else read_prompts(recipe.prompts)
     start = time.perf_counter()
     llm = LLM.load(recipe.checkpoint_dir, distribute=None)
     llm.distribute(precision=recipe.precision, quantize=recipe.quantize)
     if recipe.compile:
         llm.model.compile(dynamic=True)
     print_message(f"Time to load the model: {time.perf_counter() - start:.2f} seconds.")
-    torch.manual_seed(recipe.seed)
-    for number in range(1, recipe.num_samples + 1):
-        generate_sample(llm, recipe, number)
+    if rows is not None:
+        generate_file(llm, recipe, rows)
+    else:
+        torch.manual_seed(recipe.seed)
+        for number in range(1, recipe.num_samples + 1):
+            generate_sample(llm, recipe, number)
     if llm.model.embedding.weight.device.type == "cuda":
         print_message(f"Memory used: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
 
@@ -36,6 +53,12 @@ def generate_sample(llm: LLM, recipe: Generate, number: int) -> None:
         temperature=recipe.temperature,
         top_k=recipe.top_k,
         top_p=recipe.top_p,
+        min_p=recipe.min_p,
+        repetition_penalty=recipe.repetition_penalty,
+        presence_penalty=recipe.presence_penalty,
+        frequency_penalty=recipe.frequency_penalty,
+        json_schema=read_json_schema(recipe),
+        regex=recipe.regex,
         stream=True,
         stop=recipe.stop,
         chat_template=recipe.chat_template,
@@ -47,3 +70,92 @@ def generate_sample(llm: LLM, recipe: Generate, number: int) -> None:
     print(flush=True)
     seconds = time.perf_counter() - start
     print_message(f"Time for inference {number}: {seconds:.2f} sec total, {len(tokens) / seconds:.2f} tokens/sec")
+
+
+def read_json_schema(recipe: Generate) -> str | None:
+    """The JSON schema of a recipe, which may be in a file."""
+    schema = recipe.json_schema
+    if schema is None or schema.lstrip().startswith("{"):
+        return schema
+    if not Path(schema).is_file():
+        raise UserError(f"json_schema: {schema} is neither a JSON object nor a file; set one of them")
+    return read_utf8(Path(schema))
+
+
+def generate_file(llm: LLM, recipe: Generate, rows: Sequence[PromptRow]) -> None:
+    """Generate the texts of a file of prompts, many at a time, and write a line of JSON for each in their order."""
+    start = time.perf_counter()
+    encoder = llm.prompt_encoder()
+    stop_tokens, stops = encoder.get_stops(recipe.chat_template)
+    stops += [recipe.stop] if isinstance(recipe.stop, str) else recipe.stop or []
+    if "" in stops:
+        raise UserError("stop: '' ends every text; set strings of one character or more")
+    penalties = (recipe.repetition_penalty, recipe.presence_penalty, recipe.frequency_penalty)
+    sampling = Sampling(recipe.temperature, recipe.top_k, recipe.top_p, recipe.min_p, *penalties)
+    schema = read_json_schema(recipe)
+    constrain = llm.prepare_constraint(stop_tokens, json_schema=schema, regex=recipe.regex)
+    constrain()  # a wrong one is refused before anything is generated
+
+    def build(prompt: tuple[int, ...], seed: int) -> Request:
+        constraint: Constraint | None = constrain()
+        ends = frozenset(stop_tokens)
+        return Request(
+            prompt, recipe.max_new_tokens, sampling, ends, seed, logprobs=recipe.logprobs, constraint=constraint
+        )
+
+    labels: list[dict[str, Any]] = []
+    requests: list[Callable[[], Request]] = []
+    for index, row in enumerate(rows):
+        prompt = tuple(row.encode(encoder, recipe.sys_prompt, recipe.chat_template))
+        try:
+            check_prompt(llm.model, prompt, recipe.max_new_tokens)
+        except UserError as error:
+            raise UserError(f"{row.location}: {error}") from None
+        for sample in range(recipe.num_samples):
+            labels.append({"index": index, "sample": sample, row.key: row.value})
+            requests.append(partial(build, prompt, recipe.seed + len(requests)))
+    tokens = 0
+    texts = generate_texts(Engine(llm.model), requests, llm.tokenizer, stops)
+    with LinesFile(recipe.output) as write:
+        for label, text in zip(labels, texts, strict=True):
+            tokens += len(text.tokens)
+            line = {**label, "text": text.text, "finish_reason": text.finish_reason}
+            if recipe.logprobs is not None:
+                line["logprobs"] = describe_logprobs(text.tokens, llm.tokenizer)
+            write(json.dumps(line, ensure_ascii=False))
+    seconds = time.perf_counter() - start
+    print_message(f"Time for {len(labels)} texts: {seconds:.2f} sec total, {tokens / seconds:.2f} tokens/sec")
+
+
+def describe_logprobs(tokens: Iterable[GeneratedToken], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """For each token its text, log-probability and the most likely ones."""
+    return [
+        {
+            **{"token": token.token, "text": tokenizer.decode([token.token]), "logprob": token.logprob},
+            "top": [
+                {"token": other, "text": tokenizer.decode([other]), "logprob": logprob} for other, logprob in token.top
+            ],
+        }
+        for token in tokens
+    ]
+
+
+class LinesFile:
+    """Writes lines to a file that gets its name when it is complete, or to stdout if the path is None."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def __enter__(self) -> Any:
+        if self.path is None:
+            return partial(print, flush=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.partial = self.path.with_name(f"{self.path.name}.partial")
+        self.file = self.partial.open("w", encoding="utf-8")
+        return partial(print, file=self.file, flush=True)
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        if self.path is not None:
+            self.file.close()
+            if kind is None:
+                os.replace(self.partial, self.path)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 Form = Literal["json_schema", "json_object", "regex", "lark"]
-WHITESPACE = r"[ \t\n]{1,32}"
-"""Between the parts of a JSON text; limited, since a model may otherwise write spaces until the end."""
+WHITESPACE = r"(\n[ ]{0,32}|[ ]{1,2})"
+"""Between the parts of a JSON text: limited, since a model may otherwise write spaces until the end."""
 
 
 class GrammarConstraint:

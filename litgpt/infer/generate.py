@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from litgpt.errors import UserError
 from litgpt.infer.engine import Engine
 from litgpt.infer.requests import Request, check_prompt
-from litgpt.infer.sampling import Sampling
+from litgpt.infer.sampling import Constraint, Sampling
 from litgpt.model.gpt import GPT
 
 
@@ -18,17 +18,19 @@ def generate(
     stop_tokens: Iterable[int] = (),
     seed: int | None = None,
     cache_size: int | None = None,
+    constraint: Constraint | None = None,
 ) -> Iterator[int]:
     """Yield the tokens that follow a prompt, up to a stop token, which is not yielded.
 
     Args:
         seed: of the random numbers; None to use torch's default generator.
         cache_size: the maximum number of tokens whose keys and values are in memory; None for the model's context.
+        constraint: of the tokens that may follow; None for any.
 
     Raises:
         UserError: if the text would exceed the model's context or the cache, or logits are not finite.
     """
-    request = Request(tuple(prompt), max_new_tokens, sampling, frozenset(stop_tokens), seed)
+    request = Request(tuple(prompt), max_new_tokens, sampling, frozenset(stop_tokens), seed, constraint=constraint)
     check_prompt(model, request.prompt, max_new_tokens)
     if cache_size is not None and request.cached_tokens > cache_size:
         raise UserError(

@@ -1,7 +1,9 @@
 """Encode a prompt for a model, as plain text or in the format that the model was trained with."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from litgpt.data.render.chat_template import ChatTemplate, find_turn_ends
 from litgpt.data.render.prompt_styles import PromptStyle, has_prompt_style, load_prompt_style
@@ -63,8 +65,18 @@ class PromptEncoder:
             return self.tokenizer.encode(text).tolist()
         assert self.chat is not None
         system = [] if sys_prompt is None else [{"role": "system", "content": sys_prompt}]
-        messages = [*system, {"role": "user", "content": prompt}]
-        return self.tokenizer.encode(self.chat.render(messages, self.tokenizer.special_tokens()), bos=False).tolist()
+        return self.encode_messages([*system, {"role": "user", "content": prompt}])
+
+    def encode_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The tokens of a chat, with the header of the model's next message.
+
+        Raises:
+            UserError: if there is no chat template, or it rejects the chat.
+        """
+        if self.chat is None:
+            raise UserError(f"messages: {self.tokenizer.folder} has no chat template; give a prompt instead")
+        text = self.chat.render(messages, self.tokenizer.special_tokens())
+        return self.tokenizer.encode(text, bos=False).tolist()
 
     def get_stops(self, chat_template: bool | None) -> tuple[list[int], list[str]]:
         """The stop tokens, and the stop strings."""

@@ -1,0 +1,134 @@
+"""Generate the texts of all prompts in a file."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from litgpt.data.read.fields import BadRow
+from litgpt.data.read.row_sources import read_rows
+from litgpt.data.tokenizer import Tokenizer
+from litgpt.errors import UserError
+from litgpt.files import read_utf8
+from litgpt.infer.engine import Engine
+from litgpt.infer.generate import truncate_at_stop
+from litgpt.infer.prompts import PromptEncoder
+from litgpt.infer.requests import GeneratedToken, Request
+
+READ_SUFFIXES = (".txt", ".jsonl")
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A row of a file of prompts.
+
+    Attributes:
+        location: file and line.
+        key: `prompt` or `messages`.
+        value: a text, or the messages of a chat.
+    """
+
+    location: str
+    key: str
+    value: Any
+
+    def encode(self, encoder: PromptEncoder, sys_prompt: str | None, chat_template: bool | None) -> list[int]:
+        """The tokens of the prompt.
+
+        Raises:
+            UserError: naming the location, if the model has no format for it.
+        """
+        try:
+            if self.key == "messages":
+                return encoder.encode_messages(self.value)
+            return encoder.encode(self.value, sys_prompt, chat_template)
+        except UserError as error:
+            raise UserError(f"{self.location}: {error}") from None
+
+
+def read_prompts(path: Path) -> list[PromptRow]:
+    """The prompts of a file: the lines of a .txt that are not empty, or `prompt` or `messages` of the rows of a .jsonl.
+
+    Raises:
+        UserError: naming the line of the first row that has neither, or both.
+    """
+    if path.suffix not in READ_SUFFIXES:
+        raise UserError(f"prompts: {path} is neither .txt nor .jsonl; use a file with one prompt a line")
+    if path.suffix == ".txt":
+        lines = enumerate(read_utf8(path).splitlines(), 1)
+        rows = [PromptRow(f"{path}:{number}", "prompt", line) for number, line in lines if line.strip()]
+    else:
+        rows = [parse_row(location, row) for location, row in read_rows(path)]
+    if not rows:
+        raise UserError(f"prompts: {path} has no prompts; use a file with at least one")
+    return rows
+
+
+def parse_row(location: str, row: Any) -> PromptRow:
+    """The prompt of a row.
+
+    Raises:
+        UserError: naming the location, if the row has none.
+    """
+    if isinstance(row, BadRow):
+        raise UserError(f"{location}: {row}; correct the line or remove it")
+    keys = [key for key in ("prompt", "messages") if key in row] if isinstance(row, dict) else []
+    if len(keys) != 1:
+        raise UserError(f'{location}: has not exactly one of prompt and messages; write {{"prompt": "text"}}')
+    value = row[keys[0]]
+    is_valid = isinstance(value, str) if keys[0] == "prompt" else is_chat(value)
+    if not is_valid:
+        raise UserError(
+            f"{location}: {keys[0]}: {json.dumps(value)[:60]} is not valid; write a text as prompt, and a list of "
+            "objects with role and content as messages"
+        )
+    return PromptRow(location, keys[0], value)
+
+
+def is_chat(value: Any) -> bool:
+    """Whether a value is a list of messages, each with a role."""
+    return bool(value) and isinstance(value, list) and all(isinstance(m, dict) and "role" in m for m in value)
+
+
+@dataclass(frozen=True)
+class WrittenText:
+    """A text and its tokens, of which the last may belong to a stop string."""
+
+    text: str
+    tokens: Sequence[GeneratedToken]
+    finish_reason: str
+
+
+def generate_texts(
+    engine: Engine, requests: Sequence[Callable[[], Request]], tokenizer: Tokenizer, stops: Sequence[str]
+) -> Iterator[WrittenText]:
+    """Yield the texts of requests in their order, as soon as all before them are complete.
+
+    Args:
+        requests: called when the engine is about to need one, since constraints take memory.
+        stops: strings that end a text and are not part of it.
+
+    Raises:
+        UserError: if a request does not fit, or logits are not finite.
+    """
+    waiting, running, finished = iter(enumerate(requests)), {}, {}
+    following = next(waiting, None)
+    for number in range(len(requests)):
+        while number not in finished:
+            while following is not None and engine.waiting < engine.max_sequences:
+                running[engine.submit(following[1]())] = following[0]
+                following = next(waiting, None)
+            for sequence in {sequence for sequence, _ in engine.step()}:
+                ids = [token.token for token in sequence.tokens if token.finish_reason != "stop"]
+                is_done = sequence.finish_reason is not None
+                if not is_done and not stops:
+                    continue
+                text = tokenizer.decode(ids)
+                has_stop = any(stop in text for stop in stops)
+                if is_done or has_stop:
+                    reason = "stop" if has_stop else str(sequence.finish_reason)
+                    engine.cancel(sequence)
+                    text = "".join(truncate_at_stop([text], stops))
+                    finished[running.pop(sequence)] = WrittenText(text, sequence.tokens, reason)
+        yield finished.pop(number)
