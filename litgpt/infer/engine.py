@@ -7,7 +7,7 @@ Axes: R rows of logits, V vocabulary.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -63,6 +63,8 @@ class Engine:
             rounding; False for exactly the products of training, and without a second copy of the weights.
         draft: a small model with the same tokens, which proposes tokens; None for no speculative decoding.
         speculative_k: the number of tokens that it proposes in a step.
+        forward: the forward pass of a model that is split over ranks (`litgpt.parallel.forward`), whose logits are the
+            same on all ranks, which make the same calls; None for the model's own.
 
     Attributes:
         draft: the proposed and accepted tokens, or None.
@@ -78,9 +80,10 @@ class Engine:
         reorder: bool = True,
         draft: GPT | None = None,
         speculative_k: int = 3,
+        forward: Callable[..., Tensor] | None = None,
     ) -> None:
-        self.model = model
-        self._head = ReorderedMatrix() if reorder and can_reorder(model.output_weight) else None
+        self.model, self._forward = model, forward
+        self._head = ReorderedMatrix() if reorder and forward is None and can_reorder(model.output_weight) else None
         if reorder:
             reorder_linear_layers(model)
         self._versions: list[tuple[int, int]] = []
@@ -120,7 +123,7 @@ class Engine:
         check_prompt(self.model, request.prompt, request.max_new_tokens)
         if bias := request.sampling.logit_bias:
             check_tokens("logit_bias", (min(bias), max(bias)), self.model.config.padded_vocab_size or 0)
-        sequence = Sequence(request, self.model.embedding.weight.device)
+        sequence = Sequence(request, next(self.model.parameters()).device)
         if request.cached_tokens > self.cache.max_tokens:
             raise UserError(
                 f"cache_tokens: {self.cache.max_tokens} is less than {request.cached_tokens}, the tokens of prompt and "
@@ -172,7 +175,7 @@ class Engine:
         chunks = self._plan(proposals)
         if not chunks:
             return []
-        logits = run_packed(self.model, list(chunks.values()), self.cache.slabs, self._head)
+        logits = run_packed(self.model, list(chunks.values()), self.cache.slabs, head=self._head, forward=self._forward)
         rows: list[tuple[Sequence, Tensor]] = []
         changes: list[tuple[Sequence, GeneratedToken]] = []
         for (sequence, chunk), chunk_logits in zip(chunks.items(), logits, strict=True):

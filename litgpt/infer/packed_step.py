@@ -3,7 +3,7 @@
 Axes: B batch (1), K key-value heads, T tokens, N texts of a group, U tokens of a text, S head size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -178,7 +178,12 @@ def compute_indexed_logits(
 
 
 def run_packed(
-    model: GPT, chunks: Sequence[Chunk], slabs: Sequence[Slab], head: ReorderedMatrix | None = None
+    model: GPT,
+    chunks: Sequence[Chunk],
+    slabs: Sequence[Slab],
+    *,
+    head: ReorderedMatrix | None = None,
+    forward: Callable[..., Tensor] | None = None,
 ) -> list[Tensor]:
     """Process the chunks in one forward pass; for each, the logits (its number of tokens with logits, V).
 
@@ -186,8 +191,9 @@ def run_packed(
 
     Args:
         head: the output weight in oneDNN's layout, or None.
+        forward: called with the token ids and the keywords `inputs`, `head` and `cache` instead of the model.
     """
-    device = model.embedding.weight.device
+    device = next(model.parameters()).device
     groups = group_chunks(chunks, slabs)
     ordered = [chunk for group in groups for chunk in group.chunks]
     ids = torch.tensor([[token for chunk in ordered for token in chunk.ids]], device=device)
@@ -198,7 +204,8 @@ def run_packed(
         indices += range(ends - chunk.logits, ends)
     compute = partial(compute_indexed_logits, head, torch.tensor(indices, device=device, dtype=torch.int64))
     inputs = build_packed_inputs(model.config, groups, device)
-    logits = model(ids, inputs=inputs, head=compute, cache=PackedCache(groups, model.config.n_layer, device))
+    cache = PackedCache(groups, model.config.n_layer, device)
+    logits = (forward or model)(ids, inputs=inputs, head=compute, cache=cache)
     by_chunk = dict(zip(map(id, ordered), logits.split([chunk.logits for chunk in ordered]), strict=True))
     for chunk in ordered:
         chunk.block.ids.extend(chunk.ids)

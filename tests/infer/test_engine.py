@@ -25,9 +25,9 @@ def processed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     run = engine_module.run_packed
 
-    def count(model: Any, chunks: Sequence[Chunk], *args: Any) -> Any:
+    def count(model: Any, chunks: Sequence[Chunk], *args: Any, **settings: Any) -> Any:
         counts.append(sum(len(chunk.ids) for chunk in chunks))
-        return run(model, chunks, *args)
+        return run(model, chunks, *args, **settings)
 
     monkeypatch.setattr(engine_module, "run_packed", count)
     return counts

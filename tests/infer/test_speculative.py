@@ -70,7 +70,7 @@ def test_a_draft_without_memory_proposes_nothing() -> None:
 
 
 def test_drafts_that_cannot_work_are_one_line() -> None:
-    with pytest.raises(UserError, match=r"draft_model_checkpoint_dir: .* has 96 tokens, but .* has 64"):
+    with pytest.raises(UserError, match=r"draft_model_checkpoint_dir: .*has 96 tokens, but .*has 64"):
         Engine(small(), draft=small(padded_vocab_size=96))
     with pytest.raises(UserError, match="speculative_k: 0 is less than 1"):
         Engine(small(), draft=small(), speculative_k=0)
