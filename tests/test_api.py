@@ -425,6 +425,9 @@ def test_command_answers_chats_of_a_file(generate: Run, chatty: Path, tmp_path: 
     llm = LLM.load(chatty, distribute=None)
     expected = [llm.generate("the fox", sys_prompt, max_new_tokens=12, temperature=0) for sys_prompt in ("you", None)]
     assert [json.loads(line)["text"] for line in out.splitlines()] == expected
+    for flag, value in (("--sys_prompt", "you"), ("--chat_template", "false")):
+        out, err = generate("--prompts", str(tmp_path / "chats.jsonl"), flag, value, where=chatty, code=1)
+        assert out == "" and f"chats.jsonl:1: {flag[2:]}: " in err and "has no effect on messages" in err
 
 
 def test_command_follows_a_schema_and_an_expression(generate: Run, tmp_path: Path) -> None:

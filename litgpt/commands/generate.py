@@ -86,7 +86,9 @@ def generate_file(llm: LLM, recipe: Generate, rows: Sequence[PromptRow]) -> None
     """Generate the texts of a file of prompts, many at a time, and write a line of JSON for each in their order."""
     start = time.perf_counter()
     encoder = llm.prompt_encoder()
-    stop_tokens, stops = encoder.get_stops(recipe.chat_template)
+    prompts = [tuple(row.encode(encoder, recipe.sys_prompt, recipe.chat_template)) for row in rows]
+    is_chat = any(row.key == "messages" for row in rows)  # which the chat template renders, not the prompt style
+    stop_tokens, stops = encoder.get_stops(True if is_chat else recipe.chat_template)
     stops += [recipe.stop] if isinstance(recipe.stop, str) else recipe.stop or []
     if "" in stops:
         raise UserError("stop: '' ends every text; set strings of one character or more")
@@ -105,8 +107,7 @@ def generate_file(llm: LLM, recipe: Generate, rows: Sequence[PromptRow]) -> None
 
     labels: list[dict[str, Any]] = []
     requests: list[Callable[[], Request]] = []
-    for index, row in enumerate(rows):
-        prompt = tuple(row.encode(encoder, recipe.sys_prompt, recipe.chat_template))
+    for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         try:
             check_prompt(llm.model, prompt, recipe.max_new_tokens)
         except UserError as error:

@@ -41,6 +41,10 @@ class PromptRow:
         """
         try:
             if self.key == "messages":
+                if sys_prompt is not None:
+                    raise UserError("sys_prompt: has no effect on messages; write it as the first of them")
+                if chat_template is False:
+                    raise UserError("chat_template: false has no effect on messages, which need it; set null")
                 return encoder.encode_messages(self.value)
             return encoder.encode(self.value, sys_prompt, chat_template)
         except UserError as error:
