@@ -251,6 +251,46 @@ def select_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+def parse_batch_size(value: Any) -> int | None:
+    """The number of texts of a forward pass; None for `auto` and `auto:N`.
+
+    Raises:
+        UserError: if it is neither a number of 1 or more nor `auto`.
+    """
+    text = str(value)
+    if text == "auto" or (text.startswith("auto:") and text[5:].isdigit()):
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"batch_size: {value} is not a number of texts; set 1 or more, or auto")
+    return int(text)
+
+
+def parse_device(name: str | None) -> torch.device:
+    """The device of a name such as `cuda:1`; the accelerator or else the CPU for None.
+
+    Raises:
+        UserError: if this machine has no such device.
+    """
+    try:
+        device = torch.device(name) if name else select_device()
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):  # an assertion in torch without CUDA
+        raise UserError(f"device: {name} is not available on this machine; set cpu, or null") from None
+    return device
+
+
+def parse_dtype(name: str | None) -> torch.dtype | None:
+    """The dtype of a name; None for None.
+
+    Raises:
+        UserError: for another name.
+    """
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in WEIGHT_DTYPES.values()}
+    if name is not None and name not in dtypes:
+        raise UserError(f"dtype: {name} is not known; set one of {', '.join(dtypes)}")
+    return None if name is None else dtypes[name]
+
+
 def select_dtype(device: torch.device) -> torch.dtype | None:
     """bfloat16 on an accelerator, or float16 where that is not supported; None on a CPU, for the type of the files."""
     if device.type == "cpu":

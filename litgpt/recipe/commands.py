@@ -127,6 +127,14 @@ COMMANDS = {
         "litgpt generate out/finetune/lora/final --prompt 'What is a llama?'",
         check="check_generation",
     ),
+    "evaluate": Command(
+        "evaluate:Evaluate",
+        "evaluate",
+        "Evaluate a model on tasks of lm-eval, or on a text file.",
+        ("checkpoint_dir",),
+        "litgpt evaluate out/finetune/lora/final --tasks hellaswag,gsm8k --limit 100",
+        check="check_generation",
+    ),
     "download": Command(
         "store_commands:Download",
         "download",
@@ -234,7 +242,6 @@ COMMANDS = {
 MISSING_COMMANDS = {
     "chat": "use litgpt generate FOLDER --prompt TEXT for one answer",
     "serve": "use litgpt generate FOLDER for one answer, or vllm serve FOLDER with the `final` folder of a run",
-    "evaluate": "use lm_eval --model hf --model_args pretrained=FOLDER of lm-evaluation-harness, which reads `final`",
     "generate_full": "use litgpt generate FOLDER, such as out/finetune/full/final",
     "generate_adapter": "use litgpt generate ADAPTER_FOLDER, such as out/finetune/adapter/final",
     "generate_adapter_v2": "use litgpt generate ADAPTER_FOLDER, such as out/finetune/adapter-v2/final",
@@ -255,6 +262,7 @@ FIELD_COMMANDS = {
     "cpo": ("align",),
     "lora": ("finetune_lora",),
     "infer": ("generate",),
+    "eval": ("evaluate",),
     "inference": ("generate",),
     "sample": ("generate",),
     "export": ("convert_from_litgpt", "merge_lora"),

@@ -10,6 +10,7 @@ from litgpt.model.registry import has_config, list_model_names
 from litgpt.parallel.model_sizes import check_model_sizes
 from litgpt.recipe.data_commands import DataInspect, DataPrepare
 from litgpt.recipe.effect import check_effects, describe_no_effect
+from litgpt.recipe.evaluate import Evaluate
 from litgpt.recipe.finetune import Finetune
 from litgpt.recipe.fp8 import FP8Args
 from litgpt.recipe.generate import Generate
@@ -72,7 +73,7 @@ def check_finetuning(recipe: Finetune) -> None:
         check_vocabulary(Tokenizer(folder), config, has_weights=True)
 
 
-def check_generation(recipe: Generate) -> None:
+def check_generation(recipe: Generate | Evaluate) -> None:
     """Check that the model of a command may exist.
 
     Raises:
