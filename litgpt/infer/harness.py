@@ -41,6 +41,8 @@ from litgpt.phases import phase
 
 MAX_SEQUENCES = 32
 """The maximum number of texts that are generated at a time with `batch_size: auto`."""
+SAMPLING_KEYS = ("top_k", "top_p", "min_p", "repetition_penalty")
+"""The settings of a task, `generation_kwargs`, that are those of `Sampling`."""
 MODEL_ARGS = ("pretrained", "dtype", "device", "batch_size", "max_batch_size", "access_token")
 
 
@@ -213,7 +215,8 @@ class HarnessModel(TemplateLM):
         values: dict[str, Any] = dict(normalize_gen_kwargs(settings, 256))
         stops, new_tokens = values.pop("until"), int(values.pop("max_gen_toks"))
         samples, temperature = values.pop("do_sample"), float(values.pop("temperature", 1.0))
-        sampling = Sampling(temperature if samples else 0.0, values.pop("top_k", None), values.pop("top_p", 1.0))
+        filters = {key: values.pop(key) for key in SAMPLING_KEYS if key in values}
+        sampling = Sampling(temperature if samples else 0.0, **filters)
         if values:
             raise UserError(f"generation_kwargs: {next(iter(values))} is not supported; leave it out")
         room = self.max_length - new_tokens
