@@ -4,7 +4,9 @@
 with this model.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ from lm_eval.utils import simple_parse_args_string
 from litgpt.data.render.chat_template import ChatTemplate, find_turn_ends, read_template
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
-from litgpt.infer.completions import complete_texts
 from litgpt.infer.engine import Engine
 from litgpt.infer.likelihood import Continuation, compute_likelihoods
 from litgpt.infer.load import (
@@ -33,6 +34,7 @@ from litgpt.infer.load import (
     select_dtype,
 )
 from litgpt.infer.perplexity import iter_windows
+from litgpt.infer.prompt_files import generate_texts
 from litgpt.infer.requests import Request
 from litgpt.infer.sampling import Sampling
 from litgpt.messages import print_message
@@ -41,6 +43,8 @@ from litgpt.phases import phase
 
 MAX_SEQUENCES = 32
 """The maximum number of texts that are generated at a time with `batch_size: auto`."""
+DEFAULT_NEW_TOKENS = 256
+"""The maximum number of tokens of a text, if the task does not set it; that of lm-eval."""
 SAMPLING_KEYS = ("top_k", "top_p", "min_p", "repetition_penalty")
 """The settings of a task, `generation_kwargs`, that are those of `Sampling`."""
 MODEL_ARGS = ("pretrained", "dtype", "device", "batch_size", "max_batch_size", "access_token")
@@ -197,24 +201,29 @@ class HarnessModel(TemplateLM):
             UserError: for an unknown setting, or if no room is left for a prompt.
         """
         del disable_tqdm
-        built = [self._build_request(*request.args) for request in requests]
+        groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        built: list[Callable[[], Request]] = []
+        for number, request in enumerate(requests):
+            prompt, settings = request.args
+            values: dict[str, Any] = dict(normalize_gen_kwargs(settings, DEFAULT_NEW_TOKENS))
+            groups[tuple(stop for stop in values.pop("until") if stop)].append(number)
+            built.append(partial(self._build_request, prompt, values))
         engine = Engine(self.model, max_sequences=self.batch_size or MAX_SEQUENCES)
         texts: dict[int, str] = {}
         with phase("generating", len(requests)) as entry:
-            completed = complete_texts(
-                engine, self.tokenizer, [item for item, _ in built], [stops for _, stops in built]
-            )
-            for number, text in completed:
-                texts[number] = text
-                self.cache_hook.add_partial("generate_until", requests[number].args, text)
-                entry.advance()
+            for stops, numbers in groups.items():
+                written = generate_texts(engine, [built[number] for number in numbers], self.tokenizer, stops)
+                for number, text in zip(numbers, written, strict=True):
+                    texts[number] = text.text
+                    self.cache_hook.add_partial("generate_until", requests[number].args, text.text)
+                    entry.advance()
         return [texts[number] for number in range(len(requests))]
 
-    def _build_request(self, prompt: str, settings: dict[str, Any]) -> tuple[Request, list[str]]:
-        """A request and its stop strings; a prompt that is too long is cut at its start."""
-        values: dict[str, Any] = dict(normalize_gen_kwargs(settings, 256))
-        stops, new_tokens = values.pop("until"), int(values.pop("max_gen_toks"))
-        samples, temperature = values.pop("do_sample"), float(values.pop("temperature", 1.0))
+    def _build_request(self, prompt: str, settings: Mapping[str, Any]) -> Request:
+        """A request of a task; a prompt that is too long is cut at its start."""
+        values = dict(settings)
+        new_tokens, samples = int(values.pop("max_gen_toks")), values.pop("do_sample")
+        temperature = float(values.pop("temperature", 1.0))
         filters = {key: values.pop(key) for key in SAMPLING_KEYS if key in values}
         sampling = Sampling(temperature if samples else 0.0, **filters)
         if values:
@@ -227,7 +236,7 @@ class HarnessModel(TemplateLM):
             )
         ends = [*self.tokenizer.stop_ids, *(find_turn_ends(self.chat, self.tokenizer) if self.chat else [])]
         ids = tuple(self.tok_encode(prompt)[-room:]) or (self.prefix_token_id,)
-        return Request(ids, new_tokens, sampling, frozenset(ends)), [stop for stop in stops if stop]
+        return Request(ids, new_tokens, sampling, frozenset(ends))
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The source of the chat template, which lm-eval's cache depends on."""

@@ -158,7 +158,7 @@ def test_every_sample_is_that_of_transformers(
     assert cache.with_name("answers_rank0.db").is_file()
     with pytest.MonkeyPatch.context() as patch:  # the second time nothing is computed
         patch.setattr("litgpt.infer.harness.compute_likelihoods", None)
-        patch.setattr("litgpt.infer.harness.complete_texts", None)
+        patch.setattr("litgpt.infer.harness.generate_texts", None)
         assert evaluate(*flags, "--batch_size", "3", "--out_dir", tmp_path / "again") == 0
     again = json.loads((tmp_path / "again" / "results.json").read_text())
     assert again["results"] == results["results"]
@@ -235,7 +235,7 @@ def test_it_refuses_in_one_line(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--tasks", "choises"), "tasks: choises is not a task of lm-eval"),
+        (("--tasks", "no_task"), "tasks: no_task is not a task of lm-eval"),
         (("--include_path", "none", "--tasks", "choices"), "include_path: none is not a folder"),
         (("--tasks", "choices", "--batch_size", "many"), "batch_size: many is not a number of texts"),
     ],
