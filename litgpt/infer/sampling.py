@@ -17,6 +17,9 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 
+NUCLEUS_TOKENS = 1024
+"""The number of tokens among which those of top-p are looked for first."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -170,15 +173,39 @@ def filter_logits(logits_RV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
         least = chosen.topk(int(max(numbers[index] for index in limited))).values.gather(-1, last)
         logits_RV[limited] = chosen.masked_fill(chosen < least, -math.inf)
     if limited := [index for index, sampling in enumerate(samplings) if sampling.top_p < 1]:
-        outside = logits_RV.new_tensor([1 - samplings[index].top_p for index in limited])[:, None]
-        ascending, order = logits_RV[limited].sort(-1)
-        removed = ascending.softmax(-1).cumsum(-1) <= outside
-        removed[:, -1] = False  # the most likely token stays despite rounding
-        logits_RV[limited] = logits_RV[limited].masked_fill(removed.scatter(-1, order, removed), -math.inf)
+        shares = torch.tensor([samplings[index].top_p for index in limited], dtype=torch.float64)[:, None]
+        logits_RV[limited] = keep_nucleus(logits_RV[limited], shares)
     if any(sampling.min_p for sampling in samplings):
         shares = logits_RV.new_tensor([sampling.min_p for sampling in samplings])[:, None]
         logits_RV.masked_fill_(logits_RV < shares.log(), -math.inf)  # the largest logit is 0
     return logits_RV
+
+
+def keep_nucleus(logits_RV: Tensor, top_p_R1: Tensor) -> Tensor:
+    """Logits (R, V), with minus infinity for all but the most likely tokens whose probabilities sum to `top_p`.
+
+    Args:
+        top_p_R1: float64 on the CPU, since 1 - p is rounded to float32 only at the end.
+    """
+    if logits_RV.shape[-1] > NUCLEUS_TOKENS:  # sorting all tokens takes most of the time of a step
+        values, order = logits_RV.softmax(-1).topk(NUCLEUS_TOKENS)
+        kept = values.cumsum(-1) - values < top_p_R1.to(values)
+        kept[:, 0] = True
+        result = torch.full_like(logits_RV, -math.inf)
+        result.scatter_(-1, order, logits_RV.gather(-1, order).masked_fill(~kept, -math.inf))
+        larger = kept[:, -1].nonzero()[:, 0]
+        if len(larger):
+            result[larger] = sort_nucleus(logits_RV[larger], top_p_R1[larger.cpu()])
+        return result
+    return sort_nucleus(logits_RV, top_p_R1)
+
+
+def sort_nucleus(logits_RV: Tensor, top_p_R1: Tensor) -> Tensor:
+    """As `keep_nucleus`, for any number of tokens in the nucleus."""
+    ascending, order = logits_RV.sort(-1)
+    removed = ascending.softmax(-1).cumsum(-1) <= (1 - top_p_R1).to(ascending)
+    removed[:, -1] = False  # the most likely token stays despite rounding
+    return logits_RV.masked_fill(removed.scatter(-1, order, removed), -math.inf)
 
 
 def draw_tokens(logits_RV: Tensor, generators: Sequence[torch.Generator | None]) -> Tensor:

@@ -20,7 +20,16 @@ from transformers import (
 )
 
 from litgpt.errors import UserError
-from litgpt.infer.sampling import SampledRow, Sampling, adjust_logits, filter_logits, sample_rows
+from litgpt.infer import sampling as sampling_module
+from litgpt.infer.sampling import (
+    SampledRow,
+    Sampling,
+    adjust_logits,
+    filter_logits,
+    keep_nucleus,
+    sample_rows,
+    sort_nucleus,
+)
 
 SCORES = st.lists(st.one_of(st.integers(-4, 4).map(float), st.floats(-30, 30, width=32)), min_size=1, max_size=12)
 SETTINGS = st.builds(
@@ -105,6 +114,18 @@ def test_probabilities_equal_those_of_transformers_in_a_batch_of_different_setti
     rows = [SampledRow(sampling, PROMPT, TEXT) for sampling in ORDERED]
     filtered = filter_logits(adjust_logits(scores, rows), ORDERED)
     torch.testing.assert_close(filtered.softmax(-1), expected.softmax(-1))
+
+
+def test_a_small_nucleus_is_found_without_sorting_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last rows have more tokens in it than are looked at first."""
+    numbers = torch.Generator().manual_seed(6)
+    scores = torch.randn(40, 500, generator=numbers) * torch.linspace(6, 0.1, 40)[:, None]
+    shares = torch.rand(40, 1, generator=numbers, dtype=torch.float64) * 0.98 + 0.01
+    expected = sort_nucleus(scores, shares)
+    monkeypatch.setattr(sampling_module, "NUCLEUS_TOKENS", 50)
+    counted = (expected > -math.inf).sum(-1)
+    assert counted.min() == 1 and counted.median() < 50 < counted.max()
+    assert torch.equal(keep_nucleus(scores, shares), expected)
 
 
 def test_presence_and_frequency_penalties_count_the_text_and_not_the_prompt() -> None:
