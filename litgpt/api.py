@@ -1,8 +1,7 @@
 """The Python API: load a model from a folder or by name, generate text with it, call it."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +18,9 @@ from litgpt.data.render.prompt_styles import PromptStyle, parse_style
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import extend_checkpoint_dir
-from litgpt.infer.constraint import ConstraintCompiler, GrammarConstraint
-from litgpt.infer.generate import generate, truncate_at_stop
+from litgpt.infer.benchmark import BENCHMARK_KEYS
+from litgpt.infer.benchmark import benchmark_dict_to_markdown_table as benchmark_dict_to_markdown_table
+from litgpt.infer.kept_engine import KeptEngine
 from litgpt.infer.load import (
     AUTOCAST_DTYPES,
     WEIGHT_DTYPES,
@@ -35,31 +35,18 @@ from litgpt.infer.load import (
     select_device,
     select_dtype,
 )
+from litgpt.infer.prompt_texts import generate_list, generate_text
 from litgpt.infer.prompts import PromptEncoder, find_prompt_style
-from litgpt.infer.requests import check_prompt, check_tokens
-from litgpt.infer.sampling import Sampling
+from litgpt.infer.requests import check_tokens
+from litgpt.infer.text_settings import prepare_texts
 from litgpt.messages import print_message
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.surgery import wrap_forward
 from litgpt.store.save_model import save_model_folder
 
-BENCHMARK_KEYS = (
-    "Seconds total",
-    "Seconds to first token",
-    "Tokens generated",
-    "Inference speed in tokens/sec",
-    "Total GPU memory allocated in GB",
-)
 IGNORED = -100  # of targets, as in torch.nn.functional.cross_entropy
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def call_with_each(tokens: Iterable[int], callback: Callable[[int], object]) -> Iterator[int]:
-    """Yield the same tokens, after a call of `callback` with each."""
-    for token in tokens:
-        callback(token)
-        yield token
 
 
 def check_ids(key: str, ids: Tensor, config: Config) -> None:
@@ -96,7 +83,7 @@ class LLM(nn.Module):
         self.config = model.config
         self.checkpoint_dir = checkpoint_dir
         self.prompt_style: PromptStyle | None = find_prompt_style(tokenizer.folder, chat)
-        self.cache_size: int | None = None
+        self._kept_engine = KeptEngine()
         tokenizer.check_rows(self.config.padded_vocab_size or 0)
         print_message(*tokenizer.warnings)
         self.eval()
@@ -149,6 +136,7 @@ class LLM(nn.Module):
         devices: int | Literal["auto"] = 1,
         precision: str | None = None,
         quantize: str | None = None,
+        generate_strategy: str | None = None,
         fixed_kv_cache_size: int | Literal["max_model_supported"] | None = None,
     ) -> None:
         """Move the model to another device, or convert it to another type.
@@ -159,11 +147,17 @@ class LLM(nn.Module):
             precision: 32-true, 16-true, bf16-true, 64-true, bf16-mixed or 16-mixed; None for bfloat16 on an accelerator
                 and the model's own type on a CPU.
             quantize: bnb.nf4, bnb.nf4-dq, bnb.fp4, bnb.fp4-dq or bnb.int8 for the blocks' matrices in 4 or 8 bits.
+            generate_strategy: None, because LitGPT's sequential and tensor_parallel are for several devices.
             fixed_kv_cache_size: number of tokens to allocate the cache for; None for a cache that grows.
 
         Raises:
             UserError: if there is no such device, or a setting is not supported.
         """
+        if generate_strategy is not None:
+            raise UserError(
+                f"generate_strategy: {generate_strategy!r} with devices: {devices} is not supported, because a model "
+                "runs on one device; set None and devices: 1"
+            )
         if devices not in (1, "auto"):
             raise UserError(f"devices: {devices} is not supported, because a model runs on one device; set 1")
         if precision is not None and precision not in WEIGHT_DTYPES:
@@ -179,7 +173,7 @@ class LLM(nn.Module):
         if quantize and self.adapted:
             raise UserError(f"quantize: {quantize} is not supported with an adapter; merge it first, or set null")
         self._convert(find_device(accelerator), precision, quantize)
-        self.cache_size = size
+        self._kept_engine = KeptEngine(size)
 
     def _convert(self, device: torch.device, precision: str | None, quantize: str | None) -> None:
         dtype = WEIGHT_DTYPES[precision] if precision else select_dtype(device)
@@ -211,7 +205,7 @@ class LLM(nn.Module):
         logits = self.model(input_ids)
         if target_ids is None:
             return logits
-        flat, targets = logits[:, :-1].flatten(0, 1), target_ids[:, 1:].flatten()
+        flat, targets = logits[:, :-1].flatten(0, 1), target_ids[:, 1:].flatten().long()
         return logits, (loss_fn or F.cross_entropy)(flat, targets)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -264,7 +258,7 @@ class LLM(nn.Module):
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[str],
         sys_prompt: str | None = None,
         max_new_tokens: int = 50,
         temperature: float = 1.0,
@@ -282,76 +276,49 @@ class LLM(nn.Module):
         json_schema: str | dict[str, Any] | None = None,
         regex: str | None = None,
         chat_template: bool | None = None,
-        on_token: Callable[[int], object] = lambda _token: None,
+        on_token: Callable[[int], object] | None = None,
     ) -> Any:
-        """The text that the model generates after a prompt, without the prompt.
+        """The text that the model generates after a prompt, without the prompt; or after each of several prompts.
+
+        Several prompts are processed at a time. The keys and values of earlier calls are kept for prompts that begin
+        with the same tokens.
 
         Args:
-            prompt, sys_prompt, chat_template: as in `prompt_tokens`.
+            prompt: a prompt, or a list of them.
+            sys_prompt, chat_template: as in `prompt_tokens`.
             max_new_tokens: the maximum number of tokens; the model may stop earlier.
             temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty: as in `Sampling`.
             json_schema, regex: what the text is valid under or matches; see `ConstraintCompiler.compile`.
             return_as_token_ids: return int64 token ids (T,), including those of a stop string, instead of a text.
             stream: return an iterator over pieces of the text, or over token ids, as they are generated.
             stop: strings that end the text; not part of the result.
-            seed: of the random number generator; None to use torch's default generator.
+            seed: of the random number generator; None to use torch's default generator. The second of several texts has
+                seed + 1, and so on.
             on_token: called with each token id as it is sampled.
 
         Returns:
-            A text; a tensor with `return_as_token_ids`; an iterator with `stream`.
+            A text; a tensor with `return_as_token_ids`; an iterator with `stream`. For a list of prompts, a list in
+            their order; `stream` and `on_token` are not supported.
 
         Raises:
             UserError: if a setting is out of range, or the text would exceed the model's context.
         """
-        stops = [stop] if isinstance(stop, str) else list(stop or [])
-        if "" in stops:
-            raise UserError("stop: '' ends every text; set strings of one character or more")
         encoder = self.prompt_encoder()
-        prompt_ids = encoder.encode(prompt, sys_prompt, chat_template)
-        stop_tokens, format_stops = encoder.get_stops(chat_template)
-        stops += format_stops
-        penalties = (repetition_penalty, presence_penalty, frequency_penalty)
-        sampling = Sampling(temperature, top_k, top_p, min_p, *penalties)
-        check_prompt(self.model, prompt_ids, max_new_tokens)
-        compiled = self.prepare_constraint(stop_tokens, json_schema=json_schema, regex=regex)
-        settings: dict[str, Any] = {"sampling": sampling, "seed": seed, "cache_size": self.cache_size}
-        settings["constraint"] = compiled()
-        tokens = generate(self.model, prompt_ids, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens, **settings)
-        tokens = call_with_each(tokens, on_token)
-        # a reply is a separate text; a continuation may begin with the space after the prompt
-        context = [] if encoder.has_format(chat_template) else prompt_ids
-        if return_as_token_ids:
-            tokens = self._truncate_tokens(tokens, stops, context) if stops else tokens
-            return tokens if stream else torch.tensor(list(tokens), dtype=torch.int64)
-        text = truncate_at_stop(self.tokenizer.decode_stream(tokens, context=context), stops)
-        return text if stream else "".join(text)
-
-    def prepare_constraint(
-        self, stop_tokens: Sequence[int], *, json_schema: str | dict[str, Any] | None = None, regex: str | None = None
-    ) -> Callable[[], GrammarConstraint | None]:
-        """A function that makes the constraint of one more text: None if neither a schema nor an expression is given.
-
-        Raises:
-            UserError: if both are given, or the tokenizer has no stop tokens; from the function: if one is wrong.
-        """
-        if json_schema is None and regex is None:
-            return lambda: None
-        if json_schema is not None and regex is not None:
-            raise UserError("regex: a text follows either json_schema or regex; leave one of them out")
-        compiler = ConstraintCompiler(self.tokenizer, self.config.padded_vocab_size or 0, stop_tokens)
-        if regex is not None:
-            return partial(compiler.compile, "regex", regex)
-        return partial(compiler.compile, "json_schema", json_schema)
-
-    def _truncate_tokens(self, tokens: Iterator[int], stops: list[str], context: list[int]) -> Iterator[int]:
-        """Yield the tokens up to the one that completes a stop string."""
-        decoded: list[int] = []
-        yielded = 0
-        recorded = call_with_each(tokens, decoded.append)
-        for _ in truncate_at_stop(self.tokenizer.decode_stream(recorded, context=context), stops):
-            yield from decoded[yielded:]
-            yielded = len(decoded)
-        yield from decoded[yielded:]
+        given: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        given |= {"repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty}
+        given |= {"frequency_penalty": frequency_penalty, "max_new_tokens": max_new_tokens, "stop": stop}
+        given |= {"json_schema": json_schema, "regex": regex, "chat_template": chat_template}
+        settings = prepare_texts(encoder, rows=self.config.padded_vocab_size or 0, **given)
+        if isinstance(prompt, str):
+            ids = encoder.encode(prompt, sys_prompt, chat_template)
+            outputs = {"as_token_ids": return_as_token_ids, "stream": stream, "on_token": on_token}
+            return generate_text(self._kept_engine, self.model, self.tokenizer, ids, settings, seed=seed, **outputs)
+        for key, value in (("stream", stream), ("on_token", on_token)):
+            if value:
+                raise UserError(f"{key}: {value} is not supported with a list of prompts; leave it out")
+        prompts = [encoder.encode(text, sys_prompt, chat_template) for text in prompt]
+        texts = generate_list(self._kept_engine, self.model, self.tokenizer, prompts, settings, seed=seed)
+        return [torch.tensor(text.ids, dtype=torch.int64) if return_as_token_ids else text.text for text in texts]
 
     def benchmark(self, num_iterations: int = 1, **settings: Any) -> tuple[str, dict[str, list[float]]]:
         """Call `generate(**settings)` repeatedly; returns the last text and, for each call, the figures of LitGPT.

@@ -265,15 +265,6 @@ def test_precisions(llm: LLM) -> None:
         torch.testing.assert_close(logits.float(), exact, atol=0.1, rtol=0.1)
 
 
-def test_a_cache_of_fixed_size(llm: LLM) -> None:
-    free = llm.generate("the fox", temperature=0, max_new_tokens=9)
-    llm.distribute(accelerator="cpu", fixed_kv_cache_size="max_model_supported")
-    assert llm.generate("the fox", temperature=0, max_new_tokens=9) == free
-    llm.distribute(accelerator="cpu", fixed_kv_cache_size=6)
-    with pytest.raises(UserError, match="fixed_kv_cache_size: 6"):
-        llm.generate("the fox", temperature=0, max_new_tokens=9)
-
-
 @pytest.mark.parametrize("kind", ["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.int8"])
 def test_quantized_weights_are_smaller_and_close(llm: LLM, kind: str) -> None:
     library = pytest.importorskip("bitsandbytes")
@@ -293,14 +284,6 @@ def test_missing_bitsandbytes_is_one_line(llm: LLM, monkeypatch: pytest.MonkeyPa
     match = r"quantize: bnb.nf4 needs bitsandbytes, which is not installed: pip install 'litgpt\[quantize\]'"
     with pytest.raises(UserError, match=match):
         llm.distribute(quantize="bnb.nf4")
-
-
-def test_benchmark_counts_what_is_written(llm: LLM) -> None:
-    text, figures = llm.benchmark(2, prompt="the fox", max_new_tokens=7, temperature=0)
-    assert text == llm.generate("the fox", max_new_tokens=7, temperature=0)
-    assert figures["Tokens generated"] == [7, 7] and len(figures) == 5
-    for total, first, speed in zip(*(figures[key] for key in list(figures)[:2] + list(figures)[3:4]), strict=True):
-        assert 0 < first <= total and speed == pytest.approx(7 / total)
 
 
 def test_folders_and_names(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,14 @@ from litgpt.files import read_utf8
 from litgpt.infer.engine import Engine
 from litgpt.infer.prompt_files import PromptRow, generate_texts, read_prompts
 from litgpt.infer.requests import GeneratedToken, Request, check_prompt
-from litgpt.infer.sampling import Constraint, Sampling
+from litgpt.infer.text_settings import prepare_texts
 from litgpt.messages import print_message
 from litgpt.recipe.generate import Generate
+
+TEXT_KEYS = (
+    *("max_new_tokens", "stop", "regex", "temperature", "top_k", "top_p", "min_p"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
 
 
 def run(recipe: Generate) -> None:
@@ -49,18 +54,8 @@ def generate_sample(llm: LLM, recipe: Generate, number: int) -> None:
     pieces = llm.generate(
         recipe.prompt,
         recipe.sys_prompt,
-        max_new_tokens=recipe.max_new_tokens,
-        temperature=recipe.temperature,
-        top_k=recipe.top_k,
-        top_p=recipe.top_p,
-        min_p=recipe.min_p,
-        repetition_penalty=recipe.repetition_penalty,
-        presence_penalty=recipe.presence_penalty,
-        frequency_penalty=recipe.frequency_penalty,
-        json_schema=read_json_schema(recipe),
-        regex=recipe.regex,
+        **get_text_settings(recipe),
         stream=True,
-        stop=recipe.stop,
         chat_template=recipe.chat_template,
         on_token=tokens.append,
     )
@@ -70,6 +65,11 @@ def generate_sample(llm: LLM, recipe: Generate, number: int) -> None:
     print(flush=True)
     seconds = time.perf_counter() - start
     print_message(f"Time for inference {number}: {seconds:.2f} sec total, {len(tokens) / seconds:.2f} tokens/sec")
+
+
+def get_text_settings(recipe: Generate) -> dict[str, Any]:
+    """The settings of texts, as arguments of `prepare_texts`."""
+    return {**{key: getattr(recipe, key) for key in TEXT_KEYS}, "json_schema": read_json_schema(recipe)}
 
 
 def read_json_schema(recipe: Generate) -> str | None:
@@ -88,23 +88,13 @@ def generate_file(llm: LLM, recipe: Generate, rows: Sequence[PromptRow]) -> None
     encoder = llm.prompt_encoder()
     prompts = [tuple(row.encode(encoder, recipe.sys_prompt, recipe.chat_template)) for row in rows]
     is_chat = any(row.key == "messages" for row in rows)  # which the chat template renders, not the prompt style
-    stop_tokens, stops = encoder.get_stops(True if is_chat else recipe.chat_template)
-    stops += [recipe.stop] if isinstance(recipe.stop, str) else recipe.stop or []
-    if "" in stops:
-        raise UserError("stop: '' ends every text; set strings of one character or more")
-    penalties = (recipe.repetition_penalty, recipe.presence_penalty, recipe.frequency_penalty)
-    sampling = Sampling(recipe.temperature, recipe.top_k, recipe.top_p, recipe.min_p, *penalties)
-    schema = read_json_schema(recipe)
-    constrain = llm.prepare_constraint(stop_tokens, json_schema=schema, regex=recipe.regex)
-    constrain()  # a wrong one is refused before anything is generated
-
-    def build(prompt: tuple[int, ...], seed: int) -> Request:
-        constraint: Constraint | None = constrain()
-        ends = frozenset(stop_tokens)
-        return Request(
-            prompt, recipe.max_new_tokens, sampling, ends, seed, logprobs=recipe.logprobs, constraint=constraint
-        )
-
+    settings = prepare_texts(
+        encoder,
+        rows=llm.config.padded_vocab_size or 0,
+        chat_template=True if is_chat else recipe.chat_template,
+        logprobs=recipe.logprobs,
+        **get_text_settings(recipe),
+    )
     labels: list[dict[str, Any]] = []
     requests: list[Callable[[], Request]] = []
     for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
@@ -114,9 +104,9 @@ def generate_file(llm: LLM, recipe: Generate, rows: Sequence[PromptRow]) -> None
             raise UserError(f"{row.location}: {error}") from None
         for sample in range(recipe.num_samples):
             labels.append({"index": index, "sample": sample, row.key: row.value})
-            requests.append(partial(build, prompt, recipe.seed + len(requests)))
+            requests.append(partial(settings.build_request, prompt, recipe.seed + len(requests)))
     tokens = 0
-    texts = generate_texts(Engine(llm.model), requests, llm.tokenizer, stops)
+    texts = generate_texts(Engine(llm.model), requests, llm.tokenizer, settings.stops, continues=settings.continues)
     with LinesFile(recipe.output) as write:
         for label, text in zip(labels, texts, strict=True):
             tokens += len(text.tokens)

@@ -1,44 +1,47 @@
 """The text after one prompt, and where it ends."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from litgpt.errors import UserError
-from litgpt.infer.engine import Engine
-from litgpt.infer.requests import Request, check_prompt
-from litgpt.infer.sampling import Constraint, Sampling
+from litgpt.data.tokenizer import Tokenizer
+from litgpt.infer.kept_engine import KeptEngine
+from litgpt.infer.requests import Request
 from litgpt.model.gpt import GPT
 
 
-def generate(
-    model: GPT,
-    prompt: Sequence[int],
-    *,
-    max_new_tokens: int,
-    sampling: Sampling,
-    stop_tokens: Iterable[int] = (),
-    seed: int | None = None,
-    cache_size: int | None = None,
-    constraint: Constraint | None = None,
-) -> Iterator[int]:
+def generate(kept: KeptEngine, model: GPT, request: Request) -> Iterator[int]:
     """Yield the tokens that follow a prompt, up to a stop token, which is not yielded.
-
-    Args:
-        seed: of the random numbers; None to use torch's default generator.
-        cache_size: the maximum number of tokens whose keys and values are in memory; None for the model's context.
-        constraint: of the tokens that may follow; None for any.
 
     Raises:
         UserError: if the text would exceed the model's context or the cache, or logits are not finite.
     """
-    request = Request(tuple(prompt), max_new_tokens, sampling, frozenset(stop_tokens), seed, constraint=constraint)
-    check_prompt(model, request.prompt, max_new_tokens)
-    if cache_size is not None and request.cached_tokens > cache_size:
-        raise UserError(
-            f"fixed_kv_cache_size: {cache_size} is less than {request.cached_tokens} tokens; set a larger one"
-        )
-    for token in Engine(model, max_sequences=1, cache_tokens=cache_size).stream(request):
-        if token.finish_reason != "stop":
-            yield token.token
+    with kept.take(model, tokens=request.cached_tokens) as engine:
+        for token in engine.stream(request):
+            if token.finish_reason != "stop":
+                yield token.token
+
+
+def call_with_each(tokens: Iterable[int], callback: Callable[[int], object]) -> Iterator[int]:
+    """Yield the same tokens, after a call of `callback` with each."""
+    for token in tokens:
+        callback(token)
+        yield token
+
+
+def truncate_tokens(
+    tokens: Iterable[int], stops: Sequence[str], tokenizer: Tokenizer, *, context: Sequence[int]
+) -> Iterator[int]:
+    """Yield the tokens up to the one that completes a stop string.
+
+    Args:
+        context: the tokens before them, as in `Tokenizer.decode_stream`.
+    """
+    decoded: list[int] = []
+    yielded = 0
+    recorded = call_with_each(tokens, decoded.append)
+    for _ in truncate_at_stop(tokenizer.decode_stream(recorded, context=context), stops):
+        yield from decoded[yielded:]
+        yielded = len(decoded)
+    yield from decoded[yielded:]
 
 
 def truncate_at_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:

@@ -63,13 +63,13 @@ def read_prompts(path: Path) -> list[PromptRow]:
         lines = enumerate(read_utf8(path).splitlines(), 1)
         rows = [PromptRow(f"{path}:{number}", "prompt", line) for number, line in lines if line.strip()]
     else:
-        rows = [parse_row(location, row) for location, row in read_rows(path)]
+        rows = [parse_prompt_row(location, row) for location, row in read_rows(path)]
     if not rows:
         raise UserError(f"prompts: {path} has no prompts; use a file with at least one")
     return rows
 
 
-def parse_row(location: str, row: Any) -> PromptRow:
+def parse_prompt_row(location: str, row: Any) -> PromptRow:
     """The prompt of a row.
 
     Raises:
@@ -103,15 +103,26 @@ class WrittenText:
     tokens: Sequence[GeneratedToken]
     finish_reason: str
 
+    @property
+    def ids(self) -> list[int]:
+        """The tokens without the stop token."""
+        return [token.token for token in self.tokens if token.finish_reason != "stop"]
+
 
 def generate_texts(
-    engine: Engine, requests: Sequence[Callable[[], Request]], tokenizer: Tokenizer, stops: Sequence[str]
+    engine: Engine,
+    requests: Sequence[Callable[[], Request]],
+    tokenizer: Tokenizer,
+    stops: Sequence[str],
+    *,
+    continues: bool = False,
 ) -> Iterator[WrittenText]:
     """Yield the texts of requests in their order, as soon as all before them are complete.
 
     Args:
         requests: called when the engine is about to need one, since constraints take memory.
         stops: strings that end a text and are not part of it.
+        continues: a text continues its prompt, so it may begin with a space; otherwise it is a separate text.
 
     Raises:
         UserError: if a request does not fit, or logits are not finite.
@@ -128,7 +139,8 @@ def generate_texts(
                 is_done = sequence.finish_reason is not None
                 if not is_done and not stops:
                     continue
-                text = tokenizer.decode(ids)
+                context = list(sequence.request.prompt) if continues else []
+                text = tokenizer.decode([*context, *ids])[len(tokenizer.decode(context)) :]
                 has_stop = any(stop in text for stop in stops)
                 if is_done or has_stop:
                     reason = "stop" if has_stop else str(sequence.finish_reason)

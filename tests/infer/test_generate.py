@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.infer.generate import generate, truncate_at_stop
+from litgpt.infer.generate import generate as generate_tokens
+from litgpt.infer.generate import truncate_at_stop
+from litgpt.infer.kept_engine import KeptEngine
 from litgpt.infer.load import open_model
+from litgpt.infer.requests import Request
 from litgpt.infer.sampling import SampledRow, Sampling, sample_rows
 from litgpt.model import kv_cache as cache_module
 from litgpt.model.gpt import GPT
@@ -31,6 +34,10 @@ PROMPT = [5, 9, 33, 2, 17, 40, 8]
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches grow several times in a short text."""
     monkeypatch.setattr(cache_module, "GROWTH_STEP", 4)
+
+
+def generate(model: GPT, prompt: list[int], *, cache_size: int | None = None, **settings: Any) -> Iterator[int]:
+    return generate_tokens(KeptEngine(cache_size), model, Request(tuple(prompt), **settings))
 
 
 @torch.no_grad()

@@ -16,8 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from litgpt.cli import main
 from litgpt.errors import UserError
 from litgpt.files import read_json, write_json
-from litgpt.infer.generate import generate
-from litgpt.infer.sampling import Sampling
+from litgpt.infer.requests import check_prompt
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.registry import load_families
@@ -141,7 +140,7 @@ def test_a_classifier_with_two_labels_is_refused(published: Path, tmp_path: Path
 def test_text_is_not_generated(published: Path) -> None:
     model = GPT(Config.from_checkpoint(published))
     with pytest.raises(UserError, match="a reward model computes scores, not text"):
-        next(generate(model, [3], max_new_tokens=1, sampling=Sampling()))
+        check_prompt(model, [3], 1)
 
 
 def test_the_tensors_and_scores_are_verified(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
