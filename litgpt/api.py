@@ -280,9 +280,6 @@ class LLM(nn.Module):
     ) -> Any:
         """The text that the model generates after a prompt, without the prompt; or after each of several prompts.
 
-        Several prompts are processed at a time. The keys and values of earlier calls are kept for prompts that begin
-        with the same tokens.
-
         Args:
             prompt: a prompt, or a list of them.
             sys_prompt, chat_template: as in `prompt_tokens`.
@@ -292,8 +289,7 @@ class LLM(nn.Module):
             return_as_token_ids: return int64 token ids (T,), including those of a stop string, instead of a text.
             stream: return an iterator over pieces of the text, or over token ids, as they are generated.
             stop: strings that end the text; not part of the result.
-            seed: of the random number generator; None to use torch's default generator. The second of several texts has
-                seed + 1, and so on.
+            seed: of the random numbers, seed + 1 for the second of several texts, ...; None for torch's generator.
             on_token: called with each token id as it is sampled.
 
         Returns:
