@@ -307,7 +307,7 @@ class LLM(nn.Module):
         settings = prepare_texts(encoder, rows=self.config.padded_vocab_size or 0, **given)
         if isinstance(prompt, str):
             ids = encoder.encode(prompt, sys_prompt, chat_template)
-            outputs = {"as_token_ids": return_as_token_ids, "stream": stream, "on_token": on_token}
+            outputs: dict[str, Any] = {"as_token_ids": return_as_token_ids, "stream": stream, "on_token": on_token}
             return generate_text(self._kept_engine, self.model, self.tokenizer, ids, settings, seed=seed, **outputs)
         for key, value in (("stream", stream), ("on_token", on_token)):
             if value:
