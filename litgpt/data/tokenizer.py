@@ -227,17 +227,11 @@ class Tokenizer:
         Args:
             context: the preceding tokens, which determine whether the first one starts with a space.
         """
-        recent, shown = list(context), self.decode(list(context))
-        before = len(recent)
+        decoder = StreamDecoder(self, context)
         for token in tokens:
-            recent.append(int(token))
-            text = self.decode(recent)
-            if len(text) > len(shown) and not text.endswith("\ufffd"):  # otherwise bytes of a character are missing
-                yield text[len(shown) :]
-                # the tokens of the last piece determine whether the next one starts with a space
-                recent, before = recent[before:], len(recent) - before
-                shown = self.decode(recent)
-        if rest := self.decode(recent)[len(shown) :]:
+            if piece := decoder.push(int(token)):
+                yield piece
+        if rest := decoder.finish():
             yield rest
 
     def fingerprint(self) -> str:
@@ -248,6 +242,35 @@ class Tokenizer:
         if self.backend == "sentencepiece":
             digest.update(repr((sorted(self._sentencepiece.special.items()), self._sentencepiece.legacy)).encode())
         return digest.hexdigest()
+
+
+class StreamDecoder:
+    """Decodes tokens as they arrive.
+
+    Args:
+        context: the preceding tokens, which determine whether the first one starts with a space.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
+        self._decode = tokenizer.decode
+        self._recent, self._shown = list(context), tokenizer.decode(list(context))
+        self._before = len(self._recent)
+
+    def push(self, token: int) -> str:
+        """The text that one more token completes; empty if bytes of its last character are missing."""
+        self._recent.append(token)
+        text = self._decode(self._recent)
+        if len(text) <= len(self._shown) or text.endswith("\ufffd"):
+            return ""
+        piece = text[len(self._shown) :]
+        # the tokens of the last piece determine whether the next one starts with a space
+        self._recent, self._before = self._recent[self._before :], len(self._recent) - self._before
+        self._shown = self._decode(self._recent)
+        return piece
+
+    def finish(self) -> str:
+        """The text that is left after the last token."""
+        return self._decode(self._recent)[len(self._shown) :]
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

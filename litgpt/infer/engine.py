@@ -32,6 +32,7 @@ class Sequence:
         tokens: the generated tokens.
         prompt_logprobs: of the prompt's tokens but the first, if requested.
         finish_reason: `stop`, `length` or `cancelled`; None as long as it is not finished.
+        error: why it was cancelled, if its constraint could not be followed.
     """
 
     def __init__(self, request: Request, device: torch.device) -> None:
@@ -39,6 +40,7 @@ class Sequence:
         self.tokens: list[GeneratedToken] = []
         self.prompt_logprobs: list[GeneratedToken] = []
         self.finish_reason: FinishReason | None = None
+        self.error: UserError | None = None
         self.ids = list(request.prompt)
         self.block: CacheBlock | None = None
         self.was_preempted = False
@@ -146,10 +148,17 @@ class Engine:
             self._finish(sequence, "cancelled")
 
     def run(self, requests: Iterable[Request]) -> list[Sequence]:
-        """Generate the texts of all requests, in their order."""
+        """Generate the texts of all requests, in their order.
+
+        Raises:
+            UserError: if one has an error.
+        """
         sequences = [self.submit(request) for request in requests]
         while any(sequence.finish_reason is None for sequence in sequences):
             self.step()
+        for sequence in sequences:
+            if sequence.error is not None:
+                raise sequence.error
         return sequences
 
     def stream(self, request: Request) -> Iterator[GeneratedToken]:
@@ -160,6 +169,8 @@ class Engine:
                 for changed, token in self.step():
                     if changed is sequence:
                         yield token
+            if sequence.error is not None:
+                raise sequence.error
         finally:
             self.cancel(sequence)
 
@@ -183,7 +194,7 @@ class Engine:
                 self._record_prompt(sequence, chunk, chunk_logits)
             if sequence.computed > len(sequence.ids):
                 changes += self._check_proposal(sequence, proposals[sequence], chunk_logits)
-            elif sequence.computed == len(sequence.ids):
+            elif sequence.computed == len(sequence.ids) and self._follows_constraint(sequence):
                 rows.append((sequence, chunk_logits[-1]))
         return changes + self._sample(rows) if rows else changes
 
@@ -295,6 +306,16 @@ class Engine:
         sequence.block, sequence.was_preempted = None, True
         self._running.remove(sequence)
         self._waiting.appendleft(sequence)
+
+    def _follows_constraint(self, sequence: Sequence) -> bool:
+        """Whether the constraint of a text allows a token; otherwise it ends, and other texts go on."""
+        try:
+            if sequence.request.constraint is not None:
+                sequence.request.constraint.allowed()
+        except UserError as error:
+            sequence.error = error
+            self._finish(sequence, "cancelled")
+        return sequence.error is None
 
     def _record_prompt(self, sequence: Sequence, chunk: Chunk, logits_RV: Tensor) -> None:
         """Record the log-probabilities of the prompt's tokens after those of a chunk."""

@@ -44,20 +44,42 @@ def truncate_tokens(
     yield from decoded[yielded:]
 
 
+class StopTruncator:
+    """Passes on the pieces of a text up to the first stop string, no part of which is passed on, however it is split.
+
+    Attributes:
+        is_done: whether a stop string was found.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops, self._pending, self.is_done = stops, "", False
+
+    def push(self, piece: str) -> str:
+        """The text that cannot be the beginning of a stop string, after one more piece."""
+        if self.is_done:
+            return ""
+        self._pending += piece
+        starts = [start for stop in self._stops if (start := self._pending.find(stop)) >= 0]
+        self.is_done = bool(starts)
+        safe = min(starts) if starts else len(self._pending) - count_partial_stop(self._pending, self._stops)
+        text, self._pending = self._pending[:safe], "" if starts else self._pending[safe:]
+        return text
+
+    def finish(self) -> str:
+        """The text that is left after the last piece."""
+        return self._pending
+
+
 def truncate_at_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
     """Yield the pieces of a text up to the first stop string, no part of which is yielded, however it is split."""
-    pending = ""
+    truncator = StopTruncator(stops)
     for piece in pieces:
-        pending += piece
-        starts = [start for stop in stops if (start := pending.find(stop)) >= 0]
-        safe = min(starts) if starts else len(pending) - count_partial_stop(pending, stops)
-        if safe:
-            yield pending[:safe]
-        if starts:
+        if text := truncator.push(piece):
+            yield text
+        if truncator.is_done:
             return
-        pending = pending[safe:]
-    if pending:
-        yield pending
+    if text := truncator.finish():
+        yield text
 
 
 def count_partial_stop(text: str, stops: Sequence[str]) -> int:

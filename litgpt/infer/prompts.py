@@ -67,15 +67,20 @@ class PromptEncoder:
         system = [] if sys_prompt is None else [{"role": "system", "content": sys_prompt}]
         return self.encode_messages([*system, {"role": "user", "content": prompt}])
 
-    def encode_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_messages(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         """The tokens of a chat, with the header of the model's next message.
+
+        Args:
+            tools: the functions that the model may call, as JSON schemas.
 
         Raises:
             UserError: if there is no chat template, or it rejects the chat.
         """
         if self.chat is None:
             raise UserError(f"messages: {self.tokenizer.folder} has no chat template; give a prompt instead")
-        text = self.chat.render(messages, self.tokenizer.special_tokens())
+        text = self.chat.render(messages, self.tokenizer.special_tokens(), tools=tools)
         return self.tokenizer.encode(text, bos=False).tolist()
 
     def get_stops(self, chat_template: bool | None) -> tuple[list[int], list[str]]:

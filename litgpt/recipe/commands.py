@@ -127,6 +127,15 @@ COMMANDS = {
         "litgpt generate out/finetune/lora/final --prompt 'What is a llama?'",
         check="check_generation",
     ),
+    "serve": Command(
+        "serve:Serve",
+        "serve",
+        "Serve a model over HTTP, with the routes of OpenAI's API.",
+        ("checkpoint_dir",),
+        "litgpt serve out/finetune/lora/final --port 8000",
+        check="check_generation",
+        switches=("stream", "openai_spec"),
+    ),
     "evaluate": Command(
         "evaluate:Evaluate",
         "evaluate",
@@ -241,7 +250,6 @@ COMMANDS = {
 # Commands of LitGPT that do not exist here yet, and what does their work until then.
 MISSING_COMMANDS = {
     "chat": "use litgpt generate FOLDER --prompt TEXT for one answer",
-    "serve": "use litgpt generate FOLDER for one answer, or vllm serve FOLDER with the `final` folder of a run",
     "generate_full": "use litgpt generate FOLDER, such as out/finetune/full/final",
     "generate_adapter": "use litgpt generate ADAPTER_FOLDER, such as out/finetune/adapter/final",
     "generate_adapter_v2": "use litgpt generate ADAPTER_FOLDER, such as out/finetune/adapter-v2/final",

@@ -17,6 +17,7 @@ from litgpt.recipe.generate import Generate
 from litgpt.recipe.merge_lora import MergeLora
 from litgpt.recipe.moe import MoEArgs
 from litgpt.recipe.pretrain import Pretrain
+from litgpt.recipe.serve import Serve
 from litgpt.recipe.store_commands import (
     ConvertFromLitgpt,
     ConvertPretrainedCheckpoint,
@@ -73,7 +74,7 @@ def check_finetuning(recipe: Finetune) -> None:
         check_vocabulary(Tokenizer(folder), config, has_weights=True)
 
 
-def check_generation(recipe: Generate | Evaluate) -> None:
+def check_generation(recipe: Generate | Evaluate | Serve) -> None:
     """Check that the model of a command may exist.
 
     Raises:

@@ -1,0 +1,77 @@
+"""`litgpt serve`: load a model and answer requests until a signal."""
+
+import signal
+import socket
+from types import FrameType
+
+from litgpt.api import LLM
+from litgpt.errors import UserError
+from litgpt.infer.engine import Engine
+from litgpt.messages import print_message
+from litgpt.recipe.serve import Serve
+
+try:
+    import uvicorn
+
+    from litgpt.infer.server.app import Server, ServerSettings, build_app
+    from litgpt.infer.server.engine_thread import EngineThread
+    from litgpt.infer.server.model import Defaults, ServedModel
+except ImportError as error:
+    raise UserError(f"serve: {error.name} is not installed: pip install 'litgpt[serve]'") from None
+
+
+def run(recipe: Serve) -> None:
+    """Load the model and serve it."""
+    listener = open_socket(recipe.host, recipe.port)
+    app = build_app(build_server(recipe))
+    address, port = listener.getsockname()[:2]
+    print_message(f"Serving at http://{address}:{port}; OpenAI clients use http://{address}:{port}/v1")
+    config = uvicorn.Config(
+        app, log_level="warning", timeout_graceful_shutdown=recipe.grace_seconds, timeout_keep_alive=30
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all requests are finished
+        signal.signal(number, ignore_signal)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def ignore_signal(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing: the server has stopped already."""
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address.
+
+    Raises:
+        UserError: if the address is in use, or not one of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise UserError(f"port: cannot listen on {host}:{port} ({error.strerror}); set another one") from None
+    return listener
+
+
+def build_server(recipe: Serve) -> Server:
+    """The server of a model."""
+    llm = LLM.load(recipe.checkpoint_dir, access_token=recipe.access_token, distribute=None)
+    llm.distribute(accelerator=recipe.accelerator, precision=recipe.precision, quantize=recipe.quantize)
+    name = recipe.served_model_name or recipe.checkpoint_dir.name
+    defaults = Defaults(recipe.max_new_tokens, recipe.temperature, recipe.top_k, recipe.top_p)
+    model = ServedModel(name, recipe.checkpoint_dir, llm.model, llm.prompt_encoder(), defaults)
+    engine = Engine(
+        llm.model,
+        max_sequences=recipe.max_sequences,
+        cache_tokens=recipe.cache_tokens,
+        prefill_chunk=recipe.prefill_chunk,
+    )
+    settings = ServerSettings(
+        api_key=recipe.api_key,
+        max_body_bytes=recipe.max_body_bytes,
+        timeout=recipe.timeout,
+        predict_path=None if recipe.openai_spec else recipe.api_path,
+        stream=recipe.stream,
+    )
+    return Server(model, EngineThread(engine, recipe.max_waiting), settings)

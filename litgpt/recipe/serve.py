@@ -1,0 +1,82 @@
+"""The settings of `litgpt serve`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
+
+from litgpt.errors import UserError
+from litgpt.recipe.bounds import Count, Fraction, Position, check_numbers
+from litgpt.recipe.generate import InferencePrecision, InferenceQuantFormat, Temperature
+
+Port = Annotated[int, Ge(0), Le(65535)]
+Seconds = Annotated[float, Ge(0.001), Le(1e6)]
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve a model over HTTP, with the routes of OpenAI's API."""
+
+    checkpoint_dir: Path
+    """Folder of a model, of a run or of one of its steps, an adapter, or org/name on the hub."""
+    quantize: InferenceQuantFormat | None = None
+    """Quantize the matrices of the blocks to 4 or 8 bits with bitsandbytes."""
+    precision: InferencePrecision | None = None
+    """Precision; null for bf16-true on an accelerator, and for the dtype of the files on a CPU."""
+    temperature: Temperature = 0.8
+    """Temperature of requests that do not set it."""
+    top_k: Count | None = 50
+    """Number of most likely tokens to sample among, of requests that do not set it; null for all."""
+    top_p: Fraction = 1.0
+    """Sum of probabilities to sample among, of requests that do not set it."""
+    max_new_tokens: Count = 50
+    """Maximum number of tokens of requests that do not set it."""
+    devices: Count = 1
+    """Number of devices: 1."""
+    accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
+    """The kind of device."""
+    host: str = "127.0.0.1"
+    """Address to listen on: this machine only; 0.0.0.0 for every network."""
+    port: Port = 8000
+    """Port to listen on; 0 for a free one."""
+    api_key: str | None = None
+    """The key that clients send as a bearer token; null for none."""
+    stream: bool = False
+    """Answer in pieces at `api_path`; OpenAI's routes do so by request."""
+    openai_spec: bool = False
+    """Serve only OpenAI's routes, and not `api_path`."""
+    access_token: str | None = None
+    """Token for gated models on the hub."""
+    api_path: str = "/predict"
+    """LitGPT's own route, which answers {"prompt": TEXT} with {"output": TEXT}."""
+    timeout: Seconds = 30.0
+    """Seconds that a request waits for its first token."""
+    generate_strategy: Literal["sequential", "tensor_parallel"] | None = None
+    """How several devices share a model: null, for one device."""
+    served_model_name: str | None = None
+    """Name of the model for clients; null for the name of its folder."""
+    max_sequences: Count = 32
+    """Maximum number of texts that are generated at a time."""
+    max_waiting: Count = 128
+    """Maximum number of texts that wait; more requests are answered with status 429."""
+    cache_tokens: Count | None = None
+    """Maximum number of tokens whose keys and values are in memory; null for max_sequences texts of the context."""
+    prefill_chunk: Count = 512
+    """Maximum number of prompt tokens that are processed between two tokens of the other texts."""
+    max_body_bytes: Count = 4_000_000
+    """Larger requests are refused."""
+    grace_seconds: Position = 30
+    """Seconds that running requests have to finish after SIGTERM or Ctrl-C."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        if self.devices != 1 or self.generate_strategy is not None:
+            key, value = (
+                ("devices", self.devices) if self.devices != 1 else ("generate_strategy", self.generate_strategy)
+            )
+            raise UserError(f"{key}: {value} is not supported, because a server uses one device; set devices: 1")
+        if not self.api_path.startswith("/") or self.api_path.startswith(("/v1/", "/health", "/metrics")):
+            raise UserError(f"api_path: {self.api_path} is not a path of its own; set /predict, for example")
+        if self.openai_spec and self.stream:
+            raise UserError("stream: true has no effect with openai_spec: true; leave it out")
