@@ -89,12 +89,14 @@ def run_litgpt(*argv: str) -> int:
 
 
 CLIENT = """#!{python} -ES
-import json, os, socket, sys
+import json, os, signal, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
     server.sendall(request)
+    run = int.from_bytes(server.recv(4), "big")
+    signal.signal(signal.SIGTERM, lambda number, _frame: os.kill(run, number))
     code = server.recv(1)
 sys.exit(code[0] if code else 1)
 """
@@ -122,6 +124,7 @@ def _serve_requests(listener: socket.socket, program: str) -> None:
             run = os.fork()
             if run == 0:
                 _run_request(program, client)
+            client.sendall(run.to_bytes(4, "big"))
             _, status = os.waitpid(run, 0)
             client.sendall(bytes([os.waitstatus_to_exitcode(status) % 256]))
             os._exit(0)

@@ -111,10 +111,9 @@ def sample_rows(logits_RV: Tensor, rows: Sequence[SampledRow]) -> Tensor:
     The token of a text with a generator depends on its own logits and settings only, not on the other texts.
 
     Raises:
-        UserError: if the largest logit of a text is infinite or not a number, for example in float16.
+        UserError: as `check_finite`.
     """
-    if not bool(logits_RV.amax(-1).isfinite().all()):
-        raise UserError("the model's logits are not finite; set precision: 32-true, or check the weights")
+    check_finite(logits_RV)
     if any(row.sampling.adjusts_logits or row.constraint is not None for row in rows):
         logits_RV = adjust_logits(logits_RV, rows)
     tokens_R = logits_RV.argmax(-1)
@@ -125,8 +124,23 @@ def sample_rows(logits_RV: Tensor, rows: Sequence[SampledRow]) -> Tensor:
     return tokens_R
 
 
+def check_finite(logits_RV: Tensor) -> None:
+    """Check that the largest logit of each text is a finite number.
+
+    Raises:
+        UserError: if not, for example in float16.
+    """
+    if not bool(logits_RV.amax(-1).isfinite().all()):
+        raise UserError("the model's logits are not finite; set precision: 32-true, or check the weights")
+
+
 def compute_probabilities(logits_RV: Tensor, rows: Sequence[SampledRow]) -> Tensor:
-    """The probabilities (R, V) that `sample_rows` draws from; of a greedy text, 1 for its most likely token."""
+    """The probabilities (R, V) that `sample_rows` draws from; of a greedy text, 1 for its most likely token.
+
+    Raises:
+        UserError: as `check_finite`.
+    """
+    check_finite(logits_RV)
     if any(row.sampling.adjusts_logits or row.constraint is not None for row in rows):
         logits_RV = adjust_logits(logits_RV, rows)
     best_RV = torch.zeros_like(logits_RV, dtype=torch.promote_types(logits_RV.dtype, torch.float32))

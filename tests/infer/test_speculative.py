@@ -69,6 +69,15 @@ def test_a_draft_without_memory_proposes_nothing() -> None:
     assert draft.propose({1: ([*PROMPT], row, 20)}) == {}
 
 
+@pytest.mark.parametrize("broken", ["draft", "target"])
+def test_logits_that_are_not_finite_are_one_line(broken: str) -> None:
+    models = {"draft": small(), "target": small()}
+    with torch.no_grad():
+        models[broken].norm.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="logits are not finite"):
+        Engine(models["target"], draft=models["draft"]).run([Request(PROMPT, 9, Sampling(0))])
+
+
 def test_drafts_that_cannot_work_are_one_line() -> None:
     with pytest.raises(UserError, match=r"draft_model_checkpoint_dir: .*has 96 tokens, but .*has 64"):
         Engine(small(), draft=small(padded_vocab_size=96))

@@ -147,7 +147,7 @@ class Server:
             first = await asyncio.wait_for(anext(tokens), self.settings.timeout)
         except TimeoutError:
             seconds = self.settings.timeout
-            await tokens.aclose()
+            await tokens.aclose()  # type: ignore[attr-defined]
             raise ApiError(504, f"no token within timeout: {seconds:g} seconds", kind="server_error") from None
         except QueueFull:
             message = f"{self.thread.waiting} requests wait already; try again later"

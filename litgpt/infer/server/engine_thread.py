@@ -68,8 +68,10 @@ class EngineThread(threading.Thread):
                 listener(token)
             if token.finish_reason is not None:
                 self._listeners.pop(sequence, None)
-        for sequence in [each for each in self._listeners if each.error is not None]:
-            self._listeners.pop(sequence)(sequence.error)
+        for sequence, listener in list(self._listeners.items()):
+            if sequence.error is not None:
+                listener(sequence.error)
+                del self._listeners[sequence]
 
     def _end_all(self, error: UserError) -> None:
         """Let all requests end with an error."""
