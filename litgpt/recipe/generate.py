@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 
 from litgpt.errors import UserError
-from litgpt.files import check_writable
 from litgpt.recipe.bounds import Count, Fraction, Seed, check_numbers
 from litgpt.recipe.effect import check_effects
 
@@ -81,5 +80,3 @@ class Generate:
             raise UserError("regex: a text follows either json_schema or regex; leave one of them out")
         if self.prompts is not None and not self.prompts.is_file():
             raise UserError(f"prompts: {self.prompts} is not a file; use a .txt with one prompt a line, or a .jsonl")
-        if self.output is not None:
-            check_writable(self.output, "output", is_file=True)

@@ -11,6 +11,7 @@ from litgpt.recipe.commands import COMMANDS
 from litgpt.recipe.paths import PATH_KEYS, PathKeys
 
 INPUTS = {"checkpoint_dir", "pretrained_checkpoint_dir", "initial_adapter_dir", "resume", "input"}
+INPUTS |= {"prompts", "text", "include_path"}
 """Keys of paths that a command reads, in their own ways: `find_folder` resolves short names of the folders."""
 
 LINES: dict[str, list[str]] = {
@@ -23,6 +24,8 @@ LINES: dict[str, list[str]] = {
     "tokenizer train": ["texts"],
     "verify": ["m"],
     "report": ["run"],
+    "generate": ["m", "--prompts", __file__],
+    "evaluate": ["m", "--tasks", "arc_easy"],
     "data prepare": ["TextFiles", "--data.train_data_path", "texts"],
     "data inspect": ["Conversations", "--data.sources", "[rows.jsonl]"],
 }
