@@ -44,7 +44,7 @@ def generate(config: Config, settings: ParallelArgs | None, ranks: int) -> Texts
     return [[(token.token, token.logprob) for token in sequence.tokens] for sequence in engine.run(requests)]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["tensor", "pipeline", pytest.param("both", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shape", ["dense", "gemma"])
 def test_texts_of_split_models_are_those_of_one_process(shape: str, layout: str) -> None:
     settings, config = LAYOUTS[layout], SHAPES[shape]

@@ -16,6 +16,8 @@ from tests.parity import test_families as families
 
 DENSE = ("llama", "mistral", "qwen3", "gemma2", "gemma3", "gpt_neox", "gpt2", "cohere2", "falcon", "phi3", "olmo3")
 SPARSE = ("mixtral-window", "qwen3-moe", "deepseek-v2", "deepseek-v3", "gpt-oss", "llama4")
+ALWAYS = ("llama", "gemma2", "gpt2", "mixtral-window", "deepseek-v3", "gpt-oss")
+"""One of each kind; the others are slow tests."""
 NEW_TOKENS, PREFIX = 16, 21
 LENGTHS = (22, 4, 37, 30, 22, 46)
 
@@ -47,7 +49,9 @@ def list_ids(sequences: list[Sequence]) -> list[list[int]]:
     return [[token.token for token in sequence.tokens] for sequence in sequences]
 
 
-@pytest.mark.parametrize("name", [*DENSE, *SPARSE])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in (*DENSE, *SPARSE)]
+)
 def test_texts_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     model, expected = open_reference(name, tmp_path)
     assert len({token for text in expected for token in text}) > 5
