@@ -25,7 +25,7 @@ import pretrain
 
 SIDES = ("ours", "litgpt", "transformers", "continuous", "llama_cpp")
 ENVIRONMENTS = {"continuous": "transformers"}
-DTYPES = {"float32": "f32", "bfloat16": "bf16", "int8": "q8_0"}  # and the type of the GGUF file
+DTYPES = {"float32": "f32", "bfloat16": "bf16"}  # and the type of the GGUF file
 Prompts = list[list[int]]
 Generate = Callable[[Prompts, int], list[list[int]]]
 
@@ -72,8 +72,6 @@ def run_side(
 ) -> dict[str, dict[str, float]]:
     """Measure one side in a new process: tokens per second of prefill and decoding, by case."""
     folder = prepare_model(side, dtype, python, work, options.model.resolve())
-    if folder is None:
-        return {}
     cases = [f"{batch}x{length}" for length in options.prompts for batch in options.batches]
     command = [python, __file__, "measure", side, dtype, folder, options.threads, options.tokens, *cases]
     threads = {"OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
@@ -83,10 +81,8 @@ def run_side(
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def prepare_model(side: str, dtype: str, python: Path, work: Path, model: Path) -> Path | None:
-    """The folder or file that a side reads; None if it has no such type."""
-    if dtype == "int8" and side not in ("ours", "llama_cpp"):
-        return None
+def prepare_model(side: str, dtype: str, python: Path, work: Path, model: Path) -> Path:
+    """The folder or file that a side reads."""
     if side == "litgpt":
         folder = work / "litgpt-model" / model.name
         if not folder.exists():
@@ -118,7 +114,7 @@ def measure_bandwidth(threads: int) -> float:
 def count_bytes(model: Path, dtype: str) -> float:
     """The size of the weights in this type, in GB; the files are in bfloat16."""
     size = sum(path.stat().st_size for path in model.glob("*.safetensors")) / 1e9
-    return size * {"float32": 2, "bfloat16": 1, "int8": 0.5}[dtype]
+    return size * {"float32": 2, "bfloat16": 1}[dtype]
 
 
 def print_case(label: str, sides: dict[str, dict[str, float]], limit: float, size: float) -> None:

@@ -71,13 +71,18 @@ class BlockCache:
         """The number of tokens for which memory is allocated."""
         return sum(slab.size * slab.blocks for slab in self.slabs)
 
-    def allocate(self, tokens: int) -> CacheBlock | None:
-        """A block for a text of this many tokens; None if there is no memory, even without those kept."""
+    def allocate(self, tokens: int, source: CacheBlock | None = None) -> CacheBlock | None:
+        """A block for a text of this many tokens; None if there is no memory, even without those kept.
+
+        Args:
+            source: a kept block that stays, because its prefix is to be copied.
+        """
         size = min(round_up_size(tokens), self.max_tokens)
         while (slab := self._find_slab(size)) is None:
-            if not self.kept:
+            unneeded = next((block for block in self.kept if block is not source), None)
+            if unneeded is None:
                 return None
-            self.free(self.kept[0])
+            self.free(unneeded)
         block = CacheBlock(slab, slab.free.pop(0))
         self.blocks.append(block)
         return block

@@ -223,16 +223,11 @@ class Engine:
     def _start(self, sequence: Sequence) -> bool:
         """Give a text memory, with the prefix that other texts have computed; whether there was enough."""
         reserved = sequence.request.cached_tokens if sequence.was_preempted else len(sequence.ids) + GROWTH
+        reserved = min(reserved, sequence.request.cached_tokens)
         source, common = self.cache.find_prefix(sequence.ids)
-        is_kept = source is not None and source in self.cache.kept
-        if is_kept and source is not None:  # may not be evicted by the allocation
-            self.cache.kept.remove(source)
-        sequence.block = self.cache.allocate(min(reserved, sequence.request.cached_tokens))
-        if is_kept and source is not None:
-            self.cache.keep(source)
-        if sequence.block is None and is_kept and source is not None:
-            self.cache.free(source)
-            source, sequence.block = None, self.cache.allocate(min(reserved, sequence.request.cached_tokens))
+        sequence.block = self.cache.allocate(reserved, source)
+        if sequence.block is None and source in self.cache.kept:  # there is memory for only one of the two
+            source, sequence.block = None, self.cache.allocate(reserved)
         if sequence.block is None:
             return False
         common = min(common, len(sequence.ids) - 1)  # the logits of the last token are needed

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from litgpt.data.tokenizer import Tokenizer
+from litgpt.data.tokenizer import StreamDecoder, Tokenizer
 from litgpt.infer.kept_engine import KeptEngine
-from litgpt.infer.requests import Request
+from litgpt.infer.requests import GeneratedToken, Request
 from litgpt.model.gpt import GPT
 
 
@@ -68,6 +68,30 @@ class StopTruncator:
     def finish(self) -> str:
         """The text that is left after the last piece."""
         return self._pending
+
+
+class TextStream:
+    """The text of tokens as they arrive, up to a stop string.
+
+    Args:
+        context: the tokens that the text continues; none for a separate text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int], stops: Sequence[str]) -> None:
+        self._decoder, self._truncator = StreamDecoder(tokenizer, context), StopTruncator(stops)
+
+    @property
+    def has_stop(self) -> bool:
+        """Whether a stop string was found."""
+        return self._truncator.is_done
+
+    def push(self, token: GeneratedToken) -> str:
+        """The text that one more token completes; a stop token has none."""
+        piece = "" if token.finish_reason == "stop" else self._decoder.push(token.token)
+        if token.finish_reason is None:
+            return self._truncator.push(piece)
+        text = self._truncator.push(piece + self._decoder.finish())
+        return text if self.has_stop else text + self._truncator.finish()
 
 
 def truncate_at_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:

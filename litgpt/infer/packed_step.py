@@ -21,11 +21,9 @@ from litgpt.model.attention_inputs import (
     list_ropes,
 )
 from litgpt.model.config import Config
-from litgpt.model.gpt import GPT, compute_logits
-from litgpt.model.rotary import build_angles
+from litgpt.model.gpt import GPT, cap_logits, compute_logits
+from litgpt.model.rotary import LENGTH_KINDS, build_angles
 
-LENGTH_ROPES = ("dynamic", "longrope")
-"""Kinds of rotary embeddings whose frequencies depend on the length of the text."""
 MAX_SHARED_TOKENS = 16
 """Texts with more new tokens each are groups of their own, because a common mask would be large."""
 
@@ -139,7 +137,7 @@ def build_packed_inputs(config: Config, groups: Sequence[ChunkGroup], device: to
     chunks = [chunk for group in groups for chunk in group.chunks]
     ranges = [range(chunk.start, chunk.start + len(chunk.ids)) for chunk in chunks]
     positions = torch.tensor([position for span in ranges for position in span], device=device)
-    pieces = positions.split([len(span) for span in ranges]) if config.rope_kind in LENGTH_ROPES else [positions]
+    pieces = positions.split([len(span) for span in ranges]) if config.rope_kind in LENGTH_KINDS else [positions]
     angles = {}
     for rope in list_ropes(config):
         cos, sin = zip(*(build_angles(config, piece, rope=rope) for piece in pieces), strict=True)
@@ -173,8 +171,7 @@ def compute_indexed_logits(
     x_RD = hidden_BTD[0, indices]
     if head is None or not is_reordered_product(x_RD, weight_VD):
         return compute_logits(x_RD, weight_VD, bias_V, softcap)
-    logits_RV = head.multiply(x_RD, weight_VD, bias_V)
-    return logits_RV if softcap is None else torch.tanh(logits_RV / softcap) * softcap
+    return cap_logits(head.multiply(x_RD, weight_VD, bias_V), softcap)
 
 
 def run_packed(

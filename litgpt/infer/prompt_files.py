@@ -11,8 +11,8 @@ from litgpt.data.read.row_sources import read_rows
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import read_utf8
-from litgpt.infer.engine import Engine
-from litgpt.infer.generate import truncate_at_stop
+from litgpt.infer import engine as engines
+from litgpt.infer.generate import TextStream
 from litgpt.infer.prompts import PromptEncoder
 from litgpt.infer.requests import GeneratedToken, Request
 
@@ -110,7 +110,7 @@ class WrittenText:
 
 
 def generate_texts(
-    engine: Engine,
+    engine: engines.Engine,
     requests: Sequence[Callable[[], Request]],
     tokenizer: Tokenizer,
     stops: Sequence[str],
@@ -127,24 +127,26 @@ def generate_texts(
     Raises:
         UserError: if a request does not fit, or logits are not finite.
     """
-    waiting, running, finished = iter(enumerate(requests)), {}, {}
+    waiting, finished = iter(enumerate(requests)), dict[int, WrittenText]()
+    running: dict[engines.Sequence, tuple[int, TextStream, list[str]]] = {}
     following = next(waiting, None)
     for number in range(len(requests)):
         while number not in finished:
             while following is not None and engine.waiting < engine.max_sequences:
-                running[engine.submit(following[1]())] = following[0]
+                sequence = engine.submit(following[1]())
+                context = sequence.request.prompt if continues else ()
+                running[sequence] = following[0], TextStream(tokenizer, context, stops), []
                 following = next(waiting, None)
-            for sequence in {sequence for sequence, _ in engine.step()}:
-                ids = [token.token for token in sequence.tokens if token.finish_reason != "stop"]
-                is_done = sequence.finish_reason is not None
-                if not is_done and not stops:
+            for sequence, token in engine.step():
+                if sequence not in running:  # it has ended at a stop string in this step
                     continue
-                context = list(sequence.request.prompt) if continues else []
-                text = tokenizer.decode([*context, *ids])[len(tokenizer.decode(context)) :]
-                has_stop = any(stop in text for stop in stops)
-                if is_done or has_stop:
-                    reason = "stop" if has_stop else str(sequence.finish_reason)
+                index, stream, pieces = running[sequence]
+                pieces.append(stream.push(token))
+                if stream.has_stop or token.finish_reason is not None:
+                    reason = "stop" if stream.has_stop else str(token.finish_reason)
                     engine.cancel(sequence)
-                    text = "".join(truncate_at_stop([text], stops))
-                    finished[running.pop(sequence)] = WrittenText(text, sequence.tokens, reason)
+                    finished[index] = WrittenText("".join(pieces), sequence.tokens, reason)
+                    del running[sequence]
+            if error := next((sequence.error for sequence in running if sequence.error is not None), None):
+                raise error
         yield finished.pop(number)

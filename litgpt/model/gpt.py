@@ -23,7 +23,11 @@ Head = Callable[[Tensor, Tensor, Tensor | None, float | None], Any]
 
 def compute_logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
     """Logits of the next token, (B, T, V); softcap tanh(logit / softcap) if the model caps them."""
-    logits = F.linear(hidden_BTD, weight_VD, bias_V)
+    return cap_logits(F.linear(hidden_BTD, weight_VD, bias_V), softcap)
+
+
+def cap_logits(logits: Tensor, softcap: float | None) -> Tensor:
+    """softcap tanh(logit / softcap), or the same logits for None."""
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 

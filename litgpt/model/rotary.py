@@ -8,6 +8,9 @@ from torch import Tensor
 
 from litgpt.model.config import Config
 
+LENGTH_KINDS = ("dynamic", "longrope")
+"""Values of `Config.rope_kind` with which frequencies depend on the length of the text."""
+
 
 def build_angles(config: Config, positions: Tensor, *, rope: str = "global") -> tuple[Tensor, Tensor]:
     """Cosine and sine of every position's angles, in the layout of `apply_rotary`.

@@ -1,6 +1,6 @@
 """The settings of `litgpt serve`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -40,14 +40,14 @@ class Serve:
     """Address to listen on: this machine only; 0.0.0.0 for every network."""
     port: Port = 8000
     """Port to listen on; 0 for a free one."""
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     """The key that clients send as a bearer token; null for none."""
     stream: bool = False
     """Answer in pieces at `api_path`; OpenAI's routes do so by request."""
     openai_spec: bool = False
     """Serve only OpenAI's routes, and not `api_path`."""
-    access_token: str | None = None
-    """Token for gated models on the hub."""
+    access_token: str | None = field(default=None, repr=False)
+    """Hugging Face access token for gated models; null for HF_TOKEN or the token of `hf auth login`."""
     api_path: str = "/predict"
     """LitGPT's own route, which answers {"prompt": TEXT} with {"output": TEXT}."""
     timeout: Seconds = 30.0
@@ -72,10 +72,9 @@ class Serve:
     def __post_init__(self) -> None:
         check_numbers(self)
         if self.devices != 1 or self.generate_strategy is not None:
-            key, value = (
-                ("devices", self.devices) if self.devices != 1 else ("generate_strategy", self.generate_strategy)
-            )
-            raise UserError(f"{key}: {value} is not supported, because a server uses one device; set devices: 1")
+            key = "devices" if self.devices != 1 else "generate_strategy"
+            value, cure = getattr(self, key), "set 1" if key == "devices" else "leave it out"
+            raise UserError(f"{key}: {value} is not supported, because a server uses one device; {cure}")
         if not self.api_path.startswith("/") or self.api_path.startswith(("/v1/", "/health", "/metrics")):
             raise UserError(f"api_path: {self.api_path} is not a path of its own; set /predict, for example")
         if self.openai_spec and self.stream:

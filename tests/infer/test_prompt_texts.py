@@ -11,6 +11,7 @@ from litgpt import LLM
 from litgpt.api import benchmark_dict_to_markdown_table
 from litgpt.data.tokenizer import train_tokenizer
 from litgpt.errors import UserError
+from litgpt.infer.constraint import GrammarConstraint
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.store.save_model import save_model_folder
@@ -121,3 +122,18 @@ def test_benchmark_counts_what_is_written(llm: LLM) -> None:
 def test_the_loss_of_the_tokenizers_own_ids(llm: LLM) -> None:
     ids = llm.tokenizer.encode("the fox and the dog")[None]
     assert ids.dtype == torch.int32 and torch.equal(llm(ids, ids)[1], llm(ids.long(), ids.long())[1])
+
+
+def test_a_constraint_that_fails_ends_a_list_with_its_error(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fail_later(_self: GrammarConstraint) -> torch.Tensor:
+        calls.append(len(calls))
+        if len(calls) > 6:
+            raise UserError("regex: too complex")
+        return torch.ones(llm.config.padded_vocab_size or 0, dtype=torch.bool)
+
+    monkeypatch.setattr(GrammarConstraint, "allowed", fail_later)
+    monkeypatch.setattr(GrammarConstraint, "accept", lambda _self, _token: None)
+    with pytest.raises(UserError, match="regex: too complex"):
+        llm.generate(PROMPTS[:3], regex="[a-z ]*", **SETTINGS)

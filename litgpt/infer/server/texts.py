@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from litgpt.data.tokenizer import StreamDecoder, Tokenizer
-from litgpt.infer.generate import StopTruncator
+from litgpt.data.tokenizer import Tokenizer
+from litgpt.infer.generate import StopTruncator, TextStream
 from litgpt.infer.requests import GeneratedToken
 
 TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
@@ -29,7 +29,7 @@ class AnswerText:
     """
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int], stops: Sequence[str], *, has_tools: bool) -> None:
-        self._decoder, self._stops = StreamDecoder(tokenizer, context), StopTruncator(stops)
+        self._stream = TextStream(tokenizer, context, stops)
         self._tools = StopTruncator([TOOL_MARK] if has_tools else [])
         self._whole, self._shown, self._sent = "", "", 0
         self.tokens: list[GeneratedToken] = []
@@ -44,16 +44,11 @@ class AnswerText:
     def push(self, token: GeneratedToken) -> str:
         """The text that one more token completes."""
         self.tokens.append(token)
-        piece = "" if token.finish_reason == "stop" else self._decoder.push(token.token)
-        if token.finish_reason is not None:
-            piece += self._decoder.finish()
-        text = self._stops.push(piece)
-        if token.finish_reason is not None and not self._stops.is_done:
-            text += self._stops.finish()
+        text = self._stream.push(token)
         self._whole += text
         self._shown += self._tools.push(text)
-        if self._stops.is_done or token.finish_reason is not None:
-            self._finish("stop" if self._stops.is_done else str(token.finish_reason))
+        if self._stream.has_stop or token.finish_reason is not None:
+            self._finish("stop" if self._stream.has_stop else str(token.finish_reason))
         piece, self._sent = self._shown[self._sent :], len(self._shown)
         return piece
 
