@@ -44,6 +44,7 @@ OF_OTHER_COMMANDS = {
     ("store/gguf_write.py", "find_architecture"),
     ("store/gguf_write.py", "check_gguf"),
     ("store/gguf_tokenizer.py", "unwritten_tokenizer"),
+    ("store/adapters/vllm_lora.py", "convert_lora_to_vllm"),
 }
 
 

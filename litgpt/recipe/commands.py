@@ -162,7 +162,7 @@ COMMANDS = {
     "convert_from_litgpt": Command(
         "store_commands:ConvertFromLitgpt",
         "convert_from_litgpt",
-        "Export a model as a Hugging Face folder or in LitGPT's format.",
+        "Export a model as a Hugging Face folder, in LitGPT's format or as a GGUF file; or an adapter for vLLM.",
         ("checkpoint_dir", "output_dir"),
         "litgpt convert_from_litgpt out/pretrain/final exported",
         check="check_model",

@@ -53,15 +53,15 @@ class ConvertToLitgpt:
 
 @dataclass(frozen=True)
 class ConvertFromLitgpt:
-    """Export a model as a Hugging Face folder, in LitGPT's format, or as a GGUF file."""
+    """Export a model as a Hugging Face folder, in LitGPT's format, or as a GGUF file; or an adapter for vLLM."""
 
     checkpoint_dir: Path
-    """Folder of a model, a run or a training checkpoint."""
+    """Folder of a model, a run or a training checkpoint; of an adapter for format: vllm."""
     output_dir: Path
     """Output folder, new or empty."""
-    format: Literal["huggingface", "lit_model.pth", "model.pth", "gguf"] = "huggingface"
-    """A Hugging Face folder, lit_model.pth for LitGPT 0.5, one torch file with the published tensor names, or a GGUF
-    file for llama.cpp with a Modelfile for Ollama."""
+    format: Literal["huggingface", "lit_model.pth", "model.pth", "gguf", "vllm"] = "huggingface"
+    """A Hugging Face folder, lit_model.pth for LitGPT 0.5, one torch file with the published tensor names, a GGUF file
+    for llama.cpp with a Modelfile for Ollama, or a LoRA adapter that vLLM applies in full."""
     dtype: WeightType | Literal["q8_0"] | None = None
     """Convert the weights to this dtype, in a GGUF file also q8_0, 8-bit blocks; null keeps their dtype."""
     max_shard_size: Gigabytes = 5.0

@@ -121,13 +121,29 @@ def save_adapter_folder(
         published, values = converted[0], {**converted[1], "base_model_name_or_path": base}
     else:
         published, values, notes = dict(tensors), build_own_config(settings, base, base_settings, changes), {}
-    metadata = {"format": "pt", **({OWN_KEY: json.dumps(notes)} if notes else {})}
     with staged_folder(Path(folder), replace=replace) as staged:
-        contiguous = {name: tensor.detach().contiguous() for name, tensor in published.items()}
-        write_tensors(staged / ADAPTER_WEIGHTS, contiguous, metadata)
-        write_json(staged / ADAPTER_CONFIG, values)
+        write_peft_folder(staged, published, values, notes)
         if tokenizer_dir:
             copy_tokenizer(Path(tokenizer_dir), staged, prompt_files)
+
+
+def write_peft_folder(
+    folder: Path,
+    published: Mapping[str, Tensor],
+    values: Mapping[str, Any],
+    notes: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Write the two files of an adapter folder.
+
+    Args:
+        published: by their names in the file.
+        values: the content of `adapter_config.json`.
+        notes: our entry of the file's metadata.
+    """
+    metadata = {"format": "pt", **({OWN_KEY: json.dumps(notes)} if notes else {})}
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in published.items()}
+    write_tensors(folder / ADAPTER_WEIGHTS, contiguous, metadata)
+    write_json(folder / ADAPTER_CONFIG, values)
 
 
 def load_adapter_folder(folder: Path | str, config: Config) -> SavedAdapter:
