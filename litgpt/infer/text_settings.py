@@ -3,13 +3,21 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from litgpt.errors import UserError
+from litgpt.files import read_utf8
 from litgpt.infer.constraint import ConstraintCompiler, GrammarConstraint
 from litgpt.infer.prompts import PromptEncoder
 from litgpt.infer.requests import Request
 from litgpt.infer.sampling import Sampling
+from litgpt.recipe.generate import GenerationSettings
+
+TEXT_KEYS = (
+    *("max_new_tokens", "stop", "regex", "temperature", "top_k", "top_p", "min_p"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
 
 
 @dataclass(frozen=True)
@@ -97,3 +105,18 @@ def prepare_constraint(
     if regex is not None:
         return partial(compiler.compile, "regex", regex)
     return partial(compiler.compile, "json_schema", json_schema)
+
+
+def get_text_settings(recipe: GenerationSettings) -> dict[str, Any]:
+    """The settings of texts, as arguments of `prepare_texts`."""
+    return {**{key: getattr(recipe, key) for key in TEXT_KEYS}, "json_schema": read_json_schema(recipe)}
+
+
+def read_json_schema(recipe: GenerationSettings) -> str | None:
+    """The JSON schema of a recipe, which may be in a file."""
+    schema = recipe.json_schema
+    if schema is None or schema.lstrip().startswith("{"):
+        return schema
+    if not Path(schema).is_file():
+        raise UserError(f"json_schema: {schema} is neither a JSON object nor a file; set one of them")
+    return read_utf8(Path(schema))

@@ -17,22 +17,14 @@ InferenceQuantFormat = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq",
 InferencePrecision = Literal["32-true", "16-true", "bf16-true", "64-true", "bf16-mixed", "16-mixed"]
 
 
-@dataclass(frozen=True)
-class Generate:
-    """Generate text with a model."""
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """The model of a command that generates text, and how its texts are generated."""
 
-    checkpoint_dir: Path
-    """Folder of a model, of a run or of one of its steps, or org/name on the hub (downloaded if necessary)."""
-    prompt: str = "What food do llamas eat?"
-    """The user's message or, without a chat template, the text to continue."""
-    prompts: Path | None = None
-    """A file of prompts instead: a .txt with one a line, or a .jsonl with `prompt` or `messages` in each row."""
-    output: Path | None = None
-    """The .jsonl file for the texts of `prompts`, in their order; null for stdout."""
     sys_prompt: str | None = None
     """The system's message; for models with a chat template."""
-    num_samples: Count = 1
-    """Number of texts to generate, one after the other."""
+    chat_template: bool | None = None
+    """Apply the folder's chat template to the prompt: false for never, null for its prompt style or template if any."""
     max_new_tokens: Count = 50
     """Maximum number of tokens of a text; the model may stop earlier."""
     top_k: Count | None = 50
@@ -49,34 +41,51 @@ class Generate:
     """Subtracted from the logit of each token that is in the text."""
     frequency_penalty: Penalty = 0.0
     """Subtracted from the logit of a token for each time that it is in the text."""
-    logprobs: LogprobCount | None = None
-    """Write the log-probability of each token and of this many of the most likely ones, with `prompts`."""
     json_schema: str | None = None
     """A JSON schema that each text is valid under, or the path of a file with one."""
     regex: str | None = None
     """A regular expression that each text matches."""
+    stop: str | list[str] | None = None
+    """A string or a list of strings at which a text ends; they are not printed."""
+    seed: Seed = 1234
+    """Random seed of the sampling."""
     quantize: InferenceQuantFormat | None = None
     """Quantize the matrices of the blocks to 4 or 8 bits with bitsandbytes."""
     precision: InferencePrecision | None = None
     """Precision; null for bf16-true on an accelerator, and for the dtype of the files on a CPU."""
     compile: bool = False
     """Compile the model with torch.compile: slower to start, then faster."""
-    stop: str | list[str] | None = None
-    """A string or a list of strings at which a text ends; they are not printed."""
-    seed: Seed = 1234
-    """Random seed of the sampling."""
-    stream: bool = True
-    """Print the text as it is generated; false to print it when it is complete."""
-    chat_template: bool | None = None
-    """Apply the folder's chat template to the prompt: false for never, null for its prompt style or template if any."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        if self.json_schema is not None and self.regex is not None:
+            raise UserError("regex: a text follows either json_schema or regex; leave one of them out")
+
+
+@dataclass(frozen=True)
+class Generate(GenerationSettings):
+    """Generate text with a model."""
+
+    checkpoint_dir: Path
+    """Folder of a model, of a run or of one of its steps, or org/name on the hub (downloaded if necessary)."""
+    prompt: str = "What food do llamas eat?"
+    """The user's message or, without a chat template, the text to continue."""
+    prompts: Path | None = None
+    """A file of prompts instead: a .txt with one a line, or a .jsonl with `prompt` or `messages` in each row."""
+    output: Path | None = None
+    """The .jsonl file for the texts of `prompts`, in their order; null for stdout."""
+    logprobs: LogprobCount | None = None
+    """Write the log-probability of each token and of this many of the most likely ones, with `prompts`."""
+    num_samples: Count = 1
+    """Number of texts to generate, one after the other."""
+    stream: bool = True
+    """Print the text as it is generated; false to print it when it is complete."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         has_file = self.prompts is not None
         other, cure = "a single prompt", "set prompts: FILE too"
         check_effects(self, "", "output", "logprobs", have_effect=has_file, other=other, cure=cure)
         check_effects(self, "", "stream", "prompt", have_effect=not has_file, other="prompts", cure="leave it out")
-        if self.json_schema is not None and self.regex is not None:
-            raise UserError("regex: a text follows either json_schema or regex; leave one of them out")
         if self.prompts is not None and not self.prompts.is_file():
             raise UserError(f"prompts: {self.prompts} is not a file; use a .txt with one prompt a line, or a .jsonl")

@@ -1,0 +1,145 @@
+"""Load the model of a recipe, and write its texts to stdout or a file and their timings to stderr."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from litgpt.api import LLM
+from litgpt.data.tokenizer import Tokenizer
+from litgpt.errors import UserError
+from litgpt.infer.engine import Engine
+from litgpt.infer.prompt_files import PromptRow, generate_texts, read_prompts
+from litgpt.infer.requests import GeneratedToken, Request, check_prompt
+from litgpt.infer.text_settings import get_text_settings, prepare_texts
+from litgpt.messages import print_message
+from litgpt.recipe.generate import Generate, GenerationSettings
+
+
+def load_llm(checkpoint_dir: Path, settings: GenerationSettings) -> LLM:
+    """Load the model of a command, and print how long it took.
+
+    Args:
+        checkpoint_dir: a folder or name, as in `LLM.load`.
+    """
+    start = time.perf_counter()
+    llm = LLM.load(checkpoint_dir, distribute=None)
+    llm.distribute(precision=settings.precision, quantize=settings.quantize)
+    if settings.compile:
+        llm.model.compile(dynamic=True)
+    print_message(f"Time to load the model: {time.perf_counter() - start:.2f} seconds.")
+    return llm
+
+
+def write_texts(recipe: Generate, load: Callable[[], LLM]) -> None:
+    """Generate and write the texts of a recipe.
+
+    Args:
+        load: loads the model, after the prompts are read.
+    """
+    rows = None if recipe.prompts is None else read_prompts(recipe.prompts)
+    llm = load()
+    if rows is not None:
+        generate_file(llm, recipe, rows)
+    else:
+        torch.manual_seed(recipe.seed)
+        for number in range(1, recipe.num_samples + 1):
+            generate_sample(llm, recipe, number)
+    if llm.model.embedding.weight.device.type == "cuda":
+        print_message(f"Memory used: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
+
+
+def generate_sample(llm: LLM, recipe: Generate, number: int) -> None:
+    """Generate and print one text, piece by piece if it is streamed, and its time."""
+    start = time.perf_counter()
+    tokens: list[int] = []
+    pieces = llm.generate(
+        recipe.prompt,
+        recipe.sys_prompt,
+        **get_text_settings(recipe),
+        stream=True,
+        chat_template=recipe.chat_template,
+        on_token=tokens.append,
+    )
+    text = chain([] if llm.replies(recipe.chat_template) else [recipe.prompt], pieces)
+    for piece in text if recipe.stream else ["".join(text)]:
+        print(piece, end="", flush=True)
+    print(flush=True)
+    seconds = time.perf_counter() - start
+    print_message(f"Time for inference {number}: {seconds:.2f} sec total, {len(tokens) / seconds:.2f} tokens/sec")
+
+
+def generate_file(llm: LLM, recipe: Generate, rows: Sequence[PromptRow]) -> None:
+    """Generate the texts of a file of prompts, many at a time, and write a line of JSON for each in their order."""
+    start = time.perf_counter()
+    encoder = llm.prompt_encoder()
+    prompts = [tuple(row.encode(encoder, recipe.sys_prompt, recipe.chat_template)) for row in rows]
+    is_chat = any(row.key == "messages" for row in rows)  # which the chat template renders, not the prompt style
+    settings = prepare_texts(
+        encoder,
+        rows=llm.config.padded_vocab_size or 0,
+        chat_template=True if is_chat else recipe.chat_template,
+        logprobs=recipe.logprobs,
+        **get_text_settings(recipe),
+    )
+    labels: list[dict[str, Any]] = []
+    requests: list[Callable[[], Request]] = []
+    for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        try:
+            check_prompt(llm.model, prompt, recipe.max_new_tokens)
+        except UserError as error:
+            raise UserError(f"{row.location}: {error}") from None
+        for sample in range(recipe.num_samples):
+            labels.append({"index": index, "sample": sample, row.key: row.value})
+            requests.append(partial(settings.build_request, prompt, recipe.seed + len(requests)))
+    tokens = 0
+    texts = generate_texts(Engine(llm.model), requests, llm.tokenizer, settings.stops, continues=settings.continues)
+    with LinesFile(recipe.output) as write:
+        for label, text in zip(labels, texts, strict=True):
+            tokens += len(text.tokens)
+            line = {**label, "text": text.text, "finish_reason": text.finish_reason}
+            if recipe.logprobs is not None:
+                line["logprobs"] = describe_logprobs(text.tokens, llm.tokenizer)
+            write(json.dumps(line, ensure_ascii=False))
+    seconds = time.perf_counter() - start
+    print_message(f"Time for {len(labels)} texts: {seconds:.2f} sec total, {tokens / seconds:.2f} tokens/sec")
+
+
+def describe_logprobs(tokens: Iterable[GeneratedToken], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """For each token its text, log-probability and the most likely ones."""
+    return [
+        {
+            **{"token": token.token, "text": tokenizer.decode([token.token]), "logprob": token.logprob},
+            "top": [
+                {"token": other, "text": tokenizer.decode([other]), "logprob": logprob} for other, logprob in token.top
+            ],
+        }
+        for token in tokens
+    ]
+
+
+class LinesFile:
+    """Writes lines to a file that gets its name when it is complete, or to stdout if the path is None."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def __enter__(self) -> Any:
+        if self.path is None:
+            return partial(print, flush=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.partial = self.path.with_name(f"{self.path.name}.partial")
+        self.file = self.partial.open("w", encoding="utf-8")
+        return partial(print, file=self.file, flush=True)
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        if self.path is not None:
+            self.file.close()
+            if kind is None:
+                os.replace(self.partial, self.path)
