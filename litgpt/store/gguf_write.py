@@ -1,6 +1,5 @@
 """Write a model as a GGUF file (llama.cpp) with its tokenizer, and read it back."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,6 +215,7 @@ def write_modelfile(path: Path, gguf_name: str, stops: Iterable[str], context: i
         stops: texts that end an answer.
         context: the model's context length in tokens.
     """
-    parameters = [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
+    quotes = {stop: '"""' if '"' in stop else '"' for stop in stops}  # a Modelfile has no escapes
+    parameters = [f"PARAMETER stop {quote}{stop}{quote}" for stop, quote in quotes.items()]
     lines = [f"FROM ./{gguf_name}", f"PARAMETER num_ctx {context}", *parameters]
     write_text(path, "\n".join(lines) + "\n")
