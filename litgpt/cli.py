@@ -23,8 +23,9 @@ PATH_ERRORS = {
 """Errors of a path that the user gave, rather than of the program."""
 
 FOOTER = (
-    "Every command accepts --config FILE-or-URL, --KEY VALUE for each key of its",
-    "YAML, --print_config, which prints the resulting YAML, and --help.",
+    "Every command accepts --config with a file, a URL or the name of a recipe,",
+    "--KEY VALUE for each key of its YAML, --print_config, which prints the resulting",
+    "YAML, and --help.",
 )
 
 OTHERS_WAIT = 10.0  # seconds

@@ -229,6 +229,20 @@ COMMANDS = {
         ("out_dir",),
         "litgpt report out/finetune/lora",
     ),
+    "recipes": Command(
+        "hub_commands:Recipes",
+        "recipes",
+        "List the recipes that come with the package, for --config.",
+        ("prefix",),
+        "litgpt recipes finetune/qwen",
+    ),
+    "recipes show": Command(
+        "hub_commands:RecipesShow",
+        "recipes_show",
+        "Print one of these recipes.",
+        ("name",),
+        "litgpt recipes show quickstart > recipe.yaml",
+    ),
     "explain": Command(
         "explain:Explain",
         "explain",

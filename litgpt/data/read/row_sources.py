@@ -19,6 +19,7 @@ from litgpt.data.read.fields import BadRow
 from litgpt.data.read.json_list import iter_json_list
 from litgpt.errors import UserError
 from litgpt.files import EncodingError, decode_utf8, find_surrogate, join_inside
+from litgpt.recipe.config_hub import find_hub_file
 from litgpt.recipe.keys import find_nearest
 
 COMPRESSIONS = ("", ".gz", ".zst")
@@ -109,7 +110,7 @@ def parse_source(value: Any) -> DataSource:
         raise UserError(
             f"data.sources: {settings['path']} sets a sample size, and sample: {settings['sample']} another; set one"
         )
-    return DataSource(**(settings | {"path": path} | ({} if sample is None else {"sample": sample})))
+    return DataSource(**(settings | {"path": find_hub_file(path)} | ({} if sample is None else {"sample": sample})))
 
 
 def split_sample(path: str) -> tuple[str, int | None]:
