@@ -25,7 +25,7 @@ def run(recipe: Serve) -> None:
     listener = open_socket(recipe.host, recipe.port)
     app = build_app(build_server(recipe))
     address, port = listener.getsockname()[:2]
-    print_message(f"Serving at http://{address}:{port}; OpenAI clients use http://{address}:{port}/v1")
+    print_message(f"Serving a chat page at http://{address}:{port}; OpenAI clients use http://{address}:{port}/v1")
     config = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=recipe.grace_seconds, timeout_keep_alive=30
     )

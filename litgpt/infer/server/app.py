@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from litgpt.errors import UserError
 from litgpt.infer.requests import GeneratedToken
+from litgpt.infer.server import chat_page
 from litgpt.infer.server.engine_thread import EngineThread, QueueFull
 from litgpt.infer.server.errors import ApiError, describe_user_error, describe_validation_errors
 from litgpt.infer.server.metrics import Metrics
@@ -25,7 +26,7 @@ from litgpt.infer.server.responses import ResponseWriter
 from litgpt.infer.server.schemas import Body, ChatCompletion, Completion, Prediction
 
 Result = TypeVar("Result")
-OPEN_ROUTES = ("/health",)
+OPEN_PATHS = ("/health", *chat_page.FILES)  # GET needs no API key
 DISCONNECT_SECONDS = 0.2  # how often a request that is not streamed looks whether its client has left
 
 
@@ -250,6 +251,8 @@ def build_app(server: Server) -> FastAPI:
     app.post("/v1/chat/completions")(server.chat)
     if server.settings.predict_path is not None:
         app.post(server.settings.predict_path)(server.predict)
+    for path in chat_page.FILES:
+        app.get(path)(chat_page.send_file)
     add_error_handlers(app)
 
     @app.middleware("http")
@@ -273,7 +276,8 @@ def check_request(settings: ServerSettings, request: Request) -> None:
     Raises:
         ApiError: 401 or 413.
     """
-    if settings.api_key is not None and request.url.path not in OPEN_ROUTES:
+    is_open = request.method == "GET" and request.url.path in OPEN_PATHS
+    if settings.api_key is not None and not is_open:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(key.encode(), settings.api_key.encode()):
             raise ApiError(401, "The API key is missing or wrong.", kind="authentication_error", code="invalid_api_key")

@@ -9,10 +9,8 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,59 +19,15 @@ import httpx
 import jsonschema
 import openai
 import pytest
-import torch
-import uvicorn
 
-from litgpt.commands.serve import build_server, open_socket
-from litgpt.data.tokenizer import train_tokenizer
 from litgpt.errors import UserError
 from litgpt.infer.constraint import GrammarConstraint
 from litgpt.infer.requests import GeneratedToken
-from litgpt.infer.server.app import Server, build_app
+from litgpt.infer.server.app import Server
 from litgpt.infer.server.texts import AnswerText, read_tool_calls
-from litgpt.model.config import Config
-from litgpt.model.gpt import GPT
-from litgpt.model.init import initialize
-from litgpt.recipe.serve import Serve
-from litgpt.store.save_model import save_model_folder
+from tests.infer.server.tiny_server import KEY, wait_until_idle
 
-TEMPLATE = (
-    "{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}<|bos|>{{ message.role }}: "
-    "{{ message.content }}<|eos|>{% endfor %}{% if add_generation_prompt %}<|bos|>assistant: {% endif %}"
-)
-SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 4, "intermediate_size": 48, "block_size": 256, "padded_vocab_size": 400}
 HELLO: list[Any] = [{"role": "user", "content": "the dog"}]
-KEY = "secret"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Server]]:
-    """The address of a server with a small random model, and the server."""
-    folder = tmp_path_factory.mktemp("served") / "tiny"
-    text = "the fox jumps over a lazy dog and the dog does not mind it because dogs are kind to foxes"
-    train_tokenizer([text] * 20, "bpe", 300, folder.parent / "tokenizer")
-    settings = json.loads((folder.parent / "tokenizer" / "tokenizer_config.json").read_text())
-    (folder.parent / "tokenizer" / "tokenizer_config.json").write_text(
-        json.dumps({**settings, "chat_template": TEMPLATE})
-    )
-    config = Config.from_name("pythia-14m", **SHAPE)
-    model = GPT(config)
-    initialize(model, 1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3)  # so that texts vary
-    tensors = ((name, parameter.detach()) for name, parameter in model.named_parameters())
-    save_model_folder(folder, config=config, tensors=tensors, tokenizer_dir=folder.parent / "tokenizer")
-    recipe = Serve(checkpoint_dir=folder, api_key=KEY, max_waiting=40, max_sequences=8, max_new_tokens=12)
-    server = build_server(recipe)
-    listener = open_socket("127.0.0.1", 0)
-    uvicorn_server = uvicorn.Server(uvicorn.Config(build_app(server), log_level="warning"))
-    thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}", server
-    uvicorn_server.should_exit = True
-    thread.join(20)
-    assert not thread.is_alive() and not server.thread.is_alive()
 
 
 @pytest.fixture
@@ -85,13 +39,6 @@ def post(served: tuple[str, Server], path: str, body: Any, key: str = KEY) -> ht
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     return httpx.post(served[0] + path, content=content, headers=headers, timeout=60)
-
-
-def wait_until_idle(server: Server) -> None:
-    end = time.monotonic() + 10
-    while server.thread.engine.has_work and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not server.thread.engine.has_work
 
 
 def test_a_streamed_chat_equals_a_whole_one(client: openai.OpenAI) -> None:
