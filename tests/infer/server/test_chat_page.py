@@ -127,7 +127,7 @@ def test_an_answer_is_streamed_with_the_settings_and_survives_a_reload(
             .observe(document.getElementById('log'), {subtree: true, childList: true})""")
     ask(page, "the dog")
     note = page.wait(ANSWERED)
-    assert re.fullmatch(r"\d+ tokens, \d+\.\d tokens/s(, ended by the maximum of tokens)?", note)
+    assert re.fullmatch(r"\d+ tokens, \d+\.\d tokens/s(, maximum reached)?", note)
     assert page.evaluate("lengths.size") > 3
     messages: list[Any] = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "the dog"}]
     [body] = read_bodies(page)
@@ -286,7 +286,7 @@ def test_keys_and_conversations(page: Chromium) -> None:
 
 @pytest.mark.slow
 def test_errors_are_one_line(page: Chromium, served: tuple[str, Server], monkeypatch: pytest.MonkeyPatch) -> None:
-    set_fields(page, key="wrong")
+    set_fields(page, key="wrong", max_tokens="20")
     assert page.wait(PROBLEM) == "The API key is missing or wrong."
     page.click("#enter-key")
     page.wait("document.activeElement.name === 'key'")
@@ -304,6 +304,11 @@ def test_errors_are_one_line(page: Chromium, served: tuple[str, Server], monkeyp
     page.wait(ANSWERED)
     ask(page, "the fox " * 300)
     assert "exceed the model's context of 256" in page.wait(PROBLEM)
+    page.click("#edit")
+    page.evaluate("document.getElementById('input').select()")
+    ask(page, "the fox")
+    page.wait(f"{ANSWERED} && document.querySelectorAll('article').length === 4")
+    assert [message["content"] for message in read_bodies(page)[-1]["messages"]][::2] == ["the dog", "the fox"]
     page.click("#new")
     page.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
     ask(page, "the cat")

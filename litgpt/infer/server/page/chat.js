@@ -52,6 +52,11 @@ function save(conversation) {
   store(() => storage.saveConversation(conversation));
 }
 
+function forget(conversation) {
+  conversations = conversations.filter((other) => other !== conversation);
+  store(() => storage.removeConversation(conversation.id));
+}
+
 // Messages
 
 function createArticle(message) {
@@ -100,7 +105,7 @@ function showMessages() {
   byId("problem").hidden = !error && !needsAnswer;
   byId("problem").querySelector("span").textContent = error?.message ?? "This message has no answer.";
   byId("enter-key").hidden = error?.status !== 401;
-  byId("retry").hidden = !needsAnswer;
+  byId("retry").hidden = byId("edit").hidden = !needsAnswer;
   byId("send").hidden = isBusy;
   byId("stop").hidden = !isBusy;
   if (stays) scrollToEnd();
@@ -144,8 +149,7 @@ function openNew() {
 function deleteCurrent() {
   requests.get(current.id)?.abort();
   deleted = current;
-  conversations = conversations.filter((conversation) => conversation !== deleted);
-  store(() => storage.removeConversation(deleted.id));
+  forget(current);
   openConversation(storage.createConversation());
   showNotice(`Deleted: ${getTitle(deleted)}`, true);
 }
@@ -187,7 +191,7 @@ function openSidebar(isOpen) {
 function describeAnswer(usage, seconds, reason) {
   const count = usage?.completion_tokens ?? 0, parts = [`${count} ${count === 1 ? "token" : "tokens"}`];
   if (count > 1 && seconds > 0) parts.push(`${((count - 1) / seconds).toFixed(1)} tokens/s`); // without the prompt's time
-  if (reason === "length") parts.push("ended by the maximum of tokens");
+  if (reason === "length") parts.push("maximum reached");
   return parts.join(", ");
 }
 
@@ -248,6 +252,19 @@ function regenerate() {
   if (requests.has(current.id)) return;
   answer(current, current.messages.at(-1)?.role === "assistant" ? current.messages.pop() : undefined);
   focusInput();
+}
+
+// Take a message that has no answer back to the field.
+function editMessage() {
+  const { content } = current.messages.pop();
+  errors.delete(current.id);
+  input.value = input.value ? `${content}\n\n${input.value}` : content;
+  fitInput();
+  if (current.messages.length) save(current);
+  else forget(current);
+  showConversations();
+  showMessages();
+  input.focus();
 }
 
 function stop() {
@@ -315,7 +332,7 @@ log.addEventListener("click", ({ target }) => {
   copyText(code ? code.querySelector("code").textContent : target.closest("article").message.content, target);
 });
 for (const [id, action] of Object.entries({
-  stop, new: openNew, rename: startRename, delete: deleteCurrent, undo: undoDelete, retry: regenerate,
+  stop, new: openNew, rename: startRename, delete: deleteCurrent, undo: undoDelete, retry: regenerate, edit: editMessage,
   menu: () => openSidebar(!sidebar.classList.contains("open")),
   "open-settings": () => openSettings(), "enter-key": () => openSettings("key"),
 })) byId(id).addEventListener("click", action);
