@@ -11,5 +11,7 @@ def run(recipe: Recipes) -> None:
     if not recipes:
         groups = dict.fromkeys(name.partition("/")[0] for name in list_hub_names())
         raise UserError(f"prefix: no recipe begins with {recipe.prefix!r}; use {', '.join(groups)}")
-    width = max(len(found.name) for found in recipes)
-    print("\n".join(f"{found.name:{width}}  {found.summary}" for found in recipes))  # a line each, for grep
+    width = max(len(hub_recipe.name) for hub_recipe in recipes)
+    print(
+        "\n".join(f"{hub_recipe.name:{width}}  {hub_recipe.summary}" for hub_recipe in recipes)
+    )  # a line each, for grep

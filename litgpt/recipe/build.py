@@ -23,7 +23,7 @@ from litgpt.recipe.choices import (
     normalize_custom_optimizer,
     parse_choice,
 )
-from litgpt.recipe.config_hub import find_config
+from litgpt.recipe.config_hub import find_config_file
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.from_yaml import is_url, parse_text, read_yaml
 from litgpt.recipe.optimizer import Optimizer
@@ -280,7 +280,7 @@ def collect_settings(recipe: type, configs: Iterable[str], flags: Iterable[Flag]
     tree: Tree = {}
     aliases = find_aliases(recipe)
     for source in configs:
-        values = rename_aliases(read_yaml(find_config(source)), aliases)
+        values = rename_aliases(read_yaml(find_config_file(source)), aliases)
         keys.check_utf8(values, "")
         tree = merge_settings(recipe, tree, values, trusted=not is_url(source))
     settings, unknown = keys.list_settings(recipe), []

@@ -229,6 +229,13 @@ COMMANDS = {
         ("out_dir",),
         "litgpt report out/finetune/lora",
     ),
+    "init": Command(
+        "starting_recipe:Init",
+        "init",
+        "Write a commented recipe for a task, a model and a machine.",
+        ("output",),
+        "litgpt init recipe.yaml --task finetune --model Qwen/Qwen3-0.6B --dataset chats.jsonl --gpus 1",
+    ),
     "recipes": Command(
         "hub_commands:Recipes",
         "recipes",

@@ -10,7 +10,7 @@ from litgpt.recipe.from_yaml import is_url
 
 SUFFIX = ".yaml"
 FOLDER = "config_hub"
-SHOWN = 3  # names in an error
+NEAR_NAMES = 3  # names in an error
 
 
 class HubRecipe(NamedTuple):
@@ -65,10 +65,12 @@ def find_hub_recipe(name: str) -> Path:
     if len(ends) == 1:
         return names[ends[0]]
     if ends:
-        raise UserError(f"{name}: the name of {len(ends)} recipes; use one such as {', '.join(ends[:SHOWN])}")
+        raise UserError(f"{name}: the name of {len(ends)} recipes; use one such as {', '.join(ends[:NEAR_NAMES])}")
     last_parts = {other.rpartition("/")[2]: other for other in names}
-    near = difflib.get_close_matches(wanted, names, n=SHOWN)
-    near += [last_parts[part] for part in difflib.get_close_matches(wanted.rpartition("/")[2], last_parts, n=SHOWN)]
+    near = difflib.get_close_matches(wanted, names, n=NEAR_NAMES)
+    near += [
+        last_parts[part] for part in difflib.get_close_matches(wanted.rpartition("/")[2], last_parts, n=NEAR_NAMES)
+    ]
     hint = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "`litgpt recipes` lists the recipes"
     raise UserError(f"{name}: no such file, and no recipe has that name; {hint}")
 
@@ -81,7 +83,7 @@ def find_hub_file(path: str) -> str:
     return str(file) if is_hub_file else path
 
 
-def find_config(source: str) -> str:
+def find_config_file(source: str) -> str:
     """Return the file or URL of a `--config`: a file, whose suffix is optional, or else the recipe of that name.
 
     Raises:

@@ -48,6 +48,7 @@ PATH_KEYS = {
     "data inspect": DATA,
     "tokenizer train": PathKeys(folders=("output_dir",)),
     "report": PathKeys(files=("output",)),
+    "init": PathKeys(files=("output",)),
     "generate": PathKeys(files=("output",)),
     "evaluate": PathKeys(folders=("out_dir",), files=("save_filepath", "use_cache")),
 }
