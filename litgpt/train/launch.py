@@ -11,6 +11,7 @@ from litgpt.errors import UserError
 from litgpt.parallel.strategy import MeshStrategy
 from litgpt.phases import phase
 from litgpt.recipe.training import Training
+from litgpt.train.host_allocator import keep_freed_memory
 
 
 def count_processes(recipe: Training) -> int:
@@ -63,4 +64,6 @@ def launch(recipe: Training) -> Fabric:
     fabric.seed_everything(recipe.seed + fabric.global_rank // ranks_per_seed, verbose=False)
     if accelerator == "cuda":
         torch.set_float32_matmul_precision("high")
+    else:
+        keep_freed_memory()
     return fabric
