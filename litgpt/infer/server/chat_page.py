@@ -5,11 +5,11 @@ from pathlib import Path
 from fastapi import Request
 from fastapi.responses import FileResponse
 
-FOLDER = Path(__file__).parent / "page"
+PAGE_FOLDER = Path(__file__).parent / "page"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 FILES = {
     "/" if path.name == "index.html" else f"/page/{path.name}": path
-    for path in sorted(FOLDER.iterdir())
+    for path in sorted(PAGE_FOLDER.iterdir())
     if path.suffix in MEDIA_TYPES
 }
 """The files by their paths."""
