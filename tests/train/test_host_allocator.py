@@ -27,7 +27,7 @@ print(is_set, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def count_faults() -> tuple[str, int]:
-    """What `keep_freed_memory` returned in a new process, and the page faults of 100 allocations after a first round."""
+    """What `keep_freed_memory` returned in a new process, and the page faults of 100 allocations after the first."""
     done = subprocess.run([sys.executable, "-c", COUNT_FAULTS], check=True, text=True, stdout=subprocess.PIPE)
     is_set, faults = done.stdout.split()
     return is_set, int(faults)
