@@ -9,7 +9,7 @@ from litgpt.errors import UserError
 from litgpt.recipe.from_yaml import is_url
 
 SUFFIX = ".yaml"
-FOLDER = "config_hub"
+HUB_FOLDER = "config_hub"
 NEAR_NAMES = 3  # names in an error
 
 
@@ -31,7 +31,7 @@ class HubRecipe(NamedTuple):
 def find_hub_folder() -> Path:
     """Find the folder with the recipes: inside of the installed package, or beside it in a clone."""
     package = Path(__file__).parents[1]
-    return next(parent / FOLDER for parent in (package, package.parent) if (parent / FOLDER).is_dir())
+    return next(parent / HUB_FOLDER for parent in (package, package.parent) if (parent / HUB_FOLDER).is_dir())
 
 
 def list_hub_names() -> dict[str, Path]:
@@ -58,7 +58,7 @@ def find_hub_recipe(name: str) -> Path:
     Raises:
         UserError: with the names that are probably meant, if there is no such recipe, or there are several.
     """
-    names, wanted = list_hub_names(), name.removesuffix(SUFFIX).removeprefix(f"{FOLDER}/")
+    names, wanted = list_hub_names(), name.removesuffix(SUFFIX).removeprefix(f"{HUB_FOLDER}/")
     if wanted in names:
         return names[wanted]
     ends = [other for other in names if other.endswith(f"/{wanted}")]
@@ -79,7 +79,7 @@ def find_hub_file(path: str) -> str:
     """Return the path of a file that a recipe names below config_hub/, which need not be in the working folder."""
     parts = Path(path).parts
     file = find_hub_folder().joinpath(*parts[1:])
-    is_hub_file = parts[:1] == (FOLDER,) and ".." not in parts and not Path(path).exists() and file.exists()
+    is_hub_file = parts[:1] == (HUB_FOLDER,) and ".." not in parts and not Path(path).exists() and file.exists()
     return str(file) if is_hub_file else path
 
 
