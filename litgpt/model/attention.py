@@ -3,7 +3,7 @@
 Axes: B batch, H heads, K key-value heads, T tokens (query), U tokens (key), S numbers of a head, D model width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -122,7 +122,7 @@ def apply_attention(
     sinks: Tensor | None = None,
     **settings: Any,
 ) -> Tensor:
-    """Core attention, (B, H, T, S of the values), for this kind of window; `settings` are those of `attend`."""
+    """Core attention, (B, H, T, S of the values), for a kind of window; `settings` are those of `attend_segments`."""
     attention: partial[Tensor] = partial(attend_segments, inputs, window=window, **settings)
     if inputs.exchange is None:
         return attention(q_BHTS, k_BKUS, v_BKUS, sinks=sinks)
@@ -131,19 +131,30 @@ def apply_attention(
 
 
 def attend_segments(
-    inputs: AttentionInputs, q_BHTS: Tensor, k_BKUS: Keys, v_BKUS: Keys, *, window: str, **settings: Any
+    inputs: AttentionInputs,
+    q_BHTS: Tensor,
+    k_BKUS: Keys,
+    v_BKUS: Keys,
+    *,
+    window: str,
+    attend_one: Callable[..., Tensor] | None = None,
+    **settings: Any,
 ) -> Tensor:
-    """Attend one segment after the other, or all at once; (B, H, T, S of the values)."""
-    segments = inputs.segments
+    """Attend one segment after the other, or all at once; (B, H, T, S of the values).
+
+    Args:
+        attend_one: called for a segment instead of `attend`.
+    """
+    attend_one, segments = attend_one or attend, inputs.segments
     if segments is None:
         assert isinstance(k_BKUS, Tensor) and isinstance(v_BKUS, Tensor)
-        return attend(q_BHTS, k_BKUS, v_BKUS, mask=inputs.masks[window], causal=inputs.causal, **settings)
+        return attend_one(q_BHTS, k_BKUS, v_BKUS, mask=inputs.masks[window], causal=inputs.causal, **settings)
     queries = q_BHTS.split([segment.tokens for segment in segments], dim=2)
     keys, values = (split_keys(segments, x_BKUS) for x_BKUS in (k_BKUS, v_BKUS))
     outputs = []
     for segment, q, k, v in zip(segments, queries, keys, values, strict=True):
         q = split_texts(q, segment.texts)
-        output = attend(q, k, v, mask=segment.masks[window], causal=q.shape[2] == k.shape[2], **settings)
+        output = attend_one(q, k, v, mask=segment.masks[window], causal=q.shape[2] == k.shape[2], **settings)
         outputs.append(join_texts(output, segment.texts))
     return torch.cat(outputs, dim=2)
 

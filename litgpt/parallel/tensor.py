@@ -22,6 +22,7 @@ from litgpt.errors import UserError
 from litgpt.model.attention import Attention
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
+from litgpt.model.latent import LatentAttention
 from litgpt.model.surgery import Function, wrap_forward
 from litgpt.parallel.collectives import (
     all_gather,
@@ -154,6 +155,9 @@ def apply_tensor_parallel(model: GPT, mesh: Mesh, settings: ParallelArgs) -> Voc
     vocabulary = {layer: plan.pop(layer) for layer in ends}
     for module, keys in plan.items():
         use_local_params(module, {module: keys})
+    for block in model.local_blocks:
+        if isinstance(block.attention, LatentAttention):  # which reads this weight for cached tokens
+            use_local_params(block.attention, {block.attention.kv_up: plan[block.attention.kv_up]})
     add_communication(model, group, sequence=settings.sequence)
     use_local_params(model, vocabulary)  # whose weights the model itself reads for its logits
     return VocabularyShard(group, (config.padded_vocab_size or 0) // ranks)

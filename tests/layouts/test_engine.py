@@ -1,5 +1,6 @@
 """Generation with a model that is split over ranks: the same texts and log-probabilities as with one process."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -23,6 +24,8 @@ LAYOUTS = {
     "pipeline": ParallelArgs(pipeline=2),
     "both": ParallelArgs(tensor=2, pipeline=2, sequence=False),
 }
+LATENT = replace(SHAPES["dense"], latent_attention=SHAPES["latent"].latent_attention, n_query_groups=None, bias=False)
+CONFIGS = {**{name: SHAPES[name] for name in ("dense", "gemma")}, "latent": LATENT}
 PROMPTS = [tuple(range(3, 3 + length)) for length in (20, 4, 23)]
 Texts = list[list[tuple[int, float | None]]]
 
@@ -41,13 +44,22 @@ def generate(config: Config, settings: ParallelArgs | None, ranks: int) -> Texts
     engine = Engine(model, prefill_chunk=16, forward=forward)
     samplings = (Sampling(0), Sampling(temperature=1.5))
     requests = [Request(prompt, 8, sampling, seed=1, logprobs=0) for prompt in PROMPTS for sampling in samplings]
-    return [[(token.token, token.logprob) for token in sequence.tokens] for sequence in engine.run(requests)]
+    texts = [[(token.token, token.logprob) for token in sequence.tokens] for sequence in engine.run(requests)]
+    if config.latent_attention is not None:  # one vector for all heads
+        assert {latents.shape[1] for slab in engine.cache.slabs for latents, _ in slab.layers.values()} == {1}
+    return texts
 
 
-@pytest.mark.parametrize("layout", ["tensor", "pipeline", pytest.param("both", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("shape", ["dense", "gemma"])
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        *[(shape, layout) for shape in ("dense", "gemma") for layout in ("tensor", "pipeline")],
+        ("latent", "tensor"),
+        *[pytest.param(shape, "both", marks=pytest.mark.slow) for shape in CONFIGS],
+    ],
+)
 def test_texts_of_split_models_are_those_of_one_process(shape: str, layout: str) -> None:
-    settings, config = LAYOUTS[layout], SHAPES[shape]
+    settings, config = LAYOUTS[layout], CONFIGS[shape]
     expected = generate(config, None, 1)
     assert len({token for text in expected for token, _ in text}) > 8
     ranks = settings.tensor * settings.pipeline

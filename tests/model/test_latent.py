@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from litgpt.adapt import attach
 from litgpt.errors import UserError
 from litgpt.model.attention_inputs import build_attention_inputs
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.model.latent import LatentAttention
+from litgpt.recipe.tuner import LoRA
 
 SIZES: dict[str, Any] = {
     "q_lora_rank": 20,
@@ -139,6 +141,37 @@ def test_a_cache_changes_nothing(name: str) -> None:
     with torch.no_grad():
         parts = [model(part, cache=cache) for part in ids().split([9, 1, 1, 13], dim=1)]
         torch.testing.assert_close(torch.cat(parts, dim=1), model(ids()), atol=1e-5, rtol=1e-5)
+
+
+def test_the_cache_has_the_latent_vector_and_the_rotated_key_of_each_token() -> None:
+    model, cache, adapted, heads = small(), Kept(), small(), Kept()
+    attach(adapted, LoRA(r=2, target_modules=["kv_up"]))
+    with torch.no_grad():
+        model(ids(), cache=cache)
+        adapted(ids(), cache=heads)
+    sizes = [[tuple(x.shape[1::2]) for x in layer.held[0]] for layer in (*cache.layers, *heads.layers)]
+    assert sizes == [[(1, 16 + 8), (1, 0)]] * 2 + [[(4, 12 + 8), (4, 10)]] * 2
+
+
+@pytest.mark.parametrize(
+    ("tokens", "cached", "absorbed"), [(1, 7, True), (8, 48, True), (30, 48, False), (9, 9, False)]
+)
+def test_keys_are_expanded_or_absorbed_with_the_same_result(
+    tokens: int, cached: int, absorbed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = drawn(LatentAttention(Config(**SHAPE), 0)).double()
+    generator = torch.Generator().manual_seed(5)
+    q, latents = (torch.randn(3, *size, generator=generator).double() for size in ((4, tokens, 20), (1, cached, 24)))
+    mask = torch.ones(3, 1, tokens, cached, dtype=torch.bool).tril(cached - tokens)
+    mask[1, ..., :5] = tokens == cached  # the texts have masks of their own
+    calls = []
+    attend_absorbed = layer._attend_absorbed
+    monkeypatch.setattr(layer, "_attend_absorbed", lambda *args, **kw: calls.append(1) or attend_absorbed(*args, **kw))
+    actual = layer.attend_latents(q, latents, latents[..., :0], mask=mask, causal=False, scale=0.3)
+    assert bool(calls) == absorbed
+    k, v = layer._expand(latents[:, 0, :, :16], latents[..., 16:])
+    expected = ((q @ k.mT) * 0.3).masked_fill(~mask, -torch.inf).softmax(-1) @ v
+    torch.testing.assert_close(actual, expected, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", SHAPES)
