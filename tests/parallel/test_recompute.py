@@ -207,6 +207,9 @@ LAYOUTS = [
     (Case("deep", 2, {"pipeline": 2, "zero": 3}), replace(SELECTIVE, modules=["mlp", "norms"], offload=True)),
     (Case("moe", 2, {"expert": 2}), replace(SELECTIVE, modules=["moe", "norms"])),
     (Case("latent", 2, {"context": 2}), replace(SELECTIVE, modules=["core_attention", "up_projection"])),
+    pytest.param(
+        Case("latent", 2, {"tensor": 2}), replace(SELECTIVE, modules=["up_projection"]), marks=pytest.mark.slow
+    ),
     (Case("dense", 2, {"data_shard": 2}, tuner="lora"), replace(FULL, num_layers=2, offload=True)),
     (Case("dense", 2, {"data_replicate": 2}), FULL),
 ]
