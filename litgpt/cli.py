@@ -118,10 +118,26 @@ def read_recipe(name: str, line: CommandLine) -> Any:
     flags = [build.Flag(key, value) for key, value in collect_flags(line, command)]
     if help_flag := next((flag for flag in flags if flag.key.endswith(".help")), None):
         return help_text.print_topic(recipe, help_flag.key.removesuffix(".help"), help_flag.value)
+    if command.plans_run:
+        return read_run_to_plan(flags, line)
     tree = build.collect_settings(recipe, line.configs, flags)
     if line.print_config is not None:
         return show.print_config(recipe, tree, line.print_config)
     return build.build_recipe(recipe, tree)
+
+
+def read_run_to_plan(flags: list[Any], line: CommandLine) -> Any:
+    """Build the settings of a plan and the recipe of its run; None if the configuration of the run is printed."""
+    from litgpt.recipe import build, plan, show
+
+    plan_flags, others = plan.split_flags(flags)
+    settings = build.build_recipe(plan.Plan, build.collect_settings(plan.Plan, [], plan_flags))
+    name = settings.command or plan.infer_command(line.configs, others)
+    recipe = COMMANDS[name].import_recipe()
+    tree = build.collect_settings(recipe, line.configs, others)
+    if line.print_config is not None:
+        return show.print_config(recipe, tree, line.print_config)
+    return plan.RunToPlan(settings, name, build.build_recipe(recipe, tree))
 
 
 def run_command(name: str, recipe: Any) -> None:

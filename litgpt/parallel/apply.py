@@ -143,6 +143,13 @@ def _fsdp_modules(model: nn.Module) -> Iterator[FSDPModule]:
     return (module for module in model.modules() if isinstance(module, FSDPModule))
 
 
+def list_gathered_parameters(model: nn.Module) -> list[torch.Tensor]:
+    """The tensors into which FSDP2 gathers parameters; without memory while these are sharded."""
+    states = (fully_shard.state(module) for module in _fsdp_modules(model))  # type: ignore[attr-defined]
+    groups = (group for state in states for group in state._fsdp_param_groups)
+    return [output for group in groups for param in group.fsdp_params for output in param.all_gather_outputs]
+
+
 def init_mixed_precision(model: nn.Module) -> None:
     """Let FSDP2 initialize its mixed precision now, while all parameters that will ever be trained require gradients.
 

@@ -21,6 +21,7 @@ class Command(NamedTuple):
         first: the keys that the help of a command with many keys describes first.
         check: the function in `litgpt.train.early_checks` that checks a recipe before torch is imported, if any.
         switches: the keys that are true if they are given without a value.
+        plans_run: whether files and all other keys are those of a run, which another command would start.
     """
 
     recipe: str
@@ -31,6 +32,7 @@ class Command(NamedTuple):
     first: tuple[str, ...] = ()
     check: str = ""
     switches: tuple[str, ...] = ()
+    plans_run: bool = False
 
     def import_recipe(self) -> type:
         """Import the dataclass with the settings."""
@@ -221,6 +223,15 @@ COMMANDS = {
         "Train a tokenizer on text.",
         ("input", "output_dir"),
         "litgpt tokenizer train books tokenizer --vocab_size 4096",
+    ),
+    "plan": Command(
+        "plan:Plan",
+        "plan",
+        "Compute the memory that a run will need, without a GPU and without weights.",
+        ("command",),
+        example="litgpt plan --config config_hub/pretrain/tinyllama.yaml --gpu H100-80GB",
+        switches=("json",),
+        plans_run=True,
     ),
     "report": Command(
         "report:Report",

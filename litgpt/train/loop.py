@@ -20,6 +20,7 @@ from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.store.step_folders import get_step_folder
 from litgpt.store.tokenizer_files import find_tokenizer_files
 from litgpt.train.best_metric import BestMetric
+from litgpt.train.build_state import is_compiled
 from litgpt.train.console import RunConsole, RunSummary, render_validation
 from litgpt.train.evaluate import compute_validation_metrics, list_validation_metrics, sample_continuation
 from litgpt.train.garbage_collection import GarbageCollection
@@ -29,7 +30,7 @@ from litgpt.train.objective import Objective
 from litgpt.train.optimizer import set_learning_rate
 from litgpt.train.run_spec import check_token_range
 from litgpt.train.schedule import list_step_limits
-from litgpt.train.setup import Run, is_compiled
+from litgpt.train.setup import Run
 from litgpt.train.step import StepResult, Votes, compute_trained_norm, train_step
 
 

@@ -159,12 +159,15 @@ def build_pretrain_spec(recipe: Pretrain) -> RunSpec:
     )
 
 
-def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path | None = None) -> RunSpec:
+def build_finetune_spec(
+    recipe: Finetune, folder: Path, base: str, adapter: Path | None = None, config: Config | None = None
+) -> RunSpec:
     """Build the spec of the model in a folder, with its own tokenizer.
 
     Args:
         base: name or path of the model in an adapter's config.
         adapter: folder of an adapter of this model to train further.
+        config: of the model; None to read it in the folder.
 
     Raises:
         UserError: if the folder holds only an adapter, the adapter does not match the model, or a reward model is
@@ -175,7 +178,7 @@ def build_finetune_spec(recipe: Finetune, folder: Path, base: str, adapter: Path
             f"checkpoint_dir: {folder} is an adapter; merge it first (litgpt merge_lora), or train it further with "
             "litgpt finetune BASE --initial_adapter_dir ADAPTER"
         )
-    base_config = load_config(folder)
+    base_config = config or load_config(folder)
     saved = load_initial_adapter(adapter, folder, base_config) if adapter else None
     trained_config = saved.config if saved else replace_output(folder, base_config, recipe.output)
     if trained_config.output != recipe.output:

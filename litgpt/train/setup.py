@@ -12,28 +12,26 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 
 from litgpt import adapt
-from litgpt.adapt import neftune, quantization
 from litgpt.data.stream.batch import to_batch
 from litgpt.data.stream.windows import WindowDataset
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
 from litgpt.model.gpt import GPT
-from litgpt.parallel.apply import apply_ddp, init_mixed_precision, parallelize
-from litgpt.parallel.fp8 import apply_fp8, describe_fp8
+from litgpt.parallel.fp8 import describe_fp8
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import build_precision, default_precision
 from litgpt.parallel.reduce import all_gather_objects
 from litgpt.parallel.strategy import MeshStrategy, is_rank_zero
 from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.effect import describe_no_effect
-from litgpt.recipe.parallel import ParallelDims
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.recipe.training import Training
 from litgpt.store.checkpoint_load import find_checkpoint, load_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.collectives_io import share_first_message
 from litgpt.train import header
+from litgpt.train.build_state import build_train_state
 from litgpt.train.early_checks import (
     check_fp8,
     check_predictions,
@@ -42,17 +40,13 @@ from litgpt.train.early_checks import (
     check_vocabulary,
     resolve_sequence_length,
 )
-from litgpt.train.guard import LossScale
 from litgpt.train.history import choose_version
-from litgpt.train.initial_weights import build_reference, fill_model, restore_quantized_base, resume_reference
+from litgpt.train.initial_weights import restore_quantized_base, resume_reference
 from litgpt.train.launch import count_processes, launch
 from litgpt.train.loggers import build_logger
-from litgpt.train.optimizer import build_optimizers
 from litgpt.train.resumed_recipe import describe_changes
-from litgpt.train.router_training import RouterTrainer
 from litgpt.train.run_spec import RunSpec, check_token_range
 from litgpt.train.schedule import Schedule, count_steps, count_warmup_steps
-from litgpt.train.step_timers import StepTimers
 from litgpt.train.torch_backends import check_attention_kernel
 from litgpt.train.train_state import TrainState
 
@@ -299,67 +293,6 @@ def train_or_find_tokenizer(recipe: Training, spec: RunSpec, fabric: Fabric, *, 
             shutil.rmtree(folder, ignore_errors=True)  # of a run without a checkpoint, possibly trained on other text
             train_tokenizer(spec.data.training_documents(), spec.tokenizer.kind, spec.tokenizer.vocab_size, folder)
     return folder
-
-
-def build_train_state(
-    recipe: Training,
-    spec: RunSpec,
-    mesh: Mesh | None,
-    device: torch.device,
-    *,
-    resumed: bool,
-    steps: int | None = None,
-) -> TrainState:
-    """Build this rank's model with its initial weights, and the optimizers.
-
-    Args:
-        steps: of the whole run; None if it has no limit on steps.
-        resumed: whether a checkpoint will be loaded; tensors that it holds are not initialized.
-    """
-    precision = build_precision(recipe.precision, recipe.parallel.reduce_dtype)
-    model = build_meta_model(recipe, spec, mesh, device)
-    model.to_empty(device="cpu" if recipe.parallel.cpu_offload else device)
-    starts_over = not resumed or spec.scores_ahead
-    fill_model(model, spec, recipe.seed, device, resumed=not starts_over)
-    reference = build_reference(model, spec, recipe.seed, device, resumed=resumed) if starts_over else None
-    optimizers = build_optimizers(recipe.optimizer, model, spec.tuner)
-    schedule = adapt.build_schedule(model, spec.tuner, recipe.seed, steps) if spec.tuner else None
-    if schedule:
-        init_mixed_precision(model)
-        schedule.begin_step(0)
-    scale = LossScale(active=precision.scaled)
-    wrapped = apply_ddp(model, mesh, precision.reduce)
-    state = TrainState(wrapped, optimizers, device, precision, mesh, scale, schedule, reference)
-    state.timers = StepTimers(device) if recipe.log.timers else None
-    state.routers = RouterTrainer(recipe.moe, model, mesh) if spec.config.n_expert else None
-    return state
-
-
-def is_compiled(recipe: Training, device: torch.device) -> bool:
-    """Whether the blocks of the model are compiled."""
-    return recipe.compile if recipe.compile is not None else device.type == "cuda" and not recipe.recompute.offload
-
-
-def build_meta_model(recipe: Training, spec: RunSpec, mesh: Mesh | None, device: torch.device) -> GPT:
-    """Build this rank's part of the model on the meta device: quantized, adapted, split and sharded."""
-    precision = build_precision(recipe.precision, recipe.parallel.reduce_dtype)
-    model = GPT.on_meta(spec.config).to(precision.storage)
-    if spec.quantize:
-        quantization.quantize(model, spec.quantize)
-    spec.select_trained(model)
-    if spec.noise:
-        neftune.add_embedding_noise(model, spec.noise)
-    dims = ParallelDims() if mesh is None else mesh.dims
-    model.amax_history = apply_fp8(model, recipe.fp8, dims, device)  # type: ignore[assignment]
-    parallelize(
-        model,
-        mesh,
-        recipe.parallel,
-        precision=precision,
-        compile_blocks=is_compiled(recipe, device),
-        recompute=recipe.recompute,
-    )
-    return model
 
 
 def open_checkpoints(

@@ -12,8 +12,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from litgpt.model.config import Config
 from litgpt.parallel.mesh import Mesh
+from litgpt.train.build_state import build_meta_model
 from litgpt.train.run_spec import RunSpec
-from litgpt.train.setup import build_meta_model
 
 
 def count_local_parameters(model: torch.nn.Module) -> int:

@@ -21,8 +21,8 @@ from litgpt.store.load_model import iter_tensors, load_config, load_model
 from litgpt.store.megatron_config import build_config
 from litgpt.store.megatron_files import load_metadata, load_run_arguments
 from litgpt.store.weight_files import open_weights
+from litgpt.train.build_state import build_train_state
 from litgpt.train.run_spec import build_pretrain_spec
-from litgpt.train.setup import build_train_state
 
 ARCHIVE = Path(__file__).parent / "megatron.tar.xz"
 MODELS = ("dense", "tensor", "gelu", "experts", "separate", "latent")

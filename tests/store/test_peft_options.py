@@ -23,8 +23,8 @@ from litgpt.store.adapters.folder import load_adapter_folder
 from litgpt.store.adapters.peft_tuners import convert_tuner_from_peft
 from litgpt.store.load_model import load_config
 from litgpt.store.save_model import save_model_folder
+from litgpt.train.build_state import build_train_state
 from litgpt.train.run_spec import build_finetune_spec
-from litgpt.train.setup import build_train_state
 from tests.adapt.models import IDS
 from tests.store.models import random_model, small
 

@@ -19,10 +19,10 @@ from litgpt.recipe.tuner import IA3, Full, LLaMAPro, LoRA, Tuner
 from litgpt.store.adapters.folder import load_adapter_folder, save_adapter_folder
 from litgpt.store.load_model import load_config
 from litgpt.store.save_model import save_model_folder
+from litgpt.train.build_state import build_train_state
 from litgpt.train.initial_weights import find_trained_names
 from litgpt.train.reference import hash_parameters
 from litgpt.train.run_spec import add_preference, build_finetune_spec
-from litgpt.train.setup import build_train_state
 from litgpt.train.train_state import TrainState
 from tests.store.models import random_model, small, weights
 

@@ -1,0 +1,1 @@
+"""What a run will need: the memory of a training step, counted on fake tensors."""

@@ -1,0 +1,24 @@
+"""Run the code that accelerators run on fake tensors of the CPU, which backward passes need without an accelerator."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+from litgpt.model import attention
+from litgpt.train import cross_entropy
+
+CPU_PATHS = (
+    (cross_entropy, "CACHED_ELEMENTS", sys.maxsize),  # all rows of a chunk of logits at a time
+    (attention, "is_half_on_cpu", lambda *_: False),  # the backward pass of attention in the type of the forward pass
+)
+"""What the code does on a CPU only: its module, its name, and the value that it has on an accelerator."""
+
+
+@contextmanager
+def accelerator_paths() -> Iterator[None]:
+    """The context in which tensors on the CPU are computed with as those on an accelerator."""
+    with ExitStack() as stack:
+        for module, name, value in CPU_PATHS:
+            stack.enter_context(patch.object(module, name, value))
+        yield

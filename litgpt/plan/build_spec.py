@@ -1,0 +1,51 @@
+"""The spec of a run whose weights and data are not needed."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from litgpt.errors import UserError
+from litgpt.model.config import Config
+from litgpt.model.registry import list_model_names
+from litgpt.recipe.finetune import Finetune
+from litgpt.recipe.pretrain import Pretrain
+from litgpt.recipe.training import Training
+from litgpt.store import hub
+from litgpt.train.run_spec import RunSpec, build_finetune_spec, build_pretrain_spec
+
+
+def build_spec(command: str, recipe: Training) -> RunSpec:
+    """Build the spec of a run without its weights.
+
+    Args:
+        command: that would start the run.
+
+    Raises:
+        UserError: if the shape of the model is not known.
+    """
+    if command == "pretrain":
+        return build_pretrain_spec(replace(cast(Pretrain, recipe), initial_checkpoint_dir=None))
+    finetune = cast(Finetune, recipe)
+    if finetune.initial_adapter is not None:
+        raise UserError(
+            f"initial_adapter_dir: {finetune.initial_adapter} is not planned yet; leave it out, and set the tuner that "
+            "it was trained with"
+        )
+    folder = hub.find_local_folder("checkpoint_dir", finetune.checkpoint_dir)
+    config = find_shape(finetune.checkpoint_dir) if folder is None else None
+    spec = build_finetune_spec(finetune, folder or finetune.checkpoint_dir, str(finetune.checkpoint_dir), config=config)
+    return replace(spec, weights=None)
+
+
+def find_shape(name: Path) -> Config:
+    """The shape of a model on the hub by its name, without a download.
+
+    Raises:
+        UserError: if the name is not known.
+    """
+    if name.name not in list_model_names():
+        raise UserError(
+            f"checkpoint_dir: {name} is neither a folder here nor the name of a known shape; give a folder with its "
+            "config.json"
+        )
+    return Config.from_name(name.name)

@@ -1,0 +1,90 @@
+"""Run code on tensors without memory: shapes and types are computed, values are not."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+aten = torch.ops.aten
+SCALAR_READS = (aten.item.default, aten._local_scalar_dense.default)
+
+
+class KnownValues(TorchFunctionMode):
+    """Keeps the numbers of which the host makes tensors.
+
+    Attributes:
+        values: a number or a list of numbers, by tensor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = WeakTensorKeyDictionary()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function of torch, and keep the argument of `torch.tensor`."""
+        output = func(*args, **(kwargs or {}))
+        if func is torch.tensor and output.dim() <= 1:
+            self.values[output] = args[0]
+        return output
+
+
+class HostReads(TorchDispatchMode):
+    """Answers what the host reads from fake tensors.
+
+    Numbers that the host has sent to the device are read back as they are, also after a sum over ranks: the other ranks
+    are taken to add nothing. A number that the device computed reads as 1, and True for a bool, so a gradient norm is
+    finite and nothing is skipped. `nonzero` selects all elements, so every label is taken to be a target. Operations on
+    real tensors, such as the ranks of a mesh, are computed.
+    """
+
+    def __init__(self, known: KnownValues) -> None:
+        super().__init__()
+        self.known = known.values
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, with answers for the operations whose results depend on values."""
+        if any(map(is_traceable_wrapper_subclass_type, types)):
+            return NotImplemented  # its own operations on plain tensors come here
+        if func is not aten.lift_fresh.default and is_real((args, kwargs)):
+            with unset_fake_temporarily():
+                return func(*args, **(kwargs or {}))
+        if func is aten.nonzero.default:
+            return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.long)
+        if func in SCALAR_READS:
+            return self._read(args[0])
+        output = func(*args, **(kwargs or {}))
+        if func is aten.unbind.int and args[0] in self.known:
+            self.known.update(zip(output, self.known[args[0]], strict=True))
+        elif func._schema.is_mutable and func.namespace != "c10d":
+            for tensor in (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)):
+                self.known.pop(tensor, None)
+        return output
+
+    def _read(self, tensor: Tensor) -> Any:
+        if tensor in self.known:
+            return self.known[tensor]
+        return tensor.dtype == torch.bool or (1.0 if tensor.is_floating_point() else 1)
+
+
+def is_real(values: Any) -> bool:
+    """Whether the tensors among some values, of which there is one, have values of their own."""
+    tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    return bool(tensors) and all(type(tensor) is not FakeTensor and tensor.device.type == "cpu" for tensor in tensors)
+
+
+@contextmanager
+def fake_tensors() -> Iterator[None]:
+    """The context in which new tensors are fake.
+
+    Tensors on the meta device, such as those of a model without memory, may be arguments of operations.
+    """
+    known = KnownValues()
+    with FakeTensorMode(allow_non_fake_inputs=True), HostReads(known), known:
+        yield

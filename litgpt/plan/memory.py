@@ -1,0 +1,163 @@
+"""The memory of a training step by what it holds, from the step itself."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from litgpt.data.stream.batch import Batch
+from litgpt.parallel.apply import list_gathered_parameters
+from litgpt.parallel.mesh import Mesh
+from litgpt.plan.accelerator_paths import accelerator_paths
+from litgpt.plan.allocations import Allocation, AllocationRecorder, find_peak, list_in_use
+from litgpt.plan.fake_tensors import fake_tensors
+from litgpt.recipe.training import Training
+from litgpt.train.build_state import build_meta_model, complete_train_state
+from litgpt.train.objective import Objective, next_token
+from litgpt.train.run_spec import RunSpec
+from litgpt.train.step import train_step
+from litgpt.train.step_timers import StepTimers
+from litgpt.train.train_state import TrainState
+
+KINDS = (
+    *("parameters", "gradients", "optimizer", "activations", "logits", "gathered_parameters", "communication"),
+    *("temporary", "other"),
+)
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """The memory of one rank in a training step, when most of it is in use.
+
+    Attributes:
+        peak: bytes.
+        parts: the bytes of each of `KINDS` at that time.
+        phase: of the step, and the number of its micro-batch, from 1.
+        largest: the operation that reached the peak, the shape of its result, and its bytes.
+    """
+
+    peak: int
+    parts: dict[str, int]
+    phase: str
+    micro_batch: int
+    op: str
+    shape: tuple[int, ...]
+    op_bytes: int
+
+
+class PhaseTimers(StepTimers):
+    """Tells a recorder of allocations in which phase a step is, and what the gradients are after each backward pass."""
+
+    def __init__(self, recorder: AllocationRecorder, state: TrainState) -> None:
+        super().__init__(state.device)
+        self.recorder, self.state = recorder, state
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        """Name the phase in the block."""
+        with self.recorder.enter_phase(phase):
+            yield
+        if "backward" in phase:
+            self.recorder.mark("gradients", [parameter.grad for parameter in self.state.parameters()])
+
+
+def plan_step_memory(recipe: Training, spec: RunSpec, mesh: Mesh | None, *, length: int, steps: int) -> StepMemory:
+    """Build a rank of a run on fake tensors, train it for a step, and count its memory.
+
+    Args:
+        mesh: of the rank; None for a single process.
+        length: tokens per row.
+        steps: of the whole run.
+    """
+    device = torch.device("cpu")
+    model = build_meta_model(recipe, spec, mesh, device)
+    objective = next_token(recipe.loss, prediction_layers=spec.count_trained_predictions())
+    recorder = AllocationRecorder()
+    with accelerator_paths(), fake_tensors(), recorder:
+        state = complete_train_state(model, recipe, spec, mesh, device, resumed=True, steps=steps)
+        ids = torch.zeros(recipe.train.micro_batch_size, length, dtype=torch.long)
+        micro_batches = recipe.train.accumulation(1 if mesh is None else mesh.dims.data_ranks)
+        batches = [Batch(ids, ids.clone())] * min(micro_batches, 2)  # the second one has the gradients of the first
+        return record_step(recorder, state, batches, objective, max_norm=recipe.train.max_norm)
+
+
+def record_step(
+    recorder: AllocationRecorder,
+    state: TrainState,
+    batches: Sequence[Batch],
+    objective: Objective,
+    *,
+    max_norm: float | None,
+) -> StepMemory:
+    """Take a step in which the optimizers allocate their states, then another one, whose memory is counted.
+
+    Args:
+        recorder: is active.
+    """
+    state.timers = PhaseTimers(recorder, state)
+    state.begin_step(0)
+    recorder.mark("parameters", [*state.core.parameters(), *state.core.buffers()])
+    train_step(state, batches[:1], objective, max_norm=max_norm)
+    for optimizer in state.optimizers:
+        recorder.mark("optimizer", list_state_tensors(optimizer))
+    recorder.mark("gathered_parameters", list_gathered_parameters(state.core))
+    first = recorder.events
+    train_step(state, batches, objective, max_norm=max_norm)
+    rows = state.core.config.padded_vocab_size or 0
+    vocabularies = {rows} if state.mesh is None else {rows, -(-rows // state.mesh.dims.tensor)}
+    return sum_by_kind(recorder.allocations, first, recorder.events, vocabularies=vocabularies)
+
+
+def list_state_tensors(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """The tensors of an optimizer's states, among other values."""
+    return [value for state in optimizer.state.values() for value in tree_leaves(state)]
+
+
+def sum_by_kind(
+    allocations: Sequence[Allocation], first: int, last: int, *, vocabularies: Collection[int]
+) -> StepMemory:
+    """Sum the allocations at the peak between two events by what they hold.
+
+    Args:
+        vocabularies: rows of the output matrix, which logits have as their last dimension, and of its shards.
+    """
+    peak = find_peak(allocations, first, last)
+    parts = dict.fromkeys(KINDS, 0)
+    in_use = list_in_use(allocations, peak)
+    for allocation in in_use:
+        parts[classify(allocation, first, vocabularies)] += allocation.bytes
+    latest = max(in_use, key=lambda allocation: allocation.start)
+    return StepMemory(
+        peak=sum(parts.values()),
+        parts=parts,
+        phase=latest.phase.name,
+        micro_batch=latest.phase.number,
+        op=latest.op,
+        shape=latest.shape,
+        op_bytes=latest.bytes,
+    )
+
+
+def classify(allocation: Allocation, first: int, vocabularies: Collection[int]) -> str:
+    """What an allocation holds, one of `KINDS`.
+
+    Args:
+        first: the event at which the step began.
+        vocabularies: as for `sum_by_kind`.
+    """
+    kind, phase = allocation.kind, allocation.phase
+    if kind is not None:
+        return kind
+    if allocation.start < first:
+        return "other"
+    if allocation.shape and allocation.shape[-1] in vocabularies and phase.name != "optimizer":
+        return "logits"
+    is_saved = phase.name == "forward" and (allocation.end is None or allocation.end > (phase.end or first))
+    # a backward pass records a graph only where it recomputes; that of a stage is not a phase of its own
+    is_of_forward = phase.name in ("backward", "forward_backward") and allocation.records_graph
+    if is_saved or is_of_forward:
+        return "activations"
+    return "communication" if allocation.is_sent else "temporary"

@@ -1,0 +1,97 @@
+"""The plan of a run as a table, and as values for JSON."""
+
+from typing import Any
+
+from litgpt.plan.memory import StepMemory
+from litgpt.plan.ranks import RunPlan
+from litgpt.recipe.columns import format_columns
+from litgpt.recipe.plan import Plan
+
+GIB = 2**30
+FIXED_ALLOWANCE = 2 * GIB
+ALLOWANCE_SHARE = 0.08
+"""Of what a step needs: memory that the allocator holds in pieces too small to use. With `FIXED_ALLOWANCE`, for the
+device's context and the buffers of its libraries, this is an assumption, the same for all runs."""
+PART_NAMES = {
+    "parameters": "Parameters",
+    "gradients": "Gradients",
+    "optimizer": "Optimizer states",
+    "activations": "Activations",
+    "logits": "Logits",
+    "gathered_parameters": "Gathered parameters",
+    "communication": "Communication",
+    "temporary": "Temporary",
+    "other": "Other",
+}
+
+
+def compute_allowance(memory: StepMemory) -> int:
+    """Bytes for what a step does not allocate itself."""
+    return FIXED_ALLOWANCE + round(ALLOWANCE_SHARE * memory.peak)
+
+
+def compute_total(memory: StepMemory) -> float:
+    """GiB that a rank needs, with the allowance."""
+    return (memory.peak + compute_allowance(memory)) / GIB
+
+
+def describe_rank(rank: int, memory: StepMemory) -> dict[str, Any]:
+    """The memory of a rank as JSON values, in GiB."""
+    parts = {**memory.parts, "allowance": compute_allowance(memory)}
+    return {
+        "rank": rank,
+        "peak_gib": round(compute_total(memory), 6),
+        "parts": {name: round(size / GIB, 6) for name, size in parts.items()},
+        "peak_at": {
+            "phase": memory.phase,
+            "micro_batch": memory.micro_batch,
+            "op": memory.op,
+            "shape": list(memory.shape),
+            "gib": round(memory.op_bytes / GIB, 6),
+        },
+    }
+
+
+def describe_plan(plan: RunPlan, settings: Plan) -> dict[str, Any]:
+    """The plan as JSON values."""
+    available = settings.available_memory
+    worst = describe_rank(plan.worst, plan.ranks[plan.worst])
+    return {
+        "processes": plan.dims.world_size,
+        "tokens_per_row": plan.length,
+        "worst": worst,
+        "ranks": [describe_rank(rank, memory) for rank, memory in plan.ranks.items()],
+        "ranks_alike": plan.alike,
+        "gpu_memory_gib": available,
+        "fits": None if available is None else worst["peak_gib"] <= available,
+    }
+
+
+def format_plan(plan: RunPlan, settings: Plan) -> str:
+    """Format the memory of the rank that needs the most, by what it holds, and whether that fits."""
+    memory = plan.ranks[plan.worst]
+    sizes = {PART_NAMES[name]: size for name, size in memory.parts.items() if size}
+    sizes["Allowance"] = compute_allowance(memory)
+    rows = [(name, f"{size / GIB:9.2f} GiB") for name, size in sizes.items()]
+    total = compute_total(memory)
+    rows.append(("Total", f"{total:9.2f} GiB"))
+    rows.append(("Peak", describe_peak(memory)))
+    if (available := settings.available_memory) is not None:
+        name = settings.gpu or "the GPU"
+        left = available - total
+        verdict = f"yes, with {left:.2f} GiB left" if left >= 0 else f"no, {-left:.2f} GiB too much"
+        rows.append(("Fits", f"{verdict} of the {available:g} GiB of {name}"))
+    others = [f"rank {rank}: {compute_total(other):.2f} GiB" for rank, other in plan.ranks.items()]
+    if len(others) > 1:
+        rows.append(("Stages", ", ".join(others)))
+    alike = f", of {plan.alike} alike" if plan.alike > 1 else ""
+    title = f"Memory of rank {plan.worst}{alike}, with rows of {plan.length} tokens"
+    return "\n".join([title, *format_columns(rows, 20, indent=0)])
+
+
+def describe_peak(memory: StepMemory) -> str:
+    """Describe where in the step the peak is."""
+    shape, size = " x ".join(map(str, memory.shape)), memory.op_bytes / GIB
+    is_of_batch = memory.phase in ("forward", "backward")
+    place = f"{memory.phase} of micro-batch {memory.micro_batch}" if is_of_batch else memory.phase
+    return f"in {place}, when {memory.op} returned {size:.2f} GiB ({shape})"

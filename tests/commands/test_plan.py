@@ -1,0 +1,80 @@
+"""`litgpt plan`: the table, JSON, the errors, and layouts without other processes."""
+
+import json
+
+import pytest
+
+SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 4, "head_size": 8, "intermediate_size": 48, "padded_vocab_size": 512}
+RUN = [
+    *("--model_name", "pythia-14m", "--out_dir", "out", "--train.max_seq_length", "32", "--precision", "bf16-mixed"),
+    *("--train.micro_batch_size", "1", "--train.global_batch_size", "8"),
+    *(word for key, value in SHAPE.items() for word in (f"--model_config.{key}", str(value))),
+]
+
+
+def plan(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
+    from litgpt import cli
+
+    assert cli.main(["plan", *RUN, *argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_table_says_what_the_memory_holds_and_whether_it_fits(capsys):
+    from litgpt import cli
+
+    assert cli.main(["plan", *RUN, "--gpu", "RTX-3090"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Memory of rank 0, with rows of 32 tokens\nParameters")
+    assert "\nFits " in out and "of the 23.7 GiB of RTX-3090" in out
+
+
+def test_json_has_parts_that_add_up(capsys):
+    shown = plan(capsys, "--gpu_memory", "1")
+    assert shown["fits"] is False and shown["ranks"] == [shown["worst"]]
+    assert sum(shown["worst"]["parts"].values()) == pytest.approx(shown["worst"]["peak_gib"], abs=0.01)
+    assert plan(capsys)["fits"] is None
+
+
+@pytest.mark.parametrize("layout", ["--parallel.data_shard", pytest.param("--parallel.tensor", marks=pytest.mark.slow)])
+def test_a_layout_needs_less_of_each_rank(capsys, layout):
+    key = ["--devices", "2", layout, "2", "--model_config.n_embd", "256"]
+    one, two = (plan(capsys, *rest)["worst"]["parts"] for rest in (key[4:], key))
+    assert two["parameters"] == pytest.approx(one["parameters"] / 2, rel=0.1)
+    assert two["optimizer"] == pytest.approx(one["optimizer"] / 2, rel=0.1)
+
+
+def test_every_stage_of_a_pipeline_is_planned(capsys):
+    shown = plan(capsys, "--devices", "4", "--parallel.pipeline", "2")
+    assert [rank["rank"] for rank in shown["ranks"]] == [0, 2] and shown["ranks_alike"] == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--recompute.offload", "true"], "recompute.offload: true is not planned yet; set false"),
+        (["--devices", "4", "--parallel.data_replicate", "4"], "parallel.data_replicate: 4 alone (DDP) is not planned"),
+        (["--fp8.recipe", "tensorwise"], "fp8.recipe: tensorwise is not planned yet; set null"),
+        (["--train.max_seq_length", "100000"], "train.max_seq_length: 100000 is more than the model's block_size"),
+    ],
+)
+def test_settings_that_are_not_planned_are_refused(capsys, argv, message):
+    from litgpt import cli
+
+    assert cli.main(["plan", *RUN, *argv]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--gpu", "H100-80GB", "--gpu_memory", "80"], "are the same setting; set one of them"),
+        (["--checkpoint_dir", "EleutherAI/pythia-14m"], "command: missing; set that of the recipe"),
+        (["dpo", *RUN], "command: 'dpo' is not valid"),
+        ([*RUN, "--train.micro_batch", "1"], "train.micro_batch is not a key"),
+    ],
+)
+def test_wrong_arguments_are_refused(capsys, argv, message):
+    from litgpt import cli
+
+    assert cli.main(["plan", *argv]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,191 @@
+"""The memory of planned steps is that of real ones, by the allocator of torch and by what the tensors hold."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from litgpt.data.stream.batch import Batch
+from litgpt.plan.accelerator_paths import accelerator_paths
+from litgpt.plan.allocations import AllocationRecorder
+from litgpt.plan.build_spec import build_spec
+from litgpt.plan.memory import StepMemory, plan_step_memory, record_step
+from litgpt.recipe.build import build_recipe, merge_settings
+from litgpt.recipe.commands import COMMANDS
+from litgpt.train.build_state import build_train_state
+from litgpt.train.objective import next_token
+from litgpt.train.step import train_step
+from litgpt.train.train_state import TrainState
+
+CPU = torch.device("cpu")
+TOKENS = 128
+SHAPE = {
+    **{"name": "tiny", "n_layer": 3, "n_embd": 64, "n_head": 4, "n_query_groups": 2, "block_size": TOKENS},
+    **{"padded_vocab_size": 512, "mlp_class_name": "LLaMAMLP", "intermediate_size": 160, "norm_class_name": "RMSNorm"},
+    **{"bias": False, "rotary_percentage": 1.0, "parallel_residual": False},
+}
+TRAIN = {"micro_batch_size": 2, "global_batch_size": 4, "max_seq_length": TOKENS, "max_norm": 1.0}
+PRETRAIN = {"model_name": "tiny", "model_config": SHAPE}
+FINETUNE = {"checkpoint_dir": "EleutherAI/pythia-14m"}
+EXPERTS = {
+    **SHAPE,
+    **{"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2, "moe_intermediate_size": 32},
+}
+
+
+class Case(NamedTuple):
+    """A recipe to plan and to run."""
+
+    command: str
+    settings: dict[str, Any]
+
+
+FAST = {
+    "chunked": Case("pretrain", PRETRAIN | {"precision": "32-true"}),
+    "recompute": Case("pretrain", PRETRAIN | {"precision": "bf16-mixed", "recompute": {"granularity": "full"}}),
+}
+SLOW = {
+    "plain": Case("pretrain", PRETRAIN | {"precision": "bf16-mixed", "loss": {"impl": "plain"}}),
+    "bf16": Case("pretrain", PRETRAIN | {"precision": "bf16-true"}),
+    "selective": Case("pretrain", PRETRAIN | {"precision": "32-true", "recompute": {"granularity": "selective"}}),
+    "accumulation": Case("pretrain", PRETRAIN | {"train": {**TRAIN, "micro_batch_size": 1}}),
+    "one-batch": Case("pretrain", PRETRAIN | {"train": {**TRAIN, "micro_batch_size": 4}}),
+    "experts": Case("pretrain", PRETRAIN | {"precision": "bf16-mixed", "model_config": EXPERTS}),
+    "sgd": Case("pretrain", PRETRAIN | {"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}}),
+    "states-in-bf16": Case(
+        "pretrain",
+        PRETRAIN
+        | {"precision": "32-true"}
+        | {
+            "optimizer": {
+                "class_path": "PrecisionAwareAdamW",
+                "init_args": {"lr": 1e-3, "exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "bf16"},
+            }
+        },
+    ),
+    "muon": Case("pretrain", PRETRAIN | {"optimizer": {"class_path": "Muon", "init_args": {"lr": 0.01}}}),
+    "full": Case("finetune_full", FINETUNE | {"precision": "bf16-true"}),
+    "lora": Case("finetune_lora", FINETUNE | {"precision": "bf16-true"}),
+    "qlora": Case("finetune_lora", FINETUNE | {"precision": "bf16-true", "quantize": "bnb.nf4"}),
+    "adapter": Case("finetune_adapter", FINETUNE | {"precision": "32-true"}),
+}
+
+
+def build_case(case: Case) -> tuple[Any, Any]:
+    """The recipe of a case, and its spec."""
+    tree = {"out_dir": "unused", "train": TRAIN} | case.settings
+    cls = COMMANDS[case.command].import_recipe()
+    recipe = build_recipe(cls, merge_settings(cls, {}, tree, trusted=True))
+    return recipe, build_spec(case.command, recipe)
+
+
+def plan(case: Case) -> StepMemory:
+    recipe, spec = build_case(case)
+    return plan_step_memory(recipe, spec, None, length=TOKENS, steps=10)
+
+
+def build_real_state(case: Case) -> tuple[TrainState, list[Batch], Any]:
+    """A state with real tensors, the micro-batches of a step, and keyword arguments of `train_step`."""
+    recipe, spec = build_case(case)
+    state = build_train_state(recipe, spec, None, CPU, resumed=False, steps=10)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 512, (recipe.train.micro_batch_size, TOKENS), generator=generator)
+    batches = [Batch(ids, ids.roll(-1, 1))] * min(recipe.train.accumulation(1), 2)
+    return state, batches, {"objective": next_token(recipe.loss), "max_norm": 1.0}
+
+
+@contextmanager
+def profile_memory() -> Iterator[list[int]]:
+    """The bytes in use after each call of the allocator within the block, set at its end."""
+    totals: list[int] = []
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        yield totals
+    events = profiler.profiler.kineto_results.events()
+    total = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        total += event.nbytes()
+        totals.append(total)
+
+
+def check_peak(case: Case) -> None:
+    """Check the peak against the allocator, which also sees what kernels allocate inside."""
+    with accelerator_paths(), profile_memory() as totals:
+        state, batches, settings = build_real_state(case)
+        for micro_batches in (batches[:1], batches):
+            train_step(state, micro_batches, **settings)
+    planned = plan(case)
+    assert planned.peak == sum(planned.parts.values())
+    assert planned.peak == pytest.approx(max(totals), rel=0.1)
+
+
+def check_parts(case: Case) -> None:
+    """Check what the memory holds against a real step with the same recorder, and against the tensors of the run."""
+    planned = plan(case)
+    recorder = AllocationRecorder()
+    with accelerator_paths(), recorder:
+        state, batches, settings = build_real_state(case)
+        gradients = []
+        for optimizer in state.optimizers:
+            optimizer.register_step_pre_hook(lambda *_: gradients.append(count_gradients(state)))
+        real = record_step(recorder, state, batches, settings["objective"], max_norm=1.0)
+    for kind, size in real.parts.items():
+        assert planned.parts[kind] == pytest.approx(size, rel=0.03, abs=4096), kind
+    held = [*state.core.parameters(), *state.core.buffers()]
+    states = [value for optimizer in state.optimizers for kept in optimizer.state.values() for value in kept.values()]
+    assert planned.parts["parameters"] == pytest.approx(count_bytes(held), rel=0.03)
+    assert planned.parts["optimizer"] == pytest.approx(count_bytes(states), rel=0.03)
+    if len(batches) > 1:
+        assert planned.parts["gradients"] == pytest.approx(gradients[-1], rel=0.03)
+
+
+def count_gradients(state: TrainState) -> int:
+    return count_bytes(parameter.grad for parameter in state.parameters())
+
+
+def count_bytes(values: Any) -> int:
+    """The bytes of all tensors among some values, each storage once."""
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in values
+        if isinstance(tensor, torch.Tensor)
+    }
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_the_planned_peak_is_that_of_the_allocator(name: str) -> None:
+    check_peak(FAST[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_the_planned_peaks_of_many_recipes_are_those_of_the_allocator(name: str) -> None:
+    check_peak(SLOW[name])
+
+
+def test_what_the_memory_holds_is_that_of_a_real_step() -> None:
+    check_parts(FAST["recompute"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*FAST, *SLOW])
+def test_what_the_memory_of_many_recipes_holds_is_that_of_real_steps(name: str) -> None:
+    check_parts((FAST | SLOW)[name])
+
+
+def test_activations_are_the_tensors_that_autograd_saves() -> None:
+    case = Case("pretrain", PRETRAIN | {"precision": "32-true", "loss": {"impl": "plain"}})
+    planned = plan(case)
+    state, batches, settings = build_real_state(case)
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*state.core.parameters(), *state.core.buffers())}
+    saved: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        loss, _ = settings["objective"].loss(state.model, state.local_batch(batches[0]))
+    kept = [tensor for tensor in saved if tensor.untyped_storage().data_ptr() not in held]
+    log_softmax = batches[0].ids.numel() * 512 * 4
+    assert planned.phase == "backward"  # of the logits, before anything saved is freed
+    assert planned.parts["activations"] + log_softmax == pytest.approx(count_bytes(kept), rel=0.03)
+    assert loss.requires_grad
