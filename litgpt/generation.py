@@ -22,14 +22,15 @@ from litgpt.messages import print_message
 from litgpt.recipe.generate import Generate, GenerationSettings
 
 
-def load_llm(checkpoint_dir: Path, settings: GenerationSettings) -> LLM:
+def load_llm(checkpoint_dir: Path, settings: GenerationSettings, *, access_token: str | None = None) -> LLM:
     """Load the model of a command, and print how long it took.
 
     Args:
         checkpoint_dir: a folder or name, as in `LLM.load`.
+        access_token: for gated models; None to use HF_TOKEN.
     """
     start = time.perf_counter()
-    llm = LLM.load(checkpoint_dir, distribute=None)
+    llm = LLM.load(checkpoint_dir, access_token=access_token, distribute=None)
     llm.distribute(precision=settings.precision, quantize=settings.quantize)
     if settings.compile:
         llm.model.compile(dynamic=True)

@@ -8,6 +8,7 @@ import termios
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 EXIT_CODE = 130  # 128 + SIGINT, as shells have it
 INTERRUPTED = "litgpt: interrupted"
@@ -64,6 +65,33 @@ def exit_on_interrupt(message: str) -> Iterator[None]:
             yield
         finally:
             left.set()
+
+
+@contextmanager
+def suspend_exit_on_interrupt() -> Iterator[None]:
+    """Inside the block the process does not end after Ctrl-C, which a command handles itself."""
+    previous = signal.set_wakeup_fd(-1)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous, warn_on_full_buffer=False)
+
+
+@contextmanager
+def notice_interrupt() -> Iterator[threading.Event]:
+    """Yield an event that the first Ctrl-C inside the block sets; another one raises KeyboardInterrupt."""
+    noticed = threading.Event()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if noticed.is_set():
+            raise KeyboardInterrupt
+        noticed.set()
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield noticed
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def ignore_signals() -> None:

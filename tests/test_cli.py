@@ -108,7 +108,7 @@ def test_all_commands_of_litgpt_are_here_or_missing():
         (["finetune", "lora", "x"], "'finetune lora' is not a command; did you mean finetune_lora?"),
         (["finetune", "adapter", "v2"], "'finetune adapter v2' is not a command; did you mean finetune_adapter_v2?"),
         (["zzz"], "'zzz' is not a command; the commands are pretrain, "),
-        (["chatt", "x"], "'chatt' is not a command; did you mean chat? It is not available yet; use litgpt generate"),
+        (["chatt", "x"], "'chatt' is not a command; did you mean chat?"),
         (["pretrane"], "'pretrane' is not a command; did you mean pretrain?"),
     ],
 )

@@ -58,10 +58,10 @@ class CacheBlock:
 
 
 class BlockCache:
-    """Blocks for at most `max_tokens` tokens in all."""
+    """Blocks for at most `max_tokens` tokens in all, of which `slab_blocks` or less are allocated at once."""
 
-    def __init__(self, max_tokens: int) -> None:
-        self.max_tokens = max_tokens
+    def __init__(self, max_tokens: int, slab_blocks: int = SLAB_BLOCKS) -> None:
+        self.max_tokens, self.slab_blocks = max_tokens, slab_blocks
         self.slabs: list[Slab] = []
         self.blocks: list[CacheBlock] = []
         self.kept: list[CacheBlock] = []  # of finished texts, the one not used for the longest time first
@@ -93,7 +93,7 @@ class BlockCache:
             return slab
         if self.allocated_tokens + size > self.max_tokens:
             self.slabs = [slab for slab in self.slabs if len(slab.free) < slab.blocks]
-        count = min(SLAB_BLOCKS, max(1, SLAB_TOKENS // size), (self.max_tokens - self.allocated_tokens) // size)
+        count = min(self.slab_blocks, max(1, SLAB_TOKENS // size), (self.max_tokens - self.allocated_tokens) // size)
         if count < 1:
             return None
         self.slabs.append(Slab(size, count))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.infer.block_cache import BlockCache, CacheBlock, count_common_tokens
+from litgpt.infer.block_cache import SLAB_BLOCKS, BlockCache, CacheBlock, count_common_tokens
 from litgpt.infer.onednn import ReorderedMatrix, can_reorder, read_version, reorder_linear_layers
 from litgpt.infer.packed_step import Chunk, run_packed
 from litgpt.infer.requests import FinishReason, GeneratedToken, Request, check_prompt, check_tokens
@@ -91,7 +91,7 @@ class Engine:
         self._versions: list[tuple[int, int]] = []
         self.max_sequences, self.prefill_chunk = max_sequences, prefill_chunk
         self._max_tokens = cache_tokens or max_sequences * model.config.block_size
-        self.cache = BlockCache(self._max_tokens)
+        self.cache = self._build_cache()
         self.draft: Draft | None = None
         if draft is not None:
             check_draft(draft, model)
@@ -140,7 +140,11 @@ class Engine:
         """Empty the cache if the weights have changed since it was filled."""
         versions = [read_version(parameter) for parameter in self.model.parameters()]
         if versions != self._versions:
-            self.cache, self._versions = BlockCache(self._max_tokens), versions
+            self.cache, self._versions = self._build_cache(), versions
+
+    def _build_cache(self) -> BlockCache:
+        """An empty cache; blocks of few texts, and of one finished text for each, are allocated a few at a time."""
+        return BlockCache(self._max_tokens, min(SLAB_BLOCKS, 2 * self.max_sequences))
 
     def cancel(self, sequence: Sequence) -> None:
         """End a text and free its memory."""

@@ -121,6 +121,15 @@ COMMANDS = {
         f"litgpt rm Qwen/Qwen3-0.6B {PREFERENCES}",
         *ALIGN_KEYS,
     ),
+    "chat": Command(
+        "chat:Chat",
+        "chat",
+        "Chat with a model in the terminal.",
+        ("checkpoint_dir",),
+        "litgpt chat out/finetune/lora/final",
+        check="check_generation",
+        switches=("multiline",),
+    ),
     "generate": Command(
         "generate:Generate",
         "generate",
@@ -281,7 +290,6 @@ COMMANDS = {
 
 # Commands of LitGPT that do not exist here yet, and what does their work until then.
 MISSING_COMMANDS = {
-    "chat": "use litgpt generate FOLDER --prompt TEXT for one answer",
     "generate_full": "use litgpt generate FOLDER, such as out/finetune/full/final",
     "generate_adapter": "use litgpt generate ADAPTER_FOLDER, such as out/finetune/adapter/final",
     "generate_adapter_v2": "use litgpt generate ADAPTER_FOLDER, such as out/finetune/adapter-v2/final",

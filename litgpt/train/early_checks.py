@@ -8,6 +8,7 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config, override_fields
 from litgpt.model.registry import has_config, list_model_names
 from litgpt.parallel.model_sizes import check_model_sizes
+from litgpt.recipe.chat import Chat
 from litgpt.recipe.data_commands import DataInspect, DataPrepare
 from litgpt.recipe.effect import check_effects, describe_no_effect
 from litgpt.recipe.evaluate import Evaluate
@@ -74,7 +75,7 @@ def check_finetuning(recipe: Finetune) -> None:
         check_vocabulary(Tokenizer(folder), config, has_weights=True)
 
 
-def check_generation(recipe: Generate | Evaluate | Serve) -> None:
+def check_generation(recipe: Chat | Generate | Evaluate | Serve) -> None:
     """Check that the model of a command may exist.
 
     Raises:

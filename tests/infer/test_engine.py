@@ -1,7 +1,6 @@
 """The engine: prefixes are computed once, texts join, leave and are preempted, memory is bounded, errors say what."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -10,27 +9,12 @@ from litgpt.errors import UserError
 from litgpt.infer import engine as engine_module
 from litgpt.infer.block_cache import BlockCache, count_common_tokens, round_up_size
 from litgpt.infer.engine import Engine
-from litgpt.infer.packed_step import Chunk
 from litgpt.infer.requests import Request
 from litgpt.infer.sampling import Sampling
 from tests.model.test_attention import small
 
 PROMPT = tuple(range(5, 45))
 GREEDY = Sampling(temperature=0)
-
-
-@pytest.fixture
-def processed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of tokens of each forward pass."""
-    counts: list[int] = []
-    run = engine_module.run_packed
-
-    def count(model: Any, chunks: Sequence[Chunk], *args: Any, **settings: Any) -> Any:
-        counts.append(sum(len(chunk.ids) for chunk in chunks))
-        return run(model, chunks, *args, **settings)
-
-    monkeypatch.setattr(engine_module, "run_packed", count)
-    return counts
 
 
 def list_ids(sequences: Sequence[engine_module.Sequence]) -> list[list[int]]:
