@@ -2,11 +2,13 @@
 
 import signal
 import socket
+from pathlib import Path
 from types import FrameType
 
 from litgpt.api import LLM
 from litgpt.errors import UserError
 from litgpt.infer.engine import Engine
+from litgpt.infer.shared_weights import share_weights
 from litgpt.messages import print_message
 from litgpt.recipe.serve import Serve
 
@@ -55,18 +57,15 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 
 def build_server(recipe: Serve) -> Server:
-    """The server of a model."""
-    llm = LLM.load(recipe.checkpoint_dir, access_token=recipe.access_token, distribute=None)
-    llm.distribute(accelerator=recipe.accelerator, precision=recipe.precision, quantize=recipe.quantize)
-    name = recipe.served_model_name or recipe.checkpoint_dir.name
-    defaults = Defaults(recipe.max_new_tokens, recipe.temperature, recipe.top_k, recipe.top_p)
-    model = ServedModel(name, recipe.checkpoint_dir, llm.model, llm.prompt_encoder(), defaults)
-    engine = Engine(
-        llm.model,
-        max_sequences=recipe.max_sequences,
-        cache_tokens=recipe.cache_tokens,
-        prefill_chunk=recipe.prefill_chunk,
-    )
+    """The server of a model and its adapters."""
+    base = LLM.load(recipe.checkpoint_dir, access_token=recipe.access_token, distribute=None)
+    if recipe.adapters:
+        base.distribute(accelerator="cpu", precision=recipe.precision)
+    adapted = {name: load_adapted(name, folder, base, recipe) for name, folder in recipe.adapters.items()}
+    models = []
+    for name, llm in {recipe.model_name: base, **adapted}.items():
+        llm.distribute(accelerator=recipe.accelerator, precision=recipe.precision, quantize=recipe.quantize)
+        models.append(build_model(name, recipe.adapters.get(name, recipe.checkpoint_dir), llm, recipe))
     settings = ServerSettings(
         api_key=recipe.api_key,
         max_body_bytes=recipe.max_body_bytes,
@@ -74,4 +73,33 @@ def build_server(recipe: Serve) -> Server:
         predict_path=None if recipe.openai_spec else recipe.api_path,
         stream=recipe.stream,
     )
-    return Server(model, EngineThread(engine, recipe.max_waiting), settings)
+    return Server(models, EngineThread([model.engine for model in models], recipe.max_waiting), settings)
+
+
+def load_adapted(name: str, folder: Path, base: LLM, recipe: Serve) -> LLM:
+    """The model with an adapter, whose other weights are those of its base in memory.
+
+    Raises:
+        UserError: if the folder is not an adapter of this base.
+    """
+    try:
+        llm = LLM.load(folder, access_token=recipe.access_token, distribute=None)
+    except UserError as error:
+        raise UserError(f"adapters: {name}: {error.detail}") from None
+    if not share_weights(llm.model, base.model):
+        raise UserError(
+            f"adapters: {name}: {folder} is not an adapter of {recipe.checkpoint_dir}; serve it with its own base"
+        )
+    return llm
+
+
+def build_model(name: str, folder: Path, llm: LLM, recipe: Serve) -> ServedModel:
+    """A model with an engine of its own, because keys and values of models differ."""
+    defaults = Defaults(recipe.max_new_tokens, recipe.temperature, recipe.top_k, recipe.top_p)
+    engine = Engine(
+        llm.model,
+        max_sequences=recipe.max_sequences,
+        cache_tokens=recipe.cache_tokens,
+        prefill_chunk=recipe.prefill_chunk,
+    )
+    return ServedModel(name, folder, engine, llm.prompt_encoder(), defaults)

@@ -54,14 +54,17 @@ class Serve:
     """Seconds that a request waits for its first token."""
     generate_strategy: Literal["sequential", "tensor_parallel"] | None = None
     """How several devices share a model: null, for one device."""
+    adapters: dict[str, Path] = field(default_factory=dict)
+    """Folders of adapters of this model, by the names that clients choose them by."""
     served_model_name: str | None = None
     """Name of the model for clients; null for the name of its folder."""
     max_sequences: Count = 32
-    """Maximum number of texts that are generated at a time."""
+    """Maximum number of texts that are generated at a time, with each adapter too."""
     max_waiting: Count = 128
     """Maximum number of texts that wait; more requests are answered with status 429."""
     cache_tokens: Count | None = None
-    """Maximum number of tokens whose keys and values are in memory; null for max_sequences texts of the context."""
+    """Maximum number of tokens whose keys and values are in memory, with each adapter too; null for max_sequences texts
+    of the context."""
     prefill_chunk: Count = 512
     """Maximum number of prompt tokens that are processed between two tokens of the other texts."""
     max_body_bytes: Count = 4_000_000
@@ -69,8 +72,17 @@ class Serve:
     grace_seconds: Position = 30
     """Seconds that running requests have to finish after SIGTERM or Ctrl-C."""
 
+    @property
+    def model_name(self) -> str:
+        """Name of the model for clients."""
+        return self.served_model_name or self.checkpoint_dir.name
+
     def __post_init__(self) -> None:
         check_numbers(self)
+        if self.model_name in self.adapters:
+            raise UserError(f"adapters: {self.model_name} is the name of the model itself; set served_model_name")
+        if self.adapters and self.quantize is not None:
+            raise UserError(f"quantize: {self.quantize} is not supported with adapters; leave it out")
         if self.devices != 1 or self.generate_strategy is not None:
             key = "devices" if self.devices != 1 else "generate_strategy"
             value, cure = getattr(self, key), "set 1" if key == "devices" else "leave it out"

@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -50,10 +50,15 @@ class ServerSettings:
 
 
 class Server:
-    """Answers requests with one model."""
+    """Answers requests with a model, and with adapters of it.
 
-    def __init__(self, model: ServedModel, thread: EngineThread, settings: ServerSettings) -> None:
-        self.model, self.thread, self.settings = model, thread, settings
+    Args:
+        models: the first one answers requests that name none.
+    """
+
+    def __init__(self, models: Sequence[ServedModel], thread: EngineThread, settings: ServerSettings) -> None:
+        self.models = {model.name: model for model in models}
+        self.model, self.thread, self.settings = models[0], thread, settings
         self.metrics, self.started = Metrics(thread), int(time.time())
 
     async def health(self) -> Response:
@@ -64,18 +69,30 @@ class Server:
         )
 
     async def list_models(self) -> dict[str, Any]:
-        """The model."""
-        return {"object": "list", "data": [self._describe_model()]}
+        """The models."""
+        return {"object": "list", "data": [self._describe_model(model) for model in self.models.values()]}
 
     async def get_model(self, name: str) -> dict[str, Any]:
-        """The model, by its name."""
-        self.model.check_name(name)
-        return self._describe_model()
+        """A model, by its name."""
+        return self._describe_model(self._find_model(name))
 
-    def _describe_model(self) -> dict[str, Any]:
-        length = self.model.model.config.block_size
-        about = {"id": self.model.name, "object": "model", "created": self.started, "owned_by": "litgpt"}
-        return {**about, "max_model_len": length}
+    def _describe_model(self, model: ServedModel) -> dict[str, Any]:
+        about = {"id": model.name, "object": "model", "created": self.started, "owned_by": "litgpt"}
+        base = {} if model is self.model else {"parent": self.model.name}
+        return {**about, **base, "max_model_len": model.model.config.block_size}
+
+    def _find_model(self, name: str | None) -> ServedModel:
+        """The model of a request.
+
+        Raises:
+            ApiError: 404 if there is none of this name.
+        """
+        if name is None:
+            return self.model
+        if name not in self.models:
+            message = f"The model {name!r} does not exist; use {' or '.join(map(repr, self.models))}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return self.models[name]
 
     async def show_metrics(self) -> Response:
         """Counters for Prometheus."""
@@ -83,22 +100,23 @@ class Server:
 
     async def complete(self, body: Completion, request: Request) -> Response:
         """Continue prompts."""
-        self.model.check_name(body.model)
+        model = self._find_model(body.model)
         self._check_count(len(list_prompts(body.prompt)) * body.n)
-        job = await asyncio.to_thread(self.model.start_completion, body)
+        job = await asyncio.to_thread(model.start_completion, body)
         if body.echo and body.logprobs is not None:
             raise ApiError(400, "echo: true is not supported with logprobs; leave one of them out", param="echo")
         if body.echo and len({r.prompt for r in job.requests}) > 1:
             raise ApiError(400, "echo: is not supported with several prompts; send them one by one", param="echo")
-        echo = self.model.tokenizer.decode(list(job.requests[0].prompt)) if body.echo else ""
-        return await self._answer(body, job, request, is_chat=False, has_logprobs=body.logprobs is not None, echo=echo)
+        echo = model.tokenizer.decode(list(job.requests[0].prompt)) if body.echo else ""
+        has_logprobs = body.logprobs is not None
+        return await self._answer(body, model, job, request, is_chat=False, has_logprobs=has_logprobs, echo=echo)
 
     async def chat(self, body: ChatCompletion, request: Request) -> Response:
         """Write the next message of a chat."""
-        self.model.check_name(body.model)
+        model = self._find_model(body.model)
         self._check_count(body.n)
-        job = await asyncio.to_thread(self.model.start_chat, body)
-        return await self._answer(body, job, request, is_chat=True, has_logprobs=body.logprobs)
+        job = await asyncio.to_thread(model.start_chat, body)
+        return await self._answer(body, model, job, request, is_chat=True, has_logprobs=body.logprobs)
 
     def _check_count(self, count: int) -> None:
         """Check that the texts of a request can wait at all, before its prompts are encoded."""
@@ -109,7 +127,7 @@ class Server:
     async def predict(self, body: Prediction, request: Request) -> Response:
         """LitGPT's own route: `output` for a prompt, or pieces of it."""
         job = await asyncio.to_thread(self.model.start_prediction, body.prompt, self.model.defaults.max_new_tokens)
-        tokens = await run_until_disconnect(self._start(job), request)
+        tokens = await run_until_disconnect(self._start(self.model, job), request)
         if not self.settings.stream:
             await run_until_disconnect(self._collect(job, tokens), request)
             return JSONResponse({"output": job.answers[0].text})
@@ -124,14 +142,22 @@ class Server:
         return StreamingResponse(close_after(write(), tokens), media_type="application/x-ndjson")
 
     async def _answer(
-        self, body: Body, job: Job, request: Request, *, is_chat: bool, has_logprobs: bool, echo: str = ""
+        self,
+        body: Body,
+        model: ServedModel,
+        job: Job,
+        request: Request,
+        *,
+        is_chat: bool,
+        has_logprobs: bool,
+        echo: str = "",
     ) -> Response:
         writer = ResponseWriter(
-            is_chat=is_chat, name=self.model.name, tokenizer=self.model.tokenizer, has_logprobs=has_logprobs, echo=echo
+            is_chat=is_chat, name=model.name, tokenizer=model.tokenizer, has_logprobs=has_logprobs, echo=echo
         )
         if body.stream_options is not None and not body.stream:
             raise ApiError(400, "stream_options: needs stream: true", param="stream_options")
-        tokens = await run_until_disconnect(self._start(job), request)
+        tokens = await run_until_disconnect(self._start(model, job), request)
         if not body.stream:
             await run_until_disconnect(self._collect(job, tokens), request)
             return JSONResponse(writer.write_whole(job))
@@ -139,11 +165,11 @@ class Server:
         events = write_events(self._stream(job, tokens, writer, has_usage=has_usage))
         return StreamingResponse(close_after(events, tokens), media_type="text/event-stream")
 
-    async def _start(self, job: Job) -> AsyncIterator[tuple[int, GeneratedToken]]:
+    async def _start(self, model: ServedModel, job: Job) -> AsyncIterator[tuple[int, GeneratedToken]]:
         """Submit the requests, and wait for the first token, whose errors have a status."""
         if not self.thread.is_alive():
             raise ApiError(503, "the engine has stopped", kind="server_error")
-        start, tokens = time.perf_counter(), self.thread.generate(job.requests)
+        start, tokens = time.perf_counter(), self.thread.generate(model.engine, job.requests)
         try:
             first = await asyncio.wait_for(anext(tokens), self.settings.timeout)
         except TimeoutError:

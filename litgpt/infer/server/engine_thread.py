@@ -1,4 +1,4 @@
-"""A thread that runs an engine for requests of an asyncio event loop."""
+"""A thread that runs engines for requests of an asyncio event loop."""
 
 import asyncio
 import threading
@@ -6,11 +6,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from litgpt.errors import UserError
-from litgpt.infer import engine as engines
+from litgpt.infer.engine import Engine
+from litgpt.infer.engine import Sequence as EngineSequence
 from litgpt.infer.requests import GeneratedToken, Request
 
 Event = tuple[int, GeneratedToken] | UserError
 """The number of a request among those submitted together and one of its tokens, or why they ended."""
+Listener = Callable[[GeneratedToken | UserError], None]
 
 
 class QueueFull(Exception):
@@ -18,31 +20,37 @@ class QueueFull(Exception):
 
 
 class EngineThread(threading.Thread):
-    """Runs an engine as long as it has work; other threads submit requests.
+    """Runs engines in turn as long as they have work; other threads submit requests.
 
     Args:
-        max_waiting: the maximum number of requests that wait for their first token.
+        engines: one for each model.
+        max_waiting: the maximum number of requests that wait for their first token, of all engines.
     """
 
-    def __init__(self, engine: engines.Engine, max_waiting: int) -> None:
+    def __init__(self, engines: Sequence[Engine], max_waiting: int) -> None:
         super().__init__(name="engine", daemon=True)
-        self.engine, self.max_waiting = engine, max_waiting
+        self.engines, self.max_waiting = engines, max_waiting
         self._calls: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._is_closed = False
-        self._listeners: dict[engines.Sequence, Callable[[GeneratedToken | UserError], None]] = {}
+        self._listeners: dict[Engine, dict[EngineSequence, Listener]] = {engine: {} for engine in engines}
         self._submitted = 0
 
     @property
     def waiting(self) -> int:
         """The number of requests that wait for memory."""
-        return self.engine.waiting + self._submitted
+        return sum(engine.waiting for engine in self.engines) + self._submitted
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any text is not finished."""
+        return any(engine.has_work for engine in self.engines)
 
     def run(self) -> None:
-        """Run the engine until `close` is called."""
+        """Run the engines until `close` is called."""
         while True:
             with self._wake:
-                while not (self._calls or self.engine.has_work or self._is_closed):
+                while not (self._calls or self.has_work or self._is_closed):
                     self._wake.wait()
                 if self._is_closed:
                     return
@@ -50,32 +58,35 @@ class EngineThread(threading.Thread):
             try:
                 for call in calls:
                     call()
-                self._step()
+                for engine in self.engines:
+                    self._step(engine)
             except BaseException:  # a fault of the engine: clients get an error, and /health says so
-                self._end_all(UserError("the engine has stopped; see the log of the server"))
+                for engine in self.engines:
+                    self._end_all(engine, UserError("the engine has stopped; see the log of the server"))
                 raise
 
-    def _step(self) -> None:
+    def _step(self, engine: Engine) -> None:
+        listeners = self._listeners[engine]
         try:
-            changes = self.engine.step()
+            changes = engine.step() if engine.has_work else []
         except UserError as error:  # logits are not finite, for example
-            for sequence in list(self._listeners):
-                self.engine.cancel(sequence)
-            self._end_all(error)
+            for sequence in list(listeners):
+                engine.cancel(sequence)
+            self._end_all(engine, error)
             return
         for sequence, token in changes:
-            if (listener := self._listeners.get(sequence)) is not None:
+            if (listener := listeners.get(sequence)) is not None:
                 listener(token)
             if token.finish_reason is not None:
-                self._listeners.pop(sequence, None)
-        for sequence, listener in list(self._listeners.items()):
+                listeners.pop(sequence, None)
+        for sequence, listener in list(listeners.items()):
             if sequence.error is not None:
                 listener(sequence.error)
-                del self._listeners[sequence]
+                del listeners[sequence]
 
-    def _end_all(self, error: UserError) -> None:
-        """Let all requests end with an error."""
-        listeners, self._listeners = self._listeners, {}
+    def _end_all(self, engine: Engine, error: UserError) -> None:
+        """Let all requests of an engine end with an error."""
+        listeners, self._listeners[engine] = self._listeners[engine], {}
         for listener in listeners.values():
             listener(error)
 
@@ -91,7 +102,7 @@ class EngineThread(threading.Thread):
             self._wake.notify()
         self.join()
 
-    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, GeneratedToken]]:
+    async def generate(self, engine: Engine, requests: Sequence[Request]) -> AsyncIterator[tuple[int, GeneratedToken]]:
         """Yield the tokens of requests as they are generated; the requests are cancelled if the iterator is closed.
 
         Raises:
@@ -103,28 +114,28 @@ class EngineThread(threading.Thread):
                 raise QueueFull
             self._submitted += len(requests)
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
-        sequences: list[engines.Sequence] = []
+        sequences: list[EngineSequence] = []
 
         def submit() -> None:
             with self._wake:
                 self._submitted -= len(requests)
             try:
                 for number, request in enumerate(requests):
-                    sequence = self.engine.submit(request)
+                    sequence = engine.submit(request)
                     sequences.append(sequence)
 
                     def listen(token: GeneratedToken | UserError, number: int = number) -> None:
                         event: Event = token if isinstance(token, UserError) else (number, token)
                         loop.call_soon_threadsafe(events.put_nowait, event)
 
-                    self._listeners[sequence] = listen
+                    self._listeners[engine][sequence] = listen
             except UserError as error:
                 loop.call_soon_threadsafe(events.put_nowait, error)
 
         def cancel() -> None:
             for sequence in sequences:
-                self._listeners.pop(sequence, None)
-                self.engine.cancel(sequence)
+                self._listeners[engine].pop(sequence, None)
+                engine.cancel(sequence)
 
         self._call(submit)
         missing = len(requests)

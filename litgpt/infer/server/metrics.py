@@ -8,7 +8,7 @@ from litgpt.infer.server.engine_thread import EngineThread
 class Metrics:
     """Counters of one server."""
 
-    def __init__(self, engine: EngineThread) -> None:
+    def __init__(self, thread: EngineThread) -> None:
         self.registry = prometheus.CollectorRegistry()
         self.requests = prometheus.Counter(
             "litgpt_requests", "Requests, by route and status.", ("route", "status"), registry=self.registry
@@ -23,9 +23,13 @@ class Metrics:
             "litgpt_first_token_seconds", "Time from a request to its first token.", registry=self.registry
         )
         for name, text, read in (
-            ("running", "Texts that are generated.", lambda: engine.engine.running),
-            ("waiting", "Texts that wait.", lambda: engine.waiting),
-            ("cached_tokens", "Tokens that memory is allocated for.", lambda: engine.engine.cache.allocated_tokens),
+            ("running", "Texts that are generated.", lambda: sum(engine.running for engine in thread.engines)),
+            ("waiting", "Texts that wait.", lambda: thread.waiting),
+            (
+                "cached_tokens",
+                "Tokens that memory is allocated for.",
+                lambda: sum(engine.cache.allocated_tokens for engine in thread.engines),
+            ),
         ):
             prometheus.Gauge(f"litgpt_{name}", text, registry=self.registry).set_function(read)
 

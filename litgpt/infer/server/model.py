@@ -9,6 +9,7 @@ from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import find_surrogate
 from litgpt.infer.constraint import ConstraintCompiler
+from litgpt.infer.engine import Engine
 from litgpt.infer.prompts import PromptEncoder
 from litgpt.infer.requests import Request, check_prompt
 from litgpt.infer.sampling import Constraint, Sampling
@@ -37,10 +38,10 @@ class Job:
 
 
 class ServedModel:
-    """A model with its tokenizer and prompt format, under a name."""
+    """A model with its engine, tokenizer and prompt format, under a name."""
 
-    def __init__(self, name: str, folder: Path, model: GPT, encoder: PromptEncoder, defaults: Defaults) -> None:
-        self.name, self.folder, self.model, self.encoder, self.defaults = name, folder, model, encoder, defaults
+    def __init__(self, name: str, folder: Path, engine: Engine, encoder: PromptEncoder, defaults: Defaults) -> None:
+        self.name, self.folder, self.engine, self.encoder, self.defaults = name, folder, engine, encoder, defaults
         self._compiler: ConstraintCompiler | None = None
 
     @property
@@ -48,15 +49,10 @@ class ServedModel:
         """The tokenizer of the model."""
         return self.encoder.tokenizer
 
-    def check_name(self, name: str | None) -> None:
-        """Check the model of a request.
-
-        Raises:
-            ApiError: 404 for another one.
-        """
-        if name is not None and name != self.name:
-            message = f"The model {name!r} does not exist; use {self.name!r}"
-            raise ApiError(404, message, param="model", code="model_not_found")
+    @property
+    def model(self) -> GPT:
+        """The decoder."""
+        return self.engine.model
 
     def start_completion(self, body: Completion) -> Job:
         """The requests for one text, or several, after each prompt."""

@@ -45,7 +45,7 @@ def test_files_need_no_key_and_allow_only_the_server(served: tuple[str, Server])
 
 def test_the_route_of_litgpt_may_have_the_path_of_the_page(served: tuple[str, Server]) -> None:
     server = served[1]
-    app = build_app(Server(server.model, server.thread, replace(server.settings, predict_path="/")))
+    app = build_app(Server([server.model], server.thread, replace(server.settings, predict_path="/")))
 
     async def ask_both() -> tuple[httpx.Response, ...]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:

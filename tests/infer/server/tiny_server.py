@@ -27,7 +27,7 @@ SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 4, "intermediate_size": 48, "bloc
 KEY = "secret"
 
 
-def write_tiny_model(folder: Path) -> None:
+def write_tiny_model(folder: Path, seed: int = 1) -> None:
     """Write the folder of a model, with a tokenizer and a chat template."""
     text = "the fox jumps over a lazy dog and the dog does not mind it because dogs are kind to foxes"
     train_tokenizer([text] * 20, "bpe", 300, folder.parent / "tokenizer")
@@ -37,7 +37,7 @@ def write_tiny_model(folder: Path) -> None:
     )
     config = Config.from_name("pythia-14m", **SHAPE)
     model = GPT(config)
-    initialize(model, 1)
+    initialize(model, seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)  # so that texts vary
@@ -61,6 +61,6 @@ def run_server(recipe: Serve) -> Iterator[tuple[str, Server]]:
 
 def wait_until_idle(server: Server) -> None:
     end = time.monotonic() + 10
-    while server.thread.engine.has_work and time.monotonic() < end:
+    while server.thread.has_work and time.monotonic() < end:
         time.sleep(0.02)
-    assert not server.thread.engine.has_work
+    assert not server.thread.has_work
