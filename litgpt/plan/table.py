@@ -9,7 +9,7 @@ from litgpt.recipe.plan import Plan
 
 GIB = 2**30
 FIXED_ALLOWANCE = 2 * GIB
-ALLOWANCE_SHARE = 0.08
+ALLOWANCE_SHARE = 0.05
 """Of what a step needs: memory that the allocator holds in pieces too small to use. With `FIXED_ALLOWANCE`, for the
 device's context and the buffers of its libraries, this is an assumption, the same for all runs."""
 PART_NAMES = {
