@@ -47,6 +47,7 @@ from litgpt.store.save_model import save_model_folder
 
 IGNORED = -100  # of targets, as in torch.nn.functional.cross_entropy
 Loss = Callable[[Tensor, Tensor], Tensor]
+SPLIT_COMMANDS = "the commands litgpt generate_tp and generate_sequentially"
 
 
 def check_ids(key: str, ids: Tensor, config: Config) -> None:
@@ -71,6 +72,7 @@ class LLM(nn.Module):
         prompt_style: the style in the folder's prompt_style.yaml, or None; may be assigned.
         config: the model's shape.
         checkpoint_dir: the folder that it was loaded from; None for random weights.
+        kept_engine: makes and keeps the engine of `generate`; may be assigned.
     """
 
     def __init__(
@@ -83,7 +85,8 @@ class LLM(nn.Module):
         self.config = model.config
         self.checkpoint_dir = checkpoint_dir
         self.prompt_style: PromptStyle | None = find_prompt_style(tokenizer.folder, chat)
-        self._kept_engine = KeptEngine()
+        self.kept_engine = KeptEngine()
+        self._is_mixed = False
         tokenizer.check_rows(self.config.padded_vocab_size or 0)
         print_message(*tokenizer.warnings)
         self.eval()
@@ -96,6 +99,8 @@ class LLM(nn.Module):
         tokenizer_dir: Path | str | None = None,
         access_token: str | None = None,
         distribute: Literal["auto"] | None = "auto",
+        *,
+        base: Path | str | None = None,
     ) -> "LLM":
         """Load a model from a folder (of Hugging Face, LitGPT, a run or one of its steps, an adapter) or by name.
 
@@ -106,6 +111,8 @@ class LLM(nn.Module):
             access_token: for gated models; None to use HF_TOKEN.
             distribute: `auto` to put the model on the accelerator in bfloat16, or on the CPU if there is none; None for
                 the CPU. On the CPU it keeps the type of the files.
+            base: folder or name of the model that was finetuned, for an adapter, or a folder without a tokenizer; None
+                for the one that the adapter names.
 
         Raises:
             UserError: if the model is not found, or its files are damaged.
@@ -122,11 +129,12 @@ class LLM(nn.Module):
             folder = extend_checkpoint_dir(Path(tokenizer_dir))
             return cls(decoder, Tokenizer(folder), read_template(folder), None)
         folder = resolve_model_folder(find_folder(model, access_token=access_token))
+        base = resolve_model_folder(find_folder(base, access_token=access_token)) if base else None
         given = extend_checkpoint_dir(Path(tokenizer_dir)) if tokenizer_dir else None
-        tokenizer_folder = given or find_tokenizer_folder(folder)
-        format_folder = given or find_format_folder(folder)
+        tokenizer_folder = given or find_tokenizer_folder(folder, base)
+        format_folder = given or find_format_folder(folder, base)
         tokenizer, chat = Tokenizer(tokenizer_folder), read_template(format_folder)
-        llm = cls(open_model(folder, device=device, dtype=select_dtype(device)), tokenizer, chat, folder)
+        llm = cls(open_model(folder, device=device, dtype=select_dtype(device), base=base), tokenizer, chat, folder)
         llm.prompt_style = find_prompt_style(format_folder, chat)
         return llm
 
@@ -155,11 +163,13 @@ class LLM(nn.Module):
         """
         if generate_strategy is not None:
             raise UserError(
-                f"generate_strategy: {generate_strategy!r} with devices: {devices} is not supported, because a model "
-                "runs on one device; set None and devices: 1"
+                f"generate_strategy: {generate_strategy!r} with devices: {devices} is not supported, because an LLM "
+                f"runs on one device; set None and devices: 1, or use {SPLIT_COMMANDS}"
             )
         if devices not in (1, "auto"):
-            raise UserError(f"devices: {devices} is not supported, because a model runs on one device; set 1")
+            raise UserError(
+                f"devices: {devices} is not supported, because an LLM runs on one; set 1, or use {SPLIT_COMMANDS}"
+            )
         if precision is not None and precision not in WEIGHT_DTYPES:
             raise UserError(f"precision: {precision!r} is not known; set {', '.join(WEIGHT_DTYPES)}")
         limit = self.config.block_size
@@ -173,7 +183,7 @@ class LLM(nn.Module):
         if quantize and self.adapted:
             raise UserError(f"quantize: {quantize} is not supported with an adapter; merge it first, or set null")
         self._convert(find_device(accelerator), precision, quantize)
-        self._kept_engine = KeptEngine(size)
+        self.kept_engine = KeptEngine(size)
 
     def _convert(self, device: torch.device, precision: str | None, quantize: str | None) -> None:
         dtype = WEIGHT_DTYPES[precision] if precision else select_dtype(device)
@@ -181,7 +191,9 @@ class LLM(nn.Module):
             convert_model(self.model, torch.device("cpu"), dtype)
             quantize_for_inference(self.model, quantize, device)
         convert_model(self.model, device, dtype)
-        self.model.__dict__.pop("forward", None)  # of an earlier mixed precision
+        if self._is_mixed:
+            self.model.__dict__.pop("forward")
+        self._is_mixed = precision in AUTOCAST_DTYPES
         if precision in AUTOCAST_DTYPES:
             wrap_forward(self.model, torch.autocast(device.type, AUTOCAST_DTYPES[precision]))
 
@@ -308,12 +320,12 @@ class LLM(nn.Module):
         if isinstance(prompt, str):
             ids = encoder.encode(prompt, sys_prompt, chat_template)
             outputs: dict[str, Any] = {"as_token_ids": return_as_token_ids, "stream": stream, "on_token": on_token}
-            return generate_text(self._kept_engine, self.model, self.tokenizer, ids, settings, seed=seed, **outputs)
+            return generate_text(self.kept_engine, self.model, self.tokenizer, ids, settings, seed=seed, **outputs)
         for key, value in (("stream", stream), ("on_token", on_token)):
             if value:
                 raise UserError(f"{key}: {value} is not supported with a list of prompts; leave it out")
         prompts = [encoder.encode(text, sys_prompt, chat_template) for text in prompt]
-        texts = generate_list(self._kept_engine, self.model, self.tokenizer, prompts, settings, seed=seed)
+        texts = generate_list(self.kept_engine, self.model, self.tokenizer, prompts, settings, seed=seed)
         return [torch.tensor(text.ids, dtype=torch.int64) if return_as_token_ids else text.text for text in texts]
 
     def benchmark(self, num_iterations: int = 1, **settings: Any) -> tuple[str, dict[str, list[float]]]:

@@ -12,7 +12,8 @@ from litgpt.interrupts import EXIT_CODE, INTERRUPTED, exit_on_interrupt
 from litgpt.messages import mute_messages
 from litgpt.phases import show_phases
 from litgpt.recipe.columns import format_columns
-from litgpt.recipe.commands import COMMANDS, Command, find_command, import_object
+from litgpt.recipe.commands import COMMANDS, Command, import_object
+from litgpt.recipe.find_command import find_command
 from litgpt.recipe.paths import resolve_paths
 from litgpt.version import __version__
 

@@ -14,23 +14,25 @@ import torch
 from litgpt.api import LLM
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
-from litgpt.infer.engine import Engine
 from litgpt.infer.prompt_files import PromptRow, generate_texts, read_prompts
 from litgpt.infer.requests import GeneratedToken, Request, check_prompt
 from litgpt.infer.text_settings import get_text_settings, prepare_texts
 from litgpt.messages import print_message
-from litgpt.recipe.generate import Generate, GenerationSettings
+from litgpt.recipe.generate import GenerationSettings, WrittenTexts
+
+TEXTS_AT_A_TIME = 32  # for which there is memory, however long they are
 
 
-def load_llm(checkpoint_dir: Path, settings: GenerationSettings, *, access_token: str | None = None) -> LLM:
+def load_llm(
+    checkpoint_dir: Path, settings: GenerationSettings, *, access_token: str | None = None, base: Path | None = None
+) -> LLM:
     """Load the model of a command, and print how long it took.
 
     Args:
-        checkpoint_dir: a folder or name, as in `LLM.load`.
-        access_token: for gated models; None to use HF_TOKEN.
+        checkpoint_dir, access_token, base: as in `LLM.load`.
     """
     start = time.perf_counter()
-    llm = LLM.load(checkpoint_dir, access_token=access_token, distribute=None)
+    llm = LLM.load(checkpoint_dir, access_token=access_token, distribute=None, base=base)
     llm.distribute(precision=settings.precision, quantize=settings.quantize)
     if settings.compile:
         llm.model.compile(dynamic=True)
@@ -38,11 +40,14 @@ def load_llm(checkpoint_dir: Path, settings: GenerationSettings, *, access_token
     return llm
 
 
-def write_texts(recipe: Generate, load: Callable[[], LLM]) -> None:
+def write_texts(recipe: WrittenTexts, load: Callable[[], LLM]) -> LLM:
     """Generate and write the texts of a recipe.
 
     Args:
         load: loads the model, after the prompts are read.
+
+    Returns:
+        the model.
     """
     rows = None if recipe.prompts is None else read_prompts(recipe.prompts)
     llm = load()
@@ -52,11 +57,12 @@ def write_texts(recipe: Generate, load: Callable[[], LLM]) -> None:
         torch.manual_seed(recipe.seed)
         for number in range(1, recipe.num_samples + 1):
             generate_sample(llm, recipe, number)
-    if llm.model.embedding.weight.device.type == "cuda":
+    if next(llm.model.parameters()).device.type == "cuda":
         print_message(f"Memory used: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
+    return llm
 
 
-def generate_sample(llm: LLM, recipe: Generate, number: int) -> None:
+def generate_sample(llm: LLM, recipe: WrittenTexts, number: int) -> None:
     """Generate and print one text, piece by piece if it is streamed, and its time."""
     start = time.perf_counter()
     tokens: list[int] = []
@@ -76,7 +82,7 @@ def generate_sample(llm: LLM, recipe: Generate, number: int) -> None:
     print_message(f"Time for inference {number}: {seconds:.2f} sec total, {len(tokens) / seconds:.2f} tokens/sec")
 
 
-def generate_file(llm: LLM, recipe: Generate, rows: Sequence[PromptRow]) -> None:
+def generate_file(llm: LLM, recipe: WrittenTexts, rows: Sequence[PromptRow]) -> None:
     """Generate the texts of a file of prompts, many at a time, and write a line of JSON for each in their order."""
     start = time.perf_counter()
     encoder = llm.prompt_encoder()
@@ -100,8 +106,9 @@ def generate_file(llm: LLM, recipe: Generate, rows: Sequence[PromptRow]) -> None
             labels.append({"index": index, "sample": sample, row.key: row.value})
             requests.append(partial(settings.build_request, prompt, recipe.seed + len(requests)))
     tokens = 0
-    texts = generate_texts(Engine(llm.model), requests, llm.tokenizer, settings.stops, continues=settings.continues)
-    with LinesFile(recipe.output) as write:
+    room = TEXTS_AT_A_TIME * llm.config.block_size
+    with LinesFile(recipe.output) as write, llm.kept_engine.take(llm.model, tokens=room) as engine:
+        texts = generate_texts(engine, requests, llm.tokenizer, settings.stops, continues=settings.continues)
         for label, text in zip(labels, texts, strict=True):
             tokens += len(text.tokens)
             line = {**label, "text": text.text, "finish_reason": text.finish_reason}

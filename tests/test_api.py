@@ -239,7 +239,8 @@ def test_random_weights_of_a_known_shape(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"devices": 2}, "devices: 2"),
+        ({"devices": 2}, "devices: 2 .*; set 1, or use the commands litgpt generate_tp"),
+        ({"generate_strategy": "sequential"}, "generate_strategy: 'sequential' .* litgpt generate_tp and"),
         ({"precision": "8-true"}, "precision: '8-true' is not known; set 64-true, 32-true"),
         ({"accelerator": "tpu"}, "accelerator: 'tpu' is not available; set auto or cpu"),
         ({"fixed_kv_cache_size": 257}, "fixed_kv_cache_size: 257"),

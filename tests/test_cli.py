@@ -11,7 +11,8 @@ import pytest
 
 from litgpt import cli
 from litgpt.messages import print_message
-from litgpt.recipe.commands import COMMANDS, FIELD_COMMANDS, MISSING_COMMANDS
+from litgpt.recipe.commands import COMMANDS
+from litgpt.recipe.find_command import FIELD_COMMANDS
 from litgpt.recipe.keys import list_keys
 
 
@@ -80,23 +81,13 @@ def test_help_lists_the_commands(litgpt):
     assert "'--nothing' is not a command" in litgpt("--nothing").error_line()
 
 
-@pytest.mark.parametrize("name", MISSING_COMMANDS)
-def test_missing_commands_are_not_available_yet(litgpt, name):
-    for argv in ([name], [name, "some/model", "--prompt", "a"], [name, "--help"]):
-        line = litgpt(*argv).error_line()
-        assert line.startswith(f"{name} is not available yet; use ") and "did you mean" not in line
-    assert name not in COMMANDS
-    used = line.partition("use litgpt ")[2].split()
-    assert not used or used[0] in COMMANDS
-
-
-def test_all_commands_of_litgpt_are_here_or_missing():
+def test_all_commands_of_litgpt_are_here():
     names = "download chat finetune finetune_lora finetune_full finetune_adapter finetune_adapter_v2 pretrain generate "
     names += "generate_full generate_adapter generate_adapter_v2 generate_sequentially generate_speculatively "
     names += (
         "generate_tp convert_to_litgpt convert_from_litgpt convert_pretrained_checkpoint merge_lora evaluate serve "
     )
-    assert set(f"{names}validate".split()) <= set(COMMANDS) | set(MISSING_COMMANDS)
+    assert set(f"{names}validate".split()) <= set(COMMANDS)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import json
 
-from litgpt.recipe.commands import COMMANDS, find_command
+from litgpt.recipe.commands import COMMANDS
+from litgpt.recipe.find_command import find_command
 from litgpt.recipe.schema import DRAFT, Schema, build_schema
 
 

@@ -113,17 +113,23 @@ def find_base_folder(adapter: Path, base: Path | None = None) -> Path:
     return folder
 
 
-def find_tokenizer_folder(folder: Path) -> Path:
-    """The folder with the tokenizer of a model's folder or file; that of an adapter may be its base's."""
+def find_tokenizer_folder(folder: Path, base: Path | None = None) -> Path:
+    """The folder with the tokenizer of a model's folder or file; that of an adapter may be its base's.
+
+    Args:
+        base: the folder of the model that was finetuned; None for the base that an adapter names.
+    """
     if not folder.is_dir():
         return folder.parent
-    return find_base_folder(folder) if is_adapter(folder) and not has_tokenizer(folder) else folder
+    if has_tokenizer(folder):
+        return folder
+    return base or (find_base_folder(folder) if is_adapter(folder) else folder)
 
 
-def find_format_folder(folder: Path) -> Path:
-    """The folder with the prompt format of a model's folder or file; an adapter may have one without a tokenizer."""
-    is_own = folder.is_dir() and is_adapter(folder) and has_prompt_format(folder)
-    return folder if is_own else find_tokenizer_folder(folder)
+def find_format_folder(folder: Path, base: Path | None = None) -> Path:
+    """The folder with the prompt format of a model's folder or file, which may have one without a tokenizer."""
+    is_own = folder.is_dir() and has_prompt_format(folder)
+    return folder if is_own else find_tokenizer_folder(folder, base)
 
 
 def open_model(
@@ -132,18 +138,20 @@ def open_model(
     device: torch.device,
     dtype: torch.dtype | None = None,
     model_config: Mapping[str, Any] | None = None,
+    base: Path | None = None,
 ) -> GPT:
     """The model in a folder that `resolve_model_folder` returned; of an adapter, its base with the adapter.
 
     Args:
         dtype: of the weights; None for that of the files.
         model_config: fields of the configuration to change, of a model that is not an adapter.
+        base: the folder of the base of an adapter; None for the one that it names.
 
     Raises:
         UserError: if the folder has no model, or a damaged one.
     """
     if is_adapter(folder):
-        base = find_base_folder(folder)
+        base = base or find_base_folder(folder)
         return open_with_adapter(load_adapter_folder(folder, load_config(base)), base, device=device, dtype=dtype)
     config = override_config(load_config(folder), model_config or {})
     model = build_empty_model(config, dtype or find_main_dtype(folder, config), device)

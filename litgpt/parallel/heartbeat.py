@@ -36,10 +36,15 @@ class Heartbeat:
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def stop(self) -> None:
-        """Send no more heartbeats, and let the other ranks know that none are expected."""
+        """Send no more heartbeats, and let the other ranks know that none are expected.
+
+        The first rank, which holds the store, waits for the others, which would warn of a store that does not answer.
+        """
         self.stopped.set()
-        with suppress(RuntimeError):  # the first rank, which holds the store, has exited already
+        with suppress(RuntimeError):  # the first rank has exited already
             self.store.add(f"left/{self.rank}", 1)
+            if self.rank == 0:
+                self.wait_for_leaving(time.monotonic() + EXIT_TIMEOUT)
 
     def _run(self) -> None:
         next_rank = (self.rank + 1) % self.world_size
@@ -125,6 +130,11 @@ class Heartbeat:
         except RuntimeError:
             return True
 
+    def wait_for_leaving(self, deadline: float) -> None:
+        """Wait until all ranks are about to exit, or for a deadline."""
+        while time.monotonic() < deadline and not all(map(self.has_left, range(self.world_size))):
+            time.sleep(POLL_INTERVAL)
+
     def exit_together(self) -> None:
         """Wait until all ranks are about to exit; on the first one, which holds the store, until the others have.
 
@@ -132,8 +142,7 @@ class Heartbeat:
         """
         deadline = time.monotonic() + EXIT_TIMEOUT
         self.store.add(f"left/{self.rank}", 1)
-        while time.monotonic() < deadline and not all(map(self.has_left, range(self.world_size))):
-            time.sleep(POLL_INTERVAL)
+        self.wait_for_leaving(deadline)
         leaving = self.store.add("leaving", 1)
         while self.rank == 0 and time.monotonic() < deadline and leaving < self.world_size:
             time.sleep(POLL_INTERVAL)

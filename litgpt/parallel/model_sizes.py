@@ -24,8 +24,11 @@ def check_model_sizes(settings: ParallelArgs, dims: ParallelDims, config: Config
         check_context_heads(config.n_head // dims.tensor, dims.context)
 
 
-def check_tensor_sizes(config: Config, ranks: int, *, sequence: bool) -> None:
+def check_tensor_sizes(config: Config, ranks: int, *, sequence: bool, key: str = "parallel.tensor") -> None:
     """Check that the ranks divide heads, widths and vocabulary, and that experts have sequence parallelism.
+
+    Args:
+        key: the setting of the number of ranks.
 
     Raises:
         UserError: naming a number of ranks that does.
@@ -39,12 +42,11 @@ def check_tensor_sizes(config: Config, ranks: int, *, sequence: bool) -> None:
     for name, size in sizes.items():
         if size is not None and size % ranks:
             divisor = max(number for number in range(1, ranks + 1) if size % number == 0)
-            raise UserError(f"parallel.tensor: {ranks} does not divide the model's {name}: {size}; set {divisor}")
+            raise UserError(f"{key}: {ranks} does not divide the model's {name}: {size}; set {divisor}")
     groups = config.n_query_groups or config.n_head
     if not config.latent_attention and groups % ranks and ranks % groups:
         raise UserError(
-            f"parallel.tensor: {ranks} and the model's n_query_groups: {groups} do not divide each other; "
-            f"set parallel.tensor: {groups}"
+            f"{key}: {ranks} and the model's n_query_groups: {groups} do not divide each other; set {key}: {groups}"
         )
     if not sequence and config.n_expert:
         raise UserError("parallel.sequence: false would send every token to its experts several times; set true")

@@ -8,11 +8,11 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.parallel.fake_group import fake_mesh
 from litgpt.parallel.model_sizes import check_model_sizes
+from litgpt.parallel.processes import count_processes
 from litgpt.plan.memory import StepMemory, plan_step_memory
 from litgpt.recipe.parallel import ParallelDims
 from litgpt.recipe.training import Training
 from litgpt.train.early_checks import check_fp8, check_predictions, check_routing, resolve_sequence_length
-from litgpt.train.launch import count_processes
 from litgpt.train.run_spec import RunSpec
 
 TYPICAL_STEPS = 1000  # of a run whose number of steps depends on its data
@@ -50,7 +50,8 @@ def plan_run(recipe: Training, spec: RunSpec) -> RunPlan:
     check_routing(recipe.moe, spec.config, adapted=spec.adapted)
     check_predictions(recipe, spec.config, adapted=spec.adapted)
     check_fp8(recipe.fp8, adapted=spec.adapted)
-    dims = recipe.parallel.resolve_dims(count_processes(recipe), num_nodes=recipe.num_nodes)
+    world = count_processes(recipe.devices, recipe.num_nodes)
+    dims = recipe.parallel.resolve_dims(world, num_nodes=recipe.num_nodes)
     check_model_sizes(recipe.parallel, dims, spec.config, spec.config.n_layer)
     recipe.train.accumulation(dims.data_ranks)
     check_planned(recipe, spec, dims)

@@ -1,12 +1,7 @@
 """The table of commands: the name of each, its recipe and its function."""
 
-import difflib
 import importlib
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
-
-from litgpt.errors import UserError
 
 
 class Command(NamedTuple):
@@ -53,6 +48,20 @@ ALIGN_KEYS = ("preference.loss_type", "preference.beta", "lora_r", "quantize")
 def finetune_command(recipe: str, text: str, example: str, *keys: str) -> Command:
     """Describe a command that finetunes; `keys` are described first in its help, before those of all runs."""
     return Command(recipe, "finetune", text, ("checkpoint_dir",), example, (*keys, *RUN_KEYS), "check_finetuning")
+
+
+def generate_command(
+    recipe: str,
+    text: str,
+    example: str,
+    *keys: str,
+    module: str = "generate",
+    positionals: tuple[str, ...] = ("checkpoint_dir",),
+    check: str = "check_generation",
+) -> Command:
+    """Describe a command that generates text; `keys` are described first in its help, before those of all."""
+    first = (*keys, "prompt", "max_new_tokens", "temperature", "top_k")
+    return Command(f"generate:{recipe}", module, text, positionals, example, first, check)
 
 
 COMMANDS = {
@@ -130,13 +139,57 @@ COMMANDS = {
         check="check_generation",
         switches=("multiline",),
     ),
-    "generate": Command(
-        "generate:Generate",
-        "generate",
+    "generate": generate_command(
+        "Generate",
         "Generate text with a model.",
-        ("checkpoint_dir",),
         "litgpt generate out/finetune/lora/final --prompt 'What is a llama?'",
-        check="check_generation",
+    ),
+    "generate_full": generate_command(
+        "GenerateFull",
+        "Generate text with a model whose weights were all finetuned.",
+        "litgpt generate_full Qwen/Qwen3-0.6B --finetuned_path out/finetune/full/final",
+        "finetuned_path",
+        module="generate_finetuned",
+        check="check_finetuned_generation",
+    ),
+    "generate_adapter": generate_command(
+        "GenerateAdapter",
+        "Generate text with an adapter of finetune_adapter.",
+        "litgpt generate_adapter Qwen/Qwen3-0.6B --adapter_path out/finetune/adapter/final",
+        "adapter_path",
+        module="generate_finetuned",
+        check="check_finetuned_generation",
+    ),
+    "generate_adapter_v2": generate_command(
+        "GenerateAdapterV2",
+        "Generate text with an adapter of finetune_adapter_v2.",
+        "litgpt generate_adapter_v2 Qwen/Qwen3-0.6B --adapter_path out/finetune/adapter-v2/final",
+        "adapter_path",
+        module="generate_finetuned",
+        check="check_finetuned_generation",
+    ),
+    "generate_speculatively": generate_command(
+        "GenerateSpeculatively",
+        "Generate text with a model and a small one that proposes tokens.",
+        "litgpt generate_speculatively Qwen/Qwen3-0.6B Qwen/Qwen3-8B --speculative_k 4",
+        "speculative_k",
+        module="generate_speculatively",
+        positionals=("draft_model_checkpoint_dir", "target_model_checkpoint_dir"),
+        check="check_speculation",
+    ),
+    "generate_tp": generate_command(
+        "GenerateTP",
+        "Generate text with a model whose matrices are split over devices.",
+        "litgpt generate_tp Qwen/Qwen3-32B --devices 4",
+        "devices",
+        module="generate_split",
+    ),
+    "generate_sequentially": generate_command(
+        "GenerateSequentially",
+        "Generate text with a model whose layers are split over devices.",
+        "litgpt generate_sequentially Qwen/Qwen3-32B --devices 4",
+        "devices",
+        module="generate_split",
     ),
     "serve": Command(
         "serve:Serve",
@@ -288,74 +341,7 @@ COMMANDS = {
 }
 
 
-# Commands of LitGPT that do not exist here yet, and what does their work until then.
-MISSING_COMMANDS = {
-    "generate_full": "use litgpt generate FOLDER, such as out/finetune/full/final",
-    "generate_adapter": "use litgpt generate ADAPTER_FOLDER, such as out/finetune/adapter/final",
-    "generate_adapter_v2": "use litgpt generate ADAPTER_FOLDER, such as out/finetune/adapter-v2/final",
-    "generate_sequentially": "use litgpt generate FOLDER on one device, with --quantize for a large model",
-    "generate_speculatively": "use litgpt generate FOLDER with the target model, which has the same distribution",
-    "generate_tp": "use litgpt generate FOLDER on one device, with --quantize for a large model",
-}
-# Commands by the names that other projects have for them.
-FIELD_COMMANDS = {
-    "pt": ("pretrain",),
-    "train": ("pretrain", "finetune"),
-    "sft": ("finetune",),
-    "rlhf": ("align",),
-    "megatron": ("explain",),
-    "swift": ("explain",),
-    "orpo": ("align",),
-    "simpo": ("align",),
-    "cpo": ("align",),
-    "lora": ("finetune_lora",),
-    "infer": ("generate",),
-    "eval": ("evaluate",),
-    "inference": ("generate",),
-    "sample": ("generate",),
-    "export": ("convert_from_litgpt", "merge_lora"),
-    "convert": ("convert_to_litgpt", "convert_from_litgpt"),
-    "merge": ("merge_lora",),
-    "merge-lora": ("merge_lora",),
-    "prepare": ("data prepare",),
-    "tokenize": ("data prepare",),
-}
-
-
 def import_object(path: str) -> Any:
     """Import the object at `module:name`."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-def find_command(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the command that a command line begins with, and the remaining arguments."""
-    if joined := join_command(argv):
-        raise UserError(f"{' '.join(argv[: joined.count('_') + 1])!r} is not a command; did you mean {joined}?")
-    for words in (2, 1):
-        if (name := " ".join(argv[:words])) in COMMANDS:
-            return name, list(argv[words:])
-    name = argv[0]
-    if name in MISSING_COMMANDS:
-        raise UserError(f"{name} is not available yet; {MISSING_COMMANDS[name]}")
-    raise UserError(f"{name!r} is not a command; {find_command_hint(argv)}")
-
-
-def find_command_hint(argv: Sequence[str]) -> str:
-    """Return the end of the error for an unknown command: the commands that are probably meant, or all."""
-    name, words = argv[0], " ".join(word for word in argv[:2] if not word.startswith("-"))
-    near = (
-        [other for other in COMMANDS if other.startswith(f"{name} ")]
-        or FIELD_COMMANDS.get(name)
-        or difflib.get_close_matches(words, COMMANDS, n=1)
-        or difflib.get_close_matches(name, [*COMMANDS, *MISSING_COMMANDS], n=1)
-    )
-    if near and near[0] in MISSING_COMMANDS:
-        return f"did you mean {near[0]}? It is not available yet; {MISSING_COMMANDS[near[0]]}"
-    return f"did you mean {' or '.join(near)}?" if near else f"the commands are {', '.join(COMMANDS)}"
-
-
-def join_command(argv: Sequence[str]) -> str | None:
-    """Return the command that the first words name if they are joined, as finetune_lora; None if the next is a path."""
-    joined = ("_".join(argv[:words]) for words in (3, 2) if len(argv) >= words)
-    return next((name for name in joined if name in COMMANDS and not Path(argv[1]).exists()), None)

@@ -1,14 +1,15 @@
-"""The settings of `litgpt generate`."""
+"""The settings of `litgpt generate` and of its relatives."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Seed, check_numbers
 from litgpt.recipe.effect import check_effects
+from litgpt.recipe.parallel import ParallelArgs
 
 Penalty = Annotated[float, Ge(-2.0), Le(2.0)]
 LogprobCount = Annotated[int, Ge(0), Le(1000)]
@@ -62,12 +63,10 @@ class GenerationSettings:
             raise UserError("regex: a text follows either json_schema or regex; leave one of them out")
 
 
-@dataclass(frozen=True)
-class Generate(GenerationSettings):
-    """Generate text with a model."""
+@dataclass(frozen=True, kw_only=True)
+class WrittenTexts(GenerationSettings):
+    """The prompts of a command that writes their texts."""
 
-    checkpoint_dir: Path
-    """Folder of a model, of a run or of one of its steps, or org/name on the hub (downloaded if necessary)."""
     prompt: str = "What food do llamas eat?"
     """The user's message or, without a chat template, the text to continue."""
     prompts: Path | None = None
@@ -89,3 +88,117 @@ class Generate(GenerationSettings):
         check_effects(self, "", "stream", "prompt", have_effect=not has_file, other="prompts", cure="leave it out")
         if self.prompts is not None and not self.prompts.is_file():
             raise UserError(f"prompts: {self.prompts} is not a file; use a .txt with one prompt a line, or a .jsonl")
+
+
+@dataclass(frozen=True)
+class Generate(WrittenTexts):
+    """Generate text with a model."""
+
+    checkpoint_dir: Path
+    """Folder of a model, of a run or of one of its steps, or org/name on the hub (downloaded if necessary)."""
+
+
+@dataclass(frozen=True)
+class GenerateFinetuned(WrittenTexts):
+    """Generate text with a finetuned model."""
+
+    weights_key: ClassVar[str]
+    """The key of the folder of the finetuned weights."""
+
+    checkpoint_dir: Path
+    """Folder of the model that was finetuned, or org/name on the hub (downloaded if necessary)."""
+    input: str = ""
+    """More text for the prompt, which a prompt style such as alpaca's writes apart."""
+    max_new_tokens: Count = field(default=100, kw_only=True)
+    """Maximum number of tokens of a text; the model may stop earlier."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        has_prompt = self.prompts is None
+        check_effects(self, "", "input", have_effect=has_prompt, other="prompts", cure="leave it out")
+        if self.input and self.chat_template is not None:
+            value = str(self.chat_template).lower()
+            raise UserError(
+                f"input: needs the folder's prompt style, not chat_template: {value}; leave one of them out"
+            )
+
+    @property
+    def weights_folder(self) -> Path:
+        """The folder of the finetuned weights; LitGPT's names of its files, such as lit_model.pth, need not exist."""
+        path: Path = getattr(self, self.weights_key)
+        return path.parent if path.name.startswith("lit_model") and not path.is_dir() else path
+
+
+@dataclass(frozen=True)
+class GenerateFull(GenerateFinetuned):
+    """Generate text with a model whose weights were all finetuned."""
+
+    weights_key = "finetuned_path"
+
+    finetuned_path: Path = Path("out/finetune/full/final")
+    """Folder of the finetuned weights, or their file; tokenizer and prompt format are its own, if it has them."""
+
+
+@dataclass(frozen=True)
+class GenerateAdapter(GenerateFinetuned):
+    """Generate text with an adapter and its base model."""
+
+    weights_key = "adapter_path"
+
+    adapter_path: Path = Path("out/finetune/adapter/final")
+    """Folder of the adapter, or its file; tokenizer and prompt format are its own, if it has them."""
+
+
+@dataclass(frozen=True)
+class GenerateAdapterV2(GenerateAdapter):
+    """Generate text with an adapter and its base model."""
+
+    adapter_path: Path = Path("out/finetune/adapter-v2/final")
+    """Folder of the adapter, or its file; tokenizer and prompt format are its own, if it has them."""
+
+
+@dataclass(frozen=True)
+class GenerateSpeculatively(WrittenTexts):
+    """Generate text with a model, faster by the proposals of a smaller one."""
+
+    draft_model_checkpoint_dir: Path
+    """Folder or name of the small model, which has the same tokenizer."""
+    target_model_checkpoint_dir: Path
+    """Folder or name of the model whose texts are generated."""
+    speculative_k: Annotated[int, Ge(1), Le(64)] = 3
+    """Number of tokens that the small model proposes in a step."""
+
+
+@dataclass(frozen=True)
+class GenerateSplit(Generate):
+    """Generate text with a model that is split over devices."""
+
+    devices: int | Literal["auto"] = "auto"
+    """Number of devices of this machine; auto or -1 for all GPUs, or one CPU process without GPUs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.devices not in ("auto", -1) and not 1 <= int(self.devices) <= 2**16:
+            raise UserError(f"devices: {self.devices} is not valid; use auto or a number from 1")
+
+    def lay_out(self, devices: int) -> ParallelArgs:
+        """The layout of the model on several devices."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class GenerateTP(GenerateSplit):
+    """Generate text with a model whose matrices are split over devices (tensor parallelism)."""
+
+    def lay_out(self, devices: int) -> ParallelArgs:
+        """Tensor parallelism, for any number of tokens."""
+        return ParallelArgs(tensor=devices, sequence=False)
+
+
+@dataclass(frozen=True)
+class GenerateSequentially(GenerateSplit):
+    """Generate text with a model whose layers are split over devices, which compute one after the other."""
+
+    def lay_out(self, devices: int) -> ParallelArgs:
+        """A stage of a pipeline on each device."""
+        return ParallelArgs(pipeline=devices)

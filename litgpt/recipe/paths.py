@@ -26,6 +26,7 @@ class PathKeys(NamedTuple):
 FINETUNE = PathKeys(folders=("out_dir",))  # its model is found by commands.finetune, on the hub too
 EXPORT = PathKeys(models=("checkpoint_dir",), folders=("output_dir",))
 DATA = PathKeys(models=("tokenizer_dir",))
+TEXTS = PathKeys(files=("output",))
 PATH_KEYS = {
     "pretrain": PathKeys(models=("initial_checkpoint_dir", "tokenizer_dir"), folders=("out_dir",)),
     "finetune": FINETUNE,
@@ -49,7 +50,13 @@ PATH_KEYS = {
     "tokenizer train": PathKeys(folders=("output_dir",)),
     "report": PathKeys(files=("output",)),
     "init": PathKeys(files=("output",)),
-    "generate": PathKeys(files=("output",)),
+    "generate": TEXTS,
+    "generate_full": TEXTS,
+    "generate_adapter": TEXTS,
+    "generate_adapter_v2": TEXTS,
+    "generate_speculatively": TEXTS,
+    "generate_tp": TEXTS,
+    "generate_sequentially": TEXTS,
     "evaluate": PathKeys(folders=("out_dir",), files=("save_filepath", "use_cache")),
 }
 

@@ -14,7 +14,7 @@ from litgpt.recipe.effect import check_effects, describe_no_effect
 from litgpt.recipe.evaluate import Evaluate
 from litgpt.recipe.finetune import Finetune
 from litgpt.recipe.fp8 import FP8Args
-from litgpt.recipe.generate import Generate
+from litgpt.recipe.generate import Generate, GenerateFinetuned, GenerateSpeculatively
 from litgpt.recipe.merge_lora import MergeLora
 from litgpt.recipe.moe import MoEArgs
 from litgpt.recipe.pretrain import Pretrain
@@ -81,12 +81,35 @@ def check_generation(recipe: Chat | Generate | Evaluate | Serve) -> None:
     Raises:
         UserError: if it is neither a folder nor a name on the hub, or is a reward model.
     """
-    folder = find_model_folder("checkpoint_dir", recipe.checkpoint_dir)
+    check_language_model("checkpoint_dir", recipe.checkpoint_dir)
+
+
+def check_finetuned_generation(recipe: GenerateFinetuned) -> None:
+    """Check that a finetuned model and the one before may exist.
+
+    Raises:
+        UserError: as `check_generation`.
+    """
+    check_language_model("checkpoint_dir", recipe.checkpoint_dir)
+    check_language_model(recipe.weights_key, recipe.weights_folder)
+
+
+def check_speculation(recipe: GenerateSpeculatively) -> None:
+    """Check that both models may exist.
+
+    Raises:
+        UserError: as `check_generation`.
+    """
+    check_language_model("draft_model_checkpoint_dir", recipe.draft_model_checkpoint_dir)
+    check_language_model("target_model_checkpoint_dir", recipe.target_model_checkpoint_dir)
+
+
+def check_language_model(key: str, name: Path) -> None:
+    """Check that a model may exist, and is no reward model."""
+    folder = find_model_folder(key, name)
     for path in (folder, folder / "final") if folder else ():
         if is_base_model(path) and Config.from_checkpoint(path).output == "score":
-            raise UserError(
-                f"checkpoint_dir: {path} is a reward model, which computes scores, not text; give a language model"
-            )
+            raise UserError(f"{key}: {path} is a reward model, which computes scores, not text; give a language model")
 
 
 def check_model(recipe: StoredModel) -> None:

@@ -21,6 +21,7 @@ from litgpt.model.gpt import GPT
 from litgpt.parallel.fp8 import describe_fp8
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import build_precision, default_precision
+from litgpt.parallel.processes import count_processes
 from litgpt.parallel.reduce import all_gather_objects
 from litgpt.parallel.strategy import MeshStrategy, is_rank_zero
 from litgpt.recipe.data import BatchShape, Stream
@@ -42,7 +43,7 @@ from litgpt.train.early_checks import (
 )
 from litgpt.train.history import choose_version
 from litgpt.train.initial_weights import restore_quantized_base, resume_reference
-from litgpt.train.launch import count_processes, launch
+from litgpt.train.launch import launch
 from litgpt.train.loggers import build_logger
 from litgpt.train.resumed_recipe import describe_changes
 from litgpt.train.run_spec import RunSpec, check_token_range
@@ -180,7 +181,8 @@ def print_setup(recipe: Training, spec: RunSpec, notify: Notify) -> str | None:
     start = early if recipe.resume else header.describe_origin(recipe, spec.weights, spec.adapter, None)
     rows = [("Start", start)] if start and start != early else []
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    dims = recipe.parallel.resolve_dims(count_processes(recipe), num_nodes=recipe.num_nodes)
+    world = count_processes(recipe.devices, recipe.num_nodes)
+    dims = recipe.parallel.resolve_dims(world, num_nodes=recipe.num_nodes)
     rows += header.describe_setup(spec, dims, device, recipe.precision or default_precision())
     notify(header.format_rows(rows))
     return start

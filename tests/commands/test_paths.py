@@ -11,7 +11,8 @@ from litgpt.recipe.commands import COMMANDS
 from litgpt.recipe.paths import PATH_KEYS, PathKeys
 
 INPUTS = {"checkpoint_dir", "pretrained_checkpoint_dir", "initial_adapter_dir", "resume", "input"}
-INPUTS |= {"prompts", "text", "include_path"}
+INPUTS |= {"prompts", "text", "include_path", "finetuned_path", "adapter_path"}
+INPUTS |= {"draft_model_checkpoint_dir", "target_model_checkpoint_dir"}
 """Keys of paths that a command reads, in their own ways: `find_folder` resolves short names of the folders."""
 
 LINES: dict[str, list[str]] = {
@@ -25,6 +26,7 @@ LINES: dict[str, list[str]] = {
     "verify": ["m"],
     "report": ["run"],
     "generate": ["m", "--prompts", __file__],
+    "generate_speculatively": ["m", "m", "--prompts", __file__],
     "evaluate": ["m", "--tasks", "arc_easy"],
     "data prepare": ["TextFiles", "--data.train_data_path", "texts"],
     "data inspect": ["Conversations", "--data.sources", "[rows.jsonl]"],

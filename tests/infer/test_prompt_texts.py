@@ -72,15 +72,15 @@ def test_a_prompt_of_a_list_that_does_not_fit_is_named(llm: LLM) -> None:
 def test_the_engine_is_kept_and_its_prefixes_are_shared(llm: LLM) -> None:
     prompt = PROMPTS[2]
     first = llm.generate(prompt, **SETTINGS)
-    engine = llm._kept_engine.engine
+    engine = llm.kept_engine.engine
     assert engine is not None and engine.cache.find_prefix(llm.prompt_tokens(prompt))[1] > 16
-    assert llm.generate([prompt, prompt], **SETTINGS) == [first, first] and llm._kept_engine.engine is engine
+    assert llm.generate([prompt, prompt], **SETTINGS) == [first, first] and llm.kept_engine.engine is engine
     with torch.no_grad():
         llm.model.embedding.weight.mul_(-2)
     changed = llm.generate(prompt, **SETTINGS)
     assert changed == copy.deepcopy(llm).generate(prompt, **SETTINGS) != first  # a copy has a new engine
     llm.to(torch.float64)
-    assert llm.generate(prompt, **SETTINGS) and llm._kept_engine.engine is not engine
+    assert llm.generate(prompt, **SETTINGS) and llm.kept_engine.engine is not engine
 
 
 def test_a_stream_that_is_not_read_to_its_end_does_not_change_others(llm: LLM) -> None:

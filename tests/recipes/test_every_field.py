@@ -23,11 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from litgpt import cli
 from litgpt.commands import finetune
 from litgpt.errors import UserError
+from litgpt.parallel import processes
 from litgpt.recipe.finetune import FinetuneAdapter, FinetuneFull, FinetuneLora
 from litgpt.recipe.keys import find_choice_base, find_group, list_keys, list_settings
 from litgpt.recipe.pretrain import Pretrain
 from litgpt.recipe.train import GuardArgs
-from litgpt.train import launch
 from litgpt.train.garbage_collection import GarbageCollection
 from litgpt.train.guard import Guard
 from tests.runs import write_recipe, write_text
@@ -250,7 +250,7 @@ def train(folder: Path, *argv: str) -> dict[str, Any]:
     """The facts of a run in this process, in a folder that holds its data."""
     timeouts, tokens, output = [], [], io.StringIO()
     deterministic, collections = [], []
-    strategy, find = launch.MeshStrategy, finetune.find_folder
+    strategy, find = processes.MeshStrategy, finetune.find_folder
 
     def record_strategy(*args: Any, **settings: Any) -> Any:
         timeouts.append(settings["timeout"])
@@ -269,7 +269,7 @@ def train(folder: Path, *argv: str) -> dict[str, Any]:
         mock.patch.object(GarbageCollection, "collect", collect),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),
-        mock.patch.object(launch, "MeshStrategy", record_strategy),
+        mock.patch.object(processes, "MeshStrategy", record_strategy),
         mock.patch.object(finetune, "find_folder", record_token),
         CountOperations() as operations,
     ):

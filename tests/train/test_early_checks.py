@@ -74,6 +74,9 @@ CASES = [
         "data.json_path: no.json",
     ),
     (["generate", "none"], "checkpoint_dir: none is not a folder"),
+    (["generate_full", "model"], "finetuned_path: out/finetune/full/final is not a folder"),
+    (["generate_adapter_v2", "model"], "adapter_path: out/finetune/adapter-v2/final is not a folder"),
+    (["generate_speculatively", "model", "none"], "target_model_checkpoint_dir: none is not a folder"),
     ([*PRETRAIN, "--moe.aux_loss_coeff=0.1"], "moe.aux_loss_coeff: 0.1 has no effect with a model without experts"),
     ([*FINETUNE, "--moe.z_loss_coeff=0.1"], "moe.z_loss_coeff: 0.1 has no effect with a model without experts"),
 ]
