@@ -12,6 +12,7 @@ __all__ = [
     "Config",
     "PromptStyle",
     "Tokenizer",
+    "TrainableModel",
     "__version__",
     "estimate_model_memory",
     "validate_checkpoint",
@@ -19,6 +20,7 @@ __all__ = [
 
 MODULES = {
     "LLM": "litgpt.api",
+    "TrainableModel": "litgpt.trainable_model",
     "GPT": "litgpt.model.gpt",
     "Config": "litgpt.model.config",
     "PromptStyle": "litgpt.data.render.prompt_styles",

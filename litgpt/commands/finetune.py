@@ -6,7 +6,7 @@ import torch
 
 from litgpt import adapt
 from litgpt.errors import UserError
-from litgpt.infer.load import find_folder, resolve_model_folder
+from litgpt.finetune_spec import find_spec
 from litgpt.messages import print_message
 from litgpt.parallel.apply import full_tensor
 from litgpt.parallel.strategy import is_rank_zero
@@ -14,36 +14,12 @@ from litgpt.recipe.finetune import Finetune
 from litgpt.store.adapters.folder import save_adapter_folder
 from litgpt.store.save_model import gather_stages, save_model
 from litgpt.train.run import train
-from litgpt.train.run_spec import add_preference, build_finetune_spec
 from litgpt.train.setup import Run
 
 
 def run(recipe: Finetune) -> None:
     """Find the model, finetune it, and save it and its adapter."""
-    given = find_folder(recipe.checkpoint_dir, access_token=recipe.access_token)
-    folder = resolve_model_folder(given)
-    base = str(recipe.checkpoint_dir if folder == given else folder)
-    adapter = find_other_folder("initial_adapter_dir", recipe.initial_adapter, recipe)
-    spec = build_finetune_spec(recipe, folder, base, adapter=adapter)
-    if recipe.preference_settings is not None:
-        reference = find_other_folder("preference.reference", recipe.preference_settings.reference, recipe)
-        dropout = recipe.list_dropout(spec.tuner) if spec.tuner else {}
-        spec = add_preference(spec, recipe.preference_settings, reference, dropout)
-    train(recipe, spec, publish)
-
-
-def find_other_folder(key: str, name: Path | None, recipe: Finetune) -> Path | None:
-    """The folder of another model or adapter, which a setting names; for that of a run, its newest one.
-
-    Raises:
-        UserError: naming the key of the setting, if there is none.
-    """
-    if name is None:
-        return None
-    try:
-        return resolve_model_folder(find_folder(name, access_token=recipe.access_token))
-    except UserError as error:
-        raise UserError(f"{key}: {error.detail}") from None
+    train(recipe, find_spec(recipe), publish)
 
 
 def publish(trained: Run) -> Path:

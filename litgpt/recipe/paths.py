@@ -23,7 +23,7 @@ class PathKeys(NamedTuple):
     files: tuple[str, ...] = ()
 
 
-FINETUNE = PathKeys(folders=("out_dir",))  # its model is found by commands.finetune, on the hub too
+FINETUNE = PathKeys(folders=("out_dir",))  # its model is found by finetune_spec, on the hub too
 EXPORT = PathKeys(models=("checkpoint_dir",), folders=("output_dir",))
 DATA = PathKeys(models=("tokenizer_dir",))
 TEXTS = PathKeys(files=("output",))

@@ -135,16 +135,29 @@ def check_data(recipe: DataPrepare | DataInspect) -> None:
 
 def check_run(recipe: Training, config: Config, *, layers: int, adapted: bool = False) -> None:
     """Check the length of samples and of the run, its output folder, and the layout if `devices` is a number."""
-    length, answers = resolve_sequence_length(recipe, config), recipe.data.answers_per_sample if recipe.data else 1
+    length = check_trained_model(recipe, config, adapted=adapted)
+    answers = recipe.data.answers_per_sample if recipe.data else 1
     list_step_limits(replace(recipe.train, epochs=None), length, None, answers=answers)
     check_resumption(recipe)
-    check_routing(recipe.moe, config, adapted=adapted)
-    check_predictions(recipe, config, adapted=adapted)
-    check_fp8(recipe.fp8, adapted=adapted)
     if isinstance(recipe.devices, int) and recipe.devices > 0:
         check_model_sizes(
             recipe.parallel, recipe.parallel.resolve_dims(recipe.devices * recipe.num_nodes), config, layers
         )
+
+
+def check_trained_model(recipe: Training, config: Config, *, adapted: bool) -> int:
+    """Check that the settings of a run fit its model; returns the tokens per sample.
+
+    Args:
+        adapted: whether the run trains an adapter, not the model's own weights.
+
+    Raises:
+        UserError: naming the first one that does not.
+    """
+    check_routing(recipe.moe, config, adapted=adapted)
+    check_predictions(recipe, config, adapted=adapted)
+    check_fp8(recipe.fp8, adapted=adapted)
+    return resolve_sequence_length(recipe, config)
 
 
 def check_routing(settings: MoEArgs, config: Config, *, adapted: bool) -> None:

@@ -25,6 +25,7 @@ class LocalBatch:
         labels: (B, P), as in `Batch`; likewise `weights`, `channels` and `answers`.
         inputs: attention inputs of these tokens.
         answer_values: as in `Batch`, of all answers of the micro-batch.
+        token_values: as in `Batch`, (B, P).
         later_tokens: as in `Batch`, (K, B, P).
         tokens: the sharding of tokens over ranks; None if this rank computes all tokens.
     """
@@ -36,6 +37,7 @@ class LocalBatch:
     channels: Tensor | None = None
     answers: Tensor | None = None
     answer_values: dict[str, Tensor] | None = None
+    token_values: dict[str, Tensor] | None = None
     later_tokens: dict[str, Tensor] | None = None
     tokens: LocalTokens | None = None
 
@@ -67,12 +69,15 @@ def build_local_batch(batch: Batch, config: Config, tokens: LocalTokens | None, 
     build_inputs = build_attention_inputs if tokens is None else tokens.build_attention_inputs
     rows = take_rows({name: getattr(batch, name) for name in ROW_PADDING}, tokens)
     later = None if batch.later_tokens is None else take_rows(batch.later_tokens, tokens)
+    values = None if batch.token_values is None else take_rows(batch.token_values, tokens)
     inputs = build_inputs(config, positions, batch.documents, cached=cached)
-    return LocalBatch(**rows, inputs=inputs, answer_values=batch.answer_values, later_tokens=later, tokens=tokens)
+    others: dict[str, Any] = {"answer_values": batch.answer_values, "token_values": values, "later_tokens": later}
+    return LocalBatch(**rows, inputs=inputs, tokens=tokens, **others)
 
 
 def take_rows(rows: Mapping[str, Any], tokens: LocalTokens | None) -> dict[str, Any]:
-    """This rank's tokens of rows (..., T) by name, padded as in `ROW_PADDING`; None stays None."""
+    """This rank's tokens of rows (..., T) by name, padded as in `ROW_PADDING`, or by 0; None stays None."""
     if tokens is None:
         return dict(rows)
-    return {name: None if row is None else tokens.local_shard(row, ROW_PADDING[name]) for name, row in rows.items()}
+    shard = tokens.local_shard
+    return {name: None if row is None else shard(row, ROW_PADDING.get(name, 0.0)) for name, row in rows.items()}

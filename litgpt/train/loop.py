@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
@@ -16,9 +14,7 @@ from litgpt.model.flops import compute_training_flops
 from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.parallel.strategy import is_rank_zero
 from litgpt.phases import phase
-from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.store.step_folders import get_step_folder
-from litgpt.store.tokenizer_files import find_tokenizer_files
 from litgpt.train.best_metric import BestMetric
 from litgpt.train.build_state import is_compiled
 from litgpt.train.console import RunConsole, RunSummary, render_validation
@@ -28,6 +24,7 @@ from litgpt.train.guard import Guard, Interrupts
 from litgpt.train.metrics import Meter, get_device_peak, get_peak_memory_gb
 from litgpt.train.objective import Objective
 from litgpt.train.optimizer import set_learning_rate
+from litgpt.train.run_checkpoints import list_checkpoint_files
 from litgpt.train.run_spec import check_token_range
 from litgpt.train.schedule import list_step_limits
 from litgpt.train.setup import Run
@@ -65,11 +62,11 @@ class Loop:
         self.spikes = progress.get("spikes", 0)
         self.val_losses: dict[int, float] = {int(step): loss for step, loss in progress.get("val_losses", {}).items()}
         if progress:
-            self.guard.load_state_dict(progress["guard"])
-            self.meter.load_state_dict(progress["meter"])
+            parts: dict[str, Any] = {"guard": self.guard, "meter": self.meter, "scale": run.train_state.scale}
+            for name in parts.keys() & progress.keys():  # a state that `TrainableModel` has saved has no others
+                parts[name].load_state_dict(progress[name])
             self.best.load_state_dict(progress.get("best"))
             run.checkpoints.best_step = self.best.step
-            run.train_state.scale.load_state_dict(progress["scale"])
         if is_rank_zero():
             remove_samples_after(recipe.out_dir / "samples.jsonl", self.step)
 
@@ -322,13 +319,9 @@ class Loop:
         """Start to save a checkpoint of this step."""
         run = self.run
         self.interrupts.activity = f"the checkpoint of step {self.step}"
-        files: dict[str, str | Path] = {
-            "recipe.yaml": dump_recipe(run.recipe),
-            "model_config.yaml": yaml.safe_dump(run.spec.config.to_dict()),
-        }
-        if run.data.tokenizer_dir:
-            files |= find_tokenizer_files(run.data.tokenizer_dir, with_format=run.data.prompt_files is None)
-        files |= {**(run.data.prompt_files or {}), **run.spec.adapter_files(), **run.train_state.checkpoint_files()}
+        files = list_checkpoint_files(
+            run.recipe, run.spec, run.train_state, run.data.tokenizer_dir, run.data.prompt_files
+        )
         with self.meter.exclude("saving"), phase("saving"):
             run.checkpoints.save(
                 self.step,

@@ -12,50 +12,21 @@ from litgpt.recipe.training import Training
 from litgpt.train.answer_scores import AnswerScorer
 from litgpt.train.console import RunConsole, render_summary
 from litgpt.train.gradient_init import initialize_by_gradient
-from litgpt.train.kto import rated_answers
 from litgpt.train.loop import Loop
-from litgpt.train.objective import Objective, next_token
-from litgpt.train.preference import paired_answers
+from litgpt.train.objectives import build_objective
 from litgpt.train.reference_pass import store_reference_scores
 from litgpt.train.report import write_report
-from litgpt.train.reward import pair_rewards
 from litgpt.train.run_record import record_run
 from litgpt.train.run_spec import RunSpec
 from litgpt.train.setup import Run, build
 from litgpt.train.torch_backends import select_backends
 
 
-def build_next_token(trained: Run) -> Objective:
-    """Build the objective of pretraining and finetuning."""
-    layers = trained.spec.count_trained_predictions()
-    return next_token(trained.recipe.loss, trained.data.train.channels, prediction_layers=layers)
-
-
-def build_paired_answers(trained: Run) -> Objective:
-    """Build the objective of preferences between pairs of answers."""
-    recipe = cast(Align, trained.recipe)
-    store_reference_scores(trained, AnswerScorer(recipe.loss, recipe.preference.ld_alpha))
-    return paired_answers(recipe.preference, recipe.loss)
-
-
-def build_rated_answers(trained: Run) -> Objective:
-    """Build the objective of answers that are rated as desirable or not."""
-    recipe = cast(Align, trained.recipe)
-    store_reference_scores(trained, AnswerScorer(recipe.loss))
-    return rated_answers(recipe.preference, recipe.loss)
-
-
-def build_pair_rewards(trained: Run) -> Objective:
-    """Build the objective of reward models."""
-    return pair_rewards(cast(Align, trained.recipe).preference)
-
-
-OBJECTIVES: dict[str, Callable[[Run], Objective]] = {
-    "next_token": build_next_token,
-    "pairs": build_paired_answers,
-    "kto": build_rated_answers,
-    "reward": build_pair_rewards,
-}
+def store_scores(trained: Run) -> None:
+    """Compute the scores of the reference before the first step, if the settings say so."""
+    if trained.spec.scores_ahead:
+        recipe = cast(Align, trained.recipe)
+        store_reference_scores(trained, AnswerScorer(recipe.loss, recipe.preference.ld_alpha))
 
 
 def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> None:
@@ -69,7 +40,8 @@ def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> No
     with report_lost_ranks(), show_phases(console.show_phase), backends:
         trained = build(recipe, spec, console.print)
         console.total_steps = trained.steps
-        objective = OBJECTIVES[recipe.objective](trained)
+        store_scores(trained)
+        objective = build_objective(recipe, spec, trained.data.train.channels)
         initialize_by_gradient(trained, objective)
         loop = Loop(trained, objective, console)
         with loop.interrupts.handle_signals():

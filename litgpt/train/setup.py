@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +11,6 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 
-from litgpt import adapt
 from litgpt.data.stream.batch import to_batch
 from litgpt.data.stream.windows import WindowDataset
 from litgpt.data.tokenizer import Tokenizer, train_tokenizer
@@ -28,24 +27,17 @@ from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.effect import describe_no_effect
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.recipe.training import Training
-from litgpt.store.checkpoint_load import find_checkpoint, load_checkpoint
+from litgpt.store.checkpoint_load import find_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.collectives_io import share_first_message
 from litgpt.train import header
 from litgpt.train.build_state import build_train_state
-from litgpt.train.early_checks import (
-    check_fp8,
-    check_predictions,
-    check_resumption,
-    check_routing,
-    check_vocabulary,
-    resolve_sequence_length,
-)
+from litgpt.train.early_checks import check_resumption, check_trained_model, check_vocabulary
 from litgpt.train.history import choose_version
-from litgpt.train.initial_weights import restore_quantized_base, resume_reference
 from litgpt.train.launch import launch
 from litgpt.train.loggers import build_logger
 from litgpt.train.resumed_recipe import describe_changes
+from litgpt.train.run_checkpoints import open_checkpoints, restore
 from litgpt.train.run_spec import RunSpec, check_token_range
 from litgpt.train.schedule import Schedule, count_steps, count_warmup_steps
 from litgpt.train.torch_backends import check_attention_kernel
@@ -110,11 +102,8 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     Raises:
         UserError: on all ranks.
     """
-    length = resolve_sequence_length(recipe, spec.config)
+    length = check_trained_model(recipe, spec.config, adapted=spec.adapted)
     check_resumption(recipe)
-    check_routing(recipe.moe, spec.config, adapted=spec.adapted)
-    check_predictions(recipe, spec.config, adapted=spec.adapted)
-    check_fp8(recipe.fp8, adapted=spec.adapted)
     announced = print_setup(recipe, spec, notify)
     fabric = launch(recipe)
     if recipe.add_version:
@@ -143,10 +132,10 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
         notify(line)
     resumed = resumed_from is not None
     train_state = build_train_state(recipe, spec, mesh, fabric.device, resumed=resumed, steps=steps)
-    checkpoints, progress = open_checkpoints(recipe, spec, train_state, resumed_from, notify)
-    if progress:
+    progress = restore(recipe, spec, train_state, resumed_from, notify) if resumed_from else {}
+    checkpoints = open_checkpoints(recipe, spec, train_state, resumed_step=progress.get("step", 0), notify=notify)
+    if "stream" in progress:
         data.train.load_state_dict(progress["stream"])
-        restore_quantized_base(train_state.core, spec, fabric.device)
     if fabric.global_rank == 0:
         write_run_files(recipe, spec)
     return Run(
@@ -295,28 +284,6 @@ def train_or_find_tokenizer(recipe: Training, spec: RunSpec, fabric: Fabric, *, 
             shutil.rmtree(folder, ignore_errors=True)  # of a run without a checkpoint, possibly trained on other text
             train_tokenizer(spec.data.training_documents(), spec.tokenizer.kind, spec.tokenizer.vocab_size, folder)
     return folder
-
-
-def open_checkpoints(
-    recipe: Training, spec: RunSpec, train_state: TrainState, resumed_from: Path | None, notify: Notify
-) -> tuple[Checkpoints, dict[str, Any]]:
-    """Load the checkpoint to resume from, if any; returns the checkpoints of the run, and the progress."""
-    model = train_state.core
-    names = set(adapt.get_adapter_parameters(model)) if spec.adapted else None  # all others are frozen
-    layout = {} if train_state.mesh is None else asdict(train_state.mesh.dims)
-    shared: dict[str, Any] = {"saved_names": names, "layout": layout, "warn": notify}
-    settings, progress = recipe.checkpoint, {}
-    if resumed_from is not None:
-        optimizers = train_state.optimizers if settings.load_optimizer else None
-        progress = load_checkpoint(resumed_from, model, optimizers, restore_rng=settings.load_rng, **shared)
-        train_state.load_files(resumed_from)
-        if not spec.scores_ahead:
-            train_state.reference = resume_reference(model, spec, resumed_from)
-    reference = {} if train_state.reference is None or spec.scores_ahead else train_state.reference.values
-    resumed_step = progress.get("step", 0)
-    kept = {name: getattr(settings, name) for name in ("keep", "asynchronous", "on_error")}
-    kept |= {"save_rng": settings.save_rng, "save_optimizer": settings.save_optimizer}
-    return Checkpoints(recipe.out_dir, resumed_step=resumed_step, reference=reference, **kept, **shared), progress
 
 
 def write_run_files(recipe: Training, spec: RunSpec) -> None:

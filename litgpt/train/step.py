@@ -67,6 +67,28 @@ class StepResult:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class StepGradients:
+    """What the gradients on the parameters are of, before an optimizer step.
+
+    Attributes:
+        loss: this rank's part of the loss, ().
+        metric_sums: (2, M), the sums and numbers of the values of the objective's metrics on this rank.
+        counts: the objective's counts, by which the gradients are divided, over all data ranks.
+        targets, tokens: as in `StepResult`.
+    """
+
+    loss: torch.Tensor
+    metric_sums: torch.Tensor
+    counts: tuple[float, ...]
+    targets: int
+    tokens: int
+
+    def local_sums(self) -> list[float]:
+        """The loss and the metrics of this rank, to sum over ranks."""
+        return [self.loss.item(), *self.metric_sums.flatten().tolist()]
+
+
 def train_step(
     train_state: TrainState,
     batches: Sequence[Batch],
@@ -89,6 +111,21 @@ def train_step(
     Raises:
         UserError: on all ranks, before the forward pass, if any rank has a fault.
     """
+    gradients = add_gradients(train_state, batches, objective, fault=fault)
+    return apply_gradients(train_state, gradients, objective, max_norm=max_norm, votes=votes)
+
+
+def add_gradients(
+    train_state: TrainState, batches: Sequence[Batch], objective: Objective, *, fault: UserError | None = None
+) -> StepGradients:
+    """The first half of a step: add the gradients of this rank's micro-batches to the parameters.
+
+    Args:
+        fault: as in `train_step`.
+
+    Raises:
+        UserError: as in `train_step`.
+    """
     counted = batches if train_state.counts_batch else []
     sizes = [sum(batch.targets for batch in counted), sum(batch.tokens for batch in counted)]
     totals = all_reduce_sum([fault is not None, *sizes, *objective.count_batches(counted)], train_state.device)
@@ -100,8 +137,26 @@ def train_step(
         batches = objective.prepare(train_state, batches)
     if train_state.routers is not None:
         train_state.routers.begin(tokens, train_state.scale.factor)
-    loss, norm = compute_gradients(train_state, batches, objective, counts=counts, metric_sums=metric_sums)
-    losses = [value * train_state.counts_loss for value in (loss, *metric_sums.flatten().tolist())]
+    loss = run_batches(train_state, batches, objective, counts=counts, metric_sums=metric_sums)
+    return StepGradients(loss, metric_sums, tuple(counts), int(targets), int(tokens))
+
+
+def apply_gradients(
+    train_state: TrainState,
+    gradients: StepGradients,
+    objective: Objective,
+    *,
+    max_norm: float | None = None,
+    votes: Callable[[], Votes] = cast_no_votes,
+) -> StepResult:
+    """The second half of a step: update the parameters by their gradients, if those of all ranks are finite.
+
+    Args:
+        gradients: what `add_gradients` has returned.
+        max_norm, votes: as in `train_step`.
+    """
+    norm = finish_gradients(train_state)
+    losses = [value * train_state.counts_loss for value in gradients.local_sums()]
     flags = [not math.isfinite(norm), *votes()]
     totals = all_reduce_sum([*losses, *flags], train_state.device)
     (loss, *sums), (non_finite, *counted_votes) = totals[: len(losses)], totals[len(losses) :]
@@ -120,7 +175,8 @@ def train_step(
     train_state.zero_grad()
     if train_state.routers is not None:
         metrics |= train_state.routers.finish(train_state.device, skipped=skipped)
-    return StepResult(loss, norm, int(targets), int(tokens), skipped, Votes(*map(int, counted_votes)), metrics)
+    counted = Votes(*map(int, counted_votes))
+    return StepResult(loss, norm, gradients.targets, gradients.tokens, skipped, counted, metrics)
 
 
 def compute_gradients(
@@ -136,6 +192,24 @@ def compute_gradients(
     Args:
         counts: the objective's counts of the whole global batch.
         metric_sums: (2, M), to which the sum and the number of the values of each metric are added.
+    """
+    loss = run_batches(train_state, batches, objective, counts=counts, metric_sums=metric_sums)
+    norm = finish_gradients(train_state)
+    return loss.item(), norm
+
+
+def run_batches(
+    train_state: TrainState,
+    batches: Sequence[Batch],
+    objective: Objective,
+    *,
+    counts: Sequence[float],
+    metric_sums: torch.Tensor | None,
+) -> torch.Tensor:
+    """Run forward and backward of this rank's micro-batches; its part of the loss, ().
+
+    Args:
+        counts, metric_sums: as in `compute_gradients`.
     """
     total = torch.zeros((), dtype=torch.float64)
 
@@ -165,12 +239,17 @@ def compute_gradients(
                     loss = scaled_loss(train_state.model, local_batch(batch))
                 with train_state.measure("backward"):
                     loss.backward()
+    return total
+
+
+def finish_gradients(train_state: TrainState) -> float:
+    """Remove the loss scale from the gradients, and add those of the tuner; returns their norm."""
     with train_state.measure("gradient_norm"):
         if train_state.scale.active:
             scale_gradients(train_state.parameters(), 1 / train_state.scale.factor)
         if train_state.tuner_schedule is not None:
             train_state.tuner_schedule.add_gradients(apply.copy_full_tensor)
-        return total.item(), compute_model_norm(train_state, compute_gradient_norm)
+        return compute_model_norm(train_state, compute_gradient_norm)
 
 
 def compute_trained_norm(train_state: TrainState) -> float:

@@ -34,6 +34,7 @@ class Batch:
         answers: (B, T) int32 number of the answer in the micro batch that each token belongs to, if answers are scored
             as a whole; otherwise None. -1 is padding. Answers 2 i and 2 i + 1 belong to sample i.
         answer_values: values of each answer, (A,) each, by name.
+        token_values: (B, T) float32 values of each label by name, for a loss of the user's own; 0 for padding.
         later_tokens: (K, B, T) the `ids`, `labels` and `weights` of later tokens, by name, for K prediction layers;
             None without them.
     """
@@ -46,6 +47,7 @@ class Batch:
     channels: Tensor | None = None
     answers: Tensor | None = None
     answer_values: dict[str, Tensor] | None = None
+    token_values: dict[str, Tensor] | None = None
     later_tokens: dict[str, Tensor] | None = None
 
     @property
