@@ -1,6 +1,7 @@
 """The chat page: its files over HTTP, and its behavior in a browser."""
 
 import asyncio
+import copy
 import json
 import re
 import time
@@ -317,3 +318,44 @@ def test_errors_are_one_line(page: Chromium, served: tuple[str, Server], monkeyp
     page.click("#retry")
     page.wait(ANSWERED)
     assert page.evaluate("document.querySelectorAll('article').length") == 2
+
+
+@pytest.mark.slow
+def test_the_chosen_model_answers(page: Chromium, served: tuple[str, Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    other = copy.copy(served[1].model)
+    other.name = "other"
+    monkeypatch.setitem(served[1].models, "other", other)
+    page.open(served[0])
+    page.wait("document.getElementById('model-line').textContent")
+    page.click("#open-settings")
+    options = "[...document.querySelectorAll('[name=model] option')].map((option) => option.value)"
+    assert page.evaluate(options) == ["tiny", "other"]
+    page.evaluate("""const field = document.querySelector('[name=model]'); field.value = 'other';
+        field.dispatchEvent(new Event('input', {bubbles: true}))""")
+    page.press("Escape")
+    page.wait("document.getElementById('model-line').textContent.startsWith('other')")
+    ask(page, "the dog")
+    page.wait(ANSWERED)
+    assert read_bodies(page)[-1]["model"] == "other"
+
+
+@pytest.mark.slow
+def test_storage_of_other_tabs_damaged_and_full(page: Chromium, served: tuple[str, Server]) -> None:
+    entry = {"id": "x", "title": "of a tab", "updated": 1, "messages": [{"role": "user", "content": "hello"}]}
+    page.evaluate(f"""localStorage.setItem('litgpt.conversation.x', JSON.stringify({json.dumps(entry)}));
+        localStorage.setItem('litgpt.conversation.y', '{{"id": ');
+        dispatchEvent(new StorageEvent('storage', {{key: 'litgpt.conversation.x'}}))""")
+    titles = "[...document.querySelectorAll('#conversations li')].map((item) => item.textContent)"
+    assert page.evaluate(titles) == ["of a tab"]
+    page.evaluate("Storage.prototype.setItem = () => { throw new DOMException('', 'QuotaExceededError'); }")
+    ask(page, "the dog")
+    page.wait(ANSWERED)
+    assert "did not store the conversation" in page.evaluate("document.getElementById('notice').textContent")
+    assert page.evaluate(titles) == ["the dog", "of a tab"]
+    page.open(served[0])
+    assert page.wait("document.querySelectorAll('#conversations li').length === 1")
+    page.click("#conversations button")
+    assert page.evaluate("document.querySelector('article .text').textContent") == "hello"
+    assert page.wait(PROBLEM) == "This message has no answer."
+    page.click("#retry")
+    page.wait(ANSWERED)

@@ -72,7 +72,6 @@ function createArticle(message) {
   foot.append(note, copy);
   if (!isUser) foot.append(createButton("Regenerate", "again", regenerate));
   article.append(text, foot);
-  article.message = message;
   return article;
 }
 
@@ -80,7 +79,10 @@ function showMessage(message, isLast) {
   if (!articles.has(message)) articles.set(message, createArticle(message));
   const article = articles.get(message), foot = article.lastElementChild;
   const isWriting = isLast && requests.has(current.id) && message.role === "assistant";
-  if (message.role === "assistant") showMarkdown(article.querySelector(".text"), message.content);
+  if (message.role === "assistant" && article.shown !== message.content) {
+    showMarkdown(article.querySelector(".text"), message.content);
+    article.shown = message.content;
+  }
   article.classList.toggle("writing", isWriting);
   foot.querySelector(".note").textContent = isWriting && !message.content ? "Waiting for the first token" : message.note ?? "";
   foot.querySelector(".copy").hidden = isWriting;
@@ -224,6 +226,7 @@ async function answer(conversation, old) {
     if (!getModel()) loadModels().then(showModel, () => {});
   } catch (error) {
     if (message.content) message.note = error.name === "AbortError" ? "stopped" : "incomplete";
+    if (error.status === 404) loadModels().then(showModel, () => {}); // the server has another model now
     if (error.name !== "AbortError") errors.set(conversation.id, error instanceof ServerError ? error : new ServerError(`${error}`));
   }
   requests.delete(conversation.id);

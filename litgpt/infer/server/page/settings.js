@@ -27,9 +27,8 @@ export function buildBody(messages) {
   return body;
 }
 
-// List the models of the server.
+// List the models of the server; if it does not answer, those known before stay.
 export async function loadModels() {
-  models = [];
   models = await listModels(storage.loadKey());
 }
 
