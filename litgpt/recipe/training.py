@@ -12,6 +12,7 @@ from litgpt.recipe.fp8 import FP8Args
 from litgpt.recipe.moe import MoEArgs
 from litgpt.recipe.optimizer import AdamW, Optimizer
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
+from litgpt.recipe.profile import ProfileArgs
 from litgpt.recipe.recompute import RecomputeArgs
 from litgpt.recipe.train import CheckpointArgs, EvalArgs, GuardArgs, LogArgs, LossArgs, TrainArgs
 
@@ -63,6 +64,7 @@ class Training:
     fp8: FP8Args = field(default_factory=FP8Args)
     checkpoint: CheckpointArgs = field(default_factory=CheckpointArgs)
     guard: GuardArgs = field(default_factory=GuardArgs)
+    profile: ProfileArgs = field(default_factory=ProfileArgs)
 
     @property
     def objective(self) -> str:

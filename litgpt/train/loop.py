@@ -24,6 +24,7 @@ from litgpt.train.guard import Guard, Interrupts
 from litgpt.train.metrics import Meter, get_device_peak, get_peak_memory_gb
 from litgpt.train.objective import Objective
 from litgpt.train.optimizer import set_learning_rate
+from litgpt.train.profiler import StepProfiler
 from litgpt.train.run_checkpoints import list_checkpoint_files
 from litgpt.train.run_spec import check_token_range
 from litgpt.train.schedule import list_step_limits
@@ -87,13 +88,15 @@ class Loop:
     def fit(self) -> None:
         """Train until a limit is reached or a signal is received; the last step is always saved."""
         run, recipe = self.run, self.run.recipe
-        with self.console, GarbageCollection(self.train.gc_interval) as garbage:
+        steps = recipe.profile.steps if is_rank_zero() else None
+        profiler = StepProfiler(steps, recipe.out_dir / "profile", run.train_state.device, self.console.print)
+        with self.console, GarbageCollection(self.train.gc_interval) as garbage, profiler:
             try:
                 if self.is_evaluation_due():
                     self.evaluate()
                 batches = iter(run.data.train)
                 while not self.is_finished():
-                    with self.open_step_phase():
+                    with self.open_step_phase(), profiler.profile_step(self.step + 1):
                         self.advance(batches)
                     garbage.collect(self.step)
                 if self.complete and recipe.eval.final_validation and self.step not in self.val_losses:

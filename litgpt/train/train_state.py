@@ -1,12 +1,14 @@
 """The model, its layout and its optimizers, as a run trains them."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from litgpt.adapt.schedule import TunerSchedule
 from litgpt.data.stream.batch import Batch
@@ -98,9 +100,11 @@ class TrainState:
         """The autocast context of the forward pass."""
         return self.precision.autocast(self.device, sharded=apply.is_sharded(self.mesh))
 
-    def measure(self, phase: str) -> AbstractContextManager[None]:
-        """Measure the time of a phase of a step, if these are logged."""
-        return nullcontext() if self.timers is None else self.timers.measure(phase)
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        """Name a phase of a step in profiles, and measure its time, if these are logged."""
+        with record_function(phase), nullcontext() if self.timers is None else self.timers.measure(phase):
+            yield
 
     def reports(self) -> dict[str, Any]:
         """What this state reports of the last step, as JSON values by the name of a file; equal on all ranks."""
