@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from litgpt.infer.prompts import PromptEncoder
 from litgpt.infer.requests import Request, check_prompt
 from litgpt.infer.sampling import Constraint, Sampling
 from litgpt.infer.server.errors import ApiError
-from litgpt.infer.server.schemas import Body, ChatCompletion, Completion, ResponseFormat
-from litgpt.infer.server.texts import AnswerText
+from litgpt.infer.server.schemas import Body, ChatCompletion, Completion, NamedTool, ResponseFormat
+from litgpt.infer.server.texts import AnswerText, CallReader
+from litgpt.infer.server.tool_calls import build_call_schema, find_call_format, parse_arguments
 from litgpt.model.gpt import GPT
 
 
@@ -61,7 +63,7 @@ class ServedModel:
         request = self._build_request(body, stop_tokens, body.max_tokens, body.logprobs)
         requests = self._repeat(request, prompts, body, None)
         return Job(
-            requests, [AnswerText(self.tokenizer, r.prompt, [*stops, *body.stops], has_tools=False) for r in requests]
+            requests, [AnswerText(self.tokenizer, request.prompt, [*stops, *body.stops]) for request in requests]
         )
 
     def _encode_prompt(self, prompt: str | list[int]) -> tuple[int, ...]:
@@ -74,7 +76,7 @@ class ServedModel:
         body = Completion(prompt=prompt)
         requests = self._repeat(self._build_request(body, stop_tokens, max_new_tokens, None), [ids], body, None)
         context = () if self.encoder.has_format(None) else ids
-        return Job(requests, [AnswerText(self.tokenizer, context, stops, has_tools=False)])
+        return Job(requests, [AnswerText(self.tokenizer, context, stops)])
 
     def start_chat(self, body: ChatCompletion) -> Job:
         """The requests for one answer, or several, in a chat."""
@@ -83,19 +85,46 @@ class ServedModel:
             if message["role"] == "developer":
                 message["role"] = "system"
             message["content"] = join_content(message.get("content"))
-        tools = None if body.tool_choice == "none" else body.tools
-        ids = tuple(self.encoder.encode_messages(messages, tools))
-        if tools and ids == tuple(self.encoder.encode_messages(messages)):
-            raise ApiError(400, "tools: the chat template of this model does not render tools", param="tools")
+        reader = self._prepare_tools(body)
+        ids = self._encode_chat(messages, reader)
         stop_tokens, stops = self.encoder.get_stops(True)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         if body.top_logprobs is not None and not body.logprobs:
             raise ApiError(400, "top_logprobs: needs logprobs: true", param="top_logprobs")
         request = self._build_request(body, stop_tokens, body.max_completion_tokens or body.max_tokens, logprobs)
         constrain = self._prepare_constraint(body.response_format, stop_tokens)
+        if reader and reader.is_required:
+            name = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else None
+            schema = build_call_schema(reader.tools, name, reader.form)
+            constrain = self._prepare_schema(schema, stop_tokens, key="tools")
         requests = self._repeat(request, [ids], body, constrain)
-        answers = [AnswerText(self.tokenizer, (), [*stops, *body.stops], has_tools=bool(tools)) for _ in requests]
-        return Job(requests, answers)
+        return Job(requests, [AnswerText(self.tokenizer, (), [*stops, *body.stops], reader) for _ in requests])
+
+    def _prepare_tools(self, body: ChatCompletion) -> CallReader | None:
+        """The reader of the calls of an answer; None without tools."""
+        if body.requires_call and not body.tools:
+            raise ApiError(400, "tool_choice: needs tools; give them, or set tool_choice: none", param="tool_choice")
+        if body.requires_call and body.response_format and body.response_format.type != "text":
+            message = "response_format: is not supported with a required call; leave it out, or set tool_choice: auto"
+            raise ApiError(400, message, param="response_format")
+        if not body.tools or body.tool_choice == "none" or self.encoder.chat is None:
+            return None
+        return CallReader(find_call_format(self.encoder.chat), body.tools, body.requires_call)
+
+    def _encode_chat(self, messages: Sequence[dict[str, Any]], reader: CallReader | None) -> tuple[int, ...]:
+        """The tokens of a chat, with the beginning of a call if one is required."""
+        tools = reader.tools if reader else None
+        parsed = [parse_arguments(message) for message in messages]
+        try:
+            ids = self.encoder.encode_messages(parsed, tools)
+        except UserError:
+            if parsed == messages:
+                raise
+            parsed, ids = list(messages), self.encoder.encode_messages(messages, tools)  # a template that joins texts
+        if tools and ids == self.encoder.encode_messages(parsed):
+            raise ApiError(400, "tools: the chat template of this model does not render tools", param="tools")
+        opening = reader.form.opening if reader and reader.form and reader.is_required else ""
+        return (*ids, *(self.tokenizer.encode(opening, bos=False).tolist() if opening else ()))
 
     def _build_request(
         self, body: Body, stop_tokens: Sequence[int], max_new_tokens: int | None, logprobs: int | None
@@ -106,7 +135,7 @@ class ServedModel:
             raise ApiError(400, "stop: '' ends every text; set strings of one character or more", param="stop")
         sampling = Sampling(
             defaults.temperature if body.temperature is None else body.temperature,
-            body.top_k or defaults.top_k,
+            defaults.top_k if body.top_k is None else max(body.top_k, 0) or None,
             defaults.top_p if body.top_p is None else body.top_p,
             body.min_p,
             body.repetition_penalty,
@@ -144,13 +173,16 @@ class ServedModel:
         schema = (form.json_schema or {}).get("schema")
         if form.type == "json_schema" and not isinstance(schema, dict):
             raise ApiError(400, "response_format.json_schema.schema: is not an object", param="response_format")
+        return self._prepare_schema(schema if form.type == "json_schema" else None, stop_tokens, key="response_format")
+
+    def _prepare_schema(
+        self, schema: dict[str, Any] | None, stop_tokens: Sequence[int], *, key: str
+    ) -> Callable[[], Constraint]:
+        """A function that makes the constraint of one text to a schema; None for any JSON object."""
         if self._compiler is None:
             rows = self.model.config.padded_vocab_size or 0
             self._compiler = ConstraintCompiler(self.tokenizer, rows, stop_tokens)
-        compiler = self._compiler
-        if form.type == "json_object":
-            return lambda: compiler.compile("json_object", key="response_format")
-        return lambda: compiler.compile("json_schema", schema, key="response_format")
+        return partial(self._compiler.compile, "json_object" if schema is None else "json_schema", schema, key=key)
 
 
 def list_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:

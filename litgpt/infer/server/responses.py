@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from litgpt.data.token_bytes import get_token_bytes
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.infer.requests import GeneratedToken
 from litgpt.infer.server.model import Job
@@ -83,8 +84,8 @@ class ResponseWriter:
         }
 
     def _describe(self, token: int, logprob: float | None) -> dict[str, Any]:
-        text = self.tokenizer.decode([token])
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        content = list(get_token_bytes(self.tokenizer, token))
+        return {"token": self.tokenizer.decode([token]), "logprob": logprob, "bytes": content}
 
     def _describe_top(self, token: GeneratedToken) -> list[dict[str, Any]]:
         return [self._describe(other, logprob) for other, logprob in token.top]

@@ -22,9 +22,7 @@ import pytest
 
 from litgpt.errors import UserError
 from litgpt.infer.constraint import GrammarConstraint
-from litgpt.infer.requests import GeneratedToken
 from litgpt.infer.server.app import Server
-from litgpt.infer.server.texts import AnswerText, read_tool_calls
 from tests.infer.server.tiny_server import KEY, wait_until_idle
 
 HELLO: list[Any] = [{"role": "user", "content": "the dog"}]
@@ -203,20 +201,6 @@ def test_a_constraint_that_fails_ends_its_own_text_only(
             client.chat.completions.create(model="tiny", messages=HELLO, response_format={"type": "json_object"})
         assert other.result().status_code == 200
     wait_until_idle(served[1])
-
-
-def test_tool_calls_are_read_from_the_text(served: tuple[str, Server]) -> None:
-    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
-    [parsed] = read_tool_calls(f"{call}")
-    assert parsed["function"] == {"name": "weather", "arguments": '{"city": "Köln"}'}
-    assert len(read_tool_calls(call * 2)) == 2 and read_tool_calls("<tool_call>{}</tool_call>") == []
-    tokenizer = served[1].model.tokenizer
-    for text, shown, reason in ((f"So {call}", "So ", "tool_calls"), ("a <tool_call> b", "a <tool_call> b", "length")):
-        answer = AnswerText(tokenizer, (), [], has_tools=True)
-        *ids, last = tokenizer.encode(text).tolist()
-        pieces = [answer.push(GeneratedToken(token)) for token in ids]
-        pieces.append(answer.push(GeneratedToken(last, finish_reason="length")))
-        assert "".join(pieces) == answer.text == shown and answer.finish_reason == reason
 
 
 def mutate(generator: random.Random, value: Any) -> Any:

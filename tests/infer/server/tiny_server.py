@@ -20,7 +20,7 @@ from litgpt.recipe.serve import Serve
 from litgpt.store.save_model import save_model_folder
 
 TEMPLATE = (
-    "{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}<|bos|>{{ message.role }}: "
+    "{% if tools %}{{ tools | length }} tools{% endif %}{% for message in messages %}<|bos|>{{ message.role }}: "
     "{{ message.content }}<|eos|>{% endfor %}{% if add_generation_prompt %}<|bos|>assistant: {% endif %}"
 )
 SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 4, "intermediate_size": 48, "block_size": 256, "padded_vocab_size": 400}
