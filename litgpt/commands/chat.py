@@ -14,7 +14,7 @@ from litgpt.errors import UserError
 from litgpt.generation import load_llm
 from litgpt.infer.chat.history import ChatHistory
 from litgpt.infer.chat.model import Answer, ChatModel
-from litgpt.infer.chat.terminal import ChatTerminal
+from litgpt.infer.chat.terminal import ChatTerminal, hide_typed_text
 from litgpt.infer.prompts import PromptEncoder
 from litgpt.infer.text_settings import get_text_settings, prepare_texts
 from litgpt.interrupts import notice_interrupt, suspend_exit_on_interrupt
@@ -61,6 +61,7 @@ def answer_message(message: str, model: ChatModel, terminal: ChatTerminal) -> No
     start, request = time.perf_counter(), model.build_request(message)
     with ExitStack() as stack:
         is_stopped = stack.enter_context(notice_interrupt()).is_set if terminal.is_interactive else lambda: False
+        stack.enter_context(hide_typed_text())
         writer = terminal.start_reply()
         try:
             answer = model.answer(message, request, on_text=writer.write, is_stopped=is_stopped)
@@ -122,7 +123,8 @@ def show_help(text: str, _model: ChatModel, terminal: ChatTerminal) -> None:
     refuse_text("/help", text)
     for name, command in SLASH_COMMANDS.items():
         terminal.print_line(f"{f'{name} {command.argument}':14}{command.help}")
-    terminal.print_line("Ctrl-C stops an answer, the part of which stays in the conversation.")
+    terminal.print_line(f"{'Ctrl-C':14}stop an answer; what is written of it stays in the conversation")
+    terminal.print_line(f"{'!quit':14}end the chat, as an empty prompt and Ctrl-D do")
 
 
 def refuse_text(name: str, text: str) -> None:

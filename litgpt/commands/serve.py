@@ -9,6 +9,7 @@ from litgpt.api import LLM
 from litgpt.errors import UserError
 from litgpt.infer.engine import Engine
 from litgpt.infer.shared_weights import share_weights
+from litgpt.interrupts import suspend_exit_on_interrupt
 from litgpt.messages import print_message
 from litgpt.recipe.serve import Serve
 
@@ -33,7 +34,8 @@ def run(recipe: Serve) -> None:
     )
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all requests are finished
         signal.signal(number, ignore_signal)
-    uvicorn.Server(config).run(sockets=[listener])
+    with suspend_exit_on_interrupt():  # uvicorn waits for running requests
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def ignore_signal(_number: int, _frame: FrameType | None) -> None:

@@ -62,7 +62,7 @@ def test_a_chat_from_a_pipe_is_data_to_train_on(chat: Chat, folder: Path, tmp_pa
 def test_commands_of_the_chat(chat: Chat, tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     lines = ["/save x.jsonl", "/system be kind", "the fox", f"/save {path}", f"/save {path}", "/save x.txt", "/help"]
-    lines += ["/quit a", "/reset now", "/system", f"/save {tmp_path}/none/x.jsonl", "/reset", "/usr/bin is a path"]
+    lines += ["/sav a", "/reset now", "/system", f"/save {tmp_path}/none/x.jsonl", "/reset", "/usr/bin is a path"]
     out, err = chat("\n".join(lines) + "\n")
     [(_, row)] = read_rows(path)
     assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
@@ -72,7 +72,7 @@ def test_commands_of_the_chat(chat: Chat, tmp_path: Path) -> None:
         "/save: there is no answer to save; write a message first",
         f"/save: {path} exists, and is not overwritten; use another name",
         "/save: 'x.txt' is not the name of a .jsonl file; write /save chat.jsonl, for example",
-        "/quit: not a command; use /system, /reset, /save, /help, or begin a message with a space",
+        "/sav: not a command; use /system, /reset, /save, /help, or begin a message with a space",
         "/reset: 'now' has no effect; leave it out",
         f"/save: {tmp_path}/none/x.jsonl cannot be written (No such file or directory); use another name",
     ]
@@ -87,26 +87,40 @@ def test_a_model_without_a_format_continues_texts(chat: Chat) -> None:
 
 
 class TypedText(io.StringIO):
-    """What a person types."""
+    """What a person types in a terminal."""
+
+    terminal = -1
 
     def isatty(self) -> bool:
         return True
 
+    def fileno(self) -> int:
+        return self.terminal
+
 
 def test_ctrl_c_ends_the_answer_only(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = ChatModel.answer
+    echoes: list[int] = []
+
+    def read_echo() -> int:
+        return termios.tcgetattr(TypedText.terminal)[3] & termios.ECHO  # type: ignore[no-any-return]
 
     def interrupt(self: ChatModel, *arguments: Any, on_text: Any, **settings: Any) -> Any:
         def raise_signal(piece: str) -> None:
             on_text(piece)
+            echoes.append(read_echo())
             signal.raise_signal(signal.SIGINT)
 
         return answer(self, *arguments, on_text=raise_signal, **settings)
 
+    master, TypedText.terminal = pty.openpty()
     monkeypatch.setattr(ChatModel, "answer", interrupt)
     monkeypatch.setattr(io, "StringIO", TypedText)
     out, err = chat("the fox\nthe dog\n")
     assert err.count(", 1 tokens, context") == err.count("\nStopped.\n") == out.count(">> Reply: ") == 2
+    assert echoes == [0, 0] and read_echo()  # ^C is not shown
+    os.close(master)
+    os.close(TypedText.terminal)
 
 
 def chat_in_terminal(path: str, *argv: str) -> int:

@@ -11,7 +11,13 @@ from collections.abc import Iterator
 import pytest
 
 from litgpt.errors import UserError
-from litgpt.interrupts import SIGNALS, exit_on_interrupt, is_program
+from litgpt.interrupts import (
+    SIGNALS,
+    exit_on_interrupt,
+    is_program,
+    notice_interrupt,
+    suspend_exit_on_interrupt,
+)
 from litgpt.recipe.train import GuardArgs
 from litgpt.train.guard import Guard, Interrupts, LossScale
 
@@ -147,3 +153,22 @@ def test_ctrl_c_ends_a_process_whose_main_thread_does_not_return(monkeypatch: py
         os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.1)
     assert messages == ["interrupted"]  # the main thread ended by itself
+
+
+def test_a_command_that_handles_ctrl_c_itself_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr("litgpt.interrupts.CLEANUP_SECONDS", 0.05)
+    monkeypatch.setattr("litgpt.interrupts.exit_now", messages.append)
+    with exit_on_interrupt("interrupted"):
+        with suspend_exit_on_interrupt(), notice_interrupt() as noticed:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            assert noticed.is_set() and not messages
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        assert not messages
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+    assert messages == ["interrupted"]  # outside of the block as before

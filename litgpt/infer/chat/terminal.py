@@ -1,7 +1,10 @@
 """Read messages from a terminal or a pipe, and write answers as they arrive."""
 
 import sys
+import termios
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
@@ -10,7 +13,7 @@ from prompt_toolkit.utils import get_cwidth
 from rich.console import Console
 
 PROMPT_LABEL, REPLY_LABEL = ">> Prompt: ", ">> Reply: "
-SUBMIT, QUITS = "!submit", ("!quit", "!exit")
+SUBMIT, QUITS = "!submit", ("!quit", "!exit", "/quit", "/exit")
 TAB_SPACES = " " * 4
 
 
@@ -27,8 +30,7 @@ class ChatTerminal:
     def __init__(self, *, multiline: bool) -> None:
         self._multiline = multiline
         self.is_interactive = sys.stdin.isatty()
-        self._output = Console(highlight=False, soft_wrap=True, markup=False)
-        self._errors = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
+        self._output, self._errors = build_console(is_error=False), build_console(is_error=True)
         self._session: PromptSession[str] | None = None
         if self.is_interactive and sys.stdout.isatty():
             incomplete = Condition(lambda: not is_complete(get_app().current_buffer.text))
@@ -76,6 +78,29 @@ class ChatTerminal:
     def print_error(self, line: str) -> None:
         """Write an error to stderr."""
         self._errors.print(line, style="red")
+
+
+def build_console(*, is_error: bool) -> Console:
+    """stdout or stderr, with lines broken between words if it is a terminal."""
+    console = Console(highlight=False, markup=False, stderr=is_error)
+    console.soft_wrap = not console.is_terminal
+    return console
+
+
+@contextmanager
+def hide_typed_text() -> Iterator[None]:
+    """Do not show what is typed inside the block, such as ^C; the next prompt shows it."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    terminal = sys.stdin.fileno()
+    earlier = termios.tcgetattr(terminal)
+    hidden = [*earlier[:3], earlier[3] & ~termios.ECHO, *earlier[4:]]
+    termios.tcsetattr(terminal, termios.TCSANOW, hidden)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, earlier)
 
 
 def is_complete(text: str) -> bool:
