@@ -62,7 +62,7 @@ def test_a_chat_from_a_pipe_is_data_to_train_on(chat: Chat, folder: Path, tmp_pa
 def test_commands_of_the_chat(chat: Chat, tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     lines = ["/save x.jsonl", "/system be kind", "the fox", f"/save {path}", f"/save {path}", "/save x.txt", "/help"]
-    lines += ["/sav a", "/reset now", "/system", f"/save {tmp_path}/none/x.jsonl", "/reset", "/usr/bin is a path"]
+    lines += ["/stop a", "/reset now", "/system", f"/save {tmp_path}/none/x.jsonl", "/reset", "/usr/bin is a path"]
     out, err = chat("\n".join(lines) + "\n")
     [(_, row)] = read_rows(path)
     assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
@@ -72,7 +72,7 @@ def test_commands_of_the_chat(chat: Chat, tmp_path: Path) -> None:
         "/save: there is no answer to save; write a message first",
         f"/save: {path} exists, and is not overwritten; use another name",
         "/save: 'x.txt' is not the name of a .jsonl file; write /save chat.jsonl, for example",
-        "/sav: not a command; use /system, /reset, /save, /help, or begin a message with a space",
+        "/stop: not a command; use /system, /reset, /save, /help, or begin a message with a space",
         "/reset: 'now' has no effect; leave it out",
         f"/save: {tmp_path}/none/x.jsonl cannot be written (No such file or directory); use another name",
     ]
