@@ -13,7 +13,14 @@ from litgpt.recipe.option_table import RefusedValue
 Settings = dict[str, Any]
 TRAINING_PRECISIONS = {"bfloat16": "bf16-mixed", "float16": "16-mixed", "float32": "32-true"}
 INFERENCE_PRECISIONS = {"bfloat16": "bf16-true", "float16": "16-true", "float32": "32-true"}
-LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "none": "csv", "all": "tensorboard"}
+LOGGERS = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "swanlab": "swanlab",
+    "none": "csv",
+    "all": "tensorboard",
+}
 # Megatron's layers, and those of a model here
 MEGATRON_MODULES = {
     "linear_qkv": ["q", "k", "v"],

@@ -97,5 +97,9 @@ def check_logger(logger_name: str) -> None:
     """
     if logger_name == "wandb":
         check_writable(Path(os.environ.get("WANDB_DIR", ".")), "WANDB_DIR")
+    if logger_name == "swanlab":
+        check_writable(Path(os.environ.get("SWANLAB_LOG_DIR", "swanlog")), "SWANLAB_LOG_DIR")
+    if logger_name == "trackio" and "TRACKIO_DIR" in os.environ:
+        check_writable(Path(os.environ["TRACKIO_DIR"]), "TRACKIO_DIR")
     if logger_name == "mlflow" and "MLFLOW_TRACKING_URI" not in os.environ:
         check_writable(Path("mlflow.db"), "MLFLOW_TRACKING_URI", is_file=True)

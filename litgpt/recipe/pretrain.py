@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Seed, VocabularySize, check_numbers
 from litgpt.recipe.effect import check_effects
-from litgpt.recipe.train import EvalArgs, TrainArgs
+from litgpt.recipe.train import EvalArgs, LoggerName, TrainArgs
 from litgpt.recipe.training import Training
 
 DEFAULT_TOKENS = 3_000_000_000_000
@@ -51,7 +51,7 @@ class Pretrain(Training):
         kw_only=True,
     )
     eval: EvalArgs = field(default_factory=lambda: EvalArgs(interval=1000), kw_only=True)
-    logger_name: Literal["csv", "tensorboard", "wandb", "mlflow"] = field(default="tensorboard", kw_only=True)
+    logger_name: LoggerName = field(default="tensorboard", kw_only=True)
     """Logger."""
     seed: Seed = field(default=42, kw_only=True)
     """Random seed of the initial weights, dropout and generated samples; the data order has data.seed."""

@@ -8,6 +8,8 @@ from litgpt.errors import UserError
 from litgpt.recipe.bounds import BatchSize, Count, Fraction, Position, Positive, Rate, TokenCount, check_numbers
 from litgpt.recipe.effect import check_effects
 
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow", "trackio", "swanlab"]
+NAMED_RUNS = ("wandb", "mlflow", "trackio", "swanlab")  # loggers with projects, and names of runs
 LOWER_IS_BETTER = ("val_loss", "val_ppl")
 
 
@@ -127,16 +129,16 @@ class EvalArgs:
 
 @dataclass(frozen=True)
 class LogArgs:
-    """What is logged, where, and under which names in W&B and MLflow."""
+    """What is logged, where, and under which names in W&B, MLflow, trackio and SwanLab."""
 
     project: str | None = None
-    """W&B project or MLflow experiment."""
+    """Project of W&B, trackio or SwanLab, or MLflow experiment."""
     run: str | None = None
     """Name of the run."""
     group: str | None = None
-    """W&B group of the run."""
+    """Group of the run."""
     save_dir: Path | None = None
-    """Folder of the files of TensorBoard or W&B; null for logs in out_dir, or WANDB_DIR."""
+    """Folder of the files of TensorBoard, W&B or SwanLab; null for logs in out_dir, WANDB_DIR or SWANLAB_LOG_DIR."""
     tensorboard_queue_size: Count = 10
     """Number of values that TensorBoard holds in memory before it writes them."""
     params_norm: bool = False

@@ -14,7 +14,16 @@ from litgpt.recipe.optimizer import AdamW, Optimizer
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 from litgpt.recipe.profile import ProfileArgs
 from litgpt.recipe.recompute import RecomputeArgs
-from litgpt.recipe.train import CheckpointArgs, EvalArgs, GuardArgs, LogArgs, LossArgs, TrainArgs
+from litgpt.recipe.train import (
+    NAMED_RUNS,
+    CheckpointArgs,
+    EvalArgs,
+    GuardArgs,
+    LogArgs,
+    LoggerName,
+    LossArgs,
+    TrainArgs,
+)
 
 SHARDED_DEFAULTS = {"zero": None, "reshard_after_forward": "auto", "prefetch": 0}
 """Settings of ParallelArgs that need parameters to be sharded."""
@@ -46,7 +55,7 @@ class Training:
     """Number of devices per node; auto or -1 for all GPUs, or one CPU process without GPUs."""
     num_nodes: Count = 1
     """Number of nodes."""
-    logger_name: Literal["csv", "tensorboard", "wandb", "mlflow"] = "csv"
+    logger_name: LoggerName = "csv"
     """Logger."""
     seed: Seed
     """Random seed of the initial weights, dropout and generated samples; the data order has data.seed."""
@@ -115,14 +124,14 @@ class Training:
         if train.lr_decay_style == "constant" and train.min_lr != self._get_default_min_lr():
             style = "train.lr_decay_style: constant"
             unused.append(describe_no_effect("train.min_lr", train.min_lr, style, "set train.lr_decay_style: cosine"))
-        for name in ("project", "run", "group") if self.logger_name not in ("wandb", "mlflow") else ():
+        for name in ("project", "run", "group") if self.logger_name not in NAMED_RUNS else ():
             if value := getattr(self.log, name):
                 other, cure = f"logger_name: {self.logger_name}", "set logger_name: wandb or mlflow"
                 unused.append(describe_no_effect(f"log.{name}", value, other, cure))
         if self.logger_name != "tensorboard" and self.log.tensorboard_queue_size != LogArgs.tensorboard_queue_size:
             name, other, cure = "tensorboard_queue_size", f"logger_name: {self.logger_name}", "set tensorboard"
             unused.append(describe_no_effect(f"log.{name}", self.log.tensorboard_queue_size, other, cure))
-        if self.logger_name not in ("tensorboard", "wandb") and self.log.save_dir is not None:
+        if self.logger_name not in ("tensorboard", "wandb", "swanlab") and self.log.save_dir is not None:
             other, cure = f"logger_name: {self.logger_name}", "set logger_name: tensorboard or wandb"
             unused.append(describe_no_effect("log.save_dir", self.log.save_dir, other, cure))
         for name in ("load_optimizer", "load_rng") if self.resume is False else ():

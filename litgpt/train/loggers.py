@@ -1,9 +1,10 @@
-"""The loggers of a run: CSV, TensorBoard, Weights & Biases, MLflow."""
+"""The loggers of a run: CSV, TensorBoard, Weights & Biases, MLflow, trackio, SwanLab."""
 
 import importlib.util
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,18 +17,19 @@ from litgpt.parallel.strategy import is_rank_zero
 from litgpt.recipe.train import LogArgs
 from litgpt.train import history
 
-NAMES = ("csv", "tensorboard", "wandb", "mlflow")
+RESERVED_NAMES = {"time": "seconds"}  # what trackio hides under the name that a metric has, and another for it
+NAMES = ("csv", "tensorboard", "wandb", "mlflow", "trackio", "swanlab")
 
 
 def build_logger(
     name: str, out_dir: Path, log: LogArgs, resumed_step: int | None = None, *, project: str = "litgpt"
 ) -> Logger:
-    """Build a logger by name. No file is written before the first log, except the id of a W&B or MLflow run.
+    """Build a logger by name. No file is written before the first log, except the id of the run of a package.
 
     Args:
         resumed_step: the optimizer step that the run resumes from: it logs into the same version or run, and what was
-            logged after that step is removed. None for a new run, which gets a new version.
-        project: the W&B project or MLflow experiment, unless `log.project` or the environment sets it.
+            logged after that step is removed, except by trackio. None for a new run, which gets a new version.
+        project: the project or MLflow experiment, unless `log.project` or the environment sets it.
 
     Raises:
         UserError: if the name is not one of `NAMES`, or its package is not installed.
@@ -42,7 +44,7 @@ def build_logger(
         raise UserError(f"logger_name: {name} is not installed: pip install {name}, or set logger_name: csv")
     id_file = out_dir / "logs" / name / "run_id"
     run_id = id_file.read_text(encoding="utf-8").strip() if resumed_step is not None and id_file.exists() else None
-    return (build_wandb if name == "wandb" else build_mlflow)(log, project, id_file, run_id)
+    return PACKAGE_BUILDERS[name](log, project, id_file, run_id)
 
 
 class CSVLogger(Logger):
@@ -138,3 +140,82 @@ def build_mlflow(log: LogArgs, project: str, id_file: Path, run_id: str | None) 
     if is_rank_zero():
         write_text(id_file, f"{logger.run_id}\n")  # starts the run
     return cast(Logger, logger)
+
+
+class PackageLogger(Logger):
+    """Logs to a run of a package that has the methods `log` and `finish`; the run is started by the first log."""
+
+    def __init__(self, name: str, version: str, start: Callable[[], Any]) -> None:
+        self.package, self.run_id, self.start = name, version, start
+        self.run: Any = None
+
+    @property
+    def name(self) -> str:
+        """Name of the package."""
+        return self.package
+
+    @property
+    def version(self) -> str:
+        """The id of the run."""
+        return self.run_id
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log a row; `step` is the optimizer step."""
+        if self.run is None:
+            self.run = self.start()
+        row = {RESERVED_NAMES.get(name, name): float(value) for name, value in metrics.items() if name != "step"}
+        self.run.log(row, step=step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the recipe is saved as recipe.yaml."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:  # noqa: ARG002 - Fabric's signature
+        """End the run, which waits until its rows are written."""
+        if self.run is not None:
+            self.run.finish()
+
+
+def build_trackio(log: LogArgs, project: str, id_file: Path, run_id: str | None) -> Logger:
+    """Build a logger of a run of trackio, in TRACKIO_DIR or on a Space, and save its name in `id_file`.
+
+    Args:
+        run_id: name of the run to resume; None for a new run.
+    """
+    import trackio
+
+    name = run_id or log.run or f"{project}-{uuid.uuid4().hex[:8]}"
+    if is_rank_zero():
+        write_text(id_file, f"{name}\n")
+    resume = "never" if run_id is None else "allow"
+    start = partial(trackio.init, project=log.project or project, name=name, group=log.group, resume=resume)
+    return PackageLogger("trackio", name, start)
+
+
+def build_swanlab(log: LogArgs, project: str, id_file: Path, run_id: str | None) -> Logger:
+    """Build a logger of a run of SwanLab, in the mode of SWANLAB_MODE, and save its id in `id_file`.
+
+    Args:
+        run_id: id of the run to resume; None for a new run.
+    """
+    import swanlab
+
+    resume = "never" if run_id is None else "allow"
+    run_id = run_id or uuid.uuid4().hex[:8]
+    if is_rank_zero():
+        write_text(id_file, f"{run_id}\n")
+    start = partial(
+        swanlab.init,
+        project=log.project or os.environ.get("SWANLAB_PROJECT") or project,
+        name=log.run,
+        group=log.group,
+        log_dir=None if log.save_dir is None else str(log.save_dir),
+        id=run_id,
+        resume=resume,
+    )
+    return PackageLogger("swanlab", run_id, start)
+
+
+PACKAGE_BUILDERS = {"wandb": build_wandb, "mlflow": build_mlflow, "trackio": build_trackio, "swanlab": build_swanlab}

@@ -1,6 +1,10 @@
 """One unbroken history, whatever kills the run; loggers by name."""
 
+import json
+import sqlite3
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,7 +157,7 @@ def test_runs_that_share_a_folder_of_tensorboard_keep_their_versions(tmp_path: P
     assert logger.experiment.max_queue == 3
 
 
-@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio", "swanlab"])
 def test_a_missing_package_is_named_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _package: None)
     with pytest.raises(UserError, match=f"pip install {name}") as error:
@@ -162,7 +166,7 @@ def test_a_missing_package_is_named_in_one_line(name: str, tmp_path: Path, monke
 
 
 def test_litlogger_is_refused_with_the_names_that_do(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="csv, tensorboard, wandb, mlflow"):
+    with pytest.raises(UserError, match="csv, tensorboard, wandb, mlflow, trackio, swanlab"):
         loggers.build_logger("litlogger", tmp_path, LogArgs())
 
 
@@ -201,3 +205,70 @@ def test_wandb_names_come_from_the_recipe_then_the_environment_then_the_model(
         loggers.build_logger("wandb", tmp_path, log, resumed_step, project="pretrain-pythia-14m")
         assert (given["project"], given["name"], given["group"]) == expected
         assert resumed_step is None or given["id"] == earlier
+
+
+class FakeRun:
+    """A run of a package: its settings, and what is logged."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings, self.rows, self.finished = settings, [], False
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self.rows.append((step, metrics))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.mark.parametrize(("package", "key"), [("trackio", "name"), ("swanlab", "id")])
+def test_a_run_of_a_package_starts_at_the_first_log_and_is_resumed(
+    package: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[FakeRun] = []
+
+    def start(**settings: Any) -> FakeRun:
+        started.append(FakeRun(**settings))
+        return started[-1]
+
+    monkeypatch.setitem(sys.modules, package, SimpleNamespace(init=start))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _package: True)
+    for resumed_step in (None, 2):
+        logger = loggers.build_logger(package, tmp_path, LogArgs(group="g"), resumed_step, project="pretrain-toy")
+        assert len(started) == (resumed_step is not None)
+        logger.log_metrics({"loss": torch.tensor(1.5), "step": 3, "time": 2}, step=3)
+        logger.finalize("success")
+    assert [run.rows for run in started] == [[(3, {"loss": 1.5, "seconds": 2.0})]] * 2 and all(
+        run.finished for run in started
+    )
+    first, second = (run.settings for run in started)
+    assert (first["project"], first["group"], first["resume"], second["resume"]) == (
+        "pretrain-toy",
+        "g",
+        "never",
+        "allow",
+    )
+    assert first[key] == second[key] == logger.version
+
+
+def test_trackio_itself_keeps_the_rows_of_a_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # which it reads when it is imported
+    pytest.importorskip("trackio")
+    for steps, resumed_step in ((range(1, 3), None), (range(3, 5), 2)):
+        logger = loggers.build_logger("trackio", tmp_path / "out", LogArgs(project="p", run="r"), resumed_step)
+        for step in steps:
+            logger.log_metrics({"loss": 1 / step}, step=step)
+        logger.finalize("success")
+    database = sqlite3.connect(tmp_path / "trackio" / "p.db")
+    rows = database.execute("select step, metrics from metrics order by step").fetchall()
+    assert [(step, json.loads(metrics)["loss"]) for step, metrics in rows] == [(step, 1 / step) for step in range(1, 5)]
+
+
+def test_swanlab_itself_writes_its_files_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("swanlab")
+    monkeypatch.setenv("SWANLAB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    logger = loggers.build_logger("swanlab", tmp_path / "out", LogArgs(save_dir=tmp_path / "files", run="r"))
+    logger.log_metrics({"loss": 1.5}, step=1)
+    logger.finalize("success")
+    (folder,) = (tmp_path / "files").glob("run-*")
+    assert folder.name.endswith(str(logger.version)) and list(folder.glob("*.swanlab"))
