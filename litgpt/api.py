@@ -154,7 +154,7 @@ class LLM(nn.Module):
             devices: 1; `auto` is 1 too.
             precision: 32-true, 16-true, bf16-true, 64-true, bf16-mixed or 16-mixed; None for bfloat16 on an accelerator
                 and the model's own type on a CPU.
-            quantize: bnb.nf4, bnb.nf4-dq, bnb.fp4, bnb.fp4-dq or bnb.int8 for the blocks' matrices in 4 or 8 bits.
+            quantize: bnb.nf4, bnb.nf4-dq, bnb.fp4, bnb.fp4-dq, bnb.int8 or int8 for the blocks' matrices in few bits.
             generate_strategy: None, because LitGPT's sequential and tensor_parallel are for several devices.
             fixed_kv_cache_size: number of tokens to allocate the cache for; None for a cache that grows.
 

@@ -2,7 +2,8 @@
 
 For training, a quantized weight is stored in flat uint8 parameters, `weight` and its scales, which are sharded,
 gathered and saved like any parameter; they are never cast. The weight is dequantized for each product, and again in
-backward instead of being saved. For inference, the layers are those of bitsandbytes, which have fused kernels.
+backward instead of being saved. For inference, the layers are those of bitsandbytes, which have fused kernels, and of
+`weight_only.py`.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.adapt.layers import own_parameter
+from litgpt.adapt.weight_only import Int8Linear
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.init import Writer, copy_into
@@ -103,7 +105,7 @@ def check_quantization(model: GPT, kind: str, kinds: Collection[str]) -> None:
     """
     if kind not in kinds:
         raise UserError(f"quantize: {kind!r} is not known; set {', '.join(kinds)}")
-    package = {"bnb.int8-training": None, "torchao.nf4": "torchao"}.get(kind, "bitsandbytes")
+    package = {"int8": None, "bnb.int8-training": None, "torchao.nf4": "torchao"}.get(kind, "bitsandbytes")
     if package and find_spec(package) is None:
         raise UserError(
             f"quantize: {kind} needs {package}, which is not installed: pip install 'litgpt[quantize]', or set null"
@@ -160,7 +162,7 @@ def load_quantized(
 
 
 def quantize_for_inference(model: GPT, kind: str, device: torch.device) -> None:
-    """Replace the linear layers of the blocks by layers of bitsandbytes on `device`; embedding, norms and head stay.
+    """Replace the linear layers of the blocks by quantized ones on `device`; embedding, norms and head stay.
 
     Raises:
         UserError: as `check_quantization`.
@@ -169,10 +171,10 @@ def quantize_for_inference(model: GPT, kind: str, device: torch.device) -> None:
     for parent in list(model.blocks.modules()):
         for name, layer in parent.named_children():
             if type(layer) is nn.Linear:  # layers of bitsandbytes are subclasses
-                setattr(parent, name, build_inference_layer(layer, kind).to(device))
+                setattr(parent, name, INFERENCE_KINDS[kind](layer).to(device))
 
 
-def build_inference_layer(layer: nn.Linear, kind: str) -> nn.Module:
+def build_bnb_layer(layer: nn.Linear, kind: str) -> nn.Module:
     """A layer of bitsandbytes with the weights of `layer`, which computes in their type; quantized once it is moved."""
     from bitsandbytes import nn as bnb
 
@@ -357,4 +359,8 @@ QUANT_FORMATS = {
     "torchao.nf4": QuantFormat(size_torchao, quantize_torchao, dequantize_torchao),
 }
 """Formats for training, by name."""
-INFERENCE_KINDS = (*BNB_4BIT, "bnb.int8")
+INFERENCE_KINDS: dict[str, Callable[[nn.Linear], nn.Module]] = {
+    **{kind: partial(build_bnb_layer, kind=kind) for kind in (*BNB_4BIT, "bnb.int8")},
+    "int8": Int8Linear,
+}
+"""Layers for inference, by name."""
