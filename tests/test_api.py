@@ -15,7 +15,6 @@ import torch.nn.functional as F
 import yaml
 
 from litgpt import GPT, LLM, Config
-from litgpt.adapt.weight_only import Int8Linear
 from litgpt.cli import main
 from litgpt.data.render.prompt_styles import PromptStyle
 from litgpt.data.tokenizer import train_tokenizer
@@ -278,32 +277,6 @@ def test_quantized_weights_are_smaller_and_close(llm: LLM, kind: str) -> None:
     assert {layer.weight.dtype for layer in layers} <= {torch.uint8, torch.int8}
     logits = llm.model(ids).float()
     assert 0 < (logits - exact).abs().mean() < 0.4 * exact.std()
-    assert llm.generate("the fox", max_new_tokens=5, temperature=0) is not None
-
-
-def test_int8_weights_are_multiplied_by_every_path_alike() -> None:
-    torch.manual_seed(1)
-    exact = torch.nn.Linear(48, 24, dtype=torch.bfloat16)
-    layer = Int8Linear(exact)
-    assert (layer.weight.dtype, layer.weight.shape, layer.scale.shape) == (torch.int8, (24, 48), (24,))
-    dequantized = layer.weight.double() * layer.scale.double()[:, None]
-    assert 0 < (dequantized - exact.weight).abs().max() <= exact.weight.abs().max() / 127
-    x = torch.randn(6, 48)
-    expected = x.double() @ dequantized.T + exact.bias.double()
-    for rows, dtype, tolerance in ((1, torch.bfloat16, 0.02), (6, torch.bfloat16, 0.02), (6, torch.float32, 1e-5)):
-        y = layer.to(dtype)(x[None, :rows].to(dtype))
-        torch.testing.assert_close(y[0].double(), expected[:rows], atol=tolerance, rtol=tolerance)
-    assert Int8Linear(torch.nn.Linear(7, 3, dtype=torch.bfloat16))(x[:2, :7].bfloat16()).shape == (2, 3)
-
-
-def test_int8_models_need_no_package(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    ids = torch.tensor([[7, 8, 9, 10, 11]])
-    exact = llm.model(ids)
-    llm.distribute(accelerator="cpu", quantize="int8")
-    layers = [layer for layer in llm.model.blocks.modules() if isinstance(layer, Int8Linear)]
-    assert len(layers) == 7 * llm.config.n_layer
-    assert 0 < (llm.model(ids) - exact).abs().mean() < 0.02 * exact.std()
     assert llm.generate("the fox", max_new_tokens=5, temperature=0) is not None
 
 
