@@ -21,6 +21,7 @@ from litgpt.files import extend_checkpoint_dir
 from litgpt.infer.benchmark import BENCHMARK_KEYS
 from litgpt.infer.benchmark import benchmark_dict_to_markdown_table as benchmark_dict_to_markdown_table
 from litgpt.infer.kept_engine import KeptEngine
+from litgpt.infer.lightning_trainer import Preprocessor, load_trainer_weights
 from litgpt.infer.load import (
     AUTOCAST_DTYPES,
     WEIGHT_DTYPES,
@@ -220,9 +221,28 @@ class LLM(nn.Module):
         flat, targets = logits[:, :-1].flatten(0, 1), target_ids[:, 1:].flatten().long()
         return logits, (loss_fn or F.cross_entropy)(flat, targets)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The state dict of `model`, without a prefix."""
-        return self.model.state_dict(*args, **kwargs)
+    @property
+    def preprocessor(self) -> Preprocessor:
+        """Encodes and decodes text, on the device of the model."""
+        return Preprocessor(self.tokenizer, self.model.embedding.weight.device)
+
+    def trainer_setup(self, trainer_ckpt: Path | str | None = None) -> None:
+        """Prepare the model for Lightning's Trainer; call it in `LightningModule.setup`.
+
+        Args:
+            trainer_ckpt: a checkpoint of a Trainer with the weights to start from; None for those that are loaded.
+
+        Raises:
+            UserError: if the checkpoint is damaged, or does not have the weights of this model.
+        """
+        self.train()
+        if trainer_ckpt is not None:
+            load_trainer_weights(self.model, Path(trainer_ckpt))
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
+        """The state dict of `model`, without a prefix; of a module that contains this one, with its own names."""
+        module = super() if prefix else self.model
+        return module.state_dict(*args, prefix=prefix, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load the state dict of `model`."""
