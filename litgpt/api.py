@@ -241,8 +241,9 @@ class LLM(nn.Module):
 
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
         """The state dict of `model`, without a prefix; of a module that contains this one, with its own names."""
-        module = super() if prefix else self.model
-        return module.state_dict(*args, prefix=prefix, **kwargs)
+        if prefix:
+            return super().state_dict(*args, prefix=prefix, **kwargs)
+        return self.model.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load the state dict of `model`."""
