@@ -37,14 +37,14 @@ def load_trainer_weights(model: GPT, path: Path) -> None:
     """
     content = load_torch_file(path)
     saved = content.get("state_dict") if isinstance(content, Mapping) else None
-    own = model.state_dict()
-    first = next(iter(own))
+    weights = model.state_dict()
+    first = next(iter(weights))
     prefixes = [name.removesuffix(first) for name in saved or () if name == first or name.endswith(f".{first}")]
     if not saved or not prefixes:
         raise UserError(f"trainer_ckpt: {path} has no {first}; give a checkpoint of a Trainer with this model")
-    for name, tensor in own.items():
+    for name, tensor in weights.items():
         value = saved.get(prefixes[0] + name)
         if value is None or value.shape != tensor.shape:
-            found = "no" if value is None else f"shape {list(value.shape)} of"
-            raise UserError(f"trainer_ckpt: {path} has {found} {name}, which is {list(tensor.shape)} in the model")
-    model.load_state_dict({name: saved[prefixes[0] + name] for name in own})
+            shape = "no" if value is None else f"shape {list(value.shape)} of"
+            raise UserError(f"trainer_ckpt: {path} has {shape} {name}, which is {list(tensor.shape)} in the model")
+    model.load_state_dict({name: saved[prefixes[0] + name] for name in weights})
