@@ -87,14 +87,18 @@ def plan(case: Case) -> StepMemory:
     return plan_step_memory(recipe, spec, None, length=TOKENS, steps=10)
 
 
+def repeat_batch(recipe: Any, data_ranks: int = 1) -> list[Batch]:
+    """One or two equal micro-batches of random tokens, as many as are planned."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 512, (recipe.train.micro_batch_size, TOKENS), generator=generator)
+    return [Batch(ids, ids.roll(-1, 1))] * min(recipe.train.accumulation(data_ranks), 2)
+
+
 def build_real_state(case: Case) -> tuple[TrainState, list[Batch], Any]:
     """A state with real tensors, the micro-batches of a step, and keyword arguments of `train_step`."""
     recipe, spec = build_case(case)
     state = build_train_state(recipe, spec, None, CPU, resumed=False, steps=10)
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(0, 512, (recipe.train.micro_batch_size, TOKENS), generator=generator)
-    batches = [Batch(ids, ids.roll(-1, 1))] * min(recipe.train.accumulation(1), 2)
-    return state, batches, {"objective": next_token(recipe.loss), "max_norm": 1.0}
+    return state, repeat_batch(recipe), {"objective": next_token(recipe.loss), "max_norm": 1.0}
 
 
 @contextmanager
