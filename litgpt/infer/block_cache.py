@@ -4,13 +4,19 @@ A text has one block, and moves to a larger one when it is full. Blocks of a siz
 call of attention reads those of many texts without a copy. Blocks of finished texts are kept as long as no other text
 needs the memory: a text that begins as they do copies the keys and values of the common prefix.
 
+Layers with sliding-window attention keep the last R tokens of a text: token t is written in place of token t - R. Of a
+text with more than R tokens, another one can then continue only the end, whose window is not overwritten.
+
 Axes: N blocks, K key-value heads, T tokens, U tokens of a block, S head size.
 """
 
 import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
+
+from litgpt.model.config import Config
 
 FIRST_SIZE = 64  # tokens; the sizes are 64, 96, 128, 192, 256, 384, ...
 SLAB_BLOCKS, SLAB_TOKENS = 16, 16384
@@ -31,37 +37,77 @@ def count_common_tokens(first: list[int], second: list[int]) -> int:
     return bisect.bisect_left(range(1, shorter + 1), True, key=lambda size: first[:size] != second[:size])
 
 
+@dataclass(frozen=True)
+class WindowLayers:
+    """The layers with sliding-window attention.
+
+    Attributes:
+        window: the number of tokens that a token attends to, itself included.
+        kept: the number of tokens of a text that are in memory at most.
+    """
+
+    layers: frozenset[int]
+    window: int
+    kept: int
+
+
+def find_window_layers(config: Config, pass_tokens: int) -> WindowLayers | None:
+    """The layers of a model with sliding-window attention; None without any.
+
+    Args:
+        pass_tokens: the maximum number of tokens of a text in a forward pass, or of those that are taken back after it.
+    """
+    layers = frozenset(layer for layer in range(config.n_layer) if config.is_local(layer))
+    window = config.sliding_window_size
+    return WindowLayers(layers, window, window + pass_tokens) if window is not None and layers else None
+
+
 class Slab:
     """Blocks of one size, neighbours in memory, which is allocated when a layer writes for the first time."""
 
-    def __init__(self, size: int, blocks: int) -> None:
-        self.size, self.blocks = size, blocks
+    def __init__(self, size: int, blocks: int, windows: WindowLayers | None = None) -> None:
+        self.size, self.blocks, self.windows = size, blocks, windows
+        self.window_size = size if windows is None else min(size, windows.kept)
         self.free = list(range(blocks))  # ascending
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def get_layer(self, layer: int, k_BKTS: Tensor, v_BKTS: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, (N, K, U, S), for heads as those of the given ones."""
         if layer not in self.layers:  # zeros: masked ones take part in products, and must be finite
-            self.layers[layer] = tuple(
-                x.new_zeros(self.blocks, x.shape[1], self.size, x.shape[3]) for x in (k_BKTS, v_BKTS)
-            )  # type: ignore[assignment]
+            size = self.window_size if self.windows is not None and layer in self.windows.layers else self.size
+            self.layers[layer] = tuple(x.new_zeros(self.blocks, x.shape[1], size, x.shape[3]) for x in (k_BKTS, v_BKTS))  # type: ignore[assignment]
         return self.layers[layer]
 
 
 @dataclass(eq=False)
 class CacheBlock:
-    """The memory of one text: `ids` are the tokens whose keys and values it holds."""
+    """The memory of one text.
+
+    Attributes:
+        ids: the tokens whose keys and values it holds.
+        written: the number of tokens whose keys and values were written, also of those taken back since.
+    """
 
     slab: Slab
     index: int
     ids: list[int] = field(default_factory=list)
+    written: int = 0
+
+    def extend(self, ids: Sequence[int]) -> None:
+        """Add tokens whose keys and values have been written."""
+        self.ids.extend(ids)
+        self.written = max(self.written, len(self.ids))
 
 
 class BlockCache:
-    """Blocks for at most `max_tokens` tokens in all, of which `slab_blocks` or less are allocated at once."""
+    """Blocks for at most `max_tokens` tokens in all, of which `slab_blocks` or less are allocated at once.
 
-    def __init__(self, max_tokens: int, slab_blocks: int = SLAB_BLOCKS) -> None:
-        self.max_tokens, self.slab_blocks = max_tokens, slab_blocks
+    Args:
+        windows: layers that keep the last tokens of a text only; None if all keep all tokens.
+    """
+
+    def __init__(self, max_tokens: int, slab_blocks: int = SLAB_BLOCKS, *, windows: WindowLayers | None = None) -> None:
+        self.max_tokens, self.slab_blocks, self.windows = max_tokens, slab_blocks, windows
         self.slabs: list[Slab] = []
         self.blocks: list[CacheBlock] = []
         self.kept: list[CacheBlock] = []  # of finished texts, the one not used for the longest time first
@@ -96,7 +142,7 @@ class BlockCache:
         count = min(self.slab_blocks, max(1, SLAB_TOKENS // size), (self.max_tokens - self.allocated_tokens) // size)
         if count < 1:
             return None
-        self.slabs.append(Slab(size, count))
+        self.slabs.append(Slab(size, count, self.windows))
         return self.slabs[-1]
 
     def free(self, block: CacheBlock) -> None:
@@ -111,18 +157,31 @@ class BlockCache:
         self.kept.append(block)
 
     def find_prefix(self, ids: list[int]) -> tuple[CacheBlock | None, int]:
-        """The block with the longest common prefix, and the length of that."""
-        lengths = [count_common_tokens(block.ids, ids) for block in self.blocks]
+        """The block with the longest common prefix that can be continued, and its length, less than all tokens."""
+        # the logits of the last token are needed, so it is computed again
+        lengths = [min(count_common_tokens(block.ids, ids), len(ids) - 1) for block in self.blocks]
+        lengths = [
+            length if self._has_window(block, length) else 0 for block, length in zip(self.blocks, lengths, strict=True)
+        ]
         longest = max(lengths, default=0)
         return (self.blocks[lengths.index(longest)] if longest else None), longest
 
+    def _has_window(self, block: CacheBlock, tokens: int) -> bool:
+        """Whether all that the token after these attends to is in memory."""
+        if self.windows is None or block.written <= self.windows.kept:
+            return True
+        return tokens + 1 - self.windows.window >= block.written - self.windows.kept
+
     def copy_prefix(self, source: CacheBlock, target: CacheBlock, tokens: int) -> None:
-        """Copy keys and values of the first tokens of one text to another."""
+        """Copy keys and values of the first tokens of one text to another, of those that `find_prefix` allows."""
         for layer, tensors in source.slab.layers.items():
             copies = target.slab.get_layer(layer, *tensors)
             for from_NKUS, to_NKUS in zip(tensors, copies, strict=True):
-                to_NKUS[target.index, :, :tokens] = from_NKUS[source.index, :, :tokens]
+                size = min(tokens, from_NKUS.shape[2], to_NKUS.shape[2])
+                to_NKUS[target.index, :, :size] = from_NKUS[source.index, :, :size]
         target.ids = source.ids[:tokens]
+        is_linear = self.windows is None or source.written <= self.windows.kept
+        target.written = tokens if is_linear else source.written  # later tokens than these were copied too
         if source in self.kept:  # recently used
             self.kept.remove(source)
             self.kept.append(source)

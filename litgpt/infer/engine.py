@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.infer.block_cache import SLAB_BLOCKS, BlockCache, CacheBlock, count_common_tokens
+from litgpt.infer.block_cache import SLAB_BLOCKS, BlockCache, CacheBlock, count_common_tokens, find_window_layers
 from litgpt.infer.onednn import ReorderedMatrix, can_reorder, read_version, reorder_linear_layers
 from litgpt.infer.packed_step import Chunk, run_packed
 from litgpt.infer.requests import FinishReason, GeneratedToken, Request, check_prompt, check_tokens
@@ -91,6 +91,7 @@ class Engine:
         self._versions: list[tuple[int, int]] = []
         self.max_sequences, self.prefill_chunk = max_sequences, prefill_chunk
         self._max_tokens = cache_tokens or max_sequences * model.config.block_size
+        self._windows = find_window_layers(model.config, max(prefill_chunk, speculative_k + 1))
         self.cache = self._build_cache()
         self.draft: Draft | None = None
         if draft is not None:
@@ -144,7 +145,7 @@ class Engine:
 
     def _build_cache(self) -> BlockCache:
         """An empty cache; blocks of few texts, and of one finished text for each, are allocated a few at a time."""
-        return BlockCache(self._max_tokens, min(SLAB_BLOCKS, 2 * self.max_sequences))
+        return BlockCache(self._max_tokens, min(SLAB_BLOCKS, 2 * self.max_sequences), windows=self._windows)
 
     def cancel(self, sequence: Sequence) -> None:
         """End a text and free its memory."""
@@ -221,8 +222,11 @@ class Engine:
         if sequence.request.prompt_logprobs is not None:
             return False
         known = self.cache.find_prefix(sequence.ids)[1]
-        others = (other.ids for other in self._running if other.computed < len(other.request.prompt))
-        return any(min(count_common_tokens(ids, sequence.ids), len(ids) - 1) >= known + MIN_PREFIX for ids in others)
+        for other in self._running:
+            common = min(count_common_tokens(other.ids, sequence.ids), len(other.ids) - 1)
+            if common >= known + MIN_PREFIX and other.computed < min(common, len(other.request.prompt)):
+                return True
+        return False
 
     def _start(self, sequence: Sequence) -> bool:
         """Give a text memory, with the prefix that other texts have computed; whether there was enough."""
@@ -234,7 +238,6 @@ class Engine:
             source, sequence.block = None, self.cache.allocate(reserved)
         if sequence.block is None:
             return False
-        common = min(common, len(sequence.ids) - 1)  # the logits of the last token are needed
         has_logprobs = sequence.request.prompt_logprobs is not None and not sequence.tokens
         if source is not None and common >= MIN_PREFIX and not has_logprobs:
             self.cache.copy_prefix(source, sequence.block, common)

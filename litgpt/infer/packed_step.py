@@ -85,22 +85,25 @@ class GroupWriter:
         self.first = group.chunks[0].block.index
         self.starts = [chunk.start for chunk in group.chunks]
         self.end = max(self.starts) + group.tokens
+        windows = group.slab.windows
+        assert windows is None or group.tokens <= windows.kept - windows.window
         positions = torch.tensor(self.starts, device=device)[:, None] + torch.arange(group.tokens, device=device)
         self.blocks_NT = torch.arange(self.texts, device=device)[:, None].expand_as(positions)
         self.positions_NT = positions
 
     def write(self, layer: int, k_BKTS: Tensor, v_BKTS: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new keys and values (1, K, N T, S); all of them, (N, K, U, S)."""
+        """Write new keys and values (1, K, N T, S); all of them that are in memory, (N, K, U, S)."""
         buffers = self.slab.get_layer(layer, k_BKTS, v_BKTS)
         k, v = (self._write(x, buffer) for x, buffer in zip((k_BKTS, v_BKTS), buffers, strict=True))
         return k, v
 
     def _write(self, x_BKTS: Tensor, buffer_NKUS: Tensor) -> Tensor:
-        blocks = buffer_NKUS[self.first : self.first + self.texts]
-        if self.texts == 1:
+        blocks, kept = buffer_NKUS[self.first : self.first + self.texts], buffer_NKUS.shape[2]
+        if self.texts == 1 and self.end <= kept:
             blocks[0, :, self.starts[0] : self.end] = x_BKTS[0]
         else:  # (N, T, K, S), because the indexed axes come first
-            blocks[self.blocks_NT, :, self.positions_NT] = x_BKTS[0].unflatten(1, (self.texts, -1)).permute(1, 2, 0, 3)
+            positions = self.positions_NT if self.end <= kept else self.positions_NT % kept
+            blocks[self.blocks_NT, :, positions] = x_BKTS[0].unflatten(1, (self.texts, -1)).permute(1, 2, 0, 3)
         return blocks[:, :, : self.end]
 
 
@@ -151,7 +154,14 @@ def build_packed_inputs(config: Config, groups: Sequence[ChunkGroup], device: to
         segments=tuple(
             Segment(
                 group.tokens * len(group.chunks),
-                build_cached_masks(config, kinds, [chunk.start for chunk in group.chunks], group.tokens, device),
+                build_cached_masks(
+                    config,
+                    kinds,
+                    [chunk.start for chunk in group.chunks],
+                    group.tokens,
+                    device,
+                    kept=group.slab.window_size,
+                ),
                 texts=len(group.chunks),
             )
             for group in groups
@@ -205,5 +215,5 @@ def run_packed(
     logits = (forward or model)(ids, inputs=inputs, head=compute, cache=cache)
     by_chunk = dict(zip(map(id, ordered), logits.split([chunk.logits for chunk in ordered]), strict=True))
     for chunk in ordered:
-        chunk.block.ids.extend(chunk.ids)
+        chunk.block.extend(chunk.ids)
     return [by_chunk[id(chunk)] for chunk in chunks]

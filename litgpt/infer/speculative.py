@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.infer.block_cache import BlockCache, CacheBlock, count_common_tokens
+from litgpt.infer.block_cache import BlockCache, CacheBlock, count_common_tokens, find_window_layers
 from litgpt.infer.packed_step import Chunk, run_packed
 from litgpt.infer.sampling import SampledRow, compute_probabilities, draw_tokens
 from litgpt.model.gpt import GPT
@@ -46,7 +46,8 @@ class Draft:
         if proposed_tokens < 1:
             raise UserError(f"speculative_k: {proposed_tokens} is less than 1; set 3, for example")
         self.model, self.proposed_tokens = model, proposed_tokens
-        self.cache = BlockCache(max_tokens)
+        windows = find_window_layers(model.config, max(CATCH_UP_TOKENS, proposed_tokens + 1))
+        self.cache = BlockCache(max_tokens, windows=windows)
         self.proposed = self.accepted = 0
         self._blocks: dict[int, CacheBlock] = {}
 

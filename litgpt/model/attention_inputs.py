@@ -202,23 +202,34 @@ def is_in_window(config: Config, window: int, distances: Tensor, q_positions: Te
 
 
 def build_cached_masks(
-    config: Config, kinds: Sequence[str], starts: Sequence[int], tokens: int, device: torch.device
+    config: Config,
+    kinds: Sequence[str],
+    starts: Sequence[int],
+    tokens: int,
+    device: torch.device,
+    *,
+    kept: int | None = None,
 ) -> dict[str, Mask | None]:
     """Masks (N, 1, T, U) for texts of which the last T tokens are queries and all tokens are keys; None for no mask.
 
     Args:
         kinds: `global`, `local` or both.
         starts: number of tokens of each text before its queries; U is for the longest text, T is `tokens`.
+        kept: the number of keys of `local` layers if a text is longer: key t is in place of key t - kept. None if they
+            have all keys.
     """
     longest = max(starts) + tokens
     is_plain = (tokens == 1 or longest == tokens) and min(starts) == max(starts)
-    k_positions = torch.arange(longest, device=device)
     q_positions = torch.tensor(starts, device=device)[:, None] + torch.arange(tokens, device=device)
-    distances = q_positions[:, :, None] - k_positions
     masks: dict[str, Mask | None] = {}
     for kind in kinds:
         window = config.sliding_window_size if kind == "local" else None
-        allowed = distances >= 0
+        k_positions = torch.arange(longest, device=device)
+        if window is not None and kept is not None and longest > kept:  # the last token of each place, or below 0
+            last = q_positions[:, -1:]
+            k_positions = last - (last - k_positions[:kept]) % kept
+        distances = q_positions[:, :, None] - k_positions[..., None, :]
+        allowed = (distances >= 0) & (k_positions >= 0)[..., None, :]
         if window is not None and longest > window:
             masks[kind] = (allowed & is_in_window(config, window, distances, q_positions, k_positions))[:, None]
         else:

@@ -1,5 +1,7 @@
 """The engine: prefixes are computed once, texts join, leave and are preempted, memory is bounded, errors say what."""
 
+import copy
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -11,7 +13,7 @@ from litgpt.infer.block_cache import BlockCache, count_common_tokens, round_up_s
 from litgpt.infer.engine import Engine
 from litgpt.infer.requests import Request
 from litgpt.infer.sampling import Sampling
-from tests.model.test_attention import small
+from tests.model.test_attention import KINDS, small
 
 PROMPT = tuple(range(5, 45))
 GREEDY = Sampling(temperature=0)
@@ -27,6 +29,65 @@ def test_a_common_prefix_is_computed_once(processed: list[int]) -> None:
     assert sum(processed) == 41 + 3  # the first prompt, and the last token of the others
     engine.run([Request((*PROMPT, 1, 2, 3), 1, GREEDY)])
     assert processed[-1] == 2  # `*PROMPT, 1` is known
+
+
+WINDOWS = ("sliding", "alternating", "chunked", "sinks")
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_layers_with_a_window_keep_the_last_tokens_only(kind: str) -> None:
+    model, requests = small(**KINDS[kind]).double(), [Request(PROMPT[number:], 24, GREEDY) for number in (0, 3, 30)]
+    expected = list_ids(Engine(model).run(requests))  # which keeps 512 tokens more than the window
+    engine = Engine(model, prefill_chunk=8)
+    assert list_ids(engine.run(requests)) == expected
+    kept = (KINDS[kind]["sliding_window_size"] or 0) + 8
+    sizes = {
+        (model.config.is_local(layer), slab.size, keys.shape[2])
+        for slab in engine.cache.slabs
+        for layer, (keys, _) in slab.layers.items()
+    }
+    assert sizes == {(is_local, 64, kept if is_local else 64) for is_local, _, _ in sizes} and (True, 64, kept) in sizes
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_a_prefix_is_shared_as_long_as_its_window_is_in_memory(kind: str, processed: list[int]) -> None:
+    model = small(**KINDS[kind]).double()
+    window, others = model.config.sliding_window_size or 0, (50, 51, 52)
+    end, middle = ((*PROMPT[:length], *others) for length in (36, 20))
+    expected = list_ids(Engine(model).run([Request(ids, 12, GREEDY) for ids in (PROMPT, end, middle)]))
+    engine = Engine(model, prefill_chunk=16)  # layers with a window keep `window + 16` tokens
+    texts = [engine.run([Request(PROMPT, 12, GREEDY)])]
+    del processed[:]
+    texts += [engine.run([Request(end, 12, GREEDY)])]
+    assert processed[0] == len(others)  # the window before token 36 is among the last of 51 tokens
+    del processed[:]
+    texts += [engine.run([Request(middle, 12, GREEDY)])]
+    assert sum(processed) == len(middle) + 11 and window < 20  # that before token 20 is not
+    assert [list_ids(text)[0] for text in texts] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_windows_with_drafts_shared_prefixes_and_little_memory(kind: str) -> None:
+    model, numbers = small(**KINDS[kind]).double(), random.Random(kind)
+    draft = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            parameter.mul_(1 + 0.3 * torch.rand(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    for _ in range(3):
+        starts = [PROMPT[: numbers.randint(1, 40)] for _ in range(8)]
+        prompts = [(*start, *numbers.choices(range(50, 60), k=numbers.randint(1, 8))) for start in starts]
+        requests = [Request(prompt, numbers.randint(1, 16), GREEDY) for prompt in prompts]
+        expected = [list_ids(Engine(model).run([request]))[0] for request in requests]
+        settings = {
+            "prefill_chunk": numbers.choice((1, 3, 5, 16)),
+            "cache_tokens": numbers.choice((64, 160, 1024)),
+            "max_sequences": numbers.choice((2, 8)),
+        }
+        engine = Engine(model, draft=draft, speculative_k=numbers.randint(1, 6), **settings)
+        assert list_ids(engine.run(requests)) == expected
+        assert list_ids(engine.run(requests[::-1])) == expected[::-1]
+        assert list_ids(Engine(model, **settings).run(requests)) == expected
 
 
 def test_prompts_are_processed_in_chunks_beside_the_texts_of_others(processed: list[int]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.model.attention import attend
-from litgpt.model.attention_inputs import build_attention_inputs
+from litgpt.model.attention_inputs import build_attention_inputs, build_cached_masks
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
@@ -86,6 +86,21 @@ def test_tokens_in_pieces_over_a_cache_equal_all_at_once(kind: str) -> None:
     cache = Listed([ListedKeys() for _ in model.blocks])
     parts = [model(piece, cache=cache) for piece in text.split([9, 1, 4, 1, 1, 7], dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), model(text), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sliding", "chunked"])
+def test_masks_of_keys_that_are_in_place_of_earlier_ones(kind: str) -> None:
+    config, starts, kept = Config(**{**SHAPE, **KINDS[kind]}), (3, 20), 14
+    settings: dict[str, Any] = {"kinds": ["local"], "tokens": 4, "device": torch.device("cpu")}
+    masks = build_cached_masks(config, starts=starts, kept=kept, **settings)["local"]
+    assert isinstance(masks, Tensor) and masks.shape == (2, 1, 4, kept)
+    for start, mask in zip(starts, masks, strict=True):
+        whole = build_cached_masks(config, starts=[start], **settings)["local"]
+        assert isinstance(whole, Tensor)
+        for expected, row in zip(whole[0, 0].tolist(), mask[0].tolist(), strict=True):
+            assert sorted(key % kept for key, allowed in enumerate(expected) if allowed) == [
+                key for key, allowed in enumerate(row) if allowed
+            ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
