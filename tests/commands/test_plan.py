@@ -35,7 +35,8 @@ def test_json_has_parts_that_add_up(capsys):
     assert plan(capsys)["fits"] is None
 
 
-@pytest.mark.parametrize("layout", ["--parallel.data_shard", pytest.param("--parallel.tensor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["--parallel.data_shard", "--parallel.tensor"])
 def test_a_layout_needs_less_of_each_rank(capsys, layout):
     key = ["--devices", "2", layout, "2", "--model_config.n_embd", "256"]
     one, two = (plan(capsys, *rest)["worst"]["parts"] for rest in (key[4:], key))

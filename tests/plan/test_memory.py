@@ -45,9 +45,9 @@ class Case(NamedTuple):
 
 FAST = {
     "chunked": Case("pretrain", PRETRAIN | {"precision": "32-true"}),
-    "recompute": Case("pretrain", PRETRAIN | {"precision": "bf16-mixed", "recompute": {"granularity": "full"}}),
 }
 SLOW = {
+    "recompute": Case("pretrain", PRETRAIN | {"precision": "bf16-mixed", "recompute": {"granularity": "full"}}),
     "plain": Case("pretrain", PRETRAIN | {"precision": "bf16-mixed", "loss": {"impl": "plain"}}),
     "bf16": Case("pretrain", PRETRAIN | {"precision": "bf16-true"}),
     "selective": Case("pretrain", PRETRAIN | {"precision": "32-true", "recompute": {"granularity": "selective"}}),
@@ -170,14 +170,10 @@ def test_the_planned_peaks_of_many_recipes_are_those_of_the_allocator(name: str)
     check_peak(SLOW[name])
 
 
-def test_what_the_memory_holds_is_that_of_a_real_step() -> None:
-    check_parts(FAST["recompute"])
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*FAST, *SLOW])
+@pytest.mark.parametrize("name", ["recompute", "plain", "experts", "states-in-bf16", "qlora"])
 def test_what_the_memory_of_many_recipes_holds_is_that_of_real_steps(name: str) -> None:
-    check_parts((FAST | SLOW)[name])
+    check_parts(SLOW[name])
 
 
 def test_activations_are_the_tensors_that_autograd_saves() -> None:
