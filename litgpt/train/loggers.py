@@ -28,7 +28,7 @@ def build_logger(
 
     Args:
         resumed_step: the optimizer step that the run resumes from: it logs into the same version or run, and what was
-            logged after that step is removed, except by trackio and SwanLab. None for a new run, which gets a new version.
+            logged after that step is removed, except by trackio and SwanLab. None for a new run, with a new version.
         project: the project or MLflow experiment, unless `log.project` or the environment sets it.
 
     Raises:
