@@ -20,8 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from litgpt import cli
-from litgpt.commands import finetune
+from litgpt import cli, finetune_spec
 from litgpt.errors import UserError
 from litgpt.parallel import processes
 from litgpt.recipe.finetune import FinetuneAdapter, FinetuneFull, FinetuneLora
@@ -251,7 +250,7 @@ def train(folder: Path, *argv: str) -> dict[str, Any]:
     """The facts of a run in this process, in a folder that holds its data."""
     timeouts, tokens, output = [], [], io.StringIO()
     deterministic, collections = [], []
-    strategy, find = processes.MeshStrategy, finetune.find_folder
+    strategy, find = processes.MeshStrategy, finetune_spec.find_folder
 
     def record_strategy(*args: Any, **settings: Any) -> Any:
         timeouts.append(settings["timeout"])
@@ -271,7 +270,7 @@ def train(folder: Path, *argv: str) -> dict[str, Any]:
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),
         mock.patch.object(processes, "MeshStrategy", record_strategy),
-        mock.patch.object(finetune, "find_folder", record_token),
+        mock.patch.object(finetune_spec, "find_folder", record_token),
         CountOperations() as operations,
     ):
         code = cli.main([*argv])
