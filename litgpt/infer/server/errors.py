@@ -28,8 +28,9 @@ class ApiError(Exception):
         self.status, self.kind, self.param, self.code = status, kind, param, code
 
     def to_body(self) -> dict[str, Any]:
-        """The body of the response."""
-        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+        """The body of the response, in which characters of the request that UTF-8 cannot encode are question marks."""
+        message, param = (text and text.encode(errors="replace").decode() for text in (str(self), self.param))
+        return {"error": {"message": message, "type": self.kind, "param": param, "code": self.code}}
 
 
 def describe_user_error(error: UserError) -> ApiError:

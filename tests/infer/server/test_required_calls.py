@@ -107,15 +107,15 @@ def test_arguments_of_earlier_calls_are_objects_unless_a_template_joins_texts(
             "response_format: is not supported with a required call",
         ),
         ({"messages": [*HELLO, call_message("{")]}, "tool_calls.function.arguments: '{' is not a JSON object"),
+        ({"tool_choice": call_of("f"), "tools": [{"function": {"name": "\ud800"}}]}, "is not one of the tools ?"),
         ({"top_k": -2}, "top_k: "),
         ({"tool_choice": "required", "tools": [nest_tool(480)]}, "tools"),
     ],
 )
 def test_wrong_calls_are_one_error(served: tuple[str, Server], body: dict[str, Any], text: str) -> None:
-    headers = {"Authorization": f"Bearer {KEY}"}
-    response = httpx.post(
-        f"{served[0]}/v1/chat/completions", json={"messages": HELLO, **body}, headers=headers, timeout=60
-    )
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    content = json.dumps({"messages": HELLO, **body})
+    response = httpx.post(f"{served[0]}/v1/chat/completions", content=content, headers=headers, timeout=60)
     assert response.status_code == 400 and text in response.json()["error"]["message"]
 
 

@@ -225,9 +225,16 @@ def test_2000_malformed_requests_are_no_faults_of_the_server(served: tuple[str, 
         "logit_bias": {"5": 1}, "logprobs": True, "top_logprobs": 1, "stream_options": {"include_usage": True},
     }  # fmt: skip
     completion = {"prompt": ["a", "b"], "max_tokens": 2, "echo": False, "logprobs": 1, "stop": "x", "min_p": 0.1}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {}}}}}
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    calling = {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}], "tools": [tool],
+        "tool_choice": {"type": "function", "function": {"name": "f"}}, "max_tokens": 4, "top_k": 0,
+    }  # fmt: skip
+    bodies = [("/v1/completions", completion), ("/v1/chat/completions", chat), ("/v1/chat/completions", calling)]
     statuses = []
     for number in range(2000):
-        path, body = ("/v1/chat/completions", chat) if number % 3 else ("/v1/completions", completion)
+        path, body = bodies[number % 3]
         content = json.dumps(mutate(generator, body)).encode()
         if number % 5 == 0:
             place = generator.randrange(len(content))
