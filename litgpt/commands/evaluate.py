@@ -11,6 +11,7 @@ from litgpt.files import read_utf8, write_text
 from litgpt.infer.evaluation_page import list_scores, print_scores, write_page
 from litgpt.infer.load import convert_model, parse_batch_size, parse_device, parse_dtype, select_dtype
 from litgpt.infer.perplexity import compute_perplexity
+from litgpt.infer.tasks import open_tasks
 from litgpt.messages import print_message
 from litgpt.recipe.commands import import_object
 from litgpt.recipe.evaluate import Evaluate
@@ -26,12 +27,12 @@ def run(recipe: Evaluate) -> None:
         UserError: if a task, the text or the model is not found.
     """
     if recipe.tasks is None and recipe.text is None:
-        print(*open_tasks(recipe, []).all_tasks, sep="\n")
+        print(*open_tasks([], recipe.include_path).all_tasks, sep="\n")
         return
     if recipe.force_conversion:
         print_message("force_conversion: true has no effect, because no model is converted")
     text = None if recipe.text is None else read_utf8(recipe.text)
-    tasks = None if recipe.tasks is None else open_tasks(recipe, recipe.task_names)
+    tasks = None if recipe.tasks is None else open_tasks(recipe.task_names, recipe.include_path)
     device = parse_device(recipe.device)
     llm = LLM.load(recipe.checkpoint_dir, access_token=recipe.access_token, distribute=None)
     convert_model(llm.model, device, parse_dtype(recipe.dtype) or select_dtype(device))
@@ -52,28 +53,6 @@ def score_text(recipe: Evaluate, llm: LLM, text: str) -> dict[str, Any]:
     return asdict(
         compute_perplexity(llm.model, ids, first, byte_count=size, window=recipe.window, stride=recipe.stride)
     )
-
-
-def open_tasks(recipe: Evaluate, names: list[str]) -> "TaskManager":
-    """The tasks of lm-eval with those of the user; only the latter if they are all that is needed, which is faster.
-
-    Raises:
-        UserError: if lm-eval is not installed, or a task or the user's folder is not found.
-    """
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise UserError("tasks: need lm-eval, which is not installed; run pip install 'litgpt[evaluate]'") from None
-    path = recipe.include_path
-    if path is not None and not path.is_dir():
-        raise UserError(f"include_path: {path} is not a folder; set one with YAML files of tasks")
-    custom = TaskManager(include_path=path, include_defaults=False) if path and names else None
-    if custom is not None and set(names) <= set(custom.all_tasks):
-        return custom
-    manager = TaskManager(include_path=path)
-    if unknown := [name for name in names if not manager.match_tasks([name])]:
-        raise UserError(f"tasks: {unknown[0]} is not a task of lm-eval; litgpt evaluate FOLDER prints the names of all")
-    return manager
 
 
 def evaluate_tasks(recipe: Evaluate, llm: LLM, tasks: "TaskManager") -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from litgpt import adapt
 from litgpt.errors import UserError
 from litgpt.finetune_spec import find_spec
+from litgpt.infer.tasks import build_task_scorer
 from litgpt.messages import print_message
 from litgpt.parallel.apply import full_tensor
 from litgpt.parallel.strategy import is_rank_zero
@@ -19,7 +20,7 @@ from litgpt.train.setup import Run
 
 def run(recipe: Finetune) -> None:
     """Find the model, finetune it, and save it and its adapter."""
-    train(recipe, find_spec(recipe), publish)
+    train(recipe, find_spec(recipe), publish, build_task_scorer(recipe.eval))
 
 
 def publish(trained: Run) -> Path:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from litgpt.infer.tasks import build_task_scorer
 from litgpt.recipe.pretrain import Pretrain
 from litgpt.store.save_model import save_model
 from litgpt.train.run import train
@@ -11,7 +12,7 @@ from litgpt.train.setup import Run
 
 def run(recipe: Pretrain) -> None:
     """Train a model and save it."""
-    train(recipe, build_pretrain_spec(recipe), publish)
+    train(recipe, build_pretrain_spec(recipe), publish, build_task_scorer(recipe.eval))
 
 
 def publish(trained: Run) -> Path:

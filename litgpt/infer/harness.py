@@ -58,12 +58,20 @@ class HarnessModel(TemplateLM):
         chat: the chat template, or None.
         batch_size: the maximum number of texts of a forward pass; None for as many as fit into the memory that the
             engine and `compute_likelihoods` set aside. It does not change the results.
+        reorder: as in `Engine`; False for a model that is being trained.
     """
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, chat: ChatTemplate | None, *, batch_size: int | None = None
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        chat: ChatTemplate | None,
+        *,
+        batch_size: int | None = None,
+        reorder: bool = True,
     ) -> None:
         super().__init__()
+        self.reorder = reorder
         self.model, self.tokenizer, self.chat, self.batch_size = model, tokenizer, chat, batch_size
 
     @classmethod
@@ -208,7 +216,7 @@ class HarnessModel(TemplateLM):
             values: dict[str, Any] = dict(normalize_gen_kwargs(settings, DEFAULT_NEW_TOKENS))
             groups[tuple(stop for stop in values.pop("until") if stop)].append(number)
             built.append(partial(self._build_request, prompt, values))
-        engine = Engine(self.model, max_sequences=self.batch_size or MAX_SEQUENCES)
+        engine = Engine(self.model, max_sequences=self.batch_size or MAX_SEQUENCES, reorder=self.reorder)
         texts: dict[int, str] = {}
         with phase("generating", len(requests)) as entry:
             for stops, numbers in groups.items():

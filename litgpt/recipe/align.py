@@ -60,7 +60,7 @@ class Align(FinetuneLora):
         )
         has_logits = self.output == "logits"
         check_effects(self.loss, "loss.", "impl", "chunk_rows", have_effect=has_logits, other=other, cure=cure)
-        names = ("max_new_tokens", "sample_prompt", "evaluate_example")
+        names = ("max_new_tokens", "sample_prompt", "evaluate_example", "tasks")
         check_effects(self.eval, "eval.", *names, have_effect=has_logits, other=other, cure=cure)
         super().__post_init__()  # whose cures may be these settings
 

@@ -8,6 +8,7 @@ from annotated_types import Ge, Le
 
 from litgpt.recipe.bounds import Count, Position, Seed, check_numbers
 from litgpt.recipe.effect import check_effects
+from litgpt.recipe.train import split_names
 
 Limit = Annotated[float, Ge(1e-9), Le(1e9)]
 
@@ -65,5 +66,4 @@ class Evaluate:
     @property
     def task_names(self) -> list[str]:
         """The names of the tasks."""
-        names = self.tasks.split(",") if isinstance(self.tasks, str) else self.tasks or []
-        return [name.strip() for name in names if name.strip()]
+        return split_names(self.tasks)

@@ -97,6 +97,12 @@ class TrainArgs:
         return floor // divisor
 
 
+def split_names(value: str | list[str] | None) -> list[str]:
+    """The names in a list, or separated by commas."""
+    names = value.split(",") if isinstance(value, str) else value or []
+    return [name.strip() for name in names if name.strip()]
+
+
 @dataclass(frozen=True)
 class EvalArgs:
     """When to validate, and on how much data."""
@@ -117,6 +123,12 @@ class EvalArgs:
     """Prompt that the model completes at every validation; null for none."""
     sample_tokens: Count = 64
     """Number of tokens to generate for sample_prompt."""
+    tasks: str | list[str] | None = None
+    """Tasks of lm-eval to score at every validation, a list or separated by commas; null for none."""
+    task_path: Path | None = None
+    """Folder with tasks of your own: YAML files of lm-eval."""
+    task_limit: Count | None = None
+    """Number of samples of each task, from the first one; null for all."""
 
     def __post_init__(self) -> None:
         if self.max_iters == -1:
@@ -125,6 +137,13 @@ class EvalArgs:
         has_prompt, other = self.sample_prompt is not None, "eval.sample_prompt: null"
         cure = "set eval.sample_prompt"
         check_effects(self, "eval.", "sample_tokens", have_effect=has_prompt, other=other, cure=cure)
+        has_tasks, other, cure = self.tasks is not None, "eval.tasks: null", "set eval.tasks"
+        check_effects(self, "eval.", "task_path", "task_limit", have_effect=has_tasks, other=other, cure=cure)
+
+    @property
+    def task_names(self) -> list[str]:
+        """The names of the tasks."""
+        return split_names(self.tasks)
 
 
 @dataclass(frozen=True)

@@ -153,3 +153,18 @@ class Training:
             raise UserError(f"devices: {self.devices} is not valid; use auto or a number from 1")
         dims = self.parallel.resolve_dims(self.devices * self.num_nodes, num_nodes=self.num_nodes)
         self.train.accumulation(dims.data_ranks)
+        self.check_tasks(dims)
+
+    def check_tasks(self, dims: ParallelDims) -> None:
+        """Check that each rank has the whole model, if tasks are scored during training.
+
+        Raises:
+            UserError: naming the parallel degree that splits it.
+        """
+        for name in ("data_shard", "tensor", "context", "pipeline") if self.eval.tasks is not None else ():
+            if (degree := getattr(dims, name)) > 1:
+                raise UserError(
+                    f"eval.tasks: {', '.join(self.eval.task_names)} is not supported with parallel.{name}: {degree}, "
+                    f"because each rank scores a whole model; set parallel.data_replicate: {dims.world_size}, or "
+                    "eval.tasks: null"
+                )

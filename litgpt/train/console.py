@@ -12,6 +12,9 @@ from rich.text import Text
 
 from litgpt.phases import Display, Phase
 
+TASK_PREFIX = "tasks/"
+"""What the names of the scores on tasks begin with in the logs."""
+
 
 def format_duration(seconds: float) -> str:
     """Format seconds as h:mm:ss; days are counted as hours."""
@@ -69,6 +72,7 @@ def render_validation(metrics: Mapping[str, float]) -> str:
         "val_rewards/accuracies": "val accuracy {:.3f}",
         "val_rewards/margins": "val margin {:.4f}",
     }
+    forms |= {name: name.removeprefix(TASK_PREFIX) + " {:.4f}" for name in metrics if name.startswith(TASK_PREFIX)}
     return ", ".join(form.format(metrics[name]) for name, form in forms.items() if name in metrics)
 
 

@@ -139,6 +139,8 @@ def check_run(recipe: Training, config: Config, *, layers: int, adapted: bool = 
     answers = recipe.data.answers_per_sample if recipe.data else 1
     list_step_limits(replace(recipe.train, epochs=None), length, None, answers=answers)
     check_resumption(recipe)
+    if (path := recipe.eval.task_path) is not None and not path.is_dir():
+        raise UserError(f"eval.task_path: {path} is not a folder; set one with YAML files of tasks")
     if isinstance(recipe.devices, int) and recipe.devices > 0:
         check_model_sizes(
             recipe.parallel, recipe.parallel.resolve_dims(recipe.devices * recipe.num_nodes), config, layers

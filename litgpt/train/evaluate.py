@@ -12,18 +12,23 @@ import torch
 from torch import Tensor
 
 from litgpt.data.stream.batch import Batch
+from litgpt.data.tokenizer import Tokenizer
 from litgpt.model.generation import generate_tokens
-from litgpt.model.gpt import compute_logits
+from litgpt.model.gpt import GPT, compute_logits
 from litgpt.model.kv_cache import KeyValueCache
 from litgpt.parallel.apply import run_blocks_eagerly
 from litgpt.parallel.exchange import forget_forward
 from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.parallel.token_sharding import LocalTokens
 from litgpt.phases import phase
+from litgpt.train.console import TASK_PREFIX
 from litgpt.train.local_batch import LocalBatch
 from litgpt.train.objective import Objective
 from litgpt.train.step import run_model
 from litgpt.train.train_state import TrainState
+
+TaskScorer = Callable[[GPT, Tokenizer], dict[str, float]]
+"""Scores a model on tasks, by `task/metric`."""
 
 
 @contextmanager
@@ -78,6 +83,14 @@ def compute_validation_metrics(
     totals = all_reduce_sum(local, train_state.device)
     terms = objective.terms
     return summarize(objective, losses=totals[:terms], counts=totals[-terms:], metric_sums=totals[terms:-terms])
+
+
+def compute_task_scores(train_state: TrainState, tokenizer: Tokenizer, score_tasks: TaskScorer) -> dict[str, float]:
+    """The scores of the model on tasks, by names that begin with `TASK_PREFIX`; generators stay as they are."""
+    devices = [train_state.device] if train_state.device.type == "cuda" else []
+    with eval_mode(train_state), run_blocks_eagerly(train_state.core), torch.random.fork_rng(devices):
+        scores = score_tasks(train_state.core, tokenizer)
+    return {f"{TASK_PREFIX}{name}": score for name, score in scores.items()}
 
 
 def list_validation_metrics(objective: Objective) -> list[str]:

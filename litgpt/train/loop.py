@@ -18,7 +18,13 @@ from litgpt.store.step_folders import get_step_folder
 from litgpt.train.best_metric import BestMetric
 from litgpt.train.build_state import is_compiled
 from litgpt.train.console import RunConsole, RunSummary, render_validation
-from litgpt.train.evaluate import compute_validation_metrics, list_validation_metrics, sample_continuation
+from litgpt.train.evaluate import (
+    TaskScorer,
+    compute_task_scores,
+    compute_validation_metrics,
+    list_validation_metrics,
+    sample_continuation,
+)
 from litgpt.train.garbage_collection import GarbageCollection
 from litgpt.train.guard import Guard, Interrupts
 from litgpt.train.metrics import Meter, get_device_peak, get_peak_memory_gb
@@ -43,8 +49,11 @@ def remove_samples_after(path: Path, step: int) -> None:
 class Loop:
     """A run in progress, whose counters are saved in checkpoints."""
 
-    def __init__(self, run: Run, objective: Objective, console: RunConsole) -> None:
+    def __init__(
+        self, run: Run, objective: Objective, console: RunConsole, score_tasks: TaskScorer | None = None
+    ) -> None:
         recipe = run.recipe
+        self.score_tasks, self.scored_step = score_tasks, -1
         self.run, self.objective, self.console, self.train = run, objective, console, recipe.train
         self.interrupts = Interrupts(console.print)
         self.guard = Guard(recipe.guard)
@@ -280,19 +289,23 @@ class Loop:
     def evaluate(self) -> None:
         """Compute the validation metrics and generate samples; saves a checkpoint if it is the best so far."""
         run, data, settings, is_best = self.run, self.run.data, self.run.recipe.eval, False
+        logged: dict[str, float] = {}
         self.interrupts.activity = f"the evaluation after step {self.step}"
         with self.meter.exclude("evaluation"):
             if data.validation is not None:
                 batches = (check_token_range(batch, run.spec) for batch in data.validation)
                 size = len(data.validation) if isinstance(data.validation, Sized) else None
-                metrics = compute_validation_metrics(
+                logged = compute_validation_metrics(
                     run.train_state, batches, self.objective, max_iters=settings.max_iters, size=size
                 )
-                self.val_losses[self.step] = metrics["val_loss"]
-                is_best = self.best.record(self.step, metrics)
-                self.log_metrics(metrics | {"step": self.step})
-                self.console.print(f"step {self.step}: {render_validation(metrics)}")
-                self.console.metrics["val_loss"] = metrics["val_loss"]
+                self.val_losses[self.step] = self.console.metrics["val_loss"] = logged["val_loss"]
+                is_best = self.best.record(self.step, logged)
+            if self.score_tasks is not None and data.tokenizer is not None and self.scored_step != self.step:
+                self.scored_step = self.step
+                logged |= compute_task_scores(run.train_state, data.tokenizer, self.score_tasks)
+            if logged:
+                self.log_metrics(logged | {"step": self.step})
+                self.console.print(f"step {self.step}: {render_validation(logged)}")
             if settings.sample_prompt is not None and data.tokenizer is not None:
                 self.write_sample(data.tokenizer.encode(settings.sample_prompt).tolist(), settings.sample_tokens)
             if data.example_prompt and settings.max_new_tokens:

@@ -16,7 +16,7 @@ from litgpt.recipe.to_yaml import format_yaml
 from litgpt.recipe.train import BestArgs, GuardArgs
 from litgpt.train import history
 from litgpt.train.best_metric import BestMetric
-from litgpt.train.console import format_duration, format_trained
+from litgpt.train.console import TASK_PREFIX, format_duration, format_trained
 from litgpt.train.guard import Guard
 from litgpt.train.router_training import LOAD_FILE
 from litgpt.train.run_record import RECORD_FILE
@@ -274,6 +274,8 @@ def build_charts(rows: Rows, speed: str, marks: Sequence[tuple[int, str]]) -> di
         "Balance loss": {"router/aux_loss": ""},
         "Loss of the first prediction layer": {"prediction_loss/1": ""},
     }
+    scores = sorted({name for row in rows for name in row if name.startswith(TASK_PREFIX)})
+    labels_by_title |= {name.removeprefix(TASK_PREFIX): {name: ""} for name in scores}
     charts: list[dict[str, Any]] = []
     for title, labels in labels_by_title.items():
         curves = [
@@ -281,8 +283,8 @@ def build_charts(rows: Rows, speed: str, marks: Sequence[tuple[int, str]]) -> di
                 "name": name,
                 "label": label,
                 "color": color,
-                "rows": "validation" if name == "val_loss" else "training",
-                "smooth": name not in ("val_loss", "learning_rate"),
+                "rows": "validation" if name in ("val_loss", *scores) else "training",
+                "smooth": name not in ("val_loss", "learning_rate", *scores),
             }
             for (name, label), color in zip(labels.items(), COLORS, strict=False)
             if get_finite_values(rows, name)[1]
@@ -294,8 +296,8 @@ def build_charts(rows: Rows, speed: str, marks: Sequence[tuple[int, str]]) -> di
     return {
         "charts": charts,
         "rows": {
-            "training": tabulate(training, [name for name in drawn if name != "val_loss"]),
-            "validation": tabulate(validation, ["val_loss"]),
+            "training": tabulate(training, [name for name in drawn if name not in ("val_loss", *scores)]),
+            "validation": tabulate(validation, ["val_loss", *scores]),
         },
         "marks": find_positions(training, marks),
     }
@@ -307,7 +309,7 @@ def split_validation_rows(rows: Rows) -> tuple[Rows, Rows]:
     validation: Rows = []
     position: dict[str, float] = dict.fromkeys(AXES.values(), 0.0)
     for row in rows:
-        if "val_loss" in row:
+        if "val_loss" in row or any(name.startswith(TASK_PREFIX) for name in row):
             validation.append(position | row)
         else:
             training.append(row)

@@ -11,6 +11,7 @@ from litgpt.recipe.align import Align
 from litgpt.recipe.training import Training
 from litgpt.train.answer_scores import AnswerScorer
 from litgpt.train.console import RunConsole, render_summary
+from litgpt.train.evaluate import TaskScorer
 from litgpt.train.gradient_init import initialize_by_gradient
 from litgpt.train.loop import Loop
 from litgpt.train.objectives import build_objective
@@ -29,11 +30,14 @@ def store_scores(trained: Run) -> None:
         store_reference_scores(trained, AnswerScorer(recipe.loss, recipe.preference.ld_alpha))
 
 
-def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> None:
+def train(
+    recipe: Training, spec: RunSpec, publish: Callable[[Run], Path], score_tasks: TaskScorer | None = None
+) -> None:
     """Train with the objective of the recipe, and print a summary; on failure all processes of the run stop.
 
     Args:
         publish: writes the finished model and returns its folder; called on every rank.
+        score_tasks: the scores of `eval.tasks`; None for none.
     """
     console = RunConsole(enabled=is_rank_zero())
     backends = select_backends(deterministic=recipe.deterministic, attention=recipe.attention)
@@ -43,7 +47,7 @@ def train(recipe: Training, spec: RunSpec, publish: Callable[[Run], Path]) -> No
         store_scores(trained)
         objective = build_objective(recipe, spec, trained.data.train.channels)
         initialize_by_gradient(trained, objective)
-        loop = Loop(trained, objective, console)
+        loop = Loop(trained, objective, console, score_tasks)
         with loop.interrupts.handle_signals():
             with record_run(trained, loop):
                 loop.fit()

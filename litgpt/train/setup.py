@@ -25,6 +25,7 @@ from litgpt.parallel.reduce import all_gather_objects
 from litgpt.parallel.strategy import MeshStrategy, is_rank_zero
 from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.effect import describe_no_effect
+from litgpt.recipe.parallel import ParallelDims
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.recipe.training import Training
 from litgpt.store.checkpoint_load import find_checkpoint
@@ -110,6 +111,7 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
         recipe = replace(recipe, out_dir=create_version(recipe.out_dir), add_version=False)
         notify(header.format_rows([("Version", str(recipe.out_dir))]))
     mesh = cast(MeshStrategy, fabric.strategy).mesh
+    recipe.check_tasks(ParallelDims() if mesh is None else mesh.dims)
     precision = build_precision(recipe.precision, recipe.parallel.reduce_dtype)
     check_attention_kernel(recipe.attention, spec.config, fabric.device, precision.compute or precision.storage)
     resumed_from = find_checkpoint(recipe.resume, recipe.out_dir, notify)
@@ -230,8 +232,9 @@ def open_data(
     with fabric.rank_zero_first():
         spec.data.prepare_data()
     spec.data.setup()
-    if recipe.eval.sample_prompt is not None and tokenizer is None:
-        raise UserError("eval.sample_prompt: needs a tokenizer; set tokenizer_dir, or eval.sample_prompt: null")
+    for key in ("sample_prompt", "tasks") if tokenizer is None else ():
+        if getattr(recipe.eval, key) is not None:
+            raise UserError(f"eval.{key}: needs a tokenizer; set tokenizer_dir, or eval.{key}: null")
     shape = BatchShape(
         micro_batch_size=recipe.train.micro_batch_size,
         global_batch_size=recipe.train.global_batch_size,

@@ -118,6 +118,9 @@ ROWS: dict[str, Row] = {
     "eval.evaluate_example": Row("random", "refused", "not supported for pretraining"),
     "eval.sample_prompt": Row("word2", "samples"),
     "eval.sample_tokens": Row("6", "samples"),
+    "eval.tasks": Row("lines --eval.task_path BASE/tasks", "scores"),
+    "eval.task_path": Row("none", "refused", "eval.task_path: none is not a folder", given="--eval.tasks lines"),
+    "eval.task_limit": Row("1", "scores", given="--eval.tasks lines --eval.task_path BASE/tasks"),
     "log.project": Row("p", "says", "log.project: p has no effect with logger_name: csv"),
     "log.run": Row("r", "says", "log.run: r has no effect"),
     "log.group": Row("g", "says", "log.group: g has no effect"),
@@ -287,6 +290,7 @@ def train(folder: Path, *argv: str) -> dict[str, Any]:
         "micro_batches": [row["iter"] for row in steps],
         "validation": [row["val_loss"] for row in rows if row.get("val_loss")],
         "samples": [path.read_text() for path in out.glob("samples.jsonl")],
+        "scores": [{name: value for name, value in row.items() if name.startswith("tasks/")} for row in rows],
         "config": [path.read_text() for path in out.glob("final/model_config.yaml")],
         "files": files,
         "checkpoint_files": [path.read_text() for path in out.glob("step-*/fp8_amax_history.json")],
@@ -306,7 +310,26 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     for facts in (pretrain(folder), pretrain(folder / "other", "--seed", "9"), tune(folder / "tuned", folder)):
         assert facts["code"] == 0, facts["text"]
+    write_task(folder / "tasks")
     return folder
+
+
+def write_task(folder: Path) -> None:
+    """A task of lm-eval, `lines`: the bits per byte of two texts."""
+    folder.mkdir()
+    (folder / "lines.jsonl").write_text('{"text": "word1 word2"}\n{"text": "other"}\n')
+    task = {
+        "task": "lines",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "lines.jsonl")}},
+    }
+    task |= {
+        "test_split": "test",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+    }
+    (folder / "lines.yaml").write_text(json.dumps(task | {"metric_list": [{"metric": "bits_per_byte"}]}))
 
 
 def pretrain(folder: Path, *flags: str) -> dict[str, Any]:
