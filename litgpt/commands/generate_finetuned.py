@@ -7,7 +7,9 @@ from litgpt.data.render.prompt_styles import Messages, PromptStyle
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.generation import load_llm, write_texts
+from litgpt.infer.load import find_folder, resolve_model_folder
 from litgpt.recipe.generate import GenerateFinetuned
+from litgpt.store.adapters.folder import ADAPTER_CONFIG, is_adapter
 
 
 class InputStyle(PromptStyle):
@@ -34,9 +36,15 @@ def load_finetuned(recipe: GenerateFinetuned) -> LLM:
     """The finetuned model.
 
     Raises:
-        UserError: if there is an input, and no prompt style that writes it.
+        UserError: if an adapter is not one, or there is an input, and no prompt style that writes it.
     """
-    llm = load_llm(recipe.weights_folder, recipe, base=recipe.checkpoint_dir)
+    folder = resolve_model_folder(find_folder(recipe.weights_folder))
+    if recipe.needs_adapter and not is_adapter(folder):
+        raise UserError(
+            f"{recipe.weights_key}: {folder} holds no adapter alone; give the folder with its {ADAPTER_CONFIG}, or use "
+            "litgpt generate for a whole model"
+        )
+    llm = load_llm(folder, recipe, base=recipe.checkpoint_dir)
     if recipe.input:
         style = llm.prompt_style
         if style is None or style.apply("x", input=recipe.input) == style.apply("x"):

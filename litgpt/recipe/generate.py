@@ -104,6 +104,8 @@ class GenerateFinetuned(WrittenTexts):
 
     weights_key: ClassVar[str]
     """The key of the folder of the finetuned weights."""
+    needs_adapter: ClassVar[bool] = False
+    """Whether they are those of an adapter."""
 
     checkpoint_dir: Path
     """Folder of the model that was finetuned, or org/name on the hub (downloaded if necessary)."""
@@ -144,6 +146,7 @@ class GenerateAdapter(GenerateFinetuned):
     """Generate text with an adapter and its base model."""
 
     weights_key = "adapter_path"
+    needs_adapter = True
 
     adapter_path: Path = Path("out/finetune/adapter/final")
     """Folder of the adapter, or its file; tokenizer and prompt format are its own, if it has them."""

@@ -89,6 +89,13 @@ def test_a_folder_that_is_missing_is_named(text: Run, command: str) -> None:
     assert text(command, "none", code=1).startswith("litgpt: error: checkpoint_dir: none is not a folder")
 
 
+def test_a_model_is_no_adapter(text: Run) -> None:
+    error = text("generate_adapter", "base", "--adapter_path", "full", code=1)
+    assert error.startswith(
+        "litgpt: error: adapter_path: full holds no adapter alone; give the folder with its adapter_"
+    )
+
+
 def test_an_input_is_written_by_the_prompt_style(text: Run, models: Path, tmp_path: Path) -> None:
     shutil.copytree(models / "full", tmp_path / "full")
     style = tmp_path / "full/prompt_style.yaml"
