@@ -27,6 +27,7 @@ def run(recipe: Serve) -> None:
     """Load the model and serve it."""
     listener = open_socket(recipe.host, recipe.port)
     app = build_app(build_server(recipe))
+    listener.listen()  # before the address is printed, so that a client at once is not refused
     address, port = listener.getsockname()[:2]
     print_message(f"Serving a chat page at http://{address}:{port}; OpenAI clients use http://{address}:{port}/v1")
     config = uvicorn.Config(
@@ -43,7 +44,7 @@ def ignore_signal(_number: int, _frame: FrameType | None) -> None:
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens at an address.
+    """A socket for an address, which does not listen yet.
 
     Raises:
         UserError: if the address is in use, or not one of this machine.

@@ -25,6 +25,7 @@ from litgpt.infer.constraint import GrammarConstraint
 from litgpt.infer.server.app import Server
 from tests.infer.server.tiny_server import KEY, wait_until_idle
 
+CLIENT = httpx.Client(timeout=60, trust_env=False)  # one for all, because each makes its own TLS context
 HELLO: list[Any] = [{"role": "user", "content": "the dog"}]
 
 
@@ -36,7 +37,7 @@ def client(served: tuple[str, Server]) -> openai.OpenAI:
 def post(served: tuple[str, Server], path: str, body: Any, key: str = KEY) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    return httpx.post(served[0] + path, content=content, headers=headers, timeout=60)
+    return CLIENT.post(served[0] + path, content=content, headers=headers)
 
 
 def test_a_streamed_chat_equals_a_whole_one(client: openai.OpenAI) -> None:

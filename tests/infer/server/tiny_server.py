@@ -52,6 +52,7 @@ def run_server(recipe: Serve) -> Iterator[tuple[str, Server]]:
     listener = open_socket("127.0.0.1", 0)
     uvicorn_server = uvicorn.Server(uvicorn.Config(build_app(server), log_level="warning"))
     thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]})
+    listener.listen()
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}", server
     uvicorn_server.should_exit = True
