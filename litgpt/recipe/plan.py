@@ -8,6 +8,7 @@ from annotated_types import Ge, Le
 
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import check_numbers
+from litgpt.recipe.config_hub import find_config_file
 from litgpt.recipe.from_yaml import read_yaml
 from litgpt.recipe.training import Training
 
@@ -82,7 +83,7 @@ def infer_command(configs: Sequence[str], flags: Sequence[Any]) -> str:
     Raises:
         UserError: if that of several commands would accept them.
     """
-    names = {name for source in configs for name in read_yaml(source)} | {flag.key for flag in flags}
+    names = {name for source in configs for name in read_yaml(find_config_file(source))} | {flag.key for flag in flags}
     if "model_name" not in names:
         raise UserError(
             "command: missing; set that of the recipe, as in litgpt plan finetune_full --config x.yaml; the commands "

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from litgpt.recipe.plan import infer_command
+
 SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 4, "head_size": 8, "intermediate_size": 48, "padded_vocab_size": 512}
 RUN = [
     *("--model_name", "pythia-14m", "--out_dir", "out", "--train.max_seq_length", "32", "--precision", "bf16-mixed"),
@@ -79,3 +81,7 @@ def test_wrong_arguments_are_refused(capsys, argv, message):
 
     assert cli.main(["plan", *argv]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_recipe_of_the_package_is_found_by_its_name():
+    assert infer_command(["quickstart"], []) == "pretrain"
