@@ -27,8 +27,11 @@ def wait_for(text: str, log: Path, seconds: float = 200) -> None:
 
 @pytest.mark.parametrize(
     ("lost", "number"),
-    [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)],
-    ids=["second", "first", "frozen"],
+    [
+        pytest.param(1, signal.SIGKILL, id="second"),
+        pytest.param(0, signal.SIGKILL, id="first"),
+        pytest.param(1, signal.SIGSTOP, id="frozen", marks=pytest.mark.slow),
+    ],
 )
 def test_the_rank_that_is_gone_is_named_and_the_others_stop(tmp_path: Path, lost: int, number: signal.Signals) -> None:
     processes = start_ranks(
