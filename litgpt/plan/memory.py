@@ -15,7 +15,7 @@ from litgpt.plan.accelerator_paths import accelerator_paths
 from litgpt.plan.allocations import Allocation, AllocationRecorder, find_peak, list_in_use
 from litgpt.plan.fake_tensors import fake_tensors
 from litgpt.recipe.training import Training
-from litgpt.train.build_state import build_meta_model, complete_train_state
+from litgpt.train.build_state import build_meta_model, build_train_state
 from litgpt.train.objective import Objective, next_token
 from litgpt.train.run_spec import RunSpec
 from litgpt.train.step import train_step
@@ -77,7 +77,7 @@ def plan_step_memory(recipe: Training, spec: RunSpec, mesh: Mesh | None, *, leng
     objective = next_token(recipe.loss, prediction_layers=spec.count_trained_predictions())
     recorder = AllocationRecorder()
     with accelerator_paths(), fake_tensors(), recorder:
-        state = complete_train_state(model, recipe, spec, mesh, device, resumed=True, steps=steps)
+        state = build_train_state(recipe, spec, mesh, device, resumed=True, steps=steps, meta_model=model)
         ids = torch.zeros(recipe.train.micro_batch_size, length, dtype=torch.long)
         micro_batches = recipe.train.accumulation(1 if mesh is None else mesh.dims.data_ranks)
         batches = [Batch(ids, ids.clone())] * min(micro_batches, 2)  # the second one has the gradients of the first

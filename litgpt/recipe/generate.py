@@ -1,5 +1,6 @@
 """The settings of `litgpt generate` and of its relatives."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -173,7 +174,7 @@ class GenerateSpeculatively(WrittenTexts):
 
 
 @dataclass(frozen=True)
-class GenerateSplit(Generate):
+class GenerateSplit(Generate, ABC):
     """Generate text with a model that is split over devices."""
 
     devices: int | Literal["auto"] = "auto"
@@ -184,9 +185,9 @@ class GenerateSplit(Generate):
         if self.devices not in ("auto", -1) and not 1 <= int(self.devices) <= 2**16:
             raise UserError(f"devices: {self.devices} is not valid; use auto or a number from 1")
 
+    @abstractmethod
     def lay_out(self, devices: int) -> ParallelArgs:
         """The layout of the model on several devices."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ class GGUFFile:
             return raw.view(meta.dtype).view(meta.shape)
         try:
             return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)).view(meta.shape)
-        except (NotImplementedError, ValueError) as error:
+        except (NotImplementedError, ValueError) as error:  # raised by gguf for types that it does not dequantize
             raise UserError(f"{self.path}: {name}: {tensor.tensor_type.name} cannot be read ({error})") from None
 
     def _as_published(self, name: str, values: Tensor) -> Tensor:

@@ -28,32 +28,16 @@ def build_train_state(
     *,
     resumed: bool,
     steps: int | None = None,
+    meta_model: GPT | None = None,
 ) -> TrainState:
     """Build this rank's model with its initial weights, and the optimizers.
 
     Args:
         steps: of the whole run; None if it has no limit on steps.
         resumed: whether a checkpoint will be loaded; tensors that it holds are not initialized.
+        meta_model: the model from `build_meta_model`, if there is one already.
     """
-    model = build_meta_model(recipe, spec, mesh, device)
-    return complete_train_state(model, recipe, spec, mesh, device, resumed=resumed, steps=steps)
-
-
-def complete_train_state(
-    model: GPT,
-    recipe: Training,
-    spec: RunSpec,
-    mesh: Mesh | None,
-    device: torch.device,
-    *,
-    resumed: bool,
-    steps: int | None = None,
-) -> TrainState:
-    """Give a model on the meta device its memory and its initial weights, and build the optimizers.
-
-    Args:
-        steps, resumed: as for `build_train_state`.
-    """
+    model = meta_model or build_meta_model(recipe, spec, mesh, device)
     precision = build_precision(recipe.precision, recipe.parallel.reduce_dtype)
     model.to_empty(device="cpu" if recipe.parallel.cpu_offload else device)
     starts_over = not resumed or spec.scores_ahead

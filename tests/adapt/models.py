@@ -14,6 +14,8 @@ from litgpt.adapt.targets import get_base_names
 from litgpt.model.gpt import GPT
 from litgpt.model.registry import find_family
 from litgpt.recipe.tuner import Tuner
+from litgpt.store.adapters.folder import save_adapter_folder
+from litgpt.store.adapters.saved_adapter import BaseSettings
 from litgpt.store.save_model import save_model_folder
 from tests.store.models import random_model, small
 
@@ -85,3 +87,16 @@ def train_steps(model: nn.Module, scores: Callable[[], Tensor], count: int, **se
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def save_adapter(folder: Path, model: GPT, settings: Tuner, **base_settings: Any) -> None:
+    """Save the adapter of a model to `adapter`, with its base in the folder `base` beside it."""
+    tensors = {name: value.detach().clone() for name, value in adapt.get_adapter_parameters(model).items()}
+    save_adapter_folder(
+        folder / "adapter",
+        tensors,
+        config=model.config,
+        settings=settings,
+        base=str(folder / "base"),
+        base_settings=BaseSettings(**base_settings),
+    )

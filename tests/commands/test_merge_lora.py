@@ -22,10 +22,8 @@ from litgpt.infer.load import find_format_folder, find_tokenizer_folder, open_mo
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import BOFT, IA3, AdapterV2, Bone, FourierFT, LoRA, ReFT, Tuner, VeRA
 from litgpt.store import hub
-from litgpt.store.adapters.folder import save_adapter_folder
-from litgpt.store.adapters.saved_adapter import BaseSettings
 from litgpt.store.save_model import save_model_folder
-from tests.adapt.models import IDS, build_adapted, copy_base, perturb
+from tests.adapt.models import IDS, build_adapted, copy_base, perturb, save_adapter
 from tests.data.templates import write_tokenizer
 from tests.store.models import random_model, small
 
@@ -56,21 +54,8 @@ def write(folder: Path, settings: Tuner, dtype: torch.dtype = torch.float32, **c
     perturb(model)
     base = copy_base(model)
     save_model_folder(folder / "base", config=model.config, tensors=base, dtype=dtype)
-    save(folder, model, settings)
+    save_adapter(folder, model, settings)
     return model.eval()
-
-
-def save(folder: Path, model: GPT, settings: Tuner, **run: Any) -> None:
-    tensors = {name: value.detach().clone() for name, value in adapt.get_adapter_parameters(model).items()}
-    precision = BaseSettings(**run)
-    save_adapter_folder(
-        folder / "adapter",
-        tensors,
-        config=model.config,
-        settings=settings,
-        base=str(folder / "base"),
-        base_settings=precision,
-    )
 
 
 def merge(folder: Path, *flags: str) -> Path:
@@ -103,7 +88,7 @@ def test_a_base_whose_configuration_was_changed_for_the_training(tmp_path: Path)
     model = write(tmp_path, settings)
     as_published = logits(tmp_path / "adapter")
     shutil.rmtree(tmp_path / "adapter")
-    save(tmp_path, model, settings, model_config={"rope_base": 50})
+    save_adapter(tmp_path, model, settings, model_config={"rope_base": 50})
     merged = merge(tmp_path)
     assert (logits(tmp_path / "adapter") - as_published).abs().max() > 1e-3
     torch.testing.assert_close(logits(merged), logits(tmp_path / "adapter"), atol=1e-5, rtol=0)
@@ -143,7 +128,7 @@ def test_into_a_packed_base_as_training_saw_it_or_into_the_original(
     quantization.load_quantized(packed, list(model.named_parameters()))
     adapt.initialize_adapter(packed, settings, 0)
     perturb(packed)
-    save(tmp_path, packed, settings, dtype="float32", quantize="bnb.int8-training")
+    save_adapter(tmp_path, packed, settings, dtype="float32", quantize="bnb.int8-training")
     wanted = packed.eval()(IDS)
     assert torch.equal(logits(tmp_path / "adapter"), wanted)
     assert (logits(merge(tmp_path)) - wanted).abs().max() < 1e-5 * wanted.abs().max()

@@ -55,7 +55,7 @@ def run_script(script: str, variables: dict[str, str], folder: Path) -> list[str
         program.write_text(f'#!/bin/bash\n[ {name} = pip ] || printf "%s\\n" {name} "$@"\n')
         program.chmod(0o755)
     environment = {"PATH": f"{folder}/bin:{os.environ['PATH']}", **variables}
-    script = f'cd() {{ [ "$1" = /work ]; }}\n{script}'
+    script = f'cd() {{ [ "$1" = /workspace ]; }}\n{script}'
     run = subprocess.run(["bash", "-euc", script], cwd=folder, env=environment, text=True, capture_output=True)
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()

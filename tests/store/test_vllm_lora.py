@@ -9,14 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from litgpt import adapt
 from litgpt.cli import main
 from litgpt.infer.load import open_model
 from litgpt.recipe.tuner import LoRA, Tuner, VeRA
-from litgpt.store.adapters.folder import save_adapter_folder
-from litgpt.store.adapters.saved_adapter import BaseSettings
 from litgpt.store.save_model import save_model_folder
-from tests.adapt.models import IDS, build_adapted, copy_base, perturb
+from tests.adapt.models import IDS, build_adapted, copy_base, perturb, save_adapter
 
 PHI3 = {"name": "Phi-3-mini-4k-instruct", "sliding_window_size": None}
 MIXTRAL = {"name": "Mixtral-8x7B-v0.1", "n_expert": 4, "sliding_window_size": None}
@@ -28,15 +25,7 @@ def write(folder: Path, settings: Tuner, model_changes: dict[str, Any], **run: A
     model = build_adapted(settings, **model_changes).float()
     perturb(model)
     save_model_folder(folder / "base", config=model.config, tensors=copy_base(model), dtype=torch.float32)
-    tensors = {name: value.detach() for name, value in adapt.get_adapter_parameters(model).items()}
-    save_adapter_folder(
-        folder / "adapter",
-        tensors,
-        config=model.config,
-        settings=settings,
-        base=str(folder / "base"),
-        base_settings=BaseSettings(**run),
-    )
+    save_adapter(folder, model, settings, **run)
 
 
 def export(folder: Path, *flags: str) -> int:
