@@ -120,9 +120,13 @@ def add_aliases(recipe: type, schema: dict[str, Any]) -> None:
 
 
 def accept_digits(schema: Any) -> None:
-    """Let paths in a schema be integers, which are names of digits."""
-    if isinstance(schema, dict) and schema.get("format") == "path":
-        schema["type"] = ["string", "integer"]
+    """Let paths in a schema, and strings where a list is accepted too, be integers, which are names of digits."""
+    if isinstance(schema, dict):
+        kinds = schema.get("anyOf", ())
+        has_list = any(kind.get("type") == "array" for kind in kinds)
+        for kind in (schema, *kinds):
+            if kind.get("format") == "path" or (has_list and kind == {"type": "string"}):
+                kind["type"] = ["string", "integer"]
     for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
         accept_digits(part)
 
