@@ -1,6 +1,7 @@
 """Parse a command line to a recipe and run its command; errors are printed in one line."""
 
 import errno
+import json
 import os
 import sys
 import time
@@ -102,10 +103,13 @@ def find_print_flags(argv: list[str]) -> str | None:
 
 def collect_flags(line: CommandLine, command: Command) -> list[tuple[str, str]]:
     """Return the flags of a command line, preceded by its positional arguments with their keys."""
-    if len(line.arguments) > len(command.positionals):
-        extra = line.arguments[len(command.positionals)]
+    arguments, last = line.arguments, len(command.positionals) - 1
+    if command.repeats and len(arguments) > last:
+        arguments = [*arguments[:last], json.dumps(arguments[last:])]
+    if len(arguments) > len(command.positionals):
+        extra = arguments[len(command.positionals)]
         raise UserError(f"{extra!r} is an unexpected argument; put a value after its --key")
-    return [*zip(command.positionals, line.arguments, strict=False), *line.flags]
+    return [*zip(command.positionals, arguments, strict=False), *line.flags]
 
 
 def read_recipe(name: str, line: CommandLine) -> Any:

@@ -1,23 +1,18 @@
 """`litgpt serve`: load a model and answer requests until a signal."""
 
-import signal
-import socket
 from pathlib import Path
-from types import FrameType
 
 from litgpt.api import LLM
 from litgpt.errors import UserError
 from litgpt.infer.engine import Engine
 from litgpt.infer.shared_weights import share_weights
-from litgpt.interrupts import suspend_exit_on_interrupt
 from litgpt.messages import print_message
 from litgpt.recipe.serve import Serve
 
 try:
-    import uvicorn
-
     from litgpt.infer.server.app import Server, ServerSettings, build_app
     from litgpt.infer.server.engine_thread import EngineThread
+    from litgpt.infer.server.listener import open_socket, run_app
     from litgpt.infer.server.model import Defaults, ServedModel
 except ImportError as error:
     raise UserError(f"serve: {error.name} is not installed: pip install 'litgpt[serve]'") from None
@@ -30,33 +25,7 @@ def run(recipe: Serve) -> None:
     listener.listen()  # before the address is printed, so that a client at once is not refused
     address, port = listener.getsockname()[:2]
     print_message(f"Serving a chat page at http://{address}:{port}; OpenAI clients use http://{address}:{port}/v1")
-    config = uvicorn.Config(
-        app, log_level="warning", timeout_graceful_shutdown=recipe.grace_seconds, timeout_keep_alive=30
-    )
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all requests are finished
-        signal.signal(number, ignore_signal)
-    with suspend_exit_on_interrupt():  # uvicorn waits for running requests
-        uvicorn.Server(config).run(sockets=[listener])
-
-
-def ignore_signal(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing: the server has stopped already."""
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """A socket for an address, which does not listen yet.
-
-    Raises:
-        UserError: if the address is in use, or not one of this machine.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise UserError(f"port: cannot listen on {host}:{port} ({error.strerror}); set another one") from None
-    return listener
+    run_app(app, listener, grace_seconds=recipe.grace_seconds)
 
 
 def build_server(recipe: Serve) -> Server:

@@ -16,6 +16,7 @@ class Command(NamedTuple):
         first: the keys that the help of a command with many keys describes first.
         check: the function in `litgpt.train.early_checks` that checks a recipe before torch is imported, if any.
         switches: the keys that are true if they are given without a value.
+        repeats: whether the last positional may be given several times; the value of its key is a list.
         plans_run: whether files and all other keys are those of a run, which another command would start.
     """
 
@@ -27,6 +28,7 @@ class Command(NamedTuple):
     first: tuple[str, ...] = ()
     check: str = ""
     switches: tuple[str, ...] = ()
+    repeats: bool = False
     plans_run: bool = False
 
     def import_recipe(self) -> type:
@@ -298,9 +300,10 @@ COMMANDS = {
     "report": Command(
         "report:Report",
         "report",
-        "Write a self-contained HTML report of a run.",
-        ("out_dir",),
+        "Write a self-contained HTML report of a run, or the comparison of several.",
+        ("out_dir", "others"),
         "litgpt report out/finetune/lora",
+        repeats=True,
     ),
     "init": Command(
         "starting_recipe:Init",

@@ -214,6 +214,8 @@ def print_help(name: str, topic: str) -> None:
         return
     required = {key: default is REQUIRED for key, (_, default) in list_settings(recipe).items()}
     words = [key.upper() if required[key] else f"[{key.upper()}]" for key in command.positionals]
+    if command.repeats:
+        words[-1] += " ..."
     usage = " ".join(["usage: litgpt", name, *words, "[--KEY VALUE ...] [--config FILE-or-NAME]"])
     print("\n".join(textwrap.wrap(usage, WIDTH, subsequent_indent=" " * 14, break_on_hyphens=False)), end="\n\n")
     print("\n".join([*textwrap.wrap(get_summary(recipe), WIDTH), "", "example:"]))

@@ -1,9 +1,8 @@
 """An HTML report of a run in a single file, without external resources."""
 
 import json
-import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,11 @@ from litgpt.recipe.to_yaml import format_yaml
 from litgpt.recipe.train import BestArgs, GuardArgs
 from litgpt.train import history
 from litgpt.train.best_metric import BestMetric
-from litgpt.train.console import TASK_PREFIX, format_duration, format_trained
+from litgpt.train.charts import Rows, build_charts, find_speed_column, get_finite_values
+from litgpt.train.console import format_duration, format_trained
 from litgpt.train.guard import Guard
 from litgpt.train.router_training import LOAD_FILE
 from litgpt.train.run_record import RECORD_FILE
-
-Rows = list[dict[str, float]]
-Table = dict[str, list[float | None]]
-"""Columns of equal length; None for values that are missing or not finite."""
-
-COLORS = ("first", "second")  # classes of the page's style
-MAX_POINTS = 1500  # per curve: more than the pixels of the page, and few enough for a small file
-AXES = {"step": "step", "tokens": "total_tokens", "time": "time"}
-"""Column of each horizontal axis of the charts."""
 
 
 def write_report(out_dir: Path, output: Path | None = None) -> Path:
@@ -37,34 +28,44 @@ def write_report(out_dir: Path, output: Path | None = None) -> Path:
     Raises:
         UserError: if the folder holds no metrics, or a file in it is not valid.
     """
+    path, rows = read_newest_metrics(out_dir)
+    output = output or out_dir / "report.html"
+    render_page(output, "report.html.j2", describe_report(out_dir, rows) | {"metrics": path.relative_to(out_dir)})
+    return output
+
+
+def render_page(output: Path, template: str, values: Mapping[str, Any]) -> None:
+    """Write a page from a template in this folder and its values."""
     from jinja2 import Environment, FileSystemLoader
 
-    path, rows = read_newest_metrics(out_dir)
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    write_text(output, environment.get_template(template).render(values))
+
+
+def describe_report(out_dir: Path, rows: Rows) -> dict[str, Any]:
+    """The values of the report of a run with these metrics: titles, figures, facts, charts, events, texts and recipe.
+
+    Raises:
+        UserError: if a file of the run is not valid.
+    """
     record = read_record(out_dir / RECORD_FILE)
     recipe = read_text(out_dir / "recipe.yaml")
     guard, best_args = load_settings(recipe)
     best = find_best(rows, best_args)
-    speed = "items_per_sec" if any("items_per_sec" in row for row in rows) else "device/items_per_sec"
-    page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).get_template("report.html.j2")
-    output = output or out_dir / "report.html"
     name = out_dir.name or str(out_dir)
-    text = page.render(
-        title=record["model"]["name"] if record else name,
-        lead=" · ".join([record["task"], name, format_dates(record), get_end_reason(record)]) if record else "",
-        tiles=build_tiles(rows, find_skipped(rows), speed, best),
-        facts=build_facts(record),
-        page=build_charts(rows, speed, list_marks(record, best)),
-        metrics=path.relative_to(out_dir),
-        events=find_events(rows, guard, record, best),
-        samples=read_samples(out_dir / "samples.jsonl"),
-        load=read_load(out_dir / LOAD_FILE),
-        changes=format_yaml(record.get("changes", {})) if record else "",
-        recipe=recipe,
-    )
-    write_text(output, text)
-    return output
+    return {
+        "title": record["model"]["name"] if record else name,
+        "lead": " · ".join([record["task"], name, format_dates(record), get_end_reason(record)]) if record else "",
+        "tiles": build_tiles(rows, find_skipped(rows), best),
+        "facts": build_facts(record),
+        "page": build_charts(rows, list_marks(record, best)),
+        "events": find_events(rows, guard, record, best),
+        "samples": read_samples(out_dir / "samples.jsonl"),
+        "load": read_load(out_dir / LOAD_FILE),
+        "changes": format_yaml(record.get("changes", {})) if record else "",
+        "recipe": recipe,
+    }
 
 
 def read_newest_metrics(out_dir: Path) -> tuple[Path, Rows]:
@@ -146,9 +147,12 @@ def read_text(path: Path) -> str | None:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Read the samples generated during training, oldest first: dicts of step, prompt and continuation."""
+    """Read the samples generated during training, oldest first: dicts of step, prompt and continuation.
+
+    Text after the last line end is a line that is being written, and left out.
+    """
     samples = []
-    for number, line in enumerate((read_text(path) or "").splitlines(), start=1):
+    for number, line in enumerate((read_text(path) or "").split("\n")[:-1], start=1):
         try:
             row = json.loads(line)
             continuation = row["text"].removeprefix(row["prompt"])
@@ -169,12 +173,6 @@ def read_load(path: Path) -> list[tuple[int, list[tuple[float, float]]]]:
         return [(int(layer), [(load, round(min(load / 2, 1), 2)) for load in table[layer]]) for layer in table]
     except (TypeError, ValueError):
         raise UserError(f"{path}: is not a table of loads by layer; remove the file") from None
-
-
-def get_finite_values(rows: Rows, name: str) -> tuple[list[float], list[float]]:
-    """The steps at which a column is finite, and its values."""
-    points = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
-    return [step for step, _ in points], [value for _, value in points]
 
 
 def find_skipped(rows: Rows) -> list[tuple[int, int]]:
@@ -210,8 +208,8 @@ def find_best(rows: Rows, settings: BestArgs | None) -> BestMetric:
     return best
 
 
-def build_tiles(rows: Rows, skips: list[tuple[int, int]], speed: str, best: BestMetric) -> list[tuple[str, str]]:
-    """Name and value of the figures at the top of the page; `speed` is the column of tokens per second."""
+def build_tiles(rows: Rows, skips: list[tuple[int, int]], best: BestMetric) -> list[tuple[str, str]]:
+    """Name and value of the figures at the top of the page."""
 
     def format_column(
         name: str, form: Callable[[float], str], reduce: Callable[[list[float]], float] = lambda values: values[-1]
@@ -227,7 +225,7 @@ def build_tiles(rows: Rows, skips: list[tuple[int, int]], speed: str, best: Best
         ("Validation loss", format_column("val_loss", "{:.4f}".format)),
         ("Best validation", format_column("val_loss", "{:.4f}".format, min)),
         ("Best checkpoint", "" if best.step is None else f"step {best.step:,}"),
-        ("Tokens/s", format_column(speed, "{:,.0f}".format, statistics.median)),
+        ("Tokens/s", format_column(find_speed_column(rows), "{:,.0f}".format, statistics.median)),
         ("MFU", format_column("device/mfu", "{:.1%}".format, statistics.median)),
         ("Memory", format_column("memory_gb", "{:.2f} GB".format, max)),
         ("Skipped steps", f"{sum(count for _, count in skips):,}" if skips else ""),
@@ -252,90 +250,3 @@ def list_marks(record: Mapping[str, Any], best: BestMetric) -> list[tuple[int, s
     """The steps that the charts mark, and why: the steps from which the run was resumed, and the best one."""
     marks = [(start["step"], "resumed") for start in record.get("starts", [])[1:]]
     return marks if best.step is None else [*marks, (best.step, "the best checkpoint")]
-
-
-def build_charts(rows: Rows, speed: str, marks: Sequence[tuple[int, str]]) -> dict[str, Any]:
-    """Build the charts that have a curve, and their numbers, as JSON values for the page's script.
-
-    Args:
-        speed: the column of tokens per second.
-    """
-    labels_by_title = {
-        "Loss": {"loss": "training", "val_loss": "validation"},
-        "Learning rate": {"learning_rate": ""},
-        "Tokens per second": {speed: ""},
-        "Gradient norm": {"grad_norm": ""},
-        "Load of experts, relative to the mean": {
-            "experts/max_load": "most loaded",
-            "experts/min_load": "least loaded",
-        },
-        "Dropped share of tokens": {"experts/dropped": ""},
-        "Router entropy": {"router/entropy": ""},
-        "Balance loss": {"router/aux_loss": ""},
-        "Loss of the first prediction layer": {"prediction_loss/1": ""},
-    }
-    scores = sorted({name for row in rows for name in row if name.startswith(TASK_PREFIX)})
-    labels_by_title |= {name.removeprefix(TASK_PREFIX): {name: ""} for name in scores}
-    charts: list[dict[str, Any]] = []
-    for title, labels in labels_by_title.items():
-        curves = [
-            {
-                "name": name,
-                "label": label,
-                "color": color,
-                "rows": "validation" if name in ("val_loss", *scores) else "training",
-                "smooth": name not in ("val_loss", "learning_rate", *scores),
-            }
-            for (name, label), color in zip(labels.items(), COLORS, strict=False)
-            if get_finite_values(rows, name)[1]
-        ]
-        if curves:
-            charts.append({"title": title, "curves": curves})
-    training, validation = split_validation_rows(rows)
-    drawn = [curve["name"] for chart in charts for curve in chart["curves"]]
-    return {
-        "charts": charts,
-        "rows": {
-            "training": tabulate(training, [name for name in drawn if name not in ("val_loss", *scores)]),
-            "validation": tabulate(validation, ["val_loss", *scores]),
-        },
-        "marks": find_positions(training, marks),
-    }
-
-
-def split_validation_rows(rows: Rows) -> tuple[Rows, Rows]:
-    """Split rows into those of training and those of validation, which get tokens and time of the row before them."""
-    training: Rows = []
-    validation: Rows = []
-    position: dict[str, float] = dict.fromkeys(AXES.values(), 0.0)
-    for row in rows:
-        if "val_loss" in row or any(name.startswith(TASK_PREFIX) for name in row):
-            validation.append(position | row)
-        else:
-            training.append(row)
-            position |= {column: row[column] for column in AXES.values() if column in row}
-    return training, validation
-
-
-def tabulate(rows: Rows, names: Sequence[str]) -> Table:
-    """The axes and columns of at most `MAX_POINTS` rows, each the mean over neighbors, with 6 digits."""
-    size = max(1, -(-len(rows) // MAX_POINTS))
-    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
-    columns = AXES | {name: name for name in names}
-    return {name: [average(group, column) for group in groups] for name, column in columns.items()}
-
-
-def average(rows: Rows, name: str) -> float | None:
-    """The mean of the finite values of a column; None if there are none."""
-    values = get_finite_values(rows, name)[1]
-    return float(f"{statistics.fmean(values):.6g}") if values else None
-
-
-def find_positions(rows: Rows, marks: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
-    """Find the position of each mark on every axis, in the last row up to its step."""
-    positions = []
-    for step, text in marks:
-        before = [row for row in rows if row["step"] <= step] or [{}]
-        position = {axis: before[-1].get(column, 0.0) for axis, column in AXES.items()}
-        positions.append(position | {"step": step, "text": text})
-    return positions

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from litgpt.cli import main
 from litgpt.commands.report import run
 from litgpt.errors import UserError
 from litgpt.recipe.report import Report
+from litgpt.train.comparison import compare_recipes, write_comparison
 from litgpt.train.history import History
 from litgpt.train.report import write_report
 
@@ -253,3 +255,39 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, folder: str) -> None:
     with pytest.raises(UserError, match="give "):
         write_report(tmp_path / folder)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_runs_are_compared_on_one_page(
+    out_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(out_dir, other)
+    (out_dir / "recipe.yaml").write_text(
+        "seed: 7\noptimizer: {class_path: AdamW, init_args: {lr: 0.1}}\ntrain: {a: 1}\n"
+    )
+    (other / "recipe.yaml").write_text("seed: 7\noptimizer: {class_path: AdamW, init_args: {lr: 0.2}}\ntrain: {a: 2}\n")
+    assert main(["report", str(out_dir), str(other), str(out_dir)]) == 0
+    page = out_dir / "comparison.html"
+    assert capsys.readouterr().out == f"Comparison: {page}\n"
+    text = page.read_text()
+    assert re.search(r"optimizer\.lr\s*0\.1\s*0\.2\s*0\.1\s*train\.a\s*1\s*2\s*1", Page(text).text)
+    assert "seed" not in Page(text).text.split("Settings that differ")[1]
+    data = read_data(text)
+    assert [chart["title"] for chart in data["charts"]][:2] == ["Loss, training", "Loss, validation"]
+    assert [curve["rows"] for curve in data["charts"][1]["curves"]] == [f"validation/{number}" for number in range(3)]
+    assert data["rows"]["validation/1"]["val_loss"] == [4.9, 4.8, 4.7]
+
+
+def test_a_setting_of_another_class_has_no_value() -> None:
+    first = {"optimizer": {"class_path": "AdamW", "init_args": {"lr": 1}}}
+    muon = {"optimizer": {"class_path": "Muon", "init_args": {"lr": 2}}}
+    third = {"optimizer": {"class_path": "AdamW", "init_args": {"lr": 3}}}
+    assert compare_recipes([first, muon, third]) == [
+        ("optimizer", ["AdamW", "Muon", "AdamW"]),
+        ("optimizer.lr", ["1", "", "3"]),
+    ]
+
+
+def test_more_runs_than_colors_are_refused(out_dir: Path) -> None:
+    with pytest.raises(UserError, match="others: 8 are too many"):
+        write_comparison([out_dir] * 9)

@@ -1,7 +1,6 @@
 """The routes of the server."""
 
 import asyncio
-import hmac
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -10,18 +9,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
 
 from litgpt.errors import UserError
 from litgpt.infer.requests import GeneratedToken
 from litgpt.infer.server import chat_page
 from litgpt.infer.server.engine_thread import EngineThread, QueueFull
-from litgpt.infer.server.errors import ApiError, describe_user_error, describe_validation_errors
+from litgpt.infer.server.errors import ApiError, add_error_handlers, describe_user_error, write_error
 from litgpt.infer.server.metrics import Metrics
 from litgpt.infer.server.model import Job, ServedModel, list_prompts
+from litgpt.infer.server.request_checks import check_key, check_size
 from litgpt.infer.server.responses import ResponseWriter
 from litgpt.infer.server.schemas import Body, ChatCompletion, Completion, Prediction
 
@@ -300,41 +298,9 @@ def check_request(settings: ServerSettings, request: Request) -> None:
     """Check key and size of a request.
 
     Raises:
-        ApiError: 401 or 413.
+        ApiError: 401, 411 or 413.
     """
     is_open = request.method == "GET" and request.url.path in OPEN_PATHS
     if settings.api_key is not None and not is_open:
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(key.encode(), settings.api_key.encode()):
-            raise ApiError(401, "The API key is missing or wrong.", kind="authentication_error", code="invalid_api_key")
-    size = request.headers.get("content-length", "0" if request.method in ("GET", "HEAD") else "")
-    if request.method == "POST" and not size.isdecimal():
-        raise ApiError(411, "content-length: is missing; send the size of the body")
-    if size.isdecimal() and int(size) > settings.max_body_bytes:
-        raise ApiError(413, f"the body has {size} bytes, but the limit is {settings.max_body_bytes}")
-
-
-def write_error(error: ApiError) -> JSONResponse:
-    """The response for an error."""
-    headers = {"Retry-After": "1"} if error.status == 429 else None
-    return JSONResponse(error.to_body(), error.status, headers)
-
-
-def add_error_handlers(app: FastAPI) -> None:
-    """Answer errors in OpenAI's form."""
-
-    @app.exception_handler(ApiError)
-    async def handle_api(_request: Request, error: ApiError) -> Response:
-        return write_error(error)
-
-    @app.exception_handler(UserError)
-    async def handle_user(_request: Request, error: UserError) -> Response:
-        return write_error(describe_user_error(error))
-
-    @app.exception_handler(RequestValidationError)
-    async def handle_body(_request: Request, error: RequestValidationError) -> Response:
-        return write_error(describe_validation_errors(list(error.errors())))
-
-    @app.exception_handler(HTTPException)
-    async def handle_http(_request: Request, error: HTTPException) -> Response:
-        return write_error(ApiError(error.status_code, str(error.detail)))
+        check_key(settings.api_key, request)
+    check_size(settings.max_body_bytes, request)

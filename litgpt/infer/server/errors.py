@@ -2,6 +2,11 @@
 
 from typing import Any
 
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
 from litgpt.errors import UserError
 
 
@@ -48,3 +53,29 @@ def describe_validation_errors(errors: list[Any]) -> ApiError:
     words = [str(word) for word in first["loc"] if word != "body"]
     field, message = ".".join(words), first["msg"]
     return ApiError(400, f"{field}: {message}" if field else message, param=words[0] if words else None)
+
+
+def write_error(error: ApiError) -> JSONResponse:
+    """The response for an error."""
+    headers = {"Retry-After": "1"} if error.status == 429 else None
+    return JSONResponse(error.to_body(), error.status, headers)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer errors in OpenAI's form."""
+
+    @app.exception_handler(ApiError)
+    async def handle_api(_request: Request, error: ApiError) -> Response:
+        return write_error(error)
+
+    @app.exception_handler(UserError)
+    async def handle_user(_request: Request, error: UserError) -> Response:
+        return write_error(describe_user_error(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def handle_body(_request: Request, error: RequestValidationError) -> Response:
+        return write_error(describe_validation_errors(list(error.errors())))
+
+    @app.exception_handler(HTTPException)
+    async def handle_http(_request: Request, error: HTTPException) -> Response:
+        return write_error(ApiError(error.status_code, str(error.detail)))

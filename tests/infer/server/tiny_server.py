@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 import uvicorn
 
-from litgpt.commands.serve import build_server, open_socket
+from litgpt.commands.serve import build_server
 from litgpt.data.tokenizer import train_tokenizer
 from litgpt.infer.server.app import Server, build_app
+from litgpt.infer.server.listener import open_socket
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
