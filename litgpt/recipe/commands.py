@@ -305,6 +305,13 @@ COMMANDS = {
         "litgpt report out/finetune/lora",
         repeats=True,
     ),
+    "board": Command(
+        "board:Board",
+        "board",
+        "Show the runs below a folder in the browser, with live curves.",
+        ("folder",),
+        "litgpt board out",
+    ),
     "init": Command(
         "starting_recipe:Init",
         "init",

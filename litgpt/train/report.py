@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,78 @@ def write_report(out_dir: Path, output: Path | None = None) -> Path:
     """
     path, rows = read_newest_metrics(out_dir)
     output = output or out_dir / "report.html"
-    render_page(output, "report.html.j2", describe_report(out_dir, rows) | {"metrics": path.relative_to(out_dir)})
+    values = describe_report(read_files(out_dir), rows) | {"metrics": path.relative_to(out_dir)}
+    render_page(output, "report.html.j2", values)
     return output
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What the files of a run say, besides its metrics.
+
+    Attributes:
+        name: of its folder.
+        record: empty if it has none.
+        recipe: every setting in YAML; None if it has none.
+    """
+
+    name: str
+    record: dict[str, Any]
+    recipe: str | None
+    guard: GuardArgs
+    best: BestArgs | None
+    samples: list[dict[str, Any]]
+    load: list[tuple[int, list[tuple[float, float]]]]
+
+
+def read_files(out_dir: Path, problems: list[str] | None = None) -> RunFiles:
+    """Read the files of a run.
+
+    Args:
+        problems: where the errors of files are appended that cannot be read, and are left out; None to raise them.
+
+    Raises:
+        UserError: if a file is not valid.
+    """
+
+    def read(parse: Callable[[Any], Any], source: Any, default: Any) -> Any:
+        try:
+            return parse(source)
+        except (UserError, OSError) as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+            return default
+
+    recipe = read(read_text, out_dir / "recipe.yaml", None)
+    guard, best = read(load_settings, recipe, (GuardArgs(), None))
+    return RunFiles(
+        name=out_dir.name or str(out_dir),
+        record=read(read_record, out_dir / RECORD_FILE, {}),
+        recipe=recipe,
+        guard=guard,
+        best=best,
+        samples=read(read_samples, out_dir / "samples.jsonl", []),
+        load=read(read_load, out_dir / LOAD_FILE, []),
+    )
+
+
+def describe_report(files: RunFiles, rows: Rows) -> dict[str, Any]:
+    """The values of the report of a run with these metrics: titles, figures, charts, events, texts and recipe."""
+    record, best = files.record, find_best(rows, files.best)
+    parts = [record["task"], files.name, format_dates(record), get_end_reason(record)] if record else []
+    return {
+        "title": record["model"]["name"] if record else files.name,
+        "lead": " · ".join(parts),
+        "tiles": build_tiles(rows, find_skipped(rows), best),
+        "facts": build_facts(record),
+        "page": build_charts(rows, list_marks(record, best)),
+        "events": find_events(rows, files.guard, record, best),
+        "samples": files.samples,
+        "load": files.load,
+        "changes": format_yaml(record.get("changes", {})) if record else "",
+        "recipe": files.recipe,
+    }
 
 
 def render_page(output: Path, template: str, values: Mapping[str, Any]) -> None:
@@ -41,31 +112,6 @@ def render_page(output: Path, template: str, values: Mapping[str, Any]) -> None:
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     write_text(output, environment.get_template(template).render(values))
-
-
-def describe_report(out_dir: Path, rows: Rows) -> dict[str, Any]:
-    """The values of the report of a run with these metrics: titles, figures, facts, charts, events, texts and recipe.
-
-    Raises:
-        UserError: if a file of the run is not valid.
-    """
-    record = read_record(out_dir / RECORD_FILE)
-    recipe = read_text(out_dir / "recipe.yaml")
-    guard, best_args = load_settings(recipe)
-    best = find_best(rows, best_args)
-    name = out_dir.name or str(out_dir)
-    return {
-        "title": record["model"]["name"] if record else name,
-        "lead": " · ".join([record["task"], name, format_dates(record), get_end_reason(record)]) if record else "",
-        "tiles": build_tiles(rows, find_skipped(rows), best),
-        "facts": build_facts(record),
-        "page": build_charts(rows, list_marks(record, best)),
-        "events": find_events(rows, guard, record, best),
-        "samples": read_samples(out_dir / "samples.jsonl"),
-        "load": read_load(out_dir / LOAD_FILE),
-        "changes": format_yaml(record.get("changes", {})) if record else "",
-        "recipe": recipe,
-    }
 
 
 def read_newest_metrics(out_dir: Path) -> tuple[Path, Rows]:

@@ -1,0 +1,1 @@
+"""The board: a page with the runs below a folder."""
