@@ -1,4 +1,4 @@
-"""`litgpt plan`: the memory that a run will need, by rank and by what it holds."""
+"""`litgpt plan`: the memory that a run will need, by rank and by what it holds, and the time that it will take."""
 
 import json
 
@@ -11,7 +11,7 @@ from litgpt.recipe.plan import RunToPlan
 def run(planned: RunToPlan) -> None:
     """Print the plan of a run."""
     settings = planned.settings
-    plan = plan_run(planned.recipe, build_spec(planned.command, planned.recipe))
+    plan = plan_run(planned.recipe, build_spec(planned.command, planned.recipe), settings.figures)
     if settings.json:
         print(json.dumps(describe_plan(plan, settings), indent=1))
     else:

@@ -1,7 +1,7 @@
 """The memory of a training step by what it holds, from the step itself."""
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from litgpt.parallel.mesh import Mesh
 from litgpt.plan.accelerator_paths import accelerator_paths
 from litgpt.plan.allocations import Allocation, AllocationRecorder, find_peak, list_in_use
 from litgpt.plan.fake_tensors import fake_tensors
+from litgpt.plan.operations import OperationRecorder
 from litgpt.recipe.training import Training
 from litgpt.train.build_state import build_meta_model, build_train_state
 from litgpt.train.objective import Objective, next_token
@@ -64,13 +65,22 @@ class PhaseTimers(StepTimers):
             self.recorder.mark("gradients", [parameter.grad for parameter in self.state.parameters()])
 
 
-def plan_step_memory(recipe: Training, spec: RunSpec, mesh: Mesh | None, *, length: int, steps: int) -> StepMemory:
+def plan_step_memory(
+    recipe: Training,
+    spec: RunSpec,
+    mesh: Mesh | None,
+    *,
+    length: int,
+    steps: int,
+    operations: OperationRecorder | None = None,
+) -> StepMemory:
     """Build a rank of a run on fake tensors, train it for a step, and count its memory.
 
     Args:
         mesh: of the rank; None for a single process.
         length: tokens per row.
         steps: of the whole run.
+        operations: also records those of the step, for its time.
     """
     device = torch.device("cpu")
     model = build_meta_model(recipe, spec, mesh, device)
@@ -81,7 +91,8 @@ def plan_step_memory(recipe: Training, spec: RunSpec, mesh: Mesh | None, *, leng
         ids = torch.zeros(recipe.train.micro_batch_size, length, dtype=torch.long)
         micro_batches = recipe.train.accumulation(1 if mesh is None else mesh.dims.data_ranks)
         batches = [Batch(ids, ids.clone())] * min(micro_batches, 2)  # the second one has the gradients of the first
-        return record_step(recorder, state, batches, objective, max_norm=recipe.train.max_norm)
+        max_norm = recipe.train.max_norm
+        return record_step(recorder, state, batches, objective, max_norm=max_norm, operations=operations)
 
 
 def record_step(
@@ -91,11 +102,13 @@ def record_step(
     objective: Objective,
     *,
     max_norm: float | None,
+    operations: OperationRecorder | None = None,
 ) -> StepMemory:
     """Take a step in which the optimizers allocate their states, then another one, whose memory is counted.
 
     Args:
         recorder: is active.
+        operations: also records those of the other step.
     """
     state.timers = PhaseTimers(recorder, state)
     state.begin_step(0)
@@ -105,7 +118,8 @@ def record_step(
         recorder.mark("optimizer", list_state_tensors(optimizer))
     recorder.mark("gathered_parameters", list_gathered_parameters(state.core))
     first = recorder.events
-    train_step(state, batches, objective, max_norm=max_norm)
+    with nullcontext() if operations is None else operations.of_step(lambda: recorder.phase, len(batches)):
+        train_step(state, batches, objective, max_norm=max_norm)
     rows = state.core.config.padded_vocab_size or 0
     vocabularies = {rows} if state.mesh is None else {rows, -(-rows // state.mesh.dims.tensor)}
     return sum_by_kind(recorder.allocations, first, recorder.events, vocabularies=vocabularies)

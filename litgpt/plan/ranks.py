@@ -4,14 +4,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import torch
+
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.parallel.fake_group import fake_mesh
 from litgpt.parallel.model_sizes import check_model_sizes
 from litgpt.parallel.processes import count_processes
 from litgpt.plan.memory import StepMemory, plan_step_memory
+from litgpt.plan.operations import OperationRecorder
+from litgpt.plan.run_time import RunTime, check_timed, estimate_run_time
+from litgpt.recipe.gpu import Gpu
 from litgpt.recipe.parallel import ParallelDims
 from litgpt.recipe.training import Training
+from litgpt.train.build_state import is_compiled
 from litgpt.train.early_checks import check_fp8, check_predictions, check_routing, resolve_sequence_length
 from litgpt.train.run_spec import RunSpec
 
@@ -27,12 +33,14 @@ class RunPlan:
         length: tokens per row.
         ranks: the memory of one rank of each kind.
         alike: number of ranks of each kind.
+        time: of the run; None if no GPU was given.
     """
 
     dims: ParallelDims
     length: int
     ranks: dict[int, StepMemory]
     alike: int
+    time: RunTime | None = None
 
     @property
     def worst(self) -> int:
@@ -40,8 +48,11 @@ class RunPlan:
         return max(self.ranks, key=lambda rank: self.ranks[rank].peak)
 
 
-def plan_run(recipe: Training, spec: RunSpec) -> RunPlan:
+def plan_run(recipe: Training, spec: RunSpec, gpu: Gpu | None = None) -> RunPlan:
     """Plan a run, whose processes are `devices` x `num_nodes`.
+
+    Args:
+        gpu: on which its time is estimated.
 
     Raises:
         UserError: if the recipe is not valid for the model, or has a setting that is not planned yet.
@@ -55,13 +66,23 @@ def plan_run(recipe: Training, spec: RunSpec) -> RunPlan:
     check_model_sizes(recipe.parallel, dims, spec.config, spec.config.n_layer)
     recipe.train.accumulation(dims.data_ranks)
     check_planned(recipe, spec, dims)
+    if gpu is not None:
+        check_timed(recipe)
     steps = recipe.train.max_steps or TYPICAL_STEPS
     ranks = {}
+    recorders: dict[int, OperationRecorder] = {}
+    fused = is_compiled(recipe, torch.device("cuda"))
     for rank in list_different_ranks(dims):
         with ExitStack() as stack:
             mesh = stack.enter_context(fake_mesh(dims, rank))
-            ranks[rank] = plan_step_memory(recipe, spec, mesh, length=length, steps=steps)
-    return RunPlan(dims, length, ranks, dims.world_size // len(ranks))
+            if gpu is not None:
+                recorders[rank] = OperationRecorder(fused=fused)
+            operations = recorders.get(rank)
+            ranks[rank] = plan_step_memory(recipe, spec, mesh, length=length, steps=steps, operations=operations)
+    time = None
+    if gpu is not None:
+        time = estimate_run_time(recipe, spec, dims, gpu, length=length, recorders=recorders)
+    return RunPlan(dims, length, ranks, dims.world_size // len(ranks), time)
 
 
 def list_different_ranks(dims: ParallelDims) -> list[int]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from litgpt.plan.memory import StepMemory
 from litgpt.plan.ranks import RunPlan
+from litgpt.plan.time_table import describe_time, format_time
 from litgpt.recipe.columns import format_columns
 from litgpt.recipe.plan import Plan
 
@@ -64,6 +65,7 @@ def describe_plan(plan: RunPlan, settings: Plan) -> dict[str, Any]:
         "ranks_alike": plan.alike,
         "gpu_memory_gib": available,
         "fits": None if available is None else worst["peak_gib"] <= available,
+        **({} if plan.time is None else describe_time(plan.time, settings.price_per_hour)),
     }
 
 
@@ -77,7 +79,7 @@ def format_plan(plan: RunPlan, settings: Plan) -> str:
     rows.append(("Total", f"{total:9.2f} GiB"))
     rows.append(("Peak", describe_peak(memory)))
     if (available := settings.available_memory) is not None:
-        name = settings.gpu or "the GPU"
+        name = settings.gpu_label
         left = available - total
         verdict = f"yes, with {left:.2f} GiB left" if left >= 0 else f"no, {-left:.2f} GiB too much"
         rows.append(("Fits", f"{verdict} of the {available:g} GiB of {name}"))
@@ -86,7 +88,14 @@ def format_plan(plan: RunPlan, settings: Plan) -> str:
         rows.append(("Stages", ", ".join(others)))
     alike = f", of {plan.alike} alike" if plan.alike > 1 else ""
     title = f"Memory of rank {plan.worst}{alike}, with rows of {plan.length} tokens"
-    return "\n".join([title, *format_columns(rows, 20, indent=0)])
+    lines = [title, *format_columns(rows, 20, indent=0)]
+    if plan.time is not None:
+        lines += [
+            "",
+            f"Time on {plan.dims.world_size} x {settings.gpu_label}",
+            *format_time(plan.time, settings.price_per_hour),
+        ]
+    return "\n".join(lines)
 
 
 def describe_peak(memory: StepMemory) -> str:

@@ -291,7 +291,7 @@ COMMANDS = {
     "plan": Command(
         "plan:Plan",
         "plan",
-        "Compute the memory that a run will need, without a GPU and without weights.",
+        "Compute the memory and the time that a run will need, without a GPU and without weights.",
         ("command",),
         example="litgpt plan --config config_hub/pretrain/tinyllama.yaml --gpu H100-80GB",
         switches=("json",),

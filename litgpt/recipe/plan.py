@@ -2,36 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Le
 
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import check_numbers
+from litgpt.recipe.build import build_recipe, collect_settings
 from litgpt.recipe.config_hub import find_config_file
 from litgpt.recipe.from_yaml import read_yaml
+from litgpt.recipe.gpu import Gibibytes, Gpu, GpuName, build_gpu
 from litgpt.recipe.training import Training
 
-Gibibytes = Annotated[float, Ge(0.1), Le(1e5)]
+Price = Annotated[float, Ge(0.0), Le(1e6)]
 PlannedCommand = Literal[
     "pretrain", "finetune", "finetune_lora", "finetune_full", "finetune_adapter", "finetune_adapter_v2"
 ]
-Gpu = Literal[
-    "A100-40GB", "A100-80GB", "A800-80GB", "H100-80GB", "H800-80GB", "H200", "B200", "L40S", "RTX-4090", "RTX-3090"
-]
-GPU_MEMORY: dict[str, float] = {
-    "A100-40GB": 39.4,
-    "A100-80GB": 79.2,
-    "A800-80GB": 79.2,
-    "H100-80GB": 79.1,
-    "H800-80GB": 79.1,
-    "H200": 139.8,
-    "B200": 178.4,
-    "L40S": 44.4,
-    "RTX-4090": 23.6,
-    "RTX-3090": 23.7,
-}
-"""GiB that a program can use, which is less than the size in the name."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +28,50 @@ class Plan:
 
     command: PlannedCommand | None = None
     """Command of the recipe; null for pretrain, if the recipe has model_name."""
-    gpu: Gpu | None = None
-    """GPU whose memory the run should fit into."""
+    gpu: GpuName | None = None
+    """GPU that the run should fit into, and whose time per step is estimated."""
+    gpu_file: Path | None = None
+    """YAML file with the figures of a GPU that is not in the list: memory in GiB, bf16_tflops, tf32_tflops, and
+    memory_bandwidth, link_bandwidth and network_bandwidth in GB/s."""
     gpu_memory: Gibibytes | None = None
-    """GiB of memory of each GPU, for one that is not in the list."""
+    """GiB of memory of each GPU, if nothing else of it matters."""
+    price_per_hour: Price | None = None
+    """Price of an hour of one GPU, for that of the whole run."""
     json: bool = False
     """Print the plan as JSON."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        if self.gpu is not None and self.gpu_memory is not None:
-            raise UserError(f"gpu: {self.gpu} and gpu_memory: {self.gpu_memory} are the same setting; set one of them")
+        given = {name: getattr(self, name) for name in ("gpu", "gpu_file", "gpu_memory")}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) > 1:
+            shown = " and ".join(f"{name}: {value}" for name, value in given.items())
+            raise UserError(f"{shown} are the same setting; set one of them")
+        if self.price_per_hour is not None and self.gpu is None and self.gpu_file is None:
+            raise UserError(
+                f"price_per_hour: {self.price_per_hour:g} has no effect without the time of a step; set gpu: H100-80GB"
+            )
+
+    @cached_property
+    def figures(self) -> Gpu | None:
+        """The figures of the GPU; None if it was not given.
+
+        Raises:
+            UserError: if `gpu_file` is not a file with them.
+        """
+        if self.gpu_file is not None:
+            return build_recipe(Gpu, collect_settings(Gpu, [str(self.gpu_file)], []))
+        return None if self.gpu is None else build_gpu(self.gpu)
+
+    @property
+    def gpu_label(self) -> str:
+        """The name of the GPU, for messages."""
+        return self.gpu or (self.gpu_file.stem if self.gpu_file else "the GPU")
 
     @property
     def available_memory(self) -> float | None:
         """GiB of memory of each GPU; None if it was not given."""
-        return self.gpu_memory if self.gpu is None else GPU_MEMORY[self.gpu]
+        return self.gpu_memory if self.figures is None else self.figures.memory
 
 
 @dataclass(frozen=True)

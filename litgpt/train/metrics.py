@@ -16,7 +16,6 @@ over all steps of the process.
     device/mfu                    the former as a fraction of the device's peak; missing if the peak is not known
 """
 
-import re
 import resource
 import sys
 import time
@@ -26,30 +25,7 @@ from contextlib import contextmanager
 
 import torch
 
-# Peak dense matmul TFLOP/s by a pattern of the device's name: bfloat16/float16, TF32, float32. Data sheets also give
-# tensor core figures "with sparsity", which are twice these. The first match wins, so longer names come first.
-#   NVIDIA data sheets: HGX B200, H200, H100, A100, A10, L40S, L40, L4; RTX: the Ada (AD102) and Ampere (GA102) white
-#   papers, tensor cores with float32 accumulation. AMD data sheets: MI300X, MI325X (float32 through the matrix cores).
-PEAK_TFLOPS: tuple[tuple[str, float, float, float], ...] = (
-    ("B200", 2250.0, 1125.0, 75.0),
-    ("H200 NVL", 835.5, 417.5, 60.0),
-    ("H200", 989.4, 494.7, 66.9),
-    ("H100 NVL", 835.5, 417.5, 60.0),
-    ("H100 PCIe", 756.0, 378.0, 51.2),
-    ("H100", 989.4, 494.7, 66.9),
-    ("H800", 989.4, 494.7, 66.9),
-    ("A100", 312.0, 156.0, 19.5),
-    ("A800", 312.0, 156.0, 19.5),
-    ("A10G", 70.0, 35.0, 35.0),
-    ("A10", 125.0, 62.5, 31.2),
-    ("L40S", 362.0, 183.0, 91.6),
-    ("L40", 181.0, 90.5, 90.5),
-    ("L4", 121.0, 60.0, 30.3),
-    ("RTX 4090$", 165.2, 82.6, 82.6),
-    ("RTX 3090$", 71.0, 35.6, 35.6),
-    ("MI325X", 1307.4, 653.7, 163.4),
-    ("MI300X", 1307.4, 653.7, 163.4),
-)
+from litgpt.recipe.gpu import find_peaks
 
 
 def peak_flops(device_name: str, precision: str, *, tf32: bool = False) -> float | None:
@@ -60,14 +36,12 @@ def peak_flops(device_name: str, precision: str, *, tf32: bool = False) -> float
         precision: Fabric's name, such as `bf16-mixed`.
         tf32: whether float32 matmuls may use TF32 (`torch.get_float32_matmul_precision() != "highest"`).
     """
-    rows = [row for row in PEAK_TFLOPS if re.search(rf"\b{row[0]}(?!\w)", device_name)]
-    if not rows or "MIG" in device_name:  # an instance of MIG is a slice of the device
+    if (peaks := find_peaks(device_name)) is None:
         return None
-    _, half, tensor32, single = rows[0]
     if precision.startswith(("bf16", "16")):
-        return half * 1e12
+        return peaks.half * 1e12
     if precision.startswith("32"):
-        return (tensor32 if tf32 else single) * 1e12
+        return (peaks.tf32 if tf32 else peaks.fp32) * 1e12
     return None
 
 

@@ -28,6 +28,7 @@ def test_table_says_what_the_memory_holds_and_whether_it_fits(capsys):
     out = capsys.readouterr().out
     assert out.startswith("Memory of rank 0, with rows of 32 tokens\nParameters")
     assert "\nFits " in out and "of the 23.7 GiB of RTX-3090" in out
+    assert "Time on 1 x RTX-3090\nMatrix products" in out and "tokens/s per GPU, MFU" in out
 
 
 def test_json_has_parts_that_add_up(capsys):
@@ -35,6 +36,21 @@ def test_json_has_parts_that_add_up(capsys):
     assert shown["fits"] is False and shown["ranks"] == [shown["worst"]]
     assert sum(shown["worst"]["parts"].values()) == pytest.approx(shown["worst"]["peak_gib"], abs=0.01)
     assert plan(capsys)["fits"] is None
+
+
+def test_time_and_price_of_a_run(capsys, tmp_path):
+    figures = {"memory": 10, "bf16_tflops": 0.01, "tf32_tflops": 0.01}
+    figures |= {name: 0.1 for name in ("memory_bandwidth", "link_bandwidth", "network_bandwidth")}
+    (tmp_path / "slow.yaml").write_text(json.dumps(figures))
+    (tmp_path / "fast.yaml").write_text(json.dumps(figures | {"bf16_tflops": 1000, "memory_bandwidth": 1000}))
+    run = ["--train.max_steps", "1000", "--price_per_hour", "2"]
+    slow, fast = (plan(capsys, "--gpu_file", str(tmp_path / f"{name}.yaml"), *run) for name in ("slow", "fast"))
+    step = slow["step"]
+    assert sum(step["parts"].values()) == pytest.approx(step["seconds"], rel=1e-3)
+    assert step["tokens_per_second_per_gpu"] == pytest.approx(8 * 32 / step["seconds"], rel=1e-3)
+    assert slow["run"]["hours"] == pytest.approx(1000 * step["seconds"] / 3600, rel=1e-3)
+    assert slow["run"]["price"] == pytest.approx(2 * slow["run"]["hours"])
+    assert slow["gpu_memory_gib"] == 10 and 5 * fast["step"]["seconds"] < step["seconds"]
 
 
 @pytest.mark.slow
@@ -57,6 +73,7 @@ def test_every_stage_of_a_pipeline_is_planned(capsys):
         (["--recompute.offload", "true"], "recompute.offload: true is not planned yet; set false"),
         (["--devices", "4", "--parallel.data_replicate", "4"], "parallel.data_replicate: 4 alone (DDP) is not planned"),
         (["--fp8.recipe", "tensorwise"], "fp8.recipe: tensorwise is not planned yet; set null"),
+        (["--gpu", "H200", "--precision", "64-true"], "precision: 64-true: its time is not planned; set 32-true"),
         (["--train.max_seq_length", "100000"], "train.max_seq_length: 100000 is more than the model's block_size"),
     ],
 )
@@ -71,6 +88,7 @@ def test_settings_that_are_not_planned_are_refused(capsys, argv, message):
     ("argv", "message"),
     [
         (["--gpu", "H100-80GB", "--gpu_memory", "80"], "are the same setting; set one of them"),
+        (["--gpu_memory", "80", "--price_per_hour", "2"], "price_per_hour: 2 has no effect without the time of a step"),
         (["--checkpoint_dir", "EleutherAI/pythia-14m"], "command: missing; set that of the recipe"),
         (["dpo", *RUN], "command: 'dpo' is not valid"),
         ([*RUN, "--train.micro_batch", "1"], "train.micro_batch is not a key"),
