@@ -381,3 +381,6 @@ def check_trainable(recipe: Training, spec: RunSpec) -> None:
         raise UserError("preference.precompute_ref_log_probs: true needs the loop of litgpt align; set false")
     if recipe.add_version:
         raise UserError("add_version: true has no effect, because out_dir is not written; set false")
+    for name in ("upload_to", "push_to_hub"):
+        if value := getattr(recipe.checkpoint, name):
+            raise UserError(f"checkpoint.{name}: {value} needs the loop of a command such as litgpt pretrain; set null")

@@ -28,8 +28,8 @@ def run(recipe: ConvertFromLitgpt) -> None:
         UserError: if the output folder is not empty, or the format cannot express the model's shape.
     """
     check_unused(recipe.output_dir)
-    if recipe.push_to_hub and not hub.REPOSITORY.fullmatch(recipe.push_to_hub):
-        raise UserError(f"push_to_hub: {recipe.push_to_hub!r} is not org/name, such as me/my-model")
+    if recipe.push_to_hub:
+        hub.check_repository("push_to_hub", recipe.push_to_hub)
     source = resolve_model_folder(recipe.checkpoint_dir)
     print(export_adapter(recipe, source) if recipe.format == "vllm" else export_model(recipe, source))
     if recipe.push_to_hub:

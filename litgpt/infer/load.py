@@ -11,9 +11,11 @@ from litgpt import adapt
 from litgpt.adapt import loftq, quantization
 from litgpt.errors import UserError
 from litgpt.files import CHECKPOINTS
+from litgpt.messages import print_message
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
+from litgpt.recipe.object_url import find_url
 from litgpt.recipe.tuner import LoRA
 from litgpt.store import hub
 from litgpt.store.adapters.folder import (
@@ -28,6 +30,7 @@ from litgpt.store.adapters.saved_adapter import SavedAdapter, iter_changed_base
 from litgpt.store.checkpoint_load import resolve_checkpoint
 from litgpt.store.config_overrides import override_config
 from litgpt.store.load_model import iter_tensors, load_config, load_model
+from litgpt.store.object_store import download_model
 from litgpt.store.tensor_audit import list_published
 from litgpt.store.tokenizer_files import has_prompt_format, has_tokenizer
 
@@ -48,13 +51,16 @@ def find_folder(name: Path | str, *, access_token: str | None = None) -> Path:
     """The folder of a model; one that does not exist locally is downloaded into `checkpoints/`.
 
     Args:
-        name: a folder, a file in one, a folder under `checkpoints/`, the hub's org/name, or a known model's name.
+        name: a folder, a file in one, a folder under `checkpoints/`, a URL of an object store, the hub's org/name, or a
+            known model's name.
 
     Raises:
         UserError: if it is none of these, or the download fails.
     """
     if (path := hub.find_local_folder("checkpoint_dir", Path(name))) is not None:
         return path.parent if path.is_file() and path.suffix != ".gguf" else path
+    if url := find_url(name):
+        return download_model("checkpoint_dir", url, print_message)
     repository = hub.find_repository("checkpoint_dir", Path(name))
     try:
         return hub.download(repository, CHECKPOINTS, access_token=access_token)

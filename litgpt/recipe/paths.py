@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from litgpt.errors import UserError
 from litgpt.files import check_writable, extend_checkpoint_dir
 from litgpt.recipe.choices import build_default_data
+from litgpt.recipe.object_url import find_url
 
 
 class PathKeys(NamedTuple):
@@ -67,11 +69,15 @@ def resolve_paths(name: str, recipe: Any) -> Any:
     A relative out_dir of `pretrain` is moved into LIGHTNING_ARTIFACTS_DIR, if that is set.
 
     Raises:
-        UserError: naming the key of an output that cannot be written.
+        UserError: naming the key of an output that cannot be written, or of a path that is not on this machine.
     """
     if "list" in (getattr(recipe, "model_name", ""), getattr(recipe, "repo_id", "")):
         return recipe  # prints names and writes nothing
     keys = PATH_KEYS.get(name, PathKeys())
+    for key in (*keys.models, *keys.folders, *keys.files):
+        if (url := find_url(getattr(recipe, key) or "")) is not None:
+            cure = f"a local one, and checkpoint.upload_to: {url}" if key == "out_dir" else "one on this machine"
+            raise UserError(f"{key}: {url} is in an object store; set {cure}")
     changes = {key: extend_checkpoint_dir(path) for key in keys.models if (path := getattr(recipe, key)) is not None}
     root = os.environ.get("LIGHTNING_ARTIFACTS_DIR")
     if name == "pretrain" and root and not recipe.out_dir.is_absolute():

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import BatchSize, Count, Fraction, Position, Positive, Rate, TokenCount, check_numbers
 from litgpt.recipe.effect import check_effects
+from litgpt.recipe.object_url import find_url
 
 LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow", "trackio", "swanlab"]
 NAMED_RUNS = ("wandb", "mlflow", "trackio", "swanlab")  # loggers with projects, and names of runs
@@ -246,9 +247,17 @@ class CheckpointArgs:
     """Load the states of the random number generators when resuming."""
     best: BestArgs | None = None
     """Save a checkpoint at every validation that is the best so far, and keep the best one; null for none."""
+    upload_to: str | None = None
+    """Folder in an object store, such as s3://bucket/run or gs://bucket/run, that checkpoints are uploaded to in the
+    background, and resumed from if the newest is there; null for none."""
+    push_to_hub: str | None = None
+    """Repository of the Hugging Face hub, org/name, that the model of each checkpoint is uploaded to in the background;
+    null for none."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "checkpoint.")
+        if self.upload_to is not None and find_url(self.upload_to) is None:
+            raise UserError(f"checkpoint.upload_to: {self.upload_to!r} is not valid; use a URL such as s3://bucket/run")
 
 
 @dataclass(frozen=True)

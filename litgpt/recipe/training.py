@@ -102,6 +102,11 @@ class Training:
                 f"add_version: true and resume: {resume} are mutually exclusive; to resume a version, set its folder "
                 "as out_dir and add_version: false"
             )
+        if self.add_version and self.checkpoint.upload_to is not None:
+            raise UserError(
+                f"checkpoint.upload_to: {self.checkpoint.upload_to} would hold the checkpoints of all versions; set "
+                "add_version: false, and another URL for each run"
+            )
         lr, min_lr = self.optimizer.lr, self.train.min_lr
         if min_lr is None:
             object.__setattr__(self, "train", replace(self.train, min_lr=self._get_default_min_lr()))

@@ -9,7 +9,7 @@ written last. It is staged in `step-00000008.partial` and then renamed.
 import json
 import shutil
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, count
@@ -26,6 +26,7 @@ from litgpt.store.checkpoint_load import PROGRESS, find_damage
 from litgpt.store.collectives_io import StageRanks, Warn, share_first_message
 from litgpt.store.safetensors_files import write_tensors
 from litgpt.store.step_folders import get_step_folder, list_checkpoints
+from litgpt.store.uploads import Uploads
 
 LIBRARIES = ("litgpt", "torch", "lightning", "safetensors")
 
@@ -91,6 +92,7 @@ class Checkpoints:
         reference: other values of the model's parameters, by name: local tensors for `load_reference` to return.
         layout: degrees of parallelism, for the record: random generators are restored only under the same.
         warn: called on rank 0 with one line.
+        uploads: destinations of each checkpoint; empty on ranks other than the first.
     """
 
     out_dir: Path
@@ -106,6 +108,7 @@ class Checkpoints:
     reference: Mapping[str, Tensor] = field(default_factory=dict)
     layout: Mapping[str, int] | None = None
     warn: Warn = print_message
+    uploads: Sequence[Uploads] = ()
 
     def __post_init__(self) -> None:
         self.rank, self.ranks = collectives_io.get_rank(), collectives_io.get_world_size()
@@ -220,6 +223,13 @@ class Checkpoints:
             raise UserError(f"{message}; free space or set checkpoint.on_error: continue")
         return None
 
+    def finish_uploads(self) -> None:
+        """Wait for all uploads, on the first rank, and delete the checkpoints that were kept for them."""
+        for uploads in self.uploads:
+            uploads.finish()
+        if self.uploads:
+            self._prune()
+
     def _publish(self, writing: ShardWrite, hashes: list[str]) -> str:
         """Write the manifest, rename the staged folder and prune older ones; returns an error message, or ""."""
         final = writing.staged.with_suffix("")
@@ -235,6 +245,8 @@ class Checkpoints:
             return f"{type(error).__name__}: {error}"
         self._verified.add(final)
         self.best_step = writing.step if writing.is_best else self.best_step
+        for uploads in self.uploads:
+            uploads.add(final)
         self._prune()
         return ""
 
@@ -255,6 +267,8 @@ class Checkpoints:
             if verified >= self.keep and step == self.best_step:
                 continue
             if verified >= self.keep:
+                if not all([uploads.release(path) for uploads in self.uploads]):
+                    continue  # deleted after a later save
                 # renamed first, so that a partly deleted folder is not taken for a checkpoint
                 discarded = path.rename(path.with_name(f"{path.name}.discarded"))
                 shutil.rmtree(discarded, ignore_errors=True)

@@ -14,6 +14,8 @@ from litgpt.errors import UserError
 from litgpt.files import CHECKPOINTS, extend_checkpoint_dir, join_inside, sha256
 from litgpt.model.config import Config
 from litgpt.model.registry import list_model_names
+from litgpt.recipe.object_url import check_client, find_url
+from litgpt.store.object_store import get_cache_folder
 
 SETTINGS_PATTERNS = ("config.json", "generation_config.json")
 TOKENIZER_PATTERNS = (
@@ -54,13 +56,17 @@ def find_local_folder(key: str, name: Path) -> Path | None:
     """Find the folder of a model on this machine; None for one that would be downloaded from the hub.
 
     Args:
-        name: a folder, a file in one, one under `checkpoints/`, the hub's org/name, or a known model's name.
+        name: a folder, a file in one, one under `checkpoints/`, a URL of an object store, the hub's org/name, or a
+            known model's name.
 
     Raises:
-        UserError: naming `key`, if it can be neither.
+        UserError: naming `key`, if it can be none of these.
     """
     if (path := extend_checkpoint_dir(name)).exists():
         return path
+    if url := find_url(name):
+        cached = get_cache_folder(url)
+        return cached if cached.is_dir() else None
     folder = CHECKPOINTS / find_repository(key, name)
     return folder if folder.is_dir() else None
 
@@ -69,8 +75,11 @@ def check_access(key: str, name: Path) -> None:
     """Check that a model that is no folder here can be downloaded, as far as the hub can be reached.
 
     Raises:
-        UserError: naming `key` and the folder that the model's files can be put into.
+        UserError: naming `key`, and the folder that the model's files can be put into or the package that is missing.
     """
+    if url := find_url(name):
+        check_client(key, url)
+        return
     target = CHECKPOINTS / find_repository(key, name)
     with raise_one_line(f"{key}: {name} is not a folder here", None, hint=f"or put its files into {target}"):
         check_hub_connection()
@@ -156,8 +165,17 @@ def check_hash(path: Path, published: Any) -> None:
         raise UserError(f"{path}: its bytes are not those that the hub lists; deleted, download again")
 
 
-def upload(folder: Path, repo_id: str, *, access_token: str | None = None) -> str:
+def check_repository(key: str, name: str) -> None:
+    """Check the name of a repository to upload to; a UserError names `key`, if it is not org/name."""
+    if not REPOSITORY.fullmatch(name):
+        raise UserError(f"{key}: {name!r} is not org/name, such as me/my-model")
+
+
+def upload(folder: Path, repo_id: str, *, access_token: str | None = None, message: str | None = None) -> str:
     """Upload a folder to a repository of the hub, created as private if it does not exist; returns its URL.
+
+    Args:
+        message: of the commit; None for that of the hub's client.
 
     Raises:
         UserError: if it cannot be reached, or this account may not write to it.
@@ -168,7 +186,7 @@ def upload(folder: Path, repo_id: str, *, access_token: str | None = None) -> st
         check_hub_connection()
         api = HfApi(token=access_token)
         api.create_repo(repo_id, private=True, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))
 
 
 @contextmanager

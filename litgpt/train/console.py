@@ -180,6 +180,8 @@ class RunSummary:
     """The newest checkpoint to resume from."""
     best: str | None = None
     """The best metric, and the checkpoint of its step."""
+    uploads: tuple[str, ...] = ()
+    """The destinations of checkpoints, and how many were uploaded."""
     final: Path | None = None
     """The folder of the finished model."""
     report: Path | None = None
@@ -219,6 +221,7 @@ def build_summary_rows(summary: RunSummary) -> list[tuple[str, str | None]]:
         ("Memory", None if summary.memory_gb is None else f"{summary.memory_gb:.2f} GB at most"),
         ("Checkpoint", None if summary.checkpoint is None else str(summary.checkpoint)),
         ("Best", summary.best),
+        *(("Uploads", uploads) for uploads in summary.uploads),
         ("Model", None if summary.final is None else str(summary.final)),
         ("Report", None if summary.report is None else str(summary.report)),
     ]

@@ -17,6 +17,7 @@ from litgpt.recipe.fp8 import FP8Args
 from litgpt.recipe.generate import Generate, GenerateFinetuned, GenerateSpeculatively
 from litgpt.recipe.merge_lora import MergeLora
 from litgpt.recipe.moe import MoEArgs
+from litgpt.recipe.object_url import check_client
 from litgpt.recipe.pretrain import Pretrain
 from litgpt.recipe.serve import Serve
 from litgpt.recipe.store_commands import (
@@ -26,6 +27,7 @@ from litgpt.recipe.store_commands import (
     Validate,
     Verify,
 )
+from litgpt.recipe.train import CheckpointArgs
 from litgpt.recipe.training import Training
 from litgpt.store import hub
 from litgpt.store.step_folders import list_checkpoints, no_checkpoint_error
@@ -43,6 +45,7 @@ def check_pretraining(recipe: Pretrain) -> None:
     Raises:
         UserError: naming the first key that does not fit.
     """
+    check_uploads(recipe.checkpoint)
     config, weights = resolve_config(recipe), recipe.initial_checkpoint_dir
     check_initial_weights(config, weights)
     check_run(recipe, config, layers=config.n_layer)
@@ -58,6 +61,7 @@ def check_finetuning(recipe: Finetune) -> None:
     Raises:
         UserError: naming the first key that does not fit.
     """
+    check_uploads(recipe.checkpoint)
     folder = find_model_folder("checkpoint_dir", recipe.checkpoint_dir)
     if recipe.initial_adapter is not None:
         find_model_folder("initial_adapter_dir", recipe.initial_adapter)
@@ -293,8 +297,20 @@ def check_resumption(recipe: Training) -> None:
             f"out_dir: {recipe.out_dir} holds a run already ({steps[0].name}); set resume: auto to continue it, or "
             "another out_dir"
         )
-    if recipe.resume is True and not steps:
+    if recipe.resume is True and not steps and recipe.checkpoint.upload_to is None:
         raise no_checkpoint_error(recipe.out_dir)
+
+
+def check_uploads(settings: CheckpointArgs) -> None:
+    """Check that the destinations of checkpoints can be spoken to.
+
+    Raises:
+        UserError: naming the first one that cannot.
+    """
+    if settings.upload_to is not None:
+        check_client("checkpoint.upload_to", settings.upload_to)
+    if settings.push_to_hub is not None:
+        hub.check_repository("checkpoint.push_to_hub", settings.push_to_hub)
 
 
 def check_initial_weights(config: Config, weights: Path | None) -> None:

@@ -40,12 +40,14 @@ def list_early_rows(recipe: Training) -> HeaderRows:
 
 
 def find_start(recipe: Training) -> str | None:
-    """Describe what a run will start from; None if its model has to be resolved or downloaded to know it.
+    """Describe what a run will start from; None if its model or checkpoint has to be found or downloaded to know it.
 
     The newest checkpoint is not verified yet, so that a run may start from an older one.
     """
     if isinstance(recipe.resume, Path):
         return describe_origin(recipe, None, None, recipe.resume)
+    if recipe.resume and recipe.checkpoint.upload_to is not None:
+        return None  # the store may have a newer one
     checkpoints = list_checkpoints(recipe.out_dir) if recipe.resume else []
     if checkpoints:
         return describe_origin(recipe, None, None, checkpoints[0][1])

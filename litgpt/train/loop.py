@@ -352,7 +352,7 @@ class Loop:
             if report and is_rank_zero():
                 write_json(run.recipe.out_dir / name, report)
 
-    def summary(self, final: Path | None, report: Path) -> RunSummary:
+    def summary(self, final: Path | None, report: Path | None) -> RunSummary:
         """The results of the run; `final` is the folder of the finished model."""
         return RunSummary(
             reason=self.reason,
@@ -370,6 +370,7 @@ class Loop:
             memory_gb=get_peak_memory_gb(self.run.train_state.device),
             checkpoint=get_step_folder(self.run.recipe.out_dir, self.step),
             best=self.best.describe(self.run.recipe.out_dir),
+            uploads=tuple(uploads.describe() for uploads in self.run.checkpoints.uploads),
             final=final,
             report=report,
         )

@@ -114,13 +114,18 @@ def render_page(output: Path, template: str, values: Mapping[str, Any]) -> None:
     write_text(output, environment.get_template(template).render(values))
 
 
+def list_metrics_files(out_dir: Path) -> list[Path]:
+    """List the metrics files in the folder of a run, the newest one last."""
+    root = out_dir / "logs" / "csv"
+    paths = (root / f"version_{number}" / history.FILE_NAME for number in history.list_versions(root))
+    return [path for path in paths if path.exists()]
+
+
 def read_newest_metrics(out_dir: Path) -> tuple[Path, Rows]:
     """Find and read the newest metrics file of a run."""
     if not out_dir.is_dir():
         raise UserError(f"out_dir: {out_dir} is not a folder; give the out_dir of a run that was trained")
-    root = out_dir / "logs" / "csv"
-    paths = [root / f"version_{number}" / history.FILE_NAME for number in history.list_versions(root)]
-    existing = [path for path in paths if path.exists()]
+    existing = list_metrics_files(out_dir)
     if not existing:
         raise UserError(f"out_dir: {out_dir} holds no logs/csv/version_N/{history.FILE_NAME}; give a run's out_dir")
     _, rows = history.read_metrics(existing[-1])

@@ -16,7 +16,7 @@ from litgpt.train.gradient_init import initialize_by_gradient
 from litgpt.train.loop import Loop
 from litgpt.train.objectives import build_objective
 from litgpt.train.reference_pass import store_reference_scores
-from litgpt.train.report import write_report
+from litgpt.train.report import list_metrics_files, write_report
 from litgpt.train.run_record import record_run
 from litgpt.train.run_spec import RunSpec
 from litgpt.train.setup import Run, build
@@ -55,8 +55,11 @@ def train(
             loop.interrupts.outcome = "ending"
             final = publish(trained) if loop.complete else None
             if console.enabled:
-                with phase("writing the report"):
-                    report = write_report(trained.recipe.out_dir)
+                out_dir = trained.recipe.out_dir
+                with phase("writing the report"):  # a run that was downloaded, and takes no step, has no metrics
+                    report = write_report(out_dir) if list_metrics_files(out_dir) else None
+            loop.interrupts.activity = "the uploads"
+            trained.checkpoints.finish_uploads()
             loop.interrupts.is_over = True
             if console.enabled:
                 console.print(render_summary(loop.summary(final, report)))

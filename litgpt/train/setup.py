@@ -28,7 +28,6 @@ from litgpt.recipe.effect import describe_no_effect
 from litgpt.recipe.parallel import ParallelDims
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.recipe.training import Training
-from litgpt.store.checkpoint_load import find_checkpoint
 from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.collectives_io import share_first_message
 from litgpt.train import header
@@ -40,6 +39,7 @@ from litgpt.train.loggers import build_logger
 from litgpt.train.resumed_recipe import describe_changes
 from litgpt.train.run_checkpoints import open_checkpoints, restore
 from litgpt.train.run_spec import RunSpec, check_token_range
+from litgpt.train.run_uploads import find_resumed, open_uploads
 from litgpt.train.schedule import Schedule, count_steps, count_warmup_steps
 from litgpt.train.torch_backends import check_attention_kernel
 from litgpt.train.train_state import TrainState
@@ -114,7 +114,7 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     recipe.check_tasks(ParallelDims() if mesh is None else mesh.dims)
     precision = build_precision(recipe.precision, recipe.parallel.reduce_dtype)
     check_attention_kernel(recipe.attention, spec.config, fabric.device, precision.compute or precision.storage)
-    resumed_from = find_checkpoint(recipe.resume, recipe.out_dir, notify)
+    resumed_from = find_resumed(recipe, notify)
     start = header.describe_origin(recipe, spec.weights, spec.adapter, resumed_from)
     rows = [("Start", start)] if start != announced else []  # a damaged checkpoint was left out, or there is none
     if resumed_from is not None and (changes := describe_changes(recipe, resumed_from)):
@@ -136,6 +136,7 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     train_state = build_train_state(recipe, spec, mesh, fabric.device, resumed=resumed, steps=steps)
     progress = restore(recipe, spec, train_state, resumed_from, notify) if resumed_from else {}
     checkpoints = open_checkpoints(recipe, spec, train_state, resumed_step=progress.get("step", 0), notify=notify)
+    checkpoints.uploads = open_uploads(recipe, spec, checkpoints, resumed_from, notify)
     if "stream" in progress:
         data.train.load_state_dict(progress["stream"])
     if fabric.global_rank == 0:

@@ -199,7 +199,8 @@ def test_a_folder_is_uploaded_where_it_is_asked_to(tmp_path: Path, monkeypatch: 
         def create_repo(self, repo_id: str, **settings: Any) -> None:
             done.append((repo_id, settings))
 
-        def upload_folder(self, repo_id: str, folder_path: Path) -> str:
+        def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str | None) -> str:
+            assert commit_message is None
             done.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
             return "https://hub/me/model"
 

@@ -194,6 +194,9 @@ ROWS: dict[str, Row] = {
     "checkpoint.load_rng": Row("false", "losses", given=f"{RESUMED} --seed 7 --model_config.dropout 0.5"),
     "checkpoint.best.metric": Row("val_ppl", "says", "Best val_ppl"),
     "checkpoint.best.mode": Row("max", "says", "at step 2: out/step-00000002"),
+    # that they take effect is tested in tests/faults/test_killed_uploads.py and tests/train/test_run_uploads.py
+    "checkpoint.upload_to": Row("bucket/run", "refused", "is not valid; use a URL such as s3://bucket/run"),
+    "checkpoint.push_to_hub": Row("model", "refused", "is not org/name"),
 }
 FINETUNE_ROWS: dict[str, Row] = {
     "checkpoint_dir": Row("BASE/other/out/final", "losses"),
