@@ -28,7 +28,7 @@ FINAL_ERRORS = (PermissionError, FileNotFoundError, UserError)
 """Errors that another attempt would meet again."""
 
 Entries = dict[str, dict[str, Any]]
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
 def describe_error(error: Exception) -> str:
@@ -37,13 +37,13 @@ def describe_error(error: Exception) -> str:
 
 
 def retry(
-    action: Callable[[], Result],
+    action: Callable[[], Returned],
     warn: Callable[[str], None],
     what: str,
     *,
     final_errors: tuple[type[Exception], ...] = FINAL_ERRORS,
     sleep: Callable[[float], None] = time.sleep,
-) -> Result:
+) -> Returned:
     """Call an action that fails when the network does, up to `ATTEMPTS` times, with waits that double.
 
     Args:
@@ -89,8 +89,8 @@ class ObjectStore:
     def list_sizes(self, folder: str = "") -> dict[str, int]:
         """The size in bytes of each object by its name in the folder of the run, or in one inside it."""
         root = f"{self.root}/{folder}".rstrip("/")
-        found = self.files.find(root, detail=True)
-        return {path.removeprefix(f"{root}/"): entry["size"] for path, entry in found.items()}
+        listed = self.files.find(root, detail=True)
+        return {path.removeprefix(f"{root}/"): entry["size"] for path, entry in listed.items()}
 
     def read_manifest(self, folder: str) -> Entries | None:
         """The entries of the manifest of a folder by file name; None if there is none, or it is damaged."""
@@ -142,9 +142,9 @@ class ObjectStore:
         for folder in sorted(old | interrupted):
             self.delete(folder)
 
-    def abandon_after(self, step: int, own: Container[int]) -> list[int]:
+    def abandon_after(self, step: int, own_steps: Container[int]) -> list[int]:
         """Mark the checkpoints after `step`, except a run's own, as those of a past that it has left; returns them."""
-        abandoned = [later for later in self.list_steps() if later > step and later not in own]
+        abandoned = [later for later in self.list_steps() if later > step and later not in own_steps]
         for later in abandoned:
             folder = f"{self.root}/{get_step_folder(Path(), later).name}"
             self.files.mv(f"{folder}/{MANIFEST}", f"{folder}/{ABANDONED}")
@@ -198,9 +198,9 @@ def download_model(key: str, url: str, warn: Callable[[str], None]) -> Path:
 
     def download() -> None:
         store = ObjectStore(url)
-        found = store.list_sizes()
-        is_checkpoint = MANIFEST in found  # which may have files in subfolders
-        names = tuple(n for n in found if n.endswith(MODEL_SUFFIXES) and (is_checkpoint or "/" not in n))
+        listed = store.list_sizes()
+        is_checkpoint = MANIFEST in listed  # which may have files in subfolders
+        names = tuple(n for n in listed if n.endswith(MODEL_SUFFIXES) and (is_checkpoint or "/" not in n))
         if not any(name.endswith(".safetensors") for name in names):
             raise UserError(f"{key}: {url} holds no .safetensors files; give the folder of a model, or of a checkpoint")
         with phase(f"downloading {url}"), staged_folder(folder) as staged:

@@ -63,12 +63,14 @@ def download_newer(recipe: Training, url: str, local: Path | None, warn: Warn) -
             raise UserError(f"{key} holds a run already; set resume: auto to continue it, or another URL")
         if not recipe.resume:
             return ""
-        found = retry(lambda: store.download_latest(recipe.out_dir, warn, after=local_step), warn, f"downloading {url}")
+        loaded = retry(
+            lambda: store.download_latest(recipe.out_dir, warn, after=local_step), warn, f"downloading {url}"
+        )
     except UserError:
         raise
     except Exception as error:  # of the client's HTTP library
         raise UserError(f"{key} cannot be read ({describe_error(error)}); check bucket and credentials") from None
-    return found.name if found else ""
+    return loaded.name if loaded else ""
 
 
 def step_of(folder: Path) -> int:
@@ -100,14 +102,14 @@ def open_uploads(
 
 def build_store_upload(store: ObjectStore, checkpoints: Checkpoints) -> Callable[[Path], None]:
     """Build the upload of a checkpoint to a store, which then keeps as many as the run does."""
-    own: set[int] = set()
+    own_steps: set[int] = set()
     resumed_step = checkpoints.resumed_step or 0
 
     def upload(folder: Path) -> None:
-        for step in store.abandon_after(resumed_step, own):
+        for step in store.abandon_after(resumed_step, own_steps):
             checkpoints.warn(f"{store.url}: step {step} is not of this run's past; its manifest is renamed")
         store.upload(folder)
-        own.add(step_of(folder))
+        own_steps.add(step_of(folder))
         store.prune(checkpoints.keep, checkpoints.best_step)
 
     return lambda folder: retry(lambda: upload(folder), checkpoints.warn, f"{folder.name}: uploading it to {store.url}")
@@ -121,7 +123,7 @@ def push_model(folder: Path, spec: RunSpec, repository: str, token: str | None, 
     """
     model = folder.with_name(f"{folder.name}.model.partial")  # which the next start removes, if this process is killed
     try:
-        write_model(model, folder, spec)
+        export_checkpoint(model, folder, spec)
 
         def upload() -> None:
             hub.upload(model, repository, access_token=token, message=f"Step {step_of(folder)}")
@@ -132,7 +134,7 @@ def push_model(folder: Path, spec: RunSpec, repository: str, token: str | None, 
         shutil.rmtree(model, ignore_errors=True)
 
 
-def write_model(target: Path, folder: Path, spec: RunSpec) -> None:
+def export_checkpoint(target: Path, folder: Path, spec: RunSpec) -> None:
     """Write the model or adapter of a checkpoint as a new folder."""
     if not spec.adapted:
         export_folder(target, folder, spec.config)

@@ -126,9 +126,9 @@ def test_only_kept_checkpoints_the_best_and_those_of_another_past_remain(store: 
     for step in (2, 4, 6, 8, 10):
         store.upload(write_checkpoint(tmp_path, step))
     store.files.rm_file(f"{store.root}/step-00000006/{MANIFEST}")  # as an interrupted upload leaves it
-    assert store.abandon_after(8, own={12}) == [10]
+    assert store.abandon_after(8, own_steps={12}) == [10]
     store.upload(write_checkpoint(tmp_path, 12))
-    assert store.abandon_after(8, own={12}) == []
+    assert store.abandon_after(8, own_steps={12}) == []
     store.prune(2, best_step=2)
     assert store.list_steps() == [12, 8, 2]
     folders = {name.split("/")[0] for name in store.list_sizes()}
