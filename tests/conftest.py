@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 
 from litgpt import cli
+from litgpt.data.read.python_docs import write_python_docs
 
 
 class Outcome(NamedTuple):
@@ -74,6 +75,16 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "own_letters.py").write_text(USER_MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     return "own_letters.Letters"
+
+
+@pytest.fixture(scope="session")
+def python_docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a `PythonDocs` whose text is written, by one of the workers for all of them."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    (shared / "python-docs").mkdir(exist_ok=True)
+    write_python_docs(shared / "python-docs")
+    return shared / "python-docs"
 
 
 @pytest.fixture(autouse=True)

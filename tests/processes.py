@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import runpy
 import signal
 import socket
 import sys
@@ -20,6 +21,8 @@ CONTEXT.set_forkserver_preload(
         "torch",
         "torch.distributed.fsdp",
         "lightning",
+        "torch.utils.tensorboard",
+        "litdata",
         "jsonargparse",
         "pydantic.type_adapter",
         "litgpt.recipe.build",
@@ -92,7 +95,7 @@ CLIENT = """#!{python} -ES
 import json, os, signal, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+    request = json.dumps([sys.argv, os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
     server.sendall(request)
     run = int.from_bytes(server.recv(4), "big")
@@ -103,19 +106,22 @@ sys.exit(code[0] if code else 1)
 
 
 def serve_program(program: Path) -> BaseProcess:
-    """Write `program`, a `litgpt` whose runs are forks of one server process, which this function starts."""
+    """Write `program`, a `litgpt` whose runs are forks of one server process, which this function starts.
+
+    Under the name `python`, the program is Python.
+    """
     address = str(program.with_suffix(".socket"))
     program.write_text(CLIENT.format(python=sys.executable, address=address))
     program.chmod(0o755)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
-        process = CONTEXT.Process(target=_serve_requests, args=(listener, str(program)))
+        process = CONTEXT.Process(target=_serve_requests, args=(listener,))
         process.start()
     return process
 
 
-def _serve_requests(listener: socket.socket, program: str) -> None:
+def _serve_requests(listener: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # finished children need no wait()
     while True:
         client, _ = listener.accept()
@@ -123,7 +129,7 @@ def _serve_requests(listener: socket.socket, program: str) -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             run = os.fork()
             if run == 0:
-                _run_request(program, client)
+                _run_request(client)
             client.sendall(run.to_bytes(4, "big"))
             _, status = os.waitpid(run, 0)
             client.sendall(bytes([os.waitstatus_to_exitcode(status) % 256]))
@@ -131,8 +137,8 @@ def _serve_requests(listener: socket.socket, program: str) -> None:
         client.close()
 
 
-def _run_request(program: str, client: socket.socket) -> None:
-    """Run the command line that a client sent, as `program` would, and exit."""
+def _run_request(client: socket.socket) -> None:
+    """Run the command line that a client sent, and exit."""
     head, streams, _, _ = socket.recv_fds(client, 8, 3)
     argv, folder, variables = json.loads(client.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL))
     for number, stream in enumerate(streams):
@@ -143,7 +149,7 @@ def _run_request(program: str, client: socket.socket) -> None:
     os.chdir(folder)
     sys.stdin = os.fdopen(0)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
-    sys.argv = [program, *argv]
+    sys.argv = argv
     import __main__
 
     __main__.__spec__ = None  # otherwise Lightning would start further ranks as the test runner was started
@@ -151,7 +157,9 @@ def _run_request(program: str, client: socket.socket) -> None:
 
     code: Any = 1
     try:
-        main()
+        run = _run_python if Path(argv[0]).name == "python" else main
+        run()
+        code = 0
     except SystemExit as exit_request:
         code = exit_request.code or 0
     except BaseException:
@@ -159,6 +167,22 @@ def _run_request(program: str, client: socket.socket) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 1)
+
+
+def _run_python() -> None:
+    """Do what Python does with `sys.argv`."""
+    option, *argv = sys.argv[1:]
+    if option == "-m":
+        sys.argv = argv
+        runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+    elif option in ("-", "-c"):
+        source, *argv = [sys.stdin.read(), *argv] if option == "-" else argv
+        sys.argv = [option, *argv]
+        exec(compile(source, option, "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = [option, *argv]
+        sys.path.insert(0, os.getcwd())
+        runpy.run_path(os.path.abspath(option), run_name="__main__")  # other processes that it starts find it there
 
 
 def _run_rank(

@@ -216,7 +216,7 @@ def test_import_paths_of_litgpt():
 
 
 def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "litgpt", "schema"]
+    command = [sys.executable, "-m", "litgpt", "schema", "pretrain"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()

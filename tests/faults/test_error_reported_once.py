@@ -2,14 +2,13 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from litgpt import cli
 from tests.faults.test_killed_training import prepare
-from tests.processes import join_ranks, run_litgpt, start_ranks
+from tests.processes import join_ranks, run_litgpt, serve_program, start_ranks
 
 ONE = {"data__init_args__val_data_path": "damaged"}  # the first rank prepares the data, the other waits for it
 ALL = {"train__max_tokens": 3}  # found by every rank
@@ -44,9 +43,12 @@ def test_what_one_rank_finds_ends_all(tmp_path: Path, changes: dict[str, object]
 
 def test_ranks_that_share_a_terminal_say_it_once(tmp_path: Path) -> None:
     folder = prepare_wrong(tmp_path, **ONE)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "litgpt", "pretrain", "--config", "recipe.yaml"]
+    program = tmp_path / "litgpt"
+    server = serve_program(program)
+    command = [program, "pretrain", "--config", "recipe.yaml"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    server.kill()
     messages = [line for line in ended.stderr.splitlines() if "litgpt: error: " in line]
     assert ended.returncode == 1 and len(messages) == 1 and "text.txt.gz:1: " in messages[0], ended.stderr
     assert "Traceback" not in ended.stderr and "recvValue" not in ended.stderr

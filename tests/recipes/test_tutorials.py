@@ -14,6 +14,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -65,12 +66,12 @@ def write_model(folder: Path, shape: dict[str, int]) -> None:
     )
 
 
-def run_block(block: str, folder: Path, *, page: str) -> None:
-    """Run a block of a page in a folder, whose `bin` holds the program."""
+def run_block(block: str, folder: Path, *, page: str, programs: Path) -> None:
+    """Run a block of a page in a folder, with the programs of `write_programs`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment["PATH"] = os.pathsep.join((str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
     if page == "launch":
-        environment["LITGPT"] = str(Path(sys.executable).with_name("litgpt"))  # the program that starts ranks itself
+        environment["STARTER"] = str(Path(sys.executable).with_name("litgpt"))  # the program that starts ranks itself
+    environment["PATH"] = os.pathsep.join((str(programs), str(Path(sys.executable).parent), os.environ["PATH"]))
     run = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block],
         cwd=folder,
@@ -82,53 +83,93 @@ def run_block(block: str, folder: Path, *, page: str) -> None:
     assert run.returncode == 0, f"{block}\n{run.stdout[-3000:]}"
 
 
-@pytest.fixture
-def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A working folder with the files that the pages assume, and a `litgpt` that trains small models, or any."""
-    shrunk = "as_it_stands" not in request.function.__name__
-    models = tmp_path / "checkpoints"
-    write_model(models / "EleutherAI" / "pythia-14m", SHAPE if shrunk else {})
-    shutil.copytree(models / "EleutherAI" / "tokenizer", models / "meta-llama" / "Llama-2-7b-hf")
-    for split in ("train", "validation"):
-        (tmp_path / "slimpajama-raw" / split).mkdir(parents=True)
-        with zstandard.open(tmp_path / "slimpajama-raw" / split / "0.jsonl.zst", "wt") as file:
-            file.writelines(json.dumps({"text": make_document(seed)}) + "\n" for seed in range(20))
-    (tmp_path / "config_hub").symlink_to(ROOT / "config_hub")
-    (tmp_path / "bin").mkdir()
-    program = tmp_path / "bin" / "litgpt"
-    program.write_text(
+def write_programs(folder: Path, *, shrunk: bool) -> BaseProcess:
+    """Write `litgpt`, which trains small models or any, and `python`; both fork the server process that is returned."""
+    folder.mkdir()
+    (folder / "litgpt").write_text(
         f"""#!/bin/sh
-case "$*" in *--devices*) ;; pretrain*) set -- "$@" --devices=1 ;; esac
+program={folder}/fork
+case "$*" in *--devices*) program="${{STARTER:-$program}}" ;; pretrain*) set -- "$@" --devices=1 ;; esac
 [ "$1" = pretrain ] && set -- "$@" {" ".join(SHRINK if shrunk else [])}
-exec "${{LITGPT:-{tmp_path}/bin/fork}}" "$@"
+exec "$program" "$@"
 """
     )
-    program.chmod(0o755)
-    server = serve_program(tmp_path / "bin" / "fork")
-    page: Path = request.getfixturevalue("page")
-    if page.stem != "pretrain" and "books.yaml" in page.read_text(encoding="utf-8"):
-        for block in read_blocks(ROOT / "tutorials" / "pretrain.md")[:2]:
-            run_block(block, tmp_path, page=page.stem)
-    yield tmp_path
+    (folder / "litgpt").chmod(0o755)
+    server = serve_program(folder / "fork")
+    (folder / "python").symlink_to("fork")
+    return server
+
+
+def write_inputs(folder: Path, *, shape: dict[str, int]) -> None:
+    """Write the models and the text that pages assume."""
+    models = folder / "checkpoints"
+    write_model(models / "EleutherAI" / "pythia-14m", shape)
+    shutil.copytree(models / "EleutherAI" / "tokenizer", models / "meta-llama" / "Llama-2-7b-hf")
+    for split in ("train", "validation"):
+        (folder / "slimpajama-raw" / split).mkdir(parents=True)
+        with zstandard.open(folder / "slimpajama-raw" / split / "0.jsonl.zst", "wt") as file:
+            file.writelines(json.dumps({"text": make_document(seed)}) + "\n" for seed in range(20))
+    (folder / "config_hub").symlink_to(ROOT / "config_hub")
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a `litgpt` that trains small models."""
+    folder = tmp_path_factory.mktemp("programs") / "bin"
+    server = write_programs(folder, shrunk=True)
+    yield folder
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the pages assume, with a small model."""
+    folder = tmp_path_factory.mktemp("inputs")
+    write_inputs(folder, shape=SHAPE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def books(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Path:
+    """The text, tokenizer and recipe that the first blocks of `pretrain.md` make."""
+    folder = tmp_path_factory.mktemp("books")
+    for block in read_blocks(ROOT / "tutorials" / "pretrain.md")[:2]:
+        run_block(block, folder, page="pretrain", programs=programs)
+    return folder
+
+
+@pytest.fixture
+def prepared(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """A working folder with the text of a page: `books`, or that of `PythonDocs`."""
+    text = page.read_text(encoding="utf-8")
+    if page.stem != "pretrain" and "books.yaml" in text:
+        shutil.copytree(request.getfixturevalue("books"), tmp_path, dirs_exist_ok=True)
+    if "data: PythonDocs" in text:
+        shutil.copytree(request.getfixturevalue("python_docs"), tmp_path / "data" / "python-docs")
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_commands_of_the_page_run(page: Path, folder: Path) -> None:
+@pytest.mark.usefixtures("prepared")
+def test_commands_of_the_page_run(page: Path, tmp_path: Path, inputs: Path, programs: Path) -> None:
+    shutil.copytree(inputs, tmp_path, symlinks=True, dirs_exist_ok=True)
     blocks = read_blocks(page)
     assert blocks
     for block in blocks:
-        run_block(block, folder, page=page.stem)
+        run_block(block, tmp_path, page=page.stem, programs=programs)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", [page for page in PAGES if read_minutes(page)], ids=lambda page: page.stem)
-def test_the_page_runs_as_it_stands_within_its_minutes(page: Path, folder: Path) -> None:
+@pytest.mark.usefixtures("prepared")
+def test_the_page_runs_as_it_stands_within_its_minutes(page: Path, tmp_path: Path) -> None:
+    write_inputs(tmp_path, shape={})
+    server = write_programs(tmp_path / "bin", shrunk=False)
     started = time.monotonic()
     for block in read_blocks(page):
-        run_block(block, folder, page=page.stem)
+        run_block(block, tmp_path, page=page.stem, programs=tmp_path / "bin")
+    server.kill()
     assert time.monotonic() - started <= 60 * (read_minutes(page) or 0)
 
 

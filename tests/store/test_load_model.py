@@ -1,7 +1,7 @@
 """Loading model folders: slice by slice, expert by expert, and without keeping the files in memory."""
 
-import re
 import sys
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,15 @@ MOE = {"mixtral": ("Mixtral-8x7B-v0.1", {}), "qwen3_moe": ("Qwen3-30B-A3B", {"mo
 
 
 def resident(path: Path) -> int:
-    """The bytes of a mapped file that are in this process's memory."""
-    text = Path("/proc/self/smaps").read_text()
-    matches = re.findall(rf"{re.escape(str(path))}\n(?:(?!^[0-9a-f]+-).*\n)*?Rss:\s+(\d+) kB", text)
-    return sum(int(number) * 1024 for number in matches)
+    """The bytes of a mapped file that are in this process's memory; /proc/self/smaps has them too, but slowly."""
+    maps = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(f" {path}")]
+    pages = 0
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        for addresses in maps:
+            first, end = (int(address, 16) // PAGESIZE for address in addresses.split("-"))
+            pagemap.seek(8 * first)
+            pages += sum(last >> 7 for last in pagemap.read(8 * (end - first))[7::8])  # bit 63: present
+    return pages * PAGESIZE
 
 
 def write_random_model(folder: Path, name: str, **changes: Any) -> GPT:

@@ -147,15 +147,16 @@ SPLIT: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def real_text(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def real_text(tmp_path_factory: pytest.TempPathFactory, python_docs: Path) -> tuple[Path, Any]:
     """A run of one process on Python's own documentation, and what it came to."""
     folder = tmp_path_factory.mktemp("alone")
-    return folder, outcome(folder)
+    return folder, outcome(folder, python_docs)
 
 
-def outcome(folder: Path, ranks: int = 1, **changes: Any) -> tuple[dict[int, float], list[float], str]:
+def outcome(folder: Path, text: Path, ranks: int = 1, **changes: Any) -> tuple[dict[int, float], list[float], str]:
     """Training losses, validation losses and the text that the model wrote, on real text."""
-    got = trained(folder, ranks, data={"class_path": "PythonDocs"}, eval__interval=6, **changes)
+    data = {"class_path": "PythonDocs", "init_args": {"data_path": str(text)}}
+    got = trained(folder, ranks, data=data, eval__interval=6, **changes)
     validation = [float(row["val_loss"]) for row in read_metrics(folder, "val_loss")]
     return got, validation, (folder / "out" / "samples.jsonl").read_text()
 
@@ -167,10 +168,12 @@ def read_metrics(folder: Path, column: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", SPLIT)
-def test_split_models_end_where_one_process_does(name: str, tmp_path: Path, real_text: tuple[Path, Any]) -> None:
+def test_split_models_end_where_one_process_does(
+    name: str, tmp_path: Path, real_text: tuple[Path, Any], python_docs: Path
+) -> None:
     folder, (training, validation, samples) = real_text
     ranks, changes = SPLIT[name]
-    got = outcome(tmp_path, ranks, **changes)
+    got = outcome(tmp_path, python_docs, ranks, **changes)
     assert got[0] == pytest.approx(training, abs=1e-4)
     assert len(validation) == 2 and got[1] == pytest.approx(validation, abs=1e-4)
     assert got[2] == samples

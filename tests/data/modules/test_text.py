@@ -135,8 +135,8 @@ def test_document_mask_and_seed_reach_the_stream(texts: Path, tokenizer: Tokeniz
     assert all(batch.documents is not None for batch in module.val_stream(SHAPE))
 
 
-def test_python_docs(tmp_path: Path) -> None:
-    module = PythonDocs(tmp_path)
+def test_python_docs(python_docs: Path) -> None:
+    module = PythonDocs(python_docs)
     train, val = ([*corpus.documents(lambda file: file, None)] for corpus in module.build_corpora())  # type: ignore[arg-type]
     size = sum(map(len, train))
     assert 1_000_000 < size < 5_000_000 and 0.02 < sum(map(len, val)) / size < 0.2
