@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
+from litgpt.host_allocator import keep_freed_memory
 from litgpt.infer.block_cache import SLAB_BLOCKS, BlockCache, CacheBlock, count_common_tokens, find_window_layers
 from litgpt.infer.onednn import ReorderedMatrix, can_reorder, read_version, reorder_linear_layers
 from litgpt.infer.packed_step import Chunk, run_packed
@@ -85,6 +86,8 @@ class Engine:
         forward: Callable[..., Tensor] | None = None,
     ) -> None:
         self.model, self._forward = model, forward
+        if next(model.parameters()).device.type == "cpu":
+            keep_freed_memory()
         self._head = ReorderedMatrix() if reorder and forward is None and can_reorder(model.output_weight) else None
         if reorder:
             reorder_linear_layers(model)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from litgpt.infer.block_cache import CacheBlock, Slab
-from litgpt.infer.onednn import ReorderedMatrix, is_reordered_product
+from litgpt.infer.onednn import ReorderedMatrix
 from litgpt.model.attention_inputs import (
     AttentionInputs,
     Segment,
@@ -179,9 +179,9 @@ def compute_indexed_logits(
 ) -> Tensor:
     """Logits (R, V) of these tokens of a row; by oneDNN if `head` is not None."""
     x_RD = hidden_BTD[0, indices]
-    if head is None or not is_reordered_product(x_RD, weight_VD):
+    if head is None or not head.prepare(x_RD, (weight_VD,)):
         return compute_logits(x_RD, weight_VD, bias_V, softcap)
-    return cap_logits(head.multiply(x_RD, weight_VD, bias_V), softcap)
+    return cap_logits(head.multiply(x_RD, bias_V), softcap)
 
 
 def run_packed(

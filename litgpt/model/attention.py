@@ -70,7 +70,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, inputs: AttentionInputs, cache: KVCacheLayer | None = None) -> Tensor:
         """Attend to the tokens that `inputs` allow, those in the cache included; (B, T, D)."""
-        q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        q, k, v = self.project(x_BTD)
         if self.norm_kind == "olmo2":
             q, k = self.norm_q(q), self.norm_k(k)
         q, k, v = (x.unflatten(-1, (-1, self.head_size)) for x in (q, k, v))
@@ -82,6 +82,10 @@ class Attention(nn.Module):
             q = (q * inputs.temperature).to(q.dtype)
         keys, values = (k, v) if cache is None else cache.append(k, v)
         return self.out(self.core_attention(q, keys, values, inputs, self.sinks).transpose(1, 2).flatten(2))
+
+    def project(self, x_BTD: Tensor) -> Sequence[Tensor]:
+        """Queries (B, T, H S), keys and values (B, T, K S), before norms and rotation."""
+        return self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
 
     def core_attention(
         self, q_BHTS: Tensor, k_BKUS: Keys, v_BKUS: Keys, inputs: AttentionInputs, sinks: Tensor | None

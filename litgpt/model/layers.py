@@ -1,6 +1,6 @@
 """Norms and feed-forward layers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -168,4 +168,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the three projections; (B, T, n_embd) -> (B, T, n_embd)."""
-        return self.down(self.gating(self.gate(x), self.up(x)))
+        return self.down(self.gating(*self.project(x)))
+
+    def project(self, x: Tensor) -> Sequence[Tensor]:
+        """The gate before its activation, and what it multiplies; (B, T, n_embd) -> two of (B, T, width)."""
+        return self.gate(x), self.up(x)

@@ -7,7 +7,7 @@ from lightning.fabric import Fabric
 
 from litgpt.parallel.processes import count_processes, start_processes
 from litgpt.recipe.training import Training
-from litgpt.train.host_allocator import keep_freed_memory
+from litgpt.host_allocator import keep_freed_memory
 
 
 def launch(recipe: Training) -> Fabric:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from litgpt.train.host_allocator import keep_freed_memory
+from litgpt.host_allocator import keep_freed_memory
 from tests.processes import join_ranks, start_ranks
 
 
