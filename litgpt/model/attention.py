@@ -160,7 +160,7 @@ def attend_segments(
         q = split_texts(q, segment.texts)
         output = attend_one(q, k, v, mask=segment.masks[window], causal=q.shape[2] == k.shape[2], **settings)
         outputs.append(join_texts(output, segment.texts))
-    return torch.cat(outputs, dim=2)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 
 def split_texts(x_BHTS: Tensor, texts: int) -> Tensor:

@@ -117,7 +117,12 @@ def build_gating(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
     if config.activation == "clamped_swiglu":
         return clamped_swiglu
     act = build_activation(config)
-    return SwiGLU.apply if act is F.silu else lambda gate, up: act(gate) * up
+    return apply_swiglu if act is F.silu else lambda gate, up: act(gate) * up
+
+
+def apply_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, by `SwiGLU` if gradients may be needed."""
+    return SwiGLU.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
 
 
 class SwiGLU(torch.autograd.Function):
