@@ -37,6 +37,24 @@ def test_products_equal_those_of_torch(dtype: torch.dtype) -> None:
         assert torch.equal(other(x), F.linear(x, other.weight, other.bias)) and not torch.equal(other(x), layer(x))
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_projections_of_one_input_are_one_product_unless_one_is_modified(bias: bool) -> None:
+    model = small(bias=bias)
+    reorder_linear_layers(model)
+    block = model.blocks[0]
+    x = torch.randn(1, 5, model.config.n_embd)
+    with torch.inference_mode():
+        for module, layers in ((block.attention, ("q", "k", "v")), (block.mlp, ("gate", "up"))):
+            outputs = module.project(x)
+            assert len({output.untyped_storage().data_ptr() for output in outputs}) == 1
+            for output, name in zip(outputs, layers, strict=True):
+                layer = getattr(module, name)
+                torch.testing.assert_close(output, F.linear(x, layer.weight, layer.bias))
+        block.mlp.up.register_forward_hook(lambda _layer, _inputs, output: output + 1)
+        torch.testing.assert_close(block.mlp.project(x)[1], F.linear(x, block.mlp.up.weight, block.mlp.up.bias) + 1)
+    assert block.attention.project(x)[0].requires_grad
+
+
 def test_an_engine_continues_with_the_weights_of_a_training_step() -> None:
     model, request = small(), Request(tuple(range(5, 30)), 8, Sampling(0))
     engine = Engine(model)
