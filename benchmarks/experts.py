@@ -179,9 +179,9 @@ def read_clock(device: str) -> float:
 
 def build_ours(model: int, hidden: int, router: Any, gate: Any, up: Any, down: Any) -> tuple[Any, list[Any]]:
     """Build the block of this package; return it and its parameters, with the router first."""
+    from litgpt.host_allocator import keep_freed_memory
     from litgpt.model.config import Config
     from litgpt.model.moe import MoE
-    from litgpt.host_allocator import keep_freed_memory
 
     keep_freed_memory()  # as a training run does
     block = MoE(Config(**config_fields(model, hidden))).to(router)
