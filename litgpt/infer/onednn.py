@@ -91,7 +91,7 @@ class JoinedProjections:
         is_plain = all(type(layer) is nn.Linear and is_reordered(layer) for layer in self.layers)
         if not is_plain or not self.matrix.prepare(x, [layer.weight for layer in self.layers]):
             return self.project(x)
-        biases = [layer.bias for layer in self.layers if layer.bias is not None]
+        biases: list[Tensor] = [layer.bias for layer in self.layers if layer.bias is not None]
         return self.matrix.multiply(x, torch.cat(biases) if biases else None).split(self.sizes, -1)
 
 
