@@ -11,7 +11,8 @@ from litgpt.recipe.plan import RunToPlan
 def run(planned: RunToPlan) -> None:
     """Print the plan of a run."""
     settings = planned.settings
-    plan = plan_run(planned.recipe, build_spec(planned.command, planned.recipe), settings.figures)
+    spec = build_spec(planned.command, planned.recipe)
+    plan = plan_run(planned.recipe, spec, settings.figures, routing_skew=settings.routing_skew)
     if settings.json:
         print(json.dumps(describe_plan(plan, settings), indent=1))
     else:

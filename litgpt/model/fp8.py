@@ -6,7 +6,7 @@ operands are rounded to FP8 and multiplied in float32.
 Axes: R rows (tokens), I inputs, O outputs of a layer, E experts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -139,10 +139,14 @@ def multiply_rows(x: Tensor, weight_OI: Tensor, product: Product, unit: int) -> 
 def multiply_groups(x_RI: Tensor, weight_EOI: Tensor, ends_E: Tensor, product: Product, unit: int) -> Tensor:
     """(R, I), (E, O, I) -> (R, O): the rows of each expert with its matrix, scaled apart."""
     outputs = []
-    for (start, end), weight_OI in zip(pairwise([0, *ends_E.tolist()]), weight_EOI.unbind(), strict=True):
-        rows_RI = x_RI[start:end]
-        outputs.append(multiply_rows(rows_RI, weight_OI, product, unit) if start < end else rows_RI @ weight_OI.t())
+    for rows_RI, weight_OI in zip(split_rows(x_RI, ends_E), weight_EOI.unbind(), strict=True):
+        outputs.append(multiply_rows(rows_RI, weight_OI, product, unit) if len(rows_RI) else rows_RI @ weight_OI.t())
     return torch.cat(outputs)
+
+
+def split_rows(x_RI: Tensor, ends_E: Tensor) -> Sequence[Tensor]:
+    """The rows of each expert."""
+    return [x_RI[start:end] for start, end in pairwise([0, *ends_E.tolist()])]
 
 
 class FP8Linear(nn.Module):

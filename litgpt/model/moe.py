@@ -103,7 +103,7 @@ class PartialPermutation(Permutation):
         super().__init__(experts_NK, experts)
         starts = F.pad(self.ends_E, (1, 0))
         if capacity is None:
-            rows = int(starts[-1])
+            rows = self.read_rows()
             self.order_R = self.order_R[:rows]
         else:
             rows, pairs = experts * capacity, experts_NK.numel()
@@ -114,6 +114,10 @@ class PartialPermutation(Permutation):
             self.ends_E = torch.arange(1, experts + 1, device=row_R.device, dtype=torch.int32) * capacity
         self.row_NK = self.row_NK.clamp(max=rows)
         self.token_R = self.order_R // experts_NK.shape[1]
+
+    def read_rows(self) -> int:
+        """The number of rows that are not dropped, on the host."""
+        return int(self.ends_E[-1])
 
 
 def permute(x_ND: Tensor, permutation: Permutation) -> Tensor:

@@ -135,8 +135,9 @@ def _all_reduce_hook(
 ) -> torch.futures.Future[torch.Tensor]:
     group, reduce_dtype = state
     gradients = bucket.buffer()
-    work = dist.all_reduce(gradients.to(reduce_dtype or gradients.dtype), group=group, async_op=True)
-    return work.get_future().then(lambda future: future.value()[0].to(gradients.dtype))
+    reduced = gradients.to(reduce_dtype or gradients.dtype)
+    work = dist.all_reduce(reduced, group=group, async_op=True)
+    return work.get_future().then(lambda _: reduced.to(gradients.dtype))
 
 
 def _fsdp_modules(model: nn.Module) -> Iterator[FSDPModule]:

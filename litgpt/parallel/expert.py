@@ -50,6 +50,7 @@ class AllToAllDispatcher:
 
     Args:
         ends_E: the end of each expert's rows, for all experts, int32.
+        rows: of all experts.
         group: ranks ordered by their experts; ranks with the same experts are adjacent.
         holders: the number of ranks with shards of the same expert.
 
@@ -57,18 +58,24 @@ class AllToAllDispatcher:
         ends_E: the end of the rows of each local expert, int32.
     """
 
-    def __init__(self, ends_E: Tensor, group: ProcessGroup, holders: int) -> None:
-        self.group, ranks = group, dist.get_world_size(group)
+    def __init__(self, ends_E: Tensor, rows: int, group: ProcessGroup, holders: int) -> None:
+        self.group, self.rows, self.holders = group, rows, holders
+        self.ranks = ranks = dist.get_world_size(group)
         counts_Ge = ends_E.diff(prepend=ends_E.new_zeros(1)).long().view(ranks // holders, -1)
         sent_Pe = counts_Ge.repeat_interleave(holders, dim=0)
         received_Pe = collectives.all_to_all_no_grad(sent_Pe, group, [1] * ranks, [1] * ranks)
-        self.sent, self.received = torch.stack([sent_Pe.sum(1), received_Pe.sum(1)]).tolist()
+        self.sent, self.received = self.read_splits(sent_Pe.sum(1), received_Pe.sum(1))
         experts = received_Pe.shape[1]
         numbers_Pe = torch.arange(experts, device=ends_E.device).expand_as(received_Pe)
         expert_S = numbers_Pe.flatten().repeat_interleave(received_Pe.flatten(), output_size=sum(self.received))
         self.sorted = Permutation(expert_S[:, None], experts)
         self.ends_E = self.sorted.ends_E
-        self.copies = build_copies(counts_Ge.sum(1), holders) if holders > 1 else None
+        self.copies = build_copies(counts_Ge.sum(1), rows, holders) if holders > 1 else None
+
+    def read_splits(self, sent_P: Tensor, received_P: Tensor) -> tuple[list[int], list[int]]:
+        """The number of rows for each rank and that of rows from each rank, on the host."""
+        sent, received = torch.stack([sent_P, received_P]).tolist()
+        return sent, received
 
     def start_dispatch(self, rows_RD: Tensor) -> Callable[[], Tensor]:
         """Send rows; the function that is returned waits for those of all ranks for the local experts, (S, D)."""
@@ -90,10 +97,11 @@ class AllGatherDispatcher:
     Arguments and attributes are those of `AllToAllDispatcher`.
     """
 
-    def __init__(self, ends_E: Tensor, group: ProcessGroup, holders: int) -> None:
-        self.group, ranks = group, dist.get_world_size(group)
+    def __init__(self, ends_E: Tensor, rows: int, group: ProcessGroup, holders: int) -> None:
+        self.group, self.rows, self.holders = group, rows, holders
+        self.ranks = ranks = dist.get_world_size(group)
         ends_PE = collectives.all_gather_no_grad(ends_E[None], group, 0)
-        self.rows, self.longest = torch.stack([ends_E[-1], ends_PE[:, -1].max()]).tolist()
+        self.longest = self.read_longest(ends_PE[:, -1])
         experts = len(ends_E) * holders // ranks
         index_PL = torch.arange(self.longest, device=ends_E.device, dtype=ends_E.dtype).repeat(ranks, 1)
         expert = torch.searchsorted(ends_PE, index_PL, right=True).flatten()
@@ -101,7 +109,15 @@ class AllGatherDispatcher:
         is_remote = (expert < 0) | (expert >= experts)
         self.sorted = Permutation(expert.masked_fill(is_remote, experts)[:, None], experts)
         self.ends_E = self.sorted.ends_E
-        self.local_S = self.sorted.order_R[: int(self.ends_E[-1])]
+        self.local_S = self.sorted.order_R[: self.read_local_rows()]
+
+    def read_longest(self, rows_P: Tensor) -> int:
+        """The largest number of rows of a rank, on the host."""
+        return int(rows_P.max())
+
+    def read_local_rows(self) -> int:
+        """The number of rows for the local experts, on the host."""
+        return int(self.ends_E[-1])
 
     def start_dispatch(self, rows_RD: Tensor) -> Callable[[], Tensor]:
         """A function that returns the rows of all ranks for the local experts, (S, D)."""
@@ -110,7 +126,7 @@ class AllGatherDispatcher:
 
     def combine(self, rows_SD: Tensor) -> Tensor:
         """The outputs for this rank's rows, summed over ranks, (R, D)."""
-        outputs = rows_SD.new_zeros(self.longest * dist.get_world_size(self.group), rows_SD.shape[1])
+        outputs = rows_SD.new_zeros(self.longest * self.ranks, rows_SD.shape[1])
         return collectives.reduce_scatter(outputs.index_copy(0, self.local_S, rows_SD), self.group, 0)[: self.rows]
 
 
@@ -119,9 +135,14 @@ TokenDispatcher = AllToAllDispatcher | AllGatherDispatcher
 DISPATCHERS: dict[str, type[TokenDispatcher]] = {"all-to-all": AllToAllDispatcher, "all-gather": AllGatherDispatcher}
 
 
-def build_copies(counts_G: Tensor, holders: int) -> Permutation:
-    """The order in which rows are sent if each goes to `holders` ranks: those for the first rank, and so on."""
-    group_R = torch.arange(len(counts_G), device=counts_G.device).repeat_interleave(counts_G)
+def build_copies(counts_G: Tensor, rows: int, holders: int) -> Permutation:
+    """The order in which rows are sent if each goes to `holders` ranks: those for the first rank, and so on.
+
+    Args:
+        rows: the sum of the counts.
+    """
+    groups = torch.arange(len(counts_G), device=counts_G.device)
+    group_R = groups.repeat_interleave(counts_G, output_size=rows)
     rank_RH = group_R[:, None] * holders + torch.arange(holders, device=counts_G.device)
     return Permutation(rank_RH, len(counts_G) * holders)
 
@@ -190,11 +211,11 @@ def dispatch_rows(start_experts: Function, build_dispatcher: Callable[[Tensor], 
 
     Args:
         start_experts: of the local experts.
-        build_dispatcher: builds a dispatcher from the end of each expert's rows, (E,).
+        build_dispatcher: builds a dispatcher from the end of each expert's rows, (E,), and the number of all rows.
     """
 
     def start_dispatch(x_RD: Tensor, ends_E: Tensor, weights_R: Tensor | None = None) -> Callable[[], Tensor]:
-        dispatcher = build_dispatcher(ends_E)
+        dispatcher = build_dispatcher(ends_E, len(x_RD))
         waits = [dispatcher.start_dispatch(rows) for rows in (x_RD, weights_R) if rows is not None]
 
         def compute_experts() -> Tensor:

@@ -1,14 +1,31 @@
 """A process group without other processes: one rank of a layout, whose collectives return at once."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import torch.distributed as dist
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+from torch.nn.parallel import distributed as ddp
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from litgpt.parallel.mesh import Mesh
+from litgpt.parallel.pipeline import Pipeline
 from litgpt.recipe.parallel import ParallelDims
+
+DDP_READS: tuple[tuple[Any, str, bool | None], ...] = (
+    (ddp, "_verify_param_shape_across_processes", True),
+    (ddp, "_sync_module_states", None),
+    (dist.Reducer, "_rebuild_buckets", False),
+)
+"""What DDP does with the memory of tensors, which fake ones do not have, and what it returns: it compares ranks, and
+arranges gradients in the order of the first backward pass, in buckets of the same size in all."""
+
+
+def assume_first_stage(pipeline: Pipeline) -> int:
+    """As `Pipeline.first_trained_stage`, if the first stage is trained whenever one of this rank is."""
+    return 0 if any(pipeline.trained_parameters(stage) for stage in pipeline.local_stages) else pipeline.stages
 
 
 @contextmanager
@@ -23,7 +40,11 @@ def fake_mesh(dims: ParallelDims, rank: int) -> Iterator[Mesh | None]:
         return
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=dims.world_size)
     try:
-        yield Mesh(dims, "cpu")
+        with ExitStack() as stack:
+            for owner, name, answer in DDP_READS:
+                stack.enter_context(patch.object(owner, name, return_value=answer))
+            stack.enter_context(patch.object(Pipeline, "first_trained_stage", assume_first_stage))
+            yield Mesh(dims, "cpu")
     finally:
         dist.destroy_process_group()
         _clear_sharding_prop_cache()  # of layouts, which hold the groups of equal meshes

@@ -68,6 +68,6 @@ def get_copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def storage_pointer(tensor: Tensor) -> int:
-    """The address of a tensor's memory, or of that of its local tensor."""
+    """The address of the storage of a tensor, or of its local tensor; other than that of its memory, never zero."""
     local = getattr(tensor, "_local_tensor", tensor)
-    return local.untyped_storage().data_ptr()
+    return local.untyped_storage()._cdata

@@ -6,11 +6,13 @@ from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
 from litgpt.model import attention
+from litgpt.parallel import fp8
 from litgpt.train import cross_entropy
 
 CPU_PATHS = (
     (cross_entropy, "CACHED_ELEMENTS", sys.maxsize),  # all rows of a chunk of logits at a time
     (attention, "is_half_on_cpu", lambda *_: False),  # the backward pass of attention in the type of the forward pass
+    (fp8, "is_emulated", lambda *_: False),
 )
 """What the code does on a CPU only: its module, its name, and the value that it has on an accelerator."""
 

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 
 COLLECTIVES = ("c10d", "_c10d_functional")
+HOST = "host"
+"""The kind of memory that is not the device's."""
 
 
 @dataclass(slots=True)

@@ -14,6 +14,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 aten = torch.ops.aten
 SCALAR_READS = (aten.item.default, aten._local_scalar_dense.default)
+INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
+"""Operations whose second argument is a list of indices, each for a dimension, or masks, each for its dimensions."""
 
 
 class KnownValues(TorchFunctionMode):
@@ -40,8 +42,9 @@ class HostReads(TorchDispatchMode):
 
     Numbers that the host has sent to the device are read back as they are, also after a sum over ranks: the other ranks
     are taken to add nothing. A number that the device computed reads as 1, and True for a bool, so a gradient norm is
-    finite and nothing is skipped. `nonzero` selects all elements, so every label is taken to be a target. Operations on
-    real tensors, such as the ranks of a mesh, are computed.
+    finite and nothing is skipped. `nonzero` and masks select all elements, so every label is taken to be a target.
+    `bincount` returns as many numbers as it is asked for at least. Operations on real tensors, such as the ranks of a
+    mesh, are computed.
     """
 
     def __init__(self, known: KnownValues) -> None:
@@ -57,8 +60,12 @@ class HostReads(TorchDispatchMode):
                 return func(*args, **(kwargs or {}))
         if func is aten.nonzero.default:
             return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.long)
+        if func is aten.bincount.default:
+            return args[0].new_empty(kwargs["minlength"] if len(args) < 3 else args[2])
         if func in SCALAR_READS:
             return self._read(args[0])
+        if func in INDEXED:
+            args = (args[0], [part for index in args[1] for part in select_all(index)], *args[2:])
         output = func(*args, **(kwargs or {}))
         if func is aten.unbind.int and args[0] in self.known:
             self.known.update(zip(output, self.known[args[0]], strict=True))
@@ -71,6 +78,15 @@ class HostReads(TorchDispatchMode):
         if tensor in self.known:
             return self.known[tensor]
         return tensor.dtype == torch.bool or (1.0 if tensor.is_floating_point() else 1)
+
+
+def select_all(index: Tensor | None) -> Iterator[Tensor | None]:
+    """The indices, one for each dimension, of all elements that a mask may select; others as they are."""
+    if index is None or index.dtype not in (torch.bool, torch.uint8):
+        yield index
+        return
+    for _ in range(index.dim()):
+        yield index.new_empty(index.numel(), dtype=torch.long)
 
 
 def is_real(values: Any) -> bool:

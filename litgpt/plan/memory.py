@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,12 +12,18 @@ from litgpt.data.stream.batch import Batch
 from litgpt.parallel.apply import list_gathered_parameters
 from litgpt.parallel.mesh import Mesh
 from litgpt.plan.accelerator_paths import accelerator_paths
-from litgpt.plan.allocations import Allocation, AllocationRecorder, find_peak, list_in_use
+from litgpt.plan.allocations import HOST, Allocation, AllocationRecorder, find_peak, list_in_use
+from litgpt.plan.batches import build_batches
 from litgpt.plan.fake_tensors import fake_tensors
+from litgpt.plan.host_memory import list_offloaded_states, mark_host_copies
 from litgpt.plan.operations import OperationRecorder
+from litgpt.plan.routed_rows import RoutedRows
+from litgpt.recipe.parallel import ParallelDims
 from litgpt.recipe.training import Training
 from litgpt.train.build_state import build_meta_model, build_train_state
-from litgpt.train.objective import Objective, next_token
+from litgpt.train.initial_weights import build_reference
+from litgpt.train.objective import Objective
+from litgpt.train.objectives import build_objective
 from litgpt.train.run_spec import RunSpec
 from litgpt.train.step import train_step
 from litgpt.train.step_timers import StepTimers
@@ -25,23 +31,26 @@ from litgpt.train.train_state import TrainState
 
 KINDS = (
     *("parameters", "gradients", "optimizer", "activations", "logits", "gathered_parameters", "communication"),
-    *("temporary", "other"),
+    *("reference", "temporary", "other"),
 )
+"""What the memory of a device holds."""
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """The memory of one rank in a training step, when most of it is in use.
+    """The memory of one rank in a training step, when most of that of its device is in use.
 
     Attributes:
         peak: bytes.
         parts: the bytes of each of `KINDS` at that time.
+        host: bytes of host memory, at the time when most of that is in use.
         phase: of the step, and the number of its micro-batch, from 1.
         largest: the operation that reached the peak, the shape of its result, and its bytes.
     """
 
     peak: int
     parts: dict[str, int]
+    host: int
     phase: str
     micro_batch: int
     op: str
@@ -72,6 +81,7 @@ def plan_step_memory(
     *,
     length: int,
     steps: int,
+    routed: RoutedRows | None = None,
     operations: OperationRecorder | None = None,
 ) -> StepMemory:
     """Build a rank of a run on fake tensors, train it for a step, and count its memory.
@@ -80,19 +90,45 @@ def plan_step_memory(
         mesh: of the rank; None for a single process.
         length: tokens per row.
         steps: of the whole run.
+        routed: the rows of experts; None for as many on each rank.
         operations: also records those of the step, for its time.
     """
     device = torch.device("cpu")
-    model = build_meta_model(recipe, spec, mesh, device)
-    objective = next_token(recipe.loss, prediction_layers=spec.count_trained_predictions())
+    with accelerator_paths():
+        model = build_meta_model(recipe, spec, mesh, device)
     recorder = AllocationRecorder()
-    with accelerator_paths(), fake_tensors(), recorder:
-        state = build_train_state(recipe, spec, mesh, device, resumed=True, steps=steps, meta_model=model)
-        ids = torch.zeros(recipe.train.micro_batch_size, length, dtype=torch.long)
-        micro_batches = recipe.train.accumulation(1 if mesh is None else mesh.dims.data_ranks)
-        batches = [Batch(ids, ids.clone())] * min(micro_batches, 2)  # the second one has the gradients of the first
-        max_norm = recipe.train.max_norm
-        return record_step(recorder, state, batches, objective, max_norm=max_norm, operations=operations)
+    with accelerator_paths(), fake_tensors(), (routed or RoutedRows()).applied(), recorder:
+        built = leave_scores_ahead(spec)
+        state = build_train_state(recipe, built, mesh, device, resumed=True, steps=steps, meta_model=model)
+        if not spec.scores_ahead:
+            state.reference = build_reference(state.core, spec, recipe.seed, device, resumed=True)
+        batches = build_batches(recipe, spec, ParallelDims() if mesh is None else mesh.dims, length)
+        return record_step(
+            recorder,
+            state,
+            batches,
+            build_objective(recipe, spec, ()),
+            max_norm=recipe.train.max_norm,
+            host_kinds=list_host_kinds(recipe, spec),
+            operations=operations,
+        )
+
+
+def leave_scores_ahead(spec: RunSpec) -> RunSpec:
+    """The spec of a run whose reference has no scores yet that are computed ahead, which takes no part in the step."""
+    if spec.preference is None:
+        return spec
+    return replace(spec, preference=replace(spec.preference, precompute_ref_log_probs=False))
+
+
+def list_host_kinds(recipe: Training, spec: RunSpec) -> set[str]:
+    """What a run keeps in host memory, of `HOST` and `KINDS`."""
+    kinds = {HOST}
+    if recipe.parallel.cpu_offload:
+        kinds |= {"parameters", "gradients", "optimizer", "reference"}
+    if spec.preference is not None and spec.preference.reference_offload:
+        kinds.add("reference")
+    return kinds
 
 
 def record_step(
@@ -102,27 +138,33 @@ def record_step(
     objective: Objective,
     *,
     max_norm: float | None,
+    host_kinds: Collection[str] = (HOST,),
     operations: OperationRecorder | None = None,
 ) -> StepMemory:
     """Take a step in which the optimizers allocate their states, then another one, whose memory is counted.
 
     Args:
         recorder: is active.
+        host_kinds: what is in host memory, from `list_host_kinds`.
         operations: also records those of the other step.
     """
     state.timers = PhaseTimers(recorder, state)
     state.begin_step(0)
     recorder.mark("parameters", [*state.core.parameters(), *state.core.buffers()])
-    train_step(state, batches[:1], objective, max_norm=max_norm)
-    for optimizer in state.optimizers:
-        recorder.mark("optimizer", list_state_tensors(optimizer))
-    recorder.mark("gathered_parameters", list_gathered_parameters(state.core))
-    first = recorder.events
-    with nullcontext() if operations is None else operations.of_step(lambda: recorder.phase, len(batches)):
-        train_step(state, batches, objective, max_norm=max_norm)
+    if state.reference is not None:
+        recorder.mark("reference", state.reference.values.values())
+    with mark_host_copies(recorder):
+        train_step(state, batches[:1], objective, max_norm=max_norm)
+        for optimizer in state.optimizers:
+            recorder.mark(HOST, list_offloaded_states(optimizer))
+            recorder.mark("optimizer", list_state_tensors(optimizer))
+        recorder.mark("gathered_parameters", list_gathered_parameters(state.core))
+        first = recorder.events
+        with nullcontext() if operations is None else operations.of_step(lambda: recorder.phase, len(batches)):
+            train_step(state, batches, objective, max_norm=max_norm)
     rows = state.core.config.padded_vocab_size or 0
     vocabularies = {rows} if state.mesh is None else {rows, -(-rows // state.mesh.dims.tensor)}
-    return sum_by_kind(recorder.allocations, first, recorder.events, vocabularies=vocabularies)
+    return sum_by_kind(recorder.allocations, first, recorder.events, vocabularies=vocabularies, host_kinds=host_kinds)
 
 
 def list_state_tensors(optimizer: torch.optim.Optimizer) -> list[Any]:
@@ -131,28 +173,44 @@ def list_state_tensors(optimizer: torch.optim.Optimizer) -> list[Any]:
 
 
 def sum_by_kind(
-    allocations: Sequence[Allocation], first: int, last: int, *, vocabularies: Collection[int]
+    allocations: Sequence[Allocation],
+    first: int,
+    last: int,
+    *,
+    vocabularies: Collection[int],
+    host_kinds: Collection[str] = (HOST,),
 ) -> StepMemory:
     """Sum the allocations at the peak between two events by what they hold.
 
     Args:
         vocabularies: rows of the output matrix, which logits have as their last dimension, and of its shards.
+        host_kinds: what is in host memory, whose peak is another one.
     """
-    peak = find_peak(allocations, first, last)
+    by_place: dict[bool, list[Allocation]] = {False: [], True: []}
+    for allocation in allocations:
+        by_place[is_on_host(allocation, classify(allocation, first, vocabularies), host_kinds)].append(allocation)
+    peak, host_peak = (find_peak(by_place[place], first, last) for place in (False, True))
     parts = dict.fromkeys(KINDS, 0)
-    in_use = list_in_use(allocations, peak)
+    in_use = list_in_use(by_place[False], peak)
     for allocation in in_use:
         parts[classify(allocation, first, vocabularies)] += allocation.bytes
     latest = max(in_use, key=lambda allocation: allocation.start)
     return StepMemory(
         peak=sum(parts.values()),
         parts=parts,
+        host=sum(allocation.bytes for allocation in list_in_use(by_place[True], host_peak)),
         phase=latest.phase.name,
         micro_batch=latest.phase.number,
         op=latest.op,
         shape=latest.shape,
         op_bytes=latest.bytes,
     )
+
+
+def is_on_host(allocation: Allocation, kind: str, host_kinds: Collection[str]) -> bool:
+    """Whether an allocation is in host memory, where optimizers also compute if they keep their states there."""
+    is_of_update = kind == "temporary" and allocation.phase.name == "optimizer"
+    return kind in host_kinds or (is_of_update and "optimizer" in host_kinds)
 
 
 def classify(allocation: Allocation, first: int, vocabularies: Collection[int]) -> str:

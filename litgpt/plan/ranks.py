@@ -13,6 +13,7 @@ from litgpt.parallel.model_sizes import check_model_sizes
 from litgpt.parallel.processes import count_processes
 from litgpt.plan.memory import StepMemory, plan_step_memory
 from litgpt.plan.operations import OperationRecorder
+from litgpt.plan.routed_rows import RoutedRows
 from litgpt.plan.run_time import RunTime, check_timed, estimate_run_time
 from litgpt.recipe.gpu import Gpu
 from litgpt.recipe.parallel import ParallelDims
@@ -48,11 +49,12 @@ class RunPlan:
         return max(self.ranks, key=lambda rank: self.ranks[rank].peak)
 
 
-def plan_run(recipe: Training, spec: RunSpec, gpu: Gpu | None = None) -> RunPlan:
+def plan_run(recipe: Training, spec: RunSpec, gpu: Gpu | None = None, *, routing_skew: float = 1.0) -> RunPlan:
     """Plan a run, whose processes are `devices` x `num_nodes`.
 
     Args:
         gpu: on which its time is estimated.
+        routing_skew: rows of the rank whose experts are the busiest, relative to the mean.
 
     Raises:
         UserError: if the recipe is not valid for the model, or has a setting that is not planned yet.
@@ -65,9 +67,11 @@ def plan_run(recipe: Training, spec: RunSpec, gpu: Gpu | None = None) -> RunPlan
     dims = recipe.parallel.resolve_dims(world, num_nodes=recipe.num_nodes)
     check_model_sizes(recipe.parallel, dims, spec.config, spec.config.n_layer)
     recipe.train.accumulation(dims.data_ranks)
-    check_planned(recipe, spec, dims)
+    check_planned(recipe, spec)
+    check_skew(routing_skew, recipe, dims)
     if gpu is not None:
         check_timed(recipe)
+    routed = RoutedRows(routing_skew, recipe.moe.expert_capacity_factor)
     steps = recipe.train.max_steps or TYPICAL_STEPS
     ranks = {}
     recorders: dict[int, OperationRecorder] = {}
@@ -77,8 +81,9 @@ def plan_run(recipe: Training, spec: RunSpec, gpu: Gpu | None = None) -> RunPlan
             mesh = stack.enter_context(fake_mesh(dims, rank))
             if gpu is not None:
                 recorders[rank] = OperationRecorder(fused=fused)
-            operations = recorders.get(rank)
-            ranks[rank] = plan_step_memory(recipe, spec, mesh, length=length, steps=steps, operations=operations)
+            ranks[rank] = plan_step_memory(
+                recipe, spec, mesh, length=length, steps=steps, routed=routed, operations=recorders.get(rank)
+            )
     time = None
     if gpu is not None:
         time = estimate_run_time(recipe, spec, dims, gpu, length=length, recorders=recorders)
@@ -90,34 +95,38 @@ def list_different_ranks(dims: ParallelDims) -> list[int]:
     return list(range(0, dims.world_size, dims.world_size // dims.pipeline))
 
 
-def check_planned(recipe: Training, spec: RunSpec, dims: ParallelDims) -> None:
+def check_skew(skew: float, recipe: Training, dims: ParallelDims) -> None:
+    """Check that the busiest rank can get more rows than others, and so many.
+
+    Raises:
+        UserError: naming the largest skew.
+    """
+    if skew == 1:
+        return
+    key, factor = f"routing_skew: {skew:g}", recipe.moe.expert_capacity_factor
+    if dims.expert == 1 or recipe.moe.pad_expert_input_to_capacity:
+        other = "parallel.expert: 1" if dims.expert == 1 else "moe.pad_expert_input_to_capacity: true"
+        raise UserError(f"{key} has no effect with {other}; set routing_skew: 1")
+    if skew > dims.expert:
+        raise UserError(f"{key} is more than parallel.expert: {dims.expert}, all rows; set at most {dims.expert}")
+    if factor is not None and skew > max(1.0, factor):
+        raise UserError(f"{key} is more than moe.expert_capacity_factor: {factor:g} lets experts have; set {factor:g}")
+
+
+def check_planned(recipe: Training, spec: RunSpec) -> None:
     """Check that the memory of a recipe can be counted.
 
     Raises:
         UserError: naming the first setting for which it cannot.
     """
-    for setting, cure in list_unplanned(recipe, spec.config, dims):
+    for setting, cure in list_unplanned(recipe, spec.config):
         raise UserError(f"{setting} is not planned yet; {cure}")
 
 
-def list_unplanned(recipe: Training, config: Config, dims: ParallelDims) -> Iterator[tuple[str, str]]:
+def list_unplanned(recipe: Training, config: Config) -> Iterator[tuple[str, str]]:
     """List the settings that are not planned yet, each with one that is."""
-    if dims.world_size > 1 and dims.world_size == dims.data_replicate:
-        yield (
-            f"parallel.data_replicate: {dims.data_replicate} alone (DDP)",
-            "plan one process, with devices: 1",
-        )
-    if dims.expert * dims.expert_tensor > 1:
-        key = "expert" if dims.expert > 1 else "expert_tensor"
-        yield f"parallel.{key}: {getattr(dims, key)}", f"set parallel.{key}: 1"
-    if recipe.parallel.cpu_offload:
-        yield "parallel.cpu_offload: true", "set false"
-    if recipe.recompute.offload:
-        yield "recompute.offload: true", "set false"
-    if recipe.fp8.recipe is not None:
-        yield f"fp8.recipe: {recipe.fp8.recipe}", "set null"
-    if getattr(recipe.optimizer, "offload_fraction", 0):
-        yield f"optimizer.offload_fraction: {recipe.optimizer.offload_fraction}", "set 0"  # type: ignore[attr-defined]
+    if recipe.fp8.recipe == "mxfp8":  # whose kernels are compiled when they are first called
+        yield "fp8.recipe: mxfp8", "set rowwise"
     if config.n_expert:
         yield from list_unplanned_experts(recipe, config)
 
@@ -129,5 +138,3 @@ def list_unplanned_experts(recipe: Training, config: Config) -> Iterator[tuple[s
     for name in ("n_embd", "moe_intermediate_size"):
         if (size := getattr(config, name)) and size % 8:
             yield f"model_config.{name}: {size} with experts", f"set {-(-size // 8) * 8}"
-    if recipe.moe.expert_capacity_factor is not None:
-        yield f"moe.expert_capacity_factor: {recipe.moe.expert_capacity_factor}", "set null"

@@ -1,6 +1,6 @@
 """Estimate the time of a run: its steps, the use of the GPUs, and the hours that it takes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,10 +55,26 @@ def check_timed(recipe: Training) -> None:
     """Check that the time of a recipe can be estimated.
 
     Raises:
-        UserError: for a precision of which GPUs have no figures.
+        UserError: naming the first setting for which it cannot.
     """
-    if recipe.precision == "64-true":
-        raise UserError("precision: 64-true: its time is not planned; set 32-true, or set gpu_memory instead of gpu")
+    if recipe.objective != "next_token":
+        raise UserError("preference: the time of its losses is not planned; set gpu_memory instead of gpu")
+    for setting, cure in list_untimed(recipe):
+        raise UserError(f"{setting}: its time is not planned; set {cure}, or set gpu_memory instead of gpu")
+
+
+def list_untimed(recipe: Training) -> Iterator[tuple[str, str]]:
+    """List the settings whose time is not planned, each with a value whose time is."""
+    if recipe.precision == "64-true":  # of which GPUs have no figures
+        yield "precision: 64-true", "32-true"
+    if recipe.fp8.recipe is not None:
+        yield f"fp8.recipe: {recipe.fp8.recipe}", "null"
+    if recipe.parallel.cpu_offload:
+        yield "parallel.cpu_offload: true", "false"
+    if recipe.recompute.offload:
+        yield "recompute.offload: true", "false"
+    if fraction := getattr(recipe.optimizer, "offload_fraction", 0):
+        yield f"optimizer.offload_fraction: {fraction}", "0"
 
 
 def estimate_run_time(

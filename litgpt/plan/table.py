@@ -21,6 +21,7 @@ PART_NAMES = {
     "logits": "Logits",
     "gathered_parameters": "Gathered parameters",
     "communication": "Communication",
+    "reference": "Reference",
     "temporary": "Temporary",
     "other": "Other",
 }
@@ -43,6 +44,7 @@ def describe_rank(rank: int, memory: StepMemory) -> dict[str, Any]:
         "rank": rank,
         "peak_gib": round(compute_total(memory), 6),
         "parts": {name: round(size / GIB, 6) for name, size in parts.items()},
+        "host_gib": round(memory.host / GIB, 6),
         "peak_at": {
             "phase": memory.phase,
             "micro_batch": memory.micro_batch,
@@ -77,6 +79,8 @@ def format_plan(plan: RunPlan, settings: Plan) -> str:
     rows = [(name, f"{size / GIB:9.2f} GiB") for name, size in sizes.items()]
     total = compute_total(memory)
     rows.append(("Total", f"{total:9.2f} GiB"))
+    if memory.host:
+        rows.append(("Host memory", f"{memory.host / GIB:9.2f} GiB"))
     rows.append(("Peak", describe_peak(memory)))
     if (available := settings.available_memory) is not None:
         name = settings.gpu_label

@@ -17,8 +17,10 @@ from litgpt.recipe.gpu import Gibibytes, Gpu, GpuName, build_gpu
 from litgpt.recipe.training import Training
 
 Price = Annotated[float, Ge(0.0), Le(1e6)]
+Skew = Annotated[float, Ge(1.0), Le(1e5)]
 PlannedCommand = Literal[
-    "pretrain", "finetune", "finetune_lora", "finetune_full", "finetune_adapter", "finetune_adapter_v2"
+    *("pretrain", "finetune", "finetune_lora", "finetune_full", "finetune_adapter", "finetune_adapter_v2"),
+    *("align", "dpo", "rm"),
 ]
 
 
@@ -37,6 +39,8 @@ class Plan:
     """GiB of memory of each GPU, if nothing else of it matters."""
     price_per_hour: Price | None = None
     """Price of an hour of one GPU, for that of the whole run."""
+    routing_skew: Skew = 1.0
+    """With expert parallelism: tokens that the busiest device's experts get, relative to the mean; 1 for balanced."""
     json: bool = False
     """Print the plan as JSON."""
 

@@ -104,7 +104,14 @@ def count_labels(batch: Batch) -> Tensor:
     """The number of labels of each answer, (A,) float32."""
     assert batch.answers is not None
     answers, kept = batch.answers.flatten().long(), batch.labels.flatten() != IGNORE
-    return torch.bincount(answers[kept], minlength=int(answers.max()) + 1).float()
+    return torch.bincount(answers[kept], minlength=count_answers(batch)).float()
+
+
+def count_answers(batch: Batch) -> int:
+    """The number of answers of a micro-batch, A."""
+    values = list(get_values(batch).values())
+    assert batch.answers is not None
+    return len(values[0]) if values else int(batch.answers.max()) + 1
 
 
 def find_shared_end(batch: Batch, lengths: Tensor) -> Tensor:

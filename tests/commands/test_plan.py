@@ -1,10 +1,17 @@
 """`litgpt plan`: the table, JSON, the errors, and layouts without other processes."""
 
 import json
+import re
+from typing import Any
 
 import pytest
 
+from litgpt.errors import UserError
+from litgpt.plan.ranks import check_skew
+from litgpt.recipe.build import build_recipe
+from litgpt.recipe.parallel import ParallelDims
 from litgpt.recipe.plan import infer_command
+from litgpt.recipe.pretrain import Pretrain
 
 SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 4, "head_size": 8, "intermediate_size": 48, "padded_vocab_size": 512}
 RUN = [
@@ -70,10 +77,10 @@ def test_every_stage_of_a_pipeline_is_planned(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--recompute.offload", "true"], "recompute.offload: true is not planned yet; set false"),
-        (["--devices", "4", "--parallel.data_replicate", "4"], "parallel.data_replicate: 4 alone (DDP) is not planned"),
-        (["--fp8.recipe", "tensorwise"], "fp8.recipe: tensorwise is not planned yet; set null"),
+        (["--fp8.recipe", "mxfp8"], "fp8.recipe: mxfp8 is not planned yet; set rowwise"),
+        (["--routing_skew", "1.5"], "routing_skew: 1.5 has no effect with parallel.expert: 1; set routing_skew: 1"),
         (["--gpu", "H200", "--precision", "64-true"], "precision: 64-true: its time is not planned; set 32-true"),
+        (["--gpu", "H200", "--fp8.recipe", "rowwise"], "fp8.recipe: rowwise: its time is not planned; set null"),
         (["--train.max_seq_length", "100000"], "train.max_seq_length: 100000 is more than the model's block_size"),
     ],
 )
@@ -84,13 +91,48 @@ def test_settings_that_are_not_planned_are_refused(capsys, argv, message):
     assert message in capsys.readouterr().err
 
 
+def test_preferences_that_are_not_planned_are_refused(capsys):
+    from litgpt import cli
+
+    run = ["--checkpoint_dir", "EleutherAI/pythia-14m", "--data", "Preferences", "--data.sources", "pairs.jsonl"]
+    for argv, message in {
+        ("--preference.loss_type", "kto"): "preference.loss_type: kto is not planned yet; set sigmoid",
+        ("--preference.reference", "base"): "preference.reference: base is not planned yet; set null",
+    }.items():
+        assert cli.main(["plan", "align", *run, *argv]) == 1
+        assert message in capsys.readouterr().err
+
+
+def check_skewed(skew: float, expert: int, **moe: Any) -> None:
+    recipe = build_recipe(Pretrain, {"model_name": "tiny", "out_dir": "out", "devices": expert, "moe": moe})
+    check_skew(skew, recipe, ParallelDims(data_shard=expert, expert=expert))
+
+
+@pytest.mark.parametrize(
+    ("skew", "moe", "message"),
+    [
+        (5, {}, "routing_skew: 5 is more than parallel.expert: 4, all rows; set at most 4"),
+        (2, {"expert_capacity_factor": 1.25}, "is more than moe.expert_capacity_factor: 1.25 lets experts have"),
+        (
+            2,
+            {"expert_capacity_factor": 2.5, "pad_expert_input_to_capacity": True},
+            "no effect with moe.pad_expert_input_to_capacity: true",
+        ),
+    ],
+)
+def test_a_skew_that_is_not_possible_is_refused(skew, moe, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_skewed(skew, 4, **moe)
+    check_skewed(1, 4, **moe)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--gpu", "H100-80GB", "--gpu_memory", "80"], "are the same setting; set one of them"),
         (["--gpu_memory", "80", "--price_per_hour", "2"], "price_per_hour: 2 has no effect without the time of a step"),
         (["--checkpoint_dir", "EleutherAI/pythia-14m"], "command: missing; set that of the recipe"),
-        (["dpo", *RUN], "command: 'dpo' is not valid"),
+        (["kto", *RUN], "command: 'kto' is not valid"),
         ([*RUN, "--train.micro_batch", "1"], "train.micro_batch is not a key"),
     ],
 )
