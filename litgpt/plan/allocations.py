@@ -136,7 +136,9 @@ class AllocationRecorder(TorchDispatchMode):
 
     def _record(self, tensor: Tensor, op: str) -> Allocation | None:
         """The last allocation of a tensor's storage, a new one if the storage is new; None without one."""
-        if tensor.device.type == "meta" or is_traceable_wrapper_subclass(tensor):
+        # the device of a fake tensor is a dispatched operation, and takes long
+        device = getattr(tensor, "fake_device", None) or tensor.device
+        if device.type == "meta" or is_traceable_wrapper_subclass(tensor):
             return None
         storage = tensor.untyped_storage()
         key = storage._cdata

@@ -1,6 +1,6 @@
 """Run code on tensors without memory: shapes and types are computed, values are not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,8 @@ class KnownValues(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function of torch, and keep the argument of `torch.tensor`."""
+        if func is Tensor.tolist and isinstance(args[0], FakeTensor) and args[0] not in self.values:
+            return build_list(args[0].shape, read_computed(args[0]))  # without an operation for each element
         output = func(*args, **(kwargs or {}))
         if func is torch.tensor and output.dim() <= 1:
             self.values[output] = args[0]
@@ -77,7 +79,17 @@ class HostReads(TorchDispatchMode):
     def _read(self, tensor: Tensor) -> Any:
         if tensor in self.known:
             return self.known[tensor]
-        return tensor.dtype == torch.bool or (1.0 if tensor.is_floating_point() else 1)
+        return read_computed(tensor)
+
+
+def read_computed(tensor: Tensor) -> bool | float:
+    """What a number that the device computed reads as."""
+    return tensor.dtype == torch.bool or (1.0 if tensor.is_floating_point() else 1)
+
+
+def build_list(shape: Sequence[int], value: float) -> Any:
+    """Nested lists with the same value for each element of a tensor."""
+    return [build_list(shape[1:], value) for _ in range(shape[0])] if shape else value
 
 
 def select_all(index: Tensor | None) -> Iterator[Tensor | None]:

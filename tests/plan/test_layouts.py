@@ -33,7 +33,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "replicate": {"parallel": {"data_replicate": 2}},
     "pipeline": {"parallel": {"pipeline": 2}},
     "offload": {"parallel": {"cpu_offload": True}},
-    "expert": {"parallel": {"expert": 2}, "model_config": EXPERTS},
     "expert-skewed": {"parallel": {"expert": 2}, "model_config": EXPERTS},
     "expert-gathered": {"parallel": {"expert": 2, "expert_dispatch": "all-gather"}, "model_config": EXPERTS},
     "expert-tensor": {"parallel": {"expert_tensor": 2}, "model_config": EXPERTS},

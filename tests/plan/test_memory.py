@@ -37,8 +37,8 @@ PRETRAIN = {"model_name": "tiny", "model_config": SHAPE}
 FINETUNE = {"checkpoint_dir": "EleutherAI/pythia-14m"}
 PREFERENCES = {
     **FINETUNE,
-    **{"precision": "bf16-true", "model_config": {"n_layer": 2}},
-    **{"data": {"class_path": "Preferences", "init_args": {"sources": "pairs.jsonl"}}},
+    "precision": "bf16-true",
+    "data": {"class_path": "Preferences", "init_args": {"sources": "pairs.jsonl"}},
 }
 EXPERTS = {
     **SHAPE,
@@ -47,10 +47,11 @@ EXPERTS = {
 
 
 class Case(NamedTuple):
-    """A recipe to plan and to run."""
+    """A recipe to plan and to run, with two documents in each row if it is `packed`."""
 
     command: str
     settings: dict[str, Any]
+    packed: bool = False
 
 
 FAST = {
@@ -62,6 +63,7 @@ SLOW = {
     "bf16": Case("pretrain", PRETRAIN | {"precision": "bf16-true"}),
     "selective": Case("pretrain", PRETRAIN | {"precision": "32-true", "recompute": {"granularity": "selective"}}),
     "accumulation": Case("pretrain", PRETRAIN | {"train": {**TRAIN, "micro_batch_size": 1}}),
+    "packed": Case("pretrain", PRETRAIN | {"train": {**TRAIN, "micro_batch_size": 1}}, packed=True),
     "one-batch": Case("pretrain", PRETRAIN | {"train": {**TRAIN, "micro_batch_size": 4}}),
     "experts": Case("pretrain", PRETRAIN | {"precision": "bf16-mixed", "model_config": EXPERTS}),
     "capacity": Case(
@@ -71,8 +73,6 @@ SLOW = {
         | {"moe": {"expert_capacity_factor": 1.25, "pad_expert_input_to_capacity": True}},
     ),
     "tensorwise": Case("pretrain", PRETRAIN | {"precision": "bf16-mixed", "fp8": {"recipe": "tensorwise"}}),
-    "rowwise": Case("pretrain", PRETRAIN | {"precision": "bf16-mixed", "fp8": {"recipe": "rowwise"}}),
-    "delayed": Case("pretrain", PRETRAIN | {"precision": "bf16-mixed", "fp8": {"recipe": "delayed"}}),
     "sgd": Case("pretrain", PRETRAIN | {"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}}),
     "states-in-bf16": Case(
         "pretrain",
@@ -91,10 +91,10 @@ SLOW = {
     "qlora": Case("finetune_lora", FINETUNE | {"precision": "bf16-true", "quantize": "bnb.nf4"}),
     "adapter": Case("finetune_adapter", FINETUNE | {"precision": "32-true"}),
     "preferences": Case("dpo", PREFERENCES),
-    "preferences-full": Case("dpo", PREFERENCES | {"tuner": {"class_path": "Full"}}),
-    "scores-ahead": Case("dpo", PREFERENCES | {"preference": {"precompute_ref_log_probs": True}}),
 }
 COUNTED = {
+    "scores-ahead": Case("dpo", PREFERENCES | {"preference": {"precompute_ref_log_probs": True}}),
+    "delayed": Case("pretrain", PRETRAIN | {"precision": "bf16-mixed", "fp8": {"recipe": "delayed"}}),
     "rewards": Case("rm", PREFERENCES),
     "states-on-host": Case(
         "pretrain",
@@ -108,8 +108,6 @@ COUNTED = {
         PREFERENCES | {"tuner": {"class_path": "Full"}, "preference": {"reference_offload": True}},
     ),
 }
-
-
 """Those whose peak the allocator does not tell: host memory is the same, or more was in use before the step."""
 
 
@@ -142,6 +140,10 @@ def build_real_state(case: Case) -> tuple[TrainState, list[Batch], Any]:
     if spec.scores_ahead:
         state.reference = None
     batches = fill_batches(recipe, spec, ParallelDims())
+    if case.packed:
+        half = TOKENS // 2
+        documents, positions = (torch.arange(TOKENS)[None] // half).int(), torch.arange(TOKENS)[None] % half
+        batches = [replace(batch, documents=documents, positions=positions) for batch in batches]
     return state, batches, {"objective": build_objective(recipe, spec, ()), "max_norm": 1.0}
 
 
