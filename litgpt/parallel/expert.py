@@ -204,7 +204,7 @@ def plan_expert_parameter(key: str, axes: DeviceMesh) -> LocalLayout:
     )
 
 
-def dispatch_rows(start_experts: Function, build_dispatcher: Callable[[Tensor], TokenDispatcher]) -> Function:
+def dispatch_rows(start_experts: Function, build_dispatcher: Callable[[Tensor, int], TokenDispatcher]) -> Function:
     """Wrap `MoE.start_experts` of a rank's experts: rows are dispatched to it, and its outputs combined.
 
     The block computes its shared experts while rows are under way.

@@ -19,8 +19,15 @@ from litgpt.recipe.training import Training
 Price = Annotated[float, Ge(0.0), Le(1e6)]
 Skew = Annotated[float, Ge(1.0), Le(1e5)]
 PlannedCommand = Literal[
-    *("pretrain", "finetune", "finetune_lora", "finetune_full", "finetune_adapter", "finetune_adapter_v2"),
-    *("align", "dpo", "rm"),
+    "pretrain",
+    "finetune",
+    "finetune_lora",
+    "finetune_full",
+    "finetune_adapter",
+    "finetune_adapter_v2",
+    "align",
+    "dpo",
+    "rm",
 ]
 
 
