@@ -139,12 +139,12 @@ def multiply_rows(x: Tensor, weight_OI: Tensor, product: Product, unit: int) -> 
 def multiply_groups(x_RI: Tensor, weight_EOI: Tensor, ends_E: Tensor, product: Product, unit: int) -> Tensor:
     """(R, I), (E, O, I) -> (R, O): the rows of each expert with its matrix, scaled apart."""
     outputs = []
-    for rows_RI, weight_OI in zip(split_rows(x_RI, ends_E), weight_EOI.unbind(), strict=True):
+    for rows_RI, weight_OI in zip(split_by_expert(x_RI, ends_E), weight_EOI.unbind(), strict=True):
         outputs.append(multiply_rows(rows_RI, weight_OI, product, unit) if len(rows_RI) else rows_RI @ weight_OI.t())
     return torch.cat(outputs)
 
 
-def split_rows(x_RI: Tensor, ends_E: Tensor) -> Sequence[Tensor]:
+def split_by_expert(x_RI: Tensor, ends_E: Tensor) -> Sequence[Tensor]:
     """The rows of each expert."""
     return [x_RI[start:end] for start, end in pairwise([0, *ends_E.tolist()])]
 

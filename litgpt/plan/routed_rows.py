@@ -58,7 +58,7 @@ class RoutedRows:
             (AllGatherDispatcher, "read_longest", lambda dispatcher, _rows_P: dispatcher.rows),
             (AllGatherDispatcher, "read_local_rows", lambda *args: self.read_local_rows(*args)),
             (PartialPermutation, "read_rows", lambda *args: self.read_rows(*args)),
-            (fp8, "split_rows", split_evenly),
+            (fp8, "split_by_expert", split_evenly),
         ]
         with ExitStack() as stack:
             for owner, name, answer in answers:
