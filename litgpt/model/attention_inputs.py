@@ -88,12 +88,15 @@ def build_attention_inputs(
     """Build angles and masks for every kind of layer of the model.
 
     Args:
-        positions: of whole rows, (T,) if all rows have the same, else (B, T).
+        positions: of whole rows, (T,) if all rows have the same, else (B, T), or (B, 3, T) by `rope_sections`.
         documents_BT: the document of each token; attention stays within a document.
         cached: number of tokens before these.
         queries: the indices in a row of the queries that attend, one segment each; None for all.
     """
     ropes, kinds = list_ropes(config), list_attention_kinds(config)
+    angles = {rope: build_angles(config, positions, rope=rope) for rope in ropes}
+    if positions.dim() == 3:  # masks go by the order of tokens, which rows and columns of images do not
+        positions = torch.arange(positions.shape[-1], device=positions.device)
     segments: tuple[Segment, ...] | None = None
     if queries is not None:
         segments = tuple(
@@ -107,7 +110,7 @@ def build_attention_inputs(
     return AttentionInputs(
         positions=positions,
         documents_BT=documents_BT,
-        angles={rope: build_angles(config, positions, rope=rope) for rope in ropes},
+        angles=angles,
         masks={} if segments else build_masks(config, kinds, keys, documents_BT, indices, dense=cached > 0),
         causal=cached == 0,
         temperature=compute_temperature(config, positions),

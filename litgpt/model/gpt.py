@@ -16,7 +16,10 @@ from litgpt.model.attention_inputs import AttentionInputs, build_attention_input
 from litgpt.model.config import Config
 from litgpt.model.latent import LatentAttention
 from litgpt.model.layers import GatedMLP, PlainMLP, build_norm
+from litgpt.model.media import Media
 from litgpt.model.moe import Experts, MoE
+from litgpt.model.tower_config import TowerShape
+from litgpt.model.vision import Tower
 
 Head = Callable[[Tensor, Tensor, Tensor | None, float | None], Any]
 
@@ -108,11 +111,13 @@ class GPT(nn.Module):
     is no `head` module: `output_weight` is the embedding's weight, one parameter under one name. A reward model, whose
     config has the output `score`, has a module `score` instead, with one row: V is 1 in its outputs.
 
-    `blocks` are the layers, and after them the prediction layers, which only training runs.
+    `blocks` are the layers, and after them the prediction layers, which only training runs. A model with a vision tower
+    has it as `vision`; `embed_media` runs it and returns the `hidden_BTD` of texts with images.
 
     Inputs:
         ids_BT: token ids.
-        positions_BT: the position of each token; 0, 1, ... if None, after those of the cached tokens.
+        positions_BT: the position of each token; 0, 1, ... if None, after those of the cached tokens. (B, 3, T), of
+            time, row and column, for a model with `rope_sections` and images.
         documents_BT: the document of each token; attention stays within a document. None for one document per row.
         inputs: the attention inputs, instead of `positions_BT` and `documents_BT`.
         head: called with hidden states (B, T, D), weight (V, D), bias (V,) or None, and the cap on logits or None, e.g.
@@ -120,7 +125,8 @@ class GPT(nn.Module):
         cache: keys and values of the tokens before these; those of these are appended.
         layers: range of the blocks to run, None for all. If the last block is not among them, the output is their
             hidden states (B, T, D).
-        hidden_BTD: the output of the blocks before `layers`; None if `layers` start with the first.
+        hidden_BTD: the output of the blocks before `layers`, or embeddings in place of those of `ids_BT` if `layers`
+            start with the first; None for those.
         predictions: for each prediction layer to run, from the first, the tokens (B, T) that the layer before it
             predicts, and the function to call as `head`.
 
@@ -142,6 +148,8 @@ class GPT(nn.Module):
         self.score = nn.Linear(config.n_embd, 1, bias=False) if config.output == "score" else None
         has_head = self.score is None and not config.tie_embeddings
         self.head = nn.Linear(config.n_embd, config.padded_vocab_size, config.lm_head_bias) if has_head else None
+        vision = None if config.vision is None else TowerShape.from_values(config.vision)
+        self.vision = None if vision is None else Tower(vision, config.n_embd)
 
     @classmethod
     def from_name(cls, name: str, **overrides: Any) -> "GPT":
@@ -232,6 +240,22 @@ class GPT(nn.Module):
         if positions is None:
             positions = torch.arange(cached, cached + ids_BT.shape[1], device=ids_BT.device)
         return build_attention_inputs(self.config, positions, documents_BT, cached=cached)
+
+    def embed_media(self, ids_BT: Tensor, media: Media) -> Tensor:
+        """The `hidden_BTD` of texts with images: embeddings, and features at the places of their tokens, (B, T, D).
+
+        Raises:
+            UserError: if the model has no vision tower, or the texts do not have a place for each feature.
+        """
+        if self.vision is None:
+            raise UserError("media: the model has no vision tower; use the folder of a model that has one")
+        hidden_BTD = self._embed(ids_BT, torch.arange(ids_BT.shape[1], device=ids_BT.device))
+        features_MD = self.vision(media).to(hidden_BTD.dtype)
+        is_place = torch.isin(ids_BT, torch.tensor(self.vision.shape.media_tokens, device=ids_BT.device))
+        places = int(is_place.sum())
+        if places != len(features_MD):
+            raise UserError(f"media: {len(features_MD)} features for {places} places in the text; use as many of both")
+        return hidden_BTD.masked_scatter(is_place[..., None], features_MD)
 
     def _embed(self, ids_BT: Tensor, positions: Tensor) -> Tensor:
         x_BTD = self.embedding(ids_BT)

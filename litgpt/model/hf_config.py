@@ -12,6 +12,7 @@ from litgpt.model.hf_config_experts import EXPERT_TRANSLATIONS
 from litgpt.model.hf_config_layers import LAYER_TRANSLATIONS
 from litgpt.model.hf_config_rope import ROPE_TRANSLATIONS
 from litgpt.model.hf_config_values import Translation, Values, unsupported_key
+from litgpt.model.hf_config_vision import VisionKeys
 from litgpt.model.transformer_config import TransformerConfig
 
 TRANSLATIONS: dict[str, Translation] = {**ROPE_TRANSLATIONS, **LAYER_TRANSLATIONS, **EXPERT_TRANSLATIONS}
@@ -42,7 +43,8 @@ class ConfigKeys:
         translated: the translations for the rest, with their settings; in the order of reading.
         expect: keys that must have one of some values; the first is written.
         missing: transformers' defaults of absent keys.
-        nested: the key of the language model in a multimodal config, which is only read.
+        nested: the key of the language model in a multimodal config; without `vision` it is only read.
+        vision: the keys of its vision tower; None if the tower is not read.
         reward_architecture: the architecture of its reward models, which have one label; None without one.
     """
 
@@ -54,6 +56,7 @@ class ConfigKeys:
     expect: Mapping[str, list[Any]] = field(default_factory=dict)
     missing: Values = field(default_factory=dict)
     nested: str | None = None
+    vision: VisionKeys | None = None
     reward_architecture: str | None = None
 
     def read(self, values: Values, *, name: str = "") -> TransformerConfig:
@@ -62,7 +65,7 @@ class ConfigKeys:
         Raises:
             UserError: naming a key whose value is not supported.
         """
-        values = {**self.missing, **self._select_keys(values)}
+        outer, values = values, {**self.missing, **self._select_keys(values)}
         for key, accepted in self.expect.items():
             if values.get(key) not in accepted:
                 raise unsupported_key(key, values.get(key), repr(accepted[0]))
@@ -71,6 +74,8 @@ class ConfigKeys:
             fields |= TRANSLATIONS[kind].read(values, fields, **settings)
         if self.reward_architecture in (values.get("architectures") or []):
             fields |= read_single_label(values)
+        if self.vision is not None:
+            fields["vision"] = self.vision.read(outer, fields.get("n_embd", 0))
         labels = {"name": name, "hf_config": {"model_type": self.model_type}}
         return TransformerConfig(**{**fields, "vocab_size": fields.get("padded_vocab_size"), **self.fixed, **labels})
 
@@ -78,7 +83,9 @@ class ConfigKeys:
         """The keys of the language model, and those outside that apply to it."""
         if self.nested is None:
             return values
-        inner = values.get(self.nested)
+        inner = values.get(
+            self.nested, None if self.vision is None else values
+        )  # Qwen2-VL was published with one level
         if not isinstance(inner, dict):
             raise unsupported_key(self.nested, inner, "a mapping of the language model's keys")
         tied = {key: values[key] for key in ("tie_word_embeddings",) if key in values}
@@ -94,4 +101,4 @@ class ConfigKeys:
         written |= {key: getattr(config, name) for name, key in self.config.items()}
         for kind, settings in self.translated.items():
             written |= TRANSLATIONS[kind].write(config, **settings)
-        return written
+        return written if self.vision is None else self.vision.write(written, config)

@@ -31,12 +31,14 @@ def read_rope(
     original: str | None = None,
     temperature: str | None = None,
     stretch: str | None = None,
+    sections: str | None = None,
 ) -> dict[str, Any]:
     """One rotary embedding for all layers.
 
     Args:
         theta, partial, original: keys, outside the mapping, of base, partial rotary factor and original length.
         temperature: key, in the mapping, of the factor on the logarithm of a query's position.
+        sections: key, in the mapping, of the numbers of pairs for time, rows and columns.
         stretch: key, in the mapping, of an NTK factor on the base that applies to every length.
     """
     rope = rope_mapping(values)
@@ -55,6 +57,8 @@ def read_rope(
     if temperature and rope.get(temperature) is not None:
         length = (settings or {}).get("original_max_seq_len")
         read["query_temperature"] = {"first_position": 0, "floor_scale": length, "scale": rope[temperature]}
+    if sections:
+        read["rope_sections"] = rope.get(sections)
     return {key: value for key, value in read.items() if value is not None}
 
 
@@ -65,6 +69,7 @@ def write_rope(
     partial: str | None = None,
     original: str | None = None,
     temperature: str | None = None,
+    sections: str | None = None,
     **_: Any,
 ) -> dict[str, Any]:
     """The keys of `read_rope`, in the form before transformers 5 and in that since; a stretched base as it is."""
@@ -72,6 +77,8 @@ def write_rope(
     partial_factor = {"partial_rotary_factor": config.rotary_percentage} if partial else {}
     if temperature:  # transformers fails without a number
         scaling[temperature] = (config.query_temperature or {"scale": 0.0})["scale"]
+    if sections:
+        scaling[sections] = config.rope_sections
     old, outside = scaling, {}
     if original:  # older transformers then expects it nowhere else, and the kind as `type`
         old = {"type" if key == "rope_type" else key: value for key, value in scaling.items()}
@@ -91,7 +98,7 @@ def read_scaling(rope: Values, fields: Values) -> dict[str, Any] | None:
     kind = str(rope.get("rope_type", rope.get("type", "default")))
     if rope.get("short_factor") is not None:
         kind = "longrope"  # Phi-3 was published with the types su and yarn
-    if kind == "default":
+    if kind in ("default", "mrope"):  # the second, of Qwen2-VL, only names sections
         return None
     if kind not in ROPE_KINDS:
         raise unsupported_key("rope_type", kind, f"default or {sorted(ROPE_KINDS)}")

@@ -4,7 +4,8 @@ A rule applies to both weight and bias of a module, and to every block by `<i>`;
 written in full. A plain string renames. `concat` concatenates several tensors of the model along rows, `interleaved`
 alternates their rows, `grouped` concatenates q, k and v of each key-value group: `[q_1 .. q_r, k, v]` times the number
 of groups; `row` is a vector published as a matrix of one row, `padded` has further rows after those of the model's
-vocabulary. With `transposed: true`, matrices are published as
+vocabulary, `flattened` is the kernel of a convolution over patches, published with a dim for each of its axes. With
+`transposed: true`, matrices are published as
 (in, out). `<e>` in the published name stands for every expert; the model has the tensors of all experts stacked.
 """
 
@@ -21,7 +22,7 @@ from litgpt.model.transformer_config import TransformerConfig
 if TYPE_CHECKING:  # names alone need no torch
     from torch import Tensor
 
-MAPPING_KINDS = ("rename", "concat", "grouped", "interleaved", "row", "padded")
+MAPPING_KINDS = ("rename", "concat", "grouped", "interleaved", "row", "padded", "flattened")
 NO_SUCH_PART, NO_WEIGHTS = "the model has no such part", "holds no weights"  # why a tensor is not read
 
 
@@ -49,6 +50,8 @@ class TensorMapping:
             return [tensor]
         if self.kind == "padded":
             return [tensor[: config.padded_vocab_size]]
+        if self.kind == "flattened":
+            return [tensor.flatten(1) if self._is_kernel else tensor]
         rows = [1] if self.kind == "row" else [count_tensor_rows(config, name) for name in self.names]
         if tensor.shape[self._dim] != sum(rows):
             raise UserError(f"{self.hf_name}: {tensor.shape[self._dim]} rows, but the model needs {sum(rows)}")
@@ -77,6 +80,8 @@ class TensorMapping:
             return parts[0]
         if self.kind == "row":
             return parts[0][None]
+        if self.kind == "flattened":
+            return parts[0].unflatten(1, patch_sizes(config)) if self._is_kernel else parts[0]
         if self.kind == "concat":
             return torch.cat(parts, dim=self._dim)
         if self.kind == "interleaved":
@@ -87,6 +92,10 @@ class TensorMapping:
     @property
     def _is_transposed(self) -> bool:
         return self.transposed and not self.names[0].endswith("bias")
+
+    @property
+    def _is_kernel(self) -> bool:
+        return not self.names[0].endswith("bias")
 
     @property
     def _dim(self) -> int:
@@ -110,8 +119,18 @@ def group_sizes(config: TransformerConfig) -> tuple[int, list[int]]:
     return config.n_query_groups, [queries * config.head_size, config.head_size, config.head_size]
 
 
+def patch_sizes(config: TransformerConfig) -> tuple[int, ...]:
+    """The dims of a patch in a published kernel: channels, frames if several, and two sides."""
+    assert config.vision is not None
+    channels, frames, side = (config.vision[key] for key in ("channels", "temporal", "patch"))
+    return (channels, side, side) if frames == 1 else (channels, frames, side, side)
+
+
 def count_tensor_rows(config: TransformerConfig, name: str) -> int:
     """The rows of a tensor of the model that a published tensor may contain with others."""
+    if name.startswith("vision."):
+        assert config.vision is not None
+        return int(config.vision["width"])
     assert config.intermediate_size is not None
     if is_stacked(name):
         return config.expert_size

@@ -3,6 +3,7 @@
 A family file is data: the keys of the architecture's `config.json` (see `hf_config.ConfigKeys`), the names of tensors
 (`tensors`, `ignored`, ...; see `names.build_name_table`) and the models (`shapes`, as config fields or `config.json`;
 `defaults` apply to those with config fields). A family `like` another inherits its entries, except those set to null.
+A file with `towers` describes models with a vision tower; see `vision_families`.
 """
 
 import difflib
@@ -21,8 +22,11 @@ from litgpt.files import read_json, read_mapping
 from litgpt.model.hf_config import ConfigKeys
 from litgpt.model.hf_config_experts import normalize_expert_fields
 from litgpt.model.hf_config_layers import has_bias
+from litgpt.model.hf_config_values import unsupported_key
+from litgpt.model.hf_config_vision import VisionKeys
 from litgpt.model.names import NameTable, build_name_table
 from litgpt.model.transformer_config import TransformerConfig
+from litgpt.model.vision_families import expand_vision_family
 
 CONFIG_FILES = ("model_config.yaml", "config.json")
 # Fields that do not change what the model computes.
@@ -57,7 +61,9 @@ class Family(ConfigKeys):
 
     def can_express(self, config: TransformerConfig) -> bool:
         """Whether a config, written as this architecture's config.json and read back, computes the same."""
-        if self.nested or (self.divisible and getattr(config, self.divisible[0]) % getattr(config, self.divisible[1])):
+        if (self.vision is None) != (config.vision is None) or (self.nested and self.vision is None):
+            return False
+        if self.divisible and getattr(config, self.divisible[0]) % getattr(config, self.divisible[1]):
             return False
         try:
             reread = self.read(self.config_json(config))
@@ -116,6 +122,8 @@ def build_family(data: dict[str, Any]) -> Family:
     defaults, rows = data.pop("defaults", {}), data.pop("shapes", [])
     for_table = {key: data.pop(key) for key in TABLE_KEYS if key in data}
     tensors = build_name_table(data["name"], data.pop("tensors"), **for_table)
+    if "vision" in data:
+        data["vision"] = VisionKeys(**data["vision"])
     family = Family(**data, tensors=tensors, shapes={})
     shapes, hub_names = {}, {}
     for row in rows:
@@ -137,9 +145,9 @@ def build_member_fields(family: Family, row: Mapping[str, Any], defaults: Mappin
 
 
 @cache
-def load_family_files() -> dict[str, dict[str, Any]]:
-    """The contents of the files in `families/`, by name."""
-    folder = files("litgpt.model") / "families"
+def load_family_files(folder_name: str = "families") -> dict[str, dict[str, Any]]:
+    """The contents of the files in `families/`, or `towers/`, by name."""
+    folder = files("litgpt.model") / folder_name
     paths = sorted((path for path in folder.iterdir() if path.name.endswith(".yaml")), key=str)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if PyYAML was built with libyaml
     mappings = [yaml.load(path.read_text(encoding="utf-8"), loader) for path in paths]  # noqa: TID251, a safe one
@@ -149,8 +157,12 @@ def load_family_files() -> dict[str, dict[str, Any]]:
 @cache
 def load_families() -> dict[str, Family]:
     """All supported architectures, by name."""
-    names = [name for name, data in load_family_files().items() if "model_type" in data]
-    return {name: build_family(merge_parent_family(name)) for name in names}
+    published = {name: data for name, data in load_family_files().items() if "model_type" in data}
+    merged = {name: merge_parent_family(name) for name, data in published.items() if "towers" not in data}
+    towers = load_family_files("towers")
+    for data in (data for data in published.values() if "towers" in data):
+        merged |= {entry["name"]: entry for entry in expand_vision_family(data, merged, towers)}
+    return {name: build_family(dict(data)) for name, data in merged.items()}
 
 
 @cache
@@ -222,12 +234,32 @@ def read_config(folder: Path) -> TransformerConfig:
         raise UserError(f"{folder / 'config.json'}: nested too deeply to be the config of a model") from None
     if not isinstance(values, dict):
         raise UserError(f"{folder / 'config.json'}: holds {type(values).__name__}, not a mapping")
-    for family in load_families().values():
-        if values.get("model_type") == family.model_type:
-            with name_file(folder / "config.json", "model_config"):
-                return family.read(values, name=folder.resolve().name)
-    supported = ", ".join(family.model_type for family in load_families().values())
+    with name_file(folder / "config.json", "model_config"):
+        if family := find_published_family(values):
+            return family.read(values, name=folder.resolve().name)
+    supported = ", ".join(dict.fromkeys(family.model_type for family in load_families().values()))
     raise UserError(f"{folder / 'config.json'}: model_type: {values.get('model_type')!r} is not one of {supported}")
+
+
+def find_published_family(values: Mapping[str, Any]) -> Family | None:
+    """The family of a `config.json`, by its model type, that of its decoder and that of its tower; None without one.
+
+    Raises:
+        UserError: if the family is not known with this decoder, or this tower.
+    """
+    families = [family for family in load_families().values() if family.model_type == values.get("model_type")]
+    for key, attribute in (("text_config", "decoder_type"), ("vision_config", "tower_type")):
+        part = values.get(key)
+        given = part.get("model_type") if isinstance(part, dict) else None
+        types: list[Any] = [getattr(family.vision, attribute, given) for family in families]
+        if (
+            given is None or not families or (key == "vision_config" and len(set(types)) == 1)
+        ):  # the type of the only tower has changed
+            continue
+        if given not in types:
+            raise unsupported_key(f"{key}.model_type", given, " or ".join(dict.fromkeys(map(str, types))))
+        families = [family for family, kind in zip(families, types, strict=True) if kind == given]
+    return families[0] if families else None
 
 
 def read_model_config(path: Path) -> TransformerConfig:

@@ -16,7 +16,8 @@ def build_angles(config: Config, positions: Tensor, *, rope: str = "global") -> 
     """Cosine and sine of every position's angles, in the layout of `apply_rotary`.
 
     Args:
-        positions: (T,), or (B, T) if rows differ.
+        positions: (T,), (B, T) if rows differ, or (B, 3, T): of time, row and column, each for the pairs of its section
+            in `rope_sections` (Wang et al. 2024, Qwen2-VL, 2.1).
         rope: `global`, or `local` for the unscaled embedding of base `rope_local_base_freq`.
 
     Returns:
@@ -28,7 +29,12 @@ def build_angles(config: Config, positions: Tensor, *, rope: str = "global") -> 
         frequencies, scale = compute_plain_frequencies(config, config.rope_local_base_freq, positions.device), 1.0
     else:
         frequencies, scale = compute_frequencies(config, positions)
-    radians = (positions.float()[..., None] * frequencies).unsqueeze(-3)
+    radians = positions.float()[..., None] * frequencies
+    if positions.dim() == 3:
+        assert config.rope_sections is not None, "positions of time, row and column require rope_sections"
+        sections = enumerate(radians.split(config.rope_sections, dim=-1))
+        radians = torch.cat([section[:, axis] for axis, section in sections], -1)
+    radians = radians.unsqueeze(-3)
     cos, sin = radians.cos() * scale, radians.sin() * scale
     if config.rope_interleave:
         return cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2)

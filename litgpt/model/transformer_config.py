@@ -4,10 +4,10 @@ import difflib
 import math
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-from litgpt.errors import UserError
+from litgpt.model.field_checks import check_type, field_error, parse_number
+from litgpt.model.tower_config import TowerShape
 
 # The largest plausible value of each field.
 LIMITS = {
@@ -146,6 +146,8 @@ class TransformerConfig:
     shared_expert_gate: bool = False
     output: Literal["logits", "score"] = "logits"
     n_prediction_layers: int = 0
+    rope_sections: list[int] | None = None
+    vision: dict[str, Any] | None = None
 
     def __init__(self, **values: Any) -> None:
         entries = {entry.name: entry for entry in fields(self)}
@@ -168,6 +170,7 @@ class TransformerConfig:
             for key in LOGIT_FIELDS:
                 setattr(self, key, entries[key].default)
         self._resolve()
+        self._check_vision()
 
     def _check_numbers(self) -> None:
         for key, limit in LIMITS.items():
@@ -294,6 +297,14 @@ class TransformerConfig:
         if self.tie_embeddings and self.lm_head_bias:
             raise field_error("lm_head_bias", "true is not supported with tie_embeddings: true", "use false")
 
+    def _check_vision(self) -> None:
+        if self.vision is not None:
+            self.vision = TowerShape.from_values(self.vision).to_dict()
+        sections = self.rope_sections
+        if sections is not None and (len(sections) != 3 or sum(sections) != self.rotary_size // 2 or min(sections) < 0):
+            problem = f"{sections} are not three numbers of pairs, {self.rotary_size // 2} in all"
+            raise field_error("rope_sections", problem, "list those of time, row and column")
+
     @property
     def n_blocks(self) -> int:
         """Number of blocks: the layers, and the prediction layers after them."""
@@ -355,45 +366,3 @@ class TransformerConfig:
 def field_types() -> dict[str, Any]:
     """The declared type of each field."""
     return get_type_hints(TransformerConfig)
-
-
-def field_error(key: str, problem: str, cure: str) -> UserError:
-    """The error for a field: the problem and the cure."""
-    return UserError(f"model_config.{key}: {problem}; {cure}")
-
-
-def check_type(key: str, value: Any, kind: Any) -> Any:
-    """`value` if it has the declared type of a field; integral floats pass as integers, `1e9` as a number.
-
-    Raises:
-        UserError: naming the field and its type.
-    """
-    if get_origin(kind) in (UnionType, Union):
-        if value is None:
-            return None
-        kind = get_args(kind)[0]
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise field_error(key, f"{value!r} is not a valid choice", f"use one of {', '.join(get_args(kind))}")
-        return value
-    if kind in (int, float):
-        value = parse_number(value)
-    if kind is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    accepted = (int, float) if kind is float else get_origin(kind) or kind
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        cure = f"use a value of type {getattr(kind, '__name__', kind)}"
-        raise field_error(key, f"{value!r} has the wrong type", cure)
-    if isinstance(value, dict) and get_args(kind)[-1] is not Any:
-        return {inner_key: check_type(f"{key}.{inner_key}", inner, float) for inner_key, inner in value.items()}
-    return value
-
-
-def parse_number(value: Any) -> Any:
-    """Parse text such as `1e9` or `6e-5`, which YAML reads as strings; other values are returned unchanged."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        return value

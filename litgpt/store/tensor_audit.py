@@ -139,10 +139,8 @@ def find_name_table(source: WeightSource, folder: Path, config: Config) -> NameT
     if any(name.startswith("transformer.wte.") for name in source.names) and source.path.suffix == ".pth":
         return registry.load_litgpt_table()
     folder = folder.parent if folder.is_file() else folder
-    model_type = read_json_object(folder / "config.json").get("model_type")
-    families = registry.load_families().values()
-    family = next((family for family in families if family.model_type == model_type), None)
-    family = family or registry.find_family(config)
+    published = registry.find_published_family(read_json_object(folder / "config.json"))
+    family = published or registry.find_family(config)
     if family is None:
         raise UserError(
             f"{folder}: no known architecture has this shape and these tensor names; is config.json missing?"

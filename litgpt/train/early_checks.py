@@ -160,6 +160,11 @@ def check_trained_model(recipe: Training, config: Config, *, adapted: bool) -> i
     Raises:
         UserError: naming the first one that does not.
     """
+    if config.vision is not None:
+        raise UserError(
+            f"{config.name or 'the model'}: it has a vision tower, and training such models is not supported; "
+            "use a model without one"
+        )
     check_routing(recipe.moe, config, adapted=adapted)
     check_predictions(recipe, config, adapted=adapted)
     check_fp8(recipe.fp8, adapted=adapted)

@@ -1,0 +1,171 @@
+"""Read the vision tower of a `config.json`, and write it: fields of a `TowerShape` and the keys with the same value.
+
+What no key holds as it is goes through a translation, as in `hf_config`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from litgpt.model import hf_config_values as hf
+from litgpt.model.hf_config_values import Values, unsupported_key
+from litgpt.model.tower_config import TowerShape
+from litgpt.model.transformer_config import TransformerConfig
+
+
+class TowerTranslation(NamedTuple):
+    """How fields of a tower are read and written if no key holds exactly one of them.
+
+    `read(vision, values, fields, width)` returns fields: `vision` are the keys of the tower, `values` all of the
+    `config.json`, `fields` those read before, `width` that of the decoder. `write(shape, width)` returns the keys of
+    the tower, and those beside it.
+    """
+
+    read: Callable[[Values, Values, Values, int], dict[str, Any]]
+    write: Callable[[TowerShape, int], tuple[dict[str, Any], dict[str, Any]]]
+
+
+def read_side(vision: Values, _values: Values, fields: Values, _width: int) -> dict[str, Any]:
+    """The side in patches, from that in pixels."""
+    return {"side": hf.check_count("image_size", vision.get("image_size")) // fields["patch"]}
+
+
+def write_side(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The side in pixels."""
+    return {"image_size": (shape.side or 0) * shape.patch}, {}
+
+
+def read_ratio(vision: Values, _values: Values, fields: Values, _width: int) -> dict[str, Any]:
+    """The intermediate size as a multiple of the width."""
+    return {"mlp_size": int(hf.check_number("mlp_ratio", vision.get("mlp_ratio")) * fields["width"])}
+
+
+def write_ratio(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The ratio of both, an integer where it is one."""
+    ratio = shape.mlp_size / shape.width
+    return {"mlp_ratio": int(ratio) if ratio.is_integer() else ratio}, {}
+
+
+def read_feature_layer(_vision: Values, values: Values, fields: Values, width: int) -> dict[str, Any]:
+    """The number of blocks up to the hidden state that is projected, through a layer of the decoder's width."""
+    layer, layers = values.get("vision_feature_layer"), fields["layers"]
+    if not isinstance(layer, int) or isinstance(layer, bool) or not -layers - 1 <= layer <= layers:
+        raise unsupported_key("vision_feature_layer", layer, f"a number from {-layers - 1} to {layers}, e.g. -2")
+    return {"blocks_run": layer if layer >= 0 else layers + 1 + layer, "projector_hidden": width}
+
+
+def write_feature_layer(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The hidden state counted from the last."""
+    return {}, {"vision_feature_layer": shape.blocks_run - shape.layers - 1}
+
+
+def read_whole(_vision: Values, _values: Values, fields: Values, _width: int) -> dict[str, Any]:
+    """All blocks run."""
+    return {"blocks_run": fields["layers"]}
+
+
+def write_whole(_shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """No key."""
+    return {}, {}
+
+
+def read_axial_rope(vision: Values, _values: Values, _fields: Values, _width: int) -> dict[str, Any]:
+    """The base of the rotary embedding of rows and columns."""
+    return {"rope_base": float((vision.get("rope_parameters") or {}).get("rope_theta", 10000.0))}
+
+
+def write_axial_rope(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings as transformers 5 has them."""
+    return {"rope_parameters": {"rope_type": "axial", "rope_theta": shape.rope_base}}, {}
+
+
+def build_merger(key: str) -> TowerTranslation:
+    """The projector through a layer as wide as a merge block; `key` is its output, the width of the decoder."""
+
+    def read(vision: Values, _values: Values, fields: Values, width: int) -> dict[str, Any]:
+        if vision.get(key, width) != width:
+            raise unsupported_key(f"vision_config.{key}", vision[key], f"{width}, the width of the decoder")
+        return {"projector_hidden": fields["width"] * fields["merge"] ** 2}
+
+    def write(_shape: TowerShape, width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {key: width}, {}
+
+    return TowerTranslation(read, write)
+
+
+TOWER_TRANSLATIONS = {
+    "side": TowerTranslation(read_side, write_side),
+    "mlp_ratio": TowerTranslation(read_ratio, write_ratio),
+    "feature_layer": TowerTranslation(read_feature_layer, write_feature_layer),
+    "whole": TowerTranslation(read_whole, write_whole),
+    "rope": TowerTranslation(read_axial_rope, write_axial_rope),
+    "merger_hidden_size": build_merger("hidden_size"),
+    "merger_out_hidden_size": build_merger("out_hidden_size"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionKeys:
+    """The keys of a tower and its projector in an architecture's `config.json`.
+
+    Attributes:
+        tower_type: the model type of the tower, in `vision_config`.
+        decoder_type: the model type of the decoder, in `text_config`.
+        fixed: fields of the shape that all models share.
+        config: field of the shape and the key of `vision_config` with the same value.
+        outside: the same for keys of the `config.json` itself.
+        translated: the translations for the rest, in the order of reading.
+        missing: transformers' defaults of absent keys of `vision_config`.
+        missing_outside: those of the `config.json` itself.
+        expect: keys of the `config.json` that must have a value.
+    """
+
+    tower_type: str
+    decoder_type: str
+    fixed: Values
+    config: Mapping[str, str]
+    outside: Mapping[str, str] = field(default_factory=dict)
+    translated: list[str] = field(default_factory=list)
+    missing: Values = field(default_factory=dict)
+    missing_outside: Values = field(default_factory=dict)
+    expect: Values = field(default_factory=dict)
+
+    def read(self, values: Values, width: int) -> dict[str, Any]:
+        """The fields of the tower's shape.
+
+        Args:
+            values: the whole `config.json`.
+            width: of the decoder.
+
+        Raises:
+            UserError: naming a key whose value is not supported.
+        """
+        given = values.get("vision_config") or {}
+        if not isinstance(given, dict):
+            raise unsupported_key("vision_config", given, "a mapping of the tower's keys")
+        vision, values = {**self.missing, **given}, {**self.missing_outside, **values}
+        for key, value in self.expect.items():
+            if values.get(key, value) != value:
+                raise unsupported_key(key, values[key], repr(value))
+        copies = {name: vision[key] for name, key in self.config.items() if vision.get(key) is not None}
+        copies |= {name: values[key] for name, key in self.outside.items() if values.get(key) is not None}
+        fields = {**self.fixed, **copies}
+        for name in ("layers", "width", "patch"):
+            hf.check_count(f"vision_config.{self.config[name]}", fields.get(name))
+        for kind in self.translated:
+            fields |= TOWER_TRANSLATIONS[kind].read(vision, values, fields, width)
+        return TowerShape.from_values(fields).to_dict()
+
+    def write(self, decoder: dict[str, Any], config: TransformerConfig) -> dict[str, Any]:
+        """The `config.json` of a model with this tower, from that of its decoder alone."""
+        assert config.vision is not None
+        shape = TowerShape.from_values(config.vision)
+        vision: dict[str, Any] = {"model_type": self.tower_type}
+        vision |= {key: getattr(shape, name) for name, key in self.config.items()}
+        written = {key: decoder.pop(key) for key in ("architectures", "model_type")}
+        written |= {"tie_word_embeddings": config.tie_embeddings, **self.expect}
+        written |= {key: getattr(shape, name) for name, key in self.outside.items()}
+        for kind in self.translated:
+            inside, outside = TOWER_TRANSLATIONS[kind].write(shape, config.n_embd)
+            vision, written = {**vision, **inside}, {**written, **outside}
+        return {**written, "text_config": {**decoder, "model_type": self.decoder_type}, "vision_config": vision}

@@ -1,0 +1,121 @@
+"""The shape of a vision tower and of its projector: `Config.vision`, checked."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_type_hints
+
+from litgpt.model.field_checks import check_type, field_error
+
+Act = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu", "silu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerShape:
+    """A vision tower, which encodes patches of images, and the projector of its features to the decoder's width.
+
+    Sizes are in elements, of images in pixels, unless said.
+
+    Attributes:
+        mlp_size: intermediate size of the feed-forward layers; `mlp_form` says whether they have a gate.
+        patch: side of a patch.
+        temporal: frames in a patch; a still image fills them all.
+        merge: side, in patches, of the block whose features are merged into one that the decoder reads.
+        class_token: whether a learned token precedes the patches of every image.
+        positions: learned embeddings of positions: none, one for each patch of an image of `side` by `side` patches, or
+            those of the nearest place in such an image (`bucket`), for images of any size.
+        rope_base: base of the rotary embedding of rows and columns; None without one.
+        final_norm: the norm after the last block; `unused` if it is published and not applied.
+        blocks_run: number of blocks, from the first, that run; the others are published and not used.
+        window: side of the windows that attention is limited to, except in the layers `full_layers`; None for none.
+        pooling: whether a head that pools all features into one is published; it is not used.
+        projector_hidden: intermediate size of the projector; None for a single matrix.
+        projector_norm: the norm of each patch's features before they are merged.
+        image_token, video_token: ids of the tokens at whose places the decoder reads features.
+        start_token, end_token: ids of the tokens around them, as published.
+        tokens_per_second: positions that a second of video advances by; None if each step of frames advances by one.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    mlp_size: int
+    mlp_form: Literal["plain", "gated"] = "plain"
+    act: Act = "gelu"
+    norm: Literal["layer", "rms"] = "layer"
+    eps: float = 1e-6
+    patch: int
+    channels: int = 3
+    temporal: int = 1
+    merge: int = 1
+    qkv_bias: bool = True
+    mlp_bias: bool = True
+    patch_bias: bool = False
+    class_token: bool = False
+    positions: Literal["none", "learned", "bucket"] = "none"
+    side: int | None = None
+    rope_base: float | None = None
+    first_norm: bool = False
+    final_norm: Literal["none", "applied", "unused"] = "none"
+    blocks_run: int
+    window: int | None = None
+    full_layers: list[int] | None = None
+    pooling: bool = False
+    projector_hidden: int | None = None
+    projector_act: Act = "gelu"
+    projector_bias: bool = True
+    projector_norm: Literal["none", "layer", "rms"] = "none"
+    image_token: int
+    video_token: int | None = None
+    start_token: int | None = None
+    end_token: int | None = None
+    tokens_per_second: float | None = None
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> "TowerShape":
+        """The shape with these fields.
+
+        Raises:
+            UserError: naming a field of `model_config.vision` that is missing, unknown or has an invalid value.
+        """
+        types, required = get_type_hints(cls), {"width", "layers", "heads", "mlp_size", "patch", "blocks_run"}
+        for key in sorted((required | {"image_token"}) - values.keys()):
+            raise field_error(f"vision.{key}", "missing", "set it")
+        for key in sorted(values.keys() - types.keys()):
+            raise field_error(f"vision.{key}", "unknown field", "remove it")
+        shape = cls(**{key: check_type(f"vision.{key}", value, types[key]) for key, value in values.items()})
+        shape._check()
+        return shape
+
+    def _check(self) -> None:
+        sizes = [each.name for each in fields(self) if each.name in SIZES]
+        for key in sizes:
+            value = getattr(self, key)
+            if value is not None and not 1 <= value <= 2**20:
+                raise field_error(f"vision.{key}", f"{value} is out of range", f"use 1 to {2**20}")
+        if self.width % self.heads or (self.rope_base and self.width // self.heads % 4):
+            cure = f"use e.g. {self.heads * 64}"
+            raise field_error("vision.width", f"{self.width} does not fit {self.heads} heads", cure)
+        if not 0 <= self.blocks_run <= self.layers:
+            raise field_error("vision.blocks_run", f"{self.blocks_run} of {self.layers} blocks", f"use {self.layers}")
+        if self.positions != "none" and self.side is None:
+            raise field_error("vision.side", f"None with positions: {self.positions}", "use e.g. 24")
+        if self.window is not None and self.window < self.merge * self.patch:
+            problem = f"{self.window} is less than a block of {self.merge * self.patch}"
+            raise field_error("vision.window", problem, f"use e.g. {8 * self.patch}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as for `from_values`."""
+        return asdict(self)
+
+    @property
+    def patch_numbers(self) -> int:
+        """Numbers in a patch."""
+        return self.channels * self.temporal * self.patch**2
+
+    @property
+    def media_tokens(self) -> list[int]:
+        """The ids of the tokens at whose places the decoder reads features."""
+        return [token for token in (self.image_token, self.video_token) if token is not None]
+
+
+SIZES = ("width", "layers", "heads", "mlp_size", "patch", "channels", "temporal", "merge", "side", "projector_hidden")

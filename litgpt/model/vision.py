@@ -1,0 +1,242 @@
+"""The vision tower: a transformer over the patches of images, and a projector to the width of the decoder.
+
+Which norms, biases, positions and windows it has are fields of a `TowerShape`; there is no class per family. Images
+and videos of any sizes are one packed sequence of patches. Patches of a merge block are neighbours, row by row within
+the block, and blocks follow each other row by row: merging is a reshape.
+
+Axes: N patches (and class tokens), P numbers of a patch, C width of the tower, H heads, M merged features, D width of
+the decoder.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litgpt.errors import UserError
+from litgpt.model.layers import RMSNorm
+from litgpt.model.media import Grid, Media
+from litgpt.model.rotary import apply_rotary
+from litgpt.model.tower_config import TowerShape
+
+NORMS: dict[str, Callable[..., nn.Module]] = {"layer": nn.LayerNorm, "rms": RMSNorm}
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x) (Hendrycks and Gimpel 2016, section 2)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+TOWER_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+    "silu": F.silu,
+}
+
+
+class TowerBlock(nn.Module):
+    """A layer of a tower: attention within segments, and a feed-forward layer, each after its norm."""
+
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        build_norm = partial(NORMS[shape.norm], shape.width, eps=shape.eps)
+        self.norm_1, self.norm_2 = build_norm(), build_norm()
+        self.q, self.k, self.v = (nn.Linear(shape.width, shape.width, bias=shape.qkv_bias) for _ in range(3))
+        self.out = nn.Linear(shape.width, shape.width)
+        gated = shape.mlp_form == "gated"
+        self.gate = nn.Linear(shape.width, shape.mlp_size, bias=shape.mlp_bias) if gated else None
+        self.up = nn.Linear(shape.width, shape.mlp_size, bias=shape.mlp_bias)
+        self.down = nn.Linear(shape.mlp_size, shape.width, bias=shape.mlp_bias)
+        self.heads, self.act = shape.heads, TOWER_ACTIVATIONS[shape.act]
+
+    def forward(self, x_NC: Tensor, lengths: Sequence[int], angles: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(N, C) -> (N, C); `lengths` are those of the segments, `angles` cosine and sine as `build_grid_angles`."""
+        normed = self.norm_1(x_NC)
+        q, k, v = (each(normed).unflatten(-1, (self.heads, -1)).transpose(0, 1) for each in (self.q, self.k, self.v))
+        if angles is not None:
+            q, k = apply_rotary(q, *angles), apply_rotary(k, *angles)
+        attention_HNS = attend_within_segments(q, k, v, lengths)
+        x_NC = x_NC + self.out(attention_HNS.transpose(0, 1).flatten(1))
+        normed = self.norm_2(x_NC)
+        hidden = self.act(self.up(normed)) if self.gate is None else self.act(self.gate(normed)) * self.up(normed)
+        return x_NC + self.down(hidden)
+
+
+def attend_within_segments(q_HNS: Tensor, k_HNS: Tensor, v_HNS: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Attention without causal mask within consecutive segments, (H, N, S); segments of one length are a batch."""
+    if len(set(lengths)) == 1:
+        batches = (x.unflatten(1, (len(lengths), -1)).transpose(0, 1) for x in (q_HNS, k_HNS, v_HNS))
+        return F.scaled_dot_product_attention(*batches).transpose(0, 1).flatten(1, 2)
+    segments = zip(*(x.split(list(lengths), dim=1) for x in (q_HNS, k_HNS, v_HNS)), strict=True)
+    return torch.cat([F.scaled_dot_product_attention(*segment) for segment in segments], dim=1)
+
+
+class Projector(nn.Module):
+    """Features of a tower to the decoder's width, one for each merge block; (N, C) -> (M, D)."""
+
+    def __init__(self, shape: TowerShape, width: int) -> None:
+        super().__init__()
+        norm = shape.projector_norm
+        self.norm = None if norm == "none" else NORMS[norm](shape.width, eps=shape.eps)
+        merged, hidden = shape.width * shape.merge**2, shape.projector_hidden
+        self.linear_1 = nn.Linear(merged, hidden or width, bias=shape.projector_bias)
+        self.linear_2 = nn.Linear(hidden, width, bias=shape.projector_bias) if hidden else None
+        self.merge, self.act = shape.merge, TOWER_ACTIVATIONS[shape.projector_act]
+
+    def forward(self, x_NC: Tensor) -> Tensor:
+        """(N, C) -> (M, D)."""
+        x_NC = x_NC if self.norm is None else self.norm(x_NC)
+        hidden = self.linear_1(x_NC.reshape(-1, self.merge**2 * x_NC.shape[-1]))
+        return hidden if self.linear_2 is None else self.linear_2(self.act(hidden))
+
+
+class PoolingHead(nn.Module):
+    """The weights of SigLIP's attention pooling (Zhai et al. 2023), which decoders do not read; kept to be written."""
+
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self.probe = nn.Parameter(torch.zeros(1, 1, shape.width))
+        self.attention = nn.MultiheadAttention(shape.width, shape.heads)
+        self.norm = nn.LayerNorm(shape.width, eps=shape.eps)
+        self.up, self.down = nn.Linear(shape.width, shape.mlp_size), nn.Linear(shape.mlp_size, shape.width)
+
+
+class Tower(nn.Module):
+    """A vision tower with its projector.
+
+    Args:
+        width: of the decoder, D.
+    """
+
+    def __init__(self, shape: TowerShape, width: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.patches = nn.Linear(shape.patch_numbers, shape.width, bias=shape.patch_bias)
+        self.class_token = nn.Parameter(torch.zeros(shape.width)) if shape.class_token else None
+        places = (shape.side or 0) ** 2 + shape.class_token
+        self.positions = nn.Embedding(places, shape.width) if shape.positions != "none" else None
+        build_norm = partial(NORMS[shape.norm], shape.width, eps=shape.eps)
+        self.norm_first = build_norm() if shape.first_norm else None
+        self.blocks = nn.ModuleList(TowerBlock(shape) for _ in range(shape.layers))
+        self.norm_final = build_norm() if shape.final_norm != "none" else None
+        self.pooling = PoolingHead(shape) if shape.pooling else None
+        self.projector = Projector(shape, width)
+
+    def forward(self, media: Media) -> Tensor:
+        """Features (M, D) of all images and videos, in order.
+
+        Raises:
+            UserError: if an image has a size that the tower has no positions for, or sides that cannot be merged.
+        """
+        shape, grids = self.shape, media.grids
+        check_grids(shape, grids)
+        x_NC = self.patches(media.patches_NP.to(self.patches.weight.dtype))
+        places_N2 = list_places(grids, shape.merge).to(x_NC.device)
+        if self.positions is not None:
+            x_NC = x_NC + self.positions(self._index_positions(places_N2, grids) + shape.class_token)
+        frames = [height * width for frames, height, width in grids for _ in range(frames)]
+        if self.class_token is not None:
+            x_NC, frames = self._insert_class_tokens(x_NC, frames), [length + 1 for length in frames]
+        if self.norm_first is not None:
+            x_NC = self.norm_first(x_NC)
+        x_NC = self._run_blocks(x_NC, places_N2, frames, grids)
+        if self.class_token is not None:
+            x_NC = torch.cat([frame[1:] for frame in x_NC.split(frames)])
+        if self.norm_final is not None and shape.final_norm == "applied":
+            x_NC = self.norm_final(x_NC)
+        return self.projector(x_NC)
+
+    def _index_positions(self, places_N2: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """The index of every patch among the learned positions, (N,)."""
+        side = self.shape.side
+        assert side is not None
+        if self.shape.positions == "bucket":
+            places_N2 = find_buckets(places_N2, grids, side)
+        return places_N2[:, 0] * side + places_N2[:, 1]
+
+    def _insert_class_tokens(self, x_NC: Tensor, frames: Sequence[int]) -> Tensor:
+        assert self.class_token is not None
+        token = self.class_token if self.positions is None else self.class_token + self.positions.weight[0]
+        return torch.cat([part for frame in x_NC.split(list(frames)) for part in (token[None], frame)])
+
+    def _run_blocks(self, x_NC: Tensor, places_N2: Tensor, frames: Sequence[int], grids: Sequence[Grid]) -> Tensor:
+        shape, order, windows = self.shape, None, list(frames)
+        if shape.window is not None:
+            order, windows = order_by_windows(grids, shape.merge, shape.window // shape.merge // shape.patch)
+            order = order.to(x_NC.device)
+            x_NC, places_N2 = x_NC[order], places_N2[order]
+        size = shape.width // shape.heads
+        angles = None if shape.rope_base is None else build_grid_angles(places_N2, size, shape.rope_base)
+        for layer in range(shape.blocks_run):
+            is_full = shape.window is None or layer in (shape.full_layers or [])
+            x_NC = self.blocks[layer](x_NC, frames if is_full else windows, angles)
+        return x_NC if order is None else x_NC[order.argsort()]
+
+
+def check_grids(shape: TowerShape, grids: Sequence[Grid]) -> None:
+    """Check that a tower can encode images of these sizes in patches.
+
+    Raises:
+        UserError: with the first size that it cannot.
+    """
+    for grid in grids:
+        _, height, width = grid
+        if shape.positions == "learned" and (height, width) != (shape.side, shape.side):
+            pixels = (shape.side or 0) * shape.patch
+            size = f"{height * shape.patch} x {width * shape.patch}"
+            raise UserError(f"image of {size} pixels: the vision tower reads {pixels} x {pixels}; resize to that")
+        if height % shape.merge or width % shape.merge:
+            raise UserError(f"grid of {height} x {width} patches: sides must be multiples of {shape.merge}")
+
+
+def list_places(grids: Sequence[Grid], merge: int) -> Tensor:
+    """Row and column of every patch in its image, (N, 2), in the order of patches."""
+    parts = []
+    for frames, height, width in grids:
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        places = torch.stack([rows, columns], -1).unflatten(1, (-1, merge)).unflatten(0, (-1, merge))
+        parts.append(places.transpose(1, 2).flatten(0, 3).repeat(frames, 1))
+    return torch.cat(parts)
+
+
+def find_buckets(places_N2: Tensor, grids: Sequence[Grid], side: int) -> Tensor:
+    """The nearest row and column in an image of `side` by `side` patches, (N, 2) (Dehghani et al. 2023, NaViT, 2.1)."""
+    boundaries = torch.arange(1 / side, 1.0, 1 / side, device=places_N2.device)
+    sizes = torch.tensor([grid[1:] for grid in grids], device=places_N2.device)
+    counts = torch.tensor([frames * height * width for frames, height, width in grids], device=places_N2.device)
+    fractions = (places_N2.float() * (1.0 / sizes.repeat_interleave(counts, 0))).clamp(max=1 - 1e-6)
+    return torch.bucketize(fractions, boundaries, right=True)
+
+
+def build_grid_angles(places_N2: Tensor, head_size: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (N, head_size) for `apply_rotary`: of the first half of the pairs by rows, the rest by columns.
+
+    Both have the frequencies base^(-4i / head_size), i < head_size / 4 (Wang et al. 2024, Qwen2-VL, section 2.1).
+    """
+    steps = torch.arange(0, head_size // 2, 2, dtype=torch.float32, device=places_N2.device)
+    frequencies = 1.0 / (base ** (steps / (head_size // 2)))
+    radians = (places_N2.float()[..., None] * frequencies).flatten(1)
+    cos, sin = radians.cos(), radians.sin()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
+
+def order_by_windows(grids: Sequence[Grid], merge: int, side: int) -> tuple[Tensor, list[int]]:
+    """The indices (N,) of patches window by window, and the lengths of the windows.
+
+    Windows of `side` by `side` merge blocks are cut from the top left of every frame; the last ones are smaller.
+    """
+    blocks, lengths, first = [], [], 0
+    for frames, height, width in grids:
+        rows, columns = height // merge, width // merge
+        numbers = torch.arange(first, first + frames * rows * columns).view(frames, rows, columns)
+        first += frames * rows * columns
+        for frame in numbers:
+            for band in frame.split(side, 0):
+                windows = [window.flatten() for window in band.split(side, 1)]
+                blocks += windows
+                lengths += [len(window) * merge**2 for window in windows]
+    order = torch.cat(blocks)[:, None] * merge**2 + torch.arange(merge**2)
+    return order.flatten(), lengths

@@ -1,0 +1,80 @@
+"""Family files with a vision tower: the entries of one family for each pair of a decoder and a tower that they name."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from litgpt.mappings import drop_nulls
+
+INHERITED_BY_TOWERS = ("config", "missing", "tensors")
+"""The entries of a tower's file that one `like` another inherits, key by key, except those set to null."""
+
+
+def merge_parent_tower(towers: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """The entries of a tower, with those inherited from the tower that it is `like`."""
+    data = towers[name]
+    if "like" not in data:
+        return data
+    base = merge_parent_tower(towers, data["like"])
+    merged = {key: {**base[key], **data.get(key, {})} for key in INHERITED_BY_TOWERS}
+    return {**base, **data, **{key: drop_nulls(entries) for key, entries in merged.items()}}
+
+
+def expand_vision_family(
+    data: dict[str, Any], decoders: Mapping[str, dict[str, Any]], towers: Mapping[str, dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The entries of a family for each pair of a decoder and a tower.
+
+    Args:
+        data: the file: `decoders` are families and the model types that they have in `text_config`, `towers` are files
+            in `towers/` and further entries of `vision`; `decoder_names` maps the starts of a decoder's tensor names to
+            those here, `tower_names` is the start of the tower's.
+        decoders: the entries of the decoders' families, inherited ones included, by name.
+        towers: those of the files of towers.
+    """
+    pairs = [(decoder, tower) for decoder in data["decoders"] for tower in data["towers"]]
+    for decoder, tower in pairs:
+        name = data["name"] if len(pairs) == 1 else f"{data['name']}-{decoder}-{tower}"
+        yield {
+            "name": name,
+            **merge_decoder(data, decoders[decoder], decoder, merge_parent_tower(towers, tower), tower),
+        }
+
+
+def merge_decoder(
+    data: dict[str, Any], decoder: dict[str, Any], decoder_name: str, tower: dict[str, Any], tower_name: str
+) -> dict[str, Any]:
+    """The entries of one pair: the decoder's with those of the file over them, and `vision`."""
+    vision, start = data["vision"], data.get("tower_names", "")
+    tensors = {rename_start(name, data["decoder_names"]): line for name, line in decoder["tensors"].items()}
+    tensors |= {start + name: line for name, line in tower["tensors"].items()}
+    text = data.get("text", {})
+    merged = {
+        key: {**decoder.get(key, {}), **text.get(key, {})}
+        for key in ("fixed", "config", "translated", "expect", "missing")
+    }
+    ignored = [*decoder.get("ignored", []), *(start.replace(".", r"\.") + each for each in tower.get("ignored", []))]
+    keys = {
+        "tower_type": tower["model_type"],
+        "decoder_type": data["decoders"][decoder_name],
+        "fixed": {**tower["fixed"], **vision.get("fixed", {})},
+        "config": {**tower["config"], **vision.get("config", {})},
+        "outside": vision["outside"],
+        "translated": [*tower.get("translated", []), *vision.get("translated", [])],
+        "missing": {**tower["missing"], **vision.get("missing", {})},
+        "missing_outside": vision["missing_outside"],
+        **(data["towers"][tower_name] or {}),
+    }
+    return {
+        **{key: data[key] for key in ("architectures", "model_type", "nested", "starts") if key in data},
+        **{key: decoder[key] for key in ("unused", "divisible", "module_names") if key in decoder},
+        **merged,
+        "order": 2,
+        "tensors": {**tensors, **data["tensors"]},
+        "ignored": ignored,
+        "vision": keys,
+    }
+
+
+def rename_start(name: str, starts: Mapping[str, str]) -> str:
+    """A published name with its start replaced by the first that matches."""
+    return next((new + name[len(old) :] for old, new in starts.items() if name.startswith(old)), name)

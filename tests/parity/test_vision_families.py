@@ -1,0 +1,202 @@
+"""Models with a vision tower against transformers: read as published, logits, gradients, and written to load there."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor
+
+from litgpt.data.media.patches import count_places, cut_patches, pack_media
+from litgpt.data.media.positions import build_media_positions
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.model.media import Media
+from litgpt.model.registry import find_family
+from litgpt.model.tower_config import TowerShape
+from litgpt.store.load_model import load_model
+from litgpt.store.save_model import save_model_folder
+
+IMAGE, VIDEO = 90, 91
+TEXT = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 4}
+SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+QWEN = {"depth": 3, "num_heads": 2, "patch_size": 4}
+TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": 92, "vision_end_token_id": 93}
+
+
+class Row(NamedTuple):
+    """A small model: its class, settings, and the sizes of its images, and of the frames of a video, in pixels."""
+
+    kind: str
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    outside: dict[str, Any]
+    images: list[tuple[int, int]]
+    video: tuple[int, int, int] | None = None
+
+
+def llava(text: dict[str, Any], tower: str, select: str, layer: int = -2) -> Row:
+    """A LLaVA model of a decoder and a tower."""
+    outside = {"image_token_index": IMAGE, "vision_feature_select_strategy": select, "vision_feature_layer": layer}
+    vision = {**TOWER, "model_type": f"{tower}_vision_model", "image_size": 16}
+    return Row("Llava", {**TEXT, **text}, vision, outside, [(16, 16)] * 3)
+
+
+def qwen(kind: str, vision: dict[str, Any], text: dict[str, Any] | None = None) -> Row:
+    """A model of the Qwen-VL line; images of sizes that leave windows cut, and a video."""
+    settings = {**TEXT, "rope_parameters": SECTIONS, **(text or {})}
+    return Row(kind, settings, {**QWEN, **vision}, TOKENS, [(16, 24), (40, 48), (8, 8)], (5, 24, 16))
+
+
+def idefics(kind: str) -> Row:
+    """A model of the Idefics 3 line."""
+    vision = {**TOWER, "image_size": 32}
+    outside = {"image_token_id": IMAGE, "scale_factor": 2}
+    return Row(kind, {**TEXT, "model_type": "llama"}, vision, outside, [(24, 24)] * 3)
+
+
+WINDOWS = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "window_size": 16}
+ROWS = {
+    "llava-llama-clip": llava({"model_type": "llama"}, "clip", "default"),
+    "llava-mistral-siglip": llava({"model_type": "mistral", "sliding_window": 8, "head_dim": 8}, "siglip", "full", -1),
+    "llava-qwen2-siglip": llava({"model_type": "qwen2", "tie_word_embeddings": False}, "siglip", "full", 2),
+    "qwen2_vl": qwen("Qwen2VL", {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}),
+    "qwen2_5_vl": qwen("Qwen2_5_VL", {**WINDOWS, "fullatt_block_indexes": [1], "tokens_per_second": 2}),
+    "idefics3": idefics("Idefics3"),
+    "smolvlm": idefics("SmolVLM"),
+}
+
+
+def build_reference(row: Row) -> Any:
+    """A small random model of transformers, with weights far enough from zero that every part shows in the logits."""
+    config = getattr(transformers, f"{row.kind}Config")(
+        text_config=row.text, vision_config=row.vision, **row.outside, pad_token_id=None
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+class Example(NamedTuple):
+    """Two texts with images, and a video if the model reads them, for both libraries."""
+
+    ids_BT: Tensor
+    media: Media
+    positions: Tensor | None
+    theirs: dict[str, Any]
+
+
+def build_example(row: Row, shape: TowerShape) -> Example:
+    """The first row has two images, the second one and the video; both have the same length."""
+    torch.manual_seed(1)
+    images = [torch.randn(1, 3, *size) for size in row.images]
+    cut = [cut_patches(image, shape) for image in images]
+    clip = None if row.video is None else torch.randn(row.video[0], 3, *row.video[1:])
+    film = None if clip is None else cut_patches(clip, shape)
+
+    def places(number: int) -> list[int]:
+        return [IMAGE] * count_places(cut[number][1], shape)
+
+    first = [5, 6, *places(0), 7, *places(1), 8]
+    second = [9, *places(2), 11, *([VIDEO] * count_places(film[1], shape) if film else []), 12, 13]
+    length = max(len(first), len(second))
+    texts = [text + list(range(20, 20 + length - len(text))) for text in (first, second)]
+    ids = torch.tensor(texts)
+    items = [*cut, *([film] if film else [])]
+    if row.kind.startswith("Qwen"):
+        theirs: dict[str, Any] = {
+            "pixel_values": torch.cat([patches for patches, _ in cut]),
+            "image_grid_thw": torch.tensor([grid for _, grid in cut]),
+            "pixel_values_videos": film[0],
+            "video_grid_thw": torch.tensor([film[1]]),
+        }
+        by_row = [[grid for _, grid in items[:2]], [grid for _, grid in items[2:]]]
+        positions = torch.stack([build_media_positions(shape, *pair) for pair in zip(texts, by_row, strict=True)])
+        theirs |= {"position_ids": positions.transpose(0, 1)}
+    elif row.kind == "Llava":
+        theirs, positions = {"pixel_values": torch.cat(images)}, None
+    else:
+        theirs, positions = {"pixel_values": torch.cat(images)[None]}, None
+    return Example(ids, pack_media(items), positions, theirs)
+
+
+def compute_logits(model: GPT, example: Example) -> Tensor:
+    """Our logits (B, T, V)."""
+    hidden = model.embed_media(example.ids_BT, example.media)
+    return model(example.ids_BT, hidden_BTD=hidden, positions_BT=example.positions)
+
+
+def compute_hf_logits(model: Any, example: Example) -> Tensor:
+    """The logits (B, T, V) of transformers."""
+    return model(input_ids=example.ids_BT, **example.theirs).logits
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_tower_family_as_published(name: str, tmp_path: Path) -> None:
+    row, source, export = ROWS[name], tmp_path / "published", tmp_path / "export"
+    hf_model = build_reference(row)
+    hf_model.save_pretrained(source)
+    config = Config.from_checkpoint(source)
+    family = find_family(config)
+    assert family is not None and family.name == name and config.vision is not None
+    example = build_example(row, TowerShape.from_values(config.vision))
+
+    model = GPT(config).eval()
+    load_model(model, source, warn=lambda line: pytest.fail(line))
+    expected, actual = compute_hf_logits(hf_model, example), compute_logits(model, example)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    compare_gradients(model, hf_model, actual, expected, config)
+
+    other = example._replace(media=Media(example.media.patches_NP.flip(0), example.media.grids))
+    assert (compute_logits(model, other) - actual).abs().max() > 1e-3
+
+    save_model_folder(export, config=config, tensors=((key, value.detach()) for key, value in model.named_parameters()))
+    exported, original = load_file(export / "model.safetensors"), load_file(source / "model.safetensors")
+    assert exported.keys() == original.keys()
+    assert all(torch.equal(exported[key], original[key]) for key in original)
+    loaded, report = transformers.AutoModelForImageTextToText.from_pretrained(
+        export, output_loading_info=True, dtype="float32", attn_implementation="eager"
+    )
+    assert type(loaded) is type(hf_model) and not any(report.values()), report
+    with torch.no_grad():
+        assert torch.equal(compute_hf_logits(loaded.eval(), example), expected)
+    assert Config.from_checkpoint(export) == config
+    (export / "model_config.yaml").unlink()
+    assert Config.from_checkpoint(export) == Config(**{**config.to_dict(), "name": "export"})
+
+
+def compare_gradients(model: GPT, hf_model: Any, actual: Tensor, expected: Tensor, config: Config) -> None:
+    """Compare the gradients of all parameters, under the published names."""
+    family = find_family(config)
+    assert family is not None
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2)) / expected.shape[1]
+    (actual * weights).sum().backward()
+    (expected * weights).sum().backward()
+    theirs = {name: parameter.grad for name, parameter in hf_model.named_parameters()}
+    compared = 0
+    for hf_name, gradient in theirs.items():
+        mapping = family.tensors.map_hf_name(hf_name, config)
+        assert mapping is not None, hf_name
+        ours = [model.get_parameter(name).grad for name in mapping.names]
+        if gradient is None:
+            assert all(each is None for each in ours), hf_name
+            continue
+        for each, part in zip(ours, mapping.split(gradient, config), strict=True):
+            torch.testing.assert_close(each, part, atol=1e-5, rtol=1e-5, msg=lambda text, name=hf_name: name + text)
+            compared += 1
+    assert compared > 40
