@@ -145,7 +145,12 @@ def compute_hf_logits(model: Any, example: Example) -> Tensor:
     return model(input_ids=example.ids_BT, **example.theirs).logits
 
 
-@pytest.mark.parametrize("name", ROWS)
+FAST = ("llava-qwen2-siglip", "qwen2_5_vl", "idefics3")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
+)
 def test_tower_family_as_published(name: str, tmp_path: Path) -> None:
     row, source, export = ROWS[name], tmp_path / "published", tmp_path / "export"
     hf_model = build_reference(row)

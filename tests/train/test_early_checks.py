@@ -15,6 +15,7 @@ from litgpt.store import hub
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 LLAMA |= {"intermediate_size": 48, "vocab_size": 64, "max_position_embeddings": 128, "num_key_value_heads": 2}
+LLAVA = {"model_type": "llava", "text_config": LLAMA, "vision_config": {"model_type": "clip_vision_model"}}
 PRETRAIN = ["pretrain", "pythia-14m", "--data=TextFiles", "--data.train_data_path=texts", "--tokenizer_dir=small"]
 FINETUNE = ["finetune_full", "model", "--data=JSON", "--data.json_path=rows.json"]
 CASES = [
@@ -78,6 +79,7 @@ CASES = [
     (["generate_adapter_v2", "model"], "adapter_path: out/finetune/adapter-v2/final is not a folder"),
     (["generate_speculatively", "model", "none"], "target_model_checkpoint_dir: none is not a folder"),
     ([*PRETRAIN, "--moe.aux_loss_coeff=0.1"], "moe.aux_loss_coeff: 0.1 has no effect with a model without experts"),
+    (["finetune", "seeing", *FINETUNE[2:]], "seeing: it has a vision tower, and training such models is not supported"),
     ([*FINETUNE, "--moe.z_loss_coeff=0.1"], "moe.z_loss_coeff: 0.1 has no effect with a model without experts"),
 ]
 
@@ -85,13 +87,14 @@ CASES = [
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with a small tokenizer, texts, rows, the config of a model, and an old run."""
-    for name in ("small", "texts", "model", "old/step-00000002"):
+    for name in ("small", "texts", "model", "seeing", "old/step-00000002"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "texts/a.txt").write_text("a")
     (tmp_path / "texts/b.txt").write_text("b")
     (tmp_path / "rows.json").write_text("[]")
     (tmp_path / "model/config.json").write_text(json.dumps(LLAMA))
-    for folder in ("small", "model"):
+    (tmp_path / "seeing/config.json").write_text(json.dumps(LLAVA))
+    for folder in ("small", "model", "seeing"):
         Tokenizer(BPE({"a": 0, "b": 1, "c": 2, "d": 3}, [])).save(str(tmp_path / folder / "tokenizer.json"))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor
@@ -42,21 +43,23 @@ def compute_rope_index(model: Any, ids: list[int], grids: list[tuple[int, int, i
     return positions[:, 0]
 
 
-def test_random_layouts() -> None:
-    for kind, speed in (("Qwen2VL", None), ("Qwen2_5_VL", 2.0)):
-        config = getattr(transformers, f"{kind}Config")(
-            vision_config={"depth": 1, "tokens_per_second": 2, "spatial_merge_size": 2}
-        )
-        with torch.device("meta"):
-            model = getattr(transformers, f"{kind}Model")(config)
-        shape, draw, moved = TowerShape.from_values({**SHAPE, "tokens_per_second": speed}), random.Random(0), 0
-        for _ in range(LAYOUTS):
-            ids, grids = draw_layout(draw, shape)
-            kinds = [token for token, before in zip(ids, [0, *ids], strict=False) if token != 1 and token != before]
-            expected = compute_rope_index(model, ids, grids, kinds)
-            assert torch.equal(build_media_positions(shape, ids, grids, after_video="grid"), expected)
-            moved += not torch.equal(build_media_positions(shape, ids, grids), expected)
-        assert moved > (100 if speed else 0)  # time passes rows and columns more often at two positions a step
+@pytest.mark.parametrize(
+    ("kind", "speed"), [pytest.param("Qwen2VL", None, marks=pytest.mark.slow), ("Qwen2_5_VL", 2.0)]
+)
+def test_random_layouts(kind: str, speed: float | None) -> None:
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config={"depth": 1, "tokens_per_second": 2, "spatial_merge_size": 2}
+    )
+    with torch.device("meta"):
+        model = getattr(transformers, f"{kind}Model")(config)
+    shape, draw, moved = TowerShape.from_values({**SHAPE, "tokens_per_second": speed}), random.Random(0), 0
+    for _ in range(LAYOUTS):
+        ids, grids = draw_layout(draw, shape)
+        kinds = [token for token, before in zip(ids, [0, *ids], strict=False) if token != 1 and token != before]
+        expected = compute_rope_index(model, ids, grids, kinds)
+        assert torch.equal(build_media_positions(shape, ids, grids, after_video="grid"), expected)
+        moved += not torch.equal(build_media_positions(shape, ids, grids), expected)
+    assert moved > (100 if speed else 0)  # time passes rows and columns more often at two positions a step
 
 
 def test_published_vector_and_time_of_videos() -> None:
