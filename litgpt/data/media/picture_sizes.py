@@ -1,0 +1,74 @@
+"""The sizes to which images are resized before they are cut into patches, by the rules of published processors."""
+
+import math
+from collections.abc import Callable, Mapping
+
+from litgpt.errors import UserError
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+LONGEST_SIDE = 4096  # of an image of Idefics 3 before it is cut into tiles
+NARROWEST = 200  # long side over short side from which on Qwen2-VL takes no images
+
+
+def fit_square(_size: Size, limits: Mapping[str, int], _unit: int) -> Size:
+    """The given height and width (SigLIP)."""
+    return limits["height"], limits["width"]
+
+
+def fit_short_side(size: Size, limits: Mapping[str, int], _unit: int) -> Size:
+    """The short side at `shortest_edge`, the long one in proportion, rounded down (CLIP)."""
+    short, long = min(size), max(size)
+    longer = int(limits["shortest_edge"] * long / short)
+    return (longer, limits["shortest_edge"]) if size[0] > size[1] else (limits["shortest_edge"], longer)
+
+
+def fit_area(size: Size, limits: Mapping[str, int], unit: int) -> Size:
+    """Both sides near their own at multiples of `unit`, the area within `shortest_edge` to `longest_edge` (Qwen2-VL).
+
+    Raises:
+        UserError: if the image is too narrow.
+    """
+    height, width = size
+    if max(size) > NARROWEST * min(size):
+        raise UserError(
+            f"image of {height} x {width} pixels: too narrow; the ratio of its sides is at most {NARROWEST}"
+        )
+    least, most = limits["shortest_edge"], limits["longest_edge"]
+    rounded = round(height / unit) * unit, round(width / unit) * unit
+    if rounded[0] * rounded[1] > most:
+        shrink = math.sqrt(height * width / most)
+        return max(unit, math.floor(height / shrink / unit) * unit), max(unit, math.floor(width / shrink / unit) * unit)
+    if rounded[0] * rounded[1] < least:
+        growth = math.sqrt(least / (height * width))
+        return math.ceil(height * growth / unit) * unit, math.ceil(width * growth / unit) * unit
+    return rounded
+
+
+def fit_long_side(size: Size, limits: Mapping[str, int], _unit: int) -> Size:
+    """The long side at `longest_edge`, the short one in proportion and even; at most 4096 pixels (Idefics 3)."""
+    longest = limits["longest_edge"]
+    is_wide, ratio = size[1] >= size[0], size[1] / size[0]
+    short = int(longest / ratio) if is_wide else int(longest * ratio)
+    short = max(short + short % 2, 1)
+    if longest > LONGEST_SIDE:
+        ratio = longest / short if is_wide else short / longest
+        longest = LONGEST_SIDE
+        short = max(int(longest / ratio) if is_wide else int(longest * ratio), 1)
+    return (short, longest) if is_wide else (longest, short)
+
+
+def fit_tiles(size: Size, tile: int) -> Size:
+    """Both sides up to multiples of a tile, the long one first and the short one in proportion to it (Idefics 3)."""
+    is_wide, ratio = size[1] >= size[0], size[1] / size[0]
+    longer = math.ceil(max(size) / tile) * tile
+    shorter = math.ceil(int(longer / ratio if is_wide else longer * ratio) / tile) * tile
+    return (shorter, longer) if is_wide else (longer, shorter)
+
+
+SIZE_RULES: dict[str, Callable[[Size, Mapping[str, int], int], Size]] = {
+    "square": fit_square,
+    "short_side": fit_short_side,
+    "area": fit_area,
+    "long_side": fit_long_side,
+}

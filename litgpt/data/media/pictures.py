@@ -1,0 +1,171 @@
+"""Open images, resize and normalize them as the published processor of a model folder does, to the bit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from litgpt.data.media.picture_sizes import SIZE_RULES, Size, fit_tiles
+from litgpt.errors import UserError
+from litgpt.files import read_json_object
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+INTERPOLATIONS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+HALF = [0.5, 0.5, 0.5]
+CLIP_COLORS, HALF_COLORS = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}, {"image_mean": HALF, "image_std": HALF}
+SHARED: dict[str, Any] = {"resample": 3, "rescale_factor": 1 / 255, "crop_size": None, "max_image_size": None}
+TILES = {**HALF_COLORS, "resample": 1, "size": {"longest_edge": 1456}, "max_image_size": {"longest_edge": 364}}
+CROP = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
+# The size rule of each processor, and the settings that its file may leave out.
+PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "CLIPImageProcessor": ("short_side", {**CLIP_COLORS, **CROP}),
+    "SiglipImageProcessor": ("square", {**HALF_COLORS, "size": {"height": 224, "width": 224}}),
+    "Qwen2VLImageProcessor": ("area", {**CLIP_COLORS, "size": {"shortest_edge": 3136, "longest_edge": 1003520}}),
+    "Idefics3ImageProcessor": ("long_side", TILES),
+    "SmolVLMImageProcessor": ("long_side", TILES),
+}
+STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_image_splitting")
+"""Steps that a processor's file may turn off, which is not supported."""
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """How the images of a model are resized and normalized.
+
+    Attributes:
+        rule: the rule of sizes, a key of `SIZE_RULES`, and its limits.
+        crop: height and width that are cut out of the middle, None for all.
+        tile: the side of the tiles that an image is cut into, with the whole image as the last one; None for no tiles.
+        interpolation: a mode of `torch.nn.functional.interpolate`.
+        mean, std: of each channel, as shares of the largest value.
+        scale: factor on values of 0 to 255 before they are normalized.
+    """
+
+    rule: str
+    limits: Mapping[str, int]
+    crop: Size | None
+    tile: int | None
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float
+
+
+def read_picture_settings(folder: Path) -> PictureSettings:
+    """The settings of the processor in a model folder.
+
+    Raises:
+        UserError: if the folder has none, or one that is not supported.
+    """
+    path = next((folder / name for name in PROCESSOR_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise UserError(f"{folder}: has no {' or '.join(PROCESSOR_FILES)}; use the folder of a model that reads images")
+    values = read_json_object(path)
+    values = values.get("image_processor", values)
+    kind = str(values.get("image_processor_type")).removesuffix("Fast")
+    if kind not in PROCESSORS:
+        raise UserError(f"{path}: image_processor_type: {kind} is not supported; use one of {', '.join(PROCESSORS)}")
+    for step in STEPS:
+        if values.get(step) is False:
+            raise UserError(f"{path}: {step}: false is not supported; use true")
+    rule, defaults = PROCESSORS[kind]
+    settings = {**SHARED, **defaults, **{key: value for key, value in values.items() if value is not None}}
+    size, crop, tile = settings["size"], settings["crop_size"], settings["max_image_size"]
+    if rule == "area":  # older files have these keys, which come first, beside the size
+        older = {"shortest_edge": values.get("min_pixels"), "longest_edge": values.get("max_pixels")}
+        size = {**size, **{key: value for key, value in older.items() if value is not None}}
+    if rule == "short_side" and "height" in size:
+        rule = "square"
+    if crop and max(crop.values()) > (least := size.get("shortest_edge", 0)):
+        raise UserError(f"{path}: crop_size: {max(crop.values())} is more than the size of {least}; use {least}")
+    if settings["resample"] not in INTERPOLATIONS:
+        raise UserError(f"{path}: resample: {settings['resample']} is not supported; use one of {INTERPOLATIONS}")
+    return PictureSettings(
+        rule=rule,
+        limits={key: int(value) for key, value in size.items()},
+        crop=(crop["height"], crop["width"]) if crop else None,
+        tile=tile["longest_edge"] if tile else None,
+        interpolation=INTERPOLATIONS[settings["resample"]],
+        mean=tuple(settings["image_mean"]),
+        std=tuple(settings["image_std"]),
+        scale=float(settings["rescale_factor"]),
+    )
+
+
+def open_picture(source: "Path | bytes | Image") -> Tensor:
+    """The pixels of an image, uint8 (3, H, W): turned as its EXIF says, transparent ones over white.
+
+    Raises:
+        UserError: if it is not an image that can be decoded.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        if isinstance(source, Image.Image):
+            image = source
+        else:
+            image = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+        image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image)
+        image = image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        name = source if isinstance(source, Path) else "image"
+        raise UserError(f"{name}: not an image that can be read ({error}); use e.g. a PNG or JPEG file") from None
+    values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return values.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
+
+
+def resize_picture(pixels_CHW: Tensor, settings: PictureSettings, unit: int) -> list[Tensor]:
+    """The images uint8 (C, H, W) that the tower reads of one: one, or its tiles row by row and the whole at last.
+
+    Args:
+        unit: the side of a merge block in pixels.
+    """
+    size = SIZE_RULES[settings.rule](get_size(pixels_CHW), settings.limits, unit)
+    pixels_CHW = interpolate(pixels_CHW, size, settings.interpolation)
+    if settings.crop is not None:
+        return [crop_middle(pixels_CHW, settings.crop)]
+    if settings.tile is None:
+        return [pixels_CHW]
+    tile = settings.tile
+    pixels_CHW = interpolate(pixels_CHW, fit_tiles(get_size(pixels_CHW), tile), settings.interpolation)
+    if get_size(pixels_CHW) == (tile, tile):
+        return [pixels_CHW]
+    tiles = [part for band in pixels_CHW.split(tile, 1) for part in band.split(tile, 2)]
+    return [*tiles, interpolate(pixels_CHW, (tile, tile), settings.interpolation)]
+
+
+def get_size(pixels_CHW: Tensor) -> Size:
+    """Height and width."""
+    return pixels_CHW.shape[-2], pixels_CHW.shape[-1]
+
+
+def interpolate(pixels_CHW: Tensor, size: Size, mode: str) -> Tensor:
+    """Resize an image with antialiasing, in uint8."""
+    if get_size(pixels_CHW) == size:
+        return pixels_CHW
+    return F.interpolate(pixels_CHW[None], size, mode=mode, antialias=True)[0]
+
+
+def crop_middle(pixels_CHW: Tensor, size: Size) -> Tensor:
+    """The middle of an image that is at least as large as `size`."""
+    top, left = (int((have - want) / 2) for have, want in zip(get_size(pixels_CHW), size, strict=True))
+    return pixels_CHW[:, top : top + size[0], left : left + size[1]]
+
+
+def normalize_picture(pixels_CHW: Tensor, settings: PictureSettings) -> Tensor:
+    """Pixels of 0 to 255 as float32 with the mean and the deviation of the settings removed, (C, H, W)."""
+    mean, std = (torch.tensor(values) * (1.0 / settings.scale) for values in (settings.mean, settings.std))
+    return (pixels_CHW.float() - mean[:, None, None]) / std[:, None, None]

@@ -1,0 +1,151 @@
+"""Preprocessing of images equals the processors of transformers to the bit."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+
+from litgpt.data.media.patches import cut_patches
+from litgpt.data.media.picture_sizes import SIZE_RULES
+from litgpt.data.media.pictures import (
+    PictureSettings,
+    get_size,
+    normalize_picture,
+    open_picture,
+    read_picture_settings,
+    resize_picture,
+)
+from litgpt.errors import UserError
+from litgpt.model.tower_config import TowerShape
+
+SIZES = [(40, 60), (61, 37), (96, 96), (25, 200), (300, 451), (128, 64), (33, 33), (180, 320), (9, 14), (77, 201)]
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "CLIPImageProcessor": {"size": {"shortest_edge": 56}, "crop_size": {"height": 48, "width": 56}},
+    "SiglipImageProcessor": {"size": {"height": 48, "width": 64}},
+    "Qwen2VLImageProcessor": {"size": {"shortest_edge": 4 * 784, "longest_edge": 40 * 784}},
+    "Idefics3ImageProcessor": {"size": {"longest_edge": 160}, "max_image_size": {"longest_edge": 64}},
+    "SmolVLMImageProcessor": {"size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 96}},
+}
+PATCHES = {"width": 8, "layers": 1, "heads": 2, "mlp_size": 8, "blocks_run": 1, "patch": 14, "merge": 2, "temporal": 2}
+SHAPE = TowerShape.from_values({**PATCHES, "image_token": 1})
+
+
+def draw_image(height: int, width: int, mode: str = "RGB") -> Image.Image:
+    """A drawn image: a gradient, noise, and sharp edges."""
+    generator = torch.Generator().manual_seed(height * width)
+    values = torch.rand(height, width, 3, generator=generator) * 60 + torch.linspace(0, 190, width)[:, None]
+    values[height // 3 : height // 2] = 255
+    return Image.fromarray(values.to(torch.uint8).numpy()).convert(mode)
+
+
+def compute_expected(processor: Any, image: Any) -> Tensor:
+    """What a processor of transformers makes of an image: (patches, P) for Qwen's, else (tiles, C, H, W)."""
+    pixels = processor([[image]] if "Idefics" in type(processor).__name__ else [image], return_tensors="pt")
+    values = pixels["pixel_values"]
+    return values[0] if values.dim() == 5 else values
+
+
+def compute_actual(pixels: Tensor, settings: PictureSettings) -> Tensor:
+    """Our form of the same."""
+    pictures = resize_picture(pixels, settings, 28)
+    if settings.rule == "area":
+        (picture,) = pictures
+        return cut_patches(normalize_picture(picture, settings)[None], SHAPE)[0]
+    return torch.stack([normalize_picture(picture, settings) for picture in pictures])
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_equal_to_the_published_processor(kind: str, tmp_path: Path) -> None:
+    processor = getattr(transformers, kind)(**PROCESSORS[kind])
+    processor.save_pretrained(tmp_path)
+    settings = read_picture_settings(tmp_path)
+    for size in SIZES:
+        image = draw_image(*size)
+        assert torch.equal(compute_actual(open_picture(image), settings), compute_expected(processor, image)), size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_photos_with_the_default_settings(kind: str, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    processor = getattr(transformers, kind)()
+    processor.save_pretrained(tmp_path)
+    settings = read_picture_settings(tmp_path)
+    for photo in datasets.load_sample_images().images:
+        image = Image.fromarray(photo)
+        for view in (image, image.crop((0, 0, 201, 400)), image.resize((1300, 350))):
+            assert torch.equal(compute_actual(open_picture(view), settings), compute_expected(processor, view))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "LA", "1", "I;16"])
+def test_modes_become_three_channels(mode: str) -> None:
+    source = draw_image(12, 20, "L" if mode == "I;16" else mode)
+    image = source.convert("I;16") if mode == "I;16" else source
+    pixels = open_picture(image)
+    assert pixels.shape == (3, 12, 20) and pixels.dtype == torch.uint8
+    if mode in ("L", "CMYK", "RGBA"):
+        expected = torch.tensor(np.asarray(source.convert("RGB")))
+        assert torch.equal(pixels, expected.permute(2, 0, 1))
+
+
+def test_transparent_pixels_are_white() -> None:
+    pixels = open_picture(Image.new("RGBA", (2, 2), (255, 0, 0, 0)))
+    assert pixels.unique().tolist() == [255]
+    half = open_picture(Image.new("RGBA", (1, 1), (255, 0, 0, 128)))
+    assert half.flatten().tolist() == [255, 127, 127]
+
+
+def test_turned_as_exif_says() -> None:
+    image, stored = draw_image(10, 20), BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(stored, "PNG", exif=exif)
+    pixels = open_picture(stored.getvalue())
+    assert torch.equal(pixels, open_picture(image).rot90(-1, (1, 2)))
+
+
+@pytest.mark.parametrize("data", [b"", b"text", b"\x89PNG\r\n\x1a\n", "cut"])
+def test_broken_files(data: bytes | str, tmp_path: Path) -> None:
+    stored = BytesIO()
+    draw_image(40, 40).save(stored, "PNG")
+    path = tmp_path / "a.png"
+    path.write_bytes(stored.getvalue()[:300] if isinstance(data, str) else data)
+    with pytest.raises(UserError, match=r"a\.png: not an image that can be read"):
+        open_picture(path)
+
+
+def test_sizes_of_qwen() -> None:
+    limits = {"shortest_edge": 3136, "longest_edge": 1003520}
+    tokens = {(300, 451): 176, (1080, 1920): 1222, (2000, 3000): 1247, (64, 64): 4, (37, 400): 14}
+    for size, count in tokens.items():
+        height, width = SIZE_RULES["area"](size, limits, 28)
+        assert height * width // 28**2 == count
+    with pytest.raises(UserError, match="too narrow"):
+        SIZE_RULES["area"]((1, 300), limits, 28)
+
+
+def test_settings_of_older_files_and_those_that_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "preprocessor_config.json"
+    with pytest.raises(UserError, match="has no preprocessor_config"):
+        read_picture_settings(tmp_path)
+    older = {"image_processor_type": "Qwen2VLImageProcessorFast", "min_pixels": 784, "max_pixels": 7840}
+    path.write_text(json.dumps(older))
+    settings = read_picture_settings(tmp_path)
+    assert settings.limits == {"shortest_edge": 784, "longest_edge": 7840}
+    assert get_size(resize_picture(torch.zeros(3, 200, 300, dtype=torch.uint8), settings, 28)[0]) == (56, 84)
+    for change, message in (
+        ({"image_processor_type": "OtherImageProcessor"}, "OtherImageProcessor is not supported"),
+        ({"do_resize": False}, "do_resize: false is not supported"),
+        ({"resample": 0}, "resample: 0"),
+        ({"image_processor_type": "CLIPImageProcessor", "crop_size": {"height": 300, "width": 224}}, "crop_size: 300"),
+    ):
+        path.write_text(json.dumps({**older, **change}))
+        with pytest.raises(UserError, match=message):
+            read_picture_settings(tmp_path)
