@@ -10,12 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from litgpt.data.media.patches import count_places, cut_patches, pack_media
+from litgpt.data.media.pictures import (
+    PROCESSOR_FILES,
+    normalize_picture,
+    open_picture,
+    read_picture_settings,
+    resize_picture,
+)
+from litgpt.data.media.positions import build_media_positions
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_json
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
+from litgpt.model.media import Media
 from litgpt.model.registry import find_family, normalize_config
+from litgpt.model.tower_config import TowerShape
 from litgpt.recipe.store_commands import Verify
 from litgpt.store.load_model import load_config, load_model
 from litgpt.store.tensor_audit import audit_folder, find_differing
@@ -55,7 +66,7 @@ def run(recipe: Verify) -> None:
     folder = recipe.checkpoint_dir
     config = load_config(folder)
     checks = []
-    for check in CHECKS:
+    for check in (*CHECKS, check_images) if config.vision else CHECKS:
         checks.append(run_check(check, recipe, config))
         word = {True: "passed", False: "FAILED", None: "skipped"}[checks[-1].passed]
         print(f"{checks[-1].name}: {word}: {checks[-1].summary}", flush=True)
@@ -172,6 +183,8 @@ def load_reference_model(folder: Path, config: Config) -> Any:
     import transformers
 
     loader = {"logits": transformers.AutoModelForCausalLM, "score": transformers.AutoModelForSequenceClassification}
+    if config.vision is not None:
+        loader["logits"] = transformers.AutoModelForImageTextToText
     settings = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
     try:
         return loader[config.output].from_pretrained(folder, **settings).eval()
@@ -257,6 +270,69 @@ def draw_texts(number: int, seed: int) -> list[str]:
     """Draw texts of one to thirty words in many scripts, with spaces, line ends, code, numbers and special tokens."""
     draw = random.Random(seed)
     return [" ".join(draw.choices(WORDS, k=draw.randint(1, 30))) for _ in range(number)]
+
+
+def check_images(recipe: Verify, config: Config) -> Check:
+    """Check drawn images: their pixels by the folder's processor, to the bit, and the logits of a text with them."""
+    from PIL.Image import fromarray
+    from transformers import AutoImageProcessor
+
+    folder = recipe.checkpoint_dir
+    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        return Check("images", None, f"no {' or '.join(PROCESSOR_FILES)} in the folder", {})
+    assert config.vision is not None
+    settings, shape = read_picture_settings(folder), TowerShape.from_values(config.vision)
+    images = [fromarray(values.numpy()) for values in draw_pixels(recipe.seed)]
+    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    expected = processor(images=images, return_tensors="pt")
+    unit = shape.patch * shape.merge
+    resized = [picture for image in images for picture in resize_picture(open_picture(image), settings, unit)]
+    pictures = [normalize_picture(picture, settings) for picture in resized]
+    items = [cut_patches(picture[None], shape) for picture in pictures]
+    media = pack_media(items)
+    packed = "image_grid_thw" in expected
+    pixels = media.patches_NP if packed else torch.stack(pictures)
+    same = torch.equal(pixels, expected["pixel_values"] if packed else expected["pixel_values"].flatten(0, -4))
+    largest, share = compare_image_logits(recipe, config, media, expected)
+    said = f"pixels of {len(images)} images {'are equal to the bit' if same else 'DIFFER'}"
+    summary = (
+        f"{said}; logits differ by at most {largest:.2e}, {share:.2e} of the largest, {recipe.tolerance:g} allowed"
+    )
+    figures = {"sizes": [image.size for image in images], "grids": media.grids, "largest": largest, "share": share}
+    return Check("images", same and share <= recipe.tolerance, summary, {**figures, "same_pixels": same})
+
+
+def draw_pixels(seed: int) -> list[Tensor]:
+    """Two images (H, W, 3) of different sizes, uint8: noise over a slope."""
+    draw = torch.Generator().manual_seed(seed)
+    return [
+        (torch.rand(*size, 3, generator=draw) * 100 + torch.linspace(0, 155, size[1])[:, None]).to(torch.uint8)
+        for size in ((48, 80), (120, 64))
+    ]
+
+
+def compare_image_logits(recipe: Verify, config: Config, media: Media, inputs: Any) -> tuple[float, float]:
+    """The largest difference of logits from transformers, and its share of the largest logit, of a text with images.
+
+    Args:
+        inputs: the images as the model of transformers takes them.
+    """
+    reference, model = load_reference_model(recipe.checkpoint_dir, config), GPT(config).eval()
+    load_model(model, recipe.checkpoint_dir)
+    assert model.vision is not None
+    shape, draw = model.vision.shape, random.Random(recipe.seed)
+    words = sorted(set(range(count_tokens(config))) - set(shape.media_tokens))
+    ids = draw.choices(words, k=3)
+    for grid in media.grids:
+        ids += [shape.image_token] * count_places(grid, shape) + draw.choices(words, k=2)
+    positions = build_media_positions(shape, ids, media.grids)[None] if config.rope_sections else None
+    ids_BT = torch.tensor([ids])
+    places = {} if positions is None else {"position_ids": positions.transpose(0, 1)}
+    with torch.no_grad():
+        expected = reference(input_ids=ids_BT, **inputs, **places, use_cache=False).logits
+        actual = model(ids_BT, hidden_BTD=model.embed_media(ids_BT, media), positions_BT=positions)
+    largest = float((actual - expected).abs().max())
+    return largest, largest / float(expected.abs().max())
 
 
 CHECKS = (check_tensors, check_round_trip, check_settings, check_logits, check_tokenizer)

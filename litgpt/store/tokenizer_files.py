@@ -17,6 +17,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "generation_config.json",
 )
+MEDIA_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""How the images of a model are prepared, which goes with its tokenizer."""
 FORMAT_FILES = (
     "chat_template.jinja",
     "chat_template.json",
@@ -28,8 +30,8 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
 
 
 def find_tokenizer_files(folder: Path, *, with_format: bool = True) -> dict[str, Path]:
-    """Find the tokenizer files in a folder, by name; optionally without those of the prompt format."""
-    patterns = TOKENIZER_FILES + (FORMAT_FILES if with_format else ())
+    """Find the files of tokenizer and images in a folder, by name; optionally without those of the prompt format."""
+    patterns = TOKENIZER_FILES + MEDIA_FILES + (FORMAT_FILES if with_format else ())
     return {str(path.relative_to(folder)): path for pattern in patterns for path in sorted(folder.glob(pattern))}
 
 

@@ -33,7 +33,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "Idefics3ImageProcessor": ("long_side", TILES),
     "SmolVLMImageProcessor": ("long_side", TILES),
 }
-STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_image_splitting")
+REQUIRED_STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_image_splitting")
 """Steps that a processor's file may turn off, which is not supported."""
 
 
@@ -74,7 +74,7 @@ def read_picture_settings(folder: Path) -> PictureSettings:
     kind = str(values.get("image_processor_type")).removesuffix("Fast")
     if kind not in PROCESSORS:
         raise UserError(f"{path}: image_processor_type: {kind} is not supported; use one of {', '.join(PROCESSORS)}")
-    for step in STEPS:
+    for step in REQUIRED_STEPS:
         if values.get(step) is False:
             raise UserError(f"{path}: {step}: false is not supported; use true")
     rule, defaults = PROCESSORS[kind]
