@@ -71,7 +71,10 @@ def write_whole(_shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[s
 
 def read_axial_rope(vision: Values, _values: Values, _fields: Values, _width: int) -> dict[str, Any]:
     """The base of the rotary embedding of rows and columns."""
-    return {"rope_base": float((vision.get("rope_parameters") or {}).get("rope_theta", 10000.0))}
+    rope = vision.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise unsupported_key("vision_config.rope_parameters", rope, "{rope_type: axial, rope_theta: 10000.0}")
+    return {"rope_base": float(hf.check_number("rope_theta", rope.get("rope_theta", 10000.0)))}
 
 
 def write_axial_rope(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -85,7 +88,8 @@ def build_merger(key: str) -> TowerTranslation:
     def read(vision: Values, _values: Values, fields: Values, width: int) -> dict[str, Any]:
         if vision.get(key, width) != width:
             raise unsupported_key(f"vision_config.{key}", vision[key], f"{width}, the width of the decoder")
-        return {"projector_hidden": fields["width"] * fields["merge"] ** 2}
+        merge = hf.check_count("vision_config.spatial_merge_size", fields["merge"])
+        return {"projector_hidden": fields["width"] * merge**2}
 
     def write(_shape: TowerShape, width: int) -> tuple[dict[str, Any], dict[str, Any]]:
         return {key: width}, {}

@@ -1,22 +1,25 @@
 """Models with a vision tower against transformers: read as published, logits, gradients, and written to load there."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from litgpt.data.media.patches import count_places, cut_patches, pack_media
 from litgpt.data.media.positions import build_media_positions
+from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.media import Media
 from litgpt.model.registry import find_family
 from litgpt.model.tower_config import TowerShape
-from litgpt.store.load_model import load_model
+from litgpt.store.load_model import iter_tensors, load_model
 from litgpt.store.save_model import save_model_folder
 
 IMAGE, VIDEO = 90, 91
@@ -183,6 +186,65 @@ def test_tower_family_as_published(name: str, tmp_path: Path) -> None:
     assert Config.from_checkpoint(export) == config
     (export / "model_config.yaml").unlink()
     assert Config.from_checkpoint(export) == Config(**{**config.to_dict(), "name": "export"})
+
+
+GENERATIONS = {
+    "llava-qwen2-siglip": {
+        "language_model.model.": "model.language_model.",
+        "language_model.lm_head.": "lm_head.",
+        "vision_tower.": "model.vision_tower.vision_model.",
+        "multi_modal_projector.": "model.multi_modal_projector.",
+    },
+    "qwen2_5_vl": {"model.": "model.language_model.", "visual.": "model.visual."},
+}
+
+
+@pytest.mark.parametrize("name", GENERATIONS)
+def test_newer_names_and_older_config(name: str, tmp_path: Path) -> None:
+    build_reference(ROWS[name]).save_pretrained(tmp_path)
+    config, tensors = Config.from_checkpoint(tmp_path), load_file(tmp_path / "model.safetensors")
+    expected = dict(iter_tensors(tmp_path, config))
+    starts = GENERATIONS[name]
+    renamed = {
+        next((new + key.removeprefix(old) for old, new in starts.items() if key.startswith(old)), key): value
+        for key, value in tensors.items()
+    }
+    assert renamed.keys() != tensors.keys()
+    save_file(renamed, tmp_path / "model.safetensors")
+    if name == "qwen2_5_vl":  # one level, and the kind of scaling that only names sections
+        values = json.loads((tmp_path / "config.json").read_text())
+        text = values.pop("text_config")
+        rope = text.pop("rope_parameters")
+        older = {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
+        (tmp_path / "config.json").write_text(json.dumps({**text, **values, **older}))
+    assert Config.from_checkpoint(tmp_path) == config
+    actual = dict(iter_tensors(tmp_path, config))
+    assert actual.keys() == expected.keys() and all(torch.equal(actual[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("llava-qwen2-siglip", {"text_config": {"model_type": "phi"}}, "text_config.model_type: 'phi'"),
+        ("llava-qwen2-siglip", {"vision_config": {"model_type": "pixtral"}}, "vision_config.model_type: 'pixtral'"),
+        ("llava-qwen2-siglip", {"vision_feature_select_strategy": "default"}, "vision_feature_select_strategy"),
+        ("llava-qwen2-siglip", {"vision_feature_layer": [-2, -1]}, "vision_feature_layer"),
+        ("llava-qwen2-siglip", {"vision_config": [1]}, "vision_config"),
+        ("qwen2_5_vl", {"vision_config": {"rope_parameters": "x"}}, "vision_config.rope_parameters"),
+        ("qwen2_5_vl", {"vision_config": {"spatial_merge_size": "x"}}, "vision_config.spatial_merge_size"),
+        ("qwen2_5_vl", {"vision_config": {"patch_size": [14, 14]}}, "vision_config.patch_size"),
+        ("qwen2_5_vl", {"vision_config": {"out_hidden_size": 48}}, "vision_config.out_hidden_size: 48"),
+    ],
+)
+def test_configs_that_are_refused(name: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    row = ROWS[name]
+    config = getattr(transformers, f"{row.kind}Config")(text_config=row.text, vision_config=row.vision, **row.outside)
+    values = {**config.to_dict(), "architectures": None}
+    for key, value in change.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    (tmp_path / "config.json").write_text(json.dumps(values, default=str))
+    with pytest.raises(UserError, match=re.escape(message)):
+        Config.from_checkpoint(tmp_path)
 
 
 def compare_gradients(model: GPT, hf_model: Any, actual: Tensor, expected: Tensor, config: Config) -> None:

@@ -1,6 +1,7 @@
 """Preprocessing of images equals the processors of transformers to the bit."""
 
 import json
+import random
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from litgpt.data.media.patches import cut_patches
-from litgpt.data.media.picture_sizes import SIZE_RULES
+from litgpt.data.media.picture_sizes import SIZE_RULES, fit_tiles
 from litgpt.data.media.pictures import (
     PictureSettings,
     get_size,
@@ -129,6 +130,24 @@ def test_sizes_of_qwen() -> None:
         assert height * width // 28**2 == count
     with pytest.raises(UserError, match="too narrow"):
         SIZE_RULES["area"]((1, 300), limits, 28)
+
+
+@pytest.mark.parametrize("kind", ["Qwen2VLImageProcessor", "Idefics3ImageProcessor", "SmolVLMImageProcessor"])
+def test_numbers_of_patches_and_tiles_of_random_sizes(kind: str, tmp_path: Path) -> None:
+    processor, draw = getattr(transformers, kind)(), random.Random(0)
+    processor.save_pretrained(tmp_path)
+    settings = read_picture_settings(tmp_path)
+    for _ in range(200):
+        size = draw.randint(20, 3000), draw.randint(20, 3000)
+        height, width = SIZE_RULES[settings.rule](size, settings.limits, 28)
+        if settings.tile is None:
+            assert height * width // 14**2 == processor.get_number_of_image_patches(*size)
+            continue
+        height, width = fit_tiles((height, width), settings.tile)
+        rows, columns = height // settings.tile, width // settings.tile
+        whole = int(rows * columns > 1)
+        expected = (rows * columns + whole, rows if whole else 1, columns if whole else 1)
+        assert tuple(map(int, processor.get_number_of_image_patches(*size))) == expected
 
 
 def test_settings_of_older_files_and_those_that_are_refused(tmp_path: Path) -> None:
