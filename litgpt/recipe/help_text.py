@@ -5,6 +5,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -46,6 +47,7 @@ class Entry(NamedTuple):
     text: str
 
 
+@cache
 def read_descriptions(cls: type) -> dict[str, str]:
     """Read the descriptions of the settings of a class from its docstrings and those of its bases."""
     descriptions: dict[str, str] = {}

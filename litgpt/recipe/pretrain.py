@@ -52,7 +52,7 @@ class Pretrain(Training):
     )
     eval: EvalArgs = field(default_factory=lambda: EvalArgs(interval=1000), kw_only=True)
     logger_name: LoggerName = field(default="tensorboard", kw_only=True)
-    """Logger."""
+    """Where the metrics of a run are logged."""
     seed: Seed = field(default=42, kw_only=True)
     """Random seed of the initial weights, dropout and generated samples; the data order has data.seed."""
 

@@ -56,7 +56,7 @@ class Training:
     num_nodes: Count = 1
     """Number of nodes."""
     logger_name: LoggerName = "csv"
-    """Logger."""
+    """Where the metrics of a run are logged."""
     seed: Seed
     """Random seed of the initial weights, dropout and generated samples; the data order has data.seed."""
     compile: bool | None = None
