@@ -11,12 +11,13 @@ from contextlib import contextmanager, suppress
 import torch.distributed as dist
 
 from litgpt.errors import UserError
+from litgpt.parallel import stacks
 
 INTERVAL = 1.0  # seconds between heartbeats
 PATIENCE = 8.0  # seconds that the other ranks have for a heartbeat after a collective has failed
 EXIT_TIMEOUT = 10.0  # seconds within which all ranks exit together
 POLL_INTERVAL = 0.05  # seconds between checks whether all are ready to
-ADVICE = "the others stop; start again with resume: auto"
+CURE = "start again with resume: auto"
 
 
 class Heartbeat:
@@ -32,6 +33,7 @@ class Heartbeat:
     def __init__(self, store: dist.Store, rank: int, world_size: int, timeout: float) -> None:
         self.store, self.rank, self.world_size, self.timeout = store, rank, world_size, timeout
         self.stopped, self.exiting = threading.Event(), threading.Lock()
+        self.hang = ""  # what takes too long on this rank
         store.set(f"who/{rank}", f"rank {rank} of {world_size} (process {os.getpid()} on {socket.gethostname()})")
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
@@ -53,6 +55,7 @@ class Heartbeat:
             try:
                 self.store.add(f"beat/{self.rank}", 1)
                 count = self.count_beats(next_rank)
+                self.share_hang()
                 missed, last_count = (missed + 1 if count == last_count else 0), count
                 if missed * INTERVAL > self.timeout and not self.has_left(next_rank):
                     self.announce_lost([next_rank])
@@ -81,10 +84,26 @@ class Heartbeat:
 
     def announce_lost(self, ranks: list[int]) -> None:
         """Announce to all ranks that some are lost, unless something has been announced before."""
-        self.announce(lost_message(" and ".join(map(self.describe_rank, ranks))))
+        hang = self.share_hang()
+        self.announce(lost_message(" and ".join(map(self.describe_rank, ranks))) + (f" ({hang})" if hang else ""))
         for rank in ranks:
             self.store.add(f"left/{rank}", 1)  # so that nobody waits for it
             self.store.add("leaving", 1)
+
+    def share_hang(self) -> str:
+        """Tell all ranks of a step that takes too long on any of them, so that each writes its stacks.
+
+        Returns:
+            What takes too long, and where the stacks are; empty if nothing does.
+        """
+        message = next((report.poll() for report in stacks.active), "")
+        if message != self.hang:  # which is empty again after a step that was only slow
+            self.store.set("hang", message)
+        self.hang = message
+        shared = self.store.get("hang").decode() if self.store.check(["hang"]) else ""
+        for report in stacks.active if shared else ():
+            report.write(shared)
+        return shared
 
     def announce(self, reason: str) -> None:
         """Announce to all ranks why the run ends, unless something has been announced before."""
@@ -95,7 +114,7 @@ class Heartbeat:
         return self.store.get("over").decode() if self.store.check(["over"]) else ""
 
     def find_lost_ranks(self) -> str:
-        """Why the run ends after a collective has failed; empty if no rank is lost."""
+        """Why the run ends after a collective has failed; empty if no rank is lost, and none hangs in a step."""
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         try:
             first_counts = {rank: self.count_beats(rank) for rank in others}
@@ -108,7 +127,8 @@ class Heartbeat:
                 silent = [r for r in silent if self.count_beats(r) == first_counts[r] and not self.has_left(r)]
             if silent:
                 self.announce_lost(silent)
-            return self.get_announcement()
+            hang = self.share_hang()
+            return self.get_announcement() or (f"{hang}; {CURE}" if hang else "")
         except RuntimeError:
             return self.store_lost_message()
 
@@ -119,6 +139,7 @@ class Heartbeat:
                 print(f"litgpt: error: {reason}", file=sys.stderr, flush=True)
             sys.stdout.flush()
             with suppress(RuntimeError):  # the first rank, which holds the store, is lost
+                self.share_hang()
                 self.exit_together()
             os._exit(1)
 
@@ -153,7 +174,7 @@ class Heartbeat:
 
 def lost_message(who: str) -> str:
     """The message for lost ranks."""
-    return f"{who} is gone; {ADVICE}"
+    return f"{who} is gone; the others stop; {CURE}"
 
 
 running: list[Heartbeat] = []  # at most one

@@ -109,7 +109,8 @@ class ParallelArgs:
     """Communication of tokens to experts."""
 
     timeout_minutes: Minutes = 30.0
-    """Timeout of collectives, in minutes; a process that has died or hangs is detected within a minute."""
+    """Timeout of collectives, in minutes; a process that has died is detected within a minute. After a step that takes
+    longer, also in a single process, the Python stacks of all processes are in out_dir/stacks."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "parallel.")

@@ -42,7 +42,6 @@ def retry(
     what: str,
     *,
     final_errors: tuple[type[Exception], ...] = FINAL_ERRORS,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> Returned:
     """Call an action that fails when the network does, up to `ATTEMPTS` times, with waits that double.
 
@@ -62,7 +61,7 @@ def retry(
             if attempt == 0:
                 warn(f"{what} failed ({describe_error(error)}); it is tried again")
             # not at the same moments as other runs, and without the random numbers of training
-            sleep(FIRST_WAIT * 2**attempt * random.SystemRandom().uniform(0.75, 1.25))
+            time.sleep(FIRST_WAIT * 2**attempt * random.SystemRandom().uniform(0.75, 1.25))
     raise AssertionError("unreachable")
 
 

@@ -12,8 +12,10 @@ from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
 from litgpt.model.flops import compute_training_flops
 from litgpt.parallel.reduce import all_reduce_sum
+from litgpt.parallel.stacks import StackReport
 from litgpt.parallel.strategy import is_rank_zero
 from litgpt.phases import phase
+from litgpt.store.collectives_io import get_rank
 from litgpt.store.step_folders import get_step_folder
 from litgpt.train.best_metric import BestMetric
 from litgpt.train.build_state import is_compiled
@@ -63,6 +65,8 @@ class Loop:
         peak = get_device_peak(device, recipe.precision or "bf16-mixed")
         self.meter = Meter(ranks=run.data.ranks, processes=run.ranks, peak=peak)
         self.trained_shares = run.spec.measure_trained_shares()
+        minutes = recipe.parallel.timeout_minutes
+        self.stacks = StackReport(recipe.out_dir / "stacks", get_rank(), minutes=minutes, notify=console.print)
         self.last_loss: float | None = None
         self.reason = ""
         self.complete = False  # the run reached its end, so the model can be published
@@ -99,7 +103,7 @@ class Loop:
         run, recipe = self.run, self.run.recipe
         steps = recipe.profile.steps if is_rank_zero() else None
         profiler = StepProfiler(steps, recipe.out_dir / "profile", run.train_state.device, self.console.print)
-        with self.console, GarbageCollection(self.train.gc_interval) as garbage, profiler:
+        with self.console, GarbageCollection(self.train.gc_interval) as garbage, profiler, self.stacks:
             try:
                 if self.is_evaluation_due():
                     self.evaluate()
@@ -143,16 +147,17 @@ class Loop:
         set_learning_rate(run.train_state.optimizers, rate / run.schedule.peak if run.schedule.peak else 0.0)
         run.train_state.begin_step(self.step)
         self.interrupts.activity = f"step {self.step + 1}"
-        with run.train_state.measure("data"):
-            micro_batches, fault = self.next_batches(batches)
-        result = train_step(
-            run.train_state,
-            micro_batches,
-            self.objective,
-            max_norm=self.train.max_norm,
-            votes=self.cast_votes,
-            fault=fault,
-        )
+        with self.stacks.watch(f"step {self.step + 1}"):
+            with run.train_state.measure("data"):
+                micro_batches, fault = self.next_batches(batches)
+            result = train_step(
+                run.train_state,
+                micro_batches,
+                self.objective,
+                max_norm=self.train.max_norm,
+                votes=self.cast_votes,
+                fault=fault,
+            )
         self.step += 1
         self.tokens += result.tokens
         self.record(result)
