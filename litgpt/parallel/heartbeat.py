@@ -17,7 +17,7 @@ INTERVAL = 1.0  # seconds between heartbeats
 PATIENCE = 8.0  # seconds that the other ranks have for a heartbeat after a collective has failed
 EXIT_TIMEOUT = 10.0  # seconds within which all ranks exit together
 POLL_INTERVAL = 0.05  # seconds between checks whether all are ready to
-CURE = "start again with resume: auto"
+RESTART = "start again with resume: auto"
 
 
 class Heartbeat:
@@ -128,7 +128,7 @@ class Heartbeat:
             if silent:
                 self.announce_lost(silent)
             hang = self.share_hang()
-            return self.get_announcement() or (f"{hang}; {CURE}" if hang else "")
+            return self.get_announcement() or (f"{hang}; {RESTART}" if hang else "")
         except RuntimeError:
             return self.store_lost_message()
 
@@ -174,7 +174,7 @@ class Heartbeat:
 
 def lost_message(who: str) -> str:
     """The message for lost ranks."""
-    return f"{who} is gone; the others stop; {CURE}"
+    return f"{who} is gone; the others stop; {RESTART}"
 
 
 running: list[Heartbeat] = []  # at most one

@@ -50,7 +50,7 @@ class StackReport:
             self.folder.rmdir()
 
     @contextmanager
-    def watch(self, activity: str) -> Iterator[None]:
+    def limit_time(self, activity: str) -> Iterator[None]:
         """Write the stacks if the block takes longer than the timeout; `activity` says what it does."""
         self.activity = activity
         faulthandler.dump_traceback_later(60 * self.minutes, file=self._file)

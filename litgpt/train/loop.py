@@ -147,7 +147,7 @@ class Loop:
         set_learning_rate(run.train_state.optimizers, rate / run.schedule.peak if run.schedule.peak else 0.0)
         run.train_state.begin_step(self.step)
         self.interrupts.activity = f"step {self.step + 1}"
-        with self.stacks.watch(f"step {self.step + 1}"):
+        with self.stacks.limit_time(f"step {self.step + 1}"):
             with run.train_state.measure("data"):
                 micro_batches, fault = self.next_batches(batches)
             result = train_step(

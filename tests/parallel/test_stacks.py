@@ -27,7 +27,7 @@ def test_a_slow_step_is_reported_once_and_the_next_one_too(tmp_path: Path) -> No
     threading.Thread(target=wait_in_a_function_of_this_name, args=(never,), daemon=True).start()
     with StackReport(folder, 3, minutes=0.05 / 60, notify=lines.append) as report:
         for number in (7, 8):
-            with report.watch(f"step {number}"):
+            with report.limit_time(f"step {number}"):
                 wait_until(lambda: bool(report.poll()))
                 assert report.poll() == lines[-1]
             assert report.poll() == ""
@@ -45,7 +45,7 @@ def test_quick_steps_leave_no_file(tmp_path: Path) -> None:
     with StackReport(folder, 0, minutes=1, notify=lambda _line: None) as report:
         assert stacks.active == [report]
         for number in range(3):
-            with report.watch(f"step {number}"):
+            with report.limit_time(f"step {number}"):
                 assert (folder / "rank-00000.txt").is_file()
     assert not folder.exists() and not stacks.active
 
@@ -56,7 +56,7 @@ def test_what_another_rank_tells_is_written_once_and_not_told_again(tmp_path: Pa
         for _ in range(2):
             report.write("step 5 hangs on rank 0")
             assert report.poll() == "", "it is not this rank that has found it"
-        with report.watch("step 6"):
+        with report.limit_time("step 6"):
             pass
         assert report.message == ""
     assert lines == ["step 5 hangs on rank 0"]
