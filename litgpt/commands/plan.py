@@ -1,19 +1,50 @@
-"""`litgpt plan`: the memory that a run will need, by rank and by what it holds, and the time that it will take."""
+"""`litgpt plan`: the memory that a run will need, by rank and by what it holds, its time, and better layouts."""
 
 import json
 
+from litgpt.errors import UserError
+from litgpt.files import write_text
+from litgpt.parallel.processes import count_processes
 from litgpt.plan.build_spec import build_spec
 from litgpt.plan.ranks import plan_run
+from litgpt.plan.search import search_layouts
+from litgpt.plan.search_table import describe_search, format_search
 from litgpt.plan.table import describe_plan, format_plan
 from litgpt.recipe.plan import RunToPlan
+from litgpt.recipe.to_yaml import format_yaml
 
 
 def run(planned: RunToPlan) -> None:
-    """Print the plan of a run."""
+    """Print the plan of a run, or those of its layouts."""
     settings = planned.settings
+    if settings.search:
+        return search(planned)
     spec = build_spec(planned.command, planned.recipe)
     plan = plan_run(planned.recipe, spec, settings.figures, routing_skew=settings.routing_skew)
     if settings.json:
         print(json.dumps(describe_plan(plan, settings), indent=1))
     else:
         print(format_plan(plan, settings))
+    return None
+
+
+def search(planned: RunToPlan) -> None:
+    """Print the layouts of a run that fit, and write the settings of the fastest one.
+
+    Raises:
+        UserError: if none fits and its settings should be written.
+    """
+    settings, recipe, gpu = planned.settings, planned.recipe, planned.settings.figures
+    assert gpu is not None
+    gpus = settings.gpus or count_processes(recipe.devices, recipe.num_nodes)
+    result = search_layouts(recipe, build_spec(planned.command, recipe), gpu, gpus)
+    if settings.json:
+        print(json.dumps(describe_search(result), indent=1))
+    else:
+        print(format_search(result, f"{gpus} x {settings.gpu_label}", gpu.memory))
+    if settings.layout_file is not None:
+        if not result.fitting:
+            raise UserError(
+                f"layout_file: {settings.layout_file} is not written, because no layout fits; set more gpus"
+            )
+        write_text(settings.layout_file, format_yaml(result.fitting[0][0].as_tree()))

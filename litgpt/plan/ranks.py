@@ -57,17 +57,9 @@ def plan_run(recipe: Training, spec: RunSpec, gpu: Gpu | None = None, *, routing
         routing_skew: rows of the rank whose experts are the busiest, relative to the mean.
 
     Raises:
-        UserError: if the recipe is not valid for the model, or has a setting that is not planned yet.
+        UserError: as `resolve_run`, and for a precision whose time is not estimated.
     """
-    length = resolve_sequence_length(recipe, spec.config)
-    check_routing(recipe.moe, spec.config, adapted=spec.adapted)
-    check_predictions(recipe, spec.config, adapted=spec.adapted)
-    check_fp8(recipe.fp8, adapted=spec.adapted)
-    world = count_processes(recipe.devices, recipe.num_nodes)
-    dims = recipe.parallel.resolve_dims(world, num_nodes=recipe.num_nodes)
-    check_model_sizes(recipe.parallel, dims, spec.config, spec.config.n_layer)
-    recipe.train.accumulation(dims.data_ranks)
-    check_planned(recipe, spec)
+    length, dims = resolve_run(recipe, spec)
     check_skew(routing_skew, recipe, dims)
     if gpu is not None:
         check_timed(recipe)
@@ -88,6 +80,24 @@ def plan_run(recipe: Training, spec: RunSpec, gpu: Gpu | None = None, *, routing
     if gpu is not None:
         time = estimate_run_time(recipe, spec, dims, gpu, length=length, recorders=recorders)
     return RunPlan(dims, length, ranks, dims.world_size // len(ranks), time)
+
+
+def resolve_run(recipe: Training, spec: RunSpec) -> tuple[int, ParallelDims]:
+    """The tokens per row, and the ranks along each axis.
+
+    Raises:
+        UserError: if the recipe is not valid for the model, or has a setting that is not planned yet.
+    """
+    length = resolve_sequence_length(recipe, spec.config)
+    check_routing(recipe.moe, spec.config, adapted=spec.adapted)
+    check_predictions(recipe, spec.config, adapted=spec.adapted)
+    check_fp8(recipe.fp8, adapted=spec.adapted)
+    world = count_processes(recipe.devices, recipe.num_nodes)
+    dims = recipe.parallel.resolve_dims(world, num_nodes=recipe.num_nodes)
+    check_model_sizes(recipe.parallel, dims, spec.config, spec.config.n_layer)
+    recipe.train.accumulation(dims.data_ranks)
+    check_planned(recipe, spec)
+    return length, dims
 
 
 def list_different_ranks(dims: ParallelDims) -> list[int]:

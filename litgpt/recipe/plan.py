@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal, get_args
 from annotated_types import Ge, Le
 
 from litgpt.errors import UserError
-from litgpt.recipe.bounds import check_numbers
+from litgpt.recipe.bounds import Count, check_numbers
 from litgpt.recipe.build import build_recipe, collect_settings
 from litgpt.recipe.config_hub import find_config_file
+from litgpt.recipe.effect import check_effects
 from litgpt.recipe.from_yaml import read_yaml
 from litgpt.recipe.gpu import Gibibytes, Gpu, GpuName, build_gpu
 from litgpt.recipe.training import Training
@@ -48,6 +49,12 @@ class Plan:
     """Price of an hour of one GPU, for that of the whole run."""
     routing_skew: Skew = 1.0
     """With expert parallelism: tokens that the busiest device's experts get, relative to the mean; 1 for balanced."""
+    search: bool = False
+    """Search the layouts, recomputation and micro-batches of the run for the fastest ones that fit."""
+    gpus: Count | None = None
+    """With search: number of GPUs, in nodes of 8; null for devices x num_nodes."""
+    layout_file: Path | None = None
+    """With search: YAML file for the settings of the fastest layout, to give to the run with another --config."""
     json: bool = False
     """Print the plan as JSON."""
 
@@ -62,6 +69,14 @@ class Plan:
             raise UserError(
                 f"price_per_hour: {self.price_per_hour:g} has no effect without the time of a step; set gpu: H100-80GB"
             )
+
+        if self.search and self.gpu is None and self.gpu_file is None:
+            raise UserError("search: true needs the figures of a GPU; set gpu: H100-80GB")
+        other, cure = "search: false", "set search: true"
+        for name in ("gpus", "layout_file"):
+            check_effects(self, "", name, have_effect=self.search, other=other, cure=cure)
+        other, cure = "search: true", "set routing_skew: 1"
+        check_effects(self, "", "routing_skew", have_effect=not self.search, other=other, cure=cure)
 
     @cached_property
     def figures(self) -> Gpu | None:

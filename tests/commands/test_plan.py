@@ -80,6 +80,7 @@ def test_every_stage_of_a_pipeline_is_planned(capsys):
         (["--fp8.recipe", "mxfp8"], "fp8.recipe: mxfp8 is not planned yet; set rowwise"),
         (["--routing_skew", "1.5"], "routing_skew: 1.5 has no effect with parallel.expert: 1; set routing_skew: 1"),
         (["--gpu", "H200", "--precision", "64-true"], "precision: 64-true: its time is not planned; set 32-true"),
+        (["--gpu", "H200", "--recompute.offload", "true"], "recompute.offload: true: its time is not planned"),
         (["--gpu", "H200", "--fp8.recipe", "rowwise"], "fp8.recipe: rowwise: its time is not planned; set null"),
         (["--train.max_seq_length", "100000"], "train.max_seq_length: 100000 is more than the model's block_size"),
     ],
@@ -130,6 +131,8 @@ def test_a_skew_that_is_not_possible_is_refused(skew, moe, message):
     ("argv", "message"),
     [
         (["--gpu", "H100-80GB", "--gpu_memory", "80"], "are the same setting; set one of them"),
+        (["--search", "--gpu_memory", "80"], "search: true needs the figures of a GPU; set gpu: H100-80GB"),
+        (["--gpus", "8", "--gpu", "H200"], "gpus: 8 has no effect with search: false"),
         (["--gpu_memory", "80", "--price_per_hour", "2"], "price_per_hour: 2 has no effect without the time of a step"),
         (["--checkpoint_dir", "EleutherAI/pythia-14m"], "command: missing; set that of the recipe"),
         (["kto", *RUN], "command: 'kto' is not valid"),

@@ -70,7 +70,9 @@ def test_lookups_read_only_their_rows():
     assert lookup.bytes == 2 * 2 * 8 * 4
 
 
-@pytest.mark.parametrize("config", [PRETRAIN["model_config"], EXPERTS], ids=["dense", "experts"])
+@pytest.mark.parametrize(
+    "config", [PRETRAIN["model_config"], pytest.param(EXPERTS, marks=pytest.mark.slow)], ids=["dense", "experts"]
+)
 def test_flops_of_a_step_are_those_of_the_model(config):
     case = Case("pretrain", PRETRAIN | {"precision": "bf16-mixed", "model_config": config})
     recorder = record_step(case)
@@ -101,6 +103,7 @@ def test_parameters_are_gathered_twice_and_reduced_once_for_each_micro_batch():
     assert sent["reduce_scatter"] == pytest.approx(2 * 4 * parameters, rel=0.02)
 
 
+@pytest.mark.slow
 def test_collectives_of_layers_are_waited_for():
     case = Case("pretrain", PRETRAIN | {"precision": "bf16-mixed", "devices": 2, "parallel": {"tensor": 2}})
     recorder = record_step(case, ParallelDims(tensor=2))

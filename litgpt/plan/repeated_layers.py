@@ -1,0 +1,87 @@
+"""Plan a run with a few of its layers, and extrapolate to all of them, which are alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from litgpt.model.config import Config
+from litgpt.parallel.schedules import split_layers
+from litgpt.plan.ranks import RunPlan, plan_run
+from litgpt.plan.table import compute_total
+from litgpt.recipe.gpu import Gpu
+from litgpt.recipe.training import Training
+from litgpt.train.run_spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run needs.
+
+    Attributes:
+        memory: GiB of the rank that needs the most, with the allowance.
+        seconds: of a step.
+    """
+
+    memory: float
+    seconds: float
+
+
+def find_repetition(kinds: Sequence[Any]) -> tuple[int, int]:
+    """The number of layers before those that repeat, and the number of layers that are repeated.
+
+    Args:
+        kinds: of layers, in order.
+
+    Returns:
+        The pair of the smallest sum; (0, n) if nothing is repeated.
+    """
+    layers = len(kinds)
+    for total in range(1, layers):
+        for period in range(total, 0, -1):
+            first = total - period
+            is_repeated = all(kinds[layer] == kinds[layer - period] for layer in range(first + period, layers))
+            if is_repeated and (layers - first) % period == 0:
+                return first, period
+    return 0, layers
+
+
+def describe_layers(config: Config) -> list[tuple[bool, bool]]:
+    """What makes the layers of a model different: a window of attention, and experts."""
+    return [(config.is_local(layer), config.has_experts(layer)) for layer in range(config.n_layer)]
+
+
+def estimate_run(recipe: Training, spec: RunSpec, gpu: Gpu) -> Estimate:
+    """What a run needs, from plans of models with few layers if that of the whole model follows from them.
+
+    Memory and time grow by as much with each repetition of layers. The stages of a pipeline are taken to be as long as
+    the longest one.
+
+    Raises:
+        UserError: as `plan_run`.
+    """
+    first, period = find_repetition(describe_layers(spec.config))
+    stages = len(split_layers(recipe.parallel, spec.config.n_layer)) if recipe.parallel.pipeline > 1 else 1
+    repetitions = -(-(spec.config.n_layer - first) // (period * stages))
+    is_given = isinstance(recipe.parallel.pipeline_layers, list)
+    is_divided = recipe.recompute.granularity == "full" and recipe.recompute.num_layers > 1
+    if repetitions <= 2 or is_given or is_divided or (stages > 1 and first + period > 1):
+        return read_plan(plan_run(recipe, spec, gpu))
+    short, long = (
+        read_plan(plan_run(*keep_layers(recipe, spec, stages, first + count * period), gpu)) for count in (1, 2)
+    )
+    memory, seconds = long.memory - short.memory, long.seconds - short.seconds
+    return Estimate(short.memory + (repetitions - 1) * memory, short.seconds + (repetitions - 1) * seconds)
+
+
+def keep_layers(recipe: Training, spec: RunSpec, stages: int, layers: int) -> tuple[Training, RunSpec]:
+    """A recipe and its spec with a number of layers, of each stage if there are several."""
+    spec = replace(spec, config=replace(spec.config, n_layer=layers * stages))
+    if stages > 1:
+        recipe = replace(recipe, parallel=replace(recipe.parallel, pipeline_layers=[layers] * stages))
+    return recipe, spec
+
+
+def read_plan(plan: RunPlan) -> Estimate:
+    """The largest memory and the time of a plan."""
+    assert plan.time is not None
+    return Estimate(max(map(compute_total, plan.ranks.values())), plan.time.seconds)
