@@ -34,7 +34,7 @@ def errors(validator: Draft202012Validator, text: str) -> list[Any]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_schema_is_valid(name):
-    schema = build_schema(COMMANDS[name].import_recipe())
+    schema = validator_of(name).schema
     Draft202012Validator.check_schema(schema)
     assert schema["additionalProperties"] is False
     assert all("description" in keys or "$ref" in keys for keys in schema["properties"].values())

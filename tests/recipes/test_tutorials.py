@@ -66,8 +66,8 @@ def write_model(folder: Path, shape: dict[str, int]) -> None:
     )
 
 
-def run_block(block: str, folder: Path, *, page: str, programs: Path) -> None:
-    """Run a block of a page in a folder, with the programs of `write_programs`."""
+def run_block(block: str, folder: Path, *, page: str, programs: Path) -> str:
+    """What a block of a page prints, in a folder and with the programs of `write_programs`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     if page == "launch":
         environment["STARTER"] = str(Path(sys.executable).with_name("litgpt"))  # the program that starts ranks itself
@@ -81,6 +81,7 @@ def run_block(block: str, folder: Path, *, page: str, programs: Path) -> None:
         stderr=subprocess.STDOUT,
     )
     assert run.returncode == 0, f"{block}\n{run.stdout[-3000:]}"
+    return run.stdout
 
 
 def write_programs(folder: Path, *, shrunk: bool) -> BaseProcess:
@@ -183,7 +184,10 @@ def test_no_two_pages_write_one_folder() -> None:
     assert {folder: names for folder, names in pages.items() if len(names) > 1} == {}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
+LINKED = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tutorials" / "templates" / "README.md"]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_of_the_page_exist(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
