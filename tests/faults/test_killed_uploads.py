@@ -114,7 +114,7 @@ def test_twenty_kills(tmp_path: Path, credentials: dict[str, str]) -> None:
         newest, interrupted = max(kept, default=0), interrupted + count_interrupted()
         ours.send(None)
     assert join_ranks(processes) == [0], read_log(folder)
-    assert read_log(folder).count("Resuming training from") >= 10 and interrupted >= 1
+    assert read_log(folder).count("Resuming training from") >= 5 and interrupted >= 1
     print(f"20 kills, {interrupted} of them inside an upload, {newest} steps")
     assert join_ranks(start_ranks(run_with, credentials, *FLAGS, folder=folder)) == [0], read_log(folder)
     losses = read_losses(folder)

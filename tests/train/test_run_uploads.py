@@ -12,6 +12,8 @@ from tests.commands.tiny_models import write_tiny_models
 from tests.hub import serve_hub
 from tests.runs import read_losses, write_recipe, write_text
 
+pytestmark = pytest.mark.slow
+
 HUB = {"push_to_hub": "me/model"}
 
 
@@ -49,7 +51,6 @@ def test_checkpoints_reach_a_hub_that_refuses_then_drops_then_accepts(
     assert not list(Path("out").glob("*.partial"))
 
 
-@pytest.mark.slow
 def test_without_a_network_the_run_ends_as_it_would_and_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +66,6 @@ def test_without_a_network_the_run_ends_as_it_would_and_says_what_is_missing(
     assert len(read_losses(tmp_path)) == 2 and Path("out/final/model.safetensors").is_file()
 
 
-@pytest.mark.slow
 def test_an_adapter_is_uploaded_as_the_folder_that_the_run_ends_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
