@@ -4,16 +4,22 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import FastAPI, Query, Request, Response
+from pydantic import BaseModel
 
 from litgpt.board.access import check_host, check_origin
+from litgpt.board.form import RUN_COMMANDS, find_wrong_key
+from litgpt.board.launcher import Launcher
+from litgpt.board.run_processes import RunProcesses
 from litgpt.board.runs import RunFolders, UnknownRunError, name_state
+from litgpt.errors import UserError
 from litgpt.infer.server import chat_page
 from litgpt.infer.server.errors import ApiError, add_error_handlers, write_error
 from litgpt.infer.server.page_files import list_page_files, send_files
 from litgpt.infer.server.request_checks import check_key, check_size
+from litgpt.recipe.plan import Gpu, PlannedCommand
 from litgpt.train import report
 
 MAX_BODY_BYTES = 1_000_000
@@ -24,6 +30,25 @@ PAGE_FILES = {
     **{f"/page/{name}": Path(report.__file__).with_name(name) for name in REPORT_FILES},
 }
 Names = Annotated[list[str], Query(alias="run", max_length=100)]
+
+
+class FormTexts(BaseModel):
+    """The texts of a form by key."""
+
+    command: str
+    values: dict[str, str]
+
+
+class PlanTexts(FormTexts):
+    """The texts of a form, and the GPU that its run should fit on."""
+
+    gpu: Gpu | None = None
+
+
+class RunName(BaseModel):
+    """The name of a run."""
+
+    run: str
 
 
 @dataclass(frozen=True)
@@ -42,8 +67,9 @@ class BoardSettings:
 class BoardServer:
     """Answers the requests of the page about the runs below a folder."""
 
-    def __init__(self, folder: Path, settings: BoardSettings) -> None:
-        self.runs, self.settings = RunFolders(folder), settings
+    def __init__(self, folder: Path, settings: BoardSettings, processes: RunProcesses) -> None:
+        self.runs, self.settings, self.processes = RunFolders(folder), settings, processes
+        self.launcher = Launcher(self.runs, processes)
         self.read_lock = asyncio.Lock()  # one thread reads files at a time
 
     async def read(self, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -64,20 +90,65 @@ class BoardServer:
         runs = []
         for name, folder in self.runs.find_all().items():
             summary = self.runs.summarize(name, folder)
-            runs.append(summary | {"state": name_state(summary, is_running=False)})
+            runs.append(summary | {"state": name_state(summary, is_running=self.processes.is_running(folder))})
         return {"folder": str(self.runs.folder), "runs": sorted(runs, key=lambda run: -run.get("updated", 0))}
 
     async def show_run(self, name: Annotated[str, Query(alias="run")], stamp: str = "") -> Any:
         """The page of a run; nothing if it has not changed since a stamp."""
-        return await self.read(self._describe, [name], stamp, lambda: self.runs.describe(name))
+        return await self.read(self._describe, [name], stamp, lambda: self._describe_run(name))
 
     async def compare_runs(self, names: Names, stamp: str = "") -> Any:
         """The page that compares several runs; nothing if none has changed since a stamp."""
         return await self.read(self._describe, names, stamp, lambda: self.runs.compare(names))
 
     def _describe(self, names: list[str], stamp: str, describe: Callable[[], dict[str, Any]]) -> Any:
-        current = "-".join(map(str, self.runs.stamp(names)))
+        running = [self.processes.is_running(self.runs.find(name)) for name in names]
+        current = "-".join(map(str, (*self.runs.stamp(names), *running)))
         return Response(status_code=204) if current == stamp else describe() | {"stamp": current}
+
+    def _describe_run(self, name: str) -> dict[str, Any]:
+        folder = self.runs.find(name)
+        return self.runs.describe(name) | {
+            "is_running": self.processes.is_running(folder),
+            "output": self.processes.read_output(folder),
+            "command": self.launcher.find_command(folder),
+        }
+
+    async def show_form(self, command: str = RUN_COMMANDS[0], run: str | None = None) -> dict[str, Any]:
+        """The fields of the form of a command, with the settings of a run."""
+        form = await self.read(self.launcher.describe_form, command, run)
+        return form | {"commands": RUN_COMMANDS, "gpus": get_args(Gpu), "planned": get_args(PlannedCommand)}
+
+    async def check_form(self, body: FormTexts) -> dict[str, Any]:
+        """The recipe of a form, or its first error."""
+        return await self._launch(body.values, self.launcher.check, body.command, body.values)
+
+    async def start_run(self, body: FormTexts) -> dict[str, Any]:
+        """Start the run of a form."""
+        return {"run": await self._launch(body.values, self.launcher.start, body.command, body.values)}
+
+    async def stop_run(self, body: RunName) -> dict[str, Any]:
+        """Ask a run to save a checkpoint and to end."""
+        await self.read(lambda: self.processes.stop(self.runs.find(body.run)))
+        return {"run": body.run}
+
+    async def resume_run(self, body: RunName) -> dict[str, Any]:
+        """Resume a run."""
+        await self.read(self.launcher.resume, body.run)
+        return {"run": body.run}
+
+    async def plan_run(self, body: PlanTexts) -> dict[str, Any]:
+        """What `litgpt plan` prints about the run of a form."""
+        try:
+            return {"plan": await self.launcher.plan(body.command, body.values, body.gpu)}
+        except UserError as error:
+            raise ApiError(400, str(error), param=find_wrong_key(error, body.values)) from None
+
+    async def _launch(self, texts: dict[str, str], work: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return await self.read(work, *arguments)
+        except UserError as error:
+            raise ApiError(400, str(error), param=find_wrong_key(error, texts)) from None
 
 
 def build_board(server: BoardServer) -> FastAPI:
@@ -86,6 +157,12 @@ def build_board(server: BoardServer) -> FastAPI:
     app.get("/api/runs")(server.list_runs)
     app.get("/api/run", response_model=None)(server.show_run)
     app.get("/api/comparison", response_model=None)(server.compare_runs)
+    app.get("/api/form")(server.show_form)
+    app.post("/api/check")(server.check_form)
+    app.post("/api/start")(server.start_run)
+    app.post("/api/stop")(server.stop_run)
+    app.post("/api/resume")(server.resume_run)
+    app.post("/api/plan")(server.plan_run)
     send_file = send_files(PAGE_FILES)
     for path in PAGE_FILES:
         app.get(path)(send_file)

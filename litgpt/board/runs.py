@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.board.metrics_file import MetricsFile, read_last_figures
+from litgpt.board.run_processes import OUTPUT, PROCESS_FOLDER
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
 from litgpt.recipe.from_yaml import read_yaml
@@ -21,9 +22,9 @@ from litgpt.train.run_record import RECORD_FILE
 
 MAX_DEPTH = 6
 FIND_SECONDS = 1.0  # how long a list of folders is used again
-OTHER_FOLDERS = {"logs", "final", "adapter", "profile", "tokenizer", "board"}
+OTHER_FOLDERS = {"logs", "final", "adapter", "profile", "tokenizer"}
 """Folders in that of a run that hold no further runs."""
-READ_FILES = (RECORD_FILE, "recipe.yaml", "samples.jsonl", LOAD_FILE, "logs/csv")
+READ_FILES = (RECORD_FILE, "recipe.yaml", "samples.jsonl", LOAD_FILE, "logs/csv", PROCESS_FOLDER)
 MAX_SAMPLES = 50
 SILENT_SECONDS = 60
 
@@ -48,7 +49,11 @@ class RunFolders:
         runs: dict[str, Path] = {}
         for parent, names, files in os.walk(self.folder):  # which does not follow symbolic links
             path = Path(parent)
-            if RECORD_FILE in files or "board" in names or ("logs" in names and (path / "logs" / "csv").is_dir()):
+            if (
+                RECORD_FILE in files
+                or PROCESS_FOLDER in names
+                or ("logs" in names and (path / "logs" / "csv").is_dir())
+            ):
                 runs[path.relative_to(self.folder).as_posix()] = path
             is_deep = len(path.relative_to(self.folder).parts) >= MAX_DEPTH
             names[:] = [] if is_deep else sorted(name for name in names if may_hold_runs(name))
@@ -160,7 +165,7 @@ class RunFolders:
         for name in names:
             folder = self.find(name)
             metrics = self.find_metrics(folder)
-            others = [folder / file for file in READ_FILES[:-1]]
+            others = [folder / file for file in (*READ_FILES[:4], f"{PROCESS_FOLDER}/{OUTPUT}")]
             stamp += stamp_files(folder, *others, *([metrics] if metrics else []))
         return stamp
 

@@ -8,6 +8,7 @@ from litgpt.recipe.board import Board
 
 try:
     from litgpt.board.app import BoardServer, BoardSettings, build_board
+    from litgpt.board.run_processes import RunProcesses
     from litgpt.infer.server.listener import open_socket, run_app
 except ImportError as error:
     raise UserError(f"board: {error.name} is not installed: pip install 'litgpt[serve]'") from None
@@ -25,7 +26,7 @@ def run(recipe: Board) -> None:
         raise UserError(f"folder: {recipe.folder} is not a folder; give one with the output folders of runs")
     key = recipe.api_key or secrets.token_urlsafe(24)
     listener = open_socket(recipe.host, recipe.port)
-    app = build_board(BoardServer(recipe.folder, BoardSettings(recipe.host, key)))
+    app = build_board(BoardServer(recipe.folder, BoardSettings(recipe.host, key), RunProcesses()))
     listener.listen()
     address, port = listener.getsockname()[:2]
     part = "" if recipe.api_key else f"#key={key}"  # a browser does not send it, and the page removes it

@@ -10,12 +10,12 @@ from litgpt.recipe.serve import Port
 
 @dataclass(frozen=True)
 class Board:
-    """Show the runs below a folder in the browser: live curves, comparisons, samples and checkpoints."""
+    """Show the runs below a folder in the browser, with live curves, and start, stop and resume runs."""
 
     folder: Path = Path("out")
     """Folder with the output folders of runs, at any depth."""
     host: str = "127.0.0.1"
-    """Address to listen on: this machine only; 0.0.0.0 for every network, for anyone with the key."""
+    """Address to listen on: this machine only; 0.0.0.0 for every network, where anyone with the key can start runs."""
     port: Port = 8001
     """Port to listen on; 0 for a free one."""
     api_key: str | None = field(default=None, repr=False)

@@ -149,8 +149,12 @@ def find_class(base: type, path: str) -> type | None:
     return cls if issubclass(cls, base) else None
 
 
-def flag_to_tree(recipe: type, flag: Flag, known: KnownKeys) -> Tree:
-    """Convert a flag to the mapping that is equivalent to it in YAML."""
+def flag_to_tree(recipe: type, flag: Flag, known: KnownKeys, *, trusted: bool = True) -> Tree:
+    """Convert a flag to the mapping that is equivalent to it in YAML.
+
+    Args:
+        trusted: whether its value may be the path or the URL of a file that is read.
+    """
     name, *subkeys = flag.key.split(".")
     hint, _ = keys.list_settings(recipe).get(name, (None, None))
     group, base = keys.find_group(hint), keys.find_choice_base(hint)
@@ -162,7 +166,7 @@ def flag_to_tree(recipe: type, flag: Flag, known: KnownKeys) -> Tree:
         named_group = named_group and keys.find_group(keys.list_settings(named_group).get(subkey, (None,))[0])
     value: Any = flag.value
     if (has_keys and not subkeys) or named_group:
-        value = parse_mapping_flag(flag, is_choice=base is not None)
+        value = parse_mapping_flag(flag, is_choice=base is not None) if trusted else parse_text(flag.value, flag.key)
     elif subkeys and not group:
         value = parse_text(flag.value, f"--{flag.key}")
     keys.check_utf8(value, flag.key)
@@ -275,8 +279,12 @@ def check_class_has_keys(base: type, cls: type, arguments: Tree, key: str, known
                 raise UserError(f"{key}.{name} is not a key of {cls.__name__}, but of {other}; set {key}: {other}")
 
 
-def collect_settings(recipe: type, configs: Iterable[str], flags: Iterable[Flag]) -> Tree:
-    """Merge the keys of all YAML files and then of all flags, classes and whole groups before single keys."""
+def collect_settings(recipe: type, configs: Iterable[str], flags: Iterable[Flag], *, trusted: bool = True) -> Tree:
+    """Merge the keys of all YAML files and then of all flags, classes and whole groups before single keys.
+
+    Args:
+        trusted: whether flags may name files, and classes by any dotted path.
+    """
     tree: Tree = {}
     aliases = find_aliases(recipe)
     for source in configs:
@@ -289,8 +297,8 @@ def collect_settings(recipe: type, configs: Iterable[str], flags: Iterable[Flag]
         keys.check_utf8(flag.value, flag.key)
         if flag.key.split(".")[0] in settings:
             known = partial(list_known_keys, recipe, tree)
-            new = rename_aliases(flag_to_tree(recipe, flag, known), aliases)
-            tree = merge_settings(recipe, tree, new, trusted=True)
+            new = rename_aliases(flag_to_tree(recipe, flag, known, trusted=trusted), aliases)
+            tree = merge_settings(recipe, tree, new, trusted=trusted)
         else:
             unknown.append(flag.key)
     if unknown:

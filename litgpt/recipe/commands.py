@@ -308,7 +308,7 @@ COMMANDS = {
     "board": Command(
         "board:Board",
         "board",
-        "Show the runs below a folder in the browser, with live curves.",
+        "Show the runs below a folder in the browser, and start, stop and resume runs.",
         ("folder",),
         "litgpt board out",
     ),

@@ -15,6 +15,7 @@ from litgpt.errors import UserError
 from litgpt.files import read_json_object, write_json
 from litgpt.parallel.precision import default_precision
 from litgpt.parallel.strategy import is_rank_zero
+from litgpt.recipe.commands import COMMANDS
 from litgpt.recipe.to_yaml import find_changes, get_class_name, read_changed_arguments
 from litgpt.train.header import count_parameters
 from litgpt.train.loop import Loop
@@ -59,6 +60,7 @@ def describe_run(run: Run) -> dict[str, Any]:
     total, trained = count_parameters(spec)
     return {
         "task": spec.task,
+        "command": find_command_name(type(run.recipe).__name__),
         "model": {"name": spec.config.name, "parameters": total, "trained_parameters": trained},
         "tuner": get_class_name(spec.tuner) if spec.tuner else None,
         "weights": str(spec.weights) if spec.weights else None,
@@ -74,6 +76,11 @@ def describe_run(run: Run) -> dict[str, Any]:
         "steps": run.steps,
         "changes": find_changes(run.recipe),
     }
+
+
+def find_command_name(recipe: str) -> str | None:
+    """The first command whose recipe has a class of this name; None if there is none."""
+    return next((name for name, command in COMMANDS.items() if command.recipe.endswith(f":{recipe}")), None)
 
 
 def describe_start(run: Run, step: int) -> dict[str, Any]:

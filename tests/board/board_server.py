@@ -3,7 +3,7 @@
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,32 @@ import httpx
 import uvicorn
 
 from litgpt.board.app import BoardServer, BoardSettings, build_board
+from litgpt.board.run_processes import PROGRAM, RunProcesses
 from litgpt.infer.server.listener import open_socket
 
 KEY = "secret"
 
 
 @contextlib.contextmanager
-def run_board(folder: Path) -> Iterator[httpx.Client]:
-    """A client with the key of a board, which is stopped at the end."""
-    app = build_board(BoardServer(folder, BoardSettings("127.0.0.1", KEY)))
+def run_board(folder: Path, program: Sequence[str] = PROGRAM) -> Iterator[httpx.Client]:
+    """A client with the key of a board, which is stopped at the end.
+
+    Args:
+        program: starts litgpt.
+    """
+    app = build_board(BoardServer(folder, BoardSettings("127.0.0.1", KEY), RunProcesses(program)))
     listener = open_socket("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     listener.listen()
     thread.start()
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {KEY}"}, timeout=30) as client:
-        yield client
-    server.should_exit = True
-    thread.join(20)
+    try:
+        with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {KEY}"}, timeout=30) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join(20)
     assert not thread.is_alive()
 
 

@@ -13,7 +13,19 @@ import pytest
 from litgpt.board.runs import READ_FILES
 from tests.board.board_server import KEY, run_board, write_metrics, write_run
 
-ROUTES = ("/api/runs", "/api/run", "/api/comparison", "/", "/page/board.js", "/api", "/api/%2e%2e", "/api/run/%00")
+POSTS = ("/api/check", "/api/start", "/api/stop", "/api/resume", "/api/plan")
+ROUTES = (
+    *POSTS,
+    "/api/form",
+    "/api/runs",
+    "/api/run",
+    "/api/comparison",
+    "/",
+    "/page/board.js",
+    "/api",
+    "/api/%2e%2e",
+    "/api/run/%00",
+)
 VALUES = ("%00", "%ff", "..%2f..", "%", "b", "")
 FIELDS = ("run", "stamp", "command", "values", "name", "gpu")
 
@@ -195,7 +207,9 @@ def test_malformed_requests_are_errors_of_their_client(board: httpx.Client) -> N
     for _ in range(500):
         path, method = draw.choice(ROUTES), draw.choice(("GET", "POST", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"))
         fields = {draw.choice(FIELDS): draw_value(draw) for _ in range(draw.randrange(4))}
-        body = json.dumps(draw.choice((fields, draw_value(draw)))).encode()
+        values = {draw.choice(("data", "train", "out_dir", "a.b")): draw_value(draw)}
+        forms = [{"command": "pretrain", "values": values}] * (path in ("/api/check", "/api/start"))
+        body = json.dumps(draw.choice((*forms, fields, draw_value(draw)))).encode()
         body = draw.choice((body, body[: len(body) // 2], bytes(draw.randrange(256) for _ in range(20)), b""))
         query = "&".join(
             f"{draw.choice(FIELDS)}={draw.choice(('%00', '%ff', '..%2f..', '%', 'b', ''))}" for _ in fields

@@ -1,6 +1,7 @@
 // The page: which of its views the address names, and keys.
 
 import { loadKey, saveKey, takeKey } from "./client.js";
+import { showForm } from "./form_view.js";
 import { showComparison, showRun } from "./run_view.js";
 import { showRuns } from "./runs_view.js";
 
@@ -15,7 +16,7 @@ function showProblem(error) {
   if (error?.status === 401 && !keyDialog.open) keyDialog.showModal();
 }
 
-const VIEWS = { "": showRuns, run: showRun, compare: showComparison };
+const VIEWS = { "": showRuns, run: showRun, compare: showComparison, new: showForm };
 
 function route() {
   closing.abort();
@@ -24,7 +25,8 @@ function route() {
   showProblem(null);
   view.replaceChildren();
   document.title = [...parts, "Board"].join(", ");
-  (VIEWS[name] ?? showRuns)(view, parts, { signal: closing.signal, showProblem });
+  const { signal } = closing;
+  (VIEWS[name] ?? showRuns)(view, parts, { signal, showProblem: (error) => { if (!signal.aborted) showProblem(error); } });
 }
 
 keyDialog.addEventListener("close", () => {

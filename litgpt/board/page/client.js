@@ -40,7 +40,7 @@ export async function request(path, { body, signal } = {}) {
     throw new ServerError("The board does not answer; its command may have ended.");
   }
   if (response.status === 204) return null;
-  const answer = await response.json().catch(() => null);
+  const answer = await response.json().catch((error) => { if (error.name === "AbortError") throw error; return null; });
   if (response.ok) return answer;
   throw new ServerError(answer?.error?.message ?? `The board answered with status ${response.status}.`, response.status, answer?.error?.param);
 }

@@ -61,6 +61,7 @@ const showCheckpoints = (checkpoints) => checkpoints.length ? section("Checkpoin
 const showRecipe = ([changes, recipe]) => recipe ? section("Recipe",
   ...(changes ? [build("p", { class: "lead" }, "What differs from the defaults:"), build("pre", {}, changes)] : []),
   build("details", {}, build("summary", {}, "Every setting"), build("pre", {}, recipe))) : null;
+const showOutput = (output) => output ? section("Output", build("pre", { class: "output", tabindex: "0" }, output)) : null;
 const showProblems = (problems) => problems.length ? build("ul", { class: "soft problems" }, ...problems.map((text) => build("li", {}, text))) : null;
 
 function buildPlaces(view, names) {
@@ -74,9 +75,25 @@ function buildPlaces(view, names) {
 export async function showRun(view, [name], { signal, showProblem }) {
   view.append(build("h1", {}, name));
   const lead = build("p", { class: "lead" }), tiles = build("dl", { class: "tiles" });
-  view.append(lead, tiles);
-  const places = buildPlaces(view, ["problems", "samples", "curves", "checkpoints", "events", "facts", "recipe"]);
+  view.append(lead);
+  const places = buildPlaces(view, ["actions", "figures", "problems", "samples", "curves", "checkpoints", "events", "output", "facts", "recipe"]);
+  places.figures.append(tiles);
   let stamp = "", draw = null;
+  async function act(path, text) {
+    try {
+      await request(path, { body: { run: name }, signal });
+      showProblem(null);
+      places.actions.querySelector("[role=status]").textContent = text;
+      stamp = "";
+    } catch (error) {
+      showProblem(error);
+    }
+  }
+  const showActions = (state) => [build("div", { class: "bar" }, state.is_running
+    ? build("button", { type: "button", class: "stop", onclick: () => act("api/stop", "Asked to stop: it finishes its step and saves a checkpoint.") }, "Stop")
+    : build("button", { type: "button", class: "resume", onclick: () => act("api/resume", "Resumed: it reads its checkpoint first.") }, "Resume"),
+    state.command ? build("a", { class: "button", href: `#/new/${encodeURIComponent(state.command)}/${encodeURIComponent(name)}` }, "Copy to a new run") : null,
+    build("span", { class: "soft", role: "status" }))];
   poll(async () => {
     try {
       const run = await request(`api/run?${buildQuery({ run: name, stamp })}`, { signal });
@@ -84,11 +101,13 @@ export async function showRun(view, [name], { signal, showProblem }) {
       if (!run) return;
       stamp = run.stamp;
       lead.textContent = [run.title, run.lead].filter(Boolean).join(" · ");
+      update(places.actions, { is_running: run.is_running, command: run.command }, showActions);
       update(tiles, run.tiles, showTiles);
       update(places.problems, run.problems, showProblems);
       update(places.samples, run.samples, showSamples);
       update(places.checkpoints, run.checkpoints, showCheckpoints);
       update(places.events, run.events, showEvents);
+      update(places.output, run.output, showOutput);
       update(places.facts, run.facts, showFacts);
       update(places.recipe, [run.changes, run.recipe], showRecipe);
       draw ??= await openCharts(places.curves, (curve) => curve.label, signal);

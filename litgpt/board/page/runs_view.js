@@ -51,7 +51,7 @@ export function showRuns(view, _parts, { signal, showProblem }) {
   const body = build("tbody"), empty = build("p", { class: "lead", hidden: true });
   const header = ["", "Run", "State", "Loss curve", "Step", "Loss", "Validation", "Changed"];
   const table = build("table", { class: "runs" }, build("thead", {}, build("tr", {}, ...header.map((text) => build("th", { scope: "col" }, text)))), body);
-  const keys = build("p", { class: "soft keys" }, "Keys: / filters, c compares the chosen runs, Esc returns to the list.");
+  const keys = build("p", { class: "soft keys" }, "Keys: / filters, c compares the chosen runs, n opens the form of a new one, Esc returns to the list.");
   view.append(build("div", { class: "bar" }, filter, compare), build("section", {}, table, empty), keys);
   const rows = new Map();
 

@@ -19,7 +19,7 @@ FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
     "--disable-component-update", "--no-first-run", "--hide-scrollbars", "--remote-debugging-pipe",
 )  # fmt: skip
-KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "/": (191, "/"), "k": (75, "")}
+KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "/": (191, "/"), "k": (75, ""), "c": (67, "c")}
 CONTROL, SHIFT = 2, 8
 
 

@@ -1,0 +1,110 @@
+"""Processes of runs on this machine: they are started, asked to stop, and found again by a later board.
+
+A run holds the lock of `.board/lock` in its folder, which the system releases when its process ends, however it ends.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from litgpt.errors import UserError
+from litgpt.files import read_json_object, write_json, write_text
+
+PROCESS_FOLDER = ".board"  # in that of a run
+OUTPUT = "output.log"
+OUTPUT_BYTES = 8192
+PROGRAM = (sys.executable, "-P", "-m", "litgpt")
+
+
+class RunProcesses:
+    """The processes of runs that boards have started.
+
+    Args:
+        program: the words of a command line that start litgpt.
+    """
+
+    def __init__(self, program: Sequence[str] = PROGRAM) -> None:
+        self.program = program
+
+    def start(self, command: str, out_dir: Path, arguments: Sequence[str], recipe: str | None = None) -> None:
+        """Start a run in a session of its own, so that it outlives the board; its output is in `.board/output.log`.
+
+        Args:
+            arguments: of the command, besides `--config` for the recipe.
+            recipe: in YAML, which is written first; None for the one in out_dir.
+
+        Raises:
+            UserError: if a run has this folder.
+        """
+        folder = out_dir / PROCESS_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        config = out_dir / "recipe.yaml" if recipe is None else folder / "recipe.yaml"
+        with (folder / "lock").open("ab") as lock:
+            if not try_lock(lock, fcntl.LOCK_EX):
+                raise UserError(f"out_dir: {out_dir} is that of a run in progress; stop it first, or set another one")
+            if recipe is not None:
+                write_text(config, recipe)
+            with (folder / OUTPUT).open("ab") as output:
+                process = subprocess.Popen(
+                    [*self.program, command, "--config", str(config), *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=[lock.fileno()],
+                )
+            write_json(folder / "process.json", {"command": command, "pid": process.pid})
+        threading.Thread(target=process.wait, name=f"wait for {process.pid}", daemon=True).start()
+
+    def is_running(self, out_dir: Path) -> bool:
+        """Whether the process of a run that a board has started has not ended."""
+        try:
+            with (out_dir / PROCESS_FOLDER / "lock").open("rb") as lock:
+                return not try_lock(lock, fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return False
+
+    def stop(self, out_dir: Path) -> None:
+        """Ask a run to stop, with SIGTERM: it finishes its step, saves a checkpoint and ends.
+
+        Raises:
+            UserError: if no process of a board has this folder.
+        """
+        pid = read_json_object(out_dir / PROCESS_FOLDER / "process.json").get("pid")
+        if not self.is_running(out_dir) or not isinstance(pid, int) or not leads_session(pid):
+            raise UserError(
+                f"run: {out_dir} was not started by a board on this machine, or has ended; stop it where it was started"
+            )
+        os.kill(pid, signal.SIGTERM)
+
+    def read_output(self, out_dir: Path) -> str:
+        """The last lines that the processes of a run have printed; empty if no board has started it."""
+        try:
+            with (out_dir / PROCESS_FOLDER / OUTPUT).open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - OUTPUT_BYTES))
+                return file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+
+def try_lock(file: IO[bytes], kind: int) -> bool:
+    """Take a lock of an open file; False if another process has one that excludes it."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def leads_session(pid: int) -> bool:
+    """Whether a process exists that leads a session, as those do that a board starts."""
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
