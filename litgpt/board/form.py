@@ -28,7 +28,7 @@ RUN_COMMANDS = (
 )
 OTHER_KEYS = {"resume", "add_version", *SECRETS}
 """Keys that the form does not have: a run is resumed by a button, and its folder is that of the form."""
-Schema = dict[str, Any]
+SchemaPart = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def describe_form(name: str) -> dict[str, Any]:
         UserError: if the command starts no run.
     """
     recipe = import_run_recipe(name)
-    fields = list_fields(recipe)
+    fields = list_form_fields(recipe)
     keys = [*COMMANDS[name].positionals, "out_dir", *COMMANDS[name].first]
     known = {item.key for item in fields}
     first = [key if key in known else key.partition(".")[0] for key in keys]  # of a class, if it is one of its fields
@@ -81,7 +81,7 @@ def import_run_recipe(name: str) -> type:
     return COMMANDS[name].import_recipe()
 
 
-def list_fields(recipe: type) -> list[FormField]:
+def list_form_fields(recipe: type) -> list[FormField]:
     """List the fields of a recipe, those of its groups with dotted keys."""
     schema = build_schema(recipe)
     defaults = {entry.key: entry.default for entry in list_entries(recipe)}
@@ -89,7 +89,7 @@ def list_fields(recipe: type) -> list[FormField]:
 
 
 def read_fields(
-    schema: Schema, groups: Mapping[str, Schema], defaults: Mapping[str, Any], prefix: str = ""
+    schema: SchemaPart, groups: Mapping[str, SchemaPart], defaults: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[FormField]:
     """Read the fields of an object of a schema.
 
@@ -113,8 +113,8 @@ def read_fields(
             for short, init_args in list_classes(kind)
         }
         types = {kind_type for kind in kinds for kind_type in [kind.get("type")] if isinstance(kind_type, str)}
-        options = list(classes) or list(dict.fromkeys(text for kind in kinds for text in list_options(kind)))
-        closed = all(list_options(kind) or kind.get("type") == "null" for kind in kinds)
+        options = list(classes) or list(dict.fromkeys(text for kind in kinds for text in list_option_texts(kind)))
+        closed = all(list_option_texts(kind) or kind.get("type") == "null" for kind in kinds)
         is_required = name in schema.get("required", ()) and default in (None, REQUIRED)
         yield FormField(
             key=key,
@@ -128,7 +128,7 @@ def read_fields(
         )
 
 
-def list_kinds(part: Schema, groups: Mapping[str, Schema]) -> Iterator[Schema]:
+def list_kinds(part: SchemaPart, groups: Mapping[str, SchemaPart]) -> Iterator[SchemaPart]:
     """The alternatives of a schema."""
     if reference := part.get("$ref"):
         yield from list_kinds(groups[reference.removeprefix("#/$defs/")], groups)
@@ -139,7 +139,7 @@ def list_kinds(part: Schema, groups: Mapping[str, Schema]) -> Iterator[Schema]:
         yield part
 
 
-def list_classes(kind: Schema) -> Iterator[tuple[str, Schema]]:
+def list_classes(kind: SchemaPart) -> Iterator[tuple[str, SchemaPart]]:
     """The names of the classes of a choice, and the schemas of their settings."""
     for choice in kind.get("oneOf", ()):
         properties = choice.get("properties", {})
@@ -148,7 +148,7 @@ def list_classes(kind: Schema) -> Iterator[tuple[str, Schema]]:
                 yield name, properties["init_args"]
 
 
-def list_options(kind: Schema) -> list[str]:
+def list_option_texts(kind: SchemaPart) -> list[str]:
     """The texts of the values that a schema lists."""
     values = kind.get("enum") or ([kind["const"]] if "const" in kind else [])
     return [format_setting(value) for value in values] or ["true", "false"] * (kind.get("type") == "boolean")

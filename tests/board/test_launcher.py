@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from litgpt.board.form import RUN_COMMANDS, describe_form, fill_form, find_wrong_key, list_fields, read_form
+from litgpt.board.form import RUN_COMMANDS, describe_form, fill_form, find_wrong_key, list_form_fields, read_form
 from litgpt.errors import UserError
 from litgpt.recipe.commands import COMMANDS
 from litgpt.recipe.keys import list_keys
@@ -143,7 +143,7 @@ def test_no_other_page_and_nobody_without_the_key_starts_a_run(board: httpx.Clie
 
 def test_the_form_has_every_key_of_its_command() -> None:
     recipe = COMMANDS["pretrain"].import_recipe()
-    shown = {item.key for item in list_fields(recipe)}
+    shown = {item.key for item in list_form_fields(recipe)}
     missing = {key for key in list_keys(recipe) if key not in shown and not any(k.startswith(f"{key}.") for k in shown)}
     assert missing == {"resume", "add_version"}
     form = describe_form("pretrain")
