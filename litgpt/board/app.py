@@ -19,7 +19,8 @@ from litgpt.infer.server import chat_page
 from litgpt.infer.server.errors import ApiError, add_error_handlers, write_error
 from litgpt.infer.server.page_files import list_page_files, send_files
 from litgpt.infer.server.request_checks import check_key, check_size
-from litgpt.recipe.plan import Gpu, PlannedCommand
+from litgpt.recipe.gpu import GpuName
+from litgpt.recipe.plan import PlannedCommand
 from litgpt.train import report
 
 MAX_BODY_BYTES = 1_000_000
@@ -42,7 +43,7 @@ class FormTexts(BaseModel):
 class PlanTexts(FormTexts):
     """The texts of a form, and the GPU that its run should fit on."""
 
-    gpu: Gpu | None = None
+    gpu: GpuName | None = None
 
 
 class RunName(BaseModel):
@@ -117,7 +118,7 @@ class BoardServer:
     async def show_form(self, command: str = RUN_COMMANDS[0], run: str | None = None) -> dict[str, Any]:
         """The fields of the form of a command, with the settings of a run."""
         form = await self.read(self.launcher.describe_form, command, run)
-        return form | {"commands": RUN_COMMANDS, "gpus": get_args(Gpu), "planned": get_args(PlannedCommand)}
+        return form | {"commands": RUN_COMMANDS, "gpus": get_args(GpuName), "planned": get_args(PlannedCommand)}
 
     async def check_form(self, body: FormTexts) -> dict[str, Any]:
         """The recipe of a form, or its first error."""

@@ -85,7 +85,7 @@ export async function showForm(view, [command = "pretrain", run], { signal, show
   const gpu = build("select", { "aria-label": "GPU to fit on" }, build("option", { value: "" }, "any GPU"), ...form.gpus.map((name) => build("option", { value: name }, name)));
   const plan = build("button", { type: "button", id: "plan", onclick: runPlan }, "Plan"), planned = build("pre", { id: "planned", role: "status" });
   const side = build("aside", {}, section("Start", message, build("div", { class: "bar" }, start)),
-    form.planned.includes(command) ? section("Memory", build("div", { class: "bar" }, gpu, plan), planned) : null, section("Recipe", recipe));
+    form.planned.includes(command) ? section("Plan", build("div", { class: "bar" }, gpu, plan), planned) : null, section("Recipe", recipe));
   view.append(build("div", { class: "new" }, element, side));
   let timer = null, number = 0;
 
