@@ -20,7 +20,7 @@ from litgpt.recipe.schema import build_schema
 from tutorials.site.reference import name_command_page, write_command_page, write_key_example
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(ROOT.glob("tutorials/*.md"))
+TUTORIALS = ROOT / "tutorials"
 
 
 def list_command_entries(recipe: type) -> list[Entry]:
@@ -64,9 +64,9 @@ def test_the_page_of_a_command_has_its_keys_and_their_limits() -> None:
 
 
 def test_every_tutorial_is_in_the_navigation() -> None:
-    settings = (ROOT / "tutorials" / "site" / "mkdocs.yml").read_text(encoding="utf-8")
+    settings = (TUTORIALS / "site" / "mkdocs.yml").read_text(encoding="utf-8")
     listed = [path for section in yaml.safe_load(settings)["nav"] for paths in section.values() for path in paths]
-    assert {page.name for page in PAGES} - set(listed) == set()
+    assert {page.relative_to(TUTORIALS).as_posix() for page in TUTORIALS.rglob("*.md")} - set(listed) == set()
 
 
 class Links(HTMLParser):
@@ -104,7 +104,7 @@ def list_dead_links(site: Path) -> Iterator[tuple[str, str]]:
 @pytest.mark.slow
 def test_the_site_is_built_and_its_links_lead_somewhere(tmp_path: Path) -> None:
     pytest.importorskip("material", reason="needs the extra docs")
-    config = ROOT / "tutorials" / "site" / "mkdocs.yml"
+    config = TUTORIALS / "site" / "mkdocs.yml"
     command = ["-m", "mkdocs", "build", "--strict", "-q", "-f", str(config), "-d", str(tmp_path / "site")]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     run = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -75,7 +75,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def replace_link(match: re.Match[str]) -> str:
         mapped = map_link(match[3], source)
-        return f"{match[1]}({mapped})" if mapped else match[2]
+        return f"{match[1]}({posixpath.relpath(mapped, posixpath.dirname(path) or '.')})" if mapped else match[2]
 
     return LINK.sub(replace_link, OUTSIDE_LINK.sub("", markdown))
 
