@@ -93,8 +93,6 @@ SLOW = {
     "preferences": Case("dpo", PREFERENCES),
 }
 COUNTED = {
-    "scores-ahead": Case("dpo", PREFERENCES | {"preference": {"precompute_ref_log_probs": True}}),
-    "delayed": Case("pretrain", PRETRAIN | {"precision": "bf16-mixed", "fp8": {"recipe": "delayed"}}),
     "rewards": Case("rm", PREFERENCES),
     "states-on-host": Case(
         "pretrain",
@@ -137,8 +135,6 @@ def build_real_state(case: Case) -> tuple[TrainState, list[Batch], Any]:
     """A state with real tensors, the micro-batches of a step, and keyword arguments of `train_step`."""
     recipe, spec = build_case(case)
     state = build_train_state(recipe, spec, None, CPU, resumed=False, steps=10)
-    if spec.scores_ahead:
-        state.reference = None
     batches = fill_batches(recipe, spec, ParallelDims())
     if case.packed:
         half = TOKENS // 2
@@ -226,7 +222,7 @@ def test_the_planned_peaks_of_many_recipes_are_those_of_the_allocator(name: str)
     [
         *COUNTED,
         *("recompute", "selective", "plain", "experts", "capacity", "states-in-bf16", "lora", "qlora"),
-        *("tensorwise", "preferences"),
+        "tensorwise",
     ],
 )
 def test_what_the_memory_of_many_recipes_holds_is_that_of_real_steps(name: str) -> None:
