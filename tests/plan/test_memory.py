@@ -93,6 +93,7 @@ SLOW = {
     "preferences": Case("dpo", PREFERENCES),
 }
 COUNTED = {
+    "scores-ahead": Case("dpo", PREFERENCES | {"preference": {"precompute_ref_log_probs": True}}),
     "rewards": Case("rm", PREFERENCES),
     "states-on-host": Case(
         "pretrain",
@@ -135,6 +136,8 @@ def build_real_state(case: Case) -> tuple[TrainState, list[Batch], Any]:
     """A state with real tensors, the micro-batches of a step, and keyword arguments of `train_step`."""
     recipe, spec = build_case(case)
     state = build_train_state(recipe, spec, None, CPU, resumed=False, steps=10)
+    if spec.scores_ahead:
+        state.reference = None
     batches = fill_batches(recipe, spec, ParallelDims())
     if case.packed:
         half = TOKENS // 2
