@@ -128,9 +128,9 @@ class LoRALinear(LoRALayer):
         if not self.adapter_on or factors is None:
             return y
         a, b, a_first, b_first, magnitude = factors
-        update = self.lora_scale * F.linear(lora_down(x, a, self.lora_dropout if self.training else 0.0), b)
+        update = self.lora_scale * lora_up(lora_down(x, a, self.lora_dropout if self.training else 0.0), b)
         if a_first is not None and b_first is not None:
-            update = update - self.lora_scale * F.linear(lora_down(x, a_first), b_first)
+            update = update - self.lora_scale * lora_up(lora_down(x, a_first), b_first)
         update = update.to(y.dtype)
         if magnitude is None:
             return y + update
@@ -177,11 +177,19 @@ def grouped_lora(x_RD: Tensor, a: Tensor, b: Tensor, ends_E: Tensor) -> Tensor:
 
 
 def lora_down(x: Tensor, a: Tensor, dropout: float = 0.0) -> Tensor:
-    """The down projection A x, (..., r), with dropout on x; computed in the type of A or of autocast."""
+    """The down projection A x, (..., r), with dropout on x; computed in the type of x or of autocast.
+
+    A may have a wider type than x, which comes from a quantized layer in 16 bits.
+    """
     device = x.device.type
-    compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else a.dtype
+    compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     x, a = x.to(compute_dtype), a.to(compute_dtype)
     return LoRADown.apply(x, a, dropout) if dropout else F.linear(x, a)
+
+
+def lora_up(down: Tensor, b: Tensor) -> Tensor:
+    """The up projection of A x, (..., out); computed in the type of A x."""
+    return F.linear(down, b.to(down.dtype))
 
 
 class LoRADown(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""`litgpt plan`: the memory that a run will need, by rank and by what it holds, its time, and better layouts."""
+"""`litgpt plan`: the memory that a run will need and its time, and better layouts; or a check of its step."""
 
 import json
 
@@ -9,17 +9,21 @@ from litgpt.plan.build_spec import build_spec
 from litgpt.plan.ranks import plan_run
 from litgpt.plan.search import search_layouts
 from litgpt.plan.search_table import describe_search, format_search
+from litgpt.plan.step_check import check_run_steps
+from litgpt.plan.step_findings import Finding
 from litgpt.plan.table import describe_plan, format_plan
 from litgpt.recipe.plan import RunToPlan
 from litgpt.recipe.to_yaml import format_yaml
 
 
 def run(planned: RunToPlan) -> None:
-    """Print the plan of a run, or those of its layouts."""
+    """Print the plan of a run, those of its layouts, or what is found in its step."""
     settings = planned.settings
     if settings.search:
         return search(planned)
     spec = build_spec(planned.command, planned.recipe)
+    if settings.check_step:
+        return print_findings(check_run_steps(planned.recipe, spec))
     plan = plan_run(planned.recipe, spec, settings.figures, routing_skew=settings.routing_skew)
     if settings.json:
         print(json.dumps(describe_plan(plan, settings), indent=1))
@@ -48,3 +52,18 @@ def search(planned: RunToPlan) -> None:
                 f"layout_file: {settings.layout_file} is not written, because no layout fits; set more gpus"
             )
         write_text(settings.layout_file, format_yaml(result.fitting[0][0].as_tree()))
+
+
+def print_findings(findings: dict[Finding, int]) -> None:
+    """Print what was found in a step, a line each, with the rank.
+
+    Raises:
+        UserError: if anything was found.
+    """
+    for finding, rank in findings.items():
+        print(f"rank {rank}: {finding}")
+    if findings:
+        raise UserError(
+            f"check_step: {len(findings)} operation(s) of the step fail on a GPU or make it wait; see the lines above"
+        )
+    print("The step runs on a GPU, and waits for it only where it has to.")

@@ -6,7 +6,6 @@ balanced.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -56,7 +55,6 @@ def detach(values: Tensor) -> Tensor:
     return values.detach()
 
 
-@dataclass
 class Routing:
     """How the routers of one forward pass in training work, and what they record.
 
@@ -73,15 +71,23 @@ class Routing:
         records: (E + 4) of each layer: the load of each expert on this rank, and `STATISTICS`.
     """
 
-    settings: RoutingSettings
-    rows: int
-    scale: float
-    is_token_BP: Tensor | None = None
-    earlier: "Routing | None" = None
-    sum_over_batch: Callable[[Tensor], Tensor] = detach
-    sum_over_ranks: Callable[[Tensor], Tensor] = detach
-    loads: dict[int, Tensor] = field(default_factory=dict)
-    records: dict[int, Tensor] = field(default_factory=dict)
+    def __init__(
+        self,
+        settings: RoutingSettings,
+        rows: int,
+        scale: float,
+        is_token_BP: Tensor | None = None,
+        earlier: "Routing | None" = None,
+        sum_over_batch: Callable[[Tensor], Tensor] = detach,
+        sum_over_ranks: Callable[[Tensor], Tensor] = detach,
+        records: dict[int, Tensor] | None = None,
+    ) -> None:
+        # no dataclass, of which FSDP2 would give each block a copy with its inputs cast, and lose what that records
+        self.settings, self.rows, self.scale = settings, rows, scale
+        self.is_token_BP, self.earlier = is_token_BP, earlier
+        self.sum_over_batch, self.sum_over_ranks = sum_over_batch, sum_over_ranks
+        self.loads: dict[int, Tensor] = {}
+        self.records = {} if records is None else records
 
     @property
     def dtype(self) -> torch.dtype:

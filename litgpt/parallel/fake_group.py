@@ -6,6 +6,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.nn.parallel import distributed as ddp
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -29,11 +30,12 @@ def assume_first_stage(pipeline: Pipeline) -> int:
 
 
 @contextmanager
-def fake_mesh(dims: ParallelDims, rank: int) -> Iterator[Mesh | None]:
+def fake_mesh(dims: ParallelDims, rank: int, device: str = "cpu") -> Iterator[Mesh | None]:
     """The mesh of a rank, whose collectives compute nothing; None for a single process.
 
     Args:
         dims: ranks along each axis.
+        device: type of the devices.
     """
     if dims.world_size == 1:
         yield None
@@ -44,7 +46,10 @@ def fake_mesh(dims: ParallelDims, rank: int) -> Iterator[Mesh | None]:
             for owner, name, answer in DDP_READS:
                 stack.enter_context(patch.object(owner, name, return_value=answer))
             stack.enter_context(patch.object(Pipeline, "first_trained_stage", assume_first_stage))
-            yield Mesh(dims, "cpu")
+            if device != "cpu":  # C++ may be told of another device than that of a fake tensor (`plan.fake_cuda`)
+                device_of = property(lambda tensor: tensor._local_tensor.device)
+                stack.enter_context(patch.object(DTensor, "device", device_of, create=True))
+            yield Mesh(dims, device)
     finally:
         dist.destroy_process_group()
         _clear_sharding_prop_cache()  # of layouts, which hold the groups of equal meshes

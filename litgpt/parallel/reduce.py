@@ -13,10 +13,17 @@ Layout = tuple[DeviceMesh | None, tuple[Placement, ...]]
 
 def all_reduce_sum(values: Iterable[float], device: torch.device) -> list[float]:
     """The sum of each value over all ranks, in float64."""
-    sums = torch.tensor(list(values), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
-    if dist.is_initialized():
-        dist.all_reduce(sums)
+    summands = [float(value) for value in values]
+    if not dist.is_initialized():
+        return summands  # without waiting for the device
+    sums = torch.tensor(summands, dtype=torch.float64, device=get_sum_device(device))
+    dist.all_reduce(sums)
     return sums.tolist()
+
+
+def get_sum_device(device: torch.device) -> torch.device:
+    """Where sums in float64 are computed, which MPS does not have."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def all_reduce_max(values: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,6 @@ from typing import cast
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
-from litgpt.model.registry import list_model_names
 from litgpt.recipe.finetune import Finetune
 from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.pretrain import Pretrain
@@ -33,7 +32,8 @@ def build_spec(command: str, recipe: Training) -> RunSpec:
             "it was trained with"
         )
     check_preference(finetune.preference_settings)
-    folder = hub.find_local_folder("checkpoint_dir", finetune.checkpoint_dir)
+    given = hub.extend_checkpoint_dir(finetune.checkpoint_dir)
+    folder = given if given.exists() else None
     config = find_shape(finetune.checkpoint_dir) if folder is None else None
     spec = build_finetune_spec(finetune, folder or finetune.checkpoint_dir, str(finetune.checkpoint_dir), config=config)
     if finetune.preference_settings is not None:
@@ -57,14 +57,16 @@ def check_preference(settings: PreferenceArgs | None) -> None:
 
 
 def find_shape(name: Path) -> Config:
-    """The shape of a model on the hub by its name, without a download.
+    """The shape of a model by its name or org/name on the hub, or by the folder of that name that it is downloaded to.
 
     Raises:
         UserError: if the name is not known.
     """
-    if name.name not in list_model_names():
+    known = name.relative_to(hub.CHECKPOINTS.name) if name.parts[0] == hub.CHECKPOINTS.name else name
+    try:
+        return Config.from_name(known.as_posix())
+    except UserError:
         raise UserError(
             f"checkpoint_dir: {name} is neither a folder here nor the name of a known shape; give a folder with its "
             "config.json"
-        )
-    return Config.from_name(name.name)
+        ) from None

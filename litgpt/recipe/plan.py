@@ -55,11 +55,18 @@ class Plan:
     """With search: number of GPUs, in nodes of 8; null for devices x num_nodes."""
     layout_file: Path | None = None
     """With search: YAML file for the settings of the fastest layout, to give to the run with another --config."""
+    check_step: bool = False
+    """Instead of the plan, run a training step on fake tensors of a GPU, and print each operation that would fail there
+    or that makes the host wait."""
     json: bool = False
     """Print the plan as JSON."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        for field in fields(self) if self.check_step else ():
+            if field.name not in ("command", "check_step") and (value := getattr(self, field.name)) != field.default:
+                shown = "true" if value is True else value
+                raise UserError(f"{field.name}: {shown} has no effect with check_step: true; leave it out")
         given = {name: getattr(self, name) for name in ("gpu", "gpu_file", "gpu_memory")}
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) > 1:

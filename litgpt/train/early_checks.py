@@ -271,7 +271,9 @@ def resolve_config(recipe: Pretrain) -> Config:
     if overrides.get("n_layer") and recipe.model_name not in list_model_names():
         return Config(**{"name": recipe.model_name} | overrides)
     named = Config.from_name(recipe.model_name)
-    return Config.from_name(recipe.model_name, **override_fields(named.to_dict(), overrides))
+    changes = override_fields(named.to_dict(), overrides)
+    label = changes.pop("name", named.name)
+    return replace(Config.from_name(recipe.model_name, **changes), name=label)
 
 
 def resolve_sequence_length(recipe: Training, config: Config) -> int:

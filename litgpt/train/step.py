@@ -19,6 +19,7 @@ from litgpt.parallel.reduce import (
     all_reduce_sum,
     compute_gradient_norm,
     compute_parameter_norm,
+    get_sum_device,
     scale_gradients,
 )
 from litgpt.train.local_batch import LocalBatch
@@ -132,7 +133,7 @@ def add_gradients(
     faults, targets, tokens, *counts = totals
     if faults:
         raise fault or UserError("data: another rank has no batch; see its error")
-    metric_sums = torch.zeros(2, len(objective.metrics), dtype=torch.float64)
+    metric_sums = torch.zeros(2, len(objective.metrics), dtype=torch.float64, device=get_sum_device(train_state.device))
     with train_state.measure("preparation"):
         batches = objective.prepare(train_state, batches)
     if train_state.routers is not None:
@@ -211,7 +212,7 @@ def run_batches(
     Args:
         counts, metric_sums: as in `compute_gradients`.
     """
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=get_sum_device(train_state.device))
 
     def local_batch(batch: Batch) -> LocalBatch:
         batch = objective.weigh(batch.to(train_state.device))
@@ -226,7 +227,7 @@ def run_batches(
         loss = torch.stack([term / max(count, 1) for term, count in zip(sums, counts, strict=True)]).sum()
         if metric_sums is not None and metrics is not None:
             metric_sums.add_(metrics.to(metric_sums.device))
-        total = total + loss.detach().double().to(total.device, non_blocking=True)
+        total = total + loss.detach().to(total)
         return loss * train_state.scale.factor
 
     if train_state.pipeline is not None:

@@ -130,6 +130,7 @@ def test_a_skew_that_is_not_possible_is_refused(skew, moe, message):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--check_step", "--gpu", "H100-80GB"], "gpu: H100-80GB has no effect with check_step: true; leave it out"),
         (["--gpu", "H100-80GB", "--gpu_memory", "80"], "are the same setting; set one of them"),
         (["--search", "--gpu_memory", "80"], "search: true needs the figures of a GPU; set gpu: H100-80GB"),
         (["--gpus", "8", "--gpu", "H200"], "gpus: 8 has no effect with search: false"),
@@ -144,6 +145,23 @@ def test_wrong_arguments_are_refused(capsys, argv, message):
 
     assert cli.main(["plan", *argv]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_is_found_in_a_step_is_printed_and_an_error(capsys, monkeypatch):
+    from litgpt import cli
+    from litgpt.plan import step_findings
+
+    argv = ["plan", *RUN, "--devices", "1", "--check_step"]
+    monkeypatch.delitem(step_findings.EXPECTED, ("step.py", "compute_model_norm"))
+    assert cli.main(argv) == 1
+    captured = capsys.readouterr()
+    (line,) = captured.out.splitlines()
+    assert line.startswith("rank 0: synchronization: litgpt/train/step.py:")
+    assert line.endswith(" in compute_model_norm (gradient_norm): the host reads float32 ()")
+    assert "check_step: 1 operation(s) of the step" in captured.err
+    monkeypatch.undo()
+    assert cli.main(argv) == 0
+    assert capsys.readouterr().out == "The step runs on a GPU, and waits for it only where it has to.\n"
 
 
 def test_a_recipe_of_the_package_is_found_by_its_name():
