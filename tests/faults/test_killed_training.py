@@ -120,13 +120,16 @@ def test_a_signal_to_any_of_two_ranks_saves_and_ends_both(tmp_path: Path, signal
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_leaves_with_zero_and_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
     expected = run_uninterrupted(tmp_path / "unbroken", **DROPOUT)
-    folder = prepare(tmp_path / "stopped", **DROPOUT, train__save_interval=None)
-    (process,) = start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", folder=folder)
-    while "step 2/12" not in read_log(folder) and process.is_alive():
-        time.sleep(0.01)
-    os.kill(process.pid, number)
-    assert join_ranks([process]) == [0], read_log(folder)
-    log = read_log(folder)
+    for attempt in range(3):  # on a busy machine, a run may be over before this process gets to signal it
+        folder = prepare(tmp_path / f"stopped-{attempt}", **DROPOUT, train__save_interval=None)
+        (process,) = start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", folder=folder)
+        while "step 2/12" not in read_log(folder) and process.is_alive():
+            time.sleep(0.01)
+        os.kill(process.pid, number)
+        assert join_ranks([process]) == [0], read_log(folder)
+        log = read_log(folder)
+        if not (folder / "out" / "final").exists():
+            break
     (step,) = re.findall(rf"{number.name}: finishing [a-z ]*(\d+), then saving", log)
     assert f"{number.name} received" in log and f"step {step}/12" in log and f"step {int(step) + 1}/12" not in log
     saved = find_latest(folder / "out")
