@@ -3,7 +3,7 @@
 import json
 
 from litgpt.errors import UserError
-from litgpt.files import write_text
+from litgpt.files import check_writable, write_text
 from litgpt.parallel.processes import count_processes
 from litgpt.plan.build_spec import build_spec
 from litgpt.plan.ranks import plan_run
@@ -39,6 +39,8 @@ def search(planned: RunToPlan) -> None:
         UserError: if none fits and its settings should be written.
     """
     settings, recipe, gpu = planned.settings, planned.recipe, planned.settings.figures
+    if settings.layout_file is not None:
+        check_writable(settings.layout_file, "layout_file", is_file=True)
     assert gpu is not None
     gpus = settings.gpus or count_processes(recipe.devices, recipe.num_nodes)
     result = search_layouts(recipe, build_spec(planned.command, recipe), gpu, gpus)

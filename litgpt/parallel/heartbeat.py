@@ -53,9 +53,9 @@ class Heartbeat:
         last_count, missed = -1, 0
         while not self.stopped.wait(INTERVAL):
             try:
+                self.share_hang()  # first, because a rank whose collective has failed reads it after the heartbeat
                 self.store.add(f"beat/{self.rank}", 1)
                 count = self.count_beats(next_rank)
-                self.share_hang()
                 missed, last_count = (missed + 1 if count == last_count else 0), count
                 if missed * INTERVAL > self.timeout and not self.has_left(next_rank):
                     self.announce_lost([next_rank])
@@ -96,7 +96,7 @@ class Heartbeat:
         Returns:
             What takes too long, and where the stacks are; empty if nothing does.
         """
-        message = next((report.poll() for report in stacks.active), "")
+        message = next((report.poll() for report in stacks.active), self.hang)  # the last one, once training has ended
         if message != self.hang:  # which is empty again after a step that was only slow
             self.store.set("hang", message)
         self.hang = message

@@ -58,8 +58,8 @@ class StackReport:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
-            if self.message:
-                self._forget()
+        if self.message:  # not after an exception, whose cause the message may be
+            self._forget()
 
     def poll(self) -> str:
         """The message, which is printed the first time, if this rank's timer has written the stacks; else empty."""

@@ -1,5 +1,6 @@
 """The spec of a run whose weights and data are not needed."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -63,10 +64,10 @@ def find_shape(name: Path) -> Config:
         UserError: if the name is not known.
     """
     known = name.relative_to(hub.CHECKPOINTS.name) if name.parts[0] == hub.CHECKPOINTS.name else name
-    try:
-        return Config.from_name(known.as_posix())
-    except UserError:
-        raise UserError(
-            f"checkpoint_dir: {name} is neither a folder here nor the name of a known shape; give a folder with its "
-            "config.json"
-        ) from None
+    for candidate in (known.as_posix(), known.name):
+        with suppress(UserError):
+            return Config.from_name(candidate)
+    raise UserError(
+        f"checkpoint_dir: {name} is neither a folder here nor the name of a known shape; give a folder with its "
+        "config.json"
+    )

@@ -51,7 +51,6 @@ PATH_KEYS = {
     "data inspect": DATA,
     "tokenizer train": PathKeys(folders=("output_dir",)),
     "report": PathKeys(files=("output",)),
-    "plan": PathKeys(files=("layout_file",)),
     "init": PathKeys(files=("output",)),
     "generate": TEXTS,
     "generate_full": TEXTS,

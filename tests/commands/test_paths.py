@@ -100,11 +100,10 @@ def test_a_list_of_names_needs_no_output(tmp_path: Path, line: list[str], capsys
 
 
 def test_every_path_of_a_recipe_is_known() -> None:
+    inputs = {"report": {"out_dir"}, "explain": {"file"}, "plan": {"gpu_file", "layout_file"}, "board": {"folder"}}
     unknown = []
     for name, command in COMMANDS.items():
-        read = INPUTS | {"report": {"out_dir"}, "explain": {"file"}, "plan": {"gpu_file"}, "board": {"folder"}}.get(
-            name, set()
-        )
+        read = INPUTS | inputs.get(name, set())
         known = {key for group in PATH_KEYS.get(name, PathKeys()) for key in group} | read
         for key, (hint, _) in keys.list_settings(command.import_recipe()).items():
             if Path in keys.list_types(hint) and key not in known:
