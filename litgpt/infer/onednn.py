@@ -11,9 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from litgpt.model.attention import Attention
 from litgpt.model.gpt import GPT
-from litgpt.model.layers import GatedMLP
 from litgpt.model.surgery import Function, wrap_forward
 
 ROWS = 32  # the number of rows that the layout is for; measured to be as good for 1 to 512 of them
@@ -88,7 +86,9 @@ class JoinedProjections:
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         """The output of each layer, as a view of one tensor."""
-        is_plain = all(type(layer) is nn.Linear and is_reordered(layer) for layer in self.layers)
+        is_plain = all(
+            type(part) is nn.Linear and is_reordered(part) and not part._forward_hooks for part in self.layers
+        )
         if not is_plain or not self.matrix.prepare(x, [layer.weight for layer in self.layers]):
             return self.project(x)
         biases: list[Tensor] = [layer.bias for layer in self.layers if layer.bias is not None]
@@ -96,8 +96,8 @@ class JoinedProjections:
 
 
 def is_reordered(layer: nn.Module) -> bool:
-    """Whether the forward pass of a layer is a `ReorderedForward`, without modifications around it."""
-    return type(layer.__dict__.get("forward")) is ReorderedForward and not layer._forward_hooks
+    """Whether the forward pass of a layer is a `ReorderedForward`, without another one around it."""
+    return type(layer.__dict__.get("forward")) is ReorderedForward
 
 
 def reorder_linear_layers(model: GPT) -> None:
@@ -106,7 +106,7 @@ def reorder_linear_layers(model: GPT) -> None:
         if type(layer) is nn.Linear and can_reorder(layer.weight) and not is_reordered(layer):
             wrap_forward(layer, partial(ReorderedForward, layer))
     for module in model.blocks.modules():
-        if isinstance(module, Attention | GatedMLP) and "project" not in module.__dict__:
-            layers = (module.q, module.k, module.v) if isinstance(module, Attention) else (module.gate, module.up)
-            if all(map(is_reordered, layers)) and len({layer.bias is None for layer in layers}) == 1:
-                wrap_forward(module, partial(JoinedProjections, layers), "project")
+        layers = [getattr(module, name) for name in getattr(module, "projections", ())]
+        is_new = "project" not in module.__dict__ and all(map(is_reordered, layers))
+        if is_new and len({layer.bias is None for layer in layers}) == 1:
+            wrap_forward(module, partial(JoinedProjections, layers), "project")

@@ -45,6 +45,9 @@ class KVCache(Protocol):
 class Attention(nn.Module):
     """Self-attention over (B, T, D); it has as many heads as its tensors, which may be some of the model's."""
 
+    projections = ("q", "k", "v")
+    """The linear layers of `project`."""
+
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         assert config.head_size is not None and config.n_query_groups is not None

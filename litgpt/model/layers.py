@@ -162,6 +162,9 @@ class PlainMLP(nn.Module):
 class GatedMLP(nn.Module):
     """Feed-forward with gate: down(act(gate(x)) * up(x)) (Shazeer 2020), (B, T, n_embd) -> (B, T, n_embd)."""
 
+    projections = ("gate", "up")
+    """The linear layers of `project`."""
+
     def __init__(self, config: Config, size: int | None = None) -> None:
         super().__init__()
         width = size or config.intermediate_size

@@ -51,6 +51,8 @@ def test_projections_of_one_input_are_one_product_unless_one_is_modified(bias: b
                 layer = getattr(module, name)
                 torch.testing.assert_close(output, F.linear(x, layer.weight, layer.bias))
         block.mlp.up.register_forward_hook(lambda _layer, _inputs, output: output + 1)
+        reorder_linear_layers(model)
+        assert not isinstance(block.mlp.up.forward.forward, ReorderedForward)
         torch.testing.assert_close(block.mlp.project(x)[1], F.linear(x, block.mlp.up.weight, block.mlp.up.bias) + 1)
     assert block.attention.project(x)[0].requires_grad
 

@@ -14,15 +14,20 @@ from tests.runs import read_losses, write_recipe, write_text
 
 pytestmark = pytest.mark.slow
 
-HUB = {"push_to_hub": "me/model"}
 
-
-def test_checkpoints_reach_a_hub_that_refuses_then_drops_then_accepts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a text and a recipe of two steps whose checkpoints are uploaded."""
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path)
-    write_recipe(tmp_path, train__max_steps=4, checkpoint=HUB)
+    write_recipe(tmp_path, train__max_steps=2, checkpoint={"push_to_hub": "me/model"})
+    return tmp_path
+
+
+@pytest.mark.usefixtures("folder")
+def test_checkpoints_reach_a_hub_that_refuses_then_drops_then_accepts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with serve_hub({}, monkeypatch, listens=False) as hub:
         waits: list[float] = []
 
@@ -33,7 +38,7 @@ def test_checkpoints_reach_a_hub_that_refuses_then_drops_then_accepts(
                 hub.listen()
 
         monkeypatch.setattr(object_store, "time", SimpleNamespace(sleep=sleep))
-        assert main(["pretrain", "--config", "recipe.yaml"]) == 0
+        assert main(["pretrain", "--config", "recipe.yaml", "--train.max_steps", "4"]) == 0
     assert len(waits) == 2
     output = capsys.readouterr()
     assert "step-00000002: uploading it to me/model on the hub failed" in output.out + output.err
@@ -52,18 +57,15 @@ def test_checkpoints_reach_a_hub_that_refuses_then_drops_then_accepts(
 
 
 def test_without_a_network_the_run_ends_as_it_would_and_says_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path)
-    write_recipe(tmp_path, train__max_steps=2, checkpoint=HUB)
     monkeypatch.setattr(object_store, "time", SimpleNamespace(sleep=lambda _seconds: None))
     with serve_hub({}, monkeypatch, listens=False):
         assert main(["pretrain", "--config", "recipe.yaml"]) == 0
     output = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "step-00000002: not uploaded to me/model on the hub" in output and "the hub cannot be reached" in output
     assert "me/model on the hub: 0 uploaded, 1 failed" in output
-    assert len(read_losses(tmp_path)) == 2 and Path("out/final/model.safetensors").is_file()
+    assert len(read_losses(folder)) == 2 and Path("out/final/model.safetensors").is_file()
 
 
 def test_an_adapter_is_uploaded_as_the_folder_that_the_run_ends_with(
