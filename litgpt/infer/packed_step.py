@@ -98,13 +98,14 @@ class GroupWriter:
         return k, v
 
     def _write(self, x_BKTS: Tensor, buffer_NKUS: Tensor) -> Tensor:
-        blocks, kept = buffer_NKUS[self.first : self.first + self.texts], buffer_NKUS.shape[2]
+        kept = buffer_NKUS.shape[2]
+        blocks = buffer_NKUS.narrow(0, self.first, self.texts)
         if self.texts == 1 and self.end <= kept:
-            blocks[0, :, self.starts[0] : self.end] = x_BKTS[0]
+            blocks.narrow(2, self.starts[0], self.tokens).copy_(x_BKTS)
         else:  # (N, T, K, S), because the indexed axes come first
             positions = self.positions_NT if self.end <= kept else self.positions_NT % kept
             blocks[self.blocks_NT, :, positions] = x_BKTS[0].unflatten(1, (self.texts, -1)).permute(1, 2, 0, 3)
-        return blocks[:, :, : self.end]
+        return blocks if self.end >= kept else blocks.narrow(2, 0, self.end)
 
 
 class PackedLayer:
@@ -116,6 +117,9 @@ class PackedLayer:
 
     def append(self, k_BKTS: Tensor, v_BKTS: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Append those of the new tokens, and return those of each group, (N, K, U, S)."""
+        if len(self.writers) == 1:
+            k, v = self.writers[0].write(self.layer, k_BKTS, v_BKTS)
+            return [k], [v]
         news = zip(self.writers, k_BKTS.split(self.sizes, 2), v_BKTS.split(self.sizes, 2), strict=True)
         written = [writer.write(self.layer, k, v) for writer, k, v in news]
         return [k for k, _ in written], [v for _, v in written]

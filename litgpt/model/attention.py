@@ -76,7 +76,7 @@ class Attention(nn.Module):
         q, k, v = self.project(x_BTD)
         if self.norm_kind == "olmo2":
             q, k = self.norm_q(q), self.norm_k(k)
-        q, k, v = (x.unflatten(-1, (-1, self.head_size)) for x in (q, k, v))
+        q, k, v = (x.view(*x.shape[:-1], -1, self.head_size) for x in (q, k, v))
         if self.norm_kind in ("default", "per_head"):
             q, k = self.norm_q(q), self.norm_k(k)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))

@@ -21,6 +21,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize in the wider of the dtypes of x and weight; (..., size) -> (..., size) in the dtype of `x`."""
+        if x.dtype == self.weight.dtype:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         dtype = torch.promote_types(x.dtype, self.weight.dtype)  # autocast may narrow x only
         return F.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), self.eps).to(x.dtype)
 

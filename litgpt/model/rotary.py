@@ -137,10 +137,12 @@ def apply_rotary(x_BHTS: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool =
     Feature i is paired with i + half of them, or with its neighbour if interleaved. Computed in float32 or float64: in
     bfloat16 the angle between two tokens would depend on their absolute positions.
     """
-    size = cos.shape[-1]
-    rotated, rest = x_BHTS.split([size, x_BHTS.shape[-1] - size], dim=-1)
-    rotated = rotated.to(torch.promote_types(rotated.dtype, cos.dtype))
-    pairs = rotated.unflatten(-1, (-1, 2) if interleave else (2, -1))
-    partner = pairs.flip(-1 if interleave else -2).flatten(-2)
+    size, rest = cos.shape[-1], None
+    rotated = x_BHTS
+    if x_BHTS.shape[-1] != size:
+        rotated, rest = x_BHTS.split([size, x_BHTS.shape[-1] - size], dim=-1)
+    if rotated.dtype != cos.dtype:
+        rotated = rotated.to(torch.promote_types(rotated.dtype, cos.dtype))
+    partner = rotated.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if interleave else rotated.roll(size // 2, -1)
     result = torch.addcmul(rotated * cos, partner, sin).to(x_BHTS.dtype)
-    return torch.cat([result, rest], dim=-1) if rest.shape[-1] else result
+    return result if rest is None else torch.cat([result, rest], dim=-1)
