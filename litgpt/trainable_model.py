@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.fabric import Fabric
 
 from litgpt.data.render.chat_template import read_template
 from litgpt.data.stream.batch import Batch
@@ -26,6 +25,7 @@ from litgpt.infer.prompts import PromptEncoder, find_prompt_style
 from litgpt.infer.text_settings import prepare_texts
 from litgpt.messages import print_message
 from litgpt.parallel.apply import run_blocks_eagerly
+from litgpt.parallel.fabric import Fabric
 from litgpt.parallel.forward import run_split_model
 from litgpt.parallel.precision import build_precision
 from litgpt.parallel.reduce import all_reduce_sum

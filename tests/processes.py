@@ -1,4 +1,4 @@
-"""Start processes as forks of one server that has imported torch and lightning, which saves seconds for each."""
+"""Start processes as forks of one server that has imported torch and the commands, which saves seconds for each."""
 
 import json
 import multiprocessing
@@ -20,7 +20,6 @@ CONTEXT.set_forkserver_preload(
     [
         "torch",
         "torch.distributed.fsdp",
-        "lightning",
         "torch.utils.tensorboard",
         "litdata",
         "jsonargparse",

@@ -4,10 +4,9 @@ import logging
 from datetime import timedelta
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from litgpt.errors import UserError
+from litgpt.parallel.fabric import Fabric, SLURMEnvironment, TorchElasticEnvironment
 from litgpt.parallel.strategy import MeshStrategy
 from litgpt.phases import phase
 from litgpt.recipe.parallel import ParallelDims

@@ -5,11 +5,9 @@ import sys
 from datetime import timedelta
 
 import torch.distributed as dist
-from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
-from lightning.fabric.strategies.parallel import ParallelStrategy
-from lightning.fabric.utilities.rank_zero import _get_rank
 
 from litgpt.parallel import heartbeat
+from litgpt.parallel.fabric import ModelParallelStrategy, ParallelStrategy, _get_rank
 from litgpt.parallel.mesh import Mesh
 from litgpt.recipe.parallel import ParallelDims
 

@@ -3,9 +3,9 @@
 from datetime import timedelta
 
 import torch
-from lightning.fabric import Fabric
 
 from litgpt.host_allocator import keep_freed_memory
+from litgpt.parallel.fabric import Fabric
 from litgpt.parallel.processes import count_processes, start_processes
 from litgpt.recipe.training import Training
 

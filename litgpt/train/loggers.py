@@ -8,11 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from lightning.fabric.loggers.logger import Logger
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-
 from litgpt.errors import UserError
 from litgpt.files import write_text
+from litgpt.parallel.fabric import Logger, rank_zero_only
 from litgpt.parallel.strategy import is_rank_zero
 from litgpt.recipe.train import LogArgs
 from litgpt.train import history

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.loggers.logger import Logger
 
 from litgpt.data.stream.batch import to_batch
 from litgpt.data.stream.windows import WindowDataset
@@ -17,6 +15,7 @@ from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
 from litgpt.model.gpt import GPT
+from litgpt.parallel.fabric import Fabric, Logger
 from litgpt.parallel.fp8 import describe_fp8
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import build_precision, default_precision
