@@ -94,6 +94,9 @@ class BoardServer:
             runs.append(summary | {"state": name_state(summary, is_running=self.processes.is_running(folder))})
         return {"folder": str(self.runs.folder), "runs": sorted(runs, key=lambda run: -run.get("updated", 0))}
 
+    def _find_state(self, name: str, folder: Path) -> str:
+        return name_state(self.runs.summarize(name, folder), is_running=self.processes.is_running(folder))
+
     async def show_run(self, name: Annotated[str, Query(alias="run")], stamp: str = "") -> Any:
         """The page of a run; nothing if it has not changed since a stamp."""
         return await self.read(self._describe, [name], stamp, lambda: self._describe_run(name))
@@ -103,14 +106,15 @@ class BoardServer:
         return await self.read(self._describe, names, stamp, lambda: self.runs.compare(names))
 
     def _describe(self, names: list[str], stamp: str, describe: Callable[[], dict[str, Any]]) -> Any:
-        running = [self.processes.is_running(self.runs.find(name)) for name in names]
-        current = "-".join(map(str, (*self.runs.stamp(names), *running)))
+        states = [self._find_state(name, self.runs.find(name)) for name in names]
+        current = "-".join(map(str, (*self.runs.stamp(names), *states)))
         return Response(status_code=204) if current == stamp else describe() | {"stamp": current}
 
     def _describe_run(self, name: str) -> dict[str, Any]:
         folder = self.runs.find(name)
         return self.runs.describe(name) | {
             "is_running": self.processes.is_running(folder),
+            "state": self._find_state(name, folder),
             "output": self.processes.read_output(folder),
             "command": self.launcher.find_command(folder),
         }

@@ -16,7 +16,7 @@ from litgpt.board.form import (
     read_form,
 )
 from litgpt.board.run_processes import RunProcesses
-from litgpt.board.runs import RunFolders
+from litgpt.board.runs import SILENT_SECONDS, RunFolders, name_state
 from litgpt.errors import UserError
 from litgpt.files import read_json_object, write_text
 from litgpt.recipe import build
@@ -66,9 +66,13 @@ class Launcher:
         """Resume a run from its latest checkpoint, with its own recipe.
 
         Raises:
-            UserError: if it has no checkpoint, or its record no command, or its recipe is not valid.
+            UserError: if it has no checkpoint, or its record no command, or its recipe is not valid, or it is running.
         """
         folder = self.runs.find(name)
+        summary, is_here = self.runs.summarize(name, folder), self.processes.is_running(folder)
+        if not is_here and name_state(summary, is_running=False) == "running":
+            host = summary.get("host") or "another machine"
+            raise UserError(f"run: {name} has written files on {host} in the last {SILENT_SECONDS} s; stop it there")
         command = self.find_command(folder)
         if command is None:
             raise UserError(f"run: {folder / RECORD_FILE} does not name a command; resume it on the command line")

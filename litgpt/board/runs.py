@@ -8,23 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.board.metrics_file import MetricsFile, read_last_figures
-from litgpt.board.run_processes import OUTPUT, PROCESS_FOLDER
+from litgpt.board.run_processes import OUTPUT, PROCESS_FILE, PROCESS_FOLDER
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
 from litgpt.recipe.from_yaml import read_yaml
 from litgpt.store.step_folders import STEP_FOLDER
 from litgpt.train.charts import COLORS, Rows
 from litgpt.train.comparison import ComparedRun, compare_runs
+from litgpt.train.data_report import DATA_REPORT_FILE
 from litgpt.train.history import FILE_NAME, list_versions
 from litgpt.train.report import describe_report, read_files
 from litgpt.train.router_training import LOAD_FILE
+from litgpt.train.run_process import is_on_this_machine
 from litgpt.train.run_record import RECORD_FILE
 
 MAX_DEPTH = 6
 FIND_SECONDS = 1.0  # how long a list of folders is used again
 OTHER_FOLDERS = {"logs", "final", "adapter", "profile", "tokenizer"}
 """Folders in that of a run that hold no further runs."""
-READ_FILES = (RECORD_FILE, "recipe.yaml", "samples.jsonl", LOAD_FILE, "logs/csv", PROCESS_FOLDER)
+RUN_FILES = (RECORD_FILE, "recipe.yaml", "samples.jsonl", LOAD_FILE, DATA_REPORT_FILE)
+"""The files of the page of a run, besides its metrics and its output."""
+READ_FILES = (*RUN_FILES, "logs/csv", PROCESS_FOLDER)
 MAX_SAMPLES = 50
 SILENT_SECONDS = 60
 
@@ -104,10 +108,11 @@ class RunFolders:
         try:
             self.find(name)
             path = self.find_metrics(folder)
-            stamp = stamp_files(folder / RECORD_FILE, *([path] if path else []))
+            process_file = folder / PROCESS_FOLDER / PROCESS_FILE
+            stamp = stamp_files(folder / RECORD_FILE, process_file, *([path] if path else []))
             if folder in self._summaries and self._summaries[folder][0] == stamp:
                 return self._summaries[folder][1]
-            record = read_json_object(folder / RECORD_FILE)
+            record, process = read_json_object(folder / RECORD_FILE), read_json_object(process_file)
             last, curve = read_last_figures(path) if path else ({}, [])
         except (UserError, OSError) as error:
             return {"name": name, "problem": str(error), "last": {}, "curve": []}
@@ -117,7 +122,7 @@ class RunFolders:
             "curve": curve,
             "updated": max(stamp[1::2], default=0) / 1e9,
         }
-        summary = {**about, **describe_record(record)}
+        summary = {**about, **describe_record(record, process)}
         self._summaries[folder] = (stamp, summary)
         return summary
 
@@ -165,7 +170,7 @@ class RunFolders:
         for name in names:
             folder = self.find(name)
             metrics = self.find_metrics(folder)
-            others = [folder / file for file in (*READ_FILES[:4], f"{PROCESS_FOLDER}/{OUTPUT}")]
+            others = [folder / file for file in (*RUN_FILES, f"{PROCESS_FOLDER}/{OUTPUT}")]
             stamp += stamp_files(folder, *others, *([metrics] if metrics else []))
         return stamp
 
@@ -183,33 +188,40 @@ def stamp_files(*paths: Path) -> tuple[int, ...]:
     return tuple(number for status in statuses for number in (status.st_size, status.st_mtime_ns))
 
 
-def describe_record(record: dict[str, Any]) -> dict[str, Any]:
-    """What the list shows of the record of a run; empty texts for what it does not have."""
+def describe_record(record: dict[str, Any], started: dict[str, Any]) -> dict[str, Any]:
+    """What the list shows of the record of a run; empty texts for what it does not have.
+
+    Args:
+        started: the process that a board has started for it, if any.
+    """
+    empty = {"task": "", "model": "", "steps": None, "host": "", "end": ""}
     try:
         start = record["starts"][-1]
-        end = start.get("end") or {}
         return {
             "task": str(record["task"]),
             "model": str(record["model"]["name"]),
             "steps": record.get("steps"),
             "host": str(start["host"]),
-            "end": str(end.get("reason", "")),
+            "end": str((start.get("end") or {}).get("reason", "")),
+            "lost": "killed" if is_on_this_machine(start.get("process") or {}) else "",
         }
     except (KeyError, IndexError, TypeError, AttributeError):
-        return {"task": "", "model": "", "steps": None, "host": "", "end": ""}
+        return {**empty, "lost": "failed" if not record and is_on_this_machine(started) else ""}
 
 
 def name_state(summary: dict[str, Any], *, is_running: bool) -> str:
-    """The state of a run in a word: running, finished, ended, or silent if it has written nothing for a while.
+    """The state of a run in a word: running, finished, ended, failed before its first step, killed, or silent.
 
     Args:
-        is_running: whether its process was started by a board and has not ended.
+        is_running: whether its process is known to be one of this machine that has not ended.
     """
     if is_running:
         return "running"
     if summary.get("end"):
         steps = summary["steps"]
         return "finished" if steps is not None and summary["last"].get("step", 0) >= steps else "ended"
+    if summary.get("lost"):
+        return str(summary["lost"])
     return "running" if time.time() - summary.get("updated", 0) < SILENT_SECONDS else "silent"
 
 

@@ -34,8 +34,8 @@ def resolve_class_path(base: type, name: str, key: str, trusted: bool) -> str:
     """Return the dotted path of a class that a recipe names.
 
     Raises:
-        UserError: if the name is unknown, or if a recipe from a URL names a class outside of this package and
-            `torch.optim`.
+        UserError: if the name is unknown, or if one that is not trusted, as in a recipe from a URL, is that of a class
+            outside of this package and `torch.optim`.
     """
     table = CLASS_PATHS[base]
     if name in table or name in table.values():
@@ -43,7 +43,10 @@ def resolve_class_path(base: type, name: str, key: str, trusted: bool) -> str:
     if base is Optimizer and "." not in name:
         name = f"torch.optim.{name}"
     if not trusted and name.rpartition(".")[0] != "torch.optim":
-        raise UserError(f"{key}: {name!r} is not allowed in a recipe from a URL; download the recipe and use the file")
+        raise UserError(
+            f"{key}: {name!r} is not a class of litgpt, and only the command line and files on this machine may name "
+            f"others; {suggest_names(table, dotted=False)}"
+        )
     if base is DataModule and (name.endswith(ROW_FILES) or "/" in name or Path(name).exists()):
         raise UserError(
             f"{key}: {name!r} is a path or a name on the hub, and not a class; set data: Conversations and "
@@ -55,10 +58,14 @@ def resolve_class_path(base: type, name: str, key: str, trusted: bool) -> str:
     raise UserError(f"{key}: {name!r} is not known; " + (f"did you mean {near}?" if near else suggest_names(table)))
 
 
-def suggest_names(table: Mapping[str, str]) -> str:
-    """Return the accepted names of a table as the last part of an error message."""
+def suggest_names(table: Mapping[str, str], *, dotted: bool = True) -> str:
+    """Return the accepted names of a table as the last part of an error message.
+
+    Args:
+        dotted: whether the path of a class outside of the table is accepted, unless it is the table of tuners.
+    """
     names = ", ".join(name for name in table if "." not in name)
-    return f"use {names}" if table is TUNER_PATHS else f"use {names}, or the dotted path of a class"
+    return f"use {names}, or the dotted path of a class" if dotted and table is not TUNER_PATHS else f"use {names}"
 
 
 def parse_choice(base: type, value: Any, key: str, trusted: bool = True) -> ClassChoice | None:
@@ -76,7 +83,9 @@ def parse_choice(base: type, value: Any, key: str, trusted: bool = True) -> Clas
     direct = {name: item for name, item in value.items() if name not in ("class_path", "init_args")}
     arguments = merge_mappings(direct, init_args)
     if not trusted and DOTTED.search(str(arguments.get("prompt_style", "")).replace("litgpt.prompts.", "")):
-        raise UserError(f"{key}.prompt_style: a class is not allowed in a recipe from a URL; use a name")
+        raise UserError(
+            f"{key}.prompt_style: a class is only allowed on the command line and in files on this machine; use a name"
+        )
     choice: ClassChoice = {"init_args": arguments}
     if (name := value.get("class_path")) is not None:
         if not isinstance(name, str):

@@ -26,6 +26,8 @@ ATTEMPTS = 6
 FIRST_WAIT = 1.0  # seconds before the second attempt; then twice as many
 FINAL_ERRORS = (PermissionError, FileNotFoundError, UserError)
 """Errors that another attempt would meet again."""
+CREDENTIAL_ERRORS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
+"""The names of further such errors, those of botocore and google.auth without credentials; neither may be installed."""
 
 Entries = dict[str, dict[str, Any]]
 Returned = TypeVar("Returned")
@@ -56,7 +58,8 @@ def retry(
         try:
             return action()
         except Exception as error:  # clients raise the errors of their HTTP libraries
-            if attempt == ATTEMPTS - 1 or isinstance(error, final_errors):
+            is_final = isinstance(error, final_errors) or type(error).__name__ in CREDENTIAL_ERRORS
+            if attempt == ATTEMPTS - 1 or is_final:
                 raise
             if attempt == 0:
                 warn(f"{what} failed ({describe_error(error)}); it is tried again")

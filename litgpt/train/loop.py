@@ -20,6 +20,7 @@ from litgpt.store.step_folders import get_step_folder
 from litgpt.train.best_metric import BestMetric
 from litgpt.train.build_state import is_compiled
 from litgpt.train.console import RunConsole, RunSummary, render_validation
+from litgpt.train.data_report import DATA_REPORT_FILE
 from litgpt.train.evaluate import (
     TaskScorer,
     compute_task_scores,
@@ -352,7 +353,7 @@ class Loop:
                 files,
                 is_best=self.best.step == self.step,
             )
-        reports = {"data_report.json": run.data.train.report(), **run.train_state.reports()}  # on every rank
+        reports = {DATA_REPORT_FILE: run.data.train.report(), **run.train_state.reports()}  # on every rank
         for name, report in reports.items():
             if report and is_rank_zero():
                 write_json(run.recipe.out_dir / name, report)

@@ -18,6 +18,7 @@ from litgpt.train import history
 from litgpt.train.best_metric import BestMetric
 from litgpt.train.charts import Rows, build_charts, find_speed_column, get_finite_values
 from litgpt.train.console import format_duration, format_trained
+from litgpt.train.data_report import DATA_REPORT_FILE, DataLines, read_data_report
 from litgpt.train.guard import Guard
 from litgpt.train.router_training import LOAD_FILE
 from litgpt.train.run_record import RECORD_FILE
@@ -53,6 +54,7 @@ class RunFiles:
     best: BestArgs | None
     samples: list[dict[str, Any]]
     load: list[tuple[int, list[tuple[float, float]]]]
+    data: DataLines
 
 
 def read_files(out_dir: Path, problems: list[str] | None = None) -> RunFiles:
@@ -84,6 +86,7 @@ def read_files(out_dir: Path, problems: list[str] | None = None) -> RunFiles:
         best=best,
         samples=read(read_samples, out_dir / "samples.jsonl", []),
         load=read(read_load, out_dir / LOAD_FILE, []),
+        data=read(read_data_report, out_dir / DATA_REPORT_FILE, []),
     )
 
 
@@ -100,6 +103,7 @@ def describe_report(files: RunFiles, rows: Rows) -> dict[str, Any]:
         "events": find_events(rows, files.guard, record, best),
         "samples": files.samples,
         "load": files.load,
+        "data": files.data,
         "changes": format_yaml(record.get("changes", {})) if record else "",
         "recipe": files.recipe,
     }

@@ -19,6 +19,7 @@ from litgpt.recipe.commands import COMMANDS
 from litgpt.recipe.to_yaml import find_changes, get_class_name, read_changed_arguments
 from litgpt.train.header import count_parameters
 from litgpt.train.loop import Loop
+from litgpt.train.run_process import describe_own_process
 from litgpt.train.setup import Run
 from litgpt.version import __version__
 
@@ -52,6 +53,17 @@ def record_run(run: Run, loop: Loop) -> Iterator[None]:
 def read_starts(path: Path) -> list[dict[str, Any]]:
     """Read the starts of a run that is resumed; empty if it has no record."""
     return list(read_json_object(path).get("starts", [])) if path.is_file() else []
+
+
+def read_last_start(path: Path) -> dict[str, Any]:
+    """Read the last start of a run; empty if it has no record, or one of another form.
+
+    Raises:
+        UserError: if the file is not JSON.
+    """
+    starts = read_json_object(path).get("starts")
+    start = starts[-1] if isinstance(starts, list) and starts else {}
+    return start if isinstance(start, dict) else {}
 
 
 def describe_run(run: Run) -> dict[str, Any]:
@@ -90,6 +102,7 @@ def describe_start(run: Run, step: int) -> dict[str, Any]:
         "date": get_date(),
         "step": step,
         "host": socket.gethostname(),
+        "process": describe_own_process(),  # of the first rank
         "system": f"{platform.system()} {platform.machine()}",
         "processes": run.ranks,
         "layout": {} if mesh is None else asdict(mesh.dims),

@@ -31,6 +31,7 @@ from litgpt.store.checkpoint_save import Checkpoints
 from litgpt.store.collectives_io import share_first_message
 from litgpt.train import header
 from litgpt.train.build_state import build_train_state
+from litgpt.train.data_report import DATA_REPORT_FILE
 from litgpt.train.early_checks import check_resumption, check_trained_model, check_vocabulary
 from litgpt.train.history import choose_version
 from litgpt.train.launch import launch
@@ -293,7 +294,7 @@ def write_run_files(recipe: Training, spec: RunSpec) -> None:
     """Write the recipe and the report on the data into `out_dir`."""
     write_text(recipe.out_dir / "recipe.yaml", dump_recipe(recipe))
     if report := spec.data.report():
-        write_json(recipe.out_dir / "data_report.json", report)
+        write_json(recipe.out_dir / DATA_REPORT_FILE, report)
 
 
 def build_loggers(recipe: Training, project: str, resumed_step: int | None) -> list[Logger]:

@@ -70,6 +70,15 @@ def write_run(folder: Path, steps: int = 30, **record: Any) -> None:
     (folder / "run.json").write_text(json.dumps(about | record))
     (folder / "recipe.yaml").write_text("seed: 7\ntrain: {max_steps: 30}\n")
     (folder / "samples.jsonl").write_text(json.dumps({"step": 10, "prompt": "once", "text": "once <b>more</b>"}) + "\n")
+    rows = {
+        "rows": 9,
+        "reasons": {"no answer": 1},
+        "first": ["chats.jsonl:4: no answer"],
+        "overlong": 2,
+        "untrained": 0,
+    }
+    padding = {"places": 200, "padding": 50, "group_by_length": False}
+    (folder / "data_report.json").write_text(json.dumps({"chats.jsonl": rows, "padding": padding}))
     for name in (f"step-{steps:08}", "final"):
         (folder / name).mkdir()
         (folder / name / "model.safetensors").write_bytes(bytes(2048))

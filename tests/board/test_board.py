@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 
-from litgpt.board.runs import READ_FILES
 from tests.board.board_server import KEY, run_board, write_metrics, write_run
 
 POSTS = ("/api/check", "/api/start", "/api/stop", "/api/resume", "/api/plan")
@@ -61,6 +60,8 @@ def test_the_page_of_a_run_has_what_its_report_has(board: httpx.Client) -> None:
     assert run["title"] == "toy" and ["Steps", "30"] in run["tiles"] and run["problems"] == []
     assert run["samples"] == [{"step": 10, "prompt": "once", "text": " <b>more</b>"}]
     assert run["page"]["rows"]["validation"]["val_loss"] == [3.1, 3.05, 3.03333]
+    lines = ["1 of 9 rows left out: 1 no answer; 2 samples longer than the model reads", "chats.jsonl:4: no answer"]
+    assert run["data"] == [["chats.jsonl", lines], ["padding", ["25.0% of 200 tokens"]]]
     assert run["checkpoints"] == [
         {"name": "step-00000030", "bytes": 2048, "files": 1},
         {"name": "final", "bytes": 2048, "files": 1},
@@ -78,7 +79,9 @@ def test_runs_are_compared(board: httpx.Client) -> None:
         assert answer.status_code == 400 and "choose from 2 to 8 runs" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("file", [*READ_FILES[:3], "logs/csv/version_0/metrics.csv"])
+@pytest.mark.parametrize(
+    "file", ["run.json", "recipe.yaml", "samples.jsonl", "data_report.json", "logs/csv/version_0/metrics.csv"]
+)
 def test_files_that_are_half_written_or_not_valid_hide_no_other(board: httpx.Client, folder: Path, file: str) -> None:
     run = folder / "half"
     shutil.rmtree(run, ignore_errors=True)
@@ -99,7 +102,8 @@ def test_files_that_are_half_written_or_not_valid_hide_no_other(board: httpx.Cli
 
 
 @pytest.mark.parametrize(
-    "file", ["run.json", "recipe.yaml", "samples.jsonl", "logs/csv", "logs/csv/version_0/metrics.csv"]
+    "file",
+    ["run.json", "recipe.yaml", "samples.jsonl", "data_report.json", "logs/csv", "logs/csv/version_0/metrics.csv"],
 )
 def test_no_link_leads_out_of_the_folder(tmp_path: Path, file: str) -> None:
     write_run(tmp_path / "secret")

@@ -1,6 +1,7 @@
 """Runs that are started, stopped and resumed over HTTP, by a program in place of litgpt; the form and its errors."""
 
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from litgpt.board.form import RUN_COMMANDS, describe_form, fill_form, find_wrong
 from litgpt.errors import UserError
 from litgpt.recipe.commands import COMMANDS
 from litgpt.recipe.keys import list_keys
+from litgpt.train.run_process import find_machine, identify_process
 from tests.board.board_server import KEY, run_board, write_run
 
 PROGRAM = """import json, os, signal, sys
@@ -27,6 +29,7 @@ while True:
     signal.pause()
 """
 TEXTS = {"model_name": "pythia-14m", "data": "PythonDocs", "tokenizer.kind": "bytes", "train.max_steps": "3"}
+RECIPE = "model_name: pythia-14m\ndata: PythonDocs\ntokenizer: {kind: bytes}\n"
 
 
 @pytest.fixture
@@ -66,16 +69,76 @@ def test_a_run_is_started_stopped_and_resumed(board: httpx.Client, tmp_path: Pat
         assert send(later, "stop", run="a/b").status_code == 200
         wait_for(lambda: not later.get("/api/run", params={"run": "a/b"}).json()["is_running"])
         assert later.get("/api/run", params={"run": "a/b"}).json()["output"].endswith("stopped\n")
-        assert "was not started by a board" in send(later, "stop", run="a/b").json()["error"]["message"]
+        assert "has ended, or runs on another machine" in send(later, "stop", run="a/b").json()["error"]["message"]
+        assert [run["state"] for run in later.get("/api/runs").json()["runs"]] == ["failed"]  # it wrote no record
 
     refused = send(board, "resume", run="a/b")
     assert refused.status_code == 400 and "does not name a command" in refused.json()["error"]["message"]
     write_run(out_dir, command="pretrain")
-    (out_dir / "recipe.yaml").write_text("model_name: pythia-14m\ndata: PythonDocs\ntokenizer: {kind: bytes}\n")
+    (out_dir / "recipe.yaml").write_text(RECIPE)
     assert send(board, "resume", run="a/b").status_code == 200
     words = ["pretrain", "--config", str(out_dir / "recipe.yaml"), "--resume", "true", "--out_dir", str(out_dir)]
     wait_for(lambda: json.dumps(words) in (out_dir / ".board" / "output.log").read_text())
     assert send(board, "stop", run="a/b").status_code == 200
+
+
+@pytest.fixture
+def other_run(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The process of the run `out/cli`, which no board has started."""
+    process = subprocess.Popen(["python3", str(tmp_path / "program.py"), "train"], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline()  # its handler of SIGTERM is set
+    yield process
+    process.kill()
+    process.wait()
+
+
+def write_started_run(folder: Path, process: Any) -> None:
+    """Write a run in progress with the process in its record."""
+    write_run(folder, command="pretrain")
+    record = json.loads((folder / "run.json").read_text())
+    record["starts"][0] |= {"process": process, "end": None}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "recipe.yaml").write_text(RECIPE)
+
+
+def test_a_run_that_no_board_has_started_is_stopped(
+    board: httpx.Client, tmp_path: Path, other_run: subprocess.Popen[bytes]
+) -> None:
+    pid = other_run.pid
+    process = {"machine": find_machine(), "pid": pid, "identity": identify_process(pid)}
+    write_started_run(tmp_path / "out" / "cli", process)
+    assert board.get("/api/runs").json()["runs"][0]["state"] == "running"
+    assert board.get("/api/run", params={"run": "cli"}).json()["is_running"]
+    assert "run in progress" in send(board, "resume", run="cli").json()["error"]["message"]
+    assert send(board, "stop", run="cli").status_code == 200
+    assert other_run.wait(10) == 0  # after SIGTERM, which the program handles
+    assert board.get("/api/runs").json()["runs"][0]["state"] == "killed"
+    assert send(board, "stop", run="cli").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({"identity": "0" * 64}, "killed"),  # a later process has the number
+        ({"identity": ""}, "killed"),
+        ({"pid": 2**22 + 1}, "killed"),
+        ({"pid": -1}, "killed"),
+        ({"pid": "1"}, "killed"),
+        ({"machine": "another"}, "running"),
+    ],
+)
+def test_no_process_but_that_of_the_run_gets_a_signal(
+    board: httpx.Client, tmp_path: Path, other_run: subprocess.Popen[bytes], changes: dict[str, Any], state: str
+) -> None:
+    pid = other_run.pid
+    process = {"machine": find_machine(), "pid": pid, "identity": identify_process(pid)} | changes
+    write_started_run(tmp_path / "out" / "cli", process)
+    assert board.get("/api/runs").json()["runs"][0]["state"] == state
+    assert "has ended, or runs on another machine" in send(board, "stop", run="cli").json()["error"]["message"]
+    if state == "running":  # its files are new
+        message = send(board, "resume", run="cli").json()["error"]["message"]
+        assert message == "run: cli has written files on rack-7 in the last 60 s; stop it there"
+    assert other_run.poll() is None
 
 
 @pytest.mark.parametrize(
@@ -90,11 +153,15 @@ def test_a_run_is_started_stopped_and_resumed(board: httpx.Client, tmp_path: Pat
         ({"out_dir": "{out}"}, "out_dir", "is not in"),
         ({"out_dir": "{out}/old"}, "out_dir", "holds a run already"),
         ({"resume": "true"}, "resume", "is not a field of this form"),
-        ({"data": "secret.yaml"}, "data", "not allowed"),  # no file is read as settings, and no class imported
+        (
+            {"data": "secret.yaml"},
+            "data",
+            "is not a class of litgpt",
+        ),  # no file is read as settings, and no class imported
         ({"data": "http://127.0.0.1:1/x"}, "data", "not"),
         ({"train": "secret.yaml"}, "train", "is a single value"),
         ({"model_config": "secret.yaml"}, "model_config", "use keys and values"),
-        ({"optimizer": "os.path.join"}, "optimizer", "not allowed"),
+        ({"optimizer": "os.path.join"}, "optimizer", "may name others; use AdamW"),
     ],
 )
 def test_errors_name_their_field(

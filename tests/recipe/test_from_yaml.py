@@ -71,7 +71,8 @@ def test_a_recipe_comes_from_a_url(litgpt, site, user_module):
 )
 def test_a_recipe_from_a_url_cannot_name_a_foreign_class(litgpt, tmp_path, site, text):
     (tmp_path / "their.yaml").write_text(f"model_name: x\n{text}\n")
-    assert "is not allowed in a recipe from a URL" in litgpt("pretrain", "--config", f"{site}/their.yaml").error_line()
+    line = litgpt("pretrain", "--config", f"{site}/their.yaml").error_line()
+    assert "is not a class of litgpt, and only the command line and files on this machine may name others" in line
 
 
 def test_a_date_is_a_string(litgpt, tmp_path):

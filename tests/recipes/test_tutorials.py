@@ -1,13 +1,15 @@
 """The commands of every tutorial run, in order, as a reader would type them.
 
 Blocks fenced as bash run in a temporary folder that holds a base model under the name in the pages, and the text,
-tokenizer and recipe that the first blocks of `pretrain.md` make. Blocks fenced as console (downloads, clusters) do not
-run. The models are smaller than in the pages, except in the slow test, which runs what a page states the minutes of.
+tokenizer and recipe that the first blocks of `pretrain.md` make. Of other blocks (downloads, clusters, larger models)
+the command lines are parsed. The models are smaller than in the pages, except in the slow test, which runs what a page
+states the minutes of.
 """
 
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -30,6 +33,8 @@ SHRINK = [f"--model_config.{key}={value}" for key, value in SHAPE.items()] + [
     *("--train.max_seq_length=32", "--train.global_batch_size=2", "--train.micro_batch_size=2"),
     *("--precision=32-true", "--eval.max_iters=1"),
 ]
+PROGRAM = re.compile(r"(.*/)?litgpt(:cuda)?")
+"""What starts litgpt: the program, a module, or an image of a container."""
 WORDS = "the first letter of a book is where its reader begins and whoever comes later finds less of it there"
 
 
@@ -184,7 +189,34 @@ def test_no_two_pages_write_one_folder() -> None:
     assert {folder: names for folder, names in pages.items() if len(names) > 1} == {}
 
 
-LINKED = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tutorials" / "templates" / "README.md"]
+def read_command_lines(page: Path) -> Iterator[list[str]]:
+    """The command lines of litgpt in the blocks of a page that do not run, without the program that starts them."""
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"^```(?:sh|console)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            program = next((place for place, word in enumerate(words) if PROGRAM.fullmatch(word)), None)
+            if program is not None and not words[max(program - 1, 0)].startswith(
+                ("-t", "--")
+            ):  # it is no option's value
+                yield words[program + 1 :]
+
+
+WITH_COMMANDS = [*PAGES, ROOT / "README.md", ROOT / "tutorials" / "templates" / "README.md"]
+LINKED = [*WITH_COMMANDS, ROOT / "CONTRIBUTING.md"]
+
+
+@pytest.mark.slow
+def test_command_lines_that_do_not_run_here_are_valid(
+    litgpt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, books: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config_hub").symlink_to(ROOT / "config_hub")
+    for name in ("books.yaml", "recipe.yaml"):
+        shutil.copy(books / "books.yaml", name)
+    lines = [(page.name, words) for page in WITH_COMMANDS for words in read_command_lines(page)]
+    assert len(lines) > 40
+    assert [(page, words, outcome.err) for page, words in lines if (outcome := litgpt(*words)).code] == []
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))

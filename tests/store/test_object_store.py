@@ -163,7 +163,8 @@ def test_what_fails_is_tried_again_with_longer_waits_and_some_errors_are_not(mon
         calls.append(error)
         raise error
 
-    for error, attempts in ((OSError("x"), ATTEMPTS), (PermissionError("x"), 1), (FileNotFoundError("x"), 1)):
+    missing = type("NoCredentialsError", (Exception,), {})("x")  # of botocore
+    for error, attempts in ((OSError("x"), ATTEMPTS), (PermissionError("x"), 1), (missing, 1)):
         calls: list[Exception] = []
         with pytest.raises(type(error)):
             retry(lambda error=error: fail(error), messages.append, "it")  # type: ignore[misc]

@@ -55,6 +55,8 @@ function showSamples(samples) {
 
 const showFacts = (facts) => facts.length ? section("Run", build("dl", { class: "facts" },
   ...facts.flatMap(([name, value]) => [build("dt", {}, name), build("dd", {}, value)]))) : null;
+const showData = (sets) => sets.length ? section("Data", build("dl", { class: "facts" },
+  ...sets.flatMap(([name, lines]) => [build("dt", {}, name), build("dd", {}, ...lines.map((line) => build("div", {}, line)))]))) : null;
 const showEvents = (events) => events.length ? section("Events", buildTable(["Step", "Event"], events.map(([step, text]) => [`${step}`, text]))) : null;
 const showCheckpoints = (checkpoints) => checkpoints.length ? section("Checkpoints and models",
   buildTable(["Folder", "Size", "Files"], checkpoints.map(({ name, bytes, files }) => [name, formatBytes(bytes), `${files}`]))) : null;
@@ -76,7 +78,7 @@ export async function showRun(view, [name], { signal, showProblem }) {
   view.append(build("h1", {}, name));
   const lead = build("p", { class: "lead" }), tiles = build("dl", { class: "tiles" });
   view.append(lead);
-  const places = buildPlaces(view, ["actions", "figures", "problems", "samples", "curves", "checkpoints", "events", "output", "facts", "recipe"]);
+  const places = buildPlaces(view, ["actions", "figures", "problems", "samples", "curves", "checkpoints", "events", "output", "facts", "data", "recipe"]);
   places.figures.append(tiles);
   let stamp = "", draw = null;
   async function act(path, text) {
@@ -89,10 +91,11 @@ export async function showRun(view, [name], { signal, showProblem }) {
       showProblem(error);
     }
   }
-  const showActions = (state) => [build("div", { class: "bar" }, state.is_running
-    ? build("button", { type: "button", class: "stop", onclick: () => act("api/stop", "Asked to stop: it finishes its step and saves a checkpoint.") }, "Stop")
-    : build("button", { type: "button", class: "resume", onclick: () => act("api/resume", "Resumed: it reads its checkpoint first.") }, "Resume"),
-    state.command ? build("a", { class: "button", href: `#/new/${encodeURIComponent(state.command)}/${encodeURIComponent(name)}` }, "Copy to a new run") : null,
+  const stop = () => build("button", { type: "button", class: "stop", onclick: () => act("api/stop", "Asked to stop: it finishes its step and saves a checkpoint.") }, "Stop");
+  const resume = () => build("button", { type: "button", class: "resume", onclick: () => act("api/resume", "Resumed: it reads its checkpoint first.") }, "Resume");
+  const showActions = (run) => [build("div", { class: "bar" }, build("span", { class: "state", "data-state": run.state }, run.state),
+    run.is_running ? stop() : run.state === "running" ? build("span", { class: "soft" }, "Its process is not known here; stop it where it was started.") : resume(),
+    run.command ? build("a", { class: "button", href: `#/new/${encodeURIComponent(run.command)}/${encodeURIComponent(name)}` }, "Copy to a new run") : null,
     build("span", { class: "soft", role: "status" }))];
   poll(async () => {
     try {
@@ -101,7 +104,7 @@ export async function showRun(view, [name], { signal, showProblem }) {
       if (!run) return;
       stamp = run.stamp;
       lead.textContent = [run.title, run.lead].filter(Boolean).join(" · ");
-      update(places.actions, { is_running: run.is_running, command: run.command }, showActions);
+      update(places.actions, { is_running: run.is_running, state: run.state, command: run.command }, showActions);
       update(tiles, run.tiles, showTiles);
       update(places.problems, run.problems, showProblems);
       update(places.samples, run.samples, showSamples);
@@ -109,6 +112,7 @@ export async function showRun(view, [name], { signal, showProblem }) {
       update(places.events, run.events, showEvents);
       update(places.output, run.output, showOutput);
       update(places.facts, run.facts, showFacts);
+      update(places.data, run.data, showData);
       update(places.recipe, [run.changes, run.recipe], showRecipe);
       draw ??= await openCharts(places.curves, (curve) => curve.label, signal);
       draw(run.page);

@@ -1,0 +1,24 @@
+"""Processes of runs are known by their start and their command line, not only by their number."""
+
+import os
+import signal
+import subprocess
+
+from litgpt.train.run_process import describe_own_process, identify_process, is_alive, send_signal
+
+
+def test_a_process_is_alive_until_its_end() -> None:
+    own = describe_own_process()
+    assert is_alive(own) and own["pid"] == os.getpid()
+    assert not is_alive({}) and not is_alive(own | {"machine": "another"}) and not is_alive({"machine": own["machine"]})
+    first, second = (subprocess.Popen(["sleep", seconds]) for seconds in ("60", "61"))
+    described = own | {"pid": first.pid, "identity": identify_process(first.pid)}
+    assert is_alive(described)
+    assert not is_alive(described | {"pid": second.pid}), "another process has the number"
+    assert send_signal(described, signal.SIGTERM)
+    assert os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT) is not None
+    assert not is_alive(described) and identify_process(first.pid) == "", "it has ended, and nobody has waited for it"
+    assert first.wait() == -signal.SIGTERM
+    assert not send_signal(described, signal.SIGTERM)
+    second.kill()
+    second.wait()
