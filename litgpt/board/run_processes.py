@@ -110,7 +110,7 @@ def find_recorded_process(out_dir: Path) -> dict[str, Any]:
     """The process in the record of a run; empty if its record has an end, or no process, or cannot be read."""
     try:
         start = read_last_start(out_dir / RECORD_FILE)
-    except UserError:  # which the page of the run names
+    except (UserError, OSError):  # which the page of the run names
         return {}
     process = start.get("process")
     return process if isinstance(process, dict) and not start.get("end") else {}

@@ -17,6 +17,7 @@ from litgpt.train.charts import COLORS, Rows
 from litgpt.train.comparison import ComparedRun, compare_runs
 from litgpt.train.data_report import DATA_REPORT_FILE
 from litgpt.train.history import FILE_NAME, list_versions
+from litgpt.train.profiler import PROFILE_SUMMARY
 from litgpt.train.report import describe_report, read_files
 from litgpt.train.router_training import LOAD_FILE
 from litgpt.train.run_process import is_on_this_machine
@@ -26,7 +27,7 @@ MAX_DEPTH = 6
 FIND_SECONDS = 1.0  # how long a list of folders is used again
 OTHER_FOLDERS = {"logs", "final", "adapter", "profile", "tokenizer"}
 """Folders in that of a run that hold no further runs."""
-RUN_FILES = (RECORD_FILE, "recipe.yaml", "samples.jsonl", LOAD_FILE, DATA_REPORT_FILE)
+RUN_FILES = (RECORD_FILE, "recipe.yaml", "samples.jsonl", LOAD_FILE, DATA_REPORT_FILE, PROFILE_SUMMARY)
 """The files of the page of a run, besides its metrics and its output."""
 READ_FILES = (*RUN_FILES, "logs/csv", PROCESS_FOLDER)
 MAX_SAMPLES = 50

@@ -14,6 +14,7 @@ from litgpt.phases import phase
 from litgpt.train.profile_summary import format_summary
 
 TRACE, SUMMARY, MEMORY = "trace.json.gz", "summary.md", "memory.pickle"
+PROFILE_SUMMARY = f"profile/{SUMMARY}"  # in the folder of a run
 STEP = "step "  # and its number: the name of a step in the trace
 MEMORY_EVENTS = 100_000  # allocations in the snapshot
 

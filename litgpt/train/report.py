@@ -20,6 +20,7 @@ from litgpt.train.charts import Rows, build_charts, find_speed_column, get_finit
 from litgpt.train.console import format_duration, format_trained
 from litgpt.train.data_report import DATA_REPORT_FILE, DataLines, read_data_report
 from litgpt.train.guard import Guard
+from litgpt.train.profiler import PROFILE_SUMMARY
 from litgpt.train.router_training import LOAD_FILE
 from litgpt.train.run_record import RECORD_FILE
 
@@ -45,6 +46,7 @@ class RunFiles:
         name: of its folder.
         record: empty if it has none.
         recipe: every setting in YAML; None if it has none.
+        profile: the summary of its profile in Markdown; None if it has none.
     """
 
     name: str
@@ -55,6 +57,7 @@ class RunFiles:
     samples: list[dict[str, Any]]
     load: list[tuple[int, list[tuple[float, float]]]]
     data: DataLines
+    profile: str | None
 
 
 def read_files(out_dir: Path, problems: list[str] | None = None) -> RunFiles:
@@ -87,6 +90,7 @@ def read_files(out_dir: Path, problems: list[str] | None = None) -> RunFiles:
         samples=read(read_samples, out_dir / "samples.jsonl", []),
         load=read(read_load, out_dir / LOAD_FILE, []),
         data=read(read_data_report, out_dir / DATA_REPORT_FILE, []),
+        profile=read(read_text, out_dir / PROFILE_SUMMARY, None),
     )
 
 
@@ -104,6 +108,7 @@ def describe_report(files: RunFiles, rows: Rows) -> dict[str, Any]:
         "samples": files.samples,
         "load": files.load,
         "data": files.data,
+        "profile": files.profile,
         "changes": format_yaml(record.get("changes", {})) if record else "",
         "recipe": files.recipe,
     }

@@ -24,9 +24,15 @@ def describe_own_process() -> dict[str, Any]:
 
 
 def find_machine() -> str:
-    """Where numbers of processes mean the same: this start of the machine, and this container's numbers."""
-    boot = (PROCESSES / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot} {(PROCESSES / 'self/ns/pid').readlink()}"
+    """Where numbers of processes mean the same: this start of the machine, and this container's numbers.
+
+    Empty on a system that does not say it, on which no process is known.
+    """
+    try:
+        boot = (PROCESSES / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {(PROCESSES / 'self/ns/pid').readlink()}"
+    except OSError:
+        return ""
 
 
 def identify_process(pid: int) -> str:
@@ -42,7 +48,7 @@ def identify_process(pid: int) -> str:
 
 def is_on_this_machine(process: Mapping[str, Any]) -> bool:
     """Whether a process, as a record describes it, is or was one of this machine."""
-    return bool(process) and process.get("machine") == find_machine()
+    return bool(process.get("machine")) and process["machine"] == find_machine()
 
 
 def is_alive(process: Mapping[str, Any]) -> bool:

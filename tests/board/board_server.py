@@ -79,6 +79,9 @@ def write_run(folder: Path, steps: int = 30, **record: Any) -> None:
     }
     padding = {"places": 200, "padding": 50, "group_by_length": False}
     (folder / "data_report.json").write_text(json.dumps({"chats.jsonl": rows, "padding": padding}))
+    (folder / "expert_load.json").write_text('{"0": [1.5, 0.5]}')
+    (folder / "profile").mkdir()
+    (folder / "profile" / "summary.md").write_text("# Profile of steps 2 to 3\n")
     for name in (f"step-{steps:08}", "final"):
         (folder / name).mkdir()
         (folder / name / "model.safetensors").write_bytes(bytes(2048))

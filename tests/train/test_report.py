@@ -181,9 +181,26 @@ def test_text_of_the_run_cannot_become_markup(out_dir: Path) -> None:
     attack = "<script>alert(1)</script>"
     (out_dir / "recipe.yaml").write_text(f"model_name: {attack!r}\n")
     (out_dir / "samples.jsonl").write_text(json.dumps({"step": 5, "prompt": attack, "text": attack * 2}) + "\n")
+    (out_dir / "data_report.json").write_text(json.dumps({attack: {"rows": 2, "first": [attack]}}))
+    (out_dir / "profile").mkdir()
+    (out_dir / "profile" / "summary.md").write_text(attack)
     page = Page(write_report(out_dir).read_text())
     assert [tag for tag, _ in page.tags].count("script") == 2  # the page's own: numbers and code
-    assert page.text.count(attack) == 3
+    assert page.text.count(attack) == 6
+
+
+def test_the_page_has_the_report_on_the_data(out_dir: Path) -> None:
+    rows = {"rows": 5000, "reasons": {"no answer": 1200}, "first": ["chats.jsonl:4: no answer"], "unread": {"id": 5000}}
+    padding = {"places": 2000, "padding": 300, "group_by_length": True}
+    (out_dir / "data_report.json").write_text(json.dumps({"chats.jsonl": rows, "padding": padding}))
+    text = Page(write_report(out_dir).read_text()).text
+    for words in (
+        "1,200 of 5,000 rows left out: 1,200 no answer",
+        "not read: id (5,000 rows)",
+        "chats.jsonl:4: no answer",
+        "15.0% of 2,000 tokens",
+    ):
+        assert words in text
 
 
 def test_the_newest_version_is_shown(out_dir: Path) -> None:
@@ -236,6 +253,8 @@ def test_the_same_run_gives_the_same_page(out_dir: Path) -> None:
         ("samples.jsonl", "3\n", "samples.jsonl: line 1"),
         ("samples.jsonl", '{"step": 1, "prompt": 2, "text": 3}\n', "samples.jsonl: line 1"),
         ("run.json", '{"task": "pretrain"}', "run.json"),
+        ("data_report.json", '{"rows.jsonl": {"rows": "many"}}', "data_report.json: is not a report on data"),
+        ("data_report.json", '{"padding": {"places": 0}}', "data_report.json: is not a report on data"),
         ("recipe.yaml", "guard: {no_such: 1}\n", "recipe.yaml"),
         ("recipe.yaml", "a: [\n", "recipe.yaml"),
         ("recipe.yaml", "- 1\n", "recipe.yaml"),

@@ -3,8 +3,18 @@
 import os
 import signal
 import subprocess
+from pathlib import Path
 
+import pytest
+
+from litgpt.train import run_process
 from litgpt.train.run_process import describe_own_process, identify_process, is_alive, send_signal
+
+
+def test_a_system_that_does_not_name_its_processes_knows_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_process, "PROCESSES", tmp_path)
+    own = describe_own_process()
+    assert own == {"machine": "", "pid": os.getpid(), "identity": ""} and not is_alive(own)
 
 
 def test_a_process_is_alive_until_its_end() -> None:

@@ -55,6 +55,16 @@ function showSamples(samples) {
 
 const showFacts = (facts) => facts.length ? section("Run", build("dl", { class: "facts" },
   ...facts.flatMap(([name, value]) => [build("dt", {}, name), build("dd", {}, value)]))) : null;
+function showExpert(layer, expert, [load, opacity]) {
+  const bar = build("i");
+  bar.style.opacity = opacity;
+  return build("td", { title: `layer ${layer}, expert ${expert}: ${load}` }, bar);
+}
+const showLoad = (layers) => layers.length ? section("Experts",
+  build("p", { class: "lead" }, "The load of each expert in the last saved step, relative to the mean of its layer; one row per layer."),
+  build("table", { class: "load" }, ...layers.map(([layer, experts]) => build("tr", {}, build("th", {}, `${layer}`),
+    ...experts.map((expert, number) => showExpert(layer, number, expert)))))) : null;
+const showProfile = (text) => text ? section("Profile", build("div", { class: "wide-table" }, build("pre", { class: "wide" }, text))) : null;
 const showData = (sets) => sets.length ? section("Data", build("dl", { class: "facts" },
   ...sets.flatMap(([name, lines]) => [build("dt", {}, name), build("dd", {}, ...lines.map((line) => build("div", {}, line)))]))) : null;
 const showEvents = (events) => events.length ? section("Events", buildTable(["Step", "Event"], events.map(([step, text]) => [`${step}`, text]))) : null;
@@ -78,7 +88,7 @@ export async function showRun(view, [name], { signal, showProblem }) {
   view.append(build("h1", {}, name));
   const lead = build("p", { class: "lead" }), tiles = build("dl", { class: "tiles" });
   view.append(lead);
-  const places = buildPlaces(view, ["actions", "figures", "problems", "samples", "curves", "checkpoints", "events", "output", "facts", "data", "recipe"]);
+  const places = buildPlaces(view, ["actions", "figures", "problems", "samples", "curves", "checkpoints", "events", "output", "load", "facts", "data", "recipe", "profile"]);
   places.figures.append(tiles);
   let stamp = "", draw = null;
   async function act(path, text) {
@@ -112,7 +122,9 @@ export async function showRun(view, [name], { signal, showProblem }) {
       update(places.events, run.events, showEvents);
       update(places.output, run.output, showOutput);
       update(places.facts, run.facts, showFacts);
+      update(places.load, run.load, showLoad);
       update(places.data, run.data, showData);
+      update(places.profile, run.profile, showProfile);
       update(places.recipe, [run.changes, run.recipe], showRecipe);
       draw ??= await openCharts(places.curves, (curve) => curve.label, signal);
       draw(run.page);
