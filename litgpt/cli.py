@@ -147,6 +147,7 @@ def read_run_to_plan(flags: list[Any], line: CommandLine) -> Any:
 
 def run_command(name: str, recipe: Any) -> None:
     """Run a command with its recipe."""
+    from litgpt.recipe.object_url import format_path
     from litgpt.recipe.training import Training
 
     if name == "pretrain" and recipe.model_name == "list":
@@ -155,7 +156,8 @@ def run_command(name: str, recipe: Any) -> None:
     if check := COMMANDS[name].check:
         import_object(f"litgpt.train.early_checks:{check}")(recipe)
     if isinstance(recipe, Training) and get_local_rank() == 0:  # before seconds of imports
-        print(f"litgpt {name} {getattr(recipe, COMMANDS[name].positionals[0])}: output in {recipe.out_dir}")
+        model = format_path(getattr(recipe, COMMANDS[name].positionals[0]))
+        print(f"litgpt {name} {model}: output in {recipe.out_dir}")
         header = import_object("litgpt.train.header:list_early_rows")(recipe)
         print(import_object("litgpt.train.header:format_rows")(header), flush=True)
     import_object(f"litgpt.commands.{COMMANDS[name].module}:run")(recipe)

@@ -5,7 +5,7 @@ from pathlib import Path
 from litgpt.errors import UserError
 from litgpt.infer.load import find_folder, resolve_model_folder
 from litgpt.recipe.finetune import Finetune
-from litgpt.recipe.object_url import find_url
+from litgpt.recipe.object_url import format_path
 from litgpt.train.run_spec import RunSpec, add_preference, build_finetune_spec
 
 
@@ -17,7 +17,7 @@ def find_spec(recipe: Finetune) -> RunSpec:
     """
     given = find_folder(recipe.checkpoint_dir, access_token=recipe.access_token)
     folder = resolve_model_folder(given)
-    base = find_url(recipe.checkpoint_dir) or str(recipe.checkpoint_dir) if folder == given else str(folder)
+    base = format_path(recipe.checkpoint_dir if folder == given else folder)
     adapter = find_other_folder("initial_adapter_dir", recipe.initial_adapter, recipe)
     spec = build_finetune_spec(recipe, folder, base, adapter=adapter)
     if recipe.preference_settings is None:

@@ -26,6 +26,11 @@ def find_url(value: Path | str) -> str | None:
     return f"{match['protocol']}://{match['path'].rstrip('/')}" if match else None
 
 
+def format_path(value: Path | str) -> str:
+    """Format a path; a URL with both of its slashes, of which a path has lost one."""
+    return find_url(value) or str(value)
+
+
 def check_client(key: str, url: str) -> None:
     """Check that the package is installed that speaks to the object store of a URL.
 

@@ -10,7 +10,7 @@ import yaml
 
 from litgpt.recipe.data import DATA_MODULES, DataModule
 from litgpt.recipe.keys import REQUIRED, list_init_fields, list_settings
-from litgpt.recipe.object_url import find_url
+from litgpt.recipe.object_url import format_path
 from litgpt.recipe.optimizer import Custom, Optimizer
 from litgpt.recipe.tuner import Tuner
 
@@ -56,9 +56,7 @@ def to_plain(value: Any) -> Any:
         return [to_plain(item) for item in value]
     if value is None or isinstance(value, str | int | float):
         return value
-    if isinstance(value, Path):
-        return find_url(value) or str(value)  # a path has lost a slash of a URL
-    return {"class_path": get_class_name(value)}
+    return format_path(value) if isinstance(value, Path) else {"class_path": get_class_name(value)}
 
 
 def drop_defaults(tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from litgpt.recipe.build import build_recipe, merge_settings
 from litgpt.recipe.from_yaml import parse_text
 from litgpt.recipe.optimizer import Custom, Muon
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
-from litgpt.recipe.to_yaml import dump_recipe
+from litgpt.recipe.to_yaml import dump_recipe, to_plain
 from litgpt.recipe.train import CheckpointArgs, EvalArgs, LogArgs, TrainArgs
 
 
@@ -55,6 +55,13 @@ def test_any_text_and_number_loads_as_equal(text, number):
 def test_texts_that_look_like_something_else(text):
     recipe = Pretrain("x", eval=EvalArgs(sample_prompt=text))
     assert reload(recipe) == recipe
+
+
+def test_a_url_keeps_its_slashes() -> None:
+    assert to_plain({"dir": Path("s3://bucket/model"), "other": Path("out//s3")}) == {
+        "dir": "s3://bucket/model",
+        "other": "out/s3",
+    }
 
 
 def test_secrets_are_omitted():

@@ -14,7 +14,7 @@ import pytest
 
 from litgpt.errors import UserError
 from litgpt.files import MANIFEST, verify_manifest, write_manifest
-from litgpt.recipe.object_url import check_client, find_url
+from litgpt.recipe.object_url import check_client, find_url, format_path
 from litgpt.store import object_store
 from litgpt.store.object_store import ATTEMPTS, ObjectStore, download_model, get_cache_folder, retry
 from litgpt.store.uploads import Uploads
@@ -254,6 +254,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(store: ObjectStore, tmp_path: 
 )
 def test_which_values_are_urls(value: str | Path, url: str | None) -> None:
     assert find_url(value) == url
+    assert format_path(value) == (url or str(value))
 
 
 def test_the_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
