@@ -11,6 +11,7 @@ import pytest
 
 from litgpt import cli
 from litgpt.data.read.python_docs import write_python_docs
+from tests import training_records
 
 
 class Outcome(NamedTuple):
@@ -97,6 +98,13 @@ def keep_process_alone() -> Iterator[None]:
         yield
     distributed = sys.modules.get("torch.distributed")
     assert distributed is None or not distributed.is_initialized(), "the test leaves a process group"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Record what the tests train, if an environment variable says so."""
+    training_records.observe_training()
+    if training_records.VARIABLE in os.environ and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(training_records.PassedTests())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,6 +15,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from tests.training_records import TEST_VARIABLE, observe_training
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
@@ -43,10 +45,11 @@ def find_free_port() -> int:
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """The environment variables that torchrun sets for one rank."""
+    """The environment variables that torchrun sets for one rank, and the name of the test."""
+    test = {TEST_VARIABLE: os.environ.get(TEST_VARIABLE, "")}
     if ranks == 1:
-        return {}
-    return {
+        return test
+    return test | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(ranks),
@@ -121,6 +124,7 @@ def serve_program(program: Path) -> BaseProcess:
 
 
 def _serve_requests(listener: socket.socket) -> None:
+    observe_training()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # finished children need no wait()
     while True:
         client, _ = listener.accept()
@@ -198,6 +202,7 @@ def _run_rank(
     import torch
 
     torch.set_num_threads(1)
+    observe_training()
     try:
         code = work(*arguments)
     except SystemExit as exit_request:

@@ -44,6 +44,7 @@ from litgpt.train.train_state import TrainState
 from tests.layouts.pool import POOL
 from tests.store.models import small
 from tests.train.pairs import collate, draw_answers
+from tests.training_records import stop_recording
 
 ROWS, LENGTH = 8, 22  # not a multiple of the token shards
 LOSS = LossArgs(chunk_rows=7)
@@ -361,7 +362,8 @@ def find_deviations(case: Case) -> dict[str, float]:
 def measure_mutation(mutation: Callable[[Case], Facts], case: Case) -> dict[str, float]:
     """The differences from a single process with a mutation, which collects the facts with something left out."""
     try:
-        all_facts = POOL.run(mutation, case, ranks=case.ranks)
+        with stop_recording():
+            all_facts = POOL.run(mutation, case, ranks=case.ranks)
     finally:
         POOL.close()  # the mutation stays in its processes
     return measure_differences(case, all_facts)

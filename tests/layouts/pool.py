@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from tests.processes import CONTEXT, find_free_port, rank_environment
+from tests.training_records import observe_training
 
 SIZE = 8
 MAX_RUNS = 8
@@ -76,6 +77,7 @@ def _serve(pipe: Connection) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    observe_training()
     while True:
         try:
             work, arguments, names = pipe.recv()
