@@ -77,7 +77,7 @@ def format_combinations(cells: set[tuple[str, str]]) -> str:
     """A table of the layouts with several axes, and the objectives that each was trained with."""
     objectives: dict[str, set[str]] = defaultdict(set)
     for layout, objective in cells:
-        if " + " in layout:
+        if len(set(layout.split(" + ")) - {"sequence"}) > 1:
             objectives[layout].add(objective)
     lines = [f"| {layout} | {', '.join(sort_names(names))} |" for layout, names in sorted(objectives.items())]
     return "\n".join(["| layout | objectives |", "|---|---|", *lines])
