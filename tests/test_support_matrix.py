@@ -89,5 +89,5 @@ def test_steps_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, req
     (tmp_path / training_records.PASSED).write_text(json.dumps(request.node.nodeid) + "\n")
     (trained,) = read_records(tmp_path).values()
     full = Trained("simpo", "Full", "one process", "Qwen2ForCausalLM", "64-true")
-    predictions = full._replace(objective="next tokens (prediction layers)", architecture="DeepseekV3ForCausalLM")
+    predictions = full._replace(objective="multi-token prediction", architecture="DeepseekV3ForCausalLM")
     assert trained == {LORA, full, predictions}

@@ -95,7 +95,7 @@ def describe_objective(objective: Any) -> str:
     if not objective.has_perplexity:
         return "a loss of the user"
     if any(name.startswith("prediction_loss") for name in objective.metrics):
-        return "next tokens (prediction layers)"
+        return "multi-token prediction"
     return {"ce": "next token", "dft": "next token, dynamic (dft)"}[settings["settings"].type]
 
 
