@@ -12,13 +12,18 @@ from litgpt.adapt import quantization
 from litgpt.adapt.layers import disable_adapters
 from litgpt.adapt.quantization import QUANT_FORMATS
 from litgpt.adapt.schedule import TunerSchedule
+from litgpt.data.stream.batch import Batch
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
 from litgpt.parallel.apply import copy_full_tensor, full_tensor, parallelize
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
+from litgpt.recipe.train import LossArgs
 from litgpt.recipe.tuner import AdaLoRA, AdapterV2, Bone, FourierFT, LoRA, Tuner, VeRA
+from litgpt.train.objective import next_token
+from litgpt.train.step import compute_gradients
+from litgpt.train.train_state import TrainState
 from tests.adapt.models import IDS, compute_loss
 from tests.store.models import small
 
@@ -35,12 +40,12 @@ SETTINGS: dict[str, Tuner] = {
     "bnb.nf4-dq": LoRA(r=4, dropout=0.0),
     "torchao.nf4": LoRA(r=4, dropout=0.0, init="pissa"),
 }
+BATCH = Batch(IDS[:, :-1].contiguous(), IDS[:, 1:].contiguous())
 EXPERTS = {"n_expert": 4, "sliding_window_size": None}
 
 
-def build(case: str, ranks: int, precision: str = "64-true") -> GPT:
+def build(case: str, mesh: Mesh | None, precision: str = "64-true") -> GPT:
     """A model with an adapter, maybe over a packed base, built as a run builds it."""
-    mesh = Mesh(ParallelDims(data_shard=ranks), "cpu") if ranks > 1 else None
     settings = SETTINGS[case]
     shape = small("Mixtral-8x7B-v0.1", **EXPERTS) if case == "experts" else small("Qwen2.5-0.5B", tie_embeddings=False)
     with torch.device("meta"):
@@ -65,18 +70,19 @@ def compute_results(case: str, ranks: int) -> dict[str, Tensor]:
 
     Both ranks see the same rows, so that summed gradients are twice those of one.
     """
-    model = build(case, ranks)
+    mesh = Mesh(ParallelDims(data_shard=ranks), "cpu") if ranks > 1 else None
+    model = build(case, mesh)
     base = {
         name: full_tensor(value).detach().clone() for name, value in model.named_parameters() if not value.requires_grad
     }
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, eps=1e-5)
     results: dict[str, Tensor] = {}
     schedule = adapt.build_schedule(model, SETTINGS[case], 3, steps=4) or TunerSchedule()
+    train_state = TrainState(model, [], torch.device("cpu"), PRECISIONS["64-true"], mesh, tuner_schedule=schedule)
     for number in range(2):
         schedule.begin_step(number)
         optimizer.zero_grad()
-        (compute_loss(model(IDS)) / ranks).backward()
-        schedule.add_gradients(copy_full_tensor)
+        compute_gradients(train_state, [BATCH], next_token(LossArgs()), counts=[BATCH.targets * ranks])
         if number == 1:
             named = model.named_parameters()
             results |= {f"gradient {name}": full_tensor(value.grad) for name, value in named if value.grad is not None}
@@ -109,7 +115,8 @@ def compare(folder: Path) -> None:
             key: (results[key] - value).abs().max().item() for key, value in expected.items()
         }
         assert max(differences.values()) < 1e-10, differences
-        scores = build(name, dist.get_world_size(), "bf16-mixed")(IDS)
+        mesh = Mesh(ParallelDims(data_shard=dist.get_world_size()), "cpu")
+        scores = build(name, mesh, "bf16-mixed")(IDS)
         compute_loss(scores.float()).backward()
         assert scores.dtype == torch.bfloat16 and scores.isfinite().all()
     dist.barrier()
