@@ -32,7 +32,7 @@ TABLES = {
     "Objectives and tuners": ("objective", "tuner"),
     "Objectives and layouts": ("objective", "layout"),
     "Tuners and layouts": ("tuner", "layout"),
-    "Objectives and precisions": ("precision", "objective"),
+    "Objectives and precisions": ("objective", "precision"),
     "Precisions and layouts": ("precision", "layout"),
     "Tuners and precisions": ("precision", "tuner"),
     "Architectures and layouts": ("architecture", "layout"),
