@@ -53,9 +53,10 @@ def compute_trained_share(module: nn.Module) -> float:
 
 
 def find_layer(name: str, layers: int) -> int:
-    """The layer of a parameter: 0 for embeddings, `layers` for the last norm and the head."""
+    """The layer of a parameter: 0 for embeddings and the tower, `layers` for the last norm and the head."""
     part, _, rest = name.partition(".")
-    return int(rest.partition(".")[0]) if part == "blocks" else 0 if "embedding" in part else layers
+    is_before = "embedding" in part or part == "vision"
+    return int(rest.partition(".")[0]) if part == "blocks" else 0 if is_before else layers
 
 
 def compute_training_flops(

@@ -127,6 +127,8 @@ class GPT(nn.Module):
             hidden states (B, T, D).
         hidden_BTD: the output of the blocks before `layers`, or embeddings in place of those of `ids_BT` if `layers`
             start with the first; None for those.
+        media: images at the places of their token in `ids_BT`, row by row, to run the first of the blocks with the
+            output of `embed_media`; None for none.
         predictions: for each prediction layer to run, from the first, the tokens (B, T) that the layer before it
             predicts, and the function to call as `head`.
 
@@ -209,12 +211,14 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         layers: range | None = None,
         hidden_BTD: Tensor | None = None,
+        media: Media | None = None,
         predictions: Sequence[tuple[Tensor, Head]] = (),
     ) -> Any:
         """Compute logits, or what `head` returns; see the class for arguments."""
         if inputs is None:
             inputs = self._build_inputs(ids_BT, positions_BT, documents_BT, cache)
         layers = range(self.config.n_layer) if layers is None else layers
+        hidden_BTD = hidden_BTD if media is None else self.embed_media(ids_BT, media)
         x_BTD = self._embed(ids_BT, inputs.positions) if hidden_BTD is None else hidden_BTD
         x_BTD = self.run_blocks(layers, x_BTD, inputs, cache)
         if cache is not None:
@@ -244,12 +248,17 @@ class GPT(nn.Module):
     def embed_media(self, ids_BT: Tensor, media: Media) -> Tensor:
         """The `hidden_BTD` of texts with images: embeddings, and features at the places of their tokens, (B, T, D).
 
+        Media without images stand for those of other ranks: if the tower is trained it runs on a blank block, so that
+        all ranks have a gradient of each of its parameters, which is zero here.
+
         Raises:
             UserError: if the model has no vision tower, or the texts do not have a place for each feature.
         """
         if self.vision is None:
             raise UserError("media: the model has no vision tower; use the folder of a model that has one")
         hidden_BTD = self._embed(ids_BT, torch.arange(ids_BT.shape[1], device=ids_BT.device))
+        if not media.grids:
+            return hidden_BTD + self.vision.compute_zero() if self.vision.is_trained else hidden_BTD
         features_MD = self.vision(media).to(hidden_BTD.dtype)
         is_place = torch.isin(ids_BT, torch.tensor(self.vision.shape.media_tokens, device=ids_BT.device))
         places = int(is_place.sum())

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Grid = tuple[int, int, int]
@@ -21,3 +22,12 @@ class Media:
 
     patches_NP: Tensor
     grids: Sequence[Grid]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Media":
+        """The same on a device."""
+        return Media(self.patches_NP.to(device, non_blocking=non_blocking), self.grids)
+
+
+def build_empty_media() -> Media:
+    """No images, in a batch of a step in which others have some."""
+    return Media(torch.zeros(0, 0), ())

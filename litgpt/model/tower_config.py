@@ -32,6 +32,9 @@ class TowerShape:
         projector_norm: the norm of each patch's features before they are merged.
         image_token, video_token: ids of the tokens at whose places the decoder reads features.
         start_token, end_token: ids of the tokens around them, as published.
+        tile_texts: the text of an image that is cut into tiles: of a `tile` in `{row}` and `{column}` with `{places}`,
+            the end of a row, `row_end`, and the `whole` image after them; `single` for an image that is not cut. None
+            for places only.
         tokens_per_second: positions that a second of video advances by; None if each step of frames advances by one.
     """
 
@@ -68,6 +71,7 @@ class TowerShape:
     video_token: int | None = None
     start_token: int | None = None
     end_token: int | None = None
+    tile_texts: dict[str, Any] | None = None
     tokens_per_second: float | None = None
 
     @classmethod

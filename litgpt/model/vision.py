@@ -124,6 +124,24 @@ class Tower(nn.Module):
         self.norm_final = build_norm() if shape.final_norm != "none" else None
         self.pooling = PoolingHead(shape) if shape.pooling else None
         self.projector = Projector(shape, width)
+        unused = [*self.blocks[shape.blocks_run :], *([self.pooling] if self.pooling else [])]
+        unused += [self.norm_final] if self.norm_final is not None and shape.final_norm == "unused" else []
+        for module in unused:  # published and kept as they are
+            module.requires_grad_(False)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether any of its parameters has gradients."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    def compute_zero(self) -> Tensor:
+        """Zero, (), with gradients of zero for all parameters that run."""
+        shape = self.shape
+        sides = (shape.side, shape.side) if shape.positions == "learned" else (shape.merge, shape.merge)
+        grid = (1, sides[0] or 0, sides[1] or 0)
+        weight = self.patches.weight
+        blank = torch.zeros(grid[1] * grid[2], shape.patch_numbers, dtype=weight.dtype, device=weight.device)
+        return self(Media(blank, (grid,))).sum() * 0
 
     def forward(self, media: Media) -> Tensor:
         """Features (M, D) of all images and videos, in order.

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Positive, Seed
 from litgpt.recipe.effect import check_effects
+from litgpt.recipe.freeze import FreezeArgs
 from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.train import EvalArgs, TrainArgs
 from litgpt.recipe.training import Training
@@ -56,6 +57,7 @@ class Finetune(Training):
 
     The data order and the validation split have data.seed.
     """
+    freeze: FreezeArgs = field(default_factory=FreezeArgs, kw_only=True)
     neftune_alpha: Positive | None = field(default=None, kw_only=True)
     """NEFTune: uniform noise on the embeddings, up to this over the root of sample length x model width."""
 

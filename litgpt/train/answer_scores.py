@@ -50,7 +50,7 @@ class AnswerScorer:
         chunked = partial(chunked_log_probs, chunk_rows=self.settings.chunk_rows)
         compute: Callable[..., Tensor] = chunked if self.settings.impl == "chunked" else plain_log_probs
         head = partial(compute, target=target, vocabulary=local.vocabulary)
-        return model(local.ids, inputs=local.inputs, head=head)
+        return model(local.ids, inputs=local.inputs, media=local.media, head=head)
 
     def weigh_labels(self, local: LocalBatch) -> Tensor | float:
         """The factor of each label's log-probability in the score of its answer, (N,) or 1."""

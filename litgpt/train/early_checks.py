@@ -160,15 +160,34 @@ def check_trained_model(recipe: Training, config: Config, *, adapted: bool) -> i
     Raises:
         UserError: naming the first one that does not.
     """
-    if config.vision is not None:
-        raise UserError(
-            f"{config.name or 'the model'}: it has a vision tower, and training such models is not supported; "
-            "use a model without one"
-        )
+    check_vision(recipe, config)
     check_routing(recipe.moe, config, adapted=adapted)
     check_predictions(recipe, config, adapted=adapted)
     check_fp8(recipe.fp8, adapted=adapted)
     return resolve_sequence_length(recipe, config)
+
+
+def check_vision(recipe: Training, config: Config) -> None:
+    """Check that the settings of a run are supported for a model with a vision tower, or have an effect without one.
+
+    Raises:
+        UserError: naming the first one that is not.
+    """
+    freeze = getattr(recipe, "freeze", None)
+    if config.vision is None:
+        if freeze is not None:
+            names, cure = [entry.name for entry in fields(freeze)], "remove the line"
+            other = "a model without a vision tower"
+            check_effects(freeze, "freeze.", *names, have_effect=False, other=other, cure=cure)
+        return
+    name = config.name or "the model"
+    if freeze is None or recipe.objective != "next_token":
+        raise UserError(f"{name}: it has a vision tower, which only litgpt finetune and finetune_full train; use them")
+    for axis in ("tensor", "pipeline", "context"):
+        if (degree := getattr(recipe.parallel, axis)) > 1:
+            raise UserError(
+                f"parallel.{axis}: {degree} is not supported for a model with a vision tower; set parallel.{axis}: 1"
+            )
 
 
 def check_routing(settings: MoEArgs, config: Config, *, adapted: bool) -> None:

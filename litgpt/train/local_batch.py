@@ -10,6 +10,7 @@ from torch import Tensor
 from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs
 from litgpt.model.config import Config
+from litgpt.model.media import Media
 from litgpt.parallel.token_sharding import LocalTokens, VocabularyShard
 
 ROW_PADDING = {"ids": 0, "labels": IGNORE, "weights": 0.0, "channels": 0, "answers": -1}
@@ -27,6 +28,7 @@ class LocalBatch:
         answer_values: as in `Batch`, of all answers of the micro-batch.
         token_values: as in `Batch`, (B, P).
         later_tokens: as in `Batch`, (K, B, P).
+        media: as in `Batch`, for ranks that compute all tokens.
         tokens: the sharding of tokens over ranks; None if this rank computes all tokens.
     """
 
@@ -39,6 +41,7 @@ class LocalBatch:
     answer_values: dict[str, Tensor] | None = None
     token_values: dict[str, Tensor] | None = None
     later_tokens: dict[str, Tensor] | None = None
+    media: Media | None = None
     tokens: LocalTokens | None = None
 
     @property
@@ -72,6 +75,7 @@ def build_local_batch(batch: Batch, config: Config, tokens: LocalTokens | None, 
     values = None if batch.token_values is None else take_rows(batch.token_values, tokens)
     inputs = build_inputs(config, positions, batch.documents, cached=cached)
     others: dict[str, Any] = {"answer_values": batch.answer_values, "token_values": values, "later_tokens": later}
+    others["media"] = batch.media
     return LocalBatch(**rows, inputs=inputs, tokens=tokens, **others)
 
 

@@ -84,7 +84,8 @@ def next_token(settings: LossArgs, channels: Sequence[str] = (), *, prediction_l
         head = partial(cross_entropy, vocabulary=local.vocabulary)
         sums = torch.zeros(2, 0, dtype=torch.float64, device=local.labels.device)
         if local.later_tokens is None:
-            loss_sum = model(local.ids, inputs=local.inputs, head=partial(head, target=target))
+            head = partial(head, target=target)
+            loss_sum = model(local.ids, inputs=local.inputs, media=local.media, head=head)
         else:
             loss_sum, predicted, sums = compute_prediction_losses(model, local, head, target)
             loss_sum = loss_sum + settings.prediction_weight * (predicted - predicted.detach())  # trained, not reported

@@ -68,6 +68,7 @@ def compute_prediction_losses(
     ]
     heads = [partial(head, target=labels) for labels in (target, *targets)]
     predictions = list(zip(ids_KBP, heads[1:], strict=True))
-    loss_sum, *sums = model(local.ids, inputs=local.inputs, head=heads[0], predictions=predictions)
+    options = {"media": local.media, "head": heads[0], "predictions": predictions}
+    loss_sum, *sums = model(local.ids, inputs=local.inputs, **options)
     numbers_K = labels_KBP.ne(IGNORE).flatten(1).sum(1)
     return loss_sum, torch.stack(sums).mean(), torch.stack([losses_KN.sum(1), numbers_K.double()])

@@ -59,5 +59,5 @@ def compute_scores(model: Any, local: LocalBatch) -> Tensor:
         # a sum of products, because autocast would round the inputs of a matrix product
         return (hidden_BPD.flatten(0, 1)[is_last_N].to(dtype) * weight_1D.to(dtype)).sum(-1)
 
-    scores = model(local.ids, inputs=local.inputs, head=score_last_tokens)
+    scores = model(local.ids, inputs=local.inputs, media=local.media, head=score_last_tokens)
     return sum_by_answer(local, scores.new_zeros(len(is_last_N)).masked_scatter(is_last_N, scores))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from litgpt import adapt
 from litgpt.adapt.llama_pro import expand_config
+from litgpt.adapt.parts import limit_to_parts
 from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.errors import UserError
 from litgpt.model.config import Config, override_fields
@@ -190,6 +191,8 @@ def build_finetune_spec(
     tuner = saved.settings if saved else recipe.resolved_tuner
     if tuner and not saved and "output" in base_changes:
         tuner = tuner.train_module(recipe.output)
+    if tuner and not saved and base_config.vision is not None:
+        tuner = limit_to_parts(tuner, base_config, recipe.freeze.parts)
     inherited = saved.base_settings.model_config if saved else {}
     changes = {**inherited, **override_fields(inherited, recipe.model_config or {})}
     config = override_config(trained_config, changes)

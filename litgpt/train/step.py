@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
 from litgpt.model.attention import KVCache
 from litgpt.model.gpt import Head
+from litgpt.model.media import build_empty_media
 from litgpt.parallel import apply
 from litgpt.parallel.pipeline import Pipeline, Stage
 from litgpt.parallel.reduce import (
@@ -129,13 +130,16 @@ def add_gradients(
     """
     counted = batches if train_state.counts_batch else []
     sizes = [sum(batch.targets for batch in counted), sum(batch.tokens for batch in counted)]
+    sizes.append(sum(batch.media is not None for batch in counted))
     totals = all_reduce_sum([fault is not None, *sizes, *objective.count_batches(counted)], train_state.device)
-    faults, targets, tokens, *counts = totals
+    faults, targets, tokens, with_media, *counts = totals
     if faults:
         raise fault or UserError("data: another rank has no batch; see its error")
     metric_sums = torch.zeros(2, len(objective.metrics), dtype=torch.float64, device=get_sum_device(train_state.device))
     with train_state.measure("preparation"):
         batches = objective.prepare(train_state, batches)
+        if with_media:  # of any rank, whose gradients of the tower all ranks sum
+            batches = [replace(batch, media=batch.media or build_empty_media()) for batch in batches]
     if train_state.routers is not None:
         train_state.routers.begin(tokens, train_state.scale.factor)
     loss = run_batches(train_state, batches, objective, counts=counts, metric_sums=metric_sums)
@@ -274,7 +278,7 @@ def run_pipeline(
 
 def run_model(model: Any, local: LocalBatch, head: Head | None = None, cache: KVCache | None = None) -> Any:
     """Run a model, or one of its pipeline stages, on a local batch."""
-    return model(local.ids, inputs=local.inputs, head=head, cache=cache)
+    return model(local.ids, inputs=local.inputs, media=local.media, head=head, cache=cache)
 
 
 def compute_model_norm(train_state: TrainState, compute: Callable[[list[nn.Parameter]], torch.Tensor]) -> float:

@@ -6,7 +6,7 @@ the whole batch.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from litgpt import adapt
 from litgpt.adapt import quantization
+from litgpt.data.media.patches import cut_patches, pack_media
 from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
+from litgpt.model.tower_config import TowerShape
 from litgpt.parallel.apply import apply_ddp, copy_full_tensor, full_tensor, parallelize
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import PRECISIONS
@@ -30,7 +32,7 @@ from litgpt.recipe.parallel import ParallelArgs
 from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.to_yaml import find_changes
 from litgpt.recipe.train import LossArgs
-from litgpt.recipe.tuner import LoRA, Tuner
+from litgpt.recipe.tuner import Full, LoRA, Tuner
 from litgpt.train import reference as reference_weights
 from litgpt.train.kto import rated_answers
 from litgpt.train.objective import Objective, next_token
@@ -39,7 +41,7 @@ from litgpt.train.preference import paired_answers
 from litgpt.train.reference import Reference
 from litgpt.train.reward import pair_rewards
 from litgpt.train.router_training import RouterTrainer
-from litgpt.train.step import compute_gradients, compute_trained_norm, train_step
+from litgpt.train.step import add_gradients, compute_trained_norm, finish_gradients, train_step
 from litgpt.train.train_state import TrainState
 from tests.layouts.pool import POOL
 from tests.store.models import small
@@ -116,6 +118,10 @@ SHAPES["predictions"] = small(
     rope_adjustments=None,
     latent_attention={**(SHAPES["latent"].latent_attention or {}), "q_lora_rank": 12},
 )
+IMAGE = 49
+TOWER = {"width": 16, "layers": 3, "heads": 2, "mlp_size": 24, "blocks_run": 2, "patch": 2, "merge": 2, "side": 4}
+TOWER |= {"positions": "bucket", "final_norm": "applied", "projector_hidden": 16, "image_token": IMAGE}
+SHAPES["vision"] = replace(SHAPES["tied"], n_layer=2, vision=TowerShape.from_values(TOWER).to_dict())
 SHAPES["deep predictions"] = replace(SHAPES["predictions"], n_layer=4)
 SHAPES["dense predictions"] = replace(SHAPES["dense"], n_prediction_layers=1)
 PREFERENCES = {
@@ -136,6 +142,8 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
 TUNERS: dict[str, Tuner] = {
     "lora": LoRA(r=4, dropout=0.0, bias="all", target_modules=["all-linear"]),
     "lora on experts": LoRA(r=2, dropout=0.0, bias="all", target_modules=["gate", "up", "down", "q"]),
+    "projector alone": Full(freeze_parameters_ratio=1.0, trainable_parameters=["vision.projector"]),
+    "decoder alone": Full(freeze_parameters=["vision"]),
     "lora and scores": LoRA(r=4, dropout=0.0, target_modules=["q", "v"], modules_to_save=["score"]),
     "lora and head": LoRA(r=4, dropout=0.0, target_modules=["q", "v", "head"], modules_to_save=["norm", "embedding"]),
 }
@@ -151,6 +159,7 @@ class Case:
         parallel: settings of `ParallelArgs`.
         micro: rows of a micro-batch.
         packed: rows hold several documents.
+        images: the rows that have an image.
         tuner: of `TUNERS`.
         quantize: format of the quantized base.
         objective: of `OBJECTIVES`.
@@ -164,6 +173,7 @@ class Case:
     parallel: dict[str, Any] = field(default_factory=dict)
     micro: int = 2
     packed: bool = False
+    images: tuple[int, ...] = ()
     tuner: str | None = None
     quantize: str | None = None
     objective: str = "next token"
@@ -178,6 +188,7 @@ class Case:
             f"x{self.ranks}",
             layout,
             "packed" * self.packed,
+            f"images in {self.images}" * bool(self.images),
             f"micro {self.micro}" * (self.moe is not None),
             self.tuner or "",
             self.quantize or "",
@@ -210,6 +221,20 @@ def build_global_batch(*, packed: bool) -> Batch:
     return Batch(ids[:, :-1].contiguous(), labels, documents=documents, positions=positions - starts)
 
 
+def place_images(batches: Sequence[Batch], starts: Iterable[int], images: Collection[int]) -> list[Batch]:
+    """Micro-batches with an image of its own size in each of these rows, which are numbered from `starts`."""
+    shape, placed = TowerShape.from_values(TOWER), []
+    for batch, start in zip(batches, starts, strict=True):
+        ids, labels, items = batch.ids.clone(), batch.labels.clone(), []
+        for row in sorted(set(range(start, start + len(ids))) & set(images)):
+            places = 1 + row % 3
+            pixels = torch.randn(1, 3, 4, 4 * places, generator=torch.Generator().manual_seed(row))
+            items.append(cut_patches(pixels, shape))
+            ids[row - start, 2 : 2 + places], labels[row - start, 1 : 1 + places] = IMAGE, IGNORE
+        placed.append(replace(batch, ids=ids, labels=labels, media=pack_media(items) if items else None))
+    return placed
+
+
 def take_micro_batches(batch: Batch, rank: int, ranks: int, micro: int) -> list[Batch]:
     """The micro-batches of one data rank, in the order of the data stream."""
     fields = {name: value for name, value in vars(batch).items() if value is not None}
@@ -220,7 +245,9 @@ def take_micro_batches(batch: Batch, rank: int, ranks: int, micro: int) -> list[
 def build_micro_batches(case: Case, rank: int, ranks: int) -> list[Batch]:
     """The micro-batches of one data rank, in the order of the data stream."""
     if case.objective not in PREFERENCES:
-        return take_micro_batches(build_global_batch(packed=case.packed), rank, ranks, case.micro)
+        batches = take_micro_batches(build_global_batch(packed=case.packed), rank, ranks, case.micro)
+        starts = range(rank * case.micro, ROWS, ranks * case.micro)
+        return place_images(batches, starts, case.images) if case.images else batches
     answers, desirable = draw_answers(ROWS, weighted=True), (torch.arange(2 * ROWS) // 4 % 2).float()
     values = {"desirable": desirable, "margin": torch.linspace(0, 1, ROWS).repeat_interleave(2)}
     starts = range(2 * rank * case.micro, 2 * ROWS, 2 * ranks * case.micro)
@@ -289,13 +316,9 @@ def collect_facts(case: Case) -> Facts:
     )
     rank, ranks = (mesh.rank("data"), mesh.dims.data_ranks) if mesh else (0, 1)
     batches, objective = build_micro_batches(case, rank, ranks), OBJECTIVES[case.objective]()
-    counted = [count * train_state.counts_batch for count in objective.count_batches(batches)]
-    counts = all_reduce_sum(counted, train_state.device)
-    if train_state.routers is not None:
-        (tokens,) = all_reduce_sum([sum(b.tokens for b in batches) * train_state.counts_batch], train_state.device)
-        train_state.routers.begin(tokens, 1.0)
-    loss, norm = compute_gradients(train_state, objective.prepare(train_state, batches), objective, counts=counts)
-    (loss,) = all_reduce_sum([loss * train_state.counts_loss], train_state.device)
+    gradients = add_gradients(train_state, batches, objective)
+    norm = finish_gradients(train_state)
+    (loss,) = all_reduce_sum([gradients.loss.item() * train_state.counts_loss], train_state.device)
     facts["gradient"] = collect_full_tensors(model, lambda parameter: parameter.grad)
     train_state.zero_grad()
     results = [train_step(train_state, batches, objective, max_norm=1.0) for _ in range(3)]

@@ -2,12 +2,15 @@
 
 A folder holds tokens.npy and weights.npy (of all samples, concatenated), offsets.npy (start of each sample, and the
 end), targets.npy (number of labels of each), channels.npy (channel number of each), for samples of two answers also
-splits.npy (tokens of the first one) and values.npy (the number that belongs to both), examples.json (what they were
+splits.npy (tokens of the first one) and values.npy (the number that belongs to both), for samples with images
+media.jsonl (those of each sample that has some: file or bytes, tokens and sizes in patches) and media.npy (the byte at
+which each sample starts, and the end), examples.json (what they were
 built from, with a report of the rows left out) and manifest.json. Its name is a hash of everything the samples depend
 on.
 """
 
 import itertools
+import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from litgpt.data.read.fields import BadRow
+from litgpt.data.read.media import Medium
 from litgpt.data.read.row_sets import OnError, RowReport, RowSet, bad_row_error
-from litgpt.data.render.example import Example, Renderer
+from litgpt.data.render.example import Example, PlacedMedium, Renderer, select_media
 from litgpt.files import DamagedFileError, read_json, write_json, write_manifest
 from litgpt.phases import phase
 
@@ -44,6 +48,7 @@ class CachedExamples:
             self.report = RowReport.from_dict(self.metadata["report"])
             self.weighted = bool(self.metadata["weighted"])
             self.paired = bool(self.metadata.get("paired", False))
+            self.has_media = bool(self.metadata.get("media", False))
         except (KeyError, TypeError, ValueError):
             raise DamagedFileError(f"{folder / 'examples.json'}: does not describe samples; delete {folder}") from None
         sizes = {"tokens": self.tokens, "weights": self.tokens, "offsets": self.count + 1}
@@ -51,6 +56,8 @@ class CachedExamples:
         if self.paired:
             self.array_names = (*self.array_names, "splits", "values")
             sizes |= {"splits": self.count, "values": self.count}
+        if self.has_media:
+            self.array_names, sizes["media"] = (*self.array_names, "media"), self.count + 1
         for name in self.array_names:
             if len(self._open(name)) != sizes[name]:
                 raise DamagedFileError(
@@ -96,17 +103,37 @@ class CachedExamples:
         weights = self.get_array("weights")[part].astype(np.float32)
         ids = self.get_array("tokens")[part].astype(np.int32)
         if not self.paired:
-            return Example(ids, weights, channel)
+            media = select_media(self.read_media(number), start, high - low if stop is None else stop)
+            return Example(ids, weights, channel, media=media)
         split, value = int(self.get_array("splits")[number]), float(self.get_array("values")[number])
         return Example(ids, weights, channel, split, value)
 
+    def read_media(self, number: int) -> tuple[PlacedMedium, ...]:
+        """Read the images of a sample."""
+        if not self.has_media:
+            return ()
+        start, stop = self.get_array("media")[number : number + 2].tolist()
+        if start == stop:
+            return ()
+        with (self.folder / "media.jsonl").open("rb") as file:
+            file.seek(start)
+            return tuple(restore_media(values) for values in json.loads(file.read(stop - start)))
+
+
+def restore_media(values: dict[str, Any]) -> PlacedMedium:
+    """Build an image of a sample of the JSON values that `asdict` gave."""
+    grids = tuple((steps, height, width) for steps, height, width in values["grids"])
+    return PlacedMedium(**values | {"medium": Medium(**values["medium"]), "grids": grids})
+
 
 class _ExampleWriter:
-    """Collects the arrays of a folder; tokens and weights are written to disk at once."""
+    """Collects the arrays of a folder; tokens, weights and images are written to disk at once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = {name: (folder / f"{name}.raw").open("wb") for name in ("tokens", "weights")}
+        self.media = (folder / "media.jsonl").open("wb")
+        self.media_ends = [0]
         self.lengths: list[int] = []
         self.targets: list[int] = []
         self.numbers: list[int] = []
@@ -124,6 +151,13 @@ class _ExampleWriter:
         self.values.append(example.value)
         self.numbers.append(self.channels.setdefault(channel, len(self.channels)))
         self.weighted = self.weighted or example.is_weighted
+        line = json.dumps([asdict(medium) for medium in example.media]).encode() + b"\n" if example.media else b""
+        self.media_ends.append(self.media_ends[-1] + self.media.write(line))
+
+    @property
+    def has_media(self) -> bool:
+        """Whether some samples have images."""
+        return self.media_ends[-1] > 0
 
     @property
     def paired(self) -> bool:
@@ -133,6 +167,7 @@ class _ExampleWriter:
     def finish(self) -> int:
         """Write the .npy files; returns the number of tokens."""
         total = sum(self.lengths)
+        self.media.close()
         types = {"tokens": ("<i4", "<i4"), "weights": ("<f4", "<f4" if self.weighted else "u1")}
         for name, (raw_type, final_type) in types.items():
             self.files[name].close()
@@ -145,6 +180,10 @@ class _ExampleWriter:
         arrays: dict[str, np.ndarray] = {"offsets": offsets, "targets": targets, "channels": channels}
         if self.paired:
             arrays |= {"splits": np.array(self.splits, np.int64), "values": np.array(self.values, np.float32)}
+        if self.has_media:
+            arrays["media"] = np.array(self.media_ends, np.int64)
+        else:
+            (self.folder / "media.jsonl").unlink()
         for name, array in arrays.items():
             np.save(self.folder / f"{name}.npy", array, allow_pickle=False)
         return total
@@ -174,6 +213,7 @@ def build_examples(rows: RowSet, renderer: Renderer, folder: Path, on_error: OnE
         raise bad_row_error(report.first[0])
     total = writer.finish()
     counts = {"examples": len(writer.lengths), "tokens": total, "weighted": writer.weighted, "paired": writer.paired}
+    counts |= {"media": True} if writer.has_media else {}
     write_metadata(folder, rows, report, counts | {"channels": list(writer.channels)})
     print(f"tokenized {rows.name}: {len(writer.lengths):,} samples, {total:,} tokens", file=sys.stderr)
 

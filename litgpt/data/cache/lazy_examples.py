@@ -14,6 +14,7 @@ import numpy as np
 from litgpt.data.cache.examples import CachedExamples, write_metadata
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow, dump_json
+from litgpt.data.read.media import Medium
 from litgpt.data.read.message import Message
 from litgpt.data.read.preference import Preference, list_sides
 from litgpt.data.read.row_sets import MAX_SHOWN, OnError, RowReport, RowSet, bad_row_error
@@ -72,10 +73,15 @@ class LazyExamples(CachedExamples):
 
 def restore_conversation(values: dict[str, Any]) -> Conversation:
     """Build a conversation, or a preference, of the JSON values that `asdict` gave."""
-    values = values | {"messages": tuple(Message(**message) for message in values["messages"])}
+    values = values | {"messages": tuple(map(restore_message, values["messages"]))}
     if "other" not in values:
         return Conversation(**values)
     return Preference(**values | {"other": restore_conversation(values["other"])})
+
+
+def restore_message(values: dict[str, Any]) -> Message:
+    """Build a message of the JSON values that `asdict` gave; older ones have no images."""
+    return Message(**values | {"media": tuple(Medium(**medium) for medium in values.get("media", ()))})
 
 
 def build_lazy_examples(rows: RowSet, renderer: Renderer, folder: Path, on_error: OnError) -> None:

@@ -29,7 +29,8 @@ def prepare_examples(
     build = build_examples if tokenize == "ahead" else build_lazy_examples
     sources = [asdict(source) for source in rows.sources]
     key = [tokenize, sources, rows.settings, renderer.fingerprint_parts(), rows.channel]
-    folder = build_once(cache, [EXAMPLES_FORMAT, *key], lambda staged: build(rows, renderer, staged, on_error))
+    place = [str(rows.media_dir)] if renderer.reads_media else []  # of the files that rows name
+    folder = build_once(cache, [EXAMPLES_FORMAT, *key, *place], lambda staged: build(rows, renderer, staged, on_error))
     examples = CachedExamples(folder) if tokenize == "ahead" else LazyExamples(folder, renderer, on_error)
     examples.fingerprint = hash_key([1, *key])  # the first format's, so that checkpoints of all formats resume
     report = examples.report

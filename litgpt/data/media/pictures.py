@@ -1,6 +1,8 @@
 """Open images, resize and normalize them as the published processor of a model folder does, to the bit."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -33,6 +35,9 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "Idefics3ImageProcessor": ("long_side", TILES),
     "SmolVLMImageProcessor": ("long_side", TILES),
 }
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""The formats that are decoded; others of Pillow run programs."""
+ORIENTATION, FIRST_ON_ITS_SIDE = 0x0112, 5  # tag of EXIF, and the first of its values that swap height and width
 REQUIRED_STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_image_splitting")
 """Steps that a processor's file may turn off, which is not supported."""
 
@@ -101,30 +106,104 @@ def read_picture_settings(folder: Path) -> PictureSettings:
     )
 
 
+@contextmanager
+def open_image(source: "Path | bytes | Image") -> Iterator["Image"]:
+    """Open an image, of which the header is read at once and the pixels when they are needed.
+
+    Raises:
+        UserError: here and in the block, if it is not an image of these formats and sizes, or cannot be decoded.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if isinstance(source, Path) and not source.is_file():  # a pipe would wait for a writer
+                raise FileNotFoundError("no such file")
+            if isinstance(source, Image.Image):
+                yield source
+                return
+            with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS) as image:
+                yield image
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        name = source if isinstance(source, Path) else "image"
+        reason = str(error).partition(" <")[0]
+        raise UserError(f"{name}: not an image that can be read ({reason}); use e.g. a PNG or JPEG file") from None
+
+
+def read_picture_size(source: "Path | bytes | Image") -> Size:
+    """Height and width of an image, turned as its EXIF says, from its header.
+
+    Raises:
+        UserError: as `open_image`.
+    """
+    with open_image(source) as image:
+        turned = image.getexif().get(ORIENTATION, 1) >= FIRST_ON_ITS_SIDE
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
 def open_picture(source: "Path | bytes | Image") -> Tensor:
     """The pixels of an image, uint8 (3, H, W): turned as its EXIF says, transparent ones over white.
 
     Raises:
-        UserError: if it is not an image that can be decoded.
+        UserError: as `open_image`.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
-    try:
-        if isinstance(source, Image.Image):
-            image = source
-        else:
-            image = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
-        image = ImageOps.exif_transpose(image)
+    with open_image(source) as opened:
+        image = ImageOps.exif_transpose(opened)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
             image = Image.alpha_composite(white, image)
         image = image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        name = source if isinstance(source, Path) else "image"
-        raise UserError(f"{name}: not an image that can be read ({error}); use e.g. a PNG or JPEG file") from None
     values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return values.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class PicturePlan:
+    """The images that the tower reads of one.
+
+    Attributes:
+        size: to which it is resized at first.
+        whole: to which it is resized then, before it is cut into tiles, or is the last image; None if it is as it is.
+        rows, columns: of tiles; 0 without.
+        pictures: the size of each, tiles row by row and the whole at last.
+    """
+
+    size: Size
+    whole: Size | None
+    rows: int
+    columns: int
+    pictures: tuple[Size, ...]
+
+
+def plan_picture(size: Size, settings: PictureSettings, unit: int) -> PicturePlan:
+    """The images that the tower reads of one of this size.
+
+    Args:
+        unit: the side of a merge block in pixels.
+
+    Raises:
+        UserError: if it is too narrow.
+    """
+    resized = SIZE_RULES[settings.rule](size, settings.limits, unit)
+    if settings.tile is None:
+        return PicturePlan(resized, None, 0, 0, (settings.crop or resized,))
+    tile = settings.tile
+    whole = fit_tiles(resized, tile)
+    rows, columns = whole[0] // tile, whole[1] // tile
+    if rows * columns == 1:
+        return PicturePlan(resized, whole, 0, 0, (whole,))
+    return PicturePlan(resized, whole, rows, columns, ((tile, tile),) * (rows * columns + 1))
 
 
 def resize_picture(pixels_CHW: Tensor, settings: PictureSettings, unit: int) -> list[Tensor]:
@@ -133,18 +212,17 @@ def resize_picture(pixels_CHW: Tensor, settings: PictureSettings, unit: int) -> 
     Args:
         unit: the side of a merge block in pixels.
     """
-    size = SIZE_RULES[settings.rule](get_size(pixels_CHW), settings.limits, unit)
-    pixels_CHW = interpolate(pixels_CHW, size, settings.interpolation)
+    plan = plan_picture(get_size(pixels_CHW), settings, unit)
+    pixels_CHW = interpolate(pixels_CHW, plan.size, settings.interpolation)
     if settings.crop is not None:
         return [crop_middle(pixels_CHW, settings.crop)]
-    if settings.tile is None:
+    if plan.whole is not None:
+        pixels_CHW = interpolate(pixels_CHW, plan.whole, settings.interpolation)
+    if not plan.rows:
         return [pixels_CHW]
-    tile = settings.tile
-    pixels_CHW = interpolate(pixels_CHW, fit_tiles(get_size(pixels_CHW), tile), settings.interpolation)
-    if get_size(pixels_CHW) == (tile, tile):
-        return [pixels_CHW]
-    tiles = [part for band in pixels_CHW.split(tile, 1) for part in band.split(tile, 2)]
-    return [*tiles, interpolate(pixels_CHW, (tile, tile), settings.interpolation)]
+    tile = plan.pictures[-1]
+    tiles = [part for band in pixels_CHW.split(tile[0], 1) for part in band.split(tile[1], 2)]
+    return [*tiles, interpolate(pixels_CHW, tile, settings.interpolation)]
 
 
 def get_size(pixels_CHW: Tensor) -> Size:

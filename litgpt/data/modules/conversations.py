@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from litgpt.data import stream
+from litgpt.data.media.reader import MediaReader, open_media_reader
 from litgpt.data.modules import streamed_sources
 from litgpt.data.modules.finetuning import DatasetEntry, FinetuningData, Split, iter_conversations
 from litgpt.data.read.conversation import Conversation, iter_texts, to_conversation
 from litgpt.data.read.documents import Source
+from litgpt.data.read.media import resolve_paths
 from litgpt.data.read.placeholders import PLACEHOLDERS, check_names, fill_placeholders
 from litgpt.data.read.row_sets import RowSet
 from litgpt.data.read.row_sources import DataSource, LocatedRow, check_dataset, list_files, parse_source
@@ -21,6 +23,7 @@ from litgpt.data.render.chat_template import ChatTemplate, check_variables, read
 from litgpt.data.render.example import Renderer
 from litgpt.data.render.instruction_renderer import InstructionRenderer
 from litgpt.data.render.loss_weights import WeightRule
+from litgpt.data.render.media_places import MediaPlacer
 from litgpt.data.render.prompt_format import build_style_files, build_template_files
 from litgpt.data.render.prompt_styles import parse_style
 from litgpt.data.render.tools import RESULT_MASKS, write_tools_as_text
@@ -83,6 +86,8 @@ class Conversations(FinetuningData):
     """The current date for templates; fixed, so that runs are reproducible."""
     cache_dir: Path = Path("data/conversations")
     """Folder of samples and downloads."""
+    media_dir: Path | None = None
+    """Folder of the images that rows name, which their paths may not leave; null for that of each source."""
     on_overlong: OnOverlong = field(default="drop", kw_only=True)
     """For samples longer than train.max_seq_length: drop, truncate_left, truncate_right, split or raise."""
 
@@ -174,6 +179,8 @@ class Conversations(FinetuningData):
     def check_files(self, *, has_tokenizer: bool) -> None:
         """Check that each source is a file or a folder, or may be on the hub, and that there is a tokenizer."""
         super().check_files(has_tokenizer=has_tokenizer)
+        if self.media_dir is not None and not self.media_dir.expanduser().is_dir():
+            raise UserError(f"data.media_dir: {self.media_dir} is not a folder; set that of the images")
         for source in (*self._sources, *self._val_sources):
             if not Path(source.path).expanduser().exists():
                 check_dataset(source.path, self.cache_dir)
@@ -213,11 +220,22 @@ class Conversations(FinetuningData):
     ) -> RowSet:
         def convert(row: Any) -> list[Conversation]:
             filled = fill_placeholders(row, self._names)
-            return [self.complete(to_conversation(filled, source.columns, source.format))]
+            conversation = to_conversation(filled, source.columns, source.format)
+            if conversation.media:
+                conversation = replace(conversation, messages=resolve_paths(conversation.messages, media_dir))
+            return [self.complete(conversation)]
 
+        media_dir = self._find_media_dir(source)
         names = [self._names] if any(self._names.values()) else []
         settings = [source.format, source.columns, self.system, self.tool_format, *names]
-        return RowSet(source.path, files, read, convert, settings, source.channel)
+        return RowSet(source.path, files, read, convert, settings, source.channel, media_dir)
+
+    def _find_media_dir(self, source: DataSource) -> Path:
+        """The folder of the images of a source, which for a data set on the hub is that of downloads."""
+        if self.media_dir is not None:
+            return self.media_dir.expanduser().absolute()
+        path = Path(source.path).expanduser().absolute()
+        return path if path.is_dir() else path.parent if path.exists() else self.cache_dir.absolute()
 
     def complete(self, conversation: Conversation) -> Conversation:
         """Add the default system message to a conversation, and write its tools in the format of the settings."""
@@ -245,7 +263,19 @@ class Conversations(FinetuningData):
             return InstructionRenderer(self.tokenizer, parse_style(self.prompt_style), mask_prompt=mask_prompt)
         weights = (*self.weights, *RESULT_MASKS.get(self.tool_format, ()))
         loss_mask = LossMask(self.train_on, self.end_of_turn, weights)
-        return ChatRenderer(self.tokenizer, self._read_template(), loss_mask, self.template_args)
+        reader = self._media_reader
+        placer = None if reader is None else MediaPlacer(reader, self.tokenizer)
+        return ChatRenderer(self.tokenizer, self._read_template(), loss_mask, self.template_args, placer)
+
+    def build_media_loader(self) -> stream.batch_media.MediaLoader | None:
+        """Build what loads the images of micro-batches; None for a model that reads none."""
+        reader = self._media_reader
+        return None if reader is None else stream.batch_media.MediaLoader(reader, self.on_error)
+
+    @cached_property
+    def _media_reader(self) -> MediaReader | None:
+        """The reader of images as the model sees them; None for a model that reads none, and with streaming."""
+        return None if self.streaming or self.prompt_style is not None else open_media_reader(self.tokenizer.folder)
 
     def _read_template(self) -> ChatTemplate:
         if self.chat_template is not None:

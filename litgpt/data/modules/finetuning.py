@@ -28,6 +28,7 @@ from litgpt.recipe.data import BatchShape, DataModule, Stream
 from litgpt.recipe.effect import check_effects
 
 if TYPE_CHECKING:
+    from litgpt.data.stream.batch_media import MediaLoader
     from litgpt.data.stream.samples import SampleRows, SampleTable
 
 Split = Literal["both", "train", "val"]
@@ -147,6 +148,10 @@ class FinetuningData(DataModule):
         """Build the renderer of conversations."""
         raise UserError(f"data: {type(self).__name__} has no format for conversations")
 
+    def build_media_loader(self) -> "MediaLoader | None":
+        """Build what loads the images of micro-batches; None if samples have none."""
+        return None
+
     @property
     def value_name(self) -> str | None:
         """Name of the number that belongs to the answers of a sample; None for samples that are single documents."""
@@ -265,6 +270,7 @@ class FinetuningData(DataModule):
             padding=self.padding,
             grouping=grouping,
             value_name=self.value_name,
+            media=self.build_media_loader(),
         )
         if self.padding and self.tokenize == "ahead" and shape.rank == 0:
             self._count_padding(rows, shape)
@@ -275,7 +281,8 @@ class FinetuningData(DataModule):
         samples = self._select_samples(shape, "val")
         if samples is None:
             return None
-        rows = stream.samples.SampleRows(samples, None, None, padding=self.padding, value_name=self.value_name)
+        options: dict[str, Any] = {"value_name": self.value_name, "media": self.build_media_loader()}
+        rows = stream.samples.SampleRows(samples, None, None, padding=self.padding, **options)
         return stream.batches.ValStream(rows, shape)
 
     def _count_padding(self, rows: "SampleRows", shape: BatchShape) -> None:

@@ -6,7 +6,16 @@ from typing import Any, Literal
 
 from litgpt.data.read import fields
 from litgpt.data.read.fields import BadRow, check_text, parse_value
-from litgpt.data.read.message import Message, RowMapping, build_pair, check_media, list_fields, parse_message
+from litgpt.data.read.media import MARK, Medium, attach_images, list_image_sources
+from litgpt.data.read.message import (
+    UNREAD_MEDIA,
+    Message,
+    RowMapping,
+    build_pair,
+    check_media,
+    list_fields,
+    parse_message,
+)
 
 Format = Literal["auto", "messages", "alpaca", "query-response", "text", "instruction"]
 
@@ -54,6 +63,11 @@ class Conversation:
         """Whether it is plain text: a single assistant message without a question."""
         return len(self.messages) == 1 and self.messages[0].role == "assistant" and not self.system and not self.tools
 
+    @property
+    def media(self) -> tuple[Medium, ...]:
+        """The images of all messages, in order."""
+        return tuple(medium for message in self.messages for medium in message.media)
+
 
 def to_conversation(row: Any, columns: Mapping[str, str] | None = None, format: Format = "auto") -> Conversation:
     """Convert a row to a conversation.
@@ -79,6 +93,7 @@ def to_conversation(row: Any, columns: Mapping[str, str] | None = None, format: 
     conversation = FORMAT_READERS[detected](row)
     conversation = replace(
         conversation,
+        messages=attach_images(conversation.messages, list_image_sources(row)) if conversation.messages else (),
         tools=fields.dump_tools(get_column(row, "tools")),
         channel=fields.parse_channel(row.get("channel")),
         weight=fields.parse_weight(row.get("weight"), "weight"),
@@ -112,7 +127,7 @@ class TrackedRow(dict[str, Any]):
 
 
 def check_supported(row: RowMapping, format: str) -> None:
-    """Check that a row is not one of images, video or audio, nor one of preferences.
+    """Check that a row is not one of video or audio, nor one of preferences.
 
     A row of questions and answers whose `label` is true or false is one of preferences (KTO); other labels are columns
     that nothing reads.
@@ -120,7 +135,7 @@ def check_supported(row: RowMapping, format: str) -> None:
     Raises:
         BadRow: naming the column, and what to change to train on the row without it.
     """
-    check_media(row, "row")
+    check_media(row, "row", UNREAD_MEDIA)
     reason = "preference row; use litgpt align with data: Preferences"
     for names in PREFERENCE_COLUMNS:
         if all(name in row for name in names):
@@ -207,6 +222,8 @@ def build_conversation(row: RowMapping, messages: list[Message]) -> Conversation
     if not messages or messages[0].role != "system":
         return Conversation(tuple(messages), system)
     first, *rest = messages
+    if first.media:
+        raise BadRow("image in the system message is not supported", "move it to a question")
     lost = [*(["system"] if system not in (None, first.content) else []), *list_fields([first])]
     return Conversation(tuple(rest), first.content, unread=tuple(lost))
 
@@ -337,4 +354,4 @@ def iter_texts(conversations: Iterable[Conversation]) -> Iterable[str]:
     for conversation in conversations:
         for text in (conversation.system, *(message.content for message in conversation.messages)):
             if text:
-                yield text
+                yield text.replace(MARK, "")

@@ -6,6 +6,7 @@ from typing import Any
 
 from litgpt.data.read import fields
 from litgpt.data.read.fields import BadRow, check_text, parse_value
+from litgpt.data.read.media import IMAGE_BLOCKS, IMAGE_COLUMNS, MARK, Medium, parse_image_block
 
 RowMapping = Mapping[str, Any]
 
@@ -20,13 +21,15 @@ ROLE_NAMES = {
 ROLES = {name: role for role, names in ROLE_NAMES.items() for name in names}
 PAIRS = (("human", "assistant"), ("user", "assistant"))
 """Keys of messages that hold a question and its answer."""
-MEDIA_BLOCKS = (
-    *("image", "image_url", "input_image", "video", "video_url", "input_video"),
+UNREAD_BLOCKS = (
+    *("video", "video_url", "input_video"),
     *("audio", "audio_url", "input_audio", "file", "document"),
 )
-"""Types of blocks of a content that are not text."""
-MEDIA_FIELDS = ("image", "images", "video", "videos", "audio", "audios")
-"""Columns of rows and fields of messages that are not text."""
+"""Types of blocks of a content that are neither text nor images."""
+UNREAD_MEDIA = ("video", "videos", "audio", "audios")
+"""Columns of rows and fields of messages that are neither text nor images."""
+MEDIA_FIELDS = (*IMAGE_COLUMNS, *UNREAD_MEDIA)
+"""Those that are not text."""
 PARSED_FIELDS = {
     *("role", "from", "content", "value", "loss", "loss_scale", "weight", "loss_weight"),
     *("tool_calls", "function_call"),
@@ -44,6 +47,7 @@ class Message:
         loss: whether it is trained; None for the default of the run.
         weight: factor of the loss of its tokens.
         context: the `input` of an instruction, which prompt styles write apart.
+        media: the images in it, in the order of their marks in the content.
         fields: the other fields of the message or the call, such as `name` and `id`, which templates may read. For a
             tool_call, those of its function are in `function`. `content: None` is an answer of calls only.
     """
@@ -53,6 +57,7 @@ class Message:
     loss: bool | None = None
     weight: float = 1.0
     context: str = ""
+    media: tuple[Medium, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -138,16 +143,17 @@ def parse_role(item: RowMapping) -> str:
     return role
 
 
-def check_media(values: RowMapping, where: str) -> None:
+def check_media(values: RowMapping, where: str, names: Iterable[str] = MEDIA_FIELDS) -> None:
     """Check that a row or a message has no images, videos or audio, which would be left out of the text.
 
     Args:
         where: what the values belong to, for the error.
+        names: of the fields that it must not have.
 
     Raises:
         BadRow: naming the field.
     """
-    for name in MEDIA_FIELDS:
+    for name in names:
         if values.get(name):
             kind = name.rstrip("s")
             raise BadRow(f"{kind} data is not supported yet", f"{where}.{name}; remove it to train on the text alone")
@@ -179,7 +185,8 @@ def parse_content(content: Any, role: str) -> list[Message]:
             before = messages.pop()
             thinking = [part.fields["thinking"] for part in (before, message) if part.fields]
             content_fields = {"thinking": "".join(thinking)} if thinking else {}
-            message = replace(message, content=before.content + message.content, fields=content_fields)
+            content, media = before.content + message.content, before.media + message.media
+            message = replace(message, content=content, media=media, fields=content_fields)
         messages.append(message)
     if not messages:
         raise BadRow("message without content", f"role {role}")
@@ -205,8 +212,11 @@ def parse_block(block: Any, role: str) -> Message:
         inner = parse_content(block.get("content") or "", "tool")
         call_id = block.get("tool_use_id")
         rest = {} if call_id is None else fields.to_json_values({"tool_call_id": call_id})
-        return Message("tool", "".join(part.content for part in inner), fields=rest)
-    if kind in MEDIA_BLOCKS:
+        media = tuple(medium for part in inner for medium in part.media)
+        return Message("tool", "".join(part.content for part in inner), media=media, fields=rest)
+    if kind in IMAGE_BLOCKS:
+        return Message(role, MARK, media=(parse_image_block(block),))
+    if kind in UNREAD_BLOCKS:
         raise BadRow(f"{kind} data is not supported yet", "message.content; remove it to train on the text alone")
     raise BadRow("content is not text", f"a block of type {kind!r}"[:80])
 

@@ -77,8 +77,8 @@ def to_preferences(row: Any, columns: Mapping[str, str] | None, kind: Preference
         if kind == "pairs":
             detail = "rows with a label are for litgpt kto" if "label" in row else f"columns {', '.join(row)}"[:120]
             raise BadRow("not two answers: no chosen and rejected", detail)
-        return [list_conditional(rate_conversation(row), row)]
-    pair = list_conditional(build_preference(row), row)
+        return [list_conditional(check_texts(rate_conversation(row)), row)]
+    pair = list_conditional(check_texts(build_preference(row)), row)
     if kind == "pairs":
         return [pair]
     assert pair.other is not None
@@ -86,6 +86,17 @@ def to_preferences(row: Any, columns: Mapping[str, str] | None, kind: Preference
         raise BadRow("no question")
     chosen, rejected = vars(pair) | {"other": None, "value": 1.0}, vars(pair.other)
     return [Preference(**chosen), Preference(**rejected, value=0.0)]
+
+
+def check_texts(preference: Preference) -> Preference:
+    """Check that a preference has no images.
+
+    Raises:
+        BadRow: if it has.
+    """
+    if any(side.media for side in list_sides(preference)):
+        raise BadRow("image data is not supported yet", "messages.content; remove it to train on the text alone")
+    return preference
 
 
 def list_conditional(preference: Preference, row: RowMapping) -> Preference:

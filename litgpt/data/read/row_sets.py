@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from litgpt.data.read.conversation import Conversation
@@ -95,6 +96,7 @@ class RowSet:
         convert: converts a row to conversations, usually one; raises BadRow.
         settings: everything else that `convert` depends on, as JSON values; part of cache keys.
         channel: the channel of rows that name none.
+        media_dir: the folder of the files that rows name; None if they name none.
         relate: adds to conversations, with their locations, what depends on those after them; by default nothing.
     """
 
@@ -104,6 +106,7 @@ class RowSet:
     convert: Callable[[Any], list[Conversation]]
     settings: list[Any]
     channel: str | None = None
+    media_dir: Path | None = None
     relate: Callable[[Iterable[tuple[str, Any]]], Iterator[tuple[str, Any]]] = iter
 
     def convert_located(self, row: Any) -> list[Conversation]:

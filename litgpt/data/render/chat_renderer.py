@@ -15,6 +15,7 @@ from litgpt.data.render import spans as text_spans
 from litgpt.data.render.chat_template import ChatTemplate, find_turn_ends
 from litgpt.data.render.example import Example, Renderer
 from litgpt.data.render.loss_weights import WeightRule, split_by_weight
+from litgpt.data.render.media_places import MediaPlacer
 from litgpt.data.render.spans import Span
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
@@ -122,6 +123,7 @@ class ChatRenderer(Renderer):
         template: the model's chat template.
         loss_mask: which tokens are trained.
         variables: extra template variables, such as `enable_thinking`.
+        placer: writes the places of images; None for a model that reads none.
 
     Raises:
         UserError: for another kind of tokenizer.
@@ -133,11 +135,13 @@ class ChatRenderer(Renderer):
         template: ChatTemplate,
         loss_mask: LossMask | None = None,
         variables: Mapping[str, Any] | None = None,
+        placer: MediaPlacer | None = None,
     ) -> None:
         if tokenizer.backend != "huggingface":
             raise UserError(f"{tokenizer.folder}: chat templates need tokenizer.json; or set data.prompt_style")
         self.tokenizer, self.template, self.loss_mask = tokenizer, template, loss_mask or LossMask()
-        self.has_weights = bool(self.loss_mask.weights)
+        self.has_weights, self.placer = bool(self.loss_mask.weights), placer
+        self.reads_media = placer is not None
         self.variables, self.special = dict(variables or {}), tokenizer.special_tokens()
         self.processor = text_spans.disable_offset_trimming(tokenizer.processor)
         self.added = [token.content for token in tokenizer.processor.get_added_tokens_decoder().values()]
@@ -149,7 +153,8 @@ class ChatRenderer(Renderer):
 
     def fingerprint_parts(self) -> list[Any]:
         """Everything that the samples depend on besides the conversations, as JSON values."""
-        return [self.tokenizer.fingerprint(), self.special, self.template.sources, self.variables, str(self.loss_mask)]
+        parts = [self.tokenizer.fingerprint(), self.special, self.template.sources, self.variables, str(self.loss_mask)]
+        return parts if self.placer is None else [*parts, *self.placer.fingerprint_parts()]
 
     def build_examples(self, conversations: Sequence[Conversation]) -> list[Example | BadRow]:
         """Tokenize each conversation, in parallel; a BadRow for one that cannot be rendered."""
@@ -157,19 +162,30 @@ class ChatRenderer(Renderer):
         texts = [item[0] for item in rendered if not isinstance(item, BadRow)]
         encodings = iter(self.processor.encode_batch(texts, add_special_tokens=False))
         return [
-            item if isinstance(item, BadRow) else self._build_example(item[1], next(encodings), conversation)
+            item if isinstance(item, BadRow) else self._try_example(item[1], next(encodings), conversation)
             for item, conversation in zip(rendered, conversations, strict=True)
         ]
 
     def encode_prompt(self, conversation: Conversation) -> list[int]:
-        """Tokens before the first answer, including the header of the reply; empty for plain text."""
-        if conversation.is_text:
+        """Tokens before the first answer, including the header of the reply; empty for plain text, and with images."""
+        if conversation.is_text or conversation.media:
             return []
         turns = build_turns(conversation)
         first = next((number for number, turn in enumerate(turns) if turn.is_answer), len(turns))
         tools = json.loads(conversation.tools) if conversation.tools else None
         text = self._apply_template(turns[:first], tools, prompt=True) if first else ""
         return list(self.processor.encode(text, add_special_tokens=False).ids)
+
+    def _try_example(self, spans: list[Span], encoding: Any, conversation: Conversation) -> Example | BadRow:
+        """The sample of a rendered conversation; the BadRow if its images cannot be read."""
+        example = self._build_example(spans, encoding, conversation)
+        if self.placer is None:
+            return example
+        try:
+            placed = self.placer.place(example.ids, example.weights, self.placer.plan(conversation))
+        except BadRow as error:
+            return error
+        return replace(placed, channel=example.channel)
 
     def _build_example(self, spans: list[Span], encoding: Any, conversation: Conversation) -> Example:
         weights = text_spans.compute_token_weights(spans, np.array(encoding.offsets, np.int64).reshape(-1, 2))
@@ -188,6 +204,10 @@ class ChatRenderer(Renderer):
         Raises:
             BadRow: if the template rejects the conversation, or omits a part of it.
         """
+        if conversation.media and self.placer is None:
+            raise BadRow("image data is not supported", "by this model, or with data.streaming: true")
+        if conversation.media and conversation.is_text:
+            raise BadRow("images in plain text are not supported", "write a question and its answer")
         if conversation.is_text:
             return conversation.messages[0].content, []
         text, turns, tools = self._render_turns(conversation)
@@ -259,7 +279,7 @@ class ChatRenderer(Renderer):
         self, turns: Sequence[Turn], tools: Any, *, mark_answers: bool = False, prompt: bool = False
     ) -> str:
         try:
-            return self.template.render(
+            text = self.template.render(
                 [turn.message for turn in turns],
                 self.special,
                 tools=tools,
@@ -269,6 +289,7 @@ class ChatRenderer(Renderer):
             )
         except UserError as error:
             raise BadRow("the chat template rejects it", str(error)[:160].replace("\n", " ")) from None
+        return text if self.placer is None else self.placer.write_places(text)
 
     def find_answers(self, text: str, turns: Sequence[Turn], tools: Any) -> dict[int, tuple[int, int]]:
         """Find the spans in the text of the turns that may be trained: answers, and messages with `loss: true`."""

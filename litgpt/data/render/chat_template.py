@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from litgpt.data.read.media import MARK
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import read_json_object, read_utf8
@@ -23,6 +24,8 @@ TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config
 """The files that may hold the template of a model's folder, in the order in which they are read."""
 ADDITIONAL_TEMPLATES = "additional_chat_templates"
 """The folder of the templates beside the default one, such as the one for conversations with tools."""
+PROBE = "\U000f8a33probe\U000f8a34"
+"""A content, to find in which forms a template takes it."""
 ANSWER = "\U000f8a33answer\U000f8a34"
 """Stands for an answer, to find what a template writes after it."""
 
@@ -56,6 +59,8 @@ class ChatTemplate:
 
         self.path, self.sources = path, (source, with_tools, date and date.isoformat())
         self.names, self.variables = set[str](), set[str]()
+        self._reads_types = "type" in source  # of the parts of a content
+        self._forms: tuple[bool, ...] | None = None
         self.marks_answers = re.search(r"\{%[-+]?\s*generation\b", source + (with_tools or "")) is not None
         jinja = build_environment(date)
         try:
@@ -80,7 +85,9 @@ class ChatTemplate:
         """Render a conversation as text.
 
         Args:
-            messages: each with `role` (system, user, assistant or tool) and `content`, or `tool_calls`.
+            messages: each with `role` (system, user, assistant or tool) and `content`, or `tool_calls`. A text with
+                marks of images is given as a list of texts and images, if the template takes one; so are all texts, if
+                it takes nothing else.
             special_tokens: from `Tokenizer.special_tokens`.
             tools: the functions that the model may call, as JSON schemas.
             add_generation_prompt: end with the header of the model's reply.
@@ -93,9 +100,10 @@ class ChatTemplate:
         values: dict[str, Any] = {**special_tokens, **(variables or {})}
         if mark_answers:
             values |= {"generation_begins": GENERATION_MARKS[0], "generation_ends": GENERATION_MARKS[1]}
+        shown = [self._form_content(message, special_tokens) for message in messages]
         try:
             return (self._with_tools if tools else self._template).render(
-                messages=[dict(message) for message in messages],
+                messages=shown,
                 tools=tools or None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
@@ -103,6 +111,37 @@ class ChatTemplate:
             )
         except Exception as error:  # a template is a program and may raise anything
             raise UserError(f"{self.path}: rejects this conversation ({str(error)[:200]})") from None
+
+    def _form_content(self, message: ChatMessage, special_tokens: Mapping[str, str]) -> dict[str, Any]:
+        """A message in a form that the template takes."""
+        content = message.get("content")
+        if not self._reads_types or not isinstance(content, str):
+            return dict(message)
+        if self._forms is None:
+            forms: list[Any] = [PROBE, [{"type": "text", "text": PROBE}]]
+            self._forms = tuple(self._takes(form, special_tokens) for form in forms)
+        takes_text, takes_list = self._forms
+        if not takes_list or (takes_text and MARK not in content):
+            return dict(message)
+        return {**message, "content": split_content(content)}
+
+    def _takes(self, content: Any, special_tokens: Mapping[str, str]) -> bool:
+        """Whether the template writes the text of a content, and nothing of its structure."""
+        messages = [{"role": "user", "content": content}]
+        try:
+            text = self._template.render(messages=messages, tools=None, documents=None, **special_tokens)
+        except Exception:
+            return False
+        return PROBE in text and "'type'" not in text
+
+
+def split_content(content: str) -> list[dict[str, str]]:
+    """A text with marks of images as a list of texts and images."""
+    blocks: list[dict[str, str]] = []
+    for number, text in enumerate(content.split(MARK)):
+        blocks += [{"type": "image"}] * (number > 0)
+        blocks += [{"type": "text", "text": text}] * bool(text)
+    return blocks or [{"type": "text", "text": ""}]
 
 
 def check_variables(template: ChatTemplate, variables: Mapping[str, Any], key: str) -> None:

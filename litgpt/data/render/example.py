@@ -9,6 +9,28 @@ import numpy as np
 
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
+from litgpt.data.read.media import Medium
+from litgpt.model.media import Grid
+
+
+@dataclass(frozen=True)
+class PlacedMedium:
+    """An image in a sample.
+
+    Attributes:
+        start: the first token that stands for it, and `tokens` their number, with those around its places.
+        grids: the size in patches of each image that the tower reads of it.
+    """
+
+    medium: Medium
+    start: int
+    tokens: int
+    grids: tuple[Grid, ...]
+
+    @property
+    def stop(self) -> int:
+        """The token after it."""
+        return self.start + self.tokens
 
 
 @dataclass(frozen=True)
@@ -22,6 +44,7 @@ class Example:
         split: number of tokens of the first of two answers, each with its prompt, that are scored as a whole; 0 for a
             sample that is a single document.
         value: a number that belongs to the two answers, such as the margin of a preference.
+        media: the images in a sample that is a single document, in order.
     """
 
     ids: np.ndarray
@@ -29,6 +52,7 @@ class Example:
     channel: str | None = None
     split: int = 0
     value: float = 0.0
+    media: tuple[PlacedMedium, ...] = ()
 
     @property
     def documents(self) -> tuple["Example", ...]:
@@ -49,7 +73,16 @@ class Example:
         return all(bool(document.weights[1:].any()) for document in self.documents)
 
     def take(self, tokens: slice) -> "Example":
-        """Take some tokens of each document."""
+        """Take some tokens of each document, and of an image all or none."""
+        if self.media:
+            start, stop, _ = tokens.indices(len(self.ids))
+            start, stop = shrink_range(start, stop, self.media)
+            return replace(
+                self,
+                ids=self.ids[start:stop],
+                weights=self.weights[start:stop],
+                media=select_media(self.media, start, stop),
+            )
         documents = [Example(part.ids[tokens], part.weights[tokens]) for part in self.documents]
         ids, weights = (np.concatenate([getattr(part, name) for part in documents]) for name in ("ids", "weights"))
         return replace(self, ids=ids, weights=weights, split=len(documents[0].ids) if self.split else 0)
@@ -58,6 +91,21 @@ class Example:
     def is_weighted(self) -> bool:
         """Whether some weights are neither 0 nor 1."""
         return bool(((self.weights != 0) & (self.weights != 1)).any())
+
+
+def shrink_range(start: int, stop: int, media: Sequence[PlacedMedium]) -> tuple[int, int]:
+    """The tokens `start` .. `stop`-1 without those of images that they have only a part of."""
+    for medium in media:
+        start = medium.stop if medium.start < start < medium.stop else start
+        stop = medium.start if medium.start < stop < medium.stop else stop
+    return start, max(start, stop)
+
+
+def select_media(media: Sequence[PlacedMedium], start: int, stop: int) -> tuple[PlacedMedium, ...]:
+    """The images among the tokens `start` .. `stop`-1, by their places in these."""
+    return tuple(
+        replace(medium, start=medium.start - start) for medium in media if start <= medium.start and medium.stop <= stop
+    )
 
 
 def join_answers(first: Example, second: Example, *, value: float = 0.0) -> Example:
@@ -73,6 +121,8 @@ class Renderer(ABC):
     """Whether it gives parts of an answer their own loss weights."""
     answers_per_sample = 1
     """Number of documents of a sample."""
+    reads_media = False
+    """Whether samples have images."""
 
     @abstractmethod
     def render(self, conversation: Conversation) -> Any:

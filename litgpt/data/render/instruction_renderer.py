@@ -61,6 +61,8 @@ class InstructionRenderer(Renderer):
             BadRow: for tools, and for messages that do not alternate between question and answer.
         """
         messages = conversation.messages
+        if conversation.media:
+            raise BadRow("images are not supported with a prompt style", "use the model's chat template")
         if conversation.tools or any(message.role in ("tool_call", "tool") for message in messages):
             raise BadRow("tools are not supported with a prompt style", "use the model's chat template")
         if conversation.is_text:

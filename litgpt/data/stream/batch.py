@@ -10,6 +10,7 @@ from torch import Tensor
 
 from litgpt.data.render.example import Example
 from litgpt.errors import UserError
+from litgpt.model.media import Media
 
 IGNORE = -100
 """The label of a token that is not a target: excluded from the loss and not counted."""
@@ -28,7 +29,8 @@ class Batch:
         labels: (B, T) int64, the token after each, already shifted; `IGNORE` where there is no target.
         documents: (B, T) int32 number of the document within the row that each token belongs to, if attention is
             confined to documents; otherwise None. -1 is padding.
-        positions: (B, T) int64 position of each token in its document; None means 0 .. T-1.
+        positions: (B, T) int64 position of each token in its document; None means 0 .. T-1. (B, 3, T), of time, row and
+            column, in a batch with images of a model with `rope_sections`.
         weights: (B, T) float32 factor of each label's loss, 0 where it is ignored; None means 1.
         channels: (B, T) int32 number of the channel that each label's loss is reported in; None means one channel.
         answers: (B, T) int32 number of the answer in the micro batch that each token belongs to, if answers are scored
@@ -37,6 +39,7 @@ class Batch:
         token_values: (B, T) float32 values of each label by name, for a loss of the user's own; 0 for padding.
         later_tokens: (K, B, T) the `ids`, `labels` and `weights` of later tokens, by name, for K prediction layers;
             None without them.
+        media: the images at the places of their token in `ids`, row by row; None without any.
     """
 
     ids: Tensor
@@ -49,6 +52,7 @@ class Batch:
     answer_values: dict[str, Tensor] | None = None
     token_values: dict[str, Tensor] | None = None
     later_tokens: dict[str, Tensor] | None = None
+    media: Media | None = None
 
     @property
     def targets(self) -> int:
@@ -108,10 +112,13 @@ def to_batch(arrays: BatchArrays, *, trained: int | None = None) -> Batch:
         raise UserError(str(arrays["error"]))
     sample_ends = arrays.pop("sample_ends", None)
     tokens = arrays.pop("tokens", None)
+    grids = arrays.pop("grids", None)
     tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if tokens is not None:
         rows = torch.from_numpy(tokens.astype(np.int64))
         tensors |= {"ids": rows[:, :-1].contiguous(), "labels": rows[:, 1:].contiguous()}
+    if grids is not None:
+        tensors["media"] = Media(tensors.pop("patches"), tuple((t, h, w) for t, h, w in grids.tolist()))
     values = {name: tensors.pop(name) for name in ANSWER_TITLES if name in tensors}
     batch = Batch(**tensors, answer_values=values if "answers" in tensors else None)
     if trained is not None and sample_ends is None and batch.answers is None:

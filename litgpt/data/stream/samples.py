@@ -8,11 +8,15 @@ from dataclasses import replace
 import numpy as np
 
 from litgpt.data.cache.examples import CachedExamples
-from litgpt.data.render.example import Example
+from litgpt.data.render.example import Example, PlacedMedium, shrink_range
 from litgpt.data.stream.batch import BatchArrays, collate_rows
+from litgpt.data.stream.batch_media import MediaLoader
 from litgpt.data.stream.packing import OnOverlong, find_cut_starts
 from litgpt.data.stream.sampler import FeistelPermutation, LengthGroupedSampler, LengthGrouping
 from litgpt.errors import UserError
+
+Part = tuple[int, int, int, int, int]
+"""A part of a sample: file, number, first token, end, and tokens."""
 
 
 class SampleTable:
@@ -77,14 +81,25 @@ class SampleTable:
         )
         self.none_left = "" if len(self.table) else none_left
 
-    def _cut(self, file: int, number: int, size: int) -> list[tuple[int, int, int, int, int]]:
+    def _cut(self, file: int, number: int, size: int) -> list[Part]:
         """Cut a sample that is too long; returns file, number, first token, end and tokens of parts with targets."""
+        if media := self.files[file].read_media(number):
+            return self._cut_around(file, number, size, media)
         if self.paired:  # both answers are cut by the same rule when the sample is read
             example = self._truncate(self.files[file].read(number))
             return [(file, number, 0, size, len(example.ids))] if example.has_targets else []
         starts = find_cut_starts(size, self.length, self.on_overlong)
         parts = [(file, number, start, min(start + self.length, size)) for start in starts]
         return [(*part, part[3] - part[2]) for part in parts if self.files[file].read(*part[1:]).has_targets]
+
+    def _cut_around(self, file: int, number: int, size: int, media: Sequence[PlacedMedium]) -> list[Part]:
+        """Cut a sample with images, of which a part has all tokens or none."""
+        if self.on_overlong == "truncate_left":
+            ranges = [shrink_range(size - self.length, size, media)]
+        else:
+            ranges = list_ranges(size, self.length, media)[: {"drop": 0, "truncate_right": 1}.get(self.on_overlong)]
+        parts = [(file, number, start, stop, stop - start) for start, stop in ranges if start < stop]
+        return [part for part in parts if self.files[file].read(*part[1:4]).has_targets]
 
     def read(self, index: int) -> Example:
         """Read sample `index` of the table."""
@@ -99,6 +114,18 @@ class SampleTable:
         return replace(part, weights=part.weights * np.float32(self.on_overlong != "drop" and part.has_targets))
 
 
+def list_ranges(size: int, length: int, media: Sequence[PlacedMedium]) -> list[tuple[int, int]]:
+    """Consecutive parts of at most `length` tokens; an image that is longer is left out, and what is after it too."""
+    ranges, start = [], 0
+    while start < size:
+        _, stop = shrink_range(start, min(start + length, size), media)
+        if stop <= start:
+            break
+        ranges.append((start, stop))
+        start = stop
+    return ranges
+
+
 class SampleRows:
     """Samples in rows, in a new order every epoch.
 
@@ -110,6 +137,7 @@ class SampleRows:
         grouping: batch samples of similar lengths.
         value_name: name in `Batch.answer_values` of the numbers that belong to the answers; None for samples that are
             single documents.
+        media: loads the images of a micro-batch; None for a model that reads none.
 
     Attributes:
         channels: the names of the numbers in `channels` of a batch; empty for a single unnamed channel.
@@ -124,7 +152,9 @@ class SampleRows:
         padding: bool = False,
         grouping: LengthGrouping | None = None,
         value_name: str | None = None,
+        media: MediaLoader | None = None,
     ) -> None:
+        self.media = media
         self.samples, self.padding, self._seed = samples, padding, seed
         self._members = np.arange(len(samples.table)) if rows is None else np.concatenate(rows)
         sizes = np.ones(len(samples.table), np.int64) if rows is None else np.array([len(row) for row in rows])
@@ -185,6 +215,10 @@ class SampleRows:
     def micro_batch(self, first: int, size: int) -> BatchArrays:
         """Collate rows `first` .. `first + size - 1`."""
         rows = [self._read_row(first + offset) for offset in range(size)]
-        return collate_rows(
+        rows, media = (rows, {}) if self.media is None else self.media.load(rows)
+        arrays = collate_rows(
             rows, padding=self.padding, weighted=self.weighted, channels=self.channels, values=self.value_name
         )
+        if media and self.media is not None:
+            arrays |= media | self.media.build_positions(rows, arrays, padding=self.padding)
+        return arrays

@@ -1,0 +1,64 @@
+"""Parts of a model with a vision tower: limit what a tuner trains to those that are not frozen."""
+
+from collections.abc import Collection
+from dataclasses import fields, replace
+from typing import Any
+
+from litgpt.adapt.targets import find_targets, get_module_aliases, get_parameter_aliases
+from litgpt.errors import UserError
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.recipe.tuner import Tuner
+
+PATCHES = "vision.patches"  # a convolution as published, and no target
+TARGET_FIELDS = ("target_modules", "feedforward_modules")
+
+
+def find_part(name: str) -> str:
+    """The part that has a parameter or module: aligner for the projector, vision for the tower, llm for the rest."""
+    if name.startswith("vision.projector."):
+        return "aligner"
+    return "vision" if name.startswith("vision.") else "llm"
+
+
+def limit_to_parts(tuner: Tuner, config: Config, frozen: Collection[str]) -> Tuner:
+    """The settings of a tuner that train the same as these, except for parts that are frozen.
+
+    Args:
+        frozen: `llm`, `vision` and `aligner`, or some of them.
+
+    Raises:
+        UserError: if all parts are frozen, or the tuner cannot be limited to some.
+    """
+    if len(frozen) == 3:
+        raise UserError("freeze: llm, vision and aligner are all true, which leaves nothing to train; set one to false")
+    names, model = {entry.name for entry in fields(tuner)}, GPT.on_meta(config)
+    if "freeze_parameters" in names:
+        return freeze_parts(tuner, model, frozen)
+    if "target_modules" in names:
+        return name_targets(tuner, model, frozen)
+    raise UserError(f"tuner: {type(tuner).__name__} is not supported for a model with a vision tower; use LoRA")
+
+
+def freeze_parts(tuner: Any, model: GPT, frozen: Collection[str]) -> Tuner:
+    """Full finetuning of the other parts; `trainable_parameters` still has precedence."""
+    modules = {name: name.split(".")[0] for name in get_parameter_aliases(model)}
+    modules |= {name: ".".join(name.split(".")[:2]) for name in modules if name.startswith("vision.")}
+    prefixes = dict.fromkeys(module for name, module in modules.items() if find_part(name) in frozen)
+    unused = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    return replace(tuner, freeze_parameters=[*tuner.freeze_parameters, *prefixes, *unused])
+
+
+def name_targets(tuner: Any, model: GPT, frozen: Collection[str]) -> Tuner:
+    """The settings of an adapter with the full names of its targets, which are those in the other parts."""
+    unused = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    aliases = {
+        name: known
+        for name, known in get_module_aliases(model).items()
+        if find_part(name) not in frozen and name != PATCHES and f"{name}.weight" not in unused
+    }
+    pattern = getattr(tuner, "target_regex", None)
+    changes: dict[str, Any] = {
+        key: find_targets(model, aliases, getattr(tuner, key), pattern) for key in TARGET_FIELDS if hasattr(tuner, key)
+    }
+    return replace(tuner, **changes, **({} if pattern is None else {"target_regex": None}))

@@ -1,0 +1,102 @@
+"""The tokens that stand for an image in a text: places for the features of the tower, and texts around them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from litgpt.data.media.patches import count_places
+from litgpt.data.media.pictures import PicturePlan
+from litgpt.data.media.reader import MediaReader
+from litgpt.data.read.conversation import Conversation
+from litgpt.data.read.fields import BadRow
+from litgpt.data.read.media import MARK, Medium
+from litgpt.data.render.example import Example, PlacedMedium
+from litgpt.data.tokenizer import Tokenizer
+from litgpt.errors import UserError
+from litgpt.model.vision import check_grids
+
+Plans = Sequence[tuple[Medium, PicturePlan]]
+
+
+class MediaPlacer:
+    """Writes out the places of images, for one of which a chat template writes a single token."""
+
+    def __init__(self, reader: MediaReader, tokenizer: Tokenizer) -> None:
+        self.reader, self.tokenizer, self.shape = reader, tokenizer, reader.shape
+        self.token = tokenizer.processor.id_to_token(self.shape.image_token)
+        if self.token is None:
+            raise UserError(
+                f"{tokenizer.folder}: the tokenizer has no token {self.shape.image_token}, which stands for images; "
+                "use the model's own tokenizer"
+            )
+        around = (self.shape.start_token, self.shape.end_token)
+        start, end = ("" if token is None else tokenizer.processor.id_to_token(token) for token in around)
+        self.text = f"{start}{self.token}{end}"
+        self._runs: dict[tuple[int, int, int], list[int]] = {}
+
+    def plan(self, conversation: Conversation) -> list[tuple[Medium, PicturePlan]]:
+        """The images of a conversation with what the tower reads of each, from their headers.
+
+        Raises:
+            BadRow: if one cannot be read.
+        """
+        plans = []
+        for medium in conversation.media:
+            try:
+                plan = self.reader.plan(medium)
+                check_grids(self.shape, self.reader.list_grids(plan))
+            except UserError as error:
+                raise BadRow("bad image", str(error)) from None
+            plans.append((medium, plan))
+        return plans
+
+    def write_places(self, text: str) -> str:
+        """A rendered text with the token of images where a template that takes only texts has left marks."""
+        return text.replace(MARK, self.text)
+
+    def place(self, ids: np.ndarray, weights: np.ndarray, plans: Plans) -> Example:
+        """A sample with the places of all images written out; they are not trained.
+
+        Args:
+            ids: (T,) tokens with one token for each image.
+
+        Raises:
+            BadRow: if the text has more or fewer of these tokens than images.
+        """
+        found = np.flatnonzero(np.isin(ids, self.shape.media_tokens))
+        if len(found) != len(plans) or (ids[found] != self.shape.image_token).any():
+            raise BadRow("not one place for each image", f"{len(found)} {self.token} for {len(plans)} images")
+        pieces, media, total, previous = list[np.ndarray](), list[PlacedMedium](), 0, 0
+        factors = list[np.ndarray]()
+        for token, (medium, plan) in zip(found.tolist(), plans, strict=True):
+            grids = self.reader.list_grids(plan)
+            run = np.array(self._build_run(plan, count_places(grids[0], self.shape)), np.int32)
+            pieces += [ids[previous:token], run]
+            factors += [weights[previous:token], np.zeros(len(run), np.float32)]
+            total += token - previous
+            media.append(PlacedMedium(medium, total, len(run), grids))
+            total, previous = total + len(run), token + 1
+        pieces, factors = [*pieces, ids[previous:]], [*factors, weights[previous:]]
+        return Example(np.concatenate(pieces), np.concatenate(factors), media=tuple(media))
+
+    def _build_run(self, plan: PicturePlan, places: int) -> list[int]:
+        """The tokens of an image with so many places for each picture of it."""
+        texts = self.shape.tile_texts
+        if texts is None:
+            return [self.shape.image_token] * places
+        key = (plan.rows, plan.columns, places)
+        if key not in self._runs:
+            filled = {"places": self.token * places}
+            rows = [
+                "".join(texts["tile"].format(row=row, column=column, **filled) for column in range(1, plan.columns + 1))
+                for row in range(1, plan.rows + 1)
+            ]
+            whole = texts["whole" if rows else "single"].format(**filled)
+            text = "".join(row + texts["row_end"] for row in rows) + whole
+            self._runs[key] = self.tokenizer.processor.encode(text, add_special_tokens=False).ids
+        return self._runs[key]
+
+    def fingerprint_parts(self) -> list[Any]:
+        """Everything that the places depend on besides tokenizer and images, as JSON values."""
+        return self.reader.fingerprint_parts()

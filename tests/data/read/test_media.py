@@ -1,0 +1,122 @@
+"""The images of rows in every form, in the order of their places in the text."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from litgpt.data.read.conversation import to_conversation
+from litgpt.data.read.fields import BadRow
+from litgpt.data.read.media import MARK, Medium, resolve_paths
+from litgpt.data.read.preference import to_preferences
+
+ENCODED = base64.b64encode(b"bytes").decode()
+ANSWER = {"role": "assistant", "content": "red"}
+TEXT = {"type": "text", "text": "which?"}
+A, B, BYTES = Medium(path="a.png"), Medium(path="b.png"), Medium(data=ENCODED)
+
+
+def ask(*content: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(content)}, ANSWER]}
+
+
+def say(text: str, **columns: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}, ANSWER], **columns}
+
+
+FORMS: list[tuple[dict[str, Any], str, tuple[Medium, ...]]] = [
+    (ask({"type": "image", "image": "a.png"}, TEXT), f"{MARK}which?", (A,)),
+    (ask(TEXT, {"type": "image", "path": "a.png"}), f"which?{MARK}", (A,)),
+    (ask({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{ENCODED}"}}), MARK, (BYTES,)),
+    (ask({"type": "image_url", "image_url": "a.png"}), MARK, (A,)),
+    (ask({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ENCODED}}), MARK, (BYTES,)),
+    (ask({"type": "image", "base64": f"{ENCODED[:4]}\n{ENCODED[4:]}"}), MARK, (BYTES,)),
+    ({**ask({"type": "image"}, TEXT, {"type": "image"}), "images": ["a.png", "b.png"]}, f"{MARK}which?{MARK}", (A, B)),
+    (say("<image>which? <image>", images=["a.png", "b.png"]), f"{MARK}which? {MARK}", (A, B)),
+    (say("which? <image>", images=["a.png", "b.png"]), f"{MARK}which? {MARK}", (A, B)),
+    (say("which?", images=["a.png"]), f"{MARK}which?", (A,)),
+    (say("which?", image="a.png"), f"{MARK}which?", (A,)),
+    (say("which?", image={"bytes": b"bytes", "path": "a.png"}), f"{MARK}which?", (BYTES,)),
+    (say("which?", images=[{"bytes": None, "path": "a.png"}]), f"{MARK}which?", (A,)),
+    (
+        {
+            "conversations": [{"from": "human", "value": "<image>\nwhich?"}, {"from": "gpt", "value": "red"}],
+            "image": "a.png",
+        },
+        f"{MARK}\nwhich?",
+        (A,),
+    ),
+    ({"query": "<image>which?", "response": "red", "images": ["a.png"]}, f"{MARK}which?", (A,)),
+    ({"instruction": "which?", "input": "", "output": "red", "images": ["a.png"]}, f"{MARK}which?", (A,)),
+    (say("<image>which?"), "<image>which?", ()),
+    (say("which?", images=[]), "which?", ()),
+]
+
+
+@pytest.mark.parametrize("number", range(len(FORMS)))
+def test_forms(number: int) -> None:
+    row, content, media = FORMS[number]
+    conversation = to_conversation(row)
+    assert (conversation.messages[0].content, conversation.messages[0].media) == (content, media)
+    assert conversation.media == media and conversation.unread == ()
+
+
+def test_images_of_several_messages_keep_their_order() -> None:
+    messages = [
+        {"role": "user", "content": "<image>?"},
+        ANSWER,
+        *ask({"type": "image", "image": "b.png"}, TEXT)["messages"],
+    ]
+    conversation = to_conversation({"messages": messages, "images": ["a.png"]})
+    assert [message.media for message in conversation.messages] == [(A,), (), (B,), ()]
+
+
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    (say("<image><image>", images=["a.png"]), "more places for images than images"),
+    (ask({"type": "image"}, TEXT), "more places for images than images"),
+    (ask({"type": "image", "image": "https://example.com/a.png"}), "image at a URL is not supported"),
+    (say("which?", images=["http://169.254.169.254/a"]), "image at a URL is not supported"),
+    (say("which?", images=[7]), "image is not text"),
+    (say("which?", images=[""]), "image without a source"),
+    (say("which?", images=["a\0.png"]), "image without a source"),
+    (say("which?", images=[{}]), "image without a source"),
+    (say("which?", images=["data:image/png,abc"]), "image without a source"),
+    (say("which?", images=["a.png"], image="b.png"), "duplicate column"),
+    (say(f"which {MARK}?"), "text with a character that stands for an image"),
+    (say("which?", videos=["a.mp4"]), "video data is not supported yet"),
+    (
+        {"messages": [{"role": "system", "content": [{"type": "image", "image": "a.png"}]}, *ask(TEXT)["messages"]]},
+        "image in the system message is not supported",
+    ),
+]
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS)))
+def test_faults(number: int) -> None:
+    row, reason = FAULTS[number]
+    with pytest.raises(BadRow) as raised:
+        to_conversation(row)
+    assert raised.value.reason == reason
+
+
+def test_preferences_have_no_images() -> None:
+    row = {**ask({"type": "image", "image": "a.png"}), "rejected_response": "blue"}
+    with pytest.raises(BadRow, match="image data is not supported yet"):
+        to_preferences(row, None, "pairs")
+
+
+def test_paths_stay_in_the_folder(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path)
+
+    def resolve(path: str) -> str | None:
+        (message, _) = resolve_paths(to_conversation(say("?", image=path)).messages, root)
+        return message.media[0].path
+
+    assert resolve("b/../a.png") == resolve(str(root / "a.png")) == str(root / "a.png")
+    for path in ("../a.png", "/etc/passwd", "link/a.png", "b/../../data2/a.png"):
+        with pytest.raises(BadRow, match=r"image outside of the folder of the data \(.*set data.media_dir"):
+            resolve(path)
+    assert resolve_paths(to_conversation(say("?", image=f"{tmp_path}/a")).messages, Path("/"))[0].media[0].path

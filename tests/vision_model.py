@@ -1,0 +1,152 @@
+"""Tiny models that see, with random weights, tokenizer, chat template and processor, and drawn images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken
+
+from litgpt.data.tokenizer import train_tokenizer
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.store.save_model import save_model_folder
+
+LISTS = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}: "
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""A template that takes contents as lists only, in the form of SmolVLM's."""
+BOTH = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
+    "{{ message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "<start><image><end>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A template that takes both, in the form of Qwen2-VL's."""
+TOKENS = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|im_start|>", "<start>"]
+TOKENS += ["<end>", *(f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3))]
+TEXT: dict[str, Any] = {
+    "vocab_size": 288,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}
+TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 4}
+MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+KINDS: dict[str, dict[str, Any]] = {
+    "smolvlm": {
+        "config": {
+            "architectures": ["SmolVLMForConditionalGeneration"],
+            "scale_factor": 2,
+            "text_config": {**TEXT, "model_type": "llama"},
+            "vision_config": {**TOWER, "model_type": "smolvlm_vision", "image_size": 16},
+        },
+        "processor": {
+            "image_processor_type": "SmolVLMImageProcessor",
+            "size": {"longest_edge": 32},
+            "max_image_size": {"longest_edge": 16},
+        },
+        "template": LISTS,
+    },
+    "llava": {
+        "config": {
+            "architectures": ["LlavaForConditionalGeneration"],
+            "vision_feature_select_strategy": "default",
+            "vision_feature_layer": -2,
+            "text_config": {**TEXT, "model_type": "llama"},
+            "vision_config": {**TOWER, "model_type": "clip_vision_model", "image_size": 16},
+        },
+        "processor": {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": 16},
+            "crop_size": {"height": 16, "width": 16},
+        },
+        "template": BOTH,
+    },
+    "qwen2_vl": {
+        "config": {
+            "architectures": ["Qwen2VLForConditionalGeneration"],
+            "text_config": {**TEXT, "model_type": "qwen2_vl_text", "rope_parameters": MROPE},
+            "vision_config": {
+                **{"model_type": "qwen2_vl", "depth": 2, "num_heads": 2, "patch_size": 4},
+                **{"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2},
+            },
+        },
+        "processor": {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "size": {"shortest_edge": 64, "longest_edge": 1024},
+            "patch_size": 4,
+            "merge_size": 2,
+        },
+        "template": BOTH,
+    },
+}
+
+
+def write_vision_model(folder: Path, kind: str = "smolvlm", *, seed: int = 0) -> Path:
+    """Write a model of a kind, which transformers loads too, into a new folder, which it returns."""
+    parts, source = KINDS[kind], folder.parent / f"{folder.name}-source"
+    backend = train_tokenizer([], "bytes", 258, source).processor
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in TOKENS])
+    backend.save(str(source / "tokenizer.json"))
+    token = {key: backend.token_to_id("<image>") for key in ("image_token_id", "image_token_index")}
+    around = {
+        "vision_start_token_id": backend.token_to_id("<start>"),
+        "vision_end_token_id": 274,
+        "video_token_id": 287,
+    }
+    around |= {"eos_token_id": backend.token_to_id("<end_of_utterance>"), "pad_token_id": 1}
+    config = {"model_type": kind, "tie_word_embeddings": False, **token, **around, **parts["config"]}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "chat_template.jinja").write_text(parts["template"])
+    (source / "preprocessor_config.json").write_text(json.dumps(parts["processor"]))
+    torch.manual_seed(seed)
+    shape = Config.from_checkpoint(source)
+    model = GPT(shape)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    save_model_folder(folder, config=shape, tensors=model.named_parameters(), tokenizer_dir=source)
+    return folder
+
+
+def draw_image(path: Path, color: tuple[int, int, int], size: tuple[int, int] = (24, 16)) -> str:
+    """Write an image (width, height) of one color with a slope, as PNG; returns its name."""
+    from PIL import Image
+
+    pixels = torch.tensor(color, dtype=torch.float32).expand(size[1], size[0], 3)
+    slope = torch.linspace(0.5, 1, size[0])[None, :, None]
+    Image.fromarray((pixels * slope).to(torch.uint8).numpy()).save(path)
+    return path.name
+
+
+def write_rows(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write `rows.jsonl`."""
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+COLORS = {"red": (230, 20, 30), "green": (20, 200, 40), "blue": (10, 40, 220), "white": (240, 240, 240)}
+
+
+def write_color_rows(folder: Path) -> Path:
+    """Rows with one image, with two, and with none, of different sizes."""
+    rows: list[dict[str, Any]] = []
+    for number, (name, color) in enumerate(COLORS.items()):
+        image = draw_image(folder / f"{name}.png", color, (16 + 8 * number, 16))
+        content = [{"type": "image", "image": image}, {"type": "text", "text": "Which color?"}]
+        answer = {"role": "assistant", "content": name}
+        rows.append({"messages": [{"role": "user", "content": content}, answer]})
+        rows.append({"messages": [{"role": "user", "content": f"Say {name}."}, answer]})
+    both = {"role": "user", "content": "<image> or <image>: which is blue?"}
+    rows.append({"messages": [both, {"role": "assistant", "content": "2"}], "images": ["red.png", "blue.png"]})
+    rows.append({"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}]})
+    return write_rows(folder, rows)
