@@ -4,7 +4,13 @@ from collections.abc import Collection
 from dataclasses import fields, replace
 from typing import Any
 
-from litgpt.adapt.targets import find_targets, get_module_aliases, get_parameter_aliases
+from litgpt.adapt.targets import (
+    find_by_suffix,
+    find_targets,
+    get_module_aliases,
+    get_parameter_aliases,
+    resolve_tied_head,
+)
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
@@ -57,8 +63,14 @@ def name_targets(tuner: Any, model: GPT, frozen: Collection[str]) -> Tuner:
         for name, known in get_module_aliases(model).items()
         if find_part(name) not in frozen and name != PATCHES and f"{name}.weight" not in unused
     }
-    pattern = getattr(tuner, "target_regex", None)
+    for key, value, cure in (("bias", "all", "lora_only"), ("init", "lora_ga", "pissa")):
+        if getattr(tuner, key, None) == value:
+            raise UserError(f"tuner.{key}: {value} is not supported for a model with a vision tower; set {cure}")
+    pattern, saved = getattr(tuner, "target_regex", None), getattr(tuner, "modules_to_save", [])
     changes: dict[str, Any] = {
         key: find_targets(model, aliases, getattr(tuner, key), pattern) for key in TARGET_FIELDS if hasattr(tuner, key)
     }
+    if saved:
+        key = "tuner.modules_to_save"
+        changes["modules_to_save"] = sorted(find_by_suffix(key, resolve_tied_head(model, saved), aliases))
     return replace(tuner, **changes, **({} if pattern is None else {"target_regex": None}))

@@ -124,11 +124,8 @@ def apply_ddp(model: nn.Module, mesh: Mesh | None, reduce_dtype: torch.dtype | N
     """
     if mesh is None or not mesh.is_replicated_only:
         return model
-    group, vision = mesh.group("data"), getattr(model, "vision", None)
-    skips = vision is not None and vision.is_trained  # the tower, in steps without images
-    wrapped = DistributedDataParallel(
-        model, process_group=group, gradient_as_bucket_view=True, find_unused_parameters=skips
-    )
+    group = mesh.group("data")
+    wrapped = DistributedDataParallel(model, process_group=group, gradient_as_bucket_view=True)
     wrapped.register_comm_hook((group, reduce_dtype), _all_reduce_hook)
     return wrapped
 

@@ -138,11 +138,14 @@ def add_gradients(
     metric_sums = torch.zeros(2, len(objective.metrics), dtype=torch.float64, device=get_sum_device(train_state.device))
     with train_state.measure("preparation"):
         batches = objective.prepare(train_state, batches)
-        if with_media:  # of any rank, whose gradients of the tower all ranks sum
-            batches = [replace(batch, media=batch.media or build_empty_media()) for batch in batches]
+    tower = train_state.list_tower_parameters()
+    if tower:  # it runs on all ranks, which sum its gradients
+        batches = [replace(batch, media=batch.media or build_empty_media()) for batch in batches]
     if train_state.routers is not None:
         train_state.routers.begin(tokens, train_state.scale.factor)
     loss = run_batches(train_state, batches, objective, counts=counts, metric_sums=metric_sums)
+    for parameter in () if with_media else tower:
+        parameter.grad = None  # zeros, with which an optimizer would still change it
     return StepGradients(loss, metric_sums, tuple(counts), int(targets), int(tokens))
 
 

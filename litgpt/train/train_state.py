@@ -115,6 +115,11 @@ class TrainState:
         """The trained parameters."""
         return [parameter for parameter in self.core.parameters() if parameter.requires_grad]
 
+    def list_tower_parameters(self) -> list[nn.Parameter]:
+        """The trained parameters of the vision tower and its projector; none for a model without one."""
+        modules = [] if self.core.vision is None else [self.core.vision]
+        return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+
     def begin_step(self, step: int) -> None:
         """Move the reference if that is due before a step, and train the parameters that the tuner schedules for it.
 

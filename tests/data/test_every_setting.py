@@ -56,6 +56,7 @@ VALUES: dict[type, dict[str, tuple[Any, dict[str, Any]]]] = {
         "template_args": ({"flag": "x"}, {"chat_template": Path("chat.jinja")}),
         "date": ("2025-05-05", {"chat_template": Path("chat.jinja")}),
         "cache_dir": (Path("elsewhere"), {}),
+        "media_dir": (Path("/"), {"sources": "pictured.jsonl", "on_error": "drop"}),
         "on_error": ("drop", {"sources": "bad.jsonl"}),
         "on_overlong": ("truncate_right", {"sources": "long.jsonl"}),
     },
@@ -80,10 +81,13 @@ VALUES: dict[type, dict[str, tuple[Any, dict[str, Any]]]] = {
         "bad_rows": ("skip", {"train_data_path": Path("bad")}),
     },
 }
-REFUSED: dict[type, dict[str, str]] = {Preferences: {"train_on": "set data.train_on: answers"}}
+REFUSED: dict[type, dict[str, str]] = {
+    Preferences: {"train_on": "set data.train_on: answers", "media_dir": "not supported by Preferences; leave it out"}
+}
 """Settings that a data module does not support, and the end of the error."""
 PAIRED_FILES = {
-    f"{name}.jsonl": f"{name}_pairs.jsonl" for name in ("rows", "more", "long", "bad", "tools", "single", "named")
+    f"{name}.jsonl": f"{name}_pairs.jsonl"
+    for name in ("rows", "more", "long", "bad", "tools", "single", "named", "pictured")
 }
 
 
@@ -128,6 +132,7 @@ def write_data(folder: Path) -> None:
     named = [{"query": f"Who {n}?", "response": "{{NAME}} of {{AUTHOR}}"} for n in range(20)]
     write(folder / "named.jsonl", named)
     write(folder / "tools.jsonl", [talk(n, 3) | {"tools": [TOOL]} for n in range(8)])
+    write(folder / "pictured.jsonl", [talk(n, 3) | ({"image": "/a.png"} if n == 3 else {}) for n in range(8)])
     write(folder / "bad.jsonl", [talk(1, 3), {"messages": [{"role": "user"}]}, *(talk(n, 3) for n in range(5))])
     (folder / "bad.json").write_text(json.dumps([*(answer(n, 3) for n in range(5)), {"instruction": 3}]))
     for path in sorted(folder.glob("*.jsonl")):  # the same with another answer

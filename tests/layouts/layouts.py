@@ -118,7 +118,7 @@ SHAPES["predictions"] = small(
     rope_adjustments=None,
     latent_attention={**(SHAPES["latent"].latent_attention or {}), "q_lora_rank": 12},
 )
-IMAGE = 49
+IMAGE = 50  # which no row of text has
 TOWER = {"width": 16, "layers": 3, "heads": 2, "mlp_size": 24, "blocks_run": 2, "patch": 2, "merge": 2, "side": 4}
 TOWER |= {"positions": "bucket", "final_norm": "applied", "projector_hidden": 16, "image_token": IMAGE}
 SHAPES["vision"] = replace(SHAPES["tied"], n_layer=2, vision=TowerShape.from_values(TOWER).to_dict())
@@ -143,6 +143,7 @@ TUNERS: dict[str, Tuner] = {
     "lora": LoRA(r=4, dropout=0.0, bias="all", target_modules=["all-linear"]),
     "lora on experts": LoRA(r=2, dropout=0.0, bias="all", target_modules=["gate", "up", "down", "q"]),
     "projector alone": Full(freeze_parameters_ratio=1.0, trainable_parameters=["vision.projector"]),
+    "lora on parts": LoRA(r=4, dropout=0.0, target_modules=["q", "attention.out", "linear_1"]),
     "decoder alone": Full(freeze_parameters=["vision"]),
     "lora and scores": LoRA(r=4, dropout=0.0, target_modules=["q", "v"], modules_to_save=["score"]),
     "lora and head": LoRA(r=4, dropout=0.0, target_modules=["q", "v", "head"], modules_to_save=["norm", "embedding"]),

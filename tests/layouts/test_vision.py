@@ -16,9 +16,9 @@ CASES = [
 ]
 SLOW = [
     Case("vision", 2, {"data_shard": 2}),
-    Case("vision", 2, {"data_replicate": 2}, images=IMAGES, tuner="lora"),
+    Case("vision", 2, {"data_replicate": 2}, images=IMAGES, tuner="lora on parts"),
     Case("vision", 2, {"data_shard": 2, "zero": 1}, images=(5,)),
-    Case("vision", 4, {"data_replicate": 2, "data_shard": 2}, images=(6,), tuner="lora"),
+    Case("vision", 4, {"data_replicate": 2, "data_shard": 2}, images=(6,), tuner="lora on parts"),
 ]
 
 

@@ -202,6 +202,10 @@ FINETUNE_ROWS: dict[str, Row] = {
     "checkpoint_dir": Row("BASE/other/out/final", "losses"),
     "access_token": Row("secret", "token"),
     "model_config": Row("{dropout: 0.5}", "losses"),
+    # that they take effect is tested in tests/train/test_vision_training.py
+    "freeze.llm": Row("true", "refused", "freeze.llm: true has no effect with a model without a vision tower"),
+    "freeze.vision": Row("false", "refused", "has no effect with a model without a vision tower"),
+    "freeze.aligner": Row("false", "refused", "has no effect with a model without a vision tower"),
     "neftune_alpha": Row("5", "losses"),
     "quantize": Row("torchao.nf4", "losses"),
     "tuner": Row("IA3 --lora_mlp false", "losses"),

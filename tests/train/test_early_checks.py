@@ -79,7 +79,11 @@ CASES = [
     (["generate_adapter_v2", "model"], "adapter_path: out/finetune/adapter-v2/final is not a folder"),
     (["generate_speculatively", "model", "none"], "target_model_checkpoint_dir: none is not a folder"),
     ([*PRETRAIN, "--moe.aux_loss_coeff=0.1"], "moe.aux_loss_coeff: 0.1 has no effect with a model without experts"),
-    (["finetune", "seeing", *FINETUNE[2:]], "seeing: it has a vision tower, and training such models is not supported"),
+    (
+        ["finetune", "seeing", *FINETUNE[2:], "--devices=2", "--parallel.tensor=2"],
+        "parallel.tensor: 2 is not supported for a model with a vision tower; set parallel.tensor: 1",
+    ),
+    ([*FINETUNE, "--freeze.llm=true"], "freeze.llm: true has no effect with a model without a vision tower"),
     ([*FINETUNE, "--moe.z_loss_coeff=0.1"], "moe.z_loss_coeff: 0.1 has no effect with a model without experts"),
 ]
 
