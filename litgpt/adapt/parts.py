@@ -42,7 +42,7 @@ def limit_to_parts(tuner: Tuner, config: Config, frozen: Collection[str]) -> Tun
     if "freeze_parameters" in names:
         return freeze_parts(tuner, model, frozen)
     if "target_modules" in names:
-        return name_targets(tuner, model, frozen)
+        return list_targets_in_parts(tuner, model, frozen)
     raise UserError(f"tuner: {type(tuner).__name__} is not supported for a model with a vision tower; use LoRA")
 
 
@@ -55,7 +55,7 @@ def freeze_parts(tuner: Any, model: GPT, frozen: Collection[str]) -> Tuner:
     return replace(tuner, freeze_parameters=[*tuner.freeze_parameters, *prefixes, *unused])
 
 
-def name_targets(tuner: Any, model: GPT, frozen: Collection[str]) -> Tuner:
+def list_targets_in_parts(tuner: Any, model: GPT, frozen: Collection[str]) -> Tuner:
     """The settings of an adapter with the full names of its targets, which are those in the other parts."""
     unused = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     aliases = {

@@ -6,16 +6,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from litgpt.data import stream
-from litgpt.data.media.reader import MediaReader, open_media_reader
+from litgpt.data import media, render, stream
 from litgpt.data.modules import streamed_sources
 from litgpt.data.modules.finetuning import DatasetEntry, FinetuningData, Split, iter_conversations
 from litgpt.data.read.conversation import Conversation, iter_texts, to_conversation
 from litgpt.data.read.documents import Source
-from litgpt.data.read.media import resolve_paths
 from litgpt.data.read.placeholders import PLACEHOLDERS, check_names, fill_placeholders
+from litgpt.data.read.row_images import resolve_image_paths
 from litgpt.data.read.row_sets import RowSet
 from litgpt.data.read.row_sources import DataSource, LocatedRow, check_dataset, list_files, parse_source
 from litgpt.data.render.chat_renderer import ChatRenderer, LossMask
@@ -23,7 +22,6 @@ from litgpt.data.render.chat_template import ChatTemplate, check_variables, read
 from litgpt.data.render.example import Renderer
 from litgpt.data.render.instruction_renderer import InstructionRenderer
 from litgpt.data.render.loss_weights import WeightRule
-from litgpt.data.render.media_places import MediaPlacer
 from litgpt.data.render.prompt_format import build_style_files, build_template_files
 from litgpt.data.render.prompt_styles import parse_style
 from litgpt.data.render.tools import RESULT_MASKS, write_tools_as_text
@@ -33,6 +31,10 @@ from litgpt.files import read_utf8
 from litgpt.recipe.bounds import Count, Fraction, Position
 from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.effect import check_effects
+
+if TYPE_CHECKING:
+    from litgpt.data.media.reader import MediaReader
+    from litgpt.data.stream.batch_media import MediaLoader
 
 
 @dataclass
@@ -222,7 +224,7 @@ class Conversations(FinetuningData):
             filled = fill_placeholders(row, self._names)
             conversation = to_conversation(filled, source.columns, source.format)
             if conversation.media:
-                conversation = replace(conversation, messages=resolve_paths(conversation.messages, media_dir))
+                conversation = replace(conversation, messages=resolve_image_paths(conversation.messages, media_dir))
             return [self.complete(conversation)]
 
         media_dir = self._find_media_dir(source)
@@ -264,18 +266,20 @@ class Conversations(FinetuningData):
         weights = (*self.weights, *RESULT_MASKS.get(self.tool_format, ()))
         loss_mask = LossMask(self.train_on, self.end_of_turn, weights)
         reader = self._media_reader
-        placer = None if reader is None else MediaPlacer(reader, self.tokenizer)
+        placer = None if reader is None else render.media_places.MediaPlacer(reader, self.tokenizer)
         return ChatRenderer(self.tokenizer, self._read_template(), loss_mask, self.template_args, placer)
 
-    def build_media_loader(self) -> stream.batch_media.MediaLoader | None:
+    def build_media_loader(self) -> "MediaLoader | None":
         """Build what loads the images of micro-batches; None for a model that reads none."""
         reader = self._media_reader
         return None if reader is None else stream.batch_media.MediaLoader(reader, self.on_error)
 
     @cached_property
-    def _media_reader(self) -> MediaReader | None:
+    def _media_reader(self) -> "MediaReader | None":
         """The reader of images as the model sees them; None for a model that reads none, and with streaming."""
-        return None if self.streaming or self.prompt_style is not None else open_media_reader(self.tokenizer.folder)
+        if self.streaming or self.prompt_style is not None:
+            return None
+        return media.reader.open_media_reader(self.tokenizer.folder)
 
     def _read_template(self) -> ChatTemplate:
         if self.chat_template is not None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from litgpt.data.read import fields
 from litgpt.data.read.fields import BadRow, check_text, parse_value
-from litgpt.data.read.media import MARK, Medium, attach_images, list_image_sources
+from litgpt.data.read.media import MARK, Medium
 from litgpt.data.read.message import (
     UNREAD_MEDIA,
     Message,
@@ -16,6 +16,7 @@ from litgpt.data.read.message import (
     list_fields,
     parse_message,
 )
+from litgpt.data.read.row_images import attach_images, list_image_sources
 
 Format = Literal["auto", "messages", "alpaca", "query-response", "text", "instruction"]
 

@@ -3,14 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import Medium
-from litgpt.model.media import Grid
+
+if TYPE_CHECKING:
+    from litgpt.model.media import Grid
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class PlacedMedium:
     medium: Medium
     start: int
     tokens: int
-    grids: tuple[Grid, ...]
+    grids: "tuple[Grid, ...]"
 
     @property
     def stop(self) -> int:

@@ -64,12 +64,12 @@ class MediaPlacer:
         Raises:
             BadRow: if the text has more or fewer of these tokens than images.
         """
-        found = np.flatnonzero(np.isin(ids, self.shape.media_tokens))
-        if len(found) != len(plans) or (ids[found] != self.shape.image_token).any():
-            raise BadRow("not one place for each image", f"{len(found)} {self.token} for {len(plans)} images")
+        marked = np.flatnonzero(np.isin(ids, self.shape.media_tokens))
+        if len(marked) != len(plans) or (ids[marked] != self.shape.image_token).any():
+            raise BadRow("not one place for each image", f"{len(marked)} {self.token} for {len(plans)} images")
         pieces, media, total, previous = list[np.ndarray](), list[PlacedMedium](), 0, 0
         factors = list[np.ndarray]()
-        for token, (medium, plan) in zip(found.tolist(), plans, strict=True):
+        for token, (medium, plan) in zip(marked.tolist(), plans, strict=True):
             grids = self.reader.list_grids(plan)
             run = np.array(self._build_run(plan, count_places(grids[0], self.shape)), np.int32)
             pieces += [ids[previous:token], run]

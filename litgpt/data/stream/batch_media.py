@@ -13,7 +13,7 @@ from litgpt.data.render.example import Example
 from litgpt.errors import UserError
 from litgpt.messages import print_message
 
-Rows = list[list[Example]]
+ExampleRows = list[list[Example]]
 
 
 @dataclass
@@ -30,7 +30,7 @@ class MediaLoader:
     on_error: Literal["raise", "drop", "warn"]
     failed: int = field(default=0, init=False)
 
-    def load(self, rows: Rows) -> tuple[Rows, dict[str, np.ndarray]]:
+    def load(self, rows: ExampleRows) -> tuple[ExampleRows, dict[str, np.ndarray]]:
         """Decode the images of some rows; returns the rows, and `patches` (N, P) and `grids` (K, 3), if there are any.
 
         An image that cannot be read is zeros, and no token of its sample is trained.
@@ -60,7 +60,9 @@ class MediaLoader:
         if self.failed <= MAX_SHOWN:
             print_message(f"data: {error}; its sample is not trained")
 
-    def build_positions(self, rows: Rows, arrays: dict[str, np.ndarray], *, padding: bool) -> dict[str, np.ndarray]:
+    def build_positions(
+        self, rows: ExampleRows, arrays: dict[str, np.ndarray], *, padding: bool
+    ) -> dict[str, np.ndarray]:
         """The `positions` (B, 3, T) of collated rows, if the tokens of the model have three; else nothing."""
         if not self.reader.has_sections:
             return {}

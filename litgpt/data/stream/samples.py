@@ -15,7 +15,7 @@ from litgpt.data.stream.packing import OnOverlong, find_cut_starts
 from litgpt.data.stream.sampler import FeistelPermutation, LengthGroupedSampler, LengthGrouping
 from litgpt.errors import UserError
 
-Part = tuple[int, int, int, int, int]
+TableEntry = tuple[int, int, int, int, int]
 """A part of a sample: file, number, first token, end, and tokens."""
 
 
@@ -81,7 +81,7 @@ class SampleTable:
         )
         self.none_left = "" if len(self.table) else none_left
 
-    def _cut(self, file: int, number: int, size: int) -> list[Part]:
+    def _cut(self, file: int, number: int, size: int) -> list[TableEntry]:
         """Cut a sample that is too long; returns file, number, first token, end and tokens of parts with targets."""
         if media := self.files[file].read_media(number):
             return self._cut_around(file, number, size, media)
@@ -92,7 +92,7 @@ class SampleTable:
         parts = [(file, number, start, min(start + self.length, size)) for start in starts]
         return [(*part, part[3] - part[2]) for part in parts if self.files[file].read(*part[1:]).has_targets]
 
-    def _cut_around(self, file: int, number: int, size: int, media: Sequence[PlacedMedium]) -> list[Part]:
+    def _cut_around(self, file: int, number: int, size: int, media: Sequence[PlacedMedium]) -> list[TableEntry]:
         """Cut a sample with images, of which a part has all tokens or none."""
         if self.on_overlong == "truncate_left":
             ranges = [shrink_range(size - self.length, size, media)]

@@ -8,8 +8,9 @@ import pytest
 
 from litgpt.data.read.conversation import to_conversation
 from litgpt.data.read.fields import BadRow
-from litgpt.data.read.media import MARK, Medium, resolve_paths
+from litgpt.data.read.media import MARK, Medium
 from litgpt.data.read.preference import to_preferences
+from litgpt.data.read.row_images import resolve_image_paths
 
 ENCODED = base64.b64encode(b"bytes").decode()
 ANSWER = {"role": "assistant", "content": "red"}
@@ -112,11 +113,11 @@ def test_paths_stay_in_the_folder(tmp_path: Path) -> None:
     (root / "link").symlink_to(tmp_path)
 
     def resolve(path: str) -> str | None:
-        (message, _) = resolve_paths(to_conversation(say("?", image=path)).messages, root)
+        (message, _) = resolve_image_paths(to_conversation(say("?", image=path)).messages, root)
         return message.media[0].path
 
     assert resolve("b/../a.png") == resolve(str(root / "a.png")) == str(root / "a.png")
     for path in ("../a.png", "/etc/passwd", "link/a.png", "b/../../data2/a.png"):
         with pytest.raises(BadRow, match=r"image outside of the folder of the data \(.*set data.media_dir"):
             resolve(path)
-    assert resolve_paths(to_conversation(say("?", image=f"{tmp_path}/a")).messages, Path("/"))[0].media[0].path
+    assert resolve_image_paths(to_conversation(say("?", image=f"{tmp_path}/a")).messages, Path("/"))[0].media[0].path

@@ -164,13 +164,10 @@ def test_functions_are_tools() -> None:
 
 
 MEDIA = [
-    ({"messages": [Q, A], "images": ["cat.png"]}, "image data", "row.images"),
-    ({"image": b"x", "text": "a cat"}, "image data", "row.image"),
     ({"query": "q", "response": "a", "Videos": ["a.mp4"]}, "video data", "row.videos"),
     ({"messages": [{**Q, "images": ["cat.png"]}, A]}, "image data", "message.images"),
-    ({"messages": [{**Q, "content": [{"type": "image"}]}, A]}, "image data", "message.content"),
     ({"messages": [{**Q, "content": [{"type": "input_audio"}]}, A]}, "input_audio data", "message.content"),
-    ({"prompt": [{**Q, "content": [{"type": "image"}]}], "completion": [A]}, "image data", "message.content"),
+    ({"prompt": [{**Q, "content": [{"type": "video"}]}], "completion": [A]}, "video data", "message.content"),
     ({"instruction": "i", "output": "a", "audio": {"path": "a.wav"}}, "audio data", "row.audio"),
 ]
 

@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from litgpt.data.read.conversation import Conversation, to_conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.message import Message
-from litgpt.data.render.chat_renderer import ChatRenderer, LossMask, build_turns
+from litgpt.data.render.chat_renderer import ChatRenderer, LossMask
 from litgpt.data.render.chat_template import ChatTemplate, read_template
 from litgpt.data.render.example import Example
 from litgpt.data.render.loss_weights import WeightRule, split_by_weight
+from litgpt.data.render.turns import build_turns
 from litgpt.errors import UserError
 from tests.data.templates import KINDS, write_tokenizer
 
