@@ -21,7 +21,8 @@ from litgpt.train import objective
 from tests.plan.test_memory import EXPERTS, FINETUNE, SHAPE, TRAIN, Case, build_case
 
 HUB = Path(__file__).parents[2] / "config_hub"
-RECIPES = sorted(path for path in HUB.rglob("*.yaml") if path.stem != "kto")  # which cannot be planned
+OTHERS = ("kto", "smolvlm-lora")  # which cannot be planned, and whose model is no named shape
+RECIPES = sorted(path for path in HUB.rglob("*.yaml") if path.stem not in OTHERS)
 MIXED = Case(
     "pretrain",
     {

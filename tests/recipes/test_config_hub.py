@@ -16,6 +16,7 @@ HUB = Path(__file__).parents[2] / "config_hub"
 PRETRAIN = sorted((HUB / "pretrain").glob("*.yaml"))
 FINETUNE = sorted((HUB / "finetune").glob("*/*.yaml"))
 ALIGN = sorted((HUB / "align").glob("*.yaml"))
+MULTIMODAL = sorted((HUB / "multimodal").glob("*.yaml"))
 
 # out_dir, data, global batch, micro batch, warm-up steps, tokens, length, lr, min_lr, tokenizer, logger
 LITGPT = {
@@ -106,3 +107,13 @@ def test_each_preference_recipe_fits_the_model_that_it_names(litgpt, path):
     attach(model, recipe.resolved_tuner)
     train = recipe.train
     assert train.global_batch_size % (train.micro_batch_size * recipe.devices) == 0 and train.max_seq_length == 1024
+
+
+@pytest.mark.parametrize("path", MULTIMODAL, ids=lambda path: path.stem)
+def test_each_recipe_for_images_parses(litgpt, path):
+    outcome = litgpt("finetune", "--config", path)
+    assert outcome.code == 0, outcome.err
+    recipe, train = outcome.recipe, outcome.recipe.train
+    assert path.read_text().startswith("# ") and path.read_text().splitlines()[1].startswith("# ")
+    assert recipe.freeze.parts == ("vision", "aligner") and recipe.out_dir.name == path.stem
+    assert train.global_batch_size % (train.micro_batch_size * recipe.devices) == 0 and recipe.data.on_error == "drop"
