@@ -60,7 +60,10 @@ def test_recipes_are_listed_with_a_line_each_and_shown(capsys):
     assert main(["recipes", "align/"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 5
     assert main(["recipes", "zzz"]) == 1
-    assert "prefix: no recipe begins with 'zzz'; use align, finetune, pretrain, scale" in capsys.readouterr().err
+    assert (
+        "prefix: no recipe begins with 'zzz'; use align, finetune, multimodal, pretrain, scale"
+        in capsys.readouterr().err
+    )
     assert main(["recipes", "show", "quickstart"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["model_name"] == "quickstart"
 
