@@ -147,12 +147,16 @@ class PassedTests:
                 file.write(json.dumps(report.nodeid) + "\n")
 
 
+def read_lines(path: Path) -> list[Any]:
+    """The JSON values in a file, one a line; none without the file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
 def read_records(folder: Path) -> dict[str, set[Trained]]:
     """What the tests that passed have trained, by the name of the test function."""
-    passed = {json.loads(line) for line in (folder / PASSED).read_text(encoding="utf-8").splitlines()}
+    passed = set(read_lines(folder / PASSED))
     records: dict[str, set[Trained]] = {test.partition("[")[0]: set() for test in passed}
-    for line in (folder / RECORDS).read_text(encoding="utf-8").splitlines():
-        test, *values = json.loads(line)
+    for test, *values in read_lines(folder / RECORDS):
         if test in passed:
             records[test.partition("[")[0]].add(Trained(*values))
     return records
