@@ -288,17 +288,22 @@ class Experts(nn.Module):
         return grouped_linear(x_RD, getattr(self, name), bias_EO, ends_E)
 
     def project(self, x_RD: Tensor, ends_E: Tensor) -> Sequence[Tensor]:
-        """Gate and up projections, both (R, I).
-
-        On a CPU, narrow experts of many rows use one product for both: a copy of the weights is then smaller than x.
-        """
+        """Gate and up projections, both (R, I)."""
         weights, biases = (self.gate, self.up), (self.gate_bias, self.up_bias)
-        if x_RD.device.type != "cpu" or sum(weight[..., 0].numel() for weight in weights) >= len(x_RD):
+        if not share_product(x_RD, weights):
             return [self.apply_matrix(name, x_RD, ends_E) for name in ("gate", "up")]
         present: list[Tensor] = [bias_EI for bias_EI in biases if bias_EI is not None]
         bias_EO = torch.cat(present, 1) if present else None
         fused_RO = grouped_linear(x_RD, torch.cat(weights, 1), bias_EO, ends_E)
         return [half_RI.contiguous() for half_RI in fused_RO.chunk(2, -1)]  # kernels are slow with narrow rows
+
+
+def share_product(x_RD: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether matrices (E, O, D) are copied to one, for one product.
+
+    It is faster on a CPU, for narrow experts of many rows: the copy is then smaller than x.
+    """
+    return x_RD.device.type == "cpu" and sum(weight[..., 0].numel() for weight in weights) < len(x_RD)
 
 
 def uniform_parameter(*shape: int) -> nn.Parameter:

@@ -5,14 +5,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
-from litgpt.model import attention
+from torch.nn import functional
+
+from litgpt.model import attention, moe
 from litgpt.parallel import fp8
+from litgpt.plan.fused_norm import rms_norm
 from litgpt.train import cross_entropy
 
 CPU_PATHS = (
     (cross_entropy, "CACHED_ELEMENTS", sys.maxsize),  # all rows of a chunk of logits at a time
     (attention, "is_half_on_cpu", lambda *_: False),  # the backward pass of attention in the type of the forward pass
     (fp8, "is_emulated", lambda *_: False),
+    (functional, "rms_norm", rms_norm),
+    (moe, "share_product", lambda *_: False),
 )
 """What the code does on a CPU only: its module, its name, and the value that it has on an accelerator."""
 
