@@ -4,7 +4,7 @@ On the CPU, `torch.nn.functional.rms_norm` is a chain of operations in float32 w
 pass. On CUDA it is one operation, which saves its input and a number per row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 rms_norm_on_cpu = F.rms_norm
+ROWS = 16  # that are computed at a time
 
 
 @torch.library.custom_op("litgpt::fused_rms_norm", mutates_args=())
@@ -25,13 +26,17 @@ def normalize(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     Returns:
         (..., D) in the type of x, and (..., 1), in float32 or wider.
     """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    reciprocal = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
-    return (wide * reciprocal * weight).to(x.dtype), reciprocal
+    y, reciprocal = allocate_output(x, weight, eps)
+    for x_ND, y_ND, reciprocal_N1 in split_rows(x, y, reciprocal):
+        wide_ND = x_ND.to(reciprocal.dtype)
+        reciprocal_N1.copy_((wide_ND.square().mean(-1, keepdim=True) + eps).rsqrt())
+        y_ND.copy_(wide_ND * reciprocal_N1 * weight)
+    return y, reciprocal
 
 
 @normalize.register_fake
-def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def allocate_output(x: Tensor, _weight: Tensor, _eps: float) -> tuple[Tensor, Tensor]:
+    """Tensors for what `normalize` returns."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return torch.empty_like(x), x.new_empty((*x.shape[:-1], 1), dtype=wide)
 
@@ -39,15 +44,24 @@ def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("litgpt::fused_rms_norm_backward", mutates_args=())
 def compute_gradients(grad: Tensor, x: Tensor, weight: Tensor, reciprocal: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the weight."""
-    normed, wide = x * reciprocal, grad.to(reciprocal.dtype)
-    scaled = wide * weight
-    grad_x = reciprocal * (scaled - normed * (scaled * normed).mean(-1, keepdim=True))
-    return grad_x.to(x.dtype), (wide * normed).flatten(0, -2).sum(0).to(weight.dtype)
+    grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight, dtype=reciprocal.dtype)
+    for grad_ND, x_ND, reciprocal_N1, grad_x_ND in split_rows(grad, x, reciprocal, grad_x):
+        normed_ND, wide_ND = x_ND * reciprocal_N1, grad_ND.to(reciprocal.dtype)
+        scaled_ND = wide_ND * weight
+        grad_x_ND.copy_(reciprocal_N1 * (scaled_ND - normed_ND * (scaled_ND * normed_ND).mean(-1, keepdim=True)))
+        grad_weight += (wide_ND * normed_ND).sum(0)
+    return grad_x, grad_weight.to(weight.dtype)
 
 
 @compute_gradients.register_fake
-def _(grad: Tensor, x: Tensor, weight: Tensor, reciprocal: Tensor) -> tuple[Tensor, Tensor]:
+def allocate_gradients(_grad: Tensor, x: Tensor, weight: Tensor, _reciprocal: Tensor) -> tuple[Tensor, Tensor]:
+    """Tensors for what `compute_gradients` returns."""
     return torch.empty_like(x), torch.empty_like(weight)
+
+
+def split_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A few rows of tensors at a time, so that what is computed of them takes little memory, as in a kernel."""
+    return zip(*(tensor.view(-1, tensor.shape[-1]).split(ROWS) for tensor in tensors), strict=True)
 
 
 def save_for_backward(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:

@@ -57,12 +57,15 @@ def per_gpu(tokens_per_second: float, gpus: int, settings: dict[str, Any]) -> fl
     return settings["global_batch_size"] * settings["max_seq_length"] / gpus / tokens_per_second
 
 
+BF16 = {"precision": "bf16-true"}
 FULL, PLAIN, EAGER = {"granularity": "full"}, {"impl": "plain"}, {"compile": False}
 # every second layer; torchtitan's "selective op" recomputes every second product instead
 HALF = FULL | {"method": "block"}
 DENSE = {"model_name": "Qwen2.5-14B", "devices": 8, "train": train(8192, 1, 16)}
 EXPERTS = {"model_name": "Qwen3-30B-A3B", "devices": 8}
 LLAMA = {"model_name": "Llama-3.1-8B", "devices": 8}
+LLAMA_2 = {"model_name": "Llama-2-13b-hf", "devices": 8, "num_nodes": 8, "train": train(4096, 2, 128)}
+FP8 = {"recipe": "tensorwise", "param_gather": True}
 
 
 def titan(tokens_per_second: float, nodes: int, **settings: Any) -> Published:
@@ -102,7 +105,7 @@ def pai_megatron(seconds: float, micro_batches: int, **axes: int) -> Published:
 ZERO = DENSE | {"recompute": FULL} | EAGER
 PIPELINE = {"parallel": {"pipeline": 2, "expert": 8}}
 EXPERT_RUN = EXPERTS | {"num_nodes": 2, "train": train(8192, 1, 16), "recompute": FULL}
-BLOG = EXPERTS | {"precision": "bf16-true", "train": train(4096, 1, 8)}
+BLOG = EXPERTS | BF16 | {"train": train(4096, 1, 8)}
 RUNS = {
     "megatron-14b": Published(
         *(SWIFT, A800, DENSE | {"parallel": {"tensor": 4, "zero": 2}, "recompute": {"granularity": "selective"}}),
@@ -150,20 +153,8 @@ RUNS = {
     "titan-8-fp8": titan(8532, 1, fp8={"recipe": "tensorwise", "param_gather": True})._replace(
         seconds=None, memory=76.8
     ),
-    "titan-13b": Published(
-        *(
-            TITAN_A100,
-            A100,
-            {"model_name": "Llama-2-13b-hf", "devices": 8, "num_nodes": 8, "train": train(4096, 2, 128)},
-        ),
-        2 * 4096 / 2162,
-    ),
-    "titan-13b-recomputed": Published(
-        *(TITAN_A100, A100),
-        {"model_name": "Llama-2-13b-hf", "devices": 8, "num_nodes": 8, "train": train(4096, 2, 128), "recompute": HALF},
-        2 * 4096 / 1914,
-        planned=(2, 4),
-    ),
+    "titan-13b": Published(TITAN_A100, A100, LLAMA_2, 2 * 4096 / 2162),
+    "titan-13b-recomputed": Published(TITAN_A100, A100, LLAMA_2 | {"recompute": HALF}, 2 * 4096 / 1914, planned=(2, 4)),
     "mpt-7b-32k": foundry("7b", A100, 32768, 2, 32, 1672),
     "mpt-7b-16k": foundry("7b", A100, 16384, 4, 64, 2453),
     "mpt-7b-8k": foundry("7b", A100, 8192, 8, 128, 3206),
