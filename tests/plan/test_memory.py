@@ -238,7 +238,10 @@ def test_activations_are_the_tensors_that_autograd_saves() -> None:
     state, batches, settings = build_real_state(case)
     held = {tensor.untyped_storage().data_ptr() for tensor in (*state.core.parameters(), *state.core.buffers())}
     saved: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    )
+    with accelerator_paths(), hooks:
         loss, _ = settings["objective"].loss(state.model, state.local_batch(batches[0]))
     kept = [tensor for tensor in saved if tensor.untyped_storage().data_ptr() not in held]
     log_softmax = batches[0].ids.numel() * 512 * 4
