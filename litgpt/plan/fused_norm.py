@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 rms_norm_on_cpu = F.rms_norm
-ROWS = 16  # that are computed at a time
+ROWS_AT_A_TIME = 16  # that are computed at a time
 
 
 @torch.library.custom_op("litgpt::fused_rms_norm", mutates_args=())
@@ -27,7 +27,7 @@ def normalize(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         (..., D) in the type of x, and (..., 1), in float32 or wider.
     """
     y, reciprocal = allocate_output(x, weight, eps)
-    for x_ND, y_ND, reciprocal_N1 in split_rows(x, y, reciprocal):
+    for x_ND, y_ND, reciprocal_N1 in iterate_rows(x, y, reciprocal):
         wide_ND = x_ND.to(reciprocal.dtype)
         reciprocal_N1.copy_((wide_ND.square().mean(-1, keepdim=True) + eps).rsqrt())
         y_ND.copy_(wide_ND * reciprocal_N1 * weight)
@@ -42,10 +42,10 @@ def allocate_output(x: Tensor, _weight: Tensor, _eps: float) -> tuple[Tensor, Te
 
 
 @torch.library.custom_op("litgpt::fused_rms_norm_backward", mutates_args=())
-def compute_gradients(grad: Tensor, x: Tensor, weight: Tensor, reciprocal: Tensor) -> tuple[Tensor, Tensor]:
+def compute_norm_gradients(grad: Tensor, x: Tensor, weight: Tensor, reciprocal: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the weight."""
     grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight, dtype=reciprocal.dtype)
-    for grad_ND, x_ND, reciprocal_N1, grad_x_ND in split_rows(grad, x, reciprocal, grad_x):
+    for grad_ND, x_ND, reciprocal_N1, grad_x_ND in iterate_rows(grad, x, reciprocal, grad_x):
         normed_ND, wide_ND = x_ND * reciprocal_N1, grad_ND.to(reciprocal.dtype)
         scaled_ND = wide_ND * weight
         grad_x_ND.copy_(reciprocal_N1 * (scaled_ND - normed_ND * (scaled_ND * normed_ND).mean(-1, keepdim=True)))
@@ -53,15 +53,15 @@ def compute_gradients(grad: Tensor, x: Tensor, weight: Tensor, reciprocal: Tenso
     return grad_x, grad_weight.to(weight.dtype)
 
 
-@compute_gradients.register_fake
+@compute_norm_gradients.register_fake
 def allocate_gradients(_grad: Tensor, x: Tensor, weight: Tensor, _reciprocal: Tensor) -> tuple[Tensor, Tensor]:
-    """Tensors for what `compute_gradients` returns."""
+    """Tensors for what `compute_norm_gradients` returns."""
     return torch.empty_like(x), torch.empty_like(weight)
 
 
-def split_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def iterate_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """A few rows of tensors at a time, so that what is computed of them takes little memory, as in a kernel."""
-    return zip(*(tensor.view(-1, tensor.shape[-1]).split(ROWS) for tensor in tensors), strict=True)
+    return zip(*(tensor.view(-1, tensor.shape[-1]).split(ROWS_AT_A_TIME) for tensor in tensors), strict=True)
 
 
 def save_for_backward(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
@@ -71,7 +71,7 @@ def save_for_backward(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, float], ou
 
 def run_backward(ctx: FunctionCtx, grad: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, None]:
     """The gradients of the arguments of `normalize`."""
-    return *compute_gradients(grad, *ctx.saved_tensors), None  # type: ignore[attr-defined]
+    return *compute_norm_gradients(grad, *ctx.saved_tensors), None  # type: ignore[attr-defined]
 
 
 normalize.register_autograd(run_backward, setup_context=save_for_backward)
