@@ -143,7 +143,7 @@ TUNERS: dict[str, Tuner] = {
     "lora": LoRA(r=4, dropout=0.0, bias="all", target_modules=["all-linear"]),
     "lora on experts": LoRA(r=2, dropout=0.0, bias="all", target_modules=["gate", "up", "down", "q"]),
     "projector alone": Full(freeze_parameters_ratio=1.0, trainable_parameters=["vision.projector"]),
-    "lora on parts": LoRA(r=4, dropout=0.0, target_modules=["q", "attention.out", "linear_1"]),
+    "lora on parts": LoRA(r=4, dropout=0.0, target_modules=["attention.q", "vision.blocks.0.q", "linear_1"]),
     "decoder alone": Full(freeze_parameters=["vision"]),
     "lora and scores": LoRA(r=4, dropout=0.0, target_modules=["q", "v"], modules_to_save=["score"]),
     "lora and head": LoRA(r=4, dropout=0.0, target_modules=["q", "v", "head"], modules_to_save=["norm", "embedding"]),
