@@ -3,6 +3,7 @@
 Axes: N tokens, D model width, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -315,10 +316,14 @@ def exponentiate(logits: Tensor, exact: torch.dtype) -> tuple[Tensor, Tensor]:
         chunk = slice(start, start + rows)
         values = logits[chunk].to(exact)
         maxima[chunk] = values.amax(-1, keepdim=True)
-        torch.sum(values.sub_(maxima[chunk]).exp_(), -1, keepdim=True, out=total[chunk])
+        values.sub_(maxima[chunk])
+        # on a CPU, a product and exp2 take half the time of exp
+        values = values.mul_(LOG2_E).exp2_() if logits.device.type == "cpu" else values.exp_()
+        torch.sum(values, -1, keepdim=True, out=total[chunk])
         if values.dtype != logits.dtype:
             logits[chunk] = values
     return maxima, total
 
 
 CACHED_ELEMENTS = 2**19
+LOG2_E = 1 / math.log(2)
