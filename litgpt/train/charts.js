@@ -27,7 +27,7 @@ const charts = (() => {
         for (const part of parts) ticks.push(part * 10 ** power);
     } else {
       const rough = (high - low) / count || 1;
-      const unit = 10 ** Math.floor(Math.log10(rough));
+      const unit = Math.max(axis ? 1 : 0, 10 ** Math.floor(Math.log10(rough))); // steps and tokens are integers
       const steps = axis === "time" ? [1, 5, 15, 60, 300, 900, 3600, 14400, 86400, 604800] : [1, 2, 5, 10].map((n) => n * unit);
       const step = steps.find((n) => n >= rough * 0.99) || rough;
       for (let n = Math.ceil(low / step); n * step <= high; n++) ticks.push(n * step);
@@ -60,13 +60,14 @@ const charts = (() => {
     return (value) => start + ((map(value) - map(low)) / (map(high) - map(low))) * (end - start);
   };
 
-  // A path through the points; a missing value interrupts it, and a value alone is a dot.
+  // A path through the points; a missing value interrupts it, and a value alone is a small circle.
   function drawPath(xs, ys) {
     let path = "", open = false;
+    const isKnown = (i) => Number.isFinite(ys[i]) && Number.isFinite(xs[i]);
     xs.forEach((x, i) => {
-      const known = ys[i] !== null && Number.isFinite(ys[i]) && Number.isFinite(x);
-      if (known) path += `${open ? "L" : "M"}${x.toFixed(1)} ${ys[i].toFixed(1)}${open ? "" : "h0"}`;
-      open = known;
+      if (isKnown(i) && !open && !isKnown(i + 1)) path += `M${(x - 2).toFixed(1)} ${ys[i].toFixed(1)}a2 2 0 1 0 4 0a2 2 0 1 0 -4 0`;
+      else if (isKnown(i)) path += `${open ? "L" : "M"}${x.toFixed(1)} ${ys[i].toFixed(1)}`;
+      open = isKnown(i);
     });
     return path;
   }

@@ -17,6 +17,7 @@ from tests.runs import SHAPE, write_text
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")]
 STEPS = "Number(document.querySelector('.tiles dd')?.textContent.replaceAll(',', ''))"
+SECTIONS = "[...document.querySelectorAll('.place > section')]"
 LINE_TOPS = "[...document.querySelectorAll('[data-chart=\"0\"] path')].map((path) => path.getAttribute('d').length)"
 
 
@@ -116,7 +117,7 @@ def test_a_run_is_started_stopped_resumed_and_compared(
         browser.evaluate("document.activeElement.blur()")
         browser.press("c")
         assert len(browser.wait(f"{LINE_TOPS}.length === 2 && {LINE_TOPS}")) == 2
-        assert re.search(r"Steps\t\d+\t60", browser.evaluate("document.querySelector('.figures').innerText"))
+        assert re.search(r"Steps\t\d+\t60", browser.evaluate("document.querySelector('.place-figures').innerText"))
         check_page(browser, board)
 
 
@@ -142,8 +143,8 @@ def test_fifty_runs_of_100_000_steps_open_within_two_seconds(browser: Chromium, 
 @pytest.mark.parametrize("width", [1200, 390])
 def test_no_view_is_wider_than_the_window(browser: Chromium, tmp_path: Path, width: int) -> None:
     names = ["a-run-with-a-long-name-" + "x" * 60, "b"]
-    for name in names:
-        write_run(tmp_path / name)
+    for name, steps in zip(names, (30, 2), strict=True):
+        write_run(tmp_path / name, steps)
     with run_board(tmp_path) as board:
         open_board(browser, board)
         browser.set_size(width, 800)
@@ -157,4 +158,11 @@ def test_no_view_is_wider_than_the_window(browser: Chromium, tmp_path: Path, wid
             browser.evaluate(f"location.hash = '{view}'")
             browser.wait(f"!!({ready})")
             assert browser.evaluate("document.documentElement.scrollWidth") <= width, view
+            parts = browser.evaluate(
+                "[...document.querySelectorAll('.place > section')].map((part) => part.offsetWidth)"
+            )
+            assert all(part > 0.9 * width for part in parts) and len(set(parts)) <= 1, view
+        browser.evaluate("location.hash = '#/run/b'")
+        ticks = "[...document.querySelectorAll('[data-chart=\"0\"] text[text-anchor=middle]')]"
+        assert browser.wait(f"{ticks}.map((tick) => tick.textContent)") == ["1", "2"]
         check_page(browser, board)

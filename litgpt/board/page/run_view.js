@@ -78,7 +78,7 @@ const showProblems = (problems) => problems.length ? build("ul", { class: "soft 
 
 function buildPlaces(view, names) {
   return Object.fromEntries(names.map((name) => {
-    const place = build("div", { class: `place ${name}` });
+    const place = build("div", { class: `place place-${name}` });
     view.append(place);
     return [name, place];
   }));
