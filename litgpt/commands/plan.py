@@ -24,7 +24,8 @@ def run(planned: RunToPlan) -> None:
     spec = build_spec(planned.command, planned.recipe)
     if settings.check_step:
         return print_findings(check_run_steps(planned.recipe, spec))
-    plan = plan_run(planned.recipe, spec, settings.figures, routing_skew=settings.routing_skew)
+    skew, rank = settings.routing_skew, settings.rank
+    plan = plan_run(planned.recipe, spec, settings.figures, routing_skew=skew, rank=rank)
     if settings.json:
         print(json.dumps(describe_plan(plan, settings), indent=1))
     else:

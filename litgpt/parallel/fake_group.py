@@ -19,9 +19,11 @@ DDP_READS: tuple[tuple[Any, str, bool | None], ...] = (
     (ddp, "_verify_param_shape_across_processes", True),
     (ddp, "_sync_module_states", None),
     (dist.Reducer, "_rebuild_buckets", False),
+    (dist.Work, "is_completed", True),
 )
-"""What DDP does with the memory of tensors, which fake ones do not have, and what it returns: it compares ranks, and
-arranges gradients in the order of the first backward pass, in buckets of the same size in all."""
+"""What is done with the memory of tensors, which fake ones do not have, or with other ranks, and what it returns: DDP
+compares ranks, and arranges gradients in the order of the first backward pass, in buckets of the same size in all; and
+transfers are done at once."""
 
 
 def assume_first_stage(pipeline: Pipeline) -> int:

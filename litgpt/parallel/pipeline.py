@@ -151,8 +151,8 @@ class Pipeline:
         return Stage(self.model, self.layers[stage], stage == self.stages - 1, hidden_BPD)
 
     def send(self, tensor: Tensor, stage: int, tag: int) -> None:
-        """Start to send a tensor to a stage, after waiting for old transfers if there are many."""
-        if len(self.sending) >= 2 * self.stages:
+        """Start to send a tensor to a stage, after freeing what has arrived, and waiting for the rest if it is much."""
+        while self.sending and (self.sending[0][0].is_completed() or len(self.sending) >= 2 * self.stages):
             self.sending.pop(0)[0].wait()
         buffer = tensor.detach().to(self.dtype).contiguous()
         work = dist.isend(buffer, group=self.group, group_dst=self.owners[stage], tag=tag)

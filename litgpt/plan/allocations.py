@@ -12,7 +12,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
-from torch.utils._pytree import tree_leaves
+
+from litgpt.plan.op_tensors import DEVICE_QUERY, get_device, iter_tensors
 
 COLLECTIVES = ("c10d", "_c10d_functional")
 HOST = "host"
@@ -104,14 +105,15 @@ class AllocationRecorder(TorchDispatchMode):
         if any(issubclass(kind, Tensor) and hasattr(kind, "__tensor_flatten__") for kind in types):
             return NotImplemented  # its own operations on plain tensors come here
         output = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                self._record(tensor, str(func))
+        if func is DEVICE_QUERY:
+            return output
+        for tensor in iter_tensors(output):
+            self._record(tensor, str(func))
         if func.namespace == "fsdp":
             self.mark("communication", list_written(func._schema, args, kwargs or {}))
         elif func.namespace in COLLECTIVES:
-            for tensor in tree_leaves((args, kwargs, output)):
-                if isinstance(tensor, Tensor) and (allocation := self._record(tensor, str(func))) is not None:
+            for tensor in iter_tensors((args, kwargs, output)):
+                if (allocation := self._record(tensor, str(func))) is not None:
                     allocation.is_sent = True
         return output
 
@@ -136,9 +138,7 @@ class AllocationRecorder(TorchDispatchMode):
 
     def _record(self, tensor: Tensor, op: str) -> Allocation | None:
         """The last allocation of a tensor's storage, a new one if the storage is new; None without one."""
-        # the device of a fake tensor is a dispatched operation, and takes long
-        device = getattr(tensor, "fake_device", None) or tensor.device
-        if device.type == "meta" or is_traceable_wrapper_subclass(tensor):
+        if get_device(tensor).type == "meta" or is_traceable_wrapper_subclass(tensor):
             return None
         storage = tensor.untyped_storage()
         key = storage._cdata
@@ -171,11 +171,11 @@ class AllocationRecorder(TorchDispatchMode):
                 self._begin(key, storage.nbytes(), before.op, before.shape, before.kind)
 
 
-def list_written(schema: torch.FunctionSchema, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The values of the arguments that an operation writes to."""
+def list_written(schema: torch.FunctionSchema, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an operation writes to."""
     named = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | kwargs
     written = [argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
-    return tree_leaves([named.get(name) for name in written])
+    return list(iter_tensors([named.get(name) for name in written]))
 
 
 def list_plain_tensors(tensor: Tensor) -> Iterator[Tensor]:

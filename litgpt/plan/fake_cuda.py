@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_map
 
 from litgpt.model.cpu_attention import HALF_TYPES
 from litgpt.plan.fake_tensors import aten
+from litgpt.plan.op_tensors import DEVICE_QUERY
 
 DEVICE = torch.device("cuda", 0)
 META = torch.device("meta")
-DEVICE_QUERY = torch.ops.prim.device.default
 ENGINE_CALL = "run_backward_in_mode"
 """The function that calls the engine of autograd."""
 

@@ -18,7 +18,6 @@ from litgpt.plan.fake_tensors import fake_tensors
 from litgpt.plan.host_memory import list_offloaded_states, mark_host_copies
 from litgpt.plan.operations import OperationRecorder
 from litgpt.plan.routed_rows import RoutedRows
-from litgpt.recipe.parallel import ParallelDims
 from litgpt.recipe.training import Training
 from litgpt.train.build_state import build_meta_model, build_train_state
 from litgpt.train.initial_weights import build_reference
@@ -81,6 +80,7 @@ def plan_step_memory(
     *,
     length: int,
     steps: int,
+    micro_batches: int,
     routed: RoutedRows | None = None,
     operations: OperationRecorder | None = None,
 ) -> StepMemory:
@@ -90,6 +90,7 @@ def plan_step_memory(
         mesh: of the rank; None for a single process.
         length: tokens per row.
         steps: of the whole run.
+        micro_batches: of a step that is planned, as of `alike_ranks.AlikeRanks`.
         routed: the rows of experts; None for as many on each rank.
         operations: also records those of the step, for its time.
     """
@@ -102,7 +103,7 @@ def plan_step_memory(
         state = build_train_state(recipe, built, mesh, device, resumed=True, steps=steps, meta_model=model)
         if not spec.scores_ahead:
             state.reference = build_reference(state.core, spec, recipe.seed, device, resumed=True)
-        batches = build_batches(recipe, spec, ParallelDims() if mesh is None else mesh.dims, length)
+        batches = build_batches(recipe, spec, length, micro_batches)
         return record_step(
             recorder,
             state,

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from litgpt.parallel.collective_calls import Collective, read_collective
 from litgpt.plan.allocations import COLLECTIVES, StepPhase, list_written
+from litgpt.plan.op_tensors import get_device, iter_tensors
 
 OperationKind = Literal["matmul", "attention", "memory", "collective"]
 NOT_WRITTEN = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
@@ -140,7 +140,7 @@ class OperationRecorder(TorchDispatchMode):
     def _add_computation(self, func: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         name = func._schema.name.partition("::")[2]
         inputs, outputs = list_tensors((args, kwargs)), list_tensors(output)
-        written = [tensor for tensor in list_written(func._schema, args, kwargs) if isinstance(tensor, Tensor)]
+        written = list_written(func._schema, args, kwargs)
         if func.namespace == "fsdp":
             written = written or outputs  # what `all_gather_copy_in` writes to is not in its schema
             self._sharded |= {t.untyped_storage()._cdata: weakref.ref(t.untyped_storage()) for t in written}
@@ -181,7 +181,7 @@ class OperationRecorder(TorchDispatchMode):
 
 def list_tensors(values: Any) -> list[Tensor]:
     """The tensors among some values that have memory."""
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.device.type != "meta"]
+    return [tensor for tensor in iter_tensors(values) if get_device(tensor).type != "meta"]
 
 
 def count_bytes(tensor: Tensor) -> int:

@@ -1,8 +1,8 @@
 """The plan of a run: the memory of each rank that differs from the others."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,6 +11,7 @@ from litgpt.model.config import Config
 from litgpt.parallel.fake_group import fake_mesh
 from litgpt.parallel.model_sizes import check_model_sizes
 from litgpt.parallel.processes import count_processes
+from litgpt.plan.alike_ranks import AlikeRanks, group_ranks, isolate_rank
 from litgpt.plan.memory import StepMemory, plan_step_memory
 from litgpt.plan.operations import OperationRecorder
 from litgpt.plan.routed_rows import RoutedRows
@@ -32,15 +33,15 @@ class RunPlan:
     Attributes:
         dims: ranks along each axis.
         length: tokens per row.
-        ranks: the memory of one rank of each kind.
-        alike: number of ranks of each kind.
+        ranks: the memory of one rank of each kind, none of which needs more.
+        alike: the number of ranks that each of them stands for.
         time: of the run; None if no GPU was given.
     """
 
     dims: ParallelDims
     length: int
     ranks: dict[int, StepMemory]
-    alike: int
+    alike: dict[int, int]
     time: RunTime | None = None
 
     @property
@@ -49,15 +50,19 @@ class RunPlan:
         return max(self.ranks, key=lambda rank: self.ranks[rank].peak)
 
 
-def plan_run(recipe: Training, spec: RunSpec, gpu: Gpu | None = None, *, routing_skew: float = 1.0) -> RunPlan:
+def plan_run(
+    recipe: Training, spec: RunSpec, gpu: Gpu | None = None, *, routing_skew: float = 1.0, rank: int | None = None
+) -> RunPlan:
     """Plan a run, whose processes are `devices` x `num_nodes`.
 
     Args:
         gpu: on which its time is estimated.
         routing_skew: rows of the rank whose experts are the busiest, relative to the mean.
+        rank: the only one whose memory is counted; None for one of each kind.
 
     Raises:
-        UserError: as `resolve_run`, and for a precision whose time is not estimated.
+        UserError: as `resolve_run`, for a rank that the run does not have, and for a precision whose time is not
+            estimated.
     """
     length, dims = resolve_run(recipe, spec)
     check_skew(routing_skew, recipe, dims)
@@ -65,21 +70,25 @@ def plan_run(recipe: Training, spec: RunSpec, gpu: Gpu | None = None, *, routing
         check_timed(recipe)
     routed = RoutedRows(routing_skew, recipe.moe.expert_capacity_factor)
     steps = recipe.train.max_steps or TYPICAL_STEPS
-    ranks = {}
-    recorders: dict[int, OperationRecorder] = {}
     fused = is_compiled(recipe, torch.device("cuda"))
-    for rank in list_different_ranks(dims):
-        with ExitStack() as stack:
-            mesh = stack.enter_context(fake_mesh(dims, rank))
-            if gpu is not None:
-                recorders[rank] = OperationRecorder(fused=fused)
-            ranks[rank] = plan_step_memory(
-                recipe, spec, mesh, length=length, steps=steps, routed=routed, operations=recorders.get(rank)
-            )
+
+    def plan_rank(alike: AlikeRanks, operations: OperationRecorder | None) -> StepMemory:
+        settings: dict[str, Any] = {"length": length, "steps": steps, "routed": routed, "operations": operations}
+        with fake_mesh(dims, alike.rank) as mesh:
+            return plan_step_memory(recipe, spec, mesh, micro_batches=alike.micro_batches, **settings)
+
+    asked = None if rank is None else isolate_rank(recipe, spec, dims, rank)
+    groups = group_ranks(recipe, spec, dims) if asked is None or gpu is not None else []
+    recorders = {} if gpu is None else {group.rank: OperationRecorder(fused=fused) for group in groups}
+    ranks = {group.rank: plan_rank(group, recorders.get(group.rank)) for group in groups}
+    if asked is not None:
+        ranks = {asked.rank: ranks.get(asked.rank) or plan_rank(asked, None)}
+    numbers = {group.rank: group.number for group in ([asked] if asked else groups)}
     time = None
     if gpu is not None:
-        time = estimate_run_time(recipe, spec, dims, gpu, length=length, recorders=recorders)
-    return RunPlan(dims, length, ranks, dims.world_size // len(ranks), time)
+        of_devices = {device: recorders[group.rank] for group in groups for device in group.devices}
+        time = estimate_run_time(recipe, spec, dims, gpu, length=length, recorders=of_devices)
+    return RunPlan(dims, length, ranks, numbers, time)
 
 
 def resolve_run(recipe: Training, spec: RunSpec) -> tuple[int, ParallelDims]:
@@ -98,11 +107,6 @@ def resolve_run(recipe: Training, spec: RunSpec) -> tuple[int, ParallelDims]:
     recipe.train.accumulation(dims.data_ranks)
     check_planned(recipe, spec)
     return length, dims
-
-
-def list_different_ranks(dims: ParallelDims) -> list[int]:
-    """The first rank of each pipeline stage; the others of a stage need the same or, of uneven shards, less."""
-    return list(range(0, dims.world_size, dims.world_size // dims.pipeline))
 
 
 def check_skew(skew: float, recipe: Training, dims: ParallelDims) -> None:

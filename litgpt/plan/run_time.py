@@ -86,11 +86,11 @@ def estimate_run_time(
     length: int,
     recorders: Mapping[int, OperationRecorder],
 ) -> RunTime:
-    """Estimate the time of a run from the operations of one rank of each pipeline stage.
+    """Estimate the time of a run from the operations of one rank of each device of the pipeline.
 
     Args:
         length: tokens per row.
-        recorders: by rank.
+        recorders: by the index of the device.
     """
     machine = Machine(gpu, dims.world_size // recipe.num_nodes)
     micro_batches = recipe.train.accumulation(dims.data_ranks)
@@ -98,12 +98,12 @@ def estimate_run_time(
         syncs_each, schedule = recipe.parallel.level == 3, recipe.parallel.pipeline_schedule
         devices = [
             measure_device(recorder.operations, machine, planned=recorder.micro_batches, syncs_each=syncs_each)
-            for _, recorder in sorted(recorders.items())
+            for _, recorder in sorted(recorders.items())  # of devices that are alike, the same one
         ]
         stages = len(split_layers(recipe.parallel, spec.config.n_layer))
         parts = estimate_pipeline_step(devices, schedule=schedule, stages=stages, micro_batches=micro_batches)
     else:
-        (recorder,) = recorders.values()
+        recorder = recorders[0]
         parts = estimate_step(recorder.operations, machine, planned=recorder.micro_batches, micro_batches=micro_batches)
     tokens = recipe.train.global_batch_size * length
     trained = spec.measure_trained_shares()

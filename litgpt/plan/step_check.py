@@ -7,11 +7,12 @@ from unittest.mock import patch
 from litgpt.parallel.fake_group import fake_mesh
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import build_precision
+from litgpt.plan.alike_ranks import group_ranks
 from litgpt.plan.batches import build_batches
 from litgpt.plan.fake_cuda import DEVICE, DeviceFactories, HostEvent, cuda_functions, fake_cuda
 from litgpt.plan.fake_tensors import fake_tensors
 from litgpt.plan.memory import leave_scores_ahead
-from litgpt.plan.ranks import TYPICAL_STEPS, list_different_ranks, resolve_run
+from litgpt.plan.ranks import TYPICAL_STEPS, resolve_run
 from litgpt.plan.routed_rows import RoutedRows
 from litgpt.plan.step_findings import Finding, ObservedPhases, StepObserver
 from litgpt.recipe.parallel import ParallelDims
@@ -27,14 +28,14 @@ def check_run_steps(recipe: Training, spec: RunSpec, ranks: Iterable[int] | None
     """Take a step of some ranks of a run; returns what was found, and the first rank that it was found on.
 
     Args:
-        ranks: None for the first one of each pipeline stage.
+        ranks: None for one of each kind.
 
     Raises:
         UserError: if the recipe is not valid for the model, or has a setting that is not planned yet.
     """
     length, dims = resolve_run(recipe, spec)
     first_ranks: dict[Finding, int] = {}
-    for rank in list_different_ranks(dims) if ranks is None else ranks:
+    for rank in [alike.rank for alike in group_ranks(recipe, spec, dims)] if ranks is None else ranks:
         with fake_mesh(dims, rank, DEVICE.type) as mesh:
             for finding in check_step(recipe, spec, mesh, length=length):
                 first_ranks.setdefault(finding, rank)
@@ -52,6 +53,8 @@ def check_step(recipe: Training, spec: RunSpec, mesh: Mesh | None, *, length: in
     """
     recipe = replace(recipe, compile=False)
     precision = build_precision(recipe.precision, recipe.parallel.reduce_dtype)
+    dims = ParallelDims() if mesh is None else mesh.dims
+    micro_batches = min(recipe.train.accumulation(dims.data_ranks), 2)
     observer = StepObserver(precision.compute or precision.storage, recipe.train.micro_batch_size * length)
     steps = recipe.train.max_steps or TYPICAL_STEPS
     objective = build_objective(recipe, spec, ())
@@ -64,7 +67,7 @@ def check_step(recipe: Training, spec: RunSpec, mesh: Mesh | None, *, length: in
             if not spec.scores_ahead:
                 state.reference = build_reference(state.core, spec, recipe.seed, DEVICE, resumed=True)
             state.timers = ObservedPhases(observer, DEVICE)
-            batches = build_batches(recipe, spec, ParallelDims() if mesh is None else mesh.dims, length)[:2]
+            batches = build_batches(recipe, spec, length, micro_batches)
             state.begin_step(0)
             try:
                 with observer:

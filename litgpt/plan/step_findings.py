@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from litgpt.plan import fake_cuda
 from litgpt.plan.fake_tensors import aten
+from litgpt.plan.op_tensors import DEVICE_QUERY, iter_tensors
 from litgpt.train.step_timers import StepTimers
 
 PACKAGE = Path(__file__).parents[1]
@@ -97,16 +97,16 @@ class StepObserver(TorchDispatchMode):
         kwargs = kwargs or {}
         if any(map(is_traceable_wrapper_subclass_type, types)):
             return NotImplemented  # its own operations on plain tensors come here
-        if func is fake_cuda.DEVICE_QUERY:
+        if func is DEVICE_QUERY:
             return func(*args, **kwargs)
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = list(iter_tensors((args, kwargs)))
         try:
             output = func(*args, **kwargs)
         except RuntimeError as error:
             self.error = error
             self.add(*describe_op_error(func, error))
             raise
-        returned = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        returned = list(iter_tensors(output))
         self._check_copies(func, args, kwargs, returned)
         self._check_reads(func, args, kwargs)
         if any(map(is_on_device, (*given, *returned))):
@@ -141,8 +141,8 @@ class StepObserver(TorchDispatchMode):
             self._unfinished[target] = True
 
     def _check_unfinished(self, func: Any, args: Any, kwargs: Any) -> None:
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor) and self._unfinished.pop(tensor, None):
+        for tensor in iter_tensors((args, kwargs)):
+            if self._unfinished.pop(tensor, None):
                 self.add("race", f"{func} reads {describe(tensor)}, a copy from the device that nothing waits for")
 
     def _check_reads(self, func: Any, args: Any, kwargs: Any) -> None:

@@ -37,11 +37,13 @@ def compute_total(memory: StepMemory) -> float:
     return (memory.peak + compute_allowance(memory)) / GIB
 
 
-def describe_rank(rank: int, memory: StepMemory) -> dict[str, Any]:
+def describe_rank(plan: RunPlan, rank: int) -> dict[str, Any]:
     """The memory of a rank as JSON values, in GiB."""
+    memory = plan.ranks[rank]
     parts = {**memory.parts, "allowance": compute_allowance(memory)}
     return {
         "rank": rank,
+        "ranks_alike": plan.alike[rank],
         "peak_gib": round(compute_total(memory), 6),
         "parts": {name: round(size / GIB, 6) for name, size in parts.items()},
         "host_gib": round(memory.host / GIB, 6),
@@ -58,13 +60,12 @@ def describe_rank(rank: int, memory: StepMemory) -> dict[str, Any]:
 def describe_plan(plan: RunPlan, settings: Plan) -> dict[str, Any]:
     """The plan as JSON values."""
     available = settings.available_memory
-    worst = describe_rank(plan.worst, plan.ranks[plan.worst])
+    worst = describe_rank(plan, plan.worst)
     return {
         "processes": plan.dims.world_size,
         "tokens_per_row": plan.length,
         "worst": worst,
-        "ranks": [describe_rank(rank, memory) for rank, memory in plan.ranks.items()],
-        "ranks_alike": plan.alike,
+        "ranks": [describe_rank(plan, rank) for rank in plan.ranks],
         "gpu_memory_gib": available,
         "fits": None if available is None else worst["peak_gib"] <= available,
         **({} if plan.time is None else describe_time(plan.time, settings.price_per_hour)),
@@ -90,8 +91,9 @@ def format_plan(plan: RunPlan, settings: Plan) -> str:
     others = [f"rank {rank}: {compute_total(other):.2f} GiB" for rank, other in plan.ranks.items()]
     if len(others) > 1:
         rows.append(("Stages", ", ".join(others)))
-    alike = f", of {plan.alike} alike" if plan.alike > 1 else ""
-    title = f"Memory of rank {plan.worst}{alike}, with rows of {plan.length} tokens"
+    alike = plan.alike[plan.worst]
+    of_alike = f", the largest of {alike} alike" if alike > 1 else ""
+    title = f"Memory of rank {plan.worst}{of_alike}, with rows of {plan.length} tokens"
     lines = [title, *format_columns(rows, 20, indent=0)]
     if plan.time is not None:
         lines += [

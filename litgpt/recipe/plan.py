@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from annotated_types import Ge, Le
 
 from litgpt.errors import UserError
-from litgpt.recipe.bounds import Count, check_numbers
+from litgpt.recipe.bounds import Count, Position, check_numbers
 from litgpt.recipe.build import build_recipe, collect_settings
 from litgpt.recipe.config_hub import find_config_file
 from litgpt.recipe.effect import check_effects
@@ -49,6 +49,8 @@ class Plan:
     """Price of an hour of one GPU, for that of the whole run."""
     routing_skew: Skew = 1.0
     """With expert parallelism: tokens that the busiest device's experts get, relative to the mean; 1 for balanced."""
+    rank: Position | None = None
+    """Only rank whose memory is planned; null for one of each kind, of which the table shows the largest."""
     search: bool = False
     """Search the layouts, recomputation and micro-batches of the run for the fastest ones that fit."""
     gpus: Count | None = None
@@ -82,8 +84,8 @@ class Plan:
         other, cure = "search: false", "set search: true"
         for name in ("gpus", "layout_file"):
             check_effects(self, "", name, have_effect=self.search, other=other, cure=cure)
-        other, cure = "search: true", "set routing_skew: 1"
-        check_effects(self, "", "routing_skew", have_effect=not self.search, other=other, cure=cure)
+        for name, cure in {"routing_skew": "set routing_skew: 1", "rank": "leave it out"}.items():
+            check_effects(self, "", name, have_effect=not self.search, other="search: true", cure=cure)
 
     @cached_property
     def figures(self) -> Gpu | None:

@@ -14,6 +14,7 @@ from litgpt.model.moe import Router
 from litgpt.parallel.fake_group import fake_mesh
 from litgpt.parallel.mesh import Mesh
 from litgpt.plan.accelerator_paths import accelerator_paths
+from litgpt.plan.alike_ranks import isolate_rank
 from litgpt.plan.allocations import AllocationRecorder
 from litgpt.plan.build_spec import build_spec
 from litgpt.plan.memory import list_host_kinds, plan_step_memory, record_step
@@ -71,7 +72,7 @@ def record_real_ranks() -> None:
         with accelerator_paths(), patch.object(Router, "_select_experts", select), recorder:
             state = build_train_state(recipe, build_spec("pretrain", recipe), mesh, CPU, resumed=False, steps=10)
             spec = build_spec("pretrain", recipe)
-            batches, host_kinds = fill_batches(recipe, spec, mesh.dims), list_host_kinds(recipe, spec)
+            batches, host_kinds = fill_batches(recipe, spec, mesh.dims.data_ranks), list_host_kinds(recipe, spec)
             objective = next_token(recipe.loss)
             memory = record_step(recorder, state, batches, objective, max_norm=1.0, host_kinds=host_kinds)
         parts[layout] = memory.parts | {"host": memory.host}
@@ -90,9 +91,12 @@ def test_planned_parts_are_those_of_two_real_ranks(tmp_path: Path) -> None:
         for layout in LAYOUTS if rank == 0 else ("pipeline", *SKEWS):  # in others the ranks are alike
             recipe = build_recipe_of(layout)
             routed = RoutedRows(SKEWS.get(layout, 1.0)) if rank == 0 else RoutedRows(2 - SKEWS.get(layout, 1.0))
-            with fake_mesh(recipe.parallel.resolve_dims(2), rank) as mesh:
-                spec = build_spec("pretrain", recipe)
-                planned = plan_step_memory(recipe, spec, mesh, length=TOKENS, steps=10, routed=routed)
+            spec, dims = build_spec("pretrain", recipe), recipe.parallel.resolve_dims(2)
+            micro_batches = isolate_rank(recipe, spec, dims, rank).micro_batches
+            with fake_mesh(dims, rank) as mesh:
+                planned = plan_step_memory(
+                    recipe, spec, mesh, length=TOKENS, steps=10, micro_batches=micro_batches, routed=routed
+                )
             for kind in ("parameters", "gradients", "optimizer", "activations", "logits"):
                 assert planned.parts[kind] == pytest.approx(real[layout][kind], rel=0.03), (layout, rank, kind)
             host = real[layout].pop("host")

@@ -18,7 +18,6 @@ from litgpt.plan.host_memory import list_offloaded_states
 from litgpt.plan.memory import StepMemory, list_host_kinds, plan_step_memory, record_step
 from litgpt.recipe.build import build_recipe, merge_settings
 from litgpt.recipe.commands import COMMANDS
-from litgpt.recipe.parallel import ParallelDims
 from litgpt.train.build_state import build_train_state
 from litgpt.train.objectives import build_objective
 from litgpt.train.run_spec import RunSpec
@@ -120,13 +119,14 @@ def build_case(case: Case) -> tuple[Any, Any]:
 
 def plan(case: Case) -> StepMemory:
     recipe, spec = build_case(case)
-    return plan_step_memory(recipe, spec, None, length=TOKENS, steps=10)
+    micro_batches = min(2, recipe.train.accumulation(1))
+    return plan_step_memory(recipe, spec, None, length=TOKENS, steps=10, micro_batches=micro_batches)
 
 
-def fill_batches(recipe: Any, spec: RunSpec, dims: ParallelDims) -> list[Batch]:
-    """The micro-batches that are planned, with random tokens."""
+def fill_batches(recipe: Any, spec: RunSpec, data_ranks: int = 1) -> list[Batch]:
+    """The micro-batches of a step with random tokens."""
     generator = torch.Generator().manual_seed(1)
-    batches = build_batches(recipe, spec, dims, TOKENS)
+    batches = build_batches(recipe, spec, TOKENS, recipe.train.accumulation(data_ranks))
     ids = torch.randint(0, 512, batches[0].ids.shape, generator=generator)
     answers = None if batches[0].answers is None else torch.arange(len(ids), dtype=torch.int32)[:, None].expand_as(ids)
     return [replace(batches[0], ids=ids, labels=ids.roll(-1, 1), answers=answers)] * len(batches)
@@ -138,7 +138,7 @@ def build_real_state(case: Case) -> tuple[TrainState, list[Batch], Any]:
     state = build_train_state(recipe, spec, None, CPU, resumed=False, steps=10)
     if spec.scores_ahead:
         state.reference = None
-    batches = fill_batches(recipe, spec, ParallelDims())
+    batches = fill_batches(recipe, spec)
     if case.packed:
         half = TOKENS // 2
         documents, positions = (torch.arange(TOKENS)[None] // half).int(), torch.arange(TOKENS)[None] % half

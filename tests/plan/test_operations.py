@@ -26,7 +26,7 @@ def record_step(case: Case, dims: ParallelDims | None = None) -> OperationRecord
     recipe, spec = build_case(case)
     recorder = OperationRecorder(fused=True)
     with fake_mesh(dims or ParallelDims(), 0) as mesh:
-        plan_step_memory(recipe, spec, mesh, length=TOKENS, steps=10, operations=recorder)
+        plan_step_memory(recipe, spec, mesh, length=TOKENS, steps=10, micro_batches=2, operations=recorder)
     return recorder
 
 
