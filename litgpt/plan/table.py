@@ -90,7 +90,7 @@ def format_plan(plan: RunPlan, settings: Plan) -> str:
         rows.append(("Fits", f"{verdict} of the {available:g} GiB of {name}"))
     others = [f"rank {rank}: {compute_total(other):.2f} GiB" for rank, other in plan.ranks.items()]
     if len(others) > 1:
-        rows.append(("Stages", ", ".join(others)))
+        rows.append(("Kinds of ranks", ", ".join(others)))
     alike = plan.alike[plan.worst]
     of_alike = f", the largest of {alike} alike" if alike > 1 else ""
     title = f"Memory of rank {plan.worst}{of_alike}, with rows of {plan.length} tokens"
