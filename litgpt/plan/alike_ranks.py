@@ -100,7 +100,7 @@ def describe_devices(recipe: Training, spec: RunSpec, dims: ParallelDims) -> lis
     if spec.tuner is not None and type(spec.tuner) in adapt.TUNER_SCHEDULES:
         return list(range(dims.pipeline))
     with accelerator_paths():
-        layers = describe_layers(build_meta_model(recipe, spec, None, torch.device("cpu")))
+        layers = describe_blocks(build_meta_model(recipe, spec, None, torch.device("cpu")))
     size, per_node = dims.world_size // dims.pipeline, dims.world_size // recipe.num_nodes
     devices: list[Hashable] = []
     for device in range(dims.pipeline):
@@ -111,7 +111,7 @@ def describe_devices(recipe: Training, spec: RunSpec, dims: ParallelDims) -> lis
     return devices
 
 
-def describe_layers(model: GPT) -> list[Hashable]:
+def describe_blocks(model: GPT) -> list[Hashable]:
     """What makes the layers of a model different: their modules, their parameters and the window of attention."""
     return [
         (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
-from litgpt.plan.op_tensors import DEVICE_QUERY, get_device, iter_tensors
+from litgpt.plan.op_tensors import DEVICE_QUERY, get_device, iter_op_tensors
 
 COLLECTIVES = ("c10d", "_c10d_functional")
 HOST = "host"
@@ -107,12 +107,12 @@ class AllocationRecorder(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         if func is DEVICE_QUERY:
             return output
-        for tensor in iter_tensors(output):
+        for tensor in iter_op_tensors(output):
             self._record(tensor, str(func))
         if func.namespace == "fsdp":
             self.mark("communication", list_written(func._schema, args, kwargs or {}))
         elif func.namespace in COLLECTIVES:
-            for tensor in iter_tensors((args, kwargs, output)):
+            for tensor in iter_op_tensors((args, kwargs, output)):
                 if (allocation := self._record(tensor, str(func))) is not None:
                     allocation.is_sent = True
         return output
@@ -175,7 +175,7 @@ def list_written(schema: torch.FunctionSchema, args: tuple[Any, ...], kwargs: di
     """The tensors that an operation writes to."""
     named = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | kwargs
     written = [argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
-    return list(iter_tensors([named.get(name) for name in written]))
+    return list(iter_op_tensors([named.get(name) for name in written]))
 
 
 def list_plain_tensors(tensor: Tensor) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from litgpt.plan.op_tensors import iter_tensors
+from litgpt.plan.op_tensors import iter_op_tensors
 
 aten = torch.ops.aten
 SCALAR_READS = (aten.item.default, aten._local_scalar_dense.default)
@@ -72,7 +72,7 @@ class HostReads(TorchDispatchMode):
         if func is aten.unbind.int and args[0] in self.known:
             self.known.update(zip(output, self.known[args[0]], strict=True))
         elif func._schema.is_mutable and func.namespace != "c10d":
-            for tensor in iter_tensors((args, kwargs)):
+            for tensor in iter_op_tensors((args, kwargs)):
                 self.known.pop(tensor, None)
         return output
 
@@ -111,7 +111,7 @@ def select_all(index: Tensor | None) -> Iterator[Tensor | None]:
 
 def is_real(values: Any) -> bool:
     """Whether the tensors among some values, of which there is one, have values of their own."""
-    tensors = list(iter_tensors(values))
+    tensors = list(iter_op_tensors(values))
     return bool(tensors) and all(type(tensor) is not FakeTensor and tensor.device.type == "cpu" for tensor in tensors)
 
 

@@ -9,15 +9,15 @@ from torch import Tensor
 DEVICE_QUERY = torch.ops.prim.device.default
 
 
-def iter_tensors(values: Any) -> Iterator[Tensor]:
+def iter_op_tensors(values: Any) -> Iterator[Tensor]:
     """The tensors in nested tuples, lists and dicts, faster than `tree_leaves` finds them."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, tuple | list):
         for value in values:
-            yield from iter_tensors(value)
+            yield from iter_op_tensors(value)
     elif isinstance(values, dict):
-        yield from iter_tensors(list(values.values()))
+        yield from iter_op_tensors(list(values.values()))
 
 
 def get_device(tensor: Tensor) -> torch.device:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import flop_registry
 
 from litgpt.parallel.collective_calls import Collective, read_collective
 from litgpt.plan.allocations import COLLECTIVES, StepPhase, list_written
-from litgpt.plan.op_tensors import get_device, iter_tensors
+from litgpt.plan.op_tensors import get_device, iter_op_tensors
 
 OperationKind = Literal["matmul", "attention", "memory", "collective"]
 NOT_WRITTEN = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
@@ -181,7 +181,7 @@ class OperationRecorder(TorchDispatchMode):
 
 def list_tensors(values: Any) -> list[Tensor]:
     """The tensors among some values that have memory."""
-    return [tensor for tensor in iter_tensors(values) if get_device(tensor).type != "meta"]
+    return [tensor for tensor in iter_op_tensors(values) if get_device(tensor).type != "meta"]
 
 
 def count_bytes(tensor: Tensor) -> int:

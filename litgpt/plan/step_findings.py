@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from litgpt.plan import fake_cuda
 from litgpt.plan.fake_tensors import aten
-from litgpt.plan.op_tensors import DEVICE_QUERY, iter_tensors
+from litgpt.plan.op_tensors import DEVICE_QUERY, iter_op_tensors
 from litgpt.train.step_timers import StepTimers
 
 PACKAGE = Path(__file__).parents[1]
@@ -99,14 +99,14 @@ class StepObserver(TorchDispatchMode):
             return NotImplemented  # its own operations on plain tensors come here
         if func is DEVICE_QUERY:
             return func(*args, **kwargs)
-        given = list(iter_tensors((args, kwargs)))
+        given = list(iter_op_tensors((args, kwargs)))
         try:
             output = func(*args, **kwargs)
         except RuntimeError as error:
             self.error = error
             self.add(*describe_op_error(func, error))
             raise
-        returned = list(iter_tensors(output))
+        returned = list(iter_op_tensors(output))
         self._check_copies(func, args, kwargs, returned)
         self._check_reads(func, args, kwargs)
         if any(map(is_on_device, (*given, *returned))):
@@ -141,7 +141,7 @@ class StepObserver(TorchDispatchMode):
             self._unfinished[target] = True
 
     def _check_unfinished(self, func: Any, args: Any, kwargs: Any) -> None:
-        for tensor in iter_tensors((args, kwargs)):
+        for tensor in iter_op_tensors((args, kwargs)):
             if self._unfinished.pop(tensor, None):
                 self.add("race", f"{func} reads {describe(tensor)}, a copy from the device that nothing waits for")
 

@@ -1,6 +1,5 @@
 """One of the ranks that are alike is planned, with as many micro-batches as make a difference to its memory."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +77,12 @@ def test_the_stages_of_deepseek_v3_are_of_three_kinds() -> None:
 
 @pytest.mark.slow
 def test_more_micro_batches_and_the_ranks_alike_need_no_more() -> None:
-    recipe, spec, dims = build()
+    recipe, spec, dims = build(model_config=EXPERTS | {"n_layer": 4, "n_embd": 256, "rotary_percentage": 0.25})
     planned = plan_run(recipe, spec).ranks
     for rank in planned:
         with fake_mesh(dims, rank) as mesh:
             whole = plan_step_memory(recipe, spec, mesh, length=TOKENS, steps=1000, micro_batches=8)
-        assert planned[rank].peak == pytest.approx(whole.peak, rel=0.01)
+        # ids, positions and rotary embeddings of all micro-batches are prepared before the first one
+        assert planned[rank].peak == pytest.approx(whole.peak, rel=0.02)
     alike = plan_run(recipe, spec, rank=512).ranks
     assert list(alike) == [512] and alike[512].peak < planned[256].peak
-    fewer = replace(recipe, recompute=replace(recipe.recompute, granularity="none"))
-    assert plan_run(fewer, spec, rank=0).ranks[0].peak > planned[0].peak
