@@ -14,7 +14,6 @@ from litgpt.model.moe import Router
 from litgpt.parallel.fake_group import fake_mesh
 from litgpt.parallel.mesh import Mesh
 from litgpt.plan.accelerator_paths import accelerator_paths
-from litgpt.plan.alike_ranks import isolate_rank
 from litgpt.plan.allocations import AllocationRecorder
 from litgpt.plan.build_spec import build_spec
 from litgpt.plan.memory import list_host_kinds, plan_step_memory, record_step
@@ -94,7 +93,7 @@ def test_planned_parts_are_those_of_two_real_ranks(tmp_path: Path) -> None:
             recipe = build_recipe_of(layout)
             routed = RoutedRows(SKEWS.get(layout, 1.0)) if rank == 0 else RoutedRows(2 - SKEWS.get(layout, 1.0))
             spec, dims = build_spec("pretrain", recipe), recipe.parallel.resolve_dims(2)
-            micro_batches = isolate_rank(recipe, spec, dims, rank).micro_batches
+            micro_batches = recipe.train.accumulation(dims.data_ranks)
             with fake_mesh(dims, rank) as mesh:
                 planned = plan_step_memory(
                     recipe, spec, mesh, length=TOKENS, steps=10, micro_batches=micro_batches, routed=routed
