@@ -64,8 +64,8 @@ HALF = FULL | {"method": "block"}
 DENSE = {"model_name": "Qwen2.5-14B", "devices": 8, "train": train(8192, 1, 16)}
 EXPERTS = {"model_name": "Qwen3-30B-A3B", "devices": 8}
 LLAMA = {"model_name": "Llama-3.1-8B", "devices": 8}
-LLAMA_2 = {"model_name": "Llama-2-13b-hf", "devices": 8, "num_nodes": 8, "train": train(4096, 2, 128)}
 FP8 = {"recipe": "tensorwise", "param_gather": True}
+LLAMA_2 = {"model_name": "Llama-2-13b-hf", "devices": 8, "num_nodes": 8, "train": train(4096, 2, 128)}
 
 
 def titan(tokens_per_second: float, nodes: int, **settings: Any) -> Published:
@@ -150,9 +150,7 @@ RUNS = {
     "titan-128": titan(6514, 16),
     "titan-128-eager": titan(5605, 16, **EAGER),
     # with FP8, whose time is not planned
-    "titan-8-fp8": titan(8532, 1, fp8={"recipe": "tensorwise", "param_gather": True})._replace(
-        seconds=None, memory=76.8
-    ),
+    "titan-8-fp8": titan(8532, 1, fp8=FP8)._replace(seconds=None, memory=76.8, planned=(4, 6)),
     "titan-13b": Published(TITAN_A100, A100, LLAMA_2, 2 * 4096 / 2162),
     "titan-13b-recomputed": Published(TITAN_A100, A100, LLAMA_2 | {"recompute": HALF}, 2 * 4096 / 1914, planned=(2, 4)),
     "mpt-7b-2k": foundry("7b", A100, 2048, 6, 96, 4641, recomputed=False),
