@@ -25,7 +25,7 @@ import pretrain
 
 SIDES = ("ours", "litgpt", "transformers", "continuous", "llama_cpp")
 ENVIRONMENTS = {"continuous": "transformers"}
-DTYPES = {"float32": "f32", "bfloat16": "bf16", "int8": "q8_0"}  # and the type of the GGUF file
+DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "q8_0"}  # and the type of the GGUF file
 NO_INT8 = ("litgpt", "continuous")  # sides without weights in 8 bits on a CPU
 Prompts = list[list[int]]
 Generate = Callable[[Prompts, int], list[list[int]]]
