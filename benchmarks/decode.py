@@ -26,7 +26,7 @@ import pretrain
 SIDES = ("ours", "litgpt", "transformers", "continuous", "llama_cpp")
 ENVIRONMENTS = {"continuous": "transformers"}
 DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "q8_0"}  # and the type of the GGUF file
-NO_INT8 = ("litgpt", "continuous")  # sides without weights in 8 bits on a CPU
+WEIGHT_ONLY = {"int8": ("ours", "transformers", "llama_cpp"), "int4": ("ours",)}  # the sides that have it on a CPU
 Prompts = list[list[int]]
 Generate = Callable[[Prompts, int], list[list[int]]]
 
@@ -46,7 +46,7 @@ def main() -> None:
         results: dict[str, dict[str, dict[str, float]]] = {}
         for _ in range(options.rounds):
             for side in options.sides:
-                if dtype == "int8" and side in NO_INT8:
+                if side not in WEIGHT_ONLY.get(dtype, SIDES):
                     continue
                 python = pythons[ENVIRONMENTS.get(side, side)]
                 for case, speeds in run_side(python, side, dtype, work, options).items():
@@ -66,7 +66,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=32, help="tokens to generate after each prompt")
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 8, 32))
     parser.add_argument("--prompts", nargs="+", type=int, default=(32, 1024), help="lengths of the prompts")
-    parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=("float32", "bfloat16"))
+    parser.add_argument("--dtypes", nargs="+", choices=(*DTYPES, "int4"), default=("float32", "bfloat16"))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     return parser.parse_args()
 
@@ -118,7 +118,7 @@ def measure_bandwidth(threads: int) -> float:
 def count_bytes(model: Path, dtype: str) -> float:
     """The size of the weights in this type, in GB; the files are in bfloat16."""
     size = sum(path.stat().st_size for path in model.glob("*.safetensors")) / 1e9
-    return size * {"float32": 2, "bfloat16": 1, "int8": 0.5}[dtype]
+    return size * {"float32": 2, "bfloat16": 1, "int8": 0.5, "int4": 0.28}[dtype]
 
 
 def print_case(label: str, sides: dict[str, dict[str, float]], limit: float, size: float) -> None:
@@ -158,10 +158,10 @@ def measure(side: str, dtype: str, folder: str, threads: str, tokens: str, *case
 
 
 def find_dtype(name: str) -> Any:
-    """The dtype of the values; weights in 8 bits are multiplied with bfloat16."""
+    """The dtype of the values; weights in 8 and 4 bits are multiplied with bfloat16."""
     import torch
 
-    return torch.bfloat16 if name == "int8" else getattr(torch, name)
+    return torch.bfloat16 if name in WEIGHT_ONLY else getattr(torch, name)
 
 
 def build_ours(folder: Path, dtype: str) -> Generate:
@@ -175,7 +175,7 @@ def build_ours(folder: Path, dtype: str) -> Generate:
     from litgpt.infer.sampling import Sampling
 
     model = open_model(folder, device=torch.device("cpu"), dtype=find_dtype(dtype))
-    if dtype == "int8":
+    if dtype in WEIGHT_ONLY:
         quantize_for_inference(model, dtype, torch.device("cpu"))
     engine = Engine(model)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.adapt.layers import own_parameter
-from litgpt.adapt.weight_only import Int8Linear
+from litgpt.adapt.weight_only import Int4Linear, Int8Linear
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.init import Writer, copy_into
@@ -105,7 +105,9 @@ def check_quantization(model: GPT, kind: str, kinds: Collection[str]) -> None:
     """
     if kind not in kinds:
         raise UserError(f"quantize: {kind!r} is not known; set {', '.join(kinds)}")
-    package = {"int8": None, "bnb.int8-training": None, "torchao.nf4": "torchao"}.get(kind, "bitsandbytes")
+    package = {"int8": None, "int4": None, "bnb.int8-training": None, "torchao.nf4": "torchao"}.get(
+        kind, "bitsandbytes"
+    )
     if package and find_spec(package) is None:
         raise UserError(
             f"quantize: {kind} needs {package}, which is not installed: pip install 'litgpt[quantize]', or set null"
@@ -362,5 +364,6 @@ QUANT_FORMATS = {
 INFERENCE_KINDS: dict[str, Callable[[nn.Linear], nn.Module]] = {
     **{kind: partial(build_bnb_layer, kind=kind) for kind in (*BNB_4BIT, "bnb.int8")},
     "int8": Int8Linear,
+    "int4": Int4Linear,
 }
 """Layers for inference, by name."""

@@ -15,7 +15,7 @@ from litgpt.recipe.parallel import ParallelArgs
 Penalty = Annotated[float, Ge(-2.0), Le(2.0)]
 LogprobCount = Annotated[int, Ge(0), Le(1000)]
 Temperature = Annotated[float, Ge(0.0), Le(1e6)]
-InferenceQuantFormat = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "int8"]
+InferenceQuantFormat = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "int8", "int4"]
 InferencePrecision = Literal["32-true", "16-true", "bf16-true", "64-true", "bf16-mixed", "16-mixed"]
 
 
@@ -52,7 +52,7 @@ class GenerationSettings:
     seed: Seed = 1234
     """Random seed of the sampling."""
     quantize: InferenceQuantFormat | None = None
-    """Quantize the matrices of the blocks to 4 or 8 bits: with bitsandbytes, or int8, which needs no package."""
+    """Quantize the matrices of the blocks to 4 or 8 bits: with bitsandbytes, or int8 and int4 without a package."""
     precision: InferencePrecision | None = None
     """Precision; null for bf16-true on an accelerator, and for the dtype of the files on a CPU."""
     compile: bool = False

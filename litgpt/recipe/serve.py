@@ -21,7 +21,7 @@ class Serve:
     checkpoint_dir: Path
     """Folder of a model, of a run or of one of its steps, an adapter, or org/name on the hub."""
     quantize: InferenceQuantFormat | None = None
-    """Quantize the matrices of the blocks to 4 or 8 bits: with bitsandbytes, or int8, which needs no package."""
+    """Quantize the matrices of the blocks to 4 or 8 bits: with bitsandbytes, or int8 and int4 without a package."""
     precision: InferencePrecision | None = None
     """Precision; null for bf16-true on an accelerator, and for the dtype of the files on a CPU."""
     temperature: Temperature = 0.8
