@@ -97,7 +97,11 @@ class SampleTable:
         if self.on_overlong == "truncate_left":
             ranges = [shrink_range(size - self.length, size, media)]
         else:
-            ranges = list_ranges(size, self.length, media)[: {"drop": 0, "truncate_right": 1}.get(self.on_overlong)]
+            ranges = list_ranges(size, self.length, media)
+            if self.on_overlong != "split":
+                ranges = ranges[: {"drop": 0, "truncate_right": 1}[self.on_overlong]]
+            elif ranges and ranges[-1][1] < size:  # left out whole, which is counted
+                ranges = []
         parts = [(file, number, start, stop, stop - start) for start, stop in ranges if start < stop]
         return [part for part in parts if self.files[file].read(*part[1:4]).has_targets]
 
@@ -115,7 +119,7 @@ class SampleTable:
 
 
 def list_ranges(size: int, length: int, media: Sequence[PlacedMedium]) -> list[tuple[int, int]]:
-    """Consecutive parts of at most `length` tokens; an image that is longer is left out, and what is after it too."""
+    """Consecutive parts of at most `length` tokens, up to the first image that is longer."""
     ranges, start = [], 0
     while start < size:
         _, stop = shrink_range(start, min(start + length, size), media)

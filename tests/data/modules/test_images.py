@@ -104,6 +104,19 @@ def test_a_cut_never_divides_an_image(policy: Any, models: dict[str, Path], tmp_
             assert places == 16 * len(grids) and 0 < batch.ids.shape[1] <= length
 
 
+def test_a_sample_with_an_image_longer_than_a_part_is_left_out_whole_and_counted(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_image(tmp_path / "a.png", (9, 9, 9), (32, 32))
+    short = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    long = ask("a.png", "then ends")
+    write_rows(tmp_path, [{"messages": short}, {**long, "messages": [*short, *long["messages"]]}])
+    data = open_data(models["qwen2_vl"], tmp_path, on_overlong="split")
+    batches = read_batches(data, 2, max_seq_length=15, micro_batch_size=1)
+    assert "1 left out" in capsys.readouterr().err
+    assert torch.equal(batches[0].ids, batches[1].ids) and batches[0].media is None
+
+
 def test_bad_rows_are_counted_and_named(models: dict[str, Path], tmp_path: Path) -> None:
     draw_image(tmp_path / "a.png", (1, 2, 3))
     (tmp_path / "text.png").write_text("none")
