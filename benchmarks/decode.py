@@ -41,7 +41,7 @@ def main() -> None:
     pretrain.PACKAGES["llama_cpp"] = ("llama-cpp-python",)
     pretrain.PACKAGES["transformers"] += ("torchao",)
     pythons = pretrain.create_environments(work, [ENVIRONMENTS.get(side, side) for side in options.sides])
-    limit = measure_bandwidth(options.threads)
+    limit = measure_read_bandwidth(options.threads)
     for dtype in options.dtypes:
         results: dict[str, dict[str, dict[str, float]]] = {}
         for _ in range(options.rounds):
@@ -102,17 +102,13 @@ def prepare_model(side: str, dtype: str, python: Path, work: Path, model: Path) 
     return model
 
 
-def measure_bandwidth(threads: int) -> float:
+def measure_read_bandwidth(threads: int) -> float:
     """The rate at which this machine reads memory, in GB/s."""
+    import limit
     import torch
 
-    torch.set_num_threads(threads)
-    values, best = torch.ones(256, 1024, 1024), 0.0
-    for _ in range(5):
-        start = time.perf_counter()
-        values.sum()
-        best = max(best, values.numel() * 4 / 1e9 / (time.perf_counter() - start))
-    return best
+    values = torch.ones(256, 1024, 1024)
+    return values.nbytes / 1e9 / limit.measure_seconds(values.sum, threads)
 
 
 def count_bytes(model: Path, dtype: str) -> float:

@@ -28,16 +28,15 @@ BOTH = (
 """A template that takes both, in the form of Qwen2-VL's."""
 TOKENS = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|im_start|>", "<start>"]
 TOKENS += ["<end>", *(f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3))]
-TEXT: dict[str, Any] = {
-    "vocab_size": 288,
+DECODER: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
-    "tie_word_embeddings": False,
 }
+TEXT = {**DECODER, "vocab_size": 288, "tie_word_embeddings": False}
 TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 4}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 KINDS: dict[str, dict[str, Any]] = {

@@ -3,6 +3,8 @@
 Axes: R rows, K inputs, N outputs, G groups of inputs.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ INT4_GROUP = 32
 """The number of weights of a row that share a scale and a center in 4 bits; torch's kernel has 32, 64, 128 and 256."""
 
 
-class WeightOnlyLinear(nn.Module):
+class WeightOnlyLinear(nn.Module, ABC):
     """A linear layer with quantized weights.
 
     Few rows are multiplied on a CPU by torch's kernel for such weights; otherwise the matrix is dequantized for the
@@ -34,17 +36,17 @@ class WeightOnlyLinear(nn.Module):
             y = self.multiply_many(x)
         return y if self.bias is None else y + self.bias
 
+    @abstractmethod
     def has_kernel(self, dtype: torch.dtype) -> bool:
         """Whether torch has a CPU kernel for the layer's sizes and inputs of this type."""
-        raise NotImplementedError
 
+    @abstractmethod
     def multiply_few(self, x_RK: Tensor) -> Tensor:
         """The product by the kernel, (R, N)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def multiply_many(self, x: Tensor) -> Tensor:
         """The product with the dequantized matrix, (..., K) -> (..., N)."""
-        raise NotImplementedError
 
 
 class Int8Linear(WeightOnlyLinear):

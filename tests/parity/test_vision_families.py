@@ -21,18 +21,10 @@ from litgpt.model.registry import find_family
 from litgpt.model.tower_config import TowerShape
 from litgpt.store.load_model import iter_tensors, load_model
 from litgpt.store.save_model import save_model_folder
+from tests.vision_model import DECODER, TOWER
 
 IMAGE, VIDEO = 90, 91
-TEXT = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
-TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 4}
+TEXT = {**DECODER, "vocab_size": 96}
 SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 QWEN = {"depth": 3, "num_heads": 2, "patch_size": 4}
 TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": 92, "vision_end_token_id": 93}

@@ -1,5 +1,6 @@
 """Images of rows: in which file or bytes each one is."""
 
+import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,8 +47,6 @@ def parse_image(value: Any) -> Medium:
         BadRow: if it is none of them, or a URL of another machine.
     """
     if isinstance(value, bytes | bytearray | memoryview):
-        import base64
-
         return Medium(data=base64.b64encode(value).decode())
     if isinstance(value, Mapping):
         if value.get("type") == "base64" or "base64" in value:

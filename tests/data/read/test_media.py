@@ -11,6 +11,7 @@ from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import MARK, Medium
 from litgpt.data.read.preference import to_preferences
 from litgpt.data.read.row_images import resolve_image_paths
+from tests.data.read.faults import check_fault
 
 ENCODED = base64.b64encode(b"bytes").decode()
 ANSWER = {"role": "assistant", "content": "red"}
@@ -95,10 +96,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize("number", range(len(FAULTS)))
 def test_faults(number: int) -> None:
-    row, reason = FAULTS[number]
-    with pytest.raises(BadRow) as raised:
-        to_conversation(row)
-    assert raised.value.reason == reason
+    check_fault(*FAULTS[number])
 
 
 def test_preferences_have_no_images() -> None:
