@@ -26,10 +26,11 @@ TOKEN_LOSS = "The loss of the tokens of the chosen answers."  # sft, which loss.
 def write_model_page() -> str:
     """Write the page of all models that are known by name, one table per architecture."""
     families = load_families().values()
+    architectures = {name for family in families for name in family.architectures}
     lines = [
         "# Models\n",
-        f"{sum(len(family.shapes) for family in families)} models of {len(families)} architectures are known by name. "
-        "Any other model of these architectures is configured from its `config.json`: "
+        f"{sum(len(family.shapes) for family in families)} models are known by name. "
+        f"Any other model of these {len(architectures)} architectures is configured from its `config.json`: "
         "[adding models](../adding_models.md) describes how to add an architecture.\n",
     ]
     for family in families:
