@@ -67,7 +67,7 @@ def plan_run(
     length, dims = resolve_run(recipe, spec)
     check_skew(routing_skew, recipe, dims)
     if gpu is not None:
-        check_timed(recipe)
+        check_timed(recipe, gpu)
     routed = RoutedRows(routing_skew, recipe.moe.expert_capacity_factor)
     steps = recipe.train.max_steps or TYPICAL_STEPS
     fused = is_compiled(recipe, torch.device("cuda"))

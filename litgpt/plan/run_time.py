@@ -51,24 +51,26 @@ class RunTime:
         return None if self.steps is None else self.steps * self.seconds / 3600
 
 
-def check_timed(recipe: Training) -> None:
-    """Check that the time of a recipe can be estimated.
+def check_timed(recipe: Training, gpu: Gpu) -> None:
+    """Check that the time of a recipe on a GPU can be estimated.
 
     Raises:
         UserError: naming the first setting for which it cannot.
     """
     if recipe.objective != "next_token":
         raise UserError("preference: the time of its losses is not planned; set gpu_memory instead of gpu")
-    for setting, cure in list_untimed(recipe):
+    for setting, cure in list_untimed(recipe, gpu):
         raise UserError(f"{setting}: its time is not planned; set {cure}, or set gpu_memory instead of gpu")
 
 
-def list_untimed(recipe: Training) -> Iterator[tuple[str, str]]:
+def list_untimed(recipe: Training, gpu: Gpu) -> Iterator[tuple[str, str]]:
     """List the settings whose time is not planned, each with a value whose time is."""
     if recipe.precision == "64-true":  # of which GPUs have no figures
         yield "precision: 64-true", "32-true"
-    if recipe.fp8.recipe is not None:
-        yield f"fp8.recipe: {recipe.fp8.recipe}", "null"
+    if recipe.fp8.recipe == "blockwise":  # whose products are kernels with unknown FLOPs
+        yield "fp8.recipe: blockwise", "rowwise"
+    if recipe.fp8.recipe is not None and gpu.fp8_tflops is None:
+        yield f"fp8.recipe: {recipe.fp8.recipe} on a GPU without fp8_tflops", "null"
     if recipe.parallel.cpu_offload:
         yield "parallel.cpu_offload: true", "false"
     if recipe.recompute.offload:

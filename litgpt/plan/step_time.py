@@ -97,7 +97,8 @@ class Machine:
         """Peak FLOP/s of products of a type of operands."""
         size = dtype.itemsize if dtype is not None else 4
         if size == 1:
-            return (self.gpu.fp8_tflops or self.gpu.bf16_tflops) * 1e12
+            assert self.gpu.fp8_tflops is not None  # by `run_time.check_timed`
+            return self.gpu.fp8_tflops * 1e12
         return (self.gpu.bf16_tflops if size == 2 else self.gpu.tf32_tflops) * 1e12
 
     def compute_collective_seconds(self, collective: Collective) -> float:

@@ -88,7 +88,7 @@ class Gpu:
     network_bandwidth: Bandwidth
     """GB/s that a GPU can send to other nodes."""
     fp8_tflops: Teraflops | None = None
-    """Peak TFLOP/s of dense matrix products in FP8; null for that of bfloat16."""
+    """Peak TFLOP/s of dense matrix products in FP8; null for a GPU without them."""
 
     def __post_init__(self) -> None:
         check_numbers(self)

@@ -81,7 +81,11 @@ def test_every_stage_of_a_pipeline_is_planned(capsys):
         (["--routing_skew", "1.5"], "routing_skew: 1.5 has no effect with parallel.expert: 1; set routing_skew: 1"),
         (["--gpu", "H200", "--precision", "64-true"], "precision: 64-true: its time is not planned; set 32-true"),
         (["--gpu", "H200", "--recompute.offload", "true"], "recompute.offload: true: its time is not planned"),
-        (["--gpu", "H200", "--fp8.recipe", "rowwise"], "fp8.recipe: rowwise: its time is not planned; set null"),
+        (["--gpu", "H200", "--fp8.recipe", "blockwise"], "fp8.recipe: blockwise: its time is not planned; set rowwise"),
+        (
+            ["--gpu", "A100-80GB", "--fp8.recipe", "rowwise"],
+            "fp8.recipe: rowwise on a GPU without fp8_tflops: its time is not planned; set null",
+        ),
         (["--train.max_seq_length", "100000"], "train.max_seq_length: 100000 is more than the model's block_size"),
     ],
 )

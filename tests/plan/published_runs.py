@@ -26,7 +26,7 @@ A100, A800, H100, H800 = (build_gpu(name) for name in ("A100-80GB", "A800-80GB",
 # 800 Gb/s per node: https://www.alibabacloud.com/help/en/pai/basic-concepts-1
 PAI_A800 = replace(A800, network_bandwidth=12.5)
 # 96 GB of HBM2e and 500 W; its peak, by the source, is between those of SXM and NVL
-TITAN_H100 = replace(H100, memory=94.5, memory_bandwidth=2400, bf16_tflops=912)
+TITAN_H100 = replace(H100, memory=94.5, memory_bandwidth=2400, bf16_tflops=912, fp8_tflops=1824)
 
 
 class Published(NamedTuple):
@@ -34,7 +34,7 @@ class Published(NamedTuple):
 
     Attributes:
         source: the address of its figures.
-        seconds: of a step; None if the plan has no time for such a run, or none is published.
+        seconds: of a step; None if none is published for this layout.
         memory: of the rank that needs the most, in GiB or, where the source says so, GB.
         planned: the numbers of layers of two models, from whose plans that of the whole model follows.
     """
@@ -149,8 +149,7 @@ RUNS = {
     "titan-8-eager": titan(5762, 1, **EAGER),
     "titan-128": titan(6514, 16),
     "titan-128-eager": titan(5605, 16, **EAGER),
-    # with FP8, whose time is not planned
-    "titan-8-fp8": titan(8532, 1, fp8=FP8)._replace(seconds=None, memory=76.8, planned=(4, 6)),
+    "titan-8-fp8": titan(8532, 1, fp8=FP8)._replace(memory=76.8, planned=(4, 6)),
     "titan-13b": Published(TITAN_A100, A100, LLAMA_2, 2 * 4096 / 2162),
     "titan-13b-recomputed": Published(TITAN_A100, A100, LLAMA_2 | {"recompute": HALF}, 2 * 4096 / 1914, planned=(2, 4)),
     "mpt-7b-2k": foundry("7b", A100, 2048, 6, 96, 4641, recomputed=False),

@@ -53,6 +53,18 @@ def test_a_chain_writes_what_is_used_after_it():
     assert product.flops == 2 * 64 * 32 * 8 and product.bytes == 4 * (64 * 32 + 32 * 8 + 64 * 8)
 
 
+def test_products_in_fp8_are_as_many():
+    recorders = [
+        record_step(Case("pretrain", PRETRAIN | {"fp8": {"recipe": recipe}})) for recipe in (None, "tensorwise")
+    ]
+    plain, fp8 = ([o for o in recorder.operations if o.kind == "matmul"] for recorder in recorders)
+    assert sum(o.flops for o in fp8) == sum(o.flops for o in plain)
+    in_fp8 = sum(o.flops for o in fp8 if o.dtype in (torch.float8_e4m3fn, torch.float8_e5m2))
+    shape = build_case(Case("pretrain", PRETRAIN))[1].config
+    head = 3 * 2 * 4 * TOKENS * shape.n_embd * shape.padded_vocab_size
+    assert in_fp8 == sum(o.flops for o in plain) - head
+
+
 def test_causal_attention_has_half_of_the_products():
     q = torch.ones(2, 4, 64, 16, requires_grad=True)
     whole, causal = (

@@ -15,6 +15,7 @@ PAIRS = [
     ("zero2-14b", "zero3-14b"),
     ("automodel-30b-a3b", "transformers-30b-a3b"),
     ("titan-8", "titan-8-eager"),
+    ("titan-8-fp8", "titan-8"),
     ("titan-128", "titan-128-eager"),
     ("titan-8", "titan-128"),
     ("titan-8-eager", "titan-128-eager"),
@@ -28,7 +29,7 @@ more tokens per second and GPU first."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NEAR)
+@pytest.mark.parametrize("name", [*NEAR, "titan-8-fp8"])
 def test_times_are_near_published_ones(name: str) -> None:
     assert plan_seconds(name) == pytest.approx(RUNS[name].seconds, rel=0.25)
 
