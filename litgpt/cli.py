@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from litgpt.errors import UserError
@@ -160,7 +161,11 @@ def run_command(name: str, recipe: Any) -> None:
         print(f"litgpt {name} {model}: output in {recipe.out_dir}")
         header = import_object("litgpt.train.header:list_early_rows")(recipe)
         print(import_object("litgpt.train.header:format_rows")(header), flush=True)
-    import_object(f"litgpt.commands.{COMMANDS[name].module}:run")(recipe)
+    explaining = nullcontext()
+    if isinstance(recipe, Training):
+        explaining = import_object("litgpt.plan.out_of_memory:explain_out_of_memory")(name, recipe)
+    with explaining:
+        import_object(f"litgpt.commands.{COMMANDS[name].module}:run")(recipe)
 
 
 def get_local_rank() -> int:

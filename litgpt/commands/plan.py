@@ -1,12 +1,14 @@
 """`litgpt plan`: the memory that a run will need and its time, and better layouts; or a check of its step."""
 
 import json
+from dataclasses import asdict
 
 from litgpt.errors import UserError
 from litgpt.files import check_writable, write_text
 from litgpt.parallel.processes import count_processes
 from litgpt.plan.build_spec import build_spec
 from litgpt.plan.ranks import plan_run
+from litgpt.plan.savings import format_savings, list_savings
 from litgpt.plan.search import search_layouts
 from litgpt.plan.search_table import describe_search, format_search
 from litgpt.plan.step_check import check_run_steps
@@ -26,10 +28,14 @@ def run(planned: RunToPlan) -> None:
         return print_findings(check_run_steps(planned.recipe, spec))
     skew, rank = settings.routing_skew, settings.rank
     plan = plan_run(planned.recipe, spec, settings.figures, routing_skew=skew, rank=rank)
+    savings = list_savings(planned.command, planned.recipe, plan) if settings.savings else None
     if settings.json:
-        print(json.dumps(describe_plan(plan, settings), indent=1))
+        changes = {} if savings is None else {"savings": [asdict(saving) for saving in savings]}
+        print(json.dumps(describe_plan(plan, settings) | changes, indent=1))
     else:
         print(format_plan(plan, settings))
+        if savings is not None:
+            print("\n".join(["", *format_savings(savings)]))
     return None
 
 

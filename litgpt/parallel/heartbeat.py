@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from litgpt.errors import UserError
 from litgpt.parallel import stacks
+from litgpt.parallel.memory_errors import is_out_of_memory
 
 INTERVAL = 1.0  # seconds between heartbeats
 PATIENCE = 8.0  # seconds that the other ranks have for a heartbeat after a collective has failed
@@ -104,6 +105,10 @@ class Heartbeat:
         for report in stacks.active if shared else ():
             report.write(shared)
         return shared
+
+    def claim(self, task: str) -> bool:
+        """Whether this rank is the first of all to claim a task."""
+        return self.store.add(f"claim/{task}", 1) == 1
 
     def announce(self, reason: str) -> None:
         """Announce to all ranks why the run ends, unless something has been announced before."""
@@ -199,12 +204,14 @@ def report_lost_ranks() -> Iterator[None]:
     """On an exception, exit all processes of the run with one line that says why.
 
     That is the exception's message if it is a `UserError`, or which ranks are lost if that is why a collective failed.
-    Other exceptions are raised as they are.
+    Other exceptions are raised as they are; one of memory, which says itself why the run ends, at once.
     """
     try:
         yield
     except Exception as error:
-        if running and (reason := str(error) if isinstance(error, UserError) else running[0].find_lost_ranks()):
+        if not running or is_out_of_memory(error):
+            raise
+        if reason := str(error) if isinstance(error, UserError) else running[0].find_lost_ranks():
             with suppress(RuntimeError):
                 running[0].announce(reason)
             running[0].abort(reason)

@@ -1,20 +1,19 @@
 """Plan a run with a few of its layers, and extrapolate to all of them, which are alike."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from litgpt.model.config import Config
 from litgpt.parallel.schedules import split_layers
 from litgpt.plan.ranks import RunPlan, plan_run
-from litgpt.plan.table import compute_total
+from litgpt.plan.table import compute_largest
 from litgpt.recipe.gpu import Gpu
 from litgpt.recipe.training import Training
 from litgpt.train.run_spec import RunSpec
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """What a run needs.
 
     Attributes:
@@ -51,10 +50,25 @@ def describe_layers(config: Config) -> list[tuple[bool, bool]]:
 
 
 def estimate_run(recipe: Training, spec: RunSpec, gpu: Gpu) -> Estimate:
-    """What a run needs, from plans of models with few layers if that of the whole model follows from them.
+    """What a run needs.
 
-    Memory and time grow by as much with each repetition of layers. The stages of a pipeline are taken to be as long as
-    the longest one.
+    Raises:
+        UserError: as `plan_run`.
+    """
+    return Estimate(*extrapolate(recipe, spec, read_plan, gpu))
+
+
+def extrapolate(
+    recipe: Training, spec: RunSpec, read: Callable[[RunPlan], Sequence[float]], gpu: Gpu | None = None
+) -> list[float]:
+    """What is read in the plan of a run, from plans of models with few layers if that of the whole model follows.
+
+    It grows by as much with each repetition of layers. The stages of a pipeline are taken to be as long as the longest
+    one.
+
+    Args:
+        read: the values of a plan.
+        gpu: on which the time is estimated.
 
     Raises:
         UserError: as `plan_run`.
@@ -65,12 +79,9 @@ def estimate_run(recipe: Training, spec: RunSpec, gpu: Gpu) -> Estimate:
     is_given = isinstance(recipe.parallel.pipeline_layers, list)
     is_divided = recipe.recompute.granularity == "full" and recipe.recompute.num_layers > 1
     if repetitions <= 2 or is_given or is_divided or (stages > 1 and first + period > 1):
-        return read_plan(plan_run(recipe, spec, gpu))
-    short, long = (
-        read_plan(plan_run(*keep_layers(recipe, spec, stages, first + count * period), gpu)) for count in (1, 2)
-    )
-    memory, seconds = long.memory - short.memory, long.seconds - short.seconds
-    return Estimate(short.memory + (repetitions - 1) * memory, short.seconds + (repetitions - 1) * seconds)
+        return list(read(plan_run(recipe, spec, gpu)))
+    short, long = (read(plan_run(*keep_layers(recipe, spec, stages, first + count * period), gpu)) for count in (1, 2))
+    return [few + (repetitions - 1) * (more - few) for few, more in zip(short, long, strict=True)]
 
 
 def keep_layers(recipe: Training, spec: RunSpec, stages: int, layers: int) -> tuple[Training, RunSpec]:
@@ -84,4 +95,4 @@ def keep_layers(recipe: Training, spec: RunSpec, stages: int, layers: int) -> tu
 def read_plan(plan: RunPlan) -> Estimate:
     """The largest memory and the time of a plan."""
     assert plan.time is not None
-    return Estimate(max(map(compute_total, plan.ranks.values())), plan.time.seconds)
+    return Estimate(compute_largest(plan), plan.time.seconds)

@@ -37,6 +37,11 @@ def compute_total(memory: StepMemory) -> float:
     return (memory.peak + compute_allowance(memory)) / GIB
 
 
+def compute_largest(plan: RunPlan) -> float:
+    """GiB of the rank that needs the most, with the allowance."""
+    return max(map(compute_total, plan.ranks.values()))
+
+
 def describe_rank(plan: RunPlan, rank: int) -> dict[str, Any]:
     """The memory of a rank as JSON values, in GiB."""
     memory = plan.ranks[rank]

@@ -294,7 +294,7 @@ COMMANDS = {
         "Compute the memory and the time that a run will need, without a GPU and without weights.",
         ("command",),
         example="litgpt plan --config config_hub/pretrain/tinyllama.yaml --gpu H100-80GB",
-        switches=("json", "search", "check_step"),
+        switches=("json", "savings", "search", "check_step"),
         plans_run=True,
     ),
     "report": Command(

@@ -51,6 +51,8 @@ class Plan:
     """With expert parallelism: tokens that the busiest device's experts get, relative to the mean; 1 for balanced."""
     rank: Position | None = None
     """Only rank whose memory is planned; null for one of each kind, of which the table shows the largest."""
+    savings: bool = False
+    """Also plan the run with one setting changed at a time, and list the changes that save memory."""
     search: bool = False
     """Search the layouts, recomputation and micro-batches of the run for the fastest ones that fit."""
     gpus: Count | None = None
@@ -84,7 +86,8 @@ class Plan:
         other, cure = "search: false", "set search: true"
         for name in ("gpus", "layout_file"):
             check_effects(self, "", name, have_effect=self.search, other=other, cure=cure)
-        for name, cure in {"routing_skew": "set routing_skew: 1", "rank": "leave it out"}.items():
+        cures = {"routing_skew": "set routing_skew: 1", "rank": "leave it out", "savings": "set savings: false"}
+        for name, cure in cures.items():
             check_effects(self, "", name, have_effect=not self.search, other="search: true", cure=cure)
 
     @cached_property
