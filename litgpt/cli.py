@@ -14,7 +14,7 @@ from litgpt.interrupts import EXIT_CODE, INTERRUPTED, exit_on_interrupt
 from litgpt.messages import mute_messages
 from litgpt.phases import show_phases
 from litgpt.recipe.columns import format_columns
-from litgpt.recipe.commands import COMMANDS, Command, import_object
+from litgpt.recipe.commands import COMMANDS, DRY_RUN, Command, import_object
 from litgpt.recipe.find_command import find_command
 from litgpt.recipe.paths import resolve_paths
 from litgpt.version import __version__
@@ -28,7 +28,8 @@ PATH_ERRORS = {
 FOOTER = (
     "Every command accepts --config with a file, a URL or the name of a recipe,",
     "--KEY VALUE for each key of its YAML, --print_config, which prints the resulting",
-    "YAML, and --help.",
+    "YAML, and --help. Those that train accept --dry_run, which prints the plan of the",
+    "run.",
 )
 
 OTHERS_WAIT = 10.0  # seconds
@@ -122,6 +123,8 @@ def read_recipe(name: str, line: CommandLine) -> Any:
         return help_text.print_help(name, line.help)
     recipe = command.import_recipe()
     flags = [build.Flag(key, value) for key, value in collect_flags(line, command)]
+    if DRY_RUN in command.switches:
+        flags = [flag for flag in flags if flag.key != DRY_RUN]
     if help_flag := next((flag for flag in flags if flag.key.endswith(".help")), None):
         return help_text.print_topic(recipe, help_flag.key.removesuffix(".help"), help_flag.value)
     if command.plans_run:
@@ -146,8 +149,20 @@ def read_run_to_plan(flags: list[Any], line: CommandLine) -> Any:
     return plan.RunToPlan(settings, name, build.build_recipe(recipe, tree))
 
 
-def run_command(name: str, recipe: Any) -> None:
-    """Run a command with its recipe."""
+def is_dry_run(name: str, line: CommandLine) -> bool:
+    """Whether a command only plans its run.
+
+    Raises:
+        UserError: if the switch has another value than true or false.
+    """
+    values = [value for key, value in line.flags if key == DRY_RUN and DRY_RUN in COMMANDS[name].switches]
+    if values and values[-1] not in ("true", "false"):
+        raise UserError(f"{DRY_RUN}: {values[-1]!r} is not valid; use true or false")
+    return values[-1:] == ["true"]
+
+
+def run_command(name: str, recipe: Any, *, dry_run: bool = False) -> None:
+    """Run a command with its recipe; with `dry_run`, print the plan of its run on the first process."""
     from litgpt.recipe.object_url import format_path
     from litgpt.recipe.training import Training
 
@@ -156,6 +171,10 @@ def run_command(name: str, recipe: Any) -> None:
         return
     if check := COMMANDS[name].check:
         import_object(f"litgpt.train.early_checks:{check}")(recipe)
+    if dry_run:
+        if get_local_rank() == 0:
+            import_object("litgpt.commands.plan:run_dry")(name, recipe)
+        return
     if isinstance(recipe, Training) and get_local_rank() == 0:  # before seconds of imports
         model = format_path(getattr(recipe, COMMANDS[name].positionals[0]))
         print(f"litgpt {name} {model}: output in {recipe.out_dir}")
@@ -207,7 +226,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         name, rest = find_command(argv)
-        recipe = read_recipe(name, split_arguments(rest, COMMANDS[name].switches))
+        line = split_arguments(rest, COMMANDS[name].switches)
+        recipe, dry_run = read_recipe(name, line), is_dry_run(name, line)
         recipe = recipe and resolve_paths(name, recipe)
     except UserError as error:
         return print_error(error, 2)
@@ -222,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 show_phases(display),
                 mute_messages(muted=not is_first),
             ):
-                run_command(name, recipe)
+                run_command(name, recipe, dry_run=dry_run)
     except UserError as error:
         return print_error(error, 1)
     except OSError as error:

@@ -227,7 +227,7 @@ def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
 def test_a_full_disk_is_an_error_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fill(_name: str, _recipe: object) -> None:
+    def fill(_name: str, _recipe: object, *, dry_run: bool) -> None:  # noqa: ARG001
         raise OSError(errno.ENOSPC, "No space left on device", "out/metrics.csv")
 
     monkeypatch.setattr(cli, "run_command", fill)

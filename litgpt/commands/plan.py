@@ -7,15 +7,18 @@ from litgpt.errors import UserError
 from litgpt.files import check_writable, write_text
 from litgpt.parallel.processes import count_processes
 from litgpt.plan.build_spec import build_spec
+from litgpt.plan.out_of_memory import NO_CURE
+from litgpt.plan.own_machine import find_own_machine
 from litgpt.plan.ranks import plan_run
 from litgpt.plan.savings import format_savings, list_savings
 from litgpt.plan.search import search_layouts
 from litgpt.plan.search_table import describe_search, format_search
 from litgpt.plan.step_check import check_run_steps
 from litgpt.plan.step_findings import Finding
-from litgpt.plan.table import describe_plan, format_plan
+from litgpt.plan.table import compute_largest, describe_plan, format_plan
 from litgpt.recipe.plan import RunToPlan
 from litgpt.recipe.to_yaml import format_yaml
+from litgpt.recipe.training import Training
 
 
 def run(planned: RunToPlan) -> None:
@@ -37,6 +40,29 @@ def run(planned: RunToPlan) -> None:
         if savings is not None:
             print("\n".join(["", *format_savings(savings)]))
     return None
+
+
+def run_dry(command: str, recipe: Training) -> None:
+    """Print the plan of a run on this machine.
+
+    Args:
+        command: that would start it.
+
+    Raises:
+        UserError: if it does not fit, with the changed setting that saves most.
+    """
+    machine = find_own_machine(recipe)
+    plan = plan_run(recipe, build_spec(command, recipe), machine.figures)
+    print(format_plan(plan, machine))
+    missing = compute_largest(plan) - machine.available_memory
+    if missing <= 0:
+        return
+    savings = list_savings(command, recipe, plan)[:1]
+    cures = [f"set {best.key}: {best.value}, with which it needs {best.memory:.2f} GiB" for best in savings]
+    raise UserError(
+        f"dry_run: rank {plan.worst} needs {missing:.2f} GiB more than the {machine.available_memory:g} GiB of "
+        f"{machine.gpu_label}; {cures[0] if cures else NO_CURE}"
+    )
 
 
 def search(planned: RunToPlan) -> None:

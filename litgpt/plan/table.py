@@ -1,12 +1,11 @@
 """The plan of a run as a table, and as values for JSON."""
 
-from typing import Any
+from typing import Any, Protocol
 
 from litgpt.plan.memory import StepMemory
 from litgpt.plan.ranks import RunPlan
 from litgpt.plan.time_table import describe_time, format_time
 from litgpt.recipe.columns import format_columns
-from litgpt.recipe.plan import Plan
 
 GIB = 2**30
 FIXED_ALLOWANCE = 2 * GIB
@@ -25,6 +24,22 @@ PART_NAMES = {
     "temporary": "Temporary",
     "other": "Other",
 }
+
+
+class PlannedDevice(Protocol):
+    """A kind of GPU that a run should fit into, or the memory of this machine."""
+
+    @property
+    def gpu_label(self) -> str:
+        """Its name, for messages."""
+
+    @property
+    def available_memory(self) -> float | None:
+        """GiB; None if they are not known."""
+
+    @property
+    def price_per_hour(self) -> float | None:
+        """Price of an hour of one device; None if it is not known."""
 
 
 def compute_allowance(memory: StepMemory) -> int:
@@ -62,9 +77,9 @@ def describe_rank(plan: RunPlan, rank: int) -> dict[str, Any]:
     }
 
 
-def describe_plan(plan: RunPlan, settings: Plan) -> dict[str, Any]:
+def describe_plan(plan: RunPlan, device: PlannedDevice) -> dict[str, Any]:
     """The plan as JSON values."""
-    available = settings.available_memory
+    available = device.available_memory
     worst = describe_rank(plan, plan.worst)
     return {
         "processes": plan.dims.world_size,
@@ -73,11 +88,11 @@ def describe_plan(plan: RunPlan, settings: Plan) -> dict[str, Any]:
         "ranks": [describe_rank(plan, rank) for rank in plan.ranks],
         "gpu_memory_gib": available,
         "fits": None if available is None else worst["peak_gib"] <= available,
-        **({} if plan.time is None else describe_time(plan.time, settings.price_per_hour)),
+        **({} if plan.time is None else describe_time(plan.time, device.price_per_hour)),
     }
 
 
-def format_plan(plan: RunPlan, settings: Plan) -> str:
+def format_plan(plan: RunPlan, device: PlannedDevice) -> str:
     """Format the memory of the rank that needs the most, by what it holds, and whether that fits."""
     memory = plan.ranks[plan.worst]
     sizes = {PART_NAMES[name]: size for name, size in memory.parts.items() if size}
@@ -88,8 +103,8 @@ def format_plan(plan: RunPlan, settings: Plan) -> str:
     if memory.host:
         rows.append(("Host memory", f"{memory.host / GIB:9.2f} GiB"))
     rows.append(("Peak", describe_peak(memory)))
-    if (available := settings.available_memory) is not None:
-        name = settings.gpu_label
+    if (available := device.available_memory) is not None:
+        name = device.gpu_label
         left = available - total
         verdict = f"yes, with {left:.2f} GiB left" if left >= 0 else f"no, {-left:.2f} GiB too much"
         rows.append(("Fits", f"{verdict} of the {available:g} GiB of {name}"))
@@ -103,8 +118,8 @@ def format_plan(plan: RunPlan, settings: Plan) -> str:
     if plan.time is not None:
         lines += [
             "",
-            f"Time on {plan.dims.world_size} x {settings.gpu_label}",
-            *format_time(plan.time, settings.price_per_hour),
+            f"Time on {plan.dims.world_size} x {device.gpu_label}",
+            *format_time(plan.time, device.price_per_hour),
         ]
     return "\n".join(lines)
 

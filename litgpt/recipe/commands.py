@@ -36,6 +36,8 @@ class Command(NamedTuple):
         return import_object(f"litgpt.recipe.{self.recipe}")
 
 
+DRY_RUN = "dry_run"
+"""The switch of commands that train with which they print the plan of the run instead; no key of a recipe."""
 RUN_KEYS = (
     *("data", "out_dir", "train.max_steps", "train.epochs", "train.global_batch_size", "train.micro_batch_size"),
     *("train.max_seq_length", "train.save_interval", "eval.interval", "optimizer.lr", "precision", "devices"),
@@ -49,7 +51,9 @@ ALIGN_KEYS = ("preference.loss_type", "preference.beta", "lora_r", "quantize")
 
 def finetune_command(recipe: str, text: str, example: str, *keys: str) -> Command:
     """Describe a command that finetunes; `keys` are described first in its help, before those of all runs."""
-    return Command(recipe, "finetune", text, ("checkpoint_dir",), example, (*keys, *RUN_KEYS), "check_finetuning")
+    return Command(
+        recipe, "finetune", text, ("checkpoint_dir",), example, (*keys, *RUN_KEYS), "check_finetuning", (DRY_RUN,)
+    )
 
 
 def generate_command(
@@ -76,6 +80,7 @@ COMMANDS = {
         " --tokenizer_dir checkpoints/EleutherAI/pythia-14m --train.max_tokens 1e8",
         PRETRAIN_KEYS,
         check="check_pretraining",
+        switches=(DRY_RUN,),
     ),
     "finetune": finetune_command(
         "finetune:FinetuneLora",

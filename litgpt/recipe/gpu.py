@@ -119,3 +119,19 @@ def build_gpu(name: GpuName) -> Gpu:
     peaks = find_peaks(name.replace("-", " "))
     assert peaks is not None
     return Gpu(memory, peaks.half, peaks.tf32, bandwidth, link, network, fp8)
+
+
+def find_gpu(device_name: str, memory: float) -> Gpu | None:
+    """The GPU of the table that a device is, by its name and its size; None if the table does not have it.
+
+    Args:
+        device_name: as returned by `torch.cuda.get_device_name`.
+        memory: GiB.
+    """
+    if find_peaks(device_name) is None:
+        return None
+    for name, (usable, *_) in GPU_FIGURES.items():
+        model = name.split("-")[-1 if name.startswith("RTX") else 0]
+        if re.search(rf"\b{model}\b", device_name) and abs(memory - usable) < 0.1 * usable:
+            return build_gpu(name)
+    return None

@@ -15,7 +15,7 @@ from docstring_parser import parse_from_object
 from litgpt.errors import UserError
 from litgpt.recipe.choices import CLASS_PATHS, import_class, resolve_class_path
 from litgpt.recipe.columns import WIDTH, format_columns
-from litgpt.recipe.commands import COMMANDS
+from litgpt.recipe.commands import COMMANDS, DRY_RUN
 from litgpt.recipe.keys import REQUIRED, find_choice_base, find_group, list_settings, list_types
 
 TYPE_NAMES: dict[Any, str] = {
@@ -183,11 +183,11 @@ def format_first_keys(name: str, recipe: type) -> list[str]:
         "",
     ]
     rest = {group: [entry.key for entry in entries if entry.key not in first] for group, entries in groups.items()}
-    footer = ""
+    footer = "--dry_run prints the plan of the run on this machine, and ends. " if DRY_RUN in command.switches else ""
     if any(rest.values()):
         parts = {group: ", ".join(key.removeprefix(f"{group}.") for key in others) for group, others in rest.items()}
         lines += ["more keys, by group:", *format_columns([pair for pair in parts.items() if pair[1]], LEFT), ""]
-        footer = "--help GROUP describes the keys of a group, --help all all keys. "
+        footer += "--help GROUP describes the keys of a group, --help all all keys. "
     for key in choices:
         footer += f"--{key}.help lists the classes of {key}, --{key}.help CLASS the keys of one. "
     return [*lines, *textwrap.wrap(footer, WIDTH, break_on_hyphens=False)]
