@@ -28,8 +28,7 @@ PATH_ERRORS = {
 FOOTER = (
     "Every command accepts --config with a file, a URL or the name of a recipe,",
     "--KEY VALUE for each key of its YAML, --print_config, which prints the resulting",
-    "YAML, and --help. Those that train accept --dry_run, which prints the plan of the",
-    "run.",
+    "YAML, and --help. With --dry_run, those that train plan the run only.",
 )
 
 OTHERS_WAIT = 10.0  # seconds
