@@ -9,6 +9,7 @@ from litgpt.parallel.processes import count_processes
 from litgpt.plan.build_spec import build_spec
 from litgpt.plan.out_of_memory import NO_CURE
 from litgpt.plan.own_machine import find_own_machine
+from litgpt.plan.page import write_plan_page
 from litgpt.plan.ranks import plan_run
 from litgpt.plan.savings import format_savings, list_savings
 from litgpt.plan.search import search_layouts
@@ -24,6 +25,8 @@ from litgpt.recipe.training import Training
 def run(planned: RunToPlan) -> None:
     """Print the plan of a run, those of its layouts, or what is found in its step."""
     settings = planned.settings
+    if settings.page_file is not None:
+        check_writable(settings.page_file, "page_file", is_file=True)
     if settings.search:
         return search(planned)
     spec = build_spec(planned.command, planned.recipe)
@@ -32,6 +35,8 @@ def run(planned: RunToPlan) -> None:
     skew, rank = settings.routing_skew, settings.rank
     plan = plan_run(planned.recipe, spec, settings.figures, routing_skew=skew, rank=rank)
     savings = list_savings(planned.command, planned.recipe, plan) if settings.savings else None
+    if settings.page_file is not None:
+        write_plan_page(settings.page_file, planned.recipe, spec.config.name, plan, settings)
     if settings.json:
         changes = {} if savings is None else {"savings": [asdict(saving) for saving in savings]}
         print(json.dumps(describe_plan(plan, settings) | changes, indent=1))
@@ -76,11 +81,16 @@ def search(planned: RunToPlan) -> None:
         check_writable(settings.layout_file, "layout_file", is_file=True)
     assert gpu is not None
     gpus = settings.gpus or count_processes(recipe.devices, recipe.num_nodes)
-    result = search_layouts(recipe, build_spec(planned.command, recipe), gpu, gpus)
+    spec = build_spec(planned.command, recipe)
+    result = search_layouts(recipe, spec, gpu, gpus)
     if settings.json:
         print(json.dumps(describe_search(result), indent=1))
     else:
         print(format_search(result, f"{gpus} x {settings.gpu_label}", gpu.memory))
+    if settings.page_file is not None:
+        fastest = result.fitting[0][0].recipe if result.fitting else None
+        plan = None if fastest is None else plan_run(fastest, spec, gpu)
+        write_plan_page(settings.page_file, fastest or recipe, spec.config.name, plan, settings, result)
     if settings.layout_file is not None:
         if not result.fitting:
             raise UserError(

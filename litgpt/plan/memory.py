@@ -18,6 +18,7 @@ from litgpt.plan.fake_tensors import fake_tensors
 from litgpt.plan.host_memory import list_offloaded_states, mark_host_copies
 from litgpt.plan.operations import OperationRecorder
 from litgpt.plan.routed_rows import RoutedRows
+from litgpt.plan.timeline import Timeline, build_timeline
 from litgpt.recipe.training import Training
 from litgpt.train.build_state import build_meta_model, build_train_state
 from litgpt.train.initial_weights import build_reference
@@ -44,7 +45,8 @@ class StepMemory:
         parts: the bytes of each of `KINDS` at that time.
         host: bytes of host memory, at the time when most of that is in use.
         phase: of the step, and the number of its micro-batch, from 1.
-        largest: the operation that reached the peak, the shape of its result, and its bytes.
+        op, shape, op_bytes: the operation that reached the peak, the shape of its result, and its bytes.
+        timeline: of the whole step.
     """
 
     peak: int
@@ -55,6 +57,7 @@ class StepMemory:
     op: str
     shape: tuple[int, ...]
     op_bytes: int
+    timeline: Timeline
 
 
 class PhaseTimers(StepTimers):
@@ -187,9 +190,14 @@ def sum_by_kind(
         vocabularies: rows of the output matrix, which logits have as their last dimension, and of its shards.
         host_kinds: what is in host memory, whose peak is another one.
     """
+    kinds = [classify(allocation, first, vocabularies) for allocation in allocations]
+    of_device = []
     by_place: dict[bool, list[Allocation]] = {False: [], True: []}
-    for allocation in allocations:
-        by_place[is_on_host(allocation, classify(allocation, first, vocabularies), host_kinds)].append(allocation)
+    for allocation, kind in zip(allocations, kinds, strict=True):
+        place = is_on_host(allocation, kind, host_kinds)
+        by_place[place].append(allocation)
+        if not place:
+            of_device.append((allocation, kind))
     peak, host_peak = (find_peak(by_place[place], first, last) for place in (False, True))
     parts = dict.fromkeys(KINDS, 0)
     in_use = list_in_use(by_place[False], peak)
@@ -205,6 +213,7 @@ def sum_by_kind(
         op=latest.op,
         shape=latest.shape,
         op_bytes=latest.bytes,
+        timeline=build_timeline(of_device, first, last),
     )
 
 

@@ -59,6 +59,8 @@ class Plan:
     """With search: number of GPUs, in nodes of 8; null for devices x num_nodes."""
     layout_file: Path | None = None
     """With search: YAML file for the settings of the fastest layout, to give to the run with another --config."""
+    page_file: Path | None = None
+    """HTML page for the plan: memory of each rank and during a step, time, and with search the layouts."""
     check_step: bool = False
     """Instead of the plan, run a training step on fake tensors of a GPU, and print each operation that would fail there
     or that makes the host wait."""

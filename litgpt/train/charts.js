@@ -151,5 +151,5 @@ const charts = (() => {
     return (newPage) => { page = newPage; drawAll(); };
   }
 
-  return { connect, formatNumber, formatTime, findRange, buildScale, drawPath };
+  return { connect, escapeText, formatNumber, formatTime, findTicks, findRange, buildScale, drawPath };
 })();

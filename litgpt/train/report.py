@@ -114,12 +114,17 @@ def describe_report(files: RunFiles, rows: Rows) -> dict[str, Any]:
     }
 
 
-def render_page(output: Path, template: str, values: Mapping[str, Any]) -> None:
-    """Write a page from a template in this folder and its values."""
+def render_page(output: Path, template: str, values: Mapping[str, Any], folder: Path | None = None) -> None:
+    """Write a page from a template and its values.
+
+    Args:
+        template: a file in `folder`, or in that of this module, whose files it may include.
+    """
     from jinja2 import Environment, FileSystemLoader
 
-    folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    templates = Path(__file__).parent
+    loader = FileSystemLoader([templates] if folder is None else [folder, templates])
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     write_text(output, environment.get_template(template).render(values))
 
 
