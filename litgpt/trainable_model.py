@@ -49,7 +49,7 @@ from litgpt.train.objective import Objective, next_token
 from litgpt.train.objectives import LogProbLoss, build_objective, log_prob_loss
 from litgpt.train.optimizer import set_learning_rate
 from litgpt.train.run_checkpoints import list_checkpoint_files, open_checkpoints, restore
-from litgpt.train.run_spec import RunSpec, build_pretrain_spec, check_token_range
+from litgpt.train.run_spec import RunSpec, admit_batch, build_pretrain_spec
 from litgpt.train.setup import RunData, open_data
 from litgpt.train.step import StepGradients, StepResult, add_gradients, apply_gradients
 from litgpt.train.torch_backends import check_attention_kernel, select_backends
@@ -148,7 +148,7 @@ class TrainableModel:
         stream = iter(data.train)
         try:
             while batches := list(itertools.islice(stream, data.micro_batches)):
-                yield [check_token_range(batch, self.spec) for batch in batches]
+                yield [admit_batch(batch, self.spec) for batch in batches]
         finally:
             data.train.close()
 
@@ -170,7 +170,7 @@ class TrainableModel:
         Raises:
             UserError: if a row does not fit the model, or the loss cannot be added to that of earlier calls.
         """
-        micro_batches = [check_token_range(batch, self.spec) for batch in self._list_batches(batches)]
+        micro_batches = [admit_batch(batch, self.spec) for batch in self._list_batches(batches)]
         objective, state, earlier = self._build_objective(loss), self._state, self._gradients
         with self._backends():
             if earlier is None or self._objective is None:

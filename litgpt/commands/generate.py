@@ -1,11 +1,54 @@
-"""`litgpt generate`: print generated text to stdout and timings to stderr."""
+"""`litgpt generate`: print generated text to stdout and timings to stderr, or write generated images."""
 
+import time
 from functools import partial
+from pathlib import Path
 
+from litgpt.data.media.codes import open_code_reader
+from litgpt.errors import UserError
 from litgpt.generation import load_llm, write_texts
+from litgpt.infer.image_codes import ImagePrompt, check_guidance, draw_image
+from litgpt.infer.sampling import Sampling
+from litgpt.messages import print_message
 from litgpt.recipe.generate import Generate
+
+IMAGE_SAMPLING_KEYS = (
+    *("temperature", "top_k", "top_p", "min_p"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
 
 
 def run(recipe: Generate) -> None:
     """Load the model and generate the samples."""
-    write_texts(recipe, partial(load_llm, recipe.checkpoint_dir, recipe))
+    if recipe.image_out is None:
+        write_texts(recipe, partial(load_llm, recipe.checkpoint_dir, recipe))
+    else:
+        write_images(recipe, recipe.image_out)
+
+
+def write_images(recipe: Generate, path: Path) -> None:
+    """Write images after the prompt of a recipe, one file for each sample.
+
+    Raises:
+        UserError: if the model writes no images, or the prompt does not fit.
+    """
+    llm = load_llm(recipe.checkpoint_dir, recipe)
+    reader = open_code_reader(llm.tokenizer)
+    if reader is None:
+        raise UserError(
+            f"image_out: {llm.tokenizer.folder} has no image codes; use a model that `litgpt tokenizer extend` has "
+            "given some, and that was trained on images"
+        )
+    texts = (recipe.prompt, "")
+    ids, null_ids = (llm.prompt_tokens(text, recipe.sys_prompt, recipe.chat_template) for text in texts)
+    prompt = ImagePrompt(ids, null_ids, recipe.guidance)
+    check_guidance(prompt)
+    sampling = Sampling(**{key: getattr(recipe, key) for key in IMAGE_SAMPLING_KEYS})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in range(recipe.num_samples):
+        start = time.perf_counter()
+        image = draw_image(llm.model, reader, prompt, sampling=sampling, seed=recipe.seed + number)
+        file = path if recipe.num_samples == 1 else path.with_name(f"{path.stem}-{number + 1}{path.suffix}")
+        image.save(file)
+        print(file)
+        print_message(f"Time for inference {number + 1}: {time.perf_counter() - start:.2f} sec total")

@@ -56,7 +56,15 @@ class Align(FinetuneLora):
     def __post_init__(self) -> None:
         cure, other = "leave it out", f"preference.loss_type: {', '.join(self.preference.types)}"
         check_effects(
-            self.loss, "loss.", "type", "normalize", "prediction_weight", have_effect=False, other=other, cure=cure
+            self.loss,
+            "loss.",
+            "type",
+            "normalize",
+            "prediction_weight",
+            "modalities",
+            have_effect=False,
+            other=other,
+            cure=cure,
         )
         has_logits = self.output == "logits"
         check_effects(self.loss, "loss.", "impl", "chunk_rows", have_effect=has_logits, other=other, cure=cure)

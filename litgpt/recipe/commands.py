@@ -289,9 +289,16 @@ COMMANDS = {
     "tokenizer train": Command(
         "data_commands:TokenizerTrain",
         "tokenizer_train",
-        "Train a tokenizer on text.",
+        "Train a tokenizer on text, or one of images.",
         ("input", "output_dir"),
         "litgpt tokenizer train books tokenizer --vocab_size 4096",
+    ),
+    "tokenizer extend": Command(
+        "data_commands:TokenizerExtend",
+        "tokenizer_extend",
+        "Add the tokens of image codes to a model.",
+        ("checkpoint_dir", "codec_dir", "output_dir"),
+        "litgpt tokenizer extend checkpoints/HuggingFaceTB/SmolLM2-135M-Instruct codes model",
     ),
     "plan": Command(
         "plan:Plan",

@@ -1,10 +1,12 @@
-"""The settings of `litgpt data prepare`, `litgpt data inspect` and `litgpt tokenizer train`."""
+"""The settings of `litgpt data prepare`, `litgpt data inspect` and `litgpt tokenizer`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from litgpt.recipe.bounds import Count, Seed, VocabularySize, check_numbers
+from annotated_types import Ge, Le
+
+from litgpt.recipe.bounds import BatchSize, Count, Positive, Seed, VocabularySize, check_numbers
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.effect import check_effects
 
@@ -46,21 +48,68 @@ class DataInspect:
 
 
 @dataclass(frozen=True)
+class CodecArgs:
+    """The image codes of `kind: vq`, and how they are trained."""
+
+    size: Annotated[int, Ge(4), Le(4096)] = 32
+    """Height and width in pixels that images are resized to."""
+    patch: Annotated[int, Ge(2), Le(64)] = 4
+    """Height and width in pixels that one code stands for, a power of two: an image has (size / patch)^2 codes."""
+    levels: list[int] = field(default_factory=lambda: [8, 6, 5])
+    """Levels of each channel of a code (Mentzer et al. 2023, FSQ); their product is the number of codes."""
+    width: Annotated[int, Ge(1), Le(4096)] = 64
+    """Channels of the convolutions."""
+    steps: Count = 1000
+    """Number of optimizer steps."""
+    batch_size: BatchSize = 64
+    """Images of a step."""
+    lr: Positive = 1e-3
+    """Highest learning rate; it falls to 0 as a cosine."""
+    seed: Seed = 42
+    """Random seed of the weights, of the order, and of the images that are held out."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "codec.")
+
+
+@dataclass(frozen=True)
 class TokenizerTrain:
-    """Train a tokenizer on text."""
+    """Train a tokenizer on text, or one of images."""
 
     input: Path
-    """Text file (.txt or .jsonl, also .gz and .zst) or a folder of text files."""
+    """Text file (.txt or .jsonl, also .gz and .zst), a folder of text files or, for vq, a folder of images."""
     output_dir: Path
     """Output folder, which must not exist."""
     vocab_size: VocabularySize = 8192
     """Vocabulary size of bpe, including special tokens."""
-    kind: Literal["bpe", "bytes"] = "bpe"
-    """Tokenizer type: bpe is byte-pair encoding; bytes has one token per byte."""
+    kind: Literal["bpe", "bytes", "vq"] = "bpe"
+    """Tokenizer type: bpe is byte-pair encoding; bytes has one token per byte; vq is one of images, as grids of
+    codes."""
     bad_rows: Literal["stop", "skip"] = "stop"
-    """How to handle rows that are not valid UTF-8 or JSON or have no text: stop, or skip and count them."""
+    """How to handle rows that are not valid UTF-8 or JSON or have no text, and images that cannot be read: stop, or
+    skip and count them."""
+    codec: CodecArgs = field(default_factory=CodecArgs)
+    """The image codes of vq."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        other, cure = "kind: bytes", "set kind: bpe"
+        other, cure = f"kind: {self.kind}", "set kind: bpe"
         check_effects(self, "", "vocab_size", have_effect=self.kind == "bpe", other=other, cure=cure)
+        check_effects(self, "", "codec", have_effect=self.kind == "vq", other=other, cure="set kind: vq")
+
+
+@dataclass(frozen=True)
+class TokenizerExtend:
+    """Add the tokens of image codes to a model, which then reads and writes images."""
+
+    checkpoint_dir: Path
+    """Folder of a model."""
+    codec_dir: Path
+    """Folder of image codes that `litgpt tokenizer train --kind vq` wrote."""
+    output_dir: Path
+    """Folder of the model with more tokens, which must not exist."""
+    seed: Seed = 42
+    """Random seed of the rows of the new tokens."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)

@@ -97,6 +97,21 @@ class Generate(WrittenTexts):
 
     checkpoint_dir: Path
     """Folder of a model, of a run or of one of its steps, or org/name on the hub (downloaded if necessary)."""
+    image_out: Path | None = field(default=None, kw_only=True)
+    """The PNG file of an image that the model writes in reply, instead of a text; with num_samples: 2 or more, files
+    with a number before the suffix. For models that write images."""
+    guidance: Annotated[float, Ge(0.0), Le(100.0)] = field(default=1.0, kw_only=True)
+    """Guidance of the image: above 1 it follows the prompt more closely, at twice the work; 3 is usual. Needs a model
+    trained with data.null_prompt."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        draws = self.image_out is not None
+        check_effects(self, "", "guidance", have_effect=draws, other="a text", cure="set image_out: FILE.png too")
+        names = ("prompts", "max_new_tokens", "json_schema", "regex", "stop", "stream")
+        check_effects(self, "", *names, have_effect=not draws, other="image_out", cure="leave it out")
+        if self.image_out is not None and self.image_out.suffix.lower() != ".png":
+            raise UserError(f"image_out: {self.image_out} does not end in .png; set {self.image_out.stem}.png")
 
 
 @dataclass(frozen=True)
@@ -182,6 +197,8 @@ class GenerateSplit(Generate, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.image_out is not None:
+            raise UserError(f"image_out: {self.image_out} is not supported on several devices; use litgpt generate")
         if self.devices not in ("auto", -1) and not 1 <= int(self.devices) <= 2**16:
             raise UserError(f"devices: {self.devices} is not valid; use auto or a number from 1")
 

@@ -1,6 +1,6 @@
 """The groups of settings of a training run: train, eval, log, loss, checkpoint and guard."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -184,6 +184,10 @@ class LogArgs:
             raise UserError("log.save_logs: False is a setting of litlogger, which is not supported; remove it")
 
 
+MODALITIES: tuple[Literal["text", "image"], ...] = ("text", "image")
+"""What the tokens of a model are that writes images."""
+
+
 @dataclass(frozen=True)
 class LossArgs:
     """The loss function and its implementation."""
@@ -199,8 +203,14 @@ class LossArgs:
     prediction_weight: Rate = 0.1
     """Weight of the mean loss of the prediction layers, in models that have some; 0 leaves them as they are."""
 
+    modalities: list[Literal["text", "image"]] = field(default_factory=lambda: list(MODALITIES))
+    """Which tokens of a model that writes images are trained, of those that the data trains: text, images (their codes
+    and the tokens around them), or both."""
+
     def __post_init__(self) -> None:
         check_numbers(self, "loss.")
+        if not self.modalities:
+            raise UserError("loss.modalities: empty trains nothing; set [text, image], [text] or [image]")
         other, cure = "loss.impl: plain", "set loss.impl: chunked"
         check_effects(self, "loss.", "chunk_rows", have_effect=self.impl == "chunked", other=other, cure=cure)
 

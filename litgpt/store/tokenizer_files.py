@@ -19,6 +19,8 @@ TOKENIZER_FILES = (
 )
 MEDIA_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 """How the images of a model are prepared, which goes with its tokenizer."""
+CODEC_FILES = ("image_codes/config.json", "image_codes/model.safetensors")
+"""The codec of a model that writes images, which goes with its tokenizer too."""
 FORMAT_FILES = (
     "chat_template.jinja",
     "chat_template.json",
@@ -31,7 +33,7 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
 
 def find_tokenizer_files(folder: Path, *, with_format: bool = True) -> dict[str, Path]:
     """Find the files of tokenizer and images in a folder, by name; optionally without those of the prompt format."""
-    patterns = TOKENIZER_FILES + MEDIA_FILES + (FORMAT_FILES if with_format else ())
+    patterns = TOKENIZER_FILES + MEDIA_FILES + CODEC_FILES + (FORMAT_FILES if with_format else ())
     return {str(path.relative_to(folder)): path for pattern in patterns for path in sorted(folder.glob(pattern))}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from litgpt.data.stream.batch import Batch
 from litgpt.data.tokenizer import Tokenizer
+from litgpt.model.code_tokens import GridConstraint
 from litgpt.model.generation import generate_tokens
 from litgpt.model.gpt import GPT, compute_logits
 from litgpt.model.kv_cache import KeyValueCache
@@ -146,6 +147,7 @@ def sample_continuation(
     temperature: float = 0.8,
     top_k: int = 50,
     stop_tokens: Collection[int] = (),
+    constraint: GridConstraint | None = None,
 ) -> list[int]:
     """Generate tokens after a prompt, each sampled from the `top_k` most likely ones. All ranks call this together.
 
@@ -155,6 +157,7 @@ def sample_continuation(
     Args:
         window: maximum number of previous tokens in the input of the model.
         stop_tokens: generation stops after the first of these.
+        constraint: of the tokens that may follow; None for all.
     """
     generator = torch.Generator().manual_seed(seed)
     kv_cache = build_cache(train_state)
@@ -170,9 +173,15 @@ def sample_continuation(
             cache.truncate(len(ids))  # without the padding of a row, and once for all stages of a pipeline
         token = 0
         if logits is not None:
-            values, tokens = logits.float().cpu().topk(min(top_k, logits.shape[-1]))
+            logits = logits.float().cpu()
+            if constraint is not None:
+                logits = logits.masked_fill(~constraint.allowed()[: len(logits)], -math.inf)
+            values, tokens = logits.topk(min(top_k, logits.shape[-1]))
             token = int(tokens[torch.multinomial((values / temperature).softmax(-1), 1, generator=generator)])
-        return token if train_state.pipeline is None else train_state.pipeline.broadcast_from_last(token)
+        token = token if train_state.pipeline is None else train_state.pipeline.broadcast_from_last(token)
+        if constraint is not None:
+            constraint.accept(token)
+        return token
 
     tokens = []
     with eval_mode(train_state), run_blocks_eagerly(train_state.core), phase("sampling", max_new_tokens) as entry:

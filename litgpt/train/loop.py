@@ -7,9 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from litgpt.data.media.codes import open_code_reader
 from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
 from litgpt.files import write_json, write_text
+from litgpt.model.code_tokens import GridConstraint
 from litgpt.model.flops import compute_training_flops
 from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.parallel.stacks import StackReport
@@ -35,7 +37,7 @@ from litgpt.train.objective import Objective
 from litgpt.train.optimizer import set_learning_rate
 from litgpt.train.profiler import StepProfiler
 from litgpt.train.run_checkpoints import list_checkpoint_files
-from litgpt.train.run_spec import check_token_range
+from litgpt.train.run_spec import admit_batch
 from litgpt.train.schedule import list_step_limits
 from litgpt.train.setup import Run
 from litgpt.train.step import StepResult, Votes, compute_trained_norm, train_step
@@ -197,8 +199,7 @@ class Loop:
         """Read the micro-batches of a step; returns none, and the error, if that fails."""
         try:
             micro_batches = list(itertools.islice(batches, self.run.data.micro_batches))
-            for batch in micro_batches:
-                check_token_range(batch, self.run.spec)
+            micro_batches = [admit_batch(batch, self.run.spec) for batch in micro_batches]
         except UserError as error:  # other ranks may have no error, and must stop before the forward pass
             return [], error
         return micro_batches, None
@@ -299,7 +300,7 @@ class Loop:
         self.interrupts.activity = f"the evaluation after step {self.step}"
         with self.meter.exclude("evaluation"):
             if data.validation is not None:
-                batches = (check_token_range(batch, run.spec) for batch in data.validation)
+                batches = (admit_batch(batch, run.spec) for batch in data.validation)
                 size = len(data.validation) if isinstance(data.validation, Sized) else None
                 logged = compute_validation_metrics(
                     run.train_state, batches, self.objective, max_iters=settings.max_iters, size=size
@@ -326,14 +327,17 @@ class Loop:
         assert tokenizer is not None
         start = prompt or [tokenizer.bos_id or tokenizer.eos_id or 0]
         window, seed, stop_tokens = run.data.sequence_length, run.recipe.seed, run.data.stop_ids
-        continuation = sample_continuation(
-            run.train_state, start, max_new_tokens=tokens, window=window, seed=seed, stop_tokens=stop_tokens
-        )
+        codes = open_code_reader(tokenizer)
+        constraint = None if codes is None else GridConstraint(codes.tokens, run.spec.config.padded_vocab_size or 0)
+        settings: dict[str, Any] = {"seed": seed, "stop_tokens": stop_tokens, "constraint": constraint}
+        continuation = sample_continuation(run.train_state, start, max_new_tokens=tokens, window=window, **settings)
         if is_rank_zero():
             text = tokenizer.decode(start + continuation)
             lines = [line for line in text.splitlines() if line.strip()]  # blank ones are in the file only
             self.console.print("\n".join([f"step {self.step}, sample:", *lines]))
-            row = {"step": self.step, "prompt": tokenizer.decode(prompt), "text": text}
+            row: dict[str, Any] = {"step": self.step, "prompt": tokenizer.decode(prompt), "text": text}
+            if codes is not None:
+                row["images"] = [codes.draw_as_uri(image) for image in codes.tokens.find_images(continuation)]
             with (run.recipe.out_dir / "samples.jsonl").open("a", encoding="utf-8") as file:
                 print(json.dumps(row), file=file)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from litgpt.data.read.media import PNG_URI
 from litgpt.errors import UserError
 from litgpt.files import read_json_object, write_text
 from litgpt.recipe.to_yaml import format_yaml
@@ -212,7 +213,7 @@ def read_text(path: Path) -> str | None:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Read the samples generated during training, oldest first: dicts of step, prompt and continuation.
+    """Read the samples generated during training, oldest first: dicts of step, prompt, text and images.
 
     Text after the last line end is a line that is being written, and left out.
     """
@@ -221,7 +222,8 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
             continuation = row["text"].removeprefix(row["prompt"])
-            samples.append({"step": int(row["step"]), "prompt": row["prompt"], "text": continuation})
+            images = [image for image in row.get("images", []) if image.startswith(PNG_URI)]
+            samples.append({"step": int(row["step"]), "prompt": row["prompt"], "text": continuation, "images": images})
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{path}: line {number} is not JSON with step, prompt and text; remove the line") from None
     return samples

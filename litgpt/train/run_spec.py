@@ -1,8 +1,9 @@
 """The spec of a run: shape and weights of the model, data and tokenizer, for each task."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -10,8 +11,11 @@ from typing import Any, Literal
 from litgpt import adapt
 from litgpt.adapt.llama_pro import expand_config
 from litgpt.adapt.parts import limit_to_parts
+from litgpt.data.media.codes import open_code_reader
 from litgpt.data.stream.batch import IGNORE, Batch
+from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
+from litgpt.model.code_tokens import CodeTokens
 from litgpt.model.config import Config, override_fields
 from litgpt.model.flops import TrainedShares
 from litgpt.model.gpt import GPT
@@ -21,6 +25,7 @@ from litgpt.recipe.data import DataModule
 from litgpt.recipe.finetune import Finetune
 from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
+from litgpt.recipe.train import MODALITIES
 from litgpt.recipe.tuner import Tuner
 from litgpt.store.adapters import folder as adapter_folder
 from litgpt.store.adapters.saved_adapter import BaseSettings, SavedAdapter, check_further_training, list_changes
@@ -49,6 +54,7 @@ class RunSpec:
         preference: the settings of preference training; None for other objectives.
         disabled_dropout: the probabilities of dropout that these set to 0, by key, without a tuner's default.
         predicts: whether prediction layers are trained, if the tuner leaves any of their weights to train.
+        modalities: which tokens are trained, of text and image.
     """
 
     task: str
@@ -68,6 +74,24 @@ class RunSpec:
     preference: PreferenceArgs | None = None
     disabled_dropout: Mapping[str, float] = field(default_factory=dict)
     predicts: bool = True
+    modalities: Sequence[str] = MODALITIES
+
+    @cached_property
+    def code_tokens(self) -> CodeTokens | None:
+        """The tokens of images, if only images or only text is trained.
+
+        Raises:
+            UserError: if the model writes no images.
+        """
+        if set(self.modalities) == set(MODALITIES):
+            return None
+        reader = open_code_reader(Tokenizer(self.tokenizer_dir)) if self.tokenizer_dir else None
+        if reader is None:
+            raise UserError(
+                f"loss.modalities: {list(self.modalities)} needs a model that writes images; leave it out, or "
+                "write the model's folder with `litgpt tokenizer extend`"
+            )
+        return reader.tokens
 
     def get_vocabulary_cure(self, tokens: int) -> str:
         """What to change for a model with rows for this number of tokens."""
@@ -141,6 +165,19 @@ def check_token_range(batch: Batch, spec: RunSpec) -> Batch:
     return batch
 
 
+def admit_batch(batch: Batch, spec: RunSpec) -> Batch:
+    """Check the tokens of a batch of the data, and ignore the labels of a modality that is not trained.
+
+    Raises:
+        UserError: as `check_token_range`.
+    """
+    check_token_range(batch, spec)
+    if spec.code_tokens is None:
+        return batch
+    ignored = spec.code_tokens.is_image(batch.labels) ^ ("image" in spec.modalities)
+    return replace(batch, labels=batch.labels.masked_fill(ignored, IGNORE))
+
+
 def build_pretrain_spec(recipe: Pretrain) -> RunSpec:
     """Build the spec of a named shape, from scratch or with the weights of `initial_checkpoint_dir`.
 
@@ -157,6 +194,7 @@ def build_pretrain_spec(recipe: Pretrain) -> RunSpec:
         tokenizer_dir=recipe.tokenizer_dir,
         tokenizer=recipe.tokenizer,
         predicts=recipe.loss.prediction_weight > 0,
+        modalities=recipe.loss.modalities,
     )
 
 
@@ -211,6 +249,7 @@ def build_finetune_spec(
         model_config=changes,
         base_changes=base_changes,
         predicts=recipe.loss.prediction_weight > 0,
+        modalities=recipe.loss.modalities,
     )
 
 

@@ -12,7 +12,7 @@ from litgpt.recipe.paths import PATH_KEYS, PathKeys
 
 INPUTS = {"checkpoint_dir", "pretrained_checkpoint_dir", "initial_adapter_dir", "resume", "input"}
 INPUTS |= {"prompts", "text", "include_path", "finetuned_path", "adapter_path"}
-INPUTS |= {"draft_model_checkpoint_dir", "target_model_checkpoint_dir"}
+INPUTS |= {"codec_dir", "draft_model_checkpoint_dir", "target_model_checkpoint_dir"}
 """Keys of paths that a command reads, in their own ways: `find_folder` resolves short names of the folders."""
 
 LINES: dict[str, list[str]] = {
@@ -23,6 +23,7 @@ LINES: dict[str, list[str]] = {
     "convert_pretrained_checkpoint": ["m"],
     "merge_lora": ["m"],
     "tokenizer train": ["texts"],
+    "tokenizer extend": ["m", "codes"],
     "verify": ["m"],
     "report": ["run"],
     "generate": ["m", "--prompts", __file__],

@@ -57,6 +57,7 @@ VALUES: dict[type, dict[str, tuple[Any, dict[str, Any]]]] = {
         "date": ("2025-05-05", {"chat_template": Path("chat.jinja")}),
         "cache_dir": (Path("elsewhere"), {}),
         "media_dir": (Path("/"), {"sources": "pictured.jsonl", "on_error": "drop"}),
+        "null_prompt": (0.1, {}),
         "on_error": ("drop", {"sources": "bad.jsonl"}),
         "on_overlong": ("truncate_right", {"sources": "long.jsonl"}),
     },
@@ -82,7 +83,12 @@ VALUES: dict[type, dict[str, tuple[Any, dict[str, Any]]]] = {
     },
 }
 REFUSED: dict[type, dict[str, str]] = {
-    Preferences: {"train_on": "set data.train_on: answers", "media_dir": "not supported by Preferences; leave it out"}
+    Conversations: {"null_prompt": "write the model's folder with `litgpt tokenizer extend`"},
+    Preferences: {
+        "train_on": "set data.train_on: answers",
+        "media_dir": "not supported by Preferences; leave it out",
+        "null_prompt": "not supported by Preferences; leave it out",
+    },
 }
 """Settings that a data module does not support, and the end of the error."""
 PAIRED_FILES = {

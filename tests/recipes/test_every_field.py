@@ -167,6 +167,7 @@ ROWS: dict[str, Row] = {
     "loss.normalize": Row("sample", "operations"),
     "loss.impl": Row("plain", "operations"),
     "loss.chunk_rows": Row("7", "operations"),
+    "loss.modalities": Row("[image]", "refused", "needs a model that writes images"),
     "loss.prediction_weight": Row("0.5", "losses", given="--model_config.n_prediction_layers 1"),
     "moe.router_load_balancing_type": Row("seq_aux_loss", "losses", given=f"{EXPERTS} --moe.aux_loss_coeff 0.5"),
     "moe.aux_loss_coeff": Row("0.5", "losses", given=EXPERTS),

@@ -4,15 +4,16 @@ A folder holds tokens.npy and weights.npy (of all samples, concatenated), offset
 end), targets.npy (number of labels of each), channels.npy (channel number of each), for samples of two answers also
 splits.npy (tokens of the first one) and values.npy (the number that belongs to both), for samples with images
 media.jsonl (those of each sample that has some: file or bytes, tokens and sizes in patches) and media.npy (the byte at
-which each sample starts, and the end), examples.json (what they were
-built from, with a report of the rows left out) and manifest.json. Its name is a hash of everything the samples depend
-on.
+which each sample starts, and the end), for samples with prompts without text nulls.npy (these, concatenated),
+null_starts.npy (start of each, and the end) and prompts.npy (tokens that each stands for), examples.json (what they
+were built from, with a report of the rows left out) and manifest.json. Its name is a hash of everything the samples
+depend on.
 """
 
 import itertools
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class CachedExamples:
             self.weighted = bool(self.metadata["weighted"])
             self.paired = bool(self.metadata.get("paired", False))
             self.has_media = bool(self.metadata.get("media", False))
+            self.nulls = int(self.metadata.get("nulls", 0))
         except (KeyError, TypeError, ValueError):
             raise DamagedFileError(f"{folder / 'examples.json'}: does not describe samples; delete {folder}") from None
         sizes = {"tokens": self.tokens, "weights": self.tokens, "offsets": self.count + 1}
@@ -58,6 +60,9 @@ class CachedExamples:
             sizes |= {"splits": self.count, "values": self.count}
         if self.has_media:
             self.array_names, sizes["media"] = (*self.array_names, "media"), self.count + 1
+        if self.nulls:
+            self.array_names = (*self.array_names, "nulls", "null_starts", "prompts")
+            sizes |= {"nulls": self.nulls, "null_starts": self.count + 1, "prompts": self.count}
         for name in self.array_names:
             if len(self._open(name)) != sizes[name]:
                 raise DamagedFileError(
@@ -104,9 +109,18 @@ class CachedExamples:
         ids = self.get_array("tokens")[part].astype(np.int32)
         if not self.paired:
             media = select_media(self.read_media(number), start, high - low if stop is None else stop)
-            return Example(ids, weights, channel, media=media)
+            example = Example(ids, weights, channel, media=media)
+            return replace(example, **self._read_null_prompt(number)) if len(ids) == high - low else example
         split, value = int(self.get_array("splits")[number]), float(self.get_array("values")[number])
         return Example(ids, weights, channel, split, value)
+
+    def _read_null_prompt(self, number: int) -> dict[str, Any]:
+        """The prompt without text of a sample, as fields of it; empty if it has none."""
+        if not self.nulls:
+            return {}
+        start, stop = self.get_array("null_starts")[number : number + 2].tolist()
+        tokens = self.get_array("nulls")[start:stop].astype(np.int32)
+        return {"null_prompt": tokens, "prompt_tokens": int(self.get_array("prompts")[number])} if len(tokens) else {}
 
     def read_media(self, number: int) -> tuple[PlacedMedium, ...]:
         """Read the images of a sample."""
@@ -140,6 +154,8 @@ class _ExampleWriter:
         self.channels: dict[str | None, int] = {}
         self.splits: list[int] = []
         self.values: list[float] = []
+        self.nulls: list[np.ndarray] = []
+        self.prompts: list[int] = []
         self.weighted = False
 
     def add(self, example: Example, channel: str | None) -> None:
@@ -149,6 +165,8 @@ class _ExampleWriter:
         self.targets.append(sum(int(np.count_nonzero(part.weights[1:])) for part in example.documents))
         self.splits.append(example.split)
         self.values.append(example.value)
+        self.nulls.append(np.zeros(0, np.int32) if example.null_prompt is None else example.null_prompt)
+        self.prompts.append(example.prompt_tokens)
         self.numbers.append(self.channels.setdefault(channel, len(self.channels)))
         self.weighted = self.weighted or example.is_weighted
         line = json.dumps([asdict(medium) for medium in example.media]).encode() + b"\n" if example.media else b""
@@ -158,6 +176,11 @@ class _ExampleWriter:
     def has_media(self) -> bool:
         """Whether some samples have images."""
         return self.media_ends[-1] > 0
+
+    @property
+    def null_tokens(self) -> int:
+        """Tokens of all prompts without text."""
+        return sum(map(len, self.nulls))
 
     @property
     def paired(self) -> bool:
@@ -180,6 +203,10 @@ class _ExampleWriter:
         arrays: dict[str, np.ndarray] = {"offsets": offsets, "targets": targets, "channels": channels}
         if self.paired:
             arrays |= {"splits": np.array(self.splits, np.int64), "values": np.array(self.values, np.float32)}
+        if self.null_tokens:
+            starts = np.concatenate([[0], np.cumsum([len(tokens) for tokens in self.nulls])])
+            arrays |= {"nulls": np.concatenate(self.nulls), "null_starts": starts.astype(np.int64)}
+            arrays["prompts"] = np.array(self.prompts, np.int32)
         if self.has_media:
             arrays["media"] = np.array(self.media_ends, np.int64)
         else:
@@ -214,6 +241,7 @@ def build_examples(rows: RowSet, renderer: Renderer, folder: Path, on_error: OnE
     total = writer.finish()
     counts = {"examples": len(writer.lengths), "tokens": total, "weighted": writer.weighted, "paired": writer.paired}
     counts |= {"media": True} if writer.has_media else {}
+    counts |= {"nulls": writer.null_tokens} if writer.null_tokens else {}
     write_metadata(folder, rows, report, counts | {"channels": list(writer.channels)})
     print(f"tokenized {rows.name}: {len(writer.lengths):,} samples, {total:,} tokens", file=sys.stderr)
 

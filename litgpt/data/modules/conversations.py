@@ -90,6 +90,9 @@ class Conversations(FinetuningData):
     """Folder of samples and downloads."""
     media_dir: Path | None = None
     """Folder of the images that rows name, which their paths may not leave; null for that of each source."""
+    null_prompt: Fraction = 0.0
+    """Fraction of the samples, of those whose answer has an image, that are trained without the text of their question,
+    which guidance at sampling needs; 0.1 is usual."""
     on_overlong: OnOverlong = field(default="drop", kw_only=True)
     """For samples longer than train.max_seq_length: drop, truncate_left, truncate_right, split or raise."""
 
@@ -161,6 +164,11 @@ class Conversations(FinetuningData):
         if self.group_by_length:
             raise UserError(
                 f"data.group_by_length: {self.group_by_length} needs all lengths; set data.streaming: false"
+            )
+        if self.null_prompt:
+            raise UserError(
+                f"data.null_prompt: {self.null_prompt} is not supported with data.streaming: true; set data.streaming: "
+                "false"
             )
         sources = [*self._sources, *self._val_sources]
         for fraction in [self.val_fraction, *(source.val_fraction for source in sources)]:
@@ -250,11 +258,17 @@ class Conversations(FinetuningData):
     def build_renderer(self) -> Renderer:
         """Build the renderer of the chat template, or of the prompt style that replaces it."""
         if self.prompt_style is not None:
-            settings = [self.train_on == "last_answer", self.weights, self.template_args, self.chat_template]
+            settings = [
+                self.train_on == "last_answer",
+                self.weights,
+                self.template_args,
+                self.chat_template,
+                self.null_prompt,
+            ]
             if any(settings) or self.end_of_turn != "turn":
                 raise UserError(
-                    "data.prompt_style: chat_template, template_args, weights, end_of_turn and train_on: last_answer "
-                    "are not supported with it; leave it out to use the chat template"
+                    "data.prompt_style: chat_template, template_args, weights, end_of_turn, null_prompt and train_on: "
+                    "last_answer are not supported with it; leave it out to use the chat template"
                 )
             if self.tool_format in RESULT_MASKS:
                 raise UserError(
@@ -265,9 +279,14 @@ class Conversations(FinetuningData):
             return InstructionRenderer(self.tokenizer, parse_style(self.prompt_style), mask_prompt=mask_prompt)
         weights = (*self.weights, *RESULT_MASKS.get(self.tool_format, ()))
         loss_mask = LossMask(self.train_on, self.end_of_turn, weights)
-        reader = self._media_reader
-        placer = None if reader is None else render.media_places.MediaPlacer(reader, self.tokenizer)
-        return ChatRenderer(self.tokenizer, self._read_template(), loss_mask, self.template_args, placer)
+        placer = render.placers.open_placer(self.tokenizer, self._media_reader, null_prompt=self.null_prompt)
+        options = {"placer": placer, "null_prompts": self.null_prompt > 0}
+        return ChatRenderer(self.tokenizer, self._read_template(), loss_mask, self.template_args, **options)
+
+    def _row_options(self, split: Literal["train", "val"]) -> dict[str, Any]:
+        options = super()._row_options(split)
+        drops = split == "train" and self.null_prompt > 0
+        return options | ({"null_prompts": stream.samples.NullPrompts(self.null_prompt, self.seed)} if drops else {})
 
     def build_media_loader(self) -> "MediaLoader | None":
         """Build what loads the images of micro-batches; None for a model that reads none."""

@@ -152,7 +152,7 @@ class FinetuningData(DataModule):
         """Build what loads the images of micro-batches; None if samples have none."""
         return None
 
-    def _row_options(self) -> dict[str, Any]:
+    def _row_options(self, _split: Literal["train", "val"]) -> dict[str, Any]:
         return {"value_name": self.value_name, "media": self.build_media_loader()}
 
     @property
@@ -266,7 +266,7 @@ class FinetuningData(DataModule):
         assert samples is not None
         grouping = LengthGrouping(shape.global_batch_size, self.group_by_length) if self.group_by_length else None
         packed = self._pack(samples, shape) if self.packing.enabled else None
-        seed, options = self.seed if self.shuffle else None, self._row_options()
+        seed, options = self.seed if self.shuffle else None, self._row_options("train")
         rows = stream.samples.SampleRows(samples, packed, seed, padding=self.padding, grouping=grouping, **options)
         if self.padding and self.tokenize == "ahead" and shape.rank == 0:
             self._count_padding(rows, shape)
@@ -277,7 +277,7 @@ class FinetuningData(DataModule):
         samples = self._select_samples(shape, "val")
         if samples is None:
             return None
-        rows = stream.samples.SampleRows(samples, None, None, padding=self.padding, **self._row_options())
+        rows = stream.samples.SampleRows(samples, None, None, padding=self.padding, **self._row_options("val"))
         return stream.batches.ValStream(rows, shape)
 
     def _count_padding(self, rows: "SampleRows", shape: BatchShape) -> None:

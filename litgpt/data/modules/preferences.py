@@ -49,8 +49,9 @@ class Preferences(Conversations):
             raise UserError(
                 f"data.train_on: {self.train_on} is not supported by Preferences; set data.train_on: answers"
             )
-        if self.media_dir is not None:
-            raise UserError(f"data.media_dir: {self.media_dir} is not supported by Preferences; leave it out")
+        for key in ("media_dir", "null_prompt"):
+            if value := getattr(self, key):
+                raise UserError(f"data.{key}: {value} is not supported by Preferences; leave it out")
         if self.on_overlong == "split":
             raise UserError("data.on_overlong: split is not supported by Preferences; set data.on_overlong: drop")
         for source in (*self._sources, *self._val_sources):

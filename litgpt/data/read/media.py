@@ -10,6 +10,8 @@ from litgpt.data.read.fields import BadRow, check_text
 
 MARK = "\U000f8a35"
 """The private-use character that stands for an image in the content of a message."""
+PNG_URI = "data:image/png;base64,"
+"""What a data URI of a PNG file begins with."""
 IMAGE_COLUMNS = ("images", "image")
 IMAGE_BLOCKS = ("image", "image_url", "input_image")
 """Types of blocks of a content that are images."""

@@ -15,6 +15,7 @@ from litgpt.data.render import spans as text_spans
 from litgpt.data.render.chat_template import ChatTemplate, find_turn_ends
 from litgpt.data.render.example import Example, Renderer
 from litgpt.data.render.loss_weights import WeightRule, split_by_weight
+from litgpt.data.render.null_prompt import empty_prompt
 from litgpt.data.render.spans import Span
 from litgpt.data.render.turns import (
     PLACEHOLDER,
@@ -29,6 +30,7 @@ from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 
 if TYPE_CHECKING:
+    from litgpt.data.render.code_places import CodePlacer
     from litgpt.data.render.media_places import MediaPlacer
 
 TrainOn = Literal["answers", "last_answer", "everything"]
@@ -67,7 +69,8 @@ class ChatRenderer(Renderer):
         template: the model's chat template.
         loss_mask: which tokens are trained.
         variables: extra template variables, such as `enable_thinking`.
-        placer: writes the places of images; None for a model that reads none.
+        placer: writes the places of images, or their codes; None for a model that reads none.
+        null_prompts: give samples whose answer is an image a prompt without text as well.
 
     Raises:
         UserError: for another kind of tokenizer.
@@ -79,13 +82,15 @@ class ChatRenderer(Renderer):
         template: ChatTemplate,
         loss_mask: LossMask | None = None,
         variables: Mapping[str, Any] | None = None,
-        placer: "MediaPlacer | None" = None,
+        placer: "MediaPlacer | CodePlacer | None" = None,
+        *,
+        null_prompts: bool = False,
     ) -> None:
         if tokenizer.backend != "huggingface":
             raise UserError(f"{tokenizer.folder}: chat templates need tokenizer.json; or set data.prompt_style")
         self.tokenizer, self.template, self.loss_mask = tokenizer, template, loss_mask or LossMask()
         self.has_weights, self.placer = bool(self.loss_mask.weights), placer
-        self.reads_media = placer is not None
+        self.reads_media, self.null_prompts = placer is not None, null_prompts
         self.variables, self.special = dict(variables or {}), tokenizer.special_tokens()
         self.processor = text_spans.disable_offset_trimming(tokenizer.processor)
         self.added = [token.content for token in tokenizer.processor.get_added_tokens_decoder().values()]
@@ -98,6 +103,7 @@ class ChatRenderer(Renderer):
     def fingerprint_parts(self) -> list[Any]:
         """Everything that the samples depend on besides the conversations, as JSON values."""
         parts = [self.tokenizer.fingerprint(), self.special, self.template.sources, self.variables, str(self.loss_mask)]
+        parts += ["null_prompts"] if self.null_prompts else []
         return parts if self.placer is None else [*parts, *self.placer.fingerprint_parts()]
 
     def build_examples(self, conversations: Sequence[Conversation]) -> list[Example | BadRow]:
@@ -111,14 +117,30 @@ class ChatRenderer(Renderer):
         ]
 
     def encode_prompt(self, conversation: Conversation) -> list[int]:
-        """Tokens before the first answer, including the header of the reply; empty for plain text, and with images."""
-        if conversation.is_text or conversation.media:
+        """Tokens before the first answer, including the header of the reply.
+
+        They are empty for plain text, and with images whose features the model reads.
+
+        Raises:
+            BadRow: if an image cannot be read.
+        """
+        needs_features = self.placer is None or self.placer.needs_features
+        if conversation.is_text or (conversation.media and needs_features):
             return []
-        turns = build_turns(conversation)
+        turns = build_turns(self._write_marks(conversation))
         first = next((number for number, turn in enumerate(turns) if turn.is_answer), len(turns))
         tools = json.loads(conversation.tools) if conversation.tools else None
         text = self._apply_template(turns[:first], tools, prompt=True) if first else ""
-        return list(self.processor.encode(text, add_special_tokens=False).ids)
+        ids = self.processor.encode(text, add_special_tokens=False).ids
+        if self.placer is None or not conversation.media:
+            return list(ids)
+        roles = [message.role in ("assistant", "tool_call") for message in conversation.messages]
+        asked = replace(conversation, messages=conversation.messages[: roles.index(True)])
+        placed = self.placer.write_images(np.array(ids, np.int32), np.zeros(len(ids), np.float32), asked)
+        return list(map(int, placed.ids))
+
+    def _write_marks(self, conversation: Conversation) -> Conversation:
+        return conversation if self.placer is None else self.placer.write_marks(conversation)
 
     def _try_example(self, spans: list[Span], encoding: Any, conversation: Conversation) -> Example | BadRow:
         """The sample of a rendered conversation; the BadRow if its images cannot be read."""
@@ -126,10 +148,25 @@ class ChatRenderer(Renderer):
         if self.placer is None:
             return example
         try:
-            placed = self.placer.place(example.ids, example.weights, self.placer.plan(conversation))
+            placed = self.placer.write_images(example.ids, example.weights, conversation)
+            placed = replace(placed, channel=example.channel)
+            return self._add_null_prompt(placed, conversation) if self.null_prompts else placed
         except BadRow as error:
             return error
-        return replace(placed, channel=example.channel)
+
+    def _add_null_prompt(self, example: Example, conversation: Conversation) -> Example:
+        """The sample with a prompt without text, if its answer is an image.
+
+        Raises:
+            BadRow: if the prompt is not the beginning of the sample.
+        """
+        bare = empty_prompt(conversation)
+        if bare is None:
+            return example
+        prompt = self.encode_prompt(conversation)
+        if example.ids[: len(prompt)].tolist() != prompt:
+            raise BadRow("the sample does not begin with its prompt", "set data.null_prompt: 0")
+        return replace(example, null_prompt=np.array(self.encode_prompt(bare), np.int32), prompt_tokens=len(prompt))
 
     def _build_example(self, spans: list[Span], encoding: Any, conversation: Conversation) -> Example:
         weights = text_spans.compute_token_weights(spans, np.array(encoding.offsets, np.int64).reshape(-1, 2))
@@ -154,7 +191,7 @@ class ChatRenderer(Renderer):
             raise BadRow("images in plain text are not supported", "write a question and its answer")
         if conversation.is_text:
             return conversation.messages[0].content, []
-        text, turns, tools = self._render_turns(conversation)
+        text, turns, tools = self._render_turns(self._write_marks(conversation))
         self._check_complete(text, turns, tools)
         return text, self._build_spans(text, turns, self.find_answers(text, turns, tools))
 

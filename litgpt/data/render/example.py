@@ -47,6 +47,8 @@ class Example:
             sample that is a single document.
         value: a number that belongs to the two answers, such as the margin of a preference.
         media: the images in a sample that is a single document, in order.
+        null_prompt: (U,) int32 tokens of its prompt without the text; None for a sample that is always conditional.
+        prompt_tokens: the number of its first tokens that `null_prompt` stands for.
     """
 
     ids: np.ndarray
@@ -55,6 +57,8 @@ class Example:
     split: int = 0
     value: float = 0.0
     media: tuple[PlacedMedium, ...] = ()
+    null_prompt: np.ndarray | None = None
+    prompt_tokens: int = 0
 
     @property
     def documents(self) -> tuple["Example", ...]:
@@ -74,6 +78,14 @@ class Example:
         """Whether each of its documents has a trained token that another one precedes."""
         return all(bool(document.weights[1:].any()) for document in self.documents)
 
+    def drop_prompt(self) -> "Example":
+        """The sample with its null prompt, which is not trained; as it is if it has none."""
+        if self.null_prompt is None:
+            return self
+        ids = np.concatenate([self.null_prompt, self.ids[self.prompt_tokens :]])
+        weights = np.concatenate([np.zeros(len(self.null_prompt), np.float32), self.weights[self.prompt_tokens :]])
+        return replace(self, ids=ids, weights=weights, media=(), null_prompt=None)
+
     def take(self, tokens: slice) -> "Example":
         """Take some tokens of each document, and of an image all or none."""
         if self.media:
@@ -84,6 +96,7 @@ class Example:
                 ids=self.ids[start:stop],
                 weights=self.weights[start:stop],
                 media=select_media(self.media, start, stop),
+                null_prompt=None,
             )
         documents = [Example(part.ids[tokens], part.weights[tokens]) for part in self.documents]
         ids, weights = (np.concatenate([getattr(part, name) for part in documents]) for name in ("ids", "weights"))

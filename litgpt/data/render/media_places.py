@@ -22,6 +22,8 @@ Plans = Sequence[tuple[Medium, PicturePlan]]
 class MediaPlacer:
     """Writes out the places of images, for one of which a chat template writes a single token."""
 
+    needs_features = True
+
     def __init__(self, reader: MediaReader, tokenizer: Tokenizer) -> None:
         self.reader, self.tokenizer, self.shape = reader, tokenizer, reader.shape
         self.token = tokenizer.processor.id_to_token(self.shape.image_token)
@@ -34,6 +36,10 @@ class MediaPlacer:
         start, end = ("" if token is None else tokenizer.processor.id_to_token(token) for token in around)
         self.text = f"{start}{self.token}{end}"
         self._runs: dict[tuple[int, int, int], list[int]] = {}
+
+    def write_images(self, ids: np.ndarray, weights: np.ndarray, conversation: Conversation) -> Example:
+        """The sample of a conversation, given its (T,) tokens with one for each image; errors as `plan` and `place`."""
+        return self.place(ids, weights, self.plan(conversation))
 
     def plan(self, conversation: Conversation) -> list[tuple[Medium, PicturePlan]]:
         """The images of a conversation with what the tower reads of each, from their headers.
@@ -50,6 +56,10 @@ class MediaPlacer:
                 raise BadRow("bad image", str(error)) from None
             plans.append((medium, plan))
         return plans
+
+    def write_marks(self, conversation: Conversation) -> Conversation:
+        """The conversation as it is: marks of images are for the chat template."""
+        return conversation
 
     def write_places(self, text: str) -> str:
         """A rendered text with the token of images where a template that takes only texts has left marks."""

@@ -3,7 +3,7 @@
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -130,6 +130,23 @@ def list_ranges(size: int, length: int, media: Sequence[PlacedMedium]) -> list[t
     return ranges
 
 
+@dataclass(frozen=True)
+class NullPrompts:
+    """Which samples are trained without the text of their prompt, for guidance (Ho and Salimans 2022).
+
+    Attributes:
+        rate: their share.
+        seed: of the choice, which is a function of it and of the sample's place, so that a resumed run makes the same.
+    """
+
+    rate: float
+    seed: int
+
+    def chooses(self, row: int, place: int) -> bool:
+        """Whether the sample at a place in a row, by its number over all epochs, is one of them."""
+        return random.Random(f"{self.seed}/{row}/{place}").random() < self.rate
+
+
 class SampleRows:
     """Samples in rows, in a new order every epoch.
 
@@ -142,6 +159,7 @@ class SampleRows:
         value_name: name in `Batch.answer_values` of the numbers that belong to the answers; None for samples that are
             single documents.
         media: loads the images of a micro-batch; None for a model that reads none.
+        null_prompts: which samples have a prompt without text; None for no sample.
 
     Attributes:
         channels: the names of the numbers in `channels` of a batch; empty for a single unnamed channel.
@@ -157,8 +175,9 @@ class SampleRows:
         grouping: LengthGrouping | None = None,
         value_name: str | None = None,
         media: MediaLoader | None = None,
+        null_prompts: NullPrompts | None = None,
     ) -> None:
-        self.media = media
+        self.media, self.null_prompts = media, null_prompts
         self.samples, self.padding, self._seed = samples, padding, seed
         self._members = np.arange(len(samples.table)) if rows is None else np.concatenate(rows)
         sizes = np.ones(len(samples.table), np.int64) if rows is None else np.array([len(row) for row in rows])
@@ -168,7 +187,8 @@ class SampleRows:
         self.weighted = any(file.weighted for file in samples.files)
         names = sorted({name or "default" for file in samples.files for name in file.channels})
         self.channels: Sequence[str] = [] if names == ["default"] else names
-        settings = ([file.fingerprint for file in samples.files], seed, padding, *([grouping] if grouping else []))
+        options = [option for option in (grouping, null_prompts) if option]
+        settings = ([file.fingerprint for file in samples.files], seed, padding, *options)
         content = samples.table.tobytes() + self._members.tobytes() + self._row_starts.tobytes()
         self.fingerprint = hashlib.sha256(repr(settings).encode() + content).hexdigest()[:16]
         self._grouping, self.value_name = grouping, value_name
@@ -190,7 +210,11 @@ class SampleRows:
         return self._members[self._row_starts[row] : self._row_starts[row + 1]].tolist()
 
     def _read_row(self, index: int) -> list[Example]:
-        return [self.samples.read(sample) for sample in self.list_samples(index)]
+        examples = [self.samples.read(sample) for sample in self.list_samples(index)]
+        if self.null_prompts is None:
+            return examples
+        chosen = (self.null_prompts.chooses(index, place) for place in range(len(examples)))
+        return [example.drop_prompt() if drop else example for example, drop in zip(examples, chosen, strict=True)]
 
     def draw_rows(self, number: int, rng: random.Random) -> list[tuple[int, list[Example]]]:
         """Draw some rows at random, with their indices."""

@@ -1,0 +1,30 @@
+"""What writes the images of a model into a text: places for features, or codes."""
+
+from litgpt.data.media.codes import open_code_reader
+from litgpt.data.media.reader import MediaReader
+from litgpt.data.render.code_places import CodePlacer
+from litgpt.data.render.media_places import MediaPlacer
+from litgpt.data.tokenizer import Tokenizer
+from litgpt.errors import UserError
+
+
+def open_placer(
+    tokenizer: Tokenizer, reader: MediaReader | None, *, null_prompt: float = 0.0
+) -> MediaPlacer | CodePlacer | None:
+    """What writes the images of the model in the tokenizer's folder; None for a model of text alone.
+
+    Args:
+        reader: of the images whose features the model reads; None if it reads none.
+        null_prompt: the share of samples with a prompt without text, which only a model that writes images has.
+
+    Raises:
+        UserError: if the codec in the folder is damaged, or there is none and `null_prompt` is set.
+    """
+    if (codes := open_code_reader(tokenizer)) is not None:
+        return CodePlacer(codes)
+    if null_prompt:
+        raise UserError(
+            f"data.null_prompt: {null_prompt} needs a model that writes images; leave it out, or write the model's "
+            "folder with `litgpt tokenizer extend`"
+        )
+    return None if reader is None else MediaPlacer(reader, tokenizer)

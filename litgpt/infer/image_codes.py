@@ -1,0 +1,103 @@
+"""Write images: the codes after a prompt, on a grid and with guidance, and the pixels of the codes.
+
+Axes: R rows of logits, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from litgpt.data.media.codes import CodeReader
+from litgpt.errors import UserError
+from litgpt.infer.block_cache import BlockCache, find_window_layers, round_up_size
+from litgpt.infer.packed_step import Chunk, run_packed
+from litgpt.infer.requests import check_prompt
+from litgpt.infer.sampling import SampledRow, Sampling, sample_rows
+from litgpt.model.code_tokens import GridConstraint
+from litgpt.model.gpt import GPT
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class ImagePrompt:
+    """What an image is written after.
+
+    Attributes:
+        ids: tokens of the prompt.
+        null_ids: tokens of the prompt without its text, or of one that describes what the image should not have.
+        guidance: g in u + g (c - u), the logits after both (Ho and Salimans 2022, classifier-free guidance); 1 for the
+            prompt alone.
+    """
+
+    ids: Sequence[int]
+    null_ids: Sequence[int]
+    guidance: float = 1.0
+
+    @property
+    def texts(self) -> list[list[int]]:
+        """The texts that the model continues at once."""
+        return [list(self.ids)] if self.guidance == 1 else [list(self.ids), list(self.null_ids)]
+
+
+def guide(logits_RV: Tensor, guidance: float) -> Tensor:
+    """The logits (V,) of a text with guidance: u + g (c - u), at least in float32.
+
+    Args:
+        logits_RV: c and u, or c alone without guidance.
+    """
+    logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
+    return logits_RV[0] if len(logits_RV) == 1 else logits_RV[1] + guidance * (logits_RV[0] - logits_RV[1])
+
+
+@torch.inference_mode()
+def generate_codes(
+    model: GPT, reader: CodeReader, prompt: ImagePrompt, *, sampling: Sampling, seed: int | None
+) -> list[int]:
+    """The codes of an image after a prompt: exactly as many as its grid has.
+
+    Both texts of a prompt with guidance are rows of the same forward passes, and continue with the same codes.
+
+    Args:
+        seed: of the random numbers; None for torch's generator.
+
+    Raises:
+        UserError: if prompt and image exceed the model's context, or logits are not finite.
+    """
+    tokens, texts = reader.tokens, prompt.texts
+    for ids in texts:
+        check_prompt(model, ids, tokens.places + 2)
+    device, longest = next(model.parameters()).device, max(map(len, texts)) + tokens.places + 2
+    windows = find_window_layers(model.config, longest)
+    cache = BlockCache(len(texts) * round_up_size(longest), len(texts), windows=windows)
+    blocks = [cache.allocate(longest) for _ in texts]
+    constraint = GridConstraint(tokens, model.config.padded_vocab_size or 0, image_first=True)
+    generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+    row = SampledRow(sampling, texts[0], [], generator, constraint)
+    for _ in range(tokens.places + 1):
+        chunks = [Chunk(block, ids) for block, ids in zip(blocks, texts, strict=True) if block is not None]
+        logits = torch.cat(run_packed(model, chunks, cache.slabs))
+        token = int(sample_rows(guide(logits, prompt.guidance)[None], [row]))
+        constraint.accept(token)
+        row.generated.append(token)
+        texts = [[token]] * len(texts)
+    return [token - tokens.first for token in row.generated[1:]]
+
+
+def draw_image(model: GPT, reader: CodeReader, prompt: ImagePrompt, *, sampling: Sampling, seed: int | None) -> "Image":
+    """The image that a model writes after a prompt, as Pillow has it; arguments and errors as of `generate_codes`."""
+    return reader.draw(generate_codes(model, reader, prompt, sampling=sampling, seed=seed))
+
+
+def check_guidance(prompt: ImagePrompt) -> None:
+    """Check that guidance changes something.
+
+    Raises:
+        UserError: if both prompts are the same.
+    """
+    if prompt.guidance != 1 and list(prompt.ids) == list(prompt.null_ids):
+        raise UserError(f"guidance: {prompt.guidance} has no effect with a prompt without text; set 1")
