@@ -92,11 +92,17 @@ class WrittenTexts(GenerationSettings):
 
 
 @dataclass(frozen=True)
-class Generate(WrittenTexts):
-    """Generate text with a model."""
+class GenerateWithModel(WrittenTexts):
+    """The model of a command that generates text with it."""
 
     checkpoint_dir: Path
     """Folder of a model, of a run or of one of its steps, or org/name on the hub (downloaded if necessary)."""
+
+
+@dataclass(frozen=True)
+class Generate(GenerateWithModel):
+    """Generate text, or images, with a model."""
+
     image_out: Path | None = field(default=None, kw_only=True)
     """The PNG file of an image that the model writes in reply, instead of a text; with num_samples: 2 or more, files
     with a number before the suffix. For models that write images."""
@@ -189,7 +195,7 @@ class GenerateSpeculatively(WrittenTexts):
 
 
 @dataclass(frozen=True)
-class GenerateSplit(Generate, ABC):
+class GenerateSplit(GenerateWithModel, ABC):
     """Generate text with a model that is split over devices."""
 
     devices: int | Literal["auto"] = "auto"
@@ -197,8 +203,6 @@ class GenerateSplit(Generate, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.image_out is not None:
-            raise UserError(f"image_out: {self.image_out} is not supported on several devices; use litgpt generate")
         if self.devices not in ("auto", -1) and not 1 <= int(self.devices) <= 2**16:
             raise UserError(f"devices: {self.devices} is not valid; use auto or a number from 1")
 

@@ -55,8 +55,9 @@ def list_output_keys() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("name", "key"), list_output_keys())
 def test_an_output_is_checked_before_the_command_runs(litgpt: Any, tmp_path: Path, name: str, key: str) -> None:
     (tmp_path / "file").write_text("x")
-    outcome = litgpt(*name.split(), *LINES[name], f"--{key}", tmp_path / "file" / "x.json")
-    assert f"{key}: {tmp_path}/file/x.json cannot be written (Not a directory)" in outcome.error_line()
+    line, file = (["m"], "x.png") if key == "image_out" else (LINES[name], "x.json")
+    outcome = litgpt(*name.split(), *line, f"--{key}", tmp_path / "file" / file)
+    assert f"{key}: {tmp_path}/file/{file} cannot be written (Not a directory)" in outcome.error_line()
 
 
 @pytest.mark.parametrize("data", DATA_OUTPUTS)
@@ -118,7 +119,8 @@ def test_models_are_given_by_short_names(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints/EleutherAI/pythia-14m").mkdir(parents=True)
-    words = {"pretrain": ["pythia-14m"], "data": ["PythonDocs"]}.get(name.split()[0], [])
+    others = {"pretrain": ["pythia-14m"], "data": ["PythonDocs"], "tokenizer": ["--codec_dir", "codes"]}
+    words = others.get(name.split()[0], [])
     output = ["--output_dir", "new"] if "output_dir" in PATH_KEYS[name].folders else []
     recipe = litgpt(*name.split(), *words, f"--{key}", "EleutherAI/pythia-14m", *output).recipe
     assert getattr(recipe, key) == Path("checkpoints/EleutherAI/pythia-14m")
