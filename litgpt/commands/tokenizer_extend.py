@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from litgpt.data.media.codes import BEGIN_IMAGE, CODES_FOLDER, END_IMAGE, IMAGE_CODE, find_code_tokens
+from litgpt.data.media.codes import BEGIN_IMAGE, END_IMAGE, IMAGE_CODE, find_code_tokens
+from litgpt.data.read.media import CODES_FOLDER
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import check_unused, staged_folder, write_text

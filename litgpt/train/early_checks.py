@@ -1,8 +1,10 @@
 """Checks that need neither torch nor other processes: names, paths, layout, routers, and the tokenizer's size."""
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
+from litgpt.data.read.media import CODES_FOLDER
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.model.config import Config, override_fields
@@ -27,7 +29,7 @@ from litgpt.recipe.store_commands import (
     Validate,
     Verify,
 )
-from litgpt.recipe.train import CheckpointArgs
+from litgpt.recipe.train import MODALITIES, CheckpointArgs
 from litgpt.recipe.training import Training
 from litgpt.store import hub
 from litgpt.store.step_folders import list_checkpoints, no_checkpoint_error
@@ -51,6 +53,7 @@ def check_pretraining(recipe: Pretrain) -> None:
     check_run(recipe, config, layers=config.n_layer)
     if recipe.data is not None:
         recipe.data.check_files(has_tokenizer=bool(recipe.tokenizer_dir or recipe.tokenizer))
+    check_modalities(recipe.loss.modalities, recipe.tokenizer_dir)
     if recipe.tokenizer_dir:
         check_vocabulary(Tokenizer(recipe.tokenizer_dir), config, has_weights=weights is not None)
 
@@ -77,6 +80,21 @@ def check_finetuning(recipe: Finetune) -> None:
         adapted = recipe.resolved_tuner.adds
         check_run(recipe, config, layers=len(order) if order else config.n_layer, adapted=adapted)
         check_vocabulary(Tokenizer(folder), config, has_weights=True)
+        check_modalities(recipe.loss.modalities, folder)
+
+
+def check_modalities(modalities: Sequence[str], tokenizer_dir: Path | None) -> None:
+    """Check that a model has tokens of images, if only these or only the others are trained.
+
+    Raises:
+        UserError: if it has none.
+    """
+    has_codes = tokenizer_dir is not None and (tokenizer_dir / CODES_FOLDER).is_dir()
+    if not has_codes and set(modalities) != set(MODALITIES):
+        raise UserError(
+            f"loss.modalities: {list(modalities)} needs a model that writes images; leave it out, or write the model's "
+            "folder with `litgpt tokenizer extend`"
+        )
 
 
 def check_generation(recipe: Chat | Generate | Evaluate | Serve) -> None:

@@ -32,7 +32,7 @@ from litgpt.store.adapters.saved_adapter import BaseSettings, SavedAdapter, chec
 from litgpt.store.config_overrides import override_config
 from litgpt.store.load_model import load_config
 from litgpt.store.tokenizer_files import has_tokenizer
-from litgpt.train.early_checks import check_initial_weights, get_vocabulary_cure, resolve_config
+from litgpt.train.early_checks import check_initial_weights, check_modalities, get_vocabulary_cure, resolve_config
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,9 @@ class RunSpec:
         """
         if set(self.modalities) == set(MODALITIES):
             return None
+        check_modalities(self.modalities, self.tokenizer_dir)
         reader = open_code_reader(Tokenizer(self.tokenizer_dir)) if self.tokenizer_dir else None
-        if reader is None:
-            raise UserError(
-                f"loss.modalities: {list(self.modalities)} needs a model that writes images; leave it out, or "
-                "write the model's folder with `litgpt tokenizer extend`"
-            )
-        return reader.tokens
+        return reader.tokens if reader else None
 
     def get_vocabulary_cure(self, tokens: int) -> str:
         """What to change for a model with rows for this number of tokens."""

@@ -154,7 +154,9 @@ def test_overfit_grids_come_back_exactly(base: Path, tmp_path: Path) -> None:
         "--eval.interval",
         "75",
     ]
-    finetune(base, tmp_path / "out", *flags, "--data.val_sources", str(base / "rows.jsonl"))
+    finetune(
+        base, tmp_path / "out", *flags, "--data.val_sources", str(base / "rows.jsonl"), "--data.val_fraction", "null"
+    )
     llm = LLM.load(tmp_path / "out" / "final")
     reader = open_reader(llm)
     data = Conversations(str(base / "rows.jsonl"), val_fraction=0.0, num_workers=0, cache_dir=tmp_path / "cache")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from litgpt.data.media.pictures import interpolate, open_picture
 from litgpt.data.media.reader import find_source
-from litgpt.data.read.media import PNG_URI, Medium
+from litgpt.data.read.media import CODES_FOLDER, PNG_URI, Medium
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import sha256
@@ -22,8 +22,6 @@ from litgpt.model.image_codec import CODEC_CONFIG, CODEC_WEIGHTS, CodecShape, Im
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CODES_FOLDER = "image_codes"
-"""The folder of the codec in the folder of a model."""
 BEGIN_IMAGE, END_IMAGE, IMAGE_CODE = "<|image_codes|>", "<|end_image_codes|>", "<|image_code_{}|>"
 """The tokens around the codes of an image, and a code."""
 

@@ -10,6 +10,8 @@ from litgpt.data.read.fields import BadRow, check_text
 
 MARK = "\U000f8a35"
 """The private-use character that stands for an image in the content of a message."""
+CODES_FOLDER = "image_codes"
+"""The folder of the codec in the folder of a model that writes images."""
 PNG_URI = "data:image/png;base64,"
 """What a data URI of a PNG file begins with."""
 IMAGE_COLUMNS = ("images", "image")
