@@ -1,11 +1,15 @@
 """The micro-batches of a planned step: full rows of tokens without values."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from unittest.mock import patch
 
 import torch
 
 from litgpt.data.stream.batch import Batch
 from litgpt.recipe.training import Training
+from litgpt.train import kto
 from litgpt.train.run_spec import RunSpec
 
 
@@ -20,7 +24,27 @@ def build_batches(recipe: Training, spec: RunSpec, length: int, micro_batches: i
     ids = torch.zeros(rows, length, dtype=torch.long)
     batch = Batch(ids, ids.clone())
     if spec.preference is not None:
-        names = ["margin", "reference"] if spec.scores_ahead else ["margin"]
+        names = ["margin", "desirable", "reference"] if spec.scores_ahead else ["margin", "desirable"]
         answers = torch.zeros(rows, length, dtype=torch.int32)
         batch = replace(batch, answers=answers, answer_values={name: torch.zeros(rows) for name in names})
     return [batch] * micro_batches
+
+
+def split_rows(batch: Batch) -> tuple[Batch, Batch]:
+    """As `kto.split_answers`, which selects answers by their values: every other row, joined to one."""
+    assert batch.answers is not None and batch.answer_values is not None
+    positions = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
+    rows, values = (batch.ids, batch.labels, positions, batch.answers), batch.answer_values
+    halves = []
+    for first in range(2):
+        ids, labels, places, answers = (row[first::2].reshape(1, -1) for row in rows)
+        chosen = {name: value[first::2] for name, value in values.items()}
+        halves.append(Batch(ids, labels, positions=places, answers=answers, answer_values=chosen))
+    return halves[0], halves[1]
+
+
+@contextmanager
+def rated_rows() -> Iterator[None]:
+    """The context in which every other row is a rated answer."""
+    with patch.object(kto, "split_answers", split_rows):
+        yield

@@ -8,7 +8,6 @@ from typing import cast
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.recipe.finetune import Finetune
-from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.pretrain import Pretrain
 from litgpt.recipe.training import Training
 from litgpt.store import hub
@@ -32,29 +31,17 @@ def build_spec(command: str, recipe: Training) -> RunSpec:
             f"initial_adapter_dir: {finetune.initial_adapter} is not planned yet; leave it out, and set the tuner that "
             "it was trained with"
         )
-    check_preference(finetune.preference_settings)
     given = hub.extend_checkpoint_dir(finetune.checkpoint_dir)
     folder = given if given.exists() else None
     config = find_shape(finetune.checkpoint_dir) if folder is None else None
     spec = build_finetune_spec(finetune, folder or finetune.checkpoint_dir, str(finetune.checkpoint_dir), config=config)
     if finetune.preference_settings is not None:
         dropout = finetune.list_dropout(spec.tuner) if spec.tuner else {}
-        spec = add_preference(spec, finetune.preference_settings, None, dropout)
+        reference = finetune.preference_settings.reference
+        spec = add_preference(
+            spec, finetune.preference_settings, reference and hub.extend_checkpoint_dir(reference), dropout
+        )
     return replace(spec, weights=None)
-
-
-def check_preference(settings: PreferenceArgs | None) -> None:
-    """Check that the memory of preference training can be counted.
-
-    Raises:
-        UserError: naming the first setting for which it cannot.
-    """
-    if settings is None:
-        return
-    if settings.reference is not None:
-        raise UserError(f"preference.reference: {settings.reference} is not planned yet; set null")
-    if "kto" in settings.types:  # whose rated answers are selected by their values
-        raise UserError("preference.loss_type: kto is not planned yet; set sigmoid")
 
 
 def find_shape(name: Path) -> Config:

@@ -9,21 +9,24 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from litgpt.data.stream.batch import Batch
+from litgpt.model.gpt import GPT
 from litgpt.parallel.apply import list_gathered_parameters
 from litgpt.parallel.mesh import Mesh
 from litgpt.plan.accelerator_paths import accelerator_paths
 from litgpt.plan.allocations import HOST, Allocation, AllocationRecorder, find_peak, list_in_use
-from litgpt.plan.batches import build_batches
+from litgpt.plan.batches import build_batches, rated_rows
 from litgpt.plan.fake_tensors import fake_tensors
 from litgpt.plan.host_memory import list_offloaded_states, mark_host_copies
 from litgpt.plan.operations import OperationRecorder
 from litgpt.plan.routed_rows import RoutedRows
 from litgpt.plan.timeline import Timeline, build_timeline
 from litgpt.recipe.training import Training
+from litgpt.store.adapters.folder import is_adapter
 from litgpt.train.build_state import build_meta_model, build_train_state
-from litgpt.train.initial_weights import build_reference
+from litgpt.train.initial_weights import find_trained_names, hold_reference
 from litgpt.train.objective import Objective
 from litgpt.train.objectives import build_objective
+from litgpt.train.reference import Reference, copy_values
 from litgpt.train.run_spec import RunSpec
 from litgpt.train.step import train_step
 from litgpt.train.step_timers import StepTimers
@@ -101,11 +104,11 @@ def plan_step_memory(
     with accelerator_paths():
         model = build_meta_model(recipe, spec, mesh, device)
     recorder = AllocationRecorder()
-    with accelerator_paths(), fake_tensors(), (routed or RoutedRows()).applied(), recorder:
+    with accelerator_paths(), fake_tensors(), (routed or RoutedRows()).applied(), rated_rows(), recorder:
         built = leave_scores_ahead(spec)
         state = build_train_state(recipe, built, mesh, device, resumed=True, steps=steps, meta_model=model)
-        if not spec.scores_ahead:
-            state.reference = build_reference(state.core, spec, recipe.seed, device, resumed=True)
+        if spec.needs_reference and not spec.scores_ahead:
+            state.reference = allocate_reference(state.core, spec)
         batches = build_batches(recipe, spec, length, micro_batches)
         return record_step(
             recorder,
@@ -116,6 +119,15 @@ def plan_step_memory(
             host_kinds=list_host_kinds(recipe, spec),
             operations=operations,
         )
+
+
+def allocate_reference(model: GPT, spec: RunSpec) -> Reference:
+    """The weights of a reference, as `initial_weights.build_reference` keeps them: all those of another model."""
+    settings = spec.preference
+    assert settings is not None
+    is_other = settings.reference is not None and not is_adapter(settings.reference)
+    names = dict(model.named_parameters()) if is_other else find_trained_names(model)
+    return hold_reference(copy_values(model, names, in_host_memory=settings.reference_offload), settings)
 
 
 def leave_scores_ahead(spec: RunSpec) -> RunSpec:

@@ -28,6 +28,7 @@ PlannedCommand = Literal[
     "finetune_adapter_v2",
     "align",
     "dpo",
+    "kto",
     "rm",
 ]
 

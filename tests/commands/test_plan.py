@@ -96,18 +96,6 @@ def test_settings_that_are_not_planned_are_refused(capsys, argv, message):
     assert message in capsys.readouterr().err
 
 
-def test_preferences_that_are_not_planned_are_refused(capsys):
-    from litgpt import cli
-
-    run = ["--checkpoint_dir", "EleutherAI/pythia-14m", "--data", "Preferences", "--data.sources", "pairs.jsonl"]
-    for argv, message in {
-        ("--preference.loss_type", "kto"): "preference.loss_type: kto is not planned yet; set sigmoid",
-        ("--preference.reference", "base"): "preference.reference: base is not planned yet; set null",
-    }.items():
-        assert cli.main(["plan", "align", *run, *argv]) == 1
-        assert message in capsys.readouterr().err
-
-
 def check_skewed(skew: float, expert: int, **moe: Any) -> None:
     recipe = build_recipe(Pretrain, {"model_name": "tiny", "out_dir": "out", "devices": expert, "moe": moe})
     check_skew(skew, recipe, ParallelDims(data_shard=expert, expert=expert))
@@ -140,7 +128,7 @@ def test_a_skew_that_is_not_possible_is_refused(skew, moe, message):
         (["--gpus", "8", "--gpu", "H200"], "gpus: 8 has no effect with search: false"),
         (["--gpu_memory", "80", "--price_per_hour", "2"], "price_per_hour: 2 has no effect without the time of a step"),
         (["--checkpoint_dir", "EleutherAI/pythia-14m"], "command: missing; set that of the recipe"),
-        (["kto", *RUN], "command: 'kto' is not valid"),
+        (["chat", *RUN], "command: 'chat' is not valid"),
         ([*RUN, "--train.micro_batch", "1"], "train.micro_batch is not a key"),
     ],
 )

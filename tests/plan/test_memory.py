@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from litgpt.data.stream.batch import Batch
+from litgpt.finetune_spec import find_spec
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 from litgpt.plan.accelerator_paths import accelerator_paths
 from litgpt.plan.allocations import AllocationRecorder
 from litgpt.plan.batches import build_batches
@@ -18,6 +22,7 @@ from litgpt.plan.host_memory import list_offloaded_states
 from litgpt.plan.memory import StepMemory, list_host_kinds, plan_step_memory, record_step
 from litgpt.recipe.build import build_recipe, merge_settings
 from litgpt.recipe.commands import COMMANDS
+from litgpt.store.save_model import save_model
 from litgpt.train.build_state import build_train_state
 from litgpt.train.objectives import build_objective
 from litgpt.train.run_spec import RunSpec
@@ -90,6 +95,7 @@ SLOW = {
     "qlora": Case("finetune_lora", FINETUNE | {"precision": "bf16-true", "quantize": "bnb.nf4"}),
     "adapter": Case("finetune_adapter", FINETUNE | {"precision": "32-true"}),
     "preferences": Case("dpo", PREFERENCES),
+    "rated": Case("kto", PREFERENCES),
 }
 COUNTED = {
     "scores-ahead": Case("dpo", PREFERENCES | {"preference": {"precompute_ref_log_probs": True}}),
@@ -230,6 +236,26 @@ def test_the_planned_peaks_of_many_recipes_are_those_of_the_allocator(name: str)
 )
 def test_what_the_memory_of_many_recipes_holds_is_that_of_real_steps(name: str) -> None:
     check_parts((SLOW | COUNTED)[name])
+
+
+@pytest.mark.parametrize("tuner", ["Full", "LoRA"])
+def test_a_reference_with_other_weights_is_planned_as_it_is_loaded(tmp_path: Path, tuner: str) -> None:
+    config = Config(**SHAPE)
+    for name in ("policy", "other"):
+        save_model(tmp_path / name, GPT(config), config=config)
+    recipe, planned_spec = build_case(
+        Case(
+            "dpo",
+            PREFERENCES
+            | {"checkpoint_dir": str(tmp_path / "policy"), "tuner": {"class_path": tuner}}
+            | {"preference": {"reference": str(tmp_path / "other")}},
+        )
+    )
+    planned = plan_step_memory(recipe, planned_spec, None, length=TOKENS, steps=10, micro_batches=2)
+    state = build_train_state(recipe, find_spec(recipe), None, CPU, resumed=False, steps=10)
+    assert state.reference is not None
+    real = count_bytes(state.reference.values.values())  # without norms, which are the same in both models
+    assert planned.parts["reference"] == pytest.approx(real, rel=0.01) and real > 300_000
 
 
 def test_activations_are_the_tensors_that_autograd_saves() -> None:
