@@ -30,7 +30,7 @@ def build_batches(recipe: Training, spec: RunSpec, length: int, micro_batches: i
     return [batch] * micro_batches
 
 
-def split_rows(batch: Batch) -> tuple[Batch, Batch]:
+def join_alternate_rows(batch: Batch) -> tuple[Batch, Batch]:
     """As `kto.split_answers`, which selects answers by their values: every other row, joined to one."""
     assert batch.answers is not None and batch.answer_values is not None
     positions = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
@@ -46,5 +46,5 @@ def split_rows(batch: Batch) -> tuple[Batch, Batch]:
 @contextmanager
 def rated_rows() -> Iterator[None]:
     """The context in which every other row is a rated answer."""
-    with patch.object(kto, "split_answers", split_rows):
+    with patch.object(kto, "split_answers", join_alternate_rows):
         yield
