@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,8 +37,9 @@ from litgpt.infer.load import (
     select_device,
     select_dtype,
 )
+from litgpt.infer.marked_messages import list_image_values
 from litgpt.infer.prompt_texts import generate_list, generate_text
-from litgpt.infer.prompts import PromptEncoder, find_prompt_style
+from litgpt.infer.prompts import PromptEncoder, find_prompt_style, open_prompt_placer
 from litgpt.infer.requests import check_tokens
 from litgpt.infer.text_settings import prepare_texts
 from litgpt.messages import print_message
@@ -279,7 +281,7 @@ class LLM(nn.Module):
         Raises:
             UserError: if a template is requested and the folder has none, or `sys_prompt` is not supported.
         """
-        return self.prompt_encoder().encode(prompt, sys_prompt, chat_template)
+        return list(self.prompt_encoder().encode(prompt, sys_prompt, chat_template).ids)
 
     def replies(self, chat_template: bool | None = None) -> bool:
         """Whether the generated text is a reply to the prompt; otherwise it continues the prompt."""
@@ -287,7 +289,8 @@ class LLM(nn.Module):
 
     def prompt_encoder(self) -> PromptEncoder:
         """The formats of prompts."""
-        return PromptEncoder(self.tokenizer, self.chat, self.prompt_style)
+        placer = partial(open_prompt_placer, self.tokenizer, self.config)
+        return PromptEncoder(self.tokenizer, self.chat, self.prompt_style, placer)
 
     def generate(
         self,
@@ -309,6 +312,7 @@ class LLM(nn.Module):
         json_schema: str | dict[str, Any] | None = None,
         regex: str | None = None,
         chat_template: bool | None = None,
+        images: Any = None,
         on_token: Callable[[int], object] | None = None,
     ) -> Any:
         """The text that the model generates after a prompt, without the prompt; or after each of several prompts.
@@ -320,32 +324,32 @@ class LLM(nn.Module):
             temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty: as in `Sampling`.
             json_schema, regex: what the text is valid under or matches; see `ConstraintCompiler.compile`.
             return_as_token_ids: return int64 token ids (T,), including those of a stop string, instead of a text.
-            stream: return an iterator over pieces of the text, or over token ids, as they are generated.
+            stream: return an iterator over pieces of the text, or over token ids, of a single prompt.
             stop: strings that end the text; not part of the result.
+            images: a list of paths, bytes or PIL images, for the tags `<image>` or before the prompt; a list for each.
             seed: of the random numbers, seed + 1 for the second of several texts, ...; None for torch's generator.
-            on_token: called with each token id as it is sampled.
+            on_token: called with each token id as it is sampled, of a single prompt.
 
         Returns:
-            A text; a tensor with `return_as_token_ids`; an iterator with `stream`. For a list of prompts, a list in
-            their order; `stream` and `on_token` are not supported.
+            A text; a tensor with `return_as_token_ids`; an iterator with `stream`; a list for a list of prompts.
 
         Raises:
             UserError: if a setting is out of range, or the text would exceed the model's context.
         """
         encoder = self.prompt_encoder()
         given: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-        given |= {"repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty}
-        given |= {"frequency_penalty": frequency_penalty, "max_new_tokens": max_new_tokens, "stop": stop}
-        given |= {"json_schema": json_schema, "regex": regex, "chat_template": chat_template}
+        given |= {"repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty, "stop": stop}
+        given |= {"frequency_penalty": frequency_penalty, "max_new_tokens": max_new_tokens, "regex": regex}
+        given |= {"json_schema": json_schema, "chat_template": chat_template}
         settings = prepare_texts(encoder, rows=self.config.padded_vocab_size or 0, **given)
         if isinstance(prompt, str):
-            ids = encoder.encode(prompt, sys_prompt, chat_template)
-            outputs: dict[str, Any] = {"as_token_ids": return_as_token_ids, "stream": stream, "on_token": on_token}
-            return generate_text(self.kept_engine, self.model, self.tokenizer, ids, settings, seed=seed, **outputs)
-        for key, value in (("stream", stream), ("on_token", on_token)):
-            if value:
-                raise UserError(f"{key}: {value} is not supported with a list of prompts; leave it out")
-        prompts = [encoder.encode(text, sys_prompt, chat_template) for text in prompt]
+            encoded = encoder.encode(prompt, sys_prompt, chat_template, images=list_image_values(images))
+            given = {"as_token_ids": return_as_token_ids, "stream": stream, "on_token": on_token, "seed": seed}
+            return generate_text(self.kept_engine, self.model, self.tokenizer, encoded, settings, **given)
+        if stream or on_token:
+            key, value = ("stream", stream) if stream else ("on_token", on_token)
+            raise UserError(f"{key}: {value} is not supported with a list of prompts; leave it out")
+        prompts = encoder.encode_list(prompt, sys_prompt, chat_template, images)
         texts = generate_list(self.kept_engine, self.model, self.tokenizer, prompts, settings, seed=seed)
         return [torch.tensor(text.ids, dtype=torch.int64) if return_as_token_ids else text.text for text in texts]
 

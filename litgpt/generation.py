@@ -72,6 +72,7 @@ def generate_sample(llm: LLM, recipe: WrittenTexts, number: int) -> None:
         **get_text_settings(recipe),
         stream=True,
         chat_template=recipe.chat_template,
+        images=recipe.images,
         on_token=tokens.append,
     )
     text = chain([] if llm.replies(recipe.chat_template) else [recipe.prompt], pieces)
@@ -86,7 +87,7 @@ def generate_file(llm: LLM, recipe: WrittenTexts, rows: Sequence[PromptRow]) -> 
     """Generate the texts of a file of prompts, many at a time, and write a line of JSON for each in their order."""
     start = time.perf_counter()
     encoder = llm.prompt_encoder()
-    prompts = [tuple(row.encode(encoder, recipe.sys_prompt, recipe.chat_template)) for row in rows]
+    prompts = [row.encode(encoder, recipe.sys_prompt, recipe.chat_template) for row in rows]
     is_chat = any(row.key == "messages" for row in rows)  # which the chat template renders, not the prompt style
     settings = prepare_texts(
         encoder,
@@ -99,11 +100,11 @@ def generate_file(llm: LLM, recipe: WrittenTexts, rows: Sequence[PromptRow]) -> 
     requests: list[Callable[[], Request]] = []
     for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         try:
-            check_prompt(llm.model, prompt, recipe.max_new_tokens)
+            check_prompt(llm.model, prompt.ids, recipe.max_new_tokens, has_images=bool(prompt.media))
         except UserError as error:
             raise UserError(f"{row.location}: {error}") from None
         for sample in range(recipe.num_samples):
-            labels.append({"index": index, "sample": sample, row.key: row.value})
+            labels.append({"index": index, "sample": sample, **row.values})
             requests.append(partial(settings.build_request, prompt, recipe.seed + len(requests)))
     tokens = 0
     room = TEXTS_AT_A_TIME * llm.config.block_size

@@ -21,6 +21,7 @@ from litgpt.finetune_spec import find_spec
 from litgpt.infer.engine import Engine
 from litgpt.infer.load import find_format_folder
 from litgpt.infer.prompt_files import WrittenText, generate_texts
+from litgpt.infer.prompt_images import Prompt
 from litgpt.infer.prompts import PromptEncoder, find_prompt_style
 from litgpt.infer.text_settings import prepare_texts
 from litgpt.messages import print_message
@@ -240,8 +241,8 @@ class TrainableModel:
         texts = prepare_texts(encoder, rows=rows, **given)
         requests = []
         for number, prompt in enumerate(prompts):
-            ids = encoder.encode(prompt, None, chat_template) if isinstance(prompt, str) else list(prompt)
-            requests.append(partial(texts.build_request, ids, None if seed is None else seed + number))
+            encoded = encoder.encode(prompt, None, chat_template) if isinstance(prompt, str) else Prompt(tuple(prompt))
+            requests.append(partial(texts.build_request, encoded, None if seed is None else seed + number))
         with self._backends(), eval_mode(state), run_blocks_eagerly(state.core):
             engine = Engine(state.core, reorder=False, forward=forward)  # the products of training
             written = generate_texts(engine, requests, encoder.tokenizer, texts.stops, continues=texts.continues)

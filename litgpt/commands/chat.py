@@ -98,7 +98,17 @@ def reset(text: str, model: ChatModel, terminal: ChatTerminal) -> None:
     """Begin a new conversation."""
     refuse_text("/reset", text)
     model.history.exchanges.clear()
+    model.history.images = ()
     terminal.print_line("A new conversation begins.")
+
+
+def add_image(text: str, model: ChatModel, terminal: ChatTerminal) -> None:
+    """Add an image to the next message, or remove those that were added."""
+    if text:
+        model.history.add_image(str(Path(text).expanduser().absolute()))
+    else:
+        model.history.images = ()
+    terminal.print_line(f"Images of the next message: {len(model.history.images)}")
 
 
 def save(text: str, model: ChatModel, terminal: ChatTerminal) -> None:
@@ -144,6 +154,7 @@ class SlashCommand(NamedTuple):
 SLASH_COMMANDS = {
     "/system": SlashCommand("TEXT", "set the system message; without TEXT, remove it", set_system),
     "/reset": SlashCommand("", "begin a new conversation, with the same system message", reset),
+    "/image": SlashCommand("FILE", "add an image to the next message; without FILE, remove those added", add_image),
     "/save": SlashCommand("FILE", "save the conversation as a new .jsonl file to train on", save),
     "/help": SlashCommand("", "list these commands", show_help),
 }

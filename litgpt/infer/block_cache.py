@@ -84,7 +84,7 @@ class CacheBlock:
     """The memory of one text.
 
     Attributes:
-        ids: the tokens whose keys and values it holds.
+        ids: the tokens whose keys and values it holds; at places of images, the numbers of `PromptImages.list_keys`.
         written: the number of tokens whose keys and values were written, also of those taken back since.
     """
 

@@ -14,44 +14,17 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.host_allocator import keep_freed_memory
-from litgpt.infer.block_cache import SLAB_BLOCKS, BlockCache, CacheBlock, count_common_tokens, find_window_layers
+from litgpt.infer.block_cache import SLAB_BLOCKS, BlockCache, count_common_tokens, find_window_layers
 from litgpt.infer.onednn import ReorderedMatrix, can_reorder, read_version, reorder_linear_layers
 from litgpt.infer.packed_step import Chunk, run_packed
 from litgpt.infer.requests import FinishReason, GeneratedToken, Request, check_prompt, check_tokens
-from litgpt.infer.sampling import SampledRow, sample_rows
+from litgpt.infer.sampling import sample_rows
+from litgpt.infer.sequences import Sequence
 from litgpt.infer.speculative import Draft, Proposal, check_draft
 from litgpt.model.gpt import GPT
 
 GROWTH = 64  # tokens after the prompt for which memory is reserved at first
 MIN_PREFIX = 16  # tokens; shorter common prefixes are computed again
-
-
-class Sequence:
-    """A request and what has been generated for it.
-
-    Attributes:
-        tokens: the generated tokens.
-        prompt_logprobs: of the prompt's tokens but the first, if requested.
-        finish_reason: `stop`, `length` or `cancelled`; None as long as it is not finished.
-        error: why it was cancelled, if its constraint could not be followed.
-    """
-
-    def __init__(self, request: Request, device: torch.device) -> None:
-        self.request = request
-        self.tokens: list[GeneratedToken] = []
-        self.prompt_logprobs: list[GeneratedToken] = []
-        self.finish_reason: FinishReason | None = None
-        self.error: UserError | None = None
-        self.ids = list(request.prompt)
-        self.block: CacheBlock | None = None
-        self.was_preempted = False
-        generator = None if request.seed is None else torch.Generator(device).manual_seed(request.seed)
-        self.row = SampledRow(request.sampling, request.prompt, [], generator, request.constraint)
-
-    @property
-    def computed(self) -> int:
-        """The number of tokens whose keys and values are in the cache."""
-        return 0 if self.block is None else len(self.block.ids)
 
 
 class Engine:
@@ -126,7 +99,9 @@ class Engine:
         Raises:
             UserError: if prompt and new tokens exceed the model's context or the cache.
         """
-        check_prompt(self.model, request.prompt, request.max_new_tokens)
+        check_prompt(self.model, request.prompt, request.max_new_tokens, has_images=request.images is not None)
+        if request.images is not None and self._forward is not None:
+            raise UserError("image: not supported with a model that is split over devices; use litgpt generate")
         if bias := request.sampling.logit_bias:
             check_tokens("logit_bias", (min(bias), max(bias)), self.model.config.padded_vocab_size or 0)
         sequence = Sequence(request, next(self.model.parameters()).device)
@@ -224,9 +199,9 @@ class Engine:
         """Whether another text is about to compute a prefix of this one."""
         if sequence.request.prompt_logprobs is not None:
             return False
-        known = self.cache.find_prefix(sequence.ids)[1]
+        known = self.cache.find_prefix(sequence.keys)[1]
         for other in self._running:
-            common = min(count_common_tokens(other.ids, sequence.ids), len(other.ids) - 1)
+            common = min(count_common_tokens(other.keys, sequence.keys), len(other.keys) - 1)
             if common >= known + MIN_PREFIX and other.computed < min(common, len(other.request.prompt)):
                 return True
         return False
@@ -235,7 +210,7 @@ class Engine:
         """Give a text memory, with the prefix that other texts have computed; whether there was enough."""
         reserved = sequence.request.cached_tokens if sequence.was_preempted else len(sequence.ids) + GROWTH
         reserved = min(reserved, sequence.request.cached_tokens)
-        source, common = self.cache.find_prefix(sequence.ids)
+        source, common = self.cache.find_prefix(sequence.keys)
         sequence.block = self.cache.allocate(reserved, source)
         if sequence.block is None and source in self.cache.kept:  # there is memory for only one of the two
             source, sequence.block = None, self.cache.allocate(reserved)
@@ -286,10 +261,8 @@ class Engine:
             if tokens == 0 or not self._reserve(sequence, sequence.computed + tokens + len(more)):
                 continue
             budget -= tokens if missing > 1 else 0
-            assert sequence.block is not None
-            ids = [*sequence.ids[sequence.computed : sequence.computed + tokens], *more]
             has_logprobs = sequence.request.prompt_logprobs is not None and not sequence.tokens
-            chunks[sequence] = Chunk(sequence.block, ids, len(ids) if has_logprobs or more else int(tokens == missing))
+            chunks[sequence] = sequence.build_chunk(self.model, tokens, more, has_logprobs=has_logprobs)
         return {sequence: chunk for sequence, chunk in chunks.items() if sequence.block is not None}
 
     def _reserve(self, sequence: Sequence, tokens: int) -> bool:
@@ -352,9 +325,7 @@ class Engine:
             token = GeneratedToken(number, finish_reason=reason)
         else:
             token = GeneratedToken(number, token.logprob, token.top, reason)
-        sequence.tokens.append(token)
-        sequence.ids.append(number)
-        sequence.row.generated.append(number)
+        sequence.append(token)
         if request.constraint is not None:
             request.constraint.accept(number)
         if reason is not None:
@@ -364,6 +335,7 @@ class Engine:
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a text; its block is kept for texts with the same prefix."""
         sequence.finish_reason = reason
+        sequence.release()
         if self.draft is not None:
             self.draft.release(id(sequence))
         if sequence in self._running:

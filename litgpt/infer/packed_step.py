@@ -12,6 +12,7 @@ from torch import Tensor
 
 from litgpt.infer.block_cache import CacheBlock, Slab
 from litgpt.infer.onednn import ReorderedMatrix
+from litgpt.infer.prompt_images import PlacedFeatures
 from litgpt.model.attention_inputs import (
     AttentionInputs,
     Segment,
@@ -30,11 +31,21 @@ MAX_SHARED_TOKENS = 16
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next tokens of one text, and how many of its last tokens need logits."""
+    """The next tokens of one text.
+
+    Attributes:
+        logits: how many of its last tokens need logits.
+        keys: what identifies their keys and values in the cache; None for the tokens themselves.
+        positions: of time, row and column, (3, T); None if all three are the number of the token.
+        features: those of images among the tokens.
+    """
 
     block: CacheBlock
     ids: Sequence[int]
     logits: int = 1
+    keys: Sequence[int] | None = None
+    positions: Tensor | None = None
+    features: PlacedFeatures | None = None
 
     @property
     def start(self) -> int:
@@ -144,7 +155,8 @@ def build_packed_inputs(config: Config, groups: Sequence[ChunkGroup], device: to
     chunks = [chunk for group in groups for chunk in group.chunks]
     ranges = [range(chunk.start, chunk.start + len(chunk.ids)) for chunk in chunks]
     positions = torch.tensor([position for span in ranges for position in span], device=device)
-    pieces = positions.split([len(span) for span in ranges]) if config.rope_kind in LENGTH_KINDS else [positions]
+    turned = arrange_positions(chunks, positions)
+    pieces = turned.split([len(span) for span in ranges], -1) if config.rope_kind in LENGTH_KINDS else [turned]
     angles = {}
     for rope in list_ropes(config):
         cos, sin = zip(*(build_angles(config, piece, rope=rope) for piece in pieces), strict=True)
@@ -171,6 +183,31 @@ def build_packed_inputs(config: Config, groups: Sequence[ChunkGroup], device: to
             for group in groups
         ),
     )
+
+
+def arrange_positions(chunks: Sequence[Chunk], positions: Tensor) -> Tensor:
+    """The positions of angles: those given, (T,), or (1, 3, T) of time, row and column if a text has images."""
+    if all(chunk.positions is None for chunk in chunks):
+        return positions
+    parts = positions.split([len(chunk.ids) for chunk in chunks])
+    rows = [
+        part.expand(3, -1) if chunk.positions is None else chunk.positions.to(positions.device)
+        for chunk, part in zip(chunks, parts, strict=True)
+    ]
+    return torch.cat(rows, 1)[None]
+
+
+def embed_images(model: GPT, ids_BT: Tensor, positions: Tensor, chunks: Sequence[Chunk]) -> Tensor | None:
+    """The embeddings (1, T, D) of the tokens of chunks, with the features of their images; None without images."""
+    start, is_place, features = 0, torch.zeros(ids_BT.shape, dtype=torch.bool), list[Tensor]()
+    for chunk in chunks:
+        if chunk.features is not None:
+            is_place[0, torch.tensor(chunk.features.places) + start] = True
+            features.append(chunk.features.features_MD)
+        start += len(chunk.ids)
+    if not features:
+        return None
+    return model.embed_features(ids_BT, positions, is_place.to(ids_BT.device), torch.cat(features))
 
 
 def compute_indexed_logits(
@@ -216,8 +253,10 @@ def run_packed(
     compute = partial(compute_indexed_logits, head, torch.tensor(indices, device=device, dtype=torch.int64))
     inputs = build_packed_inputs(model.config, groups, device)
     cache = PackedCache(groups, model.config.n_layer, device)
-    logits = (forward or model)(ids, inputs=inputs, head=compute, cache=cache)
+    hidden = embed_images(model, ids, inputs.positions, ordered)
+    settings = {} if hidden is None else {"hidden_BTD": hidden}
+    logits = (forward or model)(ids, inputs=inputs, head=compute, cache=cache, **settings)
     by_chunk = dict(zip(map(id, ordered), logits.split([chunk.logits for chunk in ordered]), strict=True))
     for chunk in ordered:
-        chunk.block.extend(chunk.ids)
+        chunk.block.extend(chunk.ids if chunk.keys is None else chunk.keys)
     return [by_chunk[id(chunk)] for chunk in chunks]

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.data.read.fields import BadRow
+from litgpt.data.read.row_images import list_image_sources
 from litgpt.data.read.row_sources import read_rows
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import read_utf8
-from litgpt.infer import engine as engines
+from litgpt.infer.engine import Engine
 from litgpt.infer.generate import TextStream
+from litgpt.infer.prompt_images import Prompt
 from litgpt.infer.prompts import PromptEncoder
 from litgpt.infer.requests import GeneratedToken, Request
+from litgpt.infer.sequences import Sequence as EngineSequence
 
 READ_SUFFIXES = (".txt", ".jsonl")
 
@@ -27,26 +30,36 @@ class PromptRow:
         location: file and line.
         key: `prompt` or `messages`.
         value: a text, or the messages of a chat.
+        images: the sources of the row's images.
+        folder: the folder of the file, which paths of images are relative to and may not leave.
     """
 
     location: str
     key: str
     value: Any
+    images: Sequence[Any] = ()
+    folder: Path | None = None
 
-    def encode(self, encoder: PromptEncoder, sys_prompt: str | None, chat_template: bool | None) -> list[int]:
-        """The tokens of the prompt.
+    @property
+    def values(self) -> dict[str, Any]:
+        """The fields of the row that were read."""
+        return {self.key: self.value, **({"images": self.images} if self.images else {})}
+
+    def encode(self, encoder: PromptEncoder, sys_prompt: str | None, chat_template: bool | None) -> Prompt:
+        """Encode the prompt.
 
         Raises:
-            UserError: naming the location, if the model has no format for it.
+            UserError: naming the location, if the model has no format for it, or an image cannot be read.
         """
+        media: dict[str, Any] = {"images": self.images, "folder": self.folder}
         try:
             if self.key == "messages":
                 if sys_prompt is not None:
                     raise UserError("sys_prompt: has no effect on messages; write it as the first of them")
                 if chat_template is False:
                     raise UserError("chat_template: false has no effect on messages, which need it; set null")
-                return encoder.encode_messages(self.value)
-            return encoder.encode(self.value, sys_prompt, chat_template)
+                return encoder.encode_messages(self.value, **media)
+            return encoder.encode(self.value, sys_prompt, chat_template, **media)
         except UserError as error:
             raise UserError(f"{self.location}: {error}") from None
 
@@ -63,14 +76,17 @@ def read_prompts(path: Path) -> list[PromptRow]:
         lines = enumerate(read_utf8(path).splitlines(), 1)
         rows = [PromptRow(f"{path}:{number}", "prompt", line) for number, line in lines if line.strip()]
     else:
-        rows = [parse_prompt_row(location, row) for location, row in read_rows(path)]
+        rows = [parse_prompt_row(location, row, path.parent) for location, row in read_rows(path)]
     if not rows:
         raise UserError(f"prompts: {path} has no prompts; use a file with at least one")
     return rows
 
 
-def parse_prompt_row(location: str, row: Any) -> PromptRow:
+def parse_prompt_row(location: str, row: Any, folder: Path) -> PromptRow:
     """The prompt of a row.
+
+    Args:
+        folder: of its file.
 
     Raises:
         UserError: naming the location, if the row has none.
@@ -87,7 +103,10 @@ def parse_prompt_row(location: str, row: Any) -> PromptRow:
             f"{location}: {keys[0]}: {json.dumps(value)[:60]} is not valid; write a text as prompt, and a list of "
             "objects with role and content as messages"
         )
-    return PromptRow(location, keys[0], value)
+    try:
+        return PromptRow(location, keys[0], value, list_image_sources(row), folder)
+    except BadRow as error:
+        raise UserError(f"{location}: {error}") from None
 
 
 def is_chat(value: Any) -> bool:
@@ -110,7 +129,7 @@ class WrittenText:
 
 
 def generate_texts(
-    engine: engines.Engine,
+    engine: Engine,
     requests: Sequence[Callable[[], Request]],
     tokenizer: Tokenizer,
     stops: Sequence[str],
@@ -128,7 +147,7 @@ def generate_texts(
         UserError: if a request does not fit, or logits are not finite.
     """
     waiting, finished = iter(enumerate(requests)), dict[int, WrittenText]()
-    running: dict[engines.Sequence, tuple[int, TextStream, list[str]]] = {}
+    running: dict[EngineSequence, tuple[int, TextStream, list[str]]] = {}
     following = next(waiting, None)
     for number in range(len(requests)):
         while number not in finished:

@@ -11,6 +11,7 @@ from litgpt.errors import UserError
 from litgpt.infer.generate import call_with_each, generate, truncate_at_stop, truncate_tokens
 from litgpt.infer.kept_engine import KeptEngine
 from litgpt.infer.prompt_files import WrittenText, generate_texts
+from litgpt.infer.prompt_images import Prompt
 from litgpt.infer.requests import check_prompt
 from litgpt.infer.text_settings import TextSettings
 from litgpt.model.gpt import GPT
@@ -20,7 +21,7 @@ def generate_text(
     kept: KeptEngine,
     model: GPT,
     tokenizer: Tokenizer,
-    prompt: list[int],
+    prompt: Prompt,
     settings: TextSettings,
     *,
     seed: int | None,
@@ -33,11 +34,11 @@ def generate_text(
     Raises:
         UserError: if the text would exceed the model's context or the cache, or logits are not finite.
     """
-    check_prompt(model, prompt, settings.max_new_tokens)
+    check_prompt(model, prompt.ids, settings.max_new_tokens, has_images=bool(prompt.media))
     tokens = generate(kept, model, settings.build_request(prompt, seed))
     tokens = call_with_each(tokens, on_token) if on_token else tokens
     # a reply is a separate text; a continuation may begin with the space after the prompt
-    context, stops = prompt if settings.continues else [], settings.stops
+    context, stops = prompt.ids if settings.continues else (), settings.stops
     if as_token_ids:
         tokens = truncate_tokens(tokens, stops, tokenizer, context=context) if stops else tokens
         return tokens if stream else torch.tensor(list(tokens), dtype=torch.int64)
@@ -49,7 +50,7 @@ def generate_list(
     kept: KeptEngine,
     model: GPT,
     tokenizer: Tokenizer,
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Prompt],
     settings: TextSettings,
     *,
     seed: int | None,
@@ -61,13 +62,13 @@ def generate_list(
     """
     for number, prompt in enumerate(prompts, 1):
         try:
-            check_prompt(model, prompt, settings.max_new_tokens)
+            check_prompt(model, prompt.ids, settings.max_new_tokens, has_images=bool(prompt.media))
         except UserError as error:
             raise UserError(f"prompt {number} of {len(prompts)}: {error}") from None
     requests = [
         partial(settings.build_request, prompt, None if seed is None else seed + number)
         for number, prompt in enumerate(prompts)
     ]
-    tokens = max(map(len, prompts), default=0) + settings.max_new_tokens - 1
+    tokens = max((len(prompt.ids) for prompt in prompts), default=0) + settings.max_new_tokens - 1
     with kept.take(model, tokens=tokens) as engine:
         return list(generate_texts(engine, requests, tokenizer, settings.stops, continues=settings.continues))

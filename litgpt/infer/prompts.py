@@ -1,16 +1,29 @@
 """Encode a prompt for a model, as plain text or in the format that the model was trained with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from litgpt.data.media.pictures import read_picture_settings
+from litgpt.data.media.reader import MediaReader
+from litgpt.data.read.conversation import Conversation
+from litgpt.data.read.fields import BadRow
+from litgpt.data.read.media import Medium
+from litgpt.data.read.message import Message
 from litgpt.data.render.chat_template import ChatTemplate, find_turn_ends
+from litgpt.data.render.media_places import MediaPlacer
 from litgpt.data.render.prompt_styles import PromptStyle, has_prompt_style, load_prompt_style
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import find_surrogate
+from litgpt.infer.marked_messages import list_images_by_prompt, mark_images
+from litgpt.infer.prompt_images import Prompt
 from litgpt.messages import print_message
+from litgpt.model.config import Config
+from litgpt.model.tower_config import TowerShape
 
 
 @dataclass(frozen=True)
@@ -20,11 +33,13 @@ class PromptEncoder:
     Attributes:
         chat: the chat template in its folder, or None.
         style: the prompt style that its folder names, or None; it takes precedence, because the last training used it.
+        open_placer: opens what writes the places of images; returns None for a model that reads none.
     """
 
     tokenizer: Tokenizer
     chat: ChatTemplate | None
     style: PromptStyle | None
+    open_placer: Callable[[], MediaPlacer | None] = lambda: None
 
     def has_format(self, chat_template: bool | None) -> bool:
         """Whether the prompt is a user's message and the text a reply; otherwise the text continues the prompt.
@@ -44,44 +59,109 @@ class PromptEncoder:
     def _has_style(self, chat_template: bool | None) -> bool:
         return chat_template is None and self.style is not None and self.style.apply("x") != "x"
 
-    def encode(self, prompt: str, sys_prompt: str | None, chat_template: bool | None) -> list[int]:
-        """The tokens of a prompt.
+    def encode(
+        self,
+        prompt: str,
+        sys_prompt: str | None,
+        chat_template: bool | None,
+        *,
+        images: Sequence[Any] = (),
+        folder: Path | None = None,
+    ) -> Prompt:
+        """Encode a prompt.
+
+        Args:
+            images: their sources, as in the rows of training: for the tags `<image>` in the prompt, or before it.
+            folder: that paths of images are relative to and may not leave; None for any paths.
 
         Raises:
-            UserError: if a text is not UTF-8, the format has no system prompt, or the template rejects the prompt.
+            UserError: if a text is not UTF-8, the format has no system prompt, or the template rejects the prompt; or
+                if the model reads no images, or one cannot be read.
         """
         for key, text in (("prompt", prompt), ("sys_prompt", sys_prompt or "")):
             if (position := find_surrogate(text)) is not None:
                 raise UserError(f"{key}: {text[:40]!r} is not UTF-8 at character {position + 1}; give it in UTF-8")
+        (message,), media = mark_images([{"role": "user", "content": prompt}], images, folder)
+        prompt = message["content"]
         if not self.has_format(chat_template):
             if sys_prompt is not None:
                 raise unsupported_system_prompt(sys_prompt, f"{self.tokenizer.folder} without a chat template")
-            return self.tokenizer.encode(prompt).tolist()
+            return self._tokenize(prompt, media)
         if self._has_style(chat_template):
             assert self.style is not None
             text = self.style.apply(prompt, sys_prompt=sys_prompt)
             if sys_prompt and text == self.style.apply(prompt):
                 raise unsupported_system_prompt(sys_prompt, f"the prompt style {type(self.style).__name__}")
-            return self.tokenizer.encode(text).tolist()
+            return self._tokenize(text, media)
         assert self.chat is not None
         system = [] if sys_prompt is None else [{"role": "system", "content": sys_prompt}]
-        return self.encode_messages([*system, {"role": "user", "content": prompt}])
+        return self._encode_marked([*system, message], media)
 
-    def encode_messages(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> list[int]:
-        """The tokens of a chat, with the header of the model's next message.
+    def encode_list(
+        self,
+        prompts: Sequence[str],
+        sys_prompt: str | None,
+        chat_template: bool | None,
+        images: Any,
+    ) -> list[Prompt]:
+        """Encode several prompts, each with its images; as `encode`.
 
         Args:
+            images: a list of images, as `list_image_values` takes them, for each; None for none.
+        """
+        lists = list_images_by_prompt(images, len(prompts))
+        return [
+            self.encode(prompt, sys_prompt, chat_template, images=values)
+            for prompt, values in zip(prompts, lists, strict=True)
+        ]
+
+    def encode_messages(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        images: Sequence[Any] = (),
+        folder: Path | None = None,
+    ) -> Prompt:
+        """Encode a chat, with the header of the model's next message.
+
+        Args:
+            messages: images are blocks of their contents, or tags `<image>` for `images`.
             tools: the functions that the model may call, as JSON schemas.
+            images, folder: as in `encode`.
 
         Raises:
-            UserError: if there is no chat template, or it rejects the chat.
+            UserError: if there is no chat template, or it rejects the chat; or if the model reads no images, or one
+                cannot be read.
         """
+        marked, media = mark_images(messages, images, folder)
+        return self._encode_marked(marked, media, tools)
+
+    def _encode_marked(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        media: Sequence[Medium],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Prompt:
         if self.chat is None:
             raise UserError(f"messages: {self.tokenizer.folder} has no chat template; give a prompt instead")
         text = self.chat.render(messages, self.tokenizer.special_tokens(), tools=tools)
-        return self.tokenizer.encode(text, bos=False).tolist()
+        return self._tokenize(text, media, bos=False)
+
+    def _tokenize(self, text: str, media: Sequence[Medium], *, bos: bool | None = None) -> Prompt:
+        """The tokens of a text with marks of images."""
+        if not media:
+            return Prompt(tuple(self.tokenizer.encode(text, bos=bos).tolist()))
+        placer = self.open_placer()
+        if placer is None:
+            raise UserError("image: the model has no vision tower; leave it out, or use a model that sees")
+        ids = self.tokenizer.encode(placer.write_places(text), bos=bos).numpy()
+        try:
+            conversation = Conversation((Message("user", "", media=tuple(media)),))
+            example = placer.write_images(ids, np.zeros(len(ids), np.float32), conversation)
+        except BadRow as error:
+            raise UserError(f"image: {error}") from None
+        return Prompt(tuple(example.ids.tolist()), example.media, placer.reader)
 
     def get_stops(self, chat_template: bool | None) -> tuple[list[int], list[str]]:
         """The stop tokens, and the stop strings."""
@@ -94,6 +174,18 @@ class PromptEncoder:
             sequences += [[token] for token in find_turn_ends(self.chat, self.tokenizer)]
         texts = [self.tokenizer.decode(sequence) for sequence in sequences if len(sequence) > 1]
         return [sequence[0] for sequence in sequences if len(sequence) == 1], [text for text in texts if text]
+
+
+def open_prompt_placer(tokenizer: Tokenizer, config: Config) -> MediaPlacer | None:
+    """What writes the places of a model's images; None for a model that reads none.
+
+    Raises:
+        UserError: if the folder of the tokenizer has no settings of a processor, or they are not supported.
+    """
+    if config.vision is None:
+        return None
+    settings, shape = read_picture_settings(tokenizer.folder), TowerShape.from_values(config.vision)
+    return MediaPlacer(MediaReader(settings, shape, bool(config.rope_sections)), tokenizer)
 
 
 def find_prompt_style(folder: Path, chat: ChatTemplate | None) -> PromptStyle | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from litgpt.errors import UserError
+from litgpt.infer.prompt_images import PromptImages
 from litgpt.infer.sampling import Constraint, Sampling
 from litgpt.model.gpt import GPT
 
@@ -23,6 +24,7 @@ class Request:
         logprobs: report the log-probability of each token, and this many of the most likely ones; None for neither.
         prompt_logprobs: the same for the tokens of the prompt, except the first.
         constraint: a grammar; None for any text.
+        images: in the prompt, at the places of their token; None for a prompt of text only.
     """
 
     prompt: tuple[int, ...]
@@ -33,6 +35,7 @@ class Request:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     constraint: Constraint | None = None
+    images: PromptImages | None = None
 
     @property
     def cached_tokens(self) -> int:
@@ -67,11 +70,15 @@ def check_tokens(key: str, tokens: tuple[int, int], rows: int) -> None:
             raise UserError(f"{key}: has token {token}, but the model has {rows} tokens; use the model's own tokenizer")
 
 
-def check_prompt(model: GPT, prompt: Sequence[int], max_new_tokens: int) -> None:
+def check_prompt(model: GPT, prompt: Sequence[int], max_new_tokens: int, *, has_images: bool = False) -> None:
     """Check that prompt and new tokens fit into the model's context, and the model has all tokens of the prompt.
 
+    Args:
+        has_images: whether the prompt has images, with their places.
+
     Raises:
-        UserError: if they do not, the prompt is empty, or the model is a reward model.
+        UserError: if they do not, the prompt is empty or has the token of an image without it, or the model is a reward
+            model.
     """
     if model.config.output == "score":
         raise UserError(
@@ -81,6 +88,10 @@ def check_prompt(model: GPT, prompt: Sequence[int], max_new_tokens: int) -> None
     if not prompt:
         raise UserError("prompt: has no tokens; set at least one")
     check_tokens("prompt", (min(prompt), max(prompt)), rows)
+    if model.vision is not None and not has_images and (unseen := {*model.vision.shape.media_tokens} & {*prompt}):
+        raise UserError(
+            f"prompt: has token {min(unseen)}, which stands for an image, without an image; give one, or leave it out"
+        )
     if len(prompt) >= limit:
         raise UserError(f"prompt: {len(prompt)} tokens exceed the model's context of {limit}; use a shorter one")
     if max_new_tokens < 1 or len(prompt) + max_new_tokens > limit:

@@ -9,6 +9,7 @@ from typing import Any
 from litgpt.errors import UserError
 from litgpt.files import read_utf8
 from litgpt.infer.constraint import ConstraintCompiler, GrammarConstraint
+from litgpt.infer.prompt_images import Prompt
 from litgpt.infer.prompts import PromptEncoder
 from litgpt.infer.requests import Request
 from litgpt.infer.sampling import Sampling
@@ -39,10 +40,15 @@ class TextSettings:
     continues: bool
     logprobs: int | None = None
 
-    def build_request(self, prompt: Sequence[int], seed: int | None) -> Request:
-        """The request of the text after a prompt."""
+    def build_request(self, prompt: Prompt, seed: int | None) -> Request:
+        """The request of the text after a prompt, whose images are decoded now.
+
+        Raises:
+            UserError: if one cannot be decoded.
+        """
         settings: dict[str, Any] = {"logprobs": self.logprobs, "constraint": self.constrain()}
-        return Request(tuple(prompt), self.max_new_tokens, self.sampling, self.stop_tokens, seed, **settings)
+        settings |= {"images": prompt.load_images()}
+        return Request(prompt.ids, self.max_new_tokens, self.sampling, self.stop_tokens, seed, **settings)
 
 
 def prepare_texts(

@@ -256,15 +256,25 @@ class GPT(nn.Module):
         """
         if self.vision is None:
             raise UserError("media: the model has no vision tower; use the folder of a model that has one")
-        hidden_BTD = self._embed(ids_BT, torch.arange(ids_BT.shape[1], device=ids_BT.device))
+        positions = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         if not media.grids:
+            hidden_BTD = self._embed(ids_BT, positions)
             return hidden_BTD + self.vision.compute_zero() if self.vision.is_trained else hidden_BTD
-        features_MD = self.vision(media).to(hidden_BTD.dtype)
+        features_MD = self.vision(media)
         is_place = torch.isin(ids_BT, torch.tensor(self.vision.shape.media_tokens, device=ids_BT.device))
         places = int(is_place.sum())
         if places != len(features_MD):
             raise UserError(f"media: {len(features_MD)} features for {places} places in the text; use as many of both")
-        return hidden_BTD.masked_scatter(is_place[..., None], features_MD)
+        return self.embed_features(ids_BT, positions, is_place, features_MD)
+
+    def embed_features(self, ids_BT: Tensor, positions: Tensor, is_place_BT: Tensor, features_MD: Tensor) -> Tensor:
+        """The embeddings (B, T, D) of tokens, and at some places the features of a tower instead, in their order.
+
+        Args:
+            positions: as those of `AttentionInputs`.
+        """
+        hidden_BTD = self._embed(ids_BT, positions)
+        return hidden_BTD.masked_scatter(is_place_BT[..., None], features_MD.to(hidden_BTD.dtype))
 
     def _embed(self, ids_BT: Tensor, positions: Tensor) -> Tensor:
         x_BTD = self.embedding(ids_BT)

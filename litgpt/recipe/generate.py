@@ -70,6 +70,8 @@ class WrittenTexts(GenerationSettings):
 
     prompt: str = "What food do llamas eat?"
     """The user's message or, without a chat template, the text to continue."""
+    image: Path | list[Path] | None = None
+    """An image or a list of images, for the tags <image> in the prompt, or before it; for models that see."""
     prompts: Path | None = None
     """A file of prompts instead: a .txt with one a line, or a .jsonl with `prompt` or `messages` in each row."""
     output: Path | None = None
@@ -86,9 +88,18 @@ class WrittenTexts(GenerationSettings):
         has_file = self.prompts is not None
         other, cure = "a single prompt", "set prompts: FILE too"
         check_effects(self, "", "output", "logprobs", have_effect=has_file, other=other, cure=cure)
-        check_effects(self, "", "stream", "prompt", have_effect=not has_file, other="prompts", cure="leave it out")
+        keys = ("stream", "prompt", "image")
+        check_effects(self, "", *keys, have_effect=not has_file, other="prompts", cure="leave it out")
+        for path in self.images:
+            if not path.is_file():
+                raise UserError(f"image: {path} is not a file; give the path of an image")
         if self.prompts is not None and not self.prompts.is_file():
             raise UserError(f"prompts: {self.prompts} is not a file; use a .txt with one prompt a line, or a .jsonl")
+
+    @property
+    def images(self) -> list[Path]:
+        """The images of the prompt."""
+        return self.image if isinstance(self.image, list) else [] if self.image is None else [self.image]
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ class Generate(GenerateWithModel):
         super().__post_init__()
         draws = self.image_out is not None
         check_effects(self, "", "guidance", have_effect=draws, other="a text", cure="set image_out: FILE.png too")
-        names = ("prompts", "max_new_tokens", "json_schema", "regex", "stop", "stream")
+        names = ("prompts", "image", "max_new_tokens", "json_schema", "regex", "stop", "stream")
         check_effects(self, "", *names, have_effect=not draws, other="image_out", cure="leave it out")
         if self.image_out is not None and self.image_out.suffix.lower() != ".png":
             raise UserError(f"image_out: {self.image_out} does not end in .png; set {self.image_out.stem}.png")

@@ -69,6 +69,10 @@ class Serve:
     """Maximum number of prompt tokens that are processed between two tokens of the other texts."""
     max_body_bytes: Count = 4_000_000
     """Larger requests are refused."""
+    max_images: Count = 16
+    """Maximum number of images of a request, for models that see."""
+    max_image_pixels: Count = 2**25
+    """Maximum number of pixels of an image."""
     grace_seconds: Position = 30
     """Seconds that running requests have to finish after SIGTERM or Ctrl-C."""
 

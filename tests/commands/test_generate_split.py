@@ -77,6 +77,7 @@ def test_one_device_is_the_default_without_gpus(command: str, model: Path, capsy
             "quantize: bnb.nf4 is not supported with devices: 2 of generate_tp",
         ),
         ("generate_tp --devices 2 --compile true", "compile: true is not supported with devices: 2; set false"),
+        (f"generate_tp --devices 2 --image {__file__}", f"image: {__file__} is not supported with devices: 2; use"),
         ("generate_sequentially --devices 0", "devices: 0 is not valid; use auto or a number from 1"),
     ],
 )

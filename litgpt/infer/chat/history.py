@@ -3,15 +3,22 @@
 from typing import NamedTuple
 
 from litgpt.data.render.chat_template import ChatMessage
+from litgpt.infer.marked_messages import build_content
+from litgpt.infer.prompt_images import Prompt
 from litgpt.infer.prompts import PromptEncoder
 
 
 class ChatExchange(NamedTuple):
-    """A message of the user and the answer to it, under the system message of that time."""
+    """A message of the user and the answer to it, under the system message of that time.
+
+    Attributes:
+        images: the paths of those of the message.
+    """
 
     system: str | None
     message: str
     answer: str
+    images: tuple[str, ...] = ()
 
 
 class ChatHistory:
@@ -20,23 +27,35 @@ class ChatHistory:
     Attributes:
         system: the system message, or None.
         exchanges: since the chat began.
+        images: the paths of those of the next message.
         keeps_turns: whether a prompt has the earlier exchanges; otherwise each message is answered on its own.
     """
 
     def __init__(self, encoder: PromptEncoder, chat_template: bool | None, system: str | None = None) -> None:
         self._encoder, self._chat_template, self.system = encoder, chat_template, system
         self.exchanges: list[ChatExchange] = []
+        self.images: tuple[str, ...] = ()
         self.keeps_turns = renders_turns(encoder, chat_template)
 
-    def encode(self, message: str) -> list[int]:
-        """The tokens of the prompt whose continuation is the answer to a message.
+    def encode(self, message: str) -> Prompt:
+        """The prompt whose continuation is the answer to a message.
 
         Raises:
-            UserError: if the message is not UTF-8, or the format rejects the chat.
+            UserError: if the message is not UTF-8, the format rejects the chat, or an image cannot be read.
         """
         if not self.keeps_turns:
-            return self._encoder.encode(message, self.system, self._chat_template)
-        return self._encoder.encode_messages([*self._list_messages(), {"role": "user", "content": message}])
+            return self._encoder.encode(message, self.system, self._chat_template, images=self.images)
+        content = build_content(message, self.images)
+        return self._encoder.encode_messages([*self._list_messages(), {"role": "user", "content": content}])
+
+    def add_image(self, path: str) -> None:
+        """Add an image to the next message.
+
+        Raises:
+            UserError: if the model reads none, or not this one; it is not added.
+        """
+        self._encoder.encode("", None, False, images=[path])
+        self.images = (*self.images, path)
 
     def set_system(self, system: str | None) -> None:
         """Replace the system message, also of earlier exchanges if prompts have them.
@@ -52,8 +71,9 @@ class ChatHistory:
             raise
 
     def add(self, message: str, answer: str) -> None:
-        """Add an exchange."""
-        self.exchanges.append(ChatExchange(self.system, message, answer))
+        """Add an exchange, with the images of the message."""
+        self.exchanges.append(ChatExchange(self.system, message, answer, self.images))
+        self.images = ()
 
     def list_rows(self) -> list[dict[str, list[ChatMessage]]]:
         """The chat as rows of the data module `Conversations`: one for each message if they are on their own."""
@@ -73,7 +93,8 @@ def list_system_messages(system: str | None) -> list[ChatMessage]:
 
 def list_exchange_messages(exchange: ChatExchange) -> list[ChatMessage]:
     """The two messages of an exchange."""
-    return [{"role": "user", "content": exchange.message}, {"role": "assistant", "content": exchange.answer}]
+    content = build_content(exchange.message, exchange.images)
+    return [{"role": "user", "content": content}, {"role": "assistant", "content": exchange.answer}]
 
 
 def renders_turns(encoder: PromptEncoder, chat_template: bool | None) -> bool:

@@ -9,6 +9,7 @@ from litgpt.errors import UserError
 from litgpt.infer.chat.history import ChatHistory
 from litgpt.infer.engine import Engine
 from litgpt.infer.generate import TextStream
+from litgpt.infer.prompt_images import Prompt
 from litgpt.infer.requests import Request
 from litgpt.infer.text_settings import TextSettings
 from litgpt.model.gpt import GPT
@@ -53,7 +54,7 @@ class ChatModel:
         prompt = self.history.encode(message)
         self._check_length(prompt)
         request = self._settings.build_request(prompt, None)
-        return replace(request, max_new_tokens=min(request.max_new_tokens, self.context - len(prompt)))
+        return replace(request, max_new_tokens=min(request.max_new_tokens, self.context - len(prompt.ids)))
 
     def answer(
         self, message: str, request: Request, *, on_text: Callable[[str], object], is_stopped: Callable[[], bool]
@@ -94,9 +95,9 @@ class ChatModel:
             self.history.add(message, answer.text)
         return answer
 
-    def _check_length(self, prompt: list[int]) -> None:
-        if len(prompt) >= self.context:
+    def _check_length(self, prompt: Prompt) -> None:
+        if len(prompt.ids) >= self.context:
             has_turns = self.history.keeps_turns and self.history.exchanges
             what = "the conversation with this message has" if has_turns else "this message has"
             cure = "write less, or begin again with /reset" if has_turns else "write less"
-            raise UserError(f"{what} {len(prompt):,} tokens, but the model's context is {self.context:,}; {cure}")
+            raise UserError(f"{what} {len(prompt.ids):,} tokens, but the model's context is {self.context:,}; {cure}")

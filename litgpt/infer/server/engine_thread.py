@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from litgpt.errors import UserError
 from litgpt.infer.engine import Engine
-from litgpt.infer.engine import Sequence as EngineSequence
 from litgpt.infer.requests import GeneratedToken, Request
+from litgpt.infer.sequences import Sequence as EngineSequence
 
 Event = tuple[int, GeneratedToken] | UserError
 """The number of a request among those submitted together and one of its tokens, or why they ended."""

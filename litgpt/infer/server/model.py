@@ -4,16 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
-from litgpt.files import find_surrogate
 from litgpt.infer.constraint import ConstraintCompiler
 from litgpt.infer.engine import Engine
+from litgpt.infer.prompt_images import Prompt
 from litgpt.infer.prompts import PromptEncoder
 from litgpt.infer.requests import Request, check_prompt
 from litgpt.infer.sampling import Constraint, Sampling
+from litgpt.infer.server.contents import ImageLimits, read_contents
 from litgpt.infer.server.errors import ApiError
 from litgpt.infer.server.schemas import Body, ChatCompletion, Completion, NamedTool, ResponseFormat
 from litgpt.infer.server.texts import AnswerText, CallReader
@@ -29,6 +31,7 @@ class Defaults:
     temperature: float
     top_k: int | None
     top_p: float
+    images: ImageLimits
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class ServedModel:
     def __init__(self, name: str, folder: Path, engine: Engine, encoder: PromptEncoder, defaults: Defaults) -> None:
         self.name, self.folder, self.engine, self.encoder, self.defaults = name, folder, engine, encoder, defaults
         self._compiler: ConstraintCompiler | None = None
+        self._decoding = Lock()  # pixels take much more memory than their file
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -66,16 +70,16 @@ class ServedModel:
             requests, [AnswerText(self.tokenizer, request.prompt, [*stops, *body.stops]) for request in requests]
         )
 
-    def _encode_prompt(self, prompt: str | list[int]) -> tuple[int, ...]:
-        return tuple(self.encoder.encode(prompt, None, False) if isinstance(prompt, str) else prompt)
+    def _encode_prompt(self, prompt: str | list[int]) -> Prompt:
+        return self.encoder.encode(prompt, None, False) if isinstance(prompt, str) else Prompt(tuple(prompt))
 
     def start_prediction(self, prompt: str, max_new_tokens: int) -> Job:
         """The request of LitGPT's route, in the format of the model."""
         stop_tokens, stops = self.encoder.get_stops(None)
-        ids = tuple(self.encoder.encode(prompt, None, None))
+        encoded = self.encoder.encode(prompt, None, None)
         body = Completion(prompt=prompt)
-        requests = self._repeat(self._build_request(body, stop_tokens, max_new_tokens, None), [ids], body, None)
-        context = () if self.encoder.has_format(None) else ids
+        requests = self._repeat(self._build_request(body, stop_tokens, max_new_tokens, None), [encoded], body, None)
+        context = () if self.encoder.has_format(None) else encoded.ids
         return Job(requests, [AnswerText(self.tokenizer, context, stops)])
 
     def start_chat(self, body: ChatCompletion) -> Job:
@@ -84,9 +88,9 @@ class ServedModel:
         for message in messages:
             if message["role"] == "developer":
                 message["role"] = "system"
-            message["content"] = join_content(message.get("content"))
+        read_contents(messages, self.defaults.images)
         reader = self._prepare_tools(body)
-        ids = self._encode_chat(messages, reader)
+        prompt = self._encode_chat(messages, reader)
         stop_tokens, stops = self.encoder.get_stops(True)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         if body.top_logprobs is not None and not body.logprobs:
@@ -97,7 +101,7 @@ class ServedModel:
             name = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else None
             schema = build_call_schema(reader.tools, name, reader.form)
             constrain = self._prepare_schema(schema, stop_tokens, key="tools")
-        requests = self._repeat(request, [ids], body, constrain)
+        requests = self._repeat(request, [prompt], body, constrain)
         return Job(requests, [AnswerText(self.tokenizer, (), [*stops, *body.stops], reader) for _ in requests])
 
     def _prepare_tools(self, body: ChatCompletion) -> CallReader | None:
@@ -111,20 +115,22 @@ class ServedModel:
             return None
         return CallReader(find_call_format(self.encoder.chat), body.tools, body.requires_call)
 
-    def _encode_chat(self, messages: Sequence[dict[str, Any]], reader: CallReader | None) -> tuple[int, ...]:
-        """The tokens of a chat, with the beginning of a call if one is required."""
+    def _encode_chat(self, messages: Sequence[dict[str, Any]], reader: CallReader | None) -> Prompt:
+        """The prompt of a chat, with the beginning of a call if one is required."""
         tools = reader.tools if reader else None
         parsed = [parse_arguments(message) for message in messages]
         try:
-            ids = self.encoder.encode_messages(parsed, tools)
+            prompt = self.encoder.encode_messages(parsed, tools)
         except UserError:
             if parsed == messages:
                 raise
-            parsed, ids = list(messages), self.encoder.encode_messages(messages, tools)  # a template that joins texts
-        if tools and ids == self.encoder.encode_messages(parsed):
+            parsed = list(messages)  # a template that joins texts
+            prompt = self.encoder.encode_messages(messages, tools)
+        if tools and prompt == self.encoder.encode_messages(parsed):
             raise ApiError(400, "tools: the chat template of this model does not render tools", param="tools")
         opening = reader.form.opening if reader and reader.form and reader.is_required else ""
-        return (*ids, *(self.tokenizer.encode(opening, bos=False).tolist() if opening else ()))
+        more = self.tokenizer.encode(opening, bos=False).tolist() if opening else ()
+        return replace(prompt, ids=(*prompt.ids, *more))
 
     def _build_request(
         self, body: Body, stop_tokens: Sequence[int], max_new_tokens: int | None, logprobs: int | None
@@ -150,18 +156,20 @@ class ServedModel:
     def _repeat(
         self,
         request: Request,
-        prompts: Sequence[tuple[int, ...]],
+        prompts: Sequence[Prompt],
         body: Body,
         constrain: Callable[[], Constraint] | None,
     ) -> list[Request]:
         """The request for each prompt and choice."""
         requests = []
         for prompt in prompts:
-            check_prompt(self.model, prompt, request.max_new_tokens)
+            check_prompt(self.model, prompt.ids, request.max_new_tokens, has_images=bool(prompt.media))
+            with self._decoding:
+                filled = replace(request, prompt=prompt.ids, images=prompt.load_images())
             for choice in range(body.n):
                 seed = None if body.seed is None else (body.seed + choice) % 2**63
                 constraint = constrain() if constrain is not None else None
-                requests.append(replace(request, prompt=prompt, seed=seed, constraint=constraint))
+                requests.append(replace(filled, seed=seed, constraint=constraint))
         return requests
 
     def _prepare_constraint(
@@ -192,25 +200,3 @@ def list_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[
     if isinstance(prompt, str) or isinstance(prompt[0], int):
         return [prompt]
     return prompt  # type: ignore[return-value]
-
-
-def join_content(content: str | list[dict[str, Any]] | None) -> str:
-    """The text of a message, whose parts are all texts.
-
-    Raises:
-        ApiError: for a part of another kind, such as an image.
-    """
-    if not isinstance(content, list):
-        return check_surrogates(content or "")
-    for part in content:
-        if part.get("type") != "text" or not isinstance(part.get("text"), str):
-            message = f"messages: content of type {part.get('type')!r} is not supported; use text"
-            raise ApiError(400, message[:200], param="messages")
-    return check_surrogates("".join(part["text"] for part in content))
-
-
-def check_surrogates(text: str) -> str:
-    """The same text, if UTF-8 can encode it."""
-    if (position := find_surrogate(text)) is not None:
-        raise UserError(f"messages: a text is not UTF-8 at character {position + 1}; give it in UTF-8")
-    return text

@@ -48,7 +48,7 @@ def test_a_later_turn_computes_only_what_is_new(llm: LLM, processed: list[int]) 
         prompts.append(answer.prompt_tokens)
         new = prompts[0] if number == 0 else prompts[-1] - prompts[-2] - 7  # the last q was not an input yet
         assert processed == [new, *[1] * 7]
-    text = llm.tokenizer.decode(chat.history.encode("it rains"))
+    text = llm.tokenizer.decode(list(chat.history.encode("it rains").ids))
     turn = f"<|im_start|>user\n{HELLO}<|im_end|>\n<|im_start|>assistant\n{'q' * 8}<|im_end|>\n"
     assert text == turn * 4 + "<|im_start|>user\nit rains<|im_end|>\n<|im_start|>assistant\n"
     tokens = chat._engine.cache.allocated_tokens
@@ -67,7 +67,7 @@ def test_a_chat_equals_one_without_a_cache(llm: LLM) -> None:
 def test_a_full_context_is_an_error_and_drops_nothing(llm: LLM) -> None:
     chat = start_chat(llm, max_new_tokens=100)
     chat.history.add("", "an answer")
-    size = 512 - 10 - len(chat.history.encode("a"))
+    size = 512 - 10 - len(chat.history.encode("a").ids)
     chat.history.exchanges.clear()
     chat.history.add("q" * size, "an answer")
     last = ask(chat, "a")  # as long as the context permits
@@ -95,9 +95,11 @@ def test_a_stopped_answer_is_kept_as_far_as_it_is(llm: LLM) -> None:
 def test_the_system_message_is_that_of_the_whole_chat(llm: LLM) -> None:
     chat = start_chat(llm)
     ask(chat, HELLO)
-    before = llm.tokenizer.decode(chat.history.encode("a"))
+    before = llm.tokenizer.decode(list(chat.history.encode("a").ids))
     chat.history.set_system("be kind")
-    assert llm.tokenizer.decode(chat.history.encode("a")) == f"<|im_start|>system\nbe kind<|im_end|>\n{before}"
+    assert (
+        llm.tokenizer.decode(list(chat.history.encode("a").ids)) == f"<|im_start|>system\nbe kind<|im_end|>\n{before}"
+    )
     assert [message["role"] for message in chat.history.list_rows()[0]["messages"]] == ["system", "user", "assistant"]
 
 
@@ -106,7 +108,7 @@ def test_without_a_template_each_message_is_on_its_own(llm: LLM) -> None:
     for message in (HELLO, "it rains"):
         ask(chat, message)
     assert not chat.history.keeps_turns
-    assert llm.tokenizer.decode(chat.history.encode("a")) == "a"
+    assert llm.tokenizer.decode(list(chat.history.encode("a").ids)) == "a"
     with pytest.raises(UserError, match="sys_prompt: 'be kind' is not supported with"):
         chat.history.set_system("be kind")
     assert chat.history.system is None
@@ -124,4 +126,4 @@ def test_a_prompt_style_has_turns_if_the_template_has_the_same_text(llm: LLM, tm
         chat = start_chat(LLM.load(tmp_path / name, distribute=None))
         assert chat.history.keeps_turns is keeps_turns
         ask(chat, HELLO)
-        assert (HELLO in llm.tokenizer.decode(chat.history.encode("a"))) is keeps_turns
+        assert (HELLO in llm.tokenizer.decode(list(chat.history.encode("a").ids))) is keeps_turns

@@ -1,0 +1,134 @@
+"""The images of a prompt: their places, what identifies their content, and the features that a tower computes of them.
+
+Axes: N patches, P numbers of a patch, T tokens, M places, D width of the decoder.
+"""
+
+import hashlib
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from litgpt.data.media.positions import build_media_positions
+from litgpt.data.media.reader import MediaReader
+from litgpt.data.render.example import PlacedMedium
+from litgpt.errors import UserError
+from litgpt.model.gpt import GPT
+from litgpt.model.media import Media
+
+
+@dataclass(frozen=True, eq=False)
+class PromptImage:
+    """An image as the tower reads it.
+
+    Attributes:
+        media: its patches, and the size of each picture of it.
+        places: the tokens of the prompt that its features stand for, ascending.
+        key: a negative number, which only an image of the same pixels has.
+    """
+
+    media: Media
+    places: tuple[int, ...]
+    key: int
+
+
+@dataclass(frozen=True, eq=False)
+class PromptImages:
+    """The images of one prompt, in order.
+
+    Attributes:
+        positions: of time, row and column of its tokens, (3, T); None for a model whose tokens have one position.
+    """
+
+    images: tuple[PromptImage, ...]
+    positions: Tensor | None = None
+
+    def list_keys(self, ids: Sequence[int]) -> list[int]:
+        """What identifies the keys and values of each token: the token, and at the place of an image its key."""
+        keys = list(ids)
+        for image in self.images:
+            for place in image.places:
+                keys[place] = image.key
+        return keys
+
+    def find_positions(self, start: int, stop: int) -> Tensor | None:
+        """The positions (3, T) of the tokens `start` .. `stop`-1 of the prompt and the text after it."""
+        if self.positions is None:
+            return None
+        prompt_tokens, shift = self.positions.shape[1], int(self.positions.max()) + 1 - self.positions.shape[1]
+        after = torch.arange(max(start, prompt_tokens), max(stop, prompt_tokens)) + shift
+        return torch.cat([self.positions[:, start:stop], after.expand(3, -1)], 1)
+
+
+class PlacedFeatures(NamedTuple):
+    """Features (M, D) in place of the embeddings of some tokens, by their numbers."""
+
+    places: list[int]
+    features_MD: Tensor
+
+
+class ImageFeatures:
+    """Computes the features of the images of one prompt, of each when its first token is processed, and keeps them."""
+
+    def __init__(self, images: Sequence[PromptImage]) -> None:
+        self._images = images
+        self._features: dict[int, Tensor] = {}
+
+    def find(self, model: GPT, start: int, stop: int) -> PlacedFeatures | None:
+        """Those of the tokens `start` .. `stop`-1, by their numbers from `start`; None if no image is there."""
+        places: list[int] = []
+        features: list[Tensor] = []
+        for number, image in enumerate(self._images):
+            first, last = (bisect_left(image.places, token) for token in (start, stop))
+            if first < last:
+                if number not in self._features:
+                    assert model.vision is not None
+                    self._features[number] = model.vision(image.media.to(model.embedding.weight.device))
+                places += [place - start for place in image.places[first:last]]
+                features.append(self._features[number][first:last])
+        return PlacedFeatures(places, torch.cat(features)) if features else None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that is encoded, whose images are decoded when it is its turn.
+
+    Attributes:
+        ids: its tokens, places of images written out.
+        media: the images, with their places.
+        reader: of the images; None without any.
+    """
+
+    ids: tuple[int, ...]
+    media: tuple[PlacedMedium, ...] = ()
+    reader: MediaReader | None = None
+
+    def load_images(self) -> PromptImages | None:
+        """Decode the images; None without any.
+
+        Raises:
+            UserError: if one cannot be decoded.
+        """
+        if self.reader is None or not self.media:
+            return None
+        shape, images = self.reader.shape, list[PromptImage]()
+        for each in self.media:
+            try:
+                patches = self.reader.read(each.medium, each.grids)
+            except UserError as error:
+                raise UserError(f"image: {error}") from None
+            places = tuple(token for token in range(each.start, each.stop) if self.ids[token] == shape.image_token)
+            images.append(PromptImage(Media(patches, each.grids), places, compute_image_key(patches, each.grids)))
+        grids = [grid for each in self.media for grid in each.grids]
+        positions = build_media_positions(shape, self.ids, grids) if self.reader.has_sections else None
+        return PromptImages(tuple(images), positions)
+
+
+def compute_image_key(patches_NP: Tensor, grids: Sequence[tuple[int, int, int]]) -> int:
+    """A negative number by the SHA-256 of the pixels and sizes."""
+    digest = hashlib.sha256(repr(tuple(grids)).encode())
+    digest.update(patches_NP.contiguous().numpy().data)
+    return -1 - int.from_bytes(digest.digest())

@@ -1,0 +1,72 @@
+"""A text that an engine generates."""
+
+import torch
+
+from litgpt.errors import UserError
+from litgpt.infer.block_cache import CacheBlock
+from litgpt.infer.packed_step import Chunk
+from litgpt.infer.prompt_images import ImageFeatures
+from litgpt.infer.requests import FinishReason, GeneratedToken, Request
+from litgpt.infer.sampling import SampledRow
+from litgpt.model.gpt import GPT
+
+
+class Sequence:
+    """A request and what has been generated for it.
+
+    Attributes:
+        tokens: the generated tokens.
+        prompt_logprobs: of the prompt's tokens but the first, if requested.
+        finish_reason: `stop`, `length` or `cancelled`; None as long as it is not finished.
+        error: why it was cancelled, if its constraint could not be followed.
+        ids: the tokens of prompt and text.
+        keys: what identifies the keys and values of each of them; other numbers than `ids` at places of images only.
+    """
+
+    def __init__(self, request: Request, device: torch.device) -> None:
+        self.request = request
+        self.tokens: list[GeneratedToken] = []
+        self.prompt_logprobs: list[GeneratedToken] = []
+        self.finish_reason: FinishReason | None = None
+        self.error: UserError | None = None
+        self.ids = list(request.prompt)
+        self.keys = list(request.prompt) if request.images is None else request.images.list_keys(request.prompt)
+        self.block: CacheBlock | None = None
+        self.was_preempted = False
+        self._features = None if request.images is None else ImageFeatures(request.images.images)
+        generator = None if request.seed is None else torch.Generator(device).manual_seed(request.seed)
+        self.row = SampledRow(request.sampling, request.prompt, [], generator, request.constraint)
+
+    @property
+    def computed(self) -> int:
+        """The number of tokens whose keys and values are in the cache."""
+        return 0 if self.block is None else len(self.block.ids)
+
+    def append(self, token: GeneratedToken) -> None:
+        """Add a generated token."""
+        self.tokens.append(token)
+        self.ids.append(token.token)
+        self.keys.append(token.token)
+        self.row.generated.append(token.token)
+
+    def build_chunk(self, model: GPT, tokens: int, more: list[int], *, has_logprobs: bool) -> Chunk:
+        """The next tokens that are not computed, and `more` after them.
+
+        Args:
+            has_logprobs: whether all of them need logits; otherwise the last one does if nothing is missing after it.
+        """
+        assert self.block is not None
+        start, stop = self.computed, self.computed + tokens
+        ids, images = [*self.ids[start:stop], *more], self.request.images
+        return Chunk(
+            self.block,
+            ids,
+            len(ids) if has_logprobs or more else int(stop == len(self.ids)),
+            keys=[*self.keys[start:stop], *more],
+            positions=None if images is None else images.find_positions(start, start + len(ids)),
+            features=None if self._features is None else self._features.find(model, start, stop),
+        )
+
+    def release(self) -> None:
+        """Free the memory of images."""
+        self._features = None
