@@ -1,6 +1,7 @@
 """Prompts with images: tokens as in training, sources, what is shared, and what is refused."""
 
 import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,26 @@ def test_rows_of_prompts_have_images(llm: LLM, folder: Path, capsys: Captured, t
     outside = write_rows(tmp_path, [{"prompt": "Which?", "images": [str(folder / "red.png")]}])
     assert main(["generate", str(folder / "qwen2_vl"), "--prompts", str(outside), *FLAGS]) == 1
     assert f"{outside}:1: image: image outside of the folder of the data" in capsys.readouterr().err
+
+
+def test_a_chat_has_images(
+    llm: LLM, folder: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "chat.jsonl"
+    lines = ["/image none.png", f"/image {folder}/blue.png", "/image", f"/image {folder}/red.png", "Which?", "Hello"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*lines, f"/save {path}", ""])))
+    assert main(["chat", str(folder / "qwen2_vl"), *FLAGS]) == 0
+    out, err = capsys.readouterr()
+    assert "none.png: not an image that can be read" in err
+    assert [line for line in out.splitlines() if line.startswith("Images of")] == [
+        f"Images of the next message: {count}" for count in (1, 0, 1)
+    ]
+    messages = json.loads(path.read_text())["messages"]
+    image = {"type": "image", "path": f"{folder}/red.png"}
+    assert messages[0]["content"] == [image, {"type": "text", "text": "Which?"}] and messages[2]["content"] == "Hello"
+    assert messages[1]["content"] == llm.generate("Which?", images=[folder / "red.png"], **SETTINGS)
+    prompt = llm.prompt_encoder().encode_messages(messages[:3])  # what was said before keeps its image
+    assert len(prompt.media) == 1
 
 
 def test_a_prefix_is_shared_with_the_same_image_only(
