@@ -14,7 +14,9 @@ from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import Medium
 from litgpt.data.read.message import Message
 from litgpt.data.render.chat_template import ChatTemplate, find_turn_ends
+from litgpt.data.render.code_places import CodePlacer
 from litgpt.data.render.media_places import MediaPlacer
+from litgpt.data.render.placers import open_placer
 from litgpt.data.render.prompt_styles import PromptStyle, has_prompt_style, load_prompt_style
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
@@ -33,13 +35,13 @@ class PromptEncoder:
     Attributes:
         chat: the chat template in its folder, or None.
         style: the prompt style that its folder names, or None; it takes precedence, because the last training used it.
-        open_placer: opens what writes the places of images; returns None for a model that reads none.
+        open_placer: opens what writes the places or codes of images; returns None for a model that reads none.
     """
 
     tokenizer: Tokenizer
     chat: ChatTemplate | None
     style: PromptStyle | None
-    open_placer: Callable[[], MediaPlacer | None] = lambda: None
+    open_placer: Callable[[], MediaPlacer | CodePlacer | None] = lambda: None
 
     def has_format(self, chat_template: bool | None) -> bool:
         """Whether the prompt is a user's message and the text a reply; otherwise the text continues the prompt.
@@ -161,6 +163,8 @@ class PromptEncoder:
             example = placer.write_images(ids, np.zeros(len(ids), np.float32), conversation)
         except BadRow as error:
             raise UserError(f"image: {error}") from None
+        if isinstance(placer, CodePlacer):  # whose images are tokens
+            return Prompt(tuple(example.ids.tolist()))
         return Prompt(tuple(example.ids.tolist()), example.media, placer.reader)
 
     def get_stops(self, chat_template: bool | None) -> tuple[list[int], list[str]]:
@@ -176,14 +180,15 @@ class PromptEncoder:
         return [sequence[0] for sequence in sequences if len(sequence) == 1], [text for text in texts if text]
 
 
-def open_prompt_placer(tokenizer: Tokenizer, config: Config) -> MediaPlacer | None:
-    """What writes the places of a model's images; None for a model that reads none.
+def open_prompt_placer(tokenizer: Tokenizer, config: Config) -> MediaPlacer | CodePlacer | None:
+    """What writes the places or codes of a model's images; None for a model that reads none.
 
     Raises:
-        UserError: if the folder of the tokenizer has no settings of a processor, or they are not supported.
+        UserError: if the folder of the tokenizer has no settings of a processor, or they are not supported; or if its
+            codec is damaged.
     """
     if config.vision is None:
-        return None
+        return open_placer(tokenizer, None)
     settings, shape = read_picture_settings(tokenizer.folder), TowerShape.from_values(config.vision)
     return MediaPlacer(MediaReader(settings, shape, bool(config.rope_sections)), tokenizer)
 

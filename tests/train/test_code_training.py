@@ -142,6 +142,22 @@ def test_generate_writes_png_files(base: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(same) == 1 and "guidance: 2.0 has no effect with a prompt without text" in capsys.readouterr().err
 
 
+def test_images_in_prompts_are_the_tokens_of_training(base: Path, tmp_path: Path) -> None:
+    data = Conversations(str(base / "rows.jsonl"), val_fraction=0.0, num_workers=0, cache_dir=tmp_path / "cache")
+    llm = LLM.load(base / "model")
+    data.connect(llm.tokenizer, 1, 64)
+    data.prepare_data()
+    renderer = data.build_renderer()
+    asked = [each for each in data.iter_conversations() if each.messages[0].media][1]
+    encoded = llm.prompt_encoder().encode("", None, None, images=[str(base / "green.png")])
+    assert list(encoded.ids) == renderer.encode_prompt(asked) and encoded.load_images() is None
+    tokens = llm.generate("", images=[base / "green.png"], max_new_tokens=4, temperature=0.0, return_as_token_ids=True)
+    assert tokens.tolist() == write_text(llm, list(encoded.ids))[: len(tokens)]
+    words = ["generate", str(base / "model"), "--prompt", "in blue", "--image", str(base / "green.png")]
+    assert main([*words, "--image_out", str(tmp_path / "a.png"), "--guidance", "2"]) == 0
+    assert (tmp_path / "a.png").is_file()
+
+
 @pytest.mark.slow
 def test_overfit_grids_come_back_exactly(base: Path, tmp_path: Path) -> None:
     flags = [
