@@ -155,8 +155,8 @@ def build_packed_inputs(config: Config, groups: Sequence[ChunkGroup], device: to
     chunks = [chunk for group in groups for chunk in group.chunks]
     ranges = [range(chunk.start, chunk.start + len(chunk.ids)) for chunk in chunks]
     positions = torch.tensor([position for span in ranges for position in span], device=device)
-    turned = arrange_positions(chunks, positions)
-    pieces = turned.split([len(span) for span in ranges], -1) if config.rope_kind in LENGTH_KINDS else [turned]
+    rotated = arrange_positions(chunks, positions)
+    pieces = rotated.split([len(span) for span in ranges], -1) if config.rope_kind in LENGTH_KINDS else [rotated]
     angles = {}
     for rope in list_ropes(config):
         cos, sin = zip(*(build_angles(config, piece, rope=rope) for piece in pieces), strict=True)
@@ -199,14 +199,14 @@ def arrange_positions(chunks: Sequence[Chunk], positions: Tensor) -> Tensor:
 
 def embed_images(model: GPT, ids_BT: Tensor, positions: Tensor, chunks: Sequence[Chunk]) -> Tensor | None:
     """The embeddings (1, T, D) of the tokens of chunks, with the features of their images; None without images."""
+    if all(chunk.features is None for chunk in chunks):
+        return None
     start, is_place, features = 0, torch.zeros(ids_BT.shape, dtype=torch.bool), list[Tensor]()
     for chunk in chunks:
         if chunk.features is not None:
             is_place[0, torch.tensor(chunk.features.places) + start] = True
             features.append(chunk.features.features_MD)
         start += len(chunk.ids)
-    if not features:
-        return None
     return model.embed_features(ids_BT, positions, is_place.to(ids_BT.device), torch.cat(features))
 
 
