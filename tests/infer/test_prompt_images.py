@@ -15,6 +15,7 @@ from litgpt.data import Conversations
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.infer.engine import Engine
+from litgpt.infer.requests import Request
 from litgpt.recipe.data import BatchShape
 from tests.parity.test_vision_families import ROWS
 from tests.parity.test_vision_generation import PREFIX, TEXTS, Case, count_tower_runs
@@ -140,6 +141,14 @@ def test_rows_of_prompts_have_images(llm: LLM, folder: Path, capsys: Captured, t
     outside = write_rows(tmp_path, [{"prompt": "Which?", "images": [str(folder / "red.png")]}])
     assert main(["generate", str(folder / "qwen2_vl"), "--prompts", str(outside), *FLAGS]) == 1
     assert f"{outside}:1: image: image outside of the folder of the data" in capsys.readouterr().err
+
+
+def test_a_split_model_refuses_images(llm: LLM, folder: Path) -> None:
+    prompt = llm.prompt_encoder().encode("Which?", None, None, images=[str(folder / "red.png")])
+    engine = Engine(llm.model, forward=llm.model.forward)
+    with pytest.raises(UserError, match=r"^image: not supported with a model that is split over devices; use"):
+        engine.submit(Request(prompt.ids, 1, images=prompt.load_images()))
+    assert not engine.has_work
 
 
 def test_a_chat_has_images(
