@@ -23,6 +23,7 @@ from litgpt.errors import UserError
 from litgpt.files import read_json_object, write_json
 
 NORM_GROUPS = 8
+MAX_CODES = 2**18
 CODEC_CONFIG, CODEC_WEIGHTS = "config.json", "model.safetensors"
 CODEC_TYPE = "litgpt_fsq"
 """`model_type` in the config of a codec's folder."""
@@ -51,6 +52,12 @@ class CodecShape:
             )
         if not self.levels or min(self.levels) < 2:
             raise UserError(f"levels: {list(self.levels)} is not valid; use two or more for each, such as [8, 5, 5]")
+
+        if self.codes > MAX_CODES:
+            raise UserError(
+                f"levels: {list(self.levels)} are {self.codes:,} codes, each a row of the embedding; use at most "
+                f"{MAX_CODES:,}, such as [8, 5, 5, 5]"
+            )
 
     @property
     def side(self) -> int:

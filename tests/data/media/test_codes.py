@@ -61,6 +61,20 @@ def test_every_code_is_decoded_and_encoded_by_its_digits() -> None:
     assert scaled.amin() == -1 and scaled.amax() == 1
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((8, 3, (4,), 4), "patch: 3 is not a power of two"),
+        ((10, 4, (4,), 4), "that divides size: 10"),
+        ((8, 4, (4, 1), 4), r"levels: \[4, 1\] is not valid"),
+        ((8, 4, (4096, 4096), 4), "16,777,216 codes, each a row"),
+    ],
+)
+def test_shapes_without_a_grid_are_refused(values: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CodecShape(*values)
+
+
 def test_a_codec_learns_and_returns_from_its_folder(tmp_path: Path) -> None:
     images = torch.randint(256, (12, 3, 2, 2), dtype=torch.uint8).repeat_interleave(4, 2).repeat_interleave(4, 3)
     settings = CodecArgs(size=8, patch=4, levels=[4, 4, 4], width=16, steps=150, batch_size=12, lr=5e-3, seed=1)
