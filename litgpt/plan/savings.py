@@ -16,7 +16,7 @@ from litgpt.recipe.parallel import ParallelDims
 from litgpt.recipe.training import Training
 
 TIME_LIMIT = 15.0  # seconds in which changes are planned
-LEAST_SHARE = 0.01  # of what the run needs, below which a change is not worth to be named
+LEAST_SHARE = 0.01  # of what the run needs, below which a change is not listed
 
 
 @dataclass(frozen=True)

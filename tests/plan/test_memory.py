@@ -238,7 +238,7 @@ def test_what_the_memory_of_many_recipes_holds_is_that_of_real_steps(name: str) 
     check_parts((SLOW | COUNTED)[name])
 
 
-@pytest.mark.parametrize("tuner", ["Full", "LoRA"])
+@pytest.mark.parametrize("tuner", ["Full", pytest.param("LoRA", marks=pytest.mark.slow)])
 def test_a_reference_with_other_weights_is_planned_as_it_is_loaded(tmp_path: Path, tuner: str) -> None:
     config = Config(**SHAPE)
     for name in ("policy", "other"):
