@@ -3,7 +3,7 @@
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
+from litgpt.parallel.shape_propagation import hidden_shape_propagation
 from litgpt.plan.op_tensors import DEVICE_QUERY, get_device, iter_op_tensors
 
 COLLECTIVES = ("c10d", "_c10d_functional")
@@ -80,7 +81,7 @@ class AllocationRecorder(TorchDispatchMode):
         self._last: dict[int, Allocation] = {}  # of each storage
         self._references: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._resize = torch.UntypedStorage.resize_
-        self._patch: Any = None
+        self._patches = ExitStack()
 
     def __enter__(self) -> "AllocationRecorder":
         recorder = self
@@ -91,14 +92,14 @@ class AllocationRecorder(TorchDispatchMode):
             return result
 
         # FSDP2 frees and takes the memory of gathered parameters in this way, which is no operation
-        self._patch = patch.object(torch.UntypedStorage, "resize_", resize)
-        self._patch.start()
+        self._patches.enter_context(patch.object(torch.UntypedStorage, "resize_", resize))
+        self._patches.enter_context(hidden_shape_propagation())
         super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
-        self._patch.stop()
+        self._patches.close()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and record the storages of the tensors that it returns."""

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from litgpt.plan.layout_options import LayoutOption
 from litgpt.plan.ranks import RunPlan
 from litgpt.plan.repeated_layers import Estimate
-from litgpt.plan.search import LayoutOption, SearchResult
+from litgpt.plan.search import SearchResult
 from litgpt.plan.search_table import format_reasons
 from litgpt.plan.table import (
     GIB,

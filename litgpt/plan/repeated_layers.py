@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import lcm
 from typing import Any, NamedTuple
 
 from litgpt.model.config import Config
@@ -75,13 +76,34 @@ def extrapolate(
     """
     first, period = find_repetition(describe_layers(spec.config))
     stages = len(split_layers(recipe.parallel, spec.config.n_layer)) if recipe.parallel.pipeline > 1 else 1
+    settings = recipe.recompute
+    is_uneven = isinstance(recipe.parallel.pipeline_layers, list) or (stages > 1 and first + period > 1)
+    if settings.granularity == "full" and settings.method == "uniform" and settings.num_layers > 1:
+        is_uneven |= first > 0  # segments of a short model would begin at other layers
+        period = lcm(period, settings.num_layers)
     repetitions = -(-(spec.config.n_layer - first) // (period * stages))
-    is_given = isinstance(recipe.parallel.pipeline_layers, list)
-    is_divided = recipe.recompute.granularity == "full" and recipe.recompute.num_layers > 1
-    if repetitions <= 2 or is_given or is_divided or (stages > 1 and first + period > 1):
+    others = first + repetitions * period - settings.num_layers
+    is_partial = settings.method == "block" and others > 0
+    is_uneven |= is_partial and (first + period > 1 or others == 1)
+
+    def read_layers(layers: int, recomputed: int = settings.num_layers) -> Sequence[float]:
+        changed = replace(recipe, recompute=replace(settings, num_layers=recomputed))
+        return read(plan_run(*keep_layers(changed, spec, stages, layers), gpu))
+
+    if repetitions <= 2 or is_uneven:
         return list(read(plan_run(recipe, spec, gpu)))
-    short, long = (read(plan_run(*keep_layers(recipe, spec, stages, first + count * period), gpu)) for count in (1, 2))
-    return [few + (repetitions - 1) * (more - few) for few, more in zip(short, long, strict=True)]
+    if is_partial:  # with one other layer, the largest memory is still elsewhere
+        longer = [(read_layers(4, 2), settings.num_layers - 1), (read_layers(4, 1), others - 2)]
+        return add_layers(read_layers(3, 1), longer)
+    return add_layers(read_layers(first + period), [(read_layers(first + 2 * period), repetitions - 1)])
+
+
+def add_layers(short: Sequence[float], longer: Sequence[tuple[Sequence[float], int]]) -> list[float]:
+    """The values of a model that contains what longer ones have more than a short one, a number of times each."""
+    values = list(short)
+    for long, times in longer:
+        values = [value + times * (more - few) for value, more, few in zip(values, long, short, strict=True)]
+    return values
 
 
 def keep_layers(recipe: Training, spec: RunSpec, stages: int, layers: int) -> tuple[Training, RunSpec]:

@@ -1,78 +1,19 @@
 """Search the layouts of a run on a number of GPUs for the fastest ones that fit."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import product
-from typing import Any, NamedTuple
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 
-from litgpt.errors import UserError
-from litgpt.model.config import Config
-from litgpt.model.flops import compute_training_flops
-from litgpt.plan.ranks import resolve_run
-from litgpt.plan.repeated_layers import Estimate, estimate_run
-from litgpt.plan.step_time import Efficiencies
-from litgpt.plan.table import GIB
+from litgpt.plan.layout_guess import RunFigures, guess_memory, guess_seconds, guess_states
+from litgpt.plan.layout_options import LayoutOption, list_legal_layouts
+from litgpt.plan.ranks import plan_run
+from litgpt.plan.repeated_layers import Estimate, estimate_run, read_plan
 from litgpt.recipe.gpu import Gpu
-from litgpt.recipe.parallel import ParallelDims
-from litgpt.recipe.recompute import RecomputeArgs
 from litgpt.recipe.training import Training
 from litgpt.train.run_spec import RunSpec
 
-GPUS_PER_NODE = 8
-PLANNED, WANTED = 12, 4  # at most so many layouts are planned, until so many fit
-NO_GUESS = Estimate(0.0, 0.0)
-
-
-class Recomputation(NamedTuple):
-    """Settings of `recompute`, and what they are guessed to need.
-
-    Attributes:
-        kept: bytes per token, width and layer between forward and backward (Korthikanti et al. 2022, without scores).
-        work: products by those without recomputation.
-    """
-
-    settings: dict[str, Any]
-    kept: float
-    work: float
-
-
-RECOMPUTE = (
-    Recomputation({"granularity": "none"}, 34, 1),
-    Recomputation({"granularity": "selective", "modules": ["norms", "activation"]}, 26, 1.02),
-    Recomputation({"granularity": "selective", "modules": ["mlp"]}, 16, 1.15),
-    Recomputation({"granularity": "full"}, 2, 4 / 3),
-)
-
-
-@dataclass(frozen=True)
-class LayoutOption:
-    """Settings of `parallel`, `recompute` and the micro-batch, with a rough guess of what the run needs with them.
-
-    Attributes:
-        states: GiB of parameters, gradients and optimizer states of a rank, without which no run fits.
-        guess: of GiB in all, and of seconds per step.
-    """
-
-    parallel: dict[str, Any]
-    recompute: Recomputation
-    micro_batch_size: int
-    recipe: Training
-    states: float = 0.0
-    guess: Estimate = NO_GUESS
-
-    def describe(self) -> str:
-        """Describe the settings in a line."""
-        axes = [f"{name} {value}" for name, value in self.parallel.items()]
-        settings = self.recompute.settings
-        recompute = " and ".join(settings.get("modules", [settings["granularity"]]))
-        return f"{', '.join(axes)}, recompute {recompute}, micro-batch {self.micro_batch_size}"
-
-    def as_tree(self) -> dict[str, Any]:
-        """The settings as a part of a recipe."""
-        tree: dict[str, Any] = {"devices": self.recipe.devices, "num_nodes": self.recipe.num_nodes}
-        tree |= {"parallel": self.parallel, "recompute": self.recompute.settings}
-        return tree | {"train": {"micro_batch_size": self.micro_batch_size}}
+PLANNED, WANTED = 14, 6  # at most so many layouts are planned, until so many fit
+GUESSED_SHARE = 0.7  # of the guessed memory that a layout needs at least, before any is planned
 
 
 @dataclass
@@ -94,146 +35,99 @@ class SearchResult:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What was guessed of a layout, and whether its plan fits."""
+
+    guess: Estimate
+    fits: bool
+
+
+class LayoutSearch:
+    """Decides which layouts are planned, in the order of their guessed times.
+
+    Attributes:
+        result: what is known so far.
+    """
+
+    def __init__(self, memory: float) -> None:
+        self.memory = memory
+        self.result = SearchResult()
+        self._ratios: dict[float, float] = {}
+        self._outcomes: dict[Hashable, list[Outcome]] = {}
+
+    def explain_skip(self, layout: LayoutOption, guess: Estimate, states: float) -> str | None:
+        """Why a layout is not worth a plan; None if it is.
+
+        Args:
+            states: GiB of parameters, gradients and optimizer states of a rank, without which no run fits.
+        """
+        result = self.result
+        if states > self.memory:
+            return "parameters, gradients and optimizer states do not fit"
+        if guess.memory * self._ratios.get(layout.recompute.kept, GUESSED_SHARE) > self.memory:
+            return "by a rough guess they do not fit"
+        if len(result.fitting) == WANTED or len(result.fitting) + len(result.too_large) == PLANNED:
+            return "others were guessed to be faster"
+        for outcome in self._outcomes.get(describe_variants(layout), []):
+            if outcome.fits and guess.seconds >= outcome.guess.seconds:
+                return "one with the same degrees fits, and was guessed to be as fast"
+            if not outcome.fits and guess.memory >= outcome.guess.memory:
+                return "one with the same degrees does not fit, and was guessed to need no more"
+        return None
+
+    def add(self, layout: LayoutOption, guess: Estimate, planned: Estimate) -> None:
+        """Add the plan of a layout, which corrects the guess for others with the same recomputation."""
+        fits = planned.memory <= self.memory
+        self._ratios[layout.recompute.kept] = planned.memory / guess.memory
+        self._outcomes.setdefault(describe_variants(layout), []).append(Outcome(guess, fits))
+        (self.result.fitting if fits else self.result.too_large).append((layout, planned))
+
+
+def describe_variants(layout: LayoutOption) -> Hashable:
+    """What layouts have in common that differ in the schedule, sequence parallelism, recomputation and the loss."""
+    return layout.dims, layout.base.parallel.zero, layout.base.train.micro_batch_size
+
+
 def search_layouts(recipe: Training, spec: RunSpec, gpu: Gpu, gpus: int) -> SearchResult:
     """Search the layouts of a run.
 
-    All legal ones are ordered by a rough guess of their time. The first of them that may fit are planned on fake
-    tensors; their real memory corrects the guess for others with the same recomputation.
+    All legal ones are ordered by a rough guess of their time. The first of them that may fit are planned with a few of
+    their layers, and the fastest one with all of them.
 
     Raises:
         UserError: if the GPUs do not make whole nodes.
     """
-    result = SearchResult()
-    layouts = list(list_legal_layouts(recipe, spec, gpu, gpus, result))
-    ratios: dict[float, float] = {}
-    planned = 0
-    for layout in sorted(layouts, key=lambda layout: layout.guess.seconds):
-        kind = layout.recompute.kept
-        if layout.states > gpu.memory:
-            result.skipped["parameters, gradients and optimizer states do not fit"] += 1
-        elif layout.guess.memory * ratios.get(kind, 0.7) > gpu.memory:
-            result.skipped["by a rough guess they do not fit"] += 1
-        elif planned == PLANNED or len(result.fitting) == WANTED:
-            result.skipped["others were guessed to be faster"] += 1
+    search = LayoutSearch(gpu.memory)
+    result = search.result
+    layouts = list(list_legal_layouts(recipe, spec, gpus, result.refused))
+    result.legal = len(layouts)
+    if not layouts:
+        return result
+    figures = RunFigures.of_run(recipe, spec, gpu, layouts[0].length)
+    guesses = [(Estimate(guess_memory(layout, figures), guess_seconds(layout, figures)), layout) for layout in layouts]
+    for guess, layout in sorted(guesses, key=lambda pair: (pair[0].seconds, pair[0].memory)):
+        reason = search.explain_skip(layout, guess, guess_states(layout, figures))
+        if reason is None:
+            search.add(layout, guess, estimate_run(layout.recipe, spec, gpu))
         else:
-            planned += 1
-            estimate = estimate_run(layout.recipe, spec, gpu)
-            ratios[kind] = estimate.memory / layout.guess.memory
-            (result.fitting if estimate.memory <= gpu.memory else result.too_large).append((layout, estimate))
-    result.fitting.sort(key=lambda pair: pair[1].seconds)
+            result.skipped[reason] += 1
+    plan_fastest(result, spec, gpu)
     return result
 
 
-def list_legal_layouts(
-    recipe: Training, spec: RunSpec, gpu: Gpu, gpus: int, result: SearchResult
-) -> Iterator[LayoutOption]:
-    """List the layouts that the recipe's own checks allow, with guesses; count them and the refusals of others."""
-    devices, nodes = split_gpus(gpus)
-    model, trained = spec.build_whole_model(), spec.measure_trained_shares()
-    sizes = {True: 0, False: 0}
-    for parameter in model.parameters():
-        sizes[parameter.requires_grad] += parameter.numel()
-    for parallel, recompute, micro in list_combinations(gpus, devices, nodes, spec, recipe):
-        try:
-            changed = replace(
-                recipe,
-                devices=devices,
-                num_nodes=nodes,
-                parallel=replace(recipe.parallel, **parallel),
-                recompute=replace(RecomputeArgs(offload=recipe.recompute.offload), **recompute.settings),
-                train=replace(recipe.train, micro_batch_size=micro),
-            )
-            length, dims = resolve_run(changed, spec)
-        except UserError as error:
-            result.refused[str(error)] += 1
-            continue
-        result.legal += 1
-        layout = LayoutOption(parallel, recompute, micro, changed)
-        states = guess_states(layout, dims, trained=sizes[True], frozen=sizes[False])
-        tokens = recipe.train.global_batch_size * length
-        flops = compute_training_flops(spec.config, tokens=tokens, sequence_length=length, trained=trained)
-        weights, tokens = sum(sizes.values()), micro * length // dims.context
-        guess = guess_needs(layout, spec.config, dims, gpu, tokens=tokens, states=states, weights=weights, flops=flops)
-        yield replace(layout, states=states, guess=guess)
+def plan_fastest(result: SearchResult, spec: RunSpec, gpu: Gpu) -> None:
+    """Sort the layouts that fit by their time, and plan the fastest one with all of its layers.
 
-
-def split_gpus(gpus: int) -> tuple[int, int]:
-    """The GPUs of each node, and the number of nodes.
-
-    Raises:
-        UserError: if they do not make whole nodes.
+    If it does not fit then, or is slower than the next one, that is planned too.
     """
-    if gpus > GPUS_PER_NODE and gpus % GPUS_PER_NODE:
-        nearest = gpus // GPUS_PER_NODE * GPUS_PER_NODE
-        raise UserError(f"gpus: {gpus} is not a multiple of the {GPUS_PER_NODE} GPUs of a node; set {nearest}")
-    return min(gpus, GPUS_PER_NODE), max(1, gpus // GPUS_PER_NODE)
-
-
-def list_combinations(
-    gpus: int, devices: int, nodes: int, spec: RunSpec, recipe: Training
-) -> Iterator[tuple[dict[str, Any], Recomputation, int]]:
-    """List settings of parallelism, recomputation and the micro-batch, legal or not."""
-    tensors, powers = list_divisors(devices), [1, 2, 4, 8]
-    replicas = [1, nodes] if nodes > 1 else [1]
-    for tensor, pipeline, replicate in product(tensors, list_divisors(gpus), replicas):
-        rest, remainder = divmod(gpus, tensor * pipeline * replicate)
-        if remainder or pipeline > 8:
-            continue
-        experts = list_divisors(min(rest * tensor, devices)) if spec.config.n_expert else [1]
-        zeros: Sequence[int | None] = [None] if rest == 1 else [1, 3] if pipeline > 1 else [2, 3]
-        for expert, zero, recompute, micro in product(experts, zeros, RECOMPUTE, powers):
-            axes = {"tensor": tensor, "pipeline": pipeline, "data_replicate": replicate, "expert": expert}
-            parallel: dict[str, Any] = {name: degree for name, degree in axes.items() if degree > 1}
-            parallel |= {"data_shard": rest} | ({} if zero is None else {"zero": zero})
-            if micro <= recipe.train.global_batch_size:
-                yield parallel, recompute, micro
-
-
-def list_divisors(number: int) -> list[int]:
-    """The divisors of a number, in order."""
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
-
-
-def guess_states(layout: LayoutOption, dims: ParallelDims, *, trained: int, frozen: int) -> float:
-    """GiB of what is sharded: frozen weights in 16 bits; trained ones with two moments, and gradients."""
-    bytes_each = 8 if layout.recipe.precision == "bf16-true" else 16
-    shards = dims.shard * dims.tensor * dims.pipeline
-    return (frozen * 2 + trained * bytes_each) / shards / GIB
-
-
-def guess_needs(
-    layout: LayoutOption,
-    config: Config,
-    dims: ParallelDims,
-    gpu: Gpu,
-    *,
-    tokens: int,
-    states: float,
-    weights: int,
-    flops: float,
-) -> Estimate:
-    """Guess memory and time in closed form, to plan the most promising layouts first.
-
-    Args:
-        tokens: of a micro-batch on a rank.
-        states: GiB, from `guess_states`.
-        weights: number of all weights.
-        flops: of a step, on all GPUs.
-    """
-    shares, recipe, zero = Efficiencies(), layout.recipe, layout.recipe.parallel.level
-    micro_batches = recipe.train.accumulation(dims.data_ranks)
-    local, layers = weights / (dims.tensor * dims.pipeline), config.n_layer / dims.pipeline
-    hidden = tokens * config.n_embd
-    kept = layout.recompute.kept * layers * min(dims.pipeline, micro_batches) + RECOMPUTE[0].kept
-    whole = 2 * local * (2 / config.n_layer if zero == 3 else 1) * (dims.shard > 1)
-    memory = states + (hidden / dims.tensor * kept + whole) / GIB + 3
-    link, network = gpu.link_bandwidth * 1e9 * shares.link, gpu.network_bandwidth * 1e9 * shares.network
-    seconds = flops / dims.world_size * layout.recompute.work / (gpu.bf16_tflops * 1e12 * shares.matmul)
-    passes = 12 if recipe.recompute.granularity == "full" else 8  # collectives of a layer
-    seconds += passes * 2 * hidden * micro_batches * layers * (1 - 1 / dims.tensor) / link
-    seconds *= 1 + (dims.pipeline - 1) / micro_batches
-    bandwidth = link if dims.shard * dims.tensor <= GPUS_PER_NODE else network
-    gathers = {1: 2, 2: micro_batches + 1, 3: 3 * micro_batches}[zero]
-    exchange = gathers * 2 * local * (1 - 1 / dims.shard) / bandwidth
-    exchange += 4 * local / dims.shard / network * (dims.data_replicate > 1)
-    return Estimate(memory, seconds + max(0.0, exchange - seconds))
+    whole: list[LayoutOption] = []
+    while result.fitting:
+        result.fitting.sort(key=lambda pair: pair[1].seconds)
+        layout, _ = result.fitting[0]
+        if any(layout is other for other in whole):
+            return
+        whole.append(layout)
+        planned = read_plan(plan_run(layout.recipe, spec, gpu))
+        del result.fitting[0]
+        (result.fitting if planned.memory <= gpu.memory else result.too_large).append((layout, planned))

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
+from litgpt.plan.layout_options import LayoutOption
 from litgpt.plan.repeated_layers import Estimate
-from litgpt.plan.search import LayoutOption, SearchResult
+from litgpt.plan.search import SearchResult
 from litgpt.recipe.columns import format_columns
 from litgpt.recipe.to_yaml import format_yaml
 

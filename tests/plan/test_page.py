@@ -9,21 +9,37 @@ from typing import Any
 import pytest
 
 from litgpt.cli import main
+from litgpt.plan.layout_options import LayoutOption, Recomputation
 from litgpt.plan.memory import KINDS
 from litgpt.plan.page import write_plan_page
 from litgpt.plan.repeated_layers import Estimate
-from litgpt.plan.search import RECOMPUTE, LayoutOption, SearchResult
+from litgpt.plan.search import SearchResult
 from litgpt.recipe.build import build_recipe
+from litgpt.recipe.parallel import ParallelDims
 from litgpt.recipe.plan import Plan
 from litgpt.recipe.pretrain import Pretrain
 from tests.commands.test_plan import RUN
 from tests.infer.server.chromium import PROGRAM, start_chromium
 
 RECIPE = build_recipe(Pretrain, {"model_name": "tiny", "out_dir": "out/<b>bold</b>"})
-LAYOUT = LayoutOption({"tensor": 2}, RECOMPUTE[0], 1, RECIPE)
+LAYOUTS = [
+    LayoutOption(
+        RECIPE,
+        replace(
+            RECIPE,
+            parallel=replace(RECIPE.parallel, tensor=2),
+            train=replace(RECIPE.train, micro_batch_size=rows),
+        ),
+        Recomputation(RECIPE.recompute, 34, 1),
+        RECIPE.loss,
+        ParallelDims(tensor=2),
+        128,
+    )
+    for rows in (1, 2, 4)
+]
 SEARCH = SearchResult(
-    fitting=[(LAYOUT, Estimate(30.0, 1.5)), (replace(LAYOUT, micro_batch_size=2), Estimate(60.0, 1.4))],
-    too_large=[(replace(LAYOUT, micro_batch_size=4), Estimate(99.0, 1.3))],
+    fitting=[(LAYOUTS[0], Estimate(30.0, 1.5)), (LAYOUTS[1], Estimate(60.0, 1.4))],
+    too_large=[(LAYOUTS[2], Estimate(99.0, 1.3))],
 )
 
 
@@ -69,7 +85,7 @@ def test_layouts_are_compared_and_what_a_recipe_says_is_text(tmp_path: Path) -> 
     assert data["timeline"] is None and data["available"] == 79.2
     assert [(row["memory"], row["fits"]) for row in data["layouts"]] == [(30, True), (60, True), (99, False)]
     assert re.findall(r"<td>(yes|no)</td>", text) == ["yes", "yes", "no"]
-    assert "tensor 2, recompute none, micro-batch 4" in text
+    assert "tensor 2, data_shard 1, recompute none, micro-batch 4" in text
 
 
 def test_a_page_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """A search finds legal layouts that fit, and plans of a few layers agree with those of the whole model."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,15 @@ from typing import Any
 import pytest
 
 from litgpt import cli
-from litgpt.plan.ranks import plan_run, resolve_run
-from litgpt.plan.repeated_layers import estimate_run, find_repetition, read_plan
-from litgpt.plan.search import SearchResult, list_legal_layouts, search_layouts, split_gpus
+from litgpt.parallel.schedules import SCHEDULES
+from litgpt.plan.build_spec import build_spec
+from litgpt.plan.layout_guess import RunFigures, guess_memory, guess_seconds
+from litgpt.plan.layout_options import LayoutOption, describe_recomputation, list_legal_layouts, split_gpus
+from litgpt.plan.ranks import plan_run
+from litgpt.plan.repeated_layers import Estimate, estimate_run, find_repetition, read_plan
+from litgpt.plan.search import LayoutSearch, search_layouts
 from litgpt.plan.search_table import format_search
-from litgpt.recipe.build import build_recipe
+from litgpt.recipe.build import build_recipe, merge_settings
 from litgpt.recipe.gpu import build_gpu
 from litgpt.recipe.pretrain import Pretrain
 from tests.plan.test_memory import EXPERTS, PRETRAIN, SHAPE, TRAIN, Case, build_case
@@ -25,6 +30,9 @@ CASES: dict[str, dict[str, Any]] = {
     "tensor": {"devices": 2, "parallel": {"tensor": 2}, "recompute": {"granularity": "full"}},
     "pipeline": {"devices": 2, "parallel": {"pipeline": 2, "pipeline_layers": [4, 4]}},
     "experts": {"model_config": EXPERTS | {"n_layer": 8}},
+    "some-recomputed": {"devices": 2, "recompute": {"granularity": "full", "method": "block", "num_layers": 3}},
+    "segments": {"devices": 1, "recompute": {"granularity": "full", "num_layers": 2}},
+    "context": {"devices": 2, "parallel": {"context": 2}},
 }
 
 
@@ -61,24 +69,85 @@ def test_plans_of_few_layers_of_a_layout_are_extrapolated(name: str) -> None:
     check_estimate(CASES[name])
 
 
+def list_layouts(gpus: int = 8, **changes: Any) -> tuple[list[LayoutOption], Counter[str]]:
+    settings = {"train": TRAIN | {"global_batch_size": 16}} | changes
+    recipe, spec = build_case(Case("pretrain", PRETRAIN | DEEP | settings))
+    refused: Counter[str] = Counter()
+    return list(list_legal_layouts(recipe, spec, gpus, refused)), refused
+
+
 def test_layouts_are_those_that_the_recipe_allows() -> None:
-    recipe, spec = build_case(Case("pretrain", PRETRAIN | DEEP | {"train": TRAIN | {"global_batch_size": 16}}))
-    result = SearchResult()
-    layouts = list(list_legal_layouts(recipe, spec, GPU, 8, result))
-    assert len(layouts) == result.legal > 50 and sum(result.refused.values()) > 10
-    assert any("train.global_batch_size: 16 is not divisible" in reason for reason in result.refused)
-    assert any("parallel.tensor: 8 does not divide" in reason for reason in result.refused)  # of 4 heads
-    assert {layout.recipe.parallel.tensor for layout in layouts} == {1, 2, 4}
-    assert {layout.recipe.parallel.pipeline for layout in layouts} == {1, 2, 4, 8}
-    for layout in layouts[:: len(layouts) // 3]:
-        settings = layout.as_tree()
-        train = TRAIN | {"global_batch_size": 16} | settings.pop("train")
-        tree = {"out_dir": "unused", "precision": "bf16-mixed", "train": train}
-        again = build_recipe(Pretrain, PRETRAIN | DEEP | tree | settings)
-        assert resolve_run(again, spec)[1].world_size == 8
+    layouts, refused = list_layouts()
+    assert any("train.global_batch_size: 16 is not divisible" in reason for reason in refused)
+    assert any("parallel.tensor: 8 does not divide" in reason for reason in refused)  # of 4 heads
+    settings = [layout.base.parallel for layout in layouts]
+    assert {parallel.tensor for parallel in settings} == {1, 2, 4}
+    assert {parallel.pipeline for parallel in settings} == {parallel.context for parallel in settings} == {1, 2, 4, 8}
+    assert {parallel.sequence for parallel in settings} == {True, False}
+    assert {parallel.pipeline_schedule for parallel in settings if parallel.pipeline == 2} == set(SCHEDULES)
+    assert {parallel.zero for parallel in settings} == {None, 1, 2, 3}
+    recomputed = {describe_recomputation(layout.recompute) for layout in layouts if layout.dims.pipeline == 1}
+    modules = {"norms and activation", "mlp"}
+    layers = {"2 layers of a stage", "4 layers of a stage", "6 layers of a stage", "full by 2 layers"}
+    assert recomputed == {"none", "full"} | modules | layers
+    experts, _ = list_layouts(model_config=EXPERTS | {"n_layer": 8})
+    assert {layout.dims.expert for layout in experts} == {1, 2, 4}
+    assert {"moe"} <= {describe_recomputation(layout.recompute) for layout in experts}
+
+
+def test_written_settings_replace_those_of_the_recipe() -> None:
+    parallel = {"pipeline": 2, "pipeline_schedule": "interleaved", "tensor": 2, "context": 2, "context_method": "ring"}
+    changes = {
+        "parallel": parallel,
+        "recompute": {"granularity": "full", "method": "block", "num_layers": 3},
+        "loss": {"impl": "plain"},
+        "devices": 8,
+    }
+    layouts, _ = list_layouts(**changes)
+    assert {layout.loss.impl for layout in layouts} == {"chunked", "plain"}
+    given = {"precision": "bf16-mixed", "out_dir": "unused"} | PRETRAIN | DEEP | changes
+    for layout in layouts[:: len(layouts) // 40]:
+        train = TRAIN | {"global_batch_size": 16}
+        tree = merge_settings(Pretrain, given | {"train": train}, layout.as_tree(), trusted=True)
+        again = build_recipe(Pretrain, tree)
         assert again.parallel == layout.recipe.parallel and again.recompute == layout.recipe.recompute
-    shard, whole = (next(x for x in layouts if x.parallel == {"data_shard": 8, "zero": zero}) for zero in (3, 2))
-    assert shard.states == whole.states and shard.guess.memory < whole.guess.memory
+        assert again.loss == layout.recipe.loss and again.train == layout.recipe.train
+
+
+def guess(layout: LayoutOption) -> Estimate:
+    spec = build_spec("pretrain", layout.given)
+    fast = replace(GPU, link_bandwidth=1e6, network_bandwidth=1e6)
+    figures = RunFigures.of_run(layout.given, spec, fast, layout.length)
+    return Estimate(guess_memory(layout, figures), guess_seconds(layout, figures))
+
+
+def test_guesses_order_settings_as_they_are_known_to_be() -> None:
+    layouts, _ = list_layouts(loss={"impl": "plain"})
+
+    def find(recompute: str = "none", loss: str = "plain", **axes: Any) -> Estimate:
+        wanted = {"data_shard": 8} | axes
+        return guess(
+            next(
+                layout
+                for layout in layouts
+                if layout.axes == wanted
+                and (describe_recomputation(layout.recompute), layout.loss.impl) == (recompute, loss)
+                and layout.base.train.micro_batch_size == 1
+            )
+        )
+
+    whole, plain = find(zero=2), find(zero=3)
+    assert plain.memory < whole.memory
+    assert find("full", zero=3).memory < find("4 layers of a stage", zero=3).memory < plain.memory
+    assert find("full", zero=3).seconds > find("4 layers of a stage", zero=3).seconds > plain.seconds
+    assert find(loss="chunked", zero=3).memory < plain.memory
+    assert find(context=2, data_shard=4, zero=3).memory < plain.memory
+    stages = {"pipeline": 4, "data_shard": 2, "zero": 1}
+    gpipe, interleaved = (find(pipeline_schedule=name, **stages) for name in ("gpipe", "interleaved"))
+    assert find(**stages).memory < gpipe.memory and find(**stages).seconds == gpipe.seconds
+    assert interleaved.seconds < gpipe.seconds
+    split = {"tensor": 2, "data_shard": 4, "zero": 3}
+    assert find(**split).memory < find(sequence=False, **split).memory
 
 
 def test_nodes_have_eight_gpus() -> None:
@@ -93,6 +162,24 @@ def test_nothing_is_planned_that_cannot_fit() -> None:
     assert not result.fitting and not result.too_large
     assert sum(result.skipped.values()) == result.legal
     assert "by a rough guess they do not fit" in format_search(result, "2 x GPU", 0.1)
+
+
+def test_layouts_that_others_exclude_are_not_planned() -> None:
+    layouts, _ = list_layouts()
+    full, plain = (
+        next(
+            x for x in layouts if x.axes == {"data_shard": 8, "zero": 3} and describe_recomputation(x.recompute) == name
+        )
+        for name in ("full", "none")
+    )
+    search = LayoutSearch(80)
+    search.add(plain, Estimate(100, 1.0), Estimate(90, 1.0))
+    assert "does not fit" in str(search.explain_skip(full, Estimate(105, 1.5), 1))
+    assert search.explain_skip(full, Estimate(60, 1.5), 1) is None
+    search.add(full, Estimate(60, 1.5), Estimate(50, 1.5))
+    assert "as fast" in str(search.explain_skip(full, Estimate(70, 1.5), 1))
+    assert search.explain_skip(full, Estimate(70, 1.4), 1) is None
+    assert "states do not fit" in str(search.explain_skip(full, Estimate(70, 1.4), 81))
 
 
 @pytest.mark.slow
@@ -113,7 +200,7 @@ def test_the_fastest_layout_is_written_and_fits(tmp_path: Path, capsys: pytest.C
     assert cli.main(["plan", *run, *search]) == 0
     found = json.loads(capsys.readouterr().out)
     seconds = [layout["seconds"] for layout in found["fits"]]
-    assert seconds == sorted(seconds) and len(seconds) == 4
+    assert seconds == sorted(seconds) and len(seconds) == 6
     assert cli.main(["plan", *run, "--config", str(file), "--gpu", "RTX-4090", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["processes"] == 2 and shown["fits"]
