@@ -7,6 +7,7 @@ from litgpt.model.config import Config
 from litgpt.model.flops import compute_training_flops, count_head_weights
 from litgpt.model.moe import Experts
 from litgpt.plan.layout_options import GPUS_PER_NODE, KEPT, LayoutOption
+from litgpt.plan.operations import BACKWARD_SHARE
 from litgpt.plan.step_time import Efficiencies
 from litgpt.plan.table import GIB
 from litgpt.recipe.gpu import Gpu
@@ -123,6 +124,10 @@ def guess_exchanges(layout: LayoutOption, figures: RunFigures, link: float, netw
         width = 2 * (config.n_query_groups or config.n_head) * (config.head_size or 0) / dims.tensor
         bandwidth = link if dims.context * dims.tensor <= GPUS_PER_NODE else network
         seconds += layers * passes * 2 * layout.length * width * (1 - 1 / dims.context) / bandwidth
+        if layout.base.parallel.context_method == "all-gather":  # scores of all keys, of which causal ones are half
+            queries = tokens * config.n_head * (config.head_size or 0) / dims.tensor
+            peak = figures.gpu.bf16_tflops * 1e12 * shares.attention
+            seconds += layers * (1 + BACKWARD_SHARE) * 2 * queries * layout.length / peak
     if dims.expert > 1:
         rows = tokens * config.n_expert_per_token / dims.tensor
         bandwidth = link if dims.expert <= GPUS_PER_NODE else network
