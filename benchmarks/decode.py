@@ -1,4 +1,4 @@
-"""Compare generation with LitGPT, transformers (also its continuous batching) and llama.cpp: prefill and decoding.
+"""Compare generation, also compiled, with LitGPT, transformers (also its continuous batching) and llama.cpp.
 
     python benchmarks/decode.py --work /tmp/pretrain-benchmark --model SmolLM2-135M-Instruct --rounds 1
 
@@ -18,15 +18,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pretrain
 
-SIDES = ("ours", "litgpt", "transformers", "continuous", "llama_cpp")
-ENVIRONMENTS = {"continuous": "transformers"}
+SIDES = ("ours", "compiled", "litgpt", "transformers", "continuous", "llama_cpp")
+ENVIRONMENTS = {"compiled": "ours", "continuous": "transformers"}
 DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "q8_0"}  # and the type of the GGUF file
-WEIGHT_ONLY = {"int8": ("ours", "transformers", "llama_cpp"), "int4": ("ours",)}  # the sides that have it on a CPU
+WEIGHT_ONLY = {  # the sides that have it on a CPU
+    "int8": ("ours", "compiled", "transformers", "llama_cpp"),
+    "int4": ("ours", "compiled"),
+}
 Prompts = list[list[int]]
 Generate = Callable[[Prompts, int], list[list[int]]]
 
@@ -160,7 +164,7 @@ def find_dtype(name: str) -> Any:
     return torch.bfloat16 if name in WEIGHT_ONLY else getattr(torch, name)
 
 
-def build_ours(folder: Path, dtype: str) -> Generate:
+def build_ours(folder: Path, dtype: str, *, compile: bool = False) -> Generate:
     """The engine of this package."""
     import torch
 
@@ -173,7 +177,7 @@ def build_ours(folder: Path, dtype: str) -> Generate:
     model = open_model(folder, device=torch.device("cpu"), dtype=find_dtype(dtype))
     if dtype in WEIGHT_ONLY:
         quantize_for_inference(model, dtype, torch.device("cpu"))
-    engine = Engine(model)
+    engine = Engine(model, compile=compile)
 
     def generate(prompts: Prompts, count: int) -> list[list[int]]:
         sequences = engine.run([Request(tuple(prompt), count, Sampling(temperature=0)) for prompt in prompts])
@@ -263,6 +267,7 @@ def build_llama_cpp(file: Path, _dtype: str) -> Generate:
 
 BUILDERS: dict[str, Callable[[Path, str], Generate]] = {
     "ours": build_ours,
+    "compiled": partial(build_ours, compile=True),
     "litgpt": build_litgpt,
     "transformers": build_transformers,
     "continuous": build_continuous,

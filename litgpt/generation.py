@@ -14,6 +14,8 @@ import torch
 from litgpt.api import LLM
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
+from litgpt.infer.engine import Engine
+from litgpt.infer.kept_engine import KeptEngine
 from litgpt.infer.prompt_files import PromptRow, generate_texts, read_prompts
 from litgpt.infer.requests import GeneratedToken, Request, check_prompt
 from litgpt.infer.text_settings import get_text_settings, prepare_texts
@@ -34,8 +36,7 @@ def load_llm(
     start = time.perf_counter()
     llm = LLM.load(checkpoint_dir, access_token=access_token, distribute=None, base=base)
     llm.distribute(precision=settings.precision, quantize=settings.quantize)
-    if settings.compile:
-        llm.model.compile(dynamic=True)
+    llm.kept_engine = KeptEngine(build=partial(Engine, compile=settings.compile))
     print_message(f"Time to load the model: {time.perf_counter() - start:.2f} seconds.")
     return llm
 

@@ -29,7 +29,8 @@ def run(recipe: Chat) -> None:
     history.set_system(recipe.sys_prompt)
     rows = llm.config.padded_vocab_size or 0
     settings = prepare_texts(encoder, rows=rows, chat_template=recipe.chat_template, **get_text_settings(recipe))
-    model, terminal = ChatModel(llm.model, llm.tokenizer, history, settings), ChatTerminal(multiline=recipe.multiline)
+    model = ChatModel(llm.model, llm.tokenizer, history, settings, compile=recipe.compile)
+    terminal = ChatTerminal(multiline=recipe.multiline)
     torch.manual_seed(recipe.seed)
     terminal.print_line(f"Now chatting with {llm.config.name}.")
     terminal.print_line("An empty prompt, !quit or Ctrl-D ends the chat; /help lists its commands.")

@@ -29,5 +29,6 @@ def load_with_draft(recipe: GenerateSpeculatively) -> LLM:
     draft = load_llm(recipe.draft_model_checkpoint_dir, recipe)
     llm = load_llm(recipe.target_model_checkpoint_dir, recipe)
     check_draft(draft.model, llm.model)
-    llm.kept_engine = KeptEngine(build=partial(Engine, draft=draft.model, speculative_k=recipe.speculative_k))
+    settings = {"draft": draft.model, "speculative_k": recipe.speculative_k, "compile": recipe.compile}
+    llm.kept_engine = KeptEngine(build=partial(Engine, **settings))
     return llm

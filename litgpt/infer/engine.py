@@ -15,6 +15,7 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.host_allocator import keep_freed_memory
 from litgpt.infer.block_cache import SLAB_BLOCKS, BlockCache, count_common_tokens, find_window_layers
+from litgpt.infer.compiled_forward import CompiledForward
 from litgpt.infer.onednn import ReorderedMatrix, can_reorder, read_version, reorder_linear_layers
 from litgpt.infer.packed_step import Chunk, run_packed
 from litgpt.infer.requests import FinishReason, GeneratedToken, Request, check_prompt, check_tokens
@@ -41,6 +42,7 @@ class Engine:
         speculative_k: the number of tokens that it proposes in a step.
         forward: the forward pass of a model that is split over ranks (`litgpt.parallel.forward`), whose logits are the
             same on all ranks, which make the same calls; None for the model's own.
+        compile: compile the blocks of the model; see `CompiledForward`. Nothing else may use the model meanwhile.
 
     Attributes:
         draft: the proposed and accepted tokens, or None.
@@ -57,12 +59,13 @@ class Engine:
         draft: GPT | None = None,
         speculative_k: int = 3,
         forward: Callable[..., Tensor] | None = None,
+        compile: bool = False,
     ) -> None:
-        self.model, self._forward = model, forward
+        self.model, self._forward, self._compiled = model, forward, CompiledForward(model) if compile else None
         if next(model.parameters()).device.type == "cpu":
             keep_freed_memory()
         self._head = ReorderedMatrix() if reorder and forward is None and can_reorder(model.output_weight) else None
-        if reorder:
+        if reorder and not compile:  # frozen weights are reordered too
             reorder_linear_layers(model)
         self._versions: list[tuple[int, int]] = []
         self.max_sequences, self.prefill_chunk = max_sequences, prefill_chunk
@@ -119,6 +122,8 @@ class Engine:
         """Empty the cache if the weights have changed since it was filled."""
         versions = [read_version(parameter) for parameter in self.model.parameters()]
         if versions != self._versions:
+            if self._versions and self._compiled is not None:
+                self._compiled = CompiledForward(self.model)
             self.cache, self._versions = self._build_cache(), versions
 
     def _build_cache(self) -> BlockCache:
@@ -169,7 +174,8 @@ class Engine:
         chunks = self._plan(proposals)
         if not chunks:
             return []
-        logits = run_packed(self.model, list(chunks.values()), self.cache.slabs, head=self._head, forward=self._forward)
+        forward = self._compiled or self._forward
+        logits = run_packed(self.model, list(chunks.values()), self.cache.slabs, head=self._head, forward=forward)
         rows: list[tuple[Sequence, Tensor]] = []
         changes: list[tuple[Sequence, GeneratedToken]] = []
         for (sequence, chunk), chunk_logits in zip(chunks.items(), logits, strict=True):

@@ -46,7 +46,7 @@ class ReorderedMatrix:
 
         It is one of inference, in the type of the weights.
         """
-        is_inference = torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
+        is_inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
         if not is_inference or x.numel() == 0 or torch.is_autocast_enabled("cpu"):
             return False
         if (versions := [read_version(weight) for weight in weights]) != self.versions:

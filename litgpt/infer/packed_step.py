@@ -13,6 +13,7 @@ from torch import Tensor
 from litgpt.infer.block_cache import CacheBlock, Slab
 from litgpt.infer.onednn import ReorderedMatrix
 from litgpt.infer.prompt_images import PlacedFeatures
+from litgpt.model.attention import KVCacheLayer
 from litgpt.model.attention_inputs import (
     AttentionInputs,
     Segment,
@@ -119,7 +120,7 @@ class GroupWriter:
         return blocks if self.end >= kept else blocks.narrow(2, 0, self.end)
 
 
-class PackedLayer:
+class PackedLayer(KVCacheLayer):
     """The keys and values of one layer for all texts of a forward pass."""
 
     def __init__(self, writers: Sequence[GroupWriter], layer: int) -> None:

@@ -28,6 +28,21 @@ class KVCacheLayer(Protocol):
     def append(self, k_BKTS: Tensor, v_BKTS: Tensor) -> tuple[Keys, Keys]:
         """Append those of the next tokens; returns all keys and values, the new ones last."""
 
+    def attend(self, attention: "CachedAttention", q: Tensor, k: Tensor, v: Tensor, inputs: AttentionInputs) -> Tensor:
+        """`attention.attend_cached` for this cache, here or wherever else the keys and values are."""
+        return attention.attend_cached(q, k, v, inputs, self)
+
+
+class CachedAttention(Protocol):
+    """Attention of a layer that appends to a cache."""
+
+    value_size: int
+
+    def attend_cached(
+        self, q_BHTS: Tensor, k_BKTS: Tensor, v_BKTS: Tensor, inputs: AttentionInputs, cache: KVCacheLayer
+    ) -> Tensor:
+        """Append to the cache, and attend to the tokens in it that `inputs` allow; (B, H, T, S of the values)."""
+
 
 class KVCache(Protocol):
     """The keys and values of all layers, for `length` tokens."""
@@ -51,7 +66,7 @@ class Attention(nn.Module):
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         assert config.head_size is not None and config.n_query_groups is not None
-        self.head_size = config.head_size
+        self.head_size = self.value_size = config.head_size
         self.scale = (config.attention_scores_scalar or config.head_size) ** -0.5
         self.softcap = config.attention_logit_softcapping
         self.window = "local" if config.is_local(layer) else "global"
@@ -83,8 +98,11 @@ class Attention(nn.Module):
         q, k = self._apply_rotary(q, k, inputs)
         if self.has_temperature and inputs.temperature is not None:
             q = (q * inputs.temperature).to(q.dtype)
-        keys, values = (k, v) if cache is None else cache.append(k, v)
-        return self.out(self.core_attention(q, keys, values, inputs, self.sinks).transpose(1, 2).flatten(2))
+        if cache is None:
+            output = self.core_attention(q, k, v, inputs, self.sinks)
+        else:
+            output = cache.attend(self, q, k, v, inputs)
+        return self.out(output.transpose(1, 2).flatten(2))
 
     def project(self, x_BTD: Tensor) -> Sequence[Tensor]:
         """Queries (B, T, H S), keys and values (B, T, K S), before norms and rotation."""
@@ -96,6 +114,13 @@ class Attention(nn.Module):
         """Attention without its projections, (B, H, T, S)."""
         settings: dict[str, Any] = {"window": self.window, "scale": self.scale, "softcap": self.softcap}
         return apply_attention(inputs, q_BHTS, k_BKUS, v_BKUS, sinks=sinks, **settings)
+
+    def attend_cached(
+        self, q_BHTS: Tensor, k_BKTS: Tensor, v_BKTS: Tensor, inputs: AttentionInputs, cache: KVCacheLayer
+    ) -> Tensor:
+        """As in `CachedAttention`."""
+        keys, values = cache.append(k_BKTS, v_BKTS)
+        return self.core_attention(q_BHTS, keys, values, inputs, self.sinks)
 
     def _apply_rotary(self, q: Tensor, k: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
         """Rotate queries and keys by position; some models norm them afterwards."""

@@ -6,6 +6,7 @@ Axes: B batch, K key-value heads, T new tokens, U all tokens, S head size.
 from torch import Tensor
 
 from litgpt.errors import UserError
+from litgpt.model.attention import KVCacheLayer
 
 GROWTH_STEP = 256
 """Number of tokens by which a cache without a capacity grows; copying then takes less than 1 % of the time."""
@@ -35,7 +36,7 @@ class GrowingTensor:
         self.buffer = larger
 
 
-class LayerKeyValues:
+class LayerKeyValues(KVCacheLayer):
     """The keys and values of one layer; with a sliding window, all are stored and attention masks the older ones."""
 
     def __init__(self, capacity: int | None) -> None:

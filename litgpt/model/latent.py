@@ -53,12 +53,14 @@ class LatentAttention(nn.Module):
         """Attend to the tokens that `inputs` allow, those in the cache included; (B, T, D)."""
         q_BTD = self.q_down(x_BTD) if hasattr(self, "q_down") else x_BTD
         latent_BTL, k_rope_BTS = self.kv_down(x_BTD).split([self.latent_size, self.rope_size], dim=-1)
-        if cache is not None and is_plain_matrix(self.kv_up):
-            output = self._attend_cached(q_BTD, latent_BTL, k_rope_BTS, inputs, cache)
+        if cache is None:
+            output = self.core_attention(*self.project_qkv(q_BTD, latent_BTL, k_rope_BTS, inputs), inputs)
+        elif is_plain_matrix(self.kv_up):
+            q, k_rope = self._project_rotated(q_BTD, k_rope_BTS, inputs)
+            new_B1TC = torch.cat([self.norm_kv(latent_BTL).unsqueeze(1), k_rope], dim=-1)
+            output = cache.attend(self, q, new_B1TC, new_B1TC[..., :0], inputs)
         else:
-            q, k, v = self.project_qkv(q_BTD, latent_BTL, k_rope_BTS, inputs)
-            keys, values = (k, v) if cache is None else cache.append(k, v)
-            output = self.core_attention(q, keys, values, inputs)
+            output = cache.attend(self, *self.project_qkv(q_BTD, latent_BTL, k_rope_BTS, inputs), inputs)
         return self.out(output.transpose(1, 2).flatten(2))
 
     def project_qkv(
@@ -80,15 +82,15 @@ class LatentAttention(nn.Module):
         k_BHUS, v_BHUS = split_heads(self.kv_up(latent_BUL), [self.nope_size, self.value_size])
         return torch.cat([k_BHUS, k_rope_B1US.expand(-1, k_BHUS.shape[1], -1, -1)], dim=-1), v_BHUS
 
-    def _attend_cached(
-        self, q_BTD: Tensor, latent_BTL: Tensor, k_rope_BTS: Tensor, inputs: AttentionInputs, cache: KVCacheLayer
+    def attend_cached(
+        self, q_BHTS: Tensor, k_BKTS: Tensor, v_BKTS: Tensor, inputs: AttentionInputs, cache: KVCacheLayer
     ) -> Tensor:
-        """Attention without its projections, (B, H, T, S), to the latent vectors in the cache."""
-        q, k_rope = self._project_rotated(q_BTD, k_rope_BTS, inputs)
-        new_B1TC = torch.cat([self.norm_kv(latent_BTL).unsqueeze(1), k_rope], dim=-1)
-        latents, empty = cache.append(new_B1TC, new_B1TC[..., :0])
+        """As in `CachedAttention`; to latent vectors with rotated keys, (B, 1, T, C), if there are no values."""
+        keys, values = cache.append(k_BKTS, v_BKTS)
+        if v_BKTS.shape[-1]:
+            return self.core_attention(q_BHTS, keys, values, inputs)
         settings = {"window": self.window, "scale": self.scale, "attend_one": self.attend_latents}
-        return apply_attention(inputs, q, latents, empty, **settings)
+        return apply_attention(inputs, q_BHTS, keys, values, **settings)
 
     def attend_latents(
         self, q_NHTS: Tensor, latents_N1UC: Tensor, _empty: Tensor, *, mask: Tensor | None, **settings: Any

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.model.attention import attend
+from litgpt.model.attention import KVCacheLayer, attend
 from litgpt.model.attention_inputs import build_attention_inputs, build_cached_masks
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
@@ -44,7 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @dataclass
-class ListedKeys:
+class ListedKeys(KVCacheLayer):
     """The keys and values of one layer, joined token by token."""
 
     chunks: list[tuple[Tensor, Tensor]] = field(default_factory=list)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from litgpt.adapt import attach
 from litgpt.errors import UserError
+from litgpt.model.attention import KVCacheLayer
 from litgpt.model.attention_inputs import build_attention_inputs
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
@@ -114,7 +115,7 @@ def ids(rows: int = 2, tokens: int = 24) -> Tensor:
     return torch.randint(0, 64, (rows, tokens), generator=torch.Generator().manual_seed(5))
 
 
-class Layer:
+class Layer(KVCacheLayer):
     """Keys and values kept as a cache must."""
 
     def __init__(self) -> None:

@@ -40,10 +40,18 @@ class ChatModel:
         context: the maximum number of tokens of a prompt and its answer.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, history: ChatHistory, settings: TextSettings) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        history: ChatHistory,
+        settings: TextSettings,
+        *,
+        compile: bool = False,
+    ) -> None:
         self.history, self.context = history, model.config.block_size
         self._tokenizer, self._settings = tokenizer, settings
-        self._engine = Engine(model, max_sequences=1, cache_tokens=CACHED_CONTEXTS * self.context)
+        self._engine = Engine(model, max_sequences=1, cache_tokens=CACHED_CONTEXTS * self.context, compile=compile)
 
     def build_request(self, message: str) -> Request:
         """The request of the answer to a message, as long as the context permits.

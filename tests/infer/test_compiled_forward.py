@@ -1,0 +1,58 @@
+"""A compiled forward pass: the texts of the uncompiled one, two graphs, the weights as they are, and clear refusals."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from litgpt.errors import UserError
+from litgpt.infer.engine import Engine
+from litgpt.infer.requests import Request
+from litgpt.infer.sampling import Sampling
+from tests.model.test_attention import KINDS, small
+from tests.model.test_latent import SHAPES
+from tests.model.test_latent import small as small_latent
+
+GREEDY = Sampling(temperature=0)
+PROMPTS = [tuple(range(5, 45)), tuple(range(7, 30)), (9, 8, 7), (9, 8, 7, 6)]
+
+
+def list_ids(engine: Engine) -> list[list[int]]:
+    """Texts of one prompt, and of several that share passes."""
+    texts = engine.run([Request(PROMPTS[0], 6, GREEDY)]) + engine.run([Request(ids, 12, GREEDY) for ids in PROMPTS])
+    return [[token.token for token in text.tokens] for text in texts]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["alternating", "latent"])
+def test_texts_equal_those_without_compilation_with_two_graphs(kind: str) -> None:
+    torch.compiler.reset()
+    model = small_latent(**SHAPES[next(iter(SHAPES))]) if kind == "latent" else small(**KINDS[kind])
+    expected = list_ids(Engine(copy.deepcopy(model), prefill_chunk=16))
+    counters.clear()
+    engine = Engine(model, prefill_chunk=16, compile=True)
+    assert list_ids(engine) == expected
+    assert counters["stats"]["unique_graphs"] == 2  # of one token and of several
+    assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+def test_changed_weights_are_compiled_again() -> None:
+    torch.compiler.reset()
+    model = small()
+    engine = Engine(model, compile=True)
+    before = list_ids(engine)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5 + torch.rand(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    expected = list_ids(Engine(copy.deepcopy(model)))
+    assert list_ids(engine) == expected != before
+
+
+def test_a_model_of_experts_is_refused_in_one_line() -> None:
+    experts: dict[str, Any] = {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2}
+    model = small(**experts, moe_intermediate_size=16)
+    with pytest.raises(UserError, match="compile: true is not supported for this model .*; set compile: false"):
+        list_ids(Engine(model, compile=True))
