@@ -1,6 +1,7 @@
 """`litgpt generate_speculatively`: the texts of a model, with the proposals of a small one."""
 
 from functools import partial
+from typing import Any
 
 from litgpt.api import LLM
 from litgpt.generation import load_llm, write_texts
@@ -29,6 +30,6 @@ def load_with_draft(recipe: GenerateSpeculatively) -> LLM:
     draft = load_llm(recipe.draft_model_checkpoint_dir, recipe)
     llm = load_llm(recipe.target_model_checkpoint_dir, recipe)
     check_draft(draft.model, llm.model)
-    settings = {"draft": draft.model, "speculative_k": recipe.speculative_k, "compile": recipe.compile}
+    settings: dict[str, Any] = {"draft": draft.model, "speculative_k": recipe.speculative_k, "compile": recipe.compile}
     llm.kept_engine = KeptEngine(build=partial(Engine, **settings))
     return llm

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.model.attention import CachedAttention, Keys, KVCache, KVCacheLayer
+from litgpt.model.attention import CachedAttention, KVCache
 from litgpt.model.attention_inputs import AttentionInputs
 from litgpt.model.gpt import GPT, Head
 
@@ -34,13 +34,13 @@ library = torch.library.Library("litgpt", "DEF")
 library.define("attend_cached(Tensor q, Tensor k, Tensor v, int layer, int value_size) -> Tensor")
 
 
-def run_attention(q_BHTS: Tensor, k_BKTS: Tensor, v_BKTS: Tensor, layer: int, value_size: int) -> Tensor:
-    """Append to the cache of the current pass and attend to it, (B, H, T, value_size)."""
+def run_attention(q_BHTS: Tensor, k_BKTS: Tensor, v_BKTS: Tensor, layer: int, _value_size: int) -> Tensor:
+    """Append to the cache of the current pass and attend to it, (B, H, T, S of the values)."""
     modules, inputs, cache = current_pass.get()
     return modules[layer].attend_cached(q_BHTS, k_BKTS, v_BKTS, inputs, cache.layers[layer]).contiguous()
 
 
-def describe_attention(q_BHTS: Tensor, k_BKTS: Tensor, v_BKTS: Tensor, layer: int, value_size: int) -> Tensor:
+def describe_attention(q_BHTS: Tensor, _k: Tensor, _v: Tensor, _layer: int, value_size: int) -> Tensor:
     """The shape and type of the output of `run_attention`."""
     return q_BHTS.new_empty(*q_BHTS.shape[:3], value_size)
 
@@ -49,18 +49,14 @@ library.impl("attend_cached", run_attention, "CompositeExplicitAutograd")
 torch.library.register_fake("litgpt::attend_cached", describe_attention, lib=library)
 
 
-class GraphLayer(KVCacheLayer):
+class GraphLayer:
     """Stands for the cache of one layer in the graph."""
 
     def __init__(self, layer: int) -> None:
         self.layer = layer
 
-    def append(self, k_BKTS: Tensor, v_BKTS: Tensor) -> tuple[Keys, Keys]:
-        """Not part of the graph."""
-        raise RuntimeError("keys and values are appended by attend_cached")
-
-    def attend(self, attention: CachedAttention, q: Tensor, k: Tensor, v: Tensor, inputs: AttentionInputs) -> Tensor:
-        """An operator of the graph."""
+    def attend(self, attention: CachedAttention, q: Tensor, k: Tensor, v: Tensor, _inputs: AttentionInputs) -> Tensor:
+        """An operator of the graph, (B, H, T, S of the values)."""
         return torch.ops.litgpt.attend_cached(q, k, v, self.layer, attention.value_size)
 
 
@@ -98,14 +94,12 @@ class CompiledForward:
 
         self.model = model
         self.modules = [block.attention for block in model.local_blocks[: model.config.n_layer]]
-        self._cache = GraphCache(model.config.n_layer)
+        self._cache: Any = GraphCache(model.config.n_layer)
         is_cpu = next(model.parameters()).device.type == "cpu"
         self._frozen = partial(torch._inductor.config.patch, {"freezing": is_cpu, "cpp.enable_concat_linear": is_cpu})
         # conditions on modules are not checked, so nothing that is compiled for a module may be run for another one
-        options = {"guard_filter_fn": keep_input_guards}
-        self._graph = torch.compile(
-            self._run_blocks, dynamic=True, fullgraph=True, isolate_recompiles=True, options=options
-        )
+        settings: dict[str, Any] = {"isolate_recompiles": True, "options": {"guard_filter_fn": keep_input_guards}}
+        self._graph = torch.compile(self._run_blocks, dynamic=True, fullgraph=True, **settings)
 
     def __call__(
         self,

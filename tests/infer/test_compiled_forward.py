@@ -54,5 +54,5 @@ def test_changed_weights_are_compiled_again() -> None:
 def test_a_model_of_experts_is_refused_in_one_line() -> None:
     experts: dict[str, Any] = {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2}
     model = small(**experts, moe_intermediate_size=16)
-    with pytest.raises(UserError, match="compile: true is not supported for this model .*; set compile: false"):
+    with pytest.raises(UserError, match=r"compile: true is not supported for this model .*; set compile: false"):
         list_ids(Engine(model, compile=True))
