@@ -209,12 +209,22 @@ def run_measured(command: list[str], log: Path, threads: int) -> tuple[float, fl
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e9
 
 
-def read_metrics_rate(out: Path) -> float:
+def read_metrics_rate(out: Path, step_tokens: int = TOKENS) -> float:
     """Compute tokens/s after the warmup steps from the columns `time` (s) and `lengths` (tokens) of metrics.csv."""
-    with next(out.glob("logs/csv/version_*/metrics.csv")).open() as file:
-        rows = [(float(row["time"]), float(row["lengths"])) for row in csv.DictReader(file) if row.get("lengths")]
-    (start, before), (end, after) = next(row for row in rows if row[1] >= WARM * TOKENS), rows[-1]
+    rows = [(float(row["time"]), float(row["lengths"])) for row in read_metrics(out) if row.get("lengths")]
+    (start, before), (end, after) = next(row for row in rows if row[1] >= WARM * step_tokens), rows[-1]
     return (after - before) / (end - start)
+
+
+def read_last_metric(out: Path, name: str) -> float:
+    """The last value of a column of metrics.csv."""
+    return [float(row[name]) for row in read_metrics(out) if row.get(name)][-1]
+
+
+def read_metrics(out: Path) -> list[dict[str, str]]:
+    """Read metrics.csv in the output folder of `litgpt pretrain`."""
+    with next(out.glob("logs/csv/version_*/metrics.csv")).open() as file:
+        return list(csv.DictReader(file))
 
 
 def read_times_rate(path: Path) -> float:
