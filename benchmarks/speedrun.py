@@ -24,7 +24,10 @@ from pretrain import create_environments, read_last_metric, read_metrics_rate, r
 
 SIDES = ("ours", "litgpt", "plain")
 PROBE_STEPS = 40
-PEER_OPTIMIZER = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 2e-3, "weight_decay": 0.1, "betas": [0.9, 0.95]}}
+PEER_OPTIMIZER = {
+    "class_path": "torch.optim.AdamW",
+    "init_args": {"lr": 2e-3, "weight_decay": 0.1, "betas": [0.9, 0.95]},
+}
 PEER_FLOOR = 1e-4  # learning rate at the end of LitGPT's and nanoGPT's cosine
 OURS_ONLY = {  # keys of the recipe that LitGPT does not have
     "": ("tokenizer",),
