@@ -102,7 +102,12 @@ def test_a_list_of_names_needs_no_output(tmp_path: Path, line: list[str], capsys
 
 
 def test_every_path_of_a_recipe_is_known() -> None:
-    inputs = {"report": {"out_dir"}, "explain": {"file"}, "plan": {"gpu_file", "layout_file"}, "board": {"folder"}}
+    inputs = {
+        "report": {"out_dir"},
+        "explain": {"file"},
+        "plan": {"gpu_file", "layout_file", "page_file"},
+        "board": {"folder"},
+    }
     unknown = []
     for name, command in COMMANDS.items():
         read = INPUTS | inputs.get(name, set())
