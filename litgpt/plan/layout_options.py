@@ -140,7 +140,6 @@ def split_gpus(gpus: int) -> tuple[int, int]:
 def list_legal_layouts(recipe: Training, spec: RunSpec, gpus: int, refused: Counter[str]) -> Iterator[LayoutOption]:
     """List the layouts that the recipe's own checks allow; count the errors of the others."""
     devices, nodes = split_gpus(gpus)
-    whole = replace(recipe, devices=devices, num_nodes=nodes)
     losses = [replace(recipe.loss, impl=impl) for impl in dict.fromkeys(("chunked", recipe.loss.impl))]
     for parallel in list_parallel_settings(spec.config, devices, nodes):
         is_split = parallel["context"] > 1  # rows of a larger micro-batch need not be
@@ -149,7 +148,8 @@ def list_legal_layouts(recipe: Training, spec: RunSpec, gpus: int, refused: Coun
                 continue
             try:
                 settings = reset_parallel(recipe.parallel, parallel)
-                base = replace(whole, parallel=settings, train=replace(recipe.train, micro_batch_size=micro))
+                train = replace(recipe.train, micro_batch_size=micro)
+                base = replace(recipe, devices=devices, num_nodes=nodes, parallel=settings, train=train)
                 length, dims = resolve_run(base, spec)
             except UserError as error:
                 refused[str(error)] += 1

@@ -72,10 +72,12 @@ def test_the_loss_its_strength_and_the_reference(litgpt, flags, shown):
 def test_the_first_rows_need_no_torch(folder):
     code = """if True:
         import json, sys
+        from contextlib import nullcontext
         from litgpt import cli
 
         def find(path, find=cli.import_object):
-            return (lambda _recipe: None) if path.endswith(":run") else find(path)
+            is_later = path.endswith((":run", ":explain_out_of_memory"))
+            return (lambda *_: nullcontext()) if is_later else find(path)
 
         cli.import_object = find
         assert cli.main(json.loads(sys.argv[1])) == 0

@@ -62,7 +62,7 @@ def test_transformers_renders_what_was_trained(tmp_path: Path, kind: str, settin
     copy_tokenizer(tmp_path / "saved", tmp_path)
     for folder in (tmp_path, tmp_path / "saved"):
         encoder = PromptEncoder(Tokenizer(folder), read_template(folder), None)
-        ids = encoder.encode("the fox", None, None)
+        ids = encoder.encode("the fox", None, None).ids
         text = theirs.apply_chat_template(MESSAGES[:1], tokenize=False, add_generation_prompt=True)
         assert tokenizer.processor.decode(ids, skip_special_tokens=False) == text
         assert set(ends_of(tmp_path / "saved")) <= set(encoder.get_stops(None)[0])
