@@ -13,6 +13,7 @@ depend on the tokenizer. Starting, tokenization and validation do not count. Req
 import argparse
 import json
 import math
+import re
 import shutil
 import sys
 import time
@@ -24,6 +25,7 @@ from pretrain import create_environments, read_last_metric, read_metrics_rate, r
 
 SIDES = ("ours", "litgpt", "plain")
 PROBE_STEPS = 40
+FINAL_LOSS = re.compile(r"Final evaluation \| val loss: ([\d.]+)")
 PEER_OPTIMIZER = {
     "class_path": "torch.optim.AdamW",
     "init_args": {"lr": 2e-3, "weight_decay": 0.1, "betas": [0.9, 0.95]},
@@ -134,11 +136,14 @@ def run_side(side: str, python: Path, work: Path, steps: int, threads: int) -> t
         }
         flags = (word for key, value in keys.items() for word in (f"--{key}", str(value)))
         command = [python.with_name("litgpt"), "pretrain", *flags]
-    run_measured([str(word) for word in command], work / "runs" / f"{side}.txt", threads)
+    log = work / "runs" / f"{side}.txt"
+    run_measured([str(word) for word in command], log, threads)
     if side == "plain":
         found = json.loads((out / "result.json").read_text())
         return found["steps_per_second"], found["loss"]
-    return read_metrics_rate(out, tokens) / tokens, read_last_metric(out, "val_loss")
+    # LitGPT writes the loss of its last validation to its output only
+    loss = read_last_metric(out, "val_loss") if side == "ours" else float(FINAL_LOSS.findall(log.read_text())[-1])
+    return read_metrics_rate(out, tokens) / tokens, loss
 
 
 def train_plain(work: str, out: str, steps: str) -> None:
