@@ -1,6 +1,6 @@
 """The forward pass of generation as one compiled graph, with the cache and attention to it outside of the graph.
 
-Embedding, norms, products and experts are compiled by `torch.compile`, which freezes the weights on a CPU: it reorders
+Embedding, norms and products are compiled by `torch.compile`, which freezes the weights on a CPU: it reorders
 them for oneDNN. An operator stands in the graph for the attention of each layer, and runs as without compilation:
 which tokens are there to attend to changes with every pass, and the graph would be compiled again for each.
 

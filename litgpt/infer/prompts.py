@@ -157,15 +157,14 @@ class PromptEncoder:
         placer = self.open_placer()
         if placer is None:
             raise UserError("image: the model has no vision tower; leave it out, or use a model that sees")
-        ids = self.tokenizer.encode(placer.write_places(text), bos=bos).numpy()
+        tokens = self.tokenizer.encode(placer.write_places(text), bos=bos).numpy()
         try:
             conversation = Conversation((Message("user", "", media=tuple(media)),))
-            example = placer.write_images(ids, np.zeros(len(ids), np.float32), conversation)
+            example = placer.write_images(tokens, np.zeros(len(tokens), np.float32), conversation)
         except BadRow as error:
             raise UserError(f"image: {error}") from None
-        if isinstance(placer, CodePlacer):  # whose images are tokens
-            return Prompt(tuple(example.ids.tolist()))
-        return Prompt(tuple(example.ids.tolist()), example.media, placer.reader)
+        ids, reader = tuple(example.ids.tolist()), placer.media_reader
+        return Prompt(ids) if reader is None else Prompt(ids, example.media, reader)
 
     def get_stops(self, chat_template: bool | None) -> tuple[list[int], list[str]]:
         """The stop tokens, and the stop strings."""

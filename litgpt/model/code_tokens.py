@@ -5,6 +5,7 @@ Axes: V vocabulary.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,8 +42,8 @@ class CodeTokens:
                 images.append(codes)
         return images
 
-    def is_image(self, ids: Tensor) -> Tensor:
-        """Which tokens are those of images, and around them."""
+    def is_image(self, ids: Any) -> Any:
+        """Which tokens, of a tensor or an array, are those of images and around them; booleans of the same shape."""
         return (ids == self.begin) | (ids == self.end) | ((ids >= self.first) & (ids < self.first + self.codes))
 
 

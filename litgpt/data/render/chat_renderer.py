@@ -124,7 +124,7 @@ class ChatRenderer(Renderer):
         Raises:
             BadRow: if an image cannot be read.
         """
-        needs_features = self.placer is None or self.placer.needs_features
+        needs_features = self.placer is None or self.placer.media_reader is not None
         if conversation.is_text or (conversation.media and needs_features):
             return []
         turns = build_turns(self._write_marks(conversation))

@@ -19,7 +19,8 @@ CodeRuns = Sequence[tuple[Medium, list[int]]]
 class CodePlacer:
     """Writes out the codes of images, for one of which a text has the token that begins it."""
 
-    needs_features = False
+    media_reader = None
+    """No features are read: images are tokens."""
 
     def __init__(self, reader: CodeReader) -> None:
         self.reader = reader
@@ -60,7 +61,7 @@ class CodePlacer:
         Raises:
             BadRow: if the text has more or fewer of these tokens than images.
         """
-        marked = np.flatnonzero(self._is_image(ids))
+        marked = np.flatnonzero(self.reader.tokens.is_image(ids))
         if len(marked) != len(plans) or (ids[marked] != self.reader.tokens.begin).any():
             raise BadRow("not one place for each image", f"{len(marked)} image tokens for {len(plans)} images")
         runs = [[int(token)] for token in ids]
@@ -75,11 +76,6 @@ class CodePlacer:
         )
         tokens = np.array([token for run in runs for token in run], np.int32)
         return Example(tokens, np.repeat(weights, lengths), media=media)
-
-    def _is_image(self, ids: np.ndarray) -> np.ndarray:
-        tokens = self.reader.tokens
-        in_codes = (ids >= tokens.first) & (ids < tokens.first + tokens.codes)
-        return in_codes | (ids == tokens.begin) | (ids == tokens.end)
 
     def fingerprint_parts(self) -> list[Any]:
         """Everything that the samples depend on besides tokenizer and images, as JSON values."""

@@ -22,10 +22,8 @@ Plans = Sequence[tuple[Medium, PicturePlan]]
 class MediaPlacer:
     """Writes out the places of images, for one of which a chat template writes a single token."""
 
-    needs_features = True
-
     def __init__(self, reader: MediaReader, tokenizer: Tokenizer) -> None:
-        self.reader, self.tokenizer, self.shape = reader, tokenizer, reader.shape
+        self.media_reader, self.tokenizer, self.shape = reader, tokenizer, reader.shape
         self.token = tokenizer.processor.id_to_token(self.shape.image_token)
         if self.token is None:
             raise UserError(
@@ -50,8 +48,8 @@ class MediaPlacer:
         plans = []
         for medium in conversation.media:
             try:
-                plan = self.reader.plan(medium)
-                check_grids(self.shape, self.reader.list_grids(plan))
+                plan = self.media_reader.plan(medium)
+                check_grids(self.shape, self.media_reader.list_grids(plan))
             except UserError as error:
                 raise BadRow("bad image", str(error)) from None
             plans.append((medium, plan))
@@ -80,7 +78,7 @@ class MediaPlacer:
         pieces, media, total, previous = list[np.ndarray](), list[PlacedMedium](), 0, 0
         factors = list[np.ndarray]()
         for token, (medium, plan) in zip(marked.tolist(), plans, strict=True):
-            grids = self.reader.list_grids(plan)
+            grids = self.media_reader.list_grids(plan)
             run = np.array(self._build_run(plan, count_places(grids[0], self.shape)), np.int32)
             pieces += [ids[previous:token], run]
             factors += [weights[previous:token], np.zeros(len(run), np.float32)]
@@ -109,4 +107,4 @@ class MediaPlacer:
 
     def fingerprint_parts(self) -> list[Any]:
         """Everything that the places depend on besides tokenizer and images, as JSON values."""
-        return self.reader.fingerprint_parts()
+        return self.media_reader.fingerprint_parts()
