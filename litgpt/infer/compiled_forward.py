@@ -113,9 +113,9 @@ class CompiledForward:
         """As the model: what `head` returns. Embeddings that are given, as those of images, run without compilation.
 
         Raises:
-            UserError: if a part of the model cannot be compiled.
+            UserError: if a part of the model cannot be compiled, or the machine has no compiler.
         """
-        from torch._dynamo.exc import Unsupported
+        from torch._dynamo.exc import TorchDynamoException, Unsupported
 
         if hidden_BTD is not None:
             return self.model(ids_BT, inputs=inputs, head=head, cache=cache, hidden_BTD=hidden_BTD)
@@ -123,9 +123,9 @@ class CompiledForward:
         try:
             with self._frozen():
                 output_BTD = self._graph(ids_BT, inputs.positions, inputs.angles, inputs.temperature)
-        except Unsupported as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"compile: true is not supported for this model ({reason}); set compile: false") from error
+        except TorchDynamoException as error:
+            why = "supported for this model" if isinstance(error, Unsupported) else "possible on this machine"
+            raise UserError(f"compile: true is not {why} ({str(error).splitlines()[0]}); set compile: false") from error
         finally:
             current_pass.reset(token)
         model = self.model

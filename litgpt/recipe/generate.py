@@ -125,7 +125,7 @@ class Generate(GenerateWithModel):
         super().__post_init__()
         draws = self.image_out is not None
         check_effects(self, "", "guidance", have_effect=draws, other="a text", cure="set image_out: FILE.png too")
-        names = ("prompts", "max_new_tokens", "json_schema", "regex", "stop", "stream")
+        names = ("prompts", "max_new_tokens", "json_schema", "regex", "stop", "stream", "compile")
         check_effects(self, "", *names, have_effect=not draws, other="image_out", cure="leave it out")
         if self.image_out is not None and self.image_out.suffix.lower() != ".png":
             raise UserError(f"image_out: {self.image_out} does not end in .png; set {self.image_out.stem}.png")

@@ -51,6 +51,15 @@ def test_changed_weights_are_compiled_again() -> None:
     assert list_ids(engine) == expected != before
 
 
+@pytest.mark.slow
+def test_a_machine_without_a_compiler_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    with pytest.raises(UserError, match=r"^compile: true is not possible on this machine \(InvalidCxxCompiler.*false$"):
+        list_ids(Engine(small(), compile=True))
+
+
 def test_a_model_of_experts_is_refused_in_one_line() -> None:
     experts: dict[str, Any] = {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2}
     model = small(**experts, moe_intermediate_size=16)

@@ -133,6 +133,7 @@ def test_generate_writes_png_files(base: Path, tmp_path: Path, capsys: pytest.Ca
         (["--guidance", "2"], "guidance: 2.0 has no effect with a text; set image_out: FILE.png too"),
         (["--image_out", "a.jpg"], "image_out: a.jpg does not end in .png; set a.png"),
         (["--image_out", "a.png", "--regex", "a"], "regex: a has no effect with image_out; leave it out"),
+        (["--image_out", "a.png", "--compile", "true"], "compile: true has no effect with image_out; leave it out"),
     ]
     for flags, message in refused:
         assert main([*words, *flags]) != 0 and message in capsys.readouterr().err
