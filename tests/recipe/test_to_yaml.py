@@ -43,8 +43,11 @@ def test_a_recipe_loads_as_equal(recipe):
     assert reload(recipe) == recipe
 
 
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])).filter(lambda text: text != "null")
+
+
 @settings(max_examples=40, deadline=None)
-@given(text=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])), number=st.floats(1e-12, 1.0))
+@given(text=TEXTS, number=st.floats(1e-12, 1.0))
 def test_any_text_and_number_loads_as_equal(text, number):
     train = TrainArgs(min_lr=number * 1e-3, max_norm=number)
     recipe = Pretrain("x", eval=EvalArgs(sample_prompt=text), train=train)
@@ -55,6 +58,11 @@ def test_any_text_and_number_loads_as_equal(text, number):
 def test_texts_that_look_like_something_else(text):
     recipe = Pretrain("x", eval=EvalArgs(sample_prompt=text))
     assert reload(recipe) == recipe
+
+
+def test_the_text_null_is_none() -> None:
+    """As on a command line, where it has no quotes."""
+    assert reload(Pretrain("x", eval=EvalArgs(sample_prompt="null"))).eval.sample_prompt is None
 
 
 def test_a_url_keeps_its_slashes() -> None:
