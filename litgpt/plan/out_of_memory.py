@@ -25,7 +25,7 @@ from litgpt.plan.table import PART_NAMES
 from litgpt.recipe.to_yaml import dump_recipe
 from litgpt.recipe.training import Training
 
-EXPLANATION_SECONDS = 30  # after which a run ends without its plan
+EXPLANATION_SECONDS = 120  # after which a run ends without its plan
 LARGEST = 3  # items of the plan that are named
 REQUEST = re.compile(r"tried to allocate ([\d.]+) (bytes|[KMGT]iB)", re.IGNORECASE)
 NO_CURE = "use more devices, or a smaller train.max_seq_length"

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from torch._dynamo.utils import counters
 
 from litgpt.errors import UserError
@@ -52,11 +53,15 @@ def test_changed_weights_are_compiled_again() -> None:
 
 
 @pytest.mark.slow
-def test_a_machine_without_a_compiler_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_compiler_is_named_in_one_line() -> None:
     torch.compiler.reset()
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
-    with pytest.raises(UserError, match=r"^compile: true is not possible on this machine \(InvalidCxxCompiler.*false$"):
+    changed = {"cpp.cxx": (None, "no-such-compiler")}
+    # patched by torch itself: pytest's monkeypatch leaves an alias among these settings deleted
+    with (
+        torch._inductor.config.patch(changed),
+        torch.compiler.config.patch(force_disable_caches=True),
+        pytest.raises(UserError, match=r"^compile: true is not possible on this machine .*InvalidCxx.*false$"),
+    ):
         list_ids(Engine(small(), compile=True))
 
 
