@@ -11,6 +11,8 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 from litgpt.parallel.exchange import get_local_tensor
 
+STACK_NUMEL = 1 << 20  # elements of small matrices that are stacked: a call for each costs more than its products
+
 MatrixSplit = tuple[DeviceMesh, int, int]
 """A mesh of one axis, the dim that is sharded over it (-2 or -1), and the size of that dim before."""
 
@@ -42,7 +44,7 @@ def get_dim(placement: Placement, dims: int) -> int | None:
 
 
 def batch_matrices(parameters: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Group the indices of parameters of one shape and layout, as many as give every rank a matrix."""
+    """Group the indices of parameters of one shape and layout, as many as give every rank a matrix or fill a stack."""
     groups: dict[object, list[int]] = {}
     for index, parameter in enumerate(parameters):
         layout = (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
@@ -51,7 +53,8 @@ def batch_matrices(parameters: Sequence[Tensor]) -> Iterator[list[int]]:
         parameter = parameters[indices[0]]
         ranks = prod(mesh.size() for mesh, _, _ in list_splits(parameter))
         matrices = prod(get_local_tensor(parameter).shape[:-2])
-        size = max(1, ranks // max(1, matrices))
+        small = STACK_NUMEL // max(1, parameter.numel()) if ranks == 1 else 0
+        size = max(1, ranks // max(1, matrices), small)
         yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
 
