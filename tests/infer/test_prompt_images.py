@@ -82,7 +82,7 @@ def see(llm: LLM, images: Any) -> list[int]:
 
 WRONG: list[tuple[Any, Any, str]] = [
     ("Which?", ["https://x.org/a.png"], "image: image at a URL is not supported (https://x.org/a.png; download it"),
-    ("Which?", ["none.png"], "none.png: not an image that can be read (no such file)"),
+    ("Which?", ["none.png"], "none.png: image not found (no such file)"),
     ("Which?", [b"nothing"], "image: not an image that can be read"),
     ("Which?", [3], "images: int is not an image; give a path, the bytes of a file, or a PIL image"),
     ("<image><image>", ["red.png"], "image: more places for images than images (2 places, 1 images)"),
@@ -159,7 +159,7 @@ def test_a_chat_has_images(
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*lines, f"/save {path}", ""])))
     assert main(["chat", str(folder / "qwen2_vl"), *FLAGS]) == 0
     out, err = capsys.readouterr()
-    assert "none.png: not an image that can be read" in err
+    assert "none.png: image not found" in err
     assert [line for line in out.splitlines() if line.startswith("Images of")] == [
         f"Images of the next message: {count}" for count in (1, 0, 1)
     ]

@@ -42,6 +42,18 @@ REQUIRED_STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "
 """Steps that a processor's file may turn off, which is not supported."""
 
 
+class PictureError(UserError):
+    """An image that cannot be read.
+
+    Attributes:
+        reason: a few words, the same for all images with this fault, for counting.
+    """
+
+    def __init__(self, name: str, reason: str, detail: str, cure: str) -> None:
+        super().__init__(f"{name}: {reason} ({detail}); {cure}")
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class PictureSettings:
     """How the images of a model are resized and normalized.
@@ -111,12 +123,14 @@ def open_image(source: "Path | bytes | Image") -> Iterator["Image"]:
     """Open an image, of which the header is read at once and the pixels when they are needed.
 
     Raises:
-        UserError: here and in the block, if it is not an image of these formats and sizes, or cannot be decoded.
+        PictureError: here and in the block, if it is not an image of these formats and sizes, or cannot be decoded.
     """
     from PIL import Image
 
+    name = str(source) if isinstance(source, Path) else "image"
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with a file is in the error, if it cannot be read
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if isinstance(source, Path) and not source.is_file():  # a pipe would wait for a writer
                 raise FileNotFoundError("no such file")
@@ -125,24 +139,22 @@ def open_image(source: "Path | bytes | Image") -> Iterator["Image"]:
                 return
             with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS) as image:
                 yield image
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
-        name = source if isinstance(source, Path) else "image"
-        reason = str(error).partition(" <")[0]
-        raise UserError(f"{name}: not an image that can be read ({reason}); use e.g. a PNG or JPEG file") from None
+    except FileNotFoundError:
+        raise PictureError(name, "image not found", "no such file", "correct the path") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        size = str(error).partition(" exceeds")[0]
+        cure = f"use one of at most {Image.MAX_IMAGE_PIXELS:,}"
+        raise PictureError(name, "image with too many pixels", size, cure) from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        detail = str(error).partition(" <")[0]
+        raise PictureError(name, "not an image that can be read", detail, "use e.g. a PNG or JPEG file") from None
 
 
 def read_picture_size(source: "Path | bytes | Image") -> Size:
     """Height and width of an image, turned as its EXIF says, from its header.
 
     Raises:
-        UserError: as `open_image`.
+        PictureError: as `open_image`.
     """
     with open_image(source) as image:
         turned = image.getexif().get(ORIENTATION, 1) >= FIRST_ON_ITS_SIDE
@@ -153,7 +165,7 @@ def open_picture(source: "Path | bytes | Image") -> Tensor:
     """The pixels of an image, uint8 (3, H, W): turned as its EXIF says, transparent ones over white.
 
     Raises:
-        UserError: as `open_image`.
+        PictureError: as `open_image`.
     """
     from PIL import Image, ImageOps
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from litgpt.data.media.patches import cut_patches
 from litgpt.data.media.pictures import (
+    PictureError,
     PicturePlan,
     PictureSettings,
     normalize_picture,
@@ -80,7 +81,7 @@ def find_source(medium: Medium) -> Path | bytes:
     """The file of an image, or its bytes.
 
     Raises:
-        UserError: if they are not base64.
+        PictureError: if they are not base64.
     """
     if medium.data is None:
         assert medium.path is not None
@@ -88,7 +89,7 @@ def find_source(medium: Medium) -> Path | bytes:
     try:
         return base64.b64decode(medium.data, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise UserError(f"{medium.name}: not base64 ({error}); encode the bytes of the file") from None
+        raise PictureError(medium.name, "not base64", str(error), "encode the bytes of the file") from None
 
 
 def open_media_reader(folder: Path) -> MediaReader | None:

@@ -50,15 +50,15 @@ def parse_image(value: Any) -> Medium:
     Raises:
         BadRow: if it is none of them, or a URL of another machine.
     """
-    if isinstance(value, bytes | bytearray | memoryview):
-        return Medium(data=base64.b64encode(value).decode())
-    if isinstance(value, Mapping):
+    while isinstance(value, Mapping):  # not by recursion, whose depth a row would set
         if value.get("type") == "base64" or "base64" in value:
             return Medium(data=clean_base64(value.get("data", value.get("base64"))))
         inner = next((value[key] for key in ("bytes", *IMAGE_SOURCE_KEYS) if value.get(key) is not None), None)
         if inner is None:
             raise BadRow("image without a source", ", ".join(map(str, value))[:80])
-        return parse_image(inner)
+        value = inner
+    if isinstance(value, bytes | bytearray | memoryview):
+        return Medium(data=base64.b64encode(value).decode())
     text = check_text(value, "image")
     if text.startswith("data:"):
         return Medium(data=clean_base64(text.partition("base64,")[2]))

@@ -71,7 +71,10 @@ def resolve_image_paths(messages: Sequence[Message], folder: Path) -> tuple[Mess
     def resolve(medium: Medium) -> Medium:
         if medium.path is None:
             return medium
-        path = (root / medium.path).resolve()
+        try:
+            path = (root / medium.path).resolve()
+        except (OSError, RuntimeError):  # the latter before Python 3.13
+            raise BadRow("image not found", f"{medium.path}: links that lead to themselves") from None
         if not path.is_relative_to(root):
             raise BadRow("image outside of the folder of the data", f"{medium.path}; set data.media_dir to its folder")
         return replace(medium, path=str(path))

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from litgpt.data.media.codes import BEGIN_IMAGE, CodeReader
+from litgpt.data.media.pictures import PictureError
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import MARK, Medium
 from litgpt.data.render.example import Example, PlacedMedium
-from litgpt.errors import UserError
 
 CodeRuns = Sequence[tuple[Medium, list[int]]]
 
@@ -49,8 +49,8 @@ class CodePlacer:
         """
         try:
             return [(medium, self.reader.read(medium)) for medium in conversation.media]
-        except UserError as error:
-            raise BadRow("bad image", str(error)) from None
+        except PictureError as error:
+            raise BadRow(error.reason, str(error)) from None
 
     def place(self, ids: np.ndarray, weights: np.ndarray, plans: CodeRuns) -> Example:
         """A sample with all images written out; each is trained as the token that stands for it.

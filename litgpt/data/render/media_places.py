@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from litgpt.data.media.patches import count_places
-from litgpt.data.media.pictures import PicturePlan
+from litgpt.data.media.pictures import PictureError, PicturePlan
 from litgpt.data.media.reader import MediaReader
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
@@ -50,8 +50,10 @@ class MediaPlacer:
             try:
                 plan = self.media_reader.plan(medium)
                 check_grids(self.shape, self.media_reader.list_grids(plan))
+            except PictureError as error:
+                raise BadRow(error.reason, str(error)) from None
             except UserError as error:
-                raise BadRow("bad image", str(error)) from None
+                raise BadRow("image of a size that the model does not read", str(error)) from None
             plans.append((medium, plan))
         return plans
 

@@ -113,6 +113,7 @@ def to_batch(arrays: BatchArrays, *, trained: int | None = None) -> Batch:
     sample_ends = arrays.pop("sample_ends", None)
     tokens = arrays.pop("tokens", None)
     grids = arrays.pop("grids", None)
+    arrays.pop("unreadable", None)  # a count for the stream
     tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if tokens is not None:
         rows = torch.from_numpy(tokens.astype(np.int64))

@@ -33,12 +33,13 @@ class MediaLoader:
     def load(self, rows: ExampleRows) -> tuple[ExampleRows, dict[str, np.ndarray]]:
         """Decode the images of some rows; returns the rows, and `patches` (N, P) and `grids` (K, 3), if there are any.
 
-        An image that cannot be read is zeros, and no token of its sample is trained.
+        An image that cannot be read is zeros, and no token of its sample is trained; `unreadable` is the number of
+        these samples, if there are any.
 
         Raises:
             UserError: for such an image under `on_error: raise`.
         """
-        patches, kept = list[torch.Tensor](), [list(row) for row in rows]
+        patches, kept, before = list[torch.Tensor](), [list(row) for row in rows], self.failed
         for row in kept:
             for number, example in enumerate(row):
                 try:
@@ -51,7 +52,8 @@ class MediaLoader:
         grids = [grid for row in kept for example in row for each in example.media for grid in each.grids]
         if not grids:
             return rows, {}
-        return kept, {"patches": torch.cat(patches).numpy(), "grids": np.array(grids, np.int64)}
+        failed = {"unreadable": np.array(self.failed - before)} if self.failed > before else {}
+        return kept, {"patches": torch.cat(patches).numpy(), "grids": np.array(grids, np.int64), **failed}
 
     def _handle_error(self, error: UserError) -> None:
         if self.on_error == "raise":

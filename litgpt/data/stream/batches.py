@@ -12,6 +12,7 @@ from litgpt.data.stream.fingerprint import check_position
 from litgpt.data.stream.windows import SampleDataset
 from litgpt.data.stream.workers import WorkerStream, count_cpus
 from litgpt.errors import UserError
+from litgpt.messages import print_message
 from litgpt.recipe.data import BatchShape, Stream
 
 
@@ -68,11 +69,14 @@ class TrainStream(WorkerStream, SampleStream):
         shape: this rank's part of the batches.
         workers: processes that prefetch, at most one per core; 0 reads in this process. The batches do not depend on
             it.
+
+    Attributes:
+        unreadable: number of samples yielded that are not trained, because an image of each could not be read.
     """
 
     def __init__(self, samples: SampleDataset, shape: BatchShape, *, workers: int = 0) -> None:
         super().__init__()
-        self.position = 0
+        self.position, self.unreadable = 0, 0
         self.samples, self._shape, self._workers = samples, shape, min(workers, count_cpus())
 
     def __iter__(self) -> Iterator[Batch]:
@@ -82,7 +86,15 @@ class TrainStream(WorkerStream, SampleStream):
         while self.prefetched is not None:  # via the attribute: `close` must drop the last reference
             arrays = next(self.prefetched)
             self.position += self._shape.samples_per_round
+            self.unreadable += int(arrays.get("unreadable", 0))
             yield to_batch(arrays)
+
+    def close(self) -> None:
+        """Stop the workers, and print how many samples had images that could not be read."""
+        super().close()
+        count, self.unreadable = self.unreadable, 0
+        if count:
+            print_message(f"data: {count:,} samples were not trained, because an image of each could not be read")
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch yielded and the fingerprint of the data; under 100 bytes of JSON."""

@@ -189,7 +189,9 @@ def test_text_that_looks_like_an_image_is_refused(model: Path, tmp_path: Path) -
     assert report["reasons"] == {"not one place for each image": 1}
     (tmp_path / "b.png").write_bytes(b"x")
     write_rows(tmp_path, [build_row(["red"], [tmp_path / "b.png"]), json.loads('{"text": "plain"}')])
-    assert next(iter(open_data(model, tmp_path, on_error="drop").report().values()))["reasons"] == {"bad image": 1}
+    assert next(iter(open_data(model, tmp_path, on_error="drop").report().values()))["reasons"] == {
+        "not an image that can be read": 1
+    }
 
 
 def test_null_prompts_need_a_model_that_writes_images(model: Path, tmp_path: Path) -> None:

@@ -127,14 +127,15 @@ def test_bad_rows_are_counted_and_named(models: dict[str, Path], tmp_path: Path)
     report = data.report()[str(tmp_path / "rows.jsonl")]
     assert (report["rows"], sum(report["reasons"].values())) == (7, 6)
     assert report["reasons"] == {
-        "bad image": 2,
+        "image not found": 1,
+        "not an image that can be read": 1,
         "image outside of the folder of the data": 1,
         "image at a URL is not supported": 1,
         "more places for images than images": 1,
         "not one place for each image": 1,
     }
     write_rows(tmp_path, [ask("a.png"), bad[0]])
-    with pytest.raises(UserError, match=r"rows\.jsonl:2: bad image .*missing\.png.*data\.on_error: drop"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: image not found .*missing\.png.*data\.on_error: drop"):
         open_data(models["llava"], tmp_path)
 
 
@@ -150,6 +151,13 @@ def test_an_image_that_is_lost_later(
     assert sum(batch.targets for batch in after) < sum(batch.targets for batch in before)
     assert all(torch.isfinite(batch.media.patches_NP).all() for batch in after if batch.media is not None)
     assert "red.png: not an image that can be read" in capsys.readouterr().err
+    for workers in (0, 2):
+        stream = open_data(models["smolvlm"], tmp_path, on_error="drop", num_workers=workers).train_stream(SHAPE)
+        batches = [batch for _, batch in zip(range(10), stream, strict=False)]
+        stream.close()
+        assert sum(batch.targets for batch in batches) == 2 * sum(batch.targets for batch in after)
+        err = capsys.readouterr().err
+        assert err.count("data: 4 samples were not trained, because an image of each could not be read") == 1
     with pytest.raises(UserError, match=r"red\.png: .*or set data\.on_error: drop"):
         read_batches(open_data(models["smolvlm"], tmp_path, on_error="raise"), 5)
 

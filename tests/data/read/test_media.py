@@ -99,6 +99,24 @@ def test_faults(number: int) -> None:
     check_fault(*FAULTS[number])
 
 
+def test_a_deeply_nested_image_is_read_or_one_bad_row() -> None:
+    nested: Any = "a.png"
+    for _ in range(100_000):
+        nested = {"bytes": nested}
+    assert to_conversation(say("which?", images=[nested])).media == (A,)
+
+
+def test_links_that_lead_to_themselves(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to("a.png")
+    messages = to_conversation(say("which?", image="a.png")).messages
+    try:
+        resolved = resolve_image_paths(messages, tmp_path)
+    except BadRow as error:
+        assert error.reason == "image not found"
+    else:  # from Python 3.13 on, it is not found when it is opened
+        assert resolved[0].media == (Medium(path=str(tmp_path / "a.png")),)
+
+
 def test_preferences_have_no_images() -> None:
     row = {**ask({"type": "image", "image": "a.png"}), "rejected_response": "blue"}
     with pytest.raises(BadRow, match="image data is not supported yet"):
