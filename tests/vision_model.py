@@ -69,6 +69,19 @@ KINDS: dict[str, dict[str, Any]] = {
         },
         "template": BOTH,
     },
+    "gemma3": {
+        "config": {
+            "architectures": ["Gemma3ForConditionalGeneration"],
+            "mm_tokens_per_image": 4,
+            "text_config": {
+                **{**TEXT, "model_type": "gemma3_text", "head_dim": 8, "sliding_window": 3},
+                "layer_types": ["sliding_attention", "full_attention"],
+            },
+            "vision_config": {**TOWER, "model_type": "siglip_vision_model", "image_size": 16},
+        },
+        "processor": {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": 16, "width": 16}},
+        "template": BOTH.replace("<start><image><end>", "<start>"),
+    },
     "qwen2_vl": {
         "config": {
             "architectures": ["Qwen2VLForConditionalGeneration"],
@@ -97,8 +110,8 @@ def write_vision_model(folder: Path, kind: str = "smolvlm", *, seed: int = 0) ->
     backend.save(str(source / "tokenizer.json"))
     token = {key: backend.token_to_id("<image>") for key in ("image_token_id", "image_token_index")}
     around = {
-        "vision_start_token_id": backend.token_to_id("<start>"),
-        "vision_end_token_id": 274,
+        **dict.fromkeys(("vision_start_token_id", "boi_token_index"), backend.token_to_id("<start>")),
+        **dict.fromkeys(("vision_end_token_id", "eoi_token_index"), backend.token_to_id("<end>")),
         "video_token_id": 287,
     }
     around |= {"eos_token_id": backend.token_to_id("<end_of_utterance>"), "pad_token_id": 1}

@@ -21,8 +21,8 @@ TARGET_FIELDS = ("target_modules", "feedforward_modules")
 
 
 def find_part(name: str) -> str:
-    """The part that has a parameter or module: aligner for the projector, vision for the tower, llm for the rest."""
-    if name.startswith("vision.projector."):
+    """The part that has a parameter or module: aligner for projectors, vision for the tower, llm for the rest."""
+    if name.startswith(("vision.projector.", "vision.deep_projectors.")):
         return "aligner"
     return "vision" if name.startswith("vision.") else "llm"
 

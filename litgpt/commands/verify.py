@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -328,9 +329,11 @@ def compare_image_logits(recipe: Verify, config: Config, media: Media, inputs: A
     positions = build_media_positions(shape, ids, media.grids)[None] if config.rope_sections else None
     ids_BT = torch.tensor([ids])
     places = {} if positions is None else {"position_ids": positions.transpose(0, 1)}
+    places |= {"token_type_ids": (ids_BT == shape.image_token).int()} if shape.image_blocks else {}
+    inputs = {key: value for key, value in inputs.items() if key in signature(reference.forward).parameters}
     with torch.no_grad():
         expected = reference(input_ids=ids_BT, **inputs, **places, use_cache=False).logits
-        actual = model(ids_BT, hidden_BTD=model.embed_media(ids_BT, media), positions_BT=positions)
+        actual = model(ids_BT, media=media, positions_BT=positions)
     largest = float((actual - expected).abs().max())
     return largest, largest / float(expected.abs().max())
 

@@ -70,7 +70,8 @@ class Engine:
         self._versions: list[tuple[int, int]] = []
         self.max_sequences, self.prefill_chunk = max_sequences, prefill_chunk
         self._max_tokens = cache_tokens or max_sequences * model.config.block_size
-        self._windows = find_window_layers(model.config, max(prefill_chunk, speculative_k + 1))
+        self._block_tokens = 0 if model.vision is None else model.vision.shape.block_tokens
+        self._windows = find_window_layers(model.config, max(prefill_chunk, speculative_k + 1, self._block_tokens))
         self.cache = self._build_cache()
         self.draft: Draft | None = None
         if draft is not None:
@@ -107,7 +108,8 @@ class Engine:
             raise UserError("image: not supported with a model that is split over devices; use litgpt generate")
         if bias := request.sampling.logit_bias:
             check_tokens("logit_bias", (min(bias), max(bias)), self.model.config.padded_vocab_size or 0)
-        sequence = Sequence(request, next(self.model.parameters()).device)
+        device = next(self.model.parameters()).device
+        sequence = Sequence(request, device, has_blocks=self._block_tokens > 0)
         if request.cached_tokens > self.cache.max_tokens:
             raise UserError(
                 f"cache_tokens: {self.cache.max_tokens} is less than {request.cached_tokens}, the tokens of prompt and "
@@ -223,7 +225,8 @@ class Engine:
         if sequence.block is None:
             return False
         has_logprobs = sequence.request.prompt_logprobs is not None and not sequence.tokens
-        if source is not None and common >= MIN_PREFIX and not has_logprobs:
+        is_usable = not has_logprobs and not sequence.divides_image(common)
+        if source is not None and common >= MIN_PREFIX and is_usable:
             self.cache.copy_prefix(source, sequence.block, common)
         return True
 
@@ -262,11 +265,14 @@ class Engine:
             if sequence.block is None:  # put back for the memory of an earlier one
                 continue
             missing = len(sequence.ids) - sequence.computed
-            tokens = missing if missing == 1 else min(missing, budget)
+            tokens = missing
+            if missing > 1:
+                is_first = budget == self.prefill_chunk
+                tokens = sequence.limit_chunk(min(missing, budget), may_exceed=is_first)
             more = proposals[sequence].tokens if sequence in proposals else []
             if tokens == 0 or not self._reserve(sequence, sequence.computed + tokens + len(more)):
                 continue
-            budget -= tokens if missing > 1 else 0
+            budget -= min(tokens, budget) if missing > 1 else 0
             has_logprobs = sequence.request.prompt_logprobs is not None and not sequence.tokens
             chunks[sequence] = sequence.build_chunk(self.model, tokens, more, has_logprobs=has_logprobs)
         return {sequence: chunk for sequence, chunk in chunks.items() if sequence.block is not None}

@@ -39,6 +39,8 @@ class Chunk:
         keys: what identifies their keys and values in the cache; None for the tokens themselves.
         positions: of time, row and column, (3, T); None if all three are the number of the token.
         features: those of images among the tokens.
+        blocks: the number of the image of each token, -1 for text, if the tokens of an image attend to each other;
+            None if they do not, or no token is one.
     """
 
     block: CacheBlock
@@ -47,6 +49,7 @@ class Chunk:
     keys: Sequence[int] | None = None
     positions: Tensor | None = None
     features: PlacedFeatures | None = None
+    blocks: Sequence[int] | None = None
 
     @property
     def start(self) -> int:
@@ -69,6 +72,12 @@ class ChunkGroup:
     def slab(self) -> Slab:
         """The memory of all blocks."""
         return self.chunks[0].block.slab
+
+    def list_image_blocks(self, device: torch.device) -> Tensor | None:
+        """The `blocks` of the chunks, (N, T); None if no chunk has any."""
+        if all(chunk.blocks is None for chunk in self.chunks):
+            return None
+        return torch.tensor([chunk.blocks or [-1] * self.tokens for chunk in self.chunks], device=device)
 
     def can_append(self, chunk: Chunk) -> bool:
         """Whether the chunk's block is the next one, and it has the same number of tokens."""
@@ -178,6 +187,7 @@ def build_packed_inputs(config: Config, groups: Sequence[ChunkGroup], device: to
                     group.tokens,
                     device,
                     kept=group.slab.window_size,
+                    blocks_NT=group.list_image_blocks(device),
                 ),
                 texts=len(group.chunks),
             )

@@ -54,6 +54,14 @@ class PromptImages:
                 keys[place] = image.key
         return keys
 
+    def list_blocks(self, tokens: int) -> list[int]:
+        """The number of the image of each token of a prompt, -1 for text."""
+        blocks = [-1] * tokens
+        for number, image in enumerate(self.images):
+            for place in image.places:
+                blocks[place] = number
+        return blocks
+
     def find_positions(self, start: int, stop: int) -> Tensor | None:
         """The positions (3, T) of the tokens `start` .. `stop`-1 of the prompt and the text after it."""
         if self.positions is None:

@@ -14,6 +14,9 @@ from litgpt.model.gpt import GPT
 class Sequence:
     """A request and what has been generated for it.
 
+    Args:
+        has_blocks: whether the tokens of an image attend to each other.
+
     Attributes:
         tokens: the generated tokens.
         prompt_logprobs: of the prompt's tokens but the first, if requested.
@@ -23,7 +26,7 @@ class Sequence:
         keys: what identifies the keys and values of each of them; other numbers than `ids` at places of images only.
     """
 
-    def __init__(self, request: Request, device: torch.device) -> None:
+    def __init__(self, request: Request, device: torch.device, *, has_blocks: bool = False) -> None:
         self.request = request
         self.tokens: list[GeneratedToken] = []
         self.prompt_logprobs: list[GeneratedToken] = []
@@ -31,6 +34,8 @@ class Sequence:
         self.error: UserError | None = None
         self.ids = list(request.prompt)
         self.keys = list(request.prompt) if request.images is None else request.images.list_keys(request.prompt)
+        images = request.images if has_blocks else None
+        self._blocks = [] if images is None else images.list_blocks(len(self.ids))
         self.block: CacheBlock | None = None
         self.was_preempted = False
         self._features = None if request.images is None else ImageFeatures(request.images.images)
@@ -49,6 +54,25 @@ class Sequence:
         self.keys.append(token.token)
         self.row.generated.append(token.token)
 
+    def divides_image(self, token: int) -> bool:
+        """Whether the text up to a token has a part of an image whose tokens attend to each other."""
+        return 0 < token < len(self._blocks) and self._blocks[token] == self._blocks[token - 1] >= 0
+
+    def limit_chunk(self, tokens: int, *, may_exceed: bool) -> int:
+        """The most of the next tokens, up to a number, that divide no image.
+
+        Args:
+            may_exceed: return more, up to the end of the image, rather than none.
+        """
+        start, stop = self.computed, self.computed + tokens
+        while self.divides_image(stop):
+            stop -= 1
+        if stop == start and may_exceed:
+            stop += tokens
+            while self.divides_image(stop):
+                stop += 1
+        return stop - start
+
     def build_chunk(self, model: GPT, tokens: int, more: list[int], *, has_logprobs: bool) -> Chunk:
         """The next tokens that are not computed, and `more` after them.
 
@@ -58,6 +82,8 @@ class Sequence:
         assert self.block is not None
         start, stop = self.computed, self.computed + tokens
         ids, images = [*self.ids[start:stop], *more], self.request.images
+        blocks = self._blocks[start:stop]
+        has_places = any(number >= 0 for number in blocks)
         return Chunk(
             self.block,
             ids,
@@ -65,6 +91,7 @@ class Sequence:
             keys=[*self.keys[start:stop], *more],
             positions=None if images is None else images.find_positions(start, start + len(ids)),
             features=None if self._features is None else self._features.find(model, start, stop),
+            blocks=[*blocks, *[-1] * (len(ids) - len(blocks))] if has_places else None,
         )
 
     def release(self) -> None:

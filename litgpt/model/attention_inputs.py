@@ -6,9 +6,10 @@ Axes: B batch, H heads, K key-value heads, T tokens (query), U tokens (key), S n
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt.model.config import Config
@@ -82,6 +83,7 @@ def build_attention_inputs(
     positions: Tensor,
     documents_BT: Tensor | None = None,
     *,
+    blocks_BT: Tensor | None = None,
     cached: int = 0,
     queries: Sequence[range] | None = None,
 ) -> AttentionInputs:
@@ -90,6 +92,7 @@ def build_attention_inputs(
     Args:
         positions: of whole rows, (T,) if all rows have the same, else (B, T), or (B, 3, T) by `rope_sections`.
         documents_BT: the document of each token; attention stays within a document.
+        blocks_BT: as of `find_image_blocks`; None for attention to earlier tokens only.
         cached: number of tokens before these.
         queries: the indices in a row of the queries that attend, one segment each; None for all.
     """
@@ -104,14 +107,16 @@ def build_attention_inputs(
             for chunk in queries
         )
     elif documents_BT is not None:
-        segments = split_documents(config, kinds, positions, documents_BT)
+        segments = split_documents(config, kinds, positions, documents_BT, blocks_BT)
     keys = torch.arange(cached + positions.shape[-1], device=positions.device) if cached else positions
     indices = range(cached, keys.shape[-1])
     return AttentionInputs(
         positions=positions,
         documents_BT=documents_BT,
         angles=angles,
-        masks={} if segments else build_masks(config, kinds, keys, documents_BT, indices, dense=cached > 0),
+        masks={}
+        if segments
+        else build_masks(config, kinds, keys, documents_BT, indices, blocks_BT=blocks_BT, dense=cached > 0),
         causal=cached == 0,
         temperature=compute_temperature(config, positions),
         segments=segments,
@@ -129,7 +134,7 @@ def list_attention_kinds(config: Config) -> list[str]:
 
 
 def split_documents(
-    config: Config, kinds: Sequence[str], positions: Tensor, documents_BT: Tensor
+    config: Config, kinds: Sequence[str], positions: Tensor, documents_BT: Tensor, blocks_BT: Tensor | None
 ) -> tuple[Segment, ...] | None:
     """One segment for each document in a row; None for several rows, or if a document is not contiguous.
 
@@ -142,9 +147,10 @@ def split_documents(
     if len(numbers.unique()) < len(numbers):
         return None
     sizes = lengths.tolist()
+    blocks = [None] * len(sizes) if blocks_BT is None else blocks_BT.split(sizes, dim=-1)
     return tuple(
-        Segment(size, build_masks(config, kinds, document_positions, None, range(size)))
-        for size, document_positions in zip(sizes, positions.split(sizes, dim=-1), strict=True)
+        Segment(size, build_masks(config, kinds, document_positions, None, range(size), blocks_BT=document_blocks))
+        for size, document_positions, document_blocks in zip(sizes, positions.split(sizes, dim=-1), blocks, strict=True)
     )
 
 
@@ -155,6 +161,7 @@ def build_masks(
     documents_BT: Tensor | None,
     queries: range,
     *,
+    blocks_BT: Tensor | None = None,
     dense: bool = False,
 ) -> dict[str, Mask | None]:
     """Masks (B or 1, 1, T, U), True where the query may attend to the key; None where `is_causal` is enough.
@@ -172,18 +179,29 @@ def build_masks(
     for kind in kinds:
         window = config.sliding_window_size if kind == "local" else None
         window = None if window is None or queries.stop <= window else window
-        is_causal = documents_BT is None and window is None and (queries.start == 0 or len(queries) == 1)
-        masks[kind] = None if is_causal else build(config, positions, documents_BT, queries, window=window)
+        is_plain = documents_BT is None and blocks_BT is None and window is None
+        is_causal = is_plain and (queries.start == 0 or len(queries) == 1)
+        settings: dict[str, Any] = {"window": window, "blocks_BT": blocks_BT}
+        masks[kind] = None if is_causal else build(config, positions, documents_BT, queries, **settings)
     return masks
 
 
 def build_dense_mask(
-    config: Config, positions: Tensor, documents_BT: Tensor | None, queries: range, *, window: int | None
+    config: Config,
+    positions: Tensor,
+    documents_BT: Tensor | None,
+    queries: range,
+    *,
+    window: int | None,
+    blocks_BT: Tensor | None = None,
 ) -> Tensor:
     """The mask of `build_masks` as a boolean tensor, for layers with this window, or None for no window."""
     indices = torch.arange(queries.stop, device=positions.device)
     distances = indices[queries.start :, None] - indices[None, :]
     allowed = (distances >= 0)[None, None]
+    if blocks_BT is not None:
+        blocks = blocks_BT[:, None, : queries.stop]
+        allowed = allowed | is_same_block(blocks[..., queries.start :], blocks)
     if window is not None:
         ends = positions[..., : queries.stop]
         allowed = allowed & is_in_window(config, window, distances, ends[..., queries.start :], ends).unsqueeze(-3)
@@ -191,6 +209,25 @@ def build_dense_mask(
         documents = documents_BT[:, None, : queries.stop]
         allowed = allowed & (documents[..., queries.start :, None] == documents[..., None, :])
     return allowed
+
+
+def find_image_blocks(config: Config, ids_BT: Tensor) -> Tensor | None:
+    """The number in its row of the image that a token is a place of, (B, T), -1 for text; images have text between.
+
+    None if no token is, or the tokens of an image attend to earlier ones only.
+    """
+    if config.vision is None or not config.vision["image_blocks"]:
+        return None
+    is_place = ids_BT == config.vision["image_token"]
+    if not is_place.any():
+        return None
+    begins = is_place & ~F.pad(is_place, (1, 0))[:, :-1]
+    return torch.where(is_place, begins.cumsum(1), -1)
+
+
+def is_same_block(q_blocks: Tensor, k_blocks: Tensor) -> Tensor:
+    """Whether a query and a key are of one image, (..., T, U), from the numbers of images (..., T) and (..., U)."""
+    return (q_blocks[..., :, None] == k_blocks[..., None, :]) & (q_blocks >= 0)[..., :, None]
 
 
 def is_in_window(config: Config, window: int, distances: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor:
@@ -212,6 +249,7 @@ def build_cached_masks(
     device: torch.device,
     *,
     kept: int | None = None,
+    blocks_NT: Tensor | None = None,
 ) -> dict[str, Mask | None]:
     """Masks (N, 1, T, U) for texts of which the last T tokens are queries and all tokens are keys; None for no mask.
 
@@ -220,10 +258,13 @@ def build_cached_masks(
         starts: number of tokens of each text before its queries; U is for the longest text, T is `tokens`.
         kept: the number of keys of `local` layers if a text is longer: key t is in place of key t - kept. None if they
             have all keys.
+        blocks_NT: the number of the image of each query, as of `find_image_blocks`, all of whose tokens are queries;
+            None for attention to earlier tokens only.
     """
     longest = max(starts) + tokens
-    is_plain = (tokens == 1 or longest == tokens) and min(starts) == max(starts)
-    q_positions = torch.tensor(starts, device=device)[:, None] + torch.arange(tokens, device=device)
+    is_plain = (tokens == 1 or longest == tokens) and min(starts) == max(starts) and blocks_NT is None
+    starts_N1 = torch.tensor(starts, device=device)[:, None]
+    q_positions = starts_N1 + torch.arange(tokens, device=device)
     masks: dict[str, Mask | None] = {}
     for kind in kinds:
         window = config.sliding_window_size if kind == "local" else None
@@ -232,7 +273,13 @@ def build_cached_masks(
             last = q_positions[:, -1:]
             k_positions = last - (last - k_positions[:kept]) % kept
         distances = q_positions[:, :, None] - k_positions[..., None, :]
-        allowed = (distances >= 0) & (k_positions >= 0)[..., None, :]
+        allowed = distances >= 0
+        if blocks_NT is not None:
+            numbers_NU = k_positions - starts_N1  # among the queries
+            is_query = (numbers_NU >= 0) & (numbers_NU < tokens)
+            k_blocks = torch.where(is_query, blocks_NT.gather(1, numbers_NU.clamp(0, tokens - 1)), -1)
+            allowed = allowed | is_same_block(blocks_NT, k_blocks)
+        allowed = allowed & (k_positions >= 0)[..., None, :]
         if window is not None and longest > window:
             masks[kind] = (allowed & is_in_window(config, window, distances, q_positions, k_positions))[:, None]
         else:

@@ -27,19 +27,29 @@ def select_kernel(function: Callable[..., Any], device: torch.device) -> Callabl
 
 
 def build_block_mask(
-    config: Config, positions: Tensor, documents_BT: Tensor | None, queries: range, *, window: int | None
+    config: Config,
+    positions: Tensor,
+    documents_BT: Tensor | None,
+    queries: range,
+    *,
+    window: int | None,
+    blocks_BT: Tensor | None = None,
 ) -> BlockMask:
     """The mask of `attention_inputs.build_masks` as blocks.
 
     Args:
         window: of the kind of layer, None for none.
+        blocks_BT: as in `attention_inputs.build_attention_inputs`.
     """
     chunks = None if window is None or config.window_type == "sliding" else positions // window
-    per_row = [numbers for numbers in (documents_BT, chunks) if numbers is not None and numbers.dim() > 1]
+    per_row = [numbers for numbers in (documents_BT, blocks_BT, chunks) if numbers is not None and numbers.dim() > 1]
 
     def is_allowed(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         index = query + queries.start
         allowed = index >= key
+        if blocks_BT is not None:
+            block = blocks_BT[row, index]
+            allowed = allowed | ((block == blocks_BT[row, key]) & (block >= 0))
         if chunks is not None:
             chunk = chunks[row] if chunks.dim() > 1 else chunks
             allowed = allowed & (chunk[index] == chunk[key])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from litgpt.errors import UserError
 from litgpt.model.attention import Attention, KVCache, KVCacheLayer
-from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs
+from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs, find_image_blocks
 from litgpt.model.config import Config
 from litgpt.model.latent import LatentAttention
 from litgpt.model.layers import GatedMLP, PlainMLP, build_norm
@@ -126,7 +126,8 @@ class GPT(nn.Module):
         layers: range of the blocks to run, None for all. If the last block is not among them, the output is their
             hidden states (B, T, D).
         hidden_BTD: the output of the blocks before `layers`, or embeddings in place of those of `ids_BT` if `layers`
-            start with the first; None for those.
+            start with the first, with what is added after the first blocks beside them, as of `embed_media`; None for
+            those.
         media: images at the places of their token in `ids_BT`, row by row, to run the first of the blocks with the
             output of `embed_media`; None for none.
         predictions: for each prediction layer to run, from the first, the tokens (B, T) that the layer before it
@@ -230,9 +231,11 @@ class GPT(nn.Module):
         return [output, *self._predict(hidden_BTD, inputs, predictions)] if predictions else output
 
     def run_blocks(self, layers: range, x_BTD: Tensor, inputs: AttentionInputs, cache: KVCache | None = None) -> Tensor:
-        """Run some blocks in order, (B, T, D) -> (B, T, D)."""
+        """Run some blocks in order, (B, T, D) -> (B, T, D); from the first, (B, T, (1 + K) D) as of `embed_media`."""
+        x_BTD, *added = x_BTD.split(self.config.n_embd, -1)
         for layer in layers:
             x_BTD = self.blocks[layer](x_BTD, inputs, None if cache is None else cache.layers[layer])
+            x_BTD = x_BTD + added[layer] if layer < len(added) else x_BTD
         return x_BTD
 
     def _build_inputs(
@@ -243,11 +246,13 @@ class GPT(nn.Module):
             raise UserError("positions_BT, documents_BT: not supported with a cache that holds tokens; use None")
         if positions is None:
             positions = torch.arange(cached, cached + ids_BT.shape[1], device=ids_BT.device)
-        return build_attention_inputs(self.config, positions, documents_BT, cached=cached)
+        blocks_BT = None if cached else find_image_blocks(self.config, ids_BT)
+        return build_attention_inputs(self.config, positions, documents_BT, blocks_BT=blocks_BT, cached=cached)
 
     def embed_media(self, ids_BT: Tensor, media: Media) -> Tensor:
         """The `hidden_BTD` of texts with images: embeddings, and features at the places of their tokens, (B, T, D).
 
+        Features for K of the first blocks, which are added to their outputs, are beside those, (B, T, (1 + K) D).
         Media without images stand for those of other ranks: if the tower is trained it runs on a blank block, so that
         all ranks have a gradient of each of its parameters, which is zero here.
 
@@ -270,10 +275,13 @@ class GPT(nn.Module):
     def embed_features(self, ids_BT: Tensor, positions: Tensor, is_place_BT: Tensor, features_MD: Tensor) -> Tensor:
         """The embeddings (B, T, D) of tokens, and at some places the features of a tower instead, in their order.
 
+        Features of several times the width have zeros beside the embeddings.
+
         Args:
             positions: as those of `AttentionInputs`.
         """
         hidden_BTD = self._embed(ids_BT, positions)
+        hidden_BTD = F.pad(hidden_BTD, (0, features_MD.shape[-1] - hidden_BTD.shape[-1]))
         return hidden_BTD.masked_scatter(is_place_BT[..., None], features_MD.to(hidden_BTD.dtype))
 
     def _embed(self, ids_BT: Tensor, positions: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 What no key holds as it is goes through a translation, as in `hf_config`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -59,6 +60,20 @@ def write_feature_layer(shape: TowerShape, _width: int) -> tuple[dict[str, Any],
     return {}, {"vision_feature_layer": shape.blocks_run - shape.layers - 1}
 
 
+def read_pooling(_vision: Values, values: Values, fields: Values, _width: int) -> dict[str, Any]:
+    """The side of a block, from the number of tokens of an image, which is that of blocks."""
+    tokens, side = hf.check_count("mm_tokens_per_image", values.get("mm_tokens_per_image")), fields["side"]
+    blocks = math.isqrt(tokens)
+    if blocks**2 != tokens or side % blocks:
+        raise unsupported_key("mm_tokens_per_image", tokens, f"{side**2}, or the square of another divisor of {side}")
+    return {"merge": side // blocks}
+
+
+def write_pooling(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The number of blocks."""
+    return {}, {"mm_tokens_per_image": ((shape.side or 0) // shape.merge) ** 2}
+
+
 def read_whole(_vision: Values, _values: Values, fields: Values, _width: int) -> dict[str, Any]:
     """All blocks run."""
     return {"blocks_run": fields["layers"]}
@@ -101,6 +116,7 @@ TOWER_TRANSLATIONS = {
     "side": TowerTranslation(read_side, write_side),
     "mlp_ratio": TowerTranslation(read_ratio, write_ratio),
     "feature_layer": TowerTranslation(read_feature_layer, write_feature_layer),
+    "pooling": TowerTranslation(read_pooling, write_pooling),
     "whole": TowerTranslation(read_whole, write_whole),
     "rope": TowerTranslation(read_axial_rope, write_axial_rope),
     "merger_hidden_size": build_merger("hidden_size"),

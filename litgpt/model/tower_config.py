@@ -21,17 +21,29 @@ class TowerShape:
         temporal: frames in a patch; a still image fills them all.
         merge: side, in patches, of the block whose features are merged into one that the decoder reads.
         class_token: whether a learned token precedes the patches of every image.
+        qk_norm: whether queries and keys are normalized, over all heads together.
+        layer_scale: whether each layer multiplies what it adds by learned factors (Touvron et al. 2021, CaiT, 2.1).
         positions: learned embeddings of positions: none, one for each patch of an image of `side` by `side` patches, or
-            those of the nearest place in such an image (`bucket`), for images of any size.
+            for images of any size those of the nearest place in such an image (`bucket`), or between the four nearest
+            (`interpolated`).
         rope_base: base of the rotary embedding of rows and columns; None without one.
+        rope_frequencies: rows and columns have the same frequencies (`shared`), or in turn those of a single one.
         final_norm: the norm after the last block; `unused` if it is published and not applied.
         blocks_run: number of blocks, from the first, that run; the others are published and not used.
         window: side of the windows that attention is limited to, except in the layers `full_layers`; None for none.
         pooling: whether a head that pools all features into one is published; it is not used.
         projector_hidden: intermediate size of the projector; None for a single matrix.
-        projector_norm: the norm of each patch's features before they are merged.
+        projector_merge: how the features of a block become one: side by side (`concat`), on average (`mean`), or side
+            by side for each number of a patch, through a matrix of the tower's width (`matrix`).
+        projector_norm: the norm of each patch's features before they are merged, or after it by `projector_norm_at`.
+        projector_eps: of that norm; None for `eps`.
+        deep_layers: layers after which another projector reads features, which the decoder adds after its first layers,
+            one each (Meng et al. 2024, DeepStack).
+        image_blocks: whether the tokens of an image attend to each other in the decoder, also to later ones.
         image_token, video_token: ids of the tokens at whose places the decoder reads features.
         start_token, end_token: ids of the tokens around them, as published.
+        mark: the token that a chat template writes for an image, and the text around the image token in place of it,
+            with `{start}`, `{image}` and `{end}`; None for the image token.
         tile_texts: the text of an image that is cut into tiles: of a `tile` in `{row}` and `{column}` with `{places}`,
             the end of a row, `row_end`, and the `whole` image after them; `single` for an image that is not cut. None
             for places only.
@@ -51,12 +63,16 @@ class TowerShape:
     temporal: int = 1
     merge: int = 1
     qkv_bias: bool = True
+    out_bias: bool = True
     mlp_bias: bool = True
     patch_bias: bool = False
     class_token: bool = False
-    positions: Literal["none", "learned", "bucket"] = "none"
+    qk_norm: bool = False
+    layer_scale: bool = False
+    positions: Literal["none", "learned", "bucket", "interpolated"] = "none"
     side: int | None = None
     rope_base: float | None = None
+    rope_frequencies: Literal["shared", "in_turn"] = "shared"
     first_norm: bool = False
     final_norm: Literal["none", "applied", "unused"] = "none"
     blocks_run: int
@@ -66,12 +82,19 @@ class TowerShape:
     projector_hidden: int | None = None
     projector_act: Act = "gelu"
     projector_bias: bool = True
-    projector_norm: Literal["none", "layer", "rms"] = "none"
+    projector_merge: Literal["concat", "mean", "matrix"] = "concat"
+    projector_norm: Literal["none", "layer", "rms", "offset_rms"] = "none"
+    projector_norm_at: Literal["patch", "block"] = "patch"
+    projector_eps: float | None = None
+    deep_layers: list[int] | None = None
+    image_blocks: bool = False
     image_token: int
     video_token: int | None = None
     start_token: int | None = None
     end_token: int | None = None
+    mark: dict[str, Any] | None = None
     tile_texts: dict[str, Any] | None = None
+    frame_runs: bool = False
     tokens_per_second: float | None = None
 
     @classmethod
@@ -103,6 +126,9 @@ class TowerShape:
             raise field_error("vision.blocks_run", f"{self.blocks_run} of {self.layers} blocks", f"use {self.layers}")
         if self.positions != "none" and self.side is None:
             raise field_error("vision.side", f"None with positions: {self.positions}", "use e.g. 24")
+        if self.image_blocks and self.positions != "learned":
+            problem = f"true with positions: {self.positions}, for images of any size"
+            raise field_error("vision.image_blocks", problem, "use positions: learned")
         if self.window is not None and self.window < self.merge * self.patch:
             problem = f"{self.window} is less than a block of {self.merge * self.patch}"
             raise field_error("vision.window", problem, f"use e.g. {8 * self.patch}")
@@ -115,6 +141,11 @@ class TowerShape:
     def patch_numbers(self) -> int:
         """Numbers in a patch."""
         return self.channels * self.temporal * self.patch**2
+
+    @property
+    def block_tokens(self) -> int:
+        """The number of tokens of an image that attend to each other in the decoder; 0 if they do not."""
+        return (self.side or 0) ** 2 // self.merge**2 if self.image_blocks else 0
 
     @property
     def media_tokens(self) -> list[int]:

@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.errors import UserError
-from litgpt.model.layers import RMSNorm
+from litgpt.model.layers import OffsetRMSNorm, RMSNorm
 from litgpt.model.media import Grid, Media
 from litgpt.model.rotary import apply_rotary
 from litgpt.model.tower_config import TowerShape
 
-NORMS: dict[str, Callable[..., nn.Module]] = {"layer": nn.LayerNorm, "rms": RMSNorm}
+NORMS: dict[str, Callable[..., nn.Module]] = {"layer": nn.LayerNorm, "rms": RMSNorm, "offset_rms": OffsetRMSNorm}
+QK_NORM_EPS = 1e-6  # of InternViT 6B, in no file
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -45,7 +46,11 @@ class TowerBlock(nn.Module):
         build_norm = partial(NORMS[shape.norm], shape.width, eps=shape.eps)
         self.norm_1, self.norm_2 = build_norm(), build_norm()
         self.q, self.k, self.v = (nn.Linear(shape.width, shape.width, bias=shape.qkv_bias) for _ in range(3))
-        self.out = nn.Linear(shape.width, shape.width)
+        self.out = nn.Linear(shape.width, shape.width, bias=shape.out_bias)
+        self.norm_q, self.norm_k = (RMSNorm(shape.width, QK_NORM_EPS) if shape.qk_norm else None for _ in range(2))
+        self.scale_1, self.scale_2 = (
+            nn.Parameter(torch.ones(shape.width)) if shape.layer_scale else None for _ in range(2)
+        )
         gated = shape.mlp_form == "gated"
         self.gate = nn.Linear(shape.width, shape.mlp_size, bias=shape.mlp_bias) if gated else None
         self.up = nn.Linear(shape.width, shape.mlp_size, bias=shape.mlp_bias)
@@ -55,14 +60,22 @@ class TowerBlock(nn.Module):
     def forward(self, x_NC: Tensor, lengths: Sequence[int], angles: tuple[Tensor, Tensor] | None) -> Tensor:
         """(N, C) -> (N, C); `lengths` are those of the segments, `angles` cosine and sine as `build_grid_angles`."""
         normed = self.norm_1(x_NC)
-        q, k, v = (each(normed).unflatten(-1, (self.heads, -1)).transpose(0, 1) for each in (self.q, self.k, self.v))
+        q, k, v = self.q(normed), self.k(normed), self.v(normed)
+        if self.norm_q is not None and self.norm_k is not None:
+            q, k = self.norm_q(q), self.norm_k(k)
+        q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(0, 1) for each in (q, k, v))
         if angles is not None:
             q, k = apply_rotary(q, *angles), apply_rotary(k, *angles)
         attention_HNS = attend_within_segments(q, k, v, lengths)
-        x_NC = x_NC + self.out(attention_HNS.transpose(0, 1).flatten(1))
+        x_NC = x_NC + scale(self.out(attention_HNS.transpose(0, 1).flatten(1)), self.scale_1)
         normed = self.norm_2(x_NC)
         hidden = self.act(self.up(normed)) if self.gate is None else self.act(self.gate(normed)) * self.up(normed)
-        return x_NC + self.down(hidden)
+        return x_NC + scale(self.down(hidden), self.scale_2)
+
+
+def scale(x_NC: Tensor, factors_C: Tensor | None) -> Tensor:
+    """The product with factors, if there are any."""
+    return x_NC if factors_C is None else x_NC * factors_C
 
 
 def attend_within_segments(q_HNS: Tensor, k_HNS: Tensor, v_HNS: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -75,22 +88,41 @@ def attend_within_segments(q_HNS: Tensor, k_HNS: Tensor, v_HNS: Tensor, lengths:
 
 
 class Projector(nn.Module):
-    """Features of a tower to the decoder's width, one for each merge block; (N, C) -> (M, D)."""
+    """Features of a tower to the decoder's width, one for each merge block; (N, C) -> (M, D).
 
-    def __init__(self, shape: TowerShape, width: int) -> None:
+    Args:
+        norm_at: as `projector_norm_at`.
+    """
+
+    def __init__(self, shape: TowerShape, width: int, norm_at: str) -> None:
         super().__init__()
-        norm = shape.projector_norm
-        self.norm = None if norm == "none" else NORMS[norm](shape.width, eps=shape.eps)
-        merged, hidden = shape.width * shape.merge**2, shape.projector_hidden
+        norm, eps, hidden = shape.projector_norm, shape.projector_eps or shape.eps, shape.projector_hidden
+        block = shape.width * shape.merge**2
+        merged = block if shape.projector_merge == "concat" else shape.width
+        size = merged if norm_at == "block" else shape.width
+        self.norm = None if norm == "none" else NORMS[norm](size, eps=eps)
+        self.merger = nn.Linear(block, merged, bias=False) if shape.projector_merge == "matrix" else None
         self.linear_1 = nn.Linear(merged, hidden or width, bias=shape.projector_bias)
         self.linear_2 = nn.Linear(hidden, width, bias=shape.projector_bias) if hidden else None
-        self.merge, self.act = shape.merge, TOWER_ACTIVATIONS[shape.projector_act]
+        self.merge, self.kind, self.norm_at = shape.merge, shape.projector_merge, norm_at
+        self.act = TOWER_ACTIVATIONS[shape.projector_act]
 
     def forward(self, x_NC: Tensor) -> Tensor:
         """(N, C) -> (M, D)."""
-        x_NC = x_NC if self.norm is None else self.norm(x_NC)
-        hidden = self.linear_1(x_NC.reshape(-1, self.merge**2 * x_NC.shape[-1]))
+        if self.norm is not None and self.norm_at == "patch":
+            x_NC = self.norm(x_NC)
+        merged = self._merge_blocks(x_NC)
+        if self.norm is not None and self.norm_at == "block":
+            merged = self.norm(merged)
+        hidden = self.linear_1(merged)
         return hidden if self.linear_2 is None else self.linear_2(self.act(hidden))
+
+    def _merge_blocks(self, x_NC: Tensor) -> Tensor:
+        """The features of blocks, (M, C), or (M, merge^2 C) if they are side by side."""
+        blocks_MPC = x_NC.unflatten(0, (-1, self.merge**2))
+        if self.kind == "mean":
+            return blocks_MPC.mean(1)
+        return blocks_MPC.flatten(1) if self.merger is None else self.merger(blocks_MPC.mT.flatten(1))
 
 
 class PoolingHead(nn.Module):
@@ -123,7 +155,8 @@ class Tower(nn.Module):
         self.blocks = nn.ModuleList(TowerBlock(shape) for _ in range(shape.layers))
         self.norm_final = build_norm() if shape.final_norm != "none" else None
         self.pooling = PoolingHead(shape) if shape.pooling else None
-        self.projector = Projector(shape, width)
+        self.projector = Projector(shape, width, shape.projector_norm_at)
+        self.deep_projectors = nn.ModuleList(Projector(shape, width, "block") for _ in shape.deep_layers or [])
         unused = [*self.blocks[shape.blocks_run :], *([self.pooling] if self.pooling else [])]
         unused += [self.norm_final] if self.norm_final is not None and shape.final_norm == "unused" else []
         for module in unused:  # published and kept as they are
@@ -144,7 +177,7 @@ class Tower(nn.Module):
         return self(Media(blank, (grid,))).sum() * 0
 
     def forward(self, media: Media) -> Tensor:
-        """Features (M, D) of all images and videos, in order.
+        """Features (M, D) of all images and videos, in order; after them those of `deep_layers`, (M, (1 + layers) D).
 
         Raises:
             UserError: if an image has a size that the tower has no positions for, or sides that cannot be merged.
@@ -154,44 +187,58 @@ class Tower(nn.Module):
         x_NC = self.patches(media.patches_NP.to(self.patches.weight.dtype))
         places_N2 = list_places(grids, shape.merge).to(x_NC.device)
         if self.positions is not None:
-            x_NC = x_NC + self.positions(self._index_positions(places_N2, grids) + shape.class_token)
+            x_NC = x_NC + self._embed_positions(places_N2, grids)
         frames = [height * width for frames, height, width in grids for _ in range(frames)]
         if self.class_token is not None:
             x_NC, frames = self._insert_class_tokens(x_NC, frames), [length + 1 for length in frames]
         if self.norm_first is not None:
             x_NC = self.norm_first(x_NC)
-        x_NC = self._run_blocks(x_NC, places_N2, frames, grids)
+        features = self._run_blocks(x_NC, places_N2, frames, grids)
         if self.class_token is not None:
-            x_NC = torch.cat([frame[1:] for frame in x_NC.split(frames)])
+            features = [torch.cat([frame[1:] for frame in x_NC.split(frames)]) for x_NC in features]
         if self.norm_final is not None and shape.final_norm == "applied":
-            x_NC = self.norm_final(x_NC)
-        return self.projector(x_NC)
+            features[0] = self.norm_final(features[0])
+        projectors = [self.projector, *self.deep_projectors]
+        return torch.cat([project(x_NC) for project, x_NC in zip(projectors, features, strict=True)], -1)
 
-    def _index_positions(self, places_N2: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """The index of every patch among the learned positions, (N,)."""
+    def _embed_positions(self, places_N2: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """The learned positions of every patch, (N, C)."""
         side = self.shape.side
-        assert side is not None
+        assert side is not None and self.positions is not None
+        if self.shape.positions == "interpolated":
+            indices_N4, weights_N4 = find_neighbors(places_N2, grids, side)
+            embedded_N4C: Tensor = self.positions(indices_N4)
+            return (embedded_N4C * weights_N4[..., None]).sum(1).to(embedded_N4C.dtype)
         if self.shape.positions == "bucket":
             places_N2 = find_buckets(places_N2, grids, side)
-        return places_N2[:, 0] * side + places_N2[:, 1]
+        embedded_NC: Tensor = self.positions(places_N2[:, 0] * side + places_N2[:, 1] + self.shape.class_token)
+        return embedded_NC
 
     def _insert_class_tokens(self, x_NC: Tensor, frames: Sequence[int]) -> Tensor:
         assert self.class_token is not None
         token = self.class_token if self.positions is None else self.class_token + self.positions.weight[0]
         return torch.cat([part for frame in x_NC.split(list(frames)) for part in (token[None], frame)])
 
-    def _run_blocks(self, x_NC: Tensor, places_N2: Tensor, frames: Sequence[int], grids: Sequence[Grid]) -> Tensor:
+    def _run_blocks(
+        self, x_NC: Tensor, places_N2: Tensor, frames: Sequence[int], grids: Sequence[Grid]
+    ) -> list[Tensor]:
+        """What the last block returns, and after it those of `deep_layers`, (N, C) each."""
         shape, order, windows = self.shape, None, list(frames)
         if shape.window is not None:
             order, windows = order_by_windows(grids, shape.merge, shape.window // shape.merge // shape.patch)
             order = order.to(x_NC.device)
             x_NC, places_N2 = x_NC[order], places_N2[order]
-        size = shape.width // shape.heads
-        angles = None if shape.rope_base is None else build_grid_angles(places_N2, size, shape.rope_base)
+        angles = None
+        if shape.rope_base is not None:
+            frequencies = list_frequencies(shape.width // shape.heads, shape.rope_base, shape.rope_frequencies)
+            angles = build_grid_angles(places_N2, frequencies.to(x_NC.device))
+        deep = list[Tensor]()
         for layer in range(shape.blocks_run):
             is_full = shape.window is None or layer in (shape.full_layers or [])
             x_NC = self.blocks[layer](x_NC, frames if is_full else windows, angles)
-        return x_NC if order is None else x_NC[order.argsort()]
+            if layer in (shape.deep_layers or []):
+                deep.append(x_NC)
+        return [x_NC if order is None else x_NC[order.argsort()] for x_NC in (x_NC, *deep)]
 
 
 def check_grids(shape: TowerShape, grids: Sequence[Grid]) -> None:
@@ -229,13 +276,40 @@ def find_buckets(places_N2: Tensor, grids: Sequence[Grid], side: int) -> Tensor:
     return torch.bucketize(fractions, boundaries, right=True)
 
 
-def build_grid_angles(places_N2: Tensor, head_size: int, base: float) -> tuple[Tensor, Tensor]:
+def find_neighbors(places_N2: Tensor, grids: Sequence[Grid], side: int) -> tuple[Tensor, Tensor]:
+    """The indices (N, 4) of the places around each patch in an image of `side` by `side`, and their weights (N, 4).
+
+    Both images have the same corners; weights are bilinear and float32.
+    """
+    sizes = torch.tensor([grid[1:] for grid in grids], device=places_N2.device)
+    counts = torch.tensor([frames * height * width for frames, height, width in grids], device=places_N2.device)
+    sizes_N2 = sizes.repeat_interleave(counts, 0)
+    exact_N2 = places_N2.float() * (side - 1) / (sizes_N2 - 1).clamp(min=1)
+    below_N2 = exact_N2.floor()
+    near_N22 = torch.stack([below_N2, below_N2 + 1], -1)  # row or column, below or above
+    weights_N22 = 1 - (exact_N2[..., None] - near_N22).abs()
+    rows, columns = near_N22.long().clamp(max=side - 1).unbind(1)
+    indices_N4 = (rows[:, :, None] * side + columns[:, None, :]).flatten(1)
+    return indices_N4, (weights_N22[:, 0, :, None] * weights_N22[:, 1, None, :]).flatten(1)
+
+
+def list_frequencies(head_size: int, base: float, kind: str) -> Tensor:
+    """The frequencies of rows and of columns, (2, head_size / 4).
+
+    `shared` are base^(-4i / head_size) for both (Wang et al. 2024, Qwen2-VL, section 2.1); `in_turn` are those of
+    base^(-2i / head_size) with even i for rows and odd i for columns (Agrawal et al. 2024, Pixtral, section 2.1).
+    """
+    numbers = head_size // 2 if kind == "shared" else head_size
+    frequencies = 1.0 / (base ** (torch.arange(0, numbers, 2, dtype=torch.float32) / numbers))
+    return frequencies.expand(2, -1) if kind == "shared" else frequencies.unflatten(0, (-1, 2)).T
+
+
+def build_grid_angles(places_N2: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine (N, head_size) for `apply_rotary`: of the first half of the pairs by rows, the rest by columns.
 
-    Both have the frequencies base^(-4i / head_size), i < head_size / 4 (Wang et al. 2024, Qwen2-VL, section 2.1).
+    Args:
+        frequencies: as of `list_frequencies`.
     """
-    steps = torch.arange(0, head_size // 2, 2, dtype=torch.float32, device=places_N2.device)
-    frequencies = 1.0 / (base ** (steps / (head_size // 2)))
     radians = (places_N2.float()[..., None] * frequencies).flatten(1)
     cos, sin = radians.cos(), radians.sin()
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from litgpt.errors import UserError
 from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs
 from litgpt.model.config import Config
 from litgpt.parallel.collectives import all_gather_replicated, all_reduce, all_reduce_no_grad
@@ -136,21 +137,35 @@ class LocalTokens:
         return values if self.sharding.ranks == 1 else all_reduce(values, self.group)
 
     def build_attention_inputs(
-        self, config: Config, positions: Tensor, documents_BT: Tensor | None, *, cached: int = 0
+        self,
+        config: Config,
+        positions: Tensor,
+        documents_BT: Tensor | None,
+        *,
+        blocks_BT: Tensor | None = None,
+        cached: int = 0,
     ) -> AttentionInputs:
         """The attention inputs of this rank's tokens.
 
         Args:
-            positions, documents_BT: of whole rows, as in `attention_inputs.build_attention_inputs`.
+            positions, documents_BT, blocks_BT: of whole rows, as in `attention_inputs.build_attention_inputs`.
             cached: number of tokens before these, whose keys and values are in a cache; 0 if rows are sharded.
 
         Raises:
             UserError: if the attention does not support the masks that these need.
         """
+        if blocks_BT is not None and self.attention is not None:
+            raise UserError(
+                "parallel.context: tokens of an image that attend to later ones are on other ranks; set "
+                "parallel.context: 1"
+            )
         positions = self.pad(positions, 0)
+        blocks_BT = None if blocks_BT is None else self.pad(blocks_BT, -1)
         documents_BT = None if documents_BT is None else self.pad(documents_BT, -1)
         queries = None if self.attention is None else self.attention.query_ranges(positions.shape[-1])
-        rows = build_attention_inputs(config, positions, documents_BT, cached=cached, queries=queries)
+        rows = build_attention_inputs(
+            config, positions, documents_BT, blocks_BT=blocks_BT, cached=cached, queries=queries
+        )
         if self.attention is None:
             return rows
         self.attention.check(rows)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from litgpt.data.stream.batch import IGNORE, Batch
-from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs
+from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs, find_image_blocks
 from litgpt.model.config import Config
 from litgpt.model.media import Media
 from litgpt.parallel.token_sharding import LocalTokens, VocabularyShard
@@ -73,7 +73,8 @@ def build_local_batch(batch: Batch, config: Config, tokens: LocalTokens | None, 
     rows = take_rows({name: getattr(batch, name) for name in ROW_PADDING}, tokens)
     later = None if batch.later_tokens is None else take_rows(batch.later_tokens, tokens)
     values = None if batch.token_values is None else take_rows(batch.token_values, tokens)
-    inputs = build_inputs(config, positions, batch.documents, cached=cached)
+    blocks = None if cached else find_image_blocks(config, batch.ids)
+    inputs = build_inputs(config, positions, batch.documents, blocks_BT=blocks, cached=cached)
     others: dict[str, Any] = {"answer_values": batch.answer_values, "token_values": values, "later_tokens": later}
     others["media"] = batch.media
     return LocalBatch(**rows, inputs=inputs, tokens=tokens, **others)

@@ -26,6 +26,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_5_vl": ("Qwen2VLImageProcessor", AREA),
     "idefics3": ("Idefics3ImageProcessor", TILES),
     "smolvlm": ("SmolVLMImageProcessor", TILES),
+    "gemma3": ("Gemma3ImageProcessor", {"size": {"height": 24, "width": 24}}),
 }
 
 

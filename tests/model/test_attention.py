@@ -127,6 +127,43 @@ def test_a_window_lets_through_what_its_definition_says(kind: str) -> None:
         assert seen[0, 0, query].nonzero().flatten().tolist() == list(range(max(0, near), query + 1))
 
 
+IMAGES = [0, -1, 1, 1, 1, 1, -1, 1, 2, 2, 2, -1]
+"""The image of each token, -1 for text."""
+
+
+def find_visible(blocks: list[int], documents: list[int], window: int | None) -> list[list[bool]]:
+    """Which key each query attends to, by definition."""
+    return [
+        [
+            documents[query] == documents[key]
+            and (key <= query or blocks[query] == blocks[key] >= 0)
+            and (window is None or query - key < window)
+            for key in range(len(blocks))
+        ]
+        for query in range(len(blocks))
+    ]
+
+
+def test_tokens_of_an_image_attend_to_each_other() -> None:
+    config, tokens = Config(**{**SHAPE, **KINDS["alternating"]}), len(IMAGES)
+    windows = {"local": config.sliding_window_size, "global": None}
+    blocks, documents = torch.tensor([IMAGES]), [0] * 7 + [1] * 5
+    whole = build_attention_inputs(config, torch.arange(tokens), blocks_BT=blocks).masks
+    rows = torch.tensor([documents, documents])
+    packed = build_attention_inputs(config, torch.arange(tokens), rows, blocks_BT=blocks.expand(2, -1)).masks
+    segments = build_attention_inputs(config, torch.arange(tokens), rows[:1], blocks_BT=blocks).segments
+    assert segments is not None and [segment.tokens for segment in segments] == [7, 5]
+    for kind in whole:
+        assert whole[kind][0, 0].tolist() == find_visible(IMAGES, [0] * tokens, windows[kind])
+        expected = torch.tensor(find_visible(IMAGES, documents, windows[kind]))
+        assert torch.equal(packed[kind], expected.expand(2, 1, -1, -1))
+        assert torch.equal(torch.block_diag(*(segment.masks[kind][0, 0] for segment in segments)).bool(), expected)
+        numbers = blocks[:, 7:11].expand(2, -1)
+        cached = build_cached_masks(config, [kind], [7, 1], 4, blocks.device, blocks_NT=numbers)
+        last = torch.tensor(find_visible(IMAGES[:11], [0] * 11, windows[kind]))[7:]
+        assert torch.equal(cached[kind][0, 0], last)
+
+
 def test_no_mask_is_made_where_none_is_needed() -> None:
     config = Config(**{**SHAPE, **KINDS["alternating"]})
     short = build_attention_inputs(config, torch.arange(5))

@@ -19,10 +19,12 @@ def shape(window_type: str) -> Config:
     return small("Mistral-7B-v0.1", window_type=window_type, sliding_window_size=40)
 
 
-@pytest.mark.parametrize(("softcap", "sinks"), [(None, False), (3.0, True)])
+@pytest.mark.parametrize(
+    ("softcap", "sinks", "images"), [(None, False, False), (3.0, True, False), (None, False, True)]
+)
 @pytest.mark.parametrize(("packed", "window", "kind", "queries"), CASES, ids=str)
 def test_blocks_see_what_the_mask_shows(
-    packed: bool, window: int | None, kind: str, queries: range, sinks: bool, softcap: float | None
+    packed: bool, window: int | None, kind: str, queries: range, sinks: bool, softcap: float | None, images: bool
 ) -> None:
     draw = torch.Generator().manual_seed(1)
     q = torch.randn(2, 4, len(queries), 16, generator=draw)
@@ -30,8 +32,9 @@ def test_blocks_see_what_the_mask_shows(
     documents = (torch.arange(200) // torch.tensor([[70], [33]])).int() if packed else None
     places = torch.arange(200) % torch.tensor([[70], [33]]) if packed else torch.arange(200)
     settings = {"scale": 0.3, "softcap": softcap, "sinks": torch.randn(4, generator=draw) if sinks else None}
-    config = shape(kind)
-    mask = build_dense_mask(config, places, documents, queries, window=window)
-    blocks = build_block_mask(config, places, documents, queries, window=window)
+    config, numbers = shape(kind), torch.arange(200) // torch.tensor([[60], [45]])
+    parts = {"window": window, "blocks_BT": torch.where(numbers % 2 == 0, numbers, -1) if images else None}
+    mask = build_dense_mask(config, places, documents, queries, **parts)
+    blocks = build_block_mask(config, places, documents, queries, **parts)
     expected = attend(q, k, v, mask=mask, causal=False, **settings)
     assert torch.allclose(attend(q, k, v, mask=blocks, causal=False, **settings), expected, atol=1e-6)

@@ -61,6 +61,17 @@ def idefics(kind: str) -> Row:
     return Row(kind, {**TEXT, "model_type": "llama"}, vision, outside, [(24, 24)] * 3)
 
 
+def gemma() -> Row:
+    """A Gemma 3 model, in which an image has more tokens than a window."""
+    text = {**TEXT, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
+    vision = {**TOWER, "model_type": "siglip_vision_model", "image_size": 24}
+    outside = {"image_token_index": IMAGE, "boi_token_index": 92, "eoi_token_index": 93, "mm_tokens_per_image": 9}
+    outside["tie_word_embeddings"] = False  # as in the test of generation, where the scale would repeat the last token
+    return Row("Gemma3", text, vision, outside, [(24, 24)] * 3)
+
+
+TILED = ("Idefics3", "SmolVLM")
+"""Kinds that take the tiles of an image as a dim."""
 WINDOWS = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "window_size": 16}
 ROWS = {
     "llava-llama-clip": llava({"model_type": "llama"}, "clip", "default"),
@@ -70,6 +81,7 @@ ROWS = {
     "qwen2_5_vl": qwen("Qwen2_5_VL", {**WINDOWS, "fullatt_block_indexes": [1], "tokens_per_second": 2}),
     "idefics3": idefics("Idefics3"),
     "smolvlm": idefics("SmolVLM"),
+    "gemma3": gemma(),
 }
 
 
@@ -122,17 +134,16 @@ def build_example(row: Row, shape: TowerShape) -> Example:
         by_row = [[grid for _, grid in items[:2]], [grid for _, grid in items[2:]]]
         positions = torch.stack([build_media_positions(shape, *pair) for pair in zip(texts, by_row, strict=True)])
         theirs |= {"position_ids": positions.transpose(0, 1)}
-    elif row.kind == "Llava":
-        theirs, positions = {"pixel_values": torch.cat(images)}, None
     else:
-        theirs, positions = {"pixel_values": torch.cat(images)[None]}, None
+        pixels = torch.cat(images)
+        theirs, positions = {"pixel_values": pixels[None] if row.kind in TILED else pixels}, None
+        theirs |= {"token_type_ids": (ids == IMAGE).int()} if row.kind == "Gemma3" else {}
     return Example(ids, pack_media(items), positions, theirs)
 
 
 def compute_logits(model: GPT, example: Example) -> Tensor:
     """Our logits (B, T, V)."""
-    hidden = model.embed_media(example.ids_BT, example.media)
-    return model(example.ids_BT, hidden_BTD=hidden, positions_BT=example.positions)
+    return model(example.ids_BT, media=example.media, positions_BT=example.positions)
 
 
 def compute_hf_logits(model: Any, example: Example) -> Tensor:
@@ -140,7 +151,7 @@ def compute_hf_logits(model: Any, example: Example) -> Tensor:
     return model(input_ids=example.ids_BT, **example.theirs).logits
 
 
-FAST = ("llava-qwen2-siglip", "qwen2_5_vl", "idefics3")
+FAST = ("llava-qwen2-siglip", "qwen2_5_vl", "idefics3", "gemma3")
 
 
 @pytest.mark.parametrize(
@@ -222,6 +233,7 @@ def test_newer_names_and_older_config(name: str, tmp_path: Path) -> None:
         ("llava-qwen2-siglip", {"vision_feature_select_strategy": "default"}, "vision_feature_select_strategy"),
         ("llava-qwen2-siglip", {"vision_feature_layer": [-2, -1]}, "vision_feature_layer"),
         ("llava-qwen2-siglip", {"vision_config": [1]}, "vision_config"),
+        ("gemma3", {"mm_tokens_per_image": 10}, "mm_tokens_per_image: 10"),
         ("qwen2_5_vl", {"vision_config": {"rope_parameters": "x"}}, "vision_config.rope_parameters"),
         ("qwen2_5_vl", {"vision_config": {"spatial_merge_size": "x"}}, "vision_config.spatial_merge_size"),
         ("qwen2_5_vl", {"vision_config": {"patch_size": [14, 14]}}, "vision_config.patch_size"),

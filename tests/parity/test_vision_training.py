@@ -42,6 +42,12 @@ def build_processor(folder: Path, kind: str) -> Any:
         images = transformers.CLIPImageProcessor(**settings)
         options = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
         return transformers.LlavaProcessor(images, tokenizer, chat_template=template, image_token="<image>", **options)
+    if kind == "gemma3":
+        names = {"boi_token": "<start>", "eoi_token": "<end>", "image_token": "<image>"}
+        file = str(folder / "tokenizer.json")
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=file, extra_special_tokens=names)
+        images = transformers.Gemma3ImageProcessor(**settings)
+        return transformers.Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=4)
     images, video = transformers.Qwen2VLImageProcessor(**settings), transformers.Qwen2VLVideoProcessor()
     tokenizer.image_token, tokenizer.video_token = "<image>", "<video>"
     return transformers.Qwen2VLProcessor(images, tokenizer, video, chat_template=template)

@@ -26,11 +26,13 @@ HALF = [0.5, 0.5, 0.5]
 CLIP_COLORS, HALF_COLORS = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}, {"image_mean": HALF, "image_std": HALF}
 SHARED: dict[str, Any] = {"resample": 3, "rescale_factor": 1 / 255, "crop_size": None, "max_image_size": None}
 TILES = {**HALF_COLORS, "resample": 1, "size": {"longest_edge": 1456}, "max_image_size": {"longest_edge": 364}}
+SQUARE = {**HALF_COLORS, "size": {"height": 224, "width": 224}}
 CROP = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
 # The size rule of each processor, and the settings that its file may leave out.
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "CLIPImageProcessor": ("short_side", {**CLIP_COLORS, **CROP}),
-    "SiglipImageProcessor": ("square", {**HALF_COLORS, "size": {"height": 224, "width": 224}}),
+    "SiglipImageProcessor": ("square", SQUARE),
+    "Gemma3ImageProcessor": ("square", {**SQUARE, "resample": 2}),
     "Qwen2VLImageProcessor": ("area", {**CLIP_COLORS, "size": {"shortest_edge": 3136, "longest_edge": 1003520}}),
     "Idefics3ImageProcessor": ("long_side", TILES),
     "SmolVLMImageProcessor": ("long_side", TILES),
@@ -40,6 +42,8 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 ORIENTATION, FIRST_ON_ITS_SIDE = 0x0112, 5  # tag of EXIF, and the first of its values that swap height and width
 REQUIRED_STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_image_splitting")
 """Steps that a processor's file may turn off, which is not supported."""
+REFUSED_STEPS = ("do_pan_and_scan",)
+"""Steps that a processor's file may turn on, which is not supported."""
 
 
 class PictureError(UserError):
@@ -94,6 +98,9 @@ def read_picture_settings(folder: Path) -> PictureSettings:
     for step in REQUIRED_STEPS:
         if values.get(step) is False:
             raise UserError(f"{path}: {step}: false is not supported; use true")
+    for step in REFUSED_STEPS:
+        if values.get(step):
+            raise UserError(f"{path}: {step}: {values[step]} is not supported; use false")
     rule, defaults = PROCESSORS[kind]
     settings = {**SHARED, **defaults, **{key: value for key, value in values.items() if value is not None}}
     size, crop, tile = settings["size"], settings["crop_size"], settings["max_image_size"]

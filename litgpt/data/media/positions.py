@@ -35,6 +35,8 @@ def build_media_positions(
     rows: list[Tensor] = []
     start, token, number = 0, 0, 0
     media_tokens = set(shape.media_tokens)
+    if shape.frame_runs:
+        grids = [(1, height, width) for steps, height, width in grids for _ in range(steps)]
     while token < len(ids):
         if ids[token] not in media_tokens:
             rows.append(torch.full((3, 1), start))

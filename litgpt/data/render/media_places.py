@@ -14,6 +14,7 @@ from litgpt.data.read.media import MARK, Medium
 from litgpt.data.render.example import Example, PlacedMedium
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
+from litgpt.model.media import Grid
 from litgpt.model.vision import check_grids
 
 Plans = Sequence[tuple[Medium, PicturePlan]]
@@ -31,9 +32,13 @@ class MediaPlacer:
                 "use the model's own tokenizer"
             )
         around = (self.shape.start_token, self.shape.end_token)
-        start, end = ("" if token is None else tokenizer.processor.id_to_token(token) for token in around)
-        self.text = f"{start}{self.token}{end}"
-        self._runs: dict[tuple[int, int, int], list[int]] = {}
+        names = ("" if token is None else tokenizer.processor.id_to_token(token) for token in around)
+        start, end = (name or "" for name in names)
+        mark = self.shape.mark or {"token": "image", "text": "{image}"}
+        self.mark = {"start": start, "image": str(self.token)}[mark["token"]]
+        self.text = f"{start}{self.token}{end}" if self.shape.mark is None else self.mark
+        self.marked = mark["text"].format(start=start, image=self.token, end=end)
+        self._runs: dict[tuple[int, int, Grid], list[int]] = {}
 
     def write_images(self, ids: np.ndarray, weights: np.ndarray, conversation: Conversation) -> Example:
         """The sample of a conversation, given its (T,) tokens with one for each image; errors as `plan` and `place`."""
@@ -62,8 +67,11 @@ class MediaPlacer:
         return conversation
 
     def write_places(self, text: str) -> str:
-        """A rendered text with the token of images where a template that takes only texts has left marks."""
-        return text.replace(MARK, self.text)
+        """A rendered text with the token of images where a template that takes only texts has left marks.
+
+        The token that templates write for an image has the texts around it.
+        """
+        return text.replace(MARK, self.text).replace(self.mark, self.marked)
 
     def place(self, ids: np.ndarray, weights: np.ndarray, plans: Plans) -> Example:
         """A sample with the places of all images written out; they are not trained.
@@ -81,7 +89,7 @@ class MediaPlacer:
         factors = list[np.ndarray]()
         for token, (medium, plan) in zip(marked.tolist(), plans, strict=True):
             grids = self.media_reader.list_grids(plan)
-            run = np.array(self._build_run(plan, count_places(grids[0], self.shape)), np.int32)
+            run = np.array(self._build_run(plan, grids), np.int32)
             pieces += [ids[previous:token], run]
             factors += [weights[previous:token], np.zeros(len(run), np.float32)]
             total += token - previous
@@ -90,12 +98,12 @@ class MediaPlacer:
         pieces, factors = [*pieces, ids[previous:]], [*factors, weights[previous:]]
         return Example(np.concatenate(pieces), np.concatenate(factors), media=tuple(media))
 
-    def _build_run(self, plan: PicturePlan, places: int) -> list[int]:
-        """The tokens of an image with so many places for each picture of it."""
-        texts = self.shape.tile_texts
+    def _build_run(self, plan: PicturePlan, grids: Sequence[Grid]) -> list[int]:
+        """The tokens of an image with the places of each picture of it, all of one size."""
+        texts, places = self.shape.tile_texts, count_places(grids[0], self.shape)
         if texts is None:
-            return [self.shape.image_token] * places
-        key = (plan.rows, plan.columns, places)
+            return [self.shape.image_token] * (places * len(grids))
+        key = (plan.rows, plan.columns, grids[0])
         if key not in self._runs:
             filled = {"places": self.token * places}
             rows = [

@@ -30,6 +30,7 @@ SIZES = [(40, 60), (61, 37), (96, 96), (25, 200), (300, 451), (128, 64), (33, 33
 PROCESSORS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": {"size": {"shortest_edge": 56}, "crop_size": {"height": 48, "width": 56}},
     "SiglipImageProcessor": {"size": {"height": 48, "width": 64}},
+    "Gemma3ImageProcessor": {"size": {"height": 56, "width": 56}},
     "Qwen2VLImageProcessor": {"size": {"shortest_edge": 4 * 784, "longest_edge": 40 * 784}},
     "Idefics3ImageProcessor": {"size": {"longest_edge": 160}, "max_image_size": {"longest_edge": 64}},
     "SmolVLMImageProcessor": {"size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 96}},
