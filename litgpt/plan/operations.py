@@ -4,6 +4,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -61,16 +62,27 @@ class Chain:
         self.read: dict[int, int] = {}
         self.created: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
         self.written: dict[int, int] = {}
+        self._numbers: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
+        self._next = count()
 
     def add(self, read: Sequence[Tensor], written: Sequence[Tensor], created: Sequence[Tensor]) -> None:
         """Add an operation by its tensors."""
         for tensor in created:
             storage = tensor.untyped_storage()
-            self.created[storage._cdata] = count_bytes(tensor), weakref.ref(storage)
+            self.created[self._number(storage)] = count_bytes(tensor), weakref.ref(storage)
         for tensors, sizes in ((read, self.read), (written, self.written)):
             for tensor in tensors:
-                if (key := tensor.untyped_storage()._cdata) not in self.created:
-                    sizes[key] = max(sizes.get(key, 0), count_bytes(tensor))
+                if (number := self._number(tensor.untyped_storage())) not in self.created:
+                    sizes[number] = max(sizes.get(number, 0), count_bytes(tensor))
+
+    def _number(self, storage: torch.UntypedStorage) -> int:
+        """The number of a storage; another one at the address of one that is freed has its own."""
+        key = storage._cdata
+        number, reference = self._numbers.get(key, (-1, None))
+        if reference is None or reference() is None:
+            number = next(self._next)
+            self._numbers[key] = number, weakref.ref(storage)
+        return number
 
     def count_traffic(self) -> int:
         """Bytes that are read and written."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from litgpt.plan.build_spec import build_spec
 from litgpt.plan.ranks import RunPlan, plan_run
+from litgpt.plan.repeated_layers import Estimate, estimate_run
 from litgpt.plan.table import compute_total
 from litgpt.recipe.build import build_recipe, merge_settings
 from litgpt.recipe.commands import COMMANDS
@@ -166,16 +167,35 @@ RUNS = {
     "pai-pipeline-4": pai_megatron(20.992, 256, pipeline=4, expert=4),
 }
 
+CHUNKED, COMPILED = {"loss": {"impl": "chunked"}}, {"compile": True}
+TENSOR = {"parallel": {"tensor": 2, "zero": 3}, "recompute": {"granularity": "selective", "modules": ["mlp"]}}
+SMALLER: dict[str, dict[str, Any]] = {
+    "megatron-14b": TENSOR,
+    "zero2-14b": TENSOR | CHUNKED | COMPILED,
+    "zero3-14b": CHUNKED | COMPILED,
+    "megatron-30b-a3b": {"parallel": {"expert": 8}} | CHUNKED,
+    "automodel-30b-a3b": {"recompute": {"granularity": "selective", "modules": ["norms", "activation"]}},
+    "titan-8-fp8": {"train": train(8192, 1, 16), "recompute": HALF | {"num_layers": 6}},
+}
+"""Settings that other layouts of published runs have instead, with the same rows per step on the same GPUs, and with
+less memory in no more time."""
+
 
 def build_layers(run: Published, layers: int) -> tuple[Training, RunSpec]:
     """The recipe of a run and its spec, with a number of layers, half of which are recomputed if not all are."""
-    settings = {"precision": "bf16-mixed", "out_dir": "unused"} | run.settings
+    settings = dict(run.settings)
     if settings.get("recompute", {}).get("method") == "block":
         settings["recompute"] = settings["recompute"] | {"num_layers": layers // 2}
-    recipe_class = COMMANDS[run.command].import_recipe()
-    recipe = build_recipe(recipe_class, merge_settings(recipe_class, {}, settings, trusted=True))
-    spec = build_spec(run.command, recipe)
+    recipe, spec = build_settings(run.command, settings)
     return recipe, replace(spec, config=replace(spec.config, n_layer=layers))
+
+
+def build_settings(command: str, settings: dict[str, Any]) -> tuple[Training, RunSpec]:
+    """The recipe of a command with these settings, and its spec."""
+    settings = {"precision": "bf16-mixed", "out_dir": "unused"} | settings
+    recipe_class = COMMANDS[command].import_recipe()
+    recipe = build_recipe(recipe_class, merge_settings(recipe_class, {}, settings, trusted=True))
+    return recipe, build_spec(command, recipe)
 
 
 def count_layers(run: Published) -> int:
@@ -188,8 +208,7 @@ def count_layers(run: Published) -> int:
 def plan_pair(name: str) -> tuple[RunPlan, RunPlan]:
     """The plans of a run with the models of few layers."""
     run = RUNS[name]
-    timed = None if run.seconds is None else run.gpu
-    first, second = (plan_run(*build_layers(run, layers), timed) for layers in run.planned)
+    first, second = (plan_run(*build_layers(run, layers), run.gpu) for layers in run.planned)
     return first, second
 
 
@@ -211,3 +230,10 @@ def plan_seconds(name: str) -> float:
     first, second = (plan.time for plan in plan_pair(name))
     assert first is not None and second is not None
     return extrapolate(name, (first.seconds, second.seconds))
+
+
+@cache
+def plan_smaller(name: str) -> Estimate:
+    """What the layout of a run with less memory needs."""
+    run = RUNS[name]
+    return estimate_run(*build_settings(run.command, run.settings | SMALLER[name]), run.gpu)

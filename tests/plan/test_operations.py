@@ -10,7 +10,7 @@ from litgpt.parallel.collective_calls import Collective
 from litgpt.parallel.fake_group import fake_mesh
 from litgpt.plan.fake_tensors import fake_tensors
 from litgpt.plan.memory import plan_step_memory
-from litgpt.plan.operations import Operation, OperationRecorder
+from litgpt.plan.operations import Chain, Operation, OperationRecorder
 from litgpt.recipe.parallel import ParallelDims
 from tests.plan.test_memory import EXPERTS, PRETRAIN, TOKENS, TRAIN, Case, build_case
 
@@ -51,6 +51,20 @@ def test_a_chain_writes_what_is_used_after_it():
     chain, product = record(run)
     assert chain.bytes == 3 * x.numel() * 4  # x, its half, and the operand
     assert product.flops == 2 * 64 * 32 * 8 and product.bytes == 4 * (64 * 32 + 32 * 8 + 64 * 8)
+
+
+def test_a_tensor_at_the_address_of_a_freed_one_is_read_too():
+    chain = Chain()
+    first = torch.ones(64, 32)
+    chain.add([first], [], [])
+    address = first.untyped_storage()._cdata
+    del first
+    others: list[Tensor] = []
+    while not others or others[-1].untyped_storage()._cdata != address:
+        assert len(others) < 10_000
+        others.append(torch.ones(64, 32))
+    chain.add(others[-1:], [], [])
+    assert chain.count_traffic() == 2 * 64 * 32 * 4
 
 
 def test_products_in_fp8_are_as_many():
