@@ -47,6 +47,18 @@ def write_ratio(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[st
     return {"mlp_ratio": int(ratio) if ratio.is_integer() else ratio}, {}
 
 
+def read_plain_mlp(vision: Values, _values: Values, _fields: Values, _width: int) -> dict[str, Any]:
+    """No gate in the feed-forward layers."""
+    if vision.get("use_swiglu_ffn", False) is not False:
+        raise unsupported_key("vision_config.use_swiglu_ffn", vision["use_swiglu_ffn"], "a tower with false")
+    return {}
+
+
+def write_plain_mlp(_shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """No gate."""
+    return {"use_swiglu_ffn": False}, {}
+
+
 def read_feature_layer(_vision: Values, values: Values, fields: Values, width: int) -> dict[str, Any]:
     """The number of blocks up to the hidden state that is projected, through a layer of the decoder's width."""
     layer, layers = values.get("vision_feature_layer"), fields["layers"]
@@ -115,6 +127,7 @@ def build_merger(key: str) -> TowerTranslation:
 TOWER_TRANSLATIONS = {
     "side": TowerTranslation(read_side, write_side),
     "mlp_ratio": TowerTranslation(read_ratio, write_ratio),
+    "plain_mlp": TowerTranslation(read_plain_mlp, write_plain_mlp),
     "feature_layer": TowerTranslation(read_feature_layer, write_feature_layer),
     "pooling": TowerTranslation(read_pooling, write_pooling),
     "whole": TowerTranslation(read_whole, write_whole),

@@ -38,6 +38,8 @@ def draw_init_value(config: Config, name: str, shape: Sequence[int], seed: int) 
     owner, kind = name.split(".")[-2:]
     if kind in ("correction", "sinks") or kind.endswith("bias"):
         return torch.zeros(tuple(shape))
+    if kind in ("scale_1", "scale_2"):
+        return torch.ones(tuple(shape))
     if owner.startswith("norm"):
         return torch.full(tuple(shape), float(not config.norm_class_name.startswith("Offset")))
     part = owner if kind == "weight" else kind  # experts.down is a tensor, shared.down a module

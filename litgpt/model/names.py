@@ -3,7 +3,8 @@
 A rule applies to both weight and bias of a module, and to every block by `<i>`; names without `.weight` or `.bias` are
 written in full. A plain string renames. `concat` concatenates several tensors of the model along rows, `interleaved`
 alternates their rows, `grouped` concatenates q, k and v of each key-value group: `[q_1 .. q_r, k, v]` times the number
-of groups; `row` is a vector published as a matrix of one row, `padded` has further rows after those of the model's
+of groups; `row` is a vector published as a matrix of one row, or a matrix with a first dim of one, `token` a vector
+published with two dims of one before it, `padded` has further rows after those of the model's
 vocabulary, `flattened` is the kernel of a convolution over patches, published with a dim for each of its axes. With
 `transposed: true`, matrices are published as
 (in, out). `<e>` in the published name stands for every expert; the model has the tensors of all experts stacked.
@@ -22,7 +23,7 @@ from litgpt.model.transformer_config import TransformerConfig
 if TYPE_CHECKING:  # names alone need no torch
     from torch import Tensor
 
-MAPPING_KINDS = ("rename", "concat", "grouped", "interleaved", "row", "padded", "flattened")
+MAPPING_KINDS = ("rename", "concat", "grouped", "interleaved", "row", "token", "padded", "flattened")
 NO_SUCH_PART, NO_WEIGHTS = "the model has no such part", "holds no weights"  # why a tensor is not read
 
 
@@ -52,11 +53,13 @@ class TensorMapping:
             return [tensor[: config.padded_vocab_size]]
         if self.kind == "flattened":
             return [tensor.flatten(1) if self._is_kernel else tensor]
-        rows = [1] if self.kind == "row" else [count_tensor_rows(config, name) for name in self.names]
+        rows = [1] if self.kind in ("row", "token") else [count_tensor_rows(config, name) for name in self.names]
         if tensor.shape[self._dim] != sum(rows):
             raise UserError(f"{self.hf_name}: {tensor.shape[self._dim]} rows, but the model needs {sum(rows)}")
         if self.kind == "row":
             return [tensor[0]]
+        if self.kind == "token":
+            return [tensor[0, 0]]
         if self.kind == "concat":
             return list(tensor.split(rows, dim=self._dim))
         if self.kind == "interleaved":
@@ -80,6 +83,8 @@ class TensorMapping:
             return parts[0]
         if self.kind == "row":
             return parts[0][None]
+        if self.kind == "token":
+            return parts[0][None, None]
         if self.kind == "flattened":
             return parts[0].unflatten(1, patch_sizes(config)) if self._is_kernel else parts[0]
         if self.kind == "concat":

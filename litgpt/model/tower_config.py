@@ -21,6 +21,7 @@ class TowerShape:
         temporal: frames in a patch; a still image fills them all.
         merge: side, in patches, of the block whose features are merged into one that the decoder reads.
         class_token: whether a learned token precedes the patches of every image.
+        mask_token: whether the token that stood for hidden patches in pretraining is published; it is not used.
         qk_norm: whether queries and keys are normalized, over all heads together.
         layer_scale: whether each layer multiplies what it adds by learned factors (Touvron et al. 2021, CaiT, 2.1).
         positions: learned embeddings of positions: none, one for each patch of an image of `side` by `side` patches, or
@@ -67,6 +68,7 @@ class TowerShape:
     mlp_bias: bool = True
     patch_bias: bool = False
     class_token: bool = False
+    mask_token: bool = False
     qk_norm: bool = False
     layer_scale: bool = False
     positions: Literal["none", "learned", "bucket", "interpolated"] = "none"

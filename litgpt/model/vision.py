@@ -148,6 +148,7 @@ class Tower(nn.Module):
         self.shape = shape
         self.patches = nn.Linear(shape.patch_numbers, shape.width, bias=shape.patch_bias)
         self.class_token = nn.Parameter(torch.zeros(shape.width)) if shape.class_token else None
+        self.mask_token = nn.Parameter(torch.zeros(shape.width), requires_grad=False) if shape.mask_token else None
         places = (shape.side or 0) ** 2 + shape.class_token
         self.positions = nn.Embedding(places, shape.width) if shape.positions != "none" else None
         build_norm = partial(NORMS[shape.norm], shape.width, eps=shape.eps)

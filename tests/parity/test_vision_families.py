@@ -44,7 +44,7 @@ class Row(NamedTuple):
 def llava(text: dict[str, Any], tower: str, select: str, layer: int = -2) -> Row:
     """A LLaVA model of a decoder and a tower."""
     outside = {"image_token_index": IMAGE, "vision_feature_select_strategy": select, "vision_feature_layer": layer}
-    vision = {**TOWER, "model_type": f"{tower}_vision_model", "image_size": 16}
+    vision = {**TOWER, "model_type": tower, "image_size": 16}
     return Row("Llava", {**TEXT, **text}, vision, outside, [(16, 16)] * 3)
 
 
@@ -73,10 +73,12 @@ def gemma() -> Row:
 TILED = ("Idefics3", "SmolVLM")
 """Kinds that take the tiles of an image as a dim."""
 WINDOWS = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "window_size": 16}
+SIGLIP = "siglip_vision_model"
 ROWS = {
-    "llava-llama-clip": llava({"model_type": "llama"}, "clip", "default"),
-    "llava-mistral-siglip": llava({"model_type": "mistral", "sliding_window": 8, "head_dim": 8}, "siglip", "full", -1),
-    "llava-qwen2-siglip": llava({"model_type": "qwen2", "tie_word_embeddings": False}, "siglip", "full", 2),
+    "llava-llama-clip": llava({"model_type": "llama"}, "clip_vision_model", "default"),
+    "llava-llama-dinov2": llava({"model_type": "llama"}, "dinov2", "default", -1),
+    "llava-mistral-siglip": llava({"model_type": "mistral", "sliding_window": 8, "head_dim": 8}, SIGLIP, "full", -1),
+    "llava-qwen2-siglip": llava({"model_type": "qwen2", "tie_word_embeddings": False}, SIGLIP, "full", 2),
     "qwen2_vl": qwen("Qwen2VL", {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}),
     "qwen2_5_vl": qwen("Qwen2_5_VL", {**WINDOWS, "fullatt_block_indexes": [1], "tokens_per_second": 2}),
     "idefics3": idefics("Idefics3"),
@@ -151,7 +153,7 @@ def compute_hf_logits(model: Any, example: Example) -> Tensor:
     return model(input_ids=example.ids_BT, **example.theirs).logits
 
 
-FAST = ("llava-qwen2-siglip", "qwen2_5_vl", "idefics3", "gemma3")
+FAST = ("llava-llama-dinov2", "llava-qwen2-siglip", "qwen2_5_vl", "idefics3", "gemma3")
 
 
 @pytest.mark.parametrize(
@@ -234,6 +236,7 @@ def test_newer_names_and_older_config(name: str, tmp_path: Path) -> None:
         ("llava-qwen2-siglip", {"vision_feature_layer": [-2, -1]}, "vision_feature_layer"),
         ("llava-qwen2-siglip", {"vision_config": [1]}, "vision_config"),
         ("gemma3", {"mm_tokens_per_image": 10}, "mm_tokens_per_image: 10"),
+        ("llava-llama-dinov2", {"vision_config": {"use_swiglu_ffn": True}}, "vision_config.use_swiglu_ffn: True"),
         ("qwen2_5_vl", {"vision_config": {"rope_parameters": "x"}}, "vision_config.rope_parameters"),
         ("qwen2_5_vl", {"vision_config": {"spatial_merge_size": "x"}}, "vision_config.spatial_merge_size"),
         ("qwen2_5_vl", {"vision_config": {"patch_size": [14, 14]}}, "vision_config.patch_size"),

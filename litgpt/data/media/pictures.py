@@ -31,6 +31,7 @@ CROP = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 22
 # The size rule of each processor, and the settings that its file may leave out.
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "CLIPImageProcessor": ("short_side", {**CLIP_COLORS, **CROP}),
+    "BitImageProcessor": ("short_side", {**CLIP_COLORS, **CROP}),
     "SiglipImageProcessor": ("square", SQUARE),
     "Gemma3ImageProcessor": ("square", {**SQUARE, "resample": 2}),
     "Qwen2VLImageProcessor": ("area", {**CLIP_COLORS, "size": {"shortest_edge": 3136, "longest_edge": 1003520}}),

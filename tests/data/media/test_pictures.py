@@ -29,6 +29,7 @@ from litgpt.model.tower_config import TowerShape
 SIZES = [(40, 60), (61, 37), (96, 96), (25, 200), (300, 451), (128, 64), (33, 33), (180, 320), (9, 14), (77, 201)]
 PROCESSORS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": {"size": {"shortest_edge": 56}, "crop_size": {"height": 48, "width": 56}},
+    "BitImageProcessor": {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}},
     "SiglipImageProcessor": {"size": {"height": 48, "width": 64}},
     "Gemma3ImageProcessor": {"size": {"height": 56, "width": 56}},
     "Qwen2VLImageProcessor": {"size": {"shortest_edge": 4 * 784, "longest_edge": 40 * 784}},
