@@ -3,7 +3,7 @@
 Axes: B batch, H heads, K key-value heads, T tokens (query), U tokens (key), S numbers of a head, D model width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from litgpt.model.attention_inputs import AttentionInputs, Mask, Segment
 from litgpt.model.config import Config
-from litgpt.model.cpu_attention import HalfAttention, is_half_on_cpu
+from litgpt.model.cpu_attention import FlashAttention, is_flash_on_cpu, is_half_on_cpu
 from litgpt.model.flex_attention import BlockMask, attend_blocks
 from litgpt.model.layers import build_norm, build_scale_norm
 from litgpt.model.rotary import apply_rotary
@@ -177,11 +177,19 @@ def attend_segments(
     Args:
         attend_one: called for a segment instead of `attend`.
     """
-    attend_one, segments = attend_one or attend, inputs.segments
+    segments = inputs.segments
     if segments is None:
         assert isinstance(k_BKUS, Tensor) and isinstance(v_BKUS, Tensor)
-        return attend_one(q_BHTS, k_BKUS, v_BKUS, mask=inputs.masks[window], causal=inputs.causal, **settings)
-    queries = q_BHTS.split([segment.tokens for segment in segments], dim=2)
+        attend_all = attend_one or attend
+        return attend_all(q_BHTS, k_BKUS, v_BKUS, mask=inputs.masks[window], causal=inputs.causal, **settings)
+    sizes = [segment.tokens for segment in segments]
+    is_joined = attend_one is None and are_documents(segments, window) and is_plain_softmax(settings)
+    if is_joined and isinstance(k_BKUS, Tensor) and isinstance(v_BKUS, Tensor):
+        qkv = (q_BHTS, k_BKUS, v_BKUS)
+        if is_flash_on_cpu(*qkv):
+            return FlashAttention.apply(*qkv, settings["scale"], sizes, is_half_on_cpu(*qkv))
+    attend_one = attend_one or attend
+    queries = q_BHTS.split(sizes, dim=2)
     keys, values = (split_keys(segments, x_BKUS) for x_BKUS in (k_BKUS, v_BKUS))
     outputs = []
     for segment, q, k, v in zip(segments, queries, keys, values, strict=True):
@@ -189,6 +197,16 @@ def attend_segments(
         output = attend_one(q, k, v, mask=segment.masks[window], causal=q.shape[2] == k.shape[2], **settings)
         outputs.append(join_texts(output, segment.texts))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def are_documents(segments: Sequence[Segment], window: str) -> bool:
+    """Whether each segment attends to the tokens of its own up to each query, without a mask."""
+    return all(segment.keys is None and segment.texts == 1 and segment.masks[window] is None for segment in segments)
+
+
+def is_plain_softmax(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings of `attend` leave scores as they are, but for the scale."""
+    return settings.get("softcap") is None and settings.get("sinks") is None
 
 
 def split_texts(x_BHTS: Tensor, texts: int) -> Tensor:
@@ -233,7 +251,7 @@ def attend(
     is_grouped = q_BHTS.shape[1] != k_BKUS.shape[1]
     if softcap is None and sinks is None:
         if mask is None and causal and is_half_on_cpu(q_BHTS, k_BKUS, v_BKUS):
-            return HalfAttention.apply(q_BHTS, k_BKUS, v_BKUS, scale)
+            return FlashAttention.apply(q_BHTS, k_BKUS, v_BKUS, scale, q_BHTS.shape[2:3], True)
         if is_grouped and q_BHTS.shape[2] == 1 and q_BHTS.element_size() == 2 and not (mask is None and causal):
             # one query a head: those of a group share keys, which torch's CPU kernel reads once for each in 16 bits
             q_BKGS = q_BHTS.unflatten(1, (k_BKUS.shape[1], -1)).squeeze(3)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
-from litgpt.model.attention import KVCacheLayer, attend
-from litgpt.model.attention_inputs import build_attention_inputs, build_cached_masks
+from litgpt.model.attention import KVCacheLayer, attend, attend_segments
+from litgpt.model.attention_inputs import AttentionInputs, Segment, build_attention_inputs, build_cached_masks
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
@@ -216,3 +216,23 @@ def test_gradients_in_bfloat16_are_those_of_float32_but_for_rounding(heads: tupl
     for exact, narrow in zip(*results, strict=True):
         assert narrow.dtype == torch.bfloat16
         assert (narrow.float() - exact).norm() < 0.003 * exact.norm()  # 0.005 where the backward pass is narrow too
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_documents_in_one_row_are_those_of_documents_alone(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(1, heads, 70, 16) for heads in (6, 2, 2, 6)]
+    *leaves, output_grad = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    q, k, v = (x.requires_grad_() for x in leaves)
+    sizes = [20, 1, 49]
+    inputs = AttentionInputs(
+        torch.arange(70), None, {}, {}, segments=tuple(Segment(n, {"global": None}) for n in sizes)
+    )
+    together = attend_segments(inputs, q, k, v, window="global", scale=0.25)
+    documents = zip(*(x.split(sizes, dim=2) for x in (q, k, v)), strict=True)
+    alone = torch.cat([attend(*document, mask=None, causal=True, scale=0.25) for document in documents], dim=2)
+    assert together.transpose(1, 2).is_contiguous()  # so that the next layer keeps no copy
+    assert torch.equal(together, alone)
+    gradients = [torch.autograd.grad(output, (q, k, v), output_grad, retain_graph=True) for output in (together, alone)]
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)

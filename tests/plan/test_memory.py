@@ -230,7 +230,7 @@ def test_the_planned_peaks_of_many_recipes_are_those_of_the_allocator(name: str)
     "name",
     [
         *COUNTED,
-        *("recompute", "selective", "plain", "experts", "capacity", "states-in-bf16", "lora", "qlora"),
+        *("recompute", "selective", "plain", "packed", "experts", "capacity", "states-in-bf16", "lora", "qlora"),
         "tensorwise",
     ],
 )
