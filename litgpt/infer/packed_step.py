@@ -24,6 +24,7 @@ from litgpt.model.attention_inputs import (
 )
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT, cap_logits, compute_logits
+from litgpt.model.media import number_places
 from litgpt.model.rotary import LENGTH_KINDS, build_angles
 
 MAX_SHARED_TOKENS = 16
@@ -218,7 +219,7 @@ def embed_images(model: GPT, ids_BT: Tensor, positions: Tensor, chunks: Sequence
             is_place[0, torch.tensor(chunk.features.places) + start] = True
             features.append(chunk.features.features_MD)
         start += len(chunk.ids)
-    return model.embed_features(ids_BT, positions, is_place.to(ids_BT.device), torch.cat(features))
+    return model.embed_features(ids_BT, positions, number_places(is_place).to(ids_BT.device), torch.cat(features))
 
 
 def compute_indexed_logits(

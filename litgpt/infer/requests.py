@@ -8,6 +8,7 @@ from litgpt.errors import UserError
 from litgpt.infer.prompt_images import PromptImages
 from litgpt.infer.sampling import Constraint, Sampling
 from litgpt.model.gpt import GPT
+from litgpt.model.tower_config import TowerShape
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -88,7 +89,9 @@ def check_prompt(model: GPT, prompt: Sequence[int], max_new_tokens: int, *, has_
     if not prompt:
         raise UserError("prompt: has no tokens; set at least one")
     check_tokens("prompt", (min(prompt), max(prompt)), rows)
-    if model.vision is not None and not has_images and (unseen := {*model.vision.shape.media_tokens} & {*prompt}):
+    tower = model.config.vision  # the module is on the first stage of a pipeline only
+    media_tokens = set() if tower is None else {*TowerShape.from_values(tower).media_tokens}
+    if not has_images and (unseen := media_tokens & {*prompt}):
         raise UserError(
             f"prompt: has token {min(unseen)}, which stands for an image, without an image; give one, or leave it out"
         )

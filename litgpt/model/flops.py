@@ -6,6 +6,7 @@ from torch import nn
 
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
+from litgpt.model.tower_config import TowerShape
 
 
 @dataclass(frozen=True)
@@ -134,3 +135,25 @@ def count_feed_forward_weights(config: Config, layer: int) -> int:
     gate = int(config.shared_size > 0 and config.shared_expert_gate)
     inner = config.n_expert_per_token * config.expert_size + config.shared_size
     return config.n_embd * (3 * inner + config.n_expert + gate)
+
+
+def count_block_weights(shape: TowerShape) -> int:
+    """Number of weights of a block of a vision tower."""
+    matrices = 3 if shape.mlp_form == "gated" else 2
+    return 4 * shape.width**2 + matrices * shape.width * shape.mlp_size
+
+
+def count_projector_weights(shape: TowerShape, width: int) -> int:
+    """Number of weights of the projector to a decoder of this width."""
+    hidden = shape.projector_hidden
+    return shape.width * shape.merge**2 * (hidden or width) + (hidden or 0) * width
+
+
+def count_tower_layers(config: Config) -> int:
+    """The number of layers of the decoder that have as many weights as the vision tower; 0 without one."""
+    if config.vision is None:
+        return 0
+    shape = TowerShape.from_values(config.vision)
+    tower = shape.blocks_run * count_block_weights(shape) + count_projector_weights(shape, config.n_embd)
+    layers = (count_attention_weights(config) + count_feed_forward_weights(config, i) for i in range(config.n_layer))
+    return round(tower * config.n_layer / sum(layers))

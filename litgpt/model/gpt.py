@@ -16,10 +16,10 @@ from litgpt.model.attention_inputs import AttentionInputs, build_attention_input
 from litgpt.model.config import Config
 from litgpt.model.latent import LatentAttention
 from litgpt.model.layers import GatedMLP, PlainMLP, build_norm
-from litgpt.model.media import Media
+from litgpt.model.media import Media, find_sources
 from litgpt.model.moe import Experts, MoE
 from litgpt.model.tower_config import TowerShape
-from litgpt.model.vision import Tower
+from litgpt.model.vision import FeaturePlaces, Tower
 
 Head = Callable[[Tensor, Tensor, Tensor | None, float | None], Any]
 
@@ -153,6 +153,7 @@ class GPT(nn.Module):
         self.head = nn.Linear(config.n_embd, config.padded_vocab_size, config.lm_head_bias) if has_head else None
         vision = None if config.vision is None else TowerShape.from_values(config.vision)
         self.vision = None if vision is None else Tower(vision, config.n_embd)
+        self.feature_places = FeaturePlaces()
 
     @classmethod
     def from_name(cls, name: str, **overrides: Any) -> "GPT":
@@ -219,7 +220,7 @@ class GPT(nn.Module):
         if inputs is None:
             inputs = self._build_inputs(ids_BT, positions_BT, documents_BT, cache)
         layers = range(self.config.n_layer) if layers is None else layers
-        hidden_BTD = hidden_BTD if media is None else self.embed_media(ids_BT, media)
+        hidden_BTD = hidden_BTD if media is None else self.embed_media(ids_BT, media, inputs.positions)
         x_BTD = self._embed(ids_BT, inputs.positions) if hidden_BTD is None else hidden_BTD
         x_BTD = self.run_blocks(layers, x_BTD, inputs, cache)
         if cache is not None:
@@ -249,40 +250,41 @@ class GPT(nn.Module):
         blocks_BT = None if cached else find_image_blocks(self.config, ids_BT)
         return build_attention_inputs(self.config, positions, documents_BT, blocks_BT=blocks_BT, cached=cached)
 
-    def embed_media(self, ids_BT: Tensor, media: Media) -> Tensor:
+    def embed_media(self, ids_BT: Tensor, media: Media, positions: Tensor | None = None) -> Tensor:
         """The `hidden_BTD` of texts with images: embeddings, and features at the places of their tokens, (B, T, D).
 
         Features for K of the first blocks, which are added to their outputs, are beside those, (B, T, (1 + K) D).
         Media without images stand for those of other ranks: if the tower is trained it runs on a blank block, so that
         all ranks have a gradient of each of its parameters, which is zero here.
 
+        Args:
+            positions: as those of `AttentionInputs`; 0, 1, ... if None.
+
         Raises:
             UserError: if the model has no vision tower, or the texts do not have a place for each feature.
         """
         if self.vision is None:
             raise UserError("media: the model has no vision tower; use the folder of a model that has one")
-        positions = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+        if positions is None:
+            positions = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         if not media.grids:
             hidden_BTD = self._embed(ids_BT, positions)
             return hidden_BTD + self.vision.compute_zero() if self.vision.is_trained else hidden_BTD
-        features_MD = self.vision(media)
-        is_place = torch.isin(ids_BT, torch.tensor(self.vision.shape.media_tokens, device=ids_BT.device))
-        places = int(is_place.sum())
-        if places != len(features_MD):
-            raise UserError(f"media: {len(features_MD)} features for {places} places in the text; use as many of both")
-        return self.embed_features(ids_BT, positions, is_place, features_MD)
+        sources_BT = media.sources_BT
+        if sources_BT is None:
+            sources_BT = find_sources(ids_BT, media, self.vision.shape)
+        return self.embed_features(ids_BT, positions, sources_BT, self.vision(media))
 
-    def embed_features(self, ids_BT: Tensor, positions: Tensor, is_place_BT: Tensor, features_MD: Tensor) -> Tensor:
-        """The embeddings (B, T, D) of tokens, and at some places the features of a tower instead, in their order.
+    def embed_features(self, ids_BT: Tensor, positions: Tensor, sources_BT: Tensor, features_MD: Tensor) -> Tensor:
+        """The embeddings (B, T, D) of tokens, and at some places the features of a tower instead.
 
         Features of several times the width have zeros beside the embeddings.
 
         Args:
             positions: as those of `AttentionInputs`.
+            sources_BT: as in `Media`.
         """
-        hidden_BTD = self._embed(ids_BT, positions)
-        hidden_BTD = F.pad(hidden_BTD, (0, features_MD.shape[-1] - hidden_BTD.shape[-1]))
-        return hidden_BTD.masked_scatter(is_place_BT[..., None], features_MD.to(hidden_BTD.dtype))
+        return self.feature_places(features_MD, self._embed(ids_BT, positions), sources_BT)
 
     def _embed(self, ids_BT: Tensor, positions: Tensor) -> Tensor:
         x_BTD = self.embedding(ids_BT)

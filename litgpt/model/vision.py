@@ -125,6 +125,18 @@ class Projector(nn.Module):
         return blocks_MPC.flatten(1) if self.merger is None else self.merger(blocks_MPC.mT.flatten(1))
 
 
+class FeaturePlaces(nn.Module):
+    """Writes features of a tower to their places among the embeddings of tokens; all gradients are defined, also if no
+    token of a rank has a feature."""
+
+    def forward(self, features_MD: Tensor, hidden_BTD: Tensor, sources_BT: Tensor) -> Tensor:
+        """(B, T, D), wider if features are, with zeros beside the embeddings; `sources_BT` as in `Media`."""
+        hidden_BTD = F.pad(hidden_BTD, (0, features_MD.shape[-1] - hidden_BTD.shape[-1]))
+        is_place_BT = sources_BT >= 0
+        features_MD = features_MD[sources_BT[is_place_BT]].to(hidden_BTD.dtype)
+        return hidden_BTD.masked_scatter(is_place_BT[..., None], features_MD)
+
+
 class PoolingHead(nn.Module):
     """The weights of SigLIP's attention pooling (Zhai et al. 2023), which decoders do not read; kept to be written."""
 
@@ -185,7 +197,8 @@ class Tower(nn.Module):
         """
         shape, grids = self.shape, media.grids
         check_grids(shape, grids)
-        x_NC = self.patches(media.patches_NP.to(self.patches.weight.dtype))
+        weight = self.patches.weight
+        x_NC = self.patches(media.patches_NP.to(weight.device, weight.dtype))
         places_N2 = list_places(grids, shape.merge).to(x_NC.device)
         if self.positions is not None:
             x_NC = x_NC + self._embed_positions(places_N2, grids)
@@ -217,7 +230,9 @@ class Tower(nn.Module):
 
     def _insert_class_tokens(self, x_NC: Tensor, frames: Sequence[int]) -> Tensor:
         assert self.class_token is not None
-        token = self.class_token if self.positions is None else self.class_token + self.positions.weight[0]
+        token = self.class_token
+        if self.positions is not None:
+            token = token + self.positions(torch.zeros((), dtype=torch.long, device=x_NC.device))
         return torch.cat([part for frame in x_NC.split(list(frames)) for part in (token[None], frame)])
 
     def _run_blocks(

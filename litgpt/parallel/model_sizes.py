@@ -4,6 +4,7 @@ from math import gcd
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
+from litgpt.model.flops import count_tower_layers
 from litgpt.parallel.schedules import split_layers
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 
@@ -15,13 +16,36 @@ def check_model_sizes(settings: ParallelArgs, dims: ParallelDims, config: Config
         UserError: naming the degree, the size of the model, and a degree that fits.
     """
     if dims.pipeline > 1:
-        split_layers(settings, layers)
+        assign_layers(settings, config, layers)
     if dims.tensor > 1:
         check_tensor_sizes(config, dims.tensor, sequence=settings.sequence)
     if dims.expert * dims.expert_tensor > 1:
         check_expert_sizes(config, dims.expert, dims.expert_tensor)
     if dims.context > 1 and settings.context_method == "ulysses":
         check_context_heads(config.n_head // dims.tensor, dims.context)
+    has_blocks = config.vision is not None and config.vision["image_blocks"]
+    if dims.context > 1 and settings.context_method != "ulysses" and has_blocks:
+        raise UserError(
+            f"parallel.context_method: {settings.context_method} is not supported for a model whose tokens of an image "
+            "attend to later ones; set ulysses"
+        )
+
+
+def assign_layers(settings: ParallelArgs, config: Config, layers: int) -> list[range]:
+    """The layers of every stage of a pipeline; the first stage has the vision tower too.
+
+    Raises:
+        UserError: if the settings do not fit the number of layers, or the first stage does not have all layers after
+            which features of the tower are added.
+    """
+    stages = split_layers(settings, layers, tower=count_tower_layers(config))
+    added = 0 if config.vision is None else len(config.vision["deep_layers"] or [])
+    if len(stages[0]) < added:
+        raise UserError(
+            f"parallel.pipeline_layers: the first stage has {len(stages[0])} layers, but features of images are added "
+            f"after the first {added}; give it {added} or more"
+        )
+    return stages
 
 
 def check_tensor_sizes(config: Config, ranks: int, *, sequence: bool, key: str = "parallel.tensor") -> None:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 
 from litgpt.model.gpt import GPT, MissingLayer
+from litgpt.model.media import Media
 from litgpt.parallel import schedules
 from litgpt.parallel.mesh import Mesh
+from litgpt.parallel.model_sizes import assign_layers
 from litgpt.parallel.schedules import RECEIVE, RECEIVE_GRAD, Task
 from litgpt.recipe.parallel import ParallelArgs
 
@@ -34,9 +36,10 @@ class Stage:
     last: bool
     hidden_BPD: Tensor | None = None
 
-    def __call__(self, ids_BT: Tensor, **named: Any) -> Any:
-        """Run the stage on ids of a micro-batch, (B, T)."""
-        return self.model(ids_BT, layers=self.layers, hidden_BTD=self.hidden_BPD, **named)
+    def __call__(self, ids_BT: Tensor, *, media: Media | None = None, **named: Any) -> Any:
+        """Run the stage on ids of a micro-batch, (B, T); only the first one reads its media."""
+        media = None if self.layers.start else media
+        return self.model(ids_BT, layers=self.layers, hidden_BTD=self.hidden_BPD, media=media, **named)
 
 
 StageFunction = Callable[[Stage, int], Tensor]
@@ -68,7 +71,7 @@ class Pipeline:
         self.schedule, self.devices = settings.pipeline_schedule, mesh.dims.pipeline
         self.needs_sync_each = settings.level == 3
         self.sequence_shards = mesh.dims.tensor if settings.sequence else 1
-        self.layers = schedules.split_layers(settings, model.config.n_layer)
+        self.layers = assign_layers(settings, model.config, model.config.n_layer)
         self.stages = len(self.layers)
         self.group, self.device = mesh.group("pipeline"), mesh.rank("pipeline")
         self.owners = schedules.assign_devices(self.schedule, self.devices, self.stages)
@@ -95,6 +98,7 @@ class Pipeline:
         is_needed = {
             "embedding": first or (last and self.embeds_twice),
             "position_embedding": first,
+            "vision": first,
             "norm": last,
             "head": last,
             "score": last,
@@ -184,7 +188,7 @@ class Pipeline:
         model = self.model
         modules: list[nn.Module | None] = [model.blocks[layer] for layer in self.list_blocks(stage)]
         if stage == 0:
-            modules += [model.embedding, model.position_embedding]
+            modules += [model.embedding, model.position_embedding, model.vision]
         if stage == self.stages - 1:
             modules += [model.norm, model.score, model.head, model.embedding if self.embeds_twice else None]
         return [p for module in modules if module is not None for p in module.parameters() if p.requires_grad]

@@ -66,7 +66,10 @@ def recompute_block_groups(model: GPT, size: int) -> None:
         run_group = recompute_function(run_blocks)
 
         def wrapped(layers: range, x_BTD: Tensor, *args: Any) -> Tensor:
-            for first in range(0, len(layers), size):
+            added = x_BTD.shape[-1] // model.config.n_embd - 1  # features of images, after as many of the first layers
+            start = max(size, added)
+            x_BTD = run_group(layers[:start], x_BTD, *args)
+            for first in range(start, len(layers), size):
                 x_BTD = run_group(layers[first : first + size], x_BTD, *args)
             return x_BTD
 

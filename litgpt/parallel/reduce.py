@@ -1,6 +1,7 @@
 """Sums over ranks, and norms over any mix of plain and sharded tensors; equal on every rank."""
 
 from collections.abc import Iterable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def compute_parameter_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Te
     """The L2 norm of all parameters as one vector, in float32 or more; a scalar, equal on every rank."""
     norms = []
     for layout, tensors in _group_by_layout(parameter.detach() for parameter in parameters).items():
-        dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+        dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
         local = [torch.linalg.vector_norm(tensor, dtype=dtype) for tensor in tensors]  # without copies in float32
         norms.append(_norm_over_mesh(*layout, local))
     return _combine_norms(norms)

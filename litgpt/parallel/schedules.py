@@ -30,8 +30,11 @@ class Task(NamedTuple):
     micro: int
 
 
-def split_layers(settings: ParallelArgs, layers: int) -> list[range]:
+def split_layers(settings: ParallelArgs, layers: int, *, tower: int = 0) -> list[range]:
     """The layers of every stage.
+
+    Args:
+        tower: the number of layers that cost as much as the vision tower, which the first stage has.
 
     Raises:
         UserError: if the settings do not fit the number of layers, naming the number to change.
@@ -59,7 +62,7 @@ def split_layers(settings: ParallelArgs, layers: int) -> list[range]:
                 f"parallel.pipeline: {devices} makes {stages} stages, but the model has {layers} layers; "
                 f"set parallel.pipeline: {layers * devices // stages or 1}"
             )
-        sizes = balance_layers(layers, stages)
+        sizes = balance_layers(layers, stages, tower=tower)
     return [range(start, end) for start, end in pairwise(accumulate(sizes, initial=0))]
 
 
@@ -79,12 +82,16 @@ def share_layers(sizes: Sequence[int | None], layers: int) -> list[int]:
     return [rest // stages if size is None else size for size in sizes]
 
 
-def balance_layers(layers: int, stages: int) -> list[int]:
-    """Layers of each stage, as if embedding and head were a layer each; stages in the middle get the remaining ones."""
+def balance_layers(layers: int, stages: int, *, tower: int = 0) -> list[int]:
+    """Layers of each stage, as if embedding and head were a layer each; stages in the middle get the remaining ones.
+
+    Args:
+        tower: as in `split_layers`.
+    """
     sizes = [1] * stages
     order = [*range(stages - 2, 0, -1), 0, stages - 1]
     for _ in range(layers - stages):
-        lightest = min(order, key=lambda stage: sizes[stage] + (stage == 0) + (stage == stages - 1))
+        lightest = min(order, key=lambda stage: sizes[stage] + (stage == 0) * (1 + tower) + (stage == stages - 1))
         sizes[lightest] += 1
     return sizes
 

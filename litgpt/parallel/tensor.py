@@ -3,7 +3,8 @@
 Parameters are DTensors, which `use_local_params` replaces by their local tensors while a module runs. The layers of a
 block run unchanged, on the heads and inner widths of this rank (Shoeybi et al. 2019, section 3). Tokens are
 all-gathered before attention and feed-forward, and the outputs of all ranks reduce-scattered (sequence parallelism,
-Korthikanti et al. 2022, section 4.2.2), or all-reduced without `sequence`.
+Korthikanti et al. 2022, section 4.2.2), or all-reduced without `sequence`. A vision tower is replicated: all ranks
+encode all images.
 """
 
 from collections.abc import Iterator
@@ -181,7 +182,7 @@ def plan_parameter(
     key = key.removesuffix("_trained")
     if name.endswith((".norm_q", ".norm_k")) and config.norm_qk_type == "per_head" and config.norm_qk:
         kind = "columns" if name.endswith(".norm_q") else "groups"
-    if name == "score":  # every rank computes it for all tokens
+    if name == "score" or name.split(".")[0] == "vision":  # every rank computes it for all tokens, or all images
         return LocalLayout((Replicate(),))
     if kind is None:
         has_full_grad = not sequence and ".attention." not in name and ".mlp." not in name
@@ -248,6 +249,8 @@ def add_communication(model: GPT, group: ProcessGroup, *, sequence: bool) -> Non
             for norm in (block.attention.norm_q, block.attention.norm_k):
                 communicate(norm, before=gather_width, after=slice_width)
     split_vocab_lookup(model.embedding, group, reduce)
+    if sequence:
+        wrap_forward(model.feature_places, partial(place_local_features, group=group))
     if model.position_embedding is not None and sequence:
         communicate(model.position_embedding, after=partial(slice_local, group=group, dim=-2))
     if model.score is None:
@@ -269,3 +272,12 @@ def split_vocab_lookup(embedding: nn.Embedding, group: ProcessGroup, reduce: Fun
         return wrapped
 
     wrap_forward(embedding, split_lookup)
+
+
+def place_local_features(forward: Function, group: ProcessGroup) -> Function:
+    """A `FeaturePlaces.forward` for the tokens of this rank; the gradients of features are summed over all ranks."""
+
+    def wrapped(features_MD: Tensor, hidden_BPD: Tensor, sources_BT: Tensor) -> Tensor:
+        return forward(copy_to_group(features_MD, group), hidden_BPD, slice_local(sources_BT, group, 1))
+
+    return wrapped

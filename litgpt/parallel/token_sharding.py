@@ -154,15 +154,15 @@ class LocalTokens:
         Raises:
             UserError: if the attention does not support the masks that these need.
         """
-        if blocks_BT is not None and self.attention is not None:
-            raise UserError(
-                "parallel.context: tokens of an image that attend to later ones are on other ranks; set "
-                "parallel.context: 1"
-            )
         positions = self.pad(positions, 0)
         blocks_BT = None if blocks_BT is None else self.pad(blocks_BT, -1)
         documents_BT = None if documents_BT is None else self.pad(documents_BT, -1)
         queries = None if self.attention is None else self.attention.query_ranges(positions.shape[-1])
+        if blocks_BT is not None and queries is not None:
+            raise UserError(
+                "parallel.context_method: all-gather leaves out later tokens, but those of images attend to them; set "
+                "ulysses"
+            )
         rows = build_attention_inputs(
             config, positions, documents_BT, blocks_BT=blocks_BT, cached=cached, queries=queries
         )
@@ -172,7 +172,7 @@ class LocalTokens:
         shard = self.sharding.local_shard
         return replace(
             rows,
-            positions=shard(positions, -1),
+            positions=shard(rows.positions, -1),
             documents_BT=None if documents_BT is None else shard(documents_BT, -1),
             angles={rope: (shard(cos, -2), shard(sin, -2)) for rope, (cos, sin) in rows.angles.items()},
             temperature=None if rows.temperature is None else shard(rows.temperature, -2),

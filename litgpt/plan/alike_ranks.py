@@ -10,6 +10,7 @@ import torch
 from litgpt import adapt
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
+from litgpt.parallel.model_sizes import assign_layers
 from litgpt.parallel.schedules import (
     BACKWARD,
     FORWARD,
@@ -95,7 +96,7 @@ def describe_devices(recipe: Training, spec: RunSpec, dims: ParallelDims) -> lis
 
     Layers that a tuner trains in turns are not compared.
     """
-    stages = split_layers(recipe.parallel, spec.config.n_layer)
+    stages = assign_layers(recipe.parallel, spec.config, spec.config.n_layer)
     owners = assign_devices(recipe.parallel.pipeline_schedule, dims.pipeline, len(stages))
     if spec.tuner is not None and type(spec.tuner) in adapt.TUNER_SCHEDULES:
         return list(range(dims.pipeline))

@@ -201,11 +201,6 @@ def check_vision(recipe: Training, config: Config) -> None:
     name = config.name or "the model"
     if freeze is None or recipe.objective != "next_token":
         raise UserError(f"{name}: it has a vision tower, which only litgpt finetune and finetune_full train; use them")
-    for axis in ("tensor", "pipeline", "context"):
-        if (degree := getattr(recipe.parallel, axis)) > 1:
-            raise UserError(
-                f"parallel.{axis}: {degree} is not supported for a model with a vision tower; set parallel.{axis}: 1"
-            )
 
 
 def check_routing(settings: MoEArgs, config: Config, *, adapted: bool) -> None:

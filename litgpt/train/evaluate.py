@@ -73,7 +73,7 @@ def compute_validation_metrics(
                 batch = batch.without_targets()
             counts = [total + count for total, count in zip(counts, objective.count(batch), strict=True)]
             batch = replace(batch, channels=None)  # which are numbered as in another stream
-            (prepared,) = objective.prepare(train_state, [batch.to(train_state.device)])
+            (prepared,) = objective.prepare(train_state, [train_state.to_device(batch)])
             output = evaluate(train_state, train_state.local_batch(objective.weigh(prepared)), objective.loss)
             if output is not None:
                 sums, metrics = output

@@ -1,7 +1,7 @@
 """The shard of a micro-batch that one rank computes, with its attention inputs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs, find_image_blocks
 from litgpt.model.config import Config
-from litgpt.model.media import Media
+from litgpt.model.media import Media, find_sources
+from litgpt.model.tower_config import TowerShape
 from litgpt.parallel.token_sharding import LocalTokens, VocabularyShard
 
 ROW_PADDING = {"ids": 0, "labels": IGNORE, "weights": 0.0, "channels": 0, "answers": -1}
@@ -28,7 +29,7 @@ class LocalBatch:
         answer_values: as in `Batch`, of all answers of the micro-batch.
         token_values: as in `Batch`, (B, P).
         later_tokens: as in `Batch`, (K, B, P).
-        media: as in `Batch`, for ranks that compute all tokens.
+        media: as in `Batch`, all images on each of the ranks that share the tokens of a row.
         tokens: the sharding of tokens over ranks; None if this rank computes all tokens.
     """
 
@@ -76,8 +77,20 @@ def build_local_batch(batch: Batch, config: Config, tokens: LocalTokens | None, 
     blocks = None if cached else find_image_blocks(config, batch.ids)
     inputs = build_inputs(config, positions, batch.documents, blocks_BT=blocks, cached=cached)
     others: dict[str, Any] = {"answer_values": batch.answer_values, "token_values": values, "later_tokens": later}
-    others["media"] = batch.media
+    others["media"] = batch.media if tokens is None else take_places(batch, config, tokens)
     return LocalBatch(**rows, inputs=inputs, tokens=tokens, **others)
+
+
+def take_places(batch: Batch, config: Config, tokens: LocalTokens) -> Media | None:
+    """The media of a micro-batch with the places that this rank has; None without any.
+
+    Raises:
+        UserError: if the texts do not have a place for each feature of the images.
+    """
+    if batch.media is None or not batch.media.grids or config.vision is None:
+        return batch.media
+    sources = find_sources(batch.ids, batch.media, TowerShape.from_values(config.vision))
+    return replace(batch.media, sources_BT=tokens.local_shard(sources, -1))
 
 
 def take_rows(rows: Mapping[str, Any], tokens: LocalTokens | None) -> dict[str, Any]:

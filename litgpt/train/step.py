@@ -222,7 +222,7 @@ def run_batches(
     total = torch.zeros((), dtype=torch.float64, device=get_sum_device(train_state.device))
 
     def local_batch(batch: Batch) -> LocalBatch:
-        batch = objective.weigh(batch.to(train_state.device))
+        batch = objective.weigh(train_state.to_device(batch))
         local = train_state.local_batch(batch)
         return local if train_state.routers is None else train_state.routers.attach(batch, local)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -91,6 +91,15 @@ class TrainState:
         """Load the files of a checkpoint, if it has them: others are of runs with another recipe of FP8."""
         if self.amax_history is not None and (folder / HISTORY_FILE).is_file():
             self.amax_history.load_text((folder / HISTORY_FILE).read_text(encoding="utf-8"))
+
+    def to_device(self, batch: Batch) -> Batch:
+        """Copy a micro-batch to this rank's device.
+
+        In a pipeline, which has all micro-batches of a step there, the tower of the first stage copies their media.
+        """
+        if self.pipeline is None:
+            return batch.to(self.device)
+        return replace(replace(batch, media=None).to(self.device), media=batch.media)
 
     def local_batch(self, batch: Batch, *, cached: int = 0) -> LocalBatch:
         """This rank's tokens of a micro-batch, which is on the rank's device; as in `build_local_batch`."""

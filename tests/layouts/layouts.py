@@ -120,8 +120,16 @@ SHAPES["predictions"] = small(
 )
 IMAGE = 50  # which no row of text has
 TOWER = {"width": 16, "layers": 3, "heads": 2, "mlp_size": 24, "blocks_run": 2, "patch": 2, "merge": 2, "side": 4}
-TOWER |= {"positions": "bucket", "final_norm": "applied", "projector_hidden": 16, "image_token": IMAGE}
+TOWER |= {"positions": "bucket", "class_token": True, "final_norm": "applied", "projector_hidden": 16}
+TOWER["image_token"] = IMAGE
 SHAPES["vision"] = replace(SHAPES["tied"], n_layer=2, vision=TowerShape.from_values(TOWER).to_dict())
+SECTIONS = {**TOWER, "positions": "none", "rope_base": 100.0, "window": 4, "full_layers": [1], "class_token": False}
+SECTIONS |= {"temporal": 2, "projector_norm": "layer", "final_norm": "none", "deep_layers": [0]}
+SHAPES["sections"] = replace(
+    SHAPES["dense"], n_layer=4, rope_sections=[1, 1, 2], vision=TowerShape.from_values(SECTIONS).to_dict()
+)
+BLOCKS = {**TOWER, "positions": "learned", "class_token": False, "merge": 1, "side": 2, "image_blocks": True}
+SHAPES["image blocks"] = replace(SHAPES["gemma"], vision=TowerShape.from_values(BLOCKS).to_dict())
 SHAPES["deep predictions"] = replace(SHAPES["predictions"], n_layer=4)
 SHAPES["dense predictions"] = replace(SHAPES["dense"], n_prediction_layers=1)
 PREFERENCES = {
@@ -222,17 +230,25 @@ def build_global_batch(*, packed: bool) -> Batch:
     return Batch(ids[:, :-1].contiguous(), labels, documents=documents, positions=positions - starts)
 
 
-def place_images(batches: Sequence[Batch], starts: Iterable[int], images: Collection[int]) -> list[Batch]:
+def place_images(
+    batches: Sequence[Batch], starts: Iterable[int], images: Collection[int], config: Config
+) -> list[Batch]:
     """Micro-batches with an image of its own size in each of these rows, which are numbered from `starts`."""
-    shape, placed = TowerShape.from_values(TOWER), []
+    shape, placed = TowerShape.from_values(config.vision or {}), []
     for batch, start in zip(batches, starts, strict=True):
         ids, labels, items = batch.ids.clone(), batch.labels.clone(), []
+        positions = torch.arange(LENGTH).expand_as(ids) if batch.positions is None else batch.positions
+        sections = positions[:, None].repeat(1, 3, 1)
         for row in sorted(set(range(start, start + len(ids))) & set(images)):
-            places = 1 + row % 3
-            pixels = torch.randn(1, 3, 4, 4 * places, generator=torch.Generator().manual_seed(row))
+            places = shape.block_tokens or 1 + row % 3
+            size = (4, 4) if shape.positions == "learned" else (4, 4 * places)
+            pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(row))
             items.append(cut_patches(pixels, shape))
             ids[row - start, 2 : 2 + places], labels[row - start, 1 : 1 + places] = IMAGE, IGNORE
-        placed.append(replace(batch, ids=ids, labels=labels, media=pack_media(items) if items else None))
+            sections[row - start, :2, 2 : 2 + places] = sections[row - start, :2, 2:3]
+        has_sections = bool(items and config.rope_sections)
+        changed = replace(batch, ids=ids, labels=labels, positions=sections if has_sections else batch.positions)
+        placed.append(replace(changed, media=pack_media(items) if items else None))
     return placed
 
 
@@ -248,7 +264,7 @@ def build_micro_batches(case: Case, rank: int, ranks: int) -> list[Batch]:
     if case.objective not in PREFERENCES:
         batches = take_micro_batches(build_global_batch(packed=case.packed), rank, ranks, case.micro)
         starts = range(rank * case.micro, ROWS, ranks * case.micro)
-        return place_images(batches, starts, case.images) if case.images else batches
+        return place_images(batches, starts, case.images, SHAPES[case.shape]) if case.images else batches
     answers, desirable = draw_answers(ROWS, weighted=True), (torch.arange(2 * ROWS) // 4 % 2).float()
     values = {"desirable": desirable, "margin": torch.linspace(0, 1, ROWS).repeat_interleave(2)}
     starts = range(2 * rank * case.micro, 2 * ROWS, 2 * ranks * case.micro)

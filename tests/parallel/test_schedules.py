@@ -40,6 +40,8 @@ def test_layers_are_balanced_with_embedding_and_head() -> None:
     assert balance_layers(10, 4) == [2, 3, 3, 2]
     assert balance_layers(48, 4) == [11, 13, 13, 11]
     assert balance_layers(4, 4) == [1, 1, 1, 1]
+    assert balance_layers(28, 4, tower=3) == [4, 8, 9, 7]
+    assert balance_layers(4, 2, tower=9) == [1, 3]
     assert all(sum(balance_layers(layers, stages)) == layers for stages in range(2, 9) for layers in range(stages, 40))
 
 

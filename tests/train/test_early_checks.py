@@ -80,8 +80,8 @@ CASES = [
     (["generate_speculatively", "model", "none"], "target_model_checkpoint_dir: none is not a folder"),
     ([*PRETRAIN, "--moe.aux_loss_coeff=0.1"], "moe.aux_loss_coeff: 0.1 has no effect with a model without experts"),
     (
-        ["finetune", "seeing", *FINETUNE[2:], "--devices=2", "--parallel.tensor=2"],
-        "parallel.tensor: 2 is not supported for a model with a vision tower; set parallel.tensor: 1",
+        ["finetune", "seeing", *FINETUNE[2:], "--devices=8", "--parallel.pipeline=8"],
+        "parallel.pipeline: 8 makes 8 stages, but the model has",
     ),
     ([*FINETUNE, "--freeze.llm=true"], "freeze.llm: true has no effect with a model without a vision tower"),
     ([*FINETUNE, "--moe.z_loss_coeff=0.1"], "moe.z_loss_coeff: 0.1 has no effect with a model without experts"),

@@ -122,9 +122,6 @@ def test_packed_rows_equal_padded_ones(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "flags", "message"),
     [
-        ("finetune_full", "--devices 2 --parallel.tensor 2", "parallel.tensor: 2 is not supported for a model with a"),
-        ("finetune_full", "--devices 2 --parallel.pipeline 2", "set parallel.pipeline: 1"),
-        ("finetune_full", "--devices 2 --parallel.context 2", "set parallel.context: 1"),
         ("finetune_full", "--freeze.llm true", "freeze: llm, vision and aligner are all true"),
         ("finetune_full", "--tuner LISA", "tuner: LISA is not supported for a model with a vision tower; use LoRA"),
         ("finetune_full", "--data.streaming true --data.val_fraction null", "with data.streaming: true"),
