@@ -39,6 +39,8 @@ DECODER: dict[str, Any] = {
 TEXT = {**DECODER, "vocab_size": 288, "tie_word_embeddings": False}
 TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 4}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+AREA = {"size": {"shortest_edge": 64, "longest_edge": 1024}, "patch_size": 4, "merge_size": 2}
+IN_TURN = {**MROPE, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
 KINDS: dict[str, dict[str, Any]] = {
     "smolvlm": {
         "config": {
@@ -91,12 +93,20 @@ KINDS: dict[str, dict[str, Any]] = {
                 **{"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2},
             },
         },
-        "processor": {
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "size": {"shortest_edge": 64, "longest_edge": 1024},
-            "patch_size": 4,
-            "merge_size": 2,
+        "processor": {"image_processor_type": "Qwen2VLImageProcessor", **AREA},
+        "template": BOTH,
+    },
+    "qwen3_vl": {
+        "config": {
+            "architectures": ["Qwen3VLForConditionalGeneration"],
+            "text_config": {**TEXT, "model_type": "qwen3_vl_text", "rope_parameters": IN_TURN, "head_dim": 8},
+            "vision_config": {
+                **{"model_type": "qwen3_vl_vision", "depth": 2, "num_heads": 2, "patch_size": 4},
+                **{"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24},
+                **{"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+            },
         },
+        "processor": {"image_processor_type": "Qwen2VLImageProcessor", **AREA},
         "template": BOTH,
     },
 }

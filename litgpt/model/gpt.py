@@ -232,12 +232,16 @@ class GPT(nn.Module):
         return [output, *self._predict(hidden_BTD, inputs, predictions)] if predictions else output
 
     def run_blocks(self, layers: range, x_BTD: Tensor, inputs: AttentionInputs, cache: KVCache | None = None) -> Tensor:
-        """Run some blocks in order, (B, T, D) -> (B, T, D); from the first, (B, T, (1 + K) D) as of `embed_media`."""
+        """Run some blocks in order, (B, T, D) -> (B, T, D).
+
+        Beside the input there may be what is added to the outputs of the first K of them, (B, T, (1 + K) D), and what
+        is left is beside the output.
+        """
         x_BTD, *added = x_BTD.split(self.config.n_embd, -1)
         for layer in layers:
             x_BTD = self.blocks[layer](x_BTD, inputs, None if cache is None else cache.layers[layer])
-            x_BTD = x_BTD + added[layer] if layer < len(added) else x_BTD
-        return x_BTD
+            x_BTD = x_BTD + added.pop(0) if added else x_BTD
+        return torch.cat([x_BTD, *added], -1) if added else x_BTD
 
     def _build_inputs(
         self, ids_BT: Tensor, positions: Tensor | None, documents_BT: Tensor | None, cache: KVCache | None

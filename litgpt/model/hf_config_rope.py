@@ -32,6 +32,7 @@ def read_rope(
     temperature: str | None = None,
     stretch: str | None = None,
     sections: str | None = None,
+    in_turn: str | None = None,
 ) -> dict[str, Any]:
     """One rotary embedding for all layers.
 
@@ -39,6 +40,7 @@ def read_rope(
         theta, partial, original: keys, outside the mapping, of base, partial rotary factor and original length.
         temperature: key, in the mapping, of the factor on the logarithm of a query's position.
         sections: key, in the mapping, of the numbers of pairs for time, rows and columns.
+        in_turn: key, in the mapping, that is true, and tells that pairs of time, rows and columns are in turn.
         stretch: key, in the mapping, of an NTK factor on the base that applies to every length.
     """
     rope = rope_mapping(values)
@@ -59,6 +61,8 @@ def read_rope(
         read["query_temperature"] = {"first_position": 0, "floor_scale": length, "scale": rope[temperature]}
     if sections:
         read["rope_sections"] = rope.get(sections)
+    if in_turn and rope.get(in_turn, True) is not True:
+        raise unsupported_key(f"rope_parameters.{in_turn}", rope[in_turn], "true")
     return {key: value for key, value in read.items() if value is not None}
 
 
@@ -70,6 +74,7 @@ def write_rope(
     original: str | None = None,
     temperature: str | None = None,
     sections: str | None = None,
+    in_turn: str | None = None,
     **_: Any,
 ) -> dict[str, Any]:
     """The keys of `read_rope`, in the form before transformers 5 and in that since; a stretched base as it is."""
@@ -79,6 +84,8 @@ def write_rope(
         scaling[temperature] = (config.query_temperature or {"scale": 0.0})["scale"]
     if sections:
         scaling[sections] = config.rope_sections
+    if in_turn:
+        scaling[in_turn] = True
     old, outside = scaling, {}
     if original:  # older transformers then expects it nowhere else, and the kind as `type`
         old = {"type" if key == "rope_type" else key: value for key, value in scaling.items()}

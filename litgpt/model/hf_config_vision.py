@@ -36,6 +36,19 @@ def write_side(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str
     return {"image_size": (shape.side or 0) * shape.patch}, {}
 
 
+def read_position_count(vision: Values, _values: Values, _fields: Values, _width: int) -> dict[str, Any]:
+    """The side in patches, from the number of positions."""
+    count = hf.check_count("num_position_embeddings", vision.get("num_position_embeddings"))
+    if math.isqrt(count) ** 2 != count:
+        raise unsupported_key("vision_config.num_position_embeddings", count, "the square of a number, e.g. 2304")
+    return {"side": math.isqrt(count)}
+
+
+def write_position_count(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The number of positions."""
+    return {"num_position_embeddings": (shape.side or 0) ** 2}, {}
+
+
 def read_ratio(vision: Values, _values: Values, fields: Values, _width: int) -> dict[str, Any]:
     """The intermediate size as a multiple of the width."""
     return {"mlp_size": int(hf.check_number("mlp_ratio", vision.get("mlp_ratio")) * fields["width"])}
@@ -126,6 +139,7 @@ def build_merger(key: str) -> TowerTranslation:
 
 TOWER_TRANSLATIONS = {
     "side": TowerTranslation(read_side, write_side),
+    "position_count": TowerTranslation(read_position_count, write_position_count),
     "mlp_ratio": TowerTranslation(read_ratio, write_ratio),
     "plain_mlp": TowerTranslation(read_plain_mlp, write_plain_mlp),
     "feature_layer": TowerTranslation(read_feature_layer, write_feature_layer),

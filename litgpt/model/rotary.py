@@ -16,8 +16,8 @@ def build_angles(config: Config, positions: Tensor, *, rope: str = "global") -> 
     """Cosine and sine of every position's angles, in the layout of `apply_rotary`.
 
     Args:
-        positions: (T,), (B, T) if rows differ, or (B, 3, T): of time, row and column, each for the pairs of its section
-            in `rope_sections` (Wang et al. 2024, Qwen2-VL, 2.1).
+        positions: (T,), (B, T) if rows differ, or (B, 3, T): of time, row and column, each for the pairs of
+            `list_pair_axes` (Wang et al. 2024, Qwen2-VL, 2.1).
         rope: `global`, or `local` for the unscaled embedding of base `rope_local_base_freq`.
 
     Returns:
@@ -31,14 +31,25 @@ def build_angles(config: Config, positions: Tensor, *, rope: str = "global") -> 
         frequencies, scale = compute_frequencies(config, positions)
     radians = positions.float()[..., None] * frequencies
     if positions.dim() == 3:
-        assert config.rope_sections is not None, "positions of time, row and column require rope_sections"
-        sections = enumerate(radians.split(config.rope_sections, dim=-1))
-        radians = torch.cat([section[:, axis] for axis, section in sections], -1)
+        axes = torch.tensor(list_pair_axes(config), device=radians.device)
+        radians = radians.gather(1, axes.expand(len(radians), 1, radians.shape[2], -1))[:, 0]
     radians = radians.unsqueeze(-3)
     cos, sin = radians.cos() * scale, radians.sin() * scale
     if config.rope_interleave:
         return cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2)
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def list_pair_axes(config: Config) -> list[int]:
+    """Whether each rotated pair is for time (0), row (1) or column (2): one section after the other, or in turn.
+
+    In turn, all pairs after those of the shorter sections are for time.
+    """
+    sections = config.rope_sections
+    assert sections is not None, "positions of time, row and column require rope_sections"
+    if config.rope_section_order == "blocks":
+        return [axis for axis, pairs in enumerate(sections) for _ in range(pairs)]
+    return [pair % 3 if pair < 3 * sections[pair % 3] else 0 for pair in range(sum(sections))]
 
 
 def compute_plain_frequencies(config: Config, base: float | Tensor, device: torch.device) -> Tensor:

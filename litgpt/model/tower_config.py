@@ -126,6 +126,10 @@ class TowerShape:
             raise field_error("vision.width", f"{self.width} does not fit {self.heads} heads", cure)
         if not 0 <= self.blocks_run <= self.layers:
             raise field_error("vision.blocks_run", f"{self.blocks_run} of {self.layers} blocks", f"use {self.layers}")
+        deep = self.deep_layers or []
+        if deep != sorted({*deep} & {*range(self.blocks_run)}):
+            problem = f"{deep} are not ascending numbers of layers that run"
+            raise field_error("vision.deep_layers", problem, f"use 0 to {self.blocks_run - 1}")
         if self.positions != "none" and self.side is None:
             raise field_error("vision.side", f"None with positions: {self.positions}", "use e.g. 24")
         if self.image_blocks and self.positions != "learned":

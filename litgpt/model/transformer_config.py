@@ -147,6 +147,7 @@ class TransformerConfig:
     output: Literal["logits", "score"] = "logits"
     n_prediction_layers: int = 0
     rope_sections: list[int] | None = None
+    rope_section_order: Literal["blocks", "in_turn"] = "blocks"
     vision: dict[str, Any] | None = None
 
     def __init__(self, **values: Any) -> None:
@@ -299,11 +300,18 @@ class TransformerConfig:
 
     def _check_vision(self) -> None:
         if self.vision is not None:
-            self.vision = TowerShape.from_values(self.vision).to_dict()
+            shape = TowerShape.from_values(self.vision)
+            self.vision = shape.to_dict()
+            if len(shape.deep_layers or []) > self.n_layer:
+                problem = f"{shape.deep_layers} are more than the {self.n_layer} layers that add their features"
+                raise field_error("vision.deep_layers", problem, f"list {self.n_layer} or fewer")
         sections = self.rope_sections
         if sections is not None and (len(sections) != 3 or sum(sections) != self.rotary_size // 2 or min(sections) < 0):
             problem = f"{sections} are not three numbers of pairs, {self.rotary_size // 2} in all"
             raise field_error("rope_sections", problem, "list those of time, row and column")
+        if sections is not None and self.rope_section_order == "in_turn" and max(sections[1:]) > sections[0]:
+            problem = f"{sections} have no pair of time for each of row and column"
+            raise field_error("rope_sections", problem, "list the largest first, or set rope_section_order: blocks")
 
     @property
     def n_blocks(self) -> int:

@@ -49,7 +49,7 @@ def merge_decoder(
     tensors |= {start + name: line for name, line in tower["tensors"].items()}
     text = data.get("text", {})
     merged = {
-        key: {**decoder.get(key, {}), **text.get(key, {})}
+        key: drop_nulls({**decoder.get(key, {}), **text.get(key, {})})
         for key in ("fixed", "config", "translated", "expect", "missing")
     }
     ignored = [*decoder.get("ignored", []), *(start.replace(".", r"\.") + each for each in tower.get("ignored", []))]
@@ -69,7 +69,7 @@ def merge_decoder(
         **{key: decoder[key] for key in ("unused", "divisible", "module_names") if key in decoder},
         **merged,
         "order": 2,
-        "tensors": {**tensors, **data["tensors"]},
+        "tensors": drop_nulls({**tensors, **data["tensors"]}),
         "ignored": ignored,
         "vision": keys,
     }

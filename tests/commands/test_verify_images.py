@@ -24,6 +24,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "llava-mistral-siglip": ("SiglipImageProcessor", {"size": {"height": 16, "width": 16}}),
     "qwen2_vl": ("Qwen2VLImageProcessor", AREA),
     "qwen2_5_vl": ("Qwen2VLImageProcessor", AREA),
+    "qwen3_vl": ("Qwen2VLImageProcessor", AREA),
     "idefics3": ("Idefics3ImageProcessor", TILES),
     "smolvlm": ("SmolVLMImageProcessor", TILES),
     "gemma3": ("Gemma3ImageProcessor", {"size": {"height": 24, "width": 24}}),

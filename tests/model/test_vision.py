@@ -7,6 +7,7 @@ import torch
 
 from litgpt.data.media.patches import cut_patches, pack_media
 from litgpt.errors import UserError
+from litgpt.model.attention_inputs import build_attention_inputs
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.media import Media
@@ -45,6 +46,22 @@ def test_images_do_not_see_each_other() -> None:
     torch.testing.assert_close(together, apart, atol=1e-6, rtol=1e-6)
 
 
+def test_deep_features_are_added_after_the_first_blocks() -> None:
+    shape = {**VISION, "layers": 2, "blocks_run": 2, "deep_layers": [0, 1]}
+    model = GPT(Config(**{**SHAPE, "n_layer": 3}, vision=shape))
+    ids = torch.tensor([[1, 9, 9, 2, 9, 9]])
+    hidden = model.embed_media(ids, cut(model))
+    inputs = build_attention_inputs(model.config, torch.arange(6))
+    assert hidden.shape == (1, 6, 3 * 16) and not hidden[0, [0, 3], 16:].any()
+    expected, *added = hidden.split(16, -1)
+    for block, more in zip(model.blocks, [*added, torch.zeros(())], strict=True):
+        expected = block(expected, inputs) + more
+    assert torch.equal(model.run_blocks(range(3), hidden, inputs), expected)
+    for layer in range(3):  # as in groups that are recomputed
+        hidden = model.run_blocks(range(layer, layer + 1), hidden, inputs)
+    assert torch.equal(hidden, expected)
+
+
 def test_merged_patches_are_neighbours() -> None:
     shape = TowerShape.from_values({**VISION, "merge": 2, "positions": "none"})
     patches, grid = cut_patches(torch.arange(16 * 16.0).view(1, 1, 16, 16), shape)
@@ -78,6 +95,9 @@ def test_model_without_tower() -> None:
         ({"window": 3}, "vision.window"),
         ({"act": "tanh"}, "vision.act"),
         ({"patches": 3}, "vision.patches: unknown"),
+        ({"deep_layers": [1]}, r"vision\.deep_layers: \[1\] are not"),
+        ({"layers": 2, "blocks_run": 2, "deep_layers": [0, 1]}, r"more than the 1 layers that add"),
+        ({"image_blocks": True, "positions": "bucket"}, r"vision\.image_blocks: true with positions: bucket"),
     ],
 )
 def test_shapes_that_are_refused(fields: dict[str, Any], message: str) -> None:

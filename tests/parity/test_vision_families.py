@@ -72,6 +72,9 @@ def gemma() -> Row:
 
 TILED = ("Idefics3", "SmolVLM")
 """Kinds that take the tiles of an image as a dim."""
+IN_TURN = {**SECTIONS, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+DEEP: dict[str, Any] = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24}
+DEEP |= {"num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}
 WINDOWS = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "window_size": 16}
 SIGLIP = "siglip_vision_model"
 ROWS = {
@@ -81,6 +84,7 @@ ROWS = {
     "llava-qwen2-siglip": llava({"model_type": "qwen2", "tie_word_embeddings": False}, SIGLIP, "full", 2),
     "qwen2_vl": qwen("Qwen2VL", {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}),
     "qwen2_5_vl": qwen("Qwen2_5_VL", {**WINDOWS, "fullatt_block_indexes": [1], "tokens_per_second": 2}),
+    "qwen3_vl": qwen("Qwen3VL", DEEP, {"head_dim": 8, "rope_parameters": IN_TURN}),
     "idefics3": idefics("Idefics3"),
     "smolvlm": idefics("SmolVLM"),
     "gemma3": gemma(),
@@ -153,7 +157,7 @@ def compute_hf_logits(model: Any, example: Example) -> Tensor:
     return model(input_ids=example.ids_BT, **example.theirs).logits
 
 
-FAST = ("llava-llama-dinov2", "llava-qwen2-siglip", "qwen2_5_vl", "idefics3", "gemma3")
+FAST = ("llava-llama-dinov2", "llava-qwen2-siglip", "qwen2_5_vl", "qwen3_vl", "idefics3", "gemma3")
 
 
 @pytest.mark.parametrize(
@@ -235,6 +239,7 @@ def test_newer_names_and_older_config(name: str, tmp_path: Path) -> None:
         ("llava-qwen2-siglip", {"vision_feature_select_strategy": "default"}, "vision_feature_select_strategy"),
         ("llava-qwen2-siglip", {"vision_feature_layer": [-2, -1]}, "vision_feature_layer"),
         ("llava-qwen2-siglip", {"vision_config": [1]}, "vision_config"),
+        ("qwen3_vl", {"vision_config": {"num_position_embeddings": 24}}, "vision_config.num_position_embeddings: 24"),
         ("gemma3", {"mm_tokens_per_image": 10}, "mm_tokens_per_image: 10"),
         ("llava-llama-dinov2", {"vision_config": {"use_swiglu_ffn": True}}, "vision_config.use_swiglu_ffn: True"),
         ("qwen2_5_vl", {"vision_config": {"rope_parameters": "x"}}, "vision_config.rope_parameters"),

@@ -18,15 +18,18 @@ SHAPE: dict[str, Any] = {"width": 16, "layers": 1, "heads": 2, "mlp_size": 16, "
 SHAPE |= {"temporal": 2, "image_token": IMAGE, "video_token": VIDEO}
 
 
-def draw_layout(draw: random.Random, shape: TowerShape) -> tuple[list[int], list[tuple[int, int, int]]]:
-    """A text of one to seven images and videos, some without text between them that transformers could tell apart."""
-    ids, grids = [1] * draw.randint(0, 3), []
+def draw_layout(draw: random.Random, shape: TowerShape) -> tuple[list[int], list[tuple[int, int, int]], list[int]]:
+    """A text of one to seven images and videos, and the token of each, with text between them, as in transformers."""
+    ids, grids, kinds = [1] * draw.randint(0, 3), list[tuple[int, int, int]](), list[int]()
     for _ in range(draw.randint(1, 7)):
         kind = draw.choice([IMAGE, VIDEO])
         steps = 1 if kind == IMAGE else draw.randint(1, 4)
         grids.append((steps, 2 * draw.randint(1, 6), 2 * draw.randint(1, 6)))
-        ids += [kind] * count_places(grids[-1], shape) + [1] * draw.randint(1, 5)
-    return ids, grids
+        runs = steps if shape.frame_runs else 1
+        for _ in range(runs):
+            ids += [kind] * (count_places(grids[-1], shape) // runs) + [1] * draw.randint(1, 5)
+        kinds.append(kind)
+    return ids, grids, kinds
 
 
 def compute_rope_index(model: Any, ids: list[int], grids: list[tuple[int, int, int]], kinds: list[int]) -> Tensor:
@@ -44,7 +47,8 @@ def compute_rope_index(model: Any, ids: list[int], grids: list[tuple[int, int, i
 
 
 @pytest.mark.parametrize(
-    ("kind", "speed"), [pytest.param("Qwen2VL", None, marks=pytest.mark.slow), ("Qwen2_5_VL", 2.0)]
+    ("kind", "speed"),
+    [pytest.param("Qwen2VL", None, marks=pytest.mark.slow), ("Qwen2_5_VL", 2.0), ("Qwen3VL", None)],
 )
 def test_random_layouts(kind: str, speed: float | None) -> None:
     config = getattr(transformers, f"{kind}Config")(
@@ -52,14 +56,15 @@ def test_random_layouts(kind: str, speed: float | None) -> None:
     )
     with torch.device("meta"):
         model = getattr(transformers, f"{kind}Model")(config)
-    shape, draw, moved = TowerShape.from_values({**SHAPE, "tokens_per_second": speed}), random.Random(0), 0
+    values = {**SHAPE, "tokens_per_second": speed, "frame_runs": kind == "Qwen3VL"}
+    shape, draw, moved = TowerShape.from_values(values), random.Random(0), 0
     for _ in range(LAYOUTS):
-        ids, grids = draw_layout(draw, shape)
-        kinds = [token for token, before in zip(ids, [0, *ids], strict=False) if token != 1 and token != before]
+        ids, grids, kinds = draw_layout(draw, shape)
         expected = compute_rope_index(model, ids, grids, kinds)
         assert torch.equal(build_media_positions(shape, ids, grids, after_video="grid"), expected)
         moved += not torch.equal(build_media_positions(shape, ids, grids), expected)
-    assert moved > (100 if speed else 0)  # time passes rows and columns more often at two positions a step
+    # time passes rows and columns more often at two positions a step, and never in runs of one step
+    assert moved > 100 if speed else (moved == 0) == shape.frame_runs
 
 
 def test_published_vector_and_time_of_videos() -> None:
