@@ -21,10 +21,12 @@ class OffloadedTensor(NamedTuple):
 class HostOffload:
     """Saves a block's activations in host memory; on accelerators copies overlap with computation."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: nn.Module) -> None:
         self.block = block
         self.parameters: set[int] = set()
-        if block.experts is not None:  # FSDP2 all-gathers them later than the rest of the block
+        if (
+            isinstance(block, Block) and block.experts is not None
+        ):  # FSDP2 all-gathers them later than the rest of the block
             wrap_forward(block.experts, partial(self._add_experts, block.experts))
 
     def begin(self) -> None:

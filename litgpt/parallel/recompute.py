@@ -15,6 +15,7 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT, Block
 from litgpt.model.surgery import Function, wrap_forward
+from litgpt.model.vision import Tower
 from litgpt.parallel.offload import HostOffload
 from litgpt.recipe.recompute import RecomputeArgs
 
@@ -38,6 +39,10 @@ def apply_recompute(model: GPT, settings: RecomputeArgs, *, compiled: bool) -> N
     Raises:
         UserError: if `recompute.modules` names a part that the model does not have.
     """
+    tower_blocks = list_trained_tower_blocks(model)
+    if settings.granularity == "full":
+        for block in tower_blocks:
+            wrap_forward(block, recompute_function)
     if settings.granularity == "full" and settings.method == "uniform" and settings.num_layers > 1:
         recompute_block_groups(model, settings.num_layers)
     elif settings.granularity == "full":
@@ -50,8 +55,14 @@ def apply_recompute(model: GPT, settings: RecomputeArgs, *, compiled: bool) -> N
         for block in model.local_blocks:
             recompute_parts(block, settings, compiled=compiled)
     if settings.offload and settings.granularity != "selective":
-        for block in model.local_blocks:
+        for block in (*model.local_blocks, *tower_blocks):
             wrap_forward(block, partial(use_saved_tensor_hooks, HostOffload(block)))
+
+
+def list_trained_tower_blocks(model: GPT) -> list[nn.Module]:
+    """The blocks of the vision tower that run, if it is trained; others save nothing for backward."""
+    tower = model.vision
+    return list(tower.blocks[: tower.shape.blocks_run]) if isinstance(tower, Tower) and tower.is_trained else []
 
 
 def recompute_function(function: Function) -> Function:

@@ -38,7 +38,10 @@ class RecomputeArgs:
     """Activation recomputation in backward (Chen et al. 2016), and offloading to host memory."""
 
     granularity: Literal["none", "selective", "full"] = "none"
-    """What to recompute: nothing (none), some modules of every layer (selective), or whole layers (full)."""
+    """What to recompute: nothing (none), some modules of every layer (selective), or whole layers (full).
+
+    Full recomputes every layer of a trained vision tower too; selective none.
+    """
     method: Literal["uniform", "block"] = "uniform"
     """With full: recompute all layers, in segments of num_layers, or the first num_layers of each stage (block)."""
     num_layers: Count = 1

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,6 +16,7 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
+from litgpt.model.media import Media
 from litgpt.parallel.apply import parallelize
 from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.offload import HostOffload, OffloadedTensor
@@ -49,6 +50,17 @@ SHAPE: dict[str, Any] = {
     "dropout": 0.1,
 }
 EXPERTS = {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2, "moe_intermediate_size": 24}
+TOWER = {
+    "width": 32,
+    "layers": 4,
+    "heads": 4,
+    "mlp_size": 88,
+    "blocks_run": 4,
+    "patch": 1,
+    "merge": 2,
+    "image_token": 47,
+}
+TOWER |= {"rope_base": 100.0, "deep_layers": [0, 1, 3]}
 LATENT = {
     "latent_attention": {
         "q_lora_rank": 16,
@@ -65,6 +77,7 @@ SHAPES = {
     "capped": {**SHAPE, "attention_logit_softcapping": 20.0, "parallel_residual": True, "shared_attention_norm": True},
     "experts": SHAPE | EXPERTS,
     "latent": SHAPE | LATENT | EXPERTS,
+    "tower": SHAPE | {"n_layer": 3, "dropout": 0.0, "vision": TOWER},
 }
 
 
@@ -105,13 +118,15 @@ def build(shape: str, recompute: RecomputeArgs | None, tuner: LoRA | None = None
     return model
 
 
-def measure(model: nn.Module) -> tuple[dict[str, Tensor], int, int]:
+def measure(model: GPT) -> tuple[dict[str, Tensor], int, int]:
     """Every gradient, the bytes that blocks save for backward, and the multiplications of both passes."""
     torch.manual_seed(3)
-    ids = torch.arange(64).view(2, 32) % 47
+    ids, media = torch.arange(64).view(2, 32) % 47, None
+    if model.vision is not None:
+        ids[1, :16], media = 47, Media(torch.randn(64, 3), ((1, 8, 8),))
     with FlopCounterMode(display=False) as flops:
         with MemoryTracker() as tracker:
-            hidden = model(ids, head=lambda hidden, *_: hidden)
+            hidden = model(ids, media=media, head=lambda hidden, *_: hidden)
             saved_bytes = tracker.bytes
         hidden.square().sum().backward()
     gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
@@ -145,6 +160,9 @@ CASES = {
     "experts moe": (replace(SELECTIVE, modules=["moe"]), 0.7, 1.01),
     "experts moe_act": (replace(SELECTIVE, modules=["moe_act"]), 0.95, 1.0),
     "latent mla_up_proj": (replace(SELECTIVE, modules=["mla_up_proj"]), 0.95, 1.09),
+    "tower full": (FULL, 0.37, 1.235),
+    "tower units of 2": (replace(FULL, num_layers=2), 0.36, 1.258),
+    "tower offload": (RecomputeArgs(offload=True), 1.25, 1.0),
     "latent all": (replace(SELECTIVE, modules=["core_attention", "moe", "norms", "up_projection"]), 0.372, 1.186),
 }
 
@@ -212,6 +230,10 @@ LAYOUTS = [
     ),
     (Case("dense", 2, {"data_shard": 2}, tuner="lora"), replace(FULL, num_layers=2, offload=True)),
     (Case("dense", 2, {"data_replicate": 2}), FULL),
+    pytest.param(Case("sections", 2, {"tensor": 2}, images=(0, 5)), FULL, marks=pytest.mark.slow),
+    pytest.param(
+        Case("vision", 2, {"data_shard": 2}, images=(5,)), replace(FULL, offload=True), marks=pytest.mark.slow
+    ),
 ]
 
 
