@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.infer.engine import Engine
 from litgpt.infer.kept_engine import KeptEngine
-from litgpt.infer.prompt_files import PromptRow, generate_texts, read_prompts
+from litgpt.infer.prompt_files import PromptRow, WrittenText, generate_texts, read_prompts
 from litgpt.infer.requests import GeneratedToken, Request, check_prompt
 from litgpt.infer.text_settings import get_text_settings, prepare_texts
 from litgpt.messages import print_message
@@ -86,31 +86,14 @@ def generate_sample(llm: LLM, recipe: WrittenTexts, number: int) -> None:
 
 def generate_file(llm: LLM, recipe: WrittenTexts, rows: Sequence[PromptRow]) -> None:
     """Generate the texts of a file of prompts, many at a time, and write a line of JSON for each in their order."""
-    start = time.perf_counter()
-    encoder = llm.prompt_encoder()
-    prompts = [row.encode(encoder, recipe.sys_prompt, recipe.chat_template) for row in rows]
-    is_chat = any(row.key == "messages" for row in rows)  # which the chat template renders, not the prompt style
-    settings = prepare_texts(
-        encoder,
-        rows=llm.config.padded_vocab_size or 0,
-        chat_template=True if is_chat else recipe.chat_template,
-        logprobs=recipe.logprobs,
-        **get_text_settings(recipe),
-    )
-    labels: list[dict[str, Any]] = []
-    requests: list[Callable[[], Request]] = []
-    for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        try:
-            check_prompt(llm.model, prompt.ids, recipe.max_new_tokens, has_images=bool(prompt.media))
-        except UserError as error:
-            raise UserError(f"{row.location}: {error}") from None
-        for sample in range(recipe.num_samples):
-            labels.append({"index": index, "sample": sample, **row.values})
-            requests.append(partial(settings.build_request, prompt, recipe.seed + len(requests)))
-    tokens = 0
-    room = TEXTS_AT_A_TIME * llm.config.block_size
-    with LinesFile(recipe.output) as write, llm.kept_engine.take(llm.model, tokens=room) as engine:
-        texts = generate_texts(engine, requests, llm.tokenizer, settings.stops, continues=settings.continues)
+    start, tokens = time.perf_counter(), 0
+    labels = [
+        {"index": index, "sample": sample, **row.values}
+        for index, row in enumerate(rows)
+        for sample in range(recipe.num_samples)
+    ]
+    with LinesFile(recipe.output) as write:
+        texts = iter_row_texts(llm, recipe, rows, logprobs=recipe.logprobs, num_samples=recipe.num_samples)
         for label, text in zip(labels, texts, strict=True):
             tokens += len(text.tokens)
             line = {**label, "text": text.text, "finish_reason": text.finish_reason}
@@ -119,6 +102,42 @@ def generate_file(llm: LLM, recipe: WrittenTexts, rows: Sequence[PromptRow]) -> 
             write(json.dumps(line, ensure_ascii=False))
     seconds = time.perf_counter() - start
     print_message(f"Time for {len(labels)} texts: {seconds:.2f} sec total, {tokens / seconds:.2f} tokens/sec")
+
+
+def iter_row_texts(
+    llm: LLM,
+    recipe: GenerationSettings,
+    rows: Sequence[PromptRow],
+    *,
+    logprobs: int | None = None,
+    num_samples: int = 1,
+) -> Iterator[WrittenText]:
+    """Generate the texts of prompts, many at a time, and yield them in their order.
+
+    Raises:
+        UserError: naming the location of a prompt that does not fit, or whose image cannot be read.
+    """
+    encoder = llm.prompt_encoder()
+    prompts = [row.encode(encoder, recipe.sys_prompt, recipe.chat_template) for row in rows]
+    is_chat = any(row.key == "messages" for row in rows)  # which the chat template renders, not the prompt style
+    settings = prepare_texts(
+        encoder,
+        rows=llm.config.padded_vocab_size or 0,
+        chat_template=True if is_chat else recipe.chat_template,
+        logprobs=logprobs,
+        **get_text_settings(recipe),
+    )
+    requests: list[Callable[[], Request]] = []
+    for row, prompt in zip(rows, prompts, strict=True):
+        try:
+            check_prompt(llm.model, prompt.ids, recipe.max_new_tokens, has_images=bool(prompt.media))
+        except UserError as error:
+            raise UserError(f"{row.location}: {error}") from None
+        for _ in range(num_samples):
+            requests.append(partial(settings.build_request, prompt, recipe.seed + len(requests)))
+    room = TEXTS_AT_A_TIME * llm.config.block_size
+    with llm.kept_engine.take(llm.model, tokens=room) as engine:
+        yield from generate_texts(engine, requests, llm.tokenizer, settings.stops, continues=settings.continues)
 
 
 def describe_logprobs(tokens: Iterable[GeneratedToken], tokenizer: Tokenizer) -> list[dict[str, Any]]:

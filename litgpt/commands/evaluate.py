@@ -1,20 +1,24 @@
-"""`litgpt evaluate`: scores of a model on tasks of lm-eval, or on a text file, as a table, JSON and a page."""
+"""`litgpt evaluate`: scores of a model on tasks of lm-eval, a text or prompts, as a table, JSON and a page."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from litgpt.api import LLM
 from litgpt.errors import UserError
 from litgpt.files import read_utf8, write_text
+from litgpt.generation import iter_row_texts
 from litgpt.infer.evaluation_page import list_scores, print_scores, write_page
+from litgpt.infer.exact_match import read_scored_prompts, score_prompts
 from litgpt.infer.load import convert_model, parse_batch_size, parse_device, parse_dtype, select_dtype
 from litgpt.infer.perplexity import compute_perplexity
 from litgpt.infer.tasks import open_tasks
 from litgpt.messages import print_message
 from litgpt.recipe.commands import import_object
 from litgpt.recipe.evaluate import Evaluate
+from litgpt.recipe.generate import GenerationSettings
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -24,14 +28,15 @@ def run(recipe: Evaluate) -> None:
     """Evaluate the model, print the scores and write them; or print the names of the tasks.
 
     Raises:
-        UserError: if a task, the text or the model is not found.
+        UserError: if a task, the text, the prompts or the model is not found.
     """
-    if recipe.tasks is None and recipe.text is None:
+    if recipe.tasks is None and recipe.text is None and recipe.prompts is None:
         print(*open_tasks([], recipe.include_path).all_tasks, sep="\n")
         return
     if recipe.force_conversion:
         print_message("force_conversion: true has no effect, because no model is converted")
     text = None if recipe.text is None else read_utf8(recipe.text)
+    prompts = None if recipe.prompts is None else read_scored_prompts(recipe.prompts)
     tasks = None if recipe.tasks is None else open_tasks(recipe.task_names, recipe.include_path)
     device = parse_device(recipe.device)
     llm = LLM.load(recipe.checkpoint_dir, access_token=recipe.access_token, distribute=None)
@@ -39,6 +44,10 @@ def run(recipe: Evaluate) -> None:
     results: dict[str, Any] = {} if tasks is None else evaluate_tasks(recipe, llm, tasks)
     if text is not None:
         results["text"] = {"file": str(recipe.text)} | score_text(recipe, llm, text)
+    if prompts is not None and recipe.prompts is not None:
+        settings = GenerationSettings(max_new_tokens=recipe.max_new_tokens, temperature=0.0)
+        scored = score_prompts(recipe.prompts, prompts, partial(iter_row_texts, llm, settings))
+        results |= scored | {"samples": results.get("samples", {}) | scored["samples"]}
     write_scores(recipe, llm, results)
 
 
@@ -100,7 +109,7 @@ def write_scores(recipe: Evaluate, llm: LLM, results: Mapping[str, Any]) -> None
     print(f"Scores: {file}\nReport: {out_dir / 'report.html'}")
 
 
-SHOWN = ("num_fewshot", "limit", "chat_template", "window", "stride", "dtype", "seed")
+SHOWN = ("max_new_tokens", "num_fewshot", "limit", "chat_template", "window", "stride", "dtype", "seed")
 """The settings that the page shows, if they are set."""
 
 

@@ -41,7 +41,7 @@ HEADER = ("Task", "Shots", "Metric", "Value", "Error")
 
 
 def list_scores(results: Mapping[str, Any]) -> list[Score]:
-    """The scores in the results of lm-eval, those of groups too, and of a text."""
+    """The scores in the results of lm-eval, those of groups too, of a text, and of prompts with answers."""
     scores = []
     for task, values in (results.get("results", {}) | results.get("groups", {})).items():
         directions = results.get("higher_is_better", {}).get(task) or {}
@@ -63,6 +63,10 @@ def list_scores(results: Mapping[str, Any]) -> list[Score]:
     for metric in ("bits_per_byte", "token_perplexity") if "text" in results else ():
         text = results["text"]
         scores.append(Score(text["file"], metric, "", "↓", text[metric], None))
+    if "prompts" in results:
+        values = results["prompts"]
+        error = values["exact_match_stderr"]
+        scores.append(Score(values["file"], "exact_match", "0", ARROWS["True"], values["exact_match"], error))
     return scores
 
 

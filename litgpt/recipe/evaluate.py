@@ -15,14 +15,18 @@ Limit = Annotated[float, Ge(1e-9), Le(1e9)]
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a model on tasks of lm-eval, or on a text file."""
+    """Evaluate a model on tasks of lm-eval, on a text file, or on prompts with answers."""
 
     checkpoint_dir: Path
     """Folder of a model, an adapter, a run or one of its steps, or org/name on the hub (downloaded if necessary)."""
     tasks: str | list[str] | None = None
-    """Tasks or groups of lm-eval, a list or separated by commas; null without `text` prints the names of all."""
+    """Tasks or groups of lm-eval, a list or separated by commas; null without `text` or `prompts` prints all."""
     text: Path | None = None
     """Text file whose bits per byte and token perplexity are computed."""
+    prompts: Path | None = None
+    """A .jsonl file with `prompt` or `messages`, `images` and `answer` in each row; exact answers are counted."""
+    max_new_tokens: Count = 50
+    """Maximum number of tokens of the text after each of `prompts`."""
     out_dir: Path | None = None
     """Folder for the results; null for `evaluate` in checkpoint_dir."""
     save_filepath: Path | None = None
@@ -59,9 +63,11 @@ class Evaluate:
     def __post_init__(self) -> None:
         check_numbers(self)
         task_keys = ("num_fewshot", "limit", "chat_template", "sys_prompt", "use_cache", "batch_size")
-        has_tasks, has_text = self.tasks is not None, self.text is not None
+        has_tasks, has_text, has_prompts = (value is not None for value in (self.tasks, self.text, self.prompts))
         check_effects(self, "", *task_keys, have_effect=has_tasks, other="tasks: null", cure="set tasks")
         check_effects(self, "", "window", "stride", have_effect=has_text, other="text: null", cure="set text")
+        other, cure = "prompts: null", "set prompts"
+        check_effects(self, "", "max_new_tokens", have_effect=has_prompts, other=other, cure=cure)
 
     @property
     def task_names(self) -> list[str]:

@@ -196,6 +196,48 @@ def test_the_perplexity_of_a_text(folder: Path, tmp_path: Path, capsys: pytest.C
     assert "token_perplexity" in (folder / "evaluate" / "report.html").read_text()
 
 
+def test_prompts_with_answers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    llm = LLM.load(folder, distribute=None)
+    settings = {"max_new_tokens": 9, "temperature": 0}
+    first, second = (llm.generate(make_words(seed, 4), **settings) for seed in (1, 2))
+    rows: list[dict[str, Any]] = [
+        {"prompt": make_words(1, 4), "answer": f" {first}\n"},
+        {"messages": [{"role": "user", "content": make_words(2, 4)}], "answer": ["no", second]},
+        {"prompt": make_words(3, 4), "answer": "neither"},
+        {"prompt": make_words(1, 4), "answer": f"{first} and more"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert evaluate(folder, "--prompts", path, "--max_new_tokens", "9", "--out_dir", tmp_path) == 0
+    scores = json.loads((tmp_path / "results.json").read_text())["prompts"]
+    assert (scores["count"], scores["exact_match"]) == (4, 0.5)
+    assert scores["exact_match_stderr"] == pytest.approx(math.sqrt(0.25 / 3))
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [line["exact_match"] for line in lines] == [1, 1, 0, 0] and lines[0]["filtered_resps"] == [first]
+    assert "exact_match ↑" in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert "rows.jsonl: first samples" in page and "neither" in page and make_words(2, 4) in page
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a"}, "rows.jsonl:1: answer: not a text or a list of texts"),
+        ({"prompt": "a", "answer": [1]}, "rows.jsonl:1: answer: not a text or a list of texts"),
+        ({"prompt": "a", "answer": []}, "rows.jsonl:1: answer: not a text or a list of texts"),
+        ({"answer": "a"}, "rows.jsonl:1: has not exactly one of prompt and messages"),
+        (None, "rows.jsonl has no prompts"),
+    ],
+)
+def test_prompts_without_answers(
+    folder: Path, tmp_path: Path, row: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("" if row is None else json.dumps(row) + "\n")
+    assert evaluate(folder, "--prompts", tmp_path / "rows.jsonl") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
 def test_scores_of_groups_and_of_metrics_without_an_error() -> None:
     results = {
         "results": {"mmlu": {"alias": " - mmlu", "acc,none": 0.5, "acc_stderr,none": 0.1, "name": "mmlu"}},
@@ -215,6 +257,9 @@ def test_scores_of_groups_and_of_metrics_without_an_error() -> None:
         (("--limit", "4"), 2, "limit: 4.0 has no effect with tasks: null; set tasks"),
         (("--limit", "-4", "--tasks", "a"), 2, "limit"),
         (("--text", "none.txt"), 1, "none.txt: cannot be read"),
+        (("--prompts", "none.jsonl"), 1, "none.jsonl"),
+        (("--prompts", "none.txt"), 1, "prompts: none.txt is not a .jsonl"),
+        (("--max_new_tokens", "4"), 2, "max_new_tokens: 4 has no effect with prompts: null; set prompts"),
         (("--text", "{folder}/config.json", "--device", "cuda:99"), 1, "device: cuda:99 is not available"),
         (
             ("--text", "{folder}/config.json", "--window", "65"),

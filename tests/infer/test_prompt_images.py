@@ -185,3 +185,21 @@ def test_a_prefix_is_shared_with_the_same_image_only(
     processed.clear()
     engine.run([other])
     assert len(runs) == 2 and processed[0] == len(other.prompt) - len(PREFIX)
+
+
+def test_exact_answers_to_questions_on_images(llm: LLM, folder: Path, tmp_path: Path) -> None:
+    answers = [llm.generate("Which?", images=[str(folder / name)], **SETTINGS) for name in ("red.png", "blue.png")]
+    unseen = llm.generate("Which?", **SETTINGS)
+    assert unseen not in answers
+    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}
+    rows = [
+        {"prompt": "Which?", "images": ["red.png"], "answer": answers[0]},
+        {"messages": [question], "images": ["blue.png"], "answer": answers[1]},
+        {"prompt": "Which?", "images": ["blue.png"], "answer": unseen},
+    ]
+    (folder / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--prompts", str(folder / "scored.jsonl"), "--max_new_tokens", "6", "--out_dir", str(tmp_path)]
+    assert main(["evaluate", str(folder / "qwen2_vl"), *flags]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [line["exact_match"] for line in lines] == [1, 1, 0]
+    assert json.loads((tmp_path / "results.json").read_text())["prompts"]["exact_match"] == pytest.approx(2 / 3)
