@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.tower_config import TowerShape
+from litgpt.model.tower_flops import (
+    EncodedImages,
+    TowerShares,
+    compute_tower_flops,
+    compute_trained_share,
+    count_tower_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,7 @@ class TrainedShares:
         head: of the output matrix; with tied embeddings, of the embedding.
         lowest: the first layer that the backward pass reaches; the number of layers if it reaches none.
         hidden: whether the backward pass reaches the input of the head.
+        tower: of the vision tower; None without one.
     """
 
     attention: tuple[float, ...]
@@ -25,6 +30,7 @@ class TrainedShares:
     head: float
     lowest: int
     hidden: bool
+    tower: TowerShares | None = None
 
     @classmethod
     def measure(cls, model: GPT, *, adapted: bool = False, active: float = 1.0) -> "TrainedShares":
@@ -44,13 +50,8 @@ class TrainedShares:
             0.0 if adapted else float(model.output_weight.requires_grad),
             min((find_layer(name, layers) for name in trained), default=layers),
             any(not name.startswith(("head.", "score.")) for name in trained),
+            TowerShares.measure(model, 0.0 if adapted else 1.0),
         )
-
-
-def compute_trained_share(module: nn.Module) -> float:
-    """The share of the weights of a module's matrices that requires gradients."""
-    matrices = [p for name, p in module.named_parameters() if p.dim() > 1 and not name.endswith("bias")]
-    return sum(p.numel() for p in matrices if p.requires_grad) / max(1, sum(p.numel() for p in matrices))
 
 
 def find_layer(name: str, layers: int) -> int:
@@ -61,7 +62,12 @@ def find_layer(name: str, layers: int) -> int:
 
 
 def compute_training_flops(
-    config: Config, *, tokens: int, sequence_length: int, trained: TrainedShares | None = None
+    config: Config,
+    *,
+    tokens: int,
+    sequence_length: int,
+    trained: TrainedShares | None = None,
+    images: EncodedImages | None = None,
 ) -> float:
     """FLOPs of forward and backward for `tokens` tokens in sequences of `sequence_length`.
 
@@ -74,7 +80,8 @@ def compute_training_flops(
     counted, nor is what is recomputed in backward.
 
     Args:
-        trained: what is trained; None for all weights.
+        trained: what is trained; None for all weights of a model without a vision tower.
+        images: those that the vision tower encodes for the tokens; None for none.
     """
     trained = trained or TrainedShares((1.0,) * config.n_blocks, (1.0,) * config.n_blocks, 1.0, 0, True)
     layers = len(trained.attention)
@@ -87,7 +94,7 @@ def compute_training_flops(
         total += (2 * passes + 2 * trained.feed_forward[layer]) * count_feed_forward_weights(config, layer)
         keys = count_keys(config, layer, sequence_length)
         total += 2 * (2 * passes - 1) * config.n_head * sum(compute_head_sizes(config)) * keys
-    return tokens * total
+    return tokens * total + (0 if images is None else compute_tower_flops(config, images, trained.tower))
 
 
 def compute_head_sizes(config: Config) -> tuple[int, int]:
@@ -137,23 +144,7 @@ def count_feed_forward_weights(config: Config, layer: int) -> int:
     return config.n_embd * (3 * inner + config.n_expert + gate)
 
 
-def count_block_weights(shape: TowerShape) -> int:
-    """Number of weights of a block of a vision tower."""
-    matrices = 3 if shape.mlp_form == "gated" else 2
-    return 4 * shape.width**2 + matrices * shape.width * shape.mlp_size
-
-
-def count_projector_weights(shape: TowerShape, width: int) -> int:
-    """Number of weights of the projector to a decoder of this width."""
-    hidden = shape.projector_hidden
-    return shape.width * shape.merge**2 * (hidden or width) + (hidden or 0) * width
-
-
 def count_tower_layers(config: Config) -> int:
     """The number of layers of the decoder that have as many weights as the vision tower; 0 without one."""
-    if config.vision is None:
-        return 0
-    shape = TowerShape.from_values(config.vision)
-    tower = shape.blocks_run * count_block_weights(shape) + count_projector_weights(shape, config.n_embd)
     layers = (count_attention_weights(config) + count_feed_forward_weights(config, i) for i in range(config.n_layer))
-    return round(tower * config.n_layer / sum(layers))
+    return round(count_tower_weights(config) * config.n_layer / sum(layers))

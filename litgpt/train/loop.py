@@ -245,7 +245,11 @@ class Loop:
             self.console.print(self.guard.skip(self.step, loss=result.loss, gradient_norm=result.gradient_norm))
         samples, tokens = self.train.global_batch_size, result.tokens
         flops = compute_training_flops(
-            run.spec.config, tokens=tokens, sequence_length=tokens // samples, trained=self.trained_shares
+            run.spec.config,
+            tokens=tokens,
+            sequence_length=tokens // samples,
+            trained=self.trained_shares,
+            images=result.images,
         )
         ranks, batches = run.data.ranks, run.data.micro_batches
         self.meter.update(samples=samples // ranks, tokens=tokens // ranks, flops=flops / run.ranks, batches=batches)

@@ -13,6 +13,7 @@ from litgpt.errors import UserError
 from litgpt.model.attention import KVCache
 from litgpt.model.gpt import Head
 from litgpt.model.media import build_empty_media
+from litgpt.model.tower_flops import EncodedImages, measure_images
 from litgpt.parallel import apply
 from litgpt.parallel.pipeline import Pipeline, Stage
 from litgpt.parallel.reduce import (
@@ -55,6 +56,7 @@ class StepResult:
         loss: the objective's loss over the global batch, in nats.
         targets: labels that are not ignored, over all data ranks.
         tokens: tokens read, without padding, over all data ranks.
+        images: the sizes of images read, over all data ranks.
         skipped: whether loss or gradient was not finite; weights and moments are then unchanged.
         votes: number of ranks that set each flag.
         metrics: mean of each metric of the objective that has values in the global batch; those of routers.
@@ -64,6 +66,7 @@ class StepResult:
     gradient_norm: float
     targets: int
     tokens: int
+    images: EncodedImages
     skipped: bool
     votes: Votes
     metrics: dict[str, float] = field(default_factory=dict)
@@ -77,7 +80,7 @@ class StepGradients:
         loss: this rank's part of the loss, ().
         metric_sums: (2, M), the sums and numbers of the values of the objective's metrics on this rank.
         counts: the objective's counts, by which the gradients are divided, over all data ranks.
-        targets, tokens: as in `StepResult`.
+        targets, tokens, images: as in `StepResult`.
     """
 
     loss: torch.Tensor
@@ -85,6 +88,7 @@ class StepGradients:
     counts: tuple[float, ...]
     targets: int
     tokens: int
+    images: EncodedImages
 
     def local_sums(self) -> list[float]:
         """The loss and the metrics of this rank, to sum over ranks."""
@@ -129,10 +133,11 @@ def add_gradients(
         UserError: as in `train_step`.
     """
     counted = batches if train_state.counts_batch else []
-    sizes = [sum(batch.targets for batch in counted), sum(batch.tokens for batch in counted)]
-    sizes.append(sum(batch.media is not None for batch in counted))
+    images = measure_images(train_state.core.config, (batch.media for batch in counted))
+    sizes = [sum(batch.targets for batch in counted), sum(batch.tokens for batch in counted), *images]
     totals = all_reduce_sum([fault is not None, *sizes, *objective.count_batches(counted)], train_state.device)
-    faults, targets, tokens, with_media, *counts = totals
+    faults, targets, tokens, *others = totals
+    images, counts = EncodedImages(*others[: len(images)]), others[len(images) :]
     if faults:
         raise fault or UserError("data: another rank has no batch; see its error")
     metric_sums = torch.zeros(2, len(objective.metrics), dtype=torch.float64, device=get_sum_device(train_state.device))
@@ -144,9 +149,9 @@ def add_gradients(
     if train_state.routers is not None:
         train_state.routers.begin(tokens, train_state.scale.factor)
     loss = run_batches(train_state, batches, objective, counts=counts, metric_sums=metric_sums)
-    for parameter in () if with_media else tower:
+    for parameter in () if images.patches else tower:
         parameter.grad = None  # zeros, with which an optimizer would still change it
-    return StepGradients(loss, metric_sums, tuple(counts), int(targets), int(tokens))
+    return StepGradients(loss, metric_sums, tuple(counts), int(targets), int(tokens), images)
 
 
 def apply_gradients(
@@ -184,7 +189,8 @@ def apply_gradients(
     if train_state.routers is not None:
         metrics |= train_state.routers.finish(train_state.device, skipped=skipped)
     counted = Votes(*map(int, counted_votes))
-    return StepResult(loss, norm, gradients.targets, gradients.tokens, skipped, counted, metrics)
+    sizes = gradients.targets, gradients.tokens, gradients.images
+    return StepResult(loss, norm, *sizes, skipped, counted, metrics)
 
 
 def compute_gradients(

@@ -342,6 +342,7 @@ def collect_facts(case: Case) -> Facts:
     facts["after"] = collect_full_tensors(model, lambda parameter: parameter)
     losses = [value for result in results for value in (result.loss, *result.metrics.values())]
     facts["model"] = {"loss": to_tensor([loss, *losses]), "gradient norm": to_tensor([norm])}
+    facts["model"]["images"] = to_tensor(list(results[0].images))
     facts["model"]["parameter norm"] = to_tensor([compute_trained_norm(train_state)])
     if train_state.routers is not None:
         facts["model"]["load"] = to_tensor([value for load in train_state.routers.load.values() for value in load])

@@ -13,11 +13,14 @@ from litgpt.data import Conversations
 from litgpt.data.modules.finetuning import Packing
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.model.config import Config
+from litgpt.model.flops import compute_training_flops
 from litgpt.model.gpt import GPT
+from litgpt.model.tower_flops import EncodedImages
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.data import BatchShape
 from litgpt.recipe.train import LossArgs
 from litgpt.store.load_model import load_model
+from litgpt.train import loop
 from litgpt.train.objective import next_token
 from litgpt.train.step import add_gradients
 from litgpt.train.train_state import TrainState
@@ -78,9 +81,17 @@ def test_frozen_parts_stay_to_the_bit(command: str, flags: str, trained: set[str
     assert (tmp_path / "out" / "final" / processor).read_bytes() == (base / "model" / processor).read_bytes()
 
 
-def test_resumed_run_equals_one_without_pause(base: Path, tmp_path: Path) -> None:
+def test_resumed_run_equals_one_without_pause(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+
+    def count_flops(*args: Any, images: EncodedImages, **settings: Any) -> float:
+        counted.append(images.patches)
+        return compute_training_flops(*args, images=images, **settings)
+
+    monkeypatch.setattr(loop, "compute_training_flops", count_flops)
     flags = ["--train.max_steps", "20", "--train.save_interval", "10", "--freeze.vision", "false"]
     finetune(base, tmp_path / "whole", *flags)
+    assert len(counted) == 20 and all(patches % 16 == 0 for patches in counted) and max(counted) > 0
     shutil.copytree(tmp_path / "whole" / "step-00000010", tmp_path / "half" / "step-00000010")
     finetune(base, tmp_path / "half", *flags, "--resume", "true", "--data.num_workers", "1")
     whole, half = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "half"))
