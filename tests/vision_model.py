@@ -27,6 +27,7 @@ BOTH = (
 )
 """A template that takes both, in the form of Qwen2-VL's."""
 TOKENS = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|im_start|>", "<start>"]
+TOKENS += ["<img>", "</img>", "[IMG_BREAK]", "[IMG_END]"]
 TOKENS += ["<end>", *(f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3))]
 DECODER: dict[str, Any] = {
     "hidden_size": 32,
@@ -70,6 +71,28 @@ KINDS: dict[str, dict[str, Any]] = {
             "crop_size": {"height": 16, "width": 16},
         },
         "template": BOTH,
+    },
+    "internvl": {
+        "config": {
+            "architectures": ["InternVLForConditionalGeneration"],
+            "text_config": {**TEXT, "model_type": "qwen2"},
+            "vision_config": {**TOWER, "model_type": "internvl_vision", "image_size": [16, 16], "patch_size": [4, 4]},
+        },
+        "processor": {
+            "image_processor_type": "GotOcr2ImageProcessor",
+            "size": {"height": 16, "width": 16},
+            "max_patches": 3,
+        },
+        "template": BOTH.replace("<start><image><end>", "<image>"),
+    },
+    "mistral3": {
+        "config": {
+            "architectures": ["Mistral3ForConditionalGeneration"],
+            "text_config": {**TEXT, "model_type": "mistral", "head_dim": 8, "rms_norm_eps": 1e-5},
+            "vision_config": {**TOWER, "model_type": "pixtral", "image_size": 64},
+        },
+        "processor": {"image_processor_type": "PixtralImageProcessor", "size": {"longest_edge": 40}},
+        "template": BOTH.replace("<start><image><end>", "<image>"),
     },
     "gemma3": {
         "config": {

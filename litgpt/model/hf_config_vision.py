@@ -13,6 +13,8 @@ from litgpt.model.hf_config_values import Values, unsupported_key
 from litgpt.model.tower_config import TowerShape
 from litgpt.model.transformer_config import TransformerConfig
 
+NORM_TYPES = {"layer_norm": "layer", "rms_norm": "rms"}
+
 
 class TowerTranslation(NamedTuple):
     """How fields of a tower are read and written if no key holds exactly one of them.
@@ -34,6 +36,66 @@ def read_side(vision: Values, _values: Values, fields: Values, _width: int) -> d
 def write_side(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """The side in pixels."""
     return {"image_size": (shape.side or 0) * shape.patch}, {}
+
+
+def read_square(key: str, value: Any) -> int:
+    """A side that is given once or for both directions."""
+    if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
+        value = value[0]
+    return hf.check_count(f"vision_config.{key}", value)
+
+
+def read_squares(vision: Values, _values: Values, _fields: Values, _width: int) -> dict[str, Any]:
+    """The sides of a patch and of an image."""
+    patch, pixels = (read_square(key, vision.get(key)) for key in ("patch_size", "image_size"))
+    return {"patch": patch, "side": pixels // patch}
+
+
+def write_squares(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both sides for both directions."""
+    pixels = (shape.side or 0) * shape.patch
+    return {"patch_size": [shape.patch] * 2, "image_size": [pixels] * 2}, {}
+
+
+def read_norm_type(vision: Values, _values: Values, _fields: Values, _width: int) -> dict[str, Any]:
+    """The norm of the layers, in a tower with learned positions and without norm after the layers."""
+    for key, value in (("use_absolute_position_embeddings", True), ("use_mean_pooling", True)):
+        if vision.get(key, value) is not value:
+            raise unsupported_key(f"vision_config.{key}", vision[key], str(value).lower())
+    if (kind := vision.get("norm_type")) not in NORM_TYPES:
+        raise unsupported_key("vision_config.norm_type", kind, " or ".join(NORM_TYPES))
+    return {"norm": NORM_TYPES[kind]}
+
+
+def write_norm_type(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The name of the norm."""
+    names = {name: key for key, name in NORM_TYPES.items()}
+    return {"norm_type": names[shape.norm]}, {}
+
+
+def read_downsampling(_vision: Values, values: Values, fields: Values, _width: int) -> dict[str, Any]:
+    """The side of a block, from the ratio of the sides after and before it is merged."""
+    merge = int(1 / hf.check_number("downsample_ratio", values.get("downsample_ratio")))
+    if merge < 1 or fields["side"] % merge:
+        raise unsupported_key("downsample_ratio", values["downsample_ratio"], f"0.5, for a side of {fields['side']}")
+    return {"merge": merge}
+
+
+def write_downsampling(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The ratio, and the number of tokens of an image."""
+    blocks = (shape.side or 0) // shape.merge
+    return {}, {"downsample_ratio": 1 / shape.merge, "image_seq_length": blocks**2}
+
+
+def read_decoder_eps(_vision: Values, values: Values, _fields: Values, _width: int) -> dict[str, Any]:
+    """The epsilon of the projector's norm, which is that of the decoder."""
+    text = values.get("text_config") or {}
+    return {"projector_eps": hf.check_number("text_config.rms_norm_eps", text.get("rms_norm_eps"))}
+
+
+def write_decoder_eps(_shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """No key beside the decoder's."""
+    return {}, {}
 
 
 def read_position_count(vision: Values, _values: Values, _fields: Values, _width: int) -> dict[str, Any]:
@@ -114,7 +176,8 @@ def read_axial_rope(vision: Values, _values: Values, _fields: Values, _width: in
     rope = vision.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise unsupported_key("vision_config.rope_parameters", rope, "{rope_type: axial, rope_theta: 10000.0}")
-    return {"rope_base": float(hf.check_number("rope_theta", rope.get("rope_theta", 10000.0)))}
+    base = rope.get("rope_theta", vision.get("rope_theta", 10000.0))
+    return {"rope_base": float(hf.check_number("rope_theta", base))}
 
 
 def write_axial_rope(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -140,6 +203,10 @@ def build_merger(key: str) -> TowerTranslation:
 TOWER_TRANSLATIONS = {
     "side": TowerTranslation(read_side, write_side),
     "position_count": TowerTranslation(read_position_count, write_position_count),
+    "squares": TowerTranslation(read_squares, write_squares),
+    "norm_type": TowerTranslation(read_norm_type, write_norm_type),
+    "downsampling": TowerTranslation(read_downsampling, write_downsampling),
+    "decoder_eps": TowerTranslation(read_decoder_eps, write_decoder_eps),
     "mlp_ratio": TowerTranslation(read_ratio, write_ratio),
     "plain_mlp": TowerTranslation(read_plain_mlp, write_plain_mlp),
     "feature_layer": TowerTranslation(read_feature_layer, write_feature_layer),
@@ -197,7 +264,7 @@ class VisionKeys:
         copies = {name: vision[key] for name, key in self.config.items() if vision.get(key) is not None}
         copies |= {name: values[key] for name, key in self.outside.items() if values.get(key) is not None}
         fields = {**self.fixed, **copies}
-        for name in ("layers", "width", "patch"):
+        for name in self.config.keys() & {"layers", "width", "patch"}:
             hf.check_count(f"vision_config.{self.config[name]}", fields.get(name))
         for kind in self.translated:
             fields |= TOWER_TRANSLATIONS[kind].read(vision, values, fields, width)

@@ -27,6 +27,9 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_vl": ("Qwen2VLImageProcessor", AREA),
     "idefics3": ("Idefics3ImageProcessor", TILES),
     "smolvlm": ("SmolVLMImageProcessor", TILES),
+    "internvl-qwen2-internvl": ("GotOcr2ImageProcessor", {"size": {"height": 24, "width": 24}, "max_patches": 4}),
+    "llava-mistral-pixtral": ("PixtralImageProcessor", {"size": {"longest_edge": 60}}),
+    "mistral3-ministral3-pixtral": ("PixtralImageProcessor", {"size": {"longest_edge": 60}}),
     "gemma3": ("Gemma3ImageProcessor", {"size": {"height": 24, "width": 24}}),
 }
 

@@ -70,6 +70,26 @@ def gemma() -> Row:
     return Row("Gemma3", text, vision, outside, [(24, 24)] * 3)
 
 
+def internvl(text: dict[str, Any], layer: int = -1, **vision: Any) -> Row:
+    """An InternVL model of a decoder and settings of its tower."""
+    vision = {**TOWER, "model_type": "internvl_vision", "image_size": [24, 24], "patch_size": [4, 4], **vision}
+    outside = {"image_token_id": IMAGE, "image_seq_length": 9, "vision_feature_layer": layer}
+    return Row("InternVL", {**TEXT, **text}, vision, {**outside, "tie_word_embeddings": False}, [(24, 24)] * 3)
+
+
+def pixtral(kind: str, text: dict[str, Any], **outside: Any) -> Row:
+    """A model with a Pixtral tower, and images of different sizes."""
+    vision = {**TOWER, "model_type": "pixtral", "image_size": 64, "hidden_act": "silu"}
+    sizes = [(16, 24), (40, 16), (8, 8)]
+    return Row(
+        kind, {**TEXT, **text}, vision, {"image_token_index": IMAGE, "vision_feature_layer": -1, **outside}, sizes
+    )
+
+
+SCALED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "llama_4_scaling_beta": 0.1}
+SCALED |= {"rope_theta": 10000.0, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+MINISTRAL = {"model_type": "ministral3", "pad_token_id": None, "rope_parameters": SCALED}
+LLAVA_FULL = {"vision_feature_select_strategy": "full"}
 TILED = ("Idefics3", "SmolVLM")
 """Kinds that take the tiles of an image as a dim."""
 IN_TURN = {**SECTIONS, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
@@ -88,6 +108,13 @@ ROWS = {
     "idefics3": idefics("Idefics3"),
     "smolvlm": idefics("SmolVLM"),
     "gemma3": gemma(),
+    "internvl-qwen2-internvl": internvl({"model_type": "qwen2"}, attention_bias=True),
+    "internvl-qwen3-internvl": internvl(
+        {"model_type": "qwen3", "head_dim": 8}, -2, norm_type="rms_norm", use_qk_norm=True, use_mask_token=True
+    ),
+    "llava-mistral-pixtral": pixtral("Llava", {"model_type": "mistral"}, **LLAVA_FULL),
+    "mistral3-mistral-pixtral": pixtral("Mistral3", {"model_type": "mistral"}, tie_word_embeddings=False),
+    "mistral3-ministral3-pixtral": pixtral("Mistral3", MINISTRAL, spatial_merge_size=2),
 }
 
 
@@ -141,10 +168,18 @@ def build_example(row: Row, shape: TowerShape) -> Example:
         positions = torch.stack([build_media_positions(shape, *pair) for pair in zip(texts, by_row, strict=True)])
         theirs |= {"position_ids": positions.transpose(0, 1)}
     else:
-        pixels = torch.cat(images)
-        theirs, positions = {"pixel_values": pixels[None] if row.kind in TILED else pixels}, None
+        pixels, positions = pad_images(images), None
+        theirs = {"pixel_values": pixels[None] if row.kind in TILED else pixels}
+        theirs |= {"image_sizes": torch.tensor(row.images)} if row.vision.get("model_type") == "pixtral" else {}
         theirs |= {"token_type_ids": (ids == IMAGE).int()} if row.kind == "Gemma3" else {}
     return Example(ids, pack_media(items), positions, theirs)
+
+
+def pad_images(images: list[Tensor]) -> Tensor:
+    """Images (1, C, H, W) in one batch, with zeros at the right and below."""
+    sides = [max(image.shape[dim] for image in images) for dim in (-2, -1)]
+    pads = [(0, sides[1] - image.shape[-1], 0, sides[0] - image.shape[-2]) for image in images]
+    return torch.cat([torch.nn.functional.pad(image, pad) for image, pad in zip(images, pads, strict=True)])
 
 
 def compute_logits(model: GPT, example: Example) -> Tensor:
@@ -158,6 +193,7 @@ def compute_hf_logits(model: Any, example: Example) -> Tensor:
 
 
 FAST = ("llava-llama-dinov2", "llava-qwen2-siglip", "qwen2_5_vl", "qwen3_vl", "idefics3", "gemma3")
+FAST += ("internvl-qwen3-internvl", "mistral3-ministral3-pixtral")
 
 
 @pytest.mark.parametrize(
@@ -235,10 +271,15 @@ def test_newer_names_and_older_config(name: str, tmp_path: Path) -> None:
     ("name", "change", "message"),
     [
         ("llava-qwen2-siglip", {"text_config": {"model_type": "phi"}}, "text_config.model_type: 'phi'"),
-        ("llava-qwen2-siglip", {"vision_config": {"model_type": "pixtral"}}, "vision_config.model_type: 'pixtral'"),
+        ("llava-qwen2-siglip", {"vision_config": {"model_type": "swin"}}, "vision_config.model_type: 'swin'"),
         ("llava-qwen2-siglip", {"vision_feature_select_strategy": "default"}, "vision_feature_select_strategy"),
         ("llava-qwen2-siglip", {"vision_feature_layer": [-2, -1]}, "vision_feature_layer"),
         ("llava-qwen2-siglip", {"vision_config": [1]}, "vision_config"),
+        ("internvl-qwen3-internvl", {"vision_config": {"norm_type": "none"}}, "vision_config.norm_type: 'none'"),
+        ("internvl-qwen3-internvl", {"vision_config": {"image_size": [24, 28]}}, "vision_config.image_size: [24, 28]"),
+        ("internvl-qwen3-internvl", {"vision_config": {"use_mean_pooling": False}}, "vision_config.use_mean_pooling"),
+        ("internvl-qwen3-internvl", {"downsample_ratio": 0.25}, "downsample_ratio: 0.25"),
+        ("mistral3-mistral-pixtral", {"text_config": {"rms_norm_eps": None}}, "text_config.rms_norm_eps"),
         ("qwen3_vl", {"vision_config": {"num_position_embeddings": 24}}, "vision_config.num_position_embeddings: 24"),
         ("gemma3", {"mm_tokens_per_image": 10}, "mm_tokens_per_image: 10"),
         ("llava-llama-dinov2", {"vision_config": {"use_swiglu_ffn": True}}, "vision_config.use_swiglu_ffn: True"),

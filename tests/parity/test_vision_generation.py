@@ -17,7 +17,7 @@ from litgpt.infer.sampling import Sampling
 from litgpt.model.gpt import GPT
 from litgpt.model.media import Media
 from tests.parity.test_engine import build_draft, list_ids
-from tests.parity.test_vision_families import IMAGE, ROWS, TILED, VIDEO, Row, build_reference
+from tests.parity.test_vision_families import IMAGE, ROWS, TILED, VIDEO, Row, build_reference, pad_images
 
 NEW_TOKENS = 12
 PREFIX = list(range(20, 40))
@@ -87,8 +87,10 @@ class Case:
                 "mm_token_type_ids": (torch.tensor([ids]) == IMAGE).int(),
             }
         elif numbers:
-            pixels = torch.cat([self.images[number] for number in numbers])
+            pixels = pad_images([self.images[number] for number in numbers])
             inputs = {"pixel_values": pixels[None] if self.row.kind in TILED else pixels}
+            if self.row.vision.get("model_type") == "pixtral":
+                inputs["image_sizes"] = torch.tensor([self.images[number].shape[-2:] for number in numbers])
             inputs |= {"token_type_ids": (torch.tensor([ids]) == IMAGE).int()} if self.row.kind == "Gemma3" else {}
         prompt = torch.tensor([ids])
         mask = torch.ones_like(prompt)

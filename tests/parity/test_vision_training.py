@@ -42,14 +42,20 @@ def build_processor(folder: Path, kind: str) -> Any:
         images = transformers.CLIPImageProcessor(**settings)
         options = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
         return transformers.LlavaProcessor(images, tokenizer, chat_template=template, image_token="<image>", **options)
+    if kind == "mistral3":
+        images, sizes = transformers.PixtralImageProcessor(**settings), {"patch_size": 4, "spatial_merge_size": 2}
+        return transformers.PixtralProcessor(images, tokenizer, chat_template=template, image_token="<image>", **sizes)
+    names = {"boi_token": "<start>", "eoi_token": "<end>", "image_token": "<image>", "context_image_token": "<image>"}
+    names |= {"start_image_token": "<img>", "end_image_token": "</img>", "video_token": "<video>"}
+    file = str(folder / "tokenizer.json")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=file, extra_special_tokens=names)
+    if kind == "internvl":
+        images, video = transformers.GotOcr2ImageProcessor(**settings), transformers.InternVLVideoProcessor()
+        return transformers.InternVLProcessor(images, tokenizer, video, image_seq_length=4, chat_template=template)
     if kind == "gemma3":
-        names = {"boi_token": "<start>", "eoi_token": "<end>", "image_token": "<image>"}
-        file = str(folder / "tokenizer.json")
-        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=file, extra_special_tokens=names)
         images = transformers.Gemma3ImageProcessor(**settings)
         return transformers.Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=4)
     images, video = transformers.Qwen2VLImageProcessor(**settings), transformers.Qwen2VLVideoProcessor()
-    tokenizer.image_token, tokenizer.video_token = "<image>", "<video>"
     model = "Qwen2VL" if kind == "qwen2_vl" else "Qwen3VL"
     return getattr(transformers, f"{model}Processor")(images, tokenizer, video, chat_template=template)
 

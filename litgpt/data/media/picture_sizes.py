@@ -66,9 +66,34 @@ def fit_tiles(size: Size, tile: int) -> Size:
     return (shorter, longer) if is_wide else (longer, shorter)
 
 
+def fit_within(size: Size, limits: Mapping[str, int], unit: int) -> Size:
+    """The long side at most `longest_edge`, the short one in proportion, both up to multiples of `unit` (Pixtral)."""
+    longest = limits["longest_edge"]
+    ratio = max(1.0, size[0] / longest, size[1] / longest)
+    height, width = (math.ceil(math.floor(side / ratio) / unit) * unit for side in size)
+    return height, width
+
+
+def find_tile_grid(size: Size, tile: Size, least: int, most: int) -> tuple[int, int]:
+    """The rows and columns of tiles, `least` to `most` in all, nearest to the image's ratio of sides (InternVL).
+
+    Of grids that are equally near it is the largest of those that half cover the image.
+    """
+    sides = range(1, most + 1)
+    grids = [(rows, columns) for columns in sides for rows in sides if least <= rows * columns <= most]
+    best, best_distance = (1, 1), math.inf
+    for rows, columns in sorted(grids, key=math.prod):
+        distance = abs(size[1] / size[0] - columns / rows)
+        is_covered = math.prod(size) > 0.5 * math.prod(tile) * rows * columns
+        if distance < best_distance or (distance == best_distance and is_covered):
+            best, best_distance = (rows, columns), distance
+    return best
+
+
 SIZE_RULES: dict[str, Callable[[Size, Mapping[str, int], int], Size]] = {
     "square": fit_square,
     "short_side": fit_short_side,
     "area": fit_area,
     "long_side": fit_long_side,
+    "within": fit_within,
 }

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.data.media.picture_sizes import SIZE_RULES, Size, fit_tiles
+from litgpt.data.media.picture_sizes import SIZE_RULES, Size, find_tile_grid, fit_tiles
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
 
@@ -25,6 +25,7 @@ CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.261302
 HALF = [0.5, 0.5, 0.5]
 CLIP_COLORS, HALF_COLORS = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}, {"image_mean": HALF, "image_std": HALF}
 SHARED: dict[str, Any] = {"resample": 3, "rescale_factor": 1 / 255, "crop_size": None, "max_image_size": None}
+GRID = {**CLIP_COLORS, "size": {"height": 384, "width": 384}, "min_patches": 1, "max_patches": 12}
 TILES = {**HALF_COLORS, "resample": 1, "size": {"longest_edge": 1456}, "max_image_size": {"longest_edge": 364}}
 SQUARE = {**HALF_COLORS, "size": {"height": 224, "width": 224}}
 CROP = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
@@ -35,6 +36,8 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "SiglipImageProcessor": ("square", SQUARE),
     "Gemma3ImageProcessor": ("square", {**SQUARE, "resample": 2}),
     "Qwen2VLImageProcessor": ("area", {**CLIP_COLORS, "size": {"shortest_edge": 3136, "longest_edge": 1003520}}),
+    "PixtralImageProcessor": ("within", {**CLIP_COLORS, "size": {"longest_edge": 1024}}),
+    "GotOcr2ImageProcessor": ("square", GRID),  # of InternVL, whose processor always cuts tiles
     "Idefics3ImageProcessor": ("long_side", TILES),
     "SmolVLMImageProcessor": ("long_side", TILES),
 }
@@ -67,6 +70,8 @@ class PictureSettings:
         rule: the rule of sizes, a key of `SIZE_RULES`, and its limits.
         crop: height and width that are cut out of the middle, None for all.
         tile: the side of the tiles that an image is cut into, with the whole image as the last one; None for no tiles.
+        tile_counts: the least and the most number of tiles of the size in `limits` that an image is cut into, if their
+            number does not follow from `tile`; None if it does, or for no tiles.
         interpolation: a mode of `torch.nn.functional.interpolate`.
         mean, std: of each channel, as shares of the largest value.
         scale: factor on values of 0 to 255 before they are normalized.
@@ -76,6 +81,7 @@ class PictureSettings:
     limits: Mapping[str, int]
     crop: Size | None
     tile: int | None
+    tile_counts: tuple[int, int] | None
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -119,6 +125,7 @@ def read_picture_settings(folder: Path) -> PictureSettings:
         limits={key: int(value) for key, value in size.items()},
         crop=(crop["height"], crop["width"]) if crop else None,
         tile=tile["longest_edge"] if tile else None,
+        tile_counts=(settings["min_patches"], settings["max_patches"]) if "max_patches" in defaults else None,
         interpolation=INTERPOLATIONS[settings["resample"]],
         mean=tuple(settings["image_mean"]),
         std=tuple(settings["image_std"]),
@@ -194,7 +201,8 @@ class PicturePlan:
 
     Attributes:
         size: to which it is resized at first.
-        whole: to which it is resized then, before it is cut into tiles, or is the last image; None if it is as it is.
+        whole: to which it is resized then, before it is cut into tiles, or is the last image; None if it is as it is,
+            and the last image is resized from the original.
         rows, columns: of tiles; 0 without.
         pictures: the size of each, tiles row by row and the whole at last.
     """
@@ -216,6 +224,11 @@ def plan_picture(size: Size, settings: PictureSettings, unit: int) -> PicturePla
         UserError: if it is too narrow.
     """
     resized = SIZE_RULES[settings.rule](size, settings.limits, unit)
+    if settings.tile_counts is not None:
+        rows, columns = find_tile_grid(size, resized, *settings.tile_counts)
+        if rows * columns > 1:
+            whole = rows * resized[0], columns * resized[1]
+            return PicturePlan(whole, None, rows, columns, (resized,) * (rows * columns + 1))
     if settings.tile is None:
         return PicturePlan(resized, None, 0, 0, (settings.crop or resized,))
     tile = settings.tile
@@ -232,7 +245,7 @@ def resize_picture(pixels_CHW: Tensor, settings: PictureSettings, unit: int) -> 
     Args:
         unit: the side of a merge block in pixels.
     """
-    plan = plan_picture(get_size(pixels_CHW), settings, unit)
+    plan, original_CHW = plan_picture(get_size(pixels_CHW), settings, unit), pixels_CHW
     pixels_CHW = interpolate(pixels_CHW, plan.size, settings.interpolation)
     if settings.crop is not None:
         return [crop_middle(pixels_CHW, settings.crop)]
@@ -242,7 +255,7 @@ def resize_picture(pixels_CHW: Tensor, settings: PictureSettings, unit: int) -> 
         return [pixels_CHW]
     tile = plan.pictures[-1]
     tiles = [part for band in pixels_CHW.split(tile[0], 1) for part in band.split(tile[1], 2)]
-    return [*tiles, interpolate(pixels_CHW, tile, settings.interpolation)]
+    return [*tiles, interpolate(original_CHW if plan.whole is None else pixels_CHW, tile, settings.interpolation)]
 
 
 def get_size(pixels_CHW: Tensor) -> Size:

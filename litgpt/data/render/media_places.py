@@ -1,6 +1,6 @@
 """The tokens that stand for an image in a text: places for the features of the tower, and texts around them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,15 +105,23 @@ class MediaPlacer:
             return [self.shape.image_token] * (places * len(grids))
         key = (plan.rows, plan.columns, grids[0])
         if key not in self._runs:
-            filled = {"places": self.token * places}
-            rows = [
-                "".join(texts["tile"].format(row=row, column=column, **filled) for column in range(1, plan.columns + 1))
-                for row in range(1, plan.rows + 1)
-            ]
-            whole = texts["whole" if rows else "single"].format(**filled)
-            text = "".join(row + texts["row_end"] for row in rows) + whole
+            text = self._write_lines(texts, grids[0]) if "line" in texts else self._write_tiles(texts, plan, places)
             self._runs[key] = self.tokenizer.processor.encode(text, add_special_tokens=False).ids
         return self._runs[key]
+
+    def _write_lines(self, texts: Mapping[str, str], grid: Grid) -> str:
+        lines, columns = (side // self.shape.merge for side in grid[1:])
+        line, last = (texts[key].format(places=str(self.token) * columns) for key in ("line", "last"))
+        return line * (lines - 1) + last
+
+    def _write_tiles(self, texts: Mapping[str, str], plan: PicturePlan, places: int) -> str:
+        filled = {"places": str(self.token) * places}
+        rows = [
+            "".join(texts["tile"].format(row=row, column=column, **filled) for column in range(1, plan.columns + 1))
+            for row in range(1, plan.rows + 1)
+        ]
+        whole = texts["whole" if rows else "single"].format(**filled)
+        return "".join(row + texts["row_end"] for row in rows) + whole
 
     def fingerprint_parts(self) -> list[Any]:
         """Everything that the places depend on besides tokenizer and images, as JSON values."""

@@ -12,9 +12,10 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor
+from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
 from litgpt.data.media.patches import cut_patches
-from litgpt.data.media.picture_sizes import SIZE_RULES, fit_tiles
+from litgpt.data.media.picture_sizes import SIZE_RULES, find_tile_grid, fit_tiles
 from litgpt.data.media.pictures import (
     PictureSettings,
     get_size,
@@ -32,6 +33,8 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "BitImageProcessor": {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}},
     "SiglipImageProcessor": {"size": {"height": 48, "width": 64}},
     "Gemma3ImageProcessor": {"size": {"height": 56, "width": 56}},
+    "PixtralImageProcessor": {"size": {"longest_edge": 150}, "patch_size": {"height": 28, "width": 28}},
+    "GotOcr2ImageProcessor": {"size": {"height": 48, "width": 32}, "max_patches": 7, "crop_to_patches": True},
     "Qwen2VLImageProcessor": {"size": {"shortest_edge": 4 * 784, "longest_edge": 40 * 784}},
     "Idefics3ImageProcessor": {"size": {"longest_edge": 160}, "max_image_size": {"longest_edge": 64}},
     "SmolVLMImageProcessor": {"size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 96}},
@@ -78,7 +81,8 @@ def test_equal_to_the_published_processor(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", PROCESSORS)
 def test_photos_with_the_default_settings(kind: str, tmp_path: Path) -> None:
     datasets = pytest.importorskip("sklearn.datasets")
-    processor = getattr(transformers, kind)()
+    kept = {key: value for key, value in PROCESSORS[kind].items() if key in ("patch_size", "crop_to_patches")}
+    processor = getattr(transformers, kind)(**kept)
     processor.save_pretrained(tmp_path)
     settings = read_picture_settings(tmp_path)
     for photo in datasets.load_sample_images().images:
@@ -170,3 +174,15 @@ def test_settings_of_older_files_and_those_that_are_refused(tmp_path: Path) -> N
         path.write_text(json.dumps({**older, **change}))
         with pytest.raises(UserError, match=message):
             read_picture_settings(tmp_path)
+
+
+def test_tiles_of_random_sizes_are_those_of_transformers() -> None:
+    draw = random.Random(0)
+    for _ in range(500):
+        size, tile = ((draw.randint(1, 900), draw.randint(1, 900)) for _ in range(2))
+        if draw.random() < 0.5:  # several grids are equally near
+            size = tuple(draw.choice([32, 64, 96, 128]) for _ in range(2))
+            tile = (64, 64)
+        least, most = draw.randint(1, 3), draw.randint(3, 12)
+        columns, rows = get_optimal_tiled_canvas(size, tile, least, most)
+        assert find_tile_grid(size, tile, least, most) == (rows, columns)
