@@ -1,6 +1,6 @@
 """Compare pretraining of the same model on the same text with LitGPT, transformers' Trainer and this package.
 
-    python benchmarks/pretrain.py --work /tmp/pretrain-benchmark --rounds 3
+    python benchmarks/pretrain.py --work /tmp/pretrain-benchmark --model pythia-14m --rounds 3
 
 Run it with the interpreter that this package is installed in; the peers get their own environments in the work folder,
 with the same torch. All sides use one process, the same cores and tokenizer, no validation, and save the final model.
@@ -34,10 +34,33 @@ PACKAGES = {
 }
 PRECISIONS = ("32-true", "bf16-mixed")
 SIDES = ("ours", "litgpt", "transformers")
-LAYERS, WIDTH, HEADS, INNER, ROWS, LENGTH, BATCH = 6, 128, 4, 512, 50_304, 512, 4  # pythia-14m at micro batch 4
-TOKENS = LENGTH * BATCH  # per step
+ROWS = 50_304  # of the embedding
 WARM = 8  # steps excluded from the rate
 LIMIT = Path(__file__).with_name("limit.py")
+
+
+class Shape(NamedTuple):
+    """Of a model and its batches; with `groups` a Llama model with tied embeddings, without a Pythia model."""
+
+    layers: int
+    width: int
+    heads: int
+    inner: int
+    length: int
+    batch: int
+    groups: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per step."""
+        return self.length * self.batch
+
+
+SHAPES = {
+    "pythia-14m": Shape(6, 128, 4, 512, length=512, batch=4),
+    "llama-30m": Shape(6, 384, 6, 1024, length=1024, batch=2, groups=2),
+    "smollm2-135m": Shape(30, 576, 9, 1536, length=512, batch=2, groups=3),
+}
 
 
 class Result(NamedTuple):
@@ -73,10 +96,11 @@ def main() -> None:
     figures: dict[str, float] = {}
     for precision in options.precisions:
         text, out = work / "text", work / "runs" / f"limit-{precision}"
-        flags = build_flags(text, work / "tokenizer", out, precision, options.steps)
+        flags = build_flags(options.model, text, work / "tokenizer", out, precision, options.steps)
         command = [pythons["ours"].with_name("litgpt"), *flags]
         at_limit = measure_limit(command, out, (WARM + 1, WARM + 4), options.threads)
-        figures |= print_results(precision, results[precision], TOKENS / at_limit)
+        label = precision if options.model == "pythia-14m" else f"{options.model} {precision}"
+        figures |= print_results(label, results[precision], SHAPES[options.model].tokens / at_limit)
     (work / "pretrain-figures.json").write_text(json.dumps(figures, indent=1))
 
 
@@ -84,6 +108,7 @@ def read_options() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for environments, text and results")
+    parser.add_argument("--model", choices=SHAPES, default="pythia-14m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps of each run")
     parser.add_argument("--threads", type=int, default=2, help="cores that each run may use")
@@ -151,22 +176,26 @@ def make_tokenizer(text: str, folder: str) -> None:
 
 def run_side(side: str, python: Path, precision: str, work: Path, turn: int, options: argparse.Namespace) -> Result:
     """Run one side on fresh text files."""
-    name = f"{side}-{precision}-{turn}"
+    name, shape = f"{side}-{precision}-{turn}", SHAPES[options.model]
     text, out = work / "runs" / name / "text", work / "runs" / name / "out"
     shutil.rmtree(text.parent, ignore_errors=True)
     shutil.copytree(work / "text", text)
     if side == "transformers":
-        command = [python, __file__, "train_transformers", text, work / "tokenizer", out, precision, options.steps]
+        command = [python, __file__, "train_transformers", options.model, text, work / "tokenizer", out, precision]
+        command.append(options.steps)
     else:
-        command = [python.with_name("litgpt"), *build_flags(text, work / "tokenizer", out, precision, options.steps)]
+        flags = build_flags(options.model, text, work / "tokenizer", out, precision, options.steps)
+        command = [python.with_name("litgpt"), *flags]
     wall, cpu, peak = run_measured([str(word) for word in command], text.parent / "log.txt", options.threads)
-    rate = read_times_rate(out / "times.json") if side == "transformers" else read_metrics_rate(out)
+    read_rate = read_times_rate if side == "transformers" else read_metrics_rate
+    rate = read_rate(out, shape.tokens)
     shutil.rmtree(text)
     return Result(round(rate, 1), round(wall, 1), round(cpu, 1), round(peak, 3))
 
 
-def build_flags(text: Path, tokenizer: Path, out: Path, precision: str, steps: int) -> list[str]:
+def build_flags(model: str, text: Path, tokenizer: Path, out: Path, precision: str, steps: int) -> list[str]:
     """Return the command line of `litgpt pretrain`, which is the same for LitGPT and for this package."""
+    shape = SHAPES[model]
     keys = {
         "data": "TextFiles",
         "data.train_data_path": text,
@@ -175,10 +204,10 @@ def build_flags(text: Path, tokenizer: Path, out: Path, precision: str, steps: i
         "out_dir": out,
         "precision": precision,
         "devices": 1,
-        "train.max_tokens": steps * TOKENS,
-        "train.global_batch_size": BATCH,
-        "train.micro_batch_size": BATCH,
-        "train.max_seq_length": LENGTH,
+        "train.max_tokens": steps * shape.tokens,
+        "train.global_batch_size": shape.batch,
+        "train.micro_batch_size": shape.batch,
+        "train.max_seq_length": shape.length,
         "train.lr_warmup_steps": 2,
         "train.save_interval": 1_000_000,
         "eval.interval": 1_000_000,
@@ -186,7 +215,23 @@ def build_flags(text: Path, tokenizer: Path, out: Path, precision: str, steps: i
         "eval.final_validation": "false",
         "logger_name": "csv",
     }
-    return ["pretrain", "pythia-14m", *(word for key, value in keys.items() for word in (f"--{key}", str(value)))]
+    if shape.groups:
+        keys |= {
+            "train.tie_embeddings": "true",
+            "model_config.block_size": shape.length,
+            "model_config.padded_vocab_size": ROWS,
+            "model_config.n_layer": shape.layers,
+            "model_config.n_embd": shape.width,
+            "model_config.n_head": shape.heads,
+            "model_config.n_query_groups": shape.groups,
+            "model_config.intermediate_size": shape.inner,
+            "model_config.rotary_percentage": 1.0,
+            "model_config.parallel_residual": "false",
+            "model_config.bias": "false",
+            "model_config.norm_class_name": "RMSNorm",
+            "model_config.mlp_class_name": "LLaMAMLP",
+        }
+    return ["pretrain", model, *(word for key, value in keys.items() for word in (f"--{key}", str(value)))]
 
 
 def run_measured(command: list[str], log: Path, threads: int) -> tuple[float, float, float]:
@@ -209,7 +254,7 @@ def run_measured(command: list[str], log: Path, threads: int) -> tuple[float, fl
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e9
 
 
-def read_metrics_rate(out: Path, step_tokens: int = TOKENS) -> float:
+def read_metrics_rate(out: Path, step_tokens: int) -> float:
     """Compute tokens/s after the warmup steps from the columns `time` (s) and `lengths` (tokens) of metrics.csv."""
     rows = [(float(row["time"]), float(row["lengths"])) for row in read_metrics(out) if row.get("lengths")]
     (start, before), (end, after) = next(row for row in rows if row[1] >= WARM * step_tokens), rows[-1]
@@ -227,24 +272,18 @@ def read_metrics(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def read_times_rate(path: Path) -> float:
-    """Compute tokens/s after the warmup steps from the end times of the steps."""
-    ends = json.loads(path.read_text())
-    return (len(ends) - WARM) * TOKENS / (ends[-1] - ends[WARM - 1])
+def read_times_rate(out: Path, step_tokens: int) -> float:
+    """Compute tokens/s after the warmup steps from the end times of the steps in times.json."""
+    ends = json.loads((out / "times.json").read_text())
+    return (len(ends) - WARM) * step_tokens / (ends[-1] - ends[WARM - 1])
 
 
-def train_transformers(text: str, tokenizer_dir: str, out: str, precision: str, steps: str) -> None:
+def train_transformers(model: str, text: str, tokenizer_dir: str, out: str, precision: str, steps: str) -> None:
     """Train with transformers' Trainer, and record the end time of each step."""
     import torch
-    from transformers import (
-        GPTNeoXConfig,
-        GPTNeoXForCausalLM,
-        PreTrainedTokenizerFast,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
+    from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
 
+    shape = SHAPES[model]
     ends: list[float] = []
 
     class Clock(TrainerCallback):
@@ -254,22 +293,12 @@ def train_transformers(text: str, tokenizer_dir: str, out: str, precision: str, 
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{tokenizer_dir}/tokenizer.json", eos_token="<|endoftext|>")
     documents = [path.read_text(encoding="utf-8") for path in sorted(Path(text).iterdir())[1:]]
     ids = torch.tensor([number for document in tokenizer(documents)["input_ids"] for number in document])
-    samples = [
-        {"input_ids": sample, "labels": sample} for sample in ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
-    ]
-    shape = GPTNeoXConfig(
-        vocab_size=ROWS,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=INNER,
-        max_position_embeddings=LENGTH,
-        use_cache=False,
-    )
+    rows = ids[: len(ids) // shape.length * shape.length].view(-1, shape.length)
+    samples = [{"input_ids": row, "labels": row} for row in rows]
     settings = TrainingArguments(
         output_dir=out,
         max_steps=int(steps),
-        per_device_train_batch_size=BATCH,
+        per_device_train_batch_size=shape.batch,
         bf16=precision == "bf16-mixed",
         use_cpu=True,
         learning_rate=1e-3,
@@ -279,10 +308,28 @@ def train_transformers(text: str, tokenizer_dir: str, out: str, precision: str, 
         save_strategy="no",
         report_to="none",
     )
-    trainer = Trainer(GPTNeoXForCausalLM(shape), settings, train_dataset=samples, callbacks=[Clock()])
+    trainer = Trainer(build_transformers_model(shape), settings, train_dataset=samples, callbacks=[Clock()])
     trainer.train()
     trainer.save_model(out)
     Path(out, "times.json").write_text(json.dumps(ends))
+
+
+def build_transformers_model(shape: Shape) -> Any:
+    """The model of transformers."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    sizes = {
+        "vocab_size": ROWS,
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.inner,
+        "max_position_embeddings": shape.length,
+        "use_cache": False,
+    }
+    if not shape.groups:
+        return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes))
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=shape.groups, tie_word_embeddings=True))
 
 
 def measure_limit(command: list[object], out: Path, steps: tuple[int, int], threads: int) -> float:
@@ -307,10 +354,10 @@ def print_results(precision: str, results: dict[str, list[Any]], limit: float) -
         limit: tokens/s at the machine's limit.
     """
     medians = {side: rows[0]._make(map(statistics.median, zip(*rows, strict=True))) for side, rows in results.items()}
-    print(f"\n{precision:14}{'tokens/s':>10}{'of limit':>11}{'run, s':>9}{'CPU, s':>9}{'peak, GB':>10}")
+    print(f"\n{precision:24}{'tokens/s':>10}{'of limit':>11}{'run, s':>9}{'CPU, s':>9}{'peak, GB':>10}")
     for side, row in medians.items():
         rate = f"{row.tokens_per_second:>10,.0f}{row.tokens_per_second / limit:>11.1%}"
-        print(f"{side:14}{rate}{row.wall_seconds:>9.1f}{row.cpu_seconds:>9.1f}{row.peak_gb:>10.2f}")
+        print(f"{side:24}{rate}{row.wall_seconds:>9.1f}{row.cpu_seconds:>9.1f}{row.peak_gb:>10.2f}")
     ours = medians.pop("ours")
     figures = {f"{precision}, of limit": ours.tokens_per_second / limit}
     for side, peer in medians.items():
