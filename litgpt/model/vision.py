@@ -283,12 +283,17 @@ def list_places(grids: Sequence[Grid], merge: int) -> Tensor:
     return torch.cat(parts)
 
 
+def list_image_sizes(grids: Sequence[Grid], device: torch.device) -> Tensor:
+    """The height and width, in patches, of the image of every patch, (N, 2)."""
+    counts = [frames * height * width for frames, height, width in grids]
+    sides = torch.tensor([grid[1:] for grid in grids], device=device)
+    return sides.repeat_interleave(torch.tensor(counts, device=device), 0, output_size=sum(counts))
+
+
 def find_buckets(places_N2: Tensor, grids: Sequence[Grid], side: int) -> Tensor:
     """The nearest row and column in an image of `side` by `side` patches, (N, 2) (Dehghani et al. 2023, NaViT, 2.1)."""
     boundaries = torch.arange(1 / side, 1.0, 1 / side, device=places_N2.device)
-    sizes = torch.tensor([grid[1:] for grid in grids], device=places_N2.device)
-    counts = torch.tensor([frames * height * width for frames, height, width in grids], device=places_N2.device)
-    fractions = (places_N2.float() * (1.0 / sizes.repeat_interleave(counts, 0))).clamp(max=1 - 1e-6)
+    fractions = (places_N2.float() * (1.0 / list_image_sizes(grids, places_N2.device))).clamp(max=1 - 1e-6)
     return torch.bucketize(fractions, boundaries, right=True)
 
 
@@ -297,10 +302,7 @@ def find_neighbors(places_N2: Tensor, grids: Sequence[Grid], side: int) -> tuple
 
     Both images have the same corners; weights are bilinear and float32.
     """
-    sizes = torch.tensor([grid[1:] for grid in grids], device=places_N2.device)
-    counts = torch.tensor([frames * height * width for frames, height, width in grids], device=places_N2.device)
-    sizes_N2 = sizes.repeat_interleave(counts, 0)
-    exact_N2 = places_N2.float() * (side - 1) / (sizes_N2 - 1).clamp(min=1)
+    exact_N2 = places_N2.float() * (side - 1) / (list_image_sizes(grids, places_N2.device) - 1).clamp(min=1)
     below_N2 = exact_N2.floor()
     near_N22 = torch.stack([below_N2, below_N2 + 1], -1)  # row or column, below or above
     weights_N22 = 1 - (exact_N2[..., None] - near_N22).abs()

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from litgpt.data.media.patches import cut_patches, pack_media
 from litgpt.errors import UserError
@@ -12,6 +13,7 @@ from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.media import Media
 from litgpt.model.tower_config import TowerShape
+from litgpt.model.vision import Tower
 
 VISION: dict[str, Any] = {"width": 16, "layers": 1, "heads": 2, "mlp_size": 16, "blocks_run": 1, "patch": 4}
 VISION |= {"positions": "learned", "side": 2, "image_token": 9}
@@ -60,6 +62,13 @@ def test_deep_features_are_added_after_the_first_blocks() -> None:
     for layer in range(3):  # as in groups that are recomputed
         hidden = model.run_blocks(range(layer, layer + 1), hidden, inputs)
     assert torch.equal(hidden, expected)
+
+
+@pytest.mark.parametrize("positions", ["bucket", "interpolated"])
+def test_positions_for_images_of_any_size_do_not_wait_for_the_device(positions: str) -> None:
+    with FakeTensorMode():
+        tower = Tower(TowerShape.from_values({**VISION, "positions": positions}), 8)
+        assert tower.compute_zero().shape == ()
 
 
 def test_merged_patches_are_neighbours() -> None:
