@@ -189,7 +189,7 @@ def attend_segments(
         if is_flash_on_cpu(*qkv):
             return FlashAttention.apply(*qkv, settings["scale"], sizes, is_half_on_cpu(*qkv))
     attend_one = attend_one or attend
-    queries = q_BHTS.split(sizes, dim=2)
+    queries = [q_BHTS] if len(sizes) == 1 else q_BHTS.split(sizes, dim=2)
     keys, values = (split_keys(segments, x_BKUS) for x_BKUS in (k_BKUS, v_BKUS))
     outputs = []
     for segment, q, k, v in zip(segments, queries, keys, values, strict=True):
