@@ -45,6 +45,7 @@ class Family(ConfigKeys):
         order: precedence among the families that can express a config, lowest first.
         differs_in_litgpt: config fields that LitGPT does not have, or gives another value.
         module_names: ends of tensor names in files, and their names in transformers' modules.
+        module_starts: the same of starts.
         transposed_in_peft: whether PEFT reads stacked (in, out) matrices as (out, in).
     """
 
@@ -57,7 +58,15 @@ class Family(ConfigKeys):
     differs_in_litgpt: list[str] = field(default_factory=list)
     hub_names: Mapping[str, str] = field(default_factory=dict)
     module_names: Mapping[str, str] = field(default_factory=dict)
+    module_starts: Mapping[str, str] = field(default_factory=dict)
     transposed_in_peft: bool = False
+
+    def name_module(self, hf_name: str) -> str:
+        """The name in transformers' modules of a tensor with this name in files."""
+        end = next((end for end in self.module_names if hf_name.endswith(f".{end}")), None)
+        name = hf_name if end is None else hf_name.removesuffix(end) + self.module_names[end]
+        start = next((start for start in self.module_starts if name.startswith(start)), None)
+        return name if start is None else self.module_starts[start] + name.removeprefix(start)
 
     def can_express(self, config: TransformerConfig) -> bool:
         """Whether a config, written as this architecture's config.json and read back, computes the same."""

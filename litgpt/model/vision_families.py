@@ -5,6 +5,8 @@ from typing import Any
 
 from litgpt.mappings import drop_nulls
 
+PASSED_ON = ("architectures", "model_type", "nested", "starts", "module_starts")
+"""The entries of a file that those of each pair have as they are."""
 INHERITED_BY_TOWERS = ("config", "missing", "tensors")
 """The entries of a tower's file that one `like` another inherits, key by key, except those set to null."""
 
@@ -65,8 +67,9 @@ def merge_decoder(
         **(data["towers"][tower_name] or {}),
     }
     return {
-        **{key: data[key] for key in ("architectures", "model_type", "nested", "starts") if key in data},
-        **{key: decoder[key] for key in ("unused", "divisible", "module_names") if key in decoder},
+        **{key: data[key] for key in PASSED_ON if key in data},
+        **{key: decoder[key] for key in ("unused", "divisible") if key in decoder},
+        "module_names": {**decoder.get("module_names", {}), **tower.get("module_names", {})},
         **merged,
         "order": 2,
         "tensors": drop_nulls({**tensors, **data["tensors"]}),

@@ -19,6 +19,7 @@ from litgpt.model.gpt import GPT
 from litgpt.model.media import Media
 from litgpt.model.registry import find_family
 from litgpt.model.tower_config import TowerShape
+from litgpt.store.adapters.peft_lora import list_published_mappings
 from litgpt.store.load_model import iter_tensors, load_model
 from litgpt.store.save_model import save_model_folder
 from tests.vision_model import DECODER, TOWER
@@ -206,6 +207,8 @@ def test_tower_family_as_published(name: str, tmp_path: Path) -> None:
     config = Config.from_checkpoint(source)
     family = find_family(config)
     assert family is not None and family.name == name and config.vision is not None
+    modules = {mapping.hf_name for mapping in list_published_mappings(config).values()}
+    assert modules == set(hf_model.state_dict())  # as PEFT names them
     example = build_example(row, TowerShape.from_values(config.vision))
 
     model = GPT(config).eval()

@@ -49,8 +49,7 @@ def list_published_mappings(config: Config) -> dict[str, TensorMapping]:
         mappings.append(TensorMapping(head.hf_name, ("embedding.weight",), "rename"))
     named: dict[str, TensorMapping] = {}
     for mapping in mappings:
-        ends = [end for end in family.module_names if mapping.hf_name.endswith(f".{end}")]
-        module = mapping.hf_name.removesuffix(ends[0]) + family.module_names[ends[0]] if ends else mapping.hf_name
+        module = family.name_module(mapping.hf_name)
         named |= dict.fromkeys((mapping.hf_name, module), replace(mapping, hf_name=module))
     return named
 
@@ -103,10 +102,12 @@ def convert_lora_to_peft(
 
 
 def name_vocabulary_layers(config: Config) -> tuple[str, str]:
-    """The published names of the embedding and of the head, whether tied or not."""
+    """The names of the embedding and of the head in transformers' modules, whether tied or not."""
     family, names = find_family(config), ("embedding.weight", "head.weight")
     mappings = [] if family is None else family.tensors.map_names(names, config)
     hf_names = {mapping.names[0]: mapping.hf_name for mapping in mappings}
+    if family is not None:
+        hf_names = {name: family.name_module(hf_name) for name, hf_name in hf_names.items()}
     embedding, head = (strip_ending(hf_names.get(name, name)) for name in names)
     return embedding, head
 
