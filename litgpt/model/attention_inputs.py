@@ -103,8 +103,7 @@ def build_attention_inputs(
     segments: tuple[Segment, ...] | None = None
     if queries is not None:
         segments = tuple(
-            Segment(len(chunk), build_masks(config, kinds, positions, documents_BT, chunk), keys=chunk.stop)
-            for chunk in queries
+            build_chunk_segment(config, kinds, positions, documents_BT, chunk, blocks_BT) for chunk in queries
         )
     elif documents_BT is not None:
         segments = split_documents(config, kinds, positions, documents_BT, blocks_BT)
@@ -154,6 +153,20 @@ def split_documents(
     )
 
 
+def build_chunk_segment(
+    config: Config,
+    kinds: Sequence[str],
+    positions: Tensor,
+    documents_BT: Tensor | None,
+    chunk: range,
+    blocks_BT: Tensor | None,
+) -> Segment:
+    """The queries of a chunk of rows; the keys are those up to the last of them, or all if images have later ones."""
+    keys = chunk.stop if blocks_BT is None else positions.shape[-1]
+    masks = build_masks(config, kinds, positions, documents_BT, chunk, blocks_BT=blocks_BT, keys=keys)
+    return Segment(len(chunk), masks, keys=keys)
+
+
 def build_masks(
     config: Config,
     kinds: Sequence[str],
@@ -162,6 +175,7 @@ def build_masks(
     queries: range,
     *,
     blocks_BT: Tensor | None = None,
+    keys: int | None = None,
     dense: bool = False,
 ) -> dict[str, Mask | None]:
     """Masks (B or 1, 1, T, U), True where the query may attend to the key; None where `is_causal` is enough.
@@ -171,7 +185,8 @@ def build_masks(
     Args:
         kinds: `global`, `local` or both.
         positions: of all tokens, (U,) or (B, U); later ones are ignored.
-        queries: the indices in the row of the T queries; keys are those up to the last of them, U.
+        queries: the indices in the row of the T queries.
+        keys: the number of keys, U; None for those up to the last query.
     """
     is_blocked = positions.device.type == "cuda" and len(queries) > 1 and not dense
     build = build_block_mask if is_blocked else build_dense_mask
@@ -181,7 +196,7 @@ def build_masks(
         window = None if window is None or queries.stop <= window else window
         is_plain = documents_BT is None and blocks_BT is None and window is None
         is_causal = is_plain and (queries.start == 0 or len(queries) == 1)
-        settings: dict[str, Any] = {"window": window, "blocks_BT": blocks_BT}
+        settings: dict[str, Any] = {"window": window, "blocks_BT": blocks_BT, "keys": keys or queries.stop}
         masks[kind] = None if is_causal else build(config, positions, documents_BT, queries, **settings)
     return masks
 
@@ -192,22 +207,24 @@ def build_dense_mask(
     documents_BT: Tensor | None,
     queries: range,
     *,
+    keys: int,
     window: int | None,
     blocks_BT: Tensor | None = None,
 ) -> Tensor:
     """The mask of `build_masks` as a boolean tensor, for layers with this window, or None for no window."""
-    indices = torch.arange(queries.stop, device=positions.device)
-    distances = indices[queries.start :, None] - indices[None, :]
+    rows = slice(queries.start, queries.stop)
+    indices = torch.arange(keys, device=positions.device)
+    distances = indices[rows, None] - indices[None, :]
     allowed = (distances >= 0)[None, None]
     if blocks_BT is not None:
-        blocks = blocks_BT[:, None, : queries.stop]
-        allowed = allowed | is_same_block(blocks[..., queries.start :], blocks)
+        blocks = blocks_BT[:, None, :keys]
+        allowed = allowed | is_same_block(blocks[..., rows], blocks)
     if window is not None:
-        ends = positions[..., : queries.stop]
-        allowed = allowed & is_in_window(config, window, distances, ends[..., queries.start :], ends).unsqueeze(-3)
+        ends = positions[..., :keys]
+        allowed = allowed & is_in_window(config, window, distances, ends[..., rows], ends).unsqueeze(-3)
     if documents_BT is not None:
-        documents = documents_BT[:, None, : queries.stop]
-        allowed = allowed & (documents[..., queries.start :, None] == documents[..., None, :])
+        documents = documents_BT[:, None, :keys]
+        allowed = allowed & (documents[..., rows, None] == documents[..., None, :])
     return allowed
 
 

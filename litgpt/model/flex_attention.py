@@ -32,12 +32,14 @@ def build_block_mask(
     documents_BT: Tensor | None,
     queries: range,
     *,
+    keys: int,
     window: int | None,
     blocks_BT: Tensor | None = None,
 ) -> BlockMask:
     """The mask of `attention_inputs.build_masks` as blocks.
 
     Args:
+        keys: the number of keys.
         window: of the kind of layer, None for none.
         blocks_BT: as in `attention_inputs.build_attention_inputs`.
     """
@@ -59,7 +61,7 @@ def build_block_mask(
 
     create = select_kernel(create_block_mask, positions.device)
     rows = len(per_row[0]) if per_row else None
-    return create(is_allowed, rows, None, len(queries), queries.stop, device=positions.device)
+    return create(is_allowed, rows, None, len(queries), keys, device=positions.device)
 
 
 def attend_blocks(

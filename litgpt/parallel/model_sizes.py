@@ -24,10 +24,10 @@ def check_model_sizes(settings: ParallelArgs, dims: ParallelDims, config: Config
     if dims.context > 1 and settings.context_method == "ulysses":
         check_context_heads(config.n_head // dims.tensor, dims.context)
     has_blocks = config.vision is not None and config.vision["image_blocks"]
-    if dims.context > 1 and settings.context_method != "ulysses" and has_blocks:
+    if dims.context > 1 and settings.context_method == "ring" and has_blocks:
         raise UserError(
-            f"parallel.context_method: {settings.context_method} is not supported for a model whose tokens of an image "
-            "attend to later ones; set ulysses"
+            "parallel.context_method: ring is not supported for a model whose tokens of an image attend to later ones; "
+            "set all-gather"
         )
 
 

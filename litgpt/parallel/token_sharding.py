@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from litgpt.errors import UserError
 from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs
 from litgpt.model.config import Config
 from litgpt.parallel.collectives import all_gather_replicated, all_reduce, all_reduce_no_grad
@@ -158,11 +157,6 @@ class LocalTokens:
         blocks_BT = None if blocks_BT is None else self.pad(blocks_BT, -1)
         documents_BT = None if documents_BT is None else self.pad(documents_BT, -1)
         queries = None if self.attention is None else self.attention.query_ranges(positions.shape[-1])
-        if blocks_BT is not None and queries is not None:
-            raise UserError(
-                "parallel.context_method: all-gather leaves out later tokens, but those of images attend to them; set "
-                "ulysses"
-            )
         rows = build_attention_inputs(
             config, positions, documents_BT, blocks_BT=blocks_BT, cached=cached, queries=queries
         )

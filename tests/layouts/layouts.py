@@ -119,6 +119,7 @@ SHAPES["predictions"] = small(
     latent_attention={**(SHAPES["latent"].latent_attention or {}), "q_lora_rank": 12},
 )
 IMAGE = 50  # which no row of text has
+IMAGE_START = 4  # so that images are in several chunks of a row with context parallelism
 TOWER = {"width": 16, "layers": 3, "heads": 2, "mlp_size": 24, "blocks_run": 2, "patch": 2, "merge": 2, "side": 4}
 TOWER |= {"positions": "bucket", "class_token": True, "final_norm": "applied", "projector_hidden": 16}
 TOWER["image_token"] = IMAGE
@@ -244,8 +245,9 @@ def place_images(
             size = (4, 4) if shape.positions == "learned" else (4, 4 * places)
             pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(row))
             items.append(cut_patches(pixels, shape))
-            ids[row - start, 2 : 2 + places], labels[row - start, 1 : 1 + places] = IMAGE, IGNORE
-            sections[row - start, :2, 2 : 2 + places] = sections[row - start, :2, 2:3]
+            first, end = IMAGE_START, IMAGE_START + places
+            ids[row - start, first:end], labels[row - start, first - 1 : end - 1] = IMAGE, IGNORE
+            sections[row - start, :2, first:end] = sections[row - start, :2, first : first + 1]
         has_sections = bool(items and config.rope_sections)
         changed = replace(batch, ids=ids, labels=labels, positions=sections if has_sections else batch.positions)
         placed.append(replace(changed, media=pack_media(items) if items else None))

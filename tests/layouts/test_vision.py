@@ -37,6 +37,7 @@ SLOW = [
     Case("sections", 2, {"pipeline": 2, "pipeline_schedule": "interleaved"}, images=(5,), tuner="lora on parts"),
     Case("vision", 4, {"pipeline": 2, "data_shard": 2, "zero": 3}, images=(6,)),
     Case("vision", 4, {"pipeline": 2, "data_replicate": 2}, images=IMAGES, tuner="decoder alone"),
+    Case("image blocks", 2, {"context": 2}, images=IMAGES),
     Case("image blocks", 2, {"context": 2, "context_method": "ulysses"}, packed=True, images=IMAGES, micro=1),
     Case("image blocks", 4, {"tensor": 2, "pipeline": 2}, images=IMAGES),
     Case("sections", 8, {"pipeline": 2, "context": 2, "tensor": 2}, images=IMAGES),
@@ -53,10 +54,7 @@ def test_layout_trains_as_one_process(case: Case) -> None:
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
-    "image blocks": (
-        {"context": 2},
-        "parallel.context_method: all-gather is not supported for a model whose tokens of an",
-    ),
+    "image blocks": ({"context": 2, "context_method": "ring"}, "attend to later ones; set all-gather"),
     "deep": (
         {"pipeline": 2, "pipeline_layers": [1, 3]},
         "the first stage has 1 layers, but features of images are added after the first 2; give it 2 or more",

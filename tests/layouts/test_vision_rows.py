@@ -62,7 +62,9 @@ def compute_all(folder: Path) -> list[Result]:
     return [compute(folder, layout) for layout in LAYOUTS]
 
 
-@pytest.mark.parametrize("kind", ["qwen2_vl", pytest.param("llava", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["qwen2_vl", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llava", "gemma3", "qwen3_vl"))]
+)
 def test_rows_train_as_in_one_process(kind: str, tmp_path: Path) -> None:
     write_vision_model(tmp_path / "model", kind)
     write_color_rows(tmp_path)

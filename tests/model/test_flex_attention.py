@@ -28,12 +28,17 @@ def test_blocks_see_what_the_mask_shows(
 ) -> None:
     draw = torch.Generator().manual_seed(1)
     q = torch.randn(2, 4, len(queries), 16, generator=draw)
-    k, v = torch.randn(2, 2, 2, queries.stop, 16, generator=draw)
+    keys = 200 if images else queries.stop
+    k, v = torch.randn(2, 2, 2, keys, 16, generator=draw)
     documents = (torch.arange(200) // torch.tensor([[70], [33]])).int() if packed else None
     places = torch.arange(200) % torch.tensor([[70], [33]]) if packed else torch.arange(200)
     settings = {"scale": 0.3, "softcap": softcap, "sinks": torch.randn(4, generator=draw) if sinks else None}
     config, numbers = shape(kind), torch.arange(200) // torch.tensor([[60], [45]])
-    parts = {"window": window, "blocks_BT": torch.where(numbers % 2 == 0, numbers, -1) if images else None}
+    parts = {
+        "keys": keys,
+        "window": window,
+        "blocks_BT": torch.where(numbers % 2 == 0, numbers, -1) if images else None,
+    }
     mask = build_dense_mask(config, places, documents, queries, **parts)
     blocks = build_block_mask(config, places, documents, queries, **parts)
     expected = attend(q, k, v, mask=mask, causal=False, **settings)
