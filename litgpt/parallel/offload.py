@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from litgpt.model.gpt import Block
 from litgpt.model.surgery import Function, wrap_forward
 
 
@@ -24,10 +23,9 @@ class HostOffload:
     def __init__(self, block: nn.Module) -> None:
         self.block = block
         self.parameters: set[int] = set()
-        if (
-            isinstance(block, Block) and block.experts is not None
-        ):  # FSDP2 all-gathers them later than the rest of the block
-            wrap_forward(block.experts, partial(self._add_experts, block.experts))
+        experts = getattr(block, "experts", None)
+        if experts is not None:  # FSDP2 all-gathers them later than the rest of the block
+            wrap_forward(experts, partial(self._add_experts, experts))
 
     def begin(self) -> None:
         """Record the memory of the block's parameters, which stay on the device."""
