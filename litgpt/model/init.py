@@ -41,9 +41,17 @@ def draw_init_value(config: Config, name: str, shape: Sequence[int], seed: int) 
     if kind in ("scale_1", "scale_2"):
         return torch.ones(tuple(shape))
     if owner.startswith("norm"):
-        return torch.full(tuple(shape), float(not config.norm_class_name.startswith("Offset")))
+        return torch.full(tuple(shape), float(not has_offset(config, name)))
     part = owner if kind == "weight" else kind  # experts.down is a tensor, shared.down a module
     return torch.empty(tuple(shape)).normal_(0, compute_std(config, part), generator=seeded_generator(f"{seed}/{name}"))
+
+
+def has_offset(config: Config, name: str) -> bool:
+    """Whether the weight of a norm is added to one."""
+    if not name.startswith("vision."):
+        return config.norm_class_name.startswith("Offset")
+    assert config.vision is not None
+    return name.startswith("vision.projector.") and config.vision["projector_norm"].startswith("offset")
 
 
 def seeded_generator(seed: str) -> torch.Generator:

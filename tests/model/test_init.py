@@ -55,3 +55,25 @@ def test_values_depend_on_seed_and_name_alone() -> None:
     assert torch.equal(draw_init_value(config, name, shape, 3), draw_init_value(config, name, shape, 3))
     for other, seed in ((name, 4), ("blocks.1.mlp.experts.up", 3), ("blocks.0.mlp.experts.gate", 3)):
         assert not torch.equal(draw_init_value(config, name, shape, 3), draw_init_value(config, other, shape, seed))
+
+
+def test_norms_of_a_tower_are_not_those_of_the_decoder() -> None:
+    vision: dict[str, Any] = {"width": 16, "layers": 1, "heads": 2, "mlp_size": 16, "blocks_run": 1, "patch": 4}
+    vision |= {
+        "image_token": 9,
+        "projector_norm": "offset_rms",
+        "projector_norm_at": "block",
+        "projector_merge": "mean",
+    }
+    sizes: dict[str, Any] = {
+        "n_layer": 1,
+        "n_embd": 16,
+        "n_head": 2,
+        "padded_vocab_size": 16,
+        "norm_class_name": "OffsetRMSNorm",
+    }
+    model = GPT(Config(**sizes, block_size=32, vision=vision))
+    initialize(model, 0)
+    norms = {name: value.unique().tolist() for name, value in model.named_parameters() if name.endswith("_1.weight")}
+    assert norms["blocks.0.norm_1.weight"] == [0.0] and norms["vision.blocks.0.norm_1.weight"] == [1.0]
+    assert model.get_parameter("vision.projector.norm.weight").unique().tolist() == [0.0]
