@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from litgpt.model import attention, moe
 from litgpt.parallel import fp8
+from litgpt.plan.fused_attention import attend_fused
 from litgpt.plan.fused_norm import rms_norm
 from litgpt.train import cross_entropy
 
@@ -17,6 +18,7 @@ CPU_PATHS = (
     (attention, "is_half_on_cpu", lambda *_: False),  # the backward pass of attention in the type of the forward pass
     (fp8, "is_emulated", lambda *_: False),
     (functional, "rms_norm", rms_norm),
+    (functional, "scaled_dot_product_attention", attend_fused),
     (moe, "share_product", lambda *_: False),
 )
 """What the code does on a CPU only: its module, its name, and the value that it has on an accelerator."""

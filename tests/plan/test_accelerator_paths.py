@@ -1,5 +1,6 @@
 """What plans compute on the CPU has the values of torch's, and saves what is saved on CUDA."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -52,6 +53,29 @@ def test_norms_save_what_they_do_on_cuda(dtype: torch.dtype) -> None:
     assert list_saved(dtype, torch.device("cpu")) != on_cuda
     with accelerator_paths():
         assert list_saved(dtype, torch.device("cpu")) == on_cuda
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_attention_with_short_values_is_that_of_torch_and_saves_no_scores(dtype: torch.dtype, causal: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(2, 3, 37, 24), (2, 3, 37, 24), (2, 3, 37, 16), (2, 3, 37, 16)]
+    *leaves, grad = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    q, k, v = (x.requires_grad_() for x in leaves)
+    results, saved = [], []
+    for paths in (nullcontext(), accelerator_paths()):
+        shapes_saved: list[tuple[int, ...]] = []
+        hooks = saved_tensors_hooks(lambda t, shapes=shapes_saved: shapes.append(tuple(t.shape)) or t, lambda t: t)
+        with paths, hooks:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+            results.append([y, *torch.autograd.grad(y, (q, k, v), grad)])
+        saved.append(shapes_saved)
+    tolerance = {"atol": 0.05, "rtol": 0.05} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(results[1], results[0], **tolerance)
+    scores = (37, 37)
+    assert any(shape[-2:] == scores for shape in saved[0])
+    assert sorted(saved[1]) == sorted([*shapes, (2, 3, 37)])
+    assert results[1][0].transpose(1, 2).is_contiguous()
 
 
 def test_experts_do_not_copy_their_matrices() -> None:
