@@ -53,7 +53,7 @@ def tiny_llama(_rank: int) -> float:
 
 
 def deepseek_v3(rank: int) -> float:
-    """256 experts over 8 ranks and as many shards, all else over 64, but the corrections; the last has the prediction."""
+    """256 experts over 8 ranks in 8 shards, all else over 64, but the corrections; the last one has the prediction."""
     query, key_value = 1536 * (7168 + 128 * 192), 7168 * (512 + 64) + 512 * 128 * (128 + 128)
     attention = query + key_value + 128 * 128 * 7168 + (1536 + 512 + 2 * 7168)  # and the norms
     dense, shared, experts = 3 * 7168 * 18432, 3 * 7168 * 2048, 256 * 3 * 7168 * 2048
