@@ -17,7 +17,9 @@ QUERIES_AT_A_TIME = 16  # whose scores are computed at a time
 
 
 @torch.library.custom_op("litgpt::fused_attention", mutates_args=())
-def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def compute_attention(
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
     """Softmax attention without a mask.
 
     Args:
@@ -30,18 +32,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: fl
         (B, H, T, V) in the type of the queries, and the logarithm of the sum of exponential scores, (B, H, T), in
         float32 or wider.
     """
-    output, logsumexp = allocate_output(query, key, value, is_causal, scale)
+    output, logsumexp = allocate_attention(query, key, value, is_causal, scale)
     for span, scores in iterate_scores(query, key, is_causal, scale):
         logsumexp[..., span] = scores.logsumexp(-1)
         output[..., span, :] = (scores.softmax(-1) @ value.to(scores.dtype)).to(output.dtype)
     return output, logsumexp
 
 
-@attend.register_fake
-def allocate_output(
+@compute_attention.register_fake
+def allocate_attention(
     query: Tensor, _key: Tensor, value: Tensor, _is_causal: bool, _scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Tensors for what `attend` returns, with all heads of a token next to each other in memory."""
+    """Tensors for what `compute_attention` returns, with all heads of a token next to each other in memory."""
     batch, heads, tokens, _ = query.shape
     output = query.new_empty(batch, tokens, heads, value.shape[-1]).transpose(1, 2)
     return output, query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
@@ -74,7 +76,7 @@ def compute_attention_gradients(
 
 
 @compute_attention_gradients.register_fake
-def allocate_gradients(
+def allocate_attention_gradients(
     _grad: Tensor,
     query: Tensor,
     key: Tensor,
@@ -101,18 +103,18 @@ def iterate_scores(query: Tensor, key: Tensor, is_causal: bool, scale: float) ->
         yield span, scores
 
 
-def save_for_backward(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def save_attention(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     """Save queries, keys, values, their output, and the number per query."""
     ctx.save_for_backward(*inputs[:3], *output)
     ctx.settings = inputs[3:]  # type: ignore[attr-defined]
 
 
-def run_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The gradients of the arguments of `attend`."""
+def run_attention_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients of the arguments of `compute_attention`."""
     return *compute_attention_gradients(grad, *ctx.saved_tensors, *ctx.settings), None, None
 
 
-attend.register_autograd(run_backward, setup_context=save_for_backward)
+compute_attention.register_autograd(run_attention_backward, setup_context=save_attention)
 
 
 def attend_fused(
@@ -132,4 +134,4 @@ def attend_fused(
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    return attend(query, key, value, is_causal, factor)[0]
+    return compute_attention(query, key, value, is_causal, factor)[0]
