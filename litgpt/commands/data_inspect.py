@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from litgpt.data.preview import open_streams, print_counts, print_rows
+from litgpt.data.preview_page import write_preview_page
 from litgpt.data.stream.batches import TrainStream, ValStream
 from litgpt.data.stream.samples import SampleRows
 from litgpt.data.stream.streaming import StreamedRows
@@ -47,7 +48,7 @@ def run(recipe: DataInspect) -> None:
     """Print counts, and some samples with their documents separated.
 
     Raises:
-        UserError: if the data has no validation split and the recipe asks for it.
+        UserError: if the data has no validation split and the recipe asks for it, or no samples for a page.
     """
     tokenizer = Tokenizer(recipe.tokenizer_dir) if recipe.tokenizer_dir else None
     print_message(*(tokenizer.warnings if tokenizer else ()))
@@ -57,9 +58,17 @@ def run(recipe: DataInspect) -> None:
         raise UserError(f"split: val: data: {type(recipe.data).__name__} has no validation data; use split: train")
     print_counts(recipe.data, train, val, recipe.max_seq_length)
     if tokenizer is not None and isinstance(rows := getattr(stream, "samples", None), SampleRows | StreamedRows):
-        print_rows(rows, tokenizer, recipe.samples, recipe.seed)
+        chosen = rows.draw_rows(recipe.samples, random.Random(recipe.seed))
+        print_rows(rows, chosen, tokenizer)
+        if recipe.page_file is not None:
+            write_preview_page(recipe.page_file, f"{type(recipe.data).__name__}, {recipe.split}", chosen, tokenizer)
+            print(f"page: {recipe.page_file}")
         stream.close()
         return
+    if recipe.page_file is not None:
+        raise UserError(
+            f"page_file: {recipe.page_file} is not supported for {type(recipe.data).__name__}; leave it out"
+        )
     table = Table("sample", "tokens", "documents", "different tokens", "text", show_lines=True)
     for number, (ids, documents) in enumerate(draw_samples(stream, recipe.samples, recipe.seed), 1):
         lengths = ", ".join(map(str, np.bincount(documents)))

@@ -1,7 +1,9 @@
 """Show what a run reads: counts, and samples of conversations with the trained tokens marked."""
 
 import itertools
-import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from rich.text import Text
 from litgpt.data.cache.examples import CachedExamples
 from litgpt.data.modules.finetuning import FinetuningData
 from litgpt.data.read.row_sets import RowReport
-from litgpt.data.render.example import Example
+from litgpt.data.render.example import Example, PlacedMedium
 from litgpt.data.stream.batch import ANSWER_TITLES
 from litgpt.data.stream.batches import TrainStream, ValStream
 from litgpt.data.stream.samples import SampleRows
@@ -26,17 +28,41 @@ TRAINED_MARKS = ("⟦", "⟧")
 """Surround trained tokens, since the output may be written to a file without colors."""
 
 
+def list_runs(example: Example) -> Iterator[tuple[float, list[int], PlacedMedium | None]]:
+    """The tokens of a sample in runs of one loss weight, and of one image: the weight, the tokens and the image."""
+    numbers = np.full(len(example.ids), -1)
+    for number, placed in enumerate(example.media):
+        numbers[placed.start : placed.stop] = number
+    tokens = zip(example.weights.tolist(), numbers.tolist(), example.ids.tolist(), strict=True)
+    for (weight, number), run in itertools.groupby(tokens, key=lambda token: token[:2]):
+        yield weight, [token for _, _, token in run], example.media[number] if number >= 0 else None
+
+
 def mark_trained(example: Example, tokenizer: Tokenizer) -> Text:
-    """Render the text of a sample; trained tokens are in brackets, with their loss weight if it is not 1."""
+    """Render the text of a sample; trained tokens are in brackets, with their loss weight if it is not 1.
+
+    An image is named in place of its tokens.
+    """
     text = Text()
-    for weight, run in itertools.groupby(zip(example.ids, example.weights, strict=True), key=lambda pair: pair[1]):
-        decoded = decode_tokens([int(token) for token, _ in run], tokenizer)
+    for weight, ids, placed in list_runs(example):
+        part = decode_tokens(ids, tokenizer) if placed is None else f"[{describe_image(placed)}]"
         if weight == 0:
-            text.append(decoded, style="dim")
+            text.append(part, style="dim" if placed is None else "cyan")
         else:
-            factor = "" if weight == 1 else f"×{weight:g}"
-            text.append(f"{TRAINED_MARKS[0]}{decoded}{TRAINED_MARKS[1]}{factor}", style="bold green")
+            text.append(f"{TRAINED_MARKS[0]}{part}{TRAINED_MARKS[1]}{format_weight(weight)}", style="bold green")
     return text
+
+
+def format_weight(weight: float) -> str:
+    """A factor of the loss, if it is not 1."""
+    return "" if weight == 1 else f"×{weight:g}"
+
+
+def describe_image(placed: PlacedMedium) -> str:
+    """The name of an image, the patches of what the tower reads of it, and its tokens."""
+    sizes = [f"{number} of {height} x {width}" for (_, height, width), number in Counter(placed.grids).items()]
+    patches = f"{', '.join(sizes).removeprefix('1 of ')} patches, " if sizes else ""
+    return f"image {Path(placed.medium.name).name}: {patches}{placed.tokens:,} tokens"
 
 
 def decode_tokens(ids: list[int], tokenizer: Tokenizer) -> str:
@@ -114,24 +140,30 @@ def print_reports(reports: list[tuple[str, RowReport]]) -> None:
             print(f"{name}: {unread}")
 
 
-def print_rows(rows: SampleRows | StreamedRows, tokenizer: Tokenizer, number: int, seed: int) -> None:
-    """Print some rows with their samples; streamed rows are drawn from the first window."""
+DrawnRow = tuple[int, list[Example]]
+"""The index of a row, and its samples."""
+
+
+def describe_row(index: int, examples: Sequence[Example]) -> tuple[str, list[int], int]:
+    """The name of a row with its channels, the tokens of each document in it, and how many of all are trained."""
+    documents = [document for example in examples for document in example.documents]
+    channels = sorted({example.channel for example in examples if example.channel is not None})
+    trained = sum(int(np.count_nonzero(document.weights[1:])) for document in documents)
+    name = f"{index}" + (f" ({', '.join(channels)})" if channels else "")
+    return name, [len(document.ids) for document in documents], trained
+
+
+def print_rows(rows: SampleRows | StreamedRows, chosen: Sequence[DrawnRow], tokenizer: Tokenizer) -> None:
+    """Print rows that were drawn, with their samples."""
     titles = ANSWER_TITLES.get(rows.value_name or "", ("text",))
     marks = f" (trained: {TRAINED_MARKS[0]}...{TRAINED_MARKS[1]})"
     table = Table("row", "tokens", "trained", "lengths", *(title + marks for title in titles), show_lines=True)
-    chosen = rows.draw_rows(number, random.Random(seed))
     if isinstance(rows, StreamedRows):
         print_reports([(row_set.name, report) for row_set, report in zip(rows.row_sets, rows.reports, strict=True)])
     for index, examples in chosen:
-        documents = [example.documents for example in examples]
         separator = Text("\n──── next sample ────\n", style="bold yellow")
-        texts = [
-            separator.join(mark_trained(document, tokenizer) for document in side)
-            for side in zip(*documents, strict=True)
-        ]
-        lengths = [len(document.ids) for sides in documents for document in sides]
-        trained = sum(int(np.count_nonzero(document.weights[1:])) for sides in documents for document in sides)
-        channels = sorted({example.channel for example in examples if example.channel is not None})
-        name = f"{index}" + (f" ({', '.join(channels)})" if channels else "")
+        sides = zip(*(example.documents for example in examples), strict=True)
+        texts = [separator.join(mark_trained(document, tokenizer) for document in side) for side in sides]
+        name, lengths, trained = describe_row(index, examples)
         table.add_row(name, str(sum(lengths)), str(trained), ", ".join(map(str, lengths)), *texts)
     Console().print(table)

@@ -42,6 +42,8 @@ class DataInspect:
     """Number of samples to show."""
     seed: Seed = 42
     """Random seed that selects the samples."""
+    page_file: Path | None = None
+    """HTML page for samples of conversations or answers, with their images."""
 
     def __post_init__(self) -> None:
         check_numbers(self)

@@ -48,7 +48,7 @@ PATH_KEYS = {
     "validate": PathKeys(models=("checkpoint_dir",)),
     "verify": PathKeys(models=("checkpoint_dir",), files=("report",)),
     "data prepare": DATA,
-    "data inspect": DATA,
+    "data inspect": DATA._replace(files=("page_file",)),
     "tokenizer train": PathKeys(folders=("output_dir",)),
     "tokenizer extend": EXPORT,
     "report": PathKeys(files=("output",)),

@@ -1,18 +1,23 @@
 """`litgpt data inspect` and `data prepare` on conversations: what is trained is marked, what was left out counted."""
 
+import base64
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from litgpt.commands import data_inspect, data_prepare
-from litgpt.data import JSON, Conversations, Preferences
+from litgpt.data import JSON, Conversations, Preferences, TextFiles
 from litgpt.data.modules.finetuning import Packing
 from litgpt.data.preview import mark_trained
 from litgpt.data.render.loss_weights import WeightRule
 from litgpt.errors import UserError
 from litgpt.recipe.data_commands import DataInspect, DataPrepare
 from tests.data.templates import write_tokenizer
+from tests.vision_model import draw_image, write_vision_model
 
 
 @pytest.fixture
@@ -87,3 +92,34 @@ def test_instructions_with_the_prompt_trained(folder: Path, capsys: pytest.Captu
     (_, other), *_ = masked.prepared
     assert mark_trained(file.read(0), data.tokenizer).plain == "⟦Instruct: question 0\nOutput:fox<|im_end|>⟧"
     assert mark_trained(other.read(0), data.tokenizer).plain == "Instruct: question 0\nOutput:⟦fox<|im_end|>⟧"
+
+
+def test_inspect_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_vision_model(folder / "model", "smolvlm")
+    draw_image(folder / "cat <1>.png", (200, 30, 30))
+    messages = [{"role": "user", "content": "<image>Which?"}, {"role": "assistant", "content": "red & blue"}]
+    rows = [{"messages": messages, "images": ["cat <1>.png"]} for _ in range(3)]
+    (folder / "images.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = Conversations(sources="images.jsonl", val_fraction=0.0, train_on="everything")
+    data_inspect.run(DataInspect(data, model, 256, samples=1, page_file=folder / "page.html"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "[image cat <1>.png: " in said and " patches, " in said and " tokens]" in said and "<image>" not in said
+    page = (folder / "page.html").read_text()
+    assert "<mark>" in page and "red &amp; blue" in page and "image cat &lt;1&gt;.png: " in page
+    (thumbnail,) = re.findall(r'<img src="data:image/png;base64,([^"]+)"', page)
+    with Image.open(io.BytesIO(base64.b64decode(thumbnail))) as image:
+        red, green, blue = image.getpixel((20, 10))
+        assert image.size == (24, 16) and red > 3 * green == 3 * blue
+    (folder / "cat <1>.png").write_bytes(b"no image")
+    data_inspect.run(DataInspect(data, model, 256, samples=1, page_file=folder / "page.html"))
+    page = (folder / "page.html").read_text()
+    assert "<img" not in page and "not an image that can be read" in page
+
+
+def test_a_page_is_of_samples(folder: Path) -> None:
+    (folder / "texts").mkdir()
+    for name in ("a", "b"):
+        (folder / "texts" / f"{name}.txt").write_text("the quick fox " * 50)
+    data = TextFiles(folder / "texts", num_workers=1)
+    with pytest.raises(UserError, match=r"page_file: page.html is not supported for TextFiles; leave it out"):
+        data_inspect.run(DataInspect(data, folder / "tokenizer", 8, page_file=Path("page.html")))

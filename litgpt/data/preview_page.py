@@ -1,0 +1,60 @@
+"""Samples as a page that needs no network: their text with the trained tokens marked, and their images."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from litgpt.data.media.pictures import PictureError, open_picture
+from litgpt.data.media.reader import find_source
+from litgpt.data.preview import DrawnRow, decode_tokens, describe_image, describe_row, format_weight, list_runs
+from litgpt.data.read.media import Medium
+from litgpt.data.render.example import Example
+from litgpt.data.tokenizer import Tokenizer
+from litgpt.files import write_text
+
+THUMBNAIL_SIDE = 192  # pixels
+
+
+def write_preview_page(path: Path, title: str, rows: Sequence[DrawnRow], tokenizer: Tokenizer) -> None:
+    """Write the page of rows that were drawn."""
+    from jinja2 import Environment, FileSystemLoader
+
+    page = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    ).get_template("preview_page.html.j2")
+    described = []
+    for index, examples in rows:
+        name, lengths, trained = describe_row(index, examples)
+        sides = [[build_runs(document, tokenizer) for document in example.documents] for example in examples]
+        described.append({"name": name, "lengths": lengths, "trained": trained, "samples": sides})
+    write_text(path, page.render(title=title, rows=described))
+
+
+def build_runs(example: Example, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The runs of a sample: text, whether it is trained, and with which factor, or an image with what describes it."""
+    runs = []
+    for weight, ids, placed in list_runs(example):
+        run: dict[str, Any] = {"is_trained": weight != 0, "factor": format_weight(weight) if weight else ""}
+        if placed is None:
+            run |= {"text": decode_tokens(ids, tokenizer)}
+        else:
+            run |= {"text": describe_image(placed), **build_thumbnail(placed.medium)}
+        runs.append(run)
+    return runs
+
+
+def build_thumbnail(medium: Medium) -> dict[str, str]:
+    """The data URI of a small image, or the problem with it."""
+    from PIL import Image
+
+    try:
+        pixels = open_picture(find_source(medium))
+    except PictureError as error:
+        return {"problem": str(error)}
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return {"thumbnail": f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"}
