@@ -4,13 +4,8 @@ from dataclasses import dataclass
 
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.tower_flops import (
-    EncodedImages,
-    TowerShares,
-    compute_tower_flops,
-    compute_trained_share,
-    count_tower_weights,
-)
+from litgpt.model.tower_flops import EncodedImages, TowerShares, compute_tower_flops, compute_trained_share
+from litgpt.model.weight_counts import count_attention_weights, count_feed_forward_weights, count_head_weights
 
 
 @dataclass(frozen=True)
@@ -113,38 +108,3 @@ def count_keys(config: Config, layer: int, sequence_length: int) -> float:
     assert config.sliding_window_size is not None
     window = min(config.sliding_window_size, sequence_length)
     return window / 2 if config.window_type == "chunked" else window - window**2 / (2 * sequence_length)
-
-
-def count_head_weights(config: Config) -> int:
-    """Number of weights of the head."""
-    assert config.padded_vocab_size is not None
-    return config.n_embd * (1 if config.output == "score" else config.padded_vocab_size)
-
-
-def count_attention_weights(config: Config) -> int:
-    """Number of weights of a layer's attention."""
-    assert config.head_size is not None and config.n_query_groups is not None
-    if config.latent_attention is None:
-        return 2 * (config.n_head + config.n_query_groups) * config.head_size * config.n_embd
-    sizes = config.latent_attention
-    width, latent, q_rank, value = config.n_embd, sizes["kv_lora_rank"], sizes["q_lora_rank"], sizes["v_head_dim"]
-    query = config.n_head * (sizes["qk_nope_head_dim"] + sizes["qk_rope_head_dim"])
-    queries = width * query if q_rank is None else q_rank * (width + query)
-    kv_up = latent * config.n_head * (sizes["qk_nope_head_dim"] + value)
-    return queries + width * (latent + sizes["qk_rope_head_dim"]) + kv_up + config.n_head * value * width
-
-
-def count_feed_forward_weights(config: Config, layer: int) -> int:
-    """Number of weights of a layer's feed-forward that a token is multiplied with."""
-    assert config.intermediate_size is not None
-    if not config.has_experts(layer):
-        return (2 if config.mlp_class_name == "GptNeoxMLP" else 3) * config.n_embd * config.intermediate_size
-    gate = int(config.shared_size > 0 and config.shared_expert_gate)
-    inner = config.n_expert_per_token * config.expert_size + config.shared_size
-    return config.n_embd * (3 * inner + config.n_expert + gate)
-
-
-def count_tower_layers(config: Config) -> int:
-    """The number of layers of the decoder that have as many weights as the vision tower; 0 without one."""
-    layers = (count_attention_weights(config) + count_feed_forward_weights(config, i) for i in range(config.n_layer))
-    return round(count_tower_weights(config) * config.n_layer / sum(layers))

@@ -1,4 +1,4 @@
-"""Count the weights of a vision tower, and estimate the floating-point operations of training with images."""
+"""Estimate the floating-point operations of training with images."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from litgpt.model.gpt import GPT
 from litgpt.model.media import Grid, Media
 from litgpt.model.tower_config import TowerShape
 from litgpt.model.vision import Tower
+from litgpt.model.weight_counts import count_block_weights, count_projector_weights
 
 
 class EncodedImages(NamedTuple):
@@ -127,27 +128,3 @@ def compute_tower_flops(config: Config, images: EncodedImages, trained: TowerSha
     is_reached = trained.lowest < len(trained.blocks)
     operations = (1 + is_reached + trained.projectors) * first + (1 + trained.projected + trained.projectors) * second
     return total + 2 * operations * images.patches / shape.merge**2
-
-
-def count_block_weights(shape: TowerShape) -> int:
-    """Number of weights of a block of a vision tower."""
-    matrices = 3 if shape.mlp_form == "gated" else 2
-    return 4 * shape.width**2 + matrices * shape.width * shape.mlp_size
-
-
-def count_projector_weights(shape: TowerShape, width: int) -> tuple[int, int]:
-    """Number of weights, in all projectors to a decoder of this width, of their first matrices, and of the others."""
-    block, hidden, copies = shape.width * shape.merge**2, shape.projector_hidden, 1 + len(shape.deep_layers or [])
-    merged = block if shape.projector_merge == "concat" else shape.width
-    matrices = [merged * (hidden or width), (hidden or 0) * width]
-    if shape.projector_merge == "matrix":
-        matrices = [block * merged, *matrices]
-    return copies * matrices[0], copies * sum(matrices[1:])
-
-
-def count_tower_weights(config: Config) -> int:
-    """Number of weights of the blocks and projectors of a tower that are multiplied with; 0 without one."""
-    if config.vision is None:
-        return 0
-    shape = TowerShape.from_values(config.vision)
-    return shape.blocks_run * count_block_weights(shape) + sum(count_projector_weights(shape, config.n_embd))

@@ -4,7 +4,7 @@ from math import gcd
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
-from litgpt.model.flops import count_tower_layers
+from litgpt.model.weight_counts import count_tower_layers
 from litgpt.parallel.schedules import split_layers
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
 

@@ -9,10 +9,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from litgpt.model.config import Config
-from litgpt.model.flops import TrainedShares, compute_training_flops, count_tower_layers
+from litgpt.model.flops import TrainedShares, compute_training_flops
 from litgpt.model.gpt import GPT
 from litgpt.model.media import Media
 from litgpt.model.tower_flops import EncodedImages, measure_images
+from litgpt.model.weight_counts import count_tower_layers
 
 TOWER: dict[str, Any] = {"width": 32, "layers": 3, "heads": 2, "mlp_size": 48, "blocks_run": 3, "patch": 2, "merge": 2}
 TOWER |= {"projector_hidden": 40, "image_token": 9}
