@@ -21,7 +21,7 @@ from litgpt.train import objective
 from tests.plan.test_memory import EXPERTS, FINETUNE, SHAPE, TRAIN, Case, build_case
 
 HUB = Path(__file__).parents[2] / "config_hub"
-OTHERS = ("kto", "smolvlm-lora", "qwen2.5-vl-7b-full-8-gpus")  # which cannot be planned, and whose models are unknown
+OTHERS = ("kto",)  # whose FlexAttention the observer of operations does not run
 RECIPES = sorted(path for path in HUB.rglob("*.yaml") if path.stem not in OTHERS)
 MIXED = Case(
     "pretrain",
@@ -59,14 +59,18 @@ def test_steps_run_on_a_gpu_and_wait_for_it_only_where_they_have_to(name: str) -
     assert check(SMALL[name]) == []
 
 
-EXTENDED = {"codes-full": Path("HuggingFaceTB/SmolLM2-135M-Instruct")}  # the models that those of recipes are made of
+EXTENDED = {  # the models that those of recipes are made of; without their towers, on rows of text
+    "codes-full": Path("HuggingFaceTB/SmolLM2-135M-Instruct"),
+    "smolvlm-lora": Path("HuggingFaceTB/SmolLM2-135M-Instruct"),
+    "qwen2.5-vl-7b-full-8-gpus": Path("Qwen/Qwen2.5-7B-Instruct"),
+}
 
 
 def find_command(path: Path) -> str:
     """The command that a recipe is for."""
     if "\nmodel_name:" in path.read_text():
         return "pretrain"
-    return "align" if path.parent.name == "align" else "finetune_full" if path.stem.startswith("full") else "finetune"
+    return "align" if path.parent.name == "align" else "finetune_full" if "full" in path.stem else "finetune"
 
 
 @pytest.mark.slow
