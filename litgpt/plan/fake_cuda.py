@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional
+from torch.nn.attention import flex_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -186,6 +187,7 @@ def fake_cuda() -> Iterator[None]:
     with ExitStack() as stack:
         for name, value in CUDA_CALLS.items():
             stack.enter_context(patch.object(torch.cuda, name, value))
+        stack.enter_context(patch.object(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True))
         stack.enter_context(patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(patch.object(FakeTensor, "__torch_dispatch__", classmethod(dispatch_device)))
         stack.enter_context(patch.object(FakeTensorMode, "__torch_dispatch__", dispatch_options))

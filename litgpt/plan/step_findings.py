@@ -26,6 +26,7 @@ COPIES = {aten._to_copy.default, aten.copy_.default}
 PRODUCTS = {
     *(aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default, aten._grouped_mm.default),
     *(aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_efficient_attention.default),
+    *(torch.ops.higher_order.flex_attention, torch.ops.higher_order.flex_attention_backward),
 }
 FLOAT64_PER_TOKEN = 8
 """Values of float64 for each token of a micro-batch that are no leak: the losses and their sums."""
@@ -83,6 +84,8 @@ class StepObserver(TorchDispatchMode):
         phase: of the step, empty between phases.
         error: the last one that an operation has raised.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self, compute: torch.dtype | None, tokens: int) -> None:
         super().__init__()
@@ -155,7 +158,7 @@ class StepObserver(TorchDispatchMode):
         is_sized = func in SIZED_BY_HOST or kwargs.get("output_size") is not None
         if func in READS:
             self.add("synchronization", f"the host reads {describe(tensor)}")
-        elif is_masked or (not is_sized and torch.Tag.dynamic_output_shape in func.tags):
+        elif is_masked or (not is_sized and torch.Tag.dynamic_output_shape in getattr(func, "tags", ())):
             self.add("synchronization", f"the size of the result of {func} depends on values on the device")
 
     def _check_types(self, func: Any, given: list[Tensor], returned: list[Tensor]) -> None:

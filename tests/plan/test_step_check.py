@@ -21,8 +21,7 @@ from litgpt.train import objective
 from tests.plan.test_memory import EXPERTS, FINETUNE, SHAPE, TRAIN, Case, build_case
 
 HUB = Path(__file__).parents[2] / "config_hub"
-OTHERS = ("kto",)  # whose FlexAttention the observer of operations does not run
-RECIPES = sorted(path for path in HUB.rglob("*.yaml") if path.stem not in OTHERS)
+RECIPES = sorted(HUB.rglob("*.yaml"))
 MIXED = Case(
     "pretrain",
     {
