@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from litgpt.errors import UserError
 from litgpt.recipe.bounds import Fraction, Seed
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.effect import check_effects
@@ -23,6 +24,8 @@ class Align(FinetuneLora):
     default_data: ClassVar[str] = "Preferences"
     task: ClassVar[str] = "align"
     requires_data: ClassVar[bool] = True
+    only_loss: ClassVar[str | None] = None
+    """The loss of a command that has no other one."""
 
     out_dir: Path = field(default=Path("out/align"), kw_only=True)
     """Folder for checkpoints, logs, the adapter and the final model."""
@@ -54,6 +57,11 @@ class Align(FinetuneLora):
         return "score" if self.objective == "reward" else "logits"
 
     def __post_init__(self) -> None:
+        if self.only_loss not in (None, *self.preference.types):
+            raise UserError(
+                f"preference.loss_type: {', '.join(self.preference.types)} is not the loss of this command, which is "
+                f"{self.only_loss}; leave it out, or run `litgpt align`"
+            )
         cure, other = "leave it out", f"preference.loss_type: {', '.join(self.preference.types)}"
         check_effects(
             self.loss,
@@ -77,6 +85,8 @@ class Align(FinetuneLora):
 class AlignKTO(Align):
     """Train a model on answers that are rated as desirable or not (KTO)."""
 
+    only_loss: ClassVar[str | None] = "kto"
+
     preference: PreferenceArgs = field(default_factory=lambda: PreferenceArgs(loss_type="kto"), kw_only=True)
     out_dir: Path = field(default=Path("out/kto"), kw_only=True)
     """Folder for checkpoints, logs, the adapter and the final model."""
@@ -85,6 +95,8 @@ class AlignKTO(Align):
 @dataclass(frozen=True)
 class AlignReward(Align):
     """Train a reward model on preferences between answers."""
+
+    only_loss: ClassVar[str | None] = "reward"
 
     preference: PreferenceArgs = field(default_factory=lambda: PreferenceArgs(loss_type="reward"), kw_only=True)
     out_dir: Path = field(default=Path("out/reward"), kw_only=True)

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from litgpt.errors import UserError
 from litgpt.recipe.bounds import check_numbers
-from litgpt.recipe.serve import Port
+from litgpt.recipe.serve import Port, check_api_key
 
 
 @dataclass(frozen=True)
@@ -23,5 +22,4 @@ class Board:
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
-            raise UserError("api_key: is not printable ASCII; use letters and digits, or leave it out")
+        check_api_key(self.api_key)

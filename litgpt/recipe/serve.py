@@ -83,6 +83,7 @@ class Serve:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        check_api_key(self.api_key)
         if self.model_name in self.adapters:
             raise UserError(f"adapters: {self.model_name} is the name of the model itself; set served_model_name")
         if self.adapters and self.quantize is not None:
@@ -95,3 +96,13 @@ class Serve:
             raise UserError(f"api_path: {self.api_path} is not a path of its own; set /predict, for example")
         if self.openai_spec and self.stream:
             raise UserError("stream: true has no effect with openai_spec: true; leave it out")
+
+
+def check_api_key(api_key: str | None) -> None:
+    """Check that a key can be sent as a bearer token.
+
+    Raises:
+        UserError: if it is empty, or has characters that a header cannot have.
+    """
+    if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):
+        raise UserError("api_key: is empty or not printable ASCII; use letters and digits, or leave it out")

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from litgpt.errors import UserError
-from litgpt.recipe.align import Align, AlignReward
+from litgpt.recipe.align import Align, AlignKTO, AlignReward
 from litgpt.recipe.build import Flag, build_recipe, collect_settings
 from litgpt.recipe.preference import DPO, WITH_DIVERGENCE, LossType, PreferenceArgs
 from litgpt.recipe.train import EvalArgs, LossArgs
@@ -131,6 +131,13 @@ def test_contradictions_and_settings_without_effect_are_refused(settings: dict[s
 def test_settings_of_language_models_have_no_effect_on_reward_models(name: str, settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"{name} has no effect with preference.loss_type: reward"):
         AlignReward(Path("model"), **settings)
+
+
+@pytest.mark.parametrize(("recipe", "loss"), [(AlignKTO, "kto"), (AlignReward, "reward")])
+def test_commands_with_one_loss_refuse_others(recipe: type[Align], loss: str) -> None:
+    assert recipe(Path("model")).preference.types == (loss,)
+    with pytest.raises(UserError, match=f"loss_type: sigmoid is not the loss of this command, which is {loss}"):
+        recipe(Path("model"), preference=PreferenceArgs())
 
 
 def test_dropout_is_named_by_the_key_that_sets_it() -> None:
