@@ -1,6 +1,7 @@
 """Run training from a spec to the finished model."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
@@ -41,8 +42,8 @@ def train(
     """
     console = RunConsole(enabled=is_rank_zero())
     backends = select_backends(deterministic=recipe.deterministic, attention=recipe.attention)
-    with report_lost_ranks(), show_phases(console.show_phase), backends:
-        trained = build(recipe, spec, console.print)
+    with report_lost_ranks(), show_phases(console.show_phase), backends, ExitStack() as ends:
+        trained = build(recipe, spec, console.print, ends)
         console.total_steps = trained.steps
         store_scores(trained)
         objective = build_objective(recipe, spec, trained.data.train.channels)

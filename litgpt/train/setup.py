@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +39,7 @@ from litgpt.train.launch import launch
 from litgpt.train.loggers import build_logger
 from litgpt.train.resumed_recipe import describe_changes
 from litgpt.train.run_checkpoints import open_checkpoints, restore
+from litgpt.train.run_lock import lock_run
 from litgpt.train.run_spec import RunSpec, check_token_range
 from litgpt.train.run_uploads import find_resumed, open_uploads
 from litgpt.train.schedule import Schedule, count_steps, count_warmup_steps
@@ -94,11 +96,12 @@ class Run:
     ranks: int
 
 
-def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
+def build(recipe: Training, spec: RunSpec, notify: Notify, ends: ExitStack) -> Run:
     """Build a run that is ready for its first optimizer step.
 
     Args:
         notify: prints a line.
+        ends: closed at the end of the run, which releases the lock of its folder.
 
     Raises:
         UserError: on all ranks.
@@ -110,17 +113,13 @@ def build(recipe: Training, spec: RunSpec, notify: Notify) -> Run:
     if recipe.add_version:
         recipe = replace(recipe, out_dir=create_version(recipe.out_dir), add_version=False)
         notify(header.format_rows([("Version", str(recipe.out_dir))]))
+    ends.enter_context(lock_run(recipe.out_dir, notify))
     mesh = cast(MeshStrategy, fabric.strategy).mesh
     recipe.check_tasks(ParallelDims() if mesh is None else mesh.dims)
     precision = build_precision(recipe.precision, recipe.parallel.reduce_dtype)
     check_attention_kernel(recipe.attention, spec.config, fabric.device, precision.compute or precision.storage)
     resumed_from = find_resumed(recipe, notify)
-    start = header.describe_origin(recipe, spec.weights, spec.adapter, resumed_from)
-    rows = [("Start", start)] if start != announced else []  # a damaged checkpoint was left out, or there is none
-    if resumed_from is not None and (changes := describe_changes(recipe, resumed_from)):
-        rows.append(("Changed", changes))
-    if rows:
-        notify(header.format_rows(rows))
+    print_resumption(recipe, spec, resumed_from, announced, notify)
     data = open_data(recipe, spec, fabric, mesh, length, resumed=resumed_from is not None)
     for warning in data.tokenizer.warnings if data.tokenizer else ():
         notify(warning)
@@ -178,6 +177,18 @@ def print_setup(recipe: Training, spec: RunSpec, notify: Notify) -> str | None:
     rows += header.describe_setup(spec, dims, device, recipe.precision or default_precision())
     notify(header.format_rows(rows))
     return start
+
+
+def print_resumption(
+    recipe: Training, spec: RunSpec, resumed_from: Path | None, announced: str | None, notify: Notify
+) -> None:
+    """Print where the run starts, if it is not what `print_setup` announced, and which settings have changed since."""
+    start = header.describe_origin(recipe, spec.weights, spec.adapter, resumed_from)
+    rows = [("Start", start)] if start != announced else []  # a damaged checkpoint was left out, or there is none
+    if resumed_from is not None and (changes := describe_changes(recipe, resumed_from)):
+        rows.append(("Changed", changes))
+    if rows:
+        notify(header.format_rows(rows))
 
 
 def list_warnings(recipe: Training, spec: RunSpec, data: RunData, steps: int | None, fabric: Fabric) -> list[str]:

@@ -6,6 +6,8 @@ import pytest
 
 from tests.plan.published_runs import RUNS, SMALLER, plan_memory, plan_seconds, plan_smaller
 
+pytestmark = pytest.mark.xdist_group("published runs")  # one process plans each of them once
+
 
 @pytest.mark.slow
 def test_memory_is_near_that_of_published_runs() -> None:

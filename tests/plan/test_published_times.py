@@ -4,6 +4,8 @@ import pytest
 
 from tests.plan.published_runs import RUNS, plan_seconds
 
+pytestmark = pytest.mark.xdist_group("published runs")  # one process plans each of them once
+
 NEAR = [
     *("megatron-14b", "zero2-14b", "zero3-14b", "megatron-30b-a3b-tensor", "automodel-30b-a3b"),
     *("automodel-30b-a3b-recomputed", "automodel-8b-lora", "titan-8", "titan-8-eager"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from litgpt.train.run_lock import lock_run
 from tests.processes import join_ranks, run_litgpt, start_ranks
 from tests.runs import read_losses, write_recipe, write_text
 
@@ -118,6 +119,16 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
     assert join_ranks(start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", folder=tmp_path)) == [1]
     assert "holds a run already" in (tmp_path / "rank-0.log").read_text()
     assert read_losses(tmp_path) == before
+
+
+def test_a_run_in_a_folder_that_another_process_uses_is_refused(tmp_path: Path) -> None:
+    write_text(tmp_path)
+    write_recipe(tmp_path, devices=2)
+    with lock_run(tmp_path / "out", print):
+        ranks = start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", folder=tmp_path, ranks=2)
+        assert join_ranks(ranks) == [1, 1]
+        assert "out_dir: out is in use by a run; wait for its end" in (tmp_path / "rank-0.log").read_text()
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_the_time_limit_saves_publishes_and_says_so(tmp_path: Path) -> None:

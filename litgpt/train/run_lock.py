@@ -1,0 +1,45 @@
+"""The lock of the folder of a run, whose checkpoints and logs a second process would mix with its own."""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from litgpt.errors import UserError
+from litgpt.parallel.strategy import is_rank_zero
+from litgpt.store.collectives_io import raise_on_all_ranks
+
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def lock_run(out_dir: Path, notify: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of a run's folder, on its first rank; the system releases it however the process ends.
+
+    Some network file systems have no locks; there one line says so, and nothing is locked.
+
+    Args:
+        notify: prints a line.
+
+    Raises:
+        UserError: on all ranks, if another process has it.
+    """
+    descriptor = None
+    with raise_on_all_ranks():
+        if is_rank_zero():
+            out_dir.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(out_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                message = f"out_dir: {out_dir} is in use by a run; wait for its end, or set another out_dir"
+                raise UserError(message) from None
+            except OSError as error:
+                notify(f"{out_dir} cannot be locked ({error.strerror}); start no second run in it")
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
