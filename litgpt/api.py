@@ -37,8 +37,8 @@ from litgpt.infer.load import (
     select_device,
     select_dtype,
 )
-from litgpt.infer.marked_messages import list_image_values
-from litgpt.infer.prompt_texts import generate_list, generate_text
+from litgpt.infer.marked_messages import list_given_media
+from litgpt.infer.prompt_texts import generate_list, generate_text, refuse_with_list
 from litgpt.infer.prompts import PromptEncoder, find_prompt_style, open_prompt_placer
 from litgpt.infer.requests import check_tokens
 from litgpt.infer.text_settings import prepare_texts
@@ -342,14 +342,13 @@ class LLM(nn.Module):
         given |= {"frequency_penalty": frequency_penalty, "max_new_tokens": max_new_tokens, "regex": regex}
         given |= {"json_schema": json_schema, "chat_template": chat_template}
         settings = prepare_texts(encoder, rows=self.config.padded_vocab_size or 0, **given)
+        media = {"image": images}
         if isinstance(prompt, str):
-            encoded = encoder.encode(prompt, sys_prompt, chat_template, images=list_image_values(images))
+            encoded = encoder.encode(prompt, sys_prompt, chat_template, sources=list_given_media(media))
             given = {"as_token_ids": return_as_token_ids, "stream": stream, "on_token": on_token, "seed": seed}
             return generate_text(self.kept_engine, self.model, self.tokenizer, encoded, settings, **given)
-        if stream or on_token:
-            key, value = ("stream", stream) if stream else ("on_token", on_token)
-            raise UserError(f"{key}: {value} is not supported with a list of prompts; leave it out")
-        prompts = encoder.encode_list(prompt, sys_prompt, chat_template, images)
+        refuse_with_list(stream=stream, on_token=on_token)
+        prompts = encoder.encode_list(prompt, sys_prompt, chat_template, media)
         texts = generate_list(self.kept_engine, self.model, self.tokenizer, prompts, settings, seed=seed)
         return [torch.tensor(text.ids, dtype=torch.int64) if return_as_token_ids else text.text for text in texts]
 

@@ -8,7 +8,7 @@ from litgpt.data.media.codes import open_code_reader
 from litgpt.errors import UserError
 from litgpt.generation import load_llm, write_texts
 from litgpt.infer.image_codes import ImagePrompt, check_guidance, draw_image
-from litgpt.infer.marked_messages import list_image_values
+from litgpt.infer.marked_messages import list_given_media
 from litgpt.infer.sampling import Sampling
 from litgpt.messages import print_message
 from litgpt.recipe.generate import Generate
@@ -40,7 +40,7 @@ def write_images(recipe: Generate, path: Path) -> None:
             f"image_out: {llm.tokenizer.folder} has no image codes; use a model that `litgpt tokenizer extend` has "
             "given some, and that was trained on images"
         )
-    encode = partial(llm.prompt_encoder().encode, images=list_image_values(recipe.images))
+    encode = partial(llm.prompt_encoder().encode, sources=list_given_media({"image": recipe.images}))
     ids, null_ids = (encode(text, recipe.sys_prompt, recipe.chat_template).ids for text in (recipe.prompt, ""))
     prompt = ImagePrompt(ids, null_ids, recipe.guidance)
     check_guidance(prompt)

@@ -77,10 +77,11 @@ def score_prompts(
 
 
 def describe_prompt(row: PromptRow) -> str:
-    """The prompt of a row as one text, with the images that are paths."""
-    images = [image for image in row.images if isinstance(image, str) and not image.startswith("data:")]
+    """The prompt of a row as one text, with the media that are paths."""
+    sources = [source for kind in row.sources.values() for source in kind]
+    paths = [source for source in sources if isinstance(source, str) and not source.startswith("data:")]
     text = row.value if isinstance(row.value, str) else "\n".join(map(describe_message, row.value))
-    return " ".join([*(f"[{image}]" for image in images), text])
+    return " ".join([*(f"[{path}]" for path in paths), text])
 
 
 def describe_message(message: dict[str, Any]) -> str:

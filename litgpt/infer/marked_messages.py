@@ -1,4 +1,4 @@
-"""Messages with a mark in the place of each image."""
+"""Messages with a mark in the place of each image, video or sound."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from litgpt.data.media.pictures import open_picture
 from litgpt.data.read.fields import BadRow
-from litgpt.data.read.media import IMAGE_BLOCKS, Medium
+from litgpt.data.read.media import KINDS_OF_BLOCKS, MEDIA_KINDS, Medium
 from litgpt.data.read.message import Message, parse_content
-from litgpt.data.read.row_images import IMAGE_TAG, attach_images, resolve_image_paths
+from litgpt.data.read.row_media import MediaSources, attach_media, resolve_media_paths
 from litgpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,27 +18,29 @@ if TYPE_CHECKING:
 ChatMessages = Sequence[Mapping[str, Any]]
 
 
-def mark_images(
-    messages: ChatMessages, sources: Sequence[Any], folder: Path | None = None
+def mark_media(
+    messages: ChatMessages, sources: MediaSources, folder: Path | None = None
 ) -> tuple[list[Mapping[str, Any]], list[Medium]]:
-    """The messages with a mark in the place of each image, and the images in order; as in the rows of training.
+    """The messages with a mark in the place of each medium, and the media in order; as in the rows of training.
 
     Args:
-        messages: with blocks of images, or tags for `sources`.
-        sources: images without a tag are before the text of the first message that is not the system's.
+        messages: with blocks of media, or tags for `sources`.
+        sources: media without a tag are before the text of the first message that is not the system's.
         folder: that paths are relative to and may not leave; None for any paths.
 
     Raises:
-        UserError: if an image has no source that can be used.
+        UserError: if one has no source that can be used.
     """
-    if not sources and not any(has_images(message.get("content")) for message in messages):
+    kinds = [kind for kind, values in sources.items() if values]
+    kinds += [kind for message in messages for kind in list_media_kinds(message.get("content"))]
+    if not kinds:
         return list(messages), []
     system = len(messages) > 1 and messages[0].get("role") in ("system", "developer")
     try:
-        attached = attach_images([parse_images(message) for message in messages[system:]], sources)
-        attached = attached if folder is None else resolve_image_paths(attached, folder)
+        attached = attach_media([parse_media(message) for message in messages[system:]], sources)
+        attached = attached if folder is None else resolve_media_paths(attached, folder)
     except BadRow as error:
-        raise UserError(f"image: {error}") from None
+        raise UserError(f"{kinds[0]}: {error}") from None
     marked = [
         message if message.get("content") is None else {**message, "content": other.content}
         for message, other in zip(messages[system:], attached, strict=True)
@@ -46,25 +48,25 @@ def mark_images(
     return [*messages[:system], *marked], [medium for message in attached for medium in message.media]
 
 
-def has_images(content: Any) -> bool:
-    """Whether a content is a list with an image."""
-    return isinstance(content, list | tuple) and any(
-        isinstance(block, Mapping) and block.get("type") in IMAGE_BLOCKS for block in content
-    )
+def list_media_kinds(content: Any) -> list[str]:
+    """The kinds of the media of a content that is a list."""
+    blocks = content if isinstance(content, list | tuple) else ()
+    types = (str(block.get("type")) for block in blocks if isinstance(block, Mapping))
+    return [KINDS_OF_BLOCKS[kind] for kind in types if kind in KINDS_OF_BLOCKS]
 
 
-def parse_images(message: Mapping[str, Any]) -> Message:
-    """Role and content of a message, with its images.
+def parse_media(message: Mapping[str, Any]) -> Message:
+    """Role and content of a message, with its media.
 
     Raises:
-        BadRow: if the content has blocks that are neither text nor images.
+        BadRow: if the content has blocks that are neither text nor media.
     """
     role, content = str(message.get("role")), message.get("content")
     if content is None:
         return Message(role, "")
     parsed = parse_content(content, role)
     if len(parsed) != 1 or parsed[0].role != role or parsed[0].fields:
-        raise BadRow("content with images and other blocks is not supported", "use text and images")
+        raise BadRow("content with media and other blocks is not supported", "use text, images, videos and sounds")
     return parsed[0]
 
 
@@ -76,9 +78,10 @@ def build_content(text: str, sources: Sequence[str]) -> str | list[dict[str, str
     """
     if not sources:
         return text
-    parts = text.split(IMAGE_TAG)
+    tag = MEDIA_KINDS["image"].tag
+    parts = text.split(tag)
     if len(parts) - 1 > len(sources):
-        raise UserError(f"image: {len(parts) - 1} tags {IMAGE_TAG}, but {len(sources)} images; give one for each tag")
+        raise UserError(f"image: {len(parts) - 1} tags {tag}, but {len(sources)} images; give one for each tag")
     blocks = [{"type": "image", "path": source} for source in sources]
     content, rest = blocks[: len(sources) - len(parts) + 1], blocks[len(sources) - len(parts) + 1 :]
     for number, part in enumerate(parts):
@@ -87,40 +90,53 @@ def build_content(text: str, sources: Sequence[str]) -> str | list[dict[str, str
     return content
 
 
-def list_image_values(images: Any) -> list[Any]:
-    """The sources of images as rows have them, of one or a list of paths, URIs of data, bytes and images of Pillow.
+def list_given_media(media: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The sources of media as rows have them, by kind.
+
+    Args:
+        media: for each kind, one or a list of paths, URIs of data and bytes, and for images those of Pillow; or None.
 
     Raises:
         UserError: for another type.
     """
-    values = list(images) if isinstance(images, list | tuple) else [] if images is None else [images]
-    return [to_row_value(value) for value in values]
+    lists = {
+        kind: list(given) if isinstance(given, list | tuple) else [given]
+        for kind, given in media.items()
+        if given is not None
+    }
+    return {kind: [to_row_value(value, kind) for value in values] for kind, values in lists.items()}
 
 
-def list_images_by_prompt(images: Any, prompts: int) -> list[list[Any]]:
-    """The sources of images of several prompts.
+def list_given_by_prompt(media: Mapping[str, Any], prompts: int) -> list[dict[str, list[Any]]]:
+    """The sources of media of several prompts.
+
+    Args:
+        media: for each kind, a list as `list_given_media` takes it for each prompt; or None.
 
     Raises:
         UserError: if there is not one list for each.
     """
-    if images is None:
-        return [[]] * prompts
-    if not isinstance(images, list | tuple) or len(images) != prompts:
-        raise UserError(f"images: is not a list of {prompts} lists, one for each prompt; use [] for one without images")
-    return [list_image_values(values) for values in images]
+    given = {kind: lists for kind, lists in media.items() if lists is not None}
+    for kind, lists in given.items():
+        if not isinstance(lists, list | tuple) or len(lists) != prompts:
+            key, cure = f"{kind}s", f"use [] for one without {kind}s"
+            raise UserError(f"{key}: is not a list of {prompts} lists, one for each prompt; {cure}")
+    return [list_given_media({kind: lists[number] for kind, lists in given.items()}) for number in range(prompts)]
 
 
-def to_row_value(image: Any) -> Any:
-    """The source of an image as a row has it."""
+def to_row_value(value: Any, kind: str) -> Any:
+    """The source of a medium as a row has it."""
     from PIL import Image
 
-    if isinstance(image, Path):
-        return str(image)
-    if isinstance(image, str | bytes | bytearray | memoryview):
-        return image
-    if isinstance(image, Image.Image):
-        return write_bitmap(image)
-    raise UserError(f"images: {type(image).__name__} is not an image; give a path, the bytes of a file, or a PIL image")
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, str | bytes | bytearray | memoryview):
+        return value
+    if kind != "image":
+        raise UserError(f"{kind}s: {type(value).__name__} is no {kind}; give a path, or the bytes of a file")
+    if isinstance(value, Image.Image):
+        return write_bitmap(value)
+    raise UserError(f"images: {type(value).__name__} is not an image; give a path, the bytes of a file, or a PIL image")
 
 
 def write_bitmap(image: "Image") -> bytes:

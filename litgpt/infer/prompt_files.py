@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from litgpt.data.read.fields import BadRow
-from litgpt.data.read.row_images import list_image_sources
+from litgpt.data.read.media import MEDIA_KINDS
+from litgpt.data.read.row_media import MediaSources, list_media_sources
 from litgpt.data.read.row_sources import read_rows
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
@@ -30,28 +31,28 @@ class PromptRow:
         location: file and line.
         key: `prompt` or `messages`.
         value: a text, or the messages of a chat.
-        images: the sources of the row's images.
-        folder: the folder of the file, which paths of images are relative to and may not leave.
+        sources: of the row's media, by kind.
+        folder: the folder of the file, which paths of media are relative to and may not leave.
     """
 
     location: str
     key: str
     value: Any
-    images: Sequence[Any] = ()
+    sources: MediaSources = field(default_factory=dict)
     folder: Path | None = None
 
     @property
     def values(self) -> dict[str, Any]:
         """The fields of the row that were read."""
-        return {self.key: self.value, **({"images": self.images} if self.images else {})}
+        return {self.key: self.value, **{MEDIA_KINDS[kind].columns[0]: values for kind, values in self.sources.items()}}
 
     def encode(self, encoder: PromptEncoder, sys_prompt: str | None, chat_template: bool | None) -> Prompt:
         """Encode the prompt.
 
         Raises:
-            UserError: naming the location, if the model has no format for it, or an image cannot be read.
+            UserError: naming the location, if the model has no format for it, or a medium cannot be read.
         """
-        media: dict[str, Any] = {"images": self.images, "folder": self.folder}
+        media: dict[str, Any] = {"sources": self.sources, "folder": self.folder}
         try:
             if self.key == "messages":
                 if sys_prompt is not None:
@@ -104,7 +105,7 @@ def parse_prompt_row(location: str, row: Any, folder: Path) -> PromptRow:
             "objects with role and content as messages"
         )
     try:
-        return PromptRow(location, keys[0], value, list_image_sources(row), folder)
+        return PromptRow(location, keys[0], value, list_media_sources(row), folder)
     except BadRow as error:
         raise UserError(f"{location}: {error}") from None
 

@@ -46,6 +46,17 @@ def generate_text(
     return text if stream else "".join(text)
 
 
+def refuse_with_list(**settings: object) -> None:
+    """Check that settings for a single prompt are not set.
+
+    Raises:
+        UserError: naming the first that is.
+    """
+    for key, value in settings.items():
+        if value:
+            raise UserError(f"{key}: {value} is not supported with a list of prompts; leave it out")
+
+
 def generate_list(
     kept: KeptEngine,
     model: GPT,

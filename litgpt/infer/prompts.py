@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import Medium
 from litgpt.data.read.message import Message
+from litgpt.data.read.row_media import MediaSources
 from litgpt.data.render.chat_template import ChatTemplate, find_turn_ends
 from litgpt.data.render.code_places import CodePlacer
 from litgpt.data.render.media_places import MediaPlacer
@@ -21,11 +23,13 @@ from litgpt.data.render.prompt_styles import PromptStyle, has_prompt_style, load
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import find_surrogate
-from litgpt.infer.marked_messages import list_images_by_prompt, mark_images
+from litgpt.infer.marked_messages import list_given_by_prompt, mark_media
 from litgpt.infer.prompt_images import Prompt
 from litgpt.messages import print_message
 from litgpt.model.config import Config
 from litgpt.model.tower_config import TowerShape
+
+NO_MEDIA: MediaSources = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -67,23 +71,24 @@ class PromptEncoder:
         sys_prompt: str | None,
         chat_template: bool | None,
         *,
-        images: Sequence[Any] = (),
+        sources: MediaSources = NO_MEDIA,
         folder: Path | None = None,
     ) -> Prompt:
         """Encode a prompt.
 
         Args:
-            images: their sources, as in the rows of training: for the tags `<image>` in the prompt, or before it.
-            folder: that paths of images are relative to and may not leave; None for any paths.
+            sources: of media by kind, as in the rows of training: for the tags, such as `<image>`, in the prompt, or
+                before it.
+            folder: that their paths are relative to and may not leave; None for any paths.
 
         Raises:
             UserError: if a text is not UTF-8, the format has no system prompt, or the template rejects the prompt; or
-                if the model reads no images, or one cannot be read.
+                if the model does not read these media, or one cannot be read.
         """
         for key, text in (("prompt", prompt), ("sys_prompt", sys_prompt or "")):
             if (position := find_surrogate(text)) is not None:
                 raise UserError(f"{key}: {text[:40]!r} is not UTF-8 at character {position + 1}; give it in UTF-8")
-        (message,), media = mark_images([{"role": "user", "content": prompt}], images, folder)
+        (message,), media = mark_media([{"role": "user", "content": prompt}], sources, folder)
         prompt = message["content"]
         if not self.has_format(chat_template):
             if sys_prompt is not None:
@@ -104,17 +109,17 @@ class PromptEncoder:
         prompts: Sequence[str],
         sys_prompt: str | None,
         chat_template: bool | None,
-        images: Any,
+        media: Mapping[str, Any],
     ) -> list[Prompt]:
-        """Encode several prompts, each with its images; as `encode`.
+        """Encode several prompts, each with its media; as `encode`.
 
         Args:
-            images: a list of images, as `list_image_values` takes them, for each; None for none.
+            media: as `list_given_by_prompt` takes them.
         """
-        lists = list_images_by_prompt(images, len(prompts))
+        lists = list_given_by_prompt(media, len(prompts))
         return [
-            self.encode(prompt, sys_prompt, chat_template, images=values)
-            for prompt, values in zip(prompts, lists, strict=True)
+            self.encode(prompt, sys_prompt, chat_template, sources=sources)
+            for prompt, sources in zip(prompts, lists, strict=True)
         ]
 
     def encode_messages(
@@ -122,21 +127,21 @@ class PromptEncoder:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         *,
-        images: Sequence[Any] = (),
+        sources: MediaSources = NO_MEDIA,
         folder: Path | None = None,
     ) -> Prompt:
         """Encode a chat, with the header of the model's next message.
 
         Args:
-            messages: images are blocks of their contents, or tags `<image>` for `images`.
+            messages: media are blocks of their contents, or tags, such as `<image>`, for `sources`.
             tools: the functions that the model may call, as JSON schemas.
-            images, folder: as in `encode`.
+            sources, folder: as in `encode`.
 
         Raises:
-            UserError: if there is no chat template, or it rejects the chat; or if the model reads no images, or one
-                cannot be read.
+            UserError: if there is no chat template, or it rejects the chat; or if the model does not read these
+                media, or one cannot be read.
         """
-        marked, media = mark_images(messages, images, folder)
+        marked, media = mark_media(messages, sources, folder)
         return self._encode_marked(marked, media, tools)
 
     def _encode_marked(
@@ -151,18 +156,18 @@ class PromptEncoder:
         return self._tokenize(text, media, bos=False)
 
     def _tokenize(self, text: str, media: Sequence[Medium], *, bos: bool | None = None) -> Prompt:
-        """The tokens of a text with marks of images."""
+        """The tokens of a text with marks of media."""
         if not media:
             return Prompt(tuple(self.tokenizer.encode(text, bos=bos).tolist()))
         placer = self.open_placer()
         if placer is None:
-            raise UserError("image: the model has no vision tower; leave it out, or use a model that sees")
+            raise UserError(f"{media[0].kind}: the model has no vision tower; leave it out, or use a model that sees")
         tokens = self.tokenizer.encode(placer.write_places(text), bos=bos).numpy()
         try:
             conversation = Conversation((Message("user", "", media=tuple(media)),))
             example = placer.write_images(tokens, np.zeros(len(tokens), np.float32), conversation)
         except BadRow as error:
-            raise UserError(f"image: {error}") from None
+            raise UserError(f"{media[0].kind}: {error}") from None
         ids, reader = tuple(example.ids.tolist()), placer.media_reader
         return Prompt(ids) if reader is None else Prompt(ids, example.media, reader)
 

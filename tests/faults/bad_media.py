@@ -217,7 +217,7 @@ BAD_ROWS: list[tuple[int, str, dict[str, Any]]] = [
     (10, "not one place for each image", {"messages": [{"role": "user", "content": "<image>?"}, ANSWER]}),
     (10, BLOCK, {"messages": [{"role": "user", "content": [{"type": "imagee", "image": "a.png"}]}, ANSWER]}),
     (10, "duplicate column", {"messages": [QUESTION, ANSWER], "images": ["a.png"], "image": "a.png"}),
-    (10, "video data is not supported yet", {"messages": [QUESTION, ANSWER], "videos": ["a.mp4"]}),
+    (10, "audio data is not supported", {"messages": [{"role": "user", "content": "?"}, ANSWER], "audios": ["a.wav"]}),
 ]
 
 

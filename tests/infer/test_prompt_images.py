@@ -54,9 +54,9 @@ def test_prompts_have_the_tokens_of_training(kind: str, text: str, folder: Path,
     data.prepare_data()
     trained = next(iter(data.train_stream(SHAPE))).ids[0].tolist()
     encoder = LLM.load(folder / kind, distribute=None).prompt_encoder()
-    prompt = encoder.encode(text, None, None, images=[str(folder / name) for name in images])
+    prompt = encoder.encode(text, None, None, sources={"image": [str(folder / name) for name in images]})
     assert list(prompt.ids) == trained[: len(prompt.ids)] and len(prompt.ids) < len(trained)
-    assert encoder.encode_messages([message], images=images, folder=folder).ids == prompt.ids
+    assert encoder.encode_messages([message], sources={"image": images}, folder=folder).ids == prompt.ids
 
 
 def test_images_are_paths_bytes_or_pil_images(llm: LLM, folder: Path) -> None:
@@ -144,7 +144,7 @@ def test_rows_of_prompts_have_images(llm: LLM, folder: Path, capsys: Captured, t
 
 
 def test_a_split_model_refuses_images(llm: LLM, folder: Path) -> None:
-    prompt = llm.prompt_encoder().encode("Which?", None, None, images=[str(folder / "red.png")])
+    prompt = llm.prompt_encoder().encode("Which?", None, None, sources={"image": [str(folder / "red.png")]})
     engine = Engine(llm.model, forward=llm.model.forward)
     with pytest.raises(UserError, match=r"^image: not supported with a model that is split over devices; use"):
         engine.submit(Request(prompt.ids, 1, images=prompt.load_images()))

@@ -150,7 +150,7 @@ def test_images_in_prompts_are_the_tokens_of_training(base: Path, tmp_path: Path
     data.prepare_data()
     renderer = data.build_renderer()
     asked = [each for each in data.iter_conversations() if each.messages[0].media][1]
-    encoded = llm.prompt_encoder().encode("", None, None, images=[str(base / "green.png")])
+    encoded = llm.prompt_encoder().encode("", None, None, sources={"image": [str(base / "green.png")]})
     assert list(encoded.ids) == renderer.encode_prompt(asked) and encoded.load_images() is None
     tokens = llm.generate("", images=[base / "green.png"], max_new_tokens=4, temperature=0.0, return_as_token_ids=True)
     assert tokens.tolist() == write_text(llm, list(encoded.ids))[: len(tokens)]

@@ -14,7 +14,7 @@ from litgpt.data.modules.finetuning import DatasetEntry, FinetuningData, Split, 
 from litgpt.data.read.conversation import Conversation, iter_texts, to_conversation
 from litgpt.data.read.documents import Source
 from litgpt.data.read.placeholders import PLACEHOLDERS, check_names, fill_placeholders
-from litgpt.data.read.row_images import resolve_image_paths
+from litgpt.data.read.row_media import resolve_media_paths
 from litgpt.data.read.row_sets import RowSet
 from litgpt.data.read.row_sources import DataSource, LocatedRow, check_dataset, list_files, parse_source
 from litgpt.data.render.chat_renderer import ChatRenderer, LossMask
@@ -232,7 +232,7 @@ class Conversations(FinetuningData):
             filled = fill_placeholders(row, self._names)
             conversation = to_conversation(filled, source.columns, source.format)
             if conversation.media:
-                conversation = replace(conversation, messages=resolve_image_paths(conversation.messages, media_dir))
+                conversation = replace(conversation, messages=resolve_media_paths(conversation.messages, media_dir))
             return [self.complete(conversation)]
 
         media_dir = self._find_media_dir(source)
@@ -241,7 +241,7 @@ class Conversations(FinetuningData):
         return RowSet(source.path, files, read, convert, settings, source.channel, media_dir)
 
     def _find_media_dir(self, source: DataSource) -> Path:
-        """The folder of the images of a source, which for a data set on the hub is that of downloads."""
+        """The folder of the media of a source, which for a data set on the hub is that of downloads."""
         if self.media_dir is not None:
             return self.media_dir.expanduser().absolute()
         path = Path(source.path).expanduser().absolute()

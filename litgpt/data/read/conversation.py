@@ -6,17 +6,15 @@ from typing import Any, Literal
 
 from litgpt.data.read import fields
 from litgpt.data.read.fields import BadRow, check_text, parse_value
-from litgpt.data.read.media import MARK, Medium
+from litgpt.data.read.media import MARKS, Medium
 from litgpt.data.read.message import (
-    UNREAD_MEDIA,
     Message,
     RowMapping,
     build_pair,
-    check_media,
     list_fields,
     parse_message,
 )
-from litgpt.data.read.row_images import attach_images, list_image_sources
+from litgpt.data.read.row_media import attach_media, list_media_sources
 
 Format = Literal["auto", "messages", "alpaca", "query-response", "text", "instruction"]
 
@@ -66,7 +64,7 @@ class Conversation:
 
     @property
     def media(self) -> tuple[Medium, ...]:
-        """The images of all messages, in order."""
+        """The images, videos and sounds of all messages, in order."""
         return tuple(medium for message in self.messages for medium in message.media)
 
 
@@ -94,7 +92,7 @@ def to_conversation(row: Any, columns: Mapping[str, str] | None = None, format: 
     conversation = FORMAT_READERS[detected](row)
     conversation = replace(
         conversation,
-        messages=attach_images(conversation.messages, list_image_sources(row)) if conversation.messages else (),
+        messages=attach_media(conversation.messages, list_media_sources(row)) if conversation.messages else (),
         tools=fields.dump_tools(get_column(row, "tools")),
         channel=fields.parse_channel(row.get("channel")),
         weight=fields.parse_weight(row.get("weight"), "weight"),
@@ -128,7 +126,7 @@ class TrackedRow(dict[str, Any]):
 
 
 def check_supported(row: RowMapping, format: str) -> None:
-    """Check that a row is not one of video or audio, nor one of preferences.
+    """Check that a row is not one of preferences.
 
     A row of questions and answers whose `label` is true or false is one of preferences (KTO); other labels are columns
     that nothing reads.
@@ -136,7 +134,6 @@ def check_supported(row: RowMapping, format: str) -> None:
     Raises:
         BadRow: naming the column, and what to change to train on the row without it.
     """
-    check_media(row, "row", UNREAD_MEDIA)
     reason = "preference row; use litgpt align with data: Preferences"
     for names in PREFERENCE_COLUMNS:
         if all(name in row for name in names):
@@ -224,7 +221,7 @@ def build_conversation(row: RowMapping, messages: list[Message]) -> Conversation
         return Conversation(tuple(messages), system)
     first, *rest = messages
     if first.media:
-        raise BadRow("image in the system message is not supported", "move it to a question")
+        raise BadRow(f"{first.media[0].kind} in the system message is not supported", "move it to a question")
     lost = [*(["system"] if system not in (None, first.content) else []), *list_fields([first])]
     return Conversation(tuple(rest), first.content, unread=tuple(lost))
 
@@ -355,4 +352,4 @@ def iter_texts(conversations: Iterable[Conversation]) -> Iterable[str]:
     for conversation in conversations:
         for text in (conversation.system, *(message.content for message in conversation.messages)):
             if text:
-                yield text.replace(MARK, "")
+                yield MARKS.sub("", text)

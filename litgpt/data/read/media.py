@@ -1,4 +1,4 @@
-"""Images of rows: in which file or bytes each one is."""
+"""Media of rows, such as images: in which file or bytes each one is."""
 
 import base64
 import re
@@ -8,30 +8,64 @@ from typing import Any
 
 from litgpt.data.read.fields import BadRow, check_text
 
-MARK = "\U000f8a35"
-"""The private-use character that stands for an image in the content of a message."""
 CODES_FOLDER = "image_codes"
 """The folder of the codec in the folder of a model that writes images."""
 PNG_URI = "data:image/png;base64,"
 """What a data URI of a PNG file begins with."""
-IMAGE_COLUMNS = ("images", "image")
-IMAGE_BLOCKS = ("image", "image_url", "input_image")
-"""Types of blocks of a content that are images."""
-IMAGE_SOURCE_KEYS = ("image", "image_url", "url", "path", "base64", "bytes", "data", "source")
-"""Keys of a block, and of an image in it, that hold a path, a data URI, base64 or bytes."""
+MEDIUM_KEYS = ("url", "path", "base64", "bytes", "data", "source")
+"""Keys of a block, and of a medium in it, that hold a path, a data URI, base64 or bytes, beside those of its kind."""
+
+
+@dataclass(frozen=True)
+class MediumKind:
+    """How rows have media of one kind.
+
+    Attributes:
+        mark: the private-use character that stands for one in the content of a message.
+        tag: what stands for the next one of a row's columns in a text.
+        columns: of rows, that hold them beside the text.
+        blocks: types of blocks of a content.
+        keys: of a block that hold its source, in the order in which they are looked for.
+    """
+
+    mark: str
+    tag: str
+    columns: tuple[str, ...]
+    blocks: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+MEDIA_KINDS = {
+    name: MediumKind(
+        mark=mark,
+        tag=f"<{name}>",
+        columns=(f"{name}s", name),
+        blocks=(name, f"{name}_url", f"input_{name}"),
+        keys=(name, f"{name}_url", f"input_{name}", *MEDIUM_KEYS),
+    )
+    for name, mark in {"image": "\U000f8a35", "video": "\U000f8a36", "audio": "\U000f8a37"}.items()
+}
+"""The kinds of media, by name."""
+KINDS_OF_MARKS = {kind.mark: name for name, kind in MEDIA_KINDS.items()}
+KINDS_OF_BLOCKS = {block: name for name, kind in MEDIA_KINDS.items() for block in kind.blocks}
+MARK = MEDIA_KINDS["image"].mark
+MARKS = re.compile(f"[{''.join(KINDS_OF_MARKS)}]")
+"""Finds the marks in a content."""
 
 
 @dataclass(frozen=True)
 class Medium:
-    """An image of a row.
+    """An image, a video or a sound of a row.
 
     Attributes:
         path: of its file; None for one whose bytes are in the row.
-        data: its bytes in base64; both are None for one that the row's `images` hold.
+        data: its bytes in base64; both are None for one that a column of the row holds.
+        kind: one of `MEDIA_KINDS`.
     """
 
     path: str | None = None
     data: str | None = None
+    kind: str = "image"
 
     @property
     def is_known(self) -> bool:
@@ -41,42 +75,44 @@ class Medium:
     @property
     def name(self) -> str:
         """What messages call it."""
-        return self.path or "image in the row"
+        return self.path or f"{self.kind} in the row"
 
 
-def parse_image(value: Any) -> Medium:
-    """Parse the source of an image: a path, a data URI, bytes, or a mapping with one of them.
+def parse_medium(value: Any, kind: str) -> Medium:
+    """Parse the source of a medium: a path, a data URI, bytes, or a mapping with one of them.
 
     Raises:
         BadRow: if it is none of them, or a URL of another machine.
     """
     while isinstance(value, Mapping):  # not by recursion, whose depth a row would set
-        if value.get("type") == "base64" or "base64" in value:
-            return Medium(data=clean_base64(value.get("data", value.get("base64"))))
-        inner = next((value[key] for key in ("bytes", *IMAGE_SOURCE_KEYS) if value.get(key) is not None), None)
+        if value.get("type") == "base64" or "base64" in value or {"data", "format"} <= value.keys():
+            return Medium(data=clean_base64(value.get("data", value.get("base64")), kind), kind=kind)
+        keys = ("bytes", *MEDIA_KINDS[kind].keys)
+        inner = next((value[key] for key in keys if value.get(key) is not None), None)
         if inner is None:
-            raise BadRow("image without a source", ", ".join(map(str, value))[:80])
+            raise BadRow(f"{kind} without a source", ", ".join(map(str, value))[:80])
         value = inner
     if isinstance(value, bytes | bytearray | memoryview):
-        return Medium(data=base64.b64encode(value).decode())
-    text = check_text(value, "image")
+        return Medium(data=base64.b64encode(value).decode(), kind=kind)
+    text = check_text(value, kind)
     if text.startswith("data:"):
-        return Medium(data=clean_base64(text.partition("base64,")[2]))
+        return Medium(data=clean_base64(text.partition("base64,")[2], kind), kind=kind)
     if re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
-        raise BadRow("image at a URL is not supported", f"{text[:80]}; download it, and give its path")
+        raise BadRow(f"{kind} at a URL is not supported", f"{text[:80]}; download it, and give its path")
     if not text or "\0" in text:
-        raise BadRow("image without a source", repr(text[:80]))
-    return Medium(path=text)
+        raise BadRow(f"{kind} without a source", repr(text[:80]))
+    return Medium(path=text, kind=kind)
 
 
-def clean_base64(value: Any) -> str:
+def clean_base64(value: Any, kind: str) -> str:
     """The characters of base64, without line breaks."""
-    text = "".join(check_text(value, "image").split())
+    text = "".join(check_text(value, kind).split())
     if not text:
-        raise BadRow("image without a source", "no base64")
+        raise BadRow(f"{kind} without a source", "no base64")
     return text
 
 
-def parse_image_block(block: Mapping[str, Any]) -> Medium:
-    """Parse an image in a content; one without a source is the next of the row's `images`."""
-    return parse_image(block) if any(block.get(key) is not None for key in IMAGE_SOURCE_KEYS) else Medium()
+def parse_medium_block(block: Mapping[str, Any], kind: str) -> Medium:
+    """Parse a medium in a content; one without a source is the next of the row's column."""
+    has_source = any(block.get(key) is not None for key in MEDIA_KINDS[kind].keys)
+    return parse_medium(block, kind) if has_source else Medium(kind=kind)

@@ -6,7 +6,7 @@ from typing import Any
 
 from litgpt.data.read import fields
 from litgpt.data.read.fields import BadRow, check_text, parse_value
-from litgpt.data.read.media import IMAGE_BLOCKS, IMAGE_COLUMNS, MARK, Medium, parse_image_block
+from litgpt.data.read.media import KINDS_OF_BLOCKS, MEDIA_KINDS, Medium, parse_medium_block
 
 RowMapping = Mapping[str, Any]
 
@@ -21,15 +21,10 @@ ROLE_NAMES = {
 ROLES = {name: role for role, names in ROLE_NAMES.items() for name in names}
 PAIRS = (("human", "assistant"), ("user", "assistant"))
 """Keys of messages that hold a question and its answer."""
-UNREAD_BLOCKS = (
-    *("video", "video_url", "input_video"),
-    *("audio", "audio_url", "input_audio", "file", "document"),
-)
-"""Types of blocks of a content that are neither text nor images."""
-UNREAD_MEDIA = ("video", "videos", "audio", "audios")
-"""Columns of rows and fields of messages that are neither text nor images."""
-MEDIA_FIELDS = (*IMAGE_COLUMNS, *UNREAD_MEDIA)
-"""Those that are not text."""
+UNREAD_BLOCKS = ("file", "document")
+"""Types of blocks of a content that are neither text nor media."""
+MEDIA_FIELDS = tuple(name for kind in MEDIA_KINDS.values() for name in kind.columns)
+"""Columns of rows, and fields of messages, that are not text."""
 PARSED_FIELDS = {
     *("role", "from", "content", "value", "loss", "loss_scale", "weight", "loss_weight"),
     *("tool_calls", "function_call"),
@@ -47,7 +42,7 @@ class Message:
         loss: whether it is trained; None for the default of the run.
         weight: factor of the loss of its tokens.
         context: the `input` of an instruction, which prompt styles write apart.
-        media: the images in it, in the order of their marks in the content.
+        media: the images, videos and sounds in it, in the order of their marks in the content.
         fields: the other fields of the message or the call, such as `name` and `id`, which templates may read. For a
             tool_call, those of its function are in `function`. `content: None` is an answer of calls only.
     """
@@ -143,17 +138,16 @@ def parse_role(item: RowMapping) -> str:
     return role
 
 
-def check_media(values: RowMapping, where: str, names: Iterable[str] = MEDIA_FIELDS) -> None:
+def check_media(values: RowMapping, where: str) -> None:
     """Check that a row or a message has no images, videos or audio, which would be left out of the text.
 
     Args:
         where: what the values belong to, for the error.
-        names: of the fields that it must not have.
 
     Raises:
         BadRow: naming the field.
     """
-    for name in names:
+    for name in MEDIA_FIELDS:
         if values.get(name):
             kind = name.rstrip("s")
             raise BadRow(f"{kind} data is not supported yet", f"{where}.{name}; remove it to train on the text alone")
@@ -214,8 +208,8 @@ def parse_block(block: Any, role: str) -> Message:
         rest = {} if call_id is None else fields.to_json_values({"tool_call_id": call_id})
         media = tuple(medium for part in inner for medium in part.media)
         return Message("tool", "".join(part.content for part in inner), media=media, fields=rest)
-    if kind in IMAGE_BLOCKS:
-        return Message(role, MARK, media=(parse_image_block(block),))
+    if (medium_kind := KINDS_OF_BLOCKS.get(str(kind))) is not None:
+        return Message(role, MEDIA_KINDS[medium_kind].mark, media=(parse_medium_block(block, medium_kind),))
     if kind in UNREAD_BLOCKS:
         raise BadRow(f"{kind} data is not supported yet", "message.content; remove it to train on the text alone")
     raise BadRow("content is not text", f"a block of type {kind!r}"[:80])

@@ -89,13 +89,14 @@ def to_preferences(row: Any, columns: Mapping[str, str] | None, kind: Preference
 
 
 def check_texts(preference: Preference) -> Preference:
-    """Check that a preference has no images.
+    """Check that a preference has no images, videos or sounds.
 
     Raises:
         BadRow: if it has.
     """
-    if any(side.media for side in list_sides(preference)):
-        raise BadRow("image data is not supported yet", "messages.content; remove it to train on the text alone")
+    for medium in (medium for side in list_sides(preference) for medium in side.media):
+        cure = "messages.content; remove it to train on the text alone"
+        raise BadRow(f"{medium.kind} data is not supported yet", cure)
     return preference
 
 

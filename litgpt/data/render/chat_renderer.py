@@ -185,10 +185,11 @@ class ChatRenderer(Renderer):
         Raises:
             BadRow: if the template rejects the conversation, or omits a part of it.
         """
-        if conversation.media and self.placer is None:
-            raise BadRow("image data is not supported", "by this model, or with data.streaming: true")
-        if conversation.media and conversation.is_text:
-            raise BadRow("images in plain text are not supported", "write a question and its answer")
+        for kind in (medium.kind for medium in conversation.media):
+            if self.placer is None:
+                raise BadRow(f"{kind} data is not supported", "by this model, or with data.streaming: true")
+            if conversation.is_text:
+                raise BadRow(f"{kind}s in plain text are not supported", "write a question and its answer")
         if conversation.is_text:
             return conversation.messages[0].content, []
         text, turns, tools = self._render_turns(self._write_marks(conversation))

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from litgpt.data.read.media import MARK
+from litgpt.data.read.media import KINDS_OF_MARKS, MARKS
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import read_json_object, read_utf8
@@ -121,7 +121,7 @@ class ChatTemplate:
             forms: list[Any] = [PROBE, [{"type": "text", "text": PROBE}]]
             self._forms = tuple(self._takes(form, special_tokens) for form in forms)
         takes_text, takes_list = self._forms
-        if not takes_list or (takes_text and MARK not in content):
+        if not takes_list or (takes_text and not MARKS.search(content)):
             return dict(message)
         return {**message, "content": split_content(content)}
 
@@ -136,10 +136,11 @@ class ChatTemplate:
 
 
 def split_content(content: str) -> list[dict[str, str]]:
-    """A text with marks of images as a list of texts and images."""
+    """A text with marks of media as a list of texts and media."""
     blocks: list[dict[str, str]] = []
-    for number, text in enumerate(content.split(MARK)):
-        blocks += [{"type": "image"}] * (number > 0)
+    marks = ["", *MARKS.findall(content)]
+    for mark, text in zip(marks, MARKS.split(content), strict=True):
+        blocks += [{"type": KINDS_OF_MARKS[mark]}] if mark else []
         blocks += [{"type": "text", "text": text}] * bool(text)
     return blocks or [{"type": "text", "text": ""}]
 

@@ -45,8 +45,10 @@ class CodePlacer:
         """The images of a conversation with the tokens of each.
 
         Raises:
-            BadRow: if one cannot be read.
+            BadRow: if one cannot be read, or is no image.
         """
+        for kind in (medium.kind for medium in conversation.media if medium.kind != "image"):
+            raise BadRow(f"{kind} data is not supported", "by a model that writes images")
         try:
             return [(medium, self.reader.read(medium)) for medium in conversation.media]
         except PictureError as error:

@@ -62,7 +62,8 @@ class InstructionRenderer(Renderer):
         """
         messages = conversation.messages
         if conversation.media:
-            raise BadRow("images are not supported with a prompt style", "use the model's chat template")
+            kind = conversation.media[0].kind
+            raise BadRow(f"{kind}s are not supported with a prompt style", "use the model's chat template")
         if conversation.tools or any(message.role in ("tool_call", "tool") for message in messages):
             raise BadRow("tools are not supported with a prompt style", "use the model's chat template")
         if conversation.is_text:

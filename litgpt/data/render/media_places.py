@@ -52,6 +52,8 @@ class MediaPlacer:
         """
         plans = []
         for medium in conversation.media:
+            if medium.kind != "image":
+                raise BadRow(f"{medium.kind} data is not supported", "by this model")
             try:
                 plan = self.media_reader.plan(medium)
                 check_grids(self.shape, self.media_reader.list_grids(plan))

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from litgpt.data.read.conversation import Conversation
-from litgpt.data.read.media import MARK
+from litgpt.data.read.media import MEDIA_KINDS
 
 
 def empty_prompt(conversation: Conversation) -> Conversation | None:
-    """A conversation without the text of its question, of which the images stay; None if it has no null prompt.
+    """A conversation without the text of its question, of which the media stay; None if it has no null prompt.
 
     It has one if it is a question and an answer with an image.
     """
@@ -16,5 +16,5 @@ def empty_prompt(conversation: Conversation) -> Conversation | None:
     question, answer = conversation.messages
     if question.role != "user" or answer.role != "assistant" or not answer.media:
         return None
-    bare = replace(question, content=MARK * len(question.media), context="")
+    bare = replace(question, content="".join(MEDIA_KINDS[medium.kind].mark for medium in question.media), context="")
     return replace(conversation, messages=(bare, answer))

@@ -44,7 +44,7 @@ class ChatHistory:
             UserError: if the message is not UTF-8, the format rejects the chat, or an image cannot be read.
         """
         if not self.keeps_turns:
-            return self._encoder.encode(message, self.system, self._chat_template, images=self.images)
+            return self._encoder.encode(message, self.system, self._chat_template, sources={"image": self.images})
         content = build_content(message, self.images)
         return self._encoder.encode_messages([*self._list_messages(), {"role": "user", "content": content}])
 
@@ -54,7 +54,7 @@ class ChatHistory:
         Raises:
             UserError: if the model reads none, or not this one; it is not added.
         """
-        self._encoder.encode("", None, False, images=[path])
+        self._encoder.encode("", None, False, sources={"image": [path]})
         self.images = (*self.images, path)
 
     def set_system(self, system: str | None) -> None:

@@ -281,7 +281,7 @@ FAULTS: list[tuple[Any, str]] = [
     ({"messages": [{"role": "user"}]}, "message without content"),
     ({"messages": [{"role": "user", "content": []}]}, "message without content"),
     ({"messages": [{"role": "user", "content": 5}]}, "content is not text"),
-    ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, "video_url data is not supported yet"),
+    ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, "more places for videos than videos"),
     ({"messages": [{"role": "user", "content": [{"type": "table"}]}]}, "content is not text"),
     ({"messages": QA[:1]}, "does not end with an answer"),
     ({"messages": [{"role": "system", "content": "s"}]}, "no messages"),

@@ -1,4 +1,4 @@
-"""The images of rows in every form, in the order of their places in the text."""
+"""Images, videos and sounds of rows in every form, in the order of their places in the text."""
 
 import base64
 from pathlib import Path
@@ -8,15 +8,18 @@ import pytest
 
 from litgpt.data.read.conversation import to_conversation
 from litgpt.data.read.fields import BadRow
-from litgpt.data.read.media import MARK, Medium
+from litgpt.data.read.media import MARK, MEDIA_KINDS, Medium
 from litgpt.data.read.preference import to_preferences
-from litgpt.data.read.row_images import resolve_image_paths
+from litgpt.data.read.row_media import resolve_media_paths
 from tests.data.read.faults import check_fault
 
 ENCODED = base64.b64encode(b"bytes").decode()
+INLINE = {"data": ENCODED, "format": "wav"}
 ANSWER = {"role": "assistant", "content": "red"}
 TEXT = {"type": "text", "text": "which?"}
 A, B, BYTES = Medium(path="a.png"), Medium(path="b.png"), Medium(data=ENCODED)
+FILM, SOUND = Medium(path="c.mp4", kind="video"), Medium(path="d.wav", kind="audio")
+MARKED = {kind: form.mark for kind, form in MEDIA_KINDS.items()}
 
 
 def ask(*content: Any) -> dict[str, Any]:
@@ -52,6 +55,22 @@ FORMS: list[tuple[dict[str, Any], str, tuple[Medium, ...]]] = [
     ({"query": "<image>which?", "response": "red", "images": ["a.png"]}, f"{MARK}which?", (A,)),
     ({"instruction": "which?", "input": "", "output": "red", "images": ["a.png"]}, f"{MARK}which?", (A,)),
     (say("<image>which?"), "<image>which?", ()),
+    (
+        say("<audio>then <video>, <image>?", images=["b.png", "a.png"], video="c.mp4", audios=["d.wav"]),
+        f"{MARK}{MARKED['audio']}then {MARKED['video']}, {MARK}?",
+        (B, SOUND, FILM, A),
+    ),
+    (
+        {**ask({"type": "video", "video": "c.mp4"}, {"type": "audio"}, TEXT), "audio": {"path": "d.wav"}},
+        f"{MARKED['video']}{MARKED['audio']}which?",
+        (FILM, SOUND),
+    ),
+    (
+        ask({"type": "video_url", "video_url": {"url": "c.mp4"}}, {"type": "input_audio", "input_audio": INLINE}),
+        f"{MARKED['video']}{MARKED['audio']}",
+        (FILM, Medium(data=ENCODED, kind="audio")),
+    ),
+    (say("<video>which?", image="a.png"), f"{MARK}<video>which?", (A,)),
     (say("which?", images=[]), "which?", ()),
 ]
 
@@ -85,8 +104,10 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (say("which?", images=[{}]), "image without a source"),
     (say("which?", images=["data:image/png,abc"]), "image without a source"),
     (say("which?", images=["a.png"], image="b.png"), "duplicate column"),
-    (say(f"which {MARK}?"), "text with a character that stands for an image"),
-    (say("which?", videos=["a.mp4"]), "video data is not supported yet"),
+    (say(f"which {MARK}?"), "text with a character that stands for an image, video or sound"),
+    (ask({"type": "video"}), "more places for videos than videos"),
+    (say("<video>?", images=["a.png"], videos=["https://example.com/a.mp4"]), "video at a URL is not supported"),
+    (say("which?", audio=7), "audio is not text"),
     (
         {"messages": [{"role": "system", "content": [{"type": "image", "image": "a.png"}]}, *ask(TEXT)["messages"]]},
         "image in the system message is not supported",
@@ -110,7 +131,7 @@ def test_links_that_lead_to_themselves(tmp_path: Path) -> None:
     (tmp_path / "a.png").symlink_to("a.png")
     messages = to_conversation(say("which?", image="a.png")).messages
     try:
-        resolved = resolve_image_paths(messages, tmp_path)
+        resolved = resolve_media_paths(messages, tmp_path)
     except BadRow as error:
         assert error.reason == "image not found"
     else:  # from Python 3.13 on, it is not found when it is opened
@@ -129,11 +150,11 @@ def test_paths_stay_in_the_folder(tmp_path: Path) -> None:
     (root / "link").symlink_to(tmp_path)
 
     def resolve(path: str) -> str | None:
-        (message, _) = resolve_image_paths(to_conversation(say("?", image=path)).messages, root)
+        (message, _) = resolve_media_paths(to_conversation(say("?", image=path)).messages, root)
         return message.media[0].path
 
     assert resolve("b/../a.png") == resolve(str(root / "a.png")) == str(root / "a.png")
     for path in ("../a.png", "/etc/passwd", "link/a.png", "b/../../data2/a.png"):
         with pytest.raises(BadRow, match=r"image outside of the folder of the data \(.*set data.media_dir"):
             resolve(path)
-    assert resolve_image_paths(to_conversation(say("?", image=f"{tmp_path}/a")).messages, Path("/"))[0].media[0].path
+    assert resolve_media_paths(to_conversation(say("?", image=f"{tmp_path}/a")).messages, Path("/"))[0].media[0].path

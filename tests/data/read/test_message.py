@@ -164,16 +164,14 @@ def test_functions_are_tools() -> None:
 
 
 MEDIA = [
-    ({"query": "q", "response": "a", "Videos": ["a.mp4"]}, "video data", "row.videos"),
     ({"messages": [{**Q, "images": ["cat.png"]}, A]}, "image data", "message.images"),
-    ({"messages": [{**Q, "content": [{"type": "input_audio"}]}, A]}, "input_audio data", "message.content"),
-    ({"prompt": [{**Q, "content": [{"type": "video"}]}], "completion": [A]}, "video data", "message.content"),
-    ({"instruction": "i", "output": "a", "audio": {"path": "a.wav"}}, "audio data", "row.audio"),
+    ({"messages": [{**Q, "videos": ["cat.mp4"]}, A]}, "video data", "message.videos"),
+    ({"messages": [{**Q, "content": [{"type": "file"}]}, A]}, "file data", "message.content"),
 ]
 
 
 @pytest.mark.parametrize("number", range(len(MEDIA)))
-def test_rows_with_images_are_refused_by_the_name_of_the_field(number: int) -> None:
+def test_fields_of_messages_with_media_are_refused_by_their_names(number: int) -> None:
     row, kind, name = MEDIA[number]
     with pytest.raises(BadRow, match=rf"{kind} is not supported yet \({name}; remove it"):
         to_conversation(row)
