@@ -1,4 +1,4 @@
-"""Parts of a model with a vision tower: limit what a tuner trains to those that are not frozen."""
+"""Parts of a model with a tower: limit what a tuner trains to those that are not frozen."""
 
 from collections.abc import Collection
 from dataclasses import fields, replace
@@ -16,40 +16,45 @@ from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.recipe.tuner import Tuner
 
-PATCHES = "vision.patches"  # a convolution as published, and no target
+CONVOLUTIONS = ("vision.patches", "audio.conv_1", "audio.conv_2")
+"""Modules that are convolutions, at least as published, and no targets."""
+TOWER_MODULES = ("vision", "audio")
+PROJECTORS = ("projector", "deep_projectors")
 TARGET_FIELDS = ("target_modules", "feedforward_modules")
 
 
 def find_part(name: str) -> str:
-    """The part that has a parameter or module: aligner for projectors, vision for the tower, llm for the rest."""
-    if name.startswith(("vision.projector.", "vision.deep_projectors.")):
-        return "aligner"
-    return "vision" if name.startswith("vision.") else "llm"
+    """The part that has a parameter or module: aligner for projectors, vision or audio for towers, llm for the rest."""
+    tower, _, rest = name.partition(".")
+    if tower not in TOWER_MODULES:
+        return "llm"
+    return "aligner" if rest.partition(".")[0] in PROJECTORS else tower
 
 
 def limit_to_parts(tuner: Tuner, config: Config, frozen: Collection[str]) -> Tuner:
     """The settings of a tuner that train the same as these, except for parts that are frozen.
 
     Args:
-        frozen: `llm`, `vision` and `aligner`, or some of them.
+        frozen: `llm`, `vision`, `audio` and `aligner`, or some of them; a part that the model does not have is ignored.
 
     Raises:
         UserError: if all parts are frozen, or the tuner cannot be limited to some.
     """
-    if len(frozen) == 3:
-        raise UserError("freeze: llm, vision and aligner are all true, which leaves nothing to train; set one to false")
     names, model = {entry.name for entry in fields(tuner)}, GPT.on_meta(config)
+    parts = dict.fromkeys(find_part(name) for name, _ in model.named_parameters())
+    if parts.keys() <= set(frozen):
+        raise UserError(f"freeze: {', '.join(parts)} are all true, which leaves nothing to train; set one to false")
     if "freeze_parameters" in names:
         return freeze_parts(tuner, model, frozen)
     if "target_modules" in names:
         return list_targets_in_parts(tuner, model, frozen)
-    raise UserError(f"tuner: {type(tuner).__name__} is not supported for a model with a vision tower; use LoRA")
+    raise UserError(f"tuner: {type(tuner).__name__} is not supported for a model with a tower; use LoRA")
 
 
 def freeze_parts(tuner: Any, model: GPT, frozen: Collection[str]) -> Tuner:
     """Full finetuning of the other parts; `trainable_parameters` still has precedence."""
     modules = {name: name.split(".")[0] for name in get_parameter_aliases(model)}
-    modules |= {name: ".".join(name.split(".")[:2]) for name in modules if name.startswith("vision.")}
+    modules |= {name: ".".join(name.split(".")[:2]) for name in modules if name.split(".")[0] in TOWER_MODULES}
     prefixes = dict.fromkeys(module for name, module in modules.items() if find_part(name) in frozen)
     unused = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     return replace(tuner, freeze_parameters=[*tuner.freeze_parameters, *prefixes, *unused])
@@ -61,11 +66,11 @@ def list_targets_in_parts(tuner: Any, model: GPT, frozen: Collection[str]) -> Tu
     aliases = {
         name: known
         for name, known in get_module_aliases(model).items()
-        if find_part(name) not in frozen and name != PATCHES and f"{name}.weight" not in unused
+        if find_part(name) not in frozen and name not in CONVOLUTIONS and f"{name}.weight" not in unused
     }
     for key, value, cure in (("bias", "all", "lora_only"), ("init", "lora_ga", "pissa")):
         if getattr(tuner, key, None) == value:
-            raise UserError(f"tuner.{key}: {value} is not supported for a model with a vision tower; set {cure}")
+            raise UserError(f"tuner.{key}: {value} is not supported for a model with a tower; set {cure}")
     pattern, saved = getattr(tuner, "target_regex", None), getattr(tuner, "modules_to_save", [])
     changes: dict[str, Any] = {
         key: find_targets(model, aliases, getattr(tuner, key), pattern) for key in TARGET_FIELDS if hasattr(tuner, key)

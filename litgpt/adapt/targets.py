@@ -12,7 +12,7 @@ from litgpt.model.gpt import GPT
 from litgpt.model.moe import Experts
 from litgpt.model.registry import find_family
 
-PARTS = ("vision", "embedding", "position_embedding", "blocks", "norm", "head", "score")
+PARTS = ("vision", "audio", "embedding", "position_embedding", "blocks", "norm", "head", "score")
 OUTPUT_LAYERS = ("head", "score")
 """The layers whose weights the model reads without calling them."""
 

@@ -185,8 +185,8 @@ def load_reference_model(folder: Path, config: Config) -> Any:
     import transformers
 
     loader = {"logits": transformers.AutoModelForCausalLM, "score": transformers.AutoModelForSequenceClassification}
-    if config.vision is not None:
-        loader["logits"] = transformers.AutoModelForImageTextToText
+    if config.has_tower:
+        loader["logits"] = transformers.AutoModelForMultimodalLM
     settings = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
     try:
         return loader[config.output].from_pretrained(folder, **settings).eval()

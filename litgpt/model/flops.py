@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.tower_flops import EncodedImages, TowerShares, compute_tower_flops, compute_trained_share
+from litgpt.model.tower_flops import EncodedMedia, TowerShares, compute_media_flops, compute_trained_share
 from litgpt.model.weight_counts import count_attention_weights, count_feed_forward_weights, count_head_weights
 
 
@@ -17,7 +17,7 @@ class TrainedShares:
         head: of the output matrix; with tied embeddings, of the embedding.
         lowest: the first layer that the backward pass reaches; the number of layers if it reaches none.
         hidden: whether the backward pass reaches the input of the head.
-        tower: of the vision tower; None without one.
+        vision, audio: of the towers; None for one that the model does not have.
     """
 
     attention: tuple[float, ...]
@@ -25,7 +25,8 @@ class TrainedShares:
     head: float
     lowest: int
     hidden: bool
-    tower: TowerShares | None = None
+    vision: TowerShares | None = None
+    audio: TowerShares | None = None
 
     @classmethod
     def measure(cls, model: GPT, *, adapted: bool = False, active: float = 1.0) -> "TrainedShares":
@@ -45,14 +46,14 @@ class TrainedShares:
             0.0 if adapted else float(model.output_weight.requires_grad),
             min((find_layer(name, layers) for name in trained), default=layers),
             any(not name.startswith(("head.", "score.")) for name in trained),
-            TowerShares.measure(model, 0.0 if adapted else 1.0),
+            *(TowerShares.measure(tower, 0.0 if adapted else 1.0) for tower in (model.vision, model.audio)),
         )
 
 
 def find_layer(name: str, layers: int) -> int:
-    """The layer of a parameter: 0 for embeddings and the tower, `layers` for the last norm and the head."""
+    """The layer of a parameter: 0 for embeddings and towers, `layers` for the last norm and the head."""
     part, _, rest = name.partition(".")
-    is_before = "embedding" in part or part == "vision"
+    is_before = "embedding" in part or part in ("vision", "audio")
     return int(rest.partition(".")[0]) if part == "blocks" else 0 if is_before else layers
 
 
@@ -62,7 +63,7 @@ def compute_training_flops(
     tokens: int,
     sequence_length: int,
     trained: TrainedShares | None = None,
-    images: EncodedImages | None = None,
+    media: EncodedMedia | None = None,
 ) -> float:
     """FLOPs of forward and backward for `tokens` tokens in sequences of `sequence_length`.
 
@@ -75,8 +76,8 @@ def compute_training_flops(
     counted, nor is what is recomputed in backward.
 
     Args:
-        trained: what is trained; None for all weights of a model without a vision tower.
-        images: those that the vision tower encodes for the tokens; None for none.
+        trained: what is trained; None for all weights of a model without a tower.
+        media: what the towers encode for the tokens; None for nothing.
     """
     trained = trained or TrainedShares((1.0,) * config.n_blocks, (1.0,) * config.n_blocks, 1.0, 0, True)
     layers = len(trained.attention)
@@ -89,7 +90,7 @@ def compute_training_flops(
         total += (2 * passes + 2 * trained.feed_forward[layer]) * count_feed_forward_weights(config, layer)
         keys = count_keys(config, layer, sequence_length)
         total += 2 * (2 * passes - 1) * config.n_head * sum(compute_head_sizes(config)) * keys
-    return tokens * total + (0 if images is None else compute_tower_flops(config, images, trained.tower))
+    return tokens * total + (0 if media is None else compute_media_flops(config, media, trained.vision, trained.audio))
 
 
 def compute_head_sizes(config: Config) -> tuple[int, int]:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from litgpt.errors import UserError
 from litgpt.model.attention import Attention, KVCache, KVCacheLayer
 from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs, find_image_blocks
+from litgpt.model.audio import AudioTower
+from litgpt.model.audio_config import AudioShape
 from litgpt.model.config import Config
 from litgpt.model.latent import LatentAttention
 from litgpt.model.layers import GatedMLP, PlainMLP, build_norm
@@ -112,7 +114,8 @@ class GPT(nn.Module):
     config has the output `score`, has a module `score` instead, with one row: V is 1 in its outputs.
 
     `blocks` are the layers, and after them the prediction layers, which only training runs. A model with a vision tower
-    has it as `vision`; `embed_media` runs it and returns the `hidden_BTD` of texts with images.
+    has it as `vision`, one with an audio tower as `audio`; `embed_media` runs them and returns the `hidden_BTD` of
+    texts with images or sounds.
 
     Inputs:
         ids_BT: token ids.
@@ -128,8 +131,8 @@ class GPT(nn.Module):
         hidden_BTD: the output of the blocks before `layers`, or embeddings in place of those of `ids_BT` if `layers`
             start with the first, with what is added after the first blocks beside them, as of `embed_media`; None for
             those.
-        media: images at the places of their token in `ids_BT`, row by row, to run the first of the blocks with the
-            output of `embed_media`; None for none.
+        media: images and sounds at the places of their token in `ids_BT`, row by row, to run the first of the blocks
+            with the output of `embed_media`; None for none.
         predictions: for each prediction layer to run, from the first, the tokens (B, T) that the layer before it
             predicts, and the function to call as `head`.
 
@@ -153,6 +156,8 @@ class GPT(nn.Module):
         self.head = nn.Linear(config.n_embd, config.padded_vocab_size, config.lm_head_bias) if has_head else None
         vision = None if config.vision is None else TowerShape.from_values(config.vision)
         self.vision = None if vision is None else Tower(vision, config.n_embd)
+        audio = None if config.audio is None else AudioShape.from_values(config.audio)
+        self.audio = None if audio is None else AudioTower(audio, config.n_embd)
         self.feature_places = FeaturePlaces()
 
     @classmethod
@@ -174,6 +179,11 @@ class GPT(nn.Module):
                 return cls(config)
         finally:
             torch.set_default_dtype(default)
+
+    @property
+    def towers(self) -> list[Tower | AudioTower]:
+        """The towers of the model that this instance has."""
+        return [tower for tower in (self.vision, self.audio) if isinstance(tower, Tower | AudioTower)]
 
     @property
     def local_blocks(self) -> list[Block]:
@@ -255,29 +265,40 @@ class GPT(nn.Module):
         return build_attention_inputs(self.config, positions, documents_BT, blocks_BT=blocks_BT, cached=cached)
 
     def embed_media(self, ids_BT: Tensor, media: Media, positions: Tensor | None = None) -> Tensor:
-        """The `hidden_BTD` of texts with images: embeddings, and features at the places of their tokens, (B, T, D).
+        """The `hidden_BTD` of texts with images or sounds: embeddings, and features at the places of their tokens.
 
         Features for K of the first blocks, which are added to their outputs, are beside those, (B, T, (1 + K) D).
-        Media without images stand for those of other ranks: if the tower is trained it runs on a blank block, so that
-        all ranks have a gradient of each of its parameters, which is zero here.
+        A tower without media runs on a blank one if it is trained, since other ranks may have media for it, so that all
+        ranks have a gradient of each of its parameters, which is zero here.
 
         Args:
             positions: as those of `AttentionInputs`; 0, 1, ... if None.
 
         Raises:
-            UserError: if the model has no vision tower, or the texts do not have a place for each feature.
+            UserError: if the model has no tower for the media, or the texts do not have a place for each feature.
         """
-        if self.vision is None:
-            raise UserError("media: the model has no vision tower; use the folder of a model that has one")
+        for tower, name, given in ((self.vision, "vision", media.grids), (self.audio, "audio", media.sounds)):
+            if given and tower is None:
+                raise UserError(f"media: the model has no {name} tower; use the folder of a model that has one")
         if positions is None:
             positions = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-        if not media.grids:
+        if media.is_empty:
             hidden_BTD = self._embed(ids_BT, positions)
-            return hidden_BTD + self.vision.compute_zero() if self.vision.is_trained else hidden_BTD
-        sources_BT = media.sources_BT
-        if sources_BT is None:
-            sources_BT = find_sources(ids_BT, media, self.vision.shape)
-        return self.embed_features(ids_BT, positions, sources_BT, self.vision(media))
+        else:
+            sources_BT = find_sources(ids_BT, media, self.config) if media.sources_BT is None else media.sources_BT
+            hidden_BTD = self.embed_features(ids_BT, positions, sources_BT, self.encode_media(media))
+        idle = [] if media.grids else [self.vision]
+        for tower in [*idle, *([self.audio] if media.sounds is None else [])]:
+            if tower is not None and tower.is_trained:
+                hidden_BTD = hidden_BTD + tower.compute_zero()
+        return hidden_BTD
+
+    def encode_media(self, media: Media) -> Tensor:
+        """The features of media, those of sounds after those of images; (M, (1 + K) D) as of `embed_media`."""
+        features = [self.vision(media)] if self.vision is not None and media.grids else []
+        if self.audio is not None and media.sounds is not None:
+            features.append(self.audio(media.sounds))
+        return torch.cat(features)
 
     def embed_features(self, ids_BT: Tensor, positions: Tensor, sources_BT: Tensor, features_MD: Tensor) -> Tensor:
         """The embeddings (B, T, D) of tokens, and at some places the features of a tower instead.

@@ -12,7 +12,7 @@ from litgpt.model.hf_config_experts import EXPERT_TRANSLATIONS
 from litgpt.model.hf_config_layers import LAYER_TRANSLATIONS
 from litgpt.model.hf_config_rope import ROPE_TRANSLATIONS
 from litgpt.model.hf_config_values import Translation, Values, unsupported_key
-from litgpt.model.hf_config_vision import VisionKeys
+from litgpt.model.hf_config_vision import TowerKeys
 from litgpt.model.transformer_config import TransformerConfig
 
 TRANSLATIONS: dict[str, Translation] = {**ROPE_TRANSLATIONS, **LAYER_TRANSLATIONS, **EXPERT_TRANSLATIONS}
@@ -43,8 +43,8 @@ class ConfigKeys:
         translated: the translations for the rest, with their settings; in the order of reading.
         expect: keys that must have one of some values; the first is written.
         missing: transformers' defaults of absent keys.
-        nested: the key of the language model in a multimodal config; without `vision` it is only read.
-        vision: the keys of its vision tower; None if the tower is not read.
+        nested: the key of the language model in a multimodal config; without `tower` it is only read.
+        tower: the keys of its tower; None if the tower is not read.
         reward_architecture: the architecture of its reward models, which have one label; None without one.
     """
 
@@ -56,7 +56,7 @@ class ConfigKeys:
     expect: Mapping[str, list[Any]] = field(default_factory=dict)
     missing: Values = field(default_factory=dict)
     nested: str | None = None
-    vision: VisionKeys | None = None
+    tower: TowerKeys | None = None
     reward_architecture: str | None = None
 
     def read(self, values: Values, *, name: str = "") -> TransformerConfig:
@@ -74,8 +74,8 @@ class ConfigKeys:
             fields |= TRANSLATIONS[kind].read(values, fields, **settings)
         if self.reward_architecture in (values.get("architectures") or []):
             fields |= read_single_label(values)
-        if self.vision is not None:
-            fields["vision"] = self.vision.read(outer, fields.get("n_embd", 0))
+        if self.tower is not None:
+            fields[self.tower.part] = self.tower.read(outer, fields.get("n_embd", 0))
         labels = {"name": name, "hf_config": {"model_type": self.model_type}}
         return TransformerConfig(**{**fields, "vocab_size": fields.get("padded_vocab_size"), **self.fixed, **labels})
 
@@ -83,9 +83,7 @@ class ConfigKeys:
         """The keys of the language model, and those outside that apply to it."""
         if self.nested is None:
             return values
-        inner = values.get(
-            self.nested, None if self.vision is None else values
-        )  # Qwen2-VL was published with one level
+        inner = values.get(self.nested, None if self.tower is None else values)  # Qwen2-VL was published with one level
         if not isinstance(inner, dict):
             raise unsupported_key(self.nested, inner, "a mapping of the language model's keys")
         tied = {key: values[key] for key in ("tie_word_embeddings",) if key in values}
@@ -101,4 +99,4 @@ class ConfigKeys:
         written |= {key: getattr(config, name) for name, key in self.config.items()}
         for kind, settings in self.translated.items():
             written |= TRANSLATIONS[kind].write(config, **settings)
-        return written if self.vision is None else self.vision.write(written, config)
+        return written if self.tower is None else self.tower.write(written, config)

@@ -1,4 +1,4 @@
-"""Read the vision tower of a `config.json`, and write it: fields of a `TowerShape` and the keys with the same value.
+"""Read the tower of a `config.json`, and write it: fields of its shape and the keys with the same value.
 
 What no key holds as it is goes through a translation, as in `hf_config`.
 """
@@ -6,9 +6,10 @@ What no key holds as it is goes through a translation, as in `hf_config`.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from litgpt.model import hf_config_values as hf
+from litgpt.model.audio_config import AudioShape
 from litgpt.model.hf_config_values import Values, unsupported_key
 from litgpt.model.tower_config import TowerShape
 from litgpt.model.transformer_config import TransformerConfig
@@ -19,7 +20,7 @@ NORM_TYPES = {"layer_norm": "layer", "rms_norm": "rms"}
 class TowerTranslation(NamedTuple):
     """How fields of a tower are read and written if no key holds exactly one of them.
 
-    `read(vision, values, fields, width)` returns fields: `vision` are the keys of the tower, `values` all of the
+    `read(tower, values, fields, width)` returns fields: `tower` are the keys of the tower, `values` all of the
     `config.json`, `fields` those read before, `width` that of the decoder. `write(shape, width)` returns the keys of
     the tower, and those beside it.
     """
@@ -218,22 +219,29 @@ TOWER_TRANSLATIONS = {
 }
 
 
+SHAPES: dict[str, type[TowerShape | AudioShape]] = {"vision": TowerShape, "audio": AudioShape}
+"""The shape of each kind of tower."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class VisionKeys:
+class TowerKeys:
     """The keys of a tower and its projector in an architecture's `config.json`.
 
     Attributes:
-        tower_type: the model type of the tower, in `vision_config`.
+        part: the field of the config that has its shape; its keys are those of `vision_config` or `audio_config`.
+        tower_type: the model type of the tower, in these keys.
         decoder_type: the model type of the decoder, in `text_config`.
         fixed: fields of the shape that all models share.
-        config: field of the shape and the key of `vision_config` with the same value.
+        config: field of the shape and the key of the tower with the same value.
         outside: the same for keys of the `config.json` itself.
         translated: the translations for the rest, in the order of reading.
-        missing: transformers' defaults of absent keys of `vision_config`.
+        missing: transformers' defaults of absent keys of the tower.
         missing_outside: those of the `config.json` itself.
         expect: keys of the `config.json` that must have a value.
+        expect_inside: keys of the tower that must have a value.
     """
 
+    part: Literal["vision", "audio"] = "vision"
     tower_type: str
     decoder_type: str
     fixed: Values
@@ -243,6 +251,12 @@ class VisionKeys:
     missing: Values = field(default_factory=dict)
     missing_outside: Values = field(default_factory=dict)
     expect: Values = field(default_factory=dict)
+    expect_inside: Values = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The key of the `config.json` that has the tower's keys."""
+        return f"{self.part}_config"
 
     def read(self, values: Values, width: int) -> dict[str, Any]:
         """The fields of the tower's shape.
@@ -254,32 +268,35 @@ class VisionKeys:
         Raises:
             UserError: naming a key whose value is not supported.
         """
-        given = values.get("vision_config") or {}
+        given = values.get(self.key) or {}
         if not isinstance(given, dict):
-            raise unsupported_key("vision_config", given, "a mapping of the tower's keys")
-        vision, values = {**self.missing, **given}, {**self.missing_outside, **values}
+            raise unsupported_key(self.key, given, "a mapping of the tower's keys")
+        tower, values = {**self.missing, **given}, {**self.missing_outside, **values}
         for key, value in self.expect.items():
             if values.get(key, value) != value:
                 raise unsupported_key(key, values[key], repr(value))
-        copies = {name: vision[key] for name, key in self.config.items() if vision.get(key) is not None}
+        for key, value in self.expect_inside.items():
+            if tower.get(key, value) != value:
+                raise unsupported_key(f"{self.key}.{key}", tower[key], repr(value))
+        copies = {name: tower[key] for name, key in self.config.items() if tower.get(key) is not None}
         copies |= {name: values[key] for name, key in self.outside.items() if values.get(key) is not None}
         fields = {**self.fixed, **copies}
-        for name in self.config.keys() & {"layers", "width", "patch"}:
-            hf.check_count(f"vision_config.{self.config[name]}", fields.get(name))
+        for name in self.config.keys() & {"layers", "width", "patch", "mels"}:
+            hf.check_count(f"{self.key}.{self.config[name]}", fields.get(name))
         for kind in self.translated:
-            fields |= TOWER_TRANSLATIONS[kind].read(vision, values, fields, width)
-        return TowerShape.from_values(fields).to_dict()
+            fields |= TOWER_TRANSLATIONS[kind].read(tower, values, fields, width)
+        return SHAPES[self.part].from_values(fields).to_dict()
 
     def write(self, decoder: dict[str, Any], config: TransformerConfig) -> dict[str, Any]:
         """The `config.json` of a model with this tower, from that of its decoder alone."""
-        assert config.vision is not None
-        shape = TowerShape.from_values(config.vision)
-        vision: dict[str, Any] = {"model_type": self.tower_type}
-        vision |= {key: getattr(shape, name) for name, key in self.config.items()}
+        shape = SHAPES[self.part].from_values(getattr(config, self.part))
+        tower: dict[str, Any] = {"model_type": self.tower_type, **self.expect_inside}
+        tower |= {key: getattr(shape, name) for name, key in self.config.items()}
         written = {key: decoder.pop(key) for key in ("architectures", "model_type")}
         written |= {"tie_word_embeddings": config.tie_embeddings, **self.expect}
         written |= {key: getattr(shape, name) for name, key in self.outside.items()}
         for kind in self.translated:
+            assert isinstance(shape, TowerShape), "translations are of vision towers"
             inside, outside = TOWER_TRANSLATIONS[kind].write(shape, config.n_embd)
-            vision, written = {**vision, **inside}, {**written, **outside}
-        return {**written, "text_config": {**decoder, "model_type": self.decoder_type}, "vision_config": vision}
+            tower, written = {**tower, **inside}, {**written, **outside}
+        return {**written, "text_config": {**decoder, "model_type": self.decoder_type}, self.key: tower}

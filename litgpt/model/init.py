@@ -48,6 +48,8 @@ def draw_init_value(config: Config, name: str, shape: Sequence[int], seed: int) 
 
 def has_offset(config: Config, name: str) -> bool:
     """Whether the weight of a norm is added to one."""
+    if name.startswith("audio."):
+        return False
     if not name.startswith("vision."):
         return config.norm_class_name.startswith("Offset")
     assert config.vision is not None

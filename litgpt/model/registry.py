@@ -3,7 +3,7 @@
 A family file is data: the keys of the architecture's `config.json` (see `hf_config.ConfigKeys`), the names of tensors
 (`tensors`, `ignored`, ...; see `names.build_name_table`) and the models (`shapes`, as config fields or `config.json`;
 `defaults` apply to those with config fields). A family `like` another inherits its entries, except those set to null.
-A file with `towers` describes models with a vision tower; see `vision_families`.
+A file with `towers` describes models with a tower; see `tower_families`.
 """
 
 import difflib
@@ -23,10 +23,10 @@ from litgpt.model.hf_config import ConfigKeys
 from litgpt.model.hf_config_experts import normalize_expert_fields
 from litgpt.model.hf_config_layers import has_bias
 from litgpt.model.hf_config_values import unsupported_key
-from litgpt.model.hf_config_vision import VisionKeys
+from litgpt.model.hf_config_vision import TowerKeys
 from litgpt.model.names import NameTable, build_name_table
+from litgpt.model.tower_families import expand_tower_family
 from litgpt.model.transformer_config import TransformerConfig
-from litgpt.model.vision_families import expand_vision_family
 
 CONFIG_FILES = ("model_config.yaml", "config.json")
 # Fields that do not change what the model computes.
@@ -70,7 +70,8 @@ class Family(ConfigKeys):
 
     def can_express(self, config: TransformerConfig) -> bool:
         """Whether a config, written as this architecture's config.json and read back, computes the same."""
-        if (self.vision is None) != (config.vision is None) or (self.nested and self.vision is None):
+        towers = [part for part in ("vision", "audio") if getattr(config, part) is not None]
+        if towers != ([] if self.tower is None else [self.tower.part]) or (self.nested and self.tower is None):
             return False
         if self.divisible and getattr(config, self.divisible[0]) % getattr(config, self.divisible[1]):
             return False
@@ -131,8 +132,8 @@ def build_family(data: dict[str, Any]) -> Family:
     defaults, rows = data.pop("defaults", {}), data.pop("shapes", [])
     for_table = {key: data.pop(key) for key in TABLE_KEYS if key in data}
     tensors = build_name_table(data["name"], data.pop("tensors"), **for_table)
-    if "vision" in data:
-        data["vision"] = VisionKeys(**data["vision"])
+    if "tower" in data:
+        data["tower"] = TowerKeys(**data["tower"])
     family = Family(**data, tensors=tensors, shapes={})
     shapes, hub_names = {}, {}
     for row in rows:
@@ -170,7 +171,7 @@ def load_families() -> dict[str, Family]:
     merged = {name: merge_parent_family(name) for name, data in published.items() if "towers" not in data}
     towers = load_family_files("towers")
     for data in (data for data in published.values() if "towers" in data):
-        merged |= {entry["name"]: entry for entry in expand_vision_family(data, merged, towers)}
+        merged |= {entry["name"]: entry for entry in expand_tower_family(data, merged, towers)}
     return {name: build_family(dict(data)) for name, data in merged.items()}
 
 
@@ -257,12 +258,13 @@ def find_published_family(values: Mapping[str, Any]) -> Family | None:
         UserError: if the family is not known with this decoder, or this tower.
     """
     families = [family for family in load_families().values() if family.model_type == values.get("model_type")]
-    for key, attribute in (("text_config", "decoder_type"), ("vision_config", "tower_type")):
+    tower_key = next((family.tower.key for family in families if family.tower is not None), "")
+    for key, attribute in (("text_config", "decoder_type"), (tower_key, "tower_type")):
         part = values.get(key)
         given = part.get("model_type") if isinstance(part, dict) else None
-        types: list[Any] = [getattr(family.vision, attribute, given) for family in families]
+        types: list[Any] = [getattr(family.tower, attribute, given) for family in families]
         if (
-            given is None or not families or (key == "vision_config" and len(set(types)) == 1)
+            given is None or not families or (key == tower_key and len(set(types)) == 1)
         ):  # the type of the only tower has changed
             continue
         if given not in types:

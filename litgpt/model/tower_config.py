@@ -10,20 +10,44 @@ Act = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu", "silu"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowerShape:
+class BlockShape:
+    """The blocks of a tower.
+
+    Attributes:
+        mlp_size: intermediate size of the feed-forward layers; `mlp_form` says whether they have a gate.
+        key_bias: whether keys have a bias where queries and values have one.
+        qk_norm: whether queries and keys are normalized, over all heads together.
+        layer_scale: whether each layer multiplies what it adds by learned factors (Touvron et al. 2021, CaiT, 2.1).
+    """
+
+    width: int
+    layers: int
+    heads: int
+    mlp_size: int
+    mlp_form: Literal["plain", "gated"] = "plain"
+    act: Act = "gelu"
+    norm: Literal["layer", "rms"] = "layer"
+    eps: float = 1e-6
+    qkv_bias: bool = True
+    key_bias: bool = True
+    out_bias: bool = True
+    mlp_bias: bool = True
+    qk_norm: bool = False
+    layer_scale: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerShape(BlockShape):
     """A vision tower, which encodes patches of images, and the projector of its features to the decoder's width.
 
     Sizes are in elements, of images in pixels, unless said.
 
     Attributes:
-        mlp_size: intermediate size of the feed-forward layers; `mlp_form` says whether they have a gate.
         patch: side of a patch.
         temporal: frames in a patch; a still image fills them all.
         merge: side, in patches, of the block whose features are merged into one that the decoder reads.
         class_token: whether a learned token precedes the patches of every image.
         mask_token: whether the token that stood for hidden patches in pretraining is published; it is not used.
-        qk_norm: whether queries and keys are normalized, over all heads together.
-        layer_scale: whether each layer multiplies what it adds by learned factors (Touvron et al. 2021, CaiT, 2.1).
         positions: learned embeddings of positions: none, one for each patch of an image of `side` by `side` patches, or
             for images of any size those of the nearest place in such an image (`bucket`), or between the four nearest
             (`interpolated`).
@@ -51,26 +75,13 @@ class TowerShape:
         tokens_per_second: positions that a second of video advances by; None if each step of frames advances by one.
     """
 
-    width: int
-    layers: int
-    heads: int
-    mlp_size: int
-    mlp_form: Literal["plain", "gated"] = "plain"
-    act: Act = "gelu"
-    norm: Literal["layer", "rms"] = "layer"
-    eps: float = 1e-6
     patch: int
     channels: int = 3
     temporal: int = 1
     merge: int = 1
-    qkv_bias: bool = True
-    out_bias: bool = True
-    mlp_bias: bool = True
     patch_bias: bool = False
     class_token: bool = False
     mask_token: bool = False
-    qk_norm: bool = False
-    layer_scale: bool = False
     positions: Literal["none", "learned", "bucket", "interpolated"] = "none"
     side: int | None = None
     rope_base: float | None = None

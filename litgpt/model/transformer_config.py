@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, get_type_hints
 
+from litgpt.model.audio_config import AudioShape
 from litgpt.model.field_checks import check_type, field_error, parse_number
 from litgpt.model.tower_config import TowerShape
 
@@ -149,6 +150,7 @@ class TransformerConfig:
     rope_sections: list[int] | None = None
     rope_section_order: Literal["blocks", "in_turn"] = "blocks"
     vision: dict[str, Any] | None = None
+    audio: dict[str, Any] | None = None
 
     def __init__(self, **values: Any) -> None:
         entries = {entry.name: entry for entry in fields(self)}
@@ -171,7 +173,7 @@ class TransformerConfig:
             for key in LOGIT_FIELDS:
                 setattr(self, key, entries[key].default)
         self._resolve()
-        self._check_vision()
+        self._check_towers()
 
     def _check_numbers(self) -> None:
         for key, limit in LIMITS.items():
@@ -298,13 +300,18 @@ class TransformerConfig:
         if self.tie_embeddings and self.lm_head_bias:
             raise field_error("lm_head_bias", "true is not supported with tie_embeddings: true", "use false")
 
-    def _check_vision(self) -> None:
+    def _check_towers(self) -> None:
         if self.vision is not None:
             shape = TowerShape.from_values(self.vision)
             self.vision = shape.to_dict()
             if len(shape.deep_layers or []) > self.n_layer:
                 problem = f"{shape.deep_layers} are more than the {self.n_layer} layers that add their features"
                 raise field_error("vision.deep_layers", problem, f"list {self.n_layer} or fewer")
+        if self.audio is not None:
+            self.audio = AudioShape.from_values(self.audio).to_dict()
+            if (self.vision or {}).get("deep_layers"):
+                problem = f"{(self.vision or {})['deep_layers']} with an audio tower"
+                raise field_error("vision.deep_layers", problem, "leave out audio")
         sections = self.rope_sections
         if sections is not None and (len(sections) != 3 or sum(sections) != self.rotary_size // 2 or min(sections) < 0):
             problem = f"{sections} are not three numbers of pairs, {self.rotary_size // 2} in all"
@@ -312,6 +319,11 @@ class TransformerConfig:
         if sections is not None and self.rope_section_order == "in_turn" and max(sections[1:]) > sections[0]:
             problem = f"{sections} have no pair of time for each of row and column"
             raise field_error("rope_sections", problem, "list the largest first, or set rope_section_order: blocks")
+
+    @property
+    def has_tower(self) -> bool:
+        """Whether the model has a vision or an audio tower."""
+        return self.vision is not None or self.audio is not None
 
     @property
     def n_blocks(self) -> int:

@@ -19,7 +19,7 @@ from litgpt.errors import UserError
 from litgpt.model.layers import OffsetRMSNorm, RMSNorm
 from litgpt.model.media import Grid, Media
 from litgpt.model.rotary import apply_rotary
-from litgpt.model.tower_config import TowerShape
+from litgpt.model.tower_config import BlockShape, TowerShape
 
 NORMS: dict[str, Callable[..., nn.Module]] = {"layer": nn.LayerNorm, "rms": RMSNorm, "offset_rms": OffsetRMSNorm}
 QK_NORM_EPS = 1e-6  # of InternViT 6B, in no file
@@ -41,11 +41,12 @@ TOWER_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class TowerBlock(nn.Module):
     """A layer of a tower: attention within segments, and a feed-forward layer, each after its norm."""
 
-    def __init__(self, shape: TowerShape) -> None:
+    def __init__(self, shape: BlockShape) -> None:
         super().__init__()
         build_norm = partial(NORMS[shape.norm], shape.width, eps=shape.eps)
         self.norm_1, self.norm_2 = build_norm(), build_norm()
-        self.q, self.k, self.v = (nn.Linear(shape.width, shape.width, bias=shape.qkv_bias) for _ in range(3))
+        self.q, self.v = (nn.Linear(shape.width, shape.width, bias=shape.qkv_bias) for _ in range(2))
+        self.k = nn.Linear(shape.width, shape.width, bias=shape.qkv_bias and shape.key_bias)
         self.out = nn.Linear(shape.width, shape.width, bias=shape.out_bias)
         self.norm_q, self.norm_k = (RMSNorm(shape.width, QK_NORM_EPS) if shape.qk_norm else None for _ in range(2))
         self.scale_1, self.scale_2 = (

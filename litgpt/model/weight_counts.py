@@ -1,7 +1,8 @@
-"""Count the weights of a model that tokens, or patches of images, are multiplied with."""
+"""Count the weights of a model that tokens, patches of images, or frames of sounds are multiplied with."""
 
+from litgpt.model.audio_config import AudioShape
 from litgpt.model.config import Config
-from litgpt.model.tower_config import TowerShape
+from litgpt.model.tower_config import BlockShape, TowerShape
 
 
 def count_head_weights(config: Config) -> int:
@@ -33,8 +34,8 @@ def count_feed_forward_weights(config: Config, layer: int) -> int:
     return config.n_embd * (3 * inner + config.n_expert + gate)
 
 
-def count_block_weights(shape: TowerShape) -> int:
-    """Number of weights of a block of a vision tower."""
+def count_block_weights(shape: BlockShape) -> int:
+    """Number of weights of a block of a tower."""
     matrices = 3 if shape.mlp_form == "gated" else 2
     return 4 * shape.width**2 + matrices * shape.width * shape.mlp_size
 
@@ -50,14 +51,18 @@ def count_projector_weights(shape: TowerShape, width: int) -> tuple[int, int]:
 
 
 def count_tower_weights(config: Config) -> int:
-    """Number of weights of the blocks and projectors of a tower that are multiplied with; 0 without one."""
-    if config.vision is None:
-        return 0
-    shape = TowerShape.from_values(config.vision)
-    return shape.blocks_run * count_block_weights(shape) + sum(count_projector_weights(shape, config.n_embd))
+    """Number of weights of the blocks and projectors of the towers that are multiplied with; 0 without one."""
+    total = 0
+    if config.vision is not None:
+        shape = TowerShape.from_values(config.vision)
+        total += shape.blocks_run * count_block_weights(shape) + sum(count_projector_weights(shape, config.n_embd))
+    if config.audio is not None:
+        audio = AudioShape.from_values(config.audio)
+        total += audio.layers * count_block_weights(audio) + audio.width * config.n_embd
+    return total
 
 
 def count_tower_layers(config: Config) -> int:
-    """The number of layers of the decoder that have as many weights as the vision tower; 0 without one."""
+    """The number of layers of the decoder that have as many weights as the towers; 0 without one."""
     layers = (count_attention_weights(config) + count_feed_forward_weights(config, i) for i in range(config.n_layer))
     return round(count_tower_weights(config) * config.n_layer / sum(layers))

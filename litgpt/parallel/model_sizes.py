@@ -32,7 +32,7 @@ def check_model_sizes(settings: ParallelArgs, dims: ParallelDims, config: Config
 
 
 def assign_layers(settings: ParallelArgs, config: Config, layers: int) -> list[range]:
-    """The layers of every stage of a pipeline; the first stage has the vision tower too.
+    """The layers of every stage of a pipeline; the first stage has the towers too.
 
     Raises:
         UserError: if the settings do not fit the number of layers, or the first stage does not have all layers after

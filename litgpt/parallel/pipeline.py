@@ -99,6 +99,7 @@ class Pipeline:
             "embedding": first or (last and self.embeds_twice),
             "position_embedding": first,
             "vision": first,
+            "audio": first,
             "norm": last,
             "head": last,
             "score": last,
@@ -188,7 +189,7 @@ class Pipeline:
         model = self.model
         modules: list[nn.Module | None] = [model.blocks[layer] for layer in self.list_blocks(stage)]
         if stage == 0:
-            modules += [model.embedding, model.position_embedding, model.vision]
+            modules += [model.embedding, model.position_embedding, model.vision, model.audio]
         if stage == self.stages - 1:
             modules += [model.norm, model.score, model.head, model.embedding if self.embeds_twice else None]
         return [p for module in modules if module is not None for p in module.parameters() if p.requires_grad]

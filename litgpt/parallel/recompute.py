@@ -15,7 +15,6 @@ from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT, Block
 from litgpt.model.surgery import Function, wrap_forward
-from litgpt.model.vision import Tower
 from litgpt.parallel.offload import HostOffload
 from litgpt.recipe.recompute import RecomputeArgs
 
@@ -60,9 +59,9 @@ def apply_recompute(model: GPT, settings: RecomputeArgs, *, compiled: bool) -> N
 
 
 def list_trained_tower_blocks(model: GPT) -> list[nn.Module]:
-    """The blocks of the vision tower that run, if it is trained; others save nothing for backward."""
-    tower = model.vision
-    return list(tower.blocks[: tower.shape.blocks_run]) if isinstance(tower, Tower) and tower.is_trained else []
+    """The blocks that run of the towers that are trained; others save nothing for backward."""
+    towers = (tower for tower in model.towers if tower.is_trained)
+    return [block for tower in towers for block in tower.blocks[: tower.shape.blocks_run]]
 
 
 def recompute_function(function: Function) -> Function:

@@ -34,7 +34,7 @@ def split_layers(settings: ParallelArgs, layers: int, *, tower: int = 0) -> list
     """The layers of every stage.
 
     Args:
-        tower: the number of layers that cost as much as the vision tower, which the first stage has.
+        tower: the number of layers that cost as much as the towers, which the first stage has.
 
     Raises:
         UserError: if the settings do not fit the number of layers, naming the number to change.

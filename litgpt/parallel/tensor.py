@@ -3,7 +3,7 @@
 Parameters are DTensors, which `use_local_params` replaces by their local tensors while a module runs. The layers of a
 block run unchanged, on the heads and inner widths of this rank (Shoeybi et al. 2019, section 3). Tokens are
 all-gathered before attention and feed-forward, and the outputs of all ranks reduce-scattered (sequence parallelism,
-Korthikanti et al. 2022, section 4.2.2), or all-reduced without `sequence`. A vision tower is replicated: all ranks
+Korthikanti et al. 2022, section 4.2.2), or all-reduced without `sequence`. A tower is replicated: all ranks
 encode all images.
 """
 
@@ -182,7 +182,7 @@ def plan_parameter(
     key = key.removesuffix("_trained")
     if name.endswith((".norm_q", ".norm_k")) and config.norm_qk_type == "per_head" and config.norm_qk:
         kind = "columns" if name.endswith(".norm_q") else "groups"
-    if name == "score" or name.split(".")[0] == "vision":  # every rank computes it for all tokens, or all images
+    if name.split(".")[0] in ("score", "vision", "audio"):  # every rank computes it for all tokens, or all media
         return LocalLayout((Replicate(),))
     if kind is None:
         has_full_grad = not sequence and ".attention." not in name and ".mlp." not in name

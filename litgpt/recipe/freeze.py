@@ -1,18 +1,20 @@
-"""Which parts of a model that sees are not trained."""
+"""Which parts of a model that sees or hears are not trained."""
 
 from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
 class FreezeArgs:
-    """Parts of a model with a vision tower that a run leaves as they are; an adapter adds nothing to them."""
+    """Parts of a model that sees or hears that a run leaves as they are; an adapter adds nothing to them."""
 
     llm: bool = False
     """Freeze the decoder, with embedding and head."""
     vision: bool = True
     """Freeze the vision tower."""
+    audio: bool = True
+    """Freeze the audio tower."""
     aligner: bool = True
-    """Freeze the projector from the tower to the decoder."""
+    """Freeze the projectors from towers to the decoder."""
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -178,29 +178,34 @@ def check_trained_model(recipe: Training, config: Config, *, adapted: bool) -> i
     Raises:
         UserError: naming the first one that does not.
     """
-    check_vision(recipe, config)
+    check_towers(recipe, config)
     check_routing(recipe.moe, config, adapted=adapted)
     check_predictions(recipe, config, adapted=adapted)
     check_fp8(recipe.fp8, adapted=adapted)
     return resolve_sequence_length(recipe, config)
 
 
-def check_vision(recipe: Training, config: Config) -> None:
-    """Check that the settings of a run are supported for a model with a vision tower, or have an effect without one.
+TOWER_NAMES = {"vision": "a vision", "audio": "an audio"}
+
+
+def check_towers(recipe: Training, config: Config) -> None:
+    """Check that the settings of a run are supported for a model with a tower, or have an effect without one.
 
     Raises:
         UserError: naming the first one that is not.
     """
-    freeze = getattr(recipe, "freeze", None)
-    if config.vision is None:
-        if freeze is not None:
-            names, cure = [entry.name for entry in fields(freeze)], "remove the line"
-            other = "a model without a vision tower"
-            check_effects(freeze, "freeze.", *names, have_effect=False, other=other, cure=cure)
-        return
-    name = config.name or "the model"
-    if freeze is None or recipe.objective != "next_token":
-        raise UserError(f"{name}: it has a vision tower, which only litgpt finetune and finetune_full train; use them")
+    freeze, towers = (
+        getattr(recipe, "freeze", None),
+        [part for part in TOWER_NAMES if getattr(config, part) is not None],
+    )
+    if freeze is not None:
+        names = [entry.name for entry in fields(freeze)]
+        for name in names if not towers else TOWER_NAMES.keys() - towers:
+            other = f"a model without {TOWER_NAMES.get(name, 'a')} tower"
+            check_effects(freeze, "freeze.", name, have_effect=False, other=other, cure="remove the line")
+    if towers and (freeze is None or recipe.objective != "next_token"):
+        name, tower = config.name or "the model", TOWER_NAMES[towers[0]]
+        raise UserError(f"{name}: it has {tower} tower, which only litgpt finetune and finetune_full train; use them")
 
 
 def check_routing(settings: MoEArgs, config: Config, *, adapted: bool) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
-from litgpt.model.tower_flops import EncodedImages
+from litgpt.model.tower_flops import EncodedMedia
 from litgpt.train.objective import Objective
 from litgpt.train.step import StepGradients, add_gradients
 from litgpt.train.train_state import TrainState
@@ -48,7 +48,7 @@ def add_to_gradients(
         (total,),
         earlier.targets + new.targets,
         earlier.tokens + new.tokens,
-        EncodedImages(*map(sum, zip(earlier.images, new.images, strict=True))),
+        EncodedMedia(*map(sum, zip(earlier.media, new.media, strict=True))),
     )
     return joined, new
 

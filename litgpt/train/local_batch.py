@@ -11,7 +11,6 @@ from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs, find_image_blocks
 from litgpt.model.config import Config
 from litgpt.model.media import Media, find_sources
-from litgpt.model.tower_config import TowerShape
 from litgpt.parallel.token_sharding import LocalTokens, VocabularyShard
 
 ROW_PADDING = {"ids": 0, "labels": IGNORE, "weights": 0.0, "channels": 0, "answers": -1}
@@ -29,7 +28,7 @@ class LocalBatch:
         answer_values: as in `Batch`, of all answers of the micro-batch.
         token_values: as in `Batch`, (B, P).
         later_tokens: as in `Batch`, (K, B, P).
-        media: as in `Batch`, all images on each of the ranks that share the tokens of a row.
+        media: as in `Batch`, all of them on each of the ranks that share the tokens of a row.
         tokens: the sharding of tokens over ranks; None if this rank computes all tokens.
     """
 
@@ -85,11 +84,11 @@ def take_places(batch: Batch, config: Config, tokens: LocalTokens) -> Media | No
     """The media of a micro-batch with the places that this rank has; None without any.
 
     Raises:
-        UserError: if the texts do not have a place for each feature of the images.
+        UserError: if the texts do not have a place for each feature.
     """
-    if batch.media is None or not batch.media.grids or config.vision is None:
+    if batch.media is None or batch.media.is_empty:
         return batch.media
-    sources = find_sources(batch.ids, batch.media, TowerShape.from_values(config.vision))
+    sources = find_sources(batch.ids, batch.media, config)
     return replace(batch.media, sources_BT=tokens.local_shard(sources, -1))
 
 

@@ -249,7 +249,7 @@ class Loop:
             tokens=tokens,
             sequence_length=tokens // samples,
             trained=self.trained_shares,
-            images=result.images,
+            media=result.media,
         )
         ranks, batches = run.data.ranks, run.data.micro_batches
         self.meter.update(samples=samples // ranks, tokens=tokens // ranks, flops=flops / run.ranks, batches=batches)

@@ -225,7 +225,7 @@ def build_finetune_spec(
     tuner = saved.settings if saved else recipe.resolved_tuner
     if tuner and not saved and "output" in base_changes:
         tuner = tuner.train_module(recipe.output)
-    if tuner and not saved and base_config.vision is not None:
+    if tuner and not saved and base_config.has_tower:
         tuner = limit_to_parts(tuner, base_config, recipe.freeze.parts)
     inherited = saved.base_settings.model_config if saved else {}
     changes = {**inherited, **override_fields(inherited, recipe.model_config or {})}

@@ -13,7 +13,7 @@ from litgpt.errors import UserError
 from litgpt.model.attention import KVCache
 from litgpt.model.gpt import Head
 from litgpt.model.media import build_empty_media
-from litgpt.model.tower_flops import EncodedImages, measure_images
+from litgpt.model.tower_flops import EncodedMedia, measure_media
 from litgpt.parallel import apply
 from litgpt.parallel.pipeline import Pipeline, Stage
 from litgpt.parallel.reduce import (
@@ -56,7 +56,7 @@ class StepResult:
         loss: the objective's loss over the global batch, in nats.
         targets: labels that are not ignored, over all data ranks.
         tokens: tokens read, without padding, over all data ranks.
-        images: the sizes of images read, over all data ranks.
+        media: the sizes of images and sounds read, over all data ranks.
         skipped: whether loss or gradient was not finite; weights and moments are then unchanged.
         votes: number of ranks that set each flag.
         metrics: mean of each metric of the objective that has values in the global batch; those of routers.
@@ -66,7 +66,7 @@ class StepResult:
     gradient_norm: float
     targets: int
     tokens: int
-    images: EncodedImages
+    media: EncodedMedia
     skipped: bool
     votes: Votes
     metrics: dict[str, float] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class StepGradients:
         loss: this rank's part of the loss, ().
         metric_sums: (2, M), the sums and numbers of the values of the objective's metrics on this rank.
         counts: the objective's counts, by which the gradients are divided, over all data ranks.
-        targets, tokens, images: as in `StepResult`.
+        targets, tokens, media: as in `StepResult`.
     """
 
     loss: torch.Tensor
@@ -88,7 +88,7 @@ class StepGradients:
     counts: tuple[float, ...]
     targets: int
     tokens: int
-    images: EncodedImages
+    media: EncodedMedia
 
     def local_sums(self) -> list[float]:
         """The loss and the metrics of this rank, to sum over ranks."""
@@ -133,25 +133,24 @@ def add_gradients(
         UserError: as in `train_step`.
     """
     counted = batches if train_state.counts_batch else []
-    images = measure_images(train_state.core.config, (batch.media for batch in counted))
-    sizes = [sum(batch.targets for batch in counted), sum(batch.tokens for batch in counted), *images]
+    media = measure_media(train_state.core.config, (batch.media for batch in counted))
+    sizes = [sum(batch.targets for batch in counted), sum(batch.tokens for batch in counted), *media]
     totals = all_reduce_sum([fault is not None, *sizes, *objective.count_batches(counted)], train_state.device)
     faults, targets, tokens, *others = totals
-    images, counts = EncodedImages(*others[: len(images)]), others[len(images) :]
+    media, counts = EncodedMedia(*others[: len(media)]), others[len(media) :]
     if faults:
         raise fault or UserError("data: another rank has no batch; see its error")
     metric_sums = torch.zeros(2, len(objective.metrics), dtype=torch.float64, device=get_sum_device(train_state.device))
     with train_state.measure("preparation"):
         batches = objective.prepare(train_state, batches)
-    tower = train_state.list_tower_parameters()
-    if tower:  # it runs on all ranks, which sum its gradients
+    if train_state.list_tower_parameters("vision", "audio"):  # they run on all ranks, which sum their gradients
         batches = [replace(batch, media=batch.media or build_empty_media()) for batch in batches]
     if train_state.routers is not None:
         train_state.routers.begin(tokens, train_state.scale.factor)
     loss = run_batches(train_state, batches, objective, counts=counts, metric_sums=metric_sums)
-    for parameter in () if images.patches else tower:
+    for parameter in train_state.list_tower_parameters(*media.list_idle_towers()):
         parameter.grad = None  # zeros, with which an optimizer would still change it
-    return StepGradients(loss, metric_sums, tuple(counts), int(targets), int(tokens), images)
+    return StepGradients(loss, metric_sums, tuple(counts), int(targets), int(tokens), media)
 
 
 def apply_gradients(
@@ -189,7 +188,7 @@ def apply_gradients(
     if train_state.routers is not None:
         metrics |= train_state.routers.finish(train_state.device, skipped=skipped)
     counted = Votes(*map(int, counted_votes))
-    sizes = gradients.targets, gradients.tokens, gradients.images
+    sizes = gradients.targets, gradients.tokens, gradients.media
     return StepResult(loss, norm, *sizes, skipped, counted, metrics)
 
 

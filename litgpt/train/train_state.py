@@ -124,9 +124,13 @@ class TrainState:
         """The trained parameters."""
         return [parameter for parameter in self.core.parameters() if parameter.requires_grad]
 
-    def list_tower_parameters(self) -> list[nn.Parameter]:
-        """The trained parameters of the vision tower and its projector; none for a model without one."""
-        modules = [] if self.core.vision is None else [self.core.vision]
+    def list_tower_parameters(self, *parts: str) -> list[nn.Parameter]:
+        """The trained parameters of the towers `vision` and `audio`, or of one, with projectors; none without a tower.
+
+        Args:
+            parts: the names of the towers.
+        """
+        modules = [module for part in parts if (module := getattr(self.core, part)) is not None]
         return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
     def begin_step(self, step: int) -> None:

@@ -18,9 +18,11 @@ from litgpt import adapt
 from litgpt.adapt import quantization
 from litgpt.data.media.patches import cut_patches, pack_media
 from litgpt.data.stream.batch import IGNORE, Batch
+from litgpt.model.audio_config import AudioShape
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
+from litgpt.model.media import pack_sounds
 from litgpt.model.tower_config import TowerShape
 from litgpt.parallel.apply import apply_ddp, copy_full_tensor, full_tensor, parallelize
 from litgpt.parallel.mesh import Mesh
@@ -131,6 +133,8 @@ SHAPES["sections"] = replace(
 )
 BLOCKS = {**TOWER, "positions": "learned", "class_token": False, "merge": 1, "side": 2, "image_blocks": True}
 SHAPES["image blocks"] = replace(SHAPES["gemma"], vision=TowerShape.from_values(BLOCKS).to_dict())
+SOUNDS = {"width": 16, "layers": 2, "heads": 2, "mlp_size": 24, "mels": 6, "places": 20, "audio_token": IMAGE}
+SHAPES["audio"] = replace(SHAPES["tied"], n_layer=2, audio=AudioShape.from_values(SOUNDS).to_dict())
 SHAPES["deep predictions"] = replace(SHAPES["predictions"], n_layer=4)
 SHAPES["dense predictions"] = replace(SHAPES["dense"], n_prediction_layers=1)
 PREFERENCES = {
@@ -154,6 +158,8 @@ TUNERS: dict[str, Tuner] = {
     "projector alone": Full(freeze_parameters_ratio=1.0, trainable_parameters=["vision.projector"]),
     "lora on parts": LoRA(r=4, dropout=0.0, target_modules=["attention.q", "vision.blocks.0.q", "linear_1"]),
     "decoder alone": Full(freeze_parameters=["vision"]),
+    "all but the tower": Full(freeze_parameters=["audio"]),
+    "lora on audio": LoRA(r=4, dropout=0.0, target_modules=["attention.q", "audio.blocks.0.q", "audio.projector"]),
     "lora and scores": LoRA(r=4, dropout=0.0, target_modules=["q", "v"], modules_to_save=["score"]),
     "lora and head": LoRA(r=4, dropout=0.0, target_modules=["q", "v", "head"], modules_to_save=["norm", "embedding"]),
 }
@@ -169,7 +175,7 @@ class Case:
         parallel: settings of `ParallelArgs`.
         micro: rows of a micro-batch.
         packed: rows hold several documents.
-        images: the rows that have an image.
+        images: the rows that have an image, or a sound if the model has an audio tower.
         tuner: of `TUNERS`.
         quantize: format of the quantized base.
         objective: of `OBJECTIVES`.
@@ -254,6 +260,23 @@ def place_images(
     return placed
 
 
+def place_sounds(batches: Sequence[Batch], starts: Iterable[int], rows: Collection[int], config: Config) -> list[Batch]:
+    """Micro-batches with a sound of its own length in each of these rows, which are numbered from `starts`."""
+    shape, placed = AudioShape.from_values(config.audio or {}), []
+    for batch, start in zip(batches, starts, strict=True):
+        ids, labels, parts, lengths = batch.ids.clone(), batch.labels.clone(), list[Tensor](), list[int]()
+        for row in sorted(set(range(start, start + len(ids))) & set(rows)):
+            places = 1 + row % 3
+            frames, end = 4 * places + row % 4, IMAGE_START + places
+            draw = torch.Generator().manual_seed(row)
+            parts.append(torch.randn(shape.count_read_frames(frames), shape.mels, generator=draw))
+            lengths.append(frames)
+            ids[row - start, IMAGE_START:end], labels[row - start, IMAGE_START - 1 : end - 1] = IMAGE, IGNORE
+        media = pack_sounds(torch.cat(parts), lengths) if parts else None
+        placed.append(replace(batch, ids=ids, labels=labels, media=media))
+    return placed
+
+
 def take_micro_batches(batch: Batch, rank: int, ranks: int, micro: int) -> list[Batch]:
     """The micro-batches of one data rank, in the order of the data stream."""
     fields = {name: value for name, value in vars(batch).items() if value is not None}
@@ -266,7 +289,8 @@ def build_micro_batches(case: Case, rank: int, ranks: int) -> list[Batch]:
     if case.objective not in PREFERENCES:
         batches = take_micro_batches(build_global_batch(packed=case.packed), rank, ranks, case.micro)
         starts = range(rank * case.micro, ROWS, ranks * case.micro)
-        return place_images(batches, starts, case.images, SHAPES[case.shape]) if case.images else batches
+        place = place_images if SHAPES[case.shape].audio is None else place_sounds
+        return place(batches, starts, case.images, SHAPES[case.shape]) if case.images else batches
     answers, desirable = draw_answers(ROWS, weighted=True), (torch.arange(2 * ROWS) // 4 % 2).float()
     values = {"desirable": desirable, "margin": torch.linspace(0, 1, ROWS).repeat_interleave(2)}
     starts = range(2 * rank * case.micro, 2 * ROWS, 2 * ranks * case.micro)
@@ -344,7 +368,7 @@ def collect_facts(case: Case) -> Facts:
     facts["after"] = collect_full_tensors(model, lambda parameter: parameter)
     losses = [value for result in results for value in (result.loss, *result.metrics.values())]
     facts["model"] = {"loss": to_tensor([loss, *losses]), "gradient norm": to_tensor([norm])}
-    facts["model"]["images"] = to_tensor(list(results[0].images))
+    facts["model"]["media"] = to_tensor(list(results[0].media))
     facts["model"]["parameter norm"] = to_tensor([compute_trained_norm(train_state)])
     if train_state.routers is not None:
         facts["model"]["load"] = to_tensor([value for load in train_state.routers.load.values() for value in load])

@@ -12,7 +12,7 @@ from litgpt.model.config import Config
 from litgpt.model.flops import TrainedShares, compute_training_flops
 from litgpt.model.gpt import GPT
 from litgpt.model.media import Media
-from litgpt.model.tower_flops import EncodedImages, measure_images
+from litgpt.model.tower_flops import EncodedMedia, measure_media
 from litgpt.model.weight_counts import count_tower_layers
 
 TOWER: dict[str, Any] = {"width": 32, "layers": 3, "heads": 2, "mlp_size": 48, "blocks_run": 3, "patch": 2, "merge": 2}
@@ -53,18 +53,18 @@ def test_formula_equals_the_count(kind: str, frozen: str) -> None:
         features = model.vision(media)
         if features.requires_grad:
             features.sum().backward()
-    shares, images = TrainedShares.measure(model), measure_images(config, [None, media])
-    flops = compute_training_flops(config, tokens=0, sequence_length=0, trained=shares, images=images)
+    shares, sizes = TrainedShares.measure(model), measure_media(config, [None, media])
+    flops = compute_training_flops(config, tokens=0, sequence_length=0, trained=shares, media=sizes)
     assert counter.get_total_flops() == flops
 
 
 def test_adapters_leave_weights_without_gradients() -> None:
     config = build_config("like Qwen2.5-VL")
-    model, images = GPT.on_meta(config), EncodedImages(patches=8, tokens=8, pairs=64, window_pairs=32)
+    model, sizes = GPT.on_meta(config), EncodedMedia(patches=8, tokens=8, pairs=64, window_pairs=32)
 
     def count(*, adapted: bool) -> float:
         shares = TrainedShares.measure(model, adapted=adapted)
-        return compute_training_flops(config, tokens=0, sequence_length=0, trained=shares, images=images)
+        return compute_training_flops(config, tokens=0, sequence_length=0, trained=shares, media=sizes)
 
     attention = 12 * 32 * (64 + 2 * 32)
     assert 3 * (count(adapted=True) - attention) == pytest.approx(2 * (count(adapted=False) - attention), rel=0.03)

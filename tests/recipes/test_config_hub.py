@@ -110,11 +110,11 @@ def test_each_preference_recipe_fits_the_model_that_it_names(litgpt, path):
 
 
 @pytest.mark.parametrize("path", MULTIMODAL, ids=lambda path: path.stem)
-def test_each_recipe_for_images_parses(litgpt, path):
+def test_each_recipe_for_media_parses(litgpt, path):
     outcome = litgpt("finetune_full" if "full" in path.stem else "finetune", "--config", path)
     assert outcome.code == 0, outcome.err
     recipe, train = outcome.recipe, outcome.recipe.train
     assert path.read_text().startswith("# ") and path.read_text().splitlines()[1].startswith("# ")
-    assert recipe.freeze.parts[0] == "vision" and recipe.out_dir.name == path.stem
+    assert {"vision", "audio"} <= {*recipe.freeze.parts} and recipe.out_dir.name == path.stem
     ranks = recipe.parallel.resolve_dims(recipe.devices).data_ranks
     assert train.global_batch_size % (train.micro_batch_size * ranks) == 0 and recipe.data.on_error == "drop"

@@ -204,9 +204,10 @@ FINETUNE_ROWS: dict[str, Row] = {
     "access_token": Row("secret", "token"),
     "model_config": Row("{dropout: 0.5}", "losses"),
     # that they take effect is tested in tests/train/test_vision_training.py
-    "freeze.llm": Row("true", "refused", "freeze.llm: true has no effect with a model without a vision tower"),
+    "freeze.llm": Row("true", "refused", "freeze.llm: true has no effect with a model without a tower"),
     "freeze.vision": Row("false", "refused", "has no effect with a model without a vision tower"),
-    "freeze.aligner": Row("false", "refused", "has no effect with a model without a vision tower"),
+    "freeze.audio": Row("false", "refused", "has no effect with a model without an audio tower"),
+    "freeze.aligner": Row("false", "refused", "has no effect with a model without a tower"),
     "neftune_alpha": Row("5", "losses"),
     "quantize": Row("torchao.nf4", "losses"),
     "tuner": Row("IA3 --lora_mlp false", "losses"),

@@ -83,7 +83,7 @@ CASES = [
         ["finetune", "seeing", *FINETUNE[2:], "--devices=8", "--parallel.pipeline=8"],
         "parallel.pipeline: 8 makes 8 stages, but the model has",
     ),
-    ([*FINETUNE, "--freeze.llm=true"], "freeze.llm: true has no effect with a model without a vision tower"),
+    ([*FINETUNE, "--freeze.llm=true"], "freeze.llm: true has no effect with a model without a tower"),
     ([*FINETUNE, "--moe.z_loss_coeff=0.1"], "moe.z_loss_coeff: 0.1 has no effect with a model without experts"),
 ]
 

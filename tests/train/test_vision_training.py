@@ -15,7 +15,7 @@ from litgpt.data.tokenizer import Tokenizer
 from litgpt.model.config import Config
 from litgpt.model.flops import compute_training_flops
 from litgpt.model.gpt import GPT
-from litgpt.model.tower_flops import EncodedImages
+from litgpt.model.tower_flops import EncodedMedia
 from litgpt.parallel.precision import PRECISIONS
 from litgpt.recipe.data import BatchShape
 from litgpt.recipe.train import LossArgs
@@ -84,9 +84,9 @@ def test_frozen_parts_stay_to_the_bit(command: str, flags: str, trained: set[str
 def test_resumed_run_equals_one_without_pause(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
 
-    def count_flops(*args: Any, images: EncodedImages, **settings: Any) -> float:
-        counted.append(images.patches)
-        return compute_training_flops(*args, images=images, **settings)
+    def count_flops(*args: Any, media: EncodedMedia, **settings: Any) -> float:
+        counted.append(media.patches)
+        return compute_training_flops(*args, media=media, **settings)
 
     monkeypatch.setattr(loop, "compute_training_flops", count_flops)
     flags = ["--train.max_steps", "20", "--train.save_interval", "10", "--freeze.vision", "false"]
@@ -133,8 +133,8 @@ def test_packed_rows_equal_padded_ones(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "flags", "message"),
     [
-        ("finetune_full", "--freeze.llm true", "freeze: llm, vision and aligner are all true"),
-        ("finetune_full", "--tuner LISA", "tuner: LISA is not supported for a model with a vision tower; use LoRA"),
+        ("finetune_full", "--freeze.llm true", "freeze: llm, vision, aligner are all true"),
+        ("finetune_full", "--tuner LISA", "tuner: LISA is not supported for a model with a tower; use LoRA"),
         ("finetune_full", "--data.streaming true --data.val_fraction null", "with data.streaming: true"),
         ("align", "--data Preferences", "only litgpt finetune and finetune_full train"),
     ],

@@ -1,4 +1,4 @@
-"""Family files with a vision tower: the entries of one family for each pair of a decoder and a tower that they name."""
+"""Family files with a tower: the entries of one family for each pair of a decoder and a tower that they name."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,15 +21,15 @@ def merge_parent_tower(towers: Mapping[str, dict[str, Any]], name: str) -> dict[
     return {**base, **data, **{key: drop_nulls(entries) for key, entries in merged.items()}}
 
 
-def expand_vision_family(
+def expand_tower_family(
     data: dict[str, Any], decoders: Mapping[str, dict[str, Any]], towers: Mapping[str, dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """The entries of a family for each pair of a decoder and a tower.
 
     Args:
         data: the file: `decoders` are families and the model types that they have in `text_config`, `towers` are files
-            in `towers/` and further entries of `vision`; `decoder_names` maps the starts of a decoder's tensor names to
-            those here, `tower_names` is the start of the tower's.
+            in `towers/` and further entries of `vision`, or `audio`; `decoder_names` maps the starts of a decoder's
+            tensor names to those here, `tower_names` is the start of the tower's.
         decoders: the entries of the decoders' families, inherited ones included, by name.
         towers: those of the files of towers.
     """
@@ -45,8 +45,9 @@ def expand_vision_family(
 def merge_decoder(
     data: dict[str, Any], decoder: dict[str, Any], decoder_name: str, tower: dict[str, Any], tower_name: str
 ) -> dict[str, Any]:
-    """The entries of one pair: the decoder's with those of the file over them, and `vision`."""
-    vision, start = data["vision"], data.get("tower_names", "")
+    """The entries of one pair: the decoder's with those of the file over them, and `tower`."""
+    part = "audio" if "audio" in data else "vision"
+    entries, start = data[part], data.get("tower_names", "")
     tensors = {rename_start(name, data["decoder_names"]): line for name, line in decoder["tensors"].items()}
     tensors |= {start + name: line for name, line in tower["tensors"].items()}
     text = data.get("text", {})
@@ -56,14 +57,16 @@ def merge_decoder(
     }
     ignored = [*decoder.get("ignored", []), *(start.replace(".", r"\.") + each for each in tower.get("ignored", []))]
     keys = {
+        "part": part,
         "tower_type": tower["model_type"],
         "decoder_type": data["decoders"][decoder_name],
-        "fixed": {**tower["fixed"], **vision.get("fixed", {})},
-        "config": {**tower["config"], **vision.get("config", {})},
-        "outside": vision["outside"],
-        "translated": [*tower.get("translated", []), *vision.get("translated", [])],
-        "missing": {**tower["missing"], **vision.get("missing", {})},
-        "missing_outside": vision["missing_outside"],
+        "fixed": {**tower["fixed"], **entries.get("fixed", {})},
+        "config": {**tower["config"], **entries.get("config", {})},
+        "outside": entries["outside"],
+        "translated": [*tower.get("translated", []), *entries.get("translated", [])],
+        "missing": {**tower["missing"], **entries.get("missing", {})},
+        "missing_outside": entries["missing_outside"],
+        "expect_inside": tower.get("expect", {}),
         **(data["towers"][tower_name] or {}),
     }
     return {
@@ -74,7 +77,7 @@ def merge_decoder(
         "order": 2,
         "tensors": drop_nulls({**tensors, **data["tensors"]}),
         "ignored": ignored,
-        "vision": keys,
+        "tower": keys,
     }
 
 
