@@ -9,7 +9,7 @@ from litgpt.data.media.pictures import open_picture
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import KINDS_OF_BLOCKS, MEDIA_KINDS, Medium
 from litgpt.data.read.message import Message, parse_content
-from litgpt.data.read.row_media import MediaSources, attach_media, resolve_media_paths
+from litgpt.data.read.row_media import MediaSources, attach_media, resolve_media
 from litgpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def mark_media(
     system = len(messages) > 1 and messages[0].get("role") in ("system", "developer")
     try:
         attached = attach_media([parse_media(message) for message in messages[system:]], sources)
-        attached = attached if folder is None else resolve_media_paths(attached, folder)
+        attached = resolve_media(attached, folder)
     except BadRow as error:
         raise UserError(f"{kinds[0]}: {error}") from None
     marked = [

@@ -9,6 +9,7 @@ import torch
 
 from litgpt.data import JSON, Conversations, Preferences, TextFiles
 from litgpt.data.modules.finetuning import Packing
+from litgpt.data.read.media_urls import MediaUrls
 from litgpt.data.render.loss_weights import WeightRule
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
@@ -57,6 +58,7 @@ VALUES: dict[type, dict[str, tuple[Any, dict[str, Any]]]] = {
         "date": ("2025-05-05", {"chat_template": Path("chat.jinja")}),
         "cache_dir": (Path("elsewhere"), {}),
         "media_dir": (Path("/"), {"sources": "pictured.jsonl", "on_error": "drop"}),
+        "media_urls": (MediaUrls(True), {"sources": "linked.jsonl", "on_error": "drop"}),
         "null_prompt": (0.1, {}),
         "on_error": ("drop", {"sources": "bad.jsonl"}),
         "on_overlong": ("truncate_right", {"sources": "long.jsonl"}),
@@ -87,13 +89,14 @@ REFUSED: dict[type, dict[str, str]] = {
     Preferences: {
         "train_on": "set data.train_on: answers",
         "media_dir": "not supported by Preferences; leave it out",
+        "media_urls": "not supported by Preferences; leave it out",
         "null_prompt": "not supported by Preferences; leave it out",
     },
 }
 """Settings that a data module does not support, and the end of the error."""
 PAIRED_FILES = {
     f"{name}.jsonl": f"{name}_pairs.jsonl"
-    for name in ("rows", "more", "long", "bad", "tools", "single", "named", "pictured")
+    for name in ("rows", "more", "long", "bad", "tools", "single", "named", "pictured", "linked")
 }
 
 
@@ -139,6 +142,7 @@ def write_data(folder: Path) -> None:
     write(folder / "named.jsonl", named)
     write(folder / "tools.jsonl", [talk(n, 3) | {"tools": [TOOL]} for n in range(8)])
     write(folder / "pictured.jsonl", [talk(n, 3) | ({"image": "/a.png"} if n == 3 else {}) for n in range(8)])
+    write(folder / "linked.jsonl", [talk(n, 3) | ({"image": "http://[::1]"} if n == 3 else {}) for n in range(8)])
     write(folder / "bad.jsonl", [talk(1, 3), {"messages": [{"role": "user"}]}, *(talk(n, 3) for n in range(5))])
     (folder / "bad.json").write_text(json.dumps([*(answer(n, 3) for n in range(5)), {"instruction": 3}]))
     for path in sorted(folder.glob("*.jsonl")):  # the same with another answer

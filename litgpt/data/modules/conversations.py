@@ -1,6 +1,5 @@
 """The data module `Conversations`: rows of any usual format, rendered by the model's chat template."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -13,10 +12,19 @@ from litgpt.data.modules import streamed_sources
 from litgpt.data.modules.finetuning import DatasetEntry, FinetuningData, Split, iter_conversations
 from litgpt.data.read.conversation import Conversation, iter_texts, to_conversation
 from litgpt.data.read.documents import Source
+from litgpt.data.read.media_urls import MediaUrls, open_fetcher
 from litgpt.data.read.placeholders import PLACEHOLDERS, check_names, fill_placeholders
-from litgpt.data.read.row_media import resolve_media_paths
+from litgpt.data.read.row_media import resolve_media
 from litgpt.data.read.row_sets import RowSet
-from litgpt.data.read.row_sources import DataSource, LocatedRow, check_dataset, list_files, parse_source
+from litgpt.data.read.row_sources import (
+    DataSource,
+    LocatedRow,
+    check_dataset,
+    count_interleaved,
+    find_folder,
+    list_files,
+    parse_source,
+)
 from litgpt.data.render.chat_renderer import ChatRenderer, LossMask
 from litgpt.data.render.chat_template import ChatTemplate, check_variables, read_template
 from litgpt.data.render.example import Renderer
@@ -90,6 +98,8 @@ class Conversations(FinetuningData):
     """Folder of samples and downloads."""
     media_dir: Path | None = None
     """Folder of the images that rows name, which their paths may not leave; null for that of each source."""
+    media_urls: MediaUrls = field(default_factory=MediaUrls)
+    """Fetch the media of rows that are at URLs."""
     null_prompt: Fraction = 0.0
     """Fraction of the samples, of those whose answer has an image, that are trained without the text of their question,
     which guidance at sampling needs; 0.1 is usual."""
@@ -170,6 +180,10 @@ class Conversations(FinetuningData):
                 f"data.null_prompt: {self.null_prompt} is not supported with data.streaming: true; set data.streaming: "
                 "false"
             )
+        if self.media_urls.enabled:
+            raise UserError(
+                "data.media_urls.enabled: true is not supported with data.streaming: true; set data.streaming: false"
+            )
         sources = [*self._sources, *self._val_sources]
         for fraction in [self.val_fraction, *(source.val_fraction for source in sources)]:
             if fraction:
@@ -232,20 +246,17 @@ class Conversations(FinetuningData):
             filled = fill_placeholders(row, self._names)
             conversation = to_conversation(filled, source.columns, source.format)
             if conversation.media:
-                conversation = replace(conversation, messages=resolve_media_paths(conversation.messages, media_dir))
+                messages = resolve_media(conversation.messages, media_dir, fetch)
+                conversation = replace(conversation, messages=messages)
             return [self.complete(conversation)]
 
-        media_dir = self._find_media_dir(source)
+        media_dir = find_folder(source, self.cache_dir) if self.media_dir is None else self.media_dir
+        media_dir, urls = media_dir.expanduser().absolute(), self.media_urls
+        fetch = open_fetcher(self.cache_dir.absolute() / "media", urls)
         names = [self._names] if any(self._names.values()) else []
-        settings = [source.format, source.columns, self.system, self.tool_format, *names]
-        return RowSet(source.path, files, read, convert, settings, source.channel, media_dir)
-
-    def _find_media_dir(self, source: DataSource) -> Path:
-        """The folder of the media of a source, which for a data set on the hub is that of downloads."""
-        if self.media_dir is not None:
-            return self.media_dir.expanduser().absolute()
-        path = Path(source.path).expanduser().absolute()
-        return path if path.is_dir() else path.parent if path.exists() else self.cache_dir.absolute()
+        settings = [source.format, source.columns, self.system, self.tool_format, *names, *urls.fingerprint_parts()]
+        threads = urls.connections if urls.enabled else 0
+        return RowSet(source.path, files, read, convert, settings, source.channel, media_dir, threads=threads)
 
     def complete(self, conversation: Conversation) -> Conversation:
         """Add the default system message to a conversation, and write its tools in the format of the settings."""
@@ -316,15 +327,7 @@ class Conversations(FinetuningData):
 
     def count_samples(self, sources: list[DataSource], sizes: list[int]) -> list[int]:
         """Number of samples per epoch from each source."""
-        if self.mix == "concat":
-            return sizes
-        weights = [source.weight for source in sources]
-        if not sum(weights):
-            raise UserError("data.sources: weight: all are 0; set one that is not")
-        shares = [weight / sum(weights) for weight in weights]
-        epochs = [size / share for size, share in zip(sizes, shares, strict=True) if share]
-        total = min(epochs) if self.stopping == "first_exhausted" else max(epochs)
-        return [math.floor(total * share + 1e-9) for share in shares]
+        return sizes if self.mix == "concat" else count_interleaved(sources, sizes, self.stopping == "first_exhausted")
 
     @cached_property
     def _streamed(self) -> list[streamed_sources.StreamedSource]:

@@ -52,6 +52,8 @@ class Preferences(Conversations):
         for key in ("media_dir", "null_prompt"):
             if value := getattr(self, key):
                 raise UserError(f"data.{key}: {value} is not supported by Preferences; leave it out")
+        if self.media_urls.enabled:
+            raise UserError("data.media_urls.enabled: true is not supported by Preferences; leave it out")
         if self.on_overlong == "split":
             raise UserError("data.on_overlong: split is not supported by Preferences; set data.on_overlong: drop")
         for source in (*self._sources, *self._val_sources):

@@ -4,7 +4,7 @@ import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from litgpt.data.read.fields import BadRow, check_text
 
@@ -51,6 +51,8 @@ KINDS_OF_BLOCKS = {block: name for name, kind in MEDIA_KINDS.items() for block i
 MARK = MEDIA_KINDS["image"].mark
 MARKS = re.compile(f"[{''.join(KINDS_OF_MARKS)}]")
 """Finds the marks in a content."""
+LONGEST_NAME = 256
+"""Characters of a text from which on it is no path if it is base64: names of files have fewer, and have a dot."""
 
 
 @dataclass(frozen=True)
@@ -59,30 +61,32 @@ class Medium:
 
     Attributes:
         path: of its file; None for one whose bytes are in the row.
-        data: its bytes in base64; both are None for one that a column of the row holds.
+        data: its bytes in base64; both are None for one that a column of the row holds, or that is not fetched yet.
         kind: one of `MEDIA_KINDS`.
+        url: where it is, or was fetched from.
     """
 
     path: str | None = None
     data: str | None = None
     kind: str = "image"
+    url: str | None = None
 
     @property
     def is_known(self) -> bool:
         """Whether it has a source."""
-        return self.path is not None or self.data is not None
+        return self.path is not None or self.data is not None or self.url is not None
 
     @property
     def name(self) -> str:
         """What messages call it."""
-        return self.path or f"{self.kind} in the row"
+        return self.url or self.path or f"{self.kind} in the row"
 
 
 def parse_medium(value: Any, kind: str) -> Medium:
-    """Parse the source of a medium: a path, a data URI, bytes, or a mapping with one of them.
+    """Parse the source of a medium: a path, a URL, a data URI, base64, bytes, or a mapping with one of them.
 
     Raises:
-        BadRow: if it is none of them, or a URL of another machine.
+        BadRow: if it is none of them, or a URL of a scheme that is not fetched.
     """
     while isinstance(value, Mapping):  # not by recursion, whose depth a row would set
         if value.get("type") == "base64" or "base64" in value or {"data", "format"} <= value.keys():
@@ -97,11 +101,20 @@ def parse_medium(value: Any, kind: str) -> Medium:
     text = check_text(value, kind)
     if text.startswith("data:"):
         return Medium(data=clean_base64(text.partition("base64,")[2], kind), kind=kind)
+    if re.match(r"https?://", text, re.IGNORECASE):
+        return Medium(url=text, kind=kind)
     if re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
-        raise BadRow(f"{kind} at a URL is not supported", f"{text[:80]}; download it, and give its path")
+        refuse_url(Medium(url=text, kind=kind))
+    if re.fullmatch(f"[A-Za-z0-9+/\\s]{{{LONGEST_NAME},}}={{0,2}}", text):
+        return Medium(data=clean_base64(text, kind), kind=kind)
     if not text or "\0" in text:
         raise BadRow(f"{kind} without a source", repr(text[:80]))
     return Medium(path=text, kind=kind)
+
+
+def refuse_url(medium: Medium, cure: str = "download it, and give its path") -> NoReturn:
+    """Raise the BadRow of a medium at a URL that is not fetched."""
+    raise BadRow(f"{medium.kind} at a URL is not supported", f"{medium.name[:80]}; {cure}")
 
 
 def clean_base64(value: Any, kind: str) -> str:

@@ -2,13 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from litgpt.data.read.fields import BadRow
-from litgpt.data.read.media import KINDS_OF_MARKS, MARKS, MEDIA_KINDS, Medium, parse_medium
+from litgpt.data.read.media import KINDS_OF_MARKS, MARKS, MEDIA_KINDS, Medium, parse_medium, refuse_url
 from litgpt.data.read.message import Message
 
 MediaSources = Mapping[str, Sequence[Any]]
@@ -69,16 +69,24 @@ def attach_media(messages: Sequence[Message], sources: MediaSources) -> tuple[Me
     return tuple(attached)
 
 
-def resolve_media_paths(messages: Sequence[Message], folder: Path) -> tuple[Message, ...]:
-    """The messages with the paths of their media relative to a folder, which they may not leave.
+def resolve_media(
+    messages: Sequence[Message], folder: Path | None, fetch: Callable[[Medium], Path] = refuse_url
+) -> tuple[Message, ...]:
+    """The messages with a file for each of their media that has a path or a URL.
+
+    Args:
+        folder: that paths are relative to and may not leave; None for any paths.
+        fetch: finds the file of one at a URL, or raises a BadRow.
 
     Raises:
-        BadRow: for a path that does.
+        BadRow: for a path that leaves the folder, and for a URL that is refused or cannot be fetched.
     """
-    root = folder.resolve()
+    root = None if folder is None else folder.resolve()
 
     def resolve(medium: Medium) -> Medium:
-        if medium.path is None:
+        if medium.url is not None:
+            return replace(medium, path=str(fetch(medium)))
+        if medium.path is None or root is None:
             return medium
         try:
             path = (root / medium.path).resolve()

@@ -1,7 +1,8 @@
 """Sets of rows, converted to conversations, with a report of the rows that were left out."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from litgpt.errors import UserError
 
 MAX_SHOWN = 10
 """Number of rows that a report quotes."""
+ROWS_AHEAD = 4
+"""Rows for each thread that are converted before they are needed."""
 OnError = Literal["raise", "drop", "warn"]
 
 
@@ -98,6 +101,7 @@ class RowSet:
         channel: the channel of rows that name none.
         media_dir: the folder of the files that rows name; None if they name none.
         relate: adds to conversations, with their locations, what depends on those after them; by default nothing.
+        threads: number of rows that are converted at a time, for a `convert` that waits for others; 0 for one.
     """
 
     name: str
@@ -108,6 +112,7 @@ class RowSet:
     channel: str | None = None
     media_dir: Path | None = None
     relate: Callable[[Iterable[tuple[str, Any]]], Iterator[tuple[str, Any]]] = iter
+    threads: int = 0
 
     def convert_located(self, row: Any) -> list[Conversation]:
         """Convert one item of `read`.
@@ -124,14 +129,34 @@ class RowSet:
         return self.relate(self._convert_rows(report))
 
     def _convert_rows(self, report: RowReport) -> Iterator[tuple[str, Conversation]]:
-        for location, row in self.read():
+        rows = map(self._try_convert, self.read()) if self.threads == 0 else self._convert_in_threads()
+        for location, conversations in rows:
             report.rows += 1
-            try:
-                conversations = self.convert_located(row)
-            except BadRow as error:
-                report.add(location, error)
+            if isinstance(conversations, BadRow):
+                report.add(location, conversations)
                 continue
             yield from ((location, conversation) for conversation in conversations)
+
+    def _try_convert(self, located: LocatedRow) -> tuple[str, list[Conversation] | BadRow]:
+        location, row = located
+        try:
+            return location, self.convert_located(row)
+        except BadRow as error:
+            return location, error
+
+    def _convert_in_threads(self) -> Iterator[tuple[str, list[Conversation] | BadRow]]:
+        """Convert the rows in their order, some ahead."""
+        pending = deque[Future[tuple[str, list[Conversation] | BadRow]]]()
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="rows")
+        try:
+            for located in self.read():
+                pending.append(pool.submit(self._try_convert, located))
+                if len(pending) == ROWS_AHEAD * self.threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def bad_row_error(message: str) -> UserError:

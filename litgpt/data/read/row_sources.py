@@ -3,9 +3,10 @@
 import csv
 import itertools
 import json
+import math
 import sys
 from codecs import BOM_UTF8, getincrementaldecoder
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -140,6 +141,30 @@ def list_files(source: DataSource, downloads: Path) -> list[Path]:
         what = f" whose name contains {source.split}" if source.split else ""
         raise UserError(f"data.sources: {folder} has no file{what} that ends in {', '.join(ROW_SUFFIXES)}")
     return files
+
+
+def find_folder(source: DataSource, downloads: Path) -> Path:
+    """The folder of a source, which for a data set on the hub is that of downloads."""
+    path = Path(source.path).expanduser()
+    return path if path.is_dir() else path.parent if path.exists() else downloads
+
+
+def count_interleaved(sources: Sequence[DataSource], sizes: Sequence[int], ends_first: bool) -> list[int]:
+    """Number of samples in an epoch from each source, in the proportion of the weights.
+
+    Args:
+        ends_first: whether the epoch ends when the first source is exhausted, or else when all are.
+
+    Raises:
+        UserError: if all weights are 0.
+    """
+    weights = [source.weight for source in sources]
+    if not sum(weights):
+        raise UserError("data.sources: weight: all are 0; set one that is not")
+    shares = [weight / sum(weights) for weight in weights]
+    epochs = [size / share for size, share in zip(sizes, shares, strict=True) if share]
+    total = min(epochs) if ends_first else max(epochs)
+    return [math.floor(total * share + 1e-9) for share in shares]
 
 
 def check_hub_name(name: str) -> None:

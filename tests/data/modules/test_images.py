@@ -1,6 +1,7 @@
 """Conversations with images: places, labels, cuts, faults and batches."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 import torch
 
 from litgpt.data import Conversations
+from litgpt.data.read import media_urls
+from litgpt.data.read.media_urls import MediaUrls
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.recipe.data import BatchShape
+from tests.data.url_server import run_server
 from tests.vision_model import COLORS, draw_image, write_color_rows, write_rows, write_vision_model
 
 SHAPE = BatchShape(micro_batch_size=2, global_batch_size=4, max_seq_length=256, rank=0, ranks=1, seed=0)
@@ -160,6 +164,38 @@ def test_an_image_that_is_lost_later(
         assert err.count("data: 4 samples were not trained, because an image of each could not be read") == 1
     with pytest.raises(UserError, match=r"red\.png: .*or set data\.on_error: drop"):
         read_batches(open_data(models["smolvlm"], tmp_path, on_error="raise"), 5)
+
+
+def test_images_at_urls(models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_color_rows(tmp_path)
+    plain = read_batches(open_data(models["llava"], tmp_path), 5)
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "web").mkdir()
+    with run_server({f"/{path.name}": path.read_bytes() for path in tmp_path.glob("*.png")}) as server:
+        rows = [json.loads(re.sub(r'"(\w+\.png)"', rf'"{server.url}/\1"', line)) for line in lines]
+        bad = ["missing", "missing", "header", "private", "large", "half"]
+        write_rows(tmp_path / "web", [*(ask(f"{server.url}/{path}") for path in bad), *rows])
+        monkeypatch.setattr(media_urls, "is_public", lambda address: address == "127.0.0.1")
+        monkeypatch.setattr(media_urls, "WAITS", ())
+        urls = MediaUrls(True, seconds=1, connections=3)
+        data = open_data(models["llava"], tmp_path / "web", media_urls=urls, on_error="drop")
+        asked = len(server.asked)
+        again = open_data(models["llava"], tmp_path / "web", media_urls=urls, on_error="drop")
+        assert len(server.asked) == asked
+        with pytest.raises(UserError, match=r"rows\.jsonl:1: image at a URL .* set data\.media_urls\.enabled: true"):
+            open_data(models["llava"], tmp_path / "web")
+    assert data.report()[str(tmp_path / "web" / "rows.jsonl")]["reasons"] == {
+        "URL with status 404": 2,
+        "URL that takes too long": 1,
+        "URL of no public address": 1,
+        "URL of too large a file": 1,
+        "URL that cannot be reached": 1,
+    }
+    for each in (data, again):
+        for batch, expected in zip(read_batches(each, 5), plain, strict=True):
+            assert torch.equal(batch.ids, expected.ids)
+            assert (batch.media is None) == (expected.media is None)
+            assert batch.media is None or torch.equal(batch.media.patches_NP, expected.media.patches_NP)
 
 
 def test_folder_of_images(models: dict[str, Path], tmp_path: Path) -> None:

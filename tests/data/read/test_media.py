@@ -10,7 +10,7 @@ from litgpt.data.read.conversation import to_conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import MARK, MEDIA_KINDS, Medium
 from litgpt.data.read.preference import to_preferences
-from litgpt.data.read.row_media import resolve_media_paths
+from litgpt.data.read.row_media import resolve_media
 from tests.data.read.faults import check_fault
 
 ENCODED = base64.b64encode(b"bytes").decode()
@@ -20,6 +20,8 @@ TEXT = {"type": "text", "text": "which?"}
 A, B, BYTES = Medium(path="a.png"), Medium(path="b.png"), Medium(data=ENCODED)
 FILM, SOUND = Medium(path="c.mp4", kind="video"), Medium(path="d.wav", kind="audio")
 MARKED = {kind: form.mark for kind, form in MEDIA_KINDS.items()}
+URL, LONG = Medium(url="https://example.com/a.png"), base64.b64encode(bytes(range(256))).decode()
+LONG_BYTES, LONG_PATH = Medium(data=LONG), Medium(path="a/" * 150 + ".png")
 
 
 def ask(*content: Any) -> dict[str, Any]:
@@ -72,6 +74,14 @@ FORMS: list[tuple[dict[str, Any], str, tuple[Medium, ...]]] = [
     ),
     (say("<video>which?", image="a.png"), f"{MARK}<video>which?", (A,)),
     (say("which?", images=[]), "which?", ()),
+    (say("which?", image=URL.url), f"{MARK}which?", (URL,)),
+    (ask({"type": "image_url", "image_url": {"url": URL.url}}, TEXT), f"{MARK}which?", (URL,)),
+    (ask({"type": "image", "source": {"type": "url", "url": URL.url}}), MARK, (URL,)),
+    (
+        say("which?", images=[LONG[:76] + "\n" + LONG[76:], "a/" * 150 + ".png"]),
+        f"{MARK * 2}which?",
+        (LONG_BYTES, LONG_PATH),
+    ),
 ]
 
 
@@ -96,8 +106,8 @@ def test_images_of_several_messages_keep_their_order() -> None:
 FAULTS: list[tuple[dict[str, Any], str]] = [
     (say("<image><image>", images=["a.png"]), "more places for images than images"),
     (ask({"type": "image"}, TEXT), "more places for images than images"),
-    (ask({"type": "image", "image": "https://example.com/a.png"}), "image at a URL is not supported"),
-    (say("which?", images=["http://169.254.169.254/a"]), "image at a URL is not supported"),
+    (ask({"type": "image", "image": "ftp://example.com/a.png"}), "image at a URL is not supported"),
+    (say("which?", images=["file:///etc/passwd"]), "image at a URL is not supported"),
     (say("which?", images=[7]), "image is not text"),
     (say("which?", images=[""]), "image without a source"),
     (say("which?", images=["a\0.png"]), "image without a source"),
@@ -131,7 +141,7 @@ def test_links_that_lead_to_themselves(tmp_path: Path) -> None:
     (tmp_path / "a.png").symlink_to("a.png")
     messages = to_conversation(say("which?", image="a.png")).messages
     try:
-        resolved = resolve_media_paths(messages, tmp_path)
+        resolved = resolve_media(messages, tmp_path)
     except BadRow as error:
         assert error.reason == "image not found"
     else:  # from Python 3.13 on, it is not found when it is opened
@@ -150,11 +160,19 @@ def test_paths_stay_in_the_folder(tmp_path: Path) -> None:
     (root / "link").symlink_to(tmp_path)
 
     def resolve(path: str) -> str | None:
-        (message, _) = resolve_media_paths(to_conversation(say("?", image=path)).messages, root)
+        (message, _) = resolve_media(to_conversation(say("?", image=path)).messages, root)
         return message.media[0].path
 
     assert resolve("b/../a.png") == resolve(str(root / "a.png")) == str(root / "a.png")
     for path in ("../a.png", "/etc/passwd", "link/a.png", "b/../../data2/a.png"):
         with pytest.raises(BadRow, match=r"image outside of the folder of the data \(.*set data.media_dir"):
             resolve(path)
-    assert resolve_media_paths(to_conversation(say("?", image=f"{tmp_path}/a")).messages, Path("/"))[0].media[0].path
+    assert resolve_media(to_conversation(say("?", image=f"{tmp_path}/a")).messages, Path("/"))[0].media[0].path
+
+
+def test_urls_are_refused_or_fetched() -> None:
+    messages = to_conversation(say("which?", images=[URL.url, "b.png"])).messages
+    with pytest.raises(BadRow, match=r"image at a URL is not supported \(https://example.com/a.png; download it"):
+        resolve_media(messages, None)
+    media = resolve_media(messages, None, lambda medium: Path("/cache") / medium.name[-5:])[0].media
+    assert media == (Medium(path="/cache/a.png", url=URL.url), B) and media[0].name == URL.url
