@@ -72,6 +72,8 @@ class TowerShape(BlockShape):
         tile_texts: the text of an image that is cut into tiles: of a `tile` in `{row}` and `{column}` with `{places}`,
             the end of a row, `row_end`, and the `whole` image after them; `single` for an image that is not cut. None
             for places only.
+        objects: how texts name objects in images: the `box` and the `name`, the `corner` of a box with what is
+            `between` two, in the `unit` `thousandth` of a side or `pixel` of the resized image; None for the usual.
         tokens_per_second: positions that a second of video advances by; None if each step of frames advances by one.
     """
 
@@ -107,6 +109,7 @@ class TowerShape(BlockShape):
     end_token: int | None = None
     mark: dict[str, Any] | None = None
     tile_texts: dict[str, Any] | None = None
+    objects: dict[str, Any] | None = None
     frame_runs: bool = False
     tokens_per_second: float | None = None
 

@@ -27,7 +27,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, body: bytes = b"", **headers: Any) -> None:
         """Send an answer, whose length is that of the body unless the headers say otherwise."""
         self.send_response(status)
-        for name, value in ({"Content-Length": len(body)} | headers).items():
+        for name, value in ({"Content_Length": len(body)} | headers).items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
         self.wfile.write(body)

@@ -16,6 +16,7 @@ from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow, dump_json
 from litgpt.data.read.media import Medium
 from litgpt.data.read.message import Message
+from litgpt.data.read.objects import Objects
 from litgpt.data.read.preference import Preference, list_sides
 from litgpt.data.read.row_sets import MAX_SHOWN, OnError, RowReport, RowSet, bad_row_error
 from litgpt.data.render.example import Example, Renderer
@@ -73,7 +74,8 @@ class LazyExamples(CachedExamples):
 
 def restore_conversation(values: dict[str, Any]) -> Conversation:
     """Build a conversation, or a preference, of the JSON values that `asdict` gave."""
-    values = values | {"messages": tuple(map(restore_message, values["messages"]))}
+    objects = None if values.get("objects") is None else Objects.from_values(values["objects"])
+    values = values | {"messages": tuple(map(restore_message, values["messages"])), "objects": objects}
     if "other" not in values:
         return Conversation(**values)
     return Preference(**values | {"other": restore_conversation(values["other"])})

@@ -14,6 +14,7 @@ from litgpt.data.read.message import (
     list_fields,
     parse_message,
 )
+from litgpt.data.read.objects import OBJECTS_COLUMN, Objects, has_object_tags, parse_objects
 from litgpt.data.read.row_media import attach_media, list_media_sources
 
 Format = Literal["auto", "messages", "alpaca", "query-response", "text", "instruction"]
@@ -48,6 +49,7 @@ class Conversation:
         channel: the group that the loss of this row is reported in.
         weight: factor of the loss of all tokens.
         unread: names of the columns of the row that nothing reads, and of fields that were lost on the way.
+        objects: in its images, for which its texts have tags.
     """
 
     messages: tuple[Message, ...]
@@ -56,6 +58,7 @@ class Conversation:
     channel: str | None = None
     weight: float = 1.0
     unread: tuple[str, ...] = ()
+    objects: Objects | None = None
 
     @property
     def is_text(self) -> bool:
@@ -66,6 +69,11 @@ class Conversation:
     def media(self) -> tuple[Medium, ...]:
         """The images, videos and sounds of all messages, in order."""
         return tuple(medium for message in self.messages for medium in message.media)
+
+    @property
+    def images(self) -> tuple[Medium, ...]:
+        """The images among them."""
+        return tuple(medium for medium in self.media if medium.kind == "image")
 
 
 def to_conversation(row: Any, columns: Mapping[str, str] | None = None, format: Format = "auto") -> Conversation:
@@ -97,6 +105,9 @@ def to_conversation(row: Any, columns: Mapping[str, str] | None = None, format: 
         channel=fields.parse_channel(row.get("channel")),
         weight=fields.parse_weight(row.get("weight"), "weight"),
     )
+    if has_object_tags(conversation.messages) and row.get(OBJECTS_COLUMN):
+        parsed = parse_objects(row[OBJECTS_COLUMN], conversation.messages, len(conversation.images))
+        conversation = replace(conversation, objects=parsed)
     # empty values lose nothing, and renamed columns are known to the user
     ignored = row.names_read | {name.lower() for name in (columns or {}).values()}
     unread = [name for name, value in row.items() if name not in ignored and value not in ("", [], {})]

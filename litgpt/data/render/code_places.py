@@ -26,7 +26,13 @@ class CodePlacer:
         self.reader = reader
 
     def write_marks(self, conversation: Conversation) -> Conversation:
-        """The conversation with the token of an image in place of each mark, which a chat template writes as text."""
+        """The conversation with the token of an image in place of each mark, which a chat template writes as text.
+
+        Raises:
+            BadRow: if it has boxes.
+        """
+        if conversation.objects is not None:
+            raise BadRow("boxes are not supported", "by a model that reads images as codes")
         messages = (
             replace(message, content=message.content.replace(MARK, BEGIN_IMAGE)) if message.media else message
             for message in conversation.messages

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 
 from litgpt.data.media.patches import count_places
-from litgpt.data.media.pictures import PictureError, PicturePlan
-from litgpt.data.media.reader import MediaReader
+from litgpt.data.media.picture_sizes import Size
+from litgpt.data.media.pictures import PictureError, PicturePlan, read_picture_size
+from litgpt.data.media.reader import MediaReader, find_source
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import MARK, Medium
 from litgpt.data.render.example import Example, PlacedMedium
+from litgpt.data.render.object_texts import write_objects
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.model.media import Grid
@@ -65,8 +67,21 @@ class MediaPlacer:
         return plans
 
     def write_marks(self, conversation: Conversation) -> Conversation:
-        """The conversation as it is: marks of images are for the chat template."""
-        return conversation
+        """The conversation with the texts of its objects; marks of images are for the chat template.
+
+        Raises:
+            BadRow: if an image cannot be read, or a box is not in it.
+        """
+        return write_objects(conversation, self.shape.objects, lambda image: self._measure(conversation.images[image]))
+
+    def _measure(self, medium: Medium) -> tuple[Size, Size]:
+        """The size of an image, and that it is resized to at first."""
+        try:
+            return read_picture_size(find_source(medium)), self.media_reader.plan(medium).size
+        except PictureError as error:
+            raise BadRow(error.reason, str(error)) from None
+        except UserError as error:
+            raise BadRow("image of a size that the model does not read", str(error)) from None
 
     def write_places(self, text: str) -> str:
         """A rendered text with the token of images where a template that takes only texts has left marks.
