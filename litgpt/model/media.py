@@ -38,6 +38,9 @@ class Media:
         patches_NP: the normalized pixels of all patches, (N, channels * frames * side * side); patches of a merge block
             are neighbours, row by row within the block, and blocks follow each other row by row, frame by frame.
         grids: the size of each image or video.
+        uses: the numbers of the images or videos at the places of the texts, in their order, if an image may be at
+            several; None for each at one.
+        answers: the number of the answer that each of `uses` is in; None if answers are not numbered.
         sources_BT: for each token of a rank that has some of the tokens, the number of the feature that is at its
             place, those of sounds after those of images, or -1; None for a rank that has all.
         sounds: the sounds; None for none.
@@ -45,6 +48,8 @@ class Media:
 
     patches_NP: Tensor
     grids: Sequence[Grid]
+    uses: Sequence[int] | None = None
+    answers: Sequence[int] | None = None
     sources_BT: Tensor | None = None
     sounds: Sounds | None = None
 
@@ -61,6 +66,24 @@ class Media:
         if sounds is not None:
             sounds = replace(sounds, frames_NM=sounds.frames_NM.to(device, non_blocking=non_blocking))
         return replace(self, patches_NP=patches_NP, sources_BT=sources_BT, sounds=sounds)
+
+    def select_answers(self, numbers: Sequence[int]) -> "Media":
+        """The media of some answers, which are numbered anew in their order; all images are kept."""
+        assert self.uses is not None and self.answers is not None
+        renumbered = {number: index for index, number in enumerate(numbers)}
+        kept = [(use, renumbered[answer]) for use, answer in self._list_uses() if answer in renumbered]
+        return replace(self, uses=[use for use, _ in kept], answers=[answer for _, answer in kept])
+
+    def list_images(self, answer_number: int) -> list[int]:
+        """The images at the places of an answer, in their order."""
+        return [use for use, answer in self._list_uses() if answer == answer_number]
+
+    def _list_uses(self) -> list[tuple[int, int]]:
+        return list(zip(self.uses or (), self.answers or (), strict=True))
+
+    def split_patches(self) -> list[Tensor]:
+        """The patches of each image or video."""
+        return list(self.patches_NP.split(list(map(prod, self.grids))))
 
 
 def build_empty_media() -> Media:
@@ -80,27 +103,34 @@ def find_sources(ids_BT: Tensor, media: Media, config: TransformerConfig) -> Ten
         UserError: if the texts do not have a place for each feature.
     """
     sources_BT, numbered = torch.full_like(ids_BT, -1), 0
-    for tokens, features in list_feature_counts(media, config):
+    for tokens, order, features in list_features(media, config):
         numbers = number_places(torch.isin(ids_BT, torch.tensor(tokens, device=ids_BT.device)))
         places = int(numbers.max()) + 1
-        if places != features:
-            raise UserError(f"media: {features} features for {places} places in the text; use as many of both")
-        sources_BT = torch.where(numbers >= 0, numbers + numbered, sources_BT)
+        if places != len(order):
+            raise UserError(f"media: {len(order)} features for {places} places in the text; use as many of both")
+        if places:
+            sources_BT = torch.where(numbers >= 0, order.to(ids_BT.device)[numbers] + numbered, sources_BT)
         numbered += features
     return sources_BT
 
 
-def list_feature_counts(media: Media, config: TransformerConfig) -> list[tuple[list[int], int]]:
-    """For each tower of a model the tokens at whose places its features are, and the number of features."""
-    counts = list[tuple[list[int], int]]()
+def list_features(media: Media, config: TransformerConfig) -> list[tuple[list[int], Tensor, int]]:
+    """For each tower of a model the tokens at whose places its features are, the features there and their number."""
+    listed = list[tuple[list[int], Tensor, int]]()
     if config.vision is not None:
         tower = TowerShape.from_values(config.vision)
-        counts.append((tower.media_tokens, sum(map(prod, media.grids)) // tower.merge**2))
+        counts = [prod(grid) // tower.merge**2 for grid in media.grids]
+        order = torch.arange(sum(counts))
+        if media.uses is not None:
+            of_images = order.split(counts)
+            order = torch.cat([order[:0], *(of_images[use] for use in media.uses)])
+        listed.append((tower.media_tokens, order, sum(counts)))
     if config.audio is not None:
         audio = AudioShape.from_values(config.audio)
         lengths = () if media.sounds is None else media.sounds.lengths
-        counts.append((audio.media_tokens, sum(map(audio.count_features, lengths))))
-    return counts
+        features = sum(map(audio.count_features, lengths))
+        listed.append((audio.media_tokens, torch.arange(features), features))
+    return listed
 
 
 def number_places(is_place_BT: Tensor) -> Tensor:

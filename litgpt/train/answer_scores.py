@@ -118,7 +118,7 @@ def find_shared_end(batch: Batch, lengths: Tensor) -> Tensor:
     """The position (A,) of the last label of each answer that the other answer of the pair has a counterpart of."""
     assert batch.answers is not None
     positions = batch.positions
-    if positions is None:
+    if positions is None or positions.dim() == 3:  # the order of tokens is in none of three rows
         positions = torch.arange(batch.ids.shape[1], device=batch.ids.device).expand_as(batch.ids)
     kept = batch.labels.flatten() != IGNORE
     answers, positions = batch.answers.flatten()[kept].long(), positions.flatten()[kept]

@@ -186,6 +186,11 @@ def check_trained_model(recipe: Training, config: Config, *, adapted: bool) -> i
 
 
 TOWER_NAMES = {"vision": "a vision", "audio": "an audio"}
+TOWER_OBJECTIVES = {
+    "vision": (("next_token", "pairs", "kto"), "finetune, finetune_full, align, dpo and kto"),
+    "audio": (("next_token",), "finetune and finetune_full"),
+}
+"""The objectives that models with a tower are trained by, and the commands that have them."""
 
 
 def check_towers(recipe: Training, config: Config) -> None:
@@ -203,9 +208,11 @@ def check_towers(recipe: Training, config: Config) -> None:
         for name in names if not towers else TOWER_NAMES.keys() - towers:
             other = f"a model without {TOWER_NAMES.get(name, 'a')} tower"
             check_effects(freeze, "freeze.", name, have_effect=False, other=other, cure="remove the line")
-    if towers and (freeze is None or recipe.objective != "next_token"):
-        name, tower = config.name or "the model", TOWER_NAMES[towers[0]]
-        raise UserError(f"{name}: it has {tower} tower, which only litgpt finetune and finetune_full train; use them")
+    for part in towers:
+        objectives, commands = TOWER_OBJECTIVES[part]
+        if freeze is None or recipe.objective not in objectives:
+            name, tower = config.name or "the model", TOWER_NAMES[part]
+            raise UserError(f"{name}: it has {tower} tower, which only litgpt {commands} train; use one of them")
 
 
 def check_routing(settings: MoEArgs, config: Config, *, adapted: bool) -> None:

@@ -15,6 +15,7 @@ import torch
 from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.errors import UserError
 from litgpt.files import MANIFEST, lock_folder, staged_folder, verify_manifest, write_manifest
+from litgpt.model.media import Media
 from litgpt.store.safetensors_files import SafetensorsFiles, write_tensors
 
 KEY_BYTES = 16
@@ -22,7 +23,7 @@ FILE = "scores.safetensors"
 
 
 def hash_answers(batch: Batch) -> list[bytes | None]:
-    """A key of each answer: a hash of its tokens, its labels and what its score depends on; None without labels."""
+    """A key of each answer: a hash of its tokens, labels, images and what its score depends on; None without labels."""
     assert batch.answers is not None and batch.answer_values is not None
     numbers = batch.answers.flatten().cpu().numpy()
     order = np.argsort(numbers, kind="stable")  # the tokens of each answer follow each other, in their order
@@ -31,14 +32,24 @@ def hash_answers(batch: Batch) -> list[bytes | None]:
     weights = np.ones(len(labels)) if batch.weights is None else batch.weights.flatten().cpu().numpy()
     columns = [batch.ids.flatten().cpu().numpy().astype("<i8"), labels.astype("<i8"), weights.astype("<f4")]
     ends = batch.answer_values.get("shared_end")
+    images = hash_images(batch.media)
     keys: list[bytes | None] = []
     for answer, (start, stop) in enumerate(pairwise(starts)):
         tokens = order[start:stop]
         content = b"".join(column[tokens].tobytes() for column in columns)
         content += b"" if ends is None else str(int(ends[answer])).encode()
+        content += b"".join(images[number] for number in batch.media.list_images(answer)) if batch.media else b""
         has_labels = bool((labels[tokens] != IGNORE).any())
         keys.append(hashlib.sha256(content).digest()[:KEY_BYTES] if has_labels else None)
     return keys
+
+
+def hash_images(media: Media | None) -> list[bytes]:
+    """A hash of the size and the patches of each image."""
+    if media is None:
+        return []
+    parts = zip(media.grids, media.split_patches(), strict=True)
+    return [hashlib.sha256(str(grid).encode() + patches.cpu().numpy().tobytes()).digest() for grid, patches in parts]
 
 
 class StoredScores:

@@ -88,8 +88,6 @@ REFUSED: dict[type, dict[str, str]] = {
     Conversations: {"null_prompt": "write the model's folder with `litgpt tokenizer extend`"},
     Preferences: {
         "train_on": "set data.train_on: answers",
-        "media_dir": "not supported by Preferences; leave it out",
-        "media_urls": "not supported by Preferences; leave it out",
         "null_prompt": "not supported by Preferences; leave it out",
     },
 }

@@ -136,14 +136,14 @@ def test_packed_rows_equal_padded_ones(kind: str, tmp_path: Path) -> None:
         ("finetune_full", "--freeze.llm true", "freeze: llm, vision, aligner are all true"),
         ("finetune_full", "--tuner LISA", "tuner: LISA is not supported for a model with a tower; use LoRA"),
         ("finetune_full", "--data.streaming true --data.val_fraction null", "with data.streaming: true"),
-        ("align", "--data Preferences", "only litgpt finetune and finetune_full train"),
+        ("rm", "--data Preferences", "only litgpt finetune, finetune_full, align, dpo and kto train"),
     ],
 )
 def test_refusals(
     command: str, flags: str, message: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = ["--data.num_workers", "0"] if command != "align" else []
-    argv = [command, str(base / "model"), *(FLAGS if command != "align" else []), *common, *flags.split()]
+    common = ["--data.num_workers", "0"] if command != "rm" else []
+    argv = [command, str(base / "model"), *(FLAGS if command != "rm" else []), *common, *flags.split()]
     argv += ["--data.sources", str(base / "rows.jsonl"), "--out_dir", str(tmp_path / "out")]
     assert main([*argv, "--data.cache_dir", str(base / "cache")]) == 1
     assert message in " ".join(capsys.readouterr().err.split())

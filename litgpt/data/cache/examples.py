@@ -112,7 +112,7 @@ class CachedExamples:
             example = Example(ids, weights, channel, media=media)
             return replace(example, **self._read_null_prompt(number)) if len(ids) == high - low else example
         split, value = int(self.get_array("splits")[number]), float(self.get_array("values")[number])
-        return Example(ids, weights, channel, split, value)
+        return Example(ids, weights, channel, split, value, self.read_media(number))
 
     def _read_null_prompt(self, number: int) -> dict[str, Any]:
         """The prompt without text of a sample, as fields of it; empty if it has none."""

@@ -12,9 +12,8 @@ from litgpt.data.modules import streamed_sources
 from litgpt.data.modules.finetuning import DatasetEntry, FinetuningData, Split, iter_conversations
 from litgpt.data.read.conversation import Conversation, iter_texts, to_conversation
 from litgpt.data.read.documents import Source
-from litgpt.data.read.media_urls import MediaUrls, open_fetcher
+from litgpt.data.read.media_urls import MediaUrls, build_resolver
 from litgpt.data.read.placeholders import PLACEHOLDERS, check_names, fill_placeholders
-from litgpt.data.read.row_media import resolve_media
 from litgpt.data.read.row_sets import RowSet
 from litgpt.data.read.row_sources import (
     DataSource,
@@ -245,18 +244,18 @@ class Conversations(FinetuningData):
         def convert(row: Any) -> list[Conversation]:
             filled = fill_placeholders(row, self._names)
             conversation = to_conversation(filled, source.columns, source.format)
-            if conversation.media:
-                messages = resolve_media(conversation.messages, media_dir, fetch)
-                conversation = replace(conversation, messages=messages)
-            return [self.complete(conversation)]
+            return [self.complete(resolve(conversation))]
 
-        media_dir = find_folder(source, self.cache_dir) if self.media_dir is None else self.media_dir
-        media_dir, urls = media_dir.expanduser().absolute(), self.media_urls
-        fetch = open_fetcher(self.cache_dir.absolute() / "media", urls)
+        resolve, urls = self._build_resolver(source), self.media_urls
+        media_dir = find_folder(source, self.cache_dir, self.media_dir)
         names = [self._names] if any(self._names.values()) else []
         settings = [source.format, source.columns, self.system, self.tool_format, *names, *urls.fingerprint_parts()]
         threads = urls.connections if urls.enabled else 0
         return RowSet(source.path, files, read, convert, settings, source.channel, media_dir, threads=threads)
+
+    def _build_resolver(self, source: DataSource) -> Callable[[Conversation], Conversation]:
+        """What finds the files of the images of conversations."""
+        return build_resolver(find_folder(source, self.cache_dir, self.media_dir), self.cache_dir, self.media_urls)
 
     def complete(self, conversation: Conversation) -> Conversation:
         """Add the default system message to a conversation, and write its tools in the format of the settings."""

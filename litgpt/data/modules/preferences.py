@@ -49,11 +49,8 @@ class Preferences(Conversations):
             raise UserError(
                 f"data.train_on: {self.train_on} is not supported by Preferences; set data.train_on: answers"
             )
-        for key in ("media_dir", "null_prompt"):
-            if value := getattr(self, key):
-                raise UserError(f"data.{key}: {value} is not supported by Preferences; leave it out")
-        if self.media_urls.enabled:
-            raise UserError("data.media_urls.enabled: true is not supported by Preferences; leave it out")
+        if self.null_prompt:
+            raise UserError(f"data.null_prompt: {self.null_prompt} is not supported by Preferences; leave it out")
         if self.on_overlong == "split":
             raise UserError("data.on_overlong: split is not supported by Preferences; set data.on_overlong: drop")
         for source in (*self._sources, *self._val_sources):
@@ -121,9 +118,11 @@ class Preferences(Conversations):
     def _build_row_set(
         self, source: DataSource, files: list[Source], read: Callable[[], Iterable[LocatedRow]]
     ) -> RowSet:
+        resolve = self._build_resolver(source)
+
         def complete(preference: Preference) -> Preference:
-            other = None if preference.other is None else self.complete(preference.other)
-            return Preference(**vars(self.complete(preference)) | {"other": other})
+            other = None if preference.other is None else self.complete(resolve(preference.other))
+            return Preference(**vars(self.complete(resolve(preference))) | {"other": other})
 
         def convert(row: Any) -> list[Conversation]:
             filled = fill_placeholders(row, self._names)

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from http.client import HTTPException
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
@@ -21,8 +21,10 @@ from urllib.parse import urljoin
 
 from annotated_types import Ge, Le
 
+from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import Medium, refuse_url
+from litgpt.data.read.row_media import resolve_media
 from litgpt.errors import UserError
 from litgpt.files import sync_file, write_text
 from litgpt.recipe.bounds import check_numbers
@@ -74,6 +76,23 @@ def open_fetcher(folder: Path, limits: MediaUrls) -> Callable[[Medium], Path]:
         return partial(refuse_url, cure="set data.media_urls.enabled: true, or download it, and give its path")
     fetcher = UrlFetcher(folder, limits)
     return lambda medium: fetcher.fetch(medium.name)
+
+
+def build_resolver(folder: Path, downloads: Path, urls: MediaUrls) -> Callable[[Conversation], Conversation]:
+    """What finds the files of the media of conversations, or raises a BadRow.
+
+    Args:
+        folder: that paths are relative to and may not leave.
+        downloads: in whose folder `media` the files of URLs are kept.
+    """
+    fetch = open_fetcher(downloads.absolute() / "media", urls)
+
+    def resolve(conversation: Conversation) -> Conversation:
+        if not conversation.media:
+            return conversation
+        return replace(conversation, messages=resolve_media(conversation.messages, folder, fetch))
+
+    return resolve
 
 
 class UnansweredError(Exception):

@@ -17,12 +17,15 @@ from litgpt.data.read.conversation import (
     to_conversation,
 )
 from litgpt.data.read.fields import BadRow, parse_value
-from litgpt.data.read.message import Message, RowMapping, check_media, parse_message
+from litgpt.data.read.media import MEDIA_KINDS
+from litgpt.data.read.message import MEDIA_FIELDS, Message, RowMapping, parse_message
 
 PreferenceKind = Literal["pairs", "rated"]
-SHARED_COLUMNS = ("history", *COLUMN_NAMES["system"], *COLUMN_NAMES["tools"], "channel", "weight")
+SHARED_COLUMNS = ("history", *COLUMN_NAMES["system"], *COLUMN_NAMES["tools"], "channel", "weight", *MEDIA_FIELDS)
 """Columns that belong to both answers."""
 REJECTED_COLUMNS = ("rejected", "rejected_response", "rejected_messages")
+REJECTED_MEDIA = tuple(f"rejected_{kind}s" for kind in MEDIA_KINDS)
+"""The columns of ms-swift with other media for the rejected answer, which are not supported."""
 ANSWER_COLUMNS = {"chosen", *REJECTED_COLUMNS, "margin", "label"}
 ANSWER_ROLES = ("assistant", "tool_call")
 COLUMNS_READ = {
@@ -72,13 +75,15 @@ def to_preferences(row: Any, columns: Mapping[str, str] | None, kind: Preference
     if not isinstance(row, Mapping):
         raise BadRow("not an object", type(row).__name__)
     row = rename_columns(row, columns or {})
-    check_media(row, "row")
+    for name in REJECTED_MEDIA:
+        if row.get(name):
+            raise BadRow("answers with different media", f"{name}; remove it to compare answers to the same ones")
     if not has_pair(row):
         if kind == "pairs":
             detail = "rows with a label are for litgpt kto" if "label" in row else f"columns {', '.join(row)}"[:120]
             raise BadRow("not two answers: no chosen and rejected", detail)
-        return [list_conditional(check_texts(rate_conversation(row)), row)]
-    pair = list_conditional(check_texts(build_preference(row)), row)
+        return [list_conditional(check_shared_media(rate_conversation(row)), row)]
+    pair = list_conditional(check_shared_media(build_preference(row)), row)
     if kind == "pairs":
         return [pair]
     assert pair.other is not None
@@ -88,15 +93,23 @@ def to_preferences(row: Any, columns: Mapping[str, str] | None, kind: Preference
     return [Preference(**chosen), Preference(**rejected, value=0.0)]
 
 
-def check_texts(preference: Preference) -> Preference:
-    """Check that a preference has no images, videos or sounds.
+def check_shared_media(preference: Preference) -> Preference:
+    """Check that the media of a preference are those of its prompt.
 
     Raises:
-        BadRow: if it has.
+        BadRow: if an answer has some, or the prompts have different ones; or if there are boxes in the images.
     """
-    for medium in (medium for side in list_sides(preference) for medium in side.media):
-        cure = "messages.content; remove it to train on the text alone"
-        raise BadRow(f"{medium.kind} data is not supported yet", cure)
+    sides = list_sides(preference)
+    for side in sides:
+        for message in side.messages[find_last_answer(side.messages) :]:
+            for medium in message.media:
+                raise BadRow(f"{medium.kind} in an answer is not supported by preferences", "move it to the prompt")
+        if side.objects is not None:
+            raise BadRow("boxes are not supported by preferences", "write them into the texts")
+    if any(medium.kind == "audio" for medium in preference.media):
+        raise BadRow("audio data is not supported by preferences", "remove it to train on the text alone")
+    if any(side.media != preference.media for side in sides):
+        raise BadRow("answers with different media", "use the same in both prompts")
     return preference
 
 

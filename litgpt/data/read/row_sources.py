@@ -143,10 +143,15 @@ def list_files(source: DataSource, downloads: Path) -> list[Path]:
     return files
 
 
-def find_folder(source: DataSource, downloads: Path) -> Path:
-    """The folder of a source, which for a data set on the hub is that of downloads."""
-    path = Path(source.path).expanduser()
-    return path if path.is_dir() else path.parent if path.exists() else downloads
+def find_folder(source: DataSource, downloads: Path, given: Path | None = None) -> Path:
+    """The absolute folder of the files that rows name: the given one, or that of a source.
+
+    For a data set on the hub that is the folder of downloads.
+    """
+    if given is not None:
+        return given.expanduser().absolute()
+    path = Path(source.path).expanduser().absolute()
+    return path if path.is_dir() else path.parent if path.exists() else downloads.absolute()
 
 
 def count_interleaved(sources: Sequence[DataSource], sizes: Sequence[int], ends_first: bool) -> list[int]:

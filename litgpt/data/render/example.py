@@ -46,7 +46,7 @@ class Example:
         split: number of tokens of the first of two answers, each with its prompt, that are scored as a whole; 0 for a
             sample that is a single document.
         value: a number that belongs to the two answers, such as the margin of a preference.
-        media: the images in a sample that is a single document, in order.
+        media: the images in it, in order; of two answers, each has its own.
         null_prompt: (U,) int32 tokens of its prompt without the text; None for a sample that is always conditional.
         prompt_tokens: the number of its first tokens that `null_prompt` stands for.
     """
@@ -65,8 +65,8 @@ class Example:
         """The two answers as samples of their own; the sample itself if it is a single document."""
         if not self.split:
             return (self,)
-        parts = (slice(self.split), slice(self.split, None))
-        return tuple(Example(self.ids[part], self.weights[part], self.channel) for part in parts)
+        parts = ((0, self.split), (self.split, len(self.ids)))
+        return tuple(self._select(start, stop) for start, stop in parts)
 
     @property
     def longest(self) -> int:
@@ -88,19 +88,22 @@ class Example:
 
     def take(self, tokens: slice) -> "Example":
         """Take some tokens of each document, and of an image all or none."""
-        if self.media:
-            start, stop, _ = tokens.indices(len(self.ids))
-            start, stop = shrink_range(start, stop, self.media)
-            return replace(
-                self,
-                ids=self.ids[start:stop],
-                weights=self.weights[start:stop],
-                media=select_media(self.media, start, stop),
-                null_prompt=None,
-            )
-        documents = [Example(part.ids[tokens], part.weights[tokens]) for part in self.documents]
-        ids, weights = (np.concatenate([getattr(part, name) for part in documents]) for name in ("ids", "weights"))
-        return replace(self, ids=ids, weights=weights, split=len(documents[0].ids) if self.split else 0)
+        if self.split:
+            first, second = (document.take(tokens) for document in self.documents)
+            empty = Example(np.zeros(1, np.int32), np.zeros(1, np.float32), self.channel)  # which is not trained
+            first, second = (document if len(document.ids) else empty for document in (first, second))
+            return join_answers(first, second, value=self.value)
+        start, stop, _ = tokens.indices(len(self.ids))
+        return self._select(*shrink_range(start, stop, self.media))
+
+    def _select(self, start: int, stop: int) -> "Example":
+        """The tokens `start` .. `stop`-1 with their images, as a single document."""
+        return Example(
+            self.ids[start:stop],
+            self.weights[start:stop],
+            self.channel,
+            media=select_media(self.media, start, stop),
+        )
 
     @property
     def is_weighted(self) -> bool:
@@ -126,7 +129,9 @@ def select_media(media: Sequence[PlacedMedium], start: int, stop: int) -> tuple[
 def join_answers(first: Example, second: Example, *, value: float = 0.0) -> Example:
     """Join two answers, each with its prompt, to one sample."""
     ids, weights = np.concatenate([first.ids, second.ids]), np.concatenate([first.weights, second.weights])
-    return Example(ids, weights, first.channel, split=len(first.ids), value=value)
+    moved = (replace(medium, start=medium.start + len(first.ids)) for medium in second.media)
+    media = (*first.media, *moved)
+    return Example(ids, weights, first.channel, split=len(first.ids), value=value, media=media)
 
 
 class Renderer(ABC):

@@ -74,13 +74,16 @@ class Batch:
             positions = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
         rows = {name: getattr(self, name) for name in ("ids", "labels", "weights", "channels")}
         values = {name: value[selected] for name, value in (self.answer_values or {}).items()}
+        media = None if self.media is None else self.media.select_answers(selected.nonzero()[:, 0].tolist())
+        in_place = positions.transpose(-1, -2) if positions.dim() == 3 else positions
         taken: dict[str, Any] = {name: None if row is None else row[tokens][None] for name, row in rows.items()}
         return Batch(
             **taken,
-            positions=positions[tokens][None],
+            positions=in_place[tokens].transpose(0, -1)[None],
             documents=numbers,
             answers=numbers,
             answer_values=values,
+            media=media,
         )
 
     def without_targets(self) -> "Batch":
@@ -112,14 +115,17 @@ def to_batch(arrays: BatchArrays, *, trained: int | None = None) -> Batch:
         raise UserError(str(arrays["error"]))
     sample_ends = arrays.pop("sample_ends", None)
     tokens = arrays.pop("tokens", None)
-    grids = arrays.pop("grids", None)
+    grids, uses, image_answers = (arrays.pop(name, None) for name in ("grids", "uses", "image_answers"))
     arrays.pop("unreadable", None)  # a count for the stream
     tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if tokens is not None:
         rows = torch.from_numpy(tokens.astype(np.int64))
         tensors |= {"ids": rows[:, :-1].contiguous(), "labels": rows[:, 1:].contiguous()}
     if grids is not None:
-        tensors["media"] = Media(tensors.pop("patches"), tuple((t, h, w) for t, h, w in grids.tolist()))
+        places = {}
+        if uses is not None and image_answers is not None:
+            places = {"uses": uses.tolist(), "answers": image_answers.tolist()}
+        tensors["media"] = Media(tensors.pop("patches"), tuple((t, h, w) for t, h, w in grids.tolist()), **places)
     values = {name: tensors.pop(name) for name in ANSWER_TITLES if name in tensors}
     batch = Batch(**tensors, answer_values=values if "answers" in tensors else None)
     if trained is not None and sample_ends is None and batch.answers is None:

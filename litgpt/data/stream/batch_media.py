@@ -1,5 +1,6 @@
 """The images of a micro-batch: decoded in the process that reads it, and kept no longer than the batch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -8,10 +9,12 @@ import torch
 
 from litgpt.data.media.positions import build_media_positions
 from litgpt.data.media.reader import MediaReader
+from litgpt.data.read.media import Medium
 from litgpt.data.read.row_sets import MAX_SHOWN
-from litgpt.data.render.example import Example
+from litgpt.data.render.example import Example, PlacedMedium
 from litgpt.errors import UserError
 from litgpt.messages import print_message
+from litgpt.model.media import Grid
 
 ExampleRows = list[list[Example]]
 
@@ -33,6 +36,7 @@ class MediaLoader:
     def load(self, rows: ExampleRows) -> tuple[ExampleRows, dict[str, np.ndarray]]:
         """Decode the images of some rows; returns the rows, and `patches` (N, P) and `grids` (K, 3), if there are any.
 
+        Those of samples of two answers, which share images, have also `uses` and `image_answers`, as in `Media`.
         An image that cannot be read is zeros, and no token of its sample is trained; `unreadable` is the number of
         these samples, if there are any.
 
@@ -42,18 +46,21 @@ class MediaLoader:
         patches, kept, before = list[torch.Tensor](), [list(row) for row in rows], self.failed
         for row in kept:
             for number, example in enumerate(row):
+                media = list_distinct(example)
                 try:
-                    patches += [self.reader.read(each.medium, each.grids) for each in example.media]
+                    patches += [self.reader.read(each.medium, each.grids) for each in media]
                 except UserError as error:  # before any of them is added
                     self._handle_error(error)
-                    sizes = [steps * height * width for each in example.media for steps, height, width in each.grids]
+                    sizes = [steps * height * width for each in media for steps, height, width in each.grids]
                     patches += [torch.zeros(sum(sizes), self.reader.shape.patch_numbers)]
                     row[number] = replace(example, weights=np.zeros_like(example.weights))
-        grids = [grid for row in kept for example in row for each in example.media for grid in each.grids]
+        examples = [example for row in kept for example in row]
+        grids = [grid for example in examples for each in list_distinct(example) for grid in each.grids]
         if not grids:
             return rows, {}
+        uses = number_uses(examples) if any(example.split for example in examples) else {}
         failed = {"unreadable": np.array(self.failed - before)} if self.failed > before else {}
-        return kept, {"patches": torch.cat(patches).numpy(), "grids": np.array(grids, np.int64), **failed}
+        return kept, {"patches": torch.cat(patches).numpy(), "grids": np.array(grids, np.int64), **uses, **failed}
 
     def _handle_error(self, error: UserError) -> None:
         if self.on_error == "raise":
@@ -79,3 +86,24 @@ class MediaLoader:
                 positions[line, :, part] = build_media_positions(self.reader.shape, ids, grids).numpy()
                 starts[line] = part.stop
         return {"positions": positions}
+
+
+def list_distinct(example: Example) -> list[PlacedMedium]:
+    """The media of a sample; of two answers, those that both have only once."""
+    distinct = {(each.medium, each.grids): each for each in example.media}
+    return list(distinct.values()) if example.split else list(example.media)
+
+
+def number_uses(examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """`uses` and `image_answers` of samples of two answers: `uses` and `answers` as in `Media`, (U,) each."""
+    uses, answers, count = list[int](), list[int](), 0
+    for number, example in enumerate(examples):
+        grids = dict[tuple[Medium, tuple[Grid, ...]], range]()
+        for each in list_distinct(example):
+            grids[each.medium, each.grids] = range(count, count + len(each.grids))
+            count += len(each.grids)
+        for answer, document in enumerate(example.documents, start=2 * number):
+            for each in document.media:
+                uses += grids[each.medium, each.grids]
+                answers += [answer] * len(each.grids)
+    return {"uses": np.array(uses, np.int64), "image_answers": np.array(answers, np.int64)}

@@ -83,11 +83,11 @@ class SampleTable:
 
     def _cut(self, file: int, number: int, size: int) -> list[TableEntry]:
         """Cut a sample that is too long; returns file, number, first token, end and tokens of parts with targets."""
-        if media := self.files[file].read_media(number):
-            return self._cut_around(file, number, size, media)
         if self.paired:  # both answers are cut by the same rule when the sample is read
             example = self._truncate(self.files[file].read(number))
             return [(file, number, 0, size, len(example.ids))] if example.has_targets else []
+        if media := self.files[file].read_media(number):
+            return self._cut_around(file, number, size, media)
         starts = find_cut_starts(size, self.length, self.on_overlong)
         parts = [(file, number, start, min(start + self.length, size)) for start in starts]
         return [(*part, part[3] - part[2]) for part in parts if self.files[file].read(*part[1:]).has_targets]
@@ -248,5 +248,7 @@ class SampleRows:
             rows, padding=self.padding, weighted=self.weighted, channels=self.channels, values=self.value_name
         )
         if media and self.media is not None:
+            if self.value_name is not None:  # each answer is a document
+                rows = [[answer] for row in rows for sample in row for answer in sample.documents]
             arrays |= media | self.media.build_positions(rows, arrays, padding=self.padding)
         return arrays

@@ -80,7 +80,7 @@ FAULTS: dict[str, Callable[[random.Random], Any]] = {
     "system is not text": lambda order: build_texts(order, system=order.choice(JUNK)),
     "duplicate column": lambda order: build_texts(order, **{order.choice(["question", "rejected_response"]): "x"}),
     "unpaired surrogate": lambda order: build_texts(order, chosen="\ud800" + order.choice(WORDS)),
-    "image data is not supported yet": lambda order: build_texts(order, images=["a.png"]),
+    "image data is not supported": lambda order: build_texts(order, images=["a.png"]),
     "does not end with an answer": lambda order: {
         "messages": [say("user", order.choice(WORDS))],
         "rejected_response": "b",

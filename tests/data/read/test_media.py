@@ -9,7 +9,6 @@ import pytest
 from litgpt.data.read.conversation import to_conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import MARK, MEDIA_KINDS, Medium
-from litgpt.data.read.preference import to_preferences
 from litgpt.data.read.row_media import resolve_media
 from tests.data.read.faults import check_fault
 
@@ -116,7 +115,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (say("which?", images=["a.png"], image="b.png"), "duplicate column"),
     (say(f"which {MARK}?"), "text with a character that stands for an image, video or sound"),
     (ask({"type": "video"}), "more places for videos than videos"),
-    (say("<video>?", images=["a.png"], videos=["https://example.com/a.mp4"]), "video at a URL is not supported"),
+    (say("<video>?", images=["a.png"], videos=["ftp://example.com/a.mp4"]), "video at a URL is not supported"),
     (say("which?", audio=7), "audio is not text"),
     (
         {"messages": [{"role": "system", "content": [{"type": "image", "image": "a.png"}]}, *ask(TEXT)["messages"]]},
@@ -146,12 +145,6 @@ def test_links_that_lead_to_themselves(tmp_path: Path) -> None:
         assert error.reason == "image not found"
     else:  # from Python 3.13 on, it is not found when it is opened
         assert resolved[0].media == (Medium(path=str(tmp_path / "a.png")),)
-
-
-def test_preferences_have_no_images() -> None:
-    row = {**ask({"type": "image", "image": "a.png"}), "rejected_response": "blue"}
-    with pytest.raises(BadRow, match="image data is not supported yet"):
-        to_preferences(row, None, "pairs")
 
 
 def test_paths_stay_in_the_folder(tmp_path: Path) -> None:
