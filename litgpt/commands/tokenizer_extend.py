@@ -12,7 +12,7 @@ from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import check_unused, staged_folder, write_text
 from litgpt.messages import print_message
-from litgpt.model.image_codec import CodecShape, load_codec, save_codec
+from litgpt.model.image_codec import GridShape, load_codec, save_codec
 from litgpt.model.init import seeded_generator
 from litgpt.recipe.data_commands import TokenizerExtend
 from litgpt.store.load_model import iter_tensors, load_config
@@ -29,7 +29,7 @@ def run(recipe: TokenizerExtend) -> None:
         UserError: if a folder has no model, tokenizer.json or codec, or the tokenizer has such tokens already.
     """
     check_unused(recipe.output_dir)
-    codec, tokenizer = load_codec(recipe.codec_dir), Tokenizer(recipe.checkpoint_dir)
+    codec, tokenizer = load_codec(recipe.codec_dir, size=recipe.size), Tokenizer(recipe.checkpoint_dir)
     config, tokens = load_config(recipe.checkpoint_dir), tokenizer.id_limit
     text, total = add_tokens(tokenizer, codec.shape), tokens + 2 + codec.shape.codes
     rows = max(-(-total // ROWS_MULTIPLE) * ROWS_MULTIPLE, config.padded_vocab_size or 0)
@@ -45,7 +45,7 @@ def run(recipe: TokenizerExtend) -> None:
     print(f"{recipe.output_dir}: {total - tokens:,} tokens more, {total:,} in all")
 
 
-def add_tokens(tokenizer: Tokenizer, shape: CodecShape) -> str:
+def add_tokens(tokenizer: Tokenizer, shape: GridShape) -> str:
     """The tokenizer.json of a tokenizer with the tokens of images.
 
     Raises:

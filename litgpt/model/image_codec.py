@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from litgpt.errors import UserError
 from litgpt.files import read_json_object, write_json
+from litgpt.model.vq_codec import VQCodec
+from litgpt.model.vq_files import find_vq_values, load_vq_codec
+from litgpt.model.vq_shape import VQShape
 
 NORM_GROUPS = 8
 MAX_CODES = 2**18
@@ -87,7 +90,8 @@ class CodecShape:
         numbers += levels if isinstance(levels, list) else [None]
         if values.get("model_type") != CODEC_TYPE or not all(type(number) is int and number > 0 for number in numbers):
             raise UserError(
-                f"{source}: not the config of image codes; use a folder of `litgpt tokenizer train --kind vq`"
+                f"{source}: not the config of image codes; use a folder of `litgpt tokenizer train --kind vq`, or of "
+                "Emu3 or Janus as transformers writes it"
             )
         return cls(**{name: values[name] for name in names} | {"levels": tuple(values["levels"])})
 
@@ -151,6 +155,10 @@ class ImageCodec(nn.Module):
         latents, codes_BHW = self.quantize(self.encoder(pixels_BCHW))
         return self.decoder(latents), codes_BHW.flatten(1)
 
+    def to_files(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors by their names, and the values of the config."""
+        return self.state_dict(), {"model_type": CODEC_TYPE, **asdict(self.shape)}
+
     @torch.inference_mode()
     def encode(self, images_BCHW: Tensor) -> Tensor:
         """The codes (B, N) of images, uint8 (B, 3, size, size)."""
@@ -170,22 +178,37 @@ def scale_pixels(images_BCHW: Tensor) -> Tensor:
     return images_BCHW.float() / 127.5 - 1
 
 
-def save_codec(folder: Path, codec: ImageCodec) -> None:
+Codec = ImageCodec | VQCodec
+"""One that was trained here, or a published one."""
+GridShape = CodecShape | VQShape
+"""Their shapes."""
+
+
+def save_codec(folder: Path, codec: Codec) -> None:
     """Write config.json and model.safetensors of a codec into a folder that exists."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in codec.state_dict().items()}
+    tensors, values = codec.to_files()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / CODEC_WEIGHTS, {"format": "pt"})
-    write_json(folder / CODEC_CONFIG, {"model_type": CODEC_TYPE, **asdict(codec.shape)})
+    write_json(folder / CODEC_CONFIG, values)
 
 
-def load_codec(folder: Path) -> ImageCodec:
+def load_codec(folder: Path, *, size: int | None = None) -> Codec:
     """Load the codec in a folder, on the CPU, for inference.
+
+    Args:
+        size: height and width of images, for a published codec of images of any size; None for those in its config.
 
     Raises:
         UserError: if the folder has none, or its files do not match.
     """
     if not (folder / CODEC_CONFIG).is_file():
         raise UserError(f"{folder}: has no image codes; train some with `litgpt tokenizer train --kind vq`")
-    codec = ImageCodec(CodecShape.from_values(read_json_object(folder / CODEC_CONFIG), folder / CODEC_CONFIG))
+    values = read_json_object(folder / CODEC_CONFIG)
+    if (published := find_vq_values(values)) is not None:
+        return load_vq_codec(folder, published, size)
+    codec = ImageCodec(CodecShape.from_values(values, folder / CODEC_CONFIG))
+    if size is not None:
+        raise UserError(f"size: {size} has no effect with codes that were trained for {codec.shape.size}; leave it out")
     try:
         codec.load_state_dict(load_file(folder / CODEC_WEIGHTS))
     except (OSError, SafetensorError, RuntimeError) as error:

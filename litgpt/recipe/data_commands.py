@@ -107,9 +107,11 @@ class TokenizerExtend:
     checkpoint_dir: Path
     """Folder of a model."""
     codec_dir: Path
-    """Folder of image codes that `litgpt tokenizer train --kind vq` wrote."""
+    """Folder of image codes: of `litgpt tokenizer train --kind vq`, of Emu3 or Janus, or of their codes alone."""
     output_dir: Path
     """Folder of the model with more tokens, which must not exist."""
+    size: Count | None = None
+    """Height and width in pixels that images are resized to before Emu3's codes; null for 512. Others have one size."""
     seed: Seed = 42
     """Random seed of the rows of the new tokens."""
 

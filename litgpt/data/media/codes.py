@@ -17,7 +17,7 @@ from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import sha256
 from litgpt.model.code_tokens import CodeTokens
-from litgpt.model.image_codec import CODEC_CONFIG, CODEC_WEIGHTS, CodecShape, ImageCodec, load_codec
+from litgpt.model.image_codec import CODEC_CONFIG, CODEC_WEIGHTS, Codec, GridShape, load_codec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +35,7 @@ class CodeReader:
     """
 
     folder: Path
-    codec: ImageCodec
+    codec: Codec
     tokens: CodeTokens
 
     def read(self, medium: Medium) -> list[int]:
@@ -74,7 +74,7 @@ class CodeReader:
         return [sha256(self.folder / name) for name in (CODEC_CONFIG, CODEC_WEIGHTS)]
 
 
-def find_code_tokens(tokenizer: Tokenizer, shape: CodecShape) -> CodeTokens:
+def find_code_tokens(tokenizer: Tokenizer, shape: GridShape) -> CodeTokens:
     """The tokens of the codes of a codec.
 
     Raises:

@@ -1,0 +1,86 @@
+"""Read published image codecs from folders of their own, or of the models that have them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from litgpt.errors import UserError
+from litgpt.files import read_json_object
+from litgpt.model.vq_codec import VQCodec
+from litgpt.model.vq_shape import VQ_FAMILIES, read_vq_shape
+
+PREFIXES = ("", "vqmodel.", "model.vqmodel.")
+"""What the names of a codec's tensors begin with, alone and in the folder of a model."""
+COLORS = ("image_mean", "image_std")
+PREPROCESSOR = "preprocessor_config.json"
+
+
+def find_vq_values(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The config of a published codec in that of a folder; None if there is none."""
+    nested = values.get("vq_config")
+    if not isinstance(nested, Mapping):
+        return dict(values) if values.get("model_type") in VQ_FAMILIES else None
+    kind = nested.get("model_type") or f"{values.get('model_type')}_vqgan"
+    return {**nested, "model_type": kind} if kind in VQ_FAMILIES else None
+
+
+def load_vq_codec(folder: Path, values: Mapping[str, Any], size: int | None) -> VQCodec:
+    """Load the published codec in a folder, on the CPU, for inference.
+
+    Args:
+        values: of its config.
+        size: as in `read_vq_shape`.
+
+    Raises:
+        UserError: if the config is not supported, or the weights do not match it.
+    """
+    if (folder / PREPROCESSOR).is_file():
+        processor = read_json_object(folder / PREPROCESSOR)
+        values = {**values, **{key: processor[key] for key in COLORS if processor.get(key)}}
+    shape = read_vq_shape(values, folder / "config.json", size)
+    with torch.device("meta"):
+        codec = VQCodec(shape)
+    wanted = {shape.publish(name, tensor)[0]: (name, tensor.shape) for name, tensor in codec.state_dict().items()}
+    tensors = read_tensors(folder)
+    if faults := sorted(wanted.keys() ^ tensors.keys()):
+        kind = "missing" if faults[0] in wanted else "unknown"
+        raise UserError(f"{folder}: not the weights of config.json ({faults[0]} is {kind})")
+    state = {}
+    for published, tensor in tensors.items():
+        name, expected = wanted[published]
+        if tensor.numel() != expected.numel():
+            raise UserError(
+                f"{folder}: not the weights of config.json ({published} has {list(tensor.shape)}, not {list(expected)})"
+            )
+        state[name] = tensor.reshape(expected).to(torch.float32 if tensor.is_floating_point() else tensor.dtype)
+    codec.load_state_dict(state, assign=True)
+    return codec.eval().requires_grad_(False)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of the codec in the files of a folder, by their published names.
+
+    Raises:
+        UserError: if there are none, or a file is damaged.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    try:
+        names = dict[Path, set[str]]()
+        for path in files:
+            with safe_open(path, "pt") as file:
+                names[path] = set(file.keys())
+        known = set().union(*names.values())
+        prefix = next((each for each in PREFIXES if f"{each}quantize.embedding.weight" in known), None)
+        if prefix is None:
+            raise UserError(f"{folder}: not the weights of config.json (no codebook in *.safetensors)")
+        tensors = dict[str, Tensor]()
+        for path, keys in names.items():
+            with safe_open(path, "pt") as file:
+                tensors |= {key[len(prefix) :]: file.get_tensor(key) for key in keys if key.startswith(prefix)}
+        return tensors
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: a file of weights is damaged ({str(error)[:160]}); download it again") from None

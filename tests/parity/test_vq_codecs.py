@@ -1,0 +1,159 @@
+"""Published codecs of images against transformers: latents, codes and pixels, and folders that load in both."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from litgpt.cli import main
+from litgpt.data.media.codes import open_code_reader
+from litgpt.data.read.media import Medium
+from litgpt.data.tokenizer import Tokenizer
+from litgpt.errors import UserError
+from litgpt.model.image_codec import load_codec, save_codec
+from litgpt.model.vq_codec import VQCodec
+from tests.code_model import draw_noise, write_codec_folder, write_text_model
+
+EMU3 = {
+    **{"codebook_size": 64, "base_channels": 32, "channel_multiplier": [1, 2, 2], "num_res_blocks": 1},
+    **{"attn_resolutions": [2], "hidden_size": 64, "num_attention_heads": 2, "embed_dim": 4, "latent_channels": 4},
+}
+JANUS = {
+    **{"num_embeddings": 64, "base_channels": 32, "channel_multiplier": [1, 1, 2], "num_res_blocks": 1},
+    **{"num_patches": 8, "latent_channels": 16, "embed_dim": 8},
+}
+SIZE, SIDE = 32, 8
+
+
+@torch.no_grad()
+def write_model(folder: Path, kind: str) -> Any:
+    """Write a small model of transformers with random weights, and statistics and codes as after training."""
+    torch.manual_seed(0)
+    settings, name = {"emu3": (EMU3, "Emu3VQVAE"), "janus": (JANUS, "JanusVQVAE")}[kind]
+    module = getattr(transformers.models, kind)
+    config = getattr(getattr(module, f"configuration_{kind}"), f"{name}Config")(**settings)
+    model = getattr(getattr(module, f"modeling_{kind}"), name)(config).eval()
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            around = 1.0 if key.endswith("running_var") or ("norm" in key and key.endswith("weight")) else 0.0
+            tensor.copy_(around + 0.2 * (torch.rand_like(tensor) - 0.5))
+    latents, _ = encode(model, kind, torch.randn(1, 3, SIZE, SIZE))
+    model.quantize.embedding.weight.copy_(latents[0].flatten(1).T[:64])  # so that other images have many of the codes
+    model.save_pretrained(folder)
+    return model
+
+
+def encode(model: Any, kind: str, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The latents before the codebook, and the codes (B, N), by transformers."""
+    if kind == "janus":
+        output = model.encode(pixels)
+        return model.quant_conv(output.last_hidden_state), output.image_tokens.view(len(pixels), -1)
+    output = model.encode(pixels, image_sizes=torch.tensor([[SIZE, SIZE]] * len(pixels)))
+    latents = model.quant_conv(output.last_hidden_state.transpose(1, 2))[:, :, 0]
+    return latents, torch.stack([codes.flatten() for codes in output.image_tokens])
+
+
+@pytest.mark.parametrize("kind", ["emu3", "janus"])
+def test_codes_and_pixels_equal_transformers(kind: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", kind)
+    codec = load_codec(tmp_path / "model", size=SIZE if kind == "emu3" else None)
+    assert isinstance(codec, VQCodec) and (codec.shape.side, codec.shape.codes) == (SIDE, 64)
+    pixels = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        latents, codes = encode(model, kind, pixels)
+        torch.testing.assert_close(codec.embed_pixels(pixels), latents, atol=1e-5, rtol=1e-5)
+        assert torch.equal(codec.find_codes(codec.embed_pixels(pixels)), codes) and len(codes.unique()) > 5
+        expected = model.decode(codes.view(2, SIDE, SIDE) if kind == "emu3" else codes)
+        torch.testing.assert_close(codec.decode_pixels(codes), expected, atol=1e-5, rtol=1e-5)
+    images = torch.randint(256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
+    with torch.no_grad():
+        _, codes = encode(model, kind, (images / 255 - 0.5) / 0.5)
+    assert torch.equal(codec.encode(images), codes)
+    decoded = codec.decode(codes)
+    assert decoded.dtype == torch.uint8 and decoded.shape == images.shape and decoded.float().std() > 1
+
+    (tmp_path / "saved").mkdir()
+    save_codec(tmp_path / "saved", codec)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "saved"))
+    assert before.keys() == after.keys() and all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    again = type(model).from_pretrained(tmp_path / "saved")
+    assert torch.equal(encode(again.eval(), kind, pixels)[1], encode(model, kind, pixels)[1])
+    assert load_codec(tmp_path / "saved").shape == codec.shape
+
+
+def test_a_codec_within_a_model(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "alone", "emu3")
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    config = json.loads((tmp_path / "alone" / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "emu3", "vq_config": config}))
+    colors = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "Emu3ImageProcessor", **colors})
+    )
+    tensors = {f"model.vqmodel.{name}": tensor for name, tensor in model.state_dict().items()}
+    names = sorted(tensors)
+    save_file({name: tensors[name] for name in names[::2]}, folder / "model-00001-of-00002.safetensors")
+    rest = {name: tensors[name] for name in names[1::2]} | {"model.text_model.norm.weight": torch.ones(3)}
+    save_file(rest, folder / "model-00002-of-00002.safetensors")
+    codec, alone = load_codec(folder, size=SIZE), load_codec(tmp_path / "alone", size=SIZE)
+    for name, tensor in alone.state_dict().items():
+        assert torch.equal(codec.state_dict()[name], tensor)
+    assert codec.shape.mean == (0.4, 0.5, 0.6) and codec.shape.std == (0.2, 0.3, 0.4)
+    image = torch.randint(256, (1, 3, SIZE, SIZE), dtype=torch.uint8)
+    mean, std = (torch.tensor(colors[f"image_{name}"])[:, None, None] for name in ("mean", "std"))
+    with torch.no_grad():
+        assert torch.equal(codec.encode(image), encode(model, "emu3", (image / 255 - mean) / std)[1])
+
+
+WRONG: list[tuple[dict[str, Any], int | None, str]] = [
+    ({"base_channels": 33}, SIZE, "base_channels: 33 is not a multiple of 32"),
+    ({"codebook_size": -1}, SIZE, "codebook_size: -1 is not a number of a codec"),
+    ({"channel_multiplier": []}, SIZE, r"channel_multiplier: \[\] is not a list of a few numbers"),
+    ({"in_channels": 1}, SIZE, "in_channels: 1 is not supported; use 3"),
+    ({"temporal_downsample_factor": 3}, SIZE, "temporal_downsample_factor: 3 is not a power of two"),
+    ({"embed_dim": 8}, SIZE, "not the weights of config.json"),
+    ({"num_res_blocks": 2}, SIZE, "not the weights of config.json"),
+    ({"model_type": "chameleon_vqgan"}, SIZE, "not the config of image codes; use a folder of"),
+    ({}, 30, "size: 30 is not a multiple of 4, the pixels of a code"),
+]
+
+
+@pytest.mark.parametrize(("changes", "size", "message"), WRONG)
+def test_wrong_folders_are_one_line(changes: dict[str, Any], size: int | None, message: str, tmp_path: Path) -> None:
+    write_model(tmp_path / "model", "emu3")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=message) as raised:
+        load_codec(tmp_path / "model", size=size)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_codec_of_one_size_has_no_other(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", "janus")
+    with pytest.raises(UserError, match="size: 64 is not supported by janus_vqgan, whose images have 32; leave it out"):
+        load_codec(tmp_path / "model", size=64)
+
+
+def test_a_model_is_extended_by_published_codes(tmp_path: Path) -> None:
+    write_model(tmp_path / "codec", "emu3")
+    text = write_text_model(tmp_path / "text")
+    flags = ["tokenizer", "extend", str(text), str(tmp_path / "codec"), str(tmp_path / "model"), "--size", "16"]
+    assert main(flags) == 0
+    reader = open_code_reader(Tokenizer(tmp_path / "model"))
+    assert reader is not None and isinstance(reader.codec, VQCodec)
+    draw_noise(tmp_path / "a.png", 1)
+    tokens = reader.read(Medium(path=str(tmp_path / "a.png")))
+    (codes,) = reader.tokens.find_images(tokens)
+    assert len(codes) == 16 and reader.draw(codes).size == (16, 16)
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").config.vocab_size >= 258 + 2 + 64
+
+
+def test_trained_codes_have_one_size(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="size: 16 has no effect with codes that were trained for 8; leave it out"):
+        load_codec(write_codec_folder(tmp_path / "codec"), size=16)
