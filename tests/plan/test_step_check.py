@@ -60,6 +60,7 @@ def test_steps_run_on_a_gpu_and_wait_for_it_only_where_they_have_to(name: str) -
 
 EXTENDED = {  # the models that those of recipes are made of; without their towers, on rows of text
     "codes-full": Path("HuggingFaceTB/SmolLM2-135M-Instruct"),
+    "smolvlm-dpo": Path("HuggingFaceTB/SmolLM2-135M-Instruct"),
     "smolvlm-lora": Path("HuggingFaceTB/SmolLM2-135M-Instruct"),
     "qwen2.5-vl-7b-full-8-gpus": Path("Qwen/Qwen2.5-7B-Instruct"),
 }
@@ -69,7 +70,8 @@ def find_command(path: Path) -> str:
     """The command that a recipe is for."""
     if "\nmodel_name:" in path.read_text():
         return "pretrain"
-    return "align" if path.parent.name == "align" else "finetune_full" if "full" in path.stem else "finetune"
+    is_aligned = path.parent.name == "align" or path.stem.endswith("dpo")
+    return "align" if is_aligned else "finetune_full" if "full" in path.stem else "finetune"
 
 
 @pytest.mark.slow
@@ -87,7 +89,7 @@ def test_every_recipe_of_the_hub_runs_on_a_gpu(path: Path) -> None:
         layers = 2 if recipe.fp8.recipe is None else 4  # the rest are like these, but the first and the last with FP8
         spec = replace(spec, config=replace(spec.config, n_layer=layers))
     found = check_run_steps(recipe, spec, ranks=[dims.world_size - 1])
-    may_wait = path.parent.name == "align"  # its losses select labels and pairs on the device
+    may_wait = command == "align"  # its losses select labels and pairs on the device
     assert [finding for finding in found if not (may_wait and finding.kind == "synchronization")] == []
 
 

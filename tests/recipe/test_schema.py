@@ -50,7 +50,7 @@ def test_recipes_of_the_hub_are_valid(path):
     full = path.stem == "full" or path.parent.name == "scale"
     finetuning = "finetune_full" if full else "finetune"
     command = "pretrain" if "\nmodel_name:" in path.read_text() else finetuning
-    command = "align" if path.parent.name == "align" else command
+    command = "align" if path.parent.name == "align" or path.stem.endswith("dpo") else command
     assert errors(validator_of(command), path.read_text()) == []
 
 

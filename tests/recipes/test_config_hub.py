@@ -111,7 +111,8 @@ def test_each_preference_recipe_fits_the_model_that_it_names(litgpt, path):
 
 @pytest.mark.parametrize("path", MULTIMODAL, ids=lambda path: path.stem)
 def test_each_recipe_for_media_parses(litgpt, path):
-    outcome = litgpt("finetune_full" if "full" in path.stem else "finetune", "--config", path)
+    command = "finetune_full" if "full" in path.stem else "align" if path.stem.endswith("dpo") else "finetune"
+    outcome = litgpt(command, "--config", path)
     assert outcome.code == 0, outcome.err
     recipe, train = outcome.recipe, outcome.recipe.train
     assert path.read_text().startswith("# ") and path.read_text().splitlines()[1].startswith("# ")
