@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litgpt.model.vq_shape import NORM_GROUPS, VQShape
+from litgpt.model.vq_shape import VQ_NORM_GROUPS, VQShape
 
-EPS = 1e-6
+VQ_NORM_EPS = 1e-6
 PLACES_AT_ONCE = 1024
 """Places whose distances to all entries of the codebook are in memory together."""
 
@@ -26,7 +26,7 @@ class LatentNorm(nn.Module):
 
     def __init__(self, width: int, latents: int | None) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(NORM_GROUPS, width, eps=EPS)
+        self.norm = nn.GroupNorm(VQ_NORM_GROUPS, width, eps=VQ_NORM_EPS)
         self.scale = None if latents is None else nn.Conv2d(latents, width, 1)
         self.shift = None if latents is None else nn.Conv2d(latents, width, 1)
 

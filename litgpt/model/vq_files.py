@@ -15,7 +15,7 @@ from litgpt.model.vq_shape import VQ_FAMILIES, read_vq_shape
 
 PREFIXES = ("", "vqmodel.", "model.vqmodel.")
 """What the names of a codec's tensors begin with, alone and in the folder of a model."""
-COLORS = ("image_mean", "image_std")
+COLOR_KEYS = ("image_mean", "image_std")
 PREPROCESSOR = "preprocessor_config.json"
 
 
@@ -40,12 +40,12 @@ def load_vq_codec(folder: Path, values: Mapping[str, Any], size: int | None) -> 
     """
     if (folder / PREPROCESSOR).is_file():
         processor = read_json_object(folder / PREPROCESSOR)
-        values = {**values, **{key: processor[key] for key in COLORS if processor.get(key)}}
+        values = {**values, **{key: processor[key] for key in COLOR_KEYS if processor.get(key)}}
     shape = read_vq_shape(values, folder / "config.json", size)
     with torch.device("meta"):
         codec = VQCodec(shape)
     wanted = {shape.publish(name, tensor)[0]: (name, tensor.shape) for name, tensor in codec.state_dict().items()}
-    tensors = read_tensors(folder)
+    tensors = read_vq_tensors(folder)
     if faults := sorted(wanted.keys() ^ tensors.keys()):
         kind = "missing" if faults[0] in wanted else "unknown"
         raise UserError(f"{folder}: not the weights of config.json ({faults[0]} is {kind})")
@@ -61,7 +61,7 @@ def load_vq_codec(folder: Path, values: Mapping[str, Any], size: int | None) -> 
     return codec.eval().requires_grad_(False)
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_vq_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of the codec in the files of a folder, by their published names.
 
     Raises:

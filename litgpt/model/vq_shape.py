@@ -11,8 +11,8 @@ from torch import Tensor
 from litgpt.errors import UserError
 
 MAX_NUMBER = 2**20
-NORM_GROUPS = 32
-HALF = (0.5, 0.5, 0.5)
+VQ_NORM_GROUPS = 32
+USUAL_COLOR = (0.5, 0.5, 0.5)
 USUAL_SIZE, MAX_SIZE = 512, 4096  # pixels
 
 
@@ -156,8 +156,8 @@ class VQShape:
     attention_levels: tuple[int, ...]
     heads: int = 1
     frames: int = 1
-    mean: tuple[float, ...] = HALF
-    std: tuple[float, ...] = HALF
+    mean: tuple[float, ...] = USUAL_COLOR
+    std: tuple[float, ...] = USUAL_COLOR
 
     @property
     def family(self) -> VQFamily:
@@ -220,16 +220,16 @@ def read_vq_shape(values: Mapping[str, Any], source: Path, size: int | None = No
             raise UserError(f"{source}: {key}: {given[key]} is not supported; use {expected}")
     widths = tuple(numbers["width"] * multiplier for multiplier in multipliers)
     last = len(widths) - 1
-    if any(width % NORM_GROUPS for width in (numbers["width"], *widths)) or widths[-1] % numbers.get("heads", 1):
+    if any(width % VQ_NORM_GROUPS for width in (numbers["width"], *widths)) or widths[-1] % numbers.get("heads", 1):
         raise UserError(
-            f"{source}: base_channels: {numbers['width']} is not a multiple of {NORM_GROUPS} and of the heads; use 128"
+            f"{source}: base_channels: {numbers['width']} is not a multiple of {VQ_NORM_GROUPS} and of heads; use 128"
         )
     if (frames := numbers.get("frames", 1)) & (frames - 1):
         raise UserError(f"{source}: temporal_downsample_factor: {frames} is not a power of two; use 4")
     levels = family.keys.get("attention_levels")
     attention = (last,) if levels is None else read_numbers(given, levels, source, lowest=0)
     side = read_size(given, kind, 2**last, size, source)
-    colors = {name: tuple(map(float, given.get(f"image_{name}") or HALF)) for name in ("mean", "std")}
+    colors = {name: tuple(map(float, given.get(f"image_{name}") or USUAL_COLOR)) for name in ("mean", "std")}
     saved = {**values, "size": side, **{f"image_{name}": list(color) for name, color in colors.items()}}
     fields: dict[str, Any] = {**numbers, **colors, "widths": widths, "attention_levels": attention}
     return VQShape(model_type=kind, values=saved, size=side, **fields)
@@ -265,6 +265,6 @@ def read_numbers(values: Mapping[str, Any], key: str, source: Path, lowest: int 
     """A list of numbers of a config."""
     items = values.get(key)
     listed = list(items) if isinstance(items, list | tuple) else []
-    if len(listed) > NORM_GROUPS or (lowest and not listed):
+    if len(listed) > VQ_NORM_GROUPS or (lowest and not listed):
         raise UserError(f"{source}: {key}: {items!r} is not a list of a few numbers; use the file as it is published")
     return tuple(read_number({key: item}, key, source, lowest) for item in listed)

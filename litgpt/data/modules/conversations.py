@@ -20,7 +20,7 @@ from litgpt.data.read.row_sources import (
     LocatedRow,
     check_dataset,
     count_interleaved,
-    find_folder,
+    find_media_folder,
     list_files,
     parse_source,
 )
@@ -247,7 +247,7 @@ class Conversations(FinetuningData):
             return [self.complete(resolve(conversation))]
 
         resolve, urls = self._build_resolver(source), self.media_urls
-        media_dir = find_folder(source, self.cache_dir, self.media_dir)
+        media_dir = find_media_folder(source, self.cache_dir, self.media_dir)
         names = [self._names] if any(self._names.values()) else []
         settings = [source.format, source.columns, self.system, self.tool_format, *names, *urls.fingerprint_parts()]
         threads = urls.connections if urls.enabled else 0
@@ -255,7 +255,9 @@ class Conversations(FinetuningData):
 
     def _build_resolver(self, source: DataSource) -> Callable[[Conversation], Conversation]:
         """What finds the files of the images of conversations."""
-        return build_resolver(find_folder(source, self.cache_dir, self.media_dir), self.cache_dir, self.media_urls)
+        return build_resolver(
+            find_media_folder(source, self.cache_dir, self.media_dir), self.cache_dir, self.media_urls
+        )
 
     def complete(self, conversation: Conversation) -> Conversation:
         """Add the default system message to a conversation, and write its tools in the format of the settings."""

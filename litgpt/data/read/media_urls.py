@@ -39,7 +39,7 @@ REDIRECT_STATUSES, MAX_REDIRECTS = (301, 302, 303, 307, 308), 5
 BUSY_STATUSES = (429, 500, 502, 503, 504)
 WAITS = (0.5, 2.0)  # seconds before another attempt
 SILENCE_SECONDS = 10.0  # after which an attempt is given up
-BLOCK_BYTES = 1 << 16
+FETCH_BYTES = 1 << 16
 GLOBAL_UNICAST, TRANSLATED = IPv6Network("2000::/3"), IPv6Network("64:ff9b::/96")
 """The IPv6 addresses of hosts (RFC 4291), and those that are IPv4 addresses (RFC 6052)."""
 UNREACHABLE, TOO_SLOW, TOO_LARGE = "URL that cannot be reached", "URL that takes too long", "URL of too large a file"
@@ -188,7 +188,7 @@ class UrlFetcher:
         if int(response.headers.get("Content-Length", 0)) > limit:
             raise too_large
         with target.open("wb") as file:
-            for block in response.stream(BLOCK_BYTES, decode_content=False):
+            for block in response.stream(FETCH_BYTES, decode_content=False):
                 size += len(block)
                 if size > limit:
                     raise too_large
@@ -228,7 +228,7 @@ class Deadline:
         """Whether none are left."""
         return self.left <= 0
 
-    def watch(self, connection: socket.socket) -> None:
+    def guard(self, connection: socket.socket) -> None:
         """End this connection at the end; raises a TimeoutError if that was before."""
         self._sockets.append(connection.dup())  # of its own, since TLS takes the connection over
         if self.is_over:
@@ -302,15 +302,15 @@ def connect_publicly(url: str, host: str, port: int, deadline: Deadline) -> sock
         except OSError as error:
             fault = error
             continue
-        deadline.watch(opened)
+        deadline.guard(opened)
         return opened
     raise fault
 
 
 def list_addresses(host: str, port: int) -> list[str]:
     """The addresses of a name; raises an OSError if it has none."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in entries))
 
 
 def is_public(address: str) -> bool:

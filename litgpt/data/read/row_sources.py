@@ -143,7 +143,7 @@ def list_files(source: DataSource, downloads: Path) -> list[Path]:
     return files
 
 
-def find_folder(source: DataSource, downloads: Path, given: Path | None = None) -> Path:
+def find_media_folder(source: DataSource, downloads: Path, given: Path | None = None) -> Path:
     """The absolute folder of the files that rows name: the given one, or that of a source.
 
     For a data set on the hub that is the folder of downloads.
