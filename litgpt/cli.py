@@ -1,6 +1,7 @@
 """Parse a command line to a recipe and run its command; errors are printed in one line."""
 
 import errno
+import gc
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from litgpt.errors import UserError
-from litgpt.interrupts import EXIT_CODE, INTERRUPTED, exit_on_interrupt
+from litgpt.interrupts import EXIT_CODE, INTERRUPTED, exit_on_interrupt, is_program
 from litgpt.messages import mute_messages
 from litgpt.phases import show_phases
 from litgpt.recipe.columns import format_columns
@@ -169,10 +170,10 @@ def run_command(name: str, recipe: Any, *, dry_run: bool = False) -> None:
         print("\n".join(["Available values:", *import_object("litgpt.model.registry:list_model_names")()]))
         return
     if check := COMMANDS[name].check:
-        import_object(f"litgpt.train.early_checks:{check}")(recipe)
+        import_undisturbed(f"litgpt.train.early_checks:{check}")(recipe)
     if dry_run:
         if get_local_rank() == 0:
-            import_object("litgpt.commands.plan:run_dry")(name, recipe)
+            import_undisturbed("litgpt.commands.plan:run_dry")(name, recipe)
         return
     if isinstance(recipe, Training) and get_local_rank() == 0:  # before seconds of imports
         model = format_path(getattr(recipe, COMMANDS[name].positionals[0]))
@@ -181,9 +182,25 @@ def run_command(name: str, recipe: Any, *, dry_run: bool = False) -> None:
         print(import_object("litgpt.train.header:format_rows")(header), flush=True)
     explaining = nullcontext()
     if isinstance(recipe, Training):
-        explaining = import_object("litgpt.plan.out_of_memory:explain_out_of_memory")(name, recipe)
+        explaining = import_undisturbed("litgpt.plan.out_of_memory:explain_out_of_memory")(name, recipe)
     with explaining:
-        import_object(f"litgpt.commands.{COMMANDS[name].module}:run")(recipe)
+        import_undisturbed(f"litgpt.commands.{COMMANDS[name].module}:run")(recipe)
+
+
+def import_undisturbed(path: str) -> Any:
+    """Import an object while Python does not look for garbage, which it would do in all that was imported before.
+
+    In the program, whose modules stay until it ends, it does not look there later either.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return import_object(path)
+    finally:
+        if is_program.is_set():
+            gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 def get_local_rank() -> int:

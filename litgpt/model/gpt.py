@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from litgpt.errors import UserError
 from litgpt.model.attention import Attention, KVCache, KVCacheLayer
@@ -24,6 +25,16 @@ from litgpt.model.tower_config import TowerShape
 from litgpt.model.vision import FeaturePlaces, Tower
 
 Head = Callable[[Tensor, Tensor, Tensor | None, float | None], Any]
+RANDOM_FILLS = (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, Tensor.uniform_, Tensor.normal_)
+
+
+class SkipRandomFills(TorchFunctionMode):
+    """Leaves tensors of the meta device as they are, for which the shapes of random values take half of the time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in RANDOM_FILLS and args:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def compute_logits(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
@@ -175,7 +186,7 @@ class GPT(nn.Module):
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype or default)
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), SkipRandomFills():
                 return cls(config)
         finally:
             torch.set_default_dtype(default)

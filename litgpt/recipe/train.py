@@ -37,7 +37,7 @@ class TrainArgs:
     max_steps: Count | None = None
     """Maximum number of optimizer steps."""
     max_time: Positive | None = None
-    """Maximum training time, in seconds."""
+    """Maximum training time, in seconds; the learning rate decays until then if that is before the last step."""
     patience: Count | None = None
     """Stop after this number of validations without a better checkpoint.best.metric; null to never stop early."""
     max_seq_length: Count | None = None
@@ -51,7 +51,7 @@ class TrainArgs:
     lr_decay_style: Literal["cosine", "linear", "constant", "inverse-sqrt", "wsd"] = "cosine"
     """Learning rate schedule after warmup; wsd is warmup-stable-decay."""
     lr_decay_steps: Count | None = None
-    """Optimizer step at which min_lr is reached; null for the end of training."""
+    """Optimizer step at which min_lr is reached; null for the end of training, by steps or by max_time."""
     wsd_decay_steps: Count | None = None
     """Number of optimizer steps in the decay phase of wsd; null for a tenth of the training steps."""
     wsd_decay_style: Literal["linear", "cosine", "exponential", "minus-sqrt"] = "linear"

@@ -137,5 +137,5 @@ def format_count(count: int | None) -> str:
 
 def count_parameters(spec: "RunSpec") -> tuple[int, int]:
     """Count the parameters of the whole model with its adapter, all and trained; tied ones once."""
-    parameters = list(spec.build_whole_model().parameters())
+    parameters = list(spec.whole_model.parameters())
     return sum(item.numel() for item in parameters), sum(item.numel() for item in parameters if item.requires_grad)

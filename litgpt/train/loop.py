@@ -10,7 +10,7 @@ from typing import Any
 from litgpt.data.media.codes import open_code_reader
 from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
-from litgpt.files import write_json, write_text
+from litgpt.files import write_json
 from litgpt.model.code_tokens import GridConstraint
 from litgpt.model.flops import compute_training_flops
 from litgpt.parallel.reduce import all_reduce_sum
@@ -35,20 +35,14 @@ from litgpt.train.guard import Guard, Interrupts
 from litgpt.train.metrics import Meter, get_device_peak, get_peak_memory_gb
 from litgpt.train.objective import Objective
 from litgpt.train.optimizer import set_learning_rate
+from litgpt.train.pace import Pace
 from litgpt.train.profiler import StepProfiler
 from litgpt.train.run_checkpoints import list_checkpoint_files
 from litgpt.train.run_spec import admit_batch
+from litgpt.train.samples_file import remove_samples_after
 from litgpt.train.schedule import list_step_limits
 from litgpt.train.setup import Run
 from litgpt.train.step import StepResult, Votes, compute_trained_norm, train_step
-
-
-def remove_samples_after(path: Path, step: int) -> None:
-    """Remove the samples generated after `step`, from which a run resumes; all samples for a new run (step 0)."""
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and step and json.loads(line)["step"] <= step]
-        write_text(path, "".join(kept))
 
 
 class Loop:
@@ -67,6 +61,7 @@ class Loop:
         device = run.train_state.device
         peak = get_device_peak(device, recipe.precision or "bf16-mixed")
         self.meter = Meter(ranks=run.data.ranks, processes=run.ranks, peak=peak)
+        self.pace = Pace(self.train.max_time)
         self.trained_shares = run.spec.measure_trained_shares()
         minutes = recipe.parallel.timeout_minutes
         self.stacks = StackReport(recipe.out_dir / "stacks", get_rank(), minutes=minutes, notify=console.print)
@@ -79,11 +74,13 @@ class Loop:
         self.spikes = progress.get("spikes", 0)
         self.val_losses: dict[int, float] = {int(step): loss for step, loss in progress.get("val_losses", {}).items()}
         if progress:
-            parts: dict[str, Any] = {"guard": self.guard, "meter": self.meter, "scale": run.train_state.scale}
+            parts: dict[str, Any] = {"guard": self.guard, "meter": self.meter, "pace": self.pace}
+            parts["scale"] = run.train_state.scale
             for name in parts.keys() & progress.keys():  # a state that `TrainableModel` has saved has no others
                 parts[name].load_state_dict(progress[name])
             self.best.load_state_dict(progress.get("best"))
             run.checkpoints.best_step = self.best.step
+        self.last_step = self.pace.estimate_last(self.step, 0.0)  # the same on all ranks, which must have equal rates
         if is_rank_zero():
             remove_samples_after(recipe.out_dir / "samples.jsonl", self.step)
 
@@ -97,6 +94,7 @@ class Loop:
             "guard": self.guard.state_dict(),
             "best": self.best.state_dict(),
             "meter": self.meter.state_dict(),
+            "pace": self.pace.state_dict(),
             "scale": self.run.train_state.scale.state_dict(),
             "stream": self.run.data.train.state_dict(),
         }
@@ -146,7 +144,7 @@ class Loop:
     def advance(self, batches: Iterator[Any]) -> None:
         """Take one optimizer step, then log, evaluate and save at their intervals."""
         run = self.run
-        rate = run.schedule.at(self.step)
+        rate = run.schedule.at(self.step, last=self.last_step)
         set_learning_rate(run.train_state.optimizers, rate / run.schedule.peak if run.schedule.peak else 0.0)
         run.train_state.begin_step(self.step)
         self.interrupts.activity = f"step {self.step + 1}"
@@ -165,6 +163,7 @@ class Loop:
         self.tokens += result.tokens
         self.record(result)
         votes = result.votes
+        self.last_step = votes.last_step
         if run.checkpoints.is_pending and votes.checkpoint_written == run.ranks:
             run.checkpoints.commit()
         is_last = self.step == run.steps or votes.interrupted or votes.out_of_time
@@ -187,11 +186,17 @@ class Loop:
         interrupted = self.interrupts.received is not None
         if not interrupted and self.step + 1 != self.run.steps:
             self.interrupts.activity = f"step {self.step + 2}"
-        return Votes(interrupted, self.is_out_of_time, self.run.checkpoints.is_written)
+        last_step = self.estimate_last_step(self.step + 1)
+        return Votes(interrupted, self.is_out_of_time, self.run.checkpoints.is_written, last_step)
+
+    def estimate_last_step(self, step: int) -> float:
+        """When `train.max_time` will end the run, as the first rank estimates after `step` steps; 0 on the others."""
+        return self.pace.estimate_last(step, self.meter.seconds) if is_rank_zero() else 0.0
 
     def stop_if_interrupted(self) -> None:
         """Stop before the next step if any rank received a signal, of which a step would know at its end only."""
-        (interrupted,) = all_reduce_sum([self.interrupts.received is not None], self.run.train_state.device)
+        votes = [self.interrupts.received is not None, self.estimate_last_step(self.step)]
+        interrupted, self.last_step = all_reduce_sum(votes, self.run.train_state.device)
         if interrupted and not self.reason:
             self.reason = self.get_stop_reason(Votes(interrupted=int(interrupted)))
 
@@ -253,6 +258,7 @@ class Loop:
         )
         ranks, batches = run.data.ranks, run.data.micro_batches
         self.meter.update(samples=samples // ranks, tokens=tokens // ranks, flops=flops / run.ranks, batches=batches)
+        self.pace.record(self.meter.seconds)
 
     def log(self, result: StepResult, rate: float) -> None:
         """Log the metrics of a step, and show them in the progress line."""

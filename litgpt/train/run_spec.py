@@ -116,7 +116,12 @@ class RunSpec:
     def measure_trained_shares(self) -> TrainedShares:
         """Measure which weights the run trains, for a count of its operations."""
         active = self.tuner.get_active_share(self.config.n_layer) if self.tuner else 1.0
-        return TrainedShares.measure(self.build_whole_model(), adapted=self.adapted, active=active)
+        return TrainedShares.measure(self.whole_model, adapted=self.adapted, active=active)
+
+    @cached_property
+    def whole_model(self) -> GPT:
+        """The whole model on the meta device, to look at and not to change."""
+        return self.build_whole_model()
 
     def build_whole_model(self) -> GPT:
         """Build the whole model, with what the tuner adds to it, on the meta device."""
@@ -134,7 +139,7 @@ class RunSpec:
     def count_trained_predictions(self) -> int:
         """Count the prediction layers that training runs: all of them, or none."""
         layers = self.config.n_prediction_layers
-        return layers if layers and self.build_whole_model().trains_predictions else 0
+        return layers if layers and self.whole_model.trains_predictions else 0
 
     def adapter_files(self) -> dict[str, str]:
         """Text by name of the files that mark a training checkpoint as an adapter's; empty without an adapter."""

@@ -16,6 +16,8 @@ class Schedule:
         floor: the learning rate at the end of the decay; at most the peak.
         warmup: steps of warm-up; the first step trains at peak / warmup.
         end: the step at which the floor is reached; infinite for a run without a limit on steps.
+        is_fixed: whether it is reached there even if a limit on time ends the run before.
+        wsd_steps: steps of the decay phase of `wsd`; None for a tenth of the run.
     """
 
     style: str
@@ -23,7 +25,8 @@ class Schedule:
     floor: float
     warmup: int
     end: float
-    wsd_steps: float
+    is_fixed: bool
+    wsd_steps: int | None
     wsd_style: str
 
     @classmethod
@@ -31,23 +34,28 @@ class Schedule:
         """Build the schedule of a run of `steps` optimizer steps; None for a run without a limit."""
         end = train.lr_decay_steps or steps or math.inf
         floor = peak if train.min_lr is None else min(train.min_lr, peak)
-        wsd = train.wsd_decay_steps or max(1, end // 10)
-        return cls(train.lr_decay_style, peak, floor, warmup, end, wsd, train.wsd_decay_style)
+        fixed, wsd_steps, wsd_style = train.lr_decay_steps is not None, train.wsd_decay_steps, train.wsd_decay_style
+        return cls(train.lr_decay_style, peak, floor, warmup, end, fixed, wsd_steps, wsd_style)
 
-    def at(self, step: int) -> float:
-        """The learning rate of optimizer step `step`, counted from 0."""
+    def at(self, step: int, *, last: float = math.inf) -> float:
+        """The learning rate of optimizer step `step`, counted from 0.
+
+        Args:
+            last: the number of steps after which a limit on time is expected to end the run.
+        """
+        end = self.end if self.is_fixed else min(self.end, last)
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
         if self.style == "constant":
             return self.peak
         if self.style == "inverse-sqrt":
             return max(self.floor, self.peak * math.sqrt(max(self.warmup, 1) / (step + 1)))
-        if step >= self.end:
+        if step >= end:
             return self.floor
         if self.style == "wsd":
-            left = self.end - step
-            return self._between(self.wsd_style, 1 - left / self.wsd_steps) if left < self.wsd_steps else self.peak
-        return self._between(self.style, (step - self.warmup) / (self.end - self.warmup))
+            left, decay = end - step, self.wsd_steps or max(1, end // 10)
+            return self._between(self.wsd_style, 1 - left / decay) if left < decay else self.peak
+        return self._between(self.style, (step - self.warmup) / (end - self.warmup))
 
     def _between(self, style: str, elapsed: float) -> float:
         """The learning rate after a share `elapsed` of the decay."""

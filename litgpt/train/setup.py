@@ -197,7 +197,8 @@ def list_warnings(recipe: Training, spec: RunSpec, data: RunData, steps: int | N
         return []
     dims = recipe.parallel.resolve_dims(fabric.world_size)
     lines = recipe.list_unused_settings(dims)
-    lines += describe_fp8(GPT.on_meta(spec.config), recipe.fp8, dims, fabric.device)
+    if recipe.fp8.recipe is not None:
+        lines += describe_fp8(GPT.on_meta(spec.config), recipe.fp8, dims, fabric.device)
     warmup = recipe.train.lr_warmup_steps or 0
     if steps is not None and warmup > steps:
         lines.append(

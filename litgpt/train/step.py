@@ -36,11 +36,13 @@ class Votes(NamedTuple):
         interrupted: a signal to stop was received.
         out_of_time: the run's time limit has passed.
         checkpoint_written: the pending checkpoint is ready to be committed.
+        last_step: no flag, but the step at which time is expected to end the run, sent by the first rank only.
     """
 
     interrupted: int = 0
     out_of_time: int = 0
     checkpoint_written: int = 0
+    last_step: float = 0.0
 
 
 def cast_no_votes() -> Votes:
@@ -187,7 +189,8 @@ def apply_gradients(
     train_state.zero_grad()
     if train_state.routers is not None:
         metrics |= train_state.routers.finish(train_state.device, skipped=skipped)
-    counted = Votes(*map(int, counted_votes))
+    interrupted, out_of_time, checkpoint_written, last_step = counted_votes
+    counted = Votes(int(interrupted), int(out_of_time), int(checkpoint_written), last_step)
     sizes = gradients.targets, gradients.tokens, gradients.media
     return StepResult(loss, norm, *sizes, skipped, counted, metrics)
 
