@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from litgpt.data.media.codes import BEGIN_IMAGE, END_IMAGE, IMAGE_CODE, find_code_tokens
+from litgpt.data.media.codes import OWN_NAMES, find_code_names, find_code_tokens
 from litgpt.data.read.media import CODES_FOLDER
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
@@ -30,19 +30,23 @@ def run(recipe: TokenizerExtend) -> None:
     """
     check_unused(recipe.output_dir)
     codec, tokenizer = load_codec(recipe.codec_dir, size=recipe.size), Tokenizer(recipe.checkpoint_dir)
-    config, tokens = load_config(recipe.checkpoint_dir), tokenizer.id_limit
-    text, total = add_tokens(tokenizer, codec.shape), tokens + 2 + codec.shape.codes
-    rows = max(-(-total // ROWS_MULTIPLE) * ROWS_MULTIPLE, config.padded_vocab_size or 0)
-    shape = replace(config, vocab_size=total, padded_vocab_size=rows)
-    tensors = extend_rows(iter_tensors(recipe.checkpoint_dir, config), tokens, rows, recipe.seed)
+    config, text = load_config(recipe.checkpoint_dir), None
+    tensors = iter_tensors(recipe.checkpoint_dir, config)
+    if find_code_names(tokenizer) in (None, OWN_NAMES):
+        text, total = add_tokens(tokenizer, codec.shape), tokenizer.id_limit + 2 + codec.shape.codes
+        rows = max(-(-total // ROWS_MULTIPLE) * ROWS_MULTIPLE, config.padded_vocab_size or 0)
+        config = replace(config, vocab_size=total, padded_vocab_size=rows)
+        tensors = extend_rows(tensors, tokenizer.id_limit, rows, recipe.seed)
     with staged_folder(recipe.output_dir) as staged:
-        if write_model_folder(staged, shape, tensors, tokenizer_dir=recipe.checkpoint_dir) is None:
+        if write_model_folder(staged, config, tensors, tokenizer_dir=recipe.checkpoint_dir) is None:
             print_message(f"{recipe.output_dir}: {UNPUBLISHED}")
-        write_text(staged / "tokenizer.json", text)
+        if text is not None:
+            write_text(staged / "tokenizer.json", text)
         (staged / CODES_FOLDER).mkdir()
         save_codec(staged / CODES_FOLDER, codec)
-        find_code_tokens(Tokenizer(staged), codec.shape)
-    print(f"{recipe.output_dir}: {total - tokens:,} tokens more, {total:,} in all")
+        extended = Tokenizer(staged)
+        find_code_tokens(extended, codec.shape)
+    print(f"{recipe.output_dir}: {extended.id_limit - tokenizer.id_limit:,} tokens more, {extended.id_limit:,} in all")
 
 
 def add_tokens(tokenizer: Tokenizer, shape: GridShape) -> str:
@@ -56,12 +60,12 @@ def add_tokens(tokenizer: Tokenizer, shape: GridShape) -> str:
 
     if tokenizer.backend != "huggingface":
         raise UserError(f"checkpoint_dir: {tokenizer.folder} has no tokenizer.json, which tokens are added to")
-    names = [BEGIN_IMAGE, END_IMAGE, *(IMAGE_CODE.format(code) for code in range(shape.codes))]
+    names = [OWN_NAMES.begin, OWN_NAMES.end, *(OWN_NAMES.code.format(code) for code in range(shape.codes))]
     if (known := next((name for name in names if tokenizer.find_token(name) is not None), None)) is not None:
         raise UserError(f"checkpoint_dir: {tokenizer.folder} has the token {known} already; give a model without")
     backend = Backend.from_str(tokenizer.processor.to_str())
     backend.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-    if (backend.token_to_id(BEGIN_IMAGE) or 0) < tokenizer.id_limit:
+    if (backend.token_to_id(OWN_NAMES.begin) or 0) < tokenizer.id_limit:
         raise UserError(
             f"checkpoint_dir: {tokenizer.folder} has ids without tokens below {tokenizer.id_limit}, which new ones "
             "would take; give a model without gaps"

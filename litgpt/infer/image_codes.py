@@ -70,22 +70,24 @@ def generate_codes(
     """
     tokens, texts = reader.tokens, prompt.texts
     for ids in texts:
-        check_prompt(model, ids, tokens.places + 2)
-    device, longest = next(model.parameters()).device, max(map(len, texts)) + tokens.places + 2
+        check_prompt(model, ids, len(tokens.template))
+    device, longest = next(model.parameters()).device, max(map(len, texts)) + len(tokens.template)
     windows = find_window_layers(model.config, longest)
     cache = BlockCache(len(texts) * round_up_size(longest), len(texts), windows=windows)
     blocks = [cache.allocate(longest) for _ in texts]
     constraint = GridConstraint(tokens, model.config.padded_vocab_size or 0, image_first=True)
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
     row = SampledRow(sampling, texts[0], [], generator, constraint)
-    for _ in range(tokens.places + 1):
+    for _ in range(len(tokens.template) - 1):  # without the last, which is no code
         chunks = [Chunk(block, ids) for block, ids in zip(blocks, texts, strict=True) if block is not None]
         logits = torch.cat(run_packed(model, chunks, cache.slabs))
         token = int(sample_rows(guide(logits, prompt.guidance)[None], [row]))
         constraint.accept(token)
         row.generated.append(token)
         texts = [[token]] * len(texts)
-    return [token - tokens.first for token in row.generated[1:]]
+    codes = tokens.read([*row.generated, tokens.end])
+    assert codes is not None
+    return codes
 
 
 def draw_image(model: GPT, reader: CodeReader, prompt: ImagePrompt, *, sampling: Sampling, seed: int | None) -> "Image":

@@ -1,6 +1,7 @@
 """Published codecs of images against transformers: latents, codes and pixels, and folders that load in both."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,24 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
 from torch import Tensor
 
 from litgpt.cli import main
+from litgpt.data import Conversations
 from litgpt.data.media.codes import open_code_reader
 from litgpt.data.read.media import Medium
-from litgpt.data.tokenizer import Tokenizer
+from litgpt.data.tokenizer import Tokenizer, train_tokenizer
 from litgpt.errors import UserError
+from litgpt.model.code_tokens import GridConstraint
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 from litgpt.model.image_codec import load_codec, save_codec
 from litgpt.model.vq_codec import VQCodec
-from tests.code_model import draw_noise, write_codec_folder, write_text_model
+from litgpt.recipe.data import BatchShape
+from litgpt.store.load_model import load_model
+from tests.code_model import TEMPLATE, build_row, draw_noise, write_codec_folder, write_text_model
+from tests.vision_model import write_rows
 
 EMU3 = {
     **{"codebook_size": 64, "base_channels": 32, "channel_multiplier": [1, 2, 2], "num_res_blocks": 1},
@@ -157,3 +166,82 @@ def test_a_model_is_extended_by_published_codes(tmp_path: Path) -> None:
 def test_trained_codes_have_one_size(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="size: 16 has no effect with codes that were trained for 8; leave it out"):
         load_codec(write_codec_folder(tmp_path / "codec"), size=16)
+
+
+TOKENS = ["<image>", "<|image start|>", "<|image end|>", "<|image token|>", "<|extra_200|>", "<|extra_201|>"]
+
+
+def write_emu3(folder: Path) -> Any:
+    """Write a small model of Emu3 with a tokenizer of bytes and its tokens of images."""
+    source = folder.parent / "tokenizer"
+    backend = train_tokenizer([], "bytes", 258, source).processor
+    names = [*TOKENS, *(f"<|visual token {code:06d}|>" for code in range(64))]
+    backend.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+    text = {
+        **{"vocab_size": 336, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256},
+        **{"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1},
+    }
+    ids = {name: backend.token_to_id(name) for name in names}
+    config = transformers.Emu3Config(
+        vq_config=EMU3, text_config=text, vocabulary_map=ids, image_token_id=ids["<image>"], tie_word_embeddings=False
+    )
+    model = transformers.Emu3ForConditionalGeneration(config).eval()
+    codec = write_model(folder.parent / "codec", "emu3")
+    model.model.vqmodel.load_state_dict(codec.state_dict())
+    model.save_pretrained(folder)
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return model
+
+
+@torch.no_grad()
+def test_images_of_emu3_are_its_tokens(tmp_path: Path) -> None:
+    model = write_emu3(tmp_path / "emu3")
+    flags = ["tokenizer", "extend", str(tmp_path / "emu3"), str(tmp_path / "emu3"), str(tmp_path / "model")]
+    assert main([*flags, "--size", str(SIZE)]) == 0
+    tokenizer = Tokenizer(tmp_path / "model")
+    reader = open_code_reader(tokenizer)
+    assert reader is not None
+    image = torch.randint(256, (3, SIZE, SIZE), dtype=torch.uint8)
+    run = reader.tokens.write(reader.encode(image))
+    names = tokenizer.processor.decode(run, skip_special_tokens=False)
+    row = r"(<\|visual token \d{6}\|>){8}<\|extra_200\|>"
+    start, end = r"<\|image start\|>8\*8<\|image token\|>", r"<\|extra_201\|><\|image end\|>"
+    assert re.fullmatch(f"{start}({row}){{8}}{end}", names.replace("> <", "><")), names
+
+    ids = [0, *tokenizer.encode("a red dog", bos=False).tolist(), *run, 1]
+    places = [model.config.image_token_id if token in run[5:-2] else token for token in ids]
+    pixels = (image[None] / 255 - 0.5) / 0.5
+    sizes = torch.tensor([[SIZE, SIZE]])
+    expected = model(input_ids=torch.tensor([places]), pixel_values=pixels, image_sizes=sizes).logits
+    ours = GPT(Config.from_checkpoint(tmp_path / "model"))
+    load_model(ours, tmp_path / "model")
+    torch.testing.assert_close(ours(torch.tensor([ids])), expected, atol=1e-5, rtol=1e-5)
+    written = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(written(torch.tensor([ids])).logits, expected, atol=1e-5, rtol=1e-5)
+
+    constraint, written = GridConstraint(reader.tokens, 336, image_first=True), list[int]()
+    for token in run:
+        assert constraint.allowed()[token] and constraint.allowed().sum() in (1, 64)
+        constraint.accept(token)
+        written.append(token)
+    assert reader.tokens.find_images([5, *written, 6]) == [reader.encode(image)] and not constraint.allowed()[run[-1]]
+
+
+def test_rows_of_emu3(tmp_path: Path) -> None:
+    write_emu3(tmp_path / "emu3")
+    flags = ["tokenizer", "extend", str(tmp_path / "emu3"), str(tmp_path / "codec"), str(tmp_path / "model")]
+    assert main([*flags, "--size", "16"]) == 0
+    draw_noise(tmp_path / "a.png", 1)
+    write_rows(tmp_path, [build_row(["dog"], [{"type": "image", "image": "a.png"}])])
+    data = Conversations(str(tmp_path / "rows.jsonl"), val_fraction=0.0, num_workers=0, cache_dir=tmp_path / "cache")
+    data.connect(Tokenizer(tmp_path / "model"), 1, 128)
+    data.prepare_data()
+    shape = BatchShape(micro_batch_size=1, global_batch_size=1, max_seq_length=128, rank=0, ranks=1, seed=0)
+    batch = next(iter(data.train_stream(shape)))
+    reader = open_code_reader(data.tokenizer)
+    assert reader is not None
+    run = reader.read(Medium(path=str(tmp_path / "a.png")))
+    trained = batch.labels[batch.labels >= 0].tolist()
+    assert trained[: len(run)] == run and reader.tokens.find_images(batch.ids[0].tolist()) != []

@@ -22,8 +22,43 @@ from litgpt.model.image_codec import CODEC_CONFIG, CODEC_WEIGHTS, Codec, GridSha
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BEGIN_IMAGE, END_IMAGE, IMAGE_CODE = "<|image_codes|>", "<|end_image_codes|>", "<|image_code_{}|>"
-"""The tokens around the codes of an image, and a code."""
+
+@dataclass(frozen=True)
+class CodeNames:
+    """How the tokens of images are called.
+
+    Attributes:
+        begin, end: around an image.
+        code: of the code with a number.
+        size: the text after the first one, of the codes in a row; empty for none.
+        lead: after that text, before the codes; None for none.
+        row_end: after each row; None for none.
+        tail: after the codes; None for none.
+    """
+
+    begin: str
+    end: str
+    code: str
+    size: str = ""
+    lead: str | None = None
+    row_end: str | None = None
+    tail: str | None = None
+
+
+OWN_NAMES = CodeNames("<|image_codes|>", "<|end_image_codes|>", "<|image_code_{}|>")
+"""Of the tokens that `litgpt tokenizer extend` adds."""
+CODE_NAMES = (
+    OWN_NAMES,
+    CodeNames(  # of Emu3
+        "<|image start|>",
+        "<|image end|>",
+        "<|visual token {:06d}|>",
+        size="{side}*{side}",
+        lead="<|image token|>",
+        row_end="<|extra_200|>",
+        tail="<|extra_201|>",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -32,11 +67,13 @@ class CodeReader:
 
     Attributes:
         folder: of the codec.
+        begin: the name of the token that begins an image.
     """
 
     folder: Path
     codec: Codec
     tokens: CodeTokens
+    begin: str
 
     def read(self, medium: Medium) -> list[int]:
         """The tokens of an image, with those around it; the image is resized to the codec's size.
@@ -74,20 +111,35 @@ class CodeReader:
         return [sha256(self.folder / name) for name in (CODEC_CONFIG, CODEC_WEIGHTS)]
 
 
+def find_code_names(tokenizer: Tokenizer) -> CodeNames | None:
+    """What the tokens of images are called in a tokenizer; None if it has none."""
+    return next((names for names in CODE_NAMES if tokenizer.find_token(names.begin) is not None), None)
+
+
 def find_code_tokens(tokenizer: Tokenizer, shape: GridShape) -> CodeTokens:
     """The tokens of the codes of a codec.
 
     Raises:
         UserError: if the tokenizer does not have them one after the other.
     """
-    names = (BEGIN_IMAGE, END_IMAGE, IMAGE_CODE.format(0), IMAGE_CODE.format(shape.codes - 1))
-    begin, end, first, last = map(tokenizer.find_token, names)
-    if begin is None or end is None or first is None or last != first + shape.codes - 1:
+    names = find_code_names(tokenizer) or OWN_NAMES
+    around = {name: tokenizer.find_token(getattr(names, name)) for name in ("begin", "end")}
+    other = {name: getattr(names, name) for name in ("lead", "row_end", "tail")}
+    others = {name: None if text is None else tokenizer.find_token(text) for name, text in other.items()}
+    first, last = (tokenizer.find_token(names.code.format(code)) for code in (0, shape.codes - 1))
+    is_missing = None in (*around.values(), first) or any(
+        others[name] is None for name, text in other.items() if text is not None
+    )
+    if is_missing or first is None or last != first + shape.codes - 1:
         raise UserError(
             f"{tokenizer.folder}: the tokenizer does not have the {shape.codes} tokens of {CODES_FOLDER}; write the "
             "folder with `litgpt tokenizer extend`"
         )
-    return CodeTokens(begin, end, first, shape.codes, shape.places)
+    size = names.size.format(side=shape.side)
+    sizes = tokenizer.processor.encode(size, add_special_tokens=False).ids if size else []
+    lead, tail = ([] if others[name] is None else [others[name]] for name in ("lead", "tail"))
+    ids: dict[str, Any] = {**around, "lead": (*sizes, *lead), "row_end": others["row_end"], "tail": tuple(tail)}
+    return CodeTokens(first=first, codes=shape.codes, places=shape.places, **ids)
 
 
 def open_code_reader(tokenizer: Tokenizer) -> CodeReader | None:
@@ -99,5 +151,5 @@ def open_code_reader(tokenizer: Tokenizer) -> CodeReader | None:
     folder = tokenizer.folder / CODES_FOLDER
     if not folder.is_dir():
         return None
-    codec = load_codec(folder)
-    return CodeReader(folder, codec, find_code_tokens(tokenizer, codec.shape))
+    codec, names = load_codec(folder), find_code_names(tokenizer) or OWN_NAMES
+    return CodeReader(folder, codec, find_code_tokens(tokenizer, codec.shape), names.begin)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from litgpt.data.media.codes import BEGIN_IMAGE, CodeReader
+from litgpt.data.media.codes import CodeReader
 from litgpt.data.media.pictures import PictureError
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
@@ -34,14 +34,14 @@ class CodePlacer:
         if conversation.objects is not None:
             raise BadRow("boxes are not supported", "by a model that reads images as codes")
         messages = (
-            replace(message, content=message.content.replace(MARK, BEGIN_IMAGE)) if message.media else message
+            replace(message, content=message.content.replace(MARK, self.reader.begin)) if message.media else message
             for message in conversation.messages
         )
         return replace(conversation, messages=tuple(messages))
 
     def write_places(self, text: str) -> str:
         """A rendered text with the token of an image in place of each mark."""
-        return text.replace(MARK, BEGIN_IMAGE)
+        return text.replace(MARK, self.reader.begin)
 
     def write_images(self, ids: np.ndarray, weights: np.ndarray, conversation: Conversation) -> Example:
         """The sample of a conversation, given its (T,) tokens with one for each image; errors as `plan` and `place`."""
