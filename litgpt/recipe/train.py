@@ -119,7 +119,8 @@ class EvalArgs:
     final_validation: bool = True
     """Validate after the last step."""
     evaluate_example: Literal["first", "random"] | Position = "first"
-    """The sample to generate an answer for at every validation, when finetuning; use sample_prompt when pretraining."""
+    """The sample to generate an answer for at every validation, when finetuning; of samples with images, the first of
+    four, from the validation data if there are any. When pretraining, use sample_prompt."""
     sample_prompt: str | None = None
     """Prompt that the model completes at every validation; null for none."""
     sample_tokens: Count = 64

@@ -148,6 +148,7 @@ def sample_continuation(
     top_k: int = 50,
     stop_tokens: Collection[int] = (),
     constraint: GridConstraint | None = None,
+    prompt_batch: Batch | None = None,
 ) -> list[int]:
     """Generate tokens after a prompt, each sampled from the `top_k` most likely ones. All ranks call this together.
 
@@ -158,6 +159,7 @@ def sample_continuation(
         window: maximum number of previous tokens in the input of the model.
         stop_tokens: generation stops after the first of these.
         constraint: of the tokens that may follow; None for all.
+        prompt_batch: the prompt with its images, whose text may not be longer than `window`; None for one of text.
     """
     generator = torch.Generator().manual_seed(seed)
     kv_cache = build_cache(train_state)
@@ -165,9 +167,9 @@ def sample_continuation(
     def next_token(ids: list[int]) -> int:
         cache = kv_cache if len(ids) <= window else None
         cached = cache.length if cache else 0
-        inputs = torch.tensor([ids[-window:][cached:]], device=train_state.device)
-        local = train_state.local_batch(Batch(inputs, inputs), cached=cached)
-        head = partial(gather_last_logits, tokens=inputs.shape[1], sharding=train_state.local_tokens)
+        batch = build_continued_batch(ids[-window:], cached, prompt_batch)
+        local = train_state.local_batch(train_state.to_device(batch), cached=cached)
+        head = partial(gather_last_logits, tokens=batch.ids.shape[1], sharding=train_state.local_tokens)
         logits = evaluate(train_state, local, partial(run_model, head=head, cache=cache), cache)
         if cache:
             cache.truncate(len(ids))  # without the padding of a row, and once for all stages of a pipeline
@@ -189,6 +191,25 @@ def sample_continuation(
             tokens.append(token)
             entry.advance()
     return tokens
+
+
+def build_continued_batch(ids: Sequence[int], cached: int, prompt: Batch | None) -> Batch:
+    """The tokens of a text that are not in the cache, (1, T), with the images of its prompt if nothing is.
+
+    Args:
+        cached: number of tokens in the cache, none of a prompt or all of it.
+        prompt: the beginning of the text, with its images; None without any.
+    """
+    ids_1T = torch.tensor([list(ids)[cached:]])
+    if prompt is None:
+        return Batch(ids_1T, ids_1T)
+    positions = prompt.positions
+    if positions is not None and positions.dim() == 3:  # text goes on after the highest one
+        later = positions.max() + 1 + torch.arange(len(ids) - positions.shape[-1])
+        positions = torch.cat([positions, later.expand(1, 3, -1)], -1)[..., cached:]
+    else:
+        positions = None
+    return Batch(ids_1T, ids_1T, positions=positions, media=None if cached else prompt.media)
 
 
 def gather_last_logits(

@@ -1,17 +1,14 @@
 """The training loop: step, log, evaluate, save, until a limit is reached or a signal arrives."""
 
 import itertools
-import json
 from collections.abc import Iterator, Sized
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from litgpt.data.media.codes import open_code_reader
 from litgpt.data.stream.batch import Batch
 from litgpt.errors import UserError
 from litgpt.files import write_json
-from litgpt.model.code_tokens import GridConstraint
 from litgpt.model.flops import compute_training_flops
 from litgpt.parallel.reduce import all_reduce_sum
 from litgpt.parallel.stacks import StackReport
@@ -28,7 +25,6 @@ from litgpt.train.evaluate import (
     compute_task_scores,
     compute_validation_metrics,
     list_validation_metrics,
-    sample_continuation,
 )
 from litgpt.train.garbage_collection import GarbageCollection
 from litgpt.train.guard import Guard, Interrupts
@@ -39,7 +35,7 @@ from litgpt.train.pace import Pace
 from litgpt.train.profiler import StepProfiler
 from litgpt.train.run_checkpoints import list_checkpoint_files
 from litgpt.train.run_spec import admit_batch
-from litgpt.train.samples_file import remove_samples_after
+from litgpt.train.samples import SampleWriter
 from litgpt.train.schedule import list_step_limits
 from litgpt.train.setup import Run
 from litgpt.train.step import StepResult, Votes, compute_trained_norm, train_step
@@ -55,6 +51,7 @@ class Loop:
         self.score_tasks, self.scored_step = score_tasks, -1
         self.run, self.objective, self.console, self.train = run, objective, console, recipe.train
         self.interrupts = Interrupts(console.print)
+        self.samples = SampleWriter(run, console.print)
         self.guard = Guard(recipe.guard)
         self.best = BestMetric(recipe.checkpoint.best, recipe.train.patience)
         self.best.check_metric(list_validation_metrics(objective))
@@ -82,7 +79,7 @@ class Loop:
             run.checkpoints.best_step = self.best.step
         self.last_step = self.pace.estimate_last(self.step, 0.0)  # the same on all ranks, which must have equal rates
         if is_rank_zero():
-            remove_samples_after(recipe.out_dir / "samples.jsonl", self.step)
+            self.samples.remove_after(self.step)
 
     def progress(self) -> dict[str, Any]:
         """The progress of the run for a checkpoint; JSON values."""
@@ -324,32 +321,15 @@ class Loop:
                 self.log_metrics(logged | {"step": self.step})
                 self.console.print(f"step {self.step}: {render_validation(logged)}")
             if settings.sample_prompt is not None and data.tokenizer is not None:
-                self.write_sample(data.tokenizer.encode(settings.sample_prompt).tolist(), settings.sample_tokens)
+                prompt = data.tokenizer.encode(settings.sample_prompt).tolist()
+                self.samples.write_text(self.step, prompt, settings.sample_tokens)
             if data.example_prompt and settings.max_new_tokens:
-                self.write_sample(data.example_prompt, settings.max_new_tokens)
+                self.samples.write_text(self.step, data.example_prompt, settings.max_new_tokens)
+            if settings.max_new_tokens:
+                self.samples.answer_questions(self.step, settings.max_new_tokens)
         if is_best:
             self.save()
         self.stop_if_interrupted()
-
-    def write_sample(self, prompt: list[int], tokens: int) -> None:
-        """Generate a continuation of a prompt, print the text and append it to `samples.jsonl`."""
-        run, tokenizer = self.run, self.run.data.tokenizer
-        assert tokenizer is not None
-        start = prompt or [tokenizer.bos_id or tokenizer.eos_id or 0]
-        window, seed, stop_tokens = run.data.sequence_length, run.recipe.seed, run.data.stop_ids
-        codes = open_code_reader(tokenizer)
-        constraint = None if codes is None else GridConstraint(codes.tokens, run.spec.config.padded_vocab_size or 0)
-        settings: dict[str, Any] = {"seed": seed, "stop_tokens": stop_tokens, "constraint": constraint}
-        continuation = sample_continuation(run.train_state, start, max_new_tokens=tokens, window=window, **settings)
-        if is_rank_zero():
-            text = tokenizer.decode(start + continuation)
-            lines = [line for line in text.splitlines() if line.strip()]  # blank ones are in the file only
-            self.console.print("\n".join([f"step {self.step}, sample:", *lines]))
-            row: dict[str, Any] = {"step": self.step, "prompt": tokenizer.decode(prompt), "text": text}
-            if codes is not None:
-                row["images"] = [codes.draw_as_uri(image) for image in codes.tokens.find_images(continuation)]
-            with (run.recipe.out_dir / "samples.jsonl").open("a", encoding="utf-8") as file:
-                print(json.dumps(row), file=file)
 
     def save(self) -> None:
         """Start to save a checkpoint of this step."""

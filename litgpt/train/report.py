@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,7 +34,9 @@ def write_report(out_dir: Path, output: Path | None = None) -> Path:
     """
     path, rows = read_newest_metrics(out_dir)
     output = output or out_dir / "report.html"
-    values = describe_report(read_files(out_dir), rows) | {"metrics": path.relative_to(out_dir)}
+    files = read_files(out_dir)
+    values = describe_report(files, rows) | {"metrics": path.relative_to(out_dir)}
+    values["questions"] = group_by_question(files.samples)
     render_page(output, "report.html.j2", values)
     return output
 
@@ -213,7 +215,10 @@ def read_text(path: Path) -> str | None:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Read the samples generated during training, oldest first: dicts of step, prompt, text and images.
+    """Read the samples generated during training, oldest first: dicts of step, prompt, text and drawn images.
+
+    Those about images have the number of their `question`, others None, and `target`, the answer in the data; the
+    images that were `seen` are in the first of each process.
 
     Text after the last line end is a line that is being written, and left out.
     """
@@ -222,11 +227,26 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
             continuation = row["text"].removeprefix(row["prompt"])
-            images = [image for image in row.get("images", []) if image.startswith(PNG_URI)]
-            samples.append({"step": int(row["step"]), "prompt": row["prompt"], "text": continuation, "images": images})
+            sample = {"step": int(row["step"]), "prompt": row["prompt"], "text": continuation}
+            for name in ("images", "seen"):
+                sample[name] = [image for image in row.get(name, []) if image.startswith(PNG_URI)]
+            question = row.get("question")
+            sample |= {"question": None if question is None else int(question), "target": str(row.get("target", ""))}
+            samples.append(sample)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{path}: line {number} is not JSON with step, prompt and text; remove the line") from None
     return samples
+
+
+def group_by_question(samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The questions about images, with the images, the answer in the data, and all samples, the newest first."""
+    questions: dict[int, dict[str, Any]] = {}
+    for sample in samples:
+        if sample["question"] is not None:
+            about = questions.setdefault(sample["question"], {"seen": [], "answers": []})
+            about |= {"prompt": sample["prompt"], "target": sample["target"], "seen": sample["seen"] or about["seen"]}
+            about["answers"] = [sample, *about["answers"]]
+    return [questions[number] for number in sorted(questions)]
 
 
 def read_load(path: Path) -> list[tuple[int, list[tuple[float, float]]]]:

@@ -35,6 +35,7 @@ from litgpt.train.build_state import build_train_state
 from litgpt.train.data_report import DATA_REPORT_FILE
 from litgpt.train.early_checks import check_resumption, check_trained_model, check_vocabulary
 from litgpt.train.history import choose_version
+from litgpt.train.image_questions import ImageQuestion, list_image_questions
 from litgpt.train.launch import launch
 from litgpt.train.loggers import build_logger
 from litgpt.train.resumed_recipe import describe_changes
@@ -58,6 +59,7 @@ class RunData:
         ranks: number of ranks that read different data.
         micro_batches: micro-batches per data rank and optimizer step.
         example_prompt: token ids of a prompt from the data, to generate from; empty for none.
+        image_questions: those with images to answer, from the validation data if there are any.
         stop_ids: tokens that end a generated text.
         prompt_files: the files of the prompt format of the data, text by name; None for that of the tokenizer.
     """
@@ -70,6 +72,7 @@ class RunData:
     ranks: int
     micro_batches: int
     example_prompt: list[int]
+    image_questions: tuple[ImageQuestion, ...]
     stop_ids: tuple[int, ...]
     prompt_files: dict[str, str] | None
 
@@ -261,6 +264,8 @@ def open_data(
     settings = recipe.eval
     prompt = spec.data.encode_example_prompt(settings.evaluate_example, recipe.seed) if settings.max_new_tokens else []
     train, validation = spec.data.train_stream(shape), spec.data.val_stream(shape)
+    asked = getattr(validation or train, "samples", None) if settings.max_new_tokens else None
+    questions = list_image_questions(asked, settings.evaluate_example, recipe.seed)
     if recipe.checkpoint.best and validation is None:
         metric = recipe.checkpoint.best.metric
         raise UserError(
@@ -278,6 +283,7 @@ def open_data(
         ranks=shape.ranks,
         micro_batches=recipe.train.accumulation(shape.ranks),
         example_prompt=prompt,
+        image_questions=questions,
         stop_ids=list_stop_ids(tokenizer, files),
         prompt_files=files,
     )

@@ -58,7 +58,8 @@ def test_runs_are_listed_with_their_last_figures(board: httpx.Client) -> None:
 def test_the_page_of_a_run_has_what_its_report_has(board: httpx.Client) -> None:
     run = board.get("/api/run", params={"run": "pretrain/a"}).json()
     assert run["title"] == "toy" and ["Steps", "30"] in run["tiles"] and run["problems"] == []
-    assert run["samples"] == [{"step": 10, "prompt": "once", "text": " <b>more</b>", "images": []}]
+    sample = {"step": 10, "prompt": "once", "text": " <b>more</b>", "images": [], "seen": []}
+    assert run["samples"] == [sample | {"question": None, "target": ""}]
     assert run["page"]["rows"]["validation"]["val_loss"] == [3.1, 3.05, 3.03333]
     lines = ["1 of 9 rows left out: 1 no answer; 2 samples longer than the model reads", "chats.jsonl:4: no answer"]
     assert run["load"] == [[0, [[1.5, 0.75], [0.5, 0.25]]]] and run["profile"] == "# Profile of steps 2 to 3\n"
