@@ -189,6 +189,7 @@ def build_flags(work: Path, out: Path, steps: int, batch: int) -> list[str]:
         "train.lr_warmup_steps": 1,
         "train.log_interval": 1,
         "train.save_interval": 1_000_000,
+        "eval.max_new_tokens": "null",
         "optimizer.lr": RATE,
         "optimizer.weight_decay": 0,
         "precision": "32-true",

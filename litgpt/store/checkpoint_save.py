@@ -78,8 +78,8 @@ class Checkpoints:
     """The checkpoints of one run: saved, committed by all ranks together, and pruned.
 
     `save` and `commit` are called by every rank at the same step. `save` copies the values, so training may continue
-    when it returns. The folder appears at `commit`, which waits for the thread unless `is_written` on all ranks.
-    Folders that a killed run left half written are removed at the start.
+    when it returns, unless it is the last one. The folder appears at `commit`, which waits for the thread unless
+    `is_written` on all ranks. Folders that a killed run left half written are removed at the start.
 
     Attributes:
         keep: the number of checkpoints that verify to keep; older ones are deleted once a newer one is in place.
@@ -140,6 +140,7 @@ class Checkpoints:
         files: Mapping[str, str | Path] | None = None,
         *,
         is_best: bool = False,
+        is_last: bool = False,
     ) -> None:
         """Start to write a checkpoint, after committing a pending one; a step that is already saved is skipped.
 
@@ -147,6 +148,7 @@ class Checkpoints:
             progress: JSON values that the run needs to resume.
             files: further files by name: their text, or a path to copy.
             is_best: whether to keep this checkpoint, instead of the best one until now.
+            is_last: whether no value changes before the commit, so that none is copied.
         """
         if self._writing is not None and self._writing.step == step:
             return
@@ -157,7 +159,7 @@ class Checkpoints:
             return  # the same state is saved already
         staged = final.with_name(f"{final.name}.partial")
         optimizers = state_dict.list_optimizers(optimizer) if self.save_optimizer else []
-        tensors, blocks, groups = self._copy_state(model, optimizers)
+        tensors, blocks, groups = self._copy_state(model, optimizers, copy=self.asynchronous and not is_last)
         record = {**progress, "step": step, "ranks": self.ranks, "layout": self.layout}
         record |= {"libraries": get_library_versions(), "groups": groups}
 
@@ -173,7 +175,7 @@ class Checkpoints:
             self._writing.thread.join()
 
     def _copy_state(
-        self, model: nn.Module, optimizers: list[Any]
+        self, model: nn.Module, optimizers: list[Any], *, copy: bool
     ) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
         """This rank's tensors in host memory, their blocks, and the parameter groups of all ranks."""
         model_tensors = state_dict.iter_model_tensors(model, self.saved_names)
@@ -189,7 +191,7 @@ class Checkpoints:
         tensors, blocks = {}, {}
         for name, local, block in state_dict.select_shards(unsaved, stage_ranks.rank, stage_ranks.size):
             # the optimizer changes its tensors in place, so a thread needs a copy of its own
-            tensors[name] = local.detach().to("cpu", copy=self.asynchronous)
+            tensors[name] = local.detach().to("cpu", copy=copy)
             blocks[name] = block
         if self.save_rng:
             prefix, states = f"{state_dict.RNG}{self.rank:05d}", state_dict.get_rng_states()

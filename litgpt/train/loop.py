@@ -112,7 +112,7 @@ class Loop:
                     garbage.collect(self.step)
                 if self.complete and recipe.eval.final_validation and self.step not in self.val_losses:
                     self.evaluate()
-                self.save()
+                self.save(is_last=True)
                 with self.meter.exclude("saving"), phase("saving"):
                     run.checkpoints.commit()
             except UserError:  # raised on all ranks, so all of them commit a pending checkpoint
@@ -331,8 +331,8 @@ class Loop:
             self.save()
         self.stop_if_interrupted()
 
-    def save(self) -> None:
-        """Start to save a checkpoint of this step."""
+    def save(self, *, is_last: bool = False) -> None:
+        """Start to save a checkpoint of this step; `is_last` if no other step follows."""
         run = self.run
         self.interrupts.activity = f"the checkpoint of step {self.step}"
         files = list_checkpoint_files(
@@ -346,6 +346,7 @@ class Loop:
                 self.progress(),
                 files,
                 is_best=self.best.step == self.step,
+                is_last=is_last,
             )
         reports = {DATA_REPORT_FILE: run.data.train.report(), **run.train_state.reports()}  # on every rank
         for name, report in reports.items():
