@@ -12,6 +12,12 @@ OPTIONS = {
 }
 
 
+def return_freed_memory() -> None:
+    """Return the memory that malloc keeps to the system, once there is no next step for it."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def keep_freed_memory() -> bool:
     """Let malloc keep memory that is freed for the next allocation, instead of returning it to the system.
 

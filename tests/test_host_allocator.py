@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from litgpt.host_allocator import keep_freed_memory
+from litgpt.host_allocator import keep_freed_memory, return_freed_memory
 from tests.processes import join_ranks, start_ranks
 
 
@@ -17,6 +17,22 @@ def hold_two() -> None:
     for _ in range(50):
         held = [add(), add()]
     del held
+
+
+def read_resident() -> int:
+    """Bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def print_resident() -> None:
+    """The bytes that a new process has before and after it returns freed memory."""
+    keep_freed_memory()
+    held = [torch.ones(1_000_000) for _ in range(50)]  # 200 MB
+    last = torch.ones(1_000_000)
+    del held
+    before = read_resident()
+    return_freed_memory()
+    print(before - read_resident(), last.sum().item())
 
 
 def count_faults() -> int:
@@ -43,3 +59,11 @@ def test_freed_memory_is_used_again_without_page_faults(tmp_path: Path, monkeypa
     assert int(faults) < 1_000  # 7,000 to 100,000 without it
     monkeypatch.setenv("MALLOC_TOP_PAD_", "0")
     assert not keep_freed_memory()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc of Linux")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
+def test_freed_memory_is_returned_also_below_what_is_in_use(tmp_path: Path) -> None:
+    assert join_ranks(start_ranks(print_resident, folder=tmp_path)) == [0]
+    returned, _ = (tmp_path / "rank-0.log").read_text().split()
+    assert float(returned) > 150e6

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
+from litgpt.host_allocator import return_freed_memory
 from litgpt.parallel.heartbeat import report_lost_ranks
 from litgpt.parallel.strategy import exit_process, is_rank_zero
 from litgpt.phases import phase, show_phases
@@ -52,6 +53,7 @@ def train(
         with loop.interrupts.handle_signals():
             with record_run(trained, loop):
                 loop.fit()
+            return_freed_memory()
             loop.interrupts.activity = "the final model" if loop.complete else "the report"
             loop.interrupts.outcome = "ending"
             final = publish(trained) if loop.complete else None
