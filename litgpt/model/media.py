@@ -105,8 +105,7 @@ def find_sources(ids_BT: Tensor, media: Media, config: TransformerConfig) -> Ten
     sources_BT, numbered = torch.full_like(ids_BT, -1), 0
     for tokens, order, features in list_features(media, config):
         numbers = number_places(torch.isin(ids_BT, torch.tensor(tokens, device=ids_BT.device)))
-        places = int(numbers.max()) + 1
-        if places != len(order):
+        if (places := count_found(numbers)) != len(order):
             raise UserError(f"media: {len(order)} features for {places} places in the text; use as many of both")
         if places:
             sources_BT = torch.where(numbers >= 0, order.to(ids_BT.device)[numbers] + numbered, sources_BT)
@@ -131,6 +130,11 @@ def list_features(media: Media, config: TransformerConfig) -> list[tuple[list[in
         features = sum(map(audio.count_features, lengths))
         listed.append((audio.media_tokens, torch.arange(features), features))
     return listed
+
+
+def count_found(numbers_BT: Tensor) -> int:
+    """The number of places in the texts of a batch, which are numbered."""
+    return int(numbers_BT.max()) + 1
 
 
 def number_places(is_place_BT: Tensor) -> Tensor:

@@ -134,8 +134,13 @@ class FeaturePlaces(nn.Module):
         """(B, T, D), wider if features are, with zeros beside the embeddings; `sources_BT` as in `Media`."""
         hidden_BTD = F.pad(hidden_BTD, (0, features_MD.shape[-1] - hidden_BTD.shape[-1]))
         is_place_BT = sources_BT >= 0
-        features_MD = features_MD[sources_BT[is_place_BT]].to(hidden_BTD.dtype)
+        features_MD = features_MD[select_sources(sources_BT)].to(hidden_BTD.dtype)
         return hidden_BTD.masked_scatter(is_place_BT[..., None], features_MD)
+
+
+def select_sources(sources_BT: Tensor) -> Tensor:
+    """The numbers of the features at the places of a rank, in their order, (M,)."""
+    return sources_BT[sources_BT >= 0]
 
 
 class PoolingHead(nn.Module):

@@ -65,6 +65,8 @@ class HostReads(TorchDispatchMode):
                 return func(*args, **(kwargs or {}))
         if func is aten.nonzero.default:
             return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.long)
+        if func is aten.masked_scatter_backward.default:
+            return args[0].new_empty(args[2])
         if func is aten.bincount.default:
             return args[0].new_empty(kwargs["minlength"] if len(args) < 3 else args[2])
         if func in SCALAR_READS:

@@ -14,6 +14,7 @@ from litgpt.parallel.processes import count_processes
 from litgpt.plan.alike_ranks import AlikeRanks, group_ranks, isolate_rank
 from litgpt.plan.memory import StepMemory, plan_step_memory
 from litgpt.plan.operations import OperationRecorder
+from litgpt.plan.planned_images import PlannedImages, choose_images
 from litgpt.plan.routed_rows import RoutedRows
 from litgpt.plan.run_time import RunTime, check_timed, estimate_run_time
 from litgpt.recipe.gpu import Gpu
@@ -36,6 +37,7 @@ class RunPlan:
         ranks: the memory of one rank of each kind, none of which needs more.
         alike: the number of ranks that each of them stands for.
         time: of the run; None if no GPU was given.
+        images: of each row; None without any.
     """
 
     dims: ParallelDims
@@ -43,6 +45,7 @@ class RunPlan:
     ranks: dict[int, StepMemory]
     alike: dict[int, int]
     time: RunTime | None = None
+    images: PlannedImages | None = None
 
     @property
     def worst(self) -> int:
@@ -68,14 +71,16 @@ def plan_run(
     check_skew(routing_skew, recipe, dims)
     if gpu is not None:
         check_timed(recipe, gpu)
+    images = choose_images(spec.config, length, spec.row_images)
     routed = RoutedRows(routing_skew, recipe.moe.expert_capacity_factor)
     steps = recipe.train.max_steps or TYPICAL_STEPS
     fused = is_compiled(recipe, torch.device("cuda"))
 
     def plan_rank(alike: AlikeRanks, operations: OperationRecorder | None) -> StepMemory:
-        settings: dict[str, Any] = {"length": length, "steps": steps, "routed": routed, "operations": operations}
+        settings: dict[str, Any] = {"length": length, "steps": steps, "routed": routed, "images": images}
+        settings |= {"operations": operations, "micro_batches": alike.micro_batches}
         with fake_mesh(dims, alike.rank) as mesh:
-            return plan_step_memory(recipe, spec, mesh, micro_batches=alike.micro_batches, **settings)
+            return plan_step_memory(recipe, spec, mesh, **settings)
 
     asked = None if rank is None else isolate_rank(recipe, spec, dims, rank)
     groups = group_ranks(recipe, spec, dims) if asked is None or gpu is not None else []
@@ -87,8 +92,8 @@ def plan_run(
     time = None
     if gpu is not None:
         of_devices = {device: recorders[group.rank] for group in groups for device in group.devices}
-        time = estimate_run_time(recipe, spec, dims, gpu, length=length, recorders=of_devices)
-    return RunPlan(dims, length, ranks, numbers, time)
+        time = estimate_run_time(recipe, spec, dims, gpu, length=length, recorders=of_devices, images=images)
+    return RunPlan(dims, length, ranks, numbers, time, images)
 
 
 def resolve_run(recipe: Training, spec: RunSpec) -> tuple[int, ParallelDims]:

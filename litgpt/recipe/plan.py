@@ -34,6 +34,22 @@ PlannedCommand = Literal[
 
 
 @dataclass(frozen=True)
+class RowImages:
+    """The images of each row of a planned run, for a model with a vision tower.
+
+    Attributes:
+        per_row: their number; None for one, if a row has room for it.
+        size: height and width in pixels; None for the size that the tower has positions for, or 448.
+    """
+
+    per_row: int | None = None
+    size: int | None = None
+
+
+USUAL_IMAGES = RowImages()
+
+
+@dataclass(frozen=True)
 class Plan:
     """Compute what a run will need, without a GPU and without weights; its recipe is given with --config."""
 
@@ -52,6 +68,10 @@ class Plan:
     """With expert parallelism: tokens that the busiest device's experts get, relative to the mean; 1 for balanced."""
     rank: Position | None = None
     """Only rank whose memory is planned; null for one of each kind, of which the table shows the largest."""
+    images_per_row: Position | None = None
+    """For a model with a vision tower: number of images of each row; null for one, if there is room for it."""
+    image_size: Count | None = None
+    """Height and width of these images in pixels; null for the size that the tower has positions for, or 448."""
     savings: bool = False
     """Also plan the run with one setting changed at a time, and list the changes that save memory."""
     search: bool = False
@@ -92,6 +112,11 @@ class Plan:
         cures = {"routing_skew": "set routing_skew: 1", "rank": "leave it out", "savings": "set savings: false"}
         for name, cure in cures.items():
             check_effects(self, "", name, have_effect=not self.search, other="search: true", cure=cure)
+
+    @property
+    def row_images(self) -> RowImages:
+        """The images of each row."""
+        return RowImages(self.images_per_row, self.image_size)
 
     @cached_property
     def figures(self) -> Gpu | None:
