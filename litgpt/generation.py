@@ -73,7 +73,8 @@ def generate_sample(llm: LLM, recipe: WrittenTexts, number: int) -> None:
         **get_text_settings(recipe),
         stream=True,
         chat_template=recipe.chat_template,
-        images=recipe.images,
+        images=recipe.media.get("image"),
+        videos=recipe.media.get("video"),
         on_token=tokens.append,
     )
     text = chain([] if llm.replies(recipe.chat_template) else [recipe.prompt], pieces)
@@ -115,7 +116,7 @@ def iter_row_texts(
     """Generate the texts of prompts, many at a time, and yield them in their order.
 
     Raises:
-        UserError: naming the location of a prompt that does not fit, or whose image cannot be read.
+        UserError: naming the location of a prompt that does not fit, or whose media cannot be read.
     """
     encoder = llm.prompt_encoder()
     prompts = [row.encode(encoder, recipe.sys_prompt, recipe.chat_template) for row in rows]

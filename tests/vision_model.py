@@ -22,13 +22,14 @@ LISTS = (
 BOTH = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
     "{{ message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
-    "<start><image><end>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<end_of_utterance>\n{% endfor %}"
+    "<start><image><end>{% elif part['type'] == 'video' %}<start><video><end>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """A template that takes both, in the form of Qwen2-VL's."""
 TOKENS = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|im_start|>", "<start>"]
 TOKENS += ["<img>", "</img>", "[IMG_BREAK]", "[IMG_END]"]
-TOKENS += ["<end>", *(f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3))]
+TOKENS += ["<end>", *(f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3)), "<video>"]
 DECODER: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -41,6 +42,7 @@ TEXT = {**DECODER, "vocab_size": 288, "tie_word_embeddings": False}
 TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 4}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 AREA = {"size": {"shortest_edge": 64, "longest_edge": 1024}, "patch_size": 4, "merge_size": 2}
+VOLUME = {**AREA, "size": {"shortest_edge": 64, "longest_edge": 4096}}
 IN_TURN = {**MROPE, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
 KINDS: dict[str, dict[str, Any]] = {
     "smolvlm": {
@@ -83,7 +85,7 @@ KINDS: dict[str, dict[str, Any]] = {
             "size": {"height": 16, "width": 16},
             "max_patches": 3,
         },
-        "template": BOTH.replace("<start><image><end>", "<image>"),
+        "template": BOTH.replace("<start><image><end>", "<image>").replace("<start><video><end>", "<video>"),
     },
     "mistral3": {
         "config": {
@@ -117,6 +119,7 @@ KINDS: dict[str, dict[str, Any]] = {
             },
         },
         "processor": {"image_processor_type": "Qwen2VLImageProcessor", **AREA},
+        "videos": {"video_processor_type": "Qwen2VLVideoProcessor", **VOLUME, "fps": 2.0},
         "template": BOTH,
     },
     "qwen3_vl": {
@@ -130,6 +133,7 @@ KINDS: dict[str, dict[str, Any]] = {
             },
         },
         "processor": {"image_processor_type": "Qwen2VLImageProcessor", **AREA},
+        "videos": {"video_processor_type": "Qwen3VLVideoProcessor", **VOLUME, "fps": 2.0},
         "template": BOTH,
     },
 }
@@ -145,13 +149,15 @@ def write_vision_model(folder: Path, kind: str = "smolvlm", *, seed: int = 0) ->
     around = {
         **dict.fromkeys(("vision_start_token_id", "boi_token_index"), backend.token_to_id("<start>")),
         **dict.fromkeys(("vision_end_token_id", "eoi_token_index"), backend.token_to_id("<end>")),
-        "video_token_id": 287,
+        "video_token_id": backend.token_to_id("<video>"),
     }
     around |= {"eos_token_id": backend.token_to_id("<end_of_utterance>"), "pad_token_id": 1}
     config = {"model_type": kind, "tie_word_embeddings": False, **token, **around, **parts["config"]}
     (source / "config.json").write_text(json.dumps(config))
     (source / "chat_template.jinja").write_text(parts["template"])
     (source / "preprocessor_config.json").write_text(json.dumps(parts["processor"]))
+    if "videos" in parts:
+        (source / "video_preprocessor_config.json").write_text(json.dumps(parts["videos"]))
     torch.manual_seed(seed)
     shape = Config.from_checkpoint(source)
     model = GPT(shape)

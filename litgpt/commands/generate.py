@@ -40,7 +40,7 @@ def write_images(recipe: Generate, path: Path) -> None:
             f"image_out: {llm.tokenizer.folder} has no image codes; use a model that `litgpt tokenizer extend` has "
             "given some, and that was trained on images"
         )
-    encode = partial(llm.prompt_encoder().encode, sources=list_given_media({"image": recipe.images}))
+    encode = partial(llm.prompt_encoder().encode, sources=list_given_media(recipe.media))
     ids, null_ids = (encode(text, recipe.sys_prompt, recipe.chat_template).ids for text in (recipe.prompt, ""))
     prompt = ImagePrompt(ids, null_ids, recipe.guidance)
     check_guidance(prompt)

@@ -68,8 +68,8 @@ def check_split(recipe: GenerateSplit, llm: LLM, settings: ParallelArgs) -> None
     """
     config, devices = llm.config, settings.tensor * settings.pipeline
     where = f"not supported with devices: {devices}"
-    if recipe.images:
-        raise UserError(f"image: {recipe.images[0]} is {where}; use litgpt generate")
+    for kind, paths in recipe.media.items():
+        raise UserError(f"{kind}: {paths[0]} is {where}; use litgpt generate")
     if recipe.compile:
         raise UserError(f"compile: true is {where}; set false")
     if settings.pipeline > (layers := config.n_layer):

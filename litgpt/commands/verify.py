@@ -4,29 +4,20 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from litgpt.data.media.patches import count_places, cut_patches, pack_media
-from litgpt.data.media.pictures import (
-    PROCESSOR_FILES,
-    PictureSettings,
-    normalize_picture,
-    open_picture,
-    read_picture_settings,
-    resize_picture,
-)
-from litgpt.data.media.positions import build_media_positions
+from litgpt.data.media.pictures import PROCESSOR_FILES
+from litgpt.data.media.videos import has_video_settings
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_json
+from litgpt.infer.media_parity import ComparedMedia, compare_images, compare_media_logits, compare_videos
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.media import Media
 from litgpt.model.registry import find_family, normalize_config
 from litgpt.model.tower_config import TowerShape
 from litgpt.recipe.store_commands import Verify
@@ -68,7 +59,9 @@ def run(recipe: Verify) -> None:
     folder = recipe.checkpoint_dir
     config = load_config(folder)
     checks = []
-    for check in (*CHECKS, check_images) if config.vision else CHECKS:
+    shape = None if config.vision is None else TowerShape.from_values(config.vision)
+    sees = [] if shape is None else [check_images, *([check_videos] if shape.video_processor else [])]
+    for check in (*CHECKS, *sees):
         checks.append(run_check(check, recipe, config))
         word = {True: "passed", False: "FAILED", None: "skipped"}[checks[-1].passed]
         print(f"{checks[-1].name}: {word}: {checks[-1].summary}", flush=True)
@@ -276,77 +269,32 @@ def draw_texts(number: int, seed: int) -> list[str]:
 
 def check_images(recipe: Verify, config: Config) -> Check:
     """Check drawn images: their pixels by the folder's processor, to the bit, and the logits of a text with them."""
-    from PIL.Image import fromarray
-    from transformers import AutoImageProcessor
-
     folder = recipe.checkpoint_dir
     if not any((folder / name).is_file() for name in PROCESSOR_FILES):
         return Check("images", None, f"no {' or '.join(PROCESSOR_FILES)} in the folder", {})
-    assert config.vision is not None
-    settings, shape = read_picture_settings(folder), TowerShape.from_values(config.vision)
-    images = [fromarray(values.numpy()) for values in draw_pixels(recipe.seed)]
-    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    unit = shape.patch * shape.merge
-    expected = processor(images=images, return_tensors="pt", **list_call_settings(settings, unit))
-    resized = [picture for image in images for picture in resize_picture(open_picture(image), settings, unit)]
-    pictures = [normalize_picture(picture, settings) for picture in resized]
-    items = [cut_patches(picture[None], shape) for picture in pictures]
-    media = pack_media(items)
-    packed = "image_grid_thw" in expected
-    values = expected["pixel_values"]
-    if packed:
-        same = torch.equal(media.patches_NP, values)
-    else:  # in a batch, smaller images have zeros at the right and below
-        pairs = zip(pictures, values.flatten(0, -4), strict=True)
-        same = all(torch.equal(picture, padded[:, : picture.shape[1], : picture.shape[2]]) for picture, padded in pairs)
-    largest, share = compare_image_logits(recipe, config, media, expected)
-    said = f"pixels of {len(images)} images {'are equal to the bit' if same else 'DIFFER'}"
+    return check_compared(recipe, config, compare_images(folder, config, recipe.seed))
+
+
+def check_videos(recipe: Verify, config: Config) -> Check:
+    """Check drawn videos: their pixels by the folder's processor, to the bit, and the logits of a text with them."""
+    folder = recipe.checkpoint_dir
+    if not has_video_settings(folder):
+        return Check("videos", None, "no settings of a video processor in the folder", {})
+    return check_compared(recipe, config, compare_videos(folder, config, recipe.seed))
+
+
+def check_compared(recipe: Verify, config: Config, compared: ComparedMedia) -> Check:
+    """The check of media whose pixels were compared, with the logits of a text with them."""
+    reference = load_reference_model(recipe.checkpoint_dir, config)
+    largest, share = compare_media_logits(reference, recipe.checkpoint_dir, config, compared, recipe.seed)
+    name = f"{compared.kind}s"
+    said = f"pixels of {len(compared.sizes)} {name} {'are equal to the bit' if compared.same_pixels else 'DIFFER'}"
     summary = (
         f"{said}; logits differ by at most {largest:.2e}, {share:.2e} of the largest, {recipe.tolerance:g} allowed"
     )
-    figures = {"sizes": [image.size for image in images], "grids": media.grids, "largest": largest, "share": share}
-    return Check("images", same and share <= recipe.tolerance, summary, {**figures, "same_pixels": same})
-
-
-def list_call_settings(settings: PictureSettings, unit: int) -> dict[str, Any]:
-    """The settings that the processor of a model passes to that of images, beside those in the file."""
-    cuts = {} if settings.tile_counts is None else {"crop_to_patches": True}
-    return {**cuts, **({"patch_size": {"height": unit, "width": unit}} if settings.rule == "within" else {})}
-
-
-def draw_pixels(seed: int) -> list[Tensor]:
-    """Two images (H, W, 3) of different sizes, uint8: noise over a slope."""
-    draw = torch.Generator().manual_seed(seed)
-    return [
-        (torch.rand(*size, 3, generator=draw) * 100 + torch.linspace(0, 155, size[1])[:, None]).to(torch.uint8)
-        for size in ((48, 80), (120, 64))
-    ]
-
-
-def compare_image_logits(recipe: Verify, config: Config, media: Media, inputs: Any) -> tuple[float, float]:
-    """The largest difference of logits from transformers, and its share of the largest logit, of a text with images.
-
-    Args:
-        inputs: the images as the model of transformers takes them.
-    """
-    reference, model = load_reference_model(recipe.checkpoint_dir, config), GPT(config).eval()
-    load_model(model, recipe.checkpoint_dir)
-    assert model.vision is not None
-    shape, draw = model.vision.shape, random.Random(recipe.seed)
-    words = sorted(set(range(count_tokens(config))) - set(shape.media_tokens))
-    ids = draw.choices(words, k=3)
-    for grid in media.grids:
-        ids += [shape.image_token] * count_places(grid, shape) + draw.choices(words, k=2)
-    positions = build_media_positions(shape, ids, media.grids)[None] if config.rope_sections else None
-    ids_BT = torch.tensor([ids])
-    places = {} if positions is None else {"position_ids": positions.transpose(0, 1)}
-    places |= {"token_type_ids": (ids_BT == shape.image_token).int()} if shape.image_blocks else {}
-    inputs = {key: value for key, value in inputs.items() if key in signature(reference.forward).parameters}
-    with torch.no_grad():
-        expected = reference(input_ids=ids_BT, **inputs, **places, use_cache=False).logits
-        actual = model(ids_BT, media=media, positions_BT=positions)
-    largest = float((actual - expected).abs().max())
-    return largest, largest / float(expected.abs().max())
+    figures: dict[str, Any] = {"sizes": compared.sizes, "grids": compared.media.grids}
+    figures |= {"largest": largest, "share": share, "same_pixels": compared.same_pixels}
+    return Check(name, compared.same_pixels and share <= recipe.tolerance, summary, figures)
 
 
 CHECKS = (check_tensors, check_round_trip, check_settings, check_logits, check_tokenizer)

@@ -29,7 +29,7 @@ TRAINED_MARKS = ("⟦", "⟧")
 
 
 def list_runs(example: Example) -> Iterator[tuple[float, list[int], PlacedMedium | None]]:
-    """The tokens of a sample in runs of one loss weight, and of one image: the weight, the tokens and the image."""
+    """The tokens of a sample in runs of one loss weight, and of one medium: the weight, the tokens and the medium."""
     numbers = np.full(len(example.ids), -1)
     for number, placed in enumerate(example.media):
         numbers[placed.start : placed.stop] = number
@@ -41,11 +41,11 @@ def list_runs(example: Example) -> Iterator[tuple[float, list[int], PlacedMedium
 def mark_trained(example: Example, tokenizer: Tokenizer) -> Text:
     """Render the text of a sample; trained tokens are in brackets, with their loss weight if it is not 1.
 
-    An image is named in place of its tokens.
+    A medium is named in place of its tokens.
     """
     text = Text()
     for weight, ids, placed in list_runs(example):
-        part = decode_tokens(ids, tokenizer) if placed is None else f"[{describe_image(placed)}]"
+        part = decode_tokens(ids, tokenizer) if placed is None else f"[{describe_medium(placed)}]"
         if weight == 0:
             text.append(part, style="dim" if placed is None else "cyan")
         else:
@@ -58,11 +58,13 @@ def format_weight(weight: float) -> str:
     return "" if weight == 1 else f"×{weight:g}"
 
 
-def describe_image(placed: PlacedMedium) -> str:
-    """The name of an image, the patches of what the tower reads of it, and its tokens."""
-    sizes = [f"{number} of {height} x {width}" for (_, height, width), number in Counter(placed.grids).items()]
+def describe_medium(placed: PlacedMedium) -> str:
+    """The name of a medium, the patches of what the tower reads of it, and its tokens."""
+    counts = Counter((height, width) for steps, height, width in placed.grids for _ in range(steps))
+    sizes = [f"{number} of {height} x {width}" for (height, width), number in counts.items()]
     patches = f"{', '.join(sizes).removeprefix('1 of ')} patches, " if sizes else ""
-    return f"image {Path(placed.medium.name).name}: {patches}{placed.tokens:,} tokens"
+    time = "" if placed.seconds is None else f"{sum(counts.values()) * placed.seconds:.1f} s, "
+    return f"{placed.medium.kind} {Path(placed.medium.name).name}: {time}{patches}{placed.tokens:,} tokens"
 
 
 def decode_tokens(ids: list[int], tokenizer: Tokenizer) -> str:

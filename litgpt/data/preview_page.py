@@ -1,20 +1,26 @@
-"""Samples as a page that needs no network: their text with the trained tokens marked, and their images."""
+"""Samples as a page that needs no network: their text with the trained tokens marked, and their images and videos."""
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from litgpt.data.media.pictures import PictureError, open_picture
+from torch import Tensor
+
+from litgpt.data.media.containers import read_first_frame
+from litgpt.data.media.errors import MediumError
+from litgpt.data.media.pictures import open_picture
 from litgpt.data.media.reader import find_source
-from litgpt.data.preview import DrawnRow, decode_tokens, describe_image, describe_row, format_weight, list_runs
+from litgpt.data.preview import DrawnRow, decode_tokens, describe_medium, describe_row, format_weight, list_runs
 from litgpt.data.read.media import Medium
 from litgpt.data.render.example import Example
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.files import write_text
 
 THUMBNAIL_SIDE = 192  # pixels
+OPENERS: dict[str, Callable[[Any], Tensor]] = {"image": open_picture, "video": read_first_frame}
+"""What reads the image that is shown of a medium, uint8 (3, H, W), by its kind."""
 
 
 def write_preview_page(path: Path, title: str, rows: Sequence[DrawnRow], tokenizer: Tokenizer) -> None:
@@ -33,25 +39,25 @@ def write_preview_page(path: Path, title: str, rows: Sequence[DrawnRow], tokeniz
 
 
 def build_runs(example: Example, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """The runs of a sample: text, whether it is trained, and with which factor, or an image with what describes it."""
+    """The runs of a sample: text, whether it is trained, and with which factor, or a medium with what describes it."""
     runs = []
     for weight, ids, placed in list_runs(example):
         run: dict[str, Any] = {"is_trained": weight != 0, "factor": format_weight(weight) if weight else ""}
         if placed is None:
             run |= {"text": decode_tokens(ids, tokenizer)}
         else:
-            run |= {"text": describe_image(placed), **build_thumbnail(placed.medium)}
+            run |= {"text": describe_medium(placed), **build_thumbnail(placed.medium)}
         runs.append(run)
     return runs
 
 
 def build_thumbnail(medium: Medium) -> dict[str, str]:
-    """The data URI of a small image, or the problem with it."""
+    """The data URI of a small image, of a video its first frame, or the problem with it."""
     from PIL import Image
 
     try:
-        pixels = open_picture(find_source(medium))
-    except PictureError as error:
+        pixels = OPENERS[medium.kind](find_source(medium))
+    except MediumError as error:
         return {"problem": str(error)}
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))

@@ -1,4 +1,4 @@
-"""The images of a prompt: their places, what identifies their content, and the features that a tower computes of them.
+"""The media of a prompt: their places, what identifies their content, and the features that a tower computes of them.
 
 Axes: N patches, P numbers of a patch, T tokens, M places, D width of the decoder.
 """
@@ -22,12 +22,12 @@ from litgpt.model.media import Media
 
 @dataclass(frozen=True, eq=False)
 class PromptImage:
-    """An image as the tower reads it.
+    """An image or a video as the tower reads it.
 
     Attributes:
         media: its patches, and the size of each picture of it.
         places: the tokens of the prompt that its features stand for, ascending.
-        key: a negative number, which only an image of the same pixels has.
+        key: a negative number, which only one of the same pixels has.
     """
 
     media: Media
@@ -37,7 +37,7 @@ class PromptImage:
 
 @dataclass(frozen=True, eq=False)
 class PromptImages:
-    """The images of one prompt, in order.
+    """The images and videos of one prompt, in order.
 
     Attributes:
         positions: of time, row and column of its tokens, (3, T); None for a model whose tokens have one position.
@@ -102,12 +102,12 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt that is encoded, whose images are decoded when it is its turn.
+    """A prompt that is encoded, whose media are decoded when it is its turn.
 
     Attributes:
-        ids: its tokens, places of images written out.
-        media: the images, with their places.
-        reader: of the images; None without any.
+        ids: its tokens, places of media written out.
+        media: the images and videos, with their places.
+        reader: of the media; None without any.
     """
 
     ids: tuple[int, ...]
@@ -115,7 +115,7 @@ class Prompt:
     reader: MediaReader | None = None
 
     def load_images(self) -> PromptImages | None:
-        """Decode the images; None without any.
+        """Decode the media; None without any.
 
         Raises:
             UserError: if one cannot be decoded.
@@ -127,12 +127,14 @@ class Prompt:
             try:
                 patches = self.reader.read(each.medium, each.grids)
             except UserError as error:
-                raise UserError(f"image: {error}") from None
-            places = tuple(token for token in range(each.start, each.stop) if self.ids[token] == shape.image_token)
+                raise UserError(f"{each.medium.kind}: {error}") from None
+            places = tuple(token for token in range(each.start, each.stop) if self.ids[token] in shape.media_tokens)
             images.append(PromptImage(Media(patches, each.grids), places, compute_image_key(patches, each.grids)))
         grids = [grid for each in self.media for grid in each.grids]
-        positions = build_media_positions(shape, self.ids, grids) if self.reader.has_sections else None
-        return PromptImages(tuple(images), positions)
+        if not self.reader.has_sections:
+            return PromptImages(tuple(images))
+        seconds = [step for each in self.media for step in each.step_seconds]
+        return PromptImages(tuple(images), build_media_positions(shape, self.ids, grids, seconds=seconds))
 
 
 def compute_image_key(patches_NP: Tensor, grids: Sequence[tuple[int, int, int]]) -> int:

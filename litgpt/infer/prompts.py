@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from litgpt.data.media.pictures import read_picture_settings
-from litgpt.data.media.reader import MediaReader
+from litgpt.data.media.reader import build_media_reader
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import Medium
@@ -27,7 +26,6 @@ from litgpt.infer.marked_messages import list_given_by_prompt, mark_media
 from litgpt.infer.prompt_images import Prompt
 from litgpt.messages import print_message
 from litgpt.model.config import Config
-from litgpt.model.tower_config import TowerShape
 
 NO_MEDIA: MediaSources = MappingProxyType({})
 
@@ -185,16 +183,14 @@ class PromptEncoder:
 
 
 def open_prompt_placer(tokenizer: Tokenizer, config: Config) -> MediaPlacer | CodePlacer | None:
-    """What writes the places or codes of a model's images; None for a model that reads none.
+    """What writes the places or codes of a model's media; None for a model that reads none.
 
     Raises:
         UserError: if the folder of the tokenizer has no settings of a processor, or they are not supported; or if its
             codec is damaged.
     """
-    if config.vision is None:
-        return open_placer(tokenizer, None)
-    settings, shape = read_picture_settings(tokenizer.folder), TowerShape.from_values(config.vision)
-    return MediaPlacer(MediaReader(settings, shape, bool(config.rope_sections)), tokenizer)
+    reader = build_media_reader(tokenizer.folder, config)
+    return open_placer(tokenizer, None) if reader is None else MediaPlacer(reader, tokenizer)
 
 
 def find_prompt_style(folder: Path, chat: ChatTemplate | None) -> PromptStyle | None:

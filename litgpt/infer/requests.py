@@ -90,10 +90,11 @@ def check_prompt(model: GPT, prompt: Sequence[int], max_new_tokens: int, *, has_
         raise UserError("prompt: has no tokens; set at least one")
     check_tokens("prompt", (min(prompt), max(prompt)), rows)
     tower = model.config.vision  # the module is on the first stage of a pipeline only
-    media_tokens = set() if tower is None else {*TowerShape.from_values(tower).media_tokens}
-    if not has_images and (unseen := media_tokens & {*prompt}):
+    shape = None if tower is None else TowerShape.from_values(tower)
+    if shape is not None and not has_images and (unseen := {*shape.media_tokens} & {*prompt}):
+        what = "a video" if min(unseen) == shape.video_token else "an image"
         raise UserError(
-            f"prompt: has token {min(unseen)}, which stands for an image, without an image; give one, or leave it out"
+            f"prompt: has token {min(unseen)}, which stands for {what}, without {what}; give one, or leave it out"
         )
     if len(prompt) >= limit:
         raise UserError(f"prompt: {len(prompt)} tokens exceed the model's context of {limit}; use a shorter one")

@@ -74,6 +74,11 @@ class TowerShape(BlockShape):
             for places only.
         objects: how texts name objects in images: the `box` and the `name`, the `corner` of a box with what is
             `between` two, in the `unit` `thousandth` of a side or `pixel` of the resized image; None for the usual.
+        frame_runs: whether positions count each step of frames of a video as an image.
+        frame_texts: the text of a video: of each `step` of frames, with its `{number}`, `{seconds}` and `{places}`, and
+            what is `between` two; and the `mark` that a chat template writes for it. They have the tokens around media,
+            `{start}` and `{end}`. None for places only.
+        video_processor: the class of the processor of videos, if the folder does not name it; None if it reads none.
         tokens_per_second: positions that a second of video advances by; None if each step of frames advances by one.
     """
 
@@ -111,6 +116,8 @@ class TowerShape(BlockShape):
     tile_texts: dict[str, Any] | None = None
     objects: dict[str, Any] | None = None
     frame_runs: bool = False
+    frame_texts: dict[str, Any] | None = None
+    video_processor: str | None = None
     tokens_per_second: float | None = None
 
     @classmethod

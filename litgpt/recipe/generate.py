@@ -64,6 +64,10 @@ class GenerationSettings:
             raise UserError("regex: a text follows either json_schema or regex; leave one of them out")
 
 
+AN_EXAMPLE = {"image": "an image", "video": "a video"}
+"""What the paths of media are of, by the field that holds them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WrittenTexts(GenerationSettings):
     """The prompts of a command that writes their texts."""
@@ -72,6 +76,8 @@ class WrittenTexts(GenerationSettings):
     """The user's message or, without a chat template, the text to continue."""
     image: Path | list[Path] | None = None
     """An image or a list of images, for the tags <image> in the prompt, or before it; for models that see."""
+    video: Path | list[Path] | None = None
+    """A video or a list of videos, for the tags <video> in the prompt, or before it; for models that read videos."""
     prompts: Path | None = None
     """A file of prompts instead: a .txt with one a line, or a .jsonl with `prompt` or `messages` in each row."""
     output: Path | None = None
@@ -88,18 +94,20 @@ class WrittenTexts(GenerationSettings):
         has_file = self.prompts is not None
         other, cure = "a single prompt", "set prompts: FILE too"
         check_effects(self, "", "output", "logprobs", have_effect=has_file, other=other, cure=cure)
-        keys = ("stream", "prompt", "image")
+        keys = ("stream", "prompt", "image", "video")
         check_effects(self, "", *keys, have_effect=not has_file, other="prompts", cure="leave it out")
-        for path in self.images:
-            if not path.is_file():
-                raise UserError(f"image: {path} is not a file; give the path of an image")
+        for kind, paths in self.media.items():
+            for path in paths:
+                if not path.is_file():
+                    raise UserError(f"{kind}: {path} is not a file; give the path of {AN_EXAMPLE[kind]}")
         if self.prompts is not None and not self.prompts.is_file():
             raise UserError(f"prompts: {self.prompts} is not a file; use a .txt with one prompt a line, or a .jsonl")
 
     @property
-    def images(self) -> list[Path]:
-        """The images of the prompt."""
-        return self.image if isinstance(self.image, list) else [] if self.image is None else [self.image]
+    def media(self) -> dict[str, list[Path]]:
+        """The images and videos of the prompt, by kind; without kinds that it has none of."""
+        given = {kind: getattr(self, kind) for kind in AN_EXAMPLE}
+        return {kind: value if isinstance(value, list) else [value] for kind, value in given.items() if value}
 
 
 @dataclass(frozen=True)

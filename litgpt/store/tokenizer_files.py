@@ -18,7 +18,7 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 MEDIA_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-"""How the images of a model are prepared, which goes with its tokenizer."""
+"""How the images and videos of a model are prepared, which goes with its tokenizer."""
 CODEC_FILES = ("image_codes/config.json", "image_codes/model.safetensors")
 """The codec of a model that writes images, which goes with its tokenizer too."""
 FORMAT_FILES = (

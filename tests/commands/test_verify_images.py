@@ -1,4 +1,4 @@
-"""litgpt verify of models with a vision tower: images by the folder's processor, and logits of a text with them."""
+"""litgpt verify of models with a vision tower: media by the folder's processors, and logits of a text with them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +9,7 @@ import transformers
 
 from litgpt.cli import main
 from litgpt.data.media import pictures
+from litgpt.infer import media_parity
 from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.model.names import NameRule
@@ -39,6 +40,8 @@ def write_folder(name: str, folder: Path) -> Path:
     build_reference(ROWS[name]).save_pretrained(folder)
     kind, settings = PROCESSORS[name]
     getattr(transformers, kind)(**settings).save_pretrained(folder)
+    if name in VIDEO_PROCESSORS:
+        getattr(transformers, VIDEO_PROCESSORS[name])(**settings, fps=2.0).save_pretrained(folder)
     return folder
 
 
@@ -47,18 +50,22 @@ def verify_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int
     capsys.readouterr()
     code = main(["verify", str(folder), "--length", "24"])
     lines = [line.split(": ") for line in capsys.readouterr().out.splitlines()]
-    return code, {words[0]: words[1] for words in lines if words[0] in (*NAMES, "images")}
+    return code, {words[0]: words[1] for words in lines if words[0] in (*NAMES, *MEDIA)}
 
 
+VIDEO_PROCESSORS = dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), "Qwen2VLVideoProcessor")
+VIDEO_PROCESSORS |= {"qwen3_vl": "Qwen3VLVideoProcessor", "internvl-qwen2-internvl": "InternVLVideoProcessor"}
 NAMES = ("tensors", "round trip", "settings", "logits")
-FAST = ("qwen2_5_vl",)
+MEDIA = ("images", "videos")
+FAST = ("qwen2_5_vl", "qwen3_vl")
 CASES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PROCESSORS]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_folder_with_a_tower_passes(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, results = verify_folder(write_folder(name, tmp_path), capsys)
-    assert code == 0 and results == dict.fromkeys((*NAMES, "images"), "passed")
+    media = MEDIA if name in VIDEO_PROCESSORS else MEDIA[:1]
+    assert code == 0 and results == dict.fromkeys((*NAMES, *media), "passed")
 
 
 def swap_q_and_k(rule: NameRule) -> NameRule:
@@ -76,25 +83,26 @@ def test_wrong_rules_of_a_tower_and_other_pixels_are_found(
     with monkeypatch.context() as patch:
         patch.setattr(registry, "load_families", lambda: {**before, "qwen2_vl": changed})
         code, results = verify_folder(folder, capsys)
-    assert code == 1 and results == {**dict.fromkeys(NAMES, "passed"), "images": "FAILED"}
+    assert code == 1 and results == {**dict.fromkeys(NAMES, "passed"), **dict.fromkeys(MEDIA, "FAILED")}
 
     def resize_without_filter(pixels: Any, size: Any, _mode: str) -> Any:
         return pictures.F.interpolate(pixels[None], size)[0]
 
     monkeypatch.setattr(pictures, "interpolate", resize_without_filter)
+    monkeypatch.setattr(media_parity, "interpolate", resize_without_filter)
     code, results = verify_folder(folder, capsys)
-    assert code == 1 and results["images"] == "FAILED" and results["logits"] == "passed"
+    assert code == 1 and {results[name] for name in MEDIA} == {"FAILED"} and results["logits"] == "passed"
 
 
 def test_without_a_processor_the_check_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build_reference(ROWS["qwen2_vl"]).save_pretrained(tmp_path)
     code, results = verify_folder(tmp_path, capsys)
-    assert code == 0 and results["images"] == "skipped"
+    assert code == 0 and {results[name] for name in MEDIA} == {"skipped"}
 
 
 def test_processor_goes_along_with_the_tokenizer(tmp_path: Path) -> None:
     source = write_folder("qwen2_vl", tmp_path / "source")
     config = Config.from_checkpoint(source)
     save_model_folder(tmp_path / "copy", config=config, tensors=iter_tensors(source, config), tokenizer_dir=source)
-    name = "preprocessor_config.json"
-    assert (tmp_path / "copy" / name).read_bytes() == (source / name).read_bytes()
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        assert (tmp_path / "copy" / name).read_bytes() == (source / name).read_bytes()

@@ -62,6 +62,7 @@ EXTENDED = {  # the models that those of recipes are made of; without their towe
     "codes-full": Path("HuggingFaceTB/SmolLM2-135M-Instruct"),
     "smolvlm-dpo": Path("HuggingFaceTB/SmolLM2-135M-Instruct"),
     "smolvlm-lora": Path("HuggingFaceTB/SmolLM2-135M-Instruct"),
+    "qwen2.5-vl-3b-video-lora": Path("Qwen/Qwen2.5-3B-Instruct"),
     "qwen2.5-vl-7b-full-8-gpus": Path("Qwen/Qwen2.5-7B-Instruct"),
 }
 

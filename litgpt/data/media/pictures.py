@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from litgpt.data.media.errors import MediumError
 from litgpt.data.media.picture_sizes import SIZE_RULES, Size, find_tile_grid, fit_tiles
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
@@ -50,16 +51,20 @@ REFUSED_STEPS = ("do_pan_and_scan",)
 """Steps that a processor's file may turn on, which is not supported."""
 
 
-class PictureError(UserError):
-    """An image that cannot be read.
+class ColorSettings(Protocol):
+    """How the values of pixels are normalized; as of `PictureSettings`."""
 
-    Attributes:
-        reason: a few words, the same for all images with this fault, for counting.
-    """
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of each channel."""
 
-    def __init__(self, name: str, reason: str, detail: str, cure: str) -> None:
-        super().__init__(f"{name}: {reason} ({detail}); {cure}")
-        self.reason = reason
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Of each channel."""
+
+    @property
+    def scale(self) -> float:
+        """Of values of 0 to 255."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ def open_image(source: "Path | bytes | Image") -> Iterator["Image"]:
     """Open an image, of which the header is read at once and the pixels when they are needed.
 
     Raises:
-        PictureError: here and in the block, if it is not an image of these formats and sizes, or cannot be decoded.
+        MediumError: here and in the block, if it is not an image of these formats and sizes, or cannot be decoded.
     """
     from PIL import Image
 
@@ -155,21 +160,21 @@ def open_image(source: "Path | bytes | Image") -> Iterator["Image"]:
             with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS) as image:
                 yield image
     except FileNotFoundError:
-        raise PictureError(name, "image not found", "no such file", "correct the path") from None
+        raise MediumError(name, "image not found", "no such file", "correct the path") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         size = str(error).partition(" exceeds")[0]
         cure = f"use one of at most {Image.MAX_IMAGE_PIXELS:,}"
-        raise PictureError(name, "image with too many pixels", size, cure) from None
+        raise MediumError(name, "image with too many pixels", size, cure) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         detail = str(error).partition(" <")[0]
-        raise PictureError(name, "not an image that can be read", detail, "use e.g. a PNG or JPEG file") from None
+        raise MediumError(name, "not an image that can be read", detail, "use e.g. a PNG or JPEG file") from None
 
 
 def read_picture_size(source: "Path | bytes | Image") -> Size:
     """Height and width of an image, turned as its EXIF says, from its header.
 
     Raises:
-        PictureError: as `open_image`.
+        MediumError: as `open_image`.
     """
     with open_image(source) as image:
         turned = image.getexif().get(ORIENTATION, 1) >= FIRST_ON_ITS_SIDE
@@ -180,7 +185,7 @@ def open_picture(source: "Path | bytes | Image") -> Tensor:
     """The pixels of an image, uint8 (3, H, W): turned as its EXIF says, transparent ones over white.
 
     Raises:
-        PictureError: as `open_image`.
+        MediumError: as `open_image`.
     """
     from PIL import Image, ImageOps
 
@@ -276,7 +281,7 @@ def crop_middle(pixels_CHW: Tensor, size: Size) -> Tensor:
     return pixels_CHW[:, top : top + size[0], left : left + size[1]]
 
 
-def normalize_picture(pixels_CHW: Tensor, settings: PictureSettings) -> Tensor:
-    """Pixels of 0 to 255 as float32 with the mean and the deviation of the settings removed, (C, H, W)."""
+def normalize_picture(pixels_CHW: Tensor, settings: ColorSettings) -> Tensor:
+    """Pixels of 0 to 255 as float32 with the mean and the deviation of the settings removed, (..., C, H, W)."""
     mean, std = (torch.tensor(values) * (1.0 / settings.scale) for values in (settings.mean, settings.std))
     return (pixels_CHW.float() - mean[:, None, None]) / std[:, None, None]

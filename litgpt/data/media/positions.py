@@ -1,6 +1,5 @@
 """Positions of time, row and column for texts with images and videos (Wang et al. 2024, Qwen2-VL, section 2.1)."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -37,6 +36,7 @@ def build_media_positions(
     media_tokens = set(shape.media_tokens)
     if shape.frame_runs:
         grids = [(1, height, width) for steps, height, width in grids for _ in range(steps)]
+        seconds = None  # a run of one step takes no time
     while token < len(ids):
         if ids[token] not in media_tokens:
             rows.append(torch.full((3, 1), start))
@@ -47,7 +47,7 @@ def build_media_positions(
         is_video = ids[token] == shape.video_token
         speed = shape.tokens_per_second if is_video else None
         step = 1.0 if speed is None else speed * (seconds[number] if seconds else 1.0)
-        times = torch.tensor([math.floor(step * index) for index in range(steps)])
+        times = (torch.arange(steps) * step).long()
         places = torch.cartesian_prod(times, torch.arange(height), torch.arange(width)).T + start
         rows.append(places)
         by_grid = is_video and after_video == "grid"

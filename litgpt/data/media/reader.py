@@ -1,4 +1,4 @@
-"""Read the images of samples: their sizes in patches ahead, from headers, and their patches when a batch needs them."""
+"""Read the images and videos of samples: their sizes in patches ahead, from headers, and their patches for batches."""
 
 import base64
 import binascii
@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from litgpt.data.media.containers import read_frames, read_video_header
+from litgpt.data.media.errors import MediumError
 from litgpt.data.media.patches import cut_patches
 from litgpt.data.media.pictures import (
-    PictureError,
     PicturePlan,
     PictureSettings,
+    interpolate,
     normalize_picture,
     open_picture,
     plan_picture,
@@ -21,6 +23,7 @@ from litgpt.data.media.pictures import (
     read_picture_size,
     resize_picture,
 )
+from litgpt.data.media.videos import VideoPlan, VideoSettings, plan_video, read_video_settings
 from litgpt.data.read.media import Medium
 from litgpt.errors import UserError
 from litgpt.model.config import Config
@@ -28,49 +31,83 @@ from litgpt.model.media import Grid
 from litgpt.model.registry import has_config
 from litgpt.model.tower_config import TowerShape
 
+MediumPlan = PicturePlan | VideoPlan
+"""What the tower reads of a medium."""
+
 
 @dataclass(frozen=True)
 class MediaReader:
-    """Reads images as the processor of a model does.
+    """Reads images and videos as the processors of a model do.
 
     Attributes:
-        settings: of the processor.
+        settings: of the processor of images.
         shape: of the model's tower.
         has_sections: whether the model's tokens have positions of time, row and column.
+        videos: the settings of the processor of videos; None for a model that reads none.
     """
 
     settings: PictureSettings
     shape: TowerShape
     has_sections: bool
+    videos: VideoSettings | None = None
 
     def fingerprint_parts(self) -> list[Any]:
-        """Everything that patches and places depend on besides the images, as JSON values."""
-        return [repr(self.settings), self.shape.to_dict(), self.has_sections]
+        """Everything that patches and places depend on besides the media, as JSON values."""
+        return [repr(self.settings), self.shape.to_dict(), self.has_sections, repr(self.videos)]
 
-    def plan(self, medium: Medium) -> PicturePlan:
-        """The images that the tower reads of one, from its header.
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of media that the model reads."""
+        return ("image",) if self.videos is None else ("image", "video")
+
+    def plan(self, medium: Medium) -> MediumPlan:
+        """What the tower reads of a medium, from its header.
 
         Raises:
             UserError: if it cannot be read, or the tower does not read its size.
         """
-        return plan_picture(read_picture_size(find_source(medium)), self.settings, self._unit)
+        source = find_source(medium)
+        if medium.kind == "video":
+            return plan_video(read_video_header(source), self._video_settings, self.shape)
+        return plan_picture(read_picture_size(source), self.settings, self._unit)
 
-    def list_grids(self, plan: PicturePlan) -> tuple[Grid, ...]:
-        """The size in patches of each of them."""
+    def list_grids(self, plan: MediumPlan) -> tuple[Grid, ...]:
+        """The size in patches of each image, or of a video."""
         side = self.shape.patch
+        if isinstance(plan, VideoPlan):
+            return ((len(plan.times), plan.size[0] // side, plan.size[1] // side),)
         return tuple((1, height // side, width // side) for height, width in plan.pictures)
 
     def read(self, medium: Medium, grids: tuple[Grid, ...]) -> Tensor:
-        """The patches (N, P) of an image, decoded now.
+        """The patches (N, P) of a medium, decoded now.
 
         Raises:
             UserError: if it cannot be decoded, or has not the size of before.
         """
-        pictures = resize_picture(open_picture(find_source(medium)), self.settings, self._unit)
-        cut = [cut_patches(normalize_picture(picture, self.settings)[None], self.shape) for picture in pictures]
+        parts = self._read_video(medium) if medium.kind == "video" else self._read_image(medium)
+        cut = [cut_patches(frames, self.shape) for frames in parts]
         if tuple(grid for _, grid in cut) != tuple(grids):
             raise UserError(f"{medium.name}: not of the size that it had when the data was prepared; restore the file")
         return torch.cat([patches for patches, _ in cut])
+
+    def _read_image(self, medium: Medium) -> list[Tensor]:
+        """The images (1, C, H, W) that the tower reads of one."""
+        pictures = resize_picture(open_picture(find_source(medium)), self.settings, self._unit)
+        return [normalize_picture(picture, self.settings)[None] for picture in pictures]
+
+    def _read_video(self, medium: Medium) -> list[Tensor]:
+        """The frames (F, C, H, W) of a video; each is resized when it is decoded, so that one is in memory whole."""
+        settings, source = self._video_settings, find_source(medium)
+        header = read_video_header(source)
+        plan = plan_video(header, settings, self.shape)
+        frames = read_frames(source, header, plan.frames)
+        resized = [interpolate(frame, plan.size, settings.interpolation) for frame in frames]
+        return [normalize_picture(torch.stack(resized), settings)]
+
+    @property
+    def _video_settings(self) -> VideoSettings:
+        assert self.videos is not None
+        return self.videos
 
     @property
     def _unit(self) -> int:
@@ -78,10 +115,10 @@ class MediaReader:
 
 
 def find_source(medium: Medium) -> Path | bytes:
-    """The file of an image, or its bytes.
+    """The file of a medium, or its bytes.
 
     Raises:
-        PictureError: if they are not base64.
+        MediumError: if they are not base64.
     """
     if medium.data is None:
         assert medium.path is not None
@@ -89,17 +126,30 @@ def find_source(medium: Medium) -> Path | bytes:
     try:
         return base64.b64decode(medium.data, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise PictureError(medium.name, "not base64", str(error), "encode the bytes of the file") from None
+        raise MediumError(medium.name, "not base64", str(error), "encode the bytes of the file") from None
 
 
 def open_media_reader(folder: Path) -> MediaReader | None:
-    """The reader of the images of the model in a folder; None for a model without a vision tower.
+    """The reader of the media of the model in a folder; None for a model without a vision tower.
 
     Raises:
         UserError: if the processor of the folder is missing or not supported.
     """
     config = Config.from_checkpoint(folder) if has_config(folder) else None
-    if config is None or config.vision is None:
+    return None if config is None else build_media_reader(folder, config)
+
+
+def build_media_reader(folder: Path, config: Config) -> MediaReader | None:
+    """The reader of the media of a model; None for a model without a vision tower.
+
+    Args:
+        folder: of its processors.
+
+    Raises:
+        UserError: if a processor of the folder is missing or not supported.
+    """
+    if config.vision is None:
         return None
     shape = TowerShape.from_values(config.vision)
-    return MediaReader(read_picture_settings(folder), shape, bool(config.rope_sections))
+    videos = None if shape.video_processor is None else read_video_settings(folder, shape.video_processor)
+    return MediaReader(read_picture_settings(folder), shape, bool(config.rope_sections), videos)

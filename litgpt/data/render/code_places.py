@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from litgpt.data.media.codes import CodeReader
-from litgpt.data.media.pictures import PictureError
+from litgpt.data.media.errors import MediumError
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import MARK, Medium
@@ -57,7 +57,7 @@ class CodePlacer:
             raise BadRow(f"{kind} data is not supported", "by a model that writes images")
         try:
             return [(medium, self.reader.read(medium)) for medium in conversation.media]
-        except PictureError as error:
+        except MediumError as error:
             raise BadRow(error.reason, str(error)) from None
 
     def place(self, ids: np.ndarray, weights: np.ndarray, plans: CodeRuns) -> Example:

@@ -17,22 +17,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlacedMedium:
-    """An image in a sample.
+    """An image or a video in a sample.
 
     Attributes:
         start: the first token that stands for it, and `tokens` their number, with those around its places.
-        grids: the size in patches of each image that the tower reads of it.
+        grids: the size in patches of each image that the tower reads of it, or of the video.
+        seconds: of a video, from one step of its frames to the next; None for an image.
     """
 
     medium: Medium
     start: int
     tokens: int
     grids: "tuple[Grid, ...]"
+    seconds: float | None = None
 
     @property
     def stop(self) -> int:
         """The token after it."""
         return self.start + self.tokens
+
+    @property
+    def step_seconds(self) -> list[float]:
+        """The seconds of a step of frames for each of `grids`; 1 for images, which have one step."""
+        return [1.0 if self.seconds is None else self.seconds] * len(self.grids)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Example:
         split: number of tokens of the first of two answers, each with its prompt, that are scored as a whole; 0 for a
             sample that is a single document.
         value: a number that belongs to the two answers, such as the margin of a preference.
-        media: the images in it, in order; of two answers, each has its own.
+        media: the images and videos in it, in order; of two answers, each has its own.
         null_prompt: (U,) int32 tokens of its prompt without the text; None for a sample that is always conditional.
         prompt_tokens: the number of its first tokens that `null_prompt` stands for.
     """
@@ -87,7 +94,7 @@ class Example:
         return replace(self, ids=ids, weights=weights, media=(), null_prompt=None)
 
     def take(self, tokens: slice) -> "Example":
-        """Take some tokens of each document, and of an image all or none."""
+        """Take some tokens of each document, and of a medium all or none."""
         if self.split:
             first, second = (document.take(tokens) for document in self.documents)
             empty = Example(np.zeros(1, np.int32), np.zeros(1, np.float32), self.channel)  # which is not trained
@@ -97,7 +104,7 @@ class Example:
         return self._select(*shrink_range(start, stop, self.media))
 
     def _select(self, start: int, stop: int) -> "Example":
-        """The tokens `start` .. `stop`-1 with their images, as a single document."""
+        """The tokens `start` .. `stop`-1 with their media, as a single document."""
         return Example(
             self.ids[start:stop],
             self.weights[start:stop],
@@ -112,7 +119,7 @@ class Example:
 
 
 def shrink_range(start: int, stop: int, media: Sequence[PlacedMedium]) -> tuple[int, int]:
-    """The tokens `start` .. `stop`-1 without those of images that they have only a part of."""
+    """The tokens `start` .. `stop`-1 without those of media that they have only a part of."""
     for medium in media:
         start = medium.stop if medium.start < start < medium.stop else start
         stop = medium.start if medium.start < stop < medium.stop else stop
@@ -120,7 +127,7 @@ def shrink_range(start: int, stop: int, media: Sequence[PlacedMedium]) -> tuple[
 
 
 def select_media(media: Sequence[PlacedMedium], start: int, stop: int) -> tuple[PlacedMedium, ...]:
-    """The images among the tokens `start` .. `stop`-1, by their places in these."""
+    """The media among the tokens `start` .. `stop`-1, by their places in these."""
     return tuple(
         replace(medium, start=medium.start - start) for medium in media if start <= medium.start and medium.stop <= stop
     )

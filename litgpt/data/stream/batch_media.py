@@ -1,4 +1,4 @@
-"""The images of a micro-batch: decoded in the process that reads it, and kept no longer than the batch."""
+"""The media of a micro-batch: decoded in the process that reads it, and kept no longer than the batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from litgpt.data.media.errors import MissingExtraError
 from litgpt.data.media.positions import build_media_positions
 from litgpt.data.media.reader import MediaReader
 from litgpt.data.read.media import Medium
@@ -21,12 +22,12 @@ ExampleRows = list[list[Example]]
 
 @dataclass
 class MediaLoader:
-    """Loads the images of micro-batches.
+    """Loads the images and videos of micro-batches.
 
     Attributes:
-        on_error: for an image that cannot be read any more: raise, or else leave its sample untrained, and print the
-            first few.
-        failed: number of images that could not be read by this process.
+        on_error: for one that cannot be read any more: raise, or else leave its sample untrained, and print the first
+            few.
+        failed: number of those that could not be read by this process.
     """
 
     reader: MediaReader
@@ -34,14 +35,15 @@ class MediaLoader:
     failed: int = field(default=0, init=False)
 
     def load(self, rows: ExampleRows) -> tuple[ExampleRows, dict[str, np.ndarray]]:
-        """Decode the images of some rows; returns the rows, and `patches` (N, P) and `grids` (K, 3), if there are any.
+        """Decode the media of some rows; returns the rows, and `patches` (N, P) and `grids` (K, 3), if there are any.
 
         Those of samples of two answers, which share images, have also `uses` and `image_answers`, as in `Media`.
-        An image that cannot be read is zeros, and no token of its sample is trained; `unreadable` is the number of
-        these samples, if there are any.
+        One that cannot be read is zeros, and no token of its sample is trained; `unreadable` is the number of these
+        samples, if there are any.
 
         Raises:
-            UserError: for such an image under `on_error: raise`.
+            UserError: for such a medium under `on_error: raise`.
+            MissingExtraError: if a package that reads them is not installed.
         """
         patches, kept, before = list[torch.Tensor](), [list(row) for row in rows], self.failed
         for row in kept:
@@ -49,6 +51,8 @@ class MediaLoader:
                 media = list_distinct(example)
                 try:
                     patches += [self.reader.read(each.medium, each.grids) for each in media]
+                except MissingExtraError:
+                    raise
                 except UserError as error:  # before any of them is added
                     self._handle_error(error)
                     sizes = [steps * height * width for each in media for steps, height, width in each.grids]
@@ -81,9 +85,10 @@ class MediaLoader:
             line = number if padding else 0
             for example in row:
                 grids = [grid for each in example.media for grid in each.grids]
+                seconds = [step for each in example.media for step in each.step_seconds]
                 ids = example.ids.tolist()
                 part = slice(starts[line], starts[line] + len(ids))
-                positions[line, :, part] = build_media_positions(self.reader.shape, ids, grids).numpy()
+                positions[line, :, part] = build_media_positions(self.reader.shape, ids, grids, seconds=seconds).numpy()
                 starts[line] = part.stop
         return {"positions": positions}
 

@@ -32,16 +32,20 @@ def draw_layout(draw: random.Random, shape: TowerShape) -> tuple[list[int], list
     return ids, grids, kinds
 
 
-def compute_rope_index(model: Any, ids: list[int], grids: list[tuple[int, int, int]], kinds: list[int]) -> Tensor:
+def compute_rope_index(
+    model: Any, ids: list[int], grids: list[tuple[int, int, int]], kinds: list[int], seconds: list[float]
+) -> Tensor:
     """The positions (3, T) of transformers."""
     types = [{IMAGE: 1, VIDEO: 2}.get(token, 0) for token in ids]
     pictures = [grid for grid, kind in zip(grids, kinds, strict=True) if kind == IMAGE]
     films = [grid for grid, kind in zip(grids, kinds, strict=True) if kind == VIDEO]
+    times = [each for each, kind in zip(seconds, kinds, strict=True) if kind == VIDEO]
     positions, _ = model.get_rope_index(
         torch.tensor([ids]),
         mm_token_type_ids=torch.tensor([types]),
         image_grid_thw=torch.tensor(pictures) if pictures else None,
         video_grid_thw=torch.tensor(films) if films else None,
+        second_per_grid_ts=times,
     )
     return positions[:, 0]
 
@@ -60,9 +64,10 @@ def test_random_layouts(kind: str, speed: float | None) -> None:
     shape, draw, moved = TowerShape.from_values(values), random.Random(0), 0
     for _ in range(LAYOUTS):
         ids, grids, kinds = draw_layout(draw, shape)
-        expected = compute_rope_index(model, ids, grids, kinds)
-        assert torch.equal(build_media_positions(shape, ids, grids, after_video="grid"), expected)
-        moved += not torch.equal(build_media_positions(shape, ids, grids), expected)
+        seconds = [draw.choice([0.4, 1.0, 1.01, 2.3]) for _ in grids]
+        expected = compute_rope_index(model, ids, grids, kinds, seconds)
+        assert torch.equal(build_media_positions(shape, ids, grids, seconds=seconds, after_video="grid"), expected)
+        moved += not torch.equal(build_media_positions(shape, ids, grids, seconds=seconds), expected)
     # time passes rows and columns more often at two positions a step, and never in runs of one step
     assert moved > 100 if speed else (moved == 0) == shape.frame_runs
 

@@ -1,0 +1,247 @@
+"""Choose the frames of videos and their size as the published processor of a model folder does."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from litgpt.data.media.containers import VideoHeader
+from litgpt.data.media.picture_sizes import NARROWEST, Size, fit_area
+from litgpt.data.media.pictures import CLIP_COLORS, HALF_COLORS, INTERPOLATIONS, PROCESSOR_FILES
+from litgpt.errors import UserError
+from litgpt.files import read_json_object
+from litgpt.model.tower_config import TowerShape
+
+VIDEO_PROCESSOR_FILE = "video_preprocessor_config.json"
+SAMPLED: dict[str, Any] = {
+    **{"fps": 2.0, "num_frames": None, "min_frames": 4, "max_frames": 768, "cap_pixels_per_frame": False},
+    **{"resample": 3, "rescale_factor": 1 / 255},
+}
+BY_FRAME = {"size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}, "max_video_tokens": 128_000}
+BY_VOLUME = {"size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32}, "max_video_tokens": 768}
+BY_SIDES = {"size": {"height": 384, "width": 384}, "max_video_tokens": 0}
+# The rule of each processor for frames and sizes, and the settings that its file may leave out.
+VIDEO_PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Qwen2VLVideoProcessor": ("frame", {**SAMPLED, **CLIP_COLORS, **BY_FRAME}),
+    "Qwen3VLVideoProcessor": ("volume", {**SAMPLED, **HALF_COLORS, **BY_VOLUME}),
+    "InternVLVideoProcessor": ("square", {**SAMPLED, **CLIP_COLORS, **BY_SIDES}),
+}
+AREA_KEYS, SIDE_KEYS = ("shortest_edge", "longest_edge"), ("height", "width")
+SIZE_KEYS = {"frame": AREA_KEYS, "volume": AREA_KEYS, "square": SIDE_KEYS}
+"""The keys of the size that each rule reads."""
+REQUIRED_VIDEO_STEPS = ("do_resize", "do_rescale", "do_normalize", "initial_shift")
+"""Steps that a processor's file may turn off, or change, which is not supported."""
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """How the videos of a model are sampled, resized and normalized.
+
+    Attributes:
+        rule: how frames and their size are chosen, a key of `FRAME_RULES` and `VIDEO_SIZE_RULES`.
+        fps: frames that are read of a second, unless `num_frames` are read of each video.
+        min_frames, max_frames: limits of their number.
+        limits: by the rule, the least and the most pixels, `shortest_edge` and `longest_edge`, of a frame or of all; or
+            the `height` and `width` of a frame.
+        cap_pixels_per_frame: whether a frame has at most the share of `max_video_tokens`, by the rule.
+        interpolation, mean, std, scale: as of `PictureSettings`.
+    """
+
+    rule: str
+    fps: float
+    num_frames: int | None
+    min_frames: int
+    max_frames: int
+    limits: Mapping[str, int]
+    cap_pixels_per_frame: bool
+    max_video_tokens: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """What the tower reads of a video.
+
+    Attributes:
+        frames: the numbers of the frames, ascending.
+        size: to which each is resized.
+        seconds: from one step of frames to the next.
+        times: of each step, in seconds: the mean of its first and its last frame.
+    """
+
+    frames: tuple[int, ...]
+    size: Size
+    seconds: float
+    times: tuple[float, ...]
+
+
+def read_video_settings(folder: Path, processor: str) -> VideoSettings:
+    """The settings of the video processor in a model folder.
+
+    Args:
+        processor: its class, if the file does not name it, as those written for images alone.
+
+    Raises:
+        UserError: if the folder has none, or one that is not supported.
+    """
+    path, values = find_video_values(folder)
+    kind = str(values.get("video_processor_type", processor)).removesuffix("Fast")
+    if kind not in VIDEO_PROCESSORS:
+        listed = ", ".join(VIDEO_PROCESSORS)
+        raise UserError(f"{path}: video_processor_type: {kind} is not supported; use one of {listed}")
+    for step in REQUIRED_VIDEO_STEPS:
+        if values.get(step, True) not in (True, None):
+            raise UserError(f"{path}: {step}: {str(values[step]).lower()} is not supported; use true")
+    rule, defaults = VIDEO_PROCESSORS[kind]
+    settings = {**defaults, **{key: value for key, value in values.items() if value is not None}}
+    older = {"shortest_edge": values.get("min_pixels"), "longest_edge": values.get("max_pixels")}
+    size = {**settings["size"], **{key: value for key, value in older.items() if value is not None}}
+    if not {*SIZE_KEYS[rule]} <= size.keys():
+        raise UserError(f"{path}: size: {size} is not supported; set {' and '.join(SIZE_KEYS[rule])}, in pixels")
+    if settings["resample"] not in INTERPOLATIONS:
+        raise UserError(f"{path}: resample: {settings['resample']} is not supported; use one of {INTERPOLATIONS}")
+    return VideoSettings(
+        rule=rule,
+        fps=float(settings["fps"]),
+        num_frames=settings["num_frames"],
+        min_frames=settings["min_frames"],
+        max_frames=settings["max_frames"],
+        limits={key: int(size[key]) for key in SIZE_KEYS[rule]},
+        cap_pixels_per_frame=settings["cap_pixels_per_frame"],
+        max_video_tokens=settings["max_video_tokens"],
+        interpolation=INTERPOLATIONS[settings["resample"]],
+        mean=tuple(settings["image_mean"]),
+        std=tuple(settings["image_std"]),
+        scale=float(settings["rescale_factor"]),
+    )
+
+
+def has_video_settings(folder: Path) -> bool:
+    """Whether a model folder has the settings of a video processor, at least those of images."""
+    return any((folder / name).is_file() for name in (VIDEO_PROCESSOR_FILE, *PROCESSOR_FILES))
+
+
+def find_video_values(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file with the settings of a video processor, and what it says: of images, if no file is for videos.
+
+    Raises:
+        UserError: if the folder has none.
+    """
+    merged = folder / "processor_config.json"
+    if merged.is_file() and "video_processor" in (values := read_json_object(merged)):
+        return merged, values["video_processor"]
+    for name in (VIDEO_PROCESSOR_FILE, *PROCESSOR_FILES):
+        if (folder / name).is_file():
+            return folder / name, read_json_object(folder / name)
+    raise UserError(f"{folder}: has no {VIDEO_PROCESSOR_FILE}; use the folder of a model that reads videos")
+
+
+def sample_even(total: int, rate: float, settings: VideoSettings, temporal: int) -> list[int]:
+    """Frames at equal distances from the first, as many as fill patches of `temporal` frames (Qwen2-VL)."""
+    most = min(settings.max_frames, total) // temporal * temporal
+    if settings.num_frames is None:
+        count = min(max(total / rate * settings.fps, settings.min_frames), most)
+    else:
+        count = min(round(settings.num_frames / temporal) * temporal, most)
+    count = max(math.floor(count / temporal) * temporal, 1)  # one of a video that has no more
+    return torch.arange(0, total, total / count).int()[:count].tolist()
+
+
+def sample_span(total: int, rate: float, settings: VideoSettings, _temporal: int) -> list[int]:
+    """Frames at equal distances from the first to the last (Qwen3-VL)."""
+    count = settings.num_frames
+    if count is None:
+        count = max(int(total / rate * settings.fps), settings.min_frames)
+    count = min(count, settings.max_frames, total)
+    return np.linspace(0, total - 1, count).round().astype(int).tolist()
+
+
+def sample_middles(total: int, rate: float, settings: VideoSettings, _temporal: int) -> list[int]:
+    """The middles of parts of equal length (InternVL)."""
+    count = int(total / rate * settings.fps) if settings.num_frames is None else settings.num_frames
+    length = total / max(min(count, settings.max_frames, total), 1)
+    return torch.arange(length / 2, total, length).int().tolist()
+
+
+def fit_frame(size: Size, frames: int, settings: VideoSettings, shape: TowerShape) -> Size:
+    """The area of each frame within its limits, as of an image (Qwen2-VL).
+
+    Raises:
+        UserError: if the video is too narrow.
+    """
+    unit, limits = shape.patch * shape.merge, dict(settings.limits)
+    if settings.cap_pixels_per_frame:
+        share = int(settings.max_video_tokens * unit * unit * 0.9) * shape.temporal // frames
+        limits["longest_edge"] = max(min(limits["longest_edge"], share), int(limits["shortest_edge"] * 1.05))
+    return fit_area(size, limits, unit)
+
+
+def fit_volume(size: Size, frames: int, settings: VideoSettings, shape: TowerShape) -> Size:
+    """Both sides at multiples of a merge block, the pixels of all frames within their limits (Qwen3-VL).
+
+    Raises:
+        UserError: if the video is too narrow, or has fewer frames than a patch.
+    """
+    unit, least, most = shape.patch * shape.merge, settings.limits["shortest_edge"], settings.limits["longest_edge"]
+    if settings.cap_pixels_per_frame:
+        share = min(settings.max_video_tokens * unit * unit, most // frames)
+        most = max(share, int(least * 1.05)) * frames
+    if frames < shape.temporal:
+        raise UserError(f"video of {frames} frames: too short; use one of {shape.temporal} or more")
+    height, width = size
+    if min(size) < unit:
+        growth = max(unit / height, unit / width)
+        height, width = int(height * growth), int(width * growth)
+    if max(height, width) > NARROWEST * min(height, width):
+        raise UserError(f"video of {size[0]} x {size[1]} pixels: the ratio of its sides is at most {NARROWEST}")
+    rounded = round(height / unit) * unit, round(width / unit) * unit
+    volume = round(frames / shape.temporal) * shape.temporal * rounded[0] * rounded[1]
+    if volume > most:
+        shrink = math.sqrt(frames * height * width / most)
+        return max(unit, math.floor(height / shrink / unit) * unit), max(unit, math.floor(width / shrink / unit) * unit)
+    if volume < least:
+        growth = math.sqrt(least / (frames * height * width))
+        return math.ceil(height * growth / unit) * unit, math.ceil(width * growth / unit) * unit
+    return rounded
+
+
+def fit_sides(_size: Size, _frames: int, settings: VideoSettings, _shape: TowerShape) -> Size:
+    """The given height and width (InternVL)."""
+    return settings.limits["height"], settings.limits["width"]
+
+
+FRAME_RULES: dict[str, Callable[[int, float, VideoSettings, int], list[int]]] = {
+    "frame": sample_even,
+    "volume": sample_span,
+    "square": sample_middles,
+}
+VIDEO_SIZE_RULES: dict[str, Callable[[Size, int, VideoSettings, TowerShape], Size]] = {
+    "frame": fit_frame,
+    "volume": fit_volume,
+    "square": fit_sides,
+}
+
+
+def plan_video(header: VideoHeader, settings: VideoSettings, shape: TowerShape) -> VideoPlan:
+    """The frames of a video that the tower reads, and their size.
+
+    Raises:
+        UserError: if it is too narrow or too short.
+    """
+    frames = FRAME_RULES[settings.rule](header.frames, header.rate, settings, shape.temporal)
+    size = VIDEO_SIZE_RULES[settings.rule](header.size, len(frames), settings, shape)
+    seconds = shape.temporal * header.frames / (len(frames) * header.rate)
+    return VideoPlan(tuple(frames), size, seconds, list_times(frames, header.rate, shape.temporal))
+
+
+def list_times(frames: Sequence[int], rate: float, temporal: int) -> tuple[float, ...]:
+    """The seconds of each step of frames, of which the last may be filled by its last frame."""
+    steps = [frames[start : start + temporal] for start in range(0, len(frames), temporal)]
+    return tuple((step[0] / rate + step[-1] / rate) / 2 for step in steps)

@@ -1,0 +1,171 @@
+"""Compare images and videos with transformers: pixels by a folder's processors, and the logits of a text with them."""
+
+import random
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from litgpt.data.media.containers import VideoHeader
+from litgpt.data.media.patches import count_places, cut_patches, pack_media
+from litgpt.data.media.pictures import (
+    PictureSettings,
+    interpolate,
+    normalize_picture,
+    open_picture,
+    read_picture_settings,
+    resize_picture,
+)
+from litgpt.data.media.positions import build_media_positions
+from litgpt.data.media.videos import VideoSettings, plan_video, read_video_settings
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.model.media import Media
+from litgpt.model.tower_config import TowerShape
+from litgpt.store.load_model import load_model
+
+VIDEO_RATE = 4.0  # frames a second of drawn videos
+
+
+@dataclass(frozen=True)
+class ComparedMedia:
+    """Drawn media of one kind, as both libraries read them.
+
+    Attributes:
+        sizes: of each, width and height in pixels, before them the number of frames of a video.
+        media: as we read them, and `seconds` of a step of frames of each.
+        inputs: as the model of transformers takes them.
+        same_pixels: whether both are equal to the bit.
+    """
+
+    kind: str
+    sizes: list[tuple[int, ...]]
+    media: Media
+    seconds: list[float]
+    inputs: Any
+    same_pixels: bool
+
+
+def compare_images(folder: Path, config: Config, seed: int) -> ComparedMedia:
+    """Two drawn images by the folder's processor."""
+    from PIL.Image import fromarray
+    from transformers import AutoImageProcessor
+
+    assert config.vision is not None
+    settings, shape = read_picture_settings(folder), TowerShape.from_values(config.vision)
+    images = [fromarray(values.numpy()) for values in draw_pixels(seed)]
+    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    unit = shape.patch * shape.merge
+    expected = processor(images=images, return_tensors="pt", **list_call_settings(settings, unit))
+    resized = [picture for image in images for picture in resize_picture(open_picture(image), settings, unit)]
+    pictures = [normalize_picture(picture, settings) for picture in resized]
+    media = pack_media([cut_patches(picture[None], shape) for picture in pictures])
+    values = expected["pixel_values"]
+    if "image_grid_thw" in expected:
+        same = torch.equal(media.patches_NP, values)
+    else:  # in a batch, smaller images have zeros at the right and below
+        pairs = zip(pictures, values.flatten(0, -4), strict=True)
+        same = all(torch.equal(picture, padded[:, : picture.shape[1], : picture.shape[2]]) for picture, padded in pairs)
+    seconds = [1.0] * len(media.grids)
+    return ComparedMedia("image", [image.size for image in images], media, seconds, expected, same)
+
+
+def list_call_settings(settings: PictureSettings, unit: int) -> dict[str, Any]:
+    """The settings that the processor of a model passes to that of images, beside those in the file."""
+    cuts = {} if settings.tile_counts is None else {"crop_to_patches": True}
+    return {**cuts, **({"patch_size": {"height": unit, "width": unit}} if settings.rule == "within" else {})}
+
+
+def draw_pixels(seed: int) -> list[Tensor]:
+    """Two images (H, W, 3) of different sizes, uint8: noise over a slope."""
+    draw = torch.Generator().manual_seed(seed)
+    return [
+        (torch.rand(*size, 3, generator=draw) * 100 + torch.linspace(0, 155, size[1])[:, None]).to(torch.uint8)
+        for size in ((48, 80), (120, 64))
+    ]
+
+
+def compare_videos(folder: Path, config: Config, seed: int) -> ComparedMedia:
+    """Two drawn videos by the folder's processor, with the settings that are read of its file."""
+    from transformers import AutoVideoProcessor
+
+    assert config.vision is not None
+    shape = TowerShape.from_values(config.vision)
+    settings = read_video_settings(folder, str(shape.video_processor))
+    videos = [
+        torch.stack([picture.permute(2, 0, 1).roll(3 * number, -1) for number in range(frames)])
+        for picture, frames in zip(draw_pixels(seed), (12, 7), strict=True)
+    ]
+    sampling = {"fps": settings.fps} if settings.num_frames is None else {"num_frames": settings.num_frames}
+    call_settings = {"cap_pixels_per_frame": settings.cap_pixels_per_frame} if shape.temporal > 1 else {}
+    processor = AutoVideoProcessor.from_pretrained(folder, local_files_only=True)
+    outputs = [
+        processor(
+            [video],
+            video_metadata=[{"total_num_frames": len(video), "fps": VIDEO_RATE}],
+            do_sample_frames=True,
+            return_tensors="pt",
+            **call_settings,
+            **sampling,
+        )
+        for video in videos
+    ]
+    if "video_grid_thw" in outputs[0]:
+        inputs = {key: torch.cat([output[key] for output in outputs]) for key in outputs[0]}
+        expected = inputs["pixel_values_videos"]
+    else:  # frames (F, C, H, W), which the model takes as images
+        inputs = {"pixel_values": torch.cat([output["pixel_values_videos"][0] for output in outputs])}
+        expected = cut_patches(inputs["pixel_values"], shape)[0]
+    items, seconds = zip(*(read_drawn_video(video, settings, shape) for video in videos), strict=True)
+    media = pack_media(items)
+    same = torch.equal(media.patches_NP, expected)
+    sizes: list[tuple[int, ...]] = [(len(video), video.shape[3], video.shape[2]) for video in videos]
+    return ComparedMedia("video", sizes, media, list(seconds), inputs, same)
+
+
+def read_drawn_video(
+    frames_FCHW: Tensor, settings: VideoSettings, shape: TowerShape
+) -> tuple[tuple[Tensor, tuple[int, int, int]], float]:
+    """The patches of a video with their grid, and the seconds of a step of frames."""
+    size = frames_FCHW.shape[2], frames_FCHW.shape[3]
+    plan = plan_video(VideoHeader(len(frames_FCHW), VIDEO_RATE, size, (), ()), settings, shape)
+    resized = [interpolate(frames_FCHW[frame], plan.size, settings.interpolation) for frame in plan.frames]
+    return cut_patches(normalize_picture(torch.stack(resized), settings), shape), plan.seconds
+
+
+def compare_media_logits(
+    reference: Any, folder: Path, config: Config, compared: ComparedMedia, seed: int
+) -> tuple[float, float]:
+    """The largest difference of logits from transformers, and its share of the largest logit, of a text with media.
+
+    Args:
+        reference: the model of transformers.
+    """
+    model = GPT(config).eval()
+    load_model(model, folder)
+    assert model.vision is not None
+    shape, draw, media = model.vision.shape, random.Random(seed), compared.media
+    words = sorted(set(range(min(config.vocab_size, config.padded_vocab_size or 0))) - set(shape.media_tokens))
+    is_image = compared.kind == "image" or shape.video_token is None
+    token = shape.image_token if is_image else shape.video_token
+    assert token is not None
+    ids = draw.choices(words, k=3)
+    for grid in media.grids:
+        runs = grid[0] if shape.frame_runs else 1
+        for _ in range(runs):
+            ids += [token] * (count_places(grid, shape) // runs) + draw.choices(words, k=2)
+    positions = None
+    if config.rope_sections:
+        positions = build_media_positions(shape, ids, media.grids, seconds=compared.seconds)[None]
+    ids_BT = torch.tensor([ids])
+    places = {} if positions is None else {"position_ids": positions.transpose(0, 1)}
+    places |= {"token_type_ids": (ids_BT == shape.image_token).int()} if shape.image_blocks else {}
+    inputs = {key: value for key, value in compared.inputs.items() if key in signature(reference.forward).parameters}
+    with torch.no_grad():
+        expected = reference(input_ids=ids_BT, **inputs, **places, use_cache=False).logits
+        actual = model(ids_BT, media=media, positions_BT=positions)
+    largest = float((actual - expected).abs().max())
+    return largest, largest / float(expected.abs().max())
