@@ -79,7 +79,7 @@ class CodePlacer:
         starts = np.cumsum(lengths) - lengths
         # without their bytes: a sample needs only to know which tokens are an image, which no cut divides
         media = tuple(
-            PlacedMedium(Medium(path=medium.name), int(starts[token]), len(run), ())
+            PlacedMedium(replace(medium, path=medium.path or medium.name, data=None), int(starts[token]), len(run), ())
             for token, (medium, run) in zip(marked.tolist(), plans, strict=True)
         )
         tokens = np.array([token for run in runs for token in run], np.int32)
