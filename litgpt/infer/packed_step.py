@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from litgpt.infer.block_cache import CacheBlock, Slab
-from litgpt.infer.onednn import ReorderedMatrix
+from litgpt.infer.onednn import ReorderedMatrix, is_half_row, multiply_row
 from litgpt.infer.prompt_images import PlacedFeatures
 from litgpt.model.attention import KVCacheLayer
 from litgpt.model.attention_inputs import (
@@ -230,8 +230,10 @@ def compute_indexed_logits(
     bias_V: Tensor | None,
     softcap: float | None,
 ) -> Tensor:
-    """Logits (R, V) of these tokens of a row; by oneDNN if `head` is not None."""
+    """Logits (R, V) of these tokens of a row; by the kernels for few rows if `head` is not None."""
     x_RD = hidden_BTD[0, indices]
+    if head is not None and is_half_row(x_RD, (weight_VD,)):
+        return cap_logits(multiply_row(x_RD, weight_VD, bias_V), softcap)
     if head is None or not head.prepare(x_RD, (weight_VD,)):
         return compute_logits(x_RD, weight_VD, bias_V, softcap)
     return cap_logits(head.multiply(x_RD, bias_V), softcap)

@@ -38,6 +38,26 @@ def test_products_equal_those_of_torch(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
+def test_one_row_in_bfloat16_is_multiplied_without_a_copy_of_the_weights(bias: bool) -> None:
+    model = small(bias=bias).bfloat16()
+    reorder_linear_layers(model)
+    block, x = model.blocks[0], torch.randn(1, 1, model.config.n_embd).bfloat16()
+    down = block.mlp.down
+    hidden = torch.randn(1, 1, down.in_features).bfloat16()
+    with torch.inference_mode():
+        torch.testing.assert_close(down(hidden), F.linear(hidden, down.weight, down.bias))
+        for module, names in ((block.attention, ("q", "k", "v")), (block.mlp, ("gate", "up"))):
+            for output, layer in zip(module.project(x), (getattr(module, name) for name in names), strict=True):
+                torch.testing.assert_close(output, F.linear(x, layer.weight, layer.bias))
+            assert module.__dict__["project"].matrix.matrix is None
+        assert down.__dict__["forward"].matrix.matrix is None
+        assert torch.backends.mkldnn.enabled
+        two = hidden.expand(1, 2, -1).contiguous()
+        torch.testing.assert_close(down(two)[:, :1], down(hidden))
+        assert down.__dict__["forward"].matrix.matrix is not None
+
+
+@pytest.mark.parametrize("bias", [False, True])
 def test_projections_of_one_input_are_one_product_unless_one_is_modified(bias: bool) -> None:
     model = small(bias=bias)
     reorder_linear_layers(model)
