@@ -314,20 +314,20 @@ class LLM(nn.Module):
         chat_template: bool | None = None,
         images: Any = None,
         videos: Any = None,
+        audios: Any = None,
         on_token: Callable[[int], object] | None = None,
     ) -> Any:
         """The text that the model generates after a prompt, without the prompt; or after each of several prompts.
 
         Args:
-            prompt: a prompt, or a list of them.
-            sys_prompt, chat_template: as in `prompt_tokens`.
+            prompt, sys_prompt, chat_template: a prompt, or a list of them; the others as in `prompt_tokens`.
             max_new_tokens: the maximum number of tokens; the model may stop earlier.
             temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty: as in `Sampling`.
             json_schema, regex: what the text is valid under or matches; see `ConstraintCompiler.compile`.
             return_as_token_ids: return int64 token ids (T,), including those of a stop string, instead of a text.
             stream: return an iterator over pieces of the text, or over token ids, of a single prompt.
             stop: strings that end the text; not part of the result.
-            images, videos: lists of paths, bytes or PIL images, for tags (`<image>`) or before the prompt; one of each.
+            images, videos, audios: lists of paths, bytes or PIL images, for tags (`<image>`) or before the prompt.
             seed: of the random numbers, seed + 1 for the second of several texts, ...; None for torch's generator.
             on_token: called with each token id as it is sampled, of a single prompt.
 
@@ -343,7 +343,7 @@ class LLM(nn.Module):
         given |= {"frequency_penalty": frequency_penalty, "max_new_tokens": max_new_tokens, "regex": regex}
         given |= {"json_schema": json_schema, "chat_template": chat_template}
         settings = prepare_texts(encoder, rows=self.config.padded_vocab_size or 0, **given)
-        media = {"image": images, "video": videos}
+        media = {"image": images, "video": videos, "audio": audios}
         if isinstance(prompt, str):
             encoded = encoder.encode(prompt, sys_prompt, chat_template, sources=list_given_media(media))
             given = {"as_token_ids": return_as_token_ids, "stream": stream, "on_token": on_token, "seed": seed}

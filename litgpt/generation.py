@@ -75,6 +75,7 @@ def generate_sample(llm: LLM, recipe: WrittenTexts, number: int) -> None:
         chat_template=recipe.chat_template,
         images=recipe.media.get("image"),
         videos=recipe.media.get("video"),
+        audios=recipe.media.get("audio"),
         on_token=tokens.append,
     )
     text = chain([] if llm.replies(recipe.chat_template) else [recipe.prompt], pieces)

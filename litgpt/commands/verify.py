@@ -16,6 +16,7 @@ from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import write_json
 from litgpt.infer.media_parity import ComparedMedia, compare_images, compare_media_logits, compare_videos
+from litgpt.infer.sound_parity import compare_sounds
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.registry import find_family, normalize_config
@@ -61,7 +62,8 @@ def run(recipe: Verify) -> None:
     checks = []
     shape = None if config.vision is None else TowerShape.from_values(config.vision)
     sees = [] if shape is None else [check_images, *([check_videos] if shape.video_processor else [])]
-    for check in (*CHECKS, *sees):
+    hears = [] if config.audio is None else [check_sounds]
+    for check in (*CHECKS, *sees, *hears):
         checks.append(run_check(check, recipe, config))
         word = {True: "passed", False: "FAILED", None: "skipped"}[checks[-1].passed]
         print(f"{checks[-1].name}: {word}: {checks[-1].summary}", flush=True)
@@ -295,6 +297,18 @@ def check_compared(recipe: Verify, config: Config, compared: ComparedMedia) -> C
     figures: dict[str, Any] = {"sizes": compared.sizes, "grids": compared.media.grids}
     figures |= {"largest": largest, "share": share, "same_pixels": compared.same_pixels}
     return Check(name, compared.same_pixels and share <= recipe.tolerance, summary, figures)
+
+
+def check_sounds(recipe: Verify, config: Config) -> Check:
+    """Check drawn sounds: their frames by the folder's processor, to the bit, and the logits of a text with them."""
+    folder = recipe.checkpoint_dir
+    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        return Check("sounds", None, f"no {' or '.join(PROCESSOR_FILES)} in the folder", {})
+    compared = compare_sounds(load_reference_model(folder, config), folder, config, recipe.seed)
+    said = f"frames of {len(compared.seconds)} sounds {'are equal to the bit' if compared.same_frames else 'DIFFER'}"
+    logits = f"logits differ by at most {compared.largest:.2e}, {compared.share:.2e} of the largest"
+    passed = compared.same_frames and compared.share <= recipe.tolerance
+    return Check("sounds", passed, f"{said}; {logits}, {recipe.tolerance:g} allowed", vars(compared))
 
 
 CHECKS = (check_tensors, check_round_trip, check_settings, check_logits, check_tokenizer)

@@ -62,7 +62,7 @@ def describe_medium(placed: PlacedMedium) -> str:
     """The name of a medium, the patches of what the tower reads of it, and its tokens."""
     counts = Counter((height, width) for steps, height, width in placed.grids for _ in range(steps))
     sizes = [f"{number} of {height} x {width}" for (height, width), number in counts.items()]
-    patches = f"{', '.join(sizes).removeprefix('1 of ')} patches, " if sizes else ""
+    patches = f"{', '.join(sizes).removeprefix('1 of ')} patches, " if sizes and placed.medium.kind != "audio" else ""
     time = "" if placed.seconds is None else f"{sum(counts.values()) * placed.seconds:.1f} s, "
     return f"{placed.medium.kind} {Path(placed.medium.name).name}: {time}{patches}{placed.tokens:,} tokens"
 

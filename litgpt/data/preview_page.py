@@ -11,7 +11,7 @@ from torch import Tensor
 from litgpt.data.media.containers import read_first_frame
 from litgpt.data.media.errors import MediumError
 from litgpt.data.media.pictures import open_picture
-from litgpt.data.media.reader import find_source
+from litgpt.data.media.sources import find_source
 from litgpt.data.preview import DrawnRow, decode_tokens, describe_medium, describe_row, format_weight, list_runs
 from litgpt.data.read.media import Medium
 from litgpt.data.render.example import Example
@@ -52,9 +52,11 @@ def build_runs(example: Example, tokenizer: Tokenizer) -> list[dict[str, Any]]:
 
 
 def build_thumbnail(medium: Medium) -> dict[str, str]:
-    """The data URI of a small image, of a video its first frame, or the problem with it."""
+    """The data URI of a small image, of a video its first frame, or the problem with it; nothing for a sound."""
     from PIL import Image
 
+    if medium.kind not in OPENERS:
+        return {}
     try:
         pixels = OPENERS[medium.kind](find_source(medium))
     except MediumError as error:

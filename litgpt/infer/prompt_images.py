@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from litgpt.data.media.positions import build_media_positions
-from litgpt.data.media.reader import MediaReader
+from litgpt.data.media.reader import AnyReader
+from litgpt.data.media.sound_reader import SoundReader
 from litgpt.data.render.example import PlacedMedium
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
@@ -22,12 +23,12 @@ from litgpt.model.media import Media
 
 @dataclass(frozen=True, eq=False)
 class PromptImage:
-    """An image or a video as the tower reads it.
+    """An image, a video or a sound as the tower reads it.
 
     Attributes:
-        media: its patches, and the size of each picture of it.
+        media: its patches, and the size of each picture of it, or its frames and their number.
         places: the tokens of the prompt that its features stand for, ascending.
-        key: a negative number, which only one of the same pixels has.
+        key: a negative number, which only one of the same pixels or frames has.
     """
 
     media: Media
@@ -37,7 +38,7 @@ class PromptImage:
 
 @dataclass(frozen=True, eq=False)
 class PromptImages:
-    """The images and videos of one prompt, in order.
+    """The images, videos or sounds of one prompt, in order.
 
     Attributes:
         positions: of time, row and column of its tokens, (3, T); None for a model whose tokens have one position.
@@ -93,8 +94,7 @@ class ImageFeatures:
             first, last = (bisect_left(image.places, token) for token in (start, stop))
             if first < last:
                 if number not in self._features:
-                    assert model.vision is not None
-                    self._features[number] = model.vision(image.media.to(model.embedding.weight.device))
+                    self._features[number] = model.encode_media(image.media.to(model.embedding.weight.device))
                 places += [place - start for place in image.places[first:last]]
                 features.append(self._features[number][first:last])
         return PlacedFeatures(places, torch.cat(features)) if features else None
@@ -106,13 +106,13 @@ class Prompt:
 
     Attributes:
         ids: its tokens, places of media written out.
-        media: the images and videos, with their places.
+        media: the images, videos or sounds, with their places.
         reader: of the media; None without any.
     """
 
     ids: tuple[int, ...]
     media: tuple[PlacedMedium, ...] = ()
-    reader: MediaReader | None = None
+    reader: AnyReader | None = None
 
     def load_images(self) -> PromptImages | None:
         """Decode the media; None without any.
@@ -122,23 +122,24 @@ class Prompt:
         """
         if self.reader is None or not self.media:
             return None
-        shape, images = self.reader.shape, list[PromptImage]()
+        tokens, images = self.reader.shape.media_tokens, list[PromptImage]()
         for each in self.media:
             try:
                 patches = self.reader.read(each.medium, each.grids)
             except UserError as error:
                 raise UserError(f"{each.medium.kind}: {error}") from None
-            places = tuple(token for token in range(each.start, each.stop) if self.ids[token] in shape.media_tokens)
-            images.append(PromptImage(Media(patches, each.grids), places, compute_image_key(patches, each.grids)))
+            places = tuple(token for token in range(each.start, each.stop) if self.ids[token] in tokens)
+            media, key = self.reader.pack(patches, each.grids), compute_image_key(patches, each.grids)
+            images.append(PromptImage(media, places, key))
         grids = [grid for each in self.media for grid in each.grids]
-        if not self.reader.has_sections:
+        if isinstance(self.reader, SoundReader) or not self.reader.has_sections:
             return PromptImages(tuple(images))
         seconds = [step for each in self.media for step in each.step_seconds]
-        return PromptImages(tuple(images), build_media_positions(shape, self.ids, grids, seconds=seconds))
+        return PromptImages(tuple(images), build_media_positions(self.reader.shape, self.ids, grids, seconds=seconds))
 
 
 def compute_image_key(patches_NP: Tensor, grids: Sequence[tuple[int, int, int]]) -> int:
-    """A negative number by the SHA-256 of the pixels and sizes."""
+    """A negative number by the SHA-256 of the pixels or frames, and sizes."""
     digest = hashlib.sha256(repr(tuple(grids)).encode())
     digest.update(patches_NP.contiguous().numpy().data)
     return -1 - int.from_bytes(digest.digest())

@@ -16,8 +16,8 @@ from litgpt.data.read.message import Message
 from litgpt.data.read.row_media import MediaSources
 from litgpt.data.render.chat_template import ChatTemplate, find_turn_ends
 from litgpt.data.render.code_places import CodePlacer
-from litgpt.data.render.media_places import MediaPlacer
-from litgpt.data.render.placers import open_placer
+from litgpt.data.render.feature_places import FeaturePlacer
+from litgpt.data.render.placers import build_feature_placer, open_placer
 from litgpt.data.render.prompt_styles import PromptStyle, has_prompt_style, load_prompt_style
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
@@ -27,6 +27,8 @@ from litgpt.infer.prompt_images import Prompt
 from litgpt.messages import print_message
 from litgpt.model.config import Config
 
+TOWERS_OF_KINDS = {"image": ("vision", "sees"), "video": ("vision", "sees"), "audio": ("audio", "hears")}
+"""The tower that reads media of a kind, and what a model with one does."""
 NO_MEDIA: MediaSources = MappingProxyType({})
 
 
@@ -43,7 +45,7 @@ class PromptEncoder:
     tokenizer: Tokenizer
     chat: ChatTemplate | None
     style: PromptStyle | None
-    open_placer: Callable[[], MediaPlacer | CodePlacer | None] = lambda: None
+    open_placer: Callable[[], FeaturePlacer | CodePlacer | None] = lambda: None
 
     def has_format(self, chat_template: bool | None) -> bool:
         """Whether the prompt is a user's message and the text a reply; otherwise the text continues the prompt.
@@ -159,7 +161,8 @@ class PromptEncoder:
             return Prompt(tuple(self.tokenizer.encode(text, bos=bos).tolist()))
         placer = self.open_placer()
         if placer is None:
-            raise UserError(f"{media[0].kind}: the model has no vision tower; leave it out, or use a model that sees")
+            kind, (tower, verb) = media[0].kind, TOWERS_OF_KINDS[media[0].kind]
+            raise UserError(f"{kind}: the model has no {tower} tower; leave it out, or use a model that {verb}")
         tokens = self.tokenizer.encode(placer.write_places(text), bos=bos).numpy()
         try:
             conversation = Conversation((Message("user", "", media=tuple(media)),))
@@ -182,7 +185,7 @@ class PromptEncoder:
         return [sequence[0] for sequence in sequences if len(sequence) == 1], [text for text in texts if text]
 
 
-def open_prompt_placer(tokenizer: Tokenizer, config: Config) -> MediaPlacer | CodePlacer | None:
+def open_prompt_placer(tokenizer: Tokenizer, config: Config) -> FeaturePlacer | CodePlacer | None:
     """What writes the places or codes of a model's media; None for a model that reads none.
 
     Raises:
@@ -190,7 +193,7 @@ def open_prompt_placer(tokenizer: Tokenizer, config: Config) -> MediaPlacer | Co
             codec is damaged.
     """
     reader = build_media_reader(tokenizer.folder, config)
-    return open_placer(tokenizer, None) if reader is None else MediaPlacer(reader, tokenizer)
+    return open_placer(tokenizer, None) if reader is None else build_feature_placer(reader, tokenizer)
 
 
 def find_prompt_style(folder: Path, chat: ChatTemplate | None) -> PromptStyle | None:

@@ -7,6 +7,8 @@ from typing import Literal
 from litgpt.errors import UserError
 from litgpt.infer.prompt_images import PromptImages
 from litgpt.infer.sampling import Constraint, Sampling
+from litgpt.model.audio_config import AudioShape
+from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.tower_config import TowerShape
 
@@ -75,7 +77,7 @@ def check_prompt(model: GPT, prompt: Sequence[int], max_new_tokens: int, *, has_
     """Check that prompt and new tokens fit into the model's context, and the model has all tokens of the prompt.
 
     Args:
-        has_images: whether the prompt has images, with their places.
+        has_images: whether the prompt has images or sounds, with their places.
 
     Raises:
         UserError: if they do not, the prompt is empty or has the token of an image without it, or the model is a reward
@@ -89,12 +91,11 @@ def check_prompt(model: GPT, prompt: Sequence[int], max_new_tokens: int, *, has_
     if not prompt:
         raise UserError("prompt: has no tokens; set at least one")
     check_tokens("prompt", (min(prompt), max(prompt)), rows)
-    tower = model.config.vision  # the module is on the first stage of a pipeline only
-    shape = None if tower is None else TowerShape.from_values(tower)
-    if shape is not None and not has_images and (unseen := {*shape.media_tokens} & {*prompt}):
-        what = "a video" if min(unseen) == shape.video_token else "an image"
+    names = name_media_tokens(model.config)
+    if not has_images and (unseen := names.keys() & {*prompt}):
+        token, what = min(unseen), names[min(unseen)]
         raise UserError(
-            f"prompt: has token {min(unseen)}, which stands for {what}, without {what}; give one, or leave it out"
+            f"prompt: has token {token}, which stands for {what}, without {what}; give one, or leave it out"
         )
     if len(prompt) >= limit:
         raise UserError(f"prompt: {len(prompt)} tokens exceed the model's context of {limit}; use a shorter one")
@@ -103,3 +104,14 @@ def check_prompt(model: GPT, prompt: Sequence[int], max_new_tokens: int, *, has_
             f"max_new_tokens: {max_new_tokens} after a prompt of {len(prompt)} tokens exceeds the model's context "
             f"of {limit}; set 1 to {limit - len(prompt)}"
         )
+
+
+def name_media_tokens(config: Config) -> dict[int, str]:
+    """What the tokens stand for at whose places a model reads features."""
+    names: dict[int, str] = {}
+    if config.vision is not None:  # the modules are on the first stage of a pipeline only
+        shape = TowerShape.from_values(config.vision)
+        names |= {token: "a video" if token == shape.video_token else "an image" for token in shape.media_tokens}
+    if config.audio is not None:
+        names[AudioShape.from_values(config.audio).audio_token] = "a sound"
+    return names

@@ -64,7 +64,7 @@ class GenerationSettings:
             raise UserError("regex: a text follows either json_schema or regex; leave one of them out")
 
 
-AN_EXAMPLE = {"image": "an image", "video": "a video"}
+AN_EXAMPLE = {"image": "an image", "video": "a video", "audio": "a sound"}
 """What the paths of media are of, by the field that holds them."""
 
 
@@ -78,6 +78,8 @@ class WrittenTexts(GenerationSettings):
     """An image or a list of images, for the tags <image> in the prompt, or before it; for models that see."""
     video: Path | list[Path] | None = None
     """A video or a list of videos, for the tags <video> in the prompt, or before it; for models that read videos."""
+    audio: Path | list[Path] | None = None
+    """A sound or a list of sounds, for the tags <audio> in the prompt, or before it; for models that hear."""
     prompts: Path | None = None
     """A file of prompts instead: a .txt with one a line, or a .jsonl with `prompt` or `messages` in each row."""
     output: Path | None = None
@@ -94,7 +96,7 @@ class WrittenTexts(GenerationSettings):
         has_file = self.prompts is not None
         other, cure = "a single prompt", "set prompts: FILE too"
         check_effects(self, "", "output", "logprobs", have_effect=has_file, other=other, cure=cure)
-        keys = ("stream", "prompt", "image", "video")
+        keys = ("stream", "prompt", "image", "video", "audio")
         check_effects(self, "", *keys, have_effect=not has_file, other="prompts", cure="leave it out")
         for kind, paths in self.media.items():
             for path in paths:
@@ -105,7 +107,7 @@ class WrittenTexts(GenerationSettings):
 
     @property
     def media(self) -> dict[str, list[Path]]:
-        """The images and videos of the prompt, by kind; without kinds that it has none of."""
+        """The images, videos and sounds of the prompt, by kind; without kinds that it has none of."""
         given = {kind: getattr(self, kind) for kind in AN_EXAMPLE}
         return {kind: value if isinstance(value, list) else [value] for kind, value in given.items() if value}
 

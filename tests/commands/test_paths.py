@@ -11,7 +11,7 @@ from litgpt.recipe.commands import COMMANDS
 from litgpt.recipe.paths import PATH_KEYS, PathKeys
 
 INPUTS = {"checkpoint_dir", "pretrained_checkpoint_dir", "initial_adapter_dir", "resume", "input"}
-INPUTS |= {"prompts", "image", "video", "text", "include_path", "finetuned_path", "adapter_path"}
+INPUTS |= {"prompts", "image", "video", "audio", "text", "include_path", "finetuned_path", "adapter_path"}
 INPUTS |= {"codec_dir", "draft_model_checkpoint_dir", "target_model_checkpoint_dir"}
 """Keys of paths that a command reads, in their own ways: `find_folder` resolves short names of the folders."""
 

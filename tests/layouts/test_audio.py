@@ -1,13 +1,18 @@
 """Models with an audio tower train on every layout as in one process, also if a rank, or a step, has no sound."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from litgpt.model.gpt import GPT
 from litgpt.train import step
+from tests.audio_model import write_audio_model, write_sound_rows
 from tests.layouts.layouts import Case, Facts, collect_facts, find_deviations, measure_mutation, run_reference
+from tests.layouts.pool import POOL
+from tests.layouts.test_vision_rows import compute
 
 SOUNDS = (0, 1, 5)  # of two ranks with two rows in a micro-batch, the second one has none
 CASES = [
@@ -35,6 +40,17 @@ def test_what_a_step_trains(sounds: tuple[int, ...]) -> None:
     facts = run_reference(Case("audio", images=sounds).single_process)
     trained = {name for name in facts["gradient"] if name.startswith("audio.")}
     assert bool(trained) == bool(sounds) and "audio.positions.weight" not in trained
+
+
+def test_rows_train_as_in_one_process(tmp_path: Path) -> None:
+    write_audio_model(tmp_path / "model")
+    write_sound_rows(tmp_path)
+    losses, gradients = compute(tmp_path, {})
+    assert any(name.startswith("audio.blocks") for name in gradients)
+    for other_losses, others in POOL.run(compute, tmp_path, {"data_replicate": 2}, ranks=2):
+        assert other_losses == pytest.approx(losses, abs=1e-9) and others.keys() == gradients.keys()
+        for name, gradient in others.items():
+            torch.testing.assert_close(gradient, gradients[name], atol=1e-9, rtol=1e-7, msg=name)
 
 
 def without_sounds(case: Case) -> Facts:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from litgpt.data.media.pictures import interpolate, open_picture
-from litgpt.data.media.reader import find_source
+from litgpt.data.media.sources import find_source
 from litgpt.data.read.media import CODES_FOLDER, PNG_URI, Medium
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError

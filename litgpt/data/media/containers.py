@@ -17,7 +17,7 @@ from litgpt.data.media.picture_sizes import Size
 
 VIDEO_FORMATS = ("mov", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "gif")
 """FFmpeg's names of the formats that are read; others, such as playlists, open files that they name."""
-USUAL_FILES = {"video": "an MP4", "audio": "a WAV"}
+USUAL_FILES = {"video": "an MP4", "sound": "a WAV"}
 """What error messages suggest, by kind."""
 MAX_VIDEO_FRAMES = 1_000_000  # 9 hours at 30 a second
 

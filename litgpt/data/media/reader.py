@@ -1,16 +1,14 @@
 """Read the images and videos of samples: their sizes in patches ahead, from headers, and their patches for batches."""
 
-import base64
-import binascii
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from litgpt.data.media.containers import read_frames, read_video_header
-from litgpt.data.media.errors import MediumError
 from litgpt.data.media.patches import cut_patches
 from litgpt.data.media.pictures import (
     PicturePlan,
@@ -23,13 +21,17 @@ from litgpt.data.media.pictures import (
     read_picture_size,
     resize_picture,
 )
+from litgpt.data.media.sound_reader import SoundReader, build_sound_reader
+from litgpt.data.media.sources import find_source
 from litgpt.data.media.videos import VideoPlan, VideoSettings, plan_video, read_video_settings
 from litgpt.data.read.media import Medium
 from litgpt.errors import UserError
+from litgpt.model.audio_config import AudioShape
 from litgpt.model.config import Config
-from litgpt.model.media import Grid
+from litgpt.model.media import Grid, Media
 from litgpt.model.registry import has_config
 from litgpt.model.tower_config import TowerShape
+from litgpt.model.vision import check_grids
 
 MediumPlan = PicturePlan | VideoPlan
 """What the tower reads of a medium."""
@@ -50,6 +52,7 @@ class MediaReader:
     shape: TowerShape
     has_sections: bool
     videos: VideoSettings | None = None
+    array_name: ClassVar[str] = "patches"
 
     def fingerprint_parts(self) -> list[Any]:
         """Everything that patches and places depend on besides the media, as JSON values."""
@@ -67,9 +70,13 @@ class MediaReader:
             UserError: if it cannot be read, or the tower does not read its size.
         """
         source = find_source(medium)
+        plan: MediumPlan
         if medium.kind == "video":
-            return plan_video(read_video_header(source), self._video_settings, self.shape)
-        return plan_picture(read_picture_size(source), self.settings, self._unit)
+            plan = plan_video(read_video_header(source), self._video_settings, self.shape)
+        else:
+            plan = plan_picture(read_picture_size(source), self.settings, self._unit)
+        check_grids(self.shape, self.list_grids(plan))
+        return plan
 
     def list_grids(self, plan: MediumPlan) -> tuple[Grid, ...]:
         """The size in patches of each image, or of a video."""
@@ -104,6 +111,14 @@ class MediaReader:
         resized = [interpolate(frame, plan.size, settings.interpolation) for frame in frames]
         return [normalize_picture(torch.stack(resized), settings)]
 
+    def build_blank(self, grids: tuple[Grid, ...]) -> Tensor:
+        """Zeros in place of the patches of media."""
+        return torch.zeros(sum(map(prod, grids)), self.shape.patch_numbers)
+
+    def pack(self, patches_NP: Tensor, grids: tuple[Grid, ...]) -> Media:
+        """The media of the patches of images and videos and their sizes."""
+        return Media(patches_NP, grids)
+
     @property
     def _video_settings(self) -> VideoSettings:
         assert self.videos is not None
@@ -114,23 +129,11 @@ class MediaReader:
         return self.shape.patch * self.shape.merge
 
 
-def find_source(medium: Medium) -> Path | bytes:
-    """The file of a medium, or its bytes.
-
-    Raises:
-        MediumError: if they are not base64.
-    """
-    if medium.data is None:
-        assert medium.path is not None
-        return Path(medium.path)
-    try:
-        return base64.b64decode(medium.data, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise MediumError(medium.name, "not base64", str(error), "encode the bytes of the file") from None
+AnyReader = MediaReader | SoundReader
 
 
-def open_media_reader(folder: Path) -> MediaReader | None:
-    """The reader of the media of the model in a folder; None for a model without a vision tower.
+def open_media_reader(folder: Path) -> AnyReader | None:
+    """The reader of the media of the model in a folder; None for a model without a tower.
 
     Raises:
         UserError: if the processor of the folder is missing or not supported.
@@ -139,8 +142,8 @@ def open_media_reader(folder: Path) -> MediaReader | None:
     return None if config is None else build_media_reader(folder, config)
 
 
-def build_media_reader(folder: Path, config: Config) -> MediaReader | None:
-    """The reader of the media of a model; None for a model without a vision tower.
+def build_media_reader(folder: Path, config: Config) -> AnyReader | None:
+    """The reader of the media of a model; None for a model without a tower.
 
     Args:
         folder: of its processors.
@@ -148,6 +151,8 @@ def build_media_reader(folder: Path, config: Config) -> MediaReader | None:
     Raises:
         UserError: if a processor of the folder is missing or not supported.
     """
+    if config.audio is not None:
+        return build_sound_reader(folder, AudioShape.from_values(config.audio))
     if config.vision is None:
         return None
     shape = TowerShape.from_values(config.vision)

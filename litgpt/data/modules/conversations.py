@@ -40,7 +40,7 @@ from litgpt.recipe.data import BatchShape, Stream
 from litgpt.recipe.effect import check_effects
 
 if TYPE_CHECKING:
-    from litgpt.data.media.reader import MediaReader
+    from litgpt.data.media.reader import AnyReader
     from litgpt.data.stream.batch_media import MediaLoader
 
 
@@ -306,7 +306,7 @@ class Conversations(FinetuningData):
         return None if reader is None else stream.batch_media.MediaLoader(reader, self.on_error)
 
     @cached_property
-    def _media_reader(self) -> "MediaReader | None":
+    def _media_reader(self) -> "AnyReader | None":
         """The reader of images as the model sees them; None for a model that reads none, and with streaming."""
         if self.streaming or self.prompt_style is not None:
             return None

@@ -31,7 +31,7 @@ from litgpt.errors import UserError
 
 if TYPE_CHECKING:
     from litgpt.data.render.code_places import CodePlacer
-    from litgpt.data.render.media_places import MediaPlacer
+    from litgpt.data.render.feature_places import FeaturePlacer
 
 TrainOn = Literal["answers", "last_answer", "everything"]
 EndOfTurn = Literal["turn", "last", "none"]
@@ -82,7 +82,7 @@ class ChatRenderer(Renderer):
         template: ChatTemplate,
         loss_mask: LossMask | None = None,
         variables: Mapping[str, Any] | None = None,
-        placer: "MediaPlacer | CodePlacer | None" = None,
+        placer: "FeaturePlacer | CodePlacer | None" = None,
         *,
         null_prompts: bool = False,
     ) -> None:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlacedMedium:
-    """An image or a video in a sample.
+    """An image, a video or a sound in a sample.
 
     Attributes:
         start: the first token that stands for it, and `tokens` their number, with those around its places.
-        grids: the size in patches of each image that the tower reads of it, or of the video.
-        seconds: of a video, from one step of its frames to the next; None for an image.
+        grids: the size in patches of each image that the tower reads of it, or of the video; of a sound its frames.
+        seconds: of a video or a sound, from one step of its frames to the next; None for an image.
     """
 
     medium: Medium

@@ -1,16 +1,19 @@
-"""What writes the images of a model into a text: places for features, or codes."""
+"""What writes the media of a model into a text: places for features, or codes."""
 
 from litgpt.data.media.codes import open_code_reader
-from litgpt.data.media.reader import MediaReader
+from litgpt.data.media.reader import AnyReader
+from litgpt.data.media.sound_reader import SoundReader
 from litgpt.data.render.code_places import CodePlacer
+from litgpt.data.render.feature_places import FeaturePlacer
 from litgpt.data.render.media_places import MediaPlacer
+from litgpt.data.render.sound_places import SoundPlacer
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 
 
 def open_placer(
-    tokenizer: Tokenizer, reader: MediaReader | None, *, null_prompt: float = 0.0
-) -> MediaPlacer | CodePlacer | None:
+    tokenizer: Tokenizer, reader: AnyReader | None, *, null_prompt: float = 0.0
+) -> FeaturePlacer | CodePlacer | None:
     """What writes the images of the model in the tokenizer's folder; None for a model of text alone.
 
     Args:
@@ -27,4 +30,13 @@ def open_placer(
             f"data.null_prompt: {null_prompt} needs a model that writes images; leave it out, or write the model's "
             "folder with `litgpt tokenizer extend`"
         )
-    return None if reader is None else MediaPlacer(reader, tokenizer)
+    return None if reader is None else build_feature_placer(reader, tokenizer)
+
+
+def build_feature_placer(reader: AnyReader, tokenizer: Tokenizer) -> FeaturePlacer:
+    """What writes the places of media whose features the model reads.
+
+    Raises:
+        UserError: if the tokenizer has no token for them.
+    """
+    return SoundPlacer(reader, tokenizer) if isinstance(reader, SoundReader) else MediaPlacer(reader, tokenizer)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from litgpt.data.render.example import Example
 from litgpt.errors import UserError
-from litgpt.model.media import Media
+from litgpt.model.media import Media, pack_sounds
 
 IGNORE = -100
 """The label of a token that is not a target: excluded from the loss and not counted."""
@@ -39,7 +39,7 @@ class Batch:
         token_values: (B, T) float32 values of each label by name, for a loss of the user's own; 0 for padding.
         later_tokens: (K, B, T) the `ids`, `labels` and `weights` of later tokens, by name, for K prediction layers;
             None without them.
-        media: the images at the places of their token in `ids`, row by row; None without any.
+        media: the images or sounds at the places of their token in `ids`, row by row; None without any.
     """
 
     ids: Tensor
@@ -122,10 +122,13 @@ def to_batch(arrays: BatchArrays, *, trained: int | None = None) -> Batch:
         rows = torch.from_numpy(tokens.astype(np.int64))
         tensors |= {"ids": rows[:, :-1].contiguous(), "labels": rows[:, 1:].contiguous()}
     if grids is not None:
-        places = {}
+        sizes, places = tuple((t, h, w) for t, h, w in grids.tolist()), {}
         if uses is not None and image_answers is not None:
             places = {"uses": uses.tolist(), "answers": image_answers.tolist()}
-        tensors["media"] = Media(tensors.pop("patches"), tuple((t, h, w) for t, h, w in grids.tolist()), **places)
+        if "frames" in tensors:
+            tensors["media"] = pack_sounds(tensors.pop("frames"), [frames for frames, _, _ in sizes])
+        else:
+            tensors["media"] = Media(tensors.pop("patches"), sizes, **places)
     values = {name: tensors.pop(name) for name in ANSWER_TITLES if name in tensors}
     batch = Batch(**tensors, answer_values=values if "answers" in tensors else None)
     if trained is not None and sample_ends is None and batch.answers is None:

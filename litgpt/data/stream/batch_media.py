@@ -9,7 +9,8 @@ import torch
 
 from litgpt.data.media.errors import MissingExtraError
 from litgpt.data.media.positions import build_media_positions
-from litgpt.data.media.reader import MediaReader
+from litgpt.data.media.reader import AnyReader
+from litgpt.data.media.sound_reader import SoundReader
 from litgpt.data.read.media import Medium
 from litgpt.data.read.row_sets import MAX_SHOWN
 from litgpt.data.render.example import Example, PlacedMedium
@@ -22,7 +23,7 @@ ExampleRows = list[list[Example]]
 
 @dataclass
 class MediaLoader:
-    """Loads the images and videos of micro-batches.
+    """Loads the media of micro-batches.
 
     Attributes:
         on_error: for one that cannot be read any more: raise, or else leave its sample untrained, and print the first
@@ -30,12 +31,14 @@ class MediaLoader:
         failed: number of those that could not be read by this process.
     """
 
-    reader: MediaReader
+    reader: AnyReader
     on_error: Literal["raise", "drop", "warn"]
     failed: int = field(default=0, init=False)
 
     def load(self, rows: ExampleRows) -> tuple[ExampleRows, dict[str, np.ndarray]]:
-        """Decode the media of some rows; returns the rows, and `patches` (N, P) and `grids` (K, 3), if there are any.
+        """Decode the media of some rows.
+
+        Returns the rows, and if they have media, `patches` (N, P) or `frames` (N, mels), and `grids` (K, 3).
 
         Those of samples of two answers, which share images, have also `uses` and `image_answers`, as in `Media`.
         One that cannot be read is zeros, and no token of its sample is trained; `unreadable` is the number of these
@@ -45,18 +48,17 @@ class MediaLoader:
             UserError: for such a medium under `on_error: raise`.
             MissingExtraError: if a package that reads them is not installed.
         """
-        patches, kept, before = list[torch.Tensor](), [list(row) for row in rows], self.failed
+        values, kept, before = list[torch.Tensor](), [list(row) for row in rows], self.failed
         for row in kept:
             for number, example in enumerate(row):
                 media = list_distinct(example)
                 try:
-                    patches += [self.reader.read(each.medium, each.grids) for each in media]
+                    values += [self.reader.read(each.medium, each.grids) for each in media]
                 except MissingExtraError:
                     raise
                 except UserError as error:  # before any of them is added
                     self._handle_error(error)
-                    sizes = [steps * height * width for each in media for steps, height, width in each.grids]
-                    patches += [torch.zeros(sum(sizes), self.reader.shape.patch_numbers)]
+                    values += [self.reader.build_blank(each.grids) for each in media]
                     row[number] = replace(example, weights=np.zeros_like(example.weights))
         examples = [example for row in kept for example in row]
         grids = [grid for example in examples for each in list_distinct(example) for grid in each.grids]
@@ -64,7 +66,8 @@ class MediaLoader:
             return rows, {}
         uses = number_uses(examples) if any(example.split for example in examples) else {}
         failed = {"unreadable": np.array(self.failed - before)} if self.failed > before else {}
-        return kept, {"patches": torch.cat(patches).numpy(), "grids": np.array(grids, np.int64), **uses, **failed}
+        arrays = {self.reader.array_name: torch.cat(values).numpy(), "grids": np.array(grids, np.int64)}
+        return kept, arrays | uses | failed
 
     def _handle_error(self, error: UserError) -> None:
         if self.on_error == "raise":
@@ -77,7 +80,7 @@ class MediaLoader:
         self, rows: ExampleRows, arrays: dict[str, np.ndarray], *, padding: bool
     ) -> dict[str, np.ndarray]:
         """The `positions` (B, 3, T) of collated rows, if the tokens of the model have three; else nothing."""
-        if not self.reader.has_sections:
+        if isinstance(self.reader, SoundReader) or not self.reader.has_sections:
             return {}
         positions = np.zeros((len(arrays["ids"]), 3, arrays["ids"].shape[1]), np.int64)
         starts = [0] * len(positions)

@@ -1,0 +1,106 @@
+"""Read the sounds of samples: their numbers of frames ahead, and their frames when a batch needs them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from litgpt.data.media.sounds import (
+    SoundSettings,
+    compute_log_mel,
+    decode_sound,
+    read_sound_samples,
+    read_sound_settings,
+)
+from litgpt.data.media.sources import find_source
+from litgpt.data.read.media import Medium
+from litgpt.errors import UserError
+from litgpt.model.audio import check_lengths
+from litgpt.model.audio_config import AudioShape
+from litgpt.model.media import Grid, Media, pack_sounds
+
+
+@dataclass(frozen=True)
+class SoundPlan:
+    """What the tower reads of a sound.
+
+    Attributes:
+        frames: their number.
+        seconds: from one to the next.
+    """
+
+    frames: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SoundReader:
+    """Reads sounds as the processor of a model does; the size of one is its number of frames, one row and one column.
+
+    Attributes:
+        settings: of the processor.
+        shape: of the model's tower.
+    """
+
+    settings: SoundSettings
+    shape: AudioShape
+    kinds: ClassVar[tuple[str, ...]] = ("audio",)
+    has_sections: ClassVar[bool] = False
+    array_name: ClassVar[str] = "frames"
+
+    def fingerprint_parts(self) -> list[Any]:
+        """Everything that frames and places depend on besides the sounds, as JSON values."""
+        return [repr(self.settings), self.shape.to_dict()]
+
+    def plan(self, medium: Medium) -> SoundPlan:
+        """What the tower reads of a sound.
+
+        Raises:
+            UserError: if it cannot be read, or the tower does not read its length.
+        """
+        frames = self.settings.count_frames(read_sound_samples(find_source(medium), self.settings))
+        check_lengths(self.shape, (frames,))
+        return SoundPlan(frames, self.settings.hop / self.settings.rate)
+
+    def list_grids(self, plan: SoundPlan) -> tuple[Grid, ...]:
+        """The number of frames."""
+        return ((plan.frames, 1, 1),)
+
+    def read(self, medium: Medium, grids: tuple[Grid, ...]) -> Tensor:
+        """The frames (N, mels) of a sound that the tower reads, decoded now.
+
+        Raises:
+            UserError: if it cannot be decoded, or has not the length of before.
+        """
+        samples = decode_sound(find_source(medium), self.settings)
+        frames = self.settings.count_frames(len(samples))
+        if ((frames, 1, 1),) != tuple(grids):
+            raise UserError(f"{medium.name}: not of the length that it had when the data was prepared; restore it")
+        return compute_log_mel(samples, self.settings)[: self.shape.count_read_frames(frames)]
+
+    def build_blank(self, grids: tuple[Grid, ...]) -> Tensor:
+        """Zeros in place of the frames of sounds."""
+        return torch.zeros(sum(self.shape.count_read_frames(frames) for frames, _, _ in grids), self.shape.mels)
+
+    def pack(self, frames_NM: Tensor, grids: tuple[Grid, ...]) -> Media:
+        """The media of the frames of sounds and their numbers."""
+        return pack_sounds(frames_NM, tuple(frames for frames, _, _ in grids))
+
+
+def build_sound_reader(folder: Path, shape: AudioShape) -> SoundReader:
+    """The reader of the sounds of a model.
+
+    Args:
+        folder: of its processor.
+
+    Raises:
+        UserError: if the processor of the folder is missing, not supported, or not that of the tower.
+    """
+    settings = read_sound_settings(folder)
+    frames = settings.count_frames(settings.most_samples)
+    for key, value, needed in (("feature_size", settings.mels, shape.mels), ("frames", frames, shape.most_frames)):
+        if value != needed:
+            raise UserError(f"{folder}: the processor's {key} is {value}, but the audio tower reads {needed}; set that")
+    return SoundReader(settings, shape)

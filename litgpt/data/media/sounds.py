@@ -1,0 +1,211 @@
+"""Open sounds, and compute their log-mel frames as the published processor of a model folder does, to the bit."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from litgpt.data.media.containers import import_av, open_container
+from litgpt.data.media.errors import MediumError
+from litgpt.data.media.pictures import PROCESSOR_FILES
+from litgpt.errors import UserError
+from litgpt.files import read_json_object
+
+if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+
+EXTRACTOR = "WhisperFeatureExtractor"
+EXTRACTOR_DEFAULTS: dict[str, Any] = {"feature_size": 80, "sampling_rate": 16000, "hop_length": 160, "chunk_length": 30}
+EXTRACTOR_DEFAULTS |= {"n_fft": 400, "padding_value": 0.0, "dither": 0.0}
+KIND = "sound"
+SOUND_FORMATS = ("wav", "w64", "aiff", "mp3", "flac", "ogg", "aac", "mov", "matroska", "webm")
+"""FFmpeg's names of the formats that are read; others, such as playlists, open files that they name."""
+EXACT_CODECS = ("pcm_", "flac")
+"""Starts of the names of codecs for which the header says how many samples there are."""
+RIFF_HEADER = 8  # bytes before those that a RIFF header counts
+UNKNOWN_SIZE = 0x7FFFF000  # what programs write that do not know the size, or more
+MEL_BREAK, MEL_STEP, MEL_LOG_STEP = 1000.0, 200 / 3, 27 / np.log(6.4)  # Slaney's scale: linear below, logarithmic above
+HIGHEST = 8000.0  # Hz
+DYNAMIC_RANGE = 8.0  # of the logarithm to base 10, below the largest value
+
+
+@dataclass(frozen=True)
+class SoundSettings:
+    """How the sounds of a model become frames.
+
+    Attributes:
+        rate: samples per second.
+        window, hop: samples that a frame is computed from, and those from one frame to the next.
+        mels: number of mel bands.
+        seconds: the longest sound; shorter ones are computed with silence after them.
+    """
+
+    rate: int
+    window: int
+    hop: int
+    mels: int
+    seconds: int
+
+    @property
+    def most_samples(self) -> int:
+        """The number of samples of the longest sound."""
+        return self.rate * self.seconds
+
+    def count_frames(self, samples: int) -> int:
+        """The number of frames of a sound."""
+        return min(-(-samples // self.hop), self.most_samples // self.hop)
+
+
+def read_sound_settings(folder: Path) -> SoundSettings:
+    """The settings of the processor in a model folder.
+
+    Raises:
+        UserError: if the folder has none, or one that is not supported.
+    """
+    path = next((folder / name for name in PROCESSOR_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise UserError(f"{folder}: has no {' or '.join(PROCESSOR_FILES)}; use the folder of a model that reads sounds")
+    values = read_json_object(path)
+    values = values.get("feature_extractor", values)
+    if (kind := values.get("feature_extractor_type")) != EXTRACTOR:
+        raise UserError(f"{path}: feature_extractor_type: {kind} is not supported; use {EXTRACTOR}")
+    settings = {**EXTRACTOR_DEFAULTS, **{key: values[key] for key in EXTRACTOR_DEFAULTS if values.get(key) is not None}}
+    for key in ("padding_value", "dither"):
+        if settings.pop(key):
+            raise UserError(f"{path}: {key}: {values[key]} is not supported; use 0")
+    for key, value in settings.items():
+        if not isinstance(value, int) or not 1 <= value <= 2**20:
+            raise UserError(f"{path}: {key}: {value!r} is not supported; use e.g. {EXTRACTOR_DEFAULTS[key]}")
+    return SoundSettings(
+        rate=settings["sampling_rate"],
+        window=settings["n_fft"],
+        hop=settings["hop_length"],
+        mels=settings["feature_size"],
+        seconds=settings["chunk_length"],
+    )
+
+
+@contextmanager
+def open_sound(source: Path | bytes) -> "Iterator[tuple[InputContainer, AudioStream]]":
+    """Open the first sound of a file, of which the header is read at once and the samples when they are needed.
+
+    Raises:
+        MissingExtraError: if PyAV is not installed.
+        MediumError: here and in the block, if it is not a sound of these formats, or cannot be decoded.
+    """
+    with open_container(source, KIND, SOUND_FORMATS) as container:
+        if not container.streams.audio:
+            raise ValueError("no sound in it")
+        stream = container.streams.audio[0]
+        if not stream.codec_context.sample_rate:
+            raise ValueError("no sampling rate")
+        if container.format.name == "wav" and (missing := count_missing_bytes(source)) > 0:
+            raise ValueError(f"it is cut off, {missing:,} bytes are missing")
+        yield container, stream
+
+
+def count_missing_bytes(source: Path | bytes) -> int:
+    """The bytes that a WAV file lacks of those that its header says, of which FFmpeg reads what is there."""
+    if isinstance(source, bytes):
+        header, size = source[:RIFF_HEADER], len(source)
+    else:
+        size = source.stat().st_size
+        with source.open("rb") as file:
+            header = file.read(RIFF_HEADER)
+    said = int.from_bytes(header[4:], "little")
+    is_known = header[:4] == b"RIFF" and said < UNKNOWN_SIZE
+    return said + RIFF_HEADER - size if is_known else 0
+
+
+def read_sound_samples(source: Path | bytes, settings: SoundSettings) -> int:
+    """The number of samples of a sound at the rate of the settings: from its header, or if that does not say, decoded.
+
+    Raises:
+        MediumError: as `open_sound`, or if it is longer than the model reads, or has no samples.
+    """
+    with open_sound(source) as (_, stream):
+        samples, rate = find_samples(stream), stream.codec_context.sample_rate
+    if samples is None:
+        return len(decode_sound(source, settings))
+    resampled = -(-samples * settings.rate // rate)
+    check_samples(source, resampled, settings)
+    return resampled
+
+
+def find_samples(stream: "AudioStream") -> int | None:
+    """The number of samples of a sound by its header; None if that does not say exactly."""
+    if not stream.codec_context.name.startswith(EXACT_CODECS) or stream.duration is None or stream.time_base is None:
+        return None
+    return round(stream.duration * stream.time_base * stream.codec_context.sample_rate)
+
+
+def check_samples(source: Path | bytes, samples: int, settings: SoundSettings) -> None:
+    """Check the length of a sound.
+
+    Raises:
+        MediumError: if it is longer than the model reads, or empty.
+    """
+    name = str(source) if isinstance(source, Path) else KIND
+    if samples > settings.most_samples:
+        seconds = f"{samples / settings.rate:.1f} s"
+        cure = f"cut it into pieces of at most {settings.seconds} s"
+        raise MediumError(name, "sound that is too long", seconds, cure)
+    if samples <= 0:
+        raise MediumError(name, "not a sound that can be read", "no samples", "use one with samples")
+
+
+def decode_sound(source: Path | bytes, settings: SoundSettings) -> Tensor:
+    """The samples (N,) of a sound, float32, the mean of its channels at the rate of the settings.
+
+    Raises:
+        MediumError: as `read_sound_samples`, or if the file is cut off.
+    """
+    av, parts, decoded, rate = import_av(KIND), list[np.ndarray](), 0, 1
+    with open_sound(source) as (container, stream):
+        expected = find_samples(stream)
+        resampler = av.AudioResampler(format="fltp", rate=settings.rate)
+        for frame in container.decode(stream):
+            decoded, rate = decoded + frame.samples, frame.sample_rate  # which may be twice that of the header
+            check_samples(source, -(-decoded * settings.rate // rate), settings)
+            parts += [each.to_ndarray().mean(0) for each in resampler.resample(frame)]
+        parts += [each.to_ndarray().mean(0) for each in resampler.resample(None)] if parts else []
+        if expected is not None and decoded != expected:
+            raise ValueError(f"the header says {expected} samples, but {decoded} are there")
+    samples = -(-decoded * settings.rate // rate)
+    check_samples(source, samples, settings)
+    resampled = torch.from_numpy(np.concatenate(parts))[:samples]  # the resampler's last samples depend on its filter
+    return torch.nn.functional.pad(resampled, (0, samples - len(resampled)))
+
+
+def compute_log_mel(samples_N: Tensor, settings: SoundSettings) -> Tensor:
+    """The log-mel frames (F, mels) of a sound and the silence after it (Radford et al. 2022, Whisper, section 2.2).
+
+    The logarithm of the power is limited to a range below the largest value, and shifted and scaled to about -1 to 1.
+    """
+    padded = torch.nn.functional.pad(samples_N, (0, settings.most_samples - len(samples_N)))
+    window = torch.hann_window(settings.window)
+    spectrum = torch.stft(padded[None], settings.window, settings.hop, window=window, return_complex=True)
+    power = (spectrum[..., :-1].abs() ** 2).contiguous()
+    log_mel = (build_mel_filters(settings).T @ power).clamp(min=1e-10).log10()
+    log_mel = torch.maximum(log_mel, log_mel.max() - DYNAMIC_RANGE)
+    return ((log_mel + 4.0) / 4.0)[0].T
+
+
+@cache
+def build_mel_filters(settings: SoundSettings) -> Tensor:
+    """The weights (bins, mels) of frequency bins in triangular bands of equal area, whose corners are equally spaced on
+    Slaney's mel scale from 0 to 8000 Hz (Slaney 1998, Auditory Toolbox)."""
+    bins = np.linspace(0, settings.rate // 2, 1 + settings.window // 2)
+    linear = MEL_BREAK / MEL_STEP
+    mels = np.linspace(0.0, linear + np.log(HIGHEST / MEL_BREAK) * MEL_LOG_STEP, settings.mels + 2)
+    corners = np.where(mels < linear, MEL_STEP * mels, MEL_BREAK * np.exp((mels - linear) / MEL_LOG_STEP))
+    distances, widths = corners - bins[:, None], np.diff(corners)
+    triangles = np.maximum(0.0, np.minimum(-distances[:, :-2] / widths[:-1], distances[:, 2:] / widths[1:]))
+    return torch.from_numpy(triangles * (2.0 / (corners[2:] - corners[:-2]))).float()
