@@ -14,6 +14,8 @@ from litgpt.adapt.targets import (
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
+from litgpt.recipe.effect import describe_no_effect
+from litgpt.recipe.part_rates import PartRates
 from litgpt.recipe.tuner import Tuner
 
 CONVOLUTIONS = ("vision.patches", "audio.conv_1", "audio.conv_2")
@@ -79,3 +81,19 @@ def list_targets_in_parts(tuner: Any, model: GPT, frozen: Collection[str]) -> Tu
         key = "tuner.modules_to_save"
         changes["modules_to_save"] = sorted(find_by_suffix(key, resolve_tied_head(model, saved), aliases))
     return replace(tuner, **changes, **({} if pattern is None else {"target_regex": None}))
+
+
+def check_rates(rates: PartRates, model: GPT) -> None:
+    """Check that each part with a learning rate of its own has a trained parameter.
+
+    Args:
+        model: the whole model, with what the tuner adds to it.
+
+    Raises:
+        UserError: naming a part that has none.
+    """
+    trained = {find_part(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for part, rate in rates.given.items():
+        if part not in trained:
+            other = f"a tuner that trains nothing of {part}"
+            raise UserError(describe_no_effect(f"rates.{part}", rate, other, f"set rates.{part}: null"))

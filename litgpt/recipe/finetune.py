@@ -8,6 +8,7 @@ from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Positive, Seed
 from litgpt.recipe.effect import check_effects
 from litgpt.recipe.freeze import FreezeArgs
+from litgpt.recipe.part_rates import PartRates
 from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.train import EvalArgs, TrainArgs
 from litgpt.recipe.training import Training
@@ -58,6 +59,7 @@ class Finetune(Training):
     The data order and the validation split have data.seed.
     """
     freeze: FreezeArgs = field(default_factory=FreezeArgs, kw_only=True)
+    rates: PartRates = field(default_factory=PartRates, kw_only=True)
     neftune_alpha: Positive | None = field(default=None, kw_only=True)
     """NEFTune: uniform noise on the embeddings, up to this over the root of sample length x model width."""
 
@@ -109,6 +111,7 @@ class Finetune(Training):
         )
         self._check_splits()
         self._check_initialization()
+        self._check_rates()
 
     def _check_initialization(self) -> None:
         """Raise a UserError if the adapter is initialized by what the run does not have."""
@@ -129,6 +132,16 @@ class Finetune(Training):
                 raise UserError(
                     f"tuner.init: lora_ga is not supported with parallel.{axis}: {degree}; set parallel.{axis}: 1"
                 )
+
+    def _check_rates(self) -> None:
+        """Raise a UserError for the learning rate of a part that is frozen."""
+        self.rates.check_schedule(self.optimizer.lr)
+        tuner = self.resolved_tuner
+        exceptions = (getattr(tuner, f"trainable_parameters{end}", None) for end in ("", "_regex"))
+        if self.initial_adapter is None and not any(exceptions):
+            for part in sorted(self.rates.given.keys() & set(self.freeze.parts)):
+                other, cure = f"freeze.{part}: true", f"set freeze.{part}: false"
+                check_effects(self.rates, "rates.", part, have_effect=False, other=other, cure=cure)
 
     def _check_splits(self) -> None:
         """Raise a UserError for settings that do not support samples or blocks that are split over devices."""

@@ -43,7 +43,7 @@ def build_train_state(
     starts_over = not resumed or spec.scores_ahead
     fill_model(model, spec, recipe.seed, device, resumed=not starts_over)
     reference = build_reference(model, spec, recipe.seed, device, resumed=resumed) if starts_over else None
-    optimizers = build_optimizers(recipe.optimizer, model, spec.tuner)
+    optimizers = build_optimizers(recipe.optimizer, model, spec.tuner, spec.rates)
     schedule = adapt.build_schedule(model, spec.tuner, recipe.seed, steps) if spec.tuner else None
     if schedule:
         init_mixed_precision(model)

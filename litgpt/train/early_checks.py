@@ -199,18 +199,16 @@ def check_towers(recipe: Training, config: Config) -> None:
     Raises:
         UserError: naming the first one that is not.
     """
-    freeze, towers = (
-        getattr(recipe, "freeze", None),
-        [part for part in TOWER_NAMES if getattr(config, part) is not None],
-    )
-    if freeze is not None:
-        names = [entry.name for entry in fields(freeze)]
+    groups = {key: getattr(recipe, key) for key in ("freeze", "rates") if hasattr(recipe, key)}
+    towers = [part for part in TOWER_NAMES if getattr(config, part) is not None]
+    for key, group in groups.items():
+        names = [entry.name for entry in fields(group)]
         for name in names if not towers else TOWER_NAMES.keys() - towers:
             other = f"a model without {TOWER_NAMES.get(name, 'a')} tower"
-            check_effects(freeze, "freeze.", name, have_effect=False, other=other, cure="remove the line")
+            check_effects(group, f"{key}.", name, have_effect=False, other=other, cure="remove the line")
     for part in towers:
         objectives, commands = TOWER_OBJECTIVES[part]
-        if freeze is None or recipe.objective not in objectives:
+        if not groups or recipe.objective not in objectives:
             name, tower = config.name or "the model", TOWER_NAMES[part]
             raise UserError(f"{name}: it has {tower} tower, which only litgpt {commands} train; use one of them")
 

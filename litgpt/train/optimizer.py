@@ -1,13 +1,16 @@
 """Build the optimizer that a recipe names, over the parameters that decay and those that do not."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from importlib import import_module
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import nn
 
+from litgpt.adapt.parts import find_part
 from litgpt.errors import UserError
 from litgpt.parallel.galore_layout import check_galore_layout
 from litgpt.recipe.keys import list_settings
@@ -21,6 +24,7 @@ from litgpt.recipe.optimizer import (
     Optimizer,
     PrecisionAwareAdamW,
 )
+from litgpt.recipe.part_rates import PartRates
 from litgpt.recipe.tuner import Tuner
 from litgpt.store.safetensors_files import get_shard
 from litgpt.train.galore import LowRankAdamW
@@ -28,28 +32,39 @@ from litgpt.train.muon import StackedMuon
 from litgpt.train.precision_aware import PrecisionAwareOptimizer
 
 Named = list[tuple[str, nn.Parameter]]
+EQUAL_RATES = PartRates()
 
 
-def build_optimizers(settings: Optimizer, model: nn.Module, tuner: Tuner | None = None) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    settings: Optimizer, model: nn.Module, tuner: Tuner | None = None, rates: PartRates = EQUAL_RATES
+) -> list[torch.optim.Optimizer]:
     """Build the optimizers of a run: several if parameters differ in their optimizer or learning rate.
 
-    Every parameter group has its peak learning rate as `peak_lr`.
+    Every parameter group has its peak learning rate as `peak_lr`, and every trained parameter is in one group.
 
     Args:
         tuner: the finetuning method, which may multiply the learning rate of some parameters.
+        rates: the learning rates of parts of a model that sees or hears, in place of those of the settings.
 
     Raises:
         UserError: if the class cannot be imported or initialized, or does not support this model.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    multipliers = {name: tuner.get_lr_multiplier(name) if tuner else 1.0 for name, _ in named}
+    if check := PARAMETER_CHECKS.get(type(settings)):
+        check(settings, named)
+    members: dict[tuple[float, str], Named] = {}
+    for name, parameter in named:
+        multiplier, part = tuner.get_lr_multiplier(name) if tuner else 1.0, find_part(name)
+        members.setdefault((multiplier, part if part in rates.given else ""), []).append((name, parameter))
     optimizers = []
-    for multiplier in sorted(set(multipliers.values())):
-        members = [pair for pair in named if multipliers[pair[0]] == multiplier]
-        for optimizer in BUILDERS[type(settings)](settings, members):
+    for (multiplier, part), pairs in sorted(members.items(), key=itemgetter(0)):
+        for optimizer in BUILDERS[type(settings)](settings, pairs):
             for group in optimizer.param_groups:
-                group["peak_lr"] = group["lr"] * multiplier
+                group["peak_lr"] = rates.given.get(part, group["lr"]) * multiplier
             optimizers.append(optimizer)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    grouped = Counter(id(parameter) for group in groups for parameter in group["params"])
+    assert grouped == Counter(id(parameter) for _, parameter in named)
     return optimizers
 
 
@@ -100,18 +115,26 @@ def _muon(settings: Muon, named: Named) -> list[torch.optim.Optimizer]:
 def _galore(settings: GaLore, named: Named) -> list[torch.optim.Optimizer]:
     """GaLore for the matrices inside blocks that are longer on both sides than the rank, AdamW for the rest."""
     matrices, others = split_block_matrices(named, lambda _, matrix: min(matrix.shape[-2:]) > settings.rank)
-    if not matrices:
-        in_blocks, _ = split_block_matrices(named, lambda *_: True)
-        most = max((min(matrix.shape[-2:]) for matrix in in_blocks), default=1) - 1
-        raise UserError(
-            f"optimizer.rank: {settings.rank} is not below the sides of any trained matrix; "
-            + (f"give at most {most}" if most else "use AdamW")
-        )
     for matrix in matrices:
         check_galore_layout(matrix)
     groups = build_groups(others, settings.weight_decay)
     rest = _adamw_or_none(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
-    return [LowRankAdamW(matrices, settings), *rest]
+    return [LowRankAdamW(matrices, settings), *rest] if matrices else rest
+
+
+def check_galore_rank(settings: GaLore, named: Named) -> None:
+    """Check that GaLore projects any of the parameters that are trained.
+
+    Raises:
+        UserError: with a rank for which it does.
+    """
+    in_blocks, _ = split_block_matrices(named, lambda *_: True)
+    most = max((min(matrix.shape[-2:]) for matrix in in_blocks), default=1) - 1
+    if most < settings.rank:
+        raise UserError(
+            f"optimizer.rank: {settings.rank} is not below the sides of any trained matrix; "
+            + (f"give at most {most}" if most else "use AdamW")
+        )
 
 
 def _adamw_or_none(groups: list[dict[str, Any]], **arguments: Any) -> list[torch.optim.Optimizer]:
@@ -203,3 +226,5 @@ BUILDERS: dict[type, Any] = {
     GaLore: _galore,
     Custom: _custom,
 }
+PARAMETER_CHECKS: dict[type, Any] = {GaLore: check_galore_rank}
+"""What an optimizer requires of all parameters that are trained."""

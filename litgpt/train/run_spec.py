@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from litgpt import adapt
 from litgpt.adapt.llama_pro import expand_config
-from litgpt.adapt.parts import limit_to_parts
+from litgpt.adapt.parts import check_rates, limit_to_parts
 from litgpt.data.media.codes import open_code_reader
 from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.data.tokenizer import Tokenizer
@@ -23,6 +23,7 @@ from litgpt.parallel.precision import PRECISIONS, default_precision
 from litgpt.recipe.choices import build_default_data
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.finetune import Finetune
+from litgpt.recipe.part_rates import PartRates
 from litgpt.recipe.plan import USUAL_IMAGES, RowImages
 from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
@@ -57,6 +58,7 @@ class RunSpec:
         predicts: whether prediction layers are trained, if the tuner leaves any of their weights to train.
         modalities: which tokens are trained, of text and image.
         row_images: the images of each row of a plan, which reads no data.
+        rates: the learning rates of parts of a model that sees or hears.
     """
 
     task: str
@@ -78,6 +80,7 @@ class RunSpec:
     predicts: bool = True
     modalities: Sequence[str] = MODALITIES
     row_images: RowImages = USUAL_IMAGES
+    rates: PartRates = field(default_factory=PartRates)
 
     @cached_property
     def code_tokens(self) -> CodeTokens | None:
@@ -213,8 +216,8 @@ def build_finetune_spec(
         config: of the model; None to read it in the folder.
 
     Raises:
-        UserError: if the folder holds only an adapter, the adapter does not match the model, or a reward model is
-            trained as a language model.
+        UserError: if the folder holds only an adapter, the adapter does not match the model, a reward model is
+            trained as a language model, or a part that is not trained has a learning rate.
     """
     if adapter_folder.is_adapter(folder):
         raise UserError(
@@ -238,7 +241,7 @@ def build_finetune_spec(
     inherited = saved.base_settings.model_config if saved else {}
     changes = {**inherited, **override_fields(inherited, recipe.model_config or {})}
     config = override_config(trained_config, changes)
-    return RunSpec(
+    spec = RunSpec(
         task=recipe.task,
         config=expand_config(config, tuner),
         data=recipe.data or build_default_data(recipe),
@@ -254,7 +257,11 @@ def build_finetune_spec(
         base_changes=base_changes,
         predicts=recipe.loss.prediction_weight > 0,
         modalities=recipe.loss.modalities,
+        rates=recipe.rates,
     )
+    if recipe.rates.given:
+        check_rates(recipe.rates, spec.build_whole_model())
+    return spec
 
 
 def add_preference(

@@ -57,6 +57,8 @@ SWIFT_SAMPLES = {
     "deepspeed": "zero2_offload",
     "deepspeed_autotp_size": "2",
     "fsdp": "full_shard",
+    "vit_lr": "2e-6",
+    "aligner_lr": "0",
     "lr_scheduler_kwargs": """'{"min_lr": 1e-6}'""",
     "report_to": "wandb",
     "eval_on_start": "true",

@@ -6,15 +6,21 @@ import pytest
 import torch
 from torch import nn
 
+from litgpt import adapt
+from litgpt.adapt.parts import find_part
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
+from litgpt.model.registry import find_published_family
 from litgpt.recipe.choices import OPTIMIZER_PATHS, find_unsupported_step
-from litgpt.recipe.optimizer import AdamW, AdamW8bit, Custom, GaLore, Muon
-from litgpt.train.optimizer import build_optimizers
+from litgpt.recipe.optimizer import SGD, AdamW, AdamW8bit, Custom, GaLore, Muon, Optimizer
+from litgpt.recipe.part_rates import PartRates
+from litgpt.recipe.tuner import LoRA
+from litgpt.train.optimizer import build_optimizers, set_learning_rate
 from tests.layouts.pool import POOL
 from tests.store.models import small
 from tests.train.layouts import build_model
+from tests.vision_model import KINDS
 
 TORCH_CLASSES = [
     path
@@ -72,6 +78,50 @@ def test_only_some_parameters_are_trained(settings: Muon | GaLore, part: str) ->
     groups = [group for optimizer in build_optimizers(settings, decoder) for group in optimizer.param_groups]
     trained = {one for group in groups for one in group["params"]}
     assert trained == {one for one in decoder.parameters() if one.requires_grad}
+
+
+def build_vision_model() -> GPT:
+    values = {"model_type": "qwen2_vl", "image_token_id": 258, **KINDS["qwen2_vl"]["config"]}
+    family = find_published_family(values)
+    assert family is not None
+    torch.manual_seed(0)
+    return GPT(Config(**family.read(values).to_dict()))
+
+
+def test_parts_with_rates_of_their_own_are_updated_as_by_hand() -> None:
+    seeing, rates = build_vision_model(), {"llm": 1e-2, "vision": 0.0, "aligner": 3e-1}
+    before = {name: parameter.detach().clone() for name, parameter in seeing.named_parameters()}
+    optimizers = build_optimizers(SGD(lr=1e-2), seeing, rates=PartRates(vision=0.0, aligner=3e-1))
+    set_learning_rate(optimizers, 0.5)
+    for parameter in seeing.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    for optimizer in optimizers:
+        optimizer.step()
+    assert {find_part(name) for name in before} == rates.keys()
+    for name, parameter in seeing.named_parameters():
+        assert parameter.grad is not None
+        expected = before[name].sub(parameter.grad, alpha=0.5 * rates[find_part(name)])
+        assert torch.equal(parameter, expected), name
+
+
+@pytest.mark.parametrize("settings", [AdamW(lr=1e-3), Muon(lr=1e-3), GaLore(lr=1e-3, rank=1)])
+def test_a_rate_of_a_part_is_that_of_all_its_groups(settings: Optimizer) -> None:
+    seeing = build_vision_model()
+    tuner = LoRA(r=2, lora_plus=4.0, modules_to_save=["vision.projector.norm"])
+    adapt.attach(seeing, tuner)
+    names = {parameter: name for name, parameter in seeing.named_parameters() if parameter.requires_grad}
+    optimizers = build_optimizers(settings, seeing, tuner, PartRates(vision=2e-5, aligner=0.0))
+    peaks = {
+        names[one]: group["peak_lr"] for built in optimizers for group in built.param_groups for one in group["params"]
+    }
+    assert peaks.keys() == set(names.values())
+    for name, peak in peaks.items():
+        if (part := find_part(name)) != "llm":
+            rate = {"vision": 2e-5, "aligner": 0.0}[part]
+            assert peak == pytest.approx(rate * (4 if name.endswith("lora_b") else 1)), name
+        else:
+            assert peak >= 1e-3
+    assert {find_part(name) for name in peaks} == {"llm", "vision", "aligner"}
 
 
 def build_8bit_on_shards() -> str:

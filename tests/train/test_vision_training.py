@@ -66,6 +66,11 @@ def find_changed(base: Path, out: Path) -> set[str]:
         ("finetune_full", "", {"llm"}),
         ("finetune_full", "--freeze.llm true --freeze.aligner false", {"aligner"}),
         ("finetune_full", "--freeze.vision false --freeze.aligner false", {"llm", "vision", "aligner"}),
+        (
+            "finetune_full",
+            "--freeze.vision false --freeze.aligner false --rates.vision 0 --rates.aligner 1e-3",
+            {"llm", "aligner"},
+        ),
         ("finetune", "--lora_mlp true", {"llm"}),
         ("finetune", "--freeze.llm true --freeze.vision false", {"vision"}),
         ("finetune", "--tuner LoRA --freeze.llm true --freeze.aligner false", {"aligner"}),
@@ -134,6 +139,11 @@ def test_packed_rows_equal_padded_ones(kind: str, tmp_path: Path) -> None:
     ("command", "flags", "message"),
     [
         ("finetune_full", "--freeze.llm true", "freeze: llm, vision, aligner are all true"),
+        (
+            "finetune_full",
+            "--freeze.vision false --rates.vision 0 --tuner.freeze_parameters_regex ^vision",
+            "rates.vision: 0.0 has no effect with a tuner that trains nothing of vision; set rates.vision: null",
+        ),
         ("finetune_full", "--tuner LISA", "tuner: LISA is not supported for a model with a tower; use LoRA"),
         ("finetune_full", "--data.streaming true --data.val_fraction null", "with data.streaming: true"),
         ("rm", "--data Preferences", "only litgpt finetune, finetune_full, align, dpo and kto train"),
