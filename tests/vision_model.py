@@ -122,6 +122,18 @@ KINDS: dict[str, dict[str, Any]] = {
         "videos": {"video_processor_type": "Qwen2VLVideoProcessor", **VOLUME, "fps": 2.0},
         "template": BOTH,
     },
+    "glm4v": {
+        "config": {
+            "architectures": ["Glm4vForConditionalGeneration"],
+            "text_config": {**TEXT, "model_type": "glm4v_text", "rope_parameters": MROPE},
+            "vision_config": {
+                **{"model_type": "glm4v_vision", "depth": 2, "num_heads": 2, "patch_size": 4, "image_size": 24},
+                **{"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24},
+            },
+        },
+        "processor": {"image_processor_type": "Glm4vImageProcessor", **AREA},
+        "template": BOTH,
+    },
     "qwen3_vl": {
         "config": {
             "architectures": ["Qwen3VLForConditionalGeneration"],

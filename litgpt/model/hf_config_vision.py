@@ -201,6 +201,19 @@ def build_merger(key: str) -> TowerTranslation:
     return TowerTranslation(read, write)
 
 
+def read_output(vision: Values, _values: Values, _fields: Values, width: int) -> dict[str, Any]:
+    """The output's size, which is also that of the feed-forward layers (GLM-4.1V)."""
+    if vision.get("out_hidden_size", width) != width:
+        cure = f"{width}, the width of the decoder"
+        raise unsupported_key("vision_config.out_hidden_size", vision["out_hidden_size"], cure)
+    return {"mlp_size": width}
+
+
+def write_output(_shape: TowerShape, width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The width of the decoder."""
+    return {"out_hidden_size": width}, {}
+
+
 TOWER_TRANSLATIONS = {
     "side": TowerTranslation(read_side, write_side),
     "position_count": TowerTranslation(read_position_count, write_position_count),
@@ -212,6 +225,7 @@ TOWER_TRANSLATIONS = {
     "plain_mlp": TowerTranslation(read_plain_mlp, write_plain_mlp),
     "feature_layer": TowerTranslation(read_feature_layer, write_feature_layer),
     "pooling": TowerTranslation(read_pooling, write_pooling),
+    "output": TowerTranslation(read_output, write_output),
     "whole": TowerTranslation(read_whole, write_whole),
     "rope": TowerTranslation(read_axial_rope, write_axial_rope),
     "merger_hidden_size": build_merger("hidden_size"),

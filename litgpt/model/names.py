@@ -4,18 +4,19 @@ A rule applies to both weight and bias of a module, and to every block by `<i>`;
 written in full. A plain string renames. `concat` concatenates several tensors of the model along rows, `interleaved`
 alternates their rows, `grouped` concatenates q, k and v of each key-value group: `[q_1 .. q_r, k, v]` times the number
 of groups; `row` is a vector published as a matrix of one row, or a matrix with a first dim of one, `token` a vector
-published with two dims of one before it, `padded` has further rows after those of the model's
-vocabulary, `flattened` is the kernel of a convolution over patches, published with a dim for each of its axes. With
-`transposed: true`, matrices are published as
-(in, out). `<e>` in the published name stands for every expert; the model has the tensors of all experts stacked.
+published with two dims of one before it, `padded` has further rows after those of the model's vocabulary, `flattened`
+is the kernel of a convolution over patches, or over blocks of them, published with a dim for each of its axes. With
+`transposed: true`, matrices are published as (in, out), with `transposed: either` as (in, out) or (out, in): they are
+written as the first, unless both have the same shape. `<e>` in the published name stands for every expert; the model
+has the tensors of all experts stacked.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from litgpt.errors import UserError
 from litgpt.model.transformer_config import TransformerConfig
@@ -23,6 +24,7 @@ from litgpt.model.transformer_config import TransformerConfig
 if TYPE_CHECKING:  # names alone need no torch
     from torch import Tensor
 
+Transposed = bool | Literal["either"]
 MAPPING_KINDS = ("rename", "concat", "grouped", "interleaved", "row", "token", "padded", "flattened")
 NO_SUCH_PART, NO_WEIGHTS = "the model has no such part", "holds no weights"  # why a tensor is not read
 
@@ -35,7 +37,7 @@ class TensorMapping:
     names: tuple[str, ...]
     kind: str
     expert: int | None = None
-    transposed: bool = False
+    transposed: Transposed = False
 
     def split(self, tensor: "Tensor", config: TransformerConfig) -> "list[Tensor]":
         """Split a published tensor into those of the model (with `expert`, slices of them), as views where possible.
@@ -45,7 +47,7 @@ class TensorMapping:
         """
         if tensor.dim() < self._least_dims:
             raise UserError(f"{self.hf_name}: {list(tensor.shape)}, but {self._least_dims} dims are needed")
-        if self._is_transposed:
+        if self._is_transposed(config, tensor.shape):
             tensor = tensor.mT
         if self.kind == "rename":
             return [tensor]
@@ -74,7 +76,8 @@ class TensorMapping:
     def join_parts(self, parts: "list[Tensor]", config: TransformerConfig) -> "Tensor":
         """Join what `split` returns into the published tensor."""
         joined = self._join_rows(parts, config)
-        return joined.mT.contiguous() if self._is_transposed else joined
+        published = (*joined.shape[:-2], *joined.shape[:-3:-1])
+        return joined.mT.contiguous() if self._is_transposed(config, published) else joined
 
     def _join_rows(self, parts: "list[Tensor]", config: TransformerConfig) -> "Tensor":
         import torch
@@ -86,7 +89,7 @@ class TensorMapping:
         if self.kind == "token":
             return parts[0][None, None]
         if self.kind == "flattened":
-            return parts[0].unflatten(1, patch_sizes(config)) if self._is_kernel else parts[0]
+            return parts[0].unflatten(1, kernel_sizes(config, self.names[0])) if self._is_kernel else parts[0]
         if self.kind == "concat":
             return torch.cat(parts, dim=self._dim)
         if self.kind == "interleaved":
@@ -94,8 +97,10 @@ class TensorMapping:
         groups, _ = group_sizes(config)
         return torch.cat([part.unflatten(0, (groups, -1)) for part in parts], dim=1).flatten(0, 1)
 
-    @property
-    def _is_transposed(self) -> bool:
+    def _is_transposed(self, config: TransformerConfig, shape: Sequence[int]) -> bool:
+        """Whether a published tensor of a shape has matrices (in, out)."""
+        if self.transposed == "either":
+            return shape[-1] != count_expert_columns(config, self.names[0])
         return self.transposed and not self.names[0].endswith("bias")
 
     @property
@@ -109,7 +114,7 @@ class TensorMapping:
 
     @property
     def _least_dims(self) -> int:
-        return max(2 * self._is_transposed, 0 if self.kind == "rename" else self._dim + 1)
+        return max(2 * bool(self.transposed and self._is_kernel), 0 if self.kind == "rename" else self._dim + 1)
 
 
 def is_stacked(name: str) -> bool:
@@ -124,9 +129,11 @@ def group_sizes(config: TransformerConfig) -> tuple[int, list[int]]:
     return config.n_query_groups, [queries * config.head_size, config.head_size, config.head_size]
 
 
-def patch_sizes(config: TransformerConfig) -> tuple[int, ...]:
-    """The dims of a patch in a published kernel: channels, frames if several, and two sides."""
+def kernel_sizes(config: TransformerConfig, name: str) -> tuple[int, ...]:
+    """The dims of a published kernel over patches, or over blocks of them: channels, frames if several, two sides."""
     assert config.vision is not None
+    if not name.startswith("vision.patches."):
+        return (config.vision["width"], config.vision["merge"], config.vision["merge"])
     channels, frames, side = (config.vision[key] for key in ("channels", "temporal", "patch"))
     return (channels, side, side) if frames == 1 else (channels, frames, side, side)
 
@@ -146,6 +153,11 @@ def count_tensor_rows(config: TransformerConfig, name: str) -> int:
     return {"q": groups * queries, "k": groups * keys, "v": groups * values}.get(part, config.intermediate_size)
 
 
+def count_expert_columns(config: TransformerConfig, name: str) -> int:
+    """The size of the inputs of a stack of matrices, one for each expert."""
+    return config.expert_size if name.endswith(".down") else config.n_embd
+
+
 @cache
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """The regular expression of a pattern: numbers for `<i>` and `<e>`, then `.weight`, `.bias` or nothing."""
@@ -161,7 +173,7 @@ class NameRule:
     names: tuple[str, ...]
     kind: str
     when: Mapping[str, Any] = field(default_factory=dict)
-    transposed: bool = False
+    transposed: Transposed = False
 
     def applies_to(self, config: TransformerConfig) -> bool:
         """Whether a model of this config has the tensors of the rule."""

@@ -49,8 +49,9 @@ class TowerShape(BlockShape):
         class_token: whether a learned token precedes the patches of every image.
         mask_token: whether the token that stood for hidden patches in pretraining is published; it is not used.
         positions: learned embeddings of positions: none, one for each patch of an image of `side` by `side` patches, or
-            for images of any size those of the nearest place in such an image (`bucket`), or between the four nearest
-            (`interpolated`).
+            for images of any size those of the nearest place in such an image (`bucket`), between the four nearest
+            (`interpolated`), or between the sixteen nearest (`bicubic`).
+        patch_norm: whether there is a norm before positions are added; `first_norm` is one after.
         rope_base: base of the rotary embedding of rows and columns; None without one.
         rope_frequencies: rows and columns have the same frequencies (`shared`), or in turn those of a single one.
         final_norm: the norm after the last block; `unused` if it is published and not applied.
@@ -58,9 +59,13 @@ class TowerShape(BlockShape):
         window: side of the windows that attention is limited to, except in the layers `full_layers`; None for none.
         pooling: whether a head that pools all features into one is published; it is not used.
         projector_hidden: intermediate size of the projector; None for a single matrix.
+        projector_form: whether a gated feed-forward layer of `projector_hidden`, with the tower's activation, follows
+            the first matrix and its activation (`gated`), or a second matrix (`plain`).
         projector_merge: how the features of a block become one: side by side (`concat`), on average (`mean`), or side
-            by side for each number of a patch, through a matrix of the tower's width (`matrix`).
-        projector_norm: the norm of each patch's features before they are merged, or after it by `projector_norm_at`.
+            by side for each number of a patch, through a matrix of the tower's width (`matrix`), or through one of the
+            decoder's width and a bias (`convolution`).
+        projector_norm: the norm of each patch's features before they are merged, or of what `projector_norm_at` names:
+            blocks after it, or the output of the first matrix (`hidden`).
         projector_eps: of that norm; None for `eps`.
         deep_layers: layers after which another projector reads features, which the decoder adds after its first layers,
             one each (Meng et al. 2024, DeepStack).
@@ -89,10 +94,11 @@ class TowerShape(BlockShape):
     patch_bias: bool = False
     class_token: bool = False
     mask_token: bool = False
-    positions: Literal["none", "learned", "bucket", "interpolated"] = "none"
+    positions: Literal["none", "learned", "bucket", "interpolated", "bicubic"] = "none"
     side: int | None = None
     rope_base: float | None = None
     rope_frequencies: Literal["shared", "in_turn"] = "shared"
+    patch_norm: bool = False
     first_norm: bool = False
     final_norm: Literal["none", "applied", "unused"] = "none"
     blocks_run: int
@@ -102,9 +108,10 @@ class TowerShape(BlockShape):
     projector_hidden: int | None = None
     projector_act: Act = "gelu"
     projector_bias: bool = True
-    projector_merge: Literal["concat", "mean", "matrix"] = "concat"
+    projector_form: Literal["plain", "gated"] = "plain"
+    projector_merge: Literal["concat", "mean", "matrix", "convolution"] = "concat"
     projector_norm: Literal["none", "layer", "rms", "offset_rms"] = "none"
-    projector_norm_at: Literal["patch", "block"] = "patch"
+    projector_norm_at: Literal["patch", "block", "hidden"] = "patch"
     projector_eps: float | None = None
     deep_layers: list[int] | None = None
     image_blocks: bool = False
@@ -156,6 +163,8 @@ class TowerShape(BlockShape):
         if self.image_blocks and self.positions != "learned":
             problem = f"true with positions: {self.positions}, for images of any size"
             raise field_error("vision.image_blocks", problem, "use positions: learned")
+        if self.projector_form == "gated" and self.projector_hidden is None:
+            raise field_error("vision.projector_hidden", "None with projector_form: gated", "use e.g. 4096")
         if self.window is not None and self.window < self.merge * self.patch:
             problem = f"{self.window} is less than a block of {self.merge * self.patch}"
             raise field_error("vision.window", problem, f"use e.g. {8 * self.patch}")

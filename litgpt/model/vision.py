@@ -8,6 +8,7 @@ Axes: N patches (and class tokens), P numbers of a patch, C width of the tower, 
 the decoder.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -22,6 +23,7 @@ from litgpt.model.rotary import apply_rotary
 from litgpt.model.tower_config import BlockShape, TowerShape
 
 NORMS: dict[str, Callable[..., nn.Module]] = {"layer": nn.LayerNorm, "rms": RMSNorm, "offset_rms": OffsetRMSNorm}
+MERGING_MATRICES = ("matrix", "convolution")
 QK_NORM_EPS = 1e-6  # of InternViT 6B, in no file
 
 
@@ -98,15 +100,18 @@ class Projector(nn.Module):
     def __init__(self, shape: TowerShape, width: int, norm_at: str) -> None:
         super().__init__()
         norm, eps, hidden = shape.projector_norm, shape.projector_eps or shape.eps, shape.projector_hidden
-        block = shape.width * shape.merge**2
-        merged = block if shape.projector_merge == "concat" else shape.width
-        size = merged if norm_at == "block" else shape.width
+        kind, block, is_gated = shape.projector_merge, shape.width * shape.merge**2, shape.projector_form == "gated"
+        merged = {"concat": block, "convolution": width}.get(kind, shape.width)
+        build_linear = partial(nn.Linear, bias=shape.projector_bias)
+        first = width if is_gated else hidden or width
+        size = {"patch": shape.width, "block": merged, "hidden": first}[norm_at]
         self.norm = None if norm == "none" else NORMS[norm](size, eps=eps)
-        self.merger = nn.Linear(block, merged, bias=False) if shape.projector_merge == "matrix" else None
-        self.linear_1 = nn.Linear(merged, hidden or width, bias=shape.projector_bias)
-        self.linear_2 = nn.Linear(hidden, width, bias=shape.projector_bias) if hidden else None
-        self.merge, self.kind, self.norm_at = shape.merge, shape.projector_merge, norm_at
-        self.act = TOWER_ACTIVATIONS[shape.projector_act]
+        self.merger = nn.Linear(block, merged, bias=kind == "convolution") if kind in MERGING_MATRICES else None
+        self.linear_1 = build_linear(merged, first)
+        self.gate, self.up = (build_linear(width, hidden or 0) if is_gated else None for _ in range(2))
+        self.linear_2 = build_linear(hidden, width) if hidden else None
+        self.merge, self.kind, self.norm_at = shape.merge, kind, norm_at
+        self.act, self.gate_act = TOWER_ACTIVATIONS[shape.projector_act], TOWER_ACTIVATIONS[shape.act]
 
     def forward(self, x_NC: Tensor) -> Tensor:
         """(N, C) -> (M, D)."""
@@ -116,7 +121,14 @@ class Projector(nn.Module):
         if self.norm is not None and self.norm_at == "block":
             merged = self.norm(merged)
         hidden = self.linear_1(merged)
-        return hidden if self.linear_2 is None else self.linear_2(self.act(hidden))
+        if self.norm is not None and self.norm_at == "hidden":
+            hidden = self.norm(hidden)
+        if self.linear_2 is None:
+            return hidden
+        hidden = self.act(hidden)
+        if self.gate is not None and self.up is not None:
+            hidden = self.gate_act(self.gate(hidden)) * self.up(hidden)
+        return self.linear_2(hidden)
 
     def _merge_blocks(self, x_NC: Tensor) -> Tensor:
         """The features of blocks, (M, C), or (M, merge^2 C) if they are side by side."""
@@ -170,6 +182,7 @@ class Tower(nn.Module):
         places = (shape.side or 0) ** 2 + shape.class_token
         self.positions = nn.Embedding(places, shape.width) if shape.positions != "none" else None
         build_norm = partial(NORMS[shape.norm], shape.width, eps=shape.eps)
+        self.norm_patches = build_norm() if shape.patch_norm else None
         self.norm_first = build_norm() if shape.first_norm else None
         self.blocks = nn.ModuleList(TowerBlock(shape) for _ in range(shape.layers))
         self.norm_final = build_norm() if shape.final_norm != "none" else None
@@ -205,6 +218,8 @@ class Tower(nn.Module):
         check_grids(shape, grids)
         weight = self.patches.weight
         x_NC = self.patches(media.patches_NP.to(weight.device, weight.dtype))
+        if self.norm_patches is not None:
+            x_NC = self.norm_patches(x_NC)
         places_N2 = list_places(grids, shape.merge).to(x_NC.device)
         if self.positions is not None:
             x_NC = x_NC + self._embed_positions(places_N2, grids)
@@ -229,6 +244,8 @@ class Tower(nn.Module):
             indices_N4, weights_N4 = find_neighbors(places_N2, grids, side)
             embedded_N4C: Tensor = self.positions(indices_N4)
             return (embedded_N4C * weights_N4[..., None]).sum(1).to(embedded_N4C.dtype)
+        if self.shape.positions == "bicubic":
+            return sample_positions(self.positions.weight, places_N2, list_image_sizes(grids, places_N2.device))
         if self.shape.positions == "bucket":
             places_N2 = find_buckets(places_N2, grids, side)
         embedded_NC: Tensor = self.positions(places_N2[:, 0] * side + places_N2[:, 1] + self.shape.class_token)
@@ -315,6 +332,19 @@ def find_neighbors(places_N2: Tensor, grids: Sequence[Grid], side: int) -> tuple
     rows, columns = near_N22.long().clamp(max=side - 1).unbind(1)
     indices_N4 = (rows[:, :, None] * side + columns[:, None, :]).flatten(1)
     return indices_N4, (weights_N22[:, 0, :, None] * weights_N22[:, 1, None, :]).flatten(1)
+
+
+def sample_positions(table_SC: Tensor, places_N2: Tensor, sizes_N2: Tensor) -> Tensor:
+    """The embeddings of places (N, C) in images of these sizes, between those of the places of a square image.
+
+    Both images have the same edges; the interpolation is bicubic, in float32.
+    """
+    side = math.isqrt(len(table_SC))
+    table_1CSS = table_SC.float().unflatten(0, (side, side)).permute(2, 0, 1)[None]
+    points_N2 = (places_N2 + 0.5) / sizes_N2 * 2 - 1  # column and row from -1 to 1, as grid_sample takes them
+    points_1N12 = points_N2.flip(-1)[None, :, None]
+    sampled = F.grid_sample(table_1CSS, points_1N12, mode="bicubic", padding_mode="border", align_corners=False)
+    return sampled[0, :, :, 0].T.to(table_SC.dtype)
 
 
 def list_frequencies(head_size: int, base: float, kind: str) -> Tensor:

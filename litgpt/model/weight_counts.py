@@ -43,9 +43,11 @@ def count_block_weights(shape: BlockShape) -> int:
 def count_projector_weights(shape: TowerShape, width: int) -> tuple[int, int]:
     """Number of weights, in all projectors to a decoder of this width, of their first matrices, and of the others."""
     block, hidden, copies = shape.width * shape.merge**2, shape.projector_hidden, 1 + len(shape.deep_layers or [])
-    merged = block if shape.projector_merge == "concat" else shape.width
+    merged = {"concat": block, "convolution": width}.get(shape.projector_merge, shape.width)
     matrices = [merged * (hidden or width), (hidden or 0) * width]
-    if shape.projector_merge == "matrix":
+    if shape.projector_form == "gated":
+        matrices = [merged * width, 3 * (hidden or 0) * width]
+    if shape.projector_merge in ("matrix", "convolution"):
         matrices = [block * merged, *matrices]
     return copies * matrices[0], copies * sum(matrices[1:])
 

@@ -202,7 +202,7 @@ def find_differing(audit: TensorAudit, config: Config) -> list[str]:
     """The published tensors that differ in any bit when they are converted to ours and back with the same table.
 
     An output head that is tied to the embedding is not compared. Tensors in an older layout or with another prefix are
-    converted back by the rule that reads them.
+    converted back by the rule that reads them, and matrices that may be (in, out) or (out, in) to what they were.
     """
     mappings = audit.table.map_names(list_parameters(config), config) if audit.table else audit.mappings
     unwritten = {(tensor.mapping.names, tensor.mapping.expert): tensor for tensor in audit.tensors}
@@ -215,7 +215,10 @@ def find_differing(audit: TensorAudit, config: Config) -> list[str]:
         values = audit.source.read(tensor.hf_name)
         parts = tensor.mapping.split(values, config)
         inverse = mapping if mapping.hf_name == tensor.hf_name else tensor.mapping
-        if not torch.equal(inverse.join_parts(parts, config), values):
+        joined = inverse.join_parts(parts, config)
+        if inverse.transposed == "either" and joined.shape != values.shape:
+            joined = joined.mT
+        if not torch.equal(joined, values):
             differing.append(tensor.hf_name)
         tensor.release()
     return differing + [tensor.hf_name for tensor in (*unwritten.values(), *audit.list_differing_copies())]

@@ -21,6 +21,7 @@ TOWERS: dict[str, dict[str, Any]] = {
     "like LLaVA": {"class_token": True, "positions": "learned", "side": 4, "merge": 1, "blocks_run": 2},
     "like Qwen2.5-VL": {"rope_base": 100.0, "mlp_form": "gated", "window": 8, "full_layers": [1], "temporal": 2},
     "like Gemma 3": {"projector_merge": "mean", "projector_hidden": None, "pooling": True},
+    "like GLM-4.1V": {"projector_merge": "convolution", "projector_form": "gated", "mlp_form": "gated"},
     "like Mistral 3": {"projector_merge": "matrix", "deep_layers": [1, 2]},
 }
 IMAGES = {"like LLaVA": ((1, 4, 4), (1, 4, 4))}

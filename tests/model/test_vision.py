@@ -64,7 +64,7 @@ def test_deep_features_are_added_after_the_first_blocks() -> None:
     assert torch.equal(hidden, expected)
 
 
-@pytest.mark.parametrize("positions", ["bucket", "interpolated"])
+@pytest.mark.parametrize("positions", ["bucket", "interpolated", "bicubic"])
 def test_positions_for_images_of_any_size_do_not_wait_for_the_device(positions: str) -> None:
     with FakeTensorMode():
         tower = Tower(TowerShape.from_values({**VISION, "positions": positions}), 8)

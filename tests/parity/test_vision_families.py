@@ -22,6 +22,7 @@ from litgpt.model.tower_config import TowerShape
 from litgpt.store.adapters.peft_lora import list_published_mappings
 from litgpt.store.load_model import iter_tensors, load_model
 from litgpt.store.save_model import save_model_folder
+from litgpt.store.tensor_audit import audit_folder, find_differing
 from tests.vision_model import DECODER, TOWER
 
 IMAGE, VIDEO = 90, 91
@@ -53,6 +54,16 @@ def qwen(kind: str, vision: dict[str, Any], text: dict[str, Any] | None = None) 
     """A model of the Qwen-VL line; images of sizes that leave windows cut, and a video."""
     settings = {**TEXT, "rope_parameters": SECTIONS, **(text or {})}
     return Row(kind, settings, {**QWEN, **vision}, TOKENS, [(16, 24), (40, 48), (8, 8)], (5, 24, 16))
+
+
+def glm() -> Row:
+    """A GLM-4.1V model; transformers reads a video at the places of images, so that a text has only one of them."""
+    text = {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": None}
+    rope = {**SECTIONS, "partial_rotary_factor": 0.5}
+    vision = {**QWEN, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "image_size": 24}
+    tokens = {**TOKENS, "image_start_token_id": 92, "image_end_token_id": 93}
+    sizes = [(16, 24), (40, 48), (8, 8)]
+    return Row("Glm4v", {**TEXT, **text, "rope_parameters": rope}, vision, tokens, sizes)
 
 
 def idefics(kind: str) -> Row:
@@ -91,11 +102,14 @@ SCALED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings"
 SCALED |= {"rope_theta": 10000.0, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0}
 MINISTRAL = {"model_type": "ministral3", "pad_token_id": None, "rope_parameters": SCALED}
 LLAVA_FULL = {"vision_feature_select_strategy": "full"}
+PATCHED = ("Qwen", "Glm4v")
+"""The starts of kinds that take patches and their grids."""
 TILED = ("Idefics3", "SmolVLM")
 """Kinds that take the tiles of an image as a dim."""
 IN_TURN = {**SECTIONS, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
 DEEP: dict[str, Any] = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24}
 DEEP |= {"num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "mlp_only_layers": [1]}
 WINDOWS = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "window_size": 16}
 SIGLIP = "siglip_vision_model"
 ROWS = {
@@ -106,6 +120,8 @@ ROWS = {
     "qwen2_vl": qwen("Qwen2VL", {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}),
     "qwen2_5_vl": qwen("Qwen2_5_VL", {**WINDOWS, "fullatt_block_indexes": [1], "tokens_per_second": 2}),
     "qwen3_vl": qwen("Qwen3VL", DEEP, {"head_dim": 8, "rope_parameters": IN_TURN}),
+    "qwen3_vl_moe": qwen("Qwen3VLMoe", DEEP, {"head_dim": 8, "rope_parameters": IN_TURN, **EXPERTS}),
+    "glm4v": glm(),
     "idefics3": idefics("Idefics3"),
     "smolvlm": idefics("SmolVLM"),
     "gemma3": gemma(),
@@ -158,13 +174,13 @@ def build_example(row: Row, shape: TowerShape) -> Example:
     texts = [text + list(range(20, 20 + length - len(text))) for text in (first, second)]
     ids = torch.tensor(texts)
     items = [*cut, *([film] if film else [])]
-    if row.kind.startswith("Qwen"):
+    if row.kind.startswith(PATCHED):
         theirs: dict[str, Any] = {
             "pixel_values": torch.cat([patches for patches, _ in cut]),
             "image_grid_thw": torch.tensor([grid for _, grid in cut]),
-            "pixel_values_videos": film[0],
-            "video_grid_thw": torch.tensor([film[1]]),
         }
+        if film is not None:
+            theirs |= {"pixel_values_videos": film[0], "video_grid_thw": torch.tensor([film[1]])}
         by_row = [[grid for _, grid in items[:2]], [grid for _, grid in items[2:]]]
         positions = torch.stack([build_media_positions(shape, *pair) for pair in zip(texts, by_row, strict=True)])
         theirs |= {"position_ids": positions.transpose(0, 1)}
@@ -193,7 +209,7 @@ def compute_hf_logits(model: Any, example: Example) -> Tensor:
     return model(input_ids=example.ids_BT, **example.theirs).logits
 
 
-FAST = ("llava-llama-dinov2", "llava-qwen2-siglip", "qwen2_5_vl", "qwen3_vl", "idefics3", "gemma3")
+FAST = ("llava-llama-dinov2", "llava-qwen2-siglip", "qwen2_5_vl", "qwen3_vl_moe", "glm4v", "idefics3", "gemma3")
 FAST += ("internvl-qwen3-internvl", "mistral3-ministral3-pixtral")
 
 
@@ -204,6 +220,8 @@ def test_tower_family_as_published(name: str, tmp_path: Path) -> None:
     row, source, export = ROWS[name], tmp_path / "published", tmp_path / "export"
     hf_model = build_reference(row)
     hf_model.save_pretrained(source)
+    if name == "qwen3_vl_moe":
+        write_experts_as_on_the_hub(source)
     config = Config.from_checkpoint(source)
     family = find_family(config)
     assert family is not None and family.name == name and config.vision is not None
@@ -234,6 +252,23 @@ def test_tower_family_as_published(name: str, tmp_path: Path) -> None:
     assert Config.from_checkpoint(export) == config
     (export / "model_config.yaml").unlink()
     assert Config.from_checkpoint(export) == Config(**{**config.to_dict(), "name": "export"})
+
+
+def write_experts_as_on_the_hub(folder: Path) -> None:
+    """Rewrite the experts of a folder, which transformers 5 writes as (out, in) matrices, to (in, out)."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: x.mT.contiguous() if ".experts." in name else x for name, x in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_experts_in_both_layouts(tmp_path: Path) -> None:
+    build_reference(ROWS["qwen3_vl_moe"]).save_pretrained(tmp_path)
+    config = Config.from_checkpoint(tmp_path)
+    newer = dict(iter_tensors(tmp_path, config))
+    assert find_differing(audit_folder(tmp_path, config), config) == []
+    write_experts_as_on_the_hub(tmp_path)
+    older = dict(iter_tensors(tmp_path, config))
+    assert older.keys() == newer.keys() and all(torch.equal(older[name], newer[name]) for name in newer)
 
 
 GENERATIONS = {

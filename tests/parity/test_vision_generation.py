@@ -17,7 +17,7 @@ from litgpt.infer.sampling import Sampling
 from litgpt.model.gpt import GPT
 from litgpt.model.media import Media
 from tests.parity.test_engine import build_draft, list_ids
-from tests.parity.test_vision_families import IMAGE, ROWS, TILED, VIDEO, Row, build_reference, pad_images
+from tests.parity.test_vision_families import IMAGE, PATCHED, ROWS, TILED, VIDEO, Row, build_reference, pad_images
 
 NEW_TOKENS = 12
 PREFIX = list(range(20, 40))
@@ -80,7 +80,7 @@ class Case:
         """The text of transformers."""
         ids, numbers = self.write(text)
         inputs: dict[str, Any] = {}
-        if numbers and self.row.kind.startswith("Qwen"):
+        if numbers and self.row.kind.startswith(PATCHED):
             inputs = {
                 "pixel_values": torch.cat([self.cut[number][0] for number in numbers]),
                 "image_grid_thw": torch.tensor([self.cut[number][1] for number in numbers]),

@@ -55,6 +55,9 @@ def build_processor(folder: Path, kind: str) -> Any:
     if kind == "gemma3":
         images = transformers.Gemma3ImageProcessor(**settings)
         return transformers.Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=4)
+    if kind == "glm4v":
+        images, video = transformers.Glm4vImageProcessor(**settings), transformers.Glm4vVideoProcessor()
+        return transformers.Glm4vProcessor(images, tokenizer, video, chat_template=template)
     images, video = transformers.Qwen2VLImageProcessor(**settings), transformers.Qwen2VLVideoProcessor()
     model = "Qwen2VL" if kind == "qwen2_vl" else "Qwen3VL"
     return getattr(transformers, f"{model}Processor")(images, tokenizer, video, chat_template=template)

@@ -23,7 +23,7 @@ def fit_short_side(size: Size, limits: Mapping[str, int], _unit: int) -> Size:
     return (longer, limits["shortest_edge"]) if size[0] > size[1] else (limits["shortest_edge"], longer)
 
 
-def fit_area(size: Size, limits: Mapping[str, int], unit: int) -> Size:
+def fit_area(size: Size, limits: Mapping[str, float], unit: int) -> Size:
     """Both sides near their own at multiples of `unit`, the area within `shortest_edge` to `longest_edge` (Qwen2-VL).
 
     Raises:
@@ -43,6 +43,18 @@ def fit_area(size: Size, limits: Mapping[str, int], unit: int) -> Size:
         growth = math.sqrt(least / (height * width))
         return math.ceil(height * growth / unit) * unit, math.ceil(width * growth / unit) * unit
     return rounded
+
+
+def fit_frames(size: Size, limits: Mapping[str, int], unit: int) -> Size:
+    """As `fit_area` for the pixels of all `frames` of a patch, and images with sides of `unit` or more (GLM-4.1V).
+
+    Raises:
+        UserError: if the image is too narrow.
+    """
+    growth = max(unit / side for side in size)
+    height, width = (int(side * growth) for side in size) if growth > 1 else size
+    shares = {key: limits[key] / limits["frames"] for key in ("shortest_edge", "longest_edge")}
+    return fit_area((height, width), shares, unit)
 
 
 def fit_long_side(size: Size, limits: Mapping[str, int], _unit: int) -> Size:
@@ -94,6 +106,7 @@ SIZE_RULES: dict[str, Callable[[Size, Mapping[str, int], int], Size]] = {
     "square": fit_square,
     "short_side": fit_short_side,
     "area": fit_area,
+    "volume": fit_frames,
     "long_side": fit_long_side,
     "within": fit_within,
 }

@@ -28,6 +28,7 @@ CLIP_COLORS, HALF_COLORS = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}, {"i
 SHARED: dict[str, Any] = {"resample": 3, "rescale_factor": 1 / 255, "crop_size": None, "max_image_size": None}
 GRID = {**CLIP_COLORS, "size": {"height": 384, "width": 384}, "min_patches": 1, "max_patches": 12}
 TILES = {**HALF_COLORS, "resample": 1, "size": {"longest_edge": 1456}, "max_image_size": {"longest_edge": 364}}
+VOLUME = {"shortest_edge": 112**2, "longest_edge": 28**2 * 15000}
 SQUARE = {**HALF_COLORS, "size": {"height": 224, "width": 224}}
 CROP = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
 # The size rule of each processor, and the settings that its file may leave out.
@@ -37,6 +38,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "SiglipImageProcessor": ("square", SQUARE),
     "Gemma3ImageProcessor": ("square", {**SQUARE, "resample": 2}),
     "Qwen2VLImageProcessor": ("area", {**CLIP_COLORS, "size": {"shortest_edge": 3136, "longest_edge": 1003520}}),
+    "Glm4vImageProcessor": ("volume", {**CLIP_COLORS, "size": VOLUME, "temporal_patch_size": 2}),
     "PixtralImageProcessor": ("within", {**CLIP_COLORS, "size": {"longest_edge": 1024}}),
     "GotOcr2ImageProcessor": ("square", GRID),  # of InternVL, whose processor always cuts tiles
     "Idefics3ImageProcessor": ("long_side", TILES),
@@ -119,6 +121,8 @@ def read_picture_settings(folder: Path) -> PictureSettings:
     if rule == "area":  # older files have these keys, which come first, beside the size
         older = {"shortest_edge": values.get("min_pixels"), "longest_edge": values.get("max_pixels")}
         size = {**size, **{key: value for key, value in older.items() if value is not None}}
+    if rule == "volume":
+        size = {**size, "frames": settings["temporal_patch_size"]}
     if rule == "short_side" and "height" in size:
         rule = "square"
     if crop and max(crop.values()) > (least := size.get("shortest_edge", 0)):

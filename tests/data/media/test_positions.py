@@ -52,7 +52,7 @@ def compute_rope_index(
 
 @pytest.mark.parametrize(
     ("kind", "speed"),
-    [pytest.param("Qwen2VL", None, marks=pytest.mark.slow), ("Qwen2_5_VL", 2.0), ("Qwen3VL", None)],
+    [pytest.param("Qwen2VL", None, marks=pytest.mark.slow), ("Qwen2_5_VL", 2.0), ("Qwen3VL", None), ("Glm4v", None)],
 )
 def test_random_layouts(kind: str, speed: float | None) -> None:
     config = getattr(transformers, f"{kind}Config")(
@@ -60,7 +60,7 @@ def test_random_layouts(kind: str, speed: float | None) -> None:
     )
     with torch.device("meta"):
         model = getattr(transformers, f"{kind}Model")(config)
-    values = {**SHAPE, "tokens_per_second": speed, "frame_runs": kind == "Qwen3VL"}
+    values = {**SHAPE, "tokens_per_second": speed, "frame_runs": kind in ("Qwen3VL", "Glm4v")}
     shape, draw, moved = TowerShape.from_values(values), random.Random(0), 0
     for _ in range(LAYOUTS):
         ids, grids, kinds = draw_layout(draw, shape)
