@@ -128,7 +128,7 @@ def run_command(*command: object) -> str:
 
 
 def create_environments(work: Path, sides: list[str]) -> dict[str, Path]:
-    """Return the Python interpreter of each side, in its own environment, which is created if it does not exist."""
+    """Return the Python interpreter of each side, in its own environment, where what it lacks is installed."""
     torch_packages = [
         f"torch=={version('torch').partition('+')[0]}",
         f"torchvision=={version('torchvision').partition('+')[0]}",
@@ -136,12 +136,15 @@ def create_environments(work: Path, sides: list[str]) -> dict[str, Path]:
     pythons = {}
     for side, packages in PACKAGES.items():
         folder = work / f"venv-{side}"
-        pythons[side] = folder / "bin" / "python"
-        if side in sides and not (folder / "ready").exists():
-            print(f"Installing {packages[-1] if side == 'ours' else packages[0]} into {folder}", flush=True)
-            venv.create(folder, with_pip=True, clear=True)
+        pythons[side], ready = folder / "bin" / "python", folder / "ready"
+        installed = ready.read_text().splitlines() if ready.exists() else []
+        missing = [package for package in (*packages, *torch_packages) if package not in installed]
+        if side in sides and missing:
+            print(f"Installing {' '.join(missing)} into {folder}", flush=True)
+            if not ready.exists():
+                venv.create(folder, with_pip=True, clear=True)
             run_command(pythons[side], "-m", "pip", "install", "-q", *packages, *torch_packages)
-            (folder / "ready").touch()
+            ready.write_text("\n".join([*installed, *missing]))
     return pythons
 
 
