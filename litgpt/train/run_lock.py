@@ -29,17 +29,32 @@ def lock_run(out_dir: Path, notify: Callable[[str], None]) -> Iterator[None]:
     with raise_on_all_ranks():
         if is_rank_zero():
             out_dir.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(out_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                message = f"out_dir: {out_dir} is in use by a run; wait for its end, or set another out_dir"
-                raise UserError(message) from None
-            except OSError as error:
-                notify(f"{out_dir} cannot be locked ({error.strerror}); start no second run in it")
+            descriptor = open_lock(out_dir / LOCK_FILE, notify)
     try:
         yield
     finally:
         if descriptor is not None:
+            if out_dir.is_dir() and [path.name for path in out_dir.iterdir()] == [
+                LOCK_FILE
+            ]:  # of a run that failed before its first step
+                (out_dir / LOCK_FILE).unlink()
+                out_dir.rmdir()
             os.close(descriptor)
+
+
+def open_lock(path: Path, notify: Callable[[str], None]) -> int:
+    """Open a lock file and lock it; returns the descriptor.
+
+    Raises:
+        UserError: if another process has locked it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        message = f"out_dir: {path.parent} is in use by a run; wait for its end, or set another out_dir"
+        raise UserError(message) from None
+    except OSError as error:
+        notify(f"{path.parent} cannot be locked ({error.strerror}); start no second run in it")
+    return descriptor

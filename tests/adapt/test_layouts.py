@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.adapt import layout_worker
 from tests.processes import join_ranks, start_ranks
 
 
+@pytest.mark.slow
 def test_two_ranks_compute_train_and_merge_as_one(tmp_path: Path) -> None:
     for name in layout_worker.SETTINGS:
         torch.save(layout_worker.compute_results(name, 1), tmp_path / f"{name}.pt")

@@ -172,7 +172,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_is_broken_off_and_resumed_ends_as_if_it_had_not_been(
     base: Path, tmp_path: Path, ranks: int
 ) -> None:

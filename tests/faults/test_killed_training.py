@@ -84,6 +84,7 @@ def test_a_killed_run_ends_with_the_same_losses_to_the_bit(tmp_path: Path) -> No
     campaign(tmp_path, kills=3, rounds=1, ranks=1, seconds=2)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_ranks_survives_the_death_of_one(tmp_path: Path) -> None:
     campaign(tmp_path, kills=1, rounds=1, ranks=2, seconds=4)
 

@@ -28,6 +28,7 @@ from tests.processes import serve_program
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "tutorials").glob("*.md"))
 GENERATED = "support_matrix"  # a page of tables, without commands
+LONG = ("plan", "any_to_any", "multimodal", "pretrain_tinyllama", "adding_models")  # pages of slow commands
 SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 4, "head_size": 8, "intermediate_size": 48, "block_size": 512}
 SHAPE |= {"padded_vocab_size": 1024}
 SHRINK = [f"--model_config.{key}={value}" for key, value in SHAPE.items()] + [
@@ -156,7 +157,14 @@ def prepared(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != GENERATED], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in LONG))
+        for page in PAGES
+        if page.stem != GENERATED
+    ],
+)
 @pytest.mark.usefixtures("prepared")
 def test_commands_of_the_page_run(page: Path, tmp_path: Path, inputs: Path, programs: Path) -> None:
     shutil.copytree(inputs, tmp_path, symlinks=True, dirs_exist_ok=True)

@@ -94,8 +94,8 @@ def run_with_slow_clock() -> int:
     loop.set_learning_rate = record_rate  # type: ignore[assignment]
     save = loop.Loop.save
 
-    def save_with_rates(run: loop.Loop) -> None:
-        save(run)
+    def save_with_rates(run: loop.Loop, **settings: bool) -> None:
+        save(run, **settings)
         Path(f"rates-{rank}.json").write_text(json.dumps(rates))
 
     loop.Loop.save = save_with_rates  # type: ignore[method-assign]
