@@ -215,6 +215,10 @@ class FinetuneLora(Finetune):
         if self.initial_adapter_dir and (self.tuner is not None or changed):
             key = changed[0] if changed else "tuner"
             raise UserError(f"{key}: not supported with initial_adapter_dir, which has its own settings; remove it")
+        if self.initial_adapter_dir:
+            names = [entry.name for entry in fields(FreezeArgs)]
+            cure = "leave it out; the adapter has its own parts"
+            check_effects(self.freeze, "freeze.", *names, have_effect=False, other="initial_adapter_dir", cure=cure)
         if self.tuner is not None and not self.tuner.adds and self.quantize:
             raise UserError(
                 f"quantize: {self.quantize} is not supported with tuner: {type(self.tuner).__name__}, which trains the "

@@ -89,6 +89,10 @@ def test_settings_beside_those_of_the_adapter_are_refused() -> None:
         ({"initial_adapter_dir": "nowhere/at/all"}, "initial_adapter_dir: nowhere/at/all is not a folder"),
         ({"checkpoint_dir": "FIRST"}, "train it further with litgpt finetune BASE --initial_adapter_dir ADAPTER"),
         ({"initial_adapter_dir": "FIRST", "lora_alpha": 3}, "lora_alpha: not supported with initial_adapter_dir"),
+        (
+            {"initial_adapter_dir": "FIRST", "freeze": {"vision": False}},
+            "freeze.vision: false has no effect with initial_adapter_dir; leave it out; the adapter has its own parts",
+        ),
     ],
 )
 def test_what_cannot_be_begun_with_is_said_in_one_line(
@@ -96,7 +100,7 @@ def test_what_cannot_be_begun_with_is_said_in_one_line(
 ) -> None:
     places = {"BASE": str(base), "FIRST": str(first)}
     write_rows(tmp_path)
-    recipe_of(tmp_path, base, **{key: places.get(value, value) for key, value in changes.items()})
+    recipe_of(tmp_path, base, **{key: places.get(str(value), value) for key, value in changes.items()})
     assert join_ranks(start_ranks(run_litgpt, "finetune", "--config", "recipe.yaml", folder=tmp_path)) != [0]
     said = (tmp_path / "rank-0.log").read_text().strip().splitlines()
     assert words in said[-1] and not any("Traceback" in line for line in said)
