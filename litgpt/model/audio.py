@@ -70,7 +70,7 @@ class AudioTower(nn.Module):
         return features
 
     def _add_positions(self, x_FC: Tensor) -> Tensor:
-        return x_FC + self.positions.weight[: len(x_FC)]
+        return x_FC + self.positions(torch.arange(len(x_FC), device=x_FC.device))
 
 
 def check_lengths(shape: AudioShape, lengths: tuple[int, ...]) -> None:

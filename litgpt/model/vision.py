@@ -245,7 +245,8 @@ class Tower(nn.Module):
             embedded_N4C: Tensor = self.positions(indices_N4)
             return (embedded_N4C * weights_N4[..., None]).sum(1).to(embedded_N4C.dtype)
         if self.shape.positions == "bicubic":
-            return sample_positions(self.positions.weight, places_N2, list_image_sizes(grids, places_N2.device))
+            table_SC = self.positions(torch.arange(side * side, device=places_N2.device))
+            return sample_positions(table_SC, places_N2, list_image_sizes(grids, places_N2.device))
         if self.shape.positions == "bucket":
             places_N2 = find_buckets(places_N2, grids, side)
         embedded_NC: Tensor = self.positions(places_N2[:, 0] * side + places_N2[:, 1] + self.shape.class_token)

@@ -50,8 +50,8 @@ def open_lock(path: Path, notify: Callable[[str], None]) -> int:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, whose lock processes that it forks keep
+    except (BlockingIOError, PermissionError):
         os.close(descriptor)
         message = f"out_dir: {path.parent} is in use by a run; wait for its end, or set another out_dir"
         raise UserError(message) from None

@@ -187,7 +187,7 @@ ROWS: dict[str, Row] = {
     "fp8.num_layers_at_end_in_bf16": Row("1", "losses", given=f"{WIDE} --fp8.recipe tensorwise"),
     "profile.steps": Row("[2, 3]", "files"),
     "checkpoint.keep": Row("1", "files", given="--train.save_interval 1"),
-    "checkpoint.asynchronous": Row("false", "operations"),
+    "checkpoint.asynchronous": Row("false", "operations", given="--train.save_interval 1"),  # not of the last one
     "checkpoint.on_error": Row("sometimes", "refused", "use stop or continue"),
     "checkpoint.save_rng": Row("false", "checkpoint"),
     "checkpoint.save_optimizer": Row("false", "checkpoint"),
