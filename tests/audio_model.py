@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tokenizers import AddedToken
 
 from litgpt.data.tokenizer import train_tokenizer
-from litgpt.model.config import Config
-from litgpt.model.gpt import GPT
-from litgpt.store.save_model import save_model_folder
-from tests.vision_model import TEXT
+from tests.vision_model import TEXT, write_random_weights
 
 TEMPLATE = (
     "{% set audio_count = namespace(value=0) %}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -52,14 +48,7 @@ def write_audio_model(folder: Path, *, seed: int = 0) -> Path:
     (source / "config.json").write_text(json.dumps(config))
     (source / "chat_template.jinja").write_text(TEMPLATE)
     (source / "preprocessor_config.json").write_text(json.dumps(EXTRACTOR))
-    torch.manual_seed(seed)
-    shape = Config.from_checkpoint(source)
-    model = GPT(shape)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
-    save_model_folder(folder, config=shape, tensors=model.named_parameters(), tokenizer_dir=source)
-    return folder
+    return write_random_weights(source, folder, seed=seed)
 
 
 def draw_sound(path: Path, frequency: float, seconds: float, rate: int = 16000) -> str:

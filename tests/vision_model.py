@@ -170,6 +170,11 @@ def write_vision_model(folder: Path, kind: str = "smolvlm", *, seed: int = 0) ->
     (source / "preprocessor_config.json").write_text(json.dumps(parts["processor"]))
     if "videos" in parts:
         (source / "video_preprocessor_config.json").write_text(json.dumps(parts["videos"]))
+    return write_random_weights(source, folder, seed=seed)
+
+
+def write_random_weights(source: Path, folder: Path, *, seed: int) -> Path:
+    """Write a model with random weights, its config and tokenizer being those of another folder."""
     torch.manual_seed(seed)
     shape = Config.from_checkpoint(source)
     model = GPT(shape)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from litgpt.data.media.positions import build_media_positions
 from litgpt.data.media.reader import AnyReader
-from litgpt.data.media.sound_reader import SoundReader
 from litgpt.data.render.example import PlacedMedium
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
@@ -131,11 +130,11 @@ class Prompt:
             places = tuple(token for token in range(each.start, each.stop) if self.ids[token] in tokens)
             media, key = self.reader.pack(patches, each.grids), compute_image_key(patches, each.grids)
             images.append(PromptImage(media, places, key))
-        grids = [grid for each in self.media for grid in each.grids]
-        if isinstance(self.reader, SoundReader) or not self.reader.has_sections:
+        grids, shape = [grid for each in self.media for grid in each.grids], self.reader.sections_shape
+        if shape is None:
             return PromptImages(tuple(images))
         seconds = [step for each in self.media for step in each.step_seconds]
-        return PromptImages(tuple(images), build_media_positions(self.reader.shape, self.ids, grids, seconds=seconds))
+        return PromptImages(tuple(images), build_media_positions(shape, self.ids, grids, seconds=seconds))
 
 
 def compute_image_key(patches_NP: Tensor, grids: Sequence[tuple[int, int, int]]) -> int:

@@ -23,6 +23,7 @@ from litgpt.store.adapters.peft_lora import list_published_mappings
 from litgpt.store.load_model import iter_tensors, load_model
 from litgpt.store.save_model import save_model_folder
 from litgpt.store.tensor_audit import audit_folder, find_differing
+from tests.parity.tower_gradients import compare_gradients
 from tests.vision_model import DECODER, TOWER
 
 IMAGE, VIDEO = 90, 91
@@ -336,25 +337,3 @@ def test_configs_that_are_refused(name: str, change: dict[str, Any], message: st
     (tmp_path / "config.json").write_text(json.dumps(values, default=str))
     with pytest.raises(UserError, match=re.escape(message)):
         Config.from_checkpoint(tmp_path)
-
-
-def compare_gradients(model: GPT, hf_model: Any, actual: Tensor, expected: Tensor, config: Config) -> None:
-    """Compare the gradients of all parameters, under the published names."""
-    family = find_family(config)
-    assert family is not None
-    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2)) / expected.shape[1]
-    (actual * weights).sum().backward()
-    (expected * weights).sum().backward()
-    theirs = {name: parameter.grad for name, parameter in hf_model.named_parameters()}
-    compared = 0
-    for hf_name, gradient in theirs.items():
-        mapping = family.tensors.map_hf_name(hf_name, config)
-        assert mapping is not None, hf_name
-        ours = [model.get_parameter(name).grad for name in mapping.names]
-        if gradient is None:
-            assert all(each is None for each in ours), hf_name
-            continue
-        for each, part in zip(ours, mapping.split(gradient, config), strict=True):
-            torch.testing.assert_close(each, part, atol=1e-5, rtol=1e-5, msg=lambda text, name=hf_name: name + text)
-            compared += 1
-    assert compared > 40

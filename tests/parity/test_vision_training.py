@@ -23,7 +23,7 @@ from litgpt.store.load_model import load_model
 from litgpt.train.objective import next_token
 from litgpt.train.step import add_gradients
 from litgpt.train.train_state import TrainState
-from tests.parity.test_vision_families import compare_gradients
+from tests.parity.tower_gradients import compare_gradients
 from tests.vision_model import KINDS, write_color_rows, write_vision_model
 
 ROWS = 10

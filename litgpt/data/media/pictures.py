@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from litgpt.data.media.errors import MediumError
 from litgpt.data.media.picture_sizes import SIZE_RULES, Size, find_tile_grid, fit_tiles
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
+from litgpt.model.media import Grid
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -95,17 +96,31 @@ class PictureSettings:
     scale: float
 
 
+def read_processor(folder: Path, part: str, reads: str) -> tuple[Path, dict[str, Any]]:
+    """The file of the processor in a model folder, and its values.
+
+    Args:
+        part: the key of these in a file of several processors.
+        reads: what the processor is for.
+
+    Raises:
+        UserError: if the folder has none.
+    """
+    path = next((folder / name for name in PROCESSOR_FILES if (folder / name).is_file()), None)
+    if path is None:
+        names = " or ".join(PROCESSOR_FILES)
+        raise UserError(f"{folder}: has no {names}; use the folder of a model that reads {reads}")
+    values = read_json_object(path)
+    return path, values.get(part, values)
+
+
 def read_picture_settings(folder: Path) -> PictureSettings:
     """The settings of the processor in a model folder.
 
     Raises:
         UserError: if the folder has none, or one that is not supported.
     """
-    path = next((folder / name for name in PROCESSOR_FILES if (folder / name).is_file()), None)
-    if path is None:
-        raise UserError(f"{folder}: has no {' or '.join(PROCESSOR_FILES)}; use the folder of a model that reads images")
-    values = read_json_object(path)
-    values = values.get("image_processor", values)
+    path, values = read_processor(folder, "image_processor", "images")
     kind = str(values.get("image_processor_type")).removesuffix("Fast")
     if kind not in PROCESSORS:
         raise UserError(f"{path}: image_processor_type: {kind} is not supported; use one of {', '.join(PROCESSORS)}")
@@ -221,6 +236,11 @@ class PicturePlan:
     rows: int
     columns: int
     pictures: tuple[Size, ...]
+    seconds: ClassVar[float | None] = None  # a still image takes no time
+
+    def list_grids(self, side: int) -> tuple[Grid, ...]:
+        """The size of each image in patches of this side."""
+        return tuple((1, height // side, width // side) for height, width in self.pictures)
 
 
 def plan_picture(size: Size, settings: PictureSettings, unit: int) -> PicturePlan:

@@ -54,6 +54,11 @@ class MediaReader:
     videos: VideoSettings | None = None
     array_name: ClassVar[str] = "patches"
 
+    @property
+    def sections_shape(self) -> TowerShape | None:
+        """The shape by which tokens have positions of time, row and column; None if they do not."""
+        return self.shape if self.has_sections else None
+
     def fingerprint_parts(self) -> list[Any]:
         """Everything that patches and places depend on besides the media, as JSON values."""
         return [repr(self.settings), self.shape.to_dict(), self.has_sections, repr(self.videos)]
@@ -80,10 +85,7 @@ class MediaReader:
 
     def list_grids(self, plan: MediumPlan) -> tuple[Grid, ...]:
         """The size in patches of each image, or of a video."""
-        side = self.shape.patch
-        if isinstance(plan, VideoPlan):
-            return ((len(plan.times), plan.size[0] // side, plan.size[1] // side),)
-        return tuple((1, height // side, width // side) for height, width in plan.pictures)
+        return plan.list_grids(self.shape.patch)
 
     def read(self, medium: Medium, grids: tuple[Grid, ...]) -> Tensor:
         """The patches (N, P) of a medium, decoded now.

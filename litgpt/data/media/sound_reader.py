@@ -47,7 +47,7 @@ class SoundReader:
     settings: SoundSettings
     shape: AudioShape
     kinds: ClassVar[tuple[str, ...]] = ("audio",)
-    has_sections: ClassVar[bool] = False
+    sections_shape: ClassVar[None] = None
     array_name: ClassVar[str] = "frames"
 
     def fingerprint_parts(self) -> list[Any]:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from litgpt.data.media.containers import import_av, open_container
 from litgpt.data.media.errors import MediumError
-from litgpt.data.media.pictures import PROCESSOR_FILES
+from litgpt.data.media.pictures import read_processor
 from litgpt.errors import UserError
-from litgpt.files import read_json_object
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -69,11 +68,7 @@ def read_sound_settings(folder: Path) -> SoundSettings:
     Raises:
         UserError: if the folder has none, or one that is not supported.
     """
-    path = next((folder / name for name in PROCESSOR_FILES if (folder / name).is_file()), None)
-    if path is None:
-        raise UserError(f"{folder}: has no {' or '.join(PROCESSOR_FILES)}; use the folder of a model that reads sounds")
-    values = read_json_object(path)
-    values = values.get("feature_extractor", values)
+    path, values = read_processor(folder, "feature_extractor", "sounds")
     if (kind := values.get("feature_extractor_type")) != EXTRACTOR:
         raise UserError(f"{path}: feature_extractor_type: {kind} is not supported; use {EXTRACTOR}")
     settings = {**EXTRACTOR_DEFAULTS, **{key: values[key] for key in EXTRACTOR_DEFAULTS if values.get(key) is not None}}

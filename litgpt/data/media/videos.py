@@ -14,6 +14,7 @@ from litgpt.data.media.picture_sizes import NARROWEST, Size, fit_area
 from litgpt.data.media.pictures import CLIP_COLORS, HALF_COLORS, INTERPOLATIONS, PROCESSOR_FILES
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
+from litgpt.model.media import Grid
 from litgpt.model.tower_config import TowerShape
 
 VIDEO_PROCESSOR_FILE = "video_preprocessor_config.json"
@@ -80,6 +81,10 @@ class VideoPlan:
     size: Size
     seconds: float
     times: tuple[float, ...]
+
+    def list_grids(self, side: int) -> tuple[Grid, ...]:
+        """The number of steps, and the size of a frame in patches of this side."""
+        return ((len(self.times), self.size[0] // side, self.size[1] // side),)
 
 
 def read_video_settings(folder: Path, processor: str) -> VideoSettings:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from litgpt.data.media.errors import MediumError, MissingExtraError
-from litgpt.data.media.pictures import PicturePlan
 from litgpt.data.media.reader import AnyReader
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
@@ -134,8 +133,7 @@ class FeaturePlacer(ABC):
             pieces += [ids[previous:token], run]
             factors += [weights[previous:token], np.zeros(len(run), np.float32)]
             total += token - previous
-            seconds = None if isinstance(plan, PicturePlan) else plan.seconds
-            media.append(PlacedMedium(medium, total, len(run), grids, seconds))
+            media.append(PlacedMedium(medium, total, len(run), grids, plan.seconds))
             total, previous = total + len(run), token + 1
         pieces, factors = [*pieces, ids[previous:]], [*factors, weights[previous:]]
         return Example(np.concatenate(pieces), np.concatenate(factors), media=tuple(media))

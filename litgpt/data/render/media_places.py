@@ -68,7 +68,7 @@ class MediaPlacer(FeaturePlacer):
 
     def _build_run(self, medium: Medium, plan: Any, grids: Sequence[Grid]) -> list[int]:
         texts, places = self.shape.tile_texts, count_places(grids[0], self.shape)
-        if isinstance(plan, VideoPlan):
+        if medium.kind == "video":
             return self._build_frames(self.kinds[medium.kind], plan, places)
         if texts is None:
             return [self.shape.image_token] * (places * len(grids))

@@ -1,14 +1,18 @@
 """What writes the media of a model into a text: places for features, or codes."""
 
+from collections.abc import Callable
+
 from litgpt.data.media.codes import open_code_reader
 from litgpt.data.media.reader import AnyReader
-from litgpt.data.media.sound_reader import SoundReader
 from litgpt.data.render.code_places import CodePlacer
 from litgpt.data.render.feature_places import FeaturePlacer
 from litgpt.data.render.media_places import MediaPlacer
 from litgpt.data.render.sound_places import SoundPlacer
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
+
+PLACERS: dict[str, Callable[..., FeaturePlacer]] = {"image": MediaPlacer, "audio": SoundPlacer}
+"""By the first kind of media that the model reads."""
 
 
 def open_placer(
@@ -39,4 +43,4 @@ def build_feature_placer(reader: AnyReader, tokenizer: Tokenizer) -> FeaturePlac
     Raises:
         UserError: if the tokenizer has no token for them.
     """
-    return SoundPlacer(reader, tokenizer) if isinstance(reader, SoundReader) else MediaPlacer(reader, tokenizer)
+    return PLACERS[reader.kinds[0]](reader, tokenizer)

@@ -10,7 +10,6 @@ import torch
 from litgpt.data.media.errors import MissingExtraError
 from litgpt.data.media.positions import build_media_positions
 from litgpt.data.media.reader import AnyReader
-from litgpt.data.media.sound_reader import SoundReader
 from litgpt.data.read.media import Medium
 from litgpt.data.read.row_sets import MAX_SHOWN
 from litgpt.data.render.example import Example, PlacedMedium
@@ -80,7 +79,8 @@ class MediaLoader:
         self, rows: ExampleRows, arrays: dict[str, np.ndarray], *, padding: bool
     ) -> dict[str, np.ndarray]:
         """The `positions` (B, 3, T) of collated rows, if the tokens of the model have three; else nothing."""
-        if isinstance(self.reader, SoundReader) or not self.reader.has_sections:
+        shape = self.reader.sections_shape
+        if shape is None:
             return {}
         positions = np.zeros((len(arrays["ids"]), 3, arrays["ids"].shape[1]), np.int64)
         starts = [0] * len(positions)
@@ -91,7 +91,7 @@ class MediaLoader:
                 seconds = [step for each in example.media for step in each.step_seconds]
                 ids = example.ids.tolist()
                 part = slice(starts[line], starts[line] + len(ids))
-                positions[line, :, part] = build_media_positions(self.reader.shape, ids, grids, seconds=seconds).numpy()
+                positions[line, :, part] = build_media_positions(shape, ids, grids, seconds=seconds).numpy()
                 starts[line] = part.stop
         return {"positions": positions}
 

@@ -1,0 +1,34 @@
+"""The gradients of a model with a tower against those of transformers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.model.registry import find_family
+
+
+def compare_gradients(model: GPT, hf_model: Any, actual: Tensor, expected: Tensor, config: Config) -> list[str]:
+    """Compare the gradients of all parameters, under the published names; returns the names of those without any."""
+    family = find_family(config)
+    assert family is not None
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2)) / expected.shape[1]
+    (actual * weights).sum().backward()
+    (expected * weights).sum().backward()
+    theirs = {name: parameter.grad for name, parameter in hf_model.named_parameters()}
+    compared, without = 0, []
+    for hf_name, gradient in theirs.items():
+        mapping = family.tensors.map_hf_name(hf_name, config)
+        assert mapping is not None, hf_name
+        ours = [model.get_parameter(name).grad for name in mapping.names]
+        if gradient is None:
+            assert all(each is None for each in ours), hf_name
+            without += mapping.names
+            continue
+        for each, part in zip(ours, mapping.split(gradient, config), strict=True):
+            torch.testing.assert_close(each, part, atol=1e-5, rtol=1e-5, msg=lambda text, name=hf_name: name + text)
+            compared += 1
+    assert compared > 40
+    return without
