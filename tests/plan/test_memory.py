@@ -1,5 +1,6 @@
 """The memory of planned steps is that of real ones, by the allocator of torch and by what the tensors hold."""
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -219,13 +220,21 @@ def test_the_planned_peak_is_that_of_the_allocator(name: str) -> None:
     check_peak(FAST[name])
 
 
+@pytest.fixture(scope="module")
+def bitsandbytes() -> None:
+    """Import it outside of a step: it logs an exception then, and pytest keeps its frames with the step's tensors."""
+    importlib.import_module("bitsandbytes")
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("bitsandbytes")
 @pytest.mark.parametrize("name", SLOW)
 def test_the_planned_peaks_of_many_recipes_are_those_of_the_allocator(name: str) -> None:
     check_peak(SLOW[name])
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("bitsandbytes")
 @pytest.mark.parametrize(
     "name",
     [
