@@ -17,11 +17,20 @@ def test_a_system_that_does_not_name_its_processes_knows_none(tmp_path: Path, mo
     assert own == {"machine": "", "pid": os.getpid(), "identity": ""} and not is_alive(own)
 
 
+def start_echo(*command: str) -> subprocess.Popen[bytes]:
+    """Start a command that repeats its input, and wait for its first line: before, Linux may not know its arguments."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(b"started\n")
+    assert process.stdout.readline() == b"started\n"
+    return process
+
+
 def test_a_process_is_alive_until_its_end() -> None:
     own = describe_own_process()
     assert is_alive(own) and own["pid"] == os.getpid()
     assert not is_alive({}) and not is_alive(own | {"machine": "another"}) and not is_alive({"machine": own["machine"]})
-    first, second = (subprocess.Popen(["sleep", seconds]) for seconds in ("60", "61"))
+    first, second = start_echo("cat"), start_echo("cat", "-")
     described = own | {"pid": first.pid, "identity": identify_process(first.pid)}
     assert is_alive(described)
     assert not is_alive(described | {"pid": second.pid}), "another process has the number"
