@@ -74,6 +74,23 @@ KINDS: dict[str, dict[str, Any]] = {
         },
         "template": BOTH,
     },
+    "llava_next": {
+        "config": {
+            "architectures": ["LlavaNextForConditionalGeneration"],
+            "vision_feature_select_strategy": "default",
+            "vision_feature_layer": -2,
+            "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32]],
+            "text_config": {**TEXT, "model_type": "llama"},
+            "vision_config": {**TOWER, "model_type": "clip_vision_model", "image_size": 16},
+        },
+        "processor": {
+            "image_processor_type": "LlavaNextImageProcessor",
+            "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32]],
+            "size": {"shortest_edge": 16},
+            "crop_size": {"height": 16, "width": 16},
+        },
+        "template": BOTH,
+    },
     "internvl": {
         "config": {
             "architectures": ["InternVLForConditionalGeneration"],

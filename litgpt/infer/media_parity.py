@@ -1,8 +1,9 @@
 """Compare images and videos with transformers: pixels by a folder's processors, and the logits of a text with them."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from torch import Tensor
 from litgpt.data.media.containers import VideoHeader
 from litgpt.data.media.patches import count_places, cut_patches, pack_media
 from litgpt.data.media.pictures import (
-    PictureSettings,
+    get_size,
     interpolate,
     normalize_picture,
     open_picture,
+    plan_picture,
     read_picture_settings,
     resize_picture,
 )
 from litgpt.data.media.positions import build_media_positions
+from litgpt.data.media.reader import MediaReader
 from litgpt.data.media.videos import VideoSettings, plan_video, read_video_settings
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
@@ -55,26 +58,39 @@ def compare_images(folder: Path, config: Config, seed: int) -> ComparedMedia:
     from transformers import AutoImageProcessor
 
     assert config.vision is not None
-    settings, shape = read_picture_settings(folder), TowerShape.from_values(config.vision)
+    reader = MediaReader(read_picture_settings(folder), TowerShape.from_values(config.vision), has_sections=False)
     images = [fromarray(values.numpy()) for values in draw_pixels(seed)]
     processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    unit = shape.patch * shape.merge
-    expected = processor(images=images, return_tensors="pt", **list_call_settings(settings, unit))
-    resized = [picture for image in images for picture in resize_picture(open_picture(image), settings, unit)]
-    pictures = [normalize_picture(picture, settings) for picture in resized]
-    media = pack_media([cut_patches(picture[None], shape) for picture in pictures])
+    expected = processor(images=images, return_tensors="pt", **list_call_settings(reader))
+    pictures, media = cut_images(reader, [open_picture(image) for image in images])
     values = expected["pixel_values"]
     if "image_grid_thw" in expected:
         same = torch.equal(media.patches_NP, values)
     else:  # in a batch, smaller images have zeros at the right and below
-        pairs = zip(pictures, values.flatten(0, -4), strict=True)
+        if reader.settings.canvases is None:
+            values = values.flatten(0, -4)
+        else:  # and those with fewer tiles have empty ones
+            values = [each for row, tiles in zip(values, pictures, strict=True) for each in row[: len(tiles)]]
+        pairs = zip(chain.from_iterable(pictures), values, strict=True)
         same = all(torch.equal(picture, padded[:, : picture.shape[1], : picture.shape[2]]) for picture, padded in pairs)
     seconds = [1.0] * len(media.grids)
     return ComparedMedia("image", [image.size for image in images], media, seconds, expected, same)
 
 
-def list_call_settings(settings: PictureSettings, unit: int) -> dict[str, Any]:
+def cut_images(reader: MediaReader, images: list[Tensor]) -> tuple[list[list[Tensor]], Media]:
+    """The normalized pictures (3, H, W) that the tower reads of each image, and the media of all images."""
+    settings, unit = reader.settings, reader.shape.patch * reader.shape.merge
+    resized = [resize_picture(pixels, settings, unit) for pixels in images]
+    pictures = [[normalize_picture(each, settings) for each in tiles] for tiles in resized]
+    cut = [[cut_patches(picture[None], reader.shape) for picture in tiles] for tiles in pictures]
+    orders = [reader.order(plan_picture(get_size(pixels), settings, unit)) for pixels in images]
+    order = reader.join_orders(orders, [tuple(grid for _, grid in items) for items in cut])
+    return pictures, replace(pack_media(list(chain.from_iterable(cut))), order=order)
+
+
+def list_call_settings(reader: MediaReader) -> dict[str, Any]:
     """The settings that the processor of a model passes to that of images, beside those in the file."""
+    settings, unit = reader.settings, reader.shape.patch * reader.shape.merge
     cuts = {} if settings.tile_counts is None else {"crop_to_patches": True}
     return {**cuts, **({"patch_size": {"height": unit, "width": unit}} if settings.rule == "within" else {})}
 
@@ -153,10 +169,11 @@ def compare_media_logits(
     token = shape.image_token if is_image else shape.video_token
     assert token is not None
     ids = draw.choices(words, k=3)
-    for grid in media.grids:
+    places_of_each = [count_places(grid, shape) for grid in media.grids] if media.order is None else media.order.counts
+    for grid, places_of_one in zip(media.grids, places_of_each, strict=True):
         runs = grid[0] if shape.frame_runs else 1
         for _ in range(runs):
-            ids += [token] * (count_places(grid, shape) // runs) + draw.choices(words, k=2)
+            ids += [token] * (places_of_one // runs) + draw.choices(words, k=2)
     positions = None
     if config.rope_sections:
         positions = build_media_positions(shape, ids, media.grids, seconds=compared.seconds)[None]

@@ -6,7 +6,7 @@ Axes: N patches, P numbers of a patch, T tokens, M places, D width of the decode
 import hashlib
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -125,11 +125,12 @@ class Prompt:
         for each in self.media:
             try:
                 patches = self.reader.read(each.medium, each.grids)
+                order = self.reader.read_order(each.medium, each.tokens)
             except UserError as error:
                 raise UserError(f"{each.medium.kind}: {error}") from None
             places = tuple(token for token in range(each.start, each.stop) if self.ids[token] in tokens)
-            media, key = self.reader.pack(patches, each.grids), compute_image_key(patches, each.grids)
-            images.append(PromptImage(media, places, key))
+            media = replace(self.reader.pack(patches, each.grids), order=self.reader.join_orders([order], [each.grids]))
+            images.append(PromptImage(media, places, compute_image_key(patches, each.grids, order)))
         grids, shape = [grid for each in self.media for grid in each.grids], self.reader.sections_shape
         if shape is None:
             return PromptImages(tuple(images))
@@ -137,8 +138,8 @@ class Prompt:
         return PromptImages(tuple(images), build_media_positions(shape, self.ids, grids, seconds=seconds))
 
 
-def compute_image_key(patches_NP: Tensor, grids: Sequence[tuple[int, int, int]]) -> int:
-    """A negative number by the SHA-256 of the pixels or frames, and sizes."""
-    digest = hashlib.sha256(repr(tuple(grids)).encode())
+def compute_image_key(patches_NP: Tensor, grids: Sequence[tuple[int, int, int]], order_M: Tensor | None = None) -> int:
+    """A negative number by the SHA-256 of the pixels or frames, sizes, and the numbers of features at the places."""
+    digest = hashlib.sha256(repr((tuple(grids), None if order_M is None else order_M.tolist())).encode())
     digest.update(patches_NP.contiguous().numpy().data)
     return -1 - int.from_bytes(digest.digest())

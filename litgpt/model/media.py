@@ -9,6 +9,7 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.model.audio_config import AudioShape
+from litgpt.model.feature_order import FeatureOrder
 from litgpt.model.tower_config import TowerShape
 from litgpt.model.transformer_config import TransformerConfig
 
@@ -44,6 +45,7 @@ class Media:
         sources_BT: for each token of a rank that has some of the tokens, the number of the feature that is at its
             place, those of sounds after those of images, or -1; None for a rank that has all.
         sounds: the sounds; None for none.
+        order: the features of images and videos at their places; None for all in order.
     """
 
     patches_NP: Tensor
@@ -52,6 +54,7 @@ class Media:
     answers: Sequence[int] | None = None
     sources_BT: Tensor | None = None
     sounds: Sounds | None = None
+    order: FeatureOrder | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -62,10 +65,11 @@ class Media:
         """The same on a device."""
         patches_NP = self.patches_NP.to(device, non_blocking=non_blocking)
         sources_BT = None if self.sources_BT is None else self.sources_BT.to(device, non_blocking=non_blocking)
+        order = None if self.order is None else self.order.to(device, non_blocking=non_blocking)
         sounds = self.sounds
         if sounds is not None:
             sounds = replace(sounds, frames_NM=sounds.frames_NM.to(device, non_blocking=non_blocking))
-        return replace(self, patches_NP=patches_NP, sources_BT=sources_BT, sounds=sounds)
+        return replace(self, patches_NP=patches_NP, sources_BT=sources_BT, sounds=sounds, order=order)
 
     def select_answers(self, numbers: Sequence[int]) -> "Media":
         """The media of some answers, which are numbered anew in their order; all images are kept."""
@@ -119,6 +123,7 @@ def list_features(media: Media, config: TransformerConfig) -> list[tuple[list[in
     if config.vision is not None:
         tower = TowerShape.from_values(config.vision)
         counts = [prod(grid) // tower.merge**2 for grid in media.grids]
+        counts = counts if media.order is None else list(media.order.counts)
         order = torch.arange(sum(counts))
         if media.uses is not None:
             of_images = order.split(counts)

@@ -67,6 +67,8 @@ class TowerShape(BlockShape):
         projector_norm: the norm of each patch's features before they are merged, or of what `projector_norm_at` names:
             blocks after it, or the output of the first matrix (`hidden`).
         projector_eps: of that norm; None for `eps`.
+        canvases: heights and widths of the canvases on one of which an image is cut into tiles; None for no such.
+        line_break: whether a learned feature ends each row of features of a canvas.
         deep_layers: layers after which another projector reads features, which the decoder adds after its first layers,
             one each (Meng et al. 2024, DeepStack).
         image_blocks: whether the tokens of an image attend to each other in the decoder, also to later ones.
@@ -113,6 +115,8 @@ class TowerShape(BlockShape):
     projector_norm: Literal["none", "layer", "rms", "offset_rms"] = "none"
     projector_norm_at: Literal["patch", "block", "hidden"] = "patch"
     projector_eps: float | None = None
+    canvases: list[Any] | None = None
+    line_break: bool = False
     deep_layers: list[int] | None = None
     image_blocks: bool = False
     image_token: int
@@ -160,6 +164,8 @@ class TowerShape(BlockShape):
             raise field_error("vision.deep_layers", problem, f"use 0 to {self.blocks_run - 1}")
         if self.positions != "none" and self.side is None:
             raise field_error("vision.side", f"None with positions: {self.positions}", "use e.g. 24")
+        if self.line_break and deep:
+            raise field_error("vision.deep_layers", f"{deep} with line_break: true", "use null")
         if self.image_blocks and self.positions != "learned":
             problem = f"true with positions: {self.positions}, for images of any size"
             raise field_error("vision.image_blocks", problem, "use positions: learned")

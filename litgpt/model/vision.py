@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.errors import UserError
+from litgpt.model.feature_order import FeatureOrder
 from litgpt.model.layers import OffsetRMSNorm, RMSNorm
 from litgpt.model.media import Grid, Media
 from litgpt.model.rotary import apply_rotary
@@ -110,6 +111,7 @@ class Projector(nn.Module):
         self.linear_1 = build_linear(merged, first)
         self.gate, self.up = (build_linear(width, hidden or 0) if is_gated else None for _ in range(2))
         self.linear_2 = build_linear(hidden, width) if hidden else None
+        self.line_break = nn.Parameter(torch.zeros(width)) if shape.line_break else None
         self.merge, self.kind, self.norm_at = shape.merge, kind, norm_at
         self.act, self.gate_act = TOWER_ACTIVATIONS[shape.projector_act], TOWER_ACTIVATIONS[shape.act]
 
@@ -206,7 +208,8 @@ class Tower(nn.Module):
         grid = (1, sides[0] or 0, sides[1] or 0)
         weight = self.patches.weight
         blank = torch.zeros(grid[1] * grid[2], shape.patch_numbers, dtype=weight.dtype, device=weight.device)
-        return self(Media(blank, (grid,))).sum() * 0
+        order = FeatureOrder(torch.arange(-1, 1), (2,)) if shape.line_break else None
+        return self(Media(blank, (grid,), order=order)).sum() * 0
 
     def forward(self, media: Media) -> Tensor:
         """Features (M, D) of all images and videos, in order; after them those of `deep_layers`, (M, (1 + layers) D).
@@ -234,7 +237,11 @@ class Tower(nn.Module):
         if self.norm_final is not None and shape.final_norm == "applied":
             features[0] = self.norm_final(features[0])
         projectors = [self.projector, *self.deep_projectors]
-        return torch.cat([project(x_NC) for project, x_NC in zip(projectors, features, strict=True)], -1)
+        projected = torch.cat([project(x_NC) for project, x_NC in zip(projectors, features, strict=True)], -1)
+        if media.order is None:
+            return projected
+        assert self.projector.line_break is not None
+        return media.order.arrange(projected, self.projector.line_break)
 
     def _embed_positions(self, places_N2: Tensor, grids: Sequence[Grid]) -> Tensor:
         """The learned positions of every patch, (N, C)."""

@@ -15,7 +15,7 @@ from litgpt.model.config import Config
 from litgpt.model.names import NameRule
 from litgpt.store.load_model import iter_tensors
 from litgpt.store.save_model import save_model_folder
-from tests.parity.test_vision_families import ROWS, build_reference
+from tests.parity.test_vision_families import CANVASES, ROWS, build_reference
 
 AREA = {"size": {"shortest_edge": 64, "longest_edge": 4096}, "patch_size": 4, "merge_size": 2}
 CLIP = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
@@ -23,6 +23,7 @@ TILES = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "llava-llama-clip": ("CLIPImageProcessor", CLIP),
     "llava-mistral-siglip": ("SiglipImageProcessor", {"size": {"height": 16, "width": 16}}),
+    "llava_next-llama-clip": ("LlavaNextImageProcessor", {**CLIP, "image_grid_pinpoints": CANVASES}),
     "qwen2_vl": ("Qwen2VLImageProcessor", AREA),
     "qwen2_5_vl": ("Qwen2VLImageProcessor", AREA),
     "qwen3_vl": ("Qwen2VLImageProcessor", AREA),

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +13,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from litgpt.data.media.canvases import choose_canvas, count_margins, order_features
 from litgpt.data.media.patches import count_places, cut_patches, pack_media
 from litgpt.data.media.positions import build_media_positions
+from litgpt.data.media.reader import MediaReader
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.media import Media
+from litgpt.model.media import Grid, Media
 from litgpt.model.registry import find_family
 from litgpt.model.tower_config import TowerShape
 from litgpt.store.adapters.peft_lora import list_published_mappings
@@ -49,6 +53,16 @@ def llava(text: dict[str, Any], tower: str, select: str, layer: int = -2) -> Row
     outside = {"image_token_index": IMAGE, "vision_feature_select_strategy": select, "vision_feature_layer": layer}
     vision = {**TOWER, "model_type": tower, "image_size": 16}
     return Row("Llava", {**TEXT, **text}, vision, outside, [(16, 16)] * 3)
+
+
+CANVASES = [[16, 32], [32, 16], [32, 32], [48, 16]]
+
+
+def llava_next(text: dict[str, Any], tower: str, select: str) -> Row:
+    """A LLaVA-NeXT model of a decoder and a tower, and images with margins at each side, and without."""
+    row = llava(text, tower, select)
+    sizes = [(20, 33), (40, 24), (32, 32)]
+    return row._replace(kind="LlavaNext", outside={**row.outside, "image_grid_pinpoints": CANVASES}, images=sizes)
 
 
 def qwen(kind: str, vision: dict[str, Any], text: dict[str, Any] | None = None) -> Row:
@@ -118,6 +132,8 @@ ROWS = {
     "llava-llama-dinov2": llava({"model_type": "llama"}, "dinov2", "default", -1),
     "llava-mistral-siglip": llava({"model_type": "mistral", "sliding_window": 8, "head_dim": 8}, SIGLIP, "full", -1),
     "llava-qwen2-siglip": llava({"model_type": "qwen2", "tie_word_embeddings": False}, SIGLIP, "full", 2),
+    "llava_next-llama-clip": llava_next({"model_type": "llama"}, "clip_vision_model", "default"),
+    "llava_next-mistral-siglip": llava_next({"model_type": "mistral", "head_dim": 8}, SIGLIP, "full"),
     "qwen2_vl": qwen("Qwen2VL", {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}),
     "qwen2_5_vl": qwen("Qwen2_5_VL", {**WINDOWS, "fullatt_block_indexes": [1], "tokens_per_second": 2}),
     "qwen3_vl": qwen("Qwen3VL", DEEP, {"head_dim": 8, "rope_parameters": IN_TURN}),
@@ -149,6 +165,37 @@ def build_reference(row: Row) -> Any:
     return model
 
 
+class CutImage(NamedTuple):
+    """An image: the pictures that the tower reads (N, 3, H, W), their patches and grids, and the order of features."""
+
+    pictures: Tensor
+    items: list[tuple[Tensor, Grid]]
+    order: Tensor | None
+    places: int
+
+
+def draw_image(row: Row, number: int, shape: TowerShape, generator: torch.Generator | None = None) -> CutImage:
+    """Random pixels in place of one of the images of a model."""
+    size, side, order = row.images[number], row.vision.get("image_size"), None
+    pictures, picture = 1, size
+    if shape.canvases is not None:
+        canvas, picture = choose_canvas(size, [(height, width) for height, width in shape.canvases]), (side, side)
+        rows, columns, own = canvas[0] // side, canvas[1] // side, side // shape.patch
+        order = order_features(rows, columns, own, count_margins(size, (rows * own, columns * own)))
+        pictures = 1 + rows * columns
+    pixels = torch.randn(pictures, 3, *picture, generator=generator)
+    items = [cut_patches(each[None], shape) for each in pixels]
+    return CutImage(pixels, items, order, count_places(items[0][1], shape) if order is None else len(order))
+
+
+def join_images(cut: list[CutImage], shape: TowerShape, *others: tuple[Tensor, Grid]) -> Media:
+    """Images, and others after them, as the tower reads them."""
+    reader = MediaReader(None, shape, has_sections=False)  # type: ignore[arg-type]  # of no file
+    grids = [tuple(grid for _, grid in image.items) for image in cut]
+    media = pack_media([*(item for image in cut for item in image.items), *others])
+    return replace(media, order=reader.join_orders([image.order for image in cut], grids))
+
+
 class Example(NamedTuple):
     """Two texts with images, and a video if the model reads them, for both libraries."""
 
@@ -161,36 +208,52 @@ class Example(NamedTuple):
 def build_example(row: Row, shape: TowerShape) -> Example:
     """The first row has two images, the second one and the video; both have the same length."""
     torch.manual_seed(1)
-    images = [torch.randn(1, 3, *size) for size in row.images]
-    cut = [cut_patches(image, shape) for image in images]
+    cut = [draw_image(row, number, shape) for number in range(3)]
     clip = None if row.video is None else torch.randn(row.video[0], 3, *row.video[1:])
     film = None if clip is None else cut_patches(clip, shape)
 
     def places(number: int) -> list[int]:
-        return [IMAGE] * count_places(cut[number][1], shape)
+        return [IMAGE] * cut[number].places
 
     first = [5, 6, *places(0), 7, *places(1), 8]
     second = [9, *places(2), 11, *([VIDEO] * count_places(film[1], shape) if film else []), 12, 13]
     length = max(len(first), len(second))
     texts = [text + list(range(20, 20 + length - len(text))) for text in (first, second)]
     ids = torch.tensor(texts)
-    items = [*cut, *([film] if film else [])]
+    media = join_images(cut, shape, *([film] if film else []))
+    theirs = build_hf_images(row, cut)
+    positions = None
     if row.kind.startswith(PATCHED):
-        theirs: dict[str, Any] = {
-            "pixel_values": torch.cat([patches for patches, _ in cut]),
-            "image_grid_thw": torch.tensor([grid for _, grid in cut]),
-        }
         if film is not None:
             theirs |= {"pixel_values_videos": film[0], "video_grid_thw": torch.tensor([film[1]])}
-        by_row = [[grid for _, grid in items[:2]], [grid for _, grid in items[2:]]]
+        by_row = [media.grids[:2], media.grids[2:]]
         positions = torch.stack([build_media_positions(shape, *pair) for pair in zip(texts, by_row, strict=True)])
         theirs |= {"position_ids": positions.transpose(0, 1)}
-    else:
-        pixels, positions = pad_images(images), None
-        theirs = {"pixel_values": pixels[None] if row.kind in TILED else pixels}
-        theirs |= {"image_sizes": torch.tensor(row.images)} if row.vision.get("model_type") == "pixtral" else {}
-        theirs |= {"token_type_ids": (ids == IMAGE).int()} if row.kind == "Gemma3" else {}
-    return Example(ids, pack_media(items), positions, theirs)
+    theirs |= {"token_type_ids": (ids == IMAGE).int()} if row.kind == "Gemma3" else {}
+    return Example(ids, media, positions, theirs)
+
+
+def build_hf_images(row: Row, cut: list[CutImage], numbers: Sequence[int] = range(3)) -> dict[str, Any]:
+    """Images as the models of transformers take them.
+
+    Args:
+        numbers: of the images in the row.
+    """
+    if row.kind.startswith(PATCHED):
+        items = [item for image in cut for item in image.items]
+        grids = torch.tensor([grid for _, grid in items])
+        return {"pixel_values": torch.cat([patches for patches, _ in items]), "image_grid_thw": grids}
+    sizes = {"image_sizes": torch.tensor([row.images[number] for number in numbers])}
+    if row.kind == "LlavaNext":
+        most = max(len(image.pictures) for image in cut)
+        ends = [(*[0] * 7, most - len(image.pictures)) for image in cut]
+        padded = [torch.nn.functional.pad(image.pictures, end) for image, end in zip(cut, ends, strict=True)]
+        return {"pixel_values": torch.stack(padded), **sizes}
+    pixels = pad_images([image.pictures for image in cut])
+    return {
+        "pixel_values": pixels[None] if row.kind in TILED else pixels,
+        **(sizes if row.vision.get("model_type") == "pixtral" else {}),
+    }
 
 
 def pad_images(images: list[Tensor]) -> Tensor:
@@ -210,7 +273,8 @@ def compute_hf_logits(model: Any, example: Example) -> Tensor:
     return model(input_ids=example.ids_BT, **example.theirs).logits
 
 
-FAST = ("llava-llama-dinov2", "llava-qwen2-siglip", "qwen2_5_vl", "qwen3_vl_moe", "glm4v", "idefics3", "gemma3")
+FAST = ("llava_next-mistral-siglip", "llava-llama-dinov2", "llava-qwen2-siglip", "qwen2_5_vl", "qwen3_vl_moe")
+FAST += ("glm4v", "idefics3", "gemma3")
 FAST += ("internvl-qwen3-internvl", "mistral3-ministral3-pixtral")
 
 
@@ -237,7 +301,7 @@ def test_tower_family_as_published(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
     compare_gradients(model, hf_model, actual, expected, config)
 
-    other = example._replace(media=Media(example.media.patches_NP.flip(0), example.media.grids))
+    other = example._replace(media=replace(example.media, patches_NP=example.media.patches_NP.flip(0)))
     assert (compute_logits(model, other) - actual).abs().max() > 1e-3
 
     save_model_folder(export, config=config, tensors=((key, value.detach()) for key, value in model.named_parameters()))

@@ -1,5 +1,6 @@
 """Texts after prompts with images against transformers: alone, together, in chunks, with prefixes, and put back."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from litgpt.data.media.patches import count_places, cut_patches, pack_media
 from litgpt.data.media.positions import build_media_positions
 from litgpt.infer.engine import Engine
 from litgpt.infer.load import open_model
@@ -17,7 +17,17 @@ from litgpt.infer.sampling import Sampling
 from litgpt.model.gpt import GPT
 from litgpt.model.media import Media
 from tests.parity.test_engine import build_draft, list_ids
-from tests.parity.test_vision_families import IMAGE, PATCHED, ROWS, TILED, VIDEO, Row, build_reference, pad_images
+from tests.parity.test_vision_families import (
+    IMAGE,
+    PATCHED,
+    ROWS,
+    VIDEO,
+    Row,
+    build_hf_images,
+    build_reference,
+    draw_image,
+    join_images,
+)
 
 NEW_TOKENS = 12
 PREFIX = list(range(20, 40))
@@ -49,15 +59,14 @@ class Case:
         assert self.model.vision is not None
         self.row, self.shape = row, self.model.vision.shape
         pixels = torch.Generator().manual_seed(1)
-        sizes = [row.images[0], row.images[0], row.images[1]]
-        self.images = [torch.randn(1, 3, *size, generator=pixels) for size in sizes]
-        self.cut = [cut_patches(image, self.shape) for image in self.images]
+        self.numbers = [0, 0, 1]
+        self.cut = [draw_image(row, number, self.shape, pixels) for number in self.numbers]
 
     def write(self, text: list[int | list[int]]) -> tuple[list[int], list[int]]:
         """The tokens of a prompt, and the numbers of its images."""
         ids: list[int] = []
         for part in text:
-            ids += [part] if isinstance(part, int) else [IMAGE] * count_places(self.cut[part[0]][1], self.shape)
+            ids += [part] if isinstance(part, int) else [IMAGE] * self.cut[part[0]].places
         return ids, [part[0] for part in text if isinstance(part, list)]
 
     def build_request(self, text: list[int | list[int]], **settings: Any) -> Request:
@@ -65,33 +74,32 @@ class Case:
         ids, numbers = self.write(text)
         images, start = list[PromptImage](), 0
         for number in numbers:
-            patches, grid = self.cut[number]
             start = ids.index(IMAGE, start)
-            places = tuple(range(start, start + count_places(grid, self.shape)))
-            images.append(PromptImage(Media(patches, (grid,)), places, compute_image_key(patches, (grid,))))
+            places = tuple(range(start, start + self.cut[number].places))
+            media = self.join([number])
+            key = compute_image_key(media.patches_NP, media.grids, self.cut[number].order)
+            images.append(PromptImage(media, places, key))
             start = places[-1] + 1
         positions = None
         if self.model.config.rope_sections:
-            positions = build_media_positions(self.shape, ids, [self.cut[number][1] for number in numbers])
-        media = PromptImages(tuple(images), positions) if images else None
-        return Request(tuple(ids), NEW_TOKENS, Sampling(0), images=media, **settings)
+            grids = [grid for number in numbers for _, grid in self.cut[number].items]
+            positions = build_media_positions(self.shape, ids, grids)
+        prompt_images = PromptImages(tuple(images), positions) if images else None
+        return Request(tuple(ids), NEW_TOKENS, Sampling(0), images=prompt_images, **settings)
+
+    def join(self, numbers: list[int]) -> Media:
+        """Some of the images as the tower reads them."""
+        return join_images([self.cut[number] for number in numbers], self.shape)
 
     def generate(self, text: list[int | list[int]]) -> list[int]:
         """The text of transformers."""
         ids, numbers = self.write(text)
         inputs: dict[str, Any] = {}
-        if numbers and self.row.kind.startswith(PATCHED):
-            inputs = {
-                "pixel_values": torch.cat([self.cut[number][0] for number in numbers]),
-                "image_grid_thw": torch.tensor([self.cut[number][1] for number in numbers]),
-                "mm_token_type_ids": (torch.tensor([ids]) == IMAGE).int(),
-            }
-        elif numbers:
-            pixels = pad_images([self.images[number] for number in numbers])
-            inputs = {"pixel_values": pixels[None] if self.row.kind in TILED else pixels}
-            if self.row.vision.get("model_type") == "pixtral":
-                inputs["image_sizes"] = torch.tensor([self.images[number].shape[-2:] for number in numbers])
-            inputs |= {"token_type_ids": (torch.tensor([ids]) == IMAGE).int()} if self.row.kind == "Gemma3" else {}
+        if numbers:
+            cut, is_image = [self.cut[number] for number in numbers], (torch.tensor([ids]) == IMAGE).int()
+            inputs = build_hf_images(self.row, cut, [self.numbers[number] for number in numbers])
+            inputs |= {"mm_token_type_ids": is_image} if self.row.kind.startswith(PATCHED) else {}
+            inputs |= {"token_type_ids": is_image} if self.row.kind == "Gemma3" else {}
         prompt = torch.tensor([ids])
         mask = torch.ones_like(prompt)
         output = self.reference.generate(
@@ -159,13 +167,13 @@ def check_logprobs(case: Case) -> None:
         (sequence,) = Engine(model, prefill_chunk=7).run([request])
         _, numbers = case.write(text)
         whole = torch.tensor([sequence.ids])
-        media = pack_media([case.cut[number] for number in numbers])
+        media = case.join(numbers)
         positions = None
         if model.config.rope_sections:
-            grids = [case.cut[number][1] for number in numbers]
-            positions = build_media_positions(case.shape, sequence.ids, grids)[None]
+            positions = build_media_positions(case.shape, sequence.ids, media.grids)[None]
         with torch.no_grad():
-            logits = model(whole, media=Media(media.patches_NP.double(), media.grids), positions_BT=positions)
+            media = replace(media, patches_NP=media.patches_NP.double())
+            logits = model(whole, media=media, positions_BT=positions)
         expected = logits.log_softmax(-1)[0, :-1].gather(-1, whole[0, 1:, None])[:, 0]
         actual = [token.logprob for token in (*sequence.prompt_logprobs, *sequence.tokens)]
         torch.testing.assert_close(torch.tensor(actual, dtype=torch.float64), expected, atol=1e-10, rtol=0)

@@ -129,7 +129,9 @@ def score(models: list[Any], inputs: list[Any], batch: Batch) -> list[tuple[Tens
     return scores
 
 
-@pytest.mark.parametrize("kind", ["llava", pytest.param("qwen2_vl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["llava", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen2_vl", "llava_next"))]
+)
 def test_dpo_equals_transformers(kind: str, tmp_path: Path) -> None:
     for name, color in COLORS.items():
         draw_image(tmp_path / f"{name}.png", color)

@@ -42,6 +42,10 @@ def build_processor(folder: Path, kind: str) -> Any:
         images = transformers.CLIPImageProcessor(**settings)
         options = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
         return transformers.LlavaProcessor(images, tokenizer, chat_template=template, image_token="<image>", **options)
+    if kind == "llava_next":
+        images = transformers.LlavaNextImageProcessor(**settings)
+        options = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+        return transformers.LlavaNextProcessor(images, tokenizer, chat_template=template, **options)
     if kind == "mistral3":
         images, sizes = transformers.PixtralImageProcessor(**settings), {"patch_size": 4, "spatial_merge_size": 2}
         return transformers.PixtralProcessor(images, tokenizer, chat_template=template, image_token="<image>", **sizes)

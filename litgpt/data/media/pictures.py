@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from litgpt.data.media.canvases import choose_canvas, count_margins, fit_canvas, place_on_canvas
 from litgpt.data.media.errors import MediumError
 from litgpt.data.media.picture_sizes import SIZE_RULES, Size, find_tile_grid, fit_tiles
 from litgpt.errors import UserError
@@ -32,9 +33,11 @@ TILES = {**HALF_COLORS, "resample": 1, "size": {"longest_edge": 1456}, "max_imag
 VOLUME = {"shortest_edge": 112**2, "longest_edge": 28**2 * 15000}
 SQUARE = {**HALF_COLORS, "size": {"height": 224, "width": 224}}
 CROP = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
+CANVASES = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 # The size rule of each processor, and the settings that its file may leave out.
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "CLIPImageProcessor": ("short_side", {**CLIP_COLORS, **CROP}),
+    "LlavaNextImageProcessor": ("short_side", {**CLIP_COLORS, **CROP, "image_grid_pinpoints": CANVASES}),
     "BitImageProcessor": ("short_side", {**CLIP_COLORS, **CROP}),
     "SiglipImageProcessor": ("square", SQUARE),
     "Gemma3ImageProcessor": ("square", {**SQUARE, "resample": 2}),
@@ -80,6 +83,7 @@ class PictureSettings:
         tile: the side of the tiles that an image is cut into, with the whole image as the last one; None for no tiles.
         tile_counts: the least and the most number of tiles of the size in `limits` that an image is cut into, if their
             number does not follow from `tile`; None if it does, or for no tiles.
+        canvases: heights and widths of the canvases on one of which an image is cut into tiles; None for no such.
         interpolation: a mode of `torch.nn.functional.interpolate`.
         mean, std: of each channel, as shares of the largest value.
         scale: factor on values of 0 to 255 before they are normalized.
@@ -90,6 +94,7 @@ class PictureSettings:
     crop: Size | None
     tile: int | None
     tile_counts: tuple[int, int] | None
+    canvases: tuple[Size, ...] | None
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -150,11 +155,27 @@ def read_picture_settings(folder: Path) -> PictureSettings:
         crop=(crop["height"], crop["width"]) if crop else None,
         tile=tile["longest_edge"] if tile else None,
         tile_counts=(settings["min_patches"], settings["max_patches"]) if "max_patches" in defaults else None,
+        canvases=read_canvases(path, settings) if "image_grid_pinpoints" in defaults else None,
         interpolation=INTERPOLATIONS[settings["resample"]],
         mean=tuple(settings["image_mean"]),
         std=tuple(settings["image_std"]),
         scale=float(settings["rescale_factor"]),
     )
+
+
+def read_canvases(path: Path, settings: Mapping[str, Any]) -> tuple[Size, ...]:
+    """The canvases of a processor, which are cut into tiles of the size of the whole image.
+
+    Raises:
+        UserError: if they cannot be.
+    """
+    crop, canvases = settings["crop_size"] or {}, settings["image_grid_pinpoints"]
+    tile, *others = {*settings["size"].values(), *crop.values()}
+    if others:
+        raise UserError(f"{path}: size: {settings['size']} with crop_size: {crop} is not supported; use one side")
+    if not canvases or any(len(canvas) != 2 or any(side % tile for side in canvas) for canvas in canvases):
+        raise UserError(f"{path}: image_grid_pinpoints: {canvases} is not supported; use multiples of {tile}")
+    return tuple((height, width) for height, width in canvases)
 
 
 @contextmanager
@@ -228,7 +249,9 @@ class PicturePlan:
         whole: to which it is resized then, before it is cut into tiles, or is the last image; None if it is as it is,
             and the last image is resized from the original.
         rows, columns: of tiles; 0 without.
-        pictures: the size of each, tiles row by row and the whole at last.
+        pictures: the size of each, tiles row by row and the whole at last, or at first with a canvas.
+        canvas: in the middle of which it is before it is cut into tiles; None for none.
+        margins: the rows at the top and at the bottom, and columns at each side, of places that are beside it there.
     """
 
     size: Size
@@ -236,6 +259,8 @@ class PicturePlan:
     rows: int
     columns: int
     pictures: tuple[Size, ...]
+    canvas: Size | None = None
+    margins: Size = (0, 0)
     seconds: ClassVar[float | None] = None  # a still image takes no time
 
     def list_grids(self, side: int) -> tuple[Grid, ...]:
@@ -252,6 +277,8 @@ def plan_picture(size: Size, settings: PictureSettings, unit: int) -> PicturePla
     Raises:
         UserError: if it is too narrow.
     """
+    if settings.canvases is not None:
+        return plan_canvas(size, settings, unit)
     resized = SIZE_RULES[settings.rule](size, settings.limits, unit)
     if settings.tile_counts is not None:
         rows, columns = find_tile_grid(size, resized, *settings.tile_counts)
@@ -268,6 +295,16 @@ def plan_picture(size: Size, settings: PictureSettings, unit: int) -> PicturePla
     return PicturePlan(resized, whole, rows, columns, ((tile, tile),) * (rows * columns + 1))
 
 
+def plan_canvas(size: Size, settings: PictureSettings, unit: int) -> PicturePlan:
+    """The whole image and the tiles of its canvas, all of one size."""
+    assert settings.canvases is not None
+    tile = settings.crop or SIZE_RULES[settings.rule](size, settings.limits, unit)
+    canvas = choose_canvas(size, settings.canvases)
+    rows, columns = (whole // part for whole, part in zip(canvas, tile, strict=True))
+    margins = count_margins(size, (rows * (tile[0] // unit), columns * (tile[1] // unit)))
+    return PicturePlan(fit_canvas(size, canvas), None, rows, columns, (tile,) * (1 + rows * columns), canvas, margins)
+
+
 def resize_picture(pixels_CHW: Tensor, settings: PictureSettings, unit: int) -> list[Tensor]:
     """The images uint8 (C, H, W) that the tower reads of one: one, or its tiles row by row and the whole at last.
 
@@ -276,15 +313,22 @@ def resize_picture(pixels_CHW: Tensor, settings: PictureSettings, unit: int) -> 
     """
     plan, original_CHW = plan_picture(get_size(pixels_CHW), settings, unit), pixels_CHW
     pixels_CHW = interpolate(pixels_CHW, plan.size, settings.interpolation)
+    if plan.canvas is not None:
+        whole = interpolate(original_CHW, plan.pictures[0], settings.interpolation)
+        return [whole, *cut_tiles(place_on_canvas(pixels_CHW, plan.canvas), plan.pictures[0])]
     if settings.crop is not None:
         return [crop_middle(pixels_CHW, settings.crop)]
     if plan.whole is not None:
         pixels_CHW = interpolate(pixels_CHW, plan.whole, settings.interpolation)
     if not plan.rows:
         return [pixels_CHW]
-    tile = plan.pictures[-1]
-    tiles = [part for band in pixels_CHW.split(tile[0], 1) for part in band.split(tile[1], 2)]
+    tile, tiles = plan.pictures[-1], cut_tiles(pixels_CHW, plan.pictures[-1])
     return [*tiles, interpolate(original_CHW if plan.whole is None else pixels_CHW, tile, settings.interpolation)]
+
+
+def cut_tiles(pixels_CHW: Tensor, tile: Size) -> list[Tensor]:
+    """The tiles of an image, row by row."""
+    return [part for band in pixels_CHW.split(tile[0], 1) for part in band.split(tile[1], 2)]
 
 
 def get_size(pixels_CHW: Tensor) -> Size:

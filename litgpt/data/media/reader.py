@@ -1,5 +1,6 @@
 """Read the images and videos of samples: their sizes in patches ahead, from headers, and their patches for batches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from litgpt.data.media.canvases import order_features
 from litgpt.data.media.containers import read_frames, read_video_header
-from litgpt.data.media.patches import cut_patches
+from litgpt.data.media.patches import count_places, cut_patches
 from litgpt.data.media.pictures import (
     PicturePlan,
     PictureSettings,
@@ -28,6 +30,7 @@ from litgpt.data.read.media import Medium
 from litgpt.errors import UserError
 from litgpt.model.audio_config import AudioShape
 from litgpt.model.config import Config
+from litgpt.model.feature_order import FeatureOrder
 from litgpt.model.media import Grid, Media
 from litgpt.model.registry import has_config
 from litgpt.model.tower_config import TowerShape
@@ -87,6 +90,38 @@ class MediaReader:
         """The size in patches of each image, or of a video."""
         return plan.list_grids(self.shape.patch)
 
+    def order(self, plan: MediumPlan) -> Tensor | None:
+        """The numbers of features at the places of a medium, as in `FeatureOrder`; None for all in order."""
+        if not self.shape.line_break or not isinstance(plan, PicturePlan):
+            return None
+        return order_features(plan.rows, plan.columns, plan.pictures[0][0] // self._unit, plan.margins)
+
+    def read_order(self, medium: Medium, places: int) -> Tensor | None:
+        """The same, from the header of the medium.
+
+        Args:
+            places: their number when the data was prepared.
+
+        Raises:
+            UserError: if it cannot be read, or has another number of places.
+        """
+        order = self.order(self.plan(medium)) if self.shape.line_break else None
+        if order is not None and len(order) != places:
+            raise changed_error(medium)
+        return order
+
+    def join_orders(self, orders: Sequence[Tensor | None], grids: Sequence[tuple[Grid, ...]]) -> FeatureOrder | None:
+        """The features at the places of some media, given those of each and the sizes of its pictures."""
+        if not self.shape.line_break:
+            return None
+        numbers, counts, features = list[Tensor](), list[int](), 0
+        for order, sizes in zip(orders, grids, strict=True):
+            assert order is not None
+            numbers.append(order + features * (order >= 0))
+            counts += [len(order), *[0] * (len(sizes) - 1)]
+            features += sum(count_places(grid, self.shape) for grid in sizes)
+        return FeatureOrder(torch.cat(numbers), tuple(counts))
+
     def read(self, medium: Medium, grids: tuple[Grid, ...]) -> Tensor:
         """The patches (N, P) of a medium, decoded now.
 
@@ -96,7 +131,7 @@ class MediaReader:
         parts = self._read_video(medium) if medium.kind == "video" else self._read_image(medium)
         cut = [cut_patches(frames, self.shape) for frames in parts]
         if tuple(grid for _, grid in cut) != tuple(grids):
-            raise UserError(f"{medium.name}: not of the size that it had when the data was prepared; restore the file")
+            raise changed_error(medium)
         return torch.cat([patches for patches, _ in cut])
 
     def _read_image(self, medium: Medium) -> list[Tensor]:
@@ -131,6 +166,11 @@ class MediaReader:
         return self.shape.patch * self.shape.merge
 
 
+def changed_error(medium: Medium) -> UserError:
+    """The error for a medium whose places in a text are not those of its file any more."""
+    return UserError(f"{medium.name}: not of the size that it had when the data was prepared; restore the file")
+
+
 AnyReader = MediaReader | SoundReader
 
 
@@ -159,4 +199,11 @@ def build_media_reader(folder: Path, config: Config) -> AnyReader | None:
         return None
     shape = TowerShape.from_values(config.vision)
     videos = None if shape.video_processor is None else read_video_settings(folder, shape.video_processor)
-    return MediaReader(read_picture_settings(folder), shape, bool(config.rope_sections), videos)
+    settings = read_picture_settings(folder)
+    canvases = None if settings.canvases is None else [list(canvas) for canvas in settings.canvases]
+    if canvases != shape.canvases:
+        raise UserError(
+            f"{folder}: image_grid_pinpoints: {canvases} of the processor are not those of config.json; use "
+            f"{shape.canvases}"
+        )
+    return MediaReader(settings, shape, bool(config.rope_sections), videos)

@@ -1,5 +1,6 @@
 """Read the sounds of samples: their numbers of frames ahead, and their frames when a batch needs them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from litgpt.data.read.media import Medium
 from litgpt.errors import UserError
 from litgpt.model.audio import check_lengths
 from litgpt.model.audio_config import AudioShape
+from litgpt.model.feature_order import FeatureOrder
 from litgpt.model.media import Grid, Media, pack_sounds
 
 
@@ -79,6 +81,14 @@ class SoundReader:
         if ((frames, 1, 1),) != tuple(grids):
             raise UserError(f"{medium.name}: not of the length that it had when the data was prepared; restore it")
         return compute_log_mel(samples, self.settings)[: self.shape.count_read_frames(frames)]
+
+    def read_order(self, _medium: Medium, _places: int) -> Tensor | None:
+        """None: the features of a sound are at its places in order."""
+        return None
+
+    def join_orders(self, _orders: Sequence[Tensor | None], _grids: Sequence[tuple[Grid, ...]]) -> FeatureOrder | None:
+        """None, as for one."""
+        return None
 
     def build_blank(self, grids: tuple[Grid, ...]) -> Tensor:
         """Zeros in place of the frames of sounds."""

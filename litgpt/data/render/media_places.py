@@ -70,6 +70,8 @@ class MediaPlacer(FeaturePlacer):
         texts, places = self.shape.tile_texts, count_places(grids[0], self.shape)
         if medium.kind == "video":
             return self._build_frames(self.kinds[medium.kind], plan, places)
+        if (order := self.reader.order(plan)) is not None:
+            return [self.shape.image_token] * len(order)
         if texts is None:
             return [self.shape.image_token] * (places * len(grids))
         key = (plan.rows, plan.columns, grids[0])

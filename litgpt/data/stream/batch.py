@@ -10,6 +10,7 @@ from torch import Tensor
 
 from litgpt.data.render.example import Example
 from litgpt.errors import UserError
+from litgpt.model.feature_order import FeatureOrder
 from litgpt.model.media import Media, pack_sounds
 
 IGNORE = -100
@@ -117,6 +118,9 @@ def to_batch(arrays: BatchArrays, *, trained: int | None = None) -> Batch:
     tokens = arrays.pop("tokens", None)
     grids, uses, image_answers = (arrays.pop(name, None) for name in ("grids", "uses", "image_answers"))
     arrays.pop("unreadable", None)  # a count for the stream
+    order = None
+    if "order" in arrays:
+        order = FeatureOrder(torch.from_numpy(arrays.pop("order")), tuple(arrays.pop("order_counts").tolist()))
     tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if tokens is not None:
         rows = torch.from_numpy(tokens.astype(np.int64))
@@ -128,7 +132,7 @@ def to_batch(arrays: BatchArrays, *, trained: int | None = None) -> Batch:
         if "frames" in tensors:
             tensors["media"] = pack_sounds(tensors.pop("frames"), [frames for frames, _, _ in sizes])
         else:
-            tensors["media"] = Media(tensors.pop("patches"), sizes, **places)
+            tensors["media"] = Media(tensors.pop("patches"), sizes, order=order, **places)
     values = {name: tensors.pop(name) for name in ANSWER_TITLES if name in tensors}
     batch = Batch(**tensors, answer_values=values if "answers" in tensors else None)
     if trained is not None and sample_ends is None and batch.answers is None:

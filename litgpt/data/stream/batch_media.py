@@ -37,7 +37,8 @@ class MediaLoader:
     def load(self, rows: ExampleRows) -> tuple[ExampleRows, dict[str, np.ndarray]]:
         """Decode the media of some rows.
 
-        Returns the rows, and if they have media, `patches` (N, P) or `frames` (N, mels), and `grids` (K, 3).
+        Returns the rows, and if they have media, `patches` (N, P) or `frames` (N, mels), and `grids` (K, 3); and if
+        features are not at their places in order, their `order` (M,) and `order_counts` (K,).
 
         Those of samples of two answers, which share images, have also `uses` and `image_answers`, as in `Media`.
         One that cannot be read is zeros, and no token of its sample is trained; `unreadable` is the number of these
@@ -47,26 +48,34 @@ class MediaLoader:
             UserError: for such a medium under `on_error: raise`.
             MissingExtraError: if a package that reads them is not installed.
         """
-        values, kept, before = list[torch.Tensor](), [list(row) for row in rows], self.failed
+        values, orders = list[torch.Tensor](), list[torch.Tensor | None]()
+        kept, before = [list(row) for row in rows], self.failed
         for row in kept:
             for number, example in enumerate(row):
                 media = list_distinct(example)
                 try:
-                    values += [self.reader.read(each.medium, each.grids) for each in media]
+                    read = [self.reader.read(each.medium, each.grids) for each in media]
+                    read_orders = [self.reader.read_order(each.medium, each.tokens) for each in media]
                 except MissingExtraError:
                     raise
-                except UserError as error:  # before any of them is added
+                except UserError as error:
                     self._handle_error(error)
-                    values += [self.reader.build_blank(each.grids) for each in media]
+                    read = [self.reader.build_blank(each.grids) for each in media]
+                    read_orders = [torch.zeros(each.tokens, dtype=torch.int64) for each in media]
                     row[number] = replace(example, weights=np.zeros_like(example.weights))
+                values, orders = [*values, *read], [*orders, *read_orders]
         examples = [example for row in kept for example in row]
-        grids = [grid for example in examples for each in list_distinct(example) for grid in each.grids]
-        if not grids:
+        read_media = [each for example in examples for each in list_distinct(example)]
+        if not read_media:
             return rows, {}
-        uses = number_uses(examples) if any(example.split for example in examples) else {}
-        failed = {"unreadable": np.array(self.failed - before)} if self.failed > before else {}
-        arrays = {self.reader.array_name: torch.cat(values).numpy(), "grids": np.array(grids, np.int64)}
-        return kept, arrays | uses | failed
+        arrays = number_uses(examples) if any(example.split for example in examples) else {}
+        arrays[self.reader.array_name] = torch.cat(values).numpy()
+        arrays["grids"] = np.array([grid for each in read_media for grid in each.grids], np.int64)
+        if (order := self.reader.join_orders(orders, [each.grids for each in read_media])) is not None:
+            arrays |= {"order": order.numbers_M.numpy(), "order_counts": np.array(order.counts)}
+        if self.failed > before:
+            arrays["unreadable"] = np.array(self.failed - before)
+        return kept, arrays
 
     def _handle_error(self, error: UserError) -> None:
         if self.on_error == "raise":

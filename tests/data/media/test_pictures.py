@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
+from litgpt.data.media.canvases import order_features
 from litgpt.data.media.patches import cut_patches
 from litgpt.data.media.picture_sizes import SIZE_RULES, find_tile_grid, fit_tiles
 from litgpt.data.media.pictures import (
@@ -21,6 +22,7 @@ from litgpt.data.media.pictures import (
     get_size,
     normalize_picture,
     open_picture,
+    plan_picture,
     read_picture_settings,
     resize_picture,
 )
@@ -30,6 +32,11 @@ from litgpt.model.tower_config import TowerShape
 SIZES = [(40, 60), (61, 37), (96, 96), (25, 200), (300, 451), (128, 64), (33, 33), (180, 320), (9, 14), (77, 201)]
 PROCESSORS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": {"size": {"shortest_edge": 56}, "crop_size": {"height": 48, "width": 56}},
+    "LlavaNextImageProcessor": {
+        "size": {"shortest_edge": 56},
+        "crop_size": {"height": 56, "width": 56},
+        "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]],
+    },
     "BitImageProcessor": {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}},
     "SiglipImageProcessor": {"size": {"height": 48, "width": 64}},
     "Gemma3ImageProcessor": {"size": {"height": 56, "width": 56}},
@@ -82,7 +89,10 @@ def test_equal_to_the_published_processor(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", PROCESSORS)
 def test_photos_with_the_default_settings(kind: str, tmp_path: Path) -> None:
     datasets = pytest.importorskip("sklearn.datasets")
-    kept = {key: value for key, value in PROCESSORS[kind].items() if key in ("patch_size", "crop_to_patches")}
+    settings_of_folders = ("patch_size", "crop_to_patches")
+    kept = {key: value for key, value in PROCESSORS[kind].items() if key in settings_of_folders}
+    if "image_grid_pinpoints" in PROCESSORS[kind]:  # the default size is not that of the default canvases
+        kept = PROCESSORS[kind]
     processor = getattr(transformers, kind)(**kept)
     processor.save_pretrained(tmp_path)
     settings = read_picture_settings(tmp_path)
@@ -157,6 +167,32 @@ def test_numbers_of_patches_and_tiles_of_random_sizes(kind: str, tmp_path: Path)
         whole = int(rows * columns > 1)
         expected = (rows * columns + whole, rows if whole else 1, columns if whole else 1)
         assert tuple(map(int, processor.get_number_of_image_patches(*size))) == expected
+
+
+def test_numbers_of_places_on_canvases(tmp_path: Path) -> None:
+    crop, draw = {"height": 336, "width": 336}, random.Random(0)
+    images = transformers.LlavaNextImageProcessor(size={"shortest_edge": 336}, crop_size=crop)
+    images.save_pretrained(tmp_path)
+    settings = read_picture_settings(tmp_path)
+    processor = object.__new__(transformers.LlavaNextProcessor)  # which a tokenizer is needed for otherwise
+    processor.patch_size, processor.num_additional_image_tokens, processor.image_processor = 14, 0, images
+    for _ in range(200):
+        size = draw.randint(20, 3000), draw.randint(20, 3000)
+        plan = plan_picture(size, settings, 14)
+        order = order_features(plan.rows, plan.columns, 24, plan.margins)
+        assert len(order) == processor._get_number_of_features(*size, 336, 336)
+
+
+def test_canvases_that_cannot_be_cut(tmp_path: Path) -> None:
+    given = {"image_processor_type": "LlavaNextImageProcessor", "size": {"shortest_edge": 336}}
+    crop = {"crop_size": {"height": 336, "width": 336}}
+    for change, message in (
+        ({**crop, "image_grid_pinpoints": [[336, 600]]}, "use multiples of 336"),
+        ({"crop_size": {"height": 224, "width": 224}}, "crop_size: .* is not supported; use one side"),
+    ):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps({**given, **change}))
+        with pytest.raises(UserError, match=message):
+            read_picture_settings(tmp_path)
 
 
 def test_settings_of_older_files_and_those_that_are_refused(tmp_path: Path) -> None:

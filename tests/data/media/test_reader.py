@@ -22,11 +22,11 @@ from litgpt.data.media.pictures import (
     read_picture_size,
     resize_picture,
 )
-from litgpt.data.media.reader import MediaReader
+from litgpt.data.media.reader import MediaReader, open_media_reader
 from litgpt.data.read.media import Medium
 from litgpt.errors import UserError
 from litgpt.model.tower_config import TowerShape
-from tests.vision_model import KINDS
+from tests.vision_model import KINDS, write_vision_model
 
 VISION: dict[str, Any] = {"width": 16, "layers": 1, "heads": 2, "mlp_size": 16, "blocks_run": 1, "patch": 4, "merge": 2}
 
@@ -75,6 +75,33 @@ def test_a_changed_image_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(encode((32, 16)))
     with pytest.raises(UserError, match=r"a\.png: not of the size that it had when the data was prepared"):
         reader.read(medium, grids)
+
+
+def test_order_of_features_on_a_canvas(tmp_path: Path) -> None:
+    shape = TowerShape.from_values({**VISION, "merge": 1, "line_break": True, "image_token": 9})
+    reader, path = MediaReader(build_reader(tmp_path, "llava_next").settings, shape, False), tmp_path / "a.png"
+    path.write_bytes(encode((32, 16)))
+    medium = Medium(path=str(path))
+    grids = reader.list_grids(reader.plan(medium))
+    assert grids == ((1, 4, 4),) * 3  # the whole and two tiles
+    order = reader.read_order(medium, 16 + 4 * (8 + 1))
+    assert order is not None and order[:25].tolist() == [*range(20), *range(32, 36), -1]
+    both = reader.join_orders([order, order], [grids, grids])
+    assert both is not None and both.counts == (52, 0, 0, 52, 0, 0) == (len(order), 0, 0) * 2
+    assert both.numbers_M[52:].tolist() == [number if number < 0 else number + 48 for number in order.tolist()]
+    path.write_bytes(encode((32, 8)))  # margins above and below, in the same tiles
+    assert reader.read(medium, grids).shape == (48, 48)
+    with pytest.raises(UserError, match=r"a\.png: not of the size that it had when the data was prepared"):
+        reader.read_order(medium, 52)
+
+
+def test_canvases_of_the_processor_are_those_of_the_model(tmp_path: Path) -> None:
+    folder = write_vision_model(tmp_path / "model", "llava_next")
+    values = json.loads((folder / "preprocessor_config.json").read_text())
+    values["image_grid_pinpoints"].pop()
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"image_grid_pinpoints: \[\[16, 32\], \[32, 16\]\] of the processor are not"):
+        open_media_reader(folder)
 
 
 def write_huge_png() -> bytes:
