@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import UserError
+from litgpt.infer.onednn import has_half_matrices, without_onednn
 from litgpt.model.attention import CachedAttention, KVCache
 from litgpt.model.attention_inputs import AttentionInputs
 from litgpt.model.gpt import GPT, Head
@@ -86,7 +87,8 @@ class CompiledForward:
     """Calls the blocks of a model as one compiled graph; for inference on one device.
 
     There is a graph for one token and one for several, and the first call of each compiles it, which takes half a
-    minute for a small model on a CPU. The model must not change afterwards: its weights are part of the graph.
+    minute for a small model on a CPU. The model must not change afterwards: its weights are part of the graph. One
+    token in bfloat16 on a CPU is multiplied with the plain weights by torch's own kernel, as without compilation.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -97,6 +99,7 @@ class CompiledForward:
         self._cache: Any = GraphCache(model.config.n_layer)
         is_cpu = next(model.parameters()).device.type == "cpu"
         self._frozen = partial(torch._inductor.config.patch, {"freezing": is_cpu, "cpp.enable_concat_linear": is_cpu})
+        self._has_half_rows = has_half_matrices(model)
         # conditions on modules are not checked, so nothing that is compiled for a module may be run for another one
         settings: dict[str, Any] = {"isolate_recompiles": True, "options": {"guard_filter_fn": keep_input_guards}}
         self._graph = torch.compile(self._run_blocks, dynamic=True, fullgraph=True, **settings)
@@ -121,7 +124,7 @@ class CompiledForward:
             return self.model(ids_BT, inputs=inputs, head=head, cache=cache, hidden_BTD=hidden_BTD)
         token = current_pass.set(AttentionPass(self.modules, inputs, cache))
         try:
-            with self._frozen():
+            with without_onednn() if self._has_half_rows and ids_BT.numel() == 1 else self._frozen():
                 output_BTD = self._graph(ids_BT, inputs.positions, inputs.angles, inputs.temperature)
         except TorchDynamoException as error:
             why = "supported for this model" if isinstance(error, Unsupported) else "possible on this machine"

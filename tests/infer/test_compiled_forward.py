@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 import torch._inductor.config
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from litgpt.errors import UserError
 from litgpt.infer.engine import Engine
 from litgpt.infer.requests import Request
 from litgpt.infer.sampling import Sampling
+from litgpt.model.attention import Attention
 from tests.model.test_attention import KINDS, small
 from tests.model.test_latent import SHAPES
 from tests.model.test_latent import small as small_latent
@@ -37,6 +39,26 @@ def test_texts_equal_those_without_compilation_with_two_graphs(kind: str) -> Non
     assert list_ids(engine) == expected
     assert counters["stats"]["unique_graphs"] == 2  # of one token and of several
     assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+def test_one_text_in_bfloat16_is_multiplied_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    model = small(**KINDS["alternating"]).bfloat16()
+    request = Request(PROMPTS[1], 4, GREEDY, logprobs=1)
+    expected = Engine(copy.deepcopy(model)).run([request])[0].tokens
+    kernels: set[tuple[int, bool]] = set()
+    attend = Attention.attend_cached
+
+    def record_kernels(self: Attention, q_BHTS: Tensor, *rest: Any) -> Tensor:
+        kernels.add((q_BHTS.shape[2], torch._C._get_mkldnn_enabled()))
+        return attend(self, q_BHTS, *rest)
+
+    monkeypatch.setattr(Attention, "attend_cached", record_kernels)
+    actual = Engine(model, compile=True).run([request])[0].tokens
+    assert kernels == {(len(PROMPTS[1]), True), (1, False)} and torch._C._get_mkldnn_enabled()
+    assert [token.token for token in actual] == [token.token for token in expected]
+    assert [token.logprob for token in actual] == pytest.approx([token.logprob for token in expected], abs=0.02)
 
 
 @pytest.mark.slow
